@@ -1,0 +1,39 @@
+# `make simulate` and `make test` are all the set-up a fresh machine needs.
+
+PYTHON ?= python3
+ARGS ?=
+# Test processes; more than a few only pay for importing torch again.
+TEST_PROCESSES ?= $(shell nproc | awk '{print ($$1 < 4) ? $$1 : 4}')
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+# accelerate gives a process one thread unless the environment says otherwise.
+OMP_NUM_THREADS ?= $(shell nproc)
+export OMP_NUM_THREADS
+
+.PHONY: simulate test setup
+
+simulate: $(INSTALLED)
+	@$(BIN)/accelerate launch --quiet --config_file configs/accelerate/single.yaml launchers/simulate.py $(ARGS)
+
+test: export OMP_NUM_THREADS := 1
+test: export HF_HUB_OFFLINE := 1
+test: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -n $(TEST_PROCESSES) --ignore=tests/kernels/interpreter $(ARGS)
+	@# Triton reads TRITON_INTERPRET when it is imported, so these tests need processes of their own.
+	if [ -d tests/kernels/interpreter ]; then \
+		TRITON_INTERPRET=1 $(BIN)/pytest -n $(TEST_PROCESSES) tests/kernels/interpreter $(ARGS); \
+	fi
+
+setup: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --constraint constraints.txt torch
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	touch $@

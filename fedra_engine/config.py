@@ -1,0 +1,181 @@
+"""One tree of dataclasses: the whole experiment. Every field is a command-line option (`--data.root …`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class DataConfig:
+    """Where the samples come from and how they are divided among the clients.
+
+    Args:
+        source: `digits` (embedded, six domains) or `image_folder` (`<root>/<domain>/<class>/*`).
+        root: folder of an `image_folder` source.
+        domains: domains to use, in the order that client capacities follow; all, sorted, when empty.
+        image_size: side in pixels to which images are resized (bicubic); the model's own size when null.
+        test_fraction: share of each domain's and class's samples held out where the source brings no test set.
+        clients_per_domain: clients among which each domain's training samples are divided.
+        dirichlet_alpha: concentration of the per-class Dirichlet split inside a domain; smaller is more skewed.
+        min_samples: fewest training samples a client may have; the split is redrawn until all have them.
+    """
+
+    source: Literal["digits", "image_folder"] = "digits"
+    root: str | None = None
+    domains: list[str] = field(default_factory=list)
+    image_size: int | None = None
+    test_fraction: float = 0.2
+    clients_per_domain: int = 5
+    dirichlet_alpha: float = 0.5
+    min_samples: int = 10
+
+
+@dataclass
+class ModelConfig:
+    """The frozen foundation model.
+
+    Args:
+        path: `digits_vit` (ships with the package), a Hugging Face model directory, or a hub name.
+        dtype: precision of the frozen weights and of the computation.
+        attention: attention implementation asked of transformers.
+        block_path: dotted path of the block list inside the model; found by structure when null.
+    """
+
+    path: str = "digits_vit"
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    block_path: str | None = None
+
+
+@dataclass
+class LoraConfig:
+    """The adapters.
+
+    Args:
+        rank: inner dimension r of A [r, in] and B [out, r].
+        alpha: the adapter's product is scaled by alpha / rank.
+        dropout: probability of zeroing an input feature of the adapter path during training.
+        target_modules: Linear layers inside a block that get an adapter, by PEFT's rules: a list of name
+            endings, or one string that is a regular expression for the whole path inside the block.
+    """
+
+    rank: int = 8
+    alpha: float = 8.0
+    dropout: float = 0.1
+    target_modules: list[str] | str = field(default_factory=lambda: ["o_proj", "fc2"])
+
+
+@dataclass
+class MethodConfig:
+    """The federated algorithm.
+
+    Args:
+        name: `fedra`, or the controls `alllarge` (every client trains all blocks, whatever its capacity) and
+            `allsmall` (every client trains the first min(capacity) blocks, and so deep is the global model).
+        allocation: how `fedra` draws blocks: `uniform` (each client on its own), `reference` (the draws of the
+            published code: one legacy NumPy stream over all rounds) or `covered` (repaired so that every block
+            has a holder whenever the capacities allow it).
+        weighting: weight of a client in the averages: `uniform`, or its number of `samples`.
+    """
+
+    name: str = "fedra"
+    allocation: Literal["uniform", "reference", "covered"] = "uniform"
+    weighting: Literal["uniform", "samples"] = "uniform"
+
+
+@dataclass
+class ClientsConfig:
+    """Who takes part.
+
+    Args:
+        capacities: number of blocks a client can hold, one entry a domain in domain order (or one for all).
+        sampling: `one_per_domain`, or `uniform` draws of `participants` clients without replacement.
+        participants: clients per round under `uniform` sampling; all clients when null.
+    """
+
+    capacities: list[int] = field(default_factory=lambda: [12, 10, 8, 6, 4, 3])
+    sampling: Literal["one_per_domain", "uniform"] = "one_per_domain"
+    participants: int | None = None
+
+
+@dataclass
+class TrainingConfig:
+    """What a client does in a round.
+
+    Args:
+        optimizer: `sgd` (with momentum) or `adamw`; its state starts afresh every round.
+        lr: learning rate of the first round.
+        lr_schedule: learning rate over the rounds: `constant`, or `linear` or `cosine` decay towards 0.
+        momentum: momentum of `sgd`.
+        betas: decay rates of the moments of `adamw`.
+        eps: denominator term of `adamw`.
+        weight_decay: L2 term of `sgd`, decoupled decay of `adamw`.
+        clip_norm: each client's gradient is scaled to at most this norm; no clipping when null.
+        batch_size: samples of a client in one local step.
+        local_epochs: passes over a client's samples in a round.
+        max_local_steps: upper limit of a client's local steps in a round; none when null.
+    """
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.01
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    momentum: float = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 1e-5
+    clip_norm: float | None = 10.0
+    batch_size: int = 32
+    local_epochs: int = 1
+    max_local_steps: int | None = None
+
+
+@dataclass
+class ExecutionConfig:
+    """How the participants are trained; never what comes out.
+
+    Args:
+        executor: `sweep` (many clients in one pass over the blocks) or `sequential` (a PEFT sub-model per
+            client, one after another; slow, the oracle of the tests).
+        lanes: clients trained at the same time by `sweep`; bounds memory, whatever the number of clients.
+        deterministic: aggregate so that even the last bit does not depend on the order clients finish in.
+    """
+
+    executor: Literal["sweep", "sequential"] = "sweep"
+    lanes: int = 32
+    deterministic: bool = False
+
+
+@dataclass
+class ExperimentConfig:
+    """A federated LoRA tuning experiment.
+
+    Args:
+        rounds: federated rounds.
+        seed: the one seed every random draw is derived from.
+        evaluate_every: rounds between evaluations; the last round is always evaluated.
+        name: name of the run folder; made of the method, model and time when null.
+        output_dir: folder that receives run folders.
+        trace: also write what somebody else's code needs to recompute each round (needs lora.dropout 0).
+        data: samples and their partition.
+        model: frozen foundation model.
+        lora: adapters.
+        method: federated algorithm.
+        clients: capacities and sampling.
+        training: local training.
+        execution: executor and its resources.
+    """
+
+    rounds: int = 60
+    seed: int = 0
+    evaluate_every: int = 10
+    name: str | None = None
+    output_dir: str = "runs"
+    trace: bool = False
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    clients: ClientsConfig = field(default_factory=ClientsConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)

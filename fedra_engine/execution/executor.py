@@ -1,0 +1,21 @@
+"""The contract of executors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from fedra_engine.execution.work import ClientUpdates, LocalWork
+from fedra_engine.federation.allocation import Allocation
+from fedra_engine.models.state import GlobalState
+
+
+class Executor(Protocol):
+    """Trains a round's participants. Same arguments, same updates, whichever implementation."""
+
+    def train(self, work: LocalWork, allocation: Allocation, state: GlobalState) -> Iterator[ClientUpdates]:
+        """Train every participant on the blocks of its row of `allocation` [participants, blocks].
+
+        Every client starts from `state`. Updates come in the order clients finish.
+        """
+        ...

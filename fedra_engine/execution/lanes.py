@@ -1,0 +1,130 @@
+"""Lanes: the places in which clients are trained at the same time, and the banks that hold their parameters."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedra_engine.execution.banks import Bank
+from fedra_engine.execution.scheduling import longest_first
+from fedra_engine.execution.work import ClientUpdates, LocalWork
+from fedra_engine.federation.allocation import Allocation
+from fedra_engine.models.state import GlobalState
+
+
+@dataclass
+class Lane:
+    """A client in training.
+
+    Attributes:
+        index: the lane; also the client's row of the head bank.
+        client: the client.
+        blocks: int64 [held blocks], ascending.
+        slots: int64 [held blocks], the client's rows of the adapter bank.
+        batches: sample rows of each local step.
+        step: local steps done.
+    """
+
+    index: int
+    client: int
+    blocks: NDArray[np.int64]
+    slots: NDArray[np.int64]
+    batches: list[NDArray[np.int64]]
+    step: int = 0
+
+    @property
+    def batch(self) -> NDArray[np.int64]:
+        """Sample rows of the coming local step."""
+        return self.batches[self.step]
+
+    @property
+    def finished(self) -> bool:
+        """Whether all local steps are done."""
+        return self.step == len(self.batches)
+
+
+class LanePool:
+    """The lanes of one round: clients come from a queue, train, and make room for the next."""
+
+    def __init__(self, work: LocalWork, allocation: Allocation, state: GlobalState, *, lanes: int) -> None:
+        self._work = work
+        self._allocation = allocation
+        self._state = state
+        self._queue = deque(longest_first(allocation, work.steps()).tolist())
+        self._lanes: list[Lane | None] = [None] * min(lanes, len(self._queue))
+        # Every lane owns as many adapter slots as the deepest client needs, so any client fits any lane.
+        self._slots_per_lane = int(allocation.sum(axis=1).max(initial=0))
+        count, dtype, device = len(self._lanes), state.adapters.dtype, state.adapters.device
+        self.adapters = Bank(
+            count * self._slots_per_lane, state.adapters.shape[1], work.training, dtype=dtype, device=device
+        )
+        self.heads = Bank(count, len(state.head), work.training, dtype=dtype, device=device)
+        self.losses = torch.zeros(count, dtype=torch.float64, device=device)
+        """Sum over samples of the training loss of each lane's client so far."""
+
+    def refill(self) -> bool:
+        """Give free lanes to the next clients in the queue. Returns whether any lane was given."""
+        fresh = []
+        for index, lane in enumerate(self._lanes):
+            if lane is None and self._queue:
+                self._lanes[index] = self._start(index, self._queue.popleft())
+                fresh.append(self._lanes[index])
+        if fresh:
+            self._hand_out([lane for lane in fresh if lane is not None])
+        return bool(fresh)
+
+    def in_training(self) -> list[Lane]:
+        """The clients in training, those with more samples in the coming step first.
+
+        Clients with equally many samples stand together, which lets their small products run as one.
+        """
+        active = [lane for lane in self._lanes if lane is not None]
+        return sorted(active, key=lambda lane: -len(lane.batch))
+
+    def take_finished(self) -> ClientUpdates | None:
+        """The updates of the clients that are done, whose lanes become free; None when there are none."""
+        done = [lane for lane in self._lanes if lane is not None and lane.finished]
+        if not done:
+            return None
+        for lane in done:
+            self._lanes[lane.index] = None
+        device = self.losses.device
+        rows = self._rows(done)
+        processed = np.array([sum(map(len, lane.batches)) for lane in done], dtype=np.int64)
+        clients = np.array([lane.client for lane in done], dtype=np.int64)
+        return ClientUpdates(
+            clients=clients,
+            samples=self._work.clients.sample_counts(clients),
+            processed=processed,
+            losses=self.losses[rows].cpu().numpy() / processed,
+            adapters=self.adapters.parameters,
+            slots=torch.from_numpy(np.concatenate([lane.slots for lane in done])).to(device),
+            slot_owners=np.repeat(np.arange(len(done)), [len(lane.slots) for lane in done]),
+            slot_blocks=np.concatenate([lane.blocks for lane in done]),
+            heads=self.heads.parameters,
+            head_rows=rows,
+        )
+
+    def _start(self, index: int, row: int) -> Lane:
+        client = int(self._work.participants[row])
+        blocks = np.flatnonzero(self._allocation[row])
+        slots = index * self._slots_per_lane + np.arange(len(blocks))
+        return Lane(index, client, blocks, slots, self._work.batches(client))
+
+    def _hand_out(self, lanes: Sequence[Lane]) -> None:
+        device = self.losses.device
+        slots = torch.from_numpy(np.concatenate([lane.slots for lane in lanes])).to(device)
+        blocks = torch.from_numpy(np.concatenate([lane.blocks for lane in lanes])).to(device)
+        rows = self._rows(lanes)
+        self.adapters.load(slots, self._state.adapters[blocks])
+        self.heads.load(rows, self._state.head.expand(len(lanes), -1))
+        self.losses[rows] = 0
+
+    def _rows(self, lanes: Sequence[Lane]) -> Tensor:
+        return torch.tensor([lane.index for lane in lanes], device=self.losses.device)

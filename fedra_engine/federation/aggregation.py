@@ -1,0 +1,98 @@
+"""Streaming aggregation: each block's adapters are averaged over the clients that held it (FedRA, §3)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedra_engine.execution.work import ClientUpdates
+from fedra_engine.models.state import GlobalState
+from fedra_kernels import aggregate, finish_aggregate
+
+_COARSE_BITS = 24
+_FINE_BITS = 60
+
+
+class Aggregator:
+    """Weighted mean of updates that arrive in any order and any portions.
+
+    Memory is that of the global state, whatever the number of clients. Sums are kept in float64 on a CPU and in
+    float32, in a fixed order, on a GPU.
+
+    With `deterministic`, values are rounded to multiples of 2⁻⁶⁰ and summed as a coarse (multiples of 2⁻²⁴) and a
+    fine part in float64. Every such sum is exact while the weights are whole numbers and their total, times the
+    largest value, stays below 2²⁸; exact sums do not depend on their order.
+    """
+
+    def __init__(
+        self,
+        previous: GlobalState,
+        *,
+        weighting: Literal["uniform", "samples"] = "uniform",
+        deterministic: bool = False,
+    ) -> None:
+        self._previous = previous
+        self._weighting = weighting
+        self._adapters = _WeightedSum(previous.adapters, deterministic)
+        self._head = _WeightedSum(previous.head[None], deterministic)
+
+    def add(self, updates: ClientUpdates) -> None:
+        """Take in the updates of a few clients."""
+        weights = self._weights(updates.samples)
+        self._adapters.add(updates.adapters, updates.slots, updates.slot_blocks, weights[updates.slot_owners])
+        self._head.add(updates.heads, updates.head_rows, np.zeros(len(weights), dtype=np.int64), weights)
+
+    def merge(self, other: Aggregator) -> None:
+        """Take in all that `other` has taken in."""
+        self._adapters.merge(other._adapters)
+        self._head.merge(other._head)
+
+    def result(self) -> GlobalState:
+        """The new global state; a block that nobody held keeps its value."""
+        return GlobalState(
+            adapters=self._adapters.mean(self._previous.adapters), head=self._head.mean(self._previous.head[None])[0]
+        )
+
+    def _weights(self, samples: NDArray[np.int64]) -> NDArray[np.float64]:
+        return (samples if self._weighting == "samples" else np.ones_like(samples)).astype(np.float64)
+
+
+class _WeightedSum:
+    """Σ w·v [rows, size] and Σ w [rows] per global row."""
+
+    def __init__(self, like: Tensor, deterministic: bool) -> None:
+        # A GPU's float64 units are slow and the kernel's order of summation is fixed, so float32 serves there.
+        exact = deterministic or like.device.type == "cpu"
+        dtype = torch.float64 if exact else torch.float32
+        self._parts = [torch.zeros(like.shape, dtype=dtype, device=like.device) for _ in range(1 + deterministic)]
+        self._weight = torch.zeros(len(like), dtype=dtype, device=like.device)
+
+    def add(self, bank: Tensor, rows: Tensor, targets: NDArray[np.int64], weights: NDArray[np.float64]) -> None:
+        where = torch.from_numpy(targets).to(bank.device)
+        weight = torch.from_numpy(weights).to(self._weight)
+        if len(self._parts) == 1:
+            aggregate(self._parts[0], self._weight, bank, rows, where, weight)
+            return
+        values = bank[rows].double()
+        every = torch.arange(len(values), device=bank.device)
+        coarse = _round_to(values, _COARSE_BITS)
+        aggregate(self._parts[0], self._weight, coarse, every, where, weight)
+        fine = _round_to(values - coarse, _FINE_BITS)
+        aggregate(self._parts[1], torch.zeros_like(self._weight), fine, every, where, weight)
+
+    def merge(self, other: _WeightedSum) -> None:
+        for part, others in zip(self._parts, other._parts, strict=True):
+            part += others
+        self._weight += other._weight
+
+    def mean(self, previous: Tensor) -> Tensor:
+        total = self._parts[0] if len(self._parts) == 1 else self._parts[0] + self._parts[1]
+        return finish_aggregate(total, self._weight, previous)
+
+
+def _round_to(values: Tensor, bits: int) -> Tensor:
+    return torch.ldexp(torch.ldexp(values, torch.tensor(bits)).round_(), torch.tensor(-bits))

@@ -1,0 +1,74 @@
+"""Allocation matrices: which blocks each client holds in a round (FedRA, arXiv 2311.11227, §3).
+
+All functions return bool [clients, blocks] with `capacities[i]` ones in row i.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Allocation = NDArray[np.bool_]
+
+
+def uniform_allocation(capacities: NDArray[np.int64], depth: int, rng: np.random.Generator) -> Allocation:
+    """Each client holds a uniformly random set of blocks of its capacity's size."""
+    # The c smallest of i.i.d. uniforms are a uniform c-subset; one vectorised draw serves any number of clients.
+    ranks = rng.random((len(capacities), depth)).argsort(axis=1).argsort(axis=1)
+    return ranks < capacities[:, None]
+
+
+def repair_coverage(allocation: Allocation, rng: np.random.Generator) -> Allocation:
+    """Move blocks between clients until no block is empty; row sums stay as they are.
+
+    While a block is empty, a uniformly chosen client that holds a block somebody else holds too swaps one such
+    block for the empty one. With less total capacity than blocks, as many blocks as possible get a holder.
+    """
+    repaired = allocation.copy()
+    for empty in rng.permutation(np.flatnonzero(~repaired.any(axis=0))):
+        spare = repaired & (repaired.sum(axis=0) > 1)
+        donors = np.flatnonzero(spare.any(axis=1))
+        if len(donors) == 0:
+            break
+        donor = rng.choice(donors)
+        repaired[donor, rng.choice(np.flatnonzero(spare[donor]))] = False
+        repaired[donor, empty] = True
+    return repaired
+
+
+def prefix_allocation(capacities: NDArray[np.int64], depth: int) -> Allocation:
+    """Each client holds the first blocks, as many as its capacity."""
+    return np.arange(depth)[None, :] < capacities[:, None]
+
+
+class ReferenceAllocation:
+    """The draws of the published FedRA code: one legacy stream, all clients in order, round after round.
+
+    Rounds may be asked for in any order: the stream is replayed from round 0 when it must go back, so a resumed
+    run draws what an uninterrupted one would have.
+    """
+
+    def __init__(self, capacities: NDArray[np.int64], depth: int, seed: int) -> None:
+        self._capacities = capacities
+        self._depth = depth
+        self._seed = seed
+        self._rewind()
+
+    def __call__(self, round: int) -> Allocation:
+        """The rows of all clients in `round`, bool [clients, blocks]."""
+        if round < self._next_round:
+            self._rewind()
+        while self._next_round < round:
+            self._draw()
+        return self._draw()
+
+    def _rewind(self) -> None:
+        self._stream = np.random.RandomState(self._seed)
+        self._next_round = 0
+
+    def _draw(self) -> Allocation:
+        allocation = np.zeros((len(self._capacities), self._depth), dtype=np.bool_)
+        for row, capacity in zip(allocation, self._capacities, strict=True):
+            row[self._stream.choice(self._depth, int(capacity), replace=False)] = True
+        self._next_round += 1
+        return allocation

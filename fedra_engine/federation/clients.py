@@ -1,0 +1,78 @@
+"""The clients of a federation: their data, domain and capacity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedra_engine.errors import InputError
+from fedra_engine.federation.randomness import generator
+
+
+@dataclass(frozen=True)
+class Clients:
+    """All clients of a federation; a client is its index.
+
+    Attributes:
+        samples: training sample rows of each client.
+        domains: int64 [clients], index of each client's domain.
+        capacities: int64 [clients], number of blocks each client can hold.
+    """
+
+    samples: Sequence[NDArray[np.int64]]
+    domains: NDArray[np.int64]
+    capacities: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def sample_counts(self, clients: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Training samples of each of `clients`, int64 [clients]."""
+        return np.array([len(self.samples[client]) for client in clients], dtype=np.int64)
+
+
+def capacities_by_domain(capacities: Sequence[int], domains: NDArray[np.int64], depth: int) -> NDArray[np.int64]:
+    """Give every client the capacity of its domain; a single entry holds for all. Returns int64 [clients].
+
+    Raises:
+        InputError: a capacity outside 1…depth, or neither one entry nor one per domain.
+    """
+    for capacity in capacities:
+        if not 1 <= capacity <= depth:
+            raise InputError(
+                f"clients.capacities: found {capacity}, expected values from 1 to the model's depth of {depth} blocks"
+            )
+    count = int(domains.max()) + 1
+    if len(capacities) not in (1, count):
+        raise InputError(
+            f"clients.capacities: found {len(capacities)} entries, expected 1 or one for each of {count} domains"
+        )
+    table = np.broadcast_to(np.array(capacities, dtype=np.int64), (count,))
+    return table[domains]
+
+
+def local_batches(
+    samples: NDArray[np.int64],
+    *,
+    batch_size: int,
+    epochs: int,
+    max_steps: int | None,
+    seed: int,
+    round: int,
+    client: int,
+) -> list[NDArray[np.int64]]:
+    """The sample rows of each local step of a client in a round; every epoch is a fresh shuffle.
+
+    The last batch of an epoch may be ragged.
+    """
+    rng = generator(seed, round=round, client=client, purpose="batches")
+    batches: list[NDArray[np.int64]] = []
+    for _ in range(epochs):
+        order = rng.permutation(samples)
+        batches.extend(order[start : start + batch_size] for start in range(0, len(order), batch_size))
+        if max_steps is not None and len(batches) >= max_steps:
+            return batches[:max_steps]
+    return batches

@@ -1,0 +1,116 @@
+"""Which arguments of a block carry the batch: learnt by running the model with two batch sizes.
+
+A shape alone cannot tell (a mask shared by all samples may have any length), so the model is probed with two and
+with three samples, and what grew is batch-shaped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from fedra_engine.errors import InputError
+
+_PROBES = (2, 3)
+
+
+@dataclass(frozen=True)
+class BatchArguments:
+    """How to cut a block's arguments to some samples, and put its output back.
+
+    Attributes:
+        dimensions: for each leaf of the flattened (args, kwargs): its batch dimension, or None.
+        hidden: index of the hidden states among the leaves.
+        returns_tuple: whether the block returns a tuple that begins with the hidden states.
+    """
+
+    dimensions: tuple[int | None, ...]
+    hidden: int
+    returns_tuple: bool
+
+    def hidden_states(self, args: Any, kwargs: Any) -> Tensor:
+        """The hidden states among a block's arguments, [samples, …]."""
+        return tree_flatten((args, kwargs))[0][self.hidden]
+
+    def select(self, args: Any, kwargs: Any, index: Tensor, hidden: Tensor) -> tuple[Any, Any]:
+        """The arguments for the samples `index`, whose hidden states are `hidden`."""
+        leaves, structure = tree_flatten((args, kwargs))
+        for position, dimension in enumerate(self.dimensions):
+            if position == self.hidden:
+                leaves[position] = hidden
+            elif dimension is not None:
+                leaves[position] = leaves[position].index_select(dimension, index)
+        return tree_unflatten(leaves, structure)
+
+    def output(self, hidden: Tensor) -> Tensor | tuple[Tensor]:
+        """`hidden` in the form in which the block returns its hidden states."""
+        return (hidden,) if self.returns_tuple else hidden
+
+
+def probe_batch_arguments(
+    model: nn.Module, blocks: nn.ModuleList | nn.Sequential, inputs: Callable[[int], Mapping[str, Tensor]]
+) -> list[BatchArguments]:
+    """Run `model(**inputs(n))` for two values of n and compare what each block was given.
+
+    Raises:
+        InputError: an argument mixes the batch with another dimension, or a block returns something else than
+            hidden states of its input's shape.
+    """
+    seen: list[list[tuple[list[Any], Any]]] = []
+    for size in _PROBES:
+        calls: dict[int, tuple[list[Any], Any]] = {}
+        hooks = [
+            block.register_forward_hook(_record(calls, position), with_kwargs=True)
+            for position, block in enumerate(blocks)
+        ]
+        try:
+            with torch.no_grad():
+                model(**inputs(size))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if len(calls) != len(blocks):
+            raise InputError(
+                f"model.block_path: the model called {len(calls)} of the {len(blocks)} blocks found, expected all"
+            )
+        seen.append([calls[position] for position in range(len(blocks))])
+    return [_compare(position, *pair) for position, pair in enumerate(zip(*seen, strict=True))]
+
+
+def _record(calls: dict[int, tuple[list[Any], Any]], position: int) -> Callable[..., None]:
+    def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        calls[position] = (tree_flatten((args, kwargs))[0], output)
+
+    return hook
+
+
+def _compare(block: int, small: tuple[list[Any], Any], large: tuple[list[Any], Any]) -> BatchArguments:
+    dimensions = tuple(_batch_dimension(block, *leaves) for leaves in zip(small[0], large[0], strict=True))
+    hidden = next((i for i, leaf in enumerate(small[0]) if isinstance(leaf, Tensor) and leaf.is_floating_point()), None)
+    if hidden is None or dimensions[hidden] != 0:
+        raise InputError(f"model.path: block {block} is not given hidden states with the batch as first dimension")
+    returns_tuple = isinstance(small[1], tuple)
+    output = small[1][0] if returns_tuple else small[1]
+    if not isinstance(output, Tensor) or output.shape != small[0][hidden].shape:
+        raise InputError(f"model.path: block {block} does not return hidden states of the shape it is given")
+    if returns_tuple and any(isinstance(extra, Tensor) for extra in small[1][1:]):
+        raise InputError(f"model.path: block {block} returns tensors beside its hidden states, expected none")
+    return BatchArguments(dimensions, hidden, returns_tuple)
+
+
+def _batch_dimension(block: int, small: Any, large: Any) -> int | None:
+    if not isinstance(small, Tensor) or small.shape == large.shape:
+        return None
+    pairs = list(zip(small.shape, large.shape, strict=True))
+    changed = [dimension for dimension, pair in enumerate(pairs) if pair[0] != pair[1]]
+    if len(changed) == 1 and pairs[changed[0]] == _PROBES:
+        return changed[0]
+    raise InputError(
+        f"model.path: an argument of block {block} has shape {tuple(small.shape)} for {_PROBES[0]} samples and "
+        f"{tuple(large.shape)} for {_PROBES[1]}, expected one dimension equal to the number of samples"
+    )

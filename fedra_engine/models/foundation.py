@@ -1,0 +1,143 @@
+"""Load a frozen foundation model and know its parts."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedra_engine.config import LoraConfig, ModelConfig
+from fedra_engine.errors import InputError
+from fedra_engine.models.adapters import AdapterLayout
+from fedra_engine.models.heads import HeadLayout
+from fedra_engine.models.structure import find_block_path, find_head_path, find_targets
+
+
+@dataclass(frozen=True)
+class Foundation:
+    """A frozen transformer for classification; nothing in it is ever changed.
+
+    Attributes:
+        model: the whole model in eval mode, all parameters frozen; `model(**inputs).logits`.
+        block_path: dotted path of its block list.
+        head_path: dotted path of its classifier (a Linear).
+        adapters: layout of a block's adapters.
+        head: layout of the classifier.
+    """
+
+    model: nn.Module
+    block_path: str
+    head_path: str
+    adapters: AdapterLayout
+    head: HeadLayout
+
+    @property
+    def blocks(self) -> nn.ModuleList | nn.Sequential:
+        """The block list of `model`."""
+        blocks = self.model.get_submodule(self.block_path)
+        assert isinstance(blocks, nn.ModuleList | nn.Sequential)
+        return blocks
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    @property
+    def classifier(self) -> nn.Linear:
+        """The classifier of `model`, as loaded."""
+        head = self.model.get_submodule(self.head_path)
+        assert isinstance(head, nn.Linear)
+        return head
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the frozen weights."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def adapter_dtype(self) -> torch.dtype:
+        """Precision of the trainable weights: that of the model, but at least float32."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+    def initial_head(self) -> Tensor:
+        """The classifier as loaded, [head size], in `adapter_dtype`."""
+        return self.head.pack(self.classifier, self.adapter_dtype)
+
+
+def make_foundation(model: nn.Module, lora: LoraConfig, *, classes: int, block_path: str | None = None) -> Foundation:
+    """Freeze `model` and find its blocks, classifier and adapter targets.
+
+    Raises:
+        InputError: the model lacks one of these.
+    """
+    model.eval().requires_grad_(False)
+    path = find_block_path(model, block_path)
+    head_path = find_head_path(model, path, classes)
+    blocks = model.get_submodule(path)
+    head = model.get_submodule(head_path)
+    assert isinstance(blocks, nn.ModuleList | nn.Sequential) and isinstance(head, nn.Linear)
+    adapters = AdapterLayout(find_targets(blocks, lora.target_modules), lora.rank)
+    return Foundation(model, path, head_path, adapters, HeadLayout(classes, head.in_features))
+
+
+def share_parameters(model: nn.Module) -> nn.Module:
+    """A copy of the module tree whose parameters and buffers are those of `model`, not copies."""
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, memo=shared)
+
+
+def replace_module(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Put `module` at dotted `path` below `root`."""
+    parent, _, name = path.rpartition(".")
+    setattr(root.get_submodule(parent), name, module)
+
+
+def resolve_model_path(path: str) -> str:
+    """`path`, or the folder of the model of that name which ships with the package."""
+    shipped = files("fedra_engine") / "assets" / path
+    return str(shipped) if path.isidentifier() and shipped.is_dir() else path
+
+
+def load_pretrained(config: ModelConfig, *, classes: int) -> nn.Module:
+    """Load an image classifier from a Hugging Face directory or hub name; a missing or unfit classifier is new.
+
+    Raises:
+        InputError: no such model, or one transformers cannot load as an image classifier.
+    """
+    from transformers import AutoModelForImageClassification
+
+    path = resolve_model_path(config.path)
+    _check_directory(path)
+    try:
+        # The seed makes a new classifier the same for every run; it is a constant of the model, not of the run.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return AutoModelForImageClassification.from_pretrained(
+                path,
+                num_labels=classes,
+                ignore_mismatched_sizes=True,
+                dtype=getattr(torch, config.dtype),
+                attn_implementation=config.attention,
+            )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"model.path: cannot load {config.path!r} as an image classifier: {reason}") from error
+
+
+def _check_directory(path: str) -> None:
+    folder = Path(path)
+    if not folder.is_dir():
+        if folder.is_absolute() or path.startswith("."):
+            raise InputError(f"model.path: found no folder {path!r}, expected a Hugging Face model directory")
+        return
+    try:
+        json.loads((folder / "config.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"model.path: {folder / 'config.json'} is missing or no JSON, expected a model directory") from error

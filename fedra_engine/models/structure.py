@@ -1,0 +1,86 @@
+"""Find the parts of a transformer by its module tree: the block list, the classifier, the adapter targets."""
+
+from __future__ import annotations
+
+from peft import LoraConfig as PeftLoraConfig
+from peft.tuners.tuners_utils import check_target_module_exists
+from torch import nn
+
+from fedra_engine.errors import InputError
+from fedra_engine.models.adapters import Target
+
+
+def find_block_path(model: nn.Module, given: str | None) -> str:
+    """Dotted path of the block list: `given`, or the ModuleList/Sequential of equal blocks with most parameters.
+
+    Raises:
+        InputError: `given` is no block list, or the model has none.
+    """
+    lists = {name: module for name, module in model.named_modules() if _is_block_list(module)}
+    if given is not None:
+        if given not in lists:
+            raise InputError(f"model.block_path: found {given!r}, expected one of {sorted(lists) or 'none found'}")
+        return given
+    if not lists:
+        raise InputError(
+            f"model.path: {type(model).__name__} has no list of blocks, expected a ModuleList or Sequential of two "
+            "or more transformer blocks of one class (name it by model.block_path)"
+        )
+    return max(lists, key=lambda name: sum(p.numel() for p in lists[name].parameters()))
+
+
+def _is_block_list(module: nn.Module) -> bool:
+    if not isinstance(module, nn.ModuleList | nn.Sequential) or len(module) < 2:
+        return False
+    # A block mixes several layers; lists of bare Linears or norms are not blocks.
+    return len({type(child) for child in module}) == 1 and any(True for _ in module[0].children())
+
+
+def find_head_path(model: nn.Module, block_path: str, classes: int) -> str:
+    """Dotted path of the classifier: the last Linear outside the blocks with `classes` outputs."""
+    candidates = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == classes and not name.startswith(f"{block_path}.")
+    ]
+    if not candidates:
+        raise InputError(
+            f"model.path: {type(model).__name__} has no classifier, expected a Linear with {classes} outputs "
+            "outside the blocks"
+        )
+    return candidates[-1]
+
+
+def find_targets(blocks: nn.ModuleList | nn.Sequential, target_modules: list[str] | str) -> tuple[Target, ...]:
+    """The Linears of a block that `target_modules` names by PEFT's matching rules; equal in every block.
+
+    Raises:
+        InputError: nothing matches, a match is not a Linear, or blocks differ.
+    """
+    rule = PeftLoraConfig(target_modules=target_modules)
+    per_block = [_targets_of(block, rule) for block in blocks]
+    if not per_block[0]:
+        linears = [name for name, module in blocks[0].named_modules() if isinstance(module, nn.Linear)]
+        raise InputError(
+            f"lora.target_modules: found {target_modules!r}, which matches nothing in a block; "
+            f"expected (endings of) {', '.join(linears)}"
+        )
+    if any(targets != per_block[0] for targets in per_block):
+        raise InputError(
+            f"lora.target_modules: found {target_modules!r}, which matches different layers or shapes in different "
+            "blocks, expected equal adapters in every block"
+        )
+    return per_block[0]
+
+
+def _targets_of(block: nn.Module, rule: PeftLoraConfig) -> tuple[Target, ...]:
+    targets = []
+    for name, module in block.named_modules():
+        if not name or not check_target_module_exists(rule, name):
+            continue
+        if not isinstance(module, nn.Linear):
+            raise InputError(
+                f"lora.target_modules: {name!r} is a {type(module).__name__}, expected Linear layers (use a longer ending)"
+            )
+        targets.append(Target(name, module.in_features, module.out_features))
+    return tuple(targets)

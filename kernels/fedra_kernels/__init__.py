@@ -1,0 +1,42 @@
+"""Grouped LoRA ops for many clients in one launch: Triton on a GPU, torch on a CPU."""
+
+from .adamw import adamw, adamw_reference, squared_norms
+from .aggregate import aggregate, aggregate_reference, finish_aggregate
+from .counter_hash import Dropout, dropout_key, dropout_mask
+from .groups import RowGroups
+from .head import head_cross_entropy, head_cross_entropy_reference
+from .lora_linear import lora_linear, lora_linear_reference
+from .scatter import (
+    gather_rows,
+    gather_rows_reference,
+    scatter_add,
+    scatter_add_reference,
+    scatter_rows,
+    scatter_rows_reference,
+)
+from .sgd import sgd, sgd_reference
+
+__all__ = [
+    "Dropout",
+    "RowGroups",
+    "adamw",
+    "adamw_reference",
+    "aggregate",
+    "aggregate_reference",
+    "dropout_key",
+    "dropout_mask",
+    "finish_aggregate",
+    "gather_rows",
+    "gather_rows_reference",
+    "head_cross_entropy",
+    "head_cross_entropy_reference",
+    "lora_linear",
+    "lora_linear_reference",
+    "scatter_add",
+    "scatter_add_reference",
+    "scatter_rows",
+    "scatter_rows_reference",
+    "sgd",
+    "sgd_reference",
+    "squared_norms",
+]

@@ -1,0 +1,68 @@
+"""Argument checks shared by the ops: host-only, one clear line each, before any launch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_shape(name: str, tensor: Tensor, expected: Sequence[int | None]) -> None:
+    """Raise ValueError unless `tensor` has the expected shape; None stands for any extent."""
+    shape = tensor.shape
+    if len(shape) != len(expected) or any(
+        want is not None and have != want for have, want in zip(shape, expected, strict=True)
+    ):
+        wanted = ["any" if want is None else want for want in expected]
+        raise ValueError(f"{name}: found shape {list(shape)}, expected {wanted}")
+
+
+def check_like(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """Raise ValueError unless `tensor` has the dtype and device of `other`."""
+    check_dtype(name, tensor, (other.dtype,))
+    check_device(name, tensor, other_name, other)
+
+
+def check_dtype(name: str, tensor: Tensor, allowed: Sequence[torch.dtype]) -> None:
+    """Raise ValueError unless the tensor's dtype is one of `allowed`."""
+    if tensor.dtype not in allowed:
+        wanted = " or ".join(str(dtype) for dtype in allowed)
+        raise ValueError(f"{name}: found dtype {tensor.dtype}, expected {wanted}")
+
+
+def check_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """Raise ValueError unless both tensors are on one device."""
+    if tensor.device != other.device:
+        raise ValueError(f"{name}: found on {tensor.device}, expected {other.device} as {other_name}")
+
+
+def check_bank(name: str, bank: Tensor) -> None:
+    """Raise ValueError unless the dimensions behind the slot dimension are contiguous."""
+    expected = 1
+    for size, stride in zip(reversed(bank.shape[1:]), reversed(bank.stride()[1:]), strict=True):
+        if size != 1 and stride != expected:
+            raise ValueError(
+                f"{name}: found strides {list(bank.stride())} for shape {list(bank.shape)}, "
+                "expected contiguous dimensions behind the slot dimension"
+            )
+        expected *= size
+
+
+def check_index(name: str, index: Tensor, target_name: str, target: Tensor, dim: int = 0) -> None:
+    """Raise ValueError unless `index` is int64 [n] on the target's device and indexes its dimension `dim`.
+
+    The range is checked for host tensors alone: reading a GPU's tensor back would stall its queue.
+    """
+    check_shape(name, index, (None,))
+    check_dtype(name, index, (torch.int64,))
+    check_device(name, index, target_name, target)
+    if index.device.type != "cpu" or not index.numel():
+        return
+    low, high = (int(bound) for bound in torch.aminmax(index))
+    size = target.shape[dim]
+    if low < 0 or high >= size:
+        found = low if low < 0 else high
+        raise ValueError(f"{name}: found {found}, expected 0 to {size - 1} as {target_name} has")

@@ -1,0 +1,169 @@
+"""Row groups: which rows of a compact matrix belong to which slot of an adapter bank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+SlotIndex = slice | Tensor
+"""Rows of a bank: a slice where they are consecutive (a view), an index tensor otherwise (a copy)."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Adjacent non-empty groups of one size: one batched product covers them."""
+
+    rows: slice
+    count: int
+    size: int
+    slots: SlotIndex
+    scale: float | Tensor
+    """One number where the groups share it, else a tensor [count, 1, 1]."""
+
+
+class RowGroups:
+    """Consecutive row ranges of a compact [rows, features] matrix, each owned by one slot of a bank.
+
+    Args:
+        sizes: rows of each group; may hold zeros. The sum is the number of rows.
+        slots: int64 [groups], the bank row of each group; distinct.
+        scales: [groups], LoRA alpha / rank of each group; fp32, or fp64 for fp64 banks.
+        device: where the ops run; default: the device of `slots`. Give host tensors and a device when the
+            tables are made on the host: a `slots` tensor that is already on a GPU is read back once.
+
+    Raises:
+        ValueError: lengths differ, a size or slot is negative, a slot repeats, or a dtype does not fit.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        slots: Tensor,
+        scales: Tensor,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.sizes = tuple(int(size) for size in sizes)
+        if min(self.sizes, default=0) < 0:
+            raise ValueError(f"sizes: found {min(self.sizes)}, expected sizes of at least 0")
+        for name, table in (("slots", slots), ("scales", scales)):
+            if table.shape != (len(self.sizes),):
+                raise ValueError(
+                    f"{name}: found shape {list(table.shape)}, expected [{len(self.sizes)}] as sizes has"
+                )
+        if slots.dtype != torch.int64:
+            raise ValueError(f"slots: found dtype {slots.dtype}, expected torch.int64")
+        if scales.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"scales: found dtype {scales.dtype}, expected torch.float32 or torch.float64")
+        self.host_slots: tuple[int, ...] = tuple(slots.tolist())
+        if min(self.host_slots, default=0) < 0:
+            raise ValueError(f"slots: found {min(self.host_slots)}, expected slots of at least 0")
+        if len(set(self.host_slots)) != len(self.host_slots):
+            raise ValueError(f"slots: found repeated slots in {list(self.host_slots)}, expected distinct ones")
+        target = slots.device if device is None else torch.device(device)
+        self.slots = slots.to(target, non_blocking=True)
+        self.scales = scales.to(target, non_blocking=True)
+        self._per_token: dict[int, RowGroups] = {}
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def device(self) -> torch.device:
+        return self.slots.device
+
+    @cached_property
+    def rows(self) -> int:
+        """Rows of all groups together."""
+        return sum(self.sizes)
+
+    @cached_property
+    def smallest_bank(self) -> int:
+        """The number of slots a bank needs at least."""
+        return max(self.host_slots, default=-1) + 1
+
+    def per_token(self, tokens: int) -> RowGroups:
+        """The groups when every row (a sample) becomes `tokens` rows."""
+        if tokens < 1:
+            raise ValueError(f"tokens: found {tokens}, expected at least 1")
+        if tokens == 1:
+            return self
+        if tokens not in self._per_token:
+            expanded = object.__new__(RowGroups)
+            expanded.sizes = tuple(size * tokens for size in self.sizes)
+            expanded.host_slots, expanded.slots, expanded.scales = self.host_slots, self.slots, self.scales
+            expanded._per_token = {}
+            self._per_token[tokens] = expanded
+        return self._per_token[tokens]
+
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        """Runs of adjacent non-empty groups of equal size, for the batched products of the torch path."""
+        filled = [group for group, size in enumerate(self.sizes) if size]
+        scales: list[float] = self.scales.tolist()
+        runs, start = [], 0
+        for size, members in groupby(filled, key=self.sizes.__getitem__):
+            groups = list(members)
+            stop = start + size * len(groups)
+            slots = slot_index([self.host_slots[group] for group in groups], self.device)
+            run_scales = [scales[group] for group in groups]
+            shared = run_scales[0]
+            scale: float | Tensor = shared
+            if any(value != shared for value in run_scales):
+                scale = torch.tensor(run_scales, dtype=self.scales.dtype, device=self.device)[:, None, None]
+            runs.append(Run(slice(start, stop), len(groups), size, slots, scale))
+            start = stop
+        return tuple(runs)
+
+    @cached_property
+    def row_group(self) -> Tensor:
+        """int64 [rows]: the group of each row."""
+        sizes = torch.tensor(self.sizes, dtype=torch.int64)
+        return torch.repeat_interleave(torch.arange(len(self.sizes)), sizes).to(self.device)
+
+    @cached_property
+    def row_in_group(self) -> Tensor:
+        """int64 [rows]: each row's number inside its group, from 0."""
+        sizes = torch.tensor(self.sizes, dtype=torch.int64)
+        starts = torch.repeat_interleave(torch.cumsum(sizes, 0) - sizes, sizes)
+        return (torch.arange(self.rows) - starts).to(self.device)
+
+
+def slot_index(slots: Sequence[int], device: torch.device) -> SlotIndex:
+    """A slice where the slots are consecutive and ascending, else an index tensor."""
+    if all(slot == slots[0] + offset for offset, slot in enumerate(slots)):
+        return slice(slots[0], slots[0] + len(slots))
+    return torch.tensor(slots, dtype=torch.int64, device=device)
+
+
+def bank_rows(bank: Tensor, slots: SlotIndex) -> Tensor:
+    """The bank's rows `slots`: a view for a slice."""
+    return bank[slots] if isinstance(slots, slice) else bank.index_select(0, slots)
+
+
+def add_product(sink: Tensor, slots: SlotIndex, left: Tensor, right: Tensor) -> None:
+    """sink[slots] += left @ right, in place; left [n, rows, k], right [n, k, columns]."""
+    if isinstance(slots, slice) and sink.dtype == left.dtype:
+        sink[slots].baddbmm_(left, right)
+        return
+    product = torch.bmm(left, right).to(sink.dtype)
+    if isinstance(slots, slice):
+        sink[slots].add_(product)
+    else:
+        sink.index_add_(0, slots, product)
+
+
+def slot_chunks(slots: Tensor, features: int, entries: int = 1 << 17) -> Iterator[tuple[slice, SlotIndex]]:
+    """Cut [n] slots into pieces of about `entries` bank entries, which stay in a CPU's cache.
+
+    Yields which of the n each piece covers and its bank rows; a piece of consecutive slots is a slice.
+    """
+    step = max(entries // max(features, 1), 1)
+    numbers = slots.tolist()
+    for start in range(0, len(numbers), step):
+        rows = slice(start, min(start + step, len(numbers)))
+        yield rows, slot_index(numbers[rows], slots.device)

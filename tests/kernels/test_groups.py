@@ -1,0 +1,45 @@
+"""RowGroups: checks, caching and the runs of the batched torch path."""
+
+import pytest
+import torch
+
+from fedra_kernels import RowGroups
+
+from .helpers import make_groups
+
+
+def test_runs_join_adjacent_groups_of_equal_size_over_empty_ones():
+    runs = make_groups([2, 0, 2, 3, 3, 2], [4, 0, 5, 7, 6, 1], shared_scale=True).runs
+    assert [(run.rows, run.count, run.size) for run in runs] == [
+        (slice(0, 4), 2, 2),
+        (slice(4, 10), 2, 3),
+        (slice(10, 12), 1, 2),
+    ]
+    assert runs[0].slots == slice(4, 6)
+    assert torch.equal(runs[1].slots, torch.tensor([7, 6]))
+
+
+def test_per_token_multiplies_the_sizes_and_is_cached():
+    groups = make_groups([2, 0, 3], [1, 2, 3])
+    tokens = groups.per_token(17)
+    assert tokens.sizes == (34, 0, 51)
+    assert tokens is groups.per_token(17)
+    assert groups.per_token(1) is groups
+    assert tokens.row_in_group.tolist() == [*range(34), *range(51)]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "slots", "scales", "message"),
+    [
+        ([1, -1], torch.tensor([0, 1]), torch.ones(2), "sizes: found -1"),
+        ([1, 1], torch.tensor([0]), torch.ones(2), r"slots: found shape \[1\]"),
+        ([1, 1], torch.tensor([0, 1]), torch.ones(3), r"scales: found shape \[3\]"),
+        ([1, 1], torch.tensor([0, 0]), torch.ones(2), "slots: found repeated"),
+        ([1, 1], torch.tensor([0, -2]), torch.ones(2), "slots: found -2"),
+        ([1, 1], torch.tensor([0, 1]).int(), torch.ones(2), "slots: found dtype"),
+        ([1, 1], torch.tensor([0, 1]), torch.ones(2).bfloat16(), "scales: found dtype"),
+    ],
+)
+def test_bad_tables_are_named(sizes, slots, scales, message):
+    with pytest.raises(ValueError, match=f"^{message}.*expected"):
+        RowGroups(sizes, slots, scales)
