@@ -26,9 +26,9 @@ class Bank:
 
     def load(self, rows: Tensor, values: Tensor) -> None:
         """Give `rows` new clients: parameters `values` [rows, size] and a fresh optimizer."""
-        self.parameters[rows] = values
+        self.parameters.index_copy_(0, rows, values)
         for moment in self._moments:
-            moment[rows] = 0
+            moment.index_fill_(0, rows, 0)
 
     def squared_gradient_norms(self, rows: Tensor) -> Tensor:
         """Sum of squared gradients of each row, [rows]."""

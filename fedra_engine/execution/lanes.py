@@ -122,9 +122,9 @@ class LanePool:
         slots = torch.from_numpy(np.concatenate([lane.slots for lane in lanes])).to(device)
         blocks = torch.from_numpy(np.concatenate([lane.blocks for lane in lanes])).to(device)
         rows = self._rows(lanes)
-        self.adapters.load(slots, self._state.adapters[blocks])
+        self.adapters.load(slots, self._state.adapters.index_select(0, blocks))
         self.heads.load(rows, self._state.head.expand(len(lanes), -1))
-        self.losses[rows] = 0
+        self.losses.index_fill_(0, rows, 0)
 
     def _rows(self, lanes: Sequence[Lane]) -> Tensor:
         return torch.tensor([lane.index for lane in lanes], device=self.losses.device)

@@ -6,8 +6,11 @@ So no draw depends on how clients are batched, on the number of processes, or on
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
+from numpy.random.bit_generator import ISeedSequence
+from numpy.typing import NDArray
 
 SERVER = -1
 """The `client` of draws that belong to nobody in particular: sampling, allocation, initial adapters."""
@@ -20,5 +23,14 @@ def generator(seed: int, *, round: int = 0, client: int = SERVER, purpose: str) 
     a sound key.
     """
     text = f"{seed}/{round}/{client}/{purpose}".encode()
-    digest = hashlib.blake2b(text, digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+    return np.random.Generator(np.random.Philox(_Digest(hashlib.blake2b(text, digest_size=16).digest())))
+
+
+class _Digest(ISeedSequence):
+    """Hands a digest to Philox as its key; `Philox(key=…)` does the same but asks the system for entropy first."""
+
+    def __init__(self, digest: bytes) -> None:
+        self._words = np.frombuffer(digest, dtype="<u8").astype(np.uint64)
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint64) -> NDArray[np.uint64]:
+        return self._words[:n_words]

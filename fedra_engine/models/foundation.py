@@ -106,29 +106,44 @@ def resolve_model_path(path: str) -> str:
 
 
 def load_pretrained(config: ModelConfig, *, classes: int) -> nn.Module:
-    """Load an image classifier from a Hugging Face directory or hub name; a missing or unfit classifier is new.
+    """Load a classifier from a Hugging Face directory or hub name; a missing or unfit classification layer is new.
 
     Raises:
-        InputError: no such model, or one transformers cannot load as an image classifier.
+        InputError: no such model, or one transformers cannot load as an image or sequence classifier.
     """
-    from transformers import AutoModelForImageClassification
+    from transformers import AutoConfig
 
     path = resolve_model_path(config.path)
     _check_directory(path)
     try:
-        # The seed makes a new classifier the same for every run; it is a constant of the model, not of the run.
+        auto_class = _classifier_class(AutoConfig.from_pretrained(path))
+        # A new layer is the same in every run: its seed is a constant of the model, not of the experiment.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return AutoModelForImageClassification.from_pretrained(
+            return auto_class.from_pretrained(
                 path,
                 num_labels=classes,
                 ignore_mismatched_sizes=True,
                 dtype=getattr(torch, config.dtype),
                 attn_implementation=config.attention,
             )
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise InputError(f"model.path: cannot load {config.path!r} as an image classifier: {reason}") from error
+        raise InputError(f"model.path: cannot load {config.path!r}: {reason}") from error
+
+
+def _classifier_class(config: Any) -> Any:
+    """The transformers auto class that makes a classifier of models with this configuration."""
+    from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+    from transformers.models.auto import modeling_auto
+
+    if config.model_type in modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
+        return AutoModelForImageClassification
+    if config.model_type in modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
+        return AutoModelForSequenceClassification
+    raise InputError(f"model.path: found a {config.model_type} model, expected an image or sequence classifier")
 
 
 def _check_directory(path: str) -> None:
@@ -137,7 +152,8 @@ def _check_directory(path: str) -> None:
         if folder.is_absolute() or path.startswith("."):
             raise InputError(f"model.path: found no folder {path!r}, expected a Hugging Face model directory")
         return
+    file = folder / "config.json"
     try:
-        json.loads((folder / "config.json").read_text())
+        json.loads(file.read_text())
     except (OSError, json.JSONDecodeError) as error:
-        raise InputError(f"model.path: {folder / 'config.json'} is missing or no JSON, expected a model directory") from error
+        raise InputError(f"model.path: {file} is missing or no JSON, expected a model directory") from error

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+from .dispatch import use_triton
+
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+FLOAT_DTYPES = (*KERNEL_DTYPES, torch.float64)
 
 
 def check_shape(name: str, tensor: Tensor, expected: Sequence[int | None]) -> None:
@@ -31,6 +34,11 @@ def check_dtype(name: str, tensor: Tensor, allowed: Sequence[torch.dtype]) -> No
     if tensor.dtype not in allowed:
         wanted = " or ".join(str(dtype) for dtype in allowed)
         raise ValueError(f"{name}: found dtype {tensor.dtype}, expected {wanted}")
+
+
+def check_float(name: str, tensor: Tensor) -> None:
+    """Raise ValueError unless the path that the op takes has this dtype: float64 is for torch on a CPU."""
+    check_dtype(name, tensor, KERNEL_DTYPES if use_triton(tensor) else FLOAT_DTYPES)
 
 
 def check_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:

@@ -10,6 +10,8 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from .row_tables import Chunks, Tiles, build_chunks, build_tiles
+
 SlotIndex = slice | Tensor
 """Rows of a bank: a slice where they are consecutive (a view), an index tensor otherwise (a copy)."""
 
@@ -63,11 +65,16 @@ class RowGroups:
         if min(self.host_slots, default=0) < 0:
             raise ValueError(f"slots: found {min(self.host_slots)}, expected slots of at least 0")
         if len(set(self.host_slots)) != len(self.host_slots):
-            raise ValueError(f"slots: found repeated slots in {list(self.host_slots)}, expected distinct ones")
+            raise ValueError(f"slots: found a slot twice in {list(self.host_slots)}, expected distinct slots")
         target = slots.device if device is None else torch.device(device)
         self.slots = slots.to(target, non_blocking=True)
-        self.scales = scales.to(target, non_blocking=True)
+        self.scales = scales.contiguous().to(target, non_blocking=True)
+        self._forget_tables()
+
+    def _forget_tables(self) -> None:
         self._per_token: dict[int, RowGroups] = {}
+        self._chunks: dict[int, Chunks] = {}
+        self._tiles: dict[int, Tiles] = {}
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -96,9 +103,21 @@ class RowGroups:
             expanded = object.__new__(RowGroups)
             expanded.sizes = tuple(size * tokens for size in self.sizes)
             expanded.host_slots, expanded.slots, expanded.scales = self.host_slots, self.slots, self.scales
-            expanded._per_token = {}
+            expanded._forget_tables()
             self._per_token[tokens] = expanded
         return self._per_token[tokens]
+
+    def chunks(self, length: int) -> Chunks:
+        """Chunks of at most `length` rows, none of which crosses a group's border."""
+        if length not in self._chunks:
+            self._chunks[length] = build_chunks(self.sizes, self.host_slots, length, self.device)
+        return self._chunks[length]
+
+    def tiles(self, length: int) -> Tiles:
+        """A dense cut of the rows into tiles of `length`, with the groups that touch each."""
+        if length not in self._tiles:
+            self._tiles[length] = build_tiles(self.sizes, self.host_slots, length, self.device)
+        return self._tiles[length]
 
     @cached_property
     def runs(self) -> tuple[Run, ...]:
@@ -111,9 +130,8 @@ class RowGroups:
             stop = start + size * len(groups)
             slots = slot_index([self.host_slots[group] for group in groups], self.device)
             run_scales = [scales[group] for group in groups]
-            shared = run_scales[0]
-            scale: float | Tensor = shared
-            if any(value != shared for value in run_scales):
+            scale: float | Tensor = run_scales[0]
+            if any(value != run_scales[0] for value in run_scales):
                 scale = torch.tensor(run_scales, dtype=self.scales.dtype, device=self.device)[:, None, None]
             runs.append(Run(slice(start, stop), len(groups), size, slots, scale))
             start = stop
@@ -124,13 +142,6 @@ class RowGroups:
         """int64 [rows]: the group of each row."""
         sizes = torch.tensor(self.sizes, dtype=torch.int64)
         return torch.repeat_interleave(torch.arange(len(self.sizes)), sizes).to(self.device)
-
-    @cached_property
-    def row_in_group(self) -> Tensor:
-        """int64 [rows]: each row's number inside its group, from 0."""
-        sizes = torch.tensor(self.sizes, dtype=torch.int64)
-        starts = torch.repeat_interleave(torch.cumsum(sizes, 0) - sizes, sizes)
-        return (torch.arange(self.rows) - starts).to(self.device)
 
 
 def slot_index(slots: Sequence[int], device: torch.device) -> SlotIndex:
@@ -145,16 +156,12 @@ def bank_rows(bank: Tensor, slots: SlotIndex) -> Tensor:
     return bank[slots] if isinstance(slots, slice) else bank.index_select(0, slots)
 
 
-def add_product(sink: Tensor, slots: SlotIndex, left: Tensor, right: Tensor) -> None:
-    """sink[slots] += left @ right, in place; left [n, rows, k], right [n, k, columns]."""
-    if isinstance(slots, slice) and sink.dtype == left.dtype:
-        sink[slots].baddbmm_(left, right)
-        return
-    product = torch.bmm(left, right).to(sink.dtype)
+def add_to_bank(sink: Tensor, slots: SlotIndex, values: Tensor) -> None:
+    """sink[slots] += values, in place."""
     if isinstance(slots, slice):
-        sink[slots].add_(product)
+        sink[slots].add_(values)
     else:
-        sink.index_add_(0, slots, product)
+        sink.index_add_(0, slots, values.to(sink.dtype))
 
 
 def slot_chunks(slots: Tensor, features: int, entries: int = 1 << 17) -> Iterator[tuple[slice, SlotIndex]]:

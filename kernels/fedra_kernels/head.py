@@ -8,7 +8,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
 from .checks import FLOAT_DTYPES, check_bank, check_device, check_dtype, check_index, check_like, check_shape
-from .groups import RowGroups, add_product, bank_rows
+from .groups import RowGroups, add_to_bank, bank_rows
 
 
 def head_cross_entropy(
@@ -39,9 +39,7 @@ def head_cross_entropy(
         ValueError: a shape, dtype, device or group table does not fit.
     """
     _check(features, weight, bias, labels, groups, grad_weight, grad_bias)
-    losses, correct = _HeadCrossEntropy.apply(
-        features, weight, bias, labels, groups, grad_weight, grad_bias
-    )
+    losses, correct = _HeadCrossEntropy.apply(features, weight, bias, labels, groups, grad_weight, grad_bias)
     return losses, correct
 
 
@@ -107,12 +105,8 @@ class _HeadCrossEntropy(torch.autograd.Function):
         for run in groups.runs:
             run_grad = grad_logits[run.rows].view(run.count, run.size, -1)
             run_features = features[run.rows].view(run.count, run.size, -1)
-            add_product(ctx.grad_weight, run.slots, run_grad.transpose(1, 2), run_features)
-            run_grad_bias = run_grad.sum(1, dtype=ctx.grad_bias.dtype)
-            if isinstance(run.slots, slice):
-                ctx.grad_bias[run.slots].add_(run_grad_bias)
-            else:
-                ctx.grad_bias.index_add_(0, run.slots, run_grad_bias)
+            add_to_bank(ctx.grad_weight, run.slots, torch.bmm(run_grad.transpose(1, 2), run_features))
+            add_to_bank(ctx.grad_bias, run.slots, run_grad.sum(1, dtype=ctx.grad_bias.dtype))
             if grad_features is not None:
                 torch.bmm(
                     run_grad,

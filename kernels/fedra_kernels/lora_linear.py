@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .checks import FLOAT_DTYPES, check_bank, check_device, check_dtype, check_like, check_shape
+from . import lora_torch
+from .checks import check_bank, check_device, check_dtype, check_float, check_like, check_shape
+from .configs import MAX_RANK, NARROW_RANK
 from .counter_hash import Dropout, dropout_mask, keep_mask
-from .groups import RowGroups, Run, add_product, bank_rows
+from .dispatch import use_triton
+from .groups import RowGroups
+from .lora_gemm import gemm_tile, lora_gemm
+from .lora_grad import lora_grad_outer, lora_grad_output, outer_chunk, output_chunk
+from .lora_shrink import lora_shrink, shrink_tile
+from .lora_single_pass import lora_single_pass, single_pass_tile
+
+SINGLE_PASS_OUTPUTS = 4096
+"""Wider layers hide the extra read of x better than the repeated shrink of each column tile."""
 
 
 def lora_linear(
@@ -22,6 +34,8 @@ def lora_linear(
     grad_a: Tensor,
     grad_b: Tensor,
     dropout: Dropout | None = None,
+    *,
+    shrunk: Tensor | None = None,
 ) -> Tensor:
     """y = x W^T + b + scale_k (drop(x) A_k^T) B_k^T for the rows of group k.
 
@@ -37,6 +51,7 @@ def lora_linear(
             be wider than the bank's.
         grad_b: gradient sink shaped as lora_b.
         dropout: LoRA dropout on the adapter's input; None for none.
+        shrunk: [rows, rank], drop(x) A_k^T as the op that made x returned it; None: computed here.
 
     Returns:
         y, shaped as x with `out` for `in`. autograd differentiates with respect to x alone. Where x needs no
@@ -45,9 +60,13 @@ def lora_linear(
     Raises:
         ValueError: a shape, dtype, device or group table does not fit.
     """
-    _check(x, weight, bias, lora_a, lora_b, groups, grad_a, grad_b, dropout)
+    _check(x, weight, bias, lora_a, lora_b, groups, grad_a, grad_b)
+    check_adapter_input(x.numel() // weight.shape[1], lora_a, groups, dropout, x)
+    if shrunk is not None:
+        check_shape("shrunk", shrunk, (groups.rows, lora_a.shape[1]))
+        check_like("shrunk", shrunk, "x", x)
     rows = x.reshape(-1, x.shape[-1])
-    y: Tensor = _LoraLinear.apply(rows, weight, bias, lora_a, lora_b, groups, grad_a, grad_b, dropout)
+    y: Tensor = _LoraLinear.apply(rows, weight, bias, lora_a, lora_b, groups, grad_a, grad_b, dropout, shrunk)
     return y.view(*x.shape[:-1], weight.shape[0])
 
 
@@ -77,10 +96,23 @@ def lora_linear_reference(
     return y.view(*x.shape[:-1], weight.shape[0])
 
 
+def shrink(x: Tensor, lora_a: Tensor, groups: RowGroups, dropout: Dropout | None) -> Tensor:
+    """drop(x) A_k^T for x [rows, in], as `lora_linear` takes it: [rows, rank], without the factor 1 / (1 - p)."""
+    if use_triton(x):
+        chunks = groups.chunks(shrink_tile(x, lora_a.shape[1]).rows).rows
+        return lora_shrink(x, lora_a, chunks, None, 1.0, *dropout_arguments(dropout), False)
+    return lora_torch.shrink(x, lora_a, groups, _keep(dropout, groups, x))
+
+
+def dropout_arguments(dropout: Dropout | None) -> tuple[Tensor | None, int]:
+    """keys and threshold for the kernels."""
+    return (None, 0) if dropout is None else (dropout.keys, dropout.threshold)
+
+
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -90,61 +122,126 @@ class _LoraLinear(torch.autograd.Function):
         grad_a: Tensor,
         grad_b: Tensor,
         dropout: Dropout | None,
+        shrunk: Tensor | None,
     ) -> Tensor:
-        y = F.linear(x, weight, bias)
-        keep = None if dropout is None else keep_mask(dropout, groups.sizes, x.shape[1])
-        adapter_input = x if keep is None else x * keep
-        gain = 1.0 if dropout is None else 1.0 / (1.0 - dropout.p)
-        shrunk = x.new_empty(x.shape[0], lora_a.shape[1])
-        for run in groups.runs:
-            run_shrunk = _grouped(shrunk, run)
-            torch.bmm(
-                _grouped(adapter_input, run), bank_rows(lora_a, run.slots).transpose(1, 2), out=run_shrunk
-            )
-            _add_scaled_product(
-                _grouped(y, run), run_shrunk, bank_rows(lora_b, run.slots).transpose(1, 2), run.scale, gain
-            )
+        ctx.groups, ctx.grad_a, ctx.grad_b, ctx.dropout = groups, grad_a, grad_b, dropout
+        if use_triton(x):
+            x = x.contiguous()
+            y, shrunk = _triton_forward(x, weight, bias, lora_a, lora_b, groups, dropout, shrunk)
+            ctx.save_for_backward(x, weight, lora_a, lora_b, shrunk)
+            return y
+        keep = _keep(dropout, groups, x)
+        if shrunk is None:
+            shrunk = lora_torch.shrink(x, lora_a, groups, keep)
         ctx.save_for_backward(x, weight, lora_a, lora_b, shrunk, keep)
-        ctx.groups, ctx.grad_a, ctx.grad_b, ctx.gain = groups, grad_a, grad_b, gain
-        return y
+        return lora_torch.forward(x, weight, bias, shrunk, lora_b, groups, _gain(dropout))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, lora_a, lora_b, shrunk, keep = ctx.saved_tensors
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, lora_a, lora_b, shrunk, *keep = ctx.saved_tensors
         grad_y = grad_y.contiguous()
-        adapter_input = x if keep is None else x * keep
-        grad_x = grad_y @ weight if ctx.needs_input_grad[0] else None
-        for run in ctx.groups.runs:
-            run_grad_y = _grouped(grad_y, run)
-            factor = run.scale * ctx.gain
-            grad_shrunk = torch.bmm(run_grad_y, bank_rows(lora_b, run.slots)).mul_(factor)
-            scaled_shrunk = _grouped(shrunk, run) * factor
-            add_product(ctx.grad_b, run.slots, run_grad_y.transpose(1, 2), scaled_shrunk)
-            add_product(
-                ctx.grad_a, run.slots, grad_shrunk.transpose(1, 2), _grouped(adapter_input, run)
-            )
-            if grad_x is None:
-                continue
-            run_grad_x, run_a = _grouped(grad_x, run), bank_rows(lora_a, run.slots)
-            if keep is None:
-                run_grad_x.baddbmm_(grad_shrunk, run_a)
-            else:
-                run_grad_x.addcmul_(torch.bmm(grad_shrunk, run_a), _grouped(keep, run))
-        return grad_x, *([None] * 8)
+        needs_grad_x = ctx.needs_input_grad[0]
+        if keep:
+            grad_x = lora_torch.backward(
+                grad_y, x, weight, lora_a, lora_b, shrunk, keep[0],
+                ctx.groups, _gain(ctx.dropout), ctx.grad_a, ctx.grad_b, needs_grad_x,
+            )  # fmt: skip
+        else:
+            grad_x = _triton_backward(
+                grad_y, x, weight, lora_a, lora_b, shrunk,
+                ctx.groups, ctx.dropout, ctx.grad_a, ctx.grad_b, needs_grad_x,
+            )  # fmt: skip
+        return grad_x, *([None] * 9)
 
 
-def _grouped(rows: Tensor, run: Run) -> Tensor:
-    """The run's rows of a [rows, features] matrix as [groups, size, features], a view."""
-    return rows[run.rows].view(run.count, run.size, rows.shape[1])
+def _triton_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    lora_a: Tensor,
+    lora_b: Tensor,
+    groups: RowGroups,
+    dropout: Dropout | None,
+    shrunk: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    rank, scales = lora_a.shape[1], groups.scales
+    if shrunk is None:
+        if dropout is None and rank <= NARROW_RANK and weight.shape[0] <= SINGLE_PASS_OUTPUTS:
+            tiles = groups.tiles(single_pass_tile(x, rank).rows)
+            return lora_single_pass(x, weight, bias, lora_a, lora_b, tiles.spans, tiles.groups, scales)
+        shrunk = shrink(x, lora_a, groups, dropout)
+    tiles = groups.tiles(gemm_tile(x, rank).rows)
+    y = lora_gemm(
+        x, weight, bias, shrunk, lora_b, tiles.spans, tiles.groups, scales, _gain(dropout), None, 0, False
+    )
+    return y, shrunk
 
 
-def _add_scaled_product(out: Tensor, left: Tensor, right: Tensor, scale: float | Tensor, gain: float) -> None:
-    """out += scale * gain * left @ right, in place."""
-    if isinstance(scale, float):
-        out.baddbmm_(left, right, alpha=scale * gain)
+def _triton_backward(
+    grad_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    lora_a: Tensor,
+    lora_b: Tensor,
+    shrunk: Tensor,
+    groups: RowGroups,
+    dropout: Dropout | None,
+    grad_a: Tensor,
+    grad_b: Tensor,
+    needs_grad_x: bool,
+) -> Tensor | None:
+    rank, scales, gain = lora_a.shape[1], groups.scales, _gain(dropout)
+    if rank <= NARROW_RANK:
+        chunks = groups.chunks(output_chunk(grad_y, rank))
+        grad_shrunk = lora_grad_output(
+            grad_y, lora_b, shrunk, chunks.rows, chunks.groups, scales, gain, grad_b
+        )
     else:
-        out.baddbmm_((left * (scale * gain)).to(left.dtype), right)
+        pieces = groups.chunks(shrink_tile(grad_y, rank).rows).rows
+        grad_shrunk = lora_shrink(grad_y, lora_b, pieces, scales, gain, None, 0, True)
+        chunks = groups.chunks(outer_chunk(grad_y, rank))
+        lora_grad_outer(
+            grad_y, shrunk, chunks.rows, chunks.groups, scales, gain, None, 0, False, grad_b
+        )
+    keys, threshold = dropout_arguments(dropout)
+    chunks = groups.chunks(outer_chunk(x, rank))
+    lora_grad_outer(x, grad_shrunk, chunks.rows, chunks.groups, None, 1.0, keys, threshold, True, grad_a)
+    if not needs_grad_x:
+        return None
+    tiles = groups.tiles(gemm_tile(grad_y, rank).rows)
+    return lora_gemm(
+        grad_y, weight, None, grad_shrunk, lora_a, tiles.spans, tiles.groups, None, 1.0, keys, threshold, True
+    )
+
+
+def _gain(dropout: Dropout | None) -> float:
+    """What kept entries are multiplied by; folded into the scale of the low-rank product."""
+    return 1.0 if dropout is None else 1.0 / (1.0 - dropout.p)
+
+
+def _keep(dropout: Dropout | None, groups: RowGroups, x: Tensor) -> Tensor | None:
+    return None if dropout is None else keep_mask(dropout, groups.sizes, x.shape[1])
+
+
+def check_adapter_input(
+    rows: int, lora_a: Tensor, groups: RowGroups, dropout: Dropout | None, x: Tensor
+) -> None:
+    """Raise ValueError unless groups, bank and dropout fit x with `rows` rows."""
+    if rows != groups.rows:
+        raise ValueError(f"groups: found {groups.rows} rows in sizes, expected {rows} as x has")
+    check_shape("lora_a", lora_a, (None, None, x.shape[-1]))
+    check_like("lora_a", lora_a, "x", x)
+    check_bank("lora_a", lora_a)
+    slots, rank = lora_a.shape[:2]
+    if not 1 <= rank <= MAX_RANK:
+        raise ValueError(f"lora_a: found rank {rank}, expected 1 to {MAX_RANK}")
+    if groups.smallest_bank > slots:
+        raise ValueError(f"groups: found slot {groups.smallest_bank - 1}, expected slots below {slots}")
+    check_device("groups", groups.slots, "x", x)
+    if dropout is not None:
+        check_shape("dropout.keys", dropout.keys, (len(groups),))
+        check_device("dropout.keys", dropout.keys, "x", x)
 
 
 def _check(
@@ -156,35 +253,23 @@ def _check(
     groups: RowGroups,
     grad_a: Tensor,
     grad_b: Tensor,
-    dropout: Dropout | None,
 ) -> None:
-    check_dtype("x", x, FLOAT_DTYPES)
+    check_float("x", x)
     check_shape("weight", weight, (None, None))
     outputs, inputs = weight.shape
     if x.dim() < 2 or x.shape[-1] != inputs:
         raise ValueError(f"x: found shape {list(x.shape)}, expected [rows, {inputs}] as weight has")
-    if x.numel() != groups.rows * inputs:
-        raise ValueError(
-            f"groups: found {groups.rows} rows in sizes, expected {x.numel() // inputs} as x has"
-        )
     check_shape("lora_a", lora_a, (None, None, inputs))
-    slots, rank = lora_a.shape[:2]
-    check_shape("lora_b", lora_b, (slots, outputs, rank))
+    check_shape("lora_b", lora_b, (lora_a.shape[0], outputs, lora_a.shape[1]))
     check_shape("grad_a", grad_a, lora_a.shape)
     check_shape("grad_b", grad_b, lora_b.shape)
-    if groups.smallest_bank > slots:
-        raise ValueError(f"groups: found slot {groups.smallest_bank - 1}, expected slots below {slots}")
     if bias is not None:
         check_shape("bias", bias, (outputs,))
         check_like("bias", bias, "x", x)
-    for name, tensor in (("weight", weight), ("lora_a", lora_a), ("lora_b", lora_b)):
+    for name, tensor in (("weight", weight), ("lora_b", lora_b)):
         check_like(name, tensor, "x", x)
-    check_device("groups", groups.slots, "x", x)
     for name, sink in (("grad_a", grad_a), ("grad_b", grad_b)):
         check_device(name, sink, "x", x)
         check_dtype(name, sink, (x.dtype, torch.float32, torch.float64))
-    for name, bank in (("lora_a", lora_a), ("lora_b", lora_b), ("grad_a", grad_a), ("grad_b", grad_b)):
+    for name, bank in (("lora_b", lora_b), ("grad_a", grad_a), ("grad_b", grad_b)):
         check_bank(name, bank)
-    if dropout is not None:
-        check_shape("dropout.keys", dropout.keys, (len(groups),))
-        check_device("dropout.keys", dropout.keys, "x", x)

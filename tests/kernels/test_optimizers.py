@@ -93,6 +93,4 @@ def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="^lr: found shape"):
         sgd(param, param, None, index, LR[:2], CLIP, momentum=0.0, weight_decay=0.0)
     with pytest.raises(ValueError, match="^step: found dtype"):
-        adamw(
-            param, param, param, param, index, LR, CLIP, LR, betas=(0.9, 0.9), eps=1e-8, weight_decay=0.0
-        )
+        adamw(param, param, param, param, index, LR, CLIP, LR, betas=(0.9, 0.9), eps=1e-8, weight_decay=0.0)

@@ -1,0 +1,1 @@
+"""Federated LoRA tuning of transformer foundation models by many heterogeneous clients."""

@@ -1,0 +1,102 @@
+"""The loop an expert would write by hand: one client after another, sub-models cached, no PEFT.
+
+A baseline that is not slow by accident: LoRA layers are built once, a client's sub-model is a new list of the
+same blocks, and handing out and collecting adapters are plain copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, linear
+
+from fedra_engine.config import LoraConfig
+from fedra_engine.data.samples import Samples
+from fedra_engine.execution.sequential import make_optimizer
+from fedra_engine.execution.work import ClientUpdates, LocalWork
+from fedra_engine.federation.allocation import Allocation
+from fedra_engine.models.foundation import Foundation, replace_module, share_parameters
+from fedra_engine.models.state import GlobalState
+
+
+class HandwrittenExecutor:
+    """Trains one client after another; LoRA without dropout."""
+
+    def __init__(self, foundation: Foundation, samples: Samples, lora: LoraConfig) -> None:
+        self._foundation = foundation
+        self._samples = samples
+        self._model = share_parameters(foundation.model)
+        blocks = self._model.get_submodule(foundation.block_path)
+        assert isinstance(blocks, nn.ModuleList)
+        self._blocks = blocks
+        self._adapters = [self._wrap(block, lora.alpha / lora.rank) for block in blocks]
+        self._head = nn.Linear(foundation.head.features, foundation.head.classes)
+        replace_module(self._model, foundation.head_path, self._head)
+
+    def train(self, work: LocalWork, allocation: Allocation, state: GlobalState) -> Iterator[ClientUpdates]:
+        """Train the round; see `Executor.train`."""
+        layout, head_layout = self._foundation.adapters, self._foundation.head
+        for row, client in enumerate(work.participants.tolist()):
+            held = np.flatnonzero(allocation[row])
+            replace_module(self._model, self._foundation.block_path, nn.ModuleList([self._blocks[b] for b in held]))
+            factors = [p for block in held for layer in self._adapters[block] for p in (layer.lora_a, layer.lora_b)]
+            initial = (f for block in held for _, f in layout.named_factors(state.adapters[block]))
+            for parameter, value in zip(factors, initial, strict=True):
+                parameter.data.copy_(value)
+            self._head.weight.data.copy_(head_layout.weight(state.head[None])[0])
+            self._head.bias.data.copy_(head_layout.bias(state.head[None])[0])
+            parameters = [*factors, *self._head.parameters()]
+            loss_sum, processed = self._train_client(parameters, work, client)
+            yield ClientUpdates(
+                clients=np.array([client]),
+                samples=work.clients.sample_counts(np.array([client])),
+                processed=np.array([processed]),
+                losses=np.array([loss_sum / processed]),
+                adapters=torch.cat([p.detach().flatten() for p in factors]).view(len(held), -1),
+                slots=torch.arange(len(held)),
+                slot_owners=np.zeros(len(held), dtype=np.int64),
+                slot_blocks=held,
+                heads=torch.cat([p.detach().flatten() for p in self._head.parameters()])[None],
+                head_rows=torch.zeros(1, dtype=torch.int64),
+            )
+
+    def _train_client(self, parameters: list[nn.Parameter], work: LocalWork, client: int) -> tuple[float, int]:
+        optimizer = make_optimizer(parameters, work.training, work.lr)
+        loss_sum, processed = 0.0, 0
+        for batch in work.batches(client):
+            rows = torch.from_numpy(batch)
+            inputs = self._samples.inputs(rows, torch.device("cpu"), self._foundation.dtype)
+            loss = cross_entropy(self._model(**inputs).logits, self._samples.labels[rows])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            if work.training.clip_norm is not None:
+                nn.utils.clip_grad_norm_(parameters, work.training.clip_norm)
+            optimizer.step()
+            loss_sum += float(loss.detach()) * len(batch)
+            processed += len(batch)
+        return loss_sum, processed
+
+    def _wrap(self, block: nn.Module, scale: float) -> list[_LoraLinear]:
+        layers = []
+        for target in self._foundation.adapters.targets:
+            linear = block.get_submodule(target.path)
+            assert isinstance(linear, nn.Linear)
+            layers.append(_LoraLinear(linear, self._foundation.adapters.rank, scale))
+            replace_module(block, target.path, layers[-1])
+        return layers
+
+
+class _LoraLinear(nn.Module):
+    def __init__(self, frozen: nn.Linear, rank: int, scale: float) -> None:
+        super().__init__()
+        self.frozen = frozen
+        self.lora_a = nn.Parameter(torch.zeros(rank, frozen.in_features))
+        self.lora_b = nn.Parameter(torch.zeros(frozen.out_features, rank))
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        adapted = linear(linear(x, self.lora_a), self.lora_b)
+        return torch.add(self.frozen(x), adapted, alpha=self.scale)

@@ -1,0 +1,59 @@
+"""What the engine costs beside the training itself: server time per client, and memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import time
+
+import numpy as np
+import torch
+
+from fedra_engine.benchmarks.executors import run_round
+from fedra_engine.benchmarks.settings import Setting, tiny_vit
+from fedra_engine.config import ClientsConfig, MethodConfig, TrainingConfig
+from fedra_engine.execution.lanes import LanePool
+from fedra_engine.execution.sweep import SweepExecutor
+from fedra_engine.execution.work import LocalWork
+from fedra_engine.federation.aggregation import Aggregator
+from fedra_engine.federation.clients import Clients
+from fedra_engine.federation.sampling import sample_participants
+from fedra_engine.methods.base import Federation
+from fedra_engine.methods.registry import make_method
+
+
+def server_milliseconds_per_client(setting: Setting, *, clients: int = 2000, samples: int = 28) -> float:
+    """CPU time of a round without any training: sampling, allocation, batches, hand-out, aggregation."""
+    capacities = np.resize(np.array([12, 10, 8, 6, 4, 3]), clients)
+    federation = Clients([np.arange(samples)] * clients, np.arange(clients) % 6, capacities)
+    method = make_method(Federation(MethodConfig(), federation, setting.foundation.depth, seed=0))
+    training = TrainingConfig()
+    started = time.process_time()
+    participants = sample_participants(ClientsConfig(sampling="uniform"), federation, seed=0, round=0)
+    allocation = method.allocate(participants, 0)
+    work = LocalWork(federation, participants, training, seed=0, round=0, lr=training.lr)
+    pool = LanePool(work, allocation, setting.state, lanes=setting.lanes)
+    aggregator = Aggregator(setting.state)
+    while pool.refill():
+        for lane in pool.in_training():
+            lane.step = len(lane.batches)
+        if updates := pool.take_finished():
+            aggregator.add(updates)
+    method.aggregate(aggregator)
+    return (time.process_time() - started) / clients * 1000
+
+
+def sweep_peak_gigabytes() -> float:
+    """The most memory resident in a fresh process that sweeps one round of the tiny ViT."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_sweep_tiny_vit)
+
+
+def _sweep_tiny_vit() -> float:
+    torch.set_num_threads(1)
+    setting = tiny_vit()
+    executor = SweepExecutor(
+        setting.foundation, setting.sweep_model, setting.samples, setting.lora, lanes=setting.lanes
+    )
+    run_round(executor, setting)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,0 +1,126 @@
+"""The settings in which executors are measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from transformers import ViTConfig, ViTForImageClassification
+
+from fedra_engine.config import ExperimentConfig, LoraConfig, TrainingConfig
+from fedra_engine.data.preprocessing import Preprocessing, SampleStore
+from fedra_engine.data.samples import Samples
+from fedra_engine.execution.sweep_model import SweepModel
+from fedra_engine.execution.work import LocalWork
+from fedra_engine.experiment import build_experiment
+from fedra_engine.federation.allocation import Allocation, uniform_allocation
+from fedra_engine.federation.clients import Clients
+from fedra_engine.federation.sampling import sample_participants
+from fedra_engine.models.adapters import initial_adapters
+from fedra_engine.models.foundation import Foundation, make_foundation
+from fedra_engine.models.state import GlobalState
+
+_CPU = torch.device("cpu")
+_CAPACITIES = np.array([12, 10, 8, 6, 4, 3])
+_CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One round's work on one model."""
+
+    name: str
+    foundation: Foundation
+    samples: Samples
+    sweep_model: SweepModel
+    lora: LoraConfig
+    lanes: int
+    work: LocalWork
+    allocation: Allocation
+    state: GlobalState
+
+
+def tiny_vit() -> Setting:
+    """32 clients × 4 batches × 8 samples on a ViT of 12 blocks, width 192, 17 tokens, random weights."""
+    torch.manual_seed(0)
+    shape = ViTConfig(
+        hidden_size=192,
+        num_hidden_layers=12,
+        num_attention_heads=3,
+        intermediate_size=768,
+        image_size=8,
+        patch_size=2,
+        num_channels=3,
+        num_labels=_CLASSES,
+    )
+    lora = LoraConfig(dropout=0.0)
+    foundation = make_foundation(ViTForImageClassification(shape), lora, classes=_CLASSES)
+    return _synthetic("tiny ViT, 32 clients × 4 × 8", foundation, lora, clients=32, batch=8, steps=4, lanes=16)
+
+
+def single_samples(config: ExperimentConfig) -> Setting:
+    """256 clients with one step of one sample each, on the embedded model."""
+    experiment = build_experiment(config, _CPU)
+    lora = replace(config.lora, dropout=0.0)
+    return _synthetic(
+        "embedded model, 256 clients × 1 × 1", experiment.foundation, lora, clients=256, batch=1, steps=1, lanes=64
+    )
+
+
+def embedded_default(config: ExperimentConfig) -> Setting:
+    """The first round of the embedded default, as configured."""
+    experiment = build_experiment(config, _CPU)
+    participants = sample_participants(config.clients, experiment.clients, seed=config.seed, round=0)
+    foundation = experiment.foundation
+    return Setting(
+        name="embedded default, one round",
+        foundation=foundation,
+        samples=experiment.train,
+        sweep_model=_sweep_model(foundation, experiment.train),
+        lora=config.lora,
+        lanes=config.execution.lanes,
+        work=LocalWork(experiment.clients, participants, config.training, config.seed, 0, config.training.lr),
+        allocation=experiment.method.allocate(participants, 0),
+        state=experiment.initial_state,
+    )
+
+
+def _synthetic(
+    name: str, foundation: Foundation, lora: LoraConfig, *, clients: int, batch: int, steps: int, lanes: int
+) -> Setting:
+    rng = np.random.default_rng(0)
+    shape = foundation.model.config
+    count = clients * batch * steps
+    pixels = rng.integers(0, 256, size=(count, shape.num_channels, shape.image_size, shape.image_size), dtype=np.uint8)
+    samples = SampleStore(
+        pixels=torch.from_numpy(pixels),
+        labels=torch.from_numpy(rng.integers(0, foundation.head.classes, size=count)),
+        domains=torch.zeros(count, dtype=torch.int64),
+        preprocessing=Preprocessing(
+            shape.image_size, shape.num_channels, (0.5,) * shape.num_channels, (0.5,) * shape.num_channels
+        ),
+    )
+    capacities = np.resize(_CAPACITIES, clients)
+    federation = Clients(np.split(np.arange(count), clients), np.zeros(clients, dtype=np.int64), capacities)
+    training = TrainingConfig(batch_size=batch)
+    return Setting(
+        name=name,
+        foundation=foundation,
+        samples=samples,
+        sweep_model=_sweep_model(foundation, samples),
+        lora=lora,
+        lanes=lanes,
+        work=LocalWork(federation, np.arange(clients), training, seed=0, round=0, lr=training.lr),
+        allocation=uniform_allocation(capacities, foundation.depth, rng),
+        state=GlobalState(
+            initial_adapters(foundation.adapters, foundation.depth, seed=0, dtype=torch.float32),
+            foundation.initial_head(),
+        ),
+    )
+
+
+def _sweep_model(foundation: Foundation, samples: Samples) -> SweepModel:
+    return SweepModel(
+        foundation, lambda n: samples.inputs(torch.zeros(n, dtype=torch.int64), _CPU, foundation.dtype)
+    )

@@ -1,0 +1,115 @@
+"""Checkpoints after every round: written whole or not at all, and read only when intact."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from fedra_engine.errors import InputError
+
+TENSORS_FILE = "state.safetensors"
+STATE_FILE = "state.json"
+KEPT = 2
+"""Newest checkpoints that stay; a spare one in case the newest is damaged from outside."""
+
+
+class Checkpoint(NamedTuple):
+    """What a run needs to go on after `round`."""
+
+    round: int
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def save_checkpoint(
+    folder: Path, round: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]
+) -> Path:
+    """Save what is known after `round` as `<folder>/checkpoints/round_0000`, and remove the oldest ones.
+
+    Args:
+        folder: of the run.
+        round: the finished round, greater than those saved before.
+        tensors: on any device.
+        state: anything JSON can hold.
+
+    Returns:
+        The checkpoint's folder. It appears complete or not at all, whenever the process is killed. Waiting
+        for the disk would slow short rounds, so a power cut can damage it; `latest_checkpoint` tells.
+    """
+    parent = folder / "checkpoints"
+    final = parent / f"round_{round:04d}"
+    temporary = parent / f".{final.name}.tmp"
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    temporary.mkdir(parents=True)
+    # Tensors may be views of one another, which the format does not know.
+    content = safetensors.torch.save({name: _detach(tensor) for name, tensor in tensors.items()})
+    header = {"round": round, "tensors_crc32": zlib.crc32(content), "state": dict(state)}
+    (temporary / TENSORS_FILE).write_bytes(content)
+    (temporary / STATE_FILE).write_text(json.dumps(header))
+    os.replace(temporary, final)
+    for _, outdated in _checkpoints(folder)[:-KEPT]:
+        shutil.rmtree(outdated)
+    return final
+
+
+def latest_round(folder: Path) -> int | None:
+    """The newest round saved in the run `folder`; None when there is none."""
+    checkpoints = _checkpoints(folder)
+    return checkpoints[-1][0] if checkpoints else None
+
+
+def latest_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint of the run `folder`, tensors on the CPU; None when there is none.
+
+    Raises:
+        InputError: its files are damaged.
+    """
+    checkpoints = _checkpoints(folder)
+    if not checkpoints:
+        return None
+    round, path = checkpoints[-1]
+    header = _read_header(path / STATE_FILE)
+    content = _read(path / TENSORS_FILE)
+    if zlib.crc32(content) != header["tensors_crc32"]:
+        raise InputError(
+            f"{path / TENSORS_FILE}: found other bytes than were written, expected an intact checkpoint"
+        )
+    return Checkpoint(round, safetensors.torch.load(content), header["state"])
+
+
+def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """Round and folder of every checkpoint, oldest first; those being written start with a dot."""
+    paths = (folder / "checkpoints").glob("round_*")
+    return sorted((int(path.name.removeprefix("round_")), path) for path in paths)
+
+
+def _detach(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    content = _read(path)
+    try:
+        header = json.loads(content)
+        return {key: header[key] for key in ("round", "tensors_crc32", "state")}
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"{path}: found no checkpoint state ({error}), expected an intact checkpoint"
+        ) from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: found no readable file, expected an intact checkpoint") from error

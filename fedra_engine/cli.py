@@ -1,0 +1,81 @@
+"""What all launchers share: options made from a dataclass, and bad input as one line and exit code 2.
+
+Nothing here imports torch, so that `--help` and a mistyped option answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
+
+from jsonargparse import ArgumentParser, Namespace
+
+from fedra_engine.cli_errors import describe_parser_error, describe_type, field_types, is_optional
+from fedra_engine.errors import InputError
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+Config = TypeVar("Config")
+
+
+def exit_code(main: Callable[[], None]) -> int:
+    """Run `main`; bad input becomes one line on stderr and 2, an interrupt 130, as shells have it."""
+    try:
+        main()
+    except InputError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def hide_library_progress() -> None:
+    """Keep the progress bars of Hugging Face libraries, imported later, out of output that is no terminal."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+
+def build_parser(config_class: type[Any], description: str) -> ArgumentParser:
+    """Options `--config`, `--print_config` and one for every field of `config_class`, dots between levels."""
+    parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="YAML file with values for the fields below.")
+    parser.add_class_arguments(config_class)
+    return parser
+
+
+def parse_config(parser: ArgumentParser, config_class: type[Config], arguments: Sequence[str]) -> Config:
+    """The `config_class` that `arguments` describe to its parser.
+
+    Raises:
+        InputError: an unknown option or field, or a value of another type than the field's.
+    """
+    try:
+        values = parser.parse_args(list(arguments))
+    except (argparse.ArgumentError, UnicodeDecodeError) as error:
+        raise InputError(describe_parser_error(str(error), config_class, arguments)) from error
+    _check_values(values, config_class)
+    instances = parser.instantiate(values)
+    config: Config = config_class(**{name: instances[name] for name in field_types(config_class)})
+    return config
+
+
+def _check_values(values: Namespace, config_class: type[Any], prefix: str = "") -> None:
+    """What the parser lets through in files: null for any field, and anything for a group of fields."""
+    for name, kind in field_types(config_class).items():
+        value = values[name]
+        if is_dataclass(kind):
+            if not isinstance(value, Namespace):
+                names = ", ".join(field.name for field in fields(kind))
+                raise InputError(f"{prefix}{name}: found {value!r}, expected fields of it: {names}")
+            assert isinstance(kind, type)
+            _check_values(value, kind, f"{prefix}{name}.")
+        elif value is None and not is_optional(kind):
+            raise InputError(f"{prefix}{name}: found null, expected {describe_type(kind)}")

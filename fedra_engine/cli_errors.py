@@ -1,0 +1,101 @@
+"""The argument parser's complaints as one line: the field, what was found, what was expected."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import is_dataclass
+from difflib import get_close_matches
+from itertools import pairwise
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
+
+
+def field_types(config_class: type[Any]) -> dict[str, Any]:
+    """Type of every field of a dataclass."""
+    return get_type_hints(config_class)
+
+
+def is_optional(kind: Any) -> bool:
+    """Whether null is a value of the type."""
+    return NoneType in get_args(kind)
+
+
+def describe_type(kind: Any) -> str:
+    """A type in words: `a whole number or null`."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, inner))}"
+    if origin in (Union, UnionType):
+        return " or ".join(map(describe_type, inner))
+    if origin is list:
+        return f"a list ({describe_type(inner[0])} each)"
+    if origin is tuple:
+        return f"a list of {len(inner)} ({describe_type(inner[0])} each)"
+    return _NAMES[kind]
+
+
+def describe_parser_error(message: str, config_class: type[Any], arguments: Sequence[str]) -> str:
+    """Say in one line what jsonargparse says in several.
+
+    Args:
+        message: of the parser's exception.
+        config_class: what is parsed.
+        arguments: what the parser was given, to name the configuration file.
+    """
+    text = " ".join(message.split())
+    if match := re.match(r"unrecognized arguments: (\S+)", text):
+        found = match[1].partition("=")[0]
+        return f"{found}: found an unknown option, expected {_known(found.lstrip('-'), config_class, '--')}"
+    if match := re.match(r"(?:Group '(.*?)' does not accept option|Option) '(.*?)'", text):
+        found = ".".join(part for part in match.groups() if part)
+        return f"{found}: found an unknown field{_file(arguments)}, expected {_known(found, config_class)}"
+    if match := re.match(r'Parser key "(.*?)": .*(?:Got|Given) value: (.*)', text):
+        kind = _type_of_field(match[1].split("."), config_class)
+        if kind is not None:
+            return f"{match[1]}: found {match[2] or 'nothing'}, expected {describe_type(kind)}"
+    if match := re.match(r"argument --(\S+): expected one argument", text):
+        return f"{match[1]}: found no value, expected one"
+    if match := re.match(r'Parser key "(.*?)": Unable to load config (\'.*?\')', text):
+        return f"{match[1]}: found {match[2]}, expected a YAML file, or options --{match[1]}.<field>"
+    if match := re.match(r"Unexpected config:(.*)", text):
+        return f"config: found {match[1].strip() or 'nothing'}{_file(arguments)}, expected fields and values"
+    # What is left is about a file that is none or no YAML, or rare enough to stay in the parser's words.
+    text = text.removeprefix('Parser key "config": ')
+    return f"config: {text}{_file(arguments)}; expected a YAML file of fields and values"
+
+
+def _known(found: str, config_class: type[Any], prefix: str = "") -> str:
+    matches = get_close_matches(found, list(_field_names(config_class)), n=1)
+    hint = f" (did you mean {prefix}{matches[0]}?)" if matches else ""
+    return f"one that --help lists{hint}"
+
+
+def _field_names(config_class: type[Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of all fields."""
+    for name, kind in field_types(config_class).items():
+        yield f"{prefix}{name}"
+        if is_dataclass(kind):
+            assert isinstance(kind, type)
+            yield from _field_names(kind, f"{prefix}{name}.")
+
+
+def _file(arguments: Sequence[str]) -> str:
+    """The configuration files among the arguments, as an addition to a message."""
+    files = [after for option, after in pairwise(arguments) if option == "--config"]
+    files += [
+        argument.removeprefix("--config=") for argument in arguments if argument.startswith("--config=")
+    ]
+    return f" in {', '.join(files)}" if files else ""
+
+
+def _type_of_field(path: Sequence[str], config_class: type[Any]) -> Any:
+    kind: Any = config_class
+    for name in path:
+        if not is_dataclass(kind):
+            return None
+        assert isinstance(kind, type)
+        kind = field_types(kind).get(name)
+    return None if kind is None or is_dataclass(kind) else kind

@@ -1,0 +1,119 @@
+"""Put an experiment together: from its configuration to data, clients, model, method and executor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedra_engine.config import ExperimentConfig
+from fedra_engine.data.partition import dirichlet_partition
+from fedra_engine.data.preprocessing import preprocess, preprocessing_for
+from fedra_engine.data.samples import Samples
+from fedra_engine.data.sources import DomainData, load_source
+from fedra_engine.errors import InputError
+from fedra_engine.evaluation import Evaluator
+from fedra_engine.execution.executor import Executor
+from fedra_engine.execution.sequential import SequentialExecutor
+from fedra_engine.execution.sweep import SweepExecutor
+from fedra_engine.execution.sweep_model import SweepModel
+from fedra_engine.federation.clients import Clients, capacities_by_domain
+from fedra_engine.federation.sampling import check_sampling
+from fedra_engine.methods.base import Federation, Method
+from fedra_engine.methods.registry import make_method
+from fedra_engine.models.adapters import initial_adapters
+from fedra_engine.models.foundation import Foundation, load_pretrained, make_foundation, resolve_model_path
+from fedra_engine.models.state import GlobalState
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything the round loop needs."""
+
+    domains: list[str]
+    classes: list[str]
+    train: Samples
+    clients: Clients
+    foundation: Foundation
+    method: Method
+    executor: Executor
+    evaluator: Evaluator
+    initial_state: GlobalState
+
+
+def build_experiment(config: ExperimentConfig, device: torch.device) -> Experiment:
+    """Load the data and the model, divide the data among the clients, set up method and executor.
+
+    Raises:
+        InputError: something in the configuration cannot be used.
+    """
+    if config.trace and config.lora.dropout > 0:
+        raise InputError(f"trace: found true with lora.dropout {config.lora.dropout}, expected lora.dropout 0")
+    data = load_source(config.data, config.seed)
+    model = load_pretrained(config.model, classes=len(data.classes)).to(device)
+    if model.main_input_name != "pixel_values":
+        raise InputError(
+            f"model.path: found a {model.config.model_type} model, which takes {model.main_input_name}, "
+            f"expected an image model for data.source {config.data.source}"
+        )
+    foundation = make_foundation(
+        model, config.lora, classes=len(data.classes), block_path=config.model.block_path
+    )
+    clients = _make_clients(config, data, foundation.depth)
+    preprocessing = preprocessing_for(
+        resolve_model_path(config.model.path), model.config, config.data.image_size
+    )
+    train, test = preprocess(data.train, preprocessing), preprocess(data.test, preprocessing)
+    sweep_model = SweepModel(foundation, _examples(train, device, foundation.dtype))
+    return Experiment(
+        domains=data.domains,
+        classes=data.classes,
+        train=train,
+        clients=clients,
+        foundation=foundation,
+        method=make_method(Federation(config.method, clients, foundation.depth, config.seed)),
+        executor=_make_executor(config, foundation, sweep_model, train),
+        evaluator=Evaluator(foundation, sweep_model, test, config.lora, data.domains),
+        initial_state=_initial_state(foundation, config.seed, device),
+    )
+
+
+def _make_clients(config: ExperimentConfig, data: DomainData, depth: int) -> Clients:
+    domains = np.asarray(data.train["domain"], dtype=np.int64)
+    samples = dirichlet_partition(
+        np.asarray(data.train["label"], dtype=np.int64),
+        domains,
+        clients_per_domain=config.data.clients_per_domain,
+        alpha=config.data.dirichlet_alpha,
+        min_samples=config.data.min_samples,
+        seed=config.seed,
+    )
+    client_domains = np.repeat(np.arange(len(data.domains)), config.data.clients_per_domain)
+    capacities = capacities_by_domain(config.clients.capacities, client_domains, depth)
+    clients = Clients(samples, client_domains, capacities)
+    check_sampling(config.clients, clients)
+    return clients
+
+
+def _make_executor(
+    config: ExperimentConfig, foundation: Foundation, sweep_model: SweepModel, train: Samples
+) -> Executor:
+    if config.execution.executor == "sequential":
+        return SequentialExecutor(foundation, train, config.lora)
+    return SweepExecutor(foundation, sweep_model, train, config.lora, lanes=config.execution.lanes)
+
+
+def _initial_state(foundation: Foundation, seed: int, device: torch.device) -> GlobalState:
+    dtype = foundation.adapter_dtype
+    adapters = initial_adapters(foundation.adapters, foundation.depth, seed=seed, dtype=dtype)
+    return GlobalState(adapters.to(device), foundation.initial_head())
+
+
+def _examples(
+    samples: Samples, device: torch.device, dtype: torch.dtype
+) -> Callable[[int], dict[str, Tensor]]:
+    # The same sample again and again will do: only shapes are looked at.
+    return lambda count: samples.inputs(torch.zeros(count, dtype=torch.int64), device, dtype)

@@ -1,0 +1,109 @@
+"""What a run says: a live display in a terminal, plain lines elsewhere, and all of it in a log."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import mean
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.table import Table
+
+from fedra_engine.config import ExperimentConfig
+from fedra_engine.reporting.progress import LiveProgress, Meter
+
+Accuracies = Mapping[str, float]
+"""Top-1 accuracy (0…1) by domain."""
+
+
+class Reporter:
+    """Tells a person how a run goes; a context manager that owns the live display and the log file."""
+
+    def __init__(self, log_file: Path, console: Console | None = None) -> None:
+        """Append to `log_file`; write to `console`, which is stdout if not given."""
+        self._console = Console(highlight=False) if console is None else console
+        self._log = logging.FileHandler(log_file, encoding="utf-8")
+        self._log.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
+        self._meter = Meter()
+        self._live = LiveProgress(self._console, self._meter) if self._console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+        if error is not None:
+            self._write_log(f"stopped: {type(error).__name__}: {error}")
+        self._log.close()
+
+    def start(self, config: ExperimentConfig, facts: Mapping[str, str | int | float]) -> None:
+        """Show what the experiment consists of, each fact under its name."""
+        facts = {"method": f"{config.method.name}, {config.rounds} rounds, seed {config.seed}", **facts}
+        width = max(map(len, facts))
+        for name, value in facts.items():
+            self.message(f"{name:<{width}}  {value}")
+
+    def message(self, text: str) -> None:
+        """Say something."""
+        self._print(text)
+        self._write_log(text)
+
+    def round_started(self, round: int, rounds: int, participants: int) -> None:
+        """Round `round` (from 0) of `rounds` begins."""
+        self._meter.round_started(round, rounds, participants)
+        if self._live is not None:
+            self._live.start()
+
+    def clients_done(self, count: int, samples: int, loss: float) -> None:
+        """`count` more clients have trained on `samples` samples; `loss` is the mean of the round so far."""
+        self._meter.clients_done(count, samples, loss)
+
+    def round_finished(self, record: Mapping[str, Any]) -> None:
+        """The round with these metrics is over. Plain output gets a line of it; the log gets all of it."""
+        self._meter.round_finished()
+        line = f"round {self._meter.round_text()}  {self._meter.status_text()}"
+        if self._live is None:
+            self._print(line)
+        self._write_log(f"{line}  {dict(record)}")
+
+    def evaluated(self, round: int, accuracy: Accuracies) -> None:
+        """The global model after `round` has this accuracy."""
+        by_domain = "  ".join(f"{domain} {_percent(value)}" for domain, value in accuracy.items())
+        self.message(f"accuracy after round {round + 1}: {_percent(mean(accuracy.values()))}  ({by_domain})")
+
+    def finished(self, frozen: Accuracies, tuned: Accuracies, control: Accuracies | None) -> None:
+        """Show the accuracies before and after, and those of the full-depth control where it is known."""
+        if self._live is not None:
+            self._live.stop()
+        rows = {"frozen": frozen, "tuned": tuned} | ({"control": control} if control else {})
+        self._print("")
+        self._console.print(_table(rows, list(tuned)))
+        for name, accuracy in rows.items():
+            values = "  ".join(f"{domain} {_percent(value)}" for domain, value in accuracy.items())
+            self._write_log(f"{name}: {_percent(mean(accuracy.values()))}  ({values})")
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    def _write_log(self, text: str) -> None:
+        self._log.emit(logging.makeLogRecord({"msg": text}))
+
+
+def _table(rows: Mapping[str, Accuracies], domains: list[str]) -> Table:
+    table = Table("accuracy (%)", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in (*domains, "average"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, accuracy in rows.items():
+        values = [accuracy[domain] for domain in domains]
+        table.add_row(name, *(_percent(value) for value in (*values, mean(values))))
+    return table
+
+
+def _percent(accuracy: float) -> str:
+    return f"{100 * accuracy:.1f}"

@@ -1,0 +1,108 @@
+"""How far a run is and how fast it goes, in numbers and as bars."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+REFRESHES_PER_SECOND = 2
+"""Drawing takes milliseconds of the processor that trains."""
+BAR_WIDTH = 32
+
+
+class Meter:
+    """Counts rounds, clients and samples, and measures the time they take."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        """`clock` returns seconds."""
+        self._clock = clock
+        self.rounds = 0
+        self.rounds_done = 0
+        self.participants = 0
+        self.clients = 0
+        self._loss = math.nan
+        self._samples = 0
+        self._first_round = 0
+        self._began: float | None = None
+        self._round_began = 0.0
+        self._round_seconds = 0.0
+
+    def round_started(self, round: int, rounds: int, participants: int) -> None:
+        """Count from nothing again."""
+        now = self._clock()
+        if self._began is None:
+            self._began, self._first_round = now, round
+        self.rounds, self.rounds_done, self.participants = rounds, round, participants
+        self.clients, self._samples = 0, 0
+        self._round_began = now
+
+    def clients_done(self, count: int, samples: int, loss: float) -> None:
+        """Count clients and their samples; `loss` is the mean of the round so far."""
+        self.clients += count
+        self._samples += samples
+        self._loss = loss
+        self._round_seconds = self._clock() - self._round_began
+
+    def round_finished(self) -> None:
+        """Count the round."""
+        self.rounds_done += 1
+        self._round_seconds = self._clock() - self._round_began
+
+    def round_text(self) -> str:
+        """`3/60`."""
+        return f"{self.rounds_done:>{len(str(self.rounds))}}/{self.rounds}"
+
+    def status_text(self) -> str:
+        """Loss, speed and remaining time."""
+        speed = self._samples / self._round_seconds if self._round_seconds else 0.0
+        return f"loss {self._loss:.4f}  {self.clients} clients  {speed:,.0f} samples/s  ETA {self._eta()}"
+
+    def _eta(self) -> str:
+        """Time that the remaining rounds take if they are like those of this process."""
+        done = self.rounds_done - self._first_round
+        if self._began is None or done == 0:
+            return "-:--:--"
+        seconds = (self._clock() - self._began) / done * (self.rounds - self.rounds_done)
+        return str(timedelta(seconds=round(seconds)))
+
+
+class LiveProgress:
+    """Bars of the rounds and of the round's clients, drawn at intervals from what a meter says then."""
+
+    def __init__(self, console: Console, meter: Meter) -> None:
+        """Draw on `console`, which must be a terminal."""
+        self._meter = meter
+        self._live = Live(
+            console=console,
+            get_renderable=self._draw,
+            refresh_per_second=REFRESHES_PER_SECOND,
+            transient=True,
+        )
+
+    def start(self) -> None:
+        """Draw from now on; nothing changes when already drawing."""
+        self._live.start()
+
+    def stop(self) -> None:
+        """Take the bars away."""
+        self._live.stop()
+
+    def _draw(self) -> RenderableType:
+        meter = self._meter
+        bars = Table.grid(padding=(0, 1))
+        for name, done, total in (
+            ("rounds", meter.rounds_done, meter.rounds),
+            ("clients", meter.clients, meter.participants),
+        ):
+            bars.add_row(
+                name, ProgressBar(total=total or 1, completed=done, width=BAR_WIDTH), f"{done}/{total}"
+            )
+        return Group(bars, Text(meter.status_text()))

@@ -1,0 +1,132 @@
+"""The folder that a run leaves behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedra_engine.config import ExperimentConfig
+from fedra_engine.errors import InputError
+
+
+class RunFolder:
+    """`<output_dir>/<name>/`: config.yaml, run.log, metrics.jsonl, summary.json and what others add."""
+
+    def __init__(self, path: Path) -> None:
+        """For `create` and `open`."""
+        self.path = path
+
+    @classmethod
+    def create(cls, config: ExperimentConfig) -> RunFolder:
+        """A new folder with `config` in it.
+
+        Raises:
+            InputError: `config.name` is taken, or the folder cannot be made.
+        """
+        path = Path(config.output_dir) / (config.name or _default_name(config))
+        if config.name is None:
+            path = _first_free(path)
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError as error:
+            raise InputError(
+                f"name: found a run in {path}, expected a new name (or --resume {path})"
+            ) from error
+        except OSError as error:
+            raise InputError(
+                f"output_dir: cannot make {path}: {error.strerror}; expected a writable folder"
+            ) from error
+        folder = cls(path)
+        folder.write_config(config)
+        return folder
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """The folder of an earlier run.
+
+        Raises:
+            InputError: there is no run at `path`.
+        """
+        folder = cls(Path(path))
+        if not folder.config_file.is_file():
+            raise InputError(f"resume: found no {folder.config_file}, expected the folder of an earlier run")
+        return folder
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved configuration; `--config` with it repeats the experiment in a new folder."""
+        return self.path / "config.yaml"
+
+    @property
+    def log_file(self) -> Path:
+        """What the run said, with times."""
+        return self.path / "run.log"
+
+    @property
+    def metrics_file(self) -> Path:
+        """One JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def summary_file(self) -> Path:
+        """The results, written at the end."""
+        return self.path / "summary.json"
+
+    def write_config(self, config: ExperimentConfig) -> None:
+        """Write the resolved configuration, without the name, which is this folder's."""
+        values = dataclasses.asdict(dataclasses.replace(config, name=None))
+        _write_whole(self.config_file, yaml.safe_dump(values, sort_keys=False))
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Add a record; it is in the file when this returns."""
+        with self.metrics_file.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All complete records, oldest first; a line cut short by a crash does not count."""
+        if not self.metrics_file.exists():
+            return []
+        lines = self.metrics_file.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def rewind(self, last_round: int) -> None:
+        """Forget the records of rounds after `last_round` (-1: all), which a resumed run will repeat."""
+        kept = [record for record in self.read_metrics() if record["round"] <= last_round]
+        _write_whole(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept))
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write the results."""
+        _write_whole(self.summary_file, json.dumps(summary, indent=2) + "\n")
+
+    def discard(self) -> None:
+        """Remove the folder and what is in it."""
+        shutil.rmtree(self.path)
+
+
+def _default_name(config: ExperimentConfig) -> str:
+    model = Path(config.model.path).name
+    return f"{config.method.name}-{model}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _first_free(path: Path) -> Path:
+    """`path`, or with a number behind it when another run began in the same second."""
+    free, number = path, 1
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file so that readers see the old or the new content, never part of it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)

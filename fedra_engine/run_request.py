@@ -1,0 +1,103 @@
+"""What the command line of `simulate` asks for: a new run, or to go on with one."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from fedra_engine.cli import build_parser, parse_config
+from fedra_engine.config import ExperimentConfig
+from fedra_engine.errors import InputError
+from fedra_engine.reporting.run_folder import RunFolder
+from fedra_engine.validation import validate
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """An experiment and the earlier run to go on with, if any."""
+
+    config: ExperimentConfig
+    resumed: RunFolder | None
+
+    @contextmanager
+    def open_folder(self) -> Iterator[RunFolder]:
+        """The run's folder. A new one goes away again when the input turns out to be bad before any round.
+
+        Raises:
+            InputError: the folder's name is taken, or the earlier run is past `config.rounds` already.
+        """
+        if self.resumed is not None:
+            self._prepare(self.resumed)
+            yield self.resumed
+            return
+        folder = RunFolder.create(self.config)
+        try:
+            yield folder
+        except InputError:
+            if not folder.read_metrics():
+                folder.discard()
+            raise
+
+    def _prepare(self, folder: RunFolder) -> None:
+        from fedra_engine.checkpoint import latest_round
+
+        last = latest_round(folder.path)
+        if last is not None and self.config.rounds <= last:
+            raise InputError(
+                f"rounds: found {self.config.rounds}, expected at least the {last + 1} done in {folder.path}"
+            )
+        folder.write_config(self.config)
+        folder.rewind(-1 if last is None else last)
+
+
+def parse_request(arguments: Sequence[str], description: str) -> RunRequest:
+    """Read the options of `simulate`: those of the experiment's configuration, and `--resume`.
+
+    Raises:
+        InputError: the options cannot be used.
+    """
+    parser = build_parser(ExperimentConfig, description)
+    parser.add_argument(
+        "--resume",
+        metavar="FOLDER",
+        default=argparse.SUPPRESS,
+        help="Go on with the run in FOLDER and its own config.yaml; only a larger --rounds may be given too.",
+    )
+    resumed, rounds = _parse_resume(arguments)
+    if resumed is None:
+        config = parse_config(parser, ExperimentConfig, arguments)
+        validate(config)
+        return RunRequest(config, None)
+    before = parse_config(parser, ExperimentConfig, ["--config", str(resumed.config_file)])
+    if rounds is None:
+        return RunRequest(before, resumed)
+    config = parse_config(
+        parser, ExperimentConfig, ["--config", str(resumed.config_file), "--rounds", rounds]
+    )
+    validate(config)
+    if config.rounds != before.rounds and config.training.lr_schedule != "constant":
+        raise InputError(
+            f"rounds: found {config.rounds}, expected {before.rounds} as before, because the "
+            f"{config.training.lr_schedule} learning rate schedule depends on it"
+        )
+    return RunRequest(config, resumed)
+
+
+def _parse_resume(arguments: Sequence[str]) -> tuple[RunFolder | None, str | None]:
+    """The folder to resume and the value of `--rounds` beside it; nothing without `--resume`."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--resume")
+    parser.add_argument("--rounds")
+    try:
+        options, others = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise InputError(
+            f"{str(error.argument_name).removeprefix('--')}: found no value, expected one"
+        ) from error
+    if options.resume is None or {"-h", "--help"} & set(others):
+        return None, None
+    if others:
+        raise InputError(f"resume: found {others[0]} beside it, expected no other option than --rounds")
+    return RunFolder.open(options.resume), options.rounds

@@ -1,0 +1,79 @@
+"""Write down a round so completely that somebody else's code can recompute it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from fedra_engine.data.samples import Samples
+from fedra_engine.execution.work import ClientUpdates, LocalWork
+from fedra_engine.federation.allocation import Allocation
+from fedra_engine.models.foundation import Foundation
+from fedra_engine.models.state import GlobalState, head_tensors, named_tensors
+
+_PORTION = 1024
+
+
+def write_inputs(folder: Path, samples: Samples, foundation: Foundation) -> None:
+    """`trace/inputs.safetensors`: the preprocessed training tensors, `inputs` [samples, …] and `labels` [samples]."""
+    device = torch.device("cpu")
+    portions = [
+        samples.inputs(rows, device, foundation.dtype) for rows in torch.arange(len(samples.labels)).split(_PORTION)
+    ]
+    # An image model has one input tensor; models with several keep their names.
+    names = list(portions[0])
+    tensors = {
+        "inputs" if len(names) == 1 else f"inputs.{name}": torch.cat([portion[name] for portion in portions])
+        for name in names
+    }
+    target = folder / "trace" / "inputs.safetensors"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors | {"labels": samples.labels.contiguous()}, target)
+
+
+class RoundTrace:
+    """`trace/round_NNNN/`: the allocation, every client's batches, and adapters and heads before and after."""
+
+    def __init__(self, folder: Path, foundation: Foundation, work: LocalWork, allocation: Allocation) -> None:
+        self._folder = folder / "trace" / f"round_{work.round:04d}"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._foundation = foundation
+        np.save(self._folder / "allocation.npy", allocation)
+        clients = work.clients
+        participants = [
+            {
+                "client": client,
+                "domain": int(clients.domains[client]),
+                "samples": len(clients.samples[client]),
+                "capacity": int(clients.capacities[client]),
+            }
+            for client in work.participants.tolist()
+        ]
+        self._write_json("participants", participants)
+        self._write_json(
+            "batches",
+            {str(c): [batch.tolist() for batch in work.batches(c)] for c in work.participants.tolist()},
+        )
+
+    def write_state(self, name: str, state: GlobalState) -> None:
+        """`<name>.safetensors`: the whole global state."""
+        tensors = named_tensors(state, self._foundation.adapters, self._foundation.head)
+        save_file(tensors, self._folder / f"{name}.safetensors")
+
+    def write_updates(self, updates: ClientUpdates) -> None:
+        """`client_<id>.safetensors`: the adapters of the blocks each client held, by global index, and its head."""
+        owners = torch.from_numpy(updates.slot_owners)
+        for position, client in enumerate(updates.clients.tolist()):
+            tensors = head_tensors(updates.heads[updates.head_rows[position]], self._foundation.head)
+            mine = owners == position
+            for block, slot in zip(updates.slot_blocks[mine.numpy()], updates.adapters[updates.slots[mine]], strict=True):
+                for name, factor in self._foundation.adapters.named_factors(slot):
+                    tensors[f"blocks.{block}.{name}"] = factor.contiguous()
+            save_file(tensors, self._folder / f"client_{client}.safetensors")
+
+    def _write_json(self, name: str, content: object) -> None:
+        (self._folder / f"{name}.json").write_text(json.dumps(content))

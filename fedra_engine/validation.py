@@ -1,0 +1,112 @@
+"""What the values of a configuration must be, as far as the configuration alone can tell."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+from fedra_engine.config import ExperimentConfig
+from fedra_engine.errors import InputError
+
+
+@dataclass(frozen=True)
+class Range:
+    """Values a number may have, and how to say so."""
+
+    description: str
+    contains: Callable[[float], bool]
+
+
+COUNT = Range("a whole number from 1 up", lambda value: value >= 1)
+NATURAL = Range("a whole number from 0 up", lambda value: value >= 0)
+POSITIVE = Range("a finite number above 0", lambda value: 0 < value < math.inf)
+NON_NEGATIVE = Range("a finite number from 0 up", lambda value: 0 <= value < math.inf)
+FRACTION = Range("a number between 0 and 1, both excluded", lambda value: 0 < value < 1)
+DECAY = Range("a number from 0 to below 1", lambda value: 0 <= value < 1)
+
+RANGES = {
+    "rounds": COUNT,
+    "seed": NATURAL,
+    "evaluate_every": COUNT,
+    "data.image_size": COUNT,
+    "data.test_fraction": FRACTION,
+    "data.clients_per_domain": COUNT,
+    "data.dirichlet_alpha": POSITIVE,
+    "data.min_samples": COUNT,
+    "lora.rank": COUNT,
+    "lora.alpha": POSITIVE,
+    "lora.dropout": DECAY,
+    "clients.capacities": COUNT,
+    "clients.participants": COUNT,
+    "training.lr": POSITIVE,
+    "training.momentum": DECAY,
+    "training.betas": DECAY,
+    "training.eps": POSITIVE,
+    "training.weight_decay": NON_NEGATIVE,
+    "training.clip_norm": POSITIVE,
+    "training.batch_size": COUNT,
+    "training.local_epochs": COUNT,
+    "training.max_local_steps": COUNT,
+    "execution.lanes": COUNT,
+}
+"""Every numeric field; of a list or tuple, each entry."""
+
+
+def validate(config: ExperimentConfig) -> None:
+    """Check what the configuration alone can tell.
+
+    Raises:
+        InputError: the first value that cannot be used.
+    """
+    for field, allowed in RANGES.items():
+        value: Any = reduce(getattr, field.split("."), config)
+        entries = value if isinstance(value, list | tuple) else [value]
+        for entry in entries:
+            if entry is not None and not allowed.contains(entry):
+                raise InputError(f"{field}: found {entry}, expected {allowed.description}")
+    _check_names(config)
+    _check_data(config)
+    _check_target_modules(config.lora.target_modules)
+    if not config.clients.capacities:
+        raise InputError(
+            "clients.capacities: found an empty list, expected one entry, or one for each domain"
+        )
+
+
+def _check_names(config: ExperimentConfig) -> None:
+    if config.name is not None and (config.name in ("", ".", "..") or "/" in config.name):
+        raise InputError(f"name: found {config.name!r}, expected the name of one folder in output_dir")
+    for field, value in (("output_dir", config.output_dir), ("model.path", config.model.path)):
+        if not value:
+            raise InputError(f"{field}: found an empty text, expected a path")
+
+
+def _check_data(config: ExperimentConfig) -> None:
+    data = config.data
+    if data.source == "image_folder" and not data.root:
+        raise InputError(
+            "data.root: found none with data.source image_folder, expected the folder of the images"
+        )
+    if data.source == "digits" and data.root is not None:
+        raise InputError(
+            f"data.root: found {data.root!r} with data.source digits, expected data.source image_folder"
+        )
+    repeated = [domain for domain in data.domains if data.domains.count(domain) > 1]
+    if repeated:
+        raise InputError(f"data.domains: found {repeated[0]!r} more than once, expected every domain once")
+
+
+def _check_target_modules(target_modules: list[str] | str) -> None:
+    if not target_modules:
+        raise InputError("lora.target_modules: found nothing, expected name endings or a regular expression")
+    if isinstance(target_modules, str):
+        try:
+            re.compile(target_modules)
+        except re.error as error:
+            raise InputError(
+                f"lora.target_modules: found {target_modules!r} ({error}), expected a regular expression"
+            ) from error

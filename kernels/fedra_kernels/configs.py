@@ -1,0 +1,54 @@
+"""Launch configurations: one table per kernel, by architecture and shape class; nothing is tuned at run time.
+
+A configuration depends on the architecture, the dtype and the bank's rank alone. It never depends on the rows
+of a launch, so that a client's result cannot depend on the clients it shares the launch with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .dispatch import architecture
+
+MAX_RANK = 128
+NARROW_RANK = 32
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Block shape and launch options of one kernel; unused extents are 1."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+    @property
+    def options(self) -> dict[str, int]:
+        return {"num_warps": self.warps, "num_stages": self.stages}
+
+
+ConfigTable = Mapping[str, Mapping[str, Tile]]
+"""Tile by architecture (sm_80, sm_90, sm_100, gfx942, small, interpreter), then by shape class."""
+
+
+def shape_class(dtype: torch.dtype, rank: int) -> str:
+    """`float` for fp32, `narrow` and `wide` for 16-bit dtypes with rank up to 32 and up to 128."""
+    if dtype == torch.float32:
+        return "float"
+    return "narrow" if rank <= NARROW_RANK else "wide"
+
+
+def choose(table: ConfigTable, tensor: Tensor, rank: int) -> Tile:
+    """The tile for a launch on the tensor's device, in its dtype, with an adapter bank of this rank."""
+    return table[architecture(tensor.device)][shape_class(tensor.dtype, rank)]
+
+
+def rank_block(rank: int) -> int:
+    """The rank padded to what tl.dot takes: a power of two of at least 16."""
+    return max(16, 1 << (rank - 1).bit_length())

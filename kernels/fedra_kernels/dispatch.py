@@ -1,0 +1,103 @@
+"""Which path an op takes, how its kernels are registered with torch, and how they are launched.
+
+CUDA, ROCm and meta tensors take the Triton path; CPU tensors take torch, or Triton's interpreter where
+TRITON_INTERPRET=1 was set before the import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, TypeVar
+
+import torch
+import triton
+from torch import Tensor
+
+from . import interpreter
+
+Launcher = TypeVar("Launcher", bound=Callable[..., Any])
+
+INTERPRETED: bool = triton.knobs.runtime.interpret
+if INTERPRETED:
+    interpreter.repair()
+
+LIBRARY = torch.library.Library("fedra_kernels", "DEF")
+
+
+class Compilation:
+    """Launches compile for one architecture and run nothing; see `aot.compile_only`."""
+
+    def __init__(self, architecture: str) -> None:
+        self.architecture = architecture
+        self.kernels: list[tuple[str, Any]] = []
+        """The name and the compiled kernel of each launch."""
+
+
+_compilation: Compilation | None = None
+
+
+def set_compilation(compilation: Compilation | None) -> None:
+    """Make every launch compile only, for the given architecture; None: launch again."""
+    global _compilation
+    _compilation = compilation
+
+
+def use_triton(tensor: Tensor) -> bool:
+    """Whether an op on this tensor runs its Triton kernels."""
+    return tensor.device.type != "cpu" or INTERPRETED or _compilation is not None
+
+
+def architecture(device: torch.device) -> str:
+    """The column of the configuration tables for a device."""
+    if _compilation is not None:
+        return _compilation.architecture
+    if device.type != "cuda":
+        return "interpreter"
+    return _device_architecture(device.index if device.index is not None else torch.cuda.current_device())
+
+
+@cache
+def _device_architecture(index: int) -> str:
+    if torch.version.hip is not None:
+        return "gfx942"
+    major, minor = torch.cuda.get_device_capability(index)
+    return {(8, 0): "sm_80", (9, 0): "sm_90", (10, 0): "sm_100", (10, 3): "sm_100"}.get((major, minor), "small")
+
+
+def dot_precision(tensor: Tensor) -> str:
+    """How tl.dot treats fp32 operands, after torch's own switch; other dtypes ignore it."""
+    return "tf32" if tensor.is_cuda and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+def register(schema: str, fake: Callable[..., Any]) -> Callable[[Launcher], Launcher]:
+    """Register a launcher as the torch.library op `fedra_kernels::<schema>` with a fake implementation."""
+    name = schema.partition("(")[0]
+
+    def decorate(launcher: Launcher) -> Launcher:
+        LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        LIBRARY.impl(name, launcher, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"fedra_kernels::{name}", fake, lib=LIBRARY)
+        op: Launcher = getattr(torch.ops.fedra_kernels, name).default
+        return op
+
+    return decorate
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+    """Launch a Triton kernel on the device of its first argument; an empty grid launches nothing."""
+    if 0 in grid:
+        return
+    # Said aloud, so that an environment variable cannot change the numbers.
+    options["enable_fp_fusion"] = True
+    if _compilation is not None:
+        compiled = kernel.warmup(*args, grid=grid, **options)
+        _compilation.kernels.append((kernel.fn.__name__, compiled))
+        return
+    run = partial(kernel[grid], *args, **options)
+    device = args[0].device
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            run()
+    else:
+        run()

@@ -1,0 +1,259 @@
+"""Frozen product with the grouped low-rank expand in the same kernel: y = x W^T + b + scale_k S B_k^T.
+
+The rows are tiled densely, whatever group they belong to, so that small clients pay for no padding; a table
+says which groups touch a tile, usually one or two. The input gradient dX = dY W + dS A_k is the same kernel
+with W transposed.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .configs import ConfigTable, Tile, choose, rank_block
+from .counter_hash_kernels import keep_entries, row_seeds
+from .dispatch import dot_precision, launch, register
+
+SCHEMA = (
+    "lora_gemm(Tensor x, Tensor weight, Tensor? bias, Tensor shrunk, Tensor expand, Tensor spans, "
+    "Tensor groups, Tensor? scales, float gain, Tensor? keys, int threshold, bool transposed) -> Tensor"
+)
+
+CONFIGS: ConfigTable = {
+    "sm_80": {
+        "narrow": Tile(128, 128, 64, 8, 4),
+        "wide": Tile(128, 128, 32, 8, 4),
+        "float": Tile(64, 64, 32, 4, 3),
+    },
+    "sm_90": {
+        "narrow": Tile(128, 256, 64, 8, 3),
+        "wide": Tile(128, 128, 64, 8, 4),
+        "float": Tile(64, 64, 32, 4, 3),
+    },
+    "sm_100": {
+        "narrow": Tile(128, 256, 64, 8, 3),
+        "wide": Tile(128, 128, 64, 8, 4),
+        "float": Tile(64, 64, 32, 4, 3),
+    },
+    "gfx942": {
+        "narrow": Tile(128, 128, 32, 8, 2),
+        "wide": Tile(128, 128, 32, 8, 2),
+        "float": Tile(64, 64, 32, 4, 2),
+    },
+    "small": {
+        "narrow": Tile(64, 128, 64, 4, 3),
+        "wide": Tile(64, 64, 64, 4, 3),
+        "float": Tile(64, 64, 32, 4, 2),
+    },
+    "interpreter": dict.fromkeys(("narrow", "wide", "float"), Tile(32, 32, 32, 4, 1)),
+}
+
+
+def gemm_tile(x: Tensor, rank: int) -> Tile:
+    return choose(CONFIGS, x, rank)
+
+
+@triton.jit
+def swizzled_tile(program, row_tiles, column_tiles, GROUP: tl.constexpr):
+    """(row tile, column tile) of a program: GROUP row tiles share their weight columns in the L2 cache."""
+    width = GROUP * column_tiles
+    first = program // width * GROUP
+    size = min(row_tiles - first, GROUP)
+    return first + program % width % size, program % width // size
+
+
+@triton.jit
+def expand_operand(ptr, columns, ranks, stride_n, stride_r, N: tl.constexpr, RANK: tl.constexpr):
+    """The slot's factor as [ranks, columns] without its non-finite entries, and which columns had any.
+
+    A tile's rows of other groups meet this factor as zeros times its entries: with an infinite entry of a
+    client that diverged, they would turn to NaN.
+    """
+    mask = (ranks < RANK)[:, None] & (columns < N)[None, :]
+    offsets = columns.to(tl.int64)[None, :] * stride_n + ranks[:, None] * stride_r
+    factor = tl.load(ptr + offsets, mask=mask, other=0.0)
+    wide = factor.to(tl.float32)
+    finite = tl.abs(wide) < float("inf")
+    broken = tl.max(tl.where(finite, 0, 1), axis=0) > 0
+    return tl.where(finite, wide, 0.0).to(factor.dtype), broken
+
+
+@triton.jit
+def lora_gemm_kernel(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    shrunk_ptr,
+    expand_ptr,
+    y_ptr,
+    spans_ptr,
+    groups_ptr,
+    scales_ptr,
+    keys_ptr,
+    rows,
+    row_tiles,
+    stride_weight_n,
+    stride_weight_k,
+    stride_slot,
+    stride_expand_n,
+    stride_expand_r,
+    gain,
+    threshold,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    RANK: tl.constexpr,
+    RANK_BLOCK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    SCALED: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    tile_m, tile_n = swizzled_tile(tl.program_id(0), row_tiles, tl.cdiv(N, BLOCK_N), 8)
+    row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    rank = tl.arange(0, RANK_BLOCK)
+    row_mask = row < rows
+    column_mask = column < N
+    row_offset = row.to(tl.int64)
+
+    # The low-rank product comes first: scale and dropout act on it while it is alone in the accumulator.
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    row_scale = tl.zeros((BLOCK_M,), tl.float32)
+    seeds = tl.zeros((BLOCK_M,), tl.uint32)
+    first = tl.load(spans_ptr + 2 * tile_m)
+    end = tl.load(spans_ptr + 2 * tile_m + 1)
+    for index in range(first, end):
+        group_start = tl.load(groups_ptr + 4 * index)
+        group_end = tl.load(groups_ptr + 4 * index + 1)
+        slot = tl.load(groups_ptr + 4 * index + 2).to(tl.int64)
+        group = tl.load(groups_ptr + 4 * index + 3)
+        own = (row >= group_start) & (row < group_end)
+        shrunk = tl.load(
+            shrunk_ptr + row_offset[:, None] * RANK + rank[None, :],
+            mask=own[:, None] & (rank < RANK)[None, :],
+            other=0.0,
+        )
+        factor, broken = expand_operand(
+            expand_ptr + slot * stride_slot, column, rank, stride_expand_n, stride_expand_r, N, RANK
+        )
+        total = tl.dot(shrunk, factor, total, input_precision=PRECISION)
+        total = tl.where(own[:, None] & broken[None, :], float("nan"), total)
+        if SCALED:
+            row_scale = tl.where(own, tl.load(scales_ptr + group) * gain, row_scale)
+        if DROPOUT:
+            seeds = tl.where(own, row_seeds(keys_ptr, group, row - group_start), seeds)
+    if SCALED:
+        total *= row_scale[:, None]
+    if DROPOUT:
+        total = tl.where(keep_entries(seeds, column, threshold), total, 0.0)
+
+    depth = tl.arange(0, BLOCK_K)
+    x_ptrs = x_ptr + row_offset[:, None] * K + depth[None, :]
+    weight_ptrs = (
+        weight_ptr + column.to(tl.int64)[None, :] * stride_weight_n + depth.to(tl.int64)[:, None] * stride_weight_k
+    )
+    for k in range(0, K, BLOCK_K):
+        x_mask = row_mask[:, None]
+        weight_mask = column_mask[None, :]
+        if K % BLOCK_K != 0:
+            x_mask &= (k + depth < K)[None, :]
+            weight_mask &= (k + depth < K)[:, None]
+        x = tl.load(x_ptrs, mask=x_mask, other=0.0)
+        weight = tl.load(weight_ptrs, mask=weight_mask, other=0.0)
+        total = tl.dot(x, weight, total, input_precision=PRECISION)
+        x_ptrs += BLOCK_K
+        weight_ptrs += BLOCK_K * stride_weight_k
+
+    if HAS_BIAS:
+        total += tl.load(bias_ptr + column, mask=column_mask, other=0.0).to(tl.float32)[None, :]
+    y_ptrs = y_ptr + row_offset[:, None] * N + column[None, :]
+    tl.store(y_ptrs, total.to(y_ptr.dtype.element_ty), mask=row_mask[:, None] & column_mask[None, :])
+
+
+def _fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    shrunk: Tensor,
+    expand: Tensor,
+    spans: Tensor,
+    groups: Tensor,
+    scales: Tensor | None,
+    gain: float,
+    keys: Tensor | None,
+    threshold: int,
+    transposed: bool,
+) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[1 if transposed else 0])
+
+
+@register(SCHEMA, _fake)
+def lora_gemm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    shrunk: Tensor,
+    expand: Tensor,
+    spans: Tensor,
+    groups: Tensor,
+    scales: Tensor | None,
+    gain: float,
+    keys: Tensor | None,
+    threshold: int,
+    transposed: bool,
+) -> Tensor:
+    """x W^T + bias + gain * scale_k S E_k^T for the rows of group k; `transposed`: x W + ... instead.
+
+    x [rows, K], weight [N, K] (transposed: [K, N]), bias [N] or None, shrunk [rows, rank];
+    expand: lora_b [slots, N, rank] (transposed: lora_a [slots, rank, N]);
+    spans, groups: `RowGroups.tiles(gemm_tile(x, rank).rows)`;
+    scales fp32 [groups], or None where shrunk holds them; keys, threshold: dropout of the low-rank product.
+    """
+    rank = shrunk.shape[1]
+    tile = gemm_tile(x, rank)
+    columns, depth = (weight.shape[1], weight.shape[0]) if transposed else (weight.shape[0], weight.shape[1])
+    y = x.new_empty(x.shape[0], columns)
+    strides = weight.stride()
+    expand_strides = expand.stride()
+    order = (1, 0) if transposed else (0, 1)
+    launch(
+        lora_gemm_kernel,
+        (spans.shape[0] * triton.cdiv(columns, tile.columns),),
+        x,
+        weight,
+        bias,
+        shrunk,
+        expand,
+        y,
+        spans,
+        groups,
+        scales,
+        keys,
+        x.shape[0],
+        spans.shape[0],
+        strides[order[0]],
+        strides[order[1]],
+        expand_strides[0],
+        expand_strides[1 + order[0]],
+        expand_strides[1 + order[1]],
+        gain,
+        threshold,
+        N=columns,
+        K=depth,
+        RANK=rank,
+        RANK_BLOCK=rank_block(rank),
+        BLOCK_M=tile.rows,
+        BLOCK_N=tile.columns,
+        BLOCK_K=tile.depth,
+        HAS_BIAS=bias is not None,
+        SCALED=scales is not None,
+        DROPOUT=keys is not None,
+        PRECISION=dot_precision(x),
+        **tile.options,
+    )
+    return y

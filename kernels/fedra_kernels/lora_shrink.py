@@ -1,0 +1,165 @@
+"""Grouped low-rank shrink: S = drop(x) A_k^T for the rows of group k."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .configs import ConfigTable, Tile, choose, rank_block
+from .counter_hash_kernels import keep_entries, row_seeds
+from .dispatch import dot_precision, launch, register
+
+SCHEMA = (
+    "lora_shrink(Tensor x, Tensor factor, Tensor chunks, Tensor? scales, float gain, "
+    "Tensor? keys, int threshold, bool transposed) -> Tensor"
+)
+
+CONFIGS: ConfigTable = {
+    "sm_80": {
+        "narrow": Tile(64, 1, 128, 4, 4),
+        "wide": Tile(64, 1, 64, 4, 3),
+        "float": Tile(64, 1, 32, 4, 3),
+    },
+    "sm_90": {
+        "narrow": Tile(64, 1, 128, 4, 4),
+        "wide": Tile(64, 1, 64, 4, 4),
+        "float": Tile(64, 1, 32, 4, 3),
+    },
+    "sm_100": {
+        "narrow": Tile(128, 1, 128, 4, 3),
+        "wide": Tile(128, 1, 64, 4, 3),
+        "float": Tile(64, 1, 32, 4, 3),
+    },
+    "gfx942": {
+        "narrow": Tile(64, 1, 128, 4, 2),
+        "wide": Tile(64, 1, 64, 4, 2),
+        "float": Tile(64, 1, 32, 4, 2),
+    },
+    "small": {
+        "narrow": Tile(64, 1, 128, 4, 3),
+        "wide": Tile(64, 1, 64, 4, 3),
+        "float": Tile(64, 1, 32, 4, 2),
+    },
+    "interpreter": dict.fromkeys(("narrow", "wide", "float"), Tile(16, 1, 32, 4, 1)),
+}
+
+
+def shrink_tile(x: Tensor, rank: int) -> Tile:
+    return choose(CONFIGS, x, rank)
+
+
+@triton.jit
+def lora_shrink_kernel(
+    x_ptr,
+    factor_ptr,
+    shrunk_ptr,
+    chunks_ptr,
+    scales_ptr,
+    keys_ptr,
+    stride_slot,
+    stride_rank,
+    stride_depth,
+    gain,
+    threshold,
+    K: tl.constexpr,
+    RANK: tl.constexpr,
+    RANK_BLOCK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SCALED: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    chunk = chunks_ptr + 5 * tl.program_id(0)
+    end = tl.load(chunk + 1)
+    slot = tl.load(chunk + 2).to(tl.int64)
+    group = tl.load(chunk + 3)
+    row = tl.load(chunk) + tl.arange(0, BLOCK_M)
+    depth = tl.arange(0, BLOCK_K)
+    rank = tl.arange(0, RANK_BLOCK)
+    row_mask = (row < end)[:, None]
+    rank_mask = (rank < RANK)[None, :]
+    if DROPOUT:
+        seeds = row_seeds(keys_ptr, group, row - tl.load(chunk + 4))
+    x_ptrs = x_ptr + row.to(tl.int64)[:, None] * K + depth[None, :]
+    factor_ptrs = (
+        factor_ptr
+        + slot * stride_slot
+        + rank.to(tl.int64)[None, :] * stride_rank
+        + depth.to(tl.int64)[:, None] * stride_depth
+    )
+    total = tl.zeros((BLOCK_M, RANK_BLOCK), tl.float32)
+    for k in range(0, K, BLOCK_K):
+        inside = k + depth < K
+        x = tl.load(x_ptrs, mask=row_mask & inside[None, :], other=0.0)
+        if DROPOUT:
+            x = tl.where(keep_entries(seeds, k + depth, threshold), x, 0.0)
+        factor = tl.load(factor_ptrs, mask=rank_mask & inside[:, None], other=0.0)
+        total = tl.dot(x, factor, total, input_precision=PRECISION)
+        x_ptrs += BLOCK_K
+        factor_ptrs += BLOCK_K * stride_depth
+    if SCALED:
+        total *= tl.load(scales_ptr + group) * gain
+    shrunk_ptrs = shrunk_ptr + row.to(tl.int64)[:, None] * RANK + rank[None, :]
+    tl.store(shrunk_ptrs, total.to(shrunk_ptr.dtype.element_ty), mask=row_mask & rank_mask)
+
+
+def _fake(
+    x: Tensor,
+    factor: Tensor,
+    chunks: Tensor,
+    scales: Tensor | None,
+    gain: float,
+    keys: Tensor | None,
+    threshold: int,
+    transposed: bool,
+) -> Tensor:
+    return x.new_empty(x.shape[0], factor.shape[2 if transposed else 1])
+
+
+@register(SCHEMA, _fake)
+def lora_shrink(
+    x: Tensor,
+    factor: Tensor,
+    chunks: Tensor,
+    scales: Tensor | None,
+    gain: float,
+    keys: Tensor | None,
+    threshold: int,
+    transposed: bool,
+) -> Tensor:
+    """[rows, rank]: drop(x) A_k^T, times gain * scale_k where scales are given.
+
+    x [rows, K]; factor: lora_a [slots, rank, K] (transposed: lora_b [slots, K, rank]);
+    chunks: `RowGroups.chunks(shrink_tile(x, rank).rows).rows`; scales fp32 [groups] or None.
+    """
+    rank_dim, depth_dim = (2, 1) if transposed else (1, 2)
+    rank = factor.shape[rank_dim]
+    tile = shrink_tile(x, rank)
+    shrunk = x.new_empty(x.shape[0], rank)
+    launch(
+        lora_shrink_kernel,
+        (chunks.shape[0],),
+        x,
+        factor,
+        shrunk,
+        chunks,
+        scales,
+        keys,
+        factor.stride(0),
+        factor.stride(rank_dim),
+        factor.stride(depth_dim),
+        gain,
+        threshold,
+        K=x.shape[1],
+        RANK=rank,
+        RANK_BLOCK=rank_block(rank),
+        BLOCK_M=tile.rows,
+        BLOCK_K=tile.depth,
+        SCALED=scales is not None,
+        DROPOUT=keys is not None,
+        PRECISION=dot_precision(x),
+        **tile.options,
+    )
+    return shrunk

@@ -1,0 +1,89 @@
+"""The torch path of `lora_linear`: batched products over runs of equal group sizes.
+
+The low-rank factors are kept with the rank in front, S^T = A x^T and dS^T = B^T dY^T: batched products whose
+result has few columns are several times slower.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .groups import RowGroups, Run, add_to_bank, bank_rows
+
+
+def shrink(x: Tensor, lora_a: Tensor, groups: RowGroups, keep: Tensor | None) -> Tensor:
+    """drop(x) A_k^T as a [rows, rank] buffer; inside a run it is laid out as [groups, rank, size]."""
+    shrunk = x.new_empty(x.shape[0], lora_a.shape[1])
+    dropped = x if keep is None else x * keep
+    for run in groups.runs:
+        factor = bank_rows(lora_a, run.slots)
+        torch.bmm(factor, grouped(dropped, run).transpose(1, 2), out=_rank_major(shrunk, run))
+    return shrunk
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    shrunk: Tensor,
+    lora_b: Tensor,
+    groups: RowGroups,
+    gain: float,
+) -> Tensor:
+    """x W^T + bias + gain * scale_k S B_k^T for the rows of group k."""
+    y = F.linear(x, weight, bias)
+    for run in groups.runs:
+        left = _rank_major(shrunk, run).transpose(1, 2)
+        right = bank_rows(lora_b, run.slots).transpose(1, 2)
+        if isinstance(run.scale, float):
+            grouped(y, run).baddbmm_(left, right, alpha=run.scale * gain)
+        else:
+            grouped(y, run).baddbmm_((left * (run.scale * gain)).to(left.dtype), right)
+    return y
+
+
+def backward(
+    grad_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    lora_a: Tensor,
+    lora_b: Tensor,
+    shrunk: Tensor,
+    keep: Tensor | None,
+    groups: RowGroups,
+    gain: float,
+    grad_a: Tensor,
+    grad_b: Tensor,
+    needs_grad_x: bool,
+) -> Tensor | None:
+    """Add dA and dB into the sinks and return dX, or None where it is not needed."""
+    dropped = x if keep is None else x * keep
+    grad_x = grad_y @ weight if needs_grad_x else None
+    for run in groups.runs:
+        scale = run.scale * gain
+        run_grad_y = grouped(grad_y, run)
+        factor_b = bank_rows(lora_b, run.slots).transpose(1, 2)
+        grad_shrunk = torch.bmm(factor_b, run_grad_y.transpose(1, 2)).mul_(scale)
+        scaled_shrunk = (_rank_major(shrunk, run) * scale).to(shrunk.dtype)
+        add_to_bank(grad_b, run.slots, torch.bmm(scaled_shrunk, run_grad_y).transpose(1, 2))
+        # A fused baddbmm_ into the strided bank would go slot by slot.
+        add_to_bank(grad_a, run.slots, torch.bmm(grad_shrunk, grouped(dropped, run)))
+        if grad_x is None:
+            continue
+        left, factor_a = grad_shrunk.transpose(1, 2), bank_rows(lora_a, run.slots)
+        if keep is None:
+            grouped(grad_x, run).baddbmm_(left, factor_a)
+        else:
+            grouped(grad_x, run).addcmul_(torch.bmm(left, factor_a), grouped(keep, run))
+    return grad_x
+
+
+def grouped(rows: Tensor, run: Run) -> Tensor:
+    """The run's rows of a [rows, features] matrix as [groups, size, features], a view."""
+    return rows[run.rows].view(run.count, run.size, rows.shape[1])
+
+
+def _rank_major(shrunk: Tensor, run: Run) -> Tensor:
+    return shrunk[run.rows].view(run.count, shrunk.shape[1], run.size)

@@ -1,0 +1,71 @@
+"""Measures the engine: `python launchers/microbench.py executors`.
+
+Prints CPU-seconds, which a busy machine disturbs less than wall-clock time, and ratios from the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedra_engine.cli import exit_code
+
+
+def main() -> None:
+    """Run the benchmark that the command line names."""
+    options = _parse(sys.argv[1:])
+    options.run(options)
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
+    executors = commands.add_parser("executors", help="sweep against one client after another, on one CPU thread")
+    executors.add_argument("--repeats", type=int, default=3, help="counted rounds of each executor (default 3)")
+    executors.add_argument("--output_dir", type=Path, help="folder for executors.csv; none is written if not given")
+    executors.set_defaults(run=_run_executors)
+    return parser.parse_args(arguments)
+
+
+def _run_executors(options: argparse.Namespace) -> None:
+    import torch
+
+    from fedra_engine.benchmarks.executors import measure_executors
+    from fedra_engine.benchmarks.server import server_milliseconds_per_client, sweep_peak_gigabytes
+    from fedra_engine.benchmarks.settings import embedded_default, single_samples, tiny_vit
+    from fedra_engine.config import ExperimentConfig
+
+    torch.set_num_threads(1)
+    config = ExperimentConfig()
+    default = embedded_default(config)
+    settings = [tiny_vit(), default, single_samples(config)]
+    rows = [measure_executors(setting, options.repeats).row() for setting in settings]
+    _print_table("CPU-seconds of one round, one thread", rows)
+    print(f"server work per client, embedded model: {server_milliseconds_per_client(default):.3f} ms")
+    print(f"peak memory of a process sweeping the tiny ViT: {sweep_peak_gigabytes():.2f} GB")
+    if options.output_dir:
+        options.output_dir.mkdir(parents=True, exist_ok=True)
+        with (options.output_dir / "executors.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def _print_table(title: str, rows: Sequence[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for name in rows[0]:
+        table.add_column(name.replace("_", " "), justify="left" if name == "setting" else "right")
+    for row in rows:
+        table.add_row(*(value if isinstance(value, str) else f"{value:.3g}" for value in row.values()))
+    Console(width=150).print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

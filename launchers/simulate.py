@@ -1,0 +1,33 @@
+"""Simulates federated LoRA tuning of a foundation model by many heterogeneous clients.
+
+accelerate launch launchers/simulate.py --help
+"""
+
+from __future__ import annotations
+
+import sys
+
+from fedra_engine.cli import exit_code, hide_library_progress
+from fedra_engine.run_request import parse_request
+
+
+def main() -> None:
+    """Run the experiment that the command line describes, or go on with one."""
+    request = parse_request(
+        sys.argv[1:], description="Federated LoRA tuning of a transformer foundation model."
+    )
+    hide_library_progress()
+    # Importing these takes seconds; bad options are told before.
+    from accelerate import Accelerator
+
+    from fedra_engine.reporting.console import Reporter
+    from fedra_engine.simulation import Simulation
+
+    with request.open_folder() as folder, Reporter(folder.log_file) as reporter:
+        simulation = Simulation(request.config, folder, reporter, Accelerator())
+        reporter.message(f"run folder: {folder.path}")
+        simulation.run()
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -1,0 +1,116 @@
+"""Image folders: what is found, how it is split, and what is said about folders that cannot be used."""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from fedra_engine.config import DataConfig
+from fedra_engine.data.preprocessing import preprocess, preprocessing_for
+from fedra_engine.data.sources import DomainData, load_source
+from fedra_engine.errors import InputError
+
+PACS = Path(os.environ.get("FEDRA_PACS", Path(__file__).parents[3] / "shared" / "data" / "pacs"))
+
+
+def load(
+    root: Path, seed: int = 0, domains: list[str] | None = None, test_fraction: float = 0.2
+) -> DomainData:
+    config = DataConfig("image_folder", str(root), domains or [], test_fraction=test_fraction)
+    return load_source(config, seed)
+
+
+def paths(data: DomainData) -> tuple[list[str], list[str]]:
+    train, test = ([image["path"] for image in part["image"]] for part in encoded(data))
+    return train, test
+
+
+def encoded(data: DomainData):
+    from datasets import Image
+
+    return data.train.cast_column("image", Image(decode=False)), data.test.cast_column(
+        "image", Image(decode=False)
+    )
+
+
+def test_domains_and_classes_are_sorted_and_indexed(make_tree) -> None:
+    data = load(make_tree({"sketch": ["dog", "cat"], "photo": ["cat", "emu"]}))
+    assert data.domains == ["photo", "sketch"]
+    assert data.classes == ["cat", "dog", "emu"]
+    for part in encoded(data):
+        for image, label, domain in zip(part["image"], part["label"], part["domain"], strict=True):
+            folder = Path(image["path"]).parent
+            assert (folder.parent.name, folder.name) == (data.domains[domain], data.classes[label])
+
+
+def test_every_class_of_every_domain_gives_its_share_to_the_test_set(make_tree) -> None:
+    data = load(make_tree({"a": ["x", "y"], "b": ["x"]}, count=10), test_fraction=0.3)
+    train, test = paths(data)
+    assert (len(train), len(test)) == (21, 9)
+    assert not set(train) & set(test)
+    counts = np.bincount(2 * np.asarray(data.test["domain"]) + np.asarray(data.test["label"]))
+    assert counts.tolist() == [3, 3, 3]
+
+
+@pytest.mark.parametrize(("count", "fraction", "expected"), [(2, 0.01, 1), (2, 0.99, 1), (1, 0.5, 0)])
+def test_a_class_is_never_all_training_or_all_test_unless_it_has_one_image(
+    make_tree, count: int, fraction: float, expected: int
+) -> None:
+    data = load(make_tree({"a": ["x", "y"]}, count=count), test_fraction=fraction)
+    assert len(data.test) == 2 * expected
+
+
+def test_the_seed_decides_the_split(make_tree) -> None:
+    root = make_tree({"a": ["x"]}, count=30)
+    assert paths(load(root, seed=1)) == paths(load(root, seed=1))
+    assert paths(load(root, seed=1)) != paths(load(root, seed=2))
+
+
+def test_chosen_domains_keep_the_given_order(make_tree) -> None:
+    data = load(make_tree({"a": ["x"], "b": ["x"], "c": ["x"]}), domains=["c", "a"])
+    assert data.domains == ["c", "a"]
+    assert {Path(path).parts[-3] for path in paths(data)[0]} == {"a", "c"}
+
+
+def test_hidden_folders_and_other_files_are_passed_over(make_tree) -> None:
+    root = make_tree({"a": ["x"]})
+    (root / ".git" / "objects").mkdir(parents=True)
+    (root / "a" / "x" / "notes.txt").write_text("no image")
+    (root / "README.md").write_text("no domain")
+    assert len(load(root).train) == 4
+
+
+def test_missing_and_empty_folders_are_named(make_tree, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"data\.root: found no folder '.*nowhere'"):
+        load(tmp_path / "nowhere")
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(
+        InputError, match=r"data\.root: found no folders in '.*bare', expected one for each domain"
+    ):
+        load(tmp_path / "bare")
+    root = make_tree({"a": ["x"]})
+    (root / "b").mkdir()
+    with pytest.raises(
+        InputError, match=r"data\.root: found no folders in '.*b', expected one for each class"
+    ):
+        load(root)
+    (root / "b" / "x").mkdir()
+    with pytest.raises(
+        InputError, match=r"data\.root: found no images in '.*b/x', expected files that end in"
+    ):
+        load(root)
+    with pytest.raises(InputError, match=r"data\.domains: found 'z', expected some of .*'a', 'b'"):
+        load(root, domains=["z"])
+
+
+@pytest.mark.skipif(not PACS.is_dir(), reason="PACS is neither at $FEDRA_PACS nor in ../shared/data/pacs")
+def test_pacs_loads() -> None:
+    data = load(PACS)
+    assert data.domains == ["art_painting", "cartoon", "photo", "sketch"]
+    assert len(data.classes) == 7
+    assert len(data.train) + len(data.test) == 2780
+    some = data.test.select(range(0, len(data.test), 20))
+    store = preprocess(some, preprocessing_for(".", SimpleNamespace(num_channels=3), 112))
+    assert store.pixels.shape == (len(some), 3, 112, 112)

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fedra_engine.config import ClientsConfig
+from fedra_engine.errors import InputError
+from fedra_engine.federation.clients import Clients, capacities_by_domain, local_batches
+from fedra_engine.federation.randomness import generator
+from fedra_engine.federation.sampling import check_sampling, sample_participants
+
+DOMAINS = np.repeat(np.arange(3), 4)
+CLIENTS = Clients([np.arange(5)] * 12, DOMAINS, np.full(12, 2))
+GOLDEN_DRAW = [76, 420, 801, 38]
+
+
+def batches(**changes: int | None) -> list[np.ndarray]:
+    arguments = {"batch_size": 4, "epochs": 2, "max_steps": None, "seed": 0, "round": 0, "client": 0} | changes
+    return local_batches(np.arange(100, 110), **arguments)
+
+
+def test_every_epoch_visits_every_sample_once_in_a_new_order() -> None:
+    steps = batches()
+    assert [len(step) for step in steps] == [4, 4, 2, 4, 4, 2]
+    first, second = np.concatenate(steps[:3]), np.concatenate(steps[3:])
+    np.testing.assert_array_equal(np.sort(first), np.arange(100, 110))
+    np.testing.assert_array_equal(np.sort(second), np.arange(100, 110))
+    assert (first != second).any()
+
+
+def test_max_steps_cuts_the_epochs_short() -> None:
+    for step, whole in zip(batches(max_steps=4), batches()[:4], strict=True):
+        np.testing.assert_array_equal(step, whole)
+
+
+@pytest.mark.parametrize("changed", ["seed", "round", "client"])
+def test_batches_depend_on_seed_round_and_client(changed: str) -> None:
+    assert (np.concatenate(batches(**{changed: 1})) != np.concatenate(batches())).any()
+
+
+def test_generators_are_the_same_on_every_platform() -> None:
+    assert generator(3, round=2, client=1, purpose="batches").integers(0, 1000, size=4).tolist() == GOLDEN_DRAW
+
+
+def test_capacities_follow_the_domain() -> None:
+    assert capacities_by_domain([5, 2, 1], DOMAINS, depth=6).tolist() == [5] * 4 + [2] * 4 + [1] * 4
+    assert capacities_by_domain([3], DOMAINS, depth=6).tolist() == [3] * 12
+
+
+@pytest.mark.parametrize("capacities", [[7, 2, 1], [0, 2, 1], [1, 2]])
+def test_impossible_capacities_are_refused(capacities: list[int]) -> None:
+    with pytest.raises(InputError, match=r"clients\.capacities: found"):
+        capacities_by_domain(capacities, DOMAINS, depth=6)
+
+
+def test_one_per_domain_sends_one_client_of_each_domain() -> None:
+    config = ClientsConfig(sampling="one_per_domain")
+    seen = np.array([sample_participants(config, CLIENTS, seed=0, round=round) for round in range(40)])
+    for round in seen:
+        assert DOMAINS[round].tolist() == [0, 1, 2]
+    assert len(np.unique(seen)) == len(CLIENTS)
+
+
+def test_uniform_sampling_draws_distinct_clients() -> None:
+    config = ClientsConfig(sampling="uniform", participants=7)
+    drawn = sample_participants(config, CLIENTS, seed=0, round=0)
+    assert len(np.unique(drawn)) == 7
+    assert (np.diff(drawn) > 0).all()
+
+
+def test_more_participants_than_clients_are_refused() -> None:
+    with pytest.raises(InputError, match=r"clients\.participants: found 13"):
+        check_sampling(ClientsConfig(sampling="uniform", participants=13), CLIENTS)

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fedra_engine.config import LoraConfig, ModelConfig
+from fedra_engine.errors import InputError
+from fedra_engine.evaluation import Evaluator
+from fedra_engine.execution.plan import make_plan
+from fedra_engine.execution.sweep_model import SweepModel
+from fedra_engine.models.adapters import AdapterLayout, Target, initial_adapters
+from fedra_engine.models.foundation import load_pretrained, make_foundation
+from fedra_engine.models.state import GlobalState
+from tests.tiny import CLASSES, DEPTH, TARGETS, make_model, make_samples, make_tiny
+
+FAMILIES = ["vit", "dinov2", "bert"]
+CPU = torch.device("cpu")
+
+
+def lora(family: str) -> LoraConfig:
+    return LoraConfig(rank=3, target_modules=TARGETS[family])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_and_classifier_are_found_and_frozen(family: str) -> None:
+    foundation = make_tiny(family, lora(family))
+    assert foundation.depth == DEPTH
+    assert foundation.head_path == "classifier"
+    assert not any(parameter.requires_grad for parameter in foundation.model.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_with_zero_b_and_all_blocks_held_logits_are_those_of_the_untouched_model(family: str) -> None:
+    foundation, samples, rows = make_tiny(family, lora(family)), make_samples(family, 6), torch.arange(6)
+    inputs = samples.inputs(rows, CPU, foundation.dtype)
+    model = make_model(family).double().eval()
+    with torch.no_grad():
+        untouched = model(**inputs).logits
+    sweep = SweepModel(foundation, lambda n: samples.inputs(torch.arange(n), CPU, foundation.dtype))
+    adapters = initial_adapters(foundation.adapters, DEPTH, seed=0, dtype=torch.float64)
+    sweep.bind(adapters, torch.empty_like(adapters))
+    slots = np.arange(DEPTH)[None]
+    plan = make_plan([6], slots, np.zeros(1, dtype=np.int64), scale=2.0, dtype=torch.float64, device=CPU)
+    with torch.no_grad():
+        logits = foundation.classifier(sweep.features(inputs, plan))
+        again = foundation.model(**inputs).logits
+    torch.testing.assert_close(logits, untouched, rtol=1e-12, atol=1e-12)
+    # Building the sweep left the foundation itself as it was.
+    assert torch.equal(again, untouched)
+
+
+def test_accuracy_is_counted_per_domain() -> None:
+    foundation, samples = make_tiny("vit", lora("vit")), make_samples("vit", 40)
+    samples.domains[15:] = 1
+    with torch.no_grad():
+        predictions = foundation.model(**samples.inputs(torch.arange(40), CPU, torch.float64)).logits.argmax(1)
+    right = (predictions == samples.labels).double()
+    sweep = SweepModel(foundation, lambda n: samples.inputs(torch.arange(n), CPU, foundation.dtype))
+    state = GlobalState(
+        initial_adapters(foundation.adapters, DEPTH, seed=0, dtype=torch.float64), foundation.initial_head()
+    )
+    evaluator = Evaluator(foundation, sweep, samples, lora("vit"), ["photo", "sketch"])
+    accuracy = evaluator.accuracy(state, np.arange(DEPTH))
+    assert accuracy == pytest.approx({"photo": float(right[:15].mean()), "sketch": float(right[15:].mean())})
+
+
+def test_target_modules_follow_peft_rules() -> None:
+    assert [t.path for t in make_tiny("bert", LoraConfig(target_modules=["output.dense"])).adapters.targets] == [
+        "attention.output.dense",
+        "output.dense",
+    ]
+    by_pattern = make_tiny("vit", LoraConfig(target_modules=r".*\.fc[12]"))
+    assert [target.path for target in by_pattern.adapters.targets] == ["mlp.fc1", "mlp.fc2"]
+
+
+@pytest.mark.parametrize(("targets", "message"), [(["qkv"], "matches nothing"), (["mlp"], "expected Linear layers")])
+def test_unfit_target_modules_are_refused(targets: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=rf"lora\.target_modules: .*{message}"):
+        make_tiny("vit", LoraConfig(target_modules=targets))
+
+
+def test_a_model_without_blocks_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, CLASSES))
+    with pytest.raises(InputError, match=r"no list of blocks"):
+        make_foundation(model, LoraConfig(), classes=CLASSES)
+
+
+def test_an_unknown_block_path_is_refused_with_those_there_are() -> None:
+    with pytest.raises(InputError, match=r"model\.block_path: found 'encoder', expected one of \['vit\.layers'\]"):
+        make_foundation(make_model("vit"), lora("vit"), classes=CLASSES, block_path="encoder")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_directory_loads_in_the_asked_precision(tmp_path, family: str) -> None:
+    model = make_model(family)
+    model.to(torch.float16).save_pretrained(tmp_path)
+    loaded = load_pretrained(ModelConfig(path=str(tmp_path)), classes=CLASSES)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    torch.testing.assert_close(loaded.classifier.weight, model.classifier.weight.float())
+
+
+def test_a_classifier_for_other_classes_is_replaced_and_the_same_every_time(tmp_path) -> None:
+    make_model("vit").save_pretrained(tmp_path)
+    first, second = (load_pretrained(ModelConfig(path=str(tmp_path)), classes=CLASSES + 2) for _ in range(2))
+    assert first.classifier.out_features == CLASSES + 2
+    assert torch.equal(first.classifier.weight, second.classifier.weight)
+
+
+def test_a_missing_model_folder_is_named() -> None:
+    with pytest.raises(InputError, match=r"model\.path: found no folder './nowhere'"):
+        load_pretrained(ModelConfig(path="./nowhere"), classes=CLASSES)
+
+
+def test_adapter_views_do_not_overlap_and_cover_the_slot() -> None:
+    layout = AdapterLayout((Target("q", 3, 4), Target("fc", 5, 2)), rank=2)
+    bank = torch.zeros(3, layout.size)
+    for index in range(2):
+        layout.lora_a(bank, index).add_(1)
+        layout.lora_b(bank, index).add_(1)
+    assert layout.size == 2 * (3 + 4 + 5 + 2)
+    assert (bank == 1).all()
+    assert {name: tuple(factor.shape) for name, factor in layout.named_factors(bank[0])} == {
+        "q.lora_A": (2, 3),
+        "q.lora_B": (4, 2),
+        "fc.lora_A": (2, 5),
+        "fc.lora_B": (2, 2),
+    }

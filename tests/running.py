@@ -1,0 +1,36 @@
+"""Run whole experiments in tests."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from fedra_engine.config import ExperimentConfig
+from fedra_engine.reporting.console import Reporter
+from fedra_engine.reporting.run_folder import RunFolder
+from fedra_engine.simulation import Simulation
+
+
+def small_config(output_dir: Path, **changes: Any) -> ExperimentConfig:
+    """The embedded default, cut short; a dict changes the fields of a group."""
+    config = ExperimentConfig(rounds=2, name="run", output_dir=str(output_dir))
+    config = replace(config, training=replace(config.training, batch_size=6, max_local_steps=2))
+    groups = {name: replace(getattr(config, name), **v) for name, v in changes.items() if isinstance(v, dict)}
+    return replace(config, **(changes | groups))
+
+
+def run_experiment(output_dir: Path, **changes: Any) -> Path:
+    """Run an experiment to its end in `output_dir`. Returns the run folder."""
+    config = small_config(output_dir, **changes)
+    folder = RunFolder.create(config)
+    continue_run(config, folder)
+    return folder.path
+
+
+def continue_run(config: ExperimentConfig, folder: RunFolder) -> None:
+    """Train the rounds that `folder` does not have yet."""
+    with Reporter(folder.log_file) as reporter:
+        Simulation(config, folder, reporter, Accelerator(cpu=True)).run()

@@ -1,0 +1,78 @@
+"""Checkpoints come back as they were saved, and never in part."""
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedra_engine import checkpoint
+from fedra_engine.checkpoint import latest_checkpoint, latest_round, save_checkpoint
+from fedra_engine.errors import InputError
+
+TENSORS = {"adapters": torch.arange(6.0).reshape(2, 3), "head": torch.tensor([1, 2], dtype=torch.int64)}
+
+
+def folders(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+def test_tensors_and_state_come_back(tmp_path: Path) -> None:
+    bank = torch.arange(12.0, dtype=torch.float64).reshape(3, 4)
+    tensors = {**TENSORS, "view": bank[1], "transposed": bank.T, "half": torch.ones(2, dtype=torch.bfloat16)}
+    state = {"accuracy": {"clean": 0.5}, "rounds": [1, 2]}
+    path = save_checkpoint(tmp_path, 7, tensors, state)
+    assert path == tmp_path / "checkpoints" / "round_0007"
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert (found.round, found.state) == (7, state)
+    assert found.tensors.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found.tensors[name].dtype == tensor.dtype
+        assert torch.equal(found.tensors[name], tensor)
+
+
+def test_a_run_without_checkpoints_has_no_latest(tmp_path: Path) -> None:
+    assert latest_checkpoint(tmp_path) is None
+    assert latest_round(tmp_path) is None
+
+
+def test_the_newest_two_stay(tmp_path: Path) -> None:
+    for round in (8, 9, 10, 9999, 10000):
+        save_checkpoint(tmp_path, round, TENSORS, {})
+    assert folders(tmp_path) == ["round_10000", "round_9999"]
+    assert latest_round(tmp_path) == 10000
+
+
+def killed_before_rename(run: Path) -> None:
+    checkpoint.os.replace = lambda *_: checkpoint.os.kill(checkpoint.os.getpid(), 9)
+    save_checkpoint(run, 1, TENSORS, {"round": 1})
+
+
+def test_a_process_killed_while_saving_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 0, TENSORS, {"round": 0})
+    process = multiprocessing.get_context("fork").Process(target=killed_before_rename, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == -9
+    assert len(folders(tmp_path)) == 2
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.state == {"round": 0}
+    save_checkpoint(tmp_path, 1, TENSORS, {"round": 1})
+    assert folders(tmp_path) == ["round_0000", "round_0001"]
+
+
+@pytest.mark.parametrize("file", ["state.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "remove"])
+def test_damage_is_told_with_the_file(tmp_path: Path, file: str, damage: str) -> None:
+    path = save_checkpoint(tmp_path, 3, TENSORS, {}) / file
+    content = path.read_bytes()
+    if damage == "cut":
+        path.write_bytes(content[:-2])
+    elif damage == "flip":
+        path.write_bytes(bytes([content[0] ^ 255]) + content[1:-1] + bytes([content[-1] ^ 1]))
+    else:
+        path.unlink()
+    with pytest.raises(InputError, match=rf"round_0003/{file}: found .*, expected an intact checkpoint"):
+        latest_checkpoint(tmp_path)

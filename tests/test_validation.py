@@ -1,0 +1,79 @@
+"""Every value that cannot be used is told by its field."""
+
+import math
+from dataclasses import fields, is_dataclass
+from functools import reduce
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import pytest
+
+from fedra_engine.config import ExperimentConfig
+from fedra_engine.errors import InputError
+from fedra_engine.validation import COUNT, NATURAL, RANGES, validate
+
+
+def changed(field: str, value: object) -> ExperimentConfig:
+    config = ExperimentConfig()
+    *groups, name = field.split(".")
+    setattr(reduce(getattr, groups, config), name, value)
+    return config
+
+
+def numeric_fields(kind: Any, prefix: str = "") -> set[str]:
+    found = set()
+    for field, of_field in ((field.name, get_type_hints(kind)[field.name]) for field in fields(kind)):
+        if is_dataclass(of_field):
+            found |= numeric_fields(of_field, f"{prefix}{field}.")
+        else:
+            optional = get_origin(of_field) in (Union, UnionType)
+            kinds = set(get_args(of_field)) - {NoneType} if optional else {of_field}
+            if kinds <= {int, float, list[int], tuple[float, float]}:
+                found.add(f"{prefix}{field}")
+    return found
+
+
+def test_the_defaults_are_valid() -> None:
+    validate(ExperimentConfig())
+
+
+def test_every_numeric_field_has_a_range() -> None:
+    assert set(RANGES) == numeric_fields(ExperimentConfig)
+
+
+WHOLE = {field for field, allowed in RANGES.items() if allowed in (COUNT, NATURAL)}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [(field, -1) for field in RANGES]
+    # The parser lets these into no whole number.
+    + [(field, value) for field in RANGES if field not in WHOLE for value in (math.nan, math.inf)],
+)
+def test_numbers_outside_their_range_are_told(field: str, value: float) -> None:
+    entries = {"clients.capacities": [4, value], "training.betas": (0.9, value)}
+    with pytest.raises(InputError, match=rf"^{field}: found {value}, expected a .*number"):
+        validate(changed(field, entries.get(field, value)))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("clients.capacities", [0], r"clients\.capacities: found 0, expected a whole number from 1 up"),
+        ("clients.capacities", [], r"clients\.capacities: found an empty list"),
+        ("data.test_fraction", 1.0, r"data\.test_fraction: found 1\.0, expected a number between 0 and 1"),
+        ("lora.dropout", 1.0, r"lora\.dropout: found 1\.0, expected a number from 0 to below 1"),
+        ("data.root", "images", r"data\.root: found 'images' with data\.source digits"),
+        ("data.source", "image_folder", r"data\.root: found none with data\.source image_folder"),
+        ("data.domains", ["a", "b", "a"], r"data\.domains: found 'a' more than once"),
+        ("lora.target_modules", [], r"lora\.target_modules: found nothing"),
+        ("lora.target_modules", "(", r"lora\.target_modules: found '\(' .*expected a regular expression"),
+        ("name", "a/b", r"name: found 'a/b', expected the name of one folder"),
+        ("name", "..", r"name: found '\.\.', expected the name of one folder"),
+        ("output_dir", "", r"output_dir: found an empty text"),
+        ("model.path", "", r"model\.path: found an empty text"),
+    ],
+)
+def test_what_cannot_be_used_is_told(field: str, value: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        validate(changed(field, value))
