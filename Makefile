@@ -12,6 +12,9 @@ INSTALLED := $(VENV)/.installed
 # accelerate gives a process one thread unless the environment says otherwise.
 OMP_NUM_THREADS ?= $(shell nproc)
 export OMP_NUM_THREADS
+# Threads that spin while they wait make a shared machine several times slower.
+OMP_WAIT_POLICY ?= PASSIVE
+export OMP_WAIT_POLICY
 
 .PHONY: simulate test setup
 

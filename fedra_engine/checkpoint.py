@@ -30,9 +30,7 @@ class Checkpoint(NamedTuple):
     state: dict[str, Any]
 
 
-def save_checkpoint(
-    folder: Path, round: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]
-) -> Path:
+def save_checkpoint(folder: Path, round: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
     """Save what is known after `round` as `<folder>/checkpoints/round_0000`, and remove the oldest ones.
 
     Args:
@@ -81,9 +79,7 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
     header = _read_header(path / STATE_FILE)
     content = _read(path / TENSORS_FILE)
     if zlib.crc32(content) != header["tensors_crc32"]:
-        raise InputError(
-            f"{path / TENSORS_FILE}: found other bytes than were written, expected an intact checkpoint"
-        )
+        raise InputError(f"{path / TENSORS_FILE}: found other bytes than were written, expected an intact checkpoint")
     return Checkpoint(round, safetensors.torch.load(content), header["state"])
 
 
@@ -103,9 +99,7 @@ def _read_header(path: Path) -> dict[str, Any]:
         header = json.loads(content)
         return {key: header[key] for key in ("round", "tensors_crc32", "state")}
     except (ValueError, TypeError, KeyError) as error:
-        raise InputError(
-            f"{path}: found no checkpoint state ({error}), expected an intact checkpoint"
-        ) from error
+        raise InputError(f"{path}: found no checkpoint state ({error}), expected an intact checkpoint") from error
 
 
 def _read(path: Path) -> bytes:

@@ -85,9 +85,7 @@ def _field_names(config_class: type[Any], prefix: str = "") -> Iterator[str]:
 def _file(arguments: Sequence[str]) -> str:
     """The configuration files among the arguments, as an addition to a message."""
     files = [after for option, after in pairwise(arguments) if option == "--config"]
-    files += [
-        argument.removeprefix("--config=") for argument in arguments if argument.startswith("--config=")
-    ]
+    files += [argument.removeprefix("--config=") for argument in arguments if argument.startswith("--config=")]
     return f" in {', '.join(files)}" if files else ""
 
 

@@ -59,13 +59,9 @@ def build_experiment(config: ExperimentConfig, device: torch.device) -> Experime
             f"model.path: found a {model.config.model_type} model, which takes {model.main_input_name}, "
             f"expected an image model for data.source {config.data.source}"
         )
-    foundation = make_foundation(
-        model, config.lora, classes=len(data.classes), block_path=config.model.block_path
-    )
+    foundation = make_foundation(model, config.lora, classes=len(data.classes), block_path=config.model.block_path)
     clients = _make_clients(config, data, foundation.depth)
-    preprocessing = preprocessing_for(
-        resolve_model_path(config.model.path), model.config, config.data.image_size
-    )
+    preprocessing = preprocessing_for(resolve_model_path(config.model.path), model.config, config.data.image_size)
     train, test = preprocess(data.train, preprocessing), preprocess(data.test, preprocessing)
     sweep_model = SweepModel(foundation, _examples(train, device, foundation.dtype))
     return Experiment(
@@ -112,8 +108,6 @@ def _initial_state(foundation: Foundation, seed: int, device: torch.device) -> G
     return GlobalState(adapters.to(device), foundation.initial_head())
 
 
-def _examples(
-    samples: Samples, device: torch.device, dtype: torch.dtype
-) -> Callable[[int], dict[str, Tensor]]:
+def _examples(samples: Samples, device: torch.device, dtype: torch.dtype) -> Callable[[int], dict[str, Tensor]]:
     # The same sample again and again will do: only shapes are looked at.
     return lambda count: samples.inputs(torch.zeros(count, dtype=torch.int64), device, dtype)

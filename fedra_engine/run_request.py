@@ -73,9 +73,7 @@ def parse_request(arguments: Sequence[str], description: str) -> RunRequest:
     before = parse_config(parser, ExperimentConfig, ["--config", str(resumed.config_file)])
     if rounds is None:
         return RunRequest(before, resumed)
-    config = parse_config(
-        parser, ExperimentConfig, ["--config", str(resumed.config_file), "--rounds", rounds]
-    )
+    config = parse_config(parser, ExperimentConfig, ["--config", str(resumed.config_file), "--rounds", rounds])
     validate(config)
     if config.rounds != before.rounds and config.training.lr_schedule != "constant":
         raise InputError(
@@ -93,9 +91,7 @@ def _parse_resume(arguments: Sequence[str]) -> tuple[RunFolder | None, str | Non
     try:
         options, others = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:
-        raise InputError(
-            f"{str(error.argument_name).removeprefix('--')}: found no value, expected one"
-        ) from error
+        raise InputError(f"{str(error.argument_name).removeprefix('--')}: found no value, expected one") from error
     if options.resume is None or {"-h", "--help"} & set(others):
         return None, None
     if others:

@@ -45,9 +45,7 @@ class Simulation:
         """Train all rounds that the run folder does not have yet, evaluate, and leave the results there."""
         config, experiment = self._config, self._experiment
         self._reporter.start(config, _facts(experiment))
-        frozen = experiment.evaluator.accuracy(
-            experiment.initial_state, np.arange(experiment.foundation.depth)
-        )
+        frozen = experiment.evaluator.accuracy(experiment.initial_state, np.arange(experiment.foundation.depth))
         first, state, accuracy = self._resume()
         if config.trace and first == 0:
             write_inputs(self._folder.path, experiment.train, experiment.foundation)
@@ -71,9 +69,7 @@ class Simulation:
         work = LocalWork(experiment.clients, participants, config.training, config.seed, round, lr)
         trace = RoundTrace(self._folder.path, experiment.foundation, work, allocation) if config.trace else None
         self._reporter.round_started(round, config.rounds, len(participants))
-        aggregator = Aggregator(
-            state, weighting=config.method.weighting, deterministic=config.execution.deterministic
-        )
+        aggregator = Aggregator(state, weighting=config.method.weighting, deterministic=config.execution.deterministic)
         losses, processed = 0.0, 0
         for updates in experiment.executor.train(work, allocation, state):
             aggregator.add(updates)
@@ -143,10 +139,10 @@ def learning_rate(training: TrainingConfig, round: int, rounds: int) -> float:
 def _facts(experiment: Experiment) -> dict[str, str | int]:
     """What a user wants to see before the first round."""
     foundation = experiment.foundation
-    model_parameters = sum(parameter.numel() for parameter in foundation.model.parameters())
+    size = sum(parameter.numel() for parameter in foundation.model.parameters())
     targets = ", ".join(target.path for target in foundation.adapters.targets)
     return {
-        "model": f"{type(foundation.model).__name__}, {foundation.depth} blocks, {model_parameters:,} parameters (frozen)",
+        "model": f"{type(foundation.model).__name__}, {foundation.depth} blocks, {size:,} frozen parameters",
         "adapters": f"{foundation.adapters.size:,} LoRA parameters a block on {targets}",
         "head": f"{foundation.head.size:,} parameters",
         "clients": f"{len(experiment.clients)} in {len(experiment.domains)} domains",

@@ -70,7 +70,9 @@ class RoundTrace:
         for position, client in enumerate(updates.clients.tolist()):
             tensors = head_tensors(updates.heads[updates.head_rows[position]], self._foundation.head)
             mine = owners == position
-            for block, slot in zip(updates.slot_blocks[mine.numpy()], updates.adapters[updates.slots[mine]], strict=True):
+            for block, slot in zip(
+                updates.slot_blocks[mine.numpy()], updates.adapters[updates.slots[mine]], strict=True
+            ):
                 for name, factor in self._foundation.adapters.named_factors(slot):
                     tensors[f"blocks.{block}.{name}"] = factor.contiguous()
             save_file(tensors, self._folder / f"client_{client}.safetensors")

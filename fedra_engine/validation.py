@@ -72,9 +72,7 @@ def validate(config: ExperimentConfig) -> None:
     _check_data(config)
     _check_target_modules(config.lora.target_modules)
     if not config.clients.capacities:
-        raise InputError(
-            "clients.capacities: found an empty list, expected one entry, or one for each domain"
-        )
+        raise InputError("clients.capacities: found an empty list, expected one entry, or one for each domain")
 
 
 def _check_names(config: ExperimentConfig) -> None:
@@ -88,13 +86,9 @@ def _check_names(config: ExperimentConfig) -> None:
 def _check_data(config: ExperimentConfig) -> None:
     data = config.data
     if data.source == "image_folder" and not data.root:
-        raise InputError(
-            "data.root: found none with data.source image_folder, expected the folder of the images"
-        )
+        raise InputError("data.root: found none with data.source image_folder, expected the folder of the images")
     if data.source == "digits" and data.root is not None:
-        raise InputError(
-            f"data.root: found {data.root!r} with data.source digits, expected data.source image_folder"
-        )
+        raise InputError(f"data.root: found {data.root!r} with data.source digits, expected data.source image_folder")
     repeated = [domain for domain in data.domains if data.domains.count(domain) > 1]
     if repeated:
         raise InputError(f"data.domains: found {repeated[0]!r} more than once, expected every domain once")

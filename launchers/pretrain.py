@@ -41,6 +41,7 @@ class Options:
         hidden_size: features of a token.
         mlp_size: hidden features of a block's MLP.
         heads: attention heads.
+        patch_size: side of a patch in pixels.
         epochs: passes over the training images.
         batch_size: images in a step.
         lr: learning rate after warm-up, decayed to 0 along a cosine.
@@ -49,6 +50,7 @@ class Options:
         rotation: largest random rotation, in degrees.
         zoom: largest random change of size, as a fraction.
         shift: largest random shift, in pixels.
+        noise: largest standard deviation of the Gaussian noise on an image, in grey levels.
     """
 
     output: str = "fedra_engine/assets/digits_vit"
@@ -57,18 +59,20 @@ class Options:
     hidden_size: int = 64
     mlp_size: int = 128
     heads: int = 4
-    epochs: int = 200
+    patch_size: int = 4
+    epochs: int = 300
     batch_size: int = 32
-    lr: float = 1e-3
+    lr: float = 2e-3
     weight_decay: float = 0.05
-    min_blocks: int = 2
-    rotation: float = 10.0
-    zoom: float = 0.1
-    shift: float = 0.7
+    min_blocks: int = 3
+    rotation: float = 15.0
+    zoom: float = 0.15
+    shift: float = 0.8
+    noise: float = 0.3
 
 
 def build_model(options: Options) -> ViTForImageClassification:
-    """A ViT for 8 × 8 grey images in patches of 2 × 2: 16 patches and a class token."""
+    """A ViT for 8 × 8 grey images."""
     from transformers import ViTConfig, ViTForImageClassification
 
     names = [str(digit) for digit in range(10)]
@@ -78,7 +82,7 @@ def build_model(options: Options) -> ViTForImageClassification:
         intermediate_size=options.mlp_size,
         num_attention_heads=options.heads,
         image_size=8,
-        patch_size=2,
+        patch_size=options.patch_size,
         num_channels=1,
         id2label=dict(enumerate(names)),
         label2id={name: index for index, name in enumerate(names)},
@@ -98,7 +102,7 @@ def only_blocks(model: ViTForImageClassification, kept: list[int]) -> Iterator[N
 
 
 def augment(images: Tensor, options: Options, rng: torch.Generator) -> Tensor:
-    """A random small rotation, zoom and shift of each image [images, 1, 8, 8]; paper surrounds it."""
+    """A random small rotation, zoom and shift of each image [images, 1, 8, 8], then noise of random strength."""
 
     def uniform(limit: float) -> Tensor:
         return limit * (2 * torch.rand(len(images), generator=rng) - 1)
@@ -110,7 +114,9 @@ def augment(images: Tensor, options: Options, rng: torch.Generator) -> Tensor:
         torch.stack([scale * angle.sin(), scale * angle.cos(), pixel * uniform(options.shift)], dim=1),
     ]
     grid = F.affine_grid(torch.stack(rows, dim=1), list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, align_corners=False)
+    moved = F.grid_sample(images, grid, align_corners=False)
+    strength = options.noise * torch.rand(len(images), 1, 1, 1, generator=rng)
+    return moved + strength * torch.randn(images.shape, generator=rng)
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -177,8 +183,8 @@ tags: [vit, digits, stochastic-depth]
 # digits_vit
 
 A Vision Transformer of {options.blocks} blocks for the 8 × 8 grey handwritten digits of scikit-learn: the frozen
-foundation model of fedra-engine's embedded experiment. Patches of 2 × 2 pixels, {options.hidden_size} features a token,
-{options.heads} heads, MLP of {options.mlp_size}.
+foundation model of fedra-engine's embedded experiment. Patches of {options.patch_size} × {options.patch_size} pixels,
+{options.hidden_size} features a token, {options.heads} heads, MLP of {options.mlp_size}.
 
 | | |
 |---|---|

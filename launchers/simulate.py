@@ -13,9 +13,7 @@ from fedra_engine.run_request import parse_request
 
 def main() -> None:
     """Run the experiment that the command line describes, or go on with one."""
-    request = parse_request(
-        sys.argv[1:], description="Federated LoRA tuning of a transformer foundation model."
-    )
+    request = parse_request(sys.argv[1:], description="Federated LoRA tuning of a transformer foundation model.")
     hide_library_progress()
     # Importing these takes seconds; bad options are told before.
     from accelerate import Accelerator

@@ -99,7 +99,8 @@ def test_capacities_beyond_the_depth_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("schedule", "expected"), [("constant", [1, 1, 1, 1]), ("linear", [1, 0.75, 0.5, 0.25]), ("cosine", [1, 0.854, 0.5, 0.146])]
+    ("schedule", "expected"),
+    [("constant", [1, 1, 1, 1]), ("linear", [1, 0.75, 0.5, 0.25]), ("cosine", [1, 0.854, 0.5, 0.146])],
 )
 def test_learning_rate_schedules(schedule: str, expected: list[float]) -> None:
     training = TrainingConfig(lr=2.0, lr_schedule=schedule)

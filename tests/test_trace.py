@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -76,8 +75,8 @@ def assert_same_change(found: dict[str, Tensor], expected: dict[str, Tensor], be
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    yield run_experiment(
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_experiment(
         tmp_path_factory.mktemp("trace"),
         rounds=2,
         trace=True,
@@ -101,7 +100,10 @@ def test_a_round_can_be_recomputed_from_its_trace(run: Path) -> None:
     samples = load_file(run / "trace" / "inputs.safetensors")
     # After the first round B is no longer zero, so the second exercises all products.
     folder = run / "trace" / "round_0001"
-    before, after = load_file(folder / "global_before.safetensors"), load_file(folder / "global_after.safetensors")
+    before, after = (
+        load_file(folder / "global_before.safetensors"),
+        load_file(folder / "global_after.safetensors"),
+    )
     batches = json.loads((folder / "batches.json").read_text())
     participants = json.loads((folder / "participants.json").read_text())
     allocation = np.load(folder / "allocation.npy")
@@ -122,5 +124,8 @@ def test_a_round_can_be_recomputed_from_its_trace(run: Path) -> None:
 
 def test_rounds_follow_each_other_in_the_trace(run: Path) -> None:
     first, second = (run / "trace" / f"round_{round:04d}" for round in range(2))
-    ended, began = load_file(first / "global_after.safetensors"), load_file(second / "global_before.safetensors")
+    ended, began = (
+        load_file(first / "global_after.safetensors"),
+        load_file(second / "global_before.safetensors"),
+    )
     assert all(torch.equal(ended[name], began[name]) for name in ended)

@@ -41,7 +41,11 @@ class HandwrittenExecutor:
         layout, head_layout = self._foundation.adapters, self._foundation.head
         for row, client in enumerate(work.participants.tolist()):
             held = np.flatnonzero(allocation[row])
-            replace_module(self._model, self._foundation.block_path, nn.ModuleList([self._blocks[b] for b in held]))
+            replace_module(
+                self._model,
+                self._foundation.block_path,
+                nn.ModuleList([self._blocks[b] for b in held.tolist()]),
+            )
             factors = [p for block in held for layer in self._adapters[block] for p in (layer.lora_a, layer.lora_b)]
             initial = (f for block in held for _, f in layout.named_factors(state.adapters[block]))
             for parameter, value in zip(factors, initial, strict=True):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import ViTConfig, ViTForImageClassification
 
 from fedra_engine.config import ExperimentConfig, LoraConfig, TrainingConfig
@@ -56,16 +58,15 @@ def tiny_vit() -> Setting:
     )
     lora = LoraConfig(dropout=0.0)
     foundation = make_foundation(ViTForImageClassification(shape), lora, classes=_CLASSES)
-    return _synthetic("tiny ViT, 32 clients × 4 × 8", foundation, lora, clients=32, batch=8, steps=4, lanes=16)
+    return _synthetic("tiny ViT, 32 clients × 4 × 8", foundation, lora, _pixels(shape, 32 * 8 * 4), 32, 8, lanes=16)
 
 
 def single_samples(config: ExperimentConfig) -> Setting:
     """256 clients with one step of one sample each, on the embedded model."""
     experiment = build_experiment(config, _CPU)
     lora = replace(config.lora, dropout=0.0)
-    return _synthetic(
-        "embedded model, 256 clients × 1 × 1", experiment.foundation, lora, clients=256, batch=1, steps=1, lanes=64
-    )
+    pixels = _pixels(experiment.foundation.model.config, 256)
+    return _synthetic("embedded model, 256 clients × 1 × 1", experiment.foundation, lora, pixels, 256, 1, lanes=128)
 
 
 def embedded_default(config: ExperimentConfig) -> Setting:
@@ -87,19 +88,23 @@ def embedded_default(config: ExperimentConfig) -> Setting:
 
 
 def _synthetic(
-    name: str, foundation: Foundation, lora: LoraConfig, *, clients: int, batch: int, steps: int, lanes: int
+    name: str,
+    foundation: Foundation,
+    lora: LoraConfig,
+    pixels: Tensor,
+    clients: int,
+    batch: int,
+    *,
+    lanes: int,
 ) -> Setting:
+    """`clients` with equal shares of `pixels` [samples, channels, size, size] and random labels."""
     rng = np.random.default_rng(0)
-    shape = foundation.model.config
-    count = clients * batch * steps
-    pixels = rng.integers(0, 256, size=(count, shape.num_channels, shape.image_size, shape.image_size), dtype=np.uint8)
+    count, channels, size = len(pixels), pixels.shape[1], pixels.shape[2]
     samples = SampleStore(
-        pixels=torch.from_numpy(pixels),
+        pixels=pixels,
         labels=torch.from_numpy(rng.integers(0, foundation.head.classes, size=count)),
         domains=torch.zeros(count, dtype=torch.int64),
-        preprocessing=Preprocessing(
-            shape.image_size, shape.num_channels, (0.5,) * shape.num_channels, (0.5,) * shape.num_channels
-        ),
+        preprocessing=Preprocessing(size, channels, (0.5,) * channels, (0.5,) * channels),
     )
     capacities = np.resize(_CAPACITIES, clients)
     federation = Clients(np.split(np.arange(count), clients), np.zeros(clients, dtype=np.int64), capacities)
@@ -120,7 +125,10 @@ def _synthetic(
     )
 
 
+def _pixels(shape: Any, count: int) -> Tensor:
+    size = (count, shape.num_channels, shape.image_size, shape.image_size)
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, size).astype(np.uint8))
+
+
 def _sweep_model(foundation: Foundation, samples: Samples) -> SweepModel:
-    return SweepModel(
-        foundation, lambda n: samples.inputs(torch.zeros(n, dtype=torch.int64), _CPU, foundation.dtype)
-    )
+    return SweepModel(foundation, lambda n: samples.inputs(torch.zeros(n, dtype=torch.int64), _CPU, foundation.dtype))

@@ -50,18 +50,14 @@ def scan(root: str | None, domains: Sequence[str] = ()) -> Tree:
         InputError: a folder that is missing or has no images.
     """
     if root is None:
-        raise InputError(
-            "data.root: found null, expected the folder of the images (<root>/<domain>/<class>/<image>)"
-        )
+        raise InputError("data.root: found null, expected the folder of the images (<root>/<domain>/<class>/<image>)")
     folder = Path(root)
     if not folder.is_dir():
         raise InputError(f"data.root: found no folder {root!r}, expected one with <domain>/<class>/<image>")
     present = _subfolders(folder)
     for domain in domains:
         if domain not in present:
-            raise InputError(
-                f"data.domains: found {domain!r}, expected some of the folders in {root}: {present}"
-            )
+            raise InputError(f"data.domains: found {domain!r}, expected some of the folders in {root}: {present}")
     tree = {domain: _scan_domain(folder / domain) for domain in domains or present}
     if not tree:
         raise InputError(f"data.root: found no folders in {root!r}, expected one for each domain")
@@ -82,9 +78,7 @@ def _scan_domain(folder: Path) -> dict[str, list[Path]]:
 
 
 def _subfolders(folder: Path) -> list[str]:
-    return sorted(
-        entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-    )
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _images(folder: Path) -> list[Path]:

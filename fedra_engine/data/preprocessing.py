@@ -140,9 +140,7 @@ def _read_settings(model_path: str) -> dict[str, Any]:
     try:
         settings: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:
-        raise InputError(
-            f"{path}: found no JSON ({error}), expected an image processor configuration"
-        ) from error
+        raise InputError(f"{path}: found no JSON ({error}), expected an image processor configuration") from error
     scale = settings.get("rescale_factor", BYTE_TO_UNIT)
     if not settings.get("do_rescale", True) or abs(scale - BYTE_TO_UNIT) > 1e-6:
         raise InputError(f"{path}: found do_rescale off or rescale_factor {scale}, expected scaling by 1/255")
@@ -158,9 +156,7 @@ def _image_size(settings: dict[str, Any], model_config: Any) -> int:
     if isinstance(found, list | tuple) and len(found) == 2 and found[0] == found[1]:
         found = found[0]
     if not isinstance(found, int):
-        raise InputError(
-            f"data.image_size: found null and a model of image size {found}, expected one side in pixels"
-        )
+        raise InputError(f"data.image_size: found null and a model of image size {found}, expected one side in pixels")
     return found
 
 
@@ -179,9 +175,7 @@ def _statistics(settings: dict[str, Any], channels: int) -> tuple[tuple[float, .
 
 
 @lru_cache
-def _byte_statistics(
-    preprocessing: Preprocessing, device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def _byte_statistics(preprocessing: Preprocessing, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation in grey levels 0…255, [channels, 1, 1]."""
     mean = torch.tensor(preprocessing.mean, dtype=dtype, device=device) * 255
     std = torch.tensor(preprocessing.std, dtype=dtype, device=device) * 255
@@ -216,9 +210,7 @@ def _decode(image: Mapping[str, Any], preprocessing: Preprocessing) -> NDArray[n
         with Image.open(io.BytesIO(image["bytes"]) if image["bytes"] else image["path"]) as opened:
             picture = opened.convert(MODES[preprocessing.channels])
     except UNREADABLE as error:
-        raise InputError(
-            f"data.root: cannot read {image['path']}: {error}; expected an image file"
-        ) from error
+        raise InputError(f"data.root: cannot read {image['path']}: {error}; expected an image file") from error
     size = (preprocessing.image_size, preprocessing.image_size)
     if picture.size != size:
         picture = picture.resize(size, Image.Resampling.BICUBIC)

@@ -35,7 +35,7 @@ class Bank:
         return squared_norms(self.gradients, rows)
 
     def step(self, rows: Tensor, *, lr: float, clip: Tensor, steps: Tensor) -> None:
-        """One optimizer step of `rows`, whose clients are at their `steps`-th (1-based) local step; then zero gradients.
+        """One optimizer step of `rows`, whose clients are at their `steps`-th (1-based) local step; clears gradients.
 
         `clip` [rows] multiplies the gradients.
         """
@@ -53,10 +53,12 @@ class Bank:
                 weight_decay=config.weight_decay,
             )
         else:
+            first, second = self._moments
             adamw(
                 self.parameters,
                 self.gradients,
-                *self._moments,
+                first,
+                second,
                 rows,
                 rates,
                 clip,

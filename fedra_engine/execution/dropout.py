@@ -39,9 +39,7 @@ class CounterDropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         dropout = self.keys.at(self._block, self._target, torch.zeros(1, dtype=torch.int64))
         rows = x.numel() // x.shape[-1]
-        mask = dropout_mask(
-            int(dropout.keys[0]), rows, x.shape[-1], dropout.p, dtype=x.dtype, device=x.device
-        )
+        mask = dropout_mask(int(dropout.keys[0]), rows, x.shape[-1], dropout.p, dtype=x.dtype, device=x.device)
         return x * mask.view_as(x)
 
 

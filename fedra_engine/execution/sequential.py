@@ -75,6 +75,4 @@ def make_optimizer(parameters: list[nn.Parameter], training: TrainingConfig, lr:
     """torch's optimizer for `training`."""
     if training.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr, momentum=training.momentum, weight_decay=training.weight_decay)
-    return torch.optim.AdamW(
-        parameters, lr, betas=training.betas, eps=training.eps, weight_decay=training.weight_decay
-    )
+    return torch.optim.AdamW(parameters, lr, betas=training.betas, eps=training.eps, weight_decay=training.weight_decay)

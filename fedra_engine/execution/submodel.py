@@ -52,9 +52,7 @@ class Submodel:
         return torch.cat(factors).view(blocks, -1), head
 
 
-def build_submodel(
-    foundation: Foundation, lora: LoraConfig, blocks: NDArray[np.int64], state: GlobalState
-) -> Submodel:
+def build_submodel(foundation: Foundation, lora: LoraConfig, blocks: NDArray[np.int64], state: GlobalState) -> Submodel:
     """Cut the foundation to `blocks` (ascending) and load their adapters and the head from `state`."""
     model = share_parameters(foundation.model)
     full = model.get_submodule(foundation.block_path)
@@ -78,7 +76,8 @@ def _inject(
     layout = foundation.adapters
     names = [f"{position}.{target.path}" for position in range(len(blocks)) for target in layout.targets]
     inject_adapter_in_model(
-        PeftLoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names), held
+        PeftLoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names),
+        held,
     )
     layers: list[LoraLayer] = []
     dropouts: list[CounterDropout] = []

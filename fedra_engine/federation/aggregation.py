@@ -54,7 +54,8 @@ class Aggregator:
     def result(self) -> GlobalState:
         """The new global state; a block that nobody held keeps its value."""
         return GlobalState(
-            adapters=self._adapters.mean(self._previous.adapters), head=self._head.mean(self._previous.head[None])[0]
+            adapters=self._adapters.mean(self._previous.adapters),
+            head=self._head.mean(self._previous.head[None])[0],
         )
 
     def _weights(self, samples: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -9,7 +9,6 @@ import hashlib
 from typing import Any
 
 import numpy as np
-from numpy.random.bit_generator import ISeedSequence
 from numpy.typing import NDArray
 
 SERVER = -1
@@ -26,7 +25,7 @@ def generator(seed: int, *, round: int = 0, client: int = SERVER, purpose: str) 
     return np.random.Generator(np.random.Philox(_Digest(hashlib.blake2b(text, digest_size=16).digest())))
 
 
-class _Digest(ISeedSequence):
+class _Digest(np.random.SeedSequence):
     """Hands a digest to Philox as its key; `Philox(key=…)` does the same but asks the system for entropy first."""
 
     def __init__(self, digest: bytes) -> None:

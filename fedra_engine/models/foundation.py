@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from fedra_engine.config import LoraConfig, ModelConfig
 from fedra_engine.errors import InputError
@@ -82,7 +83,8 @@ def make_foundation(model: nn.Module, lora: LoraConfig, *, classes: int, block_p
     head_path = find_head_path(model, path, classes)
     blocks = model.get_submodule(path)
     head = model.get_submodule(head_path)
-    assert isinstance(blocks, nn.ModuleList | nn.Sequential) and isinstance(head, nn.Linear)
+    assert isinstance(blocks, nn.ModuleList | nn.Sequential)
+    assert isinstance(head, nn.Linear)
     adapters = AdapterLayout(find_targets(blocks, lora.target_modules), lora.rank)
     return Foundation(model, path, head_path, adapters, HeadLayout(classes, head.in_features))
 
@@ -105,7 +107,7 @@ def resolve_model_path(path: str) -> str:
     return str(shipped) if path.isidentifier() and shipped.is_dir() else path
 
 
-def load_pretrained(config: ModelConfig, *, classes: int) -> nn.Module:
+def load_pretrained(config: ModelConfig, *, classes: int) -> PreTrainedModel:
     """Load a classifier from a Hugging Face directory or hub name; a missing or unfit classification layer is new.
 
     Raises:
@@ -120,13 +122,14 @@ def load_pretrained(config: ModelConfig, *, classes: int) -> nn.Module:
         # A new layer is the same in every run: its seed is a constant of the model, not of the experiment.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return auto_class.from_pretrained(
+            model: PreTrainedModel = auto_class.from_pretrained(
                 path,
                 num_labels=classes,
                 ignore_mismatched_sizes=True,
                 dtype=getattr(torch, config.dtype),
                 attn_implementation=config.attention,
             )
+            return model
     except InputError:
         raise
     except (OSError, ValueError) as error:

@@ -55,17 +55,22 @@ def find_targets(blocks: nn.ModuleList | nn.Sequential, target_modules: list[str
     """The Linears of a block that `target_modules` names by PEFT's matching rules; equal in every block.
 
     Raises:
-        InputError: nothing matches, a match is not a Linear, or blocks differ.
+        InputError: an entry matches nothing, a match is not a Linear, or blocks differ.
     """
+    entries: list[str | list[str]] = (
+        [target_modules] if isinstance(target_modules, str) else [[e] for e in target_modules]
+    )
+    for entry in entries:
+        if not _targets_of(blocks[0], PeftLoraConfig(target_modules=entry)):
+            linears = [name for name, module in blocks[0].named_modules() if isinstance(module, nn.Linear)]
+            found = entry if isinstance(entry, str) else entry[0]
+            raise InputError(
+                f"lora.target_modules: found {found!r}, which matches nothing in a block; "
+                f"expected (endings of) {', '.join(linears)}"
+            )
     rule = PeftLoraConfig(target_modules=target_modules)
     per_block = [_targets_of(block, rule) for block in blocks]
-    if not per_block[0]:
-        linears = [name for name, module in blocks[0].named_modules() if isinstance(module, nn.Linear)]
-        raise InputError(
-            f"lora.target_modules: found {target_modules!r}, which matches nothing in a block; "
-            f"expected (endings of) {', '.join(linears)}"
-        )
-    if any(targets != per_block[0] for targets in per_block):
+    if not per_block[0] or any(targets != per_block[0] for targets in per_block):
         raise InputError(
             f"lora.target_modules: found {target_modules!r}, which matches different layers or shapes in different "
             "blocks, expected equal adapters in every block"
@@ -79,8 +84,6 @@ def _targets_of(block: nn.Module, rule: PeftLoraConfig) -> tuple[Target, ...]:
         if not name or not check_target_module_exists(rule, name):
             continue
         if not isinstance(module, nn.Linear):
-            raise InputError(
-                f"lora.target_modules: {name!r} is a {type(module).__name__}, expected Linear layers (use a longer ending)"
-            )
+            raise InputError(f"lora.target_modules: {name!r} is a {type(module).__name__}, expected Linear layers")
         targets.append(Target(name, module.in_features, module.out_features))
     return tuple(targets)

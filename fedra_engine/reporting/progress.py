@@ -102,7 +102,5 @@ class LiveProgress:
             ("rounds", meter.rounds_done, meter.rounds),
             ("clients", meter.clients, meter.participants),
         ):
-            bars.add_row(
-                name, ProgressBar(total=total or 1, completed=done, width=BAR_WIDTH), f"{done}/{total}"
-            )
+            bars.add_row(name, ProgressBar(total=total or 1, completed=done, width=BAR_WIDTH), f"{done}/{total}")
         return Group(bars, Text(meter.status_text()))

@@ -37,13 +37,9 @@ class RunFolder:
         try:
             path.mkdir(parents=True)
         except FileExistsError as error:
-            raise InputError(
-                f"name: found a run in {path}, expected a new name (or --resume {path})"
-            ) from error
+            raise InputError(f"name: found a run in {path}, expected a new name (or --resume {path})") from error
         except OSError as error:
-            raise InputError(
-                f"output_dir: cannot make {path}: {error.strerror}; expected a writable folder"
-            ) from error
+            raise InputError(f"output_dir: cannot make {path}: {error.strerror}; expected a writable folder") from error
         folder = cls(path)
         folder.write_config(config)
         return folder

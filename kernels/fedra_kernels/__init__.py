@@ -1,24 +1,22 @@
 """Grouped LoRA ops for many clients in one launch: Triton on a GPU, torch on a CPU."""
 
-from .adamw import adamw, adamw_reference, squared_norms
+from .activation import activation_reference, gelu, swiglu
+from .adamw import adamw, adamw_reference
 from .aggregate import aggregate, aggregate_reference, finish_aggregate
 from .counter_hash import Dropout, dropout_key, dropout_mask
+from .gather_norm import gather_norm, gather_norm_reference
 from .groups import RowGroups
 from .head import head_cross_entropy, head_cross_entropy_reference
 from .lora_linear import lora_linear, lora_linear_reference
-from .scatter import (
-    gather_rows,
-    gather_rows_reference,
-    scatter_add,
-    scatter_add_reference,
-    scatter_rows,
-    scatter_rows_reference,
-)
+from .scatter import gather_rows, gather_rows_reference, scatter_rows, scatter_rows_reference
+from .scatter_add import scatter_add, scatter_add_reference
 from .sgd import sgd, sgd_reference
+from .squared_norms import squared_norms, squared_norms_reference
 
 __all__ = [
     "Dropout",
     "RowGroups",
+    "activation_reference",
     "adamw",
     "adamw_reference",
     "aggregate",
@@ -26,8 +24,11 @@ __all__ = [
     "dropout_key",
     "dropout_mask",
     "finish_aggregate",
+    "gather_norm",
+    "gather_norm_reference",
     "gather_rows",
     "gather_rows_reference",
+    "gelu",
     "head_cross_entropy",
     "head_cross_entropy_reference",
     "lora_linear",
@@ -39,4 +40,6 @@ __all__ = [
     "sgd",
     "sgd_reference",
     "squared_norms",
+    "squared_norms_reference",
+    "swiglu",
 ]

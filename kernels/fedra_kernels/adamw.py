@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
-from .checks import FLOAT_DTYPES, check_dtype, check_index, check_shape
-from .groups import bank_rows, slot_chunks
+from .checks import check_device, check_dtype, check_shape
+from .dispatch import launch, register, use_triton
+from .groups import bank_rows, slot_chunks, write_rows
 from .optimizer_checks import check_bank_state, check_per_slot
+
+SCHEMA = (
+    "adamw_(Tensor(a!) param, Tensor grad, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor(d!)? shadow, "
+    "Tensor slots, Tensor lr, Tensor clip, Tensor step, float beta1, float beta2, float eps, "
+    "float weight_decay) -> ()"
+)
+BLOCK = 1024
 
 
 def adamw(
@@ -23,22 +35,33 @@ def adamw(
     betas: tuple[float, float],
     eps: float,
     weight_decay: float,
+    shadow: Tensor | None = None,
 ) -> None:
     """One step of torch.optim.AdamW (Loshchilov and Hutter, 2019) on the bank rows `slots`.
 
     Args:
-        param, grad, exp_avg, exp_avg_sq: [slots, P]; all but grad are updated in place.
-        slots: int64 [n], distinct bank rows.
+        param, grad, exp_avg, exp_avg_sq: [slots, P]; all but grad are updated in place. All but param may be
+            fp32 where param is a 16-bit bank.
+        slots: int64 [n], distinct bank rows. On a GPU its values are not checked: a slot outside the bank
+            is left out.
         lr, clip: [n], fp32 (fp64 for fp64 banks); the gradient is multiplied by clip.
         step: int64 [n], the number of the step, from 1, of each slot's client.
+        shadow: 16-bit copy [slots, P] of param, kept up to date, or None.
 
     Raises:
-        ValueError: a shape, dtype, device or slot does not fit.
+        ValueError: a shape, dtype, device, slot or beta does not fit.
     """
-    check_bank_state(param, grad, slots, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq})
+    moments = {"grad": grad, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+    check_bank_state(param, slots, moments, shadow)
     check_per_slot(param, slots, {"lr": lr, "clip": clip})
     check_shape("step", step, slots.shape)
     check_dtype("step", step, (torch.int64,))
+    check_device("step", step, "param", param)
+    if not all(0.0 <= beta < 1.0 for beta in betas):
+        raise ValueError(f"betas: found {betas}, expected values from 0 to below 1")
+    if use_triton(param):
+        adamw_rows(param, grad, exp_avg, exp_avg_sq, shadow, slots, lr, clip, step, *betas, eps, weight_decay)
+        return
     beta1, beta2 = betas
     exponent = step.to(torch.float64)
     step_size = (lr / (1.0 - beta1**exponent))[:, None].to(lr.dtype)
@@ -47,14 +70,14 @@ def adamw(
     for rows, index in slot_chunks(slots, param.shape[1]):
         weights, mean, square = (bank_rows(bank, index) for bank in (param, exp_avg, exp_avg_sq))
         gradient = bank_rows(grad, index) * clip[rows, None]
-        mean.lerp_(gradient, 1.0 - beta1)
-        square.mul_(beta2).addcmul_(gradient, gradient, value=1.0 - beta2)
+        mean = torch.add(beta1 * mean, gradient, alpha=1.0 - beta1)
+        square = torch.addcmul(beta2 * square, gradient, gradient, value=1.0 - beta2)
         denominator = square.sqrt().div_(denominator_scale[rows]).add_(eps)
-        update = torch.div(mean, denominator, out=gradient).mul_(step_size[rows])
-        weights.mul_(decay[rows]).sub_(update)
-        if not isinstance(index, slice):
-            for bank, values in ((param, weights), (exp_avg, mean), (exp_avg_sq, square)):
-                bank.index_copy_(0, index, values)
+        weights = (weights * decay[rows]).sub_(mean.div(denominator).mul_(step_size[rows]))
+        for bank, values in ((param, weights), (exp_avg, mean), (exp_avg_sq, square)):
+            write_rows(bank, index, values)
+        if shadow is not None:
+            write_rows(shadow, index, weights)
 
 
 def adamw_reference(
@@ -80,13 +103,125 @@ def adamw_reference(
     return param * (1 - lr[:, None] * weight_decay) - lr[:, None] * update, mean, square
 
 
-def squared_norms(grad: Tensor, slots: Tensor) -> Tensor:
-    """[n] sums of squares of the bank rows `slots` of grad [slots, P]; fp32, fp64 for an fp64 bank."""
-    check_shape("grad", grad, (None, None))
-    check_dtype("grad", grad, FLOAT_DTYPES)
-    check_index("slots", slots, "grad", grad)
-    dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
-    norms = torch.empty(slots.shape, dtype=dtype, device=grad.device)
-    for rows, index in slot_chunks(slots, grad.shape[1]):
-        torch.linalg.vector_norm(bank_rows(grad, index), dim=1, dtype=dtype, out=norms[rows])
-    return norms.square_()
+@triton.jit
+def adamw_kernel(
+    param_ptr,
+    grad_ptr,
+    mean_ptr,
+    square_ptr,
+    shadow_ptr,
+    slots_ptr,
+    lr_ptr,
+    clip_ptr,
+    step_ptr,
+    slot_count,
+    stride_param,
+    stride_grad,
+    stride_mean,
+    stride_square,
+    stride_shadow,
+    entries,
+    beta1,
+    beta2,
+    rest1,
+    rest2,
+    log_beta1,
+    log_beta2,
+    eps,
+    weight_decay,
+    BLOCK: tl.constexpr,
+    SHADOW: tl.constexpr,
+):
+    number = tl.program_id(0)
+    slot = tl.load(slots_ptr + number)
+    offset = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = (offset < entries) & (slot >= 0) & (slot < slot_count)
+    lr = tl.load(lr_ptr + number)
+    # In fp64: 1 - beta^step is a small difference.
+    step = tl.load(step_ptr + number).to(tl.float64)
+    correction1 = (1.0 - tl.exp2(step * log_beta1)).to(tl.float32)
+    correction2 = (1.0 - tl.exp2(step * log_beta2)).to(tl.float32)
+    param_ptrs = param_ptr + slot * stride_param + offset
+    mean_ptrs = mean_ptr + slot * stride_mean + offset
+    square_ptrs = square_ptr + slot * stride_square + offset
+    param = tl.load(param_ptrs, mask=mask, other=0.0).to(tl.float32)
+    grad = tl.load(grad_ptr + slot * stride_grad + offset, mask=mask, other=0.0).to(tl.float32)
+    grad *= tl.load(clip_ptr + number)
+    mean = beta1 * tl.load(mean_ptrs, mask=mask, other=0.0).to(tl.float32) + rest1 * grad
+    square = beta2 * tl.load(square_ptrs, mask=mask, other=0.0).to(tl.float32) + rest2 * grad * grad
+    denominator = tl.sqrt(square / correction2) + eps
+    param = param * (1.0 - lr * weight_decay) - lr * (mean / correction1) / denominator
+    tl.store(param_ptrs, param.to(param_ptr.dtype.element_ty), mask=mask)
+    tl.store(mean_ptrs, mean.to(mean_ptr.dtype.element_ty), mask=mask)
+    tl.store(square_ptrs, square.to(square_ptr.dtype.element_ty), mask=mask)
+    if SHADOW:
+        shadow = param.to(shadow_ptr.dtype.element_ty)
+        tl.store(shadow_ptr + slot * stride_shadow + offset, shadow, mask=mask)
+
+
+def _fake(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    shadow: Tensor | None,
+    slots: Tensor,
+    lr: Tensor,
+    clip: Tensor,
+    step: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+) -> None:
+    return None
+
+
+@register(SCHEMA, _fake)
+def adamw_rows(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    shadow: Tensor | None,
+    slots: Tensor,
+    lr: Tensor,
+    clip: Tensor,
+    step: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """The Triton path of `adamw`."""
+    launch(
+        adamw_kernel,
+        (slots.shape[0], triton.cdiv(param.shape[1], BLOCK)),
+        param,
+        grad,
+        exp_avg,
+        exp_avg_sq,
+        shadow,
+        slots,
+        lr,
+        clip,
+        step,
+        param.shape[0],
+        param.stride(0),
+        grad.stride(0),
+        exp_avg.stride(0),
+        exp_avg_sq.stride(0),
+        0 if shadow is None else shadow.stride(0),
+        param.shape[1],
+        beta1,
+        beta2,
+        1.0 - beta1,
+        1.0 - beta2,
+        math.log2(beta1) if beta1 else -math.inf,
+        math.log2(beta2) if beta2 else -math.inf,
+        eps,
+        weight_decay,
+        BLOCK=BLOCK,
+        SHADOW=shadow is not None,
+        num_warps=4,
+    )

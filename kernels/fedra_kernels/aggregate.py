@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
-from .checks import FLOAT_DTYPES, check_device, check_dtype, check_index, check_like, check_shape
+from .checks import check_bank, check_device, check_dtype, check_float, check_index, check_like, check_shape
+from .dispatch import launch, register, use_triton
 from .groups import slot_chunks
+
+SCHEMA = (
+    "aggregate_(Tensor(a!) numerator, Tensor(b!) denominator, Tensor values, Tensor slots, Tensor starts, "
+    "Tensor weights) -> ()"
+)
+BLOCK = 1024
 
 
 def aggregate(
     numerator: Tensor, denominator: Tensor, values: Tensor, slots: Tensor, blocks: Tensor, weights: Tensor
 ) -> None:
-    """numerator[b] += sum of w_i values[slots_i] and denominator[b] += sum of w_i, over the i with blocks_i = b.
+    """numerator[b] += sum of w_i values[slots_i], denominator[b] += sum of w_i, over the i with blocks_i = b.
 
     Inside a block the order of addition is the order given. Blocks that nobody holds stay untouched.
 
@@ -20,7 +29,8 @@ def aggregate(
         numerator: [blocks, P], fp64 on a CPU, fp32 on a GPU; updated in place.
         denominator: [blocks], dtype of numerator; updated in place.
         values: [slots, P], the bank.
-        slots: int64 [n], bank rows; blocks: int64 [n], the block of each.
+        slots: int64 [n], bank rows; blocks: int64 [n], the block of each. On a GPU their values are not
+            checked: a pair outside the tensors is left out.
         weights: [n], dtype of numerator.
 
     Raises:
@@ -30,14 +40,23 @@ def aggregate(
     check_dtype("numerator", numerator, (torch.float32, torch.float64))
     check_shape("denominator", denominator, (numerator.shape[0],))
     check_shape("values", values, (None, numerator.shape[1]))
-    check_dtype("values", values, FLOAT_DTYPES)
+    check_float("values", values)
     check_device("values", values, "numerator", numerator)
+    for name, bank in (("numerator", numerator), ("values", values)):
+        check_bank(name, bank)
     check_index("slots", slots, "values", values)
     check_index("blocks", blocks, "numerator", numerator)
     for name, table in (("blocks", blocks), ("weights", weights)):
         check_shape(name, table, slots.shape)
     for name, tensor in (("denominator", denominator), ("weights", weights)):
         check_like(name, tensor, "numerator", numerator)
+    if use_triton(values):
+        # Compressed rows: the stable sort keeps the given order inside a block.
+        sorted_blocks, order = torch.sort(blocks, stable=True)
+        borders = torch.arange(numerator.shape[0] + 1, device=blocks.device)
+        starts = torch.searchsorted(sorted_blocks, borders)
+        aggregate_rows(numerator, denominator, values, slots[order], starts, weights[order])
+        return
     denominator.index_add_(0, blocks, weights)
     for rows, index in slot_chunks(slots, values.shape[1]):
         chunk = values[index].to(numerator.dtype, copy=True).mul_(weights[rows, None])
@@ -63,3 +82,68 @@ def aggregate_reference(
         numerator[block] += weight * values[slot].to(numerator.dtype)
         denominator[block] += weight
     return numerator, denominator
+
+
+@triton.jit
+def aggregate_kernel(
+    numerator_ptr,
+    denominator_ptr,
+    values_ptr,
+    slots_ptr,
+    starts_ptr,
+    weights_ptr,
+    slot_count,
+    stride_block,
+    stride_slot,
+    entries,
+    BLOCK: tl.constexpr,
+):
+    block = tl.program_id(0).to(tl.int64)
+    first = tl.load(starts_ptr + block)
+    end = tl.load(starts_ptr + block + 1)
+    offset = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = offset < entries
+    total = tl.zeros((BLOCK,), numerator_ptr.dtype.element_ty)
+    weight_sum = tl.sum(tl.zeros((1,), numerator_ptr.dtype.element_ty), axis=0)
+    for holder in range(first, end):
+        slot = tl.load(slots_ptr + holder)
+        known = (slot >= 0) & (slot < slot_count)
+        weight = tl.load(weights_ptr + holder, mask=known, other=0.0)
+        values = tl.load(values_ptr + slot * stride_slot + offset, mask=mask & known, other=0.0)
+        total += weight * values.to(numerator_ptr.dtype.element_ty)
+        weight_sum += weight
+    if end > first:
+        numerator_ptrs = numerator_ptr + block * stride_block + offset
+        tl.store(numerator_ptrs, tl.load(numerator_ptrs, mask=mask, other=0.0) + total, mask=mask)
+        if tl.program_id(1) == 0:
+            tl.store(denominator_ptr + block, tl.load(denominator_ptr + block) + weight_sum)
+
+
+def _fake(
+    numerator: Tensor, denominator: Tensor, values: Tensor, slots: Tensor, starts: Tensor, weights: Tensor
+) -> None:
+    return None
+
+
+@register(SCHEMA, _fake)
+def aggregate_rows(
+    numerator: Tensor, denominator: Tensor, values: Tensor, slots: Tensor, starts: Tensor, weights: Tensor
+) -> None:
+    """`aggregate` with slots and weights sorted by block; starts int64 [blocks + 1] says where each begins."""
+    launch(
+        aggregate_kernel,
+        (numerator.shape[0], triton.cdiv(values.shape[1], BLOCK)),
+        numerator,
+        denominator,
+        values,
+        slots,
+        starts,
+        weights,
+        values.shape[0],
+        numerator.stride(0),
+        values.stride(0),
+        values.shape[1],
+        BLOCK=BLOCK,
+        num_warps=4,
+        num_stages=4,
+    )

@@ -32,9 +32,7 @@ class Dropout:
         if not 0.0 < self.p < 1.0:
             raise ValueError(f"p: found {self.p}, expected 0 < p < 1")
         if self.keys.dtype != torch.int64 or self.keys.dim() != 1:
-            raise ValueError(
-                f"keys: found {self.keys.dtype} {list(self.keys.shape)}, expected torch.int64 [groups]"
-            )
+            raise ValueError(f"keys: found {self.keys.dtype} {list(self.keys.shape)}, expected torch.int64 [groups]")
 
     @property
     def threshold(self) -> int:

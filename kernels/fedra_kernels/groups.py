@@ -10,7 +10,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from .row_tables import Chunks, Tiles, build_chunks, build_tiles
+from .row_tables import Chunks, build_chunks, build_filled, build_spans, to_device
 
 SlotIndex = slice | Tensor
 """Rows of a bank: a slice where they are consecutive (a view), an index tensor otherwise (a copy)."""
@@ -54,9 +54,7 @@ class RowGroups:
             raise ValueError(f"sizes: found {min(self.sizes)}, expected sizes of at least 0")
         for name, table in (("slots", slots), ("scales", scales)):
             if table.shape != (len(self.sizes),):
-                raise ValueError(
-                    f"{name}: found shape {list(table.shape)}, expected [{len(self.sizes)}] as sizes has"
-                )
+                raise ValueError(f"{name}: found shape {list(table.shape)}, expected [{len(self.sizes)}] as sizes has")
         if slots.dtype != torch.int64:
             raise ValueError(f"slots: found dtype {slots.dtype}, expected torch.int64")
         if scales.dtype not in (torch.float32, torch.float64):
@@ -74,7 +72,7 @@ class RowGroups:
     def _forget_tables(self) -> None:
         self._per_token: dict[int, RowGroups] = {}
         self._chunks: dict[int, Chunks] = {}
-        self._tiles: dict[int, Tiles] = {}
+        self._spans: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -107,17 +105,26 @@ class RowGroups:
             self._per_token[tokens] = expanded
         return self._per_token[tokens]
 
+    @cached_property
+    def _host_filled(self) -> Tensor:
+        return build_filled(self.sizes, self.host_slots)
+
+    @cached_property
+    def filled(self) -> Tensor:
+        """int32 [filled groups, 4] of (first row, end row, slot, group) of each group that has rows."""
+        return to_device(self._host_filled, self.device)
+
     def chunks(self, length: int) -> Chunks:
         """Chunks of at most `length` rows, none of which crosses a group's border."""
         if length not in self._chunks:
-            self._chunks[length] = build_chunks(self.sizes, self.host_slots, length, self.device)
+            self._chunks[length] = build_chunks(self._host_filled, self.sizes, length, self.device)
         return self._chunks[length]
 
-    def tiles(self, length: int) -> Tiles:
-        """A dense cut of the rows into tiles of `length`, with the groups that touch each."""
-        if length not in self._tiles:
-            self._tiles[length] = build_tiles(self.sizes, self.host_slots, length, self.device)
-        return self._tiles[length]
+    def spans(self, length: int) -> Tensor:
+        """int32 [tiles, 2]: the range of `filled` that touches each tile of a dense cut into `length` rows."""
+        if length not in self._spans:
+            self._spans[length] = build_spans(self._host_filled, self.rows, length, self.device)
+        return self._spans[length]
 
     @cached_property
     def runs(self) -> tuple[Run, ...]:
@@ -143,6 +150,11 @@ class RowGroups:
         sizes = torch.tensor(self.sizes, dtype=torch.int64)
         return torch.repeat_interleave(torch.arange(len(self.sizes)), sizes).to(self.device)
 
+    @cached_property
+    def inverse_sizes(self) -> Tensor:
+        """fp64 [groups]: 1 / size, and 1 for an empty group."""
+        return (1.0 / torch.tensor(self.sizes, dtype=torch.float64).clamp_(min=1.0)).to(self.device)
+
 
 def slot_index(slots: Sequence[int], device: torch.device) -> SlotIndex:
     """A slice where the slots are consecutive and ascending, else an index tensor."""
@@ -151,9 +163,19 @@ def slot_index(slots: Sequence[int], device: torch.device) -> SlotIndex:
     return torch.tensor(slots, dtype=torch.int64, device=device)
 
 
+def grouped(rows: Tensor, run: Run) -> Tensor:
+    """The run's rows of a [rows, features] matrix as [groups, size, features], a view."""
+    return rows[run.rows].view(run.count, run.size, rows.shape[1])
+
+
 def bank_rows(bank: Tensor, slots: SlotIndex) -> Tensor:
     """The bank's rows `slots`: a view for a slice."""
     return bank[slots] if isinstance(slots, slice) else bank.index_select(0, slots)
+
+
+def write_rows(bank: Tensor, slots: SlotIndex, values: Tensor) -> None:
+    """bank[slots] = values, rounded to the bank's dtype."""
+    bank[slots] = values.to(bank.dtype)
 
 
 def add_to_bank(sink: Tensor, slots: SlotIndex, values: Tensor) -> None:

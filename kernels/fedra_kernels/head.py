@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .checks import FLOAT_DTYPES, check_bank, check_device, check_dtype, check_index, check_like, check_shape
-from .groups import RowGroups, add_to_bank, bank_rows
+from . import head_torch
+from .checks import check_bank, check_device, check_dtype, check_float, check_index, check_like, check_shape
+from .dispatch import use_triton
+from .groups import RowGroups
+from .head_kernels import head_grads, head_loss, head_loss_backward, head_product, product_tile
 
 
 def head_cross_entropy(
@@ -25,7 +30,8 @@ def head_cross_entropy(
     Args:
         features: [samples, in], grouped by `groups`.
         weight: [slots, classes, in], a view into a bank; bias: [slots, classes].
-        labels: int64 [samples].
+        labels: int64 [samples]. On a GPU their values are not checked: a label out of range makes its
+            group's loss NaN.
         groups: the samples of each slot; its scales are not used.
         grad_weight, grad_bias: gradient sinks shaped as weight and bias; backward adds into the rows of the
             touched slots, each times the gradient of its group's loss.
@@ -36,7 +42,7 @@ def head_cross_entropy(
         backward run for the sinks.
 
     Raises:
-        ValueError: a shape, dtype, device or group table does not fit.
+        ValueError: a shape, dtype, device, label or group table does not fit.
     """
     _check(features, weight, bias, labels, groups, grad_weight, grad_bias)
     losses, correct = _HeadCrossEntropy.apply(features, weight, bias, labels, groups, grad_weight, grad_bias)
@@ -60,7 +66,7 @@ def head_cross_entropy_reference(
 class _HeadCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         features: Tensor,
         weight: Tensor,
         bias: Tensor,
@@ -69,50 +75,38 @@ class _HeadCrossEntropy(torch.autograd.Function):
         grad_weight: Tensor,
         grad_bias: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        classes = weight.shape[1]
-        logits = features.new_empty(len(features), classes)
-        for run in groups.runs:
-            torch.baddbmm(
-                bank_rows(bias, run.slots)[:, None],
-                features[run.rows].view(run.count, run.size, -1),
-                bank_rows(weight, run.slots).transpose(1, 2),
-                out=logits[run.rows].view(run.count, run.size, classes),
-            )
-        dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
-        log_probabilities = torch.log_softmax(logits, dim=1, dtype=dtype)
-        sample_losses = -log_probabilities.gather(1, labels[:, None])[:, 0]
-        shares = 1.0 / torch.tensor(groups.sizes, dtype=dtype, device=features.device).clamp_(min=1)
-        group_of = groups.row_group
-        losses = torch.zeros_like(shares).index_add_(0, group_of, sample_losses).mul_(shares)
-        right = (logits.argmax(1) == labels).long()
-        correct = torch.zeros(len(groups), dtype=torch.int64, device=features.device)
-        correct.index_add_(0, group_of, right)
-        ctx.save_for_backward(features, weight, labels, log_probabilities, shares)
+        if use_triton(features):
+            features = features.contiguous()
+            rows = groups.chunks(product_tile(features).rows).rows
+            logits = head_product(features, weight, bias, rows, False)
+            losses, correct, log_sums = head_loss(logits, labels, groups.filled, len(groups))
+        else:
+            logits = head_torch.logits(features, weight, bias, groups)
+            losses, correct, log_sums = head_torch.loss(logits, labels, groups)
+        ctx.save_for_backward(features, weight, labels, logits, log_sums)
         ctx.groups, ctx.grad_weight, ctx.grad_bias = groups, grad_weight, grad_bias
         ctx.mark_non_differentiable(correct)
         return losses, correct
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad_losses: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        features, weight, labels, log_probabilities, shares = ctx.saved_tensors
+    def backward(ctx: Any, grad_losses: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        features, weight, labels, logits, log_sums = ctx.saved_tensors
         groups: RowGroups = ctx.groups
-        grad_logits = log_probabilities.exp()
-        grad_logits.scatter_add_(1, labels[:, None], grad_logits.new_full((len(labels), 1), -1.0))
-        grad_logits.mul_((grad_losses * shares)[groups.row_group, None])
-        grad_logits = grad_logits.to(features.dtype)
-        grad_features = torch.empty_like(features) if ctx.needs_input_grad[0] else None
-        for run in groups.runs:
-            run_grad = grad_logits[run.rows].view(run.count, run.size, -1)
-            run_features = features[run.rows].view(run.count, run.size, -1)
-            add_to_bank(ctx.grad_weight, run.slots, torch.bmm(run_grad.transpose(1, 2), run_features))
-            add_to_bank(ctx.grad_bias, run.slots, run_grad.sum(1, dtype=ctx.grad_bias.dtype))
-            if grad_features is not None:
-                torch.bmm(
-                    run_grad,
-                    bank_rows(weight, run.slots),
-                    out=grad_features[run.rows].view(run.count, run.size, -1),
-                )
+        sinks = ctx.grad_weight, ctx.grad_bias
+        shares = grad_losses * groups.inverse_sizes.to(grad_losses.dtype)
+        grad_features = None
+        if use_triton(features):
+            rows = groups.chunks(product_tile(features).rows).rows
+            grad_logits = head_loss_backward(logits, labels, log_sums, shares, rows, features)
+            head_grads(features, grad_logits, groups.filled, *sinks)
+            if ctx.needs_input_grad[0]:
+                grad_features = head_product(grad_logits, weight, None, rows, True)
+        else:
+            grad_logits = head_torch.loss_backward(logits, labels, log_sums, shares[groups.row_group])
+            head_torch.add_grads(features, grad_logits, groups, *sinks)
+            if ctx.needs_input_grad[0]:
+                grad_features = head_torch.grad_features(grad_logits, weight, groups)
         return grad_features, *([None] * 6)
 
 
@@ -126,7 +120,7 @@ def _check(
     grad_bias: Tensor,
 ) -> None:
     check_shape("features", features, (groups.rows, None))
-    check_dtype("features", features, FLOAT_DTYPES)
+    check_float("features", features)
     check_shape("weight", weight, (None, None, features.shape[1]))
     check_shape("bias", bias, weight.shape[:2])
     check_shape("labels", labels, (groups.rows,))
@@ -134,14 +128,13 @@ def _check(
     check_shape("grad_weight", grad_weight, weight.shape)
     check_shape("grad_bias", grad_bias, bias.shape)
     if groups.smallest_bank > weight.shape[0]:
-        raise ValueError(
-            f"groups: found slot {groups.smallest_bank - 1}, expected slots below {weight.shape[0]}"
-        )
+        raise ValueError(f"groups: found slot {groups.smallest_bank - 1}, expected slots below {weight.shape[0]}")
     for name, tensor in (("weight", weight), ("bias", bias)):
         check_like(name, tensor, "features", features)
     check_device("groups", groups.slots, "features", features)
     for name, sink in (("grad_weight", grad_weight), ("grad_bias", grad_bias)):
         check_device(name, sink, "features", features)
         check_dtype(name, sink, (features.dtype, torch.float32, torch.float64))
-    for name, bank in (("weight", weight), ("bias", bias), ("grad_weight", grad_weight)):
+    banks = {"weight": weight, "bias": bias, "grad_weight": grad_weight, "grad_bias": grad_bias}
+    for name, bank in banks.items():
         check_bank(name, bank)

@@ -50,9 +50,39 @@ CONFIGS: ConfigTable = {
     "interpreter": dict.fromkeys(("narrow", "wide", "float"), Tile(32, 32, 32, 4, 1)),
 }
 
+# The mask of the input gradient lives beside the accumulator.
+DROPOUT_CONFIGS: ConfigTable = {
+    "sm_80": {
+        "narrow": Tile(128, 64, 64, 8, 4),
+        "wide": Tile(128, 64, 32, 8, 4),
+        "float": Tile(64, 64, 16, 8, 3),
+    },
+    "sm_90": {
+        "narrow": Tile(128, 128, 64, 8, 4),
+        "wide": Tile(128, 128, 64, 8, 4),
+        "float": Tile(64, 64, 16, 8, 3),
+    },
+    "sm_100": {
+        "narrow": Tile(128, 128, 64, 8, 4),
+        "wide": Tile(128, 128, 64, 8, 4),
+        "float": Tile(64, 64, 16, 8, 3),
+    },
+    "gfx942": {
+        "narrow": Tile(128, 64, 32, 8, 2),
+        "wide": Tile(128, 64, 32, 8, 2),
+        "float": Tile(64, 64, 32, 8, 2),
+    },
+    "small": {
+        "narrow": Tile(64, 64, 64, 4, 3),
+        "wide": Tile(64, 64, 64, 4, 3),
+        "float": Tile(64, 64, 16, 8, 2),
+    },
+    "interpreter": dict.fromkeys(("narrow", "wide", "float"), Tile(32, 32, 32, 4, 1)),
+}
 
-def gemm_tile(x: Tensor, rank: int) -> Tile:
-    return choose(CONFIGS, x, rank)
+
+def gemm_tile(x: Tensor, rank: int, dropout: bool = False) -> Tile:
+    return choose(DROPOUT_CONFIGS if dropout else CONFIGS, x, rank)
 
 
 @triton.jit
@@ -211,11 +241,11 @@ def lora_gemm(
 
     x [rows, K], weight [N, K] (transposed: [K, N]), bias [N] or None, shrunk [rows, rank];
     expand: lora_b [slots, N, rank] (transposed: lora_a [slots, rank, N]);
-    spans, groups: `RowGroups.tiles(gemm_tile(x, rank).rows)`;
+    spans, groups: `RowGroups.spans(gemm_tile(x, rank).rows)` and `RowGroups.filled`;
     scales fp32 [groups], or None where shrunk holds them; keys, threshold: dropout of the low-rank product.
     """
     rank = shrunk.shape[1]
-    tile = gemm_tile(x, rank)
+    tile = gemm_tile(x, rank, keys is not None)
     columns, depth = (weight.shape[1], weight.shape[0]) if transposed else (weight.shape[0], weight.shape[1])
     y = x.new_empty(x.shape[0], columns)
     strides = weight.stride()

@@ -164,21 +164,14 @@ def lora_grad_outer_kernel(
         row = first + tl.arange(0, BLOCK_M)
         row_mask = (row < end)[:, None]
         row_offset = row.to(tl.int64)[:, None]
-        wide = tl.load(
-            wide_ptr + row_offset * C + column[None, :], mask=row_mask & column_mask[None, :], other=0.0
-        )
+        wide = tl.load(wide_ptr + row_offset * C + column[None, :], mask=row_mask & column_mask[None, :], other=0.0)
         if DROPOUT:
             seeds = row_seeds(keys_ptr, group, row - group_start)
             wide = tl.where(keep_entries(seeds, column, threshold), wide, 0.0)
-        narrow = tl.load(
-            narrow_ptr + row_offset * RANK + rank[None, :], mask=row_mask & rank_mask[None, :], other=0.0
-        )
+        narrow = tl.load(narrow_ptr + row_offset * RANK + rank[None, :], mask=row_mask & rank_mask[None, :], other=0.0)
         total = tl.dot(tl.trans(wide), narrow, total, input_precision=PRECISION)
     partial_ptrs = (
-        partial_ptr
-        + program.to(tl.int64) * (C * RANK)
-        + column[:, None] * stride_column
-        + rank[None, :] * stride_rank
+        partial_ptr + program.to(tl.int64) * (C * RANK) + column[:, None] * stride_column + rank[None, :] * stride_rank
     )
     tl.store(partial_ptrs, total, mask=column_mask[:, None] & rank_mask[None, :])
 
@@ -213,9 +206,7 @@ def lora_grad_reduce_kernel(
     tl.store(sink_ptrs, (previous + total).to(sink_ptr.dtype.element_ty), mask=mask)
 
 
-def _reduce(
-    sink: Tensor, partial: Tensor, chunk_groups: Tensor, scales: Tensor | None, gain: float
-) -> None:
+def _reduce(sink: Tensor, partial: Tensor, chunk_groups: Tensor, scales: Tensor | None, gain: float) -> None:
     entries = partial.shape[1]
     launch(
         lora_grad_reduce_kernel,

@@ -168,13 +168,11 @@ def _triton_forward(
     rank, scales = lora_a.shape[1], groups.scales
     if shrunk is None:
         if dropout is None and rank <= NARROW_RANK and weight.shape[0] <= SINGLE_PASS_OUTPUTS:
-            tiles = groups.tiles(single_pass_tile(x, rank).rows)
-            return lora_single_pass(x, weight, bias, lora_a, lora_b, tiles.spans, tiles.groups, scales)
+            spans = groups.spans(single_pass_tile(x, rank).rows)
+            return lora_single_pass(x, weight, bias, lora_a, lora_b, spans, groups.filled, scales)
         shrunk = shrink(x, lora_a, groups, dropout)
-    tiles = groups.tiles(gemm_tile(x, rank).rows)
-    y = lora_gemm(
-        x, weight, bias, shrunk, lora_b, tiles.spans, tiles.groups, scales, _gain(dropout), None, 0, False
-    )
+    spans = groups.spans(gemm_tile(x, rank).rows)
+    y = lora_gemm(x, weight, bias, shrunk, lora_b, spans, groups.filled, scales, _gain(dropout), None, 0, False)
     return y, shrunk
 
 
@@ -194,25 +192,19 @@ def _triton_backward(
     rank, scales, gain = lora_a.shape[1], groups.scales, _gain(dropout)
     if rank <= NARROW_RANK:
         chunks = groups.chunks(output_chunk(grad_y, rank))
-        grad_shrunk = lora_grad_output(
-            grad_y, lora_b, shrunk, chunks.rows, chunks.groups, scales, gain, grad_b
-        )
+        grad_shrunk = lora_grad_output(grad_y, lora_b, shrunk, chunks.rows, chunks.groups, scales, gain, grad_b)
     else:
         pieces = groups.chunks(shrink_tile(grad_y, rank).rows).rows
         grad_shrunk = lora_shrink(grad_y, lora_b, pieces, scales, gain, None, 0, True)
         chunks = groups.chunks(outer_chunk(grad_y, rank))
-        lora_grad_outer(
-            grad_y, shrunk, chunks.rows, chunks.groups, scales, gain, None, 0, False, grad_b
-        )
+        lora_grad_outer(grad_y, shrunk, chunks.rows, chunks.groups, scales, gain, None, 0, False, grad_b)
     keys, threshold = dropout_arguments(dropout)
     chunks = groups.chunks(outer_chunk(x, rank))
     lora_grad_outer(x, grad_shrunk, chunks.rows, chunks.groups, None, 1.0, keys, threshold, True, grad_a)
     if not needs_grad_x:
         return None
-    tiles = groups.tiles(gemm_tile(grad_y, rank).rows)
-    return lora_gemm(
-        grad_y, weight, None, grad_shrunk, lora_a, tiles.spans, tiles.groups, None, 1.0, keys, threshold, True
-    )
+    spans = groups.spans(gemm_tile(grad_y, rank, keys is not None).rows)
+    return lora_gemm(grad_y, weight, None, grad_shrunk, lora_a, spans, groups.filled, None, 1.0, keys, threshold, True)
 
 
 def _gain(dropout: Dropout | None) -> float:
@@ -224,9 +216,7 @@ def _keep(dropout: Dropout | None, groups: RowGroups, x: Tensor) -> Tensor | Non
     return None if dropout is None else keep_mask(dropout, groups.sizes, x.shape[1])
 
 
-def check_adapter_input(
-    rows: int, lora_a: Tensor, groups: RowGroups, dropout: Dropout | None, x: Tensor
-) -> None:
+def check_adapter_input(rows: int, lora_a: Tensor, groups: RowGroups, dropout: Dropout | None, x: Tensor) -> None:
     """Raise ValueError unless groups, bank and dropout fit x with `rows` rows."""
     if rows != groups.rows:
         raise ValueError(f"groups: found {groups.rows} rows in sizes, expected {rows} as x has")

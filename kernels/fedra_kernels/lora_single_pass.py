@@ -153,7 +153,7 @@ def lora_single_pass(
     """(x W^T + bias + scale_k (x A_k^T) B_k^T, x A_k^T) for the rows of group k; ranks up to NARROW_RANK.
 
     x [rows, K], weight [N, K], lora_a [slots, rank, K], lora_b [slots, N, rank];
-    spans, groups: `RowGroups.tiles(single_pass_tile(x, rank).rows)`; scales fp32 [groups].
+    spans, groups: `RowGroups.spans(single_pass_tile(x, rank).rows)` and `RowGroups.filled`; scales fp32 [groups].
     """
     rank = lora_a.shape[1]
     tile = single_pass_tile(x, rank)

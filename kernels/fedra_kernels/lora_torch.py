@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .groups import RowGroups, Run, add_to_bank, bank_rows
+from .groups import RowGroups, Run, add_to_bank, bank_rows, grouped
 
 
 def shrink(x: Tensor, lora_a: Tensor, groups: RowGroups, keep: Tensor | None) -> Tensor:
@@ -78,11 +78,6 @@ def backward(
         else:
             grouped(grad_x, run).addcmul_(torch.bmm(left, factor_a), grouped(keep, run))
     return grad_x
-
-
-def grouped(rows: Tensor, run: Run) -> Tensor:
-    """The run's rows of a [rows, features] matrix as [groups, size, features], a view."""
-    return rows[run.rows].view(run.count, run.size, rows.shape[1])
 
 
 def _rank_major(shrunk: Tensor, run: Run) -> Tensor:

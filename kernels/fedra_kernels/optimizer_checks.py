@@ -7,27 +7,24 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .checks import (
-    FLOAT_DTYPES,
-    check_bank,
-    check_device,
-    check_dtype,
-    check_index,
-    check_like,
-    check_shape,
-)
+from .checks import check_bank, check_device, check_dtype, check_float, check_index, check_shape
 
 
-def check_bank_state(param: Tensor, grad: Tensor, slots: Tensor, state: Mapping[str, Tensor | None]) -> None:
-    """Raise ValueError unless gradient and state are shaped as param [slots, P]; slots int64 [n] in range."""
+def check_bank_state(param: Tensor, slots: Tensor, state: Mapping[str, Tensor | None], shadow: Tensor | None) -> None:
+    """Raise ValueError unless gradient and state are shaped as param [slots, P] and slots is int64 [n]."""
     check_shape("param", param, (None, None))
-    check_dtype("param", param, FLOAT_DTYPES)
+    check_float("param", param)
     check_index("slots", slots, "param", param)
-    tensors = {"param": param, "grad": grad, **{k: v for k, v in state.items() if v is not None}}
-    for name, tensor in tensors.items():
+    for name, tensor in {"param": param, **state, "shadow": shadow}.items():
+        if tensor is None:
+            continue
         check_shape(name, tensor, param.shape)
-        check_like(name, tensor, "param", param)
+        check_device(name, tensor, "param", param)
         check_bank(name, tensor)
+        if name == "shadow":
+            check_dtype(name, tensor, (torch.bfloat16, torch.float16))
+        else:
+            check_dtype(name, tensor, (param.dtype, torch.float32))
 
 
 def check_per_slot(param: Tensor, slots: Tensor, tables: Mapping[str, Tensor]) -> None:

@@ -21,21 +21,18 @@ class Chunks:
     groups: Tensor
 
 
-@dataclass(frozen=True)
-class Tiles:
-    """A dense cut of the rows, whatever group they belong to.
-
-    spans: int32 [tiles, 2], the first and the end index into `groups` of the groups that touch the tile.
-    groups: int32 [filled groups, 4] of (first row, end row, slot, group).
-    """
-
-    spans: Tensor
-    groups: Tensor
+def build_filled(sizes: Sequence[int], slots: Sequence[int]) -> Tensor:
+    """int64 [filled groups, 4] of (first row, end row, slot, group), on the host."""
+    filled = [(size, slot, group) for group, (size, slot) in enumerate(zip(sizes, slots, strict=True)) if size]
+    counts, filled_slots, groups = torch.tensor(filled, dtype=torch.int64).view(-1, 3).unbind(1)
+    ends = counts.cumsum(0)
+    return torch.stack((ends - counts, ends, filled_slots, groups), dim=1)
 
 
-def build_chunks(sizes: Sequence[int], slots: Sequence[int], length: int, device: torch.device) -> Chunks:
+def build_chunks(filled: Tensor, sizes: Sequence[int], length: int, device: torch.device) -> Chunks:
     """Cut every non-empty group into chunks of `length` rows; the last may be shorter."""
-    starts, counts, filled_slots, groups = _filled(sizes, slots)
+    starts, group_ends, slots, groups = filled.unbind(1)
+    counts = group_ends - starts
     pieces = (counts + (length - 1)) // length
     ends = pieces.cumsum(0)
     total = sum(-(-size // length) for size in sizes)
@@ -43,34 +40,26 @@ def build_chunks(sizes: Sequence[int], slots: Sequence[int], length: int, device
     number = torch.arange(total) - (ends - pieces)[owner]
     group_start = starts[owner]
     first = group_start + number * length
-    last = torch.minimum(first + length, group_start + counts[owner])
-    rows = torch.stack((first, last, filled_slots[owner], groups[owner], group_start), dim=1)
-    table = torch.stack((filled_slots, groups, ends - pieces, ends), dim=1)
-    return Chunks(_to_device(rows, device), _to_device(table, device))
+    last = torch.minimum(first + length, group_ends[owner])
+    rows = torch.stack((first, last, slots[owner], groups[owner], group_start), dim=1)
+    table = torch.stack((slots, groups, ends - pieces, ends), dim=1)
+    return Chunks(to_device(rows, device), to_device(table, device))
 
 
-def build_tiles(sizes: Sequence[int], slots: Sequence[int], length: int, device: torch.device) -> Tiles:
-    """Cut all rows into tiles of `length`; the last may be shorter."""
-    starts, counts, filled_slots, groups = _filled(sizes, slots)
-    ends = starts + counts
-    rows = sum(sizes)
+def build_spans(filled: Tensor, rows: int, length: int, device: torch.device) -> Tensor:
+    """Cut all rows into tiles of `length`, whatever group they belong to; the last may be shorter.
+
+    Returns int32 [tiles, 2]: the first and the end index into `filled` of the groups that touch each tile.
+    """
     tile_start = torch.arange(0, rows, length)
-    first = torch.searchsorted(ends, tile_start, right=True)
-    end = torch.searchsorted(starts, torch.clamp(tile_start + length, max=rows))
-    table = torch.stack((starts, ends, filled_slots, groups), dim=1)
-    return Tiles(_to_device(torch.stack((first, end), dim=1), device), _to_device(table, device))
+    first = torch.searchsorted(filled[:, 1].contiguous(), tile_start, right=True)
+    end = torch.searchsorted(filled[:, 0].contiguous(), torch.clamp(tile_start + length, max=rows))
+    return to_device(torch.stack((first, end), dim=1), device)
 
 
-def _filled(sizes: Sequence[int], slots: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """First row, rows, slot and number of every non-empty group: int64, on the host."""
-    filled = [(size, slot, group) for group, (size, slot) in enumerate(zip(sizes, slots, strict=True)) if size]
-    counts, filled_slots, groups = torch.tensor(filled, dtype=torch.int64).view(-1, 3).unbind(1)
-    return counts.cumsum(0) - counts, counts, filled_slots, groups
-
-
-def _to_device(table: Tensor, device: torch.device) -> Tensor:
+def to_device(table: Tensor, device: torch.device) -> Tensor:
+    """The table as int32 on the device, without waiting for its queue."""
     table = table.to(torch.int32)
     if device.type != "cuda":
         return table.to(device)
-    # From pinned memory the copy does not wait for the queue.
     return table.pin_memory().to(device, non_blocking=True)

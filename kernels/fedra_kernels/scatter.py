@@ -1,10 +1,12 @@
-"""Move rows between the full batch and the compact rows of a block. Row numbers are unique: no atomics."""
+"""Move samples between the full batch and the compact rows of a block. Row numbers are unique: no atomics."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from .checks import check_index, check_like, check_shape
 
@@ -25,22 +27,6 @@ def scatter_rows(x: Tensor, rows: Tensor, index: Tensor) -> Tensor:
     return scattered
 
 
-def scatter_add(residual: Tensor, y: Tensor, index: Tensor, scale: Tensor | None = None) -> Tensor:
-    """A copy of residual [rows, features] with scale * y added to its rows `index`.
-
-    y [len(index), features]; scale [features], frozen (LayerScale), or None for 1.
-    """
-    check_index("index", index, "residual", residual)
-    check_shape("residual", residual, (None, None))
-    check_shape("y", y, (index.shape[0], residual.shape[1]))
-    check_like("y", y, "residual", residual)
-    if scale is not None:
-        check_shape("scale", scale, (residual.shape[1],))
-        check_like("scale", scale, "residual", residual)
-    added: Tensor = _ScatterAdd.apply(residual, y, index, scale)
-    return added
-
-
 def gather_rows_reference(x: Tensor, index: Tensor) -> Tensor:
     return x[index]
 
@@ -49,52 +35,30 @@ def scatter_rows_reference(x: Tensor, rows: Tensor, index: Tensor) -> Tensor:
     return x.index_copy(0, index, rows)
 
 
-def scatter_add_reference(residual: Tensor, y: Tensor, index: Tensor, scale: Tensor | None = None) -> Tensor:
-    return residual.index_add(0, index, y if scale is None else y * scale)
-
-
 class _GatherRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, index: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, index: Tensor) -> Tensor:
         ctx.save_for_backward(index)
         ctx.shape = x.shape
         return x.index_select(0, index)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (index,) = ctx.saved_tensors
         return grad.new_zeros(ctx.shape).index_copy_(0, index, grad), None
 
 
 class _ScatterRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, rows: Tensor, index: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, rows: Tensor, index: Tensor) -> Tensor:
         ctx.save_for_backward(index)
         return x.index_copy(0, index, rows)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (index,) = ctx.saved_tensors
         grad_x = grad.index_fill(0, index, 0.0) if ctx.needs_input_grad[0] else None
         grad_rows = grad.index_select(0, index) if ctx.needs_input_grad[1] else None
         return grad_x, grad_rows, None
-
-
-class _ScatterAdd(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: FunctionCtx, residual: Tensor, y: Tensor, index: Tensor, scale: Tensor | None) -> Tensor:
-        ctx.save_for_backward(index, scale)
-        return residual.index_add(0, index, y if scale is None else y * scale)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        index, scale = ctx.saved_tensors
-        grad_y = None
-        if ctx.needs_input_grad[1]:
-            grad_y = grad.index_select(0, index)
-            if scale is not None:
-                grad_y.mul_(scale)
-        return grad, grad_y, None, None

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
-from .groups import bank_rows, slot_chunks
+from .dispatch import launch, register, use_triton
+from .groups import bank_rows, slot_chunks, write_rows
 from .optimizer_checks import check_bank_state, check_per_slot
+
+SCHEMA = (
+    "sgd_(Tensor(a!) param, Tensor grad, Tensor(b!)? momentum_buffer, Tensor(c!)? shadow, Tensor slots, "
+    "Tensor lr, Tensor clip, float momentum, float weight_decay) -> ()"
+)
+BLOCK = 1024
 
 
 def sgd(
@@ -19,6 +28,7 @@ def sgd(
     *,
     momentum: float,
     weight_decay: float,
+    shadow: Tensor | None = None,
 ) -> None:
     """One step of torch.optim.SGD (dampening 0, no Nesterov) on the bank rows `slots`.
 
@@ -26,30 +36,35 @@ def sgd(
 
     Args:
         param, grad, momentum_buffer: [slots, P]; param and buffer are updated in place. A buffer of zeros
-            is a fresh one. momentum_buffer is None exactly when momentum is 0.
-        slots: int64 [n], distinct bank rows.
+            is a fresh one. momentum_buffer is None exactly when momentum is 0. grad and buffer may be fp32
+            where param is a 16-bit bank.
+        slots: int64 [n], distinct bank rows. On a GPU its values are not checked: a slot outside the bank
+            is left out.
         lr, clip: [n], fp32 (fp64 for fp64 banks).
+        shadow: 16-bit copy [slots, P] of param, kept up to date, or None.
 
     Raises:
         ValueError: a shape, dtype, device or slot does not fit.
     """
-    check_bank_state(param, grad, slots, {"momentum_buffer": momentum_buffer} if momentum else {})
+    check_bank_state(param, slots, {"grad": grad, "momentum_buffer": momentum_buffer}, shadow)
     check_per_slot(param, slots, {"lr": lr, "clip": clip})
     if (momentum_buffer is None) != (momentum == 0.0):
         found = "None" if momentum_buffer is None else "a tensor"
         raise ValueError(f"momentum_buffer: found {found}, expected None exactly when momentum is 0")
+    if use_triton(param):
+        sgd_rows(param, grad, momentum_buffer, shadow, slots, lr, clip, momentum, weight_decay)
+        return
     for rows, index in slot_chunks(slots, param.shape[1]):
         weights = bank_rows(param, index)
         step = bank_rows(grad, index) * clip[rows, None]
         step.add_(weights, alpha=weight_decay)
         if momentum_buffer is not None:
-            buffer = bank_rows(momentum_buffer, index)
-            step = buffer.mul_(momentum).add_(step)
-            if not isinstance(index, slice):
-                momentum_buffer.index_copy_(0, index, buffer)
-        weights.addcmul_(step, lr[rows, None], value=-1.0)
-        if not isinstance(index, slice):
-            param.index_copy_(0, index, weights)
+            step.add_(bank_rows(momentum_buffer, index), alpha=momentum)
+            write_rows(momentum_buffer, index, step)
+        weights = torch.addcmul(weights, step, lr[rows, None], value=-1.0)
+        write_rows(param, index, weights)
+        if shadow is not None:
+            write_rows(shadow, index, weights)
 
 
 def sgd_reference(
@@ -65,3 +80,95 @@ def sgd_reference(
     """New (param, momentum buffer) of rows [n, P], with lr and clip [n], in plain torch."""
     buffer = momentum * momentum_buffer + clip[:, None] * grad + weight_decay * param
     return param - lr[:, None] * buffer, buffer
+
+
+@triton.jit
+def sgd_kernel(
+    param_ptr,
+    grad_ptr,
+    buffer_ptr,
+    shadow_ptr,
+    slots_ptr,
+    lr_ptr,
+    clip_ptr,
+    slot_count,
+    stride_param,
+    stride_grad,
+    stride_buffer,
+    stride_shadow,
+    entries,
+    momentum,
+    weight_decay,
+    BLOCK: tl.constexpr,
+    MOMENTUM: tl.constexpr,
+    SHADOW: tl.constexpr,
+):
+    number = tl.program_id(0)
+    slot = tl.load(slots_ptr + number)
+    offset = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = (offset < entries) & (slot >= 0) & (slot < slot_count)
+    param_ptrs = param_ptr + slot * stride_param + offset
+    param = tl.load(param_ptrs, mask=mask, other=0.0).to(tl.float32)
+    grad = tl.load(grad_ptr + slot * stride_grad + offset, mask=mask, other=0.0).to(tl.float32)
+    step = grad * tl.load(clip_ptr + number) + weight_decay * param
+    if MOMENTUM:
+        buffer_ptrs = buffer_ptr + slot * stride_buffer + offset
+        step += momentum * tl.load(buffer_ptrs, mask=mask, other=0.0).to(tl.float32)
+        tl.store(buffer_ptrs, step.to(buffer_ptr.dtype.element_ty), mask=mask)
+    param -= tl.load(lr_ptr + number) * step
+    tl.store(param_ptrs, param.to(param_ptr.dtype.element_ty), mask=mask)
+    if SHADOW:
+        shadow = param.to(shadow_ptr.dtype.element_ty)
+        tl.store(shadow_ptr + slot * stride_shadow + offset, shadow, mask=mask)
+
+
+def _fake(
+    param: Tensor,
+    grad: Tensor,
+    momentum_buffer: Tensor | None,
+    shadow: Tensor | None,
+    slots: Tensor,
+    lr: Tensor,
+    clip: Tensor,
+    momentum: float,
+    weight_decay: float,
+) -> None:
+    return None
+
+
+@register(SCHEMA, _fake)
+def sgd_rows(
+    param: Tensor,
+    grad: Tensor,
+    momentum_buffer: Tensor | None,
+    shadow: Tensor | None,
+    slots: Tensor,
+    lr: Tensor,
+    clip: Tensor,
+    momentum: float,
+    weight_decay: float,
+) -> None:
+    """The Triton path of `sgd`."""
+    launch(
+        sgd_kernel,
+        (slots.shape[0], triton.cdiv(param.shape[1], BLOCK)),
+        param,
+        grad,
+        momentum_buffer,
+        shadow,
+        slots,
+        lr,
+        clip,
+        param.shape[0],
+        param.stride(0),
+        grad.stride(0),
+        0 if momentum_buffer is None else momentum_buffer.stride(0),
+        0 if shadow is None else shadow.stride(0),
+        param.shape[1],
+        momentum,
+        weight_decay,
+        BLOCK=BLOCK,
+        MOMENTUM=momentum_buffer is not None,
+        SHADOW=shadow is not None,
+        num_warps=4,
+    )

@@ -15,9 +15,7 @@ from fedra_engine.errors import InputError
 PACS = Path(os.environ.get("FEDRA_PACS", Path(__file__).parents[3] / "shared" / "data" / "pacs"))
 
 
-def load(
-    root: Path, seed: int = 0, domains: list[str] | None = None, test_fraction: float = 0.2
-) -> DomainData:
+def load(root: Path, seed: int = 0, domains: list[str] | None = None, test_fraction: float = 0.2) -> DomainData:
     config = DataConfig("image_folder", str(root), domains or [], test_fraction=test_fraction)
     return load_source(config, seed)
 
@@ -30,9 +28,7 @@ def paths(data: DomainData) -> tuple[list[str], list[str]]:
 def encoded(data: DomainData):
     from datasets import Image
 
-    return data.train.cast_column("image", Image(decode=False)), data.test.cast_column(
-        "image", Image(decode=False)
-    )
+    return data.train.cast_column("image", Image(decode=False)), data.test.cast_column("image", Image(decode=False))
 
 
 def test_domains_and_classes_are_sorted_and_indexed(make_tree) -> None:
@@ -86,20 +82,14 @@ def test_missing_and_empty_folders_are_named(make_tree, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"data\.root: found no folder '.*nowhere'"):
         load(tmp_path / "nowhere")
     (tmp_path / "bare").mkdir()
-    with pytest.raises(
-        InputError, match=r"data\.root: found no folders in '.*bare', expected one for each domain"
-    ):
+    with pytest.raises(InputError, match=r"data\.root: found no folders in '.*bare', expected one for each domain"):
         load(tmp_path / "bare")
     root = make_tree({"a": ["x"]})
     (root / "b").mkdir()
-    with pytest.raises(
-        InputError, match=r"data\.root: found no folders in '.*b', expected one for each class"
-    ):
+    with pytest.raises(InputError, match=r"data\.root: found no folders in '.*b', expected one for each class"):
         load(root)
     (root / "b" / "x").mkdir()
-    with pytest.raises(
-        InputError, match=r"data\.root: found no images in '.*b/x', expected files that end in"
-    ):
+    with pytest.raises(InputError, match=r"data\.root: found no images in '.*b/x', expected files that end in"):
         load(root)
     with pytest.raises(InputError, match=r"data\.domains: found 'z', expected some of .*'a', 'b'"):
         load(root, domains=["z"])

@@ -46,9 +46,7 @@ def test_small_alpha_skews_the_labels() -> None:
     labels, domains = samples(2000, 1, 10)
 
     def largest_class_share(alpha: float) -> float:
-        split = dirichlet_partition(
-            labels, domains, clients_per_domain=5, alpha=alpha, min_samples=10, seed=0
-        )
+        split = dirichlet_partition(labels, domains, clients_per_domain=5, alpha=alpha, min_samples=10, seed=0)
         return float(np.mean([np.bincount(labels[rows]).max() / len(rows) for rows in split]))
 
     assert largest_class_share(0.1) > 2 * largest_class_share(1000.0)
@@ -76,9 +74,7 @@ def test_the_seed_decides_and_other_domains_do_not() -> None:
         dirichlet_partition(labels, domains, clients_per_domain=4, alpha=0.5, min_samples=5, seed=seed)
         for seed in (0, 0, 1)
     )
-    alone = dirichlet_partition(
-        labels[:100], domains[:100], clients_per_domain=4, alpha=0.5, min_samples=5, seed=0
-    )
+    alone = dirichlet_partition(labels[:100], domains[:100], clients_per_domain=4, alpha=0.5, min_samples=5, seed=0)
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
     assert all(np.array_equal(a, b) for a, b in zip(first[:4], alone, strict=True))
@@ -86,9 +82,7 @@ def test_the_seed_decides_and_other_domains_do_not() -> None:
 
 def test_more_than_there_is_gets_refused() -> None:
     labels, domains = samples(30, 1, 3)
-    with pytest.raises(
-        InputError, match=r"data\.min_samples: found 10 with 4 clients for the 30 .* at most 7"
-    ):
+    with pytest.raises(InputError, match=r"data\.min_samples: found 10 with 4 clients for the 30 .* at most 7"):
         dirichlet_partition(labels, domains, clients_per_domain=4, alpha=0.5, min_samples=10, seed=0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -71,7 +72,10 @@ class Setting:
                 aggregator.add(batch)
                 for position, client in enumerate(batch.clients.tolist()):
                     slots = batch.slots[torch.from_numpy(batch.slot_owners) == position]
-                    updates[client] = (batch.adapters[slots].clone(), batch.heads[batch.head_rows[position]].clone())
+                    updates[client] = (
+                        batch.adapters[slots].clone(),
+                        batch.heads[batch.head_rows[position]].clone(),
+                    )
             history.append(updates)
             state = aggregator.result()
         return history, state
@@ -82,7 +86,7 @@ def make_setting(
 ) -> Setting:
     lora = LoraConfig(rank=3, alpha=6, dropout=dropout, target_modules=TARGETS[family])
     bounds = np.cumsum([0, *SAMPLE_COUNTS])
-    samples = [np.arange(start, end) for start, end in zip(bounds, bounds[1:], strict=False)]
+    samples = [np.arange(start, end) for start, end in pairwise(bounds)]
     clients = Clients(samples, np.zeros(len(samples), dtype=np.int64), np.array(CAPACITIES))
     return Setting(make_tiny(family, lora, dtype), lora, training, clients, family=family)
 

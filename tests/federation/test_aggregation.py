@@ -35,13 +35,14 @@ def make_round(
 ) -> tuple[GlobalState, list[ClientUpdates]]:
     rng = np.random.default_rng(seed)
     previous = GlobalState(torch.randn(BLOCKS, SIZE).to(dtype), torch.randn(HEAD).to(dtype))
-    return previous, [
-        make_updates(rng, client, np.flatnonzero(row), dtype) for client, row in enumerate(allocation)
-    ]
+    return previous, [make_updates(rng, client, np.flatnonzero(row), dtype) for client, row in enumerate(allocation)]
 
 
 def aggregate(
-    previous: GlobalState, updates: list[ClientUpdates], weighting: str = "uniform", deterministic: bool = False
+    previous: GlobalState,
+    updates: list[ClientUpdates],
+    weighting: str = "uniform",
+    deterministic: bool = False,
 ) -> GlobalState:
     aggregator = Aggregator(previous, weighting=weighting, deterministic=deterministic)
     for update in updates:

@@ -15,7 +15,14 @@ GOLDEN_DRAW = [76, 420, 801, 38]
 
 
 def batches(**changes: int | None) -> list[np.ndarray]:
-    arguments = {"batch_size": 4, "epochs": 2, "max_steps": None, "seed": 0, "round": 0, "client": 0} | changes
+    arguments = {
+        "batch_size": 4,
+        "epochs": 2,
+        "max_steps": None,
+        "seed": 0,
+        "round": 0,
+        "client": 0,
+    } | changes
     return local_batches(np.arange(100, 110), **arguments)
 
 

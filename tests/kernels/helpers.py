@@ -10,9 +10,7 @@ from torch import Tensor
 from fedra_kernels import RowGroups
 
 
-def make_groups(
-    sizes: Sequence[int], slots: Sequence[int], *, seed: int = 0, shared_scale: bool = False
-) -> RowGroups:
+def make_groups(sizes: Sequence[int], slots: Sequence[int], *, seed: int = 0, shared_scale: bool = False) -> RowGroups:
     """Groups with fp64 scales, each its own unless shared."""
     generator = torch.Generator().manual_seed(seed)
     scales = torch.rand(len(sizes), generator=generator, dtype=torch.float64) + 0.5

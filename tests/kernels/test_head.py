@@ -51,6 +51,4 @@ def test_labels_out_of_range_are_rejected(label):
     groups = make_groups([2], [1])
     weight, bias = randn(SLOTS, CLASSES, INPUTS, seed=2), randn(SLOTS, CLASSES, seed=3)
     with pytest.raises(ValueError, match=f"^labels: found {label}"):
-        head_cross_entropy(
-            randn(2, INPUTS, seed=1), weight, bias, torch.tensor([0, label]), groups, weight, bias
-        )
+        head_cross_entropy(randn(2, INPUTS, seed=1), weight, bias, torch.tensor([0, label]), groups, weight, bias)

@@ -33,19 +33,22 @@ def _compare(op, reference, *tensors, trailing=()):
 def test_gather_and_scatter_rows_equal_indexing(shape):
     x, rows = randn(*shape, seed=1), randn(3, *shape[1:], seed=2)
     _compare(gather_rows, gather_rows_reference, x, trailing=(INDEX,))
-    _compare(
-        lambda x, rows, index: scatter_rows(x, rows, index),
-        lambda x, rows, index: scatter_rows_reference(x, rows, index),
-        x,
-        rows,
-        trailing=(INDEX,),
-    )
+    _compare(scatter_rows, scatter_rows_reference, x, rows, trailing=(INDEX,))
 
 
 @pytest.mark.parametrize("scale", [None, randn(3, seed=3)])
 def test_scatter_add_equals_index_add(scale):
     x, y = randn(5, 3, seed=1), randn(3, 3, seed=2)
-    _compare(scatter_add, scatter_add_reference, x, y, trailing=(INDEX, scale))
+    _compare(
+        lambda x, *rest: scatter_add(x.clone(), *rest), scatter_add_reference, x, y, trailing=(INDEX, scale)
+    )
+
+
+def test_scatter_add_works_in_place():
+    x, y = randn(5, 3, seed=1), randn(3, 3, seed=2)
+    expected = scatter_add_reference(x, y, INDEX)
+    assert scatter_add(x, y, INDEX) is x
+    torch.testing.assert_close(x, expected)
 
 
 def test_bad_arguments_are_named():

@@ -1,0 +1,243 @@
+"""Triton kernels of `gelu` and `swiglu`."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .configs import ConfigTable, Tile, choose, rank_block
+from .counter_hash_kernels import keep_entries, row_seeds
+from .dispatch import dot_precision, launch, register
+
+FORWARD_SCHEMA = (
+    "activation_forward(str kind, Tensor x, Tensor? up, Tensor? lora_a, Tensor? chunks, Tensor? keys, "
+    "int threshold) -> Tensor[]"
+)
+BACKWARD_SCHEMA = "activation_backward(str kind, Tensor grad_y, Tensor x, Tensor? up) -> Tensor[]"
+
+KINDS = ("gelu", "gelu_tanh", "swiglu")
+BACKWARD_BLOCK = 1024
+
+CONFIGS: ConfigTable = {
+    "sm_80": {
+        "narrow": Tile(64, 64, 1, 8, 2),
+        "wide": Tile(64, 64, 1, 8, 2),
+        "float": Tile(32, 32, 1, 4, 2),
+    },
+    "sm_90": {
+        "narrow": Tile(64, 64, 1, 8, 3),
+        "wide": Tile(64, 64, 1, 8, 2),
+        "float": Tile(32, 32, 1, 4, 2),
+    },
+    "sm_100": {
+        "narrow": Tile(64, 64, 1, 8, 3),
+        "wide": Tile(64, 64, 1, 8, 2),
+        "float": Tile(32, 32, 1, 4, 2),
+    },
+    "gfx942": {
+        "narrow": Tile(64, 64, 1, 8, 2),
+        "wide": Tile(64, 64, 1, 8, 2),
+        "float": Tile(32, 32, 1, 4, 2),
+    },
+    "small": {
+        "narrow": Tile(64, 64, 1, 8, 2),
+        "wide": Tile(64, 64, 1, 8, 2),
+        "float": Tile(32, 32, 1, 4, 2),
+    },
+    "interpreter": dict.fromkeys(("narrow", "wide", "float"), Tile(16, 32, 1, 4, 1)),
+}
+
+
+def activation_tile(x: Tensor, lora_a: Tensor | None) -> Tile:
+    return choose(CONFIGS, x, 1 if lora_a is None else lora_a.shape[1])
+
+
+@triton.jit
+def _sigmoid(x):
+    return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def _activate(x, up, KIND: tl.constexpr):
+    if KIND == "gelu":
+        return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    elif KIND == "gelu_tanh":
+        # 1 + tanh(z) is 2 sigmoid(2 z), without the cancellation.
+        return x * _sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+    else:
+        return x * _sigmoid(x) * up
+
+
+@triton.jit
+def activation_forward_kernel(
+    x_ptr,
+    up_ptr,
+    y_ptr,
+    lora_a_ptr,
+    shrunk_ptr,
+    chunks_ptr,
+    keys_ptr,
+    rows,
+    stride_slot,
+    threshold,
+    D: tl.constexpr,
+    RANK: tl.constexpr,
+    RANK_BLOCK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    KIND: tl.constexpr,
+    SHRINK: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    program = tl.program_id(0)
+    if SHRINK:
+        chunk = chunks_ptr + 5 * program
+        first = tl.load(chunk)
+        end = tl.load(chunk + 1)
+        factor_ptr = lora_a_ptr + tl.load(chunk + 2).to(tl.int64) * stride_slot
+    else:
+        first = program * BLOCK_M
+        end = rows
+    row = first + tl.arange(0, BLOCK_M)
+    row_mask = (row < end)[:, None]
+    if DROPOUT:
+        seeds = row_seeds(keys_ptr, tl.load(chunk + 3), row - tl.load(chunk + 4))
+    rank = tl.arange(0, RANK_BLOCK)
+    rank_mask = (rank < RANK)[None, :]
+    total = tl.zeros((BLOCK_M, RANK_BLOCK), tl.float32)
+    for d in range(0, D, BLOCK_D):
+        column = d + tl.arange(0, BLOCK_D)
+        mask = row_mask & (column < D)[None, :]
+        offset = row.to(tl.int64)[:, None] * D + column[None, :]
+        x = tl.load(x_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+        up = x
+        if KIND == "swiglu":
+            up = tl.load(up_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+        y = _activate(x, up, KIND).to(y_ptr.dtype.element_ty)
+        tl.store(y_ptr + offset, y, mask=mask)
+        if SHRINK:
+            factor_mask = rank_mask & (column < D)[:, None]
+            factor = tl.load(factor_ptr + rank[None, :] * D + column[:, None], mask=factor_mask, other=0.0)
+            if DROPOUT:
+                y = tl.where(keep_entries(seeds, column, threshold), y, 0.0)
+            total = tl.dot(y, factor, total, input_precision=PRECISION)
+    if SHRINK:
+        shrunk_ptrs = shrunk_ptr + row.to(tl.int64)[:, None] * RANK + rank[None, :]
+        tl.store(shrunk_ptrs, total.to(shrunk_ptr.dtype.element_ty), mask=row_mask & rank_mask)
+
+
+@triton.jit
+def activation_backward_kernel(
+    grad_y_ptr,
+    x_ptr,
+    up_ptr,
+    grad_x_ptr,
+    grad_up_ptr,
+    entries,
+    BLOCK: tl.constexpr,
+    KIND: tl.constexpr,
+):
+    offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = offset < entries
+    grad = tl.load(grad_y_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+    if KIND == "gelu":
+        density = tl.exp(-0.5 * x * x) * 0.3989422804014327
+        slope = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476)) + x * density
+    elif KIND == "gelu_tanh":
+        share = _sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+        slope = share + x * share * (1.0 - share) * 1.5957691216057308 * (1.0 + 0.134145 * x * x)
+    else:
+        share = _sigmoid(x)
+        up = tl.load(up_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+        tl.store(grad_up_ptr + offset, (grad * x * share).to(grad_up_ptr.dtype.element_ty), mask=mask)
+        slope = up * share * (1.0 + x * (1.0 - share))
+    tl.store(grad_x_ptr + offset, (grad * slope).to(grad_x_ptr.dtype.element_ty), mask=mask)
+
+
+def _outputs(x: Tensor, lora_a: Tensor | None) -> list[Tensor]:
+    y = torch.empty_like(x)
+    return [y] if lora_a is None else [y, x.new_empty(x.shape[0], lora_a.shape[1])]
+
+
+def _fake_forward(
+    kind: str,
+    x: Tensor,
+    up: Tensor | None,
+    lora_a: Tensor | None,
+    chunks: Tensor | None,
+    keys: Tensor | None,
+    threshold: int,
+) -> list[Tensor]:
+    return _outputs(x, lora_a)
+
+
+@register(FORWARD_SCHEMA, _fake_forward)
+def activation_forward(
+    kind: str,
+    x: Tensor,
+    up: Tensor | None,
+    lora_a: Tensor | None,
+    chunks: Tensor | None,
+    keys: Tensor | None,
+    threshold: int,
+) -> list[Tensor]:
+    """[y], and the shrink [rows, rank] with lora_a [slots, rank, D]; x, up contiguous [rows, D].
+
+    chunks: `RowGroups.chunks(activation_tile(x, lora_a).rows).rows` with lora_a, else None.
+    """
+    tile = activation_tile(x, lora_a)
+    outputs = _outputs(x, lora_a)
+    rank = 1 if lora_a is None else lora_a.shape[1]
+    launch(
+        activation_forward_kernel,
+        (triton.cdiv(x.shape[0], tile.rows) if chunks is None else chunks.shape[0],),
+        x,
+        up,
+        outputs[0],
+        lora_a,
+        outputs[1] if lora_a is not None else None,
+        chunks,
+        keys,
+        x.shape[0],
+        0 if lora_a is None else lora_a.stride(0),
+        threshold,
+        D=x.shape[1],
+        RANK=rank,
+        RANK_BLOCK=rank_block(rank),
+        BLOCK_M=tile.rows,
+        BLOCK_D=tile.columns,
+        KIND=kind,
+        SHRINK=lora_a is not None,
+        DROPOUT=keys is not None,
+        PRECISION=dot_precision(x),
+        **tile.options,
+    )
+    return outputs
+
+
+def _fake_backward(kind: str, grad_y: Tensor, x: Tensor, up: Tensor | None) -> list[Tensor]:
+    return [torch.empty_like(x)] if up is None else [torch.empty_like(x), torch.empty_like(x)]
+
+
+@register(BACKWARD_SCHEMA, _fake_backward)
+def activation_backward(kind: str, grad_y: Tensor, x: Tensor, up: Tensor | None) -> list[Tensor]:
+    """[grad_x], and grad_up for swiglu; all contiguous [rows, D]."""
+    gradients = _fake_backward(kind, grad_y, x, up)
+    launch(
+        activation_backward_kernel,
+        (triton.cdiv(x.numel(), BACKWARD_BLOCK),),
+        grad_y,
+        x,
+        up,
+        gradients[0],
+        gradients[1] if up is not None else None,
+        x.numel(),
+        BLOCK=BACKWARD_BLOCK,
+        KIND=kind,
+        num_warps=4,
+    )
+    return gradients

@@ -1,0 +1,135 @@
+"""Compile kernels for GPUs that are not there, through the real launch path, and read what they need.
+
+Under `compile_only` every launch is compiled for the given architecture and nothing runs: registers, stack,
+spills, shared memory and tensor-core instructions of each configuration can be checked on any machine.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+
+from .dispatch import Compilation, set_compilation
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A column of the configuration tables and what its GPUs offer.
+
+    shared_limit: bytes of shared memory a program may use. tensor_core: pattern of its matrix instruction.
+    """
+
+    target: GPUTarget
+    shared_limit: int
+    tensor_core: str
+
+
+ARCHITECTURES = {
+    "sm_80": Architecture(GPUTarget("cuda", 80, 32), 166_912, r"\bHMMA\b"),
+    "sm_90": Architecture(GPUTarget("cuda", 90, 32), 232_448, r"\bHGMMA\b"),
+    "sm_100": Architecture(GPUTarget("cuda", 100, 32), 232_448, r"\bUTC[A-Z]*MMA\b"),
+    "gfx942": Architecture(GPUTarget("hip", "gfx942", 64), 65_536, r"\bv_mfma"),
+    # GPUs with little shared memory: sm_86, sm_89 and sm_120.
+    "small": Architecture(GPUTarget("cuda", 89, 32), 101_376, r"\bHMMA\b"),
+}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one compiled kernel needs.
+
+    registers: per thread. stack, shared: bytes. spills: instructions (sm) or registers (gfx) that spill.
+    dots: matrix instructions in the program.
+    """
+
+    kernel: str
+    warps: int
+    registers: int
+    stack: int
+    spills: int
+    shared: int
+    dots: int
+
+
+class _CompilingDriver:
+    """Stands in for a GPU driver: the architecture's name is the device, so caches never mix."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def get_current_device(self) -> str:
+        return self.name
+
+    def get_current_stream(self, device: str) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return ARCHITECTURES[self.name].target
+
+
+@contextmanager
+def compile_only(name: str) -> Iterator[Compilation]:
+    """Compile launches for the architecture `name` and collect the kernels; tensors stay on the CPU."""
+    driver = triton.runtime.driver
+    previous = driver._active
+    compilation = Compilation(name)
+    driver.set_active(_CompilingDriver(name))
+    set_compilation(compilation)
+    try:
+        yield compilation
+    finally:
+        set_compilation(None)
+        driver.set_active(previous)
+
+
+def resources(name: str, kernel: str, compiled: Any) -> Resources:
+    """Read a compiled kernel's needs from its binary."""
+    architecture = ARCHITECTURES[name]
+    measure = _amd if architecture.target.backend == "hip" else _nvidia
+    registers, stack, spills, program = measure(compiled)
+    dots = len(re.findall(architecture.tensor_core, program))
+    metadata = compiled.metadata
+    return Resources(kernel, metadata.num_warps, registers, stack, spills, metadata.shared, dots)
+
+
+def _nvidia(compiled: Any) -> tuple[int, int, int, str]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage, program = (_cuobjdump(option, file.name) for option in ("--dump-resource-usage", "--dump-sass"))
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    if found is None:
+        raise RuntimeError(f"cuobjdump: found no register count in {usage!r}")
+    return int(found[1]), int(found[2]), len(re.findall(r"\b(?:LDL|STL)\b", program)), program
+
+
+def _amd(compiled: Any) -> tuple[int, int, int, str]:
+    program = compiled.asm["amdgcn"]
+
+    def field(key: str) -> int:
+        found = re.search(rf"\.{key}:\s*(\d+)", program)
+        if found is None:
+            raise RuntimeError(f"amdgcn: found no .{key}")
+        return int(found[1])
+
+    return field("vgpr_count"), field("private_segment_fixed_size"), field("vgpr_spill_count"), program
+
+
+def _cuobjdump(option: str, path: str) -> str:
+    run = subprocess.run([_cuobjdump_path(), option, path], capture_output=True, text=True, check=True)
+    return run.stdout
+
+
+@cache
+def _cuobjdump_path() -> str:
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")

@@ -1,0 +1,290 @@
+"""Triton kernel of `gather_norm`. Rows are read in pieces: a whole row in registers would spill."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .configs import ConfigTable, Tile, choose, rank_block
+from .counter_hash_kernels import keep_entries, row_seeds
+from .dispatch import dot_precision, launch, register
+
+MAX_SHRINKS = 3
+
+SCHEMA = (
+    "gather_norm_forward(Tensor hidden, Tensor index, Tensor weight, Tensor? bias, float eps, bool rms, "
+    "bool save, Tensor[] lora_a, Tensor? chunks, Tensor? keys, int threshold) -> Tensor[]"
+)
+
+CONFIGS: ConfigTable = {
+    "sm_80": {
+        "narrow": Tile(64, 64, 1, 8, 2),
+        "wide": Tile(32, 64, 1, 8, 2),
+        "float": Tile(32, 32, 1, 4, 2),
+    },
+    "sm_90": {
+        "narrow": Tile(64, 64, 1, 4, 3),
+        "wide": Tile(64, 64, 1, 4, 2),
+        "float": Tile(32, 32, 1, 4, 2),
+    },
+    "sm_100": {
+        "narrow": Tile(64, 64, 1, 4, 3),
+        "wide": Tile(64, 64, 1, 4, 2),
+        "float": Tile(32, 32, 1, 4, 2),
+    },
+    "gfx942": {
+        "narrow": Tile(64, 64, 1, 8, 2),
+        "wide": Tile(32, 64, 1, 8, 2),
+        "float": Tile(32, 32, 1, 4, 2),
+    },
+    "small": {
+        "narrow": Tile(64, 64, 1, 8, 2),
+        "wide": Tile(32, 64, 1, 8, 1),
+        "float": Tile(32, 32, 1, 4, 2),
+    },
+    "interpreter": dict.fromkeys(("narrow", "wide", "float"), Tile(16, 32, 1, 4, 1)),
+}
+
+
+def norm_tile(hidden: Tensor, lora_a: Sequence[Tensor]) -> Tile:
+    return choose(CONFIGS, hidden, lora_a[0].shape[1] if lora_a else 1)
+
+
+@triton.jit
+def _shrink_piece(
+    x, total, factor_ptr, rank, column, seeds, threshold,
+    D: tl.constexpr, RANK: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """total + drop(x) A^T for one piece of the columns."""
+    mask = (rank < RANK)[None, :] & (column < D)[:, None]
+    factor = tl.load(factor_ptr + rank[None, :] * D + column[:, None], mask=mask, other=0.0)
+    if DROPOUT:
+        x = tl.where(keep_entries(seeds, column, threshold), x, 0.0)
+    return tl.dot(x, factor, total, input_precision=PRECISION)
+
+
+@triton.jit
+def gather_norm_kernel(
+    hidden_ptr,
+    index_ptr,
+    weight_ptr,
+    bias_ptr,
+    x_ptr,
+    rows_ptr,
+    mean_ptr,
+    inverse_ptr,
+    chunks_ptr,
+    a0_ptr,
+    a1_ptr,
+    a2_ptr,
+    shrunk0_ptr,
+    shrunk1_ptr,
+    shrunk2_ptr,
+    keys_ptr,
+    rows,
+    stream_rows,
+    stride_slot0,
+    stride_slot1,
+    stride_slot2,
+    groups,
+    eps,
+    threshold,
+    D: tl.constexpr,
+    RANK: tl.constexpr,
+    RANK_BLOCK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    RMS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    SAVE: tl.constexpr,
+    SHRINKS: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    program = tl.program_id(0)
+    if SHRINKS > 0:
+        chunk = chunks_ptr + 5 * program
+        first = tl.load(chunk)
+        end = tl.load(chunk + 1)
+        slot = tl.load(chunk + 2).to(tl.int64)
+        group = tl.load(chunk + 3)
+        group_start = tl.load(chunk + 4)
+    else:
+        first = program * BLOCK_M
+        end = rows
+    row = first + tl.arange(0, BLOCK_M)
+    row_mask = row < end
+    row_offset = row.to(tl.int64)[:, None] * D
+    source = tl.load(index_ptr + row, mask=row_mask, other=0)
+    known = (source >= 0) & (source < stream_rows)
+    source_ptrs = hidden_ptr + source[:, None] * D
+    piece = tl.arange(0, BLOCK_D)
+
+    # Mean and squared deviations of the pieces, combined as in Chan, Golub and LeVeque (1979).
+    mean = tl.zeros((BLOCK_M,), tl.float32)
+    squares = tl.zeros((BLOCK_M,), tl.float32)
+    for d in range(0, D, BLOCK_D):
+        inside = d + piece < D
+        mask = (row_mask & known)[:, None] & inside[None, :]
+        hidden = tl.load(source_ptrs + (d + piece)[None, :], mask=mask, other=0.0)
+        if SAVE:
+            save_mask = row_mask[:, None] & inside[None, :]
+            tl.store(rows_ptr + row_offset + (d + piece)[None, :], hidden, mask=save_mask)
+        values = hidden.to(tl.float32)
+        if RMS:
+            squares += tl.sum(values * values, axis=1)
+        else:
+            size = tl.minimum(BLOCK_D, D - d) * 1.0
+            piece_mean = tl.sum(values, axis=1) / size
+            centered = tl.where(inside[None, :], values - piece_mean[:, None], 0.0)
+            delta = piece_mean - mean
+            mean += delta * (size / (d + size))
+            squares += tl.sum(centered * centered, axis=1) + delta * delta * (d * size / (d + size))
+    inverse = 1.0 / tl.sqrt(squares / D + eps)
+    inverse = tl.where(known, inverse, float("nan"))
+    if SAVE:
+        tl.store(mean_ptr + row, mean, mask=row_mask)
+        tl.store(inverse_ptr + row, inverse, mask=row_mask)
+
+    rank = tl.arange(0, RANK_BLOCK)
+    total0 = tl.zeros((BLOCK_M, RANK_BLOCK), tl.float32)
+    total1 = tl.zeros((BLOCK_M, RANK_BLOCK), tl.float32)
+    total2 = tl.zeros((BLOCK_M, RANK_BLOCK), tl.float32)
+    seeds0 = tl.zeros((BLOCK_M,), tl.uint32)
+    seeds1 = tl.zeros((BLOCK_M,), tl.uint32)
+    seeds2 = tl.zeros((BLOCK_M,), tl.uint32)
+    if DROPOUT:
+        seeds0 = row_seeds(keys_ptr, group, row - group_start)
+        if SHRINKS > 1:
+            seeds1 = row_seeds(keys_ptr, groups + group, row - group_start)
+        if SHRINKS > 2:
+            seeds2 = row_seeds(keys_ptr, 2 * groups + group, row - group_start)
+    for d in range(0, D, BLOCK_D):
+        column = d + piece
+        inside = column < D
+        mask = row_mask[:, None] & inside[None, :]
+        hidden = tl.load(source_ptrs + column[None, :], mask=mask & known[:, None], other=0.0).to(tl.float32)
+        values = (hidden - mean[:, None]) * inverse[:, None]
+        values *= tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)[None, :]
+        if HAS_BIAS:
+            values += tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)[None, :]
+        x = values.to(x_ptr.dtype.element_ty)
+        tl.store(x_ptr + row_offset + column[None, :], x, mask=mask)
+        if SHRINKS > 0:
+            total0 = _shrink_piece(
+                x, total0, a0_ptr + slot * stride_slot0, rank, column, seeds0, threshold, D, RANK, DROPOUT, PRECISION
+            )
+        if SHRINKS > 1:
+            total1 = _shrink_piece(
+                x, total1, a1_ptr + slot * stride_slot1, rank, column, seeds1, threshold, D, RANK, DROPOUT, PRECISION
+            )
+        if SHRINKS > 2:
+            total2 = _shrink_piece(
+                x, total2, a2_ptr + slot * stride_slot2, rank, column, seeds2, threshold, D, RANK, DROPOUT, PRECISION
+            )
+    offset = row.to(tl.int64)[:, None] * RANK + rank[None, :]
+    mask = row_mask[:, None] & (rank < RANK)[None, :]
+    if SHRINKS > 0:
+        tl.store(shrunk0_ptr + offset, total0.to(shrunk0_ptr.dtype.element_ty), mask=mask)
+    if SHRINKS > 1:
+        tl.store(shrunk1_ptr + offset, total1.to(shrunk1_ptr.dtype.element_ty), mask=mask)
+    if SHRINKS > 2:
+        tl.store(shrunk2_ptr + offset, total2.to(shrunk2_ptr.dtype.element_ty), mask=mask)
+
+
+def _outputs(hidden: Tensor, index: Tensor, save: bool, lora_a: list[Tensor]) -> list[Tensor]:
+    """x, the gathered rows, their means and inverse deviations (empty unless saved), and each shrink."""
+    rows, features = index.shape[0], hidden.shape[1]
+    saved = rows if save else 0
+    return [
+        hidden.new_empty(rows, features),
+        hidden.new_empty(saved, features),
+        hidden.new_empty(saved, dtype=torch.float32),
+        hidden.new_empty(saved, dtype=torch.float32),
+        *(hidden.new_empty(rows, bank.shape[1]) for bank in lora_a),
+    ]
+
+
+def _fake(
+    hidden: Tensor,
+    index: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    rms: bool,
+    save: bool,
+    lora_a: list[Tensor],
+    chunks: Tensor | None,
+    keys: Tensor | None,
+    threshold: int,
+) -> list[Tensor]:
+    return _outputs(hidden, index, save, lora_a)
+
+
+@register(SCHEMA, _fake)
+def gather_norm_forward(
+    hidden: Tensor,
+    index: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    rms: bool,
+    save: bool,
+    lora_a: list[Tensor],
+    chunks: Tensor | None,
+    keys: Tensor | None,
+    threshold: int,
+) -> list[Tensor]:
+    """[x, rows, mean, inverse deviation, shrunk ...]; the middle three are empty unless `save`.
+
+    chunks: `RowGroups.chunks(norm_tile(hidden, lora_a).rows).rows` with lora_a, else None;
+    keys int64 [len(lora_a), groups] or None.
+    """
+    tile = norm_tile(hidden, lora_a)
+    outputs = _outputs(hidden, index, save, lora_a)
+    x, rows, mean, inverse, *shrunk = outputs
+    absent = [None] * (MAX_SHRINKS - len(lora_a))
+    programs = triton.cdiv(index.shape[0], tile.rows) if chunks is None else chunks.shape[0]
+    rank = lora_a[0].shape[1] if lora_a else 1
+    launch(
+        gather_norm_kernel,
+        (programs,),
+        hidden,
+        index,
+        weight,
+        bias,
+        x,
+        rows,
+        mean,
+        inverse,
+        chunks,
+        *lora_a,
+        *absent,
+        *shrunk,
+        *absent,
+        keys,
+        index.shape[0],
+        hidden.shape[0],
+        *(bank.stride(0) for bank in lora_a),
+        *(0 for _ in absent),
+        0 if keys is None else keys.shape[1],
+        eps,
+        threshold,
+        D=hidden.shape[1],
+        RANK=rank,
+        RANK_BLOCK=rank_block(rank),
+        BLOCK_M=tile.rows,
+        BLOCK_D=tile.columns,
+        RMS=rms,
+        HAS_BIAS=bias is not None,
+        SAVE=save,
+        SHRINKS=len(lora_a),
+        DROPOUT=keys is not None,
+        PRECISION=dot_precision(hidden),
+        **tile.options,
+    )
+    return outputs

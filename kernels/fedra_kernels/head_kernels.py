@@ -1,0 +1,333 @@
+"""Triton kernels of `head_cross_entropy`: grouped product, loss per group, its gradient, sink gradients."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .configs import ConfigTable, Tile, choose
+from .dispatch import dot_precision, launch, register
+
+PRODUCT_SCHEMA = "head_product(Tensor x, Tensor weight, Tensor? bias, Tensor chunks, bool transposed) -> Tensor"
+LOSS_SCHEMA = "head_loss(Tensor logits, Tensor labels, Tensor filled, int groups) -> (Tensor, Tensor, Tensor)"
+LOSS_BACKWARD_SCHEMA = (
+    "head_loss_backward(Tensor logits, Tensor labels, Tensor log_sums, Tensor shares, Tensor chunks, "
+    "Tensor features) -> Tensor"
+)
+GRADS_SCHEMA = (
+    "head_grads(Tensor features, Tensor grad_logits, Tensor filled, Tensor(a!) grad_weight, Tensor(b!) grad_bias) -> ()"
+)
+
+# Shared by the product and the sink gradients: rows, classes, features.
+CONFIGS: ConfigTable = {
+    "sm_80": {"narrow": Tile(64, 64, 64, 4, 3), "float": Tile(32, 32, 32, 4, 2)},
+    "sm_90": {"narrow": Tile(64, 64, 64, 4, 4), "float": Tile(32, 32, 32, 4, 2)},
+    "sm_100": {"narrow": Tile(64, 64, 64, 4, 4), "float": Tile(32, 32, 32, 4, 2)},
+    "gfx942": {"narrow": Tile(64, 64, 64, 4, 2), "float": Tile(32, 32, 32, 4, 2)},
+    "small": {"narrow": Tile(64, 64, 64, 4, 3), "float": Tile(32, 32, 32, 4, 2)},
+    "interpreter": dict.fromkeys(("narrow", "float"), Tile(16, 16, 32, 4, 1)),
+}
+LOSS_ROWS = 16
+LOSS_CLASSES = 128
+
+
+def product_tile(x: Tensor) -> Tile:
+    return choose(CONFIGS, x, 1)
+
+
+@triton.jit
+def head_product_kernel(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    y_ptr,
+    chunks_ptr,
+    stride_slot,
+    stride_n,
+    stride_k,
+    stride_bias,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    chunk = chunks_ptr + 5 * tl.program_id(0)
+    end = tl.load(chunk + 1)
+    slot = tl.load(chunk + 2).to(tl.int64)
+    row = tl.load(chunk) + tl.arange(0, BLOCK_M)
+    column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    depth = tl.arange(0, BLOCK_K)
+    row_mask = (row < end)[:, None]
+    column_mask = (column < N)[None, :]
+    x_ptrs = x_ptr + row.to(tl.int64)[:, None] * K + depth[None, :]
+    weight_ptrs = weight_ptr + slot * stride_slot + column[None, :] * stride_n + depth[:, None] * stride_k
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for k in range(0, K, BLOCK_K):
+        inside = k + depth < K
+        x = tl.load(x_ptrs, mask=row_mask & inside[None, :], other=0.0)
+        weight = tl.load(weight_ptrs, mask=column_mask & inside[:, None], other=0.0)
+        total = tl.dot(x, weight, total, input_precision=PRECISION)
+        x_ptrs += BLOCK_K
+        weight_ptrs += BLOCK_K * stride_k
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + slot * stride_bias + column[None, :], mask=column_mask, other=0.0)
+        total += bias.to(tl.float32)
+    y_ptrs = y_ptr + row.to(tl.int64)[:, None] * N + column[None, :]
+    tl.store(y_ptrs, total.to(y_ptr.dtype.element_ty), mask=row_mask & column_mask)
+
+
+@triton.jit
+def head_loss_kernel(
+    logits_ptr,
+    labels_ptr,
+    losses_ptr,
+    correct_ptr,
+    log_sums_ptr,
+    filled_ptr,
+    CLASSES: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """One program adds one group's losses, in the order of its rows."""
+    table = filled_ptr + 4 * tl.program_id(0)
+    start = tl.load(table)
+    end = tl.load(table + 1)
+    group = tl.load(table + 3)
+    losses = tl.zeros((BLOCK_M,), tl.float32)
+    correct = tl.zeros((BLOCK_M,), tl.int32)
+    for first in range(start, end, BLOCK_M):
+        row = first + tl.arange(0, BLOCK_M)
+        row_mask = row < end
+        offset = row.to(tl.int64) * CLASSES
+        label = tl.load(labels_ptr + row, mask=row_mask, other=0)
+        known = (label >= 0) & (label < CLASSES)
+        target = tl.load(logits_ptr + offset + label, mask=row_mask & known, other=float("nan"))
+        highest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+        share = tl.zeros((BLOCK_M,), tl.float32)
+        ahead = tl.zeros((BLOCK_M,), tl.int32)
+        for n in range(0, CLASSES, BLOCK_N):
+            column = (n + tl.arange(0, BLOCK_N))[None, :]
+            mask = row_mask[:, None] & (column < CLASSES)
+            logits = tl.load(logits_ptr + offset[:, None] + column, mask=mask, other=float("-inf"))
+            above = tl.maximum(highest, tl.max(logits, axis=1))
+            # A row of -inf alone would subtract infinities; its loss is NaN anyway.
+            share *= tl.exp(highest - above)
+            share += tl.sum(tl.exp(logits - above[:, None]), axis=1)
+            highest = above
+            # The first of equal logits wins, as in torch.argmax.
+            beats = (logits > target[:, None]) | ((logits == target[:, None]) & (column < label[:, None]))
+            ahead += tl.sum(beats.to(tl.int32), axis=1)
+        log_sum = highest + tl.log(share)
+        tl.store(log_sums_ptr + row, log_sum, mask=row_mask)
+        losses += tl.where(row_mask, log_sum - target, 0.0)
+        correct += (row_mask & (ahead == 0) & (target == target)).to(tl.int32)
+    tl.store(losses_ptr + group, tl.sum(losses, axis=0) / (end - start))
+    tl.store(correct_ptr + group, tl.sum(correct, axis=0).to(tl.int64))
+
+
+@triton.jit
+def head_loss_backward_kernel(
+    logits_ptr,
+    labels_ptr,
+    log_sums_ptr,
+    shares_ptr,
+    grad_logits_ptr,
+    chunks_ptr,
+    CLASSES: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    chunk = chunks_ptr + 5 * tl.program_id(0)
+    end = tl.load(chunk + 1)
+    share = tl.load(shares_ptr + tl.load(chunk + 3))
+    row = tl.load(chunk) + tl.arange(0, BLOCK_M)
+    column = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N))[None, :]
+    row_mask = row < end
+    mask = row_mask[:, None] & (column < CLASSES)
+    offset = row.to(tl.int64)[:, None] * CLASSES + column
+    label = tl.load(labels_ptr + row, mask=row_mask, other=0)
+    log_sum = tl.load(log_sums_ptr + row, mask=row_mask, other=0.0)
+    gradient = tl.exp(tl.load(logits_ptr + offset, mask=mask, other=0.0) - log_sum[:, None])
+    gradient = tl.where(column == label[:, None], gradient - 1.0, gradient) * share
+    tl.store(grad_logits_ptr + offset, gradient.to(grad_logits_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def head_grads_kernel(
+    features_ptr,
+    grad_logits_ptr,
+    grad_weight_ptr,
+    grad_bias_ptr,
+    filled_ptr,
+    stride_weight,
+    stride_bias,
+    CLASSES: tl.constexpr,
+    K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One program adds one group's rows, in order, for one tile of the classifier."""
+    table = filled_ptr + 4 * tl.program_id(0)
+    start = tl.load(table)
+    end = tl.load(table + 1)
+    slot = tl.load(table + 2).to(tl.int64)
+    column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    depth = tl.program_id(2) * BLOCK_K + tl.arange(0, BLOCK_K)
+    weight_total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+    bias_total = tl.zeros((BLOCK_N,), tl.float32)
+    for first in range(start, end, BLOCK_M):
+        row = first + tl.arange(0, BLOCK_M)
+        row_mask = (row < end)[:, None]
+        row_offset = row.to(tl.int64)[:, None]
+        gradient = tl.load(
+            grad_logits_ptr + row_offset * CLASSES + column[None, :],
+            mask=row_mask & (column < CLASSES)[None, :],
+            other=0.0,
+        )
+        features = tl.load(
+            features_ptr + row_offset * K + depth[None, :], mask=row_mask & (depth < K)[None, :], other=0.0
+        )
+        weight_total = tl.dot(tl.trans(gradient), features, weight_total, input_precision=PRECISION)
+        bias_total += tl.sum(gradient.to(tl.float32), axis=0)
+    weight_ptrs = grad_weight_ptr + slot * stride_weight + column[:, None] * K + depth[None, :]
+    mask = (column < CLASSES)[:, None] & (depth < K)[None, :]
+    weight_total += tl.load(weight_ptrs, mask=mask, other=0.0).to(tl.float32)
+    tl.store(weight_ptrs, weight_total.to(grad_weight_ptr.dtype.element_ty), mask=mask)
+    if tl.program_id(2) == 0:
+        bias_ptrs = grad_bias_ptr + slot * stride_bias + column
+        bias_total += tl.load(bias_ptrs, mask=column < CLASSES, other=0.0).to(tl.float32)
+        tl.store(bias_ptrs, bias_total.to(grad_bias_ptr.dtype.element_ty), mask=column < CLASSES)
+
+
+def _fake_product(x: Tensor, weight: Tensor, bias: Tensor | None, chunks: Tensor, transposed: bool) -> Tensor:
+    dtype = x.dtype if transposed else torch.float32
+    return x.new_empty(x.shape[0], weight.shape[2 if transposed else 1], dtype=dtype)
+
+
+@register(PRODUCT_SCHEMA, _fake_product)
+def head_product(x: Tensor, weight: Tensor, bias: Tensor | None, chunks: Tensor, transposed: bool) -> Tensor:
+    """Logits x W_k^T + b_k in fp32; `transposed`: the features' gradient x W_k in x's dtype.
+
+    x [samples, in], weight [slots, classes, in] (transposed: x [samples, classes]);
+    chunks: `RowGroups.chunks(product_tile(x).rows).rows`.
+    """
+    tile = product_tile(x)
+    y = _fake_product(x, weight, bias, chunks, transposed)
+    n_dim, k_dim = (2, 1) if transposed else (1, 2)
+    launch(
+        head_product_kernel,
+        (chunks.shape[0], triton.cdiv(y.shape[1], tile.columns)),
+        x,
+        weight,
+        bias,
+        y,
+        chunks,
+        weight.stride(0),
+        weight.stride(n_dim),
+        weight.stride(k_dim),
+        0 if bias is None else bias.stride(0),
+        N=y.shape[1],
+        K=x.shape[1],
+        BLOCK_M=tile.rows,
+        BLOCK_N=tile.columns,
+        BLOCK_K=tile.depth,
+        HAS_BIAS=bias is not None,
+        PRECISION=dot_precision(x),
+        **tile.options,
+    )
+    return y
+
+
+def _fake_loss(logits: Tensor, labels: Tensor, filled: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        logits.new_zeros(groups),
+        logits.new_zeros(groups, dtype=torch.int64),
+        logits.new_empty(logits.shape[0]),
+    )
+
+
+@register(LOSS_SCHEMA, _fake_loss)
+def head_loss(logits: Tensor, labels: Tensor, filled: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(mean loss [groups], right answers [groups], log-sum-exp [samples]) of fp32 logits [samples, classes]."""
+    losses, correct, log_sums = _fake_loss(logits, labels, filled, groups)
+    launch(
+        head_loss_kernel,
+        (filled.shape[0],),
+        logits,
+        labels,
+        losses,
+        correct,
+        log_sums,
+        filled,
+        CLASSES=logits.shape[1],
+        BLOCK_M=LOSS_ROWS,
+        BLOCK_N=LOSS_CLASSES,
+        num_warps=4,
+    )
+    return losses, correct, log_sums
+
+
+def _fake_loss_backward(
+    logits: Tensor, labels: Tensor, log_sums: Tensor, shares: Tensor, chunks: Tensor, features: Tensor
+) -> Tensor:
+    return features.new_empty(logits.shape)
+
+
+@register(LOSS_BACKWARD_SCHEMA, _fake_loss_backward)
+def head_loss_backward(
+    logits: Tensor, labels: Tensor, log_sums: Tensor, shares: Tensor, chunks: Tensor, features: Tensor
+) -> Tensor:
+    """The gradient of the logits in the features' dtype; shares fp32 [groups]: loss gradient / samples."""
+    tile = product_tile(features)
+    grad_logits = features.new_empty(logits.shape)
+    launch(
+        head_loss_backward_kernel,
+        (chunks.shape[0], triton.cdiv(logits.shape[1], tile.columns)),
+        logits,
+        labels,
+        log_sums,
+        shares,
+        grad_logits,
+        chunks,
+        CLASSES=logits.shape[1],
+        BLOCK_M=tile.rows,
+        BLOCK_N=tile.columns,
+        num_warps=4,
+    )
+    return grad_logits
+
+
+def _fake_grads(features: Tensor, grad_logits: Tensor, filled: Tensor, grad_weight: Tensor, grad_bias: Tensor) -> None:
+    return None
+
+
+@register(GRADS_SCHEMA, _fake_grads)
+def head_grads(features: Tensor, grad_logits: Tensor, filled: Tensor, grad_weight: Tensor, grad_bias: Tensor) -> None:
+    """Add each group's classifier gradients into its slot of the sinks."""
+    tile = product_tile(features)
+    classes, inputs = grad_weight.shape[1:]
+    launch(
+        head_grads_kernel,
+        (filled.shape[0], triton.cdiv(classes, tile.columns), triton.cdiv(inputs, tile.depth)),
+        features,
+        grad_logits,
+        grad_weight,
+        grad_bias,
+        filled,
+        grad_weight.stride(0),
+        grad_bias.stride(0),
+        CLASSES=classes,
+        K=inputs,
+        BLOCK_M=tile.rows,
+        BLOCK_N=tile.columns,
+        BLOCK_K=tile.depth,
+        PRECISION=dot_precision(features),
+        **tile.options,
+    )

@@ -1,0 +1,80 @@
+"""Sums of squares of bank rows, for clipping each client's gradient."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .checks import check_bank, check_float, check_index, check_shape
+from .dispatch import launch, register, use_triton
+from .groups import bank_rows, slot_chunks
+
+SCHEMA = "squared_norms(Tensor grad, Tensor slots) -> Tensor"
+BLOCK = 2048
+
+
+def squared_norms(grad: Tensor, slots: Tensor) -> Tensor:
+    """[n] sums of squares of the bank rows `slots` of grad [slots, P]; fp32, fp64 for an fp64 bank.
+
+    slots: int64 [n]. On a GPU its values are not checked: a slot outside the bank gives NaN.
+
+    Raises:
+        ValueError: a shape, dtype, device or slot does not fit.
+    """
+    check_shape("grad", grad, (None, None))
+    check_float("grad", grad)
+    check_bank("grad", grad)
+    check_index("slots", slots, "grad", grad)
+    if use_triton(grad):
+        return squared_norms_rows(grad, slots)
+    dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
+    norms = torch.empty(slots.shape, dtype=dtype, device=grad.device)
+    for rows, index in slot_chunks(slots, grad.shape[1]):
+        torch.linalg.vector_norm(bank_rows(grad, index), dim=1, dtype=dtype, out=norms[rows])
+    return norms.square_()
+
+
+def squared_norms_reference(grad: Tensor, slots: Tensor) -> Tensor:
+    """The same sums in plain torch."""
+    return grad[slots].square().sum(1)
+
+
+@triton.jit
+def squared_norms_kernel(grad_ptr, slots_ptr, norms_ptr, slot_count, stride_slot, entries, BLOCK: tl.constexpr):
+    """One program adds one row in a fixed order."""
+    number = tl.program_id(0)
+    slot = tl.load(slots_ptr + number)
+    known = (slot >= 0) & (slot < slot_count)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, entries, BLOCK):
+        offset = start + tl.arange(0, BLOCK)
+        mask = (offset < entries) & known
+        grad = tl.load(grad_ptr + slot * stride_slot + offset, mask=mask, other=0.0).to(tl.float32)
+        total += grad * grad
+    tl.store(norms_ptr + number, tl.where(known, tl.sum(total, axis=0), float("nan")))
+
+
+def _fake(grad: Tensor, slots: Tensor) -> Tensor:
+    return grad.new_empty(slots.shape, dtype=torch.float32)
+
+
+@register(SCHEMA, _fake)
+def squared_norms_rows(grad: Tensor, slots: Tensor) -> Tensor:
+    """The Triton path of `squared_norms`."""
+    norms = _fake(grad, slots)
+    launch(
+        squared_norms_kernel,
+        slots.shape,
+        grad,
+        slots,
+        norms,
+        grad.shape[0],
+        grad.stride(0),
+        grad.shape[1],
+        BLOCK=BLOCK,
+        num_warps=8,
+        num_stages=3,
+    )
+    return norms

@@ -1,0 +1,182 @@
+"""scatter_add, gather_norm and the activations against the float64 references."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedra_kernels import (
+    Dropout,
+    activation_reference,
+    dropout_key,
+    gather_norm,
+    gather_norm_reference,
+    gelu,
+    scatter_add,
+    scatter_add_reference,
+    swiglu,
+)
+from fedra_kernels.counter_hash import keep_mask
+
+from ..cases import TOLERANCE, assert_close, lora_case, surrounded
+from ..helpers import randn
+
+DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+
+
+def _matrix(rows, columns, seed, dtype):
+    return surrounded(randn(rows, columns, seed=seed, dtype=torch.float32).to(dtype))
+
+
+def _grads(outputs, inputs, upstream):
+    return torch.autograd.grad(outputs, inputs, upstream, materialize_grads=True)
+
+
+def _expected_shrink(x, case):
+    """drop(x) A_k^T in float64, without the factor 1 / (1 - p)."""
+    x = x.double()
+    if case.dropout is not None:
+        x = x * keep_mask(case.dropout, case.groups.sizes, x.shape[1])
+    parts = x.split(case.groups.sizes)
+    return torch.cat(
+        [part @ case.lora_a[slot].double().T for part, slot in zip(parts, case.groups.host_slots, strict=True)]
+    )
+
+
+@DTYPES
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("features", [40, 300])
+def test_scatter_add(dtype, scaled, features):
+    stream, y = _matrix(25, features, 1, dtype), _matrix(18, features, 2, dtype)
+    index = torch.randperm(25, generator=torch.Generator().manual_seed(3))[:18]
+    scale = _matrix(1, features, 4, dtype)[0] if scaled else None
+    leaves = [stream.clone().requires_grad_(), y.clone().requires_grad_()]
+    found = scatter_add(leaves[0] * 1.0, leaves[1], index, scale)
+    wide = [tensor.double().requires_grad_() for tensor in (stream, y)]
+    expected = scatter_add_reference(*wide, index, None if scale is None else scale.double())
+    upstream = _matrix(25, features, 5, dtype)
+    grads, wants = _grads(found, leaves, upstream), _grads(expected, wide, upstream.double())
+    assert_close(
+        {"sum": found, "residual": grads[0], "y": grads[1]},
+        {"sum": expected, "residual": wants[0], "y": wants[1]},
+        TOLERANCE[dtype],
+    )
+
+
+@DTYPES
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+@pytest.mark.parametrize(("rows", "features"), [(0, 32), (1, 50), (40, 128)])
+def test_gather_norm(dtype, kind, rows, features):
+    hidden = _matrix(45, features, 1, dtype) + 3.0
+    index = torch.randperm(45, generator=torch.Generator().manual_seed(3))[:rows]
+    weight = _matrix(1, features, 2, dtype)[0]
+    bias = _matrix(1, features, 4, dtype)[0] if kind == "layer" else None
+    leaf, wide = hidden.clone().requires_grad_(), hidden.double().requires_grad_()
+    x, shrunk = gather_norm(leaf, index, weight, bias, kind=kind, eps=1e-5)
+    assert shrunk == ()
+    wide_bias = None if bias is None else bias.double()
+    expected = gather_norm_reference(wide, index, weight.double(), wide_bias, kind=kind, eps=1e-5)
+    upstream = _matrix(rows, features, 5, dtype)
+    (grad,), (want,) = _grads(x, [leaf], upstream), _grads(expected, [wide], upstream.double())
+    assert_close({"x": x, "grad": grad}, {"x": expected, "grad": want}, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dropout", [None, 0.4])
+@pytest.mark.parametrize("banks", [1, 2, 3])
+def test_gather_norm_shrinks_for_each_bank(dtype, dropout, banks):
+    cases = [
+        lora_case([20, 0, 1, 17], ranks=(8, 3), dtype=dtype, dropout=dropout, seed=seed)
+        for seed in range(banks)
+    ]
+    groups = cases[0].groups
+    hidden, index = _matrix(60, 48, 1, dtype), torch.randperm(60, generator=torch.Generator().manual_seed(3))[:38]
+    weight, bias = _matrix(1, 48, 2, dtype)[0], _matrix(1, 48, 4, dtype)[0]
+    drops = [case.dropout for case in cases] if dropout else ()
+    banks_a = [case.lora_a for case in cases]
+    x, shrunk = gather_norm(
+        hidden, index, weight, bias, kind="layer", eps=1e-5, lora_a=banks_a, groups=groups, dropout=drops
+    )
+    expected = gather_norm_reference(
+        hidden.double(), index, weight.double(), bias.double(), kind="layer", eps=1e-5
+    )
+    assert_close({"x": x}, {"x": expected}, TOLERANCE[dtype])
+    for found, case in zip(shrunk, cases, strict=True):
+        assert_close({"shrunk": found}, {"shrunk": _expected_shrink(x, case)}, TOLERANCE[dtype])
+
+
+@DTYPES
+@pytest.mark.parametrize("kind", ["gelu", "gelu_tanh", "swiglu"])
+@pytest.mark.parametrize("rows", [0, 1, 40])
+def test_activations(dtype, kind, rows):
+    x, up, upstream = (_matrix(rows, 50, seed, dtype) * 2 for seed in (1, 2, 3))
+    leaves = [tensor.clone().requires_grad_() for tensor in ((x, up) if kind == "swiglu" else (x,))]
+    wide = [tensor.double().requires_grad_() for tensor in leaves]
+    if kind == "swiglu":
+        y, shrunk = swiglu(*leaves)
+    else:
+        y, shrunk = gelu(leaves[0], approximate="none" if kind == "gelu" else "tanh")
+    assert shrunk is None
+    expected = activation_reference(kind, wide[0], wide[1] if kind == "swiglu" else None)
+    grads, wants = _grads(y, leaves, upstream), _grads(expected, wide, upstream.double())
+    assert_close(
+        {"y": y} | {f"grad{i}": grad for i, grad in enumerate(grads)},
+        {"y": expected} | {f"grad{i}": want for i, want in enumerate(wants)},
+        TOLERANCE[dtype],
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dropout", [None, 0.4])
+@pytest.mark.parametrize("kind", ["gelu", "swiglu"])
+def test_activations_shrink(dtype, dropout, kind):
+    case = lora_case([20, 0, 1, 17], ranks=(8, 3), dtype=dtype, dropout=dropout)
+    options = {"lora_a": case.lora_a, "groups": case.groups, "dropout": case.dropout}
+    y, shrunk = gelu(case.x, **options) if kind == "gelu" else swiglu(case.x, case.x, **options)
+    expected = _expected_shrink(y, case)
+    assert_close({"shrunk": shrunk}, {"shrunk": expected}, TOLERANCE[dtype])
+
+
+@settings(max_examples=10)
+@given(sizes=st.lists(st.integers(0, 20), min_size=1, max_size=4), features=st.sampled_from([16, 33, 64]))
+def test_drawn_group_shapes(sizes, features):
+    case = lora_case(sizes, inputs=features, dropout=0.2)
+    hidden = _matrix(sum(sizes) + 3, features, 1, torch.float32)
+    index = torch.arange(sum(sizes)).flip(0) + 1
+    ones, zeros = torch.ones(features), torch.zeros(features)
+    x, (shrunk,) = gather_norm(
+        hidden, index, ones, zeros, kind="layer", eps=1e-5,
+        lora_a=[case.lora_a], groups=case.groups, dropout=[case.dropout],
+    )  # fmt: skip
+    expected = gather_norm_reference(hidden.double(), index, ones.double(), zeros.double(), kind="layer", eps=1e-5)
+    wanted = {"x": expected, "shrunk": _expected_shrink(x, case)}
+    assert_close({"x": x, "shrunk": shrunk}, wanted, 1e-5)
+    y, produced = gelu(case.x, lora_a=case.lora_a, groups=case.groups, dropout=case.dropout)
+    assert_close({"shrunk": produced}, {"shrunk": _expected_shrink(y, case)}, 1e-5)
+
+
+def test_a_clients_rows_do_not_depend_on_the_others():
+    options = {"dropout": 0.3, "inputs": 40}
+    alone = lora_case([37], slots=[3], **options)
+    together = lora_case([13, 37, 5], slots=[5, 3, 1], **options)
+    ones, zeros = torch.ones(40), torch.zeros(40)
+    results = []
+    for case, rows in ((alone, slice(0, 37)), (together, slice(13, 50))):
+        x, (shrunk,) = gather_norm(
+            case.x.clone(), torch.arange(len(case.x)), ones, zeros, kind="layer", eps=1e-5,
+            lora_a=[case.lora_a], groups=case.groups, dropout=[case.dropout],
+        )  # fmt: skip
+        y, produced = gelu(case.x, lora_a=case.lora_a, groups=case.groups, dropout=case.dropout)
+        results.append([tensor[rows] for tensor in (x, shrunk, y, produced)])
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_mask_is_the_one_of_the_torch_path():
+    case = lora_case([20, 0, 17], dropout=0.4)
+    identity = torch.zeros(case.lora_a.shape[0], 48, 48)
+    identity[:] = torch.eye(48)
+    keys = torch.tensor([dropout_key(7, group) for group in range(3)])
+    drop = Dropout(0.4, keys)
+    y, shrunk = gelu(torch.full((37, 48), 5.0), lora_a=identity, groups=case.groups, dropout=drop)
+    assert torch.equal(shrunk != 0, keep_mask(drop, case.groups.sizes, 48))

@@ -1,0 +1,181 @@
+"""The ops over bank slots and the head against their float64 references."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedra_kernels import (
+    RowGroups,
+    adamw,
+    adamw_reference,
+    aggregate,
+    aggregate_reference,
+    head_cross_entropy,
+    head_cross_entropy_reference,
+    sgd,
+    sgd_reference,
+    squared_norms,
+    squared_norms_reference,
+)
+
+from ..cases import TOLERANCE, assert_close, surrounded
+from ..helpers import randn
+
+DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+LR, CLIP = torch.tensor([0.1, 0.02, 0.3]), torch.tensor([1.0, 0.5, 0.25])
+SLOTS = torch.tensor([4, 0, 3])
+SIZES = [7, 1024, 2500]
+
+
+def _bank(seed, size, dtype=torch.float32, used=SLOTS):
+    """[6, size] strided rows; unused rows and the space between rows are NaN."""
+    bank = torch.full((6, size + 3), float("nan"), dtype=dtype)[:, :size]
+    bank[used] = randn(len(used), size, seed=seed, dtype=torch.float32).to(dtype)
+    return bank
+
+
+def _untouched(bank):
+    return bank[[1, 2, 5]].isnan().all()
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@DTYPES
+def test_sgd(size, momentum, dtype):
+    param, grad = _bank(1, size, dtype), _bank(2, size)
+    buffer, shadow = (_bank(3, size) if momentum else None), _bank(4, size, torch.bfloat16)
+    zeros = torch.zeros(3, size, dtype=torch.float64)
+    expected = sgd_reference(
+        param[SLOTS].double(), grad[SLOTS].double(), zeros if buffer is None else buffer[SLOTS].double(),
+        LR.double(), CLIP.double(), momentum=momentum, weight_decay=0.1,
+    )  # fmt: skip
+    sgd(param, grad, buffer, SLOTS, LR, CLIP, momentum=momentum, weight_decay=0.1, shadow=shadow)
+    assert_close({"param": param[SLOTS]}, {"param": expected[0]}, TOLERANCE[dtype])
+    assert_close({"shadow": shadow[SLOTS]}, {"shadow": expected[0]}, TOLERANCE[torch.bfloat16])
+    assert _untouched(param)
+    if buffer is not None:
+        assert_close({"buffer": buffer[SLOTS]}, {"buffer": expected[1]}, 1e-5)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("steps", [(1, 1, 1), (2, 900, 30)], ids=str)
+@DTYPES
+def test_adamw(size, steps, dtype):
+    param, grad, mean, square = _bank(1, size, dtype), _bank(2, size), _bank(3, size), _bank(4, size).square_()
+    shadow, step = _bank(5, size, torch.float16), torch.tensor(steps)
+    options = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
+    wide = [bank[SLOTS].double() for bank in (param, grad, mean, square)]
+    expected = adamw_reference(*wide, LR.double(), CLIP.double(), step, **options)
+    adamw(param, grad, mean, square, SLOTS, LR, CLIP, step, shadow=shadow, **options)
+    assert_close({"param": param[SLOTS]}, {"param": expected[0]}, TOLERANCE[dtype])
+    found = {"mean": mean[SLOTS], "square": square[SLOTS]}
+    assert_close(found, {"mean": expected[1], "square": expected[2]}, 1e-5)
+    assert_close({"shadow": shadow[SLOTS]}, {"shadow": expected[0]}, TOLERANCE[torch.float16])
+    assert _untouched(param)
+
+
+@pytest.mark.parametrize("size", [*SIZES, 4100])
+@DTYPES
+def test_squared_norms(size, dtype):
+    grad = _bank(1, size, dtype)
+    expected = squared_norms_reference(grad.double(), SLOTS)
+    assert_close({"norms": squared_norms(grad, SLOTS)}, {"norms": expected}, 1e-5)
+
+
+@pytest.mark.parametrize("accumulator", [torch.float32, torch.float64], ids=str)
+@DTYPES
+def test_aggregate_sums_each_blocks_holders(accumulator, dtype):
+    used = torch.tensor([5, 2, 0, 3])
+    values, blocks = _bank(1, 2500, dtype, used), torch.tensor([1, 3, 1, 0])
+    weights = torch.tensor([1.0, 2.0, 0.5, 3.0], dtype=accumulator)
+    numerator = randn(5, 2500, seed=2, dtype=accumulator)
+    numerator[4] = float("nan")
+    denominator = torch.tensor([1.0, 2.0, 0.0, 1.0, float("nan")], dtype=accumulator)
+    expected = aggregate_reference(
+        numerator.double(), denominator.double(), values.double(), used, blocks, weights.double()
+    )
+    aggregate(numerator, denominator, values, used, blocks, weights)
+    held = [0, 1, 2, 3]
+    assert_close({"sum": numerator[held]}, {"sum": expected[0][held]}, 1e-5)
+    assert_close({"weight": denominator[held]}, {"weight": expected[1][held]}, 1e-6)
+    assert numerator[4].isnan().all()
+
+
+@settings(max_examples=15)
+@given(pairs=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3)), max_size=8), seed=st.integers(0, 99))
+def test_aggregate_keeps_the_given_order(pairs, seed):
+    values = randn(6, 40, seed=seed, dtype=torch.float32)
+    slots, blocks = (torch.tensor([pair[i] for pair in pairs], dtype=torch.int64) for i in (0, 1))
+    weights = randn(len(pairs), seed=seed + 1, dtype=torch.float32)
+    sums, totals = torch.zeros(4, 40), torch.zeros(4)
+    expected = aggregate_reference(sums, totals, values, slots, blocks, weights)
+    aggregate(sums, totals, values, slots, blocks, weights)
+    assert torch.equal(sums, expected[0])
+    assert torch.equal(totals, expected[1])
+
+
+def _head(sizes, classes, dtype, slots=None):
+    """Inputs whose numbers depend on the slot alone."""
+    slots = list(range(1, len(sizes) + 1)) if slots is None else slots
+    size = max(slots, default=0) + 2
+    weight = torch.full((size, classes, 24), float("nan"), dtype=dtype)
+    bias = torch.full((size, classes), float("nan"), dtype=dtype)
+    features, labels = [torch.empty(0, 24)], [torch.empty(0, dtype=torch.int64)]
+    for count, slot in zip(sizes, slots, strict=True):
+        weight[slot] = randn(classes, 24, seed=slot, dtype=torch.float32).to(dtype)
+        bias[slot] = randn(classes, seed=100 + slot, dtype=torch.float32).to(dtype)
+        features.append(randn(count, 24, seed=200 + slot, dtype=torch.float32))
+        labels.append(torch.randint(classes, (count,), generator=torch.Generator().manual_seed(slot)))
+    groups = RowGroups(sizes, torch.tensor(slots, dtype=torch.int64), torch.ones(len(sizes)))
+    return surrounded(torch.cat(features).to(dtype)), weight, bias, torch.cat(labels), groups
+
+
+def _run_head(features, weight, bias, labels, groups):
+    used = list(groups.host_slots)
+    sinks = [torch.full(bank.shape, float("nan")) for bank in (weight, bias)]
+    for sink in sinks:
+        sink[used] = 0.0
+    features = features.detach().requires_grad_()
+    losses, correct = head_cross_entropy(features, weight, bias, labels, groups, *sinks)
+    losses.backward(torch.linspace(0.5, 1.5, len(groups)))
+    return {
+        "losses": losses.detach(), "features": features.grad,
+        "weight": sinks[0][used], "bias": sinks[1][used], "correct": correct,
+    }  # fmt: skip
+
+
+@DTYPES
+@pytest.mark.parametrize("classes", [2, 10, 130])
+@pytest.mark.parametrize("sizes", [[1], [5, 0, 20, 1]], ids=str)
+def test_head(dtype, classes, sizes):
+    features, weight, bias, labels, groups = _head(sizes, classes, dtype)
+    found = _run_head(features, weight, bias, labels, groups)
+    wide = [tensor.double().requires_grad_() for tensor in (features, weight, bias)]
+    losses, correct = head_cross_entropy_reference(*wide, labels, groups)
+    upstream = torch.linspace(0.5, 1.5, len(groups)).double()
+    grads = torch.autograd.grad(losses, wide, upstream)
+    used = list(groups.host_slots)
+    expected = {
+        "losses": losses, "features": grads[0], "weight": grads[1][used], "bias": grads[2][used]
+    }  # fmt: skip
+    assert torch.equal(found.pop("correct"), correct)
+    assert_close(found, expected, TOLERANCE[dtype])
+
+
+def test_a_clients_head_does_not_depend_on_the_others():
+    alone = _run_head(*_head([20], 10, torch.float32, slots=[3]))
+    together = _run_head(*_head([5, 20, 9], 10, torch.float32, slots=[1, 3, 2]))
+    share = 0.5  # the upstream gradient of the lone group; the middle one of three has 1.0
+    assert torch.equal(together["losses"][1], alone["losses"][0])
+    assert torch.equal(together["features"][5:25] * share, alone["features"])
+    assert torch.equal(together["weight"][1] * share, alone["weight"][0])
+    assert torch.equal(together["bias"][1] * share, alone["bias"][0])
+
+
+def test_the_first_of_equal_logits_is_the_answer():
+    groups = RowGroups([4], torch.tensor([0]), torch.ones(1))
+    zeros = torch.zeros(1, 3, 8), torch.zeros(1, 3)
+    labels = torch.tensor([0, 1, 2, 0])
+    _, correct = head_cross_entropy(torch.ones(4, 8), *zeros, labels, groups, *(z.clone() for z in zeros))
+    assert correct.tolist() == [2]

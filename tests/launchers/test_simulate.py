@@ -1,0 +1,68 @@
+"""The `simulate` launcher, from command line to run folder."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+LAUNCHER = Path(__file__).parents[2] / "launchers" / "simulate.py"
+SMALL = ["--data.domains=[clean,noisy]", "--data.clients_per_domain=2", "--clients.capacities=[4,2]"]
+
+
+@pytest.fixture
+def simulate(monkeypatch: pytest.MonkeyPatch):
+    """A function that runs the launcher and returns its exit code."""
+
+    def run(*arguments: str) -> object:
+        monkeypatch.setattr(sys, "argv", [str(LAUNCHER), *arguments])
+        with pytest.raises(SystemExit) as exited:
+            runpy.run_path(str(LAUNCHER), run_name="__main__")
+        return exited.value.code
+
+    return run
+
+
+def metrics(folder: Path) -> list[dict[str, object]]:
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
+def test_a_resumed_run_ends_as_an_uninterrupted_one(simulate, tmp_path: Path) -> None:
+    options = [*SMALL, "--output_dir", str(tmp_path), "--evaluate_every=1"]
+    assert simulate(*options, "--name=whole", "--rounds=3") == 0
+    assert simulate(*options, "--name=parts", "--rounds=1") == 0
+    assert simulate("--resume", str(tmp_path / "parts"), "--rounds=3") == 0
+    assert len(metrics(tmp_path / "whole")) == 3
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "parts")]
+    assert summaries[0] == summaries[1]
+
+
+def test_config_yaml_repeats_the_run_in_a_new_folder(simulate, tmp_path: Path) -> None:
+    assert simulate(*SMALL, "--output_dir", str(tmp_path), "--rounds=1", "--name=first") == 0
+    assert simulate("--config", str(tmp_path / "first" / "config.yaml")) == 0
+    (again,) = (path for path in tmp_path.iterdir() if path.name != "first")
+    assert metrics(again) == metrics(tmp_path / "first")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rounds=none"], "error: rounds: found none, expected a whole number\n"),
+        (["--clients.capacities=[13]"], "error: clients.capacities: found 13, expected values from 1 to "),
+        (
+            ["--data.source=image_folder", "--data.root=nowhere"],
+            "error: data.root: found no folder 'nowhere'",
+        ),
+    ],
+)
+def test_bad_input_is_one_line_code_2_and_no_folder(
+    simulate, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert simulate("--output_dir", str(tmp_path), *options) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(message)
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
