@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
@@ -17,27 +17,15 @@ from jsonargparse import ArgumentParser, Namespace
 from fedra_engine.cli_errors import describe_parser_error, describe_type, field_types, is_optional
 from fedra_engine.errors import InputError
 
-BAD_INPUT = 2
-INTERRUPTED = 130
-
 Config = TypeVar("Config")
 
 
-def exit_code(main: Callable[[], None]) -> int:
-    """Run `main`; bad input becomes one line on stderr and 2, an interrupt 130, as shells have it."""
-    try:
-        main()
-    except InputError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+def quiet_libraries() -> None:
+    """Keep what Hugging Face libraries, imported later, say of their own accord out of the output.
 
-
-def hide_library_progress() -> None:
-    """Keep the progress bars of Hugging Face libraries, imported later, out of output that is no terminal."""
+    Errors still show, and so do progress bars in a terminal.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedra_engine.cli import exit_code
+from fedra_engine.exit_codes import exit_code
 
 
 def main() -> None:

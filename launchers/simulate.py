@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import sys
 
-from fedra_engine.cli import exit_code, hide_library_progress
+from fedra_engine.cli import quiet_libraries
+from fedra_engine.exit_codes import exit_code
 from fedra_engine.run_request import parse_request
 
 
 def main() -> None:
     """Run the experiment that the command line describes, or go on with one."""
     request = parse_request(sys.argv[1:], description="Federated LoRA tuning of a transformer foundation model.")
-    hide_library_progress()
+    quiet_libraries()
     # Importing these takes seconds; bad options are told before.
     from accelerate import Accelerator
 

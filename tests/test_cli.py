@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fedra_engine.cli import BAD_INPUT, exit_code
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.errors import InputError
+from fedra_engine.exit_codes import BAD_INPUT, exit_code
 from fedra_engine.reporting.run_folder import RunFolder
 from fedra_engine.run_request import RunRequest, parse_request
 

@@ -11,8 +11,7 @@ from torch import Tensor
 from transformers import ViTConfig, ViTForImageClassification
 
 from fedra_engine.config import ExperimentConfig, LoraConfig, TrainingConfig
-from fedra_engine.data.preprocessing import Preprocessing, SampleStore
-from fedra_engine.data.samples import Samples
+from fedra_engine.data.samples import Preprocessing, Samples, SampleStore
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.execution.work import LocalWork
 from fedra_engine.experiment import build_experiment

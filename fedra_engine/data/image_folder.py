@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Features, Image
 from numpy.typing import NDArray
 
 from fedra_engine.config import DataConfig
 from fedra_engine.errors import InputError
 from fedra_engine.federation.randomness import generator
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
@@ -93,6 +96,8 @@ def _held_out(count: int, fraction: float, rng: np.random.Generator) -> NDArray[
 
 def _as_dataset(samples: Sequence[tuple[str, int, int]], classes: list[str], domains: list[str]) -> Dataset:
     images, labels, indices = zip(*samples, strict=True) if samples else ((), (), ())
+    from datasets import ClassLabel, Dataset, Features, Image
+
     features = Features(image=Image(), label=ClassLabel(names=classes), domain=ClassLabel(names=domains))
     columns = {"image": list(images), "label": list(labels), "domain": list(indices)}
     return Dataset.from_dict(columns, features=features)

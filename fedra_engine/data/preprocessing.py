@@ -7,23 +7,21 @@ import json
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 import torch
-from datasets import Dataset, Features, List, Value
-from datasets.fingerprint import Hasher
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
+from PIL import Image as PillowImage
 
+from fedra_engine.data.samples import Preprocessing, SampleStore
 from fedra_engine.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -31,18 +29,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 BYTE_TO_UNIT = 1 / 255
 MODES = {1: "L", 3: "RGB"}
 """Pillow's name of images with so many channels."""
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+UNREADABLE = (OSError, SyntaxError, ValueError, PillowImage.DecompressionBombError)
 """What Pillow raises on files that are no image, cut short or malformed."""
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """Images become `channels` × `image_size` × `image_size` values in [0, 1], minus `mean`, over `std`."""
-
-    image_size: int
-    channels: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
 
 def preprocessing_for(model_path: str, model_config: Any, image_size: int | None = None) -> Preprocessing:
@@ -69,34 +57,6 @@ def preprocessing_for(model_path: str, model_config: Any, image_size: int | None
     return Preprocessing(image_size, channels, mean, std)
 
 
-@dataclass(frozen=True)
-class SampleStore:
-    """Preprocessed samples.
-
-    Args:
-        pixels: uint8 [samples, channels, height, width].
-        labels: int64 [samples].
-        domains: int64 [samples].
-        preprocessing: how `inputs` normalises the pixels.
-    """
-
-    pixels: Tensor
-    labels: Tensor
-    domains: Tensor
-    preprocessing: Preprocessing
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def inputs(self, rows: Tensor, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The model's inputs for sample `rows` (int64, on the store's device), normalised on `device`."""
-        pixels = self.pixels[rows].to(device, non_blocking=True)
-        # Half precision has too few digits for grey levels minus their mean.
-        precise = torch.float64 if dtype == torch.float64 else torch.float32
-        mean, std = _byte_statistics(self.preprocessing, torch.device(device), precise)
-        return {"pixel_values": pixels.to(precise).sub_(mean).div_(std).to(dtype)}
-
-
 def preprocess(data: Dataset, preprocessing: Preprocessing) -> SampleStore:
     """Decode and resize (bicubic) every image of `data`, features `image`, `label` and `domain`.
 
@@ -106,7 +66,9 @@ def preprocess(data: Dataset, preprocessing: Preprocessing) -> SampleStore:
     Raises:
         InputError: an image that cannot be read.
     """
-    encoded = data.select_columns("image").cast_column("image", datasets.Image(decode=False))
+    from datasets import Features, Image, List, Value
+
+    encoded = data.select_columns("image").cast_column("image", Image(decode=False))
     shape = (preprocessing.channels, preprocessing.image_size, preprocessing.image_size)
     fingerprint, cache_file = _cache_entry(encoded, preprocessing)
     decoded = encoded.map(
@@ -174,16 +136,11 @@ def _statistics(settings: dict[str, Any], channels: int) -> tuple[tuple[float, .
     return mean, std
 
 
-@lru_cache
-def _byte_statistics(preprocessing: Preprocessing, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation in grey levels 0…255, [channels, 1, 1]."""
-    mean = torch.tensor(preprocessing.mean, dtype=dtype, device=device) * 255
-    std = torch.tensor(preprocessing.std, dtype=dtype, device=device) * 255
-    return mean[:, None, None], std[:, None, None]
-
-
 def _cache_entry(encoded: Dataset, preprocessing: Preprocessing) -> tuple[str | None, str | None]:
     """Fingerprint and cache file of the decoded images; nothing where the images are not files."""
+    import datasets
+    from datasets.fingerprint import Hasher
+
     paths = [image["path"] for image in encoded["image"] if image["path"] is not None]
     if not paths:
         return None, None
@@ -207,13 +164,13 @@ def _decode_batch(
 def _decode(image: Mapping[str, Any], preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """One encoded image (its bytes, or else its path) as uint8 [channels, height, width]."""
     try:
-        with Image.open(io.BytesIO(image["bytes"]) if image["bytes"] else image["path"]) as opened:
+        with PillowImage.open(io.BytesIO(image["bytes"]) if image["bytes"] else image["path"]) as opened:
             picture = opened.convert(MODES[preprocessing.channels])
     except UNREADABLE as error:
         raise InputError(f"data.root: cannot read {image['path']}: {error}; expected an image file") from error
     size = (preprocessing.image_size, preprocessing.image_size)
     if picture.size != size:
-        picture = picture.resize(size, Image.Resampling.BICUBIC)
+        picture = picture.resize(size, PillowImage.Resampling.BICUBIC)
     pixels = np.asarray(picture)
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from datasets import ClassLabel, Dataset
 
 from fedra_engine.config import DataConfig
 from fedra_engine.data.digits import load_digits_domains
 from fedra_engine.data.image_folder import load_image_folder
 from fedra_engine.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ def select_domains(data: Dataset, domains: Sequence[str]) -> Dataset:
     Raises:
         InputError: a domain the data does not have.
     """
+    from datasets import ClassLabel
+
     names = data.features["domain"].names
     unknown = [domain for domain in domains if domain not in names]
     if unknown:

@@ -12,7 +12,8 @@ from PIL import Image
 
 from fedra_engine.config import DataConfig
 from fedra_engine.data import preprocessing as module
-from fedra_engine.data.preprocessing import Preprocessing, preprocess, preprocessing_for
+from fedra_engine.data.preprocessing import preprocess, preprocessing_for
+from fedra_engine.data.samples import Preprocessing
 from fedra_engine.data.sources import load_source
 from fedra_engine.errors import InputError
 
@@ -135,7 +136,7 @@ def test_files_are_decoded_once_until_they_change(make_tree, monkeypatch: pytest
     before = preprocess(load(root), RGB)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.Image, "open", lambda *_: pytest.fail("decoded again"))
+        patch.setattr(module.PillowImage, "open", lambda *_: pytest.fail("decoded again"))
         again = preprocess(load(root), RGB)
     assert torch.equal(before.pixels, again.pixels)
 

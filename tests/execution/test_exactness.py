@@ -133,8 +133,8 @@ def test_float32_values_agree_after_sgd(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["vit", "dinov2", "bert"])
 def test_float32_gradients_of_the_first_step_agree(family: str) -> None:
-    # One step of plain SGD at a rate of 1 changes the parameters by the gradient.
-    one_step = TrainingConfig(lr=1.0, momentum=0.0, weight_decay=0.0, clip_norm=None, batch_size=4, max_local_steps=1)
+    # One step of plain SGD at so high a rate leaves the gradient alone, free of the rounding of the parameters.
+    one_step = TrainingConfig(lr=1e4, momentum=0.0, weight_decay=0.0, clip_norm=None, batch_size=4, max_local_steps=1)
     setting = make_setting(family, one_step, dtype=torch.float32)
     before = setting.state()
     allocation = uniform_allocation(setting.clients.capacities, DEPTH, np.random.default_rng(0))

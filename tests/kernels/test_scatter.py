@@ -39,9 +39,7 @@ def test_gather_and_scatter_rows_equal_indexing(shape):
 @pytest.mark.parametrize("scale", [None, randn(3, seed=3)])
 def test_scatter_add_equals_index_add(scale):
     x, y = randn(5, 3, seed=1), randn(3, 3, seed=2)
-    _compare(
-        lambda x, *rest: scatter_add(x.clone(), *rest), scatter_add_reference, x, y, trailing=(INDEX, scale)
-    )
+    _compare(lambda x, *rest: scatter_add(x.clone(), *rest), scatter_add_reference, x, y, trailing=(INDEX, scale))
 
 
 def test_scatter_add_works_in_place():

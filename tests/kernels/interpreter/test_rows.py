@@ -85,10 +85,7 @@ def test_gather_norm(dtype, kind, rows, features):
 @pytest.mark.parametrize("dropout", [None, 0.4])
 @pytest.mark.parametrize("banks", [1, 2, 3])
 def test_gather_norm_shrinks_for_each_bank(dtype, dropout, banks):
-    cases = [
-        lora_case([20, 0, 1, 17], ranks=(8, 3), dtype=dtype, dropout=dropout, seed=seed)
-        for seed in range(banks)
-    ]
+    cases = [lora_case([20, 0, 1, 17], ranks=(8, 3), dtype=dtype, dropout=dropout, seed=seed) for seed in range(banks)]
     groups = cases[0].groups
     hidden, index = _matrix(60, 48, 1, dtype), torch.randperm(60, generator=torch.Generator().manual_seed(3))[:38]
     weight, bias = _matrix(1, 48, 2, dtype)[0], _matrix(1, 48, 4, dtype)[0]
@@ -97,9 +94,7 @@ def test_gather_norm_shrinks_for_each_bank(dtype, dropout, banks):
     x, shrunk = gather_norm(
         hidden, index, weight, bias, kind="layer", eps=1e-5, lora_a=banks_a, groups=groups, dropout=drops
     )
-    expected = gather_norm_reference(
-        hidden.double(), index, weight.double(), bias.double(), kind="layer", eps=1e-5
-    )
+    expected = gather_norm_reference(hidden.double(), index, weight.double(), bias.double(), kind="layer", eps=1e-5)
     assert_close({"x": x}, {"x": expected}, TOLERANCE[dtype])
     for found, case in zip(shrunk, cases, strict=True):
         assert_close({"shrunk": found}, {"shrunk": _expected_shrink(x, case)}, TOLERANCE[dtype])
