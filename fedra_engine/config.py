@@ -138,11 +138,14 @@ class ExecutionConfig:
         executor: `sweep` (many clients in one pass over the blocks) or `sequential` (a PEFT sub-model per
             client, one after another; slow, the oracle of the tests).
         lanes: clients trained at the same time by `sweep`; bounds memory, whatever the number of clients.
+        fused_blocks: fuse norms, gathers, scatters and activations in blocks of known families; `auto` does on a
+            GPU, where memory traffic decides.
         deterministic: aggregate so that even the last bit does not depend on the order clients finish in.
     """
 
     executor: Literal["sweep", "sequential"] = "sweep"
     lanes: int = 32
+    fused_blocks: Literal["auto", "on", "off"] = "auto"
     deterministic: bool = False
 
 

@@ -41,6 +41,7 @@ class Experiment:
     method: Method
     executor: Executor
     evaluator: Evaluator
+    fused_blocks: int
     initial_state: GlobalState
 
 
@@ -63,7 +64,13 @@ def build_experiment(config: ExperimentConfig, device: torch.device) -> Experime
     clients = _make_clients(config, data, foundation.depth)
     preprocessing = preprocessing_for(resolve_model_path(config.model.path), model.config, config.data.image_size)
     train, test = preprocess(data.train, preprocessing), preprocess(data.test, preprocessing)
-    sweep_model = SweepModel(foundation, _examples(train, device, foundation.dtype))
+    fuse = config.execution.fused_blocks == "on" or (config.execution.fused_blocks == "auto" and device.type != "cpu")
+    sweep_model = SweepModel(foundation, _examples(train, device, foundation.dtype), fuse_blocks=fuse)
+    if config.execution.fused_blocks == "on" and sweep_model.fused == 0:
+        raise InputError(
+            f"execution.fused_blocks: found on with a {model.config.model_type} model, none of whose blocks can be "
+            "fused; expected auto or off"
+        )
     return Experiment(
         domains=data.domains,
         classes=data.classes,
@@ -73,6 +80,7 @@ def build_experiment(config: ExperimentConfig, device: torch.device) -> Experime
         method=make_method(Federation(config.method, clients, foundation.depth, config.seed)),
         executor=_make_executor(config, foundation, sweep_model, train),
         evaluator=Evaluator(foundation, sweep_model, test, config.lora, data.domains),
+        fused_blocks=sweep_model.fused,
         initial_state=_initial_state(foundation, config.seed, device),
     )
 

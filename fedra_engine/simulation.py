@@ -147,5 +147,6 @@ def _facts(experiment: Experiment) -> dict[str, str | int]:
         "head": f"{foundation.head.size:,} parameters",
         "clients": f"{len(experiment.clients)} in {len(experiment.domains)} domains",
         "samples": f"{len(experiment.train.labels):,} for training",
+        "blocks": f"{experiment.fused_blocks} of {foundation.depth} fused",
         "device": str(experiment.initial_state.head.device),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -28,6 +28,16 @@ class BlockRows:
     groups: RowGroups
     lanes: Tensor
     samples: int
+    _token_indices: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def token_index(self, samples: int, tokens: int) -> Tensor:
+        """int64 [rows], where the rows of `tokens` tokens a sample stand in a batch of `samples`; cached."""
+        key = (samples, tokens)
+        if key not in self._token_indices:
+            device = self.lanes.device
+            index = torch.arange(samples, device=device) if self.index is None else self.index
+            self._token_indices[key] = (index[:, None] * tokens + torch.arange(tokens, device=device)).flatten()
+        return self._token_indices[key]
 
 
 @dataclass(frozen=True)

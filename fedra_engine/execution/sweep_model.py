@@ -9,40 +9,58 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from fedra_engine.execution.dropout import DropoutKeys
-from fedra_engine.execution.plan import SweepPlan
-from fedra_engine.models.adapters import AdapterLayout
-from fedra_engine.models.batch_arguments import BatchArguments, probe_batch_arguments
+from fedra_engine.execution.fused_block import FusedBlock
+from fedra_engine.execution.fused_families import match_parts
+from fedra_engine.execution.plan import SweepPlan, make_plan
+from fedra_engine.execution.sweep_block import SweepBlock
+from fedra_engine.execution.sweep_context import GroupedLoraLinear, SweepContext
+from fedra_engine.models.batch_arguments import probe_batch_arguments
 from fedra_engine.models.foundation import Foundation, replace_module, share_parameters
-from fedra_kernels import gather_rows, lora_linear, scatter_rows
+
+Inputs = Mapping[str, Tensor]
 
 
 class SweepModel:
-    """A copy of a foundation's module tree, sharing its weights, that computes features for many clients at once."""
+    """A copy of a foundation's module tree, sharing its weights, that computes features for many clients at once.
 
-    def __init__(self, foundation: Foundation, example_inputs: Callable[[int], Mapping[str, Tensor]]) -> None:
+    Blocks of known families are fused; each fused block has first given the output of the block it stands for.
+
+    Attributes:
+        fused: how many blocks are.
+    """
+
+    def __init__(
+        self, foundation: Foundation, example_inputs: Callable[[int], Inputs], *, fuse_blocks: bool = True
+    ) -> None:
         """`example_inputs(n)` gives the model's inputs for n samples; used once, to probe the blocks."""
+        self._foundation = foundation
         self._model = share_parameters(foundation.model)
-        self._context = _Context(foundation.adapters)
+        self._context = SweepContext(foundation.adapters)
         blocks = self._model.get_submodule(foundation.block_path)
         assert isinstance(blocks, nn.ModuleList | nn.Sequential)
         arguments = probe_batch_arguments(self._model, blocks, example_inputs)
+        plain = [SweepBlock(block, self._context, i, arguments[i]) for i, block in enumerate(blocks)]
         for position, block in enumerate(blocks):
             for index, target in enumerate(foundation.adapters.targets):
                 linear = block.get_submodule(target.path)
                 assert isinstance(linear, nn.Linear)
-                replace_module(block, target.path, _GroupedLoraLinear(linear, self._context, position, index))
-            blocks[position] = _SweepBlock(block, self._context, position, arguments[position])
+                replace_module(block, target.path, GroupedLoraLinear(linear, self._context, position, index))
+            blocks[position] = plain[position]
         # What the model now returns as logits are the classifier's inputs; heads are per client.
         replace_module(self._model, foundation.head_path, nn.Identity())
+        self.fused = self._fuse(blocks, plain, example_inputs(2)) if fuse_blocks else 0
 
     def bind(self, adapters: Tensor, gradients: Tensor) -> None:
         """Use `adapters` [bank rows, slot size] from now on; backward adds their gradients into `gradients`."""
         self._context.bind(adapters, gradients)
 
-    def features(self, inputs: Mapping[str, Tensor], plan: SweepPlan, dropout: DropoutKeys | None = None) -> Tensor:
+    def features(self, inputs: Inputs, plan: SweepPlan, dropout: DropoutKeys | None = None) -> Tensor:
         """Inputs of the classifier for the samples of `plan`, [samples, features]."""
         self._context.plan = plan
         self._context.dropout = dropout
@@ -50,82 +68,51 @@ class SweepModel:
         assert isinstance(features, Tensor)
         return features
 
+    def _fuse(self, blocks: nn.ModuleList | nn.Sequential, plain: list[SweepBlock], inputs: Inputs) -> int:
+        """Put a fused block wherever it gives the output of the plain one; returns how many it put."""
+        candidates = {
+            position: FusedBlock(block.block, parts, self._context, position, block.arguments)
+            for position, block in enumerate(plain)
+            if (parts := match_parts(block.block)) is not None
+        }
+        agrees: dict[int, bool] = {}
+        hooks = [
+            plain[position].register_forward_hook(_compare(fused, agrees, position), with_kwargs=True)
+            for position, fused in candidates.items()
+        ]
+        self._trial_pass(inputs)
+        for hook in hooks:
+            hook.remove()
+        for position, fused in candidates.items():
+            if agrees[position]:
+                blocks[position] = fused
+        return sum(agrees.values())
 
-class _Context:
-    """What the wrapped modules look up during a pass."""
-
-    plan: SweepPlan
-    dropout: DropoutKeys | None
-
-    def __init__(self, layout: AdapterLayout) -> None:
-        self._layout = layout
-
-    def bind(self, adapters: Tensor, gradients: Tensor) -> None:
-        targets = range(len(self._layout.targets))
-        # The factors are leaves of autograd only so that it calls the op's backward; that adds into the sinks.
-        self.lora_a = [self._layout.lora_a(adapters, t).detach().requires_grad_() for t in targets]
-        self.lora_b = [self._layout.lora_b(adapters, t) for t in targets]
-        self.grad_a = [self._layout.lora_a(gradients, t) for t in targets]
-        self.grad_b = [self._layout.lora_b(gradients, t) for t in targets]
-
-
-class _GroupedLoraLinear(nn.Module):
-    """A frozen Linear plus, for each client's rows, that client's adapter."""
-
-    def __init__(self, linear: nn.Linear, context: _Context, block: int, target: int) -> None:
-        super().__init__()
-        self.weight = linear.weight
-        self.bias = linear.bias
-        self.in_features = linear.in_features
-        self.out_features = linear.out_features
-        self._context = context
-        self._block = block
-        self._target = target
-
-    def forward(self, x: Tensor) -> Tensor:
-        context = self._context
-        rows = context.plan.blocks[self._block]
-        assert rows is not None, "a block nobody holds is skipped"
-        tokens = x.numel() // (x.shape[-1] * rows.samples)
-        return lora_linear(
-            x,
-            self.weight,
-            self.bias,
-            context.lora_a[self._target],
-            context.lora_b[self._target],
-            rows.groups.per_token(tokens),
-            context.grad_a[self._target],
-            context.grad_b[self._target],
-            dropout=None if context.dropout is None else context.dropout.at(self._block, self._target, rows.lanes),
-        )
+    @torch.no_grad()
+    def _trial_pass(self, inputs: Inputs) -> None:
+        """Run `inputs` as the samples of one client that holds all blocks, with adapters that do something."""
+        foundation, depth = self._foundation, self._foundation.depth
+        example = next(iter(inputs.values()))
+        generator = torch.Generator().manual_seed(0)
+        shape = (depth, foundation.adapters.size)
+        adapters = torch.randn(shape, generator=generator).mul_(0.05).to(example.device, foundation.dtype)
+        self.bind(adapters, torch.empty_like(adapters))
+        slots = np.arange(depth)[None]
+        heads = np.zeros(1, dtype=np.int64)
+        dtype = foundation.adapter_dtype
+        plan = make_plan([len(example)], slots, heads, scale=1.0, dtype=dtype, device=example.device)
+        self.features(inputs, plan)
 
 
-class _SweepBlock(nn.Module):
-    """A block through which only the samples of its holders go."""
+def _compare(fused: FusedBlock, agrees: dict[int, bool], position: int) -> Callable[..., None]:
+    def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        # A fused block adds to its input in place.
+        args, kwargs = tree_map_only(Tensor, torch.clone, (args, kwargs))
+        expected = output[0] if isinstance(output, tuple) else output
+        found = fused(*args, **kwargs)
+        found = found[0] if isinstance(found, tuple) else found
+        # Enough to tell another computation from rounding.
+        tolerance = 3e-2 if expected.dtype in (torch.bfloat16, torch.float16) else 1e-4
+        agrees[position] = bool((found - expected).abs().max() <= tolerance * expected.abs().max())
 
-    def __init__(self, block: nn.Module, context: _Context, position: int, arguments: BatchArguments) -> None:
-        super().__init__()
-        self.block = block
-        self._context = context
-        self._position = position
-        self._arguments = arguments
-
-    def __getattr__(self, name: str) -> Any:
-        # Models read attributes of their blocks (an attention type, say) in their own forward.
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("block"), name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        arguments = self._arguments
-        rows = self._context.plan.blocks[self._position]
-        if rows is None:
-            return arguments.output(arguments.hidden_states(args, kwargs))
-        if rows.index is None:
-            return self.block(*args, **kwargs)
-        hidden = arguments.hidden_states(args, kwargs)
-        some_args, some_kwargs = arguments.select(args, kwargs, rows.index, gather_rows(hidden, rows.index))
-        output = self.block(*some_args, **some_kwargs)
-        trained = output[0] if arguments.returns_tuple else output
-        return arguments.output(scatter_rows(hidden, trained, rows.index))
+    return hook

@@ -37,13 +37,13 @@ class BatchArguments:
         """The hidden states among a block's arguments, [samples, …]."""
         return tree_flatten((args, kwargs))[0][self.hidden]
 
-    def select(self, args: Any, kwargs: Any, index: Tensor, hidden: Tensor) -> tuple[Any, Any]:
-        """The arguments for the samples `index`, whose hidden states are `hidden`."""
+    def select(self, args: Any, kwargs: Any, index: Tensor | None, hidden: Tensor) -> tuple[Any, Any]:
+        """The arguments for the samples `index` (None: all), with `hidden` for the hidden states."""
         leaves, structure = tree_flatten((args, kwargs))
         for position, dimension in enumerate(self.dimensions):
             if position == self.hidden:
                 leaves[position] = hidden
-            elif dimension is not None:
+            elif dimension is not None and index is not None:
                 leaves[position] = leaves[position].index_select(dimension, index)
         return tree_unflatten(leaves, structure)
 

@@ -1,0 +1,96 @@
+"""A pre-norm block in few passes over memory.
+
+Instead of gathering the holders' samples, running the block on the copy and scattering the result, the norms read
+the residual stream through the row map, and the two sub-layers add to it in place. The producer of a Linear's input
+(norm or activation) also multiplies it by the adapters' A while it has the rows at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from fedra_engine.execution.fused_families import Norm, PreNormParts
+from fedra_engine.execution.sweep_block import SweepBlock
+from fedra_engine.execution.sweep_context import GroupedLoraLinear, SweepContext
+from fedra_engine.models.batch_arguments import BatchArguments
+from fedra_kernels import gather_norm, gelu, scatter_add, swiglu
+
+
+class FusedBlock(SweepBlock):
+    """Computes what `SweepBlock` does, for blocks whose parts are known."""
+
+    def __init__(
+        self,
+        block: nn.Module,
+        parts: PreNormParts,
+        context: SweepContext,
+        position: int,
+        arguments: BatchArguments,
+    ) -> None:
+        super().__init__(block, context, position, arguments)
+        self._parts = parts
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        arguments, parts = self.arguments, self._parts
+        rows = self._context.plan.blocks[self._position]
+        hidden = arguments.hidden_states(args, kwargs)
+        if rows is None:
+            return arguments.output(hidden)
+        samples, tokens, features = hidden.shape
+        stream = hidden.reshape(-1, features)
+        index = rows.token_index(samples, tokens)
+        held = (rows.samples, tokens, features)
+
+        x = self._normalize(stream, index, parts.norm1, parts.attention_inputs).view(held)
+        # The attention takes the block's own arguments, cut to the samples that go through, with x for h.
+        some_args, some_kwargs = arguments.select(args, kwargs, rows.index, x)
+        attended = parts.attention(*some_args, **some_kwargs)
+        if isinstance(attended, tuple):
+            attended = attended[0]
+        stream = scatter_add(stream, attended.reshape(-1, features), index, parts.scale1)
+
+        x = self._normalize(stream, index, parts.norm2, parts.mlp_inputs).view(held)
+        stream = scatter_add(stream, self._mlp(x).reshape(-1, features), index, parts.scale2)
+        return arguments.output(stream.view(hidden.shape))
+
+    def _normalize(self, stream: Tensor, index: Tensor, norm: Norm, readers: Sequence[nn.Module]) -> Tensor:
+        """norm(stream[index]), [rows, features]; leaves the shrunk rows for the adapted ones among `readers`."""
+        context, block = self._context, self._position
+        targets = [reader.target for reader in readers if isinstance(reader, GroupedLoraLinear)]
+        drops = [drop for target in targets if (drop := context.dropout_at(block, target)) is not None]
+        x, shrunk = gather_norm(
+            stream,
+            index,
+            norm.weight,
+            norm.bias,
+            kind=norm.kind,
+            eps=norm.eps,
+            lora_a=[context.lora_a[target] for target in targets],
+            groups=context.rows(block).groups.per_token(len(index) // context.rows(block).samples) if targets else None,
+            dropout=drops,
+        )
+        context.shrunk.update({(block, target): s for target, s in zip(targets, shrunk, strict=True)})
+        return x
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        context, block, parts = self._context, self._position, self._parts
+        wide = [layer(x) for layer in parts.mlp_inputs]
+        output = parts.mlp_output
+        adapter: dict[str, Any] = {}
+        if isinstance(output, GroupedLoraLinear):
+            adapter = {
+                "lora_a": context.lora_a[output.target],
+                "groups": context.groups(block, wide[0]),
+                "dropout": context.dropout_at(block, output.target),
+            }
+        if parts.activation == "swiglu":
+            y, shrunk = swiglu(wide[0], wide[1], **adapter)
+        else:
+            y, shrunk = gelu(wide[0], approximate="none" if parts.activation == "gelu" else "tanh", **adapter)
+        if isinstance(output, GroupedLoraLinear) and shrunk is not None:
+            context.shrunk[block, output.target] = shrunk
+        result: Tensor = output(y)
+        return result

@@ -1,0 +1,75 @@
+"""What the modules of a sweep look up during a pass."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fedra_engine.execution.dropout import DropoutKeys
+from fedra_engine.execution.plan import BlockRows, SweepPlan
+from fedra_engine.models.adapters import AdapterLayout
+from fedra_kernels import Dropout, RowGroups, lora_linear
+
+
+class SweepContext:
+    """The plan, the adapter bank and its gradient sinks of the pass that is going on."""
+
+    plan: SweepPlan
+    dropout: DropoutKeys | None
+
+    def __init__(self, layout: AdapterLayout) -> None:
+        self._layout = layout
+        self.shrunk: dict[tuple[int, int], Tensor] = {}
+        """drop(x) Aᵀ of the targets whose input's producer computed it, until the target takes it."""
+
+    def bind(self, adapters: Tensor, gradients: Tensor) -> None:
+        """Use `adapters` [bank rows, slot size] from now on; backward adds their gradients into `gradients`."""
+        targets = range(len(self._layout.targets))
+        # The factors are leaves of autograd only so that it calls the op's backward; that adds into the sinks.
+        self.lora_a = [self._layout.lora_a(adapters, t).detach().requires_grad_() for t in targets]
+        self.lora_b = [self._layout.lora_b(adapters, t) for t in targets]
+        self.grad_a = [self._layout.lora_a(gradients, t) for t in targets]
+        self.grad_b = [self._layout.lora_b(gradients, t) for t in targets]
+
+    def rows(self, block: int) -> BlockRows:
+        """Who goes through `block`; it is one that somebody holds."""
+        rows = self.plan.blocks[block]
+        assert rows is not None
+        return rows
+
+    def groups(self, block: int, x: Tensor) -> RowGroups:
+        """The slots of the rows of x [samples, …, features] in `block`."""
+        rows = self.rows(block)
+        return rows.groups.per_token(x.numel() // (x.shape[-1] * rows.samples))
+
+    def dropout_at(self, block: int, target: int) -> Dropout | None:
+        """The LoRA dropout of one target of one block."""
+        return None if self.dropout is None else self.dropout.at(block, target, self.rows(block).lanes)
+
+
+class GroupedLoraLinear(nn.Module):
+    """A frozen Linear plus, for each client's rows, that client's adapter."""
+
+    def __init__(self, linear: nn.Linear, context: SweepContext, block: int, target: int) -> None:
+        super().__init__()
+        self.weight = linear.weight
+        self.bias = linear.bias
+        self.in_features = linear.in_features
+        self.out_features = linear.out_features
+        self.target = target
+        self._context = context
+        self._block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        context, block, target = self._context, self._block, self.target
+        return lora_linear(
+            x,
+            self.weight,
+            self.bias,
+            context.lora_a[target],
+            context.lora_b[target],
+            context.groups(block, x),
+            context.grad_a[target],
+            context.grad_b[target],
+            dropout=context.dropout_at(block, target),
+            shrunk=context.shrunk.pop((block, target), None),
+        )
