@@ -61,9 +61,11 @@ class LoraConfig:
     """
 
     rank: int = 8
-    alpha: float = 8.0
-    dropout: float = 0.1
-    target_modules: list[str] | str = field(default_factory=lambda: ["o_proj", "fc2"])
+    alpha: float = 16.0
+    dropout: float = 0.0
+    target_modules: list[str] | str = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"]
+    )
 
 
 @dataclass
@@ -117,17 +119,17 @@ class TrainingConfig:
         max_local_steps: upper limit of a client's local steps in a round; none when null.
     """
 
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 0.01
-    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    lr: float = 0.005
+    lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
     momentum: float = 0.9
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 1e-5
     clip_norm: float | None = 10.0
-    batch_size: int = 32
-    local_epochs: int = 1
-    max_local_steps: int | None = None
+    batch_size: int = 16
+    local_epochs: int = 3
+    max_local_steps: int | None = 5
 
 
 @dataclass
@@ -151,7 +153,7 @@ class ExecutionConfig:
 
 @dataclass
 class ExperimentConfig:
-    """A federated LoRA tuning experiment.
+    """A federated LoRA tuning experiment; the default values are the embedded experiment.
 
     Args:
         rounds: federated rounds.
@@ -171,7 +173,7 @@ class ExperimentConfig:
 
     rounds: int = 60
     seed: int = 0
-    evaluate_every: int = 10
+    evaluate_every: int = 20
     name: str | None = None
     output_dir: str = "runs"
     trace: bool = False

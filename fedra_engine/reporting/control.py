@@ -1,29 +1,53 @@
-"""The full-depth control of the embedded experiment, from a recorded run of `method.name alllarge`."""
+"""The full-depth control of the embedded experiment, from recorded runs of `method.name alllarge`."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, fields
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from fedra_engine.config import ExperimentConfig
+from fedra_engine.errors import InputError
+from fedra_engine.reporting.run_folder import RunFolder
 
-_RECORD = "digits_control.json"
+_RECORDS = Path(__file__).parent.parent / "assets" / "controls.json"
 _IRRELEVANT = {"method", "execution", "evaluate_every", "name", "output_dir", "trace"}
 """Fields that say nothing about what the control had to learn, or that differ by its being the control."""
 
 
 def recorded_control(config: ExperimentConfig) -> dict[str, float] | None:
     """The control's accuracy per domain, if it was recorded with these data, model, training, rounds and seed."""
-    record = json.loads((files("fedra_engine") / "assets" / _RECORD).read_text())
-    return record["tuned"] if record["setting"] == control_setting(config) else None
+    setting = _setting(config)
+    return next((record["accuracy"] for record in _read() if record["setting"] == setting), None)
 
 
-def control_setting(config: ExperimentConfig) -> dict[str, Any]:
+def record_control(config: ExperimentConfig, folder: RunFolder) -> None:
+    """Keep the accuracies of a finished run as the control of its setting.
+
+    Raises:
+        InputError: the run is not one of `alllarge`, or is not finished.
+    """
+    if config.method.name != "alllarge":
+        raise InputError(f"method.name: found {config.method.name} in {folder.path}, expected alllarge")
+    if not folder.summary_file.is_file():
+        raise InputError(f"run: found no {folder.summary_file}, expected a finished run")
+    accuracy = json.loads(folder.summary_file.read_text())["tuned"]
+    setting = _setting(config)
+    others = [record for record in _read() if record["setting"] != setting]
+    _RECORDS.write_text(json.dumps([*others, {"setting": setting, "accuracy": accuracy}], indent=1) + "\n")
+
+
+def _read() -> list[dict[str, Any]]:
+    records: list[dict[str, Any]] = json.loads(_RECORDS.read_text())
+    return records
+
+
+def _setting(config: ExperimentConfig) -> dict[str, Any]:
     """The part of a configuration that a run and its control have in common, as JSON has it."""
     content = asdict(config)
     shared = {field.name: content[field.name] for field in fields(config) if field.name not in _IRRELEVANT}
     # Capacities do not bind the control.
     shared["clients"].pop("capacities")
-    return json.loads(json.dumps(shared))
+    setting: dict[str, Any] = json.loads(json.dumps(shared))
+    return setting

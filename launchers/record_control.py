@@ -1,0 +1,30 @@
+"""Keeps the accuracies of a full-depth run, for the `control` row of later runs with the same setting.
+
+python launchers/simulate.py --method.name alllarge --name control
+python launchers/record_control.py runs/control
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from fedra_engine.cli import build_parser, parse_config
+from fedra_engine.config import ExperimentConfig
+from fedra_engine.exit_codes import exit_code
+from fedra_engine.reporting.control import record_control
+from fedra_engine.reporting.run_folder import RunFolder
+
+
+def main() -> None:
+    """Record the run that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="run folder of a finished run with method.name alllarge")
+    folder = RunFolder.open(parser.parse_args().run)
+    config_parser = build_parser(ExperimentConfig, "")
+    record_control(parse_config(config_parser, ExperimentConfig, ["--config", str(folder.config_file)]), folder)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
