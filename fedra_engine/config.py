@@ -171,7 +171,7 @@ class ExperimentConfig:
         execution: executor and its resources.
     """
 
-    rounds: int = 60
+    rounds: int = 80
     seed: int = 0
     evaluate_every: int = 20
     name: str | None = None

@@ -76,8 +76,8 @@ def make_plan(
     owner = np.repeat(np.arange(len(counts)), counts)
 
     def groups(clients: NDArray[np.int64], rows: NDArray[np.int64]) -> RowGroups:
-        scales = torch.full((len(rows),), scale, dtype=dtype, device=device)
-        return RowGroups(counts[clients].tolist(), torch.from_numpy(rows).to(device), scales)
+        scales = torch.full((len(rows),), scale, dtype=dtype)
+        return RowGroups(counts[clients].tolist(), torch.from_numpy(rows), scales, device)
 
     def block_rows(block_slots: NDArray[np.int64]) -> BlockRows | None:
         held = block_slots >= 0
