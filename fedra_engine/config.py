@@ -67,6 +67,11 @@ class LoraConfig:
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"]
     )
 
+    @property
+    def scale(self) -> float:
+        """Factor of the adapter's product, alpha / rank."""
+        return self.alpha / self.rank
+
 
 @dataclass
 class MethodConfig:

@@ -33,7 +33,7 @@ class Evaluator:
         self._foundation = foundation
         self._model = model
         self._test = test
-        self._scale = lora.alpha / lora.rank
+        self._scale = lora.scale
         self._domains = list(domains)
 
     @torch.no_grad()
@@ -64,5 +64,5 @@ class Evaluator:
         self._model.bind(adapters, gradients=torch.empty_like(adapters))
         features = self._model.features(self._test.inputs(rows, device, dtype), plan).to(state.head.dtype)
         head = self._foundation.head
-        logits = linear(features, head.weight(state.head[None])[0], head.bias(state.head[None])[0])
+        logits = linear(features, head.weight(state.head), head.bias(state.head))
         return logits.argmax(1).cpu() == self._test.labels[rows]

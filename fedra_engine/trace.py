@@ -13,7 +13,7 @@ from fedra_engine.data.samples import Samples
 from fedra_engine.execution.work import ClientUpdates, LocalWork
 from fedra_engine.federation.allocation import Allocation
 from fedra_engine.models.foundation import Foundation
-from fedra_engine.models.state import GlobalState, head_tensors, named_tensors
+from fedra_engine.models.state import GlobalState, adapter_tensors, head_tensors, named_tensors
 
 _PORTION = 1024
 
@@ -24,15 +24,11 @@ def write_inputs(folder: Path, samples: Samples, foundation: Foundation) -> None
     portions = [
         samples.inputs(rows, device, foundation.dtype) for rows in torch.arange(len(samples.labels)).split(_PORTION)
     ]
-    # An image model has one input tensor; models with several keep their names.
-    names = list(portions[0])
-    tensors = {
-        "inputs" if len(names) == 1 else f"inputs.{name}": torch.cat([portion[name] for portion in portions])
-        for name in names
-    }
+    (name,) = portions[0]
+    tensors = {"inputs": torch.cat([portion[name] for portion in portions]), "labels": samples.labels.contiguous()}
     target = folder / "trace" / "inputs.safetensors"
     target.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors | {"labels": samples.labels.contiguous()}, target)
+    save_file(tensors, target)
 
 
 class RoundTrace:
@@ -66,15 +62,10 @@ class RoundTrace:
 
     def write_updates(self, updates: ClientUpdates) -> None:
         """`client_<id>.safetensors`: the adapters of the blocks each client held, by global index, and its head."""
-        owners = torch.from_numpy(updates.slot_owners)
         for position, client in enumerate(updates.clients.tolist()):
-            tensors = head_tensors(updates.heads[updates.head_rows[position]], self._foundation.head)
-            mine = owners == position
-            for block, slot in zip(
-                updates.slot_blocks[mine.numpy()], updates.adapters[updates.slots[mine]], strict=True
-            ):
-                for name, factor in self._foundation.adapters.named_factors(slot):
-                    tensors[f"blocks.{block}.{name}"] = factor.contiguous()
+            blocks, adapters, head = updates.of_client(position)
+            tensors = adapter_tensors(blocks, adapters, self._foundation.adapters)
+            tensors |= head_tensors(head, self._foundation.head)
             save_file(tensors, self._folder / f"client_{client}.safetensors")
 
     def _write_json(self, name: str, content: object) -> None:

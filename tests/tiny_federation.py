@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedra_engine.config import LoraConfig, TrainingConfig
@@ -16,18 +17,38 @@ from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.execution.work import LocalWork
 from fedra_engine.federation.aggregation import Aggregator
-from fedra_engine.federation.allocation import uniform_allocation
+from fedra_engine.federation.allocation import Allocation, uniform_allocation
 from fedra_engine.federation.clients import Clients
 from fedra_engine.models.adapters import initial_adapters
 from fedra_engine.models.foundation import Foundation
-from fedra_engine.models.state import GlobalState
+from fedra_engine.models.state import GlobalState, adapter_tensors, head_tensors
 from tests.tiny import DEPTH, TARGETS, make_samples, make_tiny
 
 # Different sizes give different step counts and ragged last batches; two clients hold equally many samples.
 SAMPLE_COUNTS = [7, 3, 12, 1, 7, 9]
 CAPACITIES = [4, 1, 3, 2, 2, 1]
-SGD = TrainingConfig(lr=0.1, batch_size=4, local_epochs=1, weight_decay=1e-2, clip_norm=0.5)
+SGD = TrainingConfig(
+    optimizer="sgd",
+    lr=0.1,
+    momentum=0.9,
+    weight_decay=1e-2,
+    clip_norm=0.5,
+    batch_size=4,
+    local_epochs=1,
+    max_local_steps=None,
+)
 ADAMW = replace(SGD, optimizer="adamw", lr=0.01, local_epochs=2, max_local_steps=4)
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Round:
+    """The global tensors before a round, every client's update, and the global tensors after; all by name."""
+
+    before: Tensors
+    updates: dict[int, Tensors]
+    after: Tensors
 
 
 @dataclass
@@ -59,27 +80,34 @@ class Setting:
         noise = torch.from_numpy(np.random.default_rng(2).normal(scale=0.1, size=tuple(adapters.shape)))
         return GlobalState(adapters + noise.to(adapters.dtype), foundation.initial_head())
 
-    def rounds(self, lanes: int | None, count: int) -> tuple[list[dict[int, tuple[Tensor, Tensor]]], GlobalState]:
-        """Every client's update in every round, and the global state at the end."""
-        state, history = self.state(), []
-        executor = self.executor(lanes)
-        participants = np.arange(len(self.clients))
+    def work(self, index: int, participants: NDArray[np.int64]) -> tuple[LocalWork, Allocation]:
+        """The local work of a round and who holds what in it."""
+        work = LocalWork(self.clients, participants, self.training, seed=3, round=index, lr=self.training.lr)
+        allocation = uniform_allocation(self.clients.capacities, DEPTH, np.random.default_rng(index))
+        return work, allocation[participants]
+
+    def rounds(self, lanes: int | None, count: int = 1) -> list[Round]:
+        """Train all clients for `count` rounds, with a sweep of `lanes` or one after another."""
+        state, executor, rounds = self.state(), self.executor(lanes), []
         for index in range(count):
-            work = LocalWork(self.clients, participants, self.training, seed=3, round=index, lr=self.training.lr)
-            allocation = uniform_allocation(self.clients.capacities, DEPTH, np.random.default_rng(index))
             aggregator = Aggregator(state)
-            updates: dict[int, tuple[Tensor, Tensor]] = {}
-            for batch in executor.train(work, allocation, state):
+            updates: dict[int, Tensors] = {}
+            for batch in executor.train(*self.work(index, np.arange(len(self.clients))), state):
                 aggregator.add(batch)
-                for position, client in enumerate(batch.clients.tolist()):
-                    slots = batch.slots[torch.from_numpy(batch.slot_owners) == position]
-                    updates[client] = (
-                        batch.adapters[slots].clone(),
-                        batch.heads[batch.head_rows[position]].clone(),
-                    )
-            history.append(updates)
-            state = aggregator.result()
-        return history, state
+                updates |= {client: self.named(*batch.of_client(i)) for i, client in enumerate(batch.clients.tolist())}
+            after = aggregator.result()
+            rounds.append(Round(self.named_state(state), updates, self.named_state(after)))
+            state = after
+        return rounds
+
+    def named(self, blocks: NDArray[np.int64], adapters: Tensor, head: Tensor) -> Tensors:
+        """Copies of an update's tensors, by name."""
+        tensors = adapter_tensors(blocks.tolist(), adapters, self.foundation.adapters)
+        tensors |= head_tensors(head, self.foundation.head)
+        return {name: tensor.clone() for name, tensor in tensors.items()}
+
+    def named_state(self, state: GlobalState) -> Tensors:
+        return self.named(np.arange(DEPTH), state.adapters, state.head)
 
 
 def make_setting(

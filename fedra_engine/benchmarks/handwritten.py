@@ -11,11 +11,11 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import linear
 
 from fedra_engine.config import LoraConfig
 from fedra_engine.data.samples import Samples
-from fedra_engine.execution.sequential import make_optimizer
+from fedra_engine.execution.sequential import train_client
 from fedra_engine.execution.work import ClientUpdates, LocalWork
 from fedra_engine.federation.allocation import Allocation
 from fedra_engine.models.foundation import Foundation, replace_module, share_parameters
@@ -32,7 +32,7 @@ class HandwrittenExecutor:
         blocks = self._model.get_submodule(foundation.block_path)
         assert isinstance(blocks, nn.ModuleList)
         self._blocks = blocks
-        self._adapters = [self._wrap(block, lora.alpha / lora.rank) for block in blocks]
+        self._adapters = [self._wrap(block, lora.scale) for block in blocks]
         self._head = nn.Linear(foundation.head.features, foundation.head.classes)
         replace_module(self._model, foundation.head_path, self._head)
 
@@ -50,38 +50,10 @@ class HandwrittenExecutor:
             initial = (f for block in held for _, f in layout.named_factors(state.adapters[block]))
             for parameter, value in zip(factors, initial, strict=True):
                 parameter.data.copy_(value)
-            self._head.weight.data.copy_(head_layout.weight(state.head[None])[0])
-            self._head.bias.data.copy_(head_layout.bias(state.head[None])[0])
-            parameters = [*factors, *self._head.parameters()]
-            loss_sum, processed = self._train_client(parameters, work, client)
-            yield ClientUpdates(
-                clients=np.array([client]),
-                samples=work.clients.sample_counts(np.array([client])),
-                processed=np.array([processed]),
-                losses=np.array([loss_sum / processed]),
-                adapters=torch.cat([p.detach().flatten() for p in factors]).view(len(held), -1),
-                slots=torch.arange(len(held)),
-                slot_owners=np.zeros(len(held), dtype=np.int64),
-                slot_blocks=held,
-                heads=torch.cat([p.detach().flatten() for p in self._head.parameters()])[None],
-                head_rows=torch.zeros(1, dtype=torch.int64),
-            )
-
-    def _train_client(self, parameters: list[nn.Parameter], work: LocalWork, client: int) -> tuple[float, int]:
-        optimizer = make_optimizer(parameters, work.training, work.lr)
-        loss_sum, processed = 0.0, 0
-        for batch in work.batches(client):
-            rows = torch.from_numpy(batch)
-            inputs = self._samples.inputs(rows, torch.device("cpu"), self._foundation.dtype)
-            loss = cross_entropy(self._model(**inputs).logits, self._samples.labels[rows])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if work.training.clip_norm is not None:
-                nn.utils.clip_grad_norm_(parameters, work.training.clip_norm)
-            optimizer.step()
-            loss_sum += float(loss.detach()) * len(batch)
-            processed += len(batch)
-        return loss_sum, processed
+            head_layout.load(state.head, self._head)
+            loss = train_client(self._model, [*factors, *self._head.parameters()], self._samples, work, client)
+            adapters = torch.cat([p.detach().flatten() for p in factors]).view(len(held), -1)
+            yield ClientUpdates.of_one(client, held, adapters, head_layout.pack(self._head), work, loss)
 
     def _wrap(self, block: nn.Module, scale: float) -> list[_LoraLinear]:
         layers = []

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fedra_engine.config import LoraConfig
 from fedra_engine.execution.dropout import CounterDropout, DropoutKeys
 from fedra_engine.models.foundation import Foundation, replace_module, share_parameters
+from fedra_engine.models.heads import HeadLayout
 from fedra_engine.models.state import GlobalState
 
 _ADAPTER = "default"
@@ -45,11 +46,10 @@ class Submodel:
         for dropout in self.dropouts:
             dropout.keys = keys
 
-    def pack(self, blocks: int) -> tuple[Tensor, Tensor]:
+    def pack(self, blocks: int, layout: HeadLayout) -> tuple[Tensor, Tensor]:
         """The trained adapters [blocks, slot size] and head [head size], laid out as in the global state."""
         factors = [f.detach().flatten() for layer in self.layers for f in _factors(layer)]
-        head = torch.cat([self.head.weight.detach().flatten(), self.head.bias.detach()])
-        return torch.cat(factors).view(blocks, -1), head
+        return torch.cat(factors).view(blocks, -1), layout.pack(self.head)
 
 
 def build_submodel(foundation: Foundation, lora: LoraConfig, blocks: NDArray[np.int64], state: GlobalState) -> Submodel:
@@ -102,8 +102,7 @@ def _factors(layer: LoraLayer) -> tuple[nn.Parameter, nn.Parameter]:
 def _make_head(foundation: Foundation, state: GlobalState) -> nn.Linear:
     layout = foundation.head
     head = nn.Linear(layout.features, layout.classes, device=state.head.device, dtype=state.head.dtype)
-    head.weight.data.copy_(layout.weight(state.head[None])[0])
-    head.bias.data.copy_(layout.bias(state.head[None])[0])
+    layout.load(state.head, head)
     # A low-precision model hands its features to a head kept in full precision.
     head.register_forward_pre_hook(lambda module, args: (args[0].to(state.head.dtype),))
     return head

@@ -104,7 +104,7 @@ class SweepExecutor:
             sizes,
             slots,
             heads,
-            scale=self._lora.alpha / self._lora.rank,
+            scale=self._lora.scale,
             dtype=state.adapters.dtype,
             device=device,
         )

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fedra_engine.config import TrainingConfig
-from fedra_engine.federation.clients import Clients, local_batches
+from fedra_engine.federation.clients import Clients, local_batches, local_step_counts
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,14 @@ class LocalWork:
     round: int
     lr: float
 
-    def sample_counts(self) -> NDArray[np.int64]:
-        """Training samples of each participant, int64 [participants]."""
-        return self.clients.sample_counts(self.participants)
-
     def steps(self) -> NDArray[np.int64]:
         """Local steps of each participant, int64 [participants]."""
-        steps = self.training.local_epochs * -(-self.sample_counts() // self.training.batch_size)
-        return steps if self.training.max_local_steps is None else np.minimum(steps, self.training.max_local_steps)
+        return local_step_counts(
+            self.clients.sample_counts(self.participants),
+            batch_size=self.training.batch_size,
+            epochs=self.training.local_epochs,
+            max_steps=self.training.max_local_steps,
+        )
 
     def batches(self, client: int) -> list[NDArray[np.int64]]:
         """Sample rows of each local step of `client`."""
@@ -51,6 +52,14 @@ class LocalWork:
             round=self.round,
             client=client,
         )
+
+
+@dataclass(frozen=True)
+class LocalLoss:
+    """The training loss of one client: its sum over samples, and how many went through, over all local steps."""
+
+    total: float
+    processed: int
 
 
 @dataclass(frozen=True)
@@ -82,3 +91,28 @@ class ClientUpdates:
     slot_blocks: NDArray[np.int64]
     heads: Tensor
     head_rows: Tensor
+
+    @classmethod
+    def of_one(
+        cls, client: int, blocks: NDArray[np.int64], adapters: Tensor, head: Tensor, work: LocalWork, loss: LocalLoss
+    ) -> ClientUpdates:
+        """The update of a client that trained alone: `adapters` [held blocks, slot size] and `head` [head size]."""
+        clients = np.array([client])
+        return cls(
+            clients=clients,
+            samples=work.clients.sample_counts(clients),
+            processed=np.array([loss.processed]),
+            losses=np.array([loss.total / loss.processed]),
+            adapters=adapters,
+            slots=torch.arange(len(blocks), device=adapters.device),
+            slot_owners=np.zeros(len(blocks), dtype=np.int64),
+            slot_blocks=blocks,
+            heads=head[None],
+            head_rows=torch.zeros(1, dtype=torch.int64, device=head.device),
+        )
+
+    def of_client(self, position: int) -> tuple[NDArray[np.int64], Tensor, Tensor]:
+        """Blocks [held], adapters [held, slot size] and head [head size] of `clients[position]`."""
+        mine = self.slot_owners == position
+        slots = self.slots[torch.from_numpy(mine).to(self.slots.device)]
+        return self.slot_blocks[mine], self.adapters[slots], self.heads[self.head_rows[position]]

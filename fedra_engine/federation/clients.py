@@ -54,6 +54,14 @@ def capacities_by_domain(capacities: Sequence[int], domains: NDArray[np.int64], 
     return table[domains]
 
 
+def local_step_counts(
+    samples: NDArray[np.int64], *, batch_size: int, epochs: int, max_steps: int | None
+) -> NDArray[np.int64]:
+    """How many local steps clients with `samples` [clients] samples take, int64 [clients]; see `local_batches`."""
+    steps = epochs * -(-samples // batch_size)
+    return steps if max_steps is None else np.minimum(steps, max_steps)
+
+
 def local_batches(
     samples: NDArray[np.int64],
     *,

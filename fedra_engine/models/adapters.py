@@ -45,20 +45,20 @@ class AdapterLayout:
         return self._offsets[-1]
 
     def lora_a(self, bank: Tensor, target: int) -> Tensor:
-        """View [slots, rank, in] of a bank [slots, size]."""
+        """View […, rank, in] of slots […, size]."""
         start, end = self._offsets[2 * target : 2 * target + 2]
-        return bank[:, start:end].unflatten(1, (self.rank, -1))
+        return bank[..., start:end].unflatten(-1, (self.rank, -1))
 
     def lora_b(self, bank: Tensor, target: int) -> Tensor:
-        """View [slots, out, rank] of a bank [slots, size]."""
+        """View […, out, rank] of slots […, size]."""
         start, end = self._offsets[2 * target + 1 : 2 * target + 3]
-        return bank[:, start:end].unflatten(1, (-1, self.rank))
+        return bank[..., start:end].unflatten(-1, (-1, self.rank))
 
     def named_factors(self, slot: Tensor) -> Iterator[tuple[str, Tensor]]:
         """(`<target path>.lora_A`, [rank, in]) and (`<target path>.lora_B`, [out, rank]) views of a slot [size]."""
         for index, target in enumerate(self.targets):
-            yield f"{target.path}.lora_A", self.lora_a(slot[None], index)[0]
-            yield f"{target.path}.lora_B", self.lora_b(slot[None], index)[0]
+            yield f"{target.path}.lora_A", self.lora_a(slot, index)
+            yield f"{target.path}.lora_B", self.lora_b(slot, index)
 
 
 def initial_adapters(layout: AdapterLayout, depth: int, *, seed: int, dtype: torch.dtype) -> Tensor:

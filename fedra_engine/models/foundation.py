@@ -69,7 +69,7 @@ class Foundation:
 
     def initial_head(self) -> Tensor:
         """The classifier as loaded, [head size], in `adapter_dtype`."""
-        return self.head.pack(self.classifier, self.adapter_dtype)
+        return self.head.pack(self.classifier).to(self.adapter_dtype)
 
 
 def make_foundation(model: nn.Module, lora: LoraConfig, *, classes: int, block_path: str | None = None) -> Foundation:

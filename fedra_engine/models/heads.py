@@ -20,15 +20,20 @@ class HeadLayout:
         """Parameters of one head."""
         return self.classes * (self.features + 1)
 
-    def weight(self, bank: Tensor) -> Tensor:
-        """View [heads, classes, features] of a bank [heads, size]."""
-        return bank[:, : self.classes * self.features].unflatten(1, (self.classes, self.features))
+    def weight(self, heads: Tensor) -> Tensor:
+        """View […, classes, features] of heads […, size]."""
+        return heads[..., : self.classes * self.features].unflatten(-1, (self.classes, self.features))
 
-    def bias(self, bank: Tensor) -> Tensor:
-        """View [heads, classes] of a bank [heads, size]."""
-        return bank[:, self.classes * self.features :]
+    def bias(self, heads: Tensor) -> Tensor:
+        """View […, classes] of heads […, size]."""
+        return heads[..., self.classes * self.features :]
 
-    def pack(self, head: nn.Linear, dtype: torch.dtype) -> Tensor:
-        """The parameters of `head` as a new vector [size]; a missing bias counts as zero."""
-        bias = torch.zeros(self.classes) if head.bias is None else head.bias
-        return torch.cat([head.weight.detach().flatten(), bias.detach()]).to(dtype)
+    def pack(self, linear: nn.Linear) -> Tensor:
+        """The parameters of `linear` as a new vector [size]; a missing bias counts as zero."""
+        bias = linear.weight.new_zeros(self.classes) if linear.bias is None else linear.bias
+        return torch.cat([linear.weight.detach().flatten(), bias.detach()])
+
+    def load(self, head: Tensor, linear: nn.Linear) -> None:
+        """Copy `head` [size] into the parameters of `linear`, which has a bias."""
+        linear.weight.data.copy_(self.weight(head))
+        linear.bias.data.copy_(self.bias(head))

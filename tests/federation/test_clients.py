@@ -5,7 +5,7 @@ import pytest
 
 from fedra_engine.config import ClientsConfig
 from fedra_engine.errors import InputError
-from fedra_engine.federation.clients import Clients, capacities_by_domain, local_batches
+from fedra_engine.federation.clients import Clients, capacities_by_domain, local_batches, local_step_counts
 from fedra_engine.federation.randomness import generator
 from fedra_engine.federation.sampling import check_sampling, sample_participants
 
@@ -38,6 +38,14 @@ def test_every_epoch_visits_every_sample_once_in_a_new_order() -> None:
 def test_max_steps_cuts_the_epochs_short() -> None:
     for step, whole in zip(batches(max_steps=4), batches()[:4], strict=True):
         np.testing.assert_array_equal(step, whole)
+
+
+@pytest.mark.parametrize("max_steps", [None, 1, 4, 100])
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 8, 10])
+def test_step_counts_are_those_of_the_batches(count: int, max_steps: int | None) -> None:
+    options = {"batch_size": 4, "epochs": 2, "max_steps": max_steps}
+    steps = local_batches(np.arange(count), **options, seed=0, round=0, client=0)
+    assert local_step_counts(np.array([count]), **options).tolist() == [len(steps)]
 
 
 @pytest.mark.parametrize("changed", ["seed", "round", "client"])
