@@ -7,7 +7,6 @@ import time
 from statistics import mean
 from typing import Any
 
-import numpy as np
 from accelerate import Accelerator
 
 from fedra_engine.checkpoint import latest_checkpoint, save_checkpoint
@@ -45,7 +44,7 @@ class Simulation:
         """Train all rounds that the run folder does not have yet, evaluate, and leave the results there."""
         config, experiment = self._config, self._experiment
         self._reporter.start(config, _facts(experiment))
-        frozen = experiment.evaluator.accuracy(experiment.initial_state, np.arange(experiment.foundation.depth))
+        frozen = experiment.evaluator.accuracy(experiment.initial_state, experiment.method.evaluated_blocks())
         first, state, accuracy = self._resume()
         if config.trace and first == 0:
             write_inputs(self._folder.path, experiment.train, experiment.foundation)
@@ -79,6 +78,11 @@ class Simulation:
             processed += int(updates.processed.sum())
             self._reporter.clients_done(len(updates.clients), int(updates.processed.sum()), losses / processed)
         after = experiment.method.aggregate(aggregator)
+        if not math.isfinite(losses) or not after.adapters.isfinite().all() or not after.head.isfinite().all():
+            raise InputError(
+                f"training.lr: found a loss or parameters that are not finite in round {round} with a rate of {lr:g}, "
+                "expected training to stay finite (lower the rate or clip_norm); the rounds before are kept"
+            )
         if trace:
             trace.write_state("global_before", state)
             trace.write_state("global_after", after)

@@ -1,6 +1,7 @@
-"""Measures the engine: `python launchers/microbench.py executors`.
+"""Measures the engine: `python launchers/microbench.py executors`, and its kernels: `… kernels`.
 
-Prints CPU-seconds, which a busy machine disturbs less than wall-clock time, and ratios from the same run.
+Prints CPU-seconds, which a busy machine disturbs less than wall-clock time, and ratios from the same run. On a
+machine with a GPU, `kernels` prints the GPU's seconds.
 """
 
 from __future__ import annotations
@@ -28,6 +29,16 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     executors.add_argument("--repeats", type=int, default=3, help="counted rounds of each executor (default 3)")
     executors.add_argument("--output_dir", type=Path, help="folder for executors.csv; none is written if not given")
     executors.set_defaults(run=_run_executors)
+    kernels = commands.add_parser("kernels", help="every op against its baselines and its counted work")
+    kernels.add_argument("--seconds", type=float, default=0.2, help="time spent on each provider (default 0.2)")
+    kernels.add_argument("--output_dir", type=Path, help="folder for kernels.csv and kernels.png; none if not given")
+    kernels.add_argument(
+        "--architecture",
+        choices=["sm_80", "sm_90", "sm_100", "gfx942", "small", "none"],
+        default="sm_90",
+        help="without a GPU: what to compile the kernels for, to list their needs (default sm_90)",
+    )
+    kernels.set_defaults(run=_run_kernels)
     return parser.parse_args(arguments)
 
 
@@ -53,6 +64,13 @@ def _run_executors(options: argparse.Namespace) -> None:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
+
+
+def _run_kernels(options: argparse.Namespace) -> None:
+    from fedra_engine.benchmarks.kernels_command import run_kernels
+
+    architecture = None if options.architecture == "none" else options.architecture
+    run_kernels(options.output_dir, seconds=options.seconds, architecture=architecture)
 
 
 def _print_table(title: str, rows: Sequence[dict[str, Any]]) -> None:

@@ -182,9 +182,9 @@ tags: [vit, digits, stochastic-depth]
 
 # digits_vit
 
-A Vision Transformer of {options.blocks} blocks for the 8 × 8 grey handwritten digits of scikit-learn: the frozen
-foundation model of fedra-engine's embedded experiment. Patches of {options.patch_size} × {options.patch_size} pixels,
-{options.hidden_size} features a token, {options.heads} heads, MLP of {options.mlp_size}.
+A Vision Transformer for the 8 × 8 grey handwritten digits of scikit-learn: the frozen foundation model of
+fedra-engine's embedded experiment. {options.blocks} blocks of {options.hidden_size} features, {options.heads} heads,
+MLP of {options.mlp_size}; patches of {options.patch_size} × {options.patch_size} pixels.
 
 | | |
 |---|---|
@@ -192,8 +192,8 @@ foundation model of fedra-engine's embedded experiment. Patches of {options.patc
 | training images | {training_images} clean digits, none of which the federation trains or is tested on |
 | input | grey levels in [0, 1], minus {PIXEL_MEAN}, divided by {PIXEL_STD} |
 
-Each training batch passed a random ordered subset of {options.min_blocks} to {options.blocks} blocks (stochastic depth), so
-the model keeps working, less well, when blocks are missing.
+Each training batch passed {options.min_blocks} to {options.blocks} blocks, drawn at random and kept in order
+(stochastic depth), so the model keeps working, less well, when blocks are missing.
 
 The model was made by
 

@@ -22,7 +22,8 @@ def final_state(run: Path) -> dict[str, torch.Tensor]:
 
 
 def metrics(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    file = run / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def without_times(records: list[dict]) -> list[dict]:
@@ -96,6 +97,17 @@ def test_trace_with_dropout_is_refused(tmp_path: Path) -> None:
 def test_capacities_beyond_the_depth_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"clients\.capacities: found 13, expected values from 1 to .* 12"):
         run_experiment(tmp_path, clients={"capacities": [13, 10, 8, 6, 4, 3]})
+
+
+def test_a_diverging_run_stops_and_keeps_the_rounds_before(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"training\.lr: found a loss or parameters that are not finite in round 0"):
+        run_experiment(tmp_path, training={"optimizer": "sgd", "lr": 1e30, "clip_norm": None})
+    assert metrics(tmp_path / "run") == []
+
+
+def test_images_the_model_cannot_take_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot take the data's inputs"):
+        run_experiment(tmp_path, data={"image_size": 12})
 
 
 @pytest.mark.parametrize(

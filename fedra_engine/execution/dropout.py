@@ -15,16 +15,25 @@ _GOLDEN = 0x9E3779B97F4A7C15
 class DropoutKeys:
     """The mask keys of the clients in a pass, for every place that drops."""
 
-    def __init__(self, p: float, *, seed: int, round: int, clients: Sequence[int], steps: Sequence[int]) -> None:
+    def __init__(
+        self,
+        p: float,
+        *,
+        seed: int,
+        round: int,
+        clients: Sequence[int],
+        steps: Sequence[int],
+        device: torch.device | None = None,
+    ) -> None:
         """`clients` and `steps` (the local step each is at) are those of the pass, in the order of its batch."""
         self._p = p
         keys = [dropout_key(seed, round, client, step) for client, step in zip(clients, steps, strict=True)]
-        self._keys = torch.tensor(keys, dtype=torch.int64)
+        self._keys = torch.tensor(keys, dtype=torch.int64, device=device)
 
-    def at(self, block: int, target: int, lanes: Tensor) -> Dropout:
-        """The dropout of one target of one block for the clients at positions `lanes`, int64 [groups]."""
+    def at(self, block: int, target: int, clients: Tensor | slice) -> Dropout:
+        """The dropout of one target of one block for the clients at these positions of the pass, int64 [groups]."""
         site = dropout_key(block, target)
-        return Dropout(self._p, _mix(self._keys.to(lanes.device)[lanes] ^ site))
+        return Dropout(self._p, _mix(self._keys[clients] ^ site))
 
 
 class CounterDropout(nn.Module):
@@ -37,7 +46,7 @@ class CounterDropout(nn.Module):
         self.keys: DropoutKeys
 
     def forward(self, x: Tensor) -> Tensor:
-        dropout = self.keys.at(self._block, self._target, torch.zeros(1, dtype=torch.int64))
+        dropout = self.keys.at(self._block, self._target, slice(None))
         rows = x.numel() // x.shape[-1]
         mask = dropout_mask(int(dropout.keys[0]), rows, x.shape[-1], dropout.p, dtype=x.dtype, device=x.device)
         return x * mask.view_as(x)

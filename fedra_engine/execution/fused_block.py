@@ -20,7 +20,7 @@ from fedra_kernels import gather_norm, gelu, scatter_add, swiglu
 
 
 class FusedBlock(SweepBlock):
-    """Computes what `SweepBlock` does, for blocks whose parts are known."""
+    """Computes what `SweepBlock` does, for blocks whose parts are known; overwrites its hidden states in place."""
 
     def __init__(
         self,

@@ -30,7 +30,8 @@ class PreNormParts:
         attention: takes norm1's output and the block's other arguments.
         scale1, scale2: LayerScale [features], or None.
         attention_inputs: Linears inside the attention that read norm1's output.
-        mlp: gated (gate, up, down) or plain (fc1, fc2); `inputs` read norm2's output, `output` the activation's.
+        mlp_inputs: Linears that read norm2's output: (fc1) of a plain MLP, (gate, up) of a gated one.
+        mlp_output: the Linear that reads the activation's output.
         activation: of a plain MLP, `gelu` or `gelu_tanh`; of a gated one, `swiglu`.
     """
 

@@ -20,13 +20,13 @@ class BlockRows:
     Attributes:
         index: int64 [samples], their positions in the batch; None when all go through.
         groups: the same samples by client; the slots are rows of the adapter bank.
-        lanes: int64 [groups], the position in the plan of each group's client.
+        clients: int64 [groups], the position in the batch of each group's client.
         samples: how many go through.
     """
 
     index: Tensor | None
     groups: RowGroups
-    lanes: Tensor
+    clients: Tensor
     samples: int
     _token_indices: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
@@ -34,7 +34,7 @@ class BlockRows:
         """int64 [rows], where the rows of `tokens` tokens a sample stand in a batch of `samples`; cached."""
         key = (samples, tokens)
         if key not in self._token_indices:
-            device = self.lanes.device
+            device = self.clients.device
             index = torch.arange(samples, device=device) if self.index is None else self.index
             self._token_indices[key] = (index[:, None] * tokens + torch.arange(tokens, device=device)).flatten()
         return self._token_indices[key]
@@ -88,7 +88,7 @@ def make_plan(
         return BlockRows(
             index=index,
             groups=groups(clients, block_slots[clients]),
-            lanes=torch.from_numpy(clients).to(device),
+            clients=torch.from_numpy(clients).to(device),
             samples=int(counts[clients].sum()),
         )
 

@@ -57,7 +57,7 @@ class SweepExecutor:
         device, dtype = pool.losses.device, self._foundation.dtype
         self._model.bind(pool.adapters.parameters.to(dtype), pool.adapters.gradients)
         features = self._model.features(
-            self._store.inputs(rows, device, dtype), tables.plan, self._dropout(lanes, work)
+            self._store.inputs(rows, device, dtype), tables.plan, self._dropout(lanes, work, device)
         )
         head, heads = self._foundation.head, pool.heads
         losses, _ = head_cross_entropy(
@@ -87,11 +87,13 @@ class SweepExecutor:
         pool.adapters.step(tables.slots, lr=work.lr, clip=clip[owners], steps=steps[owners])
         pool.heads.step(tables.heads, lr=work.lr, clip=clip, steps=steps)
 
-    def _dropout(self, lanes: Sequence[Lane], work: LocalWork) -> DropoutKeys | None:
+    def _dropout(self, lanes: Sequence[Lane], work: LocalWork, device: torch.device) -> DropoutKeys | None:
         if self._lora.dropout == 0:
             return None
         clients, steps = [lane.client for lane in lanes], [lane.step for lane in lanes]
-        return DropoutKeys(self._lora.dropout, seed=work.seed, round=work.round, clients=clients, steps=steps)
+        return DropoutKeys(
+            self._lora.dropout, seed=work.seed, round=work.round, clients=clients, steps=steps, device=device
+        )
 
     def _tables(self, lanes: Sequence[Lane], state: GlobalState) -> _StepTables:
         slots = np.full((len(lanes), self._foundation.depth), -1, dtype=np.int64)

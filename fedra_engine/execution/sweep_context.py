@@ -43,7 +43,7 @@ class SweepContext:
 
     def dropout_at(self, block: int, target: int) -> Dropout | None:
         """The LoRA dropout of one target of one block."""
-        return None if self.dropout is None else self.dropout.at(block, target, self.rows(block).lanes)
+        return None if self.dropout is None else self.dropout.at(block, target, self.rows(block).clients)
 
 
 class GroupedLoraLinear(nn.Module):

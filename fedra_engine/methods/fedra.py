@@ -24,7 +24,8 @@ class FedRA(Method):
 
     def __init__(self, federation: Federation) -> None:
         super().__init__(federation)
-        self._reference = ReferenceAllocation(federation.clients.capacities, federation.depth, federation.seed)
+        if federation.config.allocation == "reference":
+            self._reference = ReferenceAllocation(federation.clients.capacities, federation.depth, federation.seed)
 
     def allocate(self, participants: NDArray[np.int64], round: int) -> Allocation:
         """See `Method.allocate`."""

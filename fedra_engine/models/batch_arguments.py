@@ -71,6 +71,9 @@ def probe_batch_arguments(
         try:
             with torch.no_grad():
                 model(**inputs(size))
+        except (ValueError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(f"model.path: {type(model).__name__} cannot take the data's inputs: {reason}") from error
         finally:
             for hook in hooks:
                 hook.remove()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -102,9 +103,9 @@ def replace_module(root: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def resolve_model_path(path: str) -> str:
-    """`path`, or the folder of the model of that name which ships with the package."""
+    """`path`; if no folder of that name is here, the folder of the model of that name which ships with the package."""
     shipped = files("fedra_engine") / "assets" / path
-    return str(shipped) if path.isidentifier() and shipped.is_dir() else path
+    return str(shipped) if path.isidentifier() and not Path(path).is_dir() and shipped.is_dir() else path
 
 
 def load_pretrained(config: ModelConfig, *, classes: int) -> PreTrainedModel:
@@ -122,19 +123,33 @@ def load_pretrained(config: ModelConfig, *, classes: int) -> PreTrainedModel:
         # A new layer is the same in every run: its seed is a constant of the model, not of the experiment.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model: PreTrainedModel = auto_class.from_pretrained(
+            model, report = auto_class.from_pretrained(
                 path,
                 num_labels=classes,
                 ignore_mismatched_sizes=True,
                 dtype=getattr(torch, config.dtype),
                 attn_implementation=config.attention,
+                output_loading_info=True,
             )
-            return model
     except InputError:
         raise
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"model.path: cannot load {config.path!r}: {reason}") from error
+    _check_loaded(model, report, config)
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _check_loaded(model: PreTrainedModel, report: dict[str, Any], config: ModelConfig) -> None:
+    """Only the classification layer may be new; anything else would be a random part of a frozen model."""
+    unfit = [*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])]
+    inside = [name for name in unfit if name.startswith(f"{model.base_model_prefix}.")]
+    if inside:
+        raise InputError(
+            f"model.path: found no fitting weights in {config.path!r} for {len(inside)} tensors of the model, such as "
+            f"{inside[0]}, expected all but those of the classifier"
+        )
 
 
 def _classifier_class(config: Any) -> Any:

@@ -13,7 +13,7 @@ from fedra_engine.reporting.run_folder import RunFolder
 
 _RECORDS = Path(__file__).parent.parent / "assets" / "controls.json"
 _IRRELEVANT = {"method", "execution", "evaluate_every", "name", "output_dir", "trace"}
-"""Fields that say nothing about what the control had to learn, or that differ by its being the control."""
+"""Fields that say nothing about what the control had to learn, or differ by its being the control."""
 
 
 def recorded_control(config: ExperimentConfig) -> dict[str, float] | None:
@@ -47,6 +47,7 @@ def _setting(config: ExperimentConfig) -> dict[str, Any]:
     """The part of a configuration that a run and its control have in common, as JSON has it."""
     content = asdict(config)
     shared = {field.name: content[field.name] for field in fields(config) if field.name not in _IRRELEVANT}
+    shared["weighting"] = config.method.weighting
     # Capacities do not bind the control.
     shared["clients"].pop("capacities")
     setting: dict[str, Any] = json.loads(json.dumps(shared))

@@ -53,7 +53,9 @@ class RunFolder:
         """
         folder = cls(Path(path))
         if not folder.config_file.is_file():
-            raise InputError(f"resume: found no {folder.config_file}, expected the folder of an earlier run")
+            raise InputError(
+                f"{folder.path}: found no {folder.config_file.name} there, expected the folder of an earlier run"
+            )
         return folder
 
     @property

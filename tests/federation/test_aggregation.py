@@ -34,7 +34,8 @@ def make_round(
     seed: int, allocation: np.ndarray, dtype: torch.dtype = torch.float64
 ) -> tuple[GlobalState, list[ClientUpdates]]:
     rng = np.random.default_rng(seed)
-    previous = GlobalState(torch.randn(BLOCKS, SIZE).to(dtype), torch.randn(HEAD).to(dtype))
+    adapters, head = (torch.from_numpy(rng.normal(size=size)).to(dtype) for size in ((BLOCKS, SIZE), HEAD))
+    previous = GlobalState(adapters, head)
     return previous, [make_updates(rng, client, np.flatnonzero(row), dtype) for client, row in enumerate(allocation)]
 
 
@@ -88,6 +89,7 @@ def test_order_of_arrival_does_not_change_the_result(allocation: np.ndarray, see
     previous, updates = make_round(seed, allocation, torch.float32)
     forward, backward = (aggregate(previous, order, weighting) for order in (updates, updates[::-1]))
     torch.testing.assert_close(forward.adapters, backward.adapters, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(forward.head, backward.head, rtol=1e-7, atol=1e-7)
 
 
 @given(*settings)
@@ -96,7 +98,7 @@ def test_deterministic_aggregation_is_bitwise_independent_of_order_and_portions(
 ) -> None:
     previous, updates = make_round(seed, allocation)
     whole = aggregate(previous, updates, weighting, deterministic=True)
-    first, second = Aggregator(previous, weighting=weighting, deterministic=True), None
+    first = Aggregator(previous, weighting=weighting, deterministic=True)
     second = Aggregator(previous, weighting=weighting, deterministic=True)
     for position, update in enumerate(reversed(updates)):
         (first if position % 2 else second).add(update)
@@ -116,7 +118,9 @@ def test_merging_parts_equals_adding_all_at_once(allocation: np.ndarray, seed: i
     for update in updates[len(updates) // 2 :]:
         second.add(update)
     first.merge(second)
-    torch.testing.assert_close(first.result().adapters, aggregate(previous, updates, weighting).adapters)
+    whole = aggregate(previous, updates, weighting)
+    torch.testing.assert_close(first.result().adapters, whole.adapters)
+    torch.testing.assert_close(first.result().head, whole.head)
 
 
 @pytest.mark.parametrize("deterministic", [False, True])

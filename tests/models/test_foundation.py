@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -109,6 +111,22 @@ def test_a_classifier_for_other_classes_is_replaced_and_the_same_every_time(tmp_
     first, second = (load_pretrained(ModelConfig(path=str(tmp_path)), classes=CLASSES + 2) for _ in range(2))
     assert first.classifier.out_features == CLASSES + 2
     assert torch.equal(first.classifier.weight, second.classifier.weight)
+
+
+def test_weights_that_do_not_fit_the_frozen_part_are_refused(tmp_path) -> None:
+    make_model("vit").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
+    with pytest.raises(InputError, match=r"model\.path: found no fitting weights .* such as vit\."):
+        load_pretrained(ModelConfig(path=str(tmp_path)), classes=CLASSES)
+
+
+def test_a_truncated_weight_file_is_refused(tmp_path) -> None:
+    make_model("vit").save_pretrained(tmp_path)
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(InputError, match=r"model\.path: cannot load"):
+        load_pretrained(ModelConfig(path=str(tmp_path)), classes=CLASSES)
 
 
 def test_a_missing_model_folder_is_named() -> None:

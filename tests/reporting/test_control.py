@@ -36,7 +36,14 @@ def test_a_control_is_found_whatever_the_method_and_capacities(recorded: Experim
 
 
 @pytest.mark.parametrize(
-    "changes", [{"seed": 1}, {"rounds": 7}, {"training": {"lr": 1.0}}, {"data": {"min_samples": 3}}]
+    "changes",
+    [
+        {"seed": 1},
+        {"rounds": 7},
+        {"training": {"lr": 1.0}},
+        {"data": {"min_samples": 3}},
+        {"method": {"weighting": "samples"}},
+    ],
 )
 def test_no_control_is_shown_for_another_setting(recorded: ExperimentConfig, changes: dict) -> None:
     groups = {name: replace(getattr(recorded, name), **v) for name, v in changes.items() if isinstance(v, dict)}

@@ -1,0 +1,85 @@
+"""Counted work: how long a GPU needs at least, from FLOPs and bytes, written down before anything is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """What a device can do.
+
+    flops: per second, of a large matrix product. bandwidth: bytes per second, read and written, of a large copy.
+    """
+
+    name: str
+    flops: float
+    bandwidth: float
+
+
+H100 = Peaks("H100, assumed", flops=800e12, bandwidth=3.0e12)
+"""What large bf16 products and copies reach on an H100 SXM; for expectations on machines without a GPU."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass over memory: FLOPs of its products, and bytes that it must read and write."""
+
+    flops: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """The passes an op cannot do without, one after another."""
+
+    passes: tuple[Pass, ...]
+
+    @property
+    def flops(self) -> float:
+        return sum(part.flops for part in self.passes)
+
+    @property
+    def bytes(self) -> float:
+        return sum(part.bytes for part in self.passes)
+
+    def seconds(self, peaks: Peaks) -> float:
+        """The roofline: each pass takes as long as its products or its traffic, whichever is longer."""
+        return sum(max(part.flops / peaks.flops, part.bytes / peaks.bandwidth) for part in self.passes)
+
+
+def traffic(count: float) -> Work:
+    """One pass without products that moves `count` bytes."""
+    return Work((Pass(0.0, count),))
+
+
+def frozen_product(rows: int, inputs: int, outputs: int, itemsize: int) -> Work:
+    """X·Wᵀ alone."""
+    return Work((_product(rows, inputs, outputs, itemsize),))
+
+
+def lora_forward(rows: int, inputs: int, outputs: int, rank: int, slots: int, itemsize: int, *, given: bool) -> Work:
+    """One pass makes X·Wᵀ and the expand; the shrink shares its read of X unless S is `given`."""
+    product = _product(rows, inputs, outputs, itemsize)
+    low_rank = 2.0 * rows * rank * (outputs if given else inputs + outputs)
+    factors = slots * rank * (outputs if given else inputs + outputs)
+    return Work((Pass(product.flops + low_rank, product.bytes + itemsize * (rows * rank + factors)),))
+
+
+def lora_backward(rows: int, inputs: int, outputs: int, rank: int, slots: int, itemsize: int) -> Work:
+    """dS and dB from one read of dY, dA from one read of X, and dX = dY·W + dS·A; gradients in float32."""
+    narrow = itemsize * rows * rank
+    grad_b = 8.0 * slots * rank * outputs
+    grad_a = 8.0 * slots * rank * inputs
+    product = _product(rows, outputs, inputs, itemsize)
+    return Work(
+        (
+            Pass(4.0 * rows * rank * outputs, itemsize * rows * outputs + 2 * narrow + grad_b),
+            Pass(2.0 * rows * rank * inputs, itemsize * rows * inputs + narrow + grad_a),
+            Pass(product.flops + 2.0 * rows * rank * inputs, product.bytes + narrow + itemsize * slots * rank * inputs),
+        )
+    )
+
+
+def _product(rows: int, inputs: int, outputs: int, itemsize: int) -> Pass:
+    return Pass(2.0 * rows * inputs * outputs, itemsize * (rows * (inputs + outputs) + inputs * outputs))
