@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Mapping
@@ -60,33 +61,36 @@ def save_checkpoint(folder: Path, round: int, tensors: Mapping[str, Tensor], sta
     return final
 
 
-def latest_round(folder: Path) -> int | None:
-    """The newest round saved in the run `folder`; None when there is none."""
-    checkpoints = _checkpoints(folder)
-    return checkpoints[-1][0] if checkpoints else None
-
-
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint of the run `folder`, tensors on the CPU; None when there is none.
+    """The newest intact checkpoint of the run `folder`, tensors on the CPU; None when it has no checkpoint.
 
     Raises:
-        InputError: its files are damaged.
+        InputError: there are checkpoints, and all are damaged.
     """
-    checkpoints = _checkpoints(folder)
-    if not checkpoints:
-        return None
-    round, path = checkpoints[-1]
+    damage: InputError | None = None
+    for round, path in reversed(_checkpoints(folder)):
+        try:
+            return _load(round, path)
+        except InputError as error:
+            damage = damage or error
+    if damage is not None:
+        raise damage
+    return None
+
+
+def _load(round: int, path: Path) -> Checkpoint:
     header = _read_header(path / STATE_FILE)
     content = _read(path / TENSORS_FILE)
-    if zlib.crc32(content) != header["tensors_crc32"]:
+    if header["round"] != round or zlib.crc32(content) != header["tensors_crc32"]:
         raise InputError(f"{path / TENSORS_FILE}: found other bytes than were written, expected an intact checkpoint")
     return Checkpoint(round, safetensors.torch.load(content), header["state"])
 
 
 def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """Round and folder of every checkpoint, oldest first; those being written start with a dot."""
-    paths = (folder / "checkpoints").glob("round_*")
-    return sorted((int(path.name.removeprefix("round_")), path) for path in paths)
+    paths = (path for path in (folder / "checkpoints").glob("round_*") if path.is_dir())
+    names = ((re.fullmatch(r"round_(\d+)", path.name), path) for path in paths)
+    return sorted((int(name[1]), path) for name, path in names if name)
 
 
 def _detach(tensor: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fedra_engine.cli import build_parser, parse_config
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.errors import InputError
-from fedra_engine.reporting.run_folder import RunFolder
+from fedra_engine.reporting.run_folder import RunFolder, setting_digest
 from fedra_engine.validation import validate
 
 
@@ -41,15 +41,22 @@ class RunRequest:
             raise
 
     def _prepare(self, folder: RunFolder) -> None:
-        from fedra_engine.checkpoint import latest_round
+        # Imports torch.
+        from fedra_engine.checkpoint import latest_checkpoint
 
-        last = latest_round(folder.path)
-        if last is not None and self.config.rounds <= last:
+        found = latest_checkpoint(folder.path)
+        last = -1 if found is None else found.round
+        if found is not None and self.config.rounds <= last:
             raise InputError(
                 f"rounds: found {self.config.rounds}, expected at least the {last + 1} done in {folder.path}"
             )
+        if found is not None and found.state["setting"] != setting_digest(self.config):
+            raise InputError(
+                f"{folder.config_file}: found other settings than the checkpoints were made with, expected the same "
+                "but for rounds, evaluate_every and execution"
+            )
         folder.write_config(self.config)
-        folder.rewind(-1 if last is None else last)
+        folder.rewind(last)
 
 
 def parse_request(arguments: Sequence[str], description: str) -> RunRequest:
@@ -71,6 +78,7 @@ def parse_request(arguments: Sequence[str], description: str) -> RunRequest:
         validate(config)
         return RunRequest(config, None)
     before = parse_config(parser, ExperimentConfig, ["--config", str(resumed.config_file)])
+    validate(before)
     if rounds is None:
         return RunRequest(before, resumed)
     config = parse_config(parser, ExperimentConfig, ["--config", str(resumed.config_file), "--rounds", rounds])

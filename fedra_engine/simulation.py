@@ -20,7 +20,7 @@ from fedra_engine.models.state import GlobalState
 from fedra_engine.peft_io import save_adapter
 from fedra_engine.reporting.console import Reporter
 from fedra_engine.reporting.control import recorded_control
-from fedra_engine.reporting.run_folder import RunFolder
+from fedra_engine.reporting.run_folder import RunFolder, setting_digest
 from fedra_engine.trace import RoundTrace, write_inputs
 
 
@@ -110,7 +110,9 @@ class Simulation:
 
     def _checkpoint(self, round: int, state: GlobalState, accuracy: dict[str, float]) -> None:
         tensors = {"adapters": state.adapters.cpu(), "head": state.head.cpu()}
-        save_checkpoint(self._folder.path, round, tensors, {"accuracy": accuracy})
+        save_checkpoint(
+            self._folder.path, round, tensors, {"accuracy": accuracy, "setting": setting_digest(self._config)}
+        )
 
     def _finish(self, state: GlobalState, frozen: dict[str, float], tuned: dict[str, float]) -> None:
         config, experiment = self._config, self._experiment

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedra_engine import checkpoint
-from fedra_engine.checkpoint import latest_checkpoint, latest_round, save_checkpoint
+from fedra_engine.checkpoint import latest_checkpoint, save_checkpoint
 from fedra_engine.errors import InputError
 
 TENSORS = {"adapters": torch.arange(6.0).reshape(2, 3), "head": torch.tensor([1, 2], dtype=torch.int64)}
@@ -34,14 +34,15 @@ def test_tensors_and_state_come_back(tmp_path: Path) -> None:
 
 def test_a_run_without_checkpoints_has_no_latest(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path) is None
-    assert latest_round(tmp_path) is None
 
 
 def test_the_newest_two_stay(tmp_path: Path) -> None:
     for round in (8, 9, 10, 9999, 10000):
         save_checkpoint(tmp_path, round, TENSORS, {})
     assert folders(tmp_path) == ["round_10000", "round_9999"]
-    assert latest_round(tmp_path) == 10000
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.round == 10000
 
 
 def killed_before_rename(run: Path) -> None:
@@ -76,3 +77,19 @@ def test_damage_is_told_with_the_file(tmp_path: Path, file: str, damage: str) ->
         path.unlink()
     with pytest.raises(InputError, match=rf"round_0003/{file}: found .*, expected an intact checkpoint"):
         latest_checkpoint(tmp_path)
+
+
+def test_the_spare_serves_when_the_newest_is_damaged(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 3, TENSORS, {"of": 3})
+    (save_checkpoint(tmp_path, 4, TENSORS, {"of": 4}) / "state.safetensors").write_bytes(b"")
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert (found.round, found.state) == (3, {"of": 3})
+
+
+def test_folders_of_other_names_are_left_alone(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 3, TENSORS, {})
+    (tmp_path / "checkpoints" / "round_0009.bak").mkdir()
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.round == 3

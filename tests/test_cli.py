@@ -74,7 +74,7 @@ def test_shipped_configurations_are_valid(path: Path) -> None:
         (["--lora", "3"], "lora: found '3', expected a YAML file, or options --lora.<field>"),
         (["--config", "none.yaml"], "config: File does not exist: .* in none.yaml; expected a YAML file"),
         (["--resume"], "resume: found no value, expected one"),
-        (["--resume", "none"], "resume: found no none/config.yaml, expected the folder of an earlier run"),
+        (["--resume", "none"], "none: found no config.yaml, expected the folder of an earlier run"),
         (
             ["--resume", "none", "--seed", "1"],
             "resume: found --seed beside it, expected no other option than",

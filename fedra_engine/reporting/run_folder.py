@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -54,7 +55,7 @@ class RunFolder:
         folder = cls(Path(path))
         if not folder.config_file.is_file():
             raise InputError(
-                f"{folder.path}: found no {folder.config_file.name} there, expected the folder of an earlier run"
+                f"{folder.path}: found no {folder.config_file.name}, expected the folder of an earlier run"
             )
         return folder
 
@@ -86,7 +87,7 @@ class RunFolder:
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add a record; it is in the file when this returns."""
         with self.metrics_file.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(record, allow_nan=False) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All complete records, oldest first; a line cut short by a crash does not count."""
@@ -96,7 +97,11 @@ class RunFolder:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def rewind(self, last_round: int) -> None:
-        """Forget the records of rounds after `last_round` (-1: all), which a resumed run will repeat."""
+        """Forget what was written of rounds after `last_round` (-1: all), which a resumed run will repeat."""
+        self.summary_file.unlink(missing_ok=True)
+        for trace in self.path.glob("trace/round_*"):
+            if int(trace.name.removeprefix("round_")) > last_round:
+                shutil.rmtree(trace)
         kept = [record for record in self.read_metrics() if record["round"] <= last_round]
         _write_whole(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept))
 
@@ -107,6 +112,14 @@ class RunFolder:
     def discard(self) -> None:
         """Remove the folder and what is in it."""
         shutil.rmtree(self.path)
+
+
+def setting_digest(config: ExperimentConfig) -> str:
+    """A digest of all that decides what a round computes; a run may go on only with the one it began with."""
+    values = dataclasses.asdict(config)
+    for name in ("rounds", "name", "output_dir", "evaluate_every", "execution"):
+        del values[name]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _default_name(config: ExperimentConfig) -> str:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from .activation_kernels import activation_backward, activation_forward, activation_tile
 from .checks import check_float, check_like, check_shape
+from .configs import NARROW_RANK
 from .counter_hash import Dropout
 from .dispatch import use_triton
 from .groups import RowGroups
@@ -91,15 +92,18 @@ def _activation(
     other = None if up is None else up.reshape(-1, x.shape[-1])
     if lora_a is not None and groups is not None:
         check_adapter_input(rows.shape[0], lora_a, groups, dropout, x)
+    shrunk = None
     if not use_triton(x):
         y = _torch_activation(kind, rows, other)
-        shrunk = None
-        if lora_a is not None and groups is not None:
-            with torch.no_grad():
-                shrunk = shrink(y, lora_a, groups, dropout)
-        return y.view(x.shape), shrunk
-    y, *produced = _Activation.apply(kind, rows, other, lora_a, groups, dropout)
-    return y.view(x.shape), produced[0] if produced else None
+    elif lora_a is None or lora_a.shape[1] <= NARROW_RANK:
+        y, *fused = _Activation.apply(kind, rows, other, lora_a, groups, dropout)
+        shrunk = fused[0] if fused else None
+    else:
+        (y,) = _Activation.apply(kind, rows, other, None, None, None)
+    if shrunk is None and lora_a is not None and groups is not None:
+        with torch.no_grad():
+            shrunk = shrink(y, lora_a, groups, dropout)
+    return y.view(x.shape), shrunk
 
 
 def _torch_activation(kind: str, x: Tensor, up: Tensor | None) -> Tensor:

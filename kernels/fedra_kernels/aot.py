@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,7 @@ class Resources:
     """What one compiled kernel needs.
 
     registers: per thread. stack, shared: bytes. spills: instructions (sm) or registers (gfx) that spill.
-    dots: matrix instructions in the program.
+    dots: matrix instructions in the program. half_dots: whether its source multiplies 16-bit blocks.
     """
 
     kernel: str
@@ -59,6 +58,7 @@ class Resources:
     spills: int
     shared: int
     dots: int
+    half_dots: bool
 
 
 class _CompilingDriver:
@@ -95,22 +95,28 @@ def compile_only(name: str) -> Iterator[Compilation]:
 def resources(name: str, kernel: str, compiled: Any) -> Resources:
     """Read a compiled kernel's needs from its binary."""
     architecture = ARCHITECTURES[name]
-    measure = _amd if architecture.target.backend == "hip" else _nvidia
-    registers, stack, spills, program = measure(compiled)
+    half_dots = re.search(r"tt\.dot\b.*xb?f16>", compiled.asm["ttir"]) is not None
+    if architecture.target.backend == "hip":
+        registers, stack, spills, program = _amd(compiled)
+    else:
+        registers, stack, spills, program = _nvidia(compiled, half_dots)
     dots = len(re.findall(architecture.tensor_core, program))
     metadata = compiled.metadata
-    return Resources(kernel, metadata.num_warps, registers, stack, spills, metadata.shared, dots)
+    return Resources(kernel, metadata.num_warps, registers, stack, spills, metadata.shared, dots, half_dots)
 
 
-def _nvidia(compiled: Any) -> tuple[int, int, int, str]:
+def _nvidia(compiled: Any, half_dots: bool) -> tuple[int, int, int, str]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        usage, program = (_cuobjdump(option, file.name) for option in ("--dump-resource-usage", "--dump-sass"))
-    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
-    if found is None:
-        raise RuntimeError(f"cuobjdump: found no register count in {usage!r}")
-    return int(found[1]), int(found[2]), len(re.findall(r"\b(?:LDL|STL)\b", program)), program
+        usage = _cuobjdump("--dump-resource-usage", file.name)
+        found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
+        if found is None:
+            raise RuntimeError(f"cuobjdump: found no register count in {usage!r}")
+        registers, stack, local = (int(figure) for figure in found.groups())
+        # Half a second each: without local memory nothing spills, and only products have matrix instructions.
+        program = _cuobjdump("--dump-sass", file.name) if half_dots or stack or local else ""
+    return registers, stack, len(re.findall(r"\b(?:LDL|STL)\b", program)), program
 
 
 def _amd(compiled: Any) -> tuple[int, int, int, str]:
@@ -126,10 +132,5 @@ def _amd(compiled: Any) -> tuple[int, int, int, str]:
 
 
 def _cuobjdump(option: str, path: str) -> str:
-    run = subprocess.run([_cuobjdump_path(), option, path], capture_output=True, text=True, check=True)
-    return run.stdout
-
-
-@cache
-def _cuobjdump_path() -> str:
-    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return subprocess.run([str(tool), option, path], capture_output=True, text=True, check=True).stdout

@@ -20,13 +20,17 @@ NARROW_RANK = 32
 
 @dataclass(frozen=True)
 class Tile:
-    """Block shape and launch options of one kernel; unused extents are 1."""
+    """Block shape and launch options of one kernel; unused extents are 1.
+
+    descriptors: whether the large matrices are read by tensor descriptor where their alignment allows it.
+    """
 
     rows: int
     columns: int
     depth: int
     warps: int
     stages: int
+    descriptors: bool = False
 
     @property
     def options(self) -> dict[str, int]:
@@ -47,6 +51,11 @@ def shape_class(dtype: torch.dtype, rank: int) -> str:
 def choose(table: ConfigTable, tensor: Tensor, rank: int) -> Tile:
     """The tile for a launch on the tensor's device, in its dtype, with an adapter bank of this rank."""
     return table[architecture(tensor.device)][shape_class(tensor.dtype, rank)]
+
+
+def rank_step(dtype: torch.dtype, rank: int) -> int:
+    """How much of the rank one product takes: fp32 products are unrolled, wide ones would fill the registers."""
+    return min(rank_block(rank), 16 if dtype == torch.float32 else NARROW_RANK)
 
 
 def rank_block(rank: int) -> int:

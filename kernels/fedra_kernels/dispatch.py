@@ -6,9 +6,10 @@ TRITON_INTERPRET=1 was set before the import.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from functools import cache, partial
-from typing import Any, TypeVar
+from functools import cache, partial, wraps
+from typing import Any, TypeVar, cast
 
 import torch
 import triton
@@ -76,7 +77,7 @@ def register(schema: str, fake: Callable[..., Any]) -> Callable[[Launcher], Laun
 
     def decorate(launcher: Launcher) -> Launcher:
         LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-        LIBRARY.impl(name, launcher, "CompositeExplicitAutograd")
+        LIBRARY.impl(name, _untraced(launcher), "CompositeExplicitAutograd")
         torch.library.register_fake(f"fedra_kernels::{name}", fake, lib=LIBRARY)
         op: Launcher = getattr(torch.ops.fedra_kernels, name).default
         return op
@@ -84,8 +85,24 @@ def register(schema: str, fake: Callable[..., Any]) -> Callable[[Launcher], Laun
     return decorate
 
 
+def _untraced(launcher: Launcher) -> Launcher:
+    """The launcher, which torch.compile must not trace when a compiled graph calls it."""
+    disabled: list[Launcher] = []
+
+    @wraps(launcher)
+    def run(*args: Any) -> Any:
+        # Loading dynamo takes seconds; where nothing is compiled it is not loaded.
+        if "torch._dynamo" not in sys.modules:
+            return launcher(*args)
+        if not disabled:
+            disabled.append(torch.compiler.disable(launcher))
+        return disabled[0](*args)
+
+    return cast(Launcher, run)
+
+
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-    """Launch a Triton kernel on the device of its first argument; an empty grid launches nothing."""
+    """Launch a Triton kernel on the device of its first tensor; an empty grid launches nothing."""
     if 0 in grid:
         return
     # Said aloud, so that an environment variable cannot change the numbers.
@@ -95,7 +112,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
         _compilation.kernels.append((kernel.fn.__name__, compiled))
         return
     run = partial(kernel[grid], *args, **options)
-    device = args[0].device
+    device = next(arg.device for arg in args if isinstance(arg, Tensor))
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
             run()

@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .checks import check_float, check_index, check_like, check_shape
+from .configs import NARROW_RANK
 from .counter_hash import Dropout
 from .dispatch import use_triton
 from .gather_norm_backward import gather_norm_backward
@@ -54,15 +55,19 @@ def gather_norm(
         ValueError: a shape, dtype, device, group table or row number does not fit.
     """
     _check(hidden, index, weight, bias, kind, lora_a, groups, dropout)
-    if not use_triton(hidden):
+    fused = use_triton(hidden) and all(bank.shape[1] <= NARROW_RANK for bank in lora_a)
+    if fused:
+        x, *shrunk = _GatherNorm.apply(hidden, index, weight, bias, kind, eps, tuple(lora_a), groups, tuple(dropout))
+        return x, tuple(shrunk)
+    if use_triton(hidden):
+        (x,) = _GatherNorm.apply(hidden, index, weight, bias, kind, eps, (), None, ())
+    else:
         x = _normalize(gather_rows(hidden, index), weight, bias, kind, eps)
-        if groups is None:
-            return x, ()
-        with torch.no_grad():
-            drops = dropout or [None] * len(lora_a)
-            return x, tuple(shrink(x, a, groups, drop) for a, drop in zip(lora_a, drops, strict=True))
-    x, *shrunk = _GatherNorm.apply(hidden, index, weight, bias, kind, eps, tuple(lora_a), groups, tuple(dropout))
-    return x, tuple(shrunk)
+    if groups is None:
+        return x, ()
+    drops: Sequence[Dropout | None] = dropout or [None] * len(lora_a)
+    with torch.no_grad():
+        return x, tuple(shrink(x, bank, groups, drop) for bank, drop in zip(lora_a, drops, strict=True))
 
 
 def gather_norm_reference(

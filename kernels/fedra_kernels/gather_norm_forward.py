@@ -21,32 +21,12 @@ SCHEMA = (
 )
 
 CONFIGS: ConfigTable = {
-    "sm_80": {
-        "narrow": Tile(64, 64, 1, 8, 2),
-        "wide": Tile(32, 64, 1, 8, 2),
-        "float": Tile(32, 32, 1, 4, 2),
-    },
-    "sm_90": {
-        "narrow": Tile(64, 64, 1, 4, 3),
-        "wide": Tile(64, 64, 1, 4, 2),
-        "float": Tile(32, 32, 1, 4, 2),
-    },
-    "sm_100": {
-        "narrow": Tile(64, 64, 1, 4, 3),
-        "wide": Tile(64, 64, 1, 4, 2),
-        "float": Tile(32, 32, 1, 4, 2),
-    },
-    "gfx942": {
-        "narrow": Tile(64, 64, 1, 8, 2),
-        "wide": Tile(32, 64, 1, 8, 2),
-        "float": Tile(32, 32, 1, 4, 2),
-    },
-    "small": {
-        "narrow": Tile(64, 64, 1, 8, 2),
-        "wide": Tile(32, 64, 1, 8, 1),
-        "float": Tile(32, 32, 1, 4, 2),
-    },
-    "interpreter": dict.fromkeys(("narrow", "wide", "float"), Tile(16, 32, 1, 4, 1)),
+    "sm_80": {"narrow": Tile(64, 64, 1, 8, 2), "float": Tile(32, 32, 1, 4, 2)},
+    "sm_90": {"narrow": Tile(64, 64, 1, 4, 2), "float": Tile(32, 32, 1, 4, 2)},
+    "sm_100": {"narrow": Tile(64, 64, 1, 4, 2), "float": Tile(32, 32, 1, 4, 2)},
+    "gfx942": {"narrow": Tile(64, 64, 1, 8, 2), "float": Tile(32, 32, 1, 4, 2)},
+    "small": {"narrow": Tile(64, 64, 1, 8, 2), "float": Tile(32, 32, 1, 4, 2)},
+    "interpreter": dict.fromkeys(("narrow", "float"), Tile(16, 32, 1, 4, 1)),
 }
 
 

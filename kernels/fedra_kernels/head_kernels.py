@@ -24,7 +24,7 @@ GRADS_SCHEMA = (
 CONFIGS: ConfigTable = {
     "sm_80": {"narrow": Tile(64, 64, 64, 4, 3), "float": Tile(32, 32, 32, 4, 2)},
     "sm_90": {"narrow": Tile(64, 64, 64, 4, 4), "float": Tile(32, 32, 32, 4, 2)},
-    "sm_100": {"narrow": Tile(64, 64, 64, 4, 4), "float": Tile(32, 32, 32, 4, 2)},
+    "sm_100": {"narrow": Tile(64, 64, 64, 8, 3), "float": Tile(32, 32, 32, 4, 2)},
     "gfx942": {"narrow": Tile(64, 64, 64, 4, 2), "float": Tile(32, 32, 32, 4, 2)},
     "small": {"narrow": Tile(64, 64, 64, 4, 3), "float": Tile(32, 32, 32, 4, 2)},
     "interpreter": dict.fromkeys(("narrow", "float"), Tile(16, 16, 32, 4, 1)),
@@ -107,7 +107,7 @@ def head_loss_kernel(
         label = tl.load(labels_ptr + row, mask=row_mask, other=0)
         known = (label >= 0) & (label < CLASSES)
         target = tl.load(logits_ptr + offset + label, mask=row_mask & known, other=float("nan"))
-        highest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+        highest = tl.full((BLOCK_M,), -3.0e38, tl.float32)
         share = tl.zeros((BLOCK_M,), tl.float32)
         ahead = tl.zeros((BLOCK_M,), tl.int32)
         for n in range(0, CLASSES, BLOCK_N):
@@ -115,14 +115,13 @@ def head_loss_kernel(
             mask = row_mask[:, None] & (column < CLASSES)
             logits = tl.load(logits_ptr + offset[:, None] + column, mask=mask, other=float("-inf"))
             above = tl.maximum(highest, tl.max(logits, axis=1))
-            # A row of -inf alone would subtract infinities; its loss is NaN anyway.
             share *= tl.exp(highest - above)
             share += tl.sum(tl.exp(logits - above[:, None]), axis=1)
             highest = above
             # The first of equal logits wins, as in torch.argmax.
             beats = (logits > target[:, None]) | ((logits == target[:, None]) & (column < label[:, None]))
             ahead += tl.sum(beats.to(tl.int32), axis=1)
-        log_sum = highest + tl.log(share)
+        log_sum = highest + tl.log(tl.where(row_mask, share, 1.0))
         tl.store(log_sums_ptr + row, log_sum, mask=row_mask)
         losses += tl.where(row_mask, log_sum - target, 0.0)
         correct += (row_mask & (ahead == 0) & (target == target)).to(tl.int32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .groups import RowGroups, Run, add_to_bank, bank_rows, grouped
+from .groups import RowGroups, add_to_bank, bank_rows, grouped
 
 
 def logits(features: Tensor, weight: Tensor, bias: Tensor, groups: RowGroups) -> Tensor:

@@ -27,8 +27,9 @@ def repair() -> None:
 
 def _create_dot(_: Any, a: Any, b: Any, d: Any, input_precision: Any, max_num_imprecise_acc: Any) -> Any:
     left, right = (_widen(operand).astype(d.data.dtype, copy=False) for operand in (a, b))
-    # Summed over an outer axis: one addition after the other, the same for every row and column.
-    product = np.multiply(left[:, :, None], right[None, :, :]).sum(axis=1)
+    with np.errstate(all="ignore"):
+        # Summed over an outer axis: one addition after the other, the same for every row and column.
+        product = np.multiply(left[:, :, None], right[None, :, :]).sum(axis=1)
     return triton_interpreter.TensorHandle(product + d.data, d.dtype.scalar)
 
 

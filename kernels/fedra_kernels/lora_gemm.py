@@ -7,14 +7,14 @@ with W transposed.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configs import ConfigTable, Tile, choose, rank_block
+from .configs import ConfigTable, Tile, choose, rank_block, rank_step
 from .counter_hash_kernels import keep_entries, row_seeds
 from .dispatch import dot_precision, launch, register
+from .tile_loads import block_reference, is_column_major, row_block, use_descriptors, weight_block
 
 SCHEMA = (
     "lora_gemm(Tensor x, Tensor weight, Tensor? bias, Tensor shrunk, Tensor expand, Tensor spans, "
@@ -24,60 +24,68 @@ SCHEMA = (
 CONFIGS: ConfigTable = {
     "sm_80": {
         "narrow": Tile(128, 128, 64, 8, 4),
-        "wide": Tile(128, 128, 32, 8, 4),
-        "float": Tile(64, 64, 32, 4, 3),
+        "wide": Tile(128, 128, 64, 8, 4),
+        "float": Tile(64, 64, 16, 8, 3),
     },
     "sm_90": {
-        "narrow": Tile(128, 256, 64, 8, 3),
-        "wide": Tile(128, 128, 64, 8, 4),
-        "float": Tile(64, 64, 32, 4, 3),
+        "narrow": Tile(128, 256, 64, 8, 3, True),
+        "wide": Tile(128, 256, 64, 8, 3, True),
+        "float": Tile(64, 64, 16, 8, 3),
     },
     "sm_100": {
-        "narrow": Tile(128, 256, 64, 8, 3),
-        "wide": Tile(128, 128, 64, 8, 4),
-        "float": Tile(64, 64, 32, 4, 3),
+        "narrow": Tile(128, 256, 64, 8, 3, True),
+        "wide": Tile(128, 256, 64, 8, 3, True),
+        "float": Tile(64, 64, 16, 8, 3),
     },
     "gfx942": {
         "narrow": Tile(128, 128, 32, 8, 2),
         "wide": Tile(128, 128, 32, 8, 2),
-        "float": Tile(64, 64, 32, 4, 2),
+        "float": Tile(64, 64, 16, 8, 2),
     },
     "small": {
         "narrow": Tile(64, 128, 64, 4, 3),
-        "wide": Tile(64, 64, 64, 4, 3),
-        "float": Tile(64, 64, 32, 4, 2),
+        "wide": Tile(64, 128, 64, 4, 3),
+        "float": Tile(64, 64, 16, 8, 2),
     },
-    "interpreter": dict.fromkeys(("narrow", "wide", "float"), Tile(32, 32, 32, 4, 1)),
+    "interpreter": {
+        "narrow": Tile(32, 32, 32, 4, 1, True),
+        "wide": Tile(32, 32, 32, 4, 1, True),
+        "float": Tile(32, 32, 32, 4, 1),
+    },
 }
 
 # The mask of the input gradient lives beside the accumulator.
 DROPOUT_CONFIGS: ConfigTable = {
     "sm_80": {
         "narrow": Tile(128, 64, 64, 8, 4),
-        "wide": Tile(128, 64, 32, 8, 4),
+        "wide": Tile(128, 64, 64, 8, 4),
         "float": Tile(64, 64, 16, 8, 3),
     },
     "sm_90": {
-        "narrow": Tile(128, 128, 64, 8, 4),
-        "wide": Tile(128, 128, 64, 8, 4),
+        "narrow": Tile(128, 128, 64, 8, 4, True),
+        "wide": Tile(128, 128, 64, 8, 4, True),
         "float": Tile(64, 64, 16, 8, 3),
     },
     "sm_100": {
-        "narrow": Tile(128, 128, 64, 8, 4),
-        "wide": Tile(128, 128, 64, 8, 4),
+        "narrow": Tile(128, 128, 64, 8, 4, True),
+        "wide": Tile(128, 128, 64, 8, 4, True),
         "float": Tile(64, 64, 16, 8, 3),
     },
     "gfx942": {
         "narrow": Tile(128, 64, 32, 8, 2),
         "wide": Tile(128, 64, 32, 8, 2),
-        "float": Tile(64, 64, 32, 8, 2),
+        "float": Tile(64, 64, 16, 8, 2),
     },
     "small": {
         "narrow": Tile(64, 64, 64, 4, 3),
         "wide": Tile(64, 64, 64, 4, 3),
         "float": Tile(64, 64, 16, 8, 2),
     },
-    "interpreter": dict.fromkeys(("narrow", "wide", "float"), Tile(32, 32, 32, 4, 1)),
+    "interpreter": {
+        "narrow": Tile(32, 32, 32, 4, 1, True),
+        "wide": Tile(32, 32, 32, 4, 1, True),
+        "float": Tile(32, 32, 32, 4, 1),
+    },
 }
 
 
@@ -95,25 +103,27 @@ def swizzled_tile(program, row_tiles, column_tiles, GROUP: tl.constexpr):
 
 
 @triton.jit
-def expand_operand(ptr, columns, ranks, stride_n, stride_r, N: tl.constexpr, RANK: tl.constexpr):
-    """The slot's factor as [ranks, columns] without its non-finite entries, and which columns had any.
+def expand_operands(shrunk, own, ptr, columns, ranks, stride_n, stride_r, N: tl.constexpr, RANK: tl.constexpr):
+    """The group's own rows of S and its factor as [ranks, columns]; zeros in the rows of other groups.
 
-    A tile's rows of other groups meet this factor as zeros times its entries: with an infinite entry of a
-    client that diverged, they would turn to NaN.
+    Those rows meet the factor as zeros times its entries: with an infinite entry of a client that diverged,
+    they would turn to NaN. So the factor goes without its non-finite entries, and the client's own rows are
+    made NaN.
     """
     mask = (ranks < RANK)[:, None] & (columns < N)[None, :]
     offsets = columns.to(tl.int64)[None, :] * stride_n + ranks[:, None] * stride_r
     factor = tl.load(ptr + offsets, mask=mask, other=0.0)
     wide = factor.to(tl.float32)
     finite = tl.abs(wide) < float("inf")
-    broken = tl.max(tl.where(finite, 0, 1), axis=0) > 0
-    return tl.where(finite, wide, 0.0).to(factor.dtype), broken
+    broken = tl.max(tl.max(tl.where(finite, 0, 1), axis=1), axis=0) > 0
+    shrunk = tl.where(own[:, None], tl.where(broken, float("nan"), shrunk.to(tl.float32)), 0.0)
+    return shrunk.to(factor.dtype), tl.where(finite, wide, 0.0).to(factor.dtype)
 
 
 @triton.jit
 def lora_gemm_kernel(
-    x_ptr,
-    weight_ptr,
+    x,
+    weight,
     bias_ptr,
     shrunk_ptr,
     expand_ptr,
@@ -124,8 +134,6 @@ def lora_gemm_kernel(
     keys_ptr,
     rows,
     row_tiles,
-    stride_weight_n,
-    stride_weight_k,
     stride_slot,
     stride_expand_n,
     stride_expand_r,
@@ -135,18 +143,20 @@ def lora_gemm_kernel(
     K: tl.constexpr,
     RANK: tl.constexpr,
     RANK_BLOCK: tl.constexpr,
+    RANK_STEP: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     SCALED: tl.constexpr,
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
 ):
     tile_m, tile_n = swizzled_tile(tl.program_id(0), row_tiles, tl.cdiv(N, BLOCK_N), 8)
     row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    rank = tl.arange(0, RANK_BLOCK)
     row_mask = row < rows
     column_mask = column < N
     row_offset = row.to(tl.int64)
@@ -163,16 +173,18 @@ def lora_gemm_kernel(
         slot = tl.load(groups_ptr + 4 * index + 2).to(tl.int64)
         group = tl.load(groups_ptr + 4 * index + 3)
         own = (row >= group_start) & (row < group_end)
-        shrunk = tl.load(
-            shrunk_ptr + row_offset[:, None] * RANK + rank[None, :],
-            mask=own[:, None] & (rank < RANK)[None, :],
-            other=0.0,
-        )
-        factor, broken = expand_operand(
-            expand_ptr + slot * stride_slot, column, rank, stride_expand_n, stride_expand_r, N, RANK
-        )
-        total = tl.dot(shrunk, factor, total, input_precision=PRECISION)
-        total = tl.where(own[:, None] & broken[None, :], float("nan"), total)
+        factor_ptr = expand_ptr + slot * stride_slot
+        for piece in range(0, RANK_BLOCK, RANK_STEP):
+            rank = piece + tl.arange(0, RANK_STEP)
+            shrunk = tl.load(
+                shrunk_ptr + row_offset[:, None] * RANK + rank[None, :],
+                mask=own[:, None] & (rank < RANK)[None, :],
+                other=0.0,
+            )
+            shrunk, factor = expand_operands(
+                shrunk, own, factor_ptr, column, rank, stride_expand_n, stride_expand_r, N, RANK
+            )
+            total = tl.dot(shrunk, factor, total, input_precision=PRECISION)
         if SCALED:
             row_scale = tl.where(own, tl.load(scales_ptr + group) * gain, row_scale)
         if DROPOUT:
@@ -182,22 +194,10 @@ def lora_gemm_kernel(
     if DROPOUT:
         total = tl.where(keep_entries(seeds, column, threshold), total, 0.0)
 
-    depth = tl.arange(0, BLOCK_K)
-    x_ptrs = x_ptr + row_offset[:, None] * K + depth[None, :]
-    weight_ptrs = (
-        weight_ptr + column.to(tl.int64)[None, :] * stride_weight_n + depth.to(tl.int64)[:, None] * stride_weight_k
-    )
     for k in range(0, K, BLOCK_K):
-        x_mask = row_mask[:, None]
-        weight_mask = column_mask[None, :]
-        if K % BLOCK_K != 0:
-            x_mask &= (k + depth < K)[None, :]
-            weight_mask &= (k + depth < K)[:, None]
-        x = tl.load(x_ptrs, mask=x_mask, other=0.0)
-        weight = tl.load(weight_ptrs, mask=weight_mask, other=0.0)
-        total = tl.dot(x, weight, total, input_precision=PRECISION)
-        x_ptrs += BLOCK_K
-        weight_ptrs += BLOCK_K * stride_weight_k
+        left = row_block(x, tile_m * BLOCK_M, rows, k, K, BLOCK_M, BLOCK_K, DESCRIPTORS)
+        right = weight_block(weight, tile_n * BLOCK_N, k, N, K, TRANSPOSED, BLOCK_N, BLOCK_K, DESCRIPTORS)
+        total = tl.dot(left, right, total, input_precision=PRECISION)
 
     if HAS_BIAS:
         total += tl.load(bias_ptr + column, mask=column_mask, other=0.0).to(tl.float32)[None, :]
@@ -248,14 +248,17 @@ def lora_gemm(
     tile = gemm_tile(x, rank, keys is not None)
     columns, depth = (weight.shape[1], weight.shape[0]) if transposed else (weight.shape[0], weight.shape[1])
     y = x.new_empty(x.shape[0], columns)
-    strides = weight.stride()
-    expand_strides = expand.stride()
-    order = (1, 0) if transposed else (0, 1)
+    column_major = is_column_major(weight)
+    matrix = weight.T if column_major else weight
+    flipped = transposed != column_major
+    descriptors = use_descriptors(tile, x, matrix)
+    weight_shape = (tile.depth, tile.columns) if flipped else (tile.columns, tile.depth)
+    slot_stride, *expand_strides = expand.stride()
     launch(
         lora_gemm_kernel,
         (spans.shape[0] * triton.cdiv(columns, tile.columns),),
-        x,
-        weight,
+        block_reference(x, (tile.rows, tile.depth), descriptors),
+        block_reference(matrix, weight_shape, descriptors),
         bias,
         shrunk,
         expand,
@@ -266,24 +269,24 @@ def lora_gemm(
         keys,
         x.shape[0],
         spans.shape[0],
-        strides[order[0]],
-        strides[order[1]],
-        expand_strides[0],
-        expand_strides[1 + order[0]],
-        expand_strides[1 + order[1]],
+        slot_stride,
+        *(reversed(expand_strides) if transposed else expand_strides),
         gain,
         threshold,
         N=columns,
         K=depth,
         RANK=rank,
         RANK_BLOCK=rank_block(rank),
+        RANK_STEP=rank_step(x.dtype, rank),
         BLOCK_M=tile.rows,
         BLOCK_N=tile.columns,
         BLOCK_K=tile.depth,
+        TRANSPOSED=flipped,
         HAS_BIAS=bias is not None,
         SCALED=scales is not None,
         DROPOUT=keys is not None,
         PRECISION=dot_precision(x),
+        DESCRIPTORS=descriptors,
         **tile.options,
     )
     return y

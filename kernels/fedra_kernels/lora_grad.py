@@ -40,7 +40,7 @@ OUTPUT_CONFIGS: ConfigTable = {
 OUTER_CONFIGS: ConfigTable = {
     "sm_80": {
         "narrow": Tile(64, 128, 1, 4, 4),
-        "wide": Tile(64, 64, 1, 4, 3),
+        "wide": Tile(64, 64, 1, 8, 3),
         "float": Tile(32, 64, 1, 4, 3),
     },
     "sm_90": {
@@ -59,7 +59,7 @@ OUTER_CONFIGS: ConfigTable = {
         "float": Tile(32, 64, 1, 4, 2),
     },
     "small": {
-        "narrow": Tile(64, 128, 1, 4, 3),
+        "narrow": Tile(64, 128, 1, 8, 3),
         "wide": Tile(64, 64, 1, 4, 2),
         "float": Tile(32, 64, 1, 4, 2),
     },

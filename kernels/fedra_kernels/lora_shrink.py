@@ -27,7 +27,7 @@ CONFIGS: ConfigTable = {
         "float": Tile(64, 1, 32, 4, 3),
     },
     "sm_100": {
-        "narrow": Tile(128, 1, 128, 4, 3),
+        "narrow": Tile(128, 1, 64, 4, 3),
         "wide": Tile(128, 1, 64, 4, 3),
         "float": Tile(64, 1, 32, 4, 3),
     },

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from .configs import ConfigTable, Tile, choose, rank_block
 from .dispatch import dot_precision, launch, register
-from .lora_gemm import expand_operand, swizzled_tile
+from .lora_gemm import expand_operands, swizzled_tile
+from .tile_loads import block_reference, is_column_major, row_block, use_descriptors, weight_block
 
 SCHEMA = (
     "lora_single_pass(Tensor x, Tensor weight, Tensor? bias, Tensor lora_a, Tensor lora_b, Tensor spans, "
@@ -20,12 +21,12 @@ SCHEMA = (
 )
 
 CONFIGS: ConfigTable = {
-    "sm_80": {"narrow": Tile(128, 128, 64, 8, 4), "float": Tile(64, 64, 32, 4, 3)},
-    "sm_90": {"narrow": Tile(128, 256, 64, 8, 3), "float": Tile(64, 64, 32, 4, 3)},
-    "sm_100": {"narrow": Tile(128, 256, 64, 8, 3), "float": Tile(64, 64, 32, 4, 3)},
-    "gfx942": {"narrow": Tile(128, 128, 32, 8, 2), "float": Tile(64, 64, 32, 4, 2)},
-    "small": {"narrow": Tile(64, 128, 64, 4, 3), "float": Tile(64, 64, 32, 4, 2)},
-    "interpreter": dict.fromkeys(("narrow", "float"), Tile(32, 32, 32, 4, 1)),
+    "sm_80": {"narrow": Tile(128, 128, 64, 8, 4), "float": Tile(64, 32, 16, 4, 3)},
+    "sm_90": {"narrow": Tile(128, 256, 64, 8, 3, True), "float": Tile(64, 32, 16, 4, 3)},
+    "sm_100": {"narrow": Tile(128, 256, 64, 8, 3, True), "float": Tile(64, 32, 16, 4, 3)},
+    "gfx942": {"narrow": Tile(128, 128, 32, 8, 2), "float": Tile(64, 64, 16, 8, 2)},
+    "small": {"narrow": Tile(64, 128, 64, 4, 3), "float": Tile(64, 64, 16, 8, 2)},
+    "interpreter": {"narrow": Tile(32, 32, 32, 4, 1, True), "float": Tile(32, 32, 32, 4, 1)},
 }
 
 
@@ -34,9 +35,17 @@ def single_pass_tile(x: Tensor, rank: int) -> Tile:
 
 
 @triton.jit
+def shrink_block(lora_a_ptr, k, K: tl.constexpr, RANK: tl.constexpr, RANK_BLOCK: tl.constexpr, BLOCK_K: tl.constexpr):
+    """[BLOCK_K, RANK_BLOCK] of a slot's A^T; zeros outside."""
+    depth = (k + tl.arange(0, BLOCK_K))[:, None]
+    rank = tl.arange(0, RANK_BLOCK)[None, :]
+    return tl.load(lora_a_ptr + rank * K + depth, mask=(rank < RANK) & (depth < K), other=0.0)
+
+
+@triton.jit
 def lora_single_pass_kernel(
-    x_ptr,
-    weight_ptr,
+    x,
+    weight,
     bias_ptr,
     lora_a_ptr,
     lora_b_ptr,
@@ -56,43 +65,30 @@ def lora_single_pass_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
 ):
     tile_m, tile_n = swizzled_tile(tl.program_id(0), row_tiles, tl.cdiv(N, BLOCK_N), 8)
     row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    depth = tl.arange(0, BLOCK_K)
     rank = tl.arange(0, RANK_BLOCK)
     row_mask = row < rows
     column_mask = column < N
     rank_mask = rank < RANK
-    x_base = x_ptr + row.to(tl.int64)[:, None] * K + depth[None, :]
-    a_offset = rank[None, :] * K + depth[:, None]
 
     first = tl.load(spans_ptr + 2 * tile_m)
     end = tl.load(spans_ptr + 2 * tile_m + 1)
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     shrunk = tl.zeros((BLOCK_M, RANK_BLOCK), tl.float32)
-    x_ptrs = x_base
-    weight_ptrs = weight_ptr + column.to(tl.int64)[None, :] * K + depth[:, None]
-    a_ptrs = lora_a_ptr + tl.load(groups_ptr + 4 * first + 2).to(tl.int64) * stride_slot_a + a_offset
+    factor_ptr = lora_a_ptr + tl.load(groups_ptr + 4 * first + 2).to(tl.int64) * stride_slot_a
     for k in range(0, K, BLOCK_K):
-        x_mask = row_mask[:, None]
-        weight_mask = column_mask[None, :]
-        a_mask = rank_mask[None, :]
-        if K % BLOCK_K != 0:
-            x_mask &= (k + depth < K)[None, :]
-            weight_mask &= (k + depth < K)[:, None]
-            a_mask &= (k + depth < K)[:, None]
-        x = tl.load(x_ptrs, mask=x_mask, other=0.0)
-        weight = tl.load(weight_ptrs, mask=weight_mask, other=0.0)
-        factor = tl.load(a_ptrs, mask=a_mask, other=0.0)
-        total = tl.dot(x, weight, total, input_precision=PRECISION)
-        shrunk = tl.dot(x, factor, shrunk, input_precision=PRECISION)
-        x_ptrs += BLOCK_K
-        weight_ptrs += BLOCK_K
-        a_ptrs += BLOCK_K
+        left = row_block(x, tile_m * BLOCK_M, rows, k, K, BLOCK_M, BLOCK_K, DESCRIPTORS)
+        right = weight_block(weight, tile_n * BLOCK_N, k, N, K, TRANSPOSED, BLOCK_N, BLOCK_K, DESCRIPTORS)
+        factor = shrink_block(factor_ptr, k, K, RANK, RANK_BLOCK, BLOCK_K)
+        total = tl.dot(left, right, total, input_precision=PRECISION)
+        shrunk = tl.dot(left, factor, shrunk, input_precision=PRECISION)
 
     for index in range(first, end):
         group_start = tl.load(groups_ptr + 4 * index)
@@ -101,24 +97,21 @@ def lora_single_pass_kernel(
         scale = tl.load(scales_ptr + tl.load(groups_ptr + 4 * index + 3))
         if index > first:
             shrunk = tl.zeros((BLOCK_M, RANK_BLOCK), tl.float32)
-            x_ptrs = x_base
-            a_ptrs = lora_a_ptr + slot * stride_slot_a + a_offset
+            factor_ptr = lora_a_ptr + slot * stride_slot_a
             for k in range(0, K, BLOCK_K):
-                inside = k + depth < K
-                x = tl.load(x_ptrs, mask=row_mask[:, None] & inside[None, :], other=0.0)
-                factor = tl.load(a_ptrs, mask=rank_mask[None, :] & inside[:, None], other=0.0)
-                shrunk = tl.dot(x, factor, shrunk, input_precision=PRECISION)
-                x_ptrs += BLOCK_K
-                a_ptrs += BLOCK_K
+                left = row_block(x, tile_m * BLOCK_M, rows, k, K, BLOCK_M, BLOCK_K, DESCRIPTORS)
+                factor = shrink_block(factor_ptr, k, K, RANK, RANK_BLOCK, BLOCK_K)
+                shrunk = tl.dot(left, factor, shrunk, input_precision=PRECISION)
         own = (row >= group_start) & (row < group_end)
         mine = tl.where(own[:, None], shrunk, 0.0)
         if tile_n == 0:
             shrunk_ptrs = shrunk_ptr + row.to(tl.int64)[:, None] * RANK + rank[None, :]
             shrunk_mask = own[:, None] & rank_mask[None, :]
             tl.store(shrunk_ptrs, mine.to(shrunk_ptr.dtype.element_ty), mask=shrunk_mask)
-        factor, broken = expand_operand(lora_b_ptr + slot * stride_slot_b, column, rank, RANK, 1, N, RANK)
-        total = tl.dot((mine * scale).to(factor.dtype), factor, total, input_precision=PRECISION)
-        total = tl.where(own[:, None] & broken[None, :], float("nan"), total)
+        mine, factor = expand_operands(
+            mine * scale, own, lora_b_ptr + slot * stride_slot_b, column, rank, RANK, 1, N, RANK
+        )
+        total = tl.dot(mine, factor, total, input_precision=PRECISION)
 
     if HAS_BIAS:
         total += tl.load(bias_ptr + column, mask=column_mask, other=0.0).to(tl.float32)[None, :]
@@ -160,11 +153,15 @@ def lora_single_pass(
     columns, depth = weight.shape
     y = x.new_empty(x.shape[0], columns)
     shrunk = x.new_empty(x.shape[0], rank)
+    column_major = is_column_major(weight)
+    matrix = weight.T if column_major else weight
+    descriptors = use_descriptors(tile, x, matrix)
+    weight_shape = (tile.depth, tile.columns) if column_major else (tile.columns, tile.depth)
     launch(
         lora_single_pass_kernel,
         (spans.shape[0] * triton.cdiv(columns, tile.columns),),
-        x,
-        weight,
+        block_reference(x, (tile.rows, tile.depth), descriptors),
+        block_reference(matrix, weight_shape, descriptors),
         bias,
         lora_a,
         lora_b,
@@ -184,8 +181,10 @@ def lora_single_pass(
         BLOCK_M=tile.rows,
         BLOCK_N=tile.columns,
         BLOCK_K=tile.depth,
+        TRANSPOSED=column_major,
         HAS_BIAS=bias is not None,
         PRECISION=dot_precision(x),
+        DESCRIPTORS=descriptors,
         **tile.options,
     )
     return y, shrunk

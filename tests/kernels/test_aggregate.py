@@ -42,9 +42,9 @@ def test_blocks_nobody_holds_keep_their_previous_value():
 
 def test_bad_arguments_are_named():
     values = randn(8, 6000, seed=1)
-    with pytest.raises(ValueError, match="^weights: found dtype"):
+    with pytest.raises(ValueError, match=r"^weights: found dtype"):
         aggregate(*_zeros(), values, SLOTS, BLOCKS, WEIGHTS.float())
-    with pytest.raises(ValueError, match="^slots: found 8"):
+    with pytest.raises(ValueError, match=r"^slots: found 8"):
         aggregate(*_zeros(), values, SLOTS + 1, BLOCKS, WEIGHTS)
-    with pytest.raises(ValueError, match="^blocks: found 4"):
+    with pytest.raises(ValueError, match=r"^blocks: found 4"):
         aggregate(*_zeros(), values, SLOTS, BLOCKS + 1, WEIGHTS)

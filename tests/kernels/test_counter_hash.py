@@ -53,7 +53,7 @@ def test_mask_of_a_fixed_key_is_fixed():
 
 @pytest.mark.parametrize("p", [0.0, 1.0, -0.1])
 def test_probabilities_outside_the_open_interval_are_rejected(p):
-    with pytest.raises(ValueError, match="^p: found"):
+    with pytest.raises(ValueError, match=r"^p: found"):
         Dropout(p, torch.tensor([1]))
 
 

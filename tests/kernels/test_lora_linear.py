@@ -67,7 +67,7 @@ def test_untouched_slots_keep_their_sink():
 
 def test_sinks_are_filled_when_the_input_needs_no_gradient():
     groups = make_groups([2, 3], [1, 4])
-    bank, a, b = _bank(4)
+    _, a, b = _bank(4)
     grad_a, grad_b = torch.zeros_like(a), torch.zeros_like(b)
     a.requires_grad_()
     x = randn(5, INPUTS, seed=1)
@@ -128,15 +128,15 @@ def test_fp32_sinks_of_a_bf16_bank(slots):
 )
 def test_bad_arguments_are_named(name, change):
     _, a, b = _bank(4)
-    args = dict(
-        x=randn(5, INPUTS, seed=1),
-        weight=randn(OUTPUTS, INPUTS, seed=2),
-        bias=None,
-        lora_a=a,
-        lora_b=b,
-        groups=make_groups([2, 3], [1, 4]),
-        grad_a=torch.zeros_like(a),
-        grad_b=torch.zeros_like(b),
-    )
+    args = {
+        "x": randn(5, INPUTS, seed=1),
+        "weight": randn(OUTPUTS, INPUTS, seed=2),
+        "bias": None,
+        "lora_a": a,
+        "lora_b": b,
+        "groups": make_groups([2, 3], [1, 4]),
+        "grad_a": torch.zeros_like(a),
+        "grad_b": torch.zeros_like(b),
+    }
     with pytest.raises(ValueError, match=f"^{name}: found .*expected"):
         lora_linear(**change(args))

@@ -50,7 +50,7 @@ def test_adamw_equals_torch_optim_in_every_slot(slots):
     param = randn(5, 50_000, seed=1)
     start, mean, square = param.clone(), torch.zeros_like(param), torch.zeros_like(param)
     grads = [randn(5, 50_000, seed=seed) for seed in (2, 3, 4)]
-    options = dict(betas=(0.9, 0.99), eps=1e-6, weight_decay=0.1)
+    options = {"betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 0.1}
     for number, grad in enumerate(grads, start=1):
         step = torch.full((3,), number)
         adamw(param, grad, mean, square, index, LR, CLIP, step, **options)
@@ -70,7 +70,7 @@ def test_references_equal_the_ops():
     found = [param.clone(), mean.clone()]
     sgd(found[0], grad, found[1], index, LR, CLIP, momentum=0.9, weight_decay=0.1)
     torch.testing.assert_close(found, list(expected))
-    options = dict(betas=(0.9, 0.99), eps=1e-6, weight_decay=0.1)
+    options = {"betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 0.1}
     expected = adamw_reference(param, grad, mean, square, LR, CLIP, step, **options)
     found = [param.clone(), mean.clone(), square.clone()]
     adamw(found[0], grad, found[1], found[2], index, LR, CLIP, step, **options)
@@ -86,11 +86,11 @@ def test_squared_norms_equal_the_sum_of_squares(slots):
 
 def test_bad_arguments_are_named():
     param, index = randn(5, 4, seed=1), torch.tensor([1, 2, 3])
-    with pytest.raises(ValueError, match="^slots: found 5"):
+    with pytest.raises(ValueError, match=r"^slots: found 5"):
         sgd(param, param, None, index + 2, LR, CLIP, momentum=0.0, weight_decay=0.0)
-    with pytest.raises(ValueError, match="^momentum_buffer: found None"):
+    with pytest.raises(ValueError, match=r"^momentum_buffer: found None"):
         sgd(param, param, None, index, LR, CLIP, momentum=0.9, weight_decay=0.0)
-    with pytest.raises(ValueError, match="^lr: found shape"):
+    with pytest.raises(ValueError, match=r"^lr: found shape"):
         sgd(param, param, None, index, LR[:2], CLIP, momentum=0.0, weight_decay=0.0)
-    with pytest.raises(ValueError, match="^step: found dtype"):
+    with pytest.raises(ValueError, match=r"^step: found dtype"):
         adamw(param, param, param, param, index, LR, CLIP, LR, betas=(0.9, 0.9), eps=1e-8, weight_decay=0.0)

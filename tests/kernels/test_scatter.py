@@ -51,9 +51,9 @@ def test_scatter_add_works_in_place():
 
 def test_bad_arguments_are_named():
     x = randn(5, 3, seed=1)
-    with pytest.raises(ValueError, match="^index: found dtype"):
+    with pytest.raises(ValueError, match=r"^index: found dtype"):
         gather_rows(x, INDEX.int())
-    with pytest.raises(ValueError, match="^rows: found shape"):
+    with pytest.raises(ValueError, match=r"^rows: found shape"):
         scatter_rows(x, x, INDEX)
-    with pytest.raises(ValueError, match="^y: found shape"):
+    with pytest.raises(ValueError, match=r"^y: found shape"):
         scatter_add(x, x, INDEX)

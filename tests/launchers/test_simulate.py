@@ -68,3 +68,11 @@ def test_bad_input_is_one_line_code_2_and_no_folder(
     assert error.startswith(message)
     assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_is_not_resumed_with_other_settings(simulate, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert simulate(*SMALL, "--output_dir", str(tmp_path), "--name=run", "--rounds=1") == 0
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("seed: 0", "seed: 1").replace("rounds: 1", "rounds: 2"))
+    assert simulate("--resume", str(tmp_path / "run")) == 2
+    assert "found other settings than the checkpoints were made with" in capsys.readouterr().err

@@ -50,6 +50,11 @@ def test_no_control_is_shown_for_another_setting(recorded: ExperimentConfig, cha
     assert control.recorded_control(replace(recorded, **(changes | groups))) is None
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_embedded_experiment_has_a_control(seed: int) -> None:
+    assert control.recorded_control(ExperimentConfig(seed=seed)) is not None
+
+
 def test_only_full_depth_runs_are_recorded(recorded: ExperimentConfig, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"method\.name: found fedra"):
         control.record_control(replace(recorded, method=MethodConfig()), RunFolder(tmp_path))

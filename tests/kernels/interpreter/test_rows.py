@@ -173,5 +173,5 @@ def test_the_mask_is_the_one_of_the_torch_path():
     identity[:] = torch.eye(48)
     keys = torch.tensor([dropout_key(7, group) for group in range(3)])
     drop = Dropout(0.4, keys)
-    y, shrunk = gelu(torch.full((37, 48), 5.0), lora_a=identity, groups=case.groups, dropout=drop)
+    _y, shrunk = gelu(torch.full((37, 48), 5.0), lora_a=identity, groups=case.groups, dropout=drop)
     assert torch.equal(shrunk != 0, keep_mask(drop, case.groups.sizes, 48))

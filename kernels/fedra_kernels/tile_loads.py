@@ -1,0 +1,80 @@
+"""Blocks of the large matrices: by tensor descriptor (the TMA unit of sm_90 and later) or by pointers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from .configs import Tile
+
+
+def block_reference(matrix: Tensor, block: tuple[int, int], descriptors: bool) -> Any:
+    """What a kernel reads blocks of a contiguous matrix through."""
+    return TensorDescriptor.from_tensor(matrix, list(block)) if descriptors else matrix
+
+
+def use_descriptors(tile: Tile, *matrices: Tensor) -> bool:
+    """Whether the tile asks for descriptors and the matrices have the 16-byte alignment they need."""
+    return tile.descriptors and all(
+        matrix.data_ptr() % 16 == 0 and matrix.shape[1] * matrix.element_size() % 16 == 0 and matrix.numel()
+        for matrix in matrices
+    )
+
+
+def is_column_major(weight: Tensor) -> bool:
+    """False for a contiguous matrix, True for the transpose of one.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if weight.is_contiguous():
+        return False
+    if weight.T.is_contiguous():
+        return True
+    raise ValueError(f"weight: found strides {list(weight.stride())}, expected rows or columns without gaps")
+
+
+@triton.jit
+def row_block(
+    matrix, first_row, rows, k,
+    K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, DESCRIPTORS: tl.constexpr,
+):  # fmt: skip
+    """[BLOCK_M, BLOCK_K] of a contiguous [rows, K] matrix; zeros outside."""
+    if DESCRIPTORS:
+        return matrix.load([first_row, k])
+    else:
+        row = first_row + tl.arange(0, BLOCK_M)
+        depth = k + tl.arange(0, BLOCK_K)
+        mask = (row < rows)[:, None]
+        if K % BLOCK_K != 0:
+            mask &= (depth < K)[None, :]
+        return tl.load(matrix + row.to(tl.int64)[:, None] * K + depth[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def weight_block(
+    weight, first_column, k,
+    N: tl.constexpr, K: tl.constexpr, TRANSPOSED: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, DESCRIPTORS: tl.constexpr,
+):  # fmt: skip
+    """[BLOCK_K, BLOCK_N] of W^T for a contiguous weight [N, K], or of a weight [K, N] where transposed."""
+    if DESCRIPTORS:
+        if TRANSPOSED:
+            return weight.load([k, first_column])
+        else:
+            return weight.load([first_column, k]).T
+    else:
+        column = first_column + tl.arange(0, BLOCK_N)
+        depth = k + tl.arange(0, BLOCK_K)
+        mask = (column < N)[None, :]
+        if K % BLOCK_K != 0:
+            mask &= (depth < K)[:, None]
+        if TRANSPOSED:
+            offset = depth.to(tl.int64)[:, None] * N + column[None, :]
+        else:
+            offset = column.to(tl.int64)[None, :] * K + depth[:, None]
+        return tl.load(weight + offset, mask=mask, other=0.0)

@@ -1,0 +1,196 @@
+"""The other ops on a GPU at real sizes against their float64 references."""
+
+import pytest
+import torch
+
+from fedra_kernels import (
+    Dropout,
+    RowGroups,
+    activation_reference,
+    adamw,
+    adamw_reference,
+    aggregate,
+    aggregate_reference,
+    gather_norm,
+    gather_norm_reference,
+    gelu,
+    head_cross_entropy,
+    head_cross_entropy_reference,
+    scatter_add,
+    scatter_add_reference,
+    sgd,
+    sgd_reference,
+    squared_norms,
+    squared_norms_reference,
+    swiglu,
+)
+from fedra_kernels.counter_hash import keep_mask
+
+from ..kernels.blocks import mlp_branch
+from ..kernels.cases import TOLERANCE, assert_close, lora_case
+
+DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+SIZES = [197, 0, 1, 8 * 197, 50]
+ROWS, WIDTH = sum(SIZES), 768
+
+
+def _randn(*shape, seed, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator("cuda").manual_seed(seed), device="cuda").to(dtype)
+
+
+def _index(count, rows):
+    return torch.randperm(count, generator=torch.Generator("cuda").manual_seed(1), device="cuda")[:rows]
+
+
+def _grads(outputs, inputs, upstream):
+    return torch.autograd.grad(outputs, inputs, upstream)
+
+
+def _tolerance(dtype):
+    return 5e-5 if dtype == torch.float32 else TOLERANCE[dtype]
+
+
+@DTYPES
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+@pytest.mark.parametrize("dropout", [None, 0.1])
+def test_gather_norm_with_three_shrinks(dtype, kind, dropout):
+    cases = [lora_case(SIZES, inputs=WIDTH, ranks=(16, 4), dtype=dtype, seed=seed).to("cuda") for seed in range(3)]
+    drops = [Dropout(dropout, torch.arange(5, device="cuda") + 7 * n) for n in range(3)] if dropout else ()
+    hidden, index = _randn(2 * ROWS, WIDTH, seed=1, dtype=dtype).requires_grad_(), _index(2 * ROWS, ROWS)
+    weight = _randn(WIDTH, seed=2, dtype=dtype)
+    bias = _randn(WIDTH, seed=3, dtype=dtype) if kind == "layer" else None
+    groups = cases[0].groups
+    x, shrunk = gather_norm(
+        hidden, index, weight, bias, kind=kind, eps=1e-6,
+        lora_a=[case.lora_a for case in cases], groups=groups, dropout=drops,
+    )  # fmt: skip
+    wide = hidden.detach().double().requires_grad_()
+    wide_bias = None if bias is None else bias.double()
+    expected = gather_norm_reference(wide, index, weight.double(), wide_bias, kind=kind, eps=1e-6)
+    upstream = _randn(ROWS, WIDTH, seed=4, dtype=dtype)
+    (grad,), (want,) = _grads(x, [hidden], upstream), _grads(expected, [wide], upstream.double())
+    assert_close({"x": x, "grad": grad}, {"x": expected, "grad": want}, _tolerance(dtype))
+    for number, (found, case) in enumerate(zip(shrunk, cases, strict=True)):
+        dropped = x.double() if not drops else x.double() * keep_mask(drops[number], SIZES, WIDTH)
+        parts = zip(dropped.split(SIZES), groups.host_slots, strict=True)
+        wanted = torch.cat([part @ case.lora_a[slot].double().T for part, slot in parts])
+        assert_close({"shrunk": found}, {"shrunk": wanted}, _tolerance(dtype))
+
+
+@DTYPES
+@pytest.mark.parametrize("kind", ["gelu", "gelu_tanh", "swiglu"])
+def test_activations(dtype, kind):
+    x, up = (_randn(ROWS, 3072, seed=seed, dtype=dtype).requires_grad_() for seed in (1, 2))
+    leaves = (x, up) if kind == "swiglu" else (x,)
+    if kind == "swiglu":
+        y, _ = swiglu(x, up)
+    else:
+        y, _ = gelu(x, approximate="none" if kind == "gelu" else "tanh")
+    wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    expected = activation_reference(kind, wide[0], wide[1] if kind == "swiglu" else None)
+    upstream = _randn(ROWS, 3072, seed=3, dtype=dtype)
+    grads, wants = _grads(y, leaves, upstream), _grads(expected, wide, upstream.double())
+    found = {"y": y} | {str(n): grad for n, grad in enumerate(grads)}
+    assert_close(found, {"y": expected} | {str(n): want for n, want in enumerate(wants)}, _tolerance(dtype))
+
+
+@DTYPES
+def test_scatter_add(dtype):
+    residual, y = _randn(2 * ROWS, WIDTH, seed=1, dtype=dtype), _randn(ROWS, WIDTH, seed=2, dtype=dtype)
+    index, scale = _index(2 * ROWS, ROWS), _randn(WIDTH, seed=3, dtype=dtype)
+    expected = scatter_add_reference(residual.double(), y.double(), index, scale.double())
+    assert_close({"sum": scatter_add(residual, y, index, scale)}, {"sum": expected}, _tolerance(dtype))
+
+
+@pytest.mark.parametrize("dropout", [None, 0.3])
+def test_a_fused_branch_equals_plain_torch(dropout):
+    branch = mlp_branch(torch.float32, dropout)
+    for name in ("hidden", "index", "norm", "layer_scale"):
+        setattr(branch, name, getattr(branch, name).cuda())
+    branch.first, branch.second = branch.first.to("cuda"), branch.second.to("cuda")
+    assert_close(branch.run_fused(), branch.run_plain(), 5e-5)
+
+
+def test_the_dropout_mask_is_the_cpus():
+    keys = torch.tensor([5, 2**62 + 3, 2**40])
+    on_gpu = keep_mask(Dropout(0.3, keys.cuda()), [100, 0, 57], 771)
+    assert torch.equal(on_gpu.cpu(), keep_mask(Dropout(0.3, keys), [100, 0, 57], 771))
+
+
+@DTYPES
+@pytest.mark.parametrize("classes", [100, 345])
+def test_head(dtype, classes):
+    sizes, slots = [32, 0, 1, 128], [4, 1, 0, 2]
+    groups = RowGroups(sizes, torch.tensor(slots), torch.ones(4), "cuda")
+    leaves = [
+        _randn(161, WIDTH, seed=1, dtype=dtype),
+        _randn(5, classes, WIDTH, seed=2, dtype=dtype) / WIDTH**0.5,
+        _randn(5, classes, seed=3, dtype=dtype),
+    ]
+    labels = torch.randint(classes, (161,), device="cuda")
+    sinks = [torch.zeros(leaf.shape, device="cuda") for leaf in leaves[1:]]
+    features = leaves[0].detach().requires_grad_()
+    losses, correct = head_cross_entropy(features, *leaves[1:], labels, groups, *sinks)
+    upstream = torch.linspace(0.5, 2.0, 4, device="cuda")
+    losses.backward(upstream)
+    wide = [leaf.double().requires_grad_() for leaf in leaves]
+    expected, _ = head_cross_entropy_reference(*wide, labels, groups)
+    grads = _grads(expected, wide, upstream.double())
+    assert 0 <= int(correct.sum()) <= 161
+    assert_close(
+        {"losses": losses, "features": features.grad, "weight": sinks[0], "bias": sinks[1]},
+        {"losses": expected, "features": grads[0], "weight": grads[1], "bias": grads[2]},
+        _tolerance(dtype),
+    )
+
+
+def test_optimizers_and_norms():
+    banks = [_randn(40, 43_008, seed=seed) for seed in range(4)]
+    banks[3].square_()
+    slots, step = _index(40, 30), torch.arange(1, 31, device="cuda")
+    lr, clip = (torch.linspace(0.1, 1.0, 30, device="cuda") for _ in range(2))
+    wide = [bank[slots].double() for bank in banks]
+    expected = sgd_reference(*wide[:3], lr.double(), clip.double(), momentum=0.9, weight_decay=0.1)
+    param, buffer = banks[0].clone(), banks[2].clone()
+    sgd(param, banks[1], buffer, slots, lr, clip, momentum=0.9, weight_decay=0.1)
+    assert_close({"p": param[slots], "b": buffer[slots]}, {"p": expected[0], "b": expected[1]}, 1e-5)
+    options = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
+    wanted = adamw_reference(*wide, lr.double(), clip.double(), step, **options)
+    shadow = torch.zeros_like(banks[0], dtype=torch.bfloat16)
+    adamw(banks[0], banks[1], banks[2], banks[3], slots, lr, clip, step, shadow=shadow, **options)
+    found = {"p": banks[0][slots], "m": banks[2][slots], "s": banks[3][slots]}
+    assert_close(found, dict(zip("pms", wanted, strict=True)), 1e-5)
+    assert_close({"shadow": shadow[slots]}, {"shadow": wanted[0]}, TOLERANCE[torch.bfloat16])
+    assert_close(
+        {"norms": squared_norms(banks[1], slots)},
+        {"norms": squared_norms_reference(banks[1].double(), slots)},
+        1e-5,
+    )
+
+
+def test_aggregate():
+    values, slots = _randn(400, 43_008, seed=1, dtype=torch.bfloat16), _index(400, 380)
+    blocks = torch.randint(11, (380,), device="cuda")
+    weights = torch.rand(380, device="cuda") + 0.5
+    sums, totals = torch.zeros(12, 43_008, device="cuda"), torch.zeros(12, device="cuda")
+    expected = aggregate_reference(
+        sums.double(), totals.double(), values.double(), slots, blocks, weights.double()
+    )
+    aggregate(sums, totals, values, slots, blocks, weights)
+    assert_close({"sums": sums, "totals": totals}, {"sums": expected[0], "totals": expected[1]}, 1e-5)
+
+
+def test_index_entries_out_of_range_touch_nothing():
+    """On a GPU they are not checked on the host, but no kernel follows them."""
+    bank, bad = _randn(4, 5000, seed=1), torch.tensor([-1, 2, 4, 10**12], device="cuda")
+    before, ones = bank.clone(), torch.ones(4, device="cuda")
+    sgd(bank, bank.clone(), None, bad, ones, ones, momentum=0.0, weight_decay=0.0)
+    assert torch.equal(bank[[0, 1, 3]], before[[0, 1, 3]])
+    assert squared_norms(before, bad).isnan().tolist() == [True, False, True, True]
+    hidden = _randn(4, WIDTH, seed=2)
+    x, _ = gather_norm(hidden, bad, hidden[0], hidden[0], kind="layer", eps=1e-6)
+    assert x.isnan().all(1).tolist() == [True, False, True, True]
+    stream = hidden.clone()
+    scatter_add(stream, hidden, bad)
+    assert torch.equal(stream[[0, 1, 3]], hidden[[0, 1, 3]])
+    torch.cuda.synchronize()

@@ -1,0 +1,100 @@
+"""Every registered op is sound for torch.compile, and compiled calls equal eager ones."""
+
+import pytest
+import torch
+
+from fedra_kernels import Dropout, RowGroups, gather_norm, gelu, lora_linear, sgd
+from fedra_kernels.activation_kernels import activation_backward, activation_forward, activation_tile
+from fedra_kernels.adamw import adamw_rows
+from fedra_kernels.aggregate import aggregate_rows
+from fedra_kernels.gather_norm_backward import gather_norm_backward
+from fedra_kernels.gather_norm_forward import gather_norm_forward, norm_tile
+from fedra_kernels.head_kernels import head_grads, head_loss, head_loss_backward, head_product, product_tile
+from fedra_kernels.lora_gemm import gemm_tile, lora_gemm
+from fedra_kernels.lora_grad import lora_grad_outer, lora_grad_output, outer_chunk, output_chunk
+from fedra_kernels.lora_shrink import lora_shrink, shrink_tile
+from fedra_kernels.lora_single_pass import lora_single_pass, single_pass_tile
+from fedra_kernels.scatter_add import scatter_add_rows
+from fedra_kernels.sgd import sgd_rows
+from fedra_kernels.squared_norms import squared_norms_rows
+
+from ..cases import assert_close, lora_case
+
+ROWS, WIDTH, OUTPUTS, RANK = 20, 16, 24, 4
+
+
+def _op_calls():
+    groups = RowGroups([12, 0, 8], torch.tensor([2, 1, 0]), torch.ones(3))
+    x, y, rank = torch.randn(ROWS, WIDTH), torch.randn(ROWS, OUTPUTS), torch.randn(ROWS, RANK)
+    a, b, weight = torch.randn(3, RANK, WIDTH), torch.randn(3, OUTPUTS, RANK), torch.randn(OUTPUTS, WIDTH)
+    scales, filled, keys = groups.scales, groups.filled, torch.arange(3)
+    index, ones = torch.arange(ROWS), torch.ones(WIDTH)
+    labels, slots, table = torch.zeros(ROWS, dtype=torch.int64), torch.arange(3), torch.ones(3)
+    head, head_bias, logits = torch.randn(3, 5, WIDTH), torch.randn(3, 5), torch.randn(ROWS, 5)
+
+    def bank():
+        return torch.rand(3, 50)
+
+    def chunks(length):
+        return groups.chunks(length).rows
+
+    def grad_chunks(length):
+        return groups.chunks(length).rows, groups.chunks(length).groups
+
+    rows, norm_chunks, spans = chunks(product_tile(x).rows), chunks(norm_tile(x, [a]).rows), groups.spans
+    return [
+        (lora_shrink, (x, a, chunks(shrink_tile(x, RANK).rows), scales, 2.0, keys, 5, False)),
+        (lora_gemm, (x, weight, None, rank, b, spans(gemm_tile(x, RANK).rows), filled, scales, 1.0, None, 0, False)),
+        (lora_single_pass, (x, weight, None, a, b, spans(single_pass_tile(x, RANK).rows), filled, scales)),
+        (lora_grad_output, (y, b, rank, *grad_chunks(output_chunk(y, RANK)), scales, 1.0, torch.zeros_like(b))),
+        (lora_grad_outer, (x, rank, *grad_chunks(outer_chunk(x, RANK)), None, 1.0, keys, 5, True, torch.zeros_like(a))),
+        (gather_norm_forward, (x, index, ones, ones, 1e-5, False, True, [a, a], norm_chunks, None, 0)),
+        (gather_norm_backward, (x, index, ones, x, torch.zeros(ROWS), torch.ones(ROWS), False, torch.zeros_like(x))),
+        (scatter_add_rows, (torch.zeros(ROWS, WIDTH), x, index, ones)),
+        (activation_forward, ("swiglu", x, x, a, chunks(activation_tile(x, a).rows), keys, 5)),
+        (activation_backward, ("swiglu", x, x, x)),
+        (aggregate_rows, (torch.zeros(2, 50), torch.zeros(2), bank(), slots, torch.tensor([0, 1, 3]), table)),
+        (sgd_rows, (bank(), bank(), bank(), bank().bfloat16(), slots, table, table, 0.9, 0.1)),
+        (adamw_rows, (bank(), bank(), bank(), bank(), None, slots, table, table, slots + 1, 0.9, 0.9, 1e-8, 0.1)),
+        (squared_norms_rows, (bank(), slots)),
+        (head_product, (x, head, head_bias, rows, False)),
+        (head_loss, (logits, labels, filled, 3)),
+        (head_loss_backward, (logits, labels, torch.ones(ROWS), table, rows, x)),
+        (head_grads, (x, logits, filled, torch.zeros_like(head), torch.zeros_like(head_bias))),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(len(_op_calls())))
+def test_registered_ops_pass_torchs_own_checks(number):
+    op, arguments = _op_calls()[number]
+    torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_every_registered_op_is_checked():
+    names = {op._schema.name.removeprefix("fedra_kernels::") for op, _ in _op_calls()}
+    assert names == set(torch.ops.fedra_kernels)
+
+
+@pytest.mark.parametrize("dropout", [None, 0.3])
+def test_a_compiled_step_equals_an_eager_one(dropout):
+    case = lora_case([20, 0, 33], inputs=32, outputs=32, dropout=dropout)
+    groups, keys = case.groups, None if dropout is None else case.dropout.keys
+    used = list(groups.host_slots)
+
+    def step(x, grad_a, grad_b, param):
+        drop = None if dropout is None else Dropout(dropout, keys)
+        y = lora_linear(x, case.weight, case.bias, case.lora_a, case.lora_b, groups, grad_a, grad_b, drop)
+        z, _ = gelu(y)
+        normed, _ = gather_norm(z, torch.arange(53), case.bias, case.bias, kind="layer", eps=1e-5)
+        sgd(param, param * 0.5, None, torch.arange(3), torch.ones(3), torch.ones(3), momentum=0.0, weight_decay=0.1)
+        return normed
+
+    def run(function):
+        x = case.x.detach().clone().requires_grad_()
+        sinks = torch.zeros(case.lora_a.shape), torch.zeros(case.lora_b.shape)
+        param = torch.ones(3, 40)
+        out = function(x, *sinks, param)
+        out.sum().backward()
+        return {"out": out, "x": x.grad, "a": sinks[0][used], "b": sinks[1][used], "param": param}
+
+    assert_close(run(torch.compile(step, backend="aot_eager")), run(step), 1e-6)

@@ -1,0 +1,77 @@
+"""Meta tensors go through every op: shapes and dtypes without a GPU and without memory."""
+
+import torch
+
+from fedra_kernels import (
+    Dropout,
+    RowGroups,
+    adamw,
+    aggregate,
+    gather_norm,
+    gelu,
+    head_cross_entropy,
+    lora_linear,
+    scatter_add,
+    sgd,
+    squared_norms,
+    swiglu,
+)
+
+ROWS, WIDTH, OUTPUTS, RANK, SLOTS = 100_000, 768, 3072, 16, 64
+
+
+def _meta(*shape, dtype=torch.bfloat16, grad=False):
+    return torch.empty(*shape, dtype=dtype, device="meta", requires_grad=grad)
+
+
+def _groups(rows=ROWS):
+    return RowGroups([rows - 1, 0, 1], torch.tensor([3, 5, 9]), torch.ones(3), device="meta")
+
+
+def test_a_transformer_block():
+    groups, dropout = _groups(), Dropout(0.1, _meta(3, dtype=torch.int64))
+    bank = (
+        _meta(SLOTS, RANK, WIDTH),
+        _meta(SLOTS, OUTPUTS, RANK),
+        _meta(SLOTS, RANK, OUTPUTS),
+        _meta(SLOTS, WIDTH, RANK),
+    )
+    hidden, index, weight = _meta(2 * ROWS, WIDTH, grad=True), _meta(ROWS, dtype=torch.int64), _meta(WIDTH)
+    x, (shrunk,) = gather_norm(
+        hidden, index, weight, weight, kind="layer", eps=1e-6, lora_a=[bank[0]], groups=groups, dropout=[dropout]
+    )
+    sinks = [_meta(*part.shape, dtype=torch.float32) for part in bank]
+    up = _meta(OUTPUTS, WIDTH)
+    y = lora_linear(x, up, _meta(OUTPUTS), *bank[:2], groups, *sinks[:2], dropout, shrunk=shrunk)
+    z, produced = gelu(y, lora_a=bank[2], groups=groups)
+    out = lora_linear(z, up.T.contiguous(), None, *bank[2:], groups, *sinks[2:], shrunk=produced)
+    total = scatter_add(hidden * 1.0, out, index, weight)
+    total.backward(torch.empty_like(total))
+    assert produced.shape == (ROWS, RANK)
+    assert hidden.grad.shape == hidden.shape
+
+
+def test_swiglu_and_wide_ranks():
+    groups, bank = _groups(), _meta(SLOTS, 64, OUTPUTS)
+    gate, up = (_meta(ROWS, OUTPUTS, grad=True) for _ in range(2))
+    y, shrunk = swiglu(gate, up, lora_a=bank, groups=groups)
+    y.backward(torch.empty_like(y))
+    assert shrunk.shape == (ROWS, 64)
+    assert up.grad.shape == gate.grad.shape == (ROWS, OUTPUTS)
+
+
+def test_head_and_slots():
+    groups, features = _groups(500), _meta(500, WIDTH, grad=True)
+    weight, bias = _meta(SLOTS, 100, WIDTH), _meta(SLOTS, 100)
+    labels = _meta(500, dtype=torch.int64)
+    losses, correct = head_cross_entropy(features, weight, bias, labels, groups, weight, bias)
+    losses.sum().backward()
+    assert (losses.dtype, correct.dtype) == (torch.float32, torch.int64)
+    assert features.grad.shape == features.shape
+    param, state, slots = _meta(SLOTS, 1000, dtype=torch.float32), _meta(SLOTS, 1000, dtype=torch.float32), groups.slots
+    per_slot = _meta(3, dtype=torch.float32)
+    sgd(param, state, state, slots, per_slot, per_slot, momentum=0.9, weight_decay=0.0)
+    step = _meta(3, dtype=torch.int64)
+    adamw(param, state, state, state, slots, per_slot, per_slot, step, betas=(0.9, 0.9), eps=1e-8, weight_decay=0.0)
+    aggregate(_meta(12, 1000, dtype=torch.float32), _meta(12, dtype=torch.float32), param, slots, slots, per_slot)
+    assert squared_norms(param, slots).shape == (3,)

@@ -1,0 +1,75 @@
+"""The references are right themselves: gradcheck compares each with finite differences, in float64."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from fedra_kernels import (
+    Dropout,
+    activation_reference,
+    adamw_reference,
+    gather_norm_reference,
+    gather_rows_reference,
+    head_cross_entropy_reference,
+    lora_linear_reference,
+    scatter_add_reference,
+    scatter_rows_reference,
+    sgd_reference,
+    squared_norms_reference,
+)
+
+from .helpers import make_groups, randn
+
+INDEX = torch.tensor([2, 0])
+
+
+def _leaves(*shapes):
+    return tuple(randn(*shape, seed=seed).requires_grad_() for seed, shape in enumerate(shapes))
+
+
+@pytest.mark.parametrize("p", [None, 0.4])
+def test_lora_linear(p):
+    groups = make_groups([2, 0, 1], [3, 1, 0])
+    dropout = None if p is None else Dropout(p, torch.arange(3))
+    assert gradcheck(
+        lambda x, w, bias, a, b: lora_linear_reference(x, w, bias, a, b, groups, dropout),
+        _leaves((3, 4), (3, 4), (3,), (4, 2, 4), (4, 3, 2)),
+    )
+
+
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+def test_gather_norm(kind):
+    leaves = _leaves((3, 5), (5,), (5,))
+    assert gradcheck(lambda h, w, b: gather_norm_reference(h, INDEX, w, b, kind=kind, eps=1e-3), leaves)
+
+
+@pytest.mark.parametrize("kind", ["gelu", "gelu_tanh", "swiglu"])
+def test_activations(kind):
+    leaves = _leaves((3, 4), (3, 4))
+    assert gradcheck(lambda x, up: activation_reference(kind, x, up if kind == "swiglu" else None), leaves)
+
+
+def test_row_moves():
+    x, rows, scale = _leaves((3, 4), (2, 4), (4,))
+    assert gradcheck(lambda x: gather_rows_reference(x, INDEX), (x,))
+    assert gradcheck(lambda x, rows: scatter_rows_reference(x, rows, INDEX), (x, rows))
+    assert gradcheck(lambda x, rows, scale: scatter_add_reference(x, rows, INDEX, scale), (x, rows, scale))
+
+
+def test_head():
+    groups, labels = make_groups([2, 0, 1], [3, 1, 0]), torch.tensor([1, 0, 2])
+    assert gradcheck(
+        lambda f, w, b: head_cross_entropy_reference(f, w, b, labels, groups)[0],
+        _leaves((3, 4), (4, 3, 4), (4, 3)),
+    )
+
+
+def test_optimizers_and_norms():
+    lr, clip, step = torch.tensor([0.1, 0.2]), torch.tensor([1.0, 0.5]), torch.tensor([1, 7])
+    param, grad, mean = _leaves((2, 3), (2, 3), (2, 3))
+    square = randn(2, 3, seed=9).square().requires_grad_()
+    lr, clip = lr.double(), clip.double()
+    assert gradcheck(lambda *t: sgd_reference(*t, lr, clip, momentum=0.9, weight_decay=0.1), (param, grad, mean))
+    options = {"betas": (0.9, 0.99), "eps": 1e-3, "weight_decay": 0.1}
+    assert gradcheck(lambda *t: adamw_reference(*t, lr, clip, step, **options), (param, grad, mean, square))
+    assert gradcheck(lambda g: squared_norms_reference(g, torch.tensor([1, 0])), (grad,))
