@@ -36,7 +36,7 @@ def save_checkpoint(folder: Path, round: int, tensors: Mapping[str, Tensor], sta
 
     Args:
         folder: of the run.
-        round: the finished round, greater than those saved before.
+        round: the finished round; checkpoints of this round and later ones, damaged or abandoned, are replaced.
         tensors: on any device.
         state: anything JSON can hold.
 
@@ -55,6 +55,10 @@ def save_checkpoint(folder: Path, round: int, tensors: Mapping[str, Tensor], sta
     header = {"round": round, "tensors_crc32": zlib.crc32(content), "state": dict(state)}
     (temporary / TENSORS_FILE).write_bytes(content)
     (temporary / STATE_FILE).write_text(json.dumps(header))
+    # A run that fell back to an older checkpoint finds the damaged ones in its way.
+    for saved, damaged in _checkpoints(folder):
+        if saved >= round:
+            shutil.rmtree(damaged)
     os.replace(temporary, final)
     for _, outdated in _checkpoints(folder)[:-KEPT]:
         shutil.rmtree(outdated)
@@ -80,8 +84,10 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
 
 def _load(round: int, path: Path) -> Checkpoint:
     header = _read_header(path / STATE_FILE)
+    if header["round"] != round:
+        raise InputError(f"{path / STATE_FILE}: found round {header['round']}, expected an intact checkpoint of {round}")
     content = _read(path / TENSORS_FILE)
-    if header["round"] != round or zlib.crc32(content) != header["tensors_crc32"]:
+    if zlib.crc32(content) != header["tensors_crc32"]:
         raise InputError(f"{path / TENSORS_FILE}: found other bytes than were written, expected an intact checkpoint")
     return Checkpoint(round, safetensors.torch.load(content), header["state"])
 

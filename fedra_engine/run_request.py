@@ -26,7 +26,8 @@ class RunRequest:
         """The run's folder. A new one goes away again when the input turns out to be bad before any round.
 
         Raises:
-            InputError: the folder's name is taken, or the earlier run is past `config.rounds` already.
+            InputError: the folder's name is taken; or the earlier run is past `config.rounds` already, began with
+                other settings, or has no intact checkpoint left.
         """
         if self.resumed is not None:
             self._prepare(self.resumed)
@@ -50,7 +51,8 @@ class RunRequest:
             raise InputError(
                 f"rounds: found {self.config.rounds}, expected at least the {last + 1} done in {folder.path}"
             )
-        if found is not None and found.state["setting"] != setting_digest(self.config):
+        setting = setting_digest(self.config)
+        if found is not None and found.state.get("setting", setting) != setting:
             raise InputError(
                 f"{folder.config_file}: found other settings than the checkpoints were made with, expected the same "
                 "but for rounds, evaluate_every and execution"

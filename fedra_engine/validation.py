@@ -69,6 +69,11 @@ def validate(config: ExperimentConfig) -> None:
             if entry is not None and not allowed.contains(entry):
                 raise InputError(f"{field}: found {entry}, expected {allowed.description}")
     _check_names(config)
+    if config.method.allocation == "reference" and config.seed >= 2**32:
+        raise InputError(
+            f"seed: found {config.seed} with method.allocation reference, whose legacy NumPy stream takes 32 bits, "
+            f"expected a whole number from 0 to {2**32 - 1}"
+        )
     _check_data(config)
     _check_target_modules(config.lora.target_modules)
     if not config.clients.capacities:

@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from fedra_engine.checkpoint import save_checkpoint
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.errors import InputError
 from fedra_engine.exit_codes import BAD_INPUT, exit_code
-from fedra_engine.reporting.run_folder import RunFolder
+from fedra_engine.reporting.run_folder import RunFolder, setting_digest
 from fedra_engine.run_request import RunRequest, parse_request
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "experiments"
@@ -31,7 +33,8 @@ def make_run(tmp_path: Path, rounds: int = 5, lr_schedule: str = "constant", don
     folder = RunFolder.create(config)
     for round in range(done):
         folder.append_metrics({"round": round})
-    (folder.path / "checkpoints" / f"round_{done - 1:04d}").mkdir(parents=True)
+    if done:
+        save_checkpoint(folder.path, done - 1, {"head": torch.zeros(1)}, {"setting": setting_digest(config)})
     return folder
 
 

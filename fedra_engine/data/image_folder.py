@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,10 +27,12 @@ def load_image_folder(config: DataConfig, seed: int) -> tuple[Dataset, Dataset]:
     """The training and test samples below `config.root`; images stay encoded on disk.
 
     Every class of every domain gives `config.test_fraction` of its images, at least one and never all of
-    them, to the test set. Classes are the sorted union over the domains, and a domain may lack some.
+    them, to the test set. So every domain has training samples. Classes are the sorted union over the domains,
+    and a domain may lack some.
 
     Raises:
-        InputError: a folder that is missing or has no images.
+        InputError: a folder that is missing, cannot be listed or has no images, or a domain that has no image to
+            spare for the test set.
     """
     tree = scan(config.root, config.domains)
     domains = list(tree)
@@ -37,6 +40,11 @@ def load_image_folder(config: DataConfig, seed: int) -> tuple[Dataset, Dataset]:
     train: list[tuple[str, int, int]] = []
     test: list[tuple[str, int, int]] = []
     for domain, folders in tree.items():
+        if all(len(images) == 1 for images in folders.values()):
+            raise InputError(
+                f"data.test_fraction: found {config.test_fraction} but no test image in domain {domain!r}, whose "
+                "classes have one image each, expected a class of at least 2"
+            )
         for name, images in folders.items():
             rng = generator(seed, purpose=f"test split of {domain}/{name}")
             held_out = _held_out(len(images), config.test_fraction, rng)
@@ -50,12 +58,13 @@ def scan(root: str | None, domains: Sequence[str] = ()) -> Tree:
     """Find the images of `domains`, or of every domain; names are in sorted order.
 
     Raises:
-        InputError: a folder that is missing or has no images.
+        InputError: a folder that is missing, cannot be listed or has no images.
     """
     if root is None:
         raise InputError("data.root: found null, expected the folder of the images (<root>/<domain>/<class>/<image>)")
     folder = Path(root)
-    if not folder.is_dir():
+    # Also false, not an error, below a folder that may not be entered.
+    if not os.path.isdir(folder):
         raise InputError(f"data.root: found no folder {root!r}, expected one with <domain>/<class>/<image>")
     present = _subfolders(folder)
     for domain in domains:
@@ -81,11 +90,18 @@ def _scan_domain(folder: Path) -> dict[str, list[Path]]:
 
 
 def _subfolders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return [entry.name for entry in _entries(folder) if os.path.isdir(entry) and not entry.name.startswith(".")]
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES)
+    return [entry for entry in _entries(folder) if entry.suffix.lower() in IMAGE_SUFFIXES]
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"data.root: cannot list {folder}: {error.strerror}; expected a readable folder") from error
 
 
 def _held_out(count: int, fraction: float, rng: np.random.Generator) -> NDArray[np.bool_]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import struct
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
@@ -29,8 +30,17 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 BYTE_TO_UNIT = 1 / 255
 MODES = {1: "L", 3: "RGB"}
 """Pillow's name of images with so many channels."""
-UNREADABLE = (OSError, SyntaxError, ValueError, PillowImage.DecompressionBombError)
-"""What Pillow raises on files that are no image, cut short or malformed."""
+UNREADABLE = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    struct.error,
+    PillowImage.DecompressionBombError,
+)
+"""What Pillow and its plugins raise on files that are no image, cut short or malformed."""
 
 
 def preprocessing_for(model_path: str, model_config: Any, image_size: int | None = None) -> Preprocessing:
@@ -45,7 +55,8 @@ def preprocessing_for(model_path: str, model_config: Any, image_size: int | None
         image_size: side in pixels that replaces the model's own.
 
     Raises:
-        InputError: the size is not known, or the model wants something other than square images.
+        InputError: the size is not known, the model wants something other than square images, or the settings of
+            a hub model can be neither downloaded nor found in the cache.
     """
     channels = getattr(model_config, "num_channels", 3)
     if channels not in (1, 3):
@@ -91,13 +102,8 @@ def preprocess(data: Dataset, preprocessing: Preprocessing) -> SampleStore:
 
 
 def _read_settings(model_path: str) -> dict[str, Any]:
-    path = Path(model_path) / PREPROCESSOR_FILE
-    if not Path(model_path).is_dir():
-        try:
-            path = Path(hf_hub_download(model_path, PREPROCESSOR_FILE))
-        except EntryNotFoundError:
-            return {}
-    if not path.exists():
+    path = Path(model_path) / PREPROCESSOR_FILE if Path(model_path).is_dir() else _download_settings(model_path)
+    if path is None or not path.exists():
         return {}
     try:
         settings: dict[str, Any] = json.loads(path.read_text())
@@ -107,6 +113,22 @@ def _read_settings(model_path: str) -> dict[str, Any]:
     if not settings.get("do_rescale", True) or abs(scale - BYTE_TO_UNIT) > 1e-6:
         raise InputError(f"{path}: found do_rescale off or rescale_factor {scale}, expected scaling by 1/255")
     return settings
+
+
+def _download_settings(name: str) -> Path | None:
+    """The settings file of the hub model `name`; None when the hub says, or once said, that there is none."""
+    try:
+        return Path(hf_hub_download(name, PREPROCESSOR_FILE))
+    except LocalEntryNotFoundError as error:
+        # A kind of EntryNotFoundError, but it tells of the cache and not of the model.
+        if try_to_load_from_cache(name, PREPROCESSOR_FILE) is _CACHED_NO_EXIST:
+            return None
+        raise InputError(
+            f"model.path: found no {PREPROCESSOR_FILE} of {name!r} in the cache and no connection to the hub, "
+            "expected one of them (or a model directory)"
+        ) from error
+    except EntryNotFoundError:
+        return None
 
 
 def _image_size(settings: dict[str, Any], model_config: Any) -> int:
@@ -144,12 +166,25 @@ def _cache_entry(encoded: Dataset, preprocessing: Preprocessing) -> tuple[str | 
     paths = [image["path"] for image in encoded["image"] if image["path"] is not None]
     if not paths:
         return None, None
-    states = [os.stat(path) for path in paths]
-    files = [(path, state.st_size, state.st_mtime_ns) for path, state in zip(paths, states, strict=True)]
+    files = [_file_state(path) for path in paths]
     fingerprint = Hasher.hash((files, preprocessing, _decode_batch))
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "fedra_engine"
     folder.mkdir(parents=True, exist_ok=True)
     return fingerprint, str(folder / f"{fingerprint}.arrow")
+
+
+def _file_state(path: str) -> tuple[str, int, int]:
+    """Path, size and time of the last change of an image file."""
+    try:
+        state = os.stat(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return path, state.st_size, state.st_mtime_ns
+
+
+def _unreadable(path: str, error: Exception) -> InputError:
+    reason = str(error) or type(error).__name__
+    return InputError(f"data.root: cannot read {path}: {reason}; expected an image file")
 
 
 def _decode_batch(
@@ -167,7 +202,7 @@ def _decode(image: Mapping[str, Any], preprocessing: Preprocessing) -> NDArray[n
         with PillowImage.open(io.BytesIO(image["bytes"]) if image["bytes"] else image["path"]) as opened:
             picture = opened.convert(MODES[preprocessing.channels])
     except UNREADABLE as error:
-        raise InputError(f"data.root: cannot read {image['path']}: {error}; expected an image file") from error
+        raise _unreadable(image["path"], error) from error
     size = (preprocessing.image_size, preprocessing.image_size)
     if picture.size != size:
         picture = picture.resize(size, PillowImage.Resampling.BICUBIC)

@@ -26,16 +26,21 @@ def record_control(config: ExperimentConfig, folder: RunFolder) -> None:
     """Keep the accuracies of a finished run as the control of its setting.
 
     Raises:
-        InputError: the run is not one of `alllarge`, or is not finished.
+        InputError: the run is not one of `alllarge`, or has not finished all its rounds.
     """
     if config.method.name != "alllarge":
         raise InputError(f"method.name: found {config.method.name} in {folder.path}, expected alllarge")
     if not folder.summary_file.is_file():
         raise InputError(f"run: found no {folder.summary_file}, expected a finished run")
-    accuracy = json.loads(folder.summary_file.read_text())["tuned"]
+    summary = json.loads(folder.summary_file.read_text())
+    if summary["rounds"] != config.rounds:
+        raise InputError(
+            f"{folder.summary_file}: found {summary['rounds']} rounds, expected the {config.rounds} of "
+            f"{folder.config_file.name} (a finished run)"
+        )
     setting = _setting(config)
     others = [record for record in _read() if record["setting"] != setting]
-    _RECORDS.write_text(json.dumps([*others, {"setting": setting, "accuracy": accuracy}], indent=1) + "\n")
+    _RECORDS.write_text(json.dumps([*others, {"setting": setting, "accuracy": summary["tuned"]}], indent=1) + "\n")
 
 
 def _read() -> list[dict[str, Any]]:

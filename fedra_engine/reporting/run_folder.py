@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
+import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +35,10 @@ class RunFolder:
             InputError: `config.name` is taken, or the folder cannot be made.
         """
         path = Path(config.output_dir) / (config.name or _default_name(config))
-        if config.name is None:
-            path = _first_free(path)
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError as error:
-            raise InputError(f"name: found a run in {path}, expected a new name (or --resume {path})") from error
-        except OSError as error:
-            raise InputError(f"output_dir: cannot make {path}: {error.strerror}; expected a writable folder") from error
-        folder = cls(path)
+        made = _make_first([path] if config.name is not None else _numbered(path))
+        if made is None:
+            raise InputError(f"name: found a run in {path}, expected a new name (or --resume {path})")
+        folder = cls(made)
         folder.write_config(config)
         return folder
 
@@ -54,9 +51,7 @@ class RunFolder:
         """
         folder = cls(Path(path))
         if not folder.config_file.is_file():
-            raise InputError(
-                f"{folder.path}: found no {folder.config_file.name}, expected the folder of an earlier run"
-            )
+            raise InputError(f"{path}: found no {folder.config_file.name}, expected the folder of an earlier run")
         return folder
 
     @property
@@ -97,17 +92,18 @@ class RunFolder:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def rewind(self, last_round: int) -> None:
-        """Forget what was written of rounds after `last_round` (-1: all), which a resumed run will repeat."""
+        """Forget the results and what was written of rounds after `last_round` (-1: all), as they will be repeated."""
         self.summary_file.unlink(missing_ok=True)
         for trace in self.path.glob("trace/round_*"):
-            if int(trace.name.removeprefix("round_")) > last_round:
+            number = re.fullmatch(r"round_(\d+)", trace.name)
+            if number and int(number[1]) > last_round:
                 shutil.rmtree(trace)
         kept = [record for record in self.read_metrics() if record["round"] <= last_round]
         _write_whole(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the results."""
-        _write_whole(self.summary_file, json.dumps(summary, indent=2) + "\n")
+        _write_whole(self.summary_file, json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
     def discard(self) -> None:
         """Remove the folder and what is in it."""
@@ -127,13 +123,38 @@ def _default_name(config: ExperimentConfig) -> str:
     return f"{config.method.name}-{model}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _first_free(path: Path) -> Path:
-    """`path`, or with a number behind it when another run began in the same second."""
-    free, number = path, 1
-    while free.exists():
-        number += 1
-        free = path.with_name(f"{path.name}-{number}")
-    return free
+def _numbered(path: Path) -> Iterator[Path]:
+    """`path`, then with numbers behind it: other runs may begin in the same second."""
+    yield path
+    for number in itertools.count(2):
+        yield path.with_name(f"{path.name}-{number}")
+
+
+def _make_first(candidates: Iterable[Path]) -> Path | None:
+    """Make the first folder of `candidates` that is not there yet; None when all are.
+
+    Making a folder is the test whether it is free, so that two runs never take the same one.
+
+    Raises:
+        InputError: the folder, or one above it, cannot be made.
+    """
+    for path in candidates:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _not_makable(path.parent, error) from error
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise _not_makable(path, error) from error
+        return path
+    return None
+
+
+def _not_makable(path: Path, error: OSError) -> InputError:
+    return InputError(f"output_dir: cannot make {path}: {error.strerror}; expected a writable folder")
 
 
 def _write_whole(path: Path, text: str) -> None:

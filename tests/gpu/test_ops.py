@@ -173,9 +173,7 @@ def test_aggregate():
     blocks = torch.randint(11, (380,), device="cuda")
     weights = torch.rand(380, device="cuda") + 0.5
     sums, totals = torch.zeros(12, 43_008, device="cuda"), torch.zeros(12, device="cuda")
-    expected = aggregate_reference(
-        sums.double(), totals.double(), values.double(), slots, blocks, weights.double()
-    )
+    expected = aggregate_reference(sums.double(), totals.double(), values.double(), slots, blocks, weights.double())
     aggregate(sums, totals, values, slots, blocks, weights)
     assert_close({"sums": sums, "totals": totals}, {"sums": expected[0], "totals": expected[1]}, 1e-5)
 
