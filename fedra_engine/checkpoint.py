@@ -85,7 +85,9 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
 def _load(round: int, path: Path) -> Checkpoint:
     header = _read_header(path / STATE_FILE)
     if header["round"] != round:
-        raise InputError(f"{path / STATE_FILE}: found round {header['round']}, expected an intact checkpoint of {round}")
+        raise InputError(
+            f"{path / STATE_FILE}: found round {header['round']}, expected an intact checkpoint of {round}"
+        )
     content = _read(path / TENSORS_FILE)
     if zlib.crc32(content) != header["tensors_crc32"]:
         raise InputError(f"{path / TENSORS_FILE}: found other bytes than were written, expected an intact checkpoint")

@@ -53,8 +53,10 @@ def _run_executors(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     config = ExperimentConfig()
     default = embedded_default(config)
-    settings = [tiny_vit(), default, single_samples(config)]
-    rows = [measure_executors(setting, options.repeats).row() for setting in settings]
+    rows = []
+    for setting in (tiny_vit(), default, single_samples(config)):
+        print(f"measuring {setting.name} …", file=sys.stderr, flush=True)
+        rows.append(measure_executors(setting, options.repeats).row())
     _print_table("CPU-seconds of one round, one thread", rows)
     print(f"server work per client, embedded model: {server_milliseconds_per_client(default):.3f} ms")
     print(f"peak memory of a process sweeping the tiny ViT: {sweep_peak_gigabytes():.2f} GB")

@@ -87,9 +87,29 @@ def test_the_spare_serves_when_the_newest_is_damaged(tmp_path: Path) -> None:
     assert (found.round, found.state) == (3, {"of": 3})
 
 
-def test_folders_of_other_names_are_left_alone(tmp_path: Path) -> None:
+def test_a_repeated_round_replaces_its_damaged_checkpoint(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 3, TENSORS, {"of": 3})
+    (save_checkpoint(tmp_path, 4, TENSORS, {"of": 4}) / "state.safetensors").write_bytes(b"")
+    save_checkpoint(tmp_path, 4, TENSORS, {"of": 4, "again": True})
+    assert folders(tmp_path) == ["round_0003", "round_0004"]
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert (found.round, found.state) == (4, {"of": 4, "again": True})
+
+
+def test_a_checkpoint_in_the_folder_of_another_round_is_not_intact(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, 3, TENSORS, {})
+    path.rename(path.with_name("round_0007"))
+    with pytest.raises(InputError, match=r"round_0007/state\.json: found round 3, expected an intact checkpoint of 7"):
+        latest_checkpoint(tmp_path)
+
+
+def test_files_and_folders_of_other_names_are_left_alone(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 3, TENSORS, {})
     (tmp_path / "checkpoints" / "round_0009.bak").mkdir()
+    (tmp_path / "checkpoints" / "round_0010").write_text("a file")
     found = latest_checkpoint(tmp_path)
     assert found is not None
     assert found.round == 3
+    save_checkpoint(tmp_path, 4, TENSORS, {})
+    assert folders(tmp_path) == ["round_0003", "round_0004", "round_0009.bak", "round_0010"]

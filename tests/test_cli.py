@@ -33,9 +33,12 @@ def make_run(tmp_path: Path, rounds: int = 5, lr_schedule: str = "constant", don
     folder = RunFolder.create(config)
     for round in range(done):
         folder.append_metrics({"round": round})
-    if done:
-        save_checkpoint(folder.path, done - 1, {"head": torch.zeros(1)}, {"setting": setting_digest(config)})
+        save_checkpoint(folder.path, round, {"head": torch.zeros(2)}, {"setting": setting_digest(config)})
     return folder
+
+
+def rounds_of(folder: RunFolder) -> list[int]:
+    return [record["round"] for record in folder.read_metrics()]
 
 
 def test_no_options_are_the_defaults() -> None:
@@ -158,7 +161,7 @@ def test_a_resumed_run_has_its_own_configuration(tmp_path: Path) -> None:
     assert request.config.rounds == 5
     with request.open_folder() as opened:
         assert opened.path == folder.path
-    assert [record["round"] for record in opened.read_metrics()] == [0, 1, 2]
+    assert rounds_of(opened) == [0, 1, 2]
 
 
 def test_a_resumed_run_may_have_more_rounds_and_remembers_them(tmp_path: Path) -> None:
@@ -172,7 +175,59 @@ def test_a_resumed_run_forgets_metrics_without_a_checkpoint(tmp_path: Path) -> N
     folder = make_run(tmp_path, done=3)
     folder.append_metrics({"round": 3})
     with parse("--resume", str(folder.path)).open_folder() as opened:
-        assert [record["round"] for record in opened.read_metrics()] == [0, 1, 2]
+        assert rounds_of(opened) == [0, 1, 2]
+
+
+def test_a_resumed_run_goes_back_to_the_checkpoint_that_is_intact(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, rounds=3, done=3)
+    (folder.path / "checkpoints" / "round_0002" / "state.json").write_text("{")
+    with parse("--resume", str(folder.path)).open_folder() as opened:
+        assert rounds_of(opened) == [0, 1]
+
+
+def test_a_run_without_an_intact_checkpoint_is_left_as_it_is(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, done=3)
+    for file in folder.path.glob("checkpoints/*/state.safetensors"):
+        file.write_bytes(b"")
+    before = folder.config_file.stat().st_mtime_ns
+    request = parse("--resume", str(folder.path), "--rounds", "9")
+    with pytest.raises(InputError, match=r"round_0002/.*expected an intact checkpoint"), request.open_folder():
+        pass
+    assert folder.config_file.stat().st_mtime_ns == before
+    assert rounds_of(folder) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("\nseed: 0\n", "\nseed: 1\n"), ("name: fedra", "name: alllarge"), ("rank: 8", "rank: 4"), ("lr: 0.005", "lr: 1")],
+)
+def test_a_run_does_not_go_on_with_other_settings(tmp_path: Path, old: str, new: str) -> None:
+    folder = make_run(tmp_path, done=3)
+    text = folder.config_file.read_text()
+    assert text.count(old) == 1
+    folder.config_file.write_text(text.replace(old, new))
+    request = parse("--resume", str(folder.path))
+    with pytest.raises(InputError, match=r"earlier/config\.yaml: found other settings"), request.open_folder():
+        pass
+
+
+def test_a_run_may_go_on_with_another_execution(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, done=3)
+    text = folder.config_file.read_text()
+    folder.config_file.write_text(
+        text.replace("lanes: 32", "lanes: 2").replace("evaluate_every: 20", "evaluate_every: 1")
+    )
+    request = parse("--resume", str(folder.path))
+    assert (request.config.execution.lanes, request.config.evaluate_every) == (2, 1)
+    with request.open_folder() as opened:
+        assert rounds_of(opened) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("rounds", [[], ["--rounds", "9"]])
+def test_the_configuration_of_a_resumed_run_is_checked(tmp_path: Path, rounds: list[str]) -> None:
+    folder = make_run(tmp_path, done=3)
+    folder.config_file.write_text(folder.config_file.read_text().replace("lanes: 32", "lanes: 0"))
+    check_error(["--resume", str(folder.path), *rounds], "execution.lanes: found 0, expected a whole number from 1 up")
 
 
 def test_a_resumed_run_cannot_have_fewer_rounds_than_it_did(tmp_path: Path) -> None:

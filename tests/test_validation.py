@@ -77,3 +77,13 @@ def test_numbers_outside_their_range_are_told(field: str, value: float) -> None:
 def test_what_cannot_be_used_is_told(field: str, value: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         validate(changed(field, value))
+
+
+def test_only_the_reference_draws_bound_the_seed() -> None:
+    config = changed("seed", 2**32)
+    validate(config)
+    config.method.allocation = "reference"
+    with pytest.raises(InputError, match=r"seed: found 4294967296 with .* reference.* from 0 to 4294967295"):
+        validate(config)
+    config.seed -= 1
+    validate(config)

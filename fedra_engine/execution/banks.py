@@ -24,11 +24,13 @@ class Bank:
         moments = 2 if training.optimizer == "adamw" else int(training.momentum > 0)
         self._moments = [torch.zeros_like(self.parameters) for _ in range(moments)]
 
-    def load(self, rows: Tensor, values: Tensor) -> None:
-        """Give `rows` new clients: parameters `values` [rows, size] and a fresh optimizer."""
-        self.parameters.index_copy_(0, rows, values)
+    def load(self, first: int, source: Tensor, rows: Tensor) -> None:
+        """Give the bank's rows from `first` on to a new client: parameters `source[rows]` and a fresh optimizer."""
+        own = slice(first, first + len(rows))
+        # Straight into place: this copy is most of what a client costs the server.
+        torch.index_select(source, 0, rows, out=self.parameters[own])
         for moment in self._moments:
-            moment.index_fill_(0, rows, 0)
+            moment[own].zero_()
 
     def squared_gradient_norms(self, rows: Tensor) -> Tensor:
         """Sum of squared gradients of each row, [rows]."""

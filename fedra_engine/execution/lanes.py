@@ -26,7 +26,7 @@ class Lane:
         index: the lane; also the client's row of the head bank.
         client: the client.
         blocks: int64 [held blocks], ascending.
-        slots: int64 [held blocks], the client's rows of the adapter bank.
+        slots: int64 [held blocks], the client's rows of the adapter bank, consecutive.
         batches: sample rows of each local step.
         step: local steps done.
     """
@@ -119,12 +119,11 @@ class LanePool:
 
     def _hand_out(self, lanes: Sequence[Lane]) -> None:
         device = self.losses.device
-        slots = torch.from_numpy(np.concatenate([lane.slots for lane in lanes])).to(device)
-        blocks = torch.from_numpy(np.concatenate([lane.blocks for lane in lanes])).to(device)
-        rows = self._rows(lanes)
-        self.adapters.load(slots, self._state.adapters.index_select(0, blocks))
-        self.heads.load(rows, self._state.head.expand(len(lanes), -1))
-        self.losses.index_fill_(0, rows, 0)
+        head, only = self._state.head[None], torch.zeros(1, dtype=torch.int64, device=device)
+        for lane in lanes:
+            self.adapters.load(int(lane.slots[0]), self._state.adapters, torch.from_numpy(lane.blocks).to(device))
+            self.heads.load(lane.index, head, only)
+        self.losses.index_fill_(0, self._rows(lanes), 0)
 
     def _rows(self, lanes: Sequence[Lane]) -> Tensor:
         return torch.tensor([lane.index for lane in lanes], device=self.losses.device)

@@ -1,6 +1,8 @@
 """Image folders: what is found, how it is split, and what is said about folders that cannot be used."""
 
+import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -50,12 +52,22 @@ def test_every_class_of_every_domain_gives_its_share_to_the_test_set(make_tree) 
     assert counts.tolist() == [3, 3, 3]
 
 
-@pytest.mark.parametrize(("count", "fraction", "expected"), [(2, 0.01, 1), (2, 0.99, 1), (1, 0.5, 0)])
-def test_a_class_is_never_all_training_or_all_test_unless_it_has_one_image(
-    make_tree, count: int, fraction: float, expected: int
-) -> None:
-    data = load(make_tree({"a": ["x", "y"]}, count=count), test_fraction=fraction)
-    assert len(data.test) == 2 * expected
+@pytest.mark.parametrize("fraction", [0.01, 0.99])
+def test_a_class_is_never_all_training_or_all_test_unless_it_has_one_image(make_tree, fraction: float) -> None:
+    root = make_tree({"a": ["x", "y", "z"]}, count=2)
+    (root / "a" / "z" / "0.png").unlink()
+    data = load(root, test_fraction=fraction)
+    assert sorted(data.train["label"]) == [0, 1, 2]
+    assert sorted(data.test["label"]) == [0, 1]
+
+
+def test_a_domain_without_a_test_image_is_named(make_tree) -> None:
+    root = make_tree({"a": ["x"], "b": ["x", "y"]}, count=2)
+    (root / "b" / "x" / "0.png").unlink()
+    assert set(load(root).test["domain"]) == {0, 1}
+    (root / "b" / "y" / "0.png").unlink()
+    with pytest.raises(InputError, match=r"data\.test_fraction: found 0\.2 but no test image in domain 'b'"):
+        load(root)
 
 
 def test_the_seed_decides_the_split(make_tree) -> None:
@@ -93,6 +105,22 @@ def test_missing_and_empty_folders_are_named(make_tree, tmp_path: Path) -> None:
         load(root)
     with pytest.raises(InputError, match=r"data\.domains: found 'z', expected some of .*'a', 'b'"):
         load(root, domains=["z"])
+
+
+@pytest.mark.parametrize("name", ["images", "a", "x"])
+def test_folders_that_may_not_be_listed_are_named(make_tree, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    root = make_tree({"a": ["x"]})
+    listing = Path.iterdir
+
+    def guarded(folder: Path) -> Iterator[Path]:
+        # The tests may run as a user whom no permission binds.
+        if folder.name == name:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+        return listing(folder)
+
+    monkeypatch.setattr(Path, "iterdir", guarded)
+    with pytest.raises(InputError, match=rf"data\.root: cannot list .*{name}: Permission denied; expected a readable"):
+        load(root)
 
 
 @pytest.mark.skipif(not PACS.is_dir(), reason="PACS is neither at $FEDRA_PACS nor in ../shared/data/pacs")

@@ -2,12 +2,15 @@
 
 import json
 import os
+import struct
 from pathlib import Path
 from types import SimpleNamespace
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from PIL import Image
 
 from fedra_engine.config import DataConfig
@@ -129,6 +132,56 @@ def test_unreadable_images_are_named(make_tree) -> None:
         image.write_text("hello")
     with pytest.raises(InputError, match=r"data\.root: cannot read .*/a/x/\d\.png: "):
         preprocess(load(root), RGB)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [EOFError("no more"), struct.error("short"), TypeError("none"), IndexError(), KeyError(3), ValueError("bad")],
+)
+def test_whatever_pillow_raises_names_the_image(make_tree, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    data = load(make_tree({"a": ["x"]}))
+    monkeypatch.setattr(module.PillowImage, "open", fail)
+    with pytest.raises(InputError, match=r"data\.root: cannot read .*/a/x/\d\.png: \S.*; expected an image file"):
+        preprocess(data, RGB)
+
+
+def test_links_to_nowhere_are_named(make_tree) -> None:
+    root = make_tree({"a": ["x"]})
+    for image in root.rglob("*.png"):
+        image.unlink()
+        image.symlink_to(root / "nowhere.png")
+    with pytest.raises(InputError, match=r"data\.root: cannot read .*/a/x/\d\.png: .*No such file"):
+        preprocess(load(root), RGB)
+
+
+def test_settings_that_are_neither_cached_nor_reachable_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(
+        InputError, match=r"^model\.path: found no preprocessor_config\.json of 'some/model' in the cache.*$"
+    ):
+        preprocessing_for("some/model", model())
+
+
+@pytest.mark.parametrize(
+    ("error", "cached"),
+    [
+        # An answer of the hub, and the memory of one.
+        (EntryNotFoundError("404"), None),
+        (LocalEntryNotFoundError("offline"), huggingface_hub._CACHED_NO_EXIST),
+    ],
+)
+def test_hub_models_may_have_no_settings(monkeypatch: pytest.MonkeyPatch, error: Exception, cached: object) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(module, "hf_hub_download", fail)
+    monkeypatch.setattr(module, "try_to_load_from_cache", lambda *_: cached)
+    assert preprocessing_for("some/model", model()).image_size == 224
 
 
 def test_files_are_decoded_once_until_they_change(make_tree, monkeypatch: pytest.MonkeyPatch) -> None:

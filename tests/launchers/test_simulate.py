@@ -6,8 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 LAUNCHER = Path(__file__).parents[2] / "launchers" / "simulate.py"
+IMAGES = [
+    "--data.source=image_folder",
+    "--data.clients_per_domain=1",
+    "--data.min_samples=1",
+    "--clients.capacities=[4]",
+]
 SMALL = ["--data.domains=[clean,noisy]", "--data.clients_per_domain=2", "--clients.capacities=[4,2]"]
 
 
@@ -22,6 +29,22 @@ def simulate(monkeypatch: pytest.MonkeyPatch):
         return exited.value.code
 
     return run
+
+
+@pytest.fixture
+def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with a folder `empty` and images `damaged` that end too early."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    Path("empty").mkdir()
+    for name in ("dog", "cat"):
+        folder = Path("damaged", "photo", name)
+        folder.mkdir(parents=True)
+        for index in range(5):
+            Image.new("L", (12, 12)).save(folder / f"{index}.png")
+    for image in Path("damaged").rglob("dog/*.png"):
+        image.write_bytes(image.read_bytes()[:50])
+    return tmp_path
 
 
 def metrics(folder: Path) -> list[dict[str, object]]:
@@ -58,16 +81,29 @@ def test_config_yaml_repeats_the_run_in_a_new_folder(simulate, tmp_path: Path) -
             ["--data.source=image_folder", "--data.root=nowhere"],
             "error: data.root: found no folder 'nowhere'",
         ),
+        (IMAGES + ["--data.root=empty"], "error: data.root: found no folders in 'empty', expected one for each domain"),
+        (IMAGES + ["--data.root=damaged"], "error: data.root: cannot read damaged/photo/dog/"),
+        (["--lora.target_modules=[nothing]"], "error: lora.target_modules: found 'nothing', which matches nothing"),
+        (
+            ["--clients.sampling=uniform", "--clients.participants=31"],
+            "error: clients.participants: found 31, expected at most the 30 clients there are",
+        ),
+        (
+            ["--method.allocation=reference", "--seed=4294967296"],
+            "error: seed: found 4294967296 with method.allocation reference",
+        ),
+        (["--seed=-1"], "error: seed: found -1, expected a whole number from 0 up"),
+        (["--model.path=./empty"], "error: model.path: empty/config.json is missing or no JSON"),
     ],
 )
 def test_bad_input_is_one_line_code_2_and_no_folder(
-    simulate, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+    simulate, inputs: Path, capfd: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
-    assert simulate("--output_dir", str(tmp_path), *options) == 2
-    error = capsys.readouterr().err
+    assert simulate("--output_dir=runs", *options) == 2
+    error = capfd.readouterr().err
     assert error.startswith(message)
     assert error.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+    assert not list(inputs.glob("runs/*"))
 
 
 def test_a_run_is_not_resumed_with_other_settings(simulate, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ExperimentConfi
     monkeypatch.setattr(control, "_RECORDS", records)
     config = ExperimentConfig(output_dir=str(tmp_path), method=MethodConfig(name="alllarge"))
     folder = RunFolder.create(config)
-    folder.write_summary({"tuned": ACCURACY})
+    folder.write_summary({"rounds": config.rounds, "tuned": ACCURACY})
     control.record_control(config, folder)
     return config
 
@@ -63,3 +63,10 @@ def test_only_full_depth_runs_are_recorded(recorded: ExperimentConfig, tmp_path:
 def test_unfinished_runs_are_not_recorded(recorded: ExperimentConfig, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected a finished run"):
         control.record_control(recorded, RunFolder(tmp_path))
+
+
+def test_runs_that_were_to_go_on_are_not_recorded(recorded: ExperimentConfig, tmp_path: Path) -> None:
+    folder = RunFolder.create(replace(recorded, name="longer"))
+    folder.write_summary({"rounds": recorded.rounds - 1, "tuned": ACCURACY})
+    with pytest.raises(InputError, match=r"summary\.json: found 79 rounds, expected the 80 of config\.yaml"):
+        control.record_control(recorded, folder)
