@@ -81,8 +81,8 @@ def test_config_yaml_repeats_the_run_in_a_new_folder(simulate, tmp_path: Path) -
             ["--data.source=image_folder", "--data.root=nowhere"],
             "error: data.root: found no folder 'nowhere'",
         ),
-        (IMAGES + ["--data.root=empty"], "error: data.root: found no folders in 'empty', expected one for each domain"),
-        (IMAGES + ["--data.root=damaged"], "error: data.root: cannot read damaged/photo/dog/"),
+        ([*IMAGES, "--data.root=empty"], "error: data.root: found no folders in 'empty', expected one for each domain"),
+        ([*IMAGES, "--data.root=damaged"], "error: data.root: cannot read damaged/photo/dog/"),
         (["--lora.target_modules=[nothing]"], "error: lora.target_modules: found 'nothing', which matches nothing"),
         (
             ["--clients.sampling=uniform", "--clients.participants=31"],
