@@ -55,7 +55,7 @@ def tiny_vit() -> Setting:
         num_channels=3,
         num_labels=_CLASSES,
     )
-    lora = LoraConfig(alpha=8.0, target_modules=["o_proj", "fc2"])
+    lora = LoraConfig()
     foundation = make_foundation(ViTForImageClassification(shape), lora, classes=_CLASSES)
     return _synthetic("tiny ViT, 32 clients × 4 × 8", foundation, lora, _pixels(shape, 32 * 8 * 4), 32, 8, lanes=16)
 
