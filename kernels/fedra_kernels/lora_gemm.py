@@ -64,7 +64,7 @@ DROPOUT_CONFIGS: ConfigTable = {
     "sm_90": {
         "narrow": Tile(128, 128, 64, 8, 4, True),
         "wide": Tile(128, 128, 64, 8, 4, True),
-        "float": Tile(64, 64, 16, 8, 3),
+        "float": Tile(64, 64, 16, 8, 2),
     },
     "sm_100": {
         "narrow": Tile(128, 128, 64, 8, 4, True),
