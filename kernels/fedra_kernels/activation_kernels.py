@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -139,7 +138,7 @@ def activation_backward_kernel(
 
 
 def _outputs(x: Tensor, lora_a: Tensor | None) -> list[Tensor]:
-    y = torch.empty_like(x)
+    y = x.new_empty(x.shape)
     return [y] if lora_a is None else [y, x.new_empty(x.shape[0], lora_a.shape[1])]
 
 
@@ -200,7 +199,7 @@ def activation_forward(
 
 
 def _fake_backward(kind: str, grad_y: Tensor, x: Tensor, up: Tensor | None) -> list[Tensor]:
-    return [torch.empty_like(x)] if up is None else [torch.empty_like(x), torch.empty_like(x)]
+    return [x.new_empty(x.shape)] if up is None else [x.new_empty(x.shape), x.new_empty(x.shape)]
 
 
 @register(BACKWARD_SCHEMA, _fake_backward)

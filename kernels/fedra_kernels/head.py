@@ -13,7 +13,8 @@ from . import head_torch
 from .checks import check_bank, check_device, check_dtype, check_float, check_index, check_like, check_shape
 from .dispatch import use_triton
 from .groups import RowGroups
-from .head_kernels import head_grads, head_loss, head_loss_backward, head_product, product_tile
+from .head_loss import head_loss, head_loss_backward
+from .head_products import head_grads, head_product, product_tile
 
 
 def head_cross_entropy(

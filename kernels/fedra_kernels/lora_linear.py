@@ -16,7 +16,8 @@ from .counter_hash import Dropout, dropout_mask, keep_mask
 from .dispatch import use_triton
 from .groups import RowGroups
 from .lora_gemm import gemm_tile, lora_gemm
-from .lora_grad import lora_grad_outer, lora_grad_output, outer_chunk, output_chunk
+from .lora_grad_outer import lora_grad_outer, outer_chunk
+from .lora_grad_output import lora_grad_output, output_chunk
 from .lora_shrink import lora_shrink, shrink_tile
 from .lora_single_pass import lora_single_pass, single_pass_tile
 

@@ -50,6 +50,9 @@ class LoraCase:
         )  # fmt: skip
         y.backward(self.grad_y)
         used = list(self.groups.host_slots)
+        unused = [slot for slot in range(len(self.lora_a)) if slot not in used]
+        assert grad_a[unused].isnan().all(), "the sink of a slot without rows was touched"
+        assert grad_b[unused].isnan().all(), "the sink of a slot without rows was touched"
         return {"y": y.detach(), "grad_x": x.grad, "grad_a": grad_a[used], "grad_b": grad_b[used]}
 
     def expected(self) -> dict[str, Tensor]:

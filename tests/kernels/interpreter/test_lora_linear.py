@@ -16,7 +16,7 @@ SIZES = {
     "one row": [1],
     "straddling": [20, 30, 40],
     "ragged": [33, 0, 1, 1, 64, 0, 5],
-    "many small": [3] * 25,
+    "many small": [3] * 14,
     "empty": [0, 0],
     "no group": [],
 }

@@ -9,9 +9,11 @@ from fedra_kernels.adamw import adamw_rows
 from fedra_kernels.aggregate import aggregate_rows
 from fedra_kernels.gather_norm_backward import gather_norm_backward
 from fedra_kernels.gather_norm_forward import gather_norm_forward, norm_tile
-from fedra_kernels.head_kernels import head_grads, head_loss, head_loss_backward, head_product, product_tile
+from fedra_kernels.head_loss import head_loss, head_loss_backward
+from fedra_kernels.head_products import head_grads, head_product, product_tile
 from fedra_kernels.lora_gemm import gemm_tile, lora_gemm
-from fedra_kernels.lora_grad import lora_grad_outer, lora_grad_output, outer_chunk, output_chunk
+from fedra_kernels.lora_grad_outer import lora_grad_outer, outer_chunk
+from fedra_kernels.lora_grad_output import lora_grad_output, output_chunk
 from fedra_kernels.lora_shrink import lora_shrink, shrink_tile
 from fedra_kernels.lora_single_pass import lora_single_pass, single_pass_tile
 from fedra_kernels.scatter_add import scatter_add_rows
@@ -21,6 +23,11 @@ from fedra_kernels.squared_norms import squared_norms_rows
 from ..cases import assert_close, lora_case
 
 ROWS, WIDTH, OUTPUTS, RANK = 20, 16, 24, 4
+
+
+@pytest.fixture(autouse=True)
+def _guarded_outputs():
+    """Buffers without guards: torch's checks compare storage offsets, which a guarded buffer changes."""
 
 
 def _op_calls():

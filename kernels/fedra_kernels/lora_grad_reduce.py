@@ -1,0 +1,63 @@
+"""Second half of the adapter gradients: add the chunks' fp32 partial sums into the gradient sinks.
+
+A chunk of rows, counted from its group's start, has one writer for its partial sums, and a group's partials are
+added in order: no atomics, and a client's gradient depends on its own rows alone.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .dispatch import launch
+
+BLOCK = 1024
+
+
+@triton.jit
+def lora_grad_reduce_kernel(
+    sink_ptr,
+    partial_ptr,
+    chunk_groups_ptr,
+    scales_ptr,
+    stride_slot,
+    gain,
+    entries,
+    BLOCK: tl.constexpr,
+    SCALED: tl.constexpr,
+):
+    """sink[slot] += gain * scale_k times the sum of a group's partials, in the order of its chunks."""
+    table = chunk_groups_ptr + 4 * tl.program_id(0)
+    slot = tl.load(table).to(tl.int64)
+    offset = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = offset < entries
+    total = tl.zeros((BLOCK,), tl.float32)
+    first = tl.load(table + 2)
+    partial_ptrs = partial_ptr + first.to(tl.int64) * entries + offset
+    for _ in range(first, tl.load(table + 3)):
+        total += tl.load(partial_ptrs, mask=mask, other=0.0)
+        partial_ptrs += entries
+    if SCALED:
+        total *= tl.load(scales_ptr + tl.load(table + 1)) * gain
+    sink_ptrs = sink_ptr + slot * stride_slot + offset
+    previous = tl.load(sink_ptrs, mask=mask, other=0.0).to(tl.float32)
+    tl.store(sink_ptrs, (previous + total).to(sink_ptr.dtype.element_ty), mask=mask)
+
+
+def add_partials(sink: Tensor, partial: Tensor, chunk_groups: Tensor, scales: Tensor | None, gain: float) -> None:
+    entries = partial.shape[1]
+    launch(
+        lora_grad_reduce_kernel,
+        (chunk_groups.shape[0], triton.cdiv(entries, BLOCK)),
+        sink,
+        partial,
+        chunk_groups,
+        scales,
+        sink.stride(0),
+        gain,
+        entries,
+        BLOCK=BLOCK,
+        SCALED=scales is not None,
+        num_warps=4,
+    )
