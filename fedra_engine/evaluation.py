@@ -63,6 +63,6 @@ class Evaluator:
         adapters = state.adapters.to(dtype)
         self._model.bind(adapters, gradients=torch.empty_like(adapters))
         features = self._model.features(self._test.inputs(rows, device, dtype), plan).to(state.head.dtype)
-        head = self._foundation.head
+        head = self._foundation.head_layout
         logits = linear(features, head.weight(state.head), head.bias(state.head))
         return logits.argmax(1).cpu() == self._test.labels[rows]

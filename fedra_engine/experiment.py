@@ -112,7 +112,7 @@ def _make_executor(
 
 def _initial_state(foundation: Foundation, seed: int, device: torch.device) -> GlobalState:
     dtype = foundation.adapter_dtype
-    adapters = initial_adapters(foundation.adapters, foundation.depth, seed=seed, dtype=dtype)
+    adapters = initial_adapters(foundation.adapter_layout, foundation.depth, seed=seed, dtype=dtype)
     return GlobalState(adapters.to(device), foundation.initial_head())
 
 

@@ -16,13 +16,13 @@ _PREFIX = "base_model.model"
 
 def save_adapter(folder: Path, foundation: Foundation, config: ExperimentConfig, state: GlobalState) -> None:
     """Write `adapter_config.json` and `adapter_model.safetensors` (adapters of all blocks, and the head)."""
-    layout = foundation.adapters
+    layout = foundation.adapter_layout
     tensors = {
         f"{_PREFIX}.{foundation.block_path}.{block}.{name}.weight": factor.contiguous().cpu()
         for block, slot in enumerate(state.adapters)
         for name, factor in layout.named_factors(slot)
     }
-    for name, tensor in head_tensors(state.head, foundation.head).items():
+    for name, tensor in head_tensors(state.head, foundation.head_layout).items():
         tensors[f"{_PREFIX}.{foundation.head_path}.{name.removeprefix('head.')}"] = tensor.cpu()
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors")

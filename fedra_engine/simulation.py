@@ -146,11 +146,11 @@ def _facts(experiment: Experiment) -> dict[str, str | int]:
     """What a user wants to see before the first round."""
     foundation = experiment.foundation
     size = sum(parameter.numel() for parameter in foundation.model.parameters())
-    targets = ", ".join(target.path for target in foundation.adapters.targets)
+    targets = ", ".join(target.path for target in foundation.adapter_layout.targets)
     return {
         "model": f"{type(foundation.model).__name__}, {foundation.depth} blocks, {size:,} frozen parameters",
-        "adapters": f"{foundation.adapters.size:,} LoRA parameters a block on {targets}",
-        "head": f"{foundation.head.size:,} parameters",
+        "adapters": f"{foundation.adapter_layout.size:,} LoRA parameters a block on {targets}",
+        "head": f"{foundation.head_layout.size:,} parameters",
         "clients": f"{len(experiment.clients)} in {len(experiment.domains)} domains",
         "samples": f"{len(experiment.train.labels):,} for training",
         "blocks": f"{experiment.fused_blocks} of {foundation.depth} fused",

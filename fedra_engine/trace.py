@@ -57,15 +57,15 @@ class RoundTrace:
 
     def write_state(self, name: str, state: GlobalState) -> None:
         """`<name>.safetensors`: the whole global state."""
-        tensors = named_tensors(state, self._foundation.adapters, self._foundation.head)
+        tensors = named_tensors(state, self._foundation.adapter_layout, self._foundation.head_layout)
         save_file(tensors, self._folder / f"{name}.safetensors")
 
     def write_updates(self, updates: ClientUpdates) -> None:
         """`client_<id>.safetensors`: the adapters of the blocks each client held, by global index, and its head."""
         for position, client in enumerate(updates.clients.tolist()):
             blocks, adapters, head = updates.of_client(position)
-            tensors = adapter_tensors(blocks, adapters, self._foundation.adapters)
-            tensors |= head_tensors(head, self._foundation.head)
+            tensors = adapter_tensors(blocks, adapters, self._foundation.adapter_layout)
+            tensors |= head_tensors(head, self._foundation.head_layout)
             save_file(tensors, self._folder / f"client_{client}.safetensors")
 
     def _write_json(self, name: str, content: object) -> None:

@@ -75,7 +75,7 @@ class Setting:
 
     def state(self) -> GlobalState:
         foundation = self.foundation
-        adapters = initial_adapters(foundation.adapters, DEPTH, seed=0, dtype=foundation.adapter_dtype)
+        adapters = initial_adapters(foundation.adapter_layout, DEPTH, seed=0, dtype=foundation.adapter_dtype)
         # With B = 0 the gradient of A vanishes; random adapters exercise every product.
         noise = torch.from_numpy(np.random.default_rng(2).normal(scale=0.1, size=tuple(adapters.shape)))
         return GlobalState(adapters + noise.to(adapters.dtype), foundation.initial_head())
@@ -102,8 +102,8 @@ class Setting:
 
     def named(self, blocks: NDArray[np.int64], adapters: Tensor, head: Tensor) -> Tensors:
         """Copies of an update's tensors, by name."""
-        tensors = adapter_tensors(blocks.tolist(), adapters, self.foundation.adapters)
-        tensors |= head_tensors(head, self.foundation.head)
+        tensors = adapter_tensors(blocks.tolist(), adapters, self.foundation.adapter_layout)
+        tensors |= head_tensors(head, self.foundation.head_layout)
         return {name: tensor.clone() for name, tensor in tensors.items()}
 
     def named_state(self, state: GlobalState) -> Tensors:

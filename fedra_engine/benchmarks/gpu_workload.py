@@ -97,7 +97,9 @@ class Workload:
         )
         model = ViTForImageClassification(config).to(device, dtype)
         self.foundation = make_foundation(model, self._lora, classes=shape.classes)
-        adapters = initial_adapters(self.foundation.adapters, shape.depth, seed=0, dtype=self.foundation.adapter_dtype)
+        adapters = initial_adapters(
+            self.foundation.adapter_layout, shape.depth, seed=0, dtype=self.foundation.adapter_dtype
+        )
         self.state = GlobalState(adapters.to(device), self.foundation.initial_head())
         self.samples = self._make_samples(device if pixels_on_device else torch.device("cpu"))
         self.sweep_model = SweepModel(

@@ -33,12 +33,12 @@ class HandwrittenExecutor:
         assert isinstance(blocks, nn.ModuleList)
         self._blocks = blocks
         self._adapters = [self._wrap(block, lora.scale) for block in blocks]
-        self._head = nn.Linear(foundation.head.features, foundation.head.classes)
+        self._head = nn.Linear(foundation.head_layout.features, foundation.head_layout.classes)
         replace_module(self._model, foundation.head_path, self._head)
 
     def train(self, work: LocalWork, allocation: Allocation, state: GlobalState) -> Iterator[ClientUpdates]:
         """Train the round; see `Executor.train`."""
-        layout, head_layout = self._foundation.adapters, self._foundation.head
+        layout, head_layout = self._foundation.adapter_layout, self._foundation.head_layout
         for row, client in enumerate(work.participants.tolist()):
             held = np.flatnonzero(allocation[row])
             replace_module(
@@ -57,10 +57,10 @@ class HandwrittenExecutor:
 
     def _wrap(self, block: nn.Module, scale: float) -> list[_LoraLinear]:
         layers = []
-        for target in self._foundation.adapters.targets:
+        for target in self._foundation.adapter_layout.targets:
             linear = block.get_submodule(target.path)
             assert isinstance(linear, nn.Linear)
-            layers.append(_LoraLinear(linear, self._foundation.adapters.rank, scale))
+            layers.append(_LoraLinear(linear, self._foundation.adapter_layout.rank, scale))
             replace_module(block, target.path, layers[-1])
         return layers
 

@@ -101,7 +101,7 @@ def _synthetic(
     count, channels, size = len(pixels), pixels.shape[1], pixels.shape[2]
     samples = SampleStore(
         pixels=pixels,
-        labels=torch.from_numpy(rng.integers(0, foundation.head.classes, size=count)),
+        labels=torch.from_numpy(rng.integers(0, foundation.head_layout.classes, size=count)),
         domains=torch.zeros(count, dtype=torch.int64),
         preprocessing=Preprocessing(size, channels, (0.5,) * channels, (0.5,) * channels),
     )
@@ -118,7 +118,7 @@ def _synthetic(
         work=LocalWork(federation, np.arange(clients), training, seed=0, round=0, lr=training.lr),
         allocation=uniform_allocation(capacities, foundation.depth, rng),
         state=GlobalState(
-            initial_adapters(foundation.adapters, foundation.depth, seed=0, dtype=torch.float32),
+            initial_adapters(foundation.adapter_layout, foundation.depth, seed=0, dtype=torch.float32),
             foundation.initial_head(),
         ),
     )

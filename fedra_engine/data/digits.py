@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fedra_engine.federation.randomness import generator
+from fedra_engine.randomness import generator
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features

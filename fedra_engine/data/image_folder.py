@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fedra_engine.config import DataConfig
 from fedra_engine.errors import InputError
-from fedra_engine.federation.randomness import generator
+from fedra_engine.randomness import generator
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedra_engine.errors import InputError
-from fedra_engine.federation.randomness import generator
+from fedra_engine.randomness import generator
 
 MAX_DRAWS = 1000
 """Draws after which a split with `min_samples` for every client is taken to be out of reach."""

@@ -44,7 +44,7 @@ class SequentialExecutor:
             loss = train_client(
                 submodel.model, submodel.parameters(), self._samples, work, client, before_step=before_step
             )
-            adapters, head = submodel.pack(len(blocks), self._foundation.head)
+            adapters, head = submodel.pack(len(blocks), self._foundation.head_layout)
             yield ClientUpdates.of_one(client, blocks, adapters, head, work, loss)
 
 

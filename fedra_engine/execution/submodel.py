@@ -73,7 +73,7 @@ def _inject(
     blocks: NDArray[np.int64],
     state: GlobalState,
 ) -> tuple[list[LoraLayer], list[CounterDropout]]:
-    layout = foundation.adapters
+    layout = foundation.adapter_layout
     names = [f"{position}.{target.path}" for position in range(len(blocks)) for target in layout.targets]
     inject_adapter_in_model(
         PeftLoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names),
@@ -100,7 +100,7 @@ def _factors(layer: LoraLayer) -> tuple[nn.Parameter, nn.Parameter]:
 
 
 def _make_head(foundation: Foundation, state: GlobalState) -> nn.Linear:
-    layout = foundation.head
+    layout = foundation.head_layout
     head = nn.Linear(layout.features, layout.classes, device=state.head.device, dtype=state.head.dtype)
     layout.load(state.head, head)
     # A low-precision model hands its features to a head kept in full precision.

@@ -59,7 +59,7 @@ class SweepExecutor:
         features = self._model.features(
             self._store.inputs(rows, device, dtype), tables.plan, self._dropout(lanes, work, device)
         )
-        head, heads = self._foundation.head, pool.heads
+        head, heads = self._foundation.head_layout, pool.heads
         losses, _ = head_cross_entropy(
             features.to(heads.parameters.dtype),
             head.weight(heads.parameters),

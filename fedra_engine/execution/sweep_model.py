@@ -41,13 +41,13 @@ class SweepModel:
         """`example_inputs(n)` gives the model's inputs for n samples; used once, to probe the blocks."""
         self._foundation = foundation
         self._model = share_parameters(foundation.model)
-        self._context = SweepContext(foundation.adapters)
+        self._context = SweepContext(foundation.adapter_layout)
         blocks = self._model.get_submodule(foundation.block_path)
         assert isinstance(blocks, nn.ModuleList | nn.Sequential)
         arguments = probe_batch_arguments(self._model, blocks, example_inputs)
         plain = [SweepBlock(block, self._context, i, arguments[i]) for i, block in enumerate(blocks)]
         for position, block in enumerate(blocks):
-            for index, target in enumerate(foundation.adapters.targets):
+            for index, target in enumerate(foundation.adapter_layout.targets):
                 linear = block.get_submodule(target.path)
                 assert isinstance(linear, nn.Linear)
                 replace_module(block, target.path, GroupedLoraLinear(linear, self._context, position, index))
@@ -94,7 +94,7 @@ class SweepModel:
         foundation, depth = self._foundation, self._foundation.depth
         example = next(iter(inputs.values()))
         generator = torch.Generator().manual_seed(0)
-        shape = (depth, foundation.adapters.size)
+        shape = (depth, foundation.adapter_layout.size)
         adapters = torch.randn(shape, generator=generator).mul_(0.05).to(example.device, foundation.dtype)
         self.bind(adapters, torch.empty_like(adapters))
         slots = np.arange(depth)[None]

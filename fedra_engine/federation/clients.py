@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedra_engine.errors import InputError
-from fedra_engine.federation.randomness import generator
+from fedra_engine.randomness import generator
 
 
 @dataclass(frozen=True)

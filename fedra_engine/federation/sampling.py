@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from fedra_engine.config import ClientsConfig
 from fedra_engine.errors import InputError
 from fedra_engine.federation.clients import Clients
-from fedra_engine.federation.randomness import generator
+from fedra_engine.randomness import generator
 
 
 def check_sampling(config: ClientsConfig, clients: Clients) -> None:

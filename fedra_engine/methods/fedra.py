@@ -15,8 +15,8 @@ from fedra_engine.federation.allocation import (
     repair_coverage,
     uniform_allocation,
 )
-from fedra_engine.federation.randomness import generator
 from fedra_engine.methods.base import Federation, Method
+from fedra_engine.randomness import generator
 
 
 class FedRA(Method):

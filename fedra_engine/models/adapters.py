@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedra_engine.federation.randomness import generator
+from fedra_engine.randomness import generator
 
 
 @dataclass(frozen=True)

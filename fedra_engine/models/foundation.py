@@ -29,15 +29,15 @@ class Foundation:
         model: the whole model in eval mode, all parameters frozen; `model(**inputs).logits`.
         block_path: dotted path of its block list.
         head_path: dotted path of its classifier (a Linear).
-        adapters: layout of a block's adapters.
-        head: layout of the classifier.
+        adapter_layout: layout of a block's adapters.
+        head_layout: layout of the classifier.
     """
 
     model: nn.Module
     block_path: str
     head_path: str
-    adapters: AdapterLayout
-    head: HeadLayout
+    adapter_layout: AdapterLayout
+    head_layout: HeadLayout
 
     @property
     def blocks(self) -> nn.ModuleList | nn.Sequential:
@@ -70,7 +70,7 @@ class Foundation:
 
     def initial_head(self) -> Tensor:
         """The classifier as loaded, [head size], in `adapter_dtype`."""
-        return self.head.pack(self.classifier).to(self.adapter_dtype)
+        return self.head_layout.pack(self.classifier).to(self.adapter_dtype)
 
 
 def make_foundation(model: nn.Module, lora: LoraConfig, *, classes: int, block_path: str | None = None) -> Foundation:

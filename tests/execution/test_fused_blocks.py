@@ -142,7 +142,10 @@ def run(foundation: Foundation, samples: TensorSamples, *, fuse: bool, dropout: 
     """How many blocks are fused, the features, and the adapters' gradients."""
     inputs = samples.inputs(torch.arange(sum(SIZES)), CPU, foundation.dtype)
     model = SweepModel(foundation, lambda n: samples.inputs(torch.arange(n), CPU, foundation.dtype), fuse_blocks=fuse)
-    bank = torch.randn(HELD.size, foundation.adapters.size, generator=torch.Generator().manual_seed(1)).double() * 0.1
+    bank = (
+        torch.randn(HELD.size, foundation.adapter_layout.size, generator=torch.Generator().manual_seed(1)).double()
+        * 0.1
+    )
     gradients = torch.zeros_like(bank)
     model.bind(bank, gradients)
     keys = DropoutKeys(dropout, seed=0, round=0, clients=[5, 6, 7], steps=[0, 1, 2]) if dropout else None

@@ -6,8 +6,8 @@ import pytest
 from fedra_engine.config import ClientsConfig
 from fedra_engine.errors import InputError
 from fedra_engine.federation.clients import Clients, capacities_by_domain, local_batches, local_step_counts
-from fedra_engine.federation.randomness import generator
 from fedra_engine.federation.sampling import check_sampling, sample_participants
+from fedra_engine.randomness import generator
 
 DOMAINS = np.repeat(np.arange(3), 4)
 CLIENTS = Clients([np.arange(5)] * 12, DOMAINS, np.full(12, 2))

@@ -41,7 +41,7 @@ def test_with_zero_b_and_all_blocks_held_logits_are_those_of_the_untouched_model
     with torch.no_grad():
         untouched = model(**inputs).logits
     sweep = SweepModel(foundation, lambda n: samples.inputs(torch.arange(n), CPU, foundation.dtype))
-    adapters = initial_adapters(foundation.adapters, DEPTH, seed=0, dtype=torch.float64)
+    adapters = initial_adapters(foundation.adapter_layout, DEPTH, seed=0, dtype=torch.float64)
     sweep.bind(adapters, torch.empty_like(adapters))
     slots = np.arange(DEPTH)[None]
     plan = make_plan([6], slots, np.zeros(1, dtype=np.int64), scale=2.0, dtype=torch.float64, device=CPU)
@@ -61,7 +61,7 @@ def test_accuracy_is_counted_per_domain() -> None:
     right = (predictions == samples.labels).double()
     sweep = SweepModel(foundation, lambda n: samples.inputs(torch.arange(n), CPU, foundation.dtype))
     state = GlobalState(
-        initial_adapters(foundation.adapters, DEPTH, seed=0, dtype=torch.float64), foundation.initial_head()
+        initial_adapters(foundation.adapter_layout, DEPTH, seed=0, dtype=torch.float64), foundation.initial_head()
     )
     evaluator = Evaluator(foundation, sweep, samples, lora("vit"), ["photo", "sketch"])
     accuracy = evaluator.accuracy(state, np.arange(DEPTH))
@@ -69,12 +69,12 @@ def test_accuracy_is_counted_per_domain() -> None:
 
 
 def test_target_modules_follow_peft_rules() -> None:
-    assert [t.path for t in make_tiny("bert", LoraConfig(target_modules=["output.dense"])).adapters.targets] == [
+    assert [t.path for t in make_tiny("bert", LoraConfig(target_modules=["output.dense"])).adapter_layout.targets] == [
         "attention.output.dense",
         "output.dense",
     ]
     by_pattern = make_tiny("vit", LoraConfig(target_modules=r".*\.fc[12]"))
-    assert [target.path for target in by_pattern.adapters.targets] == ["mlp.fc1", "mlp.fc2"]
+    assert [target.path for target in by_pattern.adapter_layout.targets] == ["mlp.fc1", "mlp.fc2"]
 
 
 @pytest.mark.parametrize(
