@@ -7,27 +7,78 @@ from typing import Literal
 
 
 @dataclass
-class DataConfig:
-    """Where the samples come from and how they are divided among the clients.
+class ColumnsConfig:
+    """What the columns of a table or data set are called (docs/data.md).
 
     Args:
-        source: `digits` (embedded, six domains) or `image_folder` (`<root>/<domain>/<class>/*`).
-        root: folder of an `image_folder` source.
+        input: the image or text of a sample; `image` or `text` when null.
+        response: the text that a causal language model learns to write after `data.prompt`; `response` when null.
+        label: the class; `label` when null, if there is such a column.
+        domain: the domain; `domain` when null, if there is such a column.
+        client: who owns a sample under the `natural` partition; `client` when null, if there is such a column.
+    """
+
+    input: str | None = None
+    response: str | None = None
+    label: str | None = None
+    domain: str | None = None
+    client: str | None = None
+
+
+@dataclass
+class DataConfig:
+    """Where the samples come from and how they are divided among the clients (docs/data.md).
+
+    Args:
+        source: `digits` (embedded, six domains), `image_folder` (`<root>/<domain>/<class>/*`), `domainnet` and
+            `nicopp` (lists of paths and labels), `text_classification` and `causal_lm` (files or a data set),
+            or `hf_dataset` (labelled images or texts).
+        root: folder or file of the source; for the last three also the name of a data set on the hub.
+        subset: which configuration of a data set on the hub; its only one when null.
+        columns: what the columns of a table or data set are called.
         domains: domains to use, in the order that client capacities follow; all, sorted, when empty.
+        classes: use the first so many classes only; all when null.
+        prompt: the text before the response of `causal_lm`, with columns in braces (`{instruction}`); plain text
+            when null.
         image_size: side in pixels to which images are resized (bicubic); the model's own size when null.
+        max_length: longest text in tokens, longer ones are cut; the model's own limit, but at most 512, when null.
+        unreadable: an image that cannot be decoded is an `error`, or a sample to `skip`.
         test_fraction: share of each domain's and class's samples held out where the source brings no test set.
+        partition: `domain` (each domain is one client), `iid`, `dirichlet` (label skew), `shards` (few classes a
+            client), `quantity` (log-normal skew of the sample counts), `natural` (a column names the client) or
+            `bootstrap` (each client draws its samples with replacement).
         clients_per_domain: clients among which each domain's training samples are divided.
-        dirichlet_alpha: concentration of the per-class Dirichlet split inside a domain; smaller is more skewed.
+        clients: clients among which all training samples are divided, whatever their domain; null keeps every client
+            to one domain.
+        dirichlet_alpha: concentration of the per-class Dirichlet draws of `dirichlet`; smaller is more skewed.
+        balanced: `dirichlet` gives nothing more to clients that have their average share.
+        shards_per_client: shards, of one label mostly, that `shards` gives each client.
+        quantity_sigma: standard deviation of the logarithm of the sample counts under `quantity`.
+        samples_per_client: samples that a client draws under `bootstrap`.
         min_samples: fewest training samples a client may have; the split is redrawn until all have them.
     """
 
-    source: Literal["digits", "image_folder"] = "digits"
+    source: Literal[
+        "digits", "image_folder", "domainnet", "nicopp", "hf_dataset", "text_classification", "causal_lm"
+    ] = "digits"
     root: str | None = None
+    subset: str | None = None
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     domains: list[str] = field(default_factory=list)
+    classes: int | None = None
+    prompt: str | None = None
     image_size: int | None = None
+    max_length: int | None = None
+    unreadable: Literal["error", "skip"] = "error"
     test_fraction: float = 0.2
+    partition: Literal["domain", "iid", "dirichlet", "shards", "quantity", "natural", "bootstrap"] = "dirichlet"
     clients_per_domain: int = 5
+    clients: int | None = None
     dirichlet_alpha: float = 0.5
+    balanced: bool = True
+    shards_per_client: int = 2
+    quantity_sigma: float = 1.0
+    samples_per_client: int = 100
     min_samples: int = 10
 
 
@@ -78,17 +129,36 @@ class MethodConfig:
     """The federated algorithm.
 
     Args:
-        name: `fedra`, or the controls `alllarge` (every client trains all blocks, whatever its capacity) and
-            `allsmall` (every client trains the first min(capacity) blocks, and so deep is the global model).
-        allocation: how `fedra` draws blocks: `uniform` (each client on its own), `reference` (the draws of the
-            published code: one legacy NumPy stream over all rounds) or `covered` (repaired so that every block
-            has a holder whenever the capacities allow it).
+        name: one of the methods in docs/methods.md.
+        allocation: which blocks a client holds, for methods that leave it open: `uniform` (each client draws on its
+            own; the default), `reference` (the draws of FedRA's published code: one legacy NumPy stream over all
+            rounds), `covered` (repaired so that every block has a holder whenever the capacities allow it),
+            `prefix` (the first blocks) or `full` (all blocks).
+        ignore_capacities: let a method give all blocks to clients although none can hold them.
         weighting: weight of a client in the averages: `uniform`, or its number of `samples`.
     """
 
     name: str = "fedra"
-    allocation: Literal["uniform", "reference", "covered"] = "uniform"
+    allocation: Literal["uniform", "reference", "covered", "prefix", "full"] | None = None
+    ignore_capacities: bool = False
     weighting: Literal["uniform", "samples"] = "uniform"
+
+
+@dataclass
+class ServerConfig:
+    """What the server does with the mean of a round.
+
+    Args:
+        optimizer: `fedavg` (take it), `fedavgm` (momentum), `fedadam` or `fedyogi` (adaptive).
+        lr: server learning rate.
+        betas: momentum of `fedavgm` (the first), decay rates of the moments of `fedadam` and `fedyogi`.
+        tau: adaptivity τ in the denominator of `fedadam` and `fedyogi`.
+    """
+
+    optimizer: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = "fedavg"
+    lr: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.99)
+    tau: float = 1e-3
 
 
 @dataclass
@@ -97,11 +167,14 @@ class ClientsConfig:
 
     Args:
         capacities: number of blocks a client can hold, one entry a domain in domain order (or one for all).
+        ranks: LoRA rank of a client's adapters, at most lora.rank, one entry a domain (or one for all); lora.rank for
+            all when empty.
         sampling: `one_per_domain`, or `uniform` draws of `participants` clients without replacement.
         participants: clients per round under `uniform` sampling; all clients when null.
     """
 
     capacities: list[int] = field(default_factory=lambda: [12, 10, 8, 6, 4, 3])
+    ranks: list[int] = field(default_factory=list)
     sampling: Literal["one_per_domain", "uniform"] = "one_per_domain"
     participants: int | None = None
 
@@ -118,6 +191,7 @@ class TrainingConfig:
         betas: decay rates of the moments of `adamw`.
         eps: denominator term of `adamw`.
         weight_decay: L2 term of `sgd`, decoupled decay of `adamw`.
+        proximal_mu: weight μ of FedProx's term μ/2 ‖w − w₀‖² that holds a client near what it was handed out.
         clip_norm: each client's gradient is scaled to at most this norm; no clipping when null.
         batch_size: samples of a client in one local step.
         local_epochs: passes over a client's samples in a round.
@@ -131,6 +205,7 @@ class TrainingConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 1e-5
+    proximal_mu: float = 0.0
     clip_norm: float | None = 10.0
     batch_size: int = 16
     local_epochs: int = 3
@@ -171,6 +246,7 @@ class ExperimentConfig:
         model: frozen foundation model.
         lora: adapters.
         method: federated algorithm.
+        server: server optimizer.
         clients: capacities and sampling.
         training: local training.
         execution: executor and its resources.
@@ -186,6 +262,7 @@ class ExperimentConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
+    server: ServerConfig = field(default_factory=ServerConfig)
     clients: ClientsConfig = field(default_factory=ClientsConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)

@@ -1,17 +1,20 @@
-"""Top-1 accuracy of the global model on every domain's test set."""
+"""Top-1 accuracy on every domain's test set, of the global model or of the clients' own."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import mean
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import linear
+from torch import Tensor
+from torch.nn.functional import linear, softmax
 
 from fedra_engine.config import LoraConfig
 from fedra_engine.data.samples import Samples
-from fedra_engine.execution.plan import make_plan
+from fedra_engine.execution.plan import ExitCopy, make_plan
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.state import GlobalState
@@ -19,8 +22,22 @@ from fedra_engine.models.state import GlobalState
 _BATCH = 256
 
 
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """Which part of a state predicts.
+
+    Attributes:
+        blocks: int64 [blocks], ascending, the blocks of the model.
+        exits: ascending blocks after which a classifier sits; probabilities are averaged over all of them. Empty: the
+            one classifier at the end.
+    """
+
+    blocks: NDArray[np.int64]
+    exits: tuple[int, ...] = ()
+
+
 class Evaluator:
-    """Runs the global model, as the only client of a sweep, over a test set."""
+    """Runs a model, as the only client of a sweep, over a test set."""
 
     def __init__(
         self,
@@ -37,32 +54,53 @@ class Evaluator:
         self._domains = list(domains)
 
     @torch.no_grad()
-    def accuracy(self, state: GlobalState, blocks: NDArray[np.int64]) -> dict[str, float]:
-        """Share of correct predictions per domain, of the model with `blocks` (ascending) and its adapters."""
-        correct = torch.cat(
-            [self._correct(state, blocks, rows) for rows in torch.arange(len(self._test.labels)).split(_BATCH)]
-        )
+    def accuracy(self, state: GlobalState, model: EvaluatedModel) -> dict[str, float]:
+        """Share of correct predictions per domain."""
+        correct = self._correct(state, model, torch.arange(len(self._test.labels)))
         return {
             name: float(correct[self._test.domains == index].double().mean())
             for index, name in enumerate(self._domains)
         }
 
-    def _correct(self, state: GlobalState, blocks: NDArray[np.int64], rows: torch.Tensor) -> torch.Tensor:
-        device, dtype = state.head.device, self._foundation.dtype
-        slots = np.full((1, self._foundation.depth), -1, dtype=np.int64)
+    @torch.no_grad()
+    def personal_accuracy(self, states: Iterable[Iterable[GlobalState]], model: EvaluatedModel) -> dict[str, float]:
+        """Mean share of correct predictions per domain, of the models of its own clients, one iterable a domain."""
+        accuracy = {}
+        for index, (name, of_domain) in enumerate(zip(self._domains, states, strict=True)):
+            rows = torch.nonzero(self._test.domains == index)[:, 0]
+            accuracy[name] = mean(float(self._correct(state, model, rows).double().mean()) for state in of_domain)
+        return accuracy
+
+    def _correct(self, state: GlobalState, model: EvaluatedModel, rows: Tensor) -> Tensor:
+        """Whether each of the test samples `rows` is classified correctly, bool [rows]."""
+        self._foundation.use_base(state.base)
+        adapters = state.adapters.to(self._foundation.dtype)
+        self._model.bind(adapters, gradients=torch.empty_like(adapters))
+        return torch.cat([self._predict(state, model, some) == self._test.labels[some] for some in rows.split(_BATCH)])
+
+    def _predict(self, state: GlobalState, model: EvaluatedModel, rows: Tensor) -> Tensor:
+        device, dtype = state.heads.device, self._foundation.dtype
+        count = max(len(model.exits), 1)
+        # The first group of samples goes through all blocks to the last exit; copies of it serve the earlier ones.
+        slots = np.full((count, self._foundation.depth), -1, dtype=np.int64)
         # The global adapters themselves are the bank: a block's slot is its index.
-        slots[0, blocks] = blocks
+        slots[0, model.blocks] = model.blocks
         plan = make_plan(
-            [len(rows)],
+            [len(rows)] * count,
             slots,
-            np.zeros(1, dtype=np.int64),
+            np.zeros(count, dtype=np.int64),
             scale=self._scale,
             dtype=state.adapters.dtype,
             device=device,
+            copies=[ExitCopy(block, 1 + exit, 0) for exit, block in enumerate(model.exits[:-1])],
         )
-        adapters = state.adapters.to(dtype)
-        self._model.bind(adapters, gradients=torch.empty_like(adapters))
-        features = self._model.features(self._test.inputs(rows, device, dtype), plan).to(state.head.dtype)
-        head = self._foundation.head_layout
-        logits = linear(features, head.weight(state.head), head.bias(state.head))
-        return logits.argmax(1).cpu() == self._test.labels[rows]
+        features = self._model.features(self._test.inputs(rows.repeat(count), device, dtype), plan)
+        layout = self._foundation.head_layout
+        heads = [state.heads[-1], *state.heads[: count - 1]]
+        probabilities = torch.stack(
+            [
+                softmax(linear(part, layout.weight(head), layout.bias(head)), dim=1)
+                for part, head in zip(features.to(state.heads.dtype).chunk(count), heads, strict=True)
+            ]
+        )
+        return probabilities.mean(0).argmax(1).cpu()

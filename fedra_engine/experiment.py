@@ -20,8 +20,9 @@ from fedra_engine.execution.executor import Executor
 from fedra_engine.execution.sequential import SequentialExecutor
 from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.execution.sweep_model import SweepModel
-from fedra_engine.federation.clients import Clients, capacities_by_domain
+from fedra_engine.federation.clients import Clients, capacities_by_domain, ranks_by_domain
 from fedra_engine.federation.sampling import check_sampling
+from fedra_engine.federation.server_optimizer import ServerOptimizer
 from fedra_engine.methods.base import Federation, Method
 from fedra_engine.methods.registry import make_method
 from fedra_engine.models.adapters import initial_adapters
@@ -34,14 +35,14 @@ class Experiment:
     """Everything the round loop needs."""
 
     domains: list[str]
-    classes: list[str]
     train: Samples
     clients: Clients
     foundation: Foundation
+    sweep_model: SweepModel
     method: Method
+    server: ServerOptimizer
     executor: Executor
     evaluator: Evaluator
-    fused_blocks: int
     initial_state: GlobalState
 
 
@@ -71,18 +72,36 @@ def build_experiment(config: ExperimentConfig, device: torch.device) -> Experime
             f"execution.fused_blocks: found on with a {model.config.model_type} model, none of whose blocks can be "
             "fused; expected auto or off"
         )
+    method = _make_method(config, foundation, clients)
+    state = method.initial_state(_initial_state(foundation, config.seed, device), foundation.base)
     return Experiment(
         domains=data.domains,
-        classes=data.classes,
         train=train,
         clients=clients,
         foundation=foundation,
-        method=make_method(Federation(config.method, clients, foundation.depth, config.seed)),
+        sweep_model=sweep_model,
+        method=method,
+        server=ServerOptimizer(config.server, state),
         executor=_make_executor(config, foundation, sweep_model, train),
         evaluator=Evaluator(foundation, sweep_model, test, config.lora, data.domains),
-        fused_blocks=sweep_model.fused,
-        initial_state=_initial_state(foundation, config.seed, device),
+        initial_state=state,
     )
+
+
+def describe(experiment: Experiment) -> dict[str, str]:
+    """What a user wants to see before the first round."""
+    foundation = experiment.foundation
+    size = sum(parameter.numel() for parameter in foundation.model.parameters())
+    targets = ", ".join(target.path for target in foundation.adapter_layout.targets)
+    return {
+        "model": f"{type(foundation.model).__name__}, {foundation.depth} blocks, {size:,} frozen parameters",
+        "adapters": f"{foundation.adapter_layout.size:,} LoRA parameters a block on {targets}",
+        "head": f"{foundation.head_layout.size:,} parameters",
+        "clients": f"{len(experiment.clients)} in {len(experiment.domains)} domains",
+        "samples": f"{len(experiment.train.labels):,} for training",
+        "blocks": f"{experiment.sweep_model.fused} of {foundation.depth} fused",
+        "device": str(experiment.initial_state.heads.device),
+    }
 
 
 def _make_clients(config: ExperimentConfig, data: DomainData, depth: int) -> Clients:
@@ -97,9 +116,24 @@ def _make_clients(config: ExperimentConfig, data: DomainData, depth: int) -> Cli
     )
     client_domains = np.repeat(np.arange(len(data.domains)), config.data.clients_per_domain)
     capacities = capacities_by_domain(config.clients.capacities, client_domains, depth)
-    clients = Clients(samples, client_domains, capacities)
+    clients = Clients(
+        samples, client_domains, capacities, ranks_by_domain(config.clients.ranks, client_domains, config.lora.rank)
+    )
     check_sampling(config.clients, clients)
     return clients
+
+
+def _make_method(config: ExperimentConfig, foundation: Foundation, clients: Clients) -> Method:
+    federation = Federation(
+        config=config.method,
+        clients=clients,
+        depth=foundation.depth,
+        layout=foundation.adapter_layout,
+        scale=config.lora.scale,
+        seed=config.seed,
+        deterministic=config.execution.deterministic,
+    )
+    return make_method(federation)
 
 
 def _make_executor(
@@ -113,7 +147,7 @@ def _make_executor(
 def _initial_state(foundation: Foundation, seed: int, device: torch.device) -> GlobalState:
     dtype = foundation.adapter_dtype
     adapters = initial_adapters(foundation.adapter_layout, foundation.depth, seed=seed, dtype=dtype)
-    return GlobalState(adapters.to(device), foundation.initial_head())
+    return GlobalState(adapters.to(device), foundation.initial_heads())
 
 
 def _examples(samples: Samples, device: torch.device, dtype: torch.dtype) -> Callable[[int], dict[str, Tensor]]:

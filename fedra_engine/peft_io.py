@@ -22,7 +22,7 @@ def save_adapter(folder: Path, foundation: Foundation, config: ExperimentConfig,
         for block, slot in enumerate(state.adapters)
         for name, factor in layout.named_factors(slot)
     }
-    for name, tensor in head_tensors(state.head, foundation.head_layout).items():
+    for name, tensor in head_tensors([0], state.heads[-1:], foundation.head_layout, exits=1).items():
         tensors[f"{_PREFIX}.{foundation.head_path}.{name.removeprefix('head.')}"] = tensor.cpu()
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors")

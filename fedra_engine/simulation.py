@@ -2,26 +2,53 @@
 
 from __future__ import annotations
 
-import math
 import time
+from dataclasses import asdict, dataclass
 from statistics import mean
-from typing import Any
 
+import numpy as np
+import torch
 from accelerate import Accelerator
 
 from fedra_engine.checkpoint import latest_checkpoint, save_checkpoint
-from fedra_engine.config import ExperimentConfig, TrainingConfig
+from fedra_engine.config import ExperimentConfig
 from fedra_engine.errors import InputError
 from fedra_engine.execution.work import LocalWork
-from fedra_engine.experiment import Experiment, build_experiment
-from fedra_engine.federation.aggregation import Aggregator
+from fedra_engine.experiment import build_experiment, describe
+from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.sampling import sample_participants
 from fedra_engine.models.state import GlobalState
 from fedra_engine.peft_io import save_adapter
 from fedra_engine.reporting.console import Reporter
 from fedra_engine.reporting.control import recorded_control
 from fedra_engine.reporting.run_folder import RunFolder, setting_digest
+from fedra_engine.schedule import learning_rate
 from fedra_engine.trace import RoundTrace, write_inputs
+
+
+@dataclass
+class RoundMetrics:
+    """What `metrics.jsonl` remembers of a round.
+
+    Attributes:
+        round: its number, from 0.
+        participants: clients that trained.
+        samples: samples they went through, over all local steps.
+        loss: mean training loss over these; None when nobody trained.
+        lr: learning rate.
+        blocks_held: blocks that somebody held.
+        seconds: wall-clock time.
+        accuracy: per domain, where the state after the round was evaluated.
+    """
+
+    round: int
+    participants: int
+    samples: int
+    loss: float | None
+    lr: float
+    blocks_held: int
+    seconds: float
+    accuracy: dict[str, float] | None = None
 
 
 class Simulation:
@@ -43,60 +70,84 @@ class Simulation:
     def run(self) -> None:
         """Train all rounds that the run folder does not have yet, evaluate, and leave the results there."""
         config, experiment = self._config, self._experiment
-        self._reporter.start(config, _facts(experiment))
-        frozen = experiment.evaluator.accuracy(experiment.initial_state, experiment.method.evaluated_blocks())
+        self._reporter.start(config, describe(experiment))
+        frozen = self._evaluate(experiment.initial_state)
         first, state, accuracy = self._resume()
         if config.trace and first == 0:
             write_inputs(self._folder.path, experiment.train, experiment.foundation)
         for round in range(first, config.rounds):
-            state, record = self._round(round, state)
+            state, metrics = self._round(round, state)
             if (round + 1) % config.evaluate_every == 0 or round + 1 == config.rounds:
-                accuracy = experiment.evaluator.accuracy(state, experiment.method.evaluated_blocks())
-                record["accuracy"] = accuracy
+                metrics.accuracy = accuracy = self._evaluate(state)
                 self._reporter.evaluated(round, accuracy)
-            self._folder.append_metrics(record)
+            self._folder.append_metrics({k: v for k, v in asdict(metrics).items() if k != "accuracy" or v is not None})
             self._checkpoint(round, state, accuracy)
         self._finish(state, frozen, accuracy)
 
-    def _round(self, round: int, state: GlobalState) -> tuple[GlobalState, dict[str, Any]]:
-        """Sample, allocate, train, aggregate. Returns the new global state and what to remember of the round."""
-        config, experiment = self._config, self._experiment
+    def _round(self, round: int, state: GlobalState) -> tuple[GlobalState, RoundMetrics]:
+        """Sample, assign, train, aggregate. Returns the new global state and what to remember of the round."""
+        config, method = self._config, self._experiment.method
         started = time.perf_counter()
-        participants = sample_participants(config.clients, experiment.clients, seed=config.seed, round=round)
-        allocation = experiment.method.allocate(participants, round)
-        lr = learning_rate(config.training, round, config.rounds)
-        work = LocalWork(experiment.clients, participants, config.training, config.seed, round, lr)
-        trace = RoundTrace(self._folder.path, experiment.foundation, work, allocation) if config.trace else None
-        self._reporter.round_started(round, config.rounds, len(participants))
-        aggregator = Aggregator(state, weighting=config.method.weighting, deterministic=config.execution.deterministic)
+        work, assignment = self._work(round)
+        trace = RoundTrace(self._folder.path, self._experiment.foundation, work, assignment) if config.trace else None
+        self._reporter.round_started(round, config.rounds, len(work.participants))
+        aggregator = method.aggregator(state)
         losses, processed = 0.0, 0
-        for updates in experiment.executor.train(work, allocation, state):
+        for updates in self._experiment.executor.train(work, assignment, state):
+            method.receive(updates)
             aggregator.add(updates)
             if trace:
                 trace.write_updates(updates)
             losses += float(updates.losses @ updates.processed)
             processed += int(updates.processed.sum())
             self._reporter.clients_done(len(updates.clients), int(updates.processed.sum()), losses / processed)
-        after = experiment.method.aggregate(aggregator)
-        if not math.isfinite(losses) or not after.adapters.isfinite().all() or not after.head.isfinite().all():
+        after = self._serve(state, method.aggregate(aggregator, state, round), assignment) if processed else state
+        if not np.isfinite(losses) or not after.finite():
             raise InputError(
-                f"training.lr: found a loss or parameters that are not finite in round {round} with a rate of {lr:g}, "
-                "expected training to stay finite (lower the rate or clip_norm); the rounds before are kept"
+                f"training.lr: found a loss or parameters that are not finite in round {round} with a rate of "
+                f"{work.lr:g}, expected training to stay finite (lower the rate or clip_norm); the rounds before are "
+                "kept"
             )
         if trace:
             trace.write_state("global_before", state)
             trace.write_state("global_after", after)
-        record = {
-            "round": round,
-            "participants": len(participants),
-            "samples": processed,
-            "loss": losses / processed,
-            "lr": lr,
-            "blocks_held": int(allocation.any(axis=0).sum()),
-            "seconds": time.perf_counter() - started,
-        }
-        self._reporter.round_finished(record)
-        return after, record
+        metrics = RoundMetrics(
+            round=round,
+            participants=len(work.participants),
+            samples=processed,
+            loss=losses / processed if processed else None,
+            lr=work.lr,
+            blocks_held=int(assignment.held.any(axis=0).sum()),
+            seconds=time.perf_counter() - started,
+        )
+        self._reporter.round_finished(asdict(metrics))
+        return after, metrics
+
+    def _work(self, round: int) -> tuple[LocalWork, Assignment]:
+        """The round's participants, with what they train; those that hold nothing are left out."""
+        config, experiment = self._config, self._experiment
+        participants = sample_participants(config.clients, experiment.clients, seed=config.seed, round=round)
+        assignment = experiment.method.assign(participants, round)
+        some = np.flatnonzero(assignment.held.any(axis=1))
+        lr = learning_rate(config.training, round, config.rounds)
+        work = LocalWork(experiment.clients, participants[some], config.training, config.seed, round, lr)
+        return work, assignment.of(some)
+
+    def _serve(self, previous: GlobalState, mean: GlobalState, assignment: Assignment) -> GlobalState:
+        """The server optimizer's step towards the aggregated state."""
+        device = previous.heads.device
+        trained = torch.from_numpy(assignment.trained_blocks.any(axis=0)).to(device)
+        exits = torch.zeros(len(previous.heads), dtype=torch.bool, device=device)
+        for row in range(len(assignment.held)):
+            exits[assignment.exits_of(row)] = True
+        return self._experiment.server.step(previous, mean, trained, exits)
+
+    def _evaluate(self, state: GlobalState) -> dict[str, float]:
+        method, evaluator = self._experiment.method, self._experiment.evaluator
+        personal = method.personal_states(state)
+        if personal is not None:
+            return evaluator.personal_accuracy(personal, method.evaluated_model())
+        return evaluator.accuracy(state, method.evaluated_model())
 
     def _resume(self) -> tuple[int, GlobalState, dict[str, float]]:
         """The first round to train, the state before it, and the last accuracies."""
@@ -105,11 +156,15 @@ class Simulation:
         if found is None:
             return 0, initial, {}
         round, tensors, remembered = found
-        state = GlobalState(*(tensors[name].to(initial.head) for name in ("adapters", "head")))
-        return round + 1, state, remembered["accuracy"]
+        parts = _split(tensors)
+        self._experiment.method.restore(parts.get("method", {}))
+        self._experiment.server.restore(parts.get("server", {}))
+        return round + 1, initial.restored(parts["state"]), remembered["accuracy"]
 
     def _checkpoint(self, round: int, state: GlobalState, accuracy: dict[str, float]) -> None:
-        tensors = {"adapters": state.adapters.cpu(), "head": state.head.cpu()}
+        experiment = self._experiment
+        parts = {"state": state.tensors(), "method": experiment.method.tensors(), "server": experiment.server.tensors()}
+        tensors = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
         save_checkpoint(
             self._folder.path, round, tensors, {"accuracy": accuracy, "setting": setting_digest(self._config)}
         )
@@ -125,34 +180,16 @@ class Simulation:
                 "tuned": tuned,
                 "average_frozen": mean(frozen.values()),
                 "average_tuned": mean(tuned.values()),
-                "evaluated_blocks": experiment.method.evaluated_blocks().tolist(),
+                "evaluated_blocks": experiment.method.evaluated_model().blocks.tolist(),
             }
         )
         self._reporter.finished(frozen, tuned, control)
 
 
-def learning_rate(training: TrainingConfig, round: int, rounds: int) -> float:
-    """The learning rate of `round`; `linear` and `cosine` fall from `lr` towards 0 after the last round."""
-    progress = round / rounds
-    factor = {
-        "constant": 1.0,
-        "linear": 1.0 - progress,
-        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
-    }[training.lr_schedule]
-    return training.lr * factor
-
-
-def _facts(experiment: Experiment) -> dict[str, str | int]:
-    """What a user wants to see before the first round."""
-    foundation = experiment.foundation
-    size = sum(parameter.numel() for parameter in foundation.model.parameters())
-    targets = ", ".join(target.path for target in foundation.adapter_layout.targets)
-    return {
-        "model": f"{type(foundation.model).__name__}, {foundation.depth} blocks, {size:,} frozen parameters",
-        "adapters": f"{foundation.adapter_layout.size:,} LoRA parameters a block on {targets}",
-        "head": f"{foundation.head_layout.size:,} parameters",
-        "clients": f"{len(experiment.clients)} in {len(experiment.domains)} domains",
-        "samples": f"{len(experiment.train.labels):,} for training",
-        "blocks": f"{experiment.fused_blocks} of {foundation.depth} fused",
-        "device": str(experiment.initial_state.head.device),
-    }
+def _split(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """`<part>.<name>` → tensor as part → name → tensor."""
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        part, _, name = key.partition(".")
+        parts.setdefault(part, {})[name] = tensor
+    return parts

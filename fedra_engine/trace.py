@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from fedra_engine.data.samples import Samples
 from fedra_engine.execution.work import ClientUpdates, LocalWork
-from fedra_engine.federation.allocation import Allocation
+from fedra_engine.federation.assignment import Assignment
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.state import GlobalState, adapter_tensors, head_tensors, named_tensors
 
@@ -32,13 +32,14 @@ def write_inputs(folder: Path, samples: Samples, foundation: Foundation) -> None
 
 
 class RoundTrace:
-    """`trace/round_NNNN/`: the allocation, every client's batches, and adapters and heads before and after."""
+    """`trace/round_NNNN/`: who holds what, every client's batches, and adapters and heads before and after."""
 
-    def __init__(self, folder: Path, foundation: Foundation, work: LocalWork, allocation: Allocation) -> None:
+    def __init__(self, folder: Path, foundation: Foundation, work: LocalWork, assignment: Assignment) -> None:
         self._folder = folder / "trace" / f"round_{work.round:04d}"
         self._folder.mkdir(parents=True, exist_ok=True)
         self._foundation = foundation
-        np.save(self._folder / "allocation.npy", allocation)
+        self._exits = max(len(assignment.exits), 1)
+        np.save(self._folder / "allocation.npy", assignment.held)
         clients = work.clients
         participants = [
             {
@@ -63,9 +64,9 @@ class RoundTrace:
     def write_updates(self, updates: ClientUpdates) -> None:
         """`client_<id>.safetensors`: the adapters of the blocks each client held, by global index, and its head."""
         for position, client in enumerate(updates.clients.tolist()):
-            blocks, adapters, head = updates.of_client(position)
-            tensors = adapter_tensors(blocks, adapters, self._foundation.adapter_layout)
-            tensors |= head_tensors(head, self._foundation.head_layout)
+            blocks, adapters, exits, heads = updates.of_client(position)
+            tensors = adapter_tensors(blocks.tolist(), adapters, self._foundation.adapter_layout)
+            tensors |= head_tensors(exits.tolist(), heads, self._foundation.head_layout, exits=self._exits)
             save_file(tensors, self._folder / f"client_{client}.safetensors")
 
     def _write_json(self, name: str, content: object) -> None:

@@ -32,21 +32,32 @@ RANGES = {
     "rounds": COUNT,
     "seed": NATURAL,
     "evaluate_every": COUNT,
+    "data.classes": COUNT,
     "data.image_size": COUNT,
+    "data.max_length": COUNT,
     "data.test_fraction": FRACTION,
     "data.clients_per_domain": COUNT,
+    "data.clients": COUNT,
     "data.dirichlet_alpha": POSITIVE,
+    "data.shards_per_client": COUNT,
+    "data.quantity_sigma": NON_NEGATIVE,
+    "data.samples_per_client": COUNT,
     "data.min_samples": COUNT,
     "lora.rank": COUNT,
     "lora.alpha": POSITIVE,
     "lora.dropout": DECAY,
+    "server.lr": POSITIVE,
+    "server.betas": DECAY,
+    "server.tau": POSITIVE,
     "clients.capacities": COUNT,
+    "clients.ranks": COUNT,
     "clients.participants": COUNT,
     "training.lr": POSITIVE,
     "training.momentum": DECAY,
     "training.betas": DECAY,
     "training.eps": POSITIVE,
     "training.weight_decay": NON_NEGATIVE,
+    "training.proximal_mu": NON_NEGATIVE,
     "training.clip_norm": POSITIVE,
     "training.batch_size": COUNT,
     "training.local_epochs": COUNT,
@@ -90,10 +101,17 @@ def _check_names(config: ExperimentConfig) -> None:
 
 def _check_data(config: ExperimentConfig) -> None:
     data = config.data
-    if data.source == "image_folder" and not data.root:
-        raise InputError("data.root: found none with data.source image_folder, expected the folder of the images")
+    if data.source != "digits" and not data.root:
+        raise InputError(f"data.root: found none with data.source {data.source}, expected where its samples are")
     if data.source == "digits" and data.root is not None:
-        raise InputError(f"data.root: found {data.root!r} with data.source digits, expected data.source image_folder")
+        raise InputError(f"data.root: found {data.root!r} with data.source digits, expected another data.source")
+    if data.prompt is not None and data.source != "causal_lm":
+        raise InputError(f"data.prompt: found one with data.source {data.source}, expected data.source causal_lm")
+    if data.clients is not None and data.partition in ("domain", "natural", "bootstrap"):
+        raise InputError(
+            f"data.clients: found {data.clients} with data.partition {data.partition}, expected null there, or one of "
+            "the partitions iid, dirichlet, shards and quantity"
+        )
     repeated = [domain for domain in data.domains if data.domains.count(domain) > 1]
     if repeated:
         raise InputError(f"data.domains: found {repeated[0]!r} more than once, expected every domain once")

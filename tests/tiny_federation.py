@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -15,13 +16,14 @@ from fedra_engine.execution.executor import Executor
 from fedra_engine.execution.sequential import SequentialExecutor
 from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.execution.sweep_model import SweepModel
-from fedra_engine.execution.work import LocalWork
+from fedra_engine.execution.work import ClientUpdate, LocalWork
 from fedra_engine.federation.aggregation import Aggregator
 from fedra_engine.federation.allocation import Allocation, uniform_allocation
+from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import Clients
 from fedra_engine.models.adapters import initial_adapters
 from fedra_engine.models.foundation import Foundation
-from fedra_engine.models.state import GlobalState, adapter_tensors, head_tensors
+from fedra_engine.models.state import GlobalState, adapter_tensors, head_tensors, named_tensors
 from tests.tiny import DEPTH, TARGETS, make_samples, make_tiny
 
 # Different sizes give different step counts and ragged last batches; two clients hold equally many samples.
@@ -61,6 +63,9 @@ class Setting:
     clients: Clients
     family: str
     fuse_blocks: bool = False
+    exits: int = 1
+    assignment: Callable[[Allocation], Assignment] = Assignment
+    """Makes the assignment of all clients from FedRA's allocation."""
 
     def executor(self, lanes: int | None) -> Executor:
         """A sweep with `lanes`, or the sequential executor."""
@@ -78,13 +83,15 @@ class Setting:
         adapters = initial_adapters(foundation.adapter_layout, DEPTH, seed=0, dtype=foundation.adapter_dtype)
         # With B = 0 the gradient of A vanishes; random adapters exercise every product.
         noise = torch.from_numpy(np.random.default_rng(2).normal(scale=0.1, size=tuple(adapters.shape)))
-        return GlobalState(adapters + noise.to(adapters.dtype), foundation.initial_head())
+        heads = foundation.initial_heads().repeat(self.exits, 1)
+        heads += torch.arange(self.exits)[:, None] * 0.01 * heads.flip(1)
+        return GlobalState(adapters + noise.to(adapters.dtype), heads)
 
-    def work(self, index: int, participants: NDArray[np.int64]) -> tuple[LocalWork, Allocation]:
+    def work(self, index: int, participants: NDArray[np.int64]) -> tuple[LocalWork, Assignment]:
         """The local work of a round and who holds what in it."""
         work = LocalWork(self.clients, participants, self.training, seed=3, round=index, lr=self.training.lr)
         allocation = uniform_allocation(self.clients.capacities, DEPTH, np.random.default_rng(index))
-        return work, allocation[participants]
+        return work, self.assignment(allocation).of(participants)
 
     def rounds(self, lanes: int | None, count: int = 1) -> list[Round]:
         """Train all clients for `count` rounds, with a sweep of `lanes` or one after another."""
@@ -94,20 +101,24 @@ class Setting:
             updates: dict[int, Tensors] = {}
             for batch in executor.train(*self.work(index, np.arange(len(self.clients))), state):
                 aggregator.add(batch)
-                updates |= {client: self.named(*batch.of_client(i)) for i, client in enumerate(batch.clients.tolist())}
+                updates |= {c: self.named(batch.of_client(i), state) for i, c in enumerate(batch.clients.tolist())}
             after = aggregator.result()
             rounds.append(Round(self.named_state(state), updates, self.named_state(after)))
             state = after
         return rounds
 
-    def named(self, blocks: NDArray[np.int64], adapters: Tensor, head: Tensor) -> Tensors:
+    def named(self, update: ClientUpdate, state: GlobalState) -> Tensors:
         """Copies of an update's tensors, by name."""
-        tensors = adapter_tensors(blocks.tolist(), adapters, self.foundation.adapter_layout)
-        tensors |= head_tensors(head, self.foundation.head_layout)
+        tensors = adapter_tensors(update.blocks.tolist(), update.adapters, self.foundation.adapter_layout)
+        tensors |= head_tensors(
+            update.exits.tolist(), update.heads, self.foundation.head_layout, exits=len(state.heads)
+        )
         return {name: tensor.clone() for name, tensor in tensors.items()}
 
     def named_state(self, state: GlobalState) -> Tensors:
-        return self.named(np.arange(DEPTH), state.adapters, state.head)
+        """Copies of all tensors of a state, by name."""
+        tensors = named_tensors(state, self.foundation.adapter_layout, self.foundation.head_layout)
+        return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 def make_setting(

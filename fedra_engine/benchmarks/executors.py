@@ -82,7 +82,7 @@ def run_round(executor: Executor, setting: Setting) -> tuple[float, GlobalState]
     """Train and aggregate one round. Returns its CPU-seconds and the new global state."""
     started = time.process_time()
     aggregator = Aggregator(setting.state)
-    for updates in executor.train(setting.work, setting.allocation, setting.state):
+    for updates in executor.train(setting.work, setting.assignment, setting.state):
         aggregator.add(updates)
     result = aggregator.result()
     return time.process_time() - started, result

@@ -9,12 +9,11 @@ from torch import nn
 from torch.nn.functional import linear
 
 from fedra_engine.benchmarks.settings import Setting
-from fedra_engine.execution.lanes import LanePool
 
 
 def rows_per_pass(setting: Setting) -> list[list[int]]:
     """Samples that go through each block in each pass of the sweep, [passes][blocks]; 0 where nobody holds it."""
-    pool = LanePool(setting.work, setting.allocation, setting.state, lanes=setting.lanes)
+    pool = setting.lane_pool()
     passes = []
     while pool.refill() or pool.in_training():
         counts = [0] * setting.foundation.depth

@@ -80,7 +80,7 @@ def _change_difference(before: GlobalState, found: GlobalState, expected: Global
         ((mine - other).abs().max() / (other - start).abs().max())
         for start, mine, other in (
             (before.adapters, found.adapters, expected.adapters),
-            (before.head, found.head, expected.head),
+            (before.heads, found.heads, expected.heads),
         )
     ]
     return float(torch.stack(ratios).amax())

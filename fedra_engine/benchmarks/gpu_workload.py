@@ -18,6 +18,7 @@ from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.execution.work import LocalWork
 from fedra_engine.federation.aggregation import Aggregator
 from fedra_engine.federation.allocation import Allocation, uniform_allocation
+from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import Clients
 from fedra_engine.models.adapters import initial_adapters
 from fedra_engine.models.foundation import make_foundation
@@ -100,7 +101,7 @@ class Workload:
         adapters = initial_adapters(
             self.foundation.adapter_layout, shape.depth, seed=0, dtype=self.foundation.adapter_dtype
         )
-        self.state = GlobalState(adapters.to(device), self.foundation.initial_head())
+        self.state = GlobalState(adapters.to(device), self.foundation.initial_heads())
         self.samples = self._make_samples(device if pixels_on_device else torch.device("cpu"))
         self.sweep_model = SweepModel(
             self.foundation,
@@ -130,7 +131,7 @@ class Workload:
     def train(self, executor: Executor, round: Round) -> GlobalState:
         """Train and aggregate one round."""
         aggregator = Aggregator(self.state)
-        for updates in executor.train(round.work, round.allocation, self.state):
+        for updates in executor.train(round.work, Assignment(round.allocation), self.state):
             aggregator.add(updates)
         return aggregator.result()
 

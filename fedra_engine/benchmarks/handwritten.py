@@ -17,7 +17,7 @@ from fedra_engine.config import LoraConfig
 from fedra_engine.data.samples import Samples
 from fedra_engine.execution.sequential import train_client
 from fedra_engine.execution.work import ClientUpdates, LocalWork
-from fedra_engine.federation.allocation import Allocation
+from fedra_engine.federation.assignment import Assignment
 from fedra_engine.models.foundation import Foundation, replace_module, share_parameters
 from fedra_engine.models.state import GlobalState
 
@@ -36,11 +36,11 @@ class HandwrittenExecutor:
         self._head = nn.Linear(foundation.head_layout.features, foundation.head_layout.classes)
         replace_module(self._model, foundation.head_path, self._head)
 
-    def train(self, work: LocalWork, allocation: Allocation, state: GlobalState) -> Iterator[ClientUpdates]:
-        """Train the round; see `Executor.train`."""
+    def train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
+        """Train the round; see `Executor.train`. Serves FedRA's assignments: all that is held is trained."""
         layout, head_layout = self._foundation.adapter_layout, self._foundation.head_layout
         for row, client in enumerate(work.participants.tolist()):
-            held = np.flatnonzero(allocation[row])
+            held = np.flatnonzero(assignment.held[row])
             replace_module(
                 self._model,
                 self._foundation.block_path,
@@ -50,10 +50,21 @@ class HandwrittenExecutor:
             initial = (f for block in held for _, f in layout.named_factors(state.adapters[block]))
             for parameter, value in zip(factors, initial, strict=True):
                 parameter.data.copy_(value)
-            head_layout.load(state.head, self._head)
-            loss = train_client(self._model, [*factors, *self._head.parameters()], self._samples, work, client)
-            adapters = torch.cat([p.detach().flatten() for p in factors]).view(len(held), -1)
-            yield ClientUpdates.of_one(client, held, adapters, head_layout.pack(self._head), work, loss)
+            head_layout.load(state.heads[0], self._head)
+            loss = train_client(
+                lambda inputs: [self._model(**inputs).logits],
+                [*factors, *self._head.parameters()],
+                self._samples,
+                work,
+                client,
+                dtype=self._foundation.dtype,
+            )
+            adapters = state.adapters.new_empty(len(held), layout.size)
+            trained = (f for slot in adapters for _, f in layout.named_factors(slot))
+            for value, parameter in zip(trained, factors, strict=True):
+                value.copy_(parameter.detach())
+            exits = np.zeros(1, dtype=np.int64)
+            yield ClientUpdates.of_one(client, held, adapters, exits, head_layout.pack(self._head)[None], work, loss)
 
     def _wrap(self, block: nn.Module, scale: float) -> list[_LoraLinear]:
         layers = []

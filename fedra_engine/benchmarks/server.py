@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import resource
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,10 +13,8 @@ import torch
 from fedra_engine.benchmarks.executors import run_round
 from fedra_engine.benchmarks.settings import Setting, tiny_vit
 from fedra_engine.config import ClientsConfig, MethodConfig, TrainingConfig
-from fedra_engine.execution.lanes import LanePool
 from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.execution.work import LocalWork
-from fedra_engine.federation.aggregation import Aggregator
 from fedra_engine.federation.clients import Clients
 from fedra_engine.federation.sampling import sample_participants
 from fedra_engine.methods.base import Federation
@@ -26,20 +25,23 @@ def server_milliseconds_per_client(setting: Setting, *, clients: int = 2000, sam
     """CPU time of a round without any training: sampling, allocation, batches, hand-out, aggregation."""
     capacities = np.resize(np.array([12, 10, 8, 6, 4, 3]), clients)
     federation = Clients([np.arange(samples)] * clients, np.arange(clients) % 6, capacities)
-    method = make_method(Federation(MethodConfig(), federation, setting.foundation.depth, seed=0))
+    foundation = setting.foundation
+    method = make_method(
+        Federation(MethodConfig(), federation, foundation.depth, foundation.adapter_layout, setting.lora.scale, seed=0)
+    )
     training = TrainingConfig()
     started = time.process_time()
     participants = sample_participants(ClientsConfig(sampling="uniform"), federation, seed=0, round=0)
-    allocation = method.allocate(participants, 0)
+    assignment = method.assign(participants, 0)
     work = LocalWork(federation, participants, training, seed=0, round=0, lr=training.lr)
-    pool = LanePool(work, allocation, setting.state, lanes=setting.lanes)
-    aggregator = Aggregator(setting.state)
+    pool = replace(setting, work=work, assignment=assignment).lane_pool()
+    aggregator = method.aggregator(setting.state)
     while pool.refill():
         for lane in pool.in_training():
             lane.step = len(lane.batches)
         if updates := pool.take_finished():
             aggregator.add(updates)
-    method.aggregate(aggregator)
+    method.aggregate(aggregator, setting.state, 0)
     return (time.process_time() - started) / clients * 1000
 
 

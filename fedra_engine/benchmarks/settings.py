@@ -12,10 +12,12 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from fedra_engine.config import ExperimentConfig, LoraConfig, TrainingConfig
 from fedra_engine.data.samples import Preprocessing, Samples, SampleStore
+from fedra_engine.execution.lanes import LanePool
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.execution.work import LocalWork
 from fedra_engine.experiment import build_experiment
-from fedra_engine.federation.allocation import Allocation, uniform_allocation
+from fedra_engine.federation.allocation import uniform_allocation
+from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import Clients
 from fedra_engine.federation.sampling import sample_participants
 from fedra_engine.models.adapters import initial_adapters
@@ -38,8 +40,20 @@ class Setting:
     lora: LoraConfig
     lanes: int
     work: LocalWork
-    allocation: Allocation
+    assignment: Assignment
     state: GlobalState
+
+    def lane_pool(self) -> LanePool:
+        """The round's lanes, before anything is trained."""
+        foundation = self.foundation
+        return LanePool(
+            self.work,
+            self.assignment,
+            self.state,
+            foundation.adapter_layout,
+            lanes=self.lanes,
+            compute_dtype=foundation.dtype,
+        )
 
 
 def tiny_vit() -> Setting:
@@ -81,7 +95,7 @@ def embedded_default(config: ExperimentConfig) -> Setting:
         lora=config.lora,
         lanes=config.execution.lanes,
         work=LocalWork(experiment.clients, participants, config.training, config.seed, 0, config.training.lr),
-        allocation=experiment.method.allocate(participants, 0),
+        assignment=experiment.method.assign(participants, 0),
         state=experiment.initial_state,
     )
 
@@ -116,10 +130,10 @@ def _synthetic(
         lora=lora,
         lanes=lanes,
         work=LocalWork(federation, np.arange(clients), training, seed=0, round=0, lr=training.lr),
-        allocation=uniform_allocation(capacities, foundation.depth, rng),
+        assignment=Assignment(uniform_allocation(capacities, foundation.depth, rng)),
         state=GlobalState(
             initial_adapters(foundation.adapter_layout, foundation.depth, seed=0, dtype=torch.float32),
-            foundation.initial_head(),
+            foundation.initial_heads(),
         ),
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -10,55 +12,91 @@ from fedra_kernels import adamw, sgd, squared_norms
 
 
 class Bank:
-    """Parameters [rows, size] with gradients and optimizer state of the same shape; a row belongs to one client.
+    """Parameters [rows, size] with gradients and optimizer state; a row belongs to one client.
 
-    The optimizer follows torch.optim.SGD (no dampening, no Nesterov) or torch.optim.AdamW, row by row.
+    The optimizer follows torch.optim.SGD (no dampening, no Nesterov) or torch.optim.AdamW, row by row. It touches
+    the trained columns only.
     """
 
     def __init__(
-        self, rows: int, size: int, training: TrainingConfig, *, dtype: torch.dtype, device: torch.device
+        self,
+        rows: int,
+        size: int,
+        training: TrainingConfig,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        columns: slice = slice(None),
+        compute_dtype: torch.dtype | None = None,
     ) -> None:
+        """`columns` are trained; `compute_dtype`, where given, is the precision that `computed` is read in."""
         self._training = training
         self.parameters = torch.zeros(rows, size, dtype=dtype, device=device)
         self.gradients = torch.zeros_like(self.parameters)
+        self._columns = columns
         moments = 2 if training.optimizer == "adamw" else int(training.momentum > 0)
-        self._moments = [torch.zeros_like(self.parameters) for _ in range(moments)]
+        trained = self.parameters[:, columns]
+        self._moments = [torch.zeros(trained.shape, dtype=dtype, device=device) for _ in range(moments)]
+        self._anchors = torch.zeros_like(self.parameters) if training.proximal_mu > 0 else None
+        lower = compute_dtype is not None and compute_dtype != dtype
+        self._shadow = torch.zeros_like(self.parameters, dtype=compute_dtype) if lower else None
 
-    def load(self, first: int, source: Tensor, rows: Tensor) -> None:
-        """Give the bank's rows from `first` on to a new client: parameters `source[rows]` and a fresh optimizer."""
+    @property
+    def computed(self) -> Tensor:
+        """The parameters [rows, size] in the precision of the computation."""
+        return self.parameters if self._shadow is None else self._shadow
+
+    def load(self, first: int, source: Tensor, rows: Tensor, adjust: Callable[[Tensor], None] | None = None) -> None:
+        """Give the bank's rows from `first` on to a new client: parameters `source[rows]` and a fresh optimizer.
+
+        `adjust` may change the new rows [rows, size] in place.
+        """
         own = slice(first, first + len(rows))
         # Straight into place: this copy is most of what a client costs the server.
         torch.index_select(source, 0, rows, out=self.parameters[own])
+        if adjust is not None:
+            adjust(self.parameters[own])
+        for copy in (self._anchors, self._shadow):
+            if copy is not None:
+                copy[own].copy_(self.parameters[own])
         for moment in self._moments:
             moment[own].zero_()
 
+    def add_proximal_gradients(self) -> None:
+        """Add the gradient of μ/2 ‖w − w₀‖², w₀ as loaded (FedProx, arXiv 1812.06127, eq. 2)."""
+        if self._anchors is not None:
+            self.gradients.add_(self.parameters - self._anchors, alpha=self._training.proximal_mu)
+
     def squared_gradient_norms(self, rows: Tensor) -> Tensor:
-        """Sum of squared gradients of each row, [rows]."""
-        return squared_norms(self.gradients, rows)
+        """Sum of squared gradients of each row over the trained columns, [rows]."""
+        return squared_norms(self.gradients[:, self._columns], rows)
 
     def step(self, rows: Tensor, *, lr: float, clip: Tensor, steps: Tensor) -> None:
         """One optimizer step of `rows`, whose clients are at their `steps`-th (1-based) local step; clears gradients.
 
         `clip` [rows] multiplies the gradients.
         """
-        config = self._training
+        config, columns = self._training, self._columns
         rates = torch.full_like(clip, lr)
+        parameters, gradients = self.parameters[:, columns], self.gradients[:, columns]
+        shadow = None if self._shadow is None else self._shadow[:, columns]
         if config.optimizer == "sgd":
             sgd(
-                self.parameters,
-                self.gradients,
+                parameters,
+                gradients,
                 self._moments[0] if self._moments else None,
                 rows,
                 rates,
                 clip,
                 momentum=config.momentum,
                 weight_decay=config.weight_decay,
+                shadow=shadow,
             )
         else:
             first, second = self._moments
             adamw(
-                self.parameters,
-                self.gradients,
+                parameters,
+                gradients,
                 first,
                 second,
                 rows,
@@ -68,5 +106,6 @@ class Bank:
                 betas=config.betas,
                 eps=config.eps,
                 weight_decay=config.weight_decay,
+                shadow=shadow,
             )
         self.gradients.zero_()

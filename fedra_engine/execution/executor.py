@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from fedra_engine.execution.work import ClientUpdates, LocalWork
-from fedra_engine.federation.allocation import Allocation
+from fedra_engine.federation.assignment import Assignment
 from fedra_engine.models.state import GlobalState
 
 
 class Executor(Protocol):
     """Trains a round's participants. Same arguments, same updates, whichever implementation."""
 
-    def train(self, work: LocalWork, allocation: Allocation, state: GlobalState) -> Iterator[ClientUpdates]:
-        """Train every participant on the blocks of its row of `allocation` [participants, blocks].
+    def train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
+        """Train every participant of `work` as its row of `assignment` says.
 
         Every client starts from `state`. Updates come in the order clients finish.
         """

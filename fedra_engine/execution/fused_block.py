@@ -54,7 +54,7 @@ class FusedBlock(SweepBlock):
 
         x = self._normalize(stream, index, parts.norm2, parts.mlp_inputs).view(held)
         stream = scatter_add(stream, self._mlp(x).reshape(-1, features), index, parts.scale2)
-        return arguments.output(stream.view(hidden.shape))
+        return arguments.output(self._serve_exits(stream.view(hidden.shape)))
 
     def _normalize(self, stream: Tensor, index: Tensor, norm: Norm, readers: Sequence[nn.Module]) -> Tensor:
         """norm(stream[index]), [rows, features]; leaves the shrunk rows for the adapted ones among `readers`."""

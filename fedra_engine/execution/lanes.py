@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,8 @@ from torch import Tensor
 from fedra_engine.execution.banks import Bank
 from fedra_engine.execution.scheduling import longest_first
 from fedra_engine.execution.work import ClientUpdates, LocalWork
-from fedra_engine.federation.allocation import Allocation
+from fedra_engine.federation.assignment import Assignment
+from fedra_engine.models.adapters import AdapterLayout
 from fedra_engine.models.state import GlobalState
 
 
@@ -23,20 +24,33 @@ class Lane:
     """A client in training.
 
     Attributes:
-        index: the lane; also the client's row of the head bank.
+        index: the lane.
+        row: the client's row of the assignment.
         client: the client.
         blocks: int64 [held blocks], ascending.
         slots: int64 [held blocks], the client's rows of the adapter bank, consecutive.
+        trained: bool [held blocks], whether the client trains the adapters of each.
+        exits: int64 [exits], the global classifiers the client trains, ascending; the last sits after its last block.
+        heads: int64 [exits], the client's rows of the head bank, consecutive.
         batches: sample rows of each local step.
         step: local steps done.
     """
 
     index: int
+    row: int
     client: int
     blocks: NDArray[np.int64]
     slots: NDArray[np.int64]
+    trained: NDArray[np.bool_]
+    exits: NDArray[np.int64]
+    heads: NDArray[np.int64]
     batches: list[NDArray[np.int64]]
     step: int = 0
+
+    @property
+    def trained_slots(self) -> NDArray[np.int64]:
+        """int64 [trained blocks], the rows of the adapter bank that the client trains."""
+        return self.slots[self.trained]
 
     @property
     def batch(self) -> NDArray[np.int64]:
@@ -52,19 +66,36 @@ class Lane:
 class LanePool:
     """The lanes of one round: clients come from a queue, train, and make room for the next."""
 
-    def __init__(self, work: LocalWork, allocation: Allocation, state: GlobalState, *, lanes: int) -> None:
+    def __init__(
+        self,
+        work: LocalWork,
+        assignment: Assignment,
+        state: GlobalState,
+        layout: AdapterLayout,
+        *,
+        lanes: int,
+        compute_dtype: torch.dtype,
+    ) -> None:
         self._work = work
-        self._allocation = allocation
+        self._assignment = assignment
         self._state = state
-        self._queue = deque(longest_first(allocation, work.steps()).tolist())
+        self._layout = layout
+        self._queue = deque(longest_first(assignment.held, work.steps()).tolist())
         self._lanes: list[Lane | None] = [None] * min(lanes, len(self._queue))
         # Every lane owns as many adapter slots as the deepest client needs, so any client fits any lane.
-        self._slots_per_lane = int(allocation.sum(axis=1).max(initial=0))
+        self._slots_per_lane = int(assignment.held.sum(axis=1).max(initial=0))
+        self._heads_per_lane = len(state.heads)
         count, dtype, device = len(self._lanes), state.adapters.dtype, state.adapters.device
         self.adapters = Bank(
-            count * self._slots_per_lane, state.adapters.shape[1], work.training, dtype=dtype, device=device
+            count * self._slots_per_lane,
+            layout.size,
+            work.training,
+            dtype=dtype,
+            device=device,
+            columns=layout.columns(assignment.factors),
+            compute_dtype=compute_dtype,
         )
-        self.heads = Bank(count, len(state.head), work.training, dtype=dtype, device=device)
+        self.heads = Bank(count * self._heads_per_lane, state.heads.shape[1], work.training, dtype=dtype, device=device)
         self.losses = torch.zeros(count, dtype=torch.float64, device=device)
         """Sum over samples of the training loss of each lane's client so far."""
 
@@ -95,35 +126,60 @@ class LanePool:
         for lane in done:
             self._lanes[lane.index] = None
         device = self.losses.device
-        rows = self._rows(done)
         processed = np.array([sum(map(len, lane.batches)) for lane in done], dtype=np.int64)
         clients = np.array([lane.client for lane in done], dtype=np.int64)
         return ClientUpdates(
             clients=clients,
             samples=self._work.clients.sample_counts(clients),
             processed=processed,
-            losses=self.losses[rows].cpu().numpy() / processed,
+            losses=self.losses[self._rows(done)].cpu().numpy() / processed,
             adapters=self.adapters.parameters,
-            slots=torch.from_numpy(np.concatenate([lane.slots for lane in done])).to(device),
-            slot_owners=np.repeat(np.arange(len(done)), [len(lane.slots) for lane in done]),
-            slot_blocks=np.concatenate([lane.blocks for lane in done]),
+            slots=torch.from_numpy(np.concatenate([lane.trained_slots for lane in done])).to(device),
+            slot_owners=np.repeat(np.arange(len(done)), [len(lane.trained_slots) for lane in done]),
+            slot_blocks=np.concatenate([lane.blocks[lane.trained] for lane in done]),
             heads=self.heads.parameters,
-            head_rows=rows,
+            head_rows=torch.from_numpy(np.concatenate([lane.heads for lane in done])).to(device),
+            head_owners=np.repeat(np.arange(len(done)), [len(lane.heads) for lane in done]),
+            head_exits=np.concatenate([lane.exits for lane in done]),
         )
 
     def _start(self, index: int, row: int) -> Lane:
         client = int(self._work.participants[row])
-        blocks = np.flatnonzero(self._allocation[row])
-        slots = index * self._slots_per_lane + np.arange(len(blocks))
-        return Lane(index, client, blocks, slots, self._work.batches(client))
+        blocks = np.flatnonzero(self._assignment.held[row])
+        exits = self._assignment.exits_of(row)
+        return Lane(
+            index=index,
+            row=row,
+            client=client,
+            blocks=blocks,
+            slots=index * self._slots_per_lane + np.arange(len(blocks)),
+            trained=self._assignment.trained_blocks[row, blocks],
+            exits=exits,
+            heads=index * self._heads_per_lane + np.arange(len(exits)),
+            batches=self._work.batches(client),
+        )
 
     def _hand_out(self, lanes: Sequence[Lane]) -> None:
-        device = self.losses.device
-        head, only = self._state.head[None], torch.zeros(1, dtype=torch.int64, device=device)
+        device, state = self.losses.device, self._state
         for lane in lanes:
-            self.adapters.load(int(lane.slots[0]), self._state.adapters, torch.from_numpy(lane.blocks).to(device))
-            self.heads.load(lane.index, head, only)
+            blocks, exits = torch.from_numpy(lane.blocks).to(device), torch.from_numpy(lane.exits).to(device)
+            self.adapters.load(int(lane.slots[0]), state.adapters, blocks, self._adjustment(lane))
+            self.heads.load(int(lane.heads[0]), state.heads, exits)
         self.losses.index_fill_(0, self._rows(lanes), 0)
+
+    def _adjustment(self, lane: Lane) -> Callable[[Tensor], None] | None:
+        """What makes handed-out slots the client's own: its rank, and what it keeps to itself."""
+        ranks, hand_out = self._assignment.ranks, self._assignment.hand_out
+        if ranks is None and hand_out is None:
+            return None
+
+        def adjust(slots: Tensor) -> None:
+            if hand_out is not None:
+                hand_out(lane.client, lane.blocks, slots)
+            if ranks is not None:
+                self._layout.truncate(slots, int(ranks[lane.row]))
+
+        return adjust
 
     def _rows(self, lanes: Sequence[Lane]) -> Tensor:
         return torch.tensor([lane.index for lane in lanes], device=self.losses.device)

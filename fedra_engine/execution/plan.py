@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -41,16 +42,43 @@ class BlockRows:
 
 
 @dataclass(frozen=True)
+class ExitCopy:
+    """A group of samples that stands for another one at an early exit.
+
+    It skips every block. After `block` it takes over the hidden states of the group `source`, and so reaches what
+    comes after the blocks with the state that the source had there.
+    """
+
+    block: int
+    group: int
+    source: int
+
+
+@dataclass(frozen=True)
+class ExitRows:
+    """After a block, the samples `copies` take over the hidden states of `sources`; int64 [samples] each."""
+
+    copies: Tensor
+    sources: Tensor
+
+    def take_over(self, hidden: Tensor) -> Tensor:
+        """`hidden` [batch, …] with the copies' states replaced."""
+        return hidden.index_copy(0, self.copies, hidden.index_select(0, self.sources))
+
+
+@dataclass(frozen=True)
 class SweepPlan:
-    """A batch made of several clients' samples, client after client.
+    """A batch made of several groups of samples, one after another: a client's, or its copy at an early exit.
 
     Attributes:
         blocks: the samples of each block; None for a block that nobody holds.
-        heads: all samples by client; the slots are rows of the head bank.
+        heads: all samples by group; the slots are rows of the head bank.
+        exits: the early exits, by block.
     """
 
     blocks: tuple[BlockRows | None, ...]
     heads: RowGroups
+    exits: Mapping[int, ExitRows]
 
 
 def make_plan(
@@ -61,23 +89,25 @@ def make_plan(
     scale: float,
     dtype: torch.dtype,
     device: torch.device,
+    copies: Sequence[ExitCopy] = (),
 ) -> SweepPlan:
-    """Plan a batch of `sizes[i]` samples for client i.
+    """Plan a batch of `sizes[i]` samples for group i.
 
     Args:
-        sizes: samples of each client, in the order of the batch.
-        slots: int64 [clients, blocks], bank row of each client's adapter of each block; -1 where it holds none.
-        heads: int64 [clients], bank row of each client's head.
+        sizes: samples of each group, in the order of the batch.
+        slots: int64 [groups, blocks], bank row of each group's adapter of each block; -1 where it skips the block.
+        heads: int64 [groups], bank row of each group's head.
         scale: LoRA's alpha / rank.
         dtype: precision of the scales.
         device: device of the tables.
+        copies: which groups are copies of others at early exits.
     """
     counts = np.asarray(sizes, dtype=np.int64)
     owner = np.repeat(np.arange(len(counts)), counts)
 
-    def groups(clients: NDArray[np.int64], rows: NDArray[np.int64]) -> RowGroups:
+    def groups(members: NDArray[np.int64], rows: NDArray[np.int64]) -> RowGroups:
         scales = torch.full((len(rows),), scale, dtype=dtype)
-        return RowGroups(counts[clients].tolist(), torch.from_numpy(rows), scales, device)
+        return RowGroups(counts[members].tolist(), torch.from_numpy(rows), scales, device)
 
     def block_rows(block_slots: NDArray[np.int64]) -> BlockRows | None:
         held = block_slots >= 0
@@ -93,5 +123,23 @@ def make_plan(
         )
 
     return SweepPlan(
-        blocks=tuple(block_rows(column) for column in slots.T), heads=groups(np.arange(len(counts)), heads)
+        blocks=tuple(block_rows(column) for column in slots.T),
+        heads=groups(np.arange(len(counts)), heads),
+        exits=_exit_rows(counts, copies, device),
     )
+
+
+def _exit_rows(counts: NDArray[np.int64], copies: Sequence[ExitCopy], device: torch.device) -> dict[int, ExitRows]:
+    starts = np.cumsum(counts) - counts
+    by_block: defaultdict[int, list[ExitCopy]] = defaultdict(list)
+    for copy in copies:
+        by_block[copy.block].append(copy)
+
+    def rows(groups: list[int]) -> Tensor:
+        members = [np.arange(starts[group], starts[group] + counts[group]) for group in groups]
+        return torch.from_numpy(np.concatenate(members)).to(device)
+
+    return {
+        block: ExitRows(rows([copy.group for copy in some]), rows([copy.source for copy in some]))
+        for block, some in by_block.items()
+    }

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import numpy as np
 import torch
-from torch import nn
-from torch.nn.functional import cross_entropy
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from fedra_engine.config import LoraConfig, TrainingConfig
 from fedra_engine.data.samples import Samples
 from fedra_engine.execution.dropout import DropoutKeys
 from fedra_engine.execution.submodel import Submodel, build_submodel
 from fedra_engine.execution.work import ClientUpdates, LocalLoss, LocalWork
-from fedra_engine.federation.allocation import Allocation
+from fedra_engine.federation.assignment import Assignment
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.state import GlobalState
+
+Logits = Callable[[Mapping[str, Tensor]], list[Tensor]]
+"""The logits [samples, classes] of a client's model at each of its exits."""
 
 
 class SequentialExecutor:
@@ -27,11 +29,11 @@ class SequentialExecutor:
         self._samples = samples
         self._lora = lora
 
-    def train(self, work: LocalWork, allocation: Allocation, state: GlobalState) -> Iterator[ClientUpdates]:
+    def train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
         """Train the round; see `Executor.train`."""
+        self._foundation.use_base(state.base)
         for row, client in enumerate(work.participants.tolist()):
-            blocks = np.flatnonzero(allocation[row])
-            submodel = build_submodel(self._foundation, self._lora, blocks, state)
+            submodel = build_submodel(self._foundation, self._lora, assignment, row, client, state)
 
             def before_step(step: int, client: int = client, submodel: Submodel = submodel) -> None:
                 if self._lora.dropout > 0:
@@ -42,41 +44,84 @@ class SequentialExecutor:
                     )
 
             loss = train_client(
-                submodel.model, submodel.parameters(), self._samples, work, client, before_step=before_step
+                submodel.logits,
+                submodel.parameters(),
+                self._samples,
+                work,
+                client,
+                dtype=self._foundation.dtype,
+                distillation=assignment.distillation,
+                before_step=before_step,
             )
-            adapters, head = submodel.pack(len(blocks), self._foundation.head_layout)
-            yield ClientUpdates.of_one(client, blocks, adapters, head, work, loss)
+            yield ClientUpdates.of_one(client, *submodel.update(), work, loss)
 
 
 def train_client(
-    model: nn.Module,
+    logits: Logits,
     parameters: Sequence[nn.Parameter],
     samples: Samples,
     work: LocalWork,
     client: int,
     *,
+    dtype: torch.dtype,
+    distillation: float = 0.0,
     before_step: Callable[[int], None] | None = None,
 ) -> LocalLoss:
     """Train `parameters` of a client's own model on its batches, with torch's optimizer.
 
-    `before_step` is called with the number of each local step, from 0.
+    Args:
+        logits: the model.
+        parameters: what is trained.
+        samples: the training set.
+        work: batches and hyperparameters.
+        client: who trains.
+        dtype: precision of the model's inputs.
+        distillation: weight of the mutual distillation between exits.
+        before_step: called with the number of each local step, from 0.
     """
     optimizer = _make_optimizer(parameters, work.training, work.lr)
-    device, dtype = parameters[0].device, next(model.parameters()).dtype
+    pull = _ProximalTerm(parameters, work.training.proximal_mu) if work.training.proximal_mu > 0 else None
+    device = parameters[0].device
     total, processed = 0.0, 0
     for step, batch in enumerate(work.batches(client)):
         if before_step is not None:
             before_step(step)
         rows = torch.from_numpy(batch)
-        loss = cross_entropy(model(**samples.inputs(rows, device, dtype)).logits, samples.labels[rows].to(device))
+        at_exits = logits(samples.inputs(rows, device, dtype))
+        loss = _loss(at_exits, samples.labels[rows].to(device), distillation)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss if pull is None else loss + pull()).backward()
         if work.training.clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, work.training.clip_norm)
         optimizer.step()
         total += float(loss.detach()) * len(batch)
         processed += len(batch)
     return LocalLoss(total, processed)
+
+
+class _ProximalTerm:
+    """μ/2 ‖w − w₀‖² over all parameters, w₀ as they are now (FedProx, arXiv 1812.06127, eq. 2)."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], mu: float) -> None:
+        self._parameters = parameters
+        self._mu = mu
+        self._anchors = [parameter.detach().clone() for parameter in parameters]
+
+    def __call__(self) -> Tensor:
+        pairs = zip(self._parameters, self._anchors, strict=True)
+        return 0.5 * self._mu * torch.stack([((p - anchor) ** 2).sum() for p, anchor in pairs]).sum()
+
+
+def _loss(at_exits: Sequence[Tensor], labels: Tensor, distillation: float) -> Tensor:
+    """Cross entropy at every exit, and every exit as the teacher of every other one; see `exit_losses`."""
+    loss = torch.stack([cross_entropy(logits, labels) for logits in at_exits]).sum()
+    for student in at_exits:
+        for teacher in at_exits:
+            if teacher is not student:
+                target = log_softmax(teacher.detach(), dim=1)
+                divergence = kl_div(log_softmax(student, dim=1), target, reduction="batchmean", log_target=True)
+                loss = loss + distillation / (len(at_exits) - 1) * divergence
+    return loss
 
 
 def _make_optimizer(parameters: Sequence[nn.Parameter], training: TrainingConfig, lr: float) -> torch.optim.Optimizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 
 from fedra_engine.config import LoraConfig
 from fedra_engine.execution.dropout import CounterDropout, DropoutKeys
+from fedra_engine.execution.work import ClientUpdate
+from fedra_engine.federation.assignment import Assignment
 from fedra_engine.models.foundation import Foundation, replace_module, share_parameters
-from fedra_engine.models.heads import HeadLayout
 from fedra_engine.models.state import GlobalState
 
 _ADAPTER = "default"
@@ -26,72 +28,127 @@ class Submodel:
     """A model with some blocks of the foundation, in ascending order; frozen weights are shared with it.
 
     Attributes:
-        model: `model(**inputs).logits`, in eval mode (the foundation's own dropout is off).
-        layers: PEFT's LoRA layers, block after block, target after target.
-        head: the client's classifier.
+        foundation: what it is cut from.
+        model: the module tree, in eval mode (the foundation's own dropout is off).
+        held: its blocks.
+        blocks: int64 [held], their places in the foundation.
+        trained: bool [held], the blocks whose adapters are trained.
+        layers: PEFT's LoRA layers of each block, target after target.
+        exits: int64 [exits], which global classifiers the client has.
+        depths: how many of the blocks come before each of them.
+        heads: these classifiers.
         dropouts: the LoRA dropouts; empty without dropout.
     """
 
+    foundation: Foundation
     model: nn.Module
-    layers: list[LoraLayer]
-    head: nn.Linear
+    held: nn.ModuleList | nn.Sequential
+    blocks: NDArray[np.int64]
+    trained: NDArray[np.bool_]
+    layers: list[list[LoraLayer]]
+    exits: NDArray[np.int64]
+    depths: list[int]
+    heads: list[nn.Linear]
     dropouts: list[CounterDropout]
+
+    def logits(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+        """[samples, classes] at each exit, one pass through the model for each."""
+        return [self._logits_at(depth, head, inputs) for depth, head in zip(self.depths, self.heads, strict=True)]
 
     def parameters(self) -> list[nn.Parameter]:
         """What the client trains."""
-        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        factors = [factor for layers in self.layers for layer in layers for factor in _factors(layer)]
+        return [p for p in (*factors, *(p for head in self.heads for p in head.parameters())) if p.requires_grad]
 
     def use_dropout_keys(self, keys: DropoutKeys) -> None:
         """Draw the coming masks from `keys`."""
         for dropout in self.dropouts:
             dropout.keys = keys
 
-    def pack(self, blocks: int, layout: HeadLayout) -> tuple[Tensor, Tensor]:
-        """The trained adapters [blocks, slot size] and head [head size], laid out as in the global state."""
-        factors = [f.detach().flatten() for layer in self.layers for f in _factors(layer)]
-        return torch.cat(factors).view(blocks, -1), layout.pack(self.head)
+    def update(self) -> ClientUpdate:
+        """The trained adapters and heads, laid out as in the global state; ranks padded with zeros."""
+        layout = self.foundation.adapter_layout
+        some = np.flatnonzero(self.trained)
+        heads = [self.foundation.head_layout.pack(head) for head in self.heads]
+        slots = heads[0].new_zeros(len(some), layout.size)
+        for slot, position in zip(slots, some.tolist(), strict=True):
+            for target, layer in enumerate(self.layers[position]):
+                a, b = _factors(layer)
+                layout.lora_a(slot, target)[: len(a)] = a.detach()
+                layout.lora_b(slot, target)[:, : b.shape[1]] = b.detach()
+        return ClientUpdate(self.blocks[some], slots, self.exits, torch.stack(heads))
+
+    def _logits_at(self, depth: int, head: nn.Linear, inputs: Mapping[str, Tensor]) -> Tensor:
+        replace_module(self.model, self.foundation.block_path, self.held[:depth])
+        replace_module(self.model, self.foundation.head_path, head)
+        logits: Tensor = self.model(**inputs).logits
+        return logits
 
 
-def build_submodel(foundation: Foundation, lora: LoraConfig, blocks: NDArray[np.int64], state: GlobalState) -> Submodel:
-    """Cut the foundation to `blocks` (ascending) and load their adapters and the head from `state`."""
+def build_submodel(
+    foundation: Foundation, lora: LoraConfig, assignment: Assignment, row: int, client: int, state: GlobalState
+) -> Submodel:
+    """Cut the foundation to what the participant in `row` of `assignment` holds, and load that from `state`."""
     model = share_parameters(foundation.model)
     full = model.get_submodule(foundation.block_path)
     assert isinstance(full, nn.ModuleList | nn.Sequential)
+    blocks = np.flatnonzero(assignment.held[row])
     chosen = nn.ModuleList([full[block] for block in blocks.tolist()])
     held = chosen if isinstance(full, nn.ModuleList) else nn.Sequential(*chosen)
-    replace_module(model, foundation.block_path, held)
-    layers, dropouts = _inject(held, foundation, lora, blocks, state)
-    head = _make_head(foundation, state)
-    replace_module(model, foundation.head_path, head)
-    return Submodel(model, layers, head, dropouts)
+    rank = lora.rank if assignment.ranks is None else int(assignment.ranks[row])
+    slots = state.adapters[torch.from_numpy(blocks).to(state.adapters.device)]
+    if assignment.hand_out is not None:
+        assignment.hand_out(client, blocks, slots)
+    trained = assignment.trained_blocks[row, blocks]
+    layers, dropouts = _inject(held, foundation, lora, rank, blocks, slots)
+    for position, of_block in enumerate(layers):
+        for layer in of_block:
+            for factor, name in zip(_factors(layer), ("A", "B"), strict=True):
+                factor.requires_grad_(bool(trained[position]) and assignment.factors in ("both", name))
+    exits = assignment.exits_of(row)
+    ends = [assignment.exits[exit] for exit in exits] if assignment.exits else [blocks[-1]]
+    return Submodel(
+        foundation=foundation,
+        model=model,
+        held=held,
+        blocks=blocks,
+        trained=trained,
+        layers=layers,
+        exits=exits,
+        depths=[int((blocks <= end).sum()) for end in ends],
+        heads=[_make_head(foundation, state.heads[exit]) for exit in exits.tolist()],
+        dropouts=dropouts,
+    )
 
 
 def _inject(
     held: nn.ModuleList | nn.Sequential,
     foundation: Foundation,
     lora: LoraConfig,
+    rank: int,
     blocks: NDArray[np.int64],
-    state: GlobalState,
-) -> tuple[list[LoraLayer], list[CounterDropout]]:
+    slots: Tensor,
+) -> tuple[list[list[LoraLayer]], list[CounterDropout]]:
     layout = foundation.adapter_layout
     names = [f"{position}.{target.path}" for position in range(len(blocks)) for target in layout.targets]
     inject_adapter_in_model(
-        PeftLoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names),
+        PeftLoraConfig(r=rank, lora_alpha=lora.scale * rank, lora_dropout=lora.dropout, target_modules=names),
         held,
     )
-    layers: list[LoraLayer] = []
+    layers: list[list[LoraLayer]] = []
     dropouts: list[CounterDropout] = []
     for position, block in enumerate(blocks.tolist()):
-        factors = iter(layout.named_factors(state.adapters[block]))
+        layers.append([])
         for index, target in enumerate(layout.targets):
             layer = held[position].get_submodule(target.path)
             assert isinstance(layer, LoraLayer)
-            for parameter in _factors(layer):
-                parameter.data = next(factors)[1].clone()
+            a, b = _factors(layer)
+            a.data = layout.lora_a(slots[position], index)[:rank].clone()
+            b.data = layout.lora_b(slots[position], index)[:, :rank].clone()
             if lora.dropout > 0:
                 dropouts.append(CounterDropout(block, index))
                 layer.lora_dropout[_ADAPTER] = dropouts[-1]
-            layers.append(layer)
+            layers[-1].append(layer)
     return layers, dropouts
 
 
@@ -99,10 +156,10 @@ def _factors(layer: LoraLayer) -> tuple[nn.Parameter, nn.Parameter]:
     return layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
 
 
-def _make_head(foundation: Foundation, state: GlobalState) -> nn.Linear:
+def _make_head(foundation: Foundation, values: Tensor) -> nn.Linear:
     layout = foundation.head_layout
-    head = nn.Linear(layout.features, layout.classes, device=state.head.device, dtype=state.head.dtype)
-    layout.load(state.head, head)
+    head = nn.Linear(layout.features, layout.classes, device=values.device, dtype=values.dtype)
+    layout.load(values, head)
     # A low-precision model hands its features to a head kept in full precision.
-    head.register_forward_pre_hook(lambda module, args: (args[0].to(state.head.dtype),))
+    head.register_forward_pre_hook(lambda module, args: (args[0].to(values.dtype),))
     return head

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fedra_engine.execution.sweep_context import SweepContext
 from fedra_engine.models.batch_arguments import BatchArguments
@@ -39,4 +39,9 @@ class SweepBlock(nn.Module):
         some_args, some_kwargs = arguments.select(args, kwargs, rows.index, gather_rows(hidden, rows.index))
         output = self.block(*some_args, **some_kwargs)
         trained = output[0] if arguments.returns_tuple else output
-        return arguments.output(scatter_rows(hidden, trained, rows.index))
+        return arguments.output(self._serve_exits(scatter_rows(hidden, trained, rows.index)))
+
+    def _serve_exits(self, hidden: Tensor) -> Tensor:
+        """Give samples that stand for others at an exit after this block the states of those."""
+        exits = self._context.plan.exits.get(self._position)
+        return hidden if exits is None else exits.take_over(hidden)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from fedra_engine.execution.dropout import DropoutKeys
 from fedra_engine.execution.plan import BlockRows, SweepPlan
-from fedra_engine.models.adapters import AdapterLayout
+from fedra_engine.models.adapters import AdapterLayout, Factor
 from fedra_kernels import Dropout, RowGroups, lora_linear
 
 
@@ -21,14 +21,14 @@ class SweepContext:
         self.shrunk: dict[tuple[int, int], Tensor] = {}
         """drop(x) Aᵀ of the targets whose input's producer computed it, until the target takes it."""
 
-    def bind(self, adapters: Tensor, gradients: Tensor) -> None:
-        """Use `adapters` [bank rows, slot size] from now on; backward adds their gradients into `gradients`."""
+    def bind(self, adapters: Tensor, gradients: Tensor, factors: Factor = "both") -> None:
+        """Use `adapters` [bank rows, slot size] from now on; backward adds gradients of `factors` into `gradients`."""
         targets = range(len(self._layout.targets))
         # The factors are leaves of autograd only so that it calls the op's backward; that adds into the sinks.
         self.lora_a = [self._layout.lora_a(adapters, t).detach().requires_grad_() for t in targets]
         self.lora_b = [self._layout.lora_b(adapters, t) for t in targets]
-        self.grad_a = [self._layout.lora_a(gradients, t) for t in targets]
-        self.grad_b = [self._layout.lora_b(gradients, t) for t in targets]
+        self.grad_a = [self._layout.lora_a(gradients, t) if factors != "B" else None for t in targets]
+        self.grad_b = [self._layout.lora_b(gradients, t) if factors != "A" else None for t in targets]
 
     def rows(self, block: int) -> BlockRows:
         """Who goes through `block`; it is one that somebody holds."""

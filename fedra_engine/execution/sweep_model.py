@@ -20,6 +20,7 @@ from fedra_engine.execution.fused_families import match_parts
 from fedra_engine.execution.plan import SweepPlan, make_plan
 from fedra_engine.execution.sweep_block import SweepBlock
 from fedra_engine.execution.sweep_context import GroupedLoraLinear, SweepContext
+from fedra_engine.models.adapters import Factor
 from fedra_engine.models.batch_arguments import probe_batch_arguments
 from fedra_engine.models.foundation import Foundation, replace_module, share_parameters
 
@@ -56,9 +57,9 @@ class SweepModel:
         replace_module(self._model, foundation.head_path, nn.Identity())
         self.fused = self._fuse(blocks, plain, example_inputs(2)) if fuse_blocks else 0
 
-    def bind(self, adapters: Tensor, gradients: Tensor) -> None:
-        """Use `adapters` [bank rows, slot size] from now on; backward adds their gradients into `gradients`."""
-        self._context.bind(adapters, gradients)
+    def bind(self, adapters: Tensor, gradients: Tensor, factors: Factor = "both") -> None:
+        """Use `adapters` [bank rows, slot size] from now on; backward adds gradients of `factors` into `gradients`."""
+        self._context.bind(adapters, gradients, factors)
 
     def features(self, inputs: Inputs, plan: SweepPlan, dropout: DropoutKeys | None = None) -> Tensor:
         """Inputs of the classifier for the samples of `plan`, [samples, features]."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -62,6 +63,15 @@ class LocalLoss:
     processed: int
 
 
+class ClientUpdate(NamedTuple):
+    """What one client trained: `adapters` [blocks, slot size] of `blocks`, `heads` [exits, head size] of `exits`."""
+
+    blocks: NDArray[np.int64]
+    adapters: Tensor
+    exits: NDArray[np.int64]
+    heads: Tensor
+
+
 @dataclass(frozen=True)
 class ClientUpdates:
     """What a few clients return after their local training, as rows of the executor's banks.
@@ -74,11 +84,13 @@ class ClientUpdates:
         processed: int64 [clients], samples each client went through in this round, over all local steps.
         losses: float64 [clients], mean training loss over each client's samples.
         adapters: adapter bank [bank rows, slot size].
-        slots: int64 [slots], rows of `adapters` that belong to these clients.
+        slots: int64 [slots], rows of `adapters` that these clients trained.
         slot_owners: int64 [slots], index into `clients`.
         slot_blocks: int64 [slots], the block each slot is for.
         heads: head bank [bank rows, head size].
-        head_rows: int64 [clients], rows of `heads`.
+        head_rows: int64 [heads], rows of `heads`.
+        head_owners: int64 [heads], index into `clients`.
+        head_exits: int64 [heads], which of the global classifiers each is.
     """
 
     clients: NDArray[np.int64]
@@ -91,12 +103,21 @@ class ClientUpdates:
     slot_blocks: NDArray[np.int64]
     heads: Tensor
     head_rows: Tensor
+    head_owners: NDArray[np.int64]
+    head_exits: NDArray[np.int64]
 
     @classmethod
     def of_one(
-        cls, client: int, blocks: NDArray[np.int64], adapters: Tensor, head: Tensor, work: LocalWork, loss: LocalLoss
+        cls,
+        client: int,
+        blocks: NDArray[np.int64],
+        adapters: Tensor,
+        exits: NDArray[np.int64],
+        heads: Tensor,
+        work: LocalWork,
+        loss: LocalLoss,
     ) -> ClientUpdates:
-        """The update of a client that trained alone: `adapters` [held blocks, slot size] and `head` [head size]."""
+        """The update of a client that trained alone: `adapters` [blocks, slot size], `heads` [exits, head size]."""
         clients = np.array([client])
         return cls(
             clients=clients,
@@ -107,12 +128,15 @@ class ClientUpdates:
             slots=torch.arange(len(blocks), device=adapters.device),
             slot_owners=np.zeros(len(blocks), dtype=np.int64),
             slot_blocks=blocks,
-            heads=head[None],
-            head_rows=torch.zeros(1, dtype=torch.int64, device=head.device),
+            heads=heads,
+            head_rows=torch.arange(len(exits), device=heads.device),
+            head_owners=np.zeros(len(exits), dtype=np.int64),
+            head_exits=exits,
         )
 
-    def of_client(self, position: int) -> tuple[NDArray[np.int64], Tensor, Tensor]:
-        """Blocks [held], adapters [held, slot size] and head [head size] of `clients[position]`."""
-        mine = self.slot_owners == position
+    def of_client(self, position: int) -> ClientUpdate:
+        """What `clients[position]` trained."""
+        mine, my_heads = self.slot_owners == position, self.head_owners == position
         slots = self.slots[torch.from_numpy(mine).to(self.slots.device)]
-        return self.slot_blocks[mine], self.adapters[slots], self.heads[self.head_rows[position]]
+        rows = self.head_rows[torch.from_numpy(my_heads).to(self.head_rows.device)]
+        return ClientUpdate(self.slot_blocks[mine], self.adapters[slots], self.head_exits[my_heads], self.heads[rows])

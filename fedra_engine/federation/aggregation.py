@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -35,64 +36,78 @@ class Aggregator:
         weighting: Literal["uniform", "samples"] = "uniform",
         deterministic: bool = False,
     ) -> None:
-        self._previous = previous
+        self.previous = previous
         self._weighting = weighting
-        self._adapters = _WeightedSum(previous.adapters, deterministic)
-        self._head = _WeightedSum(previous.head[None], deterministic)
+        self._adapters = WeightedSum(previous.adapters, deterministic)
+        self._heads = WeightedSum(previous.heads, deterministic)
 
     def add(self, updates: ClientUpdates) -> None:
         """Take in the updates of a few clients."""
-        weights = self._weights(updates.samples)
-        self._adapters.add(updates.adapters, updates.slots, updates.slot_blocks, weights[updates.slot_owners])
-        self._head.add(updates.heads, updates.head_rows, np.zeros(len(weights), dtype=np.int64), weights)
+        weights = self.client_weights(updates)
+        self._adapters.add(updates.adapters, updates.slots, updates.slot_blocks, self.slot_weights(updates, weights))
+        self._heads.add(updates.heads, updates.head_rows, updates.head_exits, weights[updates.head_owners])
 
     def merge(self, other: Aggregator) -> None:
         """Take in all that `other` has taken in."""
         self._adapters.merge(other._adapters)
-        self._head.merge(other._head)
+        self._heads.merge(other._heads)
 
     def result(self) -> GlobalState:
         """The new global state; a block that nobody held keeps its value."""
-        return GlobalState(
-            adapters=self._adapters.mean(self._previous.adapters),
-            head=self._head.mean(self._previous.head[None])[0],
+        return replace(
+            self.previous,
+            adapters=self._adapters.mean(self.previous.adapters),
+            heads=self._heads.mean(self.previous.heads),
         )
 
-    def _weights(self, samples: NDArray[np.int64]) -> NDArray[np.float64]:
+    def held_blocks(self) -> Tensor:
+        """bool [blocks], blocks that somebody trained so far."""
+        return self._adapters.weight > 0
+
+    def client_weights(self, updates: ClientUpdates) -> NDArray[np.float64]:
+        """The weight of each client, [clients]."""
+        samples = updates.samples
         return (samples if self._weighting == "samples" else np.ones_like(samples)).astype(np.float64)
 
+    def slot_weights(self, updates: ClientUpdates, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The weight of each slot, [slots], given those of the clients."""
+        return weights[updates.slot_owners]
 
-class _WeightedSum:
+
+class WeightedSum:
     """Σ w·v [rows, size] and Σ w [rows] per global row."""
 
-    def __init__(self, like: Tensor, deterministic: bool) -> None:
+    def __init__(self, like: Tensor, deterministic: bool = False) -> None:
         # A GPU's float64 units are slow and the kernel's order of summation is fixed, so float32 serves there.
         exact = deterministic or like.device.type == "cpu"
         dtype = torch.float64 if exact else torch.float32
         self._parts = [torch.zeros(like.shape, dtype=dtype, device=like.device) for _ in range(1 + deterministic)]
-        self._weight = torch.zeros(len(like), dtype=dtype, device=like.device)
+        self.weight = torch.zeros(len(like), dtype=dtype, device=like.device)
 
     def add(self, bank: Tensor, rows: Tensor, targets: NDArray[np.int64], weights: NDArray[np.float64]) -> None:
+        """Add `bank[rows]` with `weights` to the global rows `targets`."""
         where = torch.from_numpy(targets).to(bank.device)
-        weight = torch.from_numpy(weights).to(self._weight)
+        weight = torch.from_numpy(weights).to(self.weight)
         if len(self._parts) == 1:
-            aggregate(self._parts[0], self._weight, bank, rows, where, weight)
+            aggregate(self._parts[0], self.weight, bank, rows, where, weight)
             return
         values = bank[rows].double()
         every = torch.arange(len(values), device=bank.device)
         coarse = _round_to(values, _COARSE_BITS)
-        aggregate(self._parts[0], self._weight, coarse, every, where, weight)
+        aggregate(self._parts[0], self.weight, coarse, every, where, weight)
         fine = _round_to(values - coarse, _FINE_BITS)
-        aggregate(self._parts[1], torch.zeros_like(self._weight), fine, every, where, weight)
+        aggregate(self._parts[1], torch.zeros_like(self.weight), fine, every, where, weight)
 
-    def merge(self, other: _WeightedSum) -> None:
+    def merge(self, other: WeightedSum) -> None:
+        """Add what `other` summed."""
         for part, others in zip(self._parts, other._parts, strict=True):
             part += others
-        self._weight += other._weight
+        self.weight += other.weight
 
     def mean(self, previous: Tensor) -> Tensor:
+        """The mean of each row; rows without weight as in `previous`."""
         total = self._parts[0] if len(self._parts) == 1 else self._parts[0] + self._parts[1]
-        return finish_aggregate(total, self._weight, previous)
+        return finish_aggregate(total, self.weight, previous)
 
 
 def _round_to(values: Tensor, bits: int) -> Tensor:

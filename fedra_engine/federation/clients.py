@@ -20,11 +20,13 @@ class Clients:
         samples: training sample rows of each client.
         domains: int64 [clients], index of each client's domain.
         capacities: int64 [clients], number of blocks each client can hold.
+        ranks: int64 [clients], LoRA rank of each; None where all have the adapters' own.
     """
 
     samples: Sequence[NDArray[np.int64]]
     domains: NDArray[np.int64]
     capacities: NDArray[np.int64]
+    ranks: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -45,12 +47,28 @@ def capacities_by_domain(capacities: Sequence[int], domains: NDArray[np.int64], 
             raise InputError(
                 f"clients.capacities: found {capacity}, expected values from 1 to the model's depth of {depth} blocks"
             )
+    return _by_domain("clients.capacities", capacities, domains)
+
+
+def ranks_by_domain(ranks: Sequence[int], domains: NDArray[np.int64], full: int) -> NDArray[np.int64] | None:
+    """Give every client the rank of its domain; a single entry holds for all. None when all have the `full` rank.
+
+    Raises:
+        InputError: a rank outside 1…full, or neither none, one entry nor one per domain.
+    """
+    for rank in ranks:
+        if not 1 <= rank <= full:
+            raise InputError(f"clients.ranks: found {rank}, expected values from 1 to lora.rank, {full}")
+    if all(rank == full for rank in ranks):
+        return None
+    return _by_domain("clients.ranks", ranks, domains)
+
+
+def _by_domain(field: str, values: Sequence[int], domains: NDArray[np.int64]) -> NDArray[np.int64]:
     count = int(domains.max()) + 1
-    if len(capacities) not in (1, count):
-        raise InputError(
-            f"clients.capacities: found {len(capacities)} entries, expected 1 or one for each of {count} domains"
-        )
-    table = np.broadcast_to(np.array(capacities, dtype=np.int64), (count,))
+    if len(values) not in (1, count):
+        raise InputError(f"{field}: found {len(values)} entries, expected 1 or one for each of {count} domains")
+    table = np.broadcast_to(np.array(values, dtype=np.int64), (count,))
     return table[domains]
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedra_engine.config import MethodConfig
+from fedra_engine.evaluation import EvaluatedModel
+from fedra_engine.execution.work import ClientUpdates
 from fedra_engine.federation.aggregation import Aggregator
-from fedra_engine.federation.allocation import Allocation
+from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import Clients
+from fedra_engine.models.adapters import AdapterLayout, Factor
 from fedra_engine.models.state import GlobalState
 
 
@@ -21,31 +26,70 @@ class Federation:
 
     Attributes:
         config: the method's options.
-        clients: all clients, with their capacities.
+        clients: all clients, with their capacities and ranks.
         depth: blocks of the foundation model.
+        layout: where the factors lie in a slot.
+        scale: factor of the adapter's product, alpha / rank.
         seed: seed of every draw.
+        deterministic: aggregate so that even the last bit does not depend on the order clients finish in.
     """
 
     config: MethodConfig
     clients: Clients
     depth: int
+    layout: AdapterLayout
+    scale: float
     seed: int
+    deterministic: bool = False
 
 
 class Method(ABC):
-    """A federated algorithm; subclasses say which blocks participants train."""
+    """A federated algorithm: what participants train, and what the server makes of it."""
 
     def __init__(self, federation: Federation) -> None:
+        """Raises InputError when the method cannot work with this federation."""
         self.federation = federation
 
     @abstractmethod
-    def allocate(self, participants: NDArray[np.int64], round: int) -> Allocation:
-        """Which blocks each participant trains in `round`, bool [participants, blocks]."""
+    def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:
+        """What each participant holds and trains in `round`; one that holds nothing sits the round out."""
 
-    def evaluated_blocks(self) -> NDArray[np.int64]:
-        """The blocks of the global model, ascending; all, unless a method's model is shallower."""
-        return np.arange(self.federation.depth)
+    def initial_state(self, state: GlobalState, base: Callable[[], tuple[Tensor, ...]]) -> GlobalState:
+        """The state before the first round.
 
-    def aggregate(self, aggregator: Aggregator) -> GlobalState:
-        """The new global state from all updates of a round; by default their mean."""
+        Args:
+            state: the global adapters and the classifier, as a plain federation starts with them.
+            base: gives the frozen weights of the adapter targets, for methods that write into them.
+        """
+        return state
+
+    def aggregator(self, previous: GlobalState) -> Aggregator:
+        """What collects the updates of a round that began with `previous`; by default for their mean."""
+        config = self.federation.config
+        return Aggregator(previous, weighting=config.weighting, deterministic=self.federation.deterministic)
+
+    def receive(self, updates: ClientUpdates) -> None:  # noqa: B027 (most methods keep nothing)
+        """See the updates of a few clients before they are aggregated, for what is kept per client."""
+
+    def aggregate(self, aggregator: Aggregator, previous: GlobalState, round: int) -> GlobalState:
+        """The new global state from all updates of a round that began with `previous`."""
         return aggregator.result()
+
+    def evaluated_model(self) -> EvaluatedModel:
+        """Which part of the global state predicts; all blocks, unless a method's model is shallower."""
+        return EvaluatedModel(np.arange(self.federation.depth))
+
+    def personal_states(self, state: GlobalState) -> Iterable[Iterable[GlobalState]] | None:
+        """Per domain, the models of its clients, where these and not the global one are what a method makes."""
+        return None
+
+    def uploaded_factors(self, assignment: Assignment) -> Factor:
+        """Which LoRA factors clients send to the server."""
+        return assignment.factors
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What the method remembers from round to round besides the global state, for a checkpoint."""
+        return {}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:  # noqa: B027 (most methods keep nothing)
+        """Take back what `tensors` gave."""

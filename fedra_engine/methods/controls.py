@@ -5,29 +5,41 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fedra_engine.federation.allocation import Allocation, prefix_allocation
-from fedra_engine.methods.base import Method
+from fedra_engine.evaluation import EvaluatedModel
+from fedra_engine.federation.allocation import prefix_allocation
+from fedra_engine.federation.assignment import Assignment
+from fedra_engine.methods.allocated import check_full_depth, check_own_allocation
+from fedra_engine.methods.base import Federation, Method
 
 
 class AllLarge(Method):
     """Every client trains all blocks, whatever its capacity: the upper bound (FedRA, §4)."""
 
-    def allocate(self, participants: NDArray[np.int64], round: int) -> Allocation:
-        """See `Method.allocate`."""
-        return np.ones((len(participants), self.federation.depth), dtype=np.bool_)
+    def __init__(self, federation: Federation) -> None:
+        super().__init__(federation)
+        check_own_allocation(federation)
+        check_full_depth("method.name alllarge", federation)
+
+    def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:
+        """See `Method.assign`."""
+        return Assignment(np.ones((len(participants), self.federation.depth), dtype=np.bool_))
 
 
 class AllSmall(Method):
     """Every client trains the first min(capacity) blocks, and the global model is that deep (FedRA, §4)."""
 
-    def allocate(self, participants: NDArray[np.int64], round: int) -> Allocation:
-        """See `Method.allocate`."""
-        depths = np.full(len(participants), self._depth())
-        return prefix_allocation(depths, self.federation.depth)
+    def __init__(self, federation: Federation) -> None:
+        super().__init__(federation)
+        check_own_allocation(federation)
 
-    def evaluated_blocks(self) -> NDArray[np.int64]:
-        """See `Method.evaluated_blocks`."""
-        return np.arange(self._depth())
+    def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:
+        """See `Method.assign`."""
+        depths = np.full(len(participants), self._depth())
+        return Assignment(prefix_allocation(depths, self.federation.depth))
+
+    def evaluated_model(self) -> EvaluatedModel:
+        """See `Method.evaluated_model`."""
+        return EvaluatedModel(np.arange(self._depth()))
 
     def _depth(self) -> int:
         return int(self.federation.clients.capacities.min())

@@ -5,16 +5,32 @@ from __future__ import annotations
 from fedra_engine.errors import InputError
 from fedra_engine.methods.base import Federation, Method
 from fedra_engine.methods.controls import AllLarge, AllSmall
+from fedra_engine.methods.fedexlora import FedExLora
+from fedra_engine.methods.fedit import FedIT
 from fedra_engine.methods.fedra import FedRA
+from fedra_engine.methods.fedsalora import FedSALora
+from fedra_engine.methods.ffalora import FFALora
+from fedra_engine.methods.flexlora import FlexLora
+from fedra_engine.methods.flora import FLoRA
 
-METHODS: dict[str, type[Method]] = {"fedra": FedRA, "alllarge": AllLarge, "allsmall": AllSmall}
+METHODS: dict[str, type[Method]] = {
+    "fedra": FedRA,
+    "alllarge": AllLarge,
+    "allsmall": AllSmall,
+    "fedit": FedIT,
+    "ffalora": FFALora,
+    "fedsalora": FedSALora,
+    "flora": FLoRA,
+    "flexlora": FlexLora,
+    "fedexlora": FedExLora,
+}
 
 
 def make_method(federation: Federation) -> Method:
     """The method that `federation.config.name` names.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: there is none of that name, or it cannot work with this federation.
     """
     name = federation.config.name
     if name not in METHODS:

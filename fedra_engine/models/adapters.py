@@ -1,7 +1,8 @@
 """Adapter storage: how the LoRA factors of a block lie in one flat vector, and banks of many such vectors.
 
 A *slot* is one (client, block) pair. A bank holds one slot per row, so hand-out, optimizer and aggregation are
-single operations over rows, and an op reads the factors of any target as a strided view.
+single operations over rows, and an op reads the factors of any target as a strided view. All A come first, then all
+B, so that a method which trains or shares only one factor works on one range of columns.
 """
 
 from __future__ import annotations
@@ -10,12 +11,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedra_engine.randomness import generator
+
+Factor = Literal["both", "A", "B"]
+"""Which of a LoRA product's factors."""
 
 
 @dataclass(frozen=True)
@@ -36,23 +41,34 @@ class AdapterLayout:
 
     @cached_property
     def _offsets(self) -> tuple[int, ...]:
-        sizes = (self.rank * width for t in self.targets for width in (t.in_features, t.out_features))
-        return tuple(accumulate(sizes, initial=0))
+        widths = [*(t.in_features for t in self.targets), *(t.out_features for t in self.targets)]
+        return tuple(accumulate((self.rank * width for width in widths), initial=0))
 
     @property
     def size(self) -> int:
         """LoRA parameters of one block."""
         return self._offsets[-1]
 
+    def columns(self, factor: Factor) -> slice:
+        """The columns of a slot that hold A, B or both."""
+        middle = self._offsets[len(self.targets)]
+        return {"both": slice(0, self.size), "A": slice(0, middle), "B": slice(middle, self.size)}[factor]
+
     def lora_a(self, bank: Tensor, target: int) -> Tensor:
         """View […, rank, in] of slots […, size]."""
-        start, end = self._offsets[2 * target : 2 * target + 2]
+        start, end = self._offsets[target : target + 2]
         return bank[..., start:end].unflatten(-1, (self.rank, -1))
 
     def lora_b(self, bank: Tensor, target: int) -> Tensor:
         """View […, out, rank] of slots […, size]."""
-        start, end = self._offsets[2 * target + 1 : 2 * target + 3]
+        start, end = self._offsets[len(self.targets) + target : len(self.targets) + target + 2]
         return bank[..., start:end].unflatten(-1, (-1, self.rank))
+
+    def truncate(self, slots: Tensor, rank: int) -> None:
+        """Set what `slots` […, size] hold beyond `rank` to zero, in place: rows of A and columns of B."""
+        for target in range(len(self.targets)):
+            self.lora_a(slots, target)[..., rank:, :] = 0
+            self.lora_b(slots, target)[..., rank:] = 0
 
     def named_factors(self, slot: Tensor) -> Iterator[tuple[str, Tensor]]:
         """(`<target path>.lora_A`, [rank, in]) and (`<target path>.lora_B`, [out, rank]) views of a slot [size]."""
@@ -61,9 +77,11 @@ class AdapterLayout:
             yield f"{target.path}.lora_B", self.lora_b(slot, index)
 
 
-def initial_adapters(layout: AdapterLayout, depth: int, *, seed: int, dtype: torch.dtype) -> Tensor:
-    """The global adapters before the first round, [blocks, size]: A Kaiming-uniform(√5) as in LoRA, B zero."""
-    rng = generator(seed, purpose="initial adapters")
+def initial_adapters(
+    layout: AdapterLayout, depth: int, *, seed: int, dtype: torch.dtype, round: int = 0
+) -> Tensor:
+    """Fresh global adapters [blocks, size], before the first round or `round`: A Kaiming-uniform(√5), B zero."""
+    rng = generator(seed, round=round, purpose="initial adapters")
     bank = torch.zeros(depth, layout.size, dtype=dtype)
     for index, target in enumerate(layout.targets):
         # Kaiming-uniform with a = √5 is uniform in ±1/√fan_in.

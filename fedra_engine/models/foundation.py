@@ -23,7 +23,7 @@ from fedra_engine.models.structure import find_block_path, find_head_path, find_
 
 @dataclass(frozen=True)
 class Foundation:
-    """A frozen transformer for classification; nothing in it is ever changed.
+    """A frozen transformer for classification; nothing but `use_base` ever changes it.
 
     Attributes:
         model: the whole model in eval mode, all parameters frozen; `model(**inputs).logits`.
@@ -68,9 +68,27 @@ class Foundation:
         """Precision of the trainable weights: that of the model, but at least float32."""
         return torch.promote_types(self.dtype, torch.float32)
 
-    def initial_head(self) -> Tensor:
-        """The classifier as loaded, [head size], in `adapter_dtype`."""
-        return self.head_layout.pack(self.classifier).to(self.adapter_dtype)
+    def initial_heads(self) -> Tensor:
+        """The classifier as loaded, [1, head size], in `adapter_dtype`."""
+        return self.head_layout.pack(self.classifier).to(self.adapter_dtype)[None]
+
+    def base(self) -> tuple[Tensor, ...]:
+        """The frozen weights of the adapter targets, per target [blocks, out, in], copied in `adapter_dtype`."""
+        return tuple(
+            torch.stack([self._weight(block, target.path) for block in range(self.depth)]).to(self.adapter_dtype)
+            for target in self.adapter_layout.targets
+        )
+
+    def use_base(self, base: tuple[Tensor, ...]) -> None:
+        """Overwrite the weights of the adapter targets with those of a `GlobalState.base`; nothing if it is empty."""
+        for target, weights in zip(self.adapter_layout.targets, base, strict=False):
+            for block, weight in enumerate(weights):
+                self._weight(block, target.path).copy_(weight)
+
+    def _weight(self, block: int, path: str) -> Tensor:
+        linear = self.blocks[block].get_submodule(path)
+        assert isinstance(linear, nn.Linear)
+        return linear.weight.detach()
 
 
 def make_foundation(model: nn.Module, lora: LoraConfig, *, classes: int, block_path: str | None = None) -> Foundation:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -13,15 +13,39 @@ from fedra_engine.models.heads import HeadLayout
 
 @dataclass(frozen=True)
 class GlobalState:
-    """The global adapters [blocks, slot size] and the global head [head size]."""
+    """What the server keeps from round to round.
+
+    Attributes:
+        adapters: the global adapters [blocks, slot size].
+        heads: the global classifiers [exits, head size]; one, unless a method has early exits. The last is the
+            model's own.
+        base: weights of the adapter targets, per target [blocks, out, in], where a method writes into the frozen
+            model; empty: they are as loaded.
+    """
 
     adapters: Tensor
-    head: Tensor
+    heads: Tensor
+    base: tuple[Tensor, ...] = ()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name, for a checkpoint."""
+        named = {"adapters": self.adapters, "heads": self.heads}
+        return named | {f"base.{target}": weights for target, weights in enumerate(self.base)}
+
+    def restored(self, tensors: Mapping[str, Tensor]) -> GlobalState:
+        """A state shaped and placed like this one with the values that `tensors` gave."""
+        base = tuple(tensors[f"base.{target}"].to(weights) for target, weights in enumerate(self.base))
+        return GlobalState(tensors["adapters"].to(self.adapters), tensors["heads"].to(self.heads), base)
+
+    def finite(self) -> bool:
+        """Whether no value is infinite or not a number."""
+        return all(bool(tensor.isfinite().all()) for tensor in (self.adapters, self.heads, *self.base))
 
 
 def named_tensors(state: GlobalState, adapters: AdapterLayout, head: HeadLayout) -> dict[str, Tensor]:
     """All tensors of a state by name, as `adapter_tensors` and `head_tensors` have them."""
-    return adapter_tensors(range(len(state.adapters)), state.adapters, adapters) | head_tensors(state.head, head)
+    named = adapter_tensors(range(len(state.adapters)), state.adapters, adapters)
+    return named | head_tensors(range(len(state.heads)), state.heads, head, exits=len(state.heads))
 
 
 def adapter_tensors(blocks: Iterable[int], adapters: Tensor, layout: AdapterLayout) -> dict[str, Tensor]:
@@ -33,6 +57,14 @@ def adapter_tensors(blocks: Iterable[int], adapters: Tensor, layout: AdapterLayo
     }
 
 
-def head_tensors(head: Tensor, layout: HeadLayout) -> dict[str, Tensor]:
-    """`head.weight` [classes, features] and `head.bias` [classes] of a head vector [size], each contiguous."""
-    return {"head.weight": layout.weight(head).contiguous(), "head.bias": layout.bias(head).contiguous()}
+def head_tensors(indices: Iterable[int], heads: Tensor, layout: HeadLayout, *, exits: int) -> dict[str, Tensor]:
+    """`weight` [classes, features] and `bias` [classes] of `heads` [n, head size], the classifiers `indices`.
+
+    The last of all `exits` is `head`, an earlier one `exits.<index>`.
+    """
+    named = {}
+    for index, head in zip(indices, heads, strict=True):
+        name = "head" if index == exits - 1 else f"exits.{index}"
+        named[f"{name}.weight"] = layout.weight(head).contiguous()
+        named[f"{name}.bias"] = layout.bias(head).contiguous()
+    return named

@@ -7,6 +7,7 @@ from .counter_hash import Dropout, dropout_key, dropout_mask
 from .gather_norm import gather_norm, gather_norm_reference
 from .groups import RowGroups
 from .head import head_cross_entropy, head_cross_entropy_reference
+from .head_logits import head_logits, head_logits_reference
 from .lora_linear import lora_linear, lora_linear_reference
 from .scatter import gather_rows, gather_rows_reference, scatter_rows, scatter_rows_reference
 from .scatter_add import scatter_add, scatter_add_reference
@@ -31,6 +32,8 @@ __all__ = [
     "gelu",
     "head_cross_entropy",
     "head_cross_entropy_reference",
+    "head_logits",
+    "head_logits_reference",
     "lora_linear",
     "lora_linear_reference",
     "scatter_add",

@@ -54,6 +54,8 @@ def cases() -> Iterator[Case]:
     ):  # fmt: skip
         name = f"{_short(dtype)} r{rank}{' dropout' if drop else ''}"
         yield Case(f"lora_linear {name}", partial(_lora_linear, dtype, rank, drop))
+    for frozen in ("A", "B"):
+        yield Case(f"lora_linear bf16 r16 frozen {frozen}", partial(_lora_linear, half, 16, False, frozen))
     for dtype, rank in ((half, 16), (half, 128), (single, 128)):
         name = f"{_short(dtype)} r{rank} dropout"
         yield Case(f"gather_norm {name}", partial(_gather_norm, dtype, rank))
@@ -124,11 +126,13 @@ def _dropout() -> Dropout:
     return Dropout(0.1, torch.arange(len(SIZES)))
 
 
-def _lora_linear(dtype: torch.dtype, rank: int, drop: bool) -> None:
+def _lora_linear(dtype: torch.dtype, rank: int, drop: bool, frozen: str = "") -> None:
     x = torch.zeros(sum(SIZES), WIDTH, dtype=dtype, requires_grad=True)
     a, b = _bank(rank, WIDTH, dtype=dtype), _bank(OUTPUTS, rank, dtype=dtype)
     weight, bias = torch.zeros(OUTPUTS, WIDTH, dtype=dtype), torch.zeros(OUTPUTS, dtype=dtype)
-    sinks = torch.zeros_like(a, dtype=torch.float32), torch.zeros_like(b, dtype=torch.float32)
+    sinks = [
+        None if name == frozen else torch.zeros_like(bank, dtype=torch.float32) for name, bank in (("A", a), ("B", b))
+    ]
     y = lora_linear(x, weight, bias, a, b, _groups(), *sinks, _dropout() if drop else None)
     y.backward(torch.zeros_like(y))
 

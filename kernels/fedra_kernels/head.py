@@ -45,7 +45,9 @@ def head_cross_entropy(
     Raises:
         ValueError: a shape, dtype, device, label or group table does not fit.
     """
-    _check(features, weight, bias, labels, groups, grad_weight, grad_bias)
+    check_heads(features, weight, bias, groups, grad_weight, grad_bias)
+    check_shape("labels", labels, (groups.rows,))
+    check_index("labels", labels, "weight", weight, dim=1)
     losses, correct = _HeadCrossEntropy.apply(features, weight, bias, labels, groups, grad_weight, grad_bias)
     return losses, correct
 
@@ -111,21 +113,14 @@ class _HeadCrossEntropy(torch.autograd.Function):
         return grad_features, *([None] * 6)
 
 
-def _check(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    labels: Tensor,
-    groups: RowGroups,
-    grad_weight: Tensor,
-    grad_bias: Tensor,
+def check_heads(
+    features: Tensor, weight: Tensor, bias: Tensor, groups: RowGroups, grad_weight: Tensor, grad_bias: Tensor
 ) -> None:
+    """Raise ValueError unless the classifiers, their sinks and the groups fit features."""
     check_shape("features", features, (groups.rows, None))
     check_float("features", features)
     check_shape("weight", weight, (None, None, features.shape[1]))
     check_shape("bias", bias, weight.shape[:2])
-    check_shape("labels", labels, (groups.rows,))
-    check_index("labels", labels, "weight", weight, dim=1)
     check_shape("grad_weight", grad_weight, weight.shape)
     check_shape("grad_bias", grad_bias, bias.shape)
     if groups.smallest_bank > weight.shape[0]:

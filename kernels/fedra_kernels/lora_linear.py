@@ -32,8 +32,8 @@ def lora_linear(
     lora_a: Tensor,
     lora_b: Tensor,
     groups: RowGroups,
-    grad_a: Tensor,
-    grad_b: Tensor,
+    grad_a: Tensor | None,
+    grad_b: Tensor | None,
     dropout: Dropout | None = None,
     *,
     shrunk: Tensor | None = None,
@@ -49,14 +49,14 @@ def lora_linear(
         lora_b: [slots, out, rank].
         groups: the rows of each slot and its scale, alpha / rank.
         grad_a: gradient sink shaped as lora_a: backward adds each touched slot's dA into it. Its dtype may
-            be wider than the bank's.
-        grad_b: gradient sink shaped as lora_b.
+            be wider than the bank's. None where A is frozen: dA is not computed.
+        grad_b: gradient sink shaped as lora_b, or None where B is frozen.
         dropout: LoRA dropout on the adapter's input; None for none.
         shrunk: [rows, rank], drop(x) A_k^T as the op that made x returned it; None: computed here.
 
     Returns:
         y, shaped as x with `out` for `in`. autograd differentiates with respect to x alone. Where x needs no
-        gradient, `lora_a.requires_grad` makes backward run for the sinks.
+        gradient, `requires_grad` of a bank makes backward run for the sinks.
 
     Raises:
         ValueError: a shape, dtype, device or group table does not fit.
@@ -120,38 +120,41 @@ class _LoraLinear(torch.autograd.Function):
         lora_a: Tensor,
         lora_b: Tensor,
         groups: RowGroups,
-        grad_a: Tensor,
-        grad_b: Tensor,
+        grad_a: Tensor | None,
+        grad_b: Tensor | None,
         dropout: Dropout | None,
         shrunk: Tensor | None,
     ) -> Tensor:
         ctx.groups, ctx.grad_a, ctx.grad_b, ctx.dropout = groups, grad_a, grad_b, dropout
+        keep = None
         if use_triton(x):
             x = x.contiguous()
             y, shrunk = _triton_forward(x, weight, bias, lora_a, lora_b, groups, dropout, shrunk)
-            ctx.save_for_backward(x, weight, lora_a, lora_b, shrunk)
-            return y
-        keep = _keep(dropout, groups, x)
-        if shrunk is None:
-            shrunk = lora_torch.shrink(x, lora_a, groups, keep)
-        ctx.save_for_backward(x, weight, lora_a, lora_b, shrunk, keep)
-        return lora_torch.forward(x, weight, bias, shrunk, lora_b, groups, _gain(dropout))
+        else:
+            keep = _keep(dropout, groups, x)
+            if shrunk is None:
+                shrunk = lora_torch.shrink(x, lora_a, groups, keep)
+            y = lora_torch.forward(x, weight, bias, shrunk, lora_b, groups, _gain(dropout))
+        # A frozen factor frees what only its gradient reads.
+        kept_x, kept_shrunk = (None if grad_a is None else x), (None if grad_b is None else shrunk)
+        ctx.save_for_backward(kept_x, weight, lora_a, lora_b, kept_shrunk, keep)
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, lora_a, lora_b, shrunk, *keep = ctx.saved_tensors
+        x, weight, lora_a, lora_b, shrunk, keep = ctx.saved_tensors
         grad_y = grad_y.contiguous()
         needs_grad_x = ctx.needs_input_grad[0]
-        if keep:
-            grad_x = lora_torch.backward(
-                grad_y, x, weight, lora_a, lora_b, shrunk, keep[0],
-                ctx.groups, _gain(ctx.dropout), ctx.grad_a, ctx.grad_b, needs_grad_x,
-            )  # fmt: skip
-        else:
+        if use_triton(grad_y):
             grad_x = _triton_backward(
                 grad_y, x, weight, lora_a, lora_b, shrunk,
                 ctx.groups, ctx.dropout, ctx.grad_a, ctx.grad_b, needs_grad_x,
+            )  # fmt: skip
+        else:
+            grad_x = lora_torch.backward(
+                grad_y, x, weight, lora_a, lora_b, shrunk, keep,
+                ctx.groups, _gain(ctx.dropout), ctx.grad_a, ctx.grad_b, needs_grad_x,
             )  # fmt: skip
         return grad_x, *([None] * 9)
 
@@ -179,33 +182,46 @@ def _triton_forward(
 
 def _triton_backward(
     grad_y: Tensor,
-    x: Tensor,
+    x: Tensor | None,
     weight: Tensor,
     lora_a: Tensor,
     lora_b: Tensor,
-    shrunk: Tensor,
+    shrunk: Tensor | None,
     groups: RowGroups,
     dropout: Dropout | None,
-    grad_a: Tensor,
-    grad_b: Tensor,
+    grad_a: Tensor | None,
+    grad_b: Tensor | None,
     needs_grad_x: bool,
 ) -> Tensor | None:
     rank, scales, gain = lora_a.shape[1], groups.scales, _gain(dropout)
-    if rank <= NARROW_RANK:
+    if grad_a is None and not needs_grad_x:
+        _triton_grad_b(grad_y, shrunk, groups, gain, grad_b)
+        return None
+    if shrunk is not None and grad_b is not None and rank <= NARROW_RANK:
         chunks = groups.chunks(output_chunk(grad_y, rank))
         grad_shrunk = lora_grad_output(grad_y, lora_b, shrunk, chunks.rows, chunks.groups, scales, gain, grad_b)
     else:
         pieces = groups.chunks(shrink_tile(grad_y, rank).rows).rows
         grad_shrunk = lora_shrink(grad_y, lora_b, pieces, scales, gain, None, 0, True)
-        chunks = groups.chunks(outer_chunk(grad_y, rank))
-        lora_grad_outer(grad_y, shrunk, chunks.rows, chunks.groups, scales, gain, None, 0, False, grad_b)
+        _triton_grad_b(grad_y, shrunk, groups, gain, grad_b)
     keys, threshold = dropout_arguments(dropout)
-    chunks = groups.chunks(outer_chunk(x, rank))
-    lora_grad_outer(x, grad_shrunk, chunks.rows, chunks.groups, None, 1.0, keys, threshold, True, grad_a)
+    if x is not None and grad_a is not None:
+        chunks = groups.chunks(outer_chunk(x, rank))
+        lora_grad_outer(x, grad_shrunk, chunks.rows, chunks.groups, None, 1.0, keys, threshold, True, grad_a)
     if not needs_grad_x:
         return None
     spans = groups.spans(gemm_tile(grad_y, rank, keys is not None).rows)
     return lora_gemm(grad_y, weight, None, grad_shrunk, lora_a, spans, groups.filled, None, 1.0, keys, threshold, True)
+
+
+def _triton_grad_b(
+    grad_y: Tensor, shrunk: Tensor | None, groups: RowGroups, gain: float, grad_b: Tensor | None
+) -> None:
+    """Add dB into its sink; nothing where B is frozen."""
+    if shrunk is None or grad_b is None:
+        return
+    chunks = groups.chunks(outer_chunk(grad_y, shrunk.shape[1]))
+    lora_grad_outer(grad_y, shrunk, chunks.rows, chunks.groups, groups.scales, gain, None, 0, False, grad_b)
 
 
 def _gain(dropout: Dropout | None) -> float:
@@ -242,8 +258,8 @@ def _check(
     lora_a: Tensor,
     lora_b: Tensor,
     groups: RowGroups,
-    grad_a: Tensor,
-    grad_b: Tensor,
+    grad_a: Tensor | None,
+    grad_b: Tensor | None,
 ) -> None:
     check_float("x", x)
     check_shape("weight", weight, (None, None))
@@ -252,15 +268,15 @@ def _check(
         raise ValueError(f"x: found shape {list(x.shape)}, expected [rows, {inputs}] as weight has")
     check_shape("lora_a", lora_a, (None, None, inputs))
     check_shape("lora_b", lora_b, (lora_a.shape[0], outputs, lora_a.shape[1]))
-    check_shape("grad_a", grad_a, lora_a.shape)
-    check_shape("grad_b", grad_b, lora_b.shape)
     if bias is not None:
         check_shape("bias", bias, (outputs,))
         check_like("bias", bias, "x", x)
     for name, tensor in (("weight", weight), ("lora_b", lora_b)):
         check_like(name, tensor, "x", x)
-    for name, sink in (("grad_a", grad_a), ("grad_b", grad_b)):
-        check_device(name, sink, "x", x)
-        check_dtype(name, sink, (x.dtype, torch.float32, torch.float64))
-    for name, bank in (("lora_b", lora_b), ("grad_a", grad_a), ("grad_b", grad_b)):
-        check_bank(name, bank)
+    check_bank("lora_b", lora_b)
+    for name, sink, bank in (("grad_a", grad_a, lora_a), ("grad_b", grad_b, lora_b)):
+        if sink is not None:
+            check_shape(name, sink, bank.shape)
+            check_device(name, sink, "x", x)
+            check_dtype(name, sink, (x.dtype, torch.float32, torch.float64))
+            check_bank(name, sink)

@@ -46,30 +46,34 @@ def forward(
 
 def backward(
     grad_y: Tensor,
-    x: Tensor,
+    x: Tensor | None,
     weight: Tensor,
     lora_a: Tensor,
     lora_b: Tensor,
-    shrunk: Tensor,
+    shrunk: Tensor | None,
     keep: Tensor | None,
     groups: RowGroups,
     gain: float,
-    grad_a: Tensor,
-    grad_b: Tensor,
+    grad_a: Tensor | None,
+    grad_b: Tensor | None,
     needs_grad_x: bool,
 ) -> Tensor | None:
-    """Add dA and dB into the sinks and return dX, or None where it is not needed."""
-    dropped = x if keep is None else x * keep
+    """Add dA and dB into the sinks that are given, from x and shrunk, and return dX, or None where not needed."""
     grad_x = grad_y @ weight if needs_grad_x else None
+    dropped = x if x is None or keep is None else x * keep
     for run in groups.runs:
         scale = run.scale * gain
         run_grad_y = grouped(grad_y, run)
+        if grad_b is not None and shrunk is not None:
+            scaled_shrunk = (_rank_major(shrunk, run) * scale).to(shrunk.dtype)
+            add_to_bank(grad_b, run.slots, torch.bmm(scaled_shrunk, run_grad_y).transpose(1, 2))
+        if grad_a is None and grad_x is None:
+            continue
         factor_b = bank_rows(lora_b, run.slots).transpose(1, 2)
         grad_shrunk = torch.bmm(factor_b, run_grad_y.transpose(1, 2)).mul_(scale)
-        scaled_shrunk = (_rank_major(shrunk, run) * scale).to(shrunk.dtype)
-        add_to_bank(grad_b, run.slots, torch.bmm(scaled_shrunk, run_grad_y).transpose(1, 2))
-        # A fused baddbmm_ into the strided bank would go slot by slot.
-        add_to_bank(grad_a, run.slots, torch.bmm(grad_shrunk, grouped(dropped, run)))
+        if grad_a is not None and dropped is not None:
+            # A fused baddbmm_ into the strided bank would go slot by slot.
+            add_to_bank(grad_a, run.slots, torch.bmm(grad_shrunk, grouped(dropped, run)))
         if grad_x is None:
             continue
         left, factor_a = grad_shrunk.transpose(1, 2), bank_rows(lora_a, run.slots)

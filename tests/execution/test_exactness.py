@@ -66,7 +66,9 @@ def test_a_client_alone_gets_the_update_it_gets_among_others() -> None:
     executor = setting.executor(6)
     for client in range(len(setting.clients)):
         (alone,) = executor.train(*setting.work(0, np.array([client])), setting.state())
-        assert_same_change(setting.named(*alone.of_client(0)), among.updates[client], among.before, tolerance=1e-8)
+        assert_same_change(
+            setting.named(alone.of_client(0), setting.state()), among.updates[client], among.before, tolerance=1e-8
+        )
 
 
 def test_reported_losses_and_counts_agree() -> None:

@@ -27,6 +27,8 @@ def make_updates(rng: np.random.Generator, client: int, blocks: np.ndarray, dtyp
         slot_blocks=blocks,
         heads=torch.from_numpy(rng.normal(size=(3, HEAD))).to(dtype),
         head_rows=torch.from_numpy(rng.integers(0, 3, size=1)),
+        head_owners=np.zeros(1, dtype=np.int64),
+        head_exits=np.zeros(1, dtype=np.int64),
     )
 
 
@@ -35,7 +37,7 @@ def make_round(
 ) -> tuple[GlobalState, list[ClientUpdates]]:
     rng = np.random.default_rng(seed)
     adapters, head = (torch.from_numpy(rng.normal(size=size)).to(dtype) for size in ((BLOCKS, SIZE), HEAD))
-    previous = GlobalState(adapters, head)
+    previous = GlobalState(adapters, head[None])
     return previous, [make_updates(rng, client, np.flatnonzero(row), dtype) for client, row in enumerate(allocation)]
 
 
@@ -72,7 +74,7 @@ def test_each_block_is_averaged_over_its_holders(allocation: np.ndarray, seed: i
         expected = sum(weight * value for weight, value in held) / total if held else previous.adapters[block]
         torch.testing.assert_close(found.adapters[block], expected)
     heads = sum(w * u.heads[u.head_rows[0]] for w, u in zip(weights, updates, strict=True)) / sum(weights)
-    torch.testing.assert_close(found.head, heads)
+    torch.testing.assert_close(found.heads[0], heads)
 
 
 @given(*settings)
@@ -89,7 +91,7 @@ def test_order_of_arrival_does_not_change_the_result(allocation: np.ndarray, see
     previous, updates = make_round(seed, allocation, torch.float32)
     forward, backward = (aggregate(previous, order, weighting) for order in (updates, updates[::-1]))
     torch.testing.assert_close(forward.adapters, backward.adapters, rtol=1e-7, atol=1e-7)
-    torch.testing.assert_close(forward.head, backward.head, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(forward.heads, backward.heads, rtol=1e-7, atol=1e-7)
 
 
 @given(*settings)
@@ -104,7 +106,7 @@ def test_deterministic_aggregation_is_bitwise_independent_of_order_and_portions(
         (first if position % 2 else second).add(update)
     first.merge(second)
     assert torch.equal(first.result().adapters, whole.adapters)
-    assert torch.equal(first.result().head, whole.head)
+    assert torch.equal(first.result().heads, whole.heads)
     torch.testing.assert_close(whole.adapters, aggregate(previous, updates, weighting).adapters)
 
 
@@ -120,7 +122,7 @@ def test_merging_parts_equals_adding_all_at_once(allocation: np.ndarray, seed: i
     first.merge(second)
     whole = aggregate(previous, updates, weighting)
     torch.testing.assert_close(first.result().adapters, whole.adapters)
-    torch.testing.assert_close(first.result().head, whole.head)
+    torch.testing.assert_close(first.result().heads, whole.heads)
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
@@ -130,6 +132,6 @@ def test_memory_does_not_grow_with_clients(deterministic: bool) -> None:
     sizes = set()
     for update in updates:
         aggregator.add(update)
-        sums = (aggregator._adapters, aggregator._head)
+        sums = (aggregator._adapters, aggregator._heads)
         sizes.add(sum(part.numel() for total in sums for part in total._parts))
     assert len(sizes) == 1

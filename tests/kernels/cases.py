@@ -40,20 +40,24 @@ class LoraCase:
     dropout: Dropout | None
     ranks: tuple[int, ...]
 
-    def run(self, *, shrunk: Tensor | None = None) -> dict[str, Tensor]:
-        """y and all gradients; the sinks of untouched slots start as NaN."""
-        x = self.x.detach().requires_grad_()
-        grad_a, grad_b = (self._sink(bank) for bank in (self.lora_a, self.lora_b))
+    def run(
+        self, *, shrunk: Tensor | None = None, frozen: Sequence[str] = (), grad_x: bool = True
+    ) -> dict[str, Tensor]:
+        """y and all gradients, without those of `frozen` factors; the sinks of untouched slots start as NaN."""
+        x, lora_b = self.x.detach().requires_grad_(grad_x), self.lora_b.detach().requires_grad_()
+        sinks = {name: self._sink(bank) for name, bank in (("grad_a", self.lora_a), ("grad_b", self.lora_b))}
+        given = {name: sink for name, sink in sinks.items() if name not in frozen}
         y = lora_linear(
-            x, self.weight, self.bias, self.lora_a, self.lora_b, self.groups, grad_a, grad_b, self.dropout,
-            shrunk=shrunk,
+            x, self.weight, self.bias, self.lora_a, lora_b, self.groups, given.get("grad_a"), given.get("grad_b"),
+            self.dropout, shrunk=shrunk,
         )  # fmt: skip
         y.backward(self.grad_y)
         used = list(self.groups.host_slots)
         unused = [slot for slot in range(len(self.lora_a)) if slot not in used]
-        assert grad_a[unused].isnan().all(), "the sink of a slot without rows was touched"
-        assert grad_b[unused].isnan().all(), "the sink of a slot without rows was touched"
-        return {"y": y.detach(), "grad_x": x.grad, "grad_a": grad_a[used], "grad_b": grad_b[used]}
+        for sink in given.values():
+            assert sink[unused].isnan().all(), "the sink of a slot without rows was touched"
+        gradients = {"grad_x": x.grad} if grad_x else {}
+        return {"y": y.detach(), **gradients} | {name: sink[used] for name, sink in given.items()}
 
     def expected(self) -> dict[str, Tensor]:
         """The reference's results in float64, from the same rounded inputs."""

@@ -5,6 +5,7 @@ import torch
 
 from fedra_kernels import Dropout, dropout_key, lora_linear, lora_linear_reference
 
+from .cases import lora_case
 from .helpers import make_groups, randn, relative_error
 
 SLOTS, RANK, INPUTS, OUTPUTS = 7, 4, 12, 10
@@ -52,6 +53,24 @@ def test_values_and_gradients_equal_autograd(shape, with_dropout, shared_scale):
         assert relative_error(x.grad, leaves[0].grad) < 1e-12
         assert relative_error(grad_a - before_a, leaves[1].grad) < 1e-12
         assert relative_error(grad_b - before_b, leaves[2].grad) < 1e-12
+
+
+@pytest.mark.parametrize("with_dropout", [False, True])
+@pytest.mark.parametrize("grad_x", [False, True])
+@pytest.mark.parametrize("frozen", [("grad_a",), ("grad_b",), ("grad_a", "grad_b")])
+def test_a_frozen_factor_leaves_the_other_gradients_as_they_are(frozen, grad_x, with_dropout):
+    case = lora_case([5, 0, 1, 3], ranks=(4,), dropout=0.4 if with_dropout else None)
+    found, expected = case.run(frozen=frozen, grad_x=grad_x), case.run()
+    assert set(found) == set(expected) - set(frozen) - (set() if grad_x else {"grad_x"})
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_a_frozen_factor_keeps_nothing_for_its_gradient():
+    """x is by far the largest tensor of an adapter; frozen A (FFA-LoRA) does without it until backward."""
+    case = lora_case([5, 3])
+    x, sink = case.x.clone().requires_grad_(), torch.zeros(case.lora_b.shape)
+    y = lora_linear(x, case.weight, None, case.lora_a, case.lora_b, case.groups, None, sink)
+    assert x.data_ptr() not in {t.data_ptr() for t in y._base.grad_fn.saved_tensors if t is not None}
 
 
 def test_untouched_slots_keep_their_sink():
@@ -121,6 +140,7 @@ def test_fp32_sinks_of_a_bf16_bank(slots):
         ("lora_a", lambda args: args | {"lora_a": args["lora_a"].float()}),
         ("lora_b", lambda args: args | {"lora_b": args["lora_b"][:, :, :-1]}),
         ("grad_a", lambda args: args | {"grad_a": args["grad_a"][1:]}),
+        ("grad_b", lambda args: args | {"grad_a": None, "grad_b": args["grad_a"]}),
         ("bias", lambda args: args | {"bias": torch.zeros(3, dtype=torch.float64)}),
         ("groups", lambda args: args | {"groups": make_groups([2, 3], [1, SLOTS])}),
         ("lora_a", lambda args: args | {"lora_a": randn(SLOTS, INPUTS, RANK, seed=1).transpose(1, 2)}),

@@ -1,5 +1,6 @@
 """Meta tensors go through every op: shapes and dtypes without a GPU and without memory."""
 
+import pytest
 import torch
 
 from fedra_kernels import (
@@ -49,6 +50,16 @@ def test_a_transformer_block():
     total.backward(torch.empty_like(total))
     assert produced.shape == (ROWS, RANK)
     assert hidden.grad.shape == hidden.shape
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+@pytest.mark.parametrize("rank", [16, 64])
+def test_a_frozen_factor(frozen, rank):
+    x, bank = _meta(ROWS, WIDTH, grad=True), (_meta(SLOTS, rank, WIDTH), _meta(SLOTS, OUTPUTS, rank))
+    sinks = [None if number == frozen else _meta(*part.shape, dtype=torch.float32) for number, part in enumerate(bank)]
+    y = lora_linear(x, _meta(OUTPUTS, WIDTH), None, *bank, _groups(), *sinks)
+    y.backward(torch.empty_like(y))
+    assert x.grad.shape == x.shape
 
 
 def test_swiglu_and_wide_ranks():

@@ -9,7 +9,7 @@ from torch import nn
 
 from fedra_engine.config import LoraConfig, ModelConfig
 from fedra_engine.errors import InputError
-from fedra_engine.evaluation import Evaluator
+from fedra_engine.evaluation import EvaluatedModel, Evaluator
 from fedra_engine.execution.plan import make_plan
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.adapters import AdapterLayout, Target, initial_adapters
@@ -61,10 +61,10 @@ def test_accuracy_is_counted_per_domain() -> None:
     right = (predictions == samples.labels).double()
     sweep = SweepModel(foundation, lambda n: samples.inputs(torch.arange(n), CPU, foundation.dtype))
     state = GlobalState(
-        initial_adapters(foundation.adapter_layout, DEPTH, seed=0, dtype=torch.float64), foundation.initial_head()
+        initial_adapters(foundation.adapter_layout, DEPTH, seed=0, dtype=torch.float64), foundation.initial_heads()
     )
     evaluator = Evaluator(foundation, sweep, samples, lora("vit"), ["photo", "sketch"])
-    accuracy = evaluator.accuracy(state, np.arange(DEPTH))
+    accuracy = evaluator.accuracy(state, EvaluatedModel(np.arange(DEPTH)))
     assert accuracy == pytest.approx({"photo": float(right[:15].mean()), "sketch": float(right[15:].mean())})
 
 

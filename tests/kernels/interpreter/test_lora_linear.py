@@ -47,6 +47,17 @@ def test_dropout(dtype, ranks):
     assert_close(case.run(), case.expected(), TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("ranks", [(8,), (40,)], ids=str)
+@pytest.mark.parametrize("grad_x", [False, True])
+@pytest.mark.parametrize("frozen", [("grad_a",), ("grad_b",), ("grad_a", "grad_b")])
+def test_a_frozen_factor_has_no_gradient(frozen, grad_x, ranks, dtype):
+    case = lora_case([20, 0, 33], ranks=ranks, dtype=dtype, dropout=0.3)
+    found, expected = case.run(frozen=frozen, grad_x=grad_x), case.expected()
+    assert set(found) == set(expected) - set(frozen) - (set() if grad_x else {"grad_x"})
+    assert_close(found, {name: expected[name] for name in found}, TOLERANCE[dtype])
+
+
 @pytest.mark.parametrize("dropout", [None, 0.3])
 def test_a_given_shrink_takes_the_place_of_the_ops_own(dropout):
     case = lora_case([20, 0, 33], dropout=dropout, bias=False)

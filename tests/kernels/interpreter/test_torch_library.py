@@ -82,15 +82,17 @@ def test_every_registered_op_is_checked():
     assert names == set(torch.ops.fedra_kernels)
 
 
+@pytest.mark.parametrize("frozen", [(), ("grad_a",), ("grad_b",)])
 @pytest.mark.parametrize("dropout", [None, 0.3])
-def test_a_compiled_step_equals_an_eager_one(dropout):
+def test_a_compiled_step_equals_an_eager_one(dropout, frozen):
     case = lora_case([20, 0, 33], inputs=32, outputs=32, dropout=dropout)
     groups, keys = case.groups, None if dropout is None else case.dropout.keys
     used = list(groups.host_slots)
 
     def step(x, grad_a, grad_b, param):
         drop = None if dropout is None else Dropout(dropout, keys)
-        y = lora_linear(x, case.weight, case.bias, case.lora_a, case.lora_b, groups, grad_a, grad_b, drop)
+        sinks = (None if "grad_a" in frozen else grad_a), (None if "grad_b" in frozen else grad_b)
+        y = lora_linear(x, case.weight, case.bias, case.lora_a, case.lora_b, groups, *sinks, drop)
         z, _ = gelu(y)
         normed, _ = gather_norm(z, torch.arange(53), case.bias, case.bias, kind="layer", eps=1e-5)
         sgd(param, param * 0.5, None, torch.arange(3), torch.ones(3), torch.ones(3), momentum=0.0, weight_decay=0.1)

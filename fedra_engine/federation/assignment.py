@@ -1,0 +1,66 @@
+"""What a method asks of the participants of a round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedra_engine.federation.allocation import Allocation
+from fedra_engine.models.adapters import Factor
+
+HandOut = Callable[[int, NDArray[np.int64], Tensor], None]
+"""Called with a client, the blocks it holds and its slots [held, slot size], filled from the global adapters; may
+overwrite them with what the client kept to itself."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Who holds what, and what of it each participant trains.
+
+    Attributes:
+        held: bool [participants, blocks], the blocks of each participant's own model.
+        trained: bool [participants, blocks], those of them whose adapters it trains; the adapters of the others
+            stay as handed out. All of `held` when None.
+        factors: which LoRA factors are trained; the other one stays as handed out.
+        ranks: int64 [participants], LoRA rank of each; higher ranks of what is handed out are cut off. Full rank
+            when None. The scale of the adapter's product does not depend on it.
+        exits: ascending blocks after which a classifier of its own sits. A participant trains those whose block it
+            holds, so it must hold all blocks up to an exit, or none beyond. Empty: one classifier after the last block.
+        distillation: weight of the mutual distillation between a participant's exits.
+        hand_out: lets clients keep part of their adapters to themselves.
+    """
+
+    held: Allocation
+    trained: Allocation | None = None
+    factors: Factor = "both"
+    ranks: NDArray[np.int64] | None = None
+    exits: tuple[int, ...] = ()
+    distillation: float = 0.0
+    hand_out: HandOut | None = None
+
+    @property
+    def trained_blocks(self) -> Allocation:
+        """bool [participants, blocks], the blocks whose adapters each participant trains."""
+        return self.held if self.trained is None else self.trained
+
+    def exits_of(self, row: int) -> NDArray[np.int64]:
+        """Indices of the classifiers that the participant in `row` trains, ascending; [0] without early exits."""
+        if not self.exits:
+            return np.zeros(1, dtype=np.int64)
+        return np.flatnonzero(self.held[row, list(self.exits)])
+
+    def of(self, rows: NDArray[np.int64]) -> Assignment:
+        """The assignment of some participants."""
+        return Assignment(
+            held=self.held[rows],
+            trained=None if self.trained is None else self.trained[rows],
+            factors=self.factors,
+            ranks=None if self.ranks is None else self.ranks[rows],
+            exits=self.exits,
+            distillation=self.distillation,
+            hand_out=self.hand_out,
+        )

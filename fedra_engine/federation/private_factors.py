@@ -1,0 +1,59 @@
+"""LoRA factors that never leave their client: kept while it waits, handed back when it is sampled again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedra_engine.execution.work import ClientUpdates
+from fedra_engine.models.state import GlobalState
+
+
+class PrivateFactors:
+    """Some columns of each client's slots, on the host; memory grows with the clients that ever took part."""
+
+    def __init__(self, columns: slice, depth: int) -> None:
+        """`columns` of a slot are private; the model has `depth` blocks."""
+        self._columns = columns
+        self._depth = depth
+        self._kept: dict[int, dict[int, Tensor]] = {}
+
+    def keep(self, updates: ClientUpdates) -> None:
+        """Remember what a few clients trained."""
+        for position, client in enumerate(updates.clients.tolist()):
+            update = updates.of_client(position)
+            values = update.adapters[:, self._columns].cpu().clone()
+            self._kept.setdefault(client, {}).update(zip(update.blocks.tolist(), values, strict=True))
+
+    def hand_out(self, client: int, blocks: NDArray[np.int64], slots: Tensor) -> None:
+        """Put what `client` kept for `blocks` into its slots [blocks, slot size]; see `assignment.HandOut`."""
+        kept = self._kept.get(client, {})
+        for row, block in enumerate(blocks.tolist()):
+            if block in kept:
+                slots[row, self._columns] = kept[block].to(slots)
+
+    def personal_state(self, client: int, state: GlobalState) -> GlobalState:
+        """The model of `client`: the global state with what it kept."""
+        adapters = state.adapters.clone()
+        self.hand_out(client, np.arange(self._depth), adapters)
+        return replace(state, adapters=adapters)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything kept, for a checkpoint."""
+        named = {}
+        for client, kept in self._kept.items():
+            named[f"blocks.{client}"] = torch.tensor(list(kept))
+            named[f"factors.{client}"] = torch.stack(list(kept.values()))
+        return named
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back what `tensors` gave."""
+        for name, blocks in tensors.items():
+            kind, _, client = name.partition(".")
+            if kind == "blocks":
+                self._kept[int(client)] = dict(zip(blocks.tolist(), tensors[f"factors.{client}"], strict=True))

@@ -1,0 +1,97 @@
+"""Server optimizers: what the server does with the mean of a round instead of taking it as it is.
+
+The difference Δ of the mean and what was handed out is a pseudo-gradient. FedAvgM (Hsu et al., arXiv 1909.06335):
+m = β₁ m + Δ, x += η m. FedAdam and FedYogi (Reddi et al., ICLR 2021, arXiv 2003.00295, algorithm 2):
+m = β₁ m + (1 − β₁) Δ; v = β₂ v + (1 − β₂) Δ² or v = v − (1 − β₂) Δ² sign(v − Δ²); x += η m / (√v + τ); v starts
+at τ². A block that nobody trained in the round keeps its value and its moments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fedra_engine.config import ServerConfig
+from fedra_engine.models.state import GlobalState
+
+
+class ServerOptimizer:
+    """One of `fedavg`, `fedavgm`, `fedadam` and `fedyogi`, over the global adapters and classifiers."""
+
+    def __init__(self, config: ServerConfig, state: GlobalState) -> None:
+        self._takes_mean = config.optimizer == "fedavg" and config.lr == 1.0
+        self._adapters = _Moments(config, state.adapters)
+        self._heads = _Moments(config, state.heads)
+
+    def step(self, previous: GlobalState, mean: GlobalState, trained: Tensor, exits: Tensor) -> GlobalState:
+        """The state after a round that began with `previous` and whose updates have this mean.
+
+        Args:
+            previous: the state before the round.
+            mean: the aggregated state.
+            trained: bool [blocks], blocks that somebody trained.
+            exits: bool [exits], classifiers that somebody trained.
+        """
+        if self._takes_mean:
+            return mean
+        return replace(
+            mean,
+            adapters=self._adapters.step(previous.adapters, mean.adapters, trained),
+            heads=self._heads.step(previous.heads, mean.heads, exits),
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The moments, for a checkpoint."""
+        return {f"{kind}.{name}": t for kind, moments in self._named() for name, t in moments.tensors().items()}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back what `tensors` gave."""
+        for kind, moments in self._named():
+            moments.restore({name: tensors[f"{kind}.{name}"] for name in moments.tensors()})
+
+    def _named(self) -> list[tuple[str, _Moments]]:
+        return [("adapters", self._adapters), ("heads", self._heads)]
+
+
+class _Moments:
+    """The optimizer over rows [rows, size]."""
+
+    def __init__(self, config: ServerConfig, like: Tensor) -> None:
+        self._config = config
+        self._first = torch.zeros_like(like) if config.optimizer != "fedavg" else None
+        adaptive = config.optimizer in ("fedadam", "fedyogi")
+        self._second = torch.full_like(like, config.tau**2) if adaptive else None
+
+    def step(self, previous: Tensor, mean: Tensor, trained: Tensor) -> Tensor:
+        config, (beta1, beta2) = self._config, self._config.betas
+        if self._first is None:
+            return torch.where(trained[:, None], torch.lerp(previous, mean, config.lr), previous)
+        delta = (mean - previous)[trained]
+        first = self._first[trained]
+        if self._second is None:
+            step = first = beta1 * first + delta
+        else:
+            first = beta1 * first + (1 - beta1) * delta
+            second = self._second[trained]
+            square = delta.square()
+            if config.optimizer == "fedadam":
+                second = beta2 * second + (1 - beta2) * square
+            else:
+                second = second - (1 - beta2) * square * torch.sign(second - square)
+            self._second[trained] = second
+            step = first / (second.sqrt() + config.tau)
+        self._first[trained] = first
+        after = previous.clone()
+        after[trained] += config.lr * step
+        return after
+
+    def tensors(self) -> dict[str, Tensor]:
+        moments = {"first": self._first, "second": self._second}
+        return {name: tensor for name, tensor in moments.items() if tensor is not None}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in self.tensors().items():
+            tensor.copy_(tensors[name])

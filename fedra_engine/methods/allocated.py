@@ -1,0 +1,80 @@
+"""Methods that leave open who holds which block: `method.allocation` decides."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedra_engine.errors import InputError
+from fedra_engine.federation.allocation import (
+    Allocation,
+    ReferenceAllocation,
+    prefix_allocation,
+    repair_coverage,
+    uniform_allocation,
+)
+from fedra_engine.federation.assignment import Assignment
+from fedra_engine.methods.base import Federation, Method
+from fedra_engine.randomness import generator
+
+
+class AllocatedMethod(Method):
+    """Blocks are drawn `uniform`ly (the default), as the `reference` code draws, `covered`, by `prefix` or `full`."""
+
+    def __init__(self, federation: Federation) -> None:
+        super().__init__(federation)
+        self._allocation = federation.config.allocation or "uniform"
+        clients = federation.clients
+        if self._allocation == "reference":
+            self._reference = ReferenceAllocation(clients.capacities, federation.depth, federation.seed)
+        if self._allocation == "full":
+            check_full_depth("method.allocation full", federation)
+
+    def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:
+        """See `Method.assign`."""
+        ranks = self.federation.clients.ranks
+        return Assignment(self.allocate(participants, round), ranks=None if ranks is None else ranks[participants])
+
+    def allocate(self, participants: NDArray[np.int64], round: int) -> Allocation:
+        """bool [participants, blocks], who holds which block in `round`."""
+        clients, depth, seed = self.federation.clients, self.federation.depth, self.federation.seed
+        if self._allocation == "full":
+            return np.ones((len(participants), depth), dtype=np.bool_)
+        if self._allocation == "prefix":
+            return prefix_allocation(clients.capacities[participants], depth)
+        if self._allocation == "reference":
+            return self._reference(round)[participants]
+        # Rows are drawn for all clients, so a client's row does not depend on who else takes part.
+        rng = generator(seed, round=round, purpose="allocation")
+        drawn = uniform_allocation(clients.capacities, depth, rng)[participants]
+        if self._allocation == "covered":
+            return repair_coverage(drawn, generator(seed, round=round, purpose="coverage"))
+        return drawn
+
+
+def check_full_depth(asked: str, federation: Federation) -> None:
+    """Raises InputError when no client can hold all blocks, unless the method may ignore capacities."""
+    deepest = int(federation.clients.capacities.max())
+    if deepest < federation.depth and not federation.config.ignore_capacities:
+        raise InputError(
+            f"clients.capacities: found at most {deepest} of {federation.depth} blocks with {asked}, expected a client "
+            "that can hold all (or method.ignore_capacities true)"
+        )
+
+
+def check_own_allocation(federation: Federation) -> None:
+    """Raises InputError when an allocation was asked of a method that has its own."""
+    config = federation.config
+    if config.allocation is not None:
+        raise InputError(
+            f"method.allocation: found {config.allocation} with method.name {config.name}, expected null (it allocates "
+            "blocks in its own way)"
+        )
+
+
+def check_full_ranks(federation: Federation) -> None:
+    """Raises InputError when clients differ in rank under a method whose clients all train the same parameters."""
+    if federation.clients.ranks is not None:
+        raise InputError(
+            f"clients.ranks: found ranks with method.name {federation.config.name}, expected none (it needs one rank)"
+        )
