@@ -125,6 +125,32 @@ class LoraConfig:
 
 
 @dataclass
+class InclusiveFLConfig:
+    """Options of `inclusivefl`.
+
+    Args:
+        momentum: weight β of what deeper groups learnt in the change of a shallower group's last block.
+    """
+
+    momentum: float = 0.2
+
+
+@dataclass
+class DepthFLConfig:
+    """Options of `depthfl`.
+
+    Args:
+        exit_every: blocks between exits.
+        ramp_up_rounds: rounds over which the weight of the mutual distillation rises to 1.
+        predict: by the mean of all exits' logits (`ensemble`), or by the `last` exit.
+    """
+
+    exit_every: int = 3
+    ramp_up_rounds: int = 500
+    predict: Literal["ensemble", "last"] = "ensemble"
+
+
+@dataclass
 class MethodConfig:
     """The federated algorithm.
 
@@ -136,12 +162,16 @@ class MethodConfig:
             `prefix` (the first blocks) or `full` (all blocks).
         ignore_capacities: let a method give all blocks to clients although none can hold them.
         weighting: weight of a client in the averages: `uniform`, or its number of `samples`.
+        inclusivefl: options of `inclusivefl`.
+        depthfl: options of `depthfl`.
     """
 
     name: str = "fedra"
     allocation: Literal["uniform", "reference", "covered", "prefix", "full"] | None = None
     ignore_capacities: bool = False
     weighting: Literal["uniform", "samples"] = "uniform"
+    inclusivefl: InclusiveFLConfig = field(default_factory=InclusiveFLConfig)
+    depthfl: DepthFLConfig = field(default_factory=DepthFLConfig)
 
 
 @dataclass
@@ -167,6 +197,8 @@ class ClientsConfig:
 
     Args:
         capacities: number of blocks a client can hold, one entry a domain in domain order (or one for all).
+        capacity_schedule: capacities stay `fixed`, or are `drawn`: every round each client gets that of a client
+            drawn at random.
         ranks: LoRA rank of a client's adapters, at most lora.rank, one entry a domain (or one for all); lora.rank for
             all when empty.
         sampling: `one_per_domain`, or `uniform` draws of `participants` clients without replacement.
@@ -174,6 +206,7 @@ class ClientsConfig:
     """
 
     capacities: list[int] = field(default_factory=lambda: [12, 10, 8, 6, 4, 3])
+    capacity_schedule: Literal["fixed", "drawn"] = "fixed"
     ranks: list[int] = field(default_factory=list)
     sampling: Literal["one_per_domain", "uniform"] = "one_per_domain"
     participants: int | None = None

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import linear, softmax
+from torch.nn.functional import linear
 
 from fedra_engine.config import LoraConfig
 from fedra_engine.data.samples import Samples
@@ -28,7 +28,7 @@ class EvaluatedModel:
 
     Attributes:
         blocks: int64 [blocks], ascending, the blocks of the model.
-        exits: ascending blocks after which a classifier sits; probabilities are averaged over all of them. Empty: the
+        exits: ascending blocks after which a classifier sits; logits are averaged over all of them. Empty: the
             one classifier at the end.
     """
 
@@ -97,10 +97,8 @@ class Evaluator:
         features = self._model.features(self._test.inputs(rows.repeat(count), device, dtype), plan)
         layout = self._foundation.head_layout
         heads = [state.heads[-1], *state.heads[: count - 1]]
-        probabilities = torch.stack(
-            [
-                softmax(linear(part, layout.weight(head), layout.bias(head)), dim=1)
-                for part, head in zip(features.to(state.heads.dtype).chunk(count), heads, strict=True)
-            ]
-        )
-        return probabilities.mean(0).argmax(1).cpu()
+        logits = [
+            linear(part, layout.weight(head), layout.bias(head))
+            for part, head in zip(features.to(state.heads.dtype).chunk(count), heads, strict=True)
+        ]
+        return torch.stack(logits).mean(0).argmax(1).cpu()

@@ -91,7 +91,7 @@ class Simulation:
         work, assignment = self._work(round)
         trace = RoundTrace(self._folder.path, self._experiment.foundation, work, assignment) if config.trace else None
         self._reporter.round_started(round, config.rounds, len(work.participants))
-        aggregator = method.aggregator(state)
+        aggregator = method.aggregator(state, round)
         losses, processed = 0.0, 0
         for updates in self._experiment.executor.train(work, assignment, state):
             method.receive(updates)

@@ -35,7 +35,7 @@ def server_milliseconds_per_client(setting: Setting, *, clients: int = 2000, sam
     assignment = method.assign(participants, 0)
     work = LocalWork(federation, participants, training, seed=0, round=0, lr=training.lr)
     pool = replace(setting, work=work, assignment=assignment).lane_pool()
-    aggregator = method.aggregator(setting.state)
+    aggregator = method.aggregator(setting.state, 0)
     while pool.refill():
         for lane in pool.in_training():
             lane.step = len(lane.batches)

@@ -26,6 +26,10 @@ class AllocatedMethod(Method):
         self._allocation = federation.config.allocation or "uniform"
         clients = federation.clients
         if self._allocation == "reference":
+            if federation.capacities_drawn:
+                raise InputError(
+                    "method.allocation: found reference with clients.capacity_schedule drawn, expected fixed capacities"
+                )
             self._reference = ReferenceAllocation(clients.capacities, federation.depth, federation.seed)
         if self._allocation == "full":
             check_full_depth("method.allocation full", federation)
@@ -37,16 +41,16 @@ class AllocatedMethod(Method):
 
     def allocate(self, participants: NDArray[np.int64], round: int) -> Allocation:
         """bool [participants, blocks], who holds which block in `round`."""
-        clients, depth, seed = self.federation.clients, self.federation.depth, self.federation.seed
+        depth, seed, capacities = self.federation.depth, self.federation.seed, self.federation.capacities(round)
         if self._allocation == "full":
             return np.ones((len(participants), depth), dtype=np.bool_)
         if self._allocation == "prefix":
-            return prefix_allocation(clients.capacities[participants], depth)
+            return prefix_allocation(capacities[participants], depth)
         if self._allocation == "reference":
             return self._reference(round)[participants]
         # Rows are drawn for all clients, so a client's row does not depend on who else takes part.
         rng = generator(seed, round=round, purpose="allocation")
-        drawn = uniform_allocation(clients.capacities, depth, rng)[participants]
+        drawn = uniform_allocation(capacities, depth, rng)[participants]
         if self._allocation == "covered":
             return repair_coverage(drawn, generator(seed, round=round, purpose="coverage"))
         return drawn

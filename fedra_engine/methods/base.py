@@ -18,6 +18,7 @@ from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import Clients
 from fedra_engine.models.adapters import AdapterLayout, Factor
 from fedra_engine.models.state import GlobalState
+from fedra_engine.randomness import generator
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Federation:
         scale: factor of the adapter's product, alpha / rank.
         seed: seed of every draw.
         deterministic: aggregate so that even the last bit does not depend on the order clients finish in.
+        capacities_drawn: clients' capacities change: each round every client draws one of all capacities there are.
     """
 
     config: MethodConfig
@@ -41,6 +43,15 @@ class Federation:
     scale: float
     seed: int
     deterministic: bool = False
+    capacities_drawn: bool = False
+
+    def capacities(self, round: int) -> NDArray[np.int64]:
+        """Number of blocks each client can hold in `round`, int64 [clients]."""
+        fixed = self.clients.capacities
+        if not self.capacities_drawn:
+            return fixed
+        # Drawing among clients keeps the shares that the configuration gives to the capacities.
+        return fixed[generator(self.seed, round=round, purpose="capacities").integers(len(fixed), size=len(fixed))]
 
 
 class Method(ABC):
@@ -63,8 +74,8 @@ class Method(ABC):
         """
         return state
 
-    def aggregator(self, previous: GlobalState) -> Aggregator:
-        """What collects the updates of a round that began with `previous`; by default for their mean."""
+    def aggregator(self, previous: GlobalState, round: int) -> Aggregator:
+        """What collects the updates of `round`, which began with `previous`; by default for their mean."""
         config = self.federation.config
         return Aggregator(previous, weighting=config.weighting, deterministic=self.federation.deterministic)
 

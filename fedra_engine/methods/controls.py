@@ -1,4 +1,4 @@
-"""The two ends that heterogeneous methods lie between: full depth for all, and the smallest depth for all."""
+"""The two ends that heterogeneous methods lie between (FedRA, §4): full depth for all, the smallest depth for all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedra_engine.methods.base import Federation, Method
 
 
 class AllLarge(Method):
-    """Every client trains all blocks, whatever its capacity: the upper bound (FedRA, §4)."""
+    """Every client trains all blocks, whatever its capacity: the upper bound."""
 
     def __init__(self, federation: Federation) -> None:
         super().__init__(federation)
@@ -26,7 +26,7 @@ class AllLarge(Method):
 
 
 class AllSmall(Method):
-    """Every client trains the first min(capacity) blocks, and the global model is that deep (FedRA, §4)."""
+    """Every client trains the first min(capacity) blocks, and the global model is that deep."""
 
     def __init__(self, federation: Federation) -> None:
         super().__init__(federation)

@@ -28,7 +28,7 @@ class ProductMethod(AllocatedMethod):
                 "order in which products are summed changes the last bits)"
             )
 
-    def aggregator(self, previous: GlobalState) -> ProductAggregator:
+    def aggregator(self, previous: GlobalState, round: int) -> ProductAggregator:
         """See `Method.aggregator`."""
         return ProductAggregator(previous, self.federation.layout, weighting=self.federation.config.weighting)
 

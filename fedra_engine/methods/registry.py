@@ -5,6 +5,8 @@ from __future__ import annotations
 from fedra_engine.errors import InputError
 from fedra_engine.methods.base import Federation, Method
 from fedra_engine.methods.controls import AllLarge, AllSmall
+from fedra_engine.methods.depthfl import DepthFL
+from fedra_engine.methods.exclusivefl import ExclusiveFL
 from fedra_engine.methods.fedexlora import FedExLora
 from fedra_engine.methods.fedit import FedIT
 from fedra_engine.methods.fedra import FedRA
@@ -12,11 +14,15 @@ from fedra_engine.methods.fedsalora import FedSALora
 from fedra_engine.methods.ffalora import FFALora
 from fedra_engine.methods.flexlora import FlexLora
 from fedra_engine.methods.flora import FLoRA
+from fedra_engine.methods.inclusivefl import InclusiveFL
 
 METHODS: dict[str, type[Method]] = {
     "fedra": FedRA,
     "alllarge": AllLarge,
     "allsmall": AllSmall,
+    "exclusivefl": ExclusiveFL,
+    "inclusivefl": InclusiveFL,
+    "depthfl": DepthFL,
     "fedit": FedIT,
     "ffalora": FFALora,
     "fedsalora": FedSALora,

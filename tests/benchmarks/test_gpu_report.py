@@ -70,7 +70,7 @@ def test_a_vit_base_client_needs_the_published_flops() -> None:
 def test_a_bf16_model_keeps_float32_adapters(findings: Findings) -> None:
     workload = Workload(TINY, CPU, torch.bfloat16)
     assert workload.foundation.dtype == torch.bfloat16
-    assert workload.state.adapters.dtype == workload.state.head.dtype == torch.float32
+    assert workload.state.adapters.dtype == workload.state.heads.dtype == torch.float32
 
 
 def test_rounds_agree_again_in_other_lanes_and_with_peft(findings: Findings) -> None:

@@ -1,47 +1,55 @@
+"""Who holds what under each method."""
+
 from __future__ import annotations
+
+import sys
 
 import numpy as np
 import pytest
 
-from fedra_engine.config import MethodConfig
+from fedra_engine.config import DepthFLConfig
 from fedra_engine.errors import InputError
-from fedra_engine.federation.clients import Clients
-from fedra_engine.methods.base import Federation
-from fedra_engine.methods.registry import make_method
-from fedra_engine.models.adapters import AdapterLayout, Target
+from fedra_engine.methods.registry import METHODS, make_method
+from tests.methods.rounds import CAPACITIES, DEPTH, EVERYBODY, federation, method
 
-CAPACITIES = np.array([6, 5, 4, 3, 2, 2])
-DEPTH = 6
-CLIENTS = Clients([np.arange(3)] * 6, np.arange(6), CAPACITIES)
-LAYOUT = AdapterLayout((Target("fc", 3, 4),), rank=2)
-EVERYBODY = np.arange(6)
+RANDOM = ["fedra", "fedit", "ffalora", "fedsalora", "flora", "flexlora", "fedexlora"]
 
 
-def method(name: str, allocation: str | None = None):
-    config = MethodConfig(name=name, allocation=allocation)
-    return make_method(Federation(config, CLIENTS, DEPTH, LAYOUT, scale=2.0, seed=0))
-
-
-@pytest.mark.parametrize("allocation", ["uniform", "reference", "covered"])
-def test_fedra_gives_each_client_its_capacity_anew_every_round(allocation: str) -> None:
-    fedra = method("fedra", allocation)
-    first, second = (fedra.assign(EVERYBODY, round).held for round in range(2))
+@pytest.mark.parametrize("name", RANDOM)
+@pytest.mark.parametrize("allocation", [None, "uniform", "reference", "covered"])
+def test_random_allocation_gives_each_client_its_capacity_anew_every_round(name: str, allocation: str | None) -> None:
+    made = method(name, allocation=allocation)
+    first, second = (made.assign(EVERYBODY, round).held for round in range(2))
     np.testing.assert_array_equal(first.sum(axis=1), CAPACITIES)
     np.testing.assert_array_equal(second.sum(axis=1), CAPACITIES)
     assert (first != second).any()
 
 
-@pytest.mark.parametrize("allocation", ["uniform", "reference"])
+@pytest.mark.parametrize("allocation", ["uniform", "reference", "prefix", "full"])
 def test_a_clients_row_does_not_depend_on_who_else_takes_part(allocation: str) -> None:
-    fedra = method("fedra", allocation)
+    fedra = method("fedra", allocation=allocation)
     some = np.array([1, 4])
-    np.testing.assert_array_equal(fedra.allocate(some, 3), fedra.assign(EVERYBODY, 3).held[some])
+    np.testing.assert_array_equal(fedra.assign(some, 3).held, fedra.assign(EVERYBODY, 3).held[some])
 
 
 def test_covered_fedra_leaves_no_block_empty_among_the_participants() -> None:
-    fedra = method("fedra", "covered")
+    fedra = method("fedra", allocation="covered")
     for round in range(30):
         assert fedra.assign(np.array([2, 3]), round).held.any(axis=0).sum() == DEPTH
+
+
+def test_prefix_and_full_allocations() -> None:
+    prefix = np.arange(DEPTH) < CAPACITIES[:, None]
+    np.testing.assert_array_equal(method("fedit", allocation="prefix").assign(EVERYBODY, 0).held, prefix)
+    assert method("fedit", allocation="full").assign(EVERYBODY, 0).held.all()
+
+
+def test_drawn_capacities_change_from_round_to_round_and_come_from_those_there_are() -> None:
+    fedra = method("fedra", drawn=True)
+    depths = np.array([fedra.assign(EVERYBODY, round).held.sum(axis=1) for round in range(200)])
+    assert set(np.unique(depths)) == set(CAPACITIES)
+    assert (depths[0] != depths[1]).any()
+    np.testing.assert_allclose(depths.mean(axis=0), CAPACITIES.mean(), atol=0.5)
 
 
 def test_alllarge_trains_all_blocks() -> None:
@@ -50,12 +58,70 @@ def test_alllarge_trains_all_blocks() -> None:
 
 
 def test_allsmall_trains_and_evaluates_the_smallest_prefix() -> None:
-    np.testing.assert_array_equal(
-        method("allsmall").assign(EVERYBODY, 0).held, np.tile(np.arange(DEPTH) < 2, (len(EVERYBODY), 1))
-    )
+    expected = np.tile(np.arange(DEPTH) < 2, (len(EVERYBODY), 1))
+    np.testing.assert_array_equal(method("allsmall").assign(EVERYBODY, 0).held, expected)
     assert method("allsmall").evaluated_model().blocks.tolist() == [0, 1]
+
+
+def test_exclusivefl_leaves_out_who_cannot_hold_the_whole_model() -> None:
+    held = method("exclusivefl").assign(EVERYBODY, 0).held
+    assert held[0].all()
+    assert not held[1:].any()
+
+
+def test_inclusivefl_holds_prefixes() -> None:
+    held = method("inclusivefl").assign(EVERYBODY, 0).held
+    np.testing.assert_array_equal(held, np.arange(DEPTH) < CAPACITIES[:, None])
+
+
+def test_depthfl_holds_whole_stretches_between_exits() -> None:
+    assignment = method("depthfl", depthfl=DepthFLConfig(exit_every=2)).assign(EVERYBODY, 0)
+    assert assignment.held.sum(axis=1).tolist() == [6, 4, 4, 2, 2, 2]
+    assert assignment.exits == (1, 3, 5)
+    assert [assignment.exits_of(row).tolist() for row in range(4)] == [[0, 1, 2], [0, 1], [0, 1], [0]]
+
+
+@pytest.mark.parametrize("name", ["alllarge", "allsmall", "exclusivefl", "inclusivefl", "depthfl"])
+def test_a_method_with_its_own_allocation_refuses_another(name: str) -> None:
+    with pytest.raises(InputError, match=r"method\.allocation: found uniform .* expected null"):
+        method(name, allocation="uniform")
+
+
+@pytest.mark.parametrize("options", [{"name": "alllarge"}, {"name": "fedit", "allocation": "full"}])
+def test_full_depth_beyond_every_client_needs_a_word(options: dict[str, str]) -> None:
+    small = np.full(6, 4)
+    with pytest.raises(InputError, match=r"clients\.capacities: found at most 4 of 6 blocks"):
+        federation_method(small, **options)
+    assert federation_method(small, ignore_capacities=True, **options).assign(EVERYBODY, 0).held.all()
+
+
+def test_exclusivefl_without_a_capable_client_is_refused() -> None:
+    with pytest.raises(InputError, match=r"clients\.capacities: found at most 4 of 6 blocks"):
+        federation_method(np.full(6, 4), name="exclusivefl")
+
+
+def test_reference_allocation_has_fixed_capacities() -> None:
+    with pytest.raises(InputError, match=r"method\.allocation: found reference"):
+        method("fedra", allocation="reference", drawn=True)
+
+
+@pytest.mark.parametrize(("every", "capacity"), [(4, 6), (3, 2)])
+def test_depthfl_needs_an_exit_that_somebody_reaches(every: int, capacity: int) -> None:
+    with pytest.raises(InputError, match=r"method\.depthfl\.exit_every"):
+        federation_method(np.full(6, capacity), name="depthfl", depthfl=DepthFLConfig(exit_every=every))
 
 
 def test_an_unknown_method_is_refused_with_those_there_are() -> None:
     with pytest.raises(InputError, match=r"method\.name: found 'fedfoo', expected one of fedra, alllarge, allsmall"):
         method("fedfoo")
+
+
+def test_every_method_says_where_it_comes_from() -> None:
+    for made in METHODS.values():
+        documentation = sys.modules[made.__module__].__doc__
+        assert documentation is not None
+        assert any(source in documentation for source in ("arXiv", "ICLR", "FedRA, §", "InclusiveFL, §", "ECCV"))
+
+
+def federation_method(capacities, **options):
+    return make_method(federation(capacities, **options))

@@ -1,0 +1,68 @@
+"""DepthFL (Kim et al., ICLR 2023): a classifier after every few blocks, which teach one another.
+
+A client holds the blocks up to the deepest exit that its capacity reaches and trains all exits on the way. Its loss is
+    Σ_i CE_i + w(r) / (m − 1) Σ_i Σ_{j ≠ i} KL(p_j ‖ p_i)   (eq. 2),
+over its m exits, p_j being the teacher without gradient; w(r) = exp(−5 (1 − min(r, R) / R)²) rises over the first R
+rounds r (R = 300 in the authors' code, 500 in FedRA's comparison). Every block and every exit's classifier is
+averaged over the clients that hold it. The global model predicts by the mean of its exits' logits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedra_engine.errors import InputError
+from fedra_engine.evaluation import EvaluatedModel
+from fedra_engine.federation.allocation import prefix_allocation
+from fedra_engine.federation.assignment import Assignment
+from fedra_engine.methods.allocated import check_own_allocation
+from fedra_engine.methods.base import Federation, Method
+from fedra_engine.models.state import GlobalState
+
+
+class DepthFL(Method):
+    """Prefix allocation with early exits and mutual self-distillation."""
+
+    def __init__(self, federation: Federation) -> None:
+        super().__init__(federation)
+        check_own_allocation(federation)
+        self._options = federation.config.depthfl
+        every, depth = self._options.exit_every, federation.depth
+        if depth % every:
+            raise InputError(
+                f"method.depthfl.exit_every: found {every}, expected a divisor of the model's depth, {depth}"
+            )
+        self._exits = tuple(range(every - 1, depth, every))
+        if federation.clients.capacities.max() < every:
+            raise InputError(
+                f"method.depthfl.exit_every: found {every} with clients that hold at most "
+                f"{federation.clients.capacities.max()} blocks, expected an exit that one of them reaches"
+            )
+
+    def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:
+        """See `Method.assign`."""
+        every = self._options.exit_every
+        depths = self.federation.capacities(round)[participants] // every * every
+        return Assignment(
+            prefix_allocation(depths, self.federation.depth), exits=self._exits, distillation=self.consistency(round)
+        )
+
+    def consistency(self, round: int) -> float:
+        """The weight w of the mutual distillation in `round`."""
+        ramp = self._options.ramp_up_rounds
+        return math.exp(-5 * (1 - min(round, ramp) / ramp) ** 2)
+
+    def initial_state(self, state: GlobalState, base: Callable[[], tuple[Tensor, ...]]) -> GlobalState:
+        """See `Method.initial_state`; every exit starts with the model's own classifier."""
+        return replace(state, heads=state.heads.repeat(len(self._exits), 1))
+
+    def evaluated_model(self) -> EvaluatedModel:
+        """See `Method.evaluated_model`."""
+        every_exit = self._options.predict == "ensemble"
+        return EvaluatedModel(np.arange(self.federation.depth), exits=self._exits if every_exit else ())

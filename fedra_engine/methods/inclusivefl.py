@@ -1,0 +1,95 @@
+"""InclusiveFL (Liu et al., KDD 2022; arXiv 2202.08036): prefixes of the model, and momentum distillation.
+
+A client holds the first blocks, as many as it can. Clients of equal depth form a group; G_1 < … < G_n are the depths.
+With Δ_i,l the mean change of block l in group i, block l becomes its old value plus the mean of Δ_i,l over the groups
+that hold it, each group weighted by its clients (heterogeneous aggregation, §3.2).
+
+Momentum distillation (§3.3; the authors' code, github.com/Rachelxuan11/InclusiveFL, β = 0.2): what the next deeper
+group learnt in its further blocks is passed to the last block of the shallower one,
+    m_i = mean of Δ_{i+1,l} of the round before over l = G_i … G_{i+1} (counted from 1),
+    Δ_i,G_i ← β m_i + (1 − β) Δ_i,G_i,
+once the deeper group has taken part. FedRA's published comparison ran InclusiveFL without this step: that is
+`method.inclusivefl.momentum 0`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedra_engine.federation.aggregation import Aggregator
+from fedra_engine.federation.allocation import prefix_allocation
+from fedra_engine.federation.assignment import Assignment
+from fedra_engine.federation.grouped_aggregation import GroupedAggregator
+from fedra_engine.methods.allocated import check_own_allocation
+from fedra_engine.methods.base import Federation, Method
+from fedra_engine.models.state import GlobalState
+
+
+class InclusiveFL(Method):
+    """Prefix allocation; deeper groups teach the last block of shallower ones."""
+
+    def __init__(self, federation: Federation) -> None:
+        super().__init__(federation)
+        check_own_allocation(federation)
+        self._depths = np.unique(federation.clients.capacities)
+        self._momentum: Tensor | None = None
+        """[groups, slot size], m_i of the round before; NaN for a group whose next deeper one has not taken part."""
+
+    def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:
+        """See `Method.assign`."""
+        return Assignment(prefix_allocation(self.federation.capacities(round)[participants], self.federation.depth))
+
+    def aggregator(self, previous: GlobalState, round: int) -> GroupedAggregator:
+        """See `Method.aggregator`."""
+        federation = self.federation
+        groups = np.searchsorted(self._depths, federation.capacities(round))
+        return GroupedAggregator(
+            previous,
+            len(self._depths),
+            lambda clients: groups[clients],
+            weighting=federation.config.weighting,
+            deterministic=federation.deterministic,
+        )
+
+    def aggregate(self, aggregator: Aggregator, previous: GlobalState, round: int) -> GlobalState:
+        """See `Method.aggregate`."""
+        assert isinstance(aggregator, GroupedAggregator)
+        changes, weights = aggregator.group_changes()
+        distilled = self._distill(changes)
+        self._remember(changes, weights)
+        total = weights.sum(0)
+        mean = (distilled * weights[..., None]).sum(0) / torch.where(total > 0, total, torch.ones_like(total))[:, None]
+        adapters = previous.adapters + mean.to(previous.adapters)
+        return replace(aggregator.result(), adapters=adapters)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `Method.tensors`."""
+        return {} if self._momentum is None else {"momentum": self._momentum}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """See `Method.restore`."""
+        self._momentum = tensors.get("momentum")
+
+    def _distill(self, changes: Tensor) -> Tensor:
+        """`changes` [groups, blocks, slot size] with every group's last block drawn to its momentum."""
+        beta, distilled = self.federation.config.inclusivefl.momentum, changes.clone()
+        if self._momentum is not None:
+            for group, depth in enumerate(self._depths):
+                momentum = self._momentum[group].to(changes)
+                if not momentum.isnan().any():
+                    distilled[group, depth - 1] = beta * momentum + (1 - beta) * changes[group, depth - 1]
+        return distilled
+
+    def _remember(self, changes: Tensor, weights: Tensor) -> None:
+        """Keep what each group's next deeper one learnt, for the next round; older where it did not take part."""
+        momentum = torch.full_like(changes[:, 0], torch.nan) if self._momentum is None else self._momentum.to(changes)
+        for group, (depth, deeper) in enumerate(zip(self._depths[:-1], self._depths[1:], strict=True)):
+            if weights[group + 1, 0] > 0:
+                momentum[group] = changes[group + 1, depth - 1 : deeper].mean(0)
+        self._momentum = momentum

@@ -1,0 +1,227 @@
+"""Every method's new global state against a few lines of NumPy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from fedra_engine.config import DepthFLConfig, InclusiveFLConfig
+from fedra_engine.models.state import GlobalState
+from tests.methods.rounds import (
+    CAPACITIES,
+    DEPTH,
+    EVERYBODY,
+    LAYOUT,
+    RANK,
+    SCALE,
+    Update,
+    factors,
+    initial_state,
+    method,
+    random_updates,
+    run_round,
+)
+
+RANKS = np.array([3, 1, 2, 3, 1, 2])
+
+
+def weighted_mean(pairs):
+    """Σ w v / Σ w of (w, v)."""
+    return sum(w * v for w, v in pairs) / sum(w for w, _ in pairs)
+
+
+def weight(update: Update, weighting: str) -> float:
+    return float(update.samples) if weighting == "samples" else 1.0
+
+
+def mean_adapters(state: GlobalState, updates: list[Update], weighting: str) -> np.ndarray:
+    expected = state.adapters.numpy().copy()
+    for block in range(DEPTH):
+        holders = [(weight(u, weighting), u.adapters[block].numpy()) for u in updates if block in u.adapters]
+        if holders:
+            expected[block] = weighted_mean(holders)
+    return expected
+
+
+def mean_products(updates: list[Update], block: int, weighting: str) -> list[np.ndarray]:
+    holders = [u for u in updates if block in u.adapters]
+    return [
+        weighted_mean([(weight(u, weighting), np.matmul(*factors(u.adapters[block])[t][::-1])) for u in holders])
+        for t in range(len(LAYOUT.targets))
+    ]
+
+
+def columns(factor: str) -> slice:
+    return LAYOUT.columns(factor)
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "samples"])
+@pytest.mark.parametrize("name", ["fedra", "alllarge", "allsmall", "fedit", "exclusivefl"])
+def test_means_over_the_holders_of_each_block(name: str, weighting: str) -> None:
+    made = method(name, weighting=weighting)
+    state, updates = initial_state(made), random_updates(made)
+    after = run_round(made, state, updates)
+    np.testing.assert_allclose(after.adapters, mean_adapters(state, updates, weighting), atol=1e-12)
+    heads = weighted_mean([(weight(u, weighting), u.heads[0].numpy()) for u in updates])
+    np.testing.assert_allclose(after.heads[0], heads, atol=1e-12)
+
+
+def test_ffalora_trains_b_alone() -> None:
+    assert method("ffalora").assign(EVERYBODY, 0).factors == "B"
+
+
+def test_fedsalora_averages_a_and_gives_everybody_its_own_b_back() -> None:
+    made = method("fedsalora")
+    state, updates = initial_state(made), random_updates(made)
+    after = run_round(made, state, updates)
+    expected = mean_adapters(state, updates, "uniform")
+    np.testing.assert_allclose(after.adapters[:, columns("A")], expected[:, columns("A")], atol=1e-12)
+    assert torch.equal(after.adapters[:, columns("B")], state.adapters[:, columns("B")])
+
+    restored = method("fedsalora")
+    restored.restore(made.tensors())
+    for again in (made, restored):
+        hand_out = again.assign(EVERYBODY, 1).hand_out
+        for update in updates:
+            slots = after.adapters.clone()
+            hand_out(update.client, np.arange(DEPTH), slots)
+            for block in range(DEPTH):
+                own = update.adapters.get(block, after.adapters[block])
+                assert torch.equal(slots[block, columns("B")], own[columns("B")])
+                assert torch.equal(slots[block, columns("A")], after.adapters[block, columns("A")])
+
+
+def test_fedsalora_evaluates_the_clients_of_each_domain() -> None:
+    made = method("fedsalora")
+    state, updates = initial_state(made), random_updates(made)
+    after = run_round(made, state, updates)
+    states = [list(of_domain) for of_domain in made.personal_states(after)]
+    assert [len(of_domain) for of_domain in states] == [2, 2, 2]
+    own = states[1][1].adapters
+    for block, adapters in updates[3].adapters.items():
+        assert torch.equal(own[block, columns("B")], adapters[columns("B")])
+
+
+@pytest.mark.parametrize("ranks", [None, RANKS])
+def test_flora_adds_the_exact_mean_product_to_the_model(ranks: np.ndarray | None) -> None:
+    made = method("flora", weighting="samples", ranks=ranks)
+    state, updates = initial_state(made), random_updates(made)
+    after = run_round(made, state, updates)
+    for block in range(DEPTH):
+        for target, product in enumerate(mean_products(updates, block, "samples")):
+            expected = state.base[target][block].numpy() + SCALE * product
+            np.testing.assert_allclose(after.base[target][block], expected, atol=1e-12)
+    assert not after.adapters[:, columns("B")].any()
+    assert not torch.equal(after.adapters, run_round(made, state, updates, round=1).adapters)
+
+
+def test_flora_is_the_product_of_the_stacked_factors() -> None:
+    made = method("flora", weighting="samples")
+    state, updates = initial_state(made), random_updates(made)
+    after = run_round(made, state, updates)
+    total = sum(u.samples for u in updates if 0 in u.adapters)
+    stacked_b = np.hstack([factors(u.adapters[0])[1][1] for u in updates if 0 in u.adapters])
+    stacked_a = np.vstack([u.samples / total * factors(u.adapters[0])[1][0] for u in updates if 0 in u.adapters])
+    np.testing.assert_allclose(after.base[1][0] - state.base[1][0], SCALE * stacked_b @ stacked_a, atol=1e-12)
+
+
+def test_fedexlora_makes_the_mean_of_the_clients_models() -> None:
+    made = method("fedexlora", weighting="samples")
+    state, updates = initial_state(made), random_updates(made)
+    after = run_round(made, state, updates)
+    np.testing.assert_allclose(after.adapters, mean_adapters(state, updates, "samples"), atol=1e-12)
+    for block in range(DEPTH):
+        for target, product in enumerate(mean_products(updates, block, "samples")):
+            a, b = factors(after.adapters[block])[target]
+            whole = after.base[target][block].numpy() + SCALE * b @ a
+            np.testing.assert_allclose(whole, state.base[target][block].numpy() + SCALE * product, atol=1e-12)
+
+
+@pytest.mark.parametrize("ranks", [None, RANKS])
+def test_flexlora_is_the_best_approximation_of_the_mean_product(ranks: np.ndarray | None) -> None:
+    made = method("flexlora", weighting="samples", ranks=ranks)
+    state, updates = initial_state(made), random_updates(made)
+    after = run_round(made, state, updates)
+    for block in range(DEPTH):
+        for target, product in enumerate(mean_products(updates, block, "samples")):
+            u, s, vt = np.linalg.svd(product)
+            a, b = factors(after.adapters[block])[target]
+            for rank in range(1, RANK + 1):
+                best = (u[:, :rank] * s[:rank]) @ vt[:rank]
+                np.testing.assert_allclose(b[:, :rank] @ a[:rank], best, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["flora", "flexlora", "fedexlora"])
+def test_products_of_a_block_nobody_trained_change_nothing(name: str) -> None:
+    made = method(name)
+    state = initial_state(made)
+    updates = [replace(u, adapters={b: s for b, s in u.adapters.items() if b != 2}) for u in random_updates(made)]
+    after = run_round(made, state, updates)
+    for before, now in zip(state.base, after.base, strict=True):
+        assert torch.equal(before[2], now[2])
+        assert not torch.equal(before[3], now[3])
+    if name != "flora":
+        assert torch.equal(state.adapters[2], after.adapters[2])
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.2])
+def test_inclusivefl_passes_what_deeper_groups_learnt_to_shallower_ones(beta: float) -> None:
+    made = method("inclusivefl", weighting="samples", inclusivefl=InclusiveFLConfig(momentum=beta))
+    state = initial_state(made)
+    momentum: dict[int, np.ndarray] = {}
+    for round in range(3):
+        updates = random_updates(made, round, EVERYBODY if round != 1 else np.array([1, 2, 4]))
+        before = state.adapters.numpy()
+        state = run_round(made, state, updates, round)
+        change, mass = {}, {}
+        for depth in sorted(set(CAPACITIES)):
+            group = [u for u in updates if CAPACITIES[u.client] == depth]
+            for block in range(depth if group else 0):
+                change[depth, block] = weighted_mean([(u.samples, u.adapters[block].numpy()) for u in group])
+                change[depth, block] = change[depth, block] - before[block]
+                mass[depth, block] = sum(u.samples for u in group)
+        distilled = dict(change)
+        for depth, kept in momentum.items():
+            if (depth, depth - 1) in change:
+                distilled[depth, depth - 1] = beta * kept + (1 - beta) * change[depth, depth - 1]
+        depths = sorted(set(CAPACITIES))
+        for depth, deeper in pairwise(depths):
+            if (deeper, 0) in change:
+                momentum[depth] = np.mean([change[deeper, block] for block in range(depth - 1, deeper)], axis=0)
+        for block in range(DEPTH):
+            holders = [(mass[key], distilled[key]) for key in distilled if key[1] == block]
+            expected = before[block] + (weighted_mean(holders) if holders else 0)
+            np.testing.assert_allclose(state.adapters[block], expected, atol=1e-12)
+
+
+def test_inclusivefl_goes_on_after_a_restart() -> None:
+    def after_two(restart: bool) -> torch.Tensor:
+        made = method("inclusivefl")
+        state = run_round(made, initial_state(made), random_updates(made), 0)
+        if restart:
+            tensors, made = made.tensors(), method("inclusivefl")
+            made.restore(tensors)
+        return run_round(made, state, random_updates(made, 1), 1).adapters
+
+    assert torch.equal(after_two(False), after_two(True))
+
+
+def test_depthfl_averages_every_exit_over_those_who_have_it() -> None:
+    made = method("depthfl", depthfl=DepthFLConfig(exit_every=2))
+    state, updates = initial_state(made), random_updates(made)
+    after = run_round(made, state, updates)
+    assert state.heads.shape == after.heads.shape == (3, 7)
+    np.testing.assert_allclose(after.adapters, mean_adapters(state, updates, "uniform"), atol=1e-12)
+    for exit, holders in enumerate([EVERYBODY, EVERYBODY[:3], EVERYBODY[:1]]):
+        expected = np.mean([updates[client].heads[exit].numpy() for client in holders], axis=0)
+        np.testing.assert_allclose(after.heads[exit], expected, atol=1e-12)
+
+
+def test_depthfls_distillation_rises() -> None:
+    made = method("depthfl", depthfl=DepthFLConfig(exit_every=2, ramp_up_rounds=10))
+    weights = [made.assign(EVERYBODY, round).distillation for round in (0, 5, 10, 50)]
+    np.testing.assert_allclose(weights, [np.exp(-5), np.exp(-1.25), 1, 1])
