@@ -91,12 +91,16 @@ class ModelConfig:
         dtype: precision of the frozen weights and of the computation.
         attention: attention implementation asked of transformers.
         block_path: dotted path of the block list inside the model; found by structure when null.
+        pooling: what of a sample's outputs the classifier reads: as the model's own classification layers have it
+            (`auto`; see docs/models.md for models without), the model's own pooled output (`pooler`), the `first`
+            token, the `mean` over tokens, or the `last` one.
     """
 
     path: str = "digits_vit"
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
     attention: Literal["sdpa", "eager"] = "sdpa"
     block_path: str | None = None
+    pooling: Literal["auto", "pooler", "first", "mean", "last"] = "auto"
 
 
 @dataclass
@@ -151,6 +155,51 @@ class DepthFLConfig:
 
 
 @dataclass
+class HetLoraConfig:
+    """Options of `hetlora`.
+
+    Args:
+        kept_ranks: share γ of its ranks that a client keeps when it prunes itself; 1 for no pruning.
+        penalty: weight λ of the term that draws the other ranks towards zero.
+    """
+
+    kept_ranks: float = 0.99
+    penalty: float = 0.01
+
+
+@dataclass
+class FedHelloConfig:
+    """Options of `fedhello`.
+
+    Args:
+        selection: how a client's trainable blocks are chosen: drawn with equal chances (`random`); the `first`,
+            the `last`, half of them first and half last (`bottleneck`) or `spread` evenly; or drawn with chances
+            that rise with each block's Fisher information (`fisher`).
+        fisher_every: rounds between measurements of the Fisher information, the first after as many rounds.
+        fisher_samples: training samples it is measured on.
+    """
+
+    selection: Literal["random", "first", "last", "bottleneck", "spread", "fisher"] = "fisher"
+    fisher_every: int = 10
+    fisher_samples: int = 100
+
+
+@dataclass
+class LoraFairConfig:
+    """Options of `lorafair`.
+
+    Args:
+        weight: weight λ that holds the correction of B small.
+        steps: gradient steps that look for it.
+        lr: their size.
+    """
+
+    weight: float = 0.01
+    steps: int = 1000
+    lr: float = 0.01
+
+
+@dataclass
 class MethodConfig:
     """The federated algorithm.
 
@@ -164,6 +213,9 @@ class MethodConfig:
         weighting: weight of a client in the averages: `uniform`, or its number of `samples`.
         inclusivefl: options of `inclusivefl`.
         depthfl: options of `depthfl`.
+        fedhello: options of `fedhello`.
+        hetlora: options of `hetlora`.
+        lorafair: options of `lorafair`.
     """
 
     name: str = "fedra"
@@ -172,6 +224,9 @@ class MethodConfig:
     weighting: Literal["uniform", "samples"] = "uniform"
     inclusivefl: InclusiveFLConfig = field(default_factory=InclusiveFLConfig)
     depthfl: DepthFLConfig = field(default_factory=DepthFLConfig)
+    fedhello: FedHelloConfig = field(default_factory=FedHelloConfig)
+    hetlora: HetLoraConfig = field(default_factory=HetLoraConfig)
+    lorafair: LoraFairConfig = field(default_factory=LoraFairConfig)
 
 
 @dataclass

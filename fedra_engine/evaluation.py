@@ -88,7 +88,7 @@ class Evaluator:
         plan = make_plan(
             [len(rows)] * count,
             slots,
-            np.zeros(count, dtype=np.int64),
+            np.arange(count),
             scale=self._scale,
             dtype=state.adapters.dtype,
             device=device,

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fedra_engine.config import ExperimentConfig
-from fedra_engine.data.partition import dirichlet_partition
-from fedra_engine.data.preprocessing import preprocess, preprocessing_for
+from fedra_engine.data.domain_data import DomainData
+from fedra_engine.data.partition import partition_samples
+from fedra_engine.data.prepare import prepare
 from fedra_engine.data.samples import Samples
-from fedra_engine.data.sources import DomainData, load_source
+from fedra_engine.data.sources import load_source
 from fedra_engine.errors import InputError
 from fedra_engine.evaluation import Evaluator
 from fedra_engine.execution.executor import Executor
+from fedra_engine.execution.fisher import FisherInformation
 from fedra_engine.execution.sequential import SequentialExecutor
 from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.execution.sweep_model import SweepModel
@@ -26,7 +27,8 @@ from fedra_engine.federation.server_optimizer import ServerOptimizer
 from fedra_engine.methods.base import Federation, Method
 from fedra_engine.methods.registry import make_method
 from fedra_engine.models.adapters import initial_adapters
-from fedra_engine.models.foundation import Foundation, load_pretrained, make_foundation, resolve_model_path
+from fedra_engine.models.foundation import Foundation, make_foundation
+from fedra_engine.models.loading import load_pretrained, resolve_model_path
 from fedra_engine.models.state import GlobalState
 
 
@@ -35,6 +37,7 @@ class Experiment:
     """Everything the round loop needs."""
 
     domains: list[str]
+    train_data: DomainData
     train: Samples
     clients: Clients
     foundation: Foundation
@@ -55,16 +58,18 @@ def build_experiment(config: ExperimentConfig, device: torch.device) -> Experime
     if config.trace and config.lora.dropout > 0:
         raise InputError(f"trace: found true with lora.dropout {config.lora.dropout}, expected lora.dropout 0")
     data = load_source(config.data, config.seed)
-    model = load_pretrained(config.model, classes=len(data.classes)).to(device)
-    if model.main_input_name != "pixel_values":
+    model = load_pretrained(config.model, classes=None if data.task == "causal_lm" else len(data.classes)).to(device)
+    if (model.main_input_name == "pixel_values") != (data.task == "image_classification"):
         raise InputError(
             f"model.path: found a {model.config.model_type} model, which takes {model.main_input_name}, "
-            f"expected an image model for data.source {config.data.source}"
+            f"expected one for the {data.task} of data.source {config.data.source}"
         )
     foundation = make_foundation(model, config.lora, classes=len(data.classes), block_path=config.model.block_path)
-    clients = _make_clients(config, data, foundation.depth)
-    preprocessing = preprocessing_for(resolve_model_path(config.model.path), model.config, config.data.image_size)
-    train, test = preprocess(data.train, preprocessing), preprocess(data.test, preprocessing)
+    # Before images are decoded, which may take long; again below, where some of them may turn out unreadable.
+    _make_clients(config, data, foundation.depth)
+    prepared = prepare(data, config.data, resolve_model_path(config.model.path), model.config)
+    clients = _make_clients(config, prepared.data, foundation.depth)
+    train, test = prepared.train, prepared.test
     fuse = config.execution.fused_blocks == "on" or (config.execution.fused_blocks == "auto" and device.type != "cpu")
     sweep_model = SweepModel(foundation, _examples(train, device, foundation.dtype), fuse_blocks=fuse)
     if config.execution.fused_blocks == "on" and sweep_model.fused == 0:
@@ -72,10 +77,12 @@ def build_experiment(config: ExperimentConfig, device: torch.device) -> Experime
             f"execution.fused_blocks: found on with a {model.config.model_type} model, none of whose blocks can be "
             "fused; expected auto or off"
         )
-    method = _make_method(config, foundation, clients)
+    fisher = FisherInformation(foundation, sweep_model, train, scale=config.lora.scale, seed=config.seed)
+    method = _make_method(config, foundation, clients, fisher)
     state = method.initial_state(_initial_state(foundation, config.seed, device), foundation.base)
     return Experiment(
         domains=data.domains,
+        train_data=prepared.data.train,
         train=train,
         clients=clients,
         foundation=foundation,
@@ -98,32 +105,28 @@ def describe(experiment: Experiment) -> dict[str, str]:
         "adapters": f"{foundation.adapter_layout.size:,} LoRA parameters a block on {targets}",
         "head": f"{foundation.head_layout.size:,} parameters",
         "clients": f"{len(experiment.clients)} in {len(experiment.domains)} domains",
-        "samples": f"{len(experiment.train.labels):,} for training",
+        "samples": f"{len(experiment.train_data):,} for training",
         "blocks": f"{experiment.sweep_model.fused} of {foundation.depth} fused",
         "device": str(experiment.initial_state.heads.device),
     }
 
 
 def _make_clients(config: ExperimentConfig, data: DomainData, depth: int) -> Clients:
-    domains = np.asarray(data.train["domain"], dtype=np.int64)
-    samples = dirichlet_partition(
-        np.asarray(data.train["label"], dtype=np.int64),
-        domains,
-        clients_per_domain=config.data.clients_per_domain,
-        alpha=config.data.dirichlet_alpha,
-        min_samples=config.data.min_samples,
-        seed=config.seed,
-    )
-    client_domains = np.repeat(np.arange(len(data.domains)), config.data.clients_per_domain)
-    capacities = capacities_by_domain(config.clients.capacities, client_domains, depth)
+    partition = partition_samples(config.data, data.train, config.seed)
+    capacities, ranks = config.clients.capacities, config.clients.ranks
     clients = Clients(
-        samples, client_domains, capacities, ranks_by_domain(config.clients.ranks, client_domains, config.lora.rank)
+        partition.samples,
+        partition.domains,
+        capacities_by_domain(capacities, partition.groups(len(capacities)), depth),
+        ranks_by_domain(ranks, partition.groups(len(ranks)), config.lora.rank),
     )
     check_sampling(config.clients, clients)
     return clients
 
 
-def _make_method(config: ExperimentConfig, foundation: Foundation, clients: Clients) -> Method:
+def _make_method(
+    config: ExperimentConfig, foundation: Foundation, clients: Clients, fisher: FisherInformation
+) -> Method:
     federation = Federation(
         config=config.method,
         clients=clients,
@@ -131,7 +134,9 @@ def _make_method(config: ExperimentConfig, foundation: Foundation, clients: Clie
         layout=foundation.adapter_layout,
         scale=config.lora.scale,
         seed=config.seed,
+        fisher=fisher,
         deterministic=config.execution.deterministic,
+        capacities_drawn=config.clients.capacity_schedule == "drawn",
     )
     return make_method(federation)
 

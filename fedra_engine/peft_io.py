@@ -8,34 +8,47 @@ from peft import LoraConfig as PeftLoraConfig
 from safetensors.torch import save_file
 
 from fedra_engine.config import ExperimentConfig
-from fedra_engine.models.foundation import Foundation, resolve_model_path
+from fedra_engine.models.foundation import Foundation
+from fedra_engine.models.loading import resolve_model_path
+from fedra_engine.models.pooling import PooledClassifier
 from fedra_engine.models.state import GlobalState, head_tensors
 
 _PREFIX = "base_model.model"
 
 
 def save_adapter(folder: Path, foundation: Foundation, config: ExperimentConfig, state: GlobalState) -> None:
-    """Write `adapter_config.json` and `adapter_model.safetensors` (adapters of all blocks, and the head)."""
+    """Write `adapter_config.json` and `adapter_model.safetensors` (adapters of all blocks, and the head if trained).
+
+    The head of a `PooledClassifier` goes into `head.safetensors`: the pretrained model has no place for it.
+    """
     layout = foundation.adapter_layout
+    # The model to adapt is the one at `model.path`, without what this package puts around it.
+    pooling = foundation.model.pooling if isinstance(foundation.model, PooledClassifier) else None
+    block_path = foundation.block_path.removeprefix("backbone.") if pooling else foundation.block_path
     tensors = {
-        f"{_PREFIX}.{foundation.block_path}.{block}.{name}.weight": factor.contiguous().cpu()
+        f"{_PREFIX}.{block_path}.{block}.{name}.weight": factor.contiguous().cpu()
         for block, slot in enumerate(state.adapters)
         for name, factor in layout.named_factors(slot)
     }
-    for name, tensor in head_tensors([0], state.heads[-1:], foundation.head_layout, exits=1).items():
-        tensors[f"{_PREFIX}.{foundation.head_path}.{name.removeprefix('head.')}"] = tensor.cpu()
+    named = head_tensors([0], state.heads[-1:], foundation.head_layout, exits=1)
+    head = {name.removeprefix("head."): tensor.cpu() for name, tensor in named.items()}
     folder.mkdir(parents=True, exist_ok=True)
+    if pooling:
+        save_file(head, folder / "head.safetensors", metadata={"pooling": pooling})
+        head = {}
+    tensors |= {f"{_PREFIX}.{foundation.head_path}.{name}": tensor for name, tensor in head.items()}
     save_file(tensors, folder / "adapter_model.safetensors")
     PeftLoraConfig(
         base_model_name_or_path=resolve_model_path(config.model.path),
         r=config.lora.rank,
         lora_alpha=config.lora.alpha,
         lora_dropout=config.lora.dropout,
+        fan_in_fan_out=foundation.stores_input_first,
         target_modules=[
-            f"{foundation.block_path}.{block}.{target.path}"
+            f"{block_path}.{block}.{target.path}"
             for block in range(foundation.depth)
             for target in layout.targets
         ],
-        modules_to_save=[foundation.head_path],
+        modules_to_save=[foundation.head_path] if head else None,
         inference_mode=True,
     ).save_pretrained(str(folder))

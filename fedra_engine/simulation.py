@@ -21,6 +21,7 @@ from fedra_engine.models.state import GlobalState
 from fedra_engine.peft_io import save_adapter
 from fedra_engine.reporting.console import Reporter
 from fedra_engine.reporting.control import recorded_control
+from fedra_engine.reporting.partition_report import report_partition
 from fedra_engine.reporting.run_folder import RunFolder, setting_digest
 from fedra_engine.schedule import learning_rate
 from fedra_engine.trace import RoundTrace, write_inputs
@@ -71,6 +72,11 @@ class Simulation:
         """Train all rounds that the run folder does not have yet, evaluate, and leave the results there."""
         config, experiment = self._config, self._experiment
         self._reporter.start(config, describe(experiment))
+        for note in experiment.train_data.notes:
+            self._reporter.message(note)
+        report_partition(experiment.train_data, experiment.clients, self._folder.path, self._reporter.message)
+        if experiment.method.caution is not None:
+            self._reporter.message(f"note: {experiment.method.caution}")
         frozen = self._evaluate(experiment.initial_state)
         first, state, accuracy = self._resume()
         if config.trace and first == 0:

@@ -26,6 +26,7 @@ NATURAL = Range("a whole number from 0 up", lambda value: value >= 0)
 POSITIVE = Range("a finite number above 0", lambda value: 0 < value < math.inf)
 NON_NEGATIVE = Range("a finite number from 0 up", lambda value: 0 <= value < math.inf)
 FRACTION = Range("a number between 0 and 1, both excluded", lambda value: 0 < value < 1)
+SHARE = Range("a number above 0 and at most 1", lambda value: 0 < value <= 1)
 DECAY = Range("a number from 0 to below 1", lambda value: 0 <= value < 1)
 
 RANGES = {
@@ -49,6 +50,13 @@ RANGES = {
     "method.inclusivefl.momentum": DECAY,
     "method.depthfl.exit_every": COUNT,
     "method.depthfl.ramp_up_rounds": COUNT,
+    "method.fedhello.fisher_every": COUNT,
+    "method.fedhello.fisher_samples": COUNT,
+    "method.hetlora.kept_ranks": SHARE,
+    "method.hetlora.penalty": NON_NEGATIVE,
+    "method.lorafair.weight": NON_NEGATIVE,
+    "method.lorafair.steps": COUNT,
+    "method.lorafair.lr": POSITIVE,
     "server.lr": POSITIVE,
     "server.betas": DECAY,
     "server.tau": POSITIVE,

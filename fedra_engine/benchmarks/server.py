@@ -14,6 +14,7 @@ from fedra_engine.benchmarks.executors import run_round
 from fedra_engine.benchmarks.settings import Setting, tiny_vit
 from fedra_engine.config import ClientsConfig, MethodConfig, TrainingConfig
 from fedra_engine.execution.sweep import SweepExecutor
+from fedra_engine.execution.fisher import FisherInformation
 from fedra_engine.execution.work import LocalWork
 from fedra_engine.federation.clients import Clients
 from fedra_engine.federation.sampling import sample_participants
@@ -26,8 +27,10 @@ def server_milliseconds_per_client(setting: Setting, *, clients: int = 2000, sam
     capacities = np.resize(np.array([12, 10, 8, 6, 4, 3]), clients)
     federation = Clients([np.arange(samples)] * clients, np.arange(clients) % 6, capacities)
     foundation = setting.foundation
+    scale = setting.lora.scale
+    fisher = FisherInformation(foundation, setting.sweep_model, setting.samples, scale=scale, seed=0)
     method = make_method(
-        Federation(MethodConfig(), federation, foundation.depth, foundation.adapter_layout, setting.lora.scale, seed=0)
+        Federation(MethodConfig(), federation, foundation.depth, foundation.adapter_layout, scale, 0, fisher)
     )
     training = TrainingConfig()
     started = time.process_time()

@@ -51,6 +51,7 @@ class Setting:
             self.assignment,
             self.state,
             foundation.adapter_layout,
+            foundation.head_layout,
             lanes=self.lanes,
             compute_dtype=foundation.dtype,
         )

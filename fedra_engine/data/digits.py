@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fedra_engine.config import DataConfig
+from fedra_engine.data.domain_data import DomainData, prepare_source
 from fedra_engine.randomness import generator
 
 if TYPE_CHECKING:
@@ -105,6 +107,28 @@ def split_digits(labels: NDArray[np.int64]) -> DigitsSplit:
         train=dict(zip(DOMAINS, federated[0::2], strict=True)),
         test=dict(zip(DOMAINS, federated[1::2], strict=True)),
     )
+
+
+def load_digits_source(config: DataConfig, seed: int) -> DomainData:
+    """The federation's samples; they bring their test set, so `seed` draws nothing.
+
+    Raises:
+        InputError: a domain that does not exist.
+    """
+    from datasets import concatenate_datasets
+
+    parts = load_digits_domains()
+    both = concatenate_datasets(list(parts))
+    data = DomainData(
+        task="image_classification",
+        content=both.select_columns("image"),
+        domain_of=np.array(both["domain"]),
+        domains=list(DOMAINS),
+        labels=np.array(both["label"]),
+        classes=list(both.features["label"].names),
+        is_test=np.repeat([False, True], [len(part) for part in parts]),
+    )
+    return prepare_source(data, config, seed, split=False)
 
 
 def load_digits_domains() -> tuple[Dataset, Dataset]:

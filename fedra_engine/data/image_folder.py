@@ -1,61 +1,69 @@
-"""Images in folders: `<root>/<domain>/<class>/<image>`, as PACS, Office-Home and VLCS are distributed."""
+"""Images in folders: `<root>/<domain>/<class>/<image>`, as PACS, Office-Home and VLCS are distributed.
+
+Where folders `train` and `test` stand between (`<root>/<domain>/train/<class>` or `<root>/train/<domain>/<class>`),
+they are the split.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedra_engine.config import DataConfig
+from fedra_engine.data.domain_data import DomainData, prepare_source
+from fedra_engine.data.images import image_column
 from fedra_engine.errors import InputError
-from fedra_engine.randomness import generator
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+SPLITS = ("train", "test")
 
 Tree = dict[str, dict[str, list[Path]]]
 """Images by domain and class."""
 
 
-def load_image_folder(config: DataConfig, seed: int) -> tuple[Dataset, Dataset]:
-    """The training and test samples below `config.root`; images stay encoded on disk.
+def load_image_folder(config: DataConfig, seed: int) -> DomainData:
+    """The samples below `config.root`; images stay encoded on disk.
 
-    Every class of every domain gives `config.test_fraction` of its images, at least one and never all of
-    them, to the test set. So every domain has training samples. Classes are the sorted union over the domains,
-    and a domain may lack some.
+    Without `train` and `test` folders, every class of every domain gives `config.test_fraction` of its images, at
+    least one and never all of them, to the test set. Classes are the sorted union over the domains, and a domain may
+    lack some.
 
     Raises:
         InputError: a folder that is missing, cannot be listed or has no images, or a domain that has no image to
             spare for the test set.
     """
-    tree = scan(config.root, config.domains)
-    domains = list(tree)
-    classes = sorted({name for folders in tree.values() for name in folders})
-    train: list[tuple[str, int, int]] = []
-    test: list[tuple[str, int, int]] = []
-    for domain, folders in tree.items():
-        if all(len(images) == 1 for images in folders.values()):
-            raise InputError(
-                f"data.test_fraction: found {config.test_fraction} but no test image in domain {domain!r}, whose "
-                "classes have one image each, expected a class of at least 2"
-            )
-        for name, images in folders.items():
-            rng = generator(seed, purpose=f"test split of {domain}/{name}")
-            held_out = _held_out(len(images), config.test_fraction, rng)
-            for image, is_test in zip(images, held_out, strict=True):
-                sample = (str(image), classes.index(name), domains.index(domain))
-                (test if is_test else train).append(sample)
-    return _as_dataset(train, classes, domains), _as_dataset(test, classes, domains)
+    trees = scan(config.root, config.domains)
+    domains = list(trees[0])
+    classes = sorted({name for tree in trees for folders in tree.values() for name in folders})
+    index_of = {name: label for label, name in enumerate(classes)}
+    samples = [
+        (str(image), index_of[name], domains.index(domain), split == 1)
+        for split, tree in enumerate(trees)
+        for domain, folders in tree.items()
+        for name, images in folders.items()
+        for image in images
+    ]
+    paths, labels, domain_of, is_test = zip(*samples, strict=True)
+    data = DomainData(
+        task="image_classification",
+        content=image_column(paths),
+        domain_of=np.array(domain_of),
+        domains=domains,
+        labels=np.array(labels),
+        classes=classes,
+        is_test=np.array(is_test),
+    )
+    return prepare_source(data, config, seed, split=len(trees) == 1)
 
 
-def scan(root: str | None, domains: Sequence[str] = ()) -> Tree:
+def scan(root: str | None, domains: Sequence[str] = ()) -> list[Tree]:
     """Find the images of `domains`, or of every domain; names are in sorted order.
+
+    Returns:
+        One tree; or one of `train` and one of `test` folders, with the same domains.
 
     Raises:
         InputError: a folder that is missing, cannot be listed or has no images.
@@ -66,14 +74,22 @@ def scan(root: str | None, domains: Sequence[str] = ()) -> Tree:
     # Also false, not an error, below a folder that may not be entered.
     if not os.path.isdir(folder):
         raise InputError(f"data.root: found no folder {root!r}, expected one with <domain>/<class>/<image>")
-    present = _subfolders(folder)
+    outer = [folder / split for split in SPLITS] if _is_split(folder) else [folder]
+    present = _subfolders(outer[0])
     for domain in domains:
         if domain not in present:
-            raise InputError(f"data.domains: found {domain!r}, expected some of the folders in {root}: {present}")
-    tree = {domain: _scan_domain(folder / domain) for domain in domains or present}
-    if not tree:
-        raise InputError(f"data.root: found no folders in {root!r}, expected one for each domain")
-    return tree
+            raise InputError(f"data.domains: found {domain!r}, expected some of the folders in {outer[0]}: {present}")
+    if not present:
+        raise InputError(f"data.root: found no folders in {str(outer[0])!r}, expected one for each domain")
+    chosen = list(domains) or present
+    if len(outer) == 1 and any(_is_split(folder / domain) for domain in chosen):
+        return [{domain: _scan_domain(folder / domain / split) for domain in chosen} for split in SPLITS]
+    return [{domain: _scan_domain(above / domain) for domain in chosen} for above in outer]
+
+
+def _is_split(folder: Path) -> bool:
+    # Both, because `train` alone may be a class.
+    return all(os.path.isdir(folder / split) for split in SPLITS)
 
 
 def _scan_domain(folder: Path) -> dict[str, list[Path]]:
@@ -102,18 +118,3 @@ def _entries(folder: Path) -> list[Path]:
         return sorted(folder.iterdir())
     except OSError as error:
         raise InputError(f"data.root: cannot list {folder}: {error.strerror}; expected a readable folder") from error
-
-
-def _held_out(count: int, fraction: float, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Which of `count` images are test images, bool [count]."""
-    held_out = min(max(round(fraction * count), 1), count - 1)
-    return rng.permutation(count) < held_out
-
-
-def _as_dataset(samples: Sequence[tuple[str, int, int]], classes: list[str], domains: list[str]) -> Dataset:
-    images, labels, indices = zip(*samples, strict=True) if samples else ((), (), ())
-    from datasets import ClassLabel, Dataset, Features, Image
-
-    features = Features(image=Image(), label=ClassLabel(names=classes), domain=ClassLabel(names=domains))
-    columns = {"image": list(images), "label": list(labels), "domain": list(indices)}
-    return Dataset.from_dict(columns, features=features)

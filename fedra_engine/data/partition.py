@@ -1,103 +1,153 @@
-"""How a domain's training samples are divided among its clients."""
+"""Which training samples each client has."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedra_engine.config import DataConfig
+from fedra_engine.data.domain_data import DomainData
+from fedra_engine.data.partitioners import Dirichlet, Partitioner, Pool, Quantity, Shards, check_pool, iid
 from fedra_engine.errors import InputError
 from fedra_engine.randomness import generator
 
-MAX_DRAWS = 1000
-"""Draws after which a split with `min_samples` for every client is taken to be out of reach."""
+Rows = NDArray[np.int64]
 
 
-def dirichlet_partition(
-    labels: NDArray[np.int64],
-    domains: NDArray[np.int64],
-    *,
-    clients_per_domain: int,
-    alpha: float,
-    min_samples: int,
-    seed: int,
-) -> list[NDArray[np.int64]]:
-    """Divide samples with skewed labels, the split of FedRA's experiments (arXiv 2311.11227, §4).
+@dataclass(frozen=True)
+class Partition:
+    """The division of training samples among clients.
 
-    Inside a domain, every class is divided among the clients in proportions drawn from a Dirichlet
-    distribution; clients that already have their average share of the domain get nothing more. The draw is
-    repeated until every client has `min_samples`.
+    Attributes:
+        samples: rows of each client, ascending.
+        domains: int64 [clients], each client's domain; if it has several, that of most of its samples.
+        by_domain: whether clients come domain after domain, as many for each.
+    """
 
-    Args:
-        labels: int64 [samples].
-        domains: int64 [samples], in 0…D-1.
-        clients_per_domain: C; client j of domain d is client d·C + j.
-        alpha: concentration; smaller is more skewed.
-        min_samples: fewest samples of a client.
-        seed: of the experiment.
+    samples: Sequence[Rows]
+    domains: NDArray[np.int64]
+    by_domain: bool
 
-    Returns:
-        The sample rows of every client in ascending order; each row belongs to exactly one client.
+    def groups(self, count: int) -> NDArray[np.int64]:
+        """Which of `count` settings each client has: its domain's, or dealt in turn when clients mix domains."""
+        return self.domains if self.by_domain else np.arange(len(self.samples)) % max(count, 1)
+
+
+def partition_samples(config: DataConfig, train: DomainData, seed: int) -> Partition:
+    """Divide the training samples as `config.partition` says; every sample goes to exactly one client.
+
+    (Not so under `bootstrap`, where clients draw with replacement.)
 
     Raises:
-        InputError: `min_samples` cannot be had.
+        InputError: what the partition goes by is not known of these samples, or a client has too few of them.
     """
-    partition: list[NDArray[np.int64]] = []
-    for domain in range(int(domains.max()) + 1):
-        rows = np.flatnonzero(domains == domain)
-        rng = generator(seed, purpose=f"partition of domain {domain}")
-        by_class = [rng.permutation(rows[labels[rows] == label]) for label in np.unique(labels[rows])]
-        sizes = np.array([len(members) for members in by_class], dtype=np.int64)
-        counts = _draw_counts(sizes, clients_per_domain, alpha, min_samples, rng, domain)
-        partition.extend(_deal(by_class, counts))
-    return partition
-
-
-def _draw_counts(
-    sizes: NDArray[np.int64],
-    clients: int,
-    alpha: float,
-    min_samples: int,
-    rng: np.random.Generator,
-    domain: int,
-) -> NDArray[np.int64]:
-    """How many samples of each class go to each client, int64 [classes, clients]; row sums are `sizes`."""
-    total = int(sizes.sum())
-    if total < clients * min_samples:
-        raise InputError(
-            f"data.min_samples: found {min_samples} with {clients} clients for the {total} training samples "
-            f"of domain {domain}, expected at most {total // clients}"
+    if config.partition == "natural":
+        return _natural(config, train)
+    if config.clients is not None:
+        samples = _divide(config, train, np.arange(len(train)), config.clients, "the data", seed, "partition")
+        return Partition(samples, _main_domains(samples, train), by_domain=False)
+    clients = 1 if config.partition == "domain" else config.clients_per_domain
+    domain_of_client = np.repeat(np.arange(len(train.domains)), clients)
+    pools = [np.flatnonzero(train.domain_of == domain) for domain in range(len(train.domains))]
+    if config.partition == "bootstrap":
+        return Partition(
+            BootstrapSamples(pools, clients, config.samples_per_client, seed), domain_of_client, by_domain=True
         )
-    for _ in range(MAX_DRAWS):
-        counts = _draw_counts_once(sizes, clients, alpha, rng)
-        if counts.sum(axis=0).min() >= min_samples:
-            return counts
-    raise InputError(
-        f"data.min_samples: found {min_samples}, which none of {MAX_DRAWS} splits of domain {domain} gave "
-        f"all of its {clients} clients; expected fewer, or a larger data.dirichlet_alpha than {alpha:g}"
-    )
+    samples = [
+        rows
+        for domain, pool in enumerate(pools)
+        for rows in _divide(
+            config,
+            train,
+            pool,
+            clients,
+            f"domain {train.domains[domain]!r}",
+            seed,
+            f"partition of domain {domain}",
+        )
+    ]
+    return Partition(samples, domain_of_client, by_domain=True)
 
 
-def _draw_counts_once(
-    sizes: NDArray[np.int64], clients: int, alpha: float, rng: np.random.Generator
-) -> NDArray[np.int64]:
-    counts = np.zeros((len(sizes), clients), dtype=np.int64)
-    held = np.zeros(clients, dtype=np.int64)
-    average = sizes.sum() / clients
-    for label, size in enumerate(sizes):
-        is_open = held < average
-        shares = rng.dirichlet(np.full(clients, alpha)) * is_open
-        if shares.sum() == 0:
-            # A small alpha can put all of the mass on clients that are full.
-            shares = is_open.astype(np.float64)
-        cuts = np.rint(np.cumsum(shares) / shares.sum() * size).astype(np.int64)
-        counts[label] = np.diff(cuts, prepend=0)
-        held += counts[label]
-    return counts
+class BootstrapSamples(Sequence[Rows]):
+    """Samples of any number of clients, drawn when they are asked for and never stored.
+
+    Client j of domain d is client d·C + j and draws from its domain with replacement.
+    """
+
+    def __init__(self, pools: Sequence[Rows], clients_per_domain: int, count: int, seed: int) -> None:
+        """
+        Args:
+            pools: rows of each domain.
+            clients_per_domain: C.
+            count: samples of each client.
+            seed: of the experiment.
+        """
+        self._pools = pools
+        self._clients_per_domain = clients_per_domain
+        self._count = count
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self._pools) * self._clients_per_domain
+
+    @overload
+    def __getitem__(self, client: int) -> Rows: ...
+    @overload
+    def __getitem__(self, client: slice) -> list[Rows]: ...
+    def __getitem__(self, client: int | slice) -> Rows | list[Rows]:
+        if isinstance(client, slice):
+            return [self[index] for index in range(*client.indices(len(self)))]
+        if not 0 <= client < len(self):
+            raise IndexError(client)
+        pool = self._pools[client // self._clients_per_domain]
+        drawn = generator(self._seed, client=int(client), purpose="bootstrap").integers(len(pool), size=self._count)
+        return np.sort(pool[drawn])
 
 
-def _deal(by_class: list[NDArray[np.int64]], counts: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Give each client its counted samples [classes, clients] of every class."""
-    rows = np.concatenate(by_class)
-    owners = np.concatenate([np.repeat(np.arange(counts.shape[1]), row) for row in counts])
-    order = np.lexsort((rows, owners))
-    return np.split(rows[order], np.cumsum(counts.sum(axis=0))[:-1])
+def _divide(
+    config: DataConfig, train: DomainData, rows: Rows, clients: int, name: str, seed: int, purpose: str
+) -> list[Rows]:
+    """Divide the samples `rows` among `clients`."""
+    if config.partition in ("dirichlet", "shards") and train.labels is None:
+        raise InputError(
+            f"data.partition: found {config.partition} with samples that have no label, expected data.columns.label "
+            "(a column to tell them apart by), or another partition"
+        )
+    labels = np.zeros(len(rows), dtype=np.int64) if train.labels is None else train.labels[rows]
+    pool = Pool(labels, clients, config.min_samples, name, generator(seed, purpose=purpose))
+    check_pool(pool)
+    return [np.sort(rows[positions]) for positions in _partitioner(config)(pool)]
+
+
+def _partitioner(config: DataConfig) -> Partitioner:
+    if config.partition == "dirichlet":
+        return Dirichlet(config.dirichlet_alpha, config.balanced)
+    if config.partition == "shards":
+        return Shards(config.shards_per_client)
+    return Quantity(config.quantity_sigma) if config.partition == "quantity" else iid
+
+
+def _natural(config: DataConfig, train: DomainData) -> Partition:
+    if train.clients is None:
+        raise InputError("data.partition: found natural, but no column names the clients; expected data.columns.client")
+    names, of_client = np.unique(train.clients, return_inverse=True)
+    order = np.argsort(of_client, kind="stable")
+    samples = np.split(order, np.cumsum(np.bincount(of_client))[:-1])
+    sizes = np.array([len(rows) for rows in samples])
+    if sizes.min() < config.min_samples:
+        smallest = str(names[sizes.argmin()])
+        raise InputError(
+            f"data.min_samples: found {config.min_samples}, but client {smallest!r} has {sizes.min()} training samples; "
+            "expected at most as many"
+        )
+    return Partition(samples, _main_domains(samples, train), by_domain=False)
+
+
+def _main_domains(samples: Sequence[Rows], train: DomainData) -> NDArray[np.int64]:
+    """The domain that most samples of each client are of, int64 [clients]."""
+    return np.array([np.bincount(train.domain_of[rows]).argmax() for rows in samples], dtype=np.int64)

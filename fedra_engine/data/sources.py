@@ -1,76 +1,34 @@
-"""Where samples come from: every source yields the same two datasets."""
+"""Where samples come from: every source yields the same kind of data."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import numpy as np
+from collections.abc import Callable
 
 from fedra_engine.config import DataConfig
-from fedra_engine.data.digits import load_digits_domains
+from fedra_engine.data.digits import load_digits_source
+from fedra_engine.data.domain_data import DomainData
+from fedra_engine.data.hub import load_hf_dataset
 from fedra_engine.data.image_folder import load_image_folder
-from fedra_engine.errors import InputError
+from fedra_engine.data.split_lists import load_split_lists
+from fedra_engine.data.texts import load_causal_lm, load_text_classification
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-
-@dataclass(frozen=True)
-class DomainData:
-    """A federated data source before preprocessing.
-
-    Args:
-        train: samples to divide among the clients, features `image`, `label` and `domain`.
-        test: held-out samples with the same features.
-    """
-
-    train: Dataset
-    test: Dataset
-
-    @property
-    def classes(self) -> list[str]:
-        """Names of the classes, indexed by `label`."""
-        return list(self.train.features["label"].names)
-
-    @property
-    def domains(self) -> list[str]:
-        """Names of the domains, indexed by `domain`; client capacities follow this order."""
-        return list(self.train.features["domain"].names)
+_SOURCES: dict[str, Callable[[DataConfig, int], DomainData]] = {
+    "digits": load_digits_source,
+    "image_folder": load_image_folder,
+    "domainnet": load_split_lists,
+    "nicopp": load_split_lists,
+    "hf_dataset": load_hf_dataset,
+    "text_classification": load_text_classification,
+    "causal_lm": load_causal_lm,
+}
 
 
 def load_source(config: DataConfig, seed: int) -> DomainData:
-    """Load the source that `config` names, restricted to its `domains`.
+    """Load the source that `config` names, restricted to its `domains` and `classes`.
 
     `seed` draws the test set where the source brings none.
 
     Raises:
-        InputError: the source has no such folder, domain or image.
+        InputError: the source has no such file, domain or column, or samples that cannot be used.
     """
-    if config.source == "image_folder":
-        return DomainData(*load_image_folder(config, seed))
-    train, test = load_digits_domains()
-    if not config.domains:
-        return DomainData(train, test)
-    return DomainData(select_domains(train, config.domains), select_domains(test, config.domains))
-
-
-def select_domains(data: Dataset, domains: Sequence[str]) -> Dataset:
-    """The samples of `domains`, with domain indices in that order.
-
-    Raises:
-        InputError: a domain the data does not have.
-    """
-    from datasets import ClassLabel
-
-    names = data.features["domain"].names
-    unknown = [domain for domain in domains if domain not in names]
-    if unknown:
-        raise InputError(f"data.domains: found {unknown[0]!r}, expected some of {', '.join(names)}")
-    index_of = np.full(len(names), -1)
-    index_of[[names.index(domain) for domain in domains]] = np.arange(len(domains))
-    indices = index_of[np.asarray(data["domain"])]
-    rows = np.flatnonzero(indices >= 0)
-    selected = data.select(rows).remove_columns("domain")
-    return selected.add_column("domain", indices[rows], feature=ClassLabel(names=list(domains)))
+    return _SOURCES[config.source](config, seed)

@@ -29,7 +29,7 @@ class ExitTable:
 def exit_losses(logits: Tensor, labels: Tensor, table: ExitTable, count: int, distillation: float) -> Tensor:
     """The loss of each client, [count]: Σ over its exits of cross entropy, plus mutual distillation.
 
-    DepthFL (Kim et al., ICLR 2023), eq. 2: with m exits, λ / (m − 1) Σ_i Σ_{j ≠ i} KL(p_j ‖ p_i), where p_j, the
+    DepthFL (Kim et al., ICLR 2023): with m exits, λ / (m − 1) Σ_i Σ_{j ≠ i} KL(p_j ‖ p_i), where p_j, the
     teacher, gets no gradient. All means are over the client's samples.
 
     Args:

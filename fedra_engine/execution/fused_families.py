@@ -89,6 +89,43 @@ _FAMILIES = (
         "mlp.fc2",
         identities=("drop_path",),
     ),
+    # transformers DINOv3
+    _Family(
+        "norm1",
+        "attention",
+        "layer_scale1",
+        "norm2",
+        "layer_scale2",
+        ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+        ("mlp.up_proj",),
+        "mlp.act_fn",
+        "mlp.down_proj",
+        identities=("drop_path",),
+    ),
+    # transformers CLIP (of those that use GELU) and SigLIP
+    _Family(
+        "layer_norm1",
+        "self_attn",
+        "",
+        "layer_norm2",
+        "",
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        ("mlp.fc1",),
+        "mlp.activation_fn",
+        "mlp.fc2",
+    ),
+    # transformers GPT-2
+    _Family(
+        "ln_1",
+        "attn",
+        "",
+        "ln_2",
+        "",
+        ("attn.c_attn",),
+        ("mlp.c_fc",),
+        "mlp.act",
+        "mlp.c_proj",
+    ),
     # timm ViT
     _Family(
         "norm1",
@@ -140,8 +177,13 @@ def _match(block: nn.Module, family: _Family) -> PreNormParts | None:
             )
         }
         identities = [block.get_submodule(name) for name in family.identities]
-        scales = [_layer_scale(block.get_submodule(name)) if name else None for name in (family.scale1, family.scale2)]
+        scalers = [block.get_submodule(name) if name else nn.Identity() for name in (family.scale1, family.scale2)]
+        scales = [_layer_scale(scaler) for scaler in scalers]
     except (AttributeError, TypeError):
+        return None
+    # BEiT has ViT's names, and a LayerScale that has none.
+    known = {id(parameter) for module in (*modules.values(), *scalers) for parameter in module.parameters()}
+    if any(id(parameter) not in known for parameter in block.parameters()):
         return None
     norm1, norm2 = _norm(modules[family.norm1]), _norm(modules[family.norm2])
     activation = _activation(modules[family.activation], gated=len(family.mlp_inputs) == 2)

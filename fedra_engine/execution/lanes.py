@@ -16,6 +16,7 @@ from fedra_engine.execution.scheduling import longest_first
 from fedra_engine.execution.work import ClientUpdates, LocalWork
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.models.adapters import AdapterLayout
+from fedra_engine.models.heads import HeadLayout
 from fedra_engine.models.state import GlobalState
 
 
@@ -72,6 +73,7 @@ class LanePool:
         assignment: Assignment,
         state: GlobalState,
         layout: AdapterLayout,
+        head_layout: HeadLayout,
         *,
         lanes: int,
         compute_dtype: torch.dtype,
@@ -95,7 +97,14 @@ class LanePool:
             columns=layout.columns(assignment.factors),
             compute_dtype=compute_dtype,
         )
-        self.heads = Bank(count * self._heads_per_lane, state.heads.shape[1], work.training, dtype=dtype, device=device)
+        self.heads = Bank(
+            count * self._heads_per_lane,
+            head_layout.size,
+            work.training,
+            dtype=dtype,
+            device=device,
+            columns=head_layout.trained,
+        )
         self.losses = torch.zeros(count, dtype=torch.float64, device=device)
         """Sum over samples of the training loss of each lane's client so far."""
 

@@ -43,6 +43,7 @@ class SequentialExecutor:
                         )
                     )
 
+            penalty = submodel.rank_penalty(assignment.kept_ranks, assignment.rank_penalty)
             loss = train_client(
                 submodel.logits,
                 submodel.parameters(),
@@ -51,6 +52,7 @@ class SequentialExecutor:
                 client,
                 dtype=self._foundation.dtype,
                 distillation=assignment.distillation,
+                penalty=penalty,
                 before_step=before_step,
             )
             yield ClientUpdates.of_one(client, *submodel.update(), work, loss)
@@ -65,6 +67,7 @@ def train_client(
     *,
     dtype: torch.dtype,
     distillation: float = 0.0,
+    penalty: Callable[[], Tensor] | None = None,
     before_step: Callable[[int], None] | None = None,
 ) -> LocalLoss:
     """Train `parameters` of a client's own model on its batches, with torch's optimizer.
@@ -77,10 +80,13 @@ def train_client(
         client: who trains.
         dtype: precision of the model's inputs.
         distillation: weight of the mutual distillation between exits.
+        penalty: a term of the gradient that is not reported as loss.
         before_step: called with the number of each local step, from 0.
     """
     optimizer = _make_optimizer(parameters, work.training, work.lr)
-    pull = _ProximalTerm(parameters, work.training.proximal_mu) if work.training.proximal_mu > 0 else None
+    penalties = [] if penalty is None else [penalty]
+    if work.training.proximal_mu > 0:
+        penalties.append(_ProximalTerm(parameters, work.training.proximal_mu))
     device = parameters[0].device
     total, processed = 0.0, 0
     for step, batch in enumerate(work.batches(client)):
@@ -90,7 +96,7 @@ def train_client(
         at_exits = logits(samples.inputs(rows, device, dtype))
         loss = _loss(at_exits, samples.labels[rows].to(device), distillation)
         optimizer.zero_grad(set_to_none=True)
-        (loss if pull is None else loss + pull()).backward()
+        torch.stack([loss, *(term() for term in penalties)]).sum().backward()
         if work.training.clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, work.training.clip_norm)
         optimizer.step()

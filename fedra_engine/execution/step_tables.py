@@ -13,6 +13,7 @@ from torch import Tensor
 from fedra_engine.execution.exits import ExitTable
 from fedra_engine.execution.lanes import Lane
 from fedra_engine.execution.plan import ExitCopy, SweepPlan, make_plan
+from fedra_engine.execution.rank_penalty import tail_mask
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.models.foundation import Foundation
 
@@ -35,6 +36,7 @@ class StepTables:
         head_owners: int64 [heads], position of each head's client in the batch.
         slots: int64 [slots], rows of the adapter bank in training.
         slot_owners: int64 [slots], position of each slot's client in the batch.
+        tail: bool [slots, rank], the penalised ranks of each slot; None without a penalty.
     """
 
     indices: tuple[int, ...]
@@ -49,6 +51,7 @@ class StepTables:
     head_owners: Tensor
     slots: Tensor
     slot_owners: Tensor
+    tail: Tensor | None
 
     @classmethod
     def make(
@@ -91,6 +94,7 @@ class StepTables:
             head_owners=owner_of([len(lane.heads) for lane in lanes]),
             slots=moved(np.concatenate([lane.trained_slots for lane in lanes])),
             slot_owners=owner_of([len(lane.trained_slots) for lane in lanes]),
+            tail=_tail(lanes, assignment, foundation.adapter_layout.rank, device),
         )
 
     def serve(self, lanes: Sequence[Lane]) -> bool:
@@ -109,6 +113,13 @@ def _groups(lanes: Sequence[Lane], assignment: Assignment) -> tuple[tuple[int, .
             copies.append(ExitCopy(assignment.exits[exit], len(owners), source))
             owners.append(source)
     return tuple(owners), copies
+
+
+def _tail(lanes: Sequence[Lane], assignment: Assignment, rank: int, device: torch.device) -> Tensor | None:
+    if assignment.rank_penalty == 0 or assignment.ranks is None:
+        return None
+    ranks = [assignment.ranks[lane.row] for lane in lanes for _ in lane.trained_slots]
+    return tail_mask(torch.from_numpy(np.asarray(ranks)), assignment.kept_ranks, rank).to(device)
 
 
 def _exit_table(lanes: Sequence[Lane], owners: Sequence[int], like: Tensor) -> ExitTable:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from fedra_engine.execution.work import ClientUpdate
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.models.foundation import Foundation, replace_module, share_parameters
 from fedra_engine.models.state import GlobalState
+from fedra_engine.models.structure import keep_layer_types
 
 _ADAPTER = "default"
 
@@ -60,6 +61,19 @@ class Submodel:
         factors = [factor for layers in self.layers for layer in layers for factor in _factors(layer)]
         return [p for p in (*factors, *(p for head in self.heads for p in head.parameters())) if p.requires_grad]
 
+    def rank_penalty(self, kept: float, weight: float) -> Callable[[], Tensor] | None:
+        """The term weight · Σ ‖B[:, ⌊kept · r⌋:]‖ ‖A[⌊kept · r⌋:]‖ of the loss; None when it is zero."""
+        if weight == 0:
+            return None
+        pairs = [_factors(layer) for layers in self.layers for layer in layers]
+
+        def term() -> Tensor:
+            first = [int(len(a) * kept) for a, _ in pairs]
+            norms = [b[:, k:].norm() * a[k:].norm() for k, (a, b) in zip(first, pairs, strict=True)]
+            return weight * torch.stack(norms).sum()
+
+        return term
+
     def use_dropout_keys(self, keys: DropoutKeys) -> None:
         """Draw the coming masks from `keys`."""
         for dropout in self.dropouts:
@@ -93,6 +107,7 @@ def build_submodel(
     full = model.get_submodule(foundation.block_path)
     assert isinstance(full, nn.ModuleList | nn.Sequential)
     blocks = np.flatnonzero(assignment.held[row])
+    keep_layer_types(model, blocks.tolist())
     chosen = nn.ModuleList([full[block] for block in blocks.tolist()])
     held = chosen if isinstance(full, nn.ModuleList) else nn.Sequential(*chosen)
     rank = lora.rank if assignment.ranks is None else int(assignment.ranks[row])
@@ -132,7 +147,13 @@ def _inject(
     layout = foundation.adapter_layout
     names = [f"{position}.{target.path}" for position in range(len(blocks)) for target in layout.targets]
     inject_adapter_in_model(
-        PeftLoraConfig(r=rank, lora_alpha=lora.scale * rank, lora_dropout=lora.dropout, target_modules=names),
+        PeftLoraConfig(
+            r=rank,
+            lora_alpha=lora.scale * rank,
+            lora_dropout=lora.dropout,
+            target_modules=names,
+            fan_in_fan_out=foundation.stores_input_first,
+        ),
         held,
     )
     layers: list[list[LoraLayer]] = []
@@ -158,7 +179,7 @@ def _factors(layer: LoraLayer) -> tuple[nn.Parameter, nn.Parameter]:
 
 def _make_head(foundation: Foundation, values: Tensor) -> nn.Linear:
     layout = foundation.head_layout
-    head = nn.Linear(layout.features, layout.classes, device=values.device, dtype=values.dtype)
+    head = nn.Linear(layout.features, layout.classes, bias=layout.has_bias, device=values.device, dtype=values.dtype)
     layout.load(values, head)
     # A low-precision model hands its features to a head kept in full precision.
     head.register_forward_pre_hook(lambda module, args: (args[0].to(values.dtype),))

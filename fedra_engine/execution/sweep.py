@@ -13,6 +13,7 @@ from fedra_engine.data.samples import Samples
 from fedra_engine.execution.dropout import DropoutKeys
 from fedra_engine.execution.exits import exit_losses
 from fedra_engine.execution.lanes import Lane, LanePool
+from fedra_engine.execution.rank_penalty import add_penalty_gradients
 from fedra_engine.execution.step_tables import StepTables
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.execution.work import ClientUpdates, LocalWork
@@ -39,7 +40,13 @@ class SweepExecutor:
         foundation = self._foundation
         foundation.use_base(state.base)
         pool = LanePool(
-            work, assignment, state, foundation.adapter_layout, lanes=self._lanes, compute_dtype=foundation.dtype
+            work,
+            assignment,
+            state,
+            foundation.adapter_layout,
+            foundation.head_layout,
+            lanes=self._lanes,
+            compute_dtype=foundation.dtype,
         )
         self._model.bind(pool.adapters.computed, pool.adapters.gradients, factors=assignment.factors)
         tables: StepTables | None = None
@@ -70,6 +77,11 @@ class SweepExecutor:
         pool.losses[tables.lanes] += losses.detach().double() * tables.samples
         for lane in lanes:
             lane.step += 1
+        if tables.tail is not None:
+            bank, layout = pool.adapters, self._foundation.adapter_layout
+            add_penalty_gradients(
+                bank.parameters, bank.gradients, tables.slots, tables.tail, layout, assignment.rank_penalty
+            )
         self._optimize(pool, tables, work)
 
     def _losses(

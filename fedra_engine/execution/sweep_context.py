@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from fedra_engine.execution.dropout import DropoutKeys
 from fedra_engine.execution.plan import BlockRows, SweepPlan
 from fedra_engine.models.adapters import AdapterLayout, Factor
+from fedra_engine.models.linears import linear_shape, stores_input_first
 from fedra_kernels import Dropout, RowGroups, lora_linear
 
 
@@ -49,21 +50,24 @@ class SweepContext:
 class GroupedLoraLinear(nn.Module):
     """A frozen Linear plus, for each client's rows, that client's adapter."""
 
-    def __init__(self, linear: nn.Linear, context: SweepContext, block: int, target: int) -> None:
+    def __init__(self, linear: nn.Module, context: SweepContext, block: int, target: int) -> None:
         super().__init__()
-        self.weight = linear.weight
-        self.bias = linear.bias
-        self.in_features = linear.in_features
-        self.out_features = linear.out_features
+        weight, bias = linear.weight, linear.bias
+        assert isinstance(weight, nn.Parameter)
+        assert bias is None or isinstance(bias, nn.Parameter)
+        self.weight = weight
+        self.bias = bias
+        self.in_features, self.out_features = linear_shape(linear)
         self.target = target
         self._context = context
         self._block = block
+        self._input_first = stores_input_first(linear)
 
     def forward(self, x: Tensor) -> Tensor:
         context, block, target = self._context, self._block, self.target
         return lora_linear(
             x,
-            self.weight,
+            self.weight.T if self._input_first else self.weight,
             self.bias,
             context.lora_a[target],
             context.lora_b[target],

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from fedra_engine.errors import InputError
 from fedra_engine.execution.dropout import DropoutKeys
 from fedra_engine.execution.fused_block import FusedBlock
 from fedra_engine.execution.fused_families import match_parts
@@ -46,15 +47,15 @@ class SweepModel:
         blocks = self._model.get_submodule(foundation.block_path)
         assert isinstance(blocks, nn.ModuleList | nn.Sequential)
         arguments = probe_batch_arguments(self._model, blocks, example_inputs)
+        # What the model now returns as logits are the head's inputs; heads are per client.
+        replace_module(self._model, foundation.head_path, nn.Identity())
+        _check_head(foundation, self._model, example_inputs(2))
         plain = [SweepBlock(block, self._context, i, arguments[i]) for i, block in enumerate(blocks)]
         for position, block in enumerate(blocks):
             for index, target in enumerate(foundation.adapter_layout.targets):
                 linear = block.get_submodule(target.path)
-                assert isinstance(linear, nn.Linear)
                 replace_module(block, target.path, GroupedLoraLinear(linear, self._context, position, index))
             blocks[position] = plain[position]
-        # What the model now returns as logits are the classifier's inputs; heads are per client.
-        replace_module(self._model, foundation.head_path, nn.Identity())
         self.fused = self._fuse(blocks, plain, example_inputs(2)) if fuse_blocks else 0
 
     def bind(self, adapters: Tensor, gradients: Tensor, factors: Factor = "both") -> None:
@@ -62,7 +63,8 @@ class SweepModel:
         self._context.bind(adapters, gradients, factors)
 
     def features(self, inputs: Inputs, plan: SweepPlan, dropout: DropoutKeys | None = None) -> Tensor:
-        """Inputs of the classifier for the samples of `plan`, [samples, features]."""
+        """Inputs of the head for the samples of `plan`: [samples, features], of a language model [samples, tokens,
+        features]."""
         self._context.plan = plan
         self._context.dropout = dropout
         features = self._model(**inputs).logits
@@ -103,6 +105,22 @@ class SweepModel:
         dtype = foundation.adapter_dtype
         plan = make_plan([len(example)], slots, heads, scale=1.0, dtype=dtype, device=example.device)
         self.features(inputs, plan)
+
+
+@torch.no_grad()
+def _check_head(foundation: Foundation, headless: nn.Module, inputs: Inputs) -> None:
+    """See to it that the model's logits are what its head makes of what `headless` returns."""
+    if foundation.task == "causal_lm":
+        # A few tokens will do: logits are large.
+        inputs = {name: tensor[:, :8] for name, tensor in inputs.items()}
+    logits = foundation.model(**inputs).logits
+    found = foundation.head(headless(**inputs).logits)
+    tolerance = 3e-2 if logits.dtype in (torch.bfloat16, torch.float16) else 1e-4
+    if found.shape != logits.shape or (found - logits).abs().max() > tolerance * logits.abs().max():
+        raise InputError(
+            f"model.path: found a {type(foundation.model).__name__} that does not return what its {foundation.head_path} "
+            "gives as logits, expected a Linear to make them"
+        )
 
 
 def _compare(fused: FusedBlock, agrees: dict[int, bool], position: int) -> Callable[..., None]:

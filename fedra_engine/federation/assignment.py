@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,8 @@ class Assignment:
         factors: which LoRA factors are trained; the other one stays as handed out.
         ranks: int64 [participants], LoRA rank of each; higher ranks of what is handed out are cut off. Full rank
             when None. The scale of the adapter's product does not depend on it.
+        kept_ranks: share γ of a participant's ranks that are not penalised.
+        rank_penalty: weight λ of the term λ Σ ‖B_tail‖ ‖A_tail‖ in the loss, the tail being the other ranks.
         exits: ascending blocks after which a classifier of its own sits. A participant trains those whose block it
             holds, so it must hold all blocks up to an exit, or none beyond. Empty: one classifier after the last block.
         distillation: weight of the mutual distillation between a participant's exits.
@@ -38,6 +40,8 @@ class Assignment:
     trained: Allocation | None = None
     factors: Factor = "both"
     ranks: NDArray[np.int64] | None = None
+    kept_ranks: float = 1.0
+    rank_penalty: float = 0.0
     exits: tuple[int, ...] = ()
     distillation: float = 0.0
     hand_out: HandOut | None = None
@@ -55,12 +59,9 @@ class Assignment:
 
     def of(self, rows: NDArray[np.int64]) -> Assignment:
         """The assignment of some participants."""
-        return Assignment(
+        return replace(
+            self,
             held=self.held[rows],
             trained=None if self.trained is None else self.trained[rows],
-            factors=self.factors,
             ranks=None if self.ranks is None else self.ranks[rows],
-            exits=self.exits,
-            distillation=self.distillation,
-            hand_out=self.hand_out,
         )

@@ -33,6 +33,8 @@ class Federation:
         scale: factor of the adapter's product, alpha / rank.
         seed: seed of every draw.
         deterministic: aggregate so that even the last bit does not depend on the order clients finish in.
+        fisher: Fisher information of every block of a state, [blocks], measured on so many training samples drawn for
+            a round.
         capacities_drawn: clients' capacities change: each round every client draws one of all capacities there are.
     """
 
@@ -42,6 +44,7 @@ class Federation:
     layout: AdapterLayout
     scale: float
     seed: int
+    fisher: Callable[[GlobalState, int, int], NDArray[np.float64]]
     deterministic: bool = False
     capacities_drawn: bool = False
 
@@ -56,6 +59,9 @@ class Federation:
 
 class Method(ABC):
     """A federated algorithm: what participants train, and what the server makes of it."""
+
+    caution: str | None = None
+    """What a user should know before the first round, if anything."""
 
     def __init__(self, federation: Federation) -> None:
         """Raises InputError when the method cannot work with this federation."""
@@ -80,7 +86,7 @@ class Method(ABC):
         return Aggregator(previous, weighting=config.weighting, deterministic=self.federation.deterministic)
 
     def receive(self, updates: ClientUpdates) -> None:  # noqa: B027 (most methods keep nothing)
-        """See the updates of a few clients before they are aggregated, for what is kept per client."""
+        """See the updates of a few clients before they are aggregated: to keep something of them, or to cut them."""
 
     def aggregate(self, aggregator: Aggregator, previous: GlobalState, round: int) -> GlobalState:
         """The new global state from all updates of a round that began with `previous`."""

@@ -1,7 +1,7 @@
 """DepthFL (Kim et al., ICLR 2023): a classifier after every few blocks, which teach one another.
 
 A client holds the blocks up to the deepest exit that its capacity reaches and trains all exits on the way. Its loss is
-    Σ_i CE_i + w(r) / (m − 1) Σ_i Σ_{j ≠ i} KL(p_j ‖ p_i)   (eq. 2),
+    Σ_i CE_i + w(r) / (m − 1) Σ_i Σ_{j ≠ i} KL(p_j ‖ p_i),
 over its m exits, p_j being the teacher without gradient; w(r) = exp(−5 (1 − min(r, R) / R)²) rises over the first R
 rounds r (R = 300 in the authors' code, 500 in FedRA's comparison). Every block and every exit's classifier is
 averaged over the clients that hold it. The global model predicts by the mean of its exits' logits.

@@ -1,4 +1,4 @@
-"""ExclusiveFL: only clients that can hold the whole model take part (the first baseline of InclusiveFL, §4.1)."""
+"""ExclusiveFL: only clients that can hold the whole model take part (a baseline of InclusiveFL, arXiv 2202.08036)."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
 A client holds the first blocks, as many as it can. Clients of equal depth form a group; G_1 < … < G_n are the depths.
 With Δ_i,l the mean change of block l in group i, block l becomes its old value plus the mean of Δ_i,l over the groups
-that hold it, each group weighted by its clients (heterogeneous aggregation, §3.2).
+that hold it, each group weighted by its clients (heterogeneous aggregation).
 
-Momentum distillation (§3.3; the authors' code, github.com/Rachelxuan11/InclusiveFL, β = 0.2): what the next deeper
+Momentum distillation (the authors' code, github.com/Rachelxuan11/InclusiveFL, β = 0.2): what the next deeper
 group learnt in its further blocks is passed to the last block of the shallower one,
     m_i = mean of Δ_{i+1,l} of the round before over l = G_i … G_{i+1} (counted from 1),
     Δ_i,G_i ← β m_i + (1 − β) Δ_i,G_i,

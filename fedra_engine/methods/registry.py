@@ -8,13 +8,17 @@ from fedra_engine.methods.controls import AllLarge, AllSmall
 from fedra_engine.methods.depthfl import DepthFL
 from fedra_engine.methods.exclusivefl import ExclusiveFL
 from fedra_engine.methods.fedexlora import FedExLora
+from fedra_engine.methods.fedhello import FedHello
 from fedra_engine.methods.fedit import FedIT
 from fedra_engine.methods.fedra import FedRA
 from fedra_engine.methods.fedsalora import FedSALora
 from fedra_engine.methods.ffalora import FFALora
 from fedra_engine.methods.flexlora import FlexLora
 from fedra_engine.methods.flora import FLoRA
+from fedra_engine.methods.hetlora import HetLoRA
 from fedra_engine.methods.inclusivefl import InclusiveFL
+from fedra_engine.methods.lorafair import LoRAFair
+from fedra_engine.methods.rolora import RoLoRA
 
 METHODS: dict[str, type[Method]] = {
     "fedra": FedRA,
@@ -23,12 +27,16 @@ METHODS: dict[str, type[Method]] = {
     "exclusivefl": ExclusiveFL,
     "inclusivefl": InclusiveFL,
     "depthfl": DepthFL,
+    "fedhello": FedHello,
     "fedit": FedIT,
     "ffalora": FFALora,
     "fedsalora": FedSALora,
+    "rolora": RoLoRA,
+    "hetlora": HetLoRA,
     "flora": FLoRA,
     "flexlora": FlexLora,
     "fedexlora": FedExLora,
+    "lorafair": LoRAFair,
 }
 
 

@@ -43,7 +43,8 @@ class BatchArguments:
         for position, dimension in enumerate(self.dimensions):
             if position == self.hidden:
                 leaves[position] = hidden
-            elif dimension is not None and index is not None:
+            # A mask that would mask nothing may be left out in one pass and not in another.
+            elif dimension is not None and index is not None and leaves[position] is not None:
                 leaves[position] = leaves[position].index_select(dimension, index)
         return tree_unflatten(leaves, structure)
 
@@ -70,7 +71,7 @@ def probe_batch_arguments(
         ]
         try:
             with torch.no_grad():
-                model(**inputs(size))
+                model(**_with_padding(inputs(size)))
         except (ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise InputError(f"model.path: {type(model).__name__} cannot take the data's inputs: {reason}") from error
@@ -83,6 +84,14 @@ def probe_batch_arguments(
             )
         seen.append([calls[position] for position in range(len(blocks))])
     return [_compare(position, *pair) for position, pair in enumerate(zip(*seen, strict=True))]
+
+
+def _with_padding(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`inputs` with the last token masked: models do not make the masks of their blocks for texts without padding."""
+    mask = inputs.get("attention_mask")
+    if mask is None:
+        return dict(inputs)
+    return {**inputs, "attention_mask": torch.cat([mask[:, :-1], torch.zeros_like(mask[:, -1:])], dim=1)}
 
 
 def _record(calls: dict[int, tuple[list[Any], Any]], position: int) -> Callable[..., None]:

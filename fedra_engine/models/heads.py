@@ -10,15 +10,24 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class HeadLayout:
-    """Where the weight [classes, features] and bias [classes] of a classifier lie in a vector of `size`."""
+    """Where the weight [classes, features] and bias [classes] of a classifier lie in a vector of `size`.
+
+    A classifier without a bias has room for one too, for the ops take one; it is zero and is not trained.
+    """
 
     classes: int
     features: int
+    has_bias: bool = True
 
     @property
     def size(self) -> int:
         """Parameters of one head."""
         return self.classes * (self.features + 1)
+
+    @property
+    def trained(self) -> slice:
+        """The columns that are trained."""
+        return slice(0, self.size if self.has_bias else self.classes * self.features)
 
     def weight(self, heads: Tensor) -> Tensor:
         """View […, classes, features] of heads […, size]."""
@@ -29,11 +38,14 @@ class HeadLayout:
         return heads[..., self.classes * self.features :]
 
     def pack(self, linear: nn.Linear) -> Tensor:
-        """The parameters of `linear` as a new vector [size]; a missing bias counts as zero."""
+        """The parameters of `linear` as a new vector [size]; a missing bias counts as zero, a head not trained as none."""
+        if self.classes == 0:
+            return linear.weight.new_zeros(0)
         bias = linear.weight.new_zeros(self.classes) if linear.bias is None else linear.bias
         return torch.cat([linear.weight.detach().flatten(), bias.detach()])
 
     def load(self, head: Tensor, linear: nn.Linear) -> None:
-        """Copy `head` [size] into the parameters of `linear`, which has a bias."""
+        """Copy `head` [size] into the parameters of `linear`."""
         linear.weight.data.copy_(self.weight(head))
-        linear.bias.data.copy_(self.bias(head))
+        if self.has_bias:
+            linear.bias.data.copy_(self.bias(head))

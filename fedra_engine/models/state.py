@@ -60,11 +60,15 @@ def adapter_tensors(blocks: Iterable[int], adapters: Tensor, layout: AdapterLayo
 def head_tensors(indices: Iterable[int], heads: Tensor, layout: HeadLayout, *, exits: int) -> dict[str, Tensor]:
     """`weight` [classes, features] and `bias` [classes] of `heads` [n, head size], the classifiers `indices`.
 
-    The last of all `exits` is `head`, an earlier one `exits.<index>`.
+    The last of all `exits` is `head`, an earlier one `exits.<index>`. No bias where the classifier has none, and
+    nothing of a head that is not trained.
     """
     named = {}
     for index, head in zip(indices, heads, strict=True):
+        if layout.size == 0:
+            continue
         name = "head" if index == exits - 1 else f"exits.{index}"
         named[f"{name}.weight"] = layout.weight(head).contiguous()
-        named[f"{name}.bias"] = layout.bias(head).contiguous()
+        if layout.has_bias:
+            named[f"{name}.bias"] = layout.bias(head).contiguous()
     return named

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from peft import LoraConfig as PeftLoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 
 from fedra_engine.errors import InputError
 from fedra_engine.models.adapters import Target
+from fedra_engine.models.linears import is_linear, linear_shape
 
 
 def find_block_path(model: nn.Module, given: str | None) -> str:
@@ -51,6 +55,32 @@ def find_head_path(model: nn.Module, block_path: str, classes: int) -> str:
     return candidates[-1]
 
 
+def find_output_path(model: nn.Module) -> str:
+    """Dotted path of the output layer of a language model, the Linear from features to the vocabulary.
+
+    Raises:
+        InputError: the model does not name one.
+    """
+    get_output = getattr(model, "get_output_embeddings", None)
+    output = None if get_output is None else get_output()
+    if not isinstance(output, nn.Linear):
+        raise InputError(f"model.path: found no output layer in a {type(model).__name__}, expected a language model")
+    return next(name for name, module in model.named_modules() if module is output)
+
+
+def keep_layer_types(model: nn.Module, blocks: Sequence[int]) -> None:
+    """Tell a model that is cut to `blocks` what each of them attends to.
+
+    Models with local and global attention choose the mask of the block in place i by their configuration's
+    `layer_types[i]`; what is in place i after the cut is another block. Changes the configurations in `model`.
+    """
+    configs: dict[int, Any] = {id(c): c for module in model.modules() if (c := getattr(module, "config", None))}
+    for config in configs.values():
+        types = getattr(config, "layer_types", None)
+        if types is not None:
+            config.layer_types = [types[block] for block in blocks]
+
+
 def find_targets(blocks: nn.ModuleList | nn.Sequential, target_modules: list[str] | str) -> tuple[Target, ...]:
     """The Linears of a block that `target_modules` names by PEFT's matching rules; equal in every block.
 
@@ -62,7 +92,7 @@ def find_targets(blocks: nn.ModuleList | nn.Sequential, target_modules: list[str
     )
     for entry in entries:
         if not _targets_of(blocks[0], PeftLoraConfig(target_modules=entry)):
-            linears = [name for name, module in blocks[0].named_modules() if isinstance(module, nn.Linear)]
+            linears = [name for name, module in blocks[0].named_modules() if is_linear(module)]
             found = entry if isinstance(entry, str) else entry[0]
             raise InputError(
                 f"lora.target_modules: found {found!r}, which matches nothing in a block; "
@@ -83,7 +113,7 @@ def _targets_of(block: nn.Module, rule: PeftLoraConfig) -> tuple[Target, ...]:
     for name, module in block.named_modules():
         if not name or not check_target_module_exists(rule, name):
             continue
-        if not isinstance(module, nn.Linear):
+        if not is_linear(module):
             raise InputError(f"lora.target_modules: {name!r} is a {type(module).__name__}, expected Linear layers")
-        targets.append(Target(name, module.in_features, module.out_features))
+        targets.append(Target(name, *linear_shape(module)))
     return tuple(targets)

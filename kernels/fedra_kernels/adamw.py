@@ -11,13 +11,13 @@ from torch import Tensor
 
 from .checks import check_device, check_dtype, check_shape
 from .dispatch import launch, register, use_triton
-from .groups import bank_rows, slot_chunks, write_rows
 from .optimizer_checks import check_bank_state, check_per_slot
+from .optimizer_torch import step_rows
 
 SCHEMA = (
-    "adamw_(Tensor(a!) param, Tensor grad, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor(d!)? shadow, "
+    "adamw_(Tensor(a!) param, Tensor(b!) grad, Tensor(c!) exp_avg, Tensor(d!) exp_avg_sq, Tensor(e!)? shadow, "
     "Tensor slots, Tensor lr, Tensor clip, Tensor step, float beta1, float beta2, float eps, "
-    "float weight_decay) -> ()"
+    "float weight_decay, bool zero_grad) -> ()"
 )
 BLOCK = 1024
 
@@ -36,17 +36,19 @@ def adamw(
     eps: float,
     weight_decay: float,
     shadow: Tensor | None = None,
+    zero_grad: bool = False,
 ) -> None:
     """One step of torch.optim.AdamW (Loshchilov and Hutter, 2019) on the bank rows `slots`.
 
     Args:
-        param, grad, exp_avg, exp_avg_sq: [slots, P]; all but grad are updated in place. All but param may be
-            fp32 where param is a 16-bit bank.
+        param, grad, exp_avg, exp_avg_sq: [slots, P], or the same columns of wider banks; all but grad are
+            updated in place. All but param may be fp32 where param is a 16-bit bank.
         slots: int64 [n], distinct bank rows. On a GPU its values are not checked: a slot outside the bank
             is left out.
         lr, clip: [n], fp32 (fp64 for fp64 banks); the gradient is multiplied by clip.
         step: int64 [n], the number of the step, from 1, of each slot's client.
         shadow: 16-bit copy [slots, P] of param, kept up to date, or None.
+        zero_grad: also set the rows `slots` of grad to zero, once used, in the same pass.
 
     Raises:
         ValueError: a shape, dtype, device, slot or beta does not fit.
@@ -59,25 +61,29 @@ def adamw(
     check_device("step", step, "param", param)
     if not all(0.0 <= beta < 1.0 for beta in betas):
         raise ValueError(f"betas: found {betas}, expected values from 0 to below 1")
-    if use_triton(param):
-        adamw_rows(param, grad, exp_avg, exp_avg_sq, shadow, slots, lr, clip, step, *betas, eps, weight_decay)
-        return
     beta1, beta2 = betas
-    exponent = step.to(torch.float64)
-    step_size = (lr / (1.0 - beta1**exponent))[:, None].to(lr.dtype)
-    denominator_scale = (1.0 - beta2**exponent).sqrt()[:, None].to(lr.dtype)
-    decay = (1.0 - lr * weight_decay)[:, None]
-    for rows, index in slot_chunks(slots, param.shape[1]):
-        weights, mean, square = (bank_rows(bank, index) for bank in (param, exp_avg, exp_avg_sq))
-        gradient = bank_rows(grad, index) * clip[rows, None]
-        mean = torch.add(beta1 * mean, gradient, alpha=1.0 - beta1)
-        square = torch.addcmul(beta2 * square, gradient, gradient, value=1.0 - beta2)
-        denominator = square.sqrt().div_(denominator_scale[rows]).add_(eps)
-        weights = (weights * decay[rows]).sub_(mean.div(denominator).mul_(step_size[rows]))
-        for bank, values in ((param, weights), (exp_avg, mean), (exp_avg_sq, square)):
-            write_rows(bank, index, values)
-        if shadow is not None:
-            write_rows(shadow, index, weights)
+    if use_triton(param):
+        adamw_rows(
+            param, grad, exp_avg, exp_avg_sq, shadow, slots, lr, clip, step, beta1, beta2, eps, weight_decay, zero_grad
+        )
+        return
+
+    def fused(
+        params: list[Tensor],
+        grads: list[Tensor],
+        means: list[Tensor],
+        squares: list[Tensor],
+        *,
+        lr: float,
+        steps: list[int],
+    ) -> None:
+        numbers = list(torch.tensor(steps, dtype=torch.float32).unbind())
+        torch._fused_adamw_(
+            params, grads, means, squares, [], numbers, lr=lr, beta1=beta1, beta2=beta2, eps=eps,
+            weight_decay=weight_decay, amsgrad=False, maximize=False,
+        )  # fmt: skip
+
+    step_rows(param, grad, (exp_avg, exp_avg_sq), shadow, slots, lr, clip, step, zero_grad, fused)
 
 
 def adamw_reference(
@@ -131,6 +137,7 @@ def adamw_kernel(
     weight_decay,
     BLOCK: tl.constexpr,
     SHADOW: tl.constexpr,
+    ZERO_GRAD: tl.constexpr,
 ):
     number = tl.program_id(0)
     slot = tl.load(slots_ptr + number)
@@ -145,7 +152,8 @@ def adamw_kernel(
     mean_ptrs = mean_ptr + slot * stride_mean + offset
     square_ptrs = square_ptr + slot * stride_square + offset
     param = tl.load(param_ptrs, mask=mask, other=0.0).to(tl.float32)
-    grad = tl.load(grad_ptr + slot * stride_grad + offset, mask=mask, other=0.0).to(tl.float32)
+    grad_ptrs = grad_ptr + slot * stride_grad + offset
+    grad = tl.load(grad_ptrs, mask=mask, other=0.0).to(tl.float32)
     grad *= tl.load(clip_ptr + number)
     mean = beta1 * tl.load(mean_ptrs, mask=mask, other=0.0).to(tl.float32) + rest1 * grad
     square = beta2 * tl.load(square_ptrs, mask=mask, other=0.0).to(tl.float32) + rest2 * grad * grad
@@ -157,6 +165,8 @@ def adamw_kernel(
     if SHADOW:
         shadow = param.to(shadow_ptr.dtype.element_ty)
         tl.store(shadow_ptr + slot * stride_shadow + offset, shadow, mask=mask)
+    if ZERO_GRAD:
+        tl.store(grad_ptrs, tl.zeros((BLOCK,), grad_ptr.dtype.element_ty), mask=mask)
 
 
 def _fake(
@@ -173,6 +183,7 @@ def _fake(
     beta2: float,
     eps: float,
     weight_decay: float,
+    zero_grad: bool,
 ) -> None:
     return None
 
@@ -192,6 +203,7 @@ def adamw_rows(
     beta2: float,
     eps: float,
     weight_decay: float,
+    zero_grad: bool,
 ) -> None:
     """The Triton path of `adamw`."""
     launch(
@@ -223,5 +235,6 @@ def adamw_rows(
         weight_decay,
         BLOCK=BLOCK,
         SHADOW=shadow is not None,
+        ZERO_GRAD=zero_grad,
         num_warps=4,
     )

@@ -65,7 +65,8 @@ def cases() -> Iterator[Case]:
     for dtype in (half, single):
         yield Case(f"head {_short(dtype)}", partial(_head, dtype))
     yield Case("scatter_add bf16", _scatter_add)
-    yield Case("optimizers fp32, bf16 shadow", _optimizers)
+    yield Case("optimizers fp32", partial(_optimizers, None))
+    yield Case("optimizers fp32, bf16 shadow, zero_grad", partial(_optimizers, half))
     yield Case("aggregate bf16", _aggregate)
 
 
@@ -130,10 +131,9 @@ def _lora_linear(dtype: torch.dtype, rank: int, drop: bool, frozen: str = "") ->
     x = torch.zeros(sum(SIZES), WIDTH, dtype=dtype, requires_grad=True)
     a, b = _bank(rank, WIDTH, dtype=dtype), _bank(OUTPUTS, rank, dtype=dtype)
     weight, bias = torch.zeros(OUTPUTS, WIDTH, dtype=dtype), torch.zeros(OUTPUTS, dtype=dtype)
-    sinks = [
-        None if name == frozen else torch.zeros_like(bank, dtype=torch.float32) for name, bank in (("A", a), ("B", b))
-    ]
-    y = lora_linear(x, weight, bias, a, b, _groups(), *sinks, _dropout() if drop else None)
+    sink_a = None if frozen == "A" else torch.zeros_like(a, dtype=torch.float32)
+    sink_b = None if frozen == "B" else torch.zeros_like(b, dtype=torch.float32)
+    y = lora_linear(x, weight, bias, a, b, _groups(), sink_a, sink_b, _dropout() if drop else None)
     y.backward(torch.zeros_like(y))
 
 
@@ -173,14 +173,20 @@ def _scatter_add() -> None:
     scatter_add(hidden, rows, torch.arange(310), torch.ones(WIDTH, dtype=torch.bfloat16))
 
 
-def _optimizers() -> None:
+def _optimizers(shadow_dtype: torch.dtype | None) -> None:
     param, grad, mean, square = (_bank(BANK) for _ in range(4))
-    shadow, slots, ones = _bank(BANK, dtype=torch.bfloat16), torch.arange(2), torch.ones(2)
-    sgd(param, grad, mean, slots, ones, ones, momentum=0.9, weight_decay=0.1, shadow=shadow)
-    step = torch.ones(2, dtype=torch.int64)
+    slots, ones, step = torch.arange(2), torch.ones(2), torch.ones(2, dtype=torch.int64)
+    lower = shadow_dtype is not None
+    shadow = _bank(BANK, dtype=shadow_dtype) if shadow_dtype is not None else None
+    for momentum in (0.0, 0.9):
+        buffer = mean if momentum else None
+        sgd(
+            param, grad, buffer, slots, ones, ones,
+            momentum=momentum, weight_decay=0.1, shadow=shadow, zero_grad=lower,
+        )  # fmt: skip
     adamw(
         param, grad, mean, square, slots, ones, ones, step,
-        betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1, shadow=shadow,
+        betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1, shadow=shadow, zero_grad=lower,
     )  # fmt: skip
     squared_norms(grad, slots)
 

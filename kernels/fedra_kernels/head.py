@@ -83,10 +83,11 @@ class _HeadCrossEntropy(torch.autograd.Function):
             rows = groups.chunks(product_tile(features).rows).rows
             logits = head_product(features, weight, bias, rows, False)
             losses, correct, log_sums = head_loss(logits, labels, groups.filled, len(groups))
+            saved = [logits, log_sums]
         else:
             logits = head_torch.logits(features, weight, bias, groups)
-            losses, correct, log_sums = head_torch.loss(logits, labels, groups)
-        ctx.save_for_backward(features, weight, labels, logits, log_sums)
+            losses, correct, *saved = head_torch.loss(logits, labels, groups)
+        ctx.save_for_backward(features, weight, labels, *saved)
         ctx.groups, ctx.grad_weight, ctx.grad_bias = groups, grad_weight, grad_bias
         ctx.mark_non_differentiable(correct)
         return losses, correct
@@ -94,19 +95,19 @@ class _HeadCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_losses: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        features, weight, labels, logits, log_sums = ctx.saved_tensors
+        features, weight, labels, *saved = ctx.saved_tensors
         groups: RowGroups = ctx.groups
         sinks = ctx.grad_weight, ctx.grad_bias
         shares = grad_losses * groups.inverse_sizes.to(grad_losses.dtype)
         grad_features = None
         if use_triton(features):
             rows = groups.chunks(product_tile(features).rows).rows
-            grad_logits = head_loss_backward(logits, labels, log_sums, shares, rows, features)
+            grad_logits = head_loss_backward(saved[0], labels, saved[1], shares, rows, features)
             head_grads(features, grad_logits, groups.filled, *sinks)
             if ctx.needs_input_grad[0]:
                 grad_features = head_product(grad_logits, weight, None, rows, True)
         else:
-            grad_logits = head_torch.loss_backward(logits, labels, log_sums, shares[groups.row_group])
+            grad_logits = head_torch.loss_backward(saved[0], labels, shares[groups.row_group], features.dtype)
             head_torch.add_grads(features, grad_logits, groups, *sinks)
             if ctx.needs_input_grad[0]:
                 grad_features = head_torch.grad_features(grad_logits, weight, groups)

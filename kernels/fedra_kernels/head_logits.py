@@ -60,6 +60,7 @@ class _HeadLogits(torch.autograd.Function):
             logits = head_product(features, weight, bias, rows, False)
         else:
             logits = head_torch.logits(features, weight, bias, groups)
+            logits = logits if logits.dtype == torch.float64 else logits.float()
         ctx.save_for_backward(features, weight)
         return logits
 
@@ -68,7 +69,7 @@ class _HeadLogits(torch.autograd.Function):
     def backward(ctx: Any, grad_logits: Tensor) -> tuple[Tensor | None, ...]:
         features, weight = ctx.saved_tensors
         groups: RowGroups = ctx.groups
-        grad_logits = grad_logits.contiguous()
+        grad_logits = grad_logits.to(features.dtype).contiguous()
         grad_features = None
         if use_triton(features):
             head_grads(features, grad_logits, groups.filled, ctx.grad_weight, ctx.grad_bias)

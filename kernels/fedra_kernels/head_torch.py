@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .groups import RowGroups, add_to_bank, bank_rows, grouped
 
@@ -22,21 +23,20 @@ def logits(features: Tensor, weight: Tensor, bias: Tensor, groups: RowGroups) ->
 
 
 def loss(logits: Tensor, labels: Tensor, groups: RowGroups) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean loss and right answers of each group, and each sample's log-sum-exp."""
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    log_sums = torch.logsumexp(wide, dim=1)
-    sample_losses = log_sums - wide.gather(1, labels[:, None])[:, 0]
-    losses = wide.new_zeros(len(groups)).index_add_(0, groups.row_group, sample_losses)
+    """Mean loss and right answers of each group, and each sample's log-probabilities [samples, classes]."""
+    log_probabilities = F.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=1)
+    sample_losses = F.nll_loss(log_probabilities, labels, reduction="none")
+    losses = sample_losses.new_zeros(len(groups)).index_add_(0, groups.row_group, sample_losses)
     correct = torch.zeros(len(groups), dtype=torch.int64)
     correct.index_add_(0, groups.row_group, (logits.argmax(1) == labels).long())
-    return losses * groups.inverse_sizes.to(losses.dtype), correct, log_sums
+    return losses * groups.inverse_sizes.to(losses.dtype), correct, log_probabilities
 
 
-def loss_backward(logits: Tensor, labels: Tensor, log_sums: Tensor, shares: Tensor) -> Tensor:
+def loss_backward(log_probabilities: Tensor, labels: Tensor, shares: Tensor, dtype: torch.dtype) -> Tensor:
     """The gradient of the logits [samples, classes]; shares [samples]: each sample's part of the gradient."""
-    gradient = torch.exp(logits - log_sums[:, None])
-    gradient.scatter_add_(1, labels[:, None], gradient.new_full((len(labels), 1), -1.0))
-    return gradient.mul_(shares[:, None]).to(logits.dtype)
+    gradient = log_probabilities.exp().mul_(shares[:, None])
+    gradient.scatter_add_(1, labels[:, None], shares.neg()[:, None])
+    return gradient.to(dtype)
 
 
 def add_grads(features: Tensor, grad_logits: Tensor, groups: RowGroups, grad_weight: Tensor, grad_bias: Tensor) -> None:

@@ -15,6 +15,8 @@ def check_bank_state(param: Tensor, slots: Tensor, state: Mapping[str, Tensor | 
     check_shape("param", param, (None, None))
     check_float("param", param)
     check_index("slots", slots, "param", param)
+    if slots.device.type == "cpu" and len(set(slots.tolist())) != len(slots):
+        raise ValueError(f"slots: found a slot twice in {slots.tolist()}, expected distinct slots")
     for name, tensor in {"param": param, **state, "shadow": shadow}.items():
         if tensor is None:
             continue

@@ -8,12 +8,12 @@ import triton.language as tl
 from torch import Tensor
 
 from .dispatch import launch, register, use_triton
-from .groups import bank_rows, slot_chunks, write_rows
 from .optimizer_checks import check_bank_state, check_per_slot
+from .optimizer_torch import step_rows
 
 SCHEMA = (
-    "sgd_(Tensor(a!) param, Tensor grad, Tensor(b!)? momentum_buffer, Tensor(c!)? shadow, Tensor slots, "
-    "Tensor lr, Tensor clip, float momentum, float weight_decay) -> ()"
+    "sgd_(Tensor(a!) param, Tensor(b!) grad, Tensor(c!)? momentum_buffer, Tensor(d!)? shadow, Tensor slots, "
+    "Tensor lr, Tensor clip, float momentum, float weight_decay, bool zero_grad) -> ()"
 )
 BLOCK = 1024
 
@@ -29,19 +29,21 @@ def sgd(
     momentum: float,
     weight_decay: float,
     shadow: Tensor | None = None,
+    zero_grad: bool = False,
 ) -> None:
     """One step of torch.optim.SGD (dampening 0, no Nesterov) on the bank rows `slots`.
 
     g = clip_i * grad + weight_decay * param; buffer = momentum * buffer + g; param -= lr_i * buffer.
 
     Args:
-        param, grad, momentum_buffer: [slots, P]; param and buffer are updated in place. A buffer of zeros
-            is a fresh one. momentum_buffer is None exactly when momentum is 0. grad and buffer may be fp32
-            where param is a 16-bit bank.
+        param, grad, momentum_buffer: [slots, P], or the same columns of wider banks; param and buffer are
+            updated in place. A buffer of zeros is a fresh one. momentum_buffer is None exactly when momentum is
+            0. grad and buffer may be fp32 where param is a 16-bit bank.
         slots: int64 [n], distinct bank rows. On a GPU its values are not checked: a slot outside the bank
             is left out.
         lr, clip: [n], fp32 (fp64 for fp64 banks).
         shadow: 16-bit copy [slots, P] of param, kept up to date, or None.
+        zero_grad: also set the rows `slots` of grad to zero, once used, in the same pass.
 
     Raises:
         ValueError: a shape, dtype, device or slot does not fit.
@@ -52,19 +54,17 @@ def sgd(
         found = "None" if momentum_buffer is None else "a tensor"
         raise ValueError(f"momentum_buffer: found {found}, expected None exactly when momentum is 0")
     if use_triton(param):
-        sgd_rows(param, grad, momentum_buffer, shadow, slots, lr, clip, momentum, weight_decay)
+        sgd_rows(param, grad, momentum_buffer, shadow, slots, lr, clip, momentum, weight_decay, zero_grad)
         return
-    for rows, index in slot_chunks(slots, param.shape[1]):
-        weights = bank_rows(param, index)
-        step = bank_rows(grad, index) * clip[rows, None]
-        step.add_(weights, alpha=weight_decay)
-        if momentum_buffer is not None:
-            step.add_(bank_rows(momentum_buffer, index), alpha=momentum)
-            write_rows(momentum_buffer, index, step)
-        weights = torch.addcmul(weights, step, lr[rows, None], value=-1.0)
-        write_rows(param, index, weights)
-        if shadow is not None:
-            write_rows(shadow, index, weights)
+
+    def fused(params: list[Tensor], grads: list[Tensor], *buffers: list[Tensor], lr: float, steps: object) -> None:
+        torch._fused_sgd_(
+            params, grads, buffers[0] if buffers else [], lr=lr, momentum=momentum, weight_decay=weight_decay,
+            dampening=0.0, nesterov=False, maximize=False, is_first_step=False,
+        )  # fmt: skip
+
+    states = [] if momentum_buffer is None else [momentum_buffer]
+    step_rows(param, grad, states, shadow, slots, lr, clip, None, zero_grad, fused)
 
 
 def sgd_reference(
@@ -102,6 +102,7 @@ def sgd_kernel(
     BLOCK: tl.constexpr,
     MOMENTUM: tl.constexpr,
     SHADOW: tl.constexpr,
+    ZERO_GRAD: tl.constexpr,
 ):
     number = tl.program_id(0)
     slot = tl.load(slots_ptr + number)
@@ -109,7 +110,8 @@ def sgd_kernel(
     mask = (offset < entries) & (slot >= 0) & (slot < slot_count)
     param_ptrs = param_ptr + slot * stride_param + offset
     param = tl.load(param_ptrs, mask=mask, other=0.0).to(tl.float32)
-    grad = tl.load(grad_ptr + slot * stride_grad + offset, mask=mask, other=0.0).to(tl.float32)
+    grad_ptrs = grad_ptr + slot * stride_grad + offset
+    grad = tl.load(grad_ptrs, mask=mask, other=0.0).to(tl.float32)
     step = grad * tl.load(clip_ptr + number) + weight_decay * param
     if MOMENTUM:
         buffer_ptrs = buffer_ptr + slot * stride_buffer + offset
@@ -120,6 +122,8 @@ def sgd_kernel(
     if SHADOW:
         shadow = param.to(shadow_ptr.dtype.element_ty)
         tl.store(shadow_ptr + slot * stride_shadow + offset, shadow, mask=mask)
+    if ZERO_GRAD:
+        tl.store(grad_ptrs, tl.zeros((BLOCK,), grad_ptr.dtype.element_ty), mask=mask)
 
 
 def _fake(
@@ -132,6 +136,7 @@ def _fake(
     clip: Tensor,
     momentum: float,
     weight_decay: float,
+    zero_grad: bool,
 ) -> None:
     return None
 
@@ -147,6 +152,7 @@ def sgd_rows(
     clip: Tensor,
     momentum: float,
     weight_decay: float,
+    zero_grad: bool,
 ) -> None:
     """The Triton path of `sgd`."""
     launch(
@@ -170,5 +176,6 @@ def sgd_rows(
         BLOCK=BLOCK,
         MOMENTUM=momentum_buffer is not None,
         SHADOW=shadow is not None,
+        ZERO_GRAD=zero_grad,
         num_warps=4,
     )

@@ -16,9 +16,10 @@ BLOCK = 2048
 
 
 def squared_norms(grad: Tensor, slots: Tensor) -> Tensor:
-    """[n] sums of squares of the bank rows `slots` of grad [slots, P]; fp32, fp64 for an fp64 bank.
+    """[n] sums of squares of the bank rows `slots` of grad [slots, P], a bank or some columns of one.
 
-    slots: int64 [n]. On a GPU its values are not checked: a slot outside the bank gives NaN.
+    slots: int64 [n]. On a GPU its values are not checked: a slot outside the bank gives NaN. The sums are fp32, and
+    fp64 for an fp64 bank.
 
     Raises:
         ValueError: a shape, dtype, device or slot does not fit.
@@ -31,8 +32,17 @@ def squared_norms(grad: Tensor, slots: Tensor) -> Tensor:
         return squared_norms_rows(grad, slots)
     dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
     norms = torch.empty(slots.shape, dtype=dtype, device=grad.device)
-    for rows, index in slot_chunks(slots, grad.shape[1]):
-        torch.linalg.vector_norm(bank_rows(grad, index), dim=1, dtype=dtype, out=norms[rows])
+    if not len(slots):
+        return norms
+    low, high = (int(bound) for bound in torch.aminmax(slots))
+    if high - low < 2 * len(slots):
+        # Reading the rows between is cheaper than copying those that are asked for.
+        torch.index_select(
+            torch.linalg.vector_norm(grad[low : high + 1], dim=1, dtype=dtype), 0, slots - low, out=norms
+        )
+    else:
+        for rows, index in slot_chunks(slots, grad.shape[1]):
+            torch.linalg.vector_norm(bank_rows(grad, index), dim=1, dtype=dtype, out=norms[rows])
     return norms.square_()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedra_engine.benchmarks import gpu_checks
+from fedra_engine.benchmarks import gpu_ops
 from fedra_engine.benchmarks.gpu_checks import check_ops, check_rounds
 from fedra_engine.benchmarks.gpu_end_to_end import client_scaling, end_to_end, lanes_for
 from fedra_engine.benchmarks.gpu_findings import Figure, Findings, StageFailed, at_least
@@ -82,21 +82,22 @@ def test_rounds_agree_again_in_other_lanes_and_with_peft(findings: Findings) -> 
 def test_an_op_that_depends_on_its_neighbours_fails_the_check(
     findings: Findings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def op(sizes, clients, device, dtype):
-        return {"y": torch.full((sum(sizes[client] for client in clients), 1), float(len(clients)))}
+    def op(cohort: gpu_ops.Cohort) -> gpu_ops.Results:
+        return {"y": torch.full((cohort.groups.rows, 1), float(len(cohort.groups)))}
 
-    monkeypatch.setattr(gpu_checks, "_OPS", {"broken": op})
+    monkeypatch.setattr(gpu_ops, "OPS", {"broken": op})
     with pytest.raises(StageFailed, match=r"broken \(repeats, alone differs by"):
         check_ops(findings, CPU, torch.float32, sizes=(3, 2))
 
 
-@pytest.mark.parametrize("name", ["lora_linear", "gather_norm", "gelu", "head_cross_entropy"])
+@pytest.mark.parametrize("name", gpu_ops.OPS)
 def test_the_op_checks_compare_a_clients_own_results(name: str) -> None:
-    sizes = (6, 1, 3)
-    together = gpu_checks._OPS[name](sizes, range(3), CPU, torch.float32)
-    alone = gpu_checks._OPS[name](sizes, [2], CPU, torch.float32)
+    sizes, widths = (6, 1, 3), gpu_ops.Widths(inputs=40, outputs=24, rank=4, classes=7)
+    together = gpu_ops.run_op(name, sizes, range(3), CPU, torch.float32, widths=widths)
+    alone = gpu_ops.run_op(name, sizes, [2], CPU, torch.float32, widths=widths)
     for key, values in alone.items():
-        torch.testing.assert_close(gpu_checks._part(together[key], sizes, 2), values, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(gpu_ops.part_of(together[key], sizes, 2), values, rtol=1e-4, atol=1e-5)
+        assert not torch.equal(gpu_ops.part_of(together[key], sizes, 0), values)
 
 
 def test_the_kernel_stage_leaves_figures_and_a_csv(findings: Findings, tmp_path: Path) -> None:

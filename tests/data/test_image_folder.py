@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fedra_engine.config import DataConfig
+from fedra_engine.data.image_folder import SPLITS
 from fedra_engine.data.preprocessing import preprocess, preprocessing_for
 from fedra_engine.data.sources import DomainData, load_source
 from fedra_engine.errors import InputError
@@ -18,29 +19,28 @@ PACS = Path(os.environ.get("FEDRA_PACS", Path(__file__).parents[3] / "shared" / 
 
 
 def load(root: Path, seed: int = 0, domains: list[str] | None = None, test_fraction: float = 0.2) -> DomainData:
-    config = DataConfig("image_folder", str(root), domains or [], test_fraction=test_fraction)
+    config = DataConfig("image_folder", str(root), domains=domains or [], test_fraction=test_fraction)
     return load_source(config, seed)
 
 
 def paths(data: DomainData) -> tuple[list[str], list[str]]:
-    train, test = ([image["path"] for image in part["image"]] for part in encoded(data))
+    train, test = ([image["path"] for image in encoded(part)] for part in (data.train, data.test))
     return train, test
 
 
-def encoded(data: DomainData):
+def encoded(data: DomainData) -> list[dict[str, str]]:
     from datasets import Image
 
-    return data.train.cast_column("image", Image(decode=False)), data.test.cast_column("image", Image(decode=False))
+    return list(data.content.cast_column("image", Image(decode=False))["image"])
 
 
 def test_domains_and_classes_are_sorted_and_indexed(make_tree) -> None:
     data = load(make_tree({"sketch": ["dog", "cat"], "photo": ["cat", "emu"]}))
     assert data.domains == ["photo", "sketch"]
     assert data.classes == ["cat", "dog", "emu"]
-    for part in encoded(data):
-        for image, label, domain in zip(part["image"], part["label"], part["domain"], strict=True):
-            folder = Path(image["path"]).parent
-            assert (folder.parent.name, folder.name) == (data.domains[domain], data.classes[label])
+    for image, label, domain in zip(encoded(data), data.labels, data.domain_of, strict=True):
+        folder = Path(image["path"]).parent
+        assert (folder.parent.name, folder.name) == (data.domains[domain], data.classes[label])
 
 
 def test_every_class_of_every_domain_gives_its_share_to_the_test_set(make_tree) -> None:
@@ -48,7 +48,7 @@ def test_every_class_of_every_domain_gives_its_share_to_the_test_set(make_tree) 
     train, test = paths(data)
     assert (len(train), len(test)) == (21, 9)
     assert not set(train) & set(test)
-    counts = np.bincount(2 * np.asarray(data.test["domain"]) + np.asarray(data.test["label"]))
+    counts = np.bincount(2 * data.test.domain_of + data.test.labels)
     assert counts.tolist() == [3, 3, 3]
 
 
@@ -57,16 +57,16 @@ def test_a_class_is_never_all_training_or_all_test_unless_it_has_one_image(make_
     root = make_tree({"a": ["x", "y", "z"]}, count=2)
     (root / "a" / "z" / "0.png").unlink()
     data = load(root, test_fraction=fraction)
-    assert sorted(data.train["label"]) == [0, 1, 2]
-    assert sorted(data.test["label"]) == [0, 1]
+    assert sorted(data.train.labels) == [0, 1, 2]
+    assert sorted(data.test.labels) == [0, 1]
 
 
 def test_a_domain_without_a_test_image_is_named(make_tree) -> None:
     root = make_tree({"a": ["x"], "b": ["x", "y"]}, count=2)
     (root / "b" / "x" / "0.png").unlink()
-    assert set(load(root).test["domain"]) == {0, 1}
+    assert set(load(root).test.domain_of) == {0, 1}
     (root / "b" / "y" / "0.png").unlink()
-    with pytest.raises(InputError, match=r"data\.test_fraction: found 0\.2 but no test image in domain 'b'"):
+    with pytest.raises(InputError, match=r"data\.test_fraction: found 0\.2 but no test sample in domain 'b'"):
         load(root)
 
 
@@ -88,6 +88,30 @@ def test_hidden_folders_and_other_files_are_passed_over(make_tree) -> None:
     (root / "a" / "x" / "notes.txt").write_text("no image")
     (root / "README.md").write_text("no domain")
     assert len(load(root).train) == 4
+
+
+@pytest.mark.parametrize("layout", ["{split}/{domain}", "{domain}/{split}"])
+def test_train_and_test_folders_are_the_split(make_tree, tmp_path: Path, layout: str) -> None:
+    folders = {(split, domain): layout.format(split=split, domain=domain) for split in SPLITS for domain in "ab"}
+    # `train` is a class of DomainNet and NICO++.
+    root = make_tree({folder: ["train", "x"] for folder in folders.values()}, count=3)
+    (root / layout.format(split="test", domain="b") / "x" / "2.png").unlink()
+    data = load(root)
+    assert (data.domains, data.classes) == (["a", "b"], ["train", "x"])
+    for part, split in zip((data.train, data.test), SPLITS, strict=True):
+        for image, domain in zip(encoded(part), part.domain_of, strict=True):
+            assert str(Path(image["path"]).parent.parent.relative_to(root)) == folders[split, data.domains[domain]]
+    assert (len(data.train), len(data.test)) == (12, 11)
+    assert load(root, domains=["b"]).domains == ["b"]
+
+
+def test_a_class_named_train_is_no_split(make_tree) -> None:
+    assert load(make_tree({"a": ["train", "bus"]})).classes == ["bus", "train"]
+
+
+def test_spaces_in_names_are_kept(make_tree) -> None:
+    data = load(make_tree({"art painting": ["hot dog", "x"]}))
+    assert (data.domains, data.classes) == (["art painting"], ["hot dog", "x"])
 
 
 def test_missing_and_empty_folders_are_named(make_tree, tmp_path: Path) -> None:
@@ -129,6 +153,6 @@ def test_pacs_loads() -> None:
     assert data.domains == ["art_painting", "cartoon", "photo", "sketch"]
     assert len(data.classes) == 7
     assert len(data.train) + len(data.test) == 2780
-    some = data.test.select(range(0, len(data.test), 20))
+    some = data.test.select(np.arange(0, len(data.test), 20))
     store = preprocess(some, preprocessing_for(".", SimpleNamespace(num_channels=3), 112))
-    assert store.pixels.shape == (len(some), 3, 112, 112)
+    assert (len(store.pixels), store.pixels.row_shape) == (len(some), (3, 112, 112))

@@ -1,92 +1,244 @@
-"""The Dirichlet split gives every sample to one client of its domain, and every client enough of them."""
+"""Every partition gives every sample to one client, every client enough of them, and the same ones everywhere."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedra_engine.data.partition import dirichlet_partition
+from fedra_engine.config import DataConfig
+from fedra_engine.data.domain_data import DomainData
+from fedra_engine.data.partition import Partition, partition_samples
+from fedra_engine.data.sources import load_source
 from fedra_engine.errors import InputError
 
+DIVIDING = ["domain", "iid", "dirichlet", "shards", "quantity"]
 
-def samples(per_domain: int, domains: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
+
+def make_data(labels: np.ndarray, domain_of: np.ndarray, clients: Sequence[str] | None = None) -> DomainData:
+    return DomainData(
+        task="image_classification",
+        content=Dataset.from_dict({"image": [0] * len(labels)}),
+        domain_of=domain_of,
+        domains=[f"d{index}" for index in range(int(domain_of.max()) + 1)],
+        labels=labels,
+        classes=[str(label) for label in range(int(labels.max()) + 1)],
+        is_test=np.zeros(len(labels), dtype=np.bool_),
+        clients=None if clients is None else np.array(clients),
+    )
+
+
+def random_data(per_domain: int, domains: int, classes: int) -> DomainData:
     rng = np.random.default_rng(0)
-    return rng.integers(classes, size=per_domain * domains), np.repeat(np.arange(domains), per_domain)
+    return make_data(rng.integers(classes, size=per_domain * domains), np.repeat(np.arange(domains), per_domain))
 
 
+def digest(partition: Partition) -> str:
+    parts = [len(rows).to_bytes(8, "little") + rows.astype("<i8").tobytes() for rows in partition.samples]
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("partition", DIVIDING)
 @given(
     per_domain=st.integers(60, 120),
     domains=st.integers(1, 3),
     classes=st.integers(1, 8),
     clients=st.integers(1, 6),
-    alpha=st.sampled_from([1e-3, 0.1, 0.5, 10.0]),
+    everywhere=st.booleans(),
+    skew=st.sampled_from([1e-3, 0.1, 0.5, 3.0]),
+    balanced=st.booleans(),
+    minimum=st.sampled_from([1, 5, 20]),
     seed=st.integers(0, 100),
 )
-def test_every_sample_has_one_client_and_it_is_of_its_domain(
-    per_domain: int, domains: int, classes: int, clients: int, alpha: float, seed: int
+def test_every_sample_has_one_client_and_every_client_the_minimum(
+    partition: str,
+    per_domain: int,
+    domains: int,
+    classes: int,
+    clients: int,
+    everywhere: bool,
+    skew: float,
+    balanced: bool,
+    minimum: int,
+    seed: int,
 ) -> None:
-    labels, of_domain = samples(per_domain, domains, classes)
-    partition = dirichlet_partition(
-        labels, of_domain, clients_per_domain=clients, alpha=alpha, min_samples=0, seed=seed
+    data = random_data(per_domain, domains, classes)
+    config = DataConfig(
+        partition=partition,
+        clients_per_domain=clients,
+        clients=clients if everywhere and partition != "domain" else None,
+        dirichlet_alpha=skew,
+        quantity_sigma=skew,
+        balanced=balanced,
+        min_samples=minimum,
     )
-    assert len(partition) == domains * clients
-    np.testing.assert_array_equal(np.sort(np.concatenate(partition)), np.arange(len(labels)))
-    for client, rows in enumerate(partition):
+    try:
+        found = partition_samples(config, data, seed)
+    except InputError as error:
+        assert str(error).startswith(f"data.min_samples: found {minimum}")  # noqa: PT017 - also a right answer
+        return
+    np.testing.assert_array_equal(np.sort(np.concatenate(found.samples)), np.arange(len(data)))
+    assert len(found.samples) == len(found.domains)
+    for rows, domain in zip(found.samples, found.domains, strict=True):
         assert rows.dtype == np.int64
-        assert (of_domain[rows] == client // clients).all()
+        assert (np.diff(rows) > 0).all()
+        assert len(rows) >= minimum
+        if found.by_domain:
+            assert (data.domain_of[rows] == domain).all()
 
 
-def test_every_client_has_the_minimum() -> None:
-    labels, domains = samples(140, 6, 10)
-    partition = dirichlet_partition(labels, domains, clients_per_domain=5, alpha=0.5, min_samples=10, seed=0)
-    assert min(map(len, partition)) >= 10
+GOLDEN = {
+    ("domain", None): "e97eca7224b66d45",
+    ("iid", None): "41c835f2170840f7",
+    ("iid", 7): "743976be0ce77254",
+    ("dirichlet", None): "ffd2ee7cf257b91f",
+    ("dirichlet", 7): "4839944ec5895ed5",
+    ("shards", None): "25ec08ea732ae079",
+    ("shards", 7): "72bc42745fd6bfb2",
+    ("quantity", None): "d3c94d67d60a2f8b",
+    ("quantity", 7): "5fd9312b2df39f4b",
+}
+
+
+@pytest.mark.parametrize(("partition", "clients"), GOLDEN)
+def test_the_same_seed_gives_the_same_partition_on_every_platform(partition: str, clients: int | None) -> None:
+    config = DataConfig(partition=partition, clients_per_domain=4, clients=clients, quantity_sigma=0.5, min_samples=5)
+    assert digest(partition_samples(config, random_data(140, 3, 10), seed=3)) == GOLDEN[partition, clients]
+
+
+@pytest.mark.parametrize(
+    ("seed", "expected"), [(0, "e80958636171b36c"), (1, "67808ae3004fd9e6"), (7, "47277c2751ef5a62")]
+)
+def test_the_embedded_experiment_keeps_its_partition(seed: int, expected: str) -> None:
+    train = load_source(DataConfig(), 0).train
+    assert digest(partition_samples(DataConfig(), train, seed)) == expected
+
+
+def divide(data: DomainData, **settings: object) -> Partition:
+    return partition_samples(replace(DataConfig(min_samples=1), **settings), data, seed=0)
+
+
+def test_iid_clients_have_as_many_samples() -> None:
+    sizes = [len(rows) for rows in divide(random_data(103, 2, 5), partition="iid", clients_per_domain=5).samples]
+    assert sizes == [21, 21, 21, 20, 20] * 2
+
+
+def test_by_domain_each_domain_is_one_client() -> None:
+    found = divide(random_data(50, 3, 4), partition="domain")
+    assert found.domains.tolist() == [0, 1, 2]
+    assert [len(rows) for rows in found.samples] == [50, 50, 50]
 
 
 def test_small_alpha_skews_the_labels() -> None:
-    labels, domains = samples(2000, 1, 10)
+    data = random_data(2000, 1, 10)
 
     def largest_class_share(alpha: float) -> float:
-        split = dirichlet_partition(labels, domains, clients_per_domain=5, alpha=alpha, min_samples=10, seed=0)
-        return float(np.mean([np.bincount(labels[rows]).max() / len(rows) for rows in split]))
+        split = divide(data, dirichlet_alpha=alpha, min_samples=10).samples
+        return float(np.mean([np.bincount(data.labels[rows]).max() / len(rows) for rows in split]))
 
     assert largest_class_share(0.1) > 2 * largest_class_share(1000.0)
 
 
-def test_clients_above_average_get_no_more_of_later_classes() -> None:
+def test_balanced_clients_above_average_get_no_more_of_later_classes() -> None:
     """With classes in order, whoever reached the average of 100 before a class has none of it."""
-    labels, domains = np.repeat(np.arange(10), 50), np.zeros(500, dtype=np.int64)
-    partition = dirichlet_partition(labels, domains, clients_per_domain=5, alpha=0.3, min_samples=1, seed=1)
-    for rows in partition:
-        before = np.concatenate([[0], np.cumsum(np.bincount(labels[rows], minlength=10))[:-1]])
-        assert not np.isin(labels[rows], np.flatnonzero(before >= 100)).any()
+    data = make_data(np.repeat(np.arange(10), 50), np.zeros(500, dtype=np.int64))
+
+    def too_many(balanced: bool) -> bool:
+        counts = [
+            np.bincount(data.labels[rows], minlength=10)
+            for rows in divide(data, dirichlet_alpha=0.3, balanced=balanced).samples
+        ]
+        before = np.cumsum(counts, axis=1) - counts
+        return bool((np.array(counts)[before >= 100] > 0).any())
+
+    assert not too_many(balanced=True)
+    assert too_many(balanced=False)
 
 
 def test_a_class_that_a_domain_lacks_is_skipped() -> None:
-    labels = np.concatenate([np.zeros(50, dtype=np.int64), np.ones(50, dtype=np.int64)])
-    domains = np.repeat([0, 1], 50)
-    partition = dirichlet_partition(labels, domains, clients_per_domain=2, alpha=0.5, min_samples=5, seed=0)
-    assert sum(map(len, partition)) == 100
+    found = divide(make_data(np.repeat([0, 1], 50), np.repeat([0, 1], 50)), clients_per_domain=2, min_samples=5)
+    assert sum(map(len, found.samples)) == 100
+
+
+def test_shards_give_clients_few_classes() -> None:
+    data = make_data(np.repeat(np.arange(10), 100), np.zeros(1000, dtype=np.int64))
+    found = divide(data, partition="shards", clients=20, shards_per_client=2)
+    assert max(len(np.unique(data.labels[rows])) for rows in found.samples) == 2
+    assert {len(rows) for rows in found.samples} == {50}
+
+
+def test_sigma_skews_the_sample_counts() -> None:
+    data = random_data(3000, 1, 3)
+
+    def spread(sigma: float) -> float:
+        return float(np.std([len(rows) for rows in divide(data, partition="quantity", quantity_sigma=sigma).samples]))
+
+    assert spread(0.0) < 1
+    assert spread(1.0) > 10 * spread(0.05) > 0
+
+
+def test_natural_clients_have_their_own_samples() -> None:
+    owners = ["b", "a", "b", "c", "a", "b"]
+    data = make_data(np.zeros(6, dtype=np.int64), np.array([0, 0, 1, 1, 0, 1]), owners)
+    found = divide(data, partition="natural")
+    assert [rows.tolist() for rows in found.samples] == [[1, 4], [0, 2, 5], [3]]
+    assert found.domains.tolist() == [0, 1, 1]
+    with pytest.raises(InputError, match=r"data\.min_samples: found 2, but client 'c' has 1 training samples"):
+        divide(data, partition="natural", min_samples=2)
+
+
+def test_natural_needs_to_know_the_clients() -> None:
+    with pytest.raises(InputError, match=r"data\.partition: found natural, but no column names the clients"):
+        divide(random_data(20, 1, 2), partition="natural")
+
+
+@pytest.mark.parametrize("partition", ["dirichlet", "shards"])
+def test_label_skew_needs_labels(partition: str) -> None:
+    data = replace(random_data(20, 1, 2), labels=None)
+    with pytest.raises(InputError, match=rf"data\.partition: found {partition} with samples that have no label"):
+        divide(data, partition=partition)
+    assert len(divide(data, partition="iid", clients_per_domain=4).samples) == 4
+
+
+def test_bootstrap_clients_are_drawn_when_asked_for() -> None:
+    data = random_data(30, 2, 3)
+    found = divide(data, partition="bootstrap", clients_per_domain=100_000, samples_per_client=12)
+    assert len(found.samples) == 200_000
+    assert found.samples[150_000].tolist() == found.samples[150_000].tolist()
+    assert found.samples[150_000].tolist() != found.samples[150_001].tolist()
+    assert [len(rows) for rows in found.samples[:3]] == [12, 12, 12]
+    for client in (0, 99_999, 100_000, 199_999):
+        assert (data.domain_of[found.samples[client]] == found.domains[client]).all()
+    with pytest.raises(IndexError):
+        found.samples[200_000]
 
 
 def test_the_seed_decides_and_other_domains_do_not() -> None:
-    labels, domains = samples(100, 3, 5)
-    first, again, other = (
-        dirichlet_partition(labels, domains, clients_per_domain=4, alpha=0.5, min_samples=5, seed=seed)
-        for seed in (0, 0, 1)
-    )
-    alone = dirichlet_partition(labels[:100], domains[:100], clients_per_domain=4, alpha=0.5, min_samples=5, seed=0)
+    data = random_data(100, 3, 5)
+    config = DataConfig(clients_per_domain=4, min_samples=5)
+    first, again, other = (partition_samples(config, data, seed).samples for seed in (0, 0, 1))
+    alone = partition_samples(config, replace(data.select(np.arange(100)), domains=["d0"]), seed=0).samples
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
     assert all(np.array_equal(a, b) for a, b in zip(first[:4], alone, strict=True))
 
 
+def test_capacities_are_those_of_the_domain_or_dealt_in_turn() -> None:
+    data = random_data(60, 3, 2)
+    assert divide(data, clients_per_domain=2).groups(3).tolist() == [0, 0, 1, 1, 2, 2]
+    assert divide(data, partition="iid", clients=5).groups(3).tolist() == [0, 1, 2, 0, 1]
+
+
 def test_more_than_there_is_gets_refused() -> None:
-    labels, domains = samples(30, 1, 3)
-    with pytest.raises(InputError, match=r"data\.min_samples: found 10 with 4 clients for the 30 .* at most 7"):
-        dirichlet_partition(labels, domains, clients_per_domain=4, alpha=0.5, min_samples=10, seed=0)
+    with pytest.raises(InputError, match=r"data\.min_samples: found 10 with 4 clients for the 30 .*'d0'.* at most 7"):
+        divide(random_data(30, 1, 3), clients_per_domain=4, min_samples=10)
 
 
 def test_a_minimum_that_no_draw_meets_gets_refused() -> None:
-    labels, domains = np.zeros(40, dtype=np.int64), np.zeros(40, dtype=np.int64)
-    with pytest.raises(InputError, match=r"none of 1000 splits of domain 0"):
-        dirichlet_partition(labels, domains, clients_per_domain=4, alpha=1e-3, min_samples=10, seed=0)
+    data = make_data(np.zeros(40, dtype=np.int64), np.zeros(40, dtype=np.int64))
+    with pytest.raises(InputError, match=r"none of 1000 splits of domain 'd0' gave all of its 4 clients"):
+        divide(data, clients_per_domain=4, dirichlet_alpha=1e-3, min_samples=10)

@@ -12,7 +12,7 @@ def test_digits_have_their_domains_and_classes() -> None:
     data = load_source(DataConfig(), seed=0)
     assert len(data.domains) == 6
     assert data.classes == [str(digit) for digit in range(10)]
-    assert set(np.asarray(data.train["domain"])) == set(range(6))
+    assert set(data.train.domain_of) == set(range(6))
 
 
 def test_chosen_digits_domains_are_the_same_images_in_the_given_order() -> None:
@@ -21,13 +21,12 @@ def test_chosen_digits_domains_are_the_same_images_in_the_given_order() -> None:
     data = load_source(DataConfig(domains=chosen), seed=0)
     assert data.domains == chosen
     for index, name in enumerate(chosen):
-        expected = everything.test.filter(
-            lambda domain, name=name: everything.domains[domain] == name, input_columns="domain"
-        )
-        found = data.test.filter(lambda domain, index=index: domain == index, input_columns="domain")
-        assert found["label"][:] == expected["label"][:]
-        assert [list(image.tobytes()) for image in found["image"]] == [
-            list(image.tobytes()) for image in expected["image"]
+        test = everything.test
+        expected = test.select(np.flatnonzero(test.domain_of == everything.domains.index(name)))
+        found = data.test.select(np.flatnonzero(data.test.domain_of == index))
+        assert found.labels.tolist() == expected.labels.tolist()
+        assert [image.tobytes() for image in found.content["image"]] == [
+            image.tobytes() for image in expected.content["image"]
         ]
 
 

@@ -51,7 +51,11 @@ def something_kept(allocation: Allocation) -> Assignment:
     return Assignment(allocation, hand_out=hand_out, ranks=RANKS)
 
 
-ASKED = [some_blocks_trained, only_b_trained, only_a_trained, mixed_ranks, early_exits, something_kept]
+def penalised_ranks(allocation: Allocation) -> Assignment:
+    return Assignment(allocation, ranks=RANKS, kept_ranks=0.7, rank_penalty=0.5)
+
+
+ASKED = [penalised_ranks, some_blocks_trained, only_b_trained, only_a_trained, mixed_ranks, early_exits, something_kept]
 
 
 @pytest.mark.parametrize("asked", ASKED, ids=lambda asked: asked.__name__)

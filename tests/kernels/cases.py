@@ -19,8 +19,9 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 5e-3}
 
 
 def surrounded(values: Tensor) -> Tensor:
-    """The same values as a view into a larger buffer of NaN."""
-    buffer = values.new_full((values.shape[0] + 2 * MARGIN, *values.shape[1:]), float("nan"))
+    """The same values as a view into a larger buffer of NaN; whole numbers amid one that is no index."""
+    poison = float("nan") if values.is_floating_point() else -(10**15)
+    buffer = values.new_full((values.shape[0] + 2 * MARGIN, *values.shape[1:]), poison)
     view = buffer[MARGIN : MARGIN + values.shape[0]]
     view.copy_(values)
     return view

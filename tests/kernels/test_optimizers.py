@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from fedra_kernels import adamw, adamw_reference, sgd, sgd_reference, squared_norms
+from fedra_kernels import adamw, adamw_reference, optimizer_torch, sgd, sgd_reference, squared_norms
+from fedra_kernels.checks import FLOAT_DTYPES
 
 from .helpers import randn, relative_error
 
@@ -77,11 +78,111 @@ def test_references_equal_the_ops():
     torch.testing.assert_close(found, list(expected))
 
 
+OPTIONS = {"betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 0.1}
+STEP = torch.tensor([1, 4, 9])
+
+
+def _banks(dtypes, size=300):
+    """param, grad, mean, square [5, size]."""
+    banks = [randn(5, size, seed=seed) for seed in range(4)]
+    banks[3].square_()
+    return [bank.to(dtype) for bank, dtype in zip(banks, dtypes, strict=True)]
+
+
+def _sgd(banks, index, **options):
+    dtype = torch.float64 if banks[0].dtype == torch.float64 else torch.float32
+    sgd(*banks[:3], index, LR.to(dtype), CLIP.to(dtype), momentum=0.9, weight_decay=0.1, **options)
+
+
+def _adamw(banks, index, **options):
+    dtype = torch.float64 if banks[0].dtype == torch.float64 else torch.float32
+    adamw(*banks, index, LR.to(dtype), CLIP.to(dtype), STEP, **OPTIONS, **options)
+
+
+STEPS = pytest.mark.parametrize("step", [_sgd, _adamw])
+
+
+@STEPS
 @pytest.mark.parametrize("slots", SLOTS)
-def test_squared_norms_equal_the_sum_of_squares(slots):
-    grad = randn(5, 70_000, seed=1)
-    found = squared_norms(grad, torch.tensor(SLOTS[slots]))
-    torch.testing.assert_close(found, grad[SLOTS[slots]].square().sum(1))
+def test_zero_grad_clears_the_gradients_it_used_and_no_others(slots, step):
+    index = torch.tensor(SLOTS[slots])
+    kept, cleared = _banks([torch.float64] * 4), _banks([torch.float64] * 4)
+    step(kept, index)
+    step(cleared, index, zero_grad=True)
+    gradient = _banks([torch.float64] * 4)[1]
+    assert torch.equal(kept[1], gradient)
+    gradient[index] = 0.0
+    assert torch.equal(cleared[1], gradient)
+    for number in (0, 2, 3):
+        assert torch.equal(cleared[number], kept[number])
+
+
+@STEPS
+@pytest.mark.parametrize("zero_grad", [False, True])
+@pytest.mark.parametrize("slots", SLOTS)
+def test_columns_of_wider_banks_are_stepped_alone(slots, zero_grad, step):
+    index, columns = torch.tensor(SLOTS[slots]), slice(40, 240)
+    whole, before = _banks([torch.float64] * 4), _banks([torch.float64] * 4)
+    # Moments as narrow as the columns, as an executor keeps them.
+    narrow = [whole[0][:, columns], whole[1][:, columns], *(bank[:, columns].clone() for bank in whole[2:])]
+    expected = [bank[:, columns].clone() for bank in before]
+    step(narrow, index, zero_grad=zero_grad)
+    step(expected, index, zero_grad=zero_grad)
+    torch.testing.assert_close(narrow, expected, rtol=1e-13, atol=0.0)
+    for bank, old in zip(whole[:2], before[:2], strict=True):
+        assert torch.equal(bank[:, :40], old[:, :40])
+        assert torch.equal(bank[:, 240:], old[:, 240:])
+
+
+@STEPS
+@pytest.mark.parametrize("zero_grad", [False, True])
+@pytest.mark.parametrize(
+    ("param", "state"),
+    [(torch.bfloat16, torch.bfloat16)] + [(dtype, torch.float32) for dtype in FLOAT_DTYPES],
+    ids=str,
+)
+def test_banks_of_several_dtypes(param, state, step, zero_grad):
+    index = torch.tensor([4, 0, 3])
+    banks, shadow = _banks([param, state, state, state]), torch.zeros(5, 300, dtype=torch.bfloat16)
+    wide = [bank[index].double() for bank in banks]
+    if step is _sgd:
+        expected = sgd_reference(*wide[:3], LR, CLIP, momentum=0.9, weight_decay=0.1)
+    else:
+        expected = adamw_reference(*wide, LR, CLIP, STEP, **OPTIONS)
+    step(banks, index, shadow=shadow, zero_grad=zero_grad)
+    for bank, want in zip((banks[0], *banks[2:]), expected, strict=False):
+        assert relative_error(bank[index], want) < {torch.bfloat16: 4e-3, torch.float16: 5e-4}.get(bank.dtype, 1e-6)
+    assert relative_error(shadow[index], expected[0]) < 4e-3
+    assert (shadow[[1, 2]] == 0).all()
+    assert (banks[1][index] == 0).all() == zero_grad
+
+
+@STEPS
+def test_clients_at_other_rates_and_steps_share_a_launch(step, monkeypatch):
+    """Cut into batches of one row, or in one: the same numbers."""
+    banks = _banks([torch.float64] * 4)
+    step(banks, torch.tensor([1, 2, 3]))
+    monkeypatch.setattr(optimizer_torch, "_BATCH_ENTRIES", 300)
+    again = _banks([torch.float64] * 4)
+    step(again, torch.tensor([1, 2, 3]))
+    torch.testing.assert_close(again, banks, rtol=1e-13, atol=0.0)
+
+
+def test_no_slots_change_nothing():
+    banks = _banks([torch.float64] * 4)
+    none, empty = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.float64)
+    sgd(*banks[:3], none, empty, empty, momentum=0.9, weight_decay=0.1)
+    adamw(*banks, none, empty, empty, none, **OPTIONS)
+    assert squared_norms(banks[1], none).shape == (0,)
+    assert all(torch.equal(bank, old) for bank, old in zip(banks, _banks([torch.float64] * 4), strict=True))
+
+
+@pytest.mark.parametrize("columns", [slice(None), slice(7, 40_000)], ids=["all", "some columns"])
+@pytest.mark.parametrize("slots", [[1, 2, 3], [4, 0, 3], [29, 0]], ids=str)
+def test_squared_norms_equal_the_sum_of_squares(slots, columns):
+    grad = randn(30, 50_000, seed=1)[:, columns]
+    found = squared_norms(grad, torch.tensor(slots))
+    torch.testing.assert_close(found, grad[slots].square().sum(1))
 
 
 def test_bad_arguments_are_named():

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedra_engine.config import DepthFLConfig, InclusiveFLConfig
+from fedra_engine.config import DepthFLConfig, HetLoraConfig, InclusiveFLConfig, LoraFairConfig
+from fedra_engine.methods.lorafair import correct
 from fedra_engine.models.state import GlobalState
 from tests.methods.rounds import (
     CAPACITIES,
@@ -72,6 +73,11 @@ def test_means_over_the_holders_of_each_block(name: str, weighting: str) -> None
 
 def test_ffalora_trains_b_alone() -> None:
     assert method("ffalora").assign(EVERYBODY, 0).factors == "B"
+
+
+def test_rolora_trains_b_first_and_then_a() -> None:
+    rolora = method("rolora")
+    assert [rolora.assign(EVERYBODY, round).factors for round in range(4)] == ["B", "A", "B", "A"]
 
 
 def test_fedsalora_averages_a_and_gives_everybody_its_own_b_back() -> None:
@@ -225,3 +231,102 @@ def test_depthfls_distillation_rises() -> None:
     made = method("depthfl", depthfl=DepthFLConfig(exit_every=2, ramp_up_rounds=10))
     weights = [made.assign(EVERYBODY, round).distillation for round in (0, 5, 10, 50)]
     np.testing.assert_allclose(weights, [np.exp(-5), np.exp(-1.25), 1, 1])
+
+
+def test_hetlora_weighs_every_module_by_the_norm_of_its_product() -> None:
+    made = method("hetlora", ranks=RANKS, hetlora=HetLoraConfig(kept_ranks=1.0))
+    state, updates = initial_state(made), random_updates(made)
+    after = run_round(made, state, updates)
+    for block in range(DEPTH):
+        pairs = [factors(u.adapters[block]) for u in updates if block in u.adapters]
+        for target, (a, b) in enumerate(factors(after.adapters[block])):
+            norms = [np.linalg.norm(pair[target][1] @ pair[target][0]) for pair in pairs]
+            for found, index in ((a, 0), (b, 1)):
+                mean = weighted_mean(list(zip(norms, (pair[target][index] for pair in pairs), strict=True)))
+                np.testing.assert_allclose(found, mean, atol=1e-12)
+    heads = np.mean([u.heads[0].numpy() for u in updates], axis=0)
+    np.testing.assert_allclose(after.heads[0], heads, atol=1e-12)
+
+
+def test_hetlora_prunes_clients_whose_last_ranks_shrank() -> None:
+    made = method("hetlora", ranks=RANKS, hetlora=HetLoraConfig(kept_ranks=0.7))
+    state, updates = initial_state(made), random_updates(made)
+    # Client 0 (rank 3) returns a third rank next to nothing, client 3 (rank 3) a large one.
+    for client, factor in ((0, 1e-6), (3, 1e3)):
+        for slot in updates[client].adapters.values():
+            for a, b in factors(slot):
+                a[2:] *= factor
+                b[:, 2:] *= factor
+    full = made.assign(EVERYBODY, 0).ranks
+    assert full.tolist() == RANKS.tolist()
+    after = run_round(made, state, updates)
+    ranks = made.assign(EVERYBODY, 1).ranks
+    assert ranks[[0, 3]].tolist() == [2, 3]
+    assert np.isfinite(after.adapters.numpy()).all()
+
+    restored = method("hetlora", ranks=RANKS)
+    restored.restore(made.tensors())
+    assert restored.assign(EVERYBODY, 1).ranks.tolist() == ranks.tolist()
+
+
+def test_what_hetlora_prunes_is_not_aggregated() -> None:
+    made = method("hetlora", ranks=np.full(6, 2), hetlora=HetLoraConfig(kept_ranks=0.5))
+    state = initial_state(made)
+    (update,) = random_updates(made, participants=np.array([0]))
+    for slot in update.adapters.values():
+        for a, b in factors(slot):
+            a[1:2] *= 1e-3
+            b[:, 1:2] *= 1e-3
+    after = run_round(made, state, [update])
+    for block in update.adapters:
+        for a, b in factors(after.adapters[block]):
+            assert not a[1:].any()
+            assert not b[:, 1:].any()
+
+
+def test_hetlora_with_one_rank_says_so() -> None:
+    assert "one rank, 3" in method("hetlora").caution
+    assert method("hetlora", ranks=RANKS).caution is None
+
+
+def fair_objective(b: np.ndarray, mean_b: np.ndarray, a: np.ndarray, product: np.ndarray, weight: float) -> float:
+    """LoRA-FAIR, eq. 8."""
+    found = b @ a
+    cosine = (found * product).sum() / (np.linalg.norm(found) * np.linalg.norm(product))
+    return 1 - cosine + weight * ((b - mean_b) ** 2).sum()
+
+
+def test_lorafair_descends_on_its_objective() -> None:
+    options = LoraFairConfig(weight=0.05, steps=3, lr=0.1)
+    made = method("lorafair", weighting="samples", lorafair=options)
+    state, updates = initial_state(made), random_updates(made)
+    after = run_round(made, state, updates)
+    mean = torch.from_numpy(mean_adapters(state, updates, "samples"))
+    np.testing.assert_allclose(after.adapters[:, columns("A")], mean[:, columns("A")], atol=1e-12)
+    for block in range(DEPTH):
+        for target, product in enumerate(mean_products(updates, block, "samples")):
+            a, mean_b = (torch.from_numpy(factor) for factor in factors(mean[block])[target])
+            b, goal = mean_b.clone().requires_grad_(), torch.from_numpy(product)
+            for _ in range(options.steps):
+                cosine = torch.cosine_similarity((b @ a).flatten(), goal.flatten(), dim=0)
+                loss = 1 - cosine + options.weight * ((b - mean_b) ** 2).sum()
+                (gradient,) = torch.autograd.grad(loss, b)
+                b = (b - options.lr * gradient).detach().requires_grad_()
+            np.testing.assert_allclose(factors(after.adapters[block])[target][1], b.detach(), atol=1e-10)
+
+
+def test_lorafair_comes_nearer_to_the_mean_product() -> None:
+    made = method("lorafair")
+    state, updates = initial_state(made), random_updates(made)
+    after, mean = run_round(made, state, updates), mean_adapters(state, updates, "uniform")
+    for block in range(DEPTH):
+        for target, product in enumerate(mean_products(updates, block, "uniform")):
+            a, mean_b = factors(torch.from_numpy(mean)[block])[target]
+            b = factors(after.adapters[block])[target][1]
+            assert fair_objective(b, mean_b, a, product, 0.01) < fair_objective(mean_b, mean_b, a, product, 0.01)
+
+
+def test_lorafair_leaves_a_zero_product_alone() -> None:
+    b, a = torch.zeros(2, 4, 3), torch.randn(2, 3, 5)
+    corrected = correct(b, torch.zeros(2, 4, 3), a @ a.transpose(1, 2), torch.zeros(2), weight=0.01, steps=5, lr=0.1)
+    assert torch.equal(corrected, b)

@@ -120,7 +120,7 @@ def test_every_method_says_where_it_comes_from() -> None:
     for made in METHODS.values():
         documentation = sys.modules[made.__module__].__doc__
         assert documentation is not None
-        assert any(source in documentation for source in ("arXiv", "ICLR", "FedRA, §", "InclusiveFL, §", "ECCV"))
+        assert any(source in documentation for source in ("arXiv", "ICLR", "FedRA, §", "ECCV"))
 
 
 def federation_method(capacities, **options):

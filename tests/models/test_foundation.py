@@ -1,23 +1,23 @@
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from fedra_engine.config import LoraConfig, ModelConfig
+from fedra_engine.config import LoraConfig
 from fedra_engine.errors import InputError
 from fedra_engine.evaluation import EvaluatedModel, Evaluator
 from fedra_engine.execution.plan import make_plan
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.adapters import AdapterLayout, Target, initial_adapters
-from fedra_engine.models.foundation import load_pretrained, make_foundation
+from fedra_engine.models.foundation import make_foundation
 from fedra_engine.models.state import GlobalState
-from tests.tiny import CLASSES, DEPTH, TARGETS, make_model, make_samples, make_tiny
+from tests.tiny import CLASSES, CLASSIFIERS, DEPTH, TARGETS, make_model, make_samples, make_tiny
 
-FAMILIES = ["vit", "dinov2", "bert"]
+HEADS = {"roberta": "classifier.out_proj", "timm_vit": "head", "timm_mixer": "head"} | dict.fromkeys(
+    ["gpt2", "llama", "qwen2", "qwen3", "gemma3"], "score"
+)
 CPU = torch.device("cpu")
 
 
@@ -25,19 +25,19 @@ def lora(family: str) -> LoraConfig:
     return LoraConfig(rank=3, target_modules=TARGETS[family])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CLASSIFIERS)
 def test_blocks_and_classifier_are_found_and_frozen(family: str) -> None:
     foundation = make_tiny(family, lora(family))
     assert foundation.depth == DEPTH
-    assert foundation.head_path == "classifier"
+    assert foundation.head_path == HEADS.get(family, "classifier")
     assert not any(parameter.requires_grad for parameter in foundation.model.parameters())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CLASSIFIERS)
 def test_with_zero_b_and_all_blocks_held_logits_are_those_of_the_untouched_model(family: str) -> None:
     foundation, samples, rows = make_tiny(family, lora(family)), make_samples(family, 6), torch.arange(6)
     inputs = samples.inputs(rows, CPU, foundation.dtype)
-    model = make_model(family).double().eval()
+    model = make_model(family, torch.float64).eval()
     with torch.no_grad():
         untouched = model(**inputs).logits
     sweep = SweepModel(foundation, lambda n: samples.inputs(torch.arange(n), CPU, foundation.dtype))
@@ -46,11 +46,11 @@ def test_with_zero_b_and_all_blocks_held_logits_are_those_of_the_untouched_model
     slots = np.arange(DEPTH)[None]
     plan = make_plan([6], slots, np.zeros(1, dtype=np.int64), scale=2.0, dtype=torch.float64, device=CPU)
     with torch.no_grad():
-        logits = foundation.classifier(sweep.features(inputs, plan))
+        logits = foundation.head(sweep.features(inputs, plan))
         again = foundation.model(**inputs).logits
     torch.testing.assert_close(logits, untouched, rtol=1e-12, atol=1e-12)
     # Building the sweep left the foundation itself as it was.
-    assert torch.equal(again, untouched)
+    torch.testing.assert_close(again, untouched, rtol=1e-12, atol=1e-12)
 
 
 def test_accuracy_is_counted_per_domain() -> None:
@@ -95,43 +95,6 @@ def test_a_model_without_blocks_is_refused() -> None:
 def test_an_unknown_block_path_is_refused_with_those_there_are() -> None:
     with pytest.raises(InputError, match=r"model\.block_path: found 'encoder', expected one of \['vit\.layers'\]"):
         make_foundation(make_model("vit"), lora("vit"), classes=CLASSES, block_path="encoder")
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_model_directory_loads_in_the_asked_precision(tmp_path, family: str) -> None:
-    model = make_model(family)
-    model.to(torch.float16).save_pretrained(tmp_path)
-    loaded = load_pretrained(ModelConfig(path=str(tmp_path)), classes=CLASSES)
-    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
-    torch.testing.assert_close(loaded.classifier.weight, model.classifier.weight.float())
-
-
-def test_a_classifier_for_other_classes_is_replaced_and_the_same_every_time(tmp_path) -> None:
-    make_model("vit").save_pretrained(tmp_path)
-    first, second = (load_pretrained(ModelConfig(path=str(tmp_path)), classes=CLASSES + 2) for _ in range(2))
-    assert first.classifier.out_features == CLASSES + 2
-    assert torch.equal(first.classifier.weight, second.classifier.weight)
-
-
-def test_weights_that_do_not_fit_the_frozen_part_are_refused(tmp_path) -> None:
-    make_model("vit").save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
-    with pytest.raises(InputError, match=r"model\.path: found no fitting weights .* such as vit\."):
-        load_pretrained(ModelConfig(path=str(tmp_path)), classes=CLASSES)
-
-
-def test_a_truncated_weight_file_is_refused(tmp_path) -> None:
-    make_model("vit").save_pretrained(tmp_path)
-    weights = (tmp_path / "model.safetensors").read_bytes()
-    (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    with pytest.raises(InputError, match=r"model\.path: cannot load"):
-        load_pretrained(ModelConfig(path=str(tmp_path)), classes=CLASSES)
-
-
-def test_a_missing_model_folder_is_named() -> None:
-    with pytest.raises(InputError, match=r"model\.path: found no folder './nowhere'"):
-        load_pretrained(ModelConfig(path="./nowhere"), classes=CLASSES)
 
 
 def test_adapter_views_do_not_overlap_and_cover_the_slot() -> None:

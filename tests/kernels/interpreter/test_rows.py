@@ -24,8 +24,18 @@ from ..helpers import randn
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 
 
-def _matrix(rows, columns, seed, dtype):
-    return surrounded(randn(rows, columns, seed=seed, dtype=torch.float32).to(dtype))
+def _matrix(rows, columns, seed, dtype, *, scale=1.0, shift=0.0):
+    return surrounded((randn(rows, columns, seed=seed, dtype=torch.float32) * scale + shift).to(dtype))
+
+
+def _index(count, rows):
+    """`rows` different ones of `count` rows."""
+    return surrounded(torch.randperm(count, generator=torch.Generator().manual_seed(3))[:rows])
+
+
+def _leaf(tensor):
+    """A leaf on the same memory, so that what surrounds it stays."""
+    return tensor.detach().requires_grad_()
 
 
 def _grads(outputs, inputs, upstream):
@@ -48,9 +58,9 @@ def _expected_shrink(x, case):
 @pytest.mark.parametrize("features", [40, 300])
 def test_scatter_add(dtype, scaled, features):
     stream, y = _matrix(25, features, 1, dtype), _matrix(18, features, 2, dtype)
-    index = torch.randperm(25, generator=torch.Generator().manual_seed(3))[:18]
+    index = _index(25, 18)
     scale = _matrix(1, features, 4, dtype)[0] if scaled else None
-    leaves = [stream.clone().requires_grad_(), y.clone().requires_grad_()]
+    leaves = [_leaf(stream), _leaf(y)]
     found = scatter_add(leaves[0] * 1.0, leaves[1], index, scale)
     wide = [tensor.double().requires_grad_() for tensor in (stream, y)]
     expected = scatter_add_reference(*wide, index, None if scale is None else scale.double())
@@ -67,11 +77,10 @@ def test_scatter_add(dtype, scaled, features):
 @pytest.mark.parametrize("kind", ["layer", "rms"])
 @pytest.mark.parametrize(("rows", "features"), [(0, 32), (1, 50), (40, 128)])
 def test_gather_norm(dtype, kind, rows, features):
-    hidden = _matrix(45, features, 1, dtype) + 3.0
-    index = torch.randperm(45, generator=torch.Generator().manual_seed(3))[:rows]
+    hidden, index = _matrix(45, features, 1, dtype, shift=3.0), _index(45, rows)
     weight = _matrix(1, features, 2, dtype)[0]
     bias = _matrix(1, features, 4, dtype)[0] if kind == "layer" else None
-    leaf, wide = hidden.clone().requires_grad_(), hidden.double().requires_grad_()
+    leaf, wide = _leaf(hidden), hidden.double().requires_grad_()
     x, shrunk = gather_norm(leaf, index, weight, bias, kind=kind, eps=1e-5)
     assert shrunk == ()
     wide_bias = None if bias is None else bias.double()
@@ -87,7 +96,7 @@ def test_gather_norm(dtype, kind, rows, features):
 def test_gather_norm_shrinks_for_each_bank(dtype, dropout, banks):
     cases = [lora_case([20, 0, 1, 17], ranks=(8, 3), dtype=dtype, dropout=dropout, seed=seed) for seed in range(banks)]
     groups = cases[0].groups
-    hidden, index = _matrix(60, 48, 1, dtype), torch.randperm(60, generator=torch.Generator().manual_seed(3))[:38]
+    hidden, index = _matrix(60, 48, 1, dtype), _index(60, 38)
     weight, bias = _matrix(1, 48, 2, dtype)[0], _matrix(1, 48, 4, dtype)[0]
     drops = [case.dropout for case in cases] if dropout else ()
     banks_a = [case.lora_a for case in cases]
@@ -104,8 +113,8 @@ def test_gather_norm_shrinks_for_each_bank(dtype, dropout, banks):
 @pytest.mark.parametrize("kind", ["gelu", "gelu_tanh", "swiglu"])
 @pytest.mark.parametrize("rows", [0, 1, 40])
 def test_activations(dtype, kind, rows):
-    x, up, upstream = (_matrix(rows, 50, seed, dtype) * 2 for seed in (1, 2, 3))
-    leaves = [tensor.clone().requires_grad_() for tensor in ((x, up) if kind == "swiglu" else (x,))]
+    x, up, upstream = (_matrix(rows, 50, seed, dtype, scale=2.0) for seed in (1, 2, 3))
+    leaves = [_leaf(tensor) for tensor in ((x, up) if kind == "swiglu" else (x,))]
     wide = [tensor.double().requires_grad_() for tensor in leaves]
     if kind == "swiglu":
         y, shrunk = swiglu(*leaves)
@@ -132,39 +141,57 @@ def test_activations_shrink(dtype, dropout, kind):
     assert_close({"shrunk": shrunk}, {"shrunk": expected}, TOLERANCE[dtype])
 
 
-@settings(max_examples=10)
-@given(sizes=st.lists(st.integers(0, 20), min_size=1, max_size=4), features=st.sampled_from([16, 33, 64]))
-def test_drawn_group_shapes(sizes, features):
-    case = lora_case(sizes, inputs=features, dropout=0.2)
-    hidden = _matrix(sum(sizes) + 3, features, 1, torch.float32)
-    index = torch.arange(sum(sizes)).flip(0) + 1
-    ones, zeros = torch.ones(features), torch.zeros(features)
-    x, (shrunk,) = gather_norm(
-        hidden, index, ones, zeros, kind="layer", eps=1e-5,
-        lora_a=[case.lora_a], groups=case.groups, dropout=[case.dropout],
+@settings(max_examples=20)
+@given(
+    sizes=st.lists(st.integers(0, 20), min_size=1, max_size=4),
+    features=st.sampled_from([16, 33, 64]),
+    kind=st.sampled_from(["layer", "rms"]),
+    banks=st.integers(1, 3),
+    dropout=st.sampled_from([None, 0.2]),
+)
+def test_gather_norm_of_drawn_groups(sizes, features, kind, banks, dropout):
+    case = lora_case(sizes, inputs=features, dropout=dropout)
+    hidden, index = _matrix(sum(sizes) + 3, features, 1, torch.float32), _index(sum(sizes) + 3, sum(sizes))
+    weight = _matrix(1, features, 2, torch.float32)[0]
+    bias = _matrix(1, features, 4, torch.float32)[0] if kind == "layer" else None
+    leaf, wide = _leaf(hidden), hidden.double().requires_grad_()
+    x, shrunk = gather_norm(
+        leaf, index, weight, bias, kind=kind, eps=1e-5, lora_a=[case.lora_a] * banks, groups=case.groups,
+        dropout=() if dropout is None else [case.dropout] * banks,
     )  # fmt: skip
-    expected = gather_norm_reference(hidden.double(), index, ones.double(), zeros.double(), kind="layer", eps=1e-5)
-    wanted = {"x": expected, "shrunk": _expected_shrink(x, case)}
-    assert_close({"x": x, "shrunk": shrunk}, wanted, 1e-5)
-    y, produced = gelu(case.x, lora_a=case.lora_a, groups=case.groups, dropout=case.dropout)
-    assert_close({"shrunk": produced}, {"shrunk": _expected_shrink(y, case)}, 1e-5)
+    expected = gather_norm_reference(
+        wide, index, weight.double(), None if bias is None else bias.double(), kind=kind, eps=1e-5
+    )
+    upstream = _matrix(sum(sizes), features, 5, torch.float32)
+    (grad,), (want,) = _grads(x, [leaf], upstream), _grads(expected, [wide], upstream.double())
+    assert_close({"x": x, "grad": grad}, {"x": expected, "grad": want}, 1e-5)
+    assert len(shrunk) == banks
+    for part in shrunk:
+        assert_close({"shrunk": part}, {"shrunk": _expected_shrink(x, case)}, 1e-5)
 
 
-def test_a_clients_rows_do_not_depend_on_the_others():
-    options = {"dropout": 0.3, "inputs": 40}
-    alone = lora_case([37], slots=[3], **options)
-    together = lora_case([13, 37, 5], slots=[5, 3, 1], **options)
-    ones, zeros = torch.ones(40), torch.zeros(40)
-    results = []
-    for case, rows in ((alone, slice(0, 37)), (together, slice(13, 50))):
-        x, (shrunk,) = gather_norm(
-            case.x.clone(), torch.arange(len(case.x)), ones, zeros, kind="layer", eps=1e-5,
-            lora_a=[case.lora_a], groups=case.groups, dropout=[case.dropout],
-        )  # fmt: skip
-        y, produced = gelu(case.x, lora_a=case.lora_a, groups=case.groups, dropout=case.dropout)
-        results.append([tensor[rows] for tensor in (x, shrunk, y, produced)])
-    for one, other in zip(*results, strict=True):
-        assert torch.equal(one, other)
+@settings(max_examples=20)
+@given(
+    sizes=st.lists(st.integers(0, 20), min_size=1, max_size=4),
+    features=st.sampled_from([16, 33, 64]),
+    kind=st.sampled_from(["gelu", "gelu_tanh", "swiglu"]),
+    dropout=st.sampled_from([None, 0.2]),
+)
+def test_activations_of_drawn_groups(sizes, features, kind, dropout):
+    case = lora_case(sizes, inputs=features, dropout=dropout)
+    leaves = [_leaf(case.x)] if kind != "swiglu" else [_leaf(case.x), _leaf(_matrix(*case.x.shape, 1, torch.float32))]
+    wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    options = {"lora_a": case.lora_a, "groups": case.groups, "dropout": case.dropout}
+    if kind == "swiglu":
+        y, shrunk = swiglu(*leaves, **options)
+    else:
+        y, shrunk = gelu(*leaves, approximate="none" if kind == "gelu" else "tanh", **options)
+    expected = activation_reference(kind, wide[0], wide[1] if kind == "swiglu" else None)
+    upstream = _matrix(*case.x.shape, 5, torch.float32)
+    grads, wants = _grads(y, leaves, upstream), _grads(expected, wide, upstream.double())
+    found = {"y": y, "shrunk": shrunk} | {str(number): grad for number, grad in enumerate(grads)}
+    wanted = {"y": expected, "shrunk": _expected_shrink(y, case)} | {str(n): want for n, want in enumerate(wants)}
+    assert_close(found, wanted, 1e-5)
 
 
 def test_the_mask_is_the_one_of_the_torch_path():

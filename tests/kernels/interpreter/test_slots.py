@@ -13,6 +13,8 @@ from fedra_kernels import (
     aggregate_reference,
     head_cross_entropy,
     head_cross_entropy_reference,
+    head_logits,
+    head_logits_reference,
     sgd,
     sgd_reference,
     squared_norms,
@@ -29,50 +31,60 @@ SIZES = [7, 1024, 2500]
 
 
 def _bank(seed, size, dtype=torch.float32, used=SLOTS):
-    """[6, size] strided rows; unused rows and the space between rows are NaN."""
-    bank = torch.full((6, size + 3), float("nan"), dtype=dtype)[:, :size]
+    """[6, size], some columns of a wider bank; unused rows and the columns beside are NaN."""
+    bank = torch.full((6, size + 5), float("nan"), dtype=dtype)[:, 3 : 3 + size]
     bank[used] = randn(len(used), size, seed=seed, dtype=torch.float32).to(dtype)
     return bank
 
 
-def _untouched(bank):
-    return bank[[1, 2, 5]].isnan().all()
+def _untouched(*banks):
+    """The rows of other slots and the columns beside are still NaN."""
+    return all(
+        bank[[1, 2, 5]].isnan().all() and bank._base[:, :3].isnan().all() and bank._base[:, -2:].isnan().all()
+        for bank in banks
+    )
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("zero_grad", [False, True])
 @DTYPES
-def test_sgd(size, momentum, dtype):
+def test_sgd(size, momentum, zero_grad, dtype):
     param, grad = _bank(1, size, dtype), _bank(2, size)
     buffer, shadow = (_bank(3, size) if momentum else None), _bank(4, size, torch.bfloat16)
-    zeros = torch.zeros(3, size, dtype=torch.float64)
+    zeros, gradient = torch.zeros(3, size, dtype=torch.float64), grad[SLOTS]
     expected = sgd_reference(
-        param[SLOTS].double(), grad[SLOTS].double(), zeros if buffer is None else buffer[SLOTS].double(),
+        param[SLOTS].double(), gradient.double(), zeros if buffer is None else buffer[SLOTS].double(),
         LR.double(), CLIP.double(), momentum=momentum, weight_decay=0.1,
     )  # fmt: skip
-    sgd(param, grad, buffer, SLOTS, LR, CLIP, momentum=momentum, weight_decay=0.1, shadow=shadow)
+    options = {"momentum": momentum, "weight_decay": 0.1, "shadow": shadow, "zero_grad": zero_grad}
+    sgd(param, grad, buffer, SLOTS, LR, CLIP, **options)
     assert_close({"param": param[SLOTS]}, {"param": expected[0]}, TOLERANCE[dtype])
     assert_close({"shadow": shadow[SLOTS]}, {"shadow": expected[0]}, TOLERANCE[torch.bfloat16])
-    assert _untouched(param)
+    assert torch.equal(grad[SLOTS], torch.zeros(3, size) if zero_grad else gradient)
+    assert _untouched(param, grad, shadow)
     if buffer is not None:
         assert_close({"buffer": buffer[SLOTS]}, {"buffer": expected[1]}, 1e-5)
+        assert _untouched(buffer)
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("steps", [(1, 1, 1), (2, 900, 30)], ids=str)
+@pytest.mark.parametrize("zero_grad", [False, True])
 @DTYPES
-def test_adamw(size, steps, dtype):
+def test_adamw(size, steps, zero_grad, dtype):
     param, grad, mean, square = _bank(1, size, dtype), _bank(2, size), _bank(3, size), _bank(4, size).square_()
     shadow, step = _bank(5, size, torch.float16), torch.tensor(steps)
     options = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
-    wide = [bank[SLOTS].double() for bank in (param, grad, mean, square)]
+    gradient, wide = grad[SLOTS], [bank[SLOTS].double() for bank in (param, grad, mean, square)]
     expected = adamw_reference(*wide, LR.double(), CLIP.double(), step, **options)
-    adamw(param, grad, mean, square, SLOTS, LR, CLIP, step, shadow=shadow, **options)
+    adamw(param, grad, mean, square, SLOTS, LR, CLIP, step, shadow=shadow, zero_grad=zero_grad, **options)
     assert_close({"param": param[SLOTS]}, {"param": expected[0]}, TOLERANCE[dtype])
     found = {"mean": mean[SLOTS], "square": square[SLOTS]}
     assert_close(found, {"mean": expected[1], "square": expected[2]}, 1e-5)
     assert_close({"shadow": shadow[SLOTS]}, {"shadow": expected[0]}, TOLERANCE[torch.float16])
-    assert _untouched(param)
+    assert torch.equal(grad[SLOTS], torch.zeros(3, size) if zero_grad else gradient)
+    assert _untouched(param, grad, mean, square, shadow)
 
 
 @pytest.mark.parametrize("size", [*SIZES, 4100])
@@ -128,14 +140,20 @@ def _head(sizes, classes, dtype, slots=None):
         features.append(randn(count, 24, seed=200 + slot, dtype=torch.float32))
         labels.append(torch.randint(classes, (count,), generator=torch.Generator().manual_seed(slot)))
     groups = RowGroups(sizes, torch.tensor(slots, dtype=torch.int64), torch.ones(len(sizes)))
-    return surrounded(torch.cat(features).to(dtype)), weight, bias, torch.cat(labels), groups
+    return surrounded(torch.cat(features).to(dtype)), weight, bias, surrounded(torch.cat(labels)), groups
+
+
+def _sinks(weight, bias, used):
+    """Zeros in the slots in use, NaN in all others."""
+    sinks = [torch.full(bank.shape, float("nan")) for bank in (weight, bias)]
+    for sink in sinks:
+        sink[used] = 0.0
+    return sinks
 
 
 def _run_head(features, weight, bias, labels, groups):
     used = list(groups.host_slots)
-    sinks = [torch.full(bank.shape, float("nan")) for bank in (weight, bias)]
-    for sink in sinks:
-        sink[used] = 0.0
+    sinks = _sinks(weight, bias, used)
     features = features.detach().requires_grad_()
     losses, correct = head_cross_entropy(features, weight, bias, labels, groups, *sinks)
     losses.backward(torch.linspace(0.5, 1.5, len(groups)))
@@ -145,10 +163,7 @@ def _run_head(features, weight, bias, labels, groups):
     }  # fmt: skip
 
 
-@DTYPES
-@pytest.mark.parametrize("classes", [2, 10, 130])
-@pytest.mark.parametrize("sizes", [[1], [5, 0, 20, 1]], ids=str)
-def test_head(dtype, classes, sizes):
+def _assert_head(sizes, classes, dtype):
     features, weight, bias, labels, groups = _head(sizes, classes, dtype)
     found = _run_head(features, weight, bias, labels, groups)
     wide = [tensor.double().requires_grad_() for tensor in (features, weight, bias)]
@@ -163,14 +178,39 @@ def test_head(dtype, classes, sizes):
     assert_close(found, expected, TOLERANCE[dtype])
 
 
-def test_a_clients_head_does_not_depend_on_the_others():
-    alone = _run_head(*_head([20], 10, torch.float32, slots=[3]))
-    together = _run_head(*_head([5, 20, 9], 10, torch.float32, slots=[1, 3, 2]))
-    share = 0.5  # the upstream gradient of the lone group; the middle one of three has 1.0
-    assert torch.equal(together["losses"][1], alone["losses"][0])
-    assert torch.equal(together["features"][5:25] * share, alone["features"])
-    assert torch.equal(together["weight"][1] * share, alone["weight"][0])
-    assert torch.equal(together["bias"][1] * share, alone["bias"][0])
+def _assert_head_logits(sizes, classes, dtype):
+    features, weight, bias, _, groups = _head(sizes, classes, dtype)
+    used = list(groups.host_slots)
+    sinks, leaf = _sinks(weight, bias, used), features.detach().requires_grad_()
+    logits = head_logits(leaf, weight, bias, groups, *sinks)
+    upstream = surrounded(randn(*logits.shape, seed=9, dtype=logits.dtype))
+    logits.backward(upstream)
+    wide = [tensor.double().requires_grad_() for tensor in (features, weight, bias)]
+    expected = head_logits_reference(*wide, groups)
+    grads = torch.autograd.grad(expected, wide, upstream.double())
+    assert_close(
+        {"logits": logits, "features": leaf.grad, "weight": sinks[0][used], "bias": sinks[1][used]},
+        {"logits": expected, "features": grads[0], "weight": grads[1][used], "bias": grads[2][used]},
+        TOLERANCE[dtype],
+    )
+
+
+HEADS = pytest.mark.parametrize("check", [_assert_head, _assert_head_logits])
+
+
+@HEADS
+@DTYPES
+@pytest.mark.parametrize("classes", [2, 10, 130])
+@pytest.mark.parametrize("sizes", [[1], [5, 0, 20, 1]], ids=str)
+def test_head(check, dtype, classes, sizes):
+    check(sizes, classes, dtype)
+
+
+@HEADS
+@settings(max_examples=15)
+@given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=5), classes=st.integers(2, 40))
+def test_heads_of_drawn_groups(check, sizes, classes):
+    check(sizes, classes, torch.float32)
 
 
 def test_the_first_of_equal_logits_is_the_answer():

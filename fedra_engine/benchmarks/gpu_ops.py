@@ -1,0 +1,248 @@
+"""Every op on some of a cohort's clients: the same inputs for a client, whoever shares the launch.
+
+By it a client's results can be compared, bit by bit, with those it gets alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedra_kernels import (
+    Dropout,
+    RowGroups,
+    adamw,
+    aggregate,
+    dropout_key,
+    gather_norm,
+    gelu,
+    head_cross_entropy,
+    head_logits,
+    lora_linear,
+    scatter_add,
+    sgd,
+    squared_norms,
+    swiglu,
+)
+
+Results = dict[str, Tensor]
+"""Results of one op; each tensor's rows, or its slots, are those of the clients given, in order."""
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Features in and out of a layer, the adapters' rank and the classes."""
+
+    inputs: int = 768
+    outputs: int = 768
+    rank: int = 16
+    classes: int = 100
+
+
+class Cohort:
+    """Random tensors of some clients; a client's are the same whoever else is there.
+
+    Client k owns slot k of every bank.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        clients: Sequence[int],
+        device: torch.device,
+        dtype: torch.dtype,
+        widths: Widths,
+        dropout: float | None = None,
+    ) -> None:
+        """`sizes` are the rows of all clients, `clients` those who take part."""
+        self._sizes, self._clients, self._device, self._dtype = sizes, clients, device, dtype
+        self.widths = widths
+        own = [sizes[client] for client in clients]
+        self.slots = torch.tensor(list(clients), device=device)
+        scales = torch.tensor([0.5 + 0.1 * client for client in clients])
+        self.groups = RowGroups(own, torch.tensor(list(clients)), scales, device)
+        keys = torch.tensor([dropout_key(client) for client in clients])
+        self.dropout = None if dropout is None else Dropout(dropout, keys.to(device))
+
+    def rows(self, purpose: int, features: int) -> Tensor:
+        """[rows of the clients, features]."""
+        parts = [self._draw(purpose, client, self._sizes[client], features) for client in self._clients]
+        return torch.cat(parts).to(self._device, self._dtype)
+
+    def bank(self, purpose: int, *shape: int) -> Tensor:
+        """[all clients, *shape]: the whole bank, whichever clients are there."""
+        parts = [self._draw(purpose, client, *shape) for client in range(len(self._sizes))]
+        return torch.stack(parts).mul_(0.05).to(self._device, self._dtype)
+
+    def frozen(self, purpose: int, *shape: int) -> Tensor:
+        """Weights that all clients share."""
+        return self._draw(purpose, -1, *shape).mul_(0.05).to(self._device, self._dtype)
+
+    def per_client(self, values: Callable[[int], float]) -> Tensor:
+        """float32 [clients]."""
+        return torch.tensor([values(client) for client in self._clients], device=self._device)
+
+    def sink(self, bank: Tensor) -> Tensor:
+        return torch.zeros(bank.shape, device=self._device)
+
+    def of_clients(self, **banks: Tensor) -> Results:
+        return {name: bank[self.slots] for name, bank in banks.items()}
+
+    def labels(self) -> Tensor:
+        parts = [torch.arange(self._sizes[client]) % self.widths.classes for client in self._clients]
+        return torch.cat(parts).to(self._device)
+
+    @staticmethod
+    def _draw(purpose: int, client: int, *shape: int) -> Tensor:
+        generator = torch.Generator().manual_seed(1000 * purpose + client + 1)
+        return torch.randn(*shape, generator=generator)
+
+
+def _lora(cohort: Cohort, *, train_a: bool = True, train_b: bool = True) -> Results:
+    w = cohort.widths
+    x = cohort.rows(0, w.inputs).requires_grad_()
+    lora_a, lora_b = cohort.bank(1, w.rank, w.inputs), cohort.bank(2, w.outputs, w.rank)
+    sinks = {"grad_a": cohort.sink(lora_a)} if train_a else {}
+    sinks |= {"grad_b": cohort.sink(lora_b)} if train_b else {}
+    weight, bias = cohort.frozen(3, w.outputs, w.inputs), cohort.frozen(4, w.outputs)
+    y = lora_linear(
+        x, weight, bias, lora_a, lora_b, cohort.groups, sinks.get("grad_a"), sinks.get("grad_b"), cohort.dropout
+    )
+    (grad_x,) = torch.autograd.grad(y, x, cohort.rows(5, w.outputs))
+    return {"y": y.detach(), "grad_x": grad_x, **cohort.of_clients(**sinks)}
+
+
+def _lora_frozen_a(cohort: Cohort) -> Results:
+    return _lora(cohort, train_a=False)
+
+
+def _lora_frozen_b(cohort: Cohort) -> Results:
+    return _lora(cohort, train_b=False)
+
+
+def _norm(cohort: Cohort) -> Results:
+    w = cohort.widths
+    stream = cohort.rows(0, w.inputs).requires_grad_()
+    index = torch.arange(len(stream), device=stream.device)
+    weight, bias = cohort.frozen(1, w.inputs), cohort.frozen(2, w.inputs)
+    banks = [cohort.bank(number, w.rank, w.inputs) for number in (3, 4, 5)]
+    dropout = () if cohort.dropout is None else (cohort.dropout,) * 3
+    x, shrunk = gather_norm(
+        stream, index, weight, bias, kind="layer", eps=1e-6, lora_a=banks, groups=cohort.groups, dropout=dropout
+    )
+    (grad,) = torch.autograd.grad(x, stream, cohort.rows(6, w.inputs))
+    return {"x": x.detach(), "grad": grad} | {f"shrunk {number}": part for number, part in enumerate(shrunk)}
+
+
+def _gelu(cohort: Cohort) -> Results:
+    w = cohort.widths
+    x = cohort.rows(0, w.inputs).requires_grad_()
+    y, shrunk = gelu(x, lora_a=cohort.bank(1, w.rank, w.inputs), groups=cohort.groups, dropout=cohort.dropout)
+    assert shrunk is not None
+    (grad,) = torch.autograd.grad(y, x, cohort.rows(2, w.inputs))
+    return {"y": y.detach(), "shrunk": shrunk, "grad": grad}
+
+
+def _swiglu(cohort: Cohort) -> Results:
+    w = cohort.widths
+    gate, up = (cohort.rows(purpose, w.inputs).requires_grad_() for purpose in (0, 1))
+    y, shrunk = swiglu(gate, up, lora_a=cohort.bank(2, w.rank, w.inputs), groups=cohort.groups, dropout=cohort.dropout)
+    assert shrunk is not None
+    grad_gate, grad_up = torch.autograd.grad(y, (gate, up), cohort.rows(3, w.inputs))
+    return {"y": y.detach(), "shrunk": shrunk, "grad_gate": grad_gate, "grad_up": grad_up}
+
+
+def _scatter_add(cohort: Cohort) -> Results:
+    w = cohort.widths
+    stream, y = (cohort.rows(purpose, w.inputs).requires_grad_() for purpose in (0, 1))
+    index = torch.arange(len(stream), device=stream.device)
+    total = scatter_add(stream * 1.0, y, index, cohort.frozen(2, w.inputs))
+    (grad,) = torch.autograd.grad(total, y, cohort.rows(3, w.inputs))
+    return {"sum": total.detach(), "grad": grad}
+
+
+def _head(cohort: Cohort) -> Results:
+    features, weight, bias, sinks = _classifiers(cohort)
+    losses, correct = head_cross_entropy(
+        features, weight, bias, cohort.labels(), cohort.groups, sinks["grad_weight"], sinks["grad_bias"]
+    )
+    (grad,) = torch.autograd.grad(losses.sum(), features)
+    return {"losses": losses.detach(), "correct": correct, "grad": grad, **cohort.of_clients(**sinks)}
+
+
+def _head_logits(cohort: Cohort) -> Results:
+    features, weight, bias, sinks = _classifiers(cohort)
+    logits = head_logits(features, weight, bias, cohort.groups, sinks["grad_weight"], sinks["grad_bias"])
+    (grad,) = torch.autograd.grad(logits, features, cohort.rows(3, cohort.widths.classes).to(logits.dtype))
+    return {"logits": logits.detach(), "grad": grad, **cohort.of_clients(**sinks)}
+
+
+def _classifiers(cohort: Cohort) -> tuple[Tensor, Tensor, Tensor, Results]:
+    w = cohort.widths
+    features = cohort.rows(0, w.inputs).requires_grad_()
+    weight, bias = cohort.bank(1, w.classes, w.inputs), cohort.bank(2, w.classes)
+    return features, weight, bias, {"grad_weight": cohort.sink(weight), "grad_bias": cohort.sink(bias)}
+
+
+def _optimizers(cohort: Cohort) -> Results:
+    size = cohort.widths.inputs * cohort.widths.rank
+    param, grad, mean, square = (cohort.bank(purpose, size) for purpose in range(4))
+    square.square_()
+    lr, clip = cohort.per_client(lambda k: 0.01 * (1 + k % 3)), cohort.per_client(lambda k: 1.0 / (1 + k % 2))
+    steps = cohort.slots % 5 + 1
+    norms = squared_norms(grad, cohort.slots)
+    sgd(param, grad, mean, cohort.slots, lr, clip, momentum=0.9, weight_decay=0.1)
+    adamw(
+        param, grad, mean, square, cohort.slots, lr, clip, steps,
+        betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1, zero_grad=True,
+    )  # fmt: skip
+    return {"norms": norms, **cohort.of_clients(param=param, mean=mean, square=square)}
+
+
+def _aggregate(cohort: Cohort) -> Results:
+    """Each client is the only holder of its own block."""
+    values = cohort.bank(0, cohort.widths.inputs * cohort.widths.rank)
+    sums, totals = cohort.sink(values), torch.zeros(len(values), device=values.device)
+    weights = cohort.per_client(lambda k: 1.0 + k)
+    order = torch.arange(len(cohort.slots), device=values.device).flip(0)
+    aggregate(sums, totals, values, cohort.slots[order], cohort.slots[order], weights[order])
+    return cohort.of_clients(sums=sums, totals=totals)
+
+
+OPS: dict[str, Callable[[Cohort], Results]] = {
+    "lora_linear": _lora,
+    "lora_linear, frozen A": _lora_frozen_a,
+    "lora_linear, frozen B": _lora_frozen_b,
+    "gather_norm": _norm,
+    "gelu": _gelu,
+    "swiglu": _swiglu,
+    "scatter_add": _scatter_add,
+    "head_cross_entropy": _head,
+    "head_logits": _head_logits,
+    "optimizers": _optimizers,
+    "aggregate": _aggregate,
+}
+
+
+def run_op(
+    name: str,
+    sizes: Sequence[int],
+    clients: Sequence[int],
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    widths: Widths = Widths(),
+    dropout: float | None = None,
+) -> Results:
+    """The results of the op `name` for `clients`, of those whose rows are `sizes`."""
+    return OPS[name](Cohort(sizes, clients, device, dtype, widths, dropout))
+
+
+def part_of(values: Tensor, sizes: Sequence[int], client: int) -> Tensor:
+    """The rows, or the slot, of one client in a result for all clients."""
+    if len(values) == len(sizes):
+        return values[client : client + 1]
+    return values.split(list(sizes))[client]

@@ -1,0 +1,170 @@
+"""What a run costs by counting, not by measuring: trained and uploaded parameters, and training FLOPs.
+
+The participants and assignments of all rounds are drawn again from the seed; nothing is trained. A client's own
+sub-model is counted, however the executor batches it. A sample costs, in each block that its client holds,
+
+- forward: F + P + 2·n·r·(in + out) for every adapter target. F are the FLOPs of the frozen products, P those of
+  products of activations (attention); n is the target's rows for a sample, r the client's rank;
+- backward, in the blocks from the client's first trained one on: F + 2·P + 2·n·r·(in + out). Frozen weights need no
+  gradient, both operands of P do;
+- in trained blocks, the gradients of the factors: 2·n·r·in for A and 2·n·r·out for B, if it trains them.
+
+Embedding, norms, activations, heads and optimizers are not counted. A multiplication with addition is two FLOPs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from fedra_engine.config import ExperimentConfig, TrainingConfig
+from fedra_engine.data.samples import Samples
+from fedra_engine.experiment import Experiment, build_experiment
+from fedra_engine.federation.assignment import Assignment
+from fedra_engine.federation.clients import local_step_counts
+from fedra_engine.federation.sampling import sample_participants
+from fedra_engine.models.adapters import Factor
+from fedra_engine.models.foundation import Foundation
+
+_PROBED = 16
+"""Samples whose FLOPs are averaged; texts differ in length."""
+
+
+@dataclass(frozen=True)
+class RunCosts:
+    """What a run costs.
+
+    Attributes:
+        trainable_parameters: mean over participants and rounds.
+        uploaded_bytes: likewise; what a participant sends to the server in a round.
+        training_flops: of all participants in all rounds.
+    """
+
+    trainable_parameters: float
+    uploaded_bytes: float
+    training_flops: float
+
+
+@dataclass(frozen=True)
+class BlockFlops:
+    """Forward FLOPs of one sample in each block, float64 [blocks].
+
+    Attributes:
+        frozen: products with frozen weights.
+        activations: products of activations.
+        a: products of all adapters' A with their inputs, at the layout's full rank.
+        b: products of all adapters' B.
+    """
+
+    frozen: NDArray[np.float64]
+    activations: NDArray[np.float64]
+    a: NDArray[np.float64]
+    b: NDArray[np.float64]
+
+
+def count_costs(config: ExperimentConfig) -> RunCosts:
+    """Count a whole run.
+
+    Raises:
+        InputError: something in the configuration cannot be used.
+    """
+    experiment = build_experiment(config, torch.device("cpu"))
+    foundation, method = experiment.foundation, experiment.method
+    block_flops = measure_block_flops(foundation, experiment.train)
+    trainable, uploaded, participations, flops = 0.0, 0.0, 0, 0.0
+    for clients, assignment in _rounds(config, experiment):
+        participations += len(clients)
+        trainable += parameters_of(assignment, assignment.factors, foundation).sum()
+        uploaded += parameters_of(assignment, method.uploaded_factors(assignment), foundation).sum()
+        samples = processed_samples(experiment.clients.sample_counts(clients), config.training)
+        flops += float(samples @ sample_flops(assignment, block_flops, foundation.adapter_layout.rank))
+    itemsize, times = foundation.adapter_dtype.itemsize, max(participations, 1)
+    return RunCosts(trainable / times, uploaded * itemsize / times, flops)
+
+
+def _rounds(config: ExperimentConfig, experiment: Experiment) -> Iterator[tuple[NDArray[np.int64], Assignment]]:
+    """The participants of each round that hold anything, and their assignment."""
+    for round in range(config.rounds):
+        participants = sample_participants(config.clients, experiment.clients, seed=config.seed, round=round)
+        assignment = experiment.method.assign(participants, round)
+        some = np.flatnonzero(assignment.held.any(axis=1))
+        yield participants[some], assignment.of(some)
+
+
+def parameters_of(assignment: Assignment, factor: Factor, foundation: Foundation) -> NDArray[np.float64]:
+    """LoRA parameters of `factor` in the blocks each participant trains, and its heads, float64 [participants]."""
+    layout, head = foundation.adapter_layout, foundation.head_layout
+    columns, head_columns = layout.columns(factor), head.trained
+    slot = (columns.stop - columns.start) * _rank_shares(assignment, layout.rank)
+    exits = np.array([len(assignment.exits_of(row)) for row in range(len(assignment.held))])
+    return assignment.trained_blocks.sum(axis=1) * slot + exits * (head_columns.stop - head_columns.start)
+
+
+def processed_samples(samples: NDArray[np.int64], training: TrainingConfig) -> NDArray[np.int64]:
+    """How many samples clients with `samples` [clients] of their own go through in a round, int64 [clients]."""
+    steps = local_step_counts(
+        samples, batch_size=training.batch_size, epochs=training.local_epochs, max_steps=training.max_local_steps
+    )
+    epochs, rest = np.divmod(steps, -(-samples // training.batch_size))
+    return epochs * samples + np.minimum(rest * training.batch_size, samples)
+
+
+def sample_flops(assignment: Assignment, flops: BlockFlops, rank: int) -> NDArray[np.float64]:
+    """Training FLOPs of one sample of each participant, float64 [participants]; `rank` is that of `flops`."""
+    held, trained = assignment.held, assignment.trained_blocks
+    # Gradients go back to the first block that is trained.
+    reached = held & (trained.cumsum(axis=1) > 0)
+    adapters = flops.a + flops.b
+    gradients = {"A": flops.a, "B": flops.b, "both": adapters}[assignment.factors]
+    lora = held @ adapters + reached @ adapters + trained @ gradients
+    forward = held @ (flops.frozen + flops.activations)
+    backward = reached @ (flops.frozen + 2 * flops.activations)
+    total: NDArray[np.float64] = forward + backward + lora * _rank_shares(assignment, rank)
+    return total
+
+
+def _rank_shares(assignment: Assignment, full: int) -> NDArray[np.float64]:
+    ranks = assignment.ranks
+    return np.ones(len(assignment.held)) if ranks is None else ranks / full
+
+
+@torch.no_grad()
+def measure_block_flops(foundation: Foundation, samples: Samples) -> BlockFlops:
+    """Run the frozen model over a few samples and count its products."""
+    count = len(samples.domains)
+    rows = torch.linspace(0, count - 1, min(_PROBED, count)).round().long()
+    # Fused attention is one operation, which is not counted everywhere.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        foundation.model(**samples.inputs(rows, torch.device("cpu"), foundation.dtype))
+    by_module, layout = counter.get_flop_counts(), foundation.adapter_layout
+
+    def flops(block: int, *, activations: bool, path: str = "") -> float:
+        name = ".".join(filter(None, (type(foundation.model).__name__, foundation.block_path, str(block), path)))
+        products = by_module[name].items()
+        return sum(n for product, n in products if (product in _ACTIVATION_PRODUCTS) == activations) / len(rows)
+
+    def adapters(block: int, *, a: bool) -> float:
+        # The frozen product takes 2·n·in·out, that of A 2·n·in·r.
+        return sum(
+            flops(block, activations=False, path=target.path)
+            * (layout.rank / (target.out_features if a else target.in_features))
+            for target in layout.targets
+        )
+
+    blocks = range(foundation.depth)
+    return BlockFlops(
+        frozen=np.array([flops(block, activations=False) for block in blocks]),
+        activations=np.array([flops(block, activations=True) for block in blocks]),
+        a=np.array([adapters(block, a=True) for block in blocks]),
+        b=np.array([adapters(block, a=False) for block in blocks]),
+    )
+
+
+_ACTIVATION_PRODUCTS = {torch.ops.aten.bmm, torch.ops.aten.baddbmm}
+"""Batched products; those with a weight are not batched."""

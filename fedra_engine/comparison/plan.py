@@ -1,0 +1,186 @@
+"""What the command line of `compare` asks for: which methods with which seeds, as one run folder each.
+
+Nothing here imports torch, so that `--help` and a mistyped option answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from fedra_engine.cli import build_parser, parse_config
+from fedra_engine.config import ExperimentConfig
+from fedra_engine.errors import InputError
+from fedra_engine.validation import validate
+
+DESCRIPTION = """Run every method with every seed, and compare them.
+
+An entry of --methods is a method, or a variant of it with fields of its own:
+<method>:<field>=<value>:<field>=<value>, as in fedra,fedra:method.allocation=covered:training.lr=0.01.
+Each run is an ordinary run folder <output_dir>/<method>-seed<seed>. What is finished is not run again, what was
+interrupted goes on. The tables, in <output_dir> too, are those of the latest command.
+"""
+_OUTPUT_DIR = "runs/compare"
+_PLANNED = {"seed": "--seeds", "name": "--methods", "method.name": "--methods"}
+"""Fields that differ from run to run, and the option that sets them."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An entry of `--methods`: a method, and the fields by which it differs from the others' setting."""
+
+    method: str
+    overrides: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def label(self) -> str:
+        """How tables call it: `fedra allocation=covered`."""
+        fields = (f"{field.removeprefix('method.')}={value}" for field, value in self.overrides)
+        return " ".join([self.method, *fields])
+
+    @property
+    def folder(self) -> str:
+        """The same as part of a folder's name: `fedra-allocation=covered`."""
+        return re.sub(r"[^\w.=+-]+", "-", re.sub(r"[\[\]\"']", "", self.label))
+
+    @property
+    def options(self) -> list[str]:
+        """The same as options of an experiment."""
+        return [f"--method.name={self.method}", *(f"--{field}={value}" for field, value in self.overrides)]
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run that the comparison needs.
+
+    Attributes:
+        label: its method's, as tables have it.
+        config: everything else; the name is the folder's.
+    """
+
+    label: str
+    config: ExperimentConfig
+
+    @property
+    def title(self) -> str:
+        """How messages call it."""
+        return f"{self.label} seed {self.config.seed}"
+
+    @property
+    def path(self) -> Path:
+        """Its run folder."""
+        assert self.config.name is not None
+        return Path(self.config.output_dir) / self.config.name
+
+    @property
+    def lock_file(self) -> Path:
+        """Held by the process that is executing the run. Beside the run folder, which may be made and removed."""
+        return self.path.with_name(f".{self.path.name}.lock")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The runs, the first seed of every method first; the folder of their folders; and how many run at a time."""
+
+    runs: tuple[PlannedRun, ...]
+    output_dir: Path
+    jobs: int
+
+
+def parse_comparison(arguments: Sequence[str]) -> Comparison:
+    """Read the options of `compare`: those of an experiment, `--methods`, `--seeds` and `--jobs`.
+
+    Raises:
+        InputError: the options cannot be used.
+    """
+    options, others = _parse_own(arguments)
+    parser = _experiment_parser()
+    # Answers --help and --print_config, too.
+    base = parse_config(parser, ExperimentConfig, others)
+    _check_not_given(others)
+    if options.methods is None:
+        raise InputError("methods: found none, expected methods separated by commas (--methods fedra,alllarge)")
+    variants = [_parse_variant(entry) for entry in _split(options.methods, ",")]
+    seeds = [_parse_count("seeds", seed, least=0) for seed in options.seeds.split(",")]
+    _check_different("methods", [variant.folder for variant in variants])
+    _check_different("seeds", seeds)
+    configs = [parse_config(parser, ExperimentConfig, [*others, *variant.options]) for variant in variants]
+    runs = tuple(
+        PlannedRun(variant.label, replace(config, seed=seed, name=f"{variant.folder}-seed{seed}"))
+        for seed in seeds
+        for variant, config in zip(variants, configs, strict=True)
+    )
+    for run in runs:
+        validate(run.config)
+    return Comparison(runs, Path(base.output_dir), _parse_count("jobs", options.jobs, least=1))
+
+
+def _parse_own(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options that are not the experiment's, and all other arguments."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--methods")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--jobs", default="1")
+    try:
+        return parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise InputError(f"{str(error.argument_name).removeprefix('--')}: found no value, expected one") from error
+
+
+def _experiment_parser() -> ArgumentParser:
+    parser = build_parser(ExperimentConfig, DESCRIPTION)
+    parser.set_defaults({"output_dir": _OUTPUT_DIR})
+    # For --help only; `_parse_own` has taken them.
+    for option, metavar, text in (
+        ("--methods", "ENTRY,…", "Methods or variants of them."),
+        ("--seeds", "SEED,…", "Seeds (default: 0)."),
+        ("--jobs", "N", "Runs at a time, one thread each; a single one uses all threads (default: 1)."),
+    ):
+        parser.add_argument(option, metavar=metavar, default=argparse.SUPPRESS, help=text)
+    return parser
+
+
+def _check_not_given(arguments: Iterable[str]) -> None:
+    given = {argument.partition("=")[0].removeprefix("--") for argument in arguments if argument.startswith("--")}
+    for field, option in _PLANNED.items():
+        if field in given:
+            raise InputError(f"{field}: found it as an option of its own, expected {option} to set it")
+
+
+def _parse_variant(entry: str) -> Variant:
+    """`fedra:method.allocation=covered` as a variant."""
+    method, *assignments = _split(entry, ":")
+    overrides = []
+    for assignment in assignments:
+        field, equals, value = assignment.partition("=")
+        if not field or not equals:
+            raise InputError(f"methods: found {assignment!r} in {entry!r}, expected <field>=<value>")
+        if field in (*_PLANNED, "output_dir"):
+            raise InputError(f"methods: found {field} in {entry!r}, expected another field of the experiment")
+        overrides.append((field, value))
+    if not method:
+        raise InputError(f"methods: found an entry {entry!r}, expected the name of a method first")
+    return Variant(method, tuple(overrides))
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """`text` between separators outside of brackets: lists have commas, too."""
+    return [part.strip() for part in re.split(rf"{separator}(?![^\[]*\])", text)]
+
+
+def _parse_count(option: str, text: str, *, least: int) -> int:
+    if not text.strip().isdecimal() or int(text) < least:
+        raise InputError(f"{option}: found {text!r}, expected a whole number from {least} up")
+    return int(text)
+
+
+def _check_different(option: str, entries: Sequence[str | int]) -> None:
+    entry, times = Counter(entries).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"{option}: found {entry} more than once, expected every one once")

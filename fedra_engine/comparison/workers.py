@@ -1,0 +1,65 @@
+"""Execute the runs of a comparison, one after another or by several processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+
+import torch
+
+from fedra_engine.comparison.plan import PlannedRun
+from fedra_engine.comparison.runs import Outcome, execute
+
+Report = Callable[[Outcome], None]
+"""Called with every outcome as soon as it is known."""
+
+
+def execute_all(runs: Sequence[PlannedRun], jobs: int, report: Report) -> list[Outcome]:
+    """Execute `runs`, `jobs` at a time; those that another process was executing are looked after again at the end.
+
+    An interrupt or an error that is none of the input's stops all of them; each goes on from its last round when
+    asked for again.
+
+    Returns:
+        The last outcome of each run.
+    """
+    outcomes = _execute(runs, jobs, report)
+    again = [outcome.run for outcome in outcomes if outcome.state == "busy"]
+    if not again:
+        return outcomes
+    return [outcome for outcome in outcomes if outcome.state != "busy"] + _execute(again, jobs, report)
+
+
+def _execute(runs: Sequence[PlannedRun], jobs: int, report: Report) -> list[Outcome]:
+    if jobs > 1 and len(runs) > 1:
+        return _execute_in_processes(runs, jobs, report)
+    outcomes = []
+    for run in runs:
+        outcomes.append(execute(run))
+        report(outcomes[-1])
+    return outcomes
+
+
+def _execute_in_processes(runs: Sequence[PlannedRun], jobs: int, report: Report) -> list[Outcome]:
+    # Forked processes would inherit torch's threads in an undefined state.
+    context = multiprocessing.get_context("spawn")
+    outcomes = []
+    with ProcessPoolExecutor(min(jobs, len(runs)), context, initializer=_start_worker) as pool:
+        try:
+            for future in as_completed([pool.submit(execute, run) for run in runs]):
+                outcomes.append(future.result())
+                report(outcomes[-1])
+        except BaseException:
+            for process in multiprocessing.active_children():
+                process.terminate()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return outcomes
+
+
+def _start_worker() -> None:
+    # A terminal sends an interrupt to all its processes; the first one stops the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)

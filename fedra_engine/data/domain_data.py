@@ -1,0 +1,128 @@
+"""What every source yields: samples that are not decoded yet, and what is known of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedra_engine.config import DataConfig
+from fedra_engine.data.split import stratified_test_set
+from fedra_engine.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Task = Literal["image_classification", "text_classification", "causal_lm"]
+
+
+@dataclass(frozen=True)
+class DomainData:
+    """A federated data source before preprocessing.
+
+    Attributes:
+        task: what a model is to learn; it decides what `content` holds.
+        content: `image` for image_classification, `text` for text_classification, `prompt` and `response` for
+            causal_lm (the prompt may be empty).
+        domain_of: int64 [samples], index into `domains`.
+        domains: names; client capacities follow this order.
+        labels: int64 [samples], index into `classes`; None where samples have no class.
+        classes: names.
+        is_test: bool [samples], whether a sample is held out.
+        clients: [samples], who owns a sample; None where the source does not say.
+        origins: [samples], file and line that named a sample; None where its own path says all.
+        notes: what was passed over in the source, for people.
+    """
+
+    task: Task
+    content: Dataset
+    domain_of: NDArray[np.int64]
+    domains: list[str]
+    labels: NDArray[np.int64] | None
+    classes: list[str]
+    is_test: NDArray[np.bool_]
+    clients: NDArray[np.str_] | None = None
+    origins: NDArray[np.str_] | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.domain_of)
+
+    @property
+    def train(self) -> DomainData:
+        """The samples to divide among the clients."""
+        return self.select(np.flatnonzero(~self.is_test))
+
+    @property
+    def test(self) -> DomainData:
+        """The samples that are held out."""
+        return self.select(np.flatnonzero(self.is_test))
+
+    def select(self, rows: NDArray[np.int64]) -> DomainData:
+        """The samples `rows`; names keep their indices."""
+        return replace(
+            self,
+            content=self.content.select(rows),
+            domain_of=self.domain_of[rows],
+            is_test=self.is_test[rows],
+            labels=_select(self.labels, rows),
+            clients=_select(self.clients, rows),
+            origins=_select(self.origins, rows),
+        )
+
+
+def prepare_source(data: DomainData, config: DataConfig, seed: int, *, split: bool) -> DomainData:
+    """Keep the domains and classes that `config` asks for, and hold out a test set if `split`.
+
+    Raises:
+        InputError: a domain the source does not have, or one without training or test samples.
+    """
+    if config.domains:
+        data = _keep_domains(data, config.domains)
+    if config.classes is not None:
+        data = _keep_classes(data, config.classes)
+    if split:
+        is_test = stratified_test_set(
+            data.domain_of, data.labels, data.domains, data.classes, config.test_fraction, seed
+        )
+        data = replace(data, is_test=is_test)
+    _check_domains(data, config, split)
+    return data
+
+
+def _keep_domains(data: DomainData, names: Sequence[str]) -> DomainData:
+    unknown = [name for name in names if name not in data.domains]
+    if unknown:
+        raise InputError(f"data.domains: found {unknown[0]!r}, expected some of {', '.join(data.domains)}")
+    index_of = np.full(len(data.domains), -1)
+    index_of[[data.domains.index(name) for name in names]] = np.arange(len(names))
+    kept = data.select(np.flatnonzero(index_of[data.domain_of] >= 0))
+    return replace(kept, domain_of=index_of[kept.domain_of], domains=list(names))
+
+
+def _keep_classes(data: DomainData, count: int) -> DomainData:
+    if data.labels is None:
+        raise InputError(f"data.classes: found {count} with samples that have no class, expected null")
+    kept = data.select(np.flatnonzero(data.labels < count))
+    return replace(kept, classes=data.classes[:count])
+
+
+def _check_domains(data: DomainData, config: DataConfig, split: bool) -> None:
+    for index, name in enumerate(data.domains):
+        is_test = data.is_test[data.domain_of == index]
+        if len(is_test) == 0 or is_test.all():
+            raise InputError(f"data.root: found no training samples of domain {name!r}, expected some in every domain")
+        if not is_test.any():
+            if split:
+                raise InputError(
+                    f"data.test_fraction: found {config.test_fraction} but no test sample in domain {name!r}, whose "
+                    "classes have one sample each, expected a class of at least 2"
+                )
+            raise InputError(f"data.root: found no test samples of domain {name!r}, expected some in every domain")
+
+
+def _select(values: NDArray | None, rows: NDArray[np.int64]) -> NDArray | None:
+    return None if values is None else values[rows]

@@ -1,0 +1,154 @@
+"""Data sets of the `datasets` library: saved with `save_to_disk`, or on the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedra_engine.config import DataConfig
+from fedra_engine.data.domain_data import DomainData, Task, prepare_source
+from fedra_engine.data.names import encode_names
+from fedra_engine.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+ONE_DOMAIN = "all"
+"""Name of the only domain of samples that have none."""
+
+
+def load_hf_dataset(config: DataConfig, seed: int) -> DomainData:
+    """Labelled images or texts, by the type of the column `config.columns.input`.
+
+    Without a `test` or `validation` split, a stratified one is drawn. Without a domain column there is one domain.
+
+    Raises:
+        InputError: no such data set or column, or a column of another type than is needed.
+    """
+    from datasets import concatenate_datasets
+
+    train, test = open_dataset(config)
+    data = train if test is None else concatenate_datasets([train, test])
+    columns = config.columns
+    content, task = _content(data, columns.input)
+    labels, classes = _names(data, columns.label or "label", "label")
+    domain = optional_column(columns.domain, "domain", data.column_names)
+    owner = optional_column(columns.client, "client", data.column_names)
+    domain_of, domains = (
+        (np.zeros(len(data), dtype=np.int64), [ONE_DOMAIN]) if domain is None else _names(data, domain, "domain")
+    )
+    clients = None if owner is None else np.array([str(value) for value in _values(data, owner)])
+    found = DomainData(
+        task=task,
+        content=content,
+        domain_of=domain_of,
+        domains=domains,
+        labels=labels,
+        classes=classes,
+        is_test=np.arange(len(data)) >= len(train),
+        clients=clients,
+    )
+    return prepare_source(found, config, seed, split=test is None)
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether `folder` was made by `save_to_disk`."""
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "dataset_info.json"))
+
+
+def open_dataset(config: DataConfig) -> tuple[Dataset, Dataset | None]:
+    """The training split of the data set that `config.root` names, and its test (else its validation) split if any.
+
+    Raises:
+        InputError: there is none, or it has several splits and none of them is `train`.
+    """
+    from datasets import Dataset, load_dataset, load_from_disk
+
+    assert config.root is not None
+    folder = Path(config.root)
+    try:
+        if folder.is_dir() and is_saved_dataset(folder):
+            found = load_from_disk(str(folder))
+        else:
+            found = load_dataset(config.root, config.subset)
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"data.root: cannot load {config.root!r}: {reason}; expected a folder that save_to_disk made, or the name "
+            "of a data set on the hub"
+        ) from error
+    if isinstance(found, Dataset):
+        return found, None
+    if len(found) == 1:
+        return next(iter(found.values())), None
+    if "train" not in found:
+        raise InputError(f"data.root: found the splits {', '.join(found)} in {config.root!r}, expected one named train")
+    tests = [found[name] for name in ("test", "validation") if name in found]
+    return found["train"], next((test for test in tests if _is_labelled(test, config.columns.label or "label")), None)
+
+
+def _is_labelled(data: Dataset, label: str) -> bool:
+    """Whether this is a test set, and not one of a challenge, whose classes are hidden as -1."""
+    return label not in data.column_names or data[0][label] != -1
+
+
+def optional_column(chosen: str | None, default: str, present: list[str]) -> str | None:
+    """The column to use: what was asked for, which must be there, else the default if that is there.
+
+    Raises:
+        InputError: the chosen column is not there.
+    """
+    if chosen is not None:
+        require_column(chosen, default, present)
+        return chosen
+    return default if default in present else None
+
+
+def require_column(name: str, role: str, present: list[str]) -> None:
+    """Raise InputError unless `name`, the column of `role`, is there."""
+    if name not in present:
+        raise InputError(f"data.columns.{role}: found no column {name!r}, expected one of {', '.join(present)}")
+
+
+def _content(data: Dataset, chosen: str | None) -> tuple[Dataset, Task]:
+    from datasets import Image, Value
+
+    name = chosen or next((name for name in ("image", "text") if name in data.column_names), "image")
+    require_column(name, "input", data.column_names)
+    feature = data.features[name]
+    if isinstance(feature, Image):
+        return _only(data, name, "image"), "image_classification"
+    if feature in (Value("string"), Value("large_string")):
+        return _only(data, name, "text"), "text_classification"
+    raise InputError(f"data.columns.input: found {feature} in column {name!r}, expected images or texts")
+
+
+def _only(data: Dataset, name: str, new_name: str) -> Dataset:
+    column = data.select_columns(name)
+    return column if name == new_name else column.rename_column(name, new_name)
+
+
+def _names(data: Dataset, name: str, role: str) -> tuple[NDArray[np.int64], list[str]]:
+    """A column as indices [samples] and what they stand for."""
+    from datasets import ClassLabel
+
+    require_column(name, role, data.column_names)
+    values = _values(data, name)
+    feature = data.features[name]
+    if not isinstance(feature, ClassLabel):
+        return encode_names(values, lambda row: f"data.columns.{role}: row {row} of column {name!r}")
+    indices = np.array([-1 if value is None else value for value in values], dtype=np.int64)
+    if len(wrong := np.flatnonzero((indices < 0) | (indices >= len(feature.names)))):
+        raise InputError(
+            f"data.columns.{role}: row {wrong[0]} of column {name!r}: found {values[wrong[0]]}, expected a number from "
+            f"0 to {len(feature.names) - 1}"
+        )
+    return indices, list(feature.names)
+
+
+def _values(data: Dataset, name: str) -> list[Any]:
+    values: list[Any] = data.select_columns(name).with_format("arrow")[:][name].to_pylist()
+    return values

@@ -1,0 +1,103 @@
+"""The pixels of all images of a source, decoded once and kept on disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from fedra_engine.data.domain_data import DomainData
+from fedra_engine.data.images import UnreadableImageError, decode_image
+from fedra_engine.data.row_cache import Part, as_tensor
+from fedra_engine.data.row_parts import RowMaker, make_rows
+from fedra_engine.data.samples import Preprocessing
+from fedra_engine.data.stored_rows import StoredRows
+from fedra_engine.errors import InputError
+
+_FORMAT = 1
+"""Goes up whenever the same files would give other pixels."""
+
+
+def image_rows(data: DomainData, preprocessing: Preprocessing, *, skip: bool) -> tuple[StoredRows, dict[int, str]]:
+    """Decode and resize every image of `data`, or find it done.
+
+    Args:
+        data: samples with `image` content.
+        preprocessing: size and channels.
+        skip: leave images that cannot be decoded black and say so, instead of raising.
+
+    Returns:
+        uint8 rows [samples, channels, height, width], and what is wrong with the rows that could not be decoded.
+
+    Raises:
+        InputError: a file that cannot be read or, without `skip`, decoded.
+    """
+    parts = make_rows(data, _ImageMaker(data, preprocessing), skip=skip)
+    return StoredRows([as_tensor(part.columns["pixels"]) for part in parts.parts]), parts.errors
+
+
+class _ImageMaker(RowMaker):
+    """Makes rows of pixels."""
+
+    what = "decoding images"
+
+    def __init__(self, data: DomainData, preprocessing: Preprocessing) -> None:
+        from datasets import Image
+
+        self._data = data
+        self._preprocessing = preprocessing
+        self._encoded = data.content.cast_column("image", Image(decode=False)).with_format("arrow")
+        self.shapes = {"pixels": (preprocessing.channels, preprocessing.image_size, preprocessing.image_size)}
+        self.row_bytes = int(np.prod(self.shapes["pixels"]))
+        # All are files or none is.
+        self._are_files = len(data) > 0 and self._images(0, 1)[0]["bytes"] is None
+
+    def identity(self, start: int, stop: int) -> str | None:
+        if self._are_files:
+            paths = self._encoded[start:stop]["image"].combine_chunks().field("path").to_pylist()
+            made_of: object = [self._state(path, start + offset) for offset, path in enumerate(paths)]
+        elif self._data.content.cache_files:
+            made_of = (self._data.content._fingerprint, start, stop)
+        else:
+            # The source made these images up; it can do so again.
+            return None
+        return repr((_FORMAT, "image", self._preprocessing.channels, self._preprocessing.image_size, made_of))
+
+    def make(self, start: int, stop: int) -> Part:
+        images = self._images(start, stop)
+        pixels = np.zeros((len(images), *self.shapes["pixels"]), dtype=np.uint8)
+        # Pillow decodes and resizes outside the interpreter's lock.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            errors = list(pool.map(lambda row: self._decode(row, images, pixels, start), range(len(images))))
+        return Part({"pixels": pixels}, errors)
+
+    def describe(self, row: int) -> str:
+        path = self._images(row, row + 1)[0]["path"] or f"image {row}"
+        return path if self._data.origins is None else f"{path} ({self._data.origins[row]})"
+
+    def _decode(self, row: int, images: Sequence[dict[str, Any]], pixels: np.ndarray, start: int) -> str:
+        try:
+            pixels[row] = decode_image(images[row], self._preprocessing)
+        except UnreadableImageError as error:
+            return str(error)
+        except OSError as error:
+            raise self._unopened(start + row, error) from error
+        return ""
+
+    def _images(self, start: int, stop: int) -> list[dict[str, Any]]:
+        images: list[dict[str, Any]] = self._encoded[start:stop]["image"].to_pylist()
+        return images
+
+    def _state(self, path: str, row: int) -> tuple[str, int, int]:
+        """Path, size in bytes and time of the last change in nanoseconds of a file."""
+        try:
+            state = os.stat(path)
+        except OSError as error:
+            raise self._unopened(row, error) from error
+        return os.path.abspath(path), state.st_size, state.st_mtime_ns
+
+    def _unopened(self, row: int, error: OSError) -> InputError:
+        return InputError(f"data.root: cannot read {self.describe(row)}: {error.strerror}; expected an image file")

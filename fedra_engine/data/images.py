@@ -1,0 +1,76 @@
+"""Images: columns of files, and decoding them into bytes of one size."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+
+from fedra_engine.data.samples import Preprocessing
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+MODES = {1: "L", 3: "RGB"}
+"""Pillow's name of images with so many channels."""
+UNREADABLE = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    struct.error,
+    PillowImage.DecompressionBombError,
+)
+"""What Pillow and its plugins raise on files that are no image, cut short or malformed."""
+
+
+class UnreadableImageError(Exception):
+    """An image that cannot be decoded."""
+
+
+def image_column(paths: Sequence[str]) -> Dataset:
+    """A data set of the feature `image`, encoded files that are opened when they are needed."""
+    from datasets import Dataset, Features, Image
+
+    return Dataset.from_dict({"image": list(paths)}, features=Features(image=Image()))
+
+
+def decode_image(image: Mapping[str, Any], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Decode and resize (bicubic) an encoded image, its `bytes` or else its `path`.
+
+    Returns:
+        uint8 [channels, height, width].
+
+    Raises:
+        UnreadableImageError: it is no image, or damaged.
+        OSError: the file cannot be opened at all.
+    """
+    try:
+        with PillowImage.open(io.BytesIO(image["bytes"]) if image["bytes"] else image["path"]) as opened:
+            picture = _eight_bits(opened).convert(MODES[preprocessing.channels])
+    except UNREADABLE as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise UnreadableImageError(str(error) or type(error).__name__) from error
+    size = (preprocessing.image_size, preprocessing.image_size)
+    if picture.size != size:
+        picture = picture.resize(size, PillowImage.Resampling.BICUBIC)
+    pixels = np.asarray(picture)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def _eight_bits(picture: PillowImage.Image) -> PillowImage.Image:
+    """Grey levels of 16 bits scaled to 8; Pillow's own conversion would cut them off at 255."""
+    if not picture.mode.startswith("I"):
+        return picture
+    levels = np.asarray(picture)
+    if picture.mode == "I" and levels.max(initial=0) <= 255:
+        return picture
+    return PillowImage.fromarray((levels.clip(0, 65535) // 257).astype(np.uint8))

@@ -1,0 +1,42 @@
+"""Names of classes, domains and clients, and their indices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedra_engine.errors import InputError
+
+
+def encode_names(values: Sequence[Any], where: Callable[[int], str]) -> tuple[NDArray[np.int64], list[str]]:
+    """Indices of `values` (texts or whole numbers), and the sorted names they stand for.
+
+    Whole numbers, also in a text file, are sorted as numbers.
+
+    Args:
+        values: [samples].
+        where: says where sample i is, for the error.
+
+    Returns:
+        int64 [samples] and the names.
+
+    Raises:
+        InputError: a value that is no name.
+    """
+    names = []
+    for row, value in enumerate(values):
+        if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+            raise InputError(f"{where(row)}: found {value!r}, expected a name or a whole number")
+        names.append(str(value))
+    unique = sorted(set(names), key=_sort_key)
+    index_of = {name: index for index, name in enumerate(unique)}
+    return np.array([index_of[name] for name in names], dtype=np.int64), unique
+
+
+def _sort_key(name: str) -> tuple[bool, int, str]:
+    digits = name.removeprefix("-")
+    is_number = digits.isascii() and digits.isdigit()
+    return not is_number, int(name) if is_number else 0, name

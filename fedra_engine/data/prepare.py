@@ -1,0 +1,83 @@
+"""From a source to samples that a model can take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedra_engine.config import DataConfig
+from fedra_engine.data.domain_data import DomainData
+from fedra_engine.data.image_rows import image_rows
+from fedra_engine.data.preprocessing import preprocessing_for
+from fedra_engine.data.samples import Samples, SampleStore
+from fedra_engine.data.token_samples import TokenSamples
+from fedra_engine.data.tokenization import token_rows, tokenization_for
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Training and test samples of a model, and the data they are made of without what could not be read."""
+
+    data: DomainData
+    train: Samples
+    test: Samples
+
+
+def prepare(data: DomainData, config: DataConfig, model_path: str, model_config: Any) -> PreparedData:
+    """Decode or tokenize all samples once for the model at `model_path`, or find that done in the cache.
+
+    All of them, so that another split or seed has nothing to do.
+
+    Args:
+        data: of a source.
+        config: size of images, length of texts, and what to do about those that cannot be read.
+        model_path: directory or hub name.
+        model_config: the model's transformers configuration.
+
+    Raises:
+        InputError: the model says too little of what it takes, or a sample cannot be read.
+    """
+    if data.task != "image_classification":
+        tokens = token_rows(data, tokenization_for(model_path, model_config, config.max_length))
+        labels = None if data.task == "causal_lm" else data.labels
+
+        def texts(rows: NDArray[np.int64]) -> Samples:
+            classes = None if labels is None else torch.from_numpy(labels[rows])
+            return TokenSamples(tokens, _domains(data, rows), torch.from_numpy(rows), classes)
+
+        return PreparedData(data, *(texts(rows) for rows in _split(data, np.arange(len(data)))))
+
+    assert data.labels is not None
+    preprocessing = preprocessing_for(model_path, model_config, config.image_size)
+    pixels, errors = image_rows(data, preprocessing, skip=config.unreadable == "skip")
+    readable = np.delete(np.arange(len(data)), list(errors))
+    of_class = torch.from_numpy(data.labels)
+
+    def images(rows: NDArray[np.int64]) -> Samples:
+        stored = torch.from_numpy(rows)
+        return SampleStore(pixels, of_class[stored], _domains(data, rows), preprocessing, stored)
+
+    samples = [images(rows) for rows in _split(data, readable)]
+    return PreparedData(_without(data, errors, readable), *samples)
+
+
+def _split(data: DomainData, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Training and test samples among `rows`."""
+    return rows[~data.is_test[rows]], rows[data.is_test[rows]]
+
+
+def _domains(data: DomainData, rows: NDArray[np.int64]) -> Tensor:
+    return torch.from_numpy(data.domain_of[rows])
+
+
+def _without(data: DomainData, errors: dict[int, str], readable: NDArray[np.int64]) -> DomainData:
+    if not errors:
+        return data
+    paths = data.content.select(list(errors)).with_format("arrow")[:]["image"].combine_chunks().field("path")
+    notes = [f"{path}: skipped, {reason}" for path, reason in zip(paths.to_pylist(), errors.values(), strict=True)]
+    return replace(data.select(readable), notes=[*data.notes, *notes])

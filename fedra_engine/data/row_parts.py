@@ -1,0 +1,103 @@
+"""Cut the samples of a source into parts, and have each part's rows made or found in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+
+from fedra_engine.data.domain_data import DomainData
+from fedra_engine.data.row_cache import Part, cached_parts
+from fedra_engine.errors import InputError
+
+PART_BYTES = 128 * 2**20
+"""Most bytes of a part: what an interrupted run loses at most, and what is in memory while rows are made."""
+
+
+class RowMaker(Protocol):
+    """Makes rows of fixed shape from samples.
+
+    Attributes:
+        what: what it does, for people.
+        shapes: shape of a row of each column.
+        row_bytes: size of a row.
+    """
+
+    what: str
+    shapes: dict[str, tuple[int, ...]]
+    row_bytes: int
+
+    def identity(self, start: int, stop: int) -> str | None:
+        """All that decides the rows of samples start…stop-1; None where nothing on disk stands for them."""
+        ...
+
+    def make(self, start: int, stop: int) -> Part:
+        """The rows of samples start…stop-1."""
+        ...
+
+    def describe(self, row: int) -> str:
+        """Where sample `row` is from."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rows:
+    """All rows of a source in order, and what is wrong with those that could not be made."""
+
+    parts: list[Part]
+    errors: dict[int, str]
+
+
+def make_rows(data: DomainData, maker: RowMaker, *, skip: bool) -> Rows:
+    """Every sample's row, made or found in the cache.
+
+    Raises:
+        InputError: a sample of which no row can be made, unless `skip`.
+    """
+    from datasets.utils import tqdm
+
+    bounds = _cut(data, maker)
+    errors: dict[int, str] = {}
+
+    def check(index: int, part: Part) -> None:
+        for offset, error in enumerate(part.errors):
+            if error:
+                row = bounds[index][0] + offset
+                if not skip:
+                    raise InputError(
+                        f"data.root: cannot read {maker.describe(row)}: {error}; expected a readable file, or "
+                        "data.unreadable skip"
+                    )
+                errors[row] = error
+
+    def make(index: int) -> Part:
+        return maker.make(*bounds[index])
+
+    with tqdm(total=len(data), desc=maker.what, unit=" samples", delay=1) as bar:
+        if (keys := _keys(maker, bounds)) is not None:
+            parts = cached_parts(keys, make, maker.shapes, check, lambda index: bar.update(int(np.ptp(bounds[index]))))
+        else:
+            parts = [make(index) for index in range(len(bounds))]
+            for index, part in enumerate(parts):
+                check(index, part)
+    return Rows(parts, errors)
+
+
+def _cut(data: DomainData, maker: RowMaker) -> list[tuple[int, int]]:
+    """First and last + 1 sample of every part; a part has samples of one domain, so that others may do without it."""
+    longest = max(PART_BYTES // maker.row_bytes, 1)
+    changes = np.flatnonzero(np.diff(data.domain_of)) + 1
+    ends = [0, *changes.tolist(), len(data)]
+    return [(start, min(start + longest, end)) for begin, end in pairwise(ends) for start in range(begin, end, longest)]
+
+
+def _keys(maker: RowMaker, bounds: list[tuple[int, int]]) -> list[str] | None:
+    """A digest of all that decides each part; None where rows are not cached."""
+    identities = [maker.identity(start, stop) for start, stop in bounds]
+    known = [identity for identity in identities if identity is not None]
+    if len(known) < len(identities):
+        return None
+    return [hashlib.blake2b(identity.encode(), digest_size=16).hexdigest() for identity in known]

@@ -1,0 +1,139 @@
+"""Images in lists: DomainNet and NICO++, whose `<domain>_{train,test}.txt` have a path and a label on every line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+
+from fedra_engine.config import DataConfig
+from fedra_engine.data.domain_data import DomainData, prepare_source
+from fedra_engine.data.images import image_column
+from fedra_engine.errors import InputError
+
+
+@dataclass(frozen=True)
+class ListLayout:
+    """How a benchmark is laid out on disk.
+
+    Attributes:
+        folder: where its lists are, below the root; paths in them are relative to the root.
+        classes: how many classes it has.
+    """
+
+    folder: str
+    classes: int
+
+
+LAYOUTS = {"domainnet": ListLayout("splits", 345), "nicopp": ListLayout("NICO_DG_official", 60)}
+_SPLITS = ("train", "test")
+
+
+class _Line(NamedTuple):
+    path: str
+    label: int
+    origin: str
+
+
+@dataclass
+class _ClassNames:
+    """Which folder holds which label; every line must agree."""
+
+    label_of: dict[str, tuple[int, str]] = field(default_factory=dict)
+    name_of: dict[int, tuple[str, str]] = field(default_factory=dict)
+
+    def note(self, name: str, label: int, origin: str) -> None:
+        known_label, at = self.label_of.setdefault(name, (label, origin))
+        if known_label != label:
+            raise InputError(
+                f"data.root: {origin}: found label {label} for {name!r}, expected {known_label} as in {at}"
+            )
+        known_name, at = self.name_of.setdefault(label, (name, origin))
+        if known_name != name:
+            raise InputError(
+                f"data.root: {origin}: found label {label} for {name!r}, expected {known_name!r} as in {at}"
+            )
+
+    def names(self, count: int) -> list[str]:
+        """Name of every label below `count`, also of those that no line has."""
+        return [self.name_of[label][0] if label in self.name_of else f"class {label}" for label in range(count)]
+
+
+def load_split_lists(config: DataConfig, seed: int) -> DomainData:
+    """The samples that the lists below `config.root` name; images stay encoded on disk.
+
+    Labels are the lists' own; the classes are those up to the largest. A line that is in a list twice counts once.
+
+    Raises:
+        InputError: a list that is missing or has a line that cannot be used (the message has file and line).
+    """
+    assert config.root is not None
+    layout, root = LAYOUTS[config.source], Path(config.root)
+    folder = root / layout.folder
+    domains = config.domains or _domains(folder)
+    names, notes = _ClassNames(), list[str]()
+    lines: list[_Line] = []
+    domain_of: list[int] = []
+    is_test: list[bool] = []
+    for index, domain in enumerate(domains):
+        for split in _SPLITS:
+            file = folder / f"{domain}_{split}.txt"
+            kept: dict[str, _Line] = {}
+            repeated = 0
+            for line in _read_list(file, layout.classes):
+                names.note(PurePosixPath(line.path).parent.name, line.label, line.origin)
+                repeated += kept.setdefault(line.path, line) is not line
+            if repeated:
+                notes.append(f"{file}: {repeated} of its lines repeat another and count once")
+            lines += kept.values()
+            domain_of += [index] * len(kept)
+            is_test += [split == "test"] * len(kept)
+    labels = np.array([line.label for line in lines], dtype=np.int64)
+    data = DomainData(
+        task="image_classification",
+        content=image_column([str(root / line.path) for line in lines]),
+        domain_of=np.array(domain_of, dtype=np.int64),
+        domains=list(domains),
+        labels=labels,
+        classes=names.names(int(labels.max(initial=-1)) + 1),
+        is_test=np.array(is_test, dtype=np.bool_),
+        origins=np.array([line.origin for line in lines]),
+        notes=notes,
+    )
+    return prepare_source(data, config, seed, split=False)
+
+
+def _domains(folder: Path) -> list[str]:
+    names = sorted(file.name.removesuffix("_train.txt") for file in folder.glob("*_train.txt"))
+    if not names:
+        raise InputError(f"data.root: found no lists in {str(folder)!r}, expected <domain>_train.txt and _test.txt")
+    return names
+
+
+def _read_list(file: Path, classes: int) -> Iterator[_Line]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"data.root: cannot read {file}: {error.strerror}; expected lines of path and label"
+        ) from error
+    except UnicodeDecodeError as error:
+        at = error.object.count(b"\n", 0, error.start) + 1
+        raise InputError(f"data.root: {file}, line {at}: found no UTF-8 text, expected a path and a label") from error
+    # Not splitlines, which also breaks at characters that may be part of a name.
+    for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), start=1):
+        if not line.strip():
+            continue
+        origin = f"{file}, line {number}"
+        # Names may have spaces: only the last one separates.
+        found = re.fullmatch(r"\s*(\S.*?)\s+(-?\d+)\s*", line)
+        if found is None:
+            raise InputError(f"data.root: {origin}: found {line.strip()!r}, expected a path, a space and a label")
+        path, label = found[1], int(found[2])
+        if not 0 <= label < classes:
+            raise InputError(f"data.root: {origin}: found label {label}, expected one from 0 to {classes - 1}")
+        yield _Line(path, label, origin)

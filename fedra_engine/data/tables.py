@@ -1,0 +1,113 @@
+"""Read csv, tsv, jsonl, parquet and txt files row by row; whatever is wrong is told with file and line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from fedra_engine.errors import InputError
+
+Row = tuple[str, Mapping[str, Any]]
+"""Where a row is (`<file>, line <n>`), and its values by column."""
+
+
+def read_table(file: Path) -> Iterator[Row]:
+    """The rows of `file`, by its suffix; lines of a txt file are the column `text`.
+
+    Raises:
+        InputError: the file cannot be opened or has a line that cannot be read.
+    """
+    try:
+        yield from READERS[file.suffix.lower()](file)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"data.root: cannot read {file}: {reason}; expected a {file.suffix} file") from error
+
+
+def _read_csv(file: Path) -> Iterator[Row]:
+    yield from _read_separated(file, delimiter=",", quoting=csv.QUOTE_MINIMAL)
+
+
+def _read_tsv(file: Path) -> Iterator[Row]:
+    # In tab-separated texts a quotation mark is a quotation mark.
+    yield from _read_separated(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+
+
+def _read_separated(file: Path, *, delimiter: str, quoting: Literal[0, 3]) -> Iterator[Row]:
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.reader(_lines(file), delimiter=delimiter, quoting=quoting, strict=True)
+    names = None
+    line = 1
+    while True:
+        try:
+            values = next(reader, None)
+        except csv.Error as error:
+            raise InputError(f"data.root: {file}, line {line}: {error}; expected separated values") from error
+        if values is None:
+            return
+        if names is None:
+            names = values
+        elif values:
+            if len(values) != len(names):
+                raise InputError(
+                    f"data.root: {file}, line {line}: found {len(values)} values, expected {len(names)}, as in line 1"
+                )
+            yield f"{file}, line {line}", dict(zip(names, values, strict=True))
+        # A quoted value may go over several lines.
+        line = reader.line_num + 1
+
+
+def _read_jsonl(file: Path) -> Iterator[Row]:
+    for number, line in enumerate(_lines(file), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"data.root: {file}, line {number}: {error}; expected a JSON object") from error
+        if not isinstance(row, dict):
+            raise InputError(f"data.root: {file}, line {number}: found {line.strip()[:40]}, expected a JSON object")
+        yield f"{file}, line {number}", row
+
+
+def _read_parquet(file: Path) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        batches = pq.ParquetFile(file).iter_batches()
+        rows = (row for batch in batches for row in batch.to_pylist())
+        for number, row in enumerate(rows, start=1):
+            yield f"{file}, row {number}", row
+    except pa.ArrowInvalid as error:
+        raise InputError(f"data.root: cannot read {file}: {error}; expected a parquet file") from error
+
+
+def _read_txt(file: Path) -> Iterator[Row]:
+    for number, line in enumerate(_lines(file), start=1):
+        if line.strip():
+            yield f"{file}, line {number}", {"text": line.strip()}
+
+
+def _lines(file: Path) -> Iterator[str]:
+    """The lines of a UTF-8 file, with their ends; a byte order mark is dropped."""
+    with file.open("rb") as opened:
+        for number, line in enumerate(opened, start=1):
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError(f"data.root: {file}, line {number}: {error.reason}; expected UTF-8 text") from error
+
+
+READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
+    ".txt": _read_txt,
+}
+"""Reader of every kind of file, by suffix."""

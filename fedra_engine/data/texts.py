@@ -1,0 +1,195 @@
+"""Texts: classified ones, and ones that a causal language model learns to write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from string import Formatter
+from typing import NamedTuple
+
+import numpy as np
+
+from fedra_engine.config import DataConfig
+from fedra_engine.data.domain_data import DomainData, Task, prepare_source
+from fedra_engine.data.hub import ONE_DOMAIN, is_saved_dataset, open_dataset, optional_column
+from fedra_engine.data.names import encode_names
+from fedra_engine.data.tables import READERS, Row, read_table
+from fedra_engine.errors import InputError
+
+_SPLITS = ("train", "test")
+
+_Template = list[tuple[str, str | None]]
+"""Literal texts, each with the column whose value follows it."""
+
+
+class _Source(NamedTuple):
+    """Rows of one file or split; `domain` and `split` are None where its place does not say."""
+
+    domain: str | None
+    split: str | None
+    rows: Iterator[Row]
+
+
+@dataclass
+class _Records:
+    """The columns of all rows that can be used."""
+
+    content: dict[str, list[str]]
+    labels: list[object] = field(default_factory=list)
+    domains: list[str] = field(default_factory=list)
+    clients: list[str] = field(default_factory=list)
+    is_test: list[bool] = field(default_factory=list)
+    origins: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+
+def load_text_classification(config: DataConfig, seed: int) -> DomainData:
+    """Texts with a label from files or a data set (docs/data.md).
+
+    Raises:
+        InputError: files, columns or lines that cannot be used (the message has file and line).
+    """
+    return _load(config, seed, "text_classification", {"text": [("", config.columns.input or "text")]})
+
+
+def load_causal_lm(config: DataConfig, seed: int) -> DomainData:
+    """Texts, or prompts with the responses to learn, from files or a data set (docs/data.md).
+
+    Raises:
+        InputError: files, columns or lines that cannot be used (the message has file and line).
+    """
+    if config.prompt is None:
+        return _load(config, seed, "causal_lm", {"prompt": [], "response": [("", config.columns.input or "text")]})
+    response: _Template = [("", config.columns.response or "response")]
+    return _load(config, seed, "causal_lm", {"prompt": _parse(config.prompt), "response": response})
+
+
+def _load(config: DataConfig, seed: int, task: Task, templates: dict[str, _Template]) -> DomainData:
+    sources = _sources(config)
+    records = _Records({name: [] for name in templates})
+    for source in sources:
+        _add(records, source, config, task, templates)
+    if not records.domains:
+        raise InputError(f"data.root: found no samples in {config.root!r}, expected some")
+    return _as_data(records, config, seed, task, split=sources[0].split is None)
+
+
+def _add(records: _Records, source: _Source, config: DataConfig, task: Task, templates: dict[str, _Template]) -> None:
+    columns, present = config.columns, list[str]()
+    label = domain = client = None
+    for origin, row in source.rows:
+        if list(row) != present:
+            # Lines of a jsonl file may differ.
+            present = list(row)
+            _check_templates(templates, present, origin)
+            label = optional_column(columns.label, "label", present)
+            domain = optional_column(columns.domain, "domain", present)
+            client = optional_column(columns.client, "client", present)
+            if task == "text_classification" and label is None:
+                raise InputError(f"data.columns.label: {origin}: found no column 'label', expected one of {present}")
+        values = {name: "" if value is None else str(value) for name, value in row.items()}
+        content = {
+            name: "".join(literal + ("" if column is None else values[column]) for literal, column in template)
+            for name, template in templates.items()
+        }
+        *_, last = content.values()
+        if not last.strip():
+            if config.unreadable == "error":
+                raise InputError(f"data.root: {origin}: found no text, expected some, or data.unreadable skip")
+            records.skipped.append(f"{origin}: skipped, it has no text")
+            continue
+        for name, text in content.items():
+            records.content[name].append(text)
+        records.labels.append(None if label is None else row[label])
+        records.domains.append(values[domain] if domain is not None else source.domain or ONE_DOMAIN)
+        records.clients.append("" if client is None else values[client])
+        records.is_test.append(source.split == "test")
+        records.origins.append(origin)
+
+
+def _parse(prompt: str) -> _Template:
+    try:
+        return [(literal, column) for literal, column, _, _ in Formatter().parse(prompt)]
+    except ValueError as error:
+        raise InputError(f"data.prompt: {error}; expected column names in braces, such as {{instruction}}") from error
+
+
+def _check_templates(templates: dict[str, _Template], present: list[str], origin: str) -> None:
+    for role, template in templates.items():
+        for _, column in template:
+            if column is not None and column not in present:
+                name = {"prompt": "data.prompt", "text": "data.columns.input"}.get(role, f"data.columns.{role}")
+                raise InputError(f"{name}: {origin}: found no column {column!r}, expected one of {', '.join(present)}")
+
+
+def _as_data(records: _Records, config: DataConfig, seed: int, task: Task, *, split: bool) -> DomainData:
+    from datasets import Dataset
+
+    labels, classes = None, list[str]()
+    if all(label is not None for label in records.labels):
+        labels, classes = encode_names(records.labels, lambda row: f"data.columns.label: {records.origins[row]}")
+    elif task == "text_classification" or any(label is not None for label in records.labels):
+        row = next(row for row, label in enumerate(records.labels) if label is None)
+        raise InputError(f"data.columns.label: {records.origins[row]}: found no label, expected one")
+    domain_of, domains = encode_names(records.domains, lambda row: f"data.columns.domain: {records.origins[row]}")
+    data = DomainData(
+        task=task,
+        content=Dataset.from_dict(records.content),
+        domain_of=domain_of,
+        domains=domains,
+        labels=labels,
+        classes=classes,
+        is_test=np.array(records.is_test),
+        clients=np.array(records.clients) if any(records.clients) else None,
+        origins=np.array(records.origins),
+        notes=records.skipped,
+    )
+    return prepare_source(data, config, seed, split=split)
+
+
+def _sources(config: DataConfig) -> list[_Source]:
+    """The files or splits of `config.root`; either all say which split they are, or none does."""
+    assert config.root is not None
+    root = Path(config.root)
+    if root.is_file():
+        return [_Source(None, None, read_table(_checked(root)))]
+    if not root.is_dir() or is_saved_dataset(root):
+        return _dataset_sources(config)
+    if all((root / split).is_dir() for split in _SPLITS):
+        return [_Source(file.stem, split, read_table(file)) for split in _SPLITS for file in _files(root / split)]
+    files = _files(root)
+    if {file.stem for file in files} == set(_SPLITS):
+        # Training samples first.
+        return [_Source(None, file.stem, read_table(file)) for file in reversed(files)]
+    return [_Source(file.stem, None, read_table(file)) for file in files]
+
+
+def _dataset_sources(config: DataConfig) -> list[_Source]:
+    train, test = open_dataset(config)
+    splits = [("train", train)] if test is None else [("train", train), ("test", test)]
+    return [
+        _Source(
+            None,
+            None if test is None else name,
+            ((f"{name}, row {row}", values) for row, values in enumerate(data)),
+        )
+        for name, data in splits
+    ]
+
+
+def _files(folder: Path) -> list[Path]:
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in READERS)
+    if not files:
+        raise InputError(f"data.root: found no {' '.join(READERS)} files in {str(folder)!r}, expected one a domain")
+    stems = [file.stem for file in files]
+    for file, stem in zip(files, stems, strict=True):
+        if stems.count(stem) > 1:
+            raise InputError(f"data.root: found several files {file.with_suffix('.*')}, expected one a domain")
+    return files
+
+
+def _checked(file: Path) -> Path:
+    if file.suffix.lower() not in READERS:
+        raise InputError(f"data.root: found {str(file)!r}, expected a file that ends in one of {' '.join(READERS)}")
+    return file

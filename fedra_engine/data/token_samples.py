@@ -1,0 +1,67 @@
+"""Preprocessed texts: what executors need of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedra_engine.data.samples import Batch
+from fedra_engine.data.stored_rows import StoredRows, copy_async
+from fedra_engine.data.tokenization import TokenRows
+
+NOT_LEARNT = -100
+"""The label of a token that is not to be learnt (that of torch's cross entropy)."""
+
+
+class TokenSamples:
+    """Tokenized texts, cut in every batch to the longest of them."""
+
+    def __init__(self, tokens: TokenRows, domains: Tensor, stored: Tensor, labels: Tensor | None) -> None:
+        """Keep `tokens` where they are.
+
+        Args:
+            tokens: of all stored texts.
+            domains: int64 [samples].
+            stored: int64 [samples], each sample's row in `tokens`.
+            labels: int64 [samples], classes; None where the texts themselves are to be learnt.
+        """
+        self.domains = domains
+        self._tokens = tokens
+        self._stored = stored
+        self._classes = labels
+        self._class_rows = None if labels is None else StoredRows([labels])
+
+    def __len__(self) -> int:
+        return len(self.domains)
+
+    @property
+    def labels(self) -> Tensor:
+        """Classes, int64 [samples]; or what is to be learnt of every text, int64 [samples, max_length]."""
+        if self._classes is not None:
+            return self._classes
+        return self._learnt(self._stored, self._tokens.ids.gather(self._stored, torch.device("cpu")).long())
+
+    def inputs(self, rows: Tensor, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask` [rows, tokens of the longest]; `dtype` is for inputs that are no tokens."""
+        return self.batch(rows, device, dtype).inputs
+
+    def batch(self, rows: Tensor, device: torch.device | str, dtype: torch.dtype) -> Batch:
+        """Inputs and labels of the samples `rows`; see `Samples`."""
+        device = torch.device(device)
+        stored = self._stored[rows]
+        longest = int(self._tokens.lengths[stored].max())
+        ids = self._tokens.ids.gather(stored, device)[:, :longest].long()
+        lengths = copy_async(self._tokens.lengths[stored], device)
+        mask = (torch.arange(longest, device=device) < lengths[:, None]).long()
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if self._class_rows is not None:
+            return Batch(inputs, self._class_rows.gather(rows, device))
+        return Batch(inputs, self._learnt(stored, ids))
+
+    def _learnt(self, stored: Tensor, ids: Tensor) -> Tensor:
+        """`ids` [rows, tokens] of the texts `stored` with `NOT_LEARNT` for prompts and filling."""
+        lengths, prompts = (
+            copy_async(of[stored], ids.device)[:, None] for of in (self._tokens.lengths, self._tokens.prompts)
+        )
+        position = torch.arange(ids.shape[1], device=ids.device)
+        return ids.masked_fill((position < prompts) | (position >= lengths), NOT_LEARNT)

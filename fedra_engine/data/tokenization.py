@@ -1,0 +1,169 @@
+"""Texts as tokens, made once ahead of training."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedra_engine.data.domain_data import DomainData
+from fedra_engine.data.row_cache import Part, as_tensor
+from fedra_engine.data.row_parts import RowMaker, make_rows
+from fedra_engine.data.stored_rows import StoredRows
+from fedra_engine.errors import InputError
+
+LONGEST = 512
+"""Tokens of a text, unless the configuration or the model says otherwise."""
+_FORMAT = 1
+"""Goes up whenever the same texts would give other rows."""
+
+
+@dataclass(frozen=True)
+class Tokenization:
+    """How texts become rows of tokens.
+
+    Attributes:
+        tokenizer: of transformers.
+        max_length: most tokens of a text.
+        padding: the token that fills up rows; attention never sees it.
+    """
+
+    tokenizer: Any
+    max_length: int
+    padding: int
+
+
+def tokenization_for(model_path: str, model_config: Any, max_length: int | None = None) -> Tokenization:
+    """The tokenizer beside the model at `model_path` (a directory or hub name).
+
+    Args:
+        model_path: directory or hub name.
+        model_config: the model's transformers configuration.
+        max_length: longest text in tokens; what the model can take, but at most `LONGEST`, when None.
+
+    Raises:
+        InputError: there is no tokenizer, or the model cannot take so long a text.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_path)
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"model.path: found no tokenizer beside {model_path!r}: {reason}; expected one") from error
+    settings = getattr(model_config, "get_text_config", lambda: model_config)()
+    limit = _longest(tokenizer, settings)
+    if max_length is not None and max_length > limit:
+        raise InputError(f"data.max_length: found {max_length}, expected at most the model's {limit} tokens")
+    # The model comes first: one that classifies a text by its last token knows it by what follows.
+    paddings = (getattr(settings, "pad_token_id", None), tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    padding = next(token for token in paddings if token is not None)
+    return Tokenization(tokenizer, min(limit, LONGEST) if max_length is None else max_length, padding)
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Tokens of all samples of a source.
+
+    Attributes:
+        ids: int32 rows [samples, max_length], filled up on the right.
+        lengths: int64 [samples], tokens of each that are not filling.
+        prompts: int64 [samples], how many of them belong to the prompt.
+    """
+
+    ids: StoredRows
+    lengths: Tensor
+    prompts: Tensor
+
+
+def token_rows(data: DomainData, tokenization: Tokenization) -> TokenRows:
+    """Tokenize every text of `data`, or find it done.
+
+    A classified text that is too long loses its end. Of a prompt that takes more than half of the room the end stays,
+    and a response loses what does not fit behind its prompt. A response ends with the tokenizer's end token.
+    """
+    maker = _TokenMaker(data, tokenization)
+    parts = make_rows(data, maker, skip=False).parts
+    lengths, prompts = (
+        torch.from_numpy(np.concatenate([part.columns[name] for part in parts]).astype(np.int64))
+        for name in ("length", "prompt")
+    )
+    return TokenRows(StoredRows([as_tensor(part.columns["ids"]) for part in parts]), lengths, prompts)
+
+
+def _longest(tokenizer: Any, settings: Any) -> int:
+    # Tokenizers without a limit say 10^30.
+    limits = [tokenizer.model_max_length, getattr(settings, "max_position_embeddings", None)]
+    # RoBERTa and its kin count positions from behind the padding token.
+    if settings.model_type in ("roberta", "xlm-roberta", "camembert"):
+        limits[1] -= (settings.pad_token_id or 0) + 1
+    return int(min(limit for limit in limits if limit is not None and limit > 0))
+
+
+class _TokenMaker(RowMaker):
+    """Makes rows of tokens."""
+
+    what = "tokenizing texts"
+
+    def __init__(self, data: DomainData, tokenization: Tokenization) -> None:
+        self._data = data
+        self._tokenizer = tokenization.tokenizer
+        self._max_length = tokenization.max_length
+        self._padding = tokenization.padding
+        self.shapes: dict[str, tuple[int, ...]] = {"ids": (tokenization.max_length,), "length": (), "prompt": ()}
+        self.row_bytes = 4 * (tokenization.max_length + 2)
+        self._settings = _digest(_FORMAT, data.task, self._max_length, self._padding, _tokenizer_state(self._tokenizer))
+
+    def identity(self, start: int, stop: int) -> str | None:
+        return _digest(self._settings, self._data.content[start:stop])
+
+    def make(self, start: int, stop: int) -> Part:
+        texts = self._data.content[start:stop]
+        if self._data.task == "causal_lm":
+            rows = [self._with_response(*pair) for pair in zip(*self._encode_pairs(texts), strict=True)]
+        else:
+            encoded = self._tokenizer(texts["text"], truncation=True, max_length=self._max_length)["input_ids"]
+            rows = [(ids, 0) for ids in encoded]
+        matrix = np.full((len(rows), self._max_length), self._padding, dtype=np.int32)
+        for target, (ids, _) in zip(matrix, rows, strict=True):
+            target[: len(ids)] = ids
+        columns = {
+            "ids": matrix,
+            "length": np.array([len(ids) for ids, _ in rows], dtype=np.int32),
+            "prompt": np.array([prompt for _, prompt in rows], dtype=np.int32),
+        }
+        return Part(columns, [""] * len(rows))
+
+    def describe(self, row: int) -> str:
+        return f"text {row}" if self._data.origins is None else str(self._data.origins[row])
+
+    def _encode_pairs(self, texts: dict[str, list[str]]) -> tuple[list[list[int]], list[list[int]]]:
+        # The start token, if the tokenizer has one, goes before the prompt only; an end token is added below.
+        start = [] if self._tokenizer.bos_token_id is None else [self._tokenizer.bos_token_id]
+        prompts, responses = (
+            self._tokenizer(texts[name], add_special_tokens=False)["input_ids"] for name in ("prompt", "response")
+        )
+        return [start + ids for ids in prompts], responses
+
+    def _with_response(self, prompt: list[int], response: list[int]) -> tuple[list[int], int]:
+        """The tokens of a sample, and how many of them are prompt."""
+        end = [] if self._tokenizer.eos_token_id is None else [self._tokenizer.eos_token_id]
+        response = response + end
+        room = max(self._max_length - len(response), self._max_length // 2)
+        prompt = prompt[-room:] if len(prompt) > room else prompt
+        return (prompt + response)[: self._max_length], len(prompt)
+
+
+def _tokenizer_state(tokenizer: Any) -> object:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = sorted(tokenizer.get_vocab().items()) if backend is None else backend.to_str()
+    return type(tokenizer).__name__, vocabulary, tokenizer.special_tokens_map
+
+
+def _digest(*values: object) -> str:
+    return hashlib.blake2b(json.dumps(values, default=str).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,63 @@
+"""The Fisher information of every block's adapters, measured with a sweep in which each sample is a client."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedra_engine.data.samples import Samples
+from fedra_engine.execution.plan import make_plan
+from fedra_engine.execution.sweep_model import SweepModel
+from fedra_engine.models.foundation import Foundation
+from fedra_engine.models.state import GlobalState
+from fedra_engine.randomness import generator
+
+_SAMPLES_AT_ONCE = 16
+"""Bounds the memory: every sample has gradients of its own for all blocks."""
+
+
+class FisherInformation:
+    """Scores the blocks of a state by the gradients of some training samples."""
+
+    def __init__(self, foundation: Foundation, model: SweepModel, samples: Samples, *, scale: float, seed: int) -> None:
+        self._foundation = foundation
+        self._model = model
+        self._samples = samples
+        self._scale = scale
+        self._seed = seed
+
+    def __call__(self, state: GlobalState, count: int, round: int) -> NDArray[np.float64]:
+        """Score of each block, [blocks]: Σ over its factors of ‖mean over samples of g²‖_F.
+
+        g is the gradient of a sample's true-class logit. `count` training samples are drawn for `round`, or all.
+        """
+        rng = generator(self._seed, round=round, purpose="fisher")
+        total = len(self._samples.labels)
+        rows = torch.from_numpy(rng.choice(total, min(count, total), replace=False))
+        squares = torch.zeros_like(state.adapters)
+        for some in rows.split(_SAMPLES_AT_ONCE):
+            squares += self._squared_gradients(state, some)
+        layout = self._foundation.adapter_layout
+        factors = (f for target in range(len(layout.targets)) for f in (layout.lora_a, layout.lora_b))
+        norms = [factor(squares / len(rows), index // 2).flatten(1).norm(dim=1) for index, factor in enumerate(factors)]
+        scores: NDArray[np.float64] = torch.stack(norms).sum(0).double().cpu().numpy()
+        return scores
+
+    def _squared_gradients(self, state: GlobalState, rows: torch.Tensor) -> torch.Tensor:
+        """Σ over the samples `rows` of g², [blocks, slot size]."""
+        foundation, count = self._foundation, len(rows)
+        depth, device, dtype = foundation.depth, state.adapters.device, foundation.dtype
+        adapters = state.adapters.to(dtype).repeat(count, 1)
+        gradients = torch.zeros_like(adapters, dtype=state.adapters.dtype)
+        foundation.use_base(state.base)
+        self._model.bind(adapters, gradients)
+        slots = np.arange(count * depth).reshape(count, depth)
+        plan = make_plan(
+            [1] * count, slots, np.arange(count), scale=self._scale, dtype=state.adapters.dtype, device=device
+        )
+        features = self._model.features(self._samples.inputs(rows, device, dtype), plan)
+        layout, labels = foundation.head_layout, self._samples.labels[rows].to(device)
+        weight, bias = layout.weight(state.heads[-1])[labels], layout.bias(state.heads[-1])[labels]
+        ((features.to(weight.dtype) * weight).sum(1) + bias).sum().backward()
+        return gradients.view(count, depth, -1).square_().sum(0)

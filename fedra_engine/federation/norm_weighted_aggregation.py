@@ -1,0 +1,72 @@
+"""Aggregation in which every module of every client counts by the norm of its product B·A."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedra_engine.execution.work import ClientUpdates
+from fedra_engine.federation.aggregation import Aggregator
+from fedra_engine.models.adapters import AdapterLayout
+from fedra_engine.models.state import GlobalState
+
+
+class NormWeightedAggregator(Aggregator):
+    """Means of A and B with the weights ‖B_i A_i‖ / Σ ‖B_j A_j‖, target by target; heads as in `Aggregator`.
+
+    A target whose products are all zero keeps its factors.
+    """
+
+    def __init__(
+        self, previous: GlobalState, layout: AdapterLayout, *, weighting: Literal["uniform", "samples"]
+    ) -> None:
+        super().__init__(previous, weighting=weighting)
+        self._layout = layout
+        like = self._adapters.weight
+        self._sums = like.new_zeros(previous.adapters.shape)
+        self._norms = like.new_zeros(len(previous.adapters), len(layout.targets))
+
+    def add(self, updates: ClientUpdates) -> None:
+        """See `Aggregator.add`."""
+        super().add(updates)
+        slots = updates.adapters[updates.slots].to(self._sums)
+        blocks = torch.from_numpy(updates.slot_blocks).to(slots.device)
+        norms = product_norms(slots, self._layout)
+        self._norms.index_add_(0, blocks, norms)
+        self._sums.index_add_(0, blocks, slots * self._per_column(norms))
+
+    def merge(self, other: Aggregator) -> None:
+        """See `Aggregator.merge`."""
+        assert isinstance(other, NormWeightedAggregator)
+        super().merge(other)
+        self._sums += other._sums
+        self._norms += other._norms
+
+    def result(self) -> GlobalState:
+        """See `Aggregator.result`."""
+        norms = self._per_column(self._norms)
+        mean = self._sums / torch.where(norms > 0, norms, torch.ones_like(norms))
+        previous = self.previous.adapters
+        return replace(super().result(), adapters=torch.where(norms > 0, mean.to(previous), previous))
+
+    def _per_column(self, per_target: Tensor) -> Tensor:
+        """[slots, targets] spread to the columns of each target's factors, [slots, slot size]."""
+        spread = per_target.new_empty(len(per_target), self._layout.size)
+        for target in range(len(self._layout.targets)):
+            self._layout.lora_a(spread, target).copy_(per_target[:, target, None, None])
+            self._layout.lora_b(spread, target).copy_(per_target[:, target, None, None])
+        return spread
+
+
+def product_norms(slots: Tensor, layout: AdapterLayout) -> Tensor:
+    """‖B·A‖ (Frobenius) of each target, [slots, targets], without forming the products."""
+    norms = []
+    for target in range(len(layout.targets)):
+        a, b = layout.lora_a(slots, target), layout.lora_b(slots, target)
+        # ‖B A‖² = tr(Bᵀ B A Aᵀ), both [rank, rank].
+        squares = ((b.transpose(1, 2) @ b) * (a @ a.transpose(1, 2))).sum((1, 2))
+        norms.append(squares.clamp(min=0).sqrt())
+    return torch.stack(norms, dim=1)

@@ -1,0 +1,97 @@
+"""Fed-HeLLo (Zhang et al., 2025; arXiv 2506.12213): the whole model for everybody, some blocks trainable.
+
+Every client runs all blocks and trains the adapters of as many as its capacity, chosen by `method.fedhello.selection`:
+- `first`, `last`, `bottleneck`, `spread`: a fixed pattern (geometrically defined allocation);
+- `random`: drawn every round with equal chances;
+- `fisher` (FIM-HLA): drawn every round with chances in proportion to 1, 2 and 3 for the blocks of low, middle and high
+  Fisher information, three clusters of the blocks' scores by k-means. A block's score is the sum over its factors of
+  ‖mean_s g_s²‖_F, g_s being the gradient of sample s's true-class logit (authors' code, github.com/TNI-playground/
+  Fed_HeLLo; its cluster labels are in arbitrary order, here they follow the scores). Measured every
+  `fisher_every` rounds on `fisher_samples` training samples; until then, chances are equal.
+A block's adapters become the mean over the clients that trained it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.cluster import KMeans
+from torch import Tensor
+
+from fedra_engine.federation.aggregation import Aggregator
+from fedra_engine.federation.allocation import Allocation
+from fedra_engine.federation.assignment import Assignment
+from fedra_engine.methods.allocated import check_own_allocation
+from fedra_engine.methods.base import Federation, Method
+from fedra_engine.models.state import GlobalState
+from fedra_engine.randomness import generator
+
+
+class FedHello(Method):
+    """All blocks held, some of them trained."""
+
+    def __init__(self, federation: Federation) -> None:
+        super().__init__(federation)
+        check_own_allocation(federation)
+        self._options = federation.config.fedhello
+        self._chances = np.full(federation.depth, 1 / federation.depth)
+
+    def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:
+        """See `Method.assign`."""
+        capacities = self.federation.capacities(round)
+        if self._options.selection in ("random", "fisher"):
+            # Rows are drawn for all clients, so a client's row does not depend on who else takes part.
+            rng = generator(self.federation.seed, round=round, purpose="allocation")
+            trained = weighted_allocation(capacities, self._chances, rng)[participants]
+        else:
+            depth = self.federation.depth
+            trained = np.stack([pattern(self._options.selection, c, depth) for c in capacities[participants].tolist()])
+        return Assignment(held=np.ones_like(trained), trained=trained)
+
+    def aggregate(self, aggregator: Aggregator, previous: GlobalState, round: int) -> GlobalState:
+        """See `Method.aggregate`."""
+        state = aggregator.result()
+        options = self._options
+        if options.selection == "fisher" and (round + 1) % options.fisher_every == 0:
+            self._chances = chances(self.federation.fisher(state, options.fisher_samples, round))
+        return state
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `Method.tensors`."""
+        return {"chances": torch.from_numpy(self._chances)}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """See `Method.restore`."""
+        self._chances = tensors["chances"].numpy().copy()
+
+
+def weighted_allocation(
+    capacities: NDArray[np.int64], chances: NDArray[np.float64], rng: np.random.Generator
+) -> Allocation:
+    """Each client draws as many distinct blocks as its capacity, one after another with these `chances` [blocks]."""
+    # The smallest of exponential clocks at the rates p are draws without replacement in proportion to p.
+    clocks = rng.exponential(size=(len(capacities), len(chances))) / chances
+    return clocks.argsort(axis=1).argsort(axis=1) < capacities[:, None]
+
+
+def pattern(selection: str, count: int, depth: int) -> NDArray[np.bool_]:
+    """bool [depth], a fixed choice of `count` blocks."""
+    blocks = {
+        "first": np.arange(count),
+        "last": np.arange(depth - count, depth),
+        "bottleneck": np.r_[np.arange(-(-count // 2)), np.arange(depth - count // 2, depth)],
+        "spread": np.linspace(0, depth - 1, count).round().astype(np.int64),
+    }[selection]
+    return np.isin(np.arange(depth), blocks)
+
+
+def chances(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The chance of each block, from 1 : 2 : 3 for clusters of low, middle and high `scores` [blocks]."""
+    clusters = min(3, len(np.unique(scores)))
+    means = KMeans(clusters, n_init=10, random_state=0).fit(scores[:, None])
+    order = np.argsort(np.argsort(means.cluster_centers_[:, 0]))
+    weights = (order[means.labels_] + 1).astype(np.float64)
+    return weights / weights.sum()

@@ -1,0 +1,160 @@
+"""Load a pretrained transformer with the layers that its task needs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedModel
+
+from fedra_engine.config import ModelConfig
+from fedra_engine.errors import InputError
+from fedra_engine.models.pooling import PooledClassifier, Pooling
+from fedra_engine.models.structure import find_block_path, find_head_path
+
+
+def resolve_model_path(path: str) -> str:
+    """`path`; if no folder of that name is here, the folder of the model of that name which ships with the package."""
+    shipped = files("fedra_engine") / "assets" / path
+    return str(shipped) if path.isidentifier() and not Path(path).is_dir() and shipped.is_dir() else path
+
+
+def load_pretrained(config: ModelConfig, *, classes: int | None) -> PreTrainedModel | PooledClassifier:
+    """Load a model from a Hugging Face or timm directory or hub name.
+
+    With `classes` it is an image or text classifier; its last layer is new where there is none for so many classes,
+    but nothing before that. A model whose own classification layers lack weights gets a `PooledClassifier`'s. Without
+    `classes` it is a causal language model.
+
+    Raises:
+        InputError: no such model, or one that lacks weights or cannot be used for this.
+    """
+    path = resolve_model_path(config.path)
+    _check_directory(path)
+    try:
+        # A new layer is the same in every run: its seed is a constant of the model, not of the experiment.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = _load_causal_lm(config, path) if classes is None else _load_classifier(config, path, classes)
+    except InputError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"model.path: cannot load {config.path!r}: {reason}") from error
+    settings = model.config.get_text_config()
+    if getattr(settings, "pad_token_id", None) is None:
+        # Models that classify a text by its last token find it by the padding behind it.
+        settings.pad_token_id = getattr(settings, "eos_token_id", None)
+    return model
+
+
+def _load_causal_lm(config: ModelConfig, path: str) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto import modeling_auto
+
+    model_type = _settings(path).model_type
+    if model_type not in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise InputError(f"model.path: found a {model_type} model, expected a causal language model")
+    model, unfit = _load(AutoModelForCausalLM, config, path)
+    _refuse_unfit(unfit, config)
+    return model
+
+
+def _load_classifier(config: ModelConfig, path: str, classes: int) -> PreTrainedModel | PooledClassifier:
+    settings = _settings(path)
+    own_class = _own_class(settings) if config.pooling == "auto" else None
+    if own_class is not None:
+        model, unfit = _load(own_class, config, path, num_labels=classes)
+        head = find_head_path(model, find_block_path(model, config.block_path), classes)
+        unfit = [name for name in unfit if not name.startswith(f"{head}.")]
+        if not unfit:
+            return model
+        _refuse_unfit([name for name in unfit if name.startswith(f"{model.base_model_prefix}.")], config)
+    # The model has no classification layers, or the weights lack more of them than the last one, such as RoBERTa's
+    # after pretraining; what stays frozen must not be random.
+    from transformers import AutoModel
+
+    backbone, unfit = _load(AutoModel, config, path)
+    _refuse_unfit(unfit, config)
+    return PooledClassifier(backbone, classes, _pooling(config, backbone, unfit))
+
+
+def _pooling(config: ModelConfig, backbone: PreTrainedModel, unfit: list[str]) -> Pooling:
+    if config.pooling == "pooler" and unfit:
+        raise InputError(
+            f"model.pooling: found pooler, but no weights of {unfit[0]} in {config.path!r}, expected first, mean or last"
+        )
+    if config.pooling != "auto":
+        return config.pooling
+    if backbone.main_input_name != "pixel_values":
+        return "mean"
+    return "first" if unfit else "pooler"
+
+
+def _settings(path: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(path)
+    except ImportError as error:
+        if "timm" in str(error) and find_spec("timm") is None:
+            raise InputError(
+                f"model.path: found a timm model at {path!r} but not the package timm, expected it to be installed "
+                "(pip install 'fedra-engine[timm]')"
+            ) from error
+        raise
+
+
+def _own_class(settings: Any) -> Any | None:
+    """The auto class that makes a classifier of models with these settings, if there is one."""
+    from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+    from transformers.models.auto import modeling_auto
+
+    if settings.model_type in modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
+        return AutoModelForImageClassification
+    if settings.model_type in modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
+        return AutoModelForSequenceClassification
+    return None
+
+
+def _load(auto_class: Any, config: ModelConfig, path: str, **settings: Any) -> tuple[PreTrainedModel, list[str]]:
+    """The model, and the names of its tensors that the weights do not have in this shape."""
+    model, report = auto_class.from_pretrained(
+        path,
+        ignore_mismatched_sizes=True,
+        dtype=getattr(torch, config.dtype),
+        attn_implementation=config.attention,
+        output_loading_info=True,
+        **settings,
+    )
+    return model, [*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])]
+
+
+def _refuse_unfit(names: Iterable[str], config: ModelConfig) -> None:
+    """A frozen part must not be random. A pooler may be: another pooling can do without it."""
+    inside = [name for name in names if "pooler" not in name.split(".")]
+    if inside:
+        raise InputError(
+            f"model.path: found no fitting weights in {config.path!r} for {len(inside)} tensors of the model, such as "
+            f"{inside[0]}, expected all but those of the classifier"
+        )
+
+
+def _check_directory(path: str) -> None:
+    folder = Path(path)
+    if not folder.is_dir():
+        if folder.is_absolute() or path.startswith("."):
+            raise InputError(f"model.path: found no folder {path!r}, expected a Hugging Face model directory")
+        return
+    file = folder / "config.json"
+    try:
+        json.loads(file.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"model.path: {file} is missing or no JSON, expected a model directory") from error

@@ -1,0 +1,64 @@
+"""Compares methods: runs every method with every seed, and puts accuracies and costs side by side.
+
+python launchers/compare.py --methods fedra,inclusivefl --seeds 0,1,2
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+
+from fedra_engine.cli import quiet_libraries
+from fedra_engine.comparison.plan import parse_comparison
+from fedra_engine.errors import InputError
+from fedra_engine.exit_codes import exit_code
+
+
+def main() -> None:
+    """Execute what is missing of the runs that the command line asks for, and report on all of them.
+
+    Raises:
+        InputError: the command line cannot be used; or, after all others and the report, that runs failed.
+    """
+    comparison = parse_comparison(sys.argv[1:])
+    quiet_libraries()
+    # Importing these takes seconds; bad options are told before.
+    from rich.console import Console
+
+    from fedra_engine.comparison.report import write_report
+    from fedra_engine.comparison.runs import Outcome, check_runs, make_folder, read_result
+    from fedra_engine.comparison.tables import rich_table
+    from fedra_engine.comparison.workers import execute_all
+
+    console = Console(highlight=False)
+    reported = 0
+
+    def report(outcome: Outcome) -> None:
+        nonlocal reported
+        reported += outcome.state != "busy"
+        counter = f"{reported:>{len(str(len(comparison.runs)))}}/{len(comparison.runs)}"
+        console.print(f"{counter}  {outcome.run.title}: {outcome.note}", markup=False, soft_wrap=True)
+
+    check_runs(comparison.runs)
+    make_folder(comparison.output_dir)
+    console.print(f"{len(comparison.runs)} runs in {comparison.output_dir}; each tells its progress in its run.log")
+    outcomes = {outcome.run.path: outcome for outcome in execute_all(comparison.runs, comparison.jobs, report)}
+    in_order = [outcomes[run.path] for run in comparison.runs]
+    results = [read_result(outcome.run) for outcome in in_order if outcome.state == "done"]
+    if results:
+        missing = [outcome for outcome in in_order if outcome.state != "done"]
+        rows = write_report(comparison.output_dir, shlex.join(["python", *sys.argv]), results, missing)
+        console.print()
+        # A table is not to be folded, however narrow the terminal.
+        Console(width=max(console.width, 200)).print(rich_table(rows))
+        console.print(f"\ncomparison.md, .csv and .tex and accuracy_by_round.png are in {comparison.output_dir}")
+    failed = [outcome.run.title for outcome in in_order if outcome.state == "failed"]
+    if failed:
+        raise InputError(
+            f"methods: found {len(failed)} of {len(comparison.runs)} runs that failed ({', '.join(failed)}), expected "
+            "all to finish (the reasons are above)"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

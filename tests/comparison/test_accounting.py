@@ -1,0 +1,118 @@
+"""Counted costs, against real sub-models in training and against figures computed by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from fedra_engine.comparison.accounting import (
+    count_costs,
+    measure_block_flops,
+    parameters_of,
+    processed_samples,
+    sample_flops,
+)
+from fedra_engine.config import LoraConfig
+from fedra_engine.execution.submodel import build_submodel
+from fedra_engine.federation.assignment import Assignment
+from fedra_engine.federation.clients import local_batches
+from fedra_engine.models.adapters import initial_adapters
+from fedra_engine.models.state import GlobalState
+from tests.comparison.planned import planned_run
+from tests.running import small_config
+from tests.tiny import DEPTH, TARGETS, make_samples, make_tiny
+
+SAMPLES = 4
+
+
+def trained_flops(family: str, lora: LoraConfig, assignment: Assignment) -> float:
+    """FLOPs of a sample in the blocks of the participant's PEFT model, forward and backward, as torch counts them."""
+    foundation = make_tiny(family, lora)
+    adapters = initial_adapters(foundation.adapter_layout, DEPTH, seed=0, dtype=torch.float64)
+    state = GlobalState(adapters, foundation.initial_heads())
+    model = build_submodel(foundation, lora, assignment, 0, 0, state)
+
+    def detach(block: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        # Below the first trained block is a block in the formula, even where torch finds nothing to train there.
+        return (args[0].detach().requires_grad_(), *args[1:]), kwargs
+
+    first = model.held[int(np.flatnonzero(assignment.trained_blocks[0, model.blocks])[0])]
+    first.register_forward_pre_hook(detach, with_kwargs=True)
+    samples = make_samples(family, SAMPLES)
+    inputs = samples.inputs(torch.arange(SAMPLES), torch.device("cpu"), torch.float64)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        (logits,) = model.logits(inputs)
+        logits.sum().backward()
+    counts = counter.get_flop_counts()
+    blocks = f"{type(foundation.model).__name__}.{foundation.block_path}"
+    return sum(sum(counts[f"{blocks}.{index}"].values()) for index in range(len(model.held))) / SAMPLES
+
+
+def one(held: list[int], trained: list[int] | None = None, **others) -> Assignment:
+    def row(blocks: list[int]) -> np.ndarray:
+        return np.isin(np.arange(DEPTH), blocks)[None]
+
+    return Assignment(row(held), trained=None if trained is None else row(trained), **others)
+
+
+@pytest.mark.parametrize("family", ["vit", "bert", "gpt2", "llama"])
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        one([0, 1, 3]),
+        one([0, 1, 2, 3], trained=[1, 3]),
+        one([1, 2], factors="A"),
+        one([1, 2], factors="B"),
+        one([0, 3], ranks=np.array([2])),
+    ],
+    ids=["both factors", "some blocks trained", "A only", "B only", "low rank"],
+)
+def test_flops_are_those_of_training_the_real_submodel(family: str, assignment: Assignment) -> None:
+    lora = LoraConfig(rank=4, alpha=8, target_modules=TARGETS[family])
+    foundation = make_tiny(family, lora)
+    counted = sample_flops(assignment, measure_block_flops(foundation, make_samples(family, SAMPLES)), lora.rank)
+    assert counted[0] == pytest.approx(trained_flops(family, lora, assignment), rel=1e-12)
+
+
+def test_parameters_are_trained_blocks_times_factors_and_the_heads_of_the_exits() -> None:
+    foundation = make_tiny("vit", LoraConfig(rank=4, alpha=8, target_modules=TARGETS["vit"]))
+    (o_proj, fc2), head = foundation.adapter_layout.targets, foundation.head_layout.size
+    a, b = 4 * (o_proj.in_features + fc2.in_features), 4 * (o_proj.out_features + fc2.out_features)
+    held = np.array([[True, True, True, True], [True, True, False, False]])
+    exits = Assignment(held, exits=(1, 3))
+    assert parameters_of(exits, "both", foundation).tolist() == [4 * (a + b) + 2 * head, 2 * (a + b) + head]
+    ranked = Assignment(held, trained=held & [False, True, True, True], ranks=np.array([4, 1]))
+    assert parameters_of(ranked, "both", foundation).tolist() == [3 * (a + b) + head, (a + b) / 4 + head]
+    assert parameters_of(ranked, "A", foundation).tolist() == [3 * a + head, a / 4 + head]
+
+
+@pytest.mark.parametrize(("epochs", "max_steps"), [(1, None), (3, None), (3, 5), (2, 1), (4, 7)])
+def test_processed_samples_are_those_of_the_drawn_batches(epochs: int, max_steps: int | None) -> None:
+    training = small_config(Path(), training={"local_epochs": epochs, "max_local_steps": max_steps}).training
+    counts = np.arange(1, 20)
+    settings = {"batch_size": training.batch_size, "epochs": epochs, "max_steps": max_steps, "seed": 0, "round": 0}
+    drawn = [sum(map(len, local_batches(np.arange(count), client=0, **settings))) for count in counts]
+    assert processed_samples(counts, training).tolist() == drawn
+
+
+def test_a_run_is_counted_over_its_participants_and_rounds(tmp_path: Path) -> None:
+    # The embedded model: six targets of rank 8 in a block of width 64 and 128, and a head for ten digits.
+    slot, head = 8 * (4 * (64 + 64) + 2 * (64 + 128)), 65 * 10
+    costs = count_costs(planned_run(tmp_path, "fedra").config)
+    # Every round one client of each domain; they hold four and two blocks.
+    assert costs.trainable_parameters == 3 * slot + head
+    assert costs.uploaded_bytes == 4 * (3 * slot + head)
+    # Two rounds, two clients, two steps of six samples; five tokens with attention in four heads of 16.
+    linear, attention = 2 * 5 * (4 * 64 * 64 + 2 * 64 * 128), 2 * 2 * 5 * 5 * 64
+    of_block = 2 * linear + 3 * attention + 3 * 2 * 5 * slot
+    assert costs.training_flops == 2 * (2 * 6) * (4 + 2) * of_block
+
+
+def test_private_factors_are_not_uploaded(tmp_path: Path) -> None:
+    shared, private = (count_costs(planned_run(tmp_path, name).config) for name in ("fedra", "fedsalora"))
+    head = 65 * 10
+    assert private.trainable_parameters == shared.trainable_parameters
+    assert private.uploaded_bytes / 4 - head == (shared.uploaded_bytes / 4 - head) / 2

@@ -1,0 +1,109 @@
+"""Data sets of the `datasets` library: images or texts, with the columns they happen to have."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+
+from fedra_engine.config import ColumnsConfig, DataConfig
+from fedra_engine.data import images as images_module
+from fedra_engine.data.domain_data import DomainData
+from fedra_engine.data.preprocessing import preprocess
+from fedra_engine.data.samples import Preprocessing
+from fedra_engine.data.sources import load_source
+from fedra_engine.errors import InputError
+
+GREY = Preprocessing(4, 1, (0.5,), (0.5,))
+
+
+def images(count: int = 12, seed: int = 0) -> Dataset:
+    rng = np.random.default_rng(seed)
+    features = Features(image=Image(), label=ClassLabel(names=["cat", "dog"]), domain=Value("string"))
+    columns = {
+        "image": list(rng.integers(256, size=(count, 4, 4), dtype=np.uint8)),
+        "label": [index % 2 for index in range(count)],
+        "domain": ["photo" if index < count // 2 else "art" for index in range(count)],
+    }
+    return Dataset.from_dict(columns, features=features)
+
+
+def load(data: Dataset | DatasetDict, folder: Path, **settings: object) -> DomainData:
+    data.save_to_disk(folder / "saved")
+    return load_source(DataConfig("hf_dataset", str(folder / "saved"), **settings), seed=0)
+
+
+def test_images_with_their_labels_and_domains(tmp_path: Path) -> None:
+    data = load(images(), tmp_path)
+    assert (data.task, data.classes, data.domains) == ("image_classification", ["cat", "dog"], ["art", "photo"])
+    assert data.domain_of.tolist() == [1] * 6 + [0] * 6
+    assert np.bincount(data.test.domain_of * 2 + data.test.labels).tolist() == [1, 1, 1, 1]
+    chosen = load(images(), tmp_path / "chosen", domains=["photo"])
+    assert set(chosen.domain_of) == {0}
+
+
+def test_a_test_split_is_kept_and_validation_stands_in(tmp_path: Path) -> None:
+    for name in ("test", "validation"):
+        data = load(DatasetDict(train=images(12), **{name: images(4, seed=1)}), tmp_path / name)
+        assert (len(data.train), len(data.test)) == (12, 4)
+
+
+def test_a_test_split_with_hidden_labels_is_none(tmp_path: Path) -> None:
+    def texts(label: int) -> Dataset:
+        features = Features(text=Value("string"), label=ClassLabel(names=["x", "y"]))
+        return Dataset.from_dict({"text": ["a", "b"], "label": [label, label]}, features=features)
+
+    data = load(DatasetDict(train=texts(0), validation=texts(1), test=texts(-1)), tmp_path)
+    assert data.labels.tolist() == [0, 0, 1, 1]
+    assert data.is_test.tolist() == [False, False, True, True]
+
+
+def test_stored_images_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = load(images(), tmp_path)
+    first = preprocess(data.test, GREY)
+    expected = np.stack([np.asarray(image) for image in data.test.content["image"]])
+    rows = torch.arange(len(first))
+    np.testing.assert_array_equal(first.pixels.gather(rows, torch.device("cpu"))[:, 0], expected)
+    monkeypatch.setattr(images_module.PillowImage, "open", lambda *_: pytest.fail("decoded again"))
+    again = load_source(DataConfig("hf_dataset", str(tmp_path / "saved")), seed=0)
+    preprocess(again.test, GREY)
+
+
+def test_texts_are_taken_too_and_columns_can_be_named(tmp_path: Path) -> None:
+    rows = [{"sentence": f"text {index}", "mood": index % 2, "writer": f"w{index % 3}"} for index in range(12)]
+    columns = ColumnsConfig(input="sentence", label="mood", client="writer")
+    data = load(Dataset.from_list(rows), tmp_path, columns=columns)
+    assert (data.task, data.classes, data.domains) == ("text_classification", ["0", "1"], ["all"])
+    assert data.clients.tolist() == [row["writer"] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (ColumnsConfig(input="photo"), r"data\.columns\.input: found no column 'photo', expected one of image, label"),
+        (ColumnsConfig(label="class"), r"data\.columns\.label: found no column 'class'"),
+        (ColumnsConfig(domain="style"), r"data\.columns\.domain: found no column 'style'"),
+        (ColumnsConfig(client="owner"), r"data\.columns\.client: found no column 'owner'"),
+        (ColumnsConfig(input="label"), r"data\.columns\.input: found .* in column 'label', expected images or texts"),
+    ],
+)
+def test_columns_that_are_not_there_are_told(tmp_path: Path, columns: ColumnsConfig, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load(images(), tmp_path, columns=columns)
+
+
+def test_labels_outside_their_names_are_told(tmp_path: Path) -> None:
+    unlabelled = images().cast_column("label", Value("int64")).to_dict()["label"]
+    unlabelled[3] = -1
+    features = Features(text=Value("string"), label=ClassLabel(names=["cat", "dog"]))
+    data = Dataset.from_dict({"text": ["a"] * 12, "label": unlabelled}, features=features)
+    with pytest.raises(InputError, match=r"data\.columns\.label: row 3 of column 'label': found -1, expected a number"):
+        load(data, tmp_path)
+
+
+def test_what_cannot_be_loaded_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"data\.root: cannot load 'no/such-data': .*expected a folder that save_to"):
+        load_source(DataConfig("hf_dataset", "no/such-data"), seed=0)
+    with pytest.raises(InputError, match=r"data\.root: found the splits a, b in '.*saved', expected one named train"):
+        load(DatasetDict(a=images(), b=images()), tmp_path)

@@ -1,0 +1,160 @@
+"""Rows on disk: there whole or not at all, made once, and memory-mapped."""
+
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from fedra_engine.data import row_cache as module
+from fedra_engine.data.row_cache import Part, as_tensor, cache_folder, cached_parts
+from fedra_engine.data.stored_rows import StoredRows
+from fedra_engine.errors import InputError
+
+SHAPES: dict[str, tuple[int, ...]] = {"pixels": (3, 2), "length": ()}
+
+
+def make(index: int) -> Part:
+    pixels = np.arange(24, dtype=np.uint8).reshape(4, 3, 2) + index
+    return Part({"pixels": pixels, "length": np.arange(4, dtype=np.int32)}, ["", "", "broken", ""])
+
+
+def read(keys: list[str], maker=make, check=lambda index, part: None) -> list[Part]:
+    return cached_parts(keys, maker, SHAPES, check, lambda index: None)
+
+
+def never(index: int) -> Part:
+    pytest.fail("made again")
+
+
+def files(pattern: str = "*.arrow") -> list[str]:
+    return sorted(path.stem for path in cache_folder().glob(pattern))
+
+
+def test_what_was_made_is_read_again() -> None:
+    read(["a", "b"])
+    for index, part in enumerate(read(["a", "b"], never)):
+        expected = make(index)
+        np.testing.assert_array_equal(part.columns["pixels"], expected.columns["pixels"])
+        np.testing.assert_array_equal(part.columns["length"], expected.columns["length"])
+        assert part.errors == expected.errors
+        assert not part.columns["pixels"].flags.writeable
+
+
+def test_parts_open_with_the_datasets_library() -> None:
+    read(["a"])
+    data = Dataset.from_file(str(cache_folder() / "a.arrow"))
+    assert data[1]["pixels"] == list(range(6, 12))
+
+
+def test_an_interrupted_run_goes_on_where_it_was() -> None:
+    def interrupted(index: int) -> Part:
+        if index == 2:
+            raise KeyboardInterrupt
+        return make(index)
+
+    with pytest.raises(KeyboardInterrupt):
+        read(["a", "b", "c"], interrupted)
+    assert files() == ["a", "b"]
+    made = []
+    read(["a", "b", "c"], lambda index: made.append(index) or make(index))
+    assert made == [2]
+
+
+def test_what_is_refused_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(index: int, part: Part) -> None:
+        raise InputError("broken")
+
+    with pytest.raises(InputError, match="broken"):
+        read(["a"], check=refuse)
+    monkeypatch.setattr(module.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(InputError, match=r"data: cannot write .*a\.arrow: No space left on device; expected room"):
+        read(["a"])
+    assert [path.name for path in cache_folder().iterdir()] == ["lock"]
+
+
+def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "file")
+    with pytest.raises(InputError, match=r"data: cannot write .*HF_DATASETS_CACHE names it"):
+        read(["a"])
+
+
+def test_remains_of_a_killed_process_go_away_and_damaged_parts_are_made_again() -> None:
+    read(["a"])
+    (cache_folder() / "dead.tmp").write_text("half")
+    damaged = cache_folder() / "a.arrow"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    (part,) = read(["a"])
+    np.testing.assert_array_equal(part.columns["pixels"], make(0).columns["pixels"])
+    assert files("*.tmp") == []
+
+
+def _make_slowly(cache: Path, made: Path) -> None:
+    import datasets
+
+    datasets.config.HF_DATASETS_CACHE = cache
+
+    def slow(index: int) -> Part:
+        time.sleep(0.1)
+        (made / f"{index}-{os.getpid()}").touch()
+        return make(index)
+
+    read([f"part{index}" for index in range(5)], slow)
+
+
+def test_processes_at_the_same_time_make_every_part_once(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    made.mkdir()
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=_make_slowly, args=(tmp_path / "shared", made)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    assert sorted(path.name.partition("-")[0] for path in made.iterdir()) == ["0", "1", "2", "3", "4"]
+
+
+def test_rows_are_gathered_across_parts() -> None:
+    whole = torch.arange(60, dtype=torch.uint8).reshape(10, 3, 2)
+    rows = torch.tensor([9, 0, 4, 4, 3, 7])
+    for parts in ([whole], [whole[:4], whole[4:5], whole[5:]]):
+        stored = StoredRows(parts)
+        assert len(stored) == 10
+        assert torch.equal(stored.gather(rows, torch.device("cpu")), whole[rows])
+
+
+def private_bytes() -> int:
+    """Resident memory of this process that no file backs."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("RssAnon:")[2].split()[0])
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_100_000_images_need_no_more_memory_than_5_000() -> None:
+    shape, rows_of_part = (3, 32, 32), 5_000
+
+    def images(index: int) -> Part:
+        pixels = np.full((rows_of_part, *shape), index, dtype=np.uint8)
+        return Part({"pixels": pixels}, [""] * rows_of_part)
+
+    def used(parts: int) -> int:
+        """Private memory that `parts` parts take, gathered through once."""
+        before = private_bytes()
+        found = cached_parts(
+            [f"part{n}" for n in range(parts)], never, {"pixels": shape}, lambda *_: None, lambda _: None
+        )
+        stored = StoredRows([as_tensor(part.columns["pixels"]) for part in found])
+        for rows in torch.randperm(len(stored))[:20_000].split(1000):
+            stored.gather(rows, torch.device("cpu"))
+        return private_bytes() - before
+
+    cached_parts([f"part{n}" for n in range(20)], images, {"pixels": shape}, lambda *_: None, lambda _: None)
+    used(1)
+    # All pixels are 307 MB.
+    assert used(20) - used(1) < 20e6

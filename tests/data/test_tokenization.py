@@ -1,0 +1,112 @@
+"""Texts become the model's tokens, once; only responses are to be learnt."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from fedra_engine.config import DataConfig
+from fedra_engine.data.domain_data import DomainData
+from fedra_engine.data.prepare import prepare
+from fedra_engine.data.tokenization import token_rows, tokenization_for
+from fedra_engine.errors import InputError
+from tests.data.tokenizers import WORDS, save_decoder_tokenizer, save_encoder_tokenizer
+
+CPU = torch.device("cpu")
+MODEL = SimpleNamespace(model_type="bert", max_position_embeddings=32)
+
+
+def tokens(text: str) -> list[int]:
+    return [WORDS.index(word) for word in text.split()]
+
+
+def make_data(task: str, content: dict[str, list[str]]) -> DomainData:
+    count = len(next(iter(content.values())))
+    return DomainData(
+        task=task,
+        content=Dataset.from_dict(content),
+        domain_of=np.zeros(count, dtype=np.int64),
+        domains=["all"],
+        labels=np.arange(count) % 2,
+        classes=["x", "y"],
+        is_test=np.arange(count) == count - 1,
+    )
+
+
+def test_classified_texts_are_cut_and_filled_up_on_the_right(tmp_path: Path) -> None:
+    data = make_data("text_classification", {"text": ["a b c", "d", "e f g h i j", "a"]})
+    found = prepare(data, DataConfig(max_length=6), save_encoder_tokenizer(tmp_path / "model"), MODEL)
+    inputs, labels = found.train.batch(torch.tensor([1, 0]), CPU, torch.float32)
+    assert inputs["input_ids"].tolist() == [tokens("[CLS] d [SEP] [PAD] [PAD]"), tokens("[CLS] a b c [SEP]")]
+    assert inputs["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+    assert labels.tolist() == [1, 0]
+    longest = found.train.inputs(torch.tensor([2]), CPU, torch.float32)
+    assert longest["input_ids"].tolist() == [tokens("[CLS] e f g h [SEP]")]
+    assert found.test.labels.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response", "expected", "learnt"),
+    [
+        ("a b", "c d", "<s> a b c d </s>", "c d </s>"),
+        ("", "c d", "<s> c d </s>", "c d </s>"),
+        # Too long: the response keeps what the prompt leaves, and the prompt at least half.
+        ("a b", "c d e f g h", "<s> a b c d e f g", "c d e f g"),
+        ("a b c d e f g h", "x y", "d e f g h x y </s>", "x y </s>"),
+        ("a b c d e f g h", "t u v w x y", "e f g h t u v w", "t u v w"),
+    ],
+)
+def test_only_the_response_is_learnt(tmp_path: Path, prompt: str, response: str, expected: str, learnt: str) -> None:
+    data = make_data("causal_lm", {"prompt": [prompt, "a", "a"], "response": [response, "b", "b"]})
+    found = prepare(data, DataConfig(max_length=8), save_decoder_tokenizer(tmp_path / "model"), MODEL)
+    inputs, labels = found.train.batch(torch.tensor([0]), CPU, torch.float32)
+    assert inputs["input_ids"].tolist() == [tokens(expected)]
+    assert [label for label in labels[0].tolist() if label != -100] == tokens(learnt)
+    assert labels[0, labels[0] != -100].tolist() == inputs["input_ids"][0, labels[0] != -100].tolist()
+    both, padded = found.train.batch(torch.tensor([0, 1]), CPU, torch.float32)
+    assert both["attention_mask"][1].tolist() == [1] * 4 + [0] * (padded.shape[1] - 4)
+    assert padded[1].tolist() == [-100, -100, *tokens("b </s>")] + [-100] * (padded.shape[1] - 4)
+    assert torch.equal(found.train.labels[:, : padded.shape[1]], padded)
+    assert (found.train.labels[:, padded.shape[1] :] == -100).all()
+
+
+def test_texts_are_tokenized_once_until_text_or_tokenizer_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def rows(texts: list[str], folder: str = "a", max_length: int = 6) -> None:
+        tokenization = tokenization_for(str(tmp_path / folder), MODEL, max_length)
+        monkeypatch.setattr(
+            type(tokenization.tokenizer), "__call__", lambda *a, **k: calls.append(1) or call(*a, **k), raising=True
+        )
+        token_rows(make_data("text_classification", {"text": texts}), tokenization)
+
+    save_encoder_tokenizer(tmp_path / "a")
+    save_decoder_tokenizer(tmp_path / "b")
+    call = type(tokenization_for(str(tmp_path / "a"), MODEL).tokenizer).__call__
+    for count, arguments in enumerate([(["a"],), (["b"],), (["b"], "b"), (["b"], "b", 5)], start=1):
+        rows(*arguments)
+        rows(*arguments)
+        assert len(calls) == count
+
+
+def test_the_model_and_its_tokenizer_limit_the_length(tmp_path: Path) -> None:
+    path = save_encoder_tokenizer(tmp_path / "model", max_length=20)
+    assert tokenization_for(path, MODEL).max_length == 20
+    assert tokenization_for(path, MODEL, 7).max_length == 7
+    assert tokenization_for(path, SimpleNamespace(model_type="bert", max_position_embeddings=16)).max_length == 16
+    roberta = SimpleNamespace(model_type="roberta", max_position_embeddings=18, pad_token_id=1)
+    assert tokenization_for(path, roberta).max_length == 16
+    with pytest.raises(InputError, match=r"data\.max_length: found 21, expected at most the model's 20 tokens"):
+        tokenization_for(path, MODEL, 21)
+    unlimited = save_encoder_tokenizer(tmp_path / "unlimited", max_length=10**30)
+    assert tokenization_for(unlimited, SimpleNamespace(model_type="llama")).max_length == 512
+
+
+def test_a_model_without_a_tokenizer_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"model\.path: found no tokenizer beside '.*empty': .*; expected one"):
+        tokenization_for(str(tmp_path / "empty"), MODEL)

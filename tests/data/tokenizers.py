@@ -1,0 +1,39 @@
+"""A tokenizer of a few words, saved as models have theirs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<s>", "</s>", *"abcdefghijklmnopqrstuvwxyz"]
+
+
+def save_encoder_tokenizer(folder: Path, max_length: int = 64) -> str:
+    """Letters are words, between [CLS] and [SEP]. Returns the folder."""
+    tokenizer = _letters()
+    start, end = (WORDS.index(name) for name in ("[CLS]", "[SEP]"))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", start), ("[SEP]", end)]
+    )
+    return _save(tokenizer, folder, max_length, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]")
+
+
+def save_decoder_tokenizer(folder: Path, max_length: int = 64) -> str:
+    """Letters are words; a start and an end token, and none to fill up with. Returns the folder."""
+    return _save(_letters(), folder, max_length, bos_token="<s>", eos_token="</s>")
+
+
+def _letters() -> Tokenizer:
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return tokenizer
+
+
+def _save(tokenizer: Tokenizer, folder: Path, max_length: int, **special: str) -> str:
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="[UNK]", model_max_length=max_length, **special
+    )
+    fast.save_pretrained(folder)
+    return str(folder)

@@ -1,0 +1,52 @@
+"""Batches on a GPU: the values of the CPU, and no copy that the host waits for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fedra_engine.data import stored_rows
+from fedra_engine.data.samples import Preprocessing, Samples, SampleStore
+from fedra_engine.data.stored_rows import StoredRows
+from fedra_engine.data.token_samples import TokenSamples
+from fedra_engine.data.tokenization import TokenRows
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+COUNT = 50
+
+
+def make_images() -> SampleStore:
+    pixels = torch.randint(0, 256, (COUNT, 3, 8, 8), dtype=torch.uint8)
+    labels = torch.randint(0, 5, (COUNT,))
+    preprocessing = Preprocessing(8, 3, (0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
+    return SampleStore(StoredRows([pixels[:20], pixels[20:]]), labels, torch.zeros(COUNT).long(), preprocessing)
+
+
+def make_texts(*, learnt: bool) -> TokenSamples:
+    lengths = torch.randint(2, 16, (COUNT,))
+    rows = TokenRows(StoredRows([torch.randint(0, 99, (COUNT, 16), dtype=torch.int32)]), lengths, lengths // 2)
+    labels = None if learnt else torch.randint(0, 5, (COUNT,))
+    return TokenSamples(rows, torch.zeros(COUNT).long(), torch.arange(COUNT), labels)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("kind", ["images", "texts", "causal_lm"])
+def test_batches_are_those_of_the_cpu_and_nothing_waits(
+    monkeypatch: pytest.MonkeyPatch, resident: bool, kind: str
+) -> None:
+    if not resident:
+        monkeypatch.setattr(stored_rows, "RESIDENT_SHARE", 0.0)
+    samples: Samples = make_images() if kind == "images" else make_texts(learnt=kind == "causal_lm")
+    rows = torch.tensor([49, 0, 20, 20, 7])
+    # What stays on the device is copied there first.
+    samples.batch(rows, GPU, torch.float32)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = samples.batch(rows, GPU, torch.float32)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    expected = samples.batch(rows, CPU, torch.float32)
+    assert found.inputs.keys() == expected.inputs.keys()
+    for name, tensor in expected.inputs.items():
+        torch.testing.assert_close(found.inputs[name].cpu(), tensor)
+    assert torch.equal(found.labels.cpu(), expected.labels)

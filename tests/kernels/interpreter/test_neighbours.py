@@ -1,0 +1,25 @@
+"""A client's result is the same bit for bit, whichever clients share the launch, for every op."""
+
+import pytest
+import torch
+
+from fedra_engine.benchmarks import gpu_ops
+
+# Groups end inside tiles of 16 and 32 rows, and the client's own fill several.
+SIZES = (13, 70, 0, 40)
+CLIENT = 1
+
+
+ADAPTED = ("lora_linear", "gather_norm", "gelu", "swiglu")
+CASES = [(op, 8, None) for op in gpu_ops.OPS]
+CASES += [(op, *case) for op in gpu_ops.OPS if op.startswith(ADAPTED) for case in ((8, 0.3), (40, None), (40, 0.3))]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("op", "rank", "dropout"), CASES)
+def test_a_clients_result_does_not_depend_on_the_others(op, rank, dropout, dtype):
+    options = {"widths": gpu_ops.Widths(inputs=48, outputs=40, rank=rank, classes=20), "dropout": dropout}
+    alone = gpu_ops.run_op(op, SIZES, [CLIENT], torch.device("cpu"), dtype, **options)
+    together = gpu_ops.run_op(op, SIZES, range(len(SIZES)), torch.device("cpu"), dtype, **options)
+    for name, values in alone.items():
+        assert torch.equal(gpu_ops.part_of(together[name], SIZES, CLIENT), values), name

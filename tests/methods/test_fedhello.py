@@ -1,0 +1,58 @@
+"""Which blocks Fed-HeLLo lets clients train."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fedra_engine.config import FedHelloConfig
+from fedra_engine.methods.fedhello import chances, pattern, weighted_allocation
+from tests.methods.rounds import CAPACITIES, DEPTH, EVERYBODY, initial_state, method, random_updates, run_round
+
+
+@pytest.mark.parametrize("selection", ["random", "first", "last", "bottleneck", "spread", "fisher"])
+def test_everybody_runs_all_blocks_and_trains_as_many_as_its_capacity(selection: str) -> None:
+    assignment = method("fedhello", fedhello=FedHelloConfig(selection=selection)).assign(EVERYBODY, 0)
+    assert assignment.held.all()
+    np.testing.assert_array_equal(assignment.trained.sum(axis=1), CAPACITIES)
+
+
+def test_patterns() -> None:
+    found = {name: np.flatnonzero(pattern(name, 3, 6)).tolist() for name in ("first", "last", "bottleneck", "spread")}
+    assert found == {"first": [0, 1, 2], "last": [3, 4, 5], "bottleneck": [0, 1, 5], "spread": [0, 2, 5]}
+
+
+@pytest.mark.parametrize("depth", [6, 12])
+@pytest.mark.parametrize("name", ["first", "last", "bottleneck", "spread"])
+def test_patterns_have_as_many_blocks_as_asked(name: str, depth: int) -> None:
+    assert [pattern(name, count, depth).sum() for count in range(1, depth + 1)] == list(range(1, depth + 1))
+
+
+def test_blocks_are_drawn_in_proportion_to_their_chances() -> None:
+    p = np.array([0.1, 0.2, 0.3, 0.4])
+    first = weighted_allocation(np.ones(40_000, dtype=np.int64), p, np.random.default_rng(0)).mean(axis=0)
+    np.testing.assert_allclose(first, p, atol=0.01)
+    # Two draws without replacement: p_i + Σ_j p_j p_i / (1 − p_j).
+    both = weighted_allocation(np.full(40_000, 2), p, np.random.default_rng(1)).mean(axis=0)
+    expected = [p[i] + sum(p[j] * p[i] / (1 - p[j]) for j in range(4) if j != i) for i in range(4)]
+    np.testing.assert_allclose(both, expected, atol=0.01)
+
+
+def test_chances_follow_the_scores_in_three_steps() -> None:
+    found = chances(np.array([1.0, 5.0, 9.0, 9.1, 5.1, 1.1]))
+    np.testing.assert_allclose(found, np.array([1, 2, 3, 3, 2, 1]) / 12)
+    np.testing.assert_allclose(chances(np.zeros(4)), np.full(4, 0.25))
+
+
+def test_fisher_information_changes_the_chances_when_it_is_due_and_they_survive_a_restart() -> None:
+    made = method("fedhello", fedhello=FedHelloConfig(fisher_every=2))
+    state = initial_state(made)
+    drawn = []
+    for round in range(2):
+        drawn.append(made.tensors()["chances"].numpy().copy())
+        state = run_round(made, state, random_updates(made, round), round)
+    np.testing.assert_allclose(drawn, np.full((2, DEPTH), 1 / DEPTH))
+    np.testing.assert_allclose(made.tensors()["chances"], np.array([1, 2, 3, 3, 2, 1]) / 12)
+    restored = method("fedhello")
+    restored.restore(made.tensors())
+    np.testing.assert_array_equal(restored.assign(EVERYBODY, 2).trained, made.assign(EVERYBODY, 2).trained)

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from fedra_engine.config import LoraConfig, ModelConfig
+from fedra_engine.errors import InputError
+from fedra_engine.models import loading
+from fedra_engine.models.foundation import make_foundation
+from fedra_engine.models.loading import load_pretrained
+from fedra_engine.models.pooling import PooledClassifier
+from tests.tiny import CLASSES, CLASSIFIERS, TARGETS, make_model, make_samples
+
+CPU = torch.device("cpu")
+POOLED = ["dinov3", "clip_vision"]
+OWN_CLASSIFIER = [family for family in CLASSIFIERS if family not in (*POOLED, "timm_vit", "timm_mixer")]
+
+
+def saved(folder: Path, family: str) -> ModelConfig:
+    """The family's model, or what a pooled one pools, as a directory."""
+    model = make_model(family)
+    (model.backbone if isinstance(model, PooledClassifier) else model).save_pretrained(folder)
+    return ModelConfig(path=str(folder))
+
+
+@pytest.mark.parametrize("family", OWN_CLASSIFIER)
+def test_a_classifier_loads_with_its_own_head_in_the_asked_precision(tmp_path: Path, family: str) -> None:
+    model = make_model(family).to(torch.float16)
+    model.save_pretrained(tmp_path)
+    loaded = load_pretrained(ModelConfig(path=str(tmp_path)), classes=CLASSES)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    expected = dict(model.named_parameters())
+    assert expected.keys() == dict(loaded.named_parameters()).keys()
+    for name, parameter in loaded.named_parameters():
+        assert torch.equal(parameter, expected[name].float()), name
+
+
+@pytest.mark.parametrize("family", POOLED)
+def test_a_model_without_classification_layers_gets_a_linear_on_its_pooled_output(tmp_path: Path, family: str) -> None:
+    config = saved(tmp_path, family)
+    loaded = load_pretrained(config, classes=CLASSES).eval()
+    inputs = make_samples(family, 3).inputs(torch.arange(3), CPU, torch.float32)
+    with torch.no_grad():
+        pooled = AutoModel.from_pretrained(tmp_path).eval()(**inputs).pooler_output
+        torch.testing.assert_close(loaded(**inputs).logits, loaded.classifier(pooled))
+    assert make_foundation(loaded, LoraConfig(target_modules=TARGETS[family]), classes=CLASSES).depth == 4
+
+
+@pytest.mark.parametrize(("family", "pooling"), [("bert", "mean"), ("roberta", "mean"), ("modernbert", "mean")])
+def test_classification_layers_without_weights_give_way_to_a_pooling(
+    tmp_path: Path, family: str, pooling: str
+) -> None:
+    # What pretraining leaves: no pooler, no dense layer before the classifier.
+    base = make_model(family).base_model
+    base.pooler = None
+    base.save_pretrained(tmp_path)
+    loaded = load_pretrained(ModelConfig(path=str(tmp_path)), classes=CLASSES)
+    assert isinstance(loaded, PooledClassifier)
+    assert loaded.pooling == pooling
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "vit"])
+def test_a_base_model_gets_a_new_last_layer_only(tmp_path: Path, family: str) -> None:
+    make_model(family).base_model.save_pretrained(tmp_path)
+    loaded = load_pretrained(ModelConfig(path=str(tmp_path)), classes=CLASSES)
+    assert not isinstance(loaded, PooledClassifier)
+
+
+@pytest.mark.parametrize("family", ["gpt2_lm", "llama_lm", "qwen3_lm"])
+def test_a_causal_language_model_loads_with_its_output_layer(tmp_path: Path, family: str) -> None:
+    config = saved(tmp_path, family)
+    foundation = make_foundation(
+        load_pretrained(config, classes=None), LoraConfig(target_modules=TARGETS[family]), classes=None
+    )
+    expected = AutoModelForCausalLM.from_pretrained(tmp_path).get_output_embeddings().weight
+    assert torch.equal(foundation.head.weight, expected)
+    assert foundation.initial_heads().shape == (1, 0)
+
+
+def test_poolings_read_what_they_say_whichever_side_is_padded(tmp_path: Path) -> None:
+    saved(tmp_path, "llama")
+    ids = torch.tensor([[5, 6, 7, 0, 0], [0, 8, 9, 10, 11]])
+    inputs = {"input_ids": ids, "attention_mask": (ids != 0).long()}
+    with torch.no_grad():
+        states = AutoModel.from_pretrained(tmp_path).eval()(**inputs).last_hidden_state
+        expected = {
+            "first": states[:, 0],
+            "mean": torch.stack([states[0, :3].mean(0), states[1, 1:].mean(0)]),
+            "last": torch.stack([states[0, 2], states[1, 4]]),
+        }
+        for pooling, pooled in expected.items():
+            loaded = load_pretrained(ModelConfig(path=str(tmp_path), pooling=pooling), classes=CLASSES).eval()
+            torch.testing.assert_close(loaded(**inputs).logits, loaded.classifier(pooled))
+
+
+def test_a_pooling_that_the_model_does_not_give_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path, "llama")
+    loaded = load_pretrained(ModelConfig(path=str(tmp_path), pooling="pooler"), classes=CLASSES)
+    with pytest.raises(InputError, match=r"model\.pooling: found pooler with a LlamaModel, which gives no pooler_output"):
+        loaded(**make_samples("llama", 2).inputs(torch.arange(2), CPU, torch.float32))
+
+
+def test_a_pooler_without_weights_is_refused(tmp_path: Path) -> None:
+    base = make_model("bert").base_model
+    base.pooler = None
+    base.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"model\.pooling: found pooler, but no weights of pooler\.dense"):
+        load_pretrained(ModelConfig(path=str(tmp_path), pooling="pooler"), classes=CLASSES)
+
+
+def test_texts_are_padded_with_the_end_token_where_the_model_names_no_padding(tmp_path: Path) -> None:
+    config = saved(tmp_path, "gpt2")
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"pad_token_id": None, "eos_token_id": 2}))
+    assert load_pretrained(config, classes=CLASSES).config.pad_token_id == 2
+
+
+def test_a_classifier_for_other_classes_is_replaced_and_the_same_every_time(tmp_path: Path) -> None:
+    config = saved(tmp_path, "vit")
+    first, second = (load_pretrained(config, classes=CLASSES + 2) for _ in range(2))
+    assert first.classifier.out_features == CLASSES + 2
+    assert torch.equal(first.classifier.weight, second.classifier.weight)
+
+
+def test_weights_that_do_not_fit_the_frozen_part_are_refused(tmp_path: Path) -> None:
+    config = saved(tmp_path, "vit")
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"intermediate_size": 48}))
+    with pytest.raises(InputError, match=r"model\.path: found no fitting weights .* such as vit\."):
+        load_pretrained(config, classes=CLASSES)
+
+
+def test_a_truncated_weight_file_is_refused(tmp_path: Path) -> None:
+    config = saved(tmp_path, "vit")
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(InputError, match=r"model\.path: cannot load"):
+        load_pretrained(config, classes=CLASSES)
+
+
+def test_a_missing_model_folder_is_named() -> None:
+    with pytest.raises(InputError, match=r"model\.path: found no folder './nowhere'"):
+        load_pretrained(ModelConfig(path="./nowhere"), classes=CLASSES)
+
+
+def test_a_model_for_another_task_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"model\.path: found a vit model, expected a causal language model"):
+        load_pretrained(saved(tmp_path, "vit"), classes=None)
+
+
+def test_a_timm_model_without_timm_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_tiny_patch16_224", "num_classes": 10}))
+
+    def missing(path: str) -> None:
+        raise ImportError("TimmWrapperConfig requires the timm library")
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", missing)
+    monkeypatch.setattr(loading, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"model\.path: found a timm model .* but not the package timm"):
+        load_pretrained(ModelConfig(path=str(tmp_path)), classes=CLASSES)
+
