@@ -19,7 +19,9 @@ _PREFIX = "base_model.model"
 def save_adapter(folder: Path, foundation: Foundation, config: ExperimentConfig, state: GlobalState) -> None:
     """Write `adapter_config.json` and `adapter_model.safetensors` (adapters of all blocks, and the head if trained).
 
-    The head of a `PooledClassifier` goes into `head.safetensors`: the pretrained model has no place for it.
+    What the pretrained model has no place for gets files of its own: the head of a `PooledClassifier`
+    (`head.safetensors`), the classifiers of early exits (`exits.safetensors`), and weights of the model that a method
+    has rewritten (`base_weights.safetensors`, under their names in the model).
     """
     layout = foundation.adapter_layout
     # The model to adapt is the one at `model.path`, without what this package puts around it.
@@ -38,6 +40,20 @@ def save_adapter(folder: Path, foundation: Foundation, config: ExperimentConfig,
         head = {}
     tensors |= {f"{_PREFIX}.{foundation.head_path}.{name}": tensor for name, tensor in head.items()}
     save_file(tensors, folder / "adapter_model.safetensors")
+    if len(state.heads) > 1:
+        early = head_tensors(
+            range(len(state.heads) - 1), state.heads[:-1], foundation.head_layout, exits=len(state.heads)
+        )
+        save_file({name: tensor.cpu() for name, tensor in early.items()}, folder / "exits.safetensors")
+    if state.base:
+        base = {
+            f"{block_path}.{block}.{target.path}.weight": (weight.T if foundation.stores_input_first else weight)
+            .contiguous()
+            .cpu()
+            for target, weights in zip(layout.targets, state.base, strict=True)
+            for block, weight in enumerate(weights)
+        }
+        save_file(base, folder / "base_weights.safetensors")
     PeftLoraConfig(
         base_model_name_or_path=resolve_model_path(config.model.path),
         r=config.lora.rank,
@@ -45,9 +61,7 @@ def save_adapter(folder: Path, foundation: Foundation, config: ExperimentConfig,
         lora_dropout=config.lora.dropout,
         fan_in_fan_out=foundation.stores_input_first,
         target_modules=[
-            f"{block_path}.{block}.{target.path}"
-            for block in range(foundation.depth)
-            for target in layout.targets
+            f"{block_path}.{block}.{target.path}" for block in range(foundation.depth) for target in layout.targets
         ],
         modules_to_save=[foundation.head_path] if head else None,
         inference_mode=True,

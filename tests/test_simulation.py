@@ -61,14 +61,19 @@ def test_the_sequential_executor_gives_the_same_run(tmp_path: Path) -> None:
         torch.testing.assert_close(final_state(sweep)[name], tensor, rtol=1e-9, atol=1e-12)
 
 
-def test_the_saved_adapter_loads_with_peft_and_scores_what_the_summary_says(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["fedra", "flora", "fedexlora"])
+def test_the_saved_adapter_loads_with_peft_and_scores_what_the_summary_says(tmp_path: Path, method: str) -> None:
     from fedra_engine.data.preprocessing import preprocess, preprocessing_for
     from fedra_engine.data.sources import load_source
 
-    run = run_experiment(tmp_path, rounds=3, training={"lr": 0.1})
+    run = run_experiment(tmp_path, rounds=3, training={"lr": 0.1}, method={"name": method})
     config = small_config(tmp_path)
     settings = json.loads((run / "adapters" / "adapter_config.json").read_text())
     base = AutoModelForImageClassification.from_pretrained(settings["base_model_name_or_path"])
+    rewritten = run / "adapters" / "base_weights.safetensors"
+    assert rewritten.exists() == (method != "fedra")
+    if rewritten.exists():
+        assert not base.load_state_dict(load_file(rewritten), strict=False).unexpected_keys
     model = PeftModel.from_pretrained(base, str(run / "adapters")).eval()
     test = preprocess(
         load_source(config.data, 0).test, preprocessing_for(settings["base_model_name_or_path"], base.config)
