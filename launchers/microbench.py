@@ -1,4 +1,4 @@
-"""Measures the engine: `python launchers/microbench.py executors`, and its kernels: `… kernels`.
+"""Measures the engine: `python launchers/microbench.py executors`, its methods: `… methods`, its kernels: `… kernels`.
 
 Prints CPU-seconds, which a busy machine disturbs less than wall-clock time, and ratios from the same run. On a
 machine with a GPU, `kernels` prints the GPU's seconds.
@@ -29,6 +29,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     executors.add_argument("--repeats", type=int, default=3, help="counted rounds of each executor (default 3)")
     executors.add_argument("--output_dir", type=Path, help="folder for executors.csv; none is written if not given")
     executors.set_defaults(run=_run_executors)
+    methods = commands.add_parser("methods", help="a round of every method against FedRA's, on one CPU thread")
+    methods.add_argument("--repeats", type=int, default=5, help="counted rounds of each method (default 5)")
+    methods.set_defaults(run=_run_methods)
     kernels = commands.add_parser("kernels", help="every op against its baselines and its counted work")
     kernels.add_argument("--seconds", type=float, default=0.2, help="time spent on each provider (default 0.2)")
     kernels.add_argument("--output_dir", type=Path, help="folder for kernels.csv and kernels.png; none if not given")
@@ -66,6 +69,18 @@ def _run_executors(options: argparse.Namespace) -> None:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
+
+
+def _run_methods(options: argparse.Namespace) -> None:
+    import torch
+
+    from fedra_engine.benchmarks.methods import measure_methods
+    from fedra_engine.config import ExperimentConfig
+    from fedra_engine.methods.registry import METHODS
+
+    torch.set_num_threads(1)
+    rows = measure_methods(ExperimentConfig(), list(METHODS), options.repeats)
+    _print_table("one round of the embedded default, all clients at full depth, one thread", rows)
 
 
 def _run_kernels(options: argparse.Namespace) -> None:

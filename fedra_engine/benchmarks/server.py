@@ -13,8 +13,8 @@ import torch
 from fedra_engine.benchmarks.executors import run_round
 from fedra_engine.benchmarks.settings import Setting, tiny_vit
 from fedra_engine.config import ClientsConfig, MethodConfig, TrainingConfig
-from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.execution.fisher import FisherInformation
+from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.execution.work import LocalWork
 from fedra_engine.federation.clients import Clients
 from fedra_engine.federation.sampling import sample_participants

@@ -24,7 +24,7 @@ from fedra_engine.models.adapters import initial_adapters
 from fedra_engine.models.foundation import Foundation, make_foundation
 from fedra_engine.models.state import GlobalState
 
-_CPU = torch.device("cpu")
+CPU = torch.device("cpu")
 _CAPACITIES = np.array([12, 10, 8, 6, 4, 3])
 _CLASSES = 10
 
@@ -77,7 +77,7 @@ def tiny_vit() -> Setting:
 
 def single_samples(config: ExperimentConfig) -> Setting:
     """256 clients with one step of one sample each, on the embedded model."""
-    experiment = build_experiment(config, _CPU)
+    experiment = build_experiment(config, CPU)
     lora = replace(config.lora, dropout=0.0)
     pixels = _pixels(experiment.foundation.model.config, 256)
     return _synthetic("embedded model, 256 clients × 1 × 1", experiment.foundation, lora, pixels, 256, 1, lanes=128)
@@ -85,7 +85,7 @@ def single_samples(config: ExperimentConfig) -> Setting:
 
 def embedded_default(config: ExperimentConfig) -> Setting:
     """The first round of the embedded default, as configured."""
-    experiment = build_experiment(config, _CPU)
+    experiment = build_experiment(config, CPU)
     participants = sample_participants(config.clients, experiment.clients, seed=config.seed, round=0)
     foundation = experiment.foundation
     return Setting(
@@ -145,4 +145,4 @@ def _pixels(shape: Any, count: int) -> Tensor:
 
 
 def _sweep_model(foundation: Foundation, samples: Samples) -> SweepModel:
-    return SweepModel(foundation, lambda n: samples.inputs(torch.zeros(n, dtype=torch.int64), _CPU, foundation.dtype))
+    return SweepModel(foundation, lambda n: samples.inputs(torch.zeros(n, dtype=torch.int64), CPU, foundation.dtype))

@@ -9,8 +9,6 @@ public re-implementations, the paper leaves them open.
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 import torch
 from torch import Tensor
 
@@ -31,45 +29,68 @@ class LoRAFair(ProductMethod):
         held = torch.nonzero(aggregator.held_blocks())[:, 0]
         products = [product[held] for product in aggregator.mean_products()]
         slots = mean.adapters[held].to(products[0])
-        by_outputs: defaultdict[int, list[int]] = defaultdict(list)
-        for target, shape in enumerate(layout.targets):
-            by_outputs[shape.out_features].append(target)
-        for targets in by_outputs.values():
-            a = [layout.lora_a(slots, target) for target in targets]
-            cross = torch.stack([p @ f.transpose(1, 2) for p, f in zip((products[t] for t in targets), a, strict=True)])
-            gram = torch.stack([factor @ factor.transpose(1, 2) for factor in a])
-            norms = torch.stack([products[target].flatten(1).norm(dim=1) for target in targets])
-            b = torch.stack([layout.lora_b(slots, target) for target in targets])
-            corrected = correct(b, cross, gram, norms, weight=options.weight, steps=options.steps, lr=options.lr)
-            for target, factor in zip(targets, corrected, strict=True):
-                layout.lora_b(slots, target).copy_(factor)
+        problems = [
+            Discrepancy.of(product, layout.lora_b(slots, target), layout.lora_a(slots, target))
+            for target, product in enumerate(products)
+        ]
+        # All weights have problems of one shape, whatever their own.
+        parts = zip(*((p.gram_basis, p.gram_a, p.norm) for p in problems), strict=True)
+        solved = descend(
+            *(torch.stack(part) for part in parts), weight=options.weight, steps=options.steps, lr=options.lr
+        )
+        for target, (problem, coefficients) in enumerate(zip(problems, solved, strict=True)):
+            layout.lora_b(slots, target).copy_(problem.basis @ coefficients)
         mean.adapters[held] = slots.to(mean.adapters)
         return mean
 
 
-def correct(b: Tensor, cross: Tensor, gram: Tensor, norms: Tensor, *, weight: float, steps: int, lr: float) -> Tensor:
-    """B̄ + ΔB after `steps` of gradient descent on 1 − cos(ΔW, (B̄ + ΔB) Ā) + weight ‖ΔB‖².
+@dataclass(frozen=True)
+class Discrepancy:
+    """The objective for one weight of every block, in coordinates.
+
+    The gradient with respect to P = B̄ + ΔB is a combination of P Ā Āᵀ, C = ΔW Āᵀ and P − B̄. So P stays in the span of
+    the columns of B̄ and C: P = [B̄ C] Z with Z [2 · rank, rank], and nothing as large as the weight is touched.
+
+    Attributes:
+        basis: [B̄ C], [blocks, out, 2 · rank].
+        gram_basis: [B̄ C]ᵀ [B̄ C], [blocks, 2 · rank, 2 · rank].
+        gram_a: Ā Āᵀ, [blocks, rank, rank].
+        norm: ‖ΔW‖_F, [blocks].
+    """
+
+    basis: Tensor
+    gram_basis: Tensor
+    gram_a: Tensor
+    norm: Tensor
+
+    @classmethod
+    def of(cls, product: Tensor, b: Tensor, a: Tensor) -> Discrepancy:
+        """From ΔW [blocks, out, in], B̄ [blocks, out, rank] and Ā [blocks, rank, in]."""
+        basis = torch.cat([b, product @ a.transpose(1, 2)], dim=2)
+        return cls(basis, basis.transpose(1, 2) @ basis, a @ a.transpose(1, 2), product.flatten(1).norm(dim=1))
+
+
+def descend(gram_basis: Tensor, gram_a: Tensor, norm: Tensor, *, weight: float, steps: int, lr: float) -> Tensor:
+    """Coordinates Z [..., 2 · rank, rank] after `steps` of gradient descent from ΔB = 0.
 
     Args:
-        b: B̄ [..., out, rank].
-        cross: ΔW Āᵀ [..., out, rank].
-        gram: Ā Āᵀ [..., rank, rank].
-        norms: ‖ΔW‖_F [...].
+        gram_basis, gram_a, norm: see `Discrepancy`.
         weight: λ.
         steps: gradient steps.
         lr: their size.
     """
-    corrected = b.clone()
+    rank = gram_a.shape[-1]
+    identity = torch.eye(2 * rank, dtype=norm.dtype, device=norm.device)
+    mean_b, cross = identity[:, :rank], identity[:, rank:]
+    z = mean_b.expand(*gram_a.shape[:-2], 2 * rank, rank)
     for _ in range(steps):
-        turned = corrected @ gram
-        # ‖P Ā‖_F and ⟨ΔW, P Ā⟩ without forming P Ā, for P = B̄ + ΔB.
-        length = (corrected * turned).sum((-2, -1)).clamp(min=0).sqrt()
-        product = norms * length
-        inner = (corrected * cross).sum((-2, -1))
+        turned = z @ gram_a
+        # ‖P Ā‖² and ⟨ΔW, P Ā⟩.
+        square = ((gram_basis @ z) * turned).sum((-2, -1)).clamp(min=0)
+        inner = (gram_basis[..., rank:] * z).sum((-2, -1))
         # Without a product there is no direction to turn to.
-        defined = product > 0
-        scale = torch.where(defined, 1 / product, torch.zeros_like(product))
-        along = torch.where(defined, inner * scale / length.square(), torch.zeros_like(product))
-        gradient = along[..., None, None] * turned - scale[..., None, None] * cross
-        corrected = corrected - lr * (gradient + 2 * weight * (corrected - b))
-    return corrected
+        defined = (square > 0) & (norm > 0)
+        scale = torch.where(defined, 1 / (norm * square.sqrt()), 0)
+        along = torch.where(defined, inner * scale / square, 0)
+        z = z - lr * (along[..., None, None] * turned - scale[..., None, None] * cross + 2 * weight * (z - mean_b))
+    return z

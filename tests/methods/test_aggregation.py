@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fedra_engine.config import DepthFLConfig, HetLoraConfig, InclusiveFLConfig, LoraFairConfig
-from fedra_engine.methods.lorafair import correct
+from fedra_engine.methods.lorafair import Discrepancy, descend
 from fedra_engine.models.state import GlobalState
 from tests.methods.rounds import (
     CAPACITIES,
@@ -328,5 +328,6 @@ def test_lorafair_comes_nearer_to_the_mean_product() -> None:
 
 def test_lorafair_leaves_a_zero_product_alone() -> None:
     b, a = torch.zeros(2, 4, 3), torch.randn(2, 3, 5)
-    corrected = correct(b, torch.zeros(2, 4, 3), a @ a.transpose(1, 2), torch.zeros(2), weight=0.01, steps=5, lr=0.1)
-    assert torch.equal(corrected, b)
+    problem = Discrepancy.of(torch.zeros(2, 4, 5), b, a)
+    found = descend(problem.gram_basis, problem.gram_a, problem.norm, weight=0.01, steps=5, lr=0.1)
+    assert torch.equal(problem.basis @ found, b)
