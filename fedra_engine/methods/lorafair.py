@@ -9,6 +9,8 @@ public re-implementations, the paper leaves them open.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
