@@ -94,6 +94,9 @@ class ModelConfig:
         pooling: what of a sample's outputs the classifier reads: as the model's own classification layers have it
             (`auto`; see docs/models.md for models without), the model's own pooled output (`pooler`), the `first`
             token, the `mean` over tokens, or the `last` one.
+        head_init: where the classifier starts: as `loaded` (random where the model had none for these classes),
+            `zeros` (all classes equally likely), or `class_means` (the class with the nearest mean of the frozen
+            model's features, taken over equally many training samples of every class).
     """
 
     path: str = "digits_vit"
@@ -101,6 +104,7 @@ class ModelConfig:
     attention: Literal["sdpa", "eager"] = "sdpa"
     block_path: str | None = None
     pooling: Literal["auto", "pooler", "first", "mean", "last"] = "auto"
+    head_init: Literal["loaded", "zeros", "class_means"] = "loaded"
 
 
 @dataclass

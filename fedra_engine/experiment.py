@@ -24,6 +24,7 @@ from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.federation.clients import Clients, capacities_by_domain, ranks_by_domain
 from fedra_engine.federation.sampling import check_sampling
 from fedra_engine.federation.server_optimizer import ServerOptimizer
+from fedra_engine.head_init import initial_heads
 from fedra_engine.methods.base import Federation, Method
 from fedra_engine.methods.registry import make_method
 from fedra_engine.models.adapters import initial_adapters
@@ -79,7 +80,7 @@ def build_experiment(config: ExperimentConfig, device: torch.device) -> Experime
         )
     fisher = FisherInformation(foundation, sweep_model, train, scale=config.lora.scale, seed=config.seed)
     method = _make_method(config, foundation, clients, fisher)
-    state = method.initial_state(_initial_state(foundation, config.seed, device), foundation.base)
+    state = method.initial_state(_initial_state(config, foundation, sweep_model, train, device), foundation.base)
     return Experiment(
         domains=data.domains,
         train_data=prepared.data.train,
@@ -149,10 +150,13 @@ def _make_executor(
     return SweepExecutor(foundation, sweep_model, train, config.lora, lanes=config.execution.lanes)
 
 
-def _initial_state(foundation: Foundation, seed: int, device: torch.device) -> GlobalState:
+def _initial_state(
+    config: ExperimentConfig, foundation: Foundation, model: SweepModel, train: Samples, device: torch.device
+) -> GlobalState:
     dtype = foundation.adapter_dtype
-    adapters = initial_adapters(foundation.adapter_layout, foundation.depth, seed=seed, dtype=dtype)
-    return GlobalState(adapters.to(device), foundation.initial_heads())
+    adapters = initial_adapters(foundation.adapter_layout, foundation.depth, seed=config.seed, dtype=dtype)
+    heads = initial_heads(config.model, foundation, model, train, seed=config.seed)
+    return GlobalState(adapters.to(device), heads)
 
 
 def _examples(samples: Samples, device: torch.device, dtype: torch.dtype) -> Callable[[int], dict[str, Tensor]]:

@@ -14,12 +14,16 @@ from fedra_engine.reporting.run_folder import RunFolder, setting_digest
 from fedra_engine.validation import validate
 
 
+_SWITCH = ["true", "false"]
+
+
 @dataclass(frozen=True)
 class RunRequest:
-    """An experiment and the earlier run to go on with, if any."""
+    """An experiment, the earlier run to go on with, if any, and whether only to tell what it would be."""
 
     config: ExperimentConfig
     resumed: RunFolder | None
+    dry_run: bool = False
 
     @contextmanager
     def open_folder(self) -> Iterator[RunFolder]:
@@ -62,7 +66,7 @@ class RunRequest:
 
 
 def parse_request(arguments: Sequence[str], description: str) -> RunRequest:
-    """Read the options of `simulate`: those of the experiment's configuration, and `--resume`.
+    """Read the options of `simulate`: those of the experiment's configuration, `--resume` and `--dry_run`.
 
     Raises:
         InputError: the options cannot be used.
@@ -74,11 +78,17 @@ def parse_request(arguments: Sequence[str], description: str) -> RunRequest:
         default=argparse.SUPPRESS,
         help="Go on with the run in FOLDER and its own config.yaml; only a larger --rounds may be given too.",
     )
+    parser.add_argument(
+        "--dry_run",
+        choices=_SWITCH,
+        default=argparse.SUPPRESS,
+        help="Tell what would be trained, by whom, and what it would cost; train nothing.",
+    )
     resumed, rounds = _parse_resume(arguments)
     if resumed is None:
         config = parse_config(parser, ExperimentConfig, arguments)
         validate(config)
-        return RunRequest(config, None)
+        return RunRequest(config, None, dry_run=_parse_dry_run(arguments))
     before = parse_config(parser, ExperimentConfig, ["--config", str(resumed.config_file)])
     validate(before)
     if rounds is None:
@@ -91,6 +101,13 @@ def parse_request(arguments: Sequence[str], description: str) -> RunRequest:
             f"{config.training.lr_schedule} learning rate schedule depends on it"
         )
     return RunRequest(config, resumed)
+
+
+def _parse_dry_run(arguments: Sequence[str]) -> bool:
+    """The value of `--dry_run` among arguments that have been found to be right."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--dry_run", choices=_SWITCH, default="false")
+    return bool(parser.parse_known_args(arguments)[0].dry_run == "true")
 
 
 def _parse_resume(arguments: Sequence[str]) -> tuple[RunFolder | None, str | None]:

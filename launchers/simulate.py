@@ -13,15 +13,19 @@ from fedra_engine.run_request import parse_request
 
 
 def main() -> None:
-    """Run the experiment that the command line describes, or go on with one."""
+    """Run the experiment that the command line describes, or go on with one, or tell what it would be."""
     request = parse_request(sys.argv[1:], description="Federated LoRA tuning of a transformer foundation model.")
     quiet_libraries()
     # Importing these takes seconds; bad options are told before.
     from accelerate import Accelerator
 
+    from fedra_engine.probe import print_probe
     from fedra_engine.reporting.console import Reporter
     from fedra_engine.simulation import Simulation
 
+    if request.dry_run:
+        print_probe(request.config, Accelerator().device)
+        return
     with request.open_folder() as folder, Reporter(folder.log_file) as reporter:
         simulation = Simulation(request.config, folder, reporter, Accelerator())
         reporter.message(f"run folder: {folder.path}")

@@ -9,7 +9,9 @@ sub-model is counted, however the executor batches it. A sample costs, in each b
   gradient, both operands of P do;
 - in trained blocks, the gradients of the factors: 2·n·r·in for A and 2·n·r·out for B, if it trains them.
 
-Embedding, norms, activations, heads and optimizers are not counted. A multiplication with addition is two FLOPs.
+A multiplication with addition is two FLOPs. Embedding, norms, activations, heads and optimizers are not counted; that
+the input of the first trained block needs no gradient is not made use of. Methods whose assignment depends on what was
+trained before are counted as if they had the initial state in every round.
 """
 
 from __future__ import annotations

@@ -89,8 +89,20 @@ def prepare_source(data: DomainData, config: DataConfig, seed: int, *, split: bo
             data.domain_of, data.labels, data.domains, data.classes, config.test_fraction, seed
         )
         data = replace(data, is_test=is_test)
-    _check_domains(data, config, split)
+        _check_drawn(data, config.test_fraction)
+    check_domains(data)
     return data
+
+
+def check_domains(data: DomainData) -> None:
+    """Raise InputError unless every domain has training and test samples."""
+    for index, name in enumerate(data.domains):
+        is_test = data.is_test[data.domain_of == index]
+        for kind, present in (("training", not is_test.all()), ("test", is_test.any())):
+            if not present:
+                raise InputError(
+                    f"data.root: found no {kind} samples of domain {name!r}, expected some in every domain"
+                )
 
 
 def _keep_domains(data: DomainData, names: Sequence[str]) -> DomainData:
@@ -110,18 +122,15 @@ def _keep_classes(data: DomainData, count: int) -> DomainData:
     return replace(kept, classes=data.classes[:count])
 
 
-def _check_domains(data: DomainData, config: DataConfig, split: bool) -> None:
+def _check_drawn(data: DomainData, fraction: float) -> None:
+    """Say what to do about a domain whose classes are too small to share."""
     for index, name in enumerate(data.domains):
-        is_test = data.is_test[data.domain_of == index]
-        if len(is_test) == 0 or is_test.all():
-            raise InputError(f"data.root: found no training samples of domain {name!r}, expected some in every domain")
-        if not is_test.any():
-            if split:
-                raise InputError(
-                    f"data.test_fraction: found {config.test_fraction} but no test sample in domain {name!r}, whose "
-                    "classes have one sample each, expected a class of at least 2"
-                )
-            raise InputError(f"data.root: found no test samples of domain {name!r}, expected some in every domain")
+        of_domain = data.domain_of == index
+        if of_domain.any() and not data.is_test[of_domain].any():
+            raise InputError(
+                f"data.test_fraction: found {fraction} but no test sample in domain {name!r}, whose classes have one "
+                "sample each, expected a class of at least 2"
+            )
 
 
 def _select(values: NDArray | None, rows: NDArray[np.int64]) -> NDArray | None:

@@ -142,8 +142,8 @@ def _natural(config: DataConfig, train: DomainData) -> Partition:
     if sizes.min() < config.min_samples:
         smallest = str(names[sizes.argmin()])
         raise InputError(
-            f"data.min_samples: found {config.min_samples}, but client {smallest!r} has {sizes.min()} training samples; "
-            "expected at most as many"
+            f"data.min_samples: found {config.min_samples}, but client {smallest!r} has {sizes.min()} training "
+            "samples; expected at most as many"
         )
     return Partition(samples, _main_domains(samples, train), by_domain=False)
 

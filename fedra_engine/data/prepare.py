@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedra_engine.config import DataConfig
-from fedra_engine.data.domain_data import DomainData
+from fedra_engine.data.domain_data import DomainData, check_domains
 from fedra_engine.data.image_rows import image_rows
 from fedra_engine.data.preprocessing import preprocessing_for
 from fedra_engine.data.samples import Samples, SampleStore
@@ -40,7 +40,7 @@ def prepare(data: DomainData, config: DataConfig, model_path: str, model_config:
         model_config: the model's transformers configuration.
 
     Raises:
-        InputError: the model says too little of what it takes, or a sample cannot be read.
+        InputError: the model says too little of what it takes, or a sample cannot be read, or a domain has none left.
     """
     if data.task != "image_classification":
         tokens = token_rows(data, tokenization_for(model_path, model_config, config.max_length))
@@ -80,4 +80,6 @@ def _without(data: DomainData, errors: dict[int, str], readable: NDArray[np.int6
         return data
     paths = data.content.select(list(errors)).with_format("arrow")[:]["image"].combine_chunks().field("path")
     notes = [f"{path}: skipped, {reason}" for path, reason in zip(paths.to_pylist(), errors.values(), strict=True)]
-    return replace(data.select(readable), notes=[*data.notes, *notes])
+    rest = replace(data.select(readable), notes=[*data.notes, *notes])
+    check_domains(rest)
+    return rest

@@ -93,6 +93,8 @@ def load_split_lists(config: DataConfig, seed: int) -> DomainData:
             domain_of += [index] * len(kept)
             is_test += [split == "test"] * len(kept)
     labels = np.array([line.label for line in lines], dtype=np.int64)
+    if repeated := len(lines) - len({line.path for line in lines}):
+        notes.append(f"{folder}: {repeated} images are in several of the lists, and in several parts of the data")
     data = DomainData(
         task="image_classification",
         content=image_column([str(root / line.path) for line in lines]),

@@ -59,6 +59,7 @@ def swiglu(
 
     gate and up have one shape and dtype; y is differentiable in both.
     """
+    check_float("gate", gate)
     check_shape("up", up, gate.shape)
     check_like("up", up, "gate", gate)
     return _activation("swiglu", gate, up, lora_a, groups, dropout)

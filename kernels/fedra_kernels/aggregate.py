@@ -7,7 +7,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import check_bank, check_device, check_dtype, check_float, check_index, check_like, check_shape
+from .checks import (
+    FLOAT_DTYPES,
+    check_bank,
+    check_device,
+    check_dtype,
+    check_float,
+    check_index,
+    check_like,
+    check_shape,
+)
 from .dispatch import launch, register, use_triton
 from .groups import bank_rows, slot_chunks
 
@@ -38,9 +47,7 @@ def aggregate(
     Raises:
         ValueError: a shape, dtype, device, slot or block does not fit.
     """
-    check_shape("numerator", numerator, (None, None))
-    check_dtype("numerator", numerator, (torch.float32, torch.float64))
-    check_shape("denominator", denominator, (numerator.shape[0],))
+    _check_sums(numerator, denominator)
     check_shape("values", values, (None, numerator.shape[1]))
     check_float("values", values)
     check_device("values", values, "numerator", numerator)
@@ -50,8 +57,7 @@ def aggregate(
     check_index("blocks", blocks, "numerator", numerator)
     for name, table in (("blocks", blocks), ("weights", weights)):
         check_shape(name, table, slots.shape)
-    for name, tensor in (("denominator", denominator), ("weights", weights)):
-        check_like(name, tensor, "numerator", numerator)
+    check_like("weights", weights, "numerator", numerator)
     if use_triton(values):
         # Compressed rows: the stable sort keeps the given order inside a block.
         sorted_blocks, order = torch.sort(blocks, stable=True)
@@ -67,13 +73,25 @@ def aggregate(
 
 
 def finish_aggregate(numerator: Tensor, denominator: Tensor, previous: Tensor) -> Tensor:
-    """numerator / denominator, and `previous` where the denominator is 0: [blocks, P], dtype of previous."""
-    check_shape("numerator", numerator, (None, None))
-    check_shape("denominator", denominator, (numerator.shape[0],))
+    """numerator / denominator, and `previous` where the denominator is 0: [blocks, P], dtype of previous.
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit.
+    """
+    _check_sums(numerator, denominator)
     check_shape("previous", previous, numerator.shape)
+    check_dtype("previous", previous, FLOAT_DTYPES)
+    check_device("previous", previous, "numerator", numerator)
     held = (denominator != 0)[:, None]
     mean = numerator / torch.where(held, denominator[:, None], 1.0)
     return torch.where(held, mean.to(previous.dtype), previous)
+
+
+def _check_sums(numerator: Tensor, denominator: Tensor) -> None:
+    check_shape("numerator", numerator, (None, None))
+    check_dtype("numerator", numerator, (torch.float32, torch.float64))
+    check_shape("denominator", denominator, (numerator.shape[0],))
+    check_like("denominator", denominator, "numerator", numerator)
 
 
 def aggregate_reference(

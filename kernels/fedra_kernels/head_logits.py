@@ -21,6 +21,8 @@ def head_logits(
 ) -> Tensor:
     """Logits [samples, classes] of each group under its slot's own classifier, differentiable in features.
 
+    They are fp32, and fp64 for fp64 features.
+
     Args:
         features: [samples, in], grouped by `groups`.
         weight: [slots, classes, in], a view into a bank; bias: [slots, classes].

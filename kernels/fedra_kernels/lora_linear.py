@@ -20,6 +20,7 @@ from .lora_grad_outer import lora_grad_outer, outer_chunk
 from .lora_grad_output import lora_grad_output, output_chunk
 from .lora_shrink import lora_shrink, shrink_tile
 from .lora_single_pass import lora_single_pass, single_pass_tile
+from .tile_loads import is_column_major
 
 SINGLE_PASS_OUTPUTS = 4096
 """Wider layers hide the extra read of x better than the repeated shrink of each column tile."""
@@ -246,6 +247,8 @@ def check_adapter_input(rows: int, lora_a: Tensor, groups: RowGroups, dropout: D
     if groups.smallest_bank > slots:
         raise ValueError(f"groups: found slot {groups.smallest_bank - 1}, expected slots below {slots}")
     check_device("groups", groups.slots, "x", x)
+    if use_triton(x):
+        check_dtype("groups.scales", groups.scales, (torch.float32,))
     if dropout is not None:
         check_shape("dropout.keys", dropout.keys, (len(groups),))
         check_device("dropout.keys", dropout.keys, "x", x)
@@ -273,6 +276,8 @@ def _check(
         check_like("bias", bias, "x", x)
     for name, tensor in (("weight", weight), ("lora_b", lora_b)):
         check_like(name, tensor, "x", x)
+    if use_triton(x):
+        is_column_major(weight)  # Raises where the kernels could not read it.
     check_bank("lora_b", lora_b)
     for name, sink, bank in (("grad_a", grad_a, lora_a), ("grad_b", grad_b, lora_b)):
         if sink is not None:

@@ -36,7 +36,7 @@ def trained_flops(family: str, lora: LoraConfig, assignment: Assignment) -> floa
     model = build_submodel(foundation, lora, assignment, 0, 0, state)
 
     def detach(block: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        # Below the first trained block is a block in the formula, even where torch finds nothing to train there.
+        # The formula has the gradient of the first trained block's input, which torch would spare itself.
         return (args[0].detach().requires_grad_(), *args[1:]), kwargs
 
     first = model.held[int(np.flatnonzero(assignment.trained_blocks[0, model.blocks])[0])]

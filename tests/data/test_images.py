@@ -16,6 +16,7 @@ from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.image_rows import image_rows
 from fedra_engine.data.prepare import prepare
 from fedra_engine.data.preprocessing import preprocess
+from fedra_engine.data.row_cache import cache_folder
 from fedra_engine.data.samples import Preprocessing, SampleStore
 from fedra_engine.data.sources import load_source
 from fedra_engine.errors import InputError
@@ -104,6 +105,7 @@ def test_damaged_images_are_named(make_tree) -> None:
         image.write_text("hello")
     with pytest.raises(InputError, match=r"data\.root: cannot read .*/a/x/\d\.jpg: cannot identify"):
         preprocess(load(root), RGB)
+    assert [path.name for path in cache_folder().iterdir()] == ["lock"]
 
 
 @pytest.mark.parametrize(
@@ -141,6 +143,15 @@ def test_damaged_images_are_skipped_on_demand(make_tree) -> None:
         assert prepared.train.labels.tolist() == prepared.data.train.labels.tolist()
     with pytest.raises(InputError, match=r"data\.root: cannot read .*/a/y/3\.png"):
         image_rows(data, RGB, skip=False)
+
+
+def test_a_domain_of_which_nothing_is_left_is_named(make_tree) -> None:
+    root = make_tree({"a": ["x"], "b": ["x"]})
+    for image in (root / "b").rglob("*.png"):
+        image.write_text("hello")
+    config = DataConfig("image_folder", str(root), image_size=8, unreadable="skip")
+    with pytest.raises(InputError, match=r"data\.root: found no training samples of domain 'b'"):
+        prepare(load_source(config, seed=0), config, str(root), type("Config", (), {"num_channels": 3}))
 
 
 def test_a_file_that_may_not_be_opened_is_never_skipped(make_tree, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,6 +86,13 @@ def test_line_ends_blank_lines_and_repeated_lines_change_nothing(domainnet: Path
     assert data.notes == [f"{domainnet}/splits/real_train.txt: 1 of its lines repeat another and count once"]
 
 
+def test_an_image_in_two_lists_is_said(domainnet: Path) -> None:
+    test_lines = (domainnet / "splits" / "real_test.txt").read_bytes().splitlines(True)
+    edit(domainnet, "real_train", lambda text: text + b"".join(test_lines[:2]))
+    data = load(domainnet)
+    assert data.notes == [f"{domainnet}/splits: 2 images are in several of the lists, and in several parts of the data"]
+
+
 LINE = b"real/aircraft_carrier/real_001_000000.jpg"
 
 

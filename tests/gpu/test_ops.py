@@ -11,13 +11,20 @@ from fedra_kernels import (
     adamw_reference,
     aggregate,
     aggregate_reference,
+    finish_aggregate,
     gather_norm,
     gather_norm_reference,
+    gather_rows,
+    gather_rows_reference,
     gelu,
     head_cross_entropy,
     head_cross_entropy_reference,
+    head_logits,
+    head_logits_reference,
     scatter_add,
     scatter_add_reference,
+    scatter_rows,
+    scatter_rows_reference,
     sgd,
     sgd_reference,
     squared_norms,
@@ -32,6 +39,8 @@ from ..kernels.cases import TOLERANCE, assert_close, lora_case
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 SIZES = [197, 0, 1, 8 * 197, 50]
 ROWS, WIDTH = sum(SIZES), 768
+# A ViT's, and one with neither rows of 16 bytes nor whole tiles.
+WIDTHS = pytest.mark.parametrize("width", [WIDTH, 331])
 
 
 def _randn(*shape, seed, dtype=torch.float32):
@@ -46,19 +55,26 @@ def _grads(outputs, inputs, upstream):
     return torch.autograd.grad(outputs, inputs, upstream)
 
 
+def _products(x, case):
+    """x A_k^T for the rows of each group."""
+    parts = zip(x.split(case.groups.sizes), case.groups.host_slots, strict=True)
+    return torch.cat([part @ case.lora_a[slot].double().T for part, slot in parts])
+
+
 def _tolerance(dtype):
     return 5e-5 if dtype == torch.float32 else TOLERANCE[dtype]
 
 
 @DTYPES
 @pytest.mark.parametrize("kind", ["layer", "rms"])
-@pytest.mark.parametrize("dropout", [None, 0.1])
-def test_gather_norm_with_three_shrinks(dtype, kind, dropout):
-    cases = [lora_case(SIZES, inputs=WIDTH, ranks=(16, 4), dtype=dtype, seed=seed).to("cuda") for seed in range(3)]
+@pytest.mark.parametrize(("dropout", "ranks"), [(None, (16, 4)), (0.1, (16, 4)), (0.1, (100, 3))], ids=str)
+@WIDTHS
+def test_gather_norm_with_three_shrinks(dtype, kind, dropout, ranks, width):
+    cases = [lora_case(SIZES, inputs=width, ranks=ranks, dtype=dtype, seed=seed).to("cuda") for seed in range(3)]
     drops = [Dropout(dropout, torch.arange(5, device="cuda") + 7 * n) for n in range(3)] if dropout else ()
-    hidden, index = _randn(2 * ROWS, WIDTH, seed=1, dtype=dtype).requires_grad_(), _index(2 * ROWS, ROWS)
-    weight = _randn(WIDTH, seed=2, dtype=dtype)
-    bias = _randn(WIDTH, seed=3, dtype=dtype) if kind == "layer" else None
+    hidden, index = _randn(2 * ROWS, width, seed=1, dtype=dtype).requires_grad_(), _index(2 * ROWS, ROWS)
+    weight = _randn(width, seed=2, dtype=dtype)
+    bias = _randn(width, seed=3, dtype=dtype) if kind == "layer" else None
     groups = cases[0].groups
     x, shrunk = gather_norm(
         hidden, index, weight, bias, kind=kind, eps=1e-6,
@@ -67,39 +83,60 @@ def test_gather_norm_with_three_shrinks(dtype, kind, dropout):
     wide = hidden.detach().double().requires_grad_()
     wide_bias = None if bias is None else bias.double()
     expected = gather_norm_reference(wide, index, weight.double(), wide_bias, kind=kind, eps=1e-6)
-    upstream = _randn(ROWS, WIDTH, seed=4, dtype=dtype)
+    upstream = _randn(ROWS, width, seed=4, dtype=dtype)
     (grad,), (want,) = _grads(x, [hidden], upstream), _grads(expected, [wide], upstream.double())
     assert_close({"x": x, "grad": grad}, {"x": expected, "grad": want}, _tolerance(dtype))
     for number, (found, case) in enumerate(zip(shrunk, cases, strict=True)):
-        dropped = x.double() if not drops else x.double() * keep_mask(drops[number], SIZES, WIDTH)
-        parts = zip(dropped.split(SIZES), groups.host_slots, strict=True)
-        wanted = torch.cat([part @ case.lora_a[slot].double().T for part, slot in parts])
-        assert_close({"shrunk": found}, {"shrunk": wanted}, _tolerance(dtype))
+        dropped = x.double() if not drops else x.double() * keep_mask(drops[number], SIZES, width)
+        assert_close({"shrunk": found}, {"shrunk": _products(dropped, case)}, _tolerance(dtype))
 
 
 @DTYPES
 @pytest.mark.parametrize("kind", ["gelu", "gelu_tanh", "swiglu"])
-def test_activations(dtype, kind):
-    x, up = (_randn(ROWS, 3072, seed=seed, dtype=dtype).requires_grad_() for seed in (1, 2))
+@pytest.mark.parametrize(("dropout", "ranks"), [(None, (16, 4)), (0.1, (100, 3))], ids=str)
+@pytest.mark.parametrize("width", [3072, 331])
+def test_activations(dtype, kind, dropout, ranks, width):
+    x, up = (_randn(ROWS, width, seed=seed, dtype=dtype).requires_grad_() for seed in (1, 2))
+    case = lora_case(SIZES, inputs=width, ranks=ranks, dtype=dtype, dropout=dropout).to("cuda")
+    options = {"lora_a": case.lora_a, "groups": case.groups, "dropout": case.dropout}
     leaves = (x, up) if kind == "swiglu" else (x,)
     if kind == "swiglu":
-        y, _ = swiglu(x, up)
+        y, shrunk = swiglu(x, up, **options)
     else:
-        y, _ = gelu(x, approximate="none" if kind == "gelu" else "tanh")
+        y, shrunk = gelu(x, approximate="none" if kind == "gelu" else "tanh", **options)
+    dropped = y.double() if dropout is None else y.double() * keep_mask(case.dropout, SIZES, width)
+    assert_close({"shrunk": shrunk}, {"shrunk": _products(dropped, case)}, _tolerance(dtype))
     wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
     expected = activation_reference(kind, wide[0], wide[1] if kind == "swiglu" else None)
-    upstream = _randn(ROWS, 3072, seed=3, dtype=dtype)
+    upstream = _randn(ROWS, width, seed=3, dtype=dtype)
     grads, wants = _grads(y, leaves, upstream), _grads(expected, wide, upstream.double())
     found = {"y": y} | {str(n): grad for n, grad in enumerate(grads)}
     assert_close(found, {"y": expected} | {str(n): want for n, want in enumerate(wants)}, _tolerance(dtype))
 
 
 @DTYPES
-def test_scatter_add(dtype):
-    residual, y = _randn(2 * ROWS, WIDTH, seed=1, dtype=dtype), _randn(ROWS, WIDTH, seed=2, dtype=dtype)
-    index, scale = _index(2 * ROWS, ROWS), _randn(WIDTH, seed=3, dtype=dtype)
-    expected = scatter_add_reference(residual.double(), y.double(), index, scale.double())
-    assert_close({"sum": scatter_add(residual, y, index, scale)}, {"sum": expected}, _tolerance(dtype))
+@WIDTHS
+@pytest.mark.parametrize("scaled", [False, True])
+def test_scatter_add(dtype, width, scaled):
+    residual, y = _randn(2 * ROWS, width, seed=1, dtype=dtype), _randn(ROWS, width, seed=2, dtype=dtype)
+    index, scale = _index(2 * ROWS, ROWS), _randn(width, seed=3, dtype=dtype) if scaled else None
+    wide = [tensor.double().requires_grad_() for tensor in (residual, y)]
+    expected = scatter_add_reference(*wide, index, None if scale is None else scale.double())
+    leaves = [residual.requires_grad_(), y.requires_grad_()]
+    total = scatter_add(leaves[0] * 1.0, leaves[1], index, scale)
+    upstream = _randn(2 * ROWS, width, seed=4, dtype=dtype)
+    grads, wants = _grads(total, leaves, upstream), _grads(expected, wide, upstream.double())
+    assert_close(
+        {"sum": total, "residual": grads[0], "y": grads[1]},
+        {"sum": expected, "residual": wants[0], "y": wants[1]},
+        _tolerance(dtype),
+    )
+
+
+def test_rows_are_gathered_and_scattered():
+    x, rows, index = _randn(40, 5, WIDTH, seed=1), _randn(30, 5, WIDTH, seed=2), _index(40, 30)
+    assert torch.equal(gather_rows(x, index), gather_rows_reference(x, index))
+    assert torch.equal(scatter_rows(x, rows, index), scatter_rows_reference(x, rows, index))
 
 
 @pytest.mark.parametrize("dropout", [None, 0.3])
@@ -118,13 +155,14 @@ def test_the_dropout_mask_is_the_cpus():
 
 
 @DTYPES
-@pytest.mark.parametrize("classes", [100, 345])
-def test_head(dtype, classes):
+@WIDTHS
+@pytest.mark.parametrize("classes", [2, 100, 345])
+def test_head(dtype, classes, width):
     sizes, slots = [32, 0, 1, 128], [4, 1, 0, 2]
     groups = RowGroups(sizes, torch.tensor(slots), torch.ones(4), "cuda")
     leaves = [
-        _randn(161, WIDTH, seed=1, dtype=dtype),
-        _randn(5, classes, WIDTH, seed=2, dtype=dtype) / WIDTH**0.5,
+        _randn(161, width, seed=1, dtype=dtype),
+        _randn(5, classes, width, seed=2, dtype=dtype) / width**0.5,
         _randn(5, classes, seed=3, dtype=dtype),
     ]
     labels = torch.randint(classes, (161,), device="cuda")
@@ -144,38 +182,85 @@ def test_head(dtype, classes):
     )
 
 
-def test_optimizers_and_norms():
-    banks = [_randn(40, 43_008, seed=seed) for seed in range(4)]
-    banks[3].square_()
-    slots, step = _index(40, 30), torch.arange(1, 31, device="cuda")
-    lr, clip = (torch.linspace(0.1, 1.0, 30, device="cuda") for _ in range(2))
-    wide = [bank[slots].double() for bank in banks]
-    expected = sgd_reference(*wide[:3], lr.double(), clip.double(), momentum=0.9, weight_decay=0.1)
-    param, buffer = banks[0].clone(), banks[2].clone()
-    sgd(param, banks[1], buffer, slots, lr, clip, momentum=0.9, weight_decay=0.1)
-    assert_close({"p": param[slots], "b": buffer[slots]}, {"p": expected[0], "b": expected[1]}, 1e-5)
-    options = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
-    wanted = adamw_reference(*wide, lr.double(), clip.double(), step, **options)
-    shadow = torch.zeros_like(banks[0], dtype=torch.bfloat16)
-    adamw(banks[0], banks[1], banks[2], banks[3], slots, lr, clip, step, shadow=shadow, **options)
-    found = {"p": banks[0][slots], "m": banks[2][slots], "s": banks[3][slots]}
-    assert_close(found, dict(zip("pms", wanted, strict=True)), 1e-5)
-    assert_close({"shadow": shadow[slots]}, {"shadow": wanted[0]}, TOLERANCE[torch.bfloat16])
+@DTYPES
+@WIDTHS
+def test_head_logits(dtype, width):
+    groups = RowGroups([32, 0, 1, 128], torch.tensor([4, 1, 0, 2]), torch.ones(4), "cuda")
+    leaves = [
+        _randn(161, width, seed=1, dtype=dtype),
+        _randn(5, 101, width, seed=2, dtype=dtype) / width**0.5,
+        _randn(5, 101, seed=3, dtype=dtype),
+    ]
+    sinks = [torch.zeros(leaf.shape, device="cuda") for leaf in leaves[1:]]
+    features = leaves[0].detach().requires_grad_()
+    logits = head_logits(features, *leaves[1:], groups, *sinks)
+    upstream = _randn(161, 101, seed=4, dtype=dtype).float()
+    logits.backward(upstream)
+    wide = [leaf.double().requires_grad_() for leaf in leaves]
+    expected = head_logits_reference(*wide, groups)
+    grads = _grads(expected, wide, upstream.double())
     assert_close(
-        {"norms": squared_norms(banks[1], slots)},
-        {"norms": squared_norms_reference(banks[1].double(), slots)},
-        1e-5,
+        {"logits": logits, "features": features.grad, "weight": sinks[0], "bias": sinks[1]},
+        {"logits": expected, "features": grads[0], "weight": grads[1], "bias": grads[2]},
+        _tolerance(dtype),
     )
 
 
-def test_aggregate():
-    values, slots = _randn(400, 43_008, seed=1, dtype=torch.bfloat16), _index(400, 380)
+OPTIONS = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
+
+
+def _columns(seed, dtype, size):
+    """[40, size], some columns of a wider bank; not aligned for wide loads."""
+    return _randn(40, size + 8, seed=seed, dtype=dtype)[:, 3 : 3 + size]
+
+
+@DTYPES
+@pytest.mark.parametrize("zero_grad", [False, True])
+@pytest.mark.parametrize("size", [43_008, 1001])
+@pytest.mark.parametrize("state", ["as param", "fp32"])
+def test_optimizers_and_norms(dtype, zero_grad, size, state):
+    others = dtype if state == "as param" else torch.float32
+    param, grad, mean, square = (_columns(seed, dtype if seed == 0 else others, size) for seed in range(4))
+    square.square_()
+    slots, step = _index(40, 30), torch.arange(1, 31, device="cuda")
+    lr, clip = (torch.linspace(0.1, 1.0, 30, device="cuda") for _ in range(2))
+    unused = [slot for slot in range(40) if slot not in slots.tolist()]
+    gradient, before = grad.clone(), param.clone()
+    wide = [bank[slots].double() for bank in (param, grad, mean, square)]
+    assert_close({"norms": squared_norms(grad, slots)}, {"norms": squared_norms_reference(grad.double(), slots)}, 1e-5)
+
+    expected = sgd_reference(*wide[:3], lr.double(), clip.double(), momentum=0.9, weight_decay=0.1)
+    other, buffer = param.clone(), mean.clone()
+    sgd(other, grad, buffer, slots, lr, clip, momentum=0.9, weight_decay=0.1)
+    assert_close({"p": other[slots], "b": buffer[slots]}, {"p": expected[0], "b": expected[1]}, TOLERANCE[dtype])
+    assert torch.equal(grad, gradient)
+
+    wanted = adamw_reference(*wide, lr.double(), clip.double(), step, **OPTIONS)
+    shadow = torch.zeros_like(param, dtype=torch.bfloat16)
+    adamw(param, grad, mean, square, slots, lr, clip, step, shadow=shadow, zero_grad=zero_grad, **OPTIONS)
+    found = {"p": param[slots], "m": mean[slots], "s": square[slots]}
+    assert_close(found, dict(zip("pms", wanted, strict=True)), TOLERANCE[dtype])
+    assert_close({"shadow": shadow[slots]}, {"shadow": wanted[0]}, TOLERANCE[torch.bfloat16])
+    assert torch.equal(param[unused], before[unused])
+    if zero_grad:
+        gradient[slots] = 0.0
+    assert torch.equal(grad, gradient)
+
+
+@DTYPES
+@pytest.mark.parametrize("size", [43_008, 1001])
+def test_aggregate(dtype, size):
+    values, slots = _randn(400, size, seed=1, dtype=dtype), _index(400, 380)
     blocks = torch.randint(11, (380,), device="cuda")
     weights = torch.rand(380, device="cuda") + 0.5
-    sums, totals = torch.zeros(12, 43_008, device="cuda"), torch.zeros(12, device="cuda")
+    sums, totals = torch.zeros(12, size, device="cuda"), torch.zeros(12, device="cuda")
     expected = aggregate_reference(sums.double(), totals.double(), values.double(), slots, blocks, weights.double())
     aggregate(sums, totals, values, slots, blocks, weights)
     assert_close({"sums": sums, "totals": totals}, {"sums": expected[0], "totals": expected[1]}, 1e-5)
+    previous = _randn(12, size, seed=2)
+    mean = finish_aggregate(sums, totals, previous)
+    assert torch.equal(mean[11], previous[11])
+    assert_close({"mean": mean[:11]}, {"mean": expected[0][:11] / expected[1][:11, None]}, 1e-5)
 
 
 def test_index_entries_out_of_range_touch_nothing():

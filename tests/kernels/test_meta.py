@@ -11,6 +11,7 @@ from fedra_kernels import (
     gather_norm,
     gelu,
     head_cross_entropy,
+    head_logits,
     lora_linear,
     scatter_add,
     sgd,
@@ -79,6 +80,9 @@ def test_head_and_slots():
     losses.sum().backward()
     assert (losses.dtype, correct.dtype) == (torch.float32, torch.int64)
     assert features.grad.shape == features.shape
+    logits = head_logits(features, weight, bias, groups, weight, bias)
+    logits.backward(torch.empty_like(logits))
+    assert (logits.shape, logits.dtype) == ((500, 100), torch.float32)
     param, state, slots = _meta(SLOTS, 1000, dtype=torch.float32), _meta(SLOTS, 1000, dtype=torch.float32), groups.slots
     per_slot = _meta(3, dtype=torch.float32)
     sgd(param, state, state, slots, per_slot, per_slot, momentum=0.9, weight_decay=0.0)

@@ -8,9 +8,11 @@ from fedra_kernels import (
     Dropout,
     activation_reference,
     adamw_reference,
+    aggregate_reference,
     gather_norm_reference,
     gather_rows_reference,
     head_cross_entropy_reference,
+    head_logits_reference,
     lora_linear_reference,
     scatter_add_reference,
     scatter_rows_reference,
@@ -62,6 +64,16 @@ def test_head():
         lambda f, w, b: head_cross_entropy_reference(f, w, b, labels, groups)[0],
         _leaves((3, 4), (4, 3, 4), (4, 3)),
     )
+    assert gradcheck(
+        lambda f, w, b: head_logits_reference(f, w, b, groups),
+        _leaves((3, 4), (4, 3, 4), (4, 3)),
+    )
+
+
+def test_aggregate():
+    slots, blocks, weights = torch.tensor([1, 0, 2]), torch.tensor([0, 1, 0]), torch.tensor([1.0, 2.0, 0.5]).double()
+    leaves = _leaves((2, 3), (2,), (3, 3))
+    assert gradcheck(lambda n, d, v: aggregate_reference(n, d, v, slots, blocks, weights), leaves)
 
 
 def test_optimizers_and_norms():

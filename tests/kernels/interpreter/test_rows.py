@@ -141,7 +141,7 @@ def test_activations_shrink(dtype, dropout, kind):
     assert_close({"shrunk": shrunk}, {"shrunk": expected}, TOLERANCE[dtype])
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(
     sizes=st.lists(st.integers(0, 20), min_size=1, max_size=4),
     features=st.sampled_from([16, 33, 64]),
@@ -170,7 +170,7 @@ def test_gather_norm_of_drawn_groups(sizes, features, kind, banks, dropout):
         assert_close({"shrunk": part}, {"shrunk": _expected_shrink(x, case)}, 1e-5)
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(
     sizes=st.lists(st.integers(0, 20), min_size=1, max_size=4),
     features=st.sampled_from([16, 33, 64]),

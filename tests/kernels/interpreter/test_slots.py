@@ -207,7 +207,7 @@ def test_head(check, dtype, classes, sizes):
 
 
 @HEADS
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=5), classes=st.integers(2, 40))
 def test_heads_of_drawn_groups(check, sizes, classes):
     check(sizes, classes, torch.float32)

@@ -1,0 +1,211 @@
+"""What a configuration would train, by whom and at what cost, without training it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from fedra_engine.comparison.accounting import processed_samples
+from fedra_engine.config import ExperimentConfig
+from fedra_engine.costs import client_costs
+from fedra_engine.execution.scheduling import longest_first
+from fedra_engine.execution.work import LocalWork
+from fedra_engine.experiment import Experiment, build_experiment
+from fedra_engine.federation.assignment import Assignment
+from fedra_engine.federation.sampling import sample_participants
+from fedra_engine.models.foundation import Foundation
+from fedra_engine.reporting.partition_report import MOST_COLUMNS, MOST_PRINTED, count_partition, partition_text
+from fedra_engine.schedule import learning_rate
+
+
+@dataclass(frozen=True)
+class TimedStep:
+    """One local step of as many of the first round's participants as are trained at a time.
+
+    Attributes:
+        clients: how many.
+        samples: of all of them.
+        seconds: wall-clock time, hand-out of the adapters included.
+        round_seconds: what the whole round takes at that rate per sample and block.
+    """
+
+    clients: int
+    samples: int
+    seconds: float
+    round_seconds: float
+
+
+def print_probe(config: ExperimentConfig, device: torch.device, console: Console | None = None) -> None:
+    """Print (to stdout if there is no `console`) the parts found, the costs by capacity, the clients and the time.
+
+    Raises:
+        InputError: something in the configuration cannot be used.
+    """
+    console = Console(highlight=False) if console is None else console
+    experiment = build_experiment(config, device)
+    for part in (
+        _parts_table(experiment.foundation, config),
+        _costs_table(config, experiment),
+        _clients_table(config, experiment),
+    ):
+        console.print(part)
+        console.print()
+    if len(experiment.clients) <= MOST_PRINTED and len(experiment.train_data.classes) <= MOST_COLUMNS:
+        counts = count_partition(experiment.train_data, experiment.clients)
+        console.print(partition_text(counts), markup=False, soft_wrap=True)
+        console.print()
+    console.print(_time_text(config, time_step(config, experiment)), soft_wrap=True)
+
+
+def time_step(config: ExperimentConfig, experiment: Experiment) -> TimedStep:
+    """Train one local step of copies that are then forgotten, twice, and time the second."""
+    participants, assignment = _first_round(config, experiment)
+    lr = learning_rate(config.training, 0, config.rounds)
+    whole = LocalWork(experiment.clients, participants, config.training, config.seed, 0, lr)
+    lanes = config.execution.lanes if config.execution.executor == "sweep" else 1
+    first = np.sort(longest_first(assignment.held, whole.steps())[:lanes])
+    one_step = replace(config.training, max_local_steps=1)
+    work = replace(whole, participants=participants[first], training=one_step)
+    for _ in range(2):
+        _wait(experiment)
+        started = time.perf_counter()
+        for _ in experiment.executor.train(work, assignment.of(first), experiment.initial_state):
+            pass
+        _wait(experiment)
+        seconds = time.perf_counter() - started
+    counts = experiment.clients.sample_counts(participants)
+    held = assignment.held.sum(axis=1)
+    samples = processed_samples(counts[first], one_step)
+    all_rows = float(processed_samples(counts, config.training) @ held)
+    rate = seconds / float(samples @ held[first])
+    return TimedStep(len(first), int(samples.sum()), seconds, rate * all_rows)
+
+
+def _first_round(config: ExperimentConfig, experiment: Experiment) -> tuple[NDArray[np.int64], Assignment]:
+    participants = sample_participants(config.clients, experiment.clients, seed=config.seed, round=0)
+    assignment = experiment.method.assign(participants, 0)
+    some = np.flatnonzero(assignment.held.any(axis=1))
+    return participants[some], assignment.of(some)
+
+
+def _wait(experiment: Experiment) -> None:
+    """Until the device has done all that it was asked to."""
+    if experiment.initial_state.heads.is_cuda:
+        torch.cuda.synchronize()
+
+
+def _parts_table(foundation: Foundation, config: ExperimentConfig) -> Table:
+    table = Table("part", "found", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    blocks, layout, head = foundation.blocks, foundation.adapter_layout, foundation.head
+    table.add_row("model", f"{config.model.path}: {type(foundation.model).__name__}, {foundation.dtype}".replace("torch.", ""))
+    for name, size in _outside_blocks(foundation):
+        table.add_row("stem", f"{name} ({size:,} parameters)")
+    kind = type(blocks[0]).__name__
+    table.add_row("blocks", f"{foundation.block_path}: {len(blocks)} × {kind} ({_size(blocks[0]):,} parameters each)")
+    for target in layout.targets:
+        table.add_row("adapter", f"{target.path}: {target.in_features} → {target.out_features}, rank {layout.rank}")
+    bias = "" if head.bias is None else ", with bias"
+    shared = "" if foundation.head_layout.size else ", frozen and shared"
+    table.add_row("head", f"{foundation.head_path}: {head.in_features} → {head.out_features}{bias}{shared}")
+    trained = foundation.head_layout.trained.stop
+    total = foundation.depth * layout.size + trained
+    table.add_row("trainable", f"{layout.size:,} parameters a block and {trained:,} of the head: {total:,}")
+    return table
+
+
+def _outside_blocks(foundation: Foundation) -> list[tuple[str, int]]:
+    """Names and sizes of the modules before and after the blocks, the head left out, as far up as they can be named."""
+    found: list[tuple[str, int]] = []
+
+    def visit(module: nn.Module, prefix: str) -> None:
+        for name, child in module.named_children():
+            path = f"{prefix}{name}"
+            if path in (foundation.block_path, foundation.head_path):
+                continue
+            if any(other.startswith(f"{path}.") for other in (foundation.block_path, foundation.head_path)):
+                visit(child, f"{path}.")
+            elif size := _size(child):
+                found.append((path, size))
+
+    visit(foundation.model, "")
+    return found
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _costs_table(config: ExperimentConfig, experiment: Experiment) -> Table:
+    """One row for each capacity and rank that some client has."""
+    clients = experiment.clients
+    ranks = np.full(len(clients), config.lora.rank) if clients.ranks is None else clients.ranks
+    kinds, examples = np.unique(np.stack([clients.capacities, ranks]), axis=1, return_index=True)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("capacity", "rank", "blocks", "trainable", "uploaded", "memory", "weights", "trained", "activations"):
+        table.add_column(name, justify="right")
+    table.add_column("training FLOPs a sample", justify="right")
+    # Of the first round; methods may give other numbers of blocks in other rounds.
+    order = np.argsort(examples)
+    costs = client_costs(config, experiment, examples[order])
+    by_kind = dict(zip(order.tolist(), costs, strict=True))
+    for position, (capacity, rank) in enumerate(kinds.T.tolist()):
+        cost = by_kind[position]
+        memory = (cost.memory, cost.frozen_memory, cost.trained_memory, cost.activation_memory)
+        table.add_row(
+            *(str(value) for value in (capacity, rank, cost.blocks)),
+            f"{cost.trained:,}",
+            *map(_bytes, (cost.uploaded, *memory)),
+            f"{cost.flops:.3g}",
+        )
+    return table
+
+
+def _clients_table(config: ExperimentConfig, experiment: Experiment) -> Table:
+    """One row for each domain and capacity."""
+    clients = experiment.clients
+    counts = clients.sample_counts(np.arange(len(clients)))
+    steps = LocalWork(clients, np.arange(len(clients)), config.training, config.seed, 0, 0.0).steps()
+    table = Table("domain", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("capacity", "clients", "samples", "samples a client", "steps a round"):
+        table.add_column(name, justify="right")
+    for index, capacity in np.unique(np.stack([clients.domains, clients.capacities]), axis=1).T.tolist():
+        some = (clients.domains == index) & (clients.capacities == capacity)
+        # A group of clients need not be a domain of the data: under `iid` all are one.
+        name = experiment.domains[index] if len(experiment.domains) > int(clients.domains.max()) else str(index)
+        table.add_row(
+            name,
+            str(capacity),
+            f"{some.sum():,}",
+            f"{counts[some].sum():,}",
+            f"{counts[some].min():,}–{counts[some].max():,}",
+            f"{steps[some].min():,}–{steps[some].max():,}",
+        )
+    return table
+
+
+def _time_text(config: ExperimentConfig, step: TimedStep) -> str:
+    total = config.rounds * step.round_seconds
+    return (
+        f"one step of {step.clients} clients with {step.samples} samples took {step.seconds:.3g} s: about "
+        f"{_duration(step.round_seconds)} a round, {_duration(total)} for {config.rounds} rounds, without evaluation"
+    )
+
+
+def _bytes(value: int) -> str:
+    size, units = float(value), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 1024 and len(units) > 1:
+        size, units = size / 1024, units[1:]
+    return f"{size:.3g} {units[0]}" if size < 1000 else f"{size:.0f} {units[0]}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,142 @@
+"""Runs of a comparison begin, go on, are found finished, or fail alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from fedra_engine import simulation
+from fedra_engine.comparison.plan import PlannedRun
+from fedra_engine.comparison.runs import check_runs, execute, read_result
+from fedra_engine.comparison.workers import execute_all
+from fedra_engine.errors import InputError
+from fedra_engine.reporting.run_folder import RunFolder
+from tests.comparison.planned import planned_run
+
+DIVERGING = ["--training.optimizer=sgd", "--training.lr=1e30", "--training.clip_norm=null"]
+
+
+def losses(run: PlannedRun) -> list[float]:
+    return [record["loss"] for record in RunFolder(run.path).read_metrics()]
+
+
+def test_a_run_leaves_an_ordinary_run_folder_and_its_costs(tmp_path: Path) -> None:
+    run = planned_run(tmp_path)
+    outcome = execute(run)
+    assert outcome.state == "done"
+    left = {entry.name for entry in run.path.iterdir()}
+    assert left >= {"config.yaml", "metrics.jsonl", "summary.json", "checkpoints", "adapters", "run.log", "costs.json"}
+    result, summary = read_result(run), json.loads((run.path / "summary.json").read_text())
+    assert (result.label, result.seed, result.rounds) == ("fedra", 0, 2)
+    assert (result.accuracy, result.frozen) == (summary["tuned"], summary["frozen"])
+    records = RunFolder(run.path).read_metrics()
+    assert result.seconds == records[0]["seconds"] + records[1]["seconds"]
+    after_first = sum(records[0]["accuracy"].values()) / 2
+    assert result.curve == {0: summary["average_frozen"], 1: after_first, 2: summary["average_tuned"]}
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = planned_run(tmp_path)
+    first = execute(run)
+    monkeypatch.setattr("fedra_engine.comparison.runs.Simulation", None)
+    again = execute(planned_run(tmp_path, "fedra", "--evaluate_every=5", "--execution.lanes=1"))
+    assert again.state == "done"
+    assert again.note == f"{first.note} (finished before)"
+
+
+def test_an_interrupted_run_goes_on_from_its_last_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = planned_run(tmp_path / "whole", "fedsalora", "--rounds=3")
+    execute(whole)
+    run = planned_run(tmp_path / "parts", "fedsalora", "--rounds=3")
+    save = simulation.save_checkpoint
+
+    def save_and_interrupt(*arguments: object) -> None:
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(simulation, "save_checkpoint", save_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        execute(run)
+    assert len(losses(run)) == 1
+    monkeypatch.setattr(simulation, "save_checkpoint", save)
+    outcome = execute(run)
+    assert outcome.note.endswith("(interrupted before, went on)")
+    assert losses(run) == losses(whole)
+    assert read_result(run).accuracy == read_result(whole).accuracy
+
+
+def test_a_folder_that_was_made_but_not_begun_is_in_nobody_s_way(tmp_path: Path) -> None:
+    run = planned_run(tmp_path, "fedra", "--rounds=1")
+    run.path.mkdir()
+    (run.path / ".config.yaml.tmp").touch()
+    assert execute(run).state == "done"
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    run = planned_run(tmp_path)
+    run.path.mkdir()
+    (run.path / "diary.txt").write_text("Monday")
+    outcome = execute(run)
+    assert outcome.state == "failed"
+    assert "found a run in" in outcome.note
+    assert (run.path / "diary.txt").read_text() == "Monday"
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--training.lr=0.01", r"training\.lr: found 0\.005 in .*fedra-seed0/config\.yaml, expected 0\.01"),
+        ("--rounds=3", r"rounds: found 2 in .*config\.yaml, expected 3"),
+        ("--data.dirichlet_alpha=0.1", r"data\.dirichlet_alpha: found 0\.5 in .*, expected 0\.1"),
+    ],
+)
+def test_a_run_with_other_settings_is_named_before_the_first_run(tmp_path: Path, option: str, message: str) -> None:
+    RunFolder.create(planned_run(tmp_path).config)
+    runs = [planned_run(tmp_path, "fedit", option), planned_run(tmp_path, "fedra", option)]
+    with pytest.raises(InputError, match=message):
+        check_runs(runs)
+
+
+def test_an_unknown_method_is_named_before_the_first_run(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"methods: found 'fedre', expected some of fedra, "):
+        check_runs([planned_run(tmp_path), planned_run(tmp_path, "fedre")])
+
+
+def test_a_method_that_cannot_work_with_the_setting_fails_alone(tmp_path: Path) -> None:
+    runs = [planned_run(tmp_path, method, "--rounds=1") for method in ("alllarge", "fedra")]
+    failed, done = execute_all(runs, 1, lambda outcome: None)
+    assert (failed.state, done.state) == ("failed", "done")
+    assert failed.note.startswith("clients.capacities: found at most 4 of 12 blocks with method.name alllarge")
+    assert not runs[0].path.exists()
+
+
+def test_a_run_that_diverges_fails(tmp_path: Path) -> None:
+    run = planned_run(tmp_path, "fedra", *DIVERGING)
+    outcome = execute(run)
+    assert outcome.state == "failed"
+    assert outcome.note.startswith("training.lr: found a loss or parameters that are not finite in round 0")
+
+
+def test_a_run_of_another_process_is_left_to_it_and_looked_after_at_the_end(tmp_path: Path) -> None:
+    runs = [planned_run(tmp_path, method, "--rounds=1") for method in ("fedra", "fedit")]
+    elsewhere = FileLock(runs[0].lock_file)
+    elsewhere.acquire()
+    told = []
+
+    def report(outcome) -> None:
+        told.append((outcome.run.label, outcome.state))
+        if outcome.run.label == "fedit":
+            elsewhere.release()
+
+    outcomes = execute_all(runs, 1, report)
+    assert told == [("fedra", "busy"), ("fedit", "done"), ("fedra", "done")]
+    assert {outcome.state for outcome in outcomes} == {"done"}
+
+
+def test_a_run_that_stays_with_another_process_is_busy(tmp_path: Path) -> None:
+    run = planned_run(tmp_path)
+    with FileLock(run.lock_file):
+        (outcome,) = execute_all([run], 1, lambda outcome: None)
+    assert outcome.state == "busy"
+    assert not run.path.exists()

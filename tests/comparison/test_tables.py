@@ -1,0 +1,92 @@
+"""Tables, files and the figure, against values computed by hand."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from fedra_engine.comparison.accounting import RunCosts
+from fedra_engine.comparison.plan import PlannedRun
+from fedra_engine.comparison.report import write_report
+from fedra_engine.comparison.runs import Outcome, RunResult
+from fedra_engine.comparison.summaries import Spread, summarize
+from fedra_engine.comparison.tables import CSV_FIELDS, cells, latex_table, markdown_table
+from fedra_engine.config import ExperimentConfig
+
+COMMAND = "python launchers/compare.py --methods fedra,flora"
+
+
+def result(label: str, seed: int, sun: float, rain: float, seconds: float = 2.0) -> RunResult:
+    return RunResult(
+        label=label,
+        seed=seed,
+        rounds=20,
+        seconds=seconds,
+        accuracy={"sun": sun, "rain": rain},
+        frozen={"sun": 0.5, "rain": 0.25},
+        curve={0: 0.375, 10 + seed: 0.4, 20: (sun + rain) / 2},
+        costs=RunCosts(trainable_parameters=1234.5, uploaded_bytes=98765.0, training_flops=3.456e12),
+    )
+
+
+RESULTS = [result("fedra", 0, 0.5, 0.3), result("flora a_b=1", 0, 0.9, 0.8), result("fedra", 1, 0.7, 0.2, 400.0)]
+
+
+def test_summaries_are_means_and_sample_deviations_over_seeds() -> None:
+    fedra, flora = summarize(RESULTS)
+    assert (fedra.label, fedra.seeds, flora.seeds) == ("fedra", 2, 1)
+    assert fedra.accuracy["sun"].mean == pytest.approx(0.6)
+    assert fedra.accuracy["sun"].std == pytest.approx(0.02**0.5)
+    # The averages of the seeds are 0.4 and 0.45.
+    assert (fedra.average.mean, fedra.average.std) == pytest.approx((0.425, 0.00125**0.5))
+    assert (fedra.frozen, fedra.seconds) == pytest.approx((0.375, 201.0))
+    # Only what all seeds have.
+    assert list(fedra.curve) == [0, 20]
+    assert flora.accuracy["rain"] == Spread(0.8, None)
+
+
+def test_cells_are_percent_with_deviation_and_costs_in_readable_units() -> None:
+    header, fedra, flora = cells(summarize(RESULTS))
+    units = ["trainable", "upload (kB)", "TFLOP", "seconds"]
+    assert header == ["method", "seeds", "sun", "rain", "average", "frozen", *units]
+    assert fedra == ["fedra", "2", "60.0 ± 14.1", "25.0 ± 7.1", "42.5 ± 3.5", "37.5", "1,234", "98.8", "3.46", "201"]
+    assert flora[2:5] == ["90.0 ± –", "80.0 ± –", "85.0 ± –"]
+
+
+def test_a_domain_that_a_method_does_not_have_is_a_dash() -> None:
+    fewer = RunResult("fedit", 0, 1, 1.0, {"sun": 1.0}, {"sun": 0.0}, {}, RunCosts(1, 1, 1))
+    assert cells(summarize([*RESULTS, fewer]))[3][:5] == ["fedit", "1", "100.0 ± –", "–", "100.0 ± –"]
+
+
+def test_markdown_and_latex_have_the_same_cells() -> None:
+    rows = [["method", "sun"], ["a_b [50%]", "1.0 ± –"]]
+    assert markdown_table(rows) == "| method | sun |\n| --- | ---: |\n| a_b [50%] | 1.0 ± – |\n"
+    assert latex_table(rows).splitlines() == [
+        r"\begin{tabular}{lr}",
+        r"\toprule",
+        r"method & sun \\",
+        r"\midrule",
+        r"a\_b [50\%] & 1.0 $\pm$ -- \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+
+
+def test_the_report_says_how_it_was_made_and_what_is_missing(tmp_path: Path) -> None:
+    missing = Outcome(PlannedRun("alllarge", ExperimentConfig(seed=3)), "failed", "clients.capacities: found 6")
+    rows = write_report(tmp_path, COMMAND, RESULTS, [missing])
+    page = (tmp_path / "comparison.md").read_text()
+    assert page.startswith(f"# Comparison\n\n```\n{COMMAND}\n```\n")
+    assert markdown_table(rows) in page
+    assert "- alllarge seed 3: clients.capacities: found 6\n" in page
+    assert (tmp_path / "comparison.tex").read_text() == f"% {COMMAND}\n{latex_table(rows)}"
+    assert (tmp_path / "accuracy_by_round.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_csv_has_a_line_for_each_run_and_domain(tmp_path: Path) -> None:
+    write_report(tmp_path, COMMAND, RESULTS, [])
+    with (tmp_path / "comparison.csv").open(newline="") as file:
+        header, *lines = csv.reader(file)
+    assert header == list(CSV_FIELDS)
+    assert len(lines) == 6
+    assert lines[3] == ["flora a_b=1", "0", "rain", "0.8", "0.25", "20", "2.0", "1234.5", "98765.0", "3456000000000.0"]

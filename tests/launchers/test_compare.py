@@ -1,0 +1,79 @@
+"""The `compare` launcher, from command line to tables."""
+
+import csv
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.comparison.planned import SMALL
+
+LAUNCHER = Path(__file__).parents[2] / "launchers" / "compare.py"
+
+
+@pytest.fixture
+def compare(monkeypatch: pytest.MonkeyPatch):
+    """A function that runs the launcher and returns its exit code."""
+
+    def run(*arguments: str) -> object:
+        monkeypatch.setattr(sys, "argv", [str(LAUNCHER), *arguments])
+        with pytest.raises(SystemExit) as exited:
+            runpy.run_path(str(LAUNCHER), run_name="__main__")
+        return exited.value.code
+
+    return run
+
+
+def test_methods_and_seeds_end_in_one_table(compare, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [*SMALL, "--output_dir", str(tmp_path), "--methods=fedra,fedra:method.allocation=covered", "--seeds=0,1"]
+    assert compare(*options) == 0
+    first = capsys.readouterr().out
+    names = ["fedra-seed0", "fedra-allocation=covered-seed0", "fedra-seed1", "fedra-allocation=covered-seed1"]
+    assert all((tmp_path / name / "summary.json").is_file() for name in names)
+    # The table is wider than a terminal of tests, and stays in one piece.
+    assert next(line for line in first.splitlines() if line.startswith("method")).split()[-1] == "seconds"
+    with (tmp_path / "comparison.csv").open(newline="") as file:
+        lines = [(line["method"], line["seed"], line["domain"]) for line in csv.DictReader(file)]
+    labels, domains = ("fedra", "fedra allocation=covered"), ("clean", "noisy")
+    assert lines == [(label, seed, domain) for seed in "01" for label in labels for domain in domains]
+    page = (tmp_path / "comparison.md").read_text()
+    assert "launchers/compare.py --rounds=2 --evaluate_every=1 " in page
+    assert compare(*options) == 0
+    assert capsys.readouterr().out.count("(finished before)") == 4
+    assert (tmp_path / "comparison.md").read_text() == page
+
+
+def test_a_failing_method_is_told_and_makes_the_exit_code_2(
+    compare, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare(*SMALL, "--rounds=1", "--output_dir", str(tmp_path), "--methods=alllarge,fedra") == 2
+    output, error = capsys.readouterr()
+    assert "1/2  alllarge seed 0: clients.capacities: found at most 4 of 12 blocks" in output
+    assert "2/2  fedra seed 0: " in output
+    assert error.startswith("error: methods: found 1 of 2 runs that failed (alllarge seed 0), expected all to finish")
+    assert error.count("\n") == 1
+    assert "- alllarge seed 0: clients.capacities" in (tmp_path / "comparison.md").read_text()
+
+
+def test_bad_input_is_one_line_and_code_2(compare, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    assert compare("--methods=fedra", f"--output_dir={file}/runs") == 2
+    assert compare("--methods=fedra,fedre", f"--output_dir={tmp_path}/runs") == 2
+    unwritable, unknown = capsys.readouterr().err.splitlines()
+    assert unwritable.startswith(f"error: output_dir: cannot make {file}/runs: ")
+    assert unknown.startswith("error: methods: found 'fedre', expected some of fedra, ")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_worker_processes_share_the_runs(compare, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [*SMALL, "--rounds=1", f"--output_dir={tmp_path}", "--methods=alllarge,fedra"]
+    assert compare(*options, "--jobs=2") == 2
+    told = capsys.readouterr().out
+    assert "alllarge seed 0: clients.capacities: found at most 4 of 12 blocks" in told
+    assert "fedra seed 0: " in told
+    assert compare(*options) == 2
+    assert "fedra seed 0: " + told.partition("fedra seed 0: ")[2].splitlines()[0] + " (finished before)" in (
+        capsys.readouterr().out
+    )
