@@ -57,9 +57,7 @@ def client_costs(config: ExperimentConfig, experiment: Experiment, clients: NDAr
     assignment = method.assign(clients, 0)
     trained = parameters_of(assignment, assignment.factors, foundation)
     uploaded = parameters_of(assignment, method.uploaded_factors(assignment), foundation)
-    flops = sample_flops(
-        assignment, measure_block_flops(foundation, experiment.train), foundation.adapter_layout.rank
-    )
+    flops = sample_flops(assignment, measure_block_flops(foundation, experiment.train), foundation.adapter_layout.rank)
     itemsize = foundation.adapter_dtype.itemsize
     copies = 2 + _moments(config.training)
     costs = []

@@ -16,6 +16,7 @@ from fedra_engine.config import LoraConfig
 from fedra_engine.data.samples import Samples
 from fedra_engine.execution.plan import ExitCopy, make_plan
 from fedra_engine.execution.sweep_model import SweepModel
+from fedra_engine.execution.token_loss import token_scores
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.state import GlobalState
 
@@ -56,11 +57,8 @@ class Evaluator:
     @torch.no_grad()
     def accuracy(self, state: GlobalState, model: EvaluatedModel) -> dict[str, float]:
         """Share of correct predictions per domain."""
-        correct = self._correct(state, model, torch.arange(len(self._test.labels)))
-        return {
-            name: float(correct[self._test.domains == index].double().mean())
-            for index, name in enumerate(self._domains)
-        }
+        scores = self._scores(state, model, torch.arange(len(self._test.domains)))
+        return {name: _share(scores, self._test.domains == index) for index, name in enumerate(self._domains)}
 
     @torch.no_grad()
     def personal_accuracy(self, states: Iterable[Iterable[GlobalState]], model: EvaluatedModel) -> dict[str, float]:
@@ -68,17 +66,21 @@ class Evaluator:
         accuracy = {}
         for index, (name, of_domain) in enumerate(zip(self._domains, states, strict=True)):
             rows = torch.nonzero(self._test.domains == index)[:, 0]
-            accuracy[name] = mean(float(self._correct(state, model, rows).double().mean()) for state in of_domain)
+            everything = torch.ones(len(rows), dtype=torch.bool)
+            accuracy[name] = mean(_share(self._scores(state, model, rows), everything) for state in of_domain)
         return accuracy
 
-    def _correct(self, state: GlobalState, model: EvaluatedModel, rows: Tensor) -> Tensor:
-        """Whether each of the test samples `rows` is classified correctly, bool [rows]."""
+    def _scores(self, state: GlobalState, model: EvaluatedModel, rows: Tensor) -> Tensor:
+        """How much of each of the test samples `rows` is predicted correctly, and of how much, int64 [rows, 2].
+
+        That is 0 or 1 of 1 for a classifier, and of the learnt tokens for a causal language model.
+        """
         self._foundation.use_base(state.base)
         adapters = state.adapters.to(self._foundation.dtype)
         self._model.bind(adapters, gradients=torch.empty_like(adapters))
-        return torch.cat([self._predict(state, model, some) == self._test.labels[some] for some in rows.split(_BATCH)])
+        return torch.cat([self._score(state, model, some) for some in rows.split(_BATCH)])
 
-    def _predict(self, state: GlobalState, model: EvaluatedModel, rows: Tensor) -> Tensor:
+    def _score(self, state: GlobalState, model: EvaluatedModel, rows: Tensor) -> Tensor:
         device, dtype = state.heads.device, self._foundation.dtype
         count = max(len(model.exits), 1)
         # The first group of samples goes through all blocks to the last exit; copies of it serve the earlier ones.
@@ -94,11 +96,23 @@ class Evaluator:
             device=device,
             copies=[ExitCopy(block, 1 + exit, 0) for exit, block in enumerate(model.exits[:-1])],
         )
-        features = self._model.features(self._test.inputs(rows.repeat(count), device, dtype), plan)
+        batch = self._test.batch(rows.repeat(count), device, dtype)
+        features = self._model.features(batch.inputs, plan)
+        if self._foundation.task == "causal_lm":
+            output = self._foundation.head
+            scores = token_scores(features, batch.labels, output.weight, output.bias)
+            return torch.stack([scores.correct, scores.tokens], dim=1).cpu()
         layout = self._foundation.head_layout
         heads = [state.heads[-1], *state.heads[: count - 1]]
         logits = [
             linear(part, layout.weight(head), layout.bias(head))
             for part, head in zip(features.to(state.heads.dtype).chunk(count), heads, strict=True)
         ]
-        return torch.stack(logits).mean(0).argmax(1).cpu()
+        correct = torch.stack(logits).mean(0).argmax(1) == batch.labels[: len(rows)]
+        return torch.stack([correct.long(), torch.ones_like(rows).to(device)], dim=1).cpu()
+
+
+def _share(scores: Tensor, some: Tensor) -> float:
+    """The correct share over the samples `some` (bool) of `scores` [samples, 2]."""
+    correct, total = scores[some].sum(0).tolist()
+    return float(correct / max(total, 1))

@@ -65,10 +65,17 @@ def build_experiment(config: ExperimentConfig, device: torch.device) -> Experime
             f"model.path: found a {model.config.model_type} model, which takes {model.main_input_name}, "
             f"expected one for the {data.task} of data.source {config.data.source}"
         )
-    foundation = make_foundation(model, config.lora, classes=len(data.classes), block_path=config.model.block_path)
+    classes = None if data.task == "causal_lm" else len(data.classes)
+    foundation = make_foundation(model, config.lora, classes=classes, block_path=config.model.block_path)
     # Before images are decoded, which may take long; again below, where some of them may turn out unreadable.
     _make_clients(config, data, foundation.depth)
-    prepared = prepare(data, config.data, resolve_model_path(config.model.path), model.config)
+    prepared = prepare(
+        data,
+        config.data,
+        resolve_model_path(config.model.path),
+        model.config,
+        cut_texts=config.lora.dropout == 0 and not config.trace,
+    )
     clients = _make_clients(config, prepared.data, foundation.depth)
     train, test = prepared.train, prepared.test
     fuse = config.execution.fused_blocks == "on" or (config.execution.fused_blocks == "auto" and device.type != "cpu")
@@ -137,6 +144,7 @@ def _make_method(
         seed=config.seed,
         fisher=fisher,
         deterministic=config.execution.deterministic,
+        trains_classifier=foundation.task == "classification",
         capacities_drawn=config.clients.capacity_schedule == "drawn",
     )
     return make_method(federation)

@@ -36,8 +36,8 @@ def initial_heads(
         return loaded
     if foundation.task == "causal_lm":
         raise InputError(
-            f"model.head_init: found {config.head_init} with a causal language model, whose output layer stays as it is, "
-            "expected loaded"
+            f"model.head_init: found {config.head_init} with a causal language model, whose output layer stays as it "
+            "is, expected loaded"
         )
     if config.head_init == "zeros":
         return torch.zeros_like(loaded)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -50,18 +51,15 @@ def print_probe(config: ExperimentConfig, device: torch.device, console: Console
     """
     console = Console(highlight=False) if console is None else console
     experiment = build_experiment(config, device)
-    for part in (
+    parts = [
         _parts_table(experiment.foundation, config),
         _costs_table(config, experiment),
         _clients_table(config, experiment),
-    ):
-        console.print(part)
-        console.print()
+    ]
     if len(experiment.clients) <= MOST_PRINTED and len(experiment.train_data.classes) <= MOST_COLUMNS:
-        counts = count_partition(experiment.train_data, experiment.clients)
-        console.print(partition_text(counts), markup=False, soft_wrap=True)
-        console.print()
-    console.print(_time_text(config, time_step(config, experiment)), soft_wrap=True)
+        parts.append(partition_text(count_partition(experiment.train_data, experiment.clients)))
+    parts.append(_time_text(config, time_step(config, experiment)))
+    console.print("\n\n".join(parts), markup=False, soft_wrap=True)
 
 
 def time_step(config: ExperimentConfig, experiment: Experiment) -> TimedStep:
@@ -101,10 +99,10 @@ def _wait(experiment: Experiment) -> None:
         torch.cuda.synchronize()
 
 
-def _parts_table(foundation: Foundation, config: ExperimentConfig) -> Table:
+def _parts_table(foundation: Foundation, config: ExperimentConfig) -> str:
     table = Table("part", "found", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     blocks, layout, head = foundation.blocks, foundation.adapter_layout, foundation.head
-    table.add_row("model", f"{config.model.path}: {type(foundation.model).__name__}, {foundation.dtype}".replace("torch.", ""))
+    table.add_row("model", f"{config.model.path}: {type(foundation.model).__name__}, {config.model.dtype}")
     for name, size in _outside_blocks(foundation):
         table.add_row("stem", f"{name} ({size:,} parameters)")
     kind = type(blocks[0]).__name__
@@ -117,7 +115,7 @@ def _parts_table(foundation: Foundation, config: ExperimentConfig) -> Table:
     trained = foundation.head_layout.trained.stop
     total = foundation.depth * layout.size + trained
     table.add_row("trainable", f"{layout.size:,} parameters a block and {trained:,} of the head: {total:,}")
-    return table
+    return _text(table)
 
 
 def _outside_blocks(foundation: Foundation) -> list[tuple[str, int]]:
@@ -142,15 +140,15 @@ def _size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _costs_table(config: ExperimentConfig, experiment: Experiment) -> Table:
-    """One row for each capacity and rank that some client has."""
+def _costs_table(config: ExperimentConfig, experiment: Experiment) -> str:
+    """One row for each capacity and rank that some client has; memory is the sum of the three columns behind it."""
     clients = experiment.clients
     ranks = np.full(len(clients), config.lora.rank) if clients.ranks is None else clients.ranks
     kinds, examples = np.unique(np.stack([clients.capacities, ranks]), axis=1, return_index=True)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("capacity", "rank", "blocks", "trainable", "uploaded", "memory", "weights", "trained", "activations"):
+    names = ["capacity", "rank", "blocks", "trainable", "uploaded", "memory", "frozen", "trained", "activations"]
+    for name in (*names, "FLOPs a sample"):
         table.add_column(name, justify="right")
-    table.add_column("training FLOPs a sample", justify="right")
     # Of the first round; methods may give other numbers of blocks in other rounds.
     order = np.argsort(examples)
     costs = client_costs(config, experiment, examples[order])
@@ -161,13 +159,13 @@ def _costs_table(config: ExperimentConfig, experiment: Experiment) -> Table:
         table.add_row(
             *(str(value) for value in (capacity, rank, cost.blocks)),
             f"{cost.trained:,}",
-            *map(_bytes, (cost.uploaded, *memory)),
-            f"{cost.flops:.3g}",
+            *(_scaled(size, 1024, (" B", " KiB", " MiB", " GiB", " TiB")) for size in (cost.uploaded, *memory)),
+            _scaled(cost.flops, 1000, ("", " k", " M", " G", " T", " P")),
         )
-    return table
+    return _text(table)
 
 
-def _clients_table(config: ExperimentConfig, experiment: Experiment) -> Table:
+def _clients_table(config: ExperimentConfig, experiment: Experiment) -> str:
     """One row for each domain and capacity."""
     clients = experiment.clients
     counts = clients.sample_counts(np.arange(len(clients)))
@@ -187,7 +185,7 @@ def _clients_table(config: ExperimentConfig, experiment: Experiment) -> Table:
             f"{counts[some].min():,}–{counts[some].max():,}",
             f"{steps[some].min():,}–{steps[some].max():,}",
         )
-    return table
+    return _text(table)
 
 
 def _time_text(config: ExperimentConfig, step: TimedStep) -> str:
@@ -198,11 +196,20 @@ def _time_text(config: ExperimentConfig, step: TimedStep) -> str:
     )
 
 
-def _bytes(value: int) -> str:
-    size, units = float(value), ["B", "KiB", "MiB", "GiB", "TiB"]
-    while size >= 1024 and len(units) > 1:
-        size, units = size / 1024, units[1:]
-    return f"{size:.3g} {units[0]}" if size < 1000 else f"{size:.0f} {units[0]}"
+def _text(table: Table) -> str:
+    """The table as lines of any length: a narrow console must not cut figures."""
+    console = Console(width=1000, highlight=False)
+    with console.capture() as capture:
+        console.print(table, markup=False)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def _scaled(value: float, base: int, units: Sequence[str]) -> str:
+    """`value` in the unit that leaves the fewest digits before the point; units grow by `base`."""
+    power = 0
+    while value >= base and power + 1 < len(units):
+        value, power = value / base, power + 1
+    return f"{value:.3g}{units[power]}" if value < 1000 else f"{value:.0f}{units[power]}"
 
 
 def _duration(seconds: float) -> str:

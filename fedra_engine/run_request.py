@@ -13,7 +13,6 @@ from fedra_engine.errors import InputError
 from fedra_engine.reporting.run_folder import RunFolder, setting_digest
 from fedra_engine.validation import validate
 
-
 _SWITCH = ["true", "false"]
 
 
@@ -86,9 +85,10 @@ def parse_request(arguments: Sequence[str], description: str) -> RunRequest:
     )
     resumed, rounds = _parse_resume(arguments)
     if resumed is None:
+        dry_run = _parse_dry_run(arguments)
         config = parse_config(parser, ExperimentConfig, arguments)
         validate(config)
-        return RunRequest(config, None, dry_run=_parse_dry_run(arguments))
+        return RunRequest(config, None, dry_run)
     before = parse_config(parser, ExperimentConfig, ["--config", str(resumed.config_file)])
     validate(before)
     if rounds is None:
@@ -104,10 +104,16 @@ def parse_request(arguments: Sequence[str], description: str) -> RunRequest:
 
 
 def _parse_dry_run(arguments: Sequence[str]) -> bool:
-    """The value of `--dry_run` among arguments that have been found to be right."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--dry_run", choices=_SWITCH, default="false")
-    return bool(parser.parse_known_args(arguments)[0].dry_run == "true")
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--dry_run", default="false")
+    expected = " or ".join(_SWITCH)
+    try:
+        value = parser.parse_known_args(arguments)[0].dry_run
+    except argparse.ArgumentError as error:
+        raise InputError(f"dry_run: found no value, expected {expected}") from error
+    if value not in _SWITCH:
+        raise InputError(f"dry_run: found {value!r}, expected {expected}")
+    return bool(value == "true")
 
 
 def _parse_resume(arguments: Sequence[str]) -> tuple[RunFolder | None, str | None]:

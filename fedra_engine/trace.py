@@ -19,13 +19,20 @@ _PORTION = 1024
 
 
 def write_inputs(folder: Path, samples: Samples, foundation: Foundation) -> None:
-    """`trace/inputs.safetensors`: the preprocessed training tensors, `inputs` [samples, …] and `labels` [samples]."""
+    """`trace/inputs.safetensors`: the preprocessed training tensors and `labels`, first dimension [samples].
+
+    A single input of the model is called `inputs`; several have the names that the model gives them.
+    """
     device = torch.device("cpu")
     portions = [
-        samples.inputs(rows, device, foundation.dtype) for rows in torch.arange(len(samples.labels)).split(_PORTION)
+        samples.batch(rows, device, foundation.dtype) for rows in torch.arange(len(samples.domains)).split(_PORTION)
     ]
-    (name,) = portions[0]
-    tensors = {"inputs": torch.cat([portion[name] for portion in portions]), "labels": samples.labels.contiguous()}
+    names = list(portions[0].inputs)
+    tensors = {
+        "inputs" if len(names) == 1 else name: torch.cat([portion.inputs[name] for portion in portions])
+        for name in names
+    }
+    tensors["labels"] = torch.cat([portion.labels for portion in portions])
     target = folder / "trace" / "inputs.safetensors"
     target.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, target)

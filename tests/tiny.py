@@ -13,6 +13,7 @@ import transformers
 from torch import Tensor, nn
 
 from fedra_engine.config import LoraConfig
+from fedra_engine.data.samples import Batch
 from fedra_engine.models.foundation import Foundation, make_foundation
 from fedra_engine.models.pooling import PooledClassifier
 from tests.tiny_timm import timm_mixer, timm_vit
@@ -122,7 +123,9 @@ FAMILIES = {
         _image("Beit", intermediate_size=32, use_shared_relative_position_bias=True), "images", ["v_proj", "fc1"]
     ),
     "timm_vit": Family(lambda: timm_vit(CLASSES), "images", ["qkv", "proj", "fc2"]),
-    "timm_mixer": Family(lambda: timm_mixer(CLASSES), "images", ["mlp_tokens.fc1", "mlp_tokens.fc2", "mlp_channels.fc2"]),
+    "timm_mixer": Family(
+        lambda: timm_mixer(CLASSES), "images", ["mlp_tokens.fc1", "mlp_tokens.fc2", "mlp_channels.fc2"]
+    ),
     "bert": Family(_text("Bert", _TEXT), "texts", ["query", "attention.output.dense", "output.dense"]),
     "roberta": Family(_text("Roberta", _TEXT), "texts", ["key", "intermediate.dense"]),
     "modernbert": Family(
@@ -158,6 +161,9 @@ class TensorSamples:
     def inputs(self, rows: Tensor, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
         selected = {name: tensor[rows].to(device) for name, tensor in self.tensors.items()}
         return {name: t.to(dtype) if t.is_floating_point() else t for name, t in selected.items()}
+
+    def batch(self, rows: Tensor, device: torch.device, dtype: torch.dtype) -> Batch:
+        return Batch(self.inputs(rows, device, dtype), self.labels[rows].to(device))
 
 
 def make_model(family: str, dtype: torch.dtype = torch.float32) -> nn.Module:

@@ -28,7 +28,9 @@ class PreparedData:
     test: Samples
 
 
-def prepare(data: DomainData, config: DataConfig, model_path: str, model_config: Any) -> PreparedData:
+def prepare(
+    data: DomainData, config: DataConfig, model_path: str, model_config: Any, *, cut_texts: bool = True
+) -> PreparedData:
     """Decode or tokenize all samples once for the model at `model_path`, or find that done in the cache.
 
     All of them, so that another split or seed has nothing to do.
@@ -38,6 +40,7 @@ def prepare(data: DomainData, config: DataConfig, model_path: str, model_config:
         config: size of images, length of texts, and what to do about those that cannot be read.
         model_path: directory or hub name.
         model_config: the model's transformers configuration.
+        cut_texts: whether batches of texts are cut to the longest of them; see `TokenSamples`.
 
     Raises:
         InputError: the model says too little of what it takes, or a sample cannot be read, or a domain has none left.
@@ -48,7 +51,7 @@ def prepare(data: DomainData, config: DataConfig, model_path: str, model_config:
 
         def texts(rows: NDArray[np.int64]) -> Samples:
             classes = None if labels is None else torch.from_numpy(labels[rows])
-            return TokenSamples(tokens, _domains(data, rows), torch.from_numpy(rows), classes)
+            return TokenSamples(tokens, _domains(data, rows), torch.from_numpy(rows), classes, cut=cut_texts)
 
         return PreparedData(data, *(texts(rows) for rows in _split(data, np.arange(len(data)))))
 

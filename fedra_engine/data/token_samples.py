@@ -14,9 +14,15 @@ NOT_LEARNT = -100
 
 
 class TokenSamples:
-    """Tokenized texts, cut in every batch to the longest of them."""
+    """Tokenized texts.
 
-    def __init__(self, tokens: TokenRows, domains: Tensor, stored: Tensor, labels: Tensor | None) -> None:
+    A batch is cut to the longest of its texts, unless every one is to have the same length: LoRA dropout counts rows,
+    so a client's masks would depend on whose texts share the batch.
+    """
+
+    def __init__(
+        self, tokens: TokenRows, domains: Tensor, stored: Tensor, labels: Tensor | None, *, cut: bool = True
+    ) -> None:
         """Keep `tokens` where they are.
 
         Args:
@@ -24,11 +30,13 @@ class TokenSamples:
             domains: int64 [samples].
             stored: int64 [samples], each sample's row in `tokens`.
             labels: int64 [samples], classes; None where the texts themselves are to be learnt.
+            cut: whether batches are cut to their longest text.
         """
         self.domains = domains
         self._tokens = tokens
         self._stored = stored
         self._classes = labels
+        self._cut = cut
         self._class_rows = None if labels is None else StoredRows([labels])
 
     def __len__(self) -> int:
@@ -49,10 +57,10 @@ class TokenSamples:
         """Inputs and labels of the samples `rows`; see `Samples`."""
         device = torch.device(device)
         stored = self._stored[rows]
-        longest = int(self._tokens.lengths[stored].max())
+        longest = int(self._tokens.lengths[stored].max()) if self._cut else None
         ids = self._tokens.ids.gather(stored, device)[:, :longest].long()
         lengths = copy_async(self._tokens.lengths[stored], device)
-        mask = (torch.arange(longest, device=device) < lengths[:, None]).long()
+        mask = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long()
         inputs = {"input_ids": ids, "attention_mask": mask}
         if self._class_rows is not None:
             return Batch(inputs, self._class_rows.gather(rows, device))

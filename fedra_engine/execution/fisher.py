@@ -33,7 +33,7 @@ class FisherInformation:
         g is the gradient of a sample's true-class logit. `count` training samples are drawn for `round`, or all.
         """
         rng = generator(self._seed, round=round, purpose="fisher")
-        total = len(self._samples.labels)
+        total = len(self._samples.domains)
         rows = torch.from_numpy(rng.choice(total, min(count, total), replace=False))
         squares = torch.zeros_like(state.adapters)
         for some in rows.split(_SAMPLES_AT_ONCE):
@@ -56,8 +56,9 @@ class FisherInformation:
         plan = make_plan(
             [1] * count, slots, np.arange(count), scale=self._scale, dtype=state.adapters.dtype, device=device
         )
-        features = self._model.features(self._samples.inputs(rows, device, dtype), plan)
-        layout, labels = foundation.head_layout, self._samples.labels[rows].to(device)
+        batch = self._samples.batch(rows, device, dtype)
+        features = self._model.features(batch.inputs, plan)
+        layout, labels = foundation.head_layout, batch.labels
         weight, bias = layout.weight(state.heads[-1])[labels], layout.bias(state.heads[-1])[labels]
         ((features.to(weight.dtype) * weight).sum(1) + bias).sum().backward()
         return gradients.view(count, depth, -1).square_().sum(0)

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from fedra_engine.config import LoraConfig, TrainingConfig
 from fedra_engine.data.samples import Samples
+from fedra_engine.data.token_samples import NOT_LEARNT
 from fedra_engine.execution.dropout import DropoutKeys
 from fedra_engine.execution.submodel import Submodel, build_submodel
 from fedra_engine.execution.work import ClientUpdates, LocalLoss, LocalWork
@@ -89,19 +90,19 @@ def train_client(
         penalties.append(_ProximalTerm(parameters, work.training.proximal_mu))
     device = parameters[0].device
     total, processed = 0.0, 0
-    for step, batch in enumerate(work.batches(client)):
+    for step, drawn in enumerate(work.batches(client)):
         if before_step is not None:
             before_step(step)
-        rows = torch.from_numpy(batch)
-        at_exits = logits(samples.inputs(rows, device, dtype))
-        loss = _loss(at_exits, samples.labels[rows].to(device), distillation)
+        batch = samples.batch(torch.from_numpy(drawn), device, dtype)
+        at_exits = logits(batch.inputs)
+        loss = _loss(at_exits, batch.labels, distillation)
         optimizer.zero_grad(set_to_none=True)
         torch.stack([loss, *(term() for term in penalties)]).sum().backward()
         if work.training.clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, work.training.clip_norm)
         optimizer.step()
-        total += float(loss.detach()) * len(batch)
-        processed += len(batch)
+        total += float(loss.detach()) * len(drawn)
+        processed += len(drawn)
     return LocalLoss(total, processed)
 
 
@@ -119,7 +120,16 @@ class _ProximalTerm:
 
 
 def _loss(at_exits: Sequence[Tensor], labels: Tensor, distillation: float) -> Tensor:
-    """Cross entropy at every exit, and every exit as the teacher of every other one; see `exit_losses`."""
+    """Cross entropy at every exit, and every exit as the teacher of every other one; see `exit_losses`.
+
+    Of a causal language model, that of the next tokens; see `token_cross_entropy`.
+    """
+    if labels.dim() == 2:
+        (logits,) = at_exits
+        wide = logits[:, :-1].flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
+        targets = labels[:, 1:].flatten()
+        learnt = (targets != NOT_LEARNT).sum().clamp(min=1)
+        return cross_entropy(wide, targets, ignore_index=NOT_LEARNT, reduction="sum") / learnt
     loss = torch.stack([cross_entropy(logits, labels) for logits in at_exits]).sum()
     for student in at_exits:
         for teacher in at_exits:

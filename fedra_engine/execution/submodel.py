@@ -179,6 +179,8 @@ def _factors(layer: LoraLayer) -> tuple[nn.Parameter, nn.Parameter]:
 
 def _make_head(foundation: Foundation, values: Tensor) -> nn.Linear:
     layout = foundation.head_layout
+    if foundation.task == "causal_lm":
+        return foundation.head
     head = nn.Linear(layout.features, layout.classes, bias=layout.has_bias, device=values.device, dtype=values.dtype)
     layout.load(values, head)
     # A low-precision model hands its features to a head kept in full precision.

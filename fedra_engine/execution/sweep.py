@@ -16,6 +16,7 @@ from fedra_engine.execution.lanes import Lane, LanePool
 from fedra_engine.execution.rank_penalty import add_penalty_gradients
 from fedra_engine.execution.step_tables import StepTables
 from fedra_engine.execution.sweep_model import SweepModel
+from fedra_engine.execution.token_loss import token_cross_entropy
 from fedra_engine.execution.work import ClientUpdates, LocalWork
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.models.foundation import Foundation
@@ -69,10 +70,9 @@ class SweepExecutor:
         """One local step of every client in training."""
         rows = torch.from_numpy(np.concatenate([lanes[group].batch for group in tables.group_owners]))
         device, dtype = pool.losses.device, self._foundation.dtype
-        features = self._model.features(
-            self._store.inputs(rows, device, dtype), tables.plan, self._dropout(lanes, work, device)
-        )
-        losses = self._losses(pool, features, self._store.labels[rows].to(device), tables, assignment)
+        batch = self._store.batch(rows, device, dtype)
+        features = self._model.features(batch.inputs, tables.plan, self._dropout(lanes, work, device))
+        losses = self._losses(pool, features, batch.labels, tables, assignment)
         losses.sum().backward()
         pool.losses[tables.lanes] += losses.detach().double() * tables.samples
         for lane in lanes:
@@ -88,6 +88,10 @@ class SweepExecutor:
         self, pool: LanePool, features: Tensor, labels: Tensor, tables: StepTables, assignment: Assignment
     ) -> Tensor:
         """The loss of each client, [clients]; its backward adds the heads' gradients to their bank."""
+        if self._foundation.task == "causal_lm":
+            output = self._foundation.head
+            owners = tables.plan.heads.row_group
+            return token_cross_entropy(features, labels, output.weight, output.bias, owners, len(tables.lanes))
         layout, heads = self._foundation.head_layout, pool.heads
         features = features.to(heads.parameters.dtype)
         weight, bias = layout.weight(heads.parameters), layout.bias(heads.parameters)
@@ -100,19 +104,20 @@ class SweepExecutor:
 
     def _optimize(self, pool: LanePool, tables: StepTables, work: LocalWork) -> None:
         tables.steps.add_(1)
-        clip = torch.ones(len(tables.lanes), dtype=pool.heads.parameters.dtype, device=pool.losses.device)
-        for bank in (pool.adapters, pool.heads):
+        banks = [(pool.adapters, tables.slots, tables.slot_owners)]
+        # The output layer of a causal language model is not trained.
+        if self._foundation.head_layout.size > 0:
+            banks.append((pool.heads, tables.heads, tables.head_owners))
+        clip = torch.ones(len(tables.lanes), dtype=pool.adapters.parameters.dtype, device=pool.losses.device)
+        for bank, _, _ in banks:
             bank.add_proximal_gradients()
         if work.training.clip_norm is not None:
-            squares = torch.zeros_like(clip, dtype=torch.promote_types(clip.dtype, torch.float32))
-            squares.index_add_(0, tables.head_owners, pool.heads.squared_gradient_norms(tables.heads).to(squares))
-            squares.index_add_(0, tables.slot_owners, pool.adapters.squared_gradient_norms(tables.slots).to(squares))
+            squares = torch.zeros_like(clip)
+            for bank, rows, owners in banks:
+                squares.index_add_(0, owners, bank.squared_gradient_norms(rows).to(squares))
             # As torch.nn.utils.clip_grad_norm_, client by client.
-            clip = (work.training.clip_norm / (squares.sqrt() + 1e-6)).clamp(max=1.0).to(clip)
-        for bank, rows, owners in (
-            (pool.adapters, tables.slots, tables.slot_owners),
-            (pool.heads, tables.heads, tables.head_owners),
-        ):
+            clip = (work.training.clip_norm / (squares.sqrt() + 1e-6)).clamp(max=1.0)
+        for bank, rows, owners in banks:
             bank.step(rows, lr=work.lr, clip=clip[owners], steps=tables.steps[owners])
 
     def _dropout(self, lanes: Sequence[Lane], work: LocalWork, device: torch.device) -> DropoutKeys | None:

@@ -118,8 +118,8 @@ def _check_head(foundation: Foundation, headless: nn.Module, inputs: Inputs) -> 
     tolerance = 3e-2 if logits.dtype in (torch.bfloat16, torch.float16) else 1e-4
     if found.shape != logits.shape or (found - logits).abs().max() > tolerance * logits.abs().max():
         raise InputError(
-            f"model.path: found a {type(foundation.model).__name__} that does not return what its {foundation.head_path} "
-            "gives as logits, expected a Linear to make them"
+            f"model.path: found a {type(foundation.model).__name__} that does not return what its "
+            f"{foundation.head_path} gives as logits, expected a Linear to make them"
         )
 
 

@@ -67,8 +67,12 @@ def check_full_depth(asked: str, federation: Federation) -> None:
 
 
 def check_own_allocation(federation: Federation) -> None:
-    """Raises InputError when an allocation was asked of a method that has its own."""
+    """Raises InputError when an allocation, or ranks, were asked of a method that has its own, and one rank."""
     config = federation.config
+    if federation.clients.ranks is not None:
+        raise InputError(
+            f"clients.ranks: found ranks with method.name {config.name}, expected none (it needs one rank)"
+        )
     if config.allocation is not None:
         raise InputError(
             f"method.allocation: found {config.allocation} with method.name {config.name}, expected null (it allocates "
@@ -76,9 +80,7 @@ def check_own_allocation(federation: Federation) -> None:
         )
 
 
-def check_full_ranks(federation: Federation) -> None:
-    """Raises InputError when clients differ in rank under a method whose clients all train the same parameters."""
-    if federation.clients.ranks is not None:
-        raise InputError(
-            f"clients.ranks: found ranks with method.name {federation.config.name}, expected none (it needs one rank)"
-        )
+def check_classifier(federation: Federation, method: str) -> None:
+    """Raises InputError when `method`, which looks at the logits of classes, is to train a causal language model."""
+    if not federation.trains_classifier:
+        raise InputError(f"method.name: found {method} with a causal language model, expected a classifier")

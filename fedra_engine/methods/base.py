@@ -35,6 +35,7 @@ class Federation:
         deterministic: aggregate so that even the last bit does not depend on the order clients finish in.
         fisher: Fisher information of every block of a state, [blocks], measured on so many training samples drawn for
             a round.
+        trains_classifier: whether clients train a classifier, not the tokens of a causal language model.
         capacities_drawn: clients' capacities change: each round every client draws one of all capacities there are.
     """
 
@@ -47,6 +48,7 @@ class Federation:
     fisher: Callable[[GlobalState, int, int], NDArray[np.float64]]
     deterministic: bool = False
     capacities_drawn: bool = False
+    trains_classifier: bool = True
 
     def capacities(self, round: int) -> NDArray[np.int64]:
         """Number of blocks each client can hold in `round`, int64 [clients]."""

@@ -21,7 +21,7 @@ from fedra_engine.errors import InputError
 from fedra_engine.evaluation import EvaluatedModel
 from fedra_engine.federation.allocation import prefix_allocation
 from fedra_engine.federation.assignment import Assignment
-from fedra_engine.methods.allocated import check_own_allocation
+from fedra_engine.methods.allocated import check_classifier, check_own_allocation
 from fedra_engine.methods.base import Federation, Method
 from fedra_engine.models.state import GlobalState
 
@@ -32,6 +32,7 @@ class DepthFL(Method):
     def __init__(self, federation: Federation) -> None:
         super().__init__(federation)
         check_own_allocation(federation)
+        check_classifier(federation, "depthfl")
         self._options = federation.config.depthfl
         every, depth = self._options.exit_every, federation.depth
         if depth % every:

@@ -24,7 +24,7 @@ from torch import Tensor
 from fedra_engine.federation.aggregation import Aggregator
 from fedra_engine.federation.allocation import Allocation
 from fedra_engine.federation.assignment import Assignment
-from fedra_engine.methods.allocated import check_own_allocation
+from fedra_engine.methods.allocated import check_classifier, check_own_allocation
 from fedra_engine.methods.base import Federation, Method
 from fedra_engine.models.state import GlobalState
 from fedra_engine.randomness import generator
@@ -37,6 +37,8 @@ class FedHello(Method):
         super().__init__(federation)
         check_own_allocation(federation)
         self._options = federation.config.fedhello
+        if self._options.selection == "fisher":
+            check_classifier(federation, "fedhello (selection fisher)")
         self._chances = np.full(federation.depth, 1 / federation.depth)
 
     def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:

@@ -77,9 +77,7 @@ class AdapterLayout:
             yield f"{target.path}.lora_B", self.lora_b(slot, index)
 
 
-def initial_adapters(
-    layout: AdapterLayout, depth: int, *, seed: int, dtype: torch.dtype, round: int = 0
-) -> Tensor:
+def initial_adapters(layout: AdapterLayout, depth: int, *, seed: int, dtype: torch.dtype, round: int = 0) -> Tensor:
     """Fresh global adapters [blocks, size], before the first round or `round`: A Kaiming-uniform(√5), B zero."""
     rng = generator(seed, round=round, purpose="initial adapters")
     bank = torch.zeros(depth, layout.size, dtype=dtype)

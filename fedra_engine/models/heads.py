@@ -38,7 +38,7 @@ class HeadLayout:
         return heads[..., self.classes * self.features :]
 
     def pack(self, linear: nn.Linear) -> Tensor:
-        """The parameters of `linear` as a new vector [size]; a missing bias counts as zero, a head not trained as none."""
+        """The parameters of `linear` as a new vector [size]; a missing bias is zero, a head not trained is empty."""
         if self.classes == 0:
             return linear.weight.new_zeros(0)
         bias = linear.weight.new_zeros(self.classes) if linear.bias is None else linear.bias

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
 from transformers import PreTrainedModel
 
 from fedra_engine.config import ModelConfig
@@ -89,7 +88,8 @@ def _load_classifier(config: ModelConfig, path: str, classes: int) -> PreTrained
 def _pooling(config: ModelConfig, backbone: PreTrainedModel, unfit: list[str]) -> Pooling:
     if config.pooling == "pooler" and unfit:
         raise InputError(
-            f"model.pooling: found pooler, but no weights of {unfit[0]} in {config.path!r}, expected first, mean or last"
+            f"model.pooling: found pooler, but no weights of {unfit[0]} in {config.path!r}, "
+            "expected first, mean or last"
         )
     if config.pooling != "auto":
         return config.pooling

@@ -1,4 +1,4 @@
-"""With a model in low precision the sweep still gives what the sub-models give, within the rounding of that precision."""
+"""With a model in low precision the sweep gives what the sub-models give, within the rounding of that precision."""
 
 from __future__ import annotations
 

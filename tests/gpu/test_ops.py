@@ -39,8 +39,10 @@ from ..kernels.cases import TOLERANCE, assert_close, lora_case
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 SIZES = [197, 0, 1, 8 * 197, 50]
 ROWS, WIDTH = sum(SIZES), 768
-# A ViT's, and one with neither rows of 16 bytes nor whole tiles.
-WIDTHS = pytest.mark.parametrize("width", [WIDTH, 331])
+# A ViT's in every dtype, and one with neither rows of 16 bytes nor whole tiles. Each is compiled for.
+WIDTHS = pytest.mark.parametrize(
+    ("dtype", "width"), [(dtype, WIDTH) for dtype in TOLERANCE] + [(torch.bfloat16, 331)], ids=str
+)
 
 
 def _randn(*shape, seed, dtype=torch.float32):
@@ -65,7 +67,6 @@ def _tolerance(dtype):
     return 5e-5 if dtype == torch.float32 else TOLERANCE[dtype]
 
 
-@DTYPES
 @pytest.mark.parametrize("kind", ["layer", "rms"])
 @pytest.mark.parametrize(("dropout", "ranks"), [(None, (16, 4)), (0.1, (16, 4)), (0.1, (100, 3))], ids=str)
 @WIDTHS
@@ -91,10 +92,9 @@ def test_gather_norm_with_three_shrinks(dtype, kind, dropout, ranks, width):
         assert_close({"shrunk": found}, {"shrunk": _products(dropped, case)}, _tolerance(dtype))
 
 
-@DTYPES
+@WIDTHS
 @pytest.mark.parametrize("kind", ["gelu", "gelu_tanh", "swiglu"])
 @pytest.mark.parametrize(("dropout", "ranks"), [(None, (16, 4)), (0.1, (100, 3))], ids=str)
-@pytest.mark.parametrize("width", [3072, 331])
 def test_activations(dtype, kind, dropout, ranks, width):
     x, up = (_randn(ROWS, width, seed=seed, dtype=dtype).requires_grad_() for seed in (1, 2))
     case = lora_case(SIZES, inputs=width, ranks=ranks, dtype=dtype, dropout=dropout).to("cuda")
@@ -114,7 +114,6 @@ def test_activations(dtype, kind, dropout, ranks, width):
     assert_close(found, {"y": expected} | {str(n): want for n, want in enumerate(wants)}, _tolerance(dtype))
 
 
-@DTYPES
 @WIDTHS
 @pytest.mark.parametrize("scaled", [False, True])
 def test_scatter_add(dtype, width, scaled):
@@ -154,7 +153,6 @@ def test_the_dropout_mask_is_the_cpus():
     assert torch.equal(on_gpu.cpu(), keep_mask(Dropout(0.3, keys), [100, 0, 57], 771))
 
 
-@DTYPES
 @WIDTHS
 @pytest.mark.parametrize("classes", [2, 100, 345])
 def test_head(dtype, classes, width):
@@ -182,7 +180,6 @@ def test_head(dtype, classes, width):
     )
 
 
-@DTYPES
 @WIDTHS
 def test_head_logits(dtype, width):
     groups = RowGroups([32, 0, 1, 128], torch.tensor([4, 1, 0, 2]), torch.ones(4), "cuda")

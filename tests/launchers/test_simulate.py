@@ -112,3 +112,24 @@ def test_a_run_is_not_resumed_with_other_settings(simulate, tmp_path: Path, caps
     config.write_text(config.read_text().replace("seed: 0", "seed: 1").replace("rounds: 1", "rounds: 2"))
     assert simulate("--resume", str(tmp_path / "run")) == 2
     assert "found other settings than the checkpoints were made with" in capsys.readouterr().err
+
+
+def test_a_dry_run_trains_nothing_and_leaves_nothing(simulate, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert simulate(*SMALL, "--output_dir", str(tmp_path), "--dry_run", "true") == 0
+    assert "without evaluation" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dry_run", "maybe"], "dry_run: found 'maybe', expected true or false"),
+        (["--dry_run"], "dry_run: found no value, expected true or false"),
+        (["--dry_run", "true", "--resume", "somewhere"], "resume: found --dry_run beside it"),
+    ],
+)
+def test_a_dry_run_asked_for_wrongly_is_refused(
+    simulate, capsys: pytest.CaptureFixture, arguments: list[str], message: str
+) -> None:
+    assert simulate(*arguments) == 2
+    assert message in capsys.readouterr().err

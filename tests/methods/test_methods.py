@@ -87,6 +87,12 @@ def test_a_method_with_its_own_allocation_refuses_another(name: str) -> None:
         method(name, allocation="uniform")
 
 
+@pytest.mark.parametrize("name", ["alllarge", "allsmall", "exclusivefl", "inclusivefl", "depthfl", "fedhello"])
+def test_a_method_with_its_own_allocation_refuses_ranks(name: str) -> None:
+    with pytest.raises(InputError, match=r"clients\.ranks: found ranks with method\.name"):
+        method(name, ranks=CAPACITIES // 2)
+
+
 @pytest.mark.parametrize("options", [{"name": "alllarge"}, {"name": "fedit", "allocation": "full"}])
 def test_full_depth_beyond_every_client_needs_a_word(options: dict[str, str]) -> None:
     small = np.full(6, 4)

@@ -24,7 +24,7 @@ SERVER_STATE = {name: {"server": {"optimizer": name, "lr": 0.5}} for name in ("f
 
 
 def small_run(name: str) -> dict[str, Any]:
-    same_rank = {"alllarge", "allsmall", "exclusivefl", "inclusivefl", "depthfl"}
+    same_rank = {"alllarge", "allsmall", "exclusivefl", "inclusivefl", "depthfl", "fedhello"}
     changes = {**SMALL, "method": {"name": name}}
     if name in same_rank:
         changes["clients"] = {}

@@ -50,7 +50,9 @@ def probe(model: Model) -> list[BatchArguments]:
 def of_family(family: str, rows: list[int] | None = None) -> list[BatchArguments]:
     """Probed with samples `rows` over and over again; the first ones when None."""
     model, samples = make_model(family, torch.float64).eval(), make_samples(family, 20)
-    blocks = model.get_submodule({"llama": "model.layers", "dinov3": "backbone.model.layer", "beit": "beit.layers"}[family])
+    blocks = model.get_submodule(
+        {"llama": "model.layers", "dinov3": "backbone.model.layer", "beit": "beit.layers"}[family]
+    )
     assert isinstance(blocks, nn.ModuleList)
     return probe_batch_arguments(
         model,
@@ -93,7 +95,10 @@ def test_masks_are_found_although_the_probed_text_has_no_padding() -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (Model(lambda x: (x.flatten(0, 1),)), r"argument of block 0 has shape \(10, 4\) for 2 samples and \(15, 4\) for 3"),
+        (
+            Model(lambda x: (x.flatten(0, 1),)),
+            r"argument of block 0 has shape \(10, 4\) for 2 samples and \(15, 4\) for 3",
+        ),
         (Model(lambda x: (x.transpose(0, 1),)), "block 0 is not given hidden states with the batch as first dimension"),
         (Model(output=lambda y: y[:, :1]), "block 0 does not return hidden states of the shape it is given"),
         (Model(output=lambda y: (y, y)), "block 0 returns tensors beside its hidden states"),

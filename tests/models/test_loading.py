@@ -51,9 +51,7 @@ def test_a_model_without_classification_layers_gets_a_linear_on_its_pooled_outpu
 
 
 @pytest.mark.parametrize(("family", "pooling"), [("bert", "mean"), ("roberta", "mean"), ("modernbert", "mean")])
-def test_classification_layers_without_weights_give_way_to_a_pooling(
-    tmp_path: Path, family: str, pooling: str
-) -> None:
+def test_classification_layers_without_weights_give_way_to_a_pooling(tmp_path: Path, family: str, pooling: str) -> None:
     # What pretraining leaves: no pooler, no dense layer before the classifier.
     base = make_model(family).base_model
     base.pooler = None
@@ -100,7 +98,9 @@ def test_poolings_read_what_they_say_whichever_side_is_padded(tmp_path: Path) ->
 def test_a_pooling_that_the_model_does_not_give_is_refused(tmp_path: Path) -> None:
     saved(tmp_path, "llama")
     loaded = load_pretrained(ModelConfig(path=str(tmp_path), pooling="pooler"), classes=CLASSES)
-    with pytest.raises(InputError, match=r"model\.pooling: found pooler with a LlamaModel, which gives no pooler_output"):
+    with pytest.raises(
+        InputError, match=r"model\.pooling: found pooler with a LlamaModel, which gives no pooler_output"
+    ):
         loaded(**make_samples("llama", 2).inputs(torch.arange(2), CPU, torch.float32))
 
 
@@ -162,4 +162,3 @@ def test_a_timm_model_without_timm_is_refused(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(loading, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"model\.path: found a timm model .* but not the package timm"):
         load_pretrained(ModelConfig(path=str(tmp_path)), classes=CLASSES)
-
