@@ -44,8 +44,18 @@ def record_control(config: ExperimentConfig, folder: RunFolder) -> None:
 
 
 def _read() -> list[dict[str, Any]]:
+    """All records; fields that their settings lack came later, and had their default values."""
+    defaults = _setting(ExperimentConfig())
     records: list[dict[str, Any]] = json.loads(_RECORDS.read_text())
-    return records
+    return [record | {"setting": _completed(record["setting"], defaults)} for record in records]
+
+
+def _completed(setting: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    completed = defaults | setting
+    for name, default in defaults.items():
+        if isinstance(default, dict):
+            completed[name] = _completed(setting.get(name, {}), default)
+    return completed
 
 
 def _setting(config: ExperimentConfig) -> dict[str, Any]:
