@@ -142,11 +142,9 @@ class Simulation:
     def _serve(self, previous: GlobalState, mean: GlobalState, assignment: Assignment) -> GlobalState:
         """The server optimizer's step towards the aggregated state."""
         device = previous.heads.device
-        trained = torch.from_numpy(assignment.trained_blocks.any(axis=0)).to(device)
-        exits = torch.zeros(len(previous.heads), dtype=torch.bool, device=device)
-        for row in range(len(assignment.held)):
-            exits[assignment.exits_of(row)] = True
-        return self._experiment.server.step(previous, mean, trained, exits)
+        blocks = torch.from_numpy(assignment.trained_blocks.any(axis=0)).to(device)
+        exits = torch.from_numpy(assignment.trained_exits()).to(device)
+        return self._experiment.server.step(previous, mean, blocks, exits)
 
     def _evaluate(self, state: GlobalState) -> dict[str, float]:
         method, evaluator = self._experiment.method, self._experiment.evaluator

@@ -96,6 +96,7 @@ def validate(config: ExperimentConfig) -> None:
             f"seed: found {config.seed} with method.allocation reference, whose legacy NumPy stream takes 32 bits, "
             f"expected a whole number from 0 to {2**32 - 1}"
         )
+    _check_server(config)
     _check_data(config)
     _check_target_modules(config.lora.target_modules)
     if not config.clients.capacities:
@@ -108,6 +109,15 @@ def _check_names(config: ExperimentConfig) -> None:
     for field, value in (("output_dir", config.output_dir), ("model.path", config.model.path)):
         if not value:
             raise InputError(f"{field}: found an empty text, expected a path")
+
+
+def _check_server(config: ExperimentConfig) -> None:
+    server, name = config.server, config.method.name
+    if name in ("flora", "fedexlora") and (server.optimizer != "fedavg" or server.lr != 1):
+        raise InputError(
+            f"server: found optimizer {server.optimizer} with lr {server.lr:g} and method.name {name}, expected fedavg "
+            "with lr 1 (the method writes the rest of each mean into the model)"
+        )
 
 
 def _check_data(config: ExperimentConfig) -> None:

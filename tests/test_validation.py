@@ -87,3 +87,13 @@ def test_only_the_reference_draws_bound_the_seed() -> None:
         validate(config)
     config.seed -= 1
     validate(config)
+
+
+@pytest.mark.parametrize("name", ["flora", "fedexlora"])
+def test_methods_that_write_into_the_model_take_the_mean_as_it_is(name: str) -> None:
+    config = ExperimentConfig()
+    config.method.name = name
+    validate(config)
+    config.server.optimizer = "fedadam"
+    with pytest.raises(InputError, match=rf"server: found optimizer fedadam .* method\.name {name}"):
+        validate(config)

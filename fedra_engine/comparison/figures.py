@@ -7,6 +7,7 @@ from pathlib import Path
 
 from matplotlib.colors import TABLEAU_COLORS
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from fedra_engine.comparison.summaries import MethodSummary
 
@@ -28,7 +29,7 @@ def plot_accuracy_by_round(summaries: Sequence[MethodSummary], file: Path) -> No
             lower, upper = ([m + sign * s for m, s in zip(means, stds, strict=True)] for sign in (-1, 1))
             axes.fill_between(rounds, lower, upper, color=color, alpha=0.12, linewidth=0)
     axes.set(xlabel="round", ylabel="average accuracy (%)")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", frameon=False)
     figure.savefig(file)

@@ -54,7 +54,7 @@ def _execute_in_processes(runs: Sequence[PlannedRun], jobs: int, report: Report)
         except BaseException:
             for process in multiprocessing.active_children():
                 process.terminate()
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
             raise
     return outcomes
 

@@ -57,6 +57,12 @@ class Assignment:
             return np.zeros(1, dtype=np.int64)
         return np.flatnonzero(self.held[row, list(self.exits)])
 
+    def trained_exits(self) -> NDArray[np.bool_]:
+        """bool [exits], the classifiers that some participant trains; one without early exits."""
+        if not self.exits:
+            return np.array([len(self.held) > 0])
+        return self.held[:, list(self.exits)].any(axis=0)
+
     def of(self, rows: NDArray[np.int64]) -> Assignment:
         """The assignment of some participants."""
         return replace(
