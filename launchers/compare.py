@@ -5,6 +5,7 @@ python launchers/compare.py --methods fedra,inclusivefl --seeds 0,1,2
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 
@@ -21,6 +22,8 @@ def main() -> None:
         InputError: the command line cannot be used; or, after all others and the report, that runs failed.
     """
     comparison = parse_comparison(sys.argv[1:])
+    # A bar for every model that is loaded would come between the lines of a terminal.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     quiet_libraries()
     # Importing these takes seconds; bad options are told before.
     from rich.console import Console

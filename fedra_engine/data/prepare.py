@@ -39,14 +39,17 @@ def prepare(
         data: of a source.
         config: size of images, length of texts, and what to do about those that cannot be read.
         model_path: directory or hub name.
-        model_config: the model's transformers configuration.
+        model_config: the model's transformers configuration; learns what texts are padded with.
         cut_texts: whether batches of texts are cut to the longest of them; see `TokenSamples`.
 
     Raises:
         InputError: the model says too little of what it takes, or a sample cannot be read, or a domain has none left.
     """
     if data.task != "image_classification":
-        tokens = token_rows(data, tokenization_for(model_path, model_config, config.max_length))
+        tokenization = tokenization_for(model_path, model_config, config.max_length)
+        tokens = token_rows(data, tokenization)
+        # Models that classify a text by its last token look for the one before the padding.
+        model_config.pad_token_id = tokenization.padding
         labels = None if data.task == "causal_lm" else data.labels
 
         def texts(rows: NDArray[np.int64]) -> Samples:

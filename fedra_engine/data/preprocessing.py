@@ -24,8 +24,8 @@ BYTE_TO_UNIT = 1 / 255
 def preprocessing_for(model_path: str, model_config: Any, image_size: int | None = None) -> Preprocessing:
     """What the model at `model_path` (a directory or hub name) was trained with.
 
-    Its `preprocessor_config.json` decides where there is one; else the size is that of `model_config`, and
-    the statistics are ImageNet's for three channels and 0.5 for one.
+    Its `preprocessor_config.json` decides where there is one, else what timm keeps in `model_config`; else the
+    size is that of `model_config`, and the statistics are ImageNet's for three channels and 0.5 for one.
 
     Args:
         model_path: directory or hub name.
@@ -39,7 +39,7 @@ def preprocessing_for(model_path: str, model_config: Any, image_size: int | None
     channels = getattr(model_config, "num_channels", 3)
     if channels not in (1, 3):
         raise InputError(f"model.path: found a model of {channels} image channels, expected 1 or 3")
-    settings = _read_settings(model_path)
+    settings = _read_settings(model_path) or _timm_settings(model_config)
     if image_size is None:
         image_size = _image_size(settings, model_config)
     mean, std = _statistics(settings, channels)
@@ -68,6 +68,19 @@ def _read_settings(model_path: str) -> dict[str, Any]:
     scale = settings.get("rescale_factor", BYTE_TO_UNIT)
     if not settings.get("do_rescale", True) or abs(scale - BYTE_TO_UNIT) > 1e-6:
         raise InputError(f"{path}: found do_rescale off or rescale_factor {scale}, expected scaling by 1/255")
+    return settings
+
+
+def _timm_settings(model_config: Any) -> dict[str, Any]:
+    """The settings of a timm model under the names that transformers gives them; nothing of another model."""
+    known = getattr(model_config, "pretrained_cfg", None)
+    if not known:
+        return {}
+    found = {"image_mean": known.get("mean"), "image_std": known.get("std")}
+    settings: dict[str, Any] = {name: list(values) for name, values in found.items() if values is not None}
+    if "input_size" in known:
+        height, width = known["input_size"][1:]
+        settings["size"] = {"height": height, "width": width}
     return settings
 
 

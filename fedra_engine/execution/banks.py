@@ -47,7 +47,7 @@ class Bank:
         return self.parameters if self._shadow is None else self._shadow
 
     def load(self, first: int, source: Tensor, rows: Tensor, adjust: Callable[[Tensor], None] | None = None) -> None:
-        """Give the bank's rows from `first` on to a new client: parameters `source[rows]` and a fresh optimizer.
+        """Give the rows from `first` on to a new client: parameters `source[rows]`, a fresh optimizer, no gradient.
 
         `adjust` may change the new rows [rows, size] in place.
         """
@@ -59,8 +59,8 @@ class Bank:
         for copy in (self._anchors, self._shadow):
             if copy is not None:
                 copy[own].copy_(self.parameters[own])
-        for moment in self._moments:
-            moment[own].zero_()
+        for fresh in (self.gradients, *self._moments):
+            fresh[own].zero_()
 
     def add_proximal_gradients(self) -> None:
         """Add the gradient of μ/2 ‖w − w₀‖², w₀ as loaded (FedProx, arXiv 1812.06127, eq. 2)."""
@@ -91,6 +91,7 @@ class Bank:
                 momentum=config.momentum,
                 weight_decay=config.weight_decay,
                 shadow=shadow,
+                zero_grad=True,
             )
         else:
             first, second = self._moments
@@ -107,5 +108,5 @@ class Bank:
                 eps=config.eps,
                 weight_decay=config.weight_decay,
                 shadow=shadow,
+                zero_grad=True,
             )
-        self.gradients.zero_()

@@ -51,6 +51,12 @@ def test_settings_beside_the_model_come_first(tmp_path: Path, settings: dict[str
     assert preprocessing_for(path, model(), image_size=32).image_size == 32
 
 
+def test_timm_models_carry_their_settings_with_them(tmp_path: Path) -> None:
+    known = {"input_size": [3, 224, 224], "mean": [0.5, 0.5, 0.4], "std": [0.5, 0.5, 0.3]}
+    timm = SimpleNamespace(model_type="timm_wrapper", pretrained_cfg=known)
+    assert preprocessing_for(str(tmp_path), timm) == Preprocessing(224, 3, (0.5, 0.5, 0.4), (0.5, 0.5, 0.3))
+
+
 @pytest.mark.parametrize(
     ("settings", "config", "message"),
     [

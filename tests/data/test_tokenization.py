@@ -46,6 +46,8 @@ def test_classified_texts_are_cut_and_filled_up_on_the_right(tmp_path: Path) -> 
     longest = found.train.inputs(torch.tensor([2]), CPU, torch.float32)
     assert longest["input_ids"].tolist() == [tokens("[CLS] e f g h [SEP]")]
     assert found.test.labels.tolist() == [1]
+    # Models that classify by the last token have to know what comes behind it.
+    assert [MODEL.pad_token_id] == tokens("[PAD]")
 
 
 @pytest.mark.parametrize(

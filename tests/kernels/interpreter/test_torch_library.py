@@ -3,7 +3,22 @@
 import pytest
 import torch
 
-from fedra_kernels import Dropout, RowGroups, gather_norm, gelu, lora_linear, sgd
+from fedra_kernels import (
+    Dropout,
+    RowGroups,
+    adamw,
+    aggregate,
+    finish_aggregate,
+    gather_norm,
+    gelu,
+    head_cross_entropy,
+    head_logits,
+    lora_linear,
+    scatter_add,
+    sgd,
+    squared_norms,
+    swiglu,
+)
 from fedra_kernels.activation_kernels import activation_backward, activation_forward, activation_tile
 from fedra_kernels.adamw import adamw_rows
 from fedra_kernels.aggregate import aggregate_rows
@@ -105,5 +120,37 @@ def test_a_compiled_step_equals_an_eager_one(dropout, frozen):
         out = function(x, *sinks, param)
         out.sum().backward()
         return {"out": out, "x": x.grad, "a": sinks[0][used], "b": sinks[1][used], "param": param}
+
+    assert_close(run(torch.compile(step, backend="aot_eager")), run(step), 1e-6)
+
+
+def test_the_ops_around_the_layers_compile_too():
+    groups = RowGroups([12, 0, 8], torch.tensor([2, 1, 0]), torch.ones(3))
+    weight, bias, labels = torch.randn(3, 5, WIDTH), torch.randn(3, 5), torch.arange(ROWS) % 5
+    slots, rates, index = torch.arange(3), torch.ones(3), torch.arange(ROWS).flip(0)
+    inputs = torch.randn(ROWS, WIDTH)
+
+    def step(x, sinks, banks, sums):
+        y, _ = swiglu(x, x * 2.0)
+        z = scatter_add(x * 1.0, y, index, weight[0, 0])
+        losses, correct = head_cross_entropy(z, weight, bias, labels, groups, *sinks[:2])
+        logits = head_logits(z, weight, bias, groups, *sinks[2:])
+        norms = squared_norms(banks[1], slots)
+        adamw(
+            *banks, slots, rates, rates, slots + 1,
+            betas=(0.9, 0.9), eps=1e-8, weight_decay=0.1, zero_grad=True,
+        )  # fmt: skip
+        aggregate(*sums, banks[0], slots, slots, rates)
+        mean = finish_aggregate(*sums, banks[0])
+        return losses.sum() + logits.square().sum(), correct, norms, mean
+
+    def run(function):
+        x = inputs.clone().requires_grad_()
+        sinks = [torch.zeros(bank.shape) for bank in (weight, bias) * 2]
+        banks = [torch.full((3, 40), float(number + 1)) for number in range(4)]
+        sums = [torch.zeros(3, 40), torch.zeros(3)]
+        loss, *others = function(x, sinks, banks, sums)
+        loss.backward()
+        return dict(enumerate([loss, x.grad, *others, *sinks, *banks, *sums]))
 
     assert_close(run(torch.compile(step, backend="aot_eager")), run(step), 1e-6)
