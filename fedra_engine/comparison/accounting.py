@@ -33,6 +33,7 @@ from fedra_engine.federation.clients import local_step_counts
 from fedra_engine.federation.sampling import sample_participants
 from fedra_engine.models.adapters import Factor
 from fedra_engine.models.foundation import Foundation
+from fedra_engine.models.linears import is_linear
 
 _PROBED = 16
 """Samples whose FLOPs are averaged; texts differ in length."""
@@ -143,30 +144,34 @@ def measure_block_flops(foundation: Foundation, samples: Samples) -> BlockFlops:
     rows = torch.linspace(0, count - 1, min(_PROBED, count)).round().long()
     # Fused attention is one operation, which is not counted everywhere.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        foundation.model(**samples.inputs(rows, torch.device("cpu"), foundation.dtype))
+        foundation.model(**samples.inputs(rows, foundation.head.weight.device, foundation.dtype))
     by_module, layout = counter.get_flop_counts(), foundation.adapter_layout
 
-    def flops(block: int, *, activations: bool, path: str = "") -> float:
+    def flops(block: int, path: str = "", *, batched_only: bool = False) -> float:
         name = ".".join(filter(None, (type(foundation.model).__name__, foundation.block_path, str(block), path)))
-        products = by_module[name].items()
-        return sum(n for product, n in products if (product in _ACTIVATION_PRODUCTS) == activations) / len(rows)
+        products = by_module.get(name, {}).items()
+        return sum(n for product, n in products if product in _BATCHED_PRODUCTS or not batched_only) / len(rows)
+
+    def activations(block: int) -> float:
+        # A Linear is batched too where its input is a transposed view, as in token-mixing MLPs.
+        linears = [path for path, module in foundation.blocks[block].named_modules() if is_linear(module)]
+        return flops(block, batched_only=True) - sum(flops(block, path, batched_only=True) for path in linears)
 
     def adapters(block: int, *, a: bool) -> float:
         # The frozen product takes 2·n·in·out, that of A 2·n·in·r.
         return sum(
-            flops(block, activations=False, path=target.path)
-            * (layout.rank / (target.out_features if a else target.in_features))
+            flops(block, target.path) * (layout.rank / (target.out_features if a else target.in_features))
             for target in layout.targets
         )
 
     blocks = range(foundation.depth)
     return BlockFlops(
-        frozen=np.array([flops(block, activations=False) for block in blocks]),
-        activations=np.array([flops(block, activations=True) for block in blocks]),
+        frozen=np.array([flops(block) - activations(block) for block in blocks]),
+        activations=np.array([activations(block) for block in blocks]),
         a=np.array([adapters(block, a=True) for block in blocks]),
         b=np.array([adapters(block, a=False) for block in blocks]),
     )
 
 
-_ACTIVATION_PRODUCTS = {torch.ops.aten.bmm, torch.ops.aten.baddbmm}
-"""Batched products; those with a weight are not batched."""
+_BATCHED_PRODUCTS = {torch.ops.aten.bmm, torch.ops.aten.baddbmm}
+"""How products of activations are done."""

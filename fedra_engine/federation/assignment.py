@@ -61,7 +61,7 @@ class Assignment:
         """bool [exits], the classifiers that some participant trains; one without early exits."""
         if not self.exits:
             return np.array([len(self.held) > 0])
-        return self.held[:, list(self.exits)].any(axis=0)
+        return np.asarray(self.held[:, list(self.exits)].any(axis=0))
 
     def of(self, rows: NDArray[np.int64]) -> Assignment:
         """The assignment of some participants."""

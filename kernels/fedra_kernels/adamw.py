@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .checks import check_device, check_dtype, check_shape
-from .dispatch import launch, register, use_triton
+from .dispatch import in_place, launch, register, use_triton
 from .optimizer_checks import check_bank_state, check_per_slot
 from .optimizer_torch import step_rows
 
@@ -169,26 +169,7 @@ def adamw_kernel(
         tl.store(grad_ptrs, tl.zeros((BLOCK,), grad_ptr.dtype.element_ty), mask=mask)
 
 
-def _fake(
-    param: Tensor,
-    grad: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    shadow: Tensor | None,
-    slots: Tensor,
-    lr: Tensor,
-    clip: Tensor,
-    step: Tensor,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    zero_grad: bool,
-) -> None:
-    return None
-
-
-@register(SCHEMA, _fake)
+@register(SCHEMA, in_place)
 def adamw_rows(
     param: Tensor,
     grad: Tensor,

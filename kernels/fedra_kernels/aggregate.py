@@ -17,7 +17,7 @@ from .checks import (
     check_like,
     check_shape,
 )
-from .dispatch import launch, register, use_triton
+from .dispatch import in_place, launch, register, use_triton
 from .groups import bank_rows, slot_chunks
 
 SCHEMA = (
@@ -140,13 +140,7 @@ def aggregate_kernel(
             tl.store(denominator_ptr + block, tl.load(denominator_ptr + block) + weight_sum)
 
 
-def _fake(
-    numerator: Tensor, denominator: Tensor, values: Tensor, slots: Tensor, starts: Tensor, weights: Tensor
-) -> None:
-    return None
-
-
-@register(SCHEMA, _fake)
+@register(SCHEMA, in_place)
 def aggregate_rows(
     numerator: Tensor, denominator: Tensor, values: Tensor, slots: Tensor, starts: Tensor, weights: Tensor
 ) -> None:

@@ -85,6 +85,10 @@ def register(schema: str, fake: Callable[..., Any]) -> Callable[[Launcher], Laun
     return decorate
 
 
+def in_place(*_: Any) -> None:
+    """The fake implementation of an op that returns nothing and only writes to its arguments."""
+
+
 def _untraced(launcher: Launcher) -> Launcher:
     """The launcher, which torch.compile must not trace when a compiled graph calls it."""
     disabled: list[Launcher] = []

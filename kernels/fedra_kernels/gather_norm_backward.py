@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .dispatch import launch, register
+from .dispatch import in_place, launch, register
 
 SCHEMA = (
     "gather_norm_backward(Tensor grad_x, Tensor index, Tensor weight, Tensor rows, Tensor mean, "
@@ -68,20 +68,7 @@ def gather_norm_backward_kernel(
         tl.store(target_ptrs, grad.to(grad_hidden_ptr.dtype.element_ty), mask=inside_stream[:, None] & inside)
 
 
-def _fake(
-    grad_x: Tensor,
-    index: Tensor,
-    weight: Tensor,
-    rows: Tensor,
-    mean: Tensor,
-    inverse: Tensor,
-    rms: bool,
-    grad_hidden: Tensor,
-) -> None:
-    return None
-
-
-@register(SCHEMA, _fake)
+@register(SCHEMA, in_place)
 def gather_norm_backward(
     grad_x: Tensor,
     index: Tensor,

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .configs import ConfigTable, Tile, choose
-from .dispatch import dot_precision, launch, register
+from .dispatch import dot_precision, in_place, launch, register
 
 PRODUCT_SCHEMA = "head_product(Tensor x, Tensor weight, Tensor? bias, Tensor chunks, bool transposed) -> Tensor"
 GRADS_SCHEMA = (
@@ -162,11 +162,7 @@ def head_product(x: Tensor, weight: Tensor, bias: Tensor | None, chunks: Tensor,
     return y
 
 
-def _fake_grads(features: Tensor, grad_logits: Tensor, filled: Tensor, grad_weight: Tensor, grad_bias: Tensor) -> None:
-    return None
-
-
-@register(GRADS_SCHEMA, _fake_grads)
+@register(GRADS_SCHEMA, in_place)
 def head_grads(features: Tensor, grad_logits: Tensor, filled: Tensor, grad_weight: Tensor, grad_bias: Tensor) -> None:
     """Add each group's classifier gradients into its slot of the sinks."""
     tile = product_tile(features)

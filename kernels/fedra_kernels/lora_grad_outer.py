@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .configs import ConfigTable, Tile, choose, rank_block
 from .counter_hash_kernels import keep_entries, row_seeds
-from .dispatch import dot_precision, launch, register
+from .dispatch import dot_precision, in_place, launch, register
 from .lora_grad_reduce import add_partials
 
 SCHEMA = (
@@ -100,22 +100,7 @@ def lora_grad_outer_kernel(
     tl.store(partial_ptrs, total, mask=column_mask[:, None] & rank_mask[None, :])
 
 
-def _fake(
-    wide: Tensor,
-    narrow: Tensor,
-    chunks: Tensor,
-    chunk_groups: Tensor,
-    scales: Tensor | None,
-    gain: float,
-    keys: Tensor | None,
-    threshold: int,
-    transposed: bool,
-    sink: Tensor,
-) -> None:
-    return None
-
-
-@register(SCHEMA, _fake)
+@register(SCHEMA, in_place)
 def lora_grad_outer(
     wide: Tensor,
     narrow: Tensor,

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .checks import check_float, check_index, check_like, check_shape
-from .dispatch import launch, register, use_triton
+from .dispatch import in_place, launch, register, use_triton
 
 SCHEMA = "scatter_add_(Tensor(a!) residual, Tensor y, Tensor index, Tensor? scale) -> ()"
 BLOCK_ROWS = 16
@@ -100,11 +100,7 @@ def scatter_add_kernel(
     tl.store(residual_ptrs, total.to(residual_ptr.dtype.element_ty), mask=mask)
 
 
-def _fake(residual: Tensor, y: Tensor, index: Tensor, scale: Tensor | None) -> None:
-    return None
-
-
-@register(SCHEMA, _fake)
+@register(SCHEMA, in_place)
 def scatter_add_rows(residual: Tensor, y: Tensor, index: Tensor, scale: Tensor | None) -> None:
     """residual[index] += scale * y for contiguous residual [stream rows, D] and y [rows, D]."""
     rows, features = y.shape

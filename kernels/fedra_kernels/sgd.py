@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .dispatch import launch, register, use_triton
+from .dispatch import in_place, launch, register, use_triton
 from .optimizer_checks import check_bank_state, check_per_slot
 from .optimizer_torch import step_rows
 
@@ -126,22 +126,7 @@ def sgd_kernel(
         tl.store(grad_ptrs, tl.zeros((BLOCK,), grad_ptr.dtype.element_ty), mask=mask)
 
 
-def _fake(
-    param: Tensor,
-    grad: Tensor,
-    momentum_buffer: Tensor | None,
-    shadow: Tensor | None,
-    slots: Tensor,
-    lr: Tensor,
-    clip: Tensor,
-    momentum: float,
-    weight_decay: float,
-    zero_grad: bool,
-) -> None:
-    return None
-
-
-@register(SCHEMA, _fake)
+@register(SCHEMA, in_place)
 def sgd_rows(
     param: Tensor,
     grad: Tensor,

@@ -58,7 +58,7 @@ def one(held: list[int], trained: list[int] | None = None, **others) -> Assignme
     return Assignment(row(held), trained=None if trained is None else row(trained), **others)
 
 
-@pytest.mark.parametrize("family", ["vit", "bert", "gpt2", "llama"])
+@pytest.mark.parametrize("family", ["vit", "bert", "gpt2", "llama", "timm_mixer"])
 @pytest.mark.parametrize(
     "assignment",
     [
