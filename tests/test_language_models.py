@@ -42,13 +42,20 @@ def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     file = tmp_path / "questions.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {
-        "data": {"source": "causal_lm", "root": str(file), "prompt": "q {question} a ", "partition": "iid", "clients_per_domain": 2,
-                 "min_samples": 2, "max_length": 16},
+        "data": {
+            "source": "causal_lm",
+            "root": str(file),
+            "prompt": "q {question} a ",
+            "partition": "iid",
+            "clients_per_domain": 2,
+            "min_samples": 2,
+            "max_length": 16,
+        },
         "model": {"path": str(tmp_path / "llama"), "dtype": "float64"},
         "lora": {"target_modules": ["q_proj", "v_proj", "down_proj"], "rank": 4, "dropout": 0.2},
         "clients": {"capacities": [4, 2], "sampling": "uniform"},
         "training": {"batch_size": 3, "max_local_steps": 3, "lr": 0.02},
-    }  # fmt: skip
+    }
 
 
 def final_tensors(run: Path) -> dict[str, torch.Tensor]:
