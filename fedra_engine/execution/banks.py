@@ -28,9 +28,21 @@ class Bank:
         device: torch.device,
         columns: slice = slice(None),
         compute_dtype: torch.dtype | None = None,
+        all_stepped: bool = True,
     ) -> None:
-        """`columns` are trained; `compute_dtype`, where given, is the precision that `computed` is read in."""
+        """An empty bank.
+
+        Args:
+            rows, size: its shape.
+            training: the optimizer.
+            dtype, device: of the parameters.
+            columns: those that are trained.
+            compute_dtype: precision that `computed` is read in; `dtype` when None.
+            all_stepped: whether every row that gets gradients is stepped, too.
+        """
         self._training = training
+        # A step leaves no gradient behind, but other rows may have some when the next client takes them.
+        self._stale_gradients = not all_stepped or training.proximal_mu > 0
         self.parameters = torch.zeros(rows, size, dtype=dtype, device=device)
         self.gradients = torch.zeros_like(self.parameters)
         self._columns = columns
@@ -47,7 +59,7 @@ class Bank:
         return self.parameters if self._shadow is None else self._shadow
 
     def load(self, first: int, source: Tensor, rows: Tensor, adjust: Callable[[Tensor], None] | None = None) -> None:
-        """Give the rows from `first` on to a new client: parameters `source[rows]`, a fresh optimizer, no gradient.
+        """Give the rows from `first` on to a new client: parameters `source[rows]`, a fresh optimizer, no gradients.
 
         `adjust` may change the new rows [rows, size] in place.
         """
@@ -59,8 +71,10 @@ class Bank:
         for copy in (self._anchors, self._shadow):
             if copy is not None:
                 copy[own].copy_(self.parameters[own])
-        for fresh in (self.gradients, *self._moments):
-            fresh[own].zero_()
+        if self._stale_gradients:
+            self.gradients[own].zero_()
+        for moment in self._moments:
+            moment[own].zero_()
 
     def add_proximal_gradients(self) -> None:
         """Add the gradient of μ/2 ‖w − w₀‖², w₀ as loaded (FedProx, arXiv 1812.06127, eq. 2)."""

@@ -96,6 +96,7 @@ class LanePool:
             device=device,
             columns=layout.columns(assignment.factors),
             compute_dtype=compute_dtype,
+            all_stepped=assignment.trained is None,
         )
         self.heads = Bank(
             count * self._heads_per_lane,
