@@ -195,12 +195,12 @@ class LoraFairConfig:
     Args:
         weight: weight λ that holds the correction of B small.
         steps: gradient steps that look for it.
-        lr: their size.
+        lr: their size, relative to that at which the descent is stable.
     """
 
     weight: float = 0.01
     steps: int = 1000
-    lr: float = 0.01
+    lr: float = 0.1
 
 
 @dataclass

@@ -3,8 +3,9 @@
 With Ā = Σ p_i A_i, B̄ = Σ p_i B_i and ΔW = Σ p_i B_i A_i, the server looks for the correction ΔB that minimises
     1 − cos(ΔW, (B̄ + ΔB) Ā) + λ ‖ΔB‖²   (eq. 8, λ = 0.01),
 by gradient descent from ΔB = 0, for every weight by itself, and hands out Ā and B̄ + ΔB. The paper calls the first
-term a discrepancy measured by cosine similarity; that the norm is squared, 1000 steps and the rate 0.01 are those of
-public re-implementations, the paper leaves them open.
+term a discrepancy measured by cosine similarity; that the norm is squared and 1000 steps are those of public
+re-implementations, the paper leaves them open. The cosine does not know the length of B̄ but its gradient does: a fixed
+rate makes the descent diverge while B is small. So rates are in units of ‖B̄ Ā‖² / tr(Ā Āᵀ), at which it is stable.
 """
 
 from __future__ import annotations
@@ -79,12 +80,15 @@ def descend(gram_basis: Tensor, gram_a: Tensor, norm: Tensor, *, weight: float, 
         gram_basis, gram_a, norm: see `Discrepancy`.
         weight: λ.
         steps: gradient steps.
-        lr: their size.
+        lr: their size, in units of ‖B̄ Ā‖² / tr(Ā Āᵀ).
     """
     rank = gram_a.shape[-1]
     identity = torch.eye(2 * rank, dtype=norm.dtype, device=norm.device)
     mean_b, cross = identity[:, :rank], identity[:, rank:]
     z = mean_b.expand(*gram_a.shape[:-2], 2 * rank, rank)
+    start = ((gram_basis @ z) * (z @ gram_a)).sum((-2, -1)).clamp(min=0)
+    trace = gram_a.diagonal(dim1=-2, dim2=-1).sum(-1)
+    rate = torch.where(trace > 0, lr * start / trace, 0)[..., None, None]
     for _ in range(steps):
         turned = z @ gram_a
         # ‖P Ā‖² and ⟨ΔW, P Ā⟩.
@@ -94,5 +98,5 @@ def descend(gram_basis: Tensor, gram_a: Tensor, norm: Tensor, *, weight: float, 
         defined = (square > 0) & (norm > 0)
         scale = torch.where(defined, 1 / (norm * square.sqrt()), 0)
         along = torch.where(defined, inner * scale / square, 0)
-        z = z - lr * (along[..., None, None] * turned - scale[..., None, None] * cross + 2 * weight * (z - mean_b))
+        z = z - rate * (along[..., None, None] * turned - scale[..., None, None] * cross + 2 * weight * (z - mean_b))
     return z

@@ -307,11 +307,12 @@ def test_lorafair_descends_on_its_objective() -> None:
         for target, product in enumerate(mean_products(updates, block, "samples")):
             a, mean_b = (torch.from_numpy(factor) for factor in factors(mean[block])[target])
             b, goal = mean_b.clone().requires_grad_(), torch.from_numpy(product)
+            rate = options.lr * (mean_b @ a).square().sum() / a.square().sum()
             for _ in range(options.steps):
                 cosine = torch.cosine_similarity((b @ a).flatten(), goal.flatten(), dim=0)
                 loss = 1 - cosine + options.weight * ((b - mean_b) ** 2).sum()
                 (gradient,) = torch.autograd.grad(loss, b)
-                b = (b - options.lr * gradient).detach().requires_grad_()
+                b = (b - rate * gradient).detach().requires_grad_()
             np.testing.assert_allclose(factors(after.adapters[block])[target][1], b.detach(), atol=1e-10)
 
 
