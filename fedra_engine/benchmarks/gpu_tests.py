@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from multiprocessing.queues import Queue
+import time
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
-from queue import Empty
 
 import pytest
 
@@ -22,7 +22,7 @@ _MOST_PROCESSES = 6
 class _Part:
     """A pytest plugin that runs every n-th test and tells the parent process of each as soon as it is over."""
 
-    def __init__(self, part: int, parts: int, outcomes: Queue[tuple[str, str]]) -> None:
+    def __init__(self, part: int, parts: int, outcomes: SimpleQueue[tuple[str, str]]) -> None:
         self._part, self._parts, self._outcomes = part, parts, outcomes
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -50,7 +50,8 @@ def run_gpu_tests(
     """
     parts = processes or max(min((os.cpu_count() or 1) // 2, _MOST_PROCESSES), 1)
     context = multiprocessing.get_context("spawn")
-    outcomes: Queue[tuple[str, str]] = context.Queue()
+    # A plain queue writes at once; one with a thread of its own loses what a process told just before it broke off.
+    outcomes: SimpleQueue[tuple[str, str]] = context.SimpleQueue()
     workers = [
         context.Process(target=_run_part, args=(root, selection, marker, part, parts, outcomes))
         for part in range(parts)
@@ -62,16 +63,14 @@ def run_gpu_tests(
     while running:
         # Asked before the queue is: what a process told before it ended is still read.
         running = any(worker.is_alive() for worker in workers)
-        try:
-            while True:
-                test, reason = outcomes.get(timeout=0.5)
-                if reason:
-                    failed.append(test)
-                    findings.row("failures", {"test": test, "reason": reason[:300]})
-                else:
-                    passed += 1
-        except Empty:
-            pass
+        while not outcomes.empty():
+            test, reason = outcomes.get()
+            if reason:
+                failed.append(test)
+                findings.row("failures", {"test": test, "reason": reason[:300]})
+            else:
+                passed += 1
+        time.sleep(0.1)
     # A part of few tests may have none to run.
     codes = {worker.exitcode for worker in workers} - {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}
     good = passed > 0 and not failed and not codes
@@ -82,7 +81,9 @@ def run_gpu_tests(
         raise StageFailed(f"pytest ended with {sorted(map(str, codes)) or 'no test'} for {selection}")
 
 
-def _run_part(root: Path, selection: str, marker: str, part: int, parts: int, outcomes: Queue[tuple[str, str]]) -> None:
+def _run_part(
+    root: Path, selection: str, marker: str, part: int, parts: int, outcomes: SimpleQueue[tuple[str, str]]
+) -> None:
     options = ["-m", marker, "-q", "-p", "no:cacheprovider", "--rootdir", str(root), "-c", str(root / "pyproject.toml")]
     code = pytest.main([*options, str(root / selection)], plugins=[_Part(part, parts, outcomes)])
     raise SystemExit(int(code))
