@@ -199,8 +199,8 @@ class LoraFairConfig:
     """
 
     weight: float = 0.01
-    steps: int = 1000
-    lr: float = 0.1
+    steps: int = 200
+    lr: float = 0.5
 
 
 @dataclass

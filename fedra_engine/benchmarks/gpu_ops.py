@@ -194,7 +194,7 @@ def _optimizers(cohort: Cohort) -> Results:
     lr, clip = cohort.per_client(lambda k: 0.01 * (1 + k % 3)), cohort.per_client(lambda k: 1.0 / (1 + k % 2))
     steps = cohort.slots % 5 + 1
     norms = squared_norms(grad, cohort.slots)
-    sgd(param, grad, mean, cohort.slots, lr, clip, momentum=0.9, weight_decay=0.1)
+    sgd(param, grad, mean, cohort.slots, lr, clip, steps, momentum=0.9, weight_decay=0.1)
     adamw(
         param, grad, mean, square, cohort.slots, lr, clip, steps,
         betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1, zero_grad=True,

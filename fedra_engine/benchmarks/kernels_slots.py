@@ -108,14 +108,19 @@ def _one_hot(i: SlotInputs) -> Call:
 
 def _sgd(i: SlotInputs) -> Call:
     buffer, lr, clip = torch.zeros_like(i.param), i.per_slot(_LR), i.per_slot(1.0)
-    return lambda: sgd(i.param, i.grad, buffer, i.slots, lr, clip, momentum=0.9, weight_decay=1e-5)
+    banks = (i.param, i.grad, buffer, i.slots, lr, clip, _later_step(i))
+    return lambda: sgd(*banks, momentum=0.9, weight_decay=1e-5)
 
 
 def _adamw(i: SlotInputs) -> Call:
     mean, square, lr, clip = torch.zeros_like(i.param), torch.zeros_like(i.param), i.per_slot(_LR), i.per_slot(1.0)
-    step = torch.ones_like(i.slots)
-    banks = (i.param, i.grad, mean, square, i.slots, lr, clip, step)
+    banks = (i.param, i.grad, mean, square, i.slots, lr, clip, _later_step(i))
     return lambda: adamw(*banks, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2)
+
+
+def _later_step(i: SlotInputs) -> Tensor:
+    """A step at which moments are read; at the first they are not."""
+    return torch.full_like(i.slots, 2)
 
 
 def _fused_sgd(i: SlotInputs) -> Call:

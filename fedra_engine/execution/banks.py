@@ -58,23 +58,26 @@ class Bank:
         """The parameters [rows, size] in the precision of the computation."""
         return self.parameters if self._shadow is None else self._shadow
 
-    def load(self, first: int, source: Tensor, rows: Tensor, adjust: Callable[[Tensor], None] | None = None) -> None:
-        """Give the rows from `first` on to a new client: parameters `source[rows]`, a fresh optimizer, no gradients.
+    def load(
+        self, own: slice | Tensor, source: Tensor, rows: Tensor, adjust: Callable[[Tensor], None] | None = None
+    ) -> None:
+        """Give the rows `own` to new clients: parameters `source[rows]`, no gradients.
 
-        `adjust` may change the new rows [rows, size] in place.
+        The optimizer takes their moments as zeros at the first step. `adjust` may change the new rows [rows, size] of
+        a slice in place.
         """
-        own = slice(first, first + len(rows))
-        # Straight into place: this copy is most of what a client costs the server.
-        torch.index_select(source, 0, rows, out=self.parameters[own])
+        if isinstance(own, slice):
+            # Straight into place: this copy is much of what a client costs the server.
+            torch.index_select(source, 0, rows, out=self.parameters[own])
+        else:
+            self.parameters.index_copy_(0, own, source.index_select(0, rows))
         if adjust is not None:
             adjust(self.parameters[own])
         for copy in (self._anchors, self._shadow):
             if copy is not None:
-                copy[own].copy_(self.parameters[own])
+                copy[own] = self.parameters[own].to(copy.dtype)
         if self._stale_gradients:
-            self.gradients[own].zero_()
-        for moment in self._moments:
-            moment[own].zero_()
+            self.gradients[own] = 0
 
     def add_proximal_gradients(self) -> None:
         """Add the gradient of μ/2 ‖w − w₀‖², w₀ as loaded (FedProx, arXiv 1812.06127, eq. 2)."""
@@ -102,6 +105,7 @@ class Bank:
                 rows,
                 rates,
                 clip,
+                steps,
                 momentum=config.momentum,
                 weight_decay=config.weight_decay,
                 shadow=shadow,

@@ -172,9 +172,11 @@ class LanePool:
     def _hand_out(self, lanes: Sequence[Lane]) -> None:
         device, state = self.losses.device, self._state
         for lane in lanes:
-            blocks, exits = torch.from_numpy(lane.blocks).to(device), torch.from_numpy(lane.exits).to(device)
-            self.adapters.load(int(lane.slots[0]), state.adapters, blocks, self._adjustment(lane))
-            self.heads.load(int(lane.heads[0]), state.heads, exits)
+            first = int(lane.slots[0])
+            own, blocks = slice(first, first + len(lane.blocks)), torch.from_numpy(lane.blocks).to(device)
+            self.adapters.load(own, state.adapters, blocks, self._adjustment(lane))
+        heads, exits = (np.concatenate([getattr(lane, name) for lane in lanes]) for name in ("heads", "exits"))
+        self.heads.load(torch.from_numpy(heads).to(device), state.heads, torch.from_numpy(exits).to(device))
         self.losses.index_fill_(0, self._rows(lanes), 0)
 
     def _adjustment(self, lane: Lane) -> Callable[[Tensor], None] | None:

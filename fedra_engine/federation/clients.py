@@ -97,7 +97,8 @@ def local_batches(
     rng = generator(seed, round=round, client=client, purpose="batches")
     batches: list[NDArray[np.int64]] = []
     for _ in range(epochs):
-        order = rng.permutation(samples)
+        order = samples.copy()
+        rng.shuffle(order)
         batches.extend(order[start : start + batch_size] for start in range(0, len(order), batch_size))
         if max_steps is not None and len(batches) >= max_steps:
             return batches[:max_steps]

@@ -3,9 +3,10 @@
 With Ā = Σ p_i A_i, B̄ = Σ p_i B_i and ΔW = Σ p_i B_i A_i, the server looks for the correction ΔB that minimises
     1 − cos(ΔW, (B̄ + ΔB) Ā) + λ ‖ΔB‖²   (eq. 8, λ = 0.01),
 by gradient descent from ΔB = 0, for every weight by itself, and hands out Ā and B̄ + ΔB. The paper calls the first
-term a discrepancy measured by cosine similarity; that the norm is squared and 1000 steps are those of public
-re-implementations, the paper leaves them open. The cosine does not know the length of B̄ but its gradient does: a fixed
-rate makes the descent diverge while B is small. So rates are in units of ‖B̄ Ā‖² / tr(Ā Āᵀ), at which it is stable.
+term a discrepancy measured by cosine similarity; that the norm is squared is so in public re-implementations, the paper
+leaves it open. The cosine does not know the length of B̄ but its gradient does: a fixed rate makes the descent diverge
+while B is small. So rates are in units of ‖B̄ Ā‖² / tr(Ā Āᵀ), at which it is stable; with the default rate and number
+of steps the objective no longer changes.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import check_device, check_dtype, check_shape
 from .dispatch import in_place, launch, register, use_triton
 from .optimizer_checks import check_bank_state, check_per_slot
 from .optimizer_torch import step_rows
@@ -42,7 +41,8 @@ def adamw(
 
     Args:
         param, grad, exp_avg, exp_avg_sq: [slots, P], or the same columns of wider banks; all but grad are
-            updated in place. All but param may be fp32 where param is a 16-bit bank.
+            updated in place. All but param may be fp32 where param is a 16-bit bank. What the moments of a slot
+            hold before its first step does not count: they begin with zeros.
         slots: int64 [n], distinct bank rows. On a GPU its values are not checked: a slot outside the bank
             is left out.
         lr, clip: [n], fp32 (fp64 for fp64 banks); the gradient is multiplied by clip.
@@ -55,10 +55,7 @@ def adamw(
     """
     moments = {"grad": grad, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
     check_bank_state(param, slots, moments, shadow)
-    check_per_slot(param, slots, {"lr": lr, "clip": clip})
-    check_shape("step", step, slots.shape)
-    check_dtype("step", step, (torch.int64,))
-    check_device("step", step, "param", param)
+    check_per_slot(param, slots, {"lr": lr, "clip": clip}, step)
     if not all(0.0 <= beta < 1.0 for beta in betas):
         raise ValueError(f"betas: found {betas}, expected values from 0 to below 1")
     beta1, beta2 = betas
@@ -102,8 +99,9 @@ def adamw_reference(
     """New (param, exp_avg, exp_avg_sq) of rows [n, P], with lr, clip and step [n], in plain torch."""
     beta1, beta2 = betas
     gradient = clip[:, None] * grad
-    mean = beta1 * exp_avg + (1 - beta1) * gradient
-    square = beta2 * exp_avg_sq + (1 - beta2) * gradient * gradient
+    old_mean, old_square = (torch.where(step[:, None] == 1, 0.0, moment) for moment in (exp_avg, exp_avg_sq))
+    mean = beta1 * old_mean + (1 - beta1) * gradient
+    square = beta2 * old_square + (1 - beta2) * gradient * gradient
     correction1, correction2 = (1 - beta ** step.to(lr.dtype)[:, None] for beta in betas)
     update = (mean / correction1) / ((square / correction2).sqrt() + eps)
     return param * (1 - lr[:, None] * weight_decay) - lr[:, None] * update, mean, square
@@ -144,8 +142,11 @@ def adamw_kernel(
     offset = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = (offset < entries) & (slot >= 0) & (slot < slot_count)
     lr = tl.load(lr_ptr + number)
+    steps = tl.load(step_ptr + number)
+    # The moments of a first step are zeros that nobody had to write.
+    old = mask & (steps > 1)
     # In fp64: 1 - beta^step is a small difference.
-    step = tl.load(step_ptr + number).to(tl.float64)
+    step = steps.to(tl.float64)
     correction1 = (1.0 - tl.exp2(step * log_beta1)).to(tl.float32)
     correction2 = (1.0 - tl.exp2(step * log_beta2)).to(tl.float32)
     param_ptrs = param_ptr + slot * stride_param + offset
@@ -155,8 +156,8 @@ def adamw_kernel(
     grad_ptrs = grad_ptr + slot * stride_grad + offset
     grad = tl.load(grad_ptrs, mask=mask, other=0.0).to(tl.float32)
     grad *= tl.load(clip_ptr + number)
-    mean = beta1 * tl.load(mean_ptrs, mask=mask, other=0.0).to(tl.float32) + rest1 * grad
-    square = beta2 * tl.load(square_ptrs, mask=mask, other=0.0).to(tl.float32) + rest2 * grad * grad
+    mean = beta1 * tl.load(mean_ptrs, mask=old, other=0.0).to(tl.float32) + rest1 * grad
+    square = beta2 * tl.load(square_ptrs, mask=old, other=0.0).to(tl.float32) + rest2 * grad * grad
     denominator = tl.sqrt(square / correction2) + eps
     param = param * (1.0 - lr * weight_decay) - lr * (mean / correction1) / denominator
     tl.store(param_ptrs, param.to(param_ptr.dtype.element_ty), mask=mask)

@@ -181,7 +181,7 @@ def _optimizers(shadow_dtype: torch.dtype | None) -> None:
     for momentum in (0.0, 0.9):
         buffer = mean if momentum else None
         sgd(
-            param, grad, buffer, slots, ones, ones,
+            param, grad, buffer, slots, ones, ones, step,
             momentum=momentum, weight_decay=0.1, shadow=shadow, zero_grad=lower,
         )  # fmt: skip
     adamw(

@@ -29,10 +29,13 @@ def check_bank_state(param: Tensor, slots: Tensor, state: Mapping[str, Tensor | 
             check_dtype(name, tensor, (param.dtype, torch.float32))
 
 
-def check_per_slot(param: Tensor, slots: Tensor, tables: Mapping[str, Tensor]) -> None:
-    """Raise ValueError unless each table is [n] in fp32 (fp64 for fp64 banks)."""
+def check_per_slot(param: Tensor, slots: Tensor, tables: Mapping[str, Tensor], step: Tensor) -> None:
+    """Raise ValueError unless each table is [n] in fp32 (fp64 for fp64 banks), and step int64 [n]."""
     wanted = torch.float64 if param.dtype == torch.float64 else torch.float32
     for name, table in tables.items():
         check_shape(name, table, slots.shape)
         check_dtype(name, table, (wanted,))
         check_device(name, table, "param", param)
+    check_shape("step", step, slots.shape)
+    check_dtype("step", step, (torch.int64,))
+    check_device("step", step, "param", param)

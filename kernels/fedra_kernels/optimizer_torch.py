@@ -23,21 +23,21 @@ def step_rows(
     slots: Tensor,
     lr: Tensor,
     clip: Tensor,
-    steps: Tensor | None,
+    steps: Tensor,
     zero_grad: bool,
     fused: Callable[..., None],
 ) -> None:
     """Call `fused` on lists of contiguous tensors that hold the bank rows `slots` of param, grad and each state.
 
     `fused(params, grads, *states, lr=, steps=)` works in place on tensors of one dtype: float64 for float64
-    parameters, else float32; other banks are converted before and after. Its grads are times clip. Where steps are
-    given, its steps are theirs, one number a tensor.
+    parameters, else float32; other banks are converted before and after. Its grads are times clip. Its steps are those
+    of the rows, one number a tensor; at a first step the states are set to zero before.
     """
     dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
     slots, order = torch.sort(slots)
     clip = clip[order]
     rows, rates = slots.tolist(), lr[order].tolist()
-    numbers = [0] * len(rows) if steps is None else steps[order].tolist()
+    numbers = steps[order].tolist()
     banks = [param, *states] + ([] if shadow is None else [shadow])
     # In a view of some columns, rows are not next to each other in memory.
     joined = all(bank.is_contiguous() for bank in (grad, *banks))
@@ -54,6 +54,10 @@ def step_rows(
                 scaled = list(torch._foreach_mul(scaled, factors))
         views = [_views(bank, runs) for bank in banks]
         shadows = views.pop() if shadow is not None else ()
+        fresh = [view for state in views[1:] for view, (*_, number) in zip(state, runs, strict=True) if number == 1]
+        if fresh:
+            # Only now, so that they are in a cache when the step needs them.
+            torch._foreach_zero_(fresh)
         wide = [[view.to(dtype) for view in bank_views] for bank_views in views]
         fused(wide[0], scaled, *wide[1:], lr=rates[batch.start], steps=[number for *_, number in runs])
         for bank_views, results in zip(views, wide, strict=True):

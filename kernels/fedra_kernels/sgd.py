@@ -13,7 +13,7 @@ from .optimizer_torch import step_rows
 
 SCHEMA = (
     "sgd_(Tensor(a!) param, Tensor(b!) grad, Tensor(c!)? momentum_buffer, Tensor(d!)? shadow, Tensor slots, "
-    "Tensor lr, Tensor clip, float momentum, float weight_decay, bool zero_grad) -> ()"
+    "Tensor lr, Tensor clip, Tensor step, float momentum, float weight_decay, bool zero_grad) -> ()"
 )
 BLOCK = 1024
 
@@ -25,6 +25,7 @@ def sgd(
     slots: Tensor,
     lr: Tensor,
     clip: Tensor,
+    step: Tensor,
     *,
     momentum: float,
     weight_decay: float,
@@ -37,11 +38,13 @@ def sgd(
 
     Args:
         param, grad, momentum_buffer: [slots, P], or the same columns of wider banks; param and buffer are
-            updated in place. A buffer of zeros is a fresh one. momentum_buffer is None exactly when momentum is
-            0. grad and buffer may be fp32 where param is a 16-bit bank.
+            updated in place. momentum_buffer is None exactly when momentum is 0. grad and buffer may be fp32 where
+            param is a 16-bit bank. What the buffer of a slot holds before its first step does not count: it begins
+            with zeros.
         slots: int64 [n], distinct bank rows. On a GPU its values are not checked: a slot outside the bank
             is left out.
         lr, clip: [n], fp32 (fp64 for fp64 banks).
+        step: int64 [n], the number of the step, from 1, of each slot's client.
         shadow: 16-bit copy [slots, P] of param, kept up to date, or None.
         zero_grad: also set the rows `slots` of grad to zero, once used, in the same pass.
 
@@ -49,12 +52,12 @@ def sgd(
         ValueError: a shape, dtype, device or slot does not fit.
     """
     check_bank_state(param, slots, {"grad": grad, "momentum_buffer": momentum_buffer}, shadow)
-    check_per_slot(param, slots, {"lr": lr, "clip": clip})
+    check_per_slot(param, slots, {"lr": lr, "clip": clip}, step)
     if (momentum_buffer is None) != (momentum == 0.0):
         found = "None" if momentum_buffer is None else "a tensor"
         raise ValueError(f"momentum_buffer: found {found}, expected None exactly when momentum is 0")
     if use_triton(param):
-        sgd_rows(param, grad, momentum_buffer, shadow, slots, lr, clip, momentum, weight_decay, zero_grad)
+        sgd_rows(param, grad, momentum_buffer, shadow, slots, lr, clip, step, momentum, weight_decay, zero_grad)
         return
 
     def fused(params: list[Tensor], grads: list[Tensor], *buffers: list[Tensor], lr: float, steps: object) -> None:
@@ -64,7 +67,7 @@ def sgd(
         )  # fmt: skip
 
     states = [] if momentum_buffer is None else [momentum_buffer]
-    step_rows(param, grad, states, shadow, slots, lr, clip, None, zero_grad, fused)
+    step_rows(param, grad, states, shadow, slots, lr, clip, step, zero_grad, fused)
 
 
 def sgd_reference(
@@ -73,12 +76,14 @@ def sgd_reference(
     momentum_buffer: Tensor,
     lr: Tensor,
     clip: Tensor,
+    step: Tensor,
     *,
     momentum: float,
     weight_decay: float,
 ) -> tuple[Tensor, Tensor]:
-    """New (param, momentum buffer) of rows [n, P], with lr and clip [n], in plain torch."""
-    buffer = momentum * momentum_buffer + clip[:, None] * grad + weight_decay * param
+    """New (param, momentum buffer) of rows [n, P], with lr, clip and step [n], in plain torch."""
+    old = torch.where(step[:, None] == 1, 0.0, momentum_buffer)
+    buffer = momentum * old + clip[:, None] * grad + weight_decay * param
     return param - lr[:, None] * buffer, buffer
 
 
@@ -91,6 +96,7 @@ def sgd_kernel(
     slots_ptr,
     lr_ptr,
     clip_ptr,
+    step_ptr,
     slot_count,
     stride_param,
     stride_grad,
@@ -114,8 +120,10 @@ def sgd_kernel(
     grad = tl.load(grad_ptrs, mask=mask, other=0.0).to(tl.float32)
     step = grad * tl.load(clip_ptr + number) + weight_decay * param
     if MOMENTUM:
+        # The buffer of a first step is zeros that nobody had to write.
+        old = mask & (tl.load(step_ptr + number) > 1)
         buffer_ptrs = buffer_ptr + slot * stride_buffer + offset
-        step += momentum * tl.load(buffer_ptrs, mask=mask, other=0.0).to(tl.float32)
+        step += momentum * tl.load(buffer_ptrs, mask=old, other=0.0).to(tl.float32)
         tl.store(buffer_ptrs, step.to(buffer_ptr.dtype.element_ty), mask=mask)
     param -= tl.load(lr_ptr + number) * step
     tl.store(param_ptrs, param.to(param_ptr.dtype.element_ty), mask=mask)
@@ -135,6 +143,7 @@ def sgd_rows(
     slots: Tensor,
     lr: Tensor,
     clip: Tensor,
+    step: Tensor,
     momentum: float,
     weight_decay: float,
     zero_grad: bool,
@@ -150,6 +159,7 @@ def sgd_rows(
         slots,
         lr,
         clip,
+        step,
         param.shape[0],
         param.stride(0),
         grad.stride(0),

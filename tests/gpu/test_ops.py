@@ -226,9 +226,9 @@ def test_optimizers_and_norms(dtype, zero_grad, size, state):
     wide = [bank[slots].double() for bank in (param, grad, mean, square)]
     assert_close({"norms": squared_norms(grad, slots)}, {"norms": squared_norms_reference(grad.double(), slots)}, 1e-5)
 
-    expected = sgd_reference(*wide[:3], lr.double(), clip.double(), momentum=0.9, weight_decay=0.1)
+    expected = sgd_reference(*wide[:3], lr.double(), clip.double(), step, momentum=0.9, weight_decay=0.1)
     other, buffer = param.clone(), mean.clone()
-    sgd(other, grad, buffer, slots, lr, clip, momentum=0.9, weight_decay=0.1)
+    sgd(other, grad, buffer, slots, lr, clip, step, momentum=0.9, weight_decay=0.1)
     assert_close({"p": other[slots], "b": buffer[slots]}, {"p": expected[0], "b": expected[1]}, TOLERANCE[dtype])
     assert torch.equal(grad, gradient)
 
@@ -264,7 +264,7 @@ def test_index_entries_out_of_range_touch_nothing():
     """On a GPU they are not checked on the host, but no kernel follows them."""
     bank, bad = _randn(4, 5000, seed=1), torch.tensor([-1, 2, 4, 10**12], device="cuda")
     before, ones = bank.clone(), torch.ones(4, device="cuda")
-    sgd(bank, bank.clone(), None, bad, ones, ones, momentum=0.0, weight_decay=0.0)
+    sgd(bank, bank.clone(), None, bad, ones, ones, torch.ones_like(bad), momentum=0.0, weight_decay=0.0)
     assert torch.equal(bank[[0, 1, 3]], before[[0, 1, 3]])
     assert squared_norms(before, bad).isnan().tolist() == [True, False, True, True]
     hidden = _randn(4, WIDTH, seed=2)

@@ -74,9 +74,10 @@ def calls(device: str) -> dict[str, Call]:
     }  # fmt: skip
     step = {
         "param": some(4, SIZE), "grad": some(4, SIZE), "slots": numbers(3), "lr": some(3), "clip": some(3),
+        "step": numbers(3) + 1,
         "shadow": some(4, SIZE, dtype=torch.bfloat16), "weight_decay": 0.1,
     }  # fmt: skip
-    adam = {"exp_avg": some(4, SIZE), "exp_avg_sq": some(4, SIZE), "step": numbers(3), "betas": (0.9, 0.9), "eps": 1e-8}
+    adam = {"exp_avg": some(4, SIZE), "exp_avg_sq": some(4, SIZE), "betas": (0.9, 0.9), "eps": 1e-8}
     sums = {"numerator": some(2, SIZE), "denominator": some(2)}
     return {
         "lora_linear": Call(lora_linear, linear, "x", ("x dimension",)),

@@ -85,8 +85,8 @@ def test_head_and_slots():
     assert (logits.shape, logits.dtype) == ((500, 100), torch.float32)
     param, state, slots = _meta(SLOTS, 1000, dtype=torch.float32), _meta(SLOTS, 1000, dtype=torch.float32), groups.slots
     per_slot = _meta(3, dtype=torch.float32)
-    sgd(param, state, state, slots, per_slot, per_slot, momentum=0.9, weight_decay=0.0)
     step = _meta(3, dtype=torch.int64)
+    sgd(param, state, state, slots, per_slot, per_slot, step, momentum=0.9, weight_decay=0.0)
     adamw(param, state, state, state, slots, per_slot, per_slot, step, betas=(0.9, 0.9), eps=1e-8, weight_decay=0.0)
     aggregate(_meta(12, 1000, dtype=torch.float32), _meta(12, dtype=torch.float32), param, slots, slots, per_slot)
     assert squared_norms(param, slots).shape == (3,)

@@ -1,5 +1,7 @@
 """SGD and AdamW over slots against torch.optim, client by client."""
 
+import math
+
 import pytest
 import torch
 
@@ -30,10 +32,12 @@ def test_sgd_equals_torch_optim_in_every_slot(slots, momentum, size):
     index = torch.tensor(SLOTS[slots])
     param = randn(5, size, seed=1)
     start = param.clone()
-    buffer = torch.zeros_like(param) if momentum else None
+    # What others left in the buffer does not count.
+    buffer = torch.full_like(param, math.nan) if momentum else None
     grads = [randn(5, size, seed=seed) for seed in (2, 3, 4)]
-    for grad in grads:
-        sgd(param, grad, buffer, index, LR, CLIP, momentum=momentum, weight_decay=0.01)
+    for number, grad in enumerate(grads, start=1):
+        step = torch.full((3,), number)
+        sgd(param, grad, buffer, index, LR, CLIP, step, momentum=momentum, weight_decay=0.01)
     for row, slot in enumerate(SLOTS[slots]):
         expected = _torch_optimizer(
             lambda p, row=row: torch.optim.SGD(p, lr=float(LR[row]), momentum=momentum, weight_decay=0.01),
@@ -49,7 +53,8 @@ def test_sgd_equals_torch_optim_in_every_slot(slots, momentum, size):
 def test_adamw_equals_torch_optim_in_every_slot(slots):
     index = torch.tensor(SLOTS[slots])
     param = randn(5, 50_000, seed=1)
-    start, mean, square = param.clone(), torch.zeros_like(param), torch.zeros_like(param)
+    # What others left in the moments does not count.
+    start, mean, square = param.clone(), torch.full_like(param, math.nan), torch.full_like(param, math.nan)
     grads = [randn(5, 50_000, seed=seed) for seed in (2, 3, 4)]
     options = {"betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 0.1}
     for number, grad in enumerate(grads, start=1):
@@ -67,9 +72,9 @@ def test_adamw_equals_torch_optim_in_every_slot(slots):
 def test_references_equal_the_ops():
     param, grad, mean = (randn(3, 20, seed=seed) for seed in (1, 2, 3))
     square, index, step = randn(3, 20, seed=4).square(), torch.arange(3), torch.tensor([1, 4, 9])
-    expected = sgd_reference(param, grad, mean, LR, CLIP, momentum=0.9, weight_decay=0.1)
+    expected = sgd_reference(param, grad, mean, LR, CLIP, step, momentum=0.9, weight_decay=0.1)
     found = [param.clone(), mean.clone()]
-    sgd(found[0], grad, found[1], index, LR, CLIP, momentum=0.9, weight_decay=0.1)
+    sgd(found[0], grad, found[1], index, LR, CLIP, step, momentum=0.9, weight_decay=0.1)
     torch.testing.assert_close(found, list(expected))
     options = {"betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 0.1}
     expected = adamw_reference(param, grad, mean, square, LR, CLIP, step, **options)
@@ -91,7 +96,7 @@ def _banks(dtypes, size=300):
 
 def _sgd(banks, index, **options):
     dtype = torch.float64 if banks[0].dtype == torch.float64 else torch.float32
-    sgd(*banks[:3], index, LR.to(dtype), CLIP.to(dtype), momentum=0.9, weight_decay=0.1, **options)
+    sgd(*banks[:3], index, LR.to(dtype), CLIP.to(dtype), STEP, momentum=0.9, weight_decay=0.1, **options)
 
 
 def _adamw(banks, index, **options):
@@ -146,7 +151,7 @@ def test_banks_of_several_dtypes(param, state, step, zero_grad):
     banks, shadow = _banks([param, state, state, state]), torch.zeros(5, 300, dtype=torch.bfloat16)
     wide = [bank[index].double() for bank in banks]
     if step is _sgd:
-        expected = sgd_reference(*wide[:3], LR, CLIP, momentum=0.9, weight_decay=0.1)
+        expected = sgd_reference(*wide[:3], LR, CLIP, STEP, momentum=0.9, weight_decay=0.1)
     else:
         expected = adamw_reference(*wide, LR, CLIP, STEP, **OPTIONS)
     step(banks, index, shadow=shadow, zero_grad=zero_grad)
@@ -171,7 +176,7 @@ def test_clients_at_other_rates_and_steps_share_a_launch(step, monkeypatch):
 def test_no_slots_change_nothing():
     banks = _banks([torch.float64] * 4)
     none, empty = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.float64)
-    sgd(*banks[:3], none, empty, empty, momentum=0.9, weight_decay=0.1)
+    sgd(*banks[:3], none, empty, empty, none, momentum=0.9, weight_decay=0.1)
     adamw(*banks, none, empty, empty, none, **OPTIONS)
     assert squared_norms(banks[1], none).shape == (0,)
     assert all(torch.equal(bank, old) for bank, old in zip(banks, _banks([torch.float64] * 4), strict=True))
@@ -188,10 +193,10 @@ def test_squared_norms_equal_the_sum_of_squares(slots, columns):
 def test_bad_arguments_are_named():
     param, index = randn(5, 4, seed=1), torch.tensor([1, 2, 3])
     with pytest.raises(ValueError, match=r"^slots: found 5"):
-        sgd(param, param, None, index + 2, LR, CLIP, momentum=0.0, weight_decay=0.0)
+        sgd(param, param, None, index + 2, LR, CLIP, STEP, momentum=0.0, weight_decay=0.0)
     with pytest.raises(ValueError, match=r"^momentum_buffer: found None"):
-        sgd(param, param, None, index, LR, CLIP, momentum=0.9, weight_decay=0.0)
+        sgd(param, param, None, index, LR, CLIP, STEP, momentum=0.9, weight_decay=0.0)
     with pytest.raises(ValueError, match=r"^lr: found shape"):
-        sgd(param, param, None, index, LR[:2], CLIP, momentum=0.0, weight_decay=0.0)
+        sgd(param, param, None, index, LR[:2], CLIP, STEP, momentum=0.0, weight_decay=0.0)
     with pytest.raises(ValueError, match=r"^step: found dtype"):
         adamw(param, param, param, param, index, LR, CLIP, LR, betas=(0.9, 0.9), eps=1e-8, weight_decay=0.0)

@@ -81,7 +81,7 @@ def test_optimizers_and_norms():
     param, grad, mean = _leaves((2, 3), (2, 3), (2, 3))
     square = randn(2, 3, seed=9).square().requires_grad_()
     lr, clip = lr.double(), clip.double()
-    assert gradcheck(lambda *t: sgd_reference(*t, lr, clip, momentum=0.9, weight_decay=0.1), (param, grad, mean))
+    assert gradcheck(lambda *t: sgd_reference(*t, lr, clip, step, momentum=0.9, weight_decay=0.1), (param, grad, mean))
     options = {"betas": (0.9, 0.99), "eps": 1e-3, "weight_decay": 0.1}
     assert gradcheck(lambda *t: adamw_reference(*t, lr, clip, step, **options), (param, grad, mean, square))
     assert gradcheck(lambda g: squared_norms_reference(g, torch.tensor([1, 0])), (grad,))

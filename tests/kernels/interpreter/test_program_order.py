@@ -63,7 +63,7 @@ def _slots():
     banks = [_randn(4, 2100, seed=seed) for seed in range(5)]
     banks[3].square_()
     slots, ones = torch.tensor([2, 0, 3]), torch.ones(3)
-    sgd(banks[0], banks[1], banks[2], slots, ones, ones, momentum=0.9, weight_decay=0.1)
+    sgd(banks[0], banks[1], banks[2], slots, ones, ones, slots + 1, momentum=0.9, weight_decay=0.1)
     adamw(
         banks[0], banks[1], banks[2], banks[3], slots, ones, ones, slots + 1,
         betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1,

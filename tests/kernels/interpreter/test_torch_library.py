@@ -76,7 +76,7 @@ def _op_calls():
         (activation_forward, ("swiglu", x, x, a, chunks(activation_tile(x, a).rows), keys, 5)),
         (activation_backward, ("swiglu", x, x, x)),
         (aggregate_rows, (torch.zeros(2, 50), torch.zeros(2), bank(), slots, torch.tensor([0, 1, 3]), table)),
-        (sgd_rows, (bank(), bank(), bank(), bank().bfloat16(), slots, table, table, 0.9, 0.1, True)),
+        (sgd_rows, (bank(), bank(), bank(), bank().bfloat16(), slots, table, table, slots + 1, 0.9, 0.1, True)),
         (adamw_rows, (bank(), bank(), bank(), bank(), None, slots, table, table, slots + 1, 0.9, 0.9, 1e-8, 0.1, True)),
         (squared_norms_rows, (bank(), slots)),
         (head_product, (x, head, head_bias, rows, False)),
@@ -110,7 +110,9 @@ def test_a_compiled_step_equals_an_eager_one(dropout, frozen):
         y = lora_linear(x, case.weight, case.bias, case.lora_a, case.lora_b, groups, *sinks, drop)
         z, _ = gelu(y)
         normed, _ = gather_norm(z, torch.arange(53), case.bias, case.bias, kind="layer", eps=1e-5)
-        sgd(param, param * 0.5, None, torch.arange(3), torch.ones(3), torch.ones(3), momentum=0.0, weight_decay=0.1)
+        steps = torch.ones(3, dtype=torch.int64)
+        ones = torch.ones(3)
+        sgd(param, param * 0.5, None, torch.arange(3), ones, ones, steps, momentum=0.0, weight_decay=0.1)
         return normed
 
     def run(function):
