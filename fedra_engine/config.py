@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Literal
 
 
@@ -231,6 +231,11 @@ class MethodConfig:
     fedhello: FedHelloConfig = field(default_factory=FedHelloConfig)
     hetlora: HetLoraConfig = field(default_factory=HetLoraConfig)
     lorafair: LoraFairConfig = field(default_factory=LoraFairConfig)
+
+    def foreign_options(self) -> set[str]:
+        """Names of the fields with options of other methods; they change nothing for this one."""
+        groups = {option.name for option in fields(self) if is_dataclass(getattr(self, option.name))}
+        return groups - {self.name}
 
 
 @dataclass

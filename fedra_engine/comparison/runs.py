@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
@@ -28,7 +28,7 @@ from fedra_engine.run_request import RunRequest
 from fedra_engine.simulation import Simulation
 
 _IRRELEVANT = {"name", "output_dir", "evaluate_every", "execution"}
-"""Fields that do not change what a run results in."""
+"""Fields that do not change what any run results in."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,8 @@ def earlier_run(run: PlannedRun) -> RunFolder | None:
         return None
     parser = build_parser(ExperimentConfig, "")
     before = parse_config(parser, ExperimentConfig, ["--config", str(folder.config_file)])
-    for field, found, expected in _differences(before, run.config):
+    foreign = {f"method.{option}" for option in run.config.method.foreign_options()}
+    for field, found, expected in _differences(before, run.config, _IRRELEVANT | foreign):
         raise InputError(
             f"{field}: found {found} in {folder.config_file}, expected {expected} as this command has it (or another "
             "output_dir)"
@@ -180,13 +181,15 @@ def _write_costs(run: PlannedRun, costs: RunCosts) -> None:
     os.replace(temporary, _costs_file(run))
 
 
-def _differences(found: Any, expected: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Dotted names of the fields in which two configurations differ, with both values."""
+def _differences(
+    found: Any, expected: Any, irrelevant: Collection[str], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Dotted names of the fields in which two configurations differ, with both values; but for irrelevant ones."""
     for field in dataclasses.fields(found):
         name, one, other = f"{prefix}{field.name}", getattr(found, field.name), getattr(expected, field.name)
-        if name in _IRRELEVANT:
+        if name in irrelevant:
             continue
         if dataclasses.is_dataclass(one):
-            yield from _differences(one, other, f"{name}.")
+            yield from _differences(one, other, irrelevant, f"{name}.")
         elif one != other:
             yield name, one, other

@@ -115,6 +115,8 @@ def setting_digest(config: ExperimentConfig) -> str:
     values = dataclasses.asdict(config)
     for name in ("rounds", "name", "output_dir", "evaluate_every", "execution"):
         del values[name]
+    for name in config.method.foreign_options():
+        del values["method"][name]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

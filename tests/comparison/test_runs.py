@@ -40,7 +40,8 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path, monkeypatch: pytest
     run = planned_run(tmp_path)
     first = execute(run)
     monkeypatch.setattr("fedra_engine.comparison.runs.Simulation", None)
-    again = execute(planned_run(tmp_path, "fedra", "--evaluate_every=5", "--execution.lanes=1"))
+    no_matter = ["--evaluate_every=5", "--execution.lanes=1", "--method.lorafair.steps=1"]
+    again = execute(planned_run(tmp_path, "fedra", *no_matter))
     assert again.state == "done"
     assert again.note == f"{first.note} (finished before)"
 
@@ -88,6 +89,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     [
         ("--training.lr=0.01", r"training\.lr: found 0\.005 in .*fedra-seed0/config\.yaml, expected 0\.01"),
         ("--rounds=3", r"rounds: found 2 in .*config\.yaml, expected 3"),
+        ("--method.weighting=samples", r"method\.weighting: found uniform in .*, expected samples"),
         ("--data.dirichlet_alpha=0.1", r"data\.dirichlet_alpha: found 0\.5 in .*, expected 0\.1"),
     ],
 )

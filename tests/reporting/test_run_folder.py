@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from fedra_engine.cli import build_parser, parse_config
-from fedra_engine.config import ExecutionConfig, ExperimentConfig, LoraConfig, TrainingConfig
+from fedra_engine.config import (
+    ExecutionConfig,
+    ExperimentConfig,
+    LoraConfig,
+    LoraFairConfig,
+    MethodConfig,
+    TrainingConfig,
+)
 from fedra_engine.errors import InputError
 from fedra_engine.reporting import run_folder
 from fedra_engine.reporting.run_folder import RunFolder, setting_digest
@@ -116,9 +123,16 @@ def test_the_setting_is_all_but_what_may_change_when_a_run_goes_on(tmp_path: Pat
         "output_dir": "y",
         "evaluate_every": 7,
         "execution": ExecutionConfig(lanes=2),
+        "method": MethodConfig(lorafair=LoraFairConfig(steps=1)),
     }
     assert setting_digest(replace(here, **free)) == setting_digest(here)
-    bound = {"seed": 1, "trace": True, "lora": LoraConfig(rank=2), "training": TrainingConfig(lr=1e-6)}
+    bound = {
+        "method": MethodConfig(weighting="samples"),
+        "seed": 1,
+        "trace": True,
+        "lora": LoraConfig(rank=2),
+        "training": TrainingConfig(lr=1e-6),
+    }
     digests = {setting_digest(replace(here, **{name: value})) for name, value in bound.items()}
     assert len(digests - {setting_digest(here)}) == len(bound)
 
