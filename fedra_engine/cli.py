@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
@@ -23,10 +23,10 @@ Config = TypeVar("Config")
 def quiet_libraries() -> None:
     """Keep what Hugging Face libraries, imported later, say of their own accord out of the output.
 
-    Errors still show, and so do progress bars in a terminal.
+    Errors still show, and so do the main process's progress bars in a terminal.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
@@ -67,3 +67,17 @@ def _check_values(values: Namespace, config_class: type[Any], prefix: str = "") 
             _check_values(value, kind, f"{prefix}{name}.")
         elif value is None and not is_optional(kind):
             raise InputError(f"{prefix}{name}: found null, expected {describe_type(kind)}")
+
+
+def differences(
+    found: Any, expected: Any, irrelevant: Collection[str], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Dotted names of the fields in which two configurations differ, with both values; but for irrelevant ones."""
+    for field in fields(found):
+        name, one, other = f"{prefix}{field.name}", getattr(found, field.name), getattr(expected, field.name)
+        if name in irrelevant:
+            continue
+        if is_dataclass(one):
+            yield from differences(one, other, irrelevant, f"{name}.")
+        elif one != other:
+            yield name, one, other

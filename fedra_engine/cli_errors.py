@@ -27,13 +27,16 @@ def describe_type(kind: Any) -> str:
     """A type in words: `a whole number or null`."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Literal:
-        return f"one of {', '.join(map(str, inner))}"
+        return f"one of {', '.join(map(str, inner))}" if len(inner) > 1 else str(inner[0])
     if origin in (Union, UnionType):
         return " or ".join(map(describe_type, inner))
     if origin is list:
         return f"a list ({describe_type(inner[0])} each)"
     if origin is tuple:
         return f"a list of {len(inner)} ({describe_type(inner[0])} each)"
+    if is_dataclass(kind):
+        assert isinstance(kind, type)
+        return f"fields {', '.join(field_types(kind))}"
     return _NAMES[kind]
 
 
@@ -52,10 +55,14 @@ def describe_parser_error(message: str, config_class: type[Any], arguments: Sequ
     if match := re.match(r"(?:Group '(.*?)' does not accept option|Option) '(.*?)'", text):
         found = ".".join(part for part in match.groups() if part)
         return f"{found}: found an unknown field{_file(arguments)}, expected {_known(found, config_class)}"
+    if match := re.match(r"Parser key \"(.*?)\": Problem with given class_path .*Option '(.*?)' is not accepted", text):
+        kind = _type_of_field(match[1].split("."), config_class)
+        return f"{match[1]}: found an unknown field {match[2]}{_file(arguments)}, expected {describe_type(kind)}"
     if match := re.match(r'Parser key "(.*?)": .*(?:Got|Given) value: (.*)', text):
         kind = _type_of_field(match[1].split("."), config_class)
         if kind is not None:
-            return f"{match[1]}: found {match[2] or 'nothing'}, expected {describe_type(kind)}"
+            found = match[2].partition(" Subclass types expect")[0]
+            return f"{match[1]}: found {found or 'nothing'}, expected {describe_type(kind)}"
     if match := re.match(r"argument --(\S+): expected one argument", text):
         return f"{match[1]}: found no value, expected one"
     if match := re.match(r'Parser key "(.*?)": Unable to load config (\'.*?\')', text):

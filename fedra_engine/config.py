@@ -43,13 +43,16 @@ class DataConfig:
         image_size: side in pixels to which images are resized (bicubic); the model's own size when null.
         max_length: longest text in tokens, longer ones are cut; the model's own limit, but at most 512, when null.
         unreadable: an image that cannot be decoded is an `error`, or a sample to `skip`.
+        augmentation: random changes of the training images, drawn anew in every step: `none`, `flip` (left to right
+            with even chances), or `crop_flip` (also a crop of random place, area and shape, resized back).
+        crop_scale: smallest share of an image's area that `crop_flip` keeps.
         test_fraction: share of each domain's and class's samples held out where the source brings no test set.
         partition: `domain` (each domain is one client), `iid`, `dirichlet` (label skew), `shards` (few classes a
             client), `quantity` (log-normal skew of the sample counts), `natural` (a column names the client) or
-            `bootstrap` (each client draws its samples with replacement).
+            `bootstrap` (each client draws samples of one domain with replacement; nothing is stored).
         clients_per_domain: clients among which each domain's training samples are divided.
         clients: clients among which all training samples are divided, whatever their domain; null keeps every client
-            to one domain.
+            to one domain. Under `bootstrap`, so many clients, to which the domains are dealt in turn.
         dirichlet_alpha: concentration of the per-class Dirichlet draws of `dirichlet`; smaller is more skewed.
         balanced: `dirichlet` gives nothing more to clients that have their average share.
         shards_per_client: shards, of one label mostly, that `shards` gives each client.
@@ -70,6 +73,8 @@ class DataConfig:
     image_size: int | None = None
     max_length: int | None = None
     unreadable: Literal["error", "skip"] = "error"
+    augmentation: Literal["none", "flip", "crop_flip"] = "none"
+    crop_scale: float = 0.08
     test_fraction: float = 0.2
     partition: Literal["domain", "iid", "dirichlet", "shards", "quantity", "natural", "bootstrap"] = "dirichlet"
     clients_per_domain: int = 5
@@ -256,24 +261,55 @@ class ServerConfig:
 
 
 @dataclass
+class DeviceConfig:
+    """A kind of device that clients train on (docs/devices.md). What is null takes no time, or knows no limit.
+
+    Args:
+        compute: billions of floating-point operations a second that training reaches (GFLOP/s).
+        upload: Mbit/s to the server.
+        download: Mbit/s from the server.
+        memory: GiB that training may take; decides capacities where these are `memory`.
+        availability: probability that a client can be asked to take part in a round.
+        dropout: probability that a participant breaks off, so that its update is lost.
+        variation: standard deviation of the logarithm of the time a round takes, drawn anew every round.
+    """
+
+    compute: float | None = None
+    upload: float | None = None
+    download: float | None = None
+    memory: float | None = None
+    availability: float = 1.0
+    dropout: float = 0.0
+    variation: float = 0.0
+
+
+@dataclass
 class ClientsConfig:
     """Who takes part.
 
     Args:
-        capacities: number of blocks a client can hold, one entry a domain in domain order (or one for all).
+        capacities: number of blocks a client can hold, one entry a domain in domain order (or one for all), or as many
+            as its device's `memory` has room for.
         capacity_schedule: capacities stay `fixed`, or are `drawn`: every round each client gets that of a client
             drawn at random.
         ranks: LoRA rank of a client's adapters, at most lora.rank, one entry a domain (or one for all); lora.rank for
             all when empty.
         sampling: `one_per_domain`, or `uniform` draws of `participants` clients without replacement.
         participants: clients per round under `uniform` sampling; all clients when null.
+        devices: kinds of devices; clients have none, and take no time, when empty.
+        device_schedule: a client has the device of its `domain`, one entry a domain in domain order (or one for all),
+            or one that is `drawn` with equal chances before the first round.
+        deadline: simulated seconds after which the server takes no more updates of a round; none when null.
     """
 
-    capacities: list[int] = field(default_factory=lambda: [12, 10, 8, 6, 4, 3])
+    capacities: list[int] | Literal["memory"] = field(default_factory=lambda: [12, 10, 8, 6, 4, 3])
     capacity_schedule: Literal["fixed", "drawn"] = "fixed"
     ranks: list[int] = field(default_factory=list)
     sampling: Literal["one_per_domain", "uniform"] = "one_per_domain"
     participants: int | None = None
+    devices: list[DeviceConfig] = field(default_factory=list)
+    device_schedule: Literal["domain", "drawn"] = "domain"
+    deadline: float | None = None
 
 
 @dataclass
@@ -293,6 +329,8 @@ class TrainingConfig:
         batch_size: samples of a client in one local step.
         local_epochs: passes over a client's samples in a round.
         max_local_steps: upper limit of a client's local steps in a round; none when null.
+        even_steps: no client takes more than one step more than the client with the fewest samples would, as in
+            FedRA's published code.
     """
 
     optimizer: Literal["sgd", "adamw"] = "adamw"
@@ -307,6 +345,7 @@ class TrainingConfig:
     batch_size: int = 16
     local_epochs: int = 3
     max_local_steps: int | None = 5
+    even_steps: bool = False
 
 
 @dataclass
@@ -316,15 +355,19 @@ class ExecutionConfig:
     Args:
         executor: `sweep` (many clients in one pass over the blocks) or `sequential` (a PEFT sub-model per
             client, one after another; slow, the oracle of the tests).
-        lanes: clients trained at the same time by `sweep`; bounds memory, whatever the number of clients.
+        lanes: clients trained at the same time by `sweep`; bounds memory, whatever the number of clients. `auto`
+            takes as many as are worth it and fit the free memory, and half as many when memory runs out after all.
         fused_blocks: fuse norms, gathers, scatters and activations in blocks of known families; `auto` does on a
-            GPU, where memory traffic decides.
+            GPU, where memory traffic decides, unless the model is sharded.
+        checkpoint_blocks: keep only the inputs of blocks for the backward pass, which then runs each block again: less
+            memory, and about a third more computation.
         deterministic: aggregate so that even the last bit does not depend on the order clients finish in.
     """
 
     executor: Literal["sweep", "sequential"] = "sweep"
-    lanes: int = 32
+    lanes: int | Literal["auto"] = "auto"
     fused_blocks: Literal["auto", "on", "off"] = "auto"
+    checkpoint_blocks: bool = False
     deterministic: bool = False
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from statistics import mean
 
 import numpy as np
@@ -15,10 +16,13 @@ from torch.nn.functional import linear
 from fedra_engine.config import LoraConfig
 from fedra_engine.data.samples import Samples
 from fedra_engine.execution.plan import ExitCopy, make_plan
+from fedra_engine.execution.scheduling import portions
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.execution.token_loss import token_scores
 from fedra_engine.models.foundation import Foundation
+from fedra_engine.models.shards import gathered
 from fedra_engine.models.state import GlobalState
+from fedra_engine.processes import Processes
 
 _BATCH = 256
 
@@ -38,7 +42,10 @@ class EvaluatedModel:
 
 
 class Evaluator:
-    """Runs a model, as the only client of a sweep, over a test set."""
+    """Runs a model, as the only client of a sweep, over a test set; several processes share the work.
+
+    Every process makes equally many passes through the model, as a sharded one requires.
+    """
 
     def __init__(
         self,
@@ -47,40 +54,62 @@ class Evaluator:
         test: Samples,
         lora: LoraConfig,
         domains: Sequence[str],
+        processes: Processes | None = None,
     ) -> None:
         self._foundation = foundation
         self._model = model
         self._test = test
         self._scale = lora.scale
         self._domains = list(domains)
+        self._processes = Processes.alone() if processes is None else processes
 
     @torch.no_grad()
     def accuracy(self, state: GlobalState, model: EvaluatedModel) -> dict[str, float]:
-        """Share of correct predictions per domain."""
-        scores = self._scores(state, model, torch.arange(len(self._test.domains)))
-        return {name: _share(scores, self._test.domains == index) for index, name in enumerate(self._domains)}
+        """Share of correct predictions per domain. The processes share out the samples."""
+        domain_of = self._test.domains
+        sums = torch.zeros(len(self._domains), 2, dtype=torch.int64)
+        self._use(state)
+        for portion in portions(torch.arange(len(domain_of)), _BATCH, self._processes):
+            scores = self._score(state, model, portion.rows)
+            if portion.counts:
+                sums.index_add_(0, domain_of[portion.rows], scores)
+        self._processes.sum_([sums])
+        return {name: _share(of_domain) for name, of_domain in zip(self._domains, sums, strict=True)}
 
     @torch.no_grad()
     def personal_accuracy(self, states: Iterable[Iterable[GlobalState]], model: EvaluatedModel) -> dict[str, float]:
-        """Mean share of correct predictions per domain, of the models of its own clients, one iterable a domain."""
+        """Mean share of correct predictions per domain, of the models of its own clients, one iterable a domain.
+
+        The processes share out the clients.
+        """
         accuracy = {}
         for index, (name, of_domain) in enumerate(zip(self._domains, states, strict=True)):
             rows = torch.nonzero(self._test.domains == index)[:, 0]
-            everything = torch.ones(len(rows), dtype=torch.bool)
-            accuracy[name] = mean(_share(self._scores(state, model, rows), everything) for state in of_domain)
+            accuracy[name] = mean(self._personal_shares(iter(of_domain), rows, model))
         return accuracy
 
-    def _scores(self, state: GlobalState, model: EvaluatedModel, rows: Tensor) -> Tensor:
+    def _personal_shares(self, states: Iterator[GlobalState], rows: Tensor, model: EvaluatedModel) -> list[float]:
+        """Share of the samples `rows` that each of `states` predicts correctly."""
+        processes = self._processes
+        own, total = [], 0
+        while turn := list(islice(states, processes.count)):
+            total += len(turn)
+            # Where the last turn has too few clients, processes evaluate one of them once more.
+            state = turn[min(processes.index, len(turn) - 1)]
+            self._use(state)
+            own.append(_share(torch.cat([self._score(state, model, some) for some in rows.split(_BATCH)]).sum(0)))
+        return list(chain.from_iterable(zip(*processes.gather(own), strict=True)))[:total]
+
+    def _use(self, state: GlobalState) -> None:
+        self._foundation.use_base(state.base)
+        adapters = state.adapters.to(self._foundation.dtype)
+        self._model.bind(adapters, gradients=torch.empty_like(adapters))
+
+    def _score(self, state: GlobalState, model: EvaluatedModel, rows: Tensor) -> Tensor:
         """How much of each of the test samples `rows` is predicted correctly, and of how much, int64 [rows, 2].
 
         That is 0 or 1 of 1 for a classifier, and of the learnt tokens for a causal language model.
         """
-        self._foundation.use_base(state.base)
-        adapters = state.adapters.to(self._foundation.dtype)
-        self._model.bind(adapters, gradients=torch.empty_like(adapters))
-        return torch.cat([self._score(state, model, some) for some in rows.split(_BATCH)])
-
-    def _score(self, state: GlobalState, model: EvaluatedModel, rows: Tensor) -> Tensor:
         device, dtype = state.heads.device, self._foundation.dtype
         count = max(len(model.exits), 1)
         # The first group of samples goes through all blocks to the last exit; copies of it serve the earlier ones.
@@ -100,7 +129,8 @@ class Evaluator:
         features = self._model.features(batch.inputs, plan)
         if self._foundation.task == "causal_lm":
             output = self._foundation.head
-            scores = token_scores(features, batch.labels, output.weight, output.bias)
+            with gathered(output):
+                scores = token_scores(features, batch.labels, output.weight, output.bias)
             return torch.stack([scores.correct, scores.tokens], dim=1).cpu()
         layout = self._foundation.head_layout
         heads = [state.heads[-1], *state.heads[: count - 1]]
@@ -112,7 +142,7 @@ class Evaluator:
         return torch.stack([correct.long(), torch.ones_like(rows).to(device)], dim=1).cpu()
 
 
-def _share(scores: Tensor, some: Tensor) -> float:
-    """The correct share over the samples `some` (bool) of `scores` [samples, 2]."""
-    correct, total = scores[some].sum(0).tolist()
+def _share(counts: Tensor) -> float:
+    """The correct share, of `counts` [2]: correct predictions and all."""
+    correct, total = counts.tolist()
     return float(correct / max(total, 1))

@@ -1,24 +1,57 @@
-"""How a launcher ends: bad input is one line and exit code 2, never a traceback."""
+"""How a launcher ends: bad input is one line and exit code 2, never a traceback, however many processes there are."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 
-from fedra_engine.errors import InputError
+from fedra_engine.errors import InputError, ProcessLostError
 
+PROCESS_LOST = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
+MAIN_SPEAKS_FIRST = 5.0
+"""Seconds for which the other processes keep silent. As soon as the main one has ended, `torchrun` ends them."""
 
 
 def exit_code(main: Callable[[], None]) -> int:
-    """Run `main`; bad input becomes one line on stderr and 2, an interrupt 130, as shells have it."""
+    """Run `main`. Bad input becomes one line on stderr and 2, a lost process 1, an interrupt 130, as shells have it.
+
+    In a job of several processes the main one speaks. Another one does so only if the main one should not have noticed.
+    """
+    if _leads_others():
+        # This is how a launcher ends the processes that are left when one has died.
+        signal.signal(signal.SIGTERM, _ended_by_launcher)
     try:
         main()
-    except InputError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return BAD_INPUT
+    except (InputError, ProcessLostError) as error:
+        _tell_once(f"error: {' '.join(str(error).split())}")
+        return BAD_INPUT if isinstance(error, InputError) else PROCESS_LOST
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print("interrupted", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def _tell_once(message: str) -> None:
+    index = os.environ.get("RANK", "0")
+    if _leads_others():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    elif index != "0":
+        time.sleep(MAIN_SPEAKS_FIRST)
+        message = f"process {index}: {message}"
+    print(message, file=sys.stderr, flush=True)
+
+
+def _leads_others() -> bool:
+    return os.environ.get("RANK") == "0" and os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def _ended_by_launcher(signal_number: int, frame: object) -> None:
+    raise ProcessLostError(
+        "the launcher ended the job, as it does when one of its processes has died; the rounds in checkpoints/ are kept"
+    )

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedra_engine.config import ExperimentConfig
+from fedra_engine.costs import CostModel
 from fedra_engine.data.domain_data import DomainData
-from fedra_engine.data.partition import partition_samples
+from fedra_engine.data.partition import Partition, partition_samples
 from fedra_engine.data.prepare import prepare
 from fedra_engine.data.samples import Samples
 from fedra_engine.data.sources import load_source
@@ -18,10 +21,14 @@ from fedra_engine.errors import InputError
 from fedra_engine.evaluation import Evaluator
 from fedra_engine.execution.executor import Executor
 from fedra_engine.execution.fisher import FisherInformation
+from fedra_engine.execution.memory import choose_lanes, measure_lane
 from fedra_engine.execution.sequential import SequentialExecutor
+from fedra_engine.execution.sharding import Sharding
 from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.execution.sweep_model import SweepModel
-from fedra_engine.federation.clients import Clients, capacities_by_domain, ranks_by_domain
+from fedra_engine.federation.assignment import Assignment
+from fedra_engine.federation.clients import Clients, capacities_by_domain, devices_by_domain, ranks_by_domain
+from fedra_engine.federation.devices import DeviceRound, Devices, draw_devices
 from fedra_engine.federation.sampling import check_sampling
 from fedra_engine.federation.server_optimizer import ServerOptimizer
 from fedra_engine.head_init import initial_heads
@@ -30,12 +37,17 @@ from fedra_engine.methods.registry import make_method
 from fedra_engine.models.adapters import initial_adapters
 from fedra_engine.models.foundation import Foundation, make_foundation
 from fedra_engine.models.loading import load_pretrained, resolve_model_path
+from fedra_engine.models.shards import parameter_count
 from fedra_engine.models.state import GlobalState
+from fedra_engine.processes import Processes
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything the round loop needs."""
+    """Everything the round loop needs.
+
+    `costs` is there where clients have devices, whose time it decides.
+    """
 
     domains: list[str]
     train_data: DomainData
@@ -48,27 +60,47 @@ class Experiment:
     executor: Executor
     evaluator: Evaluator
     initial_state: GlobalState
+    lanes: int
+    costs: CostModel | None = None
 
 
-def build_experiment(config: ExperimentConfig, device: torch.device) -> Experiment:
+def build_experiment(
+    config: ExperimentConfig,
+    device: torch.device,
+    processes: Processes | None = None,
+    sharding: Sharding | None = None,
+) -> Experiment:
     """Load the data and the model, divide the data among the clients, set up method and executor.
+
+    Args:
+        config: of the experiment.
+        device: where this process computes.
+        processes: of the job; this one alone if not given. All must build the same experiment.
+        sharding: how they shard the model; each has all of it if not given.
 
     Raises:
         InputError: something in the configuration cannot be used.
     """
     if config.trace and config.lora.dropout > 0:
         raise InputError(f"trace: found true with lora.dropout {config.lora.dropout}, expected lora.dropout 0")
+    if config.trace and config.data.augmentation != "none":
+        raise InputError(f"trace: found true with data.augmentation {config.data.augmentation}, expected none")
+    processes = Processes.alone() if processes is None else processes
+    if sharding is not None:
+        sharding.check(config)
     data = load_source(config.data, config.seed)
-    model = load_pretrained(config.model, classes=None if data.task == "causal_lm" else len(data.classes)).to(device)
+    classes = None if data.task == "causal_lm" else len(data.classes)
+    # Not every process reads all of a sharded model's weights.
+    with processes.together():
+        model = load_pretrained(config.model, classes=classes, sharding=sharding).to(device)
     if (model.main_input_name == "pixel_values") != (data.task == "image_classification"):
         raise InputError(
             f"model.path: found a {model.config.model_type} model, which takes {model.main_input_name}, "
             f"expected one for the {data.task} of data.source {config.data.source}"
         )
-    classes = None if data.task == "causal_lm" else len(data.classes)
     foundation = make_foundation(model, config.lora, classes=classes, block_path=config.model.block_path)
     # Before images are decoded, which may take long; again below, where some of them may turn out unreadable.
-    _make_clients(config, data, foundation.depth)
+    _make_clients(config, data, foundation, processes)
     prepared = prepare(
         data,
         config.data,
@@ -76,18 +108,21 @@ def build_experiment(config: ExperimentConfig, device: torch.device) -> Experime
         model.config,
         cut_texts=config.lora.dropout == 0 and not config.trace,
     )
-    clients = _make_clients(config, prepared.data, foundation.depth)
     train, test = prepared.train, prepared.test
-    fuse = config.execution.fused_blocks == "on" or (config.execution.fused_blocks == "auto" and device.type != "cpu")
-    sweep_model = SweepModel(foundation, _examples(train, device, foundation.dtype), fuse_blocks=fuse)
+    costs = CostModel(foundation, train, config.lora, config.training) if config.clients.devices else None
+    clients = _make_clients(config, prepared.data, foundation, processes, costs)
+    sweep_model = _make_sweep_model(config, foundation, train, device, sharding)
     if config.execution.fused_blocks == "on" and sweep_model.fused == 0:
         raise InputError(
             f"execution.fused_blocks: found on with a {model.config.model_type} model, none of whose blocks can be "
             "fused; expected auto or off"
         )
-    fisher = FisherInformation(foundation, sweep_model, train, scale=config.lora.scale, seed=config.seed)
+    fisher = FisherInformation(
+        foundation, sweep_model, train, scale=config.lora.scale, seed=config.seed, processes=processes
+    )
     method = _make_method(config, foundation, clients, fisher)
     state = method.initial_state(_initial_state(config, foundation, sweep_model, train, device), foundation.base)
+    lanes = _choose_lanes(config, foundation, sweep_model, train, len(state.heads), len(clients))
     return Experiment(
         domains=data.domains,
         train_data=prepared.data.train,
@@ -97,16 +132,33 @@ def build_experiment(config: ExperimentConfig, device: torch.device) -> Experime
         sweep_model=sweep_model,
         method=method,
         server=ServerOptimizer(config.server, state),
-        executor=_make_executor(config, foundation, sweep_model, train),
-        evaluator=Evaluator(foundation, sweep_model, test, config.lora, data.domains),
+        executor=_make_executor(config, foundation, sweep_model, train, lanes, processes if sharding else None),
+        evaluator=Evaluator(foundation, sweep_model, test, config.lora, data.domains, processes),
         initial_state=state,
+        lanes=lanes,
+        costs=costs,
     )
+
+
+def simulate_devices(
+    config: ExperimentConfig,
+    experiment: Experiment,
+    participants: NDArray[np.int64],
+    assignment: Assignment,
+    round: int,
+) -> DeviceRound | None:
+    """What becomes of the participants of a round on their devices; None where clients have none."""
+    devices = experiment.clients.devices
+    if devices is None or experiment.costs is None:
+        return None
+    costs = experiment.costs.of(experiment.clients, participants, assignment, experiment.method)
+    return devices.simulate(participants, costs, round, config.clients.deadline)
 
 
 def describe(experiment: Experiment) -> dict[str, str]:
     """What a user wants to see before the first round."""
     foundation = experiment.foundation
-    size = sum(parameter.numel() for parameter in foundation.model.parameters())
+    size = parameter_count(foundation.model)
     targets = ", ".join(target.path for target in foundation.adapter_layout.targets)
     return {
         "model": f"{type(foundation.model).__name__}, {foundation.depth} blocks, {size:,} frozen parameters",
@@ -114,22 +166,43 @@ def describe(experiment: Experiment) -> dict[str, str]:
         "head": f"{foundation.head_layout.size:,} parameters",
         "clients": f"{len(experiment.clients)} in {len(experiment.domains)} domains",
         "samples": f"{len(experiment.train_data):,} for training",
+        "lanes": str(experiment.lanes),
         "blocks": f"{experiment.sweep_model.fused} of {foundation.depth} fused",
         "device": str(experiment.initial_state.heads.device),
     }
 
 
-def _make_clients(config: ExperimentConfig, data: DomainData, depth: int) -> Clients:
+def _make_clients(
+    config: ExperimentConfig,
+    data: DomainData,
+    foundation: Foundation,
+    processes: Processes,
+    costs: CostModel | None = None,
+) -> Clients:
+    """The clients; where memory decides their capacities, these are one block as long as the `costs` are not known."""
     partition = partition_samples(config.data, data.train, config.seed)
     capacities, ranks = config.clients.capacities, config.clients.ranks
-    clients = Clients(
-        partition.samples,
-        partition.domains,
-        capacities_by_domain(capacities, partition.groups(len(capacities)), depth),
-        ranks_by_domain(ranks, partition.groups(len(ranks)), config.lora.rank),
-    )
-    check_sampling(config.clients, clients)
+    devices = _make_devices(config, partition)
+    rank_of_client = ranks_by_domain(ranks, partition.groups(len(ranks)), config.lora.rank)
+    if capacities != "memory":
+        blocks = capacities_by_domain(capacities, partition.groups(len(capacities)), foundation.depth)
+    elif costs is None or devices is None:
+        blocks = np.ones(len(partition.samples), dtype=np.int64)
+    else:
+        full = np.full(len(partition.samples), config.lora.rank)
+        blocks = devices.capacities(costs, full if rank_of_client is None else rank_of_client)
+    clients = Clients(partition.samples, partition.domains, blocks, rank_of_client, devices)
+    check_sampling(config.clients, clients, processes=processes.count)
     return clients
+
+
+def _make_devices(config: ExperimentConfig, partition: Partition) -> Devices | None:
+    profiles = config.clients.devices
+    if not profiles:
+        return None
+    if config.clients.device_schedule == "drawn":
+        return draw_devices(profiles, len(partition.samples), config.seed)
+    return devices_by_domain(profiles, partition.groups(len(profiles)), config.seed)
 
 
 def _make_method(
@@ -150,12 +223,40 @@ def _make_method(
     return make_method(federation)
 
 
+def _make_sweep_model(
+    config: ExperimentConfig, foundation: Foundation, train: Samples, device: torch.device, sharding: Sharding | None
+) -> SweepModel:
+    execution = config.execution
+    by_default = device.type != "cpu" and sharding is None
+    return SweepModel(
+        foundation,
+        _examples(train, device, foundation.dtype),
+        fuse_blocks=execution.fused_blocks == "on" or (execution.fused_blocks == "auto" and by_default),
+        checkpoint_blocks=execution.checkpoint_blocks,
+        sharding=sharding,
+    )
+
+
+def _choose_lanes(
+    config: ExperimentConfig, foundation: Foundation, sweep_model: SweepModel, train: Samples, heads: int, clients: int
+) -> int:
+    if config.execution.executor == "sequential":
+        return 1
+    memory = measure_lane(foundation, sweep_model, train, config.lora, config.training, heads)
+    return choose_lanes(config.execution.lanes, memory, foundation.head.weight.device, clients)
+
+
 def _make_executor(
-    config: ExperimentConfig, foundation: Foundation, sweep_model: SweepModel, train: Samples
+    config: ExperimentConfig,
+    foundation: Foundation,
+    sweep_model: SweepModel,
+    train: Samples,
+    lanes: int,
+    sharded_over: Processes | None,
 ) -> Executor:
     if config.execution.executor == "sequential":
         return SequentialExecutor(foundation, train, config.lora)
-    return SweepExecutor(foundation, sweep_model, train, config.lora, lanes=config.execution.lanes)
+    return SweepExecutor(foundation, sweep_model, train, config.lora, lanes=lanes, sharded_over=sharded_over)
 
 
 def _initial_state(

@@ -13,13 +13,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from fedra_engine.comparison.accounting import processed_samples
 from fedra_engine.config import ExperimentConfig
-from fedra_engine.costs import client_costs
+from fedra_engine.costs import CostModel
+from fedra_engine.counting import processed_samples
 from fedra_engine.execution.scheduling import longest_first
 from fedra_engine.execution.work import LocalWork
 from fedra_engine.experiment import Experiment, build_experiment
 from fedra_engine.federation.assignment import Assignment
+from fedra_engine.federation.clients import with_step_limit
 from fedra_engine.federation.sampling import sample_participants
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.reporting.partition_report import MOST_COLUMNS, MOST_PRINTED, count_partition, partition_text
@@ -67,8 +68,7 @@ def time_step(config: ExperimentConfig, experiment: Experiment) -> TimedStep:
     participants, assignment = _first_round(config, experiment)
     lr = learning_rate(config.training, 0, config.rounds)
     whole = LocalWork(experiment.clients, participants, config.training, config.seed, 0, lr)
-    lanes = config.execution.lanes if config.execution.executor == "sweep" else 1
-    first = np.sort(longest_first(assignment.held, whole.steps())[:lanes])
+    first = np.sort(longest_first(assignment.held, whole.steps())[: experiment.lanes])
     one_step = replace(config.training, max_local_steps=1)
     work = replace(whole, participants=participants[first], training=one_step)
     for _ in range(2):
@@ -81,7 +81,7 @@ def time_step(config: ExperimentConfig, experiment: Experiment) -> TimedStep:
     counts = experiment.clients.sample_counts(participants)
     held = assignment.held.sum(axis=1)
     samples = processed_samples(counts[first], one_step)
-    all_rows = float(processed_samples(counts, config.training) @ held)
+    all_rows = float(processed_samples(counts, with_step_limit(config.training, experiment.clients)) @ held)
     rate = seconds / float(samples @ held[first])
     return TimedStep(len(first), int(samples.sum()), seconds, rate * all_rows)
 
@@ -146,21 +146,22 @@ def _costs_table(config: ExperimentConfig, experiment: Experiment) -> str:
     ranks = np.full(len(clients), config.lora.rank) if clients.ranks is None else clients.ranks
     kinds, examples = np.unique(np.stack([clients.capacities, ranks]), axis=1, return_index=True)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    names = ["capacity", "rank", "blocks", "trainable", "uploaded", "memory", "frozen", "trained", "activations"]
-    for name in (*names, "FLOPs a sample"):
+    names = ["capacity", "rank", "blocks", "trainable", "uploaded", "downloaded", "memory"]
+    for name in (*names, "frozen", "trained", "activations", "FLOPs a sample"):
         table.add_column(name, justify="right")
     # Of the first round; methods may give other numbers of blocks in other rounds.
     order = np.argsort(examples)
-    costs = client_costs(config, experiment, examples[order])
-    by_kind = dict(zip(order.tolist(), costs, strict=True))
-    for position, (capacity, rank) in enumerate(kinds.T.tolist()):
-        cost = by_kind[position]
-        memory = (cost.memory, cost.frozen_memory, cost.trained_memory, cost.activation_memory)
+    model = CostModel(experiment.foundation, experiment.train, config.lora, config.training)
+    assignment = experiment.method.assign(examples[order], 0)
+    cost = model.of(clients, examples[order], assignment, experiment.method).of(np.argsort(order))
+    memory = [cost.memory, cost.frozen_memory, cost.trained_memory, cost.activation_memory]
+    sizes = [cost.uploaded, cost.downloaded, *memory]
+    for row, (capacity, rank) in enumerate(kinds.T.tolist()):
         table.add_row(
-            *(str(value) for value in (capacity, rank, cost.blocks)),
-            f"{cost.trained:,}",
-            *(_scaled(size, 1024, (" B", " KiB", " MiB", " GiB", " TiB")) for size in (cost.uploaded, *memory)),
-            _scaled(cost.flops, 1000, ("", " k", " M", " G", " T", " P")),
+            *(str(value) for value in (capacity, rank, int(cost.blocks[row]))),
+            f"{cost.trained[row]:,.0f}",
+            *(_scaled(size[row], 1024, (" B", " KiB", " MiB", " GiB", " TiB")) for size in sizes),
+            _scaled(cost.sample_flops[row], 1000, ("", " k", " M", " G", " T", " P")),
         )
     return _text(table)
 

@@ -6,6 +6,8 @@ So no draw depends on how clients are batched, on the number of processes, or on
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,39 @@ def generator(seed: int, *, round: int = 0, client: int = SERVER, purpose: str) 
     """
     text = f"{seed}/{round}/{client}/{purpose}".encode()
     return np.random.Generator(np.random.Philox(_Digest(hashlib.blake2b(text, digest_size=16).digest())))
+
+
+@dataclass(frozen=True)
+class SampleDraws:
+    """What is drawn for every sample of a batch that several clients may share.
+
+    A sample's draws depend on the seed, the round, its client, the client's local step and the sample's place among
+    those of the client, and on nobody else in the batch.
+
+    Attributes:
+        seed, round: of the experiment.
+        clients: the client of each group of samples, in the order of the batch.
+        steps: the local step that each of these is at.
+        sizes: samples of each group.
+    """
+
+    seed: int
+    round: int
+    clients: Sequence[int]
+    steps: Sequence[int]
+    sizes: Sequence[int]
+
+    def uniform(self, count: int) -> NDArray[np.float64]:
+        """Numbers from 0 to below 1, [samples, count]."""
+        groups = zip(self.clients, self.steps, self.sizes, strict=True)
+        return np.concatenate(
+            [
+                generator(self.seed, round=self.round, client=client, purpose=f"samples of step {step}").random(
+                    (size, count)
+                )
+                for client, step, size in groups
+            ]
+        )
 
 
 class _Digest(np.random.SeedSequence):

@@ -6,12 +6,17 @@ import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedra_engine.cli import build_parser, parse_config
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.errors import InputError
 from fedra_engine.reporting.run_folder import RunFolder, setting_digest
 from fedra_engine.validation import validate
+
+if TYPE_CHECKING:
+    from fedra_engine.processes import Processes
 
 _SWITCH = ["true", "false"]
 
@@ -25,24 +30,34 @@ class RunRequest:
     dry_run: bool = False
 
     @contextmanager
-    def open_folder(self) -> Iterator[RunFolder]:
+    def open_folder(self, processes: Processes | None = None) -> Iterator[RunFolder]:
         """The run's folder. A new one goes away again when the input turns out to be bad before any round.
+
+        Of several `processes` the main one makes the folder, and all get the same.
 
         Raises:
             InputError: the folder's name is taken; or the earlier run is past `config.rounds` already, began with
                 other settings, or has no intact checkpoint left.
         """
-        if self.resumed is not None:
-            self._prepare(self.resumed)
-            yield self.resumed
-            return
-        folder = RunFolder.create(self.config)
+        # Imports torch.
+        from fedra_engine.processes import Processes
+
+        processes = Processes.alone() if processes is None else processes
+        with processes.together():
+            made = str(self._make_folder()) if processes.is_main else ""
+        folder = RunFolder(Path(processes.from_main(made)))
         try:
             yield folder
         except InputError:
-            if not folder.read_metrics():
+            if processes.is_main and self.resumed is None and not folder.read_metrics():
                 folder.discard()
             raise
+
+    def _make_folder(self) -> Path:
+        if self.resumed is None:
+            return RunFolder.create(self.config).path
+        self._prepare(self.resumed)
+        return self.resumed.path
 
     def _prepare(self, folder: RunFolder) -> None:
         # Imports torch.

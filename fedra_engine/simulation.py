@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from statistics import mean
 
 import numpy as np
@@ -13,43 +13,24 @@ from accelerate import Accelerator
 from fedra_engine.checkpoint import latest_checkpoint, save_checkpoint
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.errors import InputError
+from fedra_engine.execution.scheduling import WorkDivision
+from fedra_engine.execution.sharding import Sharding
 from fedra_engine.execution.work import LocalWork
-from fedra_engine.experiment import build_experiment, describe
+from fedra_engine.experiment import build_experiment, describe, simulate_devices
+from fedra_engine.federation.aggregation import Aggregator
 from fedra_engine.federation.assignment import Assignment
+from fedra_engine.federation.devices import DeviceRound
 from fedra_engine.federation.sampling import sample_participants
 from fedra_engine.models.state import GlobalState
 from fedra_engine.peft_io import save_adapter
+from fedra_engine.processes import Processes
 from fedra_engine.reporting.console import Reporter
 from fedra_engine.reporting.control import recorded_control
 from fedra_engine.reporting.partition_report import report_partition
+from fedra_engine.reporting.records import RoundMetrics, Tally
 from fedra_engine.reporting.run_folder import RunFolder, setting_digest
 from fedra_engine.schedule import learning_rate
 from fedra_engine.trace import RoundTrace, write_inputs
-
-
-@dataclass
-class RoundMetrics:
-    """What `metrics.jsonl` remembers of a round.
-
-    Attributes:
-        round: its number, from 0.
-        participants: clients that trained.
-        samples: samples they went through, over all local steps.
-        loss: mean training loss over these; None when nobody trained.
-        lr: learning rate.
-        blocks_held: blocks that somebody held.
-        seconds: wall-clock time.
-        accuracy: per domain, where the state after the round was evaluated.
-    """
-
-    round: int
-    participants: int
-    samples: int
-    loss: float | None
-    lr: float
-    blocks_held: int
-    seconds: float
-    accuracy: dict[str, float] | None = None
 
 
 class Simulation:
@@ -58,57 +39,64 @@ class Simulation:
     def __init__(
         self, config: ExperimentConfig, folder: RunFolder, reporter: Reporter, accelerator: Accelerator
     ) -> None:
-        if accelerator.num_processes > 1:
-            raise InputError(
-                f"accelerate launch: found {accelerator.num_processes} processes, expected 1 "
-                "(several processes are not supported yet)"
-            )
         self._config = config
         self._folder = folder
         self._reporter = reporter
-        self._experiment = build_experiment(config, accelerator.device)
+        self._processes = Processes.of(accelerator)
+        with self._processes.together():
+            sharding = Sharding.of(accelerator)
+            self._experiment = build_experiment(config, accelerator.device, self._processes, sharding)
+            if config.trace and not folder.config_file.is_file():
+                raise InputError(f"trace: found no {folder.path} here, expected a folder that all processes share")
+        self._processes.copy_main_(list(self._experiment.initial_state.tensors().values()))
+        self._division = WorkDivision(self._processes, self._experiment.train.lengths)
 
     def run(self) -> None:
         """Train all rounds that the run folder does not have yet, evaluate, and leave the results there."""
-        config, experiment = self._config, self._experiment
-        self._reporter.start(config, describe(experiment))
-        for note in experiment.train_data.notes:
-            self._reporter.message(note)
-        report_partition(experiment.train_data, experiment.clients, self._folder.path, self._reporter.message)
-        if experiment.method.caution is not None:
-            self._reporter.message(f"note: {experiment.method.caution}")
-        frozen = self._evaluate(experiment.initial_state)
+        config = self._config
+        if self._processes.is_main:
+            self._introduce()
+        frozen = self._evaluate(self._experiment.initial_state)
         first, state, accuracy = self._resume()
-        if config.trace and first == 0:
-            write_inputs(self._folder.path, experiment.train, experiment.foundation)
+        if config.trace and first == 0 and self._processes.is_main:
+            write_inputs(self._folder.path, self._experiment.train, self._experiment.foundation)
         for round in range(first, config.rounds):
             state, metrics = self._round(round, state)
             if (round + 1) % config.evaluate_every == 0 or round + 1 == config.rounds:
                 metrics.accuracy = accuracy = self._evaluate(state)
                 self._reporter.evaluated(round, accuracy)
-            self._folder.append_metrics({k: v for k, v in asdict(metrics).items() if k != "accuracy" or v is not None})
-            self._checkpoint(round, state, accuracy)
-        self._finish(state, frozen, accuracy)
+            if self._processes.is_main:
+                self._record(metrics)
+                self._checkpoint(round, state, accuracy)
+        if self._processes.is_main:
+            self._finish(state, frozen, accuracy)
 
     def _round(self, round: int, state: GlobalState) -> tuple[GlobalState, RoundMetrics]:
         """Sample, assign, train, aggregate. Returns the new global state and what to remember of the round."""
         config, method = self._config, self._experiment.method
         started = time.perf_counter()
-        work, assignment = self._work(round)
-        trace = RoundTrace(self._folder.path, self._experiment.foundation, work, assignment) if config.trace else None
+        work, assignment, devices = self._work(round)
+        trace = (
+            RoundTrace(self._folder.path, self._experiment.foundation, work, assignment, self._processes)
+            if config.trace
+            else None
+        )
         self._reporter.round_started(round, config.rounds, len(work.participants))
         aggregator = method.aggregator(state, round)
-        losses, processed = 0.0, 0
-        for updates in self._experiment.executor.train(work, assignment, state):
-            method.receive(updates)
-            aggregator.add(updates)
-            if trace:
-                trace.write_updates(updates)
-            losses += float(updates.losses @ updates.processed)
-            processed += int(updates.processed.sum())
-            self._reporter.clients_done(len(updates.clients), int(updates.processed.sum()), losses / processed)
-        after = self._serve(state, method.aggregate(aggregator, state, round), assignment) if processed else state
-        if not np.isfinite(losses) or not after.finite():
+        tally = Tally()
+        with self._division.share(work, assignment) as share:
+            for updates in self._experiment.executor.train(*share, state):
+                method.receive(updates)
+                aggregator.add(updates)
+                if trace:
+                    trace.write_updates(updates)
+                tally.add(updates)
+                self._reporter.trained(tally.clients, tally.samples, tally.mean_loss)
+        tally = self._merge(aggregator, tally)
+        after = self._serve(state, method.aggregate(aggregator, state, round), assignment) if tally.samples else state
+        # Equal sums give equal states, to the last bit only on equal hardware.
+        self._processes.copy_main_(list(after.tensors().values()))
+        if not np.isfinite(tally.loss) or not after.finite():
             raise InputError(
                 f"training.lr: found a loss or parameters that are not finite in round {round} with a rate of "
                 f"{work.lr:g}, expected training to stay finite (lower the rate or clip_norm); the rounds before are "
@@ -120,24 +108,42 @@ class Simulation:
         metrics = RoundMetrics(
             round=round,
             participants=len(work.participants),
-            samples=processed,
-            loss=losses / processed if processed else None,
+            samples=tally.samples,
+            loss=tally.mean_loss,
             lr=work.lr,
             blocks_held=int(assignment.held.any(axis=0).sum()),
             seconds=time.perf_counter() - started,
         )
+        if devices is not None:
+            metrics.simulated_seconds, metrics.late, metrics.dropped = devices.seconds, devices.late, devices.dropped
         self._reporter.round_finished(asdict(metrics))
         return after, metrics
 
-    def _work(self, round: int) -> tuple[LocalWork, Assignment]:
-        """The round's participants, with what they train; those that hold nothing are left out."""
+    def _work(self, round: int) -> tuple[LocalWork, Assignment, DeviceRound | None]:
+        """The round's participants, with what they train; those that hold nothing are left out.
+
+        So are those whose devices keep the server from getting their updates.
+        """
         config, experiment = self._config, self._experiment
         participants = sample_participants(config.clients, experiment.clients, seed=config.seed, round=round)
         assignment = experiment.method.assign(participants, round)
         some = np.flatnonzero(assignment.held.any(axis=1))
+        devices = simulate_devices(config, experiment, participants[some], assignment.of(some), round)
+        if devices is not None:
+            some = some[devices.arrived]
         lr = learning_rate(config.training, round, config.rounds)
         work = LocalWork(experiment.clients, participants[some], config.training, config.seed, round, lr)
-        return work, assignment.of(some)
+        return work, assignment.of(some), devices
+
+    def _merge(self, aggregator: Aggregator, own: Tally) -> Tally:
+        """What all processes trained. Each of them has then taken in all updates."""
+        counts = torch.tensor([own.clients, own.samples, own.loss], dtype=torch.float64)
+        self._processes.sum_([*aggregator.sums(), counts])
+        self._experiment.method.exchange(self._processes)
+        clients, samples, loss = counts.tolist()
+        merged = Tally(int(clients), int(samples), loss)
+        self._reporter.trained(merged.clients, merged.samples, merged.mean_loss)
+        return merged
 
     def _serve(self, previous: GlobalState, mean: GlobalState, assignment: Assignment) -> GlobalState:
         """The server optimizer's step towards the aggregated state."""
@@ -155,7 +161,9 @@ class Simulation:
 
     def _resume(self) -> tuple[int, GlobalState, dict[str, float]]:
         """The first round to train, the state before it, and the last accuracies."""
-        found = latest_checkpoint(self._folder.path)
+        with self._processes.together():
+            found = latest_checkpoint(self._folder.path) if self._processes.is_main else None
+        found = self._processes.from_main(found)
         initial = self._experiment.initial_state
         if found is None:
             return 0, initial, {}
@@ -164,6 +172,22 @@ class Simulation:
         self._experiment.method.restore(parts.get("method", {}))
         self._experiment.server.restore(parts.get("server", {}))
         return round + 1, initial.restored(parts["state"]), remembered["accuracy"]
+
+    def _introduce(self) -> None:
+        """Say, and show, what is to be trained."""
+        experiment, reporter = self._experiment, self._reporter
+        facts = describe(experiment)
+        if self._processes.count > 1:
+            facts["processes"] = str(self._processes.count)
+        reporter.start(self._config, facts)
+        for note in experiment.train_data.notes:
+            reporter.message(note)
+        report_partition(experiment.train_data, experiment.clients, self._folder.path, reporter.message)
+        if experiment.method.caution is not None:
+            reporter.message(f"note: {experiment.method.caution}")
+
+    def _record(self, metrics: RoundMetrics) -> None:
+        self._folder.append_metrics(metrics.record())
 
     def _checkpoint(self, round: int, state: GlobalState, accuracy: dict[str, float]) -> None:
         experiment = self._experiment

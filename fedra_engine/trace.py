@@ -14,6 +14,7 @@ from fedra_engine.execution.work import ClientUpdates, LocalWork
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.state import GlobalState, adapter_tensors, head_tensors, named_tensors
+from fedra_engine.processes import Processes
 
 _PORTION = 1024
 
@@ -39,13 +40,37 @@ def write_inputs(folder: Path, samples: Samples, foundation: Foundation) -> None
 
 
 class RoundTrace:
-    """`trace/round_NNNN/`: who holds what, every client's batches, and adapters and heads before and after."""
+    """`trace/round_NNNN/`: who holds what, every client's batches, and adapters and heads before and after.
 
-    def __init__(self, folder: Path, foundation: Foundation, work: LocalWork, assignment: Assignment) -> None:
+    Of several processes each writes its own clients' updates, and the main one the rest.
+    """
+
+    def __init__(
+        self, folder: Path, foundation: Foundation, work: LocalWork, assignment: Assignment, processes: Processes
+    ) -> None:
         self._folder = folder / "trace" / f"round_{work.round:04d}"
         self._folder.mkdir(parents=True, exist_ok=True)
         self._foundation = foundation
         self._exits = max(len(assignment.exits), 1)
+        self._is_main = processes.is_main
+        if self._is_main:
+            self._write_work(work, assignment)
+
+    def write_state(self, name: str, state: GlobalState) -> None:
+        """`<name>.safetensors`: the whole global state."""
+        if self._is_main:
+            tensors = named_tensors(state, self._foundation.adapter_layout, self._foundation.head_layout)
+            save_file(tensors, self._folder / f"{name}.safetensors")
+
+    def write_updates(self, updates: ClientUpdates) -> None:
+        """`client_<id>.safetensors`: the adapters of the blocks each client held, by global index, and its head."""
+        for position, client in enumerate(updates.clients.tolist()):
+            blocks, adapters, exits, heads = updates.of_client(position)
+            tensors = adapter_tensors(blocks.tolist(), adapters, self._foundation.adapter_layout)
+            tensors |= head_tensors(exits.tolist(), heads, self._foundation.head_layout, exits=self._exits)
+            save_file(tensors, self._folder / f"client_{client}.safetensors")
+
+    def _write_work(self, work: LocalWork, assignment: Assignment) -> None:
         np.save(self._folder / "allocation.npy", assignment.held)
         clients = work.clients
         participants = [
@@ -62,19 +87,6 @@ class RoundTrace:
             "batches",
             {str(c): [batch.tolist() for batch in work.batches(c)] for c in work.participants.tolist()},
         )
-
-    def write_state(self, name: str, state: GlobalState) -> None:
-        """`<name>.safetensors`: the whole global state."""
-        tensors = named_tensors(state, self._foundation.adapter_layout, self._foundation.head_layout)
-        save_file(tensors, self._folder / f"{name}.safetensors")
-
-    def write_updates(self, updates: ClientUpdates) -> None:
-        """`client_<id>.safetensors`: the adapters of the blocks each client held, by global index, and its head."""
-        for position, client in enumerate(updates.clients.tolist()):
-            blocks, adapters, exits, heads = updates.of_client(position)
-            tensors = adapter_tensors(blocks.tolist(), adapters, self._foundation.adapter_layout)
-            tensors |= head_tensors(exits.tolist(), heads, self._foundation.head_layout, exits=self._exits)
-            save_file(tensors, self._folder / f"client_{client}.safetensors")
 
     def _write_json(self, name: str, content: object) -> None:
         (self._folder / f"{name}.json").write_text(json.dumps(content))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
-from fedra_engine.config import ExperimentConfig
+from fedra_engine.config import ClientsConfig, ExperimentConfig
 from fedra_engine.errors import InputError
 
 
@@ -27,6 +27,7 @@ POSITIVE = Range("a finite number above 0", lambda value: 0 < value < math.inf)
 NON_NEGATIVE = Range("a finite number from 0 up", lambda value: 0 <= value < math.inf)
 FRACTION = Range("a number between 0 and 1, both excluded", lambda value: 0 < value < 1)
 SHARE = Range("a number above 0 and at most 1", lambda value: 0 < value <= 1)
+PROBABILITY = Range("a number from 0 to 1", lambda value: 0 <= value <= 1)
 DECAY = Range("a number from 0 to below 1", lambda value: 0 <= value < 1)
 
 RANGES = {
@@ -36,6 +37,7 @@ RANGES = {
     "data.classes": COUNT,
     "data.image_size": COUNT,
     "data.max_length": COUNT,
+    "data.crop_scale": SHARE,
     "data.test_fraction": FRACTION,
     "data.clients_per_domain": COUNT,
     "data.clients": COUNT,
@@ -63,6 +65,7 @@ RANGES = {
     "clients.capacities": COUNT,
     "clients.ranks": COUNT,
     "clients.participants": COUNT,
+    "clients.deadline": POSITIVE,
     "training.lr": POSITIVE,
     "training.momentum": DECAY,
     "training.betas": DECAY,
@@ -77,6 +80,17 @@ RANGES = {
 }
 """Every numeric field; of a list or tuple, each entry."""
 
+DEVICE_RANGES = {
+    "compute": POSITIVE,
+    "upload": POSITIVE,
+    "download": POSITIVE,
+    "memory": POSITIVE,
+    "availability": SHARE,
+    "dropout": PROBABILITY,
+    "variation": NON_NEGATIVE,
+}
+"""Every field of an entry of `clients.devices`."""
+
 
 def validate(config: ExperimentConfig) -> None:
     """Check what the configuration alone can tell.
@@ -88,7 +102,7 @@ def validate(config: ExperimentConfig) -> None:
         value: Any = reduce(getattr, field.split("."), config)
         entries = value if isinstance(value, list | tuple) else [value]
         for entry in entries:
-            if entry is not None and not allowed.contains(entry):
+            if entry not in (None, "auto", "memory") and not allowed.contains(entry):
                 raise InputError(f"{field}: found {entry}, expected {allowed.description}")
     _check_names(config)
     if config.method.allocation == "reference" and config.seed >= 2**32:
@@ -99,6 +113,7 @@ def validate(config: ExperimentConfig) -> None:
     _check_server(config)
     _check_data(config)
     _check_target_modules(config.lora.target_modules)
+    _check_devices(config.clients)
     if not config.clients.capacities:
         raise InputError("clients.capacities: found an empty list, expected one entry, or one for each domain")
 
@@ -128,14 +143,37 @@ def _check_data(config: ExperimentConfig) -> None:
         raise InputError(f"data.root: found {data.root!r} with data.source digits, expected another data.source")
     if data.prompt is not None and data.source != "causal_lm":
         raise InputError(f"data.prompt: found one with data.source {data.source}, expected data.source causal_lm")
-    if data.clients is not None and data.partition in ("domain", "natural", "bootstrap"):
+    if data.clients is not None and data.partition in ("domain", "natural"):
         raise InputError(
             f"data.clients: found {data.clients} with data.partition {data.partition}, expected null there, or one of "
-            "the partitions iid, dirichlet, shards and quantity"
+            "the partitions iid, dirichlet, shards, quantity and bootstrap"
         )
     repeated = [domain for domain in data.domains if data.domains.count(domain) > 1]
     if repeated:
         raise InputError(f"data.domains: found {repeated[0]!r} more than once, expected every domain once")
+
+
+def _check_devices(clients: ClientsConfig) -> None:
+    for index, device in enumerate(clients.devices):
+        for field, allowed in DEVICE_RANGES.items():
+            value = getattr(device, field)
+            if value is not None and not allowed.contains(value):
+                raise InputError(f"clients.devices[{index}].{field}: found {value}, expected {allowed.description}")
+        if clients.capacities == "memory" and device.memory is None:
+            raise InputError(
+                f"clients.devices[{index}].memory: found null with clients.capacities memory, expected GiB"
+            )
+    if not clients.devices and clients.capacities == "memory":
+        raise InputError("clients.capacities: found memory with no clients.devices, expected devices and their memory")
+    if not clients.devices and clients.deadline is not None:
+        raise InputError(
+            f"clients.deadline: found {clients.deadline:g} with no clients.devices, expected devices, which take time"
+        )
+    if clients.capacities == "memory" and clients.capacity_schedule == "drawn":
+        raise InputError(
+            "clients.capacity_schedule: found drawn with clients.capacities memory, expected fixed (a client keeps its "
+            "device)"
+        )
 
 
 def _check_target_modules(target_modules: list[str] | str) -> None:

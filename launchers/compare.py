@@ -22,6 +22,10 @@ def main() -> None:
         InputError: the command line cannot be used; or, after all others and the report, that runs failed.
     """
     comparison = parse_comparison(sys.argv[1:])
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            "processes: found several started by a launcher, expected one (--jobs runs several experiments at a time)"
+        )
     # A bar for every model that is loaded would come between the lines of a terminal.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     quiet_libraries()
@@ -29,9 +33,10 @@ def main() -> None:
     from rich.console import Console
 
     from fedra_engine.comparison.report import write_report
-    from fedra_engine.comparison.runs import Outcome, check_runs, make_folder, read_result
-    from fedra_engine.comparison.tables import rich_table
+    from fedra_engine.comparison.runs import Outcome, check_runs, read_result
     from fedra_engine.comparison.workers import execute_all
+    from fedra_engine.reporting.run_folder import make_folder
+    from fedra_engine.reporting.tables import rich_table
 
     console = Console(highlight=False)
     reported = 0

@@ -32,6 +32,15 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     methods = commands.add_parser("methods", help="a round of every method against FedRA's, on one CPU thread")
     methods.add_argument("--repeats", type=int, default=5, help="counted rounds of each method (default 5)")
     methods.set_defaults(run=_run_methods)
+    lanes = commands.add_parser("lanes", help="a round with more and more clients at a time, on one CPU thread")
+    lanes.add_argument("--repeats", type=int, default=3, help="counted rounds of each number of lanes (default 3)")
+    lanes.set_defaults(run=_run_lanes)
+    batches = commands.add_parser("batches", help="what batches cost of the steps of an experiment, on one CPU thread")
+    batches.add_argument("--steps", type=int, default=3, help="counted steps (default 3)")
+    batches.add_argument(
+        "experiment", nargs=argparse.REMAINDER, help="options of simulate.py, such as --config FILE, after --"
+    )
+    batches.set_defaults(run=_run_batches)
     kernels = commands.add_parser("kernels", help="every op against its baselines and its counted work")
     kernels.add_argument("--seconds", type=float, default=0.2, help="time spent on each provider (default 0.2)")
     kernels.add_argument("--output_dir", type=Path, help="folder for kernels.csv and kernels.png; none if not given")
@@ -81,6 +90,35 @@ def _run_methods(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     rows = measure_methods(ExperimentConfig(), list(METHODS), options.repeats)
     _print_table("one round of the embedded default, all clients at full depth, one thread", rows)
+
+
+def _run_lanes(options: argparse.Namespace) -> None:
+    import torch
+
+    from fedra_engine.benchmarks.lanes import measure_lanes
+    from fedra_engine.benchmarks.settings import single_samples, tiny_vit
+    from fedra_engine.config import ExperimentConfig
+
+    torch.set_num_threads(1)
+    rows = [
+        row
+        for setting in (tiny_vit(), single_samples(ExperimentConfig()))
+        for row in measure_lanes(setting, options.repeats)
+    ]
+    _print_table("CPU-seconds of one round, one thread", rows)
+
+
+def _run_batches(options: argparse.Namespace) -> None:
+    import torch
+
+    from fedra_engine.benchmarks.batches import measure_batches
+    from fedra_engine.run_request import parse_request
+
+    torch.set_num_threads(1)
+    arguments = [argument for argument in options.experiment if argument != "--"]
+    request = parse_request(arguments, description="The experiment whose steps are measured.")
+    row = measure_batches(request.config, options.steps).row()
+    _print_table("CPU-seconds of a local step of all lanes, one thread; the cache is warm", [row])
 
 
 def _run_kernels(options: argparse.Namespace) -> None:

@@ -17,17 +17,24 @@ def main() -> None:
     request = parse_request(sys.argv[1:], description="Federated LoRA tuning of a transformer foundation model.")
     quiet_libraries()
     # Importing these takes seconds; bad options are told before.
-    from accelerate import Accelerator
-
+    from fedra_engine.execution.sharding import refuse_sharding
     from fedra_engine.probe import print_probe
+    from fedra_engine.processes import Processes, join_job
     from fedra_engine.reporting.console import Reporter
     from fedra_engine.simulation import Simulation
 
+    accelerator = join_job()
+    processes = Processes.of(accelerator)
     if request.dry_run:
-        print_probe(request.config, Accelerator().device)
+        refuse_sharding(accelerator, "dry_run")
+        if processes.is_main:
+            print_probe(request.config, accelerator.device)
         return
-    with request.open_folder() as folder, Reporter(folder.log_file) as reporter:
-        simulation = Simulation(request.config, folder, reporter, Accelerator())
+    with (
+        request.open_folder(processes) as folder,
+        Reporter(folder.log_file) if processes.is_main else Reporter.silent() as reporter,
+    ):
+        simulation = Simulation(request.config, folder, reporter, accelerator)
         reporter.message(f"run folder: {folder.path}")
         simulation.run()
 

@@ -72,8 +72,13 @@ def test_shipped_configurations_are_valid(path: Path) -> None:
         (["--data.image_size", "x"], "data.image_size: found x, expected a whole number or null"),
         (
             ["--clients.capacities", "[a]"],
-            "clients.capacities: found a, expected a list (a whole number each)",
+            "clients.capacities: found ['a'], expected a list (a whole number each) or memory",
         ),
+        (["--clients.capacities=x"], "clients.capacities: found x, expected a list (a whole number each) or memory"),
+        (["--clients.devices=5"], "clients.devices: found 5, expected a list (fields compute, upload, "),
+        (["--clients.devices=[null]"], "clients.devices: found None, expected a list (fields compute, upload, "),
+        (["--clients.devices=[{speed: 1}]"], "clients.devices: found an unknown field speed, expected a list (fields "),
+        (["--clients.devices=[{compute: fast}]"], "clients.devices: found fast, expected a list (fields compute, "),
         (["--training.betas", "[1]"], "training.betas: found [1], expected a list of 2 (a number each)"),
         (["--data.source", "x"], "data.source: found x, expected one of digits, image_folder"),
         (["--trace", "maybe"], "trace: found maybe, expected true or false"),
@@ -215,7 +220,7 @@ def test_a_run_may_go_on_with_another_execution(tmp_path: Path) -> None:
     folder = make_run(tmp_path, done=3)
     text = folder.config_file.read_text()
     folder.config_file.write_text(
-        text.replace("lanes: 32", "lanes: 2").replace("evaluate_every: 20", "evaluate_every: 1")
+        text.replace("lanes: auto", "lanes: 2").replace("evaluate_every: 20", "evaluate_every: 1")
     )
     request = parse("--resume", str(folder.path))
     assert (request.config.execution.lanes, request.config.evaluate_every) == (2, 1)
@@ -226,7 +231,7 @@ def test_a_run_may_go_on_with_another_execution(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rounds", [[], ["--rounds", "9"]])
 def test_the_configuration_of_a_resumed_run_is_checked(tmp_path: Path, rounds: list[str]) -> None:
     folder = make_run(tmp_path, done=3)
-    folder.config_file.write_text(folder.config_file.read_text().replace("lanes: 32", "lanes: 0"))
+    folder.config_file.write_text(folder.config_file.read_text().replace("lanes: auto", "lanes: 0"))
     check_error(["--resume", str(folder.path), *rounds], "execution.lanes: found 0, expected a whole number from 1 up")
 
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import fields, is_dataclass
 from functools import reduce
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -28,7 +28,9 @@ def numeric_fields(kind: Any, prefix: str = "") -> set[str]:
         else:
             optional = get_origin(of_field) in (Union, UnionType)
             kinds = set(get_args(of_field)) - {NoneType} if optional else {of_field}
-            if kinds <= {int, float, list[int], tuple[float, float]}:
+            # A number, or one of a few words.
+            kinds = {kind for kind in kinds if get_origin(kind) is not Literal}
+            if kinds and kinds <= {int, float, list[int], tuple[float, float]}:
                 found.add(f"{prefix}{field}")
     return found
 

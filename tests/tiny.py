@@ -16,6 +16,7 @@ from fedra_engine.config import LoraConfig
 from fedra_engine.data.samples import Batch
 from fedra_engine.models.foundation import Foundation, make_foundation
 from fedra_engine.models.pooling import PooledClassifier
+from fedra_engine.randomness import SampleDraws
 from tests.tiny_timm import timm_mixer, timm_vit
 
 CLASSES = 5
@@ -157,12 +158,13 @@ class TensorSamples:
     tensors: dict[str, Tensor]
     labels: Tensor
     domains: Tensor
+    lengths: Tensor | None = None
 
     def inputs(self, rows: Tensor, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
         selected = {name: tensor[rows].to(device) for name, tensor in self.tensors.items()}
         return {name: t.to(dtype) if t.is_floating_point() else t for name, t in selected.items()}
 
-    def batch(self, rows: Tensor, device: torch.device, dtype: torch.dtype) -> Batch:
+    def batch(self, rows: Tensor, device: torch.device, dtype: torch.dtype, draws: SampleDraws | None = None) -> Batch:
         return Batch(self.inputs(rows, device, dtype), self.labels[rows].to(device))
 
 

@@ -63,6 +63,7 @@ class Setting:
     clients: Clients
     family: str
     fuse_blocks: bool = False
+    checkpoint_blocks: bool = False
     exits: int = 1
     assignment: Callable[[Allocation], Assignment] = Assignment
     """Makes the assignment of all clients from FedRA's allocation."""
@@ -74,7 +75,10 @@ class Setting:
             return SequentialExecutor(self.foundation, samples, self.lora)
         device, dtype = torch.device("cpu"), self.foundation.dtype
         model = SweepModel(
-            self.foundation, lambda n: samples.inputs(torch.arange(n), device, dtype), fuse_blocks=self.fuse_blocks
+            self.foundation,
+            lambda n: samples.inputs(torch.arange(n), device, dtype),
+            fuse_blocks=self.fuse_blocks,
+            checkpoint_blocks=self.checkpoint_blocks,
         )
         return SweepExecutor(self.foundation, model, samples, self.lora, lanes=lanes)
 

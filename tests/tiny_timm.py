@@ -79,15 +79,16 @@ class Output:
 class TimmModel(nn.Module):
     """Images of 8 × 8 pixels as 4 patches, `blocks`, a mean over patches and a classifier."""
 
-    def __init__(self, blocks: list[nn.Module], classes: int) -> None:
+    def __init__(self, blocks: list[nn.Module], classes: int, channels: int = 1) -> None:
         super().__init__()
-        self.patches = nn.Linear(16, WIDTH)
+        self.patches = nn.Linear(16 * channels, WIDTH)
         self.blocks = nn.Sequential(*blocks)
         self.norm = nn.LayerNorm(WIDTH)
         self.head = nn.Linear(WIDTH, classes)
 
     def forward(self, pixel_values: Tensor) -> Output:
-        tokens = self.patches(pixel_values.unfold(2, 4, 4).unfold(3, 4, 4).reshape(len(pixel_values), 4, 16))
+        patches = pixel_values.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5)
+        tokens = self.patches(patches.reshape(len(pixel_values), 4, -1))
         return Output(self.head(self.norm(self.blocks(tokens)).mean(1)))
 
 
@@ -95,5 +96,5 @@ def timm_vit(classes: int) -> TimmModel:
     return TimmModel([VitBlock() for _ in range(DEPTH)], classes)
 
 
-def timm_mixer(classes: int) -> TimmModel:
-    return TimmModel([MixerBlock(tokens=4) for _ in range(DEPTH)], classes)
+def timm_mixer(classes: int, channels: int = 1) -> TimmModel:
+    return TimmModel([MixerBlock(tokens=4) for _ in range(DEPTH)], classes, channels)

@@ -94,7 +94,7 @@ def embedded_default(config: ExperimentConfig) -> Setting:
         samples=experiment.train,
         sweep_model=_sweep_model(foundation, experiment.train),
         lora=config.lora,
-        lanes=config.execution.lanes,
+        lanes=experiment.lanes,
         work=LocalWork(experiment.clients, participants, config.training, config.seed, 0, config.training.lr),
         assignment=experiment.method.assign(participants, 0),
         state=experiment.initial_state,

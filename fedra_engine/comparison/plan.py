@@ -107,9 +107,9 @@ def parse_comparison(arguments: Sequence[str]) -> Comparison:
     if options.methods is None:
         raise InputError("methods: found none, expected methods separated by commas (--methods fedra,alllarge)")
     variants = [_parse_variant(entry) for entry in _split(options.methods, ",")]
-    seeds = [_parse_count("seeds", seed, least=0) for seed in options.seeds.split(",")]
-    _check_different("methods", [variant.folder for variant in variants])
-    _check_different("seeds", seeds)
+    seeds = [parse_count("seeds", seed, least=0) for seed in options.seeds.split(",")]
+    check_different("methods", [variant.folder for variant in variants])
+    check_different("seeds", seeds)
     configs = [parse_config(parser, ExperimentConfig, [*others, *variant.options]) for variant in variants]
     runs = tuple(
         PlannedRun(variant.label, replace(config, seed=seed, name=f"{variant.folder}-seed{seed}"))
@@ -118,7 +118,7 @@ def parse_comparison(arguments: Sequence[str]) -> Comparison:
     )
     for run in runs:
         validate(run.config)
-    return Comparison(runs, Path(base.output_dir), _parse_count("jobs", options.jobs, least=1))
+    return Comparison(runs, Path(base.output_dir), parse_count("jobs", options.jobs, least=1))
 
 
 def _parse_own(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -174,13 +174,19 @@ def _split(text: str, separator: str) -> list[str]:
     return [part.strip() for part in re.split(rf"{separator}(?![^\[]*\])", text)]
 
 
-def _parse_count(option: str, text: str, *, least: int) -> int:
+def parse_count(option: str, text: str, *, least: int) -> int:
+    """The value `text` of an `option`.
+
+    Raises:
+        InputError: it is no whole number from `least` up.
+    """
     if not text.strip().isdecimal() or int(text) < least:
         raise InputError(f"{option}: found {text!r}, expected a whole number from {least} up")
     return int(text)
 
 
-def _check_different(option: str, entries: Sequence[str | int]) -> None:
+def check_different(option: str, entries: Sequence[str | int]) -> None:
+    """Raises InputError when an `option` has one of its `entries` twice."""
     entry, times = Counter(entries).most_common(1)[0]
     if times > 1:
         raise InputError(f"{option}: found {entry} more than once, expected every one once")

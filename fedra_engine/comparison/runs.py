@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any, Literal
+from typing import Literal
 
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from fedra_engine.cli import build_parser, parse_config
+from fedra_engine.cli import build_parser, differences, parse_config
 from fedra_engine.comparison.accounting import RunCosts, count_costs
 from fedra_engine.comparison.plan import PlannedRun
 from fedra_engine.config import ExperimentConfig
@@ -71,18 +70,6 @@ class RunResult:
     costs: RunCosts
 
 
-def make_folder(path: Path) -> None:
-    """Make the folder of the run folders if there is none.
-
-    Raises:
-        InputError: it cannot be made.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"output_dir: cannot make {path}: {error.strerror}; expected a writable folder") from error
-
-
 def check_runs(runs: Sequence[PlannedRun]) -> None:
     """Find out before the first run what would be in the way of a later one.
 
@@ -107,7 +94,7 @@ def earlier_run(run: PlannedRun) -> RunFolder | None:
     parser = build_parser(ExperimentConfig, "")
     before = parse_config(parser, ExperimentConfig, ["--config", str(folder.config_file)])
     foreign = {f"method.{option}" for option in run.config.method.foreign_options()}
-    for field, found, expected in _differences(before, run.config, _IRRELEVANT | foreign):
+    for field, found, expected in differences(before, run.config, _IRRELEVANT | foreign):
         raise InputError(
             f"{field}: found {found} in {folder.config_file}, expected {expected} as this command has it (or another "
             "output_dir)"
@@ -179,17 +166,3 @@ def _write_costs(run: PlannedRun, costs: RunCosts) -> None:
     temporary = run.path / ".costs.json.tmp"
     temporary.write_text(json.dumps(asdict(costs), indent=2) + "\n")
     os.replace(temporary, _costs_file(run))
-
-
-def _differences(
-    found: Any, expected: Any, irrelevant: Collection[str], prefix: str = ""
-) -> Iterator[tuple[str, Any, Any]]:
-    """Dotted names of the fields in which two configurations differ, with both values; but for irrelevant ones."""
-    for field in dataclasses.fields(found):
-        name, one, other = f"{prefix}{field.name}", getattr(found, field.name), getattr(expected, field.name)
-        if name in irrelevant:
-            continue
-        if dataclasses.is_dataclass(one):
-            yield from _differences(one, other, irrelevant, f"{name}.")
-        elif one != other:
-            yield name, one, other

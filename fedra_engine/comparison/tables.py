@@ -1,4 +1,4 @@
-"""The comparison as a table: for a terminal, in markdown, in LaTeX; and all runs as CSV."""
+"""The comparison as a table, also in LaTeX; and all runs as CSV."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import csv
 import io
 from collections.abc import Sequence
 
-from rich.table import Table
-
 from fedra_engine.comparison.runs import RunResult
 from fedra_engine.comparison.summaries import MethodSummary, Spread
+from fedra_engine.reporting.tables import Cells, number_text
 
 CSV_FIELDS = (
     "method",
@@ -25,9 +24,6 @@ CSV_FIELDS = (
 )
 _COSTS = ("trainable", "upload (kB)", "TFLOP", "seconds")
 _TEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", "–": "--"} | {c: f"\\{c}" for c in "&%$#_{}"}
-
-Cells = list[list[str]]
-"""Rows of a table, the header first."""
 
 
 def cells(summaries: Sequence[MethodSummary]) -> Cells:
@@ -46,9 +42,9 @@ def _row(summary: MethodSummary, domains: Sequence[str]) -> list[str]:
         _spread(summary.average),
         f"{100 * summary.frozen:.1f}",
         f"{summary.trainable_parameters:,.0f}",
-        _number(summary.uploaded_bytes / 1e3),
-        _number(summary.training_flops / 1e12),
-        _number(summary.seconds),
+        number_text(summary.uploaded_bytes / 1e3),
+        number_text(summary.training_flops / 1e12),
+        number_text(summary.seconds),
     ]
 
 
@@ -56,28 +52,6 @@ def _spread(spread: Spread | None) -> str:
     if spread is None:
         return "–"
     return f"{100 * spread.mean:.1f} ± " + ("–" if spread.std is None else f"{100 * spread.std:.1f}")
-
-
-def _number(value: float) -> str:
-    """At least three digits that count, and never an exponent where people would write none."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def rich_table(rows: Cells) -> Table:
-    """For a terminal."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for index, name in enumerate(rows[0]):
-        table.add_column(name, justify="right" if index else "left", no_wrap=True)
-    for row in rows[1:]:
-        table.add_row(*(cell.replace("[", r"\[") for cell in row))
-    return table
-
-
-def markdown_table(rows: Cells) -> str:
-    """GitHub's."""
-    rule = ["---", *["---:"] * (len(rows[0]) - 1)]
-    escaped = ([cell.replace("|", "\\|") for cell in row] for row in (rows[0], rule, *rows[1:]))
-    return "".join(f"| {' | '.join(row)} |\n" for row in escaped)
 
 
 def latex_table(rows: Cells) -> str:

@@ -23,6 +23,8 @@ Task = Literal["image_classification", "text_classification", "causal_lm"]
 class DomainData:
     """A federated data source before preprocessing.
 
+    Once a source has prepared it, the samples of a domain stand together.
+
     Attributes:
         task: what a model is to learn; it decides what `content` holds.
         content: `image` for image_classification, `text` for text_classification, `prompt` and `response` for
@@ -33,7 +35,7 @@ class DomainData:
         classes: names.
         is_test: bool [samples], whether a sample is held out.
         clients: [samples], who owns a sample; None where the source does not say.
-        origins: [samples], file and line that named a sample; None where its own path says all.
+        origins: [samples], file and line (or split and row) of a sample; None where its own path says all.
         notes: what was passed over in the source, for people.
     """
 
@@ -75,7 +77,7 @@ class DomainData:
 
 
 def prepare_source(data: DomainData, config: DataConfig, seed: int, *, split: bool) -> DomainData:
-    """Keep the domains and classes that `config` asks for, and hold out a test set if `split`.
+    """Keep the domains and classes that `config` asks for, sort by domain, and hold out a test set if `split`.
 
     Raises:
         InputError: a domain the source does not have, or one without training or test samples.
@@ -84,6 +86,9 @@ def prepare_source(data: DomainData, config: DataConfig, seed: int, *, split: bo
         data = _keep_domains(data, config.domains)
     if config.classes is not None:
         data = _keep_classes(data, config.classes)
+    if (np.diff(data.domain_of) < 0).any():
+        # What is preprocessed is kept in parts of one domain each.
+        data = data.select(np.argsort(data.domain_of, kind="stable"))
     if split:
         is_test = stratified_test_set(
             data.domain_of, data.labels, data.domains, data.classes, config.test_fraction, seed

@@ -28,28 +28,34 @@ def load_hf_dataset(config: DataConfig, seed: int) -> DomainData:
     Raises:
         InputError: no such data set or column, or a column of another type than is needed.
     """
-    from datasets import concatenate_datasets
-
     train, test = open_dataset(config)
-    data = train if test is None else concatenate_datasets([train, test])
     columns = config.columns
-    content, task = _content(data, columns.input)
-    labels, classes = _names(data, columns.label or "label", "label")
-    domain = optional_column(columns.domain, "domain", data.column_names)
-    owner = optional_column(columns.client, "client", data.column_names)
+    content, label = _content_column(train, columns.input), columns.label or "label"
+    task = _task(train, content)
+    require_column(label, "label", train.column_names)
+    domain = optional_column(columns.domain, "domain", train.column_names)
+    owner = optional_column(columns.client, "client", train.column_names)
+    data = _join(train, test, [name for name in (content, label, domain, owner) if name is not None])
+    origins = _origins(len(train), len(data))
+    labels, classes = _names(data, label, "label", origins)
     domain_of, domains = (
-        (np.zeros(len(data), dtype=np.int64), [ONE_DOMAIN]) if domain is None else _names(data, domain, "domain")
+        (np.zeros(len(data), dtype=np.int64), [ONE_DOMAIN])
+        if domain is None
+        else _names(data, domain, "domain", origins)
     )
-    clients = None if owner is None else np.array([str(value) for value in _values(data, owner)])
+    clients = None
+    if owner is not None:
+        clients = np.array(["" if value is None else str(value) for value in _values(data, owner)])
     found = DomainData(
         task=task,
-        content=content,
+        content=_only(data, content, "image" if task == "image_classification" else "text"),
         domain_of=domain_of,
         domains=domains,
         labels=labels,
         classes=classes,
         is_test=np.arange(len(data)) >= len(train),
         clients=clients,
+        origins=origins,
     )
     return prepare_source(found, config, seed, split=test is None)
 
@@ -74,7 +80,7 @@ def open_dataset(config: DataConfig) -> tuple[Dataset, Dataset | None]:
             found = load_from_disk(str(folder))
         else:
             found = load_dataset(config.root, config.subset)
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, TypeError, LookupError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
             f"data.root: cannot load {config.root!r}: {reason}; expected a folder that save_to_disk made, or the name "
@@ -91,8 +97,9 @@ def open_dataset(config: DataConfig) -> tuple[Dataset, Dataset | None]:
 
 
 def _is_labelled(data: Dataset, label: str) -> bool:
-    """Whether this is a test set, and not one of a challenge, whose classes are hidden as -1."""
-    return label not in data.column_names or data[0][label] != -1
+    """Whether this is a test set, and not an empty one or one of a challenge, whose classes are hidden as -1."""
+    # The label alone: the image beside it may be one that cannot be decoded.
+    return len(data) > 0 and (label not in data.column_names or data.select_columns(label)[0][label] != -1)
 
 
 def optional_column(chosen: str | None, default: str, present: list[str]) -> str | None:
@@ -113,17 +120,42 @@ def require_column(name: str, role: str, present: list[str]) -> None:
         raise InputError(f"data.columns.{role}: found no column {name!r}, expected one of {', '.join(present)}")
 
 
-def _content(data: Dataset, chosen: str | None) -> tuple[Dataset, Task]:
-    from datasets import Image, Value
-
+def _content_column(data: Dataset, chosen: str | None) -> str:
     name = chosen or next((name for name in ("image", "text") if name in data.column_names), "image")
     require_column(name, "input", data.column_names)
-    feature = data.features[name]
+    return name
+
+
+def _task(data: Dataset, content: str) -> Task:
+    from datasets import Image, Value
+
+    feature = data.features[content]
     if isinstance(feature, Image):
-        return _only(data, name, "image"), "image_classification"
+        return "image_classification"
     if feature in (Value("string"), Value("large_string")):
-        return _only(data, name, "text"), "text_classification"
-    raise InputError(f"data.columns.input: found {feature} in column {name!r}, expected images or texts")
+        return "text_classification"
+    raise InputError(f"data.columns.input: found {feature} in column {content!r}, expected images or texts")
+
+
+def _join(train: Dataset, test: Dataset | None, columns: list[str]) -> Dataset:
+    """These columns of both splits, training samples first."""
+    from datasets import concatenate_datasets
+
+    if test is None:
+        return train.select_columns(columns)
+    for name in columns:
+        if name not in test.column_names or test.features[name] != train.features[name]:
+            found = test.features[name] if name in test.column_names else "no such column"
+            raise InputError(
+                f"data.root: column {name!r} of the test split: found {found}, expected {train.features[name]} as in "
+                "the training split"
+            )
+    return concatenate_datasets([train.select_columns(columns), test.select_columns(columns)])
+
+
+def _origins(train: int, total: int) -> NDArray[np.str_]:
+    """Split and row of every sample."""
+    return np.array([f"train, row {i}" for i in range(train)] + [f"test, row {i}" for i in range(total - train)])
 
 
 def _only(data: Dataset, name: str, new_name: str) -> Dataset:
@@ -131,20 +163,19 @@ def _only(data: Dataset, name: str, new_name: str) -> Dataset:
     return column if name == new_name else column.rename_column(name, new_name)
 
 
-def _names(data: Dataset, name: str, role: str) -> tuple[NDArray[np.int64], list[str]]:
+def _names(data: Dataset, name: str, role: str, origins: NDArray[np.str_]) -> tuple[NDArray[np.int64], list[str]]:
     """A column as indices [samples] and what they stand for."""
     from datasets import ClassLabel
 
-    require_column(name, role, data.column_names)
     values = _values(data, name)
     feature = data.features[name]
     if not isinstance(feature, ClassLabel):
-        return encode_names(values, lambda row: f"data.columns.{role}: row {row} of column {name!r}")
+        return encode_names(values, lambda row: f"data.columns.{role}: {origins[row]} of column {name!r}")
     indices = np.array([-1 if value is None else value for value in values], dtype=np.int64)
     if len(wrong := np.flatnonzero((indices < 0) | (indices >= len(feature.names)))):
         raise InputError(
-            f"data.columns.{role}: row {wrong[0]} of column {name!r}: found {values[wrong[0]]}, expected a number from "
-            f"0 to {len(feature.names) - 1}"
+            f"data.columns.{role}: {origins[wrong[0]]} of column {name!r}: found {values[wrong[0]]}, expected a number "
+            f"from 0 to {len(feature.names) - 1}"
         )
     return indices, list(feature.names)
 

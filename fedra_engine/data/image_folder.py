@@ -106,7 +106,7 @@ def _scan_domain(folder: Path) -> dict[str, list[Path]]:
 
 
 def _subfolders(folder: Path) -> list[str]:
-    return [entry.name for entry in _entries(folder) if os.path.isdir(entry) and not entry.name.startswith(".")]
+    return [entry.name for entry in _entries(folder) if os.path.isdir(entry)]
 
 
 def _images(folder: Path) -> list[Path]:
@@ -114,7 +114,8 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _entries(folder: Path) -> list[Path]:
+    """What is in `folder`, but for hidden entries, such as macOS leaves beside every file."""
     try:
-        return sorted(folder.iterdir())
+        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
         raise InputError(f"data.root: cannot list {folder}: {error.strerror}; expected a readable folder") from error

@@ -17,7 +17,7 @@ from fedra_engine.data.samples import Preprocessing
 from fedra_engine.data.stored_rows import StoredRows
 from fedra_engine.errors import InputError
 
-_FORMAT = 1
+_FORMAT = 2
 """Goes up whenever the same files would give other pixels."""
 
 
@@ -30,19 +30,20 @@ def image_rows(data: DomainData, preprocessing: Preprocessing, *, skip: bool) ->
         skip: leave images that cannot be decoded black and say so, instead of raising.
 
     Returns:
-        uint8 rows [samples, channels, height, width], and what is wrong with the rows that could not be decoded.
+        uint8 rows [samples, channels, height, width], and a note on each row that could not be decoded.
 
     Raises:
         InputError: a file that cannot be read or, without `skip`, decoded.
     """
     parts = make_rows(data, _ImageMaker(data, preprocessing), skip=skip)
-    return StoredRows([as_tensor(part.columns["pixels"]) for part in parts.parts]), parts.errors
+    return StoredRows([as_tensor(part.columns["pixels"]) for part in parts.parts]), parts.skipped
 
 
 class _ImageMaker(RowMaker):
     """Makes rows of pixels."""
 
     what = "decoding images"
+    readable = "a readable file"
 
     def __init__(self, data: DomainData, preprocessing: Preprocessing) -> None:
         from datasets import Image
@@ -52,15 +53,18 @@ class _ImageMaker(RowMaker):
         self._encoded = data.content.cast_column("image", Image(decode=False)).with_format("arrow")
         self.shapes = {"pixels": (preprocessing.channels, preprocessing.image_size, preprocessing.image_size)}
         self.row_bytes = int(np.prod(self.shapes["pixels"]))
-        # All are files or none is.
-        self._are_files = len(data) > 0 and self._images(0, 1)[0]["bytes"] is None
 
     def identity(self, start: int, stop: int) -> str | None:
-        if self._are_files:
-            paths = self._encoded[start:stop]["image"].combine_chunks().field("path").to_pylist()
-            made_of: object = [self._state(path, start + offset) for offset, path in enumerate(paths)]
+        images = self._encoded[start:stop]["image"].combine_chunks()
+        stored = images.field("bytes").is_valid().to_pylist()
+        files = [
+            None if path is None or inside else self._state(path, start + offset)
+            for offset, (path, inside) in enumerate(zip(images.field("path").to_pylist(), stored, strict=True))
+        ]
+        if not any(stored):
+            made_of: object = files
         elif self._data.content.cache_files:
-            made_of = (self._data.content._fingerprint, start, stop)
+            made_of = (self._data.content._fingerprint, start, stop, files)
         else:
             # The source made these images up; it can do so again.
             return None
@@ -75,8 +79,11 @@ class _ImageMaker(RowMaker):
         return Part({"pixels": pixels}, errors)
 
     def describe(self, row: int) -> str:
-        path = self._images(row, row + 1)[0]["path"] or f"image {row}"
-        return path if self._data.origins is None else f"{path} ({self._data.origins[row]})"
+        path = self._images(row, row + 1)[0].get("path")
+        origin = None if self._data.origins is None else str(self._data.origins[row])
+        if path and origin:
+            return f"{path} ({origin})"
+        return path or origin or f"image {row}"
 
     def _decode(self, row: int, images: Sequence[dict[str, Any]], pixels: np.ndarray, start: int) -> str:
         try:
@@ -88,8 +95,8 @@ class _ImageMaker(RowMaker):
         return ""
 
     def _images(self, start: int, stop: int) -> list[dict[str, Any]]:
-        images: list[dict[str, Any]] = self._encoded[start:stop]["image"].to_pylist()
-        return images
+        """`bytes` and `path` of each; nothing of one that is missing."""
+        return [image or {} for image in self._encoded[start:stop]["image"].to_pylist()]
 
     def _state(self, path: str, row: int) -> tuple[str, int, int]:
         """Path, size in bytes and time of the last change in nanoseconds of a file."""

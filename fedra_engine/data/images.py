@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import ExifTags, ImageOps
 from PIL import Image as PillowImage
 
 from fedra_engine.data.samples import Preprocessing
@@ -43,7 +44,7 @@ def image_column(paths: Sequence[str]) -> Dataset:
 
 
 def decode_image(image: Mapping[str, Any], preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Decode and resize (bicubic) an encoded image, its `bytes` or else its `path`.
+    """Decode, turn upright and resize (bicubic) an encoded image, its `bytes` or else its `path`.
 
     Returns:
         uint8 [channels, height, width].
@@ -52,9 +53,13 @@ def decode_image(image: Mapping[str, Any], preprocessing: Preprocessing) -> NDAr
         UnreadableImageError: it is no image, or damaged.
         OSError: the file cannot be opened at all.
     """
+    data = image.get("bytes")
+    source = image.get("path") if data is None else io.BytesIO(data)
+    if source is None:
+        raise UnreadableImageError("there is no image")
     try:
-        with PillowImage.open(io.BytesIO(image["bytes"]) if image["bytes"] else image["path"]) as opened:
-            picture = _eight_bits(opened).convert(MODES[preprocessing.channels])
+        with PillowImage.open(source) as opened:
+            picture = _eight_bits(_upright(opened)).convert(MODES[preprocessing.channels])
     except UNREADABLE as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -64,6 +69,16 @@ def decode_image(image: Mapping[str, Any], preprocessing: Preprocessing) -> NDAr
         picture = picture.resize(size, PillowImage.Resampling.BICUBIC)
     pixels = np.asarray(picture)
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def _upright(picture: PillowImage.Image) -> PillowImage.Image:
+    """The image as a viewer shows it, which may not be the way the camera was held."""
+    try:
+        orientation = picture.getexif().get(ExifTags.Base.Orientation)
+    except UNREADABLE:
+        # What else is wrong in the camera's notes does not concern the pixels.
+        return picture
+    return picture if orientation is None else ImageOps.exif_transpose(picture)
 
 
 def _eight_bits(picture: PillowImage.Image) -> PillowImage.Image:

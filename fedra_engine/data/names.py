@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from fedra_engine.errors import InputError
 
+_MOST_DIGITS = 19
+"""Texts with more digits are names; Python refuses to make numbers of very many."""
+
 
 def encode_names(values: Sequence[Any], where: Callable[[int], str]) -> tuple[NDArray[np.int64], list[str]]:
     """Indices of `values` (texts or whole numbers), and the sorted names they stand for.
@@ -38,5 +41,5 @@ def encode_names(values: Sequence[Any], where: Callable[[int], str]) -> tuple[ND
 
 def _sort_key(name: str) -> tuple[bool, int, str]:
     digits = name.removeprefix("-")
-    is_number = digits.isascii() and digits.isdigit()
+    is_number = digits.isascii() and digits.isdigit() and len(digits) < _MOST_DIGITS
     return not is_number, int(name) if is_number else 0, name

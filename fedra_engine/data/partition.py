@@ -40,23 +40,21 @@ class Partition:
 def partition_samples(config: DataConfig, train: DomainData, seed: int) -> Partition:
     """Divide the training samples as `config.partition` says; every sample goes to exactly one client.
 
-    (Not so under `bootstrap`, where clients draw with replacement.)
+    (Not so under `bootstrap`, where clients draw with replacement, each from one domain.)
 
     Raises:
         InputError: what the partition goes by is not known of these samples, or a client has too few of them.
     """
     if config.partition == "natural":
         return _natural(config, train)
+    if config.partition == "bootstrap":
+        return _bootstrap(config, train, seed)
     if config.clients is not None:
         samples = _divide(config, train, np.arange(len(train)), config.clients, "the data", seed, "partition")
         return Partition(samples, _main_domains(samples, train), by_domain=False)
     clients = 1 if config.partition == "domain" else config.clients_per_domain
     domain_of_client = np.repeat(np.arange(len(train.domains)), clients)
     pools = [np.flatnonzero(train.domain_of == domain) for domain in range(len(train.domains))]
-    if config.partition == "bootstrap":
-        return Partition(
-            BootstrapSamples(pools, clients, config.samples_per_client, seed), domain_of_client, by_domain=True
-        )
     samples = [
         rows
         for domain, pool in enumerate(pools)
@@ -74,26 +72,28 @@ def partition_samples(config: DataConfig, train: DomainData, seed: int) -> Parti
 
 
 class BootstrapSamples(Sequence[Rows]):
-    """Samples of any number of clients, drawn when they are asked for and never stored.
+    """Samples of any number of clients, drawn with replacement when they are asked for and never stored."""
 
-    Client j of domain d is client d·C + j and draws from its domain with replacement.
-    """
-
-    def __init__(self, pools: Sequence[Rows], clients_per_domain: int, count: int, seed: int) -> None:
+    def __init__(self, pools: Sequence[Rows], domains: NDArray[np.int64], count: int, seed: int) -> None:
         """
         Args:
             pools: rows of each domain.
-            clients_per_domain: C.
+            domains: int64 [clients], the domain that each client draws from.
             count: samples of each client.
             seed: of the experiment.
         """
         self._pools = pools
-        self._clients_per_domain = clients_per_domain
+        self._domains = domains
         self._count = count
         self._seed = seed
 
     def __len__(self) -> int:
-        return len(self._pools) * self._clients_per_domain
+        return len(self._domains)
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Samples of each client, int64 [clients], one value in memory."""
+        return np.broadcast_to(np.int64(self._count), (len(self),))
 
     @overload
     def __getitem__(self, client: int) -> Rows: ...
@@ -104,9 +104,23 @@ class BootstrapSamples(Sequence[Rows]):
             return [self[index] for index in range(*client.indices(len(self)))]
         if not 0 <= client < len(self):
             raise IndexError(client)
-        pool = self._pools[client // self._clients_per_domain]
+        pool = self._pools[self._domains[client]]
         drawn = generator(self._seed, client=int(client), purpose="bootstrap").integers(len(pool), size=self._count)
         return np.sort(pool[drawn])
+
+
+def _bootstrap(config: DataConfig, train: DomainData, seed: int) -> Partition:
+    pools = [np.flatnonzero(train.domain_of == domain) for domain in range(len(train.domains))]
+    if config.clients is None:
+        domains = np.repeat(np.arange(len(pools)), config.clients_per_domain)
+    elif config.clients < len(pools):
+        raise InputError(
+            f"data.clients: found {config.clients} with data.partition bootstrap, expected at least one for each of "
+            f"the {len(pools)} domains"
+        )
+    else:
+        domains = np.arange(config.clients) % len(pools)
+    return Partition(BootstrapSamples(pools, domains, config.samples_per_client, seed), domains, by_domain=True)
 
 
 def _divide(
@@ -135,6 +149,9 @@ def _partitioner(config: DataConfig) -> Partitioner:
 def _natural(config: DataConfig, train: DomainData) -> Partition:
     if train.clients is None:
         raise InputError("data.partition: found natural, but no column names the clients; expected data.columns.client")
+    if len(nobodys := np.flatnonzero(train.clients == "")):
+        where = f"sample {nobodys[0]}" if train.origins is None else str(train.origins[nobodys[0]])
+        raise InputError(f"data.columns.client: {where}: found nobody, expected a client of data.partition natural")
     names, of_client = np.unique(train.clients, return_inverse=True)
     order = np.argsort(of_client, kind="stable")
     samples = np.split(order, np.cumsum(np.bincount(of_client))[:-1])

@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedra_engine.config import DataConfig
+from fedra_engine.data.augmentation import Augmentation, make_augmentation
 from fedra_engine.data.domain_data import DomainData, check_domains
 from fedra_engine.data.image_rows import image_rows
 from fedra_engine.data.preprocessing import preprocessing_for
 from fedra_engine.data.samples import Samples, SampleStore
 from fedra_engine.data.token_samples import TokenSamples
 from fedra_engine.data.tokenization import token_rows, tokenization_for
+from fedra_engine.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,12 @@ def prepare(
     Raises:
         InputError: the model says too little of what it takes, or a sample cannot be read, or a domain has none left.
     """
+    skip = config.unreadable == "skip"
     if data.task != "image_classification":
+        if config.augmentation != "none":
+            raise InputError(f"data.augmentation: found {config.augmentation} with texts, expected none")
         tokenization = tokenization_for(model_path, model_config, config.max_length)
-        tokens = token_rows(data, tokenization)
+        tokens, notes = token_rows(data, tokenization, skip=skip)
         # Models that classify a text by its last token look for the one before the padding.
         model_config.pad_token_id = tokenization.padding
         labels = None if data.task == "causal_lm" else data.labels
@@ -56,36 +61,31 @@ def prepare(
             classes = None if labels is None else torch.from_numpy(labels[rows])
             return TokenSamples(tokens, _domains(data, rows), torch.from_numpy(rows), classes, cut=cut_texts)
 
-        return PreparedData(data, *(texts(rows) for rows in _split(data, np.arange(len(data)))))
+        rest, train, test = _readable(data, notes)
+        return PreparedData(rest, texts(train), texts(test))
 
     assert data.labels is not None
     preprocessing = preprocessing_for(model_path, model_config, config.image_size)
-    pixels, errors = image_rows(data, preprocessing, skip=config.unreadable == "skip")
-    readable = np.delete(np.arange(len(data)), list(errors))
+    pixels, notes = image_rows(data, preprocessing, skip=skip)
     of_class = torch.from_numpy(data.labels)
 
-    def images(rows: NDArray[np.int64]) -> Samples:
+    def images(rows: NDArray[np.int64], augmentation: Augmentation | None) -> Samples:
         stored = torch.from_numpy(rows)
-        return SampleStore(pixels, of_class[stored], _domains(data, rows), preprocessing, stored)
+        return SampleStore(pixels, of_class[stored], _domains(data, rows), preprocessing, stored, augmentation)
 
-    samples = [images(rows) for rows in _split(data, readable)]
-    return PreparedData(_without(data, errors, readable), *samples)
+    rest, train, test = _readable(data, notes)
+    return PreparedData(rest, images(train, make_augmentation(config)), images(test, None))
 
 
-def _split(data: DomainData, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Training and test samples among `rows`."""
-    return rows[~data.is_test[rows]], rows[data.is_test[rows]]
+def _readable(data: DomainData, notes: dict[int, str]) -> tuple[DomainData, NDArray[np.int64], NDArray[np.int64]]:
+    """`data` without the rows that have a note, and which of its rows are for training and for testing."""
+    rows = np.delete(np.arange(len(data)), list(notes))
+    train, test = rows[~data.is_test[rows]], rows[data.is_test[rows]]
+    if notes:
+        data = replace(data.select(rows), notes=[*data.notes, *notes.values()])
+        check_domains(data)
+    return data, train, test
 
 
 def _domains(data: DomainData, rows: NDArray[np.int64]) -> Tensor:
     return torch.from_numpy(data.domain_of[rows])
-
-
-def _without(data: DomainData, errors: dict[int, str], readable: NDArray[np.int64]) -> DomainData:
-    if not errors:
-        return data
-    paths = data.content.select(list(errors)).with_format("arrow")[:]["image"].combine_chunks().field("path")
-    notes = [f"{path}: skipped, {reason}" for path, reason in zip(paths.to_pylist(), errors.values(), strict=True)]
-    rest = replace(data.select(readable), notes=[*data.notes, *notes])
-    check_domains(rest)
-    return rest

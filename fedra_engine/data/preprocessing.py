@@ -16,6 +16,8 @@ from fedra_engine.data.samples import Preprocessing, SampleStore
 from fedra_engine.errors import InputError
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
+PROCESSOR_FILE = "processor_config.json"
+"""Has the settings of a processor of images and texts; those of the images under `image_processor`."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 BYTE_TO_UNIT = 1 / 255
@@ -24,8 +26,9 @@ BYTE_TO_UNIT = 1 / 255
 def preprocessing_for(model_path: str, model_config: Any, image_size: int | None = None) -> Preprocessing:
     """What the model at `model_path` (a directory or hub name) was trained with.
 
-    Its `preprocessor_config.json` decides where there is one, else what timm keeps in `model_config`; else the
-    size is that of `model_config`, and the statistics are ImageNet's for three channels and 0.5 for one.
+    Its `preprocessor_config.json` or `processor_config.json` decides where there is one, else what timm keeps in
+    `model_config`; else the size is that of `model_config`, and the statistics are ImageNet's for three channels and
+    0.5 for one.
 
     Args:
         model_path: directory or hub name.
@@ -39,7 +42,11 @@ def preprocessing_for(model_path: str, model_config: Any, image_size: int | None
     channels = getattr(model_config, "num_channels", 3)
     if channels not in (1, 3):
         raise InputError(f"model.path: found a model of {channels} image channels, expected 1 or 3")
-    settings = _read_settings(model_path) or _timm_settings(model_config)
+    settings = (
+        _read_settings(model_path, PREPROCESSOR_FILE)
+        or _read_settings(model_path, PROCESSOR_FILE, part="image_processor")
+        or _timm_settings(model_config)
+    )
     if image_size is None:
         image_size = _image_size(settings, model_config)
     mean, std = _statistics(settings, channels)
@@ -57,18 +64,26 @@ def preprocess(data: DomainData, preprocessing: Preprocessing) -> SampleStore:
     return SampleStore(pixels, torch.from_numpy(data.labels), torch.from_numpy(data.domain_of), preprocessing)
 
 
-def _read_settings(model_path: str) -> dict[str, Any]:
-    path = Path(model_path) / PREPROCESSOR_FILE if Path(model_path).is_dir() else _download_settings(model_path)
+def _read_settings(model_path: str, file: str, part: str | None = None) -> dict[str, Any]:
+    """What the `file` of the model says, or a `part` of it; nothing where there is none."""
+    path = Path(model_path) / file if Path(model_path).is_dir() else _download_settings(model_path, file)
     if path is None or not path.exists():
         return {}
     try:
-        settings: dict[str, Any] = json.loads(path.read_text())
+        settings = json.loads(path.read_text())
     except ValueError as error:
         raise InputError(f"{path}: found no JSON ({error}), expected an image processor configuration") from error
+    if not isinstance(settings, dict):
+        raise InputError(f"{path}: found no JSON object, expected an image processor configuration")
+    if part is not None:
+        settings = settings.get(part) or {}
+    # null stands for what is usual.
+    settings = {name: value for name, value in settings.items() if value is not None}
     scale = settings.get("rescale_factor", BYTE_TO_UNIT)
     if not settings.get("do_rescale", True) or abs(scale - BYTE_TO_UNIT) > 1e-6:
         raise InputError(f"{path}: found do_rescale off or rescale_factor {scale}, expected scaling by 1/255")
-    return settings
+    found: dict[str, Any] = settings
+    return found
 
 
 def _timm_settings(model_config: Any) -> dict[str, Any]:
@@ -84,16 +99,16 @@ def _timm_settings(model_config: Any) -> dict[str, Any]:
     return settings
 
 
-def _download_settings(name: str) -> Path | None:
-    """The settings file of the hub model `name`; None when the hub says, or once said, that there is none."""
+def _download_settings(name: str, file: str) -> Path | None:
+    """The settings `file` of the hub model `name`; None when the hub says, or once said, that there is none."""
     try:
-        return Path(hf_hub_download(name, PREPROCESSOR_FILE))
+        return Path(hf_hub_download(name, file))
     except LocalEntryNotFoundError as error:
         # A kind of EntryNotFoundError, but it tells of the cache and not of the model.
-        if try_to_load_from_cache(name, PREPROCESSOR_FILE) is _CACHED_NO_EXIST:
+        if try_to_load_from_cache(name, file) is _CACHED_NO_EXIST:
             return None
         raise InputError(
-            f"model.path: found no {PREPROCESSOR_FILE} of {name!r} in the cache and no connection to the hub, "
+            f"model.path: found no {file} of {name!r} in the cache and no connection to the hub, "
             "expected one of them (or a model directory)"
         ) from error
     except EntryNotFoundError:
@@ -117,11 +132,11 @@ def _statistics(settings: dict[str, Any], channels: int) -> tuple[tuple[float, .
     if not settings.get("do_normalize", True):
         return (0.0,) * channels, (1.0,) * channels
     default_mean, default_std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,), (0.5,))
-    mean = tuple(settings.get("image_mean", default_mean))
-    std = tuple(settings.get("image_std", default_std))
-    if len(mean) != channels or len(std) != channels:
-        raise InputError(
-            f"{PREPROCESSOR_FILE}: found image_mean {list(mean)} and image_std {list(std)}, "
-            f"expected one value for each of the model's {channels} channels"
-        )
-    return mean, std
+    mean, std = settings.get("image_mean", default_mean), settings.get("image_std", default_std)
+    for values in (mean, std):
+        if not isinstance(values, list | tuple) or len(values) != channels:
+            raise InputError(
+                f"model.path: found image_mean {mean} and image_std {std} in the model's image processor "
+                f"configuration, expected one value for each of the model's {channels} channels"
+            )
+    return tuple(mean), tuple(std)

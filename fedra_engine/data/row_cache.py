@@ -148,7 +148,10 @@ def _read(file: Path, shapes: dict[str, tuple[int, ...]]) -> Part | None:
         # The mapping outlives the open file, of which there may not be too many.
         with pa.memory_map(str(file)) as source:
             table = pa.ipc.open_stream(source).read_all()
-    except pa.ArrowInvalid:
+    except (pa.ArrowInvalid, OSError):
+        return None
+    if table.column(ERRORS).num_chunks != 1:
+        # Cut short behind the schema.
         return None
     columns = {name: _to_numpy(table.column(name).chunk(0), shape) for name, shape in shapes.items()}
     return Part(columns, table.column(ERRORS).to_pylist())

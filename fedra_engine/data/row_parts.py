@@ -22,11 +22,13 @@ class RowMaker(Protocol):
 
     Attributes:
         what: what it does, for people.
+        readable: what it can make rows of, for people.
         shapes: shape of a row of each column.
         row_bytes: size of a row.
     """
 
     what: str
+    readable: str
     shapes: dict[str, tuple[int, ...]]
     row_bytes: int
 
@@ -45,10 +47,10 @@ class RowMaker(Protocol):
 
 @dataclass(frozen=True)
 class Rows:
-    """All rows of a source in order, and what is wrong with those that could not be made."""
+    """All rows of a source in order, and a note, for people, on each of those that could not be made."""
 
     parts: list[Part]
-    errors: dict[int, str]
+    skipped: dict[int, str]
 
 
 def make_rows(data: DomainData, maker: RowMaker, *, skip: bool) -> Rows:
@@ -60,7 +62,7 @@ def make_rows(data: DomainData, maker: RowMaker, *, skip: bool) -> Rows:
     from datasets.utils import tqdm
 
     bounds = _cut(data, maker)
-    errors: dict[int, str] = {}
+    skipped: dict[int, str] = {}
 
     def check(index: int, part: Part) -> None:
         for offset, error in enumerate(part.errors):
@@ -68,10 +70,10 @@ def make_rows(data: DomainData, maker: RowMaker, *, skip: bool) -> Rows:
                 row = bounds[index][0] + offset
                 if not skip:
                     raise InputError(
-                        f"data.root: cannot read {maker.describe(row)}: {error}; expected a readable file, or "
+                        f"data.root: cannot read {maker.describe(row)}: {error}; expected {maker.readable}, or "
                         "data.unreadable skip"
                     )
-                errors[row] = error
+                skipped[row] = f"{maker.describe(row)}: skipped, {error}"
 
     def make(index: int) -> Part:
         return maker.make(*bounds[index])
@@ -83,7 +85,7 @@ def make_rows(data: DomainData, maker: RowMaker, *, skip: bool) -> Rows:
             parts = [make(index) for index in range(len(bounds))]
             for index, part in enumerate(parts):
                 check(index, part)
-    return Rows(parts, errors)
+    return Rows(parts, skipped)
 
 
 def _cut(data: DomainData, maker: RowMaker) -> list[tuple[int, int]]:

@@ -9,7 +9,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from fedra_engine.data.augmentation import Augmentation
 from fedra_engine.data.stored_rows import StoredRows
+from fedra_engine.randomness import SampleDraws
 
 
 class Batch(NamedTuple):
@@ -36,12 +38,20 @@ class Samples(Protocol):
         """int64 [samples], index of each sample's domain, on the CPU."""
         ...
 
+    @property
+    def lengths(self) -> Tensor | None:
+        """int64 [samples], tokens of each sample, on the CPU; None where all have equally many."""
+        ...
+
     def inputs(self, rows: Tensor, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
         """The model's keyword arguments for the samples `rows` (int64, on the CPU), first dimension [rows]."""
         ...
 
-    def batch(self, rows: Tensor, device: torch.device, dtype: torch.dtype) -> Batch:
-        """Inputs and labels of the samples `rows`; on a GPU the host does not wait for the copies."""
+    def batch(self, rows: Tensor, device: torch.device, dtype: torch.dtype, draws: SampleDraws | None = None) -> Batch:
+        """Inputs and labels of the samples `rows`; on a GPU the host does not wait for the copies.
+
+        Training gives `draws`: samples that are to be changed at random in every step are changed by these.
+        """
         ...
 
 
@@ -65,6 +75,7 @@ class SampleStore:
         domains: Tensor,
         preprocessing: Preprocessing,
         stored: Tensor | None = None,
+        augmentation: Augmentation | None = None,
     ) -> None:
         """Keep `pixels` where they are.
 
@@ -74,29 +85,42 @@ class SampleStore:
             domains: int64 [samples].
             preprocessing: how `inputs` normalises the pixels.
             stored: int64 [samples], each sample's row in `pixels`; sample i is row i when None.
+            augmentation: changes batches that are drawn for training.
         """
         self.pixels = pixels if isinstance(pixels, StoredRows) else StoredRows([pixels])
         self.labels = labels
         self.domains = domains
         self.preprocessing = preprocessing
+        self.lengths = None
         self._labels = StoredRows([labels])
         self._stored = stored
+        self._augmentation = augmentation
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def inputs(self, rows: Tensor, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
         """The model's inputs for sample `rows` (int64 [n], on the CPU), normalised on `device`; see `Samples`."""
+        return self._inputs(rows, torch.device(device), dtype, None)
+
+    def batch(
+        self, rows: Tensor, device: torch.device | str, dtype: torch.dtype, draws: SampleDraws | None = None
+    ) -> Batch:
+        """Inputs and labels of sample `rows`; see `Samples`."""
         device = torch.device(device)
+        return Batch(self._inputs(rows, device, dtype, draws), self._labels.gather(rows, device))
+
+    def _inputs(
+        self, rows: Tensor, device: torch.device, dtype: torch.dtype, draws: SampleDraws | None
+    ) -> dict[str, Tensor]:
         pixels = self.pixels.gather(rows if self._stored is None else self._stored[rows], device)
         # Half precision has too few digits for grey levels minus their mean.
         precise = torch.float64 if dtype == torch.float64 else torch.float32
         mean, std = _byte_statistics(self.preprocessing, device, precise)
-        return {"pixel_values": pixels.to(precise).sub_(mean).div_(std).to(dtype)}
-
-    def batch(self, rows: Tensor, device: torch.device | str, dtype: torch.dtype) -> Batch:
-        """Inputs and labels of sample `rows`; see `Samples`."""
-        return Batch(self.inputs(rows, device, dtype), self._labels.gather(rows, torch.device(device)))
+        levels = pixels.to(precise)
+        if draws is not None and self._augmentation is not None:
+            levels = self._augmentation(levels, draws)
+        return {"pixel_values": levels.sub_(mean).div_(std).to(dtype)}
 
 
 @lru_cache

@@ -118,7 +118,8 @@ def _domains(folder: Path) -> list[str]:
 
 def _read_list(file: Path, classes: int) -> Iterator[_Line]:
     try:
-        text = file.read_text(encoding="utf-8")
+        # The signature is a mark that some editors put first.
+        text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InputError(
             f"data.root: cannot read {file}: {error.strerror}; expected lines of path and label"
@@ -135,7 +136,7 @@ def _read_list(file: Path, classes: int) -> Iterator[_Line]:
         found = re.fullmatch(r"\s*(\S.*?)\s+(-?\d+)\s*", line)
         if found is None:
             raise InputError(f"data.root: {origin}: found {line.strip()!r}, expected a path, a space and a label")
-        path, label = found[1], int(found[2])
+        path, label = str(PurePosixPath(found[1])), int(found[2])
         if not 0 <= label < classes:
             raise InputError(f"data.root: {origin}: found label {label}, expected one from 0 to {classes - 1}")
         yield _Line(path, label, origin)

@@ -51,6 +51,9 @@ def _read_separated(file: Path, *, delimiter: str, quoting: Literal[0, 3]) -> It
             return
         if names is None:
             names = values
+            for name in names:
+                if names.count(name) > 1:
+                    raise InputError(f"data.root: {file}, line 1: found several columns {name!r}, expected one")
         elif values:
             if len(values) != len(names):
                 raise InputError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Formatter
@@ -88,11 +88,7 @@ def _add(records: _Records, source: _Source, config: DataConfig, task: Task, tem
             client = optional_column(columns.client, "client", present)
             if task == "text_classification" and label is None:
                 raise InputError(f"data.columns.label: {origin}: found no column 'label', expected one of {present}")
-        values = {name: "" if value is None else str(value) for name, value in row.items()}
-        content = {
-            name: "".join(literal + ("" if column is None else values[column]) for literal, column in template)
-            for name, template in templates.items()
-        }
+        content = {name: _fill(template, row, origin) for name, template in templates.items()}
         *_, last = content.values()
         if not last.strip():
             if config.unreadable == "error":
@@ -102,10 +98,26 @@ def _add(records: _Records, source: _Source, config: DataConfig, task: Task, tem
         for name, text in content.items():
             records.content[name].append(text)
         records.labels.append(None if label is None else row[label])
-        records.domains.append(values[domain] if domain is not None else source.domain or ONE_DOMAIN)
-        records.clients.append("" if client is None else values[client])
+        records.domains.append(_text(row[domain]) if domain is not None else source.domain or ONE_DOMAIN)
+        records.clients.append("" if client is None else _text(row[client]))
         records.is_test.append(source.split == "test")
         records.origins.append(origin)
+
+
+def _fill(template: _Template, row: Mapping[str, object], origin: str) -> str:
+    pieces = []
+    for literal, column in template:
+        value = None if column is None else row[column]
+        if not isinstance(value, str | int | float | None):
+            raise InputError(
+                f"data.root: {origin}: found a {type(value).__name__} in column {column!r}, expected a text"
+            )
+        pieces.append(literal + _text(value))
+    return "".join(pieces)
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)
 
 
 def _parse(prompt: str) -> _Template:
@@ -179,7 +191,12 @@ def _dataset_sources(config: DataConfig) -> list[_Source]:
 
 
 def _files(folder: Path) -> list[Path]:
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in READERS)
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"data.root: cannot list {folder}: {error.strerror}; expected a readable folder") from error
+    # Hidden files are no data: macOS leaves some beside the visible ones.
+    files = [file for file in entries if file.suffix.lower() in READERS and not file.name.startswith(".")]
     if not files:
         raise InputError(f"data.root: found no {' '.join(READERS)} files in {str(folder)!r}, expected one a domain")
     stems = [file.stem for file in files]

@@ -8,6 +8,7 @@ from torch import Tensor
 from fedra_engine.data.samples import Batch
 from fedra_engine.data.stored_rows import StoredRows, copy_async
 from fedra_engine.data.tokenization import TokenRows
+from fedra_engine.randomness import SampleDraws
 
 NOT_LEARNT = -100
 """The label of a token that is not to be learnt (that of torch's cross entropy)."""
@@ -49,12 +50,19 @@ class TokenSamples:
             return self._classes
         return self._learnt(self._stored, self._tokens.ids.gather(self._stored, torch.device("cpu")).long())
 
+    @property
+    def lengths(self) -> Tensor | None:
+        """Tokens of each text; see `Samples`."""
+        return self._tokens.lengths[self._stored] if self._cut else None
+
     def inputs(self, rows: Tensor, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask` [rows, tokens of the longest]; `dtype` is for inputs that are no tokens."""
         return self.batch(rows, device, dtype).inputs
 
-    def batch(self, rows: Tensor, device: torch.device | str, dtype: torch.dtype) -> Batch:
-        """Inputs and labels of the samples `rows`; see `Samples`."""
+    def batch(
+        self, rows: Tensor, device: torch.device | str, dtype: torch.dtype, draws: SampleDraws | None = None
+    ) -> Batch:
+        """Inputs and labels of the samples `rows`, which nothing changes; see `Samples`."""
         device = torch.device(device)
         stored = self._stored[rows]
         longest = int(self._tokens.lengths[stored].max()) if self._cut else None

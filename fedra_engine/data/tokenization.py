@@ -19,8 +19,18 @@ from fedra_engine.errors import InputError
 
 LONGEST = 512
 """Tokens of a text, unless the configuration or the model says otherwise."""
-_FORMAT = 1
+_FORMAT = 2
 """Goes up whenever the same texts would give other rows."""
+_POSITIONS_BEHIND_PADDING = (
+    "camembert",
+    "data2vec-text",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
 
 
 @dataclass(frozen=True)
@@ -81,26 +91,49 @@ class TokenRows:
     prompts: Tensor
 
 
-def token_rows(data: DomainData, tokenization: Tokenization) -> TokenRows:
+def token_rows(data: DomainData, tokenization: Tokenization, *, skip: bool) -> tuple[TokenRows, dict[int, str]]:
     """Tokenize every text of `data`, or find it done.
 
     A classified text that is too long loses its end. Of a prompt that takes more than half of the room the end stays,
     and a response loses what does not fit behind its prompt. A response ends with the tokenizer's end token.
+
+    Args:
+        data: samples with `text`, or `prompt` and `response`.
+        tokenization: what makes the tokens.
+        skip: give texts without tokens none and say so, instead of raising.
+
+    Returns:
+        The tokens, and a note on each text that has none.
+
+    Raises:
+        InputError: there is no room for a word; or, without `skip`, a text has no tokens.
     """
-    maker = _TokenMaker(data, tokenization)
-    parts = make_rows(data, maker, skip=False).parts
+    _check_room(data, tokenization)
+    rows = make_rows(data, _TokenMaker(data, tokenization), skip=skip)
+    parts = rows.parts
     lengths, prompts = (
         torch.from_numpy(np.concatenate([part.columns[name] for part in parts]).astype(np.int64))
         for name in ("length", "prompt")
     )
-    return TokenRows(StoredRows([as_tensor(part.columns["ids"]) for part in parts]), lengths, prompts)
+    ids = StoredRows([as_tensor(part.columns["ids"]) for part in parts])
+    return TokenRows(ids, lengths, prompts), rows.skipped
+
+
+def _check_room(data: DomainData, tokenization: Tokenization) -> None:
+    # Of a text that is learnt, the first token is never predicted.
+    special = 1 if data.task == "causal_lm" else tokenization.tokenizer.num_special_tokens_to_add()
+    if tokenization.max_length <= special:
+        raise InputError(
+            f"data.max_length: found {tokenization.max_length}, expected at least {special + 1} for a "
+            f"{data.task.replace('_', ' ')} sample of this tokenizer"
+        )
 
 
 def _longest(tokenizer: Any, settings: Any) -> int:
     # Tokenizers without a limit say 10^30.
     limits = [tokenizer.model_max_length, getattr(settings, "max_position_embeddings", None)]
     # RoBERTa and its kin count positions from behind the padding token.
-    if settings.model_type in ("roberta", "xlm-roberta", "camembert"):
+    if settings.model_type in _POSITIONS_BEHIND_PADDING:
         limits[1] -= (settings.pad_token_id or 0) + 1
     return int(min(limit for limit in limits if limit is not None and limit > 0))
 
@@ -109,6 +142,7 @@ class _TokenMaker(RowMaker):
     """Makes rows of tokens."""
 
     what = "tokenizing texts"
+    readable = "a text with words"
 
     def __init__(self, data: DomainData, tokenization: Tokenization) -> None:
         self._data = data
@@ -127,8 +161,10 @@ class _TokenMaker(RowMaker):
         if self._data.task == "causal_lm":
             rows = [self._with_response(*pair) for pair in zip(*self._encode_pairs(texts), strict=True)]
         else:
-            encoded = self._tokenizer(texts["text"], truncation=True, max_length=self._max_length)["input_ids"]
-            rows = [(ids, 0) for ids in encoded]
+            words = [text or "" for text in texts["text"]]
+            encoded = self._tokenizer(words, truncation=True, max_length=self._max_length)["input_ids"]
+            # Special tokens alone are no text.
+            rows = [(ids if text.strip() else [], 0) for ids, text in zip(encoded, words, strict=True)]
         matrix = np.full((len(rows), self._max_length), self._padding, dtype=np.int32)
         for target, (ids, _) in zip(matrix, rows, strict=True):
             target[: len(ids)] = ids
@@ -137,7 +173,7 @@ class _TokenMaker(RowMaker):
             "length": np.array([len(ids) for ids, _ in rows], dtype=np.int32),
             "prompt": np.array([prompt for _, prompt in rows], dtype=np.int32),
         }
-        return Part(columns, [""] * len(rows))
+        return Part(columns, ["" if ids else "found no text" for ids, _ in rows])
 
     def describe(self, row: int) -> str:
         return f"text {row}" if self._data.origins is None else str(self._data.origins[row])
@@ -155,7 +191,7 @@ class _TokenMaker(RowMaker):
         end = [] if self._tokenizer.eos_token_id is None else [self._tokenizer.eos_token_id]
         response = response + end
         room = max(self._max_length - len(response), self._max_length // 2)
-        prompt = prompt[-room:] if len(prompt) > room else prompt
+        prompt = prompt[max(len(prompt) - room, 0) :]
         return (prompt + response)[: self._max_length], len(prompt)
 
 

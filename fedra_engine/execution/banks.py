@@ -11,6 +11,16 @@ from fedra_engine.config import TrainingConfig
 from fedra_kernels import adamw, sgd, squared_norms
 
 
+def bytes_per_parameter(training: TrainingConfig, dtype: torch.dtype, compute_dtype: torch.dtype) -> int:
+    """What a bank takes for each of its parameters: itself, its gradient, and what the optimizer keeps."""
+    copies = 2 + _moments(training) + int(training.proximal_mu > 0)
+    return copies * dtype.itemsize + (compute_dtype.itemsize if compute_dtype != dtype else 0)
+
+
+def _moments(training: TrainingConfig) -> int:
+    return 2 if training.optimizer == "adamw" else int(training.momentum > 0)
+
+
 class Bank:
     """Parameters [rows, size] with gradients and optimizer state; a row belongs to one client.
 
@@ -46,9 +56,8 @@ class Bank:
         self.parameters = torch.zeros(rows, size, dtype=dtype, device=device)
         self.gradients = torch.zeros_like(self.parameters)
         self._columns = columns
-        moments = 2 if training.optimizer == "adamw" else int(training.momentum > 0)
         trained = self.parameters[:, columns]
-        self._moments = [torch.zeros(trained.shape, dtype=dtype, device=device) for _ in range(moments)]
+        self._moments = [torch.zeros(trained.shape, dtype=dtype, device=device) for _ in range(_moments(training))]
         self._anchors = torch.zeros_like(self.parameters) if training.proximal_mu > 0 else None
         lower = compute_dtype is not None and compute_dtype != dtype
         self._shadow = torch.zeros_like(self.parameters, dtype=compute_dtype) if lower else None

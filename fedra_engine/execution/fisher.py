@@ -8,9 +8,11 @@ from numpy.typing import NDArray
 
 from fedra_engine.data.samples import Samples
 from fedra_engine.execution.plan import make_plan
+from fedra_engine.execution.scheduling import portions
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.state import GlobalState
+from fedra_engine.processes import Processes
 from fedra_engine.randomness import generator
 
 _SAMPLES_AT_ONCE = 16
@@ -20,12 +22,22 @@ _SAMPLES_AT_ONCE = 16
 class FisherInformation:
     """Scores the blocks of a state by the gradients of some training samples."""
 
-    def __init__(self, foundation: Foundation, model: SweepModel, samples: Samples, *, scale: float, seed: int) -> None:
+    def __init__(
+        self,
+        foundation: Foundation,
+        model: SweepModel,
+        samples: Samples,
+        *,
+        scale: float,
+        seed: int,
+        processes: Processes | None = None,
+    ) -> None:
         self._foundation = foundation
         self._model = model
         self._samples = samples
         self._scale = scale
         self._seed = seed
+        self._processes = Processes.alone() if processes is None else processes
 
     def __call__(self, state: GlobalState, count: int, round: int) -> NDArray[np.float64]:
         """Score of each block, [blocks]: Σ over its factors of ‖mean over samples of g²‖_F.
@@ -36,8 +48,11 @@ class FisherInformation:
         total = len(self._samples.domains)
         rows = torch.from_numpy(rng.choice(total, min(count, total), replace=False))
         squares = torch.zeros_like(state.adapters)
-        for some in rows.split(_SAMPLES_AT_ONCE):
-            squares += self._squared_gradients(state, some)
+        for portion in portions(rows, _SAMPLES_AT_ONCE, self._processes):
+            squares_of_some = self._squared_gradients(state, portion.rows)
+            if portion.counts:
+                squares += squares_of_some
+        self._processes.sum_([squares])
         layout = self._foundation.adapter_layout
         factors = (f for target in range(len(layout.targets)) for f in (layout.lora_a, layout.lora_b))
         norms = [factor(squares / len(rows), index // 2).flatten(1).norm(dim=1) for index, factor in enumerate(factors)]
@@ -60,5 +75,5 @@ class FisherInformation:
         features = self._model.features(batch.inputs, plan)
         layout, labels = foundation.head_layout, batch.labels
         weight, bias = layout.weight(state.heads[-1])[labels], layout.bias(state.heads[-1])[labels]
-        ((features.to(weight.dtype) * weight).sum(1) + bias).sum().backward()
+        self._model.backward(((features.to(weight.dtype) * weight).sum(1) + bias).sum())
         return gradients.view(count, depth, -1).square_().sum(0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fedra_engine.execution.fused_families import Norm, PreNormParts
@@ -34,19 +35,36 @@ class FusedBlock(SweepBlock):
         self._parts = parts
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        arguments, parts = self.arguments, self._parts
         rows = self._context.plan.blocks[self._position]
-        hidden = arguments.hidden_states(args, kwargs)
-        if rows is None:
-            return arguments.output(hidden)
-        samples, tokens, features = hidden.shape
+        if rows is None or self._checkpoints():
+            return super().forward(*args, **kwargs)
+        hidden = self.arguments.hidden_states(args, kwargs)
+        index = rows.token_index(*hidden.shape[:2])
+        return self.arguments.output(self._serve_exits(self._add_to(hidden, index, rows.index, args, kwargs)))
+
+    def _compute(self, *args: Any, **kwargs: Any) -> Any:
+        # The given hidden states are needed again in backward, so what is overwritten must be a copy.
+        hidden = self.arguments.hidden_states(args, kwargs).clone()
+        index = torch.arange(hidden.shape[0] * hidden.shape[1], device=hidden.device)
+        return self.arguments.output(self._add_to(hidden, index, None, args, kwargs))
+
+    def _add_to(self, hidden: Tensor, index: Tensor, some: Tensor | None, args: Any, kwargs: Any) -> Tensor:
+        """`hidden` [samples, tokens, features], to which the sub-layers have added in place.
+
+        Args:
+            hidden: the residual stream.
+            index: int64 [rows], those of its rows that go through the block.
+            some: int64, the samples these belong to; None for all.
+            args, kwargs: of the block.
+        """
+        parts = self._parts
+        tokens, features = hidden.shape[1:]
         stream = hidden.reshape(-1, features)
-        index = rows.token_index(samples, tokens)
-        held = (rows.samples, tokens, features)
+        held = (-1, tokens, features)
 
         x = self._normalize(stream, index, parts.norm1, parts.attention_inputs).view(held)
         # The attention takes the block's own arguments, cut to the samples that go through, with x for h.
-        some_args, some_kwargs = arguments.select(args, kwargs, rows.index, x)
+        some_args, some_kwargs = self.arguments.select(args, kwargs, some, x)
         attended = parts.attention(*some_args, **some_kwargs)
         if isinstance(attended, tuple):
             attended = attended[0]
@@ -54,7 +72,7 @@ class FusedBlock(SweepBlock):
 
         x = self._normalize(stream, index, parts.norm2, parts.mlp_inputs).view(held)
         stream = scatter_add(stream, self._mlp(x).reshape(-1, features), index, parts.scale2)
-        return arguments.output(self._serve_exits(stream.view(hidden.shape)))
+        return stream.view(hidden.shape)
 
     def _normalize(self, stream: Tensor, index: Tensor, norm: Norm, readers: Sequence[nn.Module]) -> Tensor:
         """norm(stream[index]), [rows, features]; leaves the shrunk rows for the adapted ones among `readers`."""

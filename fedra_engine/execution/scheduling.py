@@ -1,11 +1,24 @@
-"""The order in which clients are trained."""
+"""Who is trained when, and by which process."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
+from fedra_engine.execution.work import LocalWork
 from fedra_engine.federation.allocation import Allocation
+from fedra_engine.federation.assignment import Assignment
+from fedra_engine.processes import Processes
+
+_REMEMBERED = 0.5
+"""Weight of the rounds before in the pace of a process, so that one slow round is soon forgotten."""
 
 
 def longest_first(allocation: Allocation, steps: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -14,3 +27,108 @@ def longest_first(allocation: Allocation, steps: NDArray[np.int64]) -> NDArray[n
     With the long ones first, the lanes of the last wave end close together (longest processing time rule).
     """
     return np.argsort(-allocation.sum(axis=1) * steps, kind="stable")
+
+
+def predicted_costs(allocation: Allocation, work: LocalWork, lengths: Tensor | None) -> NDArray[np.float64]:
+    """What each participant's training costs relative to the others: blocks × local steps × tokens of a step.
+
+    Args:
+        allocation: bool [participants, blocks].
+        work: their local training.
+        lengths: int64 [samples], tokens of each training sample; None where all have equally many.
+    """
+    clients = work.participants
+    step_samples = np.minimum(work.clients.sample_counts(clients), work.training.batch_size).astype(np.float64)
+    if lengths is not None:
+        step_samples *= [float(lengths[work.clients.samples[client]].double().mean()) for client in clients.tolist()]
+    return allocation.sum(axis=1) * work.steps() * step_samples
+
+
+def balance(costs: NDArray[np.float64], pace: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The process that trains each participant, int64 [participants].
+
+    The most expensive first, each where it ends earliest (longest processing time rule; Graham, 1969).
+
+    Args:
+        costs: predicted cost of each participant, [participants].
+        pace: predicted seconds a unit of cost takes each process, [processes]; only their ratios matter.
+    """
+    owners = np.empty(len(costs), dtype=np.int64)
+    loads = np.zeros(len(pace))
+    for participant in np.argsort(-costs, kind="stable").tolist():
+        process = int(np.argmin((loads + costs[participant]) * pace))
+        owners[participant] = process
+        loads[process] += costs[participant]
+    return owners
+
+
+class Pace:
+    """How fast each process is: predicted costs against measured seconds."""
+
+    def __init__(self, processes: int) -> None:
+        self._costs = np.zeros(processes)
+        self._seconds = np.zeros(processes)
+
+    def learn(self, costs: NDArray[np.float64], seconds: NDArray[np.float64]) -> None:
+        """Remember a round in which the processes trained `costs` [processes] in `seconds` [processes]."""
+        self._costs = _REMEMBERED * self._costs + costs
+        self._seconds = _REMEMBERED * self._seconds + seconds
+
+    def seconds_per_cost(self) -> NDArray[np.float64]:
+        """[processes]; a process that has trained nobody yet is as fast as the others together."""
+        known = self._costs > 0
+        if not known.any():
+            return np.ones_like(self._costs)
+        pace = np.full_like(self._costs, self._seconds[known].sum() / self._costs[known].sum())
+        pace[known] = self._seconds[known] / self._costs[known]
+        return pace
+
+
+class WorkDivision:
+    """Divides the participants of every round over the processes. Who trains a client changes nothing but rounding."""
+
+    def __init__(self, processes: Processes, lengths: Tensor | None) -> None:
+        """Divide among `processes` the training on samples of `lengths`; see `predicted_costs`."""
+        self._processes = processes
+        self._lengths = lengths
+        self._pace = Pace(processes.count)
+
+    @contextmanager
+    def share(self, work: LocalWork, assignment: Assignment) -> Iterator[tuple[LocalWork, Assignment]]:
+        """What this process is to train of a round. Ends when all processes have trained theirs.
+
+        Raises:
+            InputError: some process found bad input while it trained.
+        """
+        if self._processes.count == 1:
+            yield work, assignment
+            return
+        costs = predicted_costs(assignment.held, work, self._lengths)
+        # All processes have learnt the same, so all divide the same way.
+        owners = balance(costs, self._pace.seconds_per_cost())
+        mine = np.flatnonzero(owners == self._processes.index)
+        started = time.perf_counter()
+        with self._processes.together():
+            yield replace(work, participants=work.participants[mine]), assignment.of(mine)
+            seconds = time.perf_counter() - started
+        spent = np.bincount(owners, weights=costs, minlength=self._processes.count).astype(np.float64)
+        self._pace.learn(spent, np.array(self._processes.gather(seconds), dtype=np.float64))
+
+
+class Portion(NamedTuple):
+    """Some samples for one pass, int64 [samples], and whether they count or only keep the pass company."""
+
+    rows: Tensor
+    counts: bool
+
+
+def portions(rows: Tensor, size: int, processes: Processes) -> list[Portion]:
+    """This process's share of the samples `rows` in portions of at most `size`.
+
+    Every process gets equally many, because all must pass through a sharded model equally often. Where there are too
+    few samples for that, a process passes one of them once more, which does not count.
+    """
+    mine = rows[processes.index :: processes.count]
+    passes = -(-len(rows) // (processes.count * size))
+    shares = [mine[start : start + size] for start in range(0, passes * size, size)]
+    return [Portion(share, True) if len(share) else Portion(rows[:1], False) for share in shares]

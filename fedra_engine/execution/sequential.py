@@ -12,11 +12,13 @@ from fedra_engine.config import LoraConfig, TrainingConfig
 from fedra_engine.data.samples import Samples
 from fedra_engine.data.token_samples import NOT_LEARNT
 from fedra_engine.execution.dropout import DropoutKeys
+from fedra_engine.execution.loss_scale import loss_scale
 from fedra_engine.execution.submodel import Submodel, build_submodel
 from fedra_engine.execution.work import ClientUpdates, LocalLoss, LocalWork
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.state import GlobalState
+from fedra_engine.randomness import SampleDraws
 
 Logits = Callable[[Mapping[str, Tensor]], list[Tensor]]
 """The logits [samples, classes] of a client's model at each of its exits."""
@@ -93,11 +95,16 @@ def train_client(
     for step, drawn in enumerate(work.batches(client)):
         if before_step is not None:
             before_step(step)
-        batch = samples.batch(torch.from_numpy(drawn), device, dtype)
+        draws = SampleDraws(work.seed, work.round, [client], [step], [len(drawn)])
+        batch = samples.batch(torch.from_numpy(drawn), device, dtype, draws)
         at_exits = logits(batch.inputs)
         loss = _loss(at_exits, batch.labels, distillation)
         optimizer.zero_grad(set_to_none=True)
-        torch.stack([loss, *(term() for term in penalties)]).sum().backward()
+        scale = loss_scale(dtype)
+        (torch.stack([loss, *(term() for term in penalties)]).sum() * scale).backward()
+        if scale != 1:
+            for gradient in (parameter.grad for parameter in parameters if parameter.grad is not None):
+                gradient /= scale
         if work.training.clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, work.training.clip_norm)
         optimizer.step()

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 
 from fedra_engine.config import LoraConfig
 from fedra_engine.data.samples import Samples
+from fedra_engine.errors import InputError
 from fedra_engine.execution.dropout import DropoutKeys
 from fedra_engine.execution.exits import exit_losses
 from fedra_engine.execution.lanes import Lane, LanePool
+from fedra_engine.execution.loss_scale import loss_scale
 from fedra_engine.execution.rank_penalty import add_penalty_gradients
 from fedra_engine.execution.step_tables import StepTables
 from fedra_engine.execution.sweep_model import SweepModel
@@ -20,24 +25,78 @@ from fedra_engine.execution.token_loss import token_cross_entropy
 from fedra_engine.execution.work import ClientUpdates, LocalWork
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.models.foundation import Foundation
+from fedra_engine.models.shards import gathered
 from fedra_engine.models.state import GlobalState
+from fedra_engine.processes import Processes
+from fedra_engine.randomness import SampleDraws
 from fedra_kernels import head_cross_entropy, head_logits
+
+_LOG = logging.getLogger(__name__)
 
 
 class SweepExecutor:
     """Trains `lanes` clients at a time; memory depends on the lanes, never on the number of clients."""
 
     def __init__(
-        self, foundation: Foundation, model: SweepModel, store: Samples, lora: LoraConfig, *, lanes: int
+        self,
+        foundation: Foundation,
+        model: SweepModel,
+        store: Samples,
+        lora: LoraConfig,
+        *,
+        lanes: int,
+        sharded_over: Processes | None = None,
     ) -> None:
+        """Train on samples of `store`.
+
+        Where the model is `sharded_over` processes they must all make equally many passes through it.
+        """
         self._foundation = foundation
         self._model = model
         self._store = store
         self._lora = lora
         self._lanes = lanes
+        self._sharded_over = sharded_over
 
     def train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
-        """Train the round; see `Executor.train`."""
+        """Train the round; see `Executor.train`. When memory runs out, half as many lanes go on.
+
+        Who was in training then starts again: every draw is the same, and so is the update.
+
+        Raises:
+            InputError: a single lane does not fit.
+        """
+        if self._sharded_over is not None:
+            # The others stand in the middle of a pass that this process cannot make again on its own.
+            yield from self._train(work, assignment, state)
+            return
+        left = np.arange(len(work.participants))
+        while len(left) > 0:
+            some = replace(work, participants=work.participants[left])
+            try:
+                for updates in self._train(some, assignment.of(left), state):
+                    left = left[~np.isin(work.participants[left], updates.clients)]
+                    yield updates
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error):
+                    raise
+                self._halve_lanes(len(left), error)
+            # Not before the error is gone, whose traceback holds what did not fit.
+            if len(left) > 0:
+                clear_device_cache(garbage_collection=True)
+
+    def _halve_lanes(self, clients: int, error: RuntimeError) -> None:
+        lanes = min(self._lanes, clients)
+        if lanes == 1:
+            raise InputError(
+                "execution.lanes: found too little memory for a single lane, expected a smaller training.batch_size or "
+                "model, or execution.checkpoint_blocks"
+            ) from error
+        self._lanes = lanes // 2
+        _LOG.warning("out of memory with %d lanes; going on with %d", lanes, self._lanes)
+
+    def _train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
+        """Train the round as long as memory suffices."""
         foundation = self._foundation
         foundation.use_base(state.base)
         pool = LanePool(
@@ -55,8 +114,11 @@ class SweepExecutor:
             if pool.refill():
                 tables = None
             lanes = pool.in_training()
-            if not lanes:
+            if not self._anyone_trains(lanes):
                 return
+            if not lanes:
+                self._keep_company(pool.losses.device)
+                continue
             if tables is None or not tables.serve(lanes):
                 tables = StepTables.make(lanes, foundation, assignment, self._lora.scale, state.adapters)
             self._step(pool, lanes, tables, work, assignment)
@@ -64,16 +126,27 @@ class SweepExecutor:
                 tables = None
                 yield updates
 
+    def _anyone_trains(self, lanes: Sequence[Lane]) -> bool:
+        """Whether there is a pass to make, for clients of this process or to keep others company."""
+        return bool(lanes) if self._sharded_over is None else self._sharded_over.any(bool(lanes))
+
+    def _keep_company(self, device: torch.device) -> None:
+        self._model.keep_company(self._store.inputs(torch.zeros(1, dtype=torch.int64), device, self._foundation.dtype))
+
     def _step(
         self, pool: LanePool, lanes: Sequence[Lane], tables: StepTables, work: LocalWork, assignment: Assignment
     ) -> None:
         """One local step of every client in training."""
         rows = torch.from_numpy(np.concatenate([lanes[group].batch for group in tables.group_owners]))
         device, dtype = pool.losses.device, self._foundation.dtype
-        batch = self._store.batch(rows, device, dtype)
+        batch = self._store.batch(rows, device, dtype, _draws(lanes, tables, work))
         features = self._model.features(batch.inputs, tables.plan, self._dropout(lanes, work, device))
         losses = self._losses(pool, features, batch.labels, tables, assignment)
-        losses.sum().backward()
+        scale = loss_scale(dtype)
+        self._model.backward(losses.sum() * scale)
+        if scale != 1:
+            for bank in (pool.adapters, pool.heads):
+                bank.gradients /= scale
         pool.losses[tables.lanes] += losses.detach().double() * tables.samples
         for lane in lanes:
             lane.step += 1
@@ -91,7 +164,8 @@ class SweepExecutor:
         if self._foundation.task == "causal_lm":
             output = self._foundation.head
             owners = tables.plan.heads.row_group
-            return token_cross_entropy(features, labels, output.weight, output.bias, owners, len(tables.lanes))
+            with gathered(output):
+                return token_cross_entropy(features, labels, output.weight, output.bias, owners, len(tables.lanes))
         layout, heads = self._foundation.head_layout, pool.heads
         features = features.to(heads.parameters.dtype)
         weight, bias = layout.weight(heads.parameters), layout.bias(heads.parameters)
@@ -127,3 +201,10 @@ class SweepExecutor:
         return DropoutKeys(
             self._lora.dropout, seed=work.seed, round=work.round, clients=clients, steps=steps, device=device
         )
+
+
+def _draws(lanes: Sequence[Lane], tables: StepTables, work: LocalWork) -> SampleDraws:
+    """What is drawn for the samples of a step; copies at early exits share the draws of what they are copies of."""
+    owners = [lanes[group] for group in tables.group_owners]
+    clients, steps = [lane.client for lane in owners], [lane.step for lane in owners]
+    return SampleDraws(work.seed, work.round, clients, steps, [len(lane.batch) for lane in owners])

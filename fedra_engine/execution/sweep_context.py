@@ -17,8 +17,11 @@ class SweepContext:
     plan: SweepPlan
     dropout: DropoutKeys | None
 
-    def __init__(self, layout: AdapterLayout) -> None:
+    def __init__(self, layout: AdapterLayout, *, sharded: bool = False, checkpoint_blocks: bool = False) -> None:
+        """With `sharded` weights every pass runs all blocks; with `checkpoint_blocks` backward runs blocks again."""
         self._layout = layout
+        self.sharded = sharded
+        self.checkpoint_blocks = checkpoint_blocks
         self.shrunk: dict[tuple[int, int], Tensor] = {}
         """drop(x) Aᵀ of the targets whose input's producer computed it, until the target takes it."""
 
@@ -65,9 +68,11 @@ class GroupedLoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         context, block, target = self._context, self._block, self.target
+        if context.plan.blocks[block] is None:
+            return self._frozen(x)
         return lora_linear(
             x,
-            self.weight.T if self._input_first else self.weight,
+            self.weight,
             self.bias,
             context.lora_a[target],
             context.lora_b[target],
@@ -76,4 +81,12 @@ class GroupedLoraLinear(nn.Module):
             context.grad_b[target],
             dropout=context.dropout_at(block, target),
             shrunk=context.shrunk.pop((block, target), None),
+            input_first=self._input_first,
         )
+
+    def _frozen(self, x: Tensor) -> Tensor:
+        """What the Linear gives without an adapter."""
+        if not self._input_first:
+            return nn.functional.linear(x, self.weight, self.bias)
+        y = x @ self.weight
+        return y if self.bias is None else y + self.bias

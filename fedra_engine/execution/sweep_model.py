@@ -19,11 +19,13 @@ from fedra_engine.execution.dropout import DropoutKeys
 from fedra_engine.execution.fused_block import FusedBlock
 from fedra_engine.execution.fused_families import match_parts
 from fedra_engine.execution.plan import SweepPlan, make_plan
+from fedra_engine.execution.sharding import Sharding
 from fedra_engine.execution.sweep_block import SweepBlock
 from fedra_engine.execution.sweep_context import GroupedLoraLinear, SweepContext
 from fedra_engine.models.adapters import Factor
 from fedra_engine.models.batch_arguments import probe_batch_arguments
 from fedra_engine.models.foundation import Foundation, replace_module, share_parameters
+from fedra_engine.models.shards import gathered
 
 Inputs = Mapping[str, Tensor]
 
@@ -38,24 +40,46 @@ class SweepModel:
     """
 
     def __init__(
-        self, foundation: Foundation, example_inputs: Callable[[int], Inputs], *, fuse_blocks: bool = True
+        self,
+        foundation: Foundation,
+        example_inputs: Callable[[int], Inputs],
+        *,
+        fuse_blocks: bool = True,
+        checkpoint_blocks: bool = False,
+        sharding: Sharding | None = None,
     ) -> None:
-        """`example_inputs(n)` gives the model's inputs for n samples; used once, to probe the blocks."""
+        """Rebuild the model of `foundation`.
+
+        Args:
+            foundation: the model.
+            example_inputs: gives the model's inputs for so many samples; used once, to probe the blocks.
+            fuse_blocks: fuse those that can be.
+            checkpoint_blocks: keep only the inputs of blocks for backward, which runs them again.
+            sharding: how the weights of `foundation` are sharded, if they are; then blocks cannot be fused, and all
+                processes must build this together and make equally many passes.
+        """
         self._foundation = foundation
+        self._sharding = sharding
         self._model = share_parameters(foundation.model)
-        self._context = SweepContext(foundation.adapter_layout)
+        self._context = SweepContext(
+            foundation.adapter_layout, sharded=sharding is not None, checkpoint_blocks=checkpoint_blocks
+        )
         blocks = self._model.get_submodule(foundation.block_path)
         assert isinstance(blocks, nn.ModuleList | nn.Sequential)
-        arguments = probe_batch_arguments(self._model, blocks, example_inputs)
+        if sharding is not None:
+            sharding.attach(foundation.model)
+        arguments = probe_batch_arguments(foundation.model, foundation.blocks, example_inputs)
         # What the model now returns as logits are the head's inputs; heads are per client.
         replace_module(self._model, foundation.head_path, nn.Identity())
-        _check_head(foundation, self._model, example_inputs(2))
         plain = [SweepBlock(block, self._context, i, arguments[i]) for i, block in enumerate(blocks)]
         for position, block in enumerate(blocks):
             for index, target in enumerate(foundation.adapter_layout.targets):
                 linear = block.get_submodule(target.path)
                 replace_module(block, target.path, GroupedLoraLinear(linear, self._context, position, index))
             blocks[position] = plain[position]
+        if sharding is not None:
+            sharding.attach(self._model)
+        self._check_head(example_inputs(2))
         self.fused = self._fuse(blocks, plain, example_inputs(2)) if fuse_blocks else 0
 
     def bind(self, adapters: Tensor, gradients: Tensor, factors: Factor = "both") -> None:
@@ -71,6 +95,27 @@ class SweepModel:
         assert isinstance(features, Tensor)
         return features
 
+    def backward(self, loss: Tensor) -> None:
+        """Go back through the pass that gave the features which `loss` was made of."""
+        loss.backward()
+        if self._sharding is not None:
+            self._sharding.release()
+
+    def keep_company(self, inputs: Inputs) -> None:
+        """Make a pass, forward and backward, without clients, so that others can make theirs through a sharded model.
+
+        `inputs` are those of one sample.
+        """
+        example = next(iter(inputs.values()))
+        nothing = np.full((1, self._foundation.depth), -1, dtype=np.int64)
+        heads, dtype = np.zeros(1, dtype=np.int64), self._foundation.adapter_dtype
+        features = self.features(inputs, make_plan([1], nothing, heads, scale=1.0, dtype=dtype, device=example.device))
+        if self._foundation.task == "causal_lm":
+            # The others gather the output layer for their losses.
+            with gathered(self._foundation.head):
+                pass
+        self.backward(features.sum() * 0)
+
     def _fuse(self, blocks: nn.ModuleList | nn.Sequential, plain: list[SweepBlock], inputs: Inputs) -> int:
         """Put a fused block wherever it gives the output of the plain one; returns how many it put."""
         candidates = {
@@ -83,7 +128,8 @@ class SweepModel:
             plain[position].register_forward_hook(_compare(fused, agrees, position), with_kwargs=True)
             for position, fused in candidates.items()
         ]
-        self._trial_pass(inputs)
+        generator = torch.Generator().manual_seed(0)
+        self._trial_pass(inputs, torch.randn(self._shape_of_adapters, generator=generator).mul_(0.05))
         for hook in hooks:
             hook.remove()
         for position, fused in candidates.items():
@@ -92,35 +138,38 @@ class SweepModel:
         return sum(agrees.values())
 
     @torch.no_grad()
-    def _trial_pass(self, inputs: Inputs) -> None:
-        """Run `inputs` as the samples of one client that holds all blocks, with adapters that do something."""
+    def _check_head(self, inputs: Inputs) -> None:
+        """See to it that the model's logits are what its head makes of the features."""
+        foundation = self._foundation
+        if foundation.task == "causal_lm":
+            # A few tokens will do: logits are large.
+            inputs = {name: tensor[:, :8] for name, tensor in inputs.items()}
+        logits = foundation.model(**inputs).logits
+        features = self._trial_pass(inputs, torch.zeros(self._shape_of_adapters))
+        found = foundation.head(features)
+        tolerance = 3e-2 if logits.dtype in (torch.bfloat16, torch.float16) else 1e-4
+        if found.shape != logits.shape or (found - logits).abs().max() > tolerance * logits.abs().max():
+            raise InputError(
+                f"model.path: found a {type(foundation.model).__name__} that does not return what its "
+                f"{foundation.head_path} gives as logits, expected a Linear to make them"
+            )
+
+    @torch.no_grad()
+    def _trial_pass(self, inputs: Inputs, adapters: Tensor) -> Tensor:
+        """Features of `inputs`, as the samples of one client that holds all blocks, with `adapters` [blocks, size]."""
         foundation, depth = self._foundation, self._foundation.depth
         example = next(iter(inputs.values()))
-        generator = torch.Generator().manual_seed(0)
-        shape = (depth, foundation.adapter_layout.size)
-        adapters = torch.randn(shape, generator=generator).mul_(0.05).to(example.device, foundation.dtype)
+        adapters = adapters.to(example.device, foundation.dtype)
         self.bind(adapters, torch.empty_like(adapters))
         slots = np.arange(depth)[None]
         heads = np.zeros(1, dtype=np.int64)
         dtype = foundation.adapter_dtype
         plan = make_plan([len(example)], slots, heads, scale=1.0, dtype=dtype, device=example.device)
-        self.features(inputs, plan)
+        return self.features(inputs, plan)
 
-
-@torch.no_grad()
-def _check_head(foundation: Foundation, headless: nn.Module, inputs: Inputs) -> None:
-    """See to it that the model's logits are what its head makes of what `headless` returns."""
-    if foundation.task == "causal_lm":
-        # A few tokens will do: logits are large.
-        inputs = {name: tensor[:, :8] for name, tensor in inputs.items()}
-    logits = foundation.model(**inputs).logits
-    found = foundation.head(headless(**inputs).logits)
-    tolerance = 3e-2 if logits.dtype in (torch.bfloat16, torch.float16) else 1e-4
-    if found.shape != logits.shape or (found - logits).abs().max() > tolerance * logits.abs().max():
-        raise InputError(
-            f"model.path: found a {type(foundation.model).__name__} that does not return what its "
-            f"{foundation.head_path} gives as logits, expected a Linear to make them"
-        )
+    @property
+    def _shape_of_adapters(self) -> tuple[int, int]:
+        return self._foundation.depth, self._foundation.adapter_layout.size
 
 
 def _compare(fused: FusedBlock, agrees: dict[int, bool], position: int) -> Callable[..., None]:

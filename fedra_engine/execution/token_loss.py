@@ -94,19 +94,20 @@ class _TokenCrossEntropy(torch.autograd.Function):
             # d nll / d logits = softmax − one-hot, in the place of the logits.
             slope = logits.sub_(log_sums).exp_()
             slope.scatter_add_(1, target, torch.full_like(nll, -1)[:, None])
-            slope.mul_(shares[chunk, None])
             torch.mm(slope.to(weight.dtype), weight, out=gradient[chunk])
-        ctx.save_for_backward(gradient, owners, labels)
+        ctx.save_for_backward(gradient, shares, owners, labels)
         ctx.shape = features.shape
         return losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor | None, ...]:
-        gradient, owners, labels = ctx.saved_tensors
+        gradient, shares, owners, labels = ctx.saved_tensors
         grad_features = gradient.new_zeros(ctx.shape)
+        # One factor, not two: a token's share alone may be too small for float16.
+        factors = (grad_losses[owners] * shares).to(gradient.dtype)
         # Only where the next token is learnt.
-        grad_features[:, :-1][labels[:, 1:] != NOT_LEARNT] = gradient * grad_losses[owners, None].to(gradient.dtype)
+        grad_features[:, :-1][labels[:, 1:] != NOT_LEARNT] = gradient * factors[:, None]
         return grad_features, *([None] * 5)
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedra_engine.config import TrainingConfig
-from fedra_engine.federation.clients import Clients, local_batches, local_step_counts
+from fedra_engine.federation.clients import Clients, local_batches, local_step_counts, with_step_limit
 
 
 @dataclass(frozen=True)
@@ -35,20 +35,22 @@ class LocalWork:
 
     def steps(self) -> NDArray[np.int64]:
         """Local steps of each participant, int64 [participants]."""
+        training = with_step_limit(self.training, self.clients)
         return local_step_counts(
             self.clients.sample_counts(self.participants),
-            batch_size=self.training.batch_size,
-            epochs=self.training.local_epochs,
-            max_steps=self.training.max_local_steps,
+            batch_size=training.batch_size,
+            epochs=training.local_epochs,
+            max_steps=training.max_local_steps,
         )
 
     def batches(self, client: int) -> list[NDArray[np.int64]]:
         """Sample rows of each local step of `client`."""
+        training = with_step_limit(self.training, self.clients)
         return local_batches(
             self.clients.samples[client],
-            batch_size=self.training.batch_size,
-            epochs=self.training.local_epochs,
-            max_steps=self.training.max_local_steps,
+            batch_size=training.batch_size,
+            epochs=training.local_epochs,
+            max_steps=training.max_local_steps,
             seed=self.seed,
             round=self.round,
             client=client,

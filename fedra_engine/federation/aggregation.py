@@ -47,10 +47,14 @@ class Aggregator:
         self._adapters.add(updates.adapters, updates.slots, updates.slot_blocks, self.slot_weights(updates, weights))
         self._heads.add(updates.heads, updates.head_rows, updates.head_exits, weights[updates.head_owners])
 
+    def sums(self) -> list[Tensor]:
+        """All that was taken in, as sums over clients: where they are added up, aggregators become one."""
+        return [*self._adapters.sums(), *self._heads.sums()]
+
     def merge(self, other: Aggregator) -> None:
         """Take in all that `other` has taken in."""
-        self._adapters.merge(other._adapters)
-        self._heads.merge(other._heads)
+        for mine, theirs in zip(self.sums(), other.sums(), strict=True):
+            mine += theirs
 
     def result(self) -> GlobalState:
         """The new global state; a block that nobody held keeps its value."""
@@ -98,11 +102,9 @@ class WeightedSum:
         fine = _round_to(values - coarse, _FINE_BITS)
         aggregate(self._parts[1], torch.zeros_like(self.weight), fine, every, where, weight)
 
-    def merge(self, other: WeightedSum) -> None:
-        """Add what `other` summed."""
-        for part, others in zip(self._parts, other._parts, strict=True):
-            part += others
-        self.weight += other.weight
+    def sums(self) -> list[Tensor]:
+        """Σ w·v, in one or two parts, and Σ w."""
+        return [*self._parts, self.weight]
 
     def mean(self, previous: Tensor) -> Tensor:
         """The mean of each row; rows without weight as in `previous`."""

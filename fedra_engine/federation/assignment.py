@@ -57,6 +57,12 @@ class Assignment:
             return np.zeros(1, dtype=np.int64)
         return np.flatnonzero(self.held[row, list(self.exits)])
 
+    def exit_counts(self) -> NDArray[np.int64]:
+        """int64 [participants], how many classifiers each trains."""
+        if not self.exits:
+            return np.ones(len(self.held), dtype=np.int64)
+        return self.held[:, list(self.exits)].sum(axis=1)
+
     def trained_exits(self) -> NDArray[np.bool_]:
         """bool [exits], the classifiers that some participant trains; one without early exits."""
         if not self.exits:

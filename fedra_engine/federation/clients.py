@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedra_engine.config import DeviceConfig, TrainingConfig
+from fedra_engine.data.partition import BootstrapSamples
 from fedra_engine.errors import InputError
+from fedra_engine.federation.devices import Devices
 from fedra_engine.randomness import generator
 
 
@@ -21,19 +25,33 @@ class Clients:
         domains: int64 [clients], index of each client's domain.
         capacities: int64 [clients], number of blocks each client can hold.
         ranks: int64 [clients], LoRA rank of each; None where all have the adapters' own.
+        devices: the device of each; None where they take no time and are always there.
     """
 
     samples: Sequence[NDArray[np.int64]]
     domains: NDArray[np.int64]
     capacities: NDArray[np.int64]
     ranks: NDArray[np.int64] | None = None
+    devices: Devices | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
 
+    @cached_property
+    def _sizes(self) -> NDArray[np.int64]:
+        """Training samples of every client, int64 [clients]; without drawing those that are drawn on demand."""
+        if isinstance(self.samples, BootstrapSamples):
+            return self.samples.sizes
+        return np.array([len(rows) for rows in self.samples], dtype=np.int64)
+
+    @cached_property
+    def fewest_samples(self) -> int:
+        """Training samples of the client with the fewest."""
+        return int(self._sizes.min())
+
     def sample_counts(self, clients: NDArray[np.int64]) -> NDArray[np.int64]:
         """Training samples of each of `clients`, int64 [clients]."""
-        return np.array([len(self.samples[client]) for client in clients], dtype=np.int64)
+        return self._sizes[clients]
 
 
 def capacities_by_domain(capacities: Sequence[int], domains: NDArray[np.int64], depth: int) -> NDArray[np.int64]:
@@ -64,12 +82,32 @@ def ranks_by_domain(ranks: Sequence[int], domains: NDArray[np.int64], full: int)
     return _by_domain("clients.ranks", ranks, domains)
 
 
+def devices_by_domain(profiles: Sequence[DeviceConfig], domains: NDArray[np.int64], seed: int) -> Devices:
+    """Give every client the device of its domain; a single entry holds for all.
+
+    Raises:
+        InputError: neither one entry nor one per domain.
+    """
+    return Devices(profiles, _by_domain("clients.devices", range(len(profiles)), domains), seed)
+
+
 def _by_domain(field: str, values: Sequence[int], domains: NDArray[np.int64]) -> NDArray[np.int64]:
     count = int(domains.max()) + 1
     if len(values) not in (1, count):
         raise InputError(f"{field}: found {len(values)} entries, expected 1 or one for each of {count} domains")
     table = np.broadcast_to(np.array(values, dtype=np.int64), (count,))
     return table[domains]
+
+
+def with_step_limit(training: TrainingConfig, clients: Clients) -> TrainingConfig:
+    """`training` with what its `even_steps` comes to for `clients` as its `max_local_steps`."""
+    if not training.even_steps:
+        return training
+    (fewest,) = local_step_counts(
+        np.array([clients.fewest_samples]), batch_size=training.batch_size, epochs=training.local_epochs, max_steps=None
+    )
+    limits = [int(fewest) + 1, training.max_local_steps]
+    return replace(training, max_local_steps=min(limit for limit in limits if limit is not None), even_steps=False)
 
 
 def local_step_counts(

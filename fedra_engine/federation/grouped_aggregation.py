@@ -40,11 +40,9 @@ class GroupedAggregator(Aggregator):
         weights = self.slot_weights(updates, self.client_weights(updates))
         self._by_group.add(updates.adapters, updates.slots, rows, weights)
 
-    def merge(self, other: Aggregator) -> None:
-        """See `Aggregator.merge`."""
-        assert isinstance(other, GroupedAggregator)
-        super().merge(other)
-        self._by_group.merge(other._by_group)
+    def sums(self) -> list[Tensor]:
+        """See `Aggregator.sums`."""
+        return [*super().sums(), *self._by_group.sums()]
 
     def group_changes(self) -> tuple[Tensor, Tensor]:
         """How each group's mean differs from the previous state, [groups, blocks, slot size], and the groups' weights

@@ -38,12 +38,9 @@ class NormWeightedAggregator(Aggregator):
         self._norms.index_add_(0, blocks, norms)
         self._sums.index_add_(0, blocks, slots * self._per_column(norms))
 
-    def merge(self, other: Aggregator) -> None:
-        """See `Aggregator.merge`."""
-        assert isinstance(other, NormWeightedAggregator)
-        super().merge(other)
-        self._sums += other._sums
-        self._norms += other._norms
+    def sums(self) -> list[Tensor]:
+        """See `Aggregator.sums`."""
+        return [*super().sums(), self._sums, self._norms]
 
     def result(self) -> GlobalState:
         """See `Aggregator.result`."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedra_engine.execution.work import ClientUpdates
 from fedra_engine.models.state import GlobalState
+from fedra_engine.processes import Processes
 
 
 class PrivateFactors:
@@ -22,13 +23,23 @@ class PrivateFactors:
         self._columns = columns
         self._depth = depth
         self._kept: dict[int, dict[int, Tensor]] = {}
+        self._new: dict[int, tuple[list[int], Tensor]] = {}
+        """Blocks and values of each client seen since the last exchange."""
 
     def keep(self, updates: ClientUpdates) -> None:
         """Remember what a few clients trained."""
         for position, client in enumerate(updates.clients.tolist()):
             update = updates.of_client(position)
             values = update.adapters[:, self._columns].cpu().clone()
-            self._kept.setdefault(client, {}).update(zip(update.blocks.tolist(), values, strict=True))
+            self._new[client] = (update.blocks.tolist(), values)
+            self._remember(client, *self._new[client])
+
+    def exchange(self, processes: Processes) -> None:
+        """Let every process have what any of them kept: a client may next be trained by another one."""
+        for kept in processes.gather(self._new):
+            for client, (blocks, values) in kept.items():
+                self._remember(client, blocks, values)
+        self._new = {}
 
     def hand_out(self, client: int, blocks: NDArray[np.int64], slots: Tensor) -> None:
         """Put what `client` kept for `blocks` into its slots [blocks, slot size]; see `assignment.HandOut`."""
@@ -56,4 +67,7 @@ class PrivateFactors:
         for name, blocks in tensors.items():
             kind, _, client = name.partition(".")
             if kind == "blocks":
-                self._kept[int(client)] = dict(zip(blocks.tolist(), tensors[f"factors.{client}"], strict=True))
+                self._remember(int(client), blocks.tolist(), tensors[f"factors.{client}"])
+
+    def _remember(self, client: int, blocks: list[int], values: Tensor) -> None:
+        self._kept.setdefault(client, {}).update(zip(blocks, values, strict=True))

@@ -32,12 +32,9 @@ class ProductAggregator(Aggregator):
         for block in np.unique(updates.slot_blocks).tolist():
             self._add_block(updates, np.flatnonzero(updates.slot_blocks == block), weights, block)
 
-    def merge(self, other: Aggregator) -> None:
-        """See `Aggregator.merge`."""
-        assert isinstance(other, ProductAggregator)
-        super().merge(other)
-        for mine, theirs in zip(self._products, other._products, strict=True):
-            mine += theirs
+    def sums(self) -> list[Tensor]:
+        """See `Aggregator.sums`."""
+        return [*super().sums(), *self._products]
 
     def mean_products(self) -> list[Tensor]:
         """Weighted mean of B·A per target, [blocks, out, in]; zero for a block that nobody held."""

@@ -18,6 +18,7 @@ from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import Clients
 from fedra_engine.models.adapters import AdapterLayout, Factor
 from fedra_engine.models.state import GlobalState
+from fedra_engine.processes import Processes
 from fedra_engine.randomness import generator
 
 
@@ -64,6 +65,8 @@ class Method(ABC):
 
     caution: str | None = None
     """What a user should know before the first round, if anything."""
+    writes_base = False
+    """Whether the frozen weights change, so that participants must be sent the change."""
 
     def __init__(self, federation: Federation) -> None:
         """Raises InputError when the method cannot work with this federation."""
@@ -90,6 +93,9 @@ class Method(ABC):
     def receive(self, updates: ClientUpdates) -> None:  # noqa: B027 (most methods keep nothing)
         """See the updates of a few clients before they are aggregated: to keep something of them, or to cut them."""
 
+    def exchange(self, processes: Processes) -> None:  # noqa: B027 (most methods keep nothing)
+        """After the last update of a round: tell all processes what `receive` kept of this one's participants."""
+
     def aggregate(self, aggregator: Aggregator, previous: GlobalState, round: int) -> GlobalState:
         """The new global state from all updates of a round that began with `previous`."""
         return aggregator.result()
@@ -105,6 +111,10 @@ class Method(ABC):
     def uploaded_factors(self, assignment: Assignment) -> Factor:
         """Which LoRA factors clients send to the server."""
         return assignment.factors
+
+    def downloaded_factors(self) -> Factor:
+        """Which LoRA factors the server sends to the participants of a round."""
+        return "both"
 
     def tensors(self) -> dict[str, Tensor]:
         """What the method remembers from round to round besides the global state, for a checkpoint."""

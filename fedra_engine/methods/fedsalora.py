@@ -22,6 +22,7 @@ from fedra_engine.methods.allocated import AllocatedMethod
 from fedra_engine.methods.base import Federation
 from fedra_engine.models.adapters import Factor
 from fedra_engine.models.state import GlobalState
+from fedra_engine.processes import Processes
 
 
 class FedSALora(AllocatedMethod):
@@ -40,6 +41,10 @@ class FedSALora(AllocatedMethod):
         """See `Method.receive`."""
         self._private.keep(updates)
 
+    def exchange(self, processes: Processes) -> None:
+        """See `Method.exchange`."""
+        self._private.exchange(processes)
+
     def aggregate(self, aggregator: Aggregator, previous: GlobalState, round: int) -> GlobalState:
         """See `Method.aggregate`."""
         mean = aggregator.result()
@@ -55,6 +60,10 @@ class FedSALora(AllocatedMethod):
 
     def uploaded_factors(self, assignment: Assignment) -> Factor:
         """See `Method.uploaded_factors`."""
+        return "A"
+
+    def downloaded_factors(self) -> Factor:
+        """See `Method.downloaded_factors`."""
         return "A"
 
     def tensors(self) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.methods.allocated import AllocatedMethod
+from fedra_engine.models.adapters import Factor
 
 
 class FFALora(AllocatedMethod):
@@ -20,3 +21,7 @@ class FFALora(AllocatedMethod):
     def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:
         """See `Method.assign`."""
         return replace(super().assign(participants, round), factors="B")
+
+    def downloaded_factors(self) -> Factor:
+        """See `Method.downloaded_factors`; A is known from the seed."""
+        return "B"

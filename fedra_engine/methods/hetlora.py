@@ -27,6 +27,7 @@ from fedra_engine.federation.norm_weighted_aggregation import NormWeightedAggreg
 from fedra_engine.methods.allocated import AllocatedMethod
 from fedra_engine.methods.base import Federation
 from fedra_engine.models.state import GlobalState
+from fedra_engine.processes import Processes
 
 
 class HetLoRA(AllocatedMethod):
@@ -73,6 +74,11 @@ class HetLoRA(AllocatedMethod):
                 mine = updates.slots[torch.from_numpy(updates.slot_owners == position).to(updates.slots.device)]
                 self.federation.layout.truncate(update.adapters, int(self._ranks[client]))
                 updates.adapters[mine] = update.adapters
+
+    def exchange(self, processes: Processes) -> None:
+        """See `Method.exchange`."""
+        # A rank only ever falls, and a client is trained by one process, so the smallest is the new one.
+        self._ranks = np.minimum.reduce(processes.gather(self._ranks))
 
     def tensors(self) -> dict[str, Tensor]:
         """See `Method.tensors`."""

@@ -36,6 +36,8 @@ class ProductMethod(AllocatedMethod):
 class BaseWritingMethod(ProductMethod):
     """Also writes into the frozen weights, which become part of the global state."""
 
+    writes_base = True
+
     def initial_state(self, state: GlobalState, base: Callable[[], tuple[Tensor, ...]]) -> GlobalState:
         """See `Method.initial_state`."""
         return replace(state, base=base())

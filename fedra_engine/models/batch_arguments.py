@@ -48,6 +48,11 @@ class BatchArguments:
                 leaves[position] = leaves[position].index_select(dimension, index)
         return tree_unflatten(leaves, structure)
 
+    def returned_states(self, output: Any) -> Tensor:
+        """The hidden states in what the block returned."""
+        states: Tensor = output[0] if self.returns_tuple else output
+        return states
+
     def output(self, hidden: Tensor) -> Tensor | tuple[Tensor]:
         """`hidden` in the form in which the block returns its hidden states."""
         return (hidden,) if self.returns_tuple else hidden

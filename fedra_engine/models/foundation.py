@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from fedra_engine.config import LoraConfig
+from fedra_engine.errors import InputError
 from fedra_engine.models.adapters import AdapterLayout
 from fedra_engine.models.heads import HeadLayout
 from fedra_engine.models.linears import linear_weight, stores_input_first
+from fedra_engine.models.shards import gathered, is_sharded
 from fedra_engine.models.structure import find_block_path, find_head_path, find_output_path, find_targets
 
 Task = Literal["classification", "causal_lm"]
@@ -75,10 +77,20 @@ class Foundation:
 
     def initial_heads(self) -> Tensor:
         """The head as loaded, [1, head size], in `adapter_dtype`."""
-        return self.head_layout.pack(self.head).to(self.adapter_dtype)[None]
+        with gathered(self.head):
+            return self.head_layout.pack(self.head).to(self.adapter_dtype)[None]
 
     def base(self) -> tuple[Tensor, ...]:
-        """The frozen weights of the adapter targets, per target [blocks, out, in], copied in `adapter_dtype`."""
+        """The frozen weights of the adapter targets, per target [blocks, out, in], copied in `adapter_dtype`.
+
+        Raises:
+            InputError: they are sharded.
+        """
+        if is_sharded(self.model):
+            raise InputError(
+                "method.name: found one that rewrites the weights of the model, which are sharded, expected another, "
+                "or a job without DeepSpeed"
+            )
         return tuple(
             torch.stack([self._weight(block, target.path) for block in range(self.depth)]).to(self.adapter_dtype)
             for target in self.adapter_layout.targets

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from fedra_engine.models.shards import parameter_shape
+
 
 def is_linear(module: nn.Module) -> bool:
     """Whether `module` can carry an adapter: torch's Linear, or GPT-2's Conv1D, whose weight is stored as [in, out]."""
@@ -13,8 +15,10 @@ def is_linear(module: nn.Module) -> bool:
 
 def linear_shape(linear: nn.Module) -> tuple[int, int]:
     """(in features, out features)."""
-    out_features, in_features = linear_weight(linear).shape
-    return in_features, out_features
+    weight = linear.weight
+    assert isinstance(weight, Tensor)
+    rows, columns = parameter_shape(weight)
+    return (rows, columns) if stores_input_first(linear) else (columns, rows)
 
 
 def linear_weight(linear: nn.Module) -> Tensor:

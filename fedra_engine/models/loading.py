@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,6 +19,9 @@ from fedra_engine.errors import InputError
 from fedra_engine.models.pooling import PooledClassifier, Pooling
 from fedra_engine.models.structure import find_block_path, find_head_path
 
+if TYPE_CHECKING:
+    from fedra_engine.execution.sharding import Sharding
+
 
 def resolve_model_path(path: str) -> str:
     """`path`; if no folder of that name is here, the folder of the model of that name which ships with the package."""
@@ -25,12 +29,14 @@ def resolve_model_path(path: str) -> str:
     return str(shipped) if path.isidentifier() and not Path(path).is_dir() and shipped.is_dir() else path
 
 
-def load_pretrained(config: ModelConfig, *, classes: int | None) -> PreTrainedModel | PooledClassifier:
+def load_pretrained(
+    config: ModelConfig, *, classes: int | None, sharding: Sharding | None = None
+) -> PreTrainedModel | PooledClassifier:
     """Load a model from a Hugging Face or timm directory or hub name.
 
     With `classes` it is an image or text classifier; its last layer is new where there is none for so many classes,
     but nothing before that. A model whose own classification layers lack weights gets a `PooledClassifier`'s. Without
-    `classes` it is a causal language model.
+    `classes` it is a causal language model. With `sharding` each process keeps its shard of the weights only.
 
     Raises:
         InputError: no such model, or one that lacks weights or cannot be used for this.
@@ -41,7 +47,10 @@ def load_pretrained(config: ModelConfig, *, classes: int | None) -> PreTrainedMo
         # A new layer is the same in every run: its seed is a constant of the model, not of the experiment.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model = _load_causal_lm(config, path) if classes is None else _load_classifier(config, path, classes)
+            if classes is None:
+                model = _load_causal_lm(config, path, sharding)
+            else:
+                model = _load_classifier(config, path, classes, sharding)
     except InputError:
         raise
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
@@ -54,23 +63,25 @@ def load_pretrained(config: ModelConfig, *, classes: int | None) -> PreTrainedMo
     return model
 
 
-def _load_causal_lm(config: ModelConfig, path: str) -> PreTrainedModel:
+def _load_causal_lm(config: ModelConfig, path: str, sharding: Sharding | None) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
     from transformers.models.auto import modeling_auto
 
     model_type = _settings(path).model_type
     if model_type not in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise InputError(f"model.path: found a {model_type} model, expected a causal language model")
-    model, unfit = _load(AutoModelForCausalLM, config, path)
+    model, unfit = _load(AutoModelForCausalLM, config, path, sharding)
     _refuse_unfit(unfit, config)
     return model
 
 
-def _load_classifier(config: ModelConfig, path: str, classes: int) -> PreTrainedModel | PooledClassifier:
+def _load_classifier(
+    config: ModelConfig, path: str, classes: int, sharding: Sharding | None
+) -> PreTrainedModel | PooledClassifier:
     settings = _settings(path)
     own_class = _own_class(settings) if config.pooling == "auto" else None
     if own_class is not None:
-        model, unfit = _load(own_class, config, path, num_labels=classes)
+        model, unfit = _load(own_class, config, path, sharding, num_labels=classes)
         head = find_head_path(model, find_block_path(model, config.block_path), classes)
         unfit = [name for name in unfit if not name.startswith(f"{head}.")]
         if not unfit:
@@ -80,7 +91,7 @@ def _load_classifier(config: ModelConfig, path: str, classes: int) -> PreTrained
     # after pretraining; what stays frozen must not be random.
     from transformers import AutoModel
 
-    backbone, unfit = _load(AutoModel, config, path)
+    backbone, unfit = _load(AutoModel, config, path, sharding)
     _refuse_unfit(unfit, config)
     return PooledClassifier(backbone, classes, _pooling(config, backbone, unfit))
 
@@ -124,17 +135,30 @@ def _own_class(settings: Any) -> Any | None:
     return None
 
 
-def _load(auto_class: Any, config: ModelConfig, path: str, **settings: Any) -> tuple[PreTrainedModel, list[str]]:
+def _load(
+    auto_class: Any, config: ModelConfig, path: str, sharding: Sharding | None, **settings: Any
+) -> tuple[PreTrainedModel, list[str]]:
     """The model, and the names of its tensors that the weights do not have in this shape."""
-    model, report = auto_class.from_pretrained(
-        path,
-        ignore_mismatched_sizes=True,
-        dtype=getattr(torch, config.dtype),
-        attn_implementation=config.attention,
-        output_loading_info=True,
-        **settings,
-    )
-    return model, [*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])]
+    settings |= {
+        "dtype": getattr(torch, config.dtype),
+        "attn_implementation": config.attention,
+        "ignore_mismatched_sizes": True,
+        "output_loading_info": True,
+    }
+    if sharding is None:
+        model, report = auto_class.from_pretrained(path, **settings)
+        return model, _unfit(report)
+    # transformers cannot pass over tensors of another shape while it loads into shards, nor tell which they are. A
+    # model without memory tells; and under another name they are not found.
+    _, report = auto_class.from_pretrained(path, device_map="meta", **settings)
+    hidden = {f"^{re.escape(name)}$": f"unfit.{name}" for name, *_ in report["mismatched_keys"]}
+    with sharding.loading():
+        model, _ = auto_class.from_pretrained(path, key_mapping=hidden, **settings)
+    return model, _unfit(report)
+
+
+def _unfit(report: Any) -> list[str]:
+    return [*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])]
 
 
 def _refuse_unfit(names: Iterable[str], config: ModelConfig) -> None:

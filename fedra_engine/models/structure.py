@@ -12,6 +12,7 @@ from torch import nn
 from fedra_engine.errors import InputError
 from fedra_engine.models.adapters import Target
 from fedra_engine.models.linears import is_linear, linear_shape
+from fedra_engine.models.shards import parameter_count
 
 
 def find_block_path(model: nn.Module, given: str | None) -> str:
@@ -30,7 +31,7 @@ def find_block_path(model: nn.Module, given: str | None) -> str:
             f"model.path: {type(model).__name__} has no list of blocks, expected a ModuleList or Sequential of two "
             "or more transformer blocks of one class (name it by model.block_path)"
         )
-    return max(lists, key=lambda name: sum(p.numel() for p in lists[name].parameters()))
+    return max(lists, key=lambda name: parameter_count(lists[name]))
 
 
 def _is_block_list(module: nn.Module) -> bool:

@@ -22,13 +22,18 @@ Accuracies = Mapping[str, float]
 class Reporter:
     """Tells a person how a run goes; a context manager that owns the live display and the log file."""
 
-    def __init__(self, log_file: Path, console: Console | None = None) -> None:
-        """Append to `log_file`; write to `console`, which is stdout if not given."""
+    def __init__(self, log_file: Path | None, console: Console | None = None) -> None:
+        """Append to `log_file`, if any; write to `console`, which is stdout if not given."""
         self._console = Console(highlight=False) if console is None else console
-        self._log = logging.FileHandler(log_file, encoding="utf-8")
+        self._log = logging.NullHandler() if log_file is None else logging.FileHandler(log_file, encoding="utf-8")
         self._log.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
         self._meter = Meter()
         self._live = LiveProgress(self._console, self._meter) if self._console.is_terminal else None
+
+    @classmethod
+    def silent(cls) -> Reporter:
+        """Says nothing and writes nothing: of all processes of a job but the main one."""
+        return cls(None, Console(quiet=True, force_terminal=False))
 
     def __enter__(self) -> Self:
         return self
@@ -60,9 +65,9 @@ class Reporter:
         if self._live is not None:
             self._live.start()
 
-    def clients_done(self, count: int, samples: int, loss: float) -> None:
-        """`count` more clients have trained on `samples` samples; `loss` is the mean of the round so far."""
-        self._meter.clients_done(count, samples, loss)
+    def trained(self, clients: int, samples: int, loss: float | None) -> None:
+        """So far `clients` of the round have trained, on `samples` samples with this mean loss."""
+        self._meter.trained(clients, samples, loss)
 
     def round_finished(self, record: Mapping[str, Any]) -> None:
         """The round with these metrics is over. Plain output gets a line of it; the log gets all of it."""

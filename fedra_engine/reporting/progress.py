@@ -44,11 +44,10 @@ class Meter:
         self.clients, self._samples = 0, 0
         self._round_began = now
 
-    def clients_done(self, count: int, samples: int, loss: float) -> None:
-        """Count clients and their samples; `loss` is the mean of the round so far."""
-        self.clients += count
-        self._samples += samples
-        self._loss = loss
+    def trained(self, clients: int, samples: int, loss: float | None) -> None:
+        """The clients of the round that have trained so far, their samples and mean loss (None: there are none)."""
+        self.clients, self._samples = clients, samples
+        self._loss = math.nan if loss is None else loss
         self._round_seconds = self._clock() - self._round_began
 
     def round_finished(self) -> None:

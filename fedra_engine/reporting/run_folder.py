@@ -110,6 +110,18 @@ class RunFolder:
         shutil.rmtree(self.path)
 
 
+def make_folder(path: Path) -> None:
+    """Make the folder of the run folders if there is none.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"output_dir: cannot make {path}: {error.strerror}; expected a writable folder") from error
+
+
 def setting_digest(config: ExperimentConfig) -> str:
     """A digest of all that decides what a round computes; a run may go on only with the one it began with."""
     values = dataclasses.asdict(config)

@@ -38,12 +38,14 @@ def lora_linear(
     dropout: Dropout | None = None,
     *,
     shrunk: Tensor | None = None,
+    input_first: bool = False,
 ) -> Tensor:
     """y = x W^T + b + scale_k (drop(x) A_k^T) B_k^T for the rows of group k.
 
     Args:
         x: [rows, in] or [samples, ..., in]; the leading dimensions, flattened, are the rows of `groups`.
-        weight: [out, in], frozen.
+        weight: [out, in], frozen. Kept for backward itself, not a view of it: who empties and refills a parameter
+            through `.data` in between (as ZeRO-3 does) frees its memory.
         bias: [out] or None, frozen.
         lora_a: [slots, rank, in], a view into the adapter bank; any stride between slots. Smaller ranks are
             padded with zeros, and the padding then has an exactly zero gradient.
@@ -54,6 +56,7 @@ def lora_linear(
         grad_b: gradient sink shaped as lora_b, or None where B is frozen.
         dropout: LoRA dropout on the adapter's input; None for none.
         shrunk: [rows, rank], drop(x) A_k^T as the op that made x returned it; None: computed here.
+        input_first: the weight is stored as [in, out].
 
     Returns:
         y, shaped as x with `out` for `in`. autograd differentiates with respect to x alone. Where x needs no
@@ -62,14 +65,17 @@ def lora_linear(
     Raises:
         ValueError: a shape, dtype, device or group table does not fit.
     """
-    _check(x, weight, bias, lora_a, lora_b, groups, grad_a, grad_b)
-    check_adapter_input(x.numel() // weight.shape[1], lora_a, groups, dropout, x)
+    oriented = _oriented(weight, input_first)
+    _check(x, oriented, bias, lora_a, lora_b, groups, grad_a, grad_b)
+    check_adapter_input(x.numel() // x.shape[-1], lora_a, groups, dropout, x)
     if shrunk is not None:
         check_shape("shrunk", shrunk, (groups.rows, lora_a.shape[1]))
         check_like("shrunk", shrunk, "x", x)
     rows = x.reshape(-1, x.shape[-1])
-    y: Tensor = _LoraLinear.apply(rows, weight, bias, lora_a, lora_b, groups, grad_a, grad_b, dropout, shrunk)
-    return y.view(*x.shape[:-1], weight.shape[0])
+    y: Tensor = _LoraLinear.apply(
+        rows, weight, bias, lora_a, lora_b, groups, grad_a, grad_b, dropout, shrunk, input_first
+    )
+    return y.view(*x.shape[:-1], oriented.shape[0])
 
 
 def lora_linear_reference(
@@ -125,9 +131,11 @@ class _LoraLinear(torch.autograd.Function):
         grad_b: Tensor | None,
         dropout: Dropout | None,
         shrunk: Tensor | None,
+        input_first: bool,
     ) -> Tensor:
         ctx.groups, ctx.grad_a, ctx.grad_b, ctx.dropout = groups, grad_a, grad_b, dropout
-        keep = None
+        ctx.input_first = input_first
+        stored, weight, keep = weight, _oriented(weight, input_first), None
         if use_triton(x):
             x = x.contiguous()
             y, shrunk = _triton_forward(x, weight, bias, lora_a, lora_b, groups, dropout, shrunk)
@@ -138,13 +146,14 @@ class _LoraLinear(torch.autograd.Function):
             y = lora_torch.forward(x, weight, bias, shrunk, lora_b, groups, _gain(dropout))
         # A frozen factor frees what only its gradient reads.
         kept_x, kept_shrunk = (None if grad_a is None else x), (None if grad_b is None else shrunk)
-        ctx.save_for_backward(kept_x, weight, lora_a, lora_b, kept_shrunk, keep)
+        ctx.save_for_backward(kept_x, stored, lora_a, lora_b, kept_shrunk, keep)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, lora_a, lora_b, shrunk, keep = ctx.saved_tensors
+        x, stored, lora_a, lora_b, shrunk, keep = ctx.saved_tensors
+        weight = _oriented(stored, ctx.input_first)
         grad_y = grad_y.contiguous()
         needs_grad_x = ctx.needs_input_grad[0]
         if use_triton(grad_y):
@@ -157,7 +166,12 @@ class _LoraLinear(torch.autograd.Function):
                 grad_y, x, weight, lora_a, lora_b, shrunk, keep,
                 ctx.groups, _gain(ctx.dropout), ctx.grad_a, ctx.grad_b, needs_grad_x,
             )  # fmt: skip
-        return grad_x, *([None] * 9)
+        return grad_x, *([None] * 10)
+
+
+def _oriented(weight: Tensor, input_first: bool) -> Tensor:
+    """The stored weight as [out, in]."""
+    return weight.T if input_first else weight
 
 
 def _triton_forward(

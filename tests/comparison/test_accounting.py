@@ -8,14 +8,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedra_engine.comparison.accounting import (
-    count_costs,
-    measure_block_flops,
-    parameters_of,
-    processed_samples,
-    sample_flops,
-)
+from fedra_engine.comparison.accounting import count_costs
 from fedra_engine.config import LoraConfig
+from fedra_engine.counting import measure_block_flops, parameters_of, processed_samples, sample_flops
 from fedra_engine.execution.submodel import build_submodel
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import local_batches

@@ -1,6 +1,8 @@
 """Data sets of the `datasets` library: images or texts, with the columns they happen to have."""
 
+import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,10 +12,12 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from fedra_engine.config import ColumnsConfig, DataConfig
 from fedra_engine.data import images as images_module
 from fedra_engine.data.domain_data import DomainData
+from fedra_engine.data.prepare import prepare
 from fedra_engine.data.preprocessing import preprocess
 from fedra_engine.data.samples import Preprocessing
 from fedra_engine.data.sources import load_source
 from fedra_engine.errors import InputError
+from tests.data.tokenizers import save_encoder_tokenizer
 
 GREY = Preprocessing(4, 1, (0.5,), (0.5,))
 
@@ -37,7 +41,11 @@ def load(data: Dataset | DatasetDict, folder: Path, **settings: object) -> Domai
 def test_images_with_their_labels_and_domains(tmp_path: Path) -> None:
     data = load(images(), tmp_path)
     assert (data.task, data.classes, data.domains) == ("image_classification", ["cat", "dog"], ["art", "photo"])
-    assert data.domain_of.tolist() == [1] * 6 + [0] * 6
+    # The first were photos; now the samples of a domain stand together.
+    assert data.domain_of.tolist() == [0] * 6 + [1] * 6
+    expected = images().select([*range(6, 12), *range(6)])
+    assert [image.tobytes() for image in data.content["image"]] == [image.tobytes() for image in expected["image"]]
+    assert data.origins[[0, 6]].tolist() == ["train, row 6", "train, row 0"]
     assert np.bincount(data.test.domain_of * 2 + data.test.labels).tolist() == [1, 1, 1, 1]
     chosen = load(images(), tmp_path / "chosen", domains=["photo"])
     assert set(chosen.domain_of) == {0}
@@ -98,8 +106,77 @@ def test_labels_outside_their_names_are_told(tmp_path: Path) -> None:
     unlabelled[3] = -1
     features = Features(text=Value("string"), label=ClassLabel(names=["cat", "dog"]))
     data = Dataset.from_dict({"text": ["a"] * 12, "label": unlabelled}, features=features)
-    with pytest.raises(InputError, match=r"data\.columns\.label: row 3 of column 'label': found -1, expected a number"):
+    with pytest.raises(InputError, match=r"data\.columns\.label: train, row 3 of column 'label': found -1"):
         load(data, tmp_path)
+
+
+def png() -> bytes:
+    target = io.BytesIO()
+    images(1)["image"][0].save(target, "PNG")
+    return target.getvalue()
+
+
+def encoded(contents: list[bytes | None]) -> Dataset:
+    """Rows of encoded images; None where there is no image at all."""
+    features = Features(image=Image(), label=ClassLabel(names=["cat", "dog"]))
+    rows = [None if content is None else {"bytes": content, "path": None} for content in contents]
+    return Dataset.from_dict({"image": rows, "label": [i % 2 for i in range(len(rows))]}, features=features)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(None, "there is no image"), (b"", "cannot identify"), (b"hello", "cannot identify")]
+)
+@pytest.mark.parametrize("place", [0, 5])
+def test_rows_without_an_image_are_named_or_skipped(
+    tmp_path: Path, content: bytes | None, reason: str, place: int
+) -> None:
+    contents = [png() for _ in range(8)]
+    contents[place] = content
+    data = load(encoded(contents), tmp_path)
+    with pytest.raises(InputError, match=rf"data\.root: cannot read train, row {place}: {reason}"):
+        preprocess(data, GREY)
+    config = DataConfig("hf_dataset", str(tmp_path / "saved"), image_size=4, unreadable="skip")
+    prepared = prepare(data, config, str(tmp_path), type("Config", (), {"num_channels": 1}))
+    assert len(prepared.data) == 7
+    assert prepared.data.notes[0].startswith(f"train, row {place}: skipped, {reason}")
+
+
+def test_a_broken_image_at_the_head_of_the_test_split_is_like_any_other(tmp_path: Path) -> None:
+    data = load(DatasetDict(train=encoded([png()] * 4), test=encoded([b"hello", *[png()] * 3])), tmp_path)
+    with pytest.raises(InputError, match=r"data\.root: cannot read test, row 0: cannot identify"):
+        preprocess(data, GREY)
+
+
+@pytest.mark.parametrize("text", [None, "", " \n"])
+def test_rows_without_a_text_are_named_or_skipped(tmp_path: Path, text: str | None) -> None:
+    rows = [{"text": "a b", "label": index % 2} for index in range(7)]
+    data = load(Dataset.from_list([*rows, {"text": text, "label": 1}]), tmp_path)
+    path, shape = save_encoder_tokenizer(tmp_path / "model"), SimpleNamespace(model_type="bert")
+    with pytest.raises(InputError, match=r"data\.root: cannot read train, row 7: found no text; expected a text"):
+        prepare(data, DataConfig(), path, shape)
+    prepared = prepare(data, DataConfig(unreadable="skip"), path, shape)
+    assert len(prepared.data) == 7
+    assert prepared.data.notes == ["train, row 7: skipped, found no text"]
+
+
+def test_an_empty_test_split_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = images()
+    monkeypatch.setattr("datasets.load_dataset", lambda *_: DatasetDict(train=whole, test=whole.select([])))
+    data = load_source(DataConfig("hf_dataset", "some/data"), seed=0)
+    assert data.is_test.sum() == 4
+
+
+def test_a_test_split_of_other_columns_is_told(tmp_path: Path) -> None:
+    train, other = Dataset.from_dict({"text": ["a"] * 4, "label": [0, 1] * 2}), ClassLabel(names=["x", "y"])
+    test = train.cast_column("label", other)
+    with pytest.raises(InputError, match=r"data\.root: column 'label' of the test split: found ClassLabel"):
+        load(DatasetDict(train=train, test=test), tmp_path / "type")
+    missing = r"data\.root: column 'label' of the test split: found no such column"
+    with pytest.raises(InputError, match=missing):
+        load(DatasetDict(train=train, test=train.remove_columns("label")), tmp_path / "missing")
+    # A column that is not used may be anything.
+    ids = DatasetDict(train=train.add_column("id", [1] * 4), test=train.add_column("id", ["a"] * 4))
+    assert len(load(ids, tmp_path / "unused").test) == 4
 
 
 def test_what_cannot_be_loaded_is_told(tmp_path: Path) -> None:

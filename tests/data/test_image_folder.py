@@ -87,6 +87,9 @@ def test_hidden_folders_and_other_files_are_passed_over(make_tree) -> None:
     (root / ".git" / "objects").mkdir(parents=True)
     (root / "a" / "x" / "notes.txt").write_text("no image")
     (root / "README.md").write_text("no domain")
+    # Of macOS.
+    (root / "a" / "x" / "._0.png").write_text("no image")
+    (root / "._a").write_text("no domain")
     assert len(load(root).train) == 4
 
 

@@ -196,3 +196,27 @@ def test_another_split_or_a_domain_alone_decodes_nothing_again(make_tree, monkey
     monkeypatch.setattr(module.PillowImage, "open", lambda *_: pytest.fail("decoded again"))
     image_rows(load_source(config, seed=1), RGB, skip=False)
     image_rows(load_source(DataConfig("image_folder", str(root), domains=["b"]), seed=0), RGB, skip=False)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_images_are_turned_upright(tmp_path: Path, orientation: int) -> None:
+    folder = tmp_path / "images" / "a" / "x"
+    folder.mkdir(parents=True)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.random.default_rng(0).integers(256, size=(8, 12, 3), dtype=np.uint8)
+    for index in range(2):
+        Image.fromarray(pixels).save(folder / f"{index}.png", exif=exif)
+    data = load(tmp_path / "images")
+    # As the datasets library decodes them.
+    expected = data.content["image"][0].convert("RGB").resize((8, 8), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(all_pixels(preprocess(data, RGB))[0].permute(1, 2, 0), np.asarray(expected))
+
+
+def test_unreadable_notes_of_a_camera_do_not_matter(make_tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise SyntaxError("not a TIFF file")
+
+    data = load(make_tree({"a": ["x"]}))
+    monkeypatch.setattr(Image.Image, "getexif", fail)
+    assert all_pixels(preprocess(data, RGB)).any()

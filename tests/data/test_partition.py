@@ -191,6 +191,21 @@ def test_natural_clients_have_their_own_samples() -> None:
         divide(data, partition="natural", min_samples=2)
 
 
+def test_a_sample_that_is_nobodys_is_told() -> None:
+    data = make_data(np.zeros(3, dtype=np.int64), np.zeros(3, dtype=np.int64), ["a", "", "b"])
+    data = replace(data, origins=np.array(["file, line 1", "file, line 2", "file, line 3"]))
+    with pytest.raises(InputError, match=r"data\.columns\.client: file, line 2: found nobody, expected a client"):
+        divide(data, partition="natural")
+
+
+@given(owners=st.lists(st.integers(0, 9), min_size=1, max_size=60))
+def test_natural_clients_have_every_sample_once(owners: list[int]) -> None:
+    zeros = np.zeros(len(owners), dtype=np.int64)
+    found = divide(make_data(zeros, zeros, [f"client {owner}" for owner in owners]), partition="natural")
+    np.testing.assert_array_equal(np.sort(np.concatenate(found.samples)), np.arange(len(owners)))
+    assert all(len({owners[row] for row in rows}) == 1 for rows in found.samples)
+
+
 def test_natural_needs_to_know_the_clients() -> None:
     with pytest.raises(InputError, match=r"data\.partition: found natural, but no column names the clients"):
         divide(random_data(20, 1, 2), partition="natural")
@@ -215,6 +230,17 @@ def test_bootstrap_clients_are_drawn_when_asked_for() -> None:
         assert (data.domain_of[found.samples[client]] == found.domains[client]).all()
     with pytest.raises(IndexError):
         found.samples[200_000]
+
+
+def test_bootstrap_deals_the_domains_in_turn_and_no_client_depends_on_how_many_there_are() -> None:
+    data = random_data(30, 3, 3)
+    few, many = (divide(data, partition="bootstrap", clients=clients, samples_per_client=9) for clients in (4, 1000))
+    assert few.domains.tolist() == few.groups(3).tolist() == [0, 1, 2, 0]
+    for client in range(4):
+        assert (data.domain_of[few.samples[client]] == few.domains[client]).all()
+        assert few.samples[client].tolist() == many.samples[client].tolist()
+    with pytest.raises(InputError, match=r"data\.clients: found 2 .* expected at least one for each of the 3 domains"):
+        divide(data, partition="bootstrap", clients=2)
 
 
 def test_the_seed_decides_and_other_domains_do_not() -> None:

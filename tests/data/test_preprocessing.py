@@ -51,6 +51,24 @@ def test_settings_beside_the_model_come_first(tmp_path: Path, settings: dict[str
     assert preprocessing_for(path, model(), image_size=32).image_size == 32
 
 
+def test_settings_of_a_processor_of_images_and_texts_are_found(tmp_path: Path) -> None:
+    processor = {"image_processor": {"size": {"height": 96, "width": 96}, "image_mean": [0.1, 0.2, 0.3]}}
+    (tmp_path / "processor_config.json").write_text(json.dumps(processor))
+    assert preprocessing_for(str(tmp_path), model()) == Preprocessing(96, 3, (0.1, 0.2, 0.3), (0.229, 0.224, 0.225))
+    # Its own file comes first; a processor of texts alone says nothing.
+    write_settings(tmp_path, size=64)
+    assert preprocessing_for(str(tmp_path), model()).image_size == 64
+    (tmp_path / "preprocessor_config.json").unlink()
+    (tmp_path / "processor_config.json").write_text("{}")
+    assert preprocessing_for(str(tmp_path), model()).image_size == 224
+
+
+def test_null_stands_for_what_is_usual(tmp_path: Path) -> None:
+    usual = preprocessing_for(str(tmp_path), model())
+    path = write_settings(tmp_path, image_mean=None, image_std=None, do_rescale=None, size=None)
+    assert preprocessing_for(path, model()) == usual
+
+
 def test_timm_models_carry_their_settings_with_them(tmp_path: Path) -> None:
     known = {"input_size": [3, 224, 224], "mean": [0.5, 0.5, 0.4], "std": [0.5, 0.5, 0.3]}
     timm = SimpleNamespace(model_type="timm_wrapper", pretrained_cfg=known)
@@ -68,6 +86,7 @@ def test_timm_models_carry_their_settings_with_them(tmp_path: Path) -> None:
         ({}, model(image_size=None), r"data\.image_size: found null"),
         ({"image_mean": [0.5]}, model(), r"expected one value for each of the model's 3 channels"),
         ({"rescale_factor": 0.5}, model(), r"rescale_factor 0\.5, expected scaling by 1/255"),
+        ({"image_std": 0.5}, model(), r"expected one value for each of the model's 3 channels"),
         ({}, model(4), r"model of 4 image channels, expected 1 or 3"),
     ],
 )
@@ -103,3 +122,9 @@ def test_hub_models_may_have_no_settings(monkeypatch: pytest.MonkeyPatch, error:
     monkeypatch.setattr(module, "hf_hub_download", fail)
     monkeypatch.setattr(module, "try_to_load_from_cache", lambda *_: cached)
     assert preprocessing_for("some/model", model()).image_size == 224
+
+
+def test_settings_that_are_no_object_are_told(tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").write_text("[]")
+    with pytest.raises(InputError, match=r"preprocessor_config\.json: found no JSON object"):
+        preprocessing_for(str(tmp_path), model())

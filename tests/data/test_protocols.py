@@ -1,37 +1,57 @@
 """The shipped experiments: they say what was published, and run on data laid out as the published data are."""
 
 import csv
+import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from accelerate import Accelerator
-from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from peft import PeftModel
+from rich.console import Console
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    Dinov2Config,
+    Dinov2Model,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
+from fedra_engine import experiment as experiment_module
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.data import images
+from fedra_engine.probe import print_probe
 from fedra_engine.reporting.console import Reporter
 from fedra_engine.run_request import RunRequest, parse_request
 from fedra_engine.simulation import Simulation
-from tests.data.tokenizers import WORDS, save_encoder_tokenizer
-from tests.data.trees import DOMAINNET, NICOPP, make_domainnet, make_nicopp
+from tests.data.tokenizers import BYTES, WORDS, save_byte_tokenizer, save_encoder_tokenizer
+from tests.data.trees import DOMAINNET, NICOPP, PACS, make_domainnet, make_nicopp, make_pacs
+from tests.tiny_timm import timm_mixer
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "experiments"
 SIZES = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
 SMALL = ["--rounds=2", "--evaluate_every=2", "--training.batch_size=4", "--data.min_samples=1"]
 
 
-def request(files: list[str], options: list[str]) -> RunRequest:
+def parsed(files: list[str], options: list[str]) -> RunRequest:
     return parse_request([f"--config={CONFIGS / name}.yaml" for name in files] + options, "")
 
 
 def config(*files: str) -> ExperimentConfig:
-    return request(list(files), []).config
+    return parsed(list(files), []).config
 
 
 def run(tmp_path: Path, files: list[str], options: list[str], name: str = "run") -> tuple[dict, str]:
     """Run an experiment. Returns its summary and what it said."""
-    asked = request(files, [*SMALL, *options, f"--output_dir={tmp_path / 'runs'}", f"--name={name}"])
+    asked = parsed(files, [*SMALL, *options, f"--output_dir={tmp_path / 'runs'}", f"--name={name}"])
     with asked.open_folder() as folder, Reporter(folder.log_file) as reporter:
         Simulation(asked.config, folder, reporter, Accelerator(cpu=True)).run()
         return json.loads(folder.summary_file.read_text()), folder.log_file.read_text()
@@ -39,7 +59,7 @@ def run(tmp_path: Path, files: list[str], options: list[str], name: str = "run")
 
 @pytest.fixture
 def vit(tmp_path: Path) -> str:
-    model = ViTForImageClassification(ViTConfig(**SIZES, image_size=16, patch_size=8))
+    model = ViTForImageClassification(ViTConfig(**SIZES, image_size=8, patch_size=4))
     model.save_pretrained(tmp_path / "vit")
     return str(tmp_path / "vit")
 
@@ -59,18 +79,33 @@ def test_the_published_protocol(data: str, domains: list[str], classes: int, mod
         training = found.training
         assert (training.optimizer, training.lr, training.momentum) == ("sgd", 0.01, 0.9)
         assert (training.batch_size, training.local_epochs, training.clip_norm) == (128, 1, 10.0)
+        assert (training.max_local_steps, training.even_steps) == (None, True)
+        assert (found.method.allocation, found.method.weighting) == ("reference", "uniform")
         assert (training.weight_decay, training.lr_schedule) == (1e-5, "constant")
         assert (found.lora.rank, found.lora.alpha, found.lora.dropout) == (8, 8, 0.1)
 
 
+@pytest.fixture
+def mixer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A Mixer of timm's shape in the place of the loaded model, since timm may not be installed."""
+    model = timm_mixer(classes=3, channels=3)
+    model.main_input_name = "pixel_values"
+    model.config = SimpleNamespace(model_type="timm_wrapper", num_channels=3)
+    monkeypatch.setattr(experiment_module, "load_pretrained", lambda *_, **__: model)
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize("model", ["vit", "mixer"])
 @pytest.mark.parametrize("data", ["domainnet", "nicopp"])
 @pytest.mark.parametrize("skew", [[], ["label_skew"]])
-def test_vit_experiments_run_on_the_published_layout(tmp_path: Path, vit: str, data: str, skew: list[str]) -> None:
+def test_experiments_run_on_the_published_layout(
+    tmp_path: Path, request: pytest.FixtureRequest, data: str, model: str, skew: list[str]
+) -> None:
     make = {"domainnet": make_domainnet, "nicopp": make_nicopp}[data]
     root = make(tmp_path / "data set", ["aircraft carrier", "bus", "train"], train=10, test=2)
-    options = [f"--data.root={root}", f"--model.path={vit}", "--data.image_size=16"]
+    options = [f"--data.root={root}", f"--model.path={request.getfixturevalue(model)}", "--data.image_size=8"]
     options.append("--clients.capacities=[4,3,2,2,1,1]")
-    summary, said = run(tmp_path, [f"{data}_vit_b16", *skew], options)
+    summary, said = run(tmp_path, [f"{data}_{model}_b16", *skew], options)
     assert list(summary["tuned"]) == {"domainnet": DOMAINNET, "nicopp": NICOPP}[data]
     assert f"{'30' if skew else '6'} in 6 domains" in said
     assert "180 for training" in said
@@ -81,7 +116,7 @@ def test_a_second_run_decodes_nothing_and_ends_the_same(
     tmp_path: Path, vit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = make_domainnet(tmp_path / "data", ["a", "b"])
-    options = [f"--data.root={root}", f"--model.path={vit}", "--data.image_size=16"]
+    options = [f"--data.root={root}", f"--model.path={vit}", "--data.image_size=8"]
     options.append("--clients.capacities=[4,3,2,2,1,1]")
     first, _ = run(tmp_path, ["domainnet_vit_b16"], options)
     monkeypatch.setattr(images.PillowImage, "open", lambda *_: pytest.fail("decoded again"))
@@ -105,3 +140,74 @@ def test_texts_run_with_clients_that_mix_domains(tmp_path: Path) -> None:
     summary, said = run(tmp_path, ["agnews_minilm"], options)
     assert list(summary["tuned"]) == ["mail", "news"]
     assert "8 in 2 domains" in said
+
+
+def test_a_mixer_of_timm_itself_runs(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+
+    shape = TimmWrapperConfig(architecture="mixer_s32_224", model_args={"img_size": 64}, num_labels=10)
+    TimmWrapperForImageClassification(shape).save_pretrained(tmp_path / "mixer")
+    root = make_domainnet(tmp_path / "data", ["bus", "train"], train=4)
+    options = [f"--data.root={root}", f"--model.path={tmp_path / 'mixer'}", "--data.image_size=64", "--rounds=1"]
+    summary, _ = run(tmp_path, ["domainnet_mixer_b16"], [*options, "--clients.capacities=[8,3,2,2,1,1]"])
+    assert list(summary["tuned"]) == DOMAINNET
+
+
+def test_pacs_runs_on_a_bare_dinov2(tmp_path: Path) -> None:
+    sizes = {name: size for name, size in SIZES.items() if name != "intermediate_size"}
+    Dinov2Model(Dinov2Config(**sizes, mlp_ratio=2, image_size=42, patch_size=14)).save_pretrained(tmp_path / "dinov2")
+    root = make_pacs(tmp_path / "pacs")
+    options = [f"--data.root={root}", f"--model.path={tmp_path / 'dinov2'}", "--data.image_size=28"]
+    options += ["--clients.capacities=[4,3,2,1]", "--data.min_samples=10", "--rounds=1"]
+    summary, said = run(tmp_path, ["pacs_vit_s14"], options)
+    assert list(summary["tuned"]) == PACS
+    assert "24 in 4 domains" in said
+
+
+def test_ag_news_runs_on_a_bare_bert(tmp_path: Path) -> None:
+    BertModel(BertConfig(**SIZES, vocab_size=len(WORDS), max_position_embeddings=128)).save_pretrained(tmp_path / "m")
+    save_encoder_tokenizer(tmp_path / "m", max_length=128)
+    names = ClassLabel(names=["World", "Sports", "Business", "Sci/Tech"])
+
+    def split(count: int) -> Dataset:
+        texts = [" ".join("abcdefgh"[: 1 + number % 8]) for number in range(count)]
+        rows = {"text": texts, "label": [number % 4 for number in range(count)]}
+        return Dataset.from_dict(rows, features=Features(text=Value("string"), label=names))
+
+    DatasetDict(train=split(400), test=split(40)).save_to_disk(tmp_path / "ag_news")
+    options = [f"--data.root={tmp_path / 'ag_news'}", f"--model.path={tmp_path / 'm'}", "--rounds=1"]
+    summary, said = run(tmp_path, ["agnews_minilm"], [*options, "--clients.capacities=[4,3,2,1]", "--data.clients=20"])
+    assert list(summary["tuned"]) == ["all"]
+    assert "400 for training" in said
+
+
+def test_dolly_tunes_a_qwen_to_an_adapter_that_peft_loads(tmp_path: Path) -> None:
+    shape = Qwen2Config(
+        **SIZES, num_key_value_heads=1, vocab_size=BYTES, max_position_embeddings=512, tie_word_embeddings=True
+    )
+    Qwen2ForCausalLM(shape).save_pretrained(tmp_path / "qwen")
+    save_byte_tokenizer(tmp_path / "qwen")
+    kinds = ["brainstorming", "closed_qa", "summarization"]
+    with (tmp_path / "databricks-dolly-15k.jsonl").open("w", encoding="utf-8") as file:
+        for number in range(90):
+            row = {
+                "instruction": f"Which letter comes after {'abcdefg'[number % 7]}?",
+                "context": "" if number % 3 else "Letters have an order – an old one.",
+                "response": "bcdefgh"[number % 7],
+                "category": kinds[number % 3],
+            }
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    options = [f"--data.root={tmp_path / 'databricks-dolly-15k.jsonl'}", f"--model.path={tmp_path / 'qwen'}"]
+    options += ["--clients.capacities=[4]", "--data.clients=8", "--rounds=1"]
+    console = Console(file=io.StringIO())
+    print_probe(parsed(["dolly_qwen"], [*SMALL, *options]).config, torch.device("cpu"), console)
+    assert isinstance(console.file, io.StringIO)
+    assert "head       lm_head: 16 → 257, frozen and shared" in console.file.getvalue().splitlines()
+    summary, said = run(tmp_path, ["dolly_qwen"], options)
+    assert list(summary["tuned"]) == ["all"]
+    assert "8 in 1 domains" in said
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "qwen", dtype=torch.float32)
+    tuned = PeftModel.from_pretrained(base, str(tmp_path / "runs" / "run" / "adapters"))
+    trained = {name for name, tensor in tuned.state_dict().items() if "lora_B" in name and tensor.any()}
+    assert len(trained) == 4 * len(["q_proj", "k_proj", "v_proj", "o_proj"])

@@ -86,6 +86,17 @@ def test_line_ends_blank_lines_and_repeated_lines_change_nothing(domainnet: Path
     assert data.notes == [f"{domainnet}/splits/real_train.txt: 1 of its lines repeat another and count once"]
 
 
+def test_a_signature_and_paths_written_otherwise_change_nothing(domainnet: Path) -> None:
+    before = load(domainnet)
+    edit(domainnet, "real_train", lambda text: b"\xef\xbb\xbf" + text.replace(b" ", b"\t"))
+    edit(domainnet, "real_train", lambda text: text.replace(b"real/", b"./real//"))
+    data = load(domainnet)
+    assert paths(data) == paths(before)
+    assert data.notes == []
+    edit(domainnet, "real_train", lambda text: text + text.splitlines(True)[1].replace(b"./real//", b"real/"))
+    assert len(load(domainnet).notes) == 1
+
+
 def test_an_image_in_two_lists_is_said(domainnet: Path) -> None:
     test_lines = (domainnet / "splits" / "real_test.txt").read_bytes().splitlines(True)
     edit(domainnet, "real_train", lambda text: text + b"".join(test_lines[:2]))

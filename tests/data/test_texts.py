@@ -1,6 +1,9 @@
 """Texts from files of every kind, in every layout, with what can be wrong in them."""
 
+import errno
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,8 +11,11 @@ from datasets import Dataset, DatasetDict
 
 from fedra_engine.config import ColumnsConfig, DataConfig
 from fedra_engine.data.domain_data import DomainData
+from fedra_engine.data.row_cache import cache_folder
 from fedra_engine.data.sources import load_source
+from fedra_engine.data.tokenization import token_rows, tokenization_for
 from fedra_engine.errors import InputError
+from tests.data.tokenizers import save_encoder_tokenizer
 
 ROWS = [
     {"text": f'It said "{letter}", then\tnothing', "label": label, "domain": domain}
@@ -49,7 +55,7 @@ def texts(data: DomainData) -> list[str]:
 def test_any_kind_of_file_gives_the_same_samples(tmp_path: Path, suffix: str, end: str) -> None:
     data = load(write(tmp_path / f"reviews.{suffix}", end=end))
     expected = [row["text"] for row in ROWS]
-    assert texts(data) == [text.replace("\t", " ") for text in expected] if suffix == "tsv" else expected
+    assert texts(data) == [text.replace("\t", " ") if suffix == "tsv" else text for text in expected]
     assert [data.classes[label] for label in data.labels] == [row["label"] for row in ROWS]
     assert [data.domains[domain] for domain in data.domain_of] == [row["domain"] for row in ROWS]
     assert np.bincount(data.test.domain_of * 2 + data.test.labels).tolist() == [1, 1, 1, 1]
@@ -68,6 +74,7 @@ def test_one_file_a_domain(tmp_path: Path) -> None:
     write(tmp_path / "corpus" / "my books.csv", ROWS[:10])
     write(tmp_path / "corpus" / "films.jsonl", ROWS[10:])
     (tmp_path / "corpus" / "README.md").write_text("no samples")
+    (tmp_path / "corpus" / "._films.jsonl").write_bytes(b"\xff")
     data = load(tmp_path / "corpus", columns=ColumnsConfig(domain=None))
     assert data.domains == ["books", "films"]  # named in the files too, which comes first
     rows = [{"text": row["text"], "label": row["label"]} for row in ROWS]
@@ -107,6 +114,9 @@ def test_numbers_are_classes_in_their_order_and_columns_can_be_named(tmp_path: P
         ("a.csv", b"body,label\nb,x\n", r"a\.csv, line 2: found no column 'text', expected one of body, label"),
         ("a.csv", b"text,stars\nb,x\n", r"a\.csv, line 2: found no column 'label'"),
         ("a.csv", b"text,label\n", r"found no samples in"),
+        ("a.csv", b"text,label,text\na,b,c\n", r"a\.csv, line 1: found several columns 'text', expected one"),
+        ("a.jsonl", b'{"text": ["a"], "label": 1}\n', r"a\.jsonl, line 1: found a list in column 'text'"),
+        ("a.jsonl", b'{"text": {"a": 1}, "label": 1}\n', r"a\.jsonl, line 1: found a dict in column 'text'"),
         ("a.jsonl", b'{"text": "a", "label": 1}\n{"text": "b"\n', r"a\.jsonl, line 2: .*expected a JSON object"),
         ("a.jsonl", b"3\n", r"a\.jsonl, line 1: found 3, expected a JSON object"),
         ("a.jsonl", b'{"text": "a", "label": 1.5}\n', r"a\.jsonl, line 1: found 1\.5, expected a name"),
@@ -138,6 +148,27 @@ def test_folders_that_cannot_be_used_are_told(tmp_path: Path) -> None:
         load(tmp_path / "two")
     with pytest.raises(InputError, match=r"data\.root: cannot load '.*nowhere': .*the name of a data set on the hub"):
         load(tmp_path / "nowhere")
+
+
+def test_a_folder_that_may_not_be_listed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def deny(*_: object) -> None:
+        # The tests may run as a user whom no permission binds.
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "iterdir", deny)
+    with pytest.raises(InputError, match=r"data\.root: cannot list .*: Permission denied; expected a readable folder"):
+        load(tmp_path)
+
+
+def test_samples_of_a_domain_stand_together_and_are_cached_together(tmp_path: Path) -> None:
+    rows = [{"text": f"a {i}", "label": i // 2 % 2, "domain": ["films", "books"][i % 2]} for i in range(40)]
+    data = load(write(tmp_path / "a.jsonl", rows))
+    assert data.domain_of.tolist() == [0] * 20 + [1] * 20
+    assert texts(data) == [f"a {i}" for i in [*range(1, 40, 2), *range(0, 40, 2)]]
+    assert data.origins[0] == f"{tmp_path / 'a.jsonl'}, line 2"
+    path = save_encoder_tokenizer(tmp_path / "model")
+    token_rows(data, tokenization_for(path, SimpleNamespace(model_type="bert")), skip=False)
+    assert len(list(cache_folder().glob("*.arrow"))) == 2
 
 
 QUESTIONS = [

@@ -1,5 +1,6 @@
 """Texts become the model's tokens, once; only responses are to be learnt."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from fedra_engine.config import DataConfig
 from fedra_engine.data.domain_data import DomainData
@@ -85,7 +88,7 @@ def test_texts_are_tokenized_once_until_text_or_tokenizer_change(
         monkeypatch.setattr(
             type(tokenization.tokenizer), "__call__", lambda *a, **k: calls.append(1) or call(*a, **k), raising=True
         )
-        token_rows(make_data("text_classification", {"text": texts}), tokenization)
+        token_rows(make_data("text_classification", {"text": texts}), tokenization, skip=False)
 
     save_encoder_tokenizer(tmp_path / "a")
     save_decoder_tokenizer(tmp_path / "b")
@@ -112,3 +115,33 @@ def test_the_model_and_its_tokenizer_limit_the_length(tmp_path: Path) -> None:
 def test_a_model_without_a_tokenizer_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"model\.path: found no tokenizer beside '.*empty': .*; expected one"):
         tokenization_for(str(tmp_path / "empty"), MODEL)
+
+
+def test_texts_of_which_no_token_is_left_are_named_or_skipped(tmp_path: Path) -> None:
+    words = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    words.normalizer = normalizers.Replace("\u200b", "")
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="a").save_pretrained(tmp_path)
+    data = make_data("text_classification", {"text": ["a b", "\u200b", "a", "b"]})
+    with pytest.raises(InputError, match=r"data\.root: cannot read text 1: found no text; expected a text with"):
+        prepare(data, DataConfig(), str(tmp_path), MODEL)
+    prepared = prepare(data, DataConfig(unreadable="skip"), str(tmp_path), MODEL)
+    assert len(prepared.data) == 3
+    inputs, _ = prepared.train.batch(torch.arange(len(prepared.train.domains)), CPU, torch.float32)
+    assert inputs["attention_mask"].sum(1).min() > 0
+
+
+@pytest.mark.parametrize(
+    ("task", "save", "least"),
+    [("text_classification", save_encoder_tokenizer, 3), ("causal_lm", save_decoder_tokenizer, 2)],
+)
+def test_there_must_be_room_for_a_word(tmp_path: Path, task: str, save: Callable[[Path], str], least: int) -> None:
+    column = {"text": ["a b"] * 3} if task == "text_classification" else {"prompt": ["a"] * 3, "response": ["b"] * 3}
+    path = save(tmp_path / "model")
+    for length in range(1, least):
+        with pytest.raises(InputError, match=rf"data\.max_length: found {length}, expected at least {least} for a "):
+            prepare(make_data(task, column), DataConfig(max_length=length), path, MODEL)
+    inputs, _ = prepare(make_data(task, column), DataConfig(max_length=least), path, MODEL).train.batch(
+        torch.tensor([0]), CPU, torch.float32
+    )
+    assert inputs["input_ids"].shape == (1, least)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+BYTES_END = "<|endoftext|>"
+BYTES = 257
+"""Tokens of `save_byte_tokenizer`."""
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<s>", "</s>", *"abcdefghijklmnopqrstuvwxyz"]
 
 
@@ -23,6 +26,17 @@ def save_encoder_tokenizer(folder: Path, max_length: int = 64) -> str:
 def save_decoder_tokenizer(folder: Path, max_length: int = 64) -> str:
     """Letters are words; a start and an end token, and none to fill up with. Returns the folder."""
     return _save(_letters(), folder, max_length, bos_token="<s>", eos_token="</s>")
+
+
+def save_byte_tokenizer(folder: Path) -> str:
+    """Every byte is a token and none starts a text, as in Qwen's vocabulary. Returns the folder."""
+    alphabet = [BYTES_END, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=BYTES_END, pad_token=BYTES_END)
+    fast.save_pretrained(folder)
+    return str(folder)
 
 
 def _letters() -> Tokenizer:

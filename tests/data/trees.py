@@ -9,6 +9,7 @@ from PIL import Image
 
 DOMAINNET = ["clipart", "infograph", "painting", "quickdraw", "real", "sketch"]
 NICOPP = ["autumn", "dim", "grass", "outdoor", "rock", "water"]
+PACS = ["art_painting", "cartoon", "photo", "sketch"]
 
 
 def save_image(path: Path, rng: np.random.Generator) -> None:
@@ -30,6 +31,16 @@ def make_domainnet(root: Path, classes: list[str], train: int = 6, test: int = 2
                 lines["train" if number < train else "test"].append(f"{path} {label}\n")
         for split, content in lines.items():
             (root / "splits" / f"{domain}_{split}.txt").write_text("".join(content))
+    return root
+
+
+def make_pacs(root: Path, count: int = 30) -> Path:
+    """`<root>/<domain>/<class>/pic_<number>.jpg`, seven classes."""
+    rng = np.random.default_rng(0)
+    for domain in PACS:
+        for name in ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person"):
+            for number in range(count):
+                save_image(root / domain / name / f"pic_{number:03}.jpg", rng)
     return root
 
 

@@ -39,3 +39,26 @@ def test_values_agree_after_a_round(family: str) -> None:
     for client, tensors in expected.updates.items():
         for name, tensor in tensors.items():
             assert (found.updates[client][name] - tensor).abs().max() <= 3e-2 * tensor.abs().max(), name
+
+
+@pytest.mark.parametrize("lanes", [3, None], ids=["sweep", "sequential"])
+@pytest.mark.parametrize("family", ["vit", "gpt2"])
+def test_gradients_too_small_for_float16_are_kept(
+    monkeypatch: pytest.MonkeyPatch, family: str, lanes: int | None
+) -> None:
+    """A classifier with tiny weights hands back gradients that float16 has no digits for."""
+    # At so high a rate the change is the gradient, free of the rounding of the parameters.
+    one_step = replace(SGD, lr=1e6, momentum=0.0, weight_decay=0.0, clip_norm=None, max_local_steps=1)
+
+    def adapter_gradients(dtype: torch.dtype) -> torch.Tensor:
+        setting = make_setting(family, one_step, dtype=dtype)
+        state = setting.state()
+        with monkeypatch.context() as patch:
+            patch.setattr(type(setting), "state", lambda _: replace(state, heads=1e-4 * state.heads))
+            (found,) = setting.rounds(lanes)
+        adapters = {name: tensor for name, tensor in found.after.items() if "lora" in name}
+        return change(adapters, found.before) / one_step.lr
+
+    exact, found = adapter_gradients(torch.float32), adapter_gradients(torch.float16)
+    assert 0 < exact.abs().max() < 1e-4
+    assert (found - exact).norm() <= 0.01 * exact.norm()

@@ -7,6 +7,7 @@ from torch.nn.functional import cross_entropy, linear
 
 from fedra_engine.data.token_samples import NOT_LEARNT
 from fedra_engine.execution import token_loss
+from fedra_engine.execution.loss_scale import loss_scale
 from fedra_engine.execution.token_loss import token_cross_entropy, token_scores
 
 CLIENTS = torch.tensor([0, 0, 2, 2, 2, 1])
@@ -70,6 +71,21 @@ def test_low_precision_features_have_a_loss_in_float32() -> None:
     (gradient,) = torch.autograd.grad(exact.sum(), features)
     assert low.grad is not None
     assert (low.grad.double() - gradient).abs().max() <= 3e-2 * gradient.abs().max()
+
+
+def test_a_tokens_share_of_a_long_text_is_not_too_small_for_float16() -> None:
+    torch.manual_seed(0)
+    features, weight = torch.randn(4, 1001, 8, dtype=torch.float64), 0.1 * torch.randn(2000, 8, dtype=torch.float64)
+    labels, clients = torch.randint(0, 2000, (4, 1001)), torch.zeros(4, dtype=torch.int64)
+
+    def gradient(dtype: torch.dtype) -> Tensor:
+        leaf = features.to(dtype, copy=True).requires_grad_()
+        (token_cross_entropy(leaf, labels, weight.to(dtype), None, clients, 1).sum() * loss_scale(dtype)).backward()
+        assert leaf.grad is not None
+        return leaf.grad.double() / loss_scale(dtype)
+
+    exact = gradient(torch.float64)
+    assert (gradient(torch.float16) - exact).norm() <= 2e-3 * exact.norm()
 
 
 @pytest.mark.parametrize("chunk", [40, 10**6])

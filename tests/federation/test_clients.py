@@ -3,15 +3,35 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedra_engine.config import ClientsConfig
+from fedra_engine.config import ClientsConfig, TrainingConfig
+from fedra_engine.data.partition import BootstrapSamples
 from fedra_engine.errors import InputError
-from fedra_engine.federation.clients import Clients, capacities_by_domain, local_batches, local_step_counts
+from fedra_engine.execution.work import LocalWork
+from fedra_engine.federation.clients import (
+    Clients,
+    capacities_by_domain,
+    local_batches,
+    local_step_counts,
+    with_step_limit,
+)
 from fedra_engine.federation.sampling import check_sampling, sample_participants
 from fedra_engine.randomness import generator
 
 DOMAINS = np.repeat(np.arange(3), 4)
 CLIENTS = Clients([np.arange(5)] * 12, DOMAINS, np.full(12, 2))
 GOLDEN_DRAW = [76, 420, 801, 38]
+
+
+class Undrawn(BootstrapSamples):
+    def __getitem__(self, client):
+        raise AssertionError("samples were drawn")
+
+
+def test_samples_drawn_on_demand_are_counted_without_drawing_them() -> None:
+    domains = np.arange(100_000) % 2
+    clients = Clients(Undrawn([np.arange(5), np.arange(5, 9)], domains, 12, seed=0), domains, np.full(100_000, 2))
+    assert clients.sample_counts(np.array([3, 99_999])).tolist() == [12, 12]
+    assert clients.fewest_samples == 12
 
 
 def batches(**changes: int | None) -> list[np.ndarray]:
@@ -46,6 +66,23 @@ def test_step_counts_are_those_of_the_batches(count: int, max_steps: int | None)
     options = {"batch_size": 4, "epochs": 2, "max_steps": max_steps}
     steps = local_batches(np.arange(count), **options, seed=0, round=0, client=0)
     assert local_step_counts(np.array([count]), **options).tolist() == [len(steps)]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "max_steps", "expected"), [(1, None, [3, 3, 2, 3]), (2, None, [5, 5, 4, 5]), (1, 2, [2, 2, 2, 2])]
+)
+def test_even_steps_are_at_most_one_more_than_the_smallest_client_takes(
+    epochs: int, max_steps: int | None, expected: list[int]
+) -> None:
+    samples = [np.arange(count) for count in (40, 12, 8, 9)]
+    clients = Clients(samples, np.zeros(4, dtype=np.int64), np.ones(4, dtype=np.int64))
+    training = TrainingConfig(batch_size=4, local_epochs=epochs, max_local_steps=max_steps, even_steps=True)
+    # The smallest client counts although it does not take part.
+    some = np.array([0, 1, 3])
+    work = LocalWork(clients, some, training, seed=0, round=0, lr=0.1)
+    assert work.steps().tolist() == [expected[client] for client in some]
+    assert [len(work.batches(client)) for client in range(4)] == expected
+    assert with_step_limit(training, clients).max_local_steps == max(expected)
 
 
 @pytest.mark.parametrize("changed", ["seed", "round", "client"])

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from fedra_engine.data import stored_rows
+from fedra_engine.data.augmentation import Augmentation
 from fedra_engine.data.samples import Preprocessing, Samples, SampleStore
 from fedra_engine.data.stored_rows import StoredRows
 from fedra_engine.data.token_samples import TokenSamples
 from fedra_engine.data.tokenization import TokenRows
+from fedra_engine.randomness import SampleDraws
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 COUNT = 50
 
 
-def make_images() -> SampleStore:
+def make_images(augmentation: Augmentation | None = None) -> SampleStore:
     pixels = torch.randint(0, 256, (COUNT, 3, 8, 8), dtype=torch.uint8)
     labels = torch.randint(0, 5, (COUNT,))
     preprocessing = Preprocessing(8, 3, (0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
-    return SampleStore(StoredRows([pixels[:20], pixels[20:]]), labels, torch.zeros(COUNT).long(), preprocessing)
+    domains = torch.zeros(COUNT, dtype=torch.int64)
+    rows = StoredRows([pixels[:20], pixels[20:]])
+    return SampleStore(rows, labels, domains, preprocessing, augmentation=augmentation)
 
 
 def make_texts(*, learnt: bool) -> TokenSamples:
@@ -29,23 +35,32 @@ def make_texts(*, learnt: bool) -> TokenSamples:
     return TokenSamples(rows, torch.zeros(COUNT).long(), torch.arange(COUNT), labels)
 
 
+MAKE: dict[str, Callable[[], Samples]] = {
+    "images": make_images,
+    "flipped": lambda: make_images(Augmentation(None)),
+    "cropped": lambda: make_images(Augmentation(0.3)),
+    "texts": lambda: make_texts(learnt=False),
+    "causal_lm": lambda: make_texts(learnt=True),
+}
+
+
 @pytest.mark.parametrize("resident", [True, False])
-@pytest.mark.parametrize("kind", ["images", "texts", "causal_lm"])
+@pytest.mark.parametrize("kind", ["images", "flipped", "cropped", "texts", "causal_lm"])
 def test_batches_are_those_of_the_cpu_and_nothing_waits(
     monkeypatch: pytest.MonkeyPatch, resident: bool, kind: str
 ) -> None:
     if not resident:
         monkeypatch.setattr(stored_rows, "RESIDENT_SHARE", 0.0)
-    samples: Samples = make_images() if kind == "images" else make_texts(learnt=kind == "causal_lm")
-    rows = torch.tensor([49, 0, 20, 20, 7])
+    samples: Samples = MAKE[kind]()
+    rows, draws = torch.tensor([49, 0, 20, 20, 7]), SampleDraws(0, 0, [3, 1], [0, 2], [2, 3])
     # What stays on the device is copied there first.
-    samples.batch(rows, GPU, torch.float32)
+    samples.batch(rows, GPU, torch.float32, draws)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        found = samples.batch(rows, GPU, torch.float32)
+        found = samples.batch(rows, GPU, torch.float32, draws)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    expected = samples.batch(rows, CPU, torch.float32)
+    expected = samples.batch(rows, CPU, torch.float32, draws)
     assert found.inputs.keys() == expected.inputs.keys()
     for name, tensor in expected.inputs.items():
         torch.testing.assert_close(found.inputs[name].cpu(), tensor)

@@ -77,3 +77,11 @@ def test_worker_processes_share_the_runs(compare, tmp_path: Path, capsys: pytest
     assert "fedra seed 0: " + told.partition("fedra seed 0: ")[2].splitlines()[0] + " (finished before)" in (
         capsys.readouterr().out
     )
+
+
+def test_a_launcher_of_several_processes_is_refused(
+    compare, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert compare("--methods=fedra") == 2
+    assert capsys.readouterr().err.startswith("error: processes: found several")

@@ -19,8 +19,8 @@ def run_two_rounds(log: Path, terminal: bool) -> str:
         reporter.start(ExperimentConfig(rounds=2), {"model": "a [small] model"})
         for round in range(2):
             reporter.round_started(round, rounds=2, participants=3)
-            reporter.clients_done(2, samples=20, loss=2.0)
-            reporter.clients_done(1, samples=10, loss=1.75)
+            reporter.trained(2, samples=20, loss=2.0)
+            reporter.trained(3, samples=30, loss=1.75)
             reporter.round_finished({"round": round, "loss": 1.75})
         reporter.evaluated(1, {"clean": 0.5, "noisy": 0.25})
         reporter.finished({"clean": 0.25, "noisy": 0.25}, {"clean": 0.5, "noisy": 0.25}, None)
@@ -77,7 +77,7 @@ def test_speed_and_remaining_time_are_those_of_this_process() -> None:
     meter.round_started(10, rounds=13, participants=4)
     assert "ETA -:--:--" in meter.status_text()
     now = 2.0
-    meter.clients_done(4, samples=3000, loss=0.5)
+    meter.trained(4, samples=3000, loss=0.5)
     meter.round_finished()
     assert meter.round_text() == "11/13"
     assert meter.status_text() == "loss 0.5000  4 clients  1,500 samples/s  ETA 0:00:04"
@@ -90,6 +90,6 @@ def test_reporting_a_batch_of_clients_takes_microseconds(tmp_path: Path, termina
         reporter.round_started(0, rounds=1, participants=2000)
         started = time.process_time()
         for _ in range(2000):
-            reporter.clients_done(1, samples=32, loss=1.0)
+            reporter.trained(1, samples=32, loss=1.0)
         seconds = time.process_time() - started
     assert seconds / 2000 < 100e-6

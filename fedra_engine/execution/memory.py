@@ -1,0 +1,173 @@
+"""How many lanes fit: what a client in training takes, measured on a small pass, against what the device has."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from fedra_engine.config import LoraConfig, TrainingConfig
+from fedra_engine.data.samples import Samples
+from fedra_engine.errors import InputError
+from fedra_engine.execution.banks import bytes_per_parameter
+from fedra_engine.execution.plan import make_plan
+from fedra_engine.execution.sweep_model import SweepModel
+from fedra_engine.models.foundation import Foundation
+
+_SHARE = 0.7
+"""Share of the free memory that lanes may plan with: operations need room while they run, and estimates err."""
+_ENOUGH_TOKENS = {"cpu": 4096}
+"""Tokens in a step from which a CPU gains nothing by more (measured: `launchers/microbench.py lanes`)."""
+_ENOUGH_TOKENS_ELSEWHERE = 65_536
+"""The same for other devices; a guess at what fills one, to be replaced by a measurement."""
+
+
+@dataclass(frozen=True)
+class LaneMemory:
+    """What a lane takes at most, whoever is in it.
+
+    Attributes:
+        parameters: bytes of the slots of all blocks and of the heads, with gradients and optimizer state.
+        activations: bytes that the blocks keep of one batch for the backward pass.
+        tokens: tokens of one batch.
+    """
+
+    parameters: int
+    activations: int
+    tokens: int
+
+    @property
+    def total(self) -> int:
+        """Bytes."""
+        return self.parameters + self.activations
+
+
+def measure_lane(
+    foundation: Foundation, model: SweepModel, samples: Samples, lora: LoraConfig, training: TrainingConfig, heads: int
+) -> LaneMemory:
+    """What a lane takes, if its client holds all blocks and its batch is full, of the longest sample.
+
+    `heads` is the number of classifiers that a client may train.
+    """
+    longest = 0 if samples.lengths is None else int(samples.lengths.argmax())
+    one, two = (_kept_bytes(foundation, model, samples, lora, longest, count) for count in (1, 2))
+    inputs = samples.inputs(torch.tensor([longest]), foundation.head.weight.device, foundation.dtype)
+    per_parameter = bytes_per_parameter(training, foundation.adapter_dtype, foundation.dtype)
+    size = foundation.depth * foundation.adapter_layout.size + heads * foundation.head_layout.size
+    return LaneMemory(
+        parameters=size * per_parameter,
+        # What does not grow with the batch is kept once, whatever the lanes.
+        activations=(two - one) * training.batch_size,
+        tokens=_tokens(foundation, inputs) * training.batch_size,
+    )
+
+
+def choose_lanes(asked: int | Literal["auto"], memory: LaneMemory, device: torch.device, clients: int) -> int:
+    """The number of lanes: as many as asked for, or as many as are worth it and fit.
+
+    Args:
+        asked: `execution.lanes`.
+        memory: what a lane takes.
+        device: where they are.
+        clients: there are no more than these to train at a time.
+
+    Raises:
+        InputError: not even the device's whole memory could take them.
+    """
+    free, total = device_memory(device)
+    if asked == "auto":
+        enough = _ENOUGH_TOKENS.get(device.type, _ENOUGH_TOKENS_ELSEWHERE)
+        fitting = int(_SHARE * free / memory.total)
+        if fitting == 0 and memory.total > free:
+            raise _too_large(asked, 1, memory, free, "free ")
+        # Powers of two, so that a little more or less free memory seldom changes how sums are rounded.
+        return _power_of_two(max(min(fitting, enough // max(memory.tokens, 1)), 1))
+    lanes = min(asked, clients)
+    if lanes * memory.total > total:
+        raise _too_large(asked, lanes, memory, total, "")
+    return lanes
+
+
+def device_memory(device: torch.device) -> tuple[int, int]:
+    """Bytes that are free on `device` for this process, and bytes there are."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), total
+    memory = psutil.virtual_memory()
+    # The processes of a job on this machine share it.
+    return memory.available // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), memory.total
+
+
+def saved_bytes(run: Callable[[], object], besides: Iterable[Tensor]) -> int:
+    """Bytes that autograd keeps for the backward pass of what `run` returns, without those of tensors `besides`."""
+    others = {tensor.untyped_storage().data_ptr() for tensor in besides}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in others:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        # Held until all is counted: an address that is free again could be taken for one seen before.
+        result = run()
+    total = sum(kept.values())
+    del result
+    return total
+
+
+def _kept_bytes(
+    foundation: Foundation, model: SweepModel, samples: Samples, lora: LoraConfig, row: int, count: int
+) -> int:
+    """Bytes that the sweep keeps of a batch of `count` times the sample `row`, of one client that holds all blocks."""
+    device, dtype, depth = foundation.head.weight.device, foundation.dtype, foundation.depth
+    bank = torch.zeros(depth, foundation.adapter_layout.size, dtype=dtype, device=device)
+    gradients = torch.zeros_like(bank)
+    model.bind(bank, gradients)
+    plan = make_plan(
+        [count],
+        np.arange(depth)[None],
+        np.zeros(1, dtype=np.int64),
+        scale=lora.scale,
+        dtype=foundation.adapter_dtype,
+        device=device,
+    )
+    inputs = samples.inputs(torch.full((count,), row), device, dtype)
+    weights = [*foundation.model.parameters(), *foundation.model.buffers(), bank, gradients]
+    return saved_bytes(lambda: model.features(inputs, plan), weights)
+
+
+@torch.no_grad()
+def _tokens(foundation: Foundation, inputs: Mapping[str, Tensor]) -> int:
+    """Tokens that the first block gets of a sample."""
+    blocks = foundation.model.get_submodule(foundation.block_path)
+    hidden: list[Tensor] = []
+
+    def look(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden.append(next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)))
+
+    hook = next(iter(blocks.children())).register_forward_pre_hook(look, with_kwargs=True)
+    foundation.model(**inputs)
+    hook.remove()
+    return hidden[0].shape[1]
+
+
+def _power_of_two(number: int) -> int:
+    """The largest power of two up to `number`."""
+    return 1 << (number.bit_length() - 1)
+
+
+def _too_large(asked: int | str, lanes: int, memory: LaneMemory, available: int, kind: str) -> InputError:
+    return InputError(
+        f"execution.lanes: found {asked}, and {lanes} with a full batch take about {lanes * memory.total / 2**30:.1f} "
+        f"GiB, expected at most the {available / 2**30:.1f} GiB of {kind}memory there are (fewer lanes, a smaller "
+        "training.batch_size, or execution.checkpoint_blocks)"
+    )

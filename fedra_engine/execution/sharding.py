@@ -1,0 +1,184 @@
+"""The frozen weights in shards over the processes of a job, by DeepSpeed's ZeRO-3.
+
+DeepSpeed hooks itself into every module: it gathers a module's parameters before the module runs, forward or backward,
+fetches those of the next ones meanwhile, and lets go of them afterwards. Gathering takes all processes, so all must run
+the same modules in the same order. A sweep does: where a process has no samples for a block, one sample keeps the
+others company there (`SweepBlock`), and who has no clients left passes along without any (`SweepExecutor`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from functools import reduce
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from fedra_engine.config import ExperimentConfig
+from fedra_engine.errors import InputError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Settings = dict[str, Any]
+"""A DeepSpeed configuration."""
+
+_UNSET = (None, "auto")
+_SAMPLES_OF_STEP = "training.batch_size and max_local_steps of the experiment decide"
+_ALLOWED: dict[str, tuple[tuple[object, ...], str]] = {
+    "optimizer": ((None,), "every client has an optimizer of its own"),
+    "scheduler": ((None,), "training.lr_schedule of the experiment decides"),
+    "gradient_clipping": ((*_UNSET, 0), "training.clip_norm of the experiment decides"),
+    "train_batch_size": (_UNSET, _SAMPLES_OF_STEP),
+    "train_micro_batch_size_per_gpu": (_UNSET, _SAMPLES_OF_STEP),
+    "gradient_accumulation_steps": ((*_UNSET, 1), _SAMPLES_OF_STEP),
+    "torch_autocast.enabled": ((None, False), "model.dtype of the experiment decides"),
+    "amp.enabled": ((None, False), "model.dtype of the experiment decides"),
+    "zero_optimization.offload_optimizer.device": ((*_UNSET, "none"), "only frozen weights are sharded"),
+    "zero_optimization.offload_param.device": ((*_UNSET, "none", "cpu"), "nothing else has been tried"),
+    "zero_optimization.zero_quantized_weights": ((None, False), "the model computes with the weights it has"),
+    "zero_optimization.zero_quantized_nontrainable_weights": ((None, False), "the same"),
+}
+"""What a DeepSpeed configuration may say beside the experiment's, and why nothing else."""
+_PRECISIONS = {"bf16": "bfloat16", "fp16": "float16"}
+
+
+class Sharding:
+    """How the weights are sharded, as the job was started."""
+
+    def __init__(self, settings: Settings) -> None:
+        """`settings` is a DeepSpeed configuration."""
+        self._given = settings
+        self._settings = _effective(settings)
+        self._engines: list[Any] = []
+
+    @classmethod
+    def of(cls, accelerator: Accelerator) -> Sharding | None:
+        """What accelerate was asked for; None where it was not asked for DeepSpeed."""
+        from accelerate import DeepSpeedPlugin
+
+        plugin = accelerator.state.deepspeed_plugin
+        if plugin is None and accelerator.device.type == "cpu" and _launched_with_deepspeed():
+            # accelerate itself leaves DeepSpeed out on the CPU, although its launcher passes on what was asked for.
+            plugin = DeepSpeedPlugin()
+        if plugin is None:
+            return None
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        if accelerator.device.type == "cpu":
+            # So that DeepSpeed neither looks for another device nor complains that there is none.
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        # From here on only `loading` says when transformers shards what it loads.
+        unset_hf_deepspeed_config()
+        return cls(plugin.deepspeed_config)
+
+    def check(self, config: ExperimentConfig) -> None:
+        """See to it that the job and the experiment do not contradict each other.
+
+        Raises:
+            InputError: they do.
+        """
+        stage = _value(self._given, "zero_optimization.stage")
+        if stage != 3:
+            raise InputError(
+                f"deepspeed.zero_optimization.stage: found {stage}, expected 3 (only weights that are frozen can be "
+                "sharded; others are each client's own)"
+            )
+        for field, (allowed, reason) in _ALLOWED.items():
+            value = _value(self._given, field)
+            if value not in allowed:
+                found = "one" if isinstance(value, dict) else value
+                expected = "none" if allowed[0] is None else allowed[0]
+                raise InputError(f"deepspeed.{field}: found {found}, expected {expected} ({reason})")
+        for section, dtype in _PRECISIONS.items():
+            enabled = _value(self._given, f"{section}.enabled")
+            if enabled not in _UNSET and enabled != (config.model.dtype == dtype):
+                raise InputError(
+                    f"deepspeed.{section}.enabled: found {enabled} with model.dtype {config.model.dtype}, expected "
+                    f"{not enabled} or no section {section}"
+                )
+        if config.execution.executor != "sweep":
+            raise InputError(
+                f"execution.executor: found {config.execution.executor} with a sharded model, expected sweep (only in a "
+                "sweep do all processes pass the blocks in the same order)"
+            )
+        if config.execution.fused_blocks == "on":
+            raise InputError("execution.fused_blocks: found on with a sharded model, expected auto or off")
+        if config.clients.devices:
+            raise InputError("clients.devices: found some with a sharded model, whose costs are not counted, expected none")
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """transformers' models that are loaded inside are sharded as they are made."""
+        from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+
+        deepspeed = _import_deepspeed()
+        # transformers takes notice of it as long as it exists.
+        notice = HfDeepSpeedConfig(self._settings)
+        try:
+            # The precision is left to transformers: DeepSpeed knows no float64 and would round buffers.
+            device = deepspeed.runtime.zero.partition_parameters.DeepSpeedTensorOverride.device
+            with deepspeed.zero.Init(config_dict_or_path=self._settings, tensor_overrides=[device]):
+                yield
+        finally:
+            unset_hf_deepspeed_config()
+            del notice
+
+    def attach(self, model: nn.Module) -> None:
+        """Shard what is not sharded yet of `model`, and have its parameters gathered whenever a module runs.
+
+        Trees of modules that share parameters are attached one by one; copies must be made before.
+        """
+        if self._engines:
+            # What one tree has begun to fetch the other must find.
+            model.ds_inflight_param_registry = self._engines[0].module.ds_inflight_param_registry
+        engine, *_ = _import_deepspeed().initialize(model=model, config=self._settings)
+        self._engines.append(engine)
+
+    def release(self) -> None:
+        """Let go of what DeepSpeed still holds after a backward pass.
+
+        It does not see the backward pass of a module end whose input needs no gradient.
+        """
+        for engine in self._engines:
+            engine.optimizer.release_backward_leftovers()
+
+
+def refuse_sharding(accelerator: Accelerator, field: str) -> None:
+    """See to it that the job was started without DeepSpeed.
+
+    Raises:
+        InputError: it was not; `field` needs the whole model.
+    """
+    if Sharding.of(accelerator) is not None:
+        raise InputError(f"{field}: found true in a job with DeepSpeed, expected a job without it")
+
+
+def _launched_with_deepspeed() -> bool:
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+
+
+def _import_deepspeed() -> Any:
+    import deepspeed
+
+    # A reduction in shared memory that nobody here calls. DeepSpeed would compile it on a CPU at the first use, for
+    # minutes, and a process that is ended meanwhile leaves a lock for which all later ones wait forever.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def _effective(settings: Settings) -> Settings:
+    """What DeepSpeed gets to see: without what accelerate would fill in from data loaders and models it prepares."""
+    zero = {name: value for name, value in deepcopy(settings.get("zero_optimization", {})).items() if value != "auto"}
+    others = ("zero_optimization", "fp16", "bf16", *_ALLOWED)
+    rest = {name: deepcopy(value) for name, value in settings.items() if name not in others and value != "auto"}
+    # DeepSpeed wants to know a batch size, for training that it does not do here.
+    return {**rest, "train_micro_batch_size_per_gpu": 1, "zero_optimization": zero}
+
+
+def _value(settings: Settings, field: str) -> Any:
+    """The value at a dotted path; None where there is none."""
+    return reduce(lambda part, name: part.get(name) if isinstance(part, dict) else None, field.split("."), settings)

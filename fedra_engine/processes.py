@@ -1,0 +1,177 @@
+"""The processes of a job: what each must know of the others, and the few things they tell one another.
+
+Launchers (`torchrun`, `accelerate launch`) start the processes, accelerate finds them, torch.distributed carries what
+they say: over gloo between CPUs, over nccl between GPUs. All processes must make the same calls in the same order.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fedra_engine.errors import InputError, ProcessLostError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Value = TypeVar("Value")
+
+TIMEOUT = timedelta(hours=1)
+"""How long a process waits for another one. One that died is noticed at once; this is for one that hangs, and must be
+longer than the slowest process can be behind the fastest."""
+_LARGE = 2**25
+"""Bytes from which a tensor is sent from where it lies: copying it would cost more than one more message."""
+
+
+def join_job() -> Accelerator:
+    """Meet the other processes of the job, if a launcher started any, and take this process's device and threads.
+
+    Raises:
+        InputError: more processes on this machine than GPUs.
+    """
+    from accelerate import Accelerator, InitProcessGroupKwargs
+
+    # Threads of torch.distributed crash a process that ends while they run.
+    atexit.register(_leave_job)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Accelerator()
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    # accelerate takes processes on a machine without a GPU for single ones unless it is told to use the CPU.
+    cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true" or not torch.cuda.is_available()
+    if cpu:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), cores // local)))
+    elif local > torch.cuda.device_count():
+        raise InputError(
+            f"processes: found {local} on a machine with {torch.cuda.device_count()} GPUs, expected at most one for "
+            "each GPU (ACCELERATE_USE_CPU=true runs them on the CPU)"
+        )
+    with _answers():
+        return Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)])
+
+
+def _leave_job() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+class Processes:
+    """The processes of a job as one of them sees them."""
+
+    def __init__(self, index: int, count: int, device: torch.device) -> None:
+        """Process `index` of `count`; what it says goes through the memory of `device`."""
+        self.index = index
+        self.count = count
+        self._device = device
+
+    @classmethod
+    def alone(cls) -> Processes:
+        """A job of one process."""
+        return cls(0, 1, torch.device("cpu"))
+
+    @classmethod
+    def of(cls, accelerator: Accelerator) -> Processes:
+        """The processes that accelerate found."""
+        return cls(accelerator.process_index, accelerator.num_processes, accelerator.device)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes and speaks."""
+        return self.index == 0
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        """Replace every tensor by its sum over all processes, in place; all of one dtype in one reduction.
+
+        Every process ends with the same bits.
+        """
+        self._exchange(tensors, dist.all_reduce)
+
+    def copy_main_(self, tensors: Sequence[Tensor]) -> None:
+        """Replace every tensor by the main process's, in place."""
+        self._exchange(tensors, lambda tensor: dist.broadcast(tensor, src=0))
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true on some process."""
+        flags = torch.tensor([int(flag)])
+        self.sum_([flags])
+        return bool(flags[0] > 0)
+
+    def gather(self, value: Value) -> list[Value]:
+        """`value` of every process, in order of index, on every process."""
+        if self.count == 1:
+            return [value]
+        values: list[Value | None] = [None] * self.count
+        with _answers():
+            dist.all_gather_object(values, value)
+        return values  # type: ignore[return-value]
+
+    def from_main(self, value: Value) -> Value:
+        """What the main process passes as `value`, on every process; the others' is ignored."""
+        if self.count == 1:
+            return value
+        values = [value if self.is_main else None]
+        with _answers():
+            dist.broadcast_object_list(values, device=self._device)
+        return values[0]  # type: ignore[return-value]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What follows ends the same way on all processes: bad input that one of them finds is raised by all.
+
+        For stretches in which the processes do not wait for one another.
+
+        Raises:
+            InputError: of the first process that found bad input.
+        """
+        if self.count == 1:
+            yield
+            return
+        found: InputError | None = None
+        try:
+            yield
+        except InputError as error:
+            found = error
+        if self.any(found is not None):
+            messages = self.gather(None if found is None else str(found))
+            raise InputError(next(message for message in messages if message is not None)) from found
+
+    def _exchange(self, tensors: Sequence[Tensor], collective: Callable[[Tensor], object]) -> None:
+        """Apply `collective`, which works in place, to all tensors: large ones, and the others of a type together."""
+        if self.count == 1:
+            return
+        small: defaultdict[torch.dtype, list[Tensor]] = defaultdict(list)
+        for tensor in tensors:
+            in_place = tensor.is_contiguous() and tensor.device.type == self._device.type
+            if in_place and tensor.nbytes >= _LARGE:
+                with _answers():
+                    collective(tensor)
+            else:
+                small[tensor.dtype].append(tensor)
+        for some in small.values():
+            flat = torch.cat([tensor.flatten().to(self._device) for tensor in some])
+            with _answers():
+                collective(flat)
+            for tensor, part in zip(some, flat.split([tensor.numel() for tensor in some]), strict=True):
+                tensor.copy_(part.view(tensor.shape))
+
+
+@contextmanager
+def _answers() -> Iterator[None]:
+    """torch.distributed has many words for one event: another process does not answer."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error).partition("\n")[0]
+        raise ProcessLostError(
+            f"another process of the job died, or did not answer within {TIMEOUT} ({said}); the rounds in checkpoints/ "
+            "are kept"
+        ) from error

@@ -1,0 +1,1 @@
+"""Scaling studies: what a round costs as the number of clients, and of processes, grows."""

@@ -1,0 +1,181 @@
+"""What the command line of `scaling` asks for: numbers of clients and processes, one measured point for each pair.
+
+Nothing here imports torch, so that `--help` and a mistyped option answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from fedra_engine.cli import build_parser, parse_config
+from fedra_engine.comparison.plan import check_different, parse_count
+from fedra_engine.config import ExperimentConfig
+from fedra_engine.errors import InputError
+from fedra_engine.validation import validate
+
+DESCRIPTION = """Measure rounds of more and more clients, all of which take part, on one or several processes.
+
+--clients takes the numbers of clients, as in --clients 10,100,1000. Each point is measured in processes of its own,
+which start with fresh memory. Clients draw their samples with replacement when they are trained (data.partition
+bootstrap), so nothing is stored of them. All other options are those of simulate. What is measured is not measured
+again; the tables and the plot, in <output_dir>, are those of the latest command.
+"""
+_OUTPUT_DIR = "runs/scaling"
+_OPTIONS = (
+    ("--clients", "N,…", None, "Numbers of clients."),
+    ("--processes", "N,…", "1", "Numbers of processes; several are started by torchrun."),
+    ("--threads", "N", "1", "Threads of each process, on a CPU."),
+    ("--seconds", "S", "10", "Rounds are measured for so long; one at least."),
+    ("--projected", "N,…", "1,2,4,8,16,32,64", "Numbers of processes for which times are computed."),
+    ("--latency", "SECONDS", "2e-5", "Of a message between two processes, for the computed times."),
+    ("--bandwidth", "GB/S", "10", "Between two processes, for the computed times."),
+)
+_PLANNED = (
+    "data.partition",
+    "data.clients",
+    "data.clients_per_domain",
+    "clients.sampling",
+    "clients.participants",
+    "name",
+)
+"""Fields that the study sets itself."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a message between two processes takes: `latency` seconds, and its bytes over `bandwidth` (bytes/s)."""
+
+    latency: float
+    bandwidth: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measurement.
+
+    Attributes:
+        clients: of the round.
+        processes: of the job.
+        threads: of each process.
+        seconds: for which rounds are measured.
+        config: of the experiment; name and output folder are the point's.
+    """
+
+    clients: int
+    processes: int
+    threads: int
+    seconds: float
+    config: ExperimentConfig
+
+    @property
+    def title(self) -> str:
+        """How messages call it."""
+        return f"{self.clients:,} clients, {self.processes} process{'es' if self.processes > 1 else ''}"
+
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+        assert self.config.name is not None
+        return Path(self.config.output_dir) / self.config.name
+
+    @property
+    def lock_file(self) -> Path:
+        """Held by the command that is measuring it."""
+        return self.path.with_name(f".{self.path.name}.lock")
+
+
+@dataclass(frozen=True)
+class Study:
+    """The points, few processes and few clients first; their folder; and what times are computed for."""
+
+    points: tuple[Point, ...]
+    output_dir: Path
+    projected: tuple[int, ...]
+    network: Network
+
+
+def parse_study(arguments: Sequence[str]) -> Study:
+    """Read the options of `scaling`: those of an experiment, and its own.
+
+    Raises:
+        InputError: the options cannot be used.
+    """
+    options, others = _parse_own(arguments)
+    # Answers --help and --print_config, too.
+    config = parse_config(_experiment_parser(), ExperimentConfig, others)
+    _check_not_given(others)
+    if options.clients is None:
+        raise InputError("clients: found none, expected numbers of clients (--clients 10,100,1000)")
+    clients, processes, projected = (
+        _parse_counts(name, getattr(options, name)) for name in ("clients", "processes", "projected")
+    )
+    threads = parse_count("threads", options.threads, least=1)
+    seconds, latency, bandwidth = (
+        _parse_positive(name, getattr(options, name)) for name in ("seconds", "latency", "bandwidth")
+    )
+    points = tuple(
+        Point(some, of, threads, seconds, _point_config(config, some, of)) for of in processes for some in clients
+    )
+    for point in points:
+        validate(point.config)
+    return Study(points, Path(config.output_dir), projected, Network(latency, bandwidth * 1e9))
+
+
+def _point_config(config: ExperimentConfig, clients: int, processes: int) -> ExperimentConfig:
+    """The same experiment with so many clients, all of which take part."""
+    return replace(
+        config,
+        name=f"{clients}-clients-{processes}-processes",
+        data=replace(config.data, partition="bootstrap", clients=clients),
+        clients=replace(config.clients, sampling="uniform", participants=None),
+    )
+
+
+def _parse_own(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options that are not the experiment's, and all other arguments."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for option, _, default, _ in _OPTIONS:
+        parser.add_argument(option, default=default)
+    try:
+        return parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise InputError(f"{str(error.argument_name).removeprefix('--')}: found no value, expected one") from error
+
+
+def _experiment_parser() -> ArgumentParser:
+    parser = build_parser(ExperimentConfig, DESCRIPTION)
+    parser.set_defaults({"output_dir": _OUTPUT_DIR})
+    # For --help only; `_parse_own` has taken them. The experiment's own fields of clients keep their place.
+    for option, metavar, default, text in _OPTIONS:
+        if option != "--clients":
+            text = text if default is None else f"{text} (default: {default})"
+            parser.add_argument(option, metavar=metavar, default=argparse.SUPPRESS, help=text)
+    return parser
+
+
+def _check_not_given(arguments: Sequence[str]) -> None:
+    given = {argument.partition("=")[0].removeprefix("--") for argument in arguments if argument.startswith("--")}
+    for field in _PLANNED:
+        if field in given:
+            raise InputError(f"{field}: found it as an option of its own, expected --clients, which sets it")
+
+
+def _parse_counts(option: str, text: str) -> tuple[int, ...]:
+    counts = [parse_count(option, entry, least=1) for entry in text.split(",")]
+    check_different(option, counts)
+    return tuple(sorted(counts))
+
+
+def _parse_positive(option: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise InputError(f"{option}: found {text!r}, expected a finite number above 0")
+    return value

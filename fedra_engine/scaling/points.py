@@ -1,0 +1,93 @@
+"""Measure points in processes of their own, or find them measured."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+from filelock import FileLock, Timeout
+
+from fedra_engine.cli import build_parser, differences, parse_config
+from fedra_engine.config import ExperimentConfig
+from fedra_engine.errors import InputError, ProcessLostError
+from fedra_engine.exit_codes import BAD_INPUT, INTERRUPTED
+from fedra_engine.reporting.run_folder import RunFolder
+from fedra_engine.scaling.measurement import Measurement, measurement_file
+from fedra_engine.scaling.plan import Point
+
+_IRRELEVANT = {"name", "output_dir", "evaluate_every"}
+"""Fields that change nothing of a measurement."""
+
+
+def earlier_measurement(point: Point) -> Measurement | None:
+    """What an earlier command measured; None if there is nothing.
+
+    Raises:
+        InputError: it was measured with other settings.
+    """
+    folder, file = RunFolder(point.path), measurement_file(point.path)
+    if not file.is_file() or not folder.config_file.is_file():
+        return None
+    parser = build_parser(ExperimentConfig, "")
+    before = parse_config(parser, ExperimentConfig, ["--config", str(folder.config_file)])
+    measurement = Measurement.read(file)
+    changed = list(differences(before, point.config, _IRRELEVANT))
+    if measurement.threads != point.threads:
+        changed.append(("threads", measurement.threads, point.threads))
+    for field, found, expected in changed:
+        raise InputError(
+            f"{field}: found {found} in {point.path}, expected {expected} as this command has it (or another "
+            "output_dir)"
+        )
+    return measurement
+
+
+def measure(point: Point) -> Measurement:
+    """Measure a point, unless it has been measured.
+
+    Raises:
+        InputError: the settings cannot be used, or another command is measuring the point.
+        ProcessLostError: a process that measured it died.
+    """
+    point.path.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(point.lock_file, timeout=0):
+            if (earlier := earlier_measurement(point)) is not None:
+                return earlier
+            RunFolder(point.path).write_config(point.config)
+            _run_worker(point)
+    except Timeout as error:
+        raise InputError(
+            f"output_dir: found another command that measures {point.path}, expected one at a time"
+        ) from error
+    return Measurement.read(measurement_file(point.path))
+
+
+def _run_worker(point: Point) -> None:
+    """Let fresh processes measure `point`; what they say goes to its `worker.log`."""
+    launch = [sys.executable]
+    if point.processes > 1:
+        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={point.processes}"]
+    command = [*launch, "-m", "fedra_engine.scaling.worker", str(point.path), str(point.threads), str(point.seconds)]
+    log = point.path / "worker.log"
+    with log.open("w") as output:
+        done = subprocess.run(
+            command,
+            env={**os.environ, "OMP_NUM_THREADS": str(point.threads)},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    if done.returncode == 0 and measurement_file(point.path).is_file():
+        return
+    if done.returncode == INTERRUPTED:
+        raise KeyboardInterrupt
+    said = re.search(r"^(?:process \d+: )?error: (.*)$", log.read_text(), re.MULTILINE)
+    # torchrun has an exit code of its own for whatever made a process end.
+    if said and (done.returncode == BAD_INPUT or point.processes > 1):
+        raise InputError(said[1])
+    raise ProcessLostError(
+        f"a process that measured {point.title} ended with exit code {done.returncode}; what it said is in {log}"
+    )

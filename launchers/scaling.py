@@ -1,0 +1,52 @@
+"""Measures rounds of more and more clients, on one or several processes.
+
+python launchers/scaling.py --clients 10,100,1000,10000 --processes 1,2
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+
+from fedra_engine.exit_codes import exit_code
+from fedra_engine.scaling.plan import parse_study
+
+
+def main() -> None:
+    """Measure the points that the command line asks for and that are missing, and report on all of them.
+
+    Raises:
+        InputError: the command line, or the experiment, cannot be used.
+        ProcessLostError: a process died that measured a point.
+    """
+    study = parse_study(sys.argv[1:])
+    # Importing these takes seconds; bad options are told before.
+    from rich.console import Console
+
+    from fedra_engine.reporting.run_folder import make_folder
+    from fedra_engine.reporting.tables import rich_table
+    from fedra_engine.scaling.points import earlier_measurement, measure
+    from fedra_engine.scaling.report import fit_texts, projection_text, write_report
+    from fedra_engine.scaling.tables import cells
+
+    console = Console(highlight=False)
+    make_folder(study.output_dir)
+    found = [earlier_measurement(point) for point in study.points]
+    measurements = []
+    for number, (point, earlier) in enumerate(zip(study.points, found, strict=True), start=1):
+        measurement = measure(point) if earlier is None else earlier
+        measurements.append(measurement)
+        note = "" if earlier is None else " (measured before)"
+        console.print(f"{number}/{len(study.points)}  {point.title}: {measurement.seconds:.3g} s a round{note}")
+        # What is known is not lost when a later point fails.
+        projection = projection_text(measurements, study.projected, study.network)
+        write_report(study.output_dir, shlex.join(["python", *sys.argv]), measurements, projection)
+    console.print()
+    # A table is not to be folded, however narrow the terminal.
+    Console(width=max(console.width, 200)).print(rich_table(cells(measurements)))
+    console.print("\n".join(["", *fit_texts(measurements)]), soft_wrap=True)
+    console.print(f"\nscaling.md, .csv and .png are in {study.output_dir}")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

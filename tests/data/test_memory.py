@@ -1,0 +1,81 @@
+"""What a large data set takes of memory: an index. Its images stay on disk."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+
+from fedra_engine.config import DataConfig
+from fedra_engine.data import row_parts
+from fedra_engine.data.prepare import PreparedData, prepare
+from fedra_engine.data.sources import load_source
+from tests.data.trees import save_image
+
+IMAGE_SIZE = 32
+INDEX_BYTES = 2000
+"""Most memory for an image's path, list line, label and place, with what reading leaves behind. Pixels take 3072."""
+
+
+def make_long_lists(root: Path, count: int) -> Path:
+    """DomainNet with one domain and one class of `count` images, all of them one file."""
+    first = root / "one.png"
+    save_image(first, np.random.default_rng(0))
+    (root / "real" / "bus").mkdir(parents=True)
+    (root / "splits").mkdir()
+    paths = [f"real/bus/real_024_{number:06}.png" for number in range(count)]
+    for path in paths:
+        os.link(first, root / path)
+    for split, some in (("train", paths[10:]), ("test", paths[:10])):
+        (root / "splits" / f"real_{split}.txt").write_text("".join(f"{path} 0\n" for path in some))
+    return root
+
+
+def private_bytes() -> int:
+    """Resident memory of this process that no file backs."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("RssAnon:")[2].split()[0])
+
+
+def load(root: Path, cache: Path) -> PreparedData:
+    """Loaded, prepared, and drawn through once."""
+    datasets.config.HF_DATASETS_CACHE = cache
+    # As many images as a part has that are of common size.
+    row_parts.PART_BYTES = 900 * 3 * IMAGE_SIZE**2
+    config = DataConfig("domainnet", str(root), image_size=IMAGE_SIZE)
+    prepared = prepare(load_source(config, 0), config, str(root), type("Config", (), {"num_channels": 3}))
+    for rows in torch.randperm(len(prepared.train.labels)).split(100):
+        prepared.train.batch(rows, torch.device("cpu"), torch.float32)
+    return prepared
+
+
+def memory_of_each(roots: list[Path], cache: Path) -> list[int]:
+    """What each data set takes of private memory while it is there."""
+    kept, marks = [], [private_bytes()]
+    for root in roots:
+        kept.append(load(root, cache))
+        gc.collect()
+        marks.append(private_bytes())
+    return np.diff(marks).tolist()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_an_image_more_costs_its_entry_in_the_index(tmp_path: Path) -> None:
+    few, many = 500, 10_000
+    small, large = (make_long_lists(tmp_path / str(count), count) for count in (few, many))
+    for root in (small, large):
+        # Decodes.
+        load(root, tmp_path / "cache")
+    # A fresh process has no memory left over from other tests, which could hide some. What the lines of the lists take
+    # while they are read is used again, so the first loading is not counted.
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        _, first, second = pool.apply(memory_of_each, ([large, small, large], tmp_path / "cache"))
+        pool.close()
+        pool.join()
+    assert second - first < INDEX_BYTES * (many - few)

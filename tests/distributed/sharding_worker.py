@@ -1,0 +1,196 @@
+"""What the processes of a test job do with a model in shards, and what one process does with a whole one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+
+from fedra_engine.config import LoraConfig, ModelConfig
+from fedra_engine.evaluation import EvaluatedModel, Evaluator
+from fedra_engine.execution.fisher import FisherInformation
+from fedra_engine.execution.sharding import Sharding
+from fedra_engine.execution.sweep import SweepExecutor
+from fedra_engine.execution.sweep_model import SweepModel
+from fedra_engine.execution.work import LocalWork
+from fedra_engine.exit_codes import exit_code
+from fedra_engine.federation.aggregation import Aggregator
+from fedra_engine.federation.assignment import Assignment
+from fedra_engine.federation.clients import Clients
+from fedra_engine.models.adapters import initial_adapters
+from fedra_engine.models.foundation import Foundation, make_foundation
+from fedra_engine.models.loading import load_pretrained
+from fedra_engine.models.shards import parameter_count
+from fedra_engine.models.state import GlobalState
+from fedra_engine.processes import Processes, join_job
+from tests.tiny import CLASSES, DEPTH, FAMILIES, make_samples
+from tests.tiny_federation import ADAMW, SGD
+
+SAMPLE_COUNTS = [7, 3, 12, 1, 7, 9]
+HELD = np.array(
+    [[1, 1, 0, 0], [0, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]],
+    dtype=bool,
+)
+OWNERS = [[0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 0], [1, 0, 1, 0, 1, 0]]
+"""Which process trains each client, in three rounds. In the first, process 1 has a single client, who holds none of the
+first two blocks, while nobody on process 0 holds the last; in the second it has no client."""
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and how it is trained."""
+
+    family: str
+    dtype: str
+    adamw: bool = False
+    dropout: float = 0.0
+    checkpoint_blocks: bool = False
+    classes: int = CLASSES
+    """Other than `CLASSES`: the classifier is a new one."""
+
+
+CASES = {
+    "vit": Case("vit", "float64"),
+    "vit_float32": Case("vit", "float32"),
+    "vit_checkpointed": Case("vit", "float64", dropout=0.3, checkpoint_blocks=True),
+    "vit_new_head": Case("vit", "float64", classes=CLASSES + 2),
+    "dinov3": Case("dinov3", "float64"),
+    "bert": Case("bert", "float64", adamw=True, dropout=0.3),
+    "gpt2_lm": Case("gpt2_lm", "float64"),
+    "gpt2_lm_checkpointed": Case("gpt2_lm", "float64", checkpoint_blocks=True),
+    "llama_lm_float32": Case("llama_lm", "float32"),
+}
+
+
+def main() -> None:
+    """`sharding_worker.py <folder>`: train all cases on the models `<folder>/<family>`; results to `<folder>/<case>`."""
+    folder = Path(sys.argv[1])
+    accelerator = join_job()
+    processes, sharding = Processes.of(accelerator), Sharding.of(accelerator)
+    for name, case in CASES.items():
+        if len(sys.argv) > 2 and name not in sys.argv[2:]: continue
+        print("case", name, flush=True)
+        results = Job(folder / case.family, case, processes, sharding).run()
+        if processes.is_main:
+            save_file(results, folder / f"{name}.safetensors")
+
+
+class Job:
+    """A federation of six clients on a tiny model."""
+
+    def __init__(self, path: Path, case: Case, processes: Processes, sharding: Sharding | None = None) -> None:
+        family = FAMILIES[case.family]
+        self._case = case
+        self._processes = processes
+        self._lora = LoraConfig(rank=3, alpha=6, dropout=case.dropout, target_modules=family.targets)
+        classes = None if family.causal_lm else case.classes
+        model = load_pretrained(ModelConfig(path=str(path), dtype=case.dtype), classes=classes, sharding=sharding)
+        self._foundation = make_foundation(model, self._lora, classes=classes)
+        self._samples = make_samples(case.family, sum(SAMPLE_COUNTS))
+        self._model = SweepModel(
+            self._foundation,
+            lambda count: self._samples.inputs(torch.arange(count), CPU, self._foundation.dtype),
+            fuse_blocks=False,
+            checkpoint_blocks=case.checkpoint_blocks,
+            sharding=sharding,
+        )
+        bounds = pairwise(np.cumsum([0, *SAMPLE_COUNTS]))
+        samples = [np.arange(start, end) for start, end in bounds]
+        self._clients = Clients(samples, np.zeros(len(samples), dtype=np.int64), HELD.sum(axis=1))
+        self._sharded_over = processes if sharding is not None else None
+
+    def run(self) -> dict[str, Tensor]:
+        """The global state after each round and what is measured of the last; the same on every process.
+
+        `resident` [processes] is the largest share of the model that a process has between passes, `peak` [processes]
+        the largest at the entry to a block.
+        """
+        foundation, processes = self._foundation, self._processes
+        executor = SweepExecutor(
+            foundation, self._model, self._samples, self._lora, lanes=2, sharded_over=self._sharded_over
+        )
+        state = self._initial_state()
+        results = {f"0.{name}": tensor.clone() for name, tensor in state.tensors().items()}
+        with watch(foundation) as shares:
+            for round, owners in enumerate(OWNERS):
+                mine = np.flatnonzero([processes.count == 1 or owner == processes.index for owner in owners])
+                aggregator = Aggregator(state)
+                for updates in executor.train(*self._work(round, mine), state):
+                    aggregator.add(updates)
+                processes.sum_(aggregator.sums())
+                state = aggregator.result()
+                results |= {f"{round + 1}.{name}": tensor.clone() for name, tensor in state.tensors().items()}
+            results |= self._measure(state)
+        for name, values in shares.items():
+            results[name] = torch.tensor(processes.gather(max(values)))
+        return results
+
+    def _measure(self, state: GlobalState) -> dict[str, Tensor]:
+        evaluator = Evaluator(self._foundation, self._model, self._samples, self._lora, ["only"], self._processes)
+        measured = {
+            f"accuracy of {blocks}": evaluator.accuracy(state, EvaluatedModel(np.array(blocks)))["only"]
+            for blocks in ([0, 1, 2, 3], [0, 2])
+        }
+        if self._foundation.task == "classification":
+            fisher = FisherInformation(
+                self._foundation, self._model, self._samples, scale=2.0, seed=0, processes=self._processes
+            )
+            measured["fisher"] = fisher(state, 21, 0)
+        return {name: torch.as_tensor(value, dtype=torch.float64) for name, value in measured.items()}
+
+    def _initial_state(self) -> GlobalState:
+        foundation = self._foundation
+        adapters = initial_adapters(foundation.adapter_layout, DEPTH, seed=0, dtype=foundation.adapter_dtype)
+        noise = torch.from_numpy(np.random.default_rng(2).normal(scale=0.1, size=tuple(adapters.shape)))
+        return GlobalState(adapters + noise.to(adapters.dtype), foundation.initial_heads())
+
+    def _work(self, round: int, participants: NDArray[np.int64]) -> tuple[LocalWork, Assignment]:
+        training = ADAMW if self._case.adamw else SGD
+        work = LocalWork(self._clients, participants, training, seed=3, round=round, lr=training.lr)
+        return work, Assignment(HELD).of(participants)
+
+
+@contextmanager
+def watch(foundation: Foundation) -> Iterator[dict[str, list[float]]]:
+    """Lists of the shares of the model's bytes that this process has: `resident` between passes, `peak` in modules."""
+    shares: dict[str, list[float]] = {"resident": [], "peak": []}
+    features = SweepModel.features
+
+    def observed(self: SweepModel, *args: Any, **kwargs: Any) -> Tensor:
+        shares["resident"].append(resident_share(foundation.model))
+        return features(self, *args, **kwargs)
+
+    def observe(*_: object) -> None:
+        shares["peak"].append(resident_share(foundation.model))
+
+    hook = register_module_forward_hook(observe)
+    SweepModel.features = observed  # type: ignore[method-assign]
+    try:
+        yield shares
+    finally:
+        SweepModel.features = features  # type: ignore[method-assign]
+        hook.remove()
+
+
+def resident_share(model: nn.Module) -> float:
+    """Bytes of the parameters of `model` in this process's memory, shards included, over those of the whole model."""
+    parameters = list(model.parameters())
+    tensors = [*(parameter.data for parameter in parameters), *(p.ds_tensor for p in parameters if hasattr(p, "ds_id"))]
+    storages = {storage.data_ptr(): storage.nbytes() for storage in (tensor.untyped_storage() for tensor in tensors)}
+    return sum(storages.values()) / (parameter_count(model) * parameters[0].element_size())
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -1,0 +1,97 @@
+"""How single processes of a job begin and end; no other processes are started."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from fedra_engine import exit_codes
+from fedra_engine.errors import InputError, ProcessLostError
+from fedra_engine.processes import Processes, join_job
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+def be_process(monkeypatch: pytest.MonkeyPatch, index: int, count: int = 2) -> None:
+    """Set what torchrun sets."""
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, str(count))
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, str(index))
+
+
+def bad_input() -> None:
+    raise InputError("field: found this,\nexpected that")
+
+
+def test_the_main_process_tells_bad_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    be_process(monkeypatch, 0)
+    assert exit_codes.exit_code(bad_input) == 2
+    assert capsys.readouterr().err == "error: field: found this, expected that\n"
+
+
+def test_another_process_tells_it_only_when_nobody_has_ended_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    be_process(monkeypatch, 1)
+    monkeypatch.setattr(exit_codes, "MAIN_SPEAKS_FIRST", 0.1)
+    started = time.monotonic()
+    assert exit_codes.exit_code(bad_input) == 2
+    assert time.monotonic() - started >= 0.1
+    assert capsys.readouterr().err == "process 1: error: field: found this, expected that\n"
+
+
+def test_a_main_process_ended_by_the_launcher_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    be_process(monkeypatch, 0)
+
+    def ended_while_training() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    assert exit_codes.exit_code(ended_while_training) == 1
+    assert capsys.readouterr().err.startswith("error: the launcher ended the job")
+
+
+def test_a_single_process_ends_as_ever_when_it_is_terminated() -> None:
+    exit_codes.exit_code(lambda: None)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    be_process(monkeypatch, 0, count=4)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(InputError, match="processes: found 4 on a machine with 2 GPUs, expected at most one for each"):
+        join_job()
+
+
+def test_a_failing_collective_is_a_lost_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def all_reduce(tensor: torch.Tensor) -> None:
+        raise RuntimeError("Connection closed by peer\nand much more")
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    with pytest.raises(ProcessLostError, match=r"another process .* \(Connection closed by peer\); the rounds in"):
+        Processes(0, 2, torch.device("cpu")).any(True)
+
+
+def test_a_job_of_one_exchanges_nothing() -> None:
+    alone, tensor = Processes.alone(), torch.tensor([1.0, 2.0])
+    alone.sum_([tensor])
+    alone.copy_main_([tensor])
+    assert tensor.tolist() == [1, 2]
+    assert (alone.any(True), alone.any(False), alone.gather("me"), alone.from_main("me")) == (True, False, ["me"], "me")
+    with pytest.raises(InputError, match="found"), alone.together():
+        raise InputError("found")

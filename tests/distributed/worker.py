@@ -1,0 +1,121 @@
+"""What the processes of a test job do: run, or go on with, one experiment after another."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+
+from fedra_engine import experiment, simulation
+from fedra_engine.cli import build_parser, parse_config
+from fedra_engine.config import ExperimentConfig
+from fedra_engine.errors import InputError
+from fedra_engine.execution.scheduling import Pace
+from fedra_engine.execution.sweep import SweepExecutor
+from fedra_engine.execution.work import LocalWork
+from fedra_engine.exit_codes import exit_code
+from fedra_engine.processes import Processes, join_job
+from fedra_engine.reporting.console import Reporter
+from fedra_engine.reporting.run_folder import RunFolder
+from fedra_engine.run_request import RunRequest
+from fedra_engine.simulation import Simulation
+
+
+def main() -> None:
+    """`worker.py <folder>`: run the cases `<folder>/<name>/config.yaml` in `<folder>/<name>/run`.
+
+    Leaves `clients.<process>.json`, who was trained in each round, and `error.<process>` where there was one.
+    """
+    leave_out_what_takes_long(setattr)
+    accelerator = join_job()
+    for file in sorted(Path(sys.argv[1]).glob("*/config.yaml"), key=lambda file: (file.parent.name == "killed", file)):
+        parser = build_parser(ExperimentConfig, "")
+        run_case(file.parent, parse_config(parser, ExperimentConfig, ["--config", str(file)]), accelerator)
+
+
+def run_case(folder: Path, config: ExperimentConfig, accelerator: Accelerator) -> None:
+    """Run the experiment, or go on with it where there is a run already."""
+    processes = Processes.of(accelerator)
+    earlier = RunFolder(folder / "run") if (folder / "run").exists() else None
+    # Nobody looks before all have looked.
+    processes.gather(earlier)
+    trained = observe_training(FAULTS.get(folder.name) if processes.index == 1 else None)
+    let_clients_change_hands()
+    try:
+        with (
+            RunRequest(config, earlier).open_folder(processes) as run,
+            Reporter(run.log_file) if processes.is_main else Reporter.silent() as reporter,
+        ):
+            Simulation(config, run, reporter, accelerator).run()
+    except InputError as error:
+        (folder / f"error.{processes.index}").write_text(str(error))
+    (folder / f"clients.{processes.index}.json").write_text(json.dumps(trained))
+
+
+def leave_out_what_takes_long(replace: Callable[[object, str, object], None]) -> None:
+    """No plots of the partition, and the same images decoded once for all runs; by `replace`, which is `setattr`."""
+    replace(experiment, "load_source", _once(experiment.load_source))
+    replace(experiment, "prepare", _once(experiment.prepare))
+    replace(simulation, "report_partition", lambda *_: None)
+
+
+def _once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` with arguments that are the same in every call."""
+    results: list[Any] = []
+
+    def first_result(*arguments: Any, **options: Any) -> Any:
+        if not results:
+            results.append(function(*arguments, **options))
+        return results[0]
+
+    return first_result
+
+
+_train = SweepExecutor.train
+
+
+def find_bad_input() -> None:
+    """As an executor may."""
+    raise InputError("found by process 1")
+
+
+def die() -> None:
+    """As when the system runs out of memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+FAULTS = {"failing": find_bad_input, "killed": die}
+"""Cases in which something happens to process 1 in the second round, after it has trained a part of its share."""
+
+
+def observe_training(fault: Callable[[], None] | None) -> list[list[int]]:
+    """A list that will hold the clients this process trains in each round."""
+    trained: list[list[int]] = []
+
+    def train(self: SweepExecutor, work: LocalWork, *arguments: Any) -> Iterator[Any]:
+        trained.append(work.participants.tolist())
+        for updates in _train(self, work, *arguments):
+            yield updates
+            if fault is not None and work.round == 1:
+                fault()
+
+    SweepExecutor.train = train  # type: ignore[method-assign]
+    return trained
+
+
+def let_clients_change_hands() -> None:
+    """In every other round the first process counts as the slower one."""
+    paces = cycle([np.array([1.0, 1.5]), np.array([1.5, 1.0])])
+    Pace.seconds_per_cost = lambda self: next(paces)  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

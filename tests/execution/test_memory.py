@@ -1,0 +1,130 @@
+"""Lanes chosen by what they take, and halved when memory runs out."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fedra_engine.errors import InputError
+from fedra_engine.execution import memory
+from fedra_engine.execution.memory import LaneMemory, choose_lanes, measure_lane
+from fedra_engine.execution.sweep import SweepExecutor
+from tests.execution.test_exactness import assert_same_change
+from tests.tiny_federation import ADAMW, Setting, make_setting
+
+CPU = torch.device("cpu")
+GIB = 2**30
+
+
+@pytest.fixture
+def eight_of_sixteen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "device_memory", lambda device: (8 * GIB, 16 * GIB))
+
+
+def lane(gib: float, tokens: int = 1) -> LaneMemory:
+    return LaneMemory(parameters=int(gib * GIB / 4), activations=int(gib * GIB * 3 / 4), tokens=tokens)
+
+
+@pytest.mark.usefixtures("eight_of_sixteen")
+@pytest.mark.parametrize(
+    ("of_one", "chosen"),
+    [
+        (lane(1.0), 4),  # 5.6 GiB may be planned with
+        (lane(1.5), 2),
+        (lane(7.0), 1),  # More than may be planned with, but it is there.
+        (lane(1e-6, tokens=100), 32),  # 40 would be enough for a CPU.
+        (lane(1e-6, tokens=100_000), 1),
+    ],
+)
+def test_auto_takes_what_is_worth_it_and_fits(of_one: LaneMemory, chosen: int) -> None:
+    assert choose_lanes("auto", of_one, CPU, clients=1000) == chosen
+
+
+@pytest.mark.usefixtures("eight_of_sixteen")
+def test_lanes_that_cannot_fit_are_refused() -> None:
+    with pytest.raises(InputError, match=r"^execution\.lanes: found auto, and 1 with a full batch take about 9\.0 GiB"):
+        choose_lanes("auto", lane(9.0), CPU, clients=1000)
+    with pytest.raises(InputError, match=r"^execution\.lanes: found 20, and 17 with a full batch take about 17\.0 GiB"):
+        choose_lanes(20, lane(1.0), CPU, clients=17)
+    # No more lanes are made than there are clients.
+    assert choose_lanes(20, lane(1.0), CPU, clients=16) == 16
+
+
+def test_a_lane_takes_as_much_as_measured() -> None:
+    setting = make_setting("vit", ADAMW)
+    executor, foundation = setting.executor(2), setting.foundation
+    assert isinstance(executor, SweepExecutor)
+    found = measure_lane(foundation, executor._model, executor._store, setting.lora, ADAMW, heads=1)
+    size = foundation.depth * foundation.adapter_layout.size + foundation.head_layout.size
+    # Parameters, gradients and two moments in float64.
+    assert found.parameters == size * 4 * 8
+    hidden = foundation.model.config.hidden_size
+    # At least what the norms and the products of every block keep of their inputs; at most a few times that.
+    least = ADAMW.batch_size * (found.tokens // ADAMW.batch_size) * hidden * 8 * foundation.depth * 6
+    assert least < found.activations < 6 * least
+    larger = replace(ADAMW, batch_size=2 * ADAMW.batch_size)
+    twice = measure_lane(foundation, executor._model, executor._store, setting.lora, larger, heads=1)
+    assert (twice.activations, twice.tokens) == (2 * found.activations, 2 * found.tokens)
+
+
+@pytest.mark.parametrize(
+    "message", ["CUDA out of memory. Tried to allocate 2 GiB", "DefaultCPUAllocator: can't allocate memory: x"]
+)
+def test_half_the_lanes_go_on_with_the_same_results(
+    message: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    setting = make_setting("vit", ADAMW, dropout=0.3)
+    (expected,) = setting.rounds(6)
+    _fail_above(2, message, monkeypatch)
+    with caplog.at_level(logging.WARNING):
+        found_once = _updates_seen(setting, lanes=6)
+    assert sorted(found_once) == list(range(len(setting.clients)))
+    assert [record.getMessage() for record in caplog.records] == [
+        "out of memory with 6 lanes; going on with 3",
+        "out of memory with 3 lanes; going on with 1",
+    ]
+    (found,) = setting.rounds(6)
+    assert found.updates.keys() == expected.updates.keys()
+    for client, tensors in expected.updates.items():
+        assert_same_change(found.updates[client], tensors, expected.before, 1e-8)
+
+
+def _updates_seen(setting: Setting, lanes: int) -> list[int]:
+    """Every client whose update the executor gave, as often as it gave one."""
+    work, assignment = setting.work(0, np.arange(len(setting.clients)))
+    return [
+        client
+        for updates in setting.executor(lanes).train(work, assignment, setting.state())
+        for client in updates.clients.tolist()
+    ]
+
+
+def _fail_above(lanes: int, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second step of more than so many lanes fails, with the gradients of its backward already in the bank."""
+    optimize = SweepExecutor._optimize
+
+    def fail(self, pool, tables, work):
+        if len(tables.lanes) > lanes and int(tables.steps.max()) > 0:
+            raise torch.OutOfMemoryError(message)
+        optimize(self, pool, tables, work)
+
+    monkeypatch.setattr(SweepExecutor, "_optimize", fail)
+
+
+def test_a_single_lane_that_does_not_fit_is_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    _fail_above(0, "CUDA out of memory. Tried to allocate 2 GiB", monkeypatch)
+    with pytest.raises(InputError, match=r"^execution\.lanes: found too little memory for a single lane"):
+        make_setting("vit", ADAMW).rounds(2)
+
+
+def test_other_errors_are_not_taken_for_full_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self, pool, tables, work):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(SweepExecutor, "_optimize", fail)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        make_setting("vit", ADAMW).rounds(2)
