@@ -249,15 +249,23 @@ class ServerConfig:
 
     Args:
         optimizer: `fedavg` (take it), `fedavgm` (momentum), `fedadam` or `fedyogi` (adaptive).
-        lr: server learning rate.
+        lr: server learning rate; when null 1 for `fedavg`, 1 − the momentum for `fedavgm`, and 0.01 for the adaptive
+            ones.
         betas: momentum of `fedavgm` (the first), decay rates of the moments of `fedadam` and `fedyogi`.
         tau: adaptivity τ in the denominator of `fedadam` and `fedyogi`.
     """
 
     optimizer: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = "fedavg"
-    lr: float = 1.0
+    lr: float | None = None
     betas: tuple[float, float] = (0.9, 0.99)
     tau: float = 1e-3
+
+    @property
+    def rate(self) -> float:
+        """The server learning rate."""
+        if self.lr is not None:
+            return self.lr
+        return {"fedavg": 1.0, "fedavgm": 1 - self.betas[0], "fedadam": 0.01, "fedyogi": 0.01}[self.optimizer]
 
 
 @dataclass

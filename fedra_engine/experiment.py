@@ -37,9 +37,10 @@ from fedra_engine.methods.registry import make_method
 from fedra_engine.models.adapters import initial_adapters
 from fedra_engine.models.foundation import Foundation, make_foundation
 from fedra_engine.models.loading import load_pretrained, resolve_model_path
-from fedra_engine.models.shards import parameter_count
+from fedra_engine.models.shards import is_sharded, parameter_count
 from fedra_engine.models.state import GlobalState
 from fedra_engine.processes import Processes
+from fedra_engine.validation import check_method
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ def build_experiment(
     Raises:
         InputError: something in the configuration cannot be used.
     """
+    check_method(config)
     if config.trace and config.lora.dropout > 0:
         raise InputError(f"trace: found true with lora.dropout {config.lora.dropout}, expected lora.dropout 0")
     if config.trace and config.data.augmentation != "none":
@@ -159,9 +161,10 @@ def describe(experiment: Experiment) -> dict[str, str]:
     """What a user wants to see before the first round."""
     foundation = experiment.foundation
     size = parameter_count(foundation.model)
+    kept = " in shards" if is_sharded(foundation.model) else ""
     targets = ", ".join(target.path for target in foundation.adapter_layout.targets)
     return {
-        "model": f"{type(foundation.model).__name__}, {foundation.depth} blocks, {size:,} frozen parameters",
+        "model": f"{type(foundation.model).__name__}, {foundation.depth} blocks, {size:,} frozen parameters{kept}",
         "adapters": f"{foundation.adapter_layout.size:,} LoRA parameters a block on {targets}",
         "head": f"{foundation.head_layout.size:,} parameters",
         "clients": f"{len(experiment.clients)} in {len(experiment.domains)} domains",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from peft import LoraConfig as PeftLoraConfig
 from safetensors.torch import save_file
+from torch import Tensor
 
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.models.foundation import Foundation
@@ -14,6 +16,11 @@ from fedra_engine.models.pooling import PooledClassifier
 from fedra_engine.models.state import GlobalState, head_tensors
 
 _PREFIX = "base_model.model"
+
+
+def save_private(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write `private.safetensors`: what clients keep to themselves, `blocks.<client>` and `factors.<client>`."""
+    save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, folder / "private.safetensors")
 
 
 def save_adapter(folder: Path, foundation: Foundation, config: ExperimentConfig, state: GlobalState) -> None:

@@ -18,7 +18,7 @@ from fedra_engine.costs import CostModel
 from fedra_engine.counting import processed_samples
 from fedra_engine.execution.scheduling import longest_first
 from fedra_engine.execution.work import LocalWork
-from fedra_engine.experiment import Experiment, build_experiment
+from fedra_engine.experiment import Experiment, build_experiment, simulate_devices
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import with_step_limit
 from fedra_engine.federation.sampling import sample_participants
@@ -59,6 +59,8 @@ def print_probe(config: ExperimentConfig, device: torch.device, console: Console
     ]
     if len(experiment.clients) <= MOST_PRINTED and len(experiment.train_data.classes) <= MOST_COLUMNS:
         parts.append(partition_text(count_partition(experiment.train_data, experiment.clients)))
+    if experiment.clients.devices is not None:
+        parts.append(_devices_text(config, experiment))
     parts.append(_time_text(config, time_step(config, experiment)))
     console.print("\n\n".join(parts), markup=False, soft_wrap=True)
 
@@ -187,6 +189,15 @@ def _clients_table(config: ExperimentConfig, experiment: Experiment) -> str:
             f"{steps[some].min():,}–{steps[some].max():,}",
         )
     return _text(table)
+
+
+def _devices_text(config: ExperimentConfig, experiment: Experiment) -> str:
+    round = simulate_devices(config, experiment, *_first_round(config, experiment), 0)
+    assert round is not None
+    return (
+        f"on the clients' devices the first round takes {round.seconds:.3g} s: {round.arrived.sum():,} updates arrive, "
+        f"{round.late:,} are late, {round.dropped:,} participants break off"
+    )
 
 
 def _time_text(config: ExperimentConfig, step: TimedStep) -> str:

@@ -36,13 +36,13 @@ def join_job() -> Accelerator:
     """Meet the other processes of the job, if a launcher started any, and take this process's device and threads.
 
     Raises:
-        InputError: more processes on this machine than GPUs.
+        InputError: more processes on this machine than GPUs, or something that accelerate cannot use.
     """
     from accelerate import Accelerator, InitProcessGroupKwargs
 
     # Threads of torch.distributed crash a process that ends while they run.
     atexit.register(_leave_job)
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 and not launched_with_deepspeed():
         return Accelerator()
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     # accelerate takes processes on a machine without a GPU for single ones unless it is told to use the CPU.
@@ -55,8 +55,19 @@ def join_job() -> Accelerator:
             f"processes: found {local} on a machine with {torch.cuda.device_count()} GPUs, expected at most one for "
             "each GPU (ACCELERATE_USE_CPU=true runs them on the CPU)"
         )
-    with _answers():
-        return Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)])
+    try:
+        with _answers():
+            return Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)])
+    except (ImportError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"accelerate: found a job that it cannot set up ({reason}), expected one that it can"
+        ) from error
+
+
+def launched_with_deepspeed() -> bool:
+    """Whether accelerate's launcher was asked to use DeepSpeed."""
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
 
 
 def _leave_job() -> None:

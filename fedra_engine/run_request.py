@@ -13,7 +13,7 @@ from fedra_engine.cli import build_parser, parse_config
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.errors import InputError
 from fedra_engine.reporting.run_folder import RunFolder, setting_digest
-from fedra_engine.validation import validate
+from fedra_engine.validation import check_method, validate
 
 if TYPE_CHECKING:
     from fedra_engine.processes import Processes
@@ -103,6 +103,7 @@ def parse_request(arguments: Sequence[str], description: str) -> RunRequest:
         dry_run = _parse_dry_run(arguments)
         config = parse_config(parser, ExperimentConfig, arguments)
         validate(config)
+        check_method(config)
         return RunRequest(config, None, dry_run)
     before = parse_config(parser, ExperimentConfig, ["--config", str(resumed.config_file)])
     validate(before)

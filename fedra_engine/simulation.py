@@ -22,7 +22,7 @@ from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.devices import DeviceRound
 from fedra_engine.federation.sampling import sample_participants
 from fedra_engine.models.state import GlobalState
-from fedra_engine.peft_io import save_adapter
+from fedra_engine.peft_io import save_adapter, save_private
 from fedra_engine.processes import Processes
 from fedra_engine.reporting.console import Reporter
 from fedra_engine.reporting.control import recorded_control
@@ -50,6 +50,11 @@ class Simulation:
                 raise InputError(f"trace: found no {folder.path} here, expected a folder that all processes share")
         self._processes.copy_main_(list(self._experiment.initial_state.tensors().values()))
         self._division = WorkDivision(self._processes, self._experiment.train.lengths)
+
+    @property
+    def caution(self) -> str | None:
+        """What a user should know of the method in this setting, if anything."""
+        return self._experiment.method.caution
 
     def run(self) -> None:
         """Train all rounds that the run folder does not have yet, evaluate, and leave the results there."""
@@ -93,15 +98,12 @@ class Simulation:
                 tally.add(updates)
                 self._reporter.trained(tally.clients, tally.samples, tally.mean_loss)
         tally = self._merge(aggregator, tally)
+        # Before the method decomposes or clusters what it got; again after it.
+        self._check_finite(work, np.isfinite(tally.loss), *aggregator.sums())
         after = self._serve(state, method.aggregate(aggregator, state, round), assignment) if tally.samples else state
         # Equal sums give equal states, to the last bit only on equal hardware.
         self._processes.copy_main_(list(after.tensors().values()))
-        if not np.isfinite(tally.loss) or not after.finite():
-            raise InputError(
-                f"training.lr: found a loss or parameters that are not finite in round {round} with a rate of "
-                f"{work.lr:g}, expected training to stay finite (lower the rate or clip_norm); the rounds before are "
-                "kept"
-            )
+        self._check_finite(work, after.finite())
         if trace:
             trace.write_state("global_before", state)
             trace.write_state("global_after", after)
@@ -135,6 +137,14 @@ class Simulation:
         work = LocalWork(experiment.clients, participants[some], config.training, config.seed, round, lr)
         return work, assignment.of(some), devices
 
+    def _check_finite(self, work: LocalWork, known: bool | np.bool_, *tensors: torch.Tensor) -> None:
+        if known and all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+            return
+        raise InputError(
+            f"training.lr: found a loss or parameters that are not finite in round {work.round} with a rate of "
+            f"{work.lr:g}, expected training to stay finite (lower the rate or clip_norm); the rounds before are kept"
+        )
+
     def _merge(self, aggregator: Aggregator, own: Tally) -> Tally:
         """What all processes trained. Each of them has then taken in all updates."""
         counts = torch.tensor([own.clients, own.samples, own.loss], dtype=torch.float64)
@@ -150,7 +160,8 @@ class Simulation:
         device = previous.heads.device
         blocks = torch.from_numpy(assignment.trained_blocks.any(axis=0)).to(device)
         exits = torch.from_numpy(assignment.trained_exits()).to(device)
-        return self._experiment.server.step(previous, mean, blocks, exits)
+        columns = self._experiment.foundation.adapter_layout.columns(assignment.factors)
+        return self._experiment.server.step(previous, mean, blocks, exits, columns)
 
     def _evaluate(self, state: GlobalState) -> dict[str, float]:
         method, evaluator = self._experiment.method, self._experiment.evaluator
@@ -200,6 +211,8 @@ class Simulation:
     def _finish(self, state: GlobalState, frozen: dict[str, float], tuned: dict[str, float]) -> None:
         config, experiment = self._config, self._experiment
         save_adapter(self._folder.path / "adapters", experiment.foundation, config, state)
+        if experiment.method.personal_states(state) is not None:
+            save_private(self._folder.path / "adapters", experiment.method.tensors())
         control = recorded_control(config)
         self._folder.write_summary(
             {

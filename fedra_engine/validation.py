@@ -110,10 +110,14 @@ def validate(config: ExperimentConfig) -> None:
             f"seed: found {config.seed} with method.allocation reference, whose legacy NumPy stream takes 32 bits, "
             f"expected a whole number from 0 to {2**32 - 1}"
         )
-    _check_server(config)
     _check_data(config)
     _check_target_modules(config.lora.target_modules)
     _check_devices(config.clients)
+    if config.execution.checkpoint_blocks and config.execution.executor != "sweep":
+        raise InputError(
+            f"execution.checkpoint_blocks: found true with execution.executor {config.execution.executor}, expected false "
+            "or the executor sweep"
+        )
     if not config.clients.capacities:
         raise InputError("clients.capacities: found an empty list, expected one entry, or one for each domain")
 
@@ -126,12 +130,22 @@ def _check_names(config: ExperimentConfig) -> None:
             raise InputError(f"{field}: found an empty text, expected a path")
 
 
-def _check_server(config: ExperimentConfig) -> None:
+def check_method(config: ExperimentConfig) -> None:
+    """Check whether the method can work with the other options.
+
+    Raises:
+        InputError: it cannot.
+    """
     server, name = config.server, config.method.name
-    if name in ("flora", "fedexlora") and (server.optimizer != "fedavg" or server.lr != 1):
+    reasons = {
+        "flora": "the method writes the rest of each mean into the model",
+        "fedexlora": "the method writes the rest of each mean into the model",
+        "flexlora": "factors from an SVD have another basis every round, so nothing lies between two of them",
+    }
+    if name in reasons and (server.optimizer != "fedavg" or server.rate != 1):
         raise InputError(
-            f"server: found optimizer {server.optimizer} with lr {server.lr:g} and method.name {name}, expected fedavg "
-            "with lr 1 (the method writes the rest of each mean into the model)"
+            f"server: found optimizer {server.optimizer} with lr {server.rate:g} and method.name {name}, expected "
+            f"fedavg with lr 1 ({reasons[name]})"
         )
 
 

@@ -60,6 +60,12 @@ def main() -> None:
         # A table is not to be folded, however narrow the terminal.
         Console(width=max(console.width, 200)).print(rich_table(rows))
         console.print(f"\ncomparison.md, .csv and .tex and accuracy_by_round.png are in {comparison.output_dir}")
+    busy = [outcome.run.title for outcome in in_order if outcome.state == "busy"]
+    if busy and not results:
+        raise InputError(
+            f"methods: found all of {len(comparison.runs)} runs being executed by other processes, expected one to be "
+            "finished (no table was written; ask again)"
+        )
     failed = [outcome.run.title for outcome in in_order if outcome.state == "failed"]
     if failed:
         raise InputError(

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from fedra_engine.config import DeviceConfig
 from fedra_engine.experiment import build_experiment
 from fedra_engine.probe import print_probe, time_step
 from tests.running import small_config
@@ -35,6 +36,15 @@ def test_the_probe_tells_the_parts_the_costs_the_clients_and_the_time(tmp_path: 
     assert lines[-1].startswith("one step of 2 clients with 12 samples took ")
     assert lines[-1].endswith("for 2 rounds, without evaluation")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_probe_tells_what_devices_make_of_the_first_round(tmp_path: Path) -> None:
+    clients = {"devices": [DeviceConfig(compute=0.1)], "deadline": 1e-3}
+    console = Console(file=io.StringIO())
+    print_probe(small_config(tmp_path, clients=clients), CPU, console)
+    assert isinstance(console.file, io.StringIO)
+    said = "on the clients' devices the first round takes 0.001 s: 0 updates arrive, 6 are late, 0 participants break"
+    assert said in " ".join(console.file.getvalue().split())
 
 
 def test_a_timed_step_leaves_the_state_as_it_was_and_is_scaled_to_the_round() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.errors import InputError
-from fedra_engine.validation import COUNT, NATURAL, RANGES, validate
+from fedra_engine.validation import COUNT, NATURAL, RANGES, check_method, validate
 
 
 def changed(field: str, value: object) -> ExperimentConfig:
@@ -91,11 +91,14 @@ def test_only_the_reference_draws_bound_the_seed() -> None:
     validate(config)
 
 
-@pytest.mark.parametrize("name", ["flora", "fedexlora"])
-def test_methods_that_write_into_the_model_take_the_mean_as_it_is(name: str) -> None:
+@pytest.mark.parametrize("name", ["flora", "fedexlora", "flexlora"])
+def test_methods_without_a_way_between_two_states_take_the_mean_as_it_is(name: str) -> None:
     config = ExperimentConfig()
     config.method.name = name
-    validate(config)
-    config.server.optimizer = "fedadam"
+    check_method(config)
+    config.server.lr = 0.5
+    with pytest.raises(InputError, match=rf"server: found optimizer fedavg with lr 0\.5 and method\.name {name}"):
+        check_method(config)
+    config.server.lr, config.server.optimizer = None, "fedadam"
     with pytest.raises(InputError, match=rf"server: found optimizer fedadam .* method\.name {name}"):
-        validate(config)
+        check_method(config)

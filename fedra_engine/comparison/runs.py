@@ -106,14 +106,14 @@ def execute(run: PlannedRun) -> Outcome:
     """Bring a run to its end, unless another process is doing so. A run that cannot be is `failed`."""
     try:
         with FileLock(run.lock_file, timeout=0):
-            before = _finish(run)
+            before, caution = _finish(run)
     except Timeout:
         return Outcome(run, "busy", "another process is executing it")
     except InputError as error:
         return Outcome(run, "failed", str(error))
     result = read_result(run)
     accuracy = f"{100 * mean(result.accuracy.values()):.1f} % after {result.rounds} rounds, {result.seconds:.0f} s"
-    return Outcome(run, "done", f"{accuracy}{before}")
+    return Outcome(run, "done", f"{accuracy}{before}" + (f" (note: {caution})" if caution else ""))
 
 
 def read_result(run: PlannedRun) -> RunResult:
@@ -133,9 +133,9 @@ def read_result(run: PlannedRun) -> RunResult:
     )
 
 
-def _finish(run: PlannedRun) -> str:
-    """Train and count what is missing. Returns what was there before, in words."""
-    earlier = earlier_run(run)
+def _finish(run: PlannedRun) -> tuple[str, str | None]:
+    """Train and count what is missing. Returns what was there before, in words, and what to tell of the method."""
+    earlier, caution = earlier_run(run), None
     finished = earlier is not None and earlier.summary_file.is_file()
     if not finished:
         _remove_unbegun(run.path)
@@ -143,12 +143,14 @@ def _finish(run: PlannedRun) -> str:
         # What a run says goes to its log only; many of them would drown the comparison.
         console = Console(quiet=True, force_terminal=False)
         with request.open_folder() as folder, Reporter(folder.log_file, console) as reporter:
-            Simulation(run.config, folder, reporter, Accelerator()).run()
+            simulation = Simulation(run.config, folder, reporter, Accelerator())
+            caution = simulation.caution
+            simulation.run()
     if not _costs_file(run).is_file():
         _write_costs(run, count_costs(run.config))
     if finished:
-        return " (finished before)"
-    return "" if earlier is None else " (interrupted before, went on)"
+        return " (finished before)", None
+    return ("" if earlier is None else " (interrupted before, went on)"), caution
 
 
 def _remove_unbegun(path: Path) -> None:

@@ -9,9 +9,9 @@ from fedra_engine.models.adapters import AdapterLayout
 
 
 def tail_mask(ranks: Tensor, kept: float, rank: int) -> Tensor:
-    """bool [slots, rank], the ranks from ⌊kept · r⌋ up to r of slots whose clients have the ranks r [slots]."""
+    """bool [slots, rank], the ranks from ⌊kept · r⌋, but at least 1, up to r of slots of clients of ranks r [slots]."""
     position = torch.arange(rank, device=ranks.device)
-    return (position >= (ranks.double() * kept).floor()[:, None]) & (position < ranks[:, None])
+    return (position >= (ranks.double() * kept).floor().clamp(min=1)[:, None]) & (position < ranks[:, None])
 
 
 def tail_norms(slots: Tensor, layout: AdapterLayout, target: int, tail: Tensor) -> tuple[Tensor, Tensor]:

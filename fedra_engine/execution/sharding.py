@@ -9,6 +9,7 @@ others company there (`SweepBlock`), and who has no clients left passes along wi
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -19,6 +20,7 @@ from torch import nn
 
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.errors import InputError
+from fedra_engine.processes import launched_with_deepspeed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -61,7 +63,7 @@ class Sharding:
         from accelerate import DeepSpeedPlugin
 
         plugin = accelerator.state.deepspeed_plugin
-        if plugin is None and accelerator.device.type == "cpu" and _launched_with_deepspeed():
+        if plugin is None and accelerator.device.type == "cpu" and launched_with_deepspeed():
             # accelerate itself leaves DeepSpeed out on the CPU, although its launcher passes on what was asked for.
             plugin = DeepSpeedPlugin()
         if plugin is None:
@@ -108,7 +110,9 @@ class Sharding:
         if config.execution.fused_blocks == "on":
             raise InputError("execution.fused_blocks: found on with a sharded model, expected auto or off")
         if config.clients.devices:
-            raise InputError("clients.devices: found some with a sharded model, whose costs are not counted, expected none")
+            raise InputError(
+                "clients.devices: found some with a sharded model, whose costs are not counted, expected none"
+            )
 
     @contextmanager
     def loading(self) -> Iterator[None]:
@@ -157,16 +161,14 @@ def refuse_sharding(accelerator: Accelerator, field: str) -> None:
         raise InputError(f"{field}: found true in a job with DeepSpeed, expected a job without it")
 
 
-def _launched_with_deepspeed() -> bool:
-    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
-
-
 def _import_deepspeed() -> Any:
     import deepspeed
 
     # A reduction in shared memory that nobody here calls. DeepSpeed would compile it on a CPU at the first use, for
     # minutes, and a process that is ended meanwhile leaves a lock for which all later ones wait forever.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # DeepSpeed calls torch by a name that is going to be another one, once for every parameter.
+    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.* is deprecated", category=FutureWarning)
     return deepspeed
 
 

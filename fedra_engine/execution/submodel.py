@@ -68,7 +68,7 @@ class Submodel:
         pairs = [_factors(layer) for layers in self.layers for layer in layers]
 
         def term() -> Tensor:
-            first = [int(len(a) * kept) for a, _ in pairs]
+            first = [max(1, int(len(a) * kept)) for a, _ in pairs]
             norms = [b[:, k:].norm() * a[k:].norm() for k, (a, b) in zip(first, pairs, strict=True)]
             return weight * torch.stack(norms).sum()
 

@@ -10,12 +10,19 @@ from numpy.typing import NDArray
 
 Allocation = NDArray[np.bool_]
 
+_AT_A_TIME = 4096
+"""Clients whose blocks are drawn at once: enough for NumPy, and no memory that grows with the clients."""
+
 
 def uniform_allocation(capacities: NDArray[np.int64], depth: int, rng: np.random.Generator) -> Allocation:
     """Each client holds a uniformly random set of blocks of its capacity's size."""
-    # The c smallest of i.i.d. uniforms are a uniform c-subset; one vectorised draw serves any number of clients.
-    ranks = rng.random((len(capacities), depth)).argsort(axis=1).argsort(axis=1)
-    return ranks < capacities[:, None]
+    allocation = np.empty((len(capacities), depth), dtype=np.bool_)
+    for start in range(0, len(capacities), _AT_A_TIME):
+        some = capacities[start : start + _AT_A_TIME]
+        # The c smallest of i.i.d. uniforms are a uniform c-subset.
+        ranks = rng.random((len(some), depth)).argsort(axis=1).argsort(axis=1)
+        allocation[start : start + _AT_A_TIME] = ranks < some[:, None]
+    return allocation
 
 
 def repair_coverage(allocation: Allocation, rng: np.random.Generator) -> Allocation:

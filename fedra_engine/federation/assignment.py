@@ -46,6 +46,11 @@ class Assignment:
     distillation: float = 0.0
     hand_out: HandOut | None = None
 
+    def __post_init__(self) -> None:
+        """Raises ValueError when a participant holds blocks but reaches no exit."""
+        if self.exits and not (self.held[:, list(self.exits)].any(axis=1) | ~self.held.any(axis=1)).all():
+            raise ValueError(f"exits: found a participant that holds blocks but none of {self.exits}, expected one")
+
     @property
     def trained_blocks(self) -> Allocation:
         """bool [participants, blocks], the blocks whose adapters each participant trains."""

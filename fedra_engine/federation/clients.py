@@ -137,7 +137,8 @@ def local_batches(
     for _ in range(epochs):
         order = samples.copy()
         rng.shuffle(order)
-        batches.extend(order[start : start + batch_size] for start in range(0, len(order), batch_size))
-        if max_steps is not None and len(batches) >= max_steps:
-            return batches[:max_steps]
+        end = len(order) if max_steps is None else min(len(order), (max_steps - len(batches)) * batch_size)
+        batches.extend(order[start : start + batch_size] for start in range(0, end, batch_size))
+        if len(batches) == max_steps:
+            break
     return batches

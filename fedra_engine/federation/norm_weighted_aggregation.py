@@ -15,7 +15,9 @@ from fedra_engine.models.state import GlobalState
 
 
 class NormWeightedAggregator(Aggregator):
-    """Means of A and B with the weights ‖B_i A_i‖ / Σ ‖B_j A_j‖, target by target; heads as in `Aggregator`.
+    """Means of A and B with the weights w_i ‖B_i A_i‖ / Σ w_j ‖B_j A_j‖, target by target; heads as in `Aggregator`.
+
+    w_i is the weight of the client, as in `Aggregator`.
 
     A target whose products are all zero keeps its factors.
     """
@@ -34,7 +36,8 @@ class NormWeightedAggregator(Aggregator):
         super().add(updates)
         slots = updates.adapters[updates.slots].to(self._sums)
         blocks = torch.from_numpy(updates.slot_blocks).to(slots.device)
-        norms = product_norms(slots, self._layout)
+        clients = torch.from_numpy(self.slot_weights(updates, self.client_weights(updates))).to(slots)
+        norms = product_norms(slots, self._layout) * clients[:, None]
         self._norms.index_add_(0, blocks, norms)
         self._sums.index_add_(0, blocks, slots * self._per_column(norms))
 

@@ -70,4 +70,6 @@ class PrivateFactors:
                 self._remember(int(client), blocks.tolist(), tensors[f"factors.{client}"])
 
     def _remember(self, client: int, blocks: list[int], values: Tensor) -> None:
-        self._kept.setdefault(client, {}).update(zip(blocks, values, strict=True))
+        # Of their own: a row would keep the memory of all blocks it came with.
+        rows = [row.clone() for row in values]
+        self._kept.setdefault(client, {}).update(zip(blocks, rows, strict=True))

@@ -3,7 +3,7 @@
 The difference Δ of the mean and what was handed out is a pseudo-gradient. FedAvgM (Hsu et al., arXiv 1909.06335):
 m = β₁ m + Δ, x += η m. FedAdam and FedYogi (Reddi et al., ICLR 2021, arXiv 2003.00295, algorithm 2):
 m = β₁ m + (1 − β₁) Δ; v = β₂ v + (1 − β₂) Δ² or v = v − (1 − β₂) Δ² sign(v − Δ²); x += η m / (√v + τ); v starts
-at τ². A block that nobody trained in the round keeps its value and its moments.
+at τ². What nobody trained in the round, a block or a frozen LoRA factor, keeps its value and its moments.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ class ServerOptimizer:
     """One of `fedavg`, `fedavgm`, `fedadam` and `fedyogi`, over the global adapters and classifiers."""
 
     def __init__(self, config: ServerConfig, state: GlobalState) -> None:
-        self._takes_mean = config.optimizer == "fedavg" and config.lr == 1.0
         self._adapters = _Moments(config, state.adapters)
         self._heads = _Moments(config, state.heads)
 
-    def step(self, previous: GlobalState, mean: GlobalState, trained: Tensor, exits: Tensor) -> GlobalState:
+    def step(
+        self, previous: GlobalState, mean: GlobalState, trained: Tensor, exits: Tensor, columns: slice = slice(None)
+    ) -> GlobalState:
         """The state after a round that began with `previous` and whose updates have this mean.
 
         Args:
@@ -34,12 +35,12 @@ class ServerOptimizer:
             mean: the aggregated state.
             trained: bool [blocks], blocks that somebody trained.
             exits: bool [exits], classifiers that somebody trained.
+            columns: of a slot, those that were trained. A mean over clients of several ranks, who return zeros beyond
+                their own, would shrink the others.
         """
-        if self._takes_mean:
-            return mean
         return replace(
             mean,
-            adapters=self._adapters.step(previous.adapters, mean.adapters, trained),
+            adapters=self._adapters.step(previous.adapters, mean.adapters, trained, columns),
             heads=self._heads.step(previous.heads, mean.heads, exits),
         )
 
@@ -65,28 +66,35 @@ class _Moments:
         adaptive = config.optimizer in ("fedadam", "fedyogi")
         self._second = torch.full_like(like, config.tau**2) if adaptive else None
 
-    def step(self, previous: Tensor, mean: Tensor, trained: Tensor) -> Tensor:
+    def step(self, previous: Tensor, mean: Tensor, trained: Tensor, columns: slice = slice(None)) -> Tensor:
         config, (beta1, beta2) = self._config, self._config.betas
+        after = previous.clone()
         if self._first is None:
-            return torch.where(trained[:, None], torch.lerp(previous, mean, config.lr), previous)
-        delta = (mean - previous)[trained]
-        first = self._first[trained]
+            # What nobody trained may have a new mean all the same: some methods start it afresh.
+            after[:, columns] = (
+                mean[:, columns] if config.rate == 1 else self._part_way(previous, mean, trained)[:, columns]
+            )
+            return after
+        delta = (mean - previous)[trained, columns]
+        first = self._first[trained, columns]
         if self._second is None:
             step = first = beta1 * first + delta
         else:
             first = beta1 * first + (1 - beta1) * delta
-            second = self._second[trained]
+            second = self._second[trained, columns]
             square = delta.square()
             if config.optimizer == "fedadam":
                 second = beta2 * second + (1 - beta2) * square
             else:
                 second = second - (1 - beta2) * square * torch.sign(second - square)
-            self._second[trained] = second
+            self._second[trained, columns] = second
             step = first / (second.sqrt() + config.tau)
-        self._first[trained] = first
-        after = previous.clone()
-        after[trained] += config.lr * step
+        self._first[trained, columns] = first
+        after[trained, columns] += config.rate * step
         return after
+
+    def _part_way(self, previous: Tensor, mean: Tensor, trained: Tensor) -> Tensor:
+        return torch.where(trained[:, None], torch.lerp(previous, mean, self._config.rate), previous)
 
     def tensors(self) -> dict[str, Tensor]:
         moments = {"first": self._first, "second": self._second}

@@ -4,7 +4,8 @@ A client holds the blocks up to the deepest exit that its capacity reaches and t
     Σ_i CE_i + w(r) / (m − 1) Σ_i Σ_{j ≠ i} KL(p_j ‖ p_i),
 over its m exits, p_j being the teacher without gradient; w(r) = exp(−5 (1 − min(r, R) / R)²) rises over the first R
 rounds r (R = 300 in the authors' code, 500 in FedRA's comparison). Every block and every exit's classifier is
-averaged over the clients that hold it. The global model predicts by the mean of its exits' logits.
+averaged over the clients that hold it. The global model goes up to the deepest exit that some client reaches and
+predicts by the mean of its exits' logits.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class DepthFL(Method):
             raise InputError(
                 f"method.depthfl.exit_every: found {every}, expected a divisor of the model's depth, {depth}"
             )
-        self._exits = tuple(range(every - 1, depth, every))
+        # Nobody would train the exits beyond.
+        self._depth = int(federation.clients.capacities.max()) // every * every
+        self._exits = tuple(range(every - 1, self._depth, every))
         if federation.clients.capacities.max() < every:
             raise InputError(
                 f"method.depthfl.exit_every: found {every} with clients that hold at most "
@@ -66,4 +69,4 @@ class DepthFL(Method):
     def evaluated_model(self) -> EvaluatedModel:
         """See `Method.evaluated_model`."""
         every_exit = self._options.predict == "ensemble"
-        return EvaluatedModel(np.arange(self.federation.depth), exits=self._exits if every_exit else ())
+        return EvaluatedModel(np.arange(self._depth), exits=self._exits if every_exit else ())

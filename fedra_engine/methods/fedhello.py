@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from torch import Tensor
 
+from fedra_engine.errors import InputError
 from fedra_engine.federation.aggregation import Aggregator
 from fedra_engine.federation.allocation import Allocation
 from fedra_engine.federation.assignment import Assignment
@@ -58,7 +59,13 @@ class FedHello(Method):
         state = aggregator.result()
         options = self._options
         if options.selection == "fisher" and (round + 1) % options.fisher_every == 0:
-            self._chances = chances(self.federation.fisher(state, options.fisher_samples, round))
+            scores = self.federation.fisher(state, options.fisher_samples, round)
+            if not np.isfinite(scores).all():
+                raise InputError(
+                    f"method.fedhello.selection: found Fisher information that is not finite in round {round}, "
+                    "expected training to stay finite (lower training.lr)"
+                )
+            self._chances = chances(scores)
         return state
 
     def tensors(self) -> dict[str, Tensor]:

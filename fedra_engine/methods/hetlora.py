@@ -6,7 +6,8 @@ and every module is averaged with the weights ‖B_k A_k‖_F / Σ_j ‖B_j A_j�
 Rank self-pruning: the local loss has the extra term λ Σ over modules ‖B_k[:, ⌊γ r_k⌋:]‖ ‖A_k[⌊γ r_k⌋:, :]‖. If
 the sum is smaller after local training than before, client k drops these ranks: r_k ← ⌊γ r_k⌋, for ever. One scale for
 all ranks, since factors scaled differently could not be averaged. γ = 0.99 and λ = 0.01 are those of public
-re-implementations; so is one rank a client for all its modules.
+re-implementations; so is one rank a client for all its modules. With `method.weighting samples` a client's norms also
+count by its samples.
 """
 
 from __future__ import annotations
@@ -44,8 +45,10 @@ class HetLoRA(AllocatedMethod):
         full, count = federation.layout.rank, len(federation.clients)
         given = federation.clients.ranks
         self._ranks = np.full(count, full) if given is None else given.copy()
-        if given is None:
-            self.caution = f"hetlora with one rank, {full}, for all clients: clients.ranks gives them different ones"
+        if len(np.unique(self._ranks)) == 1:
+            self.caution = (
+                f"hetlora with one rank, {self._ranks[0]}, for all clients: clients.ranks gives them different ones"
+            )
 
     def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:
         """See `Method.assign`."""

@@ -4,8 +4,9 @@ A client holds the first blocks, as many as it can. Clients of equal depth form 
 With Δ_i,l the mean change of block l in group i, block l becomes its old value plus the mean of Δ_i,l over the groups
 that hold it, each group weighted by its clients (heterogeneous aggregation).
 
-Momentum distillation (the authors' code, github.com/Rachelxuan11/InclusiveFL, β = 0.2): what the next deeper
-group learnt in its further blocks is passed to the last block of the shallower one,
+Momentum distillation (the paper's momentum knowledge distillation; β = 0.2 and the blocks that count are those of the
+authors' code, github.com/Rachelxuan11/InclusiveFL, whose loop however keeps the last of these blocks instead of their
+mean): what the next deeper group learnt in its further blocks is passed to the last block of the shallower one,
     m_i = mean of Δ_{i+1,l} of the round before over l = G_i … G_{i+1} (counted from 1),
     Δ_i,G_i ← β m_i + (1 − β) Δ_i,G_i,
 once the deeper group has taken part. FedRA's published comparison ran InclusiveFL without this step: that is

@@ -5,8 +5,8 @@ With Ā = Σ p_i A_i, B̄ = Σ p_i B_i and ΔW = Σ p_i B_i A_i, the server look
 by gradient descent from ΔB = 0, for every weight by itself, and hands out Ā and B̄ + ΔB. The paper calls the first
 term a discrepancy measured by cosine similarity; that the norm is squared is so in public re-implementations, the paper
 leaves it open. The cosine does not know the length of B̄ but its gradient does: a fixed rate makes the descent diverge
-while B is small. So rates are in units of ‖B̄ Ā‖² / tr(Ā Āᵀ), at which it is stable; with the default rate and number
-of steps the objective no longer changes.
+while B is small. So rates are in units of 1 / (tr(Ā Āᵀ) / ‖B̄ Ā‖² + 2 λ), the inverse of the curvature, at which it
+is stable; with the default rate and number of steps the objective no longer changes.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def descend(gram_basis: Tensor, gram_a: Tensor, norm: Tensor, *, weight: float, 
         gram_basis, gram_a, norm: see `Discrepancy`.
         weight: λ.
         steps: gradient steps.
-        lr: their size, in units of ‖B̄ Ā‖² / tr(Ā Āᵀ).
+        lr: their size, in units of 1 / (tr(Ā Āᵀ) / ‖B̄ Ā‖² + 2 λ).
     """
     rank = gram_a.shape[-1]
     identity = torch.eye(2 * rank, dtype=norm.dtype, device=norm.device)
@@ -89,7 +89,7 @@ def descend(gram_basis: Tensor, gram_a: Tensor, norm: Tensor, *, weight: float, 
     z = mean_b.expand(*gram_a.shape[:-2], 2 * rank, rank)
     start = ((gram_basis @ z) * (z @ gram_a)).sum((-2, -1)).clamp(min=0)
     trace = gram_a.diagonal(dim1=-2, dim2=-1).sum(-1)
-    rate = torch.where(trace > 0, lr * start / trace, 0)[..., None, None]
+    rate = torch.where(trace > 0, lr * start / (trace + 2 * weight * start), 0)[..., None, None]
     for _ in range(steps):
         turned = z @ gram_a
         # ‖P Ā‖² and ⟨ΔW, P Ā⟩.

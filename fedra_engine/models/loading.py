@@ -12,15 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
+from torch.nn.utils import skip_init
 from transformers import PreTrainedModel
 
 from fedra_engine.config import ModelConfig
 from fedra_engine.errors import InputError
 from fedra_engine.models.pooling import PooledClassifier, Pooling
+from fedra_engine.models.shards import gathered
 from fedra_engine.models.structure import find_block_path, find_head_path
 
 if TYPE_CHECKING:
     from fedra_engine.execution.sharding import Sharding
+
+
+_SEED = 0
+"""A new layer is the same in every run: its seed is a constant of the model, not of the experiment."""
 
 
 def resolve_model_path(path: str) -> str:
@@ -44,9 +51,8 @@ def load_pretrained(
     path = resolve_model_path(config.path)
     _check_directory(path)
     try:
-        # A new layer is the same in every run: its seed is a constant of the model, not of the experiment.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.manual_seed(_SEED)
             if classes is None:
                 model = _load_causal_lm(config, path, sharding)
             else:
@@ -154,7 +160,22 @@ def _load(
     hidden = {f"^{re.escape(name)}$": f"unfit.{name}" for name, *_ in report["mismatched_keys"]}
     with sharding.loading():
         model, _ = auto_class.from_pretrained(path, key_mapping=hidden, **settings)
-    return model, _unfit(report)
+    unfit = _unfit(report)
+    _draw_again(model, unfit)
+    return model, unfit
+
+
+@torch.no_grad()
+def _draw_again(model: PreTrainedModel, unfit: list[str]) -> None:
+    """Give Linears of a sharded model that have no weights those that they have in one that is not sharded."""
+    torch.manual_seed(_SEED)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and f"{name}.weight" in unfit:
+            size, bias = (module.in_features, module.out_features), module.bias is not None
+            drawn = skip_init(nn.Linear, *size, bias=bias, dtype=module.weight.dtype)
+            model._init_weights(drawn)
+            with gathered(module, writes=True):
+                module.load_state_dict(drawn.state_dict())
 
 
 def _unfit(report: Any) -> list[str]:

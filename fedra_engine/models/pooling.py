@@ -27,7 +27,7 @@ class PooledClassifier(nn.Module):
         self.backbone = backbone
         self.pooling = pooling
         features = backbone.config.hidden_size
-        self.classifier = nn.Linear(features, classes, device=backbone.device, dtype=backbone.dtype)
+        self.classifier = nn.Linear(features, classes, dtype=backbone.dtype)
         nn.init.normal_(self.classifier.weight, std=getattr(backbone.config, "initializer_range", 0.02))
         nn.init.zeros_(self.classifier.bias)
 

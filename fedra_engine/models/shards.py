@@ -26,10 +26,11 @@ def parameter_count(module: nn.Module) -> int:
 
 
 @contextmanager
-def gathered(module: nn.Module) -> Iterator[None]:
+def gathered(module: nn.Module, *, writes: bool = False) -> Iterator[None]:
     """The parameters that `module` holds itself are whole inside; all processes must enter together.
 
-    For what reads them without calling the module, which is when DeepSpeed gathers them of its own accord.
+    For what reads them without calling the module, which is when DeepSpeed gathers them of its own accord. With
+    `writes` what the main process writes into them stays.
     """
     sharded = [parameter for parameter in module.parameters(recurse=False) if _in_shards(parameter)]
     if not sharded:
@@ -37,7 +38,7 @@ def gathered(module: nn.Module) -> Iterator[None]:
         return
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters(sharded):
+    with deepspeed.zero.GatheredParameters(sharded, modifier_rank=0 if writes else None):
         yield
 
 

@@ -34,6 +34,8 @@ from fedra_engine.simulation import Simulation
 
 _KIBIBYTE = 1024
 """What `ru_maxrss` counts in."""
+_SERVER_SECONDS = 1.0
+"""For so long rounds are measured in which training costs nothing."""
 
 
 def main() -> None:
@@ -111,12 +113,10 @@ class MeasuredSimulation(Simulation):
         experiment = self._experiment
         self._experiment = replace(experiment, executor=_IdleExecutor(experiment))
         try:
-            started = time.process_time()
-            self._run_round()
-            spent = time.process_time() - started
+            cpu_seconds, durations = self._run_rounds(_SERVER_SECONDS)
         finally:
             self._experiment = experiment
-        return sum(self._processes.gather(spent))
+        return sum(self._processes.gather(cpu_seconds)) / len(durations)
 
 
 class _IdleExecutor:

@@ -35,16 +35,16 @@ from fedra_engine.models.shards import parameter_count
 from fedra_engine.models.state import GlobalState
 from fedra_engine.processes import Processes, join_job
 from tests.tiny import CLASSES, DEPTH, FAMILIES, make_samples
-from tests.tiny_federation import ADAMW, SGD
+from tests.tiny_federation import SGD
 
-SAMPLE_COUNTS = [7, 3, 12, 1, 7, 9]
+SAMPLE_COUNTS = [6, 3, 7, 1, 4, 5]
 HELD = np.array(
     [[1, 1, 0, 0], [0, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]],
     dtype=bool,
 )
-OWNERS = [[0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 0], [1, 0, 1, 0, 1, 0]]
-"""Which process trains each client, in three rounds. In the first, process 1 has a single client, who holds none of the
-first two blocks, while nobody on process 0 holds the last; in the second it has no client."""
+OWNERS = [[0, 0, 0, 0, 0, 1], [1, 1, 1, 1, 1, 1]]
+"""Which process trains each client, in two rounds. In the first, process 1 has a single client, who holds none of the
+first two blocks, while nobody on process 0 holds the last. In the second, process 0 has no client."""
 CPU = torch.device("cpu")
 
 
@@ -54,7 +54,6 @@ class Case:
 
     family: str
     dtype: str
-    adamw: bool = False
     dropout: float = 0.0
     checkpoint_blocks: bool = False
     classes: int = CLASSES
@@ -62,16 +61,12 @@ class Case:
 
 
 CASES = {
-    "vit": Case("vit", "float64"),
-    "vit_float32": Case("vit", "float32"),
-    "vit_checkpointed": Case("vit", "float64", dropout=0.3, checkpoint_blocks=True),
-    "vit_new_head": Case("vit", "float64", classes=CLASSES + 2),
-    "dinov3": Case("dinov3", "float64"),
-    "bert": Case("bert", "float64", adamw=True, dropout=0.3),
+    "vit": Case("vit", "float64", dropout=0.3, classes=CLASSES + 2),
+    "vit_float32_checkpointed": Case("vit", "float32", checkpoint_blocks=True),
     "gpt2_lm": Case("gpt2_lm", "float64"),
-    "gpt2_lm_checkpointed": Case("gpt2_lm", "float64", checkpoint_blocks=True),
-    "llama_lm_float32": Case("llama_lm", "float32"),
+    "gpt2_lm_checkpointed": Case("gpt2_lm", "float64", dropout=0.3, checkpoint_blocks=True),
 }
+"""GPT-2 stores its weights as [in, out], and its output layer shares that of the embedding."""
 
 
 def main() -> None:
@@ -80,7 +75,8 @@ def main() -> None:
     accelerator = join_job()
     processes, sharding = Processes.of(accelerator), Sharding.of(accelerator)
     for name, case in CASES.items():
-        if len(sys.argv) > 2 and name not in sys.argv[2:]: continue
+        if len(sys.argv) > 2 and name not in sys.argv[2:]:
+            continue
         print("case", name, flush=True)
         results = Job(folder / case.family, case, processes, sharding).run()
         if processes.is_main:
@@ -147,7 +143,7 @@ class Job:
             fisher = FisherInformation(
                 self._foundation, self._model, self._samples, scale=2.0, seed=0, processes=self._processes
             )
-            measured["fisher"] = fisher(state, 21, 0)
+            measured["fisher"] = fisher(state, 19, 0)
         return {name: torch.as_tensor(value, dtype=torch.float64) for name, value in measured.items()}
 
     def _initial_state(self) -> GlobalState:
@@ -157,8 +153,7 @@ class Job:
         return GlobalState(adapters + noise.to(adapters.dtype), foundation.initial_heads())
 
     def _work(self, round: int, participants: NDArray[np.int64]) -> tuple[LocalWork, Assignment]:
-        training = ADAMW if self._case.adamw else SGD
-        work = LocalWork(self._clients, participants, training, seed=3, round=round, lr=training.lr)
+        work = LocalWork(self._clients, participants, SGD, seed=3, round=round, lr=SGD.lr)
         return work, Assignment(HELD).of(participants)
 
 

@@ -56,6 +56,28 @@ def test_follows_its_formula(optimizer: str, lr: float) -> None:
     np.testing.assert_allclose(run(config).adapters, expected(config), rtol=1e-12)
 
 
+@pytest.mark.parametrize("lr", [None, 0.3])
+@pytest.mark.parametrize("optimizer", ["fedavg", "fedavgm", "fedadam", "fedyogi"])
+def test_a_factor_nobody_trained_keeps_its_value_and_its_moments(optimizer: str, lr: float | None) -> None:
+    config = ServerConfig(optimizer=optimizer, lr=lr)
+    server, other = ServerOptimizer(config, random_state(0)), ServerOptimizer(config, random_state(0))
+    state = server.step(random_state(0), random_state(1), ALL, ONE, slice(2, SIZE))
+    everything = other.step(random_state(0), random_state(1), ALL, ONE)
+    assert torch.equal(state.adapters[:, :2], random_state(0).adapters[:, :2])
+    assert torch.equal(state.adapters[:, 2:], everything.adapters[:, 2:])
+    fresh = ServerOptimizer(config, random_state(0)).tensors()
+    for name, moments in server.tensors().items():
+        if name.startswith("adapters"):
+            assert torch.equal(moments[:, :2], fresh[name][:, :2])
+            assert torch.equal(moments[:, 2:], other.tensors()[name][:, 2:])
+
+
+def test_rates_where_none_is_given() -> None:
+    rates = {name: ServerConfig(optimizer=name).rate for name in ("fedavg", "fedavgm", "fedadam", "fedyogi")}
+    assert rates == pytest.approx({"fedavg": 1.0, "fedavgm": 0.1, "fedadam": 0.01, "fedyogi": 0.01})
+    assert ServerConfig(optimizer="fedadam", lr=0.5).rate == 0.5
+
+
 @pytest.mark.parametrize("optimizer", ["fedavg", "fedavgm", "fedadam", "fedyogi"])
 def test_a_block_nobody_trained_keeps_its_value_and_its_moments(optimizer: str) -> None:
     config = ServerConfig(optimizer=optimizer, lr=0.3)

@@ -71,13 +71,33 @@ def test_means_over_the_holders_of_each_block(name: str, weighting: str) -> None
     np.testing.assert_allclose(after.heads[0], heads, atol=1e-12)
 
 
-def test_ffalora_trains_b_alone() -> None:
-    assert method("ffalora").assign(EVERYBODY, 0).factors == "B"
+def test_ffalora_trains_b_alone_and_averages_it() -> None:
+    made = method("ffalora")
+    assert made.assign(EVERYBODY, 0).factors == "B"
+    state, updates = initial_state(made), random_updates(made)
+    mean = mean_adapters(state, updates, "uniform")
+    after = run_round(made, state, updates).adapters
+    np.testing.assert_allclose(after[:, columns("B")], mean[:, columns("B")], atol=1e-12)
 
 
 def test_rolora_trains_b_first_and_then_a() -> None:
     rolora = method("rolora")
     assert [rolora.assign(EVERYBODY, round).factors for round in range(4)] == ["B", "A", "B", "A"]
+    for round, factor in enumerate(["B", "A"]):
+        state, updates = initial_state(rolora), random_updates(rolora, round)
+        mean = mean_adapters(state, updates, "uniform")
+        after = run_round(rolora, state, updates, round).adapters
+        np.testing.assert_allclose(after[:, columns(factor)], mean[:, columns(factor)], atol=1e-12)
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "samples"])
+def test_fedhello_averages_over_the_clients_that_trained_a_block(weighting: str) -> None:
+    made = method("fedhello", weighting=weighting)
+    state, updates = initial_state(made), random_updates(made)
+    trained = made.assign(EVERYBODY, 0).trained_blocks
+    assert [sorted(update.adapters) for update in updates] == [np.flatnonzero(row).tolist() for row in trained]
+    after = run_round(made, state, updates)
+    np.testing.assert_allclose(after.adapters, mean_adapters(state, updates, weighting), atol=1e-12)
 
 
 def test_fedsalora_averages_a_and_gives_everybody_its_own_b_back() -> None:
@@ -307,7 +327,7 @@ def test_lorafair_descends_on_its_objective() -> None:
         for target, product in enumerate(mean_products(updates, block, "samples")):
             a, mean_b = (torch.from_numpy(factor) for factor in factors(mean[block])[target])
             b, goal = mean_b.clone().requires_grad_(), torch.from_numpy(product)
-            rate = options.lr * (mean_b @ a).square().sum() / a.square().sum()
+            rate = options.lr / (a.square().sum() / (mean_b @ a).square().sum() + 2 * options.weight)
             for _ in range(options.steps):
                 cosine = torch.cosine_similarity((b @ a).flatten(), goal.flatten(), dim=0)
                 loss = 1 - cosine + options.weight * ((b - mean_b) ** 2).sum()
@@ -325,6 +345,22 @@ def test_lorafair_comes_nearer_to_the_mean_product() -> None:
             a, mean_b = factors(torch.from_numpy(mean)[block])[target]
             b = factors(after.adapters[block])[target][1]
             assert fair_objective(b, mean_b, a, product, 0.01) < fair_objective(mean_b, mean_b, a, product, 0.01)
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.1, 0.01])
+@pytest.mark.parametrize("scale", [1e-6, 0.1, 0.3, 10.0])
+def test_lorafair_s_descent_is_stable(weight: float, scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    b = scale * torch.randn(2, 300, 8, generator=generator, dtype=torch.float64)
+    a = torch.randn(2, 8, 80, generator=generator, dtype=torch.float64)
+    product = b @ a + scale * torch.randn(2, 300, 80, generator=generator, dtype=torch.float64)
+    problem, objectives = Discrepancy.of(product, b, a), []
+    for steps in (0, 1, 2, 20, 200, 400):
+        z = descend(problem.gram_basis, problem.gram_a, problem.norm, weight=weight, steps=steps, lr=0.5)
+        found = (problem.basis @ z).numpy()
+        objectives.append(sum(map(fair_objective, found, b.numpy(), a.numpy(), product.numpy(), [weight] * 2)))
+    assert all(later <= earlier * (1 + 1e-9) for earlier, later in pairwise(objectives))
+    assert objectives[-2] - objectives[-1] <= 1e-3 * (objectives[0] - objectives[-1]) + 1e-12
 
 
 def test_lorafair_leaves_a_zero_product_alone() -> None:

@@ -6,11 +6,14 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from fedra_engine.config import DepthFLConfig
 from fedra_engine.errors import InputError
+from fedra_engine.execution.rank_penalty import tail_mask
+from fedra_engine.federation.assignment import Assignment
 from fedra_engine.methods.registry import METHODS, make_method
-from tests.methods.rounds import CAPACITIES, DEPTH, EVERYBODY, federation, method
+from tests.methods.rounds import CAPACITIES, DEPTH, EVERYBODY, federation, initial_state, method
 
 RANDOM = ["fedra", "fedit", "ffalora", "fedsalora", "flora", "flexlora", "fedexlora"]
 
@@ -131,3 +134,28 @@ def test_every_method_says_where_it_comes_from() -> None:
 
 def federation_method(capacities, **options):
     return make_method(federation(capacities, **options))
+
+
+@pytest.mark.parametrize(("ranks", "told"), [(None, True), ([2] * 6, True), ([3, 2, 2, 3, 1, 2], False)])
+def test_hetlora_says_when_all_ranks_are_equal(ranks: list[int] | None, told: bool) -> None:
+    made = federation_method(np.full(6, 6), name="hetlora", ranks=None if ranks is None else np.array(ranks))
+    assert (made.caution is not None) == told
+
+
+def test_a_client_never_prunes_its_only_rank() -> None:
+    assert not tail_mask(torch.tensor([1]), 0.99, 3).any()
+    assert tail_mask(torch.tensor([3, 2]), 0.5, 3).tolist() == [[False, True, True], [False, True, False]]
+
+
+def test_depthfl_predicts_by_the_exits_that_somebody_reaches() -> None:
+    made = federation_method(np.full(6, 5), name="depthfl", depthfl=DepthFLConfig(exit_every=2))
+    assert made.evaluated_model().exits == (1, 3)
+    assert made.evaluated_model().blocks.tolist() == [0, 1, 2, 3]
+    assert len(initial_state(made).heads) == 2
+
+
+def test_a_participant_without_an_exit_is_told() -> None:
+    held = np.array([[True, False, False, False], [True, True, False, False], [False] * 4])
+    with pytest.raises(ValueError, match=r"^exits: found a participant that holds blocks but none of \(1, 3\)"):
+        Assignment(held, exits=(1, 3))
+    Assignment(held[1:], exits=(1, 3))

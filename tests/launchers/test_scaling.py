@@ -1,0 +1,110 @@
+"""The `scaling` launcher, from command line to tables, with measurements in processes of their own."""
+
+from __future__ import annotations
+
+import csv
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO
+
+import pytest
+from filelock import FileLock
+
+LAUNCHER = Path(__file__).parents[2] / "launchers" / "scaling.py"
+SMALL = [
+    "--data.domains=[clean,noisy]",
+    "--clients.capacities=[4,2]",
+    "--data.samples_per_client=9",
+    "--training.batch_size=6",
+    "--training.max_local_steps=1",
+    "--execution.lanes=2",
+    "--seconds=0.1",
+]
+SLOT, HEAD = 8 * (4 * (64 + 64) + 2 * (64 + 128)), 65 * 10
+
+
+@pytest.fixture
+def scaling(monkeypatch: pytest.MonkeyPatch):
+    """A function that runs the launcher and returns its exit code."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def run(*arguments: str) -> object:
+        monkeypatch.setattr(sys, "argv", [str(LAUNCHER), *arguments])
+        with pytest.raises(SystemExit) as exited:
+            runpy.run_path(str(LAUNCHER), run_name="__main__")
+        return exited.value.code
+
+    return run
+
+
+def test_points_are_measured_once_and_reported(scaling, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [*SMALL, f"--output_dir={tmp_path}", "--processes=1,2"]
+    assert scaling(*options, "--clients=4") == 0
+    first = capsys.readouterr().out
+    assert "1/2  4 clients, 1 process: " in first
+    assert "2/2  4 clients, 2 processes: " in first
+    alone, shared = (json.loads((tmp_path / f"4-clients-{n}-processes/measurement.json").read_text()) for n in (1, 2))
+    assert (alone["clients"], alone["steps"], alone["lanes"], alone["processes"]) == (4, 4, 2, 1)
+    # Two clients hold four blocks, two hold two; every parameter takes four bytes.
+    assert alone["uploaded"] == alone["downloaded"] == shared["uploaded"] == 4 * (12 * SLOT + 4 * HEAD)
+    # Sums in float64, with a weight for each block and the head.
+    assert alone["reduced"] == 8 * (12 * SLOT + HEAD + 12 + 1)
+    assert 0 < alone["server_seconds"] < alone["busy_seconds"] < 60
+    assert alone["memory"] > 2**26
+    stamps = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*/measurement.json")}
+    assert scaling(*SMALL, f"--output_dir={tmp_path}", "--clients=4,6") == 0
+    again = capsys.readouterr().out
+    assert again.count("(measured before)") == 1
+    assert all(file.stat().st_mtime_ns == stamp for file, stamp in stamps.items())
+    with (tmp_path / "scaling.csv").open(newline="") as file:
+        points = [(line["processes"], line["clients"]) for line in csv.DictReader(file)]
+    assert points == [("1", "4"), ("1", "6")]
+    assert scaling(*options, "--clients=4", "--training.lr=0.1") == 2
+    assert scaling(*options, "--clients=4", "--threads=2") == 2
+    rate, threads = capsys.readouterr().err.splitlines()
+    assert rate.startswith("error: training.lr: found 0.005 in ")
+    assert threads.startswith("error: threads: found 1 in ")
+
+
+def test_bad_input_is_one_line_and_code_2(scaling, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [*SMALL, f"--output_dir={tmp_path}"]
+    assert scaling(*options, "--clients=1") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: data.clients: found 1 with data.partition bootstrap, expected at least one for ")
+    assert error.count("\n") == 1
+    with FileLock(tmp_path / ".2-clients-1-processes.lock"):
+        assert scaling(*options, "--clients=2") == 2
+    assert capsys.readouterr().err.startswith("error: output_dir: found another command that measures ")
+
+
+@pytest.mark.parametrize(
+    ("processes", "said", "ended", "code", "told"),
+    [
+        (1, "error: lora.rank: found x\n", 2, 2, "error: lora.rank: found x"),
+        # torchrun ends with 1 whatever its processes ended with.
+        (2, "noise\nprocess 1: error: lora.rank: found x\nmore\n", 1, 2, "error: lora.rank: found x"),
+        (1, "Killed\n", -9, 1, "error: a process that measured 4 clients, 1 process ended with exit code -9"),
+        (1, "", 130, 130, "interrupted"),
+    ],
+)
+def test_how_a_worker_ends_is_told(
+    scaling,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    processes: int,
+    said: str,
+    ended: int,
+    code: int,
+    told: str,
+) -> None:
+    def end(command: list[str], stdout: IO[str], **_: object) -> subprocess.CompletedProcess[str]:
+        stdout.write(said)
+        return subprocess.CompletedProcess(command, ended)
+
+    monkeypatch.setattr(subprocess, "run", end)
+    assert scaling(*SMALL, f"--output_dir={tmp_path}", "--clients=4", f"--processes={processes}") == code
+    assert capsys.readouterr().err.startswith(told)

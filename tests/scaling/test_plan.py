@@ -1,0 +1,44 @@
+"""The command line of a scaling study becomes its points."""
+
+from __future__ import annotations
+
+import pytest
+
+from fedra_engine.errors import InputError
+from fedra_engine.scaling.plan import Network, parse_study
+
+
+def test_points_are_all_pairs_and_all_clients_take_part() -> None:
+    study = parse_study(
+        ["--clients=100,10", "--processes", "2,1", "--output_dir=out", "--training.max_local_steps=1", "--bandwidth=3"]
+    )
+    assert [(point.processes, point.clients) for point in study.points] == [(1, 10), (1, 100), (2, 10), (2, 100)]
+    assert study.network == Network(2e-5, 3e9)
+    point = study.points[-1]
+    assert point.path.parts == ("out", "100-clients-2-processes")
+    assert point.title == "100 clients, 2 processes"
+    config = point.config
+    assert (config.data.partition, config.data.clients) == ("bootstrap", 100)
+    assert (config.clients.sampling, config.clients.participants) == ("uniform", None)
+    assert config.training.max_local_steps == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], r"clients: found none, expected numbers of clients"),
+        (["--clients"], r"clients: found no value"),
+        (["--clients=ten"], r"clients: found 'ten', expected a whole number from 1 up"),
+        (["--clients=10,10"], r"clients: found 10 more than once"),
+        (["--clients=10", "--processes=0"], r"processes: found '0', expected a whole number from 1 up"),
+        (["--clients=10", "--seconds=-1"], r"seconds: found '-1', expected a finite number above 0"),
+        (["--clients=10", "--latency=fast"], r"latency: found 'fast', expected a finite number above 0"),
+        (["--clients=10", "--bandwidth=inf"], r"bandwidth: found 'inf', expected a finite number above 0"),
+        (["--clients=10", "--data.clients=5"], r"data\.clients: found it as an option of its own, expected --clients"),
+        (["--clients=10", "--client=5"], r"--client: found an unknown option"),
+        (["--clients=10", "--rounds=0"], r"rounds: found 0, expected"),
+    ],
+)
+def test_what_cannot_be_used_is_told(arguments: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_study(arguments)
