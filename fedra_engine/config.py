@@ -368,7 +368,7 @@ class ExecutionConfig:
         fused_blocks: fuse norms, gathers, scatters and activations in blocks of known families; `auto` does on a
             GPU, where memory traffic decides, unless the model is sharded.
         checkpoint_blocks: keep only the inputs of blocks for the backward pass, which then runs each block again: less
-            memory, and about a third more computation.
+            memory, but about half more computation (backward costs about as much as forward where weights are frozen).
         deterministic: aggregate so that even the last bit does not depend on the order clients finish in.
     """
 

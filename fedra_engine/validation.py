@@ -115,8 +115,8 @@ def validate(config: ExperimentConfig) -> None:
     _check_devices(config.clients)
     if config.execution.checkpoint_blocks and config.execution.executor != "sweep":
         raise InputError(
-            f"execution.checkpoint_blocks: found true with execution.executor {config.execution.executor}, expected false "
-            "or the executor sweep"
+            f"execution.checkpoint_blocks: found true with execution.executor {config.execution.executor}, expected "
+            "false, or the executor sweep"
         )
     if not config.clients.capacities:
         raise InputError("clients.capacities: found an empty list, expected one entry, or one for each domain")

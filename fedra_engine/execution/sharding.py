@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -104,8 +103,8 @@ class Sharding:
                 )
         if config.execution.executor != "sweep":
             raise InputError(
-                f"execution.executor: found {config.execution.executor} with a sharded model, expected sweep (only in a "
-                "sweep do all processes pass the blocks in the same order)"
+                f"execution.executor: found {config.execution.executor} with a sharded model, expected sweep (only in one "
+                "do all processes pass the blocks in the same order)"
             )
         if config.execution.fused_blocks == "on":
             raise InputError("execution.fused_blocks: found on with a sharded model, expected auto or off")
@@ -183,4 +182,7 @@ def _effective(settings: Settings) -> Settings:
 
 def _value(settings: Settings, field: str) -> Any:
     """The value at a dotted path; None where there is none."""
-    return reduce(lambda part, name: part.get(name) if isinstance(part, dict) else None, field.split("."), settings)
+    value: Any = settings
+    for name in field.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value

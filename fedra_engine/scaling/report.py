@@ -61,14 +61,14 @@ def fit_texts(measurements: Sequence[Measurement]) -> list[str]:
     """The fitted exponents and how memory grew, a sentence for each number of processes."""
     texts = []
     for processes, group in by_processes(measurements).items():
-        power = fitted_exponent(group)
-        if power is None:
+        power, busy = fitted_exponent(group), fitted_exponent(group, "busy_seconds")
+        if power is None or busy is None:
             continue
-        some = [one for one in group if one.clients >= FITTED_FROM]
+        few, *_, many = (one for one in group if one.clients >= FITTED_FROM)
         texts.append(
             f"{processes} process{'es' if processes > 1 else ''}: seconds per round grow with clients to the power of "
-            f"{power:.3f} from {some[0].clients:,} to {some[-1].clients:,} clients; memory with {some[-1].clients:,} "
-            f"is {some[-1].memory / some[0].memory:.3f} times that with {some[0].clients:,}."
+            f"{power:.3f} from {few.clients:,} to {many.clients:,} clients, busy seconds to that of {busy:.3f}; memory "
+            f"with {many.clients:,} is {many.memory / few.memory:.3f} times that with {few.clients:,}."
         )
     return texts
 

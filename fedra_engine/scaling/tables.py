@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
+from typing import Literal
 
 import numpy as np
 
@@ -31,12 +32,14 @@ def exponent(clients: Sequence[float], seconds: Sequence[float]) -> float:
     return float(slope)
 
 
-def fitted_exponent(measurements: Sequence[Measurement]) -> float | None:
-    """Of the seconds of a round over its clients, `FITTED_FROM` or more; None with fewer than two such points."""
+def fitted_exponent(
+    measurements: Sequence[Measurement], of: Literal["seconds", "busy_seconds"] = "seconds"
+) -> float | None:
+    """Of a round's time over its clients, `FITTED_FROM` or more; None with fewer than two such points."""
     some = [measurement for measurement in measurements if measurement.clients >= FITTED_FROM]
     if len(some) < 2:
         return None
-    return exponent([one.clients for one in some], [one.seconds for one in some])
+    return exponent([one.clients for one in some], [getattr(one, of) for one in some])
 
 
 def cells(measurements: Iterable[Measurement]) -> Cells:

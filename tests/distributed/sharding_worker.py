@@ -70,7 +70,10 @@ CASES = {
 
 
 def main() -> None:
-    """`sharding_worker.py <folder>`: train all cases on the models `<folder>/<family>`; results to `<folder>/<case>`."""
+    """`sharding_worker.py <folder>`: train all cases on the models `<folder>/<family>`.
+
+    Leaves the results in `<folder>/<case>.safetensors`.
+    """
     folder = Path(sys.argv[1])
     accelerator = join_job()
     processes, sharding = Processes.of(accelerator), Sharding.of(accelerator)

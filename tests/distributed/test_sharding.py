@@ -118,7 +118,7 @@ def test_between_passes_a_process_has_its_shards_and_in_a_pass_not_the_whole_mod
 def test_an_experiment_launched_with_the_shipped_configuration_is_the_one_of_one_process(
     launch: Launch, tmp_path: Path
 ) -> None:
-    """Evaluation, the choice of lanes and a classifier made of features; with settings that shard large weights only."""
+    """Evaluation, the choice of lanes and a classifier made of features; only large weights are sharded."""
     alone = run_experiment(tmp_path / "one", rounds=1, model={"dtype": "float64", "head_init": "class_means"})
     options = ["--config", str(alone / "config.yaml"), "--output_dir", str(tmp_path), "--name", "two"]
     settings = json.loads((ROOT / "configs" / "deepspeed" / "zero3.json").read_text())
@@ -127,9 +127,7 @@ def test_an_experiment_launched_with_the_shipped_configuration_is_the_one_of_one
     assert code == 0, error
     assert "frozen parameters in shards" in output
     together = tmp_path / "two"
-    found, expected = (
-        load_file(run / "checkpoints" / "round_0000" / "state.safetensors") for run in (together, alone)
-    )
+    found, expected = (load_file(run / "checkpoints" / "round_0000" / "state.safetensors") for run in (together, alone))
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-9, atol=1e-12)

@@ -34,7 +34,13 @@ def test_the_shipped_configurations_fit_the_default_experiment(file: Path) -> No
     [
         {"bf16": {"enabled": False}, "fp16": {"enabled": "auto"}},
         {"train_batch_size": "auto", "gradient_accumulation_steps": 1, "gradient_clipping": "auto"},
-        {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "none"}, "offload_param": {"device": "cpu"}}},
+        {
+            "zero_optimization": {
+                "stage": 3,
+                "offload_optimizer": {"device": "none"},
+                "offload_param": {"device": "cpu"},
+            }
+        },
     ],
 )
 def test_what_accelerate_fills_in_does_not_contradict(settings: dict[str, Any]) -> None:
@@ -84,7 +90,9 @@ def test_an_experiment_that_cannot_be_sharded_is_refused(changes: dict[str, Any]
 
 def test_an_experiment_is_not_begun_with_settings_that_contradict_it() -> None:
     with pytest.raises(InputError, match="found 1, expected 3"):
-        build_experiment(ExperimentConfig(), torch.device("cpu"), sharding=Sharding({"zero_optimization": {"stage": 1}}))
+        build_experiment(
+            ExperimentConfig(), torch.device("cpu"), sharding=Sharding({"zero_optimization": {"stage": 1}})
+        )
 
 
 def test_weights_in_shards_are_not_rewritten() -> None:

@@ -55,6 +55,31 @@ def test_values_and_gradients_equal_autograd(shape, with_dropout, shared_scale):
         assert relative_error(grad_b - before_b, leaves[2].grad) < 1e-12
 
 
+@pytest.mark.parametrize("input_first", [False, True])
+def test_memory_of_a_weight_is_free_between_forward_and_backward(input_first):
+    """Where a parameter is emptied after its layer ran and refilled before its layer's backward, as ZeRO-3 does it."""
+    groups = make_groups(*GROUPS["ragged"])
+    whole = randn(OUTPUTS, INPUTS, seed=2)
+    weight = torch.nn.Parameter((whole.T if input_first else whole).clone(), requires_grad=False)
+    x = randn(groups.rows, INPUTS, seed=1).requires_grad_()
+    again = x.detach().clone().requires_grad_()
+    _, a, b = _bank(4)
+    upstream = randn(groups.rows, OUTPUTS, seed=6)
+
+    y = lora_linear(x, weight, None, a.requires_grad_(), b, groups, None, None, input_first=input_first)
+    values, address = weight.data.clone(), weight.data_ptr()
+    weight.data = values.new_empty(0)
+    ((op, _),) = y.grad_fn.next_functions  # The result is a view of what the op returned.
+    assert address not in [kept.data_ptr() for kept in op.saved_tensors if kept is not None]
+    weight.data = values
+    y.backward(upstream)
+
+    expected = lora_linear_reference(again, whole, None, a, b, groups)
+    expected.backward(upstream)
+    assert relative_error(y, expected) < 1e-12
+    assert relative_error(x.grad, again.grad) < 1e-12
+
+
 @pytest.mark.parametrize("with_dropout", [False, True])
 @pytest.mark.parametrize("grad_x", [False, True])
 @pytest.mark.parametrize("frozen", [("grad_a",), ("grad_b",), ("grad_a", "grad_b")])

@@ -50,6 +50,7 @@ def test_growth_is_told_for_each_number_of_processes() -> None:
     ]
     first, second = fit_texts([*double, *GROWING])
     assert first.startswith("1 process: seconds per round grow with clients to the power of 1.100 from 100 to 10,000")
+    assert "clients, busy seconds to that of 0.000; " in first
     assert first.endswith("memory with 10,000 is 1.000 times that with 100.")
     assert second.startswith("2 processes: ")
     assert second.endswith("memory with 10,000 is 1.500 times that with 100.")
