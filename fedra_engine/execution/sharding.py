@@ -103,7 +103,7 @@ class Sharding:
                 )
         if config.execution.executor != "sweep":
             raise InputError(
-                f"execution.executor: found {config.execution.executor} with a sharded model, expected sweep (only in one "
+                f"execution.executor: found {config.execution.executor} with a sharded model, expected sweep (only there "
                 "do all processes pass the blocks in the same order)"
             )
         if config.execution.fused_blocks == "on":
