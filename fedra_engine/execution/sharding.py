@@ -103,8 +103,8 @@ class Sharding:
                 )
         if config.execution.executor != "sweep":
             raise InputError(
-                f"execution.executor: found {config.execution.executor} with a sharded model, expected sweep (only there "
-                "do all processes pass the blocks in the same order)"
+                f"execution.executor: found {config.execution.executor} with a sharded model, expected sweep (only "
+                "there do all processes pass the blocks in the same order)"
             )
         if config.execution.fused_blocks == "on":
             raise InputError("execution.fused_blocks: found on with a sharded model, expected auto or off")
