@@ -51,11 +51,6 @@ class Simulation:
         self._processes.copy_main_(list(self._experiment.initial_state.tensors().values()))
         self._division = WorkDivision(self._processes, self._experiment.train.lengths)
 
-    @property
-    def caution(self) -> str | None:
-        """What a user should know of the method in this setting, if anything."""
-        return self._experiment.method.caution
-
     def run(self) -> None:
         """Train all rounds that the run folder does not have yet, evaluate, and leave the results there."""
         config = self._config
@@ -104,6 +99,7 @@ class Simulation:
         # Equal sums give equal states, to the last bit only on equal hardware.
         self._processes.copy_main_(list(after.tensors().values()))
         self._check_finite(work, after.finite())
+        method.served(after, round)
         if trace:
             trace.write_state("global_before", state)
             trace.write_state("global_after", after)
@@ -222,6 +218,7 @@ class Simulation:
                 "average_frozen": mean(frozen.values()),
                 "average_tuned": mean(tuned.values()),
                 "evaluated_blocks": experiment.method.evaluated_model().blocks.tolist(),
+                "caution": experiment.method.caution,
             }
         )
         self._reporter.finished(frozen, tuned, control)

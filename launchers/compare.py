@@ -32,7 +32,7 @@ def main() -> None:
     # Importing these takes seconds; bad options are told before.
     from rich.console import Console
 
-    from fedra_engine.comparison.report import write_report
+    from fedra_engine.comparison.report import remove_report, write_report
     from fedra_engine.comparison.runs import Outcome, check_runs, read_result
     from fedra_engine.comparison.workers import execute_all
     from fedra_engine.reporting.run_folder import make_folder
@@ -60,17 +60,18 @@ def main() -> None:
         # A table is not to be folded, however narrow the terminal.
         Console(width=max(console.width, 200)).print(rich_table(rows))
         console.print(f"\ncomparison.md, .csv and .tex and accuracy_by_round.png are in {comparison.output_dir}")
-    busy = [outcome.run.title for outcome in in_order if outcome.state == "busy"]
-    if busy and not results:
-        raise InputError(
-            f"methods: found all of {len(comparison.runs)} runs being executed by other processes, expected one to be "
-            "finished (no table was written; ask again)"
-        )
+    else:
+        remove_report(comparison.output_dir)
     failed = [outcome.run.title for outcome in in_order if outcome.state == "failed"]
     if failed:
         raise InputError(
             f"methods: found {len(failed)} of {len(comparison.runs)} runs that failed ({', '.join(failed)}), expected "
             "all to finish (the reasons are above)"
+        )
+    if not results:
+        raise InputError(
+            f"methods: found all {len(comparison.runs)} runs being executed by other processes, expected one that is "
+            "finished (there is no table; ask again)"
         )
 
 

@@ -21,23 +21,31 @@ def measure_methods(config: ExperimentConfig, names: Sequence[str], repeats: int
     """CPU-seconds of a round of each method, training and aggregation, and the ratio to FedRA's; medians.
 
     All clients can hold the whole model, so that every method trains the same blocks. Methods take turns, so that what
-    else the machine does disturbs all of them.
+    else the machine does disturbs all of them. A method with rounds of two kinds has three rows: the plain round, the
+    one in which something is due, and their mean over a run.
     """
     config = replace(config, clients=replace(config.clients, capacities=[config_depth(config)]))
     experiments = {
         name: build_experiment(replace(config, method=replace(config.method, name=name)), CPU)
         for name in dict.fromkeys([BASELINE, *names])
     }
-    seconds: dict[str, list[float]] = {name: [] for name in experiments}
+    every = config.method.fedhello.fisher_every
+    rounds = [(name, 0) for name in experiments]
+    if "fedhello" in experiments:
+        rounds.append(("fedhello", every - 1))
+    seconds: dict[tuple[str, int], list[float]] = {key: [] for key in rounds}
     for repeat in range(repeats + 1):
-        for name, experiment in experiments.items():
-            took = _round_seconds(config, experiment)
+        for name, round in rounds:
+            took = _round_seconds(config, experiments[name], round)
             if repeat > 0:
-                seconds[name].append(took)
-    base = median(seconds[BASELINE])
+                seconds[name, round].append(took)
+    medians = {name: median(seconds[name, 0]) for name in experiments}
+    if "fedhello" in experiments:
+        due = median(seconds["fedhello", every - 1])
+        medians["fedhello, Fisher round"] = due
+        medians[f"fedhello, mean of {every} rounds"] = ((every - 1) * medians["fedhello"] + due) / every
     return [
-        {"method": name, "cpu_seconds": median(times), "over_fedra": median(times) / base}
-        for name, times in seconds.items()
+        {"method": name, "cpu_seconds": took, "over_fedra": took / medians[BASELINE]} for name, took in medians.items()
     ]
 
 
@@ -46,15 +54,15 @@ def config_depth(config: ExperimentConfig) -> int:
     return build_experiment(config, CPU).foundation.depth
 
 
-def _round_seconds(config: ExperimentConfig, experiment: Experiment) -> float:
+def _round_seconds(config: ExperimentConfig, experiment: Experiment, round: int) -> float:
     method, state = experiment.method, experiment.initial_state
     started = time.process_time()
-    participants = sample_participants(config.clients, experiment.clients, seed=config.seed, round=0)
-    assignment = method.assign(participants, 0)
-    work = LocalWork(experiment.clients, participants, config.training, config.seed, 0, config.training.lr)
-    aggregator = method.aggregator(state, 0)
+    participants = sample_participants(config.clients, experiment.clients, seed=config.seed, round=round)
+    assignment = method.assign(participants, round)
+    work = LocalWork(experiment.clients, participants, config.training, config.seed, round, config.training.lr)
+    aggregator = method.aggregator(state, round)
     for updates in experiment.executor.train(work, assignment, state):
         method.receive(updates)
         aggregator.add(updates)
-    method.aggregate(aggregator, state, 0)
+    method.served(method.aggregate(aggregator, state, round), round)
     return time.process_time() - started

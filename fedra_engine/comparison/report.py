@@ -21,6 +21,8 @@ run, forward and backward through the blocks they hold; it is counted, not measu
 (`fedra_engine/counting.py` has the formula). `seconds` is the measured time of a run's rounds, without
 evaluations."""
 
+_FILES = ("comparison.csv", "comparison.md", "comparison.tex", "accuracy_by_round.png")
+
 
 def write_report(folder: Path, command: str, results: Sequence[RunResult], missing: Sequence[Outcome]) -> Cells:
     """Write comparison.csv, .md and .tex and accuracy_by_round.png.
@@ -37,16 +39,32 @@ def write_report(folder: Path, command: str, results: Sequence[RunResult], missi
     summaries = summarize(results)
     rows = cells(summaries)
     # Another process may be writing the report of another part of the runs.
-    with FileLock(folder / ".comparison.lock"):
-        (folder / "comparison.csv").write_text(csv_text(results))
-        (folder / "comparison.md").write_text(_markdown(command, rows, missing))
-        (folder / "comparison.tex").write_text(f"% {command}\n{latex_table(rows)}")
-        plot_accuracy_by_round(summaries, folder / "accuracy_by_round.png")
+    table, page, latex, plot = (folder / name for name in _FILES)
+    with _lock(folder):
+        table.write_text(csv_text(results))
+        page.write_text(_markdown(command, rows, results, missing))
+        latex.write_text(f"% {command}\n{latex_table(rows)}")
+        plot_accuracy_by_round(summaries, plot)
     return rows
 
 
-def _markdown(command: str, rows: Cells, missing: Sequence[Outcome]) -> str:
+def remove_report(folder: Path) -> None:
+    """Remove what an earlier command reported: the tables are those of the latest one, which has none."""
+    with _lock(folder):
+        for name in _FILES:
+            (folder / name).unlink(missing_ok=True)
+
+
+def _lock(folder: Path) -> FileLock:
+    return FileLock(folder / ".comparison.lock")
+
+
+def _markdown(command: str, rows: Cells, results: Sequence[RunResult], missing: Sequence[Outcome]) -> str:
     parts = ["# Comparison", f"```\n{command}\n```", _EXPLANATION, markdown_table(rows).rstrip()]
+    # Of every seed of a method the same.
+    cautions = dict.fromkeys(f"- {result.label}: {result.caution}" for result in results if result.caution)
+    if cautions:
+        parts.append("\n".join(["To know:\n", *cautions]))
     if missing:
         lines = (f"- {outcome.run.title}: {outcome.note}" for outcome in missing)
         parts.append("\n".join(["Not in the table:\n", *lines]))

@@ -58,6 +58,7 @@ class RunResult:
         frozen: the same before the first round.
         curve: average over the domains after so many rounds, wherever it was evaluated.
         costs: what was counted.
+        caution: what to know of the method in this setting, if anything.
     """
 
     label: str
@@ -68,6 +69,7 @@ class RunResult:
     frozen: dict[str, float]
     curve: dict[int, float]
     costs: RunCosts
+    caution: str | None = None
 
 
 def check_runs(runs: Sequence[PlannedRun]) -> None:
@@ -106,14 +108,15 @@ def execute(run: PlannedRun) -> Outcome:
     """Bring a run to its end, unless another process is doing so. A run that cannot be is `failed`."""
     try:
         with FileLock(run.lock_file, timeout=0):
-            before, caution = _finish(run)
+            before = _finish(run)
     except Timeout:
         return Outcome(run, "busy", "another process is executing it")
     except InputError as error:
         return Outcome(run, "failed", str(error))
     result = read_result(run)
     accuracy = f"{100 * mean(result.accuracy.values()):.1f} % after {result.rounds} rounds, {result.seconds:.0f} s"
-    return Outcome(run, "done", f"{accuracy}{before}" + (f" (note: {caution})" if caution else ""))
+    caution = f"; note: {result.caution}" if result.caution else ""
+    return Outcome(run, "done", f"{accuracy}{before}{caution}")
 
 
 def read_result(run: PlannedRun) -> RunResult:
@@ -130,12 +133,13 @@ def read_result(run: PlannedRun) -> RunResult:
         frozen=summary["frozen"],
         curve={0: summary["average_frozen"], **evaluated},
         costs=RunCosts(**json.loads(_costs_file(run).read_text())),
+        caution=summary.get("caution"),
     )
 
 
-def _finish(run: PlannedRun) -> tuple[str, str | None]:
-    """Train and count what is missing. Returns what was there before, in words, and what to tell of the method."""
-    earlier, caution = earlier_run(run), None
+def _finish(run: PlannedRun) -> str:
+    """Train and count what is missing. Returns what was there before, in words."""
+    earlier = earlier_run(run)
     finished = earlier is not None and earlier.summary_file.is_file()
     if not finished:
         _remove_unbegun(run.path)
@@ -143,14 +147,12 @@ def _finish(run: PlannedRun) -> tuple[str, str | None]:
         # What a run says goes to its log only; many of them would drown the comparison.
         console = Console(quiet=True, force_terminal=False)
         with request.open_folder() as folder, Reporter(folder.log_file, console) as reporter:
-            simulation = Simulation(run.config, folder, reporter, Accelerator())
-            caution = simulation.caution
-            simulation.run()
+            Simulation(run.config, folder, reporter, Accelerator()).run()
     if not _costs_file(run).is_file():
         _write_costs(run, count_costs(run.config))
     if finished:
-        return " (finished before)", None
-    return ("" if earlier is None else " (interrupted before, went on)"), caution
+        return " (finished before)"
+    return "" if earlier is None else " (interrupted before, went on)"
 
 
 def _remove_unbegun(path: Path) -> None:

@@ -15,8 +15,8 @@ from fedra_engine.models.state import GlobalState
 from fedra_engine.processes import Processes
 from fedra_engine.randomness import generator
 
-_SAMPLES_AT_ONCE = 16
-"""Bounds the memory: every sample has gradients of its own for all blocks."""
+_SAMPLES_AT_ONCE = 32
+"""Bounds the memory: every sample has gradients of its own for all blocks. Fewer would take more passes."""
 
 
 class FisherInformation:

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedra_engine.errors import InputError
+from fedra_engine.federation.aggregation import Aggregator
 from fedra_engine.federation.allocation import (
     Allocation,
     ReferenceAllocation,
@@ -14,7 +15,9 @@ from fedra_engine.federation.allocation import (
     uniform_allocation,
 )
 from fedra_engine.federation.assignment import Assignment
+from fedra_engine.federation.ranked_aggregation import RankedAggregator
 from fedra_engine.methods.base import Federation, Method
+from fedra_engine.models.state import GlobalState
 from fedra_engine.randomness import generator
 
 
@@ -38,6 +41,20 @@ class AllocatedMethod(Method):
         """See `Method.assign`."""
         ranks = self.federation.clients.ranks
         return Assignment(self.allocate(participants, round), ranks=None if ranks is None else ranks[participants])
+
+    def aggregator(self, previous: GlobalState, round: int) -> Aggregator:
+        """See `Method.aggregator`; where ranks differ, each is averaged over the clients that have it."""
+        federation = self.federation
+        ranks = federation.clients.ranks
+        if ranks is None:
+            return super().aggregator(previous, round)
+        return RankedAggregator(
+            previous,
+            federation.layout,
+            ranks,
+            weighting=federation.config.weighting,
+            deterministic=federation.deterministic,
+        )
 
     def allocate(self, participants: NDArray[np.int64], round: int) -> Allocation:
         """bool [participants, blocks], who holds which block in `round`."""

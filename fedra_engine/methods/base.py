@@ -100,6 +100,9 @@ class Method(ABC):
         """The new global state from all updates of a round that began with `previous`."""
         return aggregator.result()
 
+    def served(self, state: GlobalState, round: int) -> None:  # noqa: B027 (most methods learn nothing of it)
+        """After `round`: see the state that the server made of what `aggregate` gave, and will hand out."""
+
     def evaluated_model(self) -> EvaluatedModel:
         """Which part of the global state predicts; all blocks, unless a method's model is shallower."""
         return EvaluatedModel(np.arange(self.federation.depth))

@@ -7,7 +7,8 @@ Every client runs all blocks and trains the adapters of as many as its capacity,
   Fisher information, three clusters of the blocks' scores by k-means. A block's score is the sum over its factors of
   ‖mean_s g_s²‖_F, g_s being the gradient of sample s's true-class logit (authors' code, github.com/TNI-playground/
   Fed_HeLLo; its cluster labels are in arbitrary order, here they follow the scores). Measured every
-  `fisher_every` rounds on `fisher_samples` training samples; until then, chances are equal.
+  `fisher_every` rounds on `fisher_samples` training samples, of the state that is handed out next; until then, chances
+  are equal.
 A block's adapters become the mean over the clients that trained it.
 """
 
@@ -22,7 +23,6 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 
 from fedra_engine.errors import InputError
-from fedra_engine.federation.aggregation import Aggregator
 from fedra_engine.federation.allocation import Allocation
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.methods.allocated import check_classifier, check_own_allocation
@@ -54,19 +54,18 @@ class FedHello(Method):
             trained = np.stack([pattern(self._options.selection, c, depth) for c in capacities[participants].tolist()])
         return Assignment(held=np.ones_like(trained), trained=trained)
 
-    def aggregate(self, aggregator: Aggregator, previous: GlobalState, round: int) -> GlobalState:
-        """See `Method.aggregate`."""
-        state = aggregator.result()
+    def served(self, state: GlobalState, round: int) -> None:
+        """See `Method.served`; measures the Fisher information when it is due."""
         options = self._options
-        if options.selection == "fisher" and (round + 1) % options.fisher_every == 0:
-            scores = self.federation.fisher(state, options.fisher_samples, round)
-            if not np.isfinite(scores).all():
-                raise InputError(
-                    f"method.fedhello.selection: found Fisher information that is not finite in round {round}, "
-                    "expected training to stay finite (lower training.lr)"
-                )
-            self._chances = chances(scores)
-        return state
+        if options.selection != "fisher" or (round + 1) % options.fisher_every != 0:
+            return
+        scores = self.federation.fisher(state, options.fisher_samples, round)
+        if not np.isfinite(scores).all():
+            raise InputError(
+                f"method.fedhello.selection: found Fisher information that is not finite in round {round}, "
+                "expected training to stay finite (lower training.lr)"
+            )
+        self._chances = chances(scores)
 
     def tensors(self) -> dict[str, Tensor]:
         """See `Method.tensors`."""

@@ -70,6 +70,14 @@ class AdapterLayout:
             self.lora_a(slots, target)[..., rank:, :] = 0
             self.lora_b(slots, target)[..., rank:] = 0
 
+    def per_rank(self, values: Tensor) -> Tensor:
+        """`values` […, rank] spread to the columns of each rank's rows of A and columns of B, […, size]."""
+        spread = values.new_empty(*values.shape[:-1], self.size)
+        for target in range(len(self.targets)):
+            self.lora_a(spread, target).copy_(values[..., :, None])
+            self.lora_b(spread, target).copy_(values[..., None, :])
+        return spread
+
     def named_factors(self, slot: Tensor) -> Iterator[tuple[str, Tensor]]:
         """(`<target path>.lora_A`, [rank, in]) and (`<target path>.lora_B`, [out, rank]) views of a slot [size]."""
         for index, target in enumerate(self.targets):

@@ -113,8 +113,29 @@ def test_a_method_that_cannot_work_with_the_setting_fails_alone(tmp_path: Path) 
     assert not runs[0].path.exists()
 
 
-def test_a_run_that_diverges_fails(tmp_path: Path) -> None:
-    run = planned_run(tmp_path, "fedra", *DIVERGING)
+def test_options_that_only_one_method_refuses_fail_that_method_alone(tmp_path: Path) -> None:
+    entries = ("flora", "flexlora", "fedra")
+    runs = [planned_run(tmp_path, entry, "--rounds=1", "--server.optimizer=fedavgm") for entry in entries]
+    check_runs(runs)
+    outcomes = execute_all(runs, 1, lambda outcome: None)
+    assert [outcome.state for outcome in outcomes] == ["failed", "failed", "done"]
+    for name, outcome in zip(entries[:2], outcomes[:2], strict=True):
+        assert outcome.note.startswith(f"server: found optimizer fedavgm with lr 0.1 and method.name {name}, expected ")
+
+
+def test_what_to_know_of_a_method_is_told_also_when_it_has_finished_before(tmp_path: Path) -> None:
+    run = planned_run(tmp_path, "hetlora", "--rounds=1")
+    for outcome in (execute(run), execute(run)):
+        assert outcome.note.endswith(
+            "; note: hetlora with one rank, 8, for all clients: clients.ranks gives them different ones"
+        )
+    assert outcome.note.count("(finished before)") == 1
+    assert read_result(run).caution in outcome.note
+
+
+@pytest.mark.parametrize("entry", ["fedra", "flexlora", "fedhello:method.fedhello.fisher_every=1"])
+def test_a_run_that_diverges_fails(entry: str, tmp_path: Path) -> None:
+    run = planned_run(tmp_path, entry, *DIVERGING)
     outcome = execute(run)
     assert outcome.state == "failed"
     assert outcome.note.startswith("training.lr: found a loss or parameters that are not finite in round 0")

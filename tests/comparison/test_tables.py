@@ -1,13 +1,14 @@
 """Tables, files and the figure, against values computed by hand."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fedra_engine.comparison.accounting import RunCosts
 from fedra_engine.comparison.plan import PlannedRun
-from fedra_engine.comparison.report import write_report
+from fedra_engine.comparison.report import remove_report, write_report
 from fedra_engine.comparison.runs import Outcome, RunResult
 from fedra_engine.comparison.summaries import Spread, summarize
 from fedra_engine.comparison.tables import CSV_FIELDS, cells, latex_table
@@ -82,6 +83,22 @@ def test_the_report_says_how_it_was_made_and_what_is_missing(tmp_path: Path) -> 
     assert "- alllarge seed 3: clients.capacities: found 6\n" in page
     assert (tmp_path / "comparison.tex").read_text() == f"% {COMMAND}\n{latex_table(rows)}"
     assert (tmp_path / "accuracy_by_round.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_report_has_what_to_know_of_a_method_once(tmp_path: Path) -> None:
+    cautioned = [replace(result("hetlora", seed, 0.5, 0.5), caution="one rank for all") for seed in (0, 1)]
+    write_report(tmp_path, COMMAND, [*RESULTS, *cautioned], [])
+    page = (tmp_path / "comparison.md").read_text()
+    assert page.count("- hetlora: one rank for all\n") == 1
+    assert page.count("- fedra") == 0
+
+
+def test_a_report_can_be_removed_and_leaves_everything_else(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    write_report(tmp_path, COMMAND, RESULTS, [])
+    remove_report(tmp_path)
+    remove_report(tmp_path)
+    assert {entry.name for entry in tmp_path.iterdir()} - {".comparison.lock"} == {"notes.txt"}
 
 
 def test_the_csv_has_a_line_for_each_run_and_domain(tmp_path: Path) -> None:

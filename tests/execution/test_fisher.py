@@ -13,13 +13,13 @@ from fedra_engine.randomness import generator
 from tests.tiny import DEPTH, make_samples
 from tests.tiny_federation import SGD, make_setting
 
-COUNT = 20
+COUNT = 40
 
 
 def test_scores_equal_those_of_one_sample_after_another() -> None:
     setting = make_setting("vit", SGD)
     foundation, lora, state = setting.foundation, setting.lora, setting.state()
-    samples = make_samples("vit", 30)
+    samples = make_samples("vit", 50)
     model = SweepModel(foundation, lambda n: samples.inputs(torch.arange(n), torch.device("cpu"), torch.float64))
     found = FisherInformation(foundation, model, samples, scale=lora.scale, seed=1)(state, COUNT, 4)
 
@@ -27,7 +27,7 @@ def test_scores_equal_those_of_one_sample_after_another() -> None:
     submodel = build_submodel(foundation, lora, whole, 0, 0, state)
     layers = [[f["default"].weight for layer in b for f in (layer.lora_A, layer.lora_B)] for b in submodel.layers]
     squares = [[torch.zeros_like(factor) for factor in block] for block in layers]
-    for row in generator(1, round=4, purpose="fisher").choice(30, COUNT, replace=False):
+    for row in generator(1, round=4, purpose="fisher").choice(50, COUNT, replace=False):
         (logits,) = submodel.logits(samples.inputs(torch.tensor([row]), torch.device("cpu"), torch.float64))
         gradients = torch.autograd.grad(logits[0, samples.labels[row]], [f for block in layers for f in block])
         for total, gradient in zip((s for block in squares for s in block), gradients, strict=True):

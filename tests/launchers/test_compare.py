@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.comparison.planned import SMALL
 
@@ -54,6 +55,22 @@ def test_a_failing_method_is_told_and_makes_the_exit_code_2(
     assert error.startswith("error: methods: found 1 of 2 runs that failed (alllarge seed 0), expected all to finish")
     assert error.count("\n") == 1
     assert "- alllarge seed 0: clients.capacities" in (tmp_path / "comparison.md").read_text()
+
+
+def test_without_a_result_there_is_no_table_and_the_exit_code_is_2(
+    compare, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*SMALL, "--rounds=1", "--output_dir", str(tmp_path)]
+    assert compare(*options, "--methods=fedra") == 0
+    assert (tmp_path / "comparison.md").is_file()
+    assert compare(*options, "--methods=alllarge") == 2
+    assert not (tmp_path / "comparison.md").exists()
+    capsys.readouterr()
+    with FileLock(tmp_path / ".fedra-seed1.lock"):
+        assert compare(*options, "--methods=fedra", "--seeds=1") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: methods: found all 1 runs being executed by other processes, expected one that is")
+    assert error.count("\n") == 1
 
 
 def test_bad_input_is_one_line_and_code_2(compare, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

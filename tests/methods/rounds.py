@@ -110,7 +110,9 @@ def run_round(made: Method, state: GlobalState, updates: list[Update], round: in
             batch = packed(portion)
             made.receive(batch)
             aggregator.add(batch)
-    return made.aggregate(aggregator, state, round)
+    after = made.aggregate(aggregator, state, round)
+    made.served(after, round)
+    return after
 
 
 def factors(slot: Tensor) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:

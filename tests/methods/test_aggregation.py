@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from fedra_engine.config import DepthFLConfig, HetLoraConfig, InclusiveFLConfig, LoraFairConfig
+from fedra_engine.methods.base import Method
 from fedra_engine.methods.lorafair import Discrepancy, descend
+from fedra_engine.methods.registry import make_method
 from fedra_engine.models.state import GlobalState
 from tests.methods.rounds import (
     CAPACITIES,
@@ -21,6 +23,7 @@ from tests.methods.rounds import (
     SCALE,
     Update,
     factors,
+    federation,
     initial_state,
     method,
     random_updates,
@@ -28,6 +31,8 @@ from tests.methods.rounds import (
 )
 
 RANKS = np.array([3, 1, 2, 3, 1, 2])
+LATE_RANKS = np.array([2, 1, 2, 3, 1, 2])
+"""No client of the highest rank can hold all blocks."""
 
 
 def weighted_mean(pairs):
@@ -48,12 +53,30 @@ def mean_adapters(state: GlobalState, updates: list[Update], weighting: str) -> 
     return expected
 
 
+def rank_means(state: GlobalState, updates: list[Update], ranks: np.ndarray, weighting: str) -> torch.Tensor:
+    """Each rank's row of A and column of B as the mean over the clients that have it."""
+    expected = state.adapters.clone()
+    for block in range(DEPTH):
+        for target, (a, b) in enumerate(factors(expected[block])):
+            for rank in range(RANK):
+                those = [u for u in updates if block in u.adapters and ranks[u.client] > rank]
+                if those:
+                    pairs = [(weight(u, weighting), factors(u.adapters[block])[target]) for u in those]
+                    a[rank] = weighted_mean([(w, own_a[rank]) for w, (own_a, _) in pairs])
+                    b[:, rank] = weighted_mean([(w, own_b[:, rank]) for w, (_, own_b) in pairs])
+    return expected
+
+
 def mean_products(updates: list[Update], block: int, weighting: str) -> list[np.ndarray]:
     holders = [u for u in updates if block in u.adapters]
     return [
         weighted_mean([(weight(u, weighting), np.matmul(*factors(u.adapters[block])[t][::-1])) for u in holders])
         for t in range(len(LAYOUT.targets))
     ]
+
+
+def make_made(deterministic: bool, **options) -> Method:
+    return make_method(replace(federation(**options), deterministic=deterministic))
 
 
 def columns(factor: str) -> slice:
@@ -69,6 +92,36 @@ def test_means_over_the_holders_of_each_block(name: str, weighting: str) -> None
     np.testing.assert_allclose(after.adapters, mean_adapters(state, updates, weighting), atol=1e-12)
     heads = weighted_mean([(weight(u, weighting), u.heads[0].numpy()) for u in updates])
     np.testing.assert_allclose(after.heads[0], heads, atol=1e-12)
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "samples"])
+@pytest.mark.parametrize("ranks", [RANKS, LATE_RANKS])
+@pytest.mark.parametrize(
+    ("name", "averaged"), [("fedra", "both"), ("fedit", "both"), ("fedsalora", "A"), ("ffalora", "B"), ("rolora", "B")]
+)
+def test_each_rank_is_averaged_over_the_clients_that_have_it(
+    name: str, averaged: str, ranks: np.ndarray, weighting: str
+) -> None:
+    made = method(name, ranks=ranks, weighting=weighting)
+    state, updates = initial_state(made), random_updates(made)
+    after = run_round(made, state, updates).adapters[:, columns(averaged)]
+    np.testing.assert_allclose(after, rank_means(state, updates, ranks, weighting)[:, columns(averaged)], atol=1e-12)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_full_ranks_change_nothing(deterministic: bool) -> None:
+    plain, ranked = (
+        make_made(name="fedra", ranks=ranks, deterministic=deterministic) for ranks in (None, np.full(6, RANK))
+    )
+    state, updates = initial_state(plain), random_updates(plain)
+    assert torch.equal(run_round(plain, state, updates).adapters, run_round(ranked, state, updates).adapters)
+
+
+def test_the_order_of_clients_of_several_ranks_is_bitwise_without_effect_where_asked() -> None:
+    made = make_made(name="fedra", ranks=RANKS, deterministic=True, weighting="samples")
+    state, updates = initial_state(made), random_updates(made)
+    forward, backward = (run_round(made, state, order) for order in (updates, updates[::-1]))
+    assert torch.equal(forward.adapters, backward.adapters)
 
 
 def test_ffalora_trains_b_alone_and_averages_it() -> None:
@@ -253,18 +306,22 @@ def test_depthfls_distillation_rises() -> None:
     np.testing.assert_allclose(weights, [np.exp(-5), np.exp(-1.25), 1, 1])
 
 
-def test_hetlora_weighs_every_module_by_the_norm_of_its_product() -> None:
-    made = method("hetlora", ranks=RANKS, hetlora=HetLoraConfig(kept_ranks=1.0))
+@pytest.mark.parametrize("weighting", ["uniform", "samples"])
+def test_hetlora_weighs_every_module_by_the_norm_of_its_product(weighting: str) -> None:
+    made = method("hetlora", ranks=RANKS, weighting=weighting, hetlora=HetLoraConfig(kept_ranks=1.0))
     state, updates = initial_state(made), random_updates(made)
     after = run_round(made, state, updates)
     for block in range(DEPTH):
-        pairs = [factors(u.adapters[block]) for u in updates if block in u.adapters]
+        holders = [u for u in updates if block in u.adapters]
+        pairs = [factors(u.adapters[block]) for u in holders]
+        clients = [weight(u, weighting) for u in holders]
         for target, (a, b) in enumerate(factors(after.adapters[block])):
-            norms = [np.linalg.norm(pair[target][1] @ pair[target][0]) for pair in pairs]
+            products = [pair[target][1] @ pair[target][0] for pair in pairs]
+            norms = [w * np.linalg.norm(product) for w, product in zip(clients, products, strict=True)]
             for found, index in ((a, 0), (b, 1)):
                 mean = weighted_mean(list(zip(norms, (pair[target][index] for pair in pairs), strict=True)))
                 np.testing.assert_allclose(found, mean, atol=1e-12)
-    heads = np.mean([u.heads[0].numpy() for u in updates], axis=0)
+    heads = weighted_mean([(weight(u, weighting), u.heads[0].numpy()) for u in updates])
     np.testing.assert_allclose(after.heads[0], heads, atol=1e-12)
 
 
@@ -302,11 +359,6 @@ def test_what_hetlora_prunes_is_not_aggregated() -> None:
         for a, b in factors(after.adapters[block]):
             assert not a[1:].any()
             assert not b[:, 1:].any()
-
-
-def test_hetlora_with_one_rank_says_so() -> None:
-    assert "one rank, 3" in method("hetlora").caution
-    assert method("hetlora", ranks=RANKS).caution is None
 
 
 def fair_objective(b: np.ndarray, mean_b: np.ndarray, a: np.ndarray, product: np.ndarray, weight: float) -> float:

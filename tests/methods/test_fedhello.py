@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from fedra_engine.config import FedHelloConfig
+from fedra_engine.errors import InputError
 from fedra_engine.methods.fedhello import chances, pattern, weighted_allocation
-from tests.methods.rounds import CAPACITIES, DEPTH, EVERYBODY, initial_state, method, random_updates, run_round
+from fedra_engine.methods.registry import make_method
+from tests.methods.rounds import (
+    CAPACITIES,
+    DEPTH,
+    EVERYBODY,
+    federation,
+    initial_state,
+    method,
+    random_updates,
+    run_round,
+)
 
 
 @pytest.mark.parametrize("selection", ["random", "first", "last", "bottleneck", "spread", "fisher"])
@@ -56,3 +69,10 @@ def test_fisher_information_changes_the_chances_when_it_is_due_and_they_survive_
     restored = method("fedhello")
     restored.restore(made.tensors())
     np.testing.assert_array_equal(restored.assign(EVERYBODY, 2).trained, made.assign(EVERYBODY, 2).trained)
+
+
+def test_scores_that_are_not_finite_are_bad_input() -> None:
+    options = FedHelloConfig(fisher_every=1)
+    made = make_method(replace(federation(name="fedhello", fedhello=options), fisher=lambda *_: np.full(DEPTH, np.nan)))
+    with pytest.raises(InputError, match=r"^method\.fedhello\.selection: found Fisher information that is not finite"):
+        made.served(initial_state(made), 0)

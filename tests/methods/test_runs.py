@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,8 +14,10 @@ from safetensors.torch import load_file
 from fedra_engine.checkpoint import latest_checkpoint
 from fedra_engine.config import FedHelloConfig, HetLoraConfig
 from fedra_engine.errors import InputError
+from fedra_engine.execution.fisher import FisherInformation
 from fedra_engine.experiment import build_experiment
 from fedra_engine.methods.registry import METHODS
+from fedra_engine.models.state import GlobalState
 from fedra_engine.reporting.run_folder import RunFolder
 from tests.running import continue_run, run_experiment, small_config
 
@@ -23,16 +26,20 @@ SMALL: dict[str, Any] = {
     "training": {"batch_size": 4, "max_local_steps": 2, "optimizer": "sgd", "lr": 0.05},
     "clients": {"ranks": [8, 4, 2, 8, 1, 4]},
 }
-REMEMBERED: dict[str, dict[str, Any]] = {
-    "fedsalora": {},
-    "inclusivefl": {},
-    "hetlora": {"hetlora": HetLoraConfig(kept_ranks=0.5)},
+EVENTFUL: dict[str, dict[str, Any]] = {
+    "hetlora": {"hetlora": HetLoraConfig(kept_ranks=0.5, penalty=5.0)},
     "fedhello": {"fedhello": FedHelloConfig(fisher_every=1, fisher_samples=20)},
-    "depthfl": {},
-    "flora": {},
-    "fedexlora": {},
 }
-"""Methods with more to remember than adapters and a classifier."""
+"""Options with which a method has something new to remember after every round."""
+KEPT = {
+    "fedsalora": "method.factors.",
+    "inclusivefl": "method.momentum",
+    "hetlora": "method.ranks",
+    "fedhello": "method.chances",
+    "flora": "state.base",
+    "fedexlora": "state.base",
+}
+"""What checkpoints must hold besides adapters and classifiers."""
 SERVER_STATE = {name: {"server": {"optimizer": name, "lr": 0.5}} for name in ("fedavgm", "fedadam", "fedyogi")}
 
 
@@ -60,20 +67,50 @@ def test_both_executors_give_the_same_run(name: str, tmp_path: Path) -> None:
         torch.testing.assert_close(sweep[key], tensor, rtol=1e-8, atol=1e-10, equal_nan=True)
 
 
-@pytest.mark.parametrize(
-    "changes", [{"method": {"name": n, **own}} for n, own in REMEMBERED.items()] + list(SERVER_STATE.values())
-)
-def test_what_is_remembered_survives_an_interruption(changes: dict[str, Any], tmp_path: Path) -> None:
+def interrupted_and_whole(tmp_path: Path, **changes: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """What three rounds leave, when they were interrupted after the first, and when not."""
     whole = run_experiment(tmp_path / "whole", rounds=3, **changes)
     config = small_config(tmp_path / "parts", rounds=1, **changes)
     folder = RunFolder.create(config)
     continue_run(config, folder)
     continue_run(replace(config, rounds=3), folder)
-    resumed, expected = final_tensors(folder.path), final_tensors(whole)
-    assert resumed.keys() == expected.keys()
-    assert any(key not in ("state.adapters", "state.heads") for key in expected) or len(expected["state.heads"]) > 1
+    return final_tensors(folder.path), final_tensors(whole)
+
+
+def assert_bitwise_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
     for key, tensor in expected.items():
-        torch.testing.assert_close(resumed[key], tensor, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(found[key], tensor, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_interrupted_run_ends_as_a_whole_one(name: str, tmp_path: Path) -> None:
+    changes = small_run(name) | {"method": {"name": name, **EVENTFUL.get(name, {})}}
+    resumed, whole = interrupted_and_whole(tmp_path, **changes)
+    assert name not in KEPT or any(key.startswith(KEPT[name]) for key in whole)
+    assert_bitwise_equal(resumed, whole)
+
+
+@pytest.mark.parametrize("server", SERVER_STATE)
+def test_moments_of_the_server_survive_an_interruption(server: str, tmp_path: Path) -> None:
+    resumed, whole = interrupted_and_whole(tmp_path, **SERVER_STATE[server])
+    assert "server.adapters.first" in whole
+    assert_bitwise_equal(resumed, whole)
+
+
+def test_fisher_information_is_that_of_the_state_which_is_handed_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = []
+
+    def scores(self: FisherInformation, state: GlobalState, count: int, round: int) -> np.ndarray:
+        measured.append(state.adapters.clone())
+        return np.arange(12.0)
+
+    monkeypatch.setattr(FisherInformation, "__call__", scores)
+    changes = {"method": {"name": "fedhello", **EVENTFUL["fedhello"]}, "server": {"optimizer": "fedadam"}}
+    folder = run_experiment(tmp_path, rounds=1, **changes)
+    assert torch.equal(measured[0], final_tensors(folder)["state.adapters"])
 
 
 @pytest.mark.parametrize("server", ["fedavg", "fedavgm", "fedadam"])
