@@ -73,17 +73,19 @@ class SweepExecutor:
         left = np.arange(len(work.participants))
         while len(left) > 0:
             some = replace(work, participants=work.participants[left])
+            finished = [np.empty(0, dtype=np.int64)]
             try:
                 for updates in self._train(some, assignment.of(left), state):
-                    left = left[~np.isin(work.participants[left], updates.clients)]
+                    finished.append(updates.clients)
                     yield updates
+                return
             except RuntimeError as error:
                 if not should_reduce_batch_size(error):
                     raise
+                left = left[~np.isin(some.participants, np.concatenate(finished))]
                 self._halve_lanes(len(left), error)
             # Not before the error is gone, whose traceback holds what did not fit.
-            if len(left) > 0:
-                clear_device_cache(garbage_collection=True)
+            clear_device_cache(garbage_collection=True)
 
     def _halve_lanes(self, clients: int, error: RuntimeError) -> None:
         lanes = min(self._lanes, clients)
