@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,28 +36,31 @@ class RunRequest:
         Of several `processes` the main one makes the folder, and all get the same.
 
         Raises:
-            InputError: the folder's name is taken; or the earlier run is past `config.rounds` already, began with
-                other settings, or has no intact checkpoint left.
+            InputError: the folder's name is taken; or the earlier run is still going on, is past `config.rounds`
+                already, began with other settings, or has no intact checkpoint left.
         """
         # Imports torch.
         from fedra_engine.processes import Processes
 
         processes = Processes.alone() if processes is None else processes
-        with processes.together():
-            made = str(self._make_folder()) if processes.is_main else ""
-        folder = RunFolder(Path(processes.from_main(made)))
-        try:
-            yield folder
-        except InputError:
-            if processes.is_main and self.resumed is None and not folder.read_metrics():
-                folder.discard()
-            raise
+        with ExitStack() as lock:
+            with processes.together():
+                made = str(self._make_folder(lock).path) if processes.is_main else ""
+            folder = RunFolder(Path(processes.from_main(made)))
+            try:
+                yield folder
+            except InputError:
+                if processes.is_main and self.resumed is None and not folder.read_metrics():
+                    folder.discard()
+                raise
 
-    def _make_folder(self) -> Path:
-        if self.resumed is None:
-            return RunFolder.create(self.config).path
-        self._prepare(self.resumed)
-        return self.resumed.path
+    def _make_folder(self, lock: ExitStack) -> RunFolder:
+        """The folder, ready for the rounds to come, and no other command's until `lock` is closed."""
+        folder = RunFolder.create(self.config) if self.resumed is None else self.resumed
+        lock.enter_context(folder.locked())
+        if self.resumed is not None:
+            self._prepare(folder)
+        return folder
 
     def _prepare(self, folder: RunFolder) -> None:
         # Imports torch.

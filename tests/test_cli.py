@@ -235,6 +235,18 @@ def test_the_configuration_of_a_resumed_run_is_checked(tmp_path: Path, rounds: l
     check_error(["--resume", str(folder.path), *rounds], "execution.lanes: found 0, expected a whole number from 1 up")
 
 
+def test_a_run_that_is_going_on_is_not_resumed(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, done=3)
+    request = parse("--resume", str(folder.path))
+    with request.open_folder() as opened:
+        opened.append_metrics({"round": 3})
+        with pytest.raises(InputError, match=r"resume: found another process at work on .*earlier"):
+            request.open_folder().__enter__()
+        assert rounds_of(opened) == [0, 1, 2, 3]
+    with request.open_folder() as opened:
+        assert rounds_of(opened) == [0, 1, 2]
+
+
 def test_a_resumed_run_cannot_have_fewer_rounds_than_it_did(tmp_path: Path) -> None:
     folder = make_run(tmp_path, rounds=5, done=3)
     request = parse("--resume", str(folder.path), "--rounds", "2")

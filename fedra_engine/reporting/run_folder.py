@@ -11,10 +11,12 @@ import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.errors import InputError
@@ -53,6 +55,25 @@ class RunFolder:
         if not folder.config_file.is_file():
             raise InputError(f"{path}: found no {folder.config_file.name}, expected the folder of an earlier run")
         return folder
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other commands from writing here; a lock goes with the process that holds it, however that ends.
+
+        Raises:
+            InputError: another command holds it.
+        """
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise InputError(
+                f"resume: found another process at work on {self.path}, expected a run that has ended or broken off"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     @property
     def config_file(self) -> Path:
