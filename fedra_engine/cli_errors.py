@@ -67,6 +67,8 @@ def describe_parser_error(message: str, config_class: type[Any], arguments: Sequ
         return f"{match[1]}: found no value, expected one"
     if match := re.match(r'Parser key "(.*?)": Unable to load config (\'.*?\')', text):
         return f"{match[1]}: found {match[2]}, expected a YAML file, or options --{match[1]}.<field>"
+    if match := re.search(r"File does not exist: '?(.*?)'?$", text):
+        return f"config: found no file {match[1]}, expected a YAML file of fields and values"
     if match := re.match(r"Unexpected config:(.*)", text):
         return f"config: found {match[1].strip() or 'nothing'}{_file(arguments)}, expected fields and values"
     # What is left is about a file that is none or no YAML, or rare enough to stay in the parser's words.

@@ -63,6 +63,11 @@ class Evaluator:
         self._domains = list(domains)
         self._processes = Processes.alone() if processes is None else processes
 
+    @property
+    def samples(self) -> int:
+        """Test samples of all domains."""
+        return len(self._test.domains)
+
     @torch.no_grad()
     def accuracy(self, state: GlobalState, model: EvaluatedModel) -> dict[str, float]:
         """Share of correct predictions per domain. The processes share out the samples."""

@@ -26,10 +26,13 @@ from fedra_engine.models.foundation import Foundation
 from fedra_engine.reporting.partition_report import MOST_COLUMNS, MOST_PRINTED, count_partition, partition_text
 from fedra_engine.schedule import learning_rate
 
+_LONG_ENOUGH = 2.0
+"""Seconds of a step from which what only the first one costs does not matter."""
+
 
 @dataclass(frozen=True)
 class TimedStep:
-    """One local step of as many of the first round's participants as are trained at a time.
+    """One local step of as many of the first round's participants as are trained at a time, or of one if that is long.
 
     Attributes:
         clients: how many.
@@ -61,31 +64,36 @@ def print_probe(config: ExperimentConfig, device: torch.device, console: Console
         parts.append(partition_text(count_partition(experiment.train_data, experiment.clients)))
     if experiment.clients.devices is not None:
         parts.append(_devices_text(config, experiment))
-    parts.append(_time_text(config, time_step(config, experiment)))
-    console.print("\n\n".join(parts), markup=False, soft_wrap=True)
+    console.print("\n\n".join(parts), "\ntiming a local step …\n", sep="\n", markup=False, soft_wrap=True)
+    console.print(_time_text(config, time_step(config, experiment)), markup=False, soft_wrap=True)
 
 
 def time_step(config: ExperimentConfig, experiment: Experiment) -> TimedStep:
-    """Train one local step of copies that are then forgotten, twice, and time the second."""
+    """Train one local step of copies that are then forgotten, and time it.
+
+    Of one client first, and if that was quick of all; the first time of all is not counted unless it was long.
+    """
     participants, assignment = _first_round(config, experiment)
     lr = learning_rate(config.training, 0, config.rounds)
     whole = LocalWork(experiment.clients, participants, config.training, config.seed, 0, lr)
     first = np.sort(longest_first(assignment.held, whole.steps())[: experiment.lanes])
     one_step = replace(config.training, max_local_steps=1)
-    work = replace(whole, participants=participants[first], training=one_step)
-    for _ in range(2):
+    for timed in (first[:1], first, first):
+        work = replace(whole, participants=participants[timed], training=one_step)
         _wait(experiment)
         started = time.perf_counter()
-        for _ in experiment.executor.train(work, assignment.of(first), experiment.initial_state):
+        for _ in experiment.executor.train(work, assignment.of(timed), experiment.initial_state):
             pass
         _wait(experiment)
         seconds = time.perf_counter() - started
+        if seconds > _LONG_ENOUGH:
+            break
     counts = experiment.clients.sample_counts(participants)
     held = assignment.held.sum(axis=1)
-    samples = processed_samples(counts[first], one_step)
+    samples = processed_samples(counts[timed], one_step)
     all_rows = float(processed_samples(counts, with_step_limit(config.training, experiment.clients)) @ held)
-    rate = seconds / float(samples @ held[first])
-    return TimedStep(len(first), int(samples.sum()), seconds, rate * all_rows)
+    rate = seconds / float(samples @ held[timed])
+    return TimedStep(len(timed), int(samples.sum()), seconds, rate * all_rows)
 
 
 def _first_round(config: ExperimentConfig, experiment: Experiment) -> tuple[NDArray[np.int64], Assignment]:

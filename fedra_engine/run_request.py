@@ -93,7 +93,8 @@ def parse_request(arguments: Sequence[str], description: str) -> RunRequest:
         "--resume",
         metavar="FOLDER",
         default=argparse.SUPPRESS,
-        help="Go on with the run in FOLDER and its own config.yaml; only a larger --rounds may be given too.",
+        help="Go on with the run in FOLDER and its own config.yaml; only a larger --rounds may be given too, "
+        "where training.lr_schedule is constant.",
     )
     parser.add_argument(
         "--dry_run",

@@ -58,6 +58,8 @@ class Simulation:
             self._introduce()
         frozen = self._evaluate(self._experiment.initial_state)
         first, state, accuracy = self._resume()
+        if first > 0:
+            self._reporter.message(f"going on after round {first} of {config.rounds}")
         if config.trace and first == 0 and self._processes.is_main:
             write_inputs(self._folder.path, self._experiment.train, self._experiment.foundation)
         for round in range(first, config.rounds):
@@ -137,7 +139,7 @@ class Simulation:
         if known and all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
             return
         raise InputError(
-            f"training.lr: found a loss or parameters that are not finite in round {work.round} with a rate of "
+            f"training.lr: found a loss or parameters that are not finite in round {work.round + 1} with a rate of "
             f"{work.lr:g}, expected training to stay finite (lower the rate or clip_norm); the rounds before are kept"
         )
 
@@ -161,6 +163,7 @@ class Simulation:
 
     def _evaluate(self, state: GlobalState) -> dict[str, float]:
         method, evaluator = self._experiment.method, self._experiment.evaluator
+        self._reporter.evaluating(evaluator.samples)
         personal = method.personal_states(state)
         if personal is not None:
             return evaluator.personal_accuracy(personal, method.evaluated_model())

@@ -11,19 +11,30 @@ import csv
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from fedra_engine.cli import quiet_libraries
+from fedra_engine.errors import InputError
 from fedra_engine.exit_codes import exit_code
+
+
+class _Parser(argparse.ArgumentParser):
+    """Complains as the other launchers do."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise InputError."""
+        raise InputError(f"{self.prog}: {message}; --help says what there is (options of an experiment go after --)")
 
 
 def main() -> None:
     """Run the benchmark that the command line names."""
     options = _parse(sys.argv[1:])
+    quiet_libraries()
     options.run(options)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
     executors = commands.add_parser("executors", help="sweep against one client after another, on one CPU thread")
     executors.add_argument("--repeats", type=int, default=3, help="counted rounds of each executor (default 3)")
@@ -118,7 +129,7 @@ def _run_batches(options: argparse.Namespace) -> None:
     arguments = [argument for argument in options.experiment if argument != "--"]
     request = parse_request(arguments, description="The experiment whose steps are measured.")
     row = measure_batches(request.config, options.steps).row()
-    _print_table("CPU-seconds of a local step of all lanes, one thread; the cache is warm", [row])
+    _print_table("CPU-seconds of a local step of all lanes, one thread", [row])
 
 
 def _run_kernels(options: argparse.Namespace) -> None:

@@ -1,6 +1,6 @@
 """Simulates federated LoRA tuning of a foundation model by many heterogeneous clients.
 
-accelerate launch launchers/simulate.py --help
+python launchers/simulate.py --help
 """
 
 from __future__ import annotations

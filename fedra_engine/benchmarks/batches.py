@@ -41,7 +41,7 @@ class BatchTimes:
 
     def row(self) -> dict[str, Any]:
         """The fields and the share of the batches."""
-        return asdict(self) | {"share": self.batch / self.step}
+        return asdict(self) | {"batch / step": f"{self.batch / self.step:.2%}"}
 
 
 def measure_batches(config: ExperimentConfig, steps: int) -> BatchTimes:

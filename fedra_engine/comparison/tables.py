@@ -51,7 +51,7 @@ def _row(summary: MethodSummary, domains: Sequence[str]) -> list[str]:
 def _spread(spread: Spread | None) -> str:
     if spread is None:
         return "–"
-    return f"{100 * spread.mean:.1f} ± " + ("–" if spread.std is None else f"{100 * spread.std:.1f}")
+    return f"{100 * spread.mean:.1f}" + ("" if spread.std is None else f" ± {100 * spread.std:.1f}")
 
 
 def latex_table(rows: Cells) -> str:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from fedra_engine.config import DataConfig
 from fedra_engine.data.domain_data import DomainData, Task, prepare_source
 from fedra_engine.data.names import encode_names
+from fedra_engine.data.tables import READERS
 from fedra_engine.errors import InputError
 
 if TYPE_CHECKING:
@@ -75,6 +76,11 @@ def open_dataset(config: DataConfig) -> tuple[Dataset, Dataset | None]:
 
     assert config.root is not None
     folder = Path(config.root)
+    if not folder.exists() and _is_path(config.root):
+        raise InputError(
+            f"data.root: found no {config.root}, expected a csv, tsv, jsonl, parquet or txt file (for texts), a folder "
+            "that save_to_disk made, or the name of a data set on the hub"
+        )
     try:
         if folder.is_dir() and is_saved_dataset(folder):
             found = load_from_disk(str(folder))
@@ -94,6 +100,11 @@ def open_dataset(config: DataConfig) -> tuple[Dataset, Dataset | None]:
         raise InputError(f"data.root: found the splits {', '.join(found)} in {config.root!r}, expected one named train")
     tests = [found[name] for name in ("test", "validation") if name in found]
     return found["train"], next((test for test in tests if _is_labelled(test, config.columns.label or "label")), None)
+
+
+def _is_path(root: str) -> bool:
+    """Whether this cannot be the name of a data set on the hub, <owner>/<name> or <name>."""
+    return root.startswith(("/", ".", "~")) or Path(root).suffix in READERS
 
 
 def _is_labelled(data: Dataset, label: str) -> bool:

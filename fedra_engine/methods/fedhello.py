@@ -62,7 +62,7 @@ class FedHello(Method):
         scores = self.federation.fisher(state, options.fisher_samples, round)
         if not np.isfinite(scores).all():
             raise InputError(
-                f"method.fedhello.selection: found Fisher information that is not finite in round {round}, "
+                f"method.fedhello.selection: found Fisher information that is not finite in round {round + 1}, "
                 "expected training to stay finite (lower training.lr)"
             )
         self._chances = chances(scores)

@@ -44,7 +44,7 @@ class Reporter:
         if self._live is not None:
             self._live.stop()
         if error is not None:
-            self._write_log(f"stopped: {type(error).__name__}: {error}")
+            self._write_log(f"stopped: {type(error).__name__}: {error}".removesuffix(": "))
         self._log.close()
 
     def start(self, config: ExperimentConfig, facts: Mapping[str, str | int | float]) -> None:
@@ -76,6 +76,10 @@ class Reporter:
         if self._live is None:
             self._print(line)
         self._write_log(f"{line}  {dict(record)}")
+
+    def evaluating(self, samples: int) -> None:
+        """An evaluation on so many samples begins, which may take a while."""
+        self._print(f"evaluating on {samples:,} test samples …")
 
     def evaluated(self, round: int, accuracy: Accuracies) -> None:
         """The global model after `round` has this accuracy."""

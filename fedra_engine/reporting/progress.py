@@ -62,7 +62,8 @@ class Meter:
     def status_text(self) -> str:
         """Loss, speed and remaining time."""
         speed = self._samples / self._round_seconds if self._round_seconds else 0.0
-        return f"loss {self._loss:.4f}  {self.clients} clients  {speed:,.0f} samples/s  ETA {self._eta()}"
+        loss = "–" if math.isnan(self._loss) else f"{self._loss:.4f}"
+        return f"loss {loss}  {self.clients} clients  {speed:,.0f} samples/s  ETA {self._eta()}"
 
     def _eta(self) -> str:
         """Time that the remaining rounds take if they are like those of this process."""

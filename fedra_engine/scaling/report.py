@@ -85,8 +85,9 @@ def projection_text(measurements: Sequence[Measurement], processes: Sequence[int
             f"From the measured round of {alone[-1].clients:,} clients on one process ({alone[-1].device}), of which "
             f"{alone[-1].repeated_seconds:.3g} s are repeated by every process, and a ring all-reduce of "
             f"{alone[-1].reduced / 1e6:.3g} MB with α = {network.latency:g} s a message and "
-            f"β = {network.bandwidth / 1e9:g} GB/s (`fedra_engine/scaling/projection.py` has the model). Nothing in "
-            "this table ran.",
+            f"β = {network.bandwidth / 1e9:g} GB/s (`fedra_engine/scaling/projection.py` has the model). Nothing "
+            "but the round on one process ran. The model knows nothing of caches and memory that processes on one "
+            "machine share, so compare it with what was measured.",
             table,
         ]
     )

@@ -146,7 +146,7 @@ def test_folders_that_cannot_be_used_are_told(tmp_path: Path) -> None:
     write(tmp_path / "two" / "a.jsonl")
     with pytest.raises(InputError, match=r"data\.root: found several files .*a\.\*, expected one a domain"):
         load(tmp_path / "two")
-    with pytest.raises(InputError, match=r"data\.root: cannot load '.*nowhere': .*the name of a data set on the hub"):
+    with pytest.raises(InputError, match=r"data\.root: found no .*nowhere, expected a csv, .*the name of a data set on the hub"):
         load(tmp_path / "nowhere")
 
 
