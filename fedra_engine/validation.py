@@ -23,6 +23,8 @@ class Range:
 
 COUNT = Range("a whole number from 1 up", lambda value: value >= 1)
 NATURAL = Range("a whole number from 0 up", lambda value: value >= 0)
+RANK = Range("a whole number from 1 to 128", lambda value: 1 <= value <= 128)
+"""What the kernels can keep on chip."""
 POSITIVE = Range("a finite number above 0", lambda value: 0 < value < math.inf)
 NON_NEGATIVE = Range("a finite number from 0 up", lambda value: 0 <= value < math.inf)
 FRACTION = Range("a number between 0 and 1, both excluded", lambda value: 0 < value < 1)
@@ -46,7 +48,7 @@ RANGES = {
     "data.quantity_sigma": NON_NEGATIVE,
     "data.samples_per_client": COUNT,
     "data.min_samples": COUNT,
-    "lora.rank": COUNT,
+    "lora.rank": RANK,
     "lora.alpha": POSITIVE,
     "lora.dropout": DECAY,
     "method.inclusivefl.momentum": DECAY,

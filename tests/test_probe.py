@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import pytest
 import torch
 from rich.console import Console
 
@@ -12,6 +13,9 @@ from fedra_engine.probe import print_probe, time_step
 from tests.running import small_config
 
 CPU = torch.device("cpu")
+
+
+UNITS = {"KiB": 2**10, "MiB": 2**20}
 
 
 def test_the_probe_tells_the_parts_the_costs_the_clients_and_the_time(tmp_path: Path) -> None:
@@ -28,6 +32,15 @@ def test_the_probe_tells_the_parts_the_costs_the_clients_and_the_time(tmp_path: 
     # Capacity, rank, blocks and trainable parameters.
     assert ["2", "8", "2", "14,986"] in [line[:4] for line in words]
     assert ["4", "8", "4", "29,322"] in [line[:4] for line in words]
+    costs = {line[0]: line for line in words if line[:2] in (["2", "8"], ["4", "8"])}
+    flops = {capacity: float(line[-2]) for capacity, line in costs.items()}
+    # Forward, twice that backward through hidden states, and adapters; five tokens and two FLOPs a parameter.
+    assert flops["2"] > 2 * 2 * 5 * 2 * 33_000 / 1e6
+    assert flops["4"] == pytest.approx(2 * flops["2"], rel=0.01)
+    for line in costs.values():
+        memory, *parts = (float(value) * UNITS[unit] for value, unit in zip(line[8:16:2], line[9:17:2], strict=True))
+        assert min(parts) > 0
+        assert memory == pytest.approx(sum(parts), rel=0.01)
     # Domain, capacity, clients and samples.
     assert ["clean", "4", "5", "140"] in [line[:4] for line in words]
     assert ["noisy", "2", "5", "140"] in [line[:4] for line in words]

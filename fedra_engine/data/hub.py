@@ -86,7 +86,7 @@ def open_dataset(config: DataConfig) -> tuple[Dataset, Dataset | None]:
             found = load_from_disk(str(folder))
         else:
             found = load_dataset(config.root, config.subset)
-    except (OSError, ValueError, RuntimeError, TypeError, LookupError) as error:
+    except Exception as error:  # Whatever a file can make the library raise.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
             f"data.root: cannot load {config.root!r}: {reason}; expected a folder that save_to_disk made, or the name "

@@ -70,7 +70,10 @@ def _read_jsonl(file: Path) -> Iterator[Row]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+            # Half of a character, which no other encoding knows.
+            if "\\ud" in line.lower():
+                json.dumps(row, ensure_ascii=False).encode()
+        except (ValueError, RecursionError) as error:
             raise InputError(f"data.root: {file}, line {number}: {error}; expected a JSON object") from error
         if not isinstance(row, dict):
             raise InputError(f"data.root: {file}, line {number}: found {line.strip()[:40]}, expected a JSON object")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Formatter
@@ -17,7 +17,9 @@ from fedra_engine.data.names import encode_names
 from fedra_engine.data.tables import READERS, Row, read_table
 from fedra_engine.errors import InputError
 
-_SPLITS = ("train", "test")
+_TRAIN = "train"
+_HELD_OUT = ("test", "validation", "valid", "val", "dev")
+"""Names of splits that are not trained on; the first one that is there becomes the test set."""
 
 _Template = list[tuple[str, str | None]]
 """Literal texts, each with the column whose value follows it."""
@@ -168,13 +170,21 @@ def _sources(config: DataConfig) -> list[_Source]:
         return [_Source(None, None, read_table(_checked(root)))]
     if not root.is_dir() or is_saved_dataset(root):
         return _dataset_sources(config)
-    if all((root / split).is_dir() for split in _SPLITS):
-        return [_Source(file.stem, split, read_table(file)) for split in _SPLITS for file in _files(root / split)]
-    files = _files(root)
-    if {file.stem for file in files} == set(_SPLITS):
-        # Training samples first.
-        return [_Source(None, file.stem, read_table(file)) for file in reversed(files)]
-    return [_Source(file.stem, None, read_table(file)) for file in files]
+    held_out = _held_out({entry.name for entry in _entries(root) if entry.is_dir()})
+    if held_out is not None:
+        splits = {_TRAIN: root / _TRAIN, "test": root / held_out}
+        return [_Source(file.stem, split, read_table(file)) for split, at in splits.items() for file in _files(at)]
+    files = {file.stem: file for file in _files(root)}
+    held_out = _held_out(files.keys())
+    if held_out is not None and files.keys() <= {_TRAIN, *_HELD_OUT}:
+        splits = {_TRAIN: files[_TRAIN], "test": files[held_out]}
+        return [_Source(None, split, read_table(file)) for split, file in splits.items()]
+    return [_Source(domain, None, read_table(file)) for domain, file in files.items()]
+
+
+def _held_out(names: Set[str]) -> str | None:
+    """Which of `names` is the test set, if one is the training set."""
+    return next((name for name in _HELD_OUT if _TRAIN in names and name in names), None)
 
 
 def _dataset_sources(config: DataConfig) -> list[_Source]:
@@ -190,13 +200,16 @@ def _dataset_sources(config: DataConfig) -> list[_Source]:
     ]
 
 
-def _files(folder: Path) -> list[Path]:
+def _entries(folder: Path) -> list[Path]:
     try:
-        entries = sorted(folder.iterdir())
+        return sorted(folder.iterdir())
     except OSError as error:
         raise InputError(f"data.root: cannot list {folder}: {error.strerror}; expected a readable folder") from error
+
+
+def _files(folder: Path) -> list[Path]:
     # Hidden files are no data: macOS leaves some beside the visible ones.
-    files = [file for file in entries if file.suffix.lower() in READERS and not file.name.startswith(".")]
+    files = [file for file in _entries(folder) if file.suffix.lower() in READERS and not file.name.startswith(".")]
     if not files:
         raise InputError(f"data.root: found no {' '.join(READERS)} files in {str(folder)!r}, expected one a domain")
     stems = [file.stem for file in files]

@@ -19,6 +19,7 @@ from fedra_engine.errors import InputError
 
 LONGEST = 512
 """Tokens of a text, unless the configuration or the model says otherwise."""
+_AT_ONCE = 1000
 _FORMAT = 2
 """Goes up whenever the same texts would give other rows."""
 _POSITIONS_BEHIND_PADDING = (
@@ -63,7 +64,7 @@ def tokenization_for(model_path: str, model_config: Any, max_length: int | None 
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_path)
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError) as error:
+    except Exception as error:  # Whatever a file can make transformers raise.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"model.path: found no tokenizer beside {model_path!r}: {reason}; expected one") from error
     settings = getattr(model_config, "get_text_config", lambda: model_config)()
@@ -154,10 +155,15 @@ class _TokenMaker(RowMaker):
         self._settings = _digest(_FORMAT, data.task, self._max_length, self._padding, _tokenizer_state(self._tokenizer))
 
     def identity(self, start: int, stop: int) -> str | None:
-        return _digest(self._settings, self._data.content[start:stop])
+        digests = [_digest(self._data.content[some]) for some in _chunks(start, stop)]
+        return _digest(self._settings, digests)
 
     def make(self, start: int, stop: int) -> Part:
-        texts = self._data.content[start:stop]
+        parts = [self._tokenize(self._data.content[some]) for some in _chunks(start, stop)]
+        columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in self.shapes}
+        return Part(columns, [error for part in parts for error in part.errors])
+
+    def _tokenize(self, texts: dict[str, list[str]]) -> Part:
         if self._data.task == "causal_lm":
             rows = [self._with_response(*pair) for pair in zip(*self._encode_pairs(texts), strict=True)]
         else:
@@ -191,8 +197,16 @@ class _TokenMaker(RowMaker):
         end = [] if self._tokenizer.eos_token_id is None else [self._tokenizer.eos_token_id]
         response = response + end
         room = max(self._max_length - len(response), self._max_length // 2)
-        prompt = prompt[max(len(prompt) - room, 0) :]
+        if len(prompt) > room:
+            # What begins every text stays.
+            start = prompt[: 0 if self._tokenizer.bos_token_id is None else 1]
+            prompt = start + prompt[len(prompt) - room + len(start) :]
         return (prompt + response)[: self._max_length], len(prompt)
+
+
+def _chunks(start: int, stop: int) -> list[slice]:
+    """Slices of texts that are tokenized at a time, which takes many times the memory of their tokens."""
+    return [slice(first, min(first + _AT_ONCE, stop)) for first in range(start, stop, _AT_ONCE)]
 
 
 def _tokenizer_state(tokenizer: Any) -> object:

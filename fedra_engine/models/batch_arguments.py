@@ -26,12 +26,12 @@ class BatchArguments:
     Attributes:
         dimensions: for each leaf of the flattened (args, kwargs): its batch dimension, or None.
         hidden: index of the hidden states among the leaves.
-        returns_tuple: whether the block returns a tuple that begins with the hidden states.
+        returned: length of the tuple that the block returns, which begins with the hidden states; 0 if it is none.
     """
 
     dimensions: tuple[int | None, ...]
     hidden: int
-    returns_tuple: bool
+    returned: int
 
     def hidden_states(self, args: Any, kwargs: Any) -> Tensor:
         """The hidden states among a block's arguments, [samples, …]."""
@@ -50,12 +50,12 @@ class BatchArguments:
 
     def returned_states(self, output: Any) -> Tensor:
         """The hidden states in what the block returned."""
-        states: Tensor = output[0] if self.returns_tuple else output
+        states: Tensor = output[0] if self.returned else output
         return states
 
-    def output(self, hidden: Tensor) -> Tensor | tuple[Tensor]:
-        """`hidden` in the form in which the block returns its hidden states."""
-        return (hidden,) if self.returns_tuple else hidden
+    def output(self, hidden: Tensor) -> Tensor | tuple[Tensor | None, ...]:
+        """`hidden` in the form in which the block returns its hidden states; nothing in the places beside them."""
+        return (hidden, *[None] * (self.returned - 1)) if self.returned else hidden
 
 
 def probe_batch_arguments(
@@ -77,8 +77,10 @@ def probe_batch_arguments(
         try:
             with torch.no_grad():
                 model(**_with_padding(inputs(size)))
-        except (ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except InputError:
+            raise
+        except Exception as error:  # Whatever a model makes of inputs that are not for it.
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(f"model.path: {type(model).__name__} cannot take the data's inputs: {reason}") from error
         finally:
             for hook in hooks:
@@ -111,13 +113,13 @@ def _compare(block: int, small: tuple[list[Any], Any], large: tuple[list[Any], A
     hidden = next((i for i, leaf in enumerate(small[0]) if isinstance(leaf, Tensor) and leaf.is_floating_point()), None)
     if hidden is None or dimensions[hidden] != 0:
         raise InputError(f"model.path: block {block} is not given hidden states with the batch as first dimension")
-    returns_tuple = isinstance(small[1], tuple)
-    output = small[1][0] if returns_tuple else small[1]
+    returned = len(small[1]) if isinstance(small[1], tuple) else 0
+    output = small[1][0] if returned else small[1]
     if not isinstance(output, Tensor) or output.shape != small[0][hidden].shape:
         raise InputError(f"model.path: block {block} does not return hidden states of the shape it is given")
-    if returns_tuple and any(isinstance(extra, Tensor) for extra in small[1][1:]):
+    if returned and any(isinstance(extra, Tensor) for extra in small[1][1:]):
         raise InputError(f"model.path: block {block} returns tensors beside its hidden states, expected none")
-    return BatchArguments(dimensions, hidden, returns_tuple)
+    return BatchArguments(dimensions, hidden, returned)
 
 
 def _batch_dimension(block: int, small: Any, large: Any) -> int | None:

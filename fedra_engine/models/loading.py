@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from torch.nn.utils import skip_init
 from transformers import PreTrainedModel
@@ -59,14 +58,21 @@ def load_pretrained(
                 model = _load_classifier(config, path, classes, sharding)
     except InputError:
         raise
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+    except Exception as error:  # Whatever a file can make transformers raise.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"model.path: cannot load {config.path!r}: {reason}") from error
-    settings = model.config.get_text_config()
-    if getattr(settings, "pad_token_id", None) is None:
-        # Models that classify a text by its last token find it by the padding behind it.
-        settings.pad_token_id = getattr(settings, "eos_token_id", None)
+        hint = "; expected one that can, or model.attention eager" if "attn_implementation" in str(error) else ""
+        raise InputError(f"model.path: cannot load {config.path!r}: {reason}{hint}") from error
+    _settle_padding(model.config.get_text_config())
     return model
+
+
+def _settle_padding(settings: Any) -> None:
+    """See to it that there is a padding token: who classifies a text by its last token finds that by the padding."""
+    padding, vocabulary = getattr(settings, "pad_token_id", None), getattr(settings, "vocab_size", None)
+    if padding is None or (vocabulary is not None and not 0 <= padding < vocabulary):
+        end = getattr(settings, "eos_token_id", None)
+        # Chat models may end a text with any of several tokens.
+        settings.pad_token_id = end[0] if isinstance(end, list) else end
 
 
 def _load_causal_lm(config: ModelConfig, path: str, sharding: Sharding | None) -> PreTrainedModel:
@@ -87,7 +93,7 @@ def _load_classifier(
     settings = _settings(path)
     own_class = _own_class(settings) if config.pooling == "auto" else None
     if own_class is not None:
-        model, unfit = _load(own_class, config, path, sharding, num_labels=classes)
+        model, unfit = _load(own_class, config, path, sharding, num_labels=classes, **_without_classes(settings))
         head = find_head_path(model, find_block_path(model, config.block_path), classes)
         unfit = [name for name in unfit if not name.startswith(f"{head}.")]
         if not unfit:
@@ -127,6 +133,14 @@ def _settings(path: str) -> Any:
                 "(pip install 'fedra-engine[timm]')"
             ) from error
         raise
+
+
+def _without_classes(settings: Any) -> dict[str, Any]:
+    """timm writes the number of classes a second time, which wins over the one that is asked for."""
+    arguments = getattr(settings, "model_args", None)
+    if not arguments:
+        return {}
+    return {"model_args": {name: value for name, value in arguments.items() if name != "num_classes"}}
 
 
 def _own_class(settings: Any) -> Any | None:
@@ -201,5 +215,5 @@ def _check_directory(path: str) -> None:
     file = folder / "config.json"
     try:
         json.loads(file.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"model.path: {file} is missing or no JSON, expected a model directory") from error

@@ -62,9 +62,10 @@ class PooledClassifier(nn.Module):
             return states
         if self.pooling == "first":
             return states[:, 0]
-        weights = states.new_ones(states.shape[:2]) if mask is None else mask.to(states.dtype)
+        present = torch.ones_like(states[..., 0], dtype=torch.int64) if mask is None else mask.long()
         if self.pooling == "mean":
+            weights = present.to(states.dtype)
             return (weights[:, None] @ states)[:, 0] / weights.sum(1, keepdim=True)
         # Whichever side is padded.
-        last = (weights * torch.arange(1, states.shape[1] + 1, device=states.device)).argmax(1)
+        last = (present * torch.arange(1, states.shape[1] + 1, device=states.device)).argmax(1)
         return states[torch.arange(len(states), device=states.device), last]

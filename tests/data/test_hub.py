@@ -184,3 +184,9 @@ def test_what_cannot_be_loaded_is_told(tmp_path: Path) -> None:
         load_source(DataConfig("hf_dataset", "no/such-data"), seed=0)
     with pytest.raises(InputError, match=r"data\.root: found the splits a, b in '.*saved', expected one named train"):
         load(DatasetDict(a=images(), b=images()), tmp_path)
+
+
+def test_files_that_the_library_cannot_read_are_told(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "label": 0}\n{"text"')
+    with pytest.raises(InputError, match=r"data\.root: cannot load '.*': .*expected a folder that save_to"):
+        load_source(DataConfig("hf_dataset", str(tmp_path)), seed=0)

@@ -187,6 +187,19 @@ def test_files_are_decoded_once_until_they_change(make_tree, monkeypatch: pytest
         Image.new("RGB", (10, 12)).save(image)
         os.utime(image, ns=(1, 1))
     assert all_pixels(preprocess(load(root), RGB)).max() == 0
+    for other in (Preprocessing(9, 3, (0, 0, 0), (1, 1, 1)), Preprocessing(8, 1, (0,), (1,))):
+        shape = all_pixels(preprocess(load(root), other)).shape
+        assert other.image_size in shape[1:]
+        assert other.channels in shape[1:]
+
+
+def test_an_image_of_equal_length_is_another_one_when_its_time_is(make_tree) -> None:
+    root = make_tree({"a": ["x"]})
+    for level in (0, 255):
+        for image in root.rglob("*.png"):
+            Image.new("L", (10, 12), level).save(image, format="BMP")
+            os.utime(image, ns=(level, level))
+        assert (all_pixels(preprocess(load(root), RGB)) == level).all()
 
 
 def test_another_split_or_a_domain_alone_decodes_nothing_again(make_tree, monkeypatch: pytest.MonkeyPatch) -> None:

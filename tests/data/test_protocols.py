@@ -37,6 +37,8 @@ from tests.data.trees import DOMAINNET, NICOPP, PACS, make_domainnet, make_nicop
 from tests.tiny_timm import timm_mixer
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "experiments"
+MODELS = {"vit": "google/vit-base-patch16-224", "mixer": "timm/mixer_b16_224.goog_in21k_ft_in1k"}
+TARGETS = {"vit": ["o_proj", "mlp.fc2"], "mixer": ["mlp_tokens.fc2", "mlp_channels.fc2"]}
 SIZES = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
 SMALL = ["--rounds=2", "--evaluate_every=2", "--training.batch_size=4", "--data.min_samples=1"]
 
@@ -83,6 +85,9 @@ def test_the_published_protocol(data: str, domains: list[str], classes: int, mod
         assert (found.method.allocation, found.method.weighting) == ("reference", "uniform")
         assert (training.weight_decay, training.lr_schedule) == (1e-5, "constant")
         assert (found.lora.rank, found.lora.alpha, found.lora.dropout) == (8, 8, 0.1)
+        assert found.clients.capacities == [12, 10, 8, 6, 5, 4]
+        assert found.lora.target_modules == TARGETS[model]
+        assert found.model.path == MODELS[model]
 
 
 @pytest.fixture

@@ -94,6 +94,17 @@ def test_train_and_test_files_are_the_split(tmp_path: Path, layout: str) -> None
     assert data.domains == ["all" if "/" not in layout else "books"]
 
 
+@pytest.mark.parametrize("layout", ["{split}.csv", "{split}/books.csv"])
+@pytest.mark.parametrize("others", [("dev",), ("validation", "test")])
+def test_other_splits_are_not_trained_on(tmp_path: Path, layout: str, others: tuple[str, ...]) -> None:
+    rows = [{"text": row["text"], "label": row["label"]} for row in ROWS]
+    for split, some in {"train": rows[:8], others[0]: rows[8:12], others[-1]: rows[12:]}.items():
+        write(tmp_path / "corpus" / layout.format(split=split), some)
+    data = load(tmp_path / "corpus")
+    assert texts(data.train) == [row["text"] for row in rows[:8]]
+    assert texts(data.test) == [row["text"] for row in rows[12:]]
+
+
 def test_numbers_are_classes_in_their_order_and_columns_can_be_named(tmp_path: Path) -> None:
     rows = [{"body": "a b", "stars": stars, "by": f"user {stars}"} for stars in (10, 9, 2) for _ in range(2)]
     columns = ColumnsConfig(input="body", label="stars", client="by")
@@ -118,6 +129,8 @@ def test_numbers_are_classes_in_their_order_and_columns_can_be_named(tmp_path: P
         ("a.jsonl", b'{"text": ["a"], "label": 1}\n', r"a\.jsonl, line 1: found a list in column 'text'"),
         ("a.jsonl", b'{"text": {"a": 1}, "label": 1}\n', r"a\.jsonl, line 1: found a dict in column 'text'"),
         ("a.jsonl", b'{"text": "a", "label": 1}\n{"text": "b"\n', r"a\.jsonl, line 2: .*expected a JSON object"),
+        ("a.jsonl", b'{"text": "\\ud800", "label": 1}\n', r"a\.jsonl, line 1: .*surrogates"),
+        ("a.jsonl", b"[" * 100_000, r"a\.jsonl, line 1: .*expected a JSON object"),
         ("a.jsonl", b"3\n", r"a\.jsonl, line 1: found 3, expected a JSON object"),
         ("a.jsonl", b'{"text": "a", "label": 1.5}\n', r"a\.jsonl, line 1: found 1\.5, expected a name"),
         ("a.jsonl", b'{"text": "a", "label": 1}\n{"text": "a", "label": null}\n', r"a\.jsonl, line 2: found no label"),
@@ -146,7 +159,9 @@ def test_folders_that_cannot_be_used_are_told(tmp_path: Path) -> None:
     write(tmp_path / "two" / "a.jsonl")
     with pytest.raises(InputError, match=r"data\.root: found several files .*a\.\*, expected one a domain"):
         load(tmp_path / "two")
-    with pytest.raises(InputError, match=r"data\.root: found no .*nowhere, expected a csv, .*the name of a data set on the hub"):
+    with pytest.raises(
+        InputError, match=r"data\.root: found no .*nowhere, expected a csv, .*the name of a data set on the hub"
+    ):
         load(tmp_path / "nowhere")
 
 

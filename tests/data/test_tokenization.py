@@ -1,6 +1,7 @@
 """Texts become the model's tokens, once; only responses are to be learnt."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -58,10 +59,10 @@ def test_classified_texts_are_cut_and_filled_up_on_the_right(tmp_path: Path) -> 
     [
         ("a b", "c d", "<s> a b c d </s>", "c d </s>"),
         ("", "c d", "<s> c d </s>", "c d </s>"),
-        # Too long: the response keeps what the prompt leaves, and the prompt at least half.
+        # Too long: the response keeps what the prompt leaves, and the prompt at least half, with the start token.
         ("a b", "c d e f g h", "<s> a b c d e f g", "c d e f g"),
-        ("a b c d e f g h", "x y", "d e f g h x y </s>", "x y </s>"),
-        ("a b c d e f g h", "t u v w x y", "e f g h t u v w", "t u v w"),
+        ("a b c d e f g h", "x y", "<s> e f g h x y </s>", "x y </s>"),
+        ("a b c d e f g h", "t u v w x y", "<s> f g h t u v w", "t u v w"),
     ],
 )
 def test_only_the_response_is_learnt(tmp_path: Path, prompt: str, response: str, expected: str, learnt: str) -> None:
@@ -97,6 +98,27 @@ def test_texts_are_tokenized_once_until_text_or_tokenizer_change(
         rows(*arguments)
         rows(*arguments)
         assert len(calls) == count
+
+
+def test_texts_go_through_the_tokenizer_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a tokenizer returns takes many times the memory of the tokens that are kept."""
+    tokenization = tokenization_for(save_encoder_tokenizer(tmp_path / "a"), MODEL, 6)
+    kind, sizes = type(tokenization.tokenizer), list[int]()
+    call = kind.__call__
+    monkeypatch.setattr(kind, "__call__", lambda self, some, **k: sizes.append(len(some)) or call(self, some, **k))
+    texts = ["a", "b c", "d"] * 1000
+    found, _ = token_rows(make_data("text_classification", {"text": texts}), tokenization, skip=False)
+    assert max(sizes) <= 1000
+    assert sum(sizes) == len(found.lengths) == 3000
+    assert found.lengths.tolist() == [3, 4, 3] * 1000
+
+
+def test_another_padding_token_is_another_row(tmp_path: Path) -> None:
+    path = save_encoder_tokenizer(tmp_path / "a")
+    for padding in (0, 3):
+        tokenization = replace(tokenization_for(path, MODEL, 6), padding=padding)
+        found, _ = token_rows(make_data("text_classification", {"text": ["a", "b"]}), tokenization, skip=False)
+        assert found.ids.gather(torch.tensor([0]), CPU)[0, 3:].tolist() == [padding] * 3
 
 
 def test_the_model_and_its_tokenizer_limit_the_length(tmp_path: Path) -> None:

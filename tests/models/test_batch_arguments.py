@@ -115,4 +115,4 @@ def test_blocks_that_cannot_be_cut_are_refused(model: Model, message: str) -> No
 def test_a_block_that_returns_a_tuple_gets_one_back() -> None:
     (first, *_) = probe(Model(output=lambda y: (y, None)))
     hidden = torch.ones(2, 5, 4)
-    assert first.output(hidden) == (hidden,)
+    assert first.output(hidden) == (hidden, None)

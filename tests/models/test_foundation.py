@@ -13,6 +13,7 @@ from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.adapters import AdapterLayout, Target, initial_adapters
 from fedra_engine.models.foundation import make_foundation
 from fedra_engine.models.state import GlobalState
+from fedra_engine.models.structure import find_block_path
 from tests.tiny import CLASSES, CLASSIFIERS, DEPTH, TARGETS, make_model, make_samples, make_tiny
 
 HEADS = {"roberta": "classifier.out_proj", "timm_vit": "head", "timm_mixer": "head"} | dict.fromkeys(
@@ -95,6 +96,13 @@ def test_a_model_without_blocks_is_refused() -> None:
 def test_an_unknown_block_path_is_refused_with_those_there_are() -> None:
     with pytest.raises(InputError, match=r"model\.block_path: found 'encoder', expected one of \['vit\.layers'\]"):
         make_foundation(make_model("vit"), lora("vit"), classes=CLASSES, block_path="encoder")
+
+
+def test_a_given_block_path_is_taken() -> None:
+    lists = {f"of {n}": nn.Sequential(*(nn.Sequential(nn.Linear(n, n)) for _ in range(2))) for n in (2, 9)}
+    model = nn.ModuleDict(lists)
+    assert find_block_path(model, None) == "of 9"
+    assert find_block_path(model, "of 2") == "of 2"
 
 
 def test_adapter_views_do_not_overlap_and_cover_the_slot() -> None:

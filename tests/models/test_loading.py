@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers.modeling_outputs import BaseModelOutput
 
 from fedra_engine.config import LoraConfig, ModelConfig
 from fedra_engine.errors import InputError
@@ -117,6 +118,27 @@ def test_texts_are_padded_with_the_end_token_where_the_model_names_no_padding(tm
     settings = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(settings | {"pad_token_id": None, "eos_token_id": 2}))
     assert load_pretrained(config, classes=CLASSES).config.pad_token_id == 2
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_padding_token_is_found_whatever_ends_a_text(tmp_path: Path, family: str) -> None:
+    config = saved(tmp_path, family)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    for padding in (None, -1):
+        changed = settings | {"pad_token_id": padding, "eos_token_id": [2, 3]}
+        (tmp_path / "config.json").write_text(json.dumps(changed))
+        assert load_pretrained(config, classes=CLASSES).config.pad_token_id == 2
+
+
+def test_the_last_token_is_found_in_any_precision(tmp_path: Path) -> None:
+    saved(tmp_path, "llama")
+    config = ModelConfig(path=str(tmp_path), pooling="last", dtype="bfloat16")
+    loaded = load_pretrained(config, classes=CLASSES)
+    states = torch.arange(600.0)[None, :, None].expand(1, 600, 2)
+    mask = (torch.arange(600) < 300).long()[None]
+    for dtype in (torch.bfloat16, torch.float32):
+        last = loaded._pool(BaseModelOutput(last_hidden_state=states.to(dtype)), mask)
+        assert torch.equal(last[0, 0], torch.tensor(299, dtype=dtype))
 
 
 def test_a_classifier_for_other_classes_is_replaced_and_the_same_every_time(tmp_path: Path) -> None:
