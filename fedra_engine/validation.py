@@ -23,6 +23,7 @@ class Range:
 
 COUNT = Range("a whole number from 1 up", lambda value: value >= 1)
 NATURAL = Range("a whole number from 0 up", lambda value: value >= 0)
+PIXELS = Range("a whole number from 1 to 4096", lambda value: 1 <= value <= 4096)
 RANK = Range("a whole number from 1 to 128", lambda value: 1 <= value <= 128)
 """What the kernels can keep on chip."""
 POSITIVE = Range("a finite number above 0", lambda value: 0 < value < math.inf)
@@ -37,7 +38,7 @@ RANGES = {
     "seed": NATURAL,
     "evaluate_every": COUNT,
     "data.classes": COUNT,
-    "data.image_size": COUNT,
+    "data.image_size": PIXELS,
     "data.max_length": COUNT,
     "data.crop_scale": SHARE,
     "data.test_fraction": FRACTION,

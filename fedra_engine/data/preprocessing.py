@@ -80,7 +80,7 @@ def _read_settings(model_path: str, file: str, part: str | None = None) -> dict[
     # null stands for what is usual.
     settings = {name: value for name, value in settings.items() if value is not None}
     scale = settings.get("rescale_factor", BYTE_TO_UNIT)
-    if not settings.get("do_rescale", True) or abs(scale - BYTE_TO_UNIT) > 1e-6:
+    if not settings.get("do_rescale", True) or not _is_number(scale) or abs(scale - BYTE_TO_UNIT) > 1e-6:
         raise InputError(f"{path}: found do_rescale off or rescale_factor {scale}, expected scaling by 1/255")
     found: dict[str, Any] = settings
     return found
@@ -115,6 +115,10 @@ def _download_settings(name: str, file: str) -> Path | None:
         return None
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _image_size(settings: dict[str, Any], model_config: Any) -> int:
     found = settings.get("crop_size") if settings.get("do_center_crop") else settings.get("size")
     if found is None:
@@ -123,7 +127,7 @@ def _image_size(settings: dict[str, Any], model_config: Any) -> int:
         found = (found.get("height"), found.get("width")) if "height" in found else found.get("shortest_edge")
     if isinstance(found, list | tuple) and len(found) == 2 and found[0] == found[1]:
         found = found[0]
-    if not isinstance(found, int):
+    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
         raise InputError(f"data.image_size: found null and a model of image size {found}, expected one side in pixels")
     return found
 
@@ -133,10 +137,13 @@ def _statistics(settings: dict[str, Any], channels: int) -> tuple[tuple[float, .
         return (0.0,) * channels, (1.0,) * channels
     default_mean, default_std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,), (0.5,))
     mean, std = settings.get("image_mean", default_mean), settings.get("image_std", default_std)
-    for values in (mean, std):
-        if not isinstance(values, list | tuple) or len(values) != channels:
-            raise InputError(
-                f"model.path: found image_mean {mean} and image_std {std} in the model's image processor "
-                f"configuration, expected one value for each of the model's {channels} channels"
-            )
+    fit = all(
+        isinstance(values, list | tuple) and len(values) == channels and all(map(_is_number, values))
+        for values in (mean, std)
+    )
+    if not fit or min(std) <= 0:
+        raise InputError(
+            f"model.path: found image_mean {mean} and image_std {std} in the model's image processor configuration, "
+            f"expected one value for each of the model's {channels} channels, and image_std above 0"
+        )
     return tuple(mean), tuple(std)

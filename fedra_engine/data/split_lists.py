@@ -133,7 +133,7 @@ def _read_list(file: Path, classes: int) -> Iterator[_Line]:
             continue
         origin = f"{file}, line {number}"
         # Names may have spaces: only the last one separates.
-        found = re.fullmatch(r"\s*(\S.*?)\s+(-?\d+)\s*", line)
+        found = re.fullmatch(r"\s*(\S.*?)\s+(-?\d{1,18})\s*", line)
         if found is None:
             raise InputError(f"data.root: {origin}: found {line.strip()!r}, expected a path, a space and a label")
         path, label = str(PurePosixPath(found[1])), int(found[2])
