@@ -21,6 +21,7 @@ from fedra_engine.federation.aggregation import Aggregator
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.devices import DeviceRound
 from fedra_engine.federation.sampling import sample_participants
+from fedra_engine.models.shards import is_sharded
 from fedra_engine.models.state import GlobalState
 from fedra_engine.peft_io import save_adapter, save_private
 from fedra_engine.processes import Processes
@@ -49,7 +50,8 @@ class Simulation:
             if config.trace and not folder.config_file.is_file():
                 raise InputError(f"trace: found no {folder.path} here, expected a folder that all processes share")
         self._processes.copy_main_(list(self._experiment.initial_state.tensors().values()))
-        self._division = WorkDivision(self._processes, self._experiment.train.lengths)
+        sharded = is_sharded(self._experiment.foundation.model)
+        self._division = WorkDivision(self._processes, self._experiment.train.lengths, in_step=sharded)
 
     def run(self) -> None:
         """Train all rounds that the run folder does not have yet, evaluate, and leave the results there."""

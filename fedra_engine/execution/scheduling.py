@@ -87,8 +87,12 @@ class Pace:
 class WorkDivision:
     """Divides the participants of every round over the processes. Who trains a client changes nothing but rounding."""
 
-    def __init__(self, processes: Processes, lengths: Tensor | None) -> None:
-        """Divide among `processes` the training on samples of `lengths`; see `predicted_costs`."""
+    def __init__(self, processes: Processes, lengths: Tensor | None, *, in_step: bool = False) -> None:
+        """Divide among `processes` the training on samples of `lengths`; see `predicted_costs`.
+
+        With `in_step` they wait for one another in every pass, so that nothing can be learnt from their times.
+        """
+        self._in_step = in_step
         self._processes = processes
         self._lengths = lengths
         self._pace = Pace(processes.count)
@@ -112,6 +116,8 @@ class WorkDivision:
             yield replace(work, participants=work.participants[mine]), assignment.of(mine)
             seconds = time.perf_counter() - started
         spent = np.bincount(owners, weights=costs, minlength=self._processes.count).astype(np.float64)
+        if self._in_step:
+            return
         self._pace.learn(spent, np.array(self._processes.gather(seconds), dtype=np.float64))
 
 

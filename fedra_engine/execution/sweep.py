@@ -85,6 +85,7 @@ class SweepExecutor:
                 left = left[~np.isin(some.participants, np.concatenate(finished))]
                 self._halve_lanes(len(left), error)
             # Not before the error is gone, whose traceback holds what did not fit.
+            self._model.abandon_pass()
             clear_device_cache(garbage_collection=True)
 
     def _halve_lanes(self, clients: int, error: RuntimeError) -> None:

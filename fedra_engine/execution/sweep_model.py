@@ -101,6 +101,10 @@ class SweepModel:
         if self._sharding is not None:
             self._sharding.release()
 
+    def abandon_pass(self) -> None:
+        """Let go of what a pass that broke off has left for modules which it did not reach."""
+        self._context.shrunk.clear()
+
     def keep_company(self, inputs: Inputs) -> None:
         """Make a pass, forward and backward, without clients, so that others can make theirs through a sharded model.
 

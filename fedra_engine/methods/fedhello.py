@@ -51,7 +51,8 @@ class FedHello(Method):
             trained = weighted_allocation(capacities, self._chances, rng)[participants]
         else:
             depth = self.federation.depth
-            trained = np.stack([pattern(self._options.selection, c, depth) for c in capacities[participants].tolist()])
+            patterns = np.stack([pattern(self._options.selection, count, depth) for count in range(depth + 1)])
+            trained = patterns[capacities[participants]]
         return Assignment(held=np.ones_like(trained), trained=trained)
 
     def served(self, state: GlobalState, round: int) -> None:

@@ -16,7 +16,7 @@ def test_a_step_holds_its_batch() -> None:
     row = measure_batches(config, steps=2).row()
     assert (row["lanes"], row["samples"]) == (4, 4 * 6)
     assert 0 < row["batch"] < row["step"]
-    assert row["share"] == row["batch"] / row["step"]
+    assert row["batch / step"] == f"{row['batch'] / row['step']:.2%}"
 
 
 def test_lanes_that_stay_empty_are_refused() -> None:

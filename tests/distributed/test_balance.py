@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedra_engine.config import TrainingConfig
-from fedra_engine.execution.scheduling import Pace, balance, portions, predicted_costs
+from fedra_engine.execution.scheduling import Pace, WorkDivision, balance, portions, predicted_costs
 from fedra_engine.execution.work import LocalWork
+from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import Clients
 from fedra_engine.processes import Processes
 
@@ -97,6 +98,31 @@ def test_a_process_that_trained_nobody_yet_counts_as_fast_as_the_others() -> Non
     pace = Pace(3)
     pace.learn(np.array([10.0, 30.0, 0.0]), np.array([10.0, 10.0, 0.0]))
     np.testing.assert_allclose(pace.seconds_per_cost(), [1, 1 / 3, 0.5])
+
+
+class UnequalProcesses(Processes):
+    """The first of two processes, of which the other always says that it took a hundred times as long."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 2, torch.device("cpu"))
+
+    def any(self, flag: bool) -> bool:
+        return flag
+
+    def gather(self, value: float) -> list[float]:
+        return [value, 100 * value]
+
+
+@pytest.mark.parametrize(("in_step", "shares"), [(False, [6, 12]), (True, [6, 6])])
+def test_processes_that_wait_for_one_another_learn_nothing_from_their_times(in_step: bool, shares: list[int]) -> None:
+    capacities = np.full(12, 4)
+    work = local_work([10] * 12, capacities)
+    division, found = WorkDivision(UnequalProcesses(), None, in_step=in_step), []
+    for _ in range(2):
+        with division.share(work, Assignment(np.ones((12, 4), dtype=bool))) as (mine, assignment):
+            assert len(assignment.held) == len(mine.participants)
+            found.append(len(mine.participants))
+    assert found == shares
 
 
 @given(st.integers(0, 70), st.integers(1, 6), st.integers(1, 10))

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from fedra_engine.errors import InputError
-from fedra_engine.execution import memory
+from fedra_engine.execution import memory, sweep_context
 from fedra_engine.execution.memory import LaneMemory, choose_lanes, measure_lane
 from fedra_engine.execution.sweep import SweepExecutor
+from fedra_engine.execution.work import ClientUpdates
 from tests.execution.test_exactness import assert_same_change
 from tests.tiny_federation import ADAMW, Setting, make_setting
 
@@ -113,6 +117,30 @@ def _fail_above(lanes: int, message: str, monkeypatch: pytest.MonkeyPatch) -> No
         optimize(self, pool, tables, work)
 
     monkeypatch.setattr(SweepExecutor, "_optimize", fail)
+
+
+def test_a_fused_pass_that_breaks_off_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Of LLaMA two targets read the first norm, so that the pass breaks off at one and leaves what the other awaits.
+    setting = make_setting("llama", ADAMW, fuse_blocks=True)
+    (expected,) = setting.rounds(3)
+    left: list[int] = []
+    product, train = sweep_context.lora_linear, SweepExecutor._train
+
+    def fail_in_the_first_pass(x: Tensor, *others: Any, **options: Any) -> Tensor:
+        if len(left) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return product(x, *others, **options)
+
+    def count_left(self, *arguments: Any) -> Iterator[ClientUpdates]:
+        left.append(len(self._model._context.shrunk))
+        return train(self, *arguments)
+
+    monkeypatch.setattr(sweep_context, "lora_linear", fail_in_the_first_pass)
+    monkeypatch.setattr(SweepExecutor, "_train", count_left)
+    (found,) = setting.rounds(6)
+    assert left == [0, 0]
+    for client, tensors in expected.updates.items():
+        assert_same_change(found.updates[client], tensors, expected.before, 1e-8)
 
 
 def test_a_single_lane_that_does_not_fit_is_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 import torch
 
-from fedra_engine.config import DepthFLConfig
+from fedra_engine.config import DepthFLConfig, FedHelloConfig
 from fedra_engine.errors import InputError
 from fedra_engine.execution.rank_penalty import tail_mask
 from fedra_engine.federation.assignment import Assignment
@@ -34,6 +35,18 @@ def test_a_clients_row_does_not_depend_on_who_else_takes_part(allocation: str) -
     fedra = method("fedra", allocation=allocation)
     some = np.array([1, 4])
     np.testing.assert_array_equal(fedra.assign(some, 3).held, fedra.assign(EVERYBODY, 3).held[some])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_rounds_without_participants_are_assigned(name: str) -> None:
+    nobody = np.array([], dtype=np.int64)
+    assert method(name).assign(nobody, 0).held.shape == (0, DEPTH)
+
+
+@pytest.mark.parametrize("selection", get_args(get_type_hints(FedHelloConfig)["selection"]))
+def test_rounds_without_participants_are_assigned_by_every_selection_of_fedhello(selection: str) -> None:
+    nobody = np.array([], dtype=np.int64)
+    assert method("fedhello", fedhello=FedHelloConfig(selection=selection)).assign(nobody, 0).held.shape == (0, DEPTH)
 
 
 def test_covered_fedra_leaves_no_block_empty_among_the_participants() -> None:
