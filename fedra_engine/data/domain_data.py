@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedra_engine.config import DataConfig
+from fedra_engine.data.origins import Origins
 from fedra_engine.data.split import stratified_test_set
 from fedra_engine.errors import InputError
 
@@ -36,6 +37,8 @@ class DomainData:
         is_test: bool [samples], whether a sample is held out.
         clients: [samples], who owns a sample; None where the source does not say.
         origins: [samples], file and line (or split and row) of a sample; None where its own path says all.
+        fingerprint: of the data set that has the contents in the rows of `origins`; None where they are files of their
+            own, or made up.
         notes: what was passed over in the source, for people.
     """
 
@@ -47,7 +50,8 @@ class DomainData:
     classes: list[str]
     is_test: NDArray[np.bool_]
     clients: NDArray[np.str_] | None = None
-    origins: NDArray[np.str_] | None = None
+    origins: Origins | None = None
+    fingerprint: str | None = None
     notes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -72,7 +76,7 @@ class DomainData:
             is_test=self.is_test[rows],
             labels=_select(self.labels, rows),
             clients=_select(self.clients, rows),
-            origins=_select(self.origins, rows),
+            origins=None if self.origins is None else self.origins.select(rows),
         )
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from fedra_engine.config import DataConfig
 from fedra_engine.data.domain_data import DomainData, Task, prepare_source
 from fedra_engine.data.names import encode_names
+from fedra_engine.data.origins import Origins
 from fedra_engine.data.tables import READERS
 from fedra_engine.errors import InputError
 
@@ -36,7 +37,8 @@ def load_hf_dataset(config: DataConfig, seed: int) -> DomainData:
     require_column(label, "label", train.column_names)
     domain = optional_column(columns.domain, "domain", train.column_names)
     owner = optional_column(columns.client, "client", train.column_names)
-    data = _join(train, test, [name for name in (content, label, domain, owner) if name is not None])
+    # One column may have several roles.
+    data = _join(train, test, list(dict.fromkeys(name for name in (content, label, domain, owner) if name is not None)))
     origins = _origins(len(train), len(data))
     labels, classes = _names(data, label, "label", origins)
     domain_of, domains = (
@@ -57,6 +59,8 @@ def load_hf_dataset(config: DataConfig, seed: int) -> DomainData:
         is_test=np.arange(len(data)) >= len(train),
         clients=clients,
         origins=origins,
+        # Not of `data`: its other columns do not matter to what is made of its content.
+        fingerprint=repr((content, train._fingerprint, None if test is None else test._fingerprint)),
     )
     return prepare_source(found, config, seed, split=test is None)
 
@@ -164,9 +168,10 @@ def _join(train: Dataset, test: Dataset | None, columns: list[str]) -> Dataset:
     return concatenate_datasets([train.select_columns(columns), test.select_columns(columns)])
 
 
-def _origins(train: int, total: int) -> NDArray[np.str_]:
+def _origins(train: int, total: int) -> Origins:
     """Split and row of every sample."""
-    return np.array([f"train, row {i}" for i in range(train)] + [f"test, row {i}" for i in range(total - train)])
+    rows, is_test = np.arange(total), np.arange(total) >= train
+    return Origins(["train, row", "test, row"], is_test.astype(np.int32), rows - train * is_test)
 
 
 def _only(data: Dataset, name: str, new_name: str) -> Dataset:
@@ -174,7 +179,7 @@ def _only(data: Dataset, name: str, new_name: str) -> Dataset:
     return column if name == new_name else column.rename_column(name, new_name)
 
 
-def _names(data: Dataset, name: str, role: str, origins: NDArray[np.str_]) -> tuple[NDArray[np.int64], list[str]]:
+def _names(data: Dataset, name: str, role: str, origins: Origins) -> tuple[NDArray[np.int64], list[str]]:
     """A column as indices [samples] and what they stand for."""
     from datasets import ClassLabel
 

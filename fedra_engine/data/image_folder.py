@@ -35,7 +35,8 @@ def load_image_folder(config: DataConfig, seed: int) -> DomainData:
         InputError: a folder that is missing, cannot be listed or has no images, or a domain that has no image to
             spare for the test set.
     """
-    trees = scan(config.root, config.domains)
+    notes: list[str] | None = [] if config.unreadable == "skip" else None
+    trees = scan(config.root, config.domains, notes)
     domains = list(trees[0])
     classes = sorted({name for tree in trees for folders in tree.values() for name in folders})
     index_of = {name: label for label, name in enumerate(classes)}
@@ -46,6 +47,8 @@ def load_image_folder(config: DataConfig, seed: int) -> DomainData:
         for name, images in folders.items()
         for image in images
     ]
+    if not samples:
+        raise InputError(f"data.root: found no images below {config.root!r}, expected some in every domain")
     paths, labels, domain_of, is_test = zip(*samples, strict=True)
     data = DomainData(
         task="image_classification",
@@ -55,12 +58,18 @@ def load_image_folder(config: DataConfig, seed: int) -> DomainData:
         labels=np.array(labels),
         classes=classes,
         is_test=np.array(is_test),
+        notes=notes or [],
     )
     return prepare_source(data, config, seed, split=len(trees) == 1)
 
 
-def scan(root: str | None, domains: Sequence[str] = ()) -> list[Tree]:
+def scan(root: str | None, domains: Sequence[str] = (), notes: list[str] | None = None) -> list[Tree]:
     """Find the images of `domains`, or of every domain; names are in sorted order.
+
+    Args:
+        root: the folder.
+        domains: names of those to find.
+        notes: learns which folders of classes are passed over because they have no images; without it that raises.
 
     Returns:
         One tree; or one of `train` and one of `test` folders, with the same domains.
@@ -83,8 +92,8 @@ def scan(root: str | None, domains: Sequence[str] = ()) -> list[Tree]:
         raise InputError(f"data.root: found no folders in {str(outer[0])!r}, expected one for each domain")
     chosen = list(domains) or present
     if len(outer) == 1 and any(_is_split(folder / domain) for domain in chosen):
-        return [{domain: _scan_domain(folder / domain / split) for domain in chosen} for split in SPLITS]
-    return [{domain: _scan_domain(above / domain) for domain in chosen} for above in outer]
+        return [{domain: _scan_domain(folder / domain / split, notes) for domain in chosen} for split in SPLITS]
+    return [{domain: _scan_domain(above / domain, notes) for domain in chosen} for above in outer]
 
 
 def _is_split(folder: Path) -> bool:
@@ -92,16 +101,18 @@ def _is_split(folder: Path) -> bool:
     return all(os.path.isdir(folder / split) for split in SPLITS)
 
 
-def _scan_domain(folder: Path) -> dict[str, list[Path]]:
+def _scan_domain(folder: Path, notes: list[str] | None) -> dict[str, list[Path]]:
     classes = {name: _images(folder / name) for name in _subfolders(folder)}
     if not classes:
         raise InputError(f"data.root: found no folders in {str(folder)!r}, expected one for each class")
-    for name, images in classes.items():
-        if not images:
+    for name in [name for name, images in classes.items() if not images]:
+        if notes is None:
             raise InputError(
                 f"data.root: found no images in {str(folder / name)!r}, expected files that end in one of "
-                f"{' '.join(sorted(IMAGE_SUFFIXES))}"
+                f"{' '.join(sorted(IMAGE_SUFFIXES))}, or data.unreadable skip"
             )
+        notes.append(f"{folder / name}: skipped, it has no images")
+        del classes[name]
     return classes
 
 

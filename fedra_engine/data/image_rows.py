@@ -17,7 +17,7 @@ from fedra_engine.data.samples import Preprocessing
 from fedra_engine.data.stored_rows import StoredRows
 from fedra_engine.errors import InputError
 
-_FORMAT = 2
+_FORMAT = 3
 """Goes up whenever the same files would give other pixels."""
 
 
@@ -63,8 +63,9 @@ class _ImageMaker(RowMaker):
         ]
         if not any(stored):
             made_of: object = files
-        elif self._data.content.cache_files:
-            made_of = (self._data.content._fingerprint, start, stop, files)
+        elif self._data.fingerprint is not None and self._data.origins is not None:
+            # As rows of the data set, whichever of its domains are chosen.
+            made_of = (self._data.fingerprint, list(map(tuple, self._data.origins[start:stop])), files)
         else:
             # The source made these images up; it can do so again.
             return None

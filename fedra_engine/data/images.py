@@ -82,7 +82,16 @@ def _upright(picture: PillowImage.Image) -> PillowImage.Image:
 
 
 def _eight_bits(picture: PillowImage.Image) -> PillowImage.Image:
-    """Grey levels of 16 bits scaled to 8; Pillow's own conversion would cut them off at 255."""
+    """Grey levels of 16 bits and fractions scaled to 8 bits; Pillow's own conversion would cut them off.
+
+    Fractions are from 0 to 1 where none is greater, else from 0 to 255.
+    """
+    if picture.mode == "F":
+        levels = np.asarray(picture)
+        if not 0 <= levels.min(initial=0) <= levels.max(initial=0) <= 255:
+            raise UnreadableImageError("its grey levels are fractions outside 0 to 255")
+        scale = 255 if levels.max(initial=0) <= 1 else 1
+        return PillowImage.fromarray(np.rint(levels * scale).astype(np.uint8))
     if not picture.mode.startswith("I"):
         return picture
     levels = np.asarray(picture)

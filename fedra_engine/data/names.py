@@ -17,7 +17,7 @@ _MOST_DIGITS = 19
 def encode_names(values: Sequence[Any], where: Callable[[int], str]) -> tuple[NDArray[np.int64], list[str]]:
     """Indices of `values` (texts or whole numbers), and the sorted names they stand for.
 
-    Whole numbers, also in a text file, are sorted as numbers.
+    Whole numbers, also in a text file, are sorted as numbers. Blanks around a name do not belong to it.
 
     Args:
         values: [samples].
@@ -31,9 +31,10 @@ def encode_names(values: Sequence[Any], where: Callable[[int], str]) -> tuple[ND
     """
     names = []
     for row, value in enumerate(values):
-        if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        name = str(value).strip()
+        if isinstance(value, bool) or not isinstance(value, str | int) or not name:
             raise InputError(f"{where(row)}: found {value!r}, expected a name or a whole number")
-        names.append(str(value))
+        names.append(name)
     unique = sorted(set(names), key=_sort_key)
     index_of = {name: index for index, name in enumerate(unique)}
     return np.array([index_of[name] for name in names], dtype=np.int64), unique

@@ -13,6 +13,7 @@ import numpy as np
 from fedra_engine.config import DataConfig
 from fedra_engine.data.domain_data import DomainData, prepare_source
 from fedra_engine.data.images import image_column
+from fedra_engine.data.origins import Origin, Origins
 from fedra_engine.errors import InputError
 
 
@@ -36,17 +37,17 @@ _SPLITS = ("train", "test")
 class _Line(NamedTuple):
     path: str
     label: int
-    origin: str
+    origin: Origin
 
 
 @dataclass
 class _ClassNames:
     """Which folder holds which label; every line must agree."""
 
-    label_of: dict[str, tuple[int, str]] = field(default_factory=dict)
-    name_of: dict[int, tuple[str, str]] = field(default_factory=dict)
+    label_of: dict[str, tuple[int, Origin]] = field(default_factory=dict)
+    name_of: dict[int, tuple[str, Origin]] = field(default_factory=dict)
 
-    def note(self, name: str, label: int, origin: str) -> None:
+    def note(self, name: str, label: int, origin: Origin) -> None:
         known_label, at = self.label_of.setdefault(name, (label, origin))
         if known_label != label:
             raise InputError(
@@ -66,7 +67,8 @@ class _ClassNames:
 def load_split_lists(config: DataConfig, seed: int) -> DomainData:
     """The samples that the lists below `config.root` name; images stay encoded on disk.
 
-    Labels are the lists' own; the classes are those up to the largest. A line that is in a list twice counts once.
+    Labels are the lists' own; the classes are those up to the largest. A line that is in a list twice counts once, and
+    one that names a hidden file, as macOS leaves them, not at all.
 
     Raises:
         InputError: a list that is missing or has a line that cannot be used (the message has file and line).
@@ -83,12 +85,17 @@ def load_split_lists(config: DataConfig, seed: int) -> DomainData:
         for split in _SPLITS:
             file = folder / f"{domain}_{split}.txt"
             kept: dict[str, _Line] = {}
-            repeated = 0
+            repeated = hidden = 0
             for line in _read_list(file, layout.classes):
+                if PurePosixPath(line.path).name.startswith("."):
+                    hidden += 1
+                    continue
                 names.note(PurePosixPath(line.path).parent.name, line.label, line.origin)
                 repeated += kept.setdefault(line.path, line) is not line
             if repeated:
                 notes.append(f"{file}: {repeated} of its lines repeat another and count once")
+            if hidden:
+                notes.append(f"{file}: {hidden} of its lines name hidden files, which do not count")
             lines += kept.values()
             domain_of += [index] * len(kept)
             is_test += [split == "test"] * len(kept)
@@ -103,7 +110,7 @@ def load_split_lists(config: DataConfig, seed: int) -> DomainData:
         labels=labels,
         classes=names.names(int(labels.max(initial=-1)) + 1),
         is_test=np.array(is_test, dtype=np.bool_),
-        origins=np.array([line.origin for line in lines]),
+        origins=Origins.of(line.origin for line in lines),
         notes=notes,
     )
     return prepare_source(data, config, seed, split=False)
@@ -131,7 +138,7 @@ def _read_list(file: Path, classes: int) -> Iterator[_Line]:
     for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), start=1):
         if not line.strip():
             continue
-        origin = f"{file}, line {number}"
+        origin = Origin(f"{file}, line", number)
         # Names may have spaces: only the last one separates.
         found = re.fullmatch(r"\s*(\S.*?)\s+(-?\d{1,18})\s*", line)
         if found is None:

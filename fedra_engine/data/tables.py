@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from fedra_engine.data.origins import Origin
 from fedra_engine.errors import InputError
 
-Row = tuple[str, Mapping[str, Any]]
-"""Where a row is (`<file>, line <n>`), and its values by column."""
+Row = tuple[Origin, Mapping[str, Any]]
+"""Where a row is, and its values by column."""
 
 
 def read_table(file: Path) -> Iterator[Row]:
@@ -59,7 +60,7 @@ def _read_separated(file: Path, *, delimiter: str, quoting: Literal[0, 3]) -> It
                 raise InputError(
                     f"data.root: {file}, line {line}: found {len(values)} values, expected {len(names)}, as in line 1"
                 )
-            yield f"{file}, line {line}", dict(zip(names, values, strict=True))
+            yield Origin(f"{file}, line", line), dict(zip(names, values, strict=True))
         # A quoted value may go over several lines.
         line = reader.line_num + 1
 
@@ -77,7 +78,7 @@ def _read_jsonl(file: Path) -> Iterator[Row]:
             raise InputError(f"data.root: {file}, line {number}: {error}; expected a JSON object") from error
         if not isinstance(row, dict):
             raise InputError(f"data.root: {file}, line {number}: found {line.strip()[:40]}, expected a JSON object")
-        yield f"{file}, line {number}", row
+        yield Origin(f"{file}, line", number), row
 
 
 def _read_parquet(file: Path) -> Iterator[Row]:
@@ -88,7 +89,7 @@ def _read_parquet(file: Path) -> Iterator[Row]:
         batches = pq.ParquetFile(file).iter_batches()
         rows = (row for batch in batches for row in batch.to_pylist())
         for number, row in enumerate(rows, start=1):
-            yield f"{file}, row {number}", row
+            yield Origin(f"{file}, row", number), row
     except pa.ArrowInvalid as error:
         raise InputError(f"data.root: cannot read {file}: {error}; expected a parquet file") from error
 
@@ -96,7 +97,7 @@ def _read_parquet(file: Path) -> Iterator[Row]:
 def _read_txt(file: Path) -> Iterator[Row]:
     for number, line in enumerate(_lines(file), start=1):
         if line.strip():
-            yield f"{file}, line {number}", {"text": line.strip()}
+            yield Origin(f"{file}, line", number), {"text": line.strip()}
 
 
 def _lines(file: Path) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +13,11 @@ import numpy as np
 
 from fedra_engine.config import DataConfig
 from fedra_engine.data.domain_data import DomainData, Task, prepare_source
-from fedra_engine.data.hub import ONE_DOMAIN, is_saved_dataset, open_dataset, optional_column
+from fedra_engine.data.hub import ONE_DOMAIN, is_saved_dataset, load_hf_dataset, open_dataset, optional_column
 from fedra_engine.data.names import encode_names
+from fedra_engine.data.origins import Origin, Origins
 from fedra_engine.data.tables import READERS, Row, read_table
+from fedra_engine.data.text_store import TextStore
 from fedra_engine.errors import InputError
 
 _TRAIN = "train"
@@ -35,14 +38,16 @@ class _Source(NamedTuple):
 
 @dataclass
 class _Records:
-    """The columns of all rows that can be used."""
+    """All rows that can be used: their texts on disk, the rest by column."""
 
-    content: dict[str, list[str]]
+    content: TextStore
+    digests: array[int] = field(default_factory=lambda: array("q"))
+    """Equal for equal texts."""
     labels: list[object] = field(default_factory=list)
-    domains: list[str] = field(default_factory=list)
+    domains: list[object] = field(default_factory=list)
     clients: list[str] = field(default_factory=list)
     is_test: list[bool] = field(default_factory=list)
-    origins: list[str] = field(default_factory=list)
+    origins: list[Origin] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
 
@@ -52,6 +57,11 @@ def load_text_classification(config: DataConfig, seed: int) -> DomainData:
     Raises:
         InputError: files, columns or lines that cannot be used (the message has file and line).
     """
+    if _is_dataset(config):
+        data = load_hf_dataset(config, seed)
+        if data.task != "text_classification":
+            raise InputError("data.columns.input: found images with data.source text_classification, expected texts")
+        return data
     return _load(config, seed, "text_classification", {"text": [("", config.columns.input or "text")]})
 
 
@@ -69,7 +79,7 @@ def load_causal_lm(config: DataConfig, seed: int) -> DomainData:
 
 def _load(config: DataConfig, seed: int, task: Task, templates: dict[str, _Template]) -> DomainData:
     sources = _sources(config)
-    records = _Records({name: [] for name in templates})
+    records = _Records(TextStore(list(templates)))
     for source in sources:
         _add(records, source, config, task, templates)
     if not records.domains:
@@ -97,39 +107,49 @@ def _add(records: _Records, source: _Source, config: DataConfig, task: Task, tem
                 raise InputError(f"data.root: {origin}: found no text, expected some, or data.unreadable skip")
             records.skipped.append(f"{origin}: skipped, it has no text")
             continue
-        for name, text in content.items():
-            records.content[name].append(text)
+        records.content.append(content)
+        records.digests.append(hash(tuple(content.values())))
         records.labels.append(None if label is None else row[label])
-        records.domains.append(_text(row[domain]) if domain is not None else source.domain or ONE_DOMAIN)
-        records.clients.append("" if client is None else _text(row[client]))
+        records.domains.append(row[domain] if domain is not None else source.domain or ONE_DOMAIN)
+        records.clients.append("" if client is None else _owner(row[client], origin))
         records.is_test.append(source.split == "test")
         records.origins.append(origin)
 
 
-def _fill(template: _Template, row: Mapping[str, object], origin: str) -> str:
+def _fill(template: _Template, row: Mapping[str, object], origin: Origin) -> str:
     pieces = []
     for literal, column in template:
         value = None if column is None else row[column]
-        if not isinstance(value, str | int | float | None):
+        if not isinstance(value, str | int | float | None) or isinstance(value, bool):
             raise InputError(
                 f"data.root: {origin}: found a {type(value).__name__} in column {column!r}, expected a text"
             )
-        pieces.append(literal + _text(value))
+        pieces.append(literal + ("" if value is None else str(value)))
     return "".join(pieces)
 
 
-def _text(value: object) -> str:
-    return "" if value is None else str(value)
+def _owner(value: object, origin: Origin) -> str:
+    """A client's name; empty where there is none."""
+    if isinstance(value, bool) or not isinstance(value, str | int | None):
+        raise InputError(f"data.columns.client: {origin}: found {value!r}, expected a name or a whole number")
+    return "" if value is None else str(value).strip()
 
 
 def _parse(prompt: str) -> _Template:
     try:
-        return [(literal, column) for literal, column, _, _ in Formatter().parse(prompt)]
+        pieces = list(Formatter().parse(prompt))
     except ValueError as error:
         raise InputError(f"data.prompt: {error}; expected column names in braces, such as {{instruction}}") from error
+    for _, column, form, conversion in pieces:
+        if form or conversion:
+            raise InputError(
+                f"data.prompt: found a format of column {column!r}, expected column names alone in braces, such as "
+                "{instruction}"
+            )
+    return [(literal, column) for literal, column, _, _ in pieces]
 
 
-def _check_templates(templates: dict[str, _Template], present: list[str], origin: str) -> None:
+def _check_templates(templates: dict[str, _Template], present: list[str], origin: Origin) -> None:
     for role, template in templates.items():
         for _, column in template:
             if column is not None and column not in present:
@@ -138,8 +158,6 @@ def _check_templates(templates: dict[str, _Template], present: list[str], origin
 
 
 def _as_data(records: _Records, config: DataConfig, seed: int, task: Task, *, split: bool) -> DomainData:
-    from datasets import Dataset
-
     labels, classes = None, list[str]()
     if all(label is not None for label in records.labels):
         labels, classes = encode_names(records.labels, lambda row: f"data.columns.label: {records.origins[row]}")
@@ -149,27 +167,46 @@ def _as_data(records: _Records, config: DataConfig, seed: int, task: Task, *, sp
     domain_of, domains = encode_names(records.domains, lambda row: f"data.columns.domain: {records.origins[row]}")
     data = DomainData(
         task=task,
-        content=Dataset.from_dict(records.content),
+        content=records.content.close(),
         domain_of=domain_of,
         domains=domains,
         labels=labels,
         classes=classes,
         is_test=np.array(records.is_test),
         clients=np.array(records.clients) if any(records.clients) else None,
-        origins=np.array(records.origins),
-        notes=records.skipped,
+        origins=Origins.of(records.origins),
+        notes=[*records.skipped, *_repeated(records, split=split)],
     )
     return prepare_source(data, config, seed, split=split)
 
 
+def _repeated(records: _Records, *, split: bool) -> list[str]:
+    """What to tell of equal texts: those that were trained on measure nothing in a test set."""
+    digests, is_test = np.array(records.digests), np.array(records.is_test)
+    if split:
+        repeated = len(digests) - len(np.unique(digests))
+        where = "repeat another, so the test set that is drawn may have texts of the training set"
+    else:
+        repeated = int(np.isin(digests[is_test], digests[~is_test]).sum())
+        where = "of the test set are in the training set, too"
+    return [f"texts: {repeated} {where}"] if repeated else []
+
+
+def _is_dataset(config: DataConfig) -> bool:
+    """Whether `config.root` is no file or folder of files."""
+    assert config.root is not None
+    root = Path(config.root)
+    return not root.is_file() and (not root.is_dir() or is_saved_dataset(root))
+
+
 def _sources(config: DataConfig) -> list[_Source]:
     """The files or splits of `config.root`; either all say which split they are, or none does."""
+    if _is_dataset(config):
+        return _dataset_sources(config)
     assert config.root is not None
     root = Path(config.root)
     if root.is_file():
         return [_Source(None, None, read_table(_checked(root)))]
-    if not root.is_dir() or is_saved_dataset(root):
-        return _dataset_sources(config)
     held_out = _held_out({entry.name for entry in _entries(root) if entry.is_dir()})
     if held_out is not None:
         splits = {_TRAIN: root / _TRAIN, "test": root / held_out}
@@ -194,7 +231,7 @@ def _dataset_sources(config: DataConfig) -> list[_Source]:
         _Source(
             None,
             None if test is None else name,
-            ((f"{name}, row {row}", values) for row, values in enumerate(data)),
+            ((Origin(f"{name}, row", row), values) for row, values in enumerate(data)),
         )
         for name, data in splits
     ]

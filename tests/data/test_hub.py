@@ -45,7 +45,7 @@ def test_images_with_their_labels_and_domains(tmp_path: Path) -> None:
     assert data.domain_of.tolist() == [0] * 6 + [1] * 6
     expected = images().select([*range(6, 12), *range(6)])
     assert [image.tobytes() for image in data.content["image"]] == [image.tobytes() for image in expected["image"]]
-    assert data.origins[[0, 6]].tolist() == ["train, row 6", "train, row 0"]
+    assert [str(data.origins[sample]) for sample in (0, 6)] == ["train, row 6", "train, row 0"]
     assert np.bincount(data.test.domain_of * 2 + data.test.labels).tolist() == [1, 1, 1, 1]
     chosen = load(images(), tmp_path / "chosen", domains=["photo"])
     assert set(chosen.domain_of) == {0}
@@ -69,13 +69,23 @@ def test_a_test_split_with_hidden_labels_is_none(tmp_path: Path) -> None:
 
 def test_stored_images_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = load(images(), tmp_path)
-    first = preprocess(data.test, GREY)
-    expected = np.stack([np.asarray(image) for image in data.test.content["image"]])
+    first = preprocess(data, GREY)
+    expected = np.stack([np.asarray(image) for image in data.content["image"]])
     rows = torch.arange(len(first))
     np.testing.assert_array_equal(first.pixels.gather(rows, torch.device("cpu"))[:, 0], expected)
     monkeypatch.setattr(images_module.PillowImage, "open", lambda *_: pytest.fail("decoded again"))
-    again = load_source(DataConfig("hf_dataset", str(tmp_path / "saved")), seed=0)
-    preprocess(again.test, GREY)
+    for others in ({}, {"domains": ["photo"]}, {"columns": ColumnsConfig(label="domain")}):
+        preprocess(load_source(DataConfig("hf_dataset", str(tmp_path / "saved"), **others), seed=0), GREY)
+
+
+def test_other_images_are_not_taken_for_those_in_the_cache(tmp_path: Path) -> None:
+    """Neither those of another data set, nor others of the same one in the same place."""
+    for seed in range(2):
+        data = load(images(seed=seed), tmp_path / str(seed))
+        for some in (data, data.select(np.arange(len(data))[::-1])):
+            expected = np.stack([np.asarray(image) for image in some.content["image"]])
+            found = preprocess(some, GREY).pixels.gather(torch.arange(len(some)), torch.device("cpu"))[:, 0]
+            np.testing.assert_array_equal(found, expected)
 
 
 def test_texts_are_taken_too_and_columns_can_be_named(tmp_path: Path) -> None:

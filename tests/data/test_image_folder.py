@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -132,6 +133,20 @@ def test_missing_and_empty_folders_are_named(make_tree, tmp_path: Path) -> None:
         load(root)
     with pytest.raises(InputError, match=r"data\.domains: found 'z', expected some of .*'a', 'b'"):
         load(root, domains=["z"])
+
+
+def test_classes_without_images_are_skipped_on_demand(make_tree) -> None:
+    root = make_tree({"a": ["x", "y"], "b": ["x"]})
+    (root / "b" / "z").mkdir()
+    skip = DataConfig("image_folder", str(root), unreadable="skip")
+    data = load_source(skip, 0)
+    assert (data.classes, data.domains, len(data)) == (["x", "y"], ["a", "b"], 15)
+    assert data.notes == [f"{root / 'b' / 'z'}: skipped, it has no images"]
+    (root / "c" / "x").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"data\.root: found no training samples of domain 'c'"):
+        load_source(skip, 0)
+    with pytest.raises(InputError, match=r"data\.root: found no images below '.*', expected some"):
+        load_source(replace(skip, domains=["c"]), 0)
 
 
 @pytest.mark.parametrize("name", ["images", "a", "x"])

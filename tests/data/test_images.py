@@ -75,6 +75,21 @@ def test_thirty_two_bits_that_hold_bytes_stay_as_they_are(tmp_path: Path) -> Non
     np.testing.assert_array_equal(save_one(tmp_path, Image.fromarray(levels), "32 bit.tif"), levels)
 
 
+@pytest.mark.parametrize("greatest", [1.0, 252.0])
+def test_fractions_are_of_one_or_of_255(tmp_path: Path, greatest: float) -> None:
+    levels = np.arange(64, dtype=np.float32).reshape(8, 8) * 4
+    found = save_one(tmp_path, Image.fromarray(levels * np.float32(greatest / 252)), "fractions.tif")
+    np.testing.assert_array_equal(found, np.rint(levels * (255 / 252 if greatest == 1 else 1)))
+
+
+@pytest.mark.parametrize("wrong", [-1.0, 256.0, np.nan])
+def test_fractions_of_something_else_are_named(tmp_path: Path, wrong: float) -> None:
+    levels = np.full((8, 8), 0.5, dtype=np.float32)
+    levels[3, 3] = wrong
+    with pytest.raises(InputError, match=r"\d fractions\.tif: its grey levels are fractions outside 0 to 255"):
+        save_one(tmp_path, Image.fromarray(levels), "fractions.tif")
+
+
 def test_labels_and_domains_follow_the_samples(make_tree) -> None:
     data = load(make_tree({"a": ["x", "y"], "b": ["y"]}))
     store = preprocess(data, RGB)

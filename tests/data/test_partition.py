@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fedra_engine.config import DataConfig
 from fedra_engine.data.domain_data import DomainData
+from fedra_engine.data.origins import Origin, Origins
 from fedra_engine.data.partition import Partition, partition_samples
 from fedra_engine.data.sources import load_source
 from fedra_engine.errors import InputError
@@ -193,7 +194,7 @@ def test_natural_clients_have_their_own_samples() -> None:
 
 def test_a_sample_that_is_nobodys_is_told() -> None:
     data = make_data(np.zeros(3, dtype=np.int64), np.zeros(3, dtype=np.int64), ["a", "", "b"])
-    data = replace(data, origins=np.array(["file, line 1", "file, line 2", "file, line 3"]))
+    data = replace(data, origins=Origins.of(Origin("file, line", number) for number in (1, 2, 3)))
     with pytest.raises(InputError, match=r"data\.columns\.client: file, line 2: found nobody, expected a client"):
         divide(data, partition="natural")
 

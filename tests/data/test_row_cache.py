@@ -77,6 +77,15 @@ def test_what_is_refused_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     assert [path.name for path in cache_folder().iterdir()] == ["lock"]
 
 
+def test_a_part_gets_its_name_when_it_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process may be killed at any time; what it was writing must not have the name of a part."""
+    seen = []
+    monkeypatch.setattr(module.os, "fsync", lambda _: seen.append((files(), files("*.tmp"))))
+    read(["a"])
+    assert seen == [([], ["a"])]
+    assert (files(), files("*.tmp")) == (["a"], [])
+
+
 def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "file")

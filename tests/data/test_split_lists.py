@@ -97,6 +97,15 @@ def test_a_signature_and_paths_written_otherwise_change_nothing(domainnet: Path)
     assert len(load(domainnet).notes) == 1
 
 
+def test_hidden_files_do_not_count(domainnet: Path) -> None:
+    before = load(domainnet)
+    edit(domainnet, "real_train", lambda text: text + b"real/.DS_Store 0\nreal/aircraft_carrier/._real_001.jpg 0\n")
+    data = load(domainnet)
+    assert paths(data) == paths(before)
+    assert data.classes == before.classes
+    assert data.notes == [f"{domainnet}/splits/real_train.txt: 2 of its lines name hidden files, which do not count"]
+
+
 def test_an_image_in_two_lists_is_said(domainnet: Path) -> None:
     test_lines = (domainnet / "splits" / "real_test.txt").read_bytes().splitlines(True)
     edit(domainnet, "real_train", lambda text: text + b"".join(test_lines[:2]))

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
 from fedra_engine.config import ColumnsConfig, DataConfig
 from fedra_engine.data.domain_data import DomainData
@@ -66,7 +66,7 @@ def test_a_byte_order_mark_and_quoted_line_breaks_are_read_as_they_are_meant(tmp
     file.write_bytes(b'\xef\xbb\xbftext,label\r\n"two\r\nlines, one text",x\r\nb,y\r\nc,x\r\nd,y\r\n')
     data = load(file)
     assert texts(data)[0] == "two\r\nlines, one text"
-    assert data.origins.tolist() == [f"{file}, line {number}" for number in (2, 4, 5, 6)]
+    assert list(map(str, data.origins)) == [f"{file}, line {number}" for number in (2, 4, 5, 6)]
     assert data.domains == ["all"]
 
 
@@ -128,6 +128,9 @@ def test_numbers_are_classes_in_their_order_and_columns_can_be_named(tmp_path: P
         ("a.csv", b"text,label,text\na,b,c\n", r"a\.csv, line 1: found several columns 'text', expected one"),
         ("a.jsonl", b'{"text": ["a"], "label": 1}\n', r"a\.jsonl, line 1: found a list in column 'text'"),
         ("a.jsonl", b'{"text": {"a": 1}, "label": 1}\n', r"a\.jsonl, line 1: found a dict in column 'text'"),
+        ("a.jsonl", b'{"text": true, "label": 1}\n', r"a\.jsonl, line 1: found a bool in column 'text'"),
+        ("a.jsonl", b'{"text": "a", "label": 1, "domain": {}}\n', r"a\.jsonl, line 1: found {}, expected a name"),
+        ("a.jsonl", b'{"text": "a", "label": 1, "client": []}\n', r"a\.jsonl, line 1: found \[\], expected a name"),
         ("a.jsonl", b'{"text": "a", "label": 1}\n{"text": "b"\n', r"a\.jsonl, line 2: .*expected a JSON object"),
         ("a.jsonl", b'{"text": "\\ud800", "label": 1}\n', r"a\.jsonl, line 1: .*surrogates"),
         ("a.jsonl", b"[" * 100_000, r"a\.jsonl, line 1: .*expected a JSON object"),
@@ -145,10 +148,41 @@ def test_lines_that_cannot_be_used_are_told(tmp_path: Path, name: str, content: 
 
 
 def test_texts_without_content_are_skipped_on_demand(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.jsonl", [*ROWS, {"text": " ", "label": "bad", "domain": "books"}])
+    file = write(tmp_path / "a.jsonl", [*ROWS[:10], {"text": " ", "label": "bad", "domain": "books"}])
     data = load(file, unreadable="skip")
-    assert len(data) == len(ROWS)
-    assert data.notes == [f"{file}, line 21: skipped, it has no text"]
+    assert len(data) == 10
+    assert data.notes[0] == f"{file}, line 11: skipped, it has no text"
+
+
+def test_repeated_texts_are_told(tmp_path: Path) -> None:
+    rows = [{"text": f"text {number}", "label": number % 2} for number in range(8)]
+    assert load(write(tmp_path / "once.csv", rows)).notes == []
+    (note,) = load(write(tmp_path / "twice.csv", rows + rows[:3])).notes
+    assert note.startswith("texts: 3 repeat another, so the test set that is drawn")
+    write(tmp_path / "split" / "train.csv", rows[:6] + rows[:2])
+    write(tmp_path / "split" / "test.csv", rows[4:])
+    assert load(tmp_path / "split").notes == ["texts: 2 of the test set are in the training set, too"]
+
+
+def test_blanks_around_names_do_not_make_other_names(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label,domain,client\na,0,x,u\nb, 0 , x,u \nc,1,x ,v\nd, 1,x, v\n")
+    data = load(tmp_path / "a.csv")
+    assert (data.classes, data.labels.tolist(), data.domains) == (["0", "1"], [0, 0, 1, 1], ["x"])
+    assert data.clients.tolist() == ["u", "u", "v", "v"]
+
+
+def test_texts_are_read_from_a_file_that_leaves_nothing_behind(tmp_path: Path) -> None:
+    rows = [{"text": f"text {number}", "label": number % 2} for number in range(2500)]
+    data = load(write(tmp_path / "a.jsonl", rows))
+    assert texts(data) == [row["text"] for row in rows]
+    assert list(cache_folder().iterdir()) == []
+
+
+def test_a_cache_folder_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "file")
+    with pytest.raises(InputError, match=r"data: cannot write into .*HF_DATASETS_CACHE names it"):
+        load(write(tmp_path / "a.csv"))
 
 
 def test_folders_that_cannot_be_used_are_told(tmp_path: Path) -> None:
@@ -180,7 +214,7 @@ def test_samples_of_a_domain_stand_together_and_are_cached_together(tmp_path: Pa
     data = load(write(tmp_path / "a.jsonl", rows))
     assert data.domain_of.tolist() == [0] * 20 + [1] * 20
     assert texts(data) == [f"a {i}" for i in [*range(1, 40, 2), *range(0, 40, 2)]]
-    assert data.origins[0] == f"{tmp_path / 'a.jsonl'}, line 2"
+    assert str(data.origins[0]) == f"{tmp_path / 'a.jsonl'}, line 2"
     path = save_encoder_tokenizer(tmp_path / "model")
     token_rows(data, tokenization_for(path, SimpleNamespace(model_type="bert")), skip=False)
     assert len(list(cache_folder().glob("*.arrow"))) == 2
@@ -219,6 +253,8 @@ def test_lines_of_a_txt_file_are_samples(tmp_path: Path) -> None:
             r"data\.prompt: .*a\.jsonl, line 1: found no column 'question', expected one of instr",
         ),
         ("{instruction", r"data\.prompt: .*expected column names in braces"),
+        ("{instruction!r}", r"data\.prompt: found a format of column 'instruction', expected column names alone"),
+        ("{instruction:>10}", r"data\.prompt: found a format of column 'instruction', expected column names alone"),
     ],
 )
 def test_prompts_that_cannot_be_made_are_told(tmp_path: Path, prompt: str, message: str) -> None:
@@ -231,3 +267,20 @@ def test_saved_datasets_are_read_too(tmp_path: Path) -> None:
     data = load(tmp_path / "saved")
     assert (len(data.train), len(data.test)) == (15, 15)
     assert data.classes == ["bad", "good"]
+
+
+def test_the_classes_of_a_saved_dataset_keep_their_names_and_order(tmp_path: Path) -> None:
+    features = Features(text=Value("string"), label=ClassLabel(names=["negative", "good", "bad"]))
+    rows = {"text": [f"text {number}" for number in range(8)], "label": [0, 1, 2, 2] * 2}
+    Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "saved")
+    data = load(tmp_path / "saved")
+    assert data.classes == ["negative", "good", "bad"]
+    assert data.labels.tolist() == rows["label"]
+
+
+def test_images_are_no_texts_to_classify(tmp_path: Path) -> None:
+    image = np.zeros((4, 4), dtype=np.uint8)
+    rows = {"image": [image] * 4, "label": [0, 0, 1, 1]}
+    Dataset.from_dict(rows, features=Features(image=Image(), label=Value("int64"))).save_to_disk(tmp_path / "saved")
+    with pytest.raises(InputError, match=r"data\.columns\.input: found images with data\.source text_classification"):
+        load(tmp_path / "saved", columns=ColumnsConfig(input="image"))
