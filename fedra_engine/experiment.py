@@ -15,6 +15,7 @@ from fedra_engine.costs import CostModel
 from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.partition import Partition, partition_samples
 from fedra_engine.data.prepare import prepare
+from fedra_engine.data.preprocessing import preprocessing_for
 from fedra_engine.data.samples import Samples
 from fedra_engine.data.sources import load_source
 from fedra_engine.errors import InputError
@@ -35,6 +36,7 @@ from fedra_engine.head_init import initial_heads
 from fedra_engine.methods.base import Federation, Method
 from fedra_engine.methods.registry import make_method
 from fedra_engine.models.adapters import initial_adapters
+from fedra_engine.models.batch_arguments import probe_batch_arguments
 from fedra_engine.models.foundation import Foundation, make_foundation
 from fedra_engine.models.loading import load_pretrained, resolve_model_path
 from fedra_engine.models.shards import is_sharded, parameter_count
@@ -47,7 +49,7 @@ from fedra_engine.validation import check_method
 class Experiment:
     """Everything the round loop needs.
 
-    `costs` is there where clients have devices, whose time it decides.
+    `costs` is there where clients have devices, whose time it decides. `samples_made` is `PreparedData.made`.
     """
 
     domains: list[str]
@@ -62,6 +64,7 @@ class Experiment:
     evaluator: Evaluator
     initial_state: GlobalState
     lanes: int
+    samples_made: int | None = None
     costs: CostModel | None = None
 
 
@@ -103,10 +106,13 @@ def build_experiment(
     foundation = make_foundation(model, config.lora, classes=classes, block_path=config.model.block_path)
     # Before images are decoded, which may take long; again below, where some of them may turn out unreadable.
     _make_clients(config, data, foundation, processes)
+    model_path = resolve_model_path(config.model.path)
+    if data.task == "image_classification" and sharding is None:
+        _check_image_size(config, model_path, foundation, device)
     prepared = prepare(
         data,
         config.data,
-        resolve_model_path(config.model.path),
+        model_path,
         model.config,
         cut_texts=config.lora.dropout == 0 and not config.trace,
     )
@@ -138,6 +144,7 @@ def build_experiment(
         evaluator=Evaluator(foundation, sweep_model, test, config.lora, data.domains, processes),
         initial_state=state,
         lanes=lanes,
+        samples_made=prepared.made,
         costs=costs,
     )
 
@@ -168,11 +175,25 @@ def describe(experiment: Experiment) -> dict[str, str]:
         "adapters": f"{foundation.adapter_layout.size:,} LoRA parameters a block on {targets}",
         "head": f"{foundation.head_layout.size:,} parameters",
         "clients": f"{len(experiment.clients)} in {len(experiment.domains)} domains",
-        "samples": f"{len(experiment.train_data):,} for training",
+        "samples": f"{len(experiment.train_data):,} for training{_made(experiment.samples_made)}",
         "lanes": str(experiment.lanes),
         "blocks": f"{experiment.sweep_model.fused} of {foundation.depth} fused",
         "device": str(experiment.initial_state.heads.device),
     }
+
+
+def _made(samples: int | None) -> str:
+    if samples is None:
+        return ""
+    return f"; {samples:,} preprocessed now" if samples else "; all were in the cache"
+
+
+def _check_image_size(config: ExperimentConfig, model_path: str, foundation: Foundation, device: torch.device) -> None:
+    """Raise InputError unless the model takes images of the size that they will be made in."""
+    preprocessing = preprocessing_for(model_path, foundation.model.config, config.data.image_size)
+    size = (preprocessing.channels, preprocessing.image_size, preprocessing.image_size)
+    black = torch.zeros(size, device=device, dtype=foundation.dtype)
+    probe_batch_arguments(foundation.model, foundation.blocks, lambda n: {"pixel_values": black.expand(n, *size)})
 
 
 def _make_clients(

@@ -12,7 +12,7 @@ import numpy as np
 from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.images import UnreadableImageError, decode_image
 from fedra_engine.data.row_cache import Part, as_tensor
-from fedra_engine.data.row_parts import RowMaker, make_rows
+from fedra_engine.data.row_parts import RowMaker, Rows, make_rows
 from fedra_engine.data.samples import Preprocessing
 from fedra_engine.data.stored_rows import StoredRows
 from fedra_engine.errors import InputError
@@ -21,7 +21,7 @@ _FORMAT = 3
 """Goes up whenever the same files would give other pixels."""
 
 
-def image_rows(data: DomainData, preprocessing: Preprocessing, *, skip: bool) -> tuple[StoredRows, dict[int, str]]:
+def image_rows(data: DomainData, preprocessing: Preprocessing, *, skip: bool) -> tuple[StoredRows, Rows]:
     """Decode and resize every image of `data`, or find it done.
 
     Args:
@@ -30,13 +30,13 @@ def image_rows(data: DomainData, preprocessing: Preprocessing, *, skip: bool) ->
         skip: leave images that cannot be decoded black and say so, instead of raising.
 
     Returns:
-        uint8 rows [samples, channels, height, width], and a note on each row that could not be decoded.
+        uint8 rows [samples, channels, height, width], and how they came about.
 
     Raises:
         InputError: a file that cannot be read or, without `skip`, decoded.
     """
-    parts = make_rows(data, _ImageMaker(data, preprocessing), skip=skip)
-    return StoredRows([as_tensor(part.columns["pixels"]) for part in parts.parts]), parts.skipped
+    rows = make_rows(data, _ImageMaker(data, preprocessing), skip=skip)
+    return StoredRows([as_tensor(part.columns["pixels"]) for part in rows.parts]), rows
 
 
 class _ImageMaker(RowMaker):

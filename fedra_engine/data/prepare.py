@@ -23,11 +23,19 @@ from fedra_engine.errors import InputError
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Training and test samples of a model, and the data they are made of without what could not be read."""
+    """Training and test samples of a model.
+
+    Attributes:
+        data: what they are made of, without what could not be read.
+        train: the samples to train on.
+        test: those that are held out.
+        made: how many samples were decoded or tokenized now; None where nothing is kept of that in a cache.
+    """
 
     data: DomainData
     train: Samples
     test: Samples
+    made: int | None
 
 
 def prepare(
@@ -52,29 +60,29 @@ def prepare(
         if config.augmentation != "none":
             raise InputError(f"data.augmentation: found {config.augmentation} with texts, expected none")
         tokenization = tokenization_for(model_path, model_config, config.max_length)
-        tokens, notes = token_rows(data, tokenization, skip=skip)
+        tokens, rows = token_rows(data, tokenization, skip=skip)
         # Models that classify a text by its last token look for the one before the padding.
         model_config.pad_token_id = tokenization.padding
         labels = None if data.task == "causal_lm" else data.labels
 
-        def texts(rows: NDArray[np.int64]) -> Samples:
-            classes = None if labels is None else torch.from_numpy(labels[rows])
-            return TokenSamples(tokens, _domains(data, rows), torch.from_numpy(rows), classes, cut=cut_texts)
+        def texts(some: NDArray[np.int64]) -> Samples:
+            classes = None if labels is None else torch.from_numpy(labels[some])
+            return TokenSamples(tokens, _domains(data, some), torch.from_numpy(some), classes, cut=cut_texts)
 
-        rest, train, test = _readable(data, notes)
-        return PreparedData(rest, texts(train), texts(test))
+        rest, train, test = _readable(data, rows.skipped)
+        return PreparedData(rest, texts(train), texts(test), rows.made)
 
     assert data.labels is not None
     preprocessing = preprocessing_for(model_path, model_config, config.image_size)
-    pixels, notes = image_rows(data, preprocessing, skip=skip)
+    pixels, rows = image_rows(data, preprocessing, skip=skip)
     of_class = torch.from_numpy(data.labels)
 
-    def images(rows: NDArray[np.int64], augmentation: Augmentation | None) -> Samples:
-        stored = torch.from_numpy(rows)
-        return SampleStore(pixels, of_class[stored], _domains(data, rows), preprocessing, stored, augmentation)
+    def images(some: NDArray[np.int64], augmentation: Augmentation | None) -> Samples:
+        stored = torch.from_numpy(some)
+        return SampleStore(pixels, of_class[stored], _domains(data, some), preprocessing, stored, augmentation)
 
-    rest, train, test = _readable(data, notes)
-    return PreparedData(rest, images(train, make_augmentation(config)), images(test, None))
+    rest, train, test = _readable(data, rows.skipped)
+    return PreparedData(rest, images(train, make_augmentation(config)), images(test, None), rows.made)
 
 
 def _readable(data: DomainData, notes: dict[int, str]) -> tuple[DomainData, NDArray[np.int64], NDArray[np.int64]]:

@@ -47,10 +47,17 @@ class RowMaker(Protocol):
 
 @dataclass(frozen=True)
 class Rows:
-    """All rows of a source in order, and a note, for people, on each of those that could not be made."""
+    """All rows of a source in order.
+
+    Attributes:
+        parts: the rows.
+        skipped: a note, for people, on each of those that could not be made.
+        made: how many were made now and put into the cache, where the others were; None where none is cached.
+    """
 
     parts: list[Part]
     skipped: dict[int, str]
+    made: int | None
 
 
 def make_rows(data: DomainData, maker: RowMaker, *, skip: bool) -> Rows:
@@ -63,6 +70,7 @@ def make_rows(data: DomainData, maker: RowMaker, *, skip: bool) -> Rows:
 
     bounds = _cut(data, maker)
     skipped: dict[int, str] = {}
+    made = 0
 
     def check(index: int, part: Part) -> None:
         for offset, error in enumerate(part.errors):
@@ -76,16 +84,20 @@ def make_rows(data: DomainData, maker: RowMaker, *, skip: bool) -> Rows:
                 skipped[row] = f"{maker.describe(row)}: skipped, {error}"
 
     def make(index: int) -> Part:
-        return maker.make(*bounds[index])
+        nonlocal made
+        part = maker.make(*bounds[index])
+        made += len(part.errors)
+        return part
 
     with tqdm(total=len(data), desc=maker.what, unit=" samples", delay=1) as bar:
-        if (keys := _keys(maker, bounds)) is not None:
+        keys = _keys(maker, bounds)
+        if keys is not None:
             parts = cached_parts(keys, make, maker.shapes, check, lambda index: bar.update(int(np.ptp(bounds[index]))))
         else:
             parts = [make(index) for index in range(len(bounds))]
             for index, part in enumerate(parts):
                 check(index, part)
-    return Rows(parts, skipped)
+    return Rows(parts, skipped, None if keys is None else made)
 
 
 def _cut(data: DomainData, maker: RowMaker) -> list[tuple[int, int]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.row_cache import Part, as_tensor
-from fedra_engine.data.row_parts import RowMaker, make_rows
+from fedra_engine.data.row_parts import RowMaker, Rows, make_rows
 from fedra_engine.data.stored_rows import StoredRows
 from fedra_engine.errors import InputError
 
@@ -92,7 +92,7 @@ class TokenRows:
     prompts: Tensor
 
 
-def token_rows(data: DomainData, tokenization: Tokenization, *, skip: bool) -> tuple[TokenRows, dict[int, str]]:
+def token_rows(data: DomainData, tokenization: Tokenization, *, skip: bool) -> tuple[TokenRows, Rows]:
     """Tokenize every text of `data`, or find it done.
 
     A classified text that is too long loses its end. Of a prompt that takes more than half of the room the end stays,
@@ -104,7 +104,7 @@ def token_rows(data: DomainData, tokenization: Tokenization, *, skip: bool) -> t
         skip: give texts without tokens none and say so, instead of raising.
 
     Returns:
-        The tokens, and a note on each text that has none.
+        The tokens, and how they came about.
 
     Raises:
         InputError: there is no room for a word; or, without `skip`, a text has no tokens.
@@ -117,7 +117,7 @@ def token_rows(data: DomainData, tokenization: Tokenization, *, skip: bool) -> t
         for name in ("length", "prompt")
     )
     ids = StoredRows([as_tensor(part.columns["ids"]) for part in parts])
-    return TokenRows(ids, lengths, prompts), rows.skipped
+    return TokenRows(ids, lengths, prompts), rows
 
 
 def _check_room(data: DomainData, tokenization: Tokenization) -> None:

@@ -79,6 +79,11 @@ def _load_causal_lm(config: ModelConfig, path: str, sharding: Sharding | None) -
     from transformers import AutoModelForCausalLM
     from transformers.models.auto import modeling_auto
 
+    if config.pooling != "auto":
+        raise InputError(
+            f"model.pooling: found {config.pooling} with a causal language model, which classifies nothing; expected "
+            "auto"
+        )
     model_type = _settings(path).model_type
     if model_type not in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise InputError(f"model.path: found a {model_type} model, expected a causal language model")

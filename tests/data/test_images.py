@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from fedra_engine.config import DataConfig
 from fedra_engine.data import images as module
@@ -224,6 +225,24 @@ def test_another_split_or_a_domain_alone_decodes_nothing_again(make_tree, monkey
     monkeypatch.setattr(module.PillowImage, "open", lambda *_: pytest.fail("decoded again"))
     image_rows(load_source(config, seed=1), RGB, skip=False)
     image_rows(load_source(DataConfig("image_folder", str(root), domains=["b"]), seed=0), RGB, skip=False)
+
+
+def test_progress_counts_every_sample(make_tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    bars: list[list[int]] = []
+
+    class Bar(tqdm):
+        def __init__(self, *args: object, total: int, **settings: object) -> None:
+            super().__init__(*args, total=total, disable=True, **settings)
+            bars.append([total])
+
+        def update(self, count: int) -> None:
+            bars[-1].append(count)
+
+    monkeypatch.setattr("datasets.utils.tqdm", Bar)
+    data = load(make_tree({"a": ["x"], "b": ["x", "y"]}))
+    for _ in range(2):
+        image_rows(data, RGB, skip=False)
+    assert bars == [[12, 4, 8], [12, 4, 8]]
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])

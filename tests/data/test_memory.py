@@ -25,7 +25,7 @@ from tests.data.trees import save_image
 IMAGE_SIZE = 32
 INDEX_BYTES = 2000
 """Most memory for a sample's path, line, label and place, with what reading leaves behind. An image's pixels take 3072,
-a text here 8000."""
+a text here 4000."""
 
 
 def make_long_lists(root: Path, count: int) -> Path:
@@ -49,11 +49,11 @@ def private_bytes() -> int:
 
 
 def make_long_texts(root: Path, count: int) -> Path:
-    """One file of `count` different texts of 4000 words, beside a tokenizer."""
+    """One file of `count` different texts of 2000 words, beside a tokenizer."""
     save_decoder_tokenizer(root)
     with (root / "texts.jsonl").open("w") as file:
         for number in range(count):
-            file.write(json.dumps({"text": " ".join(f"{number:013b}") + " a" * 3987}) + "\n")
+            file.write(json.dumps({"text": " ".join(f"{number:013b}") + " a" * 1987}) + "\n")
     return root
 
 

@@ -28,6 +28,7 @@ from transformers import (
 from fedra_engine import experiment as experiment_module
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.data import images
+from fedra_engine.errors import InputError
 from fedra_engine.probe import print_probe
 from fedra_engine.reporting.console import Reporter
 from fedra_engine.run_request import RunRequest, parse_request
@@ -123,10 +124,23 @@ def test_a_second_run_decodes_nothing_and_ends_the_same(
     root = make_domainnet(tmp_path / "data", ["a", "b"])
     options = [f"--data.root={root}", f"--model.path={vit}", "--data.image_size=8"]
     options.append("--clients.capacities=[4,3,2,2,1,1]")
-    first, _ = run(tmp_path, ["domainnet_vit_b16"], options)
+    first, said = run(tmp_path, ["domainnet_vit_b16"], options)
+    assert "for training; 96 preprocessed now" in said
     monkeypatch.setattr(images.PillowImage, "open", lambda *_: pytest.fail("decoded again"))
-    second, _ = run(tmp_path, ["domainnet_vit_b16"], options, name="again")
+    second, said = run(tmp_path, ["domainnet_vit_b16"], options, name="again")
+    assert "for training; all were in the cache" in said
     assert first == second
+
+
+def test_a_size_that_the_model_does_not_take_is_told_before_images_are_decoded(
+    tmp_path: Path, vit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_domainnet(tmp_path / "data", ["a", "b"])
+    monkeypatch.setattr(images.PillowImage, "open", lambda *_: pytest.fail("decoded"))
+    options = [f"--data.root={root}", f"--model.path={vit}", "--data.image_size=12"]
+    options.append("--clients.capacities=[4,3,2,2,1,1]")
+    with pytest.raises(InputError, match=r"model\.path: .* cannot take the data's inputs: .*12"):
+        run(tmp_path, ["domainnet_vit_b16"], options)
 
 
 def test_texts_run_with_clients_that_mix_domains(tmp_path: Path) -> None:

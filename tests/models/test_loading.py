@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,12 @@ def test_a_missing_model_folder_is_named() -> None:
 def test_a_model_for_another_task_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"model\.path: found a vit model, expected a causal language model"):
         load_pretrained(saved(tmp_path, "vit"), classes=None)
+
+
+def test_a_pooling_is_refused_where_nothing_is_classified(tmp_path: Path) -> None:
+    config = replace(saved(tmp_path, "gpt2"), pooling="mean")
+    with pytest.raises(InputError, match=r"model\.pooling: found mean with a causal language model, .* expected auto"):
+        load_pretrained(config, classes=None)
 
 
 def test_a_timm_model_without_timm_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
