@@ -48,7 +48,9 @@ def parse_config(parser: ArgumentParser, config_class: type[Config], arguments: 
     try:
         values = parser.parse_args(list(arguments))
     except (argparse.ArgumentError, UnicodeDecodeError) as error:
-        raise InputError(describe_parser_error(str(error), config_class, arguments)) from error
+        # argparse has no public list of them.
+        options = [option for action in parser._actions for option in action.option_strings]
+        raise InputError(describe_parser_error(str(error), config_class, arguments, options)) from error
     _check_values(values, config_class)
     instances = parser.instantiate(values)
     config: Config = config_class(**{name: instances[name] for name in field_types(config_class)})

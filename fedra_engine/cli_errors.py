@@ -40,21 +40,24 @@ def describe_type(kind: Any) -> str:
     return _NAMES[kind]
 
 
-def describe_parser_error(message: str, config_class: type[Any], arguments: Sequence[str]) -> str:
+def describe_parser_error(
+    message: str, config_class: type[Any], arguments: Sequence[str], options: Sequence[str]
+) -> str:
     """Say in one line what jsonargparse says in several.
 
     Args:
         message: of the parser's exception.
         config_class: what is parsed.
         arguments: what the parser was given, to name the configuration file.
+        options: those that the parser knows.
     """
     text = " ".join(message.split())
     if match := re.match(r"unrecognized arguments: (\S+)", text):
         found = match[1].partition("=")[0]
-        return f"{found}: found an unknown option, expected {_known(found.lstrip('-'), config_class, '--')}"
+        return f"{found}: found an unknown option, expected {_known(found, options)}"
     if match := re.match(r"(?:Group '(.*?)' does not accept option|Option) '(.*?)'", text):
-        found = ".".join(part for part in match.groups() if part)
-        return f"{found}: found an unknown field{_file(arguments)}, expected {_known(found, config_class)}"
+        found, names = ".".join(part for part in match.groups() if part), list(_field_names(config_class))
+        return f"{found}: found an unknown field{_file(arguments)}, expected {_known(found, names)}"
     if match := re.match(r"Parser key \"(.*?)\": Problem with given class_path .*Option '(.*?)' is not accepted", text):
         kind = _type_of_field(match[1].split("."), config_class)
         return f"{match[1]}: found an unknown field {match[2]}{_file(arguments)}, expected {describe_type(kind)}"
@@ -76,9 +79,9 @@ def describe_parser_error(message: str, config_class: type[Any], arguments: Sequ
     return f"config: {text}{_file(arguments)}; expected a YAML file of fields and values"
 
 
-def _known(found: str, config_class: type[Any], prefix: str = "") -> str:
-    matches = get_close_matches(found, list(_field_names(config_class)), n=1)
-    hint = f" (did you mean {prefix}{matches[0]}?)" if matches else ""
+def _known(found: str, names: Sequence[str]) -> str:
+    matches = get_close_matches(found, names, n=1)
+    hint = f" (did you mean {matches[0]}?)" if matches else ""
     return f"one that --help lists{hint}"
 
 

@@ -61,7 +61,8 @@ class Simulation:
         frozen = self._evaluate(self._experiment.initial_state)
         first, state, accuracy = self._resume()
         if first > 0:
-            self._reporter.message(f"going on after round {first} of {config.rounds}")
+            trained = f"going on after round {first} of" if first < config.rounds else "finished before, with all of"
+            self._reporter.message(f"{trained} {config.rounds} rounds")
         if config.trace and first == 0 and self._processes.is_main:
             write_inputs(self._folder.path, self._experiment.train, self._experiment.foundation)
         for round in range(first, config.rounds):
@@ -99,7 +100,7 @@ class Simulation:
         tally = self._merge(aggregator, tally)
         # Before the method decomposes or clusters what it got; again after it.
         self._check_finite(work, np.isfinite(tally.loss), *aggregator.sums())
-        after = self._serve(state, method.aggregate(aggregator, state, round), assignment) if tally.samples else state
+        after = self._serve(state, aggregator, assignment, round) if tally.samples else state
         # Equal sums give equal states, to the last bit only on equal hardware.
         self._processes.copy_main_(list(after.tensors().values()))
         self._check_finite(work, after.finite())
@@ -155,13 +156,12 @@ class Simulation:
         self._reporter.trained(merged.clients, merged.samples, merged.mean_loss)
         return merged
 
-    def _serve(self, previous: GlobalState, mean: GlobalState, assignment: Assignment) -> GlobalState:
+    def _serve(self, previous: GlobalState, aggregator: Aggregator, assignment: Assignment, round: int) -> GlobalState:
         """The server optimizer's step towards the aggregated state."""
-        device = previous.heads.device
-        blocks = torch.from_numpy(assignment.trained_blocks.any(axis=0)).to(device)
-        exits = torch.from_numpy(assignment.trained_exits()).to(device)
+        mean = self._experiment.method.aggregate(aggregator, previous, round)
+        exits = torch.from_numpy(assignment.trained_exits()).to(previous.heads.device)
         columns = self._experiment.foundation.adapter_layout.columns(assignment.factors)
-        return self._experiment.server.step(previous, mean, blocks, exits, columns)
+        return self._experiment.server.step(previous, mean, aggregator.trained(), exits, columns)
 
     def _evaluate(self, state: GlobalState) -> dict[str, float]:
         method, evaluator = self._experiment.method, self._experiment.evaluator

@@ -68,6 +68,10 @@ class Aggregator:
         """bool [blocks], blocks that somebody trained so far."""
         return self._adapters.weight > 0
 
+    def trained(self) -> Tensor:
+        """bool [blocks, slot size] or [blocks, 1], what of the adapters somebody trained so far."""
+        return self.held_blocks()[:, None]
+
     def client_weights(self, updates: ClientUpdates) -> NDArray[np.float64]:
         """The weight of each client, [clients]."""
         samples = updates.samples

@@ -51,6 +51,10 @@ class RankedAggregator(Aggregator):
         """See `Aggregator.sums`."""
         return [*super().sums(), self._by_rank]
 
+    def trained(self) -> Tensor:
+        """See `Aggregator.trained`; a rank is trained by those that have it."""
+        return self._layout.per_rank(self._by_rank) > 0
+
     def result(self) -> GlobalState:
         """See `Aggregator.result`."""
         state, previous = super().result(), self.previous.adapters

@@ -3,7 +3,7 @@
 The difference Δ of the mean and what was handed out is a pseudo-gradient. FedAvgM (Hsu et al., arXiv 1909.06335):
 m = β₁ m + Δ, x += η m. FedAdam and FedYogi (Reddi et al., ICLR 2021, arXiv 2003.00295, algorithm 2):
 m = β₁ m + (1 − β₁) Δ; v = β₂ v + (1 − β₂) Δ² or v = v − (1 − β₂) Δ² sign(v − Δ²); x += η m / (√v + τ); v starts
-at τ². What nobody trained in the round, a block or a frozen LoRA factor, keeps its value and its moments.
+at τ². What nobody trained in the round, a block, a rank of it or a frozen LoRA factor, keeps its value and its moments.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ServerOptimizer:
         Args:
             previous: the state before the round.
             mean: the aggregated state.
-            trained: bool [blocks], blocks that somebody trained.
+            trained: bool [blocks, slot size] or [blocks, 1], what of the adapters somebody trained.
             exits: bool [exits], classifiers that somebody trained.
             columns: of a slot, those that were trained. A mean over clients of several ranks, who return zeros beyond
                 their own, would shrink the others.
@@ -41,7 +41,7 @@ class ServerOptimizer:
         return replace(
             mean,
             adapters=self._adapters.step(previous.adapters, mean.adapters, trained, columns),
-            heads=self._heads.step(previous.heads, mean.heads, exits),
+            heads=self._heads.step(previous.heads, mean.heads, exits[:, None]),
         )
 
     def tensors(self) -> dict[str, Tensor]:
@@ -67,34 +67,33 @@ class _Moments:
         self._second = torch.full_like(like, config.tau**2) if adaptive else None
 
     def step(self, previous: Tensor, mean: Tensor, trained: Tensor, columns: slice = slice(None)) -> Tensor:
-        config, (beta1, beta2) = self._config, self._config.betas
         after = previous.clone()
-        if self._first is None:
+        if self._first is None and self._config.rate == 1:
             # What nobody trained may have a new mean all the same: some methods start it afresh.
-            after[:, columns] = (
-                mean[:, columns] if config.rate == 1 else self._part_way(previous, mean, trained)[:, columns]
-            )
+            after[:, columns] = mean[:, columns]
             return after
-        delta = (mean - previous)[trained, columns]
-        first = self._first[trained, columns]
-        if self._second is None:
-            step = first = beta1 * first + delta
-        else:
-            first = beta1 * first + (1 - beta1) * delta
-            second = self._second[trained, columns]
-            square = delta.square()
-            if config.optimizer == "fedadam":
-                second = beta2 * second + (1 - beta2) * square
-            else:
-                second = second - (1 - beta2) * square * torch.sign(second - square)
-            self._second[trained, columns] = second
-            step = first / (second.sqrt() + config.tau)
-        self._first[trained, columns] = first
-        after[trained, columns] += config.rate * step
+        some = trained.expand_as(previous)[:, columns]
+        direction = self._direction((mean - previous)[:, columns], some, columns)
+        after[:, columns] += self._config.rate * torch.where(some, direction, 0)
         return after
 
-    def _part_way(self, previous: Tensor, mean: Tensor, trained: Tensor) -> Tensor:
-        return torch.where(trained[:, None], torch.lerp(previous, mean, self._config.rate), previous)
+    def _direction(self, delta: Tensor, some: Tensor, columns: slice) -> Tensor:
+        """Where to go, once `delta` has changed the moments of `some`."""
+        if self._first is None:
+            return delta
+        config, (beta1, beta2) = self._config, self._config.betas
+        first = self._first[:, columns]
+        new_first = beta1 * first + (delta if self._second is None else (1 - beta1) * delta)
+        first.copy_(torch.where(some, new_first, first))
+        if self._second is None:
+            return new_first
+        second, square = self._second[:, columns], delta.square()
+        if config.optimizer == "fedadam":
+            new_second = beta2 * second + (1 - beta2) * square
+        else:
+            new_second = second - (1 - beta2) * square * torch.sign(second - square)
+        second.copy_(torch.where(some, new_second, second))
+        return new_first / (new_second.sqrt() + config.tau)
 
     def tensors(self) -> dict[str, Tensor]:
         moments = {"first": self._first, "second": self._second}

@@ -11,7 +11,7 @@ from fedra_engine.federation.server_optimizer import ServerOptimizer
 from fedra_engine.models.state import GlobalState
 
 BLOCKS, SIZE, HEAD = 3, 4, 5
-ALL = torch.ones(BLOCKS, dtype=torch.bool)
+ALL = torch.ones(BLOCKS, 1, dtype=torch.bool)
 ONE = torch.ones(1, dtype=torch.bool)
 
 
@@ -78,23 +78,27 @@ def test_rates_where_none_is_given() -> None:
     assert ServerConfig(optimizer="fedadam", lr=0.5).rate == 0.5
 
 
+@pytest.mark.parametrize(
+    "some",
+    [[[True], [False], [True]], [[True] * SIZE, [True, False, False, True], [False] * SIZE]],
+    ids=["blocks", "ranks"],
+)
 @pytest.mark.parametrize("optimizer", ["fedavg", "fedavgm", "fedadam", "fedyogi"])
-def test_a_block_nobody_trained_keeps_its_value_and_its_moments(optimizer: str) -> None:
+def test_what_nobody_trained_keeps_its_value_and_its_moments(optimizer: str, some: list[list[bool]]) -> None:
     config = ServerConfig(optimizer=optimizer, lr=0.3)
     server = ServerOptimizer(config, random_state(0))
     state = server.step(random_state(0), random_state(1), ALL, ONE)
-    some = torch.tensor([True, False, True])
+    trained = torch.tensor(some)
+    touched = trained.expand(BLOCKS, SIZE)
     before = {name: tensor.clone() for name, tensor in server.tensors().items()}
     # The mean of a round has the old value where nobody trained.
     mean = random_state(2)
-    mean.adapters[1] = state.adapters[1]
-    after = server.step(state, mean, some, ONE)
-    assert torch.equal(after.adapters[1], state.adapters[1])
-    assert not torch.equal(after.adapters[0], state.adapters[0])
+    mean.adapters[~touched] = state.adapters[~touched]
+    after = server.step(state, mean, trained, ONE)
+    assert torch.equal(after.adapters == state.adapters, ~touched)
     for name, tensor in server.tensors().items():
         if name.startswith("adapters"):
-            assert torch.equal(tensor[1], before[name][1])
-            assert not torch.equal(tensor[0], before[name][0])
+            assert torch.equal(tensor == before[name], ~touched)
 
 
 def test_goes_on_from_its_tensors() -> None:

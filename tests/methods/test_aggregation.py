@@ -26,6 +26,7 @@ from tests.methods.rounds import (
     federation,
     initial_state,
     method,
+    packed,
     random_updates,
     run_round,
 )
@@ -106,6 +107,23 @@ def test_each_rank_is_averaged_over_the_clients_that_have_it(
     state, updates = initial_state(made), random_updates(made)
     after = run_round(made, state, updates).adapters[:, columns(averaged)]
     np.testing.assert_allclose(after, rank_means(state, updates, ranks, weighting)[:, columns(averaged)], atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["fedra", "hetlora"])
+@pytest.mark.parametrize("participants", [EVERYBODY, np.array([1, 2]), np.array([1, 4])])
+def test_what_was_trained_are_blocks_and_where_each_rank_counts_by_itself_ranks(
+    name: str, participants: np.ndarray
+) -> None:
+    made = method(name, ranks=RANKS)
+    updates = random_updates(made, participants=participants)
+    aggregator = made.aggregator(initial_state(made), 0)
+    aggregator.add(packed(updates))
+    found = aggregator.trained().expand(DEPTH, LAYOUT.size)
+    for block in range(DEPTH):
+        most = max((RANKS[u.client] for u in updates if block in u.adapters), default=0)
+        trained = torch.ones(LAYOUT.size)
+        LAYOUT.truncate(trained, int(most) if name == "fedra" else RANK * bool(most))
+        assert torch.equal(found[block], trained > 0)
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
