@@ -5,28 +5,35 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedra_engine.execution.work import ClientUpdates
-from fedra_engine.federation.aggregation import Aggregator
+from fedra_engine.federation.ranked_aggregation import RankedAggregator
 from fedra_engine.models.adapters import AdapterLayout
 from fedra_engine.models.state import GlobalState
 
 
-class NormWeightedAggregator(Aggregator):
+class NormWeightedAggregator(RankedAggregator):
     """Means of A and B with the weights w_i ‖B_i A_i‖ / Σ w_j ‖B_j A_j‖, target by target; heads as in `Aggregator`.
 
-    w_i is the weight of the client, as in `Aggregator`.
+    w_i is the weight of the client, as in `Aggregator`. A rank that a client lacks counts as zeros.
 
-    A target whose products are all zero keeps its factors.
+    Ranks that none of a block's clients has keep their values, and so does a target whose products are all zero.
     """
 
     def __init__(
-        self, previous: GlobalState, layout: AdapterLayout, *, weighting: Literal["uniform", "samples"]
+        self,
+        previous: GlobalState,
+        layout: AdapterLayout,
+        ranks: NDArray[np.int64],
+        *,
+        weighting: Literal["uniform", "samples"],
     ) -> None:
-        super().__init__(previous, weighting=weighting)
-        self._layout = layout
+        """`ranks` [clients] are those of all clients, as they are when updates are added."""
+        super().__init__(previous, layout, ranks, weighting=weighting, deterministic=False)
         like = self._adapters.weight
         self._sums = like.new_zeros(previous.adapters.shape)
         self._norms = like.new_zeros(len(previous.adapters), len(layout.targets))
@@ -50,7 +57,8 @@ class NormWeightedAggregator(Aggregator):
         norms = self._per_column(self._norms)
         mean = self._sums / torch.where(norms > 0, norms, torch.ones_like(norms))
         previous = self.previous.adapters
-        return replace(super().result(), adapters=torch.where(norms > 0, mean.to(previous), previous))
+        adapters = torch.where((norms > 0) & self.trained(), mean.to(previous), previous)
+        return replace(super().result(), adapters=adapters)
 
     def _per_column(self, per_target: Tensor) -> Tensor:
         """[slots, targets] spread to the columns of each target's factors, [slots, slot size]."""

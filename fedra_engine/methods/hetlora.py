@@ -1,7 +1,9 @@
 """HetLoRA (Cho et al., EMNLP 2024; arXiv 2401.06432): clients of different ranks.
 
-Client k of rank r_k is handed the first r_k rows of A and columns of B (truncation). Updates are padded with zeros,
-and every module is averaged with the weights ‖B_k A_k‖_F / Σ_j ‖B_j A_j‖_F (sparsity-weighted aggregation).
+Client k of rank r_k is handed the first r_k rows of A and columns of B (truncation). Updates are padded with zeros to
+the largest rank among them, and every module is averaged with the weights ‖B_k A_k‖_F / Σ_j ‖B_j A_j‖_F
+(sparsity-weighted aggregation). The ranks beyond keep their values: a block that few clients hold often lacks those of
+high rank, and factors that are zero in both A and B have no gradient and stay so for ever.
 
 Rank self-pruning: the local loss has the extra term λ Σ over modules ‖B_k[:, ⌊γ r_k⌋:]‖ ‖A_k[⌊γ r_k⌋:, :]‖. If
 the sum is smaller after local training than before, client k drops these ranks: r_k ← ⌊γ r_k⌋, for ever. One scale for
@@ -62,7 +64,8 @@ class HetLoRA(AllocatedMethod):
     def aggregator(self, previous: GlobalState, round: int) -> NormWeightedAggregator:
         """See `Method.aggregator`."""
         self._handed_out = previous.adapters
-        return NormWeightedAggregator(previous, self.federation.layout, weighting=self.federation.config.weighting)
+        federation = self.federation
+        return NormWeightedAggregator(previous, federation.layout, self._ranks, weighting=federation.config.weighting)
 
     def receive(self, updates: ClientUpdates) -> None:
         """See `Method.receive`; cuts the updates of clients that prune."""
