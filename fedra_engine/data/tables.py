@@ -41,28 +41,30 @@ def _read_tsv(file: Path) -> Iterator[Row]:
 def _read_separated(file: Path, *, delimiter: str, quoting: Literal[0, 3]) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)
     reader = csv.reader(_lines(file), delimiter=delimiter, quoting=quoting, strict=True)
-    names = None
-    line = 1
+    names, header = None, 1
     while True:
+        # Not `line_num` itself: a quoted value may go over several lines.
+        line = reader.line_num + 1
         try:
             values = next(reader, None)
         except csv.Error as error:
             raise InputError(f"data.root: {file}, line {line}: {error}; expected separated values") from error
         if values is None:
             return
+        if not values:
+            # A blank line; some stand above the names.
+            continue
         if names is None:
-            names = values
+            names, header = values, line
             for name in names:
                 if names.count(name) > 1:
-                    raise InputError(f"data.root: {file}, line 1: found several columns {name!r}, expected one")
-        elif values:
-            if len(values) != len(names):
-                raise InputError(
-                    f"data.root: {file}, line {line}: found {len(values)} values, expected {len(names)}, as in line 1"
-                )
+                    raise InputError(f"data.root: {file}, line {line}: found several columns {name!r}, expected one")
+        elif len(values) != len(names):
+            raise InputError(
+                f"data.root: {file}, line {line}: found {len(values)} values, expected {len(names)} as in line {header}"
+            )
+        else:
             yield Origin(f"{file}, line", line), dict(zip(names, values, strict=True))
-        # A quoted value may go over several lines.
-        line = reader.line_num + 1
 
 
 def _read_jsonl(file: Path) -> Iterator[Row]:

@@ -70,6 +70,17 @@ def test_a_byte_order_mark_and_quoted_line_breaks_are_read_as_they_are_meant(tmp
     assert data.domains == ["all"]
 
 
+def test_blank_lines_are_passed_over(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("\n\ntext,label\na,x\n\nb,x\nc,y\nd,y\n")
+    data = load(file)
+    assert texts(data) == list("abcd")
+    assert [origin.number for origin in data.origins] == [4, 6, 7, 8]
+    file.write_text("\ntext,label\na\n")
+    with pytest.raises(InputError, match=r"a\.csv, line 3: found 1 values, expected 2 as in line 2"):
+        load(file)
+
+
 def test_one_file_a_domain(tmp_path: Path) -> None:
     write(tmp_path / "corpus" / "my books.csv", ROWS[:10])
     write(tmp_path / "corpus" / "films.jsonl", ROWS[10:])
@@ -117,7 +128,7 @@ def test_numbers_are_classes_in_their_order_and_columns_can_be_named(tmp_path: P
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", b"text,label\na,x\nb\n", r"a\.csv, line 3: found 1 values, expected 2, as in line 1"),
+        ("a.csv", b"text,label\na,x\nb\n", r"a\.csv, line 3: found 1 values, expected 2 as in line 1"),
         ("a.csv", b"text,label\na,x\n,y\n", r"a\.csv, line 3: found no text, expected some, or data\.unreadable skip"),
         ("a.csv", b"text,label\na,x\nb,\n", r"a\.csv, line 3: found '', expected a name or a whole number"),
         ("a.csv", b'text,label\n"a"b,x\n', r"a\.csv, line 2: .*expected separated values"),
