@@ -121,7 +121,7 @@ class LoraConfig:
         alpha: the adapter's product is scaled by alpha / rank.
         dropout: probability of zeroing an input feature of the adapter path during training.
         target_modules: Linear layers inside a block that get an adapter, by PEFT's rules: a list of name
-            endings, or one string that is a regular expression for the whole path inside the block.
+            endings, or one string that is a regular expression for the whole path inside the block, or all-linear.
     """
 
     rank: int = 8

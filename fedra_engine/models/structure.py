@@ -7,6 +7,7 @@ from typing import Any
 
 from peft import LoraConfig as PeftLoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
 from torch import nn
 
 from fedra_engine.errors import InputError
@@ -88,16 +89,18 @@ def find_targets(blocks: nn.ModuleList | nn.Sequential, target_modules: list[str
     Raises:
         InputError: an entry matches nothing, a match is not a Linear, or blocks differ.
     """
+    linears = [name for name, module in blocks[0].named_modules() if is_linear(module)]
+    if target_modules == INCLUDE_LINEAR_LAYERS_SHORTHAND:
+        target_modules = linears
     entries: list[str | list[str]] = (
         [target_modules] if isinstance(target_modules, str) else [[e] for e in target_modules]
     )
     for entry in entries:
         if not _targets_of(blocks[0], PeftLoraConfig(target_modules=entry)):
-            linears = [name for name, module in blocks[0].named_modules() if is_linear(module)]
             found = entry if isinstance(entry, str) else entry[0]
             raise InputError(
                 f"lora.target_modules: found {found!r}, which matches nothing in a block; "
-                f"expected (endings of) {', '.join(linears)}"
+                f"expected (endings of) {', '.join(linears)}, or {INCLUDE_LINEAR_LAYERS_SHORTHAND}"
             )
     rule = PeftLoraConfig(target_modules=target_modules)
     per_block = [_targets_of(block, rule) for block in blocks]

@@ -12,6 +12,7 @@ from fedra_engine.execution.plan import make_plan
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.adapters import AdapterLayout, Target, initial_adapters
 from fedra_engine.models.foundation import make_foundation
+from fedra_engine.models.linears import is_linear
 from fedra_engine.models.state import GlobalState
 from fedra_engine.models.structure import find_block_path
 from tests.tiny import CLASSES, CLASSIFIERS, DEPTH, TARGETS, make_model, make_samples, make_tiny
@@ -76,6 +77,14 @@ def test_target_modules_follow_peft_rules() -> None:
     ]
     by_pattern = make_tiny("vit", LoraConfig(target_modules=r".*\.fc[12]"))
     assert [target.path for target in by_pattern.adapter_layout.targets] == ["mlp.fc1", "mlp.fc2"]
+
+
+@pytest.mark.parametrize("family", ["vit", "gpt2"])
+def test_all_linear_layers_of_a_block_can_be_targets(family: str) -> None:
+    foundation = make_tiny(family, LoraConfig(target_modules="all-linear"))
+    linears = {name for name, module in foundation.blocks[0].named_modules() if is_linear(module)}
+    assert {target.path for target in foundation.adapter_layout.targets} == linears
+    assert len(linears) == {"vit": 6, "gpt2": 4}[family]
 
 
 @pytest.mark.parametrize(
