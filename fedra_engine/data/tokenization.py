@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,11 +44,13 @@ class Tokenization:
         tokenizer: of transformers.
         max_length: most tokens of a text.
         padding: the token that fills up rows; attention never sees it.
+        vocabulary: how many tokens the model knows; None if it does not say.
     """
 
     tokenizer: Any
     max_length: int
     padding: int
+    vocabulary: int | None = None
 
 
 def tokenization_for(model_path: str, model_config: Any, max_length: int | None = None) -> Tokenization:
@@ -73,8 +77,10 @@ def tokenization_for(model_path: str, model_config: Any, max_length: int | None 
         raise InputError(f"data.max_length: found {max_length}, expected at most the model's {limit} tokens")
     # The model comes first: one that classifies a text by its last token knows it by what follows.
     paddings = (getattr(settings, "pad_token_id", None), tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    padding = next(token for token in paddings if token is not None)
-    return Tokenization(tokenizer, min(limit, LONGEST) if max_length is None else max_length, padding)
+    vocabulary = getattr(settings, "vocab_size", None)
+    known = math.inf if vocabulary is None else vocabulary
+    padding = next(token for token in paddings if token is not None and 0 <= token < known)
+    return Tokenization(tokenizer, min(limit, LONGEST) if max_length is None else max_length, padding, vocabulary)
 
 
 @dataclass(frozen=True)
@@ -107,11 +113,14 @@ def token_rows(data: DomainData, tokenization: Tokenization, *, skip: bool) -> t
         The tokens, and how they came about.
 
     Raises:
-        InputError: there is no room for a word; or, without `skip`, a text has no tokens.
+        InputError: there is no room for a word; a text has a token that the model does not know; or, without `skip`, a
+            text has no tokens.
     """
     _check_room(data, tokenization)
-    rows = make_rows(data, _TokenMaker(data, tokenization), skip=skip)
+    maker = _TokenMaker(data, tokenization)
+    rows = make_rows(data, maker, skip=skip)
     parts = rows.parts
+    _check_known(parts, tokenization, maker)
     lengths, prompts = (
         torch.from_numpy(np.concatenate([part.columns[name] for part in parts]).astype(np.int64))
         for name in ("length", "prompt")
@@ -128,6 +137,22 @@ def _check_room(data: DomainData, tokenization: Tokenization) -> None:
             f"data.max_length: found {tokenization.max_length}, expected at least {special + 1} for a "
             f"{data.task.replace('_', ' ')} sample of this tokenizer"
         )
+
+
+def _check_known(parts: Sequence[Part], tokenization: Tokenization, maker: RowMaker) -> None:
+    """Raise InputError where there is a token beyond the model's vocabulary, as of another model's tokenizer."""
+    known = tokenization.vocabulary
+    if known is None or max(tokenization.tokenizer.get_vocab().values()) < known:
+        return
+    start = 0
+    for part in parts:
+        ids = part.columns["ids"]
+        if len(unknown := np.flatnonzero((ids >= known).any(axis=1))):
+            raise InputError(
+                f"model.path: {maker.describe(start + unknown[0])}: the tokenizer beside the model makes token "
+                f"{ids[unknown[0]].max()} of it, expected tokens below {known}, the model's vocabulary"
+            )
+        start += len(ids)
 
 
 def _longest(tokenizer: Any, settings: Any) -> int:

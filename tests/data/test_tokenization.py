@@ -1,6 +1,7 @@
 """Texts become the model's tokens, once; only responses are to be learnt."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -119,6 +120,27 @@ def test_another_padding_token_is_another_row(tmp_path: Path) -> None:
         tokenization = replace(tokenization_for(path, MODEL, 6), padding=padding)
         found, _ = token_rows(make_data("text_classification", {"text": ["a", "b"]}), tokenization, skip=False)
         assert found.ids.gather(torch.tensor([0]), CPU)[0, 3:].tolist() == [padding] * 3
+
+
+def test_rows_are_filled_up_with_a_token_that_the_model_knows(tmp_path: Path) -> None:
+    path = save_decoder_tokenizer(tmp_path / "a")
+    # What ends GPT-2's texts stands in the configuration of a smaller one, too.
+    model = SimpleNamespace(model_type="gpt2", pad_token_id=50256, vocab_size=len(WORDS))
+    assert tokenization_for(path, model).padding == WORDS.index("</s>")
+    assert tokenization_for(path, SimpleNamespace(model_type="gpt2", pad_token_id=50256)).padding == 50256
+    assert tokenization_for(path, SimpleNamespace(model_type="gpt2", pad_token_id=None, vocab_size=3)).padding == 0
+
+
+def test_tokens_that_the_model_does_not_know_are_named(tmp_path: Path) -> None:
+    model = SimpleNamespace(model_type="bert", vocab_size=WORDS.index("c"))
+    tokenization = tokenization_for(save_encoder_tokenizer(tmp_path / "a"), model, 6)
+    for texts, message in (
+        (["a", "b", "a b"], None),
+        (["a", "b c", "a"], f"text 1: .* token {WORDS.index('c')} of it"),
+    ):
+        data = make_data("text_classification", {"text": texts})
+        with nullcontext() if message is None else pytest.raises(InputError, match=rf"^model\.path: {message}"):
+            token_rows(data, tokenization, skip=False)
 
 
 def test_the_model_and_its_tokenizer_limit_the_length(tmp_path: Path) -> None:
