@@ -81,9 +81,10 @@ def open_dataset(config: DataConfig) -> tuple[Dataset, Dataset | None]:
     assert config.root is not None
     folder = Path(config.root)
     if not folder.exists() and _is_path(config.root):
+        files = "" if config.source == "hf_dataset" else "a csv, tsv, jsonl, parquet or txt file, "
         raise InputError(
-            f"data.root: found no {config.root}, expected a csv, tsv, jsonl, parquet or txt file (for texts), a folder "
-            "that save_to_disk made, or the name of a data set on the hub"
+            f"data.root: found no {config.root}, expected {files}a folder that save_to_disk made, or the name of a "
+            "data set on the hub"
         )
     try:
         if folder.is_dir() and is_saved_dataset(folder):

@@ -1,7 +1,6 @@
 """Texts become the model's tokens, once; only responses are to be learnt."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -134,13 +133,9 @@ def test_rows_are_filled_up_with_a_token_that_the_model_knows(tmp_path: Path) ->
 def test_tokens_that_the_model_does_not_know_are_named(tmp_path: Path) -> None:
     model = SimpleNamespace(model_type="bert", vocab_size=WORDS.index("c"))
     tokenization = tokenization_for(save_encoder_tokenizer(tmp_path / "a"), model, 6)
-    for texts, message in (
-        (["a", "b", "a b"], None),
-        (["a", "b c", "a"], f"text 1: .* token {WORDS.index('c')} of it"),
-    ):
-        data = make_data("text_classification", {"text": texts})
-        with nullcontext() if message is None else pytest.raises(InputError, match=rf"^model\.path: {message}"):
-            token_rows(data, tokenization, skip=False)
+    token_rows(make_data("text_classification", {"text": ["a", "b", "a b"]}), tokenization, skip=False)
+    with pytest.raises(InputError, match=rf"^model\.path: text 1: .* makes token {WORDS.index('c')} of it"):
+        token_rows(make_data("text_classification", {"text": ["a", "b c", "a"]}), tokenization, skip=False)
 
 
 def test_the_model_and_its_tokenizer_limit_the_length(tmp_path: Path) -> None:
