@@ -5,23 +5,32 @@ The mean of products is not the product of means: mean(B_i A_i) ≠ mean(B_i) me
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fedra_engine.execution.work import ClientUpdates
-from fedra_engine.federation.aggregation import Aggregator
+from fedra_engine.federation.ranked_aggregation import RankedAggregator
 from fedra_engine.models.adapters import AdapterLayout
 from fedra_engine.models.state import GlobalState
 
 
-class ProductAggregator(Aggregator):
+class ProductAggregator(RankedAggregator):
     """Also sums the products B·A of every target in every block."""
 
-    def __init__(self, previous: GlobalState, layout: AdapterLayout, *, weighting: str) -> None:
-        super().__init__(previous, weighting="samples" if weighting == "samples" else "uniform")
-        self._layout = layout
+    def __init__(
+        self,
+        previous: GlobalState,
+        layout: AdapterLayout,
+        ranks: NDArray[np.int64],
+        *,
+        weighting: Literal["uniform", "samples"],
+    ) -> None:
+        """`ranks` [clients] are those of all clients."""
+        super().__init__(previous, layout, ranks, weighting=weighting, deterministic=False)
         depth, like = len(previous.adapters), self._adapters.weight
         self._products = [like.new_zeros(depth, target.out_features, target.in_features) for target in layout.targets]
 

@@ -32,7 +32,9 @@ class LoRAFair(ProductMethod):
         mean = aggregator.result()
         held = torch.nonzero(aggregator.held_blocks())[:, 0]
         products = [product[held] for product in aggregator.mean_products()]
-        slots = mean.adapters[held].to(products[0])
+        # Ranks that nobody trained keep their values; they are no part of what the others are corrected towards.
+        trained = aggregator.trained()[held]
+        slots = mean.adapters[held].to(products[0]) * trained
         problems = [
             Discrepancy.of(product, layout.lora_b(slots, target), layout.lora_a(slots, target))
             for target, product in enumerate(products)
@@ -44,7 +46,7 @@ class LoRAFair(ProductMethod):
         )
         for target, (problem, coefficients) in enumerate(zip(problems, solved, strict=True)):
             layout.lora_b(slots, target).copy_(problem.basis @ coefficients)
-        mean.adapters[held] = slots.to(mean.adapters)
+        mean.adapters[held] = torch.where(trained, slots.to(mean.adapters), mean.adapters[held])
         return mean
 
 

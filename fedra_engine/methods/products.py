@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,7 +31,11 @@ class ProductMethod(AllocatedMethod):
 
     def aggregator(self, previous: GlobalState, round: int) -> ProductAggregator:
         """See `Method.aggregator`."""
-        return ProductAggregator(previous, self.federation.layout, weighting=self.federation.config.weighting)
+        federation = self.federation
+        ranks = federation.clients.ranks
+        if ranks is None:
+            ranks = np.full(len(federation.clients), federation.layout.rank)
+        return ProductAggregator(previous, federation.layout, ranks, weighting=federation.config.weighting)
 
 
 class BaseWritingMethod(ProductMethod):

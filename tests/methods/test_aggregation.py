@@ -34,6 +34,7 @@ from tests.methods.rounds import (
 RANKS = np.array([3, 1, 2, 3, 1, 2])
 LATE_RANKS = np.array([2, 1, 2, 3, 1, 2])
 """No client of the highest rank can hold all blocks."""
+FULL_RANKS = np.full(6, RANK)
 
 
 def weighted_mean(pairs):
@@ -224,11 +225,12 @@ def test_flora_is_the_product_of_the_stacked_factors() -> None:
     np.testing.assert_allclose(after.base[1][0] - state.base[1][0], SCALE * stacked_b @ stacked_a, atol=1e-12)
 
 
-def test_fedexlora_makes_the_mean_of_the_clients_models() -> None:
-    made = method("fedexlora", weighting="samples")
+@pytest.mark.parametrize("ranks", [FULL_RANKS, RANKS, LATE_RANKS])
+def test_fedexlora_makes_the_mean_of_the_clients_models(ranks: np.ndarray) -> None:
+    made = method("fedexlora", weighting="samples", ranks=ranks)
     state, updates = initial_state(made), random_updates(made)
     after = run_round(made, state, updates)
-    np.testing.assert_allclose(after.adapters, mean_adapters(state, updates, "samples"), atol=1e-12)
+    np.testing.assert_allclose(after.adapters, rank_means(state, updates, ranks, "samples"), atol=1e-12)
     for block in range(DEPTH):
         for target, product in enumerate(mean_products(updates, block, "samples")):
             a, b = factors(after.adapters[block])[target]
@@ -389,16 +391,19 @@ def fair_objective(b: np.ndarray, mean_b: np.ndarray, a: np.ndarray, product: np
     return 1 - cosine + weight * ((b - mean_b) ** 2).sum()
 
 
-def test_lorafair_descends_on_its_objective() -> None:
+@pytest.mark.parametrize("ranks", [FULL_RANKS, RANKS, LATE_RANKS])
+def test_lorafair_descends_on_its_objective(ranks: np.ndarray) -> None:
     options = LoraFairConfig(weight=0.05, steps=3, lr=0.1)
-    made = method("lorafair", weighting="samples", lorafair=options)
+    made = method("lorafair", weighting="samples", lorafair=options, ranks=ranks)
     state, updates = initial_state(made), random_updates(made)
     after = run_round(made, state, updates)
-    mean = torch.from_numpy(mean_adapters(state, updates, "samples"))
+    mean = rank_means(state, updates, ranks, "samples")
     np.testing.assert_allclose(after.adapters[:, columns("A")], mean[:, columns("A")], atol=1e-12)
     for block in range(DEPTH):
+        most = max(ranks[u.client] for u in updates if block in u.adapters)
         for target, product in enumerate(mean_products(updates, block, "samples")):
-            a, mean_b = (torch.from_numpy(factor) for factor in factors(mean[block])[target])
+            whole_a, whole_b = factors(mean[block])[target]
+            a, mean_b = torch.from_numpy(whole_a[:most]), torch.from_numpy(whole_b[:, :most])
             b, goal = mean_b.clone().requires_grad_(), torch.from_numpy(product)
             rate = options.lr / (a.square().sum() / (mean_b @ a).square().sum() + 2 * options.weight)
             for _ in range(options.steps):
@@ -406,7 +411,9 @@ def test_lorafair_descends_on_its_objective() -> None:
                 loss = 1 - cosine + options.weight * ((b - mean_b) ** 2).sum()
                 (gradient,) = torch.autograd.grad(loss, b)
                 b = (b - rate * gradient).detach().requires_grad_()
-            np.testing.assert_allclose(factors(after.adapters[block])[target][1], b.detach(), atol=1e-10)
+            found = factors(after.adapters[block])[target][1]
+            np.testing.assert_allclose(found[:, :most], b.detach(), atol=1e-10)
+            np.testing.assert_array_equal(found[:, most:], whole_b[:, most:])
 
 
 def test_lorafair_comes_nearer_to_the_mean_product() -> None:
