@@ -30,6 +30,14 @@ def exit_code(main: Callable[[], None]) -> int:
     except (InputError, ProcessLostError) as error:
         _tell_once(f"error: {' '.join(str(error).split())}")
         return BAD_INPUT if isinstance(error, InputError) else PROCESS_LOST
+    except RuntimeError as error:
+        # DeepSpeed waits for the other processes by itself. Who does that has imported torch already.
+        from fedra_engine.processes import lost_process
+
+        if (lost := lost_process(error)) is None:
+            raise
+        _tell_once(f"error: {' '.join(str(lost).split())}")
+        return PROCESS_LOST
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":
             print("interrupted", file=sys.stderr)

@@ -181,8 +181,18 @@ def _answers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        said = str(error).partition("\n")[0]
-        raise ProcessLostError(
-            f"another process of the job died, or did not answer within {TIMEOUT} ({said}); the rounds in checkpoints/ "
-            "are kept"
-        ) from error
+        raise _lost_process(error) from error
+
+
+def lost_process(error: RuntimeError) -> ProcessLostError | None:
+    """What `error` means if it came from torch.distributed, which others than `Processes` call, too; None if not."""
+    # gloo's errors have no type of their own, but name its source files.
+    return _lost_process(error) if isinstance(error, dist.DistError) or "/gloo/" in str(error) else None
+
+
+def _lost_process(error: RuntimeError) -> ProcessLostError:
+    said = str(error).partition("\n")[0]
+    return ProcessLostError(
+        f"another process of the job died, or did not answer within {TIMEOUT} ({said}); the rounds in checkpoints/ "
+        "are kept"
+    )

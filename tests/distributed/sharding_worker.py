@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +24,7 @@ from fedra_engine.evaluation import EvaluatedModel, Evaluator
 from fedra_engine.execution.fisher import FisherInformation
 from fedra_engine.execution.sharding import Sharding
 from fedra_engine.execution.sweep import SweepExecutor
+from fedra_engine.execution.sweep_block import SweepBlock
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.execution.work import LocalWork
 from fedra_engine.exit_codes import exit_code
@@ -70,20 +73,25 @@ CASES = {
 
 
 def main() -> None:
-    """`sharding_worker.py <folder>`: train all cases on the models `<folder>/<family>`.
+    """`sharding_worker.py <folder> [killed]`: train all cases on the models `<folder>/<family>`.
 
-    Leaves the results in `<folder>/<case>.safetensors`.
+    Leaves the results in `<folder>/<case>.safetensors`. With `killed`, process 1 dies in the middle of a pass instead.
     """
     folder = Path(sys.argv[1])
     accelerator = join_job()
     processes, sharding = Processes.of(accelerator), Sharding.of(accelerator)
+    if sys.argv[2:] == ["killed"] and processes.index == 1:
+        register_module_forward_hook(die_in_training)
     for name, case in CASES.items():
-        if len(sys.argv) > 2 and name not in sys.argv[2:]:
-            continue
-        print("case", name, flush=True)
         results = Job(folder / case.family, case, processes, sharding).run()
         if processes.is_main:
             save_file(results, folder / f"{name}.safetensors")
+
+
+def die_in_training(module: nn.Module, inputs: object, output: object) -> None:
+    """A hook of all modules: the process dies after a block that it trains with."""
+    if isinstance(module, SweepBlock) and torch.is_grad_enabled():
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Job:

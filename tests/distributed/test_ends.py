@@ -87,6 +87,31 @@ def test_a_failing_collective_is_a_lost_process(monkeypatch: pytest.MonkeyPatch)
         Processes(0, 2, torch.device("cpu")).any(True)
 
 
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            RuntimeError("[/src/gloo/transport/tcp/pair.cc:537] Read error: Connection reset by peer"),
+            "error: another process of the job died, or did not answer",
+        ),
+        (torch.distributed.DistBackendError("NCCL error"), "error: another process of the job died, or did not answer"),
+        (RuntimeError("shapes do not match"), None),
+    ],
+)
+def test_a_reduction_of_others_that_fails_is_a_lost_process_too(
+    error: RuntimeError, line: str | None, capsys: pytest.CaptureFixture
+) -> None:
+    def pass_through_shards() -> None:
+        raise error
+
+    if line is None:
+        with pytest.raises(RuntimeError, match="shapes do not match"):
+            exit_codes.exit_code(pass_through_shards)
+    else:
+        assert exit_codes.exit_code(pass_through_shards) == 1
+        assert capsys.readouterr().err.startswith(line)
+
+
 def test_a_job_of_one_exchanges_nothing() -> None:
     alone, tensor = Processes.alone(), torch.tensor([1.0, 2.0])
     alone.sum_([tensor])
