@@ -14,6 +14,9 @@ from fedra_engine.comparison.plan import parse_comparison
 from fedra_engine.errors import InputError
 from fedra_engine.exit_codes import exit_code
 
+_WIDEST = 100_000
+"""More columns than any table takes."""
+
 
 def main() -> None:
     """Execute what is missing of the runs that the command line asks for, and report on all of them.
@@ -57,8 +60,8 @@ def main() -> None:
         missing = [outcome for outcome in in_order if outcome.state != "done"]
         rows = write_report(comparison.output_dir, shlex.join(["python", *sys.argv]), results, missing)
         console.print()
-        # A table is not to be folded, however narrow the terminal.
-        Console(width=max(console.width, 200)).print(rich_table(rows))
+        # A table is not to be cut, however narrow the terminal.
+        Console(width=_WIDEST).print(rich_table(rows))
         console.print(f"\ncomparison.md, .csv and .tex and accuracy_by_round.png are in {comparison.output_dir}")
     else:
         remove_report(comparison.output_dir)

@@ -16,14 +16,16 @@ _STYLES = ("-", "--", ":", "-.")
 
 def plot_accuracy_by_round(summaries: Sequence[MethodSummary], file: Path) -> None:
     """Draw each method's mean over seeds, averaged over domains, with a band of ± one standard deviation."""
-    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    figure = Figure(figsize=(8, 5), dpi=150)
     axes = figure.subplots()
     colors = list(TABLEAU_COLORS)
     for index, summary in enumerate(summaries):
         color, style = colors[index % len(colors)], _STYLES[index // len(colors) % len(_STYLES)]
         rounds, points = list(summary.curve), list(summary.curve.values())
         means = [100 * point.mean for point in points]
-        axes.plot(rounds, means, style, color=color, marker=".", label=summary.label)
+        # Between two dollar signs, as regular expressions have them, matplotlib expects a formula.
+        label = summary.label.replace("$", r"\$")
+        axes.plot(rounds, means, style, color=color, marker=".", label=label)
         if summary.seeds > 1:
             stds = [100 * (point.std or 0.0) for point in points]
             lower, upper = ([m + sign * s for m, s in zip(means, stds, strict=True)] for sign in (-1, 1))
@@ -31,5 +33,6 @@ def plot_accuracy_by_round(summaries: Sequence[MethodSummary], file: Path) -> No
     axes.set(xlabel="round", ylabel="average accuracy (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", frameon=False)
-    figure.savefig(file)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    # The picture grows with the legend, whatever the labels' length; the axes keep their size.
+    figure.savefig(file, bbox_inches="tight")

@@ -15,7 +15,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from fedra_engine.cli import build_parser, parse_config
-from fedra_engine.config import ExperimentConfig
+from fedra_engine.config import ExperimentConfig, MethodConfig
 from fedra_engine.errors import InputError
 from fedra_engine.validation import validate
 
@@ -29,6 +29,10 @@ interrupted goes on. The tables, in <output_dir> too, are those of the latest co
 _OUTPUT_DIR = "runs/compare"
 _PLANNED = {"seed": "--seeds", "name": "--methods", "method.name": "--methods"}
 """Fields that differ from run to run, and the option that sets them."""
+_OF_ALL = ("output_dir", "methods", "seeds", "jobs", "print_config")
+"""Options that no run has for itself."""
+_LONGEST_FOLDER = 200
+"""Bytes; file systems take 255, and a seed and a lock's suffix are still to come."""
 
 
 @dataclass(frozen=True)
@@ -161,12 +165,21 @@ def _parse_variant(entry: str) -> Variant:
         field, equals, value = assignment.partition("=")
         if not field or not equals:
             raise InputError(f"methods: found {assignment!r} in {entry!r}, expected <field>=<value>")
-        if field in (*_PLANNED, "output_dir"):
+        if field in (*_PLANNED, *_OF_ALL):
             raise InputError(f"methods: found {field} in {entry!r}, expected another field of the experiment")
+        group, _, rest = field.removeprefix("method.").partition(".")
+        if rest and group in MethodConfig(name=method).foreign_options():
+            raise InputError(f"methods: found {field} in {entry!r}, expected no option of another method")
         overrides.append((field, value))
     if not method:
         raise InputError(f"methods: found an entry {entry!r}, expected the name of a method first")
-    return Variant(method, tuple(overrides))
+    variant = Variant(method, tuple(overrides))
+    if len(variant.folder.encode()) > _LONGEST_FOLDER:
+        raise InputError(
+            f"methods: found {entry!r}, expected fewer fields (folders are named after them; --config can have the "
+            "others, with an output_dir of its own)"
+        )
+    return variant
 
 
 def _split(text: str, separator: str) -> list[str]:

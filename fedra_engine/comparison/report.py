@@ -43,7 +43,9 @@ def write_report(folder: Path, command: str, results: Sequence[RunResult], missi
     with _lock(folder):
         table.write_text(csv_text(results))
         page.write_text(_markdown(command, rows, results, missing))
-        latex.write_text(f"% {command}\n{latex_table(rows)}")
+        # An argument may have several lines.
+        comment = "".join(f"% {line}\n" for line in command.splitlines())
+        latex.write_text(comment + latex_table(rows))
         plot_accuracy_by_round(summaries, plot)
     return rows
 

@@ -23,7 +23,12 @@ CSV_FIELDS = (
     "training_flops",
 )
 _COSTS = ("trainable", "upload (kB)", "TFLOP", "seconds")
-_TEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", "–": "--"} | {c: f"\\{c}" for c in "&%$#_{}"}
+_TEX_WORDS = {"\\": "backslash", "^": "asciicircum", "~": "asciitilde", "<": "less", ">": "greater", "|": "bar"}
+_TEX = (
+    {"±": r"$\pm$", "–": "--"}
+    | {character: f"\\{character}" for character in "&%$#_{}"}
+    | {character: rf"\text{word}{{}}" for character, word in _TEX_WORDS.items()}
+)
 
 
 def cells(summaries: Sequence[MethodSummary]) -> Cells:

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -139,6 +140,8 @@ def make_folder(path: Path) -> None:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
+        # A folder that was there before may be one to read only.
+        tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise InputError(f"output_dir: cannot make {path}: {error.strerror}; expected a writable folder") from error
 

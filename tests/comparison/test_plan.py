@@ -50,6 +50,12 @@ def test_a_variant_changes_its_own_run_only_and_is_named_after_what_it_changes()
         (["--methods=fedra,fedra"], "methods: found fedra more than once, expected every one once"),
         (["--methods=fedra:covered"], "methods: found 'covered' in 'fedra:covered', expected <field>=<value>"),
         (["--methods=fedra:seed=1"], "methods: found seed in 'fedra:seed=1', expected another field"),
+        (["--methods=fedra:jobs=3"], "methods: found jobs in 'fedra:jobs=3', expected another field"),
+        (
+            ["--methods=fedra:method.depthfl.exit_every=2"],
+            "methods: found method.depthfl.exit_every in .* another method",
+        ),
+        ([f"--methods=fedra:data.domains=[{'long' * 60}]"], r"methods: found 'fedra:.*\]', expected fewer fields"),
         (["--methods=fedra:method.alocation=full"], r"method.alocation: .* \(did you mean --method.allocation\?\)"),
         (["--methods=fedra:training.lr=fast"], "training.lr: found fast, expected a number"),
         (["--methods=fedra:training.lr=-1"], r"training.lr: found -1.0, expected a finite number above 0"),

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from fedra_engine.comparison.accounting import RunCosts
 from fedra_engine.comparison.plan import PlannedRun
@@ -74,6 +75,23 @@ def test_markdown_and_latex_have_the_same_cells() -> None:
     ]
 
 
+def test_labels_may_have_what_means_something_to_latex_or_matplotlib(tmp_path: Path) -> None:
+    label = r"fedra lora.target_modules=^~(q\w$|v\w$)<>"
+    write_report(tmp_path, COMMAND, [replace(RESULTS[0], label=label)], [])
+    escaped = (
+        r"fedra lora.target\_modules=\textasciicircum{}\textasciitilde{}(q\textbackslash{}w\$\textbar{}v"
+        r"\textbackslash{}w\$)\textless{}\textgreater{} & 1 &"
+    )
+    assert escaped in (tmp_path / "comparison.tex").read_text()
+    assert (tmp_path / "accuracy_by_round.png").is_file()
+
+
+def test_a_command_of_several_lines_is_a_comment_in_latex(tmp_path: Path) -> None:
+    write_report(tmp_path, "python 'a\n\nb'", RESULTS, [])
+    lines = (tmp_path / "comparison.tex").read_text().splitlines()
+    assert lines[:4] == ["% python 'a", "% ", "% b'", r"\begin{tabular}{lrrrrrrrrr}"]
+
+
 def test_the_report_says_how_it_was_made_and_what_is_missing(tmp_path: Path) -> None:
     missing = Outcome(PlannedRun("alllarge", ExperimentConfig(seed=3)), "failed", "clients.capacities: found 6")
     rows = write_report(tmp_path, COMMAND, RESULTS, [missing])
@@ -108,3 +126,15 @@ def test_the_csv_has_a_line_for_each_run_and_domain(tmp_path: Path) -> None:
     assert header == list(CSV_FIELDS)
     assert len(lines) == 6
     assert lines[3] == ["flora a_b=1", "0", "rain", "0.8", "0.25", "20", "2.0", "1234.5", "98765.0", "3456000000000.0"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_picture_has_room_for_long_labels(tmp_path: Path) -> None:
+    def size(label: str) -> tuple[int, int]:
+        write_report(tmp_path, COMMAND, [replace(RESULTS[0], label=label)], [])
+        with Image.open(tmp_path / "accuracy_by_round.png") as picture:
+            return picture.size
+
+    (short, height), (long, same) = size("fedra"), size("fedra " + 30 * "long ")
+    assert long > short
+    assert same == height

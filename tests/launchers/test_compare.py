@@ -45,6 +45,15 @@ def test_methods_and_seeds_end_in_one_table(compare, tmp_path: Path, capsys: pyt
     assert (tmp_path / "comparison.md").read_text() == page
 
 
+def test_a_table_of_long_labels_is_not_cut(compare, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fields = ["training.optimizer=sgd", "training.momentum=0.123456789", "training.weight_decay=0.0001"]
+    entry = ":".join(["fedra", "lora.target_modules=[q_proj,k_proj,v_proj,o_proj,fc1,fc2]", *fields])
+    assert compare(*SMALL, "--rounds=1", f"--output_dir={tmp_path}", f"--methods={entry}") == 0
+    told = capsys.readouterr().out
+    assert "…" not in told
+    assert len(next(line for line in told.splitlines() if line.startswith("method")).rstrip()) > 200
+
+
 def test_a_failing_method_is_told_and_makes_the_exit_code_2(
     compare, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -77,9 +86,11 @@ def test_bad_input_is_one_line_and_code_2(compare, tmp_path: Path, capsys: pytes
     file = tmp_path / "file"
     file.touch()
     assert compare("--methods=fedra", f"--output_dir={file}/runs") == 2
+    assert compare("--methods=fedra", "--output_dir=/proc") == 2
     assert compare("--methods=fedra,fedre", f"--output_dir={tmp_path}/runs") == 2
-    unwritable, unknown = capsys.readouterr().err.splitlines()
-    assert unwritable.startswith(f"error: output_dir: cannot make {file}/runs: ")
+    below_a_file, read_only, unknown = capsys.readouterr().err.splitlines()
+    assert below_a_file.startswith(f"error: output_dir: cannot make {file}/runs: ")
+    assert read_only.startswith("error: output_dir: cannot make /proc: ")
     assert unknown.startswith("error: methods: found 'fedre', expected some of fedra, ")
     assert not (tmp_path / "runs").exists()
 
