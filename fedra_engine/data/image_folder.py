@@ -14,6 +14,7 @@ import numpy as np
 
 from fedra_engine.config import DataConfig
 from fedra_engine.data.domain_data import DomainData, prepare_source
+from fedra_engine.data.folders import visible_entries
 from fedra_engine.data.images import image_column
 from fedra_engine.errors import InputError
 
@@ -117,16 +118,8 @@ def _scan_domain(folder: Path, notes: list[str] | None) -> dict[str, list[Path]]
 
 
 def _subfolders(folder: Path) -> list[str]:
-    return [entry.name for entry in _entries(folder) if os.path.isdir(entry)]
+    return [entry.name for entry in visible_entries(folder) if os.path.isdir(entry)]
 
 
 def _images(folder: Path) -> list[Path]:
-    return [entry for entry in _entries(folder) if entry.suffix.lower() in IMAGE_SUFFIXES]
-
-
-def _entries(folder: Path) -> list[Path]:
-    """What is in `folder`, but for hidden entries, such as macOS leaves beside every file."""
-    try:
-        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    except OSError as error:
-        raise InputError(f"data.root: cannot list {folder}: {error.strerror}; expected a readable folder") from error
+    return [entry for entry in visible_entries(folder) if entry.suffix.lower() in IMAGE_SUFFIXES]

@@ -141,7 +141,7 @@ def _read_list(file: Path, classes: int) -> Iterator[_Line]:
         origin = Origin(f"{file}, line", number)
         # Names may have spaces: only the last one separates.
         found = re.fullmatch(r"\s*(\S.*?)\s+(-?\d{1,18})\s*", line)
-        if found is None:
+        if found is None or "\0" in line:
             raise InputError(f"data.root: {origin}: found {line.strip()!r}, expected a path, a space and a label")
         path, label = str(PurePosixPath(found[1])), int(found[2])
         if not 0 <= label < classes:

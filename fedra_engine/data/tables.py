@@ -7,10 +7,16 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fedra_engine.data.origins import Origin
 from fedra_engine.errors import InputError
+
+if TYPE_CHECKING:
+    from pyarrow import RecordBatch
+
+_AT_ONCE = 1000
+"""Rows of a parquet file that are in memory."""
 
 Row = tuple[Origin, Mapping[str, Any]]
 """Where a row is, and its values by column."""
@@ -87,13 +93,29 @@ def _read_parquet(file: Path) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    place, start = f"{file}, row", 1
     try:
-        batches = pq.ParquetFile(file).iter_batches()
-        rows = (row for batch in batches for row in batch.to_pylist())
-        for number, row in enumerate(rows, start=1):
-            yield Origin(f"{file}, row", number), row
-    except pa.ArrowInvalid as error:
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=_AT_ONCE):
+            for number, row in enumerate(_python_rows(batch, Origin(place, start)), start=start):
+                yield Origin(place, number), row
+            start += len(batch)
+    except pa.ArrowException as error:
         raise InputError(f"data.root: cannot read {file}: {error}; expected a parquet file") from error
+
+
+def _python_rows(batch: RecordBatch, first: Origin) -> Iterator[dict[str, Any]]:
+    try:
+        yield from batch.to_pylist()
+    except (ValueError, OverflowError):
+        # What Python cannot express: text that is no UTF-8, times outside its calendar. Row by row, to find it.
+        for at in range(len(batch)):
+            try:
+                yield from batch.slice(at, 1).to_pylist()
+            except (ValueError, OverflowError) as error:
+                origin = first._replace(number=first.number + at)
+                raise InputError(
+                    f"data.root: {origin}: {error}; expected UTF-8 texts and dates of a calendar"
+                ) from error
 
 
 def _read_txt(file: Path) -> Iterator[Row]:

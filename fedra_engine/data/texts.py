@@ -13,6 +13,7 @@ import numpy as np
 
 from fedra_engine.config import DataConfig
 from fedra_engine.data.domain_data import DomainData, Task, prepare_source
+from fedra_engine.data.folders import visible_entries
 from fedra_engine.data.hub import ONE_DOMAIN, is_saved_dataset, load_hf_dataset, open_dataset, optional_column
 from fedra_engine.data.names import encode_names
 from fedra_engine.data.origins import Origin, Origins
@@ -29,8 +30,9 @@ _Template = list[tuple[str, str | None]]
 
 
 class _Source(NamedTuple):
-    """Rows of one file or split; `domain` and `split` are None where its place does not say."""
+    """Rows of one file or split, `place`; `domain` and `split` are None where that does not say."""
 
+    place: str
     domain: str | None
     split: str | None
     rows: Iterator[Row]
@@ -81,22 +83,28 @@ def _load(config: DataConfig, seed: int, task: Task, templates: dict[str, _Templ
     sources = _sources(config)
     records = _Records(TextStore(list(templates)))
     for source in sources:
+        before = len(records.domains)
         _add(records, source, config, task, templates)
-    if not records.domains:
-        raise InputError(f"data.root: found no samples in {config.root!r}, expected some")
+        if len(records.domains) == before:
+            raise InputError(f"data.root: found no samples in {source.place!r}, expected some")
     return _as_data(records, config, seed, task, split=sources[0].split is None)
 
 
 def _add(records: _Records, source: _Source, config: DataConfig, task: Task, templates: dict[str, _Template]) -> None:
-    columns, present = config.columns, list[str]()
-    label = domain = client = None
+    columns, present = config.columns, None
+    label = domain = client = before = None
     for origin, row in source.rows:
-        if list(row) != present:
+        if present is None or list(row) != present:
             # Lines of a jsonl file may differ.
-            present = list(row)
+            is_first, present = present is None, list(row)
             _check_templates(templates, present, origin)
             label = optional_column(columns.label, "label", present)
-            domain = optional_column(columns.domain, "domain", present)
+            before, domain = domain, optional_column(columns.domain, "domain", present)
+            if not is_first and domain != before:
+                raise InputError(
+                    f"data.columns.domain: {origin}: found {'no' if domain is None else 'a'} domain, other than in the "
+                    "lines before; expected one in every line or in none"
+                )
             client = optional_column(columns.client, "client", present)
             if task == "text_classification" and label is None:
                 raise InputError(f"data.columns.label: {origin}: found no column 'label', expected one of {present}")
@@ -206,17 +214,26 @@ def _sources(config: DataConfig) -> list[_Source]:
     assert config.root is not None
     root = Path(config.root)
     if root.is_file():
-        return [_Source(None, None, read_table(_checked(root)))]
-    held_out = _held_out({entry.name for entry in _entries(root) if entry.is_dir()})
+        return [_Source(str(root), None, None, read_table(_checked(root)))]
+    held_out = _held_out({entry.name for entry in visible_entries(root) if entry.is_dir()})
     if held_out is not None:
         splits = {_TRAIN: root / _TRAIN, "test": root / held_out}
-        return [_Source(file.stem, split, read_table(file)) for split, at in splits.items() for file in _files(at)]
+        return [
+            _Source(str(file), file.stem, split, read_table(file))
+            for split, at in splits.items()
+            for file in _files(at)
+        ]
     files = {file.stem: file for file in _files(root)}
     held_out = _held_out(files.keys())
-    if held_out is not None and files.keys() <= {_TRAIN, *_HELD_OUT}:
+    if held_out is not None:
+        if others := files.keys() - {_TRAIN, *_HELD_OUT}:
+            raise InputError(
+                f"data.root: found {files[min(others)].name!r} beside {files[held_out].name!r} in {str(root)!r}, "
+                "expected files of the splits alone, or one file a domain"
+            )
         splits = {_TRAIN: files[_TRAIN], "test": files[held_out]}
-        return [_Source(None, split, read_table(file)) for split, file in splits.items()]
-    return [_Source(domain, None, read_table(file)) for domain, file in files.items()]
+        return [_Source(str(file), None, split, read_table(file)) for split, file in splits.items()]
+    return [_Source(str(file), domain, None, read_table(file)) for domain, file in files.items()]
 
 
 def _held_out(names: Set[str]) -> str | None:
@@ -229,6 +246,7 @@ def _dataset_sources(config: DataConfig) -> list[_Source]:
     splits = [("train", train)] if test is None else [("train", train), ("test", test)]
     return [
         _Source(
+            name,
             None,
             None if test is None else name,
             ((Origin(f"{name}, row", row), values) for row, values in enumerate(data)),
@@ -237,16 +255,8 @@ def _dataset_sources(config: DataConfig) -> list[_Source]:
     ]
 
 
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except OSError as error:
-        raise InputError(f"data.root: cannot list {folder}: {error.strerror}; expected a readable folder") from error
-
-
 def _files(folder: Path) -> list[Path]:
-    # Hidden files are no data: macOS leaves some beside the visible ones.
-    files = [file for file in _entries(folder) if file.suffix.lower() in READERS and not file.name.startswith(".")]
+    files = [file for file in visible_entries(folder) if file.suffix.lower() in READERS]
     if not files:
         raise InputError(f"data.root: found no {' '.join(READERS)} files in {str(folder)!r}, expected one a domain")
     stems = [file.stem for file in files]

@@ -117,7 +117,8 @@ def plot_partition(counts: PartitionCounts, file: Path) -> None:
         image = axes.imshow(matrix, aspect="auto", interpolation="nearest", cmap="Blues", vmin=0)
         axes.set(xlabel="client", ylabel=title)
         if len(names) <= MOST_COLUMNS:
-            axes.set_yticks(range(len(names)), names)
+            # A name may have dollar signs, which are no formula.
+            axes.set_yticks(range(len(names)), names, parse_math=False)
         figure.colorbar(image, ax=axes, label="training samples")
     figure.savefig(file, dpi=100)
 

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -162,6 +164,17 @@ def test_folders_that_may_not_be_listed_are_named(make_tree, monkeypatch: pytest
 
     monkeypatch.setattr(Path, "iterdir", guarded)
     with pytest.raises(InputError, match=rf"data\.root: cannot list .*{name}: Permission denied; expected a readable"):
+        load(root)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are whatever bytes on Linux only")
+@pytest.mark.parametrize("name", [b"a/caf\xe9/0.png", b"a/x/caf\xe9.png"])
+def test_names_that_are_no_utf_8_are_told(make_tree, name: bytes) -> None:
+    root = make_tree({"a": ["x"]})
+    file = os.fsencode(root) + b"/" + name
+    os.makedirs(os.path.dirname(file), exist_ok=True)
+    shutil.copy(root / "a" / "x" / "0.png", file)
+    with pytest.raises(InputError, match=r"^data\.root: found '.*caf\\udce9.*', expected a name that is UTF-8 text"):
         load(root)
 
 

@@ -123,6 +123,10 @@ LINE = b"real/aircraft_carrier/real_001_000000.jpg"
         (LINE + b" three", r"real_train\.txt, line 3: found '.*three', expected a path, a space and a label"),
         (LINE + b" 345", r"real_train\.txt, line 3: found label 345, expected one from 0 to 344"),
         (LINE + b" " + b"1" * 5000, r"real_train\.txt, line 3: .*expected a path, a space and a label"),
+        (
+            b"real/aircraft_carrier/\0.jpg 0",
+            r"real_train\.txt, line 3: found '.*', expected a path, a space and a label",
+        ),
         (LINE + b" -1", r"real_train\.txt, line 3: found label -1, expected one from 0 to 344"),
         (LINE + b" 2", r"real_train\.txt, line 3: found label 2 for 'aircraft_carrier', .* 0 .*clipart_train\.txt, li"),
         (b"real/x/y.jpg 0", r"real_train\.txt, line 3: found .* for 'x', .*'aircraft_carrier' .*clipart_train\.txt, l"),

@@ -6,6 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
@@ -145,6 +147,17 @@ def test_numbers_are_classes_in_their_order_and_columns_can_be_named(tmp_path: P
         ("a.jsonl", b'{"text": "a", "label": 1}\n{"text": "b"\n', r"a\.jsonl, line 2: .*expected a JSON object"),
         ("a.jsonl", b'{"text": "\\ud800", "label": 1}\n', r"a\.jsonl, line 1: .*surrogates"),
         ("a.jsonl", b"[" * 100_000, r"a\.jsonl, line 1: .*expected a JSON object"),
+        ("a.jsonl", b"{}\n", r"a\.jsonl, line 1: found no column 'text'"),
+        (
+            "a.jsonl",
+            b'{"text": "a", "label": 1, "domain": "x"}\n{"text": "b", "label": 1}\n',
+            r"a\.jsonl, line 2: found no domain, .*expected one in every line or in none",
+        ),
+        (
+            "a.jsonl",
+            b'{"text": "a", "label": 1}\n{"text": "b", "label": 1, "domain": "x"}\n',
+            r"a\.jsonl, line 2: found a domain, .*expected one in every line or in none",
+        ),
         ("a.jsonl", b"3\n", r"a\.jsonl, line 1: found 3, expected a JSON object"),
         ("a.jsonl", b'{"text": "a", "label": 1.5}\n', r"a\.jsonl, line 1: found 1\.5, expected a name"),
         ("a.jsonl", b'{"text": "a", "label": 1}\n{"text": "a", "label": null}\n', r"a\.jsonl, line 2: found no label"),
@@ -156,6 +169,21 @@ def test_lines_that_cannot_be_used_are_told(tmp_path: Path, name: str, content: 
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=rf"^data\.(root|columns\.\w+): .*{message}"):
         load(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("column", "wrong"),
+    [
+        ("text", pa.array([b"a", b"b", b"caf\xe9"]).view(pa.string())),
+        ("when", pa.array([0, 1, 2**62], pa.timestamp("us"))),
+    ],
+    ids=["no UTF-8", "no date"],
+)
+def test_values_of_a_parquet_file_that_are_none_are_told(tmp_path: Path, column: str, wrong: pa.Array) -> None:
+    columns = {"text": ["a", "b", "c"], "label": [0, 1, 0]} | {column: wrong}
+    pyarrow.parquet.write_table(pa.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"^data\.root: .*a\.parquet, row 3: .*; expected UTF-8 texts and dates"):
+        load(tmp_path / "a.parquet")
 
 
 def test_texts_without_content_are_skipped_on_demand(tmp_path: Path) -> None:
@@ -204,6 +232,16 @@ def test_folders_that_cannot_be_used_are_told(tmp_path: Path) -> None:
     write(tmp_path / "two" / "a.jsonl")
     with pytest.raises(InputError, match=r"data\.root: found several files .*a\.\*, expected one a domain"):
         load(tmp_path / "two")
+    for name in ("train", "test", "unlabelled"):
+        write(tmp_path / "splits" / f"{name}.csv")
+    with pytest.raises(
+        InputError, match=r"data\.root: found 'unlabelled\.csv' beside 'test\.csv' in '.*splits', expected"
+    ):
+        load(tmp_path / "splits")
+    write(tmp_path / "domains" / "films.csv")
+    (tmp_path / "domains" / "books.csv").write_text("text,label\n")
+    with pytest.raises(InputError, match=r"data\.root: found no samples in '.*books\.csv', expected some"):
+        load(tmp_path / "domains")
     with pytest.raises(
         InputError, match=r"data\.root: found no .*nowhere, expected a csv, .*the name of a data set on the hub"
     ):

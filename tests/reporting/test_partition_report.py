@@ -1,5 +1,6 @@
 """What a person sees of the division of the samples among the clients."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,12 @@ def test_both_matrices_are_plotted(tmp_path: Path) -> None:
             sizes.append(image.size)
             assert len(set(image.convert("L").tobytes())) > 10
     assert sizes[0][1] > sizes[1][1]
+
+
+def test_dollars_in_a_name_are_no_formula(tmp_path: Path) -> None:
+    data = replace(make_data([0, 2, 2, 1, 1, 0]), classes=["below $10", "$10_$20_", "above"])
+    plot_partition(count_partition(data, make_clients([0, 1, 2], [3, 4, 5])), tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").is_file()
 
 
 def test_only_small_matrices_are_said(tmp_path: Path) -> None:
