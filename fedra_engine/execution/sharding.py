@@ -115,7 +115,11 @@ class Sharding:
 
     @contextmanager
     def loading(self) -> Iterator[None]:
-        """transformers' models that are loaded inside are sharded as they are made."""
+        """transformers' models that are loaded inside are sharded as they are made.
+
+        Raises:
+            InputError: DeepSpeed cannot use the settings.
+        """
         from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
         deepspeed = _import_deepspeed()
@@ -124,7 +128,9 @@ class Sharding:
         try:
             # The precision is left to transformers: DeepSpeed knows no float64 and would round buffers.
             device = deepspeed.runtime.zero.partition_parameters.DeepSpeedTensorOverride.device
-            with deepspeed.zero.Init(config_dict_or_path=self._settings, tensor_overrides=[device]):
+            with _usable():
+                shards = deepspeed.zero.Init(config_dict_or_path=self._settings, tensor_overrides=[device])
+            with shards:
                 yield
         finally:
             unset_hf_deepspeed_config()
@@ -158,6 +164,16 @@ def refuse_sharding(accelerator: Accelerator, field: str) -> None:
     """
     if Sharding.of(accelerator) is not None:
         raise InputError(f"{field}: found true in a job with DeepSpeed, expected a job without it")
+
+
+@contextmanager
+def _usable() -> Iterator[None]:
+    """DeepSpeed has several ways to say that it does not know a field or cannot use its value."""
+    try:
+        yield
+    except (AssertionError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"deepspeed: found settings that it cannot use ({reason}), expected others") from error
 
 
 def _import_deepspeed() -> Any:

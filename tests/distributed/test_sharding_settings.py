@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -119,6 +120,42 @@ def test_a_deepspeed_configuration_that_is_none_is_refused(monkeypatch: pytest.M
     with pytest.raises(InputError, match=r"accelerate: found a job that it cannot set up .*nowhere\.json") as found:
         join_job()
     assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"zero_optimization": {**STAGE_3, "stage_3_prefetch_bucket_size": 1}}, "stage_3_prefetch_bucket_size"),
+        ({"zero_optimization": STAGE_3, "comms_logger": 4}, "CommsLoggerConfig"),
+    ],
+)
+def test_settings_that_deepspeed_does_not_know_are_not_taken_for_a_bad_model(
+    settings: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    """In a process of its own, for DeepSpeed makes it one of a job."""
+    pytest.importorskip("deepspeed")
+    code = (
+        "import sys, json\n"
+        "from fedra_engine.config import ModelConfig\n"
+        "from fedra_engine.errors import InputError\n"
+        "from fedra_engine.execution.sharding import Sharding\n"
+        "from fedra_engine.models.loading import load_pretrained\n"
+        "try:\n"
+        "    load_pretrained(ModelConfig(), classes=10, sharding=Sharding(json.loads(sys.argv[1])))\n"
+        "except InputError as error:\n"
+        "    print(error)\n"
+    )
+    job = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(settings)],
+        env={**os.environ, **job, "DS_ACCELERATOR": "cpu", "TORCH_EXTENSIONS_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    line = done.stdout.splitlines()[-1]
+    assert line.startswith("deepspeed: found settings that it cannot use (")
+    assert said in line
 
 
 def test_deepspeed_is_imported_by_those_who_shard_only() -> None:
