@@ -17,9 +17,8 @@ from fedra_engine.config import LoraConfig
 from fedra_engine.execution.dropout import CounterDropout, DropoutKeys
 from fedra_engine.execution.work import ClientUpdate
 from fedra_engine.federation.assignment import Assignment
-from fedra_engine.models.foundation import Foundation, replace_module, share_parameters
+from fedra_engine.models.foundation import Foundation, cut_to_blocks, replace_module
 from fedra_engine.models.state import GlobalState
-from fedra_engine.models.structure import keep_layer_types
 
 _ADAPTER = "default"
 
@@ -103,13 +102,10 @@ def build_submodel(
     foundation: Foundation, lora: LoraConfig, assignment: Assignment, row: int, client: int, state: GlobalState
 ) -> Submodel:
     """Cut the foundation to what the participant in `row` of `assignment` holds, and load that from `state`."""
-    model = share_parameters(foundation.model)
-    full = model.get_submodule(foundation.block_path)
-    assert isinstance(full, nn.ModuleList | nn.Sequential)
     blocks = np.flatnonzero(assignment.held[row])
-    keep_layer_types(model, blocks.tolist())
-    chosen = nn.ModuleList([full[block] for block in blocks.tolist()])
-    held = chosen if isinstance(full, nn.ModuleList) else nn.Sequential(*chosen)
+    model = cut_to_blocks(foundation, blocks.tolist())
+    held = model.get_submodule(foundation.block_path)
+    assert isinstance(held, nn.ModuleList | nn.Sequential)
     rank = lora.rank if assignment.ranks is None else int(assignment.ranks[row])
     slots = state.adapters[torch.from_numpy(blocks).to(state.adapters.device)]
     if assignment.hand_out is not None:

@@ -103,6 +103,11 @@ def _with_padding(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _record(calls: dict[int, tuple[list[Any], Any]], position: int) -> Callable[..., None]:
     def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if position in calls:
+            raise InputError(
+                f"model.block_path: found that the model calls block {position} more than once, expected a list whose "
+                "blocks it calls once each"
+            )
         calls[position] = (tree_flatten((args, kwargs))[0], output)
 
     return hook

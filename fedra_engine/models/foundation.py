@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +16,13 @@ from fedra_engine.models.adapters import AdapterLayout
 from fedra_engine.models.heads import HeadLayout
 from fedra_engine.models.linears import linear_weight, stores_input_first
 from fedra_engine.models.shards import gathered, is_sharded
-from fedra_engine.models.structure import find_block_path, find_head_path, find_output_path, find_targets
+from fedra_engine.models.structure import (
+    find_block_path,
+    find_head_path,
+    find_output_path,
+    find_targets,
+    keep_layer_types,
+)
 
 Task = Literal["classification", "causal_lm"]
 
@@ -146,6 +153,17 @@ def share_parameters(model: nn.Module) -> nn.Module:
     """A copy of the module tree whose parameters and buffers are those of `model`, not copies."""
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, memo=shared)
+
+
+def cut_to_blocks(foundation: Foundation, blocks: Sequence[int]) -> nn.Module:
+    """A copy of the foundation's module tree with some of its blocks, in this order; parameters are shared."""
+    model = share_parameters(foundation.model)
+    full = model.get_submodule(foundation.block_path)
+    assert isinstance(full, nn.ModuleList | nn.Sequential)
+    keep_layer_types(model, blocks)
+    chosen = nn.ModuleList([full[block] for block in blocks])
+    replace_module(model, foundation.block_path, chosen if isinstance(full, nn.ModuleList) else nn.Sequential(*chosen))
+    return model
 
 
 def replace_module(root: nn.Module, path: str, module: nn.Module) -> None:

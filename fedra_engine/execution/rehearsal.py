@@ -1,0 +1,85 @@
+"""Whether a sweep gives clients what their own sub-models would, tried on two samples before anything is trained.
+
+The structure of a model does not tell whether its blocks can be left out, nor in which order it hands its samples to a
+Linear; a model that does either in its own way would be trained wrongly without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fedra_engine.errors import InputError
+from fedra_engine.models.foundation import Foundation, cut_to_blocks, replace_module
+
+Inputs = Mapping[str, Tensor]
+TrialPass = Callable[[Inputs, Tensor, NDArray[np.int64]], Tensor]
+"""Features of `inputs`, shared out evenly to clients with `slots` [clients, blocks] of `adapters` [rows, slot size]."""
+
+
+def same(found: Tensor, expected: Tensor) -> bool:
+    """Whether two results are the same but for rounding, which a wrong one is far from."""
+    if found.shape != expected.shape:
+        return False
+    tolerance = 3e-2 if expected.dtype in (torch.bfloat16, torch.float16) else 1e-4
+    return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
+
+
+@torch.no_grad()
+def check_sweep(foundation: Foundation, trial: TrialPass, inputs: Inputs, *, cuts: bool = True) -> None:
+    """See to it that a sweep of two clients, the second of which lacks the first block, is what it should be.
+
+    Args:
+        foundation: the model.
+        trial: makes a pass of its sweep.
+        inputs: of two samples.
+        cuts: whether the model can be cut here, to compare with it.
+
+    Raises:
+        InputError: logits are not what the head makes of the features, a sub-model computes something else than the
+            sweep, or an adapter acts on samples of another client.
+    """
+    if foundation.task == "causal_lm":
+        # A few tokens will do: logits are large.
+        inputs = {name: tensor[:, :8] for name, tensor in inputs.items()}
+    depth, kind = foundation.depth, type(foundation.model).__name__
+    slots = np.arange(2 * depth).reshape(2, depth)
+    slots[1, 0] = -1
+    adapters = torch.zeros(2 * depth, foundation.adapter_layout.size)
+    features = _attempt(foundation, "be swept", lambda: trial(inputs, adapters, slots))
+    if not same(foundation.head(features[:1]), foundation.model(**inputs).logits[:1]):
+        raise InputError(
+            f"model.path: found a {kind} that does not return what its {foundation.head_path} gives as logits, "
+            "expected a Linear to make them"
+        )
+    if cuts:
+        cut = cut_to_blocks(foundation, range(1, depth))
+        replace_module(cut, foundation.head_path, nn.Identity())
+        expected = _attempt(foundation, "do without its first block", lambda: cut(**inputs).logits)
+        if not same(features[1:], expected[1:]):
+            raise InputError(
+                f"model.path: found a {kind} that computes something else when its first block is cut off than when a "
+                "sample skips it, expected one block's output to be the next one's input"
+            )
+    for client, of_other in enumerate(adapters.split(depth)[::-1]):
+        # Not a number stays one whatever it is added to or weighed by, be it with zero.
+        of_other.fill_(torch.nan)
+        if not same(trial(inputs, adapters, slots)[client], features[client]):
+            raise InputError(
+                f"lora.target_modules: found a target that is given samples of all clients at once by a {kind}, "
+                "expected targets that are given one sample after another"
+            )
+        of_other.zero_()
+
+
+def _attempt(foundation: Foundation, what: str, compute: Callable[[], Tensor]) -> Tensor:
+    try:
+        return compute()
+    except Exception as error:  # Whatever a model does that is not made for this.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        kind = type(foundation.model).__name__
+        raise InputError(f"model.path: found a {kind} that cannot {what}: {reason}") from error
