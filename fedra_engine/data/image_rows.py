@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.images import UnreadableImageError, decode_image
@@ -19,6 +20,9 @@ from fedra_engine.errors import InputError
 
 _FORMAT = 3
 """Goes up whenever the same files would give other pixels."""
+
+_AT_ONCE = 16
+"""Encoded images that a thread holds in memory."""
 
 
 def image_rows(data: DomainData, preprocessing: Preprocessing, *, skip: bool) -> tuple[StoredRows, Rows]:
@@ -55,11 +59,15 @@ class _ImageMaker(RowMaker):
         self.row_bytes = int(np.prod(self.shapes["pixels"]))
 
     def identity(self, start: int, stop: int) -> str | None:
-        images = self._encoded[start:stop]["image"].combine_chunks()
-        stored = images.field("bytes").is_valid().to_pylist()
+        import pyarrow.compute as pc
+
+        # Column by column: the encoded images themselves stay unread.
+        images = self._encoded[start:stop]["image"]
+        stored = pc.struct_field(images, "bytes").is_valid().to_pylist()
+        paths = pc.struct_field(images, "path").to_pylist()
         files = [
             None if path is None or inside else self._state(path, start + offset)
-            for offset, (path, inside) in enumerate(zip(images.field("path").to_pylist(), stored, strict=True))
+            for offset, (path, inside) in enumerate(zip(paths, stored, strict=True))
         ]
         if not any(stored):
             made_of: object = files
@@ -72,11 +80,16 @@ class _ImageMaker(RowMaker):
         return repr((_FORMAT, "image", self._preprocessing.channels, self._preprocessing.image_size, made_of))
 
     def make(self, start: int, stop: int) -> Part:
-        images = self._images(start, stop)
-        pixels = np.zeros((len(images), *self.shapes["pixels"]), dtype=np.uint8)
+        pixels = np.zeros((stop - start, *self.shapes["pixels"]), dtype=np.uint8)
+
+        def decode(first: int) -> list[str]:
+            images = self._images(first, min(first + _AT_ONCE, stop))
+            rows = range(first, first + len(images))
+            return [self._decode(image, pixels[row - start], row) for row, image in zip(rows, images, strict=True)]
+
         # Pillow decodes and resizes outside the interpreter's lock.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            errors = list(pool.map(lambda row: self._decode(row, images, pixels, start), range(len(images))))
+            errors = [error for some in pool.map(decode, range(start, stop, _AT_ONCE)) for error in some]
         return Part({"pixels": pixels}, errors)
 
     def describe(self, row: int) -> str:
@@ -86,13 +99,14 @@ class _ImageMaker(RowMaker):
             return f"{path} ({origin})"
         return path or origin or f"image {row}"
 
-    def _decode(self, row: int, images: Sequence[dict[str, Any]], pixels: np.ndarray, start: int) -> str:
+    def _decode(self, image: Mapping[str, Any], pixels: NDArray[np.uint8], row: int) -> str:
+        """Put `image`, that of sample `row`, into `pixels`; returns what is wrong with it."""
         try:
-            pixels[row] = decode_image(images[row], self._preprocessing)
+            pixels[...] = decode_image(image, self._preprocessing)
         except UnreadableImageError as error:
             return str(error)
         except OSError as error:
-            raise self._unopened(start + row, error) from error
+            raise self._unopened(row, error) from error
         return ""
 
     def _images(self, start: int, stop: int) -> list[dict[str, Any]]:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _AT_ONCE = 1000
-"""Rows that wait in memory to be written."""
+_CHARACTERS_AT_ONCE = 2**22
+"""Most rows and, but for the last of these, characters that wait in memory to be written."""
 
 
 class TextStore:
@@ -35,6 +36,7 @@ class TextStore:
         from datasets import Features, Value
 
         self._waiting: dict[str, list[str]] = {name: [] for name in columns}
+        self._characters = 0
         with _told():
             cache_folder().mkdir(parents=True, exist_ok=True)
             self._file = TemporaryFile(dir=cache_folder())  # noqa: SIM115 - closed when it is mapped
@@ -49,7 +51,8 @@ class TextStore:
         """
         for name, waiting in self._waiting.items():
             waiting.append(row[name])
-        if len(waiting) == _AT_ONCE:
+            self._characters += len(row[name])
+        if len(waiting) == _AT_ONCE or self._characters >= _CHARACTERS_AT_ONCE:
             self._write()
 
     def close(self) -> Dataset:
@@ -77,6 +80,7 @@ class TextStore:
             self._writer.write_batch(pa.record_batch(arrays, schema=self._schema))
         for texts in self._waiting.values():
             texts.clear()
+        self._characters = 0
 
 
 @contextmanager

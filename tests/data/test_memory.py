@@ -6,19 +6,24 @@ import gc
 import json
 import multiprocessing
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
 import numpy as np
+import pyarrow
 import pytest
 import torch
 
 from fedra_engine.config import DataConfig
 from fedra_engine.data import row_parts
 from fedra_engine.data.prepare import PreparedData, prepare
+from fedra_engine.data.preprocessing import preprocess
+from fedra_engine.data.samples import Preprocessing
 from fedra_engine.data.sources import load_source
+from fedra_engine.data.text_store import TextStore
 from tests.data.tokenizers import save_decoder_tokenizer
 from tests.data.trees import save_image
 
@@ -88,6 +93,43 @@ def memory_of_each(load: Callable[[Path, Path], PreparedData], roots: list[Path]
         gc.collect()
         marks.append(private_bytes())
     return np.diff(marks).tolist()
+
+
+def test_stored_images_are_in_memory_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many of them a part of the cache has: they may be many times as large as what is made of them."""
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    save_image(tmp_path / "one.png", np.random.default_rng(0))
+    # A decoder does not look behind the image.
+    encoded = (tmp_path / "one.png").read_bytes() + bytes(100_000)
+    features = datasets.Features(image=datasets.Image(), label=datasets.Value("int64"))
+    rows = {"image": [{"bytes": encoded, "path": None}] * 400, "label": [0, 1] * 200}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "saved")
+    config = DataConfig("hf_dataset", str(tmp_path / "saved"))
+    data = load_source(config, 0)
+    pool = pyarrow.proxy_memory_pool(pyarrow.system_memory_pool())
+    usual = pyarrow.default_memory_pool()
+    pyarrow.set_memory_pool(pool)
+    tracemalloc.start()
+    try:
+        preprocess(data, Preprocessing(8, 3, (0.5,) * 3, (0.5,) * 3))
+        peak = tracemalloc.get_traced_memory()[1] + pool.max_memory()
+    finally:
+        tracemalloc.stop()
+        pyarrow.set_memory_pool(usual)
+    assert peak < 400 * len(encoded) / 4
+
+
+def test_long_texts_do_not_wait_in_memory_to_be_written() -> None:
+    store = TextStore(["text"])
+    tracemalloc.start()
+    try:
+        for number in range(100):
+            store.append({"text": f"{number:1000000}"})
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(store.close()) == 100
+    assert peak < 25e6
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from fedra_engine.config import DataConfig
+from fedra_engine.data import tokenization as tokenization_module
 from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.prepare import prepare
 from fedra_engine.data.tokenization import token_rows, tokenization_for
@@ -111,6 +112,20 @@ def test_texts_go_through_the_tokenizer_a_few_at_a_time(tmp_path: Path, monkeypa
     assert max(sizes) <= 1000
     assert sum(sizes) == len(found.lengths) == 3000
     assert found.lengths.tolist() == [3, 4, 3] * 1000
+
+
+def test_long_texts_go_through_the_tokenizer_by_their_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenization_module, "_BYTES_AT_ONCE", 10)
+    tokenization = tokenization_for(save_encoder_tokenizer(tmp_path / "a"), MODEL, 9)
+    kind, seen = type(tokenization.tokenizer), list[list[str]]()
+    call = kind.__call__
+    monkeypatch.setattr(kind, "__call__", lambda self, some, **k: seen.append(some) or call(self, some, **k))
+    texts = ["a " * 50, "b", "c " * 3, "d", "e " * 4, "f", "g " * 30, "h"]
+    found, _ = token_rows(make_data("text_classification", {"text": texts}), tokenization, skip=False)
+    assert [text for some in seen for text in some] == texts
+    assert all(sum(map(len, some[:-1])) <= 10 for some in seen)
+    assert len(seen) < len(texts)
+    assert found.lengths.tolist() == [9, 3, 5, 3, 6, 3, 9, 3]
 
 
 def test_another_padding_token_is_another_row(tmp_path: Path) -> None:
