@@ -93,9 +93,10 @@ def build_experiment(
     processes = Processes.alone() if processes is None else processes
     if sharding is not None:
         sharding.check(config)
-    data = load_source(config.data, config.seed)
+    # What one process finds in its files the others must hear of before they come to make passes together.
+    with processes.together():
+        data = load_source(config.data, config.seed)
     classes = None if data.task == "causal_lm" else len(data.classes)
-    # Not every process reads all of a sharded model's weights.
     with processes.together():
         model = load_pretrained(config.model, classes=classes, sharding=sharding).to(device)
     if (model.main_input_name == "pixel_values") != (data.task == "image_classification"):
@@ -109,13 +110,14 @@ def build_experiment(
     model_path = resolve_model_path(config.model.path)
     if data.task == "image_classification" and sharding is None:
         _check_image_size(config, model_path, foundation, device)
-    prepared = prepare(
-        data,
-        config.data,
-        model_path,
-        model.config,
-        cut_texts=config.lora.dropout == 0 and not config.trace,
-    )
+    with processes.together():
+        prepared = prepare(
+            data,
+            config.data,
+            model_path,
+            model.config,
+            cut_texts=config.lora.dropout == 0 and not config.trace,
+        )
     train, test = prepared.train, prepared.test
     costs = CostModel(foundation, train, config.lora, config.training) if config.clients.devices else None
     clients = _make_clients(config, prepared.data, foundation, processes, costs)

@@ -94,7 +94,7 @@ def job(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     plain, private = changes({"name": "fedra"}, model), changes({"name": "fedsalora"}, model)
     crowded = {**plain, "clients": {**plain["clients"], "participants": 1}}
     faulty = {name: {**plain, "rounds": 3} for name in FAULTS}
-    more = {"resumed": private, "begun": {**private, "rounds": 1}, "crowded": crowded, **faulty}
+    more = {"resumed": private, "begun": {**private, "rounds": 1}, "crowded": crowded, "sourceless": plain, **faulty}
     run_experiment(folder / "resumed", rounds=1, **private)
     for name, case in (cases(model) | more).items():
         (folder / name).mkdir(exist_ok=True)
@@ -187,6 +187,12 @@ def test_bad_input_that_one_process_finds_ends_all_and_keeps_the_rounds_before(j
     assert messages == {"found by process 1"}
     assert [record["round"] for record in RunFolder(job / "failing" / "run").read_metrics()] == [0]
     assert [path.name for path in (job / "failing" / "run" / "checkpoints").iterdir()] == ["round_0000"]
+
+
+def test_data_that_one_process_lacks_are_told_by_all_and_no_folder_is_left(job: Path) -> None:
+    messages = {(job / "sourceless" / f"error.{index}").read_text() for index in range(2)}
+    assert messages == {"no data on process 1"}
+    assert not (job / "sourceless" / "run").exists()
 
 
 def test_a_process_that_dies_ends_all_and_the_rounds_before_are_kept(job: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ def run_case(folder: Path, config: ExperimentConfig, accelerator: Accelerator) -
     let_clients_change_hands()
     try:
         with (
+            source_missing() if folder.name == "sourceless" and processes.index == 1 else nullcontext(),
             RunRequest(config, earlier).open_folder(processes) as run,
             Reporter(run.log_file) if processes.is_main else Reporter.silent() as reporter,
         ):
@@ -94,6 +96,21 @@ def die() -> None:
 
 FAULTS = {"failing": find_bad_input, "killed": die}
 """Cases in which something happens to process 1 in the second round, after it has trained a part of its share."""
+
+
+@contextmanager
+def source_missing() -> Iterator[None]:
+    """As on a machine that does not have the data."""
+    found = experiment.load_source
+
+    def load_source(*_: object) -> None:
+        raise InputError("no data on process 1")
+
+    experiment.load_source = load_source
+    try:
+        yield
+    finally:
+        experiment.load_source = found
 
 
 def observe_training(fault: Callable[[], None] | None) -> list[list[int]]:
