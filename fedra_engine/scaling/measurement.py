@@ -7,6 +7,8 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from fedra_engine.errors import InputError
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -58,8 +60,17 @@ class Measurement:
 
     @classmethod
     def read(cls, file: Path) -> Measurement:
-        """What `write` wrote."""
-        return cls(**json.loads(file.read_text()))
+        """What `write` wrote.
+
+        Raises:
+            InputError: it holds something else.
+        """
+        try:
+            return cls(**json.loads(file.read_text()))
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"{file}: found no measurement of this version ({error}), expected one, or no such file"
+            ) from error
 
 
 def measurement_file(folder: Path) -> Path:

@@ -25,7 +25,7 @@ def earlier_measurement(point: Point) -> Measurement | None:
     """What an earlier command measured; None if there is nothing.
 
     Raises:
-        InputError: it was measured with other settings.
+        InputError: it was measured with other settings, or cannot be read.
     """
     folder, file = RunFolder(point.path), measurement_file(point.path)
     if not file.is_file() or not folder.config_file.is_file():

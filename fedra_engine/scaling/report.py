@@ -38,12 +38,12 @@ def write_report(folder: Path, command: str, measurements: Sequence[Measurement]
         measurements: at least one.
         projection: a section of computed times, if there are any.
     """
-    device = measurements[0].device
+    devices = " and ".join(sorted({one.device for one in measurements}))
     threads = measurements[0].threads
     parts = [
         "# Scaling",
         f"```\n{command}\n```",
-        f"Device: {device}; {threads} thread{'s' if threads > 1 else ''} a process; {_lanes(measurements)} lanes.",
+        f"Device: {devices}; {threads} thread{'s' if threads > 1 else ''} a process; {_lanes(measurements)} lanes.",
         _EXPLANATION,
         markdown_table(cells(measurements)).rstrip(),
         *fit_texts(measurements),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fedra_engine.errors import InputError
 from fedra_engine.scaling.measurement import Measurement
 from fedra_engine.scaling.plan import Network
 from fedra_engine.scaling.projection import project, reduction_seconds
@@ -109,3 +110,15 @@ def test_measurements_survive_their_file(tmp_path: Path) -> None:
     ONE.write(tmp_path / "measurement.json")
     assert Measurement.read(tmp_path / "measurement.json") == ONE
     assert [file.name for file in tmp_path.iterdir()] == ["measurement.json"]
+
+
+@pytest.mark.parametrize("text", ['{"clients": 100}', '{"clients": 10', "[]"])
+def test_a_file_that_is_no_measurement_is_told(text: str, tmp_path: Path) -> None:
+    (tmp_path / "measurement.json").write_text(text)
+    with pytest.raises(InputError, match=r"measurement\.json: found no measurement of this version"):
+        Measurement.read(tmp_path / "measurement.json")
+
+
+def test_the_report_names_every_device(tmp_path: Path) -> None:
+    write_report(tmp_path, "command", [ONE, replace(ONE, clients=1000, device="GPU of a kind")], None)
+    assert "Device: GPU of a kind and cpu; 1 thread" in (tmp_path / "scaling.md").read_text()
