@@ -79,7 +79,7 @@ def choose_lanes(asked: int | Literal["auto"], memory: LaneMemory, device: torch
         clients: there are no more than these to train at a time.
 
     Raises:
-        InputError: not even the device's whole memory could take them.
+        InputError: not even this process's part of the device's whole memory could take them.
     """
     free, total = device_memory(device)
     if asked == "auto":
@@ -96,13 +96,14 @@ def choose_lanes(asked: int | Literal["auto"], memory: LaneMemory, device: torch
 
 
 def device_memory(device: torch.device) -> tuple[int, int]:
-    """Bytes that are free on `device` for this process, and bytes there are."""
+    """Bytes that are free on `device` for this process, and bytes it could have there."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), total
     memory = psutil.virtual_memory()
     # The processes of a job on this machine share it.
-    return memory.available // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), memory.total
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return memory.available // processes, memory.total // processes
 
 
 def saved_bytes(run: Callable[[], object], besides: Iterable[Tensor]) -> int:
@@ -168,6 +169,6 @@ def _power_of_two(number: int) -> int:
 def _too_large(asked: int | str, lanes: int, memory: LaneMemory, available: int, kind: str) -> InputError:
     return InputError(
         f"execution.lanes: found {asked}, and {lanes} with a full batch take about {lanes * memory.total / 2**30:.1f} "
-        f"GiB, expected at most the {available / 2**30:.1f} GiB of {kind}memory there are (fewer lanes, a smaller "
+        f"GiB, expected at most the {available / 2**30:.1f} GiB of {kind}memory for a process (fewer lanes, a smaller "
         "training.batch_size, or execution.checkpoint_blocks)"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,15 @@ def test_lanes_that_cannot_fit_are_refused() -> None:
         choose_lanes(20, lane(1.0), CPU, clients=17)
     # No more lanes are made than there are clients.
     assert choose_lanes(20, lane(1.0), CPU, clients=16) == 16
+
+
+def test_lanes_that_fit_one_process_only_are_refused_to_two_on_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=8 * GIB, total=16 * GIB))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert choose_lanes(12, lane(1.0), CPU, clients=1000) == 12
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=r"found 12, and 12 with a full batch .* expected at most the 8\.0 GiB"):
+        choose_lanes(12, lane(1.0), CPU, clients=1000)
 
 
 def test_a_lane_takes_as_much_as_measured() -> None:
