@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +33,9 @@ class ListLayout:
 
 LAYOUTS = {"domainnet": ListLayout("splits", 345), "nicopp": ListLayout("NICO_DG_official", 60)}
 _SPLITS = ("train", "test")
+_LINE = re.compile(r"\s*(\S.*?)\s+(-?\d{1,18})\s*")
+_NOTHING = re.compile(r"(?<![^/])\./|(?<=/)/+")
+"""What changes nothing in a path. (`PurePosixPath` leaves it out, too, but reading lists would take twice as long.)"""
 
 
 class _Line(NamedTuple):
@@ -87,10 +91,11 @@ def load_split_lists(config: DataConfig, seed: int) -> DomainData:
             kept: dict[str, _Line] = {}
             repeated = hidden = 0
             for line in _read_list(file, layout.classes):
-                if PurePosixPath(line.path).name.startswith("."):
+                above, _, name = line.path.rpartition("/")
+                if name.startswith("."):
                     hidden += 1
                     continue
-                names.note(PurePosixPath(line.path).parent.name, line.label, line.origin)
+                names.note(above.rpartition("/")[2], line.label, line.origin)
                 repeated += kept.setdefault(line.path, line) is not line
             if repeated:
                 notes.append(f"{file}: {repeated} of its lines repeat another and count once")
@@ -104,7 +109,7 @@ def load_split_lists(config: DataConfig, seed: int) -> DomainData:
         notes.append(f"{folder}: {repeated} images are in several of the lists, and in several parts of the data")
     data = DomainData(
         task="image_classification",
-        content=image_column([str(root / line.path) for line in lines]),
+        content=image_column([os.path.join(root, line.path) for line in lines]),
         domain_of=np.array(domain_of, dtype=np.int64),
         domains=list(domains),
         labels=labels,
@@ -140,10 +145,10 @@ def _read_list(file: Path, classes: int) -> Iterator[_Line]:
             continue
         origin = Origin(f"{file}, line", number)
         # Names may have spaces: only the last one separates.
-        found = re.fullmatch(r"\s*(\S.*?)\s+(-?\d{1,18})\s*", line)
+        found = _LINE.fullmatch(line)
         if found is None or "\0" in line:
             raise InputError(f"data.root: {origin}: found {line.strip()!r}, expected a path, a space and a label")
-        path, label = str(PurePosixPath(found[1])), int(found[2])
+        path, label = _NOTHING.sub("", found[1]), int(found[2])
         if not 0 <= label < classes:
             raise InputError(f"data.root: {origin}: found label {label}, expected one from 0 to {classes - 1}")
         yield _Line(path, label, origin)
