@@ -30,7 +30,7 @@ from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import Clients, capacities_by_domain, devices_by_domain, ranks_by_domain
 from fedra_engine.federation.devices import DeviceRound, Devices, draw_devices
-from fedra_engine.federation.sampling import check_sampling
+from fedra_engine.federation.sampling import check_sampling, most_participants
 from fedra_engine.federation.server_optimizer import ServerOptimizer
 from fedra_engine.head_init import initial_heads
 from fedra_engine.methods.base import Federation, Method
@@ -132,7 +132,7 @@ def build_experiment(
     )
     method = _make_method(config, foundation, clients, fisher)
     state = method.initial_state(_initial_state(config, foundation, sweep_model, train, device), foundation.base)
-    lanes = _choose_lanes(config, foundation, sweep_model, train, len(state.heads), len(clients))
+    lanes = _choose_lanes(config, foundation, sweep_model, train, len(state.heads), clients)
     return Experiment(
         domains=data.domains,
         train_data=prepared.data.train,
@@ -264,12 +264,18 @@ def _make_sweep_model(
 
 
 def _choose_lanes(
-    config: ExperimentConfig, foundation: Foundation, sweep_model: SweepModel, train: Samples, heads: int, clients: int
+    config: ExperimentConfig,
+    foundation: Foundation,
+    sweep_model: SweepModel,
+    train: Samples,
+    heads: int,
+    clients: Clients,
 ) -> int:
     if config.execution.executor == "sequential":
         return 1
     memory = measure_lane(foundation, sweep_model, train, config.lora, config.training, heads)
-    return choose_lanes(config.execution.lanes, memory, foundation.head.weight.device, clients)
+    participants = most_participants(config.clients, clients)
+    return choose_lanes(config.execution.lanes, memory, foundation.head.weight.device, participants)
 
 
 def _make_executor(

@@ -69,14 +69,14 @@ def measure_lane(
     )
 
 
-def choose_lanes(asked: int | Literal["auto"], memory: LaneMemory, device: torch.device, clients: int) -> int:
+def choose_lanes(asked: int | Literal["auto"], memory: LaneMemory, device: torch.device, participants: int) -> int:
     """The number of lanes: as many as asked for, or as many as are worth it and fit.
 
     Args:
         asked: `execution.lanes`.
         memory: what a lane takes.
         device: where they are.
-        clients: there are no more than these to train at a time.
+        participants: there are no more than these to train at a time.
 
     Raises:
         InputError: not even this process's part of the device's whole memory could take them.
@@ -89,7 +89,7 @@ def choose_lanes(asked: int | Literal["auto"], memory: LaneMemory, device: torch
             raise _too_large(asked, 1, memory, free, "free ")
         # Powers of two, so that a little more or less free memory seldom changes how sums are rounded.
         return _power_of_two(max(min(fitting, enough // max(memory.tokens, 1)), 1))
-    lanes = min(asked, clients)
+    lanes = min(asked, participants)
     if lanes * memory.total > total:
         raise _too_large(asked, lanes, memory, total, "")
     return lanes

@@ -15,7 +15,7 @@ def check_sampling(config: ClientsConfig, clients: Clients, *, processes: int = 
     """Raises InputError when a round asks for more participants than there are clients, or fewer than processes."""
     if config.participants is not None:
         _check_participants(config, config.participants, clients)
-    sampled = _participants_per_round(config, clients)
+    sampled = most_participants(config, clients)
     if processes > sampled:
         raise InputError(
             f"processes: found {processes}, expected at most the {sampled} participants of a round, which the "
@@ -23,7 +23,8 @@ def check_sampling(config: ClientsConfig, clients: Clients, *, processes: int = 
         )
 
 
-def _participants_per_round(config: ClientsConfig, clients: Clients) -> int:
+def most_participants(config: ClientsConfig, clients: Clients) -> int:
+    """The participants of a round, if all devices are available."""
     if config.sampling == "one_per_domain":
         return len(np.unique(clients.domains))
     return len(clients) if config.participants is None else config.participants

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,12 +14,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedra_engine.config import LoraConfig
 from fedra_engine.errors import InputError
 from fedra_engine.execution import memory, sweep_context
 from fedra_engine.execution.memory import LaneMemory, choose_lanes, measure_lane
 from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.execution.work import ClientUpdates
+from fedra_engine.experiment import build_experiment
 from tests.execution.test_exactness import assert_same_change
+from tests.running import small_config
 from tests.tiny_federation import ADAMW, Setting, make_setting
 
 CPU = torch.device("cpu")
@@ -46,26 +50,40 @@ def lane(gib: float, tokens: int = 1) -> LaneMemory:
     ],
 )
 def test_auto_takes_what_is_worth_it_and_fits(of_one: LaneMemory, chosen: int) -> None:
-    assert choose_lanes("auto", of_one, CPU, clients=1000) == chosen
+    assert choose_lanes("auto", of_one, CPU, participants=1000) == chosen
 
 
 @pytest.mark.usefixtures("eight_of_sixteen")
 def test_lanes_that_cannot_fit_are_refused() -> None:
     with pytest.raises(InputError, match=r"^execution\.lanes: found auto, and 1 with a full batch take about 9\.0 GiB"):
-        choose_lanes("auto", lane(9.0), CPU, clients=1000)
+        choose_lanes("auto", lane(9.0), CPU, participants=1000)
     with pytest.raises(InputError, match=r"^execution\.lanes: found 20, and 17 with a full batch take about 17\.0 GiB"):
-        choose_lanes(20, lane(1.0), CPU, clients=17)
-    # No more lanes are made than there are clients.
-    assert choose_lanes(20, lane(1.0), CPU, clients=16) == 16
+        choose_lanes(20, lane(1.0), CPU, participants=17)
+    # No more lanes are made than there are participants.
+    assert choose_lanes(20, lane(1.0), CPU, participants=16) == 16
+
+
+def test_of_the_lanes_asked_for_those_count_that_a_round_has_participants_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of thirty clients six take part."""
+    asked = {"lanes": 30}
+    one = build_experiment(small_config(tmp_path), CPU)
+    of_one = measure_lane(one.foundation, one.sweep_model, one.train, LoraConfig(), small_config(tmp_path).training, 1)
+    monkeypatch.setattr(memory, "device_memory", lambda device: (0, 6 * of_one.total))
+    assert build_experiment(small_config(tmp_path, execution=asked), CPU).lanes == 6
+    uniform = small_config(tmp_path, execution=asked, clients={"sampling": "uniform"})
+    with pytest.raises(InputError, match=r"^execution\.lanes: found 30, and 30 with a full batch take"):
+        build_experiment(uniform, CPU)
 
 
 def test_lanes_that_fit_one_process_only_are_refused_to_two_on_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=8 * GIB, total=16 * GIB))
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert choose_lanes(12, lane(1.0), CPU, clients=1000) == 12
+    assert choose_lanes(12, lane(1.0), CPU, participants=1000) == 12
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(InputError, match=r"found 12, and 12 with a full batch .* expected at most the 8\.0 GiB"):
-        choose_lanes(12, lane(1.0), CPU, clients=1000)
+        choose_lanes(12, lane(1.0), CPU, participants=1000)
 
 
 def test_a_lane_takes_as_much_as_measured() -> None:
