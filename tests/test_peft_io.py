@@ -58,7 +58,7 @@ def reloaded(auto_class: Any, folder: Path, inputs: dict[str, Tensor], **setting
     return PeftModel.from_pretrained(base, str(folder / "adapters")).eval()(**inputs)
 
 
-@pytest.mark.parametrize("family", ["vit", "roberta", "gpt2", "llama"])
+@pytest.mark.parametrize("family", ["vit", "roberta", "distilbert", "gpt2", "llama"])
 def test_a_classifier_comes_back_with_its_head(tmp_path: Path, family: str) -> None:
     config, foundation, state = trained(tmp_path, family)
     save_adapter(tmp_path / "adapters", foundation, config, state)

@@ -129,6 +129,11 @@ FAMILIES = {
     ),
     "bert": Family(_text("Bert", _TEXT), "texts", ["query", "attention.output.dense", "output.dense"]),
     "roberta": Family(_text("Roberta", _TEXT), "texts", ["key", "intermediate.dense"]),
+    "distilbert": Family(
+        _text("DistilBert", _TEXT | {"hidden_dim": 32, "dim": 16, "n_layers": DEPTH, "n_heads": 2}),
+        "texts",
+        ["q_lin", "out_lin", "ffn.lin1"],
+    ),
     "modernbert": Family(
         _text(
             "ModernBert",

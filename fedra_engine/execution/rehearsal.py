@@ -40,8 +40,8 @@ def check_sweep(foundation: Foundation, trial: TrialPass, inputs: Inputs, *, cut
         cuts: whether the model can be cut here, to compare with it.
 
     Raises:
-        InputError: logits are not what the head makes of the features, a sub-model computes something else than the
-            sweep, or an adapter acts on samples of another client.
+        InputError: values are not finite, logits are not what the head makes of the features, a sub-model computes
+            something else than the sweep, or an adapter acts on samples of another client.
     """
     if foundation.task == "causal_lm":
         # A few tokens will do: logits are large.
@@ -51,6 +51,11 @@ def check_sweep(foundation: Foundation, trial: TrialPass, inputs: Inputs, *, cut
     slots[1, 0] = -1
     adapters = torch.zeros(2 * depth, foundation.adapter_layout.size)
     features = _attempt(foundation, "be swept", lambda: trial(inputs, adapters, slots))
+    if not features.isfinite().all():
+        raise InputError(
+            f"model.path: found a {kind} that gives values which are not finite, expected whole weights, or another "
+            "model.dtype"
+        )
     if not same(foundation.head(features[:1]), foundation.model(**inputs).logits[:1]):
         raise InputError(
             f"model.path: found a {kind} that does not return what its {foundation.head_path} gives as logits, "

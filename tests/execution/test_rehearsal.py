@@ -12,8 +12,9 @@ from fedra_engine.config import LoraConfig
 from fedra_engine.errors import InputError
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.foundation import make_foundation
-from tests.tiny import CLASSES, make_samples
+from tests.tiny import CLASSES, make_model, make_samples
 
+CPU = torch.device("cpu")
 _SIZES = {
     "hidden_size": 16,
     "num_hidden_layers": 4,
@@ -41,7 +42,7 @@ def sweep(
     samples = make_samples("bert", 6)
     return SweepModel(
         foundation,
-        lambda n: samples.inputs(torch.arange(n), torch.device("cpu"), torch.float32),
+        lambda n: samples.inputs(torch.arange(n), CPU, torch.float32),
         fuse_blocks=fuse_blocks,
     )
 
@@ -83,3 +84,12 @@ def test_a_model_that_reads_the_weights_of_its_head_is_refused() -> None:
 
 def test_a_block_of_a_known_familys_names_that_is_called_in_another_way_is_not_fused() -> None:
     assert sweep("GPTBigCode", ["c_proj"], fuse_blocks=True, num_labels=CLASSES, **_BIGCODE).fused == 0
+
+
+def test_a_model_with_broken_weights_is_refused() -> None:
+    model = make_model("vit")
+    model.get_parameter("vit.layers.2.mlp.fc1.bias").data[0] = torch.nan
+    foundation = make_foundation(model, LoraConfig(rank=3, target_modules=["fc2"]), classes=CLASSES)
+    samples = make_samples("vit", 2)
+    with pytest.raises(InputError, match=r"model\.path: found a ViTFor.* values which are not finite"):
+        SweepModel(foundation, lambda n: samples.inputs(torch.zeros(n, dtype=torch.int64), CPU, torch.float32))
