@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from statistics import mean
@@ -82,15 +82,17 @@ class Evaluator:
         return {name: _share(of_domain) for name, of_domain in zip(self._domains, sums, strict=True)}
 
     @torch.no_grad()
-    def personal_accuracy(self, states: Iterable[Iterable[GlobalState]], model: EvaluatedModel) -> dict[str, float]:
-        """Mean share of correct predictions per domain, of the models of its own clients, one iterable a domain.
+    def personal_accuracy(
+        self, states: Mapping[int, Iterable[GlobalState]], newcomer: GlobalState, model: EvaluatedModel
+    ) -> dict[str, float]:
+        """Mean share of correct predictions per domain, of the models of its own clients; see `Method.personal_states`.
 
-        The processes share out the clients.
+        A domain without clients has the model of a `newcomer`. The processes share out the clients.
         """
         accuracy = {}
-        for index, (name, of_domain) in enumerate(zip(self._domains, states, strict=True)):
+        for index, name in enumerate(self._domains):
             rows = torch.nonzero(self._test.domains == index)[:, 0]
-            accuracy[name] = mean(self._personal_shares(iter(of_domain), rows, model))
+            accuracy[name] = mean(self._personal_shares(iter(states.get(index, [newcomer])), rows, model))
         return accuracy
 
     def _personal_shares(self, states: Iterator[GlobalState], rows: Tensor, model: EvaluatedModel) -> list[float]:

@@ -168,7 +168,7 @@ class Simulation:
         self._reporter.evaluating(evaluator.samples)
         personal = method.personal_states(state)
         if personal is not None:
-            return evaluator.personal_accuracy(personal, method.evaluated_model())
+            return evaluator.personal_accuracy(personal, state, method.evaluated_model())
         return evaluator.accuracy(state, method.evaluated_model())
 
     def _resume(self) -> tuple[int, GlobalState, dict[str, float]]:

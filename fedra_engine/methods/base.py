@@ -107,8 +107,8 @@ class Method(ABC):
         """Which part of the global state predicts; all blocks, unless a method's model is shallower."""
         return EvaluatedModel(np.arange(self.federation.depth))
 
-    def personal_states(self, state: GlobalState) -> Iterable[Iterable[GlobalState]] | None:
-        """Per domain, the models of its clients, where these and not the global one are what a method makes."""
+    def personal_states(self, state: GlobalState) -> Mapping[int, Iterable[GlobalState]] | None:
+        """Per domain that has clients, their models, where these and not the global one are what a method makes."""
         return None
 
     def uploaded_factors(self, assignment: Assignment) -> Factor:

@@ -2,7 +2,7 @@
 
 Clients train both factors. The server averages A over the clients that trained the block; B never leaves its client
 and comes back when the client is sampled again. What is evaluated is each client's own model, on its domain's test
-set; a client that never took part has the shared A and B as it started, zero.
+set; a client that never took part has the shared A and B as it started, zero, and so has a domain without clients.
 """
 
 from __future__ import annotations
@@ -51,12 +51,14 @@ class FedSALora(AllocatedMethod):
         mean.adapters[:, self._columns] = previous.adapters[:, self._columns]
         return mean
 
-    def personal_states(self, state: GlobalState) -> Iterable[Iterable[GlobalState]]:
+    def personal_states(self, state: GlobalState) -> dict[int, Iterable[GlobalState]]:
         """See `Method.personal_states`."""
         domains = self.federation.clients.domains
-        for domain in np.unique(domains):
-            members = np.flatnonzero(domains == domain).tolist()
-            yield (self._private.personal_state(client, state) for client in members)
+        members = {domain: np.flatnonzero(domains == domain).tolist() for domain in np.unique(domains).tolist()}
+        return {
+            domain: (self._private.personal_state(client, state) for client in clients)
+            for domain, clients in members.items()
+        }
 
     def uploaded_factors(self, assignment: Assignment) -> Factor:
         """See `Method.uploaded_factors`."""

@@ -195,7 +195,7 @@ def test_fedsalora_evaluates_the_clients_of_each_domain() -> None:
     made = method("fedsalora")
     state, updates = initial_state(made), random_updates(made)
     after = run_round(made, state, updates)
-    states = [list(of_domain) for of_domain in made.personal_states(after)]
+    states = [list(of_domain) for of_domain in made.personal_states(after).values()]
     assert [len(of_domain) for of_domain in states] == [2, 2, 2]
     own = states[1][1].adapters
     for block, adapters in updates[3].adapters.items():

@@ -144,3 +144,25 @@ def test_private_factors_are_left_beside_the_adapter(tmp_path: Path) -> None:
     remembered = {name.removeprefix("method."): t for name, t in final_tensors(folder).items() if "method." in name}
     assert private.keys() == remembered.keys() != set()
     assert all(torch.equal(tensor, private[name]) for name, tensor in remembered.items())
+
+
+def test_a_domain_without_clients_is_predicted_by_what_a_newcomer_gets(tmp_path: Path) -> None:
+    """As where clients mix domains: each counts as one of the domain of most of its samples."""
+    config = small_config(
+        tmp_path,
+        rounds=1,
+        data={"domains": ["clean", "noisy", "edges"], "partition": "iid", "clients": 2},
+        clients={"sampling": "uniform", "capacities": [12]},
+        method={"name": "fedsalora"},
+    )
+    folder = RunFolder.create(config)
+    continue_run(config, folder)
+    (record,) = folder.read_metrics()
+    experiment = build_experiment(config, torch.device("cpu"))
+    (empty, *_) = set(range(3)) - set(experiment.clients.domains.tolist())
+    tensors = {name.removeprefix("state."): tensor for name, tensor in final_tensors(folder.path).items()}
+    state = experiment.initial_state.restored(tensors)
+    shared = experiment.evaluator.accuracy(state, experiment.method.evaluated_model())
+    name = experiment.domains[empty]
+    assert record["accuracy"].keys() == shared.keys()
+    assert record["accuracy"][name] == shared[name]
