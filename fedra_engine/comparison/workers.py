@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 
 import torch
 
 from fedra_engine.comparison.plan import PlannedRun
 from fedra_engine.comparison.runs import Outcome, execute
+from fedra_engine.errors import ProcessLostError
 
 Report = Callable[[Outcome], None]
 """Called with every outcome as soon as it is known."""
@@ -24,6 +28,9 @@ def execute_all(runs: Sequence[PlannedRun], jobs: int, report: Report) -> list[O
 
     Returns:
         The last outcome of each run.
+
+    Raises:
+        ProcessLostError: one of the processes was killed.
     """
     outcomes = _execute(runs, jobs, report)
     again = [outcome.run for outcome in outcomes if outcome.state == "busy"]
@@ -49,7 +56,7 @@ def _execute_in_processes(runs: Sequence[PlannedRun], jobs: int, report: Report)
     with ProcessPoolExecutor(min(jobs, len(runs)), context, initializer=_start_worker) as pool:
         try:
             for future in as_completed([pool.submit(execute, run) for run in runs]):
-                outcomes.append(future.result())
+                outcomes.append(_outcome(future))
                 report(outcomes[-1])
         except BaseException:
             for process in multiprocessing.active_children():
@@ -59,7 +66,26 @@ def _execute_in_processes(runs: Sequence[PlannedRun], jobs: int, report: Report)
     return outcomes
 
 
+def _outcome(future: Future[Outcome]) -> Outcome:
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise ProcessLostError(
+            "jobs: a process that executed runs was killed, perhaps for want of memory; all rounds are kept, and the "
+            "same command goes on"
+        ) from error
+
+
 def _start_worker() -> None:
     # A terminal sends an interrupt to all its processes; the first one stops the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process with the one that started it: killed, that one could not end the others."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
