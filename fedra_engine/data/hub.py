@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fedra_engine.config import DataConfig
 from fedra_engine.data.domain_data import DomainData, Task, prepare_source
-from fedra_engine.data.names import encode_names
+from fedra_engine.data.names import client_name, encode_names
 from fedra_engine.data.origins import Origins
 from fedra_engine.data.tables import READERS
 from fedra_engine.errors import InputError
@@ -48,7 +48,8 @@ def load_hf_dataset(config: DataConfig, seed: int) -> DomainData:
     )
     clients = None
     if owner is not None:
-        clients = np.array(["" if value is None else str(value) for value in _values(data, owner)])
+        names = zip(_values(data, owner), origins, strict=True)
+        clients = np.array([client_name(value, origin) for value, origin in names])
     found = DomainData(
         task=task,
         content=_only(data, content, "image" if task == "image_classification" else "text"),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedra_engine.data.origins import Origin
 from fedra_engine.errors import InputError
 
 _MOST_DIGITS = 19
@@ -38,6 +39,17 @@ def encode_names(values: Sequence[Any], where: Callable[[int], str]) -> tuple[ND
     unique = sorted(set(names), key=_sort_key)
     index_of = {name: index for index, name in enumerate(unique)}
     return np.array([index_of[name] for name in names], dtype=np.int64), unique
+
+
+def client_name(value: object, origin: Origin) -> str:
+    """A client's name, without the blanks around it; empty where there is none.
+
+    Raises:
+        InputError: a value that is no name.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int | None):
+        raise InputError(f"data.columns.client: {origin}: found {value!r}, expected a name or a whole number")
+    return "" if value is None else str(value).strip()
 
 
 def _sort_key(name: str) -> tuple[bool, int, str]:

@@ -15,7 +15,7 @@ from fedra_engine.config import DataConfig
 from fedra_engine.data.domain_data import DomainData, Task, prepare_source
 from fedra_engine.data.folders import visible_entries
 from fedra_engine.data.hub import ONE_DOMAIN, is_saved_dataset, load_hf_dataset, open_dataset, optional_column
-from fedra_engine.data.names import encode_names
+from fedra_engine.data.names import client_name, encode_names
 from fedra_engine.data.origins import Origin, Origins
 from fedra_engine.data.tables import READERS, Row, read_table
 from fedra_engine.data.text_store import TextStore
@@ -119,7 +119,7 @@ def _add(records: _Records, source: _Source, config: DataConfig, task: Task, tem
         records.digests.append(hash(tuple(content.values())))
         records.labels.append(None if label is None else row[label])
         records.domains.append(row[domain] if domain is not None else source.domain or ONE_DOMAIN)
-        records.clients.append("" if client is None else _owner(row[client], origin))
+        records.clients.append("" if client is None else client_name(row[client], origin))
         records.is_test.append(source.split == "test")
         records.origins.append(origin)
 
@@ -134,13 +134,6 @@ def _fill(template: _Template, row: Mapping[str, object], origin: Origin) -> str
             )
         pieces.append(literal + ("" if value is None else str(value)))
     return "".join(pieces)
-
-
-def _owner(value: object, origin: Origin) -> str:
-    """A client's name; empty where there is none."""
-    if isinstance(value, bool) or not isinstance(value, str | int | None):
-        raise InputError(f"data.columns.client: {origin}: found {value!r}, expected a name or a whole number")
-    return "" if value is None else str(value).strip()
 
 
 def _parse(prompt: str) -> _Template:

@@ -96,6 +96,16 @@ def test_texts_are_taken_too_and_columns_can_be_named(tmp_path: Path) -> None:
     assert data.clients.tolist() == [row["writer"] for row in rows]
 
 
+def test_clients_are_names_without_the_blanks_around_them(tmp_path: Path) -> None:
+    rows = [
+        {"text": f"text {index}", "label": index % 2, "client": name} for index, name in enumerate(["a ", " a"] * 4)
+    ]
+    assert set(load(Dataset.from_list(rows), tmp_path / "names").clients) == {"a"}
+    rows = [row | {"client": 1.5} for row in rows]
+    with pytest.raises(InputError, match=r"^data\.columns\.client: train, row 0: found 1\.5, expected a name or"):
+        load(Dataset.from_list(rows), tmp_path / "numbers")
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
