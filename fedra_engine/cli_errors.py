@@ -43,7 +43,7 @@ def describe_type(kind: Any) -> str:
 def describe_parser_error(
     message: str, config_class: type[Any], arguments: Sequence[str], options: Sequence[str]
 ) -> str:
-    """Say in one line what jsonargparse says in several.
+    """Put jsonargparse's several lines into one.
 
     Args:
         message: of the parser's exception.

@@ -14,16 +14,16 @@ PROCESS_LOST = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
 MAIN_SPEAKS_FIRST = 5.0
-"""Seconds for which the other processes keep silent. As soon as the main one has ended, `torchrun` ends them."""
+"""Seconds that the other processes wait before they print. Once the main process has ended, `torchrun` ends them."""
 
 
 def exit_code(main: Callable[[], None]) -> int:
     """Run `main`. Bad input becomes one line on stderr and 2, a lost process 1, an interrupt 130, as shells have it.
 
-    In a job of several processes the main one speaks. Another one does so only if the main one should not have noticed.
+    In a job of several processes only the main one prints; others print only if it has not ended the job within 5 s.
     """
     if _leads_others():
-        # This is how a launcher ends the processes that are left when one has died.
+        # When one process has died, a launcher ends the others with this signal.
         signal.signal(signal.SIGTERM, _ended_by_launcher)
     try:
         main()
@@ -31,7 +31,7 @@ def exit_code(main: Callable[[], None]) -> int:
         _tell_once(f"error: {' '.join(str(error).split())}")
         return BAD_INPUT if isinstance(error, InputError) else PROCESS_LOST
     except RuntimeError as error:
-        # DeepSpeed waits for the other processes by itself. Who does that has imported torch already.
+        # DeepSpeed talks to the other processes without `Processes`. Where it is in use, torch is imported already.
         from fedra_engine.processes import lost_process
 
         if (lost := lost_process(error)) is None:

@@ -45,7 +45,7 @@ def join_job() -> Accelerator:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 and not launched_with_deepspeed():
         return Accelerator()
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    # accelerate takes processes on a machine without a GPU for single ones unless it is told to use the CPU.
+    # Without a GPU, accelerate treats each process as a single one unless it is asked to use the CPU.
     cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true" or not torch.cuda.is_available()
     if cpu:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -61,7 +61,7 @@ def join_job() -> Accelerator:
     except (ImportError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f"accelerate: found a job that it cannot set up ({reason}), expected one that it can"
+            f"accelerate: found a job that it cannot set up ({reason}); check the launcher's settings"
         ) from error
 
 
@@ -79,7 +79,7 @@ class Processes:
     """The processes of a job as one of them sees them."""
 
     def __init__(self, index: int, count: int, device: torch.device) -> None:
-        """Process `index` of `count`; what it says goes through the memory of `device`."""
+        """Process `index` of `count`; what it exchanges goes through the memory of `device`."""
         self.index = index
         self.count = count
         self._device = device
@@ -177,7 +177,7 @@ class Processes:
 
 @contextmanager
 def _answers() -> Iterator[None]:
-    """torch.distributed has many words for one event: another process does not answer."""
+    """Turn torch.distributed's errors into `ProcessLostError`."""
     try:
         yield
     except RuntimeError as error:
@@ -185,14 +185,14 @@ def _answers() -> Iterator[None]:
 
 
 def lost_process(error: RuntimeError) -> ProcessLostError | None:
-    """What `error` means if it came from torch.distributed, which others than `Processes` call, too; None if not."""
+    """What `error` means if it came from torch.distributed, which DeepSpeed also calls directly; None if not."""
     # gloo's errors have no type of their own, but name its source files.
     return _lost_process(error) if isinstance(error, dist.DistError) or "/gloo/" in str(error) else None
 
 
 def _lost_process(error: RuntimeError) -> ProcessLostError:
-    said = str(error).partition("\n")[0]
+    reason = str(error).partition("\n")[0]
     return ProcessLostError(
-        f"another process of the job died, or did not answer within {TIMEOUT} ({said}); the rounds in checkpoints/ "
+        f"another process of the job died, or did not answer within {TIMEOUT} ({reason}); the rounds in checkpoints/ "
         "are kept"
     )

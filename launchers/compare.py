@@ -32,7 +32,7 @@ def main() -> None:
     # A bar for every model that is loaded would come between the lines of a terminal.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     quiet_libraries()
-    # Importing these takes seconds; bad options are told before.
+    # Imported late: they take seconds, and a mistyped option should fail at once.
     from rich.console import Console
 
     from fedra_engine.comparison.report import remove_report, write_report
@@ -74,7 +74,7 @@ def main() -> None:
     if not results:
         raise InputError(
             f"methods: found all {len(comparison.runs)} runs being executed by other processes, expected one that is "
-            "finished (there is no table; ask again)"
+            "finished (there is no table; run the command again later)"
         )
 
 

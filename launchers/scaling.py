@@ -20,7 +20,7 @@ def main() -> None:
         ProcessLostError: a process died that measured a point.
     """
     study = parse_study(sys.argv[1:])
-    # Importing these takes seconds; bad options are told before.
+    # Imported late: they take seconds, and a mistyped option should fail at once.
     from rich.console import Console
 
     from fedra_engine.reporting.run_folder import make_folder

@@ -16,7 +16,7 @@ def main() -> None:
     """Run the experiment that the command line describes, or go on with one, or tell what it would be."""
     request = parse_request(sys.argv[1:], description="Federated LoRA tuning of a transformer foundation model.")
     quiet_libraries()
-    # Importing these takes seconds; bad options are told before.
+    # Imported late: they take seconds, and a mistyped option should fail at once.
     from fedra_engine.execution.sharding import refuse_sharding
     from fedra_engine.probe import print_probe
     from fedra_engine.processes import Processes, join_job

@@ -56,7 +56,7 @@ class RunResult:
         seconds: wall-clock time of these rounds, without evaluations.
         accuracy: top-1 (0…1) of each domain, after the last round.
         frozen: the same before the first round.
-        curve: average over the domains after so many rounds, wherever it was evaluated.
+        curve: average over the domains by number of rounds, wherever it was evaluated.
         costs: what was counted.
         caution: what to know of the method in this setting, if anything.
     """
@@ -144,7 +144,7 @@ def _finish(run: PlannedRun) -> str:
     if not finished:
         _remove_unbegun(run.path)
         request = RunRequest(run.config, earlier)
-        # What a run says goes to its log only; many of them would drown the comparison.
+        # A run's output goes to its log only; many of them would drown the comparison.
         console = Console(quiet=True, force_terminal=False)
         with request.open_folder() as folder, Reporter(folder.log_file, console) as reporter:
             Simulation(run.config, folder, reporter, Accelerator()).run()

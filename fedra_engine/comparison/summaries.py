@@ -19,7 +19,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Self:
-        """Of one value a seed."""
+        """Of one value per seed."""
         return cls(mean(values), stdev(values) if len(values) > 1 else None)
 
 
@@ -35,7 +35,7 @@ class MethodSummary:
         frozen: the average before the first round.
         trainable_parameters, uploaded_bytes, training_flops: see `RunCosts`.
         seconds: of training a run.
-        curve: the average after so many rounds, wherever all seeds were evaluated.
+        curve: the average accuracy by number of rounds, wherever all seeds were evaluated.
     """
 
     label: str

@@ -154,7 +154,9 @@ def _natural(config: DataConfig, train: DomainData) -> Partition:
         raise InputError("data.partition: found natural, but no column names the clients; expected data.columns.client")
     if len(nobodys := np.flatnonzero(train.clients == "")):
         where = f"sample {nobodys[0]}" if train.origins is None else str(train.origins[nobodys[0]])
-        raise InputError(f"data.columns.client: {where}: found nobody, expected a client of data.partition natural")
+        raise InputError(
+            f"data.columns.client: {where}: found no client name, expected a client of data.partition natural"
+        )
     names, of_client = np.unique(train.clients, return_inverse=True)
     order = np.argsort(of_client, kind="stable")
     samples = np.split(order, np.cumsum(np.bincount(of_client))[:-1])

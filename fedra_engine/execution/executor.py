@@ -14,7 +14,7 @@ class Executor(Protocol):
     """Trains a round's participants. Same arguments, same updates, whichever implementation."""
 
     def train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
-        """Train every participant of `work` as its row of `assignment` says.
+        """Train every participant of `work` by its row of `assignment`.
 
         Every client starts from `state`. Updates come in the order clients finish.
         """

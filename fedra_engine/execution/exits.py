@@ -15,7 +15,7 @@ class ExitTable:
 
     Attributes:
         rows: int64 [samples, exits], the sample's row of the logits at each of its client's exits; 0 where none.
-        present: bool [samples, exits], whether the client has so many exits.
+        present: bool [samples, exits], whether the client has that exit.
         clients: int64 [samples], position of the sample's client in the batch.
         shares: float [samples], one over the number of samples of its client.
     """

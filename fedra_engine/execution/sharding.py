@@ -29,6 +29,7 @@ Settings = dict[str, Any]
 
 _UNSET = (None, "auto")
 _SAMPLES_OF_STEP = "training.batch_size and max_local_steps of the experiment decide"
+_WEIGHTS = "the model computes with the weights it has"
 _ALLOWED: dict[str, tuple[tuple[object, ...], str]] = {
     "optimizer": ((None,), "every client has an optimizer of its own"),
     "scheduler": ((None,), "training.lr_schedule of the experiment decides"),
@@ -39,9 +40,9 @@ _ALLOWED: dict[str, tuple[tuple[object, ...], str]] = {
     "torch_autocast.enabled": ((None, False), "model.dtype of the experiment decides"),
     "amp.enabled": ((None, False), "model.dtype of the experiment decides"),
     "zero_optimization.offload_optimizer.device": ((*_UNSET, "none"), "only frozen weights are sharded"),
-    "zero_optimization.offload_param.device": ((*_UNSET, "none", "cpu"), "nothing else has been tried"),
-    "zero_optimization.zero_quantized_weights": ((None, False), "the model computes with the weights it has"),
-    "zero_optimization.zero_quantized_nontrainable_weights": ((None, False), "the same"),
+    "zero_optimization.offload_param.device": ((*_UNSET, "none", "cpu"), "only CPU offload is supported"),
+    "zero_optimization.zero_quantized_weights": ((None, False), _WEIGHTS),
+    "zero_optimization.zero_quantized_nontrainable_weights": ((None, False), _WEIGHTS),
 }
 """What a DeepSpeed configuration may say beside the experiment's, and why nothing else."""
 _PRECISIONS = {"bf16": "bfloat16", "fp16": "float16"}
@@ -72,7 +73,7 @@ class Sharding:
         if accelerator.device.type == "cpu":
             # So that DeepSpeed neither looks for another device nor complains that there is none.
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        # From here on only `loading` says when transformers shards what it loads.
+        # From here on transformers shards what it loads only within `loading`.
         unset_hf_deepspeed_config()
         return cls(plugin.deepspeed_config)
 

@@ -51,7 +51,7 @@ class SweepModel:
 
         Args:
             foundation: the model.
-            example_inputs: gives the model's inputs for so many samples; used once, to probe the blocks.
+            example_inputs: gives the model's inputs for a number of samples; used once, to probe the blocks.
             fuse_blocks: fuse those that can be.
             checkpoint_blocks: keep only the inputs of blocks for backward, which runs them again.
             sharding: how the weights of `foundation` are sharded, if they are; then blocks cannot be fused, and all

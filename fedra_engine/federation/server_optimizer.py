@@ -1,4 +1,4 @@
-"""Server optimizers: what the server does with the mean of a round instead of taking it as it is.
+"""Server optimizers: what the server does with a round's mean instead of taking it as it is.
 
 The difference Δ of the mean and what was handed out is a pseudo-gradient. FedAvgM (Hsu et al., arXiv 1909.06335):
 m = β₁ m + Δ, x += η m. FedAdam and FedYogi (Reddi et al., ICLR 2021, arXiv 2003.00295, algorithm 2):

@@ -34,8 +34,8 @@ class Federation:
         scale: factor of the adapter's product, alpha / rank.
         seed: seed of every draw.
         deterministic: aggregate so that even the last bit does not depend on the order clients finish in.
-        fisher: Fisher information of every block of a state, [blocks], measured on so many training samples drawn for
-            a round.
+        fisher: Fisher information of every block of a state, [blocks], measured on a number of training samples
+            drawn for a round.
         trains_classifier: whether clients train a classifier, not the tokens of a causal language model.
         capacities_drawn: clients' capacities change: each round every client draws one of all capacities there are.
     """

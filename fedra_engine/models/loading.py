@@ -40,7 +40,7 @@ def load_pretrained(
 ) -> PreTrainedModel | PooledClassifier:
     """Load a model from a Hugging Face or timm directory or hub name.
 
-    With `classes` it is an image or text classifier; its last layer is new where there is none for so many classes,
+    With `classes` it is an image or text classifier; its last layer is new where none fits the number of classes,
     but nothing before that. A model whose own classification layers lack weights gets a `PooledClassifier`'s. Without
     `classes` it is a causal language model. With `sharding` each process keeps its shard of the weights only.
 

@@ -12,7 +12,7 @@ from fedra_engine.errors import InputError
 
 @dataclass(frozen=True)
 class Measurement:
-    """A round of so many clients, all of which train.
+    """A round in which all clients train.
 
     Attributes:
         clients: of the round.

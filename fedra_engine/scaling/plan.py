@@ -127,7 +127,7 @@ def parse_study(arguments: Sequence[str]) -> Study:
 
 
 def _point_config(config: ExperimentConfig, clients: int, processes: int) -> ExperimentConfig:
-    """The same experiment with so many clients, all of which take part."""
+    """The same experiment with `clients` clients, all of which take part."""
     return replace(
         config,
         name=f"{clients}-clients-{processes}-processes",

@@ -84,10 +84,10 @@ def _run_worker(point: Point) -> None:
         return
     if done.returncode == INTERRUPTED:
         raise KeyboardInterrupt
-    said = re.search(r"^(?:process \d+: )?error: (.*)$", log.read_text(), re.MULTILINE)
+    reported = re.search(r"^(?:process \d+: )?error: (.*)$", log.read_text(), re.MULTILINE)
     # torchrun has an exit code of its own for whatever made a process end.
-    if said and (done.returncode == BAD_INPUT or point.processes > 1):
-        raise InputError(said[1])
+    if reported and (done.returncode == BAD_INPUT or point.processes > 1):
+        raise InputError(reported[1])
     raise ProcessLostError(
-        f"a process that measured {point.title} ended with exit code {done.returncode}; what it said is in {log}"
+        f"a process that measured {point.title} ended with exit code {done.returncode}; its output is in {log}"
     )

@@ -60,7 +60,7 @@ class MeasuredSimulation(Simulation):
         self._round_number = 0
 
     def measure(self, threads: int, seconds: float) -> Measurement:
-        """Measure rounds for so many `seconds`, after a step that warms up kernels and allocators."""
+        """Measure rounds for `seconds` seconds, after a step that warms up kernels and allocators."""
         experiment, processes = self._experiment, self._processes
         time_step(self._config, experiment)
         cpu_seconds, durations = self._run_rounds(seconds)

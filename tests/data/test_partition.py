@@ -195,7 +195,9 @@ def test_natural_clients_have_their_own_samples() -> None:
 def test_a_sample_that_is_nobodys_is_told() -> None:
     data = make_data(np.zeros(3, dtype=np.int64), np.zeros(3, dtype=np.int64), ["a", "", "b"])
     data = replace(data, origins=Origins.of(Origin("file, line", number) for number in (1, 2, 3)))
-    with pytest.raises(InputError, match=r"data\.columns\.client: file, line 2: found nobody, expected a client"):
+    with pytest.raises(
+        InputError, match=r"data\.columns\.client: file, line 2: found no client name, expected a client"
+    ):
         divide(data, partition="natural")
 
 
