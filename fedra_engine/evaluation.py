@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain, islice
 from statistics import mean
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -21,24 +19,10 @@ from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.execution.token_loss import token_scores
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.shards import gathered
-from fedra_engine.models.state import GlobalState
+from fedra_engine.models.state import EvaluatedModel, GlobalState
 from fedra_engine.processes import Processes
 
 _BATCH = 256
-
-
-@dataclass(frozen=True)
-class EvaluatedModel:
-    """Which part of a state predicts.
-
-    Attributes:
-        blocks: int64 [blocks], ascending, the blocks of the model.
-        exits: ascending blocks after which a classifier sits; logits are averaged over all of them. Empty: the
-            one classifier at the end.
-    """
-
-    blocks: NDArray[np.int64]
-    exits: tuple[int, ...] = ()
 
 
 class Evaluator:

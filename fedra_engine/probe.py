@@ -17,11 +17,11 @@ from fedra_engine.config import ExperimentConfig
 from fedra_engine.costs import CostModel
 from fedra_engine.counting import processed_samples
 from fedra_engine.execution.scheduling import longest_first
-from fedra_engine.execution.work import LocalWork
 from fedra_engine.experiment import Experiment, build_experiment, simulate_devices
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import with_step_limit
 from fedra_engine.federation.sampling import sample_participants
+from fedra_engine.federation.work import LocalWork
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.reporting.partition_report import MOST_COLUMNS, MOST_PRINTED, count_partition, partition_text
 from fedra_engine.schedule import learning_rate

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from fedra_engine.data.samples import Samples
-from fedra_engine.execution.work import ClientUpdates, LocalWork
 from fedra_engine.federation.assignment import Assignment
+from fedra_engine.federation.work import ClientUpdates, LocalWork
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.state import GlobalState, adapter_tensors, head_tensors, named_tensors
 from fedra_engine.processes import Processes

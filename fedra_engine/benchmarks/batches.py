@@ -17,9 +17,9 @@ from fedra_engine.data.samples import Batch, Samples
 from fedra_engine.errors import InputError
 from fedra_engine.execution.scheduling import longest_first
 from fedra_engine.execution.sweep import SweepExecutor
-from fedra_engine.execution.work import LocalWork
 from fedra_engine.experiment import build_experiment
 from fedra_engine.federation.sampling import sample_participants
+from fedra_engine.federation.work import LocalWork
 from fedra_engine.randomness import SampleDraws
 
 

@@ -16,8 +16,8 @@ from torch.nn.functional import linear
 from fedra_engine.config import LoraConfig
 from fedra_engine.data.samples import Samples
 from fedra_engine.execution.sequential import train_client
-from fedra_engine.execution.work import ClientUpdates, LocalWork
 from fedra_engine.federation.assignment import Assignment
+from fedra_engine.federation.work import ClientUpdates, LocalWork
 from fedra_engine.models.foundation import Foundation, replace_module, share_parameters
 from fedra_engine.models.state import GlobalState
 

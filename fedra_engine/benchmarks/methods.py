@@ -10,9 +10,9 @@ from typing import Any
 
 from fedra_engine.benchmarks.settings import CPU
 from fedra_engine.config import ExperimentConfig
-from fedra_engine.execution.work import LocalWork
 from fedra_engine.experiment import Experiment, build_experiment
 from fedra_engine.federation.sampling import sample_participants
+from fedra_engine.federation.work import LocalWork
 
 BASELINE = "fedra"
 

@@ -17,9 +17,9 @@ from fedra_engine.config import ClientsConfig, MethodConfig, TrainingConfig
 from fedra_engine.execution.fisher import FisherInformation
 from fedra_engine.execution.lanes import LanePool
 from fedra_engine.execution.sweep import SweepExecutor
-from fedra_engine.execution.work import ClientUpdates, LocalWork
 from fedra_engine.federation.clients import Clients
 from fedra_engine.federation.sampling import sample_participants
+from fedra_engine.federation.work import ClientUpdates, LocalWork
 from fedra_engine.methods.base import Federation
 from fedra_engine.methods.registry import make_method
 

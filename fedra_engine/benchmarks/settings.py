@@ -14,12 +14,12 @@ from fedra_engine.config import ExperimentConfig, LoraConfig, TrainingConfig
 from fedra_engine.data.samples import Preprocessing, Samples, SampleStore
 from fedra_engine.execution.lanes import LanePool
 from fedra_engine.execution.sweep_model import SweepModel
-from fedra_engine.execution.work import LocalWork
 from fedra_engine.experiment import build_experiment
 from fedra_engine.federation.allocation import uniform_allocation
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import Clients
 from fedra_engine.federation.sampling import sample_participants
+from fedra_engine.federation.work import LocalWork
 from fedra_engine.models.adapters import initial_adapters
 from fedra_engine.models.foundation import Foundation, make_foundation
 from fedra_engine.models.state import GlobalState

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from fedra_engine.execution.work import ClientUpdates, LocalWork
 from fedra_engine.federation.assignment import Assignment
+from fedra_engine.federation.work import ClientUpdates, LocalWork
 from fedra_engine.models.state import GlobalState
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fedra_engine.execution.banks import Bank
 from fedra_engine.execution.scheduling import longest_first
-from fedra_engine.execution.work import ClientUpdates, LocalWork
 from fedra_engine.federation.assignment import Assignment
+from fedra_engine.federation.work import ClientUpdates, LocalWork
 from fedra_engine.models.adapters import AdapterLayout
 from fedra_engine.models.heads import HeadLayout
 from fedra_engine.models.state import GlobalState

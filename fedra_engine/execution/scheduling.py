@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedra_engine.execution.work import LocalWork
 from fedra_engine.federation.allocation import Allocation
 from fedra_engine.federation.assignment import Assignment
+from fedra_engine.federation.work import LocalWork
 from fedra_engine.processes import Processes
 
 _REMEMBERED = 0.5

@@ -14,8 +14,8 @@ from fedra_engine.data.token_samples import NOT_LEARNT
 from fedra_engine.execution.dropout import DropoutKeys
 from fedra_engine.execution.loss_scale import loss_scale
 from fedra_engine.execution.submodel import Submodel, build_submodel
-from fedra_engine.execution.work import ClientUpdates, LocalLoss, LocalWork
 from fedra_engine.federation.assignment import Assignment
+from fedra_engine.federation.work import ClientUpdates, LocalLoss, LocalWork
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.state import GlobalState
 from fedra_engine.randomness import SampleDraws

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from fedra_engine.config import LoraConfig
 from fedra_engine.execution.dropout import CounterDropout, DropoutKeys
-from fedra_engine.execution.work import ClientUpdate
 from fedra_engine.federation.assignment import Assignment
+from fedra_engine.federation.work import ClientUpdate
 from fedra_engine.models.foundation import Foundation, cut_to_blocks, replace_module
 from fedra_engine.models.state import GlobalState
 

@@ -22,8 +22,8 @@ from fedra_engine.execution.rank_penalty import add_penalty_gradients
 from fedra_engine.execution.step_tables import StepTables
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.execution.token_loss import token_cross_entropy
-from fedra_engine.execution.work import ClientUpdates, LocalWork
 from fedra_engine.federation.assignment import Assignment
+from fedra_engine.federation.work import ClientUpdates, LocalWork
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.shards import gathered
 from fedra_engine.models.state import GlobalState

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedra_engine.execution.work import ClientUpdates
 from fedra_engine.federation.aggregation import Aggregator, WeightedSum
+from fedra_engine.federation.work import ClientUpdates
 from fedra_engine.models.state import GlobalState
 
 

@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedra_engine.config import MethodConfig
-from fedra_engine.evaluation import EvaluatedModel
-from fedra_engine.execution.work import ClientUpdates
 from fedra_engine.federation.aggregation import Aggregator
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import Clients
+from fedra_engine.federation.work import ClientUpdates
 from fedra_engine.models.adapters import AdapterLayout, Factor
-from fedra_engine.models.state import GlobalState
+from fedra_engine.models.state import EvaluatedModel, GlobalState
 from fedra_engine.processes import Processes
 from fedra_engine.randomness import generator
 

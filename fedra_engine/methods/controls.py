@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fedra_engine.evaluation import EvaluatedModel
 from fedra_engine.federation.allocation import prefix_allocation
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.methods.allocated import check_full_depth, check_own_allocation
 from fedra_engine.methods.base import Federation, Method
+from fedra_engine.models.state import EvaluatedModel
 
 
 class AllLarge(Method):

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedra_engine.execution.work import ClientUpdates
 from fedra_engine.federation.aggregation import Aggregator
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.private_factors import PrivateFactors
+from fedra_engine.federation.work import ClientUpdates
 from fedra_engine.methods.allocated import AllocatedMethod
 from fedra_engine.methods.base import Federation
 from fedra_engine.models.adapters import Factor

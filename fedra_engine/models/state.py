@@ -1,10 +1,12 @@
-"""The server's trainable state."""
+"""The server's trainable state, and which part of it predicts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedra_engine.models.adapters import AdapterLayout
@@ -40,6 +42,20 @@ class GlobalState:
     def finite(self) -> bool:
         """Whether no value is infinite or not a number."""
         return all(bool(tensor.isfinite().all()) for tensor in (self.adapters, self.heads, *self.base))
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """Which part of a state predicts.
+
+    Attributes:
+        blocks: int64 [blocks], ascending, the blocks of the model.
+        exits: ascending blocks after which a classifier sits; logits are averaged over all of them. Empty: the
+            one classifier at the end.
+    """
+
+    blocks: NDArray[np.int64]
+    exits: tuple[int, ...] = ()
 
 
 def named_tensors(state: GlobalState, adapters: AdapterLayout, head: HeadLayout) -> dict[str, Tensor]:

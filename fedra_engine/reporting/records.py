@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from fedra_engine.execution.work import ClientUpdates
+from fedra_engine.federation.work import ClientUpdates
 
 
 @dataclass

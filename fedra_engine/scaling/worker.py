@@ -20,10 +20,10 @@ from fedra_engine.config import ExperimentConfig
 from fedra_engine.costs import CostModel
 from fedra_engine.execution.lanes import LanePool
 from fedra_engine.execution.scheduling import balance, predicted_costs
-from fedra_engine.execution.work import ClientUpdates, LocalWork
 from fedra_engine.exit_codes import exit_code
 from fedra_engine.experiment import Experiment
 from fedra_engine.federation.assignment import Assignment
+from fedra_engine.federation.work import ClientUpdates, LocalWork
 from fedra_engine.models.state import GlobalState
 from fedra_engine.probe import time_step
 from fedra_engine.processes import join_job

@@ -20,22 +20,22 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from fedra_engine.config import LoraConfig, ModelConfig
-from fedra_engine.evaluation import EvaluatedModel, Evaluator
+from fedra_engine.evaluation import Evaluator
 from fedra_engine.execution.fisher import FisherInformation
 from fedra_engine.execution.sharding import Sharding
 from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.execution.sweep_block import SweepBlock
 from fedra_engine.execution.sweep_model import SweepModel
-from fedra_engine.execution.work import LocalWork
 from fedra_engine.exit_codes import exit_code
 from fedra_engine.federation.aggregation import Aggregator
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import Clients
+from fedra_engine.federation.work import LocalWork
 from fedra_engine.models.adapters import initial_adapters
 from fedra_engine.models.foundation import Foundation, make_foundation
 from fedra_engine.models.loading import load_pretrained
 from fedra_engine.models.shards import parameter_count
-from fedra_engine.models.state import GlobalState
+from fedra_engine.models.state import EvaluatedModel, GlobalState
 from fedra_engine.processes import Processes, join_job
 from tests.tiny import CLASSES, DEPTH, FAMILIES, make_samples
 from tests.tiny_federation import SGD

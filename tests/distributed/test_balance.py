@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from fedra_engine.config import TrainingConfig
 from fedra_engine.execution.scheduling import Pace, WorkDivision, balance, portions, predicted_costs
-from fedra_engine.execution.work import LocalWork
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import Clients
+from fedra_engine.federation.work import LocalWork
 from fedra_engine.processes import Processes
 
 CAPACITIES = np.array([12, 10, 8, 6, 4, 3])

@@ -21,8 +21,8 @@ from fedra_engine.config import ExperimentConfig
 from fedra_engine.errors import InputError
 from fedra_engine.execution.scheduling import Pace
 from fedra_engine.execution.sweep import SweepExecutor
-from fedra_engine.execution.work import LocalWork
 from fedra_engine.exit_codes import exit_code
+from fedra_engine.federation.work import LocalWork
 from fedra_engine.processes import Processes, join_job
 from fedra_engine.reporting.console import Reporter
 from fedra_engine.reporting.run_folder import RunFolder

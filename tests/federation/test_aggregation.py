@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedra_engine.execution.work import ClientUpdates
 from fedra_engine.federation.aggregation import Aggregator
+from fedra_engine.federation.work import ClientUpdates
 from fedra_engine.models.state import GlobalState
 
 BLOCKS, SIZE, HEAD = 5, 7, 4

@@ -6,7 +6,6 @@ import pytest
 from fedra_engine.config import ClientsConfig, TrainingConfig
 from fedra_engine.data.partition import BootstrapSamples
 from fedra_engine.errors import InputError
-from fedra_engine.execution.work import LocalWork
 from fedra_engine.federation.clients import (
     Clients,
     capacities_by_domain,
@@ -15,6 +14,7 @@ from fedra_engine.federation.clients import (
     with_step_limit,
 )
 from fedra_engine.federation.sampling import check_sampling, sample_participants
+from fedra_engine.federation.work import LocalWork
 from fedra_engine.randomness import generator
 
 DOMAINS = np.repeat(np.arange(3), 4)

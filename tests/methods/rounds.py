@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedra_engine.config import MethodConfig
-from fedra_engine.execution.work import ClientUpdates
 from fedra_engine.federation.clients import Clients
+from fedra_engine.federation.work import ClientUpdates
 from fedra_engine.methods.base import Federation, Method
 from fedra_engine.methods.registry import make_method
 from fedra_engine.models.adapters import AdapterLayout, Target
