@@ -62,7 +62,7 @@ class Evaluator:
             scores = self._score(state, model, portion.rows)
             if portion.counts:
                 sums.index_add_(0, domain_of[portion.rows], scores)
-        self._processes.sum_([sums])
+        self._processes.all_reduce_([sums])
         return {name: _share(of_domain) for name, of_domain in zip(self._domains, sums, strict=True)}
 
     @torch.no_grad()
@@ -89,7 +89,7 @@ class Evaluator:
             state = turn[min(processes.index, len(turn) - 1)]
             self._use(state)
             own.append(_share(torch.cat([self._score(state, model, some) for some in rows.split(_BATCH)]).sum(0)))
-        return list(chain.from_iterable(zip(*processes.gather(own), strict=True)))[:total]
+        return list(chain.from_iterable(zip(*processes.all_gather_object(own), strict=True)))[:total]
 
     def _use(self, state: GlobalState) -> None:
         self._foundation.use_base(state.base)

@@ -56,7 +56,7 @@ def join_job() -> Accelerator:
             "each GPU (ACCELERATE_USE_CPU=true runs them on the CPU)"
         )
     try:
-        with _answers():
+        with _raising_process_lost():
             return Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)])
     except (ImportError, ValueError) as error:
         reason = " ".join(str(error).split())
@@ -99,38 +99,38 @@ class Processes:
         """Whether this process is the one that writes and speaks."""
         return self.index == 0
 
-    def sum_(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_(self, tensors: Sequence[Tensor]) -> None:
         """Replace every tensor by its sum over all processes, in place; all of one dtype in one reduction.
 
         Every process ends with the same bits.
         """
-        self._exchange(tensors, dist.all_reduce)
+        self._apply(tensors, dist.all_reduce)
 
-    def copy_main_(self, tensors: Sequence[Tensor]) -> None:
+    def broadcast_(self, tensors: Sequence[Tensor]) -> None:
         """Replace every tensor by the main process's, in place."""
-        self._exchange(tensors, lambda tensor: dist.broadcast(tensor, src=0))
+        self._apply(tensors, lambda tensor: dist.broadcast(tensor, src=0))
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is true on some process."""
         flags = torch.tensor([int(flag)])
-        self.sum_([flags])
+        self.all_reduce_([flags])
         return bool(flags[0] > 0)
 
-    def gather(self, value: Value) -> list[Value]:
+    def all_gather_object(self, value: Value) -> list[Value]:
         """`value` of every process, in order of index, on every process."""
         if self.count == 1:
             return [value]
         values: list[Value | None] = [None] * self.count
-        with _answers():
+        with _raising_process_lost():
             dist.all_gather_object(values, value)
         return values  # type: ignore[return-value]
 
-    def from_main(self, value: Value) -> Value:
+    def broadcast_object(self, value: Value) -> Value:
         """What the main process passes as `value`, on every process; the others' is ignored."""
         if self.count == 1:
             return value
         values = [value if self.is_main else None]
-        with _answers():
+        with _raising_process_lost():
             dist.broadcast_object_list(values, device=self._device)
         return values[0]  # type: ignore[return-value]
 
@@ -152,10 +152,10 @@ class Processes:
         except InputError as error:
             found = error
         if self.any(found is not None):
-            messages = self.gather(None if found is None else str(found))
+            messages = self.all_gather_object(None if found is None else str(found))
             raise InputError(next(message for message in messages if message is not None)) from found
 
-    def _exchange(self, tensors: Sequence[Tensor], collective: Callable[[Tensor], object]) -> None:
+    def _apply(self, tensors: Sequence[Tensor], collective: Callable[[Tensor], object]) -> None:
         """Apply `collective`, which works in place, to all tensors: large ones, and the others of a type together."""
         if self.count == 1:
             return
@@ -163,20 +163,20 @@ class Processes:
         for tensor in tensors:
             in_place = tensor.is_contiguous() and tensor.device.type == self._device.type
             if in_place and tensor.nbytes >= _LARGE:
-                with _answers():
+                with _raising_process_lost():
                     collective(tensor)
             else:
                 small[tensor.dtype].append(tensor)
         for some in small.values():
             flat = torch.cat([tensor.flatten().to(self._device) for tensor in some])
-            with _answers():
+            with _raising_process_lost():
                 collective(flat)
             for tensor, part in zip(some, flat.split([tensor.numel() for tensor in some]), strict=True):
                 tensor.copy_(part.view(tensor.shape))
 
 
 @contextmanager
-def _answers() -> Iterator[None]:
+def _raising_process_lost() -> Iterator[None]:
     """Turn torch.distributed's errors into `ProcessLostError`."""
     try:
         yield

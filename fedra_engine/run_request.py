@@ -46,7 +46,7 @@ class RunRequest:
         with ExitStack() as lock:
             with processes.together():
                 made = str(self._make_folder(lock).path) if processes.is_main else ""
-            folder = RunFolder(Path(processes.from_main(made)))
+            folder = RunFolder(Path(processes.broadcast_object(made)))
             try:
                 yield folder
             except InputError:

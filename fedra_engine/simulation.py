@@ -49,7 +49,7 @@ class Simulation:
             self._experiment = build_experiment(config, accelerator.device, self._processes, sharding)
             if config.trace and not folder.config_file.is_file():
                 raise InputError(f"trace: found no {folder.path} here, expected a folder that all processes share")
-        self._processes.copy_main_(list(self._experiment.initial_state.tensors().values()))
+        self._processes.broadcast_(list(self._experiment.initial_state.tensors().values()))
         sharded = is_sharded(self._experiment.foundation.model)
         self._division = WorkDivision(self._processes, self._experiment.train.lengths, in_step=sharded)
 
@@ -102,9 +102,9 @@ class Simulation:
         self._check_finite(work, np.isfinite(tally.loss), *aggregator.sums())
         after = self._serve(state, aggregator, assignment, round) if tally.samples else state
         # Equal sums give equal states, to the last bit only on equal hardware.
-        self._processes.copy_main_(list(after.tensors().values()))
+        self._processes.broadcast_(list(after.tensors().values()))
         self._check_finite(work, after.finite())
-        method.served(after, round)
+        method.after_round(after, round)
         if trace:
             trace.write_state("global_before", state)
             trace.write_state("global_after", after)
@@ -149,8 +149,8 @@ class Simulation:
     def _merge(self, aggregator: Aggregator, own: Tally) -> Tally:
         """What all processes trained. Each of them has then taken in all updates."""
         counts = torch.tensor([own.clients, own.samples, own.loss], dtype=torch.float64)
-        self._processes.sum_([*aggregator.sums(), counts])
-        self._experiment.method.exchange(self._processes)
+        self._processes.all_reduce_([*aggregator.sums(), counts])
+        self._experiment.method.synchronize(self._processes)
         clients, samples, loss = counts.tolist()
         merged = Tally(int(clients), int(samples), loss)
         self._reporter.trained(merged.clients, merged.samples, merged.mean_loss)
@@ -175,7 +175,7 @@ class Simulation:
         """The first round to train, the state before it, and the last accuracies."""
         with self._processes.together():
             found = latest_checkpoint(self._folder.path) if self._processes.is_main else None
-        found = self._processes.from_main(found)
+        found = self._processes.broadcast_object(found)
         initial = self._experiment.initial_state
         if found is None:
             return 0, initial, {}

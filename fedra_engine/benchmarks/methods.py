@@ -64,5 +64,5 @@ def _round_seconds(config: ExperimentConfig, experiment: Experiment, round: int)
     for updates in experiment.executor.train(work, assignment, state):
         method.receive(updates)
         aggregator.add(updates)
-    method.served(method.aggregate(aggregator, state, round), round)
+    method.after_round(method.aggregate(aggregator, state, round), round)
     return time.process_time() - started

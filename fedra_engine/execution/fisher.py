@@ -52,7 +52,7 @@ class FisherInformation:
             squares_of_some = self._squared_gradients(state, portion.rows)
             if portion.counts:
                 squares += squares_of_some
-        self._processes.sum_([squares])
+        self._processes.all_reduce_([squares])
         layout = self._foundation.adapter_layout
         factors = (f for target in range(len(layout.targets)) for f in (layout.lora_a, layout.lora_b))
         norms = [factor(squares / len(rows), index // 2).flatten(1).norm(dim=1) for index, factor in enumerate(factors)]

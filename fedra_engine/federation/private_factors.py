@@ -24,7 +24,7 @@ class PrivateFactors:
         self._depth = depth
         self._kept: dict[int, dict[int, Tensor]] = {}
         self._new: dict[int, tuple[list[int], Tensor]] = {}
-        """Blocks and values of each client seen since the last exchange."""
+        """Blocks and values of each client seen since the last synchronization."""
 
     def keep(self, updates: ClientUpdates) -> None:
         """Remember what a few clients trained."""
@@ -34,9 +34,9 @@ class PrivateFactors:
             self._new[client] = (update.blocks.tolist(), values)
             self._remember(client, *self._new[client])
 
-    def exchange(self, processes: Processes) -> None:
+    def synchronize(self, processes: Processes) -> None:
         """Let every process have what any of them kept: a client may next be trained by another one."""
-        for kept in processes.gather(self._new):
+        for kept in processes.all_gather_object(self._new):
             for client, (blocks, values) in kept.items():
                 self._remember(client, blocks, values)
         self._new = {}

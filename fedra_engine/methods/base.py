@@ -92,14 +92,14 @@ class Method(ABC):
     def receive(self, updates: ClientUpdates) -> None:  # noqa: B027 (most methods keep nothing)
         """See the updates of a few clients before they are aggregated: to keep something of them, or to cut them."""
 
-    def exchange(self, processes: Processes) -> None:  # noqa: B027 (most methods keep nothing)
+    def synchronize(self, processes: Processes) -> None:  # noqa: B027 (most methods keep nothing)
         """After the last update of a round: tell all processes what `receive` kept of this one's participants."""
 
     def aggregate(self, aggregator: Aggregator, previous: GlobalState, round: int) -> GlobalState:
         """The new global state from all updates of a round that began with `previous`."""
         return aggregator.result()
 
-    def served(self, state: GlobalState, round: int) -> None:  # noqa: B027 (most methods learn nothing of it)
+    def after_round(self, state: GlobalState, round: int) -> None:  # noqa: B027 (most methods learn nothing of it)
         """After `round`: see the state that the server made of what `aggregate` gave, and will hand out."""
 
     def evaluated_model(self) -> EvaluatedModel:

@@ -55,8 +55,8 @@ class FedHello(Method):
             trained = patterns[capacities[participants]]
         return Assignment(held=np.ones_like(trained), trained=trained)
 
-    def served(self, state: GlobalState, round: int) -> None:
-        """See `Method.served`; measures the Fisher information when it is due."""
+    def after_round(self, state: GlobalState, round: int) -> None:
+        """See `Method.after_round`; measures the Fisher information when it is due."""
         options = self._options
         if options.selection != "fisher" or (round + 1) % options.fisher_every != 0:
             return

@@ -41,9 +41,9 @@ class FedSALora(AllocatedMethod):
         """See `Method.receive`."""
         self._private.keep(updates)
 
-    def exchange(self, processes: Processes) -> None:
-        """See `Method.exchange`."""
-        self._private.exchange(processes)
+    def synchronize(self, processes: Processes) -> None:
+        """See `Method.synchronize`."""
+        self._private.synchronize(processes)
 
     def aggregate(self, aggregator: Aggregator, previous: GlobalState, round: int) -> GlobalState:
         """See `Method.aggregate`."""

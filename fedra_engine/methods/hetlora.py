@@ -81,10 +81,10 @@ class HetLoRA(AllocatedMethod):
                 self.federation.layout.truncate(update.adapters, int(self._ranks[client]))
                 updates.adapters[mine] = update.adapters
 
-    def exchange(self, processes: Processes) -> None:
-        """See `Method.exchange`."""
+    def synchronize(self, processes: Processes) -> None:
+        """See `Method.synchronize`."""
         # A rank only ever falls, and a client is trained by one process, so the smallest is the new one.
-        self._ranks = np.minimum.reduce(processes.gather(self._ranks))
+        self._ranks = np.minimum.reduce(processes.all_gather_object(self._ranks))
 
     def tensors(self) -> dict[str, Tensor]:
         """See `Method.tensors`."""

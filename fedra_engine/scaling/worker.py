@@ -64,9 +64,9 @@ class MeasuredSimulation(Simulation):
         experiment, processes = self._experiment, self._processes
         time_step(self._config, experiment)
         cpu_seconds, durations = self._run_rounds(seconds)
-        peaks = processes.gather((_resident_bytes(), _gpu_bytes()))
+        peaks = processes.all_gather_object((_resident_bytes(), _gpu_bytes()))
         rounds, on_gpu = len(durations), self._state.heads.is_cuda
-        busy = median(durations) * processes.count if on_gpu else sum(processes.gather(cpu_seconds)) / rounds
+        busy = median(durations) * processes.count if on_gpu else sum(processes.all_gather_object(cpu_seconds)) / rounds
         started = time.process_time()
         work, assignment, _ = self._work(0)
         balance(predicted_costs(assignment.held, work, experiment.train.lengths), np.ones(processes.count))
@@ -97,7 +97,7 @@ class MeasuredSimulation(Simulation):
     def _run_rounds(self, seconds: float) -> tuple[float, list[float]]:
         """Run rounds until `seconds` have passed on the main process; this process's CPU-seconds, and their times."""
         started, durations = time.process_time(), list[float]()
-        while self._processes.from_main(sum(durations) < seconds):
+        while self._processes.broadcast_object(sum(durations) < seconds):
             durations.append(self._run_round())
         return time.process_time() - started, durations
 

@@ -136,12 +136,12 @@ class Job:
                 aggregator = Aggregator(state)
                 for updates in executor.train(*self._work(round, mine), state):
                     aggregator.add(updates)
-                processes.sum_(aggregator.sums())
+                processes.all_reduce_(aggregator.sums())
                 state = aggregator.result()
                 results |= {f"{round + 1}.{name}": tensor.clone() for name, tensor in state.tensors().items()}
             results |= self._measure(state)
         for name, values in shares.items():
-            results[name] = torch.tensor(processes.gather(max(values)))
+            results[name] = torch.tensor(processes.all_gather_object(max(values)))
         return results
 
     def _measure(self, state: GlobalState) -> dict[str, Tensor]:

@@ -109,7 +109,7 @@ class UnequalProcesses(Processes):
     def any(self, flag: bool) -> bool:
         return flag
 
-    def gather(self, value: float) -> list[float]:
+    def all_gather_object(self, value: float) -> list[float]:
         return [value, 100 * value]
 
 

@@ -114,9 +114,9 @@ def test_a_reduction_of_others_that_fails_is_a_lost_process_too(
 
 def test_a_job_of_one_exchanges_nothing() -> None:
     alone, tensor = Processes.alone(), torch.tensor([1.0, 2.0])
-    alone.sum_([tensor])
-    alone.copy_main_([tensor])
+    alone.all_reduce_([tensor])
+    alone.broadcast_([tensor])
     assert tensor.tolist() == [1, 2]
-    assert (alone.any(True), alone.any(False), alone.gather("me"), alone.from_main("me")) == (True, False, ["me"], "me")
+    assert (alone.any(True), alone.any(False), alone.all_gather_object("me"), alone.broadcast_object("me")) == (True, False, ["me"], "me")
     with pytest.raises(InputError, match="found"), alone.together():
         raise InputError("found")

@@ -111,7 +111,7 @@ def run_round(made: Method, state: GlobalState, updates: list[Update], round: in
             made.receive(batch)
             aggregator.add(batch)
     after = made.aggregate(aggregator, state, round)
-    made.served(after, round)
+    made.after_round(after, round)
     return after
 
 

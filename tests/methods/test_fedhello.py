@@ -75,4 +75,4 @@ def test_scores_that_are_not_finite_are_bad_input() -> None:
     options = FedHelloConfig(fisher_every=1)
     made = make_method(replace(federation(name="fedhello", fedhello=options), fisher=lambda *_: np.full(DEPTH, np.nan)))
     with pytest.raises(InputError, match=r"^method\.fedhello\.selection: found Fisher information that is not finite"):
-        made.served(initial_state(made), 0)
+        made.after_round(initial_state(made), 0)
