@@ -74,7 +74,7 @@ class ClientCosts:
         """FLOPs of the whole round, in the blocks."""
         return self.samples * self.sample_flops
 
-    def of(self, rows: NDArray[np.int64]) -> ClientCosts:
+    def select(self, rows: NDArray[np.int64]) -> ClientCosts:
         """The costs of some participants."""
         return ClientCosts(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
@@ -104,7 +104,7 @@ class CostModel:
         self._bytes_per_parameter = bytes_per_parameter(training, foundation.adapter_dtype, foundation.adapter_dtype)
         self._activations: dict[tuple[int, Factor], _Activations] = {}
 
-    def of(
+    def count(
         self, clients: Clients, participants: NDArray[np.int64], assignment: Assignment, method: Method
     ) -> ClientCosts:
         """The costs of the `participants`, who are assigned something by `method`."""

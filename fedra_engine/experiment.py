@@ -162,7 +162,7 @@ def simulate_devices(
     devices = experiment.clients.devices
     if devices is None or experiment.costs is None:
         return None
-    costs = experiment.costs.of(experiment.clients, participants, assignment, experiment.method)
+    costs = experiment.costs.count(experiment.clients, participants, assignment, experiment.method)
     return devices.simulate(participants, costs, round, config.clients.deadline)
 
 

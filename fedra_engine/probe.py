@@ -82,7 +82,7 @@ def time_step(config: ExperimentConfig, experiment: Experiment) -> TimedStep:
         work = replace(whole, participants=participants[timed], training=one_step)
         _wait(experiment)
         started = time.perf_counter()
-        for _ in experiment.executor.train(work, assignment.of(timed), experiment.initial_state):
+        for _ in experiment.executor.train(work, assignment.select(timed), experiment.initial_state):
             pass
         _wait(experiment)
         seconds = time.perf_counter() - started
@@ -100,7 +100,7 @@ def _first_round(config: ExperimentConfig, experiment: Experiment) -> tuple[NDAr
     participants = sample_participants(config.clients, experiment.clients, seed=config.seed, round=0)
     assignment = experiment.method.assign(participants, 0)
     some = np.flatnonzero(assignment.held.any(axis=1))
-    return participants[some], assignment.of(some)
+    return participants[some], assignment.select(some)
 
 
 def _wait(experiment: Experiment) -> None:
@@ -163,7 +163,7 @@ def _costs_table(config: ExperimentConfig, experiment: Experiment) -> str:
     order = np.argsort(examples)
     model = CostModel(experiment.foundation, experiment.train, config.lora, config.training)
     assignment = experiment.method.assign(examples[order], 0)
-    cost = model.of(clients, examples[order], assignment, experiment.method).of(np.argsort(order))
+    cost = model.count(clients, examples[order], assignment, experiment.method).select(np.argsort(order))
     memory = [cost.memory, cost.frozen_memory, cost.trained_memory, cost.activation_memory]
     sizes = [cost.uploaded, cost.downloaded, *memory]
     for row, (capacity, rank) in enumerate(kinds.T.tolist()):

@@ -131,12 +131,12 @@ class Simulation:
         participants = sample_participants(config.clients, experiment.clients, seed=config.seed, round=round)
         assignment = experiment.method.assign(participants, round)
         some = np.flatnonzero(assignment.held.any(axis=1))
-        devices = simulate_devices(config, experiment, participants[some], assignment.of(some), round)
+        devices = simulate_devices(config, experiment, participants[some], assignment.select(some), round)
         if devices is not None:
             some = some[devices.arrived]
         lr = learning_rate(config.training, round, config.rounds)
         work = LocalWork(experiment.clients, participants[some], config.training, config.seed, round, lr)
-        return work, assignment.of(some), devices
+        return work, assignment.select(some), devices
 
     def _check_finite(self, work: LocalWork, known: bool | np.bool_, *tensors: torch.Tensor) -> None:
         if known and all(bool(torch.isfinite(tensor).all()) for tensor in tensors):

@@ -35,7 +35,7 @@ def costs_of(config: ExperimentConfig) -> ClientCosts:
     experiment = build_experiment(config, torch.device("cpu"))
     model = CostModel(experiment.foundation, experiment.train, config.lora, config.training)
     clients = np.arange(0, len(experiment.clients), 5)
-    return model.of(experiment.clients, clients, experiment.method.assign(clients, 0), experiment.method)
+    return model.count(experiment.clients, clients, experiment.method.assign(clients, 0), experiment.method)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_what_a_method_keeps_or_knows_is_not_sent(method: str, uploaded: float, 
     model = CostModel(experiment.foundation, experiment.train, config.lora, config.training)
     clients = np.arange(0, 30, 5)
     assignment = experiment.method.assign(clients, 0)
-    costs = model.of(experiment.clients, clients, assignment, experiment.method)
+    costs = model.count(experiment.clients, clients, assignment, experiment.method)
     blocks = np.array(CAPACITIES)
     assert costs.uploaded.tolist() == (4 * (blocks * uploaded + HEAD)).tolist()
     if downloaded is not None:

@@ -95,7 +95,7 @@ class Setting:
         """The local work of a round and who holds what in it."""
         work = LocalWork(self.clients, participants, self.training, seed=3, round=index, lr=self.training.lr)
         allocation = uniform_allocation(self.clients.capacities, DEPTH, np.random.default_rng(index))
-        return work, self.assignment(allocation).of(participants)
+        return work, self.assignment(allocation).select(participants)
 
     def rounds(self, lanes: int | None, count: int = 1) -> list[Round]:
         """Train all clients for `count` rounds, with a sweep of `lanes` or one after another."""

@@ -70,7 +70,7 @@ def measure_batches(config: ExperimentConfig, steps: int) -> BatchTimes:
     executor = SweepExecutor(
         experiment.foundation, experiment.sweep_model, samples, config.lora, lanes=experiment.lanes
     )
-    for _ in executor.train(work, assignment.of(chosen), experiment.initial_state):
+    for _ in executor.train(work, assignment.select(chosen), experiment.initial_state):
         pass
     # A step lasts from one batch to the next.
     durations = np.diff([*samples.started, time.process_time()])

@@ -64,4 +64,4 @@ def _rounds(config: ExperimentConfig, experiment: Experiment) -> Iterator[tuple[
         participants = sample_participants(config.clients, experiment.clients, seed=config.seed, round=round)
         assignment = experiment.method.assign(participants, round)
         some = np.flatnonzero(assignment.held.any(axis=1))
-        yield participants[some], assignment.of(some)
+        yield participants[some], assignment.select(some)

@@ -113,12 +113,12 @@ class WorkDivision:
         mine = np.flatnonzero(owners == self._processes.index)
         started = time.perf_counter()
         with self._processes.together():
-            yield replace(work, participants=work.participants[mine]), assignment.of(mine)
+            yield replace(work, participants=work.participants[mine]), assignment.select(mine)
             seconds = time.perf_counter() - started
         spent = np.bincount(owners, weights=costs, minlength=self._processes.count).astype(np.float64)
         if self._in_step:
             return
-        self._pace.learn(spent, np.array(self._processes.gather(seconds), dtype=np.float64))
+        self._pace.learn(spent, np.array(self._processes.all_gather_object(seconds), dtype=np.float64))
 
 
 class Portion(NamedTuple):

@@ -75,7 +75,7 @@ class SweepExecutor:
             some = replace(work, participants=work.participants[left])
             finished = [np.empty(0, dtype=np.int64)]
             try:
-                for updates in self._train(some, assignment.of(left), state):
+                for updates in self._train(some, assignment.select(left), state):
                     finished.append(updates.clients)
                     yield updates
                 return

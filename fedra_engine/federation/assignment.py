@@ -74,7 +74,7 @@ class Assignment:
             return np.array([len(self.held) > 0])
         return np.asarray(self.held[:, list(self.exits)].any(axis=0))
 
-    def of(self, rows: NDArray[np.int64]) -> Assignment:
+    def select(self, rows: NDArray[np.int64]) -> Assignment:
         """The assignment of some participants."""
         return replace(
             self,

@@ -71,7 +71,7 @@ class MeasuredSimulation(Simulation):
         work, assignment, _ = self._work(0)
         balance(predicted_costs(assignment.held, work, experiment.train.lengths), np.ones(processes.count))
         repeated = time.process_time() - started
-        costs = CostModel(experiment.foundation, experiment.train, self._config.lora, self._config.training).of(
+        costs = CostModel(experiment.foundation, experiment.train, self._config.lora, self._config.training).count(
             experiment.clients, work.participants, assignment, experiment.method
         )
         sums = experiment.method.aggregator(self._state, 0).sums()
@@ -116,7 +116,7 @@ class MeasuredSimulation(Simulation):
             cpu_seconds, durations = self._run_rounds(_SERVER_SECONDS)
         finally:
             self._experiment = experiment
-        return sum(self._processes.gather(cpu_seconds)) / len(durations)
+        return sum(self._processes.all_gather_object(cpu_seconds)) / len(durations)
 
 
 class _IdleExecutor:

@@ -165,7 +165,7 @@ class Job:
 
     def _work(self, round: int, participants: NDArray[np.int64]) -> tuple[LocalWork, Assignment]:
         work = LocalWork(self._clients, participants, SGD, seed=3, round=round, lr=SGD.lr)
-        return work, Assignment(HELD).of(participants)
+        return work, Assignment(HELD).select(participants)
 
 
 @contextmanager

@@ -67,7 +67,7 @@ def test_late_and_broken_off_participants_do_not_arrive() -> None:
     assert strict.arrived.tolist() == [True, True, False, False]
     # The server waits for those that do not come.
     assert (strict.dropped, strict.late, strict.seconds) == (1, 1, 5)
-    assert devices.simulate(participants[:2], costs.of(np.arange(2)), 0, 5.0).seconds == 2
+    assert devices.simulate(participants[:2], costs.select(np.arange(2)), 0, 5.0).seconds == 2
 
 
 def test_drop_out_has_its_probability() -> None:
@@ -134,7 +134,7 @@ def test_memory_decides_the_capacities() -> None:
     # No client takes more than the blocks of its number are counted with.
     clients = np.arange(0, 30, 5)
     assignment = experiment.method.assign(clients, 0)
-    counted = costs.of(experiment.clients, clients, assignment, experiment.method)
+    counted = costs.count(experiment.clients, clients, assignment, experiment.method)
     assert (counted.memory <= needed[counted.blocks.astype(int) - 1]).all()
     exact = [needed[0], needed[1] - 1, needed[1], needed[5] + 1, needed[11], 10 * needed[11]]
     found = capacities([size / GIBIBYTE for size in exact])
