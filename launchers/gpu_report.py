@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Machines lent for measuring have the libraries, not this package; stages are processes that need it too.
+# A GPU machine may lack this package. Stages run as processes of their own and need the path too.
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*sys.path[:2], os.environ.get("PYTHONPATH", "")]))
 # Nothing here is downloaded.
@@ -32,7 +32,7 @@ def main() -> None:
         raise InputError("device: found no GPU, expected one; `launchers/microbench.py kernels` measures a CPU")
     options.output_dir.mkdir(parents=True, exist_ok=True)
     if options.stage:
-        from fedra_engine.benchmarks.gpu_stages import run_stage
+        from fedra_engine.benchmarks.gpu.stages import run_stage
 
         run_stage(options.stage, options.output_dir, torch.device("cuda", 0))
     elif not _report(options.output_dir):
@@ -55,9 +55,9 @@ def _report(folder: Path) -> bool:
     import torch
     from rich.console import Console
 
-    from fedra_engine.benchmarks.gpu_stages import run_stages
-    from fedra_engine.benchmarks.gpu_summary import read_findings, short_table, write_report
-    from fedra_engine.benchmarks.kernels_measure import versions
+    from fedra_engine.benchmarks.gpu.stages import run_stages
+    from fedra_engine.benchmarks.gpu.summary import read_findings, short_table, write_report
+    from fedra_engine.benchmarks.kernels.measure import versions
 
     device = torch.cuda.get_device_name(0)
     outcomes = run_stages(Path(__file__).resolve(), folder)

@@ -14,7 +14,6 @@ from fedra_engine.benchmarks.handwritten import HandwrittenExecutor
 from fedra_engine.benchmarks.settings import Setting
 from fedra_engine.execution.executor import Executor
 from fedra_engine.execution.sequential import SequentialExecutor
-from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.federation.aggregation import Aggregator
 from fedra_engine.models.state import GlobalState
 
@@ -52,9 +51,7 @@ def measure_executors(setting: Setting, repeats: int) -> ExecutorTimes:
     """Time the executors in turn, `repeats` times, after one round of each that is not counted."""
     executors: dict[str, Executor] = {
         "sequential": SequentialExecutor(setting.foundation, setting.samples, setting.lora),
-        "sweep": SweepExecutor(
-            setting.foundation, setting.sweep_model, setting.samples, setting.lora, lanes=setting.lanes
-        ),
+        "sweep": setting.sweep(),
     }
     handwritten = HandwrittenExecutor(setting.foundation, setting.samples, setting.lora)
     timed: dict[str, Callable[[], float]] = {

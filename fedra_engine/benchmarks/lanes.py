@@ -9,7 +9,6 @@ from typing import Any
 from fedra_engine.benchmarks.executors import run_round
 from fedra_engine.benchmarks.settings import Setting
 from fedra_engine.execution.memory import measure_lane
-from fedra_engine.execution.sweep import SweepExecutor
 
 
 def measure_lanes(setting: Setting, repeats: int) -> list[dict[str, Any]]:
@@ -27,7 +26,7 @@ def measure_lanes(setting: Setting, repeats: int) -> list[dict[str, Any]]:
     seconds: dict[int, list[float]] = {lanes: [] for lanes in counts}
     for repeat in range(repeats + 1):
         for lanes in counts:
-            took, _ = run_round(_executor(replace(setting, lanes=lanes)), setting)
+            took, _ = run_round(replace(setting, lanes=lanes).sweep(), setting)
             # The first round of each is not counted.
             if repeat > 0:
                 seconds[lanes].append(took)
@@ -42,7 +41,3 @@ def measure_lanes(setting: Setting, repeats: int) -> list[dict[str, Any]]:
         }
         for lanes, times in seconds.items()
     ]
-
-
-def _executor(setting: Setting) -> SweepExecutor:
-    return SweepExecutor(setting.foundation, setting.sweep_model, setting.samples, setting.lora, lanes=setting.lanes)

@@ -16,7 +16,6 @@ from fedra_engine.benchmarks.settings import Setting, tiny_vit
 from fedra_engine.config import ClientsConfig, MethodConfig, TrainingConfig
 from fedra_engine.execution.fisher import FisherInformation
 from fedra_engine.execution.lanes import LanePool
-from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.federation.clients import Clients
 from fedra_engine.federation.sampling import sample_participants
 from fedra_engine.federation.work import ClientUpdates, LocalWork
@@ -65,8 +64,5 @@ def sweep_peak_gigabytes() -> float:
 def _sweep_tiny_vit() -> float:
     torch.set_num_threads(1)
     setting = tiny_vit()
-    executor = SweepExecutor(
-        setting.foundation, setting.sweep_model, setting.samples, setting.lora, lanes=setting.lanes
-    )
-    run_round(executor, setting)
+    run_round(setting.sweep(), setting)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -13,6 +13,7 @@ from transformers import ViTConfig, ViTForImageClassification
 from fedra_engine.config import ExperimentConfig, LoraConfig, TrainingConfig
 from fedra_engine.data.samples import Preprocessing, Samples, SampleStore
 from fedra_engine.execution.lanes import LanePool
+from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.experiment import build_experiment
 from fedra_engine.federation.allocation import uniform_allocation
@@ -42,6 +43,10 @@ class Setting:
     work: LocalWork
     assignment: Assignment
     state: GlobalState
+
+    def sweep(self) -> SweepExecutor:
+        """The engine."""
+        return SweepExecutor(self.foundation, self.sweep_model, self.samples, self.lora, lanes=self.lanes)
 
     def lane_pool(self) -> LanePool:
         """The round's lanes, before anything is trained."""

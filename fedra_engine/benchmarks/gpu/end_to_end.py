@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from fedra_engine.benchmarks.gpu_findings import Figure, Findings, StageFailed, at_least
-from fedra_engine.benchmarks.gpu_workload import Round, RoundCost, VitShape, Workload, round_cost
-from fedra_engine.benchmarks.kernels_measure import TIME_UP, measured_peaks, one_line
+from fedra_engine.benchmarks.gpu.findings import Figure, Findings, StageFailed, at_least
+from fedra_engine.benchmarks.gpu.workload import Round, RoundCost, VitShape, Workload, round_cost
+from fedra_engine.benchmarks.kernels.measure import TIME_UP, measured_peaks, one_line
 from fedra_engine.execution.executor import Executor
 
 TARGET_IMAGES = 16

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fedra_engine.benchmarks.gpu_findings import Findings, StageFailed
-from fedra_engine.benchmarks.gpu_tests import run_gpu_tests
+from fedra_engine.benchmarks.gpu.findings import Findings, StageFailed
+from fedra_engine.benchmarks.gpu.pytest_stage import run_gpu_tests
 
 TESTS = """
 import os

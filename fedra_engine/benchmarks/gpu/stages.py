@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from fedra_engine.benchmarks.gpu_findings import Findings, StageFailed
+from fedra_engine.benchmarks.gpu.findings import Findings, StageFailed
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 _START_SECONDS = 12.0
 """What a process takes to import its libraries; not the stage's."""
 
@@ -32,7 +32,7 @@ class Stage:
 
 
 def _checks(findings: Findings, device: torch.device) -> None:
-    from fedra_engine.benchmarks.gpu_checks import check_ops, check_rounds
+    from fedra_engine.benchmarks.gpu.checks import check_ops, check_rounds
 
     failed = []
     for check in (lambda: check_rounds(findings, device), lambda: check_ops(findings, device, torch.bfloat16)):
@@ -45,28 +45,28 @@ def _checks(findings: Findings, device: torch.device) -> None:
 
 
 def _kernels(findings: Findings, device: torch.device) -> None:
-    from fedra_engine.benchmarks.gpu_kernels import kernel_stage
-    from fedra_engine.benchmarks.kernels_cases import vit_base
+    from fedra_engine.benchmarks.gpu.kernels import kernel_stage
+    from fedra_engine.benchmarks.kernels.cases import vit_base
 
     kernel_stage(findings, device, vit_base(device), gemm_size=8192, seconds=0.15)
 
 
 def _end_to_end(findings: Findings, device: torch.device) -> None:
-    from fedra_engine.benchmarks.gpu_end_to_end import end_to_end
-    from fedra_engine.benchmarks.gpu_workload import VIT_BASE
+    from fedra_engine.benchmarks.gpu.end_to_end import end_to_end
+    from fedra_engine.benchmarks.gpu.workload import VIT_BASE
 
     end_to_end(findings, device, torch.bfloat16, VIT_BASE)
 
 
 def _scaling(findings: Findings, device: torch.device) -> None:
-    from fedra_engine.benchmarks.gpu_end_to_end import client_scaling
-    from fedra_engine.benchmarks.gpu_workload import VIT_BASE
+    from fedra_engine.benchmarks.gpu.end_to_end import client_scaling
+    from fedra_engine.benchmarks.gpu.workload import VIT_BASE
 
     client_scaling(findings, device, torch.bfloat16, VIT_BASE)
 
 
 def _tests(findings: Findings, device: torch.device) -> None:
-    from fedra_engine.benchmarks.gpu_tests import run_gpu_tests
+    from fedra_engine.benchmarks.gpu.pytest_stage import run_gpu_tests
 
     run_gpu_tests(findings, ROOT)
 
@@ -82,7 +82,7 @@ STAGES = (
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StageOutcome:
     """How a stage ended; `error` is one line, empty when all went well."""
 
     stage: str
@@ -96,13 +96,13 @@ def run_stage(name: str, folder: Path, device: torch.device) -> None:
     stage.run(Findings(folder, name, seconds=stage.seconds), device)
 
 
-def run_stages(launcher: Path, folder: Path, stages: Sequence[Stage] = STAGES) -> list[Outcome]:
+def run_stages(launcher: Path, folder: Path, stages: Sequence[Stage] = STAGES) -> list[StageOutcome]:
     """Run `launcher` FOLDER --stage NAME for every stage; its output goes to FOLDER/NAME.log."""
     outcomes = []
     for stage in stages:
         started = time.monotonic()
         error = _run_process([sys.executable, str(launcher), str(folder), "--stage", stage.name], folder, stage)
-        outcomes.append(Outcome(stage.name, time.monotonic() - started, error))
+        outcomes.append(StageOutcome(stage.name, time.monotonic() - started, error))
     return outcomes
 
 

@@ -11,18 +11,18 @@ import torch
 import triton
 from torch import Tensor
 
-from fedra_engine.benchmarks.kernels_cases import COMPILED, Case, Sizes
-from fedra_engine.benchmarks.kernels_lora import lora_cases
-from fedra_engine.benchmarks.kernels_rows import row_cases
-from fedra_engine.benchmarks.kernels_slots import slot_cases
-from fedra_engine.benchmarks.kernels_timing import Times, copies, time_calls
-from fedra_engine.benchmarks.kernels_work import Peaks
+from fedra_engine.benchmarks.kernels.cases import COMPILED, Case, Sizes
+from fedra_engine.benchmarks.kernels.lora import lora_cases
+from fedra_engine.benchmarks.kernels.rows import row_cases
+from fedra_engine.benchmarks.kernels.slots import slot_cases
+from fedra_engine.benchmarks.kernels.timing import Times, copies, time_calls
+from fedra_engine.benchmarks.kernels.work import Peaks
 
 TIME_UP = "the time was up"
 
 
 @dataclass(frozen=True)
-class Measurement:
+class KernelMeasurement:
     """The times of one provider in one case; `error` says in one line why there are none."""
 
     case: Case
@@ -42,7 +42,7 @@ def measure_kernels(
     *,
     seconds: float,
     proceed: Callable[[], bool] = lambda: True,
-) -> Iterator[Measurement]:
+) -> Iterator[KernelMeasurement]:
     """Time every provider for about `seconds`; those that take long to compile come last, on a GPU only.
 
     A provider that fails is a measurement with an error. Ends early, with an error for each provider not reached,
@@ -57,13 +57,13 @@ def measure_kernels(
 
 def _measure_case(
     case: Case, names: Sequence[str], device: torch.device, seconds: float, proceed: Callable[[], bool]
-) -> Iterator[Measurement]:
+) -> Iterator[KernelMeasurement]:
     if not names:
         return
     inputs: list[object] = []
     for name in names:
         if not proceed():
-            yield Measurement(case, name, None, TIME_UP)
+            yield KernelMeasurement(case, name, None, TIME_UP)
             continue
         try:
             with torch.no_grad():
@@ -73,10 +73,10 @@ def _measure_case(
                     more = copies(_bytes(inputs[0]), device) - 1
                     inputs += [case.inputs(generator) for _ in range(more)]
                 times = time_calls([case.providers[name](each) for each in inputs], device, seconds=seconds)
-            yield Measurement(case, name, times)
+            yield KernelMeasurement(case, name, times)
         # Whatever a baseline raises on somebody's GPU is told; the other providers still count.
         except Exception as error:
-            yield Measurement(case, name, None, one_line(error))
+            yield KernelMeasurement(case, name, None, one_line(error))
 
 
 def measured_peaks(device: torch.device, dtype: torch.dtype, *, size: int, seconds: float = 0.3) -> Peaks:

@@ -7,18 +7,24 @@ from dataclasses import asdict
 
 import torch
 
-from fedra_engine.benchmarks.gpu_findings import Figure, Findings, StageFailed, at_least, at_most
-from fedra_engine.benchmarks.kernels_cases import ENGINE, Sizes
-from fedra_engine.benchmarks.kernels_lora import BACKWARD, FORWARD, GIVEN, KERNEL
-from fedra_engine.benchmarks.kernels_measure import Measurement, kernel_cases, measure_kernels, measured_peaks, versions
-from fedra_engine.benchmarks.kernels_report import (
+from fedra_engine.benchmarks.gpu.findings import Figure, Findings, StageFailed, at_least, at_most
+from fedra_engine.benchmarks.kernels.cases import ENGINE, Sizes
+from fedra_engine.benchmarks.kernels.lora import BACKWARD, FORWARD, GIVEN, KERNEL
+from fedra_engine.benchmarks.kernels.measure import (
+    KernelMeasurement,
+    kernel_cases,
+    measure_kernels,
+    measured_peaks,
+    versions,
+)
+from fedra_engine.benchmarks.kernels.report import (
     block_ratios,
     expected_records,
     measured_records,
     plot,
     write_csv,
 )
-from fedra_engine.benchmarks.kernels_work import Peaks
+from fedra_engine.benchmarks.kernels.work import Peaks
 
 _BLOCK_TARGETS = {FORWARD: 1.15, GIVEN: 1.08, BACKWARD: 1.5}
 _COPY_KERNELS = ("aggregate", "sgd", "adamw")
@@ -37,7 +43,7 @@ def kernel_stage(findings: Findings, device: torch.device, sizes: Sizes, *, gemm
     expected = expected_records(cases, peaks, versions())
     findings.figure(Figure("measured GEMM rate", peaks.flops / 1e12, "TFLOP/s"))
     findings.figure(Figure("measured copy rate", peaks.bandwidth / 1e12, "TB/s"))
-    measurements: list[Measurement] = []
+    measurements: list[KernelMeasurement] = []
     for found in measure_kernels(cases, device, seconds=seconds, proceed=lambda: _time_left(findings)):
         measurements.append(found)
         findings.row("kernels", _row(found, peaks))
@@ -54,7 +60,7 @@ def _time_left(findings: Findings) -> bool:
     return findings.seconds_left > _SECONDS_FOR_PLOT
 
 
-def target_figures(measurements: Sequence[Measurement]) -> list[Figure]:
+def target_figures(measurements: Sequence[KernelMeasurement]) -> list[Figure]:
     """The figures that have targets."""
     figures = []
     for mode, limit in _BLOCK_TARGETS.items():
@@ -73,7 +79,7 @@ def target_figures(measurements: Sequence[Measurement]) -> list[Figure]:
     return figures
 
 
-def _row(found: Measurement, peaks: Peaks) -> dict[str, object]:
+def _row(found: KernelMeasurement, peaks: Peaks) -> dict[str, object]:
     case = found.case
     row: dict[str, object] = {"kernel": case.kernel, "mode": case.mode, "x": case.x, "provider": found.provider}
     if found.times is None:

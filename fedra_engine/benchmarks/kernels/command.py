@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from fedra_engine.benchmarks.kernels_cases import cpu_sizes, vit_base
-from fedra_engine.benchmarks.kernels_measure import kernel_cases, measure_kernels, measured_peaks, versions
-from fedra_engine.benchmarks.kernels_report import (
+from fedra_engine.benchmarks.kernels.cases import cpu_sizes, vit_base
+from fedra_engine.benchmarks.kernels.measure import kernel_cases, measure_kernels, measured_peaks, versions
+from fedra_engine.benchmarks.kernels.report import (
     expected_records,
     expected_table,
     kernel_table,
@@ -17,8 +17,8 @@ from fedra_engine.benchmarks.kernels_report import (
     plot,
     write_csv,
 )
-from fedra_engine.benchmarks.kernels_resources import resource_table
-from fedra_engine.benchmarks.kernels_work import H100
+from fedra_engine.benchmarks.kernels.resources import resource_table
+from fedra_engine.benchmarks.kernels.work import H100
 
 GEMM_SIZE = 8192
 _CPU_GEMM_SIZE = 768

@@ -12,18 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedra_engine.benchmarks import gpu_ops
-from fedra_engine.benchmarks.gpu_checks import check_ops, check_rounds
-from fedra_engine.benchmarks.gpu_end_to_end import client_scaling, end_to_end, lanes_for
-from fedra_engine.benchmarks.gpu_findings import Figure, Findings, StageFailed, at_least
-from fedra_engine.benchmarks.gpu_kernels import kernel_stage
-from fedra_engine.benchmarks.gpu_stages import STAGES, Outcome, Stage, run_stages
-from fedra_engine.benchmarks.gpu_summary import read_findings, short_table, write_report
-from fedra_engine.benchmarks.gpu_workload import VIT_BASE, VitShape, Workload
-from fedra_engine.benchmarks.kernels_cases import cpu_sizes
+from fedra_engine.benchmarks.gpu import ops
+from fedra_engine.benchmarks.gpu.checks import check_ops, check_rounds
+from fedra_engine.benchmarks.gpu.end_to_end import client_scaling, end_to_end, lanes_for
+from fedra_engine.benchmarks.gpu.findings import Figure, Findings, StageFailed, at_least
+from fedra_engine.benchmarks.gpu.kernels import kernel_stage
+from fedra_engine.benchmarks.gpu.stages import STAGES, Stage, StageOutcome, run_stages
+from fedra_engine.benchmarks.gpu.summary import read_findings, short_table, write_report
+from fedra_engine.benchmarks.gpu.workload import VIT_BASE, VitShape, Workload
+from fedra_engine.benchmarks.kernels.cases import cpu_sizes
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LAUNCHER = ROOT / "launchers" / "gpu_report.py"
 TINY = VitShape(width=32, hidden=64, depth=3, heads=2, image=16, patch=8, classes=5, rank=4, pool=8)
 
@@ -82,22 +82,22 @@ def test_rounds_agree_again_in_other_lanes_and_with_peft(findings: Findings) -> 
 def test_an_op_that_depends_on_its_neighbours_fails_the_check(
     findings: Findings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def op(cohort: gpu_ops.Cohort) -> gpu_ops.Results:
+    def op(cohort: ops.Cohort) -> ops.Results:
         return {"y": torch.full((cohort.groups.rows, 1), float(len(cohort.groups)))}
 
-    monkeypatch.setattr(gpu_ops, "OPS", {"broken": op})
+    monkeypatch.setattr(ops, "OPS", {"broken": op})
     with pytest.raises(StageFailed, match=r"broken \(repeats, alone differs by"):
         check_ops(findings, CPU, torch.float32, sizes=(3, 2))
 
 
-@pytest.mark.parametrize("name", gpu_ops.OPS)
+@pytest.mark.parametrize("name", ops.OPS)
 def test_the_op_checks_compare_a_clients_own_results(name: str) -> None:
-    sizes, widths = (6, 1, 3), gpu_ops.Widths(inputs=40, outputs=24, rank=4, classes=7)
-    together = gpu_ops.run_op(name, sizes, range(3), CPU, torch.float32, widths=widths)
-    alone = gpu_ops.run_op(name, sizes, [2], CPU, torch.float32, widths=widths)
+    sizes, widths = (6, 1, 3), ops.Widths(inputs=40, outputs=24, rank=4, classes=7)
+    together = ops.run_op(name, sizes, range(3), CPU, torch.float32, widths=widths)
+    alone = ops.run_op(name, sizes, [2], CPU, torch.float32, widths=widths)
     for key, values in alone.items():
-        torch.testing.assert_close(gpu_ops.part_of(together[key], sizes, 2), values, rtol=1e-4, atol=1e-5)
-        assert not torch.equal(gpu_ops.part_of(together[key], sizes, 0), values)
+        torch.testing.assert_close(ops.part_of(together[key], sizes, 2), values, rtol=1e-4, atol=1e-5)
+        assert not torch.equal(ops.part_of(together[key], sizes, 0), values)
 
 
 def test_the_kernel_stage_leaves_figures_and_a_csv(findings: Findings, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_the_report_shows_figures_targets_and_failures(tmp_path: Path, capsys: p
     findings.figure(at_least("share", 31.0, 40.0, "%"))
     findings.figure(Figure("rate", 700.0, "TFLOP/s"))
     findings.row("kernels", {"op": "a|b", "seconds": 0.5})
-    outcomes = [Outcome("tests", 3.0, "no such file"), Outcome("kernels", 5.0, "")]
+    outcomes = [StageOutcome("tests", 3.0, "no such file"), StageOutcome("kernels", 5.0, "")]
     found = read_findings(tmp_path, outcomes)
     write_report(tmp_path, "GPU X", "torch 2", outcomes, found)
     markdown = (tmp_path / "report.md").read_text()
@@ -189,10 +189,11 @@ import runpy
 runpy.run_path({str(LAUNCHER)!r}, run_name="imported")
 import torch
 from pathlib import Path
-from fedra_engine.benchmarks import gpu_checks, gpu_kernels, gpu_stages, gpu_summary, gpu_tests, kernels_command
-from fedra_engine.benchmarks.gpu_end_to_end import client_scaling
-from fedra_engine.benchmarks.gpu_findings import Findings
-from fedra_engine.benchmarks.gpu_workload import VitShape, Workload
+from fedra_engine.benchmarks.gpu import checks, kernels, pytest_stage, stages, summary
+from fedra_engine.benchmarks.kernels import command
+from fedra_engine.benchmarks.gpu.end_to_end import client_scaling
+from fedra_engine.benchmarks.gpu.findings import Findings
+from fedra_engine.benchmarks.gpu.workload import VitShape, Workload
 shape = VitShape(width=32, hidden=64, depth=3, heads=2, image=16, patch=8, classes=5, rank=4, pool=8)
 workload = Workload(shape, torch.device("cpu"), torch.float32)
 round = workload.round(2, images=1, steps=1)

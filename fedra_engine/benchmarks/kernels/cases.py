@@ -11,8 +11,8 @@ import torch
 import torch._functorch.config as functorch_config
 from torch import Tensor
 
-from fedra_engine.benchmarks.kernels_timing import Call
-from fedra_engine.benchmarks.kernels_work import Work
+from fedra_engine.benchmarks.kernels.timing import Call
+from fedra_engine.benchmarks.kernels.work import Work
 from fedra_kernels import RowGroups
 
 Compilable = TypeVar("Compilable", bound=Callable[..., Any])

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedra_engine.benchmarks import gpu_ops
-from fedra_engine.benchmarks.gpu_findings import Figure, Findings, StageFailed
-from fedra_engine.benchmarks.gpu_ops import part_of, run_op
-from fedra_engine.benchmarks.gpu_workload import SMALL_VIT, Workload
+from fedra_engine.benchmarks.gpu import ops
+from fedra_engine.benchmarks.gpu.findings import Figure, Findings, StageFailed
+from fedra_engine.benchmarks.gpu.ops import part_of, run_op
+from fedra_engine.benchmarks.gpu.workload import SMALL_VIT, Workload
 from fedra_engine.models.state import GlobalState
 
 SIZES = (591, 5, 197, 64, 1, 394, 128, 788)
@@ -25,7 +25,7 @@ def check_ops(findings: Findings, device: torch.device, dtype: torch.dtype, *, s
         StageFailed: some do not.
     """
     failed = []
-    for name in gpu_ops.OPS:
+    for name in ops.OPS:
         together = run_op(name, sizes, range(len(sizes)), device, dtype)
         again = run_op(name, sizes, range(len(sizes)), device, dtype)
         repeats = all(torch.equal(together[key], again[key]) for key in together)

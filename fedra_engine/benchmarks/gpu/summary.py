@@ -10,10 +10,10 @@ from typing import Any
 
 from rich.table import Table
 
-from fedra_engine.benchmarks.gpu_stages import Outcome
+from fedra_engine.benchmarks.gpu.stages import StageOutcome
 
 
-def read_findings(folder: Path, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def read_findings(folder: Path, outcomes: Sequence[StageOutcome]) -> dict[str, Any]:
     """What each stage left in its file; a stage that did not start left none."""
     found = {}
     for outcome in outcomes:
@@ -23,7 +23,7 @@ def read_findings(folder: Path, outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def write_report(
-    folder: Path, device: str, versions: str, outcomes: Sequence[Outcome], found: Mapping[str, Any]
+    folder: Path, device: str, versions: str, outcomes: Sequence[StageOutcome], found: Mapping[str, Any]
 ) -> None:
     """Write `report.json` and `report.md`."""
     stages = [asdict(outcome) | found[outcome.stage] for outcome in outcomes]
@@ -32,7 +32,7 @@ def write_report(
     (folder / "report.md").write_text(_markdown(device, versions, stages))
 
 
-def short_table(device: str, outcomes: Sequence[Outcome], found: Mapping[str, Any]) -> Table:
+def short_table(device: str, outcomes: Sequence[StageOutcome], found: Mapping[str, Any]) -> Table:
     """Every figure beside its target, and how the stages ended."""
     table = Table(title=device, title_justify="left")
     table.add_column("stage")

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedra_engine.benchmarks.kernels_cases import COMPILED, ENGINE, Case, Sizes, compiled, memory_case, random
-from fedra_engine.benchmarks.kernels_timing import Call
-from fedra_engine.benchmarks.kernels_work import traffic
+from fedra_engine.benchmarks.kernels.cases import COMPILED, ENGINE, Case, Sizes, compiled, memory_case, random
+from fedra_engine.benchmarks.kernels.timing import Call
+from fedra_engine.benchmarks.kernels.work import traffic
 from fedra_kernels import RowGroups, gather_norm, gelu, scatter_add, swiglu
 
 _EPS = 1e-6

@@ -11,9 +11,9 @@ from peft import inject_adapter_in_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedra_engine.benchmarks.kernels_cases import COMPILED, ENGINE, Case, Sizes, compiled, random
-from fedra_engine.benchmarks.kernels_timing import Call
-from fedra_engine.benchmarks.kernels_work import lora_backward, lora_forward
+from fedra_engine.benchmarks.kernels.cases import COMPILED, ENGINE, Case, Sizes, compiled, random
+from fedra_engine.benchmarks.kernels.timing import Call
+from fedra_engine.benchmarks.kernels.work import lora_backward, lora_forward
 from fedra_kernels import RowGroups, lora_linear
 
 KERNEL = "lora_linear"

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from rich.table import Table
 
-from fedra_engine.benchmarks.kernels_cases import ENGINE, Case
-from fedra_engine.benchmarks.kernels_measure import Measurement
-from fedra_engine.benchmarks.kernels_timing import Times
-from fedra_engine.benchmarks.kernels_work import Peaks
+from fedra_engine.benchmarks.kernels.cases import ENGINE, Case
+from fedra_engine.benchmarks.kernels.measure import KernelMeasurement
+from fedra_engine.benchmarks.kernels.timing import Times
+from fedra_engine.benchmarks.kernels.work import Peaks
 
 EXPECTED = "expected"
 
@@ -47,7 +47,7 @@ def expected_records(cases: Sequence[Case], peaks: Peaks, versions: str) -> list
     return records
 
 
-def measured_records(measurements: Sequence[Measurement], peaks: Peaks, versions: str) -> list[Record]:
+def measured_records(measurements: Sequence[KernelMeasurement], peaks: Peaks, versions: str) -> list[Record]:
     """All metrics of all measurements that have times."""
     denominators = denominator_seconds(measurements)
     records = []
@@ -60,7 +60,7 @@ def measured_records(measurements: Sequence[Measurement], peaks: Peaks, versions
     return records
 
 
-def denominator_seconds(measurements: Sequence[Measurement]) -> dict[tuple[str, str, str], float]:
+def denominator_seconds(measurements: Sequence[KernelMeasurement]) -> dict[tuple[str, str, str], float]:
     """The median of each case's denominator."""
     return {
         key(found.case): found.times.p50
@@ -102,7 +102,7 @@ def write_csv(path: Path, records: Sequence[Record]) -> None:
         writer.writerows(asdict(record) for record in records)
 
 
-def kernel_table(measurements: Sequence[Measurement], peaks: Peaks) -> Table:
+def kernel_table(measurements: Sequence[KernelMeasurement], peaks: Peaks) -> Table:
     """Times, rates and ratios, a line for each provider of each case."""
     table = Table(title=f"Kernels on {peaks.name}: {_peaks(peaks)}", title_justify="left")
     for column in ("kernel", "mode", "x", "provider"):
@@ -145,7 +145,7 @@ def _peaks(peaks: Peaks) -> str:
     return f"{peaks.flops / 1e12:.3g} TFLOP/s and {peaks.bandwidth / 1e12:.3g} TB/s"
 
 
-def block_ratios(measurements: Sequence[Measurement], kernel: str, mode: str) -> Mapping[str, float]:
+def block_ratios(measurements: Sequence[KernelMeasurement], kernel: str, mode: str) -> Mapping[str, float]:
     """Time over all layers of a block, as a multiple of the frozen products', for each provider.
 
     Providers that lack a layer are left out.
@@ -165,14 +165,14 @@ def block_ratios(measurements: Sequence[Measurement], kernel: str, mode: str) ->
     return ratios
 
 
-def plot(path: Path, measurements: Sequence[Measurement], peaks: Peaks) -> None:
+def plot(path: Path, measurements: Sequence[KernelMeasurement], peaks: Peaks) -> None:
     """Bars of every provider's median as a multiple of the expected time, a panel for each kernel and mode."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    panels: dict[tuple[str, str], list[Measurement]] = {}
+    panels: dict[tuple[str, str], list[KernelMeasurement]] = {}
     for found in measurements:
         if found.times is not None:
             panels.setdefault((found.case.kernel, found.case.mode), []).append(found)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fedra_engine.benchmarks.gpu_findings import Figure, Findings, StageFailed
+from fedra_engine.benchmarks.gpu.findings import Figure, Findings, StageFailed
 
 _MOST_PROCESSES = 6
 """Each holds a CUDA context and the tensors of one test."""

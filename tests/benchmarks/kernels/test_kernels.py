@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedra_engine.benchmarks.kernels_cases import COMPILED, ENGINE, Case, Sizes, cpu_sizes, vit_base
-from fedra_engine.benchmarks.kernels_lora import BACKWARD, GIVEN
-from fedra_engine.benchmarks.kernels_measure import Measurement, kernel_cases, measure_kernels
-from fedra_engine.benchmarks.kernels_report import (
+from fedra_engine.benchmarks.kernels.cases import COMPILED, ENGINE, Case, Sizes, cpu_sizes, vit_base
+from fedra_engine.benchmarks.kernels.lora import BACKWARD, GIVEN
+from fedra_engine.benchmarks.kernels.measure import KernelMeasurement, kernel_cases, measure_kernels
+from fedra_engine.benchmarks.kernels.report import (
     Record,
     block_ratios,
     expected_records,
@@ -21,8 +21,8 @@ from fedra_engine.benchmarks.kernels_report import (
     plot,
     write_csv,
 )
-from fedra_engine.benchmarks.kernels_timing import Times, time_calls
-from fedra_engine.benchmarks.kernels_work import H100, Peaks, frozen_product, lora_backward, lora_forward
+from fedra_engine.benchmarks.kernels.timing import Times, time_calls
+from fedra_engine.benchmarks.kernels.work import H100, Peaks, frozen_product, lora_backward, lora_forward
 
 CPU = torch.device("cpu")
 TINY = replace(cpu_sizes(), clients=3, samples=2, tokens=5, width=32, hidden=64, rank=4, slots=6, blocks=3)
@@ -121,7 +121,7 @@ def test_what_the_time_does_not_suffice_for_is_named() -> None:
 
 def test_csv_and_plot_hold_every_metric_of_every_measurement(tmp_path: Path) -> None:
     case = cases("lora_linear")[0]
-    measured = [Measurement(case, name, Times(1e-3, 2e-3, 4e-3)) for name in ("frozen", ENGINE)]
+    measured = [KernelMeasurement(case, name, Times(1e-3, 2e-3, 4e-3)) for name in ("frozen", ENGINE)]
     peaks = Peaks("test", 1e12, 1e11)
     write_csv(tmp_path / "kernels.csv", measured_records(measured, peaks, "v"))
     plot(tmp_path / "kernels.png", measured, peaks)
@@ -136,7 +136,7 @@ def test_csv_and_plot_hold_every_metric_of_every_measurement(tmp_path: Path) -> 
 
 def test_a_blocks_ratio_adds_its_layers_and_needs_all_of_them() -> None:
     given = [case for case in cases("lora_linear") if case.mode == GIVEN]
-    measured = [Measurement(case, "frozen", Times(1.0, 1.0, 1.0)) for case in given]
-    measured += [Measurement(case, ENGINE, Times(1.0, 1.0 + n, 9.0)) for n, case in enumerate(given)]
+    measured = [KernelMeasurement(case, "frozen", Times(1.0, 1.0, 1.0)) for case in given]
+    measured += [KernelMeasurement(case, ENGINE, Times(1.0, 1.0 + n, 9.0)) for n, case in enumerate(given)]
     assert block_ratios(measured, "lora_linear", GIVEN)[ENGINE] == pytest.approx(2.5)
     assert ENGINE not in block_ratios(measured[:-1], "lora_linear", GIVEN)
