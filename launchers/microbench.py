@@ -23,7 +23,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise InputError."""
-        raise InputError(f"{self.prog}: {message}; --help says what there is (options of an experiment go after --)")
+        raise InputError(f"{self.prog}: {message}; see --help (options of an experiment go after --)")
 
 
 def main() -> None:
@@ -62,6 +62,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="without a GPU: what to compile the kernels for, to list their needs (default sm_90)",
     )
     kernels.set_defaults(run=_run_kernels)
+    resources = commands.add_parser("resources", help="what every kernel needs on every architecture, without a GPU")
+    resources.add_argument("file", type=Path, help="Markdown page to write")
+    resources.set_defaults(run=_run_resources)
     return parser.parse_args(arguments)
 
 
@@ -133,10 +136,18 @@ def _run_batches(options: argparse.Namespace) -> None:
 
 
 def _run_kernels(options: argparse.Namespace) -> None:
-    from fedra_engine.benchmarks.kernels_command import run_kernels
+    from fedra_engine.benchmarks.kernels.command import run_kernels
 
     architecture = None if options.architecture == "none" else options.architecture
     run_kernels(options.output_dir, seconds=options.seconds, architecture=architecture)
+
+
+def _run_resources(options: argparse.Namespace) -> None:
+    from fedra_engine.benchmarks.kernels.resources import write_resources
+
+    if not options.file.parent.is_dir():
+        raise InputError(f"file: found no folder {options.file.parent}, expected one")
+    write_resources(options.file)
 
 
 def _print_table(title: str, rows: Sequence[dict[str, Any]]) -> None:

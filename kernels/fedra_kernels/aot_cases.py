@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import torch
-import triton
 from torch import Tensor
 
 from .activation import gelu, swiglu
 from .adamw import adamw
 from .aggregate import aggregate
-from .aot import ARCHITECTURES, Resources, compile_only, resources
+from .aot import Resources, compile_only, resources
 from .counter_hash import Dropout
 from .gather_norm import NormKind, gather_norm
 from .groups import RowGroups
@@ -30,11 +27,6 @@ SIZES = (300, 10)
 WIDTH, OUTPUTS, CLASSES = 768, 3072, 100
 BANK = 43_008
 """LoRA parameters of a ViT-B block at rank 8."""
-
-TITLE = """# What the kernels need, by architecture
-
-Compiled ahead of time, without a GPU, by `pytest tests/kernels/test_resources.py`, which writes this page.
-Registers are per thread, stack and shared memory in bytes; `small` stands for GPUs with little shared memory."""
 
 
 @dataclass(frozen=True)
@@ -81,34 +73,6 @@ def measure(architecture: str) -> list[tuple[Case, Resources]]:
                 seen.add(compiled.hash)
                 measured.append((case, resources(architecture, name, compiled)))
     return measured
-
-
-def write_table(path: Path, architecture: str, measured: list[tuple[Case, Resources]]) -> None:
-    """Put the architecture's table into the page, in place of its former one."""
-    with path.open("a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        _, *parts = file.read().split("\n## ")
-        sections = dict(part.split("\n", 1) for part in parts)
-        sections[architecture] = _table(architecture, measured)
-        file.truncate(0)
-        page = [TITLE, *(f"## {name}\n{sections[name].strip()}" for name in ARCHITECTURES if name in sections)]
-        file.write("\n\n".join(page) + "\n")
-
-
-def _table(architecture: str, measured: list[tuple[Case, Resources]]) -> str:
-    lines = [
-        "",
-        f"Shared memory limit {ARCHITECTURES[architecture].shared_limit:,} bytes; Triton {triton.__version__}.",
-        "",
-        "| kernel | case | warps | registers | stack | spills | shared | matrix instructions |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for case, need in measured:
-        figures = (need.warps, need.registers, need.stack, need.spills, need.shared, need.dots)
-        cells = (need.kernel.removesuffix("_kernel"), case.name, *(f"{figure:,}" for figure in figures))
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 def _short(dtype: torch.dtype) -> str:
