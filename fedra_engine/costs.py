@@ -139,14 +139,14 @@ class CostModel:
         activations = self._measured(rank, "both")
         slot = layout.size * rank / layout.rank * self._bytes_per_parameter
         block = self._block_bytes + slot + self._training.batch_size * activations.blocks
-        head = foundation.head_layout.trained.stop * self._bytes_per_parameter
+        head = foundation.head_layout.trained_size * self._bytes_per_parameter
         outside = self._other_bytes + head + self._training.batch_size * activations.outside
         total: Counts = outside + np.cumsum(np.sort(block)[::-1])
         return total
 
     def _activation_bytes(self, assignment: Assignment) -> Counts:
         """Bytes kept of one sample, [participants]. Blocks before a participant's first trained one keep nothing."""
-        reached = assignment.held & (assignment.trained_blocks.cumsum(axis=1) > 0)
+        reached = assignment.reached
         full = self._foundation.adapter_layout.rank
         most = self._measured(full, assignment.factors)
         if assignment.ranks is None:

@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fedra_engine.config import TrainingConfig
 from fedra_engine.data.samples import Samples
+from fedra_engine.federation.allocation import Allocation
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import local_step_counts
 from fedra_engine.models.adapters import AdapterLayout, Factor
@@ -54,11 +55,7 @@ class BlockFlops:
 
 def parameters_of(assignment: Assignment, factor: Factor, foundation: Foundation) -> NDArray[np.float64]:
     """LoRA parameters of `factor` in the blocks each participant trains, and its heads, float64 [participants]."""
-    layout, head = foundation.adapter_layout, foundation.head_layout
-    columns, head_columns = layout.columns(factor), head.trained
-    slot = (columns.stop - columns.start) * _rank_shares(assignment, layout.rank)
-    heads = assignment.exit_counts() * (head_columns.stop - head_columns.start)
-    return assignment.trained_blocks.sum(axis=1) * slot + heads
+    return _parameters(assignment.trained_blocks, assignment, factor, foundation)
 
 
 def received_parameters(
@@ -69,12 +66,20 @@ def received_parameters(
     That is `factor` of the adapters of all blocks it holds, its heads and, where a method `writes_base`, how the frozen
     weights of these blocks have changed since the round before. The frozen weights themselves are there already.
     """
-    layout, head = foundation.adapter_layout, foundation.head_layout
-    columns, head_columns = layout.columns(factor), head.trained
+    received = _parameters(assignment.held, assignment, factor, foundation)
+    if not writes_base:
+        return received
+    return received + assignment.held @ _written_parameters(assignment, foundation.adapter_layout)
+
+
+def _parameters(
+    blocks: Allocation, assignment: Assignment, factor: Factor, foundation: Foundation
+) -> NDArray[np.float64]:
+    """Parameters of `factor` in `blocks` [participants, blocks], at each participant's rank, and of its heads."""
+    layout = foundation.adapter_layout
+    columns = layout.columns(factor)
     slot = (columns.stop - columns.start) * _rank_shares(assignment, layout.rank)
-    heads = assignment.exit_counts() * (head_columns.stop - head_columns.start)
-    received = assignment.held.sum(axis=1) * slot + heads
-    return received + assignment.held @ _written_parameters(assignment, layout) if writes_base else received
+    return blocks.sum(axis=1) * slot + assignment.exit_counts() * foundation.head_layout.trained_size
 
 
 def _written_parameters(assignment: Assignment, layout: AdapterLayout) -> NDArray[np.float64]:
@@ -100,9 +105,7 @@ def processed_samples(samples: NDArray[np.int64], training: TrainingConfig) -> N
 
 def sample_flops(assignment: Assignment, flops: BlockFlops, rank: int) -> NDArray[np.float64]:
     """Training FLOPs of one sample of each participant, float64 [participants]; `rank` is that of `flops`."""
-    held, trained = assignment.held, assignment.trained_blocks
-    # Gradients go back to the first block that is trained.
-    reached = held & (trained.cumsum(axis=1) > 0)
+    held, trained, reached = assignment.held, assignment.trained_blocks, assignment.reached
     adapters = flops.a + flops.b
     gradients = {"A": flops.a, "B": flops.b, "both": adapters}[assignment.factors]
     lora = held @ adapters + reached @ adapters + trained @ gradients

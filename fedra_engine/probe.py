@@ -2,49 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.costs import CostModel
-from fedra_engine.counting import processed_samples
-from fedra_engine.execution.scheduling import longest_first
-from fedra_engine.experiment import Experiment, build_experiment, simulate_devices
-from fedra_engine.federation.assignment import Assignment
-from fedra_engine.federation.clients import with_step_limit
-from fedra_engine.federation.sampling import sample_participants
+from fedra_engine.device_simulation import DeviceRound
+from fedra_engine.experiment import Experiment, build_experiment
 from fedra_engine.federation.work import LocalWork
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.reporting.partition_report import MOST_COLUMNS, MOST_PRINTED, count_partition, partition_text
-from fedra_engine.schedule import learning_rate
-
-_LONG_ENOUGH = 2.0
-"""Seconds of a step from which what only the first one costs does not matter."""
-
-
-@dataclass(frozen=True)
-class TimedStep:
-    """One local step of as many of the first round's participants as are trained at a time, or of one if that is long.
-
-    Attributes:
-        clients: how many.
-        samples: of all of them.
-        seconds: wall-clock time, hand-out of the adapters included.
-        round_seconds: what the whole round takes at that rate per sample and block.
-    """
-
-    clients: int
-    samples: int
-    seconds: float
-    round_seconds: float
+from fedra_engine.step_timing import TimedStep, time_step
 
 
 def print_probe(config: ExperimentConfig, device: torch.device, console: Console | None = None) -> None:
@@ -62,51 +35,10 @@ def print_probe(config: ExperimentConfig, device: torch.device, console: Console
     ]
     if len(experiment.clients) <= MOST_PRINTED and len(experiment.train_data.classes) <= MOST_COLUMNS:
         parts.append(partition_text(count_partition(experiment.train_data, experiment.clients)))
-    if experiment.clients.devices is not None:
-        parts.append(_devices_text(config, experiment))
+    if (devices := experiment.round_work(0)[2]) is not None:
+        parts.append(_devices_text(devices))
     console.print("\n\n".join(parts), "\ntiming a local step …\n", sep="\n", markup=False, soft_wrap=True)
-    console.print(_time_text(config, time_step(config, experiment)), markup=False, soft_wrap=True)
-
-
-def time_step(config: ExperimentConfig, experiment: Experiment) -> TimedStep:
-    """Train one local step of copies that are then forgotten, and time it.
-
-    Of one client first, and if that was quick of all; the first time of all is not counted unless it was long.
-    """
-    participants, assignment = _first_round(config, experiment)
-    lr = learning_rate(config.training, 0, config.rounds)
-    whole = LocalWork(experiment.clients, participants, config.training, config.seed, 0, lr)
-    first = np.sort(longest_first(assignment.held, whole.steps())[: experiment.lanes])
-    one_step = replace(config.training, max_local_steps=1)
-    for timed in (first[:1], first, first):
-        work = replace(whole, participants=participants[timed], training=one_step)
-        _wait(experiment)
-        started = time.perf_counter()
-        for _ in experiment.executor.train(work, assignment.select(timed), experiment.initial_state):
-            pass
-        _wait(experiment)
-        seconds = time.perf_counter() - started
-        if seconds > _LONG_ENOUGH:
-            break
-    counts = experiment.clients.sample_counts(participants)
-    held = assignment.held.sum(axis=1)
-    samples = processed_samples(counts[timed], one_step)
-    all_rows = float(processed_samples(counts, with_step_limit(config.training, experiment.clients)) @ held)
-    rate = seconds / float(samples @ held[timed])
-    return TimedStep(len(timed), int(samples.sum()), seconds, rate * all_rows)
-
-
-def _first_round(config: ExperimentConfig, experiment: Experiment) -> tuple[NDArray[np.int64], Assignment]:
-    participants = sample_participants(config.clients, experiment.clients, seed=config.seed, round=0)
-    assignment = experiment.method.assign(participants, 0)
-    some = np.flatnonzero(assignment.held.any(axis=1))
-    return participants[some], assignment.select(some)
-
-
-def _wait(experiment: Experiment) -> None:
-    """Until the device has done all that it was asked to."""
-    if experiment.initial_state.heads.is_cuda:
-        torch.cuda.synchronize()
+    console.print(_time_text(config, time_step(experiment)), markup=False, soft_wrap=True)
 
 
 def _parts_table(foundation: Foundation, config: ExperimentConfig) -> str:
@@ -122,7 +54,7 @@ def _parts_table(foundation: Foundation, config: ExperimentConfig) -> str:
     bias = "" if head.bias is None else ", with bias"
     shared = "" if foundation.head_layout.size else ", frozen and shared"
     table.add_row("head", f"{foundation.head_path}: {head.in_features} → {head.out_features}{bias}{shared}")
-    trained = foundation.head_layout.trained.stop
+    trained = foundation.head_layout.trained_size
     total = foundation.depth * layout.size + trained
     table.add_row("trainable", f"{layout.size:,} parameters a block and {trained:,} of the head: {total:,}")
     return _text(table)
@@ -199,9 +131,7 @@ def _clients_table(config: ExperimentConfig, experiment: Experiment) -> str:
     return _text(table)
 
 
-def _devices_text(config: ExperimentConfig, experiment: Experiment) -> str:
-    round = simulate_devices(config, experiment, *_first_round(config, experiment), 0)
-    assert round is not None
+def _devices_text(round: DeviceRound) -> str:
     return (
         f"on the clients' devices the first round takes {round.seconds:.3g} s: {round.arrived.sum():,} updates arrive, "
         f"{round.late:,} are late, {round.dropped:,} participants break off"

@@ -15,11 +15,9 @@ from fedra_engine.config import ExperimentConfig
 from fedra_engine.errors import InputError
 from fedra_engine.execution.scheduling import WorkDivision
 from fedra_engine.execution.sharding import Sharding
-from fedra_engine.experiment import build_experiment, describe, simulate_devices
+from fedra_engine.experiment import build_experiment, describe
 from fedra_engine.federation.aggregation import Aggregator
 from fedra_engine.federation.assignment import Assignment
-from fedra_engine.federation.devices import DeviceRound
-from fedra_engine.federation.sampling import sample_participants
 from fedra_engine.federation.work import LocalWork
 from fedra_engine.models.shards import is_sharded
 from fedra_engine.models.state import GlobalState
@@ -30,7 +28,6 @@ from fedra_engine.reporting.control import recorded_control
 from fedra_engine.reporting.partition_report import report_partition
 from fedra_engine.reporting.records import RoundMetrics, Tally
 from fedra_engine.reporting.run_folder import RunFolder, setting_digest
-from fedra_engine.schedule import learning_rate
 from fedra_engine.trace import RoundTrace, write_inputs
 
 
@@ -80,7 +77,7 @@ class Simulation:
         """Sample, assign, train, aggregate. Returns the new global state and what to remember of the round."""
         config, method = self._config, self._experiment.method
         started = time.perf_counter()
-        work, assignment, devices = self._work(round)
+        work, assignment, devices = self._experiment.round_work(round)
         trace = (
             RoundTrace(self._folder.path, self._experiment.foundation, work, assignment, self._processes)
             if config.trace
@@ -121,22 +118,6 @@ class Simulation:
             metrics.simulated_seconds, metrics.late, metrics.dropped = devices.seconds, devices.late, devices.dropped
         self._reporter.round_finished(asdict(metrics))
         return after, metrics
-
-    def _work(self, round: int) -> tuple[LocalWork, Assignment, DeviceRound | None]:
-        """The round's participants, with what they train; those that hold nothing are left out.
-
-        So are those whose devices keep the server from getting their updates.
-        """
-        config, experiment = self._config, self._experiment
-        participants = sample_participants(config.clients, experiment.clients, seed=config.seed, round=round)
-        assignment = experiment.method.assign(participants, round)
-        some = np.flatnonzero(assignment.held.any(axis=1))
-        devices = simulate_devices(config, experiment, participants[some], assignment.select(some), round)
-        if devices is not None:
-            some = some[devices.arrived]
-        lr = learning_rate(config.training, round, config.rounds)
-        work = LocalWork(experiment.clients, participants[some], config.training, config.seed, round, lr)
-        return work, assignment.select(some), devices
 
     def _check_finite(self, work: LocalWork, known: bool | np.bool_, *tensors: torch.Tensor) -> None:
         if known and all(bool(torch.isfinite(tensor).all()) for tensor in tensors):

@@ -121,6 +121,10 @@ def validate(config: ExperimentConfig) -> None:
             f"execution.checkpoint_blocks: found true with execution.executor {config.execution.executor}, expected "
             "false, or the executor sweep"
         )
+    if config.trace and config.lora.dropout > 0:
+        raise InputError(f"trace: found true with lora.dropout {config.lora.dropout}, expected lora.dropout 0")
+    if config.trace and config.data.augmentation != "none":
+        raise InputError(f"trace: found true with data.augmentation {config.data.augmentation}, expected none")
     if not config.clients.capacities:
         raise InputError("clients.capacities: found an empty list, expected one entry, or one for each domain")
 

@@ -9,7 +9,8 @@ from rich.console import Console
 
 from fedra_engine.config import DeviceConfig
 from fedra_engine.experiment import build_experiment
-from fedra_engine.probe import print_probe, time_step
+from fedra_engine.probe import print_probe
+from fedra_engine.step_timing import time_step
 from tests.running import small_config
 
 CPU = torch.device("cpu")
@@ -64,7 +65,7 @@ def test_a_timed_step_leaves_the_state_as_it_was_and_is_scaled_to_the_round() ->
     config = small_config(Path(), training={"batch_size": 4, "max_local_steps": 3, "local_epochs": 3})
     experiment = build_experiment(config, CPU)
     before = {name: tensor.clone() for name, tensor in experiment.initial_state.tensors().items()}
-    step = time_step(config, experiment)
+    step = time_step(experiment)
     assert all(torch.equal(tensor, before[name]) for name, tensor in experiment.initial_state.tensors().items())
     assert (step.clients, step.samples) == (6, 24)
     # Every client of the step goes on for two more such steps.

@@ -94,11 +94,6 @@ def test_controls_run_to_the_end(tmp_path: Path, name: str) -> None:
     assert metrics(run)[0]["blocks_held"] == len(summary["evaluated_blocks"])
 
 
-def test_trace_with_dropout_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"trace: found true with lora\.dropout 0\.1"):
-        run_experiment(tmp_path, trace=True, lora={"dropout": 0.1})
-
-
 def test_capacities_beyond_the_depth_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"clients\.capacities: found 13, expected values from 1 to .* 12"):
         run_experiment(tmp_path, clients={"capacities": [13, 10, 8, 6, 4, 3]})

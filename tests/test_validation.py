@@ -91,6 +91,18 @@ def test_only_the_reference_draws_bound_the_seed() -> None:
     validate(config)
 
 
+def test_a_trace_has_no_place_for_what_is_drawn_while_training() -> None:
+    config = changed("trace", True)
+    config.lora.dropout = 0.1
+    with pytest.raises(InputError, match=r"trace: found true with lora\.dropout 0\.1, expected lora\.dropout 0"):
+        validate(config)
+    config.lora.dropout = 0.0
+    validate(config)
+    config.data.augmentation = "crop_flip"
+    with pytest.raises(InputError, match=r"trace: found true with data\.augmentation crop_flip, expected none"):
+        validate(config)
+
+
 @pytest.mark.parametrize("name", ["flora", "fedexlora", "flexlora"])
 def test_methods_without_a_way_between_two_states_take_the_mean_as_it_is(name: str) -> None:
     config = ExperimentConfig()

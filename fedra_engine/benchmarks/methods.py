@@ -11,8 +11,6 @@ from typing import Any
 from fedra_engine.benchmarks.settings import CPU
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.experiment import Experiment, build_experiment
-from fedra_engine.federation.sampling import sample_participants
-from fedra_engine.federation.work import LocalWork
 
 BASELINE = "fedra"
 
@@ -36,7 +34,7 @@ def measure_methods(config: ExperimentConfig, names: Sequence[str], repeats: int
     seconds: dict[tuple[str, int], list[float]] = {key: [] for key in rounds}
     for repeat in range(repeats + 1):
         for name, round in rounds:
-            took = _round_seconds(config, experiments[name], round)
+            took = _round_seconds(experiments[name], round)
             if repeat > 0:
                 seconds[name, round].append(took)
     medians = {name: median(seconds[name, 0]) for name in experiments}
@@ -54,12 +52,10 @@ def config_depth(config: ExperimentConfig) -> int:
     return build_experiment(config, CPU).foundation.depth
 
 
-def _round_seconds(config: ExperimentConfig, experiment: Experiment, round: int) -> float:
+def _round_seconds(experiment: Experiment, round: int) -> float:
     method, state = experiment.method, experiment.initial_state
     started = time.process_time()
-    participants = sample_participants(config.clients, experiment.clients, seed=config.seed, round=round)
-    assignment = method.assign(participants, round)
-    work = LocalWork(experiment.clients, participants, config.training, config.seed, round, config.training.lr)
+    work, assignment, _ = experiment.round_work(round)
     aggregator = method.aggregator(state, round)
     for updates in experiment.executor.train(work, assignment, state):
         method.receive(updates)

@@ -26,11 +26,13 @@ class Partition:
         samples: rows of each client, ascending.
         domains: int64 [clients], each client's domain; if it has several, that of most of its samples.
         by_domain: whether clients come domain after domain, as many for each.
+        sizes: int64 [clients], how many samples each has, where counting them would take drawing them.
     """
 
     samples: Sequence[Rows]
     domains: NDArray[np.int64]
     by_domain: bool
+    sizes: NDArray[np.int64] | None = None
 
     def groups(self, count: int) -> NDArray[np.int64]:
         """Which of `count` settings each client has: its domain's, or dealt in turn when clients mix domains."""
@@ -90,11 +92,6 @@ class BootstrapSamples(Sequence[Rows]):
     def __len__(self) -> int:
         return len(self._domains)
 
-    @property
-    def sizes(self) -> NDArray[np.int64]:
-        """Samples of each client, int64 [clients], one value in memory."""
-        return np.broadcast_to(np.int64(self._count), (len(self),))
-
     @overload
     def __getitem__(self, client: int) -> Rows: ...
     @overload
@@ -123,7 +120,10 @@ def _bootstrap(config: DataConfig, train: DomainData, seed: int) -> Partition:
         )
     else:
         domains = np.arange(config.clients) % len(pools)
-    return Partition(BootstrapSamples(pools, domains, config.samples_per_client, seed), domains, by_domain=True)
+    samples = BootstrapSamples(pools, domains, config.samples_per_client, seed)
+    # One value in memory.
+    sizes = np.broadcast_to(np.int64(config.samples_per_client), (len(domains),))
+    return Partition(samples, domains, by_domain=True, sizes=sizes)
 
 
 def _divide(

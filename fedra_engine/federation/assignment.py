@@ -56,6 +56,11 @@ class Assignment:
         """bool [participants, blocks], the blocks whose adapters each participant trains."""
         return self.held if self.trained is None else self.trained
 
+    @property
+    def reached(self) -> Allocation:
+        """bool [participants, blocks], the held blocks that gradients reach: from the first trained one on."""
+        return self.held & (self.trained_blocks.cumsum(axis=1) > 0)
+
     def exits_of(self, row: int) -> NDArray[np.int64]:
         """Indices of the classifiers that the participant in `row` trains, ascending; [0] without early exits."""
         if not self.exits:

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedra_engine.config import DeviceConfig, TrainingConfig
-from fedra_engine.data.partition import BootstrapSamples
 from fedra_engine.errors import InputError
 from fedra_engine.federation.devices import Devices
 from fedra_engine.randomness import generator
@@ -26,6 +25,7 @@ class Clients:
         capacities: int64 [clients], number of blocks each client can hold.
         ranks: int64 [clients], LoRA rank of each; None where all have the adapters' own.
         devices: the device of each; None where they take no time and are always there.
+        sizes: int64 [clients], how many samples each has; counted if not given.
     """
 
     samples: Sequence[NDArray[np.int64]]
@@ -33,16 +33,15 @@ class Clients:
     capacities: NDArray[np.int64]
     ranks: NDArray[np.int64] | None = None
     devices: Devices | None = None
+    sizes: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
 
     @cached_property
     def _sizes(self) -> NDArray[np.int64]:
-        """Training samples of every client, int64 [clients]; without drawing those that are drawn on demand."""
-        if isinstance(self.samples, BootstrapSamples):
-            return self.samples.sizes
-        return np.array([len(rows) for rows in self.samples], dtype=np.int64)
+        """Training samples of every client, int64 [clients]."""
+        return np.array([len(rows) for rows in self.samples], dtype=np.int64) if self.sizes is None else self.sizes
 
     @cached_property
     def fewest_samples(self) -> int:

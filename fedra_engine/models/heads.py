@@ -29,6 +29,11 @@ class HeadLayout:
         """The columns that are trained."""
         return slice(0, self.size if self.has_bias else self.classes * self.features)
 
+    @property
+    def trained_size(self) -> int:
+        """Parameters of one head that are trained."""
+        return self.trained.stop
+
     def weight(self, heads: Tensor) -> Tensor:
         """View […, classes, features] of heads […, size]."""
         return heads[..., : self.classes * self.features].unflatten(-1, (self.classes, self.features))

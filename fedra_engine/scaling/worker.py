@@ -25,12 +25,12 @@ from fedra_engine.experiment import Experiment
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.work import ClientUpdates, LocalWork
 from fedra_engine.models.state import GlobalState
-from fedra_engine.probe import time_step
 from fedra_engine.processes import join_job
 from fedra_engine.reporting.console import Reporter
 from fedra_engine.reporting.run_folder import RunFolder
 from fedra_engine.scaling.measurement import Measurement, measurement_file
 from fedra_engine.simulation import Simulation
+from fedra_engine.step_timing import time_step
 
 _KIBIBYTE = 1024
 """What `ru_maxrss` counts in."""
@@ -62,13 +62,13 @@ class MeasuredSimulation(Simulation):
     def measure(self, threads: int, seconds: float) -> Measurement:
         """Measure rounds for `seconds` seconds, after a step that warms up kernels and allocators."""
         experiment, processes = self._experiment, self._processes
-        time_step(self._config, experiment)
+        time_step(experiment)
         cpu_seconds, durations = self._run_rounds(seconds)
         peaks = processes.all_gather_object((_resident_bytes(), _gpu_bytes()))
         rounds, on_gpu = len(durations), self._state.heads.is_cuda
         busy = median(durations) * processes.count if on_gpu else sum(processes.all_gather_object(cpu_seconds)) / rounds
         started = time.process_time()
-        work, assignment, _ = self._work(0)
+        work, assignment, _ = experiment.round_work(0)
         balance(predicted_costs(assignment.held, work, experiment.train.lengths), np.ones(processes.count))
         repeated = time.process_time() - started
         costs = CostModel(experiment.foundation, experiment.train, self._config.lora, self._config.training).count(

@@ -8,8 +8,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedra_engine.comparison.accounting import count_costs
-from fedra_engine.config import LoraConfig
+from fedra_engine.comparison.accounting import RunCosts, count_costs
+from fedra_engine.config import DeviceConfig, LoraConfig
 from fedra_engine.counting import measure_block_flops, parameters_of, processed_samples, sample_flops
 from fedra_engine.execution.submodel import build_submodel
 from fedra_engine.federation.assignment import Assignment
@@ -111,3 +111,22 @@ def test_private_factors_are_not_uploaded(tmp_path: Path) -> None:
     head = 65 * 10
     assert private.trainable_parameters == shared.trainable_parameters
     assert private.uploaded_bytes / 4 - head == (shared.uploaded_bytes / 4 - head) / 2
+
+
+def test_only_participants_whose_updates_arrive_are_counted(tmp_path: Path) -> None:
+    """The clients of the second domain, which hold two blocks, always break off."""
+    config = planned_run(tmp_path, "fedra").config
+    config.clients.devices = [DeviceConfig(), DeviceConfig(dropout=1.0)]
+    lossy = count_costs(config)
+    config.clients.devices = []
+    whole = count_costs(config)
+    slot, head = 8 * (4 * (64 + 64) + 2 * (64 + 128)), 65 * 10
+    assert lossy.trainable_parameters == 4 * slot + head
+    assert lossy.uploaded_bytes == 4 * (4 * slot + head)
+    assert lossy.training_flops == pytest.approx(whole.training_flops * 4 / 6, rel=1e-12)
+
+
+def test_a_run_whose_updates_never_arrive_costs_nothing(tmp_path: Path) -> None:
+    config = planned_run(tmp_path, "fedra").config
+    config.clients.devices = [DeviceConfig(dropout=1.0)]
+    assert count_costs(config) == RunCosts(0, 0, 0)

@@ -15,7 +15,6 @@ from fedra_engine.data.sources import load_source
 from fedra_engine.errors import InputError
 from fedra_engine.randomness import SampleDraws
 from tests.data.tokenizers import save_encoder_tokenizer
-from tests.running import run_experiment
 
 COUNT = 400
 FLIP, CROP = Augmentation(None), Augmentation(0.2)
@@ -127,7 +126,7 @@ def test_the_names_of_the_configuration() -> None:
     assert make_augmentation(DataConfig(augmentation="crop_flip", crop_scale=0.5)) == Augmentation(0.5)
 
 
-def test_texts_and_traces_are_refused(tmp_path: Path) -> None:
+def test_texts_are_refused(tmp_path: Path) -> None:
     from datasets import Dataset
 
     zeros = np.zeros(4, dtype=np.int64)
@@ -136,5 +135,3 @@ def test_texts_and_traces_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match=r"data\.augmentation: found flip with texts, expected none"):
         prepare(texts, DataConfig(augmentation="flip"), save_encoder_tokenizer(tmp_path / "model"), MODEL)
-    with pytest.raises(InputError, match=r"trace: found true with data\.augmentation crop_flip, expected none"):
-        run_experiment(tmp_path, trace=True, lora={"dropout": 0.0}, data={"augmentation": "crop_flip"})

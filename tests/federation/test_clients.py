@@ -29,7 +29,8 @@ class Undrawn(BootstrapSamples):
 
 def test_samples_drawn_on_demand_are_counted_without_drawing_them() -> None:
     domains = np.arange(100_000) % 2
-    clients = Clients(Undrawn([np.arange(5), np.arange(5, 9)], domains, 12, seed=0), domains, np.full(100_000, 2))
+    samples = Undrawn([np.arange(5), np.arange(5, 9)], domains, 12, seed=0)
+    clients = Clients(samples, domains, np.full(100_000, 2), sizes=np.full(100_000, 12))
     assert clients.sample_counts(np.array([3, 99_999])).tolist() == [12, 12]
     assert clients.fewest_samples == 12
 

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from fedra_engine.config import ClientsConfig, DeviceConfig, ExperimentConfig
 from fedra_engine.costs import ClientCosts, CostModel
+from fedra_engine.device_simulation import GIBIBYTE, simulate_round, simulated_seconds
 from fedra_engine.errors import InputError
 from fedra_engine.experiment import build_experiment
 from fedra_engine.federation.clients import Clients, devices_by_domain
-from fedra_engine.federation.devices import GIBIBYTE, Devices, draw_devices
+from fedra_engine.federation.devices import Devices, draw_devices
 from fedra_engine.federation.sampling import sample_participants
 from fedra_engine.reporting.run_folder import RunFolder
 from fedra_engine.validation import validate
@@ -40,15 +41,15 @@ def test_time_is_transfer_and_training_at_the_devices_rates() -> None:
     costs = costs_of(4, sample_flops=1e9, uploaded=1e6, downloaded=2e6)
     everyone = np.arange(4)
     device = DeviceConfig(compute=2, upload=4, download=8)
-    assert one_for_all(device).seconds(everyone, costs, 0).tolist() == [0.5 + 2 + 2] * 4
-    assert one_for_all(replace(device, upload=None)).seconds(everyone, costs, 0).tolist() == [2.5] * 4
-    assert one_for_all(DeviceConfig()).seconds(everyone, costs, 0).tolist() == [0] * 4
+    assert simulated_seconds(one_for_all(device), everyone, costs, 0).tolist() == [0.5 + 2 + 2] * 4
+    assert simulated_seconds(one_for_all(replace(device, upload=None)), everyone, costs, 0).tolist() == [2.5] * 4
+    assert simulated_seconds(one_for_all(DeviceConfig()), everyone, costs, 0).tolist() == [0] * 4
 
 
 def test_variation_is_log_normal_and_new_in_every_round() -> None:
     devices = one_for_all(DeviceConfig(compute=1, variation=0.5), MANY)
     costs, everyone = costs_of(MANY, sample_flops=3e9), np.arange(MANY)
-    first, second = (np.log(devices.seconds(everyone, costs, round)) for round in (0, 1))
+    first, second = (np.log(simulated_seconds(devices, everyone, costs, round)) for round in (0, 1))
     assert first.mean() == pytest.approx(np.log(3), abs=0.02)
     assert first.std() == pytest.approx(0.5, abs=0.02)
     assert abs(np.corrcoef(first, second)[0, 1]) < 0.03
@@ -60,28 +61,28 @@ def test_late_and_broken_off_participants_do_not_arrive() -> None:
     devices = devices_by_domain(profiles, np.repeat([0, 1, 2], 3), seed=0)
     participants = np.array([0, 2, 3, 7])
     costs = costs_of(4, sample_flops=8e9)
-    patient = devices.simulate(participants, costs, 0, None)
+    patient = simulate_round(devices, participants, costs, 0, None)
     assert patient.arrived.tolist() == [True, True, True, False]
     assert (patient.dropped, patient.late, patient.seconds) == (1, 0, 8)
-    strict = devices.simulate(participants, costs, 0, 5.0)
+    strict = simulate_round(devices, participants, costs, 0, 5.0)
     assert strict.arrived.tolist() == [True, True, False, False]
     # The server waits for those that do not come.
     assert (strict.dropped, strict.late, strict.seconds) == (1, 1, 5)
-    assert devices.simulate(participants[:2], costs.select(np.arange(2)), 0, 5.0).seconds == 2
+    assert simulate_round(devices, participants[:2], costs.select(np.arange(2)), 0, 5.0).seconds == 2
 
 
 def test_drop_out_has_its_probability() -> None:
     devices = one_for_all(DeviceConfig(dropout=0.3), MANY)
-    lost = devices.simulate(np.arange(MANY), costs_of(MANY), 0, None).dropped
+    lost = simulate_round(devices, np.arange(MANY), costs_of(MANY), 0, None).dropped
     assert lost / MANY == pytest.approx(0.3, abs=0.02)
 
 
 def test_a_client_meets_the_same_fate_whoever_else_takes_part() -> None:
     profiles = [DeviceConfig(compute=1, dropout=0.5, variation=0.5), DeviceConfig(compute=2, dropout=0.2)]
     devices = draw_devices(profiles, 100, seed=3)
-    every = devices.simulate(np.arange(100), costs_of(100, sample_flops=1e9), 7, 0.9)
+    every = simulate_round(devices, np.arange(100), costs_of(100, sample_flops=1e9), 7, 0.9)
     some = np.array([3, 40, 41, 99])
-    alone = devices.simulate(some, costs_of(4, sample_flops=1e9), 7, 0.9)
+    alone = simulate_round(devices, some, costs_of(4, sample_flops=1e9), 7, 0.9)
     assert alone.arrived.tolist() == every.arrived[some].tolist()
 
 
