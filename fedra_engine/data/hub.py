@@ -13,7 +13,7 @@ from fedra_engine.data.domain_data import DomainData, Task, prepare_source
 from fedra_engine.data.names import client_name, encode_names
 from fedra_engine.data.origins import Origins
 from fedra_engine.data.tables import READERS
-from fedra_engine.errors import InputError
+from fedra_engine.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -93,10 +93,9 @@ def open_dataset(config: DataConfig) -> tuple[Dataset, Dataset | None]:
         else:
             found = load_dataset(config.root, config.subset)
     except Exception as error:  # Whatever a file can make the library raise.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"data.root: cannot load {config.root!r}: {reason}; expected a folder that save_to_disk made, or the name "
-            "of a data set on the hub"
+            f"data.root: cannot load {config.root!r}: {one_line(error)}; expected a folder that save_to_disk made, or "
+            "the name of a data set on the hub"
         ) from error
     if isinstance(found, Dataset):
         return found, None

@@ -18,7 +18,7 @@ from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.row_cache import Part, as_tensor
 from fedra_engine.data.row_parts import RowMaker, Rows, make_rows
 from fedra_engine.data.stored_rows import StoredRows
-from fedra_engine.errors import InputError
+from fedra_engine.errors import InputError, one_line
 
 LONGEST = 512
 """Tokens of a text, unless the configuration or the model says otherwise."""
@@ -72,8 +72,9 @@ def tokenization_for(model_path: str, model_config: Any, max_length: int | None 
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_path)
     except Exception as error:  # Whatever a file can make transformers raise.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"model.path: found no tokenizer beside {model_path!r}: {reason}; expected one") from error
+        raise InputError(
+            f"model.path: found no tokenizer beside {model_path!r}: {one_line(error)}; expected one"
+        ) from error
     settings = getattr(model_config, "get_text_config", lambda: model_config)()
     limit = _longest(tokenizer, settings)
     if max_length is not None and max_length > limit:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedra_engine.errors import InputError
+from fedra_engine.errors import InputError, one_line
 from fedra_engine.models.foundation import Foundation, cut_to_blocks, replace_module
 
 Inputs = Mapping[str, Tensor]
@@ -85,6 +85,5 @@ def _attempt(foundation: Foundation, what: str, compute: Callable[[], Tensor]) -
     try:
         return compute()
     except Exception as error:  # Whatever a model does that is not made for this.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         kind = type(foundation.model).__name__
-        raise InputError(f"model.path: found a {kind} that cannot {what}: {reason}") from error
+        raise InputError(f"model.path: found a {kind} that cannot {what}: {one_line(error)}") from error

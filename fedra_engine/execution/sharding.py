@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from fedra_engine.config import ExperimentConfig
-from fedra_engine.errors import InputError
+from fedra_engine.errors import InputError, one_line
 from fedra_engine.processes import launched_with_deepspeed
 
 if TYPE_CHECKING:
@@ -173,8 +173,9 @@ def _usable() -> Iterator[None]:
     try:
         yield
     except (AssertionError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"deepspeed: found settings that it cannot use ({reason}), expected others") from error
+        raise InputError(
+            f"deepspeed: found settings that it cannot use ({one_line(error)}), expected others"
+        ) from error
 
 
 def _import_deepspeed() -> Any:

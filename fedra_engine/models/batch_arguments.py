@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from fedra_engine.errors import InputError
+from fedra_engine.errors import InputError, one_line
 
 _PROBES = (2, 3)
 
@@ -80,8 +80,9 @@ def probe_batch_arguments(
         except InputError:
             raise
         except Exception as error:  # Whatever a model makes of inputs that are not for it.
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InputError(f"model.path: {type(model).__name__} cannot take the data's inputs: {reason}") from error
+            raise InputError(
+                f"model.path: {type(model).__name__} cannot take the data's inputs: {one_line(error)}"
+            ) from error
         finally:
             for hook in hooks:
                 hook.remove()

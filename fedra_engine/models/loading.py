@@ -16,7 +16,7 @@ from torch.nn.utils import skip_init
 from transformers import PreTrainedModel
 
 from fedra_engine.config import ModelConfig
-from fedra_engine.errors import InputError
+from fedra_engine.errors import InputError, one_line
 from fedra_engine.models.pooling import PooledClassifier, Pooling
 from fedra_engine.models.shards import gathered
 from fedra_engine.models.structure import find_block_path, find_head_path
@@ -59,9 +59,8 @@ def load_pretrained(
     except InputError:
         raise
     except Exception as error:  # Whatever a file can make transformers raise.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         hint = "; expected one that can, or model.attention eager" if "attn_implementation" in str(error) else ""
-        raise InputError(f"model.path: cannot load {config.path!r}: {reason}{hint}") from error
+        raise InputError(f"model.path: cannot load {config.path!r}: {one_line(error)}{hint}") from error
     _settle_padding(model.config.get_text_config())
     return model
 
@@ -108,6 +107,11 @@ def _load_classifier(
     # after pretraining; what stays frozen must not be random.
     from transformers import AutoModel
 
+    if not hasattr(settings, "hidden_size"):
+        raise InputError(
+            f"model.pooling: found {config.pooling} with a {settings.model_type} model, which has no one hidden size, "
+            "expected auto, or model.path to be one tower of the model, such as its vision tower"
+        )
     backbone, unfit = _load(AutoModel, config, path, sharding)
     _refuse_unfit(unfit, config)
     return PooledClassifier(backbone, classes, _pooling(config, backbone, unfit))

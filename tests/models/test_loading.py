@@ -14,7 +14,7 @@ from fedra_engine.errors import InputError
 from fedra_engine.models import loading
 from fedra_engine.models.foundation import make_foundation
 from fedra_engine.models.loading import load_pretrained
-from fedra_engine.models.pooling import PooledClassifier
+from fedra_engine.models.pooling import PooledClassifier, Pooling
 from tests.tiny import CLASSES, CLASSIFIERS, TARGETS, make_model, make_samples
 
 CPU = torch.device("cpu")
@@ -106,6 +106,14 @@ def test_a_pooling_that_the_model_does_not_give_is_refused(tmp_path: Path) -> No
         loaded(**make_samples("llama", 2).inputs(torch.arange(2), CPU, torch.float32))
 
 
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+@pytest.mark.parametrize("pooling", ["first", "mean", "pooler"])
+def test_a_pooling_of_a_model_with_several_towers_is_refused(tmp_path: Path, family: str, pooling: Pooling) -> None:
+    config = replace(saved(tmp_path, family), pooling=pooling)
+    with pytest.raises(InputError, match=rf"model\.pooling: found {pooling} with a {family} .*auto, .*vision tower"):
+        load_pretrained(config, classes=CLASSES)
+
+
 def test_a_pooler_without_weights_is_refused(tmp_path: Path) -> None:
     base = make_model("bert").base_model
     base.pooler = None
@@ -155,6 +163,15 @@ def test_weights_that_do_not_fit_the_frozen_part_are_refused(tmp_path: Path) -> 
     (tmp_path / "config.json").write_text(json.dumps(settings | {"intermediate_size": 48}))
     with pytest.raises(InputError, match=r"model\.path: found no fitting weights .* such as vit\."):
         load_pretrained(config, classes=CLASSES)
+
+
+def test_what_is_wrong_with_a_field_of_the_models_configuration_is_told(tmp_path: Path) -> None:
+    config = saved(tmp_path, "vit")
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"hidden_size": "big"}))
+    with pytest.raises(InputError, match=r"model\.path: cannot load .*'hidden_size' expected int.* 'big'") as found:
+        load_pretrained(config, classes=CLASSES)
+    assert "\n" not in str(found.value)
 
 
 def test_a_truncated_weight_file_is_refused(tmp_path: Path) -> None:
