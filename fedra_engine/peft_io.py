@@ -46,7 +46,9 @@ def save_adapter(folder: Path, foundation: Foundation, config: ExperimentConfig,
         save_file(head, folder / "head.safetensors", metadata={"pooling": pooling})
         head = {}
     if head:
-        tensors |= _namesakes(foundation)
+        # PEFT knows modules by the end of their names, takes these for saved, too, and would miss them: DistilBERT's
+        # `pre_classifier`, say.
+        tensors |= {f"{_PREFIX}.{name}": kept.contiguous().cpu() for name, kept in foundation.namesakes.items()}
     tensors |= {f"{_PREFIX}.{foundation.head_path}.{name}": tensor for name, tensor in head.items()}
     save_file(tensors, folder / "adapter_model.safetensors")
     if len(state.heads) > 1:
@@ -75,16 +77,3 @@ def save_adapter(folder: Path, foundation: Foundation, config: ExperimentConfig,
         modules_to_save=[foundation.head_path] if head else None,
         inference_mode=True,
     ).save_pretrained(str(folder))
-
-
-def _namesakes(foundation: Foundation) -> dict[str, Tensor]:
-    """The weights of modules whose names end as that of the head, such as DistilBERT's `pre_classifier`.
-
-    PEFT goes by the end of a name, takes them for saved, too, and misses them.
-    """
-    return {
-        f"{_PREFIX}.{path}.{name}": tensor.contiguous().cpu()
-        for path, module in foundation.model.named_modules()
-        if path.endswith(foundation.head_path) and path != foundation.head_path
-        for name, tensor in module.state_dict().items()
-    }

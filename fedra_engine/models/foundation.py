@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -39,6 +39,7 @@ class Foundation:
         head_layout: layout of what clients train of the head: a classifier, or nothing (`size` 0) of the output layer
             of a language model, which all share as it is.
         task: what it is for.
+        namesakes: tensors, by name, of other modules whose names end as that of the head; see `save_adapter`.
     """
 
     model: nn.Module
@@ -47,6 +48,7 @@ class Foundation:
     adapter_layout: AdapterLayout
     head_layout: HeadLayout
     task: Task = "classification"
+    namesakes: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def blocks(self) -> nn.ModuleList | nn.Sequential:
@@ -137,8 +139,26 @@ def make_foundation(
     adapters = AdapterLayout(find_targets(blocks, lora.target_modules), lora.rank)
     head_layout = HeadLayout(classes or 0, head.in_features, has_bias=head.bias is not None)
     return Foundation(
-        model, path, head_path, adapters, head_layout, task="causal_lm" if classes is None else "classification"
+        model,
+        path,
+        head_path,
+        adapters,
+        head_layout,
+        task="causal_lm" if classes is None else "classification",
+        namesakes={} if classes is None else _namesakes(model, head_path),
     )
+
+
+def _namesakes(model: nn.Module, head_path: str) -> dict[str, Tensor]:
+    """What modules hold whose names end as `head_path`, by name; copies, if they are sharded."""
+    tensors: dict[str, Tensor] = {}
+    for path, module in model.named_modules():
+        if path.endswith(head_path) and path != head_path:
+            sharded = is_sharded(module)
+            with gathered(module, recurse=True):
+                for name, tensor in module.state_dict().items():
+                    tensors[f"{path}.{name}"] = tensor.clone() if sharded else tensor
+    return tensors
 
 
 def _turn_caches_off(model: nn.Module) -> None:

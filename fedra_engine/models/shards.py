@@ -26,13 +26,15 @@ def parameter_count(module: nn.Module) -> int:
 
 
 @contextmanager
-def gathered(module: nn.Module, *, writes: bool = False) -> Iterator[None]:
+def gathered(module: nn.Module, *, writes: bool = False, recurse: bool = False) -> Iterator[None]:
     """The parameters that `module` holds itself are whole inside; all processes must enter together.
+
+    With `recurse` so are those of the modules in it.
 
     For what reads them without calling the module, which is when DeepSpeed gathers them of its own accord. With
     `writes` what the main process writes into them stays.
     """
-    sharded = [parameter for parameter in module.parameters(recurse=False) if _in_shards(parameter)]
+    sharded = [parameter for parameter in module.parameters(recurse) if _in_shards(parameter)]
     if not sharded:
         yield
         return

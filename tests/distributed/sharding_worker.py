@@ -66,10 +66,12 @@ class Case:
 CASES = {
     "vit": Case("vit", "float64", dropout=0.3, classes=CLASSES + 2),
     "vit_float32_checkpointed": Case("vit", "float32", checkpoint_blocks=True),
+    "distilbert": Case("distilbert", "float64"),
     "gpt2_lm": Case("gpt2_lm", "float64"),
     "gpt2_lm_checkpointed": Case("gpt2_lm", "float64", dropout=0.3, checkpoint_blocks=True),
 }
-"""GPT-2 stores its weights as [in, out], and its output layer shares that of the embedding."""
+"""DistilBERT has a module whose name ends as that of its head. GPT-2 stores its weights as [in, out], and its output
+layer shares that of the embedding."""
 
 
 def main() -> None:
@@ -155,6 +157,7 @@ class Job:
                 self._foundation, self._model, self._samples, scale=2.0, seed=0, processes=self._processes
             )
             measured["fisher"] = fisher(state, 19, 0)
+        measured |= self._foundation.namesakes
         return {name: torch.as_tensor(value, dtype=torch.float64) for name, value in measured.items()}
 
     def _initial_state(self) -> GlobalState:
