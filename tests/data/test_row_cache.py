@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from datasets import Dataset
@@ -104,6 +105,24 @@ def test_remains_of_a_killed_process_go_away_and_damaged_parts_are_made_again() 
         np.testing.assert_array_equal(part.columns["pixels"], make(0).columns["pixels"])
         assert damaged.read_bytes()[:length] == whole[:length]
     assert files("*.tmp") == []
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"pixels": [b"123456"] * 4, "error": [""] * 4},
+        {"pixels": [b"123456"] * 4, "length": [1] * 4, "error": [""] * 4},
+        {"length": [[1]] * 4, "pixels": [[None] * 6] * 4, "error": [""] * 4},
+    ],
+    ids=["a column is missing", "a column is of another type", "values are missing"],
+)
+def test_parts_with_other_columns_are_made_again(columns: dict[str, list]) -> None:
+    read(["a"])
+    table = pa.table(columns)
+    with pa.OSFile(str(cache_folder() / "a.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    (part,) = read(["a"])
+    np.testing.assert_array_equal(part.columns["pixels"], make(0).columns["pixels"])
 
 
 def _make_slowly(cache: Path, made: Path) -> None:
