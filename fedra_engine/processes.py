@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fedra_engine.errors import InputError, ProcessLostError
+from fedra_engine.errors import InputError, ProcessLostError, one_line
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -58,10 +58,18 @@ def join_job() -> Accelerator:
     try:
         with _raising_process_lost():
             return Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)])
-    except (ImportError, ValueError) as error:
-        reason = " ".join(str(error).split())
+    except AttributeError as error:
+        # What accelerate's launcher calls the file; it takes whatever the file holds for fields.
+        file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
+        if file is None:
+            raise
         raise InputError(
-            f"accelerate: found a job that it cannot set up ({reason}); check the launcher's settings"
+            f"accelerate: found no fields in {file}, or in a section of it, where it looks for some "
+            f"({one_line(error)}), expected a DeepSpeed configuration"
+        ) from error
+    except (ImportError, ValueError) as error:
+        raise InputError(
+            f"accelerate: found a job that it cannot set up ({one_line(error)}); check the launcher's settings"
         ) from error
 
 

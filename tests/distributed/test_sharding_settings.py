@@ -122,6 +122,21 @@ def test_a_deepspeed_configuration_that_is_none_is_refused(monkeypatch: pytest.M
     assert "\n" not in str(found.value)
 
 
+@pytest.mark.parametrize("content", [[1], "stage 3", {"zero_optimization": [3]}], ids=json.dumps)
+def test_a_deepspeed_configuration_without_fields_is_refused(
+    content: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("deepspeed")
+    (tmp_path / "zero3.json").write_text(json.dumps(content))
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(tmp_path / "zero3.json"))
+    with pytest.raises(
+        InputError, match=r"accelerate: found no fields in .*zero3\.json.* expected a DeepSpeed"
+    ) as found:
+        join_job()
+    assert "\n" not in str(found.value)
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
