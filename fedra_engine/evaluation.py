@@ -18,7 +18,7 @@ from fedra_engine.execution.scheduling import portions
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.execution.token_loss import token_scores
 from fedra_engine.models.foundation import Foundation
-from fedra_engine.models.shards import gathered
+from fedra_engine.models.sharded_parameters import gathered
 from fedra_engine.models.state import EvaluatedModel, GlobalState
 from fedra_engine.processes import Processes
 

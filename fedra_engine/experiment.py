@@ -21,7 +21,6 @@ from fedra_engine.evaluation import Evaluator
 from fedra_engine.execution.executor import Executor
 from fedra_engine.execution.fisher import FisherInformation
 from fedra_engine.execution.setup import make_executor, make_sweep_model, number_of_lanes
-from fedra_engine.execution.sharding import Sharding
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import Clients
@@ -35,7 +34,8 @@ from fedra_engine.models.adapters import initial_adapters
 from fedra_engine.models.batch_arguments import probe_batch_arguments
 from fedra_engine.models.foundation import Foundation, make_foundation
 from fedra_engine.models.loading import load_pretrained, resolve_model_path
-from fedra_engine.models.shards import is_sharded, parameter_count
+from fedra_engine.models.sharded_parameters import is_sharded, parameter_count
+from fedra_engine.models.sharding import Sharding
 from fedra_engine.models.state import GlobalState
 from fedra_engine.processes import Processes
 from fedra_engine.schedule import learning_rate

@@ -14,12 +14,12 @@ from fedra_engine.checkpoint import latest_checkpoint, save_checkpoint
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.errors import InputError
 from fedra_engine.execution.scheduling import WorkDivision
-from fedra_engine.execution.sharding import Sharding
 from fedra_engine.experiment import build_experiment, describe
 from fedra_engine.federation.aggregation import Aggregator
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.work import LocalWork
-from fedra_engine.models.shards import is_sharded
+from fedra_engine.models.sharded_parameters import is_sharded
+from fedra_engine.models.sharding import Sharding
 from fedra_engine.models.state import GlobalState
 from fedra_engine.peft_io import save_adapter, save_private
 from fedra_engine.processes import Processes

@@ -17,7 +17,7 @@ def main() -> None:
     request = parse_request(sys.argv[1:], description="Federated LoRA tuning of a transformer foundation model.")
     quiet_libraries()
     # Imported late: they take seconds, and a mistyped option should fail at once.
-    from fedra_engine.execution.sharding import refuse_sharding
+    from fedra_engine.models.sharding import refuse_sharding
     from fedra_engine.probe import print_probe
     from fedra_engine.processes import Processes, join_job
     from fedra_engine.reporting.console import Reporter

@@ -14,10 +14,10 @@ from fedra_engine.errors import InputError
 from fedra_engine.execution.executor import Executor
 from fedra_engine.execution.memory import choose_lanes, measure_lane
 from fedra_engine.execution.sequential import SequentialExecutor
-from fedra_engine.execution.sharding import Sharding
 from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.foundation import Foundation
+from fedra_engine.models.sharding import Sharding
 from fedra_engine.processes import Processes
 
 

@@ -25,7 +25,7 @@ from fedra_engine.execution.token_loss import token_cross_entropy
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.work import ClientUpdates, LocalWork
 from fedra_engine.models.foundation import Foundation
-from fedra_engine.models.shards import gathered
+from fedra_engine.models.sharded_parameters import gathered
 from fedra_engine.models.state import GlobalState
 from fedra_engine.processes import Processes
 from fedra_engine.randomness import SampleDraws

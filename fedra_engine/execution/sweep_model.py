@@ -20,13 +20,13 @@ from fedra_engine.execution.fused_block import FusedBlock
 from fedra_engine.execution.fused_families import match_parts
 from fedra_engine.execution.plan import SweepPlan, make_plan
 from fedra_engine.execution.rehearsal import Inputs, check_sweep, same
-from fedra_engine.execution.sharding import Sharding
 from fedra_engine.execution.sweep_block import SweepBlock
 from fedra_engine.execution.sweep_context import GroupedLoraLinear, SweepContext
 from fedra_engine.models.adapters import Factor
 from fedra_engine.models.batch_arguments import probe_batch_arguments
 from fedra_engine.models.foundation import Foundation, replace_module, share_parameters
-from fedra_engine.models.shards import gathered
+from fedra_engine.models.sharded_parameters import gathered
+from fedra_engine.models.sharding import Sharding
 
 
 class SweepModel:

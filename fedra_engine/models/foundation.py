@@ -15,7 +15,7 @@ from fedra_engine.errors import InputError
 from fedra_engine.models.adapters import AdapterLayout
 from fedra_engine.models.heads import HeadLayout
 from fedra_engine.models.linears import linear_weight, stores_input_first
-from fedra_engine.models.shards import gathered, is_sharded
+from fedra_engine.models.sharded_parameters import gathered, is_sharded
 from fedra_engine.models.structure import (
     find_block_path,
     find_head_path,

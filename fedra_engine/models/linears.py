@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from fedra_engine.models.shards import parameter_shape
+from fedra_engine.models.sharded_parameters import parameter_shape
 
 
 def is_linear(module: nn.Module) -> bool:

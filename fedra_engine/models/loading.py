@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,12 +18,9 @@ from transformers import PreTrainedModel
 from fedra_engine.config import ModelConfig
 from fedra_engine.errors import InputError, one_line
 from fedra_engine.models.pooling import PooledClassifier, Pooling
-from fedra_engine.models.shards import gathered
+from fedra_engine.models.sharded_parameters import gathered
+from fedra_engine.models.sharding import Sharding
 from fedra_engine.models.structure import find_block_path, find_head_path
-
-if TYPE_CHECKING:
-    from fedra_engine.execution.sharding import Sharding
-
 
 _SEED = 0
 """A new layer is the same in every run: its seed is a constant of the model, not of the experiment."""

@@ -13,7 +13,7 @@ from torch import nn
 from fedra_engine.errors import InputError
 from fedra_engine.models.adapters import Target
 from fedra_engine.models.linears import is_linear, linear_shape
-from fedra_engine.models.shards import parameter_count
+from fedra_engine.models.sharded_parameters import parameter_count
 
 
 def find_block_path(model: nn.Module, given: str | None) -> str:

@@ -22,7 +22,6 @@ from torch.nn.modules.module import register_module_forward_hook
 from fedra_engine.config import LoraConfig, ModelConfig
 from fedra_engine.evaluation import Evaluator
 from fedra_engine.execution.fisher import FisherInformation
-from fedra_engine.execution.sharding import Sharding
 from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.execution.sweep_block import SweepBlock
 from fedra_engine.execution.sweep_model import SweepModel
@@ -34,7 +33,8 @@ from fedra_engine.federation.work import LocalWork
 from fedra_engine.models.adapters import initial_adapters
 from fedra_engine.models.foundation import Foundation, make_foundation
 from fedra_engine.models.loading import load_pretrained
-from fedra_engine.models.shards import parameter_count
+from fedra_engine.models.sharded_parameters import parameter_count
+from fedra_engine.models.sharding import Sharding
 from fedra_engine.models.state import EvaluatedModel, GlobalState
 from fedra_engine.processes import Processes, join_job
 from tests.tiny import CLASSES, DEPTH, FAMILIES, make_samples

@@ -16,8 +16,8 @@ import torch
 
 from fedra_engine.config import ExecutionConfig, ExperimentConfig, LoraConfig, ModelConfig
 from fedra_engine.errors import InputError
-from fedra_engine.execution.sharding import Sharding, refuse_sharding
 from fedra_engine.experiment import build_experiment
+from fedra_engine.models.sharding import Sharding, refuse_sharding
 from fedra_engine.processes import join_job
 from tests.tiny import make_tiny
 
@@ -153,7 +153,7 @@ def test_settings_that_deepspeed_does_not_know_are_not_taken_for_a_bad_model(
         "import sys, json\n"
         "from fedra_engine.config import ModelConfig\n"
         "from fedra_engine.errors import InputError\n"
-        "from fedra_engine.execution.sharding import Sharding\n"
+        "from fedra_engine.models.sharding import Sharding\n"
         "from fedra_engine.models.loading import load_pretrained\n"
         "try:\n"
         "    load_pretrained(ModelConfig(), classes=10, sharding=Sharding(json.loads(sys.argv[1])))\n"
