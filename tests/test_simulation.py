@@ -13,7 +13,7 @@ from transformers import AutoModelForImageClassification
 from fedra_engine.config import TrainingConfig
 from fedra_engine.errors import InputError
 from fedra_engine.reporting.run_folder import RunFolder
-from fedra_engine.simulation import learning_rate
+from fedra_engine.schedule import learning_rate
 from tests.running import continue_run, run_experiment, small_config
 
 
