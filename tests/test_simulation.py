@@ -63,8 +63,9 @@ def test_the_sequential_executor_gives_the_same_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["fedra", "flora", "fedexlora"])
 def test_the_saved_adapter_loads_with_peft_and_scores_what_the_summary_says(tmp_path: Path, method: str) -> None:
-    from fedra_engine.data.preprocessing import preprocess, preprocessing_for
+    from fedra_engine.data.preprocessing import preprocessing_for
     from fedra_engine.data.sources import load_source
+    from tests.data.preprocessed import preprocess
 
     run = run_experiment(tmp_path, rounds=3, training={"lr": 0.1}, method={"name": method})
     config = small_config(tmp_path)

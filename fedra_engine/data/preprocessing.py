@@ -1,4 +1,4 @@
-"""What images must be for a model, and images made so ahead of training."""
+"""What images must be for a model."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from fedra_engine.data.domain_data import DomainData
-from fedra_engine.data.image_rows import image_rows
-from fedra_engine.data.samples import Preprocessing, SampleStore
+from fedra_engine.data.samples import Preprocessing
 from fedra_engine.errors import InputError
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
@@ -51,17 +48,6 @@ def preprocessing_for(model_path: str, model_config: Any, image_size: int | None
         image_size = _image_size(settings, model_config)
     mean, std = _statistics(settings, channels)
     return Preprocessing(image_size, channels, mean, std)
-
-
-def preprocess(data: DomainData, preprocessing: Preprocessing) -> SampleStore:
-    """Decode and resize (bicubic) every image of `data`, or find it done in the cache.
-
-    Raises:
-        InputError: an image that cannot be read.
-    """
-    assert data.labels is not None
-    pixels, _ = image_rows(data, preprocessing, skip=False)
-    return SampleStore(pixels, torch.from_numpy(data.labels), torch.from_numpy(data.domain_of), preprocessing)
 
 
 def _read_settings(model_path: str, file: str, part: str | None = None) -> dict[str, Any]:

@@ -21,14 +21,10 @@ CHUNK_LOGITS = 2**26
 
 
 class TokenScores(NamedTuple):
-    """Of each sample: how many of its learnt tokens are predicted right, how many there are, and their summed loss.
-
-    int64, int64 and float [samples].
-    """
+    """How many of each sample's learnt tokens are predicted right, and how many there are; int64 [samples]."""
 
     correct: Tensor
     tokens: Tensor
-    loss: Tensor
 
 
 def token_cross_entropy(
@@ -53,18 +49,13 @@ def token_cross_entropy(
 def token_scores(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None) -> TokenScores:
     """How well the next tokens are predicted; arguments as in `token_cross_entropy`."""
     rows, samples, targets = _learnt(features, labels)
-    correct, losses = [], []
+    scores = torch.zeros(2, len(features), dtype=torch.int64, device=features.device)
+    correct, tokens = scores
     for chunk in _chunks(len(rows), weight):
-        logits = _logits(rows[chunk], weight, bias)
-        correct.append(logits.argmax(1) == targets[chunk])
-        losses.append(F.cross_entropy(logits, targets[chunk], reduction="none"))
-    zeros = torch.zeros(len(features), dtype=torch.int64, device=features.device)
-    loss = torch.cat(losses) if losses else rows.new_zeros(0)
-    return TokenScores(
-        correct=zeros.index_add(0, samples, torch.cat(correct).long() if correct else zeros[:0]),
-        tokens=zeros.index_add(0, samples, torch.ones_like(samples)),
-        loss=loss.new_zeros(len(features)).index_add(0, samples, loss),
-    )
+        right = _logits(rows[chunk], weight, bias).argmax(1) == targets[chunk]
+        correct.index_add_(0, samples[chunk], right.long())
+    tokens.index_add_(0, samples, torch.ones_like(samples))
+    return TokenScores(correct, tokens)
 
 
 class _TokenCrossEntropy(torch.autograd.Function):

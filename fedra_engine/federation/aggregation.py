@@ -51,11 +51,6 @@ class Aggregator:
         """All that was taken in, as sums over clients: where they are added up, aggregators become one."""
         return [*self._adapters.sums(), *self._heads.sums()]
 
-    def merge(self, other: Aggregator) -> None:
-        """Take in all that `other` has taken in."""
-        for mine, theirs in zip(self.sums(), other.sums(), strict=True):
-            mine += theirs
-
     def result(self) -> GlobalState:
         """The new global state; a block that nobody held keeps its value."""
         return replace(

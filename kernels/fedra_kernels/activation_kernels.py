@@ -16,7 +16,6 @@ FORWARD_SCHEMA = (
 )
 BACKWARD_SCHEMA = "activation_backward(str kind, Tensor grad_y, Tensor x, Tensor? up) -> Tensor[]"
 
-KINDS = ("gelu", "gelu_tanh", "swiglu")
 BACKWARD_BLOCK = 1024
 
 CONFIGS: ConfigTable = {

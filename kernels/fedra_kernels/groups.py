@@ -173,11 +173,6 @@ def bank_rows(bank: Tensor, slots: SlotIndex) -> Tensor:
     return bank[slots] if isinstance(slots, slice) else bank.index_select(0, slots)
 
 
-def write_rows(bank: Tensor, slots: SlotIndex, values: Tensor) -> None:
-    """bank[slots] = values, rounded to the bank's dtype."""
-    bank[slots] = values.to(bank.dtype)
-
-
 def add_to_bank(sink: Tensor, slots: SlotIndex, values: Tensor) -> None:
     """sink[slots] += values, in place."""
     if isinstance(slots, slice):

@@ -13,10 +13,10 @@ from fedra_engine.config import ColumnsConfig, DataConfig
 from fedra_engine.data import images as images_module
 from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.prepare import prepare
-from fedra_engine.data.preprocessing import preprocess
 from fedra_engine.data.samples import Preprocessing
 from fedra_engine.data.sources import load_source
 from fedra_engine.errors import InputError
+from tests.data.preprocessed import preprocess
 from tests.data.tokenizers import save_encoder_tokenizer
 
 GREY = Preprocessing(4, 1, (0.5,), (0.5,))

@@ -14,9 +14,10 @@ import pytest
 
 from fedra_engine.config import DataConfig
 from fedra_engine.data.image_folder import SPLITS
-from fedra_engine.data.preprocessing import preprocess, preprocessing_for
+from fedra_engine.data.preprocessing import preprocessing_for
 from fedra_engine.data.sources import DomainData, load_source
 from fedra_engine.errors import InputError
+from tests.data.preprocessed import preprocess
 
 PACS = Path(os.environ.get("FEDRA_PACS", Path(__file__).parents[3] / "shared" / "data" / "pacs"))
 

@@ -16,11 +16,11 @@ from fedra_engine.data import images as module
 from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.image_rows import image_rows
 from fedra_engine.data.prepare import prepare
-from fedra_engine.data.preprocessing import preprocess
 from fedra_engine.data.row_cache import cache_folder
 from fedra_engine.data.samples import Preprocessing, SampleStore
 from fedra_engine.data.sources import load_source
 from fedra_engine.errors import InputError
+from tests.data.preprocessed import preprocess
 
 RGB = Preprocessing(8, 3, (0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
 GREY = Preprocessing(8, 1, (0.5,), (0.5,))

@@ -20,10 +20,10 @@ import torch
 from fedra_engine.config import DataConfig
 from fedra_engine.data import row_parts
 from fedra_engine.data.prepare import PreparedData, prepare
-from fedra_engine.data.preprocessing import preprocess
 from fedra_engine.data.samples import Preprocessing
 from fedra_engine.data.sources import load_source
 from fedra_engine.data.text_store import TextStore
+from tests.data.preprocessed import preprocess
 from tests.data.tokenizers import save_decoder_tokenizer
 from tests.data.trees import save_image
 

@@ -53,11 +53,6 @@ def traffic(count: float) -> Work:
     return Work((Pass(0.0, count),))
 
 
-def frozen_product(rows: int, inputs: int, outputs: int, itemsize: int) -> Work:
-    """X·Wᵀ alone."""
-    return Work((_product(rows, inputs, outputs, itemsize),))
-
-
 def lora_forward(rows: int, inputs: int, outputs: int, rank: int, slots: int, itemsize: int, *, given: bool) -> Work:
     """One pass makes X·Wᵀ and the expand; the shrink shares its read of X unless S is `given`."""
     product = _product(rows, inputs, outputs, itemsize)

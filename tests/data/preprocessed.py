@@ -1,0 +1,20 @@
+"""Images as samples."""
+
+from __future__ import annotations
+
+import torch
+
+from fedra_engine.data.domain_data import DomainData
+from fedra_engine.data.image_rows import image_rows
+from fedra_engine.data.samples import Preprocessing, SampleStore
+
+
+def preprocess(data: DomainData, preprocessing: Preprocessing) -> SampleStore:
+    """Decode and resize (bicubic) every image of `data`, or find it done in the cache.
+
+    Raises:
+        InputError: an image that cannot be read.
+    """
+    assert data.labels is not None
+    pixels, _ = image_rows(data, preprocessing, skip=False)
+    return SampleStore(pixels, torch.from_numpy(data.labels), torch.from_numpy(data.domain_of), preprocessing)
