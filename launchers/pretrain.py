@@ -1,17 +1,18 @@
 """Trains the foundation model of the embedded experiment on clean digits that the federation never sees.
 
+python launchers/pretrain.py --output_dir FOLDER
+
 The result is a plain Hugging Face ViT. It is trained with stochastic depth (Huang et al., ECCV 2016; one draw
-a batch, as in LayerDrop, Fan et al., ICLR 2020) so that sub-models of a few of its blocks still classify.
+per batch, as in LayerDrop, Fan et al., ICLR 2020) so that sub-models of a few of its blocks still classify.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedra_engine.cli import build_parser, parse_config, quiet_libraries
 from fedra_engine.data.digits import load_pretraining_digits
+from fedra_engine.exit_codes import exit_code
+from fedra_engine.reporting.run_folder import make_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -35,7 +39,7 @@ class Options:
     """How the model is trained.
 
     Args:
-        output: folder that receives the model directory.
+        output_dir: folder that becomes the model directory.
         seed: seed of the initial weights, the batches, the augmentation and the dropped blocks.
         blocks: transformer blocks.
         hidden_size: features of a token.
@@ -53,7 +57,7 @@ class Options:
         noise: largest standard deviation of the Gaussian noise on an image, in grey levels.
     """
 
-    output: str = "fedra_engine/assets/digits_vit"
+    output_dir: str = "fedra_engine/assets/digits_vit"
     seed: int = 0
     blocks: int = 12
     hidden_size: int = 64
@@ -218,23 +222,22 @@ def save(model: ViTForImageClassification, folder: Path, card: str) -> None:
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def parse_options(arguments: list[str]) -> Options:
-    """The options given on the command line, the defaults for the others."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    for option in fields(Options):
-        kind = type(option.default)
-        parser.add_argument(f"--{option.name.replace('_', '-')}", type=kind, default=option.default)
-    return Options(**vars(parser.parse_args(arguments)))
-
-
 def command_of(options: Options) -> str:
     """The command that repeats the training, every option spelled out."""
-    given = [f"--{name.replace('_', '-')} {value}" for name, value in asdict(options).items()]
-    return " ".join(["python -m launchers.pretrain", *given])
+    return " ".join(["python launchers/pretrain.py", *(f"--{name} {value}" for name, value in asdict(options).items())])
 
 
-def main(arguments: list[str]) -> None:
-    options = parse_options(arguments)
+def main() -> None:
+    """Train and save the model that the command line describes.
+
+    Raises:
+        InputError: the options cannot be used.
+    """
+    parser = build_parser(Options, "Trains the foundation model of the embedded experiment.")
+    options = parse_config(parser, Options, sys.argv[1:])
+    quiet_libraries()
+    folder = Path(options.output_dir)
+    make_folder(folder)
     torch.manual_seed(options.seed)
     torch.set_num_threads(1)
     training, held_out = (to_tensors(part) for part in load_pretraining_digits())
@@ -242,9 +245,8 @@ def main(arguments: list[str]) -> None:
     train(model, *training, options)
     top1 = accuracy(model, *held_out)
     print(f"top-1 on {len(held_out[1])} held-out clean digits: {top1:.4f}")
-    card = model_card(options, command_of(options), len(training[1]), len(held_out[1]), top1)
-    save(model, Path(options.output), card)
+    save(model, folder, model_card(options, command_of(options), len(training[1]), len(held_out[1]), top1))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(exit_code(main))

@@ -114,4 +114,4 @@ def test_shipped_model_classifies_held_out_clean_digits() -> None:
 
 
 def test_model_card_has_the_command() -> None:
-    assert "python -m launchers.pretrain --output" in (MODEL / "README.md").read_text(encoding="utf-8")
+    assert "python launchers/pretrain.py --output_dir" in (MODEL / "README.md").read_text(encoding="utf-8")
