@@ -66,7 +66,7 @@ def test_a_process_killed_while_saving_leaves_the_checkpoint_before(tmp_path: Pa
 
 @pytest.mark.parametrize("file", ["state.safetensors", "state.json"])
 @pytest.mark.parametrize("damage", ["cut", "flip", "remove"])
-def test_damage_is_told_with_the_file(tmp_path: Path, file: str, damage: str) -> None:
+def test_damage_is_reported_with_the_file(tmp_path: Path, file: str, damage: str) -> None:
     path = save_checkpoint(tmp_path, 3, TENSORS, {}) / file
     content = path.read_bytes()
     if damage == "cut":

@@ -52,7 +52,7 @@ WHOLE = {field for field, allowed in RANGES.items() if allowed in (COUNT, NATURA
     # The parser lets these into no whole number.
     + [(field, value) for field in RANGES if field not in WHOLE for value in (math.nan, math.inf)],
 )
-def test_numbers_outside_their_range_are_told(field: str, value: float) -> None:
+def test_numbers_outside_their_range_are_reported(field: str, value: float) -> None:
     entries = {"clients.capacities": [4, value], "training.betas": (0.9, value)}
     with pytest.raises(InputError, match=rf"^{field}: found {value}, expected a .*number"):
         validate(changed(field, entries.get(field, value)))
@@ -76,7 +76,7 @@ def test_numbers_outside_their_range_are_told(field: str, value: float) -> None:
         ("model.path", "", r"model\.path: found an empty text"),
     ],
 )
-def test_what_cannot_be_used_is_told(field: str, value: object, message: str) -> None:
+def test_what_cannot_be_used_is_reported(field: str, value: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         validate(changed(field, value))
 

@@ -123,7 +123,7 @@ def test_options_that_only_one_method_refuses_fail_that_method_alone(tmp_path: P
         assert outcome.note.startswith(f"server: found optimizer fedavgm with lr 0.1 and method.name {name}, expected ")
 
 
-def test_what_to_know_of_a_method_is_told_also_when_it_has_finished_before(tmp_path: Path) -> None:
+def test_what_to_know_of_a_method_is_reported_also_when_it_has_finished_before(tmp_path: Path) -> None:
     run = planned_run(tmp_path, "hetlora", "--rounds=1")
     for outcome in (execute(run), execute(run)):
         assert outcome.note.endswith(

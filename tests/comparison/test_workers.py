@@ -25,7 +25,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_killed_worker_is_told(tmp_path: Path) -> None:
+def test_a_killed_worker_is_reported(tmp_path: Path) -> None:
     def kill_one() -> None:
         while not multiprocessing.active_children():
             time.sleep(0.01)

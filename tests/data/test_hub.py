@@ -116,12 +116,12 @@ def test_clients_are_names_without_the_blanks_around_them(tmp_path: Path) -> Non
         (ColumnsConfig(input="label"), r"data\.columns\.input: found .* in column 'label', expected images or texts"),
     ],
 )
-def test_columns_that_are_not_there_are_told(tmp_path: Path, columns: ColumnsConfig, message: str) -> None:
+def test_columns_that_are_not_there_are_reported(tmp_path: Path, columns: ColumnsConfig, message: str) -> None:
     with pytest.raises(InputError, match=message):
         load(images(), tmp_path, columns=columns)
 
 
-def test_labels_outside_their_names_are_told(tmp_path: Path) -> None:
+def test_labels_outside_their_names_are_reported(tmp_path: Path) -> None:
     unlabelled = images().cast_column("label", Value("int64")).to_dict()["label"]
     unlabelled[3] = -1
     features = Features(text=Value("string"), label=ClassLabel(names=["cat", "dog"]))
@@ -186,7 +186,7 @@ def test_an_empty_test_split_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert data.is_test.sum() == 4
 
 
-def test_a_test_split_of_other_columns_is_told(tmp_path: Path) -> None:
+def test_a_test_split_of_other_columns_is_reported(tmp_path: Path) -> None:
     train, other = Dataset.from_dict({"text": ["a"] * 4, "label": [0, 1] * 2}), ClassLabel(names=["x", "y"])
     test = train.cast_column("label", other)
     with pytest.raises(InputError, match=r"data\.root: column 'label' of the test split: found ClassLabel"):
@@ -199,14 +199,14 @@ def test_a_test_split_of_other_columns_is_told(tmp_path: Path) -> None:
     assert len(load(ids, tmp_path / "unused").test) == 4
 
 
-def test_what_cannot_be_loaded_is_told(tmp_path: Path) -> None:
+def test_what_cannot_be_loaded_is_reported(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"data\.root: cannot load 'no/such-data': .*expected a folder that save_to"):
         load_source(DataConfig("hf_dataset", "no/such-data"), seed=0)
     with pytest.raises(InputError, match=r"data\.root: found the splits a, b in '.*saved', expected one named train"):
         load(DatasetDict(a=images(), b=images()), tmp_path)
 
 
-def test_files_that_the_library_cannot_read_are_told(tmp_path: Path) -> None:
+def test_files_that_the_library_cannot_read_are_reported(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a", "label": 0}\n{"text"')
     with pytest.raises(InputError, match=r"data\.root: cannot load '.*': .*expected a folder that save_to"):
         load_source(DataConfig("hf_dataset", str(tmp_path)), seed=0)

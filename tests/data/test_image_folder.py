@@ -170,7 +170,7 @@ def test_folders_that_may_not_be_listed_are_named(make_tree, monkeypatch: pytest
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names are whatever bytes on Linux only")
 @pytest.mark.parametrize("name", [b"a/caf\xe9/0.png", b"a/x/caf\xe9.png"])
-def test_names_that_are_no_utf_8_are_told(make_tree, name: bytes) -> None:
+def test_names_that_are_no_utf_8_are_reported(make_tree, name: bytes) -> None:
     root = make_tree({"a": ["x"]})
     file = os.fsencode(root) + b"/" + name
     os.makedirs(os.path.dirname(file), exist_ok=True)
@@ -179,7 +179,7 @@ def test_names_that_are_no_utf_8_are_told(make_tree, name: bytes) -> None:
         load(root)
 
 
-@pytest.mark.skipif(not PACS.is_dir(), reason="PACS is neither at $FEDRA_PACS nor in ../shared/data/pacs")
+@pytest.mark.skipif(not PACS.is_dir(), reason="PACS is not at $FEDRA_PACS")
 def test_pacs_loads() -> None:
     data = load(PACS)
     assert data.domains == ["art_painting", "cartoon", "photo", "sketch"]

@@ -192,7 +192,7 @@ def test_natural_clients_have_their_own_samples() -> None:
         divide(data, partition="natural", min_samples=2)
 
 
-def test_a_sample_that_is_nobodys_is_told() -> None:
+def test_a_sample_that_is_nobodys_is_reported() -> None:
     data = make_data(np.zeros(3, dtype=np.int64), np.zeros(3, dtype=np.int64), ["a", "", "b"])
     data = replace(data, origins=Origins.of(Origin("file, line", number) for number in (1, 2, 3)))
     with pytest.raises(

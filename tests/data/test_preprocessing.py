@@ -102,7 +102,7 @@ def test_what_cannot_be_done_is_said(
         preprocessing_for(write_settings(tmp_path, **settings), config)
 
 
-def test_settings_that_are_neither_cached_nor_reachable_are_told(
+def test_settings_that_are_neither_cached_nor_reachable_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
@@ -129,7 +129,7 @@ def test_hub_models_may_have_no_settings(monkeypatch: pytest.MonkeyPatch, error:
     assert preprocessing_for("some/model", model()).image_size == 224
 
 
-def test_settings_that_are_no_object_are_told(tmp_path: Path) -> None:
+def test_settings_that_are_no_object_are_reported(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text("[]")
     with pytest.raises(InputError, match=r"preprocessor_config\.json: found no JSON object"):
         preprocessing_for(str(tmp_path), model())

@@ -132,7 +132,7 @@ def test_a_second_run_decodes_nothing_and_ends_the_same(
     assert first == second
 
 
-def test_a_size_that_the_model_does_not_take_is_told_before_images_are_decoded(
+def test_a_size_that_the_model_does_not_take_is_reported_before_images_are_decoded(
     tmp_path: Path, vit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = make_domainnet(tmp_path / "data", ["a", "b"])

@@ -87,7 +87,7 @@ def test_a_part_gets_its_name_when_it_is_whole(monkeypatch: pytest.MonkeyPatch) 
     assert (files(), files("*.tmp")) == (["a"], [])
 
 
-def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "file")
     with pytest.raises(InputError, match=r"data: cannot write .*HF_DATASETS_CACHE names it"):

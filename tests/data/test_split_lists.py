@@ -133,7 +133,7 @@ LINE = b"real/aircraft_carrier/real_001_000000.jpg"
         (b"\xff\xfe 0", r"real_train\.txt, line 3: found no UTF-8 text"),
     ],
 )
-def test_wrong_lines_are_told_with_their_number(domainnet: Path, line: bytes, message: str) -> None:
+def test_wrong_lines_are_reported_with_their_number(domainnet: Path, line: bytes, message: str) -> None:
     def put_third(text: bytes) -> bytes:
         lines = text.splitlines(True)
         return b"".join([*lines[:2], line + b"\n", *lines[2:]])
@@ -160,7 +160,7 @@ def test_missing_lists_and_empty_domains_are_named(domainnet: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:300])])
-def test_images_that_are_missing_or_cut_short_are_told_with_their_line(domainnet: Path, damage) -> None:
+def test_images_that_are_missing_or_cut_short_are_reported_with_their_line(domainnet: Path, damage) -> None:
     data = load(domainnet)
     damage(domainnet / "real" / "alarm_clock" / "real_002_000003.jpg")
     config = DataConfig("domainnet", str(domainnet), image_size=8)

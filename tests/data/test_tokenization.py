@@ -166,7 +166,7 @@ def test_the_model_and_its_tokenizer_limit_the_length(tmp_path: Path) -> None:
     assert tokenization_for(unlimited, SimpleNamespace(model_type="llama")).max_length == 512
 
 
-def test_a_model_without_a_tokenizer_is_told(tmp_path: Path) -> None:
+def test_a_model_without_a_tokenizer_is_reported(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"model\.path: found no tokenizer beside '.*empty': .*; expected one"):
         tokenization_for(str(tmp_path / "empty"), MODEL)
 

@@ -189,7 +189,7 @@ def test_bad_input_that_one_process_finds_ends_all_and_keeps_the_rounds_before(j
     assert [path.name for path in (job / "failing" / "run" / "checkpoints").iterdir()] == ["round_0000"]
 
 
-def test_data_that_one_process_lacks_are_told_by_all_and_no_folder_is_left(job: Path) -> None:
+def test_data_that_one_process_lacks_are_reported_by_all_and_no_folder_is_left(job: Path) -> None:
     messages = {(job / "sourceless" / f"error.{index}").read_text() for index in range(2)}
     assert messages == {"no data on process 1"}
     assert not (job / "sourceless" / "run").exists()

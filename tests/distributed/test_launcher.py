@@ -26,7 +26,7 @@ def test_the_embedded_default_runs_to_its_end(tmp_path: Path) -> None:
     assert (folder.path / "adapters" / "adapter_model.safetensors").is_file()
 
 
-def test_accelerate_starts_two_processes_on_the_cpu_and_bad_options_are_told_once(tmp_path: Path) -> None:
+def test_accelerate_starts_two_processes_on_the_cpu_and_bad_options_are_reported_once(tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CPU_CONFIG)]
     code, output, error = finish(start([*launch, str(LAUNCHER), "--rounds=none", "--output_dir", str(tmp_path)]))
     assert code != 0

@@ -144,7 +144,7 @@ def test_memory_decides_the_capacities() -> None:
     assert capacities([needed[5] / GIBIBYTE], ranks=[2, 8, 8, 8, 8, 8]).tolist()[:2] > [6, 6]
 
 
-def test_too_little_memory_is_told() -> None:
+def test_too_little_memory_is_reported() -> None:
     with pytest.raises(InputError, match=r"clients\.devices: found 1e-05 GiB .* expected at least the 0\.\d+ GiB"):
         capacities([1e-5])
 
@@ -164,12 +164,12 @@ def test_too_little_memory_is_told() -> None:
         ),
     ],
 )
-def test_what_contradicts_itself_is_told(changes: dict, message: str) -> None:
+def test_what_contradicts_itself_is_reported(changes: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         validate(small_config(Path(), clients=changes))
 
 
-def test_devices_for_another_number_of_domains_are_told() -> None:
+def test_devices_for_another_number_of_domains_are_reported() -> None:
     config = small_config(Path(), clients={"devices": [DeviceConfig()] * 2})
     with pytest.raises(InputError, match=r"clients\.devices: found 2 entries, expected 1 or one for each of 6 domains"):
         build_experiment(config, torch.device("cpu"))

@@ -30,7 +30,7 @@ def _groups(rows=ROWS):
     return RowGroups([rows - 1, 0, 1], torch.tensor([3, 5, 9]), torch.ones(3), device="meta")
 
 
-def test_a_transformer_block():
+def test_a_transformer_block_runs_forward_and_backward():
     groups, dropout = _groups(), Dropout(0.1, _meta(3, dtype=torch.int64))
     bank = (
         _meta(SLOTS, RANK, WIDTH),
@@ -55,7 +55,7 @@ def test_a_transformer_block():
 
 @pytest.mark.parametrize("frozen", [0, 1])
 @pytest.mark.parametrize("rank", [16, 64])
-def test_a_frozen_factor(frozen, rank):
+def test_a_frozen_factor_still_gives_the_gradient_of_the_input(frozen, rank):
     x, bank = _meta(ROWS, WIDTH, grad=True), (_meta(SLOTS, rank, WIDTH), _meta(SLOTS, OUTPUTS, rank))
     sinks = [None if number == frozen else _meta(*part.shape, dtype=torch.float32) for number, part in enumerate(bank)]
     y = lora_linear(x, _meta(OUTPUTS, WIDTH), None, *bank, _groups(), *sinks)
@@ -63,7 +63,7 @@ def test_a_frozen_factor(frozen, rank):
     assert x.grad.shape == x.shape
 
 
-def test_swiglu_and_wide_ranks():
+def test_swiglu_shrinks_to_wide_ranks():
     groups, bank = _groups(), _meta(SLOTS, 64, OUTPUTS)
     gate, up = (_meta(ROWS, OUTPUTS, grad=True) for _ in range(2))
     y, shrunk = swiglu(gate, up, lora_a=bank, groups=groups)
@@ -72,7 +72,7 @@ def test_swiglu_and_wide_ranks():
     assert up.grad.shape == gate.grad.shape == (ROWS, OUTPUTS)
 
 
-def test_head_and_slots():
+def test_heads_optimizers_and_aggregation_keep_shapes_and_dtypes():
     groups, features = _groups(500), _meta(500, WIDTH, grad=True)
     weight, bias = _meta(SLOTS, 100, WIDTH), _meta(SLOTS, 100)
     labels = _meta(500, dtype=torch.int64)

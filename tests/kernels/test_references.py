@@ -30,7 +30,7 @@ def _leaves(*shapes):
 
 
 @pytest.mark.parametrize("p", [None, 0.4])
-def test_lora_linear(p):
+def test_lora_linear_reference_passes_gradcheck(p):
     groups = make_groups([2, 0, 1], [3, 1, 0])
     dropout = None if p is None else Dropout(p, torch.arange(3))
     assert gradcheck(
@@ -40,25 +40,25 @@ def test_lora_linear(p):
 
 
 @pytest.mark.parametrize("kind", ["layer", "rms"])
-def test_gather_norm(kind):
+def test_gather_norm_reference_passes_gradcheck(kind):
     leaves = _leaves((3, 5), (5,), (5,))
     assert gradcheck(lambda h, w, b: gather_norm_reference(h, INDEX, w, b, kind=kind, eps=1e-3), leaves)
 
 
 @pytest.mark.parametrize("kind", ["gelu", "gelu_tanh", "swiglu"])
-def test_activations(kind):
+def test_activation_references_pass_gradcheck(kind):
     leaves = _leaves((3, 4), (3, 4))
     assert gradcheck(lambda x, up: activation_reference(kind, x, up if kind == "swiglu" else None), leaves)
 
 
-def test_row_moves():
+def test_row_move_references_pass_gradcheck():
     x, rows, scale = _leaves((3, 4), (2, 4), (4,))
     assert gradcheck(lambda x: gather_rows_reference(x, INDEX), (x,))
     assert gradcheck(lambda x, rows: scatter_rows_reference(x, rows, INDEX), (x, rows))
     assert gradcheck(lambda x, rows, scale: scatter_add_reference(x, rows, INDEX, scale), (x, rows, scale))
 
 
-def test_head():
+def test_head_references_pass_gradcheck():
     groups, labels = make_groups([2, 0, 1], [3, 1, 0]), torch.tensor([1, 0, 2])
     assert gradcheck(
         lambda f, w, b: head_cross_entropy_reference(f, w, b, labels, groups)[0],
@@ -70,13 +70,13 @@ def test_head():
     )
 
 
-def test_aggregate():
+def test_aggregate_reference_passes_gradcheck():
     slots, blocks, weights = torch.tensor([1, 0, 2]), torch.tensor([0, 1, 0]), torch.tensor([1.0, 2.0, 0.5]).double()
     leaves = _leaves((2, 3), (2,), (3, 3))
     assert gradcheck(lambda n, d, v: aggregate_reference(n, d, v, slots, blocks, weights), leaves)
 
 
-def test_optimizers_and_norms():
+def test_optimizer_and_norm_references_pass_gradcheck():
     lr, clip, step = torch.tensor([0.1, 0.2]), torch.tensor([1.0, 0.5]), torch.tensor([1, 7])
     param, grad, mean = _leaves((2, 3), (2, 3), (2, 3))
     square = randn(2, 3, seed=9).square().requires_grad_()

@@ -1,8 +1,8 @@
 """The `compare` launcher, from command line to tables."""
 
 import csv
-import runpy
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,20 +10,11 @@ from filelock import FileLock
 
 from tests.comparison.planned import SMALL
 
-LAUNCHER = Path(__file__).parents[2] / "launchers" / "compare.py"
-
 
 @pytest.fixture
-def compare(monkeypatch: pytest.MonkeyPatch):
-    """A function that runs the launcher and returns its exit code."""
-
-    def run(*arguments: str) -> object:
-        monkeypatch.setattr(sys, "argv", [str(LAUNCHER), *arguments])
-        with pytest.raises(SystemExit) as exited:
-            runpy.run_path(str(LAUNCHER), run_name="__main__")
-        return exited.value.code
-
-    return run
+def compare(launch: Callable[..., object]) -> Callable[..., object]:
+    """A function that runs the launcher with arguments and returns its exit code."""
+    return partial(launch, "compare")
 
 
 def test_methods_and_seeds_end_in_one_table(compare, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,7 +45,7 @@ def test_a_table_of_long_labels_is_not_cut(compare, tmp_path: Path, capsys: pyte
     assert len(next(line for line in told.splitlines() if line.startswith("method")).rstrip()) > 200
 
 
-def test_a_failing_method_is_told_and_makes_the_exit_code_2(
+def test_a_failing_method_is_reported_and_makes_the_exit_code_2(
     compare, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert compare(*SMALL, "--rounds=1", "--output_dir", str(tmp_path), "--methods=alllarge,fedra") == 2

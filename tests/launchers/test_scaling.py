@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
-import runpy
 import subprocess
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 import pytest
 from filelock import FileLock
 
-LAUNCHER = Path(__file__).parents[2] / "launchers" / "scaling.py"
 SMALL = [
     "--data.domains=[clean,noisy]",
     "--clients.capacities=[4,2]",
@@ -27,17 +26,9 @@ SLOT, HEAD = 8 * (4 * (64 + 64) + 2 * (64 + 128)), 65 * 10
 
 
 @pytest.fixture
-def scaling(monkeypatch: pytest.MonkeyPatch):
-    """A function that runs the launcher and returns its exit code."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-    def run(*arguments: str) -> object:
-        monkeypatch.setattr(sys, "argv", [str(LAUNCHER), *arguments])
-        with pytest.raises(SystemExit) as exited:
-            runpy.run_path(str(LAUNCHER), run_name="__main__")
-        return exited.value.code
-
-    return run
+def scaling(launch: Callable[..., object]) -> Callable[..., object]:
+    """A function that runs the launcher with arguments and returns its exit code."""
+    return partial(launch, "scaling")
 
 
 def test_points_are_measured_once_and_reported(scaling, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,7 +81,7 @@ def test_bad_input_is_one_line_and_code_2(scaling, tmp_path: Path, capsys: pytes
         (1, "", 130, 130, "interrupted"),
     ],
 )
-def test_how_a_worker_ends_is_told(
+def test_how_a_worker_ends_is_reported(
     scaling,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

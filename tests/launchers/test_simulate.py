@@ -1,14 +1,13 @@
 """The `simulate` launcher, from command line to run folder."""
 
 import json
-import runpy
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-LAUNCHER = Path(__file__).parents[2] / "launchers" / "simulate.py"
 IMAGES = [
     "--data.source=image_folder",
     "--data.clients_per_domain=1",
@@ -19,16 +18,9 @@ SMALL = ["--data.domains=[clean,noisy]", "--data.clients_per_domain=2", "--clien
 
 
 @pytest.fixture
-def simulate(monkeypatch: pytest.MonkeyPatch):
-    """A function that runs the launcher and returns its exit code."""
-
-    def run(*arguments: str) -> object:
-        monkeypatch.setattr(sys, "argv", [str(LAUNCHER), *arguments])
-        with pytest.raises(SystemExit) as exited:
-            runpy.run_path(str(LAUNCHER), run_name="__main__")
-        return exited.value.code
-
-    return run
+def simulate(launch: Callable[..., object]) -> Callable[..., object]:
+    """A function that runs the launcher with arguments and returns its exit code."""
+    return partial(launch, "simulate")
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from fedra_engine.config import FedHelloConfig
 from fedra_engine.errors import InputError
 from fedra_engine.methods.fedhello import chances, pattern, weighted_allocation
 from fedra_engine.methods.registry import make_method
+from tests.methods.expected import mean_adapters
 from tests.methods.rounds import (
     CAPACITIES,
     DEPTH,
@@ -30,7 +31,7 @@ def test_everybody_runs_all_blocks_and_trains_as_many_as_its_capacity(selection:
     np.testing.assert_array_equal(assignment.trained.sum(axis=1), CAPACITIES)
 
 
-def test_patterns() -> None:
+def test_each_pattern_chooses_its_blocks() -> None:
     found = {name: np.flatnonzero(pattern(name, 3, 6)).tolist() for name in ("first", "last", "bottleneck", "spread")}
     assert found == {"first": [0, 1, 2], "last": [3, 4, 5], "bottleneck": [0, 1, 5], "spread": [0, 2, 5]}
 
@@ -76,3 +77,13 @@ def test_scores_that_are_not_finite_are_bad_input() -> None:
     made = make_method(replace(federation(name="fedhello", fedhello=options), fisher=lambda *_: np.full(DEPTH, np.nan)))
     with pytest.raises(InputError, match=r"^method\.fedhello\.selection: found Fisher information that is not finite"):
         made.after_round(initial_state(made), 0)
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "samples"])
+def test_fedhello_averages_over_the_clients_that_trained_a_block(weighting: str) -> None:
+    made = method("fedhello", weighting=weighting)
+    state, updates = initial_state(made), random_updates(made)
+    trained = made.assign(EVERYBODY, 0).trained_blocks
+    assert [sorted(update.adapters) for update in updates] == [np.flatnonzero(row).tolist() for row in trained]
+    after = run_round(made, state, updates)
+    np.testing.assert_allclose(after.adapters, mean_adapters(state, updates, weighting), atol=1e-12)

@@ -177,7 +177,7 @@ def test_depthfl_predicts_by_the_exits_that_somebody_reaches() -> None:
     assert len(initial_state(made).heads) == 2
 
 
-def test_a_participant_without_an_exit_is_told() -> None:
+def test_a_participant_without_an_exit_is_reported() -> None:
     held = np.array([[True, False, False, False], [True, True, False, False], [False] * 4])
     with pytest.raises(ValueError, match=r"^exits: found a participant that holds blocks but none of \(1, 3\)"):
         Assignment(held, exits=(1, 3))

@@ -58,7 +58,7 @@ def test_runs_that_begin_at_the_same_moment_never_share_a_folder(
 
 @pytest.mark.parametrize("name", ["first", None])
 @pytest.mark.parametrize("kind", ["file", "dangling link"])
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path, name: str | None, kind: str) -> None:
+def test_a_folder_that_cannot_be_made_is_reported(tmp_path: Path, name: str | None, kind: str) -> None:
     if kind == "file":
         (tmp_path / "runs").write_text("a file")
     else:

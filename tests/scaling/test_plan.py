@@ -39,6 +39,6 @@ def test_points_are_all_pairs_and_all_clients_take_part() -> None:
         (["--clients=10", "--rounds=0"], r"rounds: found 0, expected"),
     ],
 )
-def test_what_cannot_be_used_is_told(arguments: list[str], message: str) -> None:
+def test_what_cannot_be_used_is_reported(arguments: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         parse_study(arguments)

@@ -45,7 +45,7 @@ def test_the_exponent_is_that_of_the_points_with_full_lanes() -> None:
     assert fitted_exponent([few, GROWING[0]]) is None
 
 
-def test_growth_is_told_for_each_number_of_processes() -> None:
+def test_growth_is_reported_for_each_number_of_processes() -> None:
     double = [
         replace(one, processes=2, memory=one.memory * 3 // 2 if one.clients > 100 else one.memory) for one in GROWING
     ]
@@ -113,7 +113,7 @@ def test_measurements_survive_their_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ['{"clients": 100}', '{"clients": 10', "[]"])
-def test_a_file_that_is_no_measurement_is_told(text: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_measurement_is_reported(text: str, tmp_path: Path) -> None:
     (tmp_path / "measurement.json").write_text(text)
     with pytest.raises(InputError, match=r"measurement\.json: found no measurement of this version"):
         Measurement.read(tmp_path / "measurement.json")

@@ -103,7 +103,7 @@ def test_the_expected_times_at_full_size_need_no_memory() -> None:
     assert all(record.p50 > 0 for record in records)
 
 
-def test_a_failing_baseline_is_told_and_the_others_still_count() -> None:
+def test_a_failing_baseline_is_reported_and_the_others_still_count() -> None:
     def fail(_: object) -> object:
         raise RuntimeError("no such\nkernel")
 

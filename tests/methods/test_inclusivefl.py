@@ -1,0 +1,55 @@
+"""InclusiveFL's momentum distillation, against NumPy."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from fedra_engine.config import InclusiveFLConfig
+from tests.methods.expected import weighted_mean
+from tests.methods.rounds import CAPACITIES, DEPTH, EVERYBODY, initial_state, method, random_updates, run_round
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.2])
+def test_inclusivefl_passes_what_deeper_groups_learnt_to_shallower_ones(beta: float) -> None:
+    made = method("inclusivefl", weighting="samples", inclusivefl=InclusiveFLConfig(momentum=beta))
+    state = initial_state(made)
+    momentum: dict[int, np.ndarray] = {}
+    for round in range(3):
+        updates = random_updates(made, round, EVERYBODY if round != 1 else np.array([1, 2, 4]))
+        before = state.adapters.numpy()
+        state = run_round(made, state, updates, round)
+        change, mass = {}, {}
+        for depth in sorted(set(CAPACITIES)):
+            group = [u for u in updates if CAPACITIES[u.client] == depth]
+            for block in range(depth if group else 0):
+                change[depth, block] = weighted_mean([(u.samples, u.adapters[block].numpy()) for u in group])
+                change[depth, block] = change[depth, block] - before[block]
+                mass[depth, block] = sum(u.samples for u in group)
+        distilled = dict(change)
+        for depth, kept in momentum.items():
+            if (depth, depth - 1) in change:
+                distilled[depth, depth - 1] = beta * kept + (1 - beta) * change[depth, depth - 1]
+        depths = sorted(set(CAPACITIES))
+        for depth, deeper in pairwise(depths):
+            if (deeper, 0) in change:
+                momentum[depth] = np.mean([change[deeper, block] for block in range(depth - 1, deeper)], axis=0)
+        for block in range(DEPTH):
+            holders = [(mass[key], distilled[key]) for key in distilled if key[1] == block]
+            expected = before[block] + (weighted_mean(holders) if holders else 0)
+            np.testing.assert_allclose(state.adapters[block], expected, atol=1e-12)
+
+
+def test_inclusivefl_goes_on_after_a_restart() -> None:
+    def after_two(restart: bool) -> torch.Tensor:
+        made = method("inclusivefl")
+        state = run_round(made, initial_state(made), random_updates(made), 0)
+        if restart:
+            tensors, made = made.tensors(), method("inclusivefl")
+            made.restore(tensors)
+        return run_round(made, state, random_updates(made, 1), 1).adapters
+
+    assert torch.equal(after_two(False), after_two(True))

@@ -1,0 +1,24 @@
+"""How launchers end."""
+
+import pytest
+
+from fedra_engine.errors import InputError
+from fedra_engine.exit_codes import BAD_INPUT, exit_code
+
+
+def test_bad_input_is_one_line_on_stderr_and_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise InputError("data.root: found\n  nothing")
+
+    assert exit_code(main) == BAD_INPUT == 2
+    captured = capsys.readouterr()
+    assert captured.err == "error: data.root: found nothing\n"
+    assert captured.out == ""
+
+
+def test_an_interrupt_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise KeyboardInterrupt
+
+    assert exit_code(main) == 130
+    assert capsys.readouterr().err == "interrupted\n"
