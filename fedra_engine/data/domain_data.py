@@ -17,7 +17,7 @@ from fedra_engine.errors import InputError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Task = Literal["image_classification", "text_classification", "causal_lm"]
+DataTask = Literal["image_classification", "text_classification", "causal_lm"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class DomainData:
         notes: what was passed over in the source, for people.
     """
 
-    task: Task
+    task: DataTask
     content: Dataset
     domain_of: NDArray[np.int64]
     domains: list[str]

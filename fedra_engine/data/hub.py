@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedra_engine.config import DataConfig
-from fedra_engine.data.domain_data import DomainData, Task, prepare_source
+from fedra_engine.data.domain_data import DataTask, DomainData, prepare_source
 from fedra_engine.data.names import client_name, encode_names
 from fedra_engine.data.origins import Origins
 from fedra_engine.data.tables import READERS
@@ -142,7 +142,7 @@ def _content_column(data: Dataset, chosen: str | None) -> str:
     return name
 
 
-def _task(data: Dataset, content: str) -> Task:
+def _task(data: Dataset, content: str) -> DataTask:
     from datasets import Image, Value
 
     feature = data.features[content]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.images import UnreadableImageError, decode_image
 from fedra_engine.data.row_cache import Part, as_tensor
-from fedra_engine.data.row_parts import RowMaker, Rows, make_rows
+from fedra_engine.data.row_parts import MadeRows, RowMaker, make_rows
 from fedra_engine.data.samples import Preprocessing
 from fedra_engine.data.stored_rows import StoredRows
 from fedra_engine.errors import InputError
@@ -25,7 +25,7 @@ _AT_ONCE = 16
 """Encoded images that a thread holds in memory."""
 
 
-def image_rows(data: DomainData, preprocessing: Preprocessing, *, skip: bool) -> tuple[StoredRows, Rows]:
+def image_rows(data: DomainData, preprocessing: Preprocessing, *, skip: bool) -> tuple[StoredRows, MadeRows]:
     """Decode and resize every image of `data`, or find it done.
 
     Args:

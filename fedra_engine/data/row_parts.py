@@ -46,7 +46,7 @@ class RowMaker(Protocol):
 
 
 @dataclass(frozen=True)
-class Rows:
+class MadeRows:
     """All rows of a source in order.
 
     Attributes:
@@ -60,7 +60,7 @@ class Rows:
     made: int | None
 
 
-def make_rows(data: DomainData, maker: RowMaker, *, skip: bool) -> Rows:
+def make_rows(data: DomainData, maker: RowMaker, *, skip: bool) -> MadeRows:
     """Every sample's row, made or found in the cache.
 
     Raises:
@@ -97,7 +97,7 @@ def make_rows(data: DomainData, maker: RowMaker, *, skip: bool) -> Rows:
             parts = [make(index) for index in range(len(bounds))]
             for index, part in enumerate(parts):
                 check(index, part)
-    return Rows(parts, skipped, None if keys is None else made)
+    return MadeRows(parts, skipped, None if keys is None else made)
 
 
 def _cut(data: DomainData, maker: RowMaker) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedra_engine.config import DataConfig
-from fedra_engine.data.domain_data import DomainData, Task, prepare_source
+from fedra_engine.data.domain_data import DataTask, DomainData, prepare_source
 from fedra_engine.data.folders import visible_entries
 from fedra_engine.data.hub import ONE_DOMAIN, is_saved_dataset, load_hf_dataset, open_dataset, optional_column
 from fedra_engine.data.names import client_name, encode_names
@@ -79,7 +79,7 @@ def load_causal_lm(config: DataConfig, seed: int) -> DomainData:
     return _load(config, seed, "causal_lm", {"prompt": _parse(config.prompt), "response": response})
 
 
-def _load(config: DataConfig, seed: int, task: Task, templates: dict[str, _Template]) -> DomainData:
+def _load(config: DataConfig, seed: int, task: DataTask, templates: dict[str, _Template]) -> DomainData:
     sources = _sources(config)
     records = _Records(TextStore(list(templates)))
     for source in sources:
@@ -90,7 +90,9 @@ def _load(config: DataConfig, seed: int, task: Task, templates: dict[str, _Templ
     return _as_data(records, config, seed, task, split=sources[0].split is None)
 
 
-def _add(records: _Records, source: _Source, config: DataConfig, task: Task, templates: dict[str, _Template]) -> None:
+def _add(
+    records: _Records, source: _Source, config: DataConfig, task: DataTask, templates: dict[str, _Template]
+) -> None:
     columns, present = config.columns, None
     label = domain = client = before = None
     for origin, row in source.rows:
@@ -158,7 +160,7 @@ def _check_templates(templates: dict[str, _Template], present: list[str], origin
                 raise InputError(f"{name}: {origin}: found no column {column!r}, expected one of {', '.join(present)}")
 
 
-def _as_data(records: _Records, config: DataConfig, seed: int, task: Task, *, split: bool) -> DomainData:
+def _as_data(records: _Records, config: DataConfig, seed: int, task: DataTask, *, split: bool) -> DomainData:
     labels, classes = None, list[str]()
     if all(label is not None for label in records.labels):
         labels, classes = encode_names(records.labels, lambda row: f"data.columns.label: {records.origins[row]}")

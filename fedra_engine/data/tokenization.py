@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.row_cache import Part, as_tensor
-from fedra_engine.data.row_parts import RowMaker, Rows, make_rows
+from fedra_engine.data.row_parts import MadeRows, RowMaker, make_rows
 from fedra_engine.data.stored_rows import StoredRows
 from fedra_engine.errors import InputError, one_line
 
@@ -102,7 +102,7 @@ class TokenRows:
     prompts: Tensor
 
 
-def token_rows(data: DomainData, tokenization: Tokenization, *, skip: bool) -> tuple[TokenRows, Rows]:
+def token_rows(data: DomainData, tokenization: Tokenization, *, skip: bool) -> tuple[TokenRows, MadeRows]:
     """Tokenize every text of `data`, or find it done.
 
     A classified text that is too long loses its end. Of a prompt that takes more than half of the room the end stays,
