@@ -168,11 +168,11 @@ class HetLoraConfig:
     """Options of `hetlora`.
 
     Args:
-        kept_ranks: share γ of its ranks that a client keeps when it prunes itself; 1 for no pruning.
+        keep_ratio: share γ of its ranks that a client keeps when it prunes itself; 1 for no pruning.
         penalty: weight λ of the term that draws the other ranks towards zero.
     """
 
-    kept_ranks: float = 0.99
+    keep_ratio: float = 0.99
     penalty: float = 0.01
 
 

@@ -57,7 +57,7 @@ RANGES = {
     "method.depthfl.ramp_up_rounds": COUNT,
     "method.fedhello.fisher_every": COUNT,
     "method.fedhello.fisher_samples": COUNT,
-    "method.hetlora.kept_ranks": SHARE,
+    "method.hetlora.keep_ratio": SHARE,
     "method.hetlora.penalty": NON_NEGATIVE,
     "method.lorafair.weight": NON_NEGATIVE,
     "method.lorafair.steps": COUNT,

@@ -8,10 +8,10 @@ from torch import Tensor
 from fedra_engine.models.adapters import AdapterLayout
 
 
-def tail_mask(ranks: Tensor, kept: float, rank: int) -> Tensor:
-    """bool [slots, rank], the ranks from ⌊kept · r⌋, but at least 1, up to r of slots of clients of ranks r [slots]."""
+def tail_mask(ranks: Tensor, keep_ratio: float, rank: int) -> Tensor:
+    """bool [slots, rank]: of slots of clients of ranks r [slots], those from max(1, ⌊keep_ratio · r⌋) up to r."""
     position = torch.arange(rank, device=ranks.device)
-    return (position >= (ranks.double() * kept).floor().clamp(min=1)[:, None]) & (position < ranks[:, None])
+    return (position >= (ranks.double() * keep_ratio).floor().clamp(min=1)[:, None]) & (position < ranks[:, None])
 
 
 def tail_norms(slots: Tensor, layout: AdapterLayout, target: int, tail: Tensor) -> tuple[Tensor, Tensor]:

@@ -46,7 +46,7 @@ class SequentialExecutor:
                         )
                     )
 
-            penalty = submodel.rank_penalty(assignment.kept_ranks, assignment.rank_penalty)
+            penalty = submodel.rank_penalty(assignment.keep_ratio, assignment.rank_penalty)
             loss = train_client(
                 submodel.logits,
                 submodel.parameters(),

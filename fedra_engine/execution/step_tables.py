@@ -119,7 +119,7 @@ def _tail(lanes: Sequence[Lane], assignment: Assignment, rank: int, device: torc
     if assignment.rank_penalty == 0 or assignment.ranks is None:
         return None
     ranks = [assignment.ranks[lane.row] for lane in lanes for _ in lane.trained_slots]
-    return tail_mask(torch.from_numpy(np.asarray(ranks)), assignment.kept_ranks, rank).to(device)
+    return tail_mask(torch.from_numpy(np.asarray(ranks)), assignment.keep_ratio, rank).to(device)
 
 
 def _exit_table(lanes: Sequence[Lane], owners: Sequence[int], like: Tensor) -> ExitTable:

@@ -60,14 +60,14 @@ class Submodel:
         factors = [factor for layers in self.layers for layer in layers for factor in _factors(layer)]
         return [p for p in (*factors, *(p for head in self.heads for p in head.parameters())) if p.requires_grad]
 
-    def rank_penalty(self, kept: float, weight: float) -> Callable[[], Tensor] | None:
-        """The term weight · Σ ‖B[:, ⌊kept · r⌋:]‖ ‖A[⌊kept · r⌋:]‖ of the loss; None when it is zero."""
+    def rank_penalty(self, keep_ratio: float, weight: float) -> Callable[[], Tensor] | None:
+        """The term weight · Σ ‖B[:, ⌊keep_ratio · r⌋:]‖ ‖A[⌊keep_ratio · r⌋:]‖ of the loss; None when it is zero."""
         if weight == 0:
             return None
         pairs = [_factors(layer) for layers in self.layers for layer in layers]
 
         def term() -> Tensor:
-            first = [max(1, int(len(a) * kept)) for a, _ in pairs]
+            first = [max(1, int(len(a) * keep_ratio)) for a, _ in pairs]
             norms = [b[:, k:].norm() * a[k:].norm() for k, (a, b) in zip(first, pairs, strict=True)]
             return weight * torch.stack(norms).sum()
 

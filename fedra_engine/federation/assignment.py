@@ -28,7 +28,7 @@ class Assignment:
         factors: which LoRA factors are trained; the other one stays as handed out.
         ranks: int64 [participants], LoRA rank of each; higher ranks of what is handed out are cut off. Full rank
             when None. The scale of the adapter's product does not depend on it.
-        kept_ranks: share γ of a participant's ranks that are not penalised.
+        keep_ratio: share γ of a participant's ranks that are not penalised.
         rank_penalty: weight λ of the term λ Σ ‖B_tail‖ ‖A_tail‖ in the loss, the tail being the other ranks.
         exits: ascending blocks after which a classifier of its own sits. A participant trains those whose block it
             holds, so it must hold all blocks up to an exit, or none beyond. Empty: one classifier after the last block.
@@ -40,7 +40,7 @@ class Assignment:
     trained: Allocation | None = None
     factors: Factor = "both"
     ranks: NDArray[np.int64] | None = None
-    kept_ranks: float = 1.0
+    keep_ratio: float = 1.0
     rank_penalty: float = 0.0
     exits: tuple[int, ...] = ()
     distillation: float = 0.0

@@ -57,7 +57,7 @@ class HetLoRA(AllocatedMethod):
         return replace(
             super().assign(participants, round),
             ranks=self._ranks[participants],
-            kept_ranks=self._options.kept_ranks,
+            keep_ratio=self._options.keep_ratio,
             rank_penalty=self._options.penalty,
         )
 
@@ -69,14 +69,14 @@ class HetLoRA(AllocatedMethod):
 
     def receive(self, updates: ClientUpdates) -> None:
         """See `Method.receive`; cuts the updates of clients that prune."""
-        if self._options.kept_ranks == 1:
+        if self._options.keep_ratio == 1:
             return
         for position, client in enumerate(updates.clients.tolist()):
             update = updates.of_client(position)
             before = self._handed_out[torch.from_numpy(update.blocks).to(update.adapters.device)]
             rank = int(self._ranks[client])
             if self._tail(update.adapters, rank) < self._tail(before, rank):
-                self._ranks[client] = max(1, int(rank * self._options.kept_ranks))
+                self._ranks[client] = max(1, int(rank * self._options.keep_ratio))
                 mine = updates.slots[torch.from_numpy(updates.slot_owners == position).to(updates.slots.device)]
                 self.federation.layout.truncate(update.adapters, int(self._ranks[client]))
                 updates.adapters[mine] = update.adapters
@@ -98,6 +98,6 @@ class HetLoRA(AllocatedMethod):
         """Σ over slots and targets of ‖B_tail‖ ‖A_tail‖."""
         layout = self.federation.layout
         ranks = torch.full((len(slots),), rank, device=slots.device)
-        tail = tail_mask(ranks, self._options.kept_ranks, layout.rank)
+        tail = tail_mask(ranks, self._options.keep_ratio, layout.rank)
         norms = (tail_norms(slots, layout, target, tail) for target in range(len(layout.targets)))
         return float(sum((a * b).sum() for a, b in norms))

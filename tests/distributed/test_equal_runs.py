@@ -61,7 +61,7 @@ def cases(model: Path) -> dict[str, dict[str, Any]]:
         "depthfl": {"depthfl": DepthFLConfig(exit_every=2)},
         "fedhello": {"fedhello": FedHelloConfig(fisher_every=1, fisher_samples=20)},
         # Enough to let clients prune in the first round.
-        "hetlora": {"hetlora": HetLoraConfig(kept_ranks=0.5, penalty=0.5)},
+        "hetlora": {"hetlora": HetLoraConfig(keep_ratio=0.5, penalty=0.5)},
     }
     of_methods = {name: changes({"name": name, **options.get(name, {})}, model) for name in METHODS}
     return of_methods | {

@@ -52,7 +52,7 @@ def something_kept(allocation: Allocation) -> Assignment:
 
 
 def penalised_ranks(allocation: Allocation) -> Assignment:
-    return Assignment(allocation, ranks=RANKS, kept_ranks=0.7, rank_penalty=0.5)
+    return Assignment(allocation, ranks=RANKS, keep_ratio=0.7, rank_penalty=0.5)
 
 
 ASKED = [penalised_ranks, some_blocks_trained, only_b_trained, only_a_trained, mixed_ranks, early_exits, something_kept]

@@ -13,7 +13,7 @@ from tests.methods.rounds import DEPTH, EVERYBODY, factors, initial_state, metho
 @pytest.mark.parametrize("ranks", [RANKS, LATE_RANKS])
 @pytest.mark.parametrize("weighting", ["uniform", "samples"])
 def test_hetlora_weighs_every_module_by_the_norm_of_its_product(weighting: str, ranks: np.ndarray) -> None:
-    made = method("hetlora", ranks=ranks, weighting=weighting, hetlora=HetLoraConfig(kept_ranks=1.0))
+    made = method("hetlora", ranks=ranks, weighting=weighting, hetlora=HetLoraConfig(keep_ratio=1.0))
     state, updates = initial_state(made), random_updates(made)
     after = run_round(made, state, updates)
     for block in range(DEPTH):
@@ -35,7 +35,7 @@ def test_hetlora_weighs_every_module_by_the_norm_of_its_product(weighting: str, 
 
 
 def test_hetlora_prunes_clients_whose_last_ranks_shrank() -> None:
-    made = method("hetlora", ranks=RANKS, hetlora=HetLoraConfig(kept_ranks=0.7))
+    made = method("hetlora", ranks=RANKS, hetlora=HetLoraConfig(keep_ratio=0.7))
     state, updates = initial_state(made), random_updates(made)
     # Client 0 (rank 3) returns a third rank next to nothing, client 3 (rank 3) a large one.
     for client, factor in ((0, 1e-6), (3, 1e3)):
@@ -56,7 +56,7 @@ def test_hetlora_prunes_clients_whose_last_ranks_shrank() -> None:
 
 
 def test_what_hetlora_prunes_is_not_aggregated() -> None:
-    made = method("hetlora", ranks=np.full(6, 2), hetlora=HetLoraConfig(kept_ranks=0.5))
+    made = method("hetlora", ranks=np.full(6, 2), hetlora=HetLoraConfig(keep_ratio=0.5))
     state = initial_state(made)
     (update,) = random_updates(made, participants=np.array([0]))
     for slot in update.adapters.values():

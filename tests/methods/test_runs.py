@@ -27,7 +27,7 @@ SMALL: dict[str, Any] = {
     "clients": {"ranks": [8, 4, 2, 8, 1, 4]},
 }
 EVENTFUL: dict[str, dict[str, Any]] = {
-    "hetlora": {"hetlora": HetLoraConfig(kept_ranks=0.5, penalty=5.0)},
+    "hetlora": {"hetlora": HetLoraConfig(keep_ratio=0.5, penalty=5.0)},
     "fedhello": {"fedhello": FedHelloConfig(fisher_every=1, fisher_samples=20)},
 }
 """Options with which a method has something new to remember after every round."""
