@@ -60,7 +60,7 @@ class Evaluator:
         self._use(state)
         for portion in portions(torch.arange(len(domain_of)), _BATCH, self._processes):
             scores = self._score(state, model, portion.rows)
-            if portion.counts:
+            if not portion.is_padding:
                 sums.index_add_(0, domain_of[portion.rows], scores)
         self._processes.all_reduce_([sums])
         return {name: _share(of_domain) for name, of_domain in zip(self._domains, sums, strict=True)}

@@ -50,16 +50,7 @@ class Setting:
 
     def lane_pool(self) -> LanePool:
         """The round's lanes, before anything is trained."""
-        foundation = self.foundation
-        return LanePool(
-            self.work,
-            self.assignment,
-            self.state,
-            foundation.adapter_layout,
-            foundation.head_layout,
-            lanes=self.lanes,
-            compute_dtype=foundation.dtype,
-        )
+        return LanePool(self.work, self.assignment, self.state, self.foundation, lanes=self.lanes)
 
 
 def tiny_vit() -> Setting:

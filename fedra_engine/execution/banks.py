@@ -47,7 +47,7 @@ class Bank:
             training: the optimizer.
             dtype, device: of the parameters.
             columns: those that are trained.
-            compute_dtype: precision that `computed` is read in; `dtype` when None.
+            compute_dtype: precision that `compute_copy` is read in; `dtype` when None.
             all_stepped: whether every row that gets gradients is stepped, too.
         """
         self._training = training
@@ -63,7 +63,7 @@ class Bank:
         self._shadow = torch.zeros_like(self.parameters, dtype=compute_dtype) if lower else None
 
     @property
-    def computed(self) -> Tensor:
+    def compute_copy(self) -> Tensor:
         """The parameters [rows, size] in the precision of the computation."""
         return self.parameters if self._shadow is None else self._shadow
 

@@ -50,7 +50,7 @@ class FisherInformation:
         squares = torch.zeros_like(state.adapters)
         for portion in portions(rows, _SAMPLES_AT_ONCE, self._processes):
             squares_of_some = self._squared_gradients(state, portion.rows)
-            if portion.counts:
+            if not portion.is_padding:
                 squares += squares_of_some
         self._processes.all_reduce_([squares])
         layout = self._foundation.adapter_layout

@@ -15,8 +15,7 @@ from fedra_engine.execution.banks import Bank
 from fedra_engine.execution.scheduling import longest_first
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.work import ClientUpdates, LocalWork
-from fedra_engine.models.adapters import AdapterLayout
-from fedra_engine.models.heads import HeadLayout
+from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.state import GlobalState
 
 
@@ -72,15 +71,14 @@ class LanePool:
         work: LocalWork,
         assignment: Assignment,
         state: GlobalState,
-        layout: AdapterLayout,
-        head_layout: HeadLayout,
+        foundation: Foundation,
         *,
         lanes: int,
-        compute_dtype: torch.dtype,
     ) -> None:
         self._work = work
         self._assignment = assignment
         self._state = state
+        layout, head_layout = foundation.adapter_layout, foundation.head_layout
         self._layout = layout
         self._queue = deque(longest_first(assignment.held, work.steps()).tolist())
         self._lanes: list[Lane | None] = [None] * min(lanes, len(self._queue))
@@ -95,7 +93,7 @@ class LanePool:
             dtype=dtype,
             device=device,
             columns=layout.columns(assignment.factors),
-            compute_dtype=compute_dtype,
+            compute_dtype=foundation.dtype,
             all_stepped=assignment.trained is None,
         )
         self.heads = Bank(

@@ -122,19 +122,19 @@ class WorkDivision:
 
 
 class Portion(NamedTuple):
-    """Some samples for one pass, int64 [samples], and whether they count or only keep the pass company."""
+    """Some samples for one pass, int64 [samples], and whether they only make up the number of passes."""
 
     rows: Tensor
-    counts: bool
+    is_padding: bool
 
 
 def portions(rows: Tensor, size: int, processes: Processes) -> list[Portion]:
     """This process's share of the samples `rows` in portions of at most `size`.
 
     Every process gets equally many, because all must pass through a sharded model equally often. Where there are too
-    few samples for that, a process passes one of them once more, which does not count.
+    few samples for that, a process passes one of them once more, as padding.
     """
     mine = rows[processes.index :: processes.count]
     passes = -(-len(rows) // (processes.count * size))
     shares = [mine[start : start + size] for start in range(0, passes * size, size)]
-    return [Portion(share, True) if len(share) else Portion(rows[:1], False) for share in shares]
+    return [Portion(share, False) if len(share) else Portion(rows[:1], True) for share in shares]

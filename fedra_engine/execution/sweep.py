@@ -41,19 +41,19 @@ class SweepExecutor:
         self,
         foundation: Foundation,
         model: SweepModel,
-        store: Samples,
+        samples: Samples,
         lora: LoraConfig,
         *,
         lanes: int,
         sharded_over: Processes | None = None,
     ) -> None:
-        """Train on samples of `store`.
+        """Train on `samples`.
 
         Where the model is `sharded_over` processes they must all make equally many passes through it.
         """
         self._foundation = foundation
         self._model = model
-        self._store = store
+        self._samples = samples
         self._lora = lora
         self._lanes = lanes
         self._sharded_over = sharded_over
@@ -102,16 +102,8 @@ class SweepExecutor:
         """Train the round as long as memory suffices."""
         foundation = self._foundation
         foundation.use_base(state.base)
-        pool = LanePool(
-            work,
-            assignment,
-            state,
-            foundation.adapter_layout,
-            foundation.head_layout,
-            lanes=self._lanes,
-            compute_dtype=foundation.dtype,
-        )
-        self._model.bind(pool.adapters.computed, pool.adapters.gradients, factors=assignment.factors)
+        pool = LanePool(work, assignment, state, foundation, lanes=self._lanes)
+        self._model.bind(pool.adapters.compute_copy, pool.adapters.gradients, factors=assignment.factors)
         tables: StepTables | None = None
         while True:
             if pool.refill():
@@ -120,7 +112,7 @@ class SweepExecutor:
             if not self._anyone_trains(lanes):
                 return
             if not lanes:
-                self._keep_company(pool.losses.device)
+                self._dummy_pass(pool.losses.device)
                 continue
             if tables is None or not tables.serve(lanes):
                 tables = StepTables.make(lanes, foundation, assignment, self._lora.scale, state.adapters)
@@ -130,11 +122,11 @@ class SweepExecutor:
                 yield updates
 
     def _anyone_trains(self, lanes: Sequence[Lane]) -> bool:
-        """Whether there is a pass to make, for clients of this process or to keep others company."""
+        """Whether there is a pass to make, for clients of this process or for those of others."""
         return bool(lanes) if self._sharded_over is None else self._sharded_over.any(bool(lanes))
 
-    def _keep_company(self, device: torch.device) -> None:
-        self._model.keep_company(self._store.inputs(torch.zeros(1, dtype=torch.int64), device, self._foundation.dtype))
+    def _dummy_pass(self, device: torch.device) -> None:
+        self._model.dummy_pass(self._samples.inputs(torch.zeros(1, dtype=torch.int64), device, self._foundation.dtype))
 
     def _step(
         self, pool: LanePool, lanes: Sequence[Lane], tables: StepTables, work: LocalWork, assignment: Assignment
@@ -142,7 +134,7 @@ class SweepExecutor:
         """One local step of every client in training."""
         rows = torch.from_numpy(np.concatenate([lanes[group].batch for group in tables.group_owners]))
         device, dtype = pool.losses.device, self._foundation.dtype
-        batch = self._store.batch(rows, device, dtype, _draws(lanes, tables, work))
+        batch = self._samples.batch(rows, device, dtype, _draws(lanes, tables, work))
         features = self._model.features(batch.inputs, tables.plan, self._dropout(lanes, work, device))
         losses = self._losses(pool, features, batch.labels, tables, assignment)
         scale = loss_scale(dtype)

@@ -40,7 +40,7 @@ class SweepBlock(nn.Module):
         rows = self._context.plan.blocks[self._position]
         hidden = self._enter(arguments.hidden_states(args, kwargs))
         if rows is None:
-            return arguments.output(self._keep_company(hidden, args, kwargs) if self._context.sharded else hidden)
+            return arguments.output(self._run_on_dummy(hidden, args, kwargs) if self._context.sharded else hidden)
         if rows.index is None:
             return self._run(*arguments.select(args, kwargs, None, hidden))
         held = arguments.select(args, kwargs, rows.index, gather_rows(hidden, rows.index))
@@ -52,8 +52,8 @@ class SweepBlock(nn.Module):
         enters = self._context.sharded and self._position == 0 and torch.is_grad_enabled()
         return hidden.detach().requires_grad_() if enters else hidden
 
-    def _keep_company(self, hidden: Tensor, args: Any, kwargs: Any) -> Tensor:
-        """Run the block, forward and backward, on the first sample; returns `hidden` as it is."""
+    def _run_on_dummy(self, hidden: Tensor, args: Any, kwargs: Any) -> Tensor:
+        """Run the block on the first sample, forward and backward, and throw the result away; returns `hidden`."""
         first = torch.zeros(1, dtype=torch.int64, device=hidden.device)
         sample = hidden[:1].detach().requires_grad_(torch.is_grad_enabled())
         output = self._run(*self.arguments.select(args, kwargs, first, sample))

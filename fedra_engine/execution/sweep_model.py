@@ -105,8 +105,8 @@ class SweepModel:
         """Let go of what a pass that broke off has left for modules which it did not reach."""
         self._context.shrunk.clear()
 
-    def keep_company(self, inputs: Inputs) -> None:
-        """Make a pass, forward and backward, without clients, so that others can make theirs through a sharded model.
+    def dummy_pass(self, inputs: Inputs) -> None:
+        """Pass through a sharded model, forward and backward, without clients, because other processes have some.
 
         `inputs` are those of one sample.
         """

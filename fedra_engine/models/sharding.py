@@ -2,8 +2,8 @@
 
 DeepSpeed hooks itself into every module: it gathers a module's parameters before the module runs, forward or backward,
 fetches those of the next ones meanwhile, and lets go of them afterwards. Gathering takes all processes, so all must run
-the same modules in the same order. A sweep does: where a process has no samples for a block, one sample keeps the
-others company there (`SweepBlock`), and who has no clients left passes along without any (`SweepExecutor`).
+the same modules in the same order. A sweep does: where a process has no samples for a block, it runs the block
+on a dummy (`SweepBlock`), and a process without clients left makes dummy passes (`SweepExecutor`).
 """
 
 from __future__ import annotations

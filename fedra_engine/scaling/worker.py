@@ -129,15 +129,7 @@ class _IdleExecutor:
     def train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
         """See `Executor.train`."""
         foundation = self._foundation
-        pool = LanePool(
-            work,
-            assignment,
-            state,
-            foundation.adapter_layout,
-            foundation.head_layout,
-            lanes=self._lanes,
-            compute_dtype=foundation.dtype,
-        )
+        pool = LanePool(work, assignment, state, foundation, lanes=self._lanes)
         return train_nobody(pool)
 
 
