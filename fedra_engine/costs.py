@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from fedra_engine.config import LoraConfig, TrainingConfig
 from fedra_engine.counting import (
@@ -25,6 +24,7 @@ from fedra_engine.counting import (
 from fedra_engine.data.samples import Samples
 from fedra_engine.execution.banks import bytes_per_parameter
 from fedra_engine.execution.dropout import DropoutKeys
+from fedra_engine.execution.saved_tensors import record_saved
 from fedra_engine.execution.submodel import Submodel, build_submodel
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import Clients, with_step_limit
@@ -183,15 +183,13 @@ class CostModel:
         foundation = self._foundation
         # The client's heads take their place in the model only when it runs.
         fixed = (*submodel.model.parameters(), *submodel.model.buffers(), *submodel.parameters())
-        weights = {tensor.untyped_storage().data_ptr() for tensor in fixed}
         kept, where = np.zeros(foundation.depth + 1), [foundation.depth]
 
-        def keep(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in weights:
-                weights.add(storage.data_ptr())
-                kept[where[0]] += storage.nbytes()
-            return tensor
+        def record(size: int) -> None:
+            kept[where[0]] += size
+
+        def losses() -> list[Tensor]:
+            return [nn.functional.log_softmax(logits, dim=-1).sum() for logits in submodel.logits(inputs)]
 
         def enter(index: int) -> None:
             where[0] = index
@@ -205,10 +203,7 @@ class CostModel:
             )
         ]
         inputs = self._samples.inputs(rows, foundation.head.weight.device, foundation.dtype)
-        with saved_tensors_hooks(keep, lambda tensor: tensor):
-            # Held until all is counted: an address that is free again could be taken for one seen before.
-            losses = [nn.functional.log_softmax(logits, dim=-1).sum() for logits in submodel.logits(inputs)]
-        del losses
+        record_saved(losses, fixed, record)
         for hook in hooks:
             hook.remove()
         return kept

@@ -12,7 +12,7 @@ from torch import Tensor
 from fedra_engine.config import ModelConfig
 from fedra_engine.data.samples import Samples
 from fedra_engine.errors import InputError
-from fedra_engine.execution.plan import make_plan
+from fedra_engine.execution.plan import single_client_plan
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.heads import HeadLayout
@@ -92,11 +92,11 @@ def _features(
     # With B = 0 the adapters do nothing.
     adapters = torch.zeros(foundation.depth, foundation.adapter_layout.size, dtype=dtype, device=device)
     model.bind(adapters, torch.empty_like(adapters))
-    slots, head = np.arange(foundation.depth)[None], np.zeros(1, dtype=np.int64)
+    slots = np.arange(foundation.depth)
 
     def batches() -> Iterator[Tensor]:
         for some in torch.from_numpy(rows).split(_BATCH):
-            plan = make_plan([len(some)], slots, head, scale=1.0, dtype=foundation.adapter_dtype, device=device)
+            plan = single_client_plan(len(some), slots, dtype=foundation.adapter_dtype, device=device)
             yield model.features(train.inputs(some, device, dtype), plan).double()
 
     return torch.cat(list(batches())), train.labels[torch.from_numpy(rows)].to(device)

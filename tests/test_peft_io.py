@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
@@ -14,7 +15,7 @@ from torch.nn.functional import linear
 from transformers import AutoModel, AutoModelForCausalLM
 
 from fedra_engine.config import ExperimentConfig, LoraConfig, ModelConfig
-from fedra_engine.execution.plan import make_plan
+from fedra_engine.execution.plan import single_client_plan
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.foundation import Foundation, make_foundation
 from fedra_engine.models.loading import load_pretrained
@@ -47,8 +48,7 @@ def features(foundation: Foundation, state: GlobalState, family: str) -> tuple[T
     inputs = make_samples(family, 4).inputs(torch.arange(4), CPU, torch.float32)
     model = SweepModel(foundation, lambda n: {name: tensor[:n] for name, tensor in inputs.items()})
     model.bind(state.adapters, torch.empty_like(state.adapters))
-    slots = torch.arange(DEPTH)[None].numpy()
-    plan = make_plan([4], slots, slots[:, 0], scale=2.0, dtype=torch.float32, device=CPU)
+    plan = single_client_plan(4, np.arange(DEPTH), scale=2.0, dtype=torch.float32, device=CPU)
     return model.features(inputs, plan), inputs
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,13 +11,13 @@ import numpy as np
 import psutil
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from fedra_engine.config import LoraConfig, TrainingConfig
 from fedra_engine.data.samples import Samples
 from fedra_engine.errors import InputError
 from fedra_engine.execution.banks import bytes_per_parameter
-from fedra_engine.execution.plan import make_plan
+from fedra_engine.execution.plan import single_client_plan
+from fedra_engine.execution.saved_tensors import saved_bytes
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.foundation import Foundation
 
@@ -106,25 +106,6 @@ def device_memory(device: torch.device) -> tuple[int, int]:
     return memory.available // processes, memory.total // processes
 
 
-def saved_bytes(run: Callable[[], object], besides: Iterable[Tensor]) -> int:
-    """Bytes that autograd keeps for the backward pass of what `run` returns, without those of tensors `besides`."""
-    others = {tensor.untyped_storage().data_ptr() for tensor in besides}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in others:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
-        # Held until all is counted: an address that is free again could be taken for one seen before.
-        result = run()
-    total = sum(kept.values())
-    del result
-    return total
-
-
 def _kept_bytes(
     foundation: Foundation, model: SweepModel, samples: Samples, lora: LoraConfig, row: int, count: int
 ) -> int:
@@ -133,14 +114,7 @@ def _kept_bytes(
     bank = torch.zeros(depth, foundation.adapter_layout.size, dtype=dtype, device=device)
     gradients = torch.zeros_like(bank)
     model.bind(bank, gradients)
-    plan = make_plan(
-        [count],
-        np.arange(depth)[None],
-        np.zeros(1, dtype=np.int64),
-        scale=lora.scale,
-        dtype=foundation.adapter_dtype,
-        device=device,
-    )
+    plan = single_client_plan(count, np.arange(depth), scale=lora.scale, dtype=foundation.adapter_dtype, device=device)
     inputs = samples.inputs(torch.full((count,), row), device, dtype)
     weights = [*foundation.model.parameters(), *foundation.model.buffers(), bank, gradients]
     return saved_bytes(lambda: model.features(inputs, plan), weights)

@@ -129,6 +129,17 @@ def make_plan(
     )
 
 
+def single_client_plan(
+    samples: int, slots: NDArray[np.int64], *, scale: float = 1.0, dtype: torch.dtype, device: torch.device
+) -> SweepPlan:
+    """Plan a batch of one client, whose head is the first of the bank; see `make_plan`.
+
+    `slots` are int64 [blocks], the bank row of its adapter of each block; -1 where it skips the block.
+    """
+    head = np.zeros(1, dtype=np.int64)
+    return make_plan([samples], slots[None], head, scale=scale, dtype=dtype, device=device)
+
+
 def _exit_rows(counts: NDArray[np.int64], copies: Sequence[ExitCopy], device: torch.device) -> dict[int, ExitRows]:
     starts = np.cumsum(counts) - counts
     by_block: defaultdict[int, list[ExitCopy]] = defaultdict(list)

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map_only
 from fedra_engine.execution.dropout import DropoutKeys
 from fedra_engine.execution.fused_block import FusedBlock
 from fedra_engine.execution.fused_families import match_parts
-from fedra_engine.execution.plan import SweepPlan, make_plan
+from fedra_engine.execution.plan import SweepPlan, make_plan, single_client_plan
 from fedra_engine.execution.rehearsal import Inputs, check_sweep, same
 from fedra_engine.execution.sweep_block import SweepBlock
 from fedra_engine.execution.sweep_context import GroupedLoraLinear, SweepContext
@@ -111,9 +111,9 @@ class SweepModel:
         `inputs` are those of one sample.
         """
         example = next(iter(inputs.values()))
-        nothing = np.full((1, self._foundation.depth), -1, dtype=np.int64)
-        heads, dtype = np.zeros(1, dtype=np.int64), self._foundation.adapter_dtype
-        features = self.features(inputs, make_plan([1], nothing, heads, scale=1.0, dtype=dtype, device=example.device))
+        nothing = np.full(self._foundation.depth, -1, dtype=np.int64)
+        plan = single_client_plan(1, nothing, dtype=self._foundation.adapter_dtype, device=example.device)
+        features = self.features(inputs, plan)
         if self._foundation.task == "causal_lm":
             # The others gather the output layer for their losses.
             with gathered(self._foundation.head):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedra_engine.execution.memory import saved_bytes
+from fedra_engine.execution.saved_tensors import saved_bytes
 from fedra_engine.execution.sweep_model import SweepModel
 from tests.tiny_federation import ADAMW, SGD, Setting, make_setting
 

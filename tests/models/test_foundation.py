@@ -8,7 +8,7 @@ from torch import nn
 from fedra_engine.config import LoraConfig
 from fedra_engine.errors import InputError
 from fedra_engine.evaluation import Evaluator
-from fedra_engine.execution.plan import make_plan
+from fedra_engine.execution.plan import single_client_plan
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.adapters import AdapterLayout, Target, initial_adapters
 from fedra_engine.models.foundation import make_foundation
@@ -45,8 +45,7 @@ def test_with_zero_b_and_all_blocks_held_logits_are_those_of_the_untouched_model
     sweep = SweepModel(foundation, lambda n: samples.inputs(torch.arange(n), CPU, foundation.dtype))
     adapters = initial_adapters(foundation.adapter_layout, DEPTH, seed=0, dtype=torch.float64)
     sweep.bind(adapters, torch.empty_like(adapters))
-    slots = np.arange(DEPTH)[None]
-    plan = make_plan([6], slots, np.zeros(1, dtype=np.int64), scale=2.0, dtype=torch.float64, device=CPU)
+    plan = single_client_plan(6, np.arange(DEPTH), scale=2.0, dtype=torch.float64, device=CPU)
     with torch.no_grad():
         logits = foundation.head(sweep.features(inputs, plan))
         again = foundation.model(**inputs).logits
