@@ -48,108 +48,78 @@ class PreNormParts:
 
 @dataclass(frozen=True)
 class _Family:
-    """Attribute names of one library's blocks; an empty name for a part it does not have."""
+    """Attribute names of one library's blocks; None for a part that they do not have."""
 
     norm1: str
     attention: str
-    scale1: str
     norm2: str
-    scale2: str
-    attention_inputs: tuple[str, ...]
-    mlp_inputs: tuple[str, ...]
-    activation: str
-    mlp_output: str
+    scale1: str | None = None
+    scale2: str | None = None
+    attention_inputs: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
+    """In the attention."""
+    mlp_inputs: tuple[str, ...] = ("fc1",)
+    """In the module `mlp`, as are the next two."""
+    activation: str = "activation_fn"
+    mlp_output: str = "fc2"
     identities: tuple[str, ...] = ()
     """Parts that must do nothing, or the block is not of this form."""
 
 
 _FAMILIES = (
     # transformers ViT
-    _Family(
-        "layernorm_before",
-        "attention",
-        "",
-        "layernorm_after",
-        "",
-        ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
-        ("mlp.fc1",),
-        "mlp.activation_fn",
-        "mlp.fc2",
-    ),
+    _Family(norm1="layernorm_before", attention="attention", norm2="layernorm_after"),
     # transformers DINOv2
     _Family(
-        "norm1",
-        "attention",
-        "layer_scale1",
-        "norm2",
-        "layer_scale2",
-        ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
-        ("mlp.fc1",),
-        "mlp.activation_fn",
-        "mlp.fc2",
+        norm1="norm1",
+        attention="attention",
+        norm2="norm2",
+        scale1="layer_scale1",
+        scale2="layer_scale2",
         identities=("drop_path",),
     ),
     # transformers DINOv3
     _Family(
-        "norm1",
-        "attention",
-        "layer_scale1",
-        "norm2",
-        "layer_scale2",
-        ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
-        ("mlp.up_proj",),
-        "mlp.act_fn",
-        "mlp.down_proj",
+        norm1="norm1",
+        attention="attention",
+        norm2="norm2",
+        scale1="layer_scale1",
+        scale2="layer_scale2",
+        mlp_inputs=("up_proj",),
+        activation="act_fn",
+        mlp_output="down_proj",
         identities=("drop_path",),
     ),
     # transformers CLIP (of those that use GELU) and SigLIP
-    _Family(
-        "layer_norm1",
-        "self_attn",
-        "",
-        "layer_norm2",
-        "",
-        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        ("mlp.fc1",),
-        "mlp.activation_fn",
-        "mlp.fc2",
-    ),
+    _Family(norm1="layer_norm1", attention="self_attn", norm2="layer_norm2"),
     # transformers GPT-2
     _Family(
-        "ln_1",
-        "attn",
-        "",
-        "ln_2",
-        "",
-        ("attn.c_attn",),
-        ("mlp.c_fc",),
-        "mlp.act",
-        "mlp.c_proj",
+        norm1="ln_1",
+        attention="attn",
+        norm2="ln_2",
+        attention_inputs=("c_attn",),
+        mlp_inputs=("c_fc",),
+        activation="act",
+        mlp_output="c_proj",
     ),
     # timm ViT
     _Family(
-        "norm1",
-        "attn",
-        "ls1",
-        "norm2",
-        "ls2",
-        ("attn.qkv",),
-        ("mlp.fc1",),
-        "mlp.act",
-        "mlp.fc2",
+        norm1="norm1",
+        attention="attn",
+        norm2="norm2",
+        scale1="ls1",
+        scale2="ls2",
+        attention_inputs=("qkv",),
+        activation="act",
         identities=("drop_path1", "drop_path2", "mlp.norm"),
     ),
     # transformers LLaMA, Qwen and their like
     _Family(
-        "input_layernorm",
-        "self_attn",
-        "",
-        "post_attention_layernorm",
-        "",
-        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        ("mlp.gate_proj", "mlp.up_proj"),
-        "mlp.act_fn",
-        "mlp.down_proj",
+        norm1="input_layernorm",
+        attention="self_attn",
+        norm2="post_attention_layernorm",
+        mlp_inputs=("gate_proj", "up_proj"),
+        activation="act_fn",
+        mlp_output="down_proj",
     ),
 )
 
@@ -164,42 +134,37 @@ def match_parts(block: nn.Module) -> PreNormParts | None:
 
 def _match(block: nn.Module, family: _Family) -> PreNormParts | None:
     try:
-        modules = {
-            name: block.get_submodule(name)
-            for name in (
-                family.norm1,
-                family.attention,
-                family.norm2,
-                family.activation,
-                family.mlp_output,
-                *family.attention_inputs,
-                *family.mlp_inputs,
-            )
-        }
+        named1, named2, attention, mlp = (
+            block.get_submodule(name) for name in (family.norm1, family.norm2, family.attention, "mlp")
+        )
+        attention_inputs = tuple(attention.get_submodule(name) for name in family.attention_inputs)
+        mlp_inputs = tuple(mlp.get_submodule(name) for name in family.mlp_inputs)
+        function, mlp_output = mlp.get_submodule(family.activation), mlp.get_submodule(family.mlp_output)
         identities = [block.get_submodule(name) for name in family.identities]
         scalers = [block.get_submodule(name) if name else nn.Identity() for name in (family.scale1, family.scale2)]
-        scales = [_layer_scale(scaler) for scaler in scalers]
+        scale1, scale2 = map(_layer_scale, scalers)
     except (AttributeError, TypeError):
         return None
     # BEiT has ViT's names, and a LayerScale that has none.
-    known = {id(parameter) for module in (*modules.values(), *scalers) for parameter in module.parameters()}
+    parts = (named1, named2, attention, *mlp_inputs, mlp_output, *scalers)
+    known = {id(parameter) for part in parts for parameter in part.parameters()}
     if any(id(parameter) not in known for parameter in block.parameters()):
         return None
-    norm1, norm2 = _norm(modules[family.norm1]), _norm(modules[family.norm2])
-    activation = _activation(modules[family.activation], gated=len(family.mlp_inputs) == 2)
+    norm1, norm2 = _norm(named1), _norm(named2)
+    activation = _activation(function, gated=len(mlp_inputs) == 2)
     if norm1 is None or norm2 is None or activation is None:
         return None
     if not all(isinstance(module, nn.Identity) for module in identities):
         return None
     return PreNormParts(
         norm1=norm1,
-        attention=modules[family.attention],
-        scale1=scales[0],
+        attention=attention,
+        scale1=scale1,
         norm2=norm2,
-        scale2=scales[1],
-        attention_inputs=tuple(modules[name] for name in family.attention_inputs),
-        mlp_inputs=tuple(modules[name] for name in family.mlp_inputs),
-        mlp_output=modules[family.mlp_output],
+        scale2=scale2,
+        attention_inputs=attention_inputs,
+        mlp_inputs=mlp_inputs,
+        mlp_output=mlp_output,
         activation=activation,
     )
 
