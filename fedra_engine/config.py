@@ -33,29 +33,29 @@ class DataConfig:
         source: `digits` (embedded, six domains), `image_folder` (`<root>/<domain>/<class>/*`), `domainnet` and
             `nicopp` (lists of paths and labels), `text_classification` and `causal_lm` (files or a data set),
             or `hf_dataset` (labelled images or texts).
-        root: folder or file of the source; for the last three also the name of a data set on the hub.
-        subset: which configuration of a data set on the hub; its only one when null.
+        root: folder or file of the source; for the last three sources also the name of a data set on the hub.
+        subset: configuration of a data set on the hub; its only one when null.
         columns: what the columns of a table or data set are called.
         domains: domains to use, in the order that client capacities follow; all, sorted, when empty.
-        classes: use the first so many classes only; all when null.
+        classes: use only the first N classes; all when null.
         prompt: the text before the response of `causal_lm`, with columns in braces (`{instruction}`); plain text
             when null.
         image_size: side in pixels to which images are resized (bicubic); the model's own size when null.
-        max_length: longest text in tokens, longer ones are cut; the model's own limit, but at most 512, when null.
-        unreadable: an image that cannot be decoded is an `error`, or a sample to `skip`.
-        augmentation: random changes of the training images, drawn anew in every step: `none`, `flip` (left to right
-            with even chances), or `crop_flip` (also a crop of random place, area and shape, resized back).
-        crop_scale: smallest share of an image's area that `crop_flip` keeps.
-        test_fraction: share of each domain's and class's samples held out where the source brings no test set.
-        partition: `domain` (each domain is one client), `iid`, `dirichlet` (label skew), `shards` (few classes a
+        max_length: longest text in tokens (longer ones are cut); when null, the model's limit, at most 512.
+        unreadable: treat an image that cannot be decoded as an `error`, or `skip` it.
+        augmentation: random changes to the training images, drawn anew in every step: `none`, `flip` (left to right
+            with probability 1/2), or `crop_flip` (also a crop of random place, area and shape, resized back).
+        crop_scale: smallest fraction of an image's area that `crop_flip` keeps.
+        test_fraction: fraction of each domain's and class's samples held out if the source has no test set.
+        partition: `domain` (each domain is one client), `iid`, `dirichlet` (label skew), `shards` (few classes per
             client), `quantity` (log-normal skew of the sample counts), `natural` (a column names the client) or
             `bootstrap` (each client draws samples of one domain with replacement; nothing is stored).
-        clients_per_domain: clients among which each domain's training samples are divided.
-        clients: clients among which all training samples are divided, whatever their domain; null keeps every client
-            to one domain. Under `bootstrap`, so many clients, to which the domains are dealt in turn.
+        clients_per_domain: number of clients that share each domain's training samples.
+        clients: number of clients that share all training samples, whatever their domain; null keeps every client
+            to one domain. Under `bootstrap`, the number of clients, to which domains are assigned in turn.
         dirichlet_alpha: concentration of the per-class Dirichlet draws of `dirichlet`; smaller is more skewed.
-        balanced: `dirichlet` gives nothing more to clients that have their average share.
-        shards_per_client: shards, of one label mostly, that `shards` gives each client.
+        balanced: `dirichlet` gives no more to clients that already have the average number of samples.
+        shards_per_client: shards (mostly of one label) that `shards` gives each client.
         quantity_sigma: standard deviation of the logarithm of the sample counts under `quantity`.
         samples_per_client: samples that a client draws under `bootstrap`.
         min_samples: fewest training samples a client may have; the split is redrawn until all have them.
@@ -94,11 +94,11 @@ class ModelConfig:
     Args:
         path: `digits_vit` (ships with the package), a Hugging Face model directory, or a hub name.
         dtype: precision of the frozen weights and of the computation.
-        attention: attention implementation asked of transformers.
+        attention: which attention implementation of transformers to use.
         block_path: dotted path of the block list inside the model; found by structure when null.
-        pooling: what of a sample's outputs the classifier reads: as the model's own classification layers have it
-            (`auto`; see docs/models.md for models without), the model's own pooled output (`pooler`), the `first`
-            token, the `mean` over tokens, or the `last` one.
+        pooling: which output the classifier reads: whatever the model's own classification layers read (`auto`; see
+            docs/models.md for models without any), the model's own pooled output (`pooler`), the `first` token, the
+            `mean` over tokens, or the `last` token.
         head_init: where the classifier starts: as `loaded` (random where the model had none for these classes),
             `zeros` (all classes equally likely), or `class_means` (the class with the nearest mean of the frozen
             model's features, taken over equally many training samples of every class).
@@ -168,8 +168,8 @@ class HetLoraConfig:
     """Options of `hetlora`.
 
     Args:
-        keep_ratio: share γ of its ranks that a client keeps when it prunes itself; 1 for no pruning.
-        penalty: weight λ of the term that draws the other ranks towards zero.
+        keep_ratio: fraction γ of its ranks that a client keeps when it prunes itself; 1 for no pruning.
+        penalty: weight λ of the term that pulls the other ranks towards zero.
     """
 
     keep_ratio: float = 0.99
@@ -181,11 +181,11 @@ class FedHelloConfig:
     """Options of `fedhello`.
 
     Args:
-        selection: how a client's trainable blocks are chosen: drawn with equal chances (`random`); the `first`,
-            the `last`, half of them first and half last (`bottleneck`) or `spread` evenly; or drawn with chances
-            that rise with each block's Fisher information (`fisher`).
-        fisher_every: rounds between measurements of the Fisher information, the first after as many rounds.
-        fisher_samples: training samples it is measured on.
+        selection: how a client's trainable blocks are chosen: drawn with equal probability (`random`); the `first`,
+            the `last`, half of them first and half last (`bottleneck`) or `spread` evenly; or drawn with
+            probabilities that rise with each block's Fisher information (`fisher`).
+        fisher_every: rounds between measurements of the Fisher information (and before the first).
+        fisher_samples: training samples that it is measured on.
     """
 
     selection: Literal["random", "first", "last", "bottleneck", "spread", "fisher"] = "fisher"
@@ -198,9 +198,9 @@ class LoraFairConfig:
     """Options of `lorafair`.
 
     Args:
-        weight: weight λ that holds the correction of B small.
-        steps: gradient steps that look for it.
-        lr: their size, relative to that at which the descent is stable.
+        weight: weight λ of the term that keeps the correction of B small.
+        steps: gradient steps that compute the correction.
+        lr: their size, relative to the one at which the descent is stable.
     """
 
     weight: float = 0.01
@@ -214,11 +214,11 @@ class MethodConfig:
 
     Args:
         name: one of the methods in docs/methods.md.
-        allocation: which blocks a client holds, for methods that leave it open: `uniform` (each client draws on its
-            own; the default), `reference` (the draws of FedRA's published code: one legacy NumPy stream over all
-            rounds), `covered` (repaired so that every block has a holder whenever the capacities allow it),
-            `prefix` (the first blocks) or `full` (all blocks).
-        ignore_capacities: let a method give all blocks to clients although none can hold them.
+        allocation: which blocks a client holds, for methods that leave it open: `uniform` (each client draws
+            independently; the default), `reference` (the draws of FedRA's published code: one legacy NumPy stream over
+            all rounds), `covered` (repaired so that every block has a holder if the capacities allow it), `prefix`
+            (the first blocks) or `full` (all blocks).
+        ignore_capacities: allow full-depth methods even if no client can hold all blocks.
         weighting: weight of a client in the averages: `uniform`, or its number of `samples`.
         inclusivefl: options of `inclusivefl`.
         depthfl: options of `depthfl`.
@@ -245,13 +245,13 @@ class MethodConfig:
 
 @dataclass
 class ServerConfig:
-    """What the server does with the mean of a round.
+    """How the server uses the mean of a round's updates.
 
     Args:
-        optimizer: `fedavg` (take it), `fedavgm` (momentum), `fedadam` or `fedyogi` (adaptive).
-        lr: server learning rate; when null 1 for `fedavg`, 1 − the momentum for `fedavgm`, and 0.01 for the adaptive
-            ones.
-        betas: momentum of `fedavgm` (the first), decay rates of the moments of `fedadam` and `fedyogi`.
+        optimizer: `fedavg` (takes it as the new state), `fedavgm` (momentum), `fedadam` or `fedyogi` (adaptive).
+        lr: server learning rate; when null, 1 for `fedavg`, 1 − momentum for `fedavgm`, and 0.01 for the adaptive
+            optimizers.
+        betas: decay rates of the moments of `fedadam` and `fedyogi`; the first is the momentum of `fedavgm`.
         tau: adaptivity τ in the denominator of `fedadam` and `fedyogi`.
     """
 
@@ -270,16 +270,16 @@ class ServerConfig:
 
 @dataclass
 class DeviceConfig:
-    """A kind of device that clients train on (docs/devices.md). What is null takes no time, or knows no limit.
+    """A kind of device that clients train on (docs/devices.md). A null field takes no time, or sets no limit.
 
     Args:
-        compute: billions of floating-point operations a second that training reaches (GFLOP/s).
-        upload: Mbit/s to the server.
-        download: Mbit/s from the server.
-        memory: GiB that training may take; decides capacities where these are `memory`.
-        availability: probability that a client can be asked to take part in a round.
-        dropout: probability that a participant breaks off, so that its update is lost.
-        variation: standard deviation of the logarithm of the time a round takes, drawn anew every round.
+        compute: speed that training reaches, in GFLOP/s.
+        upload: speed to the server, in Mbit/s.
+        download: speed from the server, in Mbit/s.
+        memory: GiB that training may use; determines capacities if `clients.capacities` is `memory`.
+        availability: probability that a client is available in a round.
+        dropout: probability that a participant drops out, so that its update is lost.
+        variation: standard deviation of the logarithm of a participant's time, drawn anew every round.
     """
 
     compute: float | None = None
@@ -296,18 +296,18 @@ class ClientsConfig:
     """Who takes part.
 
     Args:
-        capacities: number of blocks a client can hold, one entry a domain in domain order (or one for all), or as many
-            as its device's `memory` has room for.
-        capacity_schedule: capacities stay `fixed`, or are `drawn`: every round each client gets that of a client
-            drawn at random.
-        ranks: LoRA rank of a client's adapters, at most lora.rank, one entry a domain (or one for all); lora.rank for
-            all when empty.
+        capacities: number of blocks a client can hold, one entry per domain in domain order (or one for all); or
+            `memory`: as many as fit the memory of its device.
+        capacity_schedule: capacities stay `fixed`, or are `drawn`: every round, each client gets the capacity of a
+            random client.
+        ranks: LoRA rank of a client's adapters, at most lora.rank, one entry per domain (or one for all); lora.rank
+            for all when empty.
         sampling: `one_per_domain`, or `uniform` draws of `participants` clients without replacement.
         participants: clients per round under `uniform` sampling; all clients when null.
-        devices: kinds of devices; clients have none, and take no time, when empty.
-        device_schedule: a client has the device of its `domain`, one entry a domain in domain order (or one for all),
-            or one that is `drawn` with equal chances before the first round.
-        deadline: simulated seconds after which the server takes no more updates of a round; none when null.
+        devices: kinds of devices; when empty, devices are not simulated.
+        device_schedule: a client has the device of its `domain` (one entry per domain in domain order, or one for all),
+            or one `drawn` uniformly before the first round.
+        deadline: simulated seconds after which the server accepts no more updates in a round; none when null.
     """
 
     capacities: list[int] | Literal["memory"] = field(default_factory=lambda: [12, 10, 8, 6, 4, 3])
@@ -325,20 +325,19 @@ class TrainingConfig:
     """What a client does in a round.
 
     Args:
-        optimizer: `sgd` (with momentum) or `adamw`; its state starts afresh every round.
+        optimizer: `sgd` (with momentum) or `adamw`; its state is reset every round.
         lr: learning rate of the first round.
-        lr_schedule: learning rate over the rounds: `constant`, or `linear` or `cosine` decay towards 0.
+        lr_schedule: how the learning rate changes over the rounds: `constant`, `linear` or `cosine` decay towards 0.
         momentum: momentum of `sgd`.
         betas: decay rates of the moments of `adamw`.
         eps: denominator term of `adamw`.
         weight_decay: L2 term of `sgd`, decoupled decay of `adamw`.
-        proximal_mu: weight μ of FedProx's term μ/2 ‖w − w₀‖² that holds a client near what it was handed out.
+        proximal_mu: weight μ of FedProx's term μ/2 ‖w − w₀‖², which keeps a client near the state it received.
         clip_norm: each client's gradient is scaled to at most this norm; no clipping when null.
         batch_size: samples of a client in one local step.
         local_epochs: passes over a client's samples in a round.
         max_local_steps: upper limit of a client's local steps in a round; none when null.
-        even_steps: no client takes more than one step more than the client with the fewest samples would, as in
-            FedRA's published code.
+        even_steps: cap local steps at one more than the smallest client takes, as in FedRA's published code.
     """
 
     optimizer: Literal["sgd", "adamw"] = "adamw"
@@ -358,18 +357,18 @@ class TrainingConfig:
 
 @dataclass
 class ExecutionConfig:
-    """How the participants are trained; never what comes out.
+    """How participants are trained; none of these changes the results.
 
     Args:
-        executor: `sweep` (many clients in one pass over the blocks) or `sequential` (a PEFT sub-model per
-            client, one after another; slow, the oracle of the tests).
-        lanes: clients trained at the same time by `sweep`; bounds memory, whatever the number of clients. `auto`
-            takes as many as are worth it and fit the free memory, and half as many when memory runs out after all.
-        fused_blocks: fuse norms, gathers, scatters and activations in blocks of known families; `auto` does on a
-            GPU, where memory traffic decides, unless the model is sharded.
+        executor: `sweep` (many clients in one pass over the blocks) or `sequential` (one PEFT sub-model
+            per client, one after another; slow, the oracle of the tests).
+        lanes: clients that `sweep` trains at the same time; bounds memory, whatever the number of clients. `auto`
+            uses as many as help and fit into free memory, and halves them if memory still runs out.
+        fused_blocks: fuse norms, gathers, scatters and activations in blocks of known families; `auto` fuses on a
+            GPU, where memory traffic matters most, unless the model is sharded.
         checkpoint_blocks: keep only the inputs of blocks for the backward pass, which then runs each block again: less
-            memory, but about half more computation (backward costs about as much as forward where weights are frozen).
-        deterministic: aggregate so that even the last bit does not depend on the order clients finish in.
+            memory, but about half as much computation again.
+        deterministic: aggregate so that not even the last bit depends on the order in which clients finish.
     """
 
     executor: Literal["sweep", "sequential"] = "sweep"
@@ -385,11 +384,11 @@ class ExperimentConfig:
 
     Args:
         rounds: federated rounds.
-        seed: the one seed every random draw is derived from.
+        seed: the seed from which every random draw is derived.
         evaluate_every: rounds between evaluations; the last round is always evaluated.
-        name: name of the run folder; made of the method, model and time when null.
+        name: name of the run folder; made from the method, model and time when null.
         output_dir: folder that receives run folders.
-        trace: also write what somebody else's code needs to recompute each round (needs lora.dropout 0).
+        trace: also write everything needed to recompute each round with other code (needs lora.dropout 0).
         data: samples and their partition.
         model: frozen foundation model.
         lora: adapters.
