@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from fedra_engine.checkpoint import latest_checkpoint, save_checkpoint
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.errors import InputError
+from fedra_engine.execution.executor import Executor
 from fedra_engine.execution.scheduling import WorkDivision
 from fedra_engine.experiment import build_experiment, describe
 from fedra_engine.federation.aggregation import Aggregator
@@ -40,46 +41,58 @@ class Simulation:
         self._config = config
         self._folder = folder
         self._reporter = reporter
-        self._processes = Processes.of(accelerator)
-        with self._processes.together():
+        self.processes = Processes.of(accelerator)
+        with self.processes.together():
             sharding = Sharding.of(accelerator)
-            self._experiment = build_experiment(config, accelerator.device, self._processes, sharding)
+            self.experiment = build_experiment(config, accelerator.device, self.processes, sharding)
             if config.trace and not folder.config_file.is_file():
                 raise InputError(f"trace: found no {folder.path} here, expected a folder that all processes share")
-        self._processes.broadcast_(list(self._experiment.initial_state.tensors().values()))
-        sharded = is_sharded(self._experiment.foundation.model)
-        self._division = WorkDivision(self._processes, self._experiment.train.lengths, in_step=sharded)
+        self.processes.broadcast_(list(self.experiment.initial_state.tensors().values()))
+        sharded = is_sharded(self.experiment.foundation.model)
+        self._division = WorkDivision(self.processes, self.experiment.train.lengths, in_step=sharded)
 
     def run(self) -> None:
         """Train all rounds that the run folder does not have yet, evaluate, and leave the results there."""
         config = self._config
-        if self._processes.is_main:
+        if self.processes.is_main:
             self._introduce()
-        frozen = self._evaluate(self._experiment.initial_state)
+        frozen = self._evaluate(self.experiment.initial_state)
         first, state, accuracy = self._resume()
         if first > 0:
             trained = f"going on after round {first} of" if first < config.rounds else "finished before, with all of"
             self._reporter.message(f"{trained} {config.rounds} rounds")
-        if config.trace and first == 0 and self._processes.is_main:
-            write_inputs(self._folder.path, self._experiment.train, self._experiment.foundation)
+        if config.trace and first == 0 and self.processes.is_main:
+            write_inputs(self._folder.path, self.experiment.train, self.experiment.foundation)
         for round in range(first, config.rounds):
-            state, metrics = self._round(round, state)
+            state, metrics = self.train_round(round, state)
             if (round + 1) % config.evaluate_every == 0 or round + 1 == config.rounds:
                 metrics.accuracy = accuracy = self._evaluate(state)
                 self._reporter.evaluated(round, accuracy)
-            if self._processes.is_main:
+            if self.processes.is_main:
                 self._record(metrics)
                 self._checkpoint(round, state, accuracy)
-        if self._processes.is_main:
+        if self.processes.is_main:
             self._finish(state, frozen, accuracy)
 
-    def _round(self, round: int, state: GlobalState) -> tuple[GlobalState, RoundMetrics]:
-        """Sample, assign, train, aggregate. Returns the new global state and what to remember of the round."""
-        config, method = self._config, self._experiment.method
+    def train_round(
+        self, round: int, state: GlobalState, executor: Executor | None = None
+    ) -> tuple[GlobalState, RoundMetrics]:
+        """Sample, assign, train, aggregate.
+
+        Args:
+            round: its number, from 0.
+            state: the global state before it.
+            executor: who trains; the experiment's if not given.
+
+        Returns:
+            The new global state and what to remember of the round.
+        """
+        executor = self.experiment.executor if executor is None else executor
+        config, method = self._config, self.experiment.method
         started = time.perf_counter()
-        work, assignment, devices = self._experiment.round_work(round)
+        work, assignment, devices = self.experiment.round_work(round)
         trace = (
-            RoundTrace(self._folder.path, self._experiment.foundation, work, assignment, self._processes)
+            RoundTrace(self._folder.path, self.experiment.foundation, work, assignment, self.processes)
             if config.trace
             else None
         )
@@ -87,7 +100,7 @@ class Simulation:
         aggregator = method.aggregator(state, round)
         tally = Tally()
         with self._division.share(work, assignment) as share:
-            for updates in self._experiment.executor.train(*share, state):
+            for updates in executor.train(*share, state):
                 method.receive(updates)
                 aggregator.add(updates)
                 if trace:
@@ -99,7 +112,7 @@ class Simulation:
         self._check_finite(work, np.isfinite(tally.loss), *aggregator.sums())
         after = self._serve(state, aggregator, assignment, round) if tally.samples else state
         # Equal sums give equal states, to the last bit only on equal hardware.
-        self._processes.broadcast_(list(after.tensors().values()))
+        self.processes.broadcast_(list(after.tensors().values()))
         self._check_finite(work, after.finite())
         method.after_round(after, round)
         if trace:
@@ -130,8 +143,8 @@ class Simulation:
     def _merge(self, aggregator: Aggregator, own: Tally) -> Tally:
         """What all processes trained. Each of them has then taken in all updates."""
         counts = torch.tensor([own.clients, own.samples, own.loss], dtype=torch.float64)
-        self._processes.all_reduce_([*aggregator.sums(), counts])
-        self._experiment.method.synchronize(self._processes)
+        self.processes.all_reduce_([*aggregator.sums(), counts])
+        self.experiment.method.synchronize(self.processes)
         clients, samples, loss = counts.tolist()
         merged = Tally(int(clients), int(samples), loss)
         self._reporter.trained(merged.clients, merged.samples, merged.mean_loss)
@@ -139,13 +152,13 @@ class Simulation:
 
     def _serve(self, previous: GlobalState, aggregator: Aggregator, assignment: Assignment, round: int) -> GlobalState:
         """The server optimizer's step towards the aggregated state."""
-        mean = self._experiment.method.aggregate(aggregator, previous, round)
+        mean = self.experiment.method.aggregate(aggregator, previous, round)
         exits = torch.from_numpy(assignment.trained_exits()).to(previous.heads.device)
-        columns = self._experiment.foundation.adapter_layout.columns(assignment.factors)
-        return self._experiment.server.step(previous, mean, aggregator.trained(), exits, columns)
+        columns = self.experiment.foundation.adapter_layout.columns(assignment.factors)
+        return self.experiment.server.step(previous, mean, aggregator.trained(), exits, columns)
 
     def _evaluate(self, state: GlobalState) -> dict[str, float]:
-        method, evaluator = self._experiment.method, self._experiment.evaluator
+        method, evaluator = self.experiment.method, self.experiment.evaluator
         self._reporter.evaluating(evaluator.samples)
         personal = method.personal_states(state)
         if personal is not None:
@@ -154,24 +167,24 @@ class Simulation:
 
     def _resume(self) -> tuple[int, GlobalState, dict[str, float]]:
         """The first round to train, the state before it, and the last accuracies."""
-        with self._processes.together():
-            found = latest_checkpoint(self._folder.path) if self._processes.is_main else None
-        found = self._processes.broadcast_object(found)
-        initial = self._experiment.initial_state
+        with self.processes.together():
+            found = latest_checkpoint(self._folder.path) if self.processes.is_main else None
+        found = self.processes.broadcast_object(found)
+        initial = self.experiment.initial_state
         if found is None:
             return 0, initial, {}
         round, tensors, remembered = found
         parts = _split(tensors)
-        self._experiment.method.restore(parts.get("method", {}))
-        self._experiment.server.restore(parts.get("server", {}))
+        self.experiment.method.restore(parts.get("method", {}))
+        self.experiment.server.restore(parts.get("server", {}))
         return round + 1, initial.restored(parts["state"]), remembered["accuracy"]
 
     def _introduce(self) -> None:
         """Say, and show, what is to be trained."""
-        experiment, reporter = self._experiment, self._reporter
+        experiment, reporter = self.experiment, self._reporter
         facts = describe(experiment)
-        if self._processes.count > 1:
-            facts["processes"] = str(self._processes.count)
+        if self.processes.count > 1:
+            facts["processes"] = str(self.processes.count)
         reporter.start(self._config, facts)
         for note in experiment.train_data.notes:
             reporter.message(note)
@@ -183,7 +196,7 @@ class Simulation:
         self._folder.append_metrics(metrics.record())
 
     def _checkpoint(self, round: int, state: GlobalState, accuracy: dict[str, float]) -> None:
-        experiment = self._experiment
+        experiment = self.experiment
         parts = {"state": state.tensors(), "method": experiment.method.tensors(), "server": experiment.server.tensors()}
         tensors = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
         save_checkpoint(
@@ -191,7 +204,7 @@ class Simulation:
         )
 
     def _finish(self, state: GlobalState, frozen: dict[str, float], tuned: dict[str, float]) -> None:
-        config, experiment = self._config, self._experiment
+        config, experiment = self._config, self.experiment
         save_adapter(self._folder.path / "adapters", experiment.foundation, config, state)
         if experiment.method.personal_states(state) is not None:
             save_private(self._folder.path / "adapters", experiment.method.tensors())

@@ -5,8 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import resource
 import time
-from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,10 +13,10 @@ from fedra_engine.benchmarks.executors import run_round
 from fedra_engine.benchmarks.settings import Setting, tiny_vit
 from fedra_engine.config import ClientsConfig, MethodConfig, TrainingConfig
 from fedra_engine.execution.fisher import FisherInformation
-from fedra_engine.execution.lanes import LanePool
+from fedra_engine.execution.idle import IdleExecutor
 from fedra_engine.federation.clients import Clients
 from fedra_engine.federation.sampling import sample_participants
-from fedra_engine.federation.work import ClientUpdates, LocalWork
+from fedra_engine.federation.work import LocalWork
 from fedra_engine.methods.base import Federation
 from fedra_engine.methods.registry import make_method
 
@@ -38,21 +36,12 @@ def server_milliseconds_per_client(setting: Setting, *, clients: int = 2000, sam
     participants = sample_participants(ClientsConfig(sampling="uniform"), federation, seed=0, round=0)
     assignment = method.assign(participants, 0)
     work = LocalWork(federation, participants, training, seed=0, round=0, lr=training.lr)
-    pool = replace(setting, work=work, assignment=assignment).lane_pool()
+    executor = IdleExecutor(foundation, lanes=setting.lanes)
     aggregator = method.aggregator(setting.state, 0)
-    for updates in train_nobody(pool):
+    for updates in executor.train(work, assignment, setting.state):
         aggregator.add(updates)
     method.aggregate(aggregator, setting.state, 0)
     return (time.process_time() - started) / clients * 1000
-
-
-def train_nobody(pool: LanePool) -> Iterator[ClientUpdates]:
-    """Let all clients pass through the lanes: batches are drawn and adapters handed out, but no step is taken."""
-    while pool.refill():
-        for lane in pool.in_training():
-            lane.step = len(lane.batches)
-        if updates := pool.take_finished():
-            yield updates
 
 
 def sweep_peak_gigabytes() -> float:
