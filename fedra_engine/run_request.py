@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedra_engine.cli import build_parser, parse_config
+from fedra_engine.cli import LauncherOption, add_help, build_parser, parse_config, read_config, split_options
 from fedra_engine.config import ExperimentConfig
+from fedra_engine.config_comparison import setting_digest
 from fedra_engine.errors import InputError
-from fedra_engine.reporting.run_folder import RunFolder, setting_digest
+from fedra_engine.reporting.run_folder import RunFolder
 from fedra_engine.validation import check_method, validate
 
 if TYPE_CHECKING:
     from fedra_engine.processes import Processes
 
-_SWITCH = ["true", "false"]
+_OPTIONS = (
+    LauncherOption(
+        "resume",
+        "FOLDER",
+        "Go on with the run in FOLDER and its own config.yaml; only a larger --rounds may be given too, where "
+        "training.lr_schedule is constant",
+    ),
+    LauncherOption(
+        "dry_run",
+        "{true,false}",
+        "Tell what would be trained, by whom, and what it would cost; train nothing",
+        choices=("true", "false"),
+    ),
+)
+_ROUNDS = LauncherOption("rounds")
+"""All that may be given beside `--resume`."""
 
 
 @dataclass(frozen=True)
@@ -88,65 +103,32 @@ def parse_request(arguments: Sequence[str], description: str) -> RunRequest:
     Raises:
         InputError: the options cannot be used.
     """
-    parser = build_parser(ExperimentConfig, description)
-    parser.add_argument(
-        "--resume",
-        metavar="FOLDER",
-        default=argparse.SUPPRESS,
-        help="Go on with the run in FOLDER and its own config.yaml; only a larger --rounds may be given too, "
-        "where training.lr_schedule is constant.",
-    )
-    parser.add_argument(
-        "--dry_run",
-        choices=_SWITCH,
-        default=argparse.SUPPRESS,
-        help="Tell what would be trained, by whom, and what it would cost; train nothing.",
-    )
-    resumed, rounds = _parse_resume(arguments)
-    if resumed is None:
-        dry_run = _parse_dry_run(arguments)
-        config = parse_config(parser, ExperimentConfig, arguments)
+    options, others = split_options(arguments, _OPTIONS)
+    if options.resume is None or {"-h", "--help"} & set(others):
+        parser = build_parser(ExperimentConfig, description)
+        add_help(parser, _OPTIONS)
+        config = parse_config(parser, ExperimentConfig, others)
         validate(config)
         check_method(config)
-        return RunRequest(config, None, dry_run)
-    before = parse_config(parser, ExperimentConfig, ["--config", str(resumed.config_file)])
+        return RunRequest(config, None, dry_run=options.dry_run == "true")
+    more, others = split_options(others, [_ROUNDS])
+    if others or options.dry_run is not None:
+        other = others[0] if others else "--dry_run"
+        raise InputError(f"resume: found {other} beside it, expected no other option than --rounds")
+    return _resume(RunFolder.open(options.resume), more.rounds)
+
+
+def _resume(folder: RunFolder, rounds: str | None) -> RunRequest:
+    """Go on with the run in `folder`, up to so many `rounds` if they are given."""
+    before = read_config(folder.config_file)
     validate(before)
     if rounds is None:
-        return RunRequest(before, resumed)
-    config = parse_config(parser, ExperimentConfig, ["--config", str(resumed.config_file), "--rounds", rounds])
+        return RunRequest(before, folder)
+    config = read_config(folder.config_file, "--rounds", rounds)
     validate(config)
     if config.rounds != before.rounds and config.training.lr_schedule != "constant":
         raise InputError(
             f"rounds: found {config.rounds}, expected {before.rounds} as before, because the "
             f"{config.training.lr_schedule} learning rate schedule depends on it"
         )
-    return RunRequest(config, resumed)
-
-
-def _parse_dry_run(arguments: Sequence[str]) -> bool:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--dry_run", default="false")
-    expected = " or ".join(_SWITCH)
-    try:
-        value = parser.parse_known_args(arguments)[0].dry_run
-    except argparse.ArgumentError as error:
-        raise InputError(f"dry_run: found no value, expected {expected}") from error
-    if value not in _SWITCH:
-        raise InputError(f"dry_run: found {value!r}, expected {expected}")
-    return bool(value == "true")
-
-
-def _parse_resume(arguments: Sequence[str]) -> tuple[RunFolder | None, str | None]:
-    """The folder to resume and the value of `--rounds` beside it; nothing without `--resume`."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--resume")
-    parser.add_argument("--rounds")
-    try:
-        options, others = parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise InputError(f"{str(error.argument_name).removeprefix('--')}: found no value, expected one") from error
-    if options.resume is None or {"-h", "--help"} & set(others):
-        return None, None
-    if others:
-        raise InputError(f"resume: found {others[0]} beside it, expected no other option than --rounds")
-    return RunFolder.open(options.resume), options.rounds
+    return RunRequest(config, folder)

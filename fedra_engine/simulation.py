@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from fedra_engine.checkpoint import latest_checkpoint, save_checkpoint
 from fedra_engine.config import ExperimentConfig
+from fedra_engine.config_comparison import setting_digest
 from fedra_engine.errors import InputError
 from fedra_engine.execution.executor import Executor
 from fedra_engine.execution.scheduling import WorkDivision
@@ -28,7 +29,7 @@ from fedra_engine.reporting.console import Reporter
 from fedra_engine.reporting.control import recorded_control
 from fedra_engine.reporting.partition_report import report_partition
 from fedra_engine.reporting.records import RoundMetrics, Tally
-from fedra_engine.reporting.run_folder import RunFolder, setting_digest
+from fedra_engine.reporting.run_folder import RunFolder
 from fedra_engine.trace import RoundTrace, write_inputs
 
 

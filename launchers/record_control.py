@@ -10,8 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from fedra_engine.cli import build_parser, parse_config
-from fedra_engine.config import ExperimentConfig
+from fedra_engine.cli import read_config
 from fedra_engine.exit_codes import exit_code
 from fedra_engine.reporting.control import record_control
 from fedra_engine.reporting.run_folder import RunFolder
@@ -22,8 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="run folder of a finished run with method.name alllarge")
     folder = RunFolder.open(parser.parse_args().run)
-    config_parser = build_parser(ExperimentConfig, "")
-    record_control(parse_config(config_parser, ExperimentConfig, ["--config", str(folder.config_file)]), folder)
+    record_control(read_config(folder.config_file), folder)
 
 
 if __name__ == "__main__":

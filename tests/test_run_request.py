@@ -7,8 +7,9 @@ import torch
 
 from fedra_engine.checkpoint import save_checkpoint
 from fedra_engine.config import ExperimentConfig
+from fedra_engine.config_comparison import setting_digest
 from fedra_engine.errors import InputError
-from fedra_engine.reporting.run_folder import RunFolder, setting_digest
+from fedra_engine.reporting.run_folder import RunFolder
 from fedra_engine.run_request import RunRequest, parse_request
 
 

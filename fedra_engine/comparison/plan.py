@@ -5,16 +5,21 @@ Nothing here imports torch, so that `--help` and a mistyped option answer at onc
 
 from __future__ import annotations
 
-import argparse
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
-from fedra_engine.cli import build_parser, parse_config
+from fedra_engine.cli import (
+    LauncherOption,
+    add_help,
+    build_parser,
+    check_different,
+    check_not_given,
+    parse_config,
+    parse_count,
+    split_options,
+)
 from fedra_engine.config import ExperimentConfig, MethodConfig
 from fedra_engine.errors import InputError
 from fedra_engine.validation import validate
@@ -27,6 +32,11 @@ Each run is an ordinary run folder <output_dir>/<method>-seed<seed>. What is fin
 interrupted goes on. The tables, in <output_dir> too, are those of the latest command.
 """
 _OUTPUT_DIR = "runs/compare"
+_OPTIONS = (
+    LauncherOption("methods", "ENTRY,…", "Methods or variants of them"),
+    LauncherOption("seeds", "SEED,…", "Seeds", default="0"),
+    LauncherOption("jobs", "N", "Runs at a time, one thread each; a single one uses all threads", default="1"),
+)
 _PLANNED = {"seed": "--seeds", "name": "--methods", "method.name": "--methods"}
 """Fields that differ from run to run, and the option that sets them."""
 _OF_ALL = ("output_dir", "methods", "seeds", "jobs", "print_config")
@@ -103,11 +113,13 @@ def parse_comparison(arguments: Sequence[str]) -> Comparison:
     Raises:
         InputError: the options cannot be used.
     """
-    options, others = _parse_own(arguments)
-    parser = _experiment_parser()
+    options, others = split_options(arguments, _OPTIONS)
+    parser = build_parser(ExperimentConfig, DESCRIPTION)
+    parser.set_defaults({"output_dir": _OUTPUT_DIR})
+    add_help(parser, _OPTIONS)
     # Answers --help and --print_config, too.
     base = parse_config(parser, ExperimentConfig, others)
-    _check_not_given(others)
+    check_not_given(others, _PLANNED)
     if options.methods is None:
         raise InputError("methods: found none, expected methods separated by commas (--methods fedra,alllarge)")
     variants = [_parse_variant(entry) for entry in _split(options.methods, ",")]
@@ -123,38 +135,6 @@ def parse_comparison(arguments: Sequence[str]) -> Comparison:
     for run in runs:
         validate(run.config)
     return Comparison(runs, Path(base.output_dir), parse_count("jobs", options.jobs, least=1))
-
-
-def _parse_own(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The options that are not the experiment's, and all other arguments."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--methods")
-    parser.add_argument("--seeds", default="0")
-    parser.add_argument("--jobs", default="1")
-    try:
-        return parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise InputError(f"{str(error.argument_name).removeprefix('--')}: found no value, expected one") from error
-
-
-def _experiment_parser() -> ArgumentParser:
-    parser = build_parser(ExperimentConfig, DESCRIPTION)
-    parser.set_defaults({"output_dir": _OUTPUT_DIR})
-    # For --help only; `_parse_own` has taken them.
-    for option, metavar, text in (
-        ("--methods", "ENTRY,…", "Methods or variants of them."),
-        ("--seeds", "SEED,…", "Seeds (default: 0)."),
-        ("--jobs", "N", "Runs at a time, one thread each; a single one uses all threads (default: 1)."),
-    ):
-        parser.add_argument(option, metavar=metavar, default=argparse.SUPPRESS, help=text)
-    return parser
-
-
-def _check_not_given(arguments: Iterable[str]) -> None:
-    given = {argument.partition("=")[0].removeprefix("--") for argument in arguments if argument.startswith("--")}
-    for field, option in _PLANNED.items():
-        if field in given:
-            raise InputError(f"{field}: found it as an option of its own, expected {option} to set it")
 
 
 def _parse_variant(entry: str) -> Variant:
@@ -185,21 +165,3 @@ def _parse_variant(entry: str) -> Variant:
 def _split(text: str, separator: str) -> list[str]:
     """`text` between separators outside of brackets: lists have commas, too."""
     return [part.strip() for part in re.split(rf"{separator}(?![^\[]*\])", text)]
-
-
-def parse_count(option: str, text: str, *, least: int) -> int:
-    """The value `text` of an `option`.
-
-    Raises:
-        InputError: it is no whole number from `least` up.
-    """
-    if not text.strip().isdecimal() or int(text) < least:
-        raise InputError(f"{option}: found {text!r}, expected a whole number from {least} up")
-    return int(text)
-
-
-def check_different(option: str, entries: Sequence[str | int]) -> None:
-    """Raises InputError when an `option` has one of its `entries` twice."""
-    entry, times = Counter(entries).most_common(1)[0]
-    if times > 1:
-        raise InputError(f"{option}: found {entry} more than once, expected every one once")

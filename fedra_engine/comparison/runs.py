@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,19 +14,17 @@ from accelerate import Accelerator
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from fedra_engine.cli import build_parser, differences, parse_config
+from fedra_engine.cli import read_config
 from fedra_engine.comparison.accounting import RunCosts, count_costs
 from fedra_engine.comparison.plan import PlannedRun
-from fedra_engine.config import ExperimentConfig
+from fedra_engine.config_comparison import RESULT_NEUTRAL, differences
 from fedra_engine.errors import InputError
+from fedra_engine.files import write_whole
 from fedra_engine.methods.registry import METHODS
 from fedra_engine.reporting.console import Reporter
 from fedra_engine.reporting.run_folder import RunFolder
 from fedra_engine.run_request import RunRequest
 from fedra_engine.simulation import Simulation
-
-_IRRELEVANT = {"name", "output_dir", "evaluate_every", "execution"}
-"""Fields that do not change what any run results in."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +90,9 @@ def earlier_run(run: PlannedRun) -> RunFolder | None:
     folder = RunFolder(run.path)
     if not folder.config_file.is_file():
         return None
-    parser = build_parser(ExperimentConfig, "")
-    before = parse_config(parser, ExperimentConfig, ["--config", str(folder.config_file)])
+    before = read_config(folder.config_file)
     foreign = {f"method.{option}" for option in run.config.method.foreign_options()}
-    for field, found, expected in differences(before, run.config, _IRRELEVANT | foreign):
+    for field, found, expected in differences(before, run.config, RESULT_NEUTRAL | foreign):
         raise InputError(
             f"{field}: found {found} in {folder.config_file}, expected {expected} as this command has it (or another "
             "output_dir)"
@@ -149,7 +145,8 @@ def _finish(run: PlannedRun) -> str:
         with request.open_folder() as folder, Reporter(folder.log_file, console) as reporter:
             Simulation(run.config, folder, reporter, Accelerator()).run()
     if not _costs_file(run).is_file():
-        _write_costs(run, count_costs(run.config))
+        costs = asdict(count_costs(run.config))
+        write_whole(_costs_file(run), json.dumps(costs, indent=2) + "\n")
     if finished:
         return " (finished before)"
     return "" if earlier is None else " (interrupted before, went on)"
@@ -163,10 +160,3 @@ def _remove_unbegun(path: Path) -> None:
 
 def _costs_file(run: PlannedRun) -> Path:
     return run.path / "costs.json"
-
-
-def _write_costs(run: PlannedRun, costs: RunCosts) -> None:
-    """Appears whole or not at all."""
-    temporary = run.path / ".costs.json.tmp"
-    temporary.write_text(json.dumps(asdict(costs), indent=2) + "\n")
-    os.replace(temporary, _costs_file(run))

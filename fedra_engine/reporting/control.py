@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from fedra_engine.config import ExperimentConfig
+from fedra_engine.config_comparison import RESULT_NEUTRAL
 from fedra_engine.errors import InputError
 from fedra_engine.reporting.run_folder import RunFolder
 
 _RECORDS = Path(__file__).parent.parent / "assets" / "controls.json"
-_IRRELEVANT = {"method", "execution", "evaluate_every", "name", "output_dir", "trace"}
+_IRRELEVANT = RESULT_NEUTRAL | {"method", "trace"}
 """Fields that say nothing about what the control had to learn, or differ by its being the control."""
 
 

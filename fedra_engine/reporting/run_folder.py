@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -21,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.errors import InputError
+from fedra_engine.files import write_whole
 
 
 class RunFolder:
@@ -99,7 +98,7 @@ class RunFolder:
     def write_config(self, config: ExperimentConfig) -> None:
         """Write the resolved configuration, without the name, which is this folder's."""
         values = dataclasses.asdict(dataclasses.replace(config, name=None))
-        _write_whole(self.config_file, yaml.safe_dump(values, sort_keys=False))
+        write_whole(self.config_file, yaml.safe_dump(values, sort_keys=False))
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add a record; it is in the file when this returns."""
@@ -121,11 +120,11 @@ class RunFolder:
             if number and int(number[1]) > last_round:
                 shutil.rmtree(trace)
         kept = [record for record in self.read_metrics() if record["round"] <= last_round]
-        _write_whole(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept))
+        write_whole(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the results."""
-        _write_whole(self.summary_file, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        write_whole(self.summary_file, json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
     def discard(self) -> None:
         """Remove the folder and what is in it."""
@@ -144,16 +143,6 @@ def make_folder(path: Path) -> None:
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise InputError(f"output_dir: cannot make {path}: {error.strerror}; expected a writable folder") from error
-
-
-def setting_digest(config: ExperimentConfig) -> str:
-    """A digest of all that decides what a round computes; a run may go on only with the one it began with."""
-    values = dataclasses.asdict(config)
-    for name in ("rounds", "name", "output_dir", "evaluate_every", "execution"):
-        del values[name]
-    for name in config.method.foreign_options():
-        del values["method"][name]
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _default_name(config: ExperimentConfig) -> str:
@@ -193,10 +182,3 @@ def _make_first(candidates: Iterable[Path]) -> Path | None:
 
 def _not_makable(path: Path, error: OSError) -> InputError:
     return InputError(f"output_dir: cannot make {path}: {error.strerror}; expected a writable folder")
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file so that readers see the old or the new content, never part of it."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)

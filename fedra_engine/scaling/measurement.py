@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fedra_engine.errors import InputError
+from fedra_engine.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,7 @@ class Measurement:
 
     def write(self, file: Path) -> None:
         """Appears whole or not at all."""
-        temporary = file.with_name(f".{file.name}.tmp")
-        temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
-        os.replace(temporary, file)
+        write_whole(file, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def read(cls, file: Path) -> Measurement:

@@ -5,15 +5,20 @@ Nothing here imports torch, so that `--help` and a mistyped option answer at onc
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
-from fedra_engine.cli import build_parser, parse_config
-from fedra_engine.comparison.plan import check_different, parse_count
+from fedra_engine.cli import (
+    LauncherOption,
+    add_help,
+    build_parser,
+    check_different,
+    check_not_given,
+    parse_config,
+    parse_count,
+    split_options,
+)
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.errors import InputError
 from fedra_engine.validation import validate
@@ -27,13 +32,13 @@ again; the tables and the plot, in <output_dir>, are those of the latest command
 """
 _OUTPUT_DIR = "runs/scaling"
 _OPTIONS = (
-    ("--clients", "N,…", None, "Numbers of clients."),
-    ("--processes", "N,…", "1", "Numbers of processes; several are started by torchrun."),
-    ("--threads", "N", "1", "Threads of each process, on a CPU."),
-    ("--seconds", "S", "10", "Rounds are measured for so long; one at least."),
-    ("--projected", "N,…", "1,2,4,8,16,32,64", "Numbers of processes for which times are computed."),
-    ("--latency", "SECONDS", "2e-5", "Of a message between two processes, for the computed times."),
-    ("--bandwidth", "GB/S", "10", "Between two processes, for the computed times."),
+    LauncherOption("clients", "N,…", "Numbers of clients"),
+    LauncherOption("processes", "N,…", "Numbers of processes; several are started by torchrun", default="1"),
+    LauncherOption("threads", "N", "Threads of each process, on a CPU", default="1"),
+    LauncherOption("seconds", "S", "Rounds are measured for so long; one at least", default="10"),
+    LauncherOption("projected", "N,…", "Numbers of processes for which times are computed", default="1,2,4,8,16,32,64"),
+    LauncherOption("latency", "SECONDS", "Of a message between two processes, for the computed times", default="2e-5"),
+    LauncherOption("bandwidth", "GB/S", "Between two processes, for the computed times", default="10"),
 )
 _PLANNED = (
     "data.partition",
@@ -105,10 +110,14 @@ def parse_study(arguments: Sequence[str]) -> Study:
     Raises:
         InputError: the options cannot be used.
     """
-    options, others = _parse_own(arguments)
+    options, others = split_options(arguments, _OPTIONS)
+    parser = build_parser(ExperimentConfig, DESCRIPTION)
+    parser.set_defaults({"output_dir": _OUTPUT_DIR})
+    # The experiment's own fields of clients keep their place in the help.
+    add_help(parser, (option for option in _OPTIONS if option.name != "clients"))
     # Answers --help and --print_config, too.
-    config = parse_config(_experiment_parser(), ExperimentConfig, others)
-    _check_not_given(others)
+    config = parse_config(parser, ExperimentConfig, others)
+    check_not_given(others, dict.fromkeys(_PLANNED, "--clients"))
     if options.clients is None:
         raise InputError("clients: found none, expected numbers of clients (--clients 10,100,1000)")
     clients, processes, projected = (
@@ -134,35 +143,6 @@ def _point_config(config: ExperimentConfig, clients: int, processes: int) -> Exp
         data=replace(config.data, partition="bootstrap", clients=clients),
         clients=replace(config.clients, sampling="uniform", participants=None),
     )
-
-
-def _parse_own(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The options that are not the experiment's, and all other arguments."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for option, _, default, _ in _OPTIONS:
-        parser.add_argument(option, default=default)
-    try:
-        return parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise InputError(f"{str(error.argument_name).removeprefix('--')}: found no value, expected one") from error
-
-
-def _experiment_parser() -> ArgumentParser:
-    parser = build_parser(ExperimentConfig, DESCRIPTION)
-    parser.set_defaults({"output_dir": _OUTPUT_DIR})
-    # For --help only; `_parse_own` has taken them. The experiment's own fields of clients keep their place.
-    for option, metavar, default, text in _OPTIONS:
-        if option != "--clients":
-            text = text if default is None else f"{text} (default: {default})"
-            parser.add_argument(option, metavar=metavar, default=argparse.SUPPRESS, help=text)
-    return parser
-
-
-def _check_not_given(arguments: Sequence[str]) -> None:
-    given = {argument.partition("=")[0].removeprefix("--") for argument in arguments if argument.startswith("--")}
-    for field in _PLANNED:
-        if field in given:
-            raise InputError(f"{field}: found it as an option of its own, expected --clients, which sets it")
 
 
 def _parse_counts(option: str, text: str) -> tuple[int, ...]:

@@ -9,15 +9,15 @@ import sys
 
 from filelock import FileLock, Timeout
 
-from fedra_engine.cli import build_parser, differences, parse_config
-from fedra_engine.config import ExperimentConfig
+from fedra_engine.cli import read_config
+from fedra_engine.config_comparison import RESULT_NEUTRAL, differences
 from fedra_engine.errors import InputError, ProcessLostError
 from fedra_engine.exit_codes import BAD_INPUT, INTERRUPTED
 from fedra_engine.reporting.run_folder import RunFolder
 from fedra_engine.scaling.measurement import Measurement, measurement_file
 from fedra_engine.scaling.plan import Point
 
-_IRRELEVANT = {"name", "output_dir", "evaluate_every"}
+_IRRELEVANT = RESULT_NEUTRAL - {"execution"}
 """Fields that change nothing of a measurement."""
 
 
@@ -30,8 +30,7 @@ def earlier_measurement(point: Point) -> Measurement | None:
     folder, file = RunFolder(point.path), measurement_file(point.path)
     if not file.is_file() or not folder.config_file.is_file():
         return None
-    parser = build_parser(ExperimentConfig, "")
-    before = parse_config(parser, ExperimentConfig, ["--config", str(folder.config_file)])
+    before = read_config(folder.config_file)
     measurement = Measurement.read(file)
     changed = list(differences(before, point.config, _IRRELEVANT))
     if measurement.threads != point.threads:

@@ -11,7 +11,7 @@ from statistics import median
 import numpy as np
 import torch
 
-from fedra_engine.cli import build_parser, parse_config, quiet_libraries
+from fedra_engine.cli import quiet_libraries, read_config
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.costs import CostModel
 from fedra_engine.execution.executor import Executor
@@ -38,7 +38,7 @@ def main() -> None:
     accelerator = join_job()
     torch.set_num_threads(threads)
     folder = RunFolder.open(path)
-    config = parse_config(build_parser(ExperimentConfig, ""), ExperimentConfig, ["--config", str(folder.config_file)])
+    config = read_config(folder.config_file)
     simulation = Simulation(config, folder, Reporter.silent(), accelerator)
     measurement = measure(simulation, config, threads, seconds)
     if accelerator.is_main_process:

@@ -16,7 +16,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from fedra_engine import experiment, simulation
-from fedra_engine.cli import build_parser, parse_config
+from fedra_engine.cli import read_config
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.errors import InputError
 from fedra_engine.execution.scheduling import Pace
@@ -38,8 +38,7 @@ def main() -> None:
     leave_out_what_takes_long(setattr)
     accelerator = join_job()
     for file in sorted(Path(sys.argv[1]).glob("*/config.yaml"), key=lambda file: (file.parent.name == "killed", file)):
-        parser = build_parser(ExperimentConfig, "")
-        run_case(file.parent, parse_config(parser, ExperimentConfig, ["--config", str(file)]), accelerator)
+        run_case(file.parent, read_config(file), accelerator)
 
 
 def run_case(folder: Path, config: ExperimentConfig, accelerator: Accelerator) -> None:

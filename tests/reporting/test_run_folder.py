@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedra_engine.cli import build_parser, parse_config
+from fedra_engine.cli import read_config
 from fedra_engine.config import (
     ExecutionConfig,
     ExperimentConfig,
@@ -17,9 +17,10 @@ from fedra_engine.config import (
     MethodConfig,
     TrainingConfig,
 )
+from fedra_engine.config_comparison import setting_digest
 from fedra_engine.errors import InputError
 from fedra_engine.reporting import run_folder
-from fedra_engine.reporting.run_folder import RunFolder, setting_digest
+from fedra_engine.reporting.run_folder import RunFolder
 
 
 def config(tmp_path: Path, name: str | None = None) -> ExperimentConfig:
@@ -69,8 +70,7 @@ def test_a_folder_that_cannot_be_made_is_reported(tmp_path: Path, name: str | No
 
 def test_config_yaml_gives_the_same_experiment_without_the_name(tmp_path: Path) -> None:
     folder = RunFolder.create(config(tmp_path, "first"))
-    parser = build_parser(ExperimentConfig, "")
-    assert parse_config(parser, ExperimentConfig, ["--config", str(folder.config_file)]) == config(tmp_path)
+    assert read_config(folder.config_file) == config(tmp_path)
 
 
 def test_metrics_are_one_json_object_a_line_and_there_at_once(tmp_path: Path) -> None:

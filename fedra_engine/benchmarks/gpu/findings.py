@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from fedra_engine.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,7 @@ class Findings:
 
     def _save(self) -> None:
         content = {"figures": [asdict(figure) for figure in self.figures], "tables": self.rows}
-        partial = self._path.with_suffix(".partial")
-        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False))
-        os.replace(partial, self._path)
+        write_whole(self._path, json.dumps(content, indent=1, ensure_ascii=False))
 
 
 def at_most(name: str, value: float, limit: float, unit: str = "") -> Figure:
