@@ -36,7 +36,7 @@ class DomainData:
         classes: names.
         is_test: bool [samples], whether a sample is held out.
         clients: [samples], who owns a sample; None where the source does not say.
-        origins: [samples], file and line (or split and row) of a sample; None where its own path says all.
+        origins: [samples], file and line (or split and row) of a sample; None where its own path suffices.
         fingerprint: of the data set that has the contents in the rows of `origins`; None where they are files of their
             own, or made up.
         notes: what was passed over in the source, for people.

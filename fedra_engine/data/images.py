@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 MODES = {1: "L", 3: "RGB"}
-"""Pillow's name of images with so many channels."""
+"""Pillow's name of images by their number of channels."""
 UNREADABLE = (
     OSError,
     EOFError,

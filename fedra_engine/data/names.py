@@ -22,7 +22,7 @@ def encode_names(values: Sequence[Any], where: Callable[[int], str]) -> tuple[ND
 
     Args:
         values: [samples].
-        where: says where sample i is, for the error.
+        where: describes where sample i is, for the error.
 
     Returns:
         int64 [samples] and the names.

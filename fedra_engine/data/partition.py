@@ -40,7 +40,7 @@ class Partition:
 
 
 def partition_samples(config: DataConfig, train: DomainData, seed: int) -> Partition:
-    """Divide the training samples as `config.partition` says; every sample goes to exactly one client.
+    """Divide the training samples by `config.partition`; every sample goes to exactly one client.
 
     (Not so under `bootstrap`, where clients draw with replacement, each from one domain.)
 

@@ -112,7 +112,7 @@ class Dirichlet:
 
 @dataclass(frozen=True)
 class Shards:
-    """Pathological label skew (arXiv 1602.05629): samples sorted by label, cut into equal shards, so many a client.
+    """Pathological label skew (arXiv 1602.05629): samples sorted by label, cut into equal shards, some for each client.
 
     Attributes:
         per_client: shards of a client; most have one label only.

@@ -53,7 +53,7 @@ def prepare(
         cut_texts: whether batches of texts are cut to the longest of them; see `TokenSamples`.
 
     Raises:
-        InputError: the model says too little of what it takes, or a sample cannot be read, or a domain has none left.
+        InputError: the model does not describe its inputs, a sample cannot be read, or a domain has none left.
     """
     skip = config.unreadable == "skip"
     if data.task != "image_classification":

@@ -51,7 +51,7 @@ def preprocessing_for(model_path: str, model_config: Any, image_size: int | None
 
 
 def _read_settings(model_path: str, file: str, part: str | None = None) -> dict[str, Any]:
-    """What the `file` of the model says, or a `part` of it; nothing where there is none."""
+    """The content of the model's `file`, or a `part` of it; empty if there is none."""
     path = Path(model_path) / file if Path(model_path).is_dir() else _download_settings(model_path, file)
     if path is None or not path.exists():
         return {}
@@ -86,7 +86,7 @@ def _timm_settings(model_config: Any) -> dict[str, Any]:
 
 
 def _download_settings(name: str, file: str) -> Path | None:
-    """The settings `file` of the hub model `name`; None when the hub says, or once said, that there is none."""
+    """The settings `file` of the hub model `name`; None when the hub has, or once had, no such file."""
     try:
         return Path(hf_hub_download(name, file))
     except LocalEntryNotFoundError as error:

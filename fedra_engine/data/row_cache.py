@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from datasets import Features
 
 ERRORS = "error"
-"""The column that says what is wrong with a row; empty where nothing is."""
+"""The column with what is wrong with a row; empty where nothing is."""
 _SUFFIX = ".arrow"
 _UNFINISHED = ".tmp"
 

@@ -1,4 +1,4 @@
-"""Read csv, tsv, jsonl, parquet and txt files row by row; whatever is wrong is told with file and line."""
+"""Read csv, tsv, jsonl, parquet and txt files row by row; errors name file and line."""
 
 from __future__ import annotations
 

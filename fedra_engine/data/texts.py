@@ -224,7 +224,7 @@ def _sources(config: DataConfig) -> list[_Source]:
         if others := files.keys() - {_TRAIN, *_HELD_OUT}:
             raise InputError(
                 f"data.root: found {files[min(others)].name!r} beside {files[held_out].name!r} in {str(root)!r}, "
-                "expected files of the splits alone, or one file a domain"
+                "expected files of the splits alone, or one file per domain"
             )
         splits = {_TRAIN: files[_TRAIN], "test": files[held_out]}
         return [_Source(str(file), None, split, read_table(file)) for split, file in splits.items()]
@@ -253,11 +253,11 @@ def _dataset_sources(config: DataConfig) -> list[_Source]:
 def _files(folder: Path) -> list[Path]:
     files = [file for file in visible_entries(folder) if file.suffix.lower() in READERS]
     if not files:
-        raise InputError(f"data.root: found no {' '.join(READERS)} files in {str(folder)!r}, expected one a domain")
+        raise InputError(f"data.root: found no {' '.join(READERS)} files in {str(folder)!r}, expected one per domain")
     stems = [file.stem for file in files]
     for file, stem in zip(files, stems, strict=True):
         if stems.count(stem) > 1:
-            raise InputError(f"data.root: found several files {file.with_suffix('.*')}, expected one a domain")
+            raise InputError(f"data.root: found several files {file.with_suffix('.*')}, expected one per domain")
     return files
 
 

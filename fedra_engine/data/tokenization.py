@@ -21,7 +21,7 @@ from fedra_engine.data.stored_rows import StoredRows
 from fedra_engine.errors import InputError, one_line
 
 LONGEST = 512
-"""Tokens of a text, unless the configuration or the model says otherwise."""
+"""Tokens of a text, unless the configuration or the model sets another length."""
 _AT_ONCE = 1000
 _BYTES_AT_ONCE = 2**21
 """Most texts and, but for the last of these, bytes that are tokenized at a time; a token takes 100 bytes meanwhile."""

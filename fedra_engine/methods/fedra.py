@@ -10,4 +10,4 @@ from fedra_engine.methods.allocated import AllocatedMethod
 
 
 class FedRA(AllocatedMethod):
-    """Random allocation and the mean over each block's holders: what every method here has unless it says otherwise."""
+    """Random allocation and the mean over each block's holders: the default of every method here."""

@@ -8,7 +8,7 @@ high rank, and factors that are zero in both A and B have no gradient and stay s
 Rank self-pruning: the local loss has the extra term λ Σ over modules ‖B_k[:, ⌊γ r_k⌋:]‖ ‖A_k[⌊γ r_k⌋:, :]‖. If
 the sum is smaller after local training than before, client k drops these ranks: r_k ← ⌊γ r_k⌋, for ever. One scale for
 all ranks, since factors scaled differently could not be averaged. γ = 0.99 and λ = 0.01 are those of public
-re-implementations; so is one rank a client for all its modules. With `method.weighting samples` a client's norms also
+re-implementations; so is one rank per client for all its modules. With `method.weighting samples` a client's norms also
 count by its samples.
 """
 

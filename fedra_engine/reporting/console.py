@@ -1,4 +1,4 @@
-"""What a run says: a live display in a terminal, plain lines elsewhere, and all of it in a log."""
+"""What a run prints: a live display in a terminal, plain lines elsewhere, and all of it in a log."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Reporter:
         self._write_log(f"{line}  {dict(record)}")
 
     def evaluating(self, samples: int) -> None:
-        """An evaluation on so many samples begins, which may take a while."""
+        """An evaluation on `samples` samples begins, which may take a while."""
         self._print(f"evaluating on {samples:,} test samples …")
 
     def evaluated(self, round: int, accuracy: Accuracies) -> None:

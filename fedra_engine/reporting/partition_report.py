@@ -81,7 +81,7 @@ def count_partition(train: DomainData, clients: Clients) -> PartitionCounts:
 
 
 def partition_text(counts: PartitionCounts) -> str:
-    """A table with one line a client: its domains, capacity and samples, and how many of each class these are."""
+    """A table with one line per client: its domains, capacity and samples, and how many of each class these are."""
     one_domain = bool(((counts.domains > 0).sum(axis=0) <= 1).all())
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("client", justify="right")

@@ -75,7 +75,7 @@ class Meter:
 
 
 class LiveProgress:
-    """Bars of the rounds and of the round's clients, drawn at intervals from what a meter says then."""
+    """Bars of the rounds and of the round's clients, drawn at intervals from what a meter then shows."""
 
     def __init__(self, console: Console, meter: Meter) -> None:
         """Draw on `console`, which must be a terminal."""

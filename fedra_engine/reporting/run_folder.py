@@ -82,7 +82,7 @@ class RunFolder:
 
     @property
     def log_file(self) -> Path:
-        """What the run said, with times."""
+        """The run's output, with times."""
         return self.path / "run.log"
 
     @property

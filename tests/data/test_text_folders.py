@@ -48,11 +48,11 @@ def test_other_splits_are_not_trained_on(tmp_path: Path, layout: str, others: tu
 
 def test_folders_that_cannot_be_used_are_reported(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"data\.root: found no \.csv .* files in '.*empty', expected one a domain"):
+    with pytest.raises(InputError, match=r"data\.root: found no \.csv .* files in '.*empty', expected one per domain"):
         load(tmp_path / "empty")
     write(tmp_path / "two" / "a.csv")
     write(tmp_path / "two" / "a.jsonl")
-    with pytest.raises(InputError, match=r"data\.root: found several files .*a\.\*, expected one a domain"):
+    with pytest.raises(InputError, match=r"data\.root: found several files .*a\.\*, expected one per domain"):
         load(tmp_path / "two")
     for name in ("train", "test", "unlabelled"):
         write(tmp_path / "splits" / f"{name}.csv")

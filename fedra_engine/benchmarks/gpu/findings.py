@@ -13,7 +13,7 @@ from fedra_engine.files import write_whole
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure for the short table; `met` says whether it reaches its target."""
+    """A figure for the short table; `met` is whether it reaches its target."""
 
     name: str
     value: float

@@ -36,7 +36,7 @@ def kernel_stage(findings: Findings, device: torch.device, sizes: Sizes, *, gemm
     """Measure as many providers as the time allows; `kernels.csv` grows with each, `kernels.png` comes last.
 
     Raises:
-        StageFailed: an op of the engine failed; failing baselines are told in the table alone.
+        StageFailed: an op of the engine failed; failing baselines only show in the table.
     """
     cases = kernel_cases(sizes)
     peaks = measured_peaks(device, sizes.dtype, size=gemm_size)

@@ -20,7 +20,7 @@ _MOST_PROCESSES = 6
 
 
 class _Part:
-    """A pytest plugin that runs every n-th test and tells the parent process of each as soon as it is over."""
+    """A pytest plugin that runs every n-th test and reports each to the parent process as soon as it is over."""
 
     def __init__(self, part: int, parts: int, outcomes: SimpleQueue[tuple[str, str]]) -> None:
         self._part, self._parts, self._outcomes = part, parts, outcomes
@@ -50,7 +50,7 @@ def run_gpu_tests(
     """
     parts = processes or max(min((os.cpu_count() or 1) // 2, _MOST_PROCESSES), 1)
     context = multiprocessing.get_context("spawn")
-    # A plain queue writes at once; one with a thread of its own loses what a process told just before it broke off.
+    # A plain queue writes at once; one with a thread of its own loses what a process sent just before it broke off.
     outcomes: SimpleQueue[tuple[str, str]] = context.SimpleQueue()
     workers = [
         context.Process(target=_run_part, args=(root, selection, marker, part, parts, outcomes))
@@ -61,7 +61,7 @@ def run_gpu_tests(
     passed, failed = 0, []
     running = True
     while running:
-        # Asked before the queue is: what a process told before it ended is still read.
+        # Checked before the queue is read: what a process sent before it ended is not lost.
         running = any(worker.is_alive() for worker in workers)
         while not outcomes.empty():
             test, reason = outcomes.get()

@@ -1,4 +1,4 @@
-"""Run the kernel benchmarks: every provider of every case, and what the counted work says to expect."""
+"""Run the kernel benchmarks: every provider of every case, and what to expect by the counted work."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TIME_UP = "the time was up"
 
 @dataclass(frozen=True)
 class KernelMeasurement:
-    """The times of one provider in one case; `error` says in one line why there are none."""
+    """The times of one provider in one case; `error` is one line on why there are none."""
 
     case: Case
     provider: str
@@ -46,7 +46,7 @@ def measure_kernels(
     """Time every provider for about `seconds`; those that take long to compile come last, on a GPU only.
 
     A provider that fails is a measurement with an error. Ends early, with an error for each provider not reached,
-    once `proceed` says no.
+    once `proceed` returns False.
     """
     rounds = (False, True) if device.type == "cuda" else (False,)
     for compiled in rounds:
@@ -74,7 +74,7 @@ def _measure_case(
                     inputs += [case.inputs(generator) for _ in range(more)]
                 times = time_calls([case.providers[name](each) for each in inputs], device, seconds=seconds)
             yield KernelMeasurement(case, name, times)
-        # Whatever a baseline raises on somebody's GPU is told; the other providers still count.
+        # Whatever a baseline raises on some GPU is reported; the other providers still count.
         except Exception as error:
             yield KernelMeasurement(case, name, None, one_line(error))
 

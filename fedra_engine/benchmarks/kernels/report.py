@@ -38,7 +38,7 @@ class Record:
 
 
 def expected_records(cases: Sequence[Case], peaks: Peaks, versions: str) -> list[Record]:
-    """What the counted work says each case takes at `peaks`."""
+    """What each case should take at `peaks` by its counted work."""
     records = []
     for case in cases:
         seconds = case.work.seconds(peaks)
