@@ -1,4 +1,4 @@
-"""Measures the engine: `python launchers/microbench.py executors`, its methods: `… methods`, its kernels: `… kernels`.
+"""Measures executors, methods, lanes, batches and kernels: `python launchers/microbench.py executors`, and so on.
 
 Prints CPU-seconds, which a busy machine disturbs less than wall-clock time, and ratios from the same run. On a
 machine with a GPU, `kernels` prints the GPU's seconds.

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from fedra_engine.benchmarks.executors import run_round
-from fedra_engine.benchmarks.settings import Setting, tiny_vit
+from fedra_engine.benchmarks.settings import CAPACITIES, Setting, tiny_vit
 from fedra_engine.config import ClientsConfig, MethodConfig, TrainingConfig
 from fedra_engine.execution.fisher import FisherInformation
 from fedra_engine.execution.idle import IdleExecutor
@@ -23,7 +23,7 @@ from fedra_engine.methods.registry import make_method
 
 def server_milliseconds_per_client(setting: Setting, *, clients: int = 2000, samples: int = 28) -> float:
     """CPU time of a round without any training: sampling, allocation, batches, hand-out, aggregation."""
-    capacities = np.resize(np.array([12, 10, 8, 6, 4, 3]), clients)
+    capacities = np.resize(CAPACITIES, clients)
     federation = Clients([np.arange(samples)] * clients, np.arange(clients) % 6, capacities)
     foundation = setting.foundation
     scale = setting.lora.scale

@@ -26,7 +26,7 @@ from fedra_engine.models.foundation import Foundation, make_foundation
 from fedra_engine.models.state import GlobalState
 
 CPU = torch.device("cpu")
-_CAPACITIES = np.array([12, 10, 8, 6, 4, 3])
+CAPACITIES = np.array([12, 10, 8, 6, 4, 3])
 _CLASSES = 10
 
 
@@ -116,7 +116,7 @@ def _synthetic(
         domains=torch.zeros(count, dtype=torch.int64),
         preprocessing=Preprocessing(size, channels, (0.5,) * channels, (0.5,) * channels),
     )
-    capacities = np.resize(_CAPACITIES, clients)
+    capacities = np.resize(CAPACITIES, clients)
     federation = Clients(np.split(np.arange(count), clients), np.zeros(clients, dtype=np.int64), capacities)
     training = TrainingConfig(batch_size=batch)
     return Setting(
