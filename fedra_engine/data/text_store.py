@@ -37,7 +37,7 @@ class TextStore:
 
         self._waiting: dict[str, list[str]] = {name: [] for name in columns}
         self._characters = 0
-        with _told():
+        with _writable_cache():
             cache_folder().mkdir(parents=True, exist_ok=True)
             self._file = TemporaryFile(dir=cache_folder())  # noqa: SIM115 - closed when it is mapped
             self._schema = Features({name: Value("string") for name in columns}).arrow_schema
@@ -65,7 +65,7 @@ class TextStore:
         from datasets.table import InMemoryTable
 
         self._write()
-        with _told():
+        with _writable_cache():
             self._writer.close()
             self._file.flush()
             # The mapping outlives the file.
@@ -76,7 +76,7 @@ class TextStore:
 
     def _write(self) -> None:
         arrays = [pa.array(texts, pa.string()) for texts in self._waiting.values()]
-        with _told():
+        with _writable_cache():
             self._writer.write_batch(pa.record_batch(arrays, schema=self._schema))
         for texts in self._waiting.values():
             texts.clear()
@@ -84,7 +84,7 @@ class TextStore:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _writable_cache() -> Iterator[None]:
     try:
         yield
     except OSError as error:

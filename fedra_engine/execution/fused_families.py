@@ -127,7 +127,7 @@ _FAMILIES = (
 def match_parts(block: nn.Module) -> PreNormParts | None:
     """The parts of `block`, or None if it is of no known family.
 
-    Names can deceive: whoever fuses a block on the word of this function must compare its output with the block's.
+    Names can deceive: before a block is fused on the word of this function, their outputs must be compared.
     """
     return next((parts for family in _FAMILIES if (parts := _match(block, family)) is not None), None)
 

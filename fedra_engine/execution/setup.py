@@ -49,7 +49,7 @@ def make_sweep_model(
 def number_of_lanes(
     config: ExperimentConfig, foundation: Foundation, model: SweepModel, train: Samples, heads: int, participants: int
 ) -> int:
-    """How many clients of a round of so many `participants` are trained at a time; a client may train `heads`.
+    """How many clients of a round of `participants` are trained at a time; a client may train `heads`.
 
     Raises:
         InputError: there is too little memory.

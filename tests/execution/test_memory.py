@@ -136,7 +136,7 @@ def _updates_seen(setting: Setting, lanes: int) -> list[int]:
 
 
 def _fail_above(lanes: int, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second step of more than so many lanes fails, with the gradients of its backward already in the bank."""
+    """The second step of more than `lanes` lanes fails, with the gradients of its backward already in the bank."""
     optimize = SweepExecutor._optimize
 
     def fail(self, pool, tables, work):

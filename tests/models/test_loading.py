@@ -165,7 +165,7 @@ def test_weights_that_do_not_fit_the_frozen_part_are_refused(tmp_path: Path) -> 
         load_pretrained(config, classes=CLASSES)
 
 
-def test_what_is_wrong_with_a_field_of_the_models_configuration_is_told(tmp_path: Path) -> None:
+def test_the_error_says_what_is_wrong_with_a_field_of_the_models_configuration(tmp_path: Path) -> None:
     config = saved(tmp_path, "vit")
     settings = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(settings | {"hidden_size": "big"}))
