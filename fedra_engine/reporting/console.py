@@ -17,16 +17,23 @@ from fedra_engine.reporting.progress import LiveProgress, Meter
 
 Accuracies = Mapping[str, float]
 """Top-1 accuracy (0…1) by domain."""
+_ENGINE_LOG = logging.getLogger("fedra_engine")
+"""Gets the warnings of whatever part of the engine gives one."""
 
 
 class Reporter:
-    """Tells a person how a run goes; a context manager that owns the live display and the log file."""
+    """Tells a person how a run goes; a context manager that owns the live display and the log file.
+
+    While it is entered, the log file gets the engine's warnings, too.
+    """
 
     def __init__(self, log_file: Path | None, console: Console | None = None) -> None:
         """Append to `log_file`, if any; write to `console`, which is stdout if not given."""
         self._console = Console(highlight=False) if console is None else console
         self._log = logging.NullHandler() if log_file is None else logging.FileHandler(log_file, encoding="utf-8")
         self._log.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
+        # The usual way of warnings, to stderr, is closed as soon as they have another one.
+        self._warned = [] if log_file is None else [self._log, *filter(None, [logging.lastResort])]
         self._meter = Meter()
         self._live = LiveProgress(self._console, self._meter) if self._console.is_terminal else None
 
@@ -36,6 +43,8 @@ class Reporter:
         return cls(None, Console(quiet=True, force_terminal=False))
 
     def __enter__(self) -> Self:
+        for handler in self._warned:
+            _ENGINE_LOG.addHandler(handler)
         return self
 
     def __exit__(
@@ -45,6 +54,8 @@ class Reporter:
             self._live.stop()
         if error is not None:
             self._write_log(f"stopped: {type(error).__name__}: {error}".removesuffix(": "))
+        for handler in self._warned:
+            _ENGINE_LOG.removeHandler(handler)
         self._log.close()
 
     def start(self, config: ExperimentConfig, facts: Mapping[str, str | int | float]) -> None:

@@ -1,6 +1,7 @@
 """A run says what it does: in lines, in a live display or only in the log."""
 
 import io
+import logging
 import time
 from pathlib import Path
 
@@ -69,6 +70,16 @@ def test_the_log_tells_what_stopped_a_run(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         fail()
     assert "stopped: RuntimeError: out of memory" in (tmp_path / "run.log").read_text()
+
+
+def test_warnings_are_in_the_log_and_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    engine = logging.getLogger("fedra_engine.execution.sweep")
+    with Reporter(tmp_path / "run.log", Console(file=io.StringIO())):
+        engine.warning("out of memory with %d lanes", 4)
+    engine.warning("after the run")
+    log = (tmp_path / "run.log").read_text()
+    assert log.endswith("  out of memory with 4 lanes\n")
+    assert "out of memory with 4 lanes\n" in capsys.readouterr().err
 
 
 def test_speed_and_remaining_time_are_those_of_this_process() -> None:
