@@ -29,9 +29,9 @@ def print_probe(config: ExperimentConfig, device: torch.device, console: Console
     console = Console(highlight=False) if console is None else console
     experiment = build_experiment(config, device)
     parts = [
-        _parts_table(experiment.foundation, config),
-        _costs_table(config, experiment),
-        _clients_table(config, experiment),
+        _parts_table(experiment),
+        _costs_table(experiment),
+        _clients_table(experiment),
     ]
     if len(experiment.clients) <= MOST_PRINTED and len(experiment.train_data.classes) <= MOST_COLUMNS:
         parts.append(partition_text(count_partition(experiment.train_data, experiment.clients)))
@@ -41,7 +41,8 @@ def print_probe(config: ExperimentConfig, device: torch.device, console: Console
     console.print(_time_text(config, time_step(experiment)), markup=False, soft_wrap=True)
 
 
-def _parts_table(foundation: Foundation, config: ExperimentConfig) -> str:
+def _parts_table(experiment: Experiment) -> str:
+    config, foundation = experiment.config, experiment.foundation
     table = Table("part", "found", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     blocks, layout, head = foundation.blocks, foundation.adapter_layout, foundation.head
     table.add_row("model", f"{config.model.path}: {type(foundation.model).__name__}, {config.model.dtype}")
@@ -82,9 +83,9 @@ def _size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _costs_table(config: ExperimentConfig, experiment: Experiment) -> str:
+def _costs_table(experiment: Experiment) -> str:
     """One row for each capacity and rank that some client has; memory is the sum of the three columns behind it."""
-    clients = experiment.clients
+    config, clients = experiment.config, experiment.clients
     ranks = np.full(len(clients), config.lora.rank) if clients.ranks is None else clients.ranks
     kinds, examples = np.unique(np.stack([clients.capacities, ranks]), axis=1, return_index=True)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -108,9 +109,9 @@ def _costs_table(config: ExperimentConfig, experiment: Experiment) -> str:
     return _text(table)
 
 
-def _clients_table(config: ExperimentConfig, experiment: Experiment) -> str:
+def _clients_table(experiment: Experiment) -> str:
     """One row for each domain and capacity."""
-    clients = experiment.clients
+    config, clients = experiment.config, experiment.clients
     counts = clients.sample_counts(np.arange(len(clients)))
     steps = LocalWork(clients, np.arange(len(clients)), config.training, config.seed, 0, 0.0).steps()
     table = Table("domain", box=None, pad_edge=False, padding=(0, 2, 0, 0))

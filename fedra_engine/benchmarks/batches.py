@@ -18,8 +18,6 @@ from fedra_engine.errors import InputError
 from fedra_engine.execution.scheduling import longest_first
 from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.experiment import build_experiment
-from fedra_engine.federation.sampling import sample_participants
-from fedra_engine.federation.work import LocalWork
 from fedra_engine.randomness import SampleDraws
 
 
@@ -53,7 +51,8 @@ def measure_batches(config: ExperimentConfig, steps: int) -> BatchTimes:
         InputError: something in the configuration cannot be used, or there are fewer participants than lanes.
     """
     experiment = build_experiment(config, CPU)
-    participants = sample_participants(config.clients, experiment.clients, seed=config.seed, round=0)
+    whole, assignment, _ = experiment.round_work(0)
+    participants = whole.participants
     # An experiment goes on without the lanes that stay empty; a measurement would not be the one asked for.
     lanes = experiment.lanes if config.execution.lanes == "auto" else config.execution.lanes
     if len(participants) < lanes:
@@ -62,10 +61,9 @@ def measure_batches(config: ExperimentConfig, steps: int) -> BatchTimes:
         )
     # Epochs enough, so that no client ends before the others.
     training = replace(config.training, max_local_steps=steps + 1, local_epochs=steps + 1)
-    assignment = experiment.method.assign(participants, 0)
     counts = experiment.clients.sample_counts(participants)
     chosen = np.sort(longest_first(assignment.held, counts)[: experiment.lanes])
-    work = LocalWork(experiment.clients, participants[chosen], training, config.seed, 0, training.lr)
+    work = replace(whole, participants=participants[chosen], training=training)
     samples = _TimedSamples(experiment.train)
     executor = SweepExecutor(
         experiment.foundation, experiment.sweep_model, samples, config.lora, lanes=experiment.lanes

@@ -19,7 +19,6 @@ from fedra_engine.experiment import build_experiment
 from fedra_engine.federation.allocation import uniform_allocation
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import Clients
-from fedra_engine.federation.sampling import sample_participants
 from fedra_engine.federation.work import LocalWork
 from fedra_engine.models.adapters import initial_adapters
 from fedra_engine.models.foundation import Foundation, make_foundation
@@ -82,8 +81,8 @@ def single_samples(config: ExperimentConfig) -> Setting:
 def embedded_default(config: ExperimentConfig) -> Setting:
     """The first round of the embedded default, as configured."""
     experiment = build_experiment(config, CPU)
-    participants = sample_participants(config.clients, experiment.clients, seed=config.seed, round=0)
     foundation = experiment.foundation
+    work, assignment, _ = experiment.round_work(0)
     return Setting(
         name="embedded default, one round",
         foundation=foundation,
@@ -91,8 +90,8 @@ def embedded_default(config: ExperimentConfig) -> Setting:
         sweep_model=_sweep_model(foundation, experiment.train),
         lora=config.lora,
         lanes=experiment.lanes,
-        work=LocalWork(experiment.clients, participants, config.training, config.seed, 0, config.training.lr),
-        assignment=experiment.method.assign(participants, 0),
+        work=work,
+        assignment=assignment,
         state=experiment.initial_state,
     )
 

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from fedra_engine.cli import quiet_libraries, read_config
-from fedra_engine.config import ExperimentConfig
 from fedra_engine.costs import CostModel
 from fedra_engine.execution.executor import Executor
 from fedra_engine.execution.idle import IdleExecutor
@@ -40,16 +39,17 @@ def main() -> None:
     folder = RunFolder.open(path)
     config = read_config(folder.config_file)
     simulation = Simulation(config, folder, Reporter.silent(), accelerator)
-    measurement = measure(simulation, config, threads, seconds)
+    measurement = measure(simulation, threads, seconds)
     if accelerator.is_main_process:
         measurement.write(measurement_file(path))
 
 
-def measure(simulation: Simulation, config: ExperimentConfig, threads: int, seconds: float) -> Measurement:
+def measure(simulation: Simulation, threads: int, seconds: float) -> Measurement:
     """Measure rounds for `seconds` seconds, after a step that warms up kernels and allocators."""
     experiment, processes = simulation.experiment, simulation.processes
+    config = experiment.config
     time_step(experiment)
-    rounds = _Rounds(simulation, config.rounds)
+    rounds = _Rounds(simulation)
     cpu_seconds, durations = rounds.run(seconds)
     peaks = processes.all_gather_object((_resident_bytes(), _gpu_bytes()))
     on_gpu = rounds.state.heads.is_cuda
@@ -86,11 +86,9 @@ def measure(simulation: Simulation, config: ExperimentConfig, threads: int, seco
 class _Rounds:
     """Rounds of a simulation, each of which begins with the `state` that the one before left."""
 
-    def __init__(self, simulation: Simulation, count: int) -> None:
-        """After so many the learning rate begins anew."""
+    def __init__(self, simulation: Simulation) -> None:
         self.state = simulation.experiment.initial_state
         self._simulation = simulation
-        self._count = count
         self._next = 0
 
     def run(self, seconds: float, executor: Executor | None = None) -> tuple[float, list[float]]:
@@ -98,9 +96,11 @@ class _Rounds:
 
         Returns this process's CPU-seconds, and the wall-clock seconds of each round.
         """
+        # Beyond the last round there is no learning rate.
+        rounds = self._simulation.experiment.config.rounds
         started, durations = time.process_time(), list[float]()
         while self._simulation.processes.broadcast_object(sum(durations) < seconds):
-            self.state, metrics = self._simulation.train_round(self._next % self._count, self.state, executor)
+            self.state, metrics = self._simulation.train_round(self._next % rounds, self.state, executor)
             self._next += 1
             durations.append(metrics.seconds)
         return time.process_time() - started, durations
