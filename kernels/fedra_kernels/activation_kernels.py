@@ -9,6 +9,7 @@ from torch import Tensor
 from .configs import ConfigTable, Tile, choose, rank_block
 from .counter_hash_kernels import keep_entries, row_seeds
 from .dispatch import dot_precision, launch, register
+from .row_tables_kernels import load_chunk
 
 FORWARD_SCHEMA = (
     "activation_forward(str kind, Tensor x, Tensor? up, Tensor? lora_a, Tensor? chunks, Tensor? keys, "
@@ -72,17 +73,15 @@ def activation_forward_kernel(
 ):
     program = tl.program_id(0)
     if SHRINK:
-        chunk = chunks_ptr + 5 * program
-        first = tl.load(chunk)
-        end = tl.load(chunk + 1)
-        factor_ptr = lora_a_ptr + tl.load(chunk + 2).to(tl.int64) * stride_slot
+        first, end, slot, group, group_start = load_chunk(chunks_ptr, program)
+        factor_ptr = lora_a_ptr + slot * stride_slot
     else:
         first = program * BLOCK_M
         end = rows
     row = first + tl.arange(0, BLOCK_M)
     row_mask = (row < end)[:, None]
     if DROPOUT:
-        seeds = row_seeds(keys_ptr, tl.load(chunk + 3), row - tl.load(chunk + 4))
+        seeds = row_seeds(keys_ptr, group, row - group_start)
     rank = tl.arange(0, RANK_BLOCK)
     rank_mask = (rank < RANK)[None, :]
     total = tl.zeros((BLOCK_M, RANK_BLOCK), tl.float32)

@@ -12,6 +12,7 @@ from torch import Tensor
 from .configs import ConfigTable, Tile, choose, rank_block
 from .counter_hash_kernels import keep_entries, row_seeds
 from .dispatch import dot_precision, launch, register
+from .row_tables_kernels import load_chunk
 
 MAX_SHRINKS = 3
 
@@ -87,12 +88,7 @@ def gather_norm_kernel(
 ):
     program = tl.program_id(0)
     if SHRINKS > 0:
-        chunk = chunks_ptr + 5 * program
-        first = tl.load(chunk)
-        end = tl.load(chunk + 1)
-        slot = tl.load(chunk + 2).to(tl.int64)
-        group = tl.load(chunk + 3)
-        group_start = tl.load(chunk + 4)
+        first, end, slot, group, group_start = load_chunk(chunks_ptr, program)
     else:
         first = program * BLOCK_M
         end = rows

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .dispatch import launch, register
 from .head_products import product_tile
+from .row_tables_kernels import load_chunk, load_filled
 
 SCHEMA = "head_loss(Tensor logits, Tensor labels, Tensor filled, int groups) -> (Tensor, Tensor, Tensor)"
 BACKWARD_SCHEMA = (
@@ -32,10 +33,7 @@ def head_loss_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """One program adds one group's losses, in the order of its rows."""
-    table = filled_ptr + 4 * tl.program_id(0)
-    start = tl.load(table)
-    end = tl.load(table + 1)
-    group = tl.load(table + 3)
+    start, end, _, group = load_filled(filled_ptr, tl.program_id(0))
     losses = tl.zeros((BLOCK_M,), tl.float32)
     correct = tl.zeros((BLOCK_M,), tl.int32)
     for first in range(start, end, BLOCK_M):
@@ -79,10 +77,9 @@ def head_loss_backward_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    chunk = chunks_ptr + 5 * tl.program_id(0)
-    end = tl.load(chunk + 1)
-    share = tl.load(shares_ptr + tl.load(chunk + 3))
-    row = tl.load(chunk) + tl.arange(0, BLOCK_M)
+    first, end, _, group, _ = load_chunk(chunks_ptr, tl.program_id(0))
+    share = tl.load(shares_ptr + group)
+    row = first + tl.arange(0, BLOCK_M)
     column = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N))[None, :]
     row_mask = row < end
     mask = row_mask[:, None] & (column < CLASSES)

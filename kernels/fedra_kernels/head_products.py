@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .configs import ConfigTable, Tile, choose
 from .dispatch import dot_precision, in_place, launch, register
+from .row_tables_kernels import load_chunk, load_filled
 
 PRODUCT_SCHEMA = "head_product(Tensor x, Tensor weight, Tensor? bias, Tensor chunks, bool transposed) -> Tensor"
 GRADS_SCHEMA = (
@@ -49,10 +50,8 @@ def head_product_kernel(
     HAS_BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    chunk = chunks_ptr + 5 * tl.program_id(0)
-    end = tl.load(chunk + 1)
-    slot = tl.load(chunk + 2).to(tl.int64)
-    row = tl.load(chunk) + tl.arange(0, BLOCK_M)
+    first, end, slot, _, _ = load_chunk(chunks_ptr, tl.program_id(0))
+    row = first + tl.arange(0, BLOCK_M)
     column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     depth = tl.arange(0, BLOCK_K)
     row_mask = (row < end)[:, None]
@@ -91,10 +90,7 @@ def head_grads_kernel(
     PRECISION: tl.constexpr,
 ):
     """One program adds one group's rows, in order, for one tile of the classifier."""
-    table = filled_ptr + 4 * tl.program_id(0)
-    start = tl.load(table)
-    end = tl.load(table + 1)
-    slot = tl.load(table + 2).to(tl.int64)
+    start, end, slot, _ = load_filled(filled_ptr, tl.program_id(0))
     column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     depth = tl.program_id(2) * BLOCK_K + tl.arange(0, BLOCK_K)
     weight_total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)

@@ -14,11 +14,12 @@ from torch import Tensor
 from .configs import ConfigTable, Tile, choose, rank_block, rank_step
 from .counter_hash_kernels import keep_entries, row_seeds
 from .dispatch import dot_precision, launch, register
+from .row_tables_kernels import load_filled, load_span
 from .tile_loads import block_reference, is_column_major, row_block, use_descriptors, weight_block
 
 SCHEMA = (
     "lora_gemm(Tensor x, Tensor weight, Tensor? bias, Tensor shrunk, Tensor expand, Tensor spans, "
-    "Tensor groups, Tensor? scales, float gain, Tensor? keys, int threshold, bool transposed) -> Tensor"
+    "Tensor filled, Tensor? scales, float gain, Tensor? keys, int threshold, bool transposed) -> Tensor"
 )
 
 CONFIGS: ConfigTable = {
@@ -129,7 +130,7 @@ def lora_gemm_kernel(
     expand_ptr,
     y_ptr,
     spans_ptr,
-    groups_ptr,
+    filled_ptr,
     scales_ptr,
     keys_ptr,
     rows,
@@ -165,13 +166,9 @@ def lora_gemm_kernel(
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     row_scale = tl.zeros((BLOCK_M,), tl.float32)
     seeds = tl.zeros((BLOCK_M,), tl.uint32)
-    first = tl.load(spans_ptr + 2 * tile_m)
-    end = tl.load(spans_ptr + 2 * tile_m + 1)
+    first, end = load_span(spans_ptr, tile_m)
     for index in range(first, end):
-        group_start = tl.load(groups_ptr + 4 * index)
-        group_end = tl.load(groups_ptr + 4 * index + 1)
-        slot = tl.load(groups_ptr + 4 * index + 2).to(tl.int64)
-        group = tl.load(groups_ptr + 4 * index + 3)
+        group_start, group_end, slot, group = load_filled(filled_ptr, index)
         own = (row >= group_start) & (row < group_end)
         factor_ptr = expand_ptr + slot * stride_slot
         for piece in range(0, RANK_BLOCK, RANK_STEP):
@@ -212,7 +209,7 @@ def _fake(
     shrunk: Tensor,
     expand: Tensor,
     spans: Tensor,
-    groups: Tensor,
+    filled: Tensor,
     scales: Tensor | None,
     gain: float,
     keys: Tensor | None,
@@ -230,7 +227,7 @@ def lora_gemm(
     shrunk: Tensor,
     expand: Tensor,
     spans: Tensor,
-    groups: Tensor,
+    filled: Tensor,
     scales: Tensor | None,
     gain: float,
     keys: Tensor | None,
@@ -241,7 +238,7 @@ def lora_gemm(
 
     x [rows, K], weight [N, K] (transposed: [K, N]), bias [N] or None, shrunk [rows, rank];
     expand: lora_b [slots, N, rank] (transposed: lora_a [slots, rank, N]);
-    spans, groups: `RowGroups.spans(gemm_tile(x, rank).rows)` and `RowGroups.filled`;
+    spans, filled: `RowGroups.spans(gemm_tile(x, rank).rows)` and `RowGroups.filled`;
     scales fp32 [groups], or None where shrunk holds them; keys, threshold: dropout of the low-rank product.
     """
     rank = shrunk.shape[1]
@@ -264,7 +261,7 @@ def lora_gemm(
         expand,
         y,
         spans,
-        groups,
+        filled,
         scales,
         keys,
         x.shape[0],

@@ -11,6 +11,7 @@ from .configs import ConfigTable, Tile, choose, rank_block
 from .counter_hash_kernels import keep_entries, row_seeds
 from .dispatch import dot_precision, in_place, launch, register
 from .lora_grad_reduce import add_partials
+from .row_tables_kernels import load_chunk
 
 SCHEMA = (
     "lora_grad_outer(Tensor wide, Tensor narrow, Tensor chunks, Tensor chunk_groups, Tensor? scales, "
@@ -74,11 +75,7 @@ def lora_grad_outer_kernel(
 ):
     """This chunk's drop(wide)^T narrow, for one block of wide's columns."""
     program = tl.program_id(0)
-    chunk = chunks_ptr + 5 * program
-    start = tl.load(chunk)
-    end = tl.load(chunk + 1)
-    group = tl.load(chunk + 3)
-    group_start = tl.load(chunk + 4)
+    start, end, _, group, group_start = load_chunk(chunks_ptr, program)
     column = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     rank = tl.arange(0, RANK_BLOCK)
     column_mask = column < C

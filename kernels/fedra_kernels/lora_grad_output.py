@@ -10,6 +10,7 @@ from torch import Tensor
 from .configs import ConfigTable, Tile, choose, rank_block
 from .dispatch import dot_precision, launch, register
 from .lora_grad_reduce import add_partials
+from .row_tables_kernels import load_chunk
 
 SCHEMA = (
     "lora_grad_output(Tensor grad_y, Tensor lora_b, Tensor shrunk, Tensor chunks, Tensor chunk_groups, "
@@ -51,11 +52,9 @@ def lora_grad_output_kernel(
 ):
     """dS = gain * scale_k dY B_k, and this chunk's dY^T S."""
     program = tl.program_id(0)
-    chunk = chunks_ptr + 5 * program
-    end = tl.load(chunk + 1)
-    slot = tl.load(chunk + 2).to(tl.int64)
-    scale = tl.load(scales_ptr + tl.load(chunk + 3)) * gain
-    row = tl.load(chunk) + tl.arange(0, BLOCK_M)
+    first, end, slot, group, _ = load_chunk(chunks_ptr, program)
+    scale = tl.load(scales_ptr + group) * gain
+    row = first + tl.arange(0, BLOCK_M)
     column = tl.arange(0, BLOCK_N)
     rank = tl.arange(0, RANK_BLOCK)
     row_mask = (row < end)[:, None]

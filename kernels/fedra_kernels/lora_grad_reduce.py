@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .dispatch import launch
+from .row_tables_kernels import load_chunk_group
 
 BLOCK = 1024
 
@@ -28,18 +29,16 @@ def lora_grad_reduce_kernel(
     SCALED: tl.constexpr,
 ):
     """sink[slot] += gain * scale_k times the sum of a group's partials, in the order of its chunks."""
-    table = chunk_groups_ptr + 4 * tl.program_id(0)
-    slot = tl.load(table).to(tl.int64)
+    slot, group, first, end = load_chunk_group(chunk_groups_ptr, tl.program_id(0))
     offset = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = offset < entries
     total = tl.zeros((BLOCK,), tl.float32)
-    first = tl.load(table + 2)
     partial_ptrs = partial_ptr + first.to(tl.int64) * entries + offset
-    for _ in range(first, tl.load(table + 3)):
+    for _ in range(first, end):
         total += tl.load(partial_ptrs, mask=mask, other=0.0)
         partial_ptrs += entries
     if SCALED:
-        total *= tl.load(scales_ptr + tl.load(table + 1)) * gain
+        total *= tl.load(scales_ptr + group) * gain
     sink_ptrs = sink_ptr + slot * stride_slot + offset
     previous = tl.load(sink_ptrs, mask=mask, other=0.0).to(tl.float32)
     tl.store(sink_ptrs, (previous + total).to(sink_ptr.dtype.element_ty), mask=mask)

@@ -9,6 +9,7 @@ from torch import Tensor
 from .configs import ConfigTable, Tile, choose, rank_block
 from .counter_hash_kernels import keep_entries, row_seeds
 from .dispatch import dot_precision, launch, register
+from .row_tables_kernels import load_chunk
 
 SCHEMA = (
     "lora_shrink(Tensor x, Tensor factor, Tensor chunks, Tensor? scales, float gain, "
@@ -71,17 +72,14 @@ def lora_shrink_kernel(
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    chunk = chunks_ptr + 5 * tl.program_id(0)
-    end = tl.load(chunk + 1)
-    slot = tl.load(chunk + 2).to(tl.int64)
-    group = tl.load(chunk + 3)
-    row = tl.load(chunk) + tl.arange(0, BLOCK_M)
+    first, end, slot, group, group_start = load_chunk(chunks_ptr, tl.program_id(0))
+    row = first + tl.arange(0, BLOCK_M)
     depth = tl.arange(0, BLOCK_K)
     rank = tl.arange(0, RANK_BLOCK)
     row_mask = (row < end)[:, None]
     rank_mask = (rank < RANK)[None, :]
     if DROPOUT:
-        seeds = row_seeds(keys_ptr, group, row - tl.load(chunk + 4))
+        seeds = row_seeds(keys_ptr, group, row - group_start)
     x_ptrs = x_ptr + row.to(tl.int64)[:, None] * K + depth[None, :]
     factor_ptrs = (
         factor_ptr

@@ -13,11 +13,12 @@ from torch import Tensor
 from .configs import ConfigTable, Tile, choose, rank_block
 from .dispatch import dot_precision, launch, register
 from .lora_gemm import expand_operands, swizzled_tile
+from .row_tables_kernels import load_filled, load_span
 from .tile_loads import block_reference, is_column_major, row_block, use_descriptors, weight_block
 
 SCHEMA = (
     "lora_single_pass(Tensor x, Tensor weight, Tensor? bias, Tensor lora_a, Tensor lora_b, Tensor spans, "
-    "Tensor groups, Tensor scales) -> (Tensor, Tensor)"
+    "Tensor filled, Tensor scales) -> (Tensor, Tensor)"
 )
 
 CONFIGS: ConfigTable = {
@@ -52,7 +53,7 @@ def lora_single_pass_kernel(
     y_ptr,
     shrunk_ptr,
     spans_ptr,
-    groups_ptr,
+    filled_ptr,
     scales_ptr,
     rows,
     row_tiles,
@@ -78,11 +79,11 @@ def lora_single_pass_kernel(
     column_mask = column < N
     rank_mask = rank < RANK
 
-    first = tl.load(spans_ptr + 2 * tile_m)
-    end = tl.load(spans_ptr + 2 * tile_m + 1)
+    first, end = load_span(spans_ptr, tile_m)
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     shrunk = tl.zeros((BLOCK_M, RANK_BLOCK), tl.float32)
-    factor_ptr = lora_a_ptr + tl.load(groups_ptr + 4 * first + 2).to(tl.int64) * stride_slot_a
+    _, _, first_slot, _ = load_filled(filled_ptr, first)
+    factor_ptr = lora_a_ptr + first_slot * stride_slot_a
     for k in range(0, K, BLOCK_K):
         left = row_block(x, tile_m * BLOCK_M, rows, k, K, BLOCK_M, BLOCK_K, DESCRIPTORS)
         right = weight_block(weight, tile_n * BLOCK_N, k, N, K, TRANSPOSED, BLOCK_N, BLOCK_K, DESCRIPTORS)
@@ -91,10 +92,8 @@ def lora_single_pass_kernel(
         shrunk = tl.dot(left, factor, shrunk, input_precision=PRECISION)
 
     for index in range(first, end):
-        group_start = tl.load(groups_ptr + 4 * index)
-        group_end = tl.load(groups_ptr + 4 * index + 1)
-        slot = tl.load(groups_ptr + 4 * index + 2).to(tl.int64)
-        scale = tl.load(scales_ptr + tl.load(groups_ptr + 4 * index + 3))
+        group_start, group_end, slot, group = load_filled(filled_ptr, index)
+        scale = tl.load(scales_ptr + group)
         if index > first:
             shrunk = tl.zeros((BLOCK_M, RANK_BLOCK), tl.float32)
             factor_ptr = lora_a_ptr + slot * stride_slot_a
@@ -126,7 +125,7 @@ def _fake(
     lora_a: Tensor,
     lora_b: Tensor,
     spans: Tensor,
-    groups: Tensor,
+    filled: Tensor,
     scales: Tensor,
 ) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape[0], weight.shape[0]), x.new_empty(x.shape[0], lora_a.shape[1])
@@ -140,13 +139,13 @@ def lora_single_pass(
     lora_a: Tensor,
     lora_b: Tensor,
     spans: Tensor,
-    groups: Tensor,
+    filled: Tensor,
     scales: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """(x W^T + bias + scale_k (x A_k^T) B_k^T, x A_k^T) for the rows of group k; ranks up to NARROW_RANK.
 
     x [rows, K], weight [N, K], lora_a [slots, rank, K], lora_b [slots, N, rank];
-    spans, groups: `RowGroups.spans(single_pass_tile(x, rank).rows)` and `RowGroups.filled`; scales fp32 [groups].
+    spans, filled: `RowGroups.spans(single_pass_tile(x, rank).rows)` and `RowGroups.filled`; scales fp32 [groups].
     """
     rank = lora_a.shape[1]
     tile = single_pass_tile(x, rank)
@@ -168,7 +167,7 @@ def lora_single_pass(
         y,
         shrunk,
         spans,
-        groups,
+        filled,
         scales,
         x.shape[0],
         spans.shape[0],
