@@ -50,7 +50,7 @@ class Experiment:
         config: what it was built from.
         domains: names of the domains.
         train_data: the training samples as the source has them.
-        train: the same as the model takes them.
+        train_samples: the same as the model takes them.
         clients: all clients.
         foundation: the frozen model.
         sweep_model: the same, ready for many clients at once.
@@ -67,7 +67,7 @@ class Experiment:
     config: ExperimentConfig
     domains: list[str]
     train_data: DomainData
-    train: Samples
+    train_samples: Samples
     clients: Clients
     foundation: Foundation
     sweep_model: SweepModel
@@ -154,7 +154,7 @@ def build_experiment(
         config=config,
         domains=data.domains,
         train_data=prepared.data.train,
-        train=train,
+        train_samples=train,
         clients=clients,
         foundation=foundation,
         sweep_model=sweep_model,

@@ -94,7 +94,7 @@ def _costs_table(experiment: Experiment) -> str:
         table.add_column(name, justify="right")
     # Of the first round; methods may give other numbers of blocks in other rounds.
     order = np.argsort(examples)
-    model = CostModel(experiment.foundation, experiment.train, config.lora, config.training)
+    model = CostModel(experiment.foundation, experiment.train_samples, config.lora, config.training)
     assignment = experiment.method.assign(examples[order], 0)
     cost = model.count(clients, examples[order], assignment, experiment.method).select(np.argsort(order))
     memory = [cost.memory, cost.frozen_memory, cost.trained_memory, cost.activation_memory]

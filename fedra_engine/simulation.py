@@ -50,7 +50,7 @@ class Simulation:
                 raise InputError(f"trace: found no {folder.path} here, expected a folder that all processes share")
         self.processes.broadcast_(list(self.experiment.initial_state.tensors().values()))
         sharded = is_sharded(self.experiment.foundation.model)
-        self._division = WorkDivision(self.processes, self.experiment.train.lengths, in_step=sharded)
+        self._division = WorkDivision(self.processes, self.experiment.train_samples.lengths, in_step=sharded)
 
     def run(self) -> None:
         """Train all rounds that the run folder does not have yet, evaluate, and leave the results there."""
@@ -63,7 +63,7 @@ class Simulation:
             trained = f"going on after round {first} of" if first < config.rounds else "finished before, with all of"
             self._reporter.message(f"{trained} {config.rounds} rounds")
         if config.trace and first == 0 and self.processes.is_main:
-            write_inputs(self._folder.path, self.experiment.train, self.experiment.foundation)
+            write_inputs(self._folder.path, self.experiment.train_samples, self.experiment.foundation)
         for round in range(first, config.rounds):
             state, metrics = self.train_round(round, state)
             if (round + 1) % config.evaluate_every == 0 or round + 1 == config.rounds:

@@ -33,7 +33,7 @@ CAPACITIES = [12, 10, 8, 6, 4, 3]
 def costs_of(config: ExperimentConfig) -> ClientCosts:
     """One client of each domain."""
     experiment = build_experiment(config, torch.device("cpu"))
-    model = CostModel(experiment.foundation, experiment.train, config.lora, config.training)
+    model = CostModel(experiment.foundation, experiment.train_samples, config.lora, config.training)
     clients = np.arange(0, len(experiment.clients), 5)
     return model.count(experiment.clients, clients, experiment.method.assign(clients, 0), experiment.method)
 
@@ -85,7 +85,7 @@ def test_low_precision_halves_the_weights_but_not_what_is_trained(costs: ClientC
 def test_what_a_method_keeps_or_knows_is_not_sent(method: str, uploaded: float, downloaded: float | None) -> None:
     experiment = build_experiment(small_config(Path(), method={"name": method}), torch.device("cpu"))
     config = small_config(Path())
-    model = CostModel(experiment.foundation, experiment.train, config.lora, config.training)
+    model = CostModel(experiment.foundation, experiment.train_samples, config.lora, config.training)
     clients = np.arange(0, 30, 5)
     assignment = experiment.method.assign(clients, 0)
     costs = model.count(experiment.clients, clients, assignment, experiment.method)

@@ -64,7 +64,7 @@ def measure_batches(config: ExperimentConfig, steps: int) -> BatchTimes:
     counts = experiment.clients.sample_counts(participants)
     chosen = np.sort(longest_first(assignment.held, counts)[: experiment.lanes])
     work = replace(whole, participants=participants[chosen], training=training)
-    samples = _TimedSamples(experiment.train)
+    samples = _TimedSamples(experiment.train_samples)
     executor = SweepExecutor(
         experiment.foundation, experiment.sweep_model, samples, config.lora, lanes=experiment.lanes
     )

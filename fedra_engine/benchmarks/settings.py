@@ -86,8 +86,8 @@ def embedded_default(config: ExperimentConfig) -> Setting:
     return Setting(
         name="embedded default, one round",
         foundation=foundation,
-        samples=experiment.train,
-        sweep_model=_sweep_model(foundation, experiment.train),
+        samples=experiment.train_samples,
+        sweep_model=_sweep_model(foundation, experiment.train_samples),
         lora=config.lora,
         lanes=experiment.lanes,
         work=work,

@@ -40,7 +40,7 @@ def count_costs(config: ExperimentConfig) -> RunCosts:
     """
     experiment = build_experiment(config, torch.device("cpu"))
     foundation, method = experiment.foundation, experiment.method
-    block_flops = measure_block_flops(foundation, experiment.train)
+    block_flops = measure_block_flops(foundation, experiment.train_samples)
     trainable, uploaded, participations, flops = 0.0, 0.0, 0, 0.0
     for round in range(config.rounds):
         work, assignment, _ = experiment.round_work(round)

@@ -56,9 +56,9 @@ def measure(simulation: Simulation, threads: int, seconds: float) -> Measurement
     all_cpu_seconds = sum(processes.all_gather_object(cpu_seconds)) / len(durations)
     started = time.process_time()
     work, assignment, _ = experiment.round_work(0)
-    balance(predicted_costs(assignment.held, work, experiment.train.lengths), np.ones(processes.count))
+    balance(predicted_costs(assignment.held, work, experiment.train_samples.lengths), np.ones(processes.count))
     repeated = time.process_time() - started
-    costs = CostModel(experiment.foundation, experiment.train, config.lora, config.training).count(
+    costs = CostModel(experiment.foundation, experiment.train_samples, config.lora, config.training).count(
         experiment.clients, work.participants, assignment, experiment.method
     )
     sums = experiment.method.aggregator(rounds.state, 0).sums()

@@ -130,7 +130,7 @@ def capacities(memory: list[float], **changes: object) -> NDArray[np.int64]:
 def test_memory_decides_the_capacities() -> None:
     config = small_config(Path())
     experiment = build_experiment(config, torch.device("cpu"))
-    costs = CostModel(experiment.foundation, experiment.train, config.lora, config.training)
+    costs = CostModel(experiment.foundation, experiment.train_samples, config.lora, config.training)
     needed = costs.memory_by_blocks(8)
     # No client takes more than the blocks of its number are counted with.
     clients = np.arange(0, 30, 5)
