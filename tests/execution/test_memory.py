@@ -69,7 +69,9 @@ def test_of_the_lanes_asked_for_those_count_that_a_round_has_participants_for(
     """Of thirty clients six take part."""
     asked = {"lanes": 30}
     one = build_experiment(small_config(tmp_path), CPU)
-    of_one = measure_lane(one.foundation, one.sweep_model, one.train, LoraConfig(), small_config(tmp_path).training, 1)
+    of_one = measure_lane(
+        one.foundation, one.sweep_model, one.train_samples, LoraConfig(), small_config(tmp_path).training, 1
+    )
     monkeypatch.setattr(memory, "device_memory", lambda device: (0, 6 * of_one.total))
     assert build_experiment(small_config(tmp_path, execution=asked), CPU).lanes == 6
     uniform = small_config(tmp_path, execution=asked, clients={"sampling": "uniform"})
