@@ -20,8 +20,10 @@ from fedra_engine.errors import InputError
 from fedra_engine.evaluation import Evaluator
 from fedra_engine.execution.executor import Executor
 from fedra_engine.execution.fisher import FisherInformation
+from fedra_engine.execution.memory import measure_lane
 from fedra_engine.execution.setup import make_executor, make_sweep_model, number_of_lanes
 from fedra_engine.execution.sweep_model import SweepModel
+from fedra_engine.execution.threads import limit_threads
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import Clients
 from fedra_engine.federation.sampling import most_participants, sample_participants
@@ -149,7 +151,9 @@ def build_experiment(
     method = _make_method(config, foundation, sweep_model, train, clients, processes)
     state = method.initial_state(_initial_state(config, foundation, sweep_model, train, device), foundation.base)
     participants = most_participants(config.clients, clients)
-    lanes = number_of_lanes(config, foundation, sweep_model, train, len(state.heads), participants)
+    memory = measure_lane(foundation, sweep_model, train, config.lora, config.training, len(state.heads))
+    lanes = number_of_lanes(config.execution, memory, device, participants)
+    limit_threads(foundation, min(lanes, participants) * memory.tokens)
     return Experiment(
         config=config,
         domains=data.domains,
@@ -183,8 +187,13 @@ def describe(experiment: Experiment) -> dict[str, str]:
         "samples": f"{len(experiment.train_data):,} for training{_made(experiment.samples_made)}",
         "lanes": str(experiment.lanes),
         "blocks": f"{experiment.sweep_model.fused} of {foundation.depth} fused",
-        "device": str(experiment.initial_state.heads.device),
+        "device": _device(experiment.initial_state.heads.device),
     }
+
+
+def _device(device: torch.device) -> str:
+    threads = torch.get_num_threads()
+    return f"cpu, {threads} thread{'s' if threads > 1 else ''}" if device.type == "cpu" else str(device)
 
 
 def _made(samples: int | None) -> str:

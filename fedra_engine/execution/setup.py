@@ -12,7 +12,7 @@ from fedra_engine.config import ExecutionConfig, ExperimentConfig
 from fedra_engine.data.samples import Samples
 from fedra_engine.errors import InputError
 from fedra_engine.execution.executor import Executor
-from fedra_engine.execution.memory import choose_lanes, measure_lane
+from fedra_engine.execution.memory import LaneMemory, choose_lanes
 from fedra_engine.execution.sequential import SequentialExecutor
 from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.execution.sweep_model import SweepModel
@@ -46,18 +46,13 @@ def make_sweep_model(
     return model
 
 
-def number_of_lanes(
-    config: ExperimentConfig, foundation: Foundation, model: SweepModel, train: Samples, heads: int, participants: int
-) -> int:
-    """How many clients of a round of `participants` are trained at a time; a client may train `heads`.
+def number_of_lanes(config: ExecutionConfig, memory: LaneMemory, device: torch.device, participants: int) -> int:
+    """How many clients of a round of `participants` are trained at a time, if each takes `memory` of `device`.
 
     Raises:
         InputError: there is too little memory.
     """
-    if config.execution.executor == "sequential":
-        return 1
-    memory = measure_lane(foundation, model, train, config.lora, config.training, heads)
-    return choose_lanes(config.execution.lanes, memory, foundation.head.weight.device, participants)
+    return 1 if config.executor == "sequential" else choose_lanes(config.lanes, memory, device, participants)
 
 
 def make_executor(
