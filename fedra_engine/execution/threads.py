@@ -14,13 +14,25 @@ _FLOPS_PER_THREAD = 1e8
 """A millisecond or two of a core's work; waking another thread can cost as much where others use the machine, too."""
 
 
+class _Threads:
+    """The threads that this process had before they were limited, and what they were last limited to."""
+
+    available = 0
+    limit = 0
+
+
 def limit_threads(foundation: Foundation, tokens: int) -> None:
     """Let this process compute with no more CPU threads than a step of `tokens` tokens is worth.
 
-    Only ever lowers their number, and leaves it alone where OMP_NUM_THREADS has chosen it.
+    Never uses more than it had before, and leaves them alone where OMP_NUM_THREADS has chosen their number. What was
+    limited for an earlier experiment of the process is available again.
     """
-    if foundation.head.weight.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(min(torch.get_num_threads(), worthwhile_threads(foundation.blocks[0], tokens)))
+    if foundation.head.weight.device.type != "cpu" or "OMP_NUM_THREADS" in os.environ:
+        return
+    if (threads := torch.get_num_threads()) != _Threads.limit:
+        _Threads.available = threads
+    _Threads.limit = min(_Threads.available, worthwhile_threads(foundation.blocks[0], tokens))
+    torch.set_num_threads(_Threads.limit)
 
 
 def worthwhile_threads(block: nn.Module, tokens: int) -> int:

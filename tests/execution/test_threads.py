@@ -42,3 +42,12 @@ def test_a_given_number_of_threads_is_kept(monkeypatch: pytest.MonkeyPatch) -> N
     torch.set_num_threads(2)
     limit_threads(make_tiny("vit", LoraConfig(target_modules=["fc1"])), tokens=10)
     assert torch.get_num_threads() == 2
+
+
+def test_a_small_experiment_leaves_the_next_one_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    foundation = make_tiny("vit", LoraConfig(target_modules=["fc1"]))
+    torch.set_num_threads(2)
+    limit_threads(foundation, tokens=10)
+    limit_threads(foundation, tokens=10**9)
+    assert torch.get_num_threads() == 2
