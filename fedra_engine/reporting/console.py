@@ -32,8 +32,7 @@ class Reporter:
         self._console = Console(highlight=False) if console is None else console
         self._log = logging.NullHandler() if log_file is None else logging.FileHandler(log_file, encoding="utf-8")
         self._log.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
-        # The usual way of warnings, to stderr, is closed as soon as they have another one.
-        self._warned = [] if log_file is None else [self._log, *filter(None, [logging.lastResort])]
+        self._warning_handlers: list[logging.Handler] = [] if log_file is None else [self._log]
         self._meter = Meter()
         self._live = LiveProgress(self._console, self._meter) if self._console.is_terminal else None
 
@@ -43,7 +42,10 @@ class Reporter:
         return cls(None, Console(quiet=True, force_terminal=False))
 
     def __enter__(self) -> Self:
-        for handler in self._warned:
+        if self._warning_handlers and logging.lastResort and not _ENGINE_LOG.hasHandlers():
+            # A logger with a handler no longer sends warnings to stderr, so that one is added, too.
+            self._warning_handlers.append(logging.lastResort)
+        for handler in self._warning_handlers:
             _ENGINE_LOG.addHandler(handler)
         return self
 
@@ -54,7 +56,7 @@ class Reporter:
             self._live.stop()
         if error is not None:
             self._write_log(f"stopped: {type(error).__name__}: {error}".removesuffix(": "))
-        for handler in self._warned:
+        for handler in self._warning_handlers:
             _ENGINE_LOG.removeHandler(handler)
         self._log.close()
 

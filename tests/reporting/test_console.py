@@ -2,6 +2,7 @@
 
 import io
 import logging
+import sys
 import time
 from pathlib import Path
 
@@ -72,14 +73,19 @@ def test_the_log_tells_what_stopped_a_run(tmp_path: Path) -> None:
     assert "stopped: RuntimeError: out of memory" in (tmp_path / "run.log").read_text()
 
 
-def test_warnings_are_in_the_log_and_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize("configured", [False, True])
+def test_warnings_are_in_the_log_and_once_on_stderr(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, configured: bool
+) -> None:
+    """Whether or not the program that uses the engine has configured logging."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.StreamHandler(sys.stderr)] * configured)
     engine = logging.getLogger("fedra_engine.execution.sweep")
     with Reporter(tmp_path / "run.log", Console(file=io.StringIO())):
         engine.warning("out of memory with %d lanes", 4)
+    assert capsys.readouterr().err == "out of memory with 4 lanes\n"
     engine.warning("after the run")
     log = (tmp_path / "run.log").read_text()
     assert log.endswith("  out of memory with 4 lanes\n")
-    assert "out of memory with 4 lanes\n" in capsys.readouterr().err
 
 
 def test_speed_and_remaining_time_are_those_of_this_process() -> None:
