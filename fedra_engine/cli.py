@@ -147,7 +147,7 @@ def check_different(option: str, entries: Sequence[str | int]) -> None:
 
 
 def _check_values(values: Namespace, config_class: type[Any], prefix: str = "") -> None:
-    """What the parser lets through in files: null for any field, and anything for a group of fields."""
+    """Refuse what the parser lets through in files: null for any field, and anything for a group of fields."""
     for name, kind in field_types(config_class).items():
         value = values[name]
         if is_dataclass(kind):

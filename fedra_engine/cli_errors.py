@@ -74,7 +74,7 @@ def describe_parser_error(
         return f"config: found no file {match[1]}, expected a YAML file of fields and values"
     if match := re.match(r"Unexpected config:(.*)", text):
         return f"config: found {match[1].strip() or 'nothing'}{_file(arguments)}, expected fields and values"
-    # What is left is about a file that is none or no YAML, or rare enough to stay in the parser's words.
+    # What is left concerns a file that is missing or not YAML, or is rare enough to stay in the parser's words.
     text = text.removeprefix('Parser key "config": ')
     return f"config: {text}{_file(arguments)}; expected a YAML file of fields and values"
 

@@ -17,9 +17,9 @@ from fedra_engine.federation.sampling import check_sampling
 def make_clients(
     config: ExperimentConfig, train: DomainData, depth: int, *, processes: int, costs: CostModel | None = None
 ) -> Clients:
-    """Divide the training samples among clients of a model of `depth` blocks, trained by so many `processes`.
+    """Divide the training samples among clients of a model of `depth` blocks that `processes` processes train.
 
-    Where memory decides the capacities, these are one block as long as the `costs` are not known.
+    Where memory decides the capacities, each is one block until the `costs` are known.
 
     Raises:
         InputError: the clients that the configuration asks for cannot be made of these samples or this model.

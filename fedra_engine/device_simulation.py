@@ -25,8 +25,8 @@ class DeviceRound:
 
     Attributes:
         arrived: bool [participants], whether the server gets the update in time.
-        dropped: participants that broke off.
-        late: others that were not done at the deadline.
+        dropped: participants that dropped out.
+        late: others that had not finished by the deadline.
         seconds: simulated time until the server can go on: that of the slowest participant that arrives, or the
             deadline if somebody else was waited for.
     """
@@ -47,7 +47,7 @@ def simulate_round(
     late = ~dropped & (seconds > (np.inf if deadline is None else deadline))
     arrived = ~dropped & ~late
     last = float(seconds[arrived].max(initial=0.0))
-    # Without a deadline the server learns at once that a participant broke off; with one it waits for it.
+    # Without a deadline the server learns at once that a participant dropped out; with one it waits until then.
     waited = last if deadline is None or arrived.all() else deadline
     return DeviceRound(arrived, int(dropped.sum()), int(late.sum()), waited)
 

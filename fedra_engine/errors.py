@@ -16,7 +16,7 @@ class InputError(ValueError):
 
 
 class ProcessLostError(RuntimeError):
-    """Another process of the job died, hangs, or the job was ended from outside; exit code 1."""
+    """Another process of the job died or hangs, or the job was ended from outside; exit code 1."""
 
 
 def one_line(error: Exception) -> str:

@@ -59,7 +59,7 @@ class Experiment:
         method: the federated algorithm.
         server: the server's optimizer.
         executor: trains the participants of a round.
-        evaluator: tells accuracies on the test samples.
+        evaluator: measures accuracies on the test samples.
         initial_state: the global state before the first round.
         lanes: clients that the executor trains at a time.
         samples_made: `PreparedData.made`.
@@ -128,7 +128,7 @@ def build_experiment(
     processes = Processes.alone() if processes is None else processes
     if sharding is not None:
         sharding.check(config)
-    # What one process finds in its files the others must hear of before they come to make passes together.
+    # Bad input that one process finds in its files must reach the others before they make passes together.
     with processes.together():
         data = load_source(config.data, config.seed)
     foundation = _load_foundation(config, data, device, processes, sharding)
@@ -181,7 +181,7 @@ def describe(experiment: Experiment) -> dict[str, str]:
     targets = ", ".join(target.path for target in foundation.adapter_layout.targets)
     return {
         "model": f"{type(foundation.model).__name__}, {foundation.depth} blocks, {size:,} frozen parameters{kept}",
-        "adapters": f"{foundation.adapter_layout.size:,} LoRA parameters a block on {targets}",
+        "adapters": f"{foundation.adapter_layout.size:,} LoRA parameters per block on {targets}",
         "head": f"{foundation.head_layout.trained_size:,} parameters",
         "clients": f"{len(experiment.clients)} in {len(experiment.domains)} domains",
         "samples": f"{len(experiment.train_data):,} for training{_made(experiment.samples_made)}",

@@ -46,8 +46,8 @@ def save_adapter(folder: Path, foundation: Foundation, config: ExperimentConfig,
         save_file(head, folder / "head.safetensors", metadata={"pooling": pooling})
         head = {}
     if head:
-        # PEFT knows modules by the end of their names, takes these for saved, too, and would miss them: DistilBERT's
-        # `pre_classifier`, say.
+        # PEFT finds modules by the end of their names. It would take these for saved, too, and miss them; DistilBERT's
+        # `pre_classifier` is one.
         tensors |= {f"{_PREFIX}.{name}": kept.contiguous().cpu() for name, kept in foundation.namesakes.items()}
     tensors |= {f"{_PREFIX}.{foundation.head_path}.{name}": tensor for name, tensor in head.items()}
     save_file(tensors, folder / "adapter_model.safetensors")

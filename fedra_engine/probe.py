@@ -57,7 +57,7 @@ def _parts_table(experiment: Experiment) -> str:
     table.add_row("head", f"{foundation.head_path}: {head.in_features} → {head.out_features}{bias}{shared}")
     trained = foundation.head_layout.trained_size
     total = foundation.depth * layout.size + trained
-    table.add_row("trainable", f"{layout.size:,} parameters a block and {trained:,} of the head: {total:,}")
+    table.add_row("trainable", f"{layout.size:,} parameters per block and {trained:,} of the head: {total:,}")
     return _text(table)
 
 
@@ -84,13 +84,13 @@ def _size(module: nn.Module) -> int:
 
 
 def _costs_table(experiment: Experiment) -> str:
-    """One row for each capacity and rank that some client has; memory is the sum of the three columns behind it."""
+    """One row for each capacity and rank that some client has; memory is the sum of the three columns after it."""
     config, clients = experiment.config, experiment.clients
     ranks = np.full(len(clients), config.lora.rank) if clients.ranks is None else clients.ranks
     kinds, examples = np.unique(np.stack([clients.capacities, ranks]), axis=1, return_index=True)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     names = ["capacity", "rank", "blocks", "trainable", "uploaded", "downloaded", "memory"]
-    for name in (*names, "frozen", "trained", "activations", "FLOPs a sample"):
+    for name in (*names, "frozen", "trained", "activations", "FLOPs per sample"):
         table.add_column(name, justify="right")
     # Of the first round; methods may give other numbers of blocks in other rounds.
     order = np.argsort(examples)
@@ -115,7 +115,7 @@ def _clients_table(experiment: Experiment) -> str:
     counts = clients.sample_counts(np.arange(len(clients)))
     steps = LocalWork(clients, np.arange(len(clients)), config.training, config.seed, 0, 0.0).steps()
     table = Table("domain", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("capacity", "clients", "samples", "samples a client", "steps a round"):
+    for name in ("capacity", "clients", "samples", "samples per client", "steps per round"):
         table.add_column(name, justify="right")
     for index, capacity in np.unique(np.stack([clients.domains, clients.capacities]), axis=1).T.tolist():
         some = (clients.domains == index) & (clients.capacities == capacity)
@@ -135,7 +135,7 @@ def _clients_table(experiment: Experiment) -> str:
 def _devices_text(round: DeviceRound) -> str:
     return (
         f"on the clients' devices the first round takes {round.seconds:.3g} s: {round.arrived.sum():,} updates arrive, "
-        f"{round.late:,} are late, {round.dropped:,} participants break off"
+        f"{round.late:,} are late, {round.dropped:,} participants drop out"
     )
 
 

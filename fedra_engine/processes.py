@@ -1,7 +1,7 @@
-"""The processes of a job: what each must know of the others, and the few things they tell one another.
+"""The processes of a job: what each must know of the others, and the few things they exchange.
 
 Launchers (`torchrun`, `accelerate launch`) start the processes, accelerate finds them, torch.distributed carries what
-they say: over gloo between CPUs, over nccl between GPUs. All processes must make the same calls in the same order.
+they exchange: over gloo between CPUs, over nccl between GPUs. All processes must make the same calls in the same order.
 """
 
 from __future__ import annotations

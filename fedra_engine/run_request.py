@@ -28,7 +28,7 @@ _OPTIONS = (
     LauncherOption(
         "dry_run",
         "{true,false}",
-        "Tell what would be trained, by whom, and what it would cost; train nothing",
+        "Show what would be trained, by whom, and what it would cost; train nothing",
         choices=("true", "false"),
     ),
 )
@@ -38,7 +38,7 @@ _ROUNDS = LauncherOption("rounds")
 
 @dataclass(frozen=True)
 class RunRequest:
-    """An experiment, the earlier run to go on with, if any, and whether only to tell what it would be."""
+    """An experiment, the earlier run to go on with, if any, and whether only to show what would be trained."""
 
     config: ExperimentConfig
     resumed: RunFolder | None
@@ -119,7 +119,7 @@ def parse_request(arguments: Sequence[str], description: str) -> RunRequest:
 
 
 def _resume(folder: RunFolder, rounds: str | None) -> RunRequest:
-    """Go on with the run in `folder`, up to so many `rounds` if they are given."""
+    """Go on with the run in `folder`; `rounds`, if given, replaces its number of rounds."""
     before = read_config(folder.config_file)
     validate(before)
     if rounds is None:

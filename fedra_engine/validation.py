@@ -1,4 +1,4 @@
-"""What the values of a configuration must be, as far as the configuration alone can tell."""
+"""What the values of a configuration must be, as far as the configuration alone shows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedra_engine.errors import InputError
 
 @dataclass(frozen=True)
 class Range:
-    """Values a number may have, and how to say so."""
+    """Values that a number may have, and their description for messages."""
 
     description: str
     contains: Callable[[float], bool]
@@ -96,7 +96,7 @@ DEVICE_RANGES = {
 
 
 def validate(config: ExperimentConfig) -> None:
-    """Check what the configuration alone can tell.
+    """Check what needs nothing but the configuration.
 
     Raises:
         InputError: the first value that cannot be used.

@@ -52,7 +52,7 @@ def main() -> None:
 
     check_runs(comparison.runs)
     make_folder(comparison.output_dir)
-    console.print(f"{len(comparison.runs)} runs in {comparison.output_dir}; each tells its progress in its run.log")
+    console.print(f"{len(comparison.runs)} runs in {comparison.output_dir}; each writes its progress to its run.log")
     outcomes = {outcome.run.path: outcome for outcome in execute_all(comparison.runs, comparison.jobs, report)}
     in_order = [outcomes[run.path] for run in comparison.runs]
     results = [read_result(outcome.run) for outcome in in_order if outcome.state == "done"]

@@ -13,7 +13,7 @@ from fedra_engine.run_request import parse_request
 
 
 def main() -> None:
-    """Run the experiment that the command line describes, or go on with one, or tell what it would be."""
+    """Run the experiment that the command line describes, or go on with one, or show what would be trained."""
     request = parse_request(sys.argv[1:], description="Federated LoRA tuning of a transformer foundation model.")
     quiet_libraries()
     # Imported late: they take seconds, and a mistyped option should fail at once.

@@ -35,7 +35,7 @@ def test_the_probe_tells_the_parts_the_costs_the_clients_and_the_time(tmp_path: 
     assert ["4", "8", "4", "29,322"] in [line[:4] for line in words]
     costs = {line[0]: line for line in words if line[:2] in (["2", "8"], ["4", "8"])}
     flops = {capacity: float(line[-2]) for capacity, line in costs.items()}
-    # Forward, twice that backward through hidden states, and adapters; five tokens and two FLOPs a parameter.
+    # Forward, twice that backward through hidden states, and adapters; five tokens and two FLOPs per parameter.
     assert flops["2"] > 2 * 2 * 5 * 2 * 33_000 / 1e6
     assert flops["4"] == pytest.approx(2 * flops["2"], rel=0.01)
     for line in costs.values():
@@ -57,7 +57,7 @@ def test_the_probe_tells_what_devices_make_of_the_first_round(tmp_path: Path) ->
     console = Console(file=io.StringIO())
     print_probe(small_config(tmp_path, clients=clients), CPU, console)
     assert isinstance(console.file, io.StringIO)
-    said = "on the clients' devices the first round takes 0.001 s: 0 updates arrive, 6 are late, 0 participants break"
+    said = "on the clients' devices the first round takes 0.001 s: 0 updates arrive, 6 are late, 0 participants drop"
     assert said in " ".join(console.file.getvalue().split())
 
 

@@ -66,7 +66,7 @@ def _markdown(command: str, rows: Cells, results: Sequence[RunResult], missing: 
     # Of every seed of a method the same.
     cautions = dict.fromkeys(f"- {result.label}: {result.caution}" for result in results if result.caution)
     if cautions:
-        parts.append("\n".join(["To know:\n", *cautions]))
+        parts.append("\n".join(["Notes:\n", *cautions]))
     if missing:
         lines = (f"- {outcome.run.title}: {outcome.note}" for outcome in missing)
         parts.append("\n".join(["Not in the table:\n", *lines]))

@@ -25,7 +25,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class MethodSummary:
-    """A row of the comparison; of what is no `Spread`, the mean over seeds.
+    """A row of the comparison; what is not a `Spread` is the mean over seeds.
 
     Attributes:
         label: of the method.

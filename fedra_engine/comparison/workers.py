@@ -23,8 +23,8 @@ Report = Callable[[Outcome], None]
 def execute_all(runs: Sequence[PlannedRun], jobs: int, report: Report) -> list[Outcome]:
     """Execute `runs`, `jobs` at a time; those that another process was executing are looked after again at the end.
 
-    An interrupt or an error that is none of the input's stops all of them; each goes on from its last round when
-    asked for again.
+    An interrupt, or an error other than bad input, stops all of them; each goes on from its last round when asked for
+    again.
 
     Returns:
         The last outcome of each run.

@@ -31,7 +31,7 @@ def image_rows(data: DomainData, preprocessing: Preprocessing, *, skip: bool) ->
     Args:
         data: samples with `image` content.
         preprocessing: size and channels.
-        skip: leave images that cannot be decoded black and say so, instead of raising.
+        skip: leave images that cannot be decoded black and note that, instead of raising.
 
     Returns:
         uint8 rows [samples, channels, height, width], and how they came about.

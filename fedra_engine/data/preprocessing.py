@@ -90,7 +90,7 @@ def _download_settings(name: str, file: str) -> Path | None:
     try:
         return Path(hf_hub_download(name, file))
     except LocalEntryNotFoundError as error:
-        # A kind of EntryNotFoundError, but it tells of the cache and not of the model.
+        # A kind of EntryNotFoundError, but it is about the cache and not about the model.
         if try_to_load_from_cache(name, file) is _CACHED_NO_EXIST:
             return None
         raise InputError(

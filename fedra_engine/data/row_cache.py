@@ -1,4 +1,4 @@
-"""A cache on disk of preprocessed rows, one memory-mapped Arrow file a part.
+"""A cache on disk of preprocessed rows, one memory-mapped Arrow file per part.
 
 A part is named after what it was made of, so a part that is there is right, and a part is there whole or not at all.
 What an interrupted run has made, the next one finds. Processes that need the same parts at the same time take turns.

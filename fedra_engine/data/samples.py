@@ -15,7 +15,7 @@ from fedra_engine.randomness import SampleDraws
 
 
 class Batch(NamedTuple):
-    """Samples on a device: the model's keyword arguments, and what it should say.
+    """Samples on a device: the model's keyword arguments, and what it should answer.
 
     `labels` is int64 [samples]; for causal language models int64 [samples, tokens], where `labels[:, t]` is token t
     itself and -100 marks tokens not to learn (Hugging Face's convention: the loss shifts by one).

@@ -184,7 +184,7 @@ def _as_data(records: _Records, config: DataConfig, seed: int, task: DataTask, *
 
 
 def _repeated(records: _Records, *, split: bool) -> list[str]:
-    """What to tell of equal texts: those that were trained on measure nothing in a test set."""
+    """A note on equal texts: those that were trained on measure nothing in a test set."""
     digests, is_test = np.array(records.digests), np.array(records.is_test)
     if split:
         repeated = len(digests) - len(np.unique(digests))

@@ -111,7 +111,7 @@ def token_rows(data: DomainData, tokenization: Tokenization, *, skip: bool) -> t
     Args:
         data: samples with `text`, or `prompt` and `response`.
         tokenization: what makes the tokens.
-        skip: give texts without tokens none and say so, instead of raising.
+        skip: leave texts without tokens empty and note that, instead of raising.
 
     Returns:
         The tokens, and how they came about.

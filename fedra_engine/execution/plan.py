@@ -32,7 +32,7 @@ class BlockRows:
     _token_indices: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def token_index(self, samples: int, tokens: int) -> Tensor:
-        """int64 [rows], where the rows of `tokens` tokens a sample stand in a batch of `samples`; cached."""
+        """int64 [rows], where the rows of `tokens` tokens per sample stand in a batch of `samples`; cached."""
         key = (samples, tokens)
         if key not in self._token_indices:
             device = self.clients.device

@@ -1,7 +1,7 @@
 """Whether a sweep gives clients what their own sub-models would, tried on two samples before anything is trained.
 
 The structure of a model does not tell whether its blocks can be left out, nor in which order it hands its samples to a
-Linear; a model that does either in its own way would be trained wrongly without a word.
+Linear; a model that does either in its own way would be trained wrongly without notice.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def same(found: Tensor, expected: Tensor) -> bool:
 
 @torch.no_grad()
 def check_sweep(foundation: Foundation, trial: TrialPass, inputs: Inputs, *, cuts: bool = True) -> None:
-    """See to it that a sweep of two clients, the second of which lacks the first block, is what it should be.
+    """Check a sweep of two clients, the second of which lacks the first block, against what it must give.
 
     Args:
         foundation: the model.
@@ -71,7 +71,7 @@ def check_sweep(foundation: Foundation, trial: TrialPass, inputs: Inputs, *, cut
                 "sample skips it, expected one block's output to be the next one's input"
             )
     for client, of_other in enumerate(adapters.split(depth)[::-1]):
-        # Not a number stays one whatever it is added to or weighed by, be it with zero.
+        # Not a number stays one whatever it is added to or multiplied by, even zero.
         of_other.fill_(torch.nan)
         if not same(trial(inputs, adapters, slots)[client], features[client]):
             raise InputError(

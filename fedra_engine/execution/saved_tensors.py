@@ -8,22 +8,22 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 
-def saved_bytes(run: Callable[[], object], besides: Iterable[Tensor]) -> int:
-    """Bytes that autograd keeps for the backward pass of what `run` returns, without those of tensors `besides`."""
+def saved_bytes(run: Callable[[], object], excluded: Iterable[Tensor]) -> int:
+    """Bytes that autograd keeps for the backward pass of what `run` returns, without those of `excluded` tensors."""
     sizes: list[int] = []
-    record_saved(run, besides, sizes.append)
+    record_saved(run, excluded, sizes.append)
     return sum(sizes)
 
 
-def record_saved(run: Callable[[], object], besides: Iterable[Tensor], record: Callable[[int], None]) -> None:
+def record_saved(run: Callable[[], object], excluded: Iterable[Tensor], record: Callable[[int], None]) -> None:
     """Call `record` with the bytes of each storage that autograd keeps, at the time when it first keeps it.
 
     Args:
         run: makes a pass and returns what backward would start from.
-        besides: tensors whose storages do not count.
+        excluded: tensors whose storages do not count.
         record: is called while `run` is.
     """
-    seen = {tensor.untyped_storage().data_ptr() for tensor in besides}
+    seen = {tensor.untyped_storage().data_ptr() for tensor in excluded}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()

@@ -85,7 +85,7 @@ class Pace:
 
 
 class WorkDivision:
-    """Divides the participants of every round over the processes. Who trains a client changes nothing but rounding."""
+    """Divides the participants of every round among the processes. Who trains a client changes nothing but rounding."""
 
     def __init__(self, processes: Processes, lengths: Tensor | None, *, in_step: bool = False) -> None:
         """Divide among `processes` the training on samples of `lengths`; see `predicted_costs`.

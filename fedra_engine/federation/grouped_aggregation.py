@@ -16,7 +16,7 @@ from fedra_engine.models.state import GlobalState
 
 
 class GroupedAggregator(Aggregator):
-    """Also sums the adapters of each group of clients by itself; memory is one global state a group."""
+    """Also sums the adapters of each group of clients by itself; memory is one global state per group."""
 
     def __init__(
         self,

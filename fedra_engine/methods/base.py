@@ -93,7 +93,7 @@ class Method(ABC):
         """See the updates of a few clients before they are aggregated: to keep something of them, or to cut them."""
 
     def synchronize(self, processes: Processes) -> None:  # noqa: B027 (most methods keep nothing)
-        """After the last update of a round: tell all processes what `receive` kept of this one's participants."""
+        """After the last update of a round: share with all processes what `receive` kept of this one's participants."""
 
     def aggregate(self, aggregator: Aggregator, previous: GlobalState, round: int) -> GlobalState:
         """The new global state from all updates of a round that began with `previous`."""

@@ -40,7 +40,7 @@ class HetLoRA(AllocatedMethod):
         super().__init__(federation)
         if federation.deterministic:
             raise InputError(
-                "execution.deterministic: found true with method.name hetlora, expected false (its weights are no "
+                "execution.deterministic: found true with method.name hetlora, expected false (its weights are not "
                 "whole numbers, so the order of summation changes the last bits)"
             )
         self._options = federation.config.hetlora

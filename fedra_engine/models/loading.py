@@ -63,7 +63,7 @@ def load_pretrained(
 
 
 def _settle_padding(settings: Any) -> None:
-    """See to it that there is a padding token: who classifies a text by its last token finds that by the padding."""
+    """Make sure that there is a padding token, by which a model that classifies a text by its last token finds that."""
     padding, vocabulary = getattr(settings, "pad_token_id", None), getattr(settings, "vocab_size", None)
     if padding is None or (vocabulary is not None and not 0 <= padding < vocabulary):
         end = getattr(settings, "eos_token_id", None)
@@ -174,8 +174,8 @@ def _load(
     if sharding is None:
         model, report = auto_class.from_pretrained(path, **settings)
         return model, _unfit(report)
-    # transformers cannot pass over tensors of another shape while it loads into shards, nor tell which they are. A
-    # model without memory tells; and under another name they are not found.
+    # transformers cannot pass over tensors of another shape while it loads into shards, nor report which they are. A
+    # model without memory shows it; and under another name they are not found.
     _, report = auto_class.from_pretrained(path, device_map="meta", **settings)
     hidden = {f"^{re.escape(name)}$": f"unfit.{name}" for name, *_ in report["mismatched_keys"]}
     with sharding.loading():

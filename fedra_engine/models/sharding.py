@@ -78,7 +78,7 @@ class Sharding:
         return cls(plugin.deepspeed_config)
 
     def check(self, config: ExperimentConfig) -> None:
-        """See to it that the job and the experiment do not contradict each other.
+        """Check that the job and the experiment do not contradict each other.
 
         Raises:
             InputError: they do.
@@ -158,7 +158,7 @@ class Sharding:
 
 
 def refuse_sharding(accelerator: Accelerator, field: str) -> None:
-    """See to it that the job was started without DeepSpeed.
+    """Check that the job was started without DeepSpeed.
 
     Raises:
         InputError: it was not; `field` needs the whole model.
@@ -169,7 +169,7 @@ def refuse_sharding(accelerator: Accelerator, field: str) -> None:
 
 @contextmanager
 def _usable() -> Iterator[None]:
-    """DeepSpeed has several ways to say that it does not know a field or cannot use its value."""
+    """Turn DeepSpeed's several errors about a field it does not know or a value it cannot use into one."""
     try:
         yield
     except (AssertionError, TypeError, ValueError) as error:

@@ -71,7 +71,7 @@ def find_output_path(model: nn.Module) -> str:
 
 
 def keep_layer_types(model: nn.Module, blocks: Sequence[int]) -> None:
-    """Tell a model that is cut to `blocks` what each of them attends to.
+    """Keep for each of the `blocks` that a model is cut to what it attends to.
 
     Models with local and global attention choose the mask of the block in place i by their configuration's
     `layer_types[i]`; what is in place i after the cut is another block. Changes the configurations in `model`.

@@ -47,7 +47,7 @@ class PartitionCounts:
 
 
 def report_partition(train: DomainData, clients: Clients, folder: Path, message: Callable[[str], None]) -> None:
-    """Plot the matrices into `folder`, and say them where they are small; nothing of more than `MOST_PLOTTED` clients.
+    """Plot the matrices into `folder`, and print them where they are small; neither beyond `MOST_PLOTTED` clients.
 
     Args:
         train: what `clients.samples` are rows of.

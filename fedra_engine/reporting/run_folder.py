@@ -87,7 +87,7 @@ class RunFolder:
 
     @property
     def metrics_file(self) -> Path:
-        """One JSON object a line."""
+        """One JSON object per line."""
         return self.path / "metrics.jsonl"
 
     @property
@@ -132,7 +132,7 @@ class RunFolder:
 
 
 def make_folder(path: Path) -> None:
-    """Make the folder of the run folders if there is none.
+    """Make the folder that holds run folders if there is none.
 
     Raises:
         InputError: it cannot be made.
@@ -151,7 +151,7 @@ def _default_name(config: ExperimentConfig) -> str:
 
 
 def _numbered(path: Path) -> Iterator[Path]:
-    """`path`, then with numbers behind it: other runs may begin in the same second."""
+    """`path`, then with numbers after it: other runs may begin in the same second."""
     yield path
     for number in itertools.count(2):
         yield path.with_name(f"{path.name}-{number}")

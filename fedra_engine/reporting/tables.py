@@ -9,7 +9,7 @@ Cells = list[list[str]]
 
 
 def number_text(value: float) -> str:
-    """At least three digits that count, and never an exponent where people would write none."""
+    """At least three significant digits, and no exponent from 100 up."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 

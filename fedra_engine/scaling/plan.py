@@ -35,7 +35,7 @@ _OPTIONS = (
     LauncherOption("clients", "N,…", "Numbers of clients"),
     LauncherOption("processes", "N,…", "Numbers of processes; several are started by torchrun", default="1"),
     LauncherOption("threads", "N", "Threads of each process, on a CPU", default="1"),
-    LauncherOption("seconds", "S", "Rounds are measured for so long; one at least", default="10"),
+    LauncherOption("seconds", "S", "How long rounds are measured; at least one is", default="10"),
     LauncherOption("projected", "N,…", "Numbers of processes for which times are computed", default="1,2,4,8,16,32,64"),
     LauncherOption("latency", "SECONDS", "Of a message between two processes, for the computed times", default="2e-5"),
     LauncherOption("bandwidth", "GB/S", "Between two processes, for the computed times", default="10"),

@@ -65,7 +65,7 @@ def measure(point: Point) -> Measurement:
 
 
 def _run_worker(point: Point) -> None:
-    """Let fresh processes measure `point`; what they say goes to its `worker.log`."""
+    """Let fresh processes measure `point`; what they print goes to its `worker.log`."""
     launch = [sys.executable]
     if point.processes > 1:
         launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={point.processes}"]

@@ -2,7 +2,7 @@
 
 A round of n clients on p equal processes takes T(p) = (T(1) − R) / p + R + C(p). T(1) is the measured time of the round
 on one process and R the part of it that every process does for all clients (sampling, allocation, division of the
-work). C(p) is what the processes tell one another: one all-reduce of the aggregator's sums, S bytes, as a ring,
+work). C(p) is what the processes exchange: one all-reduce of the aggregator's sums, S bytes, as a ring,
 
     C(p) = 2 (p − 1) α + 2 (p − 1) / p · S / β,
 

@@ -43,7 +43,7 @@ def write_report(folder: Path, command: str, measurements: Sequence[Measurement]
     parts = [
         "# Scaling",
         f"```\n{command}\n```",
-        f"Device: {devices}; {threads} thread{'s' if threads > 1 else ''} a process; {_lanes(measurements)} lanes.",
+        f"Device: {devices}; {threads} thread{'s' if threads > 1 else ''} per process; {_lanes(measurements)} lanes.",
         _EXPLANATION,
         markdown_table(cells(measurements)).rstrip(),
         *fit_texts(measurements),
@@ -84,7 +84,7 @@ def projection_text(measurements: Sequence[Measurement], processes: Sequence[int
             "## More processes: computed, not measured",
             f"From the measured round of {alone[-1].clients:,} clients on one process ({alone[-1].device}), of which "
             f"{alone[-1].repeated_seconds:.3g} s are repeated by every process, and a ring all-reduce of "
-            f"{alone[-1].reduced / 1e6:.3g} MB with α = {network.latency:g} s a message and "
+            f"{alone[-1].reduced / 1e6:.3g} MB with α = {network.latency:g} s per message and "
             f"β = {network.bandwidth / 1e9:g} GB/s (`fedra_engine/scaling/projection.py` has the model). Nothing "
             "but the round on one process ran. The model knows nothing of caches and memory that processes on one "
             "machine share, so compare it with what was measured.",

@@ -27,7 +27,7 @@ from fedra_engine.step_timing import time_step
 _KIBIBYTE = 1024
 """What `ru_maxrss` counts in."""
 _SERVER_SECONDS = 1.0
-"""For so long rounds are measured in which training costs nothing."""
+"""How long rounds are measured in which training costs nothing."""
 
 
 def main() -> None:

@@ -114,7 +114,7 @@ def test_private_factors_are_not_uploaded(tmp_path: Path) -> None:
 
 
 def test_only_participants_whose_updates_arrive_are_counted(tmp_path: Path) -> None:
-    """The clients of the second domain, which hold two blocks, always break off."""
+    """The clients of the second domain, which hold two blocks, always drop out."""
     config = planned_run(tmp_path, "fedra").config
     config.clients.devices = [DeviceConfig(), DeviceConfig(dropout=1.0)]
     lossy = count_costs(config)

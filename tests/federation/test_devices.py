@@ -56,7 +56,7 @@ def test_variation_is_log_normal_and_new_in_every_round() -> None:
 
 
 def test_late_and_broken_off_participants_do_not_arrive() -> None:
-    # Domains of three clients: fast, slow, and one that always breaks off.
+    # Domains of three clients: fast, slow, and one that always drops out.
     profiles = [DeviceConfig(compute=4), DeviceConfig(compute=1), DeviceConfig(compute=4, dropout=1.0)]
     devices = devices_by_domain(profiles, np.repeat([0, 1, 2], 3), seed=0)
     participants = np.array([0, 2, 3, 7])
@@ -204,7 +204,7 @@ def test_rounds_record_what_the_devices_made_of_them(tmp_path: Path) -> None:
     assert sum(record["dropped"] for record in records["lossy"]) > 0
     for record in records["lossy"]:
         assert record["participants"] + record["dropped"] == 10
-        # The slow domain has two blocks, and nobody there breaks off.
+        # The slow domain has two blocks, and nobody there drops out.
         assert record["simulated_seconds"] == records["lossy"][0]["simulated_seconds"] > 0
     for record in records["strict"]:
         assert (record["participants"], record["samples"], record["loss"]) == (0, 0, None)

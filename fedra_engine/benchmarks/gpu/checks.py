@@ -1,4 +1,4 @@
-"""Are results the same again, and the same whoever shares the launch? Bits for ops, changes for whole rounds."""
+"""Whether results repeat, and do not depend on who shares the launch: bits for ops, changes for whole rounds."""
 
 from __future__ import annotations
 

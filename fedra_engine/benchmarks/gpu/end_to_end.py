@@ -22,7 +22,7 @@ _POINT_SECONDS = 12.0
 
 
 def lanes_for(images: int) -> int:
-    """Lanes at `images` images a client and step: 64 at 16."""
+    """Lanes at `images` images per client and step: 64 at 16."""
     return max(min(_IMAGES_PER_PASS // images, _MAX_LANES), 1)
 
 
@@ -54,7 +54,7 @@ def end_to_end(
             if cost is not None:
                 row["sequential_clients_per_second"] = sequential_clients / cost.seconds
                 row["ratio"] = row["clients_per_second"] / row["sequential_clients_per_second"]
-                findings.figure(Figure(f"sweep over sequential PEFT, {count} images a step", row["ratio"], "×"))
+                findings.figure(Figure(f"sweep over sequential PEFT, {count} images per step", row["ratio"], "×"))
         findings.row("end to end", row)
         if count == TARGET_IMAGES and "share_percent" in row:
             name = f"sweep, {row['lanes']} lanes × {count} images: share of the GEMM rate"

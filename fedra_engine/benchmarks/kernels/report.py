@@ -70,7 +70,7 @@ def denominator_seconds(measurements: Sequence[KernelMeasurement]) -> dict[tuple
 
 
 def key(case: Case) -> tuple[str, str, str]:
-    """What tells cases apart."""
+    """What distinguishes cases."""
     return case.kernel, case.mode, case.x
 
 
@@ -95,7 +95,7 @@ def _each(amount: float, seconds: Sequence[float]) -> tuple[float, float, float]
 
 
 def write_csv(path: Path, records: Sequence[Record]) -> None:
-    """Write `records`, one a line."""
+    """Write `records`, one per line."""
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(Record.__dataclass_fields__))
         writer.writeheader()

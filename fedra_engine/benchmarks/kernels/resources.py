@@ -20,7 +20,7 @@ _COLUMNS = ("kernel", "case", "warps", "registers", "stack", "spills", "shared",
 
 
 def resource_table(architecture: str) -> Table:
-    """Compile every kernel for `architecture` and list its needs; about a second a kernel."""
+    """Compile every kernel for `architecture` and list its needs; about a second per kernel."""
     limit = ARCHITECTURES[architecture].shared_limit
     table = Table(
         title=f"Compiled ahead of time for {architecture} ({limit:,} bytes of shared memory)", title_justify="left"
