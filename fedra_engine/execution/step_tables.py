@@ -13,8 +13,8 @@ from torch import Tensor
 from fedra_engine.execution.exits import ExitTable
 from fedra_engine.execution.lanes import Lane
 from fedra_engine.execution.plan import ExitCopy, SweepPlan, make_plan
-from fedra_engine.execution.rank_penalty import tail_mask
 from fedra_engine.federation.assignment import Assignment
+from fedra_engine.federation.rank_penalty import tail_mask
 from fedra_engine.models.foundation import Foundation
 
 

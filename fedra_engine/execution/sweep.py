@@ -18,11 +18,11 @@ from fedra_engine.execution.dropout import DropoutKeys
 from fedra_engine.execution.exits import exit_losses
 from fedra_engine.execution.lanes import Lane, LanePool
 from fedra_engine.execution.loss_scale import loss_scale
-from fedra_engine.execution.rank_penalty import add_penalty_gradients
 from fedra_engine.execution.step_tables import StepTables
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.execution.token_loss import token_cross_entropy
 from fedra_engine.federation.assignment import Assignment
+from fedra_engine.federation.rank_penalty import add_penalty_gradients
 from fedra_engine.federation.work import ClientUpdates, LocalWork
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.sharded_parameters import gathered

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedra_engine.errors import InputError
-from fedra_engine.execution.rank_penalty import tail_mask, tail_norms
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.norm_weighted_aggregation import NormWeightedAggregator
+from fedra_engine.federation.rank_penalty import tail_mask, tail_norms
 from fedra_engine.federation.work import ClientUpdates
 from fedra_engine.methods.allocated import AllocatedMethod
 from fedra_engine.methods.base import Federation

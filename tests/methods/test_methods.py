@@ -12,8 +12,8 @@ import torch
 
 from fedra_engine.config import DepthFLConfig, FedHelloConfig
 from fedra_engine.errors import InputError
-from fedra_engine.execution.rank_penalty import tail_mask
 from fedra_engine.federation.assignment import Assignment
+from fedra_engine.federation.rank_penalty import tail_mask
 from fedra_engine.methods.registry import METHODS, make_method
 from tests.methods.rounds import CAPACITIES, DEPTH, EVERYBODY, federation, initial_state, method
 
