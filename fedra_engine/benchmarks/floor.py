@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from fedra_engine.benchmarks.settings import Setting
+from fedra_engine.benchmarks.settings import CPU, Setting
+from fedra_engine.execution.memory import tokens_in_blocks
 
 
 def rows_per_pass(setting: Setting) -> list[list[int]]:
@@ -28,7 +29,8 @@ def rows_per_pass(setting: Setting) -> list[list[int]]:
 
 def frozen_products_seconds(setting: Setting) -> float:
     """CPU-seconds of every block Linear's X·Wᵀ and dY·W for the round's rows; attention and norms not counted."""
-    tokens = _tokens(setting)
+    inputs = setting.samples.inputs(torch.zeros(1, dtype=torch.int64), CPU, setting.foundation.dtype)
+    tokens = tokens_in_blocks(setting.foundation, inputs)
     passes = rows_per_pass(setting)
     blocks = [
         [module for module in block.modules() if isinstance(module, nn.Linear)] for block in setting.foundation.blocks
@@ -45,14 +47,3 @@ def frozen_products_seconds(setting: Setting) -> float:
                         linear(buffers[module.in_features][: count * tokens], module.weight, module.bias)
                         torch.mm(buffers[module.out_features][: count * tokens], module.weight)
     return time.process_time() - started
-
-
-def _tokens(setting: Setting) -> int:
-    """Tokens of one sample inside the blocks."""
-    seen: list[int] = []
-    hook = setting.foundation.blocks[0].register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
-    inputs = setting.samples.inputs(torch.zeros(1, dtype=torch.int64), torch.device("cpu"), setting.foundation.dtype)
-    with torch.no_grad():
-        setting.foundation.model(**inputs)
-    hook.remove()
-    return seen[0]

@@ -65,7 +65,7 @@ def measure_lane(
         parameters=size * per_parameter,
         # What does not grow with the batch is kept once, whatever the lanes.
         activations=(two - one) * training.batch_size,
-        tokens=_tokens(foundation, inputs) * training.batch_size,
+        tokens=tokens_in_blocks(foundation, inputs) * training.batch_size,
     )
 
 
@@ -106,6 +106,21 @@ def device_memory(device: torch.device) -> tuple[int, int]:
     return memory.available // processes, memory.total // processes
 
 
+@torch.no_grad()
+def tokens_in_blocks(foundation: Foundation, inputs: Mapping[str, Tensor]) -> int:
+    """Tokens that the first block gets of a sample."""
+    blocks = foundation.model.get_submodule(foundation.block_path)
+    hidden: list[Tensor] = []
+
+    def look(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden.append(next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)))
+
+    hook = next(iter(blocks.children())).register_forward_pre_hook(look, with_kwargs=True)
+    foundation.model(**inputs)
+    hook.remove()
+    return hidden[0].shape[1]
+
+
 def _kept_bytes(
     foundation: Foundation, model: SweepModel, samples: Samples, lora: LoraConfig, row: int, count: int
 ) -> int:
@@ -118,21 +133,6 @@ def _kept_bytes(
     inputs = samples.inputs(torch.full((count,), row), device, dtype)
     weights = [*foundation.model.parameters(), *foundation.model.buffers(), bank, gradients]
     return saved_bytes(lambda: model.features(inputs, plan), weights)
-
-
-@torch.no_grad()
-def _tokens(foundation: Foundation, inputs: Mapping[str, Tensor]) -> int:
-    """Tokens that the first block gets of a sample."""
-    blocks = foundation.model.get_submodule(foundation.block_path)
-    hidden: list[Tensor] = []
-
-    def look(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden.append(next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)))
-
-    hook = next(iter(blocks.children())).register_forward_pre_hook(look, with_kwargs=True)
-    foundation.model(**inputs)
-    hook.remove()
-    return hidden[0].shape[1]
 
 
 def _power_of_two(number: int) -> int:

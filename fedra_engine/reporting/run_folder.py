@@ -142,7 +142,7 @@ def make_folder(path: Path) -> None:
         # A folder that was there before may be one to read only.
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
-        raise InputError(f"output_dir: cannot make {path}: {error.strerror}; expected a writable folder") from error
+        raise _not_makable(path, error) from error
 
 
 def _default_name(config: ExperimentConfig) -> str:

@@ -9,7 +9,7 @@ import torch
 
 from fedra_engine.benchmarks.gpu.findings import Figure, Findings, StageFailed, at_least
 from fedra_engine.benchmarks.gpu.workload import Round, RoundCost, VitShape, Workload, round_cost
-from fedra_engine.benchmarks.kernels.measure import TIME_UP, measured_peaks, one_line
+from fedra_engine.benchmarks.kernels.measure import TIME_UP, measured_peaks, name_and_message
 from fedra_engine.execution.executor import Executor
 
 TARGET_IMAGES = 16
@@ -109,7 +109,7 @@ def _attempt(workload: Workload, executor: Executor, round: Round, errors: list[
         workload.train(executor, round)
         return round_cost(workload, executor, round)
     except torch.OutOfMemoryError as error:
-        errors.append(one_line(error))
+        errors.append(name_and_message(error))
         return None
 
 

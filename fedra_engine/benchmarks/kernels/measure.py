@@ -76,7 +76,7 @@ def _measure_case(
             yield KernelMeasurement(case, name, times)
         # Whatever a baseline raises on some GPU is reported; the other providers still count.
         except Exception as error:
-            yield KernelMeasurement(case, name, None, one_line(error))
+            yield KernelMeasurement(case, name, None, name_and_message(error))
 
 
 def measured_peaks(device: torch.device, dtype: torch.dtype, *, size: int, seconds: float = 0.3) -> Peaks:
@@ -108,8 +108,8 @@ def versions() -> str:
     return f"torch {torch.__version__}, {toolkit}, triton {triton.__version__}, Python {platform.python_version()}"
 
 
-def one_line(error: BaseException) -> str:
-    """An exception as one line."""
+def name_and_message(error: BaseException) -> str:
+    """An exception as one line: its type, and the start of its message."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:200]}"
 
