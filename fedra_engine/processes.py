@@ -91,6 +91,7 @@ class Processes:
         self.index = index
         self.count = count
         self._device = device
+        self._raised_by_all: InputError | None = None
 
     @classmethod
     def alone(cls) -> Processes:
@@ -146,7 +147,7 @@ class Processes:
     def together(self) -> Iterator[None]:
         """What follows ends the same way on all processes: bad input that one of them finds is raised by all.
 
-        For stretches in which the processes do not wait for one another.
+        For stretches in which the processes do not wait for one another but at the end of such stretches in them.
 
         Raises:
             InputError: of the first process that found bad input.
@@ -158,10 +159,14 @@ class Processes:
         try:
             yield
         except InputError as error:
+            if error is self._raised_by_all:
+                # Out of a stretch in this one; a process that found it between the two is not there to ask again.
+                raise
             found = error
         if self.any(found is not None):
             messages = self.all_gather_object(None if found is None else str(found))
-            raise InputError(next(message for message in messages if message is not None)) from found
+            self._raised_by_all = InputError(next(message for message in messages if message is not None))
+            raise self._raised_by_all from found
 
     def _apply(self, tensors: Sequence[Tensor], collective: Callable[[Tensor], object]) -> None:
         """Apply `collective`, which works in place, to all tensors: large ones, and the others of a type together."""

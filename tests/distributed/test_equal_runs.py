@@ -20,7 +20,7 @@ from fedra_engine.config import DepthFLConfig, FedHelloConfig, HetLoraConfig
 from fedra_engine.methods.registry import METHODS
 from fedra_engine.reporting.run_folder import RunFolder
 from tests.distributed.jobs import run_job, told
-from tests.distributed.worker import FAULTS, leave_out_what_takes_long
+from tests.distributed.worker import FAULTS, LACKING, leave_out_what_takes_long
 from tests.running import continue_run, run_experiment, small_config
 
 WORKER = Path(__file__).parent / "worker.py"
@@ -94,7 +94,8 @@ def job(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     plain, private = changes({"name": "fedra"}, model), changes({"name": "fedsalora"}, model)
     crowded = {**plain, "clients": {**plain["clients"], "participants": 1}}
     faulty = {name: {**plain, "rounds": 3} for name in FAULTS}
-    more = {"resumed": private, "begun": {**private, "rounds": 1}, "crowded": crowded, "sourceless": plain, **faulty}
+    more = {"resumed": private, "begun": {**private, "rounds": 1}, "crowded": crowded, **faulty}
+    more |= dict.fromkeys(LACKING, plain)
     run_experiment(folder / "resumed", rounds=1, **private)
     for name, case in (cases(model) | more).items():
         (folder / name).mkdir(exist_ok=True)
@@ -189,10 +190,11 @@ def test_bad_input_that_one_process_finds_ends_all_and_keeps_the_rounds_before(j
     assert [path.name for path in (job / "failing" / "run" / "checkpoints").iterdir()] == ["round_0000"]
 
 
-def test_data_that_one_process_lacks_are_reported_by_all_and_no_folder_is_left(job: Path) -> None:
-    messages = {(job / "sourceless" / f"error.{index}").read_text() for index in range(2)}
-    assert messages == {"no data on process 1"}
-    assert not (job / "sourceless" / "run").exists()
+@pytest.mark.parametrize("case", LACKING)
+def test_data_that_one_process_lacks_are_reported_by_all_and_no_folder_is_left(job: Path, case: str) -> None:
+    messages = {(job / case / f"error.{index}").read_text() for index in range(2)}
+    assert messages == {f"{LACKING[case]} failed on process 1"}
+    assert not (job / case / "run").exists()
 
 
 def test_a_process_that_dies_ends_all_and_the_rounds_before_are_kept(job: Path) -> None:

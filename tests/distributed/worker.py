@@ -51,7 +51,7 @@ def run_case(folder: Path, config: ExperimentConfig, accelerator: Accelerator) -
     let_clients_change_hands()
     try:
         with (
-            source_missing() if folder.name == "sourceless" and processes.index == 1 else nullcontext(),
+            bad_data(LACKING[folder.name]) if folder.name in LACKING and processes.index == 1 else nullcontext(),
             RunRequest(config, earlier).open_folder(processes) as run,
             Reporter(run.log_file) if processes.is_main else Reporter.silent() as reporter,
         ):
@@ -97,19 +97,23 @@ FAULTS = {"failing": find_bad_input, "killed": die}
 """Cases in which something happens to process 1 in the second round, after it has trained a part of its share."""
 
 
+LACKING = {"sourceless": "load_source", "clientless": "make_clients"}
+"""Cases in which process 1 has other data than the others, and what then fails there."""
+
+
 @contextmanager
-def source_missing() -> Iterator[None]:
-    """As on a machine that does not have the data."""
-    found = experiment.load_source
+def bad_data(step: str) -> Iterator[None]:
+    """As on a machine that does not have the data, or not all of them."""
+    found = getattr(experiment, step)
 
-    def load_source(*_: object) -> None:
-        raise InputError("no data on process 1")
+    def fail(*_: object, **__: object) -> None:
+        raise InputError(f"{step} failed on process 1")
 
-    experiment.load_source = load_source
+    setattr(experiment, step, fail)
     try:
         yield
     finally:
-        experiment.load_source = found
+        setattr(experiment, step, found)
 
 
 def observe_training(fault: Callable[[], None] | None) -> list[list[int]]:
