@@ -1,4 +1,4 @@
-"""What a round trains, and what is told of an experiment before the first one."""
+"""What a round trains, and what is shown of an experiment before the first one."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_clients_that_hold_nothing_take_no_part() -> None:
     assert simulated is None
 
 
-def test_only_parameters_that_are_trained_are_told_of_a_head() -> None:
+def test_a_head_is_described_by_its_trained_parameters() -> None:
     config = small_config(Path())
     experiment = build_experiment(config, torch.device("cpu"))
     assert describe(experiment)["head"] == f"{64 * 10 + 10} parameters"

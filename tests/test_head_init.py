@@ -78,7 +78,7 @@ def test_class_means_look_at_equally_many_samples_of_every_class(monkeypatch: py
     assert torch.bincount(labels[torch.from_numpy(rows)], minlength=4).tolist() == [2, 2, 1, 0]
 
 
-def test_loaded_and_zeros() -> None:
+def test_the_head_starts_as_loaded_or_at_zero() -> None:
     foundation, model, samples = built("vit")
     config = ModelConfig()
     assert torch.equal(initial_heads(config, foundation, model, samples, seed=0), foundation.initial_heads())

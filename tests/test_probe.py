@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 UNITS = {"KiB": 2**10, "MiB": 2**20}
 
 
-def test_the_probe_tells_the_parts_the_costs_the_clients_and_the_time(tmp_path: Path) -> None:
+def test_the_probe_shows_the_parts_the_costs_the_clients_and_the_time(tmp_path: Path) -> None:
     config = small_config(tmp_path, data={"domains": ["clean", "noisy"]}, clients={"capacities": [4, 2]})
     console = Console(file=io.StringIO(), width=40)
     print_probe(config, CPU, console)
@@ -52,7 +52,7 @@ def test_the_probe_tells_the_parts_the_costs_the_clients_and_the_time(tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
-def test_the_probe_tells_what_devices_make_of_the_first_round(tmp_path: Path) -> None:
+def test_the_probe_shows_what_devices_make_of_the_first_round(tmp_path: Path) -> None:
     clients = {"devices": [DeviceConfig(compute=0.1)], "deadline": 1e-3}
     console = Console(file=io.StringIO())
     print_probe(small_config(tmp_path, clients=clients), CPU, console)

@@ -115,7 +115,7 @@ def test_images_the_model_cannot_take_are_refused(tmp_path: Path) -> None:
     ("schedule", "expected"),
     [("constant", [1, 1, 1, 1]), ("linear", [1, 0.75, 0.5, 0.25]), ("cosine", [1, 0.854, 0.5, 0.146])],
 )
-def test_learning_rate_schedules(schedule: str, expected: list[float]) -> None:
+def test_the_learning_rate_follows_its_schedule(schedule: str, expected: list[float]) -> None:
     training = TrainingConfig(lr=2.0, lr_schedule=schedule)
     found = [learning_rate(training, round, 4) / 2 for round in range(4)]
     assert found == pytest.approx(expected, abs=1e-3)

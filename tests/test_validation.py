@@ -1,4 +1,4 @@
-"""Every value that cannot be used is told by its field."""
+"""Every value that cannot be used is reported by its field."""
 
 import math
 from dataclasses import fields, is_dataclass

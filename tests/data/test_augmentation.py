@@ -120,13 +120,13 @@ def test_augmentation_comes_before_normalisation() -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_the_names_of_the_configuration() -> None:
+def test_every_configured_name_gives_its_augmentation() -> None:
     assert make_augmentation(DataConfig()) is None
     assert make_augmentation(DataConfig(augmentation="flip")) == Augmentation(None)
     assert make_augmentation(DataConfig(augmentation="crop_flip", crop_scale=0.5)) == Augmentation(0.5)
 
 
-def test_texts_are_refused(tmp_path: Path) -> None:
+def test_texts_are_not_augmented(tmp_path: Path) -> None:
     from datasets import Dataset
 
     zeros = np.zeros(4, dtype=np.int64)

@@ -69,7 +69,7 @@ def vit(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("model", ["vit", "mixer"])
 @pytest.mark.parametrize(("data", "domains", "classes"), [("domainnet", DOMAINNET, 100), ("nicopp", NICOPP, 60)])
-def test_the_published_protocol(data: str, domains: list[str], classes: int, model: str) -> None:
+def test_configurations_are_the_published_protocol(data: str, domains: list[str], classes: int, model: str) -> None:
     feature = config(f"{data}_{model}_b16")
     assert (feature.rounds, feature.data.partition) == (100, "domain")
     both = config(f"{data}_{model}_b16", "label_skew")

@@ -11,7 +11,7 @@ from fedra_engine.errors import InputError
 from tests.data.text_files import ROWS, load, texts, write
 
 
-def test_one_file_a_domain(tmp_path: Path) -> None:
+def test_a_file_is_a_domain_unless_its_rows_name_one(tmp_path: Path) -> None:
     write(tmp_path / "corpus" / "my books.csv", ROWS[:10])
     write(tmp_path / "corpus" / "films.jsonl", ROWS[10:])
     (tmp_path / "corpus" / "README.md").write_text("no samples")

@@ -51,7 +51,7 @@ def expected(config: ServerConfig, rounds: int = 4) -> np.ndarray:
 
 @pytest.mark.parametrize("lr", [1.0, 0.3])
 @pytest.mark.parametrize("optimizer", ["fedavg", "fedavgm", "fedadam", "fedyogi"])
-def test_follows_its_formula(optimizer: str, lr: float) -> None:
+def test_every_optimizer_follows_its_formula(optimizer: str, lr: float) -> None:
     config = ServerConfig(optimizer=optimizer, lr=lr, betas=(0.8, 0.95), tau=0.02)
     np.testing.assert_allclose(run(config).adapters, expected(config), rtol=1e-12)
 
@@ -72,7 +72,7 @@ def test_a_factor_nobody_trained_keeps_its_value_and_its_moments(optimizer: str,
             assert torch.equal(moments[:, 2:], other.tensors()[name][:, 2:])
 
 
-def test_rates_where_none_is_given() -> None:
+def test_every_optimizer_has_a_default_rate() -> None:
     rates = {name: ServerConfig(optimizer=name).rate for name in ("fedavg", "fedavgm", "fedadam", "fedyogi")}
     assert rates == pytest.approx({"fedavg": 1.0, "fedavgm": 0.1, "fedadam": 0.01, "fedyogi": 0.01})
     assert ServerConfig(optimizer="fedadam", lr=0.5).rate == 0.5
@@ -101,7 +101,7 @@ def test_what_nobody_trained_keeps_its_value_and_its_moments(optimizer: str, som
             assert torch.equal(tensor == before[name], ~touched)
 
 
-def test_goes_on_from_its_tensors() -> None:
+def test_an_optimizer_goes_on_from_its_tensors() -> None:
     config = ServerConfig(optimizer="fedyogi")
     first, second = (ServerOptimizer(config, random_state(0)) for _ in range(2))
     first.step(random_state(0), random_state(1), ALL, ONE)

@@ -32,7 +32,7 @@ def test_a_tensor_that_does_not_fit_is_named_before_any_launch(
 
 
 @pytest.mark.parametrize("op", calls("cpu"))
-def test_the_calls_fit(op: str) -> None:
+def test_a_call_that_fits_is_accepted(op: str) -> None:
     call = calls("cuda")[op]
     call.op(**call.arguments)
     torch.cuda.synchronize()

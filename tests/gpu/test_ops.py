@@ -70,7 +70,7 @@ def _tolerance(dtype):
 @pytest.mark.parametrize("kind", ["layer", "rms"])
 @pytest.mark.parametrize(("dropout", "ranks"), [(None, (16, 4)), (0.1, (16, 4)), (0.1, (100, 3))], ids=str)
 @WIDTHS
-def test_gather_norm_with_three_shrinks(dtype, kind, dropout, ranks, width):
+def test_gather_norm_with_three_shrinks_equals_its_reference(dtype, kind, dropout, ranks, width):
     cases = [lora_case(SIZES, inputs=width, ranks=ranks, dtype=dtype, seed=seed).to("cuda") for seed in range(3)]
     drops = [Dropout(dropout, torch.arange(5, device="cuda") + 7 * n) for n in range(3)] if dropout else ()
     hidden, index = _randn(2 * ROWS, width, seed=1, dtype=dtype).requires_grad_(), _index(2 * ROWS, ROWS)
@@ -95,7 +95,7 @@ def test_gather_norm_with_three_shrinks(dtype, kind, dropout, ranks, width):
 @WIDTHS
 @pytest.mark.parametrize("kind", ["gelu", "gelu_tanh", "swiglu"])
 @pytest.mark.parametrize(("dropout", "ranks"), [(None, (16, 4)), (0.1, (100, 3))], ids=str)
-def test_activations(dtype, kind, dropout, ranks, width):
+def test_activations_equal_their_reference(dtype, kind, dropout, ranks, width):
     x, up = (_randn(ROWS, width, seed=seed, dtype=dtype).requires_grad_() for seed in (1, 2))
     case = lora_case(SIZES, inputs=width, ranks=ranks, dtype=dtype, dropout=dropout).to("cuda")
     options = {"lora_a": case.lora_a, "groups": case.groups, "dropout": case.dropout}
@@ -116,7 +116,7 @@ def test_activations(dtype, kind, dropout, ranks, width):
 
 @WIDTHS
 @pytest.mark.parametrize("scaled", [False, True])
-def test_scatter_add(dtype, width, scaled):
+def test_scatter_add_equals_its_reference(dtype, width, scaled):
     residual, y = _randn(2 * ROWS, width, seed=1, dtype=dtype), _randn(ROWS, width, seed=2, dtype=dtype)
     index, scale = _index(2 * ROWS, ROWS), _randn(width, seed=3, dtype=dtype) if scaled else None
     wide = [tensor.double().requires_grad_() for tensor in (residual, y)]
@@ -155,7 +155,7 @@ def test_the_dropout_mask_is_the_cpus():
 
 @WIDTHS
 @pytest.mark.parametrize("classes", [2, 100, 345])
-def test_head(dtype, classes, width):
+def test_head_cross_entropy_equals_its_reference(dtype, classes, width):
     sizes, slots = [32, 0, 1, 128], [4, 1, 0, 2]
     groups = RowGroups(sizes, torch.tensor(slots), torch.ones(4), "cuda")
     leaves = [
@@ -181,7 +181,7 @@ def test_head(dtype, classes, width):
 
 
 @WIDTHS
-def test_head_logits(dtype, width):
+def test_head_logits_equal_their_reference(dtype, width):
     groups = RowGroups([32, 0, 1, 128], torch.tensor([4, 1, 0, 2]), torch.ones(4), "cuda")
     leaves = [
         _randn(161, width, seed=1, dtype=dtype),
@@ -215,7 +215,7 @@ def _columns(seed, dtype, size):
 @pytest.mark.parametrize("zero_grad", [False, True])
 @pytest.mark.parametrize("size", [43_008, 1001])
 @pytest.mark.parametrize("state", ["as param", "fp32"])
-def test_optimizers_and_norms(dtype, zero_grad, size, state):
+def test_optimizers_and_norms_equal_their_references(dtype, zero_grad, size, state):
     others = dtype if state == "as param" else torch.float32
     param, grad, mean, square = (_columns(seed, dtype if seed == 0 else others, size) for seed in range(4))
     square.square_()
@@ -246,7 +246,7 @@ def test_optimizers_and_norms(dtype, zero_grad, size, state):
 
 @DTYPES
 @pytest.mark.parametrize("size", [43_008, 1001])
-def test_aggregate(dtype, size):
+def test_aggregate_equals_its_reference(dtype, size):
     values, slots = _randn(400, size, seed=1, dtype=dtype), _index(400, 380)
     blocks = torch.randint(11, (380,), device="cuda")
     weights = torch.rand(380, device="cuda") + 0.5

@@ -18,7 +18,7 @@ MISFITS = [
 
 
 @pytest.mark.parametrize("op", CALLS)
-def test_the_calls_fit(op):
+def test_a_call_that_fits_is_accepted(op):
     CALLS[op].op(**CALLS[op].arguments)
 
 

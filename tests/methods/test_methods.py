@@ -55,7 +55,7 @@ def test_covered_fedra_leaves_no_block_empty_among_the_participants() -> None:
         assert fedra.assign(np.array([2, 3]), round).held.any(axis=0).sum() == DEPTH
 
 
-def test_prefix_and_full_allocations() -> None:
+def test_prefix_gives_the_first_blocks_and_full_all() -> None:
     prefix = np.arange(DEPTH) < CAPACITIES[:, None]
     np.testing.assert_array_equal(method("fedit", allocation="prefix").assign(EVERYBODY, 0).held, prefix)
     assert method("fedit", allocation="full").assign(EVERYBODY, 0).held.all()
@@ -159,10 +159,10 @@ def federation_method(capacities, **options):
     return make_method(federation(capacities, **options))
 
 
-@pytest.mark.parametrize(("ranks", "told"), [(None, True), ([2] * 6, True), ([3, 2, 2, 3, 1, 2], False)])
-def test_hetlora_says_when_all_ranks_are_equal(ranks: list[int] | None, told: bool) -> None:
+@pytest.mark.parametrize(("ranks", "cautioned"), [(None, True), ([2] * 6, True), ([3, 2, 2, 3, 1, 2], False)])
+def test_hetlora_cautions_when_all_ranks_are_equal(ranks: list[int] | None, cautioned: bool) -> None:
     made = federation_method(np.full(6, 6), name="hetlora", ranks=None if ranks is None else np.array(ranks))
-    assert (made.caution is not None) == told
+    assert (made.caution is not None) == cautioned
 
 
 def test_a_client_never_prunes_its_only_rank() -> None:

@@ -43,7 +43,7 @@ def test_samples_are_counted_by_class_and_domain() -> None:
     assert counts.domains.tolist() == [[3, 0, 0], [0, 2, 1]]
 
 
-def test_a_line_a_client() -> None:
+def test_every_client_has_a_line() -> None:
     counts = count_partition(make_data([0, 2, 2, 1, 1, 0]), make_clients([0, 1, 2], [3, 4, 5]))
     header, *lines = (line.split() for line in partition_text(counts).splitlines())
     assert header == ["client", "domain", "blocks", "samples", "cat", "dog", "emu"]
@@ -74,7 +74,7 @@ def test_dollars_in_a_name_are_no_formula(tmp_path: Path) -> None:
     assert (tmp_path / "plot.png").is_file()
 
 
-def test_only_small_matrices_are_said(tmp_path: Path) -> None:
+def test_only_small_matrices_are_printed(tmp_path: Path) -> None:
     said: list[str] = []
     report_partition(make_data([0] * 6), make_clients([0, 1, 2], [3, 4, 5]), tmp_path, said.append)
     assert len(said) == 1

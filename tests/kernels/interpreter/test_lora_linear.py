@@ -24,14 +24,14 @@ SIZES = {
 
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_values_and_gradients(sizes, dtype):
+def test_values_and_gradients_equal_the_reference(sizes, dtype):
     case = lora_case(SIZES[sizes], dtype=dtype)
     assert_close(case.run(), case.expected(), TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("ranks", [(1,), (4, 16, 1), (64, 3, 8), (128, 1)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_mixed_ranks(ranks, dtype):
+def test_ranks_of_one_launch_may_differ(ranks, dtype):
     case = lora_case([20, 3, 30], ranks=ranks, dtype=dtype)
     found = case.run()
     assert_close(found, case.expected(), TOLERANCE[dtype])
@@ -42,7 +42,7 @@ def test_mixed_ranks(ranks, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("ranks", [(8,), (40,)], ids=str)
-def test_dropout(dtype, ranks):
+def test_dropout_equals_the_reference(dtype, ranks):
     case = lora_case([20, 0, 33], ranks=ranks, dtype=dtype, dropout=0.3)
     assert_close(case.run(), case.expected(), TOLERANCE[dtype])
 
@@ -65,7 +65,7 @@ def test_a_given_shrink_takes_the_place_of_the_ops_own(dropout):
     assert_close(case.run(shrunk=shrunk), case.expected(), TOLERANCE[torch.float32])
 
 
-def test_layers_wider_than_the_single_pass(monkeypatch):
+def test_layers_wider_than_the_single_pass_equal_the_reference(monkeypatch):
     monkeypatch.setattr(importlib.import_module("fedra_kernels.lora_linear"), "SINGLE_PASS_OUTPUTS", 8)
     case = lora_case([20, 0, 33])
     assert_close(case.run(), case.expected(), TOLERANCE[torch.float32])
@@ -80,7 +80,7 @@ def test_layers_wider_than_the_single_pass(monkeypatch):
     dropout=st.sampled_from([None, 0.5]),
     bias=st.booleans(),
 )
-def test_drawn_problems(sizes, inputs, outputs, ranks, dropout, bias):
+def test_drawn_problems_equal_the_reference(sizes, inputs, outputs, ranks, dropout, bias):
     case = lora_case(sizes, inputs=inputs, outputs=outputs, ranks=ranks, dropout=dropout, bias=bias)
     assert_close(case.run(), case.expected(), TOLERANCE[torch.float32])
 

@@ -56,7 +56,7 @@ def _expected_shrink(x, case):
 @DTYPES
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("features", [40, 300])
-def test_scatter_add(dtype, scaled, features):
+def test_scatter_add_equals_its_reference(dtype, scaled, features):
     stream, y = _matrix(25, features, 1, dtype), _matrix(18, features, 2, dtype)
     index = _index(25, 18)
     scale = _matrix(1, features, 4, dtype)[0] if scaled else None
@@ -76,7 +76,7 @@ def test_scatter_add(dtype, scaled, features):
 @DTYPES
 @pytest.mark.parametrize("kind", ["layer", "rms"])
 @pytest.mark.parametrize(("rows", "features"), [(0, 32), (1, 50), (40, 128)])
-def test_gather_norm(dtype, kind, rows, features):
+def test_gather_norm_equals_its_reference(dtype, kind, rows, features):
     hidden, index = _matrix(45, features, 1, dtype, shift=3.0), _index(45, rows)
     weight = _matrix(1, features, 2, dtype)[0]
     bias = _matrix(1, features, 4, dtype)[0] if kind == "layer" else None
@@ -112,7 +112,7 @@ def test_gather_norm_shrinks_for_each_bank(dtype, dropout, banks):
 @DTYPES
 @pytest.mark.parametrize("kind", ["gelu", "gelu_tanh", "swiglu"])
 @pytest.mark.parametrize("rows", [0, 1, 40])
-def test_activations(dtype, kind, rows):
+def test_activations_equal_their_reference(dtype, kind, rows):
     x, up, upstream = (_matrix(rows, 50, seed, dtype, scale=2.0) for seed in (1, 2, 3))
     leaves = [_leaf(tensor) for tensor in ((x, up) if kind == "swiglu" else (x,))]
     wide = [tensor.double().requires_grad_() for tensor in leaves]
@@ -133,7 +133,7 @@ def test_activations(dtype, kind, rows):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("dropout", [None, 0.4])
 @pytest.mark.parametrize("kind", ["gelu", "swiglu"])
-def test_activations_shrink(dtype, dropout, kind):
+def test_activations_shrink_for_the_layer_that_reads_them(dtype, dropout, kind):
     case = lora_case([20, 0, 1, 17], ranks=(8, 3), dtype=dtype, dropout=dropout)
     options = {"lora_a": case.lora_a, "groups": case.groups, "dropout": case.dropout}
     y, shrunk = gelu(case.x, **options) if kind == "gelu" else swiglu(case.x, case.x, **options)
@@ -149,7 +149,7 @@ def test_activations_shrink(dtype, dropout, kind):
     banks=st.integers(1, 3),
     dropout=st.sampled_from([None, 0.2]),
 )
-def test_gather_norm_of_drawn_groups(sizes, features, kind, banks, dropout):
+def test_gather_norm_of_drawn_groups_equals_its_reference(sizes, features, kind, banks, dropout):
     case = lora_case(sizes, inputs=features, dropout=dropout)
     hidden, index = _matrix(sum(sizes) + 3, features, 1, torch.float32), _index(sum(sizes) + 3, sum(sizes))
     weight = _matrix(1, features, 2, torch.float32)[0]
@@ -177,7 +177,7 @@ def test_gather_norm_of_drawn_groups(sizes, features, kind, banks, dropout):
     kind=st.sampled_from(["gelu", "gelu_tanh", "swiglu"]),
     dropout=st.sampled_from([None, 0.2]),
 )
-def test_activations_of_drawn_groups(sizes, features, kind, dropout):
+def test_activations_of_drawn_groups_equal_their_reference(sizes, features, kind, dropout):
     case = lora_case(sizes, inputs=features, dropout=dropout)
     leaves = [_leaf(case.x)] if kind != "swiglu" else [_leaf(case.x), _leaf(_matrix(*case.x.shape, 1, torch.float32))]
     wide = [leaf.detach().double().requires_grad_() for leaf in leaves]

@@ -50,7 +50,7 @@ def _untouched(*banks):
 @pytest.mark.parametrize("steps", [(1, 1, 1), (2, 900, 1)], ids=str)
 @pytest.mark.parametrize("zero_grad", [False, True])
 @DTYPES
-def test_sgd(size, momentum, steps, zero_grad, dtype):
+def test_sgd_equals_its_reference(size, momentum, steps, zero_grad, dtype):
     step = torch.tensor(steps)
     param, grad = _bank(1, size, dtype), _bank(2, size)
     buffer, shadow = (_bank(3, size) if momentum else None), _bank(4, size, torch.bfloat16)
@@ -74,7 +74,7 @@ def test_sgd(size, momentum, steps, zero_grad, dtype):
 @pytest.mark.parametrize("steps", [(1, 1, 1), (2, 900, 1)], ids=str)
 @pytest.mark.parametrize("zero_grad", [False, True])
 @DTYPES
-def test_adamw(size, steps, zero_grad, dtype):
+def test_adamw_equals_its_reference(size, steps, zero_grad, dtype):
     param, grad, mean, square = _bank(1, size, dtype), _bank(2, size), _bank(3, size), _bank(4, size).square_()
     shadow, step = _bank(5, size, torch.float16), torch.tensor(steps)
     options = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
@@ -91,7 +91,7 @@ def test_adamw(size, steps, zero_grad, dtype):
 
 @pytest.mark.parametrize("size", [*SIZES, 4100])
 @DTYPES
-def test_squared_norms(size, dtype):
+def test_squared_norms_equal_their_reference(size, dtype):
     grad = _bank(1, size, dtype)
     expected = squared_norms_reference(grad.double(), SLOTS)
     assert_close({"norms": squared_norms(grad, SLOTS)}, {"norms": expected}, 1e-5)
@@ -204,14 +204,14 @@ HEADS = pytest.mark.parametrize("check", [_assert_head, _assert_head_logits])
 @DTYPES
 @pytest.mark.parametrize("classes", [2, 10, 130])
 @pytest.mark.parametrize("sizes", [[1], [5, 0, 20, 1]], ids=str)
-def test_head(check, dtype, classes, sizes):
+def test_heads_equal_their_references(check, dtype, classes, sizes):
     check(sizes, classes, dtype)
 
 
 @HEADS
 @settings(max_examples=8)
 @given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=5), classes=st.integers(2, 40))
-def test_heads_of_drawn_groups(check, sizes, classes):
+def test_heads_of_drawn_groups_equal_their_references(check, sizes, classes):
     check(sizes, classes, torch.float32)
 
 
