@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from fedra_engine.config import ExperimentConfig
-from fedra_engine.counting import measure_block_flops, parameters_of, processed_samples, sample_flops
+from fedra_engine.costs import CostModel
 from fedra_engine.experiment import build_experiment
-from fedra_engine.federation.clients import with_step_limit
 
 
 @dataclass(frozen=True)
@@ -39,16 +38,14 @@ def count_costs(config: ExperimentConfig) -> RunCosts:
         InputError: something in the configuration cannot be used.
     """
     experiment = build_experiment(config, torch.device("cpu"))
-    foundation, method = experiment.foundation, experiment.method
-    block_flops = measure_block_flops(foundation, experiment.train_samples)
+    model = CostModel(experiment.foundation, experiment.train_samples, config.lora, config.training)
     trainable, uploaded, participations, flops = 0.0, 0.0, 0, 0.0
     for round in range(config.rounds):
         work, assignment, _ = experiment.round_work(round)
+        costs = model.count(experiment.clients, work.participants, assignment, experiment.method)
         participations += len(work.participants)
-        trainable += parameters_of(assignment, assignment.factors, foundation).sum()
-        uploaded += parameters_of(assignment, method.uploaded_factors(assignment), foundation).sum()
-        training = with_step_limit(config.training, experiment.clients)
-        samples = processed_samples(experiment.clients.sample_counts(work.participants), training)
-        flops += float(samples @ sample_flops(assignment, block_flops, foundation.adapter_layout.rank))
-    itemsize, times = foundation.adapter_dtype.itemsize, max(participations, 1)
-    return RunCosts(trainable / times, uploaded * itemsize / times, flops)
+        trainable += float(costs.trained.sum())
+        uploaded += float(costs.uploaded.sum())
+        flops += float(costs.flops.sum())
+    times = max(participations, 1)
+    return RunCosts(trainable / times, uploaded / times, flops)
