@@ -44,6 +44,6 @@ def finish(job: subprocess.Popen[str]) -> tuple[int, str, str]:
     return job.returncode, output, error
 
 
-def told(error: str) -> list[str]:
+def engine_errors(error: str) -> list[str]:
     """The lines on stderr that are the engine's own; torchrun adds its report of a job that failed."""
     return [line for line in error.splitlines() if "error: " in line and "torch/distributed" not in line]

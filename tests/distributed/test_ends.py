@@ -34,13 +34,13 @@ def bad_input() -> None:
     raise InputError("field: found this,\nexpected that")
 
 
-def test_the_main_process_tells_bad_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_the_main_process_prints_bad_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     be_process(monkeypatch, 0)
     assert exit_codes.exit_code(bad_input) == 2
     assert capsys.readouterr().err == "error: field: found this, expected that\n"
 
 
-def test_another_process_tells_it_only_when_nobody_has_ended_it(
+def test_another_process_prints_it_only_when_nobody_has_ended_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     be_process(monkeypatch, 1)

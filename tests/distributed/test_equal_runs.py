@@ -19,7 +19,7 @@ from fedra_engine.checkpoint import latest_checkpoint
 from fedra_engine.config import DepthFLConfig, FedHelloConfig, HetLoraConfig
 from fedra_engine.methods.registry import METHODS
 from fedra_engine.reporting.run_folder import RunFolder
-from tests.distributed.jobs import run_job, told
+from tests.distributed.jobs import engine_errors, run_job
 from tests.distributed.worker import FAULTS, LACKING, leave_out_what_takes_long
 from tests.running import continue_run, run_experiment, small_config
 
@@ -198,7 +198,7 @@ def test_data_that_one_process_lacks_are_reported_by_all_and_no_folder_is_left(j
 
 
 def test_a_process_that_dies_ends_all_and_the_rounds_before_are_kept(job: Path) -> None:
-    lines = told((job / "error").read_text())
+    lines = engine_errors((job / "error").read_text())
     assert len(lines) == 1
     assert lines[0].startswith("error: ")
     assert lines[0].endswith("the rounds in checkpoints/ are kept")

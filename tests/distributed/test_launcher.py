@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from fedra_engine.reporting.run_folder import RunFolder
-from tests.distributed.jobs import LAUNCHER, ROOT, finish, run_job, start, told
+from tests.distributed.jobs import LAUNCHER, ROOT, engine_errors, finish, run_job, start
 
 CPU_CONFIG = ROOT / "configs" / "accelerate" / "multi_cpu.yaml"
 
 
 def test_the_embedded_default_runs_to_its_end(tmp_path: Path) -> None:
     code, output, error = run_job(LAUNCHER, ["--rounds=1", "--name=run", "--output_dir", str(tmp_path)])
-    assert (code, told(error)) == (0, [])
+    assert (code, engine_errors(error)) == (0, [])
     assert output.count("run folder: ") == output.count("tuned  ") == 1
     folder = RunFolder(tmp_path / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
@@ -30,6 +30,6 @@ def test_accelerate_starts_two_processes_on_the_cpu_and_bad_options_are_reported
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CPU_CONFIG)]
     code, output, error = finish(start([*launch, str(LAUNCHER), "--rounds=none", "--output_dir", str(tmp_path)]))
     assert code != 0
-    assert told(error) == ["error: rounds: found none, expected a whole number"]
+    assert engine_errors(error) == ["error: rounds: found none, expected a whole number"]
     assert "rank      : 1" in error
     assert (output, list(tmp_path.iterdir())) == ("", [])

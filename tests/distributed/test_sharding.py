@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedra_engine.processes import Processes
 from fedra_engine.reporting.run_folder import RunFolder
-from tests.distributed.jobs import LAUNCHER, ROOT, finish, start, told
+from tests.distributed.jobs import LAUNCHER, ROOT, engine_errors, finish, start
 from tests.distributed.sharding_worker import CASES, OWNERS, Job
 from tests.running import run_experiment
 from tests.tiny import make_model
@@ -118,7 +118,7 @@ def test_between_passes_a_process_has_its_shards_and_in_a_pass_not_the_whole_mod
 def test_a_process_that_dies_in_the_middle_of_a_pass_ends_all(folder: Path, launch: Launch) -> None:
     code, _, error = launch(WORKER, str(folder), "killed")
     assert code == 1
-    (line,) = told(error)
+    (line,) = engine_errors(error)
     assert line.startswith("error: another process of the job died, or did not answer")
 
 
