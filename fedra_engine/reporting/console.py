@@ -18,11 +18,11 @@ from fedra_engine.reporting.progress import LiveProgress, Meter
 Accuracies = Mapping[str, float]
 """Top-1 accuracy (0…1) by domain."""
 _ENGINE_LOG = logging.getLogger("fedra_engine")
-"""Gets the warnings of whatever part of the engine gives one."""
+"""Receives the warnings of every part of the engine."""
 
 
 class Reporter:
-    """Tells a person how a run goes; a context manager that owns the live display and the log file.
+    """Shows how a run goes; a context manager that owns the live display and the log file.
 
     While it is entered, the log file gets the engine's warnings, too.
     """
@@ -38,7 +38,7 @@ class Reporter:
 
     @classmethod
     def silent(cls) -> Reporter:
-        """Says nothing and writes nothing: of all processes of a job but the main one."""
+        """Prints and writes nothing: for all processes of a job but the main one."""
         return cls(None, Console(quiet=True, force_terminal=False))
 
     def __enter__(self) -> Self:
@@ -68,7 +68,7 @@ class Reporter:
             self.message(f"{name:<{width}}  {value}")
 
     def message(self, text: str) -> None:
-        """Say something."""
+        """Print a text, and log it."""
         self._print(text)
         self._write_log(text)
 
