@@ -35,7 +35,7 @@ _OUTPUT_DIR = "runs/compare"
 _OPTIONS = (
     LauncherOption("methods", "ENTRY,…", "Methods or variants of them"),
     LauncherOption("seeds", "SEED,…", "Seeds", default="0"),
-    LauncherOption("jobs", "N", "Runs at a time, one thread each; a single one uses all threads", default="1"),
+    LauncherOption("jobs", "N", "Runs at a time, one thread each; a single one has what it needs", default="1"),
 )
 _PLANNED = {"seed": "--seeds", "name": "--methods", "method.name": "--methods"}
 """Fields that differ from run to run, and the option that sets them."""
