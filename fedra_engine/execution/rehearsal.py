@@ -20,6 +20,9 @@ Inputs = Mapping[str, Tensor]
 TrialPass = Callable[[Inputs, Tensor, NDArray[np.int64]], Tensor]
 """Features of `inputs`, shared out evenly to clients with `slots` [clients, blocks] of `adapters` [rows, slot size]."""
 
+_OF_MODELS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What models raise that are not made for this. Kernels that do not compile, say, are no model's fault."""
+
 
 def same(found: Tensor, expected: Tensor) -> bool:
     """Whether two results are the same but for rounding, which a wrong one is far from."""
@@ -84,6 +87,8 @@ def check_sweep(foundation: Foundation, trial: TrialPass, inputs: Inputs, *, cut
 def _attempt(foundation: Foundation, what: str, compute: Callable[[], Tensor]) -> Tensor:
     try:
         return compute()
-    except Exception as error:  # Whatever a model does that is not made for this.
+    except torch.OutOfMemoryError:
+        raise
+    except _OF_MODELS as error:
         kind = type(foundation.model).__name__
         raise InputError(f"model.path: found a {kind} that cannot {what}: {one_line(error)}") from error
