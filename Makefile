@@ -19,7 +19,7 @@ export OMP_WAIT_POLICY
 .PHONY: simulate test setup
 
 simulate: $(INSTALLED)
-	@$(BIN)/accelerate launch --quiet --config_file configs/accelerate/single.yaml launchers/simulate.py $(ARGS)
+	@$(BIN)/python launchers/simulate.py $(ARGS)
 
 test: export OMP_NUM_THREADS := 1
 test: export HF_HUB_OFFLINE := 1

@@ -38,9 +38,9 @@ def exit_code(main: Callable[[], None]) -> int:
             raise
         _tell_once(f"error: {' '.join(str(lost).split())}")
         return PROCESS_LOST
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         if os.environ.get("RANK", "0") == "0":
-            print("interrupted", file=sys.stderr)
+            print(str(interrupt) or "interrupted", file=sys.stderr)
         return INTERRUPTED
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ class RunRequest:
         Raises:
             InputError: the folder's name is taken; or the earlier run is still going on, is past `config.rounds`
                 already, began with other settings, or has no intact checkpoint left.
+            KeyboardInterrupt: what was done in the folder was interrupted; says how to go on.
         """
         # Imports torch.
         from fedra_engine.processes import Processes
@@ -64,6 +66,8 @@ class RunRequest:
             folder = RunFolder(Path(processes.broadcast_object(made)))
             try:
                 yield folder
+            except KeyboardInterrupt as interrupt:
+                raise KeyboardInterrupt(f"interrupted; --resume {shlex.quote(str(folder.path))} goes on") from interrupt
             except InputError:
                 if processes.is_main and self.resumed is None and not folder.read_metrics():
                     folder.discard()

@@ -152,3 +152,12 @@ def test_bad_input_found_after_a_round_keeps_the_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"model\.path"):
         fail_in_folder(tmp_path, [{"round": 0}])
     assert RunFolder.open(tmp_path / "new").read_metrics() == [{"round": 0}]
+
+
+def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
+    request = parse("--output_dir", str(tmp_path), "--name", "my run")
+    with (
+        pytest.raises(KeyboardInterrupt, match=f"interrupted; --resume '{tmp_path}/my run' goes on"),
+        request.open_folder(),
+    ):
+        raise KeyboardInterrupt

@@ -20,7 +20,7 @@ def plot_accuracy_by_round(summaries: Sequence[MethodSummary], file: Path) -> No
     axes = figure.subplots()
     colors = list(TABLEAU_COLORS)
     for index, summary in enumerate(summaries):
-        color, style = colors[index % len(colors)], _STYLES[index // len(colors) % len(_STYLES)]
+        color, style = colors[index % len(colors)], _STYLES[index % len(_STYLES)]
         rounds, points = list(summary.curve), list(summary.curve.values())
         means = [100 * point.mean for point in points]
         # Between two dollar signs, as regular expressions have them, matplotlib expects a formula.

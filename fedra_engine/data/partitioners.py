@@ -58,7 +58,8 @@ def check_pool(pool: Pool) -> None:
     if total < pool.clients * pool.min_samples:
         raise InputError(
             f"data.min_samples: found {pool.min_samples} with {pool.clients} clients for the {total} training samples "
-            f"of {pool.name}, expected at most {total // pool.clients}"
+            f"of {pool.name}, expected at most {total // pool.clients}, or fewer clients (data.clients_per_domain, "
+            "data.clients or data.partition domain)"
         )
 
 

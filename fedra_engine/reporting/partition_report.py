@@ -104,6 +104,7 @@ def plot_partition(counts: PartitionCounts, file: Path) -> None:
     """Both matrices as heat maps, as a PNG."""
     # Importing it takes long; most of the engine does without.
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     matrices = {"domain": (counts.domains, counts.domain_names)}
     if counts.labels is not None:
@@ -116,6 +117,7 @@ def plot_partition(counts: PartitionCounts, file: Path) -> None:
     ):
         image = axes.imshow(matrix, aspect="auto", interpolation="nearest", cmap="Blues", vmin=0)
         axes.set(xlabel="client", ylabel=title)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(names) <= MOST_COLUMNS:
             # A name may have dollar signs, which are no formula.
             axes.set_yticks(range(len(names)), names, parse_math=False)

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import re
+import shlex
 import shutil
 import tempfile
 import time
@@ -39,7 +40,7 @@ class RunFolder:
         path = Path(config.output_dir) / (config.name or _default_name(config))
         made = _make_first([path] if config.name is not None else _numbered(path))
         if made is None:
-            raise InputError(f"name: found a run in {path}, expected a new name (or --resume {path})")
+            raise InputError(f"name: found a run in {path}, expected a new name (or --resume {shlex.quote(str(path))})")
         folder = cls(made)
         folder.write_config(config)
         return folder
