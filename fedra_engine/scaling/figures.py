@@ -1,4 +1,4 @@
-"""Seconds, memory and server work over the number of clients, on logarithmic axes."""
+"""Seconds, memory and server work over the number of clients, which has a logarithmic axis."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ def plot_scaling(measurements: Sequence[Measurement], file: Path) -> None:
             "o-",
             label=name if power is None else f"{name}, exponent {power:.3f}",
         )
-        memory.loglog(clients, [one.memory / 2**20 for one in group], "o-", label=name)
+        memory.semilogx(clients, [one.memory / 2**20 for one in group], "o-", label=name)
         server.loglog(clients, [1e3 * one.server_seconds / one.clients for one in group], "o-", label=name)
-    memory.set_ylim(bottom=1)
+    # From zero, or a few per cent would look like growth.
+    memory.set_ylim(0, 1.2 * max(one.memory for one in measurements) / 2**20)
     for axes, title in (
         (seconds, "seconds per round"),
         (memory, "peak memory of a process (MiB)"),
