@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 from fedra_engine.errors import InputError, ProcessLostError
 
@@ -43,6 +45,20 @@ def exit_code(main: Callable[[], None]) -> int:
             print(str(interrupt) or "interrupted", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def end(code: int) -> NoReturn:
+    """End this process with the exit `code`.
+
+    One of several goes without the destructors of C++: a thread of torch.distributed that still waits then, of which
+    DeepSpeed can leave some, would make it crash in its last moment.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _tell_once(message: str) -> None:

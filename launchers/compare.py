@@ -12,7 +12,7 @@ import sys
 from fedra_engine.cli import quiet_libraries
 from fedra_engine.comparison.plan import parse_comparison
 from fedra_engine.errors import InputError
-from fedra_engine.exit_codes import exit_code
+from fedra_engine.exit_codes import end, exit_code
 
 _WIDEST = 100_000
 """More columns than any table takes."""
@@ -79,4 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    end(exit_code(main))

@@ -68,6 +68,6 @@ def _report(folder: Path) -> bool:
 
 
 if __name__ == "__main__":
-    from fedra_engine.exit_codes import exit_code
+    from fedra_engine.exit_codes import end, exit_code
 
-    sys.exit(exit_code(main))
+    end(exit_code(main))

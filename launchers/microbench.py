@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from fedra_engine.cli import quiet_libraries
 from fedra_engine.errors import InputError
-from fedra_engine.exit_codes import exit_code
+from fedra_engine.exit_codes import end, exit_code
 
 
 class _Parser(argparse.ArgumentParser):
@@ -163,4 +163,4 @@ def _print_table(title: str, rows: Sequence[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    end(exit_code(main))

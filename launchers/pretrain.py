@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from fedra_engine.cli import build_parser, parse_config, quiet_libraries
 from fedra_engine.data.digits import load_pretraining_digits
-from fedra_engine.exit_codes import exit_code
+from fedra_engine.exit_codes import end, exit_code
 from fedra_engine.reporting.run_folder import make_folder
 
 if TYPE_CHECKING:
@@ -249,4 +249,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    end(exit_code(main))

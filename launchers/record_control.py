@@ -7,11 +7,10 @@ python launchers/record_control.py runs/control
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from fedra_engine.cli import read_config
-from fedra_engine.exit_codes import exit_code
+from fedra_engine.exit_codes import end, exit_code
 from fedra_engine.reporting.control import record_control
 from fedra_engine.reporting.run_folder import RunFolder
 
@@ -25,4 +24,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    end(exit_code(main))

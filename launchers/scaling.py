@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 import sys
 
-from fedra_engine.exit_codes import exit_code
+from fedra_engine.exit_codes import end, exit_code
 from fedra_engine.scaling.plan import parse_study
 
 
@@ -49,4 +49,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    end(exit_code(main))

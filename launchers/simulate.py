@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from fedra_engine.cli import quiet_libraries
-from fedra_engine.exit_codes import exit_code
+from fedra_engine.exit_codes import end, exit_code
 from fedra_engine.run_request import parse_request
 
 
@@ -40,4 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    end(exit_code(main))

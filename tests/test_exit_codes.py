@@ -1,5 +1,9 @@
 """How launchers end."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from fedra_engine.errors import InputError
@@ -22,3 +26,18 @@ def test_an_interrupt_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> Non
 
     assert exit_code(main) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_an_ending_process_has_said_and_done_all(processes: str) -> None:
+    code = (
+        "import atexit; from fedra_engine.exit_codes import end; atexit.register(print, 'done'); print('said'); end(2)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "WORLD_SIZE": processes},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "said\ndone\n", "")

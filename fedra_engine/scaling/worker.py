@@ -16,7 +16,7 @@ from fedra_engine.costs import CostModel
 from fedra_engine.execution.executor import Executor
 from fedra_engine.execution.idle import IdleExecutor
 from fedra_engine.execution.scheduling import balance, predicted_costs
-from fedra_engine.exit_codes import exit_code
+from fedra_engine.exit_codes import end, exit_code
 from fedra_engine.processes import join_job
 from fedra_engine.reporting.console import Reporter
 from fedra_engine.reporting.run_folder import RunFolder
@@ -115,4 +115,4 @@ def _gpu_bytes() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    end(exit_code(main))

@@ -25,7 +25,7 @@ from fedra_engine.execution.fisher import FisherInformation
 from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.execution.sweep_block import SweepBlock
 from fedra_engine.execution.sweep_model import SweepModel
-from fedra_engine.exit_codes import exit_code
+from fedra_engine.exit_codes import end, exit_code
 from fedra_engine.federation.aggregation import Aggregator
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import Clients
@@ -202,4 +202,4 @@ def resident_share(model: nn.Module) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    end(exit_code(main))

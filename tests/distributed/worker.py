@@ -21,7 +21,7 @@ from fedra_engine.config import ExperimentConfig
 from fedra_engine.errors import InputError
 from fedra_engine.execution.scheduling import Pace
 from fedra_engine.execution.sweep import SweepExecutor
-from fedra_engine.exit_codes import exit_code
+from fedra_engine.exit_codes import end, exit_code
 from fedra_engine.federation.work import LocalWork
 from fedra_engine.processes import Processes, join_job
 from fedra_engine.reporting.console import Reporter
@@ -138,4 +138,4 @@ def let_clients_change_hands() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    end(exit_code(main))
