@@ -50,10 +50,11 @@ def exit_code(main: Callable[[], None]) -> int:
 def end(code: int) -> NoReturn:
     """End this process with the exit `code`.
 
-    One of several goes without the destructors of C++: a thread of torch.distributed that still waits then, of which
-    DeepSpeed can leave some, would make it crash in its last moment.
+    One that has met others goes without the destructors of C++: a thread of torch.distributed that still waits then,
+    of which DeepSpeed can leave some, would make it crash in its last moment.
     """
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
         sys.exit(code)
     atexit._run_exitfuncs()
     sys.stdout.flush()

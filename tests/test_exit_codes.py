@@ -1,8 +1,8 @@
 """How launchers end."""
 
-import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -28,16 +28,21 @@ def test_an_interrupt_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().err == "interrupted\n"
 
 
-@pytest.mark.parametrize("processes", ["1", "2"])
-def test_an_ending_process_has_said_and_done_all(processes: str) -> None:
-    code = (
-        "import atexit; from fedra_engine.exit_codes import end; atexit.register(print, 'done'); print('said'); end(2)"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "WORLD_SIZE": processes},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "said\ndone\n", "")
+ALONE = ""
+IN_A_JOB = (
+    "import torch; torch.distributed.init_process_group('gloo', init_method='file://{0}/job', rank=0, world_size=1)"
+)
+
+
+@pytest.mark.parametrize("start", [ALONE, IN_A_JOB], ids=["alone", "in_a_job"])
+def test_an_ending_process_has_said_and_done_all(start: str, tmp_path: Path) -> None:
+    lines = [
+        start.format(tmp_path),
+        "import atexit",
+        "from fedra_engine.exit_codes import end",
+        "atexit.register(print, 'done')",
+        "print('said')",
+        "end(2)",
+    ]
+    ended = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (2, "said\ndone\n"), ended.stderr
