@@ -59,8 +59,9 @@ class FusedBlock(SweepBlock):
         """
         parts = self._parts
         tokens, features = hidden.shape[1:]
-        stream = hidden.reshape(-1, features)
         held = (-1, tokens, features)
+        # Autograd copies the whole gradient where a view is written to; only a model's first block may get one.
+        stream = hidden.clone() if hidden._is_view() else hidden.contiguous()
 
         x = self._normalize(stream, index, parts.norm1, parts.attention_inputs).view(held)
         # The attention takes the block's own arguments, cut to the samples that go through, with x for h.
@@ -71,11 +72,10 @@ class FusedBlock(SweepBlock):
         stream = scatter_add(stream, attended.reshape(-1, features), index, parts.scale1)
 
         x = self._normalize(stream, index, parts.norm2, parts.mlp_inputs).view(held)
-        stream = scatter_add(stream, self._mlp(x).reshape(-1, features), index, parts.scale2)
-        return stream.view(hidden.shape)
+        return scatter_add(stream, self._mlp(x).reshape(-1, features), index, parts.scale2)
 
     def _normalize(self, stream: Tensor, index: Tensor, norm: Norm, readers: Sequence[nn.Module]) -> Tensor:
-        """norm(stream[index]), [rows, features]; leaves the shrunk rows for the adapted ones among `readers`."""
+        """norm(rows `index` of stream), [rows, features]; leaves the shrunk rows for the adapted ones among `readers`."""
         context, block = self._context, self._position
         targets = [reader.target for reader in readers if isinstance(reader, GroupedLoraLinear)]
         drops = [drop for target in targets if (drop := context.dropout_at(block, target)) is not None]

@@ -131,11 +131,15 @@ class _Activation(torch.autograd.Function):
         ctx.kind = kind
         ctx.save_for_backward(x, up)
         ctx.mark_non_differentiable(*shrunk)
+        # Else every backward would be given zeros as the gradient of the shrunk rows.
+        ctx.set_materialize_grads(False)
         return y, *shrunk
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_y: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_y: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad_y is None:
+            return (None,) * 6
         x, up = ctx.saved_tensors
         grad_x, *grad_up = activation_backward(ctx.kind, grad_y.contiguous(), x, up)
         return None, grad_x, grad_up[0] if grad_up else None, None, None, None

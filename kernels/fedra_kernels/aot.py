@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 import triton
 from triton.backends.compiler import GPUTarget
 
-from .dispatch import Compilation, set_compilation
+from .dispatch import StandIn, launches_taken_by
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,21 @@ class _CompilingDriver:
         return ARCHITECTURES[self.name].target
 
 
+class Compilation(StandIn):
+    """Compiles each launch.
+
+    Attributes:
+        kernels: the name and the compiled kernel of each launch.
+    """
+
+    def __init__(self, architecture: str) -> None:
+        super().__init__(architecture)
+        self.kernels: list[tuple[str, Any]] = []
+
+    def take(self, kernel: Any, grid: tuple[int, ...], args: Sequence[Any], options: Mapping[str, Any]) -> None:
+        self.kernels.append((kernel.fn.__name__, kernel.warmup(*args, grid=grid, **options)))
+
+
 @contextmanager
 def compile_only(name: str) -> Iterator[Compilation]:
     """Compile launches for the architecture `name` and collect the kernels; tensors stay on the CPU."""
@@ -84,11 +99,10 @@ def compile_only(name: str) -> Iterator[Compilation]:
     previous = driver._active
     compilation = Compilation(name)
     driver.set_active(_CompilingDriver(name))
-    set_compilation(compilation)
     try:
-        yield compilation
+        with launches_taken_by(compilation):
+            yield compilation
     finally:
-        set_compilation(None)
         driver.set_active(previous)
 
 

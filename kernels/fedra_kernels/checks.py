@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .dispatch import use_triton
+from .dispatch import nothing_runs, use_triton
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FLOAT_DTYPES = (*KERNEL_DTYPES, torch.float64)
@@ -59,15 +59,29 @@ def check_bank(name: str, bank: Tensor) -> None:
         expected *= size
 
 
+def check_stream(name: str, stream: Tensor) -> None:
+    """Raise ValueError unless `stream` is a contiguous floating-point tensor of at least two dimensions."""
+    if stream.dim() < 2:
+        raise ValueError(f"{name}: found shape {list(stream.shape)}, expected [rows, features]")
+    check_float(name, stream)
+    if not stream.is_contiguous():
+        raise ValueError(f"{name}: found strides {list(stream.stride())}, expected a contiguous tensor")
+
+
+def stream_rows(stream: Tensor) -> Tensor:
+    """A contiguous tensor [..., features] as [rows, features], a view."""
+    return stream.view(-1, stream.shape[-1])
+
+
 def check_index(name: str, index: Tensor, target_name: str, target: Tensor, dim: int = 0) -> None:
     """Raise ValueError unless `index` is int64 [n] on the target's device and indexes its dimension `dim`.
 
-    The range is checked for host tensors alone: reading a GPU's tensor back would stall its queue.
+    The range is checked for host tensors alone, and where ops run: reading a GPU's tensor back would stall its queue.
     """
     check_shape(name, index, (None,))
     check_dtype(name, index, (torch.int64,))
     check_device(name, index, target_name, target)
-    if index.device.type != "cpu" or not index.numel():
+    if index.device.type != "cpu" or nothing_runs() or not index.numel():
         return
     low, high = (int(bound) for bound in torch.aminmax(index))
     size = target.shape[dim]

@@ -7,7 +7,8 @@ TRITON_INTERPRET=1 was set before the import.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache, partial, wraps
 from typing import Any, TypeVar, cast
 
@@ -26,33 +27,56 @@ if INTERPRETED:
 LIBRARY = torch.library.Library("fedra_kernels", "DEF")
 
 
-class Compilation:
-    """Launches compile for one architecture and run nothing; see `aot.compile_only`."""
+class StandIn:
+    """Takes the launches in place of a GPU: nothing runs, outputs stay as they were allocated, on the CPU."""
 
     def __init__(self, architecture: str) -> None:
+        """`architecture` is the column of the configuration tables that the launches are made for."""
         self.architecture = architecture
-        self.kernels: list[tuple[str, Any]] = []
-        """The name and the compiled kernel of each launch."""
+
+    def take(self, kernel: Any, grid: tuple[int, ...], args: Sequence[Any], options: Mapping[str, Any]) -> None:
+        """Do what is to be done with a launch."""
 
 
-_compilation: Compilation | None = None
+_stand_in: StandIn | None = None
+_observers: list[Callable[[str], None]] = []
 
 
-def set_compilation(compilation: Compilation | None) -> None:
-    """Make every launch compile only, for the given architecture; None: launch again."""
-    global _compilation
-    _compilation = compilation
+@contextmanager
+def launches_taken_by(stand_in: StandIn) -> Iterator[None]:
+    """Have `stand_in` take every launch; ops on CPU tensors take the Triton path."""
+    global _stand_in
+    previous, _stand_in = _stand_in, stand_in
+    try:
+        yield
+    finally:
+        _stand_in = previous
+
+
+@contextmanager
+def launches_observed_by(observer: Callable[[str], None]) -> Iterator[None]:
+    """Call `observer` with the kernel's name at every launch, whoever takes it."""
+    _observers.append(observer)
+    try:
+        yield
+    finally:
+        _observers.remove(observer)
 
 
 def use_triton(tensor: Tensor) -> bool:
     """Whether an op on this tensor runs its Triton kernels."""
-    return tensor.device.type != "cpu" or INTERPRETED or _compilation is not None
+    return tensor.device.type != "cpu" or INTERPRETED or _stand_in is not None
+
+
+def nothing_runs() -> bool:
+    """Whether something stands in for the GPU, so that values mean nothing."""
+    return _stand_in is not None
 
 
 def architecture(device: torch.device) -> str:
     """The column of the configuration tables for a device."""
-    if _compilation is not None:
-        return _compilation.architecture
+    if _stand_in is not None:
+        return _stand_in.architecture
     if device.type != "cuda":
         return "interpreter"
     return _device_architecture(device.index if device.index is not None else torch.cuda.current_device())
@@ -111,9 +135,10 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
         return
     # Said aloud, so that an environment variable cannot change the numbers.
     options["enable_fp_fusion"] = True
-    if _compilation is not None:
-        compiled = kernel.warmup(*args, grid=grid, **options)
-        _compilation.kernels.append((kernel.fn.__name__, compiled))
+    for observer in _observers:
+        observer(kernel.fn.__name__)
+    if _stand_in is not None:
+        _stand_in.take(kernel, grid, args, options)
         return
     run = partial(kernel[grid], *args, **options)
     device = next(arg.device for arg in args if isinstance(arg, Tensor))

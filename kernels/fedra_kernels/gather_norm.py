@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .checks import check_float, check_index, check_like, check_shape
+from .checks import check_index, check_like, check_shape, check_stream, stream_rows
 from .configs import NARROW_RANK
 from .counter_hash import Dropout
 from .dispatch import use_triton
@@ -38,7 +38,8 @@ def gather_norm(
     """x = norm(hidden[index]), and S = drop(x) A_k^T for each adapter that reads x, from one pass.
 
     Args:
-        hidden: [rows of the stream, features], contiguous. It may be updated in place afterwards.
+        hidden: [rows of the stream, features] or [samples, ..., features], whose leading dimensions, flattened, are
+            the rows of the stream; contiguous. It may be updated in place afterwards.
         index: int64 [rows], unique rows of the stream. On a GPU its values are not checked: a row outside
             the stream becomes NaN.
         weight: [features], frozen. bias: [features] or None, frozen.
@@ -62,7 +63,7 @@ def gather_norm(
     if use_triton(hidden):
         (x,) = _GatherNorm.apply(hidden, index, weight, bias, kind, eps, (), None, ())
     else:
-        x = _normalize(gather_rows(hidden, index), weight, bias, kind, eps)
+        x = _normalize(gather_rows(stream_rows(hidden), index), weight, bias, kind, eps)
     if groups is None:
         return x, ()
     drops: Sequence[Dropout | None] = dropout or [None] * len(lora_a)
@@ -74,7 +75,7 @@ def gather_norm_reference(
     hidden: Tensor, index: Tensor, weight: Tensor, bias: Tensor | None, *, kind: NormKind, eps: float
 ) -> Tensor:
     """norm(hidden[index]) in plain torch, differentiable in every tensor."""
-    rows = hidden[index]
+    rows = stream_rows(hidden)[index]
     if kind == "layer":
         rows = rows - rows.mean(1, keepdim=True)
     normalized = rows * torch.rsqrt(rows.square().mean(1, keepdim=True) + eps) * weight
@@ -106,19 +107,25 @@ class _GatherNorm(torch.autograd.Function):
         threshold = dropout[0].threshold if dropout else 0
         saves = ctx.needs_input_grad[0]
         x, rows, mean, inverse, *shrunk = gather_norm_forward(
-            hidden, index, weight, bias, eps, kind == "rms", saves, list(lora_a), chunks, keys, threshold
+            stream_rows(hidden), index, weight, bias, eps, kind == "rms", saves, list(lora_a), chunks, keys, threshold
         )
         ctx.save_for_backward(index, weight, rows, mean, inverse)
         ctx.shape, ctx.kind = hidden.shape, kind
         ctx.mark_non_differentiable(*shrunk)
+        # Else every backward would be given zeros as the gradients of the shrunk rows.
+        ctx.set_materialize_grads(False)
         return x, *shrunk
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_x: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_x: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad_x is None:
+            return (None,) * 9
         index, weight, rows, mean, inverse = ctx.saved_tensors
         grad_hidden = grad_x.new_zeros(ctx.shape)
-        gather_norm_backward(grad_x.contiguous(), index, weight, rows, mean, inverse, ctx.kind == "rms", grad_hidden)
+        gather_norm_backward(
+            grad_x.contiguous(), index, weight, rows, mean, inverse, ctx.kind == "rms", stream_rows(grad_hidden)
+        )
         return grad_hidden, *([None] * 8)
 
 
@@ -132,18 +139,15 @@ def _check(
     groups: RowGroups | None,
     dropout: Sequence[Dropout],
 ) -> None:
-    check_shape("hidden", hidden, (None, None))
-    check_float("hidden", hidden)
-    if not hidden.is_contiguous():
-        raise ValueError(f"hidden: found strides {list(hidden.stride())}, expected a contiguous tensor")
-    check_index("index", index, "hidden", hidden)
+    check_stream("hidden", hidden)
+    check_index("index", index, "hidden", stream_rows(hidden.detach()))
     if kind not in ("layer", "rms"):
         raise ValueError(f"kind: found {kind!r}, expected 'layer' or 'rms'")
     if kind == "rms" and bias is not None:
         raise ValueError("bias: found a tensor, expected None for RMSNorm")
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None:
-            check_shape(name, tensor, (hidden.shape[1],))
+            check_shape(name, tensor, (hidden.shape[-1],))
             check_like(name, tensor, "hidden", hidden)
     if len(lora_a) > MAX_SHRINKS:
         raise ValueError(f"lora_a: found {len(lora_a)} banks, expected at most {MAX_SHRINKS}")

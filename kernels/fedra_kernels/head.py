@@ -90,11 +90,15 @@ class _HeadCrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(features, weight, labels, *saved)
         ctx.groups, ctx.grad_weight, ctx.grad_bias = groups, grad_weight, grad_bias
         ctx.mark_non_differentiable(correct)
+        # Else backward would be given zeros as the gradient of the right answers.
+        ctx.set_materialize_grads(False)
         return losses, correct
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_losses: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_losses: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad_losses is None:
+            return (None,) * 7
         features, weight, labels, *saved = ctx.saved_tensors
         groups: RowGroups = ctx.groups
         sinks = ctx.grad_weight, ctx.grad_bias

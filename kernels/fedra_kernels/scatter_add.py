@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .checks import check_float, check_index, check_like, check_shape
+from .checks import check_index, check_like, check_shape, check_stream, stream_rows
 from .dispatch import in_place, launch, register, use_triton
 
 SCHEMA = "scatter_add_(Tensor(a!) residual, Tensor y, Tensor index, Tensor? scale) -> ()"
@@ -22,8 +22,9 @@ def scatter_add(residual: Tensor, y: Tensor, index: Tensor, scale: Tensor | None
     """residual[index] += scale * y, in place; returns residual.
 
     Args:
-        residual: [rows of the stream, features], contiguous; updated in place, as autograd allows for any
-            tensor that is not a leaf.
+        residual: [rows of the stream, features] or [samples, ..., features], whose leading dimensions, flattened,
+            are the rows of the stream; contiguous. Updated in place, as autograd allows for any tensor that is not
+            a leaf. Give the stream itself, not a view of it: for a view, autograd copies the whole gradient.
         y: [rows, features].
         index: int64 [rows], unique rows of the stream. On a GPU its values are not checked: a row outside
             the stream is left out.
@@ -32,15 +33,12 @@ def scatter_add(residual: Tensor, y: Tensor, index: Tensor, scale: Tensor | None
     Raises:
         ValueError: a shape, dtype, device or row number does not fit.
     """
-    check_shape("residual", residual, (None, None))
-    check_float("residual", residual)
-    if not residual.is_contiguous():
-        raise ValueError(f"residual: found strides {list(residual.stride())}, expected a contiguous tensor")
-    check_index("index", index, "residual", residual)
-    check_shape("y", y, (index.shape[0], residual.shape[1]))
+    check_stream("residual", residual)
+    check_index("index", index, "residual", stream_rows(residual.detach()))
+    check_shape("y", y, (index.shape[0], residual.shape[-1]))
     check_like("y", y, "residual", residual)
     if scale is not None:
-        check_shape("scale", scale, (residual.shape[1],))
+        check_shape("scale", scale, (residual.shape[-1],))
         check_like("scale", scale, "residual", residual)
     added: Tensor = _ScatterAdd.apply(residual, y, index, scale)
     return added
@@ -48,7 +46,8 @@ def scatter_add(residual: Tensor, y: Tensor, index: Tensor, scale: Tensor | None
 
 def scatter_add_reference(residual: Tensor, y: Tensor, index: Tensor, scale: Tensor | None = None) -> Tensor:
     """The same sum in a new tensor."""
-    return residual.index_add(0, index, y if scale is None else y * scale)
+    total = stream_rows(residual).index_add(0, index, y if scale is None else y * scale)
+    return total.view(residual.shape)
 
 
 class _ScatterAdd(torch.autograd.Function):
@@ -56,10 +55,11 @@ class _ScatterAdd(torch.autograd.Function):
     def forward(ctx: Any, residual: Tensor, y: Tensor, index: Tensor, scale: Tensor | None) -> Tensor:
         ctx.mark_dirty(residual)
         ctx.save_for_backward(index, scale)
+        rows = stream_rows(residual)
         if use_triton(residual):
-            scatter_add_rows(residual, y.contiguous(), index, scale)
+            scatter_add_rows(rows, y.contiguous(), index, scale)
         else:
-            residual.index_add_(0, index, y if scale is None else y * scale)
+            rows.index_add_(0, index, y if scale is None else y * scale)
         return residual
 
     @staticmethod
@@ -68,7 +68,7 @@ class _ScatterAdd(torch.autograd.Function):
         index, scale = ctx.saved_tensors
         grad_y = None
         if ctx.needs_input_grad[1]:
-            grad_y = grad.index_select(0, index)
+            grad_y = stream_rows(grad.contiguous()).index_select(0, index)
             if scale is not None:
                 grad_y.mul_(scale)
         return grad, grad_y, None, None
