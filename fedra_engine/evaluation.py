@@ -121,7 +121,8 @@ class Evaluator:
         if self._foundation.task == "causal_lm":
             output = self._foundation.head
             with gathered(output):
-                scores = token_scores(features, batch.labels, output.weight, output.bias)
+                assert batch.learnt is not None
+                scores = token_scores(features, batch.labels, batch.learnt, output.weight, output.bias)
             return torch.stack([scores.correct, scores.tokens], dim=1).cpu()
         layout = self._foundation.head_layout
         heads = [state.heads[-1], *state.heads[: count - 1]]

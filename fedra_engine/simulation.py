@@ -110,7 +110,7 @@ class Simulation:
                 self._reporter.trained(tally.clients, tally.samples, tally.mean_loss)
         tally = self._merge(aggregator, tally)
         # Before the method decomposes or clusters what it got; again after it.
-        self._check_finite(work, np.isfinite(tally.loss), *aggregator.sums())
+        self._check_finite(work, np.isfinite(float(tally.loss)), *aggregator.sums())
         after = self._serve(state, aggregator, assignment, round) if tally.samples else state
         # Equal sums give equal states, to the last bit only on equal hardware.
         self.processes.broadcast_(list(after.tensors().values()))
@@ -123,7 +123,7 @@ class Simulation:
             round=round,
             participants=len(work.participants),
             samples=tally.samples,
-            loss=tally.mean_loss,
+            loss=tally.mean_loss(),
             lr=work.lr,
             blocks_held=int(assignment.held.any(axis=0).sum()),
             seconds=time.perf_counter() - started,
@@ -143,11 +143,11 @@ class Simulation:
 
     def _merge(self, aggregator: Aggregator, own: Tally) -> Tally:
         """What all processes trained. Each of them has then taken in all updates."""
-        counts = torch.tensor([own.clients, own.samples, own.loss], dtype=torch.float64)
+        counts = torch.tensor([own.clients, own.samples, float(own.loss)], dtype=torch.float64)
         self.processes.all_reduce_([*aggregator.sums(), counts])
         self.experiment.method.synchronize(self.processes)
         clients, samples, loss = counts.tolist()
-        merged = Tally(int(clients), int(samples), loss)
+        merged = Tally(int(clients), int(samples), torch.tensor(loss, dtype=torch.float64))
         self._reporter.trained(merged.clients, merged.samples, merged.mean_loss)
         return merged
 

@@ -13,7 +13,8 @@ import transformers
 from torch import Tensor, nn
 
 from fedra_engine.config import LoraConfig
-from fedra_engine.data.samples import Batch
+from fedra_engine.data.samples import Batch, LearntTokens
+from fedra_engine.data.token_samples import NOT_LEARNT
 from fedra_engine.models.foundation import Foundation, make_foundation
 from fedra_engine.models.pooling import PooledClassifier
 from fedra_engine.randomness import SampleDraws
@@ -170,7 +171,16 @@ class TensorSamples:
         return {name: t.to(dtype) if t.is_floating_point() else t for name, t in selected.items()}
 
     def batch(self, rows: Tensor, device: torch.device, dtype: torch.dtype, draws: SampleDraws | None = None) -> Batch:
-        return Batch(self.inputs(rows, device, dtype), self.labels[rows].to(device))
+        labels = self.labels[rows]
+        return Batch(
+            self.inputs(rows, device, dtype), labels.to(device), learnt_tokens(labels) if labels.dim() == 2 else None
+        )
+
+
+def learnt_tokens(labels: Tensor) -> LearntTokens:
+    """The tokens of `labels` [samples, tokens] that are not marked as -100, without first ones."""
+    samples, positions = np.nonzero(labels[:, 1:].numpy() != NOT_LEARNT)
+    return LearntTokens(samples, positions + 1)
 
 
 def make_model(family: str, dtype: torch.dtype = torch.float32) -> nn.Module:

@@ -1,4 +1,4 @@
-"""What a stretch of code asks of a GPU: kernels launched, and points at which the host waits; counted on any machine."""
+"""What a stretch of code asks of a GPU, counted on any machine: launches, and points at which the host waits."""
 
 from __future__ import annotations
 

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedra_engine.data.augmentation import Augmentation
@@ -14,15 +16,31 @@ from fedra_engine.data.stored_rows import StoredRows
 from fedra_engine.randomness import SampleDraws
 
 
+class LearntTokens(NamedTuple):
+    """Which tokens of a batch of texts are to be learnt, on the host: sample by sample, in the order of the text.
+
+    Attributes:
+        samples: int64 [learnt], the sample in the batch.
+        positions: int64 [learnt], the position of the token; at least 1, as nothing is there to predict a first one.
+    """
+
+    samples: NDArray[np.int64]
+    positions: NDArray[np.int64]
+
+
 class Batch(NamedTuple):
     """Samples on a device: the model's keyword arguments, and what it should answer.
 
-    `labels` is int64 [samples]; for causal language models int64 [samples, tokens], where `labels[:, t]` is token t
-    itself and -100 marks tokens not to learn (Hugging Face's convention: the loss shifts by one).
+    Attributes:
+        inputs: the arguments.
+        labels: int64 [samples]; for causal language models int64 [samples, tokens], where `labels[:, t]` is token t
+            itself and -100 marks tokens not to learn (Hugging Face's convention: the loss shifts by one).
+        learnt: of causal language models, the tokens that are not marked.
     """
 
     inputs: dict[str, Tensor]
     labels: Tensor
+    learnt: LearntTokens | None = None
 
 
 class Samples(Protocol):

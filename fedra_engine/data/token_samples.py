@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fedra_engine.data.samples import Batch
+from fedra_engine.data.samples import Batch, LearntTokens
 from fedra_engine.data.stored_rows import StoredRows, copy_async
 from fedra_engine.data.tokenization import TokenRows
 from fedra_engine.randomness import SampleDraws
@@ -72,7 +73,15 @@ class TokenSamples:
         inputs = {"input_ids": ids, "attention_mask": mask}
         if self._class_rows is not None:
             return Batch(inputs, self._class_rows.gather(rows, device))
-        return Batch(inputs, self._learnt(stored, ids))
+        return Batch(inputs, self._learnt(stored, ids), self._learnt_tokens(stored))
+
+    def _learnt_tokens(self, stored: Tensor) -> LearntTokens:
+        """Where `_learnt` marks nothing, except at first tokens."""
+        first = self._tokens.prompts[stored].clamp(min=1).numpy()
+        counts = np.maximum(self._tokens.lengths[stored].numpy() - first, 0)
+        samples = np.repeat(np.arange(len(stored)), counts)
+        within = np.arange(len(samples)) - (counts.cumsum() - counts)[samples]
+        return LearntTokens(samples, first[samples] + within)
 
     def _learnt(self, stored: Tensor, ids: Tensor) -> Tensor:
         """`ids` [rows, tokens] of the texts `stored` with `NOT_LEARNT` for prompts and filling."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fedra_engine.config import TrainingConfig
 from fedra_kernels import adamw, sgd, squared_norms
+from fedra_kernels.groups import consecutive_slots
 
 
 def bytes_per_parameter(training: TrainingConfig, dtype: torch.dtype, compute_dtype: torch.dtype) -> int:
@@ -67,26 +68,30 @@ class Bank:
         """The parameters [rows, size] in the precision of the computation."""
         return self.parameters if self._shadow is None else self._shadow
 
-    def load(
-        self, own: slice | Tensor, source: Tensor, rows: Tensor, adjust: Callable[[Tensor], None] | None = None
-    ) -> None:
+    def load(self, own: Tensor, source: Tensor, rows: Tensor, adjust: Callable[[], None] | None = None) -> None:
         """Give the rows `own` to new clients: parameters `source[rows]`, no gradients.
 
-        The optimizer takes their moments as zeros at the first step. `adjust` may change the new rows [rows, size] of
-        a slice in place.
+        The optimizer takes their moments as zeros at the first step.
+
+        Args:
+            own: int64 [n], rows of the bank.
+            source: parameters [any rows, size].
+            rows: int64 [n], rows of `source`.
+            adjust: may change the new parameters in place.
         """
-        if isinstance(own, slice):
+        if self.parameters.device.type == "cpu":
             # Straight into place: this copy is much of what a client costs the server.
-            torch.index_select(source, 0, rows, out=self.parameters[own])
+            for piece, target in consecutive_slots(own):
+                torch.index_select(source, 0, rows[piece], out=self.parameters[target])
         else:
             self.parameters.index_copy_(0, own, source.index_select(0, rows))
         if adjust is not None:
-            adjust(self.parameters[own])
+            adjust()
         for copy in (self._anchors, self._shadow):
             if copy is not None:
-                copy[own] = self.parameters[own].to(copy.dtype)
+                copy.index_copy_(0, own, self.parameters.index_select(0, own).to(copy.dtype))
         if self._stale_gradients:
-            self.gradients[own] = 0
+            self.gradients.index_fill_(0, own, 0)
 
     def add_proximal_gradients(self) -> None:
         """Add the gradient of μ/2 ‖w − w₀‖², w₀ as loaded (FedProx, arXiv 1812.06127, eq. 2)."""

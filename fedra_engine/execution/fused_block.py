@@ -75,7 +75,7 @@ class FusedBlock(SweepBlock):
         return scatter_add(stream, self._mlp(x).reshape(-1, features), index, parts.scale2)
 
     def _normalize(self, stream: Tensor, index: Tensor, norm: Norm, readers: Sequence[nn.Module]) -> Tensor:
-        """norm(rows `index` of stream), [rows, features]; leaves the shrunk rows for the adapted ones among `readers`."""
+        """norm of the rows `index`, [rows, features]; leaves the shrunk rows for the adapted ones among `readers`."""
         context, block = self._context, self._position
         targets = [reader.target for reader in readers if isinstance(reader, GroupedLoraLinear)]
         drops = [drop for target in targets if (drop := context.dropout_at(block, target)) is not None]

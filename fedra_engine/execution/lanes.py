@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fedra_engine.execution.banks import Bank
 from fedra_engine.execution.scheduling import longest_first
@@ -17,6 +16,7 @@ from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.work import ClientUpdates, LocalWork
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.state import GlobalState
+from fedra_kernels import to_device
 
 
 @dataclass
@@ -133,20 +133,26 @@ class LanePool:
             return None
         for lane in done:
             self._lanes[lane.index] = None
-        device = self.losses.device
-        processed = np.array([sum(map(len, lane.batches)) for lane in done], dtype=np.int64)
         clients = np.array([lane.client for lane in done], dtype=np.int64)
+        slots, head_rows, lanes = to_device(
+            [
+                np.concatenate([lane.trained_slots for lane in done]),
+                np.concatenate([lane.heads for lane in done]),
+                np.array([lane.index for lane in done]),
+            ],
+            self.losses.device,
+        )
         return ClientUpdates(
             clients=clients,
             samples=self._work.clients.sample_counts(clients),
-            processed=processed,
-            losses=self.losses[self._rows(done)].cpu().numpy() / processed,
+            processed=np.array([sum(map(len, lane.batches)) for lane in done], dtype=np.int64),
+            losses=self.losses[lanes],
             adapters=self.adapters.parameters,
-            slots=torch.from_numpy(np.concatenate([lane.trained_slots for lane in done])).to(device),
+            slots=slots,
             slot_owners=np.repeat(np.arange(len(done)), [len(lane.trained_slots) for lane in done]),
             slot_blocks=np.concatenate([lane.blocks[lane.trained] for lane in done]),
             heads=self.heads.parameters,
-            head_rows=torch.from_numpy(np.concatenate([lane.heads for lane in done])).to(device),
+            head_rows=head_rows,
             head_owners=np.repeat(np.arange(len(done)), [len(lane.heads) for lane in done]),
             head_exits=np.concatenate([lane.exits for lane in done]),
         )
@@ -168,28 +174,23 @@ class LanePool:
         )
 
     def _hand_out(self, lanes: Sequence[Lane]) -> None:
-        device, state = self.losses.device, self._state
-        for lane in lanes:
-            first = int(lane.slots[0])
-            own, blocks = slice(first, first + len(lane.blocks)), torch.from_numpy(lane.blocks).to(device)
-            self.adapters.load(own, state.adapters, blocks, self._adjustment(lane))
-        heads, exits = (np.concatenate([getattr(lane, name) for lane in lanes]) for name in ("heads", "exits"))
-        self.heads.load(torch.from_numpy(heads).to(device), state.heads, torch.from_numpy(exits).to(device))
-        self.losses.index_fill_(0, self._rows(lanes), 0)
-
-    def _adjustment(self, lane: Lane) -> Callable[[Tensor], None] | None:
-        """What makes handed-out slots the client's own: its rank, and what it keeps to itself."""
+        """Load what the clients of `lanes` start from."""
+        parts = [(lane.slots, lane.blocks, lane.heads, lane.exits, np.array([lane.index])) for lane in lanes]
+        slots, blocks, heads, exits, indices = to_device(
+            [np.concatenate(part) for part in zip(*parts, strict=True)], self.losses.device
+        )
         ranks, hand_out = self._assignment.ranks, self._assignment.hand_out
-        if ranks is None and hand_out is None:
-            return None
 
-        def adjust(slots: Tensor) -> None:
-            if hand_out is not None:
-                hand_out(lane.client, lane.blocks, slots)
-            if ranks is not None:
-                self._layout.truncate(slots, int(ranks[lane.row]))
+        def adjust() -> None:
+            """Make handed-out slots each client's own: its rank, and what it keeps to itself."""
+            for lane in lanes:
+                own = self.adapters.parameters[lane.slots[0] : lane.slots[-1] + 1]
+                if hand_out is not None:
+                    hand_out(lane.client, lane.blocks, own)
+                if ranks is not None:
+                    self._layout.truncate(own, int(ranks[lane.row]))
 
-        return adjust
-
-    def _rows(self, lanes: Sequence[Lane]) -> Tensor:
-        return torch.tensor([lane.index for lane in lanes], device=self.losses.device)
+        is_adjusted = ranks is not None or hand_out is not None
+        self.adapters.load(slots, self._state.adapters, blocks, adjust if is_adjusted else None)
+        self.heads.load(heads, self._state.heads, exits)
+        self.losses.index_fill_(0, indices, 0)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedra_kernels import RowGroups
+from fedra_kernels import RowGroups, to_device
+from fedra_kernels.groups import TableKey
 
 
 @dataclass(frozen=True)
@@ -21,13 +23,13 @@ class BlockRows:
     Attributes:
         index: int64 [samples], their positions in the batch; None when all go through.
         groups: the same samples by client; the slots are rows of the adapter bank.
-        clients: int64 [groups], the position in the batch of each group's client.
+        clients: int64 [groups], the position in the batch of each group's client, on the host.
         samples: how many go through.
     """
 
     index: Tensor | None
     groups: RowGroups
-    clients: Tensor
+    clients: NDArray[np.int64]
     samples: int
     _token_indices: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
@@ -35,7 +37,7 @@ class BlockRows:
         """int64 [rows], where the rows of `tokens` tokens per sample stand in a batch of `samples`; cached."""
         key = (samples, tokens)
         if key not in self._token_indices:
-            device = self.clients.device
+            device = self.groups.device
             index = torch.arange(samples, device=device) if self.index is None else self.index
             self._token_indices[key] = (index[:, None] * tokens + torch.arange(tokens, device=device)).flatten()
         return self._token_indices[key]
@@ -81,6 +83,73 @@ class SweepPlan:
     exits: Mapping[int, ExitRows]
 
 
+class PlanUses:
+    """What kernels have asked of the plans before: their tables go to the device with the plan."""
+
+    def __init__(self) -> None:
+        self.blocks: set[TableKey] = set()
+        self.heads: set[TableKey] = set()
+
+
+class PlanDraft:
+    """A plan whose tables are still on the host; `plan` makes it of these on the device."""
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        slots: NDArray[np.int64],
+        heads: NDArray[np.int64],
+        *,
+        scale: float,
+        dtype: torch.dtype,
+        device: torch.device,
+        copies: Sequence[ExitCopy] = (),
+        uses: PlanUses | None = None,
+    ) -> None:
+        """See `make_plan`."""
+        uses = PlanUses() if uses is None else uses
+        counts = np.asarray(sizes, dtype=np.int64)
+        owner = np.repeat(np.arange(len(counts)), counts)
+
+        def groups(members: NDArray[np.int64], rows: NDArray[np.int64], kind: set[TableKey]) -> RowGroups:
+            scales = torch.full((len(rows),), scale, dtype=dtype)
+            return RowGroups(counts[members].tolist(), torch.from_numpy(rows), scales, device, kind)
+
+        self._blocks: list[tuple[NDArray[np.int64], NDArray[np.int64] | None, RowGroups] | None] = []
+        for block_slots in slots.T:
+            held = block_slots >= 0
+            clients = np.flatnonzero(held)
+            index = None if held.all() else np.flatnonzero(held[owner])
+            of_block = groups(clients, block_slots[clients], uses.blocks)
+            self._blocks.append((clients, index, of_block) if len(clients) else None)
+        self._heads = groups(np.arange(len(counts)), heads, uses.heads)
+        self._exits = _exit_rows(counts, copies)
+
+    def tables(self) -> list[NDArray[Any]]:
+        """All that must go to the device, in the order in which `plan` takes it."""
+        tables = self._heads.wanted_tables()
+        for block in self._blocks:
+            if block is not None:
+                _, index, groups = block
+                tables += groups.wanted_tables() if index is None else [index, *groups.wanted_tables()]
+        return tables + [rows for exit in self._exits.values() for rows in exit]
+
+    def plan(self, tables: Iterator[Tensor]) -> SweepPlan:
+        """The plan; takes from `tables` those of `tables()` on the device."""
+        self._heads.adopt_tables(tables)
+        blocks = [None if block is None else self._block_rows(*block, tables) for block in self._blocks]
+        exits = {block: ExitRows(next(tables), next(tables)) for block in self._exits}
+        return SweepPlan(tuple(blocks), self._heads, exits)
+
+    @staticmethod
+    def _block_rows(
+        clients: NDArray[np.int64], index: NDArray[np.int64] | None, groups: RowGroups, tables: Iterator[Tensor]
+    ) -> BlockRows:
+        moved = None if index is None else next(tables)
+        groups.adopt_tables(tables)
+        return BlockRows(index=moved, groups=groups, clients=clients, samples=groups.rows)
+
+
 def make_plan(
     sizes: Sequence[int],
     slots: NDArray[np.int64],
@@ -102,31 +171,8 @@ def make_plan(
         device: device of the tables.
         copies: which groups are copies of others at early exits.
     """
-    counts = np.asarray(sizes, dtype=np.int64)
-    owner = np.repeat(np.arange(len(counts)), counts)
-
-    def groups(members: NDArray[np.int64], rows: NDArray[np.int64]) -> RowGroups:
-        scales = torch.full((len(rows),), scale, dtype=dtype)
-        return RowGroups(counts[members].tolist(), torch.from_numpy(rows), scales, device)
-
-    def block_rows(block_slots: NDArray[np.int64]) -> BlockRows | None:
-        held = block_slots >= 0
-        if not held.any():
-            return None
-        clients = np.flatnonzero(held)
-        index = None if held.all() else torch.from_numpy(np.flatnonzero(held[owner])).to(device)
-        return BlockRows(
-            index=index,
-            groups=groups(clients, block_slots[clients]),
-            clients=torch.from_numpy(clients).to(device),
-            samples=int(counts[clients].sum()),
-        )
-
-    return SweepPlan(
-        blocks=tuple(block_rows(column) for column in slots.T),
-        heads=groups(np.arange(len(counts)), heads),
-        exits=_exit_rows(counts, copies, device),
-    )
+    draft = PlanDraft(sizes, slots, heads, scale=scale, dtype=dtype, device=device, copies=copies)
+    return draft.plan(iter(to_device(draft.tables(), device)))
 
 
 def single_client_plan(
@@ -140,17 +186,19 @@ def single_client_plan(
     return make_plan([samples], slots[None], head, scale=scale, dtype=dtype, device=device)
 
 
-def _exit_rows(counts: NDArray[np.int64], copies: Sequence[ExitCopy], device: torch.device) -> dict[int, ExitRows]:
+def _exit_rows(
+    counts: NDArray[np.int64], copies: Sequence[ExitCopy]
+) -> dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """`ExitRows` on the host, by block."""
     starts = np.cumsum(counts) - counts
     by_block: defaultdict[int, list[ExitCopy]] = defaultdict(list)
     for copy in copies:
         by_block[copy.block].append(copy)
 
-    def rows(groups: list[int]) -> Tensor:
-        members = [np.arange(starts[group], starts[group] + counts[group]) for group in groups]
-        return torch.from_numpy(np.concatenate(members)).to(device)
+    def rows(groups: list[int]) -> NDArray[np.int64]:
+        return np.concatenate([np.arange(starts[group], starts[group] + counts[group]) for group in groups])
 
     return {
-        block: ExitRows(rows([copy.group for copy in some]), rows([copy.source for copy in some]))
-        for block, some in by_block.items()
+        block: (rows([copy.group for copy in here]), rows([copy.source for copy in here]))
+        for block, here in by_block.items()
     }

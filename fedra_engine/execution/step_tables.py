@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,10 +13,11 @@ from torch import Tensor
 
 from fedra_engine.execution.exits import ExitTable
 from fedra_engine.execution.lanes import Lane
-from fedra_engine.execution.plan import ExitCopy, SweepPlan, make_plan
+from fedra_engine.execution.plan import ExitCopy, PlanDraft, PlanUses, SweepPlan
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.rank_penalty import tail_mask
 from fedra_engine.models.foundation import Foundation
+from fedra_kernels import to_device
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,18 @@ class StepTables:
 
     @classmethod
     def make(
-        cls, lanes: Sequence[Lane], foundation: Foundation, assignment: Assignment, scale: float, like: Tensor
+        cls,
+        lanes: Sequence[Lane],
+        foundation: Foundation,
+        assignment: Assignment,
+        scale: float,
+        like: Tensor,
+        uses: PlanUses,
     ) -> StepTables:
-        """The tables for the coming step of `lanes`; scales in the dtype, and all on the device of `like`."""
+        """The tables for the coming step of `lanes`; scales in the dtype, and all on the device of `like`.
+
+        All go to the device in one copy, with the tables that kernels have asked of earlier plans by `uses`.
+        """
         device = like.device
         owners, copies = _groups(lanes, assignment)
         slots = np.full((len(owners), foundation.depth), -1, dtype=np.int64)
@@ -66,35 +77,41 @@ class StepTables:
         sizes = tuple(len(lane.batch) for lane in lanes)
         heads = [lane.heads[-1] for lane in lanes]
         heads += [lane.heads[e] for lane in lanes for e in range(len(lane.heads) - 1)]
+        draft = PlanDraft(
+            [sizes[owner] for owner in owners],
+            slots,
+            np.array(heads, dtype=np.int64),
+            scale=scale,
+            dtype=like.dtype,
+            device=device,
+            copies=copies,
+            uses=uses,
+        )
 
-        def moved(values: Sequence[int] | NDArray[np.int64]) -> Tensor:
-            return torch.from_numpy(np.asarray(values, dtype=np.int64)).to(device)
+        def owner_of(counts: Sequence[int]) -> NDArray[np.int64]:
+            return np.repeat(np.arange(len(lanes)), counts)
 
-        def owner_of(counts: Sequence[int]) -> Tensor:
-            return moved(np.repeat(np.arange(len(lanes)), counts))
-
+        own = {
+            "lanes": np.array([lane.index for lane in lanes]),
+            "samples": np.array(sizes, dtype=np.float64),
+            "steps": np.array([lane.step for lane in lanes]),
+            "heads": np.concatenate([lane.heads for lane in lanes]),
+            "head_owners": owner_of([len(lane.heads) for lane in lanes]),
+            "slots": np.concatenate([lane.trained_slots for lane in lanes]),
+            "slot_owners": owner_of([len(lane.trained_slots) for lane in lanes]),
+        }
+        exits = _exit_table(lanes, owners, like) if assignment.exits else ()
+        tail = _tail(lanes, assignment, foundation.adapter_layout.rank)
+        moved = iter(to_device([*draft.tables(), *own.values(), *exits, *tail], device))
+        plan = draft.plan(moved)
         return cls(
             indices=tuple(lane.index for lane in lanes),
             sizes=sizes,
             group_owners=owners,
-            plan=make_plan(
-                [sizes[owner] for owner in owners],
-                slots,
-                np.array(heads, dtype=np.int64),
-                scale=scale,
-                dtype=like.dtype,
-                device=device,
-                copies=copies,
-            ),
-            exits=_exit_table(lanes, owners, like) if assignment.exits else None,
-            lanes=moved([lane.index for lane in lanes]),
-            samples=torch.tensor(sizes, dtype=torch.float64).to(device),
-            steps=moved([lane.step for lane in lanes]),
-            heads=moved(np.concatenate([lane.heads for lane in lanes])),
-            head_owners=owner_of([len(lane.heads) for lane in lanes]),
-            slots=moved(np.concatenate([lane.trained_slots for lane in lanes])),
-            slot_owners=owner_of([len(lane.trained_slots) for lane in lanes]),
-            tail=_tail(lanes, assignment, foundation.adapter_layout.rank, device),
+            plan=plan,
+            **{name: next(moved) for name in own},
+            exits=ExitTable(*(next(moved) for _ in exits)) if exits else None,
+            tail=next(moved) if tail else None,
         )
 
     def serve(self, lanes: Sequence[Lane]) -> bool:
@@ -115,14 +132,16 @@ def _groups(lanes: Sequence[Lane], assignment: Assignment) -> tuple[tuple[int, .
     return tuple(owners), copies
 
 
-def _tail(lanes: Sequence[Lane], assignment: Assignment, rank: int, device: torch.device) -> Tensor | None:
+def _tail(lanes: Sequence[Lane], assignment: Assignment, rank: int) -> tuple[()] | tuple[NDArray[np.bool_]]:
+    """`StepTables.tail` on the host, if there is one."""
     if assignment.rank_penalty == 0 or assignment.ranks is None:
-        return None
+        return ()
     ranks = [assignment.ranks[lane.row] for lane in lanes for _ in lane.trained_slots]
-    return tail_mask(torch.from_numpy(np.asarray(ranks)), assignment.keep_ratio, rank).to(device)
+    return (tail_mask(torch.from_numpy(np.asarray(ranks)), assignment.keep_ratio, rank).numpy(),)
 
 
-def _exit_table(lanes: Sequence[Lane], owners: Sequence[int], like: Tensor) -> ExitTable:
+def _exit_table(lanes: Sequence[Lane], owners: Sequence[int], like: Tensor) -> tuple[NDArray[Any], ...]:
+    """The fields of the `ExitTable` on the host; shares in the dtype of `like`."""
     sizes = np.array([len(lane.batch) for lane in lanes])
     group_sizes = sizes[list(owners)]
     starts = np.cumsum(group_sizes) - group_sizes
@@ -136,10 +155,4 @@ def _exit_table(lanes: Sequence[Lane], owners: Sequence[int], like: Tensor) -> E
         rows[mine, filled[owner]] = starts[group] + within[mine]
         present[mine, filled[owner]] = True
         filled[owner] += 1
-    device = like.device
-    return ExitTable(
-        rows=torch.from_numpy(rows).to(device),
-        present=torch.from_numpy(present).to(device),
-        clients=torch.from_numpy(clients).to(device),
-        shares=torch.from_numpy(1 / sizes[clients]).to(like),
-    )
+    return rows, present, clients, torch.from_numpy(1 / sizes[clients]).to(like.dtype).numpy()

@@ -12,12 +12,13 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 
 from fedra_engine.config import LoraConfig
-from fedra_engine.data.samples import Samples
+from fedra_engine.data.samples import Batch, Samples
 from fedra_engine.errors import InputError
 from fedra_engine.execution.dropout import DropoutKeys
 from fedra_engine.execution.exits import exit_losses
 from fedra_engine.execution.lanes import Lane, LanePool
 from fedra_engine.execution.loss_scale import loss_scale
+from fedra_engine.execution.plan import PlanUses
 from fedra_engine.execution.step_tables import StepTables
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.execution.token_loss import token_cross_entropy
@@ -57,6 +58,7 @@ class SweepExecutor:
         self._lora = lora
         self._lanes = lanes
         self._sharded_over = sharded_over
+        self._plan_uses = PlanUses()
 
     def train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
         """Train the round; see `Executor.train`. When memory runs out, half as many lanes go on.
@@ -115,7 +117,9 @@ class SweepExecutor:
                 self._dummy_pass(pool.losses.device)
                 continue
             if tables is None or not tables.serve(lanes):
-                tables = StepTables.make(lanes, foundation, assignment, self._lora.scale, state.adapters)
+                tables = StepTables.make(
+                    lanes, foundation, assignment, self._lora.scale, state.adapters, self._plan_uses
+                )
             self._step(pool, lanes, tables, work, assignment)
             if updates := pool.take_finished():
                 tables = None
@@ -135,8 +139,8 @@ class SweepExecutor:
         rows = torch.from_numpy(np.concatenate([lanes[group].batch for group in tables.group_owners]))
         device, dtype = pool.losses.device, self._foundation.dtype
         batch = self._samples.batch(rows, device, dtype, _draws(lanes, tables, work))
-        features = self._model.features(batch.inputs, tables.plan, self._dropout(lanes, work, device))
-        losses = self._losses(pool, features, batch.labels, tables, assignment)
+        features = self._model.features(batch.inputs, tables.plan, self._dropout(lanes, work))
+        losses = self._losses(pool, features, batch, tables, assignment)
         scale = loss_scale(dtype)
         self._model.backward(losses.sum() * scale)
         if scale != 1:
@@ -153,14 +157,18 @@ class SweepExecutor:
         self._optimize(pool, tables, work)
 
     def _losses(
-        self, pool: LanePool, features: Tensor, labels: Tensor, tables: StepTables, assignment: Assignment
+        self, pool: LanePool, features: Tensor, batch: Batch, tables: StepTables, assignment: Assignment
     ) -> Tensor:
         """The loss of each client, [clients]; its backward adds the heads' gradients to their bank."""
         if self._foundation.task == "causal_lm":
             output = self._foundation.head
-            owners = tables.plan.heads.row_group
+            owners = np.repeat(np.arange(len(tables.sizes)), tables.sizes)
+            assert batch.learnt is not None
             with gathered(output):
-                return token_cross_entropy(features, labels, output.weight, output.bias, owners, len(tables.lanes))
+                return token_cross_entropy(
+                    features, batch.labels, batch.learnt, output.weight, output.bias, owners, len(tables.sizes)
+                )
+        labels = batch.labels
         layout, heads = self._foundation.head_layout, pool.heads
         features = features.to(heads.parameters.dtype)
         weight, bias = layout.weight(heads.parameters), layout.bias(heads.parameters)
@@ -189,13 +197,11 @@ class SweepExecutor:
         for bank, rows, owners in banks:
             bank.step(rows, lr=work.lr, clip=clip[owners], steps=tables.steps[owners])
 
-    def _dropout(self, lanes: Sequence[Lane], work: LocalWork, device: torch.device) -> DropoutKeys | None:
+    def _dropout(self, lanes: Sequence[Lane], work: LocalWork) -> DropoutKeys | None:
         if self._lora.dropout == 0:
             return None
         clients, steps = [lane.client for lane in lanes], [lane.step for lane in lanes]
-        return DropoutKeys(
-            self._lora.dropout, seed=work.seed, round=work.round, clients=clients, steps=steps, device=device
-        )
+        return DropoutKeys(self._lora.dropout, seed=work.seed, round=work.round, clients=clients, steps=steps)
 
 
 def _draws(lanes: Sequence[Lane], tables: StepTables, work: LocalWork) -> SampleDraws:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fedra_engine.execution.dropout import DropoutKeys
+from fedra_engine.execution.dropout import PassDropout
 from fedra_engine.execution.plan import BlockRows, SweepPlan
 from fedra_engine.models.adapters import AdapterLayout, Factor
 from fedra_engine.models.linears import linear_shape, stores_input_first
@@ -15,7 +15,7 @@ class SweepContext:
     """The plan, the adapter bank and its gradient sinks of the pass that is going on."""
 
     plan: SweepPlan
-    dropout: DropoutKeys | None
+    dropout: PassDropout | None
 
     def __init__(self, layout: AdapterLayout, *, sharded: bool = False, checkpoint_blocks: bool = False) -> None:
         """With `sharded` weights every pass runs all blocks; with `checkpoint_blocks` backward runs blocks again."""
@@ -47,7 +47,7 @@ class SweepContext:
 
     def dropout_at(self, block: int, target: int) -> Dropout | None:
         """The LoRA dropout of one target of one block."""
-        return None if self.dropout is None else self.dropout.at(block, target, self.rows(block).clients)
+        return None if self.dropout is None else self.dropout.at(block, target)
 
 
 class GroupedLoraLinear(nn.Module):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from fedra_engine.execution.dropout import DropoutKeys
+from fedra_engine.execution.dropout import DropoutKeys, PassDropout
 from fedra_engine.execution.fused_block import FusedBlock
 from fedra_engine.execution.fused_families import match_parts
 from fedra_engine.execution.plan import SweepPlan, make_plan, single_client_plan
@@ -90,7 +90,8 @@ class SweepModel:
         """Inputs of the head for the samples of `plan`: [samples, features], of a language model [samples, tokens,
         features]."""
         self._context.plan = plan
-        self._context.dropout = dropout
+        targets, device = len(self._foundation.adapter_layout.targets), plan.heads.device
+        self._context.dropout = None if dropout is None else PassDropout(dropout, plan, targets, device)
         features = self._model(**inputs).logits
         assert isinstance(features, Tensor)
         return features

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from fedra_engine.data.token_samples import NOT_LEARNT
+from fedra_engine.data.samples import LearntTokens
+from fedra_kernels import to_device
 
 CHUNK_LOGITS = 2**26
 """Most logits that exist at a time."""
@@ -28,7 +31,13 @@ class TokenScores(NamedTuple):
 
 
 def token_cross_entropy(
-    features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None, clients: Tensor, count: int
+    features: Tensor,
+    labels: Tensor,
+    learnt: LearntTokens,
+    weight: Tensor,
+    bias: Tensor | None,
+    clients: NDArray[np.int64],
+    count: int,
 ) -> Tensor:
     """Mean cross entropy of each client's learnt tokens, [count], in at least float32.
 
@@ -36,23 +45,32 @@ def token_cross_entropy(
 
     Args:
         features: [samples, tokens, features] before the output layer; the result is differentiable in them.
-        labels: int64 [samples, tokens], the tokens themselves, or -100 where one is not to be learnt.
+        labels: int64 [samples, tokens], the tokens themselves.
+        learnt: which of them are to be learnt.
         weight, bias: of the output layer, [vocabulary, features] and [vocabulary] or None; frozen.
-        clients: int64 [samples], which client has each sample.
+        clients: int64 [samples], which client has each sample, on the host.
         count: number of clients.
     """
-    losses: Tensor = _TokenCrossEntropy.apply(features, labels, weight, bias, clients, count)
+    owners = clients[learnt.samples]
+    wide = np.dtype(np.float64 if features.dtype == torch.float64 else np.float32)
+    of_each = np.bincount(owners, minlength=count).astype(wide)
+    shares = np.reciprocal(of_each[owners])
+    rows, owners_there, shares_there = to_device([_rows(features, learnt), owners, shares], features.device)
+    losses: Tensor = _TokenCrossEntropy.apply(features, labels, rows, owners_there, shares_there, weight, bias, count)
     return losses
 
 
 @torch.no_grad()
-def token_scores(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None) -> TokenScores:
+def token_scores(
+    features: Tensor, labels: Tensor, learnt: LearntTokens, weight: Tensor, bias: Tensor | None
+) -> TokenScores:
     """How well the next tokens are predicted; arguments as in `token_cross_entropy`."""
-    rows, samples, targets = _learnt(features, labels)
+    rows, samples = to_device([_rows(features, learnt), learnt.samples], features.device)
+    before, targets = _learnt(features, labels, rows)
     scores = torch.zeros(2, len(features), dtype=torch.int64, device=features.device)
     correct, tokens = scores
     for chunk in _chunks(len(rows), weight):
-        right = _logits(rows[chunk], weight, bias).argmax(1) == targets[chunk]
+        right = _logits(before[chunk], weight, bias).argmax(1) == targets[chunk]
         correct.index_add_(0, samples[chunk], right.long())
     tokens.index_add_(0, samples, torch.ones_like(samples))
     return TokenScores(correct, tokens)
@@ -64,20 +82,18 @@ class _TokenCrossEntropy(torch.autograd.Function):
         ctx: Any,
         features: Tensor,
         labels: Tensor,
+        rows: Tensor,
+        owners: Tensor,
+        shares: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        clients: Tensor,
         count: int,
     ) -> Tensor:
-        rows, samples, targets = _learnt(features, labels)
-        owners = clients[samples]
-        wide = torch.promote_types(features.dtype, torch.float32)
-        tokens = torch.bincount(owners, minlength=count).to(wide)
-        shares = (1 / tokens)[owners]
-        losses = torch.zeros(count, dtype=wide, device=features.device)
-        gradient = torch.empty_like(rows)
+        before, targets = _learnt(features, labels, rows)
+        losses = torch.zeros(count, dtype=shares.dtype, device=features.device)
+        gradient = torch.empty_like(before)
         for chunk in _chunks(len(rows), weight):
-            logits = _logits(rows[chunk], weight, bias)
+            logits = _logits(before[chunk], weight, bias)
             target = targets[chunk, None]
             log_sums = logits.logsumexp(1, keepdim=True)
             nll = (log_sums - logits.gather(1, target))[:, 0]
@@ -86,26 +102,29 @@ class _TokenCrossEntropy(torch.autograd.Function):
             slope = logits.sub_(log_sums).exp_()
             slope.scatter_add_(1, target, torch.full_like(nll, -1)[:, None])
             torch.mm(slope.to(weight.dtype), weight, out=gradient[chunk])
-        ctx.save_for_backward(gradient, shares, owners, labels)
+        ctx.save_for_backward(gradient, shares, owners, rows)
         ctx.shape = features.shape
         return losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor | None, ...]:
-        gradient, shares, owners, labels = ctx.saved_tensors
+        gradient, shares, owners, rows = ctx.saved_tensors
         grad_features = gradient.new_zeros(ctx.shape)
         # One factor, not two: a token's share alone may be too small for float16.
         factors = (grad_losses[owners] * shares).to(gradient.dtype)
-        # Only where the next token is learnt.
-        grad_features[:, :-1][labels[:, 1:] != NOT_LEARNT] = gradient * factors[:, None]
-        return grad_features, *([None] * 5)
+        grad_features.view(-1, ctx.shape[-1]).index_copy_(0, rows, gradient * factors[:, None])
+        return grad_features, *([None] * 7)
 
 
-def _learnt(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Features before each learnt token [learnt, features], the sample each is of, and the tokens, [learnt]."""
-    samples, positions = torch.nonzero(labels[:, 1:] != NOT_LEARNT, as_tuple=True)
-    return features[samples, positions], samples, labels[samples, positions + 1]
+def _rows(features: Tensor, learnt: LearntTokens) -> NDArray[np.int64]:
+    """int64 [learnt], which rows of the features, of all samples one after another, predict each learnt token."""
+    return learnt.samples * features.shape[1] + learnt.positions - 1
+
+
+def _learnt(features: Tensor, labels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The features `rows` before each learnt token [learnt, features], and the tokens, [learnt]."""
+    return features.flatten(0, 1).index_select(0, rows), labels.flatten().index_select(0, rows + 1)
 
 
 def _chunks(rows: int, weight: Tensor) -> list[slice]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedra_engine.federation.work import ClientUpdates
 from fedra_engine.models.state import GlobalState
-from fedra_kernels import aggregate, finish_aggregate
+from fedra_kernels import aggregate, finish_aggregate, to_device
 
 _COARSE_BITS = 24
 _FINE_BITS = 60
@@ -89,8 +89,8 @@ class WeightedSum:
 
     def add(self, bank: Tensor, rows: Tensor, targets: NDArray[np.int64], weights: NDArray[np.float64]) -> None:
         """Add `bank[rows]` with `weights` to the global rows `targets`."""
-        where = torch.from_numpy(targets).to(bank.device)
-        weight = torch.from_numpy(weights).to(self.weight)
+        precision = np.float32 if self.weight.dtype == torch.float32 else np.float64
+        where, weight = to_device([targets, weights.astype(precision)], bank.device)
         if len(self._parts) == 1:
             aggregate(self._parts[0], self.weight, bank, rows, where, weight)
             return

@@ -14,6 +14,7 @@ from fedra_engine.federation.aggregation import Aggregator
 from fedra_engine.federation.work import ClientUpdates
 from fedra_engine.models.adapters import AdapterLayout
 from fedra_engine.models.state import GlobalState
+from fedra_kernels import to_device
 
 
 class RankedAggregator(Aggregator):
@@ -44,8 +45,8 @@ class RankedAggregator(Aggregator):
         super().add(updates)
         weights = self.slot_weights(updates, self.client_weights(updates))
         has = np.arange(self._layout.rank) < self._ranks[updates.clients][updates.slot_owners, None]
-        blocks = torch.from_numpy(updates.slot_blocks).to(self._by_rank.device)
-        self._by_rank.index_add_(0, blocks, torch.from_numpy(weights[:, None] * has).to(self._by_rank))
+        blocks, weighted = to_device([updates.slot_blocks, weights[:, None] * has], self._by_rank.device)
+        self._by_rank.index_add_(0, blocks, weighted.to(self._by_rank.dtype))
 
     def sums(self) -> list[Tensor]:
         """See `Aggregator.sums`."""

@@ -84,7 +84,8 @@ class ClientUpdates:
         clients: int64 [clients].
         samples: int64 [clients], training samples each client has.
         processed: int64 [clients], samples each client went through in this round, over all local steps.
-        losses: float64 [clients], mean training loss over each client's samples.
+        losses: float64 [clients], on the executor's device: each client's training loss, summed over the samples it
+            went through.
         adapters: adapter bank [bank rows, slot size].
         slots: int64 [slots], rows of `adapters` that these clients trained.
         slot_owners: int64 [slots], index into `clients`.
@@ -98,7 +99,7 @@ class ClientUpdates:
     clients: NDArray[np.int64]
     samples: NDArray[np.int64]
     processed: NDArray[np.int64]
-    losses: NDArray[np.float64]
+    losses: Tensor
     adapters: Tensor
     slots: Tensor
     slot_owners: NDArray[np.int64]
@@ -125,7 +126,7 @@ class ClientUpdates:
             clients=clients,
             samples=work.clients.sample_counts(clients),
             processed=np.array([loss.processed]),
-            losses=np.array([loss.total / loss.processed]),
+            losses=torch.tensor([loss.total], dtype=torch.float64),
             adapters=adapters,
             slots=torch.arange(len(blocks), device=adapters.device),
             slot_owners=np.zeros(len(blocks), dtype=np.int64),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import mean
 from types import TracebackType
@@ -78,13 +78,13 @@ class Reporter:
         if self._live is not None:
             self._live.start()
 
-    def trained(self, clients: int, samples: int, loss: float | None) -> None:
-        """So far `clients` of the round have trained, on `samples` samples with this mean loss."""
+    def trained(self, clients: int, samples: int, loss: Callable[[], float | None]) -> None:
+        """So far `clients` of the round have trained, on `samples` samples; `loss` gives their mean loss."""
         self._meter.trained(clients, samples, loss)
 
     def round_finished(self, record: Mapping[str, Any]) -> None:
         """The round with these metrics is over. Plain output gets a line of it; the log gets all of it."""
-        self._meter.round_finished()
+        self._meter.round_finished(record["loss"])
         line = f"round {self._meter.round_text()}  {self._meter.status_text()}"
         if self._live is None:
             self._print(line)

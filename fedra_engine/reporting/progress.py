@@ -15,6 +15,8 @@ from rich.text import Text
 
 REFRESHES_PER_SECOND = 2
 """Drawing takes milliseconds of the processor that trains."""
+SECONDS_BETWEEN_LOSSES = 1.0
+"""To read a loss is to wait for the GPU, which then has nothing to do."""
 BAR_WIDTH = 32
 
 
@@ -34,6 +36,7 @@ class Meter:
         self._began: float | None = None
         self._round_began = 0.0
         self._round_seconds = 0.0
+        self._loss_read = -math.inf
 
     def round_started(self, round: int, rounds: int, participants: int) -> None:
         """Count from nothing again."""
@@ -44,14 +47,18 @@ class Meter:
         self.clients, self._samples = 0, 0
         self._round_began = now
 
-    def trained(self, clients: int, samples: int, loss: float | None) -> None:
-        """The clients of the round that have trained so far, their samples and mean loss (None: there are none)."""
+    def trained(self, clients: int, samples: int, loss: Callable[[], float | None]) -> None:
+        """The clients of the round that have trained so far, their samples, and what gives their mean loss."""
         self.clients, self._samples = clients, samples
-        self._loss = math.nan if loss is None else loss
-        self._round_seconds = self._clock() - self._round_began
+        now = self._clock()
+        if now - self._loss_read >= SECONDS_BETWEEN_LOSSES:
+            self._show_loss(loss())
+            self._loss_read = now
+        self._round_seconds = now - self._round_began
 
-    def round_finished(self) -> None:
-        """Count the round."""
+    def round_finished(self, loss: float | None) -> None:
+        """Count the round, whose mean loss was `loss` (None: nobody trained)."""
+        self._show_loss(loss)
         self.rounds_done += 1
         self._round_seconds = self._clock() - self._round_began
 
@@ -64,6 +71,9 @@ class Meter:
         speed = self._samples / self._round_seconds if self._round_seconds else 0.0
         loss = "–" if math.isnan(self._loss) else f"{self._loss:.4f}"
         return f"loss {loss}  {self.clients} clients  {speed:,.0f} samples/s  ETA {self._eta()}"
+
+    def _show_loss(self, loss: float | None) -> None:
+        self._loss = math.nan if loss is None else loss
 
     def _eta(self) -> str:
         """Time that the remaining rounds take if they are like those of this process."""

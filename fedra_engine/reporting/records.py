@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from fedra_engine.federation.work import ClientUpdates
 
 
 @dataclass
 class Tally:
-    """What was trained so far in a round: clients, the samples they went through, and the sum of their losses."""
+    """What was trained so far in a round.
+
+    Attributes:
+        clients: how many have trained.
+        samples: how many samples they went through, over all local steps.
+        loss: the sum of the losses over these; float64 [], on the executor's device.
+    """
 
     clients: int = 0
     samples: int = 0
-    loss: float = 0.0
+    loss: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
 
-    @property
     def mean_loss(self) -> float | None:
-        """Per sample; None when nobody trained."""
-        return self.loss / self.samples if self.samples else None
+        """Per sample, None when nobody trained; waits for the executor's device."""
+        return float(self.loss) / self.samples if self.samples else None
 
     def add(self, updates: ClientUpdates) -> None:
         """Count the updates of a few clients."""
         self.clients += len(updates.clients)
         self.samples += int(updates.processed.sum())
-        self.loss += float(updates.losses @ updates.processed)
+        self.loss = self.loss + updates.losses.sum()
 
 
 @dataclass
@@ -59,5 +67,5 @@ class RoundMetrics:
 
     def record(self) -> dict[str, Any]:
         """The values by name; what was not measured is left out."""
-        optional = {field.name for field in fields(self) if field.default is None}
+        optional = {each.name for each in fields(self) if each.default is None}
         return {name: value for name, value in asdict(self).items() if name not in optional or value is not None}

@@ -3,7 +3,7 @@
 from .activation import activation_reference, gelu, swiglu
 from .adamw import adamw, adamw_reference
 from .aggregate import aggregate, aggregate_reference, finish_aggregate
-from .counter_hash import Dropout, dropout_key, dropout_mask
+from .counter_hash import Dropout, dropout_key, dropout_keys, dropout_mask
 from .gather_norm import gather_norm, gather_norm_reference
 from .groups import RowGroups
 from .head import head_cross_entropy, head_cross_entropy_reference
@@ -13,6 +13,7 @@ from .scatter import gather_rows, gather_rows_reference, scatter_rows, scatter_r
 from .scatter_add import scatter_add, scatter_add_reference
 from .sgd import sgd, sgd_reference
 from .squared_norms import squared_norms, squared_norms_reference
+from .transfer import to_device
 
 __all__ = [
     "Dropout",
@@ -23,6 +24,7 @@ __all__ = [
     "aggregate",
     "aggregate_reference",
     "dropout_key",
+    "dropout_keys",
     "dropout_mask",
     "finish_aggregate",
     "gather_norm",
@@ -45,4 +47,5 @@ __all__ = [
     "squared_norms",
     "squared_norms_reference",
     "swiglu",
+    "to_device",
 ]

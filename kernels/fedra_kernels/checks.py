@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .dispatch import nothing_runs, use_triton
+from .groups import RowGroups
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FLOAT_DTYPES = (*KERNEL_DTYPES, torch.float64)
@@ -41,8 +42,8 @@ def check_float(name: str, tensor: Tensor) -> None:
     check_dtype(name, tensor, KERNEL_DTYPES if use_triton(tensor) else FLOAT_DTYPES)
 
 
-def check_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
-    """Raise ValueError unless both tensors are on one device."""
+def check_device(name: str, tensor: Tensor | RowGroups, other_name: str, other: Tensor) -> None:
+    """Raise ValueError unless both are on one device."""
     if tensor.device != other.device:
         raise ValueError(f"{name}: found on {tensor.device}, expected {other.device} as {other_name}")
 

@@ -103,7 +103,7 @@ class _GatherNorm(torch.autograd.Function):
         dropout: tuple[Dropout, ...],
     ) -> tuple[Tensor, ...]:
         chunks = None if groups is None else groups.chunks(norm_tile(hidden, lora_a).rows).rows
-        keys = torch.stack([drop.keys for drop in dropout]) if dropout else None
+        keys = [drop.keys for drop in dropout]
         threshold = dropout[0].threshold if dropout else 0
         saves = ctx.needs_input_grad[0]
         x, rows, mean, inverse, *shrunk = gather_norm_forward(

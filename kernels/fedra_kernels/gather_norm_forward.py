@@ -18,7 +18,7 @@ MAX_SHRINKS = 3
 
 SCHEMA = (
     "gather_norm_forward(Tensor hidden, Tensor index, Tensor weight, Tensor? bias, float eps, bool rms, "
-    "bool save, Tensor[] lora_a, Tensor? chunks, Tensor? keys, int threshold) -> Tensor[]"
+    "bool save, Tensor[] lora_a, Tensor? chunks, Tensor[] keys, int threshold) -> Tensor[]"
 )
 
 CONFIGS: ConfigTable = {
@@ -65,13 +65,14 @@ def gather_norm_kernel(
     shrunk0_ptr,
     shrunk1_ptr,
     shrunk2_ptr,
-    keys_ptr,
+    keys0_ptr,
+    keys1_ptr,
+    keys2_ptr,
     rows,
     stream_rows,
     stride_slot0,
     stride_slot1,
     stride_slot2,
-    groups,
     eps,
     threshold,
     D: tl.constexpr,
@@ -134,11 +135,11 @@ def gather_norm_kernel(
     seeds1 = tl.zeros((BLOCK_M,), tl.uint32)
     seeds2 = tl.zeros((BLOCK_M,), tl.uint32)
     if DROPOUT:
-        seeds0 = row_seeds(keys_ptr, group, row - group_start)
+        seeds0 = row_seeds(keys0_ptr, group, row - group_start)
         if SHRINKS > 1:
-            seeds1 = row_seeds(keys_ptr, groups + group, row - group_start)
+            seeds1 = row_seeds(keys1_ptr, group, row - group_start)
         if SHRINKS > 2:
-            seeds2 = row_seeds(keys_ptr, 2 * groups + group, row - group_start)
+            seeds2 = row_seeds(keys2_ptr, group, row - group_start)
     for d in range(0, D, BLOCK_D):
         column = d + piece
         inside = column < D
@@ -195,7 +196,7 @@ def _fake(
     save: bool,
     lora_a: list[Tensor],
     chunks: Tensor | None,
-    keys: Tensor | None,
+    keys: list[Tensor],
     threshold: int,
 ) -> list[Tensor]:
     return _outputs(hidden, index, save, lora_a)
@@ -212,13 +213,13 @@ def gather_norm_forward(
     save: bool,
     lora_a: list[Tensor],
     chunks: Tensor | None,
-    keys: Tensor | None,
+    keys: list[Tensor],
     threshold: int,
 ) -> list[Tensor]:
     """[x, rows, mean, inverse deviation, shrunk ...]; the middle three are empty unless `save`.
 
     chunks: `RowGroups.chunks(norm_tile(hidden, lora_a).rows).rows` with lora_a, else None;
-    keys int64 [len(lora_a), groups] or None.
+    keys: int64 [groups] for each of lora_a, or none at all.
     """
     tile = norm_tile(hidden, lora_a)
     outputs = _outputs(hidden, index, save, lora_a)
@@ -242,12 +243,12 @@ def gather_norm_forward(
         *absent,
         *shrunk,
         *absent,
-        keys,
+        *keys,
+        *([None] * (MAX_SHRINKS - len(keys))),
         index.shape[0],
         hidden.shape[0],
         *(bank.stride(0) for bank in lora_a),
         *(0 for _ in absent),
-        0 if keys is None else keys.shape[1],
         eps,
         threshold,
         D=hidden.shape[1],
@@ -259,7 +260,7 @@ def gather_norm_forward(
         HAS_BIAS=bias is not None,
         SAVE=save,
         SHRINKS=len(lora_a),
-        DROPOUT=keys is not None,
+        DROPOUT=bool(keys),
         PRECISION=dot_precision(hidden),
         **tile.options,
     )

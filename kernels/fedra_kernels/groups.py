@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, pairwise
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from .row_tables import Chunks, build_chunks, build_filled, build_spans, to_device
+from .row_tables import Chunks, Table, chunk_tables, filled_groups, span_table
+from .transfer import to_device
 
 SlotIndex = slice | Tensor
 """Rows of a bank: a slice where they are consecutive (a view), an index tensor otherwise (a copy)."""
@@ -28,18 +32,29 @@ class Run:
     """One number where the groups share it, else a tensor [count, 1, 1]."""
 
 
+TableKey = tuple[int, str, int]
+"""What a table is asked for by: tokens of a sample, name of the table, length of its chunks or tiles."""
+_MOST_ROWS = 2**31 - 1
+
+
 class RowGroups:
     """Consecutive row ranges of a compact [rows, features] matrix, each owned by one slot of a bank.
 
+    Tables for the kernels are made on the host and copied to the device when first asked for. Groups that are made
+    again and again, and their tables asked for by the same code, can share `uses`: what was asked for of one of them,
+    the next ones can have in a single copy (`wanted_tables`, `adopt_tables`).
+
     Args:
-        sizes: rows of each group; may hold zeros. The sum is the number of rows.
+        sizes: rows of each group; may hold zeros. The sum, below 2^31, is the number of rows.
         slots: int64 [groups], the bank row of each group; distinct.
         scales: [groups], LoRA alpha / rank of each group; fp32, or fp64 for fp64 banks.
-        device: where the ops run; default: the device of `slots`. Give host tensors and a device when the
-            tables are made on the host: a `slots` tensor that is already on a GPU is read back once.
+        device: where the ops run; default: the device of `slots`. Give host tensors and a device: a `slots` tensor
+            that is already on a GPU is read back once.
+        uses: what has been asked for of groups of this kind; grows. Default: nothing yet.
 
     Raises:
-        ValueError: lengths differ, a size or slot is negative, a slot repeats, or a dtype does not fit.
+        ValueError: lengths differ, a size or slot is negative, a slot repeats, there are too many rows, or a dtype
+            does not fit.
     """
 
     def __init__(
@@ -48,6 +63,7 @@ class RowGroups:
         slots: Tensor,
         scales: Tensor,
         device: torch.device | str | None = None,
+        uses: set[TableKey] | None = None,
     ) -> None:
         self.sizes = tuple(int(size) for size in sizes)
         if min(self.sizes, default=0) < 0:
@@ -59,27 +75,25 @@ class RowGroups:
             raise ValueError(f"slots: found dtype {slots.dtype}, expected torch.int64")
         if scales.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"scales: found dtype {scales.dtype}, expected torch.float32 or torch.float64")
+        self.device = slots.device if device is None else torch.device(device)
         self.host_slots: tuple[int, ...] = tuple(slots.tolist())
         if min(self.host_slots, default=0) < 0:
             raise ValueError(f"slots: found {min(self.host_slots)}, expected slots of at least 0")
         if len(set(self.host_slots)) != len(self.host_slots):
             raise ValueError(f"slots: found a slot twice in {list(self.host_slots)}, expected distinct slots")
-        target = slots.device if device is None else torch.device(device)
-        self.slots = slots.to(target, non_blocking=True)
-        self.scales = scales.contiguous().to(target, non_blocking=True)
-        self._forget_tables()
-
-    def _forget_tables(self) -> None:
+        self._host_scales = scales.numpy(force=True)
+        self._samples, self._tokens = self, 1
         self._per_token: dict[int, RowGroups] = {}
-        self._chunks: dict[int, Chunks] = {}
-        self._spans: dict[int, Tensor] = {}
+        self._tables: dict[TableKey, list[Tensor]] = {}
+        self._uses = set() if uses is None else uses
+        self._check_rows()
+
+    def _check_rows(self) -> None:
+        if self.rows > _MOST_ROWS:
+            raise ValueError(f"sizes: found {self.rows} rows together, expected at most {_MOST_ROWS}")
 
     def __len__(self) -> int:
         return len(self.sizes)
-
-    @property
-    def device(self) -> torch.device:
-        return self.slots.device
 
     @cached_property
     def rows(self) -> int:
@@ -100,37 +114,79 @@ class RowGroups:
         if tokens not in self._per_token:
             expanded = object.__new__(RowGroups)
             expanded.sizes = tuple(size * tokens for size in self.sizes)
-            expanded.host_slots, expanded.slots, expanded.scales = self.host_slots, self.slots, self.scales
-            expanded._forget_tables()
+            expanded.device, expanded.host_slots = self.device, self.host_slots
+            expanded._samples, expanded._tokens = self._samples, self._tokens * tokens
+            expanded._per_token = {}
+            expanded._check_rows()
             self._per_token[tokens] = expanded
         return self._per_token[tokens]
 
-    @cached_property
-    def _host_filled(self) -> Tensor:
-        return build_filled(self.sizes, self.host_slots)
+    @property
+    def scales(self) -> Tensor:
+        """[groups], on the device."""
+        return self._samples._table("scales")[0]
 
-    @cached_property
+    @property
     def filled(self) -> Tensor:
         """int32 [filled groups, 4] of (first row, end row, slot, group) of each group that has rows."""
-        return to_device(self._host_filled, self.device)
+        return self._table("filled")[0]
 
     def chunks(self, length: int) -> Chunks:
         """Chunks of at most `length` rows, none of which crosses a group's border."""
-        if length not in self._chunks:
-            self._chunks[length] = build_chunks(self._host_filled, self.sizes, length, self.device)
-        return self._chunks[length]
+        return Chunks(*self._table("chunks", length))
 
     def spans(self, length: int) -> Tensor:
         """int32 [tiles, 2]: the range of `filled` that touches each tile of a dense cut into `length` rows."""
-        if length not in self._spans:
-            self._spans[length] = build_spans(self._host_filled, self.rows, length, self.device)
-        return self._spans[length]
+        return self._table("spans", length)[0]
+
+    @property
+    def inverse_sizes(self) -> Tensor:
+        """fp64 [groups]: 1 / size, and 1 for an empty group."""
+        return self._table("inverse_sizes")[0]
+
+    def wanted_tables(self) -> list[NDArray[Any]]:
+        """On the host, the tables that groups of this kind have been asked for and these do not have yet.
+
+        On a GPU these must then be given to `adopt_tables`.
+        """
+        return [array for key in self._wanted() for array in self.per_token(key[0])._host_table(*key[1:])]
+
+    def adopt_tables(self, tensors: Iterator[Tensor]) -> None:
+        """Take from `tensors`, on the device, the tables that `wanted_tables` has given, in its order."""
+        for key in self._wanted():
+            self._tables[key] = [next(tensors) for _ in range(2 if key[1] == "chunks" else 1)]
+
+    def _wanted(self) -> list[TableKey]:
+        return sorted(self._uses - self._tables.keys())
+
+    def _table(self, name: str, length: int = 0) -> list[Tensor]:
+        """A table of these groups on the device, made if there is none."""
+        owner, key = self._samples, (self._tokens, name, length)
+        if key not in owner._tables:
+            owner._uses.add(key)
+            owner._tables[key] = to_device(self._host_table(name, length), self.device)
+        return owner._tables[key]
+
+    def _host_table(self, name: str, length: int) -> Sequence[NDArray[Any]]:
+        if name == "scales":
+            return (self._host_scales,)
+        if name == "inverse_sizes":
+            return (1.0 / np.maximum(np.array(self.sizes, dtype=np.float64), 1.0),)
+        if name == "filled":
+            return (self._host_filled,)
+        if name == "chunks":
+            return chunk_tables(self._host_filled, length)
+        return (span_table(self._host_filled, self.rows, length),)
+
+    @cached_property
+    def _host_filled(self) -> Table:
+        return filled_groups(self.sizes, self.host_slots)
 
     @cached_property
     def runs(self) -> tuple[Run, ...]:
         """Runs of adjacent non-empty groups of equal size, for the batched products of the torch path."""
         filled = [group for group, size in enumerate(self.sizes) if size]
-        scales: list[float] = self.scales.tolist()
+        scales: list[float] = self._samples._host_scales.tolist()
         runs, start = [], 0
         for size, members in groupby(filled, key=self.sizes.__getitem__):
             groups = list(members)
@@ -139,7 +195,8 @@ class RowGroups:
             run_scales = [scales[group] for group in groups]
             scale: float | Tensor = run_scales[0]
             if any(value != run_scales[0] for value in run_scales):
-                scale = torch.tensor(run_scales, dtype=self.scales.dtype, device=self.device)[:, None, None]
+                of_groups = self._samples._host_scales[groups][:, None, None]
+                scale = torch.from_numpy(of_groups).to(self.device)
             runs.append(Run(slice(start, stop), len(groups), size, slots, scale))
             start = stop
         return tuple(runs)
@@ -149,11 +206,6 @@ class RowGroups:
         """int64 [rows]: the group of each row."""
         sizes = torch.tensor(self.sizes, dtype=torch.int64)
         return torch.repeat_interleave(torch.arange(len(self.sizes)), sizes).to(self.device)
-
-    @cached_property
-    def inverse_sizes(self) -> Tensor:
-        """fp64 [groups]: 1 / size, and 1 for an empty group."""
-        return (1.0 / torch.tensor(self.sizes, dtype=torch.float64).clamp_(min=1.0)).to(self.device)
 
 
 def slot_index(slots: Sequence[int], device: torch.device) -> SlotIndex:
@@ -179,6 +231,15 @@ def add_to_bank(sink: Tensor, slots: SlotIndex, values: Tensor) -> None:
         sink[slots].add_(values)
     else:
         sink.index_add_(0, slots, values.to(sink.dtype))
+
+
+def consecutive_slots(slots: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Cut [n] slots on the CPU into runs of consecutive ones: which of the n, and their bank rows."""
+    numbers = slots.numpy()
+    starts = np.flatnonzero(np.diff(numbers, prepend=-2) != 1).tolist()
+    for start, end in pairwise([*starts, len(numbers)]):
+        first = int(numbers[start])
+        yield slice(start, end), slice(first, first + end - start)
 
 
 def slot_chunks(slots: Tensor, features: int, entries: int = 1 << 17) -> Iterator[tuple[slice, SlotIndex]]:

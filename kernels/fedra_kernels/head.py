@@ -132,7 +132,7 @@ def check_heads(
         raise ValueError(f"groups: found slot {groups.smallest_bank - 1}, expected slots below {weight.shape[0]}")
     for name, tensor in (("weight", weight), ("bias", bias)):
         check_like(name, tensor, "features", features)
-    check_device("groups", groups.slots, "features", features)
+    check_device("groups", groups, "features", features)
     for name, sink in (("grad_weight", grad_weight), ("grad_bias", grad_bias)):
         check_device(name, sink, "features", features)
         check_dtype(name, sink, (features.dtype, torch.float32, torch.float64))

@@ -260,7 +260,7 @@ def check_adapter_input(rows: int, lora_a: Tensor, groups: RowGroups, dropout: D
         raise ValueError(f"lora_a: found rank {rank}, expected 1 to {MAX_RANK}")
     if groups.smallest_bank > slots:
         raise ValueError(f"groups: found slot {groups.smallest_bank - 1}, expected slots below {slots}")
-    check_device("groups", groups.slots, "x", x)
+    check_device("groups", groups, "x", x)
     if use_triton(x):
         check_dtype("groups.scales", groups.scales, (torch.float32,))
     if dropout is not None:

@@ -1,12 +1,16 @@
-"""Device tables that tell a kernel's programs which rows, groups and slots are theirs."""
+"""Tables that tell a kernel's programs which rows, groups and slots are theirs; made on the host, int32."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
+
+Table = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -21,45 +25,38 @@ class Chunks:
     groups: Tensor
 
 
-def build_filled(sizes: Sequence[int], slots: Sequence[int]) -> Tensor:
-    """int64 [filled groups, 4] of (first row, end row, slot, group), on the host."""
-    filled = [(size, slot, group) for group, (size, slot) in enumerate(zip(sizes, slots, strict=True)) if size]
-    counts, filled_slots, groups = torch.tensor(filled, dtype=torch.int64).view(-1, 3).unbind(1)
-    ends = counts.cumsum(0)
-    return torch.stack((ends - counts, ends, filled_slots, groups), dim=1)
+def filled_groups(sizes: Sequence[int], slots: Sequence[int]) -> Table:
+    """int32 [filled groups, 4] of (first row, end row, slot, group) of each group that has rows."""
+    counts = np.asarray(sizes, dtype=np.int64)
+    groups = np.flatnonzero(counts)
+    ends = counts.cumsum()[groups]
+    return _table(ends - counts[groups], ends, np.asarray(slots, dtype=np.int64)[groups], groups)
 
 
-def build_chunks(filled: Tensor, sizes: Sequence[int], length: int, device: torch.device) -> Chunks:
-    """Cut every non-empty group into chunks of `length` rows; the last may be shorter."""
-    starts, group_ends, slots, groups = filled.unbind(1)
-    counts = group_ends - starts
-    pieces = (counts + (length - 1)) // length
-    ends = pieces.cumsum(0)
-    total = sum(-(-size // length) for size in sizes)
-    owner = torch.repeat_interleave(torch.arange(len(counts)), pieces, output_size=total)
-    number = torch.arange(total) - (ends - pieces)[owner]
-    group_start = starts[owner]
-    first = group_start + number * length
-    last = torch.minimum(first + length, group_ends[owner])
-    rows = torch.stack((first, last, slots[owner], groups[owner], group_start), dim=1)
-    table = torch.stack((slots, groups, ends - pieces, ends), dim=1)
-    return Chunks(to_device(rows, device), to_device(table, device))
+def chunk_tables(filled: Table, length: int) -> tuple[Table, Table]:
+    """`Chunks.rows` and `Chunks.groups` of chunks of `length` rows; the last of a group may be shorter."""
+    starts, group_ends, slots, groups = filled.T
+    pieces = -(-(group_ends - starts) // length)
+    ends = pieces.cumsum()
+    owner = np.repeat(np.arange(len(filled)), pieces)
+    first = starts[owner] + (np.arange(len(owner)) - (ends - pieces)[owner]) * length
+    last = np.minimum(first + length, group_ends[owner])
+    return (
+        _table(first, last, slots[owner], groups[owner], starts[owner]),
+        _table(slots, groups, ends - pieces, ends),
+    )
 
 
-def build_spans(filled: Tensor, rows: int, length: int, device: torch.device) -> Tensor:
-    """Cut all rows into tiles of `length`, whatever group they belong to; the last may be shorter.
+def span_table(filled: Table, rows: int, length: int) -> Table:
+    """The groups that touch each tile when all rows are cut into tiles of `length`, whatever group they belong to.
 
-    Returns int32 [tiles, 2]: the first and the end index into `filled` of the groups that touch each tile.
+    Returns int32 [tiles, 2]: the first and the end index into `filled`.
     """
-    tile_start = torch.arange(0, rows, length)
-    first = torch.searchsorted(filled[:, 1].contiguous(), tile_start, right=True)
-    end = torch.searchsorted(filled[:, 0].contiguous(), torch.clamp(tile_start + length, max=rows))
-    return to_device(torch.stack((first, end), dim=1), device)
+    tile_start = np.arange(0, rows, length)
+    first = np.searchsorted(filled[:, 1], tile_start, side="right")
+    end = np.searchsorted(filled[:, 0], np.minimum(tile_start + length, rows))
+    return _table(first, end)
 
 
-def to_device(table: Tensor, device: torch.device) -> Tensor:
-    """The table as int32 on the device, without waiting for its queue."""
-    table = table.to(torch.int32)
-    if device.type != "cuda":
-        return table.to(device)
-    return table.pin_memory().to(device, non_blocking=True)
+def _table(*columns: NDArray[Any]) -> Table:
+    return np.stack(columns, axis=1).astype(np.int32)

@@ -103,7 +103,7 @@ def test_labels_and_domains_follow_the_samples(make_tree) -> None:
 def test_inputs_are_normalised(make_tree, dtype: torch.dtype) -> None:
     store = preprocess(load(make_tree({"a": ["x"]})), RGB)
     rows = torch.tensor([2, 0])
-    inputs, labels = store.batch(rows, "cpu", dtype)
+    inputs, labels, _ = store.batch(rows, "cpu", dtype)
     mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (RGB.mean, RGB.std))
     expected = (all_pixels(store)[rows].double() / 255 - mean) / std
     assert inputs["pixel_values"].dtype == dtype

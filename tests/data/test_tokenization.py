@@ -44,7 +44,7 @@ def make_data(task: str, content: dict[str, list[str]]) -> DomainData:
 def test_classified_texts_are_cut_and_filled_up_on_the_right(tmp_path: Path) -> None:
     data = make_data("text_classification", {"text": ["a b c", "d", "e f g h i j", "a"]})
     found = prepare(data, DataConfig(max_length=6), save_encoder_tokenizer(tmp_path / "model"), MODEL)
-    inputs, labels = found.train.batch(torch.tensor([1, 0]), CPU, torch.float32)
+    inputs, labels, _ = found.train.batch(torch.tensor([1, 0]), CPU, torch.float32)
     assert inputs["input_ids"].tolist() == [tokens("[CLS] d [SEP] [PAD] [PAD]"), tokens("[CLS] a b c [SEP]")]
     assert inputs["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
     assert labels.tolist() == [1, 0]
@@ -69,15 +69,18 @@ def test_classified_texts_are_cut_and_filled_up_on_the_right(tmp_path: Path) -> 
 def test_only_the_response_is_learnt(tmp_path: Path, prompt: str, response: str, expected: str, learnt: str) -> None:
     data = make_data("causal_lm", {"prompt": [prompt, "a", "a"], "response": [response, "b", "b"]})
     found = prepare(data, DataConfig(max_length=8), save_decoder_tokenizer(tmp_path / "model"), MODEL)
-    inputs, labels = found.train.batch(torch.tensor([0]), CPU, torch.float32)
+    inputs, labels, _ = found.train.batch(torch.tensor([0]), CPU, torch.float32)
     assert inputs["input_ids"].tolist() == [tokens(expected)]
     assert [label for label in labels[0].tolist() if label != -100] == tokens(learnt)
     assert labels[0, labels[0] != -100].tolist() == inputs["input_ids"][0, labels[0] != -100].tolist()
-    both, padded = found.train.batch(torch.tensor([0, 1]), CPU, torch.float32)
+    both, padded, learnt_tokens = found.train.batch(torch.tensor([0, 1]), CPU, torch.float32)
     assert both["attention_mask"][1].tolist() == [1] * 4 + [0] * (padded.shape[1] - 4)
     assert padded[1].tolist() == [-100, -100, *tokens("b </s>")] + [-100] * (padded.shape[1] - 4)
     assert torch.equal(found.train.labels[:, : padded.shape[1]], padded)
     assert (found.train.labels[:, padded.shape[1] :] == -100).all()
+    assert learnt_tokens is not None
+    marked = np.argwhere(padded[:, 1:].numpy() != -100) + np.array([0, 1])
+    assert np.array_equal(np.stack(learnt_tokens, axis=1), marked)
 
 
 def test_texts_are_tokenized_once_until_text_or_tokenizer_change(
@@ -181,7 +184,7 @@ def test_texts_of_which_no_token_is_left_are_named_or_skipped(tmp_path: Path) ->
         prepare(data, DataConfig(), str(tmp_path), MODEL)
     prepared = prepare(data, DataConfig(unreadable="skip"), str(tmp_path), MODEL)
     assert len(prepared.data) == 3
-    inputs, _ = prepared.train.batch(torch.arange(len(prepared.train.domains)), CPU, torch.float32)
+    inputs, *_ = prepared.train.batch(torch.arange(len(prepared.train.domains)), CPU, torch.float32)
     assert inputs["attention_mask"].sum(1).min() > 0
 
 
@@ -195,7 +198,7 @@ def test_there_must_be_room_for_a_word(tmp_path: Path, task: str, save: Callable
     for length in range(1, least):
         with pytest.raises(InputError, match=rf"data\.max_length: found {length}, expected at least {least} for a "):
             prepare(make_data(task, column), DataConfig(max_length=length), path, MODEL)
-    inputs, _ = prepare(make_data(task, column), DataConfig(max_length=least), path, MODEL).train.batch(
+    inputs, *_ = prepare(make_data(task, column), DataConfig(max_length=least), path, MODEL).train.batch(
         torch.tensor([0]), CPU, torch.float32
     )
     assert inputs["input_ids"].shape == (1, least)

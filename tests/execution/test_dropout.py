@@ -2,17 +2,19 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import torch
 
-from fedra_engine.execution.dropout import CounterDropout, DropoutKeys
+from fedra_engine.execution.dropout import CounterDropout, DropoutKeys, PassDropout
+from fedra_engine.execution.plan import make_plan
 from fedra_kernels import dropout_mask
 
-ALL = slice(None)
+CPU = torch.device("cpu")
 
 
 def key(seed: int = 0, round: int = 0, client: int = 0, step: int = 0, block: int = 0, target: int = 0) -> int:
     keys = DropoutKeys(0.5, seed=seed, round=round, clients=[client], steps=[step])
-    return int(keys.at(block, target, ALL).keys[0])
+    return int(keys.at(block, target)[0])
 
 
 def test_keys_differ_in_every_part_they_are_made_of() -> None:
@@ -26,7 +28,21 @@ def test_keys_differ_in_every_part_they_are_made_of() -> None:
 def test_a_clients_keys_do_not_depend_on_the_others_in_the_pass() -> None:
     many = DropoutKeys(0.5, seed=1, round=2, clients=[7, 8, 9], steps=[0, 3, 1])
     alone = DropoutKeys(0.5, seed=1, round=2, clients=[8], steps=[3])
-    assert many.at(4, 1, torch.tensor([2, 1])).keys[1] == alone.at(4, 1, ALL).keys[0]
+    assert many.at(4, 1)[1] == alone.at(4, 1)[0]
+
+
+def test_every_target_of_every_block_gets_the_keys_of_its_holders() -> None:
+    slots = np.array([[0, -1, -1], [1, -1, 2], [3, -1, 4]])
+    plan = make_plan([2, 1, 4], slots, np.arange(3), scale=1.0, dtype=torch.float32, device=CPU)
+    keys = DropoutKeys(0.5, seed=1, round=2, clients=[7, 8, 9], steps=[0, 3, 1])
+    dropout = PassDropout(keys, plan, 2, CPU)
+    for target in range(2):
+        assert dropout.at(0, target).keys.tolist() == keys.at(0, target).tolist()
+        assert dropout.at(2, target).keys.tolist() == keys.at(2, target)[1:].tolist()
+
+
+def test_masks_are_those_of_earlier_versions() -> None:
+    assert (key(), key(1, 2, 3, 4, 5, 6)) == (1796369444147037970, 5403716272814296990)
 
 
 def test_the_module_drops_by_its_key_and_keeps_the_mean() -> None:

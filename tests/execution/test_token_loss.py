@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -9,8 +10,9 @@ from fedra_engine.data.token_samples import NOT_LEARNT
 from fedra_engine.execution import token_loss
 from fedra_engine.execution.loss_scale import loss_scale
 from fedra_engine.execution.token_loss import token_cross_entropy, token_scores
+from tests.tiny import learnt_tokens
 
-CLIENTS = torch.tensor([0, 0, 2, 2, 2, 1])
+CLIENTS = np.array([0, 0, 2, 2, 2, 1])
 COUNT = 4
 """The last client has no samples; client 1 has no learnt tokens."""
 
@@ -26,7 +28,7 @@ def batch(bias: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
 
 
 def expected(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None, client: int) -> Tensor:
-    mine = client == CLIENTS
+    mine = torch.from_numpy(client == CLIENTS)
     logits = linear(features[mine], weight, bias)[:, :-1].flatten(0, 1)
     targets = labels[mine][:, 1:].flatten()
     total = cross_entropy(logits, targets, reduction="sum", ignore_index=NOT_LEARNT)
@@ -40,7 +42,7 @@ def test_each_client_gets_the_mean_over_its_learnt_tokens(
 ) -> None:
     monkeypatch.setattr(token_loss, "CHUNK_LOGITS", chunk)
     features, labels, weight, offset = batch(bias)
-    losses = token_cross_entropy(features, labels, weight, offset, CLIENTS, COUNT)
+    losses = token_cross_entropy(features, labels, learnt_tokens(labels), weight, offset, CLIENTS, COUNT)
     reference = torch.stack([expected(features, labels, weight, offset, client) for client in range(COUNT)])
     torch.testing.assert_close(losses, reference, rtol=1e-12, atol=1e-12)
     factors = torch.tensor([1.0, 2.0, -3.0, 1.0], dtype=torch.float64)
@@ -54,17 +56,18 @@ def test_logits_of_all_tokens_never_exist_together(monkeypatch: pytest.MonkeyPat
     sizes = []
     plain = token_loss._logits
     monkeypatch.setattr(token_loss, "_logits", lambda *arguments: sizes.append((y := plain(*arguments)).numel()) or y)
-    token_cross_entropy(*batch(), CLIENTS, COUNT).sum().backward()
+    features, labels, weight, bias = batch()
+    token_cross_entropy(features, labels, learnt_tokens(labels), weight, bias, CLIENTS, COUNT).sum().backward()
     assert len(sizes) > 1
     assert max(sizes) <= 40
 
 
 def test_low_precision_features_have_a_loss_in_float32() -> None:
     features, labels, weight, bias = batch()
-    exact = token_cross_entropy(features, labels, weight, bias, CLIENTS, COUNT)
+    exact = token_cross_entropy(features, labels, learnt_tokens(labels), weight, bias, CLIENTS, COUNT)
     low = features.detach().bfloat16().requires_grad_()
     assert bias is not None
-    losses = token_cross_entropy(low, labels, weight.bfloat16(), bias.bfloat16(), CLIENTS, COUNT)
+    losses = token_cross_entropy(low, labels, learnt_tokens(labels), weight.bfloat16(), bias.bfloat16(), CLIENTS, COUNT)
     assert losses.dtype == torch.float32
     torch.testing.assert_close(losses, exact.float(), rtol=2e-2, atol=2e-2)
     losses.sum().backward()
@@ -76,11 +79,14 @@ def test_low_precision_features_have_a_loss_in_float32() -> None:
 def test_a_tokens_share_of_a_long_text_is_not_too_small_for_float16() -> None:
     torch.manual_seed(0)
     features, weight = torch.randn(4, 1001, 8, dtype=torch.float64), 0.1 * torch.randn(2000, 8, dtype=torch.float64)
-    labels, clients = torch.randint(0, 2000, (4, 1001)), torch.zeros(4, dtype=torch.int64)
+    labels, clients = torch.randint(0, 2000, (4, 1001)), np.zeros(4, dtype=np.int64)
 
     def gradient(dtype: torch.dtype) -> Tensor:
         leaf = features.to(dtype, copy=True).requires_grad_()
-        (token_cross_entropy(leaf, labels, weight.to(dtype), None, clients, 1).sum() * loss_scale(dtype)).backward()
+        (
+            token_cross_entropy(leaf, labels, learnt_tokens(labels), weight.to(dtype), None, clients, 1).sum()
+            * loss_scale(dtype)
+        ).backward()
         assert leaf.grad is not None
         return leaf.grad.double() / loss_scale(dtype)
 
@@ -94,7 +100,7 @@ def test_scores_count_right_predictions_per_sample(monkeypatch: pytest.MonkeyPat
     features, labels, weight, bias = batch()
     logits = linear(features.detach(), weight, bias)[:, :-1]
     targets = labels[:, 1:]
-    scores = token_scores(features, labels, weight, bias)
+    scores = token_scores(features, labels, learnt_tokens(labels), weight, bias)
     assert torch.equal(scores.tokens, (targets != NOT_LEARNT).sum(1))
     assert torch.equal(scores.correct, (logits.argmax(2) == targets).sum(1))
 
@@ -102,9 +108,9 @@ def test_scores_count_right_predictions_per_sample(monkeypatch: pytest.MonkeyPat
 def test_a_batch_without_learnt_tokens_has_loss_zero() -> None:
     features, labels, weight, bias = batch()
     labels = torch.full_like(labels, NOT_LEARNT)
-    losses = token_cross_entropy(features, labels, weight, bias, CLIENTS, COUNT)
+    losses = token_cross_entropy(features, labels, learnt_tokens(labels), weight, bias, CLIENTS, COUNT)
     losses.sum().backward()
     assert features.grad is not None
     assert not losses.any()
     assert not features.grad.any()
-    assert not token_scores(features, labels, weight, bias).tokens.any()
+    assert not token_scores(features, labels, learnt_tokens(labels), weight, bias).tokens.any()

@@ -20,7 +20,7 @@ def make_updates(rng: np.random.Generator, client: int, blocks: np.ndarray, dtyp
         clients=np.array([client]),
         samples=rng.integers(1, 500, size=1),
         processed=np.array([1]),
-        losses=np.array([0.0]),
+        losses=torch.zeros(1, dtype=torch.float64),
         adapters=torch.from_numpy(rng.normal(size=(len(blocks) + 2, SIZE))).to(dtype),
         slots=torch.from_numpy(slots),
         slot_owners=np.zeros(len(blocks), dtype=np.int64),

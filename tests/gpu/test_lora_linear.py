@@ -80,7 +80,7 @@ def test_offsets_beyond_32_bits():
     large.grad_y = torch.zeros(rows + last, 64, dtype=torch.bfloat16, device="cuda")
     large.grad_y[rows:] = small.grad_y
     groups = large.groups
-    large.groups = type(groups)([rows, last], groups.slots, groups.scales)
+    large.groups = type(groups)([rows, last], torch.tensor(groups.host_slots), groups.scales, "cuda")
     found, expected = large.run(), small.run()
     assert torch.equal(found["y"][rows:], expected["y"])
     assert torch.equal(found["grad_x"][rows:], expected["grad_x"])

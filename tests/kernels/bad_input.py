@@ -81,7 +81,7 @@ def calls(device: str) -> dict[str, Call]:
     sums = {"numerator": some(2, SIZE), "denominator": some(2)}
     return {
         "lora_linear": Call(lora_linear, linear, "x", ("x dimension",)),
-        "gather_norm": Call(gather_norm, norm, "hidden", ("index extent",)),
+        "gather_norm": Call(gather_norm, norm, "hidden", ("hidden dimension", "index extent")),
         "gelu": Call(gelu, {"x": some(ROWS, INPUTS), **adapter}, "x", ("x dimension",)),
         "swiglu": Call(
             swiglu, {"gate": some(ROWS, INPUTS), "up": some(ROWS, INPUTS), **adapter}, "gate", ("gate dimension",)
@@ -90,7 +90,7 @@ def calls(device: str) -> dict[str, Call]:
             scatter_add,
             {"residual": some(8, INPUTS), "y": some(ROWS, INPUTS), "index": numbers(ROWS), "scale": some(INPUTS)},
             "residual",
-            ("index extent",),
+            ("residual dimension", "index extent"),
         ),
         "gather_rows": Call(
             gather_rows, {"x": some(8, INPUTS), "index": numbers(ROWS)}, "x", ("x dimension", "x dtype", "index extent")

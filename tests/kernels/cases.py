@@ -80,7 +80,7 @@ class LoraCase:
             *(None if t is None else t.to(device) for t in (self.x, self.weight, self.bias)),
             self.lora_a.to(device),
             self.lora_b.to(device),
-            RowGroups(groups.sizes, groups.slots, groups.scales, device),
+            RowGroups(groups.sizes, torch.tensor(groups.host_slots), groups.scales, device),
             self.grad_y.to(device),
             None if dropout is None else Dropout(dropout.p, dropout.keys.to(device)),
             self.ranks,

@@ -1,9 +1,10 @@
 """The dropout mask: independent of batching, right rate, no visible structure."""
 
+import numpy as np
 import pytest
 import torch
 
-from fedra_kernels import Dropout, dropout_key, dropout_mask
+from fedra_kernels import Dropout, dropout_key, dropout_keys, dropout_mask
 from fedra_kernels.counter_hash import keep_mask
 
 
@@ -58,3 +59,9 @@ def test_probabilities_outside_the_open_interval_are_rejected(p):
 
 
 GOLDEN = [48415, 25972, 43437, 26669]
+
+
+def test_keys_of_arrays_are_those_of_their_integers():
+    clients, steps = np.array([0, 5, 2**40]), np.array([[0], [3]])
+    keys = dropout_keys(-1, 2**63, clients, steps)
+    assert keys.tolist() == [[dropout_key(-1, 2**63, c, s) for c in clients.tolist()] for s in (0, 3)]

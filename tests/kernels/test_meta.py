@@ -83,7 +83,11 @@ def test_heads_optimizers_and_aggregation_keep_shapes_and_dtypes():
     logits = head_logits(features, weight, bias, groups, weight, bias)
     logits.backward(torch.empty_like(logits))
     assert (logits.shape, logits.dtype) == ((500, 100), torch.float32)
-    param, state, slots = _meta(SLOTS, 1000, dtype=torch.float32), _meta(SLOTS, 1000, dtype=torch.float32), groups.slots
+    param, state, slots = (
+        _meta(SLOTS, 1000, dtype=torch.float32),
+        _meta(SLOTS, 1000, dtype=torch.float32),
+        _meta(3, dtype=torch.int64),
+    )
     per_slot = _meta(3, dtype=torch.float32)
     step = _meta(3, dtype=torch.int64)
     sgd(param, state, state, slots, per_slot, per_slot, step, momentum=0.9, weight_decay=0.0)

@@ -89,7 +89,7 @@ def packed(updates: list[Update]) -> ClientUpdates:
         clients=np.array([update.client for update in updates]),
         samples=np.array([update.samples for update in updates]),
         processed=np.array([update.samples for update in updates]),
-        losses=np.ones(len(updates)),
+        losses=torch.ones(len(updates), dtype=torch.float64),
         adapters=torch.stack(slots),
         slots=torch.arange(len(slots)),
         slot_owners=np.repeat(np.arange(len(updates)), counts),

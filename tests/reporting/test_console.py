@@ -21,8 +21,8 @@ def run_two_rounds(log: Path, terminal: bool) -> str:
         reporter.start(ExperimentConfig(rounds=2), {"model": "a [small] model"})
         for round in range(2):
             reporter.round_started(round, rounds=2, participants=3)
-            reporter.trained(2, samples=20, loss=2.0)
-            reporter.trained(3, samples=30, loss=1.75)
+            reporter.trained(2, samples=20, loss=lambda: 2.0)
+            reporter.trained(3, samples=30, loss=lambda: 1.75)
             reporter.round_finished({"round": round, "loss": 1.75})
         reporter.evaluated(1, {"clean": 0.5, "noisy": 0.25})
         reporter.finished({"clean": 0.25, "noisy": 0.25}, {"clean": 0.5, "noisy": 0.25}, None)
@@ -94,10 +94,29 @@ def test_speed_and_remaining_time_are_those_of_this_process() -> None:
     meter.round_started(10, rounds=13, participants=4)
     assert "ETA -:--:--" in meter.status_text()
     now = 2.0
-    meter.trained(4, samples=3000, loss=0.5)
-    meter.round_finished()
+    meter.trained(4, samples=3000, loss=lambda: 0.75)
+    meter.round_finished(0.5)
     assert meter.round_text() == "11/13"
     assert meter.status_text() == "loss 0.5000  4 clients  1,500 samples/s  ETA 0:00:04"
+
+
+def test_the_loss_is_read_once_a_second_and_at_the_end_of_the_round() -> None:
+    now, reads = 0.0, 0
+
+    def loss() -> float:
+        nonlocal reads
+        reads += 1
+        return 4.0 - now
+
+    meter = Meter(clock=lambda: now)
+    meter.round_started(0, rounds=1, participants=40)
+    for tenth in range(21):
+        now = tenth / 10
+        meter.trained(tenth, samples=tenth, loss=loss)
+    assert reads == 3
+    assert "loss 2.0000" in meter.status_text()
+    meter.round_finished(1.5)
+    assert "loss 1.5000" in meter.status_text()
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -107,6 +126,6 @@ def test_reporting_a_batch_of_clients_takes_microseconds(tmp_path: Path, termina
         reporter.round_started(0, rounds=1, participants=2000)
         started = time.process_time()
         for _ in range(2000):
-            reporter.trained(1, samples=32, loss=1.0)
+            reporter.trained(1, samples=32, loss=lambda: 1.0)
         seconds = time.process_time() - started
     assert seconds / 2000 < 100e-6
