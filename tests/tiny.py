@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fedra_engine.config import LoraConfig
 from fedra_engine.data.samples import Batch, LearntTokens
+from fedra_engine.data.stored_rows import copy_async
 from fedra_engine.data.token_samples import NOT_LEARNT
 from fedra_engine.models.foundation import Foundation, make_foundation
 from fedra_engine.models.pooling import PooledClassifier
@@ -167,13 +168,15 @@ class TensorSamples:
     lengths: Tensor | None = None
 
     def inputs(self, rows: Tensor, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-        selected = {name: tensor[rows].to(device) for name, tensor in self.tensors.items()}
+        selected = {name: copy_async(tensor[rows], device) for name, tensor in self.tensors.items()}
         return {name: t.to(dtype) if t.is_floating_point() else t for name, t in selected.items()}
 
     def batch(self, rows: Tensor, device: torch.device, dtype: torch.dtype, draws: SampleDraws | None = None) -> Batch:
         labels = self.labels[rows]
         return Batch(
-            self.inputs(rows, device, dtype), labels.to(device), learnt_tokens(labels) if labels.dim() == 2 else None
+            self.inputs(rows, device, dtype),
+            copy_async(labels, device),
+            learnt_tokens(labels) if labels.dim() == 2 else None,
         )
 
 

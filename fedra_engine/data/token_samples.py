@@ -66,7 +66,7 @@ class TokenSamples:
         """Inputs and labels of the samples `rows`, which nothing changes; see `Samples`."""
         device = torch.device(device)
         stored = self._stored[rows]
-        longest = int(self._tokens.lengths[stored].max()) if self._cut else None
+        longest = int(self._tokens.lengths[stored].numpy().max()) if self._cut else None
         ids = self._tokens.ids.gather(stored, device)[:, :longest].long()
         lengths = copy_async(self._tokens.lengths[stored], device)
         mask = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long()

@@ -12,6 +12,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from fedra_engine.benchmarks.launches import counted_launches
 from fedra_engine.config import DataConfig
 from fedra_engine.data import tokenization as tokenization_module
 from fedra_engine.data.domain_data import DomainData
@@ -81,6 +82,19 @@ def test_only_the_response_is_learnt(tmp_path: Path, prompt: str, response: str,
     assert learnt_tokens is not None
     marked = np.argwhere(padded[:, 1:].numpy() != -100) + np.array([0, 1])
     assert np.array_equal(np.stack(learnt_tokens, axis=1), marked)
+
+
+@pytest.mark.parametrize("task", ["text_classification", "causal_lm"])
+def test_the_host_does_not_wait_for_a_batch(tmp_path: Path, task: str) -> None:
+    columns = {"prompt": ["a b", "a", "a"], "response": ["c", "d e", "c"]}
+    if task == "text_classification":
+        columns = {"text": ["a b", "c", "d"]}
+    path = save_decoder_tokenizer(tmp_path / "model")
+    found = prepare(make_data(task, columns), DataConfig(max_length=8), path, MODEL)
+    with counted_launches() as counts:
+        found.train.batch(torch.tensor([1, 0]), torch.device("meta"), torch.float32)
+    assert counts.copies.total() >= 3
+    assert not counts.blocking
 
 
 def test_texts_are_tokenized_once_until_text_or_tokenizer_change(

@@ -1,0 +1,240 @@
+"""What a training step asks of a GPU, counted without one: launches, waits, copies, and memory for gradients."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import ViTConfig, ViTForImageClassification, masking_utils
+
+from fedra_engine.benchmarks.launches import LaunchCounts, counted_launches
+from fedra_engine.config import LoraConfig
+from fedra_engine.execution import sweep_model
+from fedra_engine.execution.plan import make_plan
+from fedra_engine.execution.step_tables import StepTables
+from fedra_engine.execution.sweep import SweepExecutor
+from fedra_engine.execution.sweep_model import SweepModel
+from fedra_engine.federation.aggregation import Aggregator
+from fedra_engine.federation.allocation import uniform_allocation
+from fedra_engine.federation.assignment import Assignment
+from fedra_engine.federation.clients import Clients
+from fedra_engine.federation.work import LocalWork
+from fedra_engine.models import batch_arguments
+from fedra_engine.models.adapters import initial_adapters
+from fedra_engine.models.foundation import Foundation, make_foundation
+from fedra_engine.models.state import GlobalState
+from fedra_kernels.dispatch import StandIn, launches_taken_by
+from tests.execution.test_assignments import early_exits, penalised_ranks
+from tests.tiny import CLASSES, FAMILIES, TARGETS, TensorSamples, make_model, make_samples
+from tests.tiny_federation import SGD
+
+META = torch.device("meta")
+DEPTH = 12
+ALL_LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"]
+STEPS = 4
+
+
+@dataclass
+class Steps:
+    """What each step of a round launched, what making each of its tables copied, and what all of it waited for."""
+
+    steps: list[LaunchCounts]
+    tables: list[LaunchCounts]
+    round: LaunchCounts
+
+
+def train(
+    monkeypatch: pytest.MonkeyPatch,
+    foundation: Foundation,
+    samples: TensorSamples,
+    *,
+    device: torch.device,
+    dropout: float = 0.0,
+    lanes: int = 4,
+    clients: int = 6,
+    fuse_blocks: bool = True,
+    asked: Callable[..., Assignment] = Assignment,
+    exits: int = 1,
+) -> Steps:
+    """Train a round of clients that take four steps of two samples each, and aggregate it."""
+    dtype = foundation.dtype
+    rows = np.array_split(np.arange(clients * 2 * STEPS) % len(samples.labels), clients)
+    capacities = np.resize([4, 1, 3, 2, 2, 1] if foundation.depth == 4 else [12, 10, 8, 6, 4, 3], clients)
+    training = replace(SGD, batch_size=2)
+    work = LocalWork(Clients(rows, np.zeros(clients, np.int64), capacities), np.arange(clients), training, 0, 0, 0.1)
+    assignment = asked(uniform_allocation(capacities, foundation.depth, np.random.default_rng(0)))
+    lora = LoraConfig(rank=3, dropout=dropout, target_modules=[t.path for t in foundation.adapter_layout.targets])
+    model = SweepModel(foundation, lambda n: samples.inputs(torch.arange(n), device, dtype), fuse_blocks=fuse_blocks)
+    assert (model.fused > 0) == fuse_blocks
+    adapters = initial_adapters(foundation.adapter_layout, foundation.depth, seed=0, dtype=foundation.adapter_dtype)
+    state = GlobalState(adapters.to(device), foundation.initial_heads().repeat(exits, 1))
+    seen = Steps([], [], LaunchCounts())
+
+    def counting(into: list[LaunchCounts], function: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            with counted_launches() as counts:
+                result = function(*args, **kwargs)
+            into.append(counts)
+            return result
+
+        return counted
+
+    monkeypatch.setattr(SweepExecutor, "_step", counting(seen.steps, SweepExecutor._step))
+    monkeypatch.setattr(StepTables, "make", counting(seen.tables, StepTables.make))
+    executor, aggregator = SweepExecutor(foundation, model, samples, lora, lanes=lanes), Aggregator(state)
+    with launches_taken_by(StandIn("sm_90")) if device.type == "cpu" else nullcontext(), counted_launches() as counts:
+        for updates in executor.train(work, assignment, state):
+            aggregator.add(updates)
+        aggregator.result()
+    seen.round = counts
+    return seen
+
+
+def vit(width: int, depth: int = DEPTH) -> Foundation:
+    """A ViT in bfloat16 with adapters on all six Linears of each block."""
+    torch.manual_seed(0)
+    shape = ViTConfig(
+        hidden_size=width, intermediate_size=2 * width, num_hidden_layers=depth, num_attention_heads=2,
+        image_size=8, patch_size=4, num_channels=1, num_labels=CLASSES,
+    )  # fmt: skip
+    model = ViTForImageClassification(shape).bfloat16()
+    return make_foundation(model, LoraConfig(rank=3, target_modules=ALL_LINEARS), classes=CLASSES)
+
+
+@pytest.mark.parametrize("width", [16, 80])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_launches_of_a_step_of_a_fused_vit_stay_few(
+    monkeypatch: pytest.MonkeyPatch, width: int, dropout: float
+) -> None:
+    seen = train(monkeypatch, vit(width), make_samples("vit", 12), device=torch.device("cpu"), dropout=dropout, lanes=6)
+    assert len(seen.steps) == STEPS
+    for step in seen.steps:
+        assert 400 < step.triton.total() <= 546
+        assert 80 < step.torch.total() <= 200
+    if dropout == 0.0:
+        assert all(step.triton.total() <= 540 for step in seen.steps)
+
+
+@pytest.fixture
+def on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models without values can be swept: what they compute cannot be checked, nor the fused blocks compared."""
+    monkeypatch.setattr(sweep_model, "check_sweep", lambda *_, **__: None)
+    monkeypatch.setattr(sweep_model, "same", lambda *_: True)
+    # transformers' own decoders wait twice: to see whether texts are padded, and whether several are packed into one.
+    monkeypatch.setattr(batch_arguments, "_with_padding", lambda inputs: inputs)
+    monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda *_: None)
+
+
+ROUNDS: dict[str, dict[str, Any]] = {
+    "vit": {},
+    "vit, dropout": {"dropout": 0.3},
+    "vit, plain blocks": {"fuse_blocks": False, "dropout": 0.3},
+    "vit, early exits": {"asked": early_exits, "exits": 3},
+    "vit, penalised ranks": {"asked": penalised_ranks},
+    "llama": {},
+    "llama_lm": {"dropout": 0.3},
+}
+
+
+@pytest.mark.usefixtures("on_meta")
+@pytest.mark.parametrize("name", ROUNDS)
+def test_the_host_waits_for_nothing_in_a_round(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    family, options = name.partition(",")[0], ROUNDS[name]
+    lora = LoraConfig(rank=3, target_modules=TARGETS[family])
+    classes = None if FAMILIES[family].causal_lm else CLASSES
+    foundation = make_foundation(make_model(family).to(META), lora, classes=classes)
+    samples = make_samples(family, 12)
+    samples.tensors.pop("attention_mask", None)
+    # Reading a tensor without values fails, however it is tried.
+    seen = train(monkeypatch, foundation, samples, device=META, **options)
+    assert len(seen.steps) >= 2 * STEPS
+    assert seen.round.blocking == Counter()
+    assert seen.round.copies.total() > 0
+    # Inputs (of texts, tokens and mask) and labels, dropout keys, and the positions of learnt tokens.
+    most = 5 if family == "llama_lm" else 4
+    assert all(step.copies.total() <= most for step in seen.steps[1:])
+
+
+@pytest.mark.usefixtures("on_meta")
+@pytest.mark.parametrize("name", ["vit, dropout", "vit, early exits"])
+def test_tables_reach_the_device_in_one_copy(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    lora = LoraConfig(rank=3, target_modules=TARGETS["vit"])
+    foundation = make_foundation(make_model("vit").to(META), lora, classes=CLASSES)
+    seen = train(monkeypatch, foundation, make_samples("vit", 12), device=META, **ROUNDS[name])
+    assert len(seen.tables) > 1
+    assert [tables.copies.total() for tables in seen.tables] == [1] * len(seen.tables)
+    # What the first step had to ask for goes with the tables from then on.
+    images, labels, keys = 1, 1, int("dropout" in name)
+    assert all(step.copies.total() == images + labels + keys for step in seen.steps[1:])
+
+
+def test_what_would_block_is_noticed() -> None:
+    values = torch.randn(4)
+    with counted_launches() as counts:
+        values.sum().item()
+        (values > 0).nonzero()
+        values[values > 0]
+        values.to(META)
+        values.to(META, non_blocking=True)
+    assert counts.blocking == {"item": 1, "nonzero": 1, "mask as index": 1, "blocking _to_copy": 1}
+    assert counts.copies.total() == 2
+
+
+class _Allocations(TorchDispatchMode):
+    """Counts the new tensors of a given size."""
+
+    def __init__(self, entries: int) -> None:
+        super().__init__()
+        self._entries = entries
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {arg.untyped_storage().data_ptr() for arg in args if isinstance(arg, Tensor)}
+        if isinstance(result, Tensor) and result.numel() == self._entries:
+            self.count += result.untyped_storage().data_ptr() not in given
+        return result
+
+
+def test_the_gradient_of_the_residual_stream_is_not_copied() -> None:
+    foundation, samples = vit(16), make_samples("vit", 12)
+    model = SweepModel(
+        foundation, lambda n: samples.inputs(torch.arange(n), torch.device("cpu"), torch.bfloat16), fuse_blocks=True
+    )
+    adapters = initial_adapters(foundation.adapter_layout, 3 * DEPTH, seed=0, dtype=torch.bfloat16)
+    model.bind(adapters, torch.zeros_like(adapters))
+    # Nobody holds all blocks, so no block's own rows are as many as the stream's.
+    slots = np.arange(3 * DEPTH).reshape(3, DEPTH)
+    for client in range(3):
+        slots[client, client::3] = -1
+    plan = make_plan([2, 3, 1], slots, np.arange(3), scale=1.0, dtype=torch.float32, device=torch.device("cpu"))
+    inputs = samples.inputs(torch.arange(6), torch.device("cpu"), torch.bfloat16)
+    stream = _Allocations(6 * 5 * 16)
+    with launches_taken_by(StandIn("sm_90")):
+        features = model.features(inputs, plan)
+        with stream:
+            features.sum().backward(retain_graph=True)
+    names = Counter(type(node).__name__ for node in _nodes(features))
+    assert names["_ScatterAddBackward"] == 2 * DEPTH
+    assert "CopySlices" not in names
+    # In each sub-layer the norm's gradient and its sum with the gradient that bypasses it.
+    assert 0 < stream.count <= 2 * 2 * DEPTH + 3
+
+
+def _nodes(tensor: Tensor) -> set[Any]:
+    """All nodes of the graph that leads to a tensor."""
+    found, waiting = set(), [tensor.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            waiting += [parent for parent, _ in node.next_functions]
+    return found
