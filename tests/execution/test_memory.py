@@ -63,6 +63,13 @@ def test_lanes_that_cannot_fit_are_refused() -> None:
     assert choose_lanes(20, lane(1.0), CPU, participants=16) == 16
 
 
+def test_a_gpu_with_room_gets_the_lanes_that_fill_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "device_memory", lambda device: (140 * GIB, 140 * GIB))
+    # Sixteen images of a ViT-B/16 a client.
+    of_one = LaneMemory(parameters=GIB // 2, activations=GIB, tokens=16 * 197)
+    assert choose_lanes("auto", of_one, torch.device("cuda", 0), participants=1000) == 64
+
+
 def test_of_the_lanes_asked_for_those_count_that_a_round_has_participants_for(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
