@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+MAX_ROWS = 400_000_000
+"""Kernels count rows, and the entries of a table of at most five a row, in 32 bits."""
+
 
 @dataclass(frozen=True)
 class Chunks:
@@ -22,7 +25,13 @@ class Chunks:
 
 
 def build_filled(sizes: Sequence[int], slots: Sequence[int]) -> Tensor:
-    """int64 [filled groups, 4] of (first row, end row, slot, group), on the host."""
+    """int64 [filled groups, 4] of (first row, end row, slot, group), on the host.
+
+    Raises:
+        ValueError: there are more than MAX_ROWS rows.
+    """
+    if sum(sizes) > MAX_ROWS:
+        raise ValueError(f"sizes: found {sum(sizes)} rows together, expected at most {MAX_ROWS}")
     filled = [(size, slot, group) for group, (size, slot) in enumerate(zip(sizes, slots, strict=True)) if size]
     counts, filled_slots, groups = torch.tensor(filled, dtype=torch.int64).view(-1, 3).unbind(1)
     ends = counts.cumsum(0)
