@@ -17,6 +17,7 @@ from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia import driver as nvidia
 
 from .dispatch import Compilation, set_compilation
 
@@ -94,6 +95,25 @@ def compile_only(name: str) -> Iterator[Compilation]:
     finally:
         set_compilation(None)
         driver.set_active(previous)
+
+
+def build_launcher(compiled: Any) -> None:
+    """Build the host code that launches a kernel, into Triton's cache on disk, where Triton has it built by gcc.
+
+    Triton 3.6 does for every signature, at the first launch; later versions have one launcher for all. For NVIDIA's
+    GPUs and on a machine that has libcuda.so.1.
+    """
+    make_launcher = getattr(nvidia, "make_launcher", None)
+    if make_launcher is None:
+        return
+    tensor_maps = getattr(compiled.metadata, "tensordesc_meta", None)
+    nvidia.compile_module_from_src(
+        src=make_launcher(compiled.src.constants, dict(enumerate(compiled.src.signature.values())), tensor_maps),
+        name="__triton_launcher",
+        library_dirs=nvidia.library_dirs(),
+        include_dirs=nvidia.include_dirs,
+        libraries=nvidia.libraries,
+    )
 
 
 def resources(name: str, kernel: str, compiled: Any) -> Resources:
