@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .bank_pieces import bank_piece, piece_grid
 from .dispatch import in_place, launch, register, use_triton
 from .optimizer_checks import check_bank_state, check_per_slot
 from .optimizer_torch import step_rows
@@ -107,7 +108,7 @@ def adamw_reference(
     return param * (1 - lr[:, None] * weight_decay) - lr[:, None] * update, mean, square
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots_ptr", "lr_ptr", "clip_ptr", "step_ptr", "slot_count"])
 def adamw_kernel(
     param_ptr,
     grad_ptr,
@@ -137,9 +138,8 @@ def adamw_kernel(
     SHADOW: tl.constexpr,
     ZERO_GRAD: tl.constexpr,
 ):
-    number = tl.program_id(0)
+    number, _, offset = bank_piece(entries, BLOCK)
     slot = tl.load(slots_ptr + number)
-    offset = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = (offset < entries) & (slot >= 0) & (slot < slot_count)
     lr = tl.load(lr_ptr + number)
     steps = tl.load(step_ptr + number)
@@ -190,7 +190,7 @@ def adamw_rows(
     """The Triton path of `adamw`."""
     launch(
         adamw_kernel,
-        (slots.shape[0], triton.cdiv(param.shape[1], BLOCK)),
+        piece_grid(slots.shape[0], param.shape[1], BLOCK),
         param,
         grad,
         exp_avg,

@@ -8,12 +8,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .bank_pieces import bank_piece, piece_grid
 from .checks import (
     FLOAT_DTYPES,
     check_bank,
     check_device,
     check_dtype,
-    check_float,
     check_index,
     check_like,
     check_shape,
@@ -35,9 +35,9 @@ def aggregate(
     Inside a block the order of addition is the order given. Blocks that nobody holds stay untouched.
 
     Args:
-        numerator: [blocks, P], fp64 on a CPU, fp32 on a GPU; updated in place.
+        numerator: [blocks, P], fp32 or fp64; updated in place. It is what sums are kept in.
         denominator: [blocks], dtype of numerator; updated in place.
-        values: [slots, P], the bank.
+        values: [slots, P], the bank, of any float dtype on every device.
         slots: int64 [n], bank rows; blocks: int64 [n], the block of each. On a GPU their values are not
             checked: a pair outside the tensors is left out.
         weights: [n], dtype of numerator.
@@ -47,7 +47,7 @@ def aggregate(
     """
     _check_sums(numerator, denominator)
     check_shape("values", values, (None, numerator.shape[1]))
-    check_float("values", values)
+    check_dtype("values", values, FLOAT_DTYPES)
     check_device("values", values, "numerator", numerator)
     for name, bank in (("numerator", numerator), ("values", values)):
         check_bank(name, bank)
@@ -114,7 +114,7 @@ def aggregate_reference(
     return numerator, denominator
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots_ptr", "starts_ptr", "weights_ptr", "slot_count"])
 def aggregate_kernel(
     numerator_ptr,
     denominator_ptr,
@@ -128,10 +128,10 @@ def aggregate_kernel(
     entries,
     BLOCK: tl.constexpr,
 ):
-    block = tl.program_id(0).to(tl.int64)
+    block, piece, offset = bank_piece(entries, BLOCK)
+    block = block.to(tl.int64)
     first = tl.load(starts_ptr + block)
     end = tl.load(starts_ptr + block + 1)
-    offset = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = offset < entries
     total = tl.zeros((BLOCK,), numerator_ptr.dtype.element_ty)
     weight_sum = tl.sum(tl.zeros((1,), numerator_ptr.dtype.element_ty), axis=0)
@@ -145,7 +145,7 @@ def aggregate_kernel(
     if end > first:
         numerator_ptrs = numerator_ptr + block * stride_block + offset
         tl.store(numerator_ptrs, tl.load(numerator_ptrs, mask=mask, other=0.0) + total, mask=mask)
-        if tl.program_id(1) == 0:
+        if piece == 0:
             tl.store(denominator_ptr + block, tl.load(denominator_ptr + block) + weight_sum)
 
 
@@ -156,7 +156,7 @@ def aggregate_rows(
     """`aggregate` with slots and weights sorted by block; starts int64 [blocks + 1] says where each begins."""
     launch(
         aggregate_kernel,
-        (numerator.shape[0], triton.cdiv(values.shape[1], BLOCK)),
+        piece_grid(numerator.shape[0], values.shape[1], BLOCK),
         numerator,
         denominator,
         values,

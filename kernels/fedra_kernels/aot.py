@@ -17,6 +17,7 @@ from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia import driver as nvidia
 
 from .dispatch import StandIn, launches_taken_by
 
@@ -49,6 +50,8 @@ class Resources:
 
     registers: per thread. stack, shared: bytes. spills: instructions (sm) or registers (gfx) that spill.
     dots: matrix instructions in the program. half_dots: whether its source multiplies 16-bit blocks.
+    wide_loads, wide_stores: of the bytes that the program's instructions load from and store to global memory, the
+        share that moves 16 bytes an instruction (LDG.E.128, STG.E.128); TMA loads are left out.
     """
 
     kernel: str
@@ -59,6 +62,8 @@ class Resources:
     shared: int
     dots: int
     half_dots: bool
+    wide_loads: float
+    wide_stores: float
 
 
 class _CompilingDriver:
@@ -106,17 +111,41 @@ def compile_only(name: str) -> Iterator[Compilation]:
         driver.set_active(previous)
 
 
+def build_launcher(compiled: Any) -> None:
+    """Build the host code that launches a kernel, into Triton's cache on disk, where Triton has it built by gcc.
+
+    Triton 3.6 does for every signature, at the first launch; later versions have one launcher for all. For NVIDIA's
+    GPUs and on a machine that has libcuda.so.1.
+    """
+    make_launcher = getattr(nvidia, "make_launcher", None)
+    if make_launcher is None:
+        return
+    tensor_maps = getattr(compiled.metadata, "tensordesc_meta", None)
+    nvidia.compile_module_from_src(
+        src=make_launcher(compiled.src.constants, dict(enumerate(compiled.src.signature.values())), tensor_maps),
+        name="__triton_launcher",
+        library_dirs=nvidia.library_dirs(),
+        include_dirs=nvidia.include_dirs,
+        libraries=nvidia.libraries,
+    )
+
+
 def resources(name: str, kernel: str, compiled: Any) -> Resources:
     """Read a compiled kernel's needs from its binary."""
     architecture = ARCHITECTURES[name]
     half_dots = re.search(r"tt\.dot\b.*xb?f16>", compiled.asm["ttir"]) is not None
     if architecture.target.backend == "hip":
         registers, stack, spills, program = _amd(compiled)
+        loads, stores = (_amd_widths(program, access) for access in ("load", "store"))
     else:
         registers, stack, spills, program = _nvidia(compiled, half_dots)
+        loads, stores = _nvidia_widths(compiled.asm["ptx"], "ld"), _nvidia_widths(compiled.asm["ptx"], "st")
     dots = len(re.findall(architecture.tensor_core, program))
     metadata = compiled.metadata
-    return Resources(kernel, metadata.num_warps, registers, stack, spills, metadata.shared, dots, half_dots)
+    return Resources(
+        kernel, metadata.num_warps, registers, stack, spills, metadata.shared, dots, half_dots,
+        _wide_share(loads), _wide_share(stores),
+    )  # fmt: skip
 
 
 def _nvidia(compiled: Any, half_dots: bool) -> tuple[int, int, int, str]:
@@ -131,6 +160,27 @@ def _nvidia(compiled: Any, half_dots: bool) -> tuple[int, int, int, str]:
         # Half a second each: without local memory nothing spills, and only products have matrix instructions.
         program = _cuobjdump("--dump-sass", file.name) if half_dots or stack or local else ""
     return registers, stack, len(re.findall(r"\b(?:LDL|STL)\b", program)), program
+
+
+def _wide_share(widths: list[int]) -> float:
+    """The share of wide instructions' bytes in all bytes; `widths` are the bytes of each instruction."""
+    return sum(width for width in widths if width >= 16) / max(sum(widths), 1)
+
+
+def _nvidia_widths(ptx: str, access: str) -> list[int]:
+    """Bytes of each instruction of PTX that accesses global memory; the assembler keeps their widths."""
+    plain = re.findall(rf"\b{access}\.global\b[\w.:]*?(?:\.v(\d))?\.[bfsu](\d+)\b", ptx)
+    widths = [int(count or 1) * int(bits) // 8 for count, bits in plain]
+    if access == "ld":
+        widths += [int(size, 16) for size in re.findall(r"\bcp\.async\.c[ag]\.shared\.global\b[^;]*?,\s*(0x\w+)", ptx)]
+    return widths
+
+
+def _amd_widths(program: str, access: str) -> list[int]:
+    """Bytes of each instruction that accesses global memory."""
+    kinds = re.findall(rf"\b(?:global|buffer)_{access}_(?:[us]?(byte|short)|dword(?:x(\d))?)", program)
+    sizes = {"byte": 1, "short": 2, "": 4}
+    return [sizes[small] * int(count or 1) for small, count in kinds]
 
 
 def _amd(compiled: Any) -> tuple[int, int, int, str]:

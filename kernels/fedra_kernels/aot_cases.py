@@ -23,10 +23,36 @@ from .scatter_add import scatter_add
 from .sgd import sgd
 from .squared_norms import squared_norms
 
-SIZES = (300, 10)
-WIDTH, OUTPUTS, CLASSES = 768, 3072, 100
-BANK = 43_008
-"""LoRA parameters of a ViT-B block at rank 8."""
+
+@dataclass(frozen=True)
+class Shapes:
+    """Sizes of the calls' tensors: a ViT-B's, with few rows.
+
+    sizes: rows of each group, which has a slot of its own. width, outputs: features in and out of a layer.
+    slot: parameters of a bank's slot; the default is a block's LoRA parameters at rank 8.
+    """
+
+    sizes: tuple[int, ...] = (300, 10)
+    width: int = 768
+    outputs: int = 3072
+    classes: int = 100
+    slot: int = 43_008
+
+    @property
+    def rows(self) -> int:
+        """Rows of all groups together."""
+        return sum(self.sizes)
+
+    def groups(self) -> RowGroups:
+        """The row groups, each with the slot of its number."""
+        return RowGroups(self.sizes, torch.arange(len(self.sizes)), torch.ones(len(self.sizes)))
+
+    def bank(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Zeros of every slot."""
+        return torch.zeros(len(self.sizes), *shape, dtype=dtype)
+
+    def dropout(self) -> Dropout:
+        return Dropout(0.1, torch.arange(len(self.sizes)))
 
 
 @dataclass(frozen=True)
@@ -37,7 +63,7 @@ class Case:
     call: Callable[[], None]
 
 
-def cases() -> Iterator[Case]:
+def cases(shapes: Shapes = Shapes()) -> Iterator[Case]:
     """Every kernel with every shape class of its configuration table."""
     half, single = torch.bfloat16, torch.float32
     for dtype, rank, drop in (
@@ -45,21 +71,22 @@ def cases() -> Iterator[Case]:
         (single, 16, False), (single, 128, True),
     ):  # fmt: skip
         name = f"{_short(dtype)} r{rank}{' dropout' if drop else ''}"
-        yield Case(f"lora_linear {name}", partial(_lora_linear, dtype, rank, drop))
+        yield Case(f"lora_linear {name}", partial(_lora_linear, shapes, dtype, rank, drop))
     for frozen in ("A", "B"):
-        yield Case(f"lora_linear bf16 r16 frozen {frozen}", partial(_lora_linear, half, 16, False, frozen))
+        yield Case(f"lora_linear bf16 r16 frozen {frozen}", partial(_lora_linear, shapes, half, 16, False, frozen))
     for dtype, rank in ((half, 16), (half, 128), (single, 128)):
         name = f"{_short(dtype)} r{rank} dropout"
-        yield Case(f"gather_norm {name}", partial(_gather_norm, dtype, rank))
-        yield Case(f"gelu {name}", partial(_activation, "none", dtype, rank))
-    yield Case("gelu tanh bf16 r16", partial(_activation, "tanh", half, 16))
-    yield Case("swiglu bf16 r16", partial(_activation, "swiglu", half, 16))
+        yield Case(f"gather_norm {name}", partial(_gather_norm, shapes, dtype, rank))
+        yield Case(f"gelu {name}", partial(_activation, shapes, "none", dtype, rank))
+    yield Case("gelu tanh bf16 r16", partial(_activation, shapes, "tanh", half, 16))
+    yield Case("swiglu bf16 r16", partial(_activation, shapes, "swiglu", half, 16))
     for dtype in (half, single):
-        yield Case(f"head {_short(dtype)}", partial(_head, dtype))
-    yield Case("scatter_add bf16", _scatter_add)
-    yield Case("optimizers fp32", partial(_optimizers, None))
-    yield Case("optimizers fp32, bf16 shadow, zero_grad", partial(_optimizers, half))
-    yield Case("aggregate bf16", _aggregate)
+        yield Case(f"head {_short(dtype)}", partial(_head, shapes, dtype))
+    yield Case("scatter_add bf16", partial(_scatter_add, shapes))
+    yield Case("optimizers fp32", partial(_optimizers, shapes, None))
+    yield Case("optimizers fp32, bf16 shadow, zero_grad", partial(_optimizers, shapes, half))
+    for dtype in (half, torch.float64):
+        yield Case(f"aggregate {_short(dtype)}", partial(_aggregate, shapes, dtype))
 
 
 def measure(architecture: str) -> list[tuple[Case, Resources]]:
@@ -76,72 +103,62 @@ def measure(architecture: str) -> list[tuple[Case, Resources]]:
 
 
 def _short(dtype: torch.dtype) -> str:
-    return {torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
+    return {torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}[dtype]
 
 
-def _groups() -> RowGroups:
-    return RowGroups(SIZES, torch.arange(len(SIZES)), torch.ones(len(SIZES)))
-
-
-def _bank(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.zeros(len(SIZES), *shape, dtype=dtype)
-
-
-def _dropout() -> Dropout:
-    return Dropout(0.1, torch.arange(len(SIZES)))
-
-
-def _lora_linear(dtype: torch.dtype, rank: int, drop: bool, frozen: str = "") -> None:
-    x = torch.zeros(sum(SIZES), WIDTH, dtype=dtype, requires_grad=True)
-    a, b = _bank(rank, WIDTH, dtype=dtype), _bank(OUTPUTS, rank, dtype=dtype)
-    weight, bias = torch.zeros(OUTPUTS, WIDTH, dtype=dtype), torch.zeros(OUTPUTS, dtype=dtype)
+def _lora_linear(shapes: Shapes, dtype: torch.dtype, rank: int, drop: bool, frozen: str = "") -> None:
+    x = torch.zeros(shapes.rows, shapes.width, dtype=dtype, requires_grad=True)
+    a, b = shapes.bank(rank, shapes.width, dtype=dtype), shapes.bank(shapes.outputs, rank, dtype=dtype)
+    weight, bias = torch.zeros(shapes.outputs, shapes.width, dtype=dtype), torch.zeros(shapes.outputs, dtype=dtype)
     sink_a = None if frozen == "A" else torch.zeros_like(a, dtype=torch.float32)
     sink_b = None if frozen == "B" else torch.zeros_like(b, dtype=torch.float32)
-    y = lora_linear(x, weight, bias, a, b, _groups(), sink_a, sink_b, _dropout() if drop else None)
+    y = lora_linear(x, weight, bias, a, b, shapes.groups(), sink_a, sink_b, shapes.dropout() if drop else None)
     y.backward(torch.zeros_like(y))
 
 
-def _gather_norm(dtype: torch.dtype, rank: int) -> None:
-    hidden = torch.zeros(400, WIDTH, dtype=dtype, requires_grad=True)
-    index, ones = torch.arange(sum(SIZES)), torch.ones(WIDTH, dtype=dtype)
+def _gather_norm(shapes: Shapes, dtype: torch.dtype, rank: int) -> None:
+    hidden = torch.zeros(2 * shapes.rows, shapes.width, dtype=dtype, requires_grad=True)
+    index, ones = torch.arange(shapes.rows), torch.ones(shapes.width, dtype=dtype)
+    banks = [shapes.bank(rank, shapes.width, dtype=dtype)] * 3
     cases: tuple[tuple[NormKind, Tensor | None], ...] = (("layer", ones), ("rms", None))
     for kind, bias in cases:
         x, _ = gather_norm(
             hidden, index, ones, bias, kind=kind, eps=1e-6,
-            lora_a=[_bank(rank, WIDTH, dtype=dtype)] * 3, groups=_groups(), dropout=[_dropout()] * 3,
+            lora_a=banks, groups=shapes.groups(), dropout=[shapes.dropout()] * 3,
         )  # fmt: skip
         x.backward(torch.zeros_like(x))
 
 
-def _activation(kind: Literal["none", "tanh", "swiglu"], dtype: torch.dtype, rank: int) -> None:
-    x = torch.zeros(sum(SIZES), OUTPUTS, dtype=dtype, requires_grad=True)
-    bank = _bank(rank, OUTPUTS, dtype=dtype)
+def _activation(shapes: Shapes, kind: Literal["none", "tanh", "swiglu"], dtype: torch.dtype, rank: int) -> None:
+    x = torch.zeros(shapes.rows, shapes.outputs, dtype=dtype, requires_grad=True)
+    bank = shapes.bank(rank, shapes.outputs, dtype=dtype)
     if kind == "swiglu":
-        y, _ = swiglu(x, x, lora_a=bank, groups=_groups(), dropout=_dropout())
+        y, _ = swiglu(x, x, lora_a=bank, groups=shapes.groups(), dropout=shapes.dropout())
     else:
-        y, _ = gelu(x, approximate=kind, lora_a=bank, groups=_groups(), dropout=_dropout())
+        y, _ = gelu(x, approximate=kind, lora_a=bank, groups=shapes.groups(), dropout=shapes.dropout())
     y.backward(torch.zeros_like(y))
 
 
-def _head(dtype: torch.dtype) -> None:
-    features = torch.zeros(sum(SIZES), WIDTH, dtype=dtype, requires_grad=True)
-    weight, bias = _bank(CLASSES, WIDTH, dtype=dtype), _bank(CLASSES, dtype=dtype)
+def _head(shapes: Shapes, dtype: torch.dtype) -> None:
+    features = torch.zeros(shapes.rows, shapes.width, dtype=dtype, requires_grad=True)
+    weight, bias = shapes.bank(shapes.classes, shapes.width, dtype=dtype), shapes.bank(shapes.classes, dtype=dtype)
     sinks = torch.zeros_like(weight, dtype=torch.float32), torch.zeros_like(bias, dtype=torch.float32)
-    labels = torch.zeros(sum(SIZES), dtype=torch.int64)
-    losses, _ = head_cross_entropy(features, weight, bias, labels, _groups(), *sinks)
+    labels = torch.zeros(shapes.rows, dtype=torch.int64)
+    losses, _ = head_cross_entropy(features, weight, bias, labels, shapes.groups(), *sinks)
     losses.backward(torch.ones_like(losses))
 
 
-def _scatter_add() -> None:
-    hidden, rows = (torch.zeros(size, WIDTH, dtype=torch.bfloat16) for size in (400, 310))
-    scatter_add(hidden, rows, torch.arange(310), torch.ones(WIDTH, dtype=torch.bfloat16))
+def _scatter_add(shapes: Shapes) -> None:
+    hidden, rows = (torch.zeros(size, shapes.width, dtype=torch.bfloat16) for size in (2 * shapes.rows, shapes.rows))
+    scatter_add(hidden, rows, torch.arange(shapes.rows), torch.ones(shapes.width, dtype=torch.bfloat16))
 
 
-def _optimizers(shadow_dtype: torch.dtype | None) -> None:
-    param, grad, mean, square = (_bank(BANK) for _ in range(4))
-    slots, ones, step = torch.arange(2), torch.ones(2), torch.ones(2, dtype=torch.int64)
+def _optimizers(shapes: Shapes, shadow_dtype: torch.dtype | None) -> None:
+    param, grad, mean, square = (shapes.bank(shapes.slot) for _ in range(4))
+    count = len(shapes.sizes)
+    slots, ones, step = torch.arange(count), torch.ones(count), torch.ones(count, dtype=torch.int64)
     lower = shadow_dtype is not None
-    shadow = _bank(BANK, dtype=shadow_dtype) if shadow_dtype is not None else None
+    shadow = shapes.bank(shapes.slot, dtype=shadow_dtype) if shadow_dtype is not None else None
     for momentum in (0.0, 0.9):
         buffer = mean if momentum else None
         sgd(
@@ -155,6 +172,9 @@ def _optimizers(shadow_dtype: torch.dtype | None) -> None:
     squared_norms(grad, slots)
 
 
-def _aggregate() -> None:
-    numerator, denominator, slots = torch.zeros(12, BANK), torch.zeros(12), torch.arange(2)
-    aggregate(numerator, denominator, _bank(BANK, dtype=torch.bfloat16), slots, slots, torch.ones(2))
+def _aggregate(shapes: Shapes, dtype: torch.dtype) -> None:
+    sums = torch.float64 if dtype == torch.float64 else torch.float32
+    slots = torch.arange(len(shapes.sizes))
+    numerator, denominator = torch.zeros(12, shapes.slot, dtype=sums), torch.zeros(12, dtype=sums)
+    weights = torch.ones(len(slots), dtype=sums)
+    aggregate(numerator, denominator, shapes.bank(shapes.slot, dtype=dtype), slots, slots % 12, weights)

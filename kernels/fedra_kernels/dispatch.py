@@ -91,8 +91,10 @@ def _device_architecture(index: int) -> str:
 
 
 def dot_precision(tensor: Tensor) -> str:
-    """How tl.dot treats fp32 operands, after torch's own switch; other dtypes ignore it."""
-    return "tf32" if tensor.is_cuda and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    """How tl.dot treats fp32 operands, after torch's own switch; for other dtypes always the same: they ignore it."""
+    on_gpu = tensor.is_cuda or _compilation is not None
+    exact = tensor.dtype != torch.float32 or not torch.backends.cuda.matmul.allow_tf32
+    return "tf32" if on_gpu and not exact else "ieee"
 
 
 def register(schema: str, fake: Callable[..., Any]) -> Callable[[Launcher], Launcher]:

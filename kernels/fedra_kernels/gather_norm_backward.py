@@ -16,7 +16,7 @@ BLOCK_ROWS = 16
 BLOCK_COLUMNS = 128
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["index_ptr", "rows", "stream_rows"])
 def gather_norm_backward_kernel(
     grad_x_ptr,
     index_ptr,
@@ -32,9 +32,9 @@ def gather_norm_backward_kernel(
     BLOCK_D: tl.constexpr,
     RMS: tl.constexpr,
 ):
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     row_mask = row < rows
-    row_offset = row.to(tl.int64)[:, None] * D
+    row_offset = row[:, None] * D
     mean = tl.load(mean_ptr + row, mask=row_mask, other=0.0)[:, None]
     inverse = tl.load(inverse_ptr + row, mask=row_mask, other=0.0)[:, None]
     piece = tl.arange(0, BLOCK_D)

@@ -48,7 +48,7 @@ def _shrink_piece(
     return tl.dot(x, factor, total, input_precision=PRECISION)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["index_ptr", "chunks_ptr", "keys_ptr", "rows", "stream_rows", "groups"])
 def gather_norm_kernel(
     hidden_ptr,
     index_ptr,
@@ -91,7 +91,7 @@ def gather_norm_kernel(
     if SHRINKS > 0:
         first, end, slot, group, group_start = load_chunk(chunks_ptr, program)
     else:
-        first = program * BLOCK_M
+        first = program.to(tl.int64) * BLOCK_M
         end = rows
     row = first + tl.arange(0, BLOCK_M)
     row_mask = row < end

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .row_tables import Chunks, Table, chunk_tables, filled_groups, span_table
+from .row_tables import MAX_ROWS, Chunks, Table, chunk_tables, filled_groups, span_table
 from .transfer import to_device
 
 SlotIndex = slice | Tensor
@@ -34,7 +34,6 @@ class Run:
 
 TableKey = tuple[int, str, int]
 """What a table is asked for by: tokens of a sample, name of the table, length of its chunks or tiles."""
-_MOST_ROWS = 2**31 - 1
 
 
 class RowGroups:
@@ -45,7 +44,7 @@ class RowGroups:
     the next ones can have in a single copy (`wanted_tables`, `adopt_tables`).
 
     Args:
-        sizes: rows of each group; may hold zeros. The sum, below 2^31, is the number of rows.
+        sizes: rows of each group; may hold zeros. The sum, at most MAX_ROWS, is the number of rows.
         slots: int64 [groups], the bank row of each group; distinct.
         scales: [groups], LoRA alpha / rank of each group; fp32, or fp64 for fp64 banks.
         device: where the ops run; default: the device of `slots`. Give host tensors and a device: a `slots` tensor
@@ -89,8 +88,8 @@ class RowGroups:
         self._check_rows()
 
     def _check_rows(self) -> None:
-        if self.rows > _MOST_ROWS:
-            raise ValueError(f"sizes: found {self.rows} rows together, expected at most {_MOST_ROWS}")
+        if self.rows > MAX_ROWS:
+            raise ValueError(f"sizes: found {self.rows} rows together, expected at most {MAX_ROWS}")
 
     def __len__(self) -> int:
         return len(self.sizes)

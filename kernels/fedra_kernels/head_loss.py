@@ -20,7 +20,7 @@ BLOCK_ROWS = 16
 BLOCK_CLASSES = 128
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["labels_ptr", "filled_ptr"])
 def head_loss_kernel(
     logits_ptr,
     labels_ptr,
@@ -65,7 +65,7 @@ def head_loss_kernel(
     tl.store(correct_ptr + group, tl.sum(correct, axis=0).to(tl.int64))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["labels_ptr", "shares_ptr", "chunks_ptr"])
 def head_loss_backward_kernel(
     logits_ptr,
     labels_ptr,

@@ -31,7 +31,7 @@ def product_tile(x: Tensor) -> Tile:
     return choose(CONFIGS, x, 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunks_ptr"])
 def head_product_kernel(
     x_ptr,
     weight_ptr,
@@ -57,7 +57,9 @@ def head_product_kernel(
     row_mask = (row < end)[:, None]
     column_mask = (column < N)[None, :]
     x_ptrs = x_ptr + row.to(tl.int64)[:, None] * K + depth[None, :]
-    weight_ptrs = weight_ptr + slot * stride_slot + column[None, :] * stride_n + depth[:, None] * stride_k
+    # A vocabulary's classifier may have more than 2^31 entries.
+    weight_offset = column.to(tl.int64)[None, :] * stride_n + depth.to(tl.int64)[:, None] * stride_k
+    weight_ptrs = weight_ptr + slot * stride_slot + weight_offset
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for k in range(0, K, BLOCK_K):
         inside = k + depth < K
@@ -73,7 +75,7 @@ def head_product_kernel(
     tl.store(y_ptrs, total.to(y_ptr.dtype.element_ty), mask=row_mask & column_mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["filled_ptr"])
 def head_grads_kernel(
     features_ptr,
     grad_logits_ptr,
@@ -109,7 +111,7 @@ def head_grads_kernel(
         )
         weight_total = tl.dot(tl.trans(gradient), features, weight_total, input_precision=PRECISION)
         bias_total += tl.sum(gradient.to(tl.float32), axis=0)
-    weight_ptrs = grad_weight_ptr + slot * stride_weight + column[:, None] * K + depth[None, :]
+    weight_ptrs = grad_weight_ptr + slot * stride_weight + column.to(tl.int64)[:, None] * K + depth[None, :]
     mask = (column < CLASSES)[:, None] & (depth < K)[None, :]
     weight_total += tl.load(weight_ptrs, mask=mask, other=0.0).to(tl.float32)
     tl.store(weight_ptrs, weight_total.to(grad_weight_ptr.dtype.element_ty), mask=mask)

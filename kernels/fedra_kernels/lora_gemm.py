@@ -121,7 +121,7 @@ def expand_operands(shrunk, own, ptr, columns, ranks, stride_n, stride_r, N: tl.
     return shrunk.to(factor.dtype), tl.where(finite, wide, 0.0).to(factor.dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["spans_ptr", "filled_ptr", "scales_ptr", "keys_ptr", "rows", "row_tiles"])
 def lora_gemm_kernel(
     x,
     weight,

@@ -55,7 +55,7 @@ def outer_chunk(wide: Tensor, rank: int) -> int:
     return choose(CONFIGS, wide, rank).rows * CHUNK_BLOCKS
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunks_ptr", "keys_ptr"])
 def lora_grad_outer_kernel(
     wide_ptr,
     narrow_ptr,

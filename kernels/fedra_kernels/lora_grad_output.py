@@ -32,7 +32,7 @@ def output_chunk(grad_y: Tensor, rank: int) -> int:
     return choose(CONFIGS, grad_y, rank).rows
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunks_ptr", "scales_ptr"])
 def lora_grad_output_kernel(
     grad_y_ptr,
     lora_b_ptr,

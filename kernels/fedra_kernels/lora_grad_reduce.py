@@ -10,13 +10,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .bank_pieces import bank_piece, piece_grid
 from .dispatch import launch
 from .row_tables_kernels import load_chunk_group
 
 BLOCK = 1024
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunk_groups_ptr", "scales_ptr"])
 def lora_grad_reduce_kernel(
     sink_ptr,
     partial_ptr,
@@ -29,8 +30,8 @@ def lora_grad_reduce_kernel(
     SCALED: tl.constexpr,
 ):
     """sink[slot] += gain * scale_k times the sum of a group's partials, in the order of its chunks."""
-    slot, group, first, end = load_chunk_group(chunk_groups_ptr, tl.program_id(0))
-    offset = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    number, _, offset = bank_piece(entries, BLOCK)
+    slot, group, first, end = load_chunk_group(chunk_groups_ptr, number)
     mask = offset < entries
     total = tl.zeros((BLOCK,), tl.float32)
     partial_ptrs = partial_ptr + first.to(tl.int64) * entries + offset
@@ -48,7 +49,7 @@ def add_partials(sink: Tensor, partial: Tensor, chunk_groups: Tensor, scales: Te
     entries = partial.shape[1]
     launch(
         lora_grad_reduce_kernel,
-        (chunk_groups.shape[0], triton.cdiv(entries, BLOCK)),
+        piece_grid(chunk_groups.shape[0], entries, BLOCK),
         sink,
         partial,
         chunk_groups,

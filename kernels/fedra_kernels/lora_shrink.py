@@ -50,7 +50,7 @@ def shrink_tile(x: Tensor, rank: int) -> Tile:
     return choose(CONFIGS, x, rank)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunks_ptr", "scales_ptr", "keys_ptr"])
 def lora_shrink_kernel(
     x_ptr,
     factor_ptr,

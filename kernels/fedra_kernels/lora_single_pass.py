@@ -43,7 +43,7 @@ def shrink_block(lora_a_ptr, k, K: tl.constexpr, RANK: tl.constexpr, RANK_BLOCK:
     return tl.load(lora_a_ptr + rank * K + depth, mask=(rank < RANK) & (depth < K), other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["spans_ptr", "filled_ptr", "scales_ptr", "rows", "row_tiles"])
 def lora_single_pass_kernel(
     x,
     weight,

@@ -12,6 +12,9 @@ from torch import Tensor
 
 Table = NDArray[np.int32]
 
+MAX_ROWS = 400_000_000
+"""Kernels count rows, and the entries of a table of at most five a row, in 32 bits."""
+
 
 @dataclass(frozen=True)
 class Chunks:

@@ -8,7 +8,7 @@ import triton.language as tl
 
 @triton.jit
 def load_filled(filled_ptr, index):
-    """(first row, end row, slot, group) of a group that has rows; see `build_filled`."""
+    """(first row, end row, slot, group) of a group that has rows; see `filled_groups`."""
     entry = filled_ptr + 4 * index
     return tl.load(entry), tl.load(entry + 1), tl.load(entry + 2).to(tl.int64), tl.load(entry + 3)
 
@@ -30,6 +30,6 @@ def load_chunk_group(chunk_groups_ptr, index):
 
 @triton.jit
 def load_span(spans_ptr, tile):
-    """(first, end) index into the filled groups of those that touch a tile; see `build_spans`."""
+    """(first, end) index into the filled groups of those that touch a tile; see `span_table`."""
     entry = spans_ptr + 2 * tile
     return tl.load(entry), tl.load(entry + 1)

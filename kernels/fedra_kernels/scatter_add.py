@@ -74,7 +74,7 @@ class _ScatterAdd(torch.autograd.Function):
         return grad, grad_y, None, None
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["index_ptr", "rows", "stream_rows"])
 def scatter_add_kernel(
     residual_ptr,
     y_ptr,
@@ -87,12 +87,12 @@ def scatter_add_kernel(
     BLOCK_D: tl.constexpr,
     SCALED: tl.constexpr,
 ):
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     target = tl.load(index_ptr + row, mask=row < rows, other=-1)
     inside = (target >= 0) & (target < stream_rows)
     mask = inside[:, None] & (column < D)[None, :]
-    y = tl.load(y_ptr + row.to(tl.int64)[:, None] * D + column[None, :], mask=mask, other=0.0).to(tl.float32)
+    y = tl.load(y_ptr + row[:, None] * D + column[None, :], mask=mask, other=0.0).to(tl.float32)
     if SCALED:
         y *= tl.load(scale_ptr + column, mask=column < D, other=0.0).to(tl.float32)[None, :]
     residual_ptrs = residual_ptr + target[:, None] * D + column[None, :]

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .bank_pieces import bank_piece, piece_grid
 from .dispatch import in_place, launch, register, use_triton
 from .optimizer_checks import check_bank_state, check_per_slot
 from .optimizer_torch import step_rows
@@ -87,7 +88,7 @@ def sgd_reference(
     return param - lr[:, None] * buffer, buffer
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots_ptr", "lr_ptr", "clip_ptr", "step_ptr", "slot_count"])
 def sgd_kernel(
     param_ptr,
     grad_ptr,
@@ -110,9 +111,8 @@ def sgd_kernel(
     SHADOW: tl.constexpr,
     ZERO_GRAD: tl.constexpr,
 ):
-    number = tl.program_id(0)
+    number, _, offset = bank_piece(entries, BLOCK)
     slot = tl.load(slots_ptr + number)
-    offset = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = (offset < entries) & (slot >= 0) & (slot < slot_count)
     param_ptrs = param_ptr + slot * stride_param + offset
     param = tl.load(param_ptrs, mask=mask, other=0.0).to(tl.float32)
@@ -151,7 +151,7 @@ def sgd_rows(
     """The Triton path of `sgd`."""
     launch(
         sgd_kernel,
-        (slots.shape[0], triton.cdiv(param.shape[1], BLOCK)),
+        piece_grid(slots.shape[0], param.shape[1], BLOCK),
         param,
         grad,
         momentum_buffer,

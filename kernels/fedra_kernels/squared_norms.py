@@ -51,7 +51,7 @@ def squared_norms_reference(grad: Tensor, slots: Tensor) -> Tensor:
     return grad[slots].square().sum(1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots_ptr", "slot_count"])
 def squared_norms_kernel(grad_ptr, slots_ptr, norms_ptr, slot_count, stride_slot, entries, BLOCK: tl.constexpr):
     """One program adds one row in a fixed order."""
     number = tl.program_id(0)

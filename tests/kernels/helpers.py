@@ -1,13 +1,28 @@
-"""Random banks and groups for the kernel tests."""
+"""Random banks and groups for the kernel tests, and the kernels there are."""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
+import fedra_kernels
 from fedra_kernels import RowGroups
+
+
+def kernel_modules() -> list[ModuleType]:
+    """Every module of the package."""
+    names = [module.name for module in pkgutil.iter_modules(fedra_kernels.__path__)]
+    return [importlib.import_module(f"fedra_kernels.{name}") for name in names]
+
+
+def kernel_names() -> set[str]:
+    """Every Triton kernel of the package."""
+    return {name for module in kernel_modules() for name in vars(module) if name.endswith("_kernel")}
 
 
 def make_groups(sizes: Sequence[int], slots: Sequence[int], *, seed: int = 0, shared_scale: bool = False) -> RowGroups:

@@ -15,8 +15,13 @@ _INTRODUCTION = """# What the kernels need, by architecture
 
 Compiled ahead of time, without a GPU, by
 `python launchers/microbench.py resources docs/results/kernel_resources.md`.
-Registers are per thread, stack and shared memory in bytes; `small` stands for GPUs with little shared memory."""
-_COLUMNS = ("kernel", "case", "warps", "registers", "stack", "spills", "shared", "matrix instructions")
+Registers are per thread, stack and shared memory in bytes; `small` stands for GPUs with little shared memory. Wide
+loads and stores are the shares of the bytes loaded from and stored to global memory that move 16 an instruction,
+counted in the program and without TMA."""
+_COLUMNS = (
+    "kernel", "case", "warps", "registers", "stack", "spills", "shared", "matrix instructions", "wide loads",
+    "wide stores",
+)  # fmt: skip
 
 
 def resource_table(architecture: str) -> Table:
@@ -54,4 +59,5 @@ def _section(architecture: str) -> str:
 def _rows(architecture: str) -> Iterator[list[str]]:
     for case, need in measure(architecture):
         figures = (need.warps, need.registers, need.stack, need.spills, need.shared, need.dots)
-        yield [need.kernel.removesuffix("_kernel"), case.name, *(f"{figure:,}" for figure in figures)]
+        shares = (f"{share:.0%}" for share in (need.wide_loads, need.wide_stores))
+        yield [need.kernel.removesuffix("_kernel"), case.name, *(f"{figure:,}" for figure in figures), *shares]
