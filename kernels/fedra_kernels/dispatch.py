@@ -92,7 +92,7 @@ def _device_architecture(index: int) -> str:
 
 def dot_precision(tensor: Tensor) -> str:
     """How tl.dot treats fp32 operands, after torch's own switch; for other dtypes always the same: they ignore it."""
-    on_gpu = tensor.is_cuda or _compilation is not None
+    on_gpu = tensor.is_cuda or _stand_in is not None
     exact = tensor.dtype != torch.float32 or not torch.backends.cuda.matmul.allow_tf32
     return "tf32" if on_gpu and not exact else "ieee"
 

@@ -48,7 +48,7 @@ def _shrink_piece(
     return tl.dot(x, factor, total, input_precision=PRECISION)
 
 
-@triton.jit(do_not_specialize=["index_ptr", "chunks_ptr", "keys_ptr", "rows", "stream_rows", "groups"])
+@triton.jit(do_not_specialize=["index_ptr", "chunks_ptr", "keys0_ptr", "keys1_ptr", "keys2_ptr", "rows", "stream_rows"])
 def gather_norm_kernel(
     hidden_ptr,
     index_ptr,

@@ -9,13 +9,11 @@ from torch import Tensor
 
 from .configs import ConfigTable, Tile, choose, rank_block
 from .counter_hash_kernels import keep_entries, row_seeds
-from .dispatch import dot_precision, in_place, launch, register
-from .lora_grad_reduce import add_partials
+from .dispatch import dot_precision, launch, register
 from .row_tables_kernels import load_chunk
 
 SCHEMA = (
-    "lora_grad_outer(Tensor wide, Tensor narrow, Tensor chunks, Tensor chunk_groups, Tensor? scales, "
-    "float gain, Tensor? keys, int threshold, bool transposed, Tensor(a!) sink) -> ()"
+    "lora_grad_outer(Tensor wide, Tensor narrow, Tensor chunks, Tensor? keys, int threshold, bool transposed) -> Tensor"
 )
 
 # A chunk is CHUNK_BLOCKS blocks of rows.
@@ -97,27 +95,23 @@ def lora_grad_outer_kernel(
     tl.store(partial_ptrs, total, mask=column_mask[:, None] & rank_mask[None, :])
 
 
-@register(SCHEMA, in_place)
-def lora_grad_outer(
-    wide: Tensor,
-    narrow: Tensor,
-    chunks: Tensor,
-    chunk_groups: Tensor,
-    scales: Tensor | None,
-    gain: float,
-    keys: Tensor | None,
-    threshold: int,
-    transposed: bool,
-    sink: Tensor,
-) -> None:
-    """Add each group's drop(wide)^T narrow, times gain * scale_k where scales are given, into its slot.
+def _fake(
+    wide: Tensor, narrow: Tensor, chunks: Tensor, keys: Tensor | None, threshold: int, transposed: bool
+) -> Tensor:
+    return wide.new_empty(chunks.shape[0], wide.shape[1] * narrow.shape[1], dtype=torch.float32)
 
-    wide [rows, C], narrow [rows, rank]; sink [slots, C, rank] (transposed: [slots, rank, C]);
-    chunks, chunk_groups: `RowGroups.chunks(outer_chunk)`.
+
+@register(SCHEMA, _fake)
+def lora_grad_outer(
+    wide: Tensor, narrow: Tensor, chunks: Tensor, keys: Tensor | None, threshold: int, transposed: bool
+) -> Tensor:
+    """The chunks' partial sums of drop(wide)^T narrow, fp32 [chunks, C * rank] (transposed: each as [rank, C]).
+
+    wide [rows, C], narrow [rows, rank]; chunks: `RowGroups.chunks(outer_chunk(wide, rank)).rows`.
     """
     columns, rank = wide.shape[1], narrow.shape[1]
     tile = choose(CONFIGS, wide, rank)
-    partial = wide.new_empty(chunks.shape[0], columns * rank, dtype=torch.float32)
+    partial = _fake(wide, narrow, chunks, keys, threshold, transposed)
     stride_column, stride_rank = (1, columns) if transposed else (rank, 1)
     launch(
         lora_grad_outer_kernel,
@@ -139,4 +133,4 @@ def lora_grad_outer(
         PRECISION=dot_precision(wide),
         **tile.options,
     )
-    add_partials(sink, partial, chunk_groups, scales, gain)
+    return partial

@@ -9,12 +9,11 @@ from torch import Tensor
 
 from .configs import ConfigTable, Tile, choose, rank_block
 from .dispatch import dot_precision, launch, register
-from .lora_grad_reduce import add_partials
 from .row_tables_kernels import load_chunk
 
 SCHEMA = (
-    "lora_grad_output(Tensor grad_y, Tensor lora_b, Tensor shrunk, Tensor chunks, Tensor chunk_groups, "
-    "Tensor scales, float gain, Tensor(a!) grad_b) -> Tensor"
+    "lora_grad_output(Tensor grad_y, Tensor lora_b, Tensor shrunk, Tensor chunks, Tensor scales, float gain) "
+    "-> (Tensor, Tensor)"
 )
 # A chunk is one block of rows.
 CONFIGS: ConfigTable = {
@@ -83,37 +82,23 @@ def lora_grad_output_kernel(
 
 
 def _fake(
-    grad_y: Tensor,
-    lora_b: Tensor,
-    shrunk: Tensor,
-    chunks: Tensor,
-    chunk_groups: Tensor,
-    scales: Tensor,
-    gain: float,
-    grad_b: Tensor,
-) -> Tensor:
-    return shrunk.new_empty(shrunk.shape)
+    grad_y: Tensor, lora_b: Tensor, shrunk: Tensor, chunks: Tensor, scales: Tensor, gain: float
+) -> tuple[Tensor, Tensor]:
+    entries = lora_b.shape[1] * lora_b.shape[2]
+    return shrunk.new_empty(shrunk.shape), grad_y.new_empty(chunks.shape[0], entries, dtype=torch.float32)
 
 
 @register(SCHEMA, _fake)
 def lora_grad_output(
-    grad_y: Tensor,
-    lora_b: Tensor,
-    shrunk: Tensor,
-    chunks: Tensor,
-    chunk_groups: Tensor,
-    scales: Tensor,
-    gain: float,
-    grad_b: Tensor,
-) -> Tensor:
-    """dS [rows, rank] of grad_y [rows, out]; adds dB into grad_b [slots, out, rank].
+    grad_y: Tensor, lora_b: Tensor, shrunk: Tensor, chunks: Tensor, scales: Tensor, gain: float
+) -> tuple[Tensor, Tensor]:
+    """dS [rows, rank] of grad_y [rows, out], and the chunks' partial sums of dY^T S, fp32 [chunks, out * rank].
 
-    For ranks up to NARROW_RANK. shrunk [rows, rank]; chunks, chunk_groups: `RowGroups.chunks(output_chunk)`.
+    For ranks up to NARROW_RANK. shrunk [rows, rank]; chunks: `RowGroups.chunks(output_chunk(grad_y, rank)).rows`.
     """
     outputs, rank = lora_b.shape[1:]
     tile = choose(CONFIGS, grad_y, rank)
-    grad_shrunk = shrunk.new_empty(shrunk.shape)
-    partial = grad_y.new_empty(chunks.shape[0], outputs * rank, dtype=torch.float32)
+    grad_shrunk, partial = _fake(grad_y, lora_b, shrunk, chunks, scales, gain)
     launch(
         lora_grad_output_kernel,
         (chunks.shape[0],),
@@ -134,5 +119,4 @@ def lora_grad_output(
         PRECISION=dot_precision(grad_y),
         **tile.options,
     )
-    add_partials(grad_b, partial, chunk_groups, scales, gain)
-    return grad_shrunk
+    return grad_shrunk, partial

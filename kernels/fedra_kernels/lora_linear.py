@@ -18,6 +18,7 @@ from .groups import RowGroups
 from .lora_gemm import gemm_tile, lora_gemm
 from .lora_grad_outer import lora_grad_outer, outer_chunk
 from .lora_grad_output import lora_grad_output, output_chunk
+from .lora_grad_reduce import lora_grad_reduce
 from .lora_shrink import lora_shrink, shrink_tile
 from .lora_single_pass import lora_single_pass, single_pass_tile
 from .tile_loads import is_column_major
@@ -209,34 +210,29 @@ def _triton_backward(
     needs_grad_x: bool,
 ) -> Tensor | None:
     rank, scales, gain = lora_a.shape[1], groups.scales, _gain(dropout)
-    if grad_a is None and not needs_grad_x:
-        _triton_grad_b(grad_y, shrunk, groups, gain, grad_b)
-        return None
-    if shrunk is not None and grad_b is not None and rank <= NARROW_RANK:
-        chunks = groups.chunks(output_chunk(grad_y, rank))
-        grad_shrunk = lora_grad_output(grad_y, lora_b, shrunk, chunks.rows, chunks.groups, scales, gain, grad_b)
-    else:
+    partial_a = partial_b = groups_a = groups_b = grad_shrunk = grad_x = None
+    if shrunk is not None and grad_b is not None:
+        if rank <= NARROW_RANK and (grad_a is not None or needs_grad_x):
+            chunks = groups.chunks(output_chunk(grad_y, rank))
+            grad_shrunk, partial_b = lora_grad_output(grad_y, lora_b, shrunk, chunks.rows, scales, gain)
+        else:
+            chunks = groups.chunks(outer_chunk(grad_y, rank))
+            partial_b = lora_grad_outer(grad_y, shrunk, chunks.rows, None, 0, False)
+        groups_b = chunks.groups
+    if grad_shrunk is None and (grad_a is not None or needs_grad_x):
         pieces = groups.chunks(shrink_tile(grad_y, rank).rows).rows
         grad_shrunk = lora_shrink(grad_y, lora_b, pieces, scales, gain, None, 0, True)
-        _triton_grad_b(grad_y, shrunk, groups, gain, grad_b)
     keys, threshold = dropout_arguments(dropout)
-    if x is not None and grad_a is not None:
+    if grad_shrunk is not None and x is not None and grad_a is not None:
         chunks = groups.chunks(outer_chunk(x, rank))
-        lora_grad_outer(x, grad_shrunk, chunks.rows, chunks.groups, None, 1.0, keys, threshold, True, grad_a)
-    if not needs_grad_x:
-        return None
-    spans = groups.spans(gemm_tile(grad_y, rank, keys is not None).rows)
-    return lora_gemm(grad_y, weight, None, grad_shrunk, lora_a, spans, groups.filled, None, 1.0, keys, threshold, True)
-
-
-def _triton_grad_b(
-    grad_y: Tensor, shrunk: Tensor | None, groups: RowGroups, gain: float, grad_b: Tensor | None
-) -> None:
-    """Add dB into its sink; nothing where B is frozen."""
-    if shrunk is None or grad_b is None:
-        return
-    chunks = groups.chunks(outer_chunk(grad_y, shrunk.shape[1]))
-    lora_grad_outer(grad_y, shrunk, chunks.rows, chunks.groups, groups.scales, gain, None, 0, False, grad_b)
+        partial_a, groups_a = lora_grad_outer(x, grad_shrunk, chunks.rows, keys, threshold, True), chunks.groups
+    lora_grad_reduce(partial_a, groups_a, grad_a, partial_b, groups_b, grad_b, scales, gain)
+    if grad_shrunk is not None and needs_grad_x:
+        spans = groups.spans(gemm_tile(grad_y, rank, keys is not None).rows)
+        grad_x = lora_gemm(
+            grad_y, weight, None, grad_shrunk, lora_a, spans, groups.filled, None, 1.0, keys, threshold, True
+        )
+    return grad_x
 
 
 def _gain(dropout: Dropout | None) -> float:

@@ -56,8 +56,9 @@ def span_table(filled: Table, rows: int, length: int) -> Table:
     Returns int32 [tiles, 2]: the first and the end index into `filled`.
     """
     tile_start = np.arange(0, rows, length)
-    first = np.searchsorted(filled[:, 1], tile_start, side="right")
-    end = np.searchsorted(filled[:, 0], np.minimum(tile_start + length, rows))
+    starts, ends = np.ascontiguousarray(filled.T[:2])
+    first = np.searchsorted(ends, tile_start, side="right")
+    end = np.searchsorted(starts, np.minimum(tile_start + length, rows))
     return _table(first, end)
 
 

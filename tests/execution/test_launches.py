@@ -117,10 +117,8 @@ def test_launches_of_a_step_of_a_fused_vit_stay_few(
     seen = train(monkeypatch, vit(width), make_samples("vit", 12), device=torch.device("cpu"), dropout=dropout, lanes=6)
     assert len(seen.steps) == STEPS
     for step in seen.steps:
-        assert 400 < step.triton.total() <= 546
+        assert 400 < step.triton.total() <= 540
         assert 80 < step.torch.total() <= 200
-    if dropout == 0.0:
-        assert all(step.triton.total() <= 540 for step in seen.steps)
 
 
 @pytest.fixture

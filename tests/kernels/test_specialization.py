@@ -17,10 +17,11 @@ from fedra_kernels.aot_cases import Shapes, cases
 
 from .helpers import kernel_names
 
-COUNTS = {"rows", "row_tiles", "stream_rows", "slot_count", "groups"}
+COUNTS = {"rows", "row_tiles", "stream_rows", "slot_count"}
 TABLES = {
     "index_ptr", "labels_ptr", "slots_ptr", "starts_ptr", "weights_ptr", "lr_ptr", "clip_ptr", "step_ptr", "shares_ptr",
-    "filled_ptr", "spans_ptr", "chunks_ptr", "chunk_groups_ptr", "scales_ptr", "keys_ptr",
+    "filled_ptr", "spans_ptr", "chunks_ptr", "groups_a_ptr", "groups_b_ptr", "scales_ptr", "keys_ptr",
+    "keys0_ptr", "keys1_ptr", "keys2_ptr",
 }  # fmt: skip
 # Row counts of 1, 15, 16, 17, 4096, 4100 and 201,728 (64 clients with 16 images of 197 tokens).
 SIZES = [(1,), (7, 8), (1,) * 16, (16, 1), (256,) * 16, (4000, 99, 1), (16 * 197,) * 64]

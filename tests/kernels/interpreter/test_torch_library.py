@@ -29,6 +29,7 @@ from fedra_kernels.head_products import head_grads, head_product, product_tile
 from fedra_kernels.lora_gemm import gemm_tile, lora_gemm
 from fedra_kernels.lora_grad_outer import lora_grad_outer, outer_chunk
 from fedra_kernels.lora_grad_output import lora_grad_output, output_chunk
+from fedra_kernels.lora_grad_reduce import lora_grad_reduce
 from fedra_kernels.lora_shrink import lora_shrink, shrink_tile
 from fedra_kernels.lora_single_pass import lora_single_pass, single_pass_tile
 from fedra_kernels.scatter_add import scatter_add_rows
@@ -60,17 +61,20 @@ def _op_calls():
     def chunks(length):
         return groups.chunks(length).rows
 
-    def grad_chunks(length):
-        return groups.chunks(length).rows, groups.chunks(length).groups
-
+    pieces = groups.chunks(outer_chunk(x, RANK))
+    partial_a, partial_b = (torch.randn(len(pieces.rows), RANK * features) for features in (WIDTH, OUTPUTS))
     rows, norm_chunks, spans = chunks(product_tile(x).rows), chunks(norm_tile(x, [a]).rows), groups.spans
     return [
         (lora_shrink, (x, a, chunks(shrink_tile(x, RANK).rows), scales, 2.0, keys, 5, False)),
         (lora_gemm, (x, weight, None, rank, b, spans(gemm_tile(x, RANK).rows), filled, scales, 1.0, None, 0, False)),
         (lora_single_pass, (x, weight, None, a, b, spans(single_pass_tile(x, RANK).rows), filled, scales)),
-        (lora_grad_output, (y, b, rank, *grad_chunks(output_chunk(y, RANK)), scales, 1.0, torch.zeros_like(b))),
-        (lora_grad_outer, (x, rank, *grad_chunks(outer_chunk(x, RANK)), None, 1.0, keys, 5, True, torch.zeros_like(a))),
-        (gather_norm_forward, (x, index, ones, ones, 1e-5, False, True, [a, a], norm_chunks, None, 0)),
+        (lora_grad_output, (y, b, rank, chunks(output_chunk(y, RANK)), scales, 1.0)),
+        (lora_grad_outer, (x, rank, pieces.rows, keys, 5, True)),
+        (
+            lora_grad_reduce,
+            (partial_a, pieces.groups, torch.zeros_like(a), partial_b, pieces.groups, torch.zeros_like(b), scales, 1.0),
+        ),
+        (gather_norm_forward, (x, index, ones, ones, 1e-5, False, True, [a, a], norm_chunks, [], 0)),
         (gather_norm_backward, (x, index, ones, x, torch.zeros(ROWS), torch.ones(ROWS), False, torch.zeros_like(x))),
         (scatter_add_rows, (torch.zeros(ROWS, WIDTH), x, index, ones)),
         (activation_forward, ("swiglu", x, x, a, chunks(activation_tile(x, a).rows), keys, 5)),
