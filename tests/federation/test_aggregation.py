@@ -10,35 +10,7 @@ from fedra_engine.federation.aggregation import Aggregator
 from fedra_engine.federation.work import ClientUpdates
 from fedra_engine.models.state import GlobalState
 
-BLOCKS, SIZE, HEAD = 5, 7, 4
-
-
-def make_updates(rng: np.random.Generator, client: int, blocks: np.ndarray, dtype: torch.dtype) -> ClientUpdates:
-    """One client's update, in banks with rows that belong to nobody."""
-    slots = rng.permutation(len(blocks) + 2)[: len(blocks)]
-    return ClientUpdates(
-        clients=np.array([client]),
-        samples=rng.integers(1, 500, size=1),
-        processed=np.array([1]),
-        losses=torch.zeros(1, dtype=torch.float64),
-        adapters=torch.from_numpy(rng.normal(size=(len(blocks) + 2, SIZE))).to(dtype),
-        slots=torch.from_numpy(slots),
-        slot_owners=np.zeros(len(blocks), dtype=np.int64),
-        slot_blocks=blocks,
-        heads=torch.from_numpy(rng.normal(size=(3, HEAD))).to(dtype),
-        head_rows=torch.from_numpy(rng.integers(0, 3, size=1)),
-        head_owners=np.zeros(1, dtype=np.int64),
-        head_exits=np.zeros(1, dtype=np.int64),
-    )
-
-
-def make_round(
-    seed: int, allocation: np.ndarray, dtype: torch.dtype = torch.float64
-) -> tuple[GlobalState, list[ClientUpdates]]:
-    rng = np.random.default_rng(seed)
-    adapters, head = (torch.from_numpy(rng.normal(size=size)).to(dtype) for size in ((BLOCKS, SIZE), HEAD))
-    previous = GlobalState(adapters, head[None])
-    return previous, [make_updates(rng, client, np.flatnonzero(row), dtype) for client, row in enumerate(allocation)]
+from .updates import BLOCKS, make_round
 
 
 def aggregate(

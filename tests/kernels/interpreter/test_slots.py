@@ -116,6 +116,18 @@ def test_aggregate_sums_each_blocks_holders(accumulator, dtype):
     assert numerator[4].isnan().all()
 
 
+def test_aggregate_sums_fp64_values_in_fp64():
+    """They are what deterministic aggregation sums; rounded to fp32 they would be off by 1e-8."""
+    used, blocks = torch.tensor([5, 2, 0, 3]), torch.tensor([1, 3, 1, 0])
+    values = _bank(1, 2500, torch.float64, used)
+    values[used] += 1e-12 * randn(4, 2500, seed=3)
+    weights = torch.tensor([1.0, 2.0, 0.5, 3.0], dtype=torch.float64)
+    sums, totals = torch.zeros(5, 2500, dtype=torch.float64), torch.zeros(5, dtype=torch.float64)
+    expected = aggregate_reference(sums, totals, values, used, blocks, weights)
+    aggregate(sums, totals, values, used, blocks, weights)
+    assert_close({"sum": sums, "weight": totals}, {"sum": expected[0], "weight": expected[1]}, 1e-15)
+
+
 @settings(max_examples=15)
 @given(pairs=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3)), max_size=8), seed=st.integers(0, 99))
 def test_aggregate_keeps_the_given_order(pairs, seed):
