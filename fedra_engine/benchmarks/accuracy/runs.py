@@ -35,8 +35,9 @@ class StudyRun:
         """Why it cannot go on; empty while it can."""
         self._rounds = config.rounds
         self._folder = RunFolder(folder)
-        reporter = Reporter(log, Console(quiet=True, force_terminal=False))
-        self._simulation = Simulation(config, self._folder, reporter, accelerator, data)
+        self._name = f"{self.method}, seed {config.seed}"
+        self._reporter = Reporter(log, Console(quiet=True, force_terminal=False))
+        self._simulation = Simulation(config, self._folder, self._reporter, accelerator, data)
         self.rounds, self._state, _ = self._simulation.resume()
         self._folder.rewind(self.rounds - 1)
         self._seconds: list[float] = []
@@ -64,6 +65,7 @@ class StudyRun:
         Raises:
             InputError: training diverged; what was saved before stays.
         """
+        self._reporter.message(self._name)
         records = []
         state = self._state
         for round in range(self.rounds, min(target, self._rounds)):

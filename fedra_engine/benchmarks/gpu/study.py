@@ -117,6 +117,7 @@ class _Study:
                     break
                 if not self._finished(seed):
                     self._train(seed, work / str(seed), images, model, of_seed)
+        self._write()
         print(short_table(self._results), flush=True)
         runs = [run for found in self._results["seeds"].values() for run in found["methods"].values()]
         return bool(runs) and all(run["records"] and not run["stopped"] for run in runs)
