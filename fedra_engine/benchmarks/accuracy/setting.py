@@ -37,7 +37,8 @@ class StudySetting:
         batch_size: images of a client's local step.
         learning_rate: constant over the rounds.
         rank: of the adapters; their product is not scaled.
-        targets: Linears with an adapter.
+        targets: Linears with an adapter, the attention's last one and the MLP's, by a regular expression for the path
+            in a block: versions of transformers name the former differently.
     """
 
     capacities: tuple[int, ...] = (12, 8, 6, 4)
@@ -49,7 +50,7 @@ class StudySetting:
     batch_size: int = 16
     learning_rate: float = 0.01
     rank: int = 8
-    targets: tuple[str, ...] = ("o_proj", "fc2")
+    targets: str = r".*(o_proj|attention\.output\.dense|fc2)"
 
     def experiment(self, images: str, model: str, device: torch.device, method: str, seed: int) -> ExperimentConfig:
         """The configuration of one run, validated.
@@ -67,18 +68,10 @@ class StudySetting:
             evaluate_every=self.slice,
             data=DataConfig("image_folder", images, image_size=self.image_size, partition="domain", min_samples=1),
             model=ModelConfig(model, dtype=precision(device)),
-            lora=LoraConfig(self.rank, float(self.rank), target_modules=list(self.targets)),
-            # Without momentum distillation, as in FedRA's published comparison.
-            method=MethodConfig(method, inclusivefl=InclusiveFLConfig(momentum=0.0)),
+            lora=LoraConfig(self.rank, float(self.rank), target_modules=self.targets),
+            method=self._method(method),
             clients=ClientsConfig(list(self.capacities)),
-            training=TrainingConfig(
-                optimizer="sgd",
-                lr=self.learning_rate,
-                lr_schedule="constant",
-                batch_size=self.batch_size,
-                local_epochs=1,
-                max_local_steps=None,
-            ),
+            training=self._training(),
             # All clients together; a number that depended on free memory could change how sums are rounded.
             execution=ExecutionConfig(lanes=len(self.capacities)),
         )
@@ -86,11 +79,31 @@ class StudySetting:
         return config
 
     def described(self) -> dict[str, Any]:
-        """All fields that decide what a round computes."""
+        """All that decides what a round computes, by name, as JSON has it."""
         values = asdict(self)
         for name in ("methods", "rounds", "slice", "seeds"):
             del values[name]
+        groups: dict[str, Any] = {
+            "training": self._training(),
+            "inclusivefl": self._method("inclusivefl").inclusivefl,
+            "depthfl": self._method("depthfl").depthfl,
+        }
+        values |= {f"{name}.{field}": value for name, group in groups.items() for field, value in asdict(group).items()}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    def _method(self, name: str) -> MethodConfig:
+        # Without momentum distillation, as in FedRA's published comparison.
+        return MethodConfig(name, inclusivefl=InclusiveFLConfig(momentum=0.0))
+
+    def _training(self) -> TrainingConfig:
+        return TrainingConfig(
+            optimizer="sgd",
+            lr=self.learning_rate,
+            lr_schedule="constant",
+            batch_size=self.batch_size,
+            local_epochs=1,
+            max_local_steps=None,
+        )
 
 
 def precision(device: torch.device) -> Any:

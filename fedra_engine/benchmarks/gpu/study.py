@@ -166,6 +166,8 @@ class _Study:
             if not turn or time.monotonic() >= self._deadline:
                 break
             for run in turn:
+                if time.monotonic() >= self._deadline:
+                    break
                 self._advance(run, target)
                 self._results["seeds"][seed] = self._found(work, known, {run.method: run.stopped for run in runs})
                 save_runs(self._output, seed, work, known)

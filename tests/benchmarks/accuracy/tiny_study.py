@@ -19,7 +19,6 @@ SETTING = StudySetting(
     image_size=8,
     batch_size=4,
     rank=2,
-    targets=("o_proj", "fc2"),
 )
 
 
