@@ -108,7 +108,9 @@ def download(wheels: Sequence[str], target: Target, folder: Path) -> dict[str, i
 def wheel_options(target: Target) -> list[str]:
     """What makes pip look for wheels of another machine."""
     platforms = [option for platform in target.platforms for option in ("--platform", platform)]
-    return ["--only-binary=:all:", "--implementation", "cp", "--python-version", target.python, *platforms]
+    # Some versions of pip compare what wheels require with their own Python, not with the one asked for.
+    options = ["--only-binary=:all:", "--ignore-requires-python", "--implementation", "cp"]
+    return [*options, "--python-version", target.python, *platforms]
 
 
 def _satisfied(requirement: Requirement, installed: Mapping[str, Version | None]) -> bool:
