@@ -53,6 +53,7 @@ class Experiment:
         domains: names of the domains.
         train_data: the training samples as the source has them.
         train_samples: the same as the model takes them.
+        test_samples: those that are held out, as the model takes them.
         clients: all clients.
         foundation: the frozen model.
         sweep_model: the same, ready for many clients at once.
@@ -70,6 +71,7 @@ class Experiment:
     domains: list[str]
     train_data: DomainData
     train_samples: Samples
+    test_samples: Samples
     clients: Clients
     foundation: Foundation
     sweep_model: SweepModel
@@ -112,6 +114,7 @@ def build_experiment(
     device: torch.device,
     processes: Processes | None = None,
     sharding: Sharding | None = None,
+    data: DomainData | None = None,
 ) -> Experiment:
     """Load the data and the model, divide the data among the clients, set up method and executor.
 
@@ -120,6 +123,7 @@ def build_experiment(
         device: where this process computes.
         processes: of the job; this one alone if not given. All must build the same experiment.
         sharding: how they shard the model; each has all of it if not given.
+        data: what a source gave; that of `config.data` is loaded if not given.
 
     Raises:
         InputError: something in the configuration cannot be used.
@@ -129,8 +133,9 @@ def build_experiment(
     if sharding is not None:
         sharding.check(config)
     # Bad input that one process finds in its files must reach the others before they make passes together.
-    with processes.together():
-        data = load_source(config.data, config.seed)
+    if data is None:
+        with processes.together():
+            data = load_source(config.data, config.seed)
     foundation = _load_foundation(config, data, device, processes, sharding)
     # Before images are decoded, which may take long; again below, where some of them may turn out unreadable.
     make_clients(config, data.train, foundation.depth, processes=processes.count)
@@ -159,6 +164,7 @@ def build_experiment(
         domains=data.domains,
         train_data=prepared.data.train,
         train_samples=train,
+        test_samples=prepared.test,
         clients=clients,
         foundation=foundation,
         sweep_model=sweep_model,

@@ -42,7 +42,7 @@ def initial_heads(
     if config.head_init == "zeros":
         return torch.zeros_like(loaded)
     rows = _balanced_rows(train.labels.numpy(), foundation.head_layout.classes, seed)
-    return class_mean_head(foundation.head_layout, *_features(foundation, model, train, rows)).to(loaded)[None]
+    return class_mean_head(foundation.head_layout, *frozen_features(foundation, model, train, rows)).to(loaded)[None]
 
 
 def class_mean_head(layout: HeadLayout, features: Tensor, labels: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ def _balanced_rows(labels: NDArray[np.int64], classes: int, seed: int) -> NDArra
 
 
 @torch.no_grad()
-def _features(
+def frozen_features(
     foundation: Foundation, model: SweepModel, train: Samples, rows: NDArray[np.int64]
 ) -> tuple[Tensor, Tensor]:
     """What the frozen model hands to its classifier, float64 [rows, features], and the labels [rows]."""

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from fedra_engine.checkpoint import latest_checkpoint, save_checkpoint
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config_comparison import setting_digest
+from fedra_engine.data.domain_data import DomainData
 from fedra_engine.errors import InputError
 from fedra_engine.execution.executor import Executor
 from fedra_engine.execution.scheduling import WorkDivision
@@ -37,15 +38,21 @@ class Simulation:
     """One experiment, from its configuration to a trained global adapter in its run folder."""
 
     def __init__(
-        self, config: ExperimentConfig, folder: RunFolder, reporter: Reporter, accelerator: Accelerator
+        self,
+        config: ExperimentConfig,
+        folder: RunFolder,
+        reporter: Reporter,
+        accelerator: Accelerator,
+        data: DomainData | None = None,
     ) -> None:
+        """Build the experiment of `config`, with the `data` that a source gave if it is loaded already."""
         self._config = config
         self._folder = folder
         self._reporter = reporter
         self.processes = Processes.of(accelerator)
         with self.processes.together():
             sharding = Sharding.of(accelerator)
-            self.experiment = build_experiment(config, accelerator.device, self.processes, sharding)
+            self.experiment = build_experiment(config, accelerator.device, self.processes, sharding, data)
             if config.trace and not folder.config_file.is_file():
                 raise InputError(f"trace: found no {folder.path} here, expected a folder that all processes share")
         self.processes.broadcast_(list(self.experiment.initial_state.tensors().values()))
@@ -57,8 +64,8 @@ class Simulation:
         config = self._config
         if self.processes.is_main:
             self._introduce()
-        frozen = self._evaluate(self.experiment.initial_state)
-        first, state, accuracy = self._resume()
+        frozen = self.evaluate(self.experiment.initial_state)
+        first, state, accuracy = self.resume()
         if first > 0:
             trained = f"going on after round {first} of" if first < config.rounds else "finished before, with all of"
             self._reporter.message(f"{trained} {config.rounds} rounds")
@@ -67,11 +74,11 @@ class Simulation:
         for round in range(first, config.rounds):
             state, metrics = self.train_round(round, state)
             if (round + 1) % config.evaluate_every == 0 or round + 1 == config.rounds:
-                metrics.accuracy = accuracy = self._evaluate(state)
+                metrics.accuracy = accuracy = self.evaluate(state)
                 self._reporter.evaluated(round, accuracy)
             if self.processes.is_main:
                 self._record(metrics)
-                self._checkpoint(round, state, accuracy)
+                self.checkpoint(round, state, accuracy)
         if self.processes.is_main:
             self._finish(state, frozen, accuracy)
 
@@ -158,7 +165,8 @@ class Simulation:
         columns = self.experiment.foundation.adapter_layout.columns(assignment.factors)
         return self.experiment.server.step(previous, mean, aggregator.trained(), exits, columns)
 
-    def _evaluate(self, state: GlobalState) -> dict[str, float]:
+    def evaluate(self, state: GlobalState) -> dict[str, float]:
+        """Accuracy of the method's model by domain."""
         method, evaluator = self.experiment.method, self.experiment.evaluator
         self._reporter.evaluating(evaluator.samples)
         personal = method.personal_states(state)
@@ -166,7 +174,7 @@ class Simulation:
             return evaluator.personal_accuracy(personal, state, method.evaluated_model())
         return evaluator.accuracy(state, method.evaluated_model())
 
-    def _resume(self) -> tuple[int, GlobalState, dict[str, float]]:
+    def resume(self) -> tuple[int, GlobalState, dict[str, float]]:
         """The first round to train, the state before it, and the last accuracies."""
         with self.processes.together():
             found = latest_checkpoint(self._folder.path) if self.processes.is_main else None
@@ -196,7 +204,8 @@ class Simulation:
     def _record(self, metrics: RoundMetrics) -> None:
         self._folder.append_metrics(metrics.record())
 
-    def _checkpoint(self, round: int, state: GlobalState, accuracy: dict[str, float]) -> None:
+    def checkpoint(self, round: int, state: GlobalState, accuracy: dict[str, float]) -> None:
+        """Save what `resume` needs to go on after `round`, with the last accuracies."""
         experiment = self.experiment
         parts = {"state": state.tensors(), "method": experiment.method.tensors(), "server": experiment.server.tensors()}
         tensors = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}

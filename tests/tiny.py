@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers.models.dinov2 import modeling_dinov2
 
 from fedra_engine.config import LoraConfig
 from fedra_engine.data.samples import Batch, LearntTokens
@@ -95,11 +96,13 @@ class Family:
     causal_lm: bool = False
 
 
+# Older versions of transformers, such as 5.17, have these names.
+_DINOV2_TARGETS = ["query", "value"] if hasattr(modeling_dinov2, "Dinov2SelfAttention") else ["q_proj", "v_proj"]
 _LLAMA_TARGETS = ["q_proj", "v_proj", "gate_proj", "down_proj"]
 FAMILIES = {
     "vit": Family(_image("ViT", intermediate_size=32), "images", ["o_proj", "fc2"]),
     "deit": Family(_image("DeiT", intermediate_size=32), "images", ["q_proj", "fc1"]),
-    "dinov2": Family(_image("Dinov2", mlp_ratio=2), "images", ["q_proj", "v_proj", "mlp.fc1"]),
+    "dinov2": Family(_image("Dinov2", mlp_ratio=2), "images", [*_DINOV2_TARGETS, "mlp.fc1"]),
     "dinov3": Family(
         _pooled("DINOv3ViT", intermediate_size=32, num_register_tokens=1), "images", ["o_proj", "up_proj", "down_proj"]
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,6 @@ from fedra_engine.config import DataConfig
 from fedra_engine.data.origins import Origins
 from fedra_engine.data.split import stratified_test_set
 from fedra_engine.errors import InputError
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 DataTask = Literal["image_classification", "text_classification", "causal_lm"]
 
@@ -28,8 +25,8 @@ class DomainData:
 
     Attributes:
         task: what a model is to learn; it decides what `content` holds.
-        content: `image` for image_classification, `text` for text_classification, `prompt` and `response` for
-            causal_lm (the prompt may be empty).
+        content: a `Dataset` with `image` for image_classification, `text` for text_classification, `prompt` and
+            `response` for causal_lm (the prompt may be empty); or `DecodedImages` for image_classification.
         domain_of: int64 [samples], index into `domains`.
         domains: names; client capacities follow this order.
         labels: int64 [samples], index into `classes`; None where samples have no class.
@@ -43,7 +40,7 @@ class DomainData:
     """
 
     task: DataTask
-    content: Dataset
+    content: Any
     domain_of: NDArray[np.int64]
     domains: list[str]
     labels: NDArray[np.int64] | None

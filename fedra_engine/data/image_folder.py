@@ -7,8 +7,9 @@ they are the split.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +18,11 @@ from fedra_engine.data.domain_data import DomainData, prepare_source
 from fedra_engine.data.folders import visible_entries
 from fedra_engine.data.images import image_column
 from fedra_engine.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from fedra_engine.data.decoded import DecodedImages
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 SPLITS = ("train", "test")
@@ -36,6 +42,22 @@ def load_image_folder(config: DataConfig, seed: int) -> DomainData:
         InputError: a folder that is missing, cannot be listed or has no images, or a domain that has no image to
             spare for the test set.
     """
+    data, is_split = read_image_folder(config, image_column)
+    return prepare_source(data, config, seed, split=not is_split)
+
+
+def read_image_folder(
+    config: DataConfig, make_content: Callable[[Sequence[str]], Dataset | DecodedImages]
+) -> tuple[DomainData, bool]:
+    """The samples below `config.root` before any test set is drawn, and whether the folders are split already.
+
+    Args:
+        config: of the source.
+        make_content: makes the content of the paths of all images.
+
+    Raises:
+        InputError: a folder that is missing, cannot be listed or has no images.
+    """
     notes: list[str] | None = [] if config.unreadable == "skip" else None
     trees = scan(config.root, config.domains, notes)
     domains = list(trees[0])
@@ -53,7 +75,7 @@ def load_image_folder(config: DataConfig, seed: int) -> DomainData:
     paths, labels, domain_of, is_test = zip(*samples, strict=True)
     data = DomainData(
         task="image_classification",
-        content=image_column(paths),
+        content=make_content(paths),
         domain_of=np.array(domain_of),
         domains=domains,
         labels=np.array(labels),
@@ -61,7 +83,7 @@ def load_image_folder(config: DataConfig, seed: int) -> DomainData:
         is_test=np.array(is_test),
         notes=notes or [],
     )
-    return prepare_source(data, config, seed, split=len(trees) == 1)
+    return data, len(trees) > 1
 
 
 def scan(root: str | None, domains: Sequence[str] = (), notes: list[str] | None = None) -> list[Tree]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedra_engine.data.decoded import DecodedImages
 from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.images import UnreadableImageError, decode_image
 from fedra_engine.data.row_cache import Part, as_tensor
@@ -26,7 +27,7 @@ _AT_ONCE = 16
 
 
 def image_rows(data: DomainData, preprocessing: Preprocessing, *, skip: bool) -> tuple[StoredRows, MadeRows]:
-    """Decode and resize every image of `data`, or find it done.
+    """Decode and resize every image of `data`, or find it done: in the cache, or where its content is pixels already.
 
     Args:
         data: samples with `image` content.
@@ -37,10 +38,19 @@ def image_rows(data: DomainData, preprocessing: Preprocessing, *, skip: bool) ->
         uint8 rows [samples, channels, height, width], and how they came about.
 
     Raises:
-        InputError: a file that cannot be read or, without `skip`, decoded.
+        InputError: a file that cannot be read or, without `skip`, decoded; or pixels of another shape.
     """
+    if isinstance(data.content, DecodedImages):
+        return _decoded_rows(data.content, preprocessing), MadeRows([], {}, None)
     rows = make_rows(data, _ImageMaker(data, preprocessing), skip=skip)
     return StoredRows([as_tensor(part.columns["pixels"]) for part in rows.parts]), rows
+
+
+def _decoded_rows(images: DecodedImages, preprocessing: Preprocessing) -> StoredRows:
+    shape = (preprocessing.channels, preprocessing.image_size, preprocessing.image_size)
+    if images.pixels.shape[1:] != shape:
+        raise InputError(f"data.image_size: found decoded images of {images.pixels.shape[1:]}, expected {shape}")
+    return StoredRows([as_tensor(images.pixels)])
 
 
 class _ImageMaker(RowMaker):

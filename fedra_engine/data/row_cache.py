@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -22,6 +21,7 @@ from torch import Tensor
 from fedra_engine.errors import InputError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Features
 
 ERRORS = "error"
@@ -121,6 +121,8 @@ def _make_part(
 
 def _write(file: Path, part: Part) -> None:
     """Write `file` so that it is there whole or not at all; the caller holds the lock."""
+    import pyarrow as pa
+
     for left_over in file.parent.glob(f"*{_UNFINISHED}"):
         left_over.unlink()
     unfinished = file.with_suffix(_UNFINISHED)
@@ -142,6 +144,8 @@ def _write(file: Path, part: Part) -> None:
 
 def _read(file: Path, shapes: dict[str, tuple[int, ...]]) -> Part | None:
     """The part in `file`, its columns memory-mapped; None when there is none or a damaged one."""
+    import pyarrow as pa
+
     if not file.exists():
         return None
     try:
@@ -168,6 +172,8 @@ def _features(part: Part) -> Features:
 
 
 def _to_arrow(values: NDArray) -> pa.Array:
+    import pyarrow as pa
+
     flat = pa.array(values.reshape(-1))
     return flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, int(np.prod(values.shape[1:])))
 

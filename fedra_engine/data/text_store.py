@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-
 from fedra_engine.data.row_cache import cache_folder
 from fedra_engine.errors import InputError
 
@@ -33,6 +31,7 @@ class TextStore:
         Raises:
             InputError: the cache folder cannot be written.
         """
+        import pyarrow as pa
         from datasets import Features, Value
 
         self._waiting: dict[str, list[str]] = {name: [] for name in columns}
@@ -61,6 +60,7 @@ class TextStore:
         Raises:
             InputError: the disk is full.
         """
+        import pyarrow as pa
         from datasets import Dataset
         from datasets.table import InMemoryTable
 
@@ -75,6 +75,8 @@ class TextStore:
         return Dataset(InMemoryTable(table), fingerprint=uuid.uuid4().hex)
 
     def _write(self) -> None:
+        import pyarrow as pa
+
         arrays = [pa.array(texts, pa.string()) for texts in self._waiting.values()]
         with _writable_cache():
             self._writer.write_batch(pa.record_batch(arrays, schema=self._schema))

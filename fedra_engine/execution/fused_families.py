@@ -77,6 +77,17 @@ _FAMILIES = (
         scale2="layer_scale2",
         identities=("drop_path",),
     ),
+    # transformers DINOv2 in older versions, such as 5.17
+    _Family(
+        norm1="norm1",
+        attention="attention",
+        norm2="norm2",
+        scale1="layer_scale1",
+        scale2="layer_scale2",
+        attention_inputs=("attention.query", "attention.key", "attention.value"),
+        activation="activation",
+        identities=("drop_path",),
+    ),
     # transformers DINOv3
     _Family(
         norm1="norm1",

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedra_engine.config import LoraConfig
 from fedra_engine.execution.dropout import DropoutKeys
+from fedra_engine.execution.fused_families import match_parts
 from fedra_engine.execution.plan import SweepPlan, make_plan
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.foundation import Foundation, make_foundation
@@ -53,6 +54,30 @@ def test_fused_blocks_equal_the_unfused_sweep(family: str, dropout: float) -> No
     assert (none, fused) == (0, DEPTH)
     assert (found - expected).abs().max() <= 1e-10 * expected.abs().max()
     assert (gradients - expected_gradients).abs().max() <= 1e-10 * expected_gradients.abs().max()
+
+
+def test_the_names_of_older_dinov2_blocks_are_known() -> None:
+    features = ("query", "key", "value")
+    attention = nn.ModuleDict(
+        {"attention": nn.ModuleDict({name: nn.Linear(4, 4) for name in features}), "output": nn.Linear(4, 4)}
+    )
+    scale = nn.Module()
+    scale.lambda1 = nn.Parameter(torch.ones(4))
+    block = nn.ModuleDict(
+        {
+            "norm1": nn.LayerNorm(4),
+            "attention": attention,
+            "layer_scale1": scale,
+            "drop_path": nn.Identity(),
+            "norm2": nn.LayerNorm(4),
+            "mlp": nn.ModuleDict({"fc1": nn.Linear(4, 8), "activation": nn.GELU(), "fc2": nn.Linear(8, 4)}),
+            "layer_scale2": scale,
+        }
+    )
+    parts = match_parts(block)
+    assert parts is not None
+    assert list(parts.attention_inputs) == [attention["attention"][name] for name in features]
+    assert parts.mlp_output is block["mlp"]["fc2"]
 
 
 def test_a_block_that_only_looks_like_a_known_one_is_left_alone() -> None:

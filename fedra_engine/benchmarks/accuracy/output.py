@@ -1,0 +1,85 @@
+"""The folder of an accuracy study: a handful of files, each whole at any time, with all that is needed to go on.
+
+`study.json` and `study.md` have the results, `study.log` a line for every round, and `runs_seed<seed>.tar` the run
+folders of a seed's methods: metrics of every round, and the newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+from fedra_engine.errors import InputError
+from fedra_engine.files import write_whole
+
+RESULTS_FILE = "study.json"
+TABLES_FILE = "study.md"
+LOG_FILE = "study.log"
+SEED_FILE = "seed.json"
+"""In the archive of a seed: what is known of it besides its runs."""
+LARGEST = 16 * 2**20
+"""Bytes of a file that can be taken home from where GPUs are lent."""
+
+
+def archive(folder: Path, seed: int) -> Path:
+    """The file with all runs of `seed`."""
+    return folder / f"runs_seed{seed}.tar"
+
+
+def save_runs(output: Path, seed: int, work: Path, known: dict[str, Any]) -> None:
+    """Replace the archive of `seed`.
+
+    Args:
+        output: the study's folder.
+        seed: of the runs.
+        work: folder with a run folder for each method.
+        known: what else is to be kept, as JSON.
+
+    Raises:
+        InputError: it would be larger than `LARGEST`.
+    """
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        _add(tar, SEED_FILE, json.dumps(known).encode())
+        for run in sorted(work.iterdir()):
+            metrics = run / "metrics.jsonl"
+            if metrics.exists():
+                _add(tar, f"{run.name}/{metrics.name}", metrics.read_bytes())
+            for file in sorted(max((run / "checkpoints").glob("round_*"), default=run / "none").glob("*")):
+                _add(tar, str(file.relative_to(work)), file.read_bytes())
+    content = buffer.getvalue()
+    if len(content) > LARGEST:
+        raise InputError(
+            f"study: found runs of {len(content) / 2**20:.1f} MiB for a seed, expected at most 16: fewer methods, or a "
+            "smaller rank"
+        )
+    write_whole(archive(output, seed), content)
+
+
+def restore_runs(earlier: Path, seed: int, work: Path) -> dict[str, Any] | None:
+    """Put the run folders of `seed` into the folder `work`, and return what else was kept; None if there are none.
+
+    Raises:
+        InputError: the archive is damaged.
+    """
+    path = archive(earlier, seed)
+    if not path.is_file():
+        return None
+    try:
+        with tarfile.open(path) as tar:
+            tar.extractall(work, filter="data")
+        kept = work / SEED_FILE
+        known: dict[str, Any] = json.loads(kept.read_text())
+    except (OSError, ValueError, tarfile.TarError) as error:
+        raise InputError(f"{path}: found a damaged archive ({error}), expected that of an earlier study") from error
+    kept.unlink()
+    return known
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))

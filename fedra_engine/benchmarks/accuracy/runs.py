@@ -1,0 +1,106 @@
+"""The runs of an accuracy study, one a method, that take turns."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from accelerate import Accelerator
+from rich.console import Console
+
+from fedra_engine.config import ExperimentConfig
+from fedra_engine.data.domain_data import DomainData
+from fedra_engine.experiment import Experiment
+from fedra_engine.reporting.console import Reporter
+from fedra_engine.reporting.run_folder import RunFolder
+from fedra_engine.simulation import Simulation
+
+
+class StudyRun:
+    """One method with one seed, in a run folder: trained in slices, with a checkpoint after each."""
+
+    def __init__(
+        self, config: ExperimentConfig, folder: Path, data: DomainData, log: Path, accelerator: Accelerator
+    ) -> None:
+        """Go on after the newest checkpoint in `folder`, if there is one.
+
+        Raises:
+            InputError: the experiment cannot be built, or all checkpoints are damaged.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self.method = config.method.name
+        self.stopped = ""
+        """Why it cannot go on; empty while it can."""
+        self._rounds = config.rounds
+        self._folder = RunFolder(folder)
+        self._name = f"{self.method}, seed {config.seed}"
+        self._reporter = Reporter(log, Console(quiet=True, force_terminal=False))
+        self._simulation = Simulation(config, self._folder, self._reporter, accelerator, data)
+        self.rounds, self._state, _ = self._simulation.resume()
+        self._folder.rewind(self.rounds - 1)
+        self._seconds: list[float] = []
+        self.pause_seconds = 0.0
+        """What evaluating and saving took after the last slice."""
+
+    @property
+    def experiment(self) -> Experiment:
+        """What is trained."""
+        return self._simulation.experiment
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """`RoundMetrics` of every round in the newest checkpoint."""
+        return self._folder.read_metrics()
+
+    @property
+    def round_seconds(self) -> float | None:
+        """What a round takes, without the first of this process, which may compile; None before there are others."""
+        return median(self._seconds[1:]) if len(self._seconds) > 1 else None
+
+    def advance(self, target: int, deadline: float) -> None:
+        """Train up to `target` rounds in all, as many as begin before `deadline`; then evaluate and save.
+
+        Raises:
+            InputError: training diverged; what was saved before stays.
+        """
+        self._reporter.message(self._name)
+        records = []
+        state = self._state
+        for round in range(self.rounds, min(target, self._rounds)):
+            if time.monotonic() >= deadline:
+                break
+            state, metrics = self._simulation.train_round(round, state)
+            self._seconds.append(metrics.seconds)
+            records.append(metrics)
+        if not records:
+            return
+        trained = time.monotonic()
+        records[-1].accuracy = self._simulation.evaluate(state)
+        for metrics in records:
+            self._folder.append_metrics(metrics.record())
+        self._simulation.checkpoint(records[-1].round, state, records[-1].accuracy)
+        self._state, self.rounds = state, records[-1].round + 1
+        self.pause_seconds = time.monotonic() - trained
+
+
+def next_target(runs: list[StudyRun], *, slice: int, rounds: int, seconds: float) -> int:
+    """Up to how many rounds the next turn of all runs should go, so that it ends within `seconds`.
+
+    That is the next multiple of `slice`, or fewer where that would take too long; the rounds that all runs have if not
+    even one more fits. Before a process knows what rounds take, it is one more.
+    """
+    going = [run for run in runs if not run.stopped]
+    least = min((run.rounds for run in going), default=rounds)
+    if least >= rounds or seconds <= 0:
+        return least
+    if any(run.round_seconds is None for run in going):
+        return least + 1
+    full = min((least // slice + 1) * slice, rounds)
+    seconds -= sum(run.pause_seconds for run in going)
+
+    def fits(target: int) -> bool:
+        return sum(max(target - run.rounds, 0) * (run.round_seconds or 0.0) for run in going) <= seconds
+
+    return next(target for target in range(full, least - 1, -1) if target == least or fits(target))

@@ -1,0 +1,252 @@
+"""The accuracy study: how far each method gets in the minutes that a GPU is at hand.
+
+All methods take turns in slices of rounds, so that whatever ends the study, all have about equally many. After each
+slice the output folder is as complete as if the study had ended there, and a later call goes on from it to the bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from fedra_engine.benchmarks.accuracy.inputs import StudyImages, model_folder, read_images
+from fedra_engine.benchmarks.accuracy.output import (
+    LOG_FILE,
+    RESULTS_FILE,
+    TABLES_FILE,
+    restore_runs,
+    save_runs,
+)
+from fedra_engine.benchmarks.accuracy.ridge import ridge_probe
+from fedra_engine.benchmarks.accuracy.runs import StudyRun, next_target
+from fedra_engine.benchmarks.accuracy.setting import StudySetting, precision
+from fedra_engine.benchmarks.accuracy.tables import evaluations, markdown, short_table
+from fedra_engine.benchmarks.kernels.measure import name_and_message, versions
+from fedra_engine.data.domain_data import prepare_source
+from fedra_engine.errors import InputError
+from fedra_engine.experiment import Experiment
+from fedra_engine.files import write_whole
+from fedra_engine.models.state import EvaluatedModel
+from fedra_engine.reporting.run_folder import RunFolder
+
+SECONDS = 240.0
+
+
+def run_study(
+    images: Path,
+    model: Path,
+    output: Path,
+    *,
+    continue_from: Path | None = None,
+    seconds: float = SECONDS,
+    setting: StudySetting | None = None,
+) -> bool:
+    """Train the methods of `setting` on the GPU, or the CPU if there is none, for as many rounds as fit.
+
+    Args:
+        images: a folder <domain>/<class>/<image>, or a pack.
+        model: a transformers folder, or a pack.
+        output: gets the results; made if there is none.
+        continue_from: output of an earlier study of the same images, model and setting to go on from.
+        seconds: wall-clock time after which no round begins.
+        setting: PACS and a ViT-S/14 if not given.
+
+    Returns:
+        Whether every method has as many rounds as the others, at least one, and none was stopped by an error.
+
+    Raises:
+        InputError: something that is given cannot be used.
+    """
+    return _Study(images, model, output, continue_from, seconds, setting or StudySetting()).run()
+
+
+class _Study:
+    """A call of `run_study`."""
+
+    def __init__(
+        self,
+        images: Path,
+        model: Path,
+        output: Path,
+        earlier: Path | None,
+        seconds: float,
+        setting: StudySetting,
+    ) -> None:
+        self._started = time.monotonic()
+        self._deadline = self._started + seconds
+        self._images, self._model, self._output, self._earlier = images, model, output, earlier
+        self._setting = setting
+        self._accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        self._device = self._accelerator.device
+        self._trained = 0
+        device = device_name(self._device)
+        self._results: dict[str, Any] = {
+            "command": f"python {shlex.join(sys.argv)}",
+            "device": device,
+            "versions": versions(),
+            "setting": setting.described() | {"precision": precision(self._device)},
+            "calls": [
+                *_earlier_calls(earlier),
+                {"device": device, "versions": versions(), "seconds": 0.0, "rounds": 0},
+            ],
+            "seeds": {},
+        }
+
+    def run(self) -> bool:
+        """See `run_study`."""
+        self._output.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix="fedra_study_") as folder, model_folder(self._model) as model:
+            work = Path(folder)
+            known = {seed: self._restore(seed, work / str(seed)) for seed in self._setting.seeds}
+            images = read_images(self._images, model, self._setting.image_size)
+            for seed, of_seed in known.items():
+                if time.monotonic() >= self._deadline:
+                    break
+                if not self._finished(seed):
+                    self._train(seed, work / str(seed), images, model, of_seed)
+        self._write()
+        print(short_table(self._results), flush=True)
+        runs = [run for found in self._results["seeds"].values() for run in found["methods"].values()]
+        return bool(runs) and all(run["records"] and not run["stopped"] for run in runs)
+
+    def _restore(self, seed: int, work: Path) -> dict[str, Any] | None:
+        """Take over what an earlier study has of `seed`."""
+        work.mkdir()
+        known = None if self._earlier is None else restore_runs(self._earlier, seed, work)
+        if known is not None:
+            save_runs(self._output, seed, work, known)
+            self._results["seeds"][seed] = self._found(work, known, {})
+            self._write()
+        return known
+
+    def _finished(self, seed: int) -> bool:
+        found = self._results["seeds"].get(seed)
+        if found is None:
+            return False
+        rounds = [len(found["methods"].get(method, {"records": []})["records"]) for method in self._setting.methods]
+        return min(rounds) >= self._setting.rounds
+
+    def _train(self, seed: int, work: Path, images: StudyImages, model: Path, known: dict[str, Any] | None) -> None:
+        """All methods with `seed`, in turns, until they have all rounds or time is over."""
+        setting = self._setting
+        config = setting.experiment(str(self._images), str(model), self._device, setting.methods[0], seed)
+        data = prepare_source(images.data, config.data, seed, split=not images.is_split)
+        runs: list[StudyRun] = []
+        for method in setting.methods:
+            config = setting.experiment(str(self._images), str(model), self._device, method, seed)
+            runs.append(StudyRun(config, work / method, data, self._output / LOG_FILE, self._accelerator))
+        experiment = runs[0].experiment
+        identity = self._results["setting"] | {"images": images.digest(), "model": _digest(experiment)}
+        if known is None:
+            known = _references(experiment) | {"identity": identity}
+        elif known["identity"] != identity:
+            changed = [name for name, value in identity.items() if known["identity"].get(name) != value]
+            raise InputError(
+                f"continue: found another {changed[0]} than in {self._earlier}, expected a study of the same images, "
+                "model and setting"
+            )
+        while True:
+            target = next_target(
+                runs, slice=setting.slice, rounds=setting.rounds, seconds=self._deadline - time.monotonic()
+            )
+            turn = [run for run in runs if run.rounds < target and not run.stopped]
+            if not turn or time.monotonic() >= self._deadline:
+                break
+            for run in turn:
+                if time.monotonic() >= self._deadline:
+                    break
+                self._advance(run, target)
+                self._results["seeds"][seed] = self._found(work, known, {run.method: run.stopped for run in runs})
+                save_runs(self._output, seed, work, known)
+                self._write()
+                self._tell(seed, run)
+
+    def _advance(self, run: StudyRun, target: int) -> None:
+        before = run.rounds
+        try:
+            run.advance(target, self._deadline)
+        except Exception as error:
+            # The other methods go on; what this one has is kept.
+            run.stopped = name_and_message(error)
+            with (self._output / LOG_FILE).open("a") as log:
+                log.write(f"{run.method} stopped\n{traceback.format_exc()}\n")
+        self._trained += run.rounds - before
+
+    def _found(self, work: Path, known: dict[str, Any], stopped: dict[str, str]) -> dict[str, Any]:
+        """Of one seed: what is known of the frozen model, and of every method."""
+        methods = {
+            method: {"records": RunFolder(work / method).read_metrics(), "stopped": stopped.get(method, "")}
+            for method in self._setting.methods
+        }
+        return {name: value for name, value in known.items() if name != "identity"} | {"methods": methods}
+
+    def _write(self) -> None:
+        self._results["calls"][-1] |= {"seconds": time.monotonic() - self._started, "rounds": self._trained}
+        write_whole(self._output / RESULTS_FILE, json.dumps(self._results, indent=1) + "\n")
+        write_whole(self._output / TABLES_FILE, markdown(self._results))
+
+    def _tell(self, seed: int, run: StudyRun) -> None:
+        known = evaluations(run.records)
+        accuracy = f"average {100 * mean(known[max(known)].values()):5.1f} %" if known else ""
+        pace = "" if run.round_seconds is None else f"{run.round_seconds:.2f} s a round, "
+        left = max(self._deadline - time.monotonic(), 0)
+        state = f"stopped: {run.stopped}" if run.stopped else f"{pace}{left:.0f} s left"
+        print(f"seed {seed}  {run.method:<12}  {run.rounds:>4} rounds  {accuracy}  {state}", flush=True)
+
+
+def device_name(device: torch.device) -> str:
+    """For people."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU ({torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}): no figure is a GPU's"
+
+
+def _earlier_calls(earlier: Path | None) -> Sequence[dict[str, Any]]:
+    if earlier is None:
+        return []
+    if not earlier.is_dir():
+        raise InputError(f"continue: found no folder {earlier}, expected the output of an earlier study")
+    try:
+        calls: list[dict[str, Any]] = json.loads((earlier / RESULTS_FILE).read_text())["calls"]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"continue: found no intact {RESULTS_FILE} in {earlier}, expected an earlier study's"
+        ) from error
+    return calls
+
+
+def _references(experiment: Experiment) -> dict[str, Any]:
+    """What tuning must beat, and how many test samples there are of each domain."""
+    probe = ridge_probe(experiment)
+    frozen = experiment.evaluator.accuracy(
+        experiment.initial_state, EvaluatedModel(np.arange(experiment.foundation.depth))
+    )
+    counts = experiment.test_samples.domains.bincount(minlength=len(experiment.domains)).tolist()
+    return {
+        "frozen": frozen,
+        "probe": probe.accuracy,
+        "alpha": probe.alpha,
+        "tests": dict(zip(experiment.domains, counts, strict=True)),
+    }
+
+
+def _digest(experiment: Experiment) -> str:
+    """Of the frozen weights, in the precision in which they are used."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(experiment.foundation.model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

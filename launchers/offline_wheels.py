@@ -1,0 +1,58 @@
+"""Lists, and downloads, the wheels to carry to a machine that reaches no package registry.
+
+python -m pip freeze > machine.txt                                    # on that machine
+python launchers/offline_wheels.py machine.txt --download wheels      # here
+python -m pip install --no-index --no-deps --target site wheels/*.whl # there, with the folder; then PYTHONPATH=site
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from fedra_engine.exit_codes import end, exit_code
+
+PYPROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
+
+
+def main() -> None:
+    """List the wheels; download them if asked to.
+
+    Raises:
+        InputError: the list of what is installed cannot be read, or pip finds no wheels.
+    """
+    from fedra_engine.benchmarks.offline_wheels import Target, download, missing_requirements, read_installed, resolve
+    from fedra_engine.errors import InputError
+
+    options = _parse(sys.argv[1:])
+    try:
+        lines = options.installed.read_text().splitlines()
+    except OSError as error:
+        raise InputError(f"installed: cannot read {options.installed}: {error.strerror}; expected a file") from error
+    target = Target(read_installed(lines), options.python, tuple(options.platform))
+    wheels = resolve(missing_requirements(PYPROJECT.read_text(), target.installed), target)
+    if options.download is None:
+        print("\n".join(wheels))
+        return
+    sizes = download(wheels, target, options.download)
+    for name, size in sizes.items():
+        print(f"{size / 2**20:8.2f} MiB  {name}")
+    print(f"{sum(sizes.values()) / 2**20:8.2f} MiB  in {len(sizes)} wheels in {options.download}")
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    from fedra_engine.benchmarks.offline_wheels import PLATFORMS
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("installed", type=Path, help="file with what `pip freeze` prints on that machine")
+    parser.add_argument("--python", default="3.12", help="that machine's Python (3.12 if not given)")
+    parser.add_argument(
+        "--platform", nargs="+", default=list(PLATFORMS), help=f"its platform tags ({' '.join(PLATFORMS)})"
+    )
+    parser.add_argument("--download", type=Path, metavar="FOLDER", help="put the wheels there and print their sizes")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    end(exit_code(main))
