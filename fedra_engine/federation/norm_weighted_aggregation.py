@@ -14,6 +14,7 @@ from fedra_engine.federation.ranked_aggregation import RankedAggregator
 from fedra_engine.federation.work import ClientUpdates
 from fedra_engine.models.adapters import AdapterLayout
 from fedra_engine.models.state import GlobalState
+from fedra_kernels import to_device
 
 
 class NormWeightedAggregator(RankedAggregator):
@@ -42,9 +43,9 @@ class NormWeightedAggregator(RankedAggregator):
         """See `Aggregator.add`."""
         super().add(updates)
         slots = updates.adapters[updates.slots].to(self._sums)
-        blocks = torch.from_numpy(updates.slot_blocks).to(slots.device)
-        clients = torch.from_numpy(self.slot_weights(updates, self.client_weights(updates))).to(slots)
-        norms = product_norms(slots, self._layout) * clients[:, None]
+        weights = self.slot_weights(updates, self.client_weights(updates))
+        blocks, clients = to_device([updates.slot_blocks, weights], slots.device)
+        norms = product_norms(slots, self._layout) * clients.to(slots.dtype)[:, None]
         self._norms.index_add_(0, blocks, norms)
         self._sums.index_add_(0, blocks, slots * self._per_column(norms))
 

@@ -16,6 +16,7 @@ from fedra_engine.federation.ranked_aggregation import RankedAggregator
 from fedra_engine.federation.work import ClientUpdates
 from fedra_engine.models.adapters import AdapterLayout
 from fedra_engine.models.state import GlobalState
+from fedra_kernels import to_device
 
 
 class ProductAggregator(RankedAggregator):
@@ -54,9 +55,9 @@ class ProductAggregator(RankedAggregator):
     def _add_block(
         self, updates: ClientUpdates, members: NDArray[np.int64], weights: NDArray[np.float64], block: int
     ) -> None:
-        device = updates.slots.device
-        slots = updates.adapters[updates.slots[torch.from_numpy(members).to(device)]].to(self._products[0])
-        scaled = torch.from_numpy(weights[members]).to(slots)[:, None, None]
+        of_block, weight = to_device([members, weights[members]], updates.slots.device)
+        slots = updates.adapters[updates.slots[of_block]].to(self._products[0])
+        scaled = weight.to(slots.dtype)[:, None, None]
         for target, product in enumerate(self._products):
             # All clients' factors side by side: their sum of products is one product.
             a = self._layout.lora_a(slots, target).flatten(0, 1)
