@@ -39,7 +39,7 @@ class StudyRun:
         self._reporter = Reporter(log, Console(quiet=True, force_terminal=False))
         self._simulation = Simulation(config, self._folder, self._reporter, accelerator, data)
         self.rounds, self._state, _ = self._simulation.resume()
-        self._folder.rewind(self.rounds - 1)
+        self.forget_unsaved()
         self._seconds: list[float] = []
         self.pause_seconds = 0.0
         """What evaluating and saving took after the last slice."""
@@ -58,6 +58,10 @@ class StudyRun:
     def round_seconds(self) -> float | None:
         """What a round takes, without the first of this process, which may compile; None before there are others."""
         return median(self._seconds[1:]) if len(self._seconds) > 1 else None
+
+    def forget_unsaved(self) -> None:
+        """Drop the records of rounds after the newest checkpoint."""
+        self._folder.rewind(self.rounds - 1)
 
     def advance(self, target: int, deadline: float) -> None:
         """Train up to `target` rounds in all, as many as begin before `deadline`; then evaluate and save.

@@ -181,6 +181,7 @@ class _Study:
         except Exception as error:
             # The other methods go on; what this one has is kept.
             run.stopped = name_and_message(error)
+            run.forget_unsaved()
             with (self._output / LOG_FILE).open("a") as log:
                 log.write(f"{run.method} stopped\n{traceback.format_exc()}\n")
         self._trained += run.rounds - before

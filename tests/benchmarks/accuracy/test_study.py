@@ -134,6 +134,25 @@ def test_a_method_that_fails_leaves_the_others_and_its_own_rounds(
     assert "Traceback" in (tmp_path / "study.log").read_text()
 
 
+def test_rounds_whose_checkpoint_could_not_be_written_are_trained_again(
+    images: Path, model: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = Simulation.checkpoint
+
+    def fail(simulation: Simulation, round: int, *rest: object) -> None:
+        if round == 3:
+            raise OSError("disk full")
+        checkpoint(simulation, round, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Simulation, "checkpoint", fail)
+        assert not run_study(images, model, tmp_path / "first", seconds=LONG, setting=TWO)
+    assert rounds(tmp_path / "first") == {"inclusivefl": 2, "depthfl": 2}
+    assert run_study(images, model, tmp_path / "second", continue_from=tmp_path / "first", seconds=LONG, setting=TWO)
+    torch.testing.assert_close(states(tmp_path / "second"), states(whole), rtol=0, atol=0, equal_nan=True)
+    assert rounds(tmp_path / "second") == {"inclusivefl": 4, "depthfl": 4}
+
+
 def test_time_that_is_over_stops_within_a_slice(
     images: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
