@@ -1,7 +1,8 @@
 """Compile kernels on all cores before they are needed, into Triton's cache on disk.
 
 The processes hold no GPU: under `compile_only` a launch compiles and nothing runs, so tensors stay on the CPU and
-may be small. Every process makes all the calls; whoever meets a kernel's variant first claims and compiles it.
+may be small. Every process makes the calls, each beginning with another one; whoever meets a kernel's variant first
+claims and compiles it.
 """
 
 from __future__ import annotations
@@ -103,18 +104,24 @@ def _work(make: Callable[[], Calls], architecture: str, claims: Path, number: in
     calls = make()
     start = number * len(calls) // processes
     with compilations() as compiled:
-        for name, prepare in [*calls[start:], *calls[:start]]:
+        for index in range(start, start + len(calls)):
+            name, prepare = calls[index % len(calls)]
+            # Whoever has made a call leaves nothing of it to claim.
+            made = claims / f"{index % len(calls)}.made"
+            if made.exists():
+                continue
             try:
                 call = prepare()
                 with compile_only(architecture):
                     call()
+                made.touch()
             # A call that cannot be compiled costs the others nothing.
             except Exception as error:
                 traceback.print_exc()
                 text = f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
                 (claims / f"{hashlib.sha256(text.encode()).hexdigest()}.failed").write_text(text)
-            for index, kernel in enumerate(compiled):
-                (claims / f"{number}-{index}-{kernel[:60]}.compiled").touch()
+            for count in range(len(compiled)):
+                (claims / f"{number}-{count}.compiled").touch()
     sys.stdout.flush()
 
 

@@ -16,7 +16,6 @@ from fedra_engine.benchmarks.gpu.tiles import tile_cases, using_tile
 from fedra_engine.benchmarks.gpu.workload import CPU, SGD, Workload
 from fedra_engine.benchmarks.kernels.cases import ENGINE, Case, Sizes
 from fedra_engine.benchmarks.kernels.measure import kernel_cases
-from fedra_kernels.configs import Tile
 from fedra_kernels.dispatch import architecture
 
 Call = tuple[str, Callable[[], Callable[[], object]]]
@@ -56,10 +55,19 @@ def _kernels(sizes: ReportSizes) -> Iterator[Call]:
 
 
 def _tiles(sizes: ReportSizes) -> Iterator[Call]:
-    cases = tile_cases(sizes, _few_rows(sizes.block), _few_rows(sizes.second_block))
-    for tile in sizes.tiles:
-        for case in cases:
-            yield f"tile of {case.x}", partial(partial, _call_with_tile, tile, case)
+    for case in tile_cases(sizes, _few_rows(sizes.block), _few_rows(sizes.second_block)):
+        yield f"tiles of {case.x}", partial(_all_tiles, sizes, case)
+
+
+def _all_tiles(sizes: ReportSizes, case: Case) -> Callable[[], object]:
+    inputs = case.inputs(torch.Generator().manual_seed(0))
+
+    def call() -> None:
+        for tile in sizes.tiles:
+            with using_tile(tile, architecture(CPU)), torch.no_grad():
+                case.providers[ENGINE](inputs)()
+
+    return call
 
 
 def _few_rows(block: Callable[[torch.device], Sizes]) -> Sizes:
@@ -69,11 +77,6 @@ def _few_rows(block: Callable[[torch.device], Sizes]) -> Sizes:
 def _call(case: Case) -> None:
     with torch.no_grad():
         case.providers[ENGINE](case.inputs(torch.Generator().manual_seed(0)))()
-
-
-def _call_with_tile(tile: Tile, case: Case) -> None:
-    with using_tile(tile, architecture(CPU)):
-        _call(case)
 
 
 def _checked_ops(sizes: ReportSizes) -> Iterator[Call]:
