@@ -66,6 +66,8 @@ class VitShape:
         return 4.0 * self.tokens**2 * self.width
 
 
+CAPACITIES = (12, 10, 8, 6, 4, 3)
+"""Blocks that clients can hold, in turn (FedRA, §4)."""
 VIT_BASE = VitShape()
 SMALL_VIT = VitShape(width=128, hidden=256, depth=4, heads=4, image=32, patch=8, classes=10, rank=8, pool=64)
 
@@ -74,3 +76,9 @@ def expected_step_seconds(shape: VitShape, *, lanes: int, images: int, held: flo
     """A training step of `lanes` clients with `images` each, of which a block meets the share `held`."""
     clients = lanes * held
     return shape.depth * shape.block_work(clients * images, clients).seconds(peaks)
+
+
+def expected_clients_per_second(shape: VitShape, *, lanes: int, images: int, steps: int, peaks: Peaks) -> float:
+    """Clients of FedRA's capacities that are trained a second, each for so many steps."""
+    held = sum(min(capacity, shape.depth) for capacity in CAPACITIES) / (len(CAPACITIES) * shape.depth)
+    return lanes / (steps * expected_step_seconds(shape, lanes=lanes, images=images, held=held, peaks=peaks))

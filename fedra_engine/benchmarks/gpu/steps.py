@@ -119,11 +119,11 @@ def _profile(step: Callable[[], None], cost: StepCost) -> None:
         torch.cuda.synchronize()
     seconds: Counter[str] = Counter()
     for event in profiler.events() or ():
-        if event.device_type != DeviceType.CUDA or event.name.startswith(("Lazy", "Activity Buffer")):
+        if event.device_type != DeviceType.CUDA or event.is_user_annotation:
             continue
         counts = kind_of(event.name, cost)
         counts[event.name] += 1
-        seconds[event.name] += event.device_time_total / 1e6
+        seconds[event.name] += event.time_range.elapsed_us() / 1e6
     launches = cost.triton + cost.others + cost.copies
     cost.longest = [(name, launches[name], spent) for name, spent in seconds.most_common(LONGEST)]
 

@@ -11,6 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fedra_engine.benchmarks.gpu.machine import Machine
+from fedra_engine.benchmarks.gpu.shapes import CAPACITIES, expected_clients_per_second
+from fedra_engine.benchmarks.gpu.sizes import GPU, Point
+from fedra_engine.benchmarks.kernels.work import H100
 
 _WIDTH = 150
 
@@ -115,7 +118,36 @@ def markdown(report: Report) -> str:
         lines += _rows(("stage", "figure", "measured", "expected", "factor"), expected)
     for outcome in report.outcomes:
         lines += _stage(outcome.stage, report.found[outcome.stage])
-    return "\n".join(lines)
+    return "\n".join([*lines, *_expected_of_an_h100()])
+
+
+def _expected_of_an_h100() -> list[str]:
+    """Whole rounds as counted, for those who have measured nothing yet."""
+    rows = []
+    for point in GPU.points:
+        if (shape := point.shape) is not None:
+            size = {"lanes": point.lanes, "images": point.images, "steps": point.steps, "peaks": H100}
+            clients = expected_clients_per_second(shape, **size)
+            step = 1000 * point.lanes / (clients * point.steps)
+            rows.append(
+                (point.name, f"{step:.0f}", f"{clients:.0f}", f"{100 * _flops(point) * clients / H100.flops:.0f}")
+            )
+    title = f"## Expected at {H100.flops / 1e12:.0f} TFLOP/s and {H100.bandwidth / 1e12:g} TB/s ({H100.name})"
+    header = ("ViT-B, lanes × images", "step, ms", "clients/s", "share of the products' rate, %")
+    return [
+        title,
+        "",
+        "By counted bytes and FLOPs; host time, launches and kernels' losses are not in it.",
+        "",
+        *_rows(header, rows),
+    ]
+
+
+def _flops(point: Point) -> float:
+    """Of a client."""
+    assert point.shape is not None
+    held = sum(CAPACITIES) / len(CAPACITIES)
+    return held * point.images * point.steps * point.shape.block_flops()
 
 
 def _stage(name: str, found: Mapping[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 
-from fedra_engine.benchmarks.gpu.shapes import VitShape
+from fedra_engine.benchmarks.gpu.shapes import CAPACITIES, VitShape
 from fedra_engine.config import ExperimentConfig, LoraConfig, TrainingConfig
 from fedra_engine.data.samples import Preprocessing, SampleStore
 from fedra_engine.execution.executor import Executor
@@ -30,8 +30,6 @@ from fedra_engine.models.state import GlobalState
 Sweep = TypeVar("Sweep", bound=SweepExecutor)
 
 CPU = torch.device("cpu")
-CAPACITIES = (12, 10, 8, 6, 4, 3)
-"""Blocks that clients can hold, in turn (FedRA, §4)."""
 _DIGITS = 10
 SGD = TrainingConfig(optimizer="sgd", lr=0.05)
 """For comparisons: AdamW divides by the root of tiny second moments, which magnifies rounding."""
