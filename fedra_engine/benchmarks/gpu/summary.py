@@ -126,20 +126,17 @@ def _expected_of_an_h100() -> list[str]:
     rows = []
     for point in GPU.points:
         if (shape := point.shape) is not None:
-            size = {"lanes": point.lanes, "images": point.images, "steps": point.steps, "peaks": H100}
-            clients = expected_clients_per_second(shape, **size)
-            step = 1000 * point.lanes / (clients * point.steps)
-            rows.append(
-                (point.name, f"{step:.0f}", f"{clients:.0f}", f"{100 * _flops(point) * clients / H100.flops:.0f}")
+            clients = expected_clients_per_second(
+                shape, lanes=point.lanes, images=point.images, steps=point.steps, peaks=H100
             )
-    title = f"## Expected at {H100.flops / 1e12:.0f} TFLOP/s and {H100.bandwidth / 1e12:g} TB/s ({H100.name})"
-    header = ("ViT-B, lanes × images", "step, ms", "clients/s", "share of the products' rate, %")
+            step, share = point.lanes / (clients * point.steps), _flops(point) * clients / H100.flops
+            rows.append((point.name, f"{1000 * step:.0f}", f"{clients:.0f}", f"{100 * share:.0f}"))
     return [
-        title,
+        f"## Expected at {H100.flops / 1e12:.0f} TFLOP/s and {H100.bandwidth / 1e12:g} TB/s ({H100.name})",
         "",
-        "By counted bytes and FLOPs; host time, launches and kernels' losses are not in it.",
+        "By counted bytes and FLOPs; host time, launches and what kernels lose are not in it.",
         "",
-        *_rows(header, rows),
+        *_rows(("ViT-B, lanes × images", "step, ms", "clients/s", "share of the products' rate, %"), rows),
     ]
 
 
