@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
@@ -17,22 +15,6 @@ from fedra_engine.models.state import GlobalState
 
 _ROUND_TOLERANCE = 1e-4
 """Of the largest change. On a CPU rounding alone gives 2e-6 (sweep against PEFT, SMALL_VIT, 8 clients, 2 steps)."""
-
-
-def check(findings: Findings, sizes: ReportSizes, device: torch.device) -> None:
-    """Both checks, the second also where the first fails.
-
-    Raises:
-        StageFailed: one of them did.
-    """
-    failed = []
-    for run in (partial(check_rounds, findings, sizes, device), partial(check_ops, findings, sizes, device)):
-        try:
-            run()
-        except StageFailed as error:
-            failed.append(str(error))
-    if failed:
-        raise StageFailed("; ".join(failed))
 
 
 def check_ops(findings: Findings, sizes: ReportSizes, device: torch.device) -> None:

@@ -56,7 +56,8 @@ class ReportSizes:
         total: seconds of the whole report.
         limits: seconds of each stage's process; the rest of the baselines gets what the others leave.
         refresh: seconds between two writes of the output while a stage runs.
-        interpreted: stages whose kernels run in Triton's interpreter; on a CPU the others take the torch path.
+        interpreted: stages, "checked ops" and "checked rounds", where kernels run in Triton's interpreter; on a CPU the
+            others take the torch path.
         workers: how the processes that compile start; forked ones lack an import of ten seconds.
         compiled, smoke_compiled: groups of calls that are compiled ahead, and those before the first stage.
         compile_for: the architecture for which; None: that of the device.
@@ -190,7 +191,7 @@ REHEARSAL = replace(
     total=330.0,
     # Two cores that others use as well: libraries alone take half a minute to import.
     limits=dict.fromkeys(GPU.limits, 90.0),
-    interpreted=frozenset({"smoke", "checks", "tests"}),
+    interpreted=frozenset({"smoke", "checked ops", "tests"}),
     workers="spawn",
     compiled=("smoke ops",),
     smoke_compiled=(),
@@ -212,7 +213,7 @@ REHEARSAL = replace(
     round_shape=replace(_TINY_VIT, depth=2),
     smoke_shape=replace(_TINY_VIT, depth=2),
     round_clients=2,
-    round_steps=1,
+    round_steps=2,
     tests="tests/kernels/interpreter/test_slots.py",
     marker="not gpu",
     keyword="aggregate or norms",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from fedra_engine.benchmarks.gpu.checks import check
+from fedra_engine.benchmarks.gpu.checks import check_ops, check_rounds
 from fedra_engine.benchmarks.gpu.compile_ahead import COMPILED, CompileAhead, compilations, usable_processes
 from fedra_engine.benchmarks.gpu.compile_calls import calls_of
 from fedra_engine.benchmarks.gpu.end_to_end import end_to_end
@@ -42,7 +42,7 @@ def report_stages(sizes: ReportSizes, architecture: str) -> list[Stage]:
         "kernels": engine_kernels,
         "end_to_end": end_to_end,
         "tests": _tests,
-        "checks": check,
+        "checks": _checks,
         "scaling": client_scaling,
         REST: other_baselines,
     }
@@ -53,8 +53,7 @@ def report_stages(sizes: ReportSizes, architecture: str) -> list[Stage]:
 
 
 def _run(name: str, work: Work, sizes: ReportSizes, findings: Findings) -> None:
-    # On a CPU, a stage either runs the kernels in the interpreter or times the torch path.
-    dispatch.INTERPRETED = name in sizes.interpreted
+    _choose_path(sizes, name)
     with compilations() as compiled:
         try:
             work(findings, sizes, torch.device(sizes.device))
@@ -65,6 +64,11 @@ def _run(name: str, work: Work, sizes: ReportSizes, findings: Findings) -> None:
                 findings.figure(Figure(COMPILED, len(compiled)))
             for kernel in compiled:
                 findings.row("kernels compiled", {"kernel": kernel})
+
+
+def _choose_path(sizes: ReportSizes, part: str) -> None:
+    """On a CPU: whether the kernels run in the interpreter, or their torch path."""
+    dispatch.INTERPRETED = part in sizes.interpreted
 
 
 def _smoke(findings: Findings, sizes: ReportSizes, device: torch.device, *, architecture: str) -> None:
@@ -99,3 +103,16 @@ def _tests(findings: Findings, sizes: ReportSizes, device: torch.device) -> None
         keyword=sizes.keyword,
         most_processes=sizes.most_processes,
     )
+
+
+def _checks(findings: Findings, sizes: ReportSizes, device: torch.device) -> None:
+    failed = []
+    for part, check in (("checked rounds", check_rounds), ("checked ops", check_ops)):
+        _choose_path(sizes, part)
+        # The second also where the first fails.
+        try:
+            check(findings, sizes, device)
+        except StageFailed as error:
+            failed.append(str(error))
+    if failed:
+        raise StageFailed("; ".join(failed))

@@ -1,18 +1,21 @@
-"""What the stages of the report measure and check, at tiny sizes on the CPU."""
+"""What the stages of the report measure, at tiny sizes on the CPU."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import triton
 
-from fedra_engine.benchmarks.gpu import checks, end_to_end, ops, smoke
+from fedra_engine.benchmarks.gpu import end_to_end, stages
+from fedra_engine.benchmarks.gpu.compile_ahead import COMPILED
 from fedra_engine.benchmarks.gpu.findings import Findings, StageFailed
 from fedra_engine.benchmarks.gpu.kernels import earlier_measurements, engine_kernels, other_baselines
 from fedra_engine.benchmarks.gpu.library import library_peaks, measure_library, product_rate
@@ -25,11 +28,8 @@ from fedra_engine.benchmarks.gpu.workload import Workload
 from fedra_engine.benchmarks.kernels.cases import ENGINE
 from fedra_engine.benchmarks.kernels.measure import TIME_UP, kernel_cases
 from fedra_engine.benchmarks.kernels.work import H100, Peaks
-from fedra_engine.execution.executor import Executor
 from fedra_engine.execution.sweep import SweepExecutor
-from fedra_engine.federation.assignment import Assignment
-from fedra_engine.federation.work import ClientUpdates, LocalWork
-from fedra_engine.models.state import GlobalState
+from fedra_kernels import dispatch
 from fedra_kernels.configs import Tile
 from fedra_kernels.lora_gemm import CONFIGS
 
@@ -50,93 +50,40 @@ def stored(tmp_path: Path, stage: str = "stage") -> dict[str, Any]:
     return dict(json.loads((tmp_path / f"{stage}.json").read_text()))
 
 
-def test_rounds_agree_again_in_other_lanes_and_with_peft_far_below_the_tolerance(findings: Findings) -> None:
-    sizes = replace(REHEARSAL, round_shape=TINY, round_clients=6, round_steps=2)
-    checks.check_rounds(findings, sizes, CPU)
-    assert len(findings.figures) == 3
-    assert all(figure.value < 1e-5 for figure in findings.figures)
-
-
-class _OneClientGoesTooFar:
-    """The sequential executor, with the first client's change of its adapters scaled by 1.01."""
-
-    def __init__(self, executor: Executor) -> None:
-        self._executor = executor
-
-    def train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
-        for updates in self._executor.train(work, assignment, state):
-            if 0 in updates.clients:
-                start = state.adapters[torch.from_numpy(updates.slot_blocks)]
-                updates.adapters.add_(updates.adapters - start, alpha=0.01)
-            yield updates
-
-
-def test_one_client_whose_change_is_one_percent_too_large_is_found(
-    findings: Findings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sequential = Workload.sequential
-    monkeypatch.setattr(Workload, "sequential", lambda self: _OneClientGoesTooFar(sequential(self)))
-    sizes = replace(REHEARSAL, round_shape=TINY, round_clients=6, round_steps=2)
-    with pytest.raises(StageFailed, match=r"^round by sequential PEFT differs by [^;]*$"):
-        checks.check_rounds(findings, sizes, CPU)
-
-
-def test_an_op_that_depends_on_its_neighbours_fails_the_check(
-    findings: Findings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def op(cohort: ops.Cohort) -> ops.Results:
-        return {"y": torch.full((cohort.groups.rows, 1), float(len(cohort.groups)))}
-
-    monkeypatch.setattr(ops, "OPS", {"broken": op})
-    with pytest.raises(StageFailed, match=r"broken \(repeats, alone differs by"):
-        checks.check_ops(findings, REHEARSAL, CPU)
-
-
-def test_both_checks_run_and_both_failures_are_told(findings: Findings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_checks_run_and_both_failures_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(reason: str) -> Callable[..., None]:
         def run(*_: object) -> None:
             raise StageFailed(reason)
 
         return run
 
-    monkeypatch.setattr(checks, "check_rounds", fail("rounds"))
-    monkeypatch.setattr(checks, "check_ops", fail("ops"))
+    monkeypatch.setattr(stages, "check_rounds", fail("rounds"))
+    monkeypatch.setattr(stages, "check_ops", fail("ops"))
+    (stage,) = (stage for stage in stages.report_stages(REHEARSAL, "sm_90") if stage.name == "checks")
+    monkeypatch.setattr(dispatch, "INTERPRETED", False)
     with pytest.raises(StageFailed, match=r"^rounds; ops$"):
-        checks.check(findings, REHEARSAL, CPU)
+        stage.run(make_findings(tmp_path))
 
 
-@pytest.mark.parametrize("name", ops.OPS)
-def test_the_op_checks_compare_a_clients_own_results(name: str) -> None:
-    sizes, widths = (6, 1, 3), ops.Widths(inputs=40, outputs=24, rank=4, classes=7)
-    together = ops.run_op(name, sizes, range(3), CPU, torch.float32, widths=widths)
-    alone = ops.run_op(name, sizes, [2], CPU, torch.float32, widths=widths)
-    for key, values in alone.items():
-        torch.testing.assert_close(ops.part_of(together[key], sizes, 2), values, rtol=1e-4, atol=1e-5)
-        assert not torch.equal(ops.part_of(together[key], sizes, 0), values)
-
-
-def test_the_smoke_stage_finds_an_op_that_is_wrong_in_one_result(
-    findings: Findings, monkeypatch: pytest.MonkeyPatch
+def test_what_a_stage_still_compiles_is_told_and_where_all_was_compiled_ahead_it_should_be_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    smoke.smoke(findings, REHEARSAL, CPU)
-    assert [figure.met for figure in findings.figures] == [True] * 4
-    right = smoke.lora_linear
+    def work(*_: object) -> None:
+        assert triton.knobs.compilation.listener is not None
+        for hit in (True, False):
+            source = SimpleNamespace(name="a_kernel")
+            triton.knobs.compilation.listener(src=source, metadata={}, metadata_group={}, times=None, cache_hit=hit)
 
-    def wrong(*args: Any) -> torch.Tensor:
-        args[-1].add_(0.01 * args[-1].abs().max() + 0.01)
-        return right(*args)
-
-    monkeypatch.setattr(smoke, "lora_linear", wrong)
-    with pytest.raises(StageFailed, match=r"^lora_linear dB differs by"):
-        smoke.smoke(findings, REHEARSAL, CPU)
-
-
-def test_the_smoke_stage_finds_a_round_that_changes_nothing(
-    findings: Findings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Workload, "train", lambda self, *_: self.state)
-    with pytest.raises(StageFailed, match=r"^a round changes the adapters by 0"):
-        smoke.smoke(findings, REHEARSAL, CPU)
+    monkeypatch.setattr(stages, "end_to_end", work)
+    monkeypatch.setattr(stages, "other_baselines", work)
+    monkeypatch.setattr(dispatch, "INTERPRETED", False)
+    run = {stage.name: stage.run for stage in stages.report_stages(REHEARSAL, "sm_90")}
+    for name, met in (("end_to_end", False), ("rest", None)):
+        findings = make_findings(tmp_path)
+        run[name](findings)
+        (figure,) = findings.figures
+        assert (figure.name, figure.value, figure.met) == (COMPILED, 1, met)
+        assert findings.rows["kernels compiled"] == [{"kernel": "a_kernel"}]
 
 
 def test_whole_rounds_are_measured_beside_peft_and_the_counted_work(findings: Findings, tmp_path: Path) -> None:
