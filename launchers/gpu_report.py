@@ -35,16 +35,27 @@ def main() -> None:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    from fedra_engine.benchmarks.gpu.stage_process import STAGES
+
     parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output_dir", type=Path, help="folder for the four files; made if there is none")
-    parser.add_argument("--only", metavar="STAGE,…", help="run these stages alone, such as smoke,compile,kernels")
+    parser.add_argument(
+        "--only",
+        type=lambda names: names.split(","),
+        default=STAGES,
+        metavar="STAGE,…",
+        help=f"run these stages alone, of {', '.join(STAGES)}",
+    )
     parser.add_argument(
         "--rehearse",
         action="store_true",
         help="the same stages at tiny sizes on a machine without a GPU: no figure means anything, but the script is "
         "known to work",
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if unknown := [name for name in options.only if name not in STAGES]:
+        parser.error(f"--only: found {', '.join(unknown)}, expected some of {', '.join(STAGES)}")
+    return options
 
 
 class _Parser(argparse.ArgumentParser):
@@ -63,13 +74,13 @@ def _report(options: argparse.Namespace) -> bool:
         # Read when Triton is imported.
         os.environ["TRITON_INTERPRET"] = "1"
     from fedra_engine.benchmarks.gpu.machine import find_machine
-    from fedra_engine.benchmarks.gpu.report import Settings, choose, run_report
+    from fedra_engine.benchmarks.gpu.report import Settings, run_report
     from fedra_engine.benchmarks.gpu.sizes import GPU, REHEARSAL
     from fedra_engine.benchmarks.gpu.stages import report_stages
 
     sizes = REHEARSAL if options.rehearse else GPU
     machine = find_machine(sizes.device)
-    stages = choose(report_stages(sizes, machine.architecture), options.only)
+    stages = [stage for stage in report_stages(sizes, machine.architecture) if stage.name in options.only]
     command = " ".join(["python launchers/gpu_report.py", *sys.argv[1:]])
     settings = Settings(sizes.total, _STARTED, sizes.refresh, sizes.notice, command)
     return run_report(stages, machine, options.output_dir, settings) == 0

@@ -154,16 +154,3 @@ def _make_folder(output: Path) -> None:
         raise InputError(f"output_dir: cannot make {output}: {error.strerror}") from error
     if not os.access(output, os.W_OK):
         raise InputError(f"output_dir: found {output}, which cannot be written")
-
-
-def choose(stages: Sequence[Stage], only: str | None) -> list[Stage]:
-    """The stages that `only` names, separated by commas, in their order; all where it is None.
-
-    Raises:
-        InputError: there is no stage of a name.
-    """
-    names = [stage.name for stage in stages] if only is None else only.split(",")
-    known = [stage.name for stage in stages]
-    if unknown := [name for name in names if name not in known]:
-        raise InputError(f"--only: found {', '.join(unknown)}, expected some of {', '.join(known)}")
-    return [stage for stage in stages if stage.name in names]

@@ -12,9 +12,6 @@ from fedra_engine.benchmarks.gpu.shapes import SMALL_VIT, VIT_BASE, VitShape
 from fedra_engine.benchmarks.kernels.cases import Sizes, vit_base
 from fedra_kernels.configs import Tile
 
-REST = "rest"
-"""The stage for the time that is left."""
-
 
 @dataclass(frozen=True)
 class Point:

@@ -21,6 +21,8 @@ from pathlib import Path
 
 from fedra_engine.benchmarks.gpu.findings import Findings, StageFailed, read_stage
 
+STAGES = ("smoke", "compile", "kernels", "end_to_end", "tests", "checks", "scaling", "rest")
+"""In the order they run; the last one gets the time that the others leave."""
 _TELL_PARENT_DIED = 1
 """Linux's PR_SET_PDEATHSIG."""
 

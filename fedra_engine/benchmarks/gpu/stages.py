@@ -17,9 +17,9 @@ from fedra_engine.benchmarks.gpu.kernels import engine_kernels, other_baselines
 from fedra_engine.benchmarks.gpu.library import measure_library
 from fedra_engine.benchmarks.gpu.pytest_stage import run_tests
 from fedra_engine.benchmarks.gpu.scaling import client_scaling
-from fedra_engine.benchmarks.gpu.sizes import REST, ReportSizes
+from fedra_engine.benchmarks.gpu.sizes import ReportSizes
 from fedra_engine.benchmarks.gpu.smoke import smoke
-from fedra_engine.benchmarks.gpu.stage_process import Stage
+from fedra_engine.benchmarks.gpu.stage_process import STAGES, Stage
 from fedra_kernels import dispatch
 
 ROOT = Path(__file__).parents[3]
@@ -36,19 +36,19 @@ Work = Callable[[Findings, ReportSizes, torch.device], None]
 def report_stages(sizes: ReportSizes, architecture: str) -> list[Stage]:
     """All stages, for a device of an architecture (a column of the kernels' configuration tables)."""
     target = sizes.compile_for or architecture
-    work: dict[str, Work] = {
-        "smoke": partial(_smoke, architecture=target),
-        "compile": partial(_compile, architecture=target),
-        "kernels": engine_kernels,
-        "end_to_end": end_to_end,
-        "tests": _tests,
-        "checks": _checks,
-        "scaling": client_scaling,
-        REST: other_baselines,
-    }
+    work: list[Work] = [
+        partial(_smoke, architecture=target),
+        partial(_compile, architecture=target),
+        engine_kernels,
+        end_to_end,
+        _tests,
+        _checks,
+        client_scaling,
+        other_baselines,
+    ]
     return [
         Stage(name, sizes.limits.get(name), partial(_run, name, run, sizes), essential=name == "smoke")
-        for name, run in work.items()
+        for name, run in zip(STAGES, work, strict=True)
     ]
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from fedra_engine.benchmarks.gpu.findings import Figure, Findings
 from fedra_engine.benchmarks.gpu.packing import FILES
+from fedra_engine.errors import InputError
 from tests.benchmarks.gpu import stage_tables as tables
 from tests.benchmarks.gpu.stage_tables import report, stage
 
@@ -77,6 +78,12 @@ def test_the_others_results_are_there_when_a_stage_breaks(
 
 def test_all_went_well_is_exit_code_0(tmp_path: Path) -> None:
     assert report([stage("first", tables.good)], tmp_path) == 0
+
+
+def test_an_output_folder_that_cannot_be_made_is_bad_input(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"^output_dir: cannot make"):
+        report([stage("first", tables.good)], tmp_path / "file")
 
 
 def test_what_a_stage_printed_and_its_traceback_are_in_its_log(tmp_path: Path) -> None:

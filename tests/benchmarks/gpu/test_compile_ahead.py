@@ -86,7 +86,7 @@ def test_processes_share_the_work_and_a_later_process_finds_what_they_compiled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    ahead = CompileAhead(partial(_calls, failing=True), "sm_90", processes=2, method="spawn")
+    ahead = CompileAhead(partial(_calls, failing=True), "sm_90", processes=2, method="fork")
     compiled = ahead.wait(120.0)
     assert compiled.finished
     assert compiled.failures == ("wrong: ValueError: no such op",)
@@ -102,5 +102,5 @@ def test_processes_share_the_work_and_a_later_process_finds_what_they_compiled(
 
 def test_processes_that_are_not_done_in_time_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    compiled = CompileAhead(_calls, "sm_90", processes=1, method="spawn").wait(0.0)
+    compiled = CompileAhead(_calls, "sm_90", processes=1, method="fork").wait(0.0)
     assert (compiled.kernels, compiled.finished) == (0, False)
