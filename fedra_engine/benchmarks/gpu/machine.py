@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fedra_engine.benchmarks.kernels.measure import device_name, versions
+from fedra_engine.benchmarks.kernels.measure import device_name, name_and_message, versions
 from fedra_engine.errors import InputError
 from fedra_kernels import dispatch
 
@@ -53,5 +53,9 @@ def _look(name: str, answer: Connection) -> None:
         answer.send("found no GPU, expected one")
         return
     device = torch.device(name)
-    torch.zeros(1, device=device).item()
+    try:
+        torch.zeros(1, device=device).item()
+    except RuntimeError as error:
+        answer.send(f"found a GPU that cannot be used, {name_and_message(error)}")
+        return
     answer.send(asdict(Machine(device_name(device), dispatch.architecture(device), versions())))

@@ -126,9 +126,12 @@ def _run_stage(run: _Run, stage: Stage, seconds: float) -> Outcome:
         error = process.error() if ended else ""
         process.kill()
     taken = process.seconds
-    if not ended:
+    if ended:
+        outcome = Outcome(stage.name, taken, "failed" if error else "done", error)
+    else:
         error = f"stopped after {seconds:.0f} s; what it had found is kept"
-    outcome = Outcome(stage.name, taken, "failed" if error else "done", error)
+        # A stage for the time that is left has failed in nothing.
+        outcome = Outcome(stage.name, taken, "done" if stage.seconds is None else "failed", error)
     run.outcomes[-1] = outcome
     _tell(run, stage.name, told)
     left_out = read_stage(run.folder, stage.name)["left_out"]

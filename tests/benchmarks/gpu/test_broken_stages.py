@@ -135,6 +135,13 @@ def test_the_last_stage_gets_the_time_that_is_left_or_is_left_out(tmp_path: Path
     assert stored(tmp_path)["rest"]["error"] == "not run: the time was up"
 
 
+def test_the_last_stage_has_not_failed_when_its_time_is_up(tmp_path: Path) -> None:
+    assert report([stage("rest", tables.hang, None)], tmp_path, total=10.0) == 0
+    found = stored(tmp_path)["rest"]
+    assert (found["state"], found["error"]) == ("done", "stopped after 7 s; what it had found is kept")
+    assert found["figures"] != []
+
+
 def test_the_output_is_current_while_a_stage_runs_and_whole_when_the_report_is_killed(tmp_path: Path) -> None:
     process = tmp_path / "process.txt"
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +15,10 @@ from typing import Any
 import pytest
 import torch
 import triton
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
 
-from fedra_engine.benchmarks.gpu import end_to_end, stages
+from fedra_engine.benchmarks.gpu import end_to_end, stages, steps
 from fedra_engine.benchmarks.gpu.compile_ahead import COMPILED
 from fedra_engine.benchmarks.gpu.findings import Findings, StageFailed
 from fedra_engine.benchmarks.gpu.kernels import earlier_measurements, engine_kernels, other_baselines
@@ -244,3 +248,46 @@ def test_a_tile_replaces_the_tables_entry_for_a_while() -> None:
     with using_tile(tile, "sm_90"):
         assert CONFIGS["sm_90"]["narrow"] == tile
     assert CONFIGS["sm_90"]["narrow"] == before
+
+
+def test_kernels_of_a_profiled_step_are_counted_and_the_longest_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def event(name: str, end: float, device: DeviceType = DeviceType.CUDA, annotation: bool = False) -> FunctionEvent:
+        return FunctionEvent(0, name, 0, 0.0, end, device_type=device, is_user_annotation=annotation)
+
+    class Profile(nullcontext[Any]):
+        def __enter__(self) -> Any:
+            return self
+
+        def events(self) -> list[FunctionEvent]:
+            return [
+                event("lora_gemm_kernel", 30.0),
+                event("lora_gemm_kernel", 40.0),
+                event("nvjet", 50.0),
+                event("Memset (Device)", 1.0),
+                event("aten::mm", 900.0, DeviceType.CPU),
+                event("Optimizer.step", 900.0, annotation=True),
+            ]
+
+    monkeypatch.setattr(steps, "profile", lambda **_: Profile())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    cost, ran = StepCost(), []
+    steps._profile(lambda: ran.append(1), cost)
+    assert ran == [1]
+    assert (cost.triton, cost.others, cost.copies) == ({"lora_gemm_kernel": 2}, {"nvjet": 1}, {"Memset (Device)": 1})
+    assert cost.longest[:2] == [("lora_gemm_kernel", 2, pytest.approx(70e-6)), ("nvjet", 1, pytest.approx(50e-6))]
+
+
+def test_synchronizations_are_counted_by_the_line_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes = []
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+
+    def step() -> None:
+        for _ in range(3):
+            warnings.warn("called a synchronizing CUDA operation (Triggered internally)", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+
+    (place,) = (found := steps._synchronizations(step))
+    assert place.partition(":")[0].endswith("test_stages.py")
+    assert found[place] == 3
+    assert modes == ["warn", 0]
