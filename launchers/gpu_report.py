@@ -1,8 +1,9 @@
-"""Tests and measures the engine on one GPU in less than eight minutes: `python launchers/gpu_report.py OUTPUT_DIR`.
+"""Tests and measures the engine on one GPU in seven minutes: `python launchers/gpu_report.py OUTPUT_DIR`.
 
-Needs torch, triton, numpy, transformers, peft, accelerate, safetensors, rich, matplotlib, pytest, hypothesis and
-scikit-learn; the package itself need not be installed. Every stage leaves a JSON file as it goes; report.json and
-report.md come last, with a short table on the terminal. Exit code 1 when a stage failed, 2 without a GPU.
+Needs torch, triton, numpy, transformers, peft, accelerate, safetensors, rich, pytest, hypothesis and scikit-learn; the
+package itself need not be installed. OUTPUT_DIR gets report.md, report.json, kernels.csv and logs.tgz, written anew
+after every stage; a short table comes last. Exit code 1 when a stage failed, 2 for bad input or without a GPU. What the
+figures mean: docs/gpu.md.
 """
 
 from __future__ import annotations
@@ -10,61 +11,79 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
+_STARTED = time.monotonic()
 ROOT = Path(__file__).resolve().parents[1]
-# A GPU machine may lack this package. Stages run as processes of their own and need the path too.
+# A GPU machine may lack this package. Processes that start anew need the path too.
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*sys.path[:2], os.environ.get("PYTHONPATH", "")]))
-# Nothing here is downloaded.
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
+# Stages are forked from this process: it must have no threads of its own, and must not use the GPU to see whether
+# there is one.
+os.environ |= {"OMP_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
 
 def main() -> None:
-    """Run one stage in this process, or every stage in a process of its own."""
+    """Run the report, or its rehearsal; exit with 1 where a stage failed."""
     options = _parse(sys.argv[1:])
-    import torch
-
-    from fedra_engine.errors import InputError
-
-    if not torch.cuda.is_available():
-        raise InputError("device: found no GPU, expected one; `launchers/microbench.py kernels` measures a CPU")
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    if options.stage:
-        from fedra_engine.benchmarks.gpu.stages import run_stage
-
-        run_stage(options.stage, options.output_dir, torch.device("cuda", 0))
-    elif not _report(options.output_dir):
+    if not _report(options):
         sys.exit(1)
 
 
-def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output_dir", type=Path, help="folder for the results; made if there is none")
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    from fedra_engine.benchmarks.gpu.stage_process import STAGES
+
+    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output_dir", type=Path, help="folder for the four files; made if there is none")
     parser.add_argument(
-        "--stage",
-        choices=["tests", "checks", "kernels", "end_to_end", "scaling"],
-        help="run this stage alone, in this process, without a report",
+        "--only",
+        type=lambda names: names.split(","),
+        default=STAGES,
+        metavar="STAGE,…",
+        help=f"run these stages alone, of {', '.join(STAGES)}",
     )
-    return parser.parse_args(arguments)
+    parser.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="the same stages at tiny sizes on a machine without a GPU: no figure means anything, but the script is "
+        "known to work",
+    )
+    options = parser.parse_args(arguments)
+    if unknown := [name for name in options.only if name not in STAGES]:
+        parser.error(f"--only: found {', '.join(unknown)}, expected some of {', '.join(STAGES)}")
+    return options
 
 
-def _report(folder: Path) -> bool:
-    """Run all stages. Returns whether all went well."""
-    import torch
-    from rich.console import Console
+class _Parser(argparse.ArgumentParser):
+    """Complains as the other launchers do."""
 
-    from fedra_engine.benchmarks.gpu.stages import run_stages
-    from fedra_engine.benchmarks.gpu.summary import read_findings, short_table, write_report
-    from fedra_engine.benchmarks.kernels.measure import versions
+    def error(self, message: str) -> NoReturn:
+        """Raise InputError."""
+        from fedra_engine.errors import InputError
 
-    device = torch.cuda.get_device_name(0)
-    outcomes = run_stages(Path(__file__).resolve(), folder)
-    found = read_findings(folder, outcomes)
-    write_report(folder, device, versions(), outcomes, found)
-    Console(width=150).print(short_table(device, outcomes, found))
-    return not any(outcome.error for outcome in outcomes)
+        raise InputError(f"{self.prog}: {message}; see --help")
+
+
+def _report(options: argparse.Namespace) -> bool:
+    """Run the stages. Returns whether all went well."""
+    if options.rehearse:
+        # Read when Triton is imported.
+        os.environ["TRITON_INTERPRET"] = "1"
+    from fedra_engine.benchmarks.gpu.machine import find_machine
+    from fedra_engine.benchmarks.gpu.report import Settings, run_report
+    from fedra_engine.benchmarks.gpu.sizes import GPU, REHEARSAL
+    from fedra_engine.benchmarks.gpu.stages import report_stages
+
+    sizes = REHEARSAL if options.rehearse else GPU
+    machine = find_machine(sizes.device)
+    stages = [stage for stage in report_stages(sizes, machine.architecture) if stage.name in options.only]
+    command = " ".join(["python launchers/gpu_report.py", *sys.argv[1:]])
+    settings = Settings(sizes.total, _STARTED, sizes.refresh, sizes.notice, command)
+    return run_report(stages, machine, options.output_dir, settings) == 0
 
 
 if __name__ == "__main__":

@@ -1,151 +1,148 @@
-"""Whole rounds: the sweep against PEFT one client after another, and how both numbers of clients scale."""
+"""Whole rounds: the sweep against PEFT one client after another, beside what the counted work makes of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from fedra_engine.benchmarks.gpu.findings import Figure, Findings, StageFailed, at_least
-from fedra_engine.benchmarks.gpu.workload import Round, RoundCost, VitShape, Workload, round_cost
-from fedra_engine.benchmarks.kernels.measure import TIME_UP, measured_peaks, name_and_message
+from fedra_engine.benchmarks.gpu.findings import Figure, Findings, StageFailed, at_least, at_most
+from fedra_engine.benchmarks.gpu.library import library_peaks, product_rate
+from fedra_engine.benchmarks.gpu.shapes import expected_step_seconds
+from fedra_engine.benchmarks.gpu.sizes import Point, ReportSizes
+from fedra_engine.benchmarks.gpu.steps import StepCost, step_cost
+from fedra_engine.benchmarks.gpu.workload import Round, RoundCost, Workload, round_cost
+from fedra_engine.benchmarks.kernels.measure import name_and_message
+from fedra_engine.benchmarks.kernels.work import Peaks
 from fedra_engine.execution.executor import Executor
 
-TARGET_IMAGES = 16
 TARGET_SHARE = 40.0
-_IMAGES_PER_PASS = 1024
-"""Images that go through a pass of the sweep together; what fits the memory of an 80 GB GPU."""
-_MAX_LANES = 256
-_POINT_SECONDS = 12.0
-"""What the figures of one number of images take."""
+MANY_CLIENTS, MANY_SECONDS, THEIR_IMAGES = 10_000, 25.0, 32
+"""A round of so many clients with so many images should take no longer."""
+MOST_TRITON, MOST_OTHERS = 540, 200
+"""Launches of a training step of twelve fused blocks."""
+_SECONDS_FOR_POINT = 10.0
+"""What a point takes on a GPU, the model included."""
 
 
-def lanes_for(images: int) -> int:
-    """Lanes at `images` images per client and step: 64 at 16."""
-    return max(min(_IMAGES_PER_PASS // images, _MAX_LANES), 1)
+def end_to_end(findings: Findings, sizes: ReportSizes, device: torch.device) -> None:
+    """Measure every point.
 
-
-def end_to_end(
-    findings: Findings,
-    device: torch.device,
-    dtype: torch.dtype,
-    shape: VitShape,
-    *,
-    images: Sequence[int] = (TARGET_IMAGES, 1, 4, 32),
-    lanes: Callable[[int], int] = lanes_for,
-    gemm_size: int = 8192,
-    sequential_clients: int = 6,
-    steps: int = 2,
-) -> None:
-    """Clients a second of both executors at each number of `images` a step; FLOPs over the measured product's rate."""
-    peak = measured_peaks(device, dtype, size=gemm_size).flops
-    findings.figure(Figure("measured GEMM rate", peak / 1e12, "TFLOP/s"))
+    Raises:
+        StageFailed: the memory did not suffice for a point; the others are there.
+    """
     errors: list[str] = []
-    workload = Workload(shape, device, dtype)
-    for count in images:
-        if findings.seconds_left < _POINT_SECONDS:
-            findings.row("end to end", {"images": count, "error": TIME_UP})
+    for point in sizes.points:
+        if findings.seconds_left < _SECONDS_FOR_POINT:
+            findings.leave_out(point.name)
             continue
-        row = _sweep_row(workload, count, lanes(count), steps, peak, errors)
-        if "clients_per_second" in row:
-            baseline = workload.round(sequential_clients, images=count, steps=steps)
-            cost = _attempt(workload, workload.sequential(), baseline, errors)
-            if cost is not None:
-                row["sequential_clients_per_second"] = sequential_clients / cost.seconds
-                row["ratio"] = row["clients_per_second"] / row["sequential_clients_per_second"]
-                findings.figure(Figure(f"sweep over sequential PEFT, {count} images per step", row["ratio"], "×"))
-        findings.row("end to end", row)
-        if count == TARGET_IMAGES and "share_percent" in row:
-            name = f"sweep, {row['lanes']} lanes × {count} images: share of the GEMM rate"
-            findings.figure(at_least(name, row["share_percent"], TARGET_SHARE, "%"))
-            findings.figure(Figure("same: clients", row["clients_per_second"], "1/s"))
-            findings.figure(Figure("same: peak memory", row["peak_gigabytes"], "GB"))
-    if TARGET_IMAGES in images and findings.seconds_left > _POINT_SECONDS:
-        _with_pixels_on_device(findings, workload, device, dtype, lanes(TARGET_IMAGES), steps, peak, errors)
+        try:
+            _measure_point(findings, sizes, device, point)
+        except torch.OutOfMemoryError as error:
+            errors.append(f"{point.name}: {name_and_message(error)}")
     if errors:
         raise StageFailed("; ".join(errors))
 
 
-def _with_pixels_on_device(
-    findings: Findings,
-    host: Workload,
-    device: torch.device,
-    dtype: torch.dtype,
-    lanes: int,
-    steps: int,
-    peak: float,
-    errors: list[str],
-) -> None:
-    """What copying the images to the device costs: the same round with the images there already."""
-    workload = Workload(host.shape, device, dtype, pixels_on_device=True)
-    row = _sweep_row(workload, TARGET_IMAGES, lanes, steps, peak, errors)
-    findings.row("end to end", row | {"pixels": "device"})
-    if "share_percent" in row:
-        findings.figure(Figure("same with the images on the device: share", row["share_percent"], "%"))
-
-
-def _sweep_row(
-    workload: Workload, images: int, lanes: int, steps: int, peak: float, errors: list[str]
-) -> dict[str, Any]:
-    round = workload.round(2 * lanes, images=images, steps=steps)
-    row: dict[str, Any] = {"images": images, "lanes": lanes, "clients": 2 * lanes, "steps": steps, "pixels": "host"}
-    cost = _attempt(workload, workload.sweep(lanes), round, errors)
-    if cost is None:
-        return row | {"error": errors[-1]}
-    rate = workload.flops(round) / cost.seconds
-    return row | {
+def _measure_point(findings: Findings, sizes: ReportSizes, device: torch.device, point: Point) -> None:
+    workload = Workload.embedded(device) if point.shape is None else Workload.random(point.shape, device, sizes.dtype)
+    round = workload.round(2 * point.lanes, images=point.images, steps=point.steps)
+    cost = _cost(workload, workload.sweep(point.lanes), round)
+    row: dict[str, Any] = {
+        "point": point.name,
+        "clients": 2 * point.lanes,
+        "steps": point.steps,
         "seconds": cost.seconds,
-        "clients_per_second": 2 * lanes / cost.seconds,
-        "tflops": rate / 1e12,
-        "share_percent": 100 * rate / peak,
+        "clients_per_second": 2 * point.lanes / cost.seconds,
+        "tflops": workload.flops(round) / cost.seconds / 1e12,
         "peak_gigabytes": cost.peak_gigabytes,
     }
+    step = step_cost(workload, lanes=point.lanes, images=point.images)
+    row |= {"host_seconds_per_step": step.host, "gpu_seconds_per_step": step.gpu}
+    for figure in _round_figures(findings, sizes, device, workload, point, round, cost, row):
+        findings.figure(figure)
+    for figure in step_figures(point, step, device):
+        findings.figure(figure)
+    _step_rows(findings, point, step)
+    baseline = workload.round(point.sequential, images=point.images, steps=point.steps)
+    row["peft_clients_per_second"] = point.sequential / _cost(workload, workload.sequential(), baseline, 1).seconds
+    findings.row("rounds", row)
+    ratio = row["clients_per_second"] / row["peft_clients_per_second"]
+    findings.figure(Figure(f"{point.name}: over PEFT one client after another", ratio, "×"))
 
 
-def _attempt(workload: Workload, executor: Executor, round: Round, errors: list[str]) -> RoundCost | None:
-    """The cost of a round after one to warm up, or None where the memory does not suffice."""
-    try:
-        workload.train(executor, round)
-        return round_cost(workload, executor, round)
-    except torch.OutOfMemoryError as error:
-        errors.append(name_and_message(error))
-        return None
+def _cost(workload: Workload, executor: Executor, round: Round, repeats: int = 3) -> RoundCost:
+    workload.train(executor, round)
+    return round_cost(workload, executor, round, repeats=repeats)
 
 
-def client_scaling(
+def _round_figures(
     findings: Findings,
+    sizes: ReportSizes,
     device: torch.device,
-    dtype: torch.dtype,
-    shape: VitShape,
-    *,
-    clients: Sequence[int] = (16, 64, 256, 1024, 4096),
-    lanes: int = 64,
-    images: int = 4,
-) -> None:
-    """Seconds and memory of a round of ever more clients with one local step each, in the same lanes."""
-    workload = Workload(shape, device, dtype)
-    executor = workload.sweep(lanes)
-    workload.train(executor, workload.round(lanes, images=images, steps=1))
-    seconds_per_client = 0.0
-    for count in clients:
-        if seconds_per_client * count * 1.2 > findings.seconds_left:
-            findings.row("clients", {"clients": count, "error": TIME_UP})
-            continue
-        round = workload.round(count, images=images, steps=1)
-        cost = round_cost(workload, executor, round, repeats=1)
-        seconds_per_client = cost.seconds / count
-        findings.row(
-            "clients",
-            {
-                "clients": count,
-                "lanes": lanes,
-                "images": images,
-                "seconds": cost.seconds,
-                "clients_per_second": count / cost.seconds,
-                "peak_gigabytes": cost.peak_gigabytes,
-            },
+    workload: Workload,
+    point: Point,
+    round: Round,
+    cost: RoundCost,
+    row: dict[str, Any],
+) -> list[Figure]:
+    shape, name = workload.shape, point.name
+    figures = []
+    rate = row["clients_per_second"]
+    if point.shape is None:
+        # Launch-bound: no share of a rate says anything.
+        figures.append(Figure(f"{name}: clients", rate, "1/s"))
+    else:
+        peak = product_rate(findings.folder, sizes, device, shape, point.lanes * point.images * shape.tokens)
+        held = float(round.allocation.mean())
+        peaks = Peaks("measured", peak, library_peaks(findings.folder, sizes, device).bandwidth)
+        expected = (
+            2
+            * point.steps
+            * expected_step_seconds(shape, lanes=point.lanes, images=point.images, held=held, peaks=peaks)
         )
-        name = f"round of {count} clients × {images} images"
-        findings.figure(Figure(name, count / cost.seconds, "clients/s"))
-        findings.figure(Figure(f"{name}: peak memory", cost.peak_gigabytes, "GB"))
+        row |= {"library_tflops": peak / 1e12, "expected_seconds": expected}
+        share = 100 * row["tflops"] * 1e12 / peak
+        expected_share = 100 * workload.flops(round) / expected / peak
+        figures.append(Figure(f"{name}: clients", rate, "1/s", expected=2 * point.lanes / expected))
+        title = f"{name}: share of the library's rate at these shapes"
+        # The target is for a batch that fills the GPU.
+        if point == sizes.points[0]:
+            figures.append(at_least(title, share, TARGET_SHARE, "%", expected=expected_share))
+        else:
+            figures.append(Figure(title, share, "%", expected=expected_share))
+        if point.images * point.steps == THEIR_IMAGES:
+            title = f"{MANY_CLIENTS:,} clients with {THEIR_IMAGES} images, extrapolated from {name}"
+            seconds, those = MANY_CLIENTS / rate, MANY_CLIENTS * expected / (2 * point.lanes)
+            figures.append(at_most(title, seconds, MANY_SECONDS, "s", expected=those))
+    figures.append(Figure(f"{name}: peak memory", cost.peak_gigabytes, "GB"))
+    return figures
+
+
+def step_figures(point: Point, step: StepCost, device: torch.device) -> list[Figure]:
+    """Times of a step, and on a GPU its launches and synchronizations beside their targets."""
+    figures = [Figure(f"{point.name}: host time of a step", 1000 * step.host, "ms")]
+    if device.type != "cuda":
+        return figures
+    waits = step.synchronizations.total()
+    return [
+        *figures,
+        Figure(f"{point.name}: GPU time of a step", 1000 * step.gpu, "ms"),
+        at_most(f"{point.name}: Triton launches of a step", step.triton.total(), MOST_TRITON),
+        at_most(f"{point.name}: other kernels of a step", step.others.total(), MOST_OTHERS),
+        Figure(f"{point.name}: copies and fills of a step", step.copies.total()),
+        at_most(f"{point.name}: synchronizations of a step", waits, 0),
+    ]
+
+
+def _step_rows(findings: Findings, point: Point, step: StepCost) -> None:
+    for name, launches, seconds in step.longest:
+        row = {"point": point.name, "kernel": name[:100], "launches": launches, "milliseconds": 1000 * seconds}
+        findings.row("longest kernels of a step", row)
+    for table, counts in (("copies of a step", step.copies), ("synchronizations of a step", step.synchronizations)):
+        for name, count in counts.most_common():
+            findings.row(table, {"point": point.name, "what": name, "count": count})
+    for name, count in step.triton.most_common():
+        findings.row("Triton launches of a step", {"point": point.name, "kernel": name, "count": count})
+    for name, count in step.others.most_common(30):
+        findings.row("other kernels of a step", {"point": point.name, "kernel": name[:100], "count": count})

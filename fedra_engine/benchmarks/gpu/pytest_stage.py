@@ -1,4 +1,4 @@
-"""The GPU tests as a stage of the GPU report, by several processes on the one GPU.
+"""Tests as a stage of the GPU report, by several processes on the one GPU.
 
 Most of their time goes into compiling kernels, which needs one CPU core each and leaves the GPU idle.
 """
@@ -6,84 +6,134 @@ Most of their time goes into compiling kernels, which needs one CPU core each an
 from __future__ import annotations
 
 import multiprocessing
-import os
 import time
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fedra_engine.benchmarks.gpu.compile_ahead import COMPILED, compilations, usable_processes
 from fedra_engine.benchmarks.gpu.findings import Figure, Findings, StageFailed
+from fedra_engine.benchmarks.gpu.stage_process import die_with_parent
 
-_MOST_PROCESSES = 6
-"""Each holds a CUDA context and the tensors of one test."""
+Event = tuple[str, str, str]
+"""What happened ("begun", "passed", "failed", "over"), to which test, and why it failed or how much it compiled."""
+
+_SECONDS_TO_END = 3.0
+"""Kept to write down what was found."""
 
 
 class _Part:
-    """A pytest plugin that runs every n-th test and reports each to the parent process as soon as it is over."""
+    """A pytest plugin that runs every n-th test and tells the parent process of each as soon as it is over."""
 
-    def __init__(self, part: int, parts: int, outcomes: SimpleQueue[tuple[str, str]]) -> None:
-        self._part, self._parts, self._outcomes = part, parts, outcomes
+    def __init__(self, part: int, parts: int, events: SimpleQueue[Event], compiled: list[str]) -> None:
+        """`compiled` grows with every kernel that this process compiles."""
+        self._part, self._parts, self._events, self._compiled = part, parts, events, compiled
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         items[:] = items[self._part :: self._parts]
 
-    def pytest_runtest_setup(self) -> None:
-        parent = multiprocessing.parent_process()
-        if parent is None or not parent.is_alive():
-            pytest.exit("the stage was stopped")
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self._events.put(("begun", nodeid, ""))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
-            self._outcomes.put((report.nodeid, " ".join(str(report.longrepr).splitlines()[-1:]) or "failed"))
+            reason = " ".join(str(report.longrepr).splitlines()[-1:]) or "failed"
+            self._events.put(("failed", report.nodeid, reason[:300]))
         elif report.when == "call" and report.passed:
-            self._outcomes.put((report.nodeid, ""))
+            self._events.put(("passed", report.nodeid, ""))
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        self._events.put(("over", nodeid, str(len(self._compiled))))
+        self._compiled.clear()
 
 
-def run_gpu_tests(
-    findings: Findings, root: Path, *, selection: str = "tests/gpu", marker: str = "gpu", processes: int | None = None
+class _Tally:
+    """What became of the tests."""
+
+    def __init__(self, findings: Findings) -> None:
+        self._findings = findings
+        self.passed = self.compiled = 0
+        self.failed: list[str] = []
+        self.begun: set[str] = set()
+
+    def take(self, events: SimpleQueue[Event]) -> None:
+        """Take note of all events that have come."""
+        while not events.empty():
+            kind, test, reason = events.get()
+            if kind == "begun":
+                self.begun.add(test)
+            elif kind == "over":
+                self.begun.discard(test)
+                self.compiled += int(reason)
+            elif kind == "passed":
+                self.passed += 1
+            else:
+                self.failed.append(test)
+                self._findings.row("failures", {"test": test, "reason": reason})
+
+
+def run_tests(
+    findings: Findings,
+    root: Path,
+    *,
+    selection: str,
+    marker: str,
+    keyword: str = "",
+    most_processes: int,
+    method: str = "fork",
 ) -> None:
-    """Run the tests below `root`/`selection` that bear `marker`.
+    """Run the tests in `root`/`selection` that pytest's options -m `marker` and -k `keyword` choose.
+
+    By a process on every core but two, but by two at least and `most_processes` at most, which start by `method`.
 
     Raises:
-        StageFailed: a test failed, a process broke off, or there was no test to run.
+        StageFailed: a test failed, a process broke off, the time was up, or there was no test to run.
     """
-    parts = processes or max(min((os.cpu_count() or 1) // 2, _MOST_PROCESSES), 1)
-    context = multiprocessing.get_context("spawn")
+    context: Any = multiprocessing.get_context(method)
     # A plain queue writes at once; one with a thread of its own loses what a process sent just before it broke off.
-    outcomes: SimpleQueue[tuple[str, str]] = context.SimpleQueue()
-    workers = [
-        context.Process(target=_run_part, args=(root, selection, marker, part, parts, outcomes))
-        for part in range(parts)
-    ]
+    events: SimpleQueue[Event] = context.SimpleQueue()
+    parts = max(min(usable_processes(), most_processes), 2)
+    options = [str(root / selection), "-m", marker, *(["-k", keyword] if keyword else [])]
+    workers = [context.Process(target=_run_part, args=(root, options, part, parts, events)) for part in range(parts)]
     for worker in workers:
         worker.start()
-    passed, failed = 0, []
+    tally = _Tally(findings)
     running = True
-    while running:
+    while running and findings.seconds_left > _SECONDS_TO_END:
         # Checked before the queue is read: what a process sent before it ended is not lost.
         running = any(worker.is_alive() for worker in workers)
-        while not outcomes.empty():
-            test, reason = outcomes.get()
-            if reason:
-                failed.append(test)
-                findings.row("failures", {"test": test, "reason": reason[:300]})
-            else:
-                passed += 1
-        time.sleep(0.1)
+        tally.take(events)
+        time.sleep(0.05)
+    for worker in workers:
+        worker.kill()
+        worker.join()
+    for test in sorted(tally.begun):
+        findings.row("failures", {"test": test, "reason": "had not ended"})
+    if running:
+        findings.leave_out(f"tests after the first {tally.passed + len(tally.failed)}")
     # A part of few tests may have none to run.
     codes = {worker.exitcode for worker in workers} - {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}
-    good = passed > 0 and not failed and not codes
-    findings.figure(Figure("GPU tests passed", passed, "", "all", good))
-    if failed:
-        raise StageFailed(f"{len(failed)} of {passed + len(failed)}: {failed[0]}")
+    _conclude(findings, tally, selection, running, sorted(map(str, codes)))
+
+
+def _conclude(findings: Findings, tally: _Tally, selection: str, running: bool, codes: list[str]) -> None:
+    good = tally.passed > 0 and not tally.failed and not running and not codes
+    findings.figure(Figure("tests passed", tally.passed, "", "all", good))
+    findings.figure(Figure(COMPILED, tally.compiled))
+    if tally.failed:
+        raise StageFailed(f"{len(tally.failed)} of {tally.passed + len(tally.failed)}: {tally.failed[0]}")
+    if running:
+        raise StageFailed(f"the time was up after {tally.passed} tests")
     if not good:
-        raise StageFailed(f"pytest ended with {sorted(map(str, codes)) or 'no test'} for {selection}")
+        broken = f" in {sorted(tally.begun)[0]}" if tally.begun else ""
+        raise StageFailed(f"pytest ended with {codes or 'no test'} for {selection}{broken}")
 
 
-def _run_part(
-    root: Path, selection: str, marker: str, part: int, parts: int, outcomes: SimpleQueue[tuple[str, str]]
-) -> None:
-    options = ["-m", marker, "-q", "-p", "no:cacheprovider", "--rootdir", str(root), "-c", str(root / "pyproject.toml")]
-    code = pytest.main([*options, str(root / selection)], plugins=[_Part(part, parts, outcomes)])
+def _run_part(root: Path, options: list[str], part: int, parts: int, events: SimpleQueue[Event]) -> None:
+    die_with_parent()
+    always = ["-q", "-p", "no:cacheprovider", "--rootdir", str(root), "-c", str(root / "pyproject.toml")]
+    with compilations() as compiled:
+        code = pytest.main([*options, *always], plugins=[_Part(part, parts, events, compiled)])
     raise SystemExit(int(code))

@@ -1,126 +1,118 @@
-"""The stages of the GPU report, each in a process of its own.
-
-A kernel that reads out of bounds takes the whole process's GPU state with it; so one stage cannot harm the next.
-"""
+"""The stages of the report, in the order they run: what decides comes first."""
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from fedra_engine.benchmarks.gpu.findings import Findings, StageFailed
+from fedra_engine.benchmarks.gpu.checks import check_ops, check_rounds
+from fedra_engine.benchmarks.gpu.compile_ahead import COMPILED, CompileAhead, compilations, usable_processes
+from fedra_engine.benchmarks.gpu.compile_calls import calls_of
+from fedra_engine.benchmarks.gpu.end_to_end import end_to_end
+from fedra_engine.benchmarks.gpu.findings import Figure, Findings, StageFailed, at_most
+from fedra_engine.benchmarks.gpu.kernels import engine_kernels, other_baselines
+from fedra_engine.benchmarks.gpu.library import measure_library
+from fedra_engine.benchmarks.gpu.pytest_stage import run_tests
+from fedra_engine.benchmarks.gpu.scaling import client_scaling
+from fedra_engine.benchmarks.gpu.sizes import ReportSizes
+from fedra_engine.benchmarks.gpu.smoke import smoke
+from fedra_engine.benchmarks.gpu.stage_process import STAGES, Stage
+from fedra_kernels import dispatch
 
 ROOT = Path(__file__).parents[3]
-_START_SECONDS = 12.0
-"""What a process takes to import its libraries; not the stage's."""
+_COMPILED_AHEAD = ("end_to_end", "scaling")
+"""Stages in which nothing should be left to compile."""
+_COUNT_THEMSELVES = ("compile", "tests")
+"""Stages of which other processes compile."""
+_SECONDS_TO_END = 2.0
+"""Kept to write down what was found."""
+
+Work = Callable[[Findings, ReportSizes, torch.device], None]
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A part of the report: `run(findings, device)` within `seconds`."""
+def report_stages(sizes: ReportSizes, architecture: str) -> list[Stage]:
+    """All stages, for a device of an architecture (a column of the kernels' configuration tables)."""
+    target = sizes.compile_for or architecture
+    work: list[Work] = [
+        partial(_smoke, architecture=target),
+        partial(_compile, architecture=target),
+        engine_kernels,
+        end_to_end,
+        _tests,
+        _checks,
+        client_scaling,
+        other_baselines,
+    ]
+    return [
+        Stage(name, sizes.limits.get(name), partial(_run, name, run, sizes), essential=name == "smoke")
+        for name, run in zip(STAGES, work, strict=True)
+    ]
 
-    name: str
-    seconds: float
-    run: Callable[[Findings, torch.device], None]
 
-
-def _checks(findings: Findings, device: torch.device) -> None:
-    from fedra_engine.benchmarks.gpu.checks import check_ops, check_rounds
-
-    failed = []
-    for check in (lambda: check_rounds(findings, device), lambda: check_ops(findings, device, torch.bfloat16)):
+def _run(name: str, work: Work, sizes: ReportSizes, findings: Findings) -> None:
+    _choose_path(sizes, name)
+    with compilations() as compiled:
         try:
-            check()
+            work(findings, sizes, torch.device(sizes.device))
+        finally:
+            if name in _COMPILED_AHEAD:
+                findings.figure(at_most(COMPILED, len(compiled), 0))
+            elif name not in _COUNT_THEMSELVES:
+                findings.figure(Figure(COMPILED, len(compiled)))
+            for kernel in compiled:
+                findings.row("kernels compiled", {"kernel": kernel})
+
+
+def _choose_path(sizes: ReportSizes, part: str) -> None:
+    """On a CPU: whether the kernels run in the interpreter, or their torch path."""
+    dispatch.INTERPRETED = part in sizes.interpreted
+
+
+def _smoke(findings: Findings, sizes: ReportSizes, device: torch.device, *, architecture: str) -> None:
+    if sizes.smoke_compiled:
+        _compile_ahead(sizes, sizes.smoke_compiled, architecture).wait(findings.seconds_left / 2)
+    smoke(findings, sizes, device)
+
+
+def _compile(findings: Findings, sizes: ReportSizes, device: torch.device, *, architecture: str) -> None:
+    # Before this process touches the GPU, so that others can be forked from it.
+    ahead = _compile_ahead(sizes, sizes.compiled, architecture)
+    measure_library(findings, sizes, device)
+    compiled = ahead.wait(findings.seconds_left - _SECONDS_TO_END)
+    findings.figure(Figure("kernels compiled ahead", compiled.kernels))
+    if not compiled.finished:
+        findings.leave_out("kernels that were not compiled in time")
+    if compiled.failures:
+        raise StageFailed("; ".join(compiled.failures)[:500])
+
+
+def _compile_ahead(sizes: ReportSizes, groups: tuple[str, ...], architecture: str) -> CompileAhead:
+    make = partial(calls_of, sizes, groups)
+    return CompileAhead(make, architecture, processes=usable_processes(), method=sizes.workers)
+
+
+def _tests(findings: Findings, sizes: ReportSizes, device: torch.device) -> None:
+    run_tests(
+        findings,
+        ROOT,
+        selection=sizes.tests,
+        marker=sizes.marker,
+        keyword=sizes.keyword,
+        most_processes=sizes.most_processes,
+    )
+
+
+def _checks(findings: Findings, sizes: ReportSizes, device: torch.device) -> None:
+    failed = []
+    for part, check in (("checked rounds", check_rounds), ("checked ops", check_ops)):
+        _choose_path(sizes, part)
+        # The second also where the first fails.
+        try:
+            check(findings, sizes, device)
         except StageFailed as error:
             failed.append(str(error))
     if failed:
         raise StageFailed("; ".join(failed))
-
-
-def _kernels(findings: Findings, device: torch.device) -> None:
-    from fedra_engine.benchmarks.gpu.kernels import kernel_stage
-    from fedra_engine.benchmarks.kernels.cases import vit_base
-
-    kernel_stage(findings, device, vit_base(device), gemm_size=8192, seconds=0.15)
-
-
-def _end_to_end(findings: Findings, device: torch.device) -> None:
-    from fedra_engine.benchmarks.gpu.end_to_end import end_to_end
-    from fedra_engine.benchmarks.gpu.workload import VIT_BASE
-
-    end_to_end(findings, device, torch.bfloat16, VIT_BASE)
-
-
-def _scaling(findings: Findings, device: torch.device) -> None:
-    from fedra_engine.benchmarks.gpu.end_to_end import client_scaling
-    from fedra_engine.benchmarks.gpu.workload import VIT_BASE
-
-    client_scaling(findings, device, torch.bfloat16, VIT_BASE)
-
-
-def _tests(findings: Findings, device: torch.device) -> None:
-    from fedra_engine.benchmarks.gpu.pytest_stage import run_gpu_tests
-
-    run_gpu_tests(findings, ROOT)
-
-
-STAGES = (
-    Stage("tests", 90.0, _tests),
-    Stage("checks", 40.0, _checks),
-    Stage("kernels", 110.0, _kernels),
-    Stage("end_to_end", 100.0, _end_to_end),
-    Stage("scaling", 50.0, _scaling),
-)
-"""In the order they run. With the starts of their processes they stay below eight minutes."""
-
-
-@dataclass(frozen=True)
-class StageOutcome:
-    """How a stage ended; `error` is one line, empty when all went well."""
-
-    stage: str
-    seconds: float
-    error: str
-
-
-def run_stage(name: str, folder: Path, device: torch.device) -> None:
-    """Run one stage in this process; its findings go to `folder`."""
-    (stage,) = (stage for stage in STAGES if stage.name == name)
-    stage.run(Findings(folder, name, seconds=stage.seconds), device)
-
-
-def run_stages(launcher: Path, folder: Path, stages: Sequence[Stage] = STAGES) -> list[StageOutcome]:
-    """Run `launcher` FOLDER --stage NAME for every stage; its output goes to FOLDER/NAME.log."""
-    outcomes = []
-    for stage in stages:
-        started = time.monotonic()
-        error = _run_process([sys.executable, str(launcher), str(folder), "--stage", stage.name], folder, stage)
-        outcomes.append(StageOutcome(stage.name, time.monotonic() - started, error))
-    return outcomes
-
-
-def _run_process(command: Sequence[str], folder: Path, stage: Stage) -> str:
-    log = folder / f"{stage.name}.log"
-    with log.open("w") as output:
-        try:
-            code = subprocess.run(
-                command, stdout=output, stderr=subprocess.STDOUT, timeout=stage.seconds + _START_SECONDS, check=False
-            ).returncode
-        except subprocess.TimeoutExpired:
-            return f"stopped after {stage.seconds:.0f} s; what it had found is kept"
-    if code == 0:
-        return ""
-    return _one_line_error(log.read_text(errors="replace")) or f"ended with exit code {code}"
-
-
-def _one_line_error(log: str) -> str:
-    """The last line that names an exception (CUDA's messages go on below it), empty without one."""
-    named = re.findall(r"^(?:\w+\.)*(\w*(?:Error|Failed|Exception|Exit)\b.*)$", log, flags=re.MULTILINE)
-    return str(named[-1])[:300] if named else ""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 
-from fedra_engine.config import LoraConfig, TrainingConfig
+from fedra_engine.benchmarks.gpu.shapes import CAPACITIES, VitShape
+from fedra_engine.config import ExperimentConfig, LoraConfig, TrainingConfig
 from fedra_engine.data.samples import Preprocessing, SampleStore
 from fedra_engine.execution.executor import Executor
 from fedra_engine.execution.sequential import SequentialExecutor
@@ -22,45 +24,15 @@ from fedra_engine.federation.clients import Clients
 from fedra_engine.federation.work import LocalWork
 from fedra_engine.models.adapters import initial_adapters
 from fedra_engine.models.foundation import make_foundation
+from fedra_engine.models.loading import load_pretrained
 from fedra_engine.models.state import GlobalState
 
-CAPACITIES = (12, 10, 8, 6, 4, 3)
-"""Blocks that clients can hold, in turn (FedRA, §4)."""
+Sweep = TypeVar("Sweep", bound=SweepExecutor)
 
-
-@dataclass(frozen=True)
-class VitShape:
-    """A ViT, and how many different images its clients see."""
-
-    width: int = 768
-    hidden: int = 3072
-    depth: int = 12
-    heads: int = 12
-    image: int = 224
-    patch: int = 16
-    classes: int = 100
-    rank: int = 16
-    pool: int = 512
-
-    @property
-    def tokens(self) -> int:
-        return (self.image // self.patch) ** 2 + 1
-
-    def block_flops(self) -> float:
-        """FLOPs of one image in one block, forward and backward.
-
-        Frozen products forward and dX, attention forward and twice that backward, low-rank products forward, and
-        those of dX and of the factors' gradients.
-        """
-        widths = self.width * self.width, self.width * self.hidden
-        frozen = 2.0 * self.tokens * (4 * widths[0] + 2 * widths[1])
-        attention = 4.0 * self.tokens**2 * self.width
-        low_rank = 2.0 * self.tokens * self.rank * (8 * self.width + 2 * (self.width + self.hidden))
-        return 2 * frozen + 3 * attention + 3 * low_rank
-
-
-VIT_BASE = VitShape()
-SMALL_VIT = VitShape(width=128, hidden=256, depth=4, heads=4, image=32, patch=8, classes=10, rank=8, pool=64)
+CPU = torch.device("cpu")
+_DIGITS = 10
+SGD = TrainingConfig(optimizer="sgd", lr=0.05)
+"""For comparisons: AdamW divides by the root of tiny second moments, which magnifies rounding."""
 
 
 @dataclass(frozen=True)
@@ -76,16 +48,45 @@ class Workload:
     """A foundation model on a device, images, and executors for them. Adapters on all six Linears of a block."""
 
     def __init__(
-        self, shape: VitShape, device: torch.device, dtype: torch.dtype, *, pixels_on_device: bool = False
+        self,
+        model: PreTrainedModel,
+        shape: VitShape,
+        lora: LoraConfig,
+        device: torch.device,
+        *,
+        training: TrainingConfig | None = None,
+        fuse_blocks: bool | None = None,
+        pixels_on_device: bool = False,
     ) -> None:
+        """A `model` of a `shape`, on `device`; blocks are fused on a GPU unless `fuse_blocks` says otherwise."""
         self.shape = shape
         self.device = device
-        self._lora = LoraConfig(
-            rank=shape.rank,
-            alpha=float(shape.rank),
-            dropout=0.0,
-            target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"],
+        self._lora = lora
+        self._training = TrainingConfig() if training is None else training
+        self.foundation = make_foundation(model, lora, classes=shape.classes)
+        adapters = initial_adapters(
+            self.foundation.adapter_layout, shape.depth, seed=0, dtype=self.foundation.adapter_dtype
         )
+        self.state = GlobalState(adapters.to(device), self.foundation.initial_heads())
+        self.samples = self._make_samples(model.config.num_channels, device if pixels_on_device else CPU)
+        self.sweep_model = SweepModel(
+            self.foundation,
+            lambda count: self.samples.inputs(torch.zeros(count, dtype=torch.int64), device, self.foundation.dtype),
+            fuse_blocks=device.type != "cpu" if fuse_blocks is None else fuse_blocks,
+        )
+
+    @classmethod
+    def random(
+        cls,
+        shape: VitShape,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        training: TrainingConfig | None = None,
+        fuse_blocks: bool | None = None,
+        pixels_on_device: bool = False,
+    ) -> Workload:
+        """A ViT of random weights."""
         torch.manual_seed(0)
         config = ViTConfig(
             hidden_size=shape.width,
@@ -97,17 +98,28 @@ class Workload:
             num_labels=shape.classes,
         )
         model = ViTForImageClassification(config).to(device, dtype)
-        self.foundation = make_foundation(model, self._lora, classes=shape.classes)
-        adapters = initial_adapters(
-            self.foundation.adapter_layout, shape.depth, seed=0, dtype=self.foundation.adapter_dtype
+        lora = LoraConfig(rank=shape.rank, alpha=float(shape.rank))
+        return cls(
+            model, shape, lora, device, training=training, fuse_blocks=fuse_blocks, pixels_on_device=pixels_on_device
         )
-        self.state = GlobalState(adapters.to(device), self.foundation.initial_heads())
-        self.samples = self._make_samples(device if pixels_on_device else torch.device("cpu"))
-        self.sweep_model = SweepModel(
-            self.foundation,
-            lambda count: self.samples.inputs(torch.zeros(count, dtype=torch.int64), device, dtype),
-            fuse_blocks=device.type != "cpu",
+
+    @classmethod
+    def embedded(cls, device: torch.device, *, fuse_blocks: bool | None = None) -> Workload:
+        """The embedded default's model and settings, on random images."""
+        config = ExperimentConfig()
+        model = load_pretrained(config.model, classes=_DIGITS).to(device)
+        found = model.config
+        shape = VitShape(
+            width=found.hidden_size,
+            hidden=found.intermediate_size,
+            depth=found.num_hidden_layers,
+            heads=found.num_attention_heads,
+            image=found.image_size,
+            patch=found.patch_size,
+            classes=_DIGITS,
+            rank=config.lora.rank,
         )
+        return cls(model, shape, config.lora, device, training=config.training, fuse_blocks=fuse_blocks)
 
     def round(self, clients: int, *, images: int, steps: int) -> Round:
         """`clients` that take `steps` local steps of `images` images, with FedRA's allocation."""
@@ -116,13 +128,17 @@ class Workload:
         samples = [rng.integers(0, self.shape.pool, count) for _ in range(clients)]
         capacities = np.minimum(np.resize(np.array(CAPACITIES), clients), self.shape.depth)
         federation = Clients(samples, np.zeros(clients, dtype=np.int64), capacities)
-        training = TrainingConfig(batch_size=images)
+        training = replace(self._training, batch_size=images, local_epochs=1, max_local_steps=None)
         work = LocalWork(federation, np.arange(clients), training, seed=0, round=0, lr=training.lr)
         return Round(work, uniform_allocation(capacities, self.shape.depth, rng), count)
 
     def sweep(self, lanes: int) -> SweepExecutor:
         """The engine."""
-        return SweepExecutor(self.foundation, self.sweep_model, self.samples, self._lora, lanes=lanes)
+        return self.sweep_by(SweepExecutor, lanes)
+
+    def sweep_by(self, executor: type[Sweep], lanes: int) -> Sweep:
+        """The engine, as a class of its own."""
+        return executor(self.foundation, self.sweep_model, self.samples, self._lora, lanes=lanes)
 
     def sequential(self) -> SequentialExecutor:
         """One PEFT sub-model after another; its adapters are float32, as PEFT makes them for a bf16 model."""
@@ -139,12 +155,12 @@ class Workload:
         """FLOPs that the blocks need for a round; embedding and heads are not counted."""
         return float(round.allocation.sum()) * round.images_per_client * self.shape.block_flops()
 
-    def _make_samples(self, device: torch.device) -> SampleStore:
+    def _make_samples(self, channels: int, device: torch.device) -> SampleStore:
         shape, generator = self.shape, torch.Generator().manual_seed(0)
-        size = (shape.pool, 3, shape.image, shape.image)
+        size = (shape.pool, channels, shape.image, shape.image)
         pixels = torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
         labels = torch.randint(0, shape.classes, (shape.pool,), generator=generator)
-        preprocessing = Preprocessing(shape.image, 3, (0.5,) * 3, (0.5,) * 3)
+        preprocessing = Preprocessing(shape.image, channels, (0.5,) * channels, (0.5,) * channels)
         return SampleStore(pixels.to(device), labels, torch.zeros(shape.pool, dtype=torch.int64), preprocessing)
 
 

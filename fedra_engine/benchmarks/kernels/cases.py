@@ -31,6 +31,7 @@ class Sizes:
         layers: (inputs, outputs) of the block's Linears.
         slots: rows of the adapter bank in the ops over slots.
         blocks: blocks of the global model.
+        sums: of the aggregator; the engine keeps float64 on a CPU.
     """
 
     clients: int
@@ -44,6 +45,7 @@ class Sizes:
     classes: int
     dtype: torch.dtype
     device: torch.device
+    sums: torch.dtype = torch.float32
 
     @property
     def rows(self) -> int:
@@ -76,7 +78,7 @@ def vit_base(device: torch.device) -> Sizes:
 
 def cpu_sizes() -> Sizes:
     """What one CPU thread does in milliseconds, in float32."""
-    return Sizes(8, 4, 17, 192, 768, 8, 64, 12, 10, torch.float32, torch.device("cpu"))
+    return Sizes(8, 4, 17, 192, 768, 8, 64, 12, 10, torch.float32, torch.device("cpu"), torch.float64)
 
 
 @dataclass(frozen=True)

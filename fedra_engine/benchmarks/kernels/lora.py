@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,9 +48,9 @@ class LoraInputs:
         return torch.arange(1, len(self.groups) + 1, dtype=torch.int32, device=self.x.device) * rows
 
 
-def lora_cases(sizes: Sizes) -> Iterator[Case]:
-    """Forward, forward with S given, and backward with dA and dB, for each Linear of a block."""
-    for inputs, outputs in sizes.layers:
+def lora_cases(sizes: Sizes, layers: Sequence[tuple[int, int]] | None = None) -> Iterator[Case]:
+    """Forward, forward with S given, and backward with dA and dB, for each Linear of a block, or of `layers`."""
+    for inputs, outputs in sizes.layers if layers is None else layers:
 
         def make(generator: torch.Generator, inputs: int = inputs, outputs: int = outputs) -> LoraInputs:
             return _inputs(sizes, inputs, outputs, generator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from fedra_engine.benchmarks.kernels.cases import ENGINE, Case
 from fedra_engine.benchmarks.kernels.measure import KernelMeasurement
 from fedra_engine.benchmarks.kernels.timing import Times
 from fedra_engine.benchmarks.kernels.work import Peaks
+from fedra_engine.files import write_whole
 
 EXPECTED = "expected"
 
@@ -47,9 +49,15 @@ def expected_records(cases: Sequence[Case], peaks: Peaks, versions: str) -> list
     return records
 
 
-def measured_records(measurements: Sequence[KernelMeasurement], peaks: Peaks, versions: str) -> list[Record]:
-    """All metrics of all measurements that have times."""
-    denominators = denominator_seconds(measurements)
+def measured_records(
+    measurements: Sequence[KernelMeasurement],
+    peaks: Peaks,
+    versions: str,
+    *,
+    earlier: Sequence[KernelMeasurement] = (),
+) -> list[Record]:
+    """All metrics of all measurements that have times; `earlier` ones may hold their denominators."""
+    denominators = denominator_seconds([*earlier, *measurements])
     records = []
     for found in measurements:
         case, times = found.case, found.times
@@ -95,11 +103,12 @@ def _each(amount: float, seconds: Sequence[float]) -> tuple[float, float, float]
 
 
 def write_csv(path: Path, records: Sequence[Record]) -> None:
-    """Write `records`, one per line."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(Record.__dataclass_fields__))
-        writer.writeheader()
-        writer.writerows(asdict(record) for record in records)
+    """Write `records`, one per line; readers see the old or the new file, never part of it."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(Record.__dataclass_fields__), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(record) for record in records)
+    write_whole(path, text.getvalue())
 
 
 def kernel_table(measurements: Sequence[KernelMeasurement], peaks: Peaks) -> Table:

@@ -50,7 +50,7 @@ class HeadInputs:
 def slot_cases(sizes: Sizes) -> Iterator[Case]:
     """One step of each optimizer, aggregation of all slots, gradient norms, and the heads of one step."""
     banks, x = float(sizes.slots * sizes.slot_size * _FLOAT), f"{sizes.slots}×{sizes.slot_size}"
-    sums = 3.0 * sizes.blocks * sizes.slot_size * _sum_dtype(sizes).itemsize
+    sums = 3.0 * sizes.blocks * sizes.slot_size * sizes.sums.itemsize
     make = partial(_slots, sizes)
     for kernel, moved, providers in (
         ("aggregate", banks + sums, {ENGINE: _aggregate, "index_add_": _index_add, "one-hot matmul": _one_hot}),
@@ -73,14 +73,9 @@ def slot_cases(sizes: Sizes) -> Iterator[Case]:
     )
 
 
-def _sum_dtype(sizes: Sizes) -> torch.dtype:
-    """The aggregator's sums, as the engine keeps them."""
-    return torch.float64 if sizes.device.type == "cpu" else torch.float32
-
-
 def _slots(sizes: Sizes, generator: torch.Generator) -> SlotInputs:
     device, count = sizes.device, sizes.slots
-    exact = _sum_dtype(sizes)
+    exact = sizes.sums
     shape = (count, sizes.slot_size)
     return SlotInputs(
         param=random(generator, *shape, dtype=torch.float32),

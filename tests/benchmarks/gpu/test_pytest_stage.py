@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
 from fedra_engine.benchmarks.gpu.findings import Findings, StageFailed
-from fedra_engine.benchmarks.gpu.pytest_stage import run_gpu_tests
+from fedra_engine.benchmarks.gpu.pytest_stage import run_tests
 
 TESTS = """
 import os
+import time
 import pytest
 
 @pytest.mark.gpu
@@ -24,27 +26,36 @@ def test_without_the_marker():
 
 @pytest.mark.gpu
 def test_last():
+    if {hang}:
+        time.sleep(600)
     if {crash}:
         os._exit(7)
 """
 
 
-def make_root(tmp_path: Path, *, wrong: int = -1, crash: bool = False) -> Path:
+def make_root(tmp_path: Path, *, wrong: int = -1, crash: bool = False, hang: bool = False) -> Path:
     (tmp_path / "pyproject.toml").write_text('[tool.pytest.ini_options]\nmarkers = ["gpu: needs a GPU"]\n')
     (tmp_path / "tests").mkdir()
-    (tmp_path / "tests" / "test_some.py").write_text(TESTS.format(wrong=wrong, crash=crash))
+    (tmp_path / "tests" / "test_some.py").write_text(TESTS.format(wrong=wrong, crash=crash, hang=hang))
     return tmp_path
 
 
-def run(root: Path) -> Findings:
-    findings = Findings(root, "tests", seconds=60.0)
-    run_gpu_tests(findings, root, selection="tests", processes=2)
+def run(root: Path, *, seconds: float = 60.0, keyword: str = "") -> Findings:
+    findings = Findings(root, "tests", until=time.monotonic() + seconds)
+    # This process has threads of its own, so none is forked from it.
+    run_tests(findings, root, selection="tests", marker="gpu", keyword=keyword, most_processes=2, method="spawn")
     return findings
 
 
 def test_every_marked_test_runs_once_in_one_of_the_processes(tmp_path: Path) -> None:
-    (figure,) = run(make_root(tmp_path)).figures
+    figure, compiled = run(make_root(tmp_path)).figures
     assert (figure.value, figure.met) == (6, True)
+    assert compiled.value == 0
+
+
+def test_a_keyword_chooses_among_them(tmp_path: Path) -> None:
+    figure, _ = run(make_root(tmp_path), keyword="last").figures
+    assert figure.value == 1
 
 
 def test_a_failure_is_named_with_its_reason(tmp_path: Path) -> None:
@@ -57,7 +68,7 @@ def test_a_failure_is_named_with_its_reason(tmp_path: Path) -> None:
 
 def test_a_process_that_breaks_off_fails_the_stage_and_the_others_count(tmp_path: Path) -> None:
     root = make_root(tmp_path, crash=True)
-    with pytest.raises(StageFailed, match="7"):
+    with pytest.raises(StageFailed, match=r"7.* in .*test_last"):
         run(root)
     assert json.loads((root / "tests.json").read_text())["figures"][0]["value"] >= 3
 
@@ -67,3 +78,14 @@ def test_no_test_at_all_is_a_failure(tmp_path: Path) -> None:
     (root / "tests" / "test_some.py").write_text("")
     with pytest.raises(StageFailed, match="no test"):
         run(root)
+
+
+def test_tests_that_do_not_end_in_time_are_named_and_the_others_count(tmp_path: Path) -> None:
+    root = make_root(tmp_path, hang=True)
+    with pytest.raises(StageFailed, match="the time was up after 5 tests"):
+        run(root, seconds=25.0)
+    found = json.loads((root / "tests.json").read_text())
+    assert found["left_out"] == ["tests after the first 5"]
+    (row,) = found["tables"]["failures"]
+    assert row["test"].endswith("test_last")
+    assert row["reason"] == "had not ended"

@@ -1,0 +1,112 @@
+"""The calls whose kernels the later stages need, on the CPU and with few rows: variants do not depend on rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from fedra_engine.benchmarks.gpu import ops
+from fedra_engine.benchmarks.gpu.compile_ahead import Calls
+from fedra_engine.benchmarks.gpu.shapes import VitShape
+from fedra_engine.benchmarks.gpu.sizes import OpSizes, ReportSizes
+from fedra_engine.benchmarks.gpu.tiles import tile_cases, using_tile
+from fedra_engine.benchmarks.gpu.workload import CPU, SGD, Workload
+from fedra_engine.benchmarks.kernels.cases import ENGINE, Case, Sizes
+from fedra_engine.benchmarks.kernels.measure import kernel_cases
+from fedra_kernels.dispatch import architecture
+
+Call = tuple[str, Callable[[], Callable[[], object]]]
+
+_ROWS = (5, 3)
+"""Of each client, in the ops."""
+
+
+def calls_of(sizes: ReportSizes, groups: tuple[str, ...]) -> Calls:
+    """The calls of some groups; those that take longest to compile first."""
+    return [call for group in groups for call in _GROUPS[group](sizes)]
+
+
+def _step(sizes: ReportSizes) -> Iterator[Call]:
+    shapes = dict.fromkeys([*(point.shape for point in sizes.points if point.shape is not None), sizes.scaling_shape])
+    for shape in shapes:
+        yield "training step", partial(_train, shape, sizes.dtype)
+
+
+def _train(shape: VitShape, dtype: torch.dtype, sgd: bool = False) -> Callable[[], object]:
+    # Two blocks compile what twelve do.
+    small = replace(shape, depth=2, pool=2)
+    return _round(Workload.random(small, CPU, dtype, training=SGD if sgd else None, fuse_blocks=True))
+
+
+def _round(workload: Workload) -> Callable[[], object]:
+    return partial(workload.train, workload.sweep(2), workload.round(2, images=1, steps=2))
+
+
+def _embedded_step(_: ReportSizes) -> Iterator[Call]:
+    yield "training step of the embedded model", lambda: _round(Workload.embedded(CPU, fuse_blocks=True))
+
+
+def _kernels(sizes: ReportSizes) -> Iterator[Call]:
+    for case in kernel_cases(_few_rows(sizes.block)):
+        yield f"{case.kernel} {case.mode} {case.x}", partial(partial, _call, case)
+
+
+def _tiles(sizes: ReportSizes) -> Iterator[Call]:
+    for case in tile_cases(sizes, _few_rows(sizes.block), _few_rows(sizes.second_block)):
+        yield f"tiles of {case.x}", partial(_all_tiles, sizes, case)
+
+
+def _all_tiles(sizes: ReportSizes, case: Case) -> Callable[[], object]:
+    inputs = case.inputs(torch.Generator().manual_seed(0))
+
+    def call() -> None:
+        for tile in sizes.tiles:
+            with using_tile(tile, architecture(CPU)), torch.no_grad():
+                case.providers[ENGINE](inputs)()
+
+    return call
+
+
+def _few_rows(block: Callable[[torch.device], Sizes]) -> Sizes:
+    return replace(block(CPU), clients=2, samples=1, tokens=4, slots=4)
+
+
+def _call(case: Case) -> None:
+    with torch.no_grad():
+        case.providers[ENGINE](case.inputs(torch.Generator().manual_seed(0)))()
+
+
+def _checked_ops(sizes: ReportSizes) -> Iterator[Call]:
+    for name in ops.OPS:
+        yield name, partial(partial, _run_op, sizes.ops, name, sizes.dtype)
+
+
+def _checked_round(sizes: ReportSizes) -> Iterator[Call]:
+    yield "checked round", partial(_train, sizes.round_shape, torch.float32, sgd=True)
+
+
+def _smoke_ops(sizes: ReportSizes) -> Iterator[Call]:
+    yield "lora_linear", partial(partial, _run_op, sizes.smoke_ops, "lora_linear", sizes.dtype)
+
+
+def _smoke_round(sizes: ReportSizes) -> Iterator[Call]:
+    yield "smoke round", partial(_train, sizes.smoke_shape, torch.float32, sgd=True)
+
+
+def _run_op(op: OpSizes, name: str, dtype: torch.dtype) -> ops.Results:
+    return ops.run_op(name, _ROWS, range(len(_ROWS)), CPU, dtype, widths=op.widths)
+
+
+_GROUPS: Mapping[str, Callable[[ReportSizes], Iterator[Call]]] = {
+    "step": _step,
+    "embedded step": _embedded_step,
+    "kernels": _kernels,
+    "tiles": _tiles,
+    "checked ops": _checked_ops,
+    "checked round": _checked_round,
+    "smoke ops": _smoke_ops,
+    "smoke round": _smoke_round,
+}

@@ -1,0 +1,106 @@
+"""Kernels that are compiled ahead are those that the later stages launch, each compiled once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import triton
+
+from fedra_engine.benchmarks.gpu.compile_ahead import Calls, CompileAhead, compilations
+from fedra_engine.benchmarks.gpu.compile_calls import calls_of
+from fedra_engine.benchmarks.gpu.ops import Widths, run_op
+from fedra_engine.benchmarks.gpu.shapes import SMALL_VIT
+from fedra_engine.benchmarks.gpu.sizes import GPU, REHEARSAL
+from fedra_engine.benchmarks.gpu.workload import CPU, SGD, Workload
+from fedra_kernels.aot import compile_only
+from fedra_kernels.scatter_add import scatter_add_kernel
+
+
+@contextmanager
+def variants_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[tuple[str, str]]]:
+    """Collect which variants of which kernels would be compiled, and compile none."""
+    met: set[tuple[str, str]] = set()
+
+    def hook(**about: Any) -> bool:
+        met.add((about["fn"].name, f"{about['repr']} {about['compile']['constants']}"))
+        return True
+
+    with monkeypatch.context() as patch:
+        patch.setattr(triton.knobs.runtime, "jit_cache_hook", hook)
+        yield met
+
+
+def names(met: set[tuple[str, str]]) -> set[str]:
+    return {name.rpartition(".")[2] for name, _ in met}
+
+
+def test_a_small_round_compiles_what_larger_ones_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = replace(GPU, round_shape=SMALL_VIT)
+    with variants_only(monkeypatch) as ahead:
+        for _, prepare in calls_of(sizes, ("checked round",)):
+            call = prepare()
+            with compile_only("sm_90"):
+                call()
+    workload = Workload.random(SMALL_VIT, CPU, torch.float32, training=SGD, fuse_blocks=True)
+    with variants_only(monkeypatch) as needed:
+        for clients, lanes, images in ((5, 3, 3), (16, 16, 16), (7, 7, 1)):
+            round = workload.round(clients, images=images, steps=2)
+            with compile_only("sm_90"):
+                workload.train(workload.sweep(lanes), round)
+    assert len(names(needed)) > 12
+    assert needed <= ahead
+
+
+@pytest.mark.parametrize("group", ["kernels", "tiles", "checked ops", "smoke ops"])
+def test_every_call_can_be_made_and_needs_kernels(group: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = calls_of(REHEARSAL, (group,))
+    assert calls
+    for _, prepare in calls:
+        with variants_only(monkeypatch) as met, compile_only("sm_90"):
+            prepare()()
+        assert met
+
+
+def test_every_group_of_calls_that_a_report_names_exists() -> None:
+    for sizes in (GPU, REHEARSAL):
+        calls_of(sizes, (*sizes.smoke_compiled, *sizes.compiled))
+
+
+def _calls(failing: bool = False) -> Calls:
+    op = partial(run_op, "scatter_add", (2, 1), range(2), CPU, torch.float32, widths=Widths(16, 16, 4, 3))
+
+    def fail() -> Callable[[], object]:
+        raise ValueError("no such op")
+
+    return [("add", lambda: op), ("add again", lambda: op), *([("wrong", fail)] if failing else [])]
+
+
+def test_processes_share_the_work_and_a_later_process_finds_what_they_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    ahead = CompileAhead(partial(_calls, failing=True), "sm_90", processes=2, method="fork")
+    compiled = ahead.wait(120.0)
+    assert compiled.finished
+    assert compiled.failures == ("wrong: ValueError: no such op",)
+    # Forward and backward of one op, whoever compiled them, and no one twice.
+    assert compiled.kernels == len(list(tmp_path.glob("*/*.cubin"))) > 0
+    # As in a process of its own, whose memory holds no kernels yet.
+    scatter_add_kernel.device_caches.clear()
+    with compilations() as names, compile_only("sm_90"):
+        for _, prepare in _calls():
+            prepare()()
+    assert names == []
+
+
+def test_processes_that_are_not_done_in_time_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    compiled = CompileAhead(_calls, "sm_90", processes=1, method="fork").wait(0.0)
+    assert (compiled.kernels, compiled.finished) == (0, False)

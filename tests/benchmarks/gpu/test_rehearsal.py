@@ -1,0 +1,104 @@
+"""The whole report without a GPU: the launcher, every stage, and what is left afterwards."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedra_engine.benchmarks.gpu.packing import FILES
+from fedra_engine.benchmarks.gpu.sizes import GPU, REHEARSAL
+from fedra_engine.benchmarks.gpu.stage_process import STAGES
+from fedra_engine.benchmarks.gpu.stages import report_stages
+from fedra_engine.benchmarks.kernels.report import Record
+
+ROOT = Path(__file__).parents[3]
+LAUNCHER = ROOT / "launchers" / "gpu_report.py"
+NAMES = list(STAGES)
+WITHOUT = ("datasets", "jsonargparse", "deepspeed")
+"""Packages that a GPU machine lacks."""
+PROGRAM = f'''
+import runpy, sys
+class WithoutThem:
+    """A finder for which some packages are not installed."""
+    def __init__(self, finder): self._finder = finder
+    def __getattr__(self, name): return getattr(self._finder, name)
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {WITHOUT!r}:
+            return None
+        return self._finder.find_spec(name, path, target)
+sys.meta_path[:] = [WithoutThem(finder) for finder in sys.meta_path]
+try:
+    runpy.run_path({str(LAUNCHER)!r}, run_name="__main__")
+finally:
+    assert not set({WITHOUT!r}) & set(sys.modules)
+'''
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(LAUNCHER), *arguments], capture_output=True, text=True, check=False)
+
+
+def test_a_rehearsal_runs_every_stage_without_some_packages_and_leaves_the_files_of_a_report(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    program = [sys.executable, "-c", PROGRAM, "--rehearse", str(output)]
+    ended = subprocess.run(program, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert sorted(path.name for path in output.iterdir()) == sorted(FILES)
+    assert max(path.stat().st_size for path in output.iterdir()) < 16 << 20
+    lines = ended.stdout.splitlines()
+    assert all(line.startswith(REHEARSAL.notice) for line in lines)
+    assert lines[-1].removeprefix(REHEARSAL.notice).startswith("└")
+    report = json.loads((output / "report.json").read_text())
+    assert report["notice"] == REHEARSAL.notice
+    found = {stage["stage"]: stage for stage in report["stages"]}
+    assert [(name, stage["state"]) for name, stage in found.items()] == [(name, "done") for name in NAMES]
+    assert (output / "report.md").read_text().splitlines()[2] == "**rehearsal, no GPU's figure.**"
+    # Each stage did its work.
+    tables = {name: set(stage["tables"]) for name, stage in found.items()}
+    assert tables["compile"] >= {"peaks", "library products"}
+    assert tables["kernels"] >= {"kernels", "tiles"}
+    figures = {name: {figure["name"]: figure for figure in stage["figures"]} for name, stage in found.items()}
+    assert figures["compile"]["kernels compiled ahead"]["value"] > 0
+    assert figures["tests"]["tests passed"]["met"]
+    assert {row["point"] for row in found["end_to_end"]["tables"]["rounds"]} == {p.name for p in REHEARSAL.points}
+    assert [row["clients"] for row in found["scaling"]["tables"]["clients"]] == list(REHEARSAL.scaling)
+    rows = list(csv.DictReader((output / "kernels.csv").open()))
+    assert list(rows[0]) == list(Record.__dataclass_fields__)
+    providers = {row["provider"] for row in rows}
+    assert {"fedra", "frozen", "copy", "PEFT, client by client", "expected"} <= providers
+    assert any(provider.startswith("fedra 128×128×64") for provider in providers)
+    with tarfile.open(output / "logs.tgz") as archive:
+        assert sorted(archive.getnames()) == sorted(f"{name}.{kind}" for name in NAMES for kind in ("json", "log"))
+
+
+def test_the_stages_of_a_report_fit_into_seven_minutes() -> None:
+    stages = report_stages(GPU, "sm_90")
+    assert [stage.name for stage in stages] == NAMES
+    # Libraries and a first look at the GPU take about 16 s before the first stage.
+    assert 16.0 + sum(stage.seconds or 0.0 for stage in stages) <= GPU.total - 20.0
+    assert GPU.total <= 420.0
+    assert [stage.name for stage in stages if stage.seconds is None] == ["rest"]
+    assert [stage.name for stage in stages if stage.essential] == ["smoke"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_without_a_gpu_the_launcher_says_so_in_one_line_and_ends_with_2(tmp_path: Path) -> None:
+    ended = run(str(tmp_path / "out"))
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: device: found no GPU")
+    assert ended.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_stage_is_one_line_and_2(tmp_path: Path) -> None:
+    ended = run("--only", "smoke,nothing", str(tmp_path / "out"))
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: gpu_report.py: --only: found nothing, expected some of smoke, compile")
+    assert not (tmp_path / "out").exists()
