@@ -3,7 +3,7 @@
 Needs torch, triton, numpy, transformers, peft, accelerate, safetensors, rich, pytest, hypothesis and scikit-learn; the
 package itself need not be installed. OUTPUT_DIR gets report.md, report.json, kernels.csv and logs.tgz, written anew
 after every stage; a short table comes last. Exit code 1 when a stage failed, 2 for bad input or without a GPU. What the
-figures mean: docs/gpu.md.
+figures mean: docs/gpu.md. With --study, how accurate the methods become on real images in what is left of the time.
 """
 
 from __future__ import annotations
@@ -28,9 +28,13 @@ os.environ |= {"OMP_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
 
 def main() -> None:
-    """Run the report, or its rehearsal; exit with 1 where a stage failed."""
+    """Run what was asked for; exit with 1 where something went wrong on the way."""
     options = _parse(sys.argv[1:])
-    if not _report(options):
+    if options.pack:
+        from fedra_engine.benchmarks.accuracy.pack import pack
+
+        pack(options.images, options.model, options.output_dir)
+    elif not (_study(options) if options.study else _report(options)):
         sys.exit(1)
 
 
@@ -38,7 +42,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     from fedra_engine.benchmarks.gpu.stage_process import STAGES
 
     parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output_dir", type=Path, help="folder for the four files; made if there is none")
+    parser.add_argument("output_dir", type=Path, help="folder for the results; made if there is none")
     parser.add_argument(
         "--only",
         type=lambda names: names.split(","),
@@ -46,15 +50,36 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="STAGE,…",
         help=f"run these stages alone, of {', '.join(STAGES)}",
     )
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
         "--rehearse",
         action="store_true",
         help="the same stages at tiny sizes on a machine without a GPU: no figure means anything, but the script is "
         "known to work",
     )
+    what.add_argument(
+        "--study",
+        choices=["accuracy"],
+        help="instead of the report, train every method on real images for as many rounds as fit into 240 s: "
+        "docs/accuracy_study.md",
+    )
+    what.add_argument(
+        "--pack",
+        action="store_true",
+        help="instead of the report, put images and model into OUTPUT_DIR, small enough to take along for a study",
+    )
+    study = parser.add_argument_group("for --study and --pack")
+    study.add_argument("--images", type=Path, metavar="FOLDER", help="<domain>/<class>/<image>, or a pack")
+    study.add_argument("--model", type=Path, metavar="FOLDER", help="a transformers model, or a pack")
+    study.add_argument("--continue", dest="earlier", type=Path, metavar="FOLDER", help="a study's output to go on from")
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.only if name not in STAGES]:
         parser.error(f"--only: found {', '.join(unknown)}, expected some of {', '.join(STAGES)}")
+    given = [name for name in ("images", "model") if getattr(options, name)]
+    if len(given) != 2 * bool(options.study or options.pack):
+        parser.error(f"--images, --model: found {len(given)} of them, expected both with --study and --pack, else none")
+    if options.earlier and not options.study:
+        parser.error("--continue: found it without --study, expected both")
     return options
 
 
@@ -66,6 +91,13 @@ class _Parser(argparse.ArgumentParser):
         from fedra_engine.errors import InputError
 
         raise InputError(f"{self.prog}: {message}; see --help")
+
+
+def _study(options: argparse.Namespace) -> bool:
+    """Run the study. Returns whether no method was stopped by an error."""
+    from fedra_engine.benchmarks.accuracy.study import run_study
+
+    return run_study(options.images, options.model, options.output_dir, continue_from=options.earlier)
 
 
 def _report(options: argparse.Namespace) -> bool:

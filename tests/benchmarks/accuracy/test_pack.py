@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedra_engine.benchmarks.accuracy.inputs import model_config, model_folder, read_images
+from fedra_engine.benchmarks.accuracy.pack import pack
 from fedra_engine.benchmarks.accuracy.planes import from_planes, to_planes
 from fedra_engine.benchmarks.accuracy.sheets import from_sheet, to_sheet
-from fedra_engine.benchmarks.gpu.pack import pack
 from fedra_engine.config import ModelConfig
 from fedra_engine.data.preprocessing import preprocessing_for
 from fedra_engine.data.samples import SampleStore

@@ -14,10 +14,10 @@ import pytest
 import safetensors.torch
 import torch
 
+from fedra_engine.benchmarks.accuracy.pack import pack
 from fedra_engine.benchmarks.accuracy.runs import StudyRun
 from fedra_engine.benchmarks.accuracy.setting import StudySetting
-from fedra_engine.benchmarks.gpu.pack import pack
-from fedra_engine.benchmarks.gpu.study import run_study
+from fedra_engine.benchmarks.accuracy.study import run_study
 from fedra_engine.errors import InputError
 from fedra_engine.simulation import Simulation
 from tests.benchmarks.accuracy.tiny_study import SETTING
@@ -157,7 +157,7 @@ def test_time_that_is_over_stops_within_a_slice(
     images: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr("fedra_engine.benchmarks.gpu.study.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("fedra_engine.benchmarks.accuracy.study.time.monotonic", lambda: clock[0])
     train_round = Simulation.train_round
 
     def slow_from_the_third(simulation: Simulation, round: int, state: object) -> object:
@@ -232,7 +232,7 @@ def find(name, *rest):
 PathFinder.find_spec = staticmethod(find)
 from dataclasses import replace
 from pathlib import Path
-from fedra_engine.benchmarks.gpu.study import run_study
+from fedra_engine.benchmarks.accuracy.study import run_study
 from tests.benchmarks.accuracy.tiny_study import SETTING
 packed, images, output = map(Path, sys.argv[1:])
 setting = replace(SETTING, rounds=1)
