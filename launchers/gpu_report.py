@@ -60,7 +60,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     what.add_argument(
         "--study",
         choices=["accuracy"],
-        help="instead of the report, train every method on real images for as many rounds as fit into 240 s: "
+        help="instead of the report, train every method on real images for as many rounds as fit into the time: "
         "docs/accuracy_study.md",
     )
     what.add_argument(
@@ -71,6 +71,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     study = parser.add_argument_group("for --study and --pack")
     study.add_argument("--images", type=Path, metavar="FOLDER", help="<domain>/<class>/<image>, or a pack")
     study.add_argument("--model", type=Path, metavar="FOLDER", help="a transformers model, or a pack")
+    study.add_argument("--seconds", type=float, default=240.0, help="after these, a study begins no round")
     study.add_argument("--continue", dest="earlier", type=Path, metavar="FOLDER", help="a study's output to go on from")
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.only if name not in STAGES]:
@@ -97,7 +98,9 @@ def _study(options: argparse.Namespace) -> bool:
     """Run the study. Returns whether no method was stopped by an error."""
     from fedra_engine.benchmarks.accuracy.study import run_study
 
-    return run_study(options.images, options.model, options.output_dir, continue_from=options.earlier)
+    return run_study(
+        options.images, options.model, options.output_dir, continue_from=options.earlier, seconds=options.seconds
+    )
 
 
 def _report(options: argparse.Namespace) -> bool:
