@@ -69,6 +69,19 @@ class ExitRows:
 
 
 @dataclass(frozen=True)
+class PlanUses:
+    """The tables that kernels have asked of a plan in a step: of its blocks and of its heads."""
+
+    blocks: set[TableKey] = field(default_factory=set)
+    heads: set[TableKey] = field(default_factory=set)
+
+    def clear(self) -> None:
+        """Forget them: texts may be longer or shorter in the next step, and need other tables."""
+        self.blocks.clear()
+        self.heads.clear()
+
+
+@dataclass(frozen=True)
 class SweepPlan:
     """A batch made of several groups of samples, one after another: a client's, or its copy at an early exit.
 
@@ -76,23 +89,20 @@ class SweepPlan:
         blocks: the samples of each block; None for a block that nobody holds.
         heads: all samples by group; the slots are rows of the head bank.
         exits: the early exits, by block.
+        uses: what kernels have asked of it.
     """
 
     blocks: tuple[BlockRows | None, ...]
     heads: RowGroups
     exits: Mapping[int, ExitRows]
-
-
-class PlanUses:
-    """What kernels have asked of the plans before: their tables go to the device with the plan."""
-
-    def __init__(self) -> None:
-        self.blocks: set[TableKey] = set()
-        self.heads: set[TableKey] = set()
+    uses: PlanUses
 
 
 class PlanDraft:
-    """A plan whose tables are still on the host; `plan` makes it of these on the device."""
+    """A plan whose tables are still on the host; `plan` makes it of these on the device.
+
+    The tables that were asked of an earlier plan are among them; others follow when they are asked for.
+    """
 
     def __init__(
         self,
@@ -104,10 +114,12 @@ class PlanDraft:
         dtype: torch.dtype,
         device: torch.device,
         copies: Sequence[ExitCopy] = (),
-        uses: PlanUses | None = None,
+        earlier: PlanUses | None = None,
     ) -> None:
-        """See `make_plan`."""
-        uses = PlanUses() if uses is None else uses
+        """See `make_plan`; `earlier` are the uses of an earlier plan."""
+        earlier = PlanUses() if earlier is None else earlier
+        self._of_blocks, self._of_heads = sorted(earlier.blocks), sorted(earlier.heads)
+        self._uses = uses = PlanUses()
         counts = np.asarray(sizes, dtype=np.int64)
         owner = np.repeat(np.arange(len(counts)), counts)
 
@@ -127,26 +139,26 @@ class PlanDraft:
 
     def tables(self) -> list[NDArray[Any]]:
         """All that must go to the device, in the order in which `plan` takes it."""
-        tables = self._heads.wanted_tables()
+        tables = self._heads.host_tables(self._of_heads)
         for block in self._blocks:
             if block is not None:
                 _, index, groups = block
-                tables += groups.wanted_tables() if index is None else [index, *groups.wanted_tables()]
+                tables += [] if index is None else [index]
+                tables += groups.host_tables(self._of_blocks)
         return tables + [rows for exit in self._exits.values() for rows in exit]
 
     def plan(self, tables: Iterator[Tensor]) -> SweepPlan:
         """The plan; takes from `tables` those of `tables()` on the device."""
-        self._heads.adopt_tables(tables)
+        self._heads.adopt_tables(self._of_heads, tables)
         blocks = [None if block is None else self._block_rows(*block, tables) for block in self._blocks]
         exits = {block: ExitRows(next(tables), next(tables)) for block in self._exits}
-        return SweepPlan(tuple(blocks), self._heads, exits)
+        return SweepPlan(tuple(blocks), self._heads, exits, self._uses)
 
-    @staticmethod
     def _block_rows(
-        clients: NDArray[np.int64], index: NDArray[np.int64] | None, groups: RowGroups, tables: Iterator[Tensor]
+        self, clients: NDArray[np.int64], index: NDArray[np.int64] | None, groups: RowGroups, tables: Iterator[Tensor]
     ) -> BlockRows:
         moved = None if index is None else next(tables)
-        groups.adopt_tables(tables)
+        groups.adopt_tables(self._of_blocks, tables)
         return BlockRows(index=moved, groups=groups, clients=clients, samples=groups.rows)
 
 

@@ -63,11 +63,11 @@ class StepTables:
         assignment: Assignment,
         scale: float,
         like: Tensor,
-        uses: PlanUses,
+        earlier: PlanUses | None,
     ) -> StepTables:
         """The tables for the coming step of `lanes`; scales in the dtype, and all on the device of `like`.
 
-        All go to the device in one copy, with the tables that kernels have asked of earlier plans by `uses`.
+        All go to the device in one copy, with those that kernels have asked of an earlier plan (`earlier`).
         """
         device = like.device
         owners, copies = _groups(lanes, assignment)
@@ -85,7 +85,7 @@ class StepTables:
             dtype=like.dtype,
             device=device,
             copies=copies,
-            uses=uses,
+            earlier=earlier,
         )
 
         def owner_of(counts: Sequence[int]) -> NDArray[np.int64]:

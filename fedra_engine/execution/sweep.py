@@ -58,7 +58,8 @@ class SweepExecutor:
         self._lora = lora
         self._lanes = lanes
         self._sharded_over = sharded_over
-        self._plan_uses = PlanUses()
+        self._uses: PlanUses | None = None
+        """Of the last plan: the next one will be asked for the same tables."""
 
     def train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
         """Train the round; see `Executor.train`. When memory runs out, half as many lanes go on.
@@ -117,9 +118,9 @@ class SweepExecutor:
                 self._dummy_pass(pool.losses.device)
                 continue
             if tables is None or not tables.serve(lanes):
-                tables = StepTables.make(
-                    lanes, foundation, assignment, self._lora.scale, state.adapters, self._plan_uses
-                )
+                tables = StepTables.make(lanes, foundation, assignment, self._lora.scale, state.adapters, self._uses)
+                self._uses = tables.plan.uses
+            tables.plan.uses.clear()
             self._step(pool, lanes, tables, work, assignment)
             if updates := pool.take_finished():
                 tables = None

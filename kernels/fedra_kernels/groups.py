@@ -34,14 +34,16 @@ class Run:
 
 TableKey = tuple[int, str, int]
 """What a table is asked for by: tokens of a sample, name of the table, length of its chunks or tiles."""
+_ARRAYS = {"chunks": 2}
+"""Arrays of the tables that have several."""
 
 
 class RowGroups:
     """Consecutive row ranges of a compact [rows, features] matrix, each owned by one slot of a bank.
 
-    Tables for the kernels are made on the host and copied to the device when first asked for. Groups that are made
-    again and again, and their tables asked for by the same code, can share `uses`: what was asked for of one of them,
-    the next ones can have in a single copy (`wanted_tables`, `adopt_tables`).
+    Tables for the kernels are made on the host and copied to the device when first asked for. `uses` says which were
+    asked for; groups made later for the same code can be given the same ones in a single copy (`host_tables`,
+    `adopt_tables`).
 
     Args:
         sizes: rows of each group; may hold zeros. The sum, at most MAX_ROWS, is the number of rows.
@@ -49,7 +51,7 @@ class RowGroups:
         scales: [groups], LoRA alpha / rank of each group; fp32, or fp64 for fp64 banks.
         device: where the ops run; default: the device of `slots`. Give host tensors and a device: a `slots` tensor
             that is already on a GPU is read back once.
-        uses: what has been asked for of groups of this kind; grows. Default: nothing yet.
+        uses: the set to which the tables that are asked for are added; several groups may share one.
 
     Raises:
         ValueError: lengths differ, a size or slot is negative, a slot repeats, there are too many rows, or a dtype
@@ -143,26 +145,20 @@ class RowGroups:
         """fp64 [groups]: 1 / size, and 1 for an empty group."""
         return self._table("inverse_sizes")[0]
 
-    def wanted_tables(self) -> list[NDArray[Any]]:
-        """On the host, the tables that groups of this kind have been asked for and these do not have yet.
+    def host_tables(self, keys: Sequence[TableKey]) -> list[NDArray[Any]]:
+        """The arrays of these tables, on the host; a table may have several."""
+        return [array for tokens, name, length in keys for array in self.per_token(tokens)._host_table(name, length)]
 
-        On a GPU these must then be given to `adopt_tables`.
-        """
-        return [array for key in self._wanted() for array in self.per_token(key[0])._host_table(*key[1:])]
-
-    def adopt_tables(self, tensors: Iterator[Tensor]) -> None:
-        """Take from `tensors`, on the device, the tables that `wanted_tables` has given, in its order."""
-        for key in self._wanted():
-            self._tables[key] = [next(tensors) for _ in range(2 if key[1] == "chunks" else 1)]
-
-    def _wanted(self) -> list[TableKey]:
-        return sorted(self._uses - self._tables.keys())
+    def adopt_tables(self, keys: Sequence[TableKey], tensors: Iterator[Tensor]) -> None:
+        """Take from `tensors`, on the device, what `host_tables` has given for these keys, in its order."""
+        for key in keys:
+            self._samples._tables[key] = [next(tensors) for _ in range(_ARRAYS.get(key[1], 1))]
 
     def _table(self, name: str, length: int = 0) -> list[Tensor]:
         """A table of these groups on the device, made if there is none."""
         owner, key = self._samples, (self._tokens, name, length)
+        owner._uses.add(key)
         if key not in owner._tables:
-            owner._uses.add(key)
             owner._tables[key] = to_device(self._host_table(name, length), self.device)
         return owner._tables[key]
 
