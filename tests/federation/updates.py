@@ -1,14 +1,18 @@
-"""Random updates of a round's clients."""
+"""Random updates of a round's clients, and their deterministic aggregation."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from fedra_engine.federation.aggregation import Aggregator
 from fedra_engine.federation.work import ClientUpdates
 from fedra_engine.models.state import GlobalState
 
 BLOCKS, SIZE, HEAD = 5, 7, 4
+ALLOCATION = np.array([[1, 1, 0, 1, 0], [0, 1, 1, 1, 0], [1, 0, 1, 0, 0], [1, 1, 1, 1, 0], [0, 1, 0, 1, 0]], dtype=bool)
+"""Which of five clients holds which block; nobody holds the last."""
 
 
 def make_updates(rng: np.random.Generator, client: int, blocks: np.ndarray, dtype: torch.dtype) -> ClientUpdates:
@@ -37,3 +41,16 @@ def make_round(
     adapters, head = (torch.from_numpy(rng.normal(size=size)).to(dtype) for size in ((BLOCKS, SIZE), HEAD))
     previous = GlobalState(adapters, head[None])
     return previous, [make_updates(rng, client, np.flatnonzero(row), dtype) for client, row in enumerate(allocation)]
+
+
+def deterministic_results(
+    previous: GlobalState, updates: list[ClientUpdates], weighting: str, portions: int = 1
+) -> list[Tensor]:
+    """Sums and means when the updates come in turn to `portions` aggregators, which are then merged."""
+    parts = [Aggregator(previous, weighting=weighting, deterministic=True) for _ in range(portions)]
+    for position, update in enumerate(updates):
+        parts[position % portions].add(update)
+    for part in parts[1:]:
+        for mine, theirs in zip(parts[0].sums(), part.sums(), strict=True):
+            mine += theirs
+    return [*parts[0].sums(), parts[0].result().adapters, parts[0].result().heads]

@@ -1,9 +1,12 @@
 """What needs a GPU; without one these tests are skipped, and say so."""
 
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -23,3 +26,17 @@ def _exact_and_poisoned() -> Iterator[None]:
     yield
     torch.use_deterministic_algorithms(False)
     torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+@pytest.fixture
+def large_memory() -> Iterator[Callable[[int], None]]:
+    """Call it with the bytes a test needs: it skips where the GPU has fewer free. One such test runs at a time."""
+
+    def need(size: int) -> None:
+        free, _ = torch.cuda.mem_get_info()
+        if free < size:
+            pytest.skip(f"needs {size / 2**30:.0f} GiB of free GPU memory, found {free / 2**30:.0f}")
+
+    with FileLock(Path(tempfile.gettempdir()) / "fedra-engine-large-gpu-memory.lock"):
+        yield need
+        torch.cuda.empty_cache()
