@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fedra_kernels import RowGroups
+from fedra_kernels.row_tables import MAX_ROWS
 
 from .helpers import make_groups
 
@@ -43,3 +44,9 @@ def test_per_token_multiplies_the_sizes_and_is_cached():
 def test_bad_tables_are_named(sizes, slots, scales, message):
     with pytest.raises(ValueError, match=f"^{message}.*expected"):
         RowGroups(sizes, slots, scales)
+
+
+def test_more_rows_than_the_kernels_count_are_named():
+    groups = RowGroups([MAX_ROWS, 1], torch.tensor([0, 1]), torch.ones(2))
+    with pytest.raises(ValueError, match=rf"^sizes: found {MAX_ROWS + 1} rows together, expected at most {MAX_ROWS}"):
+        _ = groups.filled
