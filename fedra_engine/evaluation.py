@@ -13,7 +13,7 @@ from torch.nn.functional import linear
 
 from fedra_engine.config import LoraConfig
 from fedra_engine.data.samples import Samples
-from fedra_engine.execution.plan import ExitCopy, make_plan
+from fedra_engine.execution.plan import ExitCopy, HostPlan
 from fedra_engine.execution.scheduling import portions
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.execution.token_loss import token_scores
@@ -107,7 +107,7 @@ class Evaluator:
         slots = np.full((count, self._foundation.depth), -1, dtype=np.int64)
         # The global adapters themselves are the bank: a block's slot is its index.
         slots[0, model.blocks] = model.blocks
-        plan = make_plan(
+        plan = HostPlan(
             [len(rows)] * count,
             slots,
             np.arange(count),
@@ -115,7 +115,7 @@ class Evaluator:
             dtype=state.adapters.dtype,
             device=device,
             copies=[ExitCopy(block, 1 + exit, 0) for exit, block in enumerate(model.exits[:-1])],
-        )
+        ).on_device()
         batch = self._test.batch(rows.repeat(count), device, dtype)
         features = self._model.features(batch.inputs, plan)
         if self._foundation.task == "causal_lm":

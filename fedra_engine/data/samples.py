@@ -21,7 +21,7 @@ class LearntTokens(NamedTuple):
 
     Attributes:
         samples: int64 [learnt], the sample in the batch.
-        positions: int64 [learnt], the position of the token; at least 1, as nothing is there to predict a first one.
+        positions: int64 [learnt], the position of the token; at least 1, since nothing precedes the first token.
     """
 
     samples: NDArray[np.int64]

@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedra_engine.execution.plan import SweepPlan
-from fedra_kernels import Dropout, dropout_keys, dropout_mask, to_device
-
-_EVEN = 2
-"""Keys of 8 bytes begin at multiples of 16: kernels are compiled anew for pointers that are aligned otherwise."""
+from fedra_kernels import dropout_keys, dropout_mask
+from fedra_kernels.counter_hash import splitmix
 
 
 class DropoutKeys:
@@ -31,31 +27,8 @@ class DropoutKeys:
     def at(self, blocks: int | NDArray[np.int64], targets: int | NDArray[np.int64]) -> NDArray[np.int64]:
         """int64 [*places, clients], the keys at each of these places; blocks and targets broadcast."""
         sites = np.asarray(dropout_keys(blocks, targets))
-        return _mix(self._keys ^ sites[..., None])
-
-
-class PassDropout:
-    """The dropout of every target in every block of a pass, on the device."""
-
-    def __init__(self, keys: DropoutKeys, plan: SweepPlan, targets: int, device: torch.device) -> None:
-        """Copy all keys at once; their clients are in the order of the plan's batch, and blocks have `targets` each."""
-        held = [block for block, rows in enumerate(plan.blocks) if rows is not None]
-        everywhere = keys.at(np.array(held, dtype=np.int64)[:, None], np.arange(targets))
-        tables = []
-        for block, of_all in zip(held, everywhere, strict=True):
-            rows = plan.blocks[block]
-            assert rows is not None
-            of_holders = of_all[:, rows.clients]
-            tables.append(np.pad(of_holders, ((0, 0), (0, len(rows.clients) % _EVEN))))
-        self._p = keys.p
-        self._plan = plan
-        self._tables = dict(zip(held, to_device(tables, device), strict=True))
-
-    def at(self, block: int, target: int) -> Dropout:
-        """The dropout of one target of one block, for the clients that go through the block."""
-        rows = self._plan.blocks[block]
-        assert rows is not None
-        return Dropout(self._p, self._tables[block][target, : len(rows.clients)])
+        mixed = splitmix((self._keys ^ sites[..., None]).astype(np.uint64))
+        return (mixed >> np.uint64(1)).astype(np.int64)
 
 
 class CounterDropout(nn.Module):
@@ -72,11 +45,3 @@ class CounterDropout(nn.Module):
         rows = x.numel() // x.shape[-1]
         mask = dropout_mask(key, rows, x.shape[-1], self.keys.p, dtype=x.dtype, device=x.device)
         return x * mask.view_as(x)
-
-
-def _mix(keys: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The splitmix64 finalizer (wrapping arithmetic), without the sign bit."""
-    mixed = keys.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(1)).astype(np.int64)

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedra_engine.data.samples import Samples
-from fedra_engine.execution.plan import make_plan
+from fedra_engine.execution.plan import HostPlan
 from fedra_engine.execution.scheduling import portions
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.foundation import Foundation
@@ -68,9 +68,9 @@ class FisherInformation:
         foundation.use_base(state.base)
         self._model.bind(adapters, gradients)
         slots = np.arange(count * depth).reshape(count, depth)
-        plan = make_plan(
+        plan = HostPlan(
             [1] * count, slots, np.arange(count), scale=self._scale, dtype=state.adapters.dtype, device=device
-        )
+        ).on_device()
         batch = self._samples.batch(rows, device, dtype)
         features = self._model.features(batch.inputs, plan)
         layout, labels = foundation.head_layout, batch.labels

@@ -26,8 +26,8 @@ _SHARE = 0.7
 _ENOUGH_TOKENS = {"cpu": 4096}
 """Tokens in a step from which a CPU gains nothing by more (measured: `launchers/microbench.py lanes`)."""
 _ENOUGH_TOKENS_ELSEWHERE = 64 * 16 * 197
-"""The same for other devices. Counted, not measured: 64 clients with 16 images of a ViT-B/16. At a third of that, a
-step's products should take an H100 as long as launching them takes its host."""
+"""The same for other devices: 64 clients with 16 images of a ViT-B/16. By counted FLOPs (nothing is measured), an H100
+takes as long for a step as its host takes to launch it at about a third of this."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -38,9 +39,15 @@ class BlockRows:
         key = (samples, tokens)
         if key not in self._token_indices:
             device = self.groups.device
-            index = torch.arange(samples, device=device) if self.index is None else self.index
-            self._token_indices[key] = (index[:, None] * tokens + torch.arange(tokens, device=device)).flatten()
+            index = _numbers(samples, device) if self.index is None else self.index
+            self._token_indices[key] = (index[:, None] * tokens + _numbers(tokens, device)).flatten()
         return self._token_indices[key]
+
+
+@lru_cache(maxsize=64)
+def _numbers(count: int, device: torch.device) -> Tensor:
+    """int64 [count]: 0, 1, …; the same tensor for all blocks."""
+    return torch.arange(count, device=device)
 
 
 @dataclass(frozen=True)
@@ -69,8 +76,8 @@ class ExitRows:
 
 
 @dataclass(frozen=True)
-class PlanUses:
-    """The tables that kernels have asked of a plan in a step: of its blocks and of its heads."""
+class RequestedTables:
+    """The tables that kernels requested of a plan in a step: of its blocks and of its heads."""
 
     blocks: set[TableKey] = field(default_factory=set)
     heads: set[TableKey] = field(default_factory=set)
@@ -89,19 +96,19 @@ class SweepPlan:
         blocks: the samples of each block; None for a block that nobody holds.
         heads: all samples by group; the slots are rows of the head bank.
         exits: the early exits, by block.
-        uses: what kernels have asked of it.
+        requested: the tables that kernels requested of it, so that the next plan can bring them along.
     """
 
     blocks: tuple[BlockRows | None, ...]
     heads: RowGroups
     exits: Mapping[int, ExitRows]
-    uses: PlanUses
+    requested: RequestedTables
 
 
-class PlanDraft:
-    """A plan whose tables are still on the host; `plan` makes it of these on the device.
+class HostPlan:
+    """A plan whose tables are still on the host.
 
-    The tables that were asked of an earlier plan are among them; others follow when they are asked for.
+    Among them are those that kernels requested of an earlier plan; others are made when they are requested.
     """
 
     def __init__(
@@ -114,12 +121,24 @@ class PlanDraft:
         dtype: torch.dtype,
         device: torch.device,
         copies: Sequence[ExitCopy] = (),
-        earlier: PlanUses | None = None,
+        earlier: RequestedTables | None = None,
     ) -> None:
-        """See `make_plan`; `earlier` are the uses of an earlier plan."""
-        earlier = PlanUses() if earlier is None else earlier
+        """Plan a batch of `sizes[i]` samples for group i.
+
+        Args:
+            sizes: samples of each group, in the order of the batch.
+            slots: int64 [groups, blocks], bank row of each group's adapter of each block; -1 where it skips the block.
+            heads: int64 [groups], bank row of each group's head.
+            scale: LoRA's alpha / rank.
+            dtype: precision of the scales.
+            device: where the tables will be.
+            copies: which groups are copies of others at early exits.
+            earlier: what kernels requested of an earlier plan.
+        """
+        earlier = RequestedTables() if earlier is None else earlier
         self._of_blocks, self._of_heads = sorted(earlier.blocks), sorted(earlier.heads)
-        self._uses = uses = PlanUses()
+        self._device = device
+        self._requested = requested = RequestedTables()
         counts = np.asarray(sizes, dtype=np.int64)
         owner = np.repeat(np.arange(len(counts)), counts)
 
@@ -132,13 +151,17 @@ class PlanDraft:
             held = block_slots >= 0
             clients = np.flatnonzero(held)
             index = None if held.all() else np.flatnonzero(held[owner])
-            of_block = groups(clients, block_slots[clients], uses.blocks)
+            of_block = groups(clients, block_slots[clients], requested.blocks)
             self._blocks.append((clients, index, of_block) if len(clients) else None)
-        self._heads = groups(np.arange(len(counts)), heads, uses.heads)
+        self._heads = groups(np.arange(len(counts)), heads, requested.heads)
         self._exits = _exit_rows(counts, copies)
 
+    def on_device(self) -> SweepPlan:
+        """The plan, whose tables are copied to the device."""
+        return self.with_tables(iter(to_device(self.tables(), self._device)))
+
     def tables(self) -> list[NDArray[Any]]:
-        """All that must go to the device, in the order in which `plan` takes it."""
+        """All that must go to the device, in the order in which `with_tables` takes it."""
         tables = self._heads.host_tables(self._of_heads)
         for block in self._blocks:
             if block is not None:
@@ -147,12 +170,12 @@ class PlanDraft:
                 tables += groups.host_tables(self._of_blocks)
         return tables + [rows for exit in self._exits.values() for rows in exit]
 
-    def plan(self, tables: Iterator[Tensor]) -> SweepPlan:
-        """The plan; takes from `tables` those of `tables()` on the device."""
+    def with_tables(self, tables: Iterator[Tensor]) -> SweepPlan:
+        """The plan; takes from `tables`, on the device, as many as `tables()` has."""
         self._heads.adopt_tables(self._of_heads, tables)
         blocks = [None if block is None else self._block_rows(*block, tables) for block in self._blocks]
         exits = {block: ExitRows(next(tables), next(tables)) for block in self._exits}
-        return SweepPlan(tuple(blocks), self._heads, exits, self._uses)
+        return SweepPlan(tuple(blocks), self._heads, exits, self._requested)
 
     def _block_rows(
         self, clients: NDArray[np.int64], index: NDArray[np.int64] | None, groups: RowGroups, tables: Iterator[Tensor]
@@ -162,40 +185,15 @@ class PlanDraft:
         return BlockRows(index=moved, groups=groups, clients=clients, samples=groups.rows)
 
 
-def make_plan(
-    sizes: Sequence[int],
-    slots: NDArray[np.int64],
-    heads: NDArray[np.int64],
-    *,
-    scale: float,
-    dtype: torch.dtype,
-    device: torch.device,
-    copies: Sequence[ExitCopy] = (),
-) -> SweepPlan:
-    """Plan a batch of `sizes[i]` samples for group i.
-
-    Args:
-        sizes: samples of each group, in the order of the batch.
-        slots: int64 [groups, blocks], bank row of each group's adapter of each block; -1 where it skips the block.
-        heads: int64 [groups], bank row of each group's head.
-        scale: LoRA's alpha / rank.
-        dtype: precision of the scales.
-        device: device of the tables.
-        copies: which groups are copies of others at early exits.
-    """
-    draft = PlanDraft(sizes, slots, heads, scale=scale, dtype=dtype, device=device, copies=copies)
-    return draft.plan(iter(to_device(draft.tables(), device)))
-
-
 def single_client_plan(
     samples: int, slots: NDArray[np.int64], *, scale: float = 1.0, dtype: torch.dtype, device: torch.device
 ) -> SweepPlan:
-    """Plan a batch of one client, whose head is the first of the bank; see `make_plan`.
+    """Plan a batch of one client, whose head is the first of the bank; see `HostPlan`.
 
     `slots` are int64 [blocks], the bank row of its adapter of each block; -1 where it skips the block.
     """
     head = np.zeros(1, dtype=np.int64)
-    return make_plan([samples], slots[None], head, scale=scale, dtype=dtype, device=device)
+    return HostPlan([samples], slots[None], head, scale=scale, dtype=dtype, device=device).on_device()
 
 
 def _exit_rows(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedra_engine.execution.exits import ExitTable
 from fedra_engine.execution.lanes import Lane
-from fedra_engine.execution.plan import ExitCopy, PlanDraft, PlanUses, SweepPlan
+from fedra_engine.execution.plan import ExitCopy, HostPlan, RequestedTables, SweepPlan
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.rank_penalty import tail_mask
 from fedra_engine.models.foundation import Foundation
@@ -63,11 +63,11 @@ class StepTables:
         assignment: Assignment,
         scale: float,
         like: Tensor,
-        earlier: PlanUses | None,
+        earlier: RequestedTables | None,
     ) -> StepTables:
         """The tables for the coming step of `lanes`; scales in the dtype, and all on the device of `like`.
 
-        All go to the device in one copy, with those that kernels have asked of an earlier plan (`earlier`).
+        All go to the device in one copy, with those that kernels requested of an earlier plan (`earlier`).
         """
         device = like.device
         owners, copies = _groups(lanes, assignment)
@@ -77,7 +77,7 @@ class StepTables:
         sizes = tuple(len(lane.batch) for lane in lanes)
         heads = [lane.heads[-1] for lane in lanes]
         heads += [lane.heads[e] for lane in lanes for e in range(len(lane.heads) - 1)]
-        draft = PlanDraft(
+        host_plan = HostPlan(
             [sizes[owner] for owner in owners],
             slots,
             np.array(heads, dtype=np.int64),
@@ -102,8 +102,8 @@ class StepTables:
         }
         exits = _exit_table(lanes, owners, like) if assignment.exits else ()
         tail = _tail(lanes, assignment, foundation.adapter_layout.rank)
-        moved = iter(to_device([*draft.tables(), *own.values(), *exits, *tail], device))
-        plan = draft.plan(moved)
+        moved = iter(to_device([*host_plan.tables(), *own.values(), *exits, *tail], device))
+        plan = host_plan.with_tables(moved)
         return cls(
             indices=tuple(lane.index for lane in lanes),
             sizes=sizes,

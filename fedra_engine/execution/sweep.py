@@ -18,7 +18,7 @@ from fedra_engine.execution.dropout import DropoutKeys
 from fedra_engine.execution.exits import exit_losses
 from fedra_engine.execution.lanes import Lane, LanePool
 from fedra_engine.execution.loss_scale import loss_scale
-from fedra_engine.execution.plan import PlanUses
+from fedra_engine.execution.plan import RequestedTables
 from fedra_engine.execution.step_tables import StepTables
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.execution.token_loss import token_cross_entropy
@@ -58,8 +58,8 @@ class SweepExecutor:
         self._lora = lora
         self._lanes = lanes
         self._sharded_over = sharded_over
-        self._uses: PlanUses | None = None
-        """Of the last plan: the next one will be asked for the same tables."""
+        self._requested: RequestedTables | None = None
+        """Tables of the last plan: the next one will be asked for the same."""
 
     def train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
         """Train the round; see `Executor.train`. When memory runs out, half as many lanes go on.
@@ -118,9 +118,11 @@ class SweepExecutor:
                 self._dummy_pass(pool.losses.device)
                 continue
             if tables is None or not tables.serve(lanes):
-                tables = StepTables.make(lanes, foundation, assignment, self._lora.scale, state.adapters, self._uses)
-                self._uses = tables.plan.uses
-            tables.plan.uses.clear()
+                tables = StepTables.make(
+                    lanes, foundation, assignment, self._lora.scale, state.adapters, self._requested
+                )
+                self._requested = tables.plan.requested
+            tables.plan.requested.clear()
             self._step(pool, lanes, tables, work, assignment)
             if updates := pool.take_finished():
                 tables = None

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
-from fedra_engine.execution.dropout import PassDropout
+from fedra_engine.execution.dropout import DropoutKeys
 from fedra_engine.execution.plan import BlockRows, SweepPlan
 from fedra_engine.models.adapters import AdapterLayout, Factor
 from fedra_engine.models.linears import linear_shape, stores_input_first
-from fedra_kernels import Dropout, RowGroups, lora_linear
+from fedra_kernels import Dropout, RowGroups, lora_linear, to_device
+
+
+class PassDropout:
+    """The dropout of every target in every block of a pass, on the device."""
+
+    def __init__(self, keys: DropoutKeys, plan: SweepPlan, targets: int, device: torch.device) -> None:
+        """Copy all keys at once; their clients are in the order of the plan's batch, and blocks have `targets` each."""
+        held = {block: rows.clients for block, rows in enumerate(plan.blocks) if rows is not None}
+        everywhere = keys.at(np.array(list(held), dtype=np.int64)[:, None], np.arange(targets))
+        tables = [of_block[:, clients] for of_block, clients in zip(everywhere, held.values(), strict=True)]
+        self._p = keys.p
+        self._tables = dict(zip(held, to_device(tables, device), strict=True))
+
+    def at(self, block: int, target: int) -> Dropout:
+        """The dropout of one target of one block, for the clients that go through the block."""
+        return Dropout(self._p, self._tables[block][target])
 
 
 class SweepContext:

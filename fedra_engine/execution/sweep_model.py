@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from fedra_engine.execution.dropout import DropoutKeys, PassDropout
+from fedra_engine.execution.dropout import DropoutKeys
 from fedra_engine.execution.fused_block import FusedBlock
 from fedra_engine.execution.fused_families import match_parts
-from fedra_engine.execution.plan import SweepPlan, make_plan, single_client_plan
+from fedra_engine.execution.plan import HostPlan, SweepPlan, single_client_plan
 from fedra_engine.execution.rehearsal import Inputs, check_sweep, same
 from fedra_engine.execution.sweep_block import SweepBlock
-from fedra_engine.execution.sweep_context import GroupedLoraLinear, SweepContext
+from fedra_engine.execution.sweep_context import GroupedLoraLinear, PassDropout, SweepContext
 from fedra_engine.models.adapters import Factor
 from fedra_engine.models.batch_arguments import probe_batch_arguments
 from fedra_engine.models.foundation import Foundation, replace_module, share_parameters
@@ -57,6 +57,8 @@ class SweepModel:
             sharding: how the weights of `foundation` are sharded, if they are; then blocks cannot be fused, and all
                 processes must build this together and make equally many passes.
         """
+        # cuDNN's attention builds a plan for every number of samples, and each block has its own.
+        torch.backends.cuda.enable_cudnn_sdp(False)
         self._foundation = foundation
         self._sharding = sharding
         self._model = share_parameters(foundation.model)
@@ -152,7 +154,8 @@ class SweepModel:
         self.bind(adapters, torch.empty_like(adapters))
         sizes, heads = [len(example) // groups] * groups, np.arange(groups)
         dtype = self._foundation.adapter_dtype
-        return self.features(inputs, make_plan(sizes, slots, heads, scale=1.0, dtype=dtype, device=example.device))
+        plan = HostPlan(sizes, slots, heads, scale=1.0, dtype=dtype, device=example.device)
+        return self.features(inputs, plan.on_device())
 
 
 def _compare(fused: FusedBlock, agrees: dict[int, bool], position: int) -> Callable[..., None]:

@@ -57,14 +57,19 @@ def dropout_key(*parts: int) -> int:
 def dropout_keys(*parts: int | NDArray[np.int64]) -> NDArray[np.int64]:
     """`dropout_key` of arrays of integers, which are broadcast against each other."""
     state = np.array(0x9E3779B97F4A7C15, dtype=np.uint64)
-    with np.errstate(over="ignore"):
-        for part in parts:
-            bits = np.uint64(part & _MASK64) if isinstance(part, int) else part.astype(np.uint64)
-            state = (state ^ bits) + np.uint64(0x9E3779B97F4A7C15)
-            state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            state = state ^ (state >> np.uint64(31))
+    for part in parts:
+        bits = np.uint64(part & _MASK64) if isinstance(part, int) else part.astype(np.uint64)
+        state = splitmix(state ^ bits)
     return (state >> np.uint64(1)).astype(np.int64)
+
+
+def splitmix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """One round of splitmix64 (Steele, Lea and Flood, 2014) of each number."""
+    with np.errstate(over="ignore"):
+        state = state + np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return state ^ (state >> np.uint64(31))
 
 
 def dropout_threshold(p: float) -> int:

@@ -33,7 +33,7 @@ class Run:
 
 
 TableKey = tuple[int, str, int]
-"""What a table is asked for by: tokens of a sample, name of the table, length of its chunks or tiles."""
+"""Identifies a table of some groups: tokens per sample, name, length of its chunks or tiles."""
 _ARRAYS = {"chunks": 2}
 """Arrays of the tables that have several."""
 
@@ -41,9 +41,9 @@ _ARRAYS = {"chunks": 2}
 class RowGroups:
     """Consecutive row ranges of a compact [rows, features] matrix, each owned by one slot of a bank.
 
-    Tables for the kernels are made on the host and copied to the device when first asked for. `uses` says which were
-    asked for; groups made later for the same code can be given the same ones in a single copy (`host_tables`,
-    `adopt_tables`).
+    Tables for the kernels are made on the host and copied to the device when they are first requested. `requested`
+    collects their keys, so that groups which the same code will use can have these tables in one copy from the start
+    (`host_tables`, `adopt_tables`).
 
     Args:
         sizes: rows of each group; may hold zeros. The sum, at most MAX_ROWS, is the number of rows.
@@ -51,7 +51,7 @@ class RowGroups:
         scales: [groups], LoRA alpha / rank of each group; fp32, or fp64 for fp64 banks.
         device: where the ops run; default: the device of `slots`. Give host tensors and a device: a `slots` tensor
             that is already on a GPU is read back once.
-        uses: the set to which the tables that are asked for are added; several groups may share one.
+        requested: the set to which the keys of requested tables are added; several groups may share one.
 
     Raises:
         ValueError: lengths differ, a size or slot is negative, a slot repeats, there are too many rows, or a dtype
@@ -64,7 +64,7 @@ class RowGroups:
         slots: Tensor,
         scales: Tensor,
         device: torch.device | str | None = None,
-        uses: set[TableKey] | None = None,
+        requested: set[TableKey] | None = None,
     ) -> None:
         self.sizes = tuple(int(size) for size in sizes)
         if min(self.sizes, default=0) < 0:
@@ -76,7 +76,7 @@ class RowGroups:
             raise ValueError(f"slots: found dtype {slots.dtype}, expected torch.int64")
         if scales.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"scales: found dtype {scales.dtype}, expected torch.float32 or torch.float64")
-        self.device = slots.device if device is None else torch.device(device)
+        self.device = _with_index(slots.device if device is None else torch.device(device))
         self.host_slots: tuple[int, ...] = tuple(slots.tolist())
         if min(self.host_slots, default=0) < 0:
             raise ValueError(f"slots: found {min(self.host_slots)}, expected slots of at least 0")
@@ -86,7 +86,7 @@ class RowGroups:
         self._samples, self._tokens = self, 1
         self._per_token: dict[int, RowGroups] = {}
         self._tables: dict[TableKey, list[Tensor]] = {}
-        self._uses = set() if uses is None else uses
+        self._requested = set() if requested is None else requested
         self._check_rows()
 
     def _check_rows(self) -> None:
@@ -157,7 +157,7 @@ class RowGroups:
     def _table(self, name: str, length: int = 0) -> list[Tensor]:
         """A table of these groups on the device, made if there is none."""
         owner, key = self._samples, (self._tokens, name, length)
-        owner._uses.add(key)
+        owner._requested.add(key)
         if key not in owner._tables:
             owner._tables[key] = to_device(self._host_table(name, length), self.device)
         return owner._tables[key]
@@ -201,6 +201,13 @@ class RowGroups:
         """int64 [rows]: the group of each row."""
         sizes = torch.tensor(self.sizes, dtype=torch.int64)
         return torch.repeat_interleave(torch.arange(len(self.sizes)), sizes).to(self.device)
+
+
+def _with_index(device: torch.device) -> torch.device:
+    """The device as tensors there name it: `cuda` is not equal to their `cuda:0`."""
+    if str(device) == "cuda":
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 def slot_index(slots: Sequence[int], device: torch.device) -> SlotIndex:

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-ALIGNMENT = 16
-"""Bytes at multiples of which tables begin: kernels are compiled anew for pointers that are aligned otherwise."""
+ALIGNMENT = 8
+"""Bytes at multiples of which arrays begin: torch views bytes as a dtype only at multiples of its size."""
 
 
 def to_device(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tensor]:

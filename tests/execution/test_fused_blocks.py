@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fedra_engine.config import LoraConfig
 from fedra_engine.execution.dropout import DropoutKeys
 from fedra_engine.execution.fused_families import match_parts
-from fedra_engine.execution.plan import SweepPlan, make_plan
+from fedra_engine.execution.plan import HostPlan, SweepPlan
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.foundation import Foundation, make_foundation
 from tests.tiny import CLASSES, DEPTH, TARGETS, TensorSamples, make_samples, make_tiny
@@ -41,7 +41,7 @@ def run(foundation: Foundation, samples: TensorSamples, *, fuse: bool, dropout: 
 
 def plan() -> SweepPlan:
     slots = np.where(HELD, np.arange(HELD.size).reshape(HELD.shape), -1)
-    return make_plan(SIZES, slots, np.arange(3), scale=2.0, dtype=torch.float64, device=CPU)
+    return HostPlan(SIZES, slots, np.arange(3), scale=2.0, dtype=torch.float64, device=CPU).on_device()
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

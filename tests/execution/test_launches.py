@@ -18,7 +18,7 @@ from transformers import ViTConfig, ViTForImageClassification, masking_utils
 from fedra_engine.benchmarks.launches import LaunchCounts, counted_launches
 from fedra_engine.config import LoraConfig
 from fedra_engine.execution import sweep_model
-from fedra_engine.execution.plan import make_plan
+from fedra_engine.execution.plan import HostPlan
 from fedra_engine.execution.step_tables import StepTables
 from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.execution.sweep_model import SweepModel
@@ -115,10 +115,10 @@ def test_launches_of_a_step_of_a_fused_vit_stay_few(
     monkeypatch: pytest.MonkeyPatch, width: int, dropout: float
 ) -> None:
     seen = train(monkeypatch, vit(width), make_samples("vit", 12), device=torch.device("cpu"), dropout=dropout, lanes=6)
-    assert len(seen.steps) == STEPS
-    for step in seen.steps:
-        assert 400 < step.triton.total() <= 540
-        assert 80 < step.torch.total() <= 200
+    # As docs/kernels.md says; the first step also makes tables.
+    assert [step.triton.total() for step in seen.steps] == [473 if dropout else 461] * STEPS
+    assert all(100 < step.torch.total() <= 160 for step in seen.steps[1:])
+    assert seen.steps[0].torch.total() <= 200
 
 
 @pytest.fixture
@@ -213,7 +213,9 @@ def test_the_gradient_of_the_residual_stream_is_not_copied() -> None:
     slots = np.arange(3 * DEPTH).reshape(3, DEPTH)
     for client in range(3):
         slots[client, client::3] = -1
-    plan = make_plan([2, 3, 1], slots, np.arange(3), scale=1.0, dtype=torch.float32, device=torch.device("cpu"))
+    plan = HostPlan(
+        [2, 3, 1], slots, np.arange(3), scale=1.0, dtype=torch.float32, device=torch.device("cpu")
+    ).on_device()
     inputs = samples.inputs(torch.arange(6), torch.device("cpu"), torch.bfloat16)
     stream = _Allocations(6 * 5 * 16)
     with launches_taken_by(StandIn("sm_90")):

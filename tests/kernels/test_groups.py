@@ -47,6 +47,11 @@ def test_bad_tables_are_named(sizes, slots, scales, message):
 
 
 def test_more_rows_than_the_kernels_count_are_named():
-    groups = RowGroups([MAX_ROWS, 1], torch.tensor([0, 1]), torch.ones(2))
     with pytest.raises(ValueError, match=rf"^sizes: found {MAX_ROWS + 1} rows together, expected at most {MAX_ROWS}"):
-        _ = groups.filled
+        RowGroups([MAX_ROWS, 1], torch.tensor([0, 1]), torch.ones(2))
+
+
+def test_the_device_of_a_gpu_has_an_index_as_that_of_its_tensors(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    for given, expected in (("cuda", "cuda:3"), ("cuda:1", "cuda:1"), ("cpu", "cpu")):
+        assert RowGroups([1], torch.tensor([0]), torch.ones(1), given).device == torch.device(expected)
