@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 _STARTED = time.monotonic()
-_SECONDS, _LIMIT_MIB = 240.0, 50.0
+_SECONDS = 240.0
 ROOT = Path(__file__).resolve().parents[1]
 # A GPU machine may lack this package. Processes that start anew need the path too.
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
@@ -33,9 +33,10 @@ def main() -> None:
     """Run what was asked for; exit with 1 where something went wrong on the way."""
     options = _parse(sys.argv[1:])
     if options.pack:
-        from fedra_engine.benchmarks.accuracy.pack import pack
+        from fedra_engine.benchmarks.accuracy.pack import LIMIT_MIB, pack
 
-        pack(options.images, options.model, options.output_dir, limit_mib=options.limit)
+        limit = LIMIT_MIB if options.limit is None else options.limit
+        pack(options.images, options.model, options.output_dir, limit_mib=limit)
     elif not (_study(options) if options.study else _report(options)):
         sys.exit(1)
 
@@ -74,14 +75,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     study.add_argument("--model", type=Path, metavar="FOLDER", help="a transformers model, or a pack")
     study.add_argument("--seconds", type=float, help=f"after these, a study begins no round (default: {_SECONDS:g})")
     study.add_argument("--continue", dest="earlier", type=Path, metavar="FOLDER", help="a study's output to go on from")
-    study.add_argument("--limit", type=float, metavar="MIB", help=f"most MiB of a pack (default: {_LIMIT_MIB:g})")
+    study.add_argument("--limit", type=float, metavar="MIB", help="most MiB of a pack (default: 50)")
     options = parser.parse_args(arguments)
     _check_combination(parser, options)
     if unknown := [name for name in options.only or () if name not in STAGES]:
         parser.error(f"--only: found {', '.join(unknown)}, expected some of {', '.join(STAGES)}")
     options.only = options.only or STAGES
     options.seconds = _SECONDS if options.seconds is None else options.seconds
-    options.limit = _LIMIT_MIB if options.limit is None else options.limit
     return options
 
 

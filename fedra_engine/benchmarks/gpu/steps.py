@@ -27,14 +27,15 @@ LONGEST = 10
 
 @dataclass
 class StepCost:
-    """One step that builds no table. On a CPU, launches, copies and waits are those that its ops would need on a GPU.
+    """One step that builds no table.
 
     Attributes:
         host: seconds until the host has queued it.
         gpu: seconds on the GPU from its first to its last kernel; 0 on a CPU.
-        triton, others: kernels of this project and other kernels that are launched, by name.
+        triton, others: kernels of this project and other kernels that are launched, by name; on a CPU, `others` are
+            torch's ops that compute something there, in place of this project's kernels, too.
         copies: copies and fills, by name.
-        synchronizations: calls at which the host waited for the GPU, by the line that made them; on a CPU by op.
+        synchronizations: calls at which the host waited for the GPU, by the line that made them; none on a CPU.
         longest: kernels with the most time on the GPU: name, launches, seconds.
     """
 
@@ -118,7 +119,6 @@ def _count(step: Callable[[], None], cost: StepCost) -> None:
     with counted_launches() as counts:
         step()
     cost.triton, cost.others = counts.triton, counts.torch
-    cost.copies, cost.synchronizations = counts.copies, counts.blocking
 
 
 def _profile(step: Callable[[], None], cost: StepCost) -> None:
