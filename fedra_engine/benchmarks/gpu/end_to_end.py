@@ -107,7 +107,7 @@ def _round_figures(
         share = 100 * row["tflops"] * 1e12 / peak
         expected_share = 100 * workload.flops(round) / expected / peak
         figures.append(Figure(f"{name}: clients", rate, "1/s", expected=2 * point.lanes / expected))
-        title = f"{name}: share of the library's rate at these shapes"
+        title = f"{name}: share of torch's products' rate at these shapes"
         # The target is for a batch that fills the GPU.
         if point == sizes.points[0]:
             figures.append(at_least(title, share, TARGET_SHARE, "%", expected=expected_share))

@@ -92,7 +92,7 @@ def test_whole_rounds_are_measured_beside_peft_and_the_counted_work(findings: Fi
     assert [(row["point"], row["clients"]) for row in rows] == [("ViT 2 × 16", 4), ("ViT 3 × 1", 6)]
     assert all(row["host_seconds_per_step"] > 0 for row in rows)
     figures = {figure.name: figure for figure in findings.figures}
-    share = figures["ViT 2 × 16: share of the library's rate at these shapes"]
+    share = figures["ViT 2 × 16: share of torch's products' rate at these shapes"]
     assert share.target == "≥ 40"
     assert share.value == pytest.approx(100 * rows[0]["tflops"] / rows[0]["library_tflops"])
     assert share.expected is not None
