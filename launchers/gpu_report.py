@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 _STARTED = time.monotonic()
+_SECONDS = 240.0
 ROOT = Path(__file__).resolve().parents[1]
 # A GPU machine may lack this package. Processes that start anew need the path too.
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
@@ -32,9 +33,10 @@ def main() -> None:
     """Run what was asked for; exit with 1 where something went wrong on the way."""
     options = _parse(sys.argv[1:])
     if options.pack:
-        from fedra_engine.benchmarks.accuracy.pack import pack
+        from fedra_engine.benchmarks.accuracy.pack import LIMIT_MIB, pack
 
-        pack(options.images, options.model, options.output_dir)
+        limit = LIMIT_MIB if options.limit is None else options.limit
+        pack(options.images, options.model, options.output_dir, limit_mib=limit)
     elif not (_study(options) if options.study else _report(options)):
         sys.exit(1)
 
@@ -47,9 +49,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--only",
         type=lambda names: names.split(","),
-        default=STAGES,
         metavar="STAGE,…",
-        help=f"run these stages alone, of {', '.join(STAGES)}",
+        help=f"for the report: run these stages alone, of {', '.join(STAGES)}",
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
@@ -72,17 +73,31 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     study = parser.add_argument_group("for --study and --pack")
     study.add_argument("--images", type=Path, metavar="FOLDER", help="<domain>/<class>/<image>, or a pack")
     study.add_argument("--model", type=Path, metavar="FOLDER", help="a transformers model, or a pack")
-    study.add_argument("--seconds", type=float, default=240.0, help="after these, a study begins no round")
+    study.add_argument("--seconds", type=float, help=f"after these, a study begins no round (default: {_SECONDS:g})")
     study.add_argument("--continue", dest="earlier", type=Path, metavar="FOLDER", help="a study's output to go on from")
+    study.add_argument("--limit", type=float, metavar="MIB", help="most MiB of a pack (default: 50)")
     options = parser.parse_args(arguments)
-    if unknown := [name for name in options.only if name not in STAGES]:
+    _check_combination(parser, options)
+    if unknown := [name for name in options.only or () if name not in STAGES]:
         parser.error(f"--only: found {', '.join(unknown)}, expected some of {', '.join(STAGES)}")
-    given = [name for name in ("images", "model") if getattr(options, name)]
-    if len(given) != 2 * bool(options.study or options.pack):
-        parser.error(f"--images, --model: found {len(given)} of them, expected both with --study and --pack, else none")
-    if options.earlier and not options.study:
-        parser.error("--continue: found it without --study, expected both")
+    options.only = options.only or STAGES
+    options.seconds = _SECONDS if options.seconds is None else options.seconds
     return options
+
+
+def _check_combination(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse an option that what was asked for would ignore."""
+    of_report = not (options.study or options.pack)
+    if (options.images is None) != of_report or (options.model is None) != of_report:
+        parser.error("--images and --model go together, with --study or --pack only")
+    for flag, value, fits, where in (
+        ("--only", options.only, of_report, "without --study and --pack"),
+        ("--seconds", options.seconds, bool(options.study), "with --study"),
+        ("--continue", options.earlier, bool(options.study), "with --study"),
+        ("--limit", options.limit, options.pack, "with --pack"),
+    ):
+        if value is not None and not fits:
+            parser.error(f"{flag} goes {where} only")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -26,13 +26,19 @@ import triton
 from fedra_engine.benchmarks.gpu.stage_process import die_with_parent
 
 COMPILED = "kernels compiled in this stage"
-Calls = Sequence[tuple[str, Callable[[], Callable[[], object]]]]
-"""Names, and what prepares a call of ops on CPU tensors. Only the call itself compiles."""
+
+
+@dataclass(frozen=True)
+class PreparedCall:
+    """A call of ops on CPU tensors, by name: `prepare` makes its inputs and returns the call, which alone compiles."""
+
+    name: str
+    prepare: Callable[[], Callable[[], object]]
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """What became of the calls: kernels compiled by all processes, and calls that failed, each in one line."""
+    """What became of the calls: kernels compiled by all processes, and what failed, each in one line."""
 
     kernels: int
     failures: tuple[str, ...]
@@ -42,17 +48,28 @@ class Compiled:
 class CompileAhead:
     """Processes that compile while this one does something else."""
 
-    def __init__(self, make: Callable[[], Calls], architecture: str, *, processes: int, method: str) -> None:
+    def __init__(
+        self,
+        make: Callable[[], Sequence[PreparedCall]],
+        architecture: str,
+        *,
+        processes: int,
+        method: str,
+        launchers: bool = False,
+    ) -> None:
         """Start `processes`, each of which makes its own calls.
 
-        By the `method` "fork" (this process must not have used a GPU) or "spawn".
+        By the `method` "fork" (this process must not have used a GPU) or "spawn". `launchers` says whether to build the
+        host code that launches each kernel, too (`fedra_kernels.aot.build_launcher`): needs an NVIDIA driver.
         """
         self._folder = Path(tempfile.mkdtemp(prefix="claims-"))
         context: Any = multiprocessing.get_context(method)
         # Processes that start anew read it when they import Triton; an interpreter compiles nothing.
         interpreted = os.environ.pop("TRITON_INTERPRET", None) if method == "spawn" else None
         self._processes = [
-            context.Process(target=_work, args=(make, architecture, self._folder, number, processes), daemon=True)
+            context.Process(
+                target=_work, args=(make, architecture, self._folder, number, processes, launchers), daemon=True
+            )
             for number in range(processes)
         ]
         for process in self._processes:
@@ -96,33 +113,62 @@ def compilations() -> Iterator[list[str]]:
         triton.knobs.compilation.listener = previous
 
 
-def _work(make: Callable[[], Calls], architecture: str, claims: Path, number: int, processes: int) -> None:
+def _work(
+    make: Callable[[], Sequence[PreparedCall]],
+    architecture: str,
+    claims: Path,
+    number: int,
+    processes: int,
+    launchers: bool,
+) -> None:
     from fedra_kernels.aot import compile_only
 
     die_with_parent()
     triton.knobs.runtime.jit_cache_hook = lambda **about: not _claim(claims, about)
     calls = make()
     start = number * len(calls) // processes
+    launchable: set[Any] = set()
     with compilations() as compiled:
         for index in range(start, start + len(calls)):
-            name, prepare = calls[index % len(calls)]
-            # Whoever has made a call leaves nothing of it to claim.
+            call = calls[index % len(calls)]
+            # Another process has already compiled this call's kernels.
             made = claims / f"{index % len(calls)}.made"
             if made.exists():
                 continue
-            try:
-                call = prepare()
-                with compile_only(architecture):
-                    call()
-                made.touch()
             # A call that cannot be compiled costs the others nothing.
-            except Exception as error:
-                traceback.print_exc()
-                text = f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-                (claims / f"{hashlib.sha256(text.encode()).hexdigest()}.failed").write_text(text)
+            with _failures_told(claims, call.name):
+                run = call.prepare()
+                with compile_only(architecture) as compilation:
+                    run()
+                made.touch()
+                if launchers:
+                    _build_launchers(claims, compilation.kernels, launchable)
             for count in range(len(compiled)):
                 (claims / f"{number}-{count}.compiled").touch()
     sys.stdout.flush()
+
+
+def _build_launchers(claims: Path, kernels: Sequence[tuple[str, Any]], built: set[Any]) -> None:
+    """Build the launcher of every kernel that is not in `built` yet; those of other processes' kernels are theirs."""
+    from fedra_kernels.aot import build_launcher
+
+    for name, kernel in kernels:
+        if kernel is None or kernel in built:
+            continue
+        built.add(kernel)
+        with _failures_told(claims, f"launcher of {name}"):
+            build_launcher(kernel)
+
+
+@contextmanager
+def _failures_told(claims: Path, name: str) -> Iterator[None]:
+    """Print an error's traceback, leave it in one line for `CompileAhead.wait`, and go on."""
+    try:
+        yield
+    except Exception as error:
+        traceback.print_exc()
+        text = f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        (claims / f"{hashlib.sha256(text.encode()).hexdigest()}.failed").write_text(text)
 
 
 def _claim(claims: Path, about: dict[str, Any]) -> bool:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 import torch
 
 from fedra_engine.benchmarks.gpu import ops
-from fedra_engine.benchmarks.gpu.compile_ahead import Calls
+from fedra_engine.benchmarks.gpu.compile_ahead import PreparedCall
 from fedra_engine.benchmarks.gpu.shapes import VitShape
 from fedra_engine.benchmarks.gpu.sizes import OpSizes, ReportSizes
 from fedra_engine.benchmarks.gpu.tiles import tile_cases, using_tile
@@ -18,21 +18,19 @@ from fedra_engine.benchmarks.kernels.cases import ENGINE, Case, Sizes
 from fedra_engine.benchmarks.kernels.measure import kernel_cases
 from fedra_kernels.dispatch import architecture
 
-Call = tuple[str, Callable[[], Callable[[], object]]]
-
 _ROWS = (5, 3)
-"""Of each client, in the ops."""
+"""Rows of each client for which an op is compiled."""
 
 
-def calls_of(sizes: ReportSizes, groups: tuple[str, ...]) -> Calls:
+def calls_of(sizes: ReportSizes, groups: tuple[str, ...]) -> Sequence[PreparedCall]:
     """The calls of some groups; those that take longest to compile first."""
     return [call for group in groups for call in _GROUPS[group](sizes)]
 
 
-def _step(sizes: ReportSizes) -> Iterator[Call]:
+def _step(sizes: ReportSizes) -> Iterator[PreparedCall]:
     shapes = dict.fromkeys([*(point.shape for point in sizes.points if point.shape is not None), sizes.scaling_shape])
     for shape in shapes:
-        yield "training step", partial(_train, shape, sizes.dtype)
+        yield PreparedCall("training step", partial(_train, shape, sizes.dtype))
 
 
 def _train(shape: VitShape, dtype: torch.dtype, sgd: bool = False) -> Callable[[], object]:
@@ -45,26 +43,26 @@ def _round(workload: Workload) -> Callable[[], object]:
     return partial(workload.train, workload.sweep(2), workload.round(2, images=1, steps=2))
 
 
-def _embedded_step(_: ReportSizes) -> Iterator[Call]:
-    yield "training step of the embedded model", lambda: _round(Workload.embedded(CPU, fuse_blocks=True))
+def _embedded_step(_: ReportSizes) -> Iterator[PreparedCall]:
+    yield PreparedCall("training step of the embedded model", lambda: _round(Workload.embedded(CPU, fuse_blocks=True)))
 
 
-def _kernels(sizes: ReportSizes) -> Iterator[Call]:
+def _kernels(sizes: ReportSizes) -> Iterator[PreparedCall]:
     for case in kernel_cases(_few_rows(sizes.block)):
-        yield f"{case.kernel} {case.mode} {case.x}", partial(partial, _call, case)
+        yield PreparedCall(f"{case.kernel} {case.mode} {case.x}", partial(partial, _call, case))
 
 
-def _tiles(sizes: ReportSizes) -> Iterator[Call]:
+def _tiles(sizes: ReportSizes) -> Iterator[PreparedCall]:
     for case in tile_cases(sizes, _few_rows(sizes.block), _few_rows(sizes.second_block)):
-        yield f"tiles of {case.x}", partial(_all_tiles, sizes, case)
+        yield PreparedCall(f"tiles of {case.x}", partial(_all_tiles, sizes, case))
 
 
 def _all_tiles(sizes: ReportSizes, case: Case) -> Callable[[], object]:
-    inputs = case.inputs(torch.Generator().manual_seed(0))
+    inputs, rank = case.inputs(torch.Generator().manual_seed(0)), sizes.block(CPU).rank
 
     def call() -> None:
         for tile in sizes.tiles:
-            with using_tile(tile, architecture(CPU)), torch.no_grad():
+            with using_tile(tile, architecture(CPU), sizes.dtype, rank), torch.no_grad():
                 case.providers[ENGINE](inputs)()
 
     return call
@@ -79,28 +77,28 @@ def _call(case: Case) -> None:
         case.providers[ENGINE](case.inputs(torch.Generator().manual_seed(0)))()
 
 
-def _checked_ops(sizes: ReportSizes) -> Iterator[Call]:
+def _checked_ops(sizes: ReportSizes) -> Iterator[PreparedCall]:
     for name in ops.OPS:
-        yield name, partial(partial, _run_op, sizes.ops, name, sizes.dtype)
+        yield PreparedCall(name, partial(partial, _run_op, sizes.ops, name, sizes.dtype))
 
 
-def _checked_round(sizes: ReportSizes) -> Iterator[Call]:
-    yield "checked round", partial(_train, sizes.round_shape, torch.float32, sgd=True)
+def _checked_round(sizes: ReportSizes) -> Iterator[PreparedCall]:
+    yield PreparedCall("checked round", partial(_train, sizes.round_shape, torch.float32, sgd=True))
 
 
-def _smoke_ops(sizes: ReportSizes) -> Iterator[Call]:
-    yield "lora_linear", partial(partial, _run_op, sizes.smoke_ops, "lora_linear", sizes.dtype)
+def _smoke_ops(sizes: ReportSizes) -> Iterator[PreparedCall]:
+    yield PreparedCall("lora_linear", partial(partial, _run_op, sizes.smoke_ops, "lora_linear", sizes.dtype))
 
 
-def _smoke_round(sizes: ReportSizes) -> Iterator[Call]:
-    yield "smoke round", partial(_train, sizes.smoke_shape, torch.float32, sgd=True)
+def _smoke_round(sizes: ReportSizes) -> Iterator[PreparedCall]:
+    yield PreparedCall("smoke round", partial(_train, sizes.smoke_shape, torch.float32, sgd=True))
 
 
 def _run_op(op: OpSizes, name: str, dtype: torch.dtype) -> ops.Results:
     return ops.run_op(name, _ROWS, range(len(_ROWS)), CPU, dtype, widths=op.widths)
 
 
-_GROUPS: Mapping[str, Callable[[ReportSizes], Iterator[Call]]] = {
+_GROUPS: Mapping[str, Callable[[ReportSizes], Iterator[PreparedCall]]] = {
     "step": _step,
     "embedded step": _embedded_step,
     "kernels": _kernels,

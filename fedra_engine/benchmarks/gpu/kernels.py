@@ -31,7 +31,7 @@ _BLOCK_TARGETS = {FORWARD: 1.15, GIVEN: 1.08, BACKWARD: 1.9}
 _COPY_KERNELS = ("aggregate", "sgd", "adamw")
 _COPY_TARGET = 85.0
 _SECONDS_FOR_ONE = 2.0
-"""What a provider takes, inputs and compiling included."""
+"""What a provider takes, inputs and compiling included: a guess; nothing has been measured."""
 
 
 def engine_kernels(findings: Findings, sizes: ReportSizes, device: torch.device) -> None:

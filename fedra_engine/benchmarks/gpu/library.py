@@ -1,4 +1,4 @@
-"""What the library's products and a copy reach on this device: the rates that all else is held against."""
+"""What torch's matrix products (cuBLAS) and a copy reach on this device: the rates that all else is held against."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PEAKS, _PRODUCTS = "peaks", "library products"
 def measure_library(findings: Findings, sizes: ReportSizes, device: torch.device) -> None:
     """Time the large product, the large copy, and every product of the training, forward and dX."""
     peaks = measured_peaks(device, sizes.dtype, size=sizes.peak, seconds=2 * sizes.seconds)
-    findings.figure(Figure(f"library's product of size {sizes.peak}", peaks.flops / 1e12, "TFLOP/s"))
+    findings.figure(Figure(f"matrix product of torch, size {sizes.peak}", peaks.flops / 1e12, "TFLOP/s"))
     findings.figure(Figure("copy", peaks.bandwidth / 1e12, "TB/s"))
     findings.row(_PEAKS, {"name": peaks.name, "flops": peaks.flops, "bandwidth": peaks.bandwidth})
     for rows, inputs, outputs in sizes.products:
@@ -41,7 +41,7 @@ def library_peaks(folder: Path, sizes: ReportSizes, device: torch.device) -> Pea
 
 
 def product_rate(folder: Path, sizes: ReportSizes, device: torch.device, shape: VitShape, rows: int) -> float:
-    """FLOP/s of the library over the forward products and the dX of a block of `shape`, at so many rows.
+    """FLOP/s of torch's matrix products over the forward products and the dX of a block of `shape`, at so many rows.
 
     Measured earlier in this report for these rows, or measured now.
     """

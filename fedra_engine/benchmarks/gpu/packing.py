@@ -11,24 +11,31 @@ from pathlib import Path
 from typing import Any
 
 FILES = ("report.json", "report.md", "kernels.csv", "logs.tgz")
-_TEMPORARY = ".refresh.tmp"
-"""One name for all, so that a report that is killed while it writes leaves one file more at most."""
 _LARGEST_LOG = 1 << 20
 """Bytes kept of each end of a log that is longer than twice this."""
 
 
 def refresh(folder: Path, output: Path, report: Mapping[str, Any], markdown: str) -> None:
-    """Write `output` anew from what the stages have left in `folder` so far."""
+    """Write `output` anew from what the stages have left in `folder` so far.
+
+    Raises:
+        OSError: a file cannot be written; it and those after it are as they were.
+    """
     contents = {
         "report.json": (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode(),
         "report.md": markdown.encode(),
         "kernels.csv": _joined_csv(folder),
         "logs.tgz": _archive(folder),
     }
-    for name in FILES:
-        temporary = output / _TEMPORARY
-        temporary.write_bytes(contents[name])
-        os.replace(temporary, output / name)
+    # One name for all files, so that a report that is killed while it writes leaves one file more at most; and one for
+    # each process, since two may write into the same folder.
+    temporary = output / f".refresh-{os.getpid()}.tmp"
+    try:
+        for name in FILES:
+            temporary.write_bytes(contents[name])
+            os.replace(temporary, output / name)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _joined_csv(folder: Path) -> bytes:

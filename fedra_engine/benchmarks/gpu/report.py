@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,6 +23,8 @@ _POLL_SECONDS = 0.2
 _LEAST_SECONDS = 5.0
 """Below which a stage for the time that is left does not start."""
 _SECONDS_TO_PACK = 3.0
+_TERMINATED = 128 + signal.SIGTERM
+"""The exit code of a process that SIGTERM has ended, as shells have it."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +67,20 @@ class _Run:
         return Report(self.settings.notice, self.settings.command, self.machine, tuple(self.outcomes), found)
 
     def write(self) -> None:
-        """Bring the output up to date."""
+        """Bring the output up to date.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         report = self.report()
         refresh(self.folder, self.output, report.as_dict(), markdown(report))
+
+    def write_if_possible(self) -> None:
+        """Bring the output up to date; where that cannot be, say so in one line: it may be possible later."""
+        try:
+            self.write()
+        except OSError as error:
+            self.say(f"cannot write {self.output}: {error.strerror}")
 
 
 def run_report(stages: Sequence[Stage], machine: Machine, output: Path, settings: Settings) -> int:
@@ -75,7 +90,8 @@ def run_report(stages: Sequence[Stage], machine: Machine, output: Path, settings
         The exit code: 0 where every stage went well, else 1.
 
     Raises:
-        InputError: the output folder cannot be written.
+        InputError: the output folder cannot be written, at first or at last.
+        SystemExit: with 143, on SIGTERM, after the output was written.
     """
     _make_folder(output)
     folder = Path(tempfile.mkdtemp(prefix="gpu-report-"))
@@ -83,12 +99,37 @@ def run_report(stages: Sequence[Stage], machine: Machine, output: Path, settings
     os.environ["TRITON_CACHE_DIR"] = str(folder / "triton")
     run = _Run(settings, machine, folder, output)
     run.say(f"{machine.device}; {machine.versions}")
-    try:
-        _run_stages(run, stages)
-    finally:
-        run.write()
-        shutil.rmtree(folder, ignore_errors=True)
+    with _exit_on_sigterm():
+        try:
+            _run_stages(run, stages)
+        finally:
+            _write_for_good(run)
     return 1 if any(outcome.failed for outcome in run.outcomes) else 0
+
+
+@contextmanager
+def _exit_on_sigterm() -> Iterator[None]:
+    """Let the first SIGTERM end this process as an exception does; while that is under way, more are ignored."""
+
+    def leave(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise SystemExit(_TERMINATED)
+
+    previous = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _write_for_good(run: _Run) -> None:
+    try:
+        run.write()
+    except OSError as error:
+        raise InputError(
+            f"output_dir: cannot write {run.output}: {error.strerror}; what was found is in {run.folder}"
+        ) from error
+    shutil.rmtree(run.folder, ignore_errors=True)
 
 
 def _run_stages(run: _Run, stages: Sequence[Stage]) -> None:
@@ -103,7 +144,6 @@ def _run_stages(run: _Run, stages: Sequence[Stage]) -> None:
         outcome = _run_stage(run, stage, seconds)
         if outcome.failed and stage.essential:
             broken = stage.name
-    run.write()
     for line in short_table(run.report()):
         print(f"{run.settings.notice}{line}", flush=True)
 
@@ -119,7 +159,7 @@ def _run_stage(run: _Run, stage: Stage, seconds: float) -> Outcome:
             told = _tell(run, stage.name, told)
             if not ended and time.monotonic() - written > run.settings.refresh:
                 run.outcomes[-1] = replace(run.outcomes[-1], seconds=process.seconds)
-                run.write()
+                run.write_if_possible()
                 written = time.monotonic()
     finally:
         # Also where this process is interrupted.
@@ -138,7 +178,7 @@ def _run_stage(run: _Run, stage: Stage, seconds: float) -> Outcome:
     for what in left_out:
         run.say(f"{stage.name}: no time for {what}")
     run.say(f"{stage.name}: {outcome.verdict}, {taken:.1f} s")
-    run.write()
+    run.write_if_possible()
     return outcome
 
 

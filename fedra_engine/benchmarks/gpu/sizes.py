@@ -50,15 +50,17 @@ class ReportSizes:
     Attributes:
         notice: what every line that is printed begins with.
         device: where the stages run.
+        dtype: of models and ops, but for the checks of rounds, which are float32.
         total: seconds of the whole report.
         limits: seconds of each stage's process; the rest of the baselines gets what the others leave.
         refresh: seconds between two writes of the output while a stage runs.
         interpreted: stages, "checked ops" and "checked rounds", where kernels run in Triton's interpreter; on a CPU the
             others take the torch path.
-        workers: how the processes that compile start; forked ones lack an import of ten seconds.
+        workers: how the processes that compile start: "fork" or "spawn"; forked ones need not import the libraries
+            again, which takes ten seconds.
         compiled, smoke_compiled: groups of calls that are compiled ahead, and those before the first stage.
         compile_for: the architecture for which; None: that of the device.
-        products: (rows, inputs, outputs) of the library's products that are measured.
+        products: (rows, inputs, outputs) of torch's matrix products that are measured.
         peak: size of the large product, and of the large copy.
         block: the batch of one block in the kernel benchmarks, on a device.
         second_layers, second_block: (inputs, outputs) of layers in which tiles are tried as well, and their batch.
@@ -127,7 +129,7 @@ GPU = ReportSizes(
     dtype=torch.bfloat16,
     total=420.0,
     limits={
-        "smoke": 25.0,
+        "smoke": 45.0,
         "compile": 36.0,
         "kernels": 75.0,
         "end_to_end": 85.0,

@@ -91,7 +91,9 @@ def _compile(findings: Findings, sizes: ReportSizes, device: torch.device, *, ar
 
 def _compile_ahead(sizes: ReportSizes, groups: tuple[str, ...], architecture: str) -> CompileAhead:
     make = partial(calls_of, sizes, groups)
-    return CompileAhead(make, architecture, processes=usable_processes(), method=sizes.workers)
+    # Launchers are linked against the driver, which only a machine with a GPU has.
+    launchers = sizes.compile_for is None
+    return CompileAhead(make, architecture, processes=usable_processes(), method=sizes.workers, launchers=launchers)
 
 
 def _tests(findings: Findings, sizes: ReportSizes, device: torch.device) -> None:

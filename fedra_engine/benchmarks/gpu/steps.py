@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +15,13 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from fedra_engine.benchmarks.gpu.workload import Workload, synchronize
+from fedra_engine.benchmarks.launches import counted_launches
 from fedra_engine.execution.sweep import SweepExecutor
+from fedra_kernels.dispatch import launches_observed_by
 
-_TIMED, _SYNCHRONIZATIONS, _PROFILED = (1, 2, 3), 4, 5
+_TIMED, _SYNCHRONIZATIONS, _COUNTED = (1, 2, 3), 4, 5
 """Steps of a round, from 0, and what is looked at in them; the first one builds the tables."""
-STEPS = _PROFILED + 1
+STEPS = _COUNTED + 1
 LONGEST = 10
 
 
@@ -31,9 +32,10 @@ class StepCost:
     Attributes:
         host: seconds until the host has queued it.
         gpu: seconds on the GPU from its first to its last kernel; 0 on a CPU.
-        triton, others: kernels launched, by name.
+        triton, others: kernels of this project and other kernels that are launched, by name; on a CPU, `others` are
+            torch's ops that compute something there, in place of this project's kernels, too.
         copies: copies and fills, by name.
-        synchronizations: calls at which the host waited for the GPU, by the line that made them.
+        synchronizations: calls at which the host waited for the GPU, by the line that made them; none on a CPU.
         longest: kernels with the most time on the GPU: name, launches, seconds.
     """
 
@@ -63,8 +65,8 @@ def step_cost(workload: Workload, *, lanes: int, images: int) -> StepCost:
             gpus.append(gpu)
         elif number == _SYNCHRONIZATIONS and workload.device.type == "cuda":
             cost.synchronizations = _synchronizations(step)
-        elif number == _PROFILED and workload.device.type == "cuda":
-            _profile(step, cost)
+        elif number == _COUNTED:
+            (_profile if workload.device.type == "cuda" else _count)(step, cost)
         else:
             step()
         number += 1
@@ -113,23 +115,31 @@ def _synchronizations(step: Callable[[], None]) -> Counter[str]:
     return Counter(f"{warning.filename.rpartition('site-packages/')[2]}:{warning.lineno}" for warning in places)
 
 
+def _count(step: Callable[[], None], cost: StepCost) -> None:
+    with counted_launches() as counts:
+        step()
+    cost.triton, cost.others = counts.triton, counts.torch
+
+
 def _profile(step: Callable[[], None], cost: StepCost) -> None:
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+    own: set[str] = set()
+    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+    with launches_observed_by(own.add), profile(activities=activities) as profiler:
         step()
         torch.cuda.synchronize()
     seconds: Counter[str] = Counter()
     for event in profiler.events() or ():
         if event.device_type != DeviceType.CUDA or event.is_user_annotation:
             continue
-        counts = kind_of(event.name, cost)
+        counts = kind_of(event.name, cost, own)
         counts[event.name] += 1
         seconds[event.name] += event.time_range.elapsed_us() / 1e6
     launches = cost.triton + cost.others + cost.copies
     cost.longest = [(name, launches[name], spent) for name, spent in seconds.most_common(LONGEST)]
 
 
-def kind_of(name: str, cost: StepCost) -> Counter[str]:
-    """Where a profiled event of this name is counted: Triton's kernels have plain names that end in _kernel."""
+def kind_of(name: str, cost: StepCost, own: Set[str]) -> Counter[str]:
+    """Where a profiled event of this name is counted; `own` are the kernels of this project that were launched."""
     if name.startswith(("Memcpy", "Memset")):
         return cost.copies
-    return cost.triton if re.fullmatch(r"[a-z0-9_]+_kernel\w*", name) else cost.others
+    return cost.triton if name in own else cost.others

@@ -33,7 +33,7 @@ class Outcome:
 
     @property
     def verdict(self) -> str:
-        """In words."""
+        """What tables say of the stage: that it failed and why, else its remark or, without one, its state."""
         return f"FAILED: {self.error}" if self.failed else self.error or self.state
 
 
@@ -48,7 +48,7 @@ class Report:
     found: Mapping[str, Mapping[str, Any]]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """What `report.json` holds: notice, command, machine, and each stage's outcome with what it found."""
         stages = [
             asdict(outcome) | {k: v for k, v in self.found[outcome.stage].items() if k != "error"}
             for outcome in self.outcomes
@@ -141,7 +141,7 @@ def _expected_of_an_h100() -> list[str]:
 
 
 def _flops(point: Point) -> float:
-    """Of a client."""
+    """FLOPs of one client's local training, for a client of average capacity."""
     assert point.shape is not None
     held = sum(CAPACITIES) / len(CAPACITIES)
     return held * point.images * point.steps * point.shape.block_flops()

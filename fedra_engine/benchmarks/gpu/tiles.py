@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedra_engine.benchmarks.gpu.findings import Findings
 from fedra_engine.benchmarks.gpu.sizes import ReportSizes
+from fedra_engine.benchmarks.gpu.smoke import PRECISION
 from fedra_engine.benchmarks.kernels.cases import ENGINE, Case, Sizes
 from fedra_engine.benchmarks.kernels.lora import GIVEN, lora_cases
 from fedra_engine.benchmarks.kernels.measure import KernelMeasurement, measure_kernels, name_and_message
@@ -20,7 +21,7 @@ from fedra_kernels.dispatch import architecture
 from fedra_kernels.lora_gemm import CONFIGS
 
 _SECONDS_FOR_ONE = 1.5
-"""What a tile in one layer takes, inputs and compiling included."""
+"""What a tile in one layer takes, inputs and compiling included: a guess; nothing has been measured."""
 
 
 def tile_cases(sizes: ReportSizes, block: Sizes, second: Sizes) -> list[Case]:
@@ -30,8 +31,11 @@ def tile_cases(sizes: ReportSizes, block: Sizes, second: Sizes) -> list[Case]:
 
 
 @contextmanager
-def using_tile(tile: Tile, architecture: str, dtype: torch.dtype = torch.bfloat16, rank: int = 16) -> Iterator[None]:
-    """Let `lora_gemm` take this tile on an architecture, in this process, while the context lasts."""
+def using_tile(tile: Tile, architecture: str, dtype: torch.dtype, rank: int) -> Iterator[None]:
+    """Let `lora_gemm` take this tile for a dtype and rank on an architecture, in this process, while the context lasts.
+
+    So it does for every dtype and rank of the same shape class.
+    """
     table = cast(dict[str, Any], CONFIGS[architecture])
     key = shape_class(dtype, rank)
     previous, table[key] = table[key], tile
@@ -47,9 +51,10 @@ def tile_name(tile: Tile) -> str:
 
 
 def measure_tiles(findings: Findings, sizes: ReportSizes, device: torch.device) -> Iterator[KernelMeasurement]:
-    """Time every tile in every layer beside the frozen product; the table's own results are compared with.
+    """Time every tile in every layer beside the frozen product.
 
-    A tile that cannot be launched, or whose result differs, is a row with an error.
+    Each tile's result is compared with that of the configured tile. A tile that cannot be launched, or whose result
+    differs, is a row with an error.
     """
     name = architecture(device)
     for case in tile_cases(sizes, sizes.block(device), sizes.second_block(device)):
@@ -73,7 +78,7 @@ def measure_tiles(findings: Findings, sizes: ReportSizes, device: torch.device) 
                 except Exception as error:  # Too much shared memory, for one.
                     yield KernelMeasurement(case, provider, None, name_and_message(error))
                     continue
-                if not wrong <= 0.02:
+                if not wrong <= PRECISION[sizes.dtype]:
                     yield KernelMeasurement(case, provider, None, f"the result differs by {wrong:.1e}")
                     continue
                 yield from _measured(case, [ENGINE], device, sizes.seconds, provider)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import tarfile
 import time
@@ -15,8 +17,9 @@ from typing import Any
 
 import pytest
 
+from fedra_engine.benchmarks.gpu import report as report_module
 from fedra_engine.benchmarks.gpu.findings import Figure, Findings
-from fedra_engine.benchmarks.gpu.packing import FILES
+from fedra_engine.benchmarks.gpu.packing import FILES, refresh
 from fedra_engine.errors import InputError
 from tests.benchmarks.gpu import stage_tables as tables
 from tests.benchmarks.gpu.stage_tables import report, stage
@@ -170,6 +173,91 @@ def test_the_output_is_current_while_a_stage_runs_and_whole_when_the_report_is_k
     assert len(list(output.iterdir())) <= len(FILES) + 1
     # Nor does a stage outlive its report.
     assert eventually(lambda: not alive(int(process.read_text())))
+
+
+def test_a_report_that_is_terminated_writes_what_it_has_and_ends_with_143(tmp_path: Path) -> None:
+    process = tmp_path / "process.txt"
+
+    def hang(findings: Findings) -> None:
+        findings.figure(Figure("found before", 1.0))
+        process.write_text(str(os.getpid()))
+        time.sleep(600)
+
+    output = tmp_path / "out"
+    stages = [stage("first", tables.good), stage("long", hang, 300.0)]
+    running = multiprocessing.get_context("fork").Process(target=report, args=(stages, output))
+    running.start()
+    assert eventually(lambda: process.exists() and process.read_text() != "")
+    assert running.pid is not None
+    os.kill(running.pid, signal.SIGTERM)
+    running.join(30.0)
+    assert running.exitcode == 143
+    assert sorted(path.name for path in output.iterdir()) == sorted(FILES)
+    found = stored(output)
+    assert found["long"]["state"] == "running"
+    assert [figure["name"] for figure in found["long"]["figures"]] == ["found before"]
+    assert eventually(lambda: not alive(int(process.read_text())))
+
+
+def test_the_handler_of_a_report_is_not_its_stages_and_not_there_afterwards(tmp_path: Path) -> None:
+    def run(findings: Findings) -> None:
+        findings.figure(Figure("is default", float(signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)))
+
+    before = signal.getsignal(signal.SIGTERM)
+    report([stage("first", run)], tmp_path)
+    assert stored(tmp_path)["first"]["figures"][0]["value"] == 1.0
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_two_reports_into_one_folder_do_not_take_each_others_files(tmp_path: Path) -> None:
+    contexts = multiprocessing.get_context("fork")
+    folders = [tmp_path / "a", tmp_path / "b"]
+    output = tmp_path / "out"
+    for folder in (*folders, output):
+        folder.mkdir()
+
+    def write(folder: Path) -> None:
+        for _ in range(200):
+            refresh(folder, output, {}, "report")
+
+    writing = [contexts.Process(target=write, args=(folder,)) for folder in folders]
+    for process in writing:
+        process.start()
+    for process in writing:
+        process.join()
+    assert [process.exitcode for process in writing] == [0, 0]
+    assert sorted(path.name for path in output.iterdir()) == sorted(FILES)
+
+
+def test_an_output_that_cannot_be_written_for_a_while_costs_no_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    failures = iter([True])
+
+    def full(*arguments: Any) -> None:
+        if next(failures, False):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        refresh(*arguments)
+
+    monkeypatch.setattr(report_module, "refresh", full)
+    assert report([stage("first", tables.good), stage("last", tables.good)], tmp_path) == 0
+    assert [found["state"] for found in stored(tmp_path).values()] == ["done", "done"]
+    lines = capfd.readouterr().out.splitlines()
+    assert len([line for line in lines if f"cannot write {tmp_path}: No space left on device" in line]) == 1
+
+
+def test_an_output_that_cannot_be_written_at_last_is_one_line_that_names_what_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(report_module, "refresh", full)
+    with pytest.raises(InputError, match=r"No space left on device; what was found is in ") as caught:
+        report([stage("first", tables.good)], tmp_path)
+    kept = Path(str(caught.value).rpartition(" ")[2])
+    assert (kept / "first.json").exists()
+    shutil.rmtree(kept)
 
 
 def test_a_long_stage_is_told_about_while_it_runs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedra_engine.benchmarks.gpu.findings import Findings, StageFailed
-from fedra_engine.benchmarks.gpu.pytest_stage import run_tests
+from fedra_engine.benchmarks.gpu.pytest_stage import FAILURES, run_tests
 
 TESTS = """
 import os
@@ -19,7 +19,10 @@ import pytest
 @pytest.mark.gpu
 @pytest.mark.parametrize("number", range(5))
 def test_some(number):
-    assert number != {wrong}, "number is wrong"
+    check(number)
+
+def check(number):
+    assert number != {wrong}, f"number is wrong:\\n{{number}}" + 400 * "!"
 
 def test_without_the_marker():
     raise AssertionError
@@ -63,7 +66,30 @@ def test_a_failure_is_named_with_its_reason(tmp_path: Path) -> None:
     with pytest.raises(StageFailed, match=r"^1 of 6: .*test_some\[3\]"):
         run(root)
     (row,) = json.loads((root / "tests.json").read_text())["tables"]["failures"]
-    assert "AssertionError" in row["reason"]
+    assert row["reason"].startswith("AssertionError: number is wrong: 3!!!")
+    assert len(row["reason"]) == 300
+
+
+def test_what_pytest_tells_of_a_failure_is_kept_though_its_process_breaks_off_later(tmp_path: Path) -> None:
+    root = make_root(tmp_path, wrong=1, crash=True)
+    with pytest.raises(StageFailed, match=r"test_some\[1\]"):
+        run(root)
+    kept = (root / FAILURES).read_text()
+    assert kept.startswith("tests/test_some.py::test_some[1] (call)\n")
+    assert ">       check(number)" in kept
+    assert "assert 1 != 1" in kept
+
+
+def test_a_skipped_test_is_told_with_its_reason_and_not_all_have_passed(tmp_path: Path) -> None:
+    root = make_root(tmp_path)
+    with (root / "tests" / "test_some.py").open("a") as file:
+        file.write('\n@pytest.mark.gpu\ndef test_large():\n    pytest.skip("needs 40 GiB")\n')
+        file.write('\n@pytest.mark.gpu\n@pytest.mark.skip(reason="not here")\ndef test_marked():\n    pass\n')
+    findings = run(root)
+    figure = findings.figures[0]
+    assert (figure.value, figure.target, figure.met) == (6, "all; 2 skipped", False)
+    rows = {row["test"].rpartition("::")[2]: row["reason"] for row in findings.rows["skipped"]}
+    assert rows == {"test_large": "needs 40 GiB", "test_marked": "not here"}
 
 
 def test_a_process_that_breaks_off_fails_the_stage_and_the_others_count(tmp_path: Path) -> None:

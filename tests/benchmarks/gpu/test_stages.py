@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,10 +14,8 @@ from typing import Any
 import pytest
 import torch
 import triton
-from torch.autograd import DeviceType
-from torch.autograd.profiler_util import FunctionEvent
 
-from fedra_engine.benchmarks.gpu import end_to_end, stages, steps
+from fedra_engine.benchmarks.gpu import end_to_end, stages
 from fedra_engine.benchmarks.gpu.compile_ahead import COMPILED
 from fedra_engine.benchmarks.gpu.findings import Findings, StageFailed
 from fedra_engine.benchmarks.gpu.kernels import earlier_measurements, engine_kernels, other_baselines
@@ -26,13 +23,11 @@ from fedra_engine.benchmarks.gpu.library import library_peaks, measure_library, 
 from fedra_engine.benchmarks.gpu.scaling import client_scaling
 from fedra_engine.benchmarks.gpu.shapes import VIT_BASE, VitShape, expected_step_seconds
 from fedra_engine.benchmarks.gpu.sizes import REHEARSAL, Point
-from fedra_engine.benchmarks.gpu.steps import STEPS, StepCost, kind_of, step_cost
 from fedra_engine.benchmarks.gpu.tiles import using_tile
 from fedra_engine.benchmarks.gpu.workload import Workload
 from fedra_engine.benchmarks.kernels.cases import ENGINE
 from fedra_engine.benchmarks.kernels.measure import TIME_UP, kernel_cases
 from fedra_engine.benchmarks.kernels.work import H100, Peaks
-from fedra_engine.execution.sweep import SweepExecutor
 from fedra_kernels import dispatch
 from fedra_kernels.configs import Tile
 from fedra_kernels.lora_gemm import CONFIGS
@@ -97,7 +92,7 @@ def test_whole_rounds_are_measured_beside_peft_and_the_counted_work(findings: Fi
     assert [(row["point"], row["clients"]) for row in rows] == [("ViT 2 × 16", 4), ("ViT 3 × 1", 6)]
     assert all(row["host_seconds_per_step"] > 0 for row in rows)
     figures = {figure.name: figure for figure in findings.figures}
-    share = figures["ViT 2 × 16: share of the library's rate at these shapes"]
+    share = figures["ViT 2 × 16: share of torch's products' rate at these shapes"]
     assert share.target == "≥ 40"
     assert share.value == pytest.approx(100 * rows[0]["tflops"] / rows[0]["library_tflops"])
     assert share.expected is not None
@@ -141,38 +136,17 @@ def test_a_round_trains_as_many_images_as_are_counted() -> None:
     assert workload.flops(round) == round.allocation.sum() * 8 * TINY.block_flops()
 
 
-def test_a_steps_cost_is_that_of_a_step_without_tables_to_build(monkeypatch: pytest.MonkeyPatch) -> None:
-    workload = Workload.random(TINY, CPU, torch.float32)
-    trained = []
-    step = SweepExecutor._step
-    monkeypatch.setattr(SweepExecutor, "_step", lambda self, *args: (trained.append(1), step(self, *args)))
-    cost = step_cost(workload, lanes=2, images=1)
-    assert len(trained) == STEPS
-    assert cost.host > 0
-
-
-def test_profiled_kernels_are_told_apart_by_name() -> None:
-    cost = StepCost()
-    for name in (
-        "lora_gemm_kernel",
-        "void at::native::vectorized_elementwise_kernel<4>(int)",
-        "nvjet_hsh_128x256_64x4_1x2_h_bz_TNT",
-        "Memcpy HtoD (Pinned -> Device)",
-        "Memset (Device)",
-    ):
-        kind_of(name, cost)[name] += 1
-    assert set(cost.triton) == {"lora_gemm_kernel"}
-    assert cost.others.total() == 2
-    assert cost.copies.total() == 2
-
-
-def test_launches_and_synchronizations_have_targets_on_a_gpu() -> None:
-    point, cost = Point(TINY, 2, 1, 1, 1), StepCost()
-    cost.triton["a_kernel"], cost.others["b"] = 541, 200
-    cost.synchronizations["sweep.py:1"] = 1
-    figures = end_to_end.step_figures(point, cost, torch.device("cuda"))
-    assert [figure.met for figure in figures if figure.target] == [False, True, False]
-    assert [figure.name for figure in end_to_end.step_figures(point, cost, CPU)] == ["ViT 2 × 1: host time of a step"]
+@pytest.mark.parametrize("fuse", [True, False])
+def test_how_many_blocks_were_fused_is_told_and_should_be_all(
+    fuse: bool, findings: Findings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(Workload, "random", partial(Workload.random, fuse_blocks=fuse))
+    end_to_end.end_to_end(findings, replace(REHEARSAL, points=(Point(TINY, 2, 1, 1, 1), Point(None, 2, 1, 1, 1))), CPU)
+    (figure, embedded) = (figure for figure in findings.figures if "blocks fused" in figure.name)
+    expected = TINY.depth if fuse else 0
+    assert (figure.value, figure.target, figure.met) == (expected, "3", fuse)
+    assert embedded.target == ""
+    assert stored(tmp_path)["tables"]["rounds"][0]["blocks_fused"] == expected
 
 
 def test_scaling_measures_every_number_of_clients_for_which_there_is_time(tmp_path: Path) -> None:
@@ -245,49 +219,6 @@ def test_timings_without_time_are_counted(tmp_path: Path) -> None:
 def test_a_tile_replaces_the_tables_entry_for_a_while() -> None:
     tile = Tile(64, 64, 64, 4, 2)
     before = CONFIGS["sm_90"]["narrow"]
-    with using_tile(tile, "sm_90"):
+    with using_tile(tile, "sm_90", torch.bfloat16, 16):
         assert CONFIGS["sm_90"]["narrow"] == tile
     assert CONFIGS["sm_90"]["narrow"] == before
-
-
-def test_kernels_of_a_profiled_step_are_counted_and_the_longest_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def event(name: str, end: float, device: DeviceType = DeviceType.CUDA, annotation: bool = False) -> FunctionEvent:
-        return FunctionEvent(0, name, 0, 0.0, end, device_type=device, is_user_annotation=annotation)
-
-    class Profile(nullcontext[Any]):
-        def __enter__(self) -> Any:
-            return self
-
-        def events(self) -> list[FunctionEvent]:
-            return [
-                event("lora_gemm_kernel", 30.0),
-                event("lora_gemm_kernel", 40.0),
-                event("nvjet", 50.0),
-                event("Memset (Device)", 1.0),
-                event("aten::mm", 900.0, DeviceType.CPU),
-                event("Optimizer.step", 900.0, annotation=True),
-            ]
-
-    monkeypatch.setattr(steps, "profile", lambda **_: Profile())
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    cost, ran = StepCost(), []
-    steps._profile(lambda: ran.append(1), cost)
-    assert ran == [1]
-    assert (cost.triton, cost.others, cost.copies) == ({"lora_gemm_kernel": 2}, {"nvjet": 1}, {"Memset (Device)": 1})
-    assert cost.longest[:2] == [("lora_gemm_kernel", 2, pytest.approx(70e-6)), ("nvjet", 1, pytest.approx(50e-6))]
-
-
-def test_synchronizations_are_counted_by_the_line_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    modes = []
-    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
-
-    def step() -> None:
-        for _ in range(3):
-            warnings.warn("called a synchronizing CUDA operation (Triggered internally)", stacklevel=1)
-        warnings.warn("something else", stacklevel=1)
-
-    (place,) = (found := steps._synchronizations(step))
-    assert place.partition(":")[0].endswith("test_stages.py")
-    assert found[place] == 3
-    assert modes == ["warn", 0]
