@@ -33,7 +33,10 @@ def main() -> None:
     target = Target(read_installed(lines), options.python, tuple(options.platform))
     wheels = resolve(missing_requirements(PYPROJECT.read_text(), target.installed), target)
     if options.download is None:
-        print("\n".join(wheels))
+        for wheel in wheels:
+            print(wheel)
+        if not wheels:
+            print("nothing is missing", file=sys.stderr)
         return
     sizes = download(wheels, target, options.download)
     for name, size in sizes.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,11 @@ from fedra_engine.config import DataConfig
 from fedra_engine.data.origins import Origins
 from fedra_engine.data.split import stratified_test_set
 from fedra_engine.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from fedra_engine.data.decoded import DecodedImages
 
 DataTask = Literal["image_classification", "text_classification", "causal_lm"]
 
@@ -40,7 +45,7 @@ class DomainData:
     """
 
     task: DataTask
-    content: Any
+    content: Dataset | DecodedImages
     domain_of: NDArray[np.int64]
     domains: list[str]
     labels: NDArray[np.int64] | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from fedra_engine.data.row_parts import MadeRows, RowMaker, make_rows
 from fedra_engine.data.samples import Preprocessing
 from fedra_engine.data.stored_rows import StoredRows
 from fedra_engine.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _FORMAT = 3
 """Goes up whenever the same files would give other pixels."""
@@ -64,7 +67,8 @@ class _ImageMaker(RowMaker):
 
         self._data = data
         self._preprocessing = preprocessing
-        self._encoded = data.content.cast_column("image", Image(decode=False)).with_format("arrow")
+        encoded = cast("Dataset", data.content).cast_column("image", Image(decode=False))
+        self._encoded = encoded.with_format("arrow")
         self.shapes = {"pixels": (preprocessing.channels, preprocessing.image_size, preprocessing.image_size)}
         self.row_bytes = int(np.prod(self.shapes["pixels"]))
 

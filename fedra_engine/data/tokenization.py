@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from fedra_engine.data.row_cache import Part, as_tensor
 from fedra_engine.data.row_parts import MadeRows, RowMaker, make_rows
 from fedra_engine.data.stored_rows import StoredRows
 from fedra_engine.errors import InputError, one_line
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 LONGEST = 512
 """Tokens of a text, unless the configuration or the model sets another length."""
@@ -175,7 +178,9 @@ class _TokenMaker(RowMaker):
     readable = "a text with words"
 
     def __init__(self, data: DomainData, tokenization: Tokenization) -> None:
-        self._data = data
+        self._task = data.task
+        self._content = cast("Dataset", data.content)
+        self._origins = data.origins
         self._tokenizer = tokenization.tokenizer
         self._max_length = tokenization.max_length
         self._padding = tokenization.padding
@@ -184,11 +189,11 @@ class _TokenMaker(RowMaker):
         self._settings = _digest(_FORMAT, data.task, self._max_length, self._padding, _tokenizer_state(self._tokenizer))
 
     def identity(self, start: int, stop: int) -> str | None:
-        digests = [_digest(self._data.content[some]) for some in self._chunks(start, stop)]
+        digests = [_digest(self._content[some]) for some in self._chunks(start, stop)]
         return _digest(self._settings, digests)
 
     def make(self, start: int, stop: int) -> Part:
-        parts = [self._tokenize(self._data.content[some]) for some in self._chunks(start, stop)]
+        parts = [self._tokenize(self._content[some]) for some in self._chunks(start, stop)]
         columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in self.shapes}
         return Part(columns, [error for part in parts for error in part.errors])
 
@@ -196,7 +201,7 @@ class _TokenMaker(RowMaker):
         """Slices of texts that are in memory at a time."""
         import pyarrow.compute as pc
 
-        texts = self._data.content.with_format("arrow")
+        texts = self._content.with_format("arrow")
         for first in range(start, stop, _AT_ONCE):
             last = min(first + _AT_ONCE, stop)
             sizes = sum(pc.fill_null(pc.binary_length(column), 0).to_numpy() for column in texts[first:last].columns)
@@ -205,7 +210,7 @@ class _TokenMaker(RowMaker):
             yield from (slice(*bounds) for bounds in pairwise([first, *cuts.tolist(), last]))
 
     def _tokenize(self, texts: dict[str, list[str]]) -> Part:
-        if self._data.task == "causal_lm":
+        if self._task == "causal_lm":
             rows = [self._with_response(*pair) for pair in zip(*self._encode_pairs(texts), strict=True)]
         else:
             words = [text or "" for text in texts["text"]]
@@ -223,7 +228,7 @@ class _TokenMaker(RowMaker):
         return Part(columns, ["" if ids else "found no text" for ids, _ in rows])
 
     def describe(self, row: int) -> str:
-        return f"text {row}" if self._data.origins is None else str(self._data.origins[row])
+        return f"text {row}" if self._origins is None else str(self._origins[row])
 
     def _encode_pairs(self, texts: dict[str, list[str]]) -> tuple[list[list[int]], list[list[int]]]:
         # The start token, if the tokenizer has one, goes before the prompt only; an end token is added below.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,7 @@ from fedra_engine.benchmarks.offline_wheels import (
 )
 from fedra_engine.errors import InputError
 
+ROOT = Path(__file__).parents[2]
 PYPROJECT = """
 [project]
 dependencies = [
@@ -85,6 +89,17 @@ def test_pip_is_asked_for_the_machines_python_and_may_not_change_what_it_has(mon
 
 def test_nothing_is_asked_for_where_nothing_is_missing() -> None:
     assert resolve([], Target({}, "3.12", PLATFORMS)) == []
+
+
+def test_a_machine_that_lacks_nothing_is_told_so_beside_an_empty_list(tmp_path: Path) -> None:
+    requirements = missing_requirements((ROOT / "pyproject.toml").read_text(), {})
+    (tmp_path / "machine.txt").write_text("".join(f"{requirement.name}\n" for requirement in requirements))
+    command = [sys.executable, str(ROOT / "launchers" / "offline_wheels.py"), str(tmp_path / "machine.txt")]
+    ended = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stdout) == (0, "")
+    assert ended.stderr.endswith("nothing is missing\n")
 
 
 def test_pips_complaint_is_one_line() -> None:

@@ -1,1 +1,1 @@
-"""The accuracy study: methods compared in the minutes that a GPU is at hand, from images and weights taken along."""
+"""The accuracy study: methods compared within a time limit, on images and a model of the user's."""

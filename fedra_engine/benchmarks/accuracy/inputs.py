@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -55,7 +56,7 @@ class StudyImages:
         return int(self.data.content.pixels.shape[-1])
 
     def digest(self) -> str:
-        """Of all that the study makes of the images."""
+        """A hash of pixels, labels, names and split: equal for equal images."""
         data = self.data
         assert data.labels is not None
         names = repr((data.domains, data.classes, self.is_split)).encode()
@@ -81,7 +82,11 @@ def read_images(images: Path, model: Path, image_size: int) -> StudyImages:
         return found
     preprocessing = preprocessing_for(str(model), model_config(model), image_size)
     config = DataConfig("image_folder", str(images))
-    data, is_split = read_image_folder(config, partial(decode_files, preprocessing=preprocessing))
+    try:
+        data, is_split = read_image_folder(config, partial(decode_files, preprocessing=preprocessing))
+    except InputError as error:
+        # A user of the study knows the folder by another name than one who writes a configuration.
+        raise InputError(re.sub(r"^data\.root:", "images:", str(error))) from error
     return StudyImages(data, is_split)
 
 

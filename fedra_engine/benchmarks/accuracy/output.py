@@ -21,7 +21,7 @@ LOG_FILE = "study.log"
 SEED_FILE = "seed.json"
 """In the archive of a seed: what is known of it besides its runs."""
 LARGEST = 16 * 2**20
-"""Bytes of a file that can be taken home from where GPUs are lent."""
+"""Largest archive, in bytes."""
 
 
 def archive(folder: Path, seed: int) -> Path:
@@ -53,8 +53,8 @@ def save_runs(output: Path, seed: int, work: Path, known: dict[str, Any]) -> Non
     content = buffer.getvalue()
     if len(content) > LARGEST:
         raise InputError(
-            f"study: found runs of {len(content) / 2**20:.1f} MiB for a seed, expected at most 16: fewer methods, or a "
-            "smaller rank"
+            f"--model: found one whose runs take {len(content) / 2**20:.1f} MiB for a seed, expected at most "
+            f"{LARGEST / 2**20:g} (a smaller model)"
         )
     write_whole(archive(output, seed), content)
 

@@ -1,4 +1,4 @@
-"""Put images and a model into one small folder, to take along to a machine that has neither.
+"""Put images and a model into one small folder, for a machine that has neither.
 
 The folder holds the images resized and the weights in bf16, both without loss: a study reads the same bytes from it as
 from the folders it was made of.
@@ -31,7 +31,7 @@ from fedra_engine.benchmarks.accuracy.sheets import to_sheet
 from fedra_engine.errors import InputError
 
 LIMIT_MIB = 50.0
-"""Leaves room for this repository where 64 MiB may travel."""
+"""Largest pack; small enough to upload with the repository."""
 _MIB = 2**20
 
 
@@ -67,8 +67,8 @@ def pack(
     if total > limit_mib * _MIB:
         of_images = sum(map(len, image_files.values()))
         raise InputError(
-            f"limit_mib: found a pack of {total / _MIB:.1f} MiB, {of_images / _MIB:.1f} of them images, expected at "
-            f"most {limit_mib:g} (a smaller image_size, or a higher limit)"
+            f"--limit: found a pack of {total / _MIB:.1f} MiB, {of_images / _MIB:.1f} of them images, expected at "
+            f"most {limit_mib:g} (fewer images, or a higher --limit)"
         )
     output.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,12 +15,13 @@ from fedra_engine.config import ExperimentConfig
 from fedra_engine.data.domain_data import DomainData
 from fedra_engine.experiment import Experiment
 from fedra_engine.reporting.console import Reporter
+from fedra_engine.reporting.records import RoundMetrics
 from fedra_engine.reporting.run_folder import RunFolder
 from fedra_engine.simulation import Simulation
 
 
 class StudyRun:
-    """One method with one seed, in a run folder: trained in slices, with a checkpoint after each."""
+    """One method with one seed, in a run folder."""
 
     def __init__(
         self, config: ExperimentConfig, folder: Path, data: DomainData, log: Path, accelerator: Accelerator
@@ -39,10 +41,11 @@ class StudyRun:
         self._reporter = Reporter(log, Console(quiet=True, force_terminal=False))
         self._simulation = Simulation(config, self._folder, self._reporter, accelerator, data)
         self.rounds, self._state, _ = self._simulation.resume()
+        self._unsaved: list[RoundMetrics] = []
         self.forget_unsaved()
         self._seconds: list[float] = []
         self.pause_seconds = 0.0
-        """What evaluating and saving took after the last slice."""
+        """What evaluating and saving took last time, or is expected to take."""
 
     @property
     def experiment(self) -> Experiment:
@@ -59,37 +62,47 @@ class StudyRun:
         """What a round takes, without the first of this process, which may compile; None before there are others."""
         return median(self._seconds[1:]) if len(self._seconds) > 1 else None
 
+    @property
+    def unsaved(self) -> int:
+        """Rounds after the newest checkpoint."""
+        return len(self._unsaved)
+
     def forget_unsaved(self) -> None:
-        """Drop the records of rounds after the newest checkpoint."""
+        """Drop the rounds after the newest checkpoint. This run cannot go on then; one built anew can."""
+        self.rounds -= len(self._unsaved)
+        self._unsaved.clear()
         self._folder.rewind(self.rounds - 1)
 
     def advance(self, target: int, deadline: float) -> None:
-        """Train up to `target` rounds in all, as many as begin before `deadline`; then evaluate and save.
+        """Train up to `target` rounds in all, as many as begin before `deadline`.
 
         Raises:
             InputError: training diverged; what was saved before stays.
         """
         self._reporter.message(self._name)
-        records = []
-        state = self._state
         for round in range(self.rounds, min(target, self._rounds)):
             if time.monotonic() >= deadline:
                 break
-            state, metrics = self._simulation.train_round(round, state)
+            self._state, metrics = self._simulation.train_round(round, self._state)
             self._seconds.append(metrics.seconds)
-            records.append(metrics)
-        if not records:
+            self._unsaved.append(metrics)
+            self.rounds += 1
+
+    def save(self) -> None:
+        """Evaluate the newest round and write a checkpoint of it, if there is none yet."""
+        if not self._unsaved:
             return
-        trained = time.monotonic()
-        records[-1].accuracy = self._simulation.evaluate(state)
-        for metrics in records:
+        started = time.monotonic()
+        last = self._unsaved[-1]
+        last.accuracy = self._simulation.evaluate(self._state)
+        for metrics in self._unsaved:
             self._folder.append_metrics(metrics.record())
-        self._simulation.checkpoint(records[-1].round, state, records[-1].accuracy)
-        self._state, self.rounds = state, records[-1].round + 1
-        self.pause_seconds = time.monotonic() - trained
+        self._simulation.checkpoint(last.round, self._state, last.accuracy)
+        self._unsaved.clear()
+        self.pause_seconds = time.monotonic() - started
 
 
-def next_target(runs: list[StudyRun], *, slice: int, rounds: int, seconds: float) -> int:
+def next_target(runs: Sequence[StudyRun], *, slice: int, rounds: int, seconds: float) -> int:
     """Up to how many rounds the next turn of all runs should go, so that it ends within `seconds`.
 
     That is the next multiple of `slice`, or fewer where that would take too long; the rounds that all runs have if not

@@ -31,7 +31,8 @@ class StudySetting:
         capacities: blocks that a client can hold, by domain in the order of their names.
         methods: names, in the order in which they take turns.
         rounds: of each method; when all have them, the next seed begins.
-        slice: rounds that a method trains before it is the next one's turn, and after which it is evaluated.
+        slice: rounds that a method trains before it is the next one's turn, and after which it is evaluated; at the
+            end all are.
         seeds: of the experiments, one after another; each draws another test set.
         image_size: side in pixels.
         batch_size: images of a client's local step.
@@ -107,5 +108,6 @@ class StudySetting:
 
 
 def precision(device: torch.device) -> Any:
-    """Of the frozen model: most CPUs are slower in bf16."""
+    """The data type of the frozen model."""
+    # Most CPUs are slower in bf16.
     return "float32" if device.type == "cpu" else "bfloat16"

@@ -1,7 +1,7 @@
-"""The accuracy study: how far each method gets in the minutes that a GPU is at hand.
+"""The accuracy study: how far each method gets within a time limit.
 
-All methods take turns in slices of rounds, so that whatever ends the study, all have about equally many. After each
-slice the output folder is as complete as if the study had ended there, and a later call goes on from it to the bit.
+All methods take turns in slices of rounds, so that whatever ends the study, all have about equally many. Each slice is
+in the output folder, evaluated, before the next begins, and a later call goes on from there to the bit.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from tempfile import TemporaryDirectory
@@ -33,16 +34,14 @@ from fedra_engine.benchmarks.accuracy.output import (
 from fedra_engine.benchmarks.accuracy.ridge import ridge_probe
 from fedra_engine.benchmarks.accuracy.runs import StudyRun, next_target
 from fedra_engine.benchmarks.accuracy.setting import StudySetting, precision
-from fedra_engine.benchmarks.accuracy.tables import evaluations, markdown, short_table
-from fedra_engine.benchmarks.kernels.measure import name_and_message, versions
+from fedra_engine.benchmarks.accuracy.tables import REFERENCES, evaluations, markdown, short_table
+from fedra_engine.benchmarks.kernels.measure import device_name, name_and_message, versions
 from fedra_engine.data.domain_data import prepare_source
 from fedra_engine.errors import InputError
 from fedra_engine.experiment import Experiment
 from fedra_engine.files import write_whole
 from fedra_engine.models.state import EvaluatedModel
 from fedra_engine.reporting.run_folder import RunFolder
-
-SECONDS = 240.0
 
 
 def run_study(
@@ -51,7 +50,7 @@ def run_study(
     output: Path,
     *,
     continue_from: Path | None = None,
-    seconds: float = SECONDS,
+    seconds: float,
     setting: StudySetting | None = None,
 ) -> bool:
     """Train the methods of `setting` on the GPU, or the CPU if there is none, for as many rounds as fit.
@@ -65,7 +64,7 @@ def run_study(
         setting: PACS and a ViT-S/14 if not given.
 
     Returns:
-        Whether every method has as many rounds as the others, at least one, and none was stopped by an error.
+        Whether every method has at least one round, and none was stopped by an error.
 
     Raises:
         InputError: something that is given cannot be used.
@@ -106,21 +105,28 @@ class _Study:
         }
 
     def run(self) -> bool:
-        """See `run_study`."""
         self._output.mkdir(parents=True, exist_ok=True)
+        self._say(f"reading {self._images} and {self._model}")
         with TemporaryDirectory(prefix="fedra_study_") as folder, model_folder(self._model) as model:
             work = Path(folder)
             known = {seed: self._restore(seed, work / str(seed)) for seed in self._setting.seeds}
             images = read_images(self._images, model, self._setting.image_size)
+            self._say(f"{len(images.data)} images of {len(images.data.domains)} domains on {self._results['device']}")
             for seed, of_seed in known.items():
                 if time.monotonic() >= self._deadline:
                     break
                 if not self._finished(seed):
                     self._train(seed, work / str(seed), images, model, of_seed)
         self._write()
-        print(short_table(self._results), flush=True)
-        runs = [run for found in self._results["seeds"].values() for run in found["methods"].values()]
-        return bool(runs) and all(run["records"] and not run["stopped"] for run in runs)
+        seeds = list(self._results["seeds"].values())
+        if seeds:
+            print(short_table(self._results), flush=True)
+        stopped = any(run["stopped"] for found in seeds for run in found["methods"].values())
+        if not (self._trained or stopped or all(map(self._finished, self._setting.seeds))):
+            print(f"no round fitted into {self._deadline - self._started:g} s", flush=True)
+        return not stopped and all(
+            any(found["methods"][method]["records"] for found in seeds) for method in self._setting.methods
+        )
 
     def _restore(self, seed: int, work: Path) -> dict[str, Any] | None:
         """Take over what an earlier study has of `seed`."""
@@ -140,7 +146,7 @@ class _Study:
         return min(rounds) >= self._setting.rounds
 
     def _train(self, seed: int, work: Path, images: StudyImages, model: Path, known: dict[str, Any] | None) -> None:
-        """All methods with `seed`, in turns, until they have all rounds or time is over."""
+        """All methods with `seed`, until they have all rounds or time is over."""
         setting = self._setting
         config = setting.experiment(str(self._images), str(model), self._device, setting.methods[0], seed)
         data = prepare_source(images.data, config.data, seed, split=not images.is_split)
@@ -152,12 +158,22 @@ class _Study:
         identity = self._results["setting"] | {"images": images.digest(), "model": _digest(experiment)}
         if known is None:
             known = _references(experiment) | {"identity": identity}
+            self._keep(seed, work, known, runs)
         elif known["identity"] != identity:
             changed = [name for name, value in identity.items() if known["identity"].get(name) != value]
             raise InputError(
                 f"continue: found another {changed[0]} than in {self._earlier}, expected a study of the same images, "
                 "model and setting"
             )
+        averages = (f"{name} {100 * mean(known[key].values()):.1f} %" for name, key in REFERENCES.items())
+        self._say(f"seed {seed}  average of {', '.join(averages)}")
+        for run in runs:
+            run.pause_seconds = known["evaluation_seconds"]
+        self._take_turns(seed, runs, partial(self._keep, seed, work, known, runs))
+
+    def _take_turns(self, seed: int, runs: Sequence[StudyRun], keep: Callable[[], None]) -> None:
+        """Train slice by slice; `keep` writes the results of this seed."""
+        setting = self._setting
         while True:
             target = next_target(
                 runs, slice=setting.slice, rounds=setting.rounds, seconds=self._deadline - time.monotonic()
@@ -165,19 +181,34 @@ class _Study:
             turn = [run for run in runs if run.rounds < target and not run.stopped]
             if not turn or time.monotonic() >= self._deadline:
                 break
+            # Single rounds that only show what a round takes are not worth a pause.
+            is_slice = target % setting.slice == 0 or all(run.round_seconds is not None for run in turn)
             for run in turn:
                 if time.monotonic() >= self._deadline:
                     break
-                self._advance(run, target)
-                self._results["seeds"][seed] = self._found(work, known, {run.method: run.stopped for run in runs})
-                save_runs(self._output, seed, work, known)
-                self._write()
+                self._advance(run, target, save=is_slice)
+                if is_slice or run.stopped:
+                    keep()
                 self._tell(seed, run)
+        unsaved = [run for run in runs if run.unsaved]
+        for run in unsaved:
+            self._advance(run, run.rounds, save=True)
+        if unsaved:
+            keep()
 
-    def _advance(self, run: StudyRun, target: int) -> None:
+    def _keep(self, seed: int, work: Path, known: dict[str, Any], runs: Sequence[StudyRun]) -> None:
+        """Write what `seed` has so far."""
+        self._results["seeds"][seed] = self._found(work, known, {run.method: run.stopped for run in runs})
+        save_runs(self._output, seed, work, known)
+        self._write()
+
+    def _advance(self, run: StudyRun, target: int, *, save: bool) -> None:
+        """Train up to `target` rounds and `save` them if asked to; an error stops this run alone."""
         before = run.rounds
         try:
             run.advance(target, self._deadline)
+            if save:
+                run.save()
         except Exception as error:
             # The other methods go on; what this one has is kept.
             run.stopped = name_and_message(error)
@@ -187,7 +218,7 @@ class _Study:
         self._trained += run.rounds - before
 
     def _found(self, work: Path, known: dict[str, Any], stopped: dict[str, str]) -> dict[str, Any]:
-        """Of one seed: what is known of the frozen model, and of every method."""
+        """The results of one seed: the frozen model's, and the records of every method."""
         methods = {
             method: {"records": RunFolder(work / method).read_metrics(), "stopped": stopped.get(method, "")}
             for method in self._setting.methods
@@ -199,6 +230,9 @@ class _Study:
         write_whole(self._output / RESULTS_FILE, json.dumps(self._results, indent=1) + "\n")
         write_whole(self._output / TABLES_FILE, markdown(self._results))
 
+    def _say(self, line: str) -> None:
+        print(f"{line}  (after {time.monotonic() - self._started:.0f} s)", flush=True)
+
     def _tell(self, seed: int, run: StudyRun) -> None:
         known = evaluations(run.records)
         accuracy = f"average {100 * mean(known[max(known)].values()):5.1f} %" if known else ""
@@ -206,13 +240,6 @@ class _Study:
         left = max(self._deadline - time.monotonic(), 0)
         state = f"stopped: {run.stopped}" if run.stopped else f"{pace}{left:.0f} s left"
         print(f"seed {seed}  {run.method:<12}  {run.rounds:>4} rounds  {accuracy}  {state}", flush=True)
-
-
-def device_name(device: torch.device) -> str:
-    """For people."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU ({torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}): no figure is a GPU's"
 
 
 def _earlier_calls(earlier: Path | None) -> Sequence[dict[str, Any]]:
@@ -230,22 +257,25 @@ def _earlier_calls(earlier: Path | None) -> Sequence[dict[str, Any]]:
 
 
 def _references(experiment: Experiment) -> dict[str, Any]:
-    """What tuning must beat, and how many test samples there are of each domain."""
+    """Accuracies of the frozen model and of the ridge probe, and the number of test samples of each domain."""
     probe = ridge_probe(experiment)
+    started = time.monotonic()
     frozen = experiment.evaluator.accuracy(
         experiment.initial_state, EvaluatedModel(np.arange(experiment.foundation.depth))
     )
+    seconds = time.monotonic() - started
     counts = experiment.test_samples.domains.bincount(minlength=len(experiment.domains)).tolist()
     return {
         "frozen": frozen,
         "probe": probe.accuracy,
         "alpha": probe.alpha,
+        "evaluation_seconds": seconds,
         "tests": dict(zip(experiment.domains, counts, strict=True)),
     }
 
 
 def _digest(experiment: Experiment) -> str:
-    """Of the frozen weights, in the precision in which they are used."""
+    """A hash of the frozen weights in the precision in which they are used."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(experiment.foundation.model.state_dict().items()):
         digest.update(name.encode())

@@ -8,6 +8,8 @@ from statistics import mean, stdev
 from typing import Any
 
 BELOW = "▼"
+REFERENCES = {"frozen": "frozen", "ridge probe": "probe"}
+"""What tuning is compared with, by the name in tables: its key in the results of a seed."""
 _NOTES = f"""\
 Top-1 accuracy (%) on the test images. `±` is the standard error of the average that comes from the number of test
 images alone; the difference of two methods has up to 1.4 times that. `since` is the change of the average since the
@@ -86,8 +88,7 @@ def _every_evaluation(found: Mapping[str, Any]) -> list[str]:
 
 
 def _reference_rows(found: Mapping[str, Any], rest: list[str]) -> list[list[str]]:
-    names = {"frozen": "frozen", "ridge probe": "probe"}
-    return [[name, "", *_cells(found[key], found), *rest] for name, key in names.items()]
+    return [[name, "", *_cells(found[key], found), *rest] for name, key in REFERENCES.items()]
 
 
 def _over_seeds(seeds: Mapping[str, Any]) -> list[str]:

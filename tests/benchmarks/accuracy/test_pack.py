@@ -93,7 +93,7 @@ def test_pacs_and_a_vit_give_the_same_features_and_fit(tmp_path: Path) -> None:
 
 
 def test_a_pack_above_the_limit_is_refused_and_not_written(images: Path, model: Path, tmp_path: Path) -> None:
-    expected = r"limit_mib: found a pack of 0\.\d MiB, 0\.\d of them images, expected at most 0\.001"
+    expected = r"--limit: found a pack of 0\.\d MiB, 0\.\d of them images, expected at most 0\.001 .*higher --limit"
     with pytest.raises(InputError, match=expected):
         pack(images, model, tmp_path / "pack", image_size=SIZE, limit_mib=0.001)
     assert not (tmp_path / "pack").exists()
@@ -130,6 +130,15 @@ def test_damage_is_reported_with_the_file(images: Path, model: Path, tmp_path: P
     (folder / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(InputError, match=f"{name}: found other bytes than were packed"), model_folder(folder) as loaded:
         read_images(folder, loaded, SIZE)
+
+
+@pytest.mark.parametrize("damage", ["no folder", "no image"])
+def test_what_is_wrong_with_a_folder_is_said_of_images(model: Path, tmp_path: Path, damage: str) -> None:
+    if damage == "no image":
+        (tmp_path / "images" / "photo" / "cat").mkdir(parents=True)
+        (tmp_path / "images" / "photo" / "cat" / "0.png").write_text("no image")
+    with pytest.raises(InputError, match=r"^images: (found no folder|cannot read) "):
+        read_images(tmp_path / "images", model, SIZE)
 
 
 def test_a_pack_of_another_size_is_refused(packed: Path, model: Path) -> None:

@@ -14,11 +14,14 @@ import pytest
 import safetensors.torch
 import torch
 
+from fedra_engine.benchmarks.accuracy import study
 from fedra_engine.benchmarks.accuracy.pack import pack
 from fedra_engine.benchmarks.accuracy.runs import StudyRun
 from fedra_engine.benchmarks.accuracy.setting import StudySetting
 from fedra_engine.benchmarks.accuracy.study import run_study
+from fedra_engine.benchmarks.kernels.measure import device_name
 from fedra_engine.errors import InputError
+from fedra_engine.reporting.run_folder import RunFolder
 from fedra_engine.simulation import Simulation
 from tests.benchmarks.accuracy.tiny_study import SETTING
 
@@ -52,6 +55,8 @@ def comparable(output: Path) -> dict:
     """What two calls must agree on: not times, nor evaluations before the last, which depend on the calls."""
     found = results(output)["seeds"]
     for seed in found.values():
+        del seed["evaluation_seconds"]
+    for seed in found.values():
         for run in seed["methods"].values():
             for record in run["records"]:
                 del record["seconds"]
@@ -78,13 +83,13 @@ def test_a_study_in_two_calls_is_the_same_to_the_last_bit(
     expected, found = states(whole), states(second)
     assert found.keys() == expected.keys()
     assert any("momentum" in name for name in found)
-    # What has not been yet is not a number.
+    # Values that do not exist yet are NaN.
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
     assert comparable(second) == comparable(whole)
     assert [call["rounds"] for call in results(second)["calls"]] == [4, 4]
 
 
-def test_everything_that_can_be_taken_home_is_in_few_files(whole: Path) -> None:
+def test_a_study_leaves_few_files(whole: Path) -> None:
     names = sorted(path.name for path in whole.iterdir())
     assert names == ["runs_seed0.tar", "study.json", "study.log", "study.md"]
     assert len(StudySetting().seeds) + 3 <= 8
@@ -93,7 +98,7 @@ def test_everything_that_can_be_taken_home_is_in_few_files(whole: Path) -> None:
     for method in ("inclusivefl", "depthfl"):
         assert re.search(rf"^\| {method} +\| 4 ", report, re.MULTILINE)
     assert "- command: python " in report
-    assert "no figure is a GPU's" in report
+    assert f"- device: {device_name(torch.device('cpu'))}" in report
     assert "precision float32" in report
     log = (whole / "study.log").read_text()
     assert "inclusivefl, seed 0" in log
@@ -103,6 +108,7 @@ def test_everything_that_can_be_taken_home_is_in_few_files(whole: Path) -> None:
 def test_methods_take_turns_and_every_slice_is_on_disk_before_the_next(
     images: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A slice that is cut short counts; single rounds before rounds can be timed do not."""
     seen = []
     advance = StudyRun.advance
 
@@ -112,9 +118,81 @@ def test_methods_take_turns_and_every_slice_is_on_disk_before_the_next(
 
     monkeypatch.setattr(StudyRun, "advance", watch)
     run_study(images, model, tmp_path, seconds=LONG, setting=replace(TWO, rounds=3))
-    # One round each until rounds can be timed, then slices.
-    progress = [(found.get("inclusivefl", 0), found.get("depthfl", 0)) for found in seen]
-    assert progress == [(0, 0), (1, 0), (1, 1), (2, 1), (2, 2), (3, 2)]
+    progress = [(found["inclusivefl"], found["depthfl"]) for found in seen]
+    assert progress == [(0, 0), (0, 0), (0, 0), (2, 0), (2, 2), (3, 2)]
+
+
+def test_methods_are_evaluated_after_every_slice_and_at_the_end(
+    images: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = []
+    save_runs = study.save_runs
+
+    def watch(output: Path, seed: int, work: Path, known: dict) -> None:
+        saved.append(len(RunFolder(work / "fedra").read_metrics()))
+        save_runs(output, seed, work, known)
+
+    monkeypatch.setattr(study, "save_runs", watch)
+    clock = [0.0]
+    monkeypatch.setattr("fedra_engine.benchmarks.accuracy.study.time.monotonic", lambda: clock[0])
+    train_round = Simulation.train_round
+
+    def second_long(simulation: Simulation, *rest: object) -> object:
+        clock[0] += 1.0
+        return train_round(simulation, *rest)
+
+    monkeypatch.setattr(Simulation, "train_round", second_long)
+    setting = replace(TWO, methods=("fedra",), rounds=20, slice=3)
+    run_study(images, model, tmp_path, seconds=8.0, setting=setting)
+    records = results(tmp_path)["seeds"]["0"]["methods"]["fedra"]["records"]
+    assert len(records) == 8
+    assert [record["round"] + 1 for record in records if "accuracy" in record] == [3, 6, 8]
+    # Once with what the frozen model can, then with each evaluation.
+    assert saved == [0, 3, 6, 8]
+
+
+def test_a_time_too_short_for_a_round_leaves_what_rounds_are_compared_with(
+    images: Path,
+    model: Path,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("fedra_engine.benchmarks.accuracy.study.time.monotonic", lambda: clock[0])
+    probe = study.ridge_probe
+
+    def slow(experiment: object) -> object:
+        clock[0] = 60.0
+        return probe(experiment)
+
+    monkeypatch.setattr(study, "ridge_probe", slow)
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert not run_study(images, model, first, seconds=20.0, setting=TWO)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"reading {images} and {model}  (after 0 s)"
+    assert re.search(
+        r"^seed 0  average of frozen \d+\.\d %, ridge probe \d+\.\d %  \(after 60 s\)$", "\n".join(lines), re.M
+    )
+    assert lines[-1] == "no round fitted into 20 s"
+    found, expected = (results(output)["seeds"]["0"] for output in (first, whole))
+    assert [found[key] for key in ("frozen", "probe", "tests")] == [
+        expected[key] for key in ("frozen", "probe", "tests")
+    ]
+    assert rounds(first) == {"inclusivefl": 0, "depthfl": 0}
+    # Not computed again.
+    monkeypatch.setattr(study, "ridge_probe", None)
+    assert run_study(images, model, second, continue_from=first, seconds=LONG, setting=TWO)
+    assert comparable(second) == comparable(whole)
+    assert "no round" not in capsys.readouterr().out
+
+
+def test_a_study_that_has_all_rounds_says_nothing_of_time(
+    images: Path, model: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert run_study(images, model, tmp_path, continue_from=whole, seconds=0.0, setting=TWO)
+    assert "no round" not in capsys.readouterr().out
 
 
 def test_a_method_that_fails_leaves_the_others_and_its_own_rounds(
@@ -204,21 +282,22 @@ def test_a_study_of_other_images_is_not_continued(images: Path, model: Path, who
             target.mkdir()
             for file in sorted(name.iterdir())[1:]:
                 (target / file.name).symlink_to(file)
+    setting = replace(TWO, rounds=6)
     with pytest.raises(InputError, match="continue: found another images than in"):
-        run_study(tmp_path / "fewer", model, tmp_path / "out", continue_from=whole, setting=replace(TWO, rounds=6))
+        run_study(tmp_path / "fewer", model, tmp_path / "out", continue_from=whole, seconds=LONG, setting=setting)
 
 
 def test_damaged_or_missing_earlier_results_are_named(images: Path, model: Path, whole: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"continue: found no folder .*none"):
-        run_study(images, model, tmp_path / "out", continue_from=tmp_path / "none", setting=TWO)
+        run_study(images, model, tmp_path / "out", continue_from=tmp_path / "none", seconds=LONG, setting=TWO)
     with pytest.raises(InputError, match=r"continue: found no intact study\.json in"):
-        run_study(images, model, tmp_path / "out", continue_from=images, setting=TWO)
+        run_study(images, model, tmp_path / "out", continue_from=images, seconds=LONG, setting=TWO)
     earlier = tmp_path / "earlier"
     earlier.mkdir()
     (earlier / "study.json").write_bytes((whole / "study.json").read_bytes())
     (earlier / "runs_seed0.tar").write_bytes((whole / "runs_seed0.tar").read_bytes()[:700])
     with pytest.raises(InputError, match=r"runs_seed0\.tar: found a damaged archive"):
-        run_study(images, model, tmp_path / "out", continue_from=earlier, setting=TWO)
+        run_study(images, model, tmp_path / "out", continue_from=earlier, seconds=LONG, setting=TWO)
 
 
 def test_a_pack_is_studied_without_data_set_libraries(images: Path, model: Path, tmp_path: Path) -> None:
@@ -236,9 +315,9 @@ from fedra_engine.benchmarks.accuracy.study import run_study
 from tests.benchmarks.accuracy.tiny_study import SETTING
 packed, images, output = map(Path, sys.argv[1:])
 setting = replace(SETTING, rounds=1)
-assert run_study(packed, packed, output, setting=setting)
+assert run_study(packed, packed, output, seconds=600, setting=setting)
 # Images as files, too.
-assert run_study(images, packed, output / "files", setting=replace(setting, methods=("fedra",)))
+assert run_study(images, packed, output / "files", seconds=600, setting=replace(setting, methods=("fedra",)))
 """
     arguments = [str(tmp_path / "pack"), str(images), str(tmp_path / "out")]
     subprocess.run([sys.executable, "-c", script, *arguments], cwd=ROOT, check=True)
