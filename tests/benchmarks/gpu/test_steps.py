@@ -115,6 +115,6 @@ def test_synchronizations_are_counted_by_the_line_that_waits(monkeypatch: pytest
         warnings.warn("something else", stacklevel=1)
 
     (place,) = (found := steps._synchronizations(step))
-    assert place.partition(":")[0].endswith("test_stages.py")
+    assert place.partition(":")[0].endswith("test_steps.py")
     assert found[place] == 3
     assert modes == ["warn", 0]
