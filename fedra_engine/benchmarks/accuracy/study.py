@@ -154,6 +154,7 @@ class _Study:
         for method in setting.methods:
             config = setting.experiment(str(self._images), str(model), self._device, method, seed)
             runs.append(StudyRun(config, work / method, data, self._output / LOG_FILE, self._accelerator))
+        self._say(f"seed {seed}  {len(runs)} methods are set up")
         experiment = runs[0].experiment
         identity = self._results["setting"] | {"images": images.digest(), "model": _digest(experiment)}
         if known is None:
