@@ -30,7 +30,9 @@ def lora_grad_reduce_kernel(
     SCALED: tl.constexpr,
 ):
     """sink[slot] += gain * scale_k times the sum of a group's partials, in the order of its chunks."""
-    number, _, offset = bank_piece(entries, BLOCK)
+    number, piece, _ = bank_piece(entries, BLOCK)
+    # In 32 bits, which hold the entries of any factor: sm_100 would spill.
+    offset = piece * BLOCK + tl.arange(0, BLOCK)
     slot, group, first, end = load_chunk_group(chunk_groups_ptr, number)
     mask = offset < entries
     total = tl.zeros((BLOCK,), tl.float32)
