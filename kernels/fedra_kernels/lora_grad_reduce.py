@@ -28,7 +28,8 @@ def _add_piece(
     """grad[slot] += the sum of a group's partials, in the order of its chunks, for one piece of a trained factor."""
     if TRAINED:
         slot, group, first, end = load_chunk_group(groups_ptr, number)
-        offset = piece.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        # In 32 bits, which hold the entries of any factor: sm_100 would spill.
+        offset = piece * BLOCK + tl.arange(0, BLOCK)
         mask = offset < entries
         total = tl.zeros((BLOCK,), tl.float32)
         partial_ptrs = partial_ptr + first.to(tl.int64) * entries + offset
