@@ -157,7 +157,9 @@ class RowGroups:
     def _table(self, name: str, length: int = 0) -> list[Tensor]:
         """A table of these groups on the device, made if there is none."""
         owner, key = self._samples, (self._tokens, name, length)
-        owner._requested.add(key)
+        if key not in owner._requested:
+            # Nothing is written without need: torch.compile takes every write for a side effect.
+            owner._requested.add(key)
         if key not in owner._tables:
             owner._tables[key] = to_device(self._host_table(name, length), self.device)
         return owner._tables[key]
