@@ -27,10 +27,11 @@ test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n $(TEST_PROCESSES) --ignore=tests/kernels/interpreter $(ARGS)
+	@# Compilations for five architectures stand side by side: work is taken over from the process that has them.
+	$(BIN)/pytest -n $(TEST_PROCESSES) --dist worksteal --ignore=tests/kernels/interpreter $(ARGS)
 	@# Triton reads TRITON_INTERPRET when it is imported, so these tests need processes of their own.
 	if [ -d tests/kernels/interpreter ]; then \
-		TRITON_INTERPRET=1 $(BIN)/pytest -n $(TEST_PROCESSES) tests/kernels/interpreter $(ARGS); \
+		TRITON_INTERPRET=1 $(BIN)/pytest -n $(TEST_PROCESSES) --dist worksteal tests/kernels/interpreter $(ARGS); \
 	fi
 
 setup: $(INSTALLED)
