@@ -56,8 +56,12 @@ class Simulation:
             if config.trace and not folder.config_file.is_file():
                 raise InputError(f"trace: found no {folder.path} here, expected a folder that all processes share")
         self.processes.broadcast_(list(self.experiment.initial_state.tensors().values()))
-        sharded = is_sharded(self.experiment.foundation.model)
-        self._division = WorkDivision(self.processes, self.experiment.train_samples.lengths, in_step=sharded)
+        by_cost_alone = config.execution.deterministic or is_sharded(self.experiment.foundation.model)
+        self._division = WorkDivision(
+            self.processes, self.experiment.train_samples.lengths, by_cost_alone=by_cost_alone
+        )
+        self._lanes = [self.experiment.executor.lanes]
+        """Of every process; fewer than in the beginning where memory ran out."""
 
     def run(self) -> None:
         """Train all rounds that the run folder does not have yet, evaluate, and leave the results there."""
@@ -150,10 +154,13 @@ class Simulation:
 
     def _merge(self, aggregator: Aggregator, own: Tally) -> Tally:
         """What all processes trained. Each of them has then taken in all updates."""
-        counts = torch.tensor([own.clients, own.samples, float(own.loss)], dtype=torch.float64)
+        lanes = np.zeros(self.processes.count)
+        lanes[self.processes.index] = self.experiment.executor.lanes
+        counts = torch.tensor([own.clients, own.samples, float(own.loss), *lanes], dtype=torch.float64)
         self.processes.all_reduce_([*aggregator.sums(), counts])
         self.experiment.method.synchronize(self.processes)
-        clients, samples, loss = counts.tolist()
+        clients, samples, loss, *by_process = counts.tolist()
+        self._lanes = [int(lanes) for lanes in by_process]
         merged = Tally(int(clients), int(samples), torch.tensor(loss, dtype=torch.float64))
         self._reporter.trained(merged.clients, merged.samples, merged.mean_loss)
         return merged
@@ -183,6 +190,9 @@ class Simulation:
         if found is None:
             return 0, initial, {}
         round, tensors, remembered = found
+        if self._config.execution.deterministic and len(remembered["lanes"]) == self.processes.count:
+            # However much memory is free today.
+            self.experiment.executor.lanes = remembered["lanes"][self.processes.index]
         parts = _split(tensors)
         self.experiment.method.restore(parts.get("method", {}))
         self.experiment.server.restore(parts.get("server", {}))
@@ -210,7 +220,10 @@ class Simulation:
         parts = {"state": state.tensors(), "method": experiment.method.tensors(), "server": experiment.server.tensors()}
         tensors = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
         save_checkpoint(
-            self._folder.path, round, tensors, {"accuracy": accuracy, "setting": setting_digest(self._config)}
+            self._folder.path,
+            round,
+            tensors,
+            {"accuracy": accuracy, "setting": setting_digest(self._config), "lanes": self._lanes},
         )
 
     def _finish(self, state: GlobalState, frozen: dict[str, float], tuned: dict[str, float]) -> None:

@@ -6,14 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 
+from fedra_engine import experiment
 from fedra_engine.config import TrainingConfig
 from fedra_engine.errors import InputError
+from fedra_engine.reporting.console import Reporter
 from fedra_engine.reporting.run_folder import RunFolder
 from fedra_engine.schedule import learning_rate
+from fedra_engine.simulation import Simulation
 from tests.running import continue_run, run_experiment, small_config
 
 
@@ -44,6 +48,19 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     assert_equal_states(final_state(folder.path), final_state(whole))
     resumed = without_times(metrics(folder.path))
     assert [record["loss"] for record in resumed] == [record["loss"] for record in metrics(whole)]
+
+
+@pytest.mark.parametrize(("deterministic", "kept"), [(True, 4), (False, 1)])
+def test_a_deterministic_run_goes_on_with_its_lanes_however_much_memory_is_free(
+    deterministic: bool, kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"rounds": 1, "execution": {"deterministic": deterministic}}
+    monkeypatch.setattr(experiment, "number_of_lanes", lambda *_: 4)
+    run = run_experiment(tmp_path, **changes)
+    monkeypatch.setattr(experiment, "number_of_lanes", lambda *_: 1)
+    resumed = Simulation(small_config(tmp_path, **changes), RunFolder(run), Reporter.silent(), Accelerator(cpu=True))
+    resumed.resume()
+    assert resumed.experiment.executor.lanes == kept
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Path) -> None:

@@ -11,7 +11,13 @@ from fedra_engine.models.state import GlobalState
 
 
 class Executor(Protocol):
-    """Trains a round's participants. Same arguments, same updates, whichever implementation."""
+    """Trains a round's participants. Same arguments, same updates, whichever implementation.
+
+    Attributes:
+        lanes: clients trained at a time. Can change how updates are rounded: clients trained together share products.
+    """
+
+    lanes: int
 
     def train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
         """Train every participant of `work` by its row of `assignment`.

@@ -16,11 +16,11 @@ class IdleExecutor:
 
     def __init__(self, foundation: Foundation, *, lanes: int) -> None:
         self._foundation = foundation
-        self._lanes = lanes
+        self.lanes = lanes
 
     def train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
         """See `Executor.train`."""
-        pool = LanePool(work, assignment, state, self._foundation, lanes=self._lanes)
+        pool = LanePool(work, assignment, state, self._foundation, lanes=self.lanes)
         while pool.refill():
             for lane in pool.in_training():
                 lane.step = len(lane.batches)

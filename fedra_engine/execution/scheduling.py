@@ -85,14 +85,18 @@ class Pace:
 
 
 class WorkDivision:
-    """Divides the participants of every round among the processes. Who trains a client changes nothing but rounding."""
+    """Divides the participants of every round among the processes.
 
-    def __init__(self, processes: Processes, lengths: Tensor | None, *, in_step: bool = False) -> None:
+    Who trains a client changes how its update is rounded, because clients that are trained together share products.
+    """
+
+    def __init__(self, processes: Processes, lengths: Tensor | None, *, by_cost_alone: bool = False) -> None:
         """Divide among `processes` the training on samples of `lengths`; see `predicted_costs`.
 
-        With `in_step` they wait for one another in every pass, so that nothing can be learnt from their times.
+        With `by_cost_alone` processes count as equally fast, whatever time they take: so that a run that is repeated or
+        resumed divides as before; or because they wait for one another in every pass, and times tell nothing.
         """
-        self._in_step = in_step
+        self._by_cost_alone = by_cost_alone
         self._processes = processes
         self._lengths = lengths
         self._pace = Pace(processes.count)
@@ -109,15 +113,16 @@ class WorkDivision:
             return
         costs = predicted_costs(assignment.held, work, self._lengths)
         # All processes have learnt the same, so all divide the same way.
-        owners = balance(costs, self._pace.seconds_per_cost())
+        pace = np.ones(self._processes.count) if self._by_cost_alone else self._pace.seconds_per_cost()
+        owners = balance(costs, pace)
         mine = np.flatnonzero(owners == self._processes.index)
         started = time.perf_counter()
         with self._processes.together():
             yield replace(work, participants=work.participants[mine]), assignment.select(mine)
             seconds = time.perf_counter() - started
-        spent = np.bincount(owners, weights=costs, minlength=self._processes.count).astype(np.float64)
-        if self._in_step:
+        if self._by_cost_alone:
             return
+        spent = np.bincount(owners, weights=costs, minlength=self._processes.count).astype(np.float64)
         self._pace.learn(spent, np.array(self._processes.all_gather_object(seconds), dtype=np.float64))
 
 

@@ -31,6 +31,7 @@ class SequentialExecutor:
         self._foundation = foundation
         self._samples = samples
         self._lora = lora
+        self.lanes = 1
 
     def train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
         """Train the round; see `Executor.train`."""

@@ -56,7 +56,7 @@ class SweepExecutor:
         self._model = model
         self._samples = samples
         self._lora = lora
-        self._lanes = lanes
+        self.lanes = lanes
         self._sharded_over = sharded_over
         self._requested: RequestedTables | None = None
         """Tables of the last plan: the next one will be asked for the same."""
@@ -92,20 +92,20 @@ class SweepExecutor:
             clear_device_cache(garbage_collection=True)
 
     def _halve_lanes(self, clients: int, error: RuntimeError) -> None:
-        lanes = min(self._lanes, clients)
+        lanes = min(self.lanes, clients)
         if lanes == 1:
             raise InputError(
                 "execution.lanes: found too little memory for a single lane, expected a smaller training.batch_size or "
                 "model, or execution.checkpoint_blocks"
             ) from error
-        self._lanes = lanes // 2
-        _LOG.warning("out of memory with %d lanes; going on with %d", lanes, self._lanes)
+        self.lanes = lanes // 2
+        _LOG.warning("out of memory with %d lanes; going on with %d", lanes, self.lanes)
 
     def _train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
         """Train the round as long as memory suffices."""
         foundation = self._foundation
         foundation.use_base(state.base)
-        pool = LanePool(work, assignment, state, foundation, lanes=self._lanes)
+        pool = LanePool(work, assignment, state, foundation, lanes=self.lanes)
         self._model.bind(pool.adapters.compute_copy, pool.adapters.gradients, factors=assignment.factors)
         tables: StepTables | None = None
         while True:

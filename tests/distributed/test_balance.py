@@ -113,11 +113,13 @@ class UnequalProcesses(Processes):
         return [value, 100 * value]
 
 
-@pytest.mark.parametrize(("in_step", "shares"), [(False, [6, 12]), (True, [6, 6])])
-def test_processes_that_wait_for_one_another_learn_nothing_from_their_times(in_step: bool, shares: list[int]) -> None:
+@pytest.mark.parametrize(("by_cost_alone", "shares"), [(False, [6, 12]), (True, [6, 6])])
+def test_clients_divided_by_cost_alone_stay_where_they_are_however_slow_that_is(
+    by_cost_alone: bool, shares: list[int]
+) -> None:
     capacities = np.full(12, 4)
     work = local_work([10] * 12, capacities)
-    division, found = WorkDivision(UnequalProcesses(), None, in_step=in_step), []
+    division, found = WorkDivision(UnequalProcesses(), None, by_cost_alone=by_cost_alone), []
     for _ in range(2):
         with division.share(work, Assignment(np.ones((12, 4), dtype=bool))) as (mine, assignment):
             assert len(assignment.held) == len(mine.participants)

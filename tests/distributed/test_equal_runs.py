@@ -96,6 +96,8 @@ def job(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     faulty = {name: {**plain, "rounds": 3} for name in FAULTS}
     more = {"resumed": private, "begun": {**private, "rounds": 1}, "crowded": crowded, **faulty}
     more |= dict.fromkeys(LACKING, plain)
+    exact = {**plain, "model": {"path": str(model)}, "execution": {"deterministic": True}, "rounds": 3}
+    more |= {"uninterrupted": exact, "interrupted": exact}
     run_experiment(folder / "resumed", rounds=1, **private)
     for name, case in (cases(model) | more).items():
         (folder / name).mkdir(exist_ok=True)
@@ -183,6 +185,20 @@ def test_a_run_of_two_processes_goes_on_in_one(job: Path, alone: dict[str, Path]
     assert_same_run(folder.path, alone["fedsalora"])
 
 
+def test_two_processes_that_go_on_deterministically_end_with_the_bits_of_a_run_without_a_break(job: Path) -> None:
+    assert (job / "interrupted" / "error.1").read_text() == "found by process 1"
+    for index in range(2):
+        trained = [
+            json.loads((job / name / f"clients.{index}.json").read_text()) for name in ("interrupted", "uninterrupted")
+        ]
+        # The first round was over before the break.
+        assert trained[0] == trained[1][1:]
+    expected = state_after(job / "uninterrupted" / "run", 2)
+    found = state_after(job / "interrupted" / "run", 2)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
 def test_bad_input_that_one_process_finds_ends_all_and_keeps_the_rounds_before(job: Path) -> None:
     messages = {(job / "failing" / f"error.{index}").read_text() for index in range(2)}
     assert messages == {"found by process 1"}
@@ -216,4 +232,5 @@ def test_more_processes_than_participants_are_refused_before_there_is_a_folder(j
 
 def test_only_the_main_process_speaks(job: Path) -> None:
     output = (job / "output").read_text().splitlines()
-    assert sum(line.startswith("method ") for line in output) == len(CASES) + 4  # resumed, begun, failing, killed
+    assert sum(line.startswith("method ") for line in output) == len(CASES) + 7
+    # Beside the cases: resumed, begun, failing, killed, uninterrupted, and interrupted twice.

@@ -38,7 +38,8 @@ def main() -> None:
     leave_out_what_takes_long(setattr)
     accelerator = join_job()
     for file in sorted(Path(sys.argv[1]).glob("*/config.yaml"), key=lambda file: (file.parent.name == "killed", file)):
-        run_case(file.parent, read_config(file), accelerator)
+        for _ in range(2 if file.parent.name == "interrupted" else 1):
+            run_case(file.parent, read_config(file), accelerator)
 
 
 def run_case(folder: Path, config: ExperimentConfig, accelerator: Accelerator) -> None:
@@ -47,7 +48,8 @@ def run_case(folder: Path, config: ExperimentConfig, accelerator: Accelerator) -
     earlier = RunFolder(folder / "run") if (folder / "run").exists() else None
     # Nobody looks before all have looked.
     processes.all_gather_object(earlier)
-    trained = observe_training(FAULTS.get(folder.name) if processes.index == 1 else None)
+    fault = FAULTS.get(folder.name) if processes.index == 1 and earlier is None else None
+    trained = observe_training(fault)
     let_clients_change_hands()
     try:
         with (
@@ -93,7 +95,7 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-FAULTS = {"failing": find_bad_input, "killed": die}
+FAULTS = {"failing": find_bad_input, "interrupted": find_bad_input, "killed": die}
 """Cases in which something happens to process 1 in the second round, after it has trained a part of its share."""
 
 
