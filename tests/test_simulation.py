@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 
 from fedra_engine import experiment
-from fedra_engine.config import TrainingConfig
+from fedra_engine.config import DeviceConfig, TrainingConfig
 from fedra_engine.errors import InputError
 from fedra_engine.reporting.console import Reporter
 from fedra_engine.reporting.run_folder import RunFolder
@@ -61,6 +62,22 @@ def test_a_deterministic_run_goes_on_with_its_lanes_however_much_memory_is_free(
     resumed = Simulation(small_config(tmp_path, **changes), RunFolder(run), Reporter.silent(), Accelerator(cpu=True))
     resumed.resume()
     assert resumed.experiment.executor.lanes == kept
+
+
+def bytes_of_tensors() -> int:
+    gc.collect()
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in gc.get_objects()
+        if isinstance(tensor, torch.Tensor)
+    }
+    return sum(storages.values())
+
+
+def test_no_tensor_of_a_run_outlives_it(tmp_path: Path) -> None:
+    before = bytes_of_tensors()
+    run_experiment(tmp_path, rounds=1, clients={"devices": [DeviceConfig(compute=1.0, upload=1.0, download=1.0)]})
+    assert bytes_of_tensors() - before < 100_000
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Path) -> None:

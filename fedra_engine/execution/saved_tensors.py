@@ -30,7 +30,8 @@ def record_saved(run: Callable[[], object], excluded: Iterable[Tensor], record: 
         if storage.data_ptr() not in seen:
             seen.add(storage.data_ptr())
             record(storage.nbytes())
-        return tensor
+        # An output that its own operation keeps, with its history, would keep the whole pass alive for good.
+        return tensor.detach()
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         # Held until all is counted: an address that is free again could be taken for one seen before.
