@@ -76,29 +76,27 @@ class RunRequest:
     def _make_folder(self, lock: ExitStack) -> RunFolder:
         """The folder, ready for the rounds to come, and no other command's until `lock` is closed."""
         folder = RunFolder.create(self.config) if self.resumed is None else self.resumed
+        if self.resumed is not None:
+            folder.check_kinds()
         lock.enter_context(folder.locked())
         if self.resumed is not None:
-            self._prepare(folder)
+            self._check_early(folder)
         return folder
 
-    def _prepare(self, folder: RunFolder) -> None:
-        # Imports torch.
+    def _check_early(self, folder: RunFolder) -> None:
+        """Find out what can be known before the experiment is built; `Simulation` checks the rest."""
+        # Import torch.
         from fedra_engine.checkpoint import latest_checkpoint
+        from fedra_engine.fingerprint import check_fingerprint
 
         found = latest_checkpoint(folder.path)
-        last = -1 if found is None else found.round
-        if found is not None and self.config.rounds <= last:
+        if found is None:
+            return
+        if self.config.rounds <= found.round:
             raise InputError(
-                f"rounds: found {self.config.rounds}, expected at least the {last + 1} done in {folder.path}"
+                f"rounds: found {self.config.rounds}, expected at least the {found.round + 1} done in {folder.path}"
             )
-        setting = setting_digest(self.config)
-        if found is not None and found.state.get("setting", setting) != setting:
-            raise InputError(
-                f"{folder.config_file}: found other settings than the checkpoints were made with, expected the same "
-                "but for rounds, evaluate_every and execution"
-            )
-        folder.write_config(self.config)
-        folder.rewind(last)
+        check_fingerprint({"setting": setting_digest(self.config)}, found.state["fingerprint"], folder.path)
 
 
 def parse_request(arguments: Sequence[str], description: str) -> RunRequest:
