@@ -90,6 +90,7 @@ class RunRequest:
         from fedra_engine.fingerprint import check_fingerprint
 
         found = latest_checkpoint(folder.path)
+        folder.find_metrics(None if found is None else found.state["metrics"])
         if found is None:
             return
         if self.config.rounds <= found.round:
