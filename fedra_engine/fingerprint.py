@@ -6,10 +6,11 @@ import json
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedra_engine.config_comparison import setting_digest
 from fedra_engine.data.domain_data import DomainData
@@ -25,7 +26,7 @@ Fingerprint = Mapping[str, str]
 """Hex digests by part of an experiment."""
 
 _PARTS = {
-    "setting": ("config.yaml", "settings", "the same but for rounds, evaluate_every and execution"),
+    "setting": ("config.yaml", "settings", "the same but for rounds, evaluate_every, execution and paths"),
     "names": ("data", "domains or classes", "the same names in the same order"),
     "training": ("data", "training samples", "the same, prepared in the same way"),
     "test": ("data", "test samples", "the same, prepared in the same way"),
@@ -71,8 +72,8 @@ def _of_samples(samples: Samples, data: DomainData) -> Iterable[bytes]:
         yield samples.labels.numpy().tobytes()
 
 
-def _of_model(model: nn.Module) -> Iterable[str]:
-    """The settings of `model` that are not usual, and every tensor that its files may hold."""
+def _of_model(model: Any) -> Iterable[str]:
+    """The settings of a transformers `model` that are not usual, and every tensor that its files may hold."""
     settings = {name: value for name, value in model.config.to_diff_dict().items() if name not in _SAYS_NOTHING}
     yield json.dumps([type(model).__name__, settings], sort_keys=True, default=str)
     stored = set(model.state_dict())
@@ -88,7 +89,7 @@ _SAYS_NOTHING = ("_name_or_path", "transformers_version", "dtype", "torch_dtype"
 
 
 def _checksum(tensor: Tensor) -> int:
-    return zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _of_clients(clients: Clients) -> Iterable[bytes]:

@@ -177,6 +177,8 @@ def test_the_setting_is_all_but_what_may_change_when_a_run_goes_on(tmp_path: Pat
         "evaluate_every": 7,
         "execution": ExecutionConfig(lanes=2),
         "method": MethodConfig(lorafair=LoraFairConfig(steps=1)),
+        "model": replace(here.model, path="elsewhere"),
+        "data": replace(here.data, root="elsewhere"),
     }
     assert setting_digest(replace(here, **free)) == setting_digest(here)
     bound = {
