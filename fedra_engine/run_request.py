@@ -23,8 +23,8 @@ _OPTIONS = (
     LauncherOption(
         "resume",
         "FOLDER",
-        "Go on with the run in FOLDER and its own config.yaml; only a larger --rounds may be given too, where "
-        "training.lr_schedule is constant",
+        "Go on with the run in FOLDER, its own config.yaml and the data and model that it began with; only a larger "
+        "--rounds may be given too, where training.lr_schedule is constant",
     ),
     LauncherOption(
         "dry_run",
@@ -77,18 +77,20 @@ class RunRequest:
         """The folder, ready for the rounds to come, and no other command's until `lock` is closed."""
         folder = RunFolder.create(self.config) if self.resumed is None else self.resumed
         if self.resumed is not None:
-            folder.check_kinds()
-        lock.enter_context(folder.locked())
-        if self.resumed is not None:
             self._check_early(folder)
+        lock.enter_context(folder.locked())
         return folder
 
     def _check_early(self, folder: RunFolder) -> None:
-        """Find out what can be known before the experiment is built; `Simulation` checks the rest."""
+        """Find out what can be known before the experiment is built, and before anything in the folder is touched.
+
+        `Simulation` checks all of it, behind the lock.
+        """
         # Import torch.
         from fedra_engine.checkpoint import latest_checkpoint
         from fedra_engine.fingerprint import check_fingerprint
 
+        folder.check_kinds()
         found = latest_checkpoint(folder.path)
         folder.find_metrics(None if found is None else found.state["metrics"])
         if found is None:
