@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,20 +14,24 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from fedra_engine.errors import InputError
+from fedra_engine.errors import InputError, one_line
+from fedra_engine.files import content_hash
 
 TENSORS_FILE = "state.safetensors"
 STATE_FILE = "state.json"
 KEPT = 2
 """Newest checkpoints that stay; a spare one in case the newest is damaged from outside."""
+VERSION = 2
+"""Goes up whenever checkpoints hold something else. Earlier ones did not say what their run began with."""
 
 
 class Checkpoint(NamedTuple):
-    """What a run needs to go on after `round`."""
+    """What a run needs to go on after `round`; `passed_over` says what is wrong with newer ones, if there are any."""
 
     round: int
     tensors: dict[str, Tensor]
     state: dict[str, Any]
+    passed_over: str = ""
 
 
 def save_checkpoint(folder: Path, round: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
@@ -52,9 +55,9 @@ def save_checkpoint(folder: Path, round: int, tensors: Mapping[str, Tensor], sta
     temporary.mkdir(parents=True)
     # Tensors may be views of one another, which the format does not know.
     content = safetensors.torch.save({name: _detach(tensor) for name, tensor in tensors.items()})
-    header = {"round": round, "tensors_crc32": zlib.crc32(content), "state": dict(state)}
+    header = {"version": VERSION, "round": round, "tensors": content_hash(content).hexdigest(), "state": dict(state)}
     (temporary / TENSORS_FILE).write_bytes(content)
-    (temporary / STATE_FILE).write_text(json.dumps(header))
+    (temporary / STATE_FILE).write_text(json.dumps({**header, "digest": _digest_of_header(header)}))
     # A run that fell back to an older checkpoint finds the damaged ones in its way.
     for saved, damaged in _checkpoints(folder):
         if saved >= round:
@@ -74,7 +77,7 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
     damage: InputError | None = None
     for round, path in reversed(_checkpoints(folder)):
         try:
-            return _load(round, path)
+            return _load(round, path)._replace(passed_over=str(damage or ""))
         except InputError as error:
             damage = damage or error
     if damage is not None:
@@ -89,7 +92,7 @@ def _load(round: int, path: Path) -> Checkpoint:
             f"{path / STATE_FILE}: found round {header['round']}, expected an intact checkpoint of {round}"
         )
     content = _read(path / TENSORS_FILE)
-    if zlib.crc32(content) != header["tensors_crc32"]:
+    if content_hash(content).hexdigest() != header["tensors"]:
         raise InputError(f"{path / TENSORS_FILE}: found other bytes than were written, expected an intact checkpoint")
     return Checkpoint(round, safetensors.torch.load(content), header["state"])
 
@@ -108,10 +111,26 @@ def _detach(tensor: Tensor) -> Tensor:
 def _read_header(path: Path) -> dict[str, Any]:
     content = _read(path)
     try:
-        header = json.loads(content)
-        return {key: header[key] for key in ("round", "tensors_crc32", "state")}
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path}: found no checkpoint state ({error}), expected an intact checkpoint") from error
+        header = dict(json.loads(content))
+        written = header.pop("digest", None)
+        intact = written == _digest_of_header(header)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"{path}: found no checkpoint state ({one_line(error)}), expected an intact checkpoint"
+        ) from error
+    if header.get("version") != VERSION:
+        raise InputError(
+            f"{path}: found version {header.get('version')!r}, expected version {VERSION} (only the fedra-engine that "
+            "began a run can go on with it)"
+        )
+    if not intact:
+        raise InputError(f"{path}: found other content than was written, expected an intact checkpoint")
+    return header
+
+
+def _digest_of_header(header: Mapping[str, Any]) -> str:
+    # Numbers and texts that JSON has once been through stay as they are.
+    return content_hash(json.dumps(header, sort_keys=True).encode()).hexdigest()
 
 
 def _read(path: Path) -> bytes:

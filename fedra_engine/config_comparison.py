@@ -29,11 +29,13 @@ def differences(
 
 
 def setting_digest(config: ExperimentConfig) -> str:
-    """A digest of all that decides what a round computes; a run may go on only with the one it began with."""
+    """A digest of all options that decide what a round computes; a run may go on only with those it began with."""
     values = asdict(config)
     # A run may be given more rounds.
     for name in RESULT_NEUTRAL | {"rounds"}:
         del values[name]
+    # What is found there counts, not where; see `fingerprint`.
+    del values["data"]["root"], values["model"]["path"]
     for name in config.method.foreign_options():
         del values["method"][name]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

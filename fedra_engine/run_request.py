@@ -23,8 +23,8 @@ _OPTIONS = (
     LauncherOption(
         "resume",
         "FOLDER",
-        "Go on with the run in FOLDER and its own config.yaml; only a larger --rounds may be given too, where "
-        "training.lr_schedule is constant",
+        "Go on with the run in FOLDER, its own config.yaml and the data and model that it began with; only a larger "
+        "--rounds may be given too, where training.lr_schedule is constant",
     ),
     LauncherOption(
         "dry_run",
@@ -76,29 +76,30 @@ class RunRequest:
     def _make_folder(self, lock: ExitStack) -> RunFolder:
         """The folder, ready for the rounds to come, and no other command's until `lock` is closed."""
         folder = RunFolder.create(self.config) if self.resumed is None else self.resumed
-        lock.enter_context(folder.locked())
         if self.resumed is not None:
-            self._prepare(folder)
+            self._check_early(folder)
+        lock.enter_context(folder.locked())
         return folder
 
-    def _prepare(self, folder: RunFolder) -> None:
-        # Imports torch.
-        from fedra_engine.checkpoint import latest_checkpoint
+    def _check_early(self, folder: RunFolder) -> None:
+        """Find out what can be known before the experiment is built, and before anything in the folder is touched.
 
+        `Simulation` checks all of it, behind the lock.
+        """
+        # Import torch.
+        from fedra_engine.checkpoint import latest_checkpoint
+        from fedra_engine.fingerprint import check_fingerprint
+
+        folder.check_kinds()
         found = latest_checkpoint(folder.path)
-        last = -1 if found is None else found.round
-        if found is not None and self.config.rounds <= last:
+        folder.find_metrics(None if found is None else found.state["metrics"])
+        if found is None:
+            return
+        if self.config.rounds <= found.round:
             raise InputError(
-                f"rounds: found {self.config.rounds}, expected at least the {last + 1} done in {folder.path}"
+                f"rounds: found {self.config.rounds}, expected at least the {found.round + 1} done in {folder.path}"
             )
-        setting = setting_digest(self.config)
-        if found is not None and found.state.get("setting", setting) != setting:
-            raise InputError(
-                f"{folder.config_file}: found other settings than the checkpoints were made with, expected the same "
-                "but for rounds, evaluate_every and execution"
-            )
-        folder.write_config(self.config)
-        folder.rewind(last)
+        check_fingerprint({"setting": setting_digest(self.config)}, found.state["fingerprint"], folder.path)
 
 
 def parse_request(arguments: Sequence[str], description: str) -> RunRequest:

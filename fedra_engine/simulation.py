@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from statistics import mean
 
@@ -10,9 +11,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from fedra_engine.checkpoint import latest_checkpoint, save_checkpoint
+from fedra_engine.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from fedra_engine.config import ExperimentConfig
-from fedra_engine.config_comparison import setting_digest
 from fedra_engine.data.domain_data import DomainData
 from fedra_engine.errors import InputError
 from fedra_engine.execution.executor import Executor
@@ -21,6 +21,7 @@ from fedra_engine.experiment import build_experiment, describe
 from fedra_engine.federation.aggregation import Aggregator
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.work import LocalWork
+from fedra_engine.fingerprint import check_fingerprint, fingerprint
 from fedra_engine.models.sharded_parameters import is_sharded
 from fedra_engine.models.sharding import Sharding
 from fedra_engine.models.state import GlobalState
@@ -45,7 +46,12 @@ class Simulation:
         accelerator: Accelerator,
         data: DomainData | None = None,
     ) -> None:
-        """Build the experiment of `config`, with the `data` that a source gave if it is loaded already."""
+        """Build the experiment of `config`, with the `data` that a source gave if it is loaded already.
+
+        Raises:
+            InputError: something in the configuration cannot be used, or the run in `folder` began with something
+                else or is damaged; nothing in the folder has changed.
+        """
         self._config = config
         self._folder = folder
         self._reporter = reporter
@@ -62,6 +68,12 @@ class Simulation:
         )
         self._lanes = [self.experiment.executor.lanes]
         """Of every process; fewer than in the beginning where memory ran out."""
+        self._fingerprint = fingerprint(self.experiment)
+        of_main = self.processes.broadcast_object(self._fingerprint)
+        with self.processes.together():
+            check_fingerprint(self._fingerprint, of_main, "the main process")
+            if self.processes.is_main:
+                self._find_start()
 
     def run(self) -> None:
         """Train all rounds that the run folder does not have yet, evaluate, and leave the results there."""
@@ -73,6 +85,9 @@ class Simulation:
         if first > 0:
             trained = f"going on after round {first} of" if first < config.rounds else "finished before, with all of"
             self._reporter.message(f"{trained} {config.rounds} rounds")
+        if self.processes.is_main:
+            # A run may go on with more rounds.
+            self._folder.write_config(config)
         if config.trace and first == 0 and self.processes.is_main:
             write_inputs(self._folder.path, self.experiment.train_samples, self.experiment.foundation)
         for round in range(first, config.rounds):
@@ -81,8 +96,7 @@ class Simulation:
                 metrics.accuracy = accuracy = self.evaluate(state)
                 self._reporter.evaluated(round, accuracy)
             if self.processes.is_main:
-                self._record(metrics)
-                self.checkpoint(round, state, accuracy)
+                self.checkpoint(round, state, accuracy, [metrics])
         if self.processes.is_main:
             self._finish(state, frozen, accuracy)
 
@@ -182,21 +196,42 @@ class Simulation:
         return evaluator.accuracy(state, method.evaluated_model())
 
     def resume(self) -> tuple[int, GlobalState, dict[str, float]]:
-        """The first round to train, the state before it, and the last accuracies."""
+        """The first round to train, the state before it, and the last accuracies; the folder forgets later rounds."""
         with self.processes.together():
-            found = latest_checkpoint(self._folder.path) if self.processes.is_main else None
+            found = self._go_back() if self.processes.is_main else None
         found = self.processes.broadcast_object(found)
         initial = self.experiment.initial_state
         if found is None:
             return 0, initial, {}
-        round, tensors, remembered = found
-        if self._config.execution.deterministic and len(remembered["lanes"]) == self.processes.count:
+        if self._config.execution.deterministic and len(found.state["lanes"]) == self.processes.count:
             # However much memory is free today.
-            self.experiment.executor.lanes = remembered["lanes"][self.processes.index]
-        parts = _split(tensors)
+            self.experiment.executor.lanes = found.state["lanes"][self.processes.index]
+        parts = _split(found.tensors)
         self.experiment.method.restore(parts.get("method", {}))
         self.experiment.server.restore(parts.get("server", {}))
-        return round + 1, initial.restored(parts["state"]), remembered["accuracy"]
+        return found.round + 1, initial.restored(parts["state"]), found.state["accuracy"]
+
+    def _find_start(self) -> tuple[Checkpoint | None, bytes]:
+        """The checkpoint to go on after, if any, and the records up to it; changes nothing.
+
+        Raises:
+            InputError: the run began with something else, or is damaged.
+        """
+        found = latest_checkpoint(self._folder.path)
+        if found is None:
+            return None, self._folder.find_metrics(None)
+        check_fingerprint(self._fingerprint, found.state["fingerprint"], self._folder.path)
+        return found, self._folder.find_metrics(found.state["metrics"])
+
+    def _go_back(self) -> Checkpoint | None:
+        """Bring the folder back to the checkpoint to go on after, and say what was damaged."""
+        found, records = self._find_start()
+        if found is not None and found.passed_over:
+            self._reporter.message(f"passed over a damaged checkpoint: {found.passed_over}")
+        restored = self._folder.rewind(-1 if found is None else found.round, records)
+        if restored:
+            self._reporter.message(f"restored {self._folder.metrics_file} from {self._folder.kept_metrics_file}")
+        return found
 
     def _introduce(self) -> None:
         """Say, and show, what is to be trained."""
@@ -211,20 +246,26 @@ class Simulation:
         if experiment.method.caution is not None:
             reporter.message(f"note: {experiment.method.caution}")
 
-    def _record(self, metrics: RoundMetrics) -> None:
-        self._folder.append_metrics(metrics.record())
+    def checkpoint(
+        self, round: int, state: GlobalState, accuracy: dict[str, float], metrics: Sequence[RoundMetrics]
+    ) -> None:
+        """Save what `resume` needs to go on after `round`, with the last accuracies and the rounds since the last time.
 
-    def checkpoint(self, round: int, state: GlobalState, accuracy: dict[str, float]) -> None:
-        """Save what `resume` needs to go on after `round`, with the last accuracies."""
+        metrics.jsonl comes last: where it has a round there is a checkpoint.
+        """
         experiment = self.experiment
         parts = {"state": state.tensors(), "method": experiment.method.tensors(), "server": experiment.server.tensors()}
         tensors = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
-        save_checkpoint(
-            self._folder.path,
-            round,
-            tensors,
-            {"accuracy": accuracy, "setting": setting_digest(self._config), "lanes": self._lanes},
-        )
+        records = [each.record() for each in metrics]
+        mark = self._folder.keep_metrics(*records)
+        remembered = {
+            "accuracy": accuracy,
+            "fingerprint": self._fingerprint,
+            "lanes": self._lanes,
+            "metrics": mark,
+        }
+        save_checkpoint(self._folder.path, round, tensors, remembered)
+        self._folder.append_metrics(*records)
 
     def _finish(self, state: GlobalState, frozen: dict[str, float], tuned: dict[str, float]) -> None:
         config, experiment = self._config, self.experiment

@@ -1,7 +1,11 @@
 """Checkpoints come back as they were saved, and never in part."""
 
+import json
+import math
 import multiprocessing
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -79,12 +83,46 @@ def test_damage_is_reported_with_the_file(tmp_path: Path, file: str, damage: str
         latest_checkpoint(tmp_path)
 
 
+EDITS = {
+    "an accuracy": lambda header: header["state"]["accuracy"].update(clean=0.75),
+    "a missing key": lambda header: header["state"].pop("accuracy"),
+    "another type": lambda header: header.update(state=[1]),
+    "no digest": lambda header: header.pop("digest"),
+    "no tensors": lambda header: header.pop("tensors"),
+    "NaN": lambda header: header["state"].update(accuracy={"clean": math.nan}),
+    "a huge number": lambda header: header["state"].update(accuracy={"clean": 10**400}),
+    "null": lambda header: header.update(round=None),
+    "another version": lambda header: header.update(version=1),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_an_edited_state_is_found(tmp_path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    file = save_checkpoint(tmp_path, 3, TENSORS, {"accuracy": {"clean": 0.5}}) / "state.json"
+    header = json.loads(file.read_text())
+    edit(header)
+    file.write_text(json.dumps(header))
+    with pytest.raises(InputError, match=r"round_0003/state\.json: found "):
+        latest_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\0", b"\xff\xfe", b"null", b"3", b"[]", b"[[1]]", b'"text"', b"{}", b"1" * 5000, b"[" * 100_000],
+)
+def test_a_state_that_is_none_is_found(tmp_path: Path, content: bytes) -> None:
+    (save_checkpoint(tmp_path, 3, TENSORS, {}) / "state.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"round_0003/state\.json: found [^\n]*$"):
+        latest_checkpoint(tmp_path)
+
+
 def test_the_spare_serves_when_the_newest_is_damaged(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 3, TENSORS, {"of": 3})
     (save_checkpoint(tmp_path, 4, TENSORS, {"of": 4}) / "state.safetensors").write_bytes(b"")
     found = latest_checkpoint(tmp_path)
     assert found is not None
     assert (found.round, found.state) == (3, {"of": 3})
+    assert "round_0004/state.safetensors: found other bytes" in found.passed_over
 
 
 def test_a_repeated_round_replaces_its_damaged_checkpoint(tmp_path: Path) -> None:

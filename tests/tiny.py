@@ -170,6 +170,9 @@ class TensorSamples:
     domains: Tensor
     lengths: Tensor | None = None
 
+    def digest(self) -> str:
+        return repr({name: tensor.tolist() for name, tensor in self.tensors.items()})
+
     def inputs(self, rows: Tensor, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
         selected = {name: copy_async(tensor[rows], device) for name, tensor in self.tensors.items()}
         return {name: t.to(dtype) if t.is_floating_point() else t for name, t in selected.items()}

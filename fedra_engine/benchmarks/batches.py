@@ -101,6 +101,9 @@ class _TimedSamples:
     def lengths(self) -> Tensor | None:
         return self._samples.lengths
 
+    def digest(self) -> str:
+        return self._samples.digest()
+
     def inputs(self, rows: Tensor, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
         return self._samples.inputs(rows, device, dtype)
 

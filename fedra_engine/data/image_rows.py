@@ -46,7 +46,7 @@ def image_rows(data: DomainData, preprocessing: Preprocessing, *, skip: bool) ->
     if isinstance(data.content, DecodedImages):
         return _decoded_rows(data.content, preprocessing), MadeRows([], {}, None)
     rows = make_rows(data, _ImageMaker(data, preprocessing), skip=skip)
-    return StoredRows([as_tensor(part.columns["pixels"]) for part in rows.parts]), rows
+    return StoredRows.of_parts(rows.parts, "pixels"), rows
 
 
 def _decoded_rows(images: DecodedImages, preprocessing: Preprocessing) -> StoredRows:

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from fedra_engine.data.domain_data import DomainData
-from fedra_engine.data.row_cache import Part, cached_parts
+from fedra_engine.data.row_cache import FORMAT, Part, cached_parts
 from fedra_engine.errors import InputError
 
 PART_BYTES = 128 * 2**20
@@ -114,4 +114,4 @@ def _keys(maker: RowMaker, bounds: list[tuple[int, int]]) -> list[str] | None:
     known = [identity for identity in identities if identity is not None]
     if len(known) < len(identities):
         return None
-    return [hashlib.blake2b(identity.encode(), digest_size=16).hexdigest() for identity in known]
+    return [hashlib.blake2b(f"{FORMAT} {identity}".encode(), digest_size=16).hexdigest() for identity in known]

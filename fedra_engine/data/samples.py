@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple, Protocol
@@ -61,6 +62,13 @@ class Samples(Protocol):
         """int64 [samples], tokens of each sample, on the CPU; None where all have equally many."""
         ...
 
+    def digest(self) -> str:
+        """Hex digest of all that a model is given, sample by sample; labels and domains are not part of it.
+
+        Equal for equal inputs, wherever these come from and however they are kept; rows of the cache are not read.
+        """
+        ...
+
     def inputs(self, rows: Tensor, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
         """The model's keyword arguments for the samples `rows` (int64, on the CPU), first dimension [rows]."""
         ...
@@ -116,6 +124,11 @@ class SampleStore:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def digest(self) -> str:
+        """Of pixels and preprocessing; see `Samples`."""
+        content = f"{self.preprocessing} {self.pixels.digest(self._stored)}"
+        return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
     def inputs(self, rows: Tensor, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
         """The model's inputs for sample `rows` (int64 [n], on the CPU), normalised on `device`; see `Samples`."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from fedra_engine.data.row_cache import Part, as_tensor, row_checksums
 
 RESIDENT_SHARE = 0.25
 """Rows stay on an accelerator when they fit into this share of its free memory."""
@@ -16,7 +20,8 @@ class StoredRows:
     """One tensor [rows, …] in parts: [rows of the part, …] each, all of one shape and dtype.
 
     Rows that fit are copied to an accelerator once, when they are first asked for there. Others are gathered into
-    page-locked memory, so that the copy does not hold up the host.
+    page-locked memory, so that the copy does not hold up the host. Rows of a file are compared with their checksums
+    whenever they are read; where one is damaged, its part is made again.
     """
 
     def __init__(self, parts: Sequence[Tensor]) -> None:
@@ -27,6 +32,19 @@ class StoredRows:
         if self._parts[0].device.type != "cpu":
             (whole,) = self._parts
             self._resident[whole.device] = whole
+        self._column = ""
+        self._files: list[Part] | None = None
+        self._checksums: NDArray[np.uint64] | None = None
+
+    @classmethod
+    def of_parts(cls, parts: Sequence[Part], column: str) -> StoredRows:
+        """The rows of a column of all parts."""
+        rows = cls([as_tensor(part.columns[column]) for part in parts])
+        rows._column = column
+        if all(part.checksums for part in parts):
+            rows._files = list(parts)
+            rows._checksums = np.concatenate([part.checksums[column] for part in parts])
+        return rows
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -35,6 +53,17 @@ class StoredRows:
     def row_shape(self) -> torch.Size:
         """Shape of one row."""
         return self._parts[0].shape[1:]
+
+    def digest(self, rows: Tensor | None = None) -> str:
+        """Hex digest of the rows `rows` (int64 [n], on the CPU), or of all, in order; of their shape and dtype, too.
+
+        Rows of files are not read for it.
+        """
+        if self._checksums is None:
+            self._checksums = np.concatenate([row_checksums(part.cpu().contiguous().numpy()) for part in self._parts])
+        checksums = self._checksums if rows is None else self._checksums[rows.numpy()]
+        about = f"{self._parts[0].dtype} {tuple(self.row_shape)} {len(checksums)} "
+        return hashlib.blake2b(about.encode() + checksums.tobytes(), digest_size=16).hexdigest()
 
     def gather(self, rows: Tensor, device: torch.device) -> Tensor:
         """The rows `rows` (int64 [n], on the CPU), in that order, on `device`: [n, …]."""
@@ -46,6 +75,25 @@ class StoredRows:
         return self._gather(rows, pinned=device.type == "cuda").to(device, non_blocking=True)
 
     def _gather(self, rows: Tensor, *, pinned: bool) -> Tensor:
+        gathered = self._read(rows, pinned=pinned)
+        if self._files is None:
+            return gathered
+        assert self._checksums is not None
+        damaged = rows.numpy()[row_checksums(gathered.numpy()) != self._checksums[rows.numpy()]]
+        if not len(damaged):
+            return gathered
+        for part in np.unique(np.searchsorted(self._starts, damaged, side="right") - 1):
+            self._make_again(int(part))
+        return self._read(rows, pinned=pinned)
+
+    def _make_again(self, part: int) -> None:
+        assert self._files is not None
+        make_again = self._files[part].make_again
+        assert make_again is not None
+        self._files[part] = make_again()
+        self._parts[part] = as_tensor(self._files[part].columns[self._column])
+
+    def _read(self, rows: Tensor, *, pinned: bool) -> Tensor:
         first = self._parts[0]
         gathered = torch.empty((len(rows), *self.row_shape), dtype=first.dtype, pin_memory=pinned)
         if len(self._parts) == 1:
@@ -69,8 +117,12 @@ class StoredRows:
 
     def _copy(self, device: torch.device) -> Tensor:
         whole = torch.empty((len(self), *self.row_shape), dtype=self._parts[0].dtype, device=device)
-        for part, target in zip(self._parts, whole.split([len(part) for part in self._parts]), strict=True):
-            target.copy_(part)
+        for index, target in enumerate(whole.split(np.diff(self._starts).tolist())):
+            if self._files is not None:
+                sums = self._files[index].checksums[self._column]
+                if not np.array_equal(row_checksums(self._parts[index].numpy()), sums):
+                    self._make_again(index)
+            target.copy_(self._parts[index])
         return whole
 
     def _fits(self, device: torch.device) -> bool:

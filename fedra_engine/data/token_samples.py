@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -55,6 +57,12 @@ class TokenSamples:
     def lengths(self) -> Tensor | None:
         """Tokens of each text; see `Samples`."""
         return self._tokens.lengths[self._stored] if self._cut else None
+
+    def digest(self) -> str:
+        """Of tokens, their numbers and those of the prompts; see `Samples`."""
+        numbers = (of[self._stored].numpy().tobytes() for of in (self._tokens.lengths, self._tokens.prompts))
+        content = b"".join([self._tokens.ids.digest(self._stored).encode(), *numbers])
+        return hashlib.blake2b(content, digest_size=16).hexdigest()
 
     def inputs(self, rows: Tensor, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask` [rows, tokens of the longest]; `dtype` is for inputs that are no tokens."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedra_engine.data.domain_data import DomainData
-from fedra_engine.data.row_cache import Part, as_tensor
+from fedra_engine.data.row_cache import Part
 from fedra_engine.data.row_parts import MadeRows, RowMaker, make_rows
 from fedra_engine.data.stored_rows import StoredRows
 from fedra_engine.errors import InputError, one_line
@@ -132,8 +132,7 @@ def token_rows(data: DomainData, tokenization: Tokenization, *, skip: bool) -> t
         torch.from_numpy(np.concatenate([part.columns[name] for part in parts]).astype(np.int64))
         for name in ("length", "prompt")
     )
-    ids = StoredRows([as_tensor(part.columns["ids"]) for part in parts])
-    return TokenRows(ids, lengths, prompts), rows
+    return TokenRows(StoredRows.of_parts(parts, "ids"), lengths, prompts), rows
 
 
 def _check_room(data: DomainData, tokenization: Tokenization) -> None:

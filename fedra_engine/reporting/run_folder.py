@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 import re
 import shlex
 import shutil
@@ -13,22 +14,42 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import yaml
 from filelock import FileLock, Timeout
 
 from fedra_engine.config import ExperimentConfig
-from fedra_engine.errors import InputError
-from fedra_engine.files import write_whole
+from fedra_engine.errors import InputError, one_line
+from fedra_engine.files import content_hash, write_whole
+
+_FILES = (
+    *("config.yaml", "run.log", "metrics.jsonl", "summary.json", "costs.json", "partition.png", ".lock", ".*.tmp"),
+    *("checkpoints/metrics.jsonl", "adapters/*", "trace/*.safetensors"),
+)
+_FOLDERS = ("checkpoints", "adapters", "trace", "checkpoints/round_*[0-9]", "trace/round_*[0-9]")
+"""What a run makes in its folder."""
+
+
+class MetricsMark(TypedDict):
+    """What a checkpoint remembers of the records up to its round: how long they are and a digest of them."""
+
+    bytes: int
+    digest: str
 
 
 class RunFolder:
-    """`<output_dir>/<name>/`: config.yaml, run.log, metrics.jsonl, summary.json and what others add."""
+    """`<output_dir>/<name>/`: config.yaml, run.log, metrics.jsonl, summary.json and what others add.
+
+    The records of metrics.jsonl are in `checkpoints/` a second time, from where they come back when it is damaged.
+    A round's records are there first, then comes its checkpoint, then metrics.jsonl.
+    """
 
     def __init__(self, path: Path) -> None:
         """For `create` and `open`."""
         self.path = path
+        self._kept = content_hash()
+        self._kept_bytes = 0
 
     @classmethod
     def create(cls, config: ExperimentConfig) -> RunFolder:
@@ -92,6 +113,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def kept_metrics_file(self) -> Path:
+        """The same records, for `metrics_file` to be made anew from."""
+        return self.path / "checkpoints" / "metrics.jsonl"
+
+    @property
     def summary_file(self) -> Path:
         """The results, written at the end."""
         return self.path / "summary.json"
@@ -101,27 +127,98 @@ class RunFolder:
         values = dataclasses.asdict(dataclasses.replace(config, name=None))
         write_whole(self.config_file, yaml.safe_dump(values, sort_keys=False))
 
-    def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Add a record; it is in the file when this returns."""
-        with self.metrics_file.open("a") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
+    def check_kinds(self) -> None:
+        """Check that what has the name of one of the run's files is a file, and a folder where it should be one.
+
+        Raises:
+            InputError: it is something else.
+        """
+        for patterns, kind, fits in ((_FILES, "file", Path.is_file), (_FOLDERS, "folder", Path.is_dir)):
+            for path in itertools.chain.from_iterable(map(self.path.glob, patterns)):
+                if path.exists() and not fits(path):
+                    raise InputError(f"{path}: found no {kind} but something else, expected the {kind} of the run")
+
+    def append_metrics(self, *records: Mapping[str, Any]) -> None:
+        """Add records; they are in the file when this returns."""
+        with self.metrics_file.open("ab") as file:
+            file.write(_as_lines(records))
+
+    def keep_metrics(self, *records: Mapping[str, Any]) -> MetricsMark:
+        """Add records to those beside the checkpoints. Returns what the checkpoint of the last one remembers."""
+        content = _as_lines(records)
+        self.kept_metrics_file.parent.mkdir(exist_ok=True)
+        with self.kept_metrics_file.open("ab") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        self._kept.update(content)
+        self._kept_bytes += len(content)
+        return {"bytes": self._kept_bytes, "digest": self._kept.hexdigest()}
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All complete records, oldest first; a line cut short by a crash does not count."""
-        if not self.metrics_file.exists():
-            return []
-        lines = self.metrics_file.read_text().splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        """All complete records, oldest first; a line cut short by a crash does not count.
 
-    def rewind(self, last_round: int) -> None:
-        """Forget the results and what was written of rounds after `last_round` (-1: all), as they will be repeated."""
+        Raises:
+            InputError: the file cannot be read, or has a line that is no record.
+        """
+        lines = _read(self.metrics_file).splitlines(keepends=True)
+        return [
+            _parse_record(line, f"{self.metrics_file}: line {number}")
+            for number, line in enumerate(lines, 1)
+            if line.endswith(b"\n")
+        ]
+
+    def find_metrics(self, mark: MetricsMark | None) -> bytes:
+        """The records up to the checkpoint with this `mark`, from whichever file has them as they were written.
+
+        Args:
+            mark: None if the run has no checkpoint; then there must be no records, either.
+
+        Raises:
+            InputError: no file has them; or the run has been going on, and its checkpoints are gone.
+        """
+        if mark is None:
+            if self.summary_file.exists() or _read(self.metrics_file):
+                raise InputError(
+                    f"{self.path / 'checkpoints'}: found no checkpoint of a run that has trained, expected the newest "
+                    f"(nothing of the run is replaced; --config {shlex.quote(str(self.config_file))} repeats it in "
+                    "another folder)"
+                )
+            return b""
+        found = [_read(file)[: mark["bytes"]] for file in (self.metrics_file, self.kept_metrics_file)]
+        for content in found:
+            if content_hash(content).hexdigest() == mark["digest"]:
+                return content
+        lines = itertools.zip_longest(*(content.splitlines() for content in found))
+        different = [f", which differs from line {n} on" for n, (one, other) in enumerate(lines, 1) if one != other]
+        raise InputError(
+            f"{self.metrics_file}: found other records than were written, also in {self.kept_metrics_file}"
+            f"{''.join(different[:1])}; expected one of them intact (put back a copy, or repeat the run with --config "
+            f"{shlex.quote(str(self.config_file))})"
+        )
+
+    def rewind(self, last_round: int, metrics: bytes) -> bool:
+        """Forget the results and what was written of rounds after `last_round` (-1: all), as they will be repeated.
+
+        Args:
+            last_round: the newest that stays.
+            metrics: the records up to it; see `find_metrics`.
+
+        Returns:
+            Whether records were missing in metrics.jsonl, or were other ones.
+        """
         self.summary_file.unlink(missing_ok=True)
         for trace in self.path.glob("trace/round_*"):
             number = re.fullmatch(r"round_(\d+)", trace.name)
             if number and int(number[1]) > last_round:
                 shutil.rmtree(trace)
-        kept = [record for record in self.read_metrics() if record["round"] <= last_round]
-        write_whole(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept))
+        before = _read(self.metrics_file)
+        for file in (self.kept_metrics_file, self.metrics_file):
+            if _read(file) != metrics:
+                write_whole(file, metrics)
+        self._kept = content_hash(metrics)
+        self._kept_bytes = len(metrics)
+        return not before.startswith(metrics)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the results."""
@@ -144,6 +241,30 @@ def make_folder(path: Path) -> None:
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise _not_makable(path, error) from error
+
+
+def _as_lines(records: Iterable[Mapping[str, Any]]) -> bytes:
+    return "".join(json.dumps(record, allow_nan=False) + "\n" for record in records).encode()
+
+
+def _parse_record(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: found no JSON ({one_line(error)}), expected the record of a round") from error
+    if not isinstance(record, dict):
+        raise InputError(f"{where}: found {type(record).__name__}, expected the record of a round")
+    return record
+
+
+def _read(file: Path) -> bytes:
+    """The content of `file`, nothing if there is none."""
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise InputError(f"{file}: cannot read it: {error.strerror}; expected the records of a run") from error
 
 
 def _default_name(config: ExperimentConfig) -> str:

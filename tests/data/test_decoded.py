@@ -1,5 +1,6 @@
 """Images that are decoded before they become a source's content."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -27,6 +28,19 @@ def test_they_are_the_samples_and_the_pixels_of_the_cache(make_tree) -> None:
     rows = torch.arange(len(cached.train))
     found, expected = (preprocess(data.train, PREPROCESSING) for data in (decoded, cached))
     assert torch.equal(*(store.pixels.gather(rows, torch.device("cpu")) for store in (found, expected)))
+
+
+def test_the_digest_of_images_is_of_what_the_model_sees(make_tree) -> None:
+    config = DataConfig("image_folder", str(make_tree({"b": ["x", "y"], "a": ["x"]})))
+    cached = load_image_folder(config, 3)
+    read, is_split = read_image_folder(config, partial(decode_files, preprocessing=PREPROCESSING))
+    decoded = prepare_source(read, config, 3, split=not is_split)
+    digest = preprocess(cached.train, PREPROCESSING).digest()
+    assert preprocess(decoded.train, PREPROCESSING).digest() == digest
+    assert preprocess(cached.train, PREPROCESSING).digest() == digest
+    decoded.content.pixels[np.flatnonzero(~decoded.is_test)[-1], 0, 0, 0] ^= 1
+    assert preprocess(decoded.train, PREPROCESSING).digest() != digest
+    assert preprocess(cached.train, replace(PREPROCESSING, std=(0.5, 0.5, 0.4))).digest() != digest
 
 
 def test_a_file_that_is_no_image_is_named(make_tree) -> None:

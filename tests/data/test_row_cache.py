@@ -125,6 +125,102 @@ def test_parts_with_other_columns_are_made_again(columns: dict[str, list]) -> No
     np.testing.assert_array_equal(part.columns["pixels"], make(0).columns["pixels"])
 
 
+def damage(path: Path, content: np.ndarray) -> None:
+    """Flip a bit in the middle of `content` where it is in the file, in place: also in what is mapped already."""
+    whole = path.read_bytes()
+    at = whole.index(content.tobytes()) + content.nbytes // 2
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(bytes([whole[at] ^ 1]))
+
+
+@pytest.mark.parametrize("column", ["pixels", "length"])
+@pytest.mark.parametrize("when", ["before it is opened", "after it was opened"])
+def test_a_flipped_bit_changes_nothing(column: str, when: str, caplog: pytest.LogCaptureFixture) -> None:
+    path = cache_folder() / "a.arrow"
+    whole = StoredRows([as_tensor(make(index).columns["pixels"]) for index in range(2)])
+    rows = torch.tensor([6, 1, 2, 1])
+    parts = read(["a", "b"])
+    if when == "before it is opened":
+        damage(path, make(0).columns[column])
+        parts = read(["a", "b"])
+        assert (column == "length") == ("made again what was damaged in the cache: " in caplog.text)
+    stored = StoredRows.of_parts(parts, "pixels")
+    if when == "after it was opened":
+        damage(path, make(0).columns[column])
+    assert torch.equal(stored.gather(rows, torch.device("cpu")), whole.gather(rows, torch.device("cpu")))
+    assert parts[0].columns["length"].tolist() == [0, 1, 2, 3]
+    read(["a", "b"])
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert str(path) in caplog.text
+    assert path.read_bytes() == _written(path)
+
+
+def _written(path: Path) -> bytes:
+    path.unlink()
+    read([path.stem])
+    return path.read_bytes()
+
+
+def test_no_flipped_byte_is_taken_over(caplog: pytest.LogCaptureFixture) -> None:
+    read(["a"])
+    path = cache_folder() / "a.arrow"
+    whole = path.read_bytes()
+    rows = torch.arange(4)
+    # Every byte would take ten seconds; a step of seven meets every place in an aligned word.
+    for at in range(0, len(whole), 7):
+        path.unlink()
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
+        (part,) = read(["a"])
+        pixels = StoredRows.of_parts([part], "pixels").gather(rows, torch.device("cpu"))
+        np.testing.assert_array_equal(pixels, make(0).columns["pixels"])
+        assert part.columns["length"].tolist() == [0, 1, 2, 3]
+        assert part.errors == make(0).errors
+    assert len(caplog.records) > len(whole) / 7 / 2
+
+
+def test_exchanged_files_are_made_again(caplog: pytest.LogCaptureFixture) -> None:
+    read(["a", "b"])
+    one, other = (cache_folder() / f"{key}.arrow" for key in "ab")
+    one.rename(cache_folder() / "c")
+    other.rename(one)
+    (cache_folder() / "c").rename(other)
+    for index, part in enumerate(read(["a", "b"])):
+        np.testing.assert_array_equal(part.columns["pixels"], make(index).columns["pixels"])
+    assert "a.arrow and 1 more" in caplog.text
+
+
+def test_damaged_rows_that_cannot_be_made_as_they_were_are_an_error() -> None:
+    made = iter([make(0), make(1)])
+    stored = StoredRows.of_parts(read(["a"], lambda _: next(made)), "pixels")
+    damage(cache_folder() / "a.arrow", make(0).columns["pixels"])
+    with pytest.raises(InputError, match=r"data: found rows in .*a\.arrow that were damaged and cannot be made as"):
+        stored.gather(torch.arange(4), torch.device("cpu"))
+
+
+def test_the_digest_of_rows_is_of_their_content_and_order() -> None:
+    whole = torch.arange(60, dtype=torch.uint8).reshape(10, 3, 2)
+    digest = StoredRows([whole]).digest()
+    assert StoredRows([whole[:4], whole[4:]]).digest() == digest
+    assert StoredRows([whole[:1], whole]).digest(torch.arange(1, 11)) == digest
+    changed = whole.clone()
+    changed[7, 2, 1] ^= 1
+    for other in (changed, whole.flip(0), whole[:9], whole.view(torch.int8), whole.reshape(10, 2, 3)):
+        assert StoredRows([other]).digest() != digest
+
+
+def test_rows_of_the_cache_have_the_digest_of_rows_in_memory() -> None:
+    read(["a", "b"])
+    cached = StoredRows.of_parts(read(["a", "b"], never), "pixels")
+    for index in range(2):
+        # Nothing is read for it.
+        damage(cache_folder() / f"{'ab'[index]}.arrow", make(index).columns["pixels"])
+    in_memory = StoredRows([as_tensor(make(index).columns["pixels"]) for index in range(2)])
+    rows = torch.tensor([6, 1, 1, 3])
+    assert cached.digest() == in_memory.digest()
+    assert cached.digest(rows) == in_memory.digest(rows)
+
+
 def _make_slowly(cache: Path, made: Path) -> None:
     import datasets
 

@@ -145,6 +145,24 @@ def test_long_texts_go_through_the_tokenizer_by_their_length(tmp_path: Path, mon
     assert found.lengths.tolist() == [9, 3, 5, 3, 6, 3, 9, 3]
 
 
+def test_the_digest_is_of_tokens_and_what_is_prompt_of_them(tmp_path: Path) -> None:
+    path, config = save_decoder_tokenizer(tmp_path / "model"), DataConfig(max_length=8)
+
+    def digest(prompts: list[str], responses: list[str]) -> str:
+        data = make_data("causal_lm", {"prompt": prompts, "response": responses})
+        return prepare(data, config, path, MODEL).train.digest()
+
+    found = digest(["a b", "c", "x"], ["d", "e f", "y"])
+    for prompts, responses in (
+        (["c", "a b", "x"], ["e f", "d", "y"]),
+        (["a", "c", "x"], ["b d", "e f", "y"]),
+        (["a b", "c", "x"], ["d", "e g", "y"]),
+    ):
+        assert digest(prompts, responses) != found
+    # What is held out is no part of the training samples.
+    assert digest(["a b", "c", "x"], ["d", "e f", "z"]) == found
+
+
 def test_another_padding_token_is_another_row(tmp_path: Path) -> None:
     path = save_encoder_tokenizer(tmp_path / "a")
     for padding in (0, 3):

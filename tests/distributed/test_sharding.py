@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fedra_engine.checkpoint import latest_checkpoint
 from fedra_engine.processes import Processes
 from fedra_engine.reporting.run_folder import RunFolder
 from tests.distributed.jobs import LAUNCHER, ROOT, engine_errors, finish, start
@@ -140,5 +141,7 @@ def test_an_experiment_launched_with_the_shipped_configuration_is_the_one_of_one
         torch.testing.assert_close(found[name], tensor, rtol=1e-9, atol=1e-12)
     summaries = [json.loads((run / "summary.json").read_text()) for run in (together, alone)]
     assert summaries[0] == summaries[1]
+    fingerprints = [found.state["fingerprint"] for run in (together, alone) if (found := latest_checkpoint(run))]
+    assert fingerprints[0] == fingerprints[1]
     losses = [RunFolder(run).read_metrics()[0]["loss"] for run in (together, alone)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-9)

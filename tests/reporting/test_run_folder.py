@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from fedra_engine.config import (
 from fedra_engine.config_comparison import setting_digest
 from fedra_engine.errors import InputError
 from fedra_engine.reporting import run_folder
-from fedra_engine.reporting.run_folder import RunFolder
+from fedra_engine.reporting.run_folder import MetricsMark, RunFolder
 
 
 def config(tmp_path: Path, name: str | None = None) -> ExperimentConfig:
@@ -81,16 +82,68 @@ def test_metrics_are_one_json_object_a_line_and_there_at_once(tmp_path: Path) ->
     assert [json.loads(line) for line in lines] == [{"round": 0, "loss": 1.5}, {"round": 1, "loss": 1.25}]
 
 
-def test_rewinding_drops_later_rounds_and_a_line_cut_short(tmp_path: Path) -> None:
+def with_records(tmp_path: Path, rounds: int) -> tuple[RunFolder, list[MetricsMark]]:
+    """A run with records of `rounds` rounds, and what the checkpoint of each remembers of them."""
     folder = RunFolder.create(config(tmp_path))
-    for round in range(4):
+    marks = []
+    for round in range(rounds):
+        marks.append(folder.keep_metrics({"round": round}))
         folder.append_metrics({"round": round})
+    return folder, marks
+
+
+DAMAGE = {
+    "edited": lambda content: content.replace(b"1}", b"7}"),
+    "shortened": lambda content: content[:-1],
+    "an empty line": lambda content: b"\n" + content,
+    "lines swapped": lambda content: b"".join(reversed(content.splitlines(keepends=True))),
+    "not UTF-8": lambda content: b"\xff" + content[1:],
+    "emptied": lambda content: b"",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "metrics.jsonl"])
+def test_records_come_back_from_the_file_that_has_them_as_written(
+    tmp_path: Path, damage: Callable[[bytes], bytes], kept: bool
+) -> None:
+    folder, marks = with_records(tmp_path, 3)
+    file = folder.kept_metrics_file if kept else folder.metrics_file
+    file.write_bytes(damage(file.read_bytes()))
+    records = folder.find_metrics(marks[-1])
+    assert folder.rewind(2, records) is not kept
+    assert folder.read_metrics() == [{"round": 0}, {"round": 1}, {"round": 2}]
+    assert folder.kept_metrics_file.read_bytes() == folder.metrics_file.read_bytes()
+
+
+def test_records_that_no_file_has_as_written_are_refused_with_file_and_line(tmp_path: Path) -> None:
+    folder, marks = with_records(tmp_path, 3)
+    folder.kept_metrics_file.unlink()
+    folder.metrics_file.write_text('{"round": 0}\n{"round": 8}\n{"round": 2}\n')
+    with pytest.raises(InputError, match=r"metrics\.jsonl: found other records than were written.* from line 1 on"):
+        folder.find_metrics(marks[-1])
+    folder.kept_metrics_file.write_text('{"round": 0}\n{"round": 1}\n{"round": 3}\n')
+    with pytest.raises(InputError, match=r"from line 2 on; expected one of them intact"):
+        folder.find_metrics(marks[-1])
+
+
+@pytest.mark.parametrize("line", [b"", b"{", b"[1]", b"\xff", b"[" * 100000])
+def test_a_line_that_is_no_record_is_reported(tmp_path: Path, line: bytes) -> None:
+    folder, _ = with_records(tmp_path, 1)
+    with folder.metrics_file.open("ab") as file:
+        file.write(line + b"\n")
+    with pytest.raises(InputError, match=r"metrics\.jsonl: line 2: found .*, expected the record of a round"):
+        folder.read_metrics()
+
+
+def test_rewinding_drops_later_rounds_and_a_line_cut_short(tmp_path: Path) -> None:
+    folder, marks = with_records(tmp_path, 4)
     with folder.metrics_file.open("a") as file:
         file.write('{"round": 4, "lo')
-    folder.rewind(1)
+    assert not folder.rewind(1, folder.find_metrics(marks[1]))
     assert folder.metrics_file.read_text() == '{"round": 0}\n{"round": 1}\n'
-    folder.rewind(-1)
-    assert folder.read_metrics() == []
+    assert folder.kept_metrics_file.read_text() == folder.metrics_file.read_text()
+    assert folder.keep_metrics({"round": 2}) == marks[2]
 
 
 def test_rewinding_drops_the_summary_and_the_traces_of_later_rounds(tmp_path: Path) -> None:
@@ -99,7 +152,7 @@ def test_rewinding_drops_the_summary_and_the_traces_of_later_rounds(tmp_path: Pa
     for name in ("round_0001", "round_0002", "round_10000", "round_notes"):
         (folder.path / "trace" / name).mkdir(parents=True)
     (folder.path / "trace" / "inputs.safetensors").touch()
-    folder.rewind(1)
+    folder.rewind(1, b"")
     assert not folder.summary_file.exists()
     kept = sorted(path.name for path in (folder.path / "trace").iterdir())
     assert kept == ["inputs.safetensors", "round_0001", "round_notes"]
@@ -124,6 +177,8 @@ def test_the_setting_is_all_but_what_may_change_when_a_run_goes_on(tmp_path: Pat
         "evaluate_every": 7,
         "execution": ExecutionConfig(lanes=2),
         "method": MethodConfig(lorafair=LoraFairConfig(steps=1)),
+        "model": replace(here.model, path="elsewhere"),
+        "data": replace(here.data, root="elsewhere"),
     }
     assert setting_digest(replace(here, **free)) == setting_digest(here)
     bound = {

@@ -42,7 +42,6 @@ class StudyRun:
         self._simulation = Simulation(config, self._folder, self._reporter, accelerator, data)
         self.rounds, self._state, _ = self._simulation.resume()
         self._unsaved: list[RoundMetrics] = []
-        self.forget_unsaved()
         self._seconds: list[float] = []
         self.pause_seconds = 0.0
         """What evaluating and saving took last time, or is expected to take."""
@@ -71,7 +70,6 @@ class StudyRun:
         """Drop the rounds after the newest checkpoint. This run cannot go on then; one built anew can."""
         self.rounds -= len(self._unsaved)
         self._unsaved.clear()
-        self._folder.rewind(self.rounds - 1)
 
     def advance(self, target: int, deadline: float) -> None:
         """Train up to `target` rounds in all, as many as begin before `deadline`.
@@ -95,9 +93,7 @@ class StudyRun:
         started = time.monotonic()
         last = self._unsaved[-1]
         last.accuracy = self._simulation.evaluate(self._state)
-        for metrics in self._unsaved:
-            self._folder.append_metrics(metrics.record())
-        self._simulation.checkpoint(last.round, self._state, last.accuracy)
+        self._simulation.checkpoint(last.round, self._state, last.accuracy, self._unsaved)
         self._unsaved.clear()
         self.pause_seconds = time.monotonic() - started
 

@@ -150,27 +150,32 @@ class _Study:
         setting = self._setting
         config = setting.experiment(str(self._images), str(model), self._device, setting.methods[0], seed)
         data = prepare_source(images.data, config.data, seed, split=not images.is_split)
+        identity = self._results["setting"] | {"images": images.digest()}
+        self._check_identity(identity, known)
         runs: list[StudyRun] = []
         for method in setting.methods:
             config = setting.experiment(str(self._images), str(model), self._device, method, seed)
             runs.append(StudyRun(config, work / method, data, self._output / LOG_FILE, self._accelerator))
         self._say(f"seed {seed}  {len(runs)} methods are set up")
         experiment = runs[0].experiment
-        identity = self._results["setting"] | {"images": images.digest(), "model": _digest(experiment)}
+        identity |= {"model": _digest(experiment)}
+        self._check_identity(identity, known)
         if known is None:
             known = _references(experiment) | {"identity": identity}
             self._keep(seed, work, known, runs)
-        elif known["identity"] != identity:
-            changed = [name for name, value in identity.items() if known["identity"].get(name) != value]
-            raise InputError(
-                f"continue: found another {changed[0]} than in {self._earlier}, expected a study of the same images, "
-                "model and setting"
-            )
         averages = (f"{name} {100 * mean(known[key].values()):.1f} %" for name, key in REFERENCES.items())
         self._say(f"seed {seed}  average of {', '.join(averages)}")
         for run in runs:
             run.pause_seconds = known["evaluation_seconds"]
         self._take_turns(seed, runs, partial(self._keep, seed, work, known, runs))
+
+    def _check_identity(self, identity: dict[str, Any], known: dict[str, Any] | None) -> None:
+        for name, value in identity.items():
+            if known is not None and known["identity"].get(name) != value:
+                raise InputError(
+                    f"continue: found another {name} than in {self._earlier}, expected a study of the same images, "
+                    "model and setting"
+                )
 
     def _take_turns(self, seed: int, runs: Sequence[StudyRun], keep: Callable[[], None]) -> None:
         """Train slice by slice; `keep` writes the results of this seed."""
