@@ -99,11 +99,11 @@ class Reporter:
         by_domain = "  ".join(f"{domain} {_percent(value)}" for domain, value in accuracy.items())
         self.message(f"accuracy after round {round + 1}: {_percent(mean(accuracy.values()))}  ({by_domain})")
 
-    def finished(self, frozen: Accuracies, tuned: Accuracies, control: Accuracies | None) -> None:
-        """Show the accuracies before and after, and those of the full-depth control where it is known."""
+    def finished(self, frozen: Accuracies, tuned: Accuracies) -> None:
+        """Show the accuracies before and after."""
         if self._live is not None:
             self._live.stop()
-        rows = {"frozen": frozen, "tuned": tuned} | ({"control": control} if control else {})
+        rows = {"frozen": frozen, "tuned": tuned}
         self._print("")
         self._console.print(_table(rows, list(tuned)))
         for name, accuracy in rows.items():

@@ -25,7 +25,7 @@ def run_two_rounds(log: Path, terminal: bool) -> str:
             reporter.trained(3, samples=30, loss=lambda: 1.75)
             reporter.round_finished({"round": round, "loss": 1.75})
         reporter.evaluated(1, {"clean": 0.5, "noisy": 0.25})
-        reporter.finished({"clean": 0.25, "noisy": 0.25}, {"clean": 0.5, "noisy": 0.25}, None)
+        reporter.finished({"clean": 0.25, "noisy": 0.25}, {"clean": 0.5, "noisy": 0.25})
     return output.getvalue()
 
 
