@@ -1,8 +1,10 @@
-"""The exceptions that launchers turn into a single line."""
+"""The exceptions that launchers turn into a single line, and messages in which no name steers a terminal."""
 
 from __future__ import annotations
 
+import logging
 import textwrap
+import unicodedata
 
 _LONGEST = 300
 """Characters of another library's message that are kept."""
@@ -26,3 +28,31 @@ def one_line(error: Exception) -> str:
     """
     message = str(error).strip() or type(error).__name__
     return textwrap.shorten(message.partition("\n\n")[0], _LONGEST, placeholder=" …")
+
+
+def printable(text: str, keep: str = "") -> str:
+    """`text` with control characters and undecodable bytes as escapes such as `\\x1b`, but for those in `keep`.
+
+    Names of files and labels can hold them; on a terminal they would move the cursor or turn the reading direction.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character
+        if character.isprintable() or character in keep or _is_part_of_writing(character)
+        else character.encode("unicode_escape").decode("ascii")
+        for character in text
+    )
+
+
+class PrintableFormatter(logging.Formatter):
+    """Log lines in which no name steers a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """As the class above has it, but `printable`."""
+        return printable(super().format(record), keep="\n")
+
+
+def _is_part_of_writing(character: str) -> bool:
+    """Whether it is a space, or joins or separates letters: what Python calls unprintable, and languages need."""
+    return unicodedata.category(character) == "Zs" or character in "\u200c\u200d"

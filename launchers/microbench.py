@@ -151,15 +151,16 @@ def _run_resources(options: argparse.Namespace) -> None:
 
 
 def _print_table(title: str, rows: Sequence[dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from fedra_engine.reporting.tables import table_text
 
     table = Table(title=title, title_justify="left")
     for name in rows[0]:
         table.add_column(name.replace("_", " "), justify="left" if name == "setting" else "right")
     for row in rows:
         table.add_row(*(value if isinstance(value, str) else f"{value:.3g}" for value in row.values()))
-    Console(width=150).print(table)
+    print(table_text(table))
 
 
 if __name__ == "__main__":

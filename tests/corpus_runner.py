@@ -58,8 +58,6 @@ class CorpusRunner:
 
 def _serve() -> None:
     # What the launchers import after they have read their options.
-    import transformers.models.auto.modeling_auto
-    import transformers.models.vit.modeling_vit
 
     import fedra_engine.comparison.report
     import fedra_engine.comparison.workers

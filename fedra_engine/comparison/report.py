@@ -11,7 +11,7 @@ from fedra_engine.comparison.figures import plot_accuracy_by_round
 from fedra_engine.comparison.runs import Outcome, RunResult
 from fedra_engine.comparison.summaries import summarize
 from fedra_engine.comparison.tables import cells, csv_text, latex_table
-from fedra_engine.reporting.tables import Cells, markdown_table
+from fedra_engine.reporting.tables import Cells, markdown_code, markdown_table, markdown_text
 
 _EXPLANATION = """\
 Top-1 accuracy (%) on each domain's test set and on average, mean ± sample standard deviation over the seeds; `frozen`
@@ -62,13 +62,12 @@ def _lock(folder: Path) -> FileLock:
 
 
 def _markdown(command: str, rows: Cells, results: Sequence[RunResult], missing: Sequence[Outcome]) -> str:
-    parts = ["# Comparison", f"```\n{command}\n```", _EXPLANATION, markdown_table(rows).rstrip()]
+    parts = ["# Comparison", markdown_code(command), _EXPLANATION, markdown_table(rows).rstrip()]
     # Of every seed of a method the same.
-    cautions = dict.fromkeys(f"- {result.label}: {result.caution}" for result in results if result.caution)
-    if cautions:
-        parts.append("\n".join(["Notes:\n", *cautions]))
-    if missing:
-        lines = (f"- {outcome.run.title}: {outcome.note}" for outcome in missing)
-        parts.append("\n".join(["Not in the table:\n", *lines]))
+    cautions = dict.fromkeys(f"{result.label}: {result.caution}" for result in results if result.caution)
+    unfinished = [f"{outcome.run.title}: {outcome.note}" for outcome in missing]
+    for title, lines in (("Notes:\n", cautions), ("Not in the table:\n", unfinished)):
+        if lines:
+            parts.append("\n".join([title, *(f"- {markdown_text(line)}" for line in lines)]))
     parts.append("![average accuracy by round](accuracy_by_round.png)")
     return "\n\n".join(parts) + "\n"

@@ -12,7 +12,6 @@ from typing import Literal
 
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
-from rich.console import Console
 
 from fedra_engine.cli import read_config
 from fedra_engine.comparison.accounting import RunCosts, count_costs
@@ -23,6 +22,7 @@ from fedra_engine.files import write_whole
 from fedra_engine.methods.registry import METHODS
 from fedra_engine.reporting.console import Reporter
 from fedra_engine.reporting.run_folder import RunFolder
+from fedra_engine.reporting.tables import PlainConsole
 from fedra_engine.run_request import RunRequest
 from fedra_engine.simulation import Simulation
 
@@ -141,7 +141,7 @@ def _finish(run: PlannedRun) -> str:
         _remove_unbegun(run.path)
         request = RunRequest(run.config, earlier)
         # A run's output goes to its log only; many of them would drown the comparison.
-        console = Console(quiet=True, force_terminal=False)
+        console = PlainConsole(quiet=True, force_terminal=False)
         with request.open_folder() as folder, Reporter(folder.log_file, console) as reporter:
             Simulation(run.config, folder, reporter, Accelerator()).run()
     if not _costs_file(run).is_file():

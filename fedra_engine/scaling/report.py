@@ -7,7 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from fedra_engine.reporting.tables import markdown_table
+from fedra_engine.reporting.tables import markdown_code, markdown_table, markdown_text
 from fedra_engine.scaling.figures import plot_scaling
 from fedra_engine.scaling.measurement import Measurement
 from fedra_engine.scaling.plan import Network
@@ -38,11 +38,11 @@ def write_report(folder: Path, command: str, measurements: Sequence[Measurement]
         measurements: at least one.
         projection: a section of computed times, if there are any.
     """
-    devices = " and ".join(sorted({one.device for one in measurements}))
+    devices = markdown_text(" and ".join(sorted({one.device for one in measurements})))
     threads = measurements[0].threads
     parts = [
         "# Scaling",
-        f"```\n{command}\n```",
+        markdown_code(command),
         f"Device: {devices}; {threads} thread{'s' if threads > 1 else ''} per process; {_lanes(measurements)} lanes.",
         _EXPLANATION,
         markdown_table(cells(measurements)).rstrip(),

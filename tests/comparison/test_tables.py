@@ -86,6 +86,15 @@ def test_labels_may_have_what_means_something_to_latex_or_matplotlib(tmp_path: P
     assert (tmp_path / "accuracy_by_round.png").is_file()
 
 
+@pytest.mark.parametrize("label", [r"fedra $\frac$", "fedra $a", "fedra \x1b[1A|`\n*"])
+def test_no_label_breaks_a_table_or_the_picture(tmp_path: Path, label: str) -> None:
+    write_report(tmp_path, COMMAND, [replace(RESULTS[0], label=label)], [])
+    rows = [line for line in (tmp_path / "comparison.md").read_text().splitlines() if line.startswith("| fedra")]
+    assert len(rows) == 1
+    assert rows[0].replace("\\|", "").count("|") == 11
+    assert (tmp_path / "accuracy_by_round.png").is_file()
+
+
 def test_a_command_of_several_lines_is_a_comment_in_latex(tmp_path: Path) -> None:
     write_report(tmp_path, "python 'a\n\nb'", RESULTS, [])
     lines = (tmp_path / "comparison.tex").read_text().splitlines()

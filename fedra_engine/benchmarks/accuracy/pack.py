@@ -28,7 +28,7 @@ from fedra_engine.benchmarks.accuracy.inputs import (
 )
 from fedra_engine.benchmarks.accuracy.planes import to_planes
 from fedra_engine.benchmarks.accuracy.sheets import to_sheet
-from fedra_engine.errors import InputError
+from fedra_engine.errors import InputError, printable
 
 LIMIT_MIB = 50.0
 """Largest pack; small enough to upload with the repository."""
@@ -74,7 +74,7 @@ def pack(
     for name, content in files.items():
         (output / name).write_bytes(content)
         print(f"{sizes[name] / _MIB:8.2f} MiB  {name}")
-    print(f"{total / _MIB:8.2f} MiB  in {len(files)} files in {output}")
+    print(f"{total / _MIB:8.2f} MiB  in {len(files)} files in {printable(str(output))}")
     return sizes
 
 

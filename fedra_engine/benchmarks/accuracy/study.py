@@ -37,7 +37,7 @@ from fedra_engine.benchmarks.accuracy.setting import StudySetting, precision
 from fedra_engine.benchmarks.accuracy.tables import REFERENCES, evaluations, markdown, short_table
 from fedra_engine.benchmarks.kernels.measure import device_name, name_and_message, versions
 from fedra_engine.data.domain_data import prepare_source
-from fedra_engine.errors import InputError
+from fedra_engine.errors import InputError, printable
 from fedra_engine.experiment import Experiment
 from fedra_engine.files import write_whole
 from fedra_engine.models.state import EvaluatedModel
@@ -232,7 +232,7 @@ class _Study:
         write_whole(self._output / TABLES_FILE, markdown(self._results))
 
     def _say(self, line: str) -> None:
-        print(f"{line}  (after {time.monotonic() - self._started:.0f} s)", flush=True)
+        print(f"{printable(line)}  (after {time.monotonic() - self._started:.0f} s)", flush=True)
 
     def _tell(self, seed: int, run: StudyRun) -> None:
         known = evaluations(run.records)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from fedra_engine.benchmarks.kernels.cases import cpu_sizes, vit_base
 from fedra_engine.benchmarks.kernels.measure import kernel_cases, measure_kernels, measured_peaks, versions
@@ -19,6 +18,7 @@ from fedra_engine.benchmarks.kernels.report import (
 )
 from fedra_engine.benchmarks.kernels.resources import resource_table
 from fedra_engine.benchmarks.kernels.work import H100
+from fedra_engine.reporting.tables import PlainConsole
 
 GEMM_SIZE = 8192
 _CPU_GEMM_SIZE = 768
@@ -29,7 +29,7 @@ def run_kernels(output_dir: Path | None, *, seconds: float, architecture: str | 
 
     `seconds` are spent on each provider. Without a GPU the kernels' resources are compiled for `architecture`.
     """
-    console = Console(width=180)
+    console = PlainConsole(width=180)
     gpu = torch.cuda.is_available()
     device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
     sizes = vit_base(device) if gpu else cpu_sizes()
