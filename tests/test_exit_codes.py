@@ -21,7 +21,11 @@ def test_bad_input_is_one_line_on_stderr_and_code_2(capsys: pytest.CaptureFixtur
     assert captured.out == ""
 
 
-def test_no_name_in_a_message_or_warning_steers_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_name_in_a_message_or_warning_steers_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+
     def main() -> None:
         logging.getLogger("fedra_engine.data").warning("left out %s", "a\x1b[2J")
         raise InputError("data.root: found \x1b[31m\udcff")
