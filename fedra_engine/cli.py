@@ -120,6 +120,11 @@ def add_help(parser: ArgumentParser, options: Iterable[LauncherOption]) -> None:
         parser.add_argument(f"--{option.name}", metavar=option.metavar, default=argparse.SUPPRESS, help=text)
 
 
+OVERSUBSCRIBE = LauncherOption(
+    "oversubscribe", "true|false", "Whether processes may share cores", "false", ("true", "false")
+)
+
+
 def check_not_given(arguments: Iterable[str], fields: Mapping[str, str]) -> None:
     """Raises InputError when one of the `fields` that a launcher sets itself is given; each with the option for it."""
     given = {argument.partition("=")[0].removeprefix("--") for argument in arguments if argument.startswith("--")}
@@ -128,15 +133,17 @@ def check_not_given(arguments: Iterable[str], fields: Mapping[str, str]) -> None
             raise InputError(f"{field}: found it as an option of its own, expected {option} to set it")
 
 
-def parse_count(option: str, text: str, *, least: int) -> int:
+def parse_count(option: str, text: str, *, least: int, most: int = 10**9) -> int:
     """The value `text` of an `option`.
 
     Raises:
-        InputError: it is no whole number from `least` up.
+        InputError: it is no whole number from `least` to `most`.
     """
-    if not text.strip().isdecimal() or int(text) < least:
-        raise InputError(f"{option}: found {text!r}, expected a whole number from {least} up")
-    return int(text)
+    digits = text.strip()
+    # Python converts no text of thousands of digits.
+    if not digits.isdecimal() or len(digits) > len(str(most)) or not least <= int(digits) <= most:
+        raise InputError(f"{option}: found {_shortened(text)}, expected a whole number from {least} to {most}")
+    return int(digits)
 
 
 def check_different(option: str, entries: Sequence[str | int]) -> None:
@@ -144,6 +151,10 @@ def check_different(option: str, entries: Sequence[str | int]) -> None:
     entry, times = Counter(entries).most_common(1)[0]
     if times > 1:
         raise InputError(f"{option}: found {entry} more than once, expected every one once")
+
+
+def _shortened(text: str) -> str:
+    return repr(text) if len(text) <= 60 else f"{text[:60]!r} …"
 
 
 def _check_values(values: Namespace, config_class: type[Any], prefix: str = "") -> None:

@@ -1,16 +1,93 @@
-"""The argument parser's complaints as one line: the field, what was found, what was expected."""
+"""The argument parsers' complaints as one line: the field, what was found, what was expected."""
 
 from __future__ import annotations
 
+import argparse
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import is_dataclass
 from difflib import get_close_matches
 from itertools import pairwise
+from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+
+from fedra_engine.errors import InputError
 
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
+
+
+class LineParser(argparse.ArgumentParser):
+    """An argument parser, for launchers without an experiment, that complains as the others do."""
+
+    def __init__(self, **options: Any) -> None:
+        """Takes argparse's `options`."""
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise InputError."""
+        text = " ".join(message.split())
+        for pattern, words in (
+            (r"argument (\S+): (found .*)", "{0}: {1}"),
+            (r"argument (\S+): invalid choice: (.*) \(choose from (.*)\)", "{0}: found {1}, expected one of {2}"),
+            (r"argument (\S+): expected (.*)", "{0}: found no value, expected {1}"),
+            (r"argument (\S+): not allowed with argument (.*)", "{0}: found it beside {1}, expected one of them"),
+            (r"the following arguments are required: (.*)", "{0}: found nothing, expected a value"),
+            (r"unrecognized arguments: (.*)", "{0}: found an unknown option, expected one that --help lists"),
+        ):
+            if match := re.fullmatch(pattern, text):
+                raise InputError(words.format(match[1].removeprefix("--"), *match.groups()[1:]))
+        raise InputError(f"{self.prog}: {text}; see --help")
+
+
+def whole_number(least: int, most: int) -> Callable[[str], int]:
+    """The type of an option of `LineParser`."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or len(text) > len(str(most)) or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number from {least} to {most}")
+        return int(text)
+
+    return read
+
+
+def positive_number(most: float) -> Callable[[str], float]:
+    """The type of an option of `LineParser`."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not 0 < value <= most:
+            raise argparse.ArgumentTypeError(f"found {text!r}, expected a number above 0 and at most {most:g}")
+        return value
+
+    return read
+
+
+def path(text: str) -> Path:
+    """The type of an option of `LineParser`: what can be a path."""
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a path")
+    return Path(text)
+
+
+def existing_file(text: str) -> Path:
+    """The type of an option of `LineParser`; a pipe is no file."""
+    file = path(text)
+    if not file.is_file():
+        raise argparse.ArgumentTypeError(f"found no file {file}, expected one")
+    return file
+
+
+def existing_folder(text: str) -> Path:
+    """The type of an option of `LineParser`."""
+    folder = path(text)
+    if not folder.is_dir():
+        raise argparse.ArgumentTypeError(f"found no folder {folder}, expected one")
+    return folder
 
 
 def field_types(config_class: type[Any]) -> dict[str, Any]:

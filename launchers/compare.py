@@ -30,9 +30,10 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     quiet_libraries()
     # Imported late: they take seconds, and a mistyped option should fail at once.
-    from fedra_engine.comparison.report import remove_report, write_report
+    from fedra_engine.comparison.report import check_report, remove_report, write_report
     from fedra_engine.comparison.runs import Outcome, check_runs, read_result
     from fedra_engine.comparison.workers import execute_all
+    from fedra_engine.processes import check_cores
     from fedra_engine.reporting.run_folder import make_folder
     from fedra_engine.reporting.tables import PlainConsole, rich_table, table_text
 
@@ -45,7 +46,13 @@ def main() -> None:
         counter = f"{reported:>{len(str(len(comparison.runs)))}}/{len(comparison.runs)}"
         console.print(f"{counter}  {outcome.run.title}: {outcome.note}", soft_wrap=True)
 
+    if not comparison.oversubscribe:
+        # There are never more processes than runs.
+        check_cores(
+            "jobs", min(comparison.jobs, len(comparison.runs)), advice=" (--oversubscribe true lets runs share cores)"
+        )
     check_runs(comparison.runs)
+    check_report(comparison.output_dir)
     make_folder(comparison.output_dir)
     said = f"{len(comparison.runs)} runs in {comparison.output_dir}; each writes its progress to its run.log"
     console.print(said, soft_wrap=True)

@@ -23,7 +23,9 @@ from torch.nn import functional as F
 
 from fedra_engine.cli import build_parser, parse_config, quiet_libraries
 from fedra_engine.data.digits import load_pretraining_digits
+from fedra_engine.errors import InputError
 from fedra_engine.exit_codes import end, exit_code
+from fedra_engine.files import check_unused
 from fedra_engine.reporting.run_folder import make_folder
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 PIXEL_MEAN = 0.5
 PIXEL_STD = 0.5
+SIDE = 8
+"""Of the images, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Options:
     """How the model is trained.
 
     Args:
-        output_dir: folder that becomes the model directory.
+        output_dir: new or empty folder that becomes the model directory.
         seed: seed of the initial weights, the batches, the augmentation and the dropped blocks.
         blocks: transformer blocks.
         hidden_size: features of a token.
@@ -57,7 +61,7 @@ class Options:
         noise: largest standard deviation of the Gaussian noise on an image, in grey levels.
     """
 
-    output_dir: str = "fedra_engine/assets/digits_vit"
+    output_dir: str = "runs/digits_vit"
     seed: int = 0
     blocks: int = 12
     hidden_size: int = 64
@@ -75,6 +79,40 @@ class Options:
     noise: float = 0.3
 
 
+RANGES = {
+    "seed": (0, 2**32 - 1),
+    "blocks": (1, 1000),
+    "hidden_size": (1, 10_000),
+    "mlp_size": (1, 100_000),
+    "heads": (1, 1000),
+    "patch_size": (1, SIDE),
+    "epochs": (1, 1_000_000),
+    "batch_size": (1, 100_000),
+    "lr": (1e-12, 100.0),
+    "weight_decay": (0.0, 1000.0),
+    "min_blocks": (1, 1000),
+    "rotation": (0.0, 180.0),
+    "zoom": (0.0, 0.9),
+    "shift": (0.0, float(SIDE)),
+    "noise": (0.0, 100.0),
+}
+"""Least and most of every number in `Options`."""
+
+
+def check_options(options: Options) -> None:
+    """Raises InputError for the first of the options that no model can be trained with."""
+    if not options.output_dir or "\0" in options.output_dir:
+        raise InputError(f"output_dir: found {options.output_dir!r}, expected a path")
+    for name, (least, most) in RANGES.items():
+        if not least <= (value := getattr(options, name)) <= most:
+            raise InputError(f"{name}: found {value}, expected {least:g} to {most:g}")
+    for name, whole, of in (("heads", options.hidden_size, "hidden_size"), ("patch_size", SIDE, "the images' side")):
+        if whole % (value := getattr(options, name)):
+            raise InputError(f"{name}: found {value}, expected a divisor of {of}, {whole}")
+    if options.min_blocks > options.blocks:
+        raise InputError(f"min_blocks: found {options.min_blocks}, expected at most the {options.blocks} blocks")
+
+
 def build_model(options: Options) -> ViTForImageClassification:
     """A ViT for 8 × 8 grey images."""
     from transformers import ViTConfig, ViTForImageClassification
@@ -85,7 +123,7 @@ def build_model(options: Options) -> ViTForImageClassification:
         hidden_size=options.hidden_size,
         intermediate_size=options.mlp_size,
         num_attention_heads=options.heads,
-        image_size=8,
+        image_size=SIDE,
         patch_size=options.patch_size,
         num_channels=1,
         id2label=dict(enumerate(names)),
@@ -237,6 +275,8 @@ def main() -> None:
     options = parse_config(parser, Options, sys.argv[1:])
     quiet_libraries()
     folder = Path(options.output_dir)
+    check_options(options)
+    check_unused("output_dir", folder)
     make_folder(folder)
     torch.manual_seed(options.seed)
     torch.set_num_threads(1)

@@ -23,11 +23,13 @@ def main() -> None:
     # Imported late: they take seconds, and a mistyped option should fail at once.
     from fedra_engine.reporting.run_folder import make_folder
     from fedra_engine.reporting.tables import PlainConsole, rich_table, table_text
-    from fedra_engine.scaling.points import earlier_measurement, measure
-    from fedra_engine.scaling.report import fit_texts, projection_text, write_report
+    from fedra_engine.scaling.points import check_points, earlier_measurement, measure
+    from fedra_engine.scaling.report import check_report, fit_texts, projection_text, write_report
     from fedra_engine.scaling.tables import cells
 
     console = PlainConsole()
+    check_points(study.points, oversubscribe=study.oversubscribe)
+    check_report(study.output_dir)
     make_folder(study.output_dir)
     found = [earlier_measurement(point) for point in study.points]
     measurements = []

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedra_engine.cli import (
+    OVERSUBSCRIBE,
     LauncherOption,
     add_help,
     build_parser,
@@ -36,10 +37,11 @@ _OPTIONS = (
     LauncherOption("methods", "ENTRY,…", "Methods or variants of them"),
     LauncherOption("seeds", "SEED,…", "Seeds", default="0"),
     LauncherOption("jobs", "N", "Runs at a time, one thread each; a single one has what it needs", default="1"),
+    OVERSUBSCRIBE,
 )
 _PLANNED = {"seed": "--seeds", "name": "--methods", "method.name": "--methods"}
 """Fields that differ from run to run, and the option that sets them."""
-_OF_ALL = ("output_dir", "methods", "seeds", "jobs", "print_config")
+_OF_ALL = ("output_dir", "methods", "seeds", "jobs", "oversubscribe", "print_config")
 """Options that no run has for itself."""
 _LONGEST_FOLDER = 200
 """Bytes; file systems take 255, and a seed and a lock's suffix are still to come."""
@@ -100,11 +102,15 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The runs, the first seed of every method first; the folder of their folders; and how many run at a time."""
+    """The runs, the first seed of every method first; the folder of their folders; and how many run at a time.
+
+    With `oversubscribe`, these may be more than the cores.
+    """
 
     runs: tuple[PlannedRun, ...]
     output_dir: Path
     jobs: int
+    oversubscribe: bool
 
 
 def parse_comparison(arguments: Sequence[str]) -> Comparison:
@@ -123,7 +129,7 @@ def parse_comparison(arguments: Sequence[str]) -> Comparison:
     if options.methods is None:
         raise InputError("methods: found none, expected methods separated by commas (--methods fedra,alllarge)")
     variants = [_parse_variant(entry) for entry in _split(options.methods, ",")]
-    seeds = [parse_count("seeds", seed, least=0) for seed in options.seeds.split(",")]
+    seeds = [parse_count("seeds", seed, least=0, most=2**63 - 1) for seed in options.seeds.split(",")]
     check_different("methods", [variant.folder for variant in variants])
     check_different("seeds", seeds)
     configs = [parse_config(parser, ExperimentConfig, [*others, *variant.options]) for variant in variants]
@@ -134,7 +140,8 @@ def parse_comparison(arguments: Sequence[str]) -> Comparison:
     )
     for run in runs:
         validate(run.config)
-    return Comparison(runs, Path(base.output_dir), parse_count("jobs", options.jobs, least=1))
+    jobs = parse_count("jobs", options.jobs, least=1)
+    return Comparison(runs, Path(base.output_dir), jobs, options.oversubscribe == "true")
 
 
 def _parse_variant(entry: str) -> Variant:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -73,7 +73,7 @@ def check_runs(runs: Sequence[PlannedRun]) -> None:
     """Find out before the first run what would be in the way of a later one.
 
     Raises:
-        InputError: there is no such method, or a run's folder belongs to a run with other settings.
+        InputError: there is no such method, or a run's folder belongs to something else.
     """
     for run in runs:
         if run.config.method.name not in METHODS:
@@ -85,10 +85,14 @@ def earlier_run(run: PlannedRun) -> RunFolder | None:
     """The folder of `run`; None if it has not begun.
 
     Raises:
-        InputError: the folder belongs to a run with other settings.
+        InputError: the folder belongs to a run with other settings, or to something else.
     """
     folder = RunFolder(run.path)
+    if run.lock_file.is_dir():
+        raise InputError(f"{run.lock_file}: found a folder, expected a file or nothing")
     if not folder.config_file.is_file():
+        if os.path.lexists(run.path):
+            raise InputError(f"{run.path}: found something that is no run, expected another output_dir")
         return None
     before = read_config(folder.config_file)
     foreign = {f"method.{option}" for option in run.config.method.foreign_options()}
@@ -138,7 +142,6 @@ def _finish(run: PlannedRun) -> str:
     earlier = earlier_run(run)
     finished = earlier is not None and earlier.summary_file.is_file()
     if not finished:
-        _remove_unbegun(run.path)
         request = RunRequest(run.config, earlier)
         # A run's output goes to its log only; many of them would drown the comparison.
         console = PlainConsole(quiet=True, force_terminal=False)
@@ -150,12 +153,6 @@ def _finish(run: PlannedRun) -> str:
     if finished:
         return " (finished before)"
     return "" if earlier is None else " (interrupted before, went on)"
-
-
-def _remove_unbegun(path: Path) -> None:
-    """Remove a folder if a process has made it, but came to its end before the configuration was in it."""
-    if path.is_dir() and all(entry.name.startswith(".") for entry in path.iterdir()):
-        shutil.rmtree(path)
 
 
 def _costs_file(run: PlannedRun) -> Path:

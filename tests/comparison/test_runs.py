@@ -67,21 +67,17 @@ def test_an_interrupted_run_goes_on_from_its_last_round(tmp_path: Path, monkeypa
     assert read_result(run).accuracy == read_result(whole).accuracy
 
 
-def test_a_folder_that_was_made_but_not_begun_is_in_nobody_s_way(tmp_path: Path) -> None:
-    run = planned_run(tmp_path, "fedra", "--rounds=1")
-    run.path.mkdir()
-    (run.path / ".config.yaml.tmp").touch()
-    assert execute(run).state == "done"
-
-
-def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["diary.txt", ".git", ".lock"])
+def test_a_folder_of_something_else_is_named_before_the_first_run_and_left_alone(tmp_path: Path, name: str) -> None:
     run = planned_run(tmp_path)
     run.path.mkdir()
-    (run.path / "diary.txt").write_text("Monday")
+    (run.path / name).write_text("Monday")
+    with pytest.raises(InputError, match="fedra-seed0: found something that is no run"):
+        check_runs([planned_run(tmp_path, "fedit"), run])
     outcome = execute(run)
     assert outcome.state == "failed"
-    assert "found a run in" in outcome.note
-    assert (run.path / "diary.txt").read_text() == "Monday"
+    assert "found something that is no run" in outcome.note
+    assert (run.path / name).read_text() == "Monday"
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_bad_input_is_one_line_and_code_2(compare, tmp_path: Path, capsys: pytes
 
 def test_worker_processes_share_the_runs(compare, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = [*SMALL, "--rounds=1", f"--output_dir={tmp_path}", "--methods=alllarge,fedra"]
-    assert compare(*options, "--jobs=2") == 2
+    assert compare(*options, "--jobs=2", "--oversubscribe=true") == 2
     told = capsys.readouterr().out
     assert "alllarge seed 0: clients.capacities: found at most 4 of 12 blocks" in told
     assert "fedra seed 0: " in told

@@ -21,6 +21,8 @@ SMALL = [
     "--training.max_local_steps=1",
     "--execution.lanes=2",
     "--seconds=0.1",
+    # Wherever the tests run.
+    "--oversubscribe=true",
 ]
 SLOT, HEAD = 8 * (4 * (64 + 64) + 2 * (64 + 128)), 65 * 10
 

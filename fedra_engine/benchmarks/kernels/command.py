@@ -25,7 +25,7 @@ _CPU_GEMM_SIZE = 768
 
 
 def run_kernels(output_dir: Path | None, *, seconds: float, architecture: str | None) -> None:
-    """Print the tables of this machine and leave `kernels.csv` and `kernels.png` in `output_dir`.
+    """Print the tables of this machine and leave `kernels.csv` and `kernels.png` in the folder `output_dir`.
 
     `seconds` are spent on each provider. Without a GPU the kernels' resources are compiled for `architecture`.
     """
@@ -47,7 +47,6 @@ def run_kernels(output_dir: Path | None, *, seconds: float, architecture: str | 
     measurements = list(measure_kernels(cases, device, seconds=seconds))
     console.print(kernel_table(measurements, peaks))
     if output_dir:
-        output_dir.mkdir(parents=True, exist_ok=True)
         write_csv(output_dir / "kernels.csv", [*records, *measured_records(measurements, peaks, versions())])
         plot(output_dir / "kernels.png", measurements, peaks)
     if not gpu and architecture is not None:
