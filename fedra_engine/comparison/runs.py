@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
@@ -109,32 +110,73 @@ def execute(run: PlannedRun) -> Outcome:
     try:
         with FileLock(run.lock_file, timeout=0):
             before = _finish(run)
+        result = read_result(run)
     except Timeout:
         return Outcome(run, "busy", "another process is executing it")
     except InputError as error:
         return Outcome(run, "failed", str(error))
-    result = read_result(run)
     accuracy = f"{100 * mean(result.accuracy.values()):.1f} % after {result.rounds} rounds, {result.seconds:.0f} s"
     caution = f"; note: {result.caution}" if result.caution else ""
     return Outcome(run, "done", f"{accuracy}{before}{caution}")
 
 
 def read_result(run: PlannedRun) -> RunResult:
-    """Read what a finished run left in its folder."""
+    """Read what a finished run left in its folder.
+
+    Raises:
+        InputError: a file is missing or damaged.
+    """
     folder = RunFolder.open(run.path)
-    summary, records = json.loads(folder.summary_file.read_text()), folder.read_metrics()
-    evaluated = {record["round"] + 1: mean(record["accuracy"].values()) for record in records if "accuracy" in record}
+    with _reading(folder.summary_file):
+        summary = json.loads(folder.summary_file.read_text())
+        rounds, frozen_average, caution = summary["rounds"], float(summary["average_frozen"]), summary.get("caution")
+        accuracy, frozen = _accuracy(summary["tuned"]), _accuracy(summary["frozen"])
+        if type(rounds) is not int or not isinstance(caution, str | None) or list(accuracy) != list(frozen):
+            raise TypeError
+    with _reading(folder.metrics_file):
+        records = folder.read_metrics()
+        if [record["round"] for record in records] != list(range(rounds)):
+            raise ValueError
+        evaluated = {
+            record["round"] + 1: mean(_accuracy(record["accuracy"]).values())
+            for record in records
+            if "accuracy" in record
+        }
+        seconds = sum(float(record["seconds"]) for record in records)
+    with _reading(_costs_file(run)):
+        costs = RunCosts(**{name: float(value) for name, value in json.loads(_costs_file(run).read_text()).items()})
     return RunResult(
         label=run.label,
         seed=run.config.seed,
-        rounds=summary["rounds"],
-        seconds=sum(record["seconds"] for record in records),
-        accuracy=summary["tuned"],
-        frozen=summary["frozen"],
-        curve={0: summary["average_frozen"], **evaluated},
-        costs=RunCosts(**json.loads(_costs_file(run).read_text())),
-        caution=summary.get("caution"),
+        rounds=rounds,
+        seconds=seconds,
+        accuracy=accuracy,
+        frozen=frozen,
+        curve={0: frozen_average, **evaluated},
+        costs=costs,
+        caution=caution,
     )
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Name `file` in an InputError where something in it is not as a run wrote it."""
+    try:
+        yield
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"{file}: cannot read it: {error.strerror}; expected the file of a finished run") from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise InputError(f"{file}: found something else than a run wrote, expected the file as it was") from error
+
+
+def _accuracy(values: dict[str, float]) -> dict[str, float]:
+    """`values` by domain, checked to be from 0 to 1."""
+    checked = {str(domain): float(value) for domain, value in values.items()}
+    if not checked or not all(0 <= value <= 1 for value in checked.values()):
+        raise ValueError
+    return checked
 
 
 def _finish(run: PlannedRun) -> str:
