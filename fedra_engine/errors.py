@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import textwrap
+from typing import Any
 
 _LONGEST = 300
 """Characters of another library's message that are kept."""
+_LONGEST_MESSAGE = 2000
+_LONGEST_VALUE = 200
 
 
 class InputError(ValueError):
     """Something the user gave (a field, a file, a folder) cannot be used; exit code 2.
 
-    The message is one line: the field or file, what was found, what was expected.
+    The message is one line: the field or file, what was found, what was expected. It is made one whatever the user's
+    text in it: control characters are escaped, and the middle of what is very long is left out.
     """
+
+    def __init__(self, message: str) -> None:
+        line = visible(" ".join(message.split()))
+        if len(line) > _LONGEST_MESSAGE:
+            line = f"{line[: _LONGEST_MESSAGE // 2]} … {line[-_LONGEST_MESSAGE // 2 :]}"
+        super().__init__(line)
 
 
 class ProcessLostError(RuntimeError):
@@ -26,3 +36,20 @@ def one_line(error: Exception) -> str:
     """
     message = str(error).strip() or type(error).__name__
     return textwrap.shorten(message.partition("\n\n")[0], _LONGEST, placeholder=" …")
+
+
+def visible(text: str) -> str:
+    """`text` with control characters, which could move the cursor or end the line, as escapes."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )
+
+
+def shown(value: Any) -> str:
+    """A value in a message: as YAML has it, texts in quotes, and shortened."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, int) and abs(value) >= 10**20:
+        return f"a whole number of {value.bit_length() * 0.30103:.0f} digits"
+    text = repr(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]} …"

@@ -20,9 +20,10 @@ from fedra_engine.cli import (
     parse_count,
     split_options,
 )
-from fedra_engine.config import ExperimentConfig, MethodConfig
+from fedra_engine.cli_errors import field_names, known_name
+from fedra_engine.config import ExperimentConfig
 from fedra_engine.errors import InputError
-from fedra_engine.validation import validate
+from fedra_engine.validation import validate, validate_together, without_effect
 
 DESCRIPTION = """Run every method with every seed, and compare them.
 
@@ -123,10 +124,16 @@ def parse_comparison(arguments: Sequence[str]) -> Comparison:
     if options.methods is None:
         raise InputError("methods: found none, expected methods separated by commas (--methods fedra,alllarge)")
     variants = [_parse_variant(entry) for entry in _split(options.methods, ",")]
-    seeds = [parse_count("seeds", seed, least=0) for seed in options.seeds.split(",")]
+    seeds = [parse_count("seeds", seed, least=0, most=2**63 - 1) for seed in options.seeds.split(",")]
     check_different("methods", [variant.folder for variant in variants])
     check_different("seeds", seeds)
     configs = [parse_config(parser, ExperimentConfig, [*others, *variant.options]) for variant in variants]
+    for variant, config in zip(variants, configs, strict=True):
+        idle = without_effect(config)
+        for field in (field for field, _ in variant.overrides if field in idle):
+            raise InputError(f"methods: {idle[field]}")
+    # What is given for all may be an option of one method alone.
+    configs = validate_together(configs)
     runs = tuple(
         PlannedRun(variant.label, replace(config, seed=seed, name=f"{variant.folder}-seed{seed}"))
         for seed in seeds
@@ -147,9 +154,10 @@ def _parse_variant(entry: str) -> Variant:
             raise InputError(f"methods: found {assignment!r} in {entry!r}, expected <field>=<value>")
         if field in (*_PLANNED, *_OF_ALL):
             raise InputError(f"methods: found {field} in {entry!r}, expected another field of the experiment")
-        group, _, rest = field.removeprefix("method.").partition(".")
-        if rest and group in MethodConfig(name=method).foreign_options():
-            raise InputError(f"methods: found {field} in {entry!r}, expected no option of another method")
+        if field not in (names := list(field_names(ExperimentConfig))):
+            raise InputError(
+                f"methods: found an unknown field {field!r} in {entry!r}, expected {known_name(field, names)}"
+            )
         overrides.append((field, value))
     if not method:
         raise InputError(f"methods: found an entry {entry!r}, expected the name of a method first")

@@ -91,8 +91,7 @@ def earlier_run(run: PlannedRun) -> RunFolder | None:
     if not folder.config_file.is_file():
         return None
     before = read_config(folder.config_file)
-    foreign = {f"method.{option}" for option in run.config.method.foreign_options()}
-    for field, found, expected in differences(before, run.config, RESULT_NEUTRAL | foreign):
+    for field, found, expected in differences(before, run.config, RESULT_NEUTRAL):
         raise InputError(
             f"{field}: found {found} in {folder.config_file}, expected {expected} as this command has it (or another "
             "output_dir)"
