@@ -34,6 +34,4 @@ def setting_digest(config: ExperimentConfig) -> str:
     # A run may be given more rounds.
     for name in RESULT_NEUTRAL | {"rounds"}:
         del values[name]
-    for name in config.method.foreign_options():
-        del values["method"][name]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

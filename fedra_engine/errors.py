@@ -5,16 +5,26 @@ from __future__ import annotations
 import logging
 import textwrap
 import unicodedata
+from typing import Any
 
 _LONGEST = 300
 """Characters of another library's message that are kept."""
+_LONGEST_MESSAGE = 2000
+_LONGEST_VALUE = 200
 
 
 class InputError(ValueError):
     """Something the user gave (a field, a file, a folder) cannot be used; exit code 2.
 
-    The message is one line: the field or file, what was found, what was expected.
+    The message is one line: the field or file, what was found, what was expected. It is made one whatever the user's
+    text in it: control characters are escaped, and the middle of what is very long is left out.
     """
+
+    def __init__(self, message: str) -> None:
+        line = printable(" ".join(message.split()))
+        if len(line) > _LONGEST_MESSAGE:
+            line = f"{line[: _LONGEST_MESSAGE // 2]} … {line[-_LONGEST_MESSAGE // 2 :]}"
+        super().__init__(line)
 
 
 class ProcessLostError(RuntimeError):
@@ -56,3 +66,13 @@ class PrintableFormatter(logging.Formatter):
 def _is_part_of_writing(character: str) -> bool:
     """Whether it is a space, or joins or separates letters: what Python calls unprintable, and languages need."""
     return unicodedata.category(character) == "Zs" or character in "\u200c\u200d"
+
+
+def shown(value: Any) -> str:
+    """A value in a message: as YAML has it, texts in quotes, and shortened."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, int) and abs(value) >= 10**20:
+        return f"a whole number of {value.bit_length() * 0.30103:.0f} digits"
+    text = repr(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]} …"

@@ -42,8 +42,10 @@ def main() -> None:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     from fedra_engine.benchmarks.gpu.stage_process import STAGES
-    from fedra_engine.cli_errors import LineParser, existing_folder, path, positive_number
+    from fedra_engine.cli_errors import LineParser, existing_folder, path, typed
+    from fedra_engine.options import number
 
+    positive = typed(float, number(0, 1e6, above=True))
     parser = LineParser(description=__doc__)
     parser.add_argument("output_dir", type=path, help="folder for the results; made if there is none")
     parser.add_argument(
@@ -75,7 +77,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     study.add_argument("--model", type=existing_folder, metavar="FOLDER", help="a transformers model, or a pack")
     study.add_argument(
         "--seconds",
-        type=positive_number(1e6),
+        type=positive,
         help=f"after these, a study begins no round (default: {_SECONDS:g})",
     )
     study.add_argument(
@@ -85,7 +87,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="FOLDER",
         help="a study's output to go on from",
     )
-    study.add_argument("--limit", type=positive_number(1e6), metavar="MIB", help="most MiB of a pack (default: 50)")
+    study.add_argument("--limit", type=positive, metavar="MIB", help="most MiB of a pack (default: 50)")
     options = parser.parse_args(arguments)
     _check_combination(parser, options)
     if unknown := [name for name in options.only or () if name not in STAGES]:

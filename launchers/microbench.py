@@ -14,14 +14,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedra_engine.cli import quiet_libraries
-from fedra_engine.cli_errors import LineParser, path, positive_number, whole_number
+from fedra_engine.cli_errors import LineParser, path, typed
 from fedra_engine.exit_codes import end, exit_code
 from fedra_engine.files import check_own, write_whole
+from fedra_engine.options import number, whole
 from fedra_engine.reporting.run_folder import make_folder
 
 _MARK = ".microbench"
 """Shows that the results beside it may be replaced."""
-_REPEATS = whole_number(1, 1000)
+_REPEATS = typed(int, whole(1, 1000))
+_SECONDS = typed(float, number(0, 3600, above=True))
 
 
 def main() -> None:
@@ -56,7 +58,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     batches.set_defaults(run=_run_batches)
     kernels = commands.add_parser("kernels", help="every op against its baselines and its counted work")
     kernels.add_argument(
-        "--seconds", type=positive_number(3600), default=0.2, help="time spent on each provider (default 0.2)"
+        "--seconds",
+        type=typed(float, number(0, 3600, above=True)),
+        default=0.2,
+        help="time spent on each provider (default 0.2)",
     )
     kernels.add_argument("--output_dir", type=path, help="folder for kernels.csv and kernels.png; none if not given")
     kernels.add_argument(

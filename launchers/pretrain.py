@@ -26,7 +26,9 @@ from fedra_engine.data.digits import load_pretraining_digits
 from fedra_engine.errors import InputError
 from fedra_engine.exit_codes import end, exit_code
 from fedra_engine.files import check_unused
+from fedra_engine.options import PATH, number, option, whole
 from fedra_engine.reporting.run_folder import make_folder
+from fedra_engine.validation import check_values
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -61,54 +63,30 @@ class Options:
         noise: largest standard deviation of the Gaussian noise on an image, in grey levels.
     """
 
-    output_dir: str = "runs/digits_vit"
-    seed: int = 0
-    blocks: int = 12
-    hidden_size: int = 64
-    mlp_size: int = 128
-    heads: int = 4
-    patch_size: int = 4
-    epochs: int = 300
-    batch_size: int = 32
-    lr: float = 2e-3
-    weight_decay: float = 0.05
-    min_blocks: int = 3
-    rotation: float = 15.0
-    zoom: float = 0.15
-    shift: float = 0.8
-    noise: float = 0.3
-
-
-RANGES = {
-    "seed": (0, 2**32 - 1),
-    "blocks": (1, 1000),
-    "hidden_size": (1, 10_000),
-    "mlp_size": (1, 100_000),
-    "heads": (1, 1000),
-    "patch_size": (1, SIDE),
-    "epochs": (1, 1_000_000),
-    "batch_size": (1, 100_000),
-    "lr": (1e-12, 100.0),
-    "weight_decay": (0.0, 1000.0),
-    "min_blocks": (1, 1000),
-    "rotation": (0.0, 180.0),
-    "zoom": (0.0, 0.9),
-    "shift": (0.0, float(SIDE)),
-    "noise": (0.0, 100.0),
-}
-"""Least and most of every number in `Options`."""
+    output_dir: str = option("runs/digits_vit", PATH)
+    seed: int = option(0, whole(0, 2**32 - 1))
+    blocks: int = option(12, whole(1, 1000))
+    hidden_size: int = option(64, whole(1, 10_000))
+    mlp_size: int = option(128, whole(1, 100_000))
+    heads: int = option(4, whole(1, 1000))
+    patch_size: int = option(4, whole(1, SIDE))
+    epochs: int = option(300, whole(1, 1_000_000))
+    batch_size: int = option(32, whole(1, 100_000))
+    lr: float = option(2e-3, number(0, 100, above=True))
+    weight_decay: float = option(0.05, number(0, 1000))
+    min_blocks: int = option(3, whole(1, 1000))
+    rotation: float = option(15.0, number(0, 180))
+    zoom: float = option(0.15, number(0, 0.9))
+    shift: float = option(0.8, number(0, SIDE))
+    noise: float = option(0.3, number(0, 100))
 
 
 def check_options(options: Options) -> None:
     """Raises InputError for the first of the options that no model can be trained with."""
-    if not options.output_dir or "\0" in options.output_dir:
-        raise InputError(f"output_dir: found {options.output_dir!r}, expected a path")
-    for name, (least, most) in RANGES.items():
-        if not least <= (value := getattr(options, name)) <= most:
-            raise InputError(f"{name}: found {value}, expected {least:g} to {most:g}")
-    for name, whole, of in (("heads", options.hidden_size, "hidden_size"), ("patch_size", SIDE, "the images' side")):
-        if whole % (value := getattr(options, name)):
-            raise InputError(f"{name}: found {value}, expected a divisor of {of}, {whole}")
+    check_values(options)
+    for name, size, of in (("heads", options.hidden_size, "hidden_size"), ("patch_size", SIDE, "the images' side")):
+        if size % (value := getattr(options, name)):
+            raise InputError(f"{name}: found {value}, expected a divisor of {of}, {size}")
     if options.min_blocks > options.blocks:
         raise InputError(f"min_blocks: found {options.min_blocks}, expected at most the {options.blocks} blocks")
 

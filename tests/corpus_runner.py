@@ -6,6 +6,7 @@ code; -14 where a launcher was still running after `SECONDS`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -58,7 +59,6 @@ class CorpusRunner:
 
 def _serve() -> None:
     # What the launchers import after they have read their options.
-
     import fedra_engine.comparison.report
     import fedra_engine.comparison.workers
     import fedra_engine.probe
@@ -72,11 +72,9 @@ def _serve() -> None:
         if child == 0:
             os._exit(_run(job))
         _, status = os.waitpid(child, 0)
-        try:
+        # Processes of its own that it left behind, if any.
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
-        except ProcessLookupError:
-            # It left no process of its own behind.
-            pass
         print(os.waitstatus_to_exitcode(status), flush=True)
 
 

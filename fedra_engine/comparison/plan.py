@@ -21,9 +21,10 @@ from fedra_engine.cli import (
     parse_count,
     split_options,
 )
-from fedra_engine.config import ExperimentConfig, MethodConfig
+from fedra_engine.cli_errors import field_names, known_name
+from fedra_engine.config import ExperimentConfig
 from fedra_engine.errors import InputError
-from fedra_engine.validation import validate
+from fedra_engine.validation import validate, validate_together, without_effect
 
 DESCRIPTION = """Run every method with every seed, and compare them.
 
@@ -133,6 +134,12 @@ def parse_comparison(arguments: Sequence[str]) -> Comparison:
     check_different("methods", [variant.folder for variant in variants])
     check_different("seeds", seeds)
     configs = [parse_config(parser, ExperimentConfig, [*others, *variant.options]) for variant in variants]
+    for variant, config in zip(variants, configs, strict=True):
+        idle = without_effect(config)
+        for field in (field for field, _ in variant.overrides if field in idle):
+            raise InputError(f"methods: {idle[field]}")
+    # What is given for all may be an option of one method alone.
+    configs = validate_together(configs)
     runs = tuple(
         PlannedRun(variant.label, replace(config, seed=seed, name=f"{variant.folder}-seed{seed}"))
         for seed in seeds
@@ -154,9 +161,10 @@ def _parse_variant(entry: str) -> Variant:
             raise InputError(f"methods: found {assignment!r} in {entry!r}, expected <field>=<value>")
         if field in (*_PLANNED, *_OF_ALL):
             raise InputError(f"methods: found {field} in {entry!r}, expected another field of the experiment")
-        group, _, rest = field.removeprefix("method.").partition(".")
-        if rest and group in MethodConfig(name=method).foreign_options():
-            raise InputError(f"methods: found {field} in {entry!r}, expected no option of another method")
+        if field not in (names := list(field_names(ExperimentConfig))):
+            raise InputError(
+                f"methods: found an unknown field {field!r} in {entry!r}, expected {known_name(field, names)}"
+            )
         overrides.append((field, value))
     if not method:
         raise InputError(f"methods: found an entry {entry!r}, expected the name of a method first")

@@ -96,8 +96,7 @@ def earlier_run(run: PlannedRun) -> RunFolder | None:
             raise InputError(f"{run.path}: found something that is no run, expected another output_dir")
         return None
     before = read_config(folder.config_file)
-    foreign = {f"method.{option}" for option in run.config.method.foreign_options()}
-    for field, found, expected in differences(before, run.config, RESULT_NEUTRAL | foreign):
+    for field, found, expected in differences(before, run.config, RESULT_NEUTRAL):
         raise InputError(
             f"{field}: found {found} in {folder.config_file}, expected {expected} as this command has it (or another "
             "output_dir)"

@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.errors import InputError
 from fedra_engine.files import write_whole
+from fedra_engine.yaml_values import dump_yaml
 
 
 class RunFolder:
@@ -99,7 +99,7 @@ class RunFolder:
     def write_config(self, config: ExperimentConfig) -> None:
         """Write the resolved configuration, without the name, which is this folder's."""
         values = dataclasses.asdict(dataclasses.replace(config, name=None))
-        write_whole(self.config_file, yaml.safe_dump(values, sort_keys=False))
+        write_whole(self.config_file, dump_yaml(values))
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add a record; it is in the file when this returns."""

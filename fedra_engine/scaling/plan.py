@@ -22,7 +22,7 @@ from fedra_engine.cli import (
 )
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.errors import InputError
-from fedra_engine.validation import validate
+from fedra_engine.validation import validate_together
 
 DESCRIPTION = """Measure rounds of more and more clients, all of which take part, on one or several processes.
 
@@ -135,11 +135,11 @@ def parse_study(arguments: Sequence[str]) -> Study:
     seconds, latency, bandwidth = (
         _parse_positive(name, getattr(options, name)) for name in ("seconds", "latency", "bandwidth")
     )
-    points = tuple(
-        Point(some, of, threads, seconds, _point_config(config, some, of)) for of in processes for some in clients
-    )
+    pairs = [(some, of) for of in processes for some in clients]
+    # Options of another partition or sampling do nothing in a point.
+    _, *configs = validate_together([config, *(_point_config(config, *pair) for pair in pairs)])
+    points = tuple(Point(*pair, threads, seconds, of_point) for pair, of_point in zip(pairs, configs, strict=True))
     for point in points:
-        validate(point.config)
         if point.processes > point.clients:
             raise InputError(
                 f"processes: found {point.processes} with clients {point.clients}, expected at most one for each client"
