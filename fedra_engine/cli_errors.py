@@ -30,15 +30,21 @@ class LineParser(argparse.ArgumentParser):
         """Raise InputError."""
         text = " ".join(message.split())
         for pattern, words in (
-            (r"argument (\S+): (found .*)", "{0}: {1}"),
-            (r"argument (\S+): invalid choice: (.*) \(choose from (.*)\)", "{0}: found {1}, expected one of {2}"),
-            (r"argument (\S+): expected (.*)", "{0}: found no value, expected {1}"),
-            (r"argument (\S+): not allowed with argument (.*)", "{0}: found it beside {1}, expected one of them"),
+            (r"argument (?:--)?(\S+): (found .*)", "{0}: {1}"),
+            (
+                r"argument (?:--)?(\S+): invalid choice: (.*) \(choose from (.*)\)",
+                "{0}: found {1}, expected one of {2}",
+            ),
+            (r"argument (?:--)?(\S+): expected (.*)", "{0}: found no value, expected {1}"),
+            (
+                r"argument (?:--)?(\S+): not allowed with argument (.*)",
+                "{0}: found it beside {1}, expected one of them",
+            ),
             (r"the following arguments are required: (.*)", "{0}: found nothing, expected a value"),
             (r"unrecognized arguments: (.*)", "{0}: found an unknown option, expected one that --help lists"),
         ):
             if match := re.fullmatch(pattern, text):
-                raise InputError(words.format(match[1].removeprefix("--"), *match.groups()[1:]))
+                raise InputError(words.format(*match.groups()))
         raise InputError(f"{self.prog}: {text}; see --help")
 
 
