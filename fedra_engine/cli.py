@@ -9,18 +9,33 @@ import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jsonargparse import ArgumentParser, Namespace
+import yaml
+from jsonargparse import ArgumentParser, set_dumper, set_loader
 
-from fedra_engine.cli_errors import describe_parser_error, describe_type, field_types, is_optional
+from fedra_engine.cli_errors import (
+    describe_parser_error,
+    describe_type,
+    entry_types,
+    field_types,
+    is_optional,
+    type_of_field,
+)
 from fedra_engine.config import ExperimentConfig
-from fedra_engine.errors import InputError
+from fedra_engine.errors import InputError, shown
+from fedra_engine.options import PATH, Need
+from fedra_engine.validation import describe_option
+from fedra_engine.yaml_values import dump_yaml, load_yaml, load_yaml_file
 
 Config = TypeVar("Config")
+_MODE = "strict_yaml"
+set_loader(_MODE, load_yaml, (yaml.YAMLError,))
+set_dumper(_MODE, dump_yaml)
 
 
 @dataclass(frozen=True)
@@ -55,9 +70,13 @@ def quiet_libraries() -> None:
 
 def build_parser(config_class: type[Any], description: str) -> ArgumentParser:
     """Options `--config`, `--print_config` and one for every field of `config_class`, dots between levels."""
-    parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
+    parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False, parser_mode=_MODE)
     parser.add_argument("--config", action="config", help="YAML file with values for the fields below.")
     parser.add_class_arguments(config_class)
+    texts = dict(_help(config_class))
+    for action in parser._actions:
+        if text := texts.get(action.dest):
+            action.help = f"{(action.help or '').removesuffix('.')} ({text})"
     return parser
 
 
@@ -65,17 +84,21 @@ def parse_config(parser: ArgumentParser, config_class: type[Config], arguments: 
     """The `config_class` that `arguments` describe to its parser.
 
     Raises:
-        InputError: an unknown option or field, or a value of another type than the field's.
+        InputError: a file that cannot be read, an unknown option or field, or a value of another type than the field's.
     """
+    _check_given(config_class, arguments)
     try:
         values = parser.parse_args(list(arguments))
-    except (argparse.ArgumentError, UnicodeDecodeError) as error:
+    except (argparse.ArgumentError, UnicodeError, RecursionError, ValueError) as error:
         # argparse has no public list of them.
         options = [option for action in parser._actions for option in action.option_strings]
         raise InputError(describe_parser_error(str(error), config_class, arguments, options)) from error
-    _check_values(values, config_class)
+    names = field_types(config_class)
+    if others := [name for name in vars(values) if name not in (*names, "config")]:
+        raise InputError(f"{others[0]}: found it in a file, expected it as an option, --{others[0]}")
     instances = parser.instantiate(values)
-    config: Config = config_class(**{name: instances[name] for name in field_types(config_class)})
+    config: Config = config_class(**{name: instances[name] for name in names})
+    _expand_homes(config)
     return config
 
 
@@ -120,6 +143,11 @@ def add_help(parser: ArgumentParser, options: Iterable[LauncherOption]) -> None:
         parser.add_argument(f"--{option.name}", metavar=option.metavar, default=argparse.SUPPRESS, help=text)
 
 
+OVERSUBSCRIBE = LauncherOption(
+    "oversubscribe", "true|false", "Whether processes may share cores", "false", ("true", "false")
+)
+
+
 def check_not_given(arguments: Iterable[str], fields: Mapping[str, str]) -> None:
     """Raises InputError when one of the `fields` that a launcher sets itself is given; each with the option for it."""
     given = {argument.partition("=")[0].removeprefix("--") for argument in arguments if argument.startswith("--")}
@@ -128,15 +156,17 @@ def check_not_given(arguments: Iterable[str], fields: Mapping[str, str]) -> None
             raise InputError(f"{field}: found it as an option of its own, expected {option} to set it")
 
 
-def parse_count(option: str, text: str, *, least: int) -> int:
+def parse_count(option: str, text: str, *, least: int, most: int = 10**9) -> int:
     """The value `text` of an `option`.
 
     Raises:
-        InputError: it is no whole number from `least` up.
+        InputError: it is no whole number from `least` to `most`.
     """
-    if not text.strip().isdecimal() or int(text) < least:
-        raise InputError(f"{option}: found {text!r}, expected a whole number from {least} up")
-    return int(text)
+    digits = text.strip()
+    # Numbers of thousands of digits take long to read.
+    if not (digits.isascii() and digits.isdecimal() and len(digits) < 20 and least <= int(digits) <= most):
+        raise InputError(f"{option}: found {shown(text)}, expected a whole number from {least:,} to {most:,}")
+    return int(digits)
 
 
 def check_different(option: str, entries: Sequence[str | int]) -> None:
@@ -146,15 +176,71 @@ def check_different(option: str, entries: Sequence[str | int]) -> None:
         raise InputError(f"{option}: found {entry} more than once, expected every one once")
 
 
-def _check_values(values: Namespace, config_class: type[Any], prefix: str = "") -> None:
-    """Refuse what the parser lets through in files: null for any field, and anything for a group of fields."""
-    for name, kind in field_types(config_class).items():
-        value = values[name]
+def _check_given(config_class: type[Any], arguments: Sequence[str]) -> None:
+    """Check what the parser would take for something else, or read without end: files, and texts in place of numbers.
+
+    A file is one for `--config`, or for an option with the name of a group of fields.
+    """
+    given = [argument.partition("=")[::2] for argument in arguments if argument.startswith("--") and "=" in argument]
+    given += [(option, value) for option, value in pairwise(arguments) if option.startswith("--") and "=" not in option]
+    for option, text in given:
+        # A + appends to a list.
+        name = option.removeprefix("--").removesuffix("+")
+        kind = config_class if name == "config" else type_of_field(name.split("."), config_class)
+        if is_dataclass(kind) and (name == "config" or not text.startswith("{")):
+            values = load_yaml_file(name, text)
+            if "config" in values:
+                raise InputError(f"config: found it in {text!r}, expected it as an option, --config")
+            _check_raw("" if name == "config" else name, kind, values)
+        elif kind is not None:
+            try:
+                _check_raw(name, kind, load_yaml(text) if text.strip() else text)
+            except yaml.YAMLError:
+                _check_raw(name, kind, text)
+
+
+def _check_raw(name: str, kind: Any, value: Any) -> None:
+    """Refuse null, fields of a group that are none, and texts for numbers, of which Python reads more than there are.
+
+    (`int` takes `1_000`, digits of other scripts and, asked for the base, `0x10`.)
+    """
+    if is_dataclass(kind):
+        assert isinstance(kind, type)
+        kinds = field_types(kind)
+        if not isinstance(value, dict):
+            raise InputError(f"{name}: found {shown(value)}, expected fields of it: {', '.join(kinds)}")
+        for key, entry in value.items():
+            if key in kinds:
+                _check_raw(f"{name}.{key}".removeprefix("."), kinds[key], entry)
+        return
+    if value is None and not is_optional(kind):
+        raise InputError(f"{name}: found null, expected {describe_type(kind)}")
+    inner = entry_types(kind)
+    for index, entry in enumerate(value if isinstance(value, list) else [value]):
+        (group,) = [of for of in inner if is_dataclass(of)] or [None]
+        if group is not None and isinstance(entry, dict):
+            _check_raw(f"{name}[{index}]", group, entry)
+        elif isinstance(entry, str) and not ({str, bool} & inner or entry in inner):
+            raise InputError(f"{name}: found {shown(entry)}, expected {describe_type(kind)}")
+
+
+def _help(config_class: type[Any], prefix: str = "", needs: tuple[Need, ...] = ()) -> Iterator[tuple[str, str]]:
+    """What each field takes, by its dotted name."""
+    kinds = field_types(config_class)
+    for item in fields(config_class):
+        name, kind, of_field = f"{prefix}{item.name}", kinds[item.name], (*needs, *item.metadata.get("needs", ()))
         if is_dataclass(kind):
-            if not isinstance(value, Namespace):
-                names = ", ".join(field.name for field in fields(kind))
-                raise InputError(f"{prefix}{name}: found {value!r}, expected fields of it: {names}")
             assert isinstance(kind, type)
-            _check_values(value, kind, f"{prefix}{name}.")
-        elif value is None and not is_optional(kind):
-            raise InputError(f"{prefix}{name}: found null, expected {describe_type(kind)}")
+            yield from _help(kind, f"{name}.", of_field)
+        else:
+            yield name, describe_option(item, of_field)
+
+
+def _expand_homes(config: Any) -> None:
+    """Replace `~` in front of every path by the home it stands for."""
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            _expand_homes(value)
+        elif isinstance(value, str) and item.metadata.get("allowed") is PATH:
+            object.__setattr__(config, item.name, os.path.expanduser(value))

@@ -2,8 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass
 from typing import Literal
+
+from fedra_engine.options import (
+    CLIENTS,
+    COUNT,
+    DECAY,
+    FOLDER_NAME,
+    FRACTION,
+    LINES,
+    NATURAL,
+    NON_NEGATIVE,
+    PATH,
+    PIXELS,
+    POSITIVE,
+    PROBABILITY,
+    RANK,
+    RATE,
+    SAMPLES,
+    SHARE,
+    SOMETHING,
+    SPREAD,
+    STEPS,
+    TEXT,
+    Need,
+    group,
+    number,
+    option,
+    whole,
+)
+
+_TABLES: Need = {"data.source": ("hf_dataset", "text_classification", "causal_lm")}
+_FILES: Need = {
+    "data.source": ("image_folder", "domainnet", "nicopp", "hf_dataset", "text_classification", "causal_lm")
+}
+_IMAGES: Need = {"data.source": ("digits", "image_folder", "domainnet", "nicopp", "hf_dataset")}
+_DRAWN_TEST: Need = {"data.source": ("image_folder", "hf_dataset", "text_classification", "causal_lm")}
+_DIVIDED: Need = {"data.partition": ("iid", "dirichlet", "shards", "quantity", "bootstrap")}
+_ADAPTIVE: Need = {"server.optimizer": ("fedadam", "fedyogi")}
+_SWEEP: Need = {"execution.executor": ("sweep",)}
 
 
 @dataclass
@@ -18,11 +56,11 @@ class ColumnsConfig:
         client: who owns a sample under the `natural` partition; `client` when null, if there is such a column.
     """
 
-    input: str | None = None
-    response: str | None = None
-    label: str | None = None
-    domain: str | None = None
-    client: str | None = None
+    input: str | None = option(None, TEXT, needs=[_TABLES])
+    response: str | None = option(None, TEXT, needs=[{"data.source": ("causal_lm",)}, {"data.prompt": (SOMETHING,)}])
+    label: str | None = option(None, TEXT, needs=[_TABLES])
+    domain: str | None = option(None, TEXT, needs=[_TABLES])
+    client: str | None = option(None, TEXT, needs=[_TABLES, {"data.partition": ("natural",)}])
 
 
 @dataclass
@@ -64,27 +102,29 @@ class DataConfig:
     source: Literal[
         "digits", "image_folder", "domainnet", "nicopp", "hf_dataset", "text_classification", "causal_lm"
     ] = "digits"
-    root: str | None = None
-    subset: str | None = None
-    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
-    domains: list[str] = field(default_factory=list)
-    classes: int | None = None
-    prompt: str | None = None
-    image_size: int | None = None
-    max_length: int | None = None
-    unreadable: Literal["error", "skip"] = "error"
-    augmentation: Literal["none", "flip", "crop_flip"] = "none"
-    crop_scale: float = 0.08
-    test_fraction: float = 0.2
+    root: str | None = option(None, PATH, needs=[_FILES])
+    subset: str | None = option(None, TEXT, needs=[_TABLES])
+    columns: ColumnsConfig = group(ColumnsConfig)
+    domains: list[str] = option([], TEXT)
+    classes: int | None = option(None, COUNT)
+    prompt: str | None = option(None, LINES, needs=[{"data.source": ("causal_lm",)}])
+    image_size: int | None = option(None, PIXELS, needs=[_IMAGES])
+    max_length: int | None = option(None, whole(1, 10**6), needs=[_TABLES])
+    unreadable: Literal["error", "skip"] = option("error", needs=[_FILES])
+    augmentation: Literal["none", "flip", "crop_flip"] = option("none", needs=[_IMAGES])
+    crop_scale: float = option(0.08, SHARE, needs=[{"data.augmentation": ("crop_flip",)}])
+    test_fraction: float = option(0.2, FRACTION, needs=[_DRAWN_TEST])
     partition: Literal["domain", "iid", "dirichlet", "shards", "quantity", "natural", "bootstrap"] = "dirichlet"
-    clients_per_domain: int = 5
-    clients: int | None = None
-    dirichlet_alpha: float = 0.5
-    balanced: bool = True
-    shards_per_client: int = 2
-    quantity_sigma: float = 1.0
-    samples_per_client: int = 100
-    min_samples: int = 10
+    clients_per_domain: int = option(5, CLIENTS, needs=[_DIVIDED, {"data.clients": (None,)}])
+    clients: int | None = option(None, CLIENTS, needs=[_DIVIDED])
+    dirichlet_alpha: float = option(0.5, number(1e-4, 1e6), needs=[{"data.partition": ("dirichlet",)}])
+    balanced: bool = option(True, needs=[{"data.partition": ("dirichlet",)}])
+    shards_per_client: int = option(2, SAMPLES, needs=[{"data.partition": ("shards",)}])
+    quantity_sigma: float = option(1.0, SPREAD, needs=[{"data.partition": ("quantity",)}])
+    samples_per_client: int = option(100, SAMPLES, needs=[{"data.partition": ("bootstrap",)}])
+    min_samples: int = option(
+        10, SAMPLES, needs=[{"data.partition": ("domain", "iid", "dirichlet", "shards", "quantity", "natural")}]
+    )
 
 
 @dataclass
@@ -104,10 +144,10 @@ class ModelConfig:
             model's features, taken over equally many training samples of every class).
     """
 
-    path: str = "digits_vit"
+    path: str = option("digits_vit", PATH)
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
     attention: Literal["sdpa", "eager"] = "sdpa"
-    block_path: str | None = None
+    block_path: str | None = option(None, TEXT)
     pooling: Literal["auto", "pooler", "first", "mean", "last"] = "auto"
     head_init: Literal["loaded", "zeros", "class_means"] = "loaded"
 
@@ -124,12 +164,10 @@ class LoraConfig:
             endings, or one string that is a regular expression for the whole path inside the block, or all-linear.
     """
 
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0
-    target_modules: list[str] | str = field(
-        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"]
-    )
+    rank: int = option(8, RANK)
+    alpha: float = option(16.0, number(0, 1e6, above=True))
+    dropout: float = option(0.0, DECAY)
+    target_modules: list[str] | str = option(["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"], TEXT)
 
     @property
     def scale(self) -> float:
@@ -145,7 +183,7 @@ class InclusiveFLConfig:
         momentum: weight β of what deeper groups learnt in the change of a shallower group's last block.
     """
 
-    momentum: float = 0.2
+    momentum: float = option(0.2, DECAY)
 
 
 @dataclass
@@ -158,8 +196,8 @@ class DepthFLConfig:
         predict: by the mean of all exits' logits (`ensemble`), or by the `last` exit.
     """
 
-    exit_every: int = 3
-    ramp_up_rounds: int = 500
+    exit_every: int = option(3, COUNT)
+    ramp_up_rounds: int = option(500, COUNT)
     predict: Literal["ensemble", "last"] = "ensemble"
 
 
@@ -172,8 +210,8 @@ class HetLoraConfig:
         penalty: weight λ of the term that pulls the other ranks towards zero.
     """
 
-    keep_ratio: float = 0.99
-    penalty: float = 0.01
+    keep_ratio: float = option(0.99, SHARE)
+    penalty: float = option(0.01, NON_NEGATIVE)
 
 
 @dataclass
@@ -189,8 +227,8 @@ class FedHelloConfig:
     """
 
     selection: Literal["random", "first", "last", "bottleneck", "spread", "fisher"] = "fisher"
-    fisher_every: int = 10
-    fisher_samples: int = 100
+    fisher_every: int = option(10, COUNT, needs=[{"method.fedhello.selection": ("fisher",)}])
+    fisher_samples: int = option(100, SAMPLES, needs=[{"method.fedhello.selection": ("fisher",)}])
 
 
 @dataclass
@@ -203,9 +241,9 @@ class LoraFairConfig:
         lr: their size, relative to the one at which the descent is stable.
     """
 
-    weight: float = 0.01
-    steps: int = 200
-    lr: float = 0.5
+    weight: float = option(0.01, NON_NEGATIVE)
+    steps: int = option(200, STEPS)
+    lr: float = option(0.5, RATE)
 
 
 @dataclass
@@ -227,20 +265,32 @@ class MethodConfig:
         lorafair: options of `lorafair`.
     """
 
-    name: str = "fedra"
+    name: Literal[
+        "fedra",
+        "alllarge",
+        "allsmall",
+        "exclusivefl",
+        "inclusivefl",
+        "depthfl",
+        "fedhello",
+        "fedit",
+        "ffalora",
+        "fedsalora",
+        "rolora",
+        "hetlora",
+        "flora",
+        "flexlora",
+        "fedexlora",
+        "lorafair",
+    ] = "fedra"
     allocation: Literal["uniform", "reference", "covered", "prefix", "full"] | None = None
-    ignore_capacities: bool = False
+    ignore_capacities: bool = option(False, needs=[{"method.name": ("alllarge",), "method.allocation": ("full",)}])
     weighting: Literal["uniform", "samples"] = "uniform"
-    inclusivefl: InclusiveFLConfig = field(default_factory=InclusiveFLConfig)
-    depthfl: DepthFLConfig = field(default_factory=DepthFLConfig)
-    fedhello: FedHelloConfig = field(default_factory=FedHelloConfig)
-    hetlora: HetLoraConfig = field(default_factory=HetLoraConfig)
-    lorafair: LoraFairConfig = field(default_factory=LoraFairConfig)
-
-    def foreign_options(self) -> set[str]:
-        """Names of the fields with options of other methods; they change nothing for this one."""
-        groups = {option.name for option in fields(self) if is_dataclass(getattr(self, option.name))}
-        return groups - {self.name}
+    inclusivefl: InclusiveFLConfig = group(InclusiveFLConfig, needs=[{"method.name": ("inclusivefl",)}])
+    depthfl: DepthFLConfig = group(DepthFLConfig, needs=[{"method.name": ("depthfl",)}])
+    fedhello: FedHelloConfig = group(FedHelloConfig, needs=[{"method.name": ("fedhello",)}])
+    hetlora: HetLoraConfig = group(HetLoraConfig, needs=[{"method.name": ("hetlora",)}])
+    lorafair: LoraFairConfig = group(LoraFairConfig, needs=[{"method.name": ("lorafair",)}])
 
 
 @dataclass
@@ -256,9 +306,11 @@ class ServerConfig:
     """
 
     optimizer: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = "fedavg"
-    lr: float | None = None
-    betas: tuple[float, float] = (0.9, 0.99)
-    tau: float = 1e-3
+    lr: float | None = option(None, RATE)
+    betas: tuple[float, float] = option(
+        (0.9, 0.99), DECAY, needs=[{"server.optimizer": ("fedavgm", "fedadam", "fedyogi")}]
+    )
+    tau: float = option(1e-3, RATE, needs=[_ADAPTIVE])
 
     @property
     def rate(self) -> float:
@@ -282,13 +334,13 @@ class DeviceConfig:
         variation: standard deviation of the logarithm of a participant's time, drawn anew every round.
     """
 
-    compute: float | None = None
-    upload: float | None = None
-    download: float | None = None
-    memory: float | None = None
-    availability: float = 1.0
-    dropout: float = 0.0
-    variation: float = 0.0
+    compute: float | None = option(None, number(1e-6, 1e12))
+    upload: float | None = option(None, number(1e-6, 1e12))
+    download: float | None = option(None, number(1e-6, 1e12))
+    memory: float | None = option(None, number(0, 1e6, above=True), needs=[{"clients.capacities": ("memory",)}])
+    availability: float = option(1.0, SHARE)
+    dropout: float = option(0.0, PROBABILITY)
+    variation: float = option(0.0, SPREAD)
 
 
 @dataclass
@@ -310,14 +362,14 @@ class ClientsConfig:
         deadline: simulated seconds after which the server accepts no more updates in a round; none when null.
     """
 
-    capacities: list[int] | Literal["memory"] = field(default_factory=lambda: [12, 10, 8, 6, 4, 3])
+    capacities: list[int] | Literal["memory"] = option([12, 10, 8, 6, 4, 3], whole(1, 10**6))
     capacity_schedule: Literal["fixed", "drawn"] = "fixed"
-    ranks: list[int] = field(default_factory=list)
+    ranks: list[int] = option([], RANK)
     sampling: Literal["one_per_domain", "uniform"] = "one_per_domain"
-    participants: int | None = None
-    devices: list[DeviceConfig] = field(default_factory=list)
-    device_schedule: Literal["domain", "drawn"] = "domain"
-    deadline: float | None = None
+    participants: int | None = option(None, CLIENTS, needs=[{"clients.sampling": ("uniform",)}])
+    devices: list[DeviceConfig] = option([])
+    device_schedule: Literal["domain", "drawn"] = option("domain", needs=[{"clients.devices": (SOMETHING,)}])
+    deadline: float | None = option(None, POSITIVE, needs=[{"clients.devices": (SOMETHING,)}])
 
 
 @dataclass
@@ -341,17 +393,17 @@ class TrainingConfig:
     """
 
     optimizer: Literal["sgd", "adamw"] = "adamw"
-    lr: float = 0.005
+    lr: float = option(0.005, RATE)
     lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    momentum: float = 0.9
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 1e-5
-    proximal_mu: float = 0.0
-    clip_norm: float | None = 10.0
-    batch_size: int = 16
-    local_epochs: int = 3
-    max_local_steps: int | None = 5
+    momentum: float = option(0.9, DECAY, needs=[{"training.optimizer": ("sgd",)}])
+    betas: tuple[float, float] = option((0.9, 0.999), DECAY, needs=[{"training.optimizer": ("adamw",)}])
+    eps: float = option(1e-8, SHARE, needs=[{"training.optimizer": ("adamw",)}])
+    weight_decay: float = option(1e-5, number(0, 1e4))
+    proximal_mu: float = option(0.0, NON_NEGATIVE)
+    clip_norm: float | None = option(10.0, POSITIVE)
+    batch_size: int = option(16, whole(1, 10**6))
+    local_epochs: int = option(3, STEPS)
+    max_local_steps: int | None = option(5, COUNT)
     even_steps: bool = False
 
 
@@ -374,9 +426,9 @@ class ExecutionConfig:
     """
 
     executor: Literal["sweep", "sequential"] = "sweep"
-    lanes: int | Literal["auto"] = "auto"
-    fused_blocks: Literal["auto", "on", "off"] = "auto"
-    checkpoint_blocks: bool = False
+    lanes: int | Literal["auto"] = option("auto", whole(1, 10**5), needs=[_SWEEP])
+    fused_blocks: Literal["auto", "on", "off"] = option("auto", needs=[_SWEEP])
+    checkpoint_blocks: bool = option(False, needs=[_SWEEP])
     deterministic: bool = False
 
 
@@ -401,17 +453,17 @@ class ExperimentConfig:
         execution: executor and its resources.
     """
 
-    rounds: int = 80
-    seed: int = 0
-    evaluate_every: int = 20
-    name: str | None = None
-    output_dir: str = "runs"
+    rounds: int = option(80, COUNT)
+    seed: int = option(0, NATURAL)
+    evaluate_every: int = option(20, COUNT)
+    name: str | None = option(None, FOLDER_NAME)
+    output_dir: str = option("runs", PATH)
     trace: bool = False
-    data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    lora: LoraConfig = field(default_factory=LoraConfig)
-    method: MethodConfig = field(default_factory=MethodConfig)
-    server: ServerConfig = field(default_factory=ServerConfig)
-    clients: ClientsConfig = field(default_factory=ClientsConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+    data: DataConfig = group(DataConfig)
+    model: ModelConfig = group(ModelConfig)
+    lora: LoraConfig = group(LoraConfig)
+    method: MethodConfig = group(MethodConfig)
+    server: ServerConfig = group(ServerConfig)
+    clients: ClientsConfig = group(ClientsConfig)
+    training: TrainingConfig = group(TrainingConfig)
+    execution: ExecutionConfig = group(ExecutionConfig)

@@ -36,6 +36,4 @@ def setting_digest(config: ExperimentConfig) -> str:
         del values[name]
     # What is found there counts, not where; see `fingerprint`.
     del values["data"]["root"], values["model"]["path"]
-    for name in config.method.foreign_options():
-        del values["method"][name]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import signal
 import sys
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
-from fedra_engine.errors import InputError, ProcessLostError
+from fedra_engine.errors import InputError, PrintableFormatter, ProcessLostError, printable
 
 PROCESS_LOST = 1
 BAD_INPUT = 2
@@ -24,6 +25,9 @@ def exit_code(main: Callable[[], None]) -> int:
 
     In a job of several processes only the main one prints; others print only if it has not ended the job within 5 s.
     """
+    if logging.lastResort is not None:
+        # Prints the engine's warnings.
+        logging.lastResort.setFormatter(PrintableFormatter())
     if _leads_others():
         # When one process has died, a launcher ends the others with this signal.
         signal.signal(signal.SIGTERM, _ended_by_launcher)
@@ -69,7 +73,7 @@ def _tell_once(message: str) -> None:
     elif index != "0":
         time.sleep(MAIN_SPEAKS_FIRST)
         message = f"process {index}: {message}"
-    print(message, file=sys.stderr, flush=True)
+    print(printable(message), file=sys.stderr, flush=True)
 
 
 def _leads_others() -> bool:

@@ -41,7 +41,7 @@ from fedra_engine.models.sharding import Sharding
 from fedra_engine.models.state import GlobalState
 from fedra_engine.processes import Processes
 from fedra_engine.schedule import learning_rate
-from fedra_engine.validation import check_method
+from fedra_engine.validation import validate
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def build_experiment(
     Raises:
         InputError: something in the configuration cannot be used.
     """
-    check_method(config)
+    validate(config)
     processes = Processes.alone() if processes is None else processes
     if sharding is not None:
         sharding.check(config)

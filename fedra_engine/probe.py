@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
@@ -17,16 +16,17 @@ from fedra_engine.experiment import Experiment, build_experiment
 from fedra_engine.federation.work import LocalWork
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.reporting.partition_report import MOST_COLUMNS, MOST_PRINTED, count_partition, partition_text
+from fedra_engine.reporting.tables import PlainConsole, table_text
 from fedra_engine.step_timing import TimedStep, time_step
 
 
-def print_probe(config: ExperimentConfig, device: torch.device, console: Console | None = None) -> None:
+def print_probe(config: ExperimentConfig, device: torch.device, console: PlainConsole | None = None) -> None:
     """Print (to stdout if there is no `console`) the parts found, the costs by capacity, the clients and the time.
 
     Raises:
         InputError: something in the configuration cannot be used.
     """
-    console = Console(highlight=False) if console is None else console
+    console = PlainConsole() if console is None else console
     experiment = build_experiment(config, device)
     parts = [
         _parts_table(experiment),
@@ -37,8 +37,8 @@ def print_probe(config: ExperimentConfig, device: torch.device, console: Console
         parts.append(partition_text(count_partition(experiment.train_data, experiment.clients)))
     if (devices := experiment.round_work(0)[2]) is not None:
         parts.append(_devices_text(devices))
-    console.print("\n\n".join(parts), "\ntiming a local step …\n", sep="\n", markup=False, soft_wrap=True)
-    console.print(_time_text(config, time_step(experiment)), markup=False, soft_wrap=True)
+    console.print("\n\n".join(parts), "\ntiming a local step …\n", sep="\n", soft_wrap=True)
+    console.print(_time_text(config, time_step(experiment)), soft_wrap=True)
 
 
 def _parts_table(experiment: Experiment) -> str:
@@ -58,7 +58,7 @@ def _parts_table(experiment: Experiment) -> str:
     trained = foundation.head_layout.trained_size
     total = foundation.depth * layout.size + trained
     table.add_row("trainable", f"{layout.size:,} parameters per block and {trained:,} of the head: {total:,}")
-    return _text(table)
+    return table_text(table)
 
 
 def _outside_blocks(foundation: Foundation) -> list[tuple[str, int]]:
@@ -106,7 +106,7 @@ def _costs_table(experiment: Experiment) -> str:
             *(_scaled(size[row], 1024, (" B", " KiB", " MiB", " GiB", " TiB")) for size in sizes),
             _scaled(cost.sample_flops[row], 1000, ("", " k", " M", " G", " T", " P")),
         )
-    return _text(table)
+    return table_text(table)
 
 
 def _clients_table(experiment: Experiment) -> str:
@@ -129,7 +129,7 @@ def _clients_table(experiment: Experiment) -> str:
             f"{counts[some].min():,}–{counts[some].max():,}",
             f"{steps[some].min():,}–{steps[some].max():,}",
         )
-    return _text(table)
+    return table_text(table)
 
 
 def _devices_text(round: DeviceRound) -> str:
@@ -145,14 +145,6 @@ def _time_text(config: ExperimentConfig, step: TimedStep) -> str:
         f"one step of {step.clients} clients with {step.samples} samples took {step.seconds:.3g} s: about "
         f"{_duration(step.round_seconds)} a round, {_duration(total)} for {config.rounds} rounds, without evaluation"
     )
-
-
-def _text(table: Table) -> str:
-    """The table as lines of any length: a narrow console must not cut figures."""
-    console = Console(width=1000, highlight=False)
-    with console.capture() as capture:
-        console.print(table, markup=False)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
 def _scaled(value: float, base: int, units: Sequence[str]) -> str:

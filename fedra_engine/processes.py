@@ -46,15 +46,11 @@ def join_job() -> Accelerator:
         return Accelerator()
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     # Without a GPU, accelerate treats each process as a single one unless it is asked to use the CPU.
-    cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true" or not torch.cuda.is_available()
+    cpu = _use_cpu()
     if cpu:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, min(torch.get_num_threads(), cores // local)))
-    elif local > torch.cuda.device_count():
-        raise InputError(
-            f"processes: found {local} on a machine with {torch.cuda.device_count()} GPUs, expected at most one for "
-            "each GPU (ACCELERATE_USE_CPU=true runs them on the CPU)"
-        )
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), _cores() // local)))
+    else:
+        check_places("processes", local, oversubscribe=True)
     try:
         with _raising_process_lost():
             return Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)])
@@ -71,6 +67,42 @@ def join_job() -> Accelerator:
         raise InputError(
             f"accelerate: found a job that it cannot set up ({one_line(error)}); check the launcher's settings"
         ) from error
+
+
+def check_places(option: str, processes: int, threads: int = 1, *, oversubscribe: bool = False) -> None:
+    """Check that this machine has a core for each thread of `processes`, or a GPU for each process where it has GPUs.
+
+    Args:
+        option: names the number in a message.
+        processes: of this machine.
+        threads: of each.
+        oversubscribe: whether several may share a core; a GPU they never share.
+
+    Raises:
+        InputError: it has not.
+    """
+    if not _use_cpu() and processes > torch.cuda.device_count():
+        raise InputError(
+            f"{option}: found {processes} on a machine with {torch.cuda.device_count()} GPUs, expected at most one for "
+            "each GPU (ACCELERATE_USE_CPU=true runs them on the CPU)"
+        )
+    if not oversubscribe:
+        check_cores(option, processes, threads, " (--oversubscribe true lets processes share cores)")
+
+
+def check_cores(option: str, count: int, threads: int = 1, advice: str = "") -> None:
+    """Raises InputError if `count` times `threads` is more than the cores that this process may use."""
+    if count * threads > _cores():
+        each = f" with {threads} threads each" if threads > 1 else ""
+        raise InputError(f"{option}: found {count}{each}, expected no more than the {_cores()} cores there are{advice}")
+
+
+def _use_cpu() -> bool:
+    return os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true" or not torch.cuda.is_available()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def launched_with_deepspeed() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,7 +15,7 @@ from fedra_engine.config import ExperimentConfig
 from fedra_engine.config_comparison import setting_digest
 from fedra_engine.errors import InputError
 from fedra_engine.reporting.run_folder import RunFolder
-from fedra_engine.validation import check_method, validate
+from fedra_engine.validation import validate
 
 if TYPE_CHECKING:
     from fedra_engine.processes import Processes
@@ -114,13 +115,12 @@ def parse_request(arguments: Sequence[str], description: str) -> RunRequest:
         add_help(parser, _OPTIONS)
         config = parse_config(parser, ExperimentConfig, others)
         validate(config)
-        check_method(config)
         return RunRequest(config, None, dry_run=options.dry_run == "true")
     more, others = split_options(others, [_ROUNDS])
     if others or options.dry_run is not None:
         other = others[0] if others else "--dry_run"
         raise InputError(f"resume: found {other} beside it, expected no other option than --rounds")
-    return _resume(RunFolder.open(options.resume), more.rounds)
+    return _resume(RunFolder.open(os.path.expanduser(options.resume)), more.rounds)
 
 
 def _resume(folder: RunFolder, rounds: str | None) -> RunRequest:

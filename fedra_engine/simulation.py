@@ -28,7 +28,6 @@ from fedra_engine.models.state import GlobalState
 from fedra_engine.peft_io import save_adapter, save_private
 from fedra_engine.processes import Processes
 from fedra_engine.reporting.console import Reporter
-from fedra_engine.reporting.control import recorded_control
 from fedra_engine.reporting.partition_report import report_partition
 from fedra_engine.reporting.records import RoundMetrics, Tally
 from fedra_engine.reporting.run_folder import RunFolder
@@ -272,7 +271,6 @@ class Simulation:
         save_adapter(self._folder.path / "adapters", experiment.foundation, config, state)
         if experiment.method.personal_states(state) is not None:
             save_private(self._folder.path / "adapters", experiment.method.tensors())
-        control = recorded_control(config)
         self._folder.write_summary(
             {
                 "rounds": config.rounds,
@@ -284,7 +282,7 @@ class Simulation:
                 "caution": experiment.method.caution,
             }
         )
-        self._reporter.finished(frozen, tuned, control)
+        self._reporter.finished(frozen, tuned)
 
 
 def _split(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:

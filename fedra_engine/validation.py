@@ -2,112 +2,53 @@
 
 from __future__ import annotations
 
-import math
+import copy
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import reduce
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
+from fedra_engine.cli_errors import describe_type, field_types
 from fedra_engine.config import ClientsConfig, ExperimentConfig
-from fedra_engine.errors import InputError
+from fedra_engine.errors import InputError, shown
+from fedra_engine.options import LONGEST_LIST, SOMETHING, Allowed, Need
 
 
 @dataclass(frozen=True)
-class Range:
-    """Values that a number may have, and their description for messages."""
+class _Value:
+    """A field that is no group of others, and where it is."""
 
-    description: str
-    contains: Callable[[float], bool]
+    name: str
+    value: Any
+    kind: Any
+    field: Field[Any]
+    owner: Any
+    needs: tuple[Need, ...]
 
+    @property
+    def allowed(self) -> Allowed | None:
+        """What it, or each entry, may be; None where its type says it."""
+        allowed: Allowed | None = self.field.metadata.get("allowed")
+        return allowed
 
-COUNT = Range("a whole number from 1 up", lambda value: value >= 1)
-NATURAL = Range("a whole number from 0 up", lambda value: value >= 0)
-PIXELS = Range("a whole number from 1 to 4096", lambda value: 1 <= value <= 4096)
-RANK = Range("a whole number from 1 to 128", lambda value: 1 <= value <= 128)
-"""What the kernels can keep on chip."""
-POSITIVE = Range("a finite number above 0", lambda value: 0 < value < math.inf)
-NON_NEGATIVE = Range("a finite number from 0 up", lambda value: 0 <= value < math.inf)
-FRACTION = Range("a number between 0 and 1, both excluded", lambda value: 0 < value < 1)
-SHARE = Range("a number above 0 and at most 1", lambda value: 0 < value <= 1)
-PROBABILITY = Range("a number from 0 to 1", lambda value: 0 <= value <= 1)
-DECAY = Range("a number from 0 to below 1", lambda value: 0 <= value < 1)
-
-RANGES = {
-    "rounds": COUNT,
-    "seed": NATURAL,
-    "evaluate_every": COUNT,
-    "data.classes": COUNT,
-    "data.image_size": PIXELS,
-    "data.max_length": COUNT,
-    "data.crop_scale": SHARE,
-    "data.test_fraction": FRACTION,
-    "data.clients_per_domain": COUNT,
-    "data.clients": COUNT,
-    "data.dirichlet_alpha": POSITIVE,
-    "data.shards_per_client": COUNT,
-    "data.quantity_sigma": NON_NEGATIVE,
-    "data.samples_per_client": COUNT,
-    "data.min_samples": COUNT,
-    "lora.rank": RANK,
-    "lora.alpha": POSITIVE,
-    "lora.dropout": DECAY,
-    "method.inclusivefl.momentum": DECAY,
-    "method.depthfl.exit_every": COUNT,
-    "method.depthfl.ramp_up_rounds": COUNT,
-    "method.fedhello.fisher_every": COUNT,
-    "method.fedhello.fisher_samples": COUNT,
-    "method.hetlora.keep_ratio": SHARE,
-    "method.hetlora.penalty": NON_NEGATIVE,
-    "method.lorafair.weight": NON_NEGATIVE,
-    "method.lorafair.steps": COUNT,
-    "method.lorafair.lr": POSITIVE,
-    "server.lr": POSITIVE,
-    "server.betas": DECAY,
-    "server.tau": POSITIVE,
-    "clients.capacities": COUNT,
-    "clients.ranks": COUNT,
-    "clients.participants": COUNT,
-    "clients.deadline": POSITIVE,
-    "training.lr": POSITIVE,
-    "training.momentum": DECAY,
-    "training.betas": DECAY,
-    "training.eps": POSITIVE,
-    "training.weight_decay": NON_NEGATIVE,
-    "training.proximal_mu": NON_NEGATIVE,
-    "training.clip_norm": POSITIVE,
-    "training.batch_size": COUNT,
-    "training.local_epochs": COUNT,
-    "training.max_local_steps": COUNT,
-    "execution.lanes": COUNT,
-}
-"""Every numeric field; of a list or tuple, each entry."""
-
-DEVICE_RANGES = {
-    "compute": POSITIVE,
-    "upload": POSITIVE,
-    "download": POSITIVE,
-    "memory": POSITIVE,
-    "availability": SHARE,
-    "dropout": PROBABILITY,
-    "variation": NON_NEGATIVE,
-}
-"""Every field of an entry of `clients.devices`."""
+    @property
+    def default(self) -> Any:
+        """Its value if none is given."""
+        return self.field.default if self.field.default_factory is MISSING else self.field.default_factory()
 
 
 def validate(config: ExperimentConfig) -> None:
     """Check what needs nothing but the configuration.
 
     Raises:
-        InputError: the first value that cannot be used.
+        InputError: the first value that cannot be used, or that differs from its default and does nothing.
     """
-    for field, allowed in RANGES.items():
-        value: Any = reduce(getattr, field.split("."), config)
-        entries = value if isinstance(value, list | tuple) else [value]
-        for entry in entries:
-            if entry not in (None, "auto", "memory") and not allowed.contains(entry):
-                raise InputError(f"{field}: found {entry}, expected {allowed.description}")
-    _check_names(config)
+    check_values(config)
+    for message in without_effect(config).values():
+        raise InputError(message)
     if config.method.allocation == "reference" and config.seed >= 2**32:
         raise InputError(
             f"seed: found {config.seed} with method.allocation reference, whose legacy NumPy stream takes 32 bits, "
@@ -116,11 +57,7 @@ def validate(config: ExperimentConfig) -> None:
     _check_data(config)
     _check_target_modules(config.lora.target_modules)
     _check_devices(config.clients)
-    if config.execution.checkpoint_blocks and config.execution.executor != "sweep":
-        raise InputError(
-            f"execution.checkpoint_blocks: found true with execution.executor {config.execution.executor}, expected "
-            "false, or the executor sweep"
-        )
+    _check_method(config)
     if config.trace and config.lora.dropout > 0:
         raise InputError(f"trace: found true with lora.dropout {config.lora.dropout}, expected lora.dropout 0")
     if config.trace and config.data.augmentation != "none":
@@ -129,22 +66,141 @@ def validate(config: ExperimentConfig) -> None:
         raise InputError("clients.capacities: found an empty list, expected one entry, or one for each domain")
 
 
-def _check_names(config: ExperimentConfig) -> None:
-    if config.name is not None and (config.name in ("", ".", "..") or "/" in config.name):
-        raise InputError(f"name: found {config.name!r}, expected the name of one folder in output_dir")
-    for field, value in (("output_dir", config.output_dir), ("model.path", config.model.path)):
-        if not value:
-            raise InputError(f"{field}: found an empty text, expected a path")
-
-
-def check_method(config: ExperimentConfig) -> None:
-    """Check whether the method can work with the other options.
+def validate_together(configs: Sequence[ExperimentConfig]) -> list[ExperimentConfig]:
+    """Check variants of one experiment: an option may do nothing in some of them, which then get its default.
 
     Raises:
-        InputError: it cannot.
+        InputError: a value that cannot be used in one of them, or that does nothing in all that have it.
     """
+    for config in configs:
+        check_values(config)
+    idle = [without_effect(config) for config in configs]
+    used = {
+        item.name
+        for config, names in zip(configs, idle, strict=True)
+        for item in _given(config)
+        if item.name not in names
+    }
+    for name, message in (pair for names in idle for pair in names.items()):
+        if name not in used:
+            raise InputError(message)
+    settled = copy.deepcopy(list(configs))
+    for config in settled:
+        # Without one option, another may do nothing any more.
+        while names := without_effect(config):
+            for item in _values(config):
+                if item.name in names:
+                    setattr(item.owner, item.field.name, item.default)
+        validate(config)
+    return settled
+
+
+def check_values(config: Any) -> None:
+    """Check each field of a dataclass, and of those in it, by its type and by what it declares.
+
+    Raises:
+        InputError: the first value that is not allowed.
+    """
+    for item in _values(config):
+        _check_value(item)
+
+
+def without_effect(config: Any) -> dict[str, str]:
+    """Fields with another value than their default that do nothing beside the others' values, and why, for people."""
+    found = {}
+    for item in _given(config):
+        for need in item.needs:
+            others = {name: reduce(getattr, name.split("."), config) for name in need}
+            if not any(_meets(value, need[name]) for name, value in others.items()):
+                beside = " and ".join(f"{name} {_word(value)}" for name, value in others.items())
+                wanted = " or ".join(f"{name} {' or '.join(map(_word, need[name]))}" for name in need)
+                found[item.name] = (
+                    f"{item.name}: found {shown(item.value)} with {beside}, where it does nothing; expected {wanted}, "
+                    f"or {item.name} {_word(item.default)}"
+                )
+                break
+    return found
+
+
+def describe_option(item: Field[Any], needs: Sequence[Need]) -> str:
+    """What a field takes, and what it needs to do anything, for the help."""
+    allowed: Allowed | None = item.metadata.get("allowed")
+    texts = [] if allowed is None else [allowed.description]
+    for need in needs:
+        texts.append("only with " + " or ".join(f"{name} {' or '.join(map(_word, need[name]))}" for name in need))
+    return "; ".join(texts)
+
+
+def _values(config: Any, prefix: str = "", needs: tuple[Need, ...] = ()) -> Iterator[_Value]:
+    kinds = field_types(type(config))
+    for item in fields(config):
+        name, value = f"{prefix}{item.name}", getattr(config, item.name)
+        of_field = (*needs, *item.metadata.get("needs", ()))
+        if is_dataclass(value):
+            yield from _values(value, f"{name}.", of_field)
+            continue
+        yield _Value(name, value, kinds[item.name], item, config, of_field)
+        for index, entry in enumerate(value if isinstance(value, list) else []):
+            if is_dataclass(entry):
+                yield from _values(entry, f"{name}[{index}].", of_field)
+
+
+def _given(config: Any) -> Iterator[_Value]:
+    """Those with another value than their default."""
+    return (item for item in _values(config) if _plain(item.value) != _plain(item.default))
+
+
+def _check_value(item: _Value) -> None:
+    options = get_args(item.kind) if get_origin(item.kind) in (Union, UnionType) else (item.kind,)
+    words = [word for option in options if get_origin(option) is Literal for word in get_args(option)]
+    lists = [option for option in options if get_origin(option) in (list, tuple)]
+    value = item.value
+    if (value is None and type(None) in options) or (isinstance(value, str) and value in words):
+        return
+    if lists and isinstance(value, list | tuple):
+        count = len(get_args(lists[0])) if get_origin(lists[0]) is tuple else None
+        if len(value) > LONGEST_LIST or (count is not None and len(value) != count):
+            most = f"{count}" if count is not None else f"at most {LONGEST_LIST:,}"
+            raise InputError(f"{item.name}: found a list of {len(value):,}, expected {most}")
+        entry_kind = get_args(lists[0])[0]
+        for entry in value:
+            fits = isinstance(entry, entry_kind) if item.allowed is None else item.allowed.contains(entry)
+            if not fits:
+                raise InputError(f"{item.name}: found {shown(entry)}, expected {_describe(item, entry_kind)}")
+        return
+    if bool in options:
+        fits = isinstance(value, bool)
+    else:
+        fits = item.allowed is not None and {int, float, str} & set(options) != set() and item.allowed.contains(value)
+    if not fits:
+        raise InputError(f"{item.name}: found {shown(value)}, expected {_describe(item, item.kind)}")
+
+
+def _describe(item: _Value, kind: Any) -> str:
+    words = [word for option in get_args(item.kind) if get_origin(option) is Literal for word in get_args(option)]
+    if item.allowed is None:
+        return describe_type(kind)
+    return " or ".join([item.allowed.description, *words])
+
+
+def _meets(value: Any, wanted: Sequence[Any]) -> bool:
+    return value in wanted or (SOMETHING in wanted and value is not None and value != [])
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _word(value: Any) -> str:
+    """A value of a field as one writes it on the command line."""
+    if value is SOMETHING:
+        return "given"
+    return value if isinstance(value, str) else shown(value)
+
+
+def _check_method(config: ExperimentConfig) -> None:
     server, name = config.server, config.method.name
-    reasons = {
+    reasons: Mapping[str, str] = {
         "flora": "the method writes the rest of each mean into the model",
         "fedexlora": "the method writes the rest of each mean into the model",
         "flexlora": "factors from an SVD have another basis every round, so nothing lies between two of them",
@@ -158,37 +214,31 @@ def check_method(config: ExperimentConfig) -> None:
 
 def _check_data(config: ExperimentConfig) -> None:
     data = config.data
-    if data.source != "digits" and not data.root:
+    if data.source != "digits" and data.root is None:
         raise InputError(f"data.root: found none with data.source {data.source}, expected where its samples are")
-    if data.source == "digits" and data.root is not None:
-        raise InputError(f"data.root: found {data.root!r} with data.source digits, expected another data.source")
-    if data.prompt is not None and data.source != "causal_lm":
-        raise InputError(f"data.prompt: found one with data.source {data.source}, expected data.source causal_lm")
-    if data.clients is not None and data.partition in ("domain", "natural"):
-        raise InputError(
-            f"data.clients: found {data.clients} with data.partition {data.partition}, expected null there, or one of "
-            "the partitions iid, dirichlet, shards, quantity and bootstrap"
-        )
     repeated = [domain for domain in data.domains if data.domains.count(domain) > 1]
     if repeated:
         raise InputError(f"data.domains: found {repeated[0]!r} more than once, expected every domain once")
 
 
 def _check_devices(clients: ClientsConfig) -> None:
+    timed = [device for device in clients.devices if (device.compute, device.upload, device.download) != (None,) * 3]
     for index, device in enumerate(clients.devices):
-        for field, allowed in DEVICE_RANGES.items():
-            value = getattr(device, field)
-            if value is not None and not allowed.contains(value):
-                raise InputError(f"clients.devices[{index}].{field}: found {value}, expected {allowed.description}")
         if clients.capacities == "memory" and device.memory is None:
             raise InputError(
                 f"clients.devices[{index}].memory: found null with clients.capacities memory, expected GiB"
             )
+        if device.variation > 0 and device not in timed:
+            raise InputError(
+                f"clients.devices[{index}].variation: found {device.variation:g} of a device that takes no time, "
+                "expected its compute, upload or download, or variation 0"
+            )
     if not clients.devices and clients.capacities == "memory":
         raise InputError("clients.capacities: found memory with no clients.devices, expected devices and their memory")
-    if not clients.devices and clients.deadline is not None:
+    if clients.deadline is not None and not timed:
         raise InputError(
-            f"clients.deadline: found {clients.deadline:g} with no clients.devices, expected devices, which take time"
+            f"clients.deadline: found {clients.deadline:g} with clients.devices that take no time, expected compute, "
+            "upload or download of a device, or no deadline"
         )
     if clients.capacities == "memory" and clients.capacity_schedule == "drawn":
         raise InputError(
@@ -202,8 +252,11 @@ def _check_target_modules(target_modules: list[str] | str) -> None:
         raise InputError("lora.target_modules: found nothing, expected name endings or a regular expression")
     if isinstance(target_modules, str):
         try:
-            re.compile(target_modules)
-        except re.error as error:
+            with warnings.catch_warnings():
+                # Of what a later Python will read in another way.
+                warnings.simplefilter("error")
+                re.compile(target_modules)
+        except (re.error, Warning, RecursionError, OverflowError) as error:
             raise InputError(
                 f"lora.target_modules: found {target_modules!r} ({error}), expected a regular expression"
             ) from error

@@ -14,9 +14,6 @@ from fedra_engine.comparison.plan import parse_comparison
 from fedra_engine.errors import InputError
 from fedra_engine.exit_codes import end, exit_code
 
-_WIDEST = 100_000
-"""More columns than any table takes."""
-
 
 def main() -> None:
     """Execute what is missing of the runs that the command line asks for, and report on all of them.
@@ -33,36 +30,40 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     quiet_libraries()
     # Imported late: they take seconds, and a mistyped option should fail at once.
-    from rich.console import Console
-
-    from fedra_engine.comparison.report import remove_report, write_report
+    from fedra_engine.comparison.report import check_report, remove_report, write_report
     from fedra_engine.comparison.runs import Outcome, check_runs, read_result
     from fedra_engine.comparison.workers import execute_all
+    from fedra_engine.processes import check_cores
     from fedra_engine.reporting.run_folder import make_folder
-    from fedra_engine.reporting.tables import rich_table
+    from fedra_engine.reporting.tables import PlainConsole, rich_table, table_text
 
-    console = Console(highlight=False)
+    console = PlainConsole()
     reported = 0
 
     def report(outcome: Outcome) -> None:
         nonlocal reported
         reported += outcome.state != "busy"
         counter = f"{reported:>{len(str(len(comparison.runs)))}}/{len(comparison.runs)}"
-        console.print(f"{counter}  {outcome.run.title}: {outcome.note}", markup=False, soft_wrap=True)
+        console.print(f"{counter}  {outcome.run.title}: {outcome.note}", soft_wrap=True)
 
+    if not comparison.oversubscribe:
+        # There are never more processes than runs.
+        check_cores(
+            "jobs", min(comparison.jobs, len(comparison.runs)), advice=" (--oversubscribe true lets runs share cores)"
+        )
     check_runs(comparison.runs)
+    check_report(comparison.output_dir)
     make_folder(comparison.output_dir)
-    console.print(f"{len(comparison.runs)} runs in {comparison.output_dir}; each writes its progress to its run.log")
+    said = f"{len(comparison.runs)} runs in {comparison.output_dir}; each writes its progress to its run.log"
+    console.print(said, soft_wrap=True)
     outcomes = {outcome.run.path: outcome for outcome in execute_all(comparison.runs, comparison.jobs, report)}
     in_order = [outcomes[run.path] for run in comparison.runs]
     results = [read_result(outcome.run) for outcome in in_order if outcome.state == "done"]
     if results:
         missing = [outcome for outcome in in_order if outcome.state != "done"]
         rows = write_report(comparison.output_dir, shlex.join(["python", *sys.argv]), results, missing)
-        console.print()
-        # A table is not to be cut, however narrow the terminal.
-        Console(width=_WIDEST).print(rich_table(rows))
-        console.print(f"\ncomparison.md, .csv and .tex and accuracy_by_round.png are in {comparison.output_dir}")
+        where = f"comparison.md, .csv and .tex and accuracy_by_round.png are in {comparison.output_dir}"
+        console.print("", table_text(rich_table(rows)), "", where, sep="\n", soft_wrap=True)
     else:
         remove_report(comparison.output_dir)
     failed = [outcome.run.title for outcome in in_order if outcome.state == "failed"]

@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 _STARTED = time.monotonic()
 _SECONDS = 240.0
@@ -43,9 +42,12 @@ def main() -> None:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     from fedra_engine.benchmarks.gpu.stage_process import STAGES
+    from fedra_engine.cli_errors import LineParser, existing_folder, path, typed
+    from fedra_engine.options import number
 
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output_dir", type=Path, help="folder for the results; made if there is none")
+    positive = typed(float, number(0, 1e6, above=True))
+    parser = LineParser(description=__doc__)
+    parser.add_argument("output_dir", type=path, help="folder for the results; made if there is none")
     parser.add_argument(
         "--only",
         type=lambda names: names.split(","),
@@ -71,11 +73,21 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="instead of the report, put images and model into OUTPUT_DIR, small enough to take along for a study",
     )
     study = parser.add_argument_group("for --study and --pack")
-    study.add_argument("--images", type=Path, metavar="FOLDER", help="<domain>/<class>/<image>, or a pack")
-    study.add_argument("--model", type=Path, metavar="FOLDER", help="a transformers model, or a pack")
-    study.add_argument("--seconds", type=float, help=f"after these, a study begins no round (default: {_SECONDS:g})")
-    study.add_argument("--continue", dest="earlier", type=Path, metavar="FOLDER", help="a study's output to go on from")
-    study.add_argument("--limit", type=float, metavar="MIB", help="most MiB of a pack (default: 50)")
+    study.add_argument("--images", type=existing_folder, metavar="FOLDER", help="<domain>/<class>/<image>, or a pack")
+    study.add_argument("--model", type=existing_folder, metavar="FOLDER", help="a transformers model, or a pack")
+    study.add_argument(
+        "--seconds",
+        type=positive,
+        help=f"after these, a study begins no round (default: {_SECONDS:g})",
+    )
+    study.add_argument(
+        "--continue",
+        dest="earlier",
+        type=existing_folder,
+        metavar="FOLDER",
+        help="a study's output to go on from",
+    )
+    study.add_argument("--limit", type=positive, metavar="MIB", help="most MiB of a pack (default: 50)")
     options = parser.parse_args(arguments)
     _check_combination(parser, options)
     if unknown := [name for name in options.only or () if name not in STAGES]:
@@ -98,16 +110,6 @@ def _check_combination(parser: argparse.ArgumentParser, options: argparse.Namesp
     ):
         if value is not None and not fits:
             parser.error(f"{flag} goes {where} only")
-
-
-class _Parser(argparse.ArgumentParser):
-    """Complains as the other launchers do."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise InputError."""
-        from fedra_engine.errors import InputError
-
-        raise InputError(f"{self.prog}: {message}; see --help")
 
 
 def _study(options: argparse.Namespace) -> bool:

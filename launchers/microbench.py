@@ -8,62 +8,71 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from fedra_engine.cli import quiet_libraries
-from fedra_engine.errors import InputError
+from fedra_engine.cli_errors import LineParser, path, typed
 from fedra_engine.exit_codes import end, exit_code
+from fedra_engine.files import check_own, write_whole
+from fedra_engine.options import number, whole
+from fedra_engine.reporting.run_folder import make_folder
 
-
-class _Parser(argparse.ArgumentParser):
-    """Complains as the other launchers do."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise InputError."""
-        raise InputError(f"{self.prog}: {message}; see --help (options of an experiment go after --)")
+_MARK = ".microbench"
+"""Shows that the results beside it may be replaced."""
+_REPEATS = typed(int, whole(1, 1000))
+_SECONDS = typed(float, number(0, 3600, above=True))
 
 
 def main() -> None:
     """Run the benchmark that the command line names."""
     options = _parse(sys.argv[1:])
+    if (folder := getattr(options, "output_dir", None)) is not None:
+        check_own([folder / name for name in options.files], folder / _MARK)
+        make_folder(folder)
+        (folder / _MARK).touch()
     quiet_libraries()
     options.run(options)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = LineParser(description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
     executors = commands.add_parser("executors", help="sweep against one client after another, on one CPU thread")
-    executors.add_argument("--repeats", type=int, default=3, help="counted rounds of each executor (default 3)")
-    executors.add_argument("--output_dir", type=Path, help="folder for executors.csv; none is written if not given")
-    executors.set_defaults(run=_run_executors)
+    executors.add_argument("--repeats", type=_REPEATS, default=3, help="counted rounds of each executor (default 3)")
+    executors.add_argument("--output_dir", type=path, help="folder for executors.csv; none is written if not given")
+    executors.set_defaults(run=_run_executors, files=["executors.csv"])
     methods = commands.add_parser("methods", help="a round of every method against FedRA's, on one CPU thread")
-    methods.add_argument("--repeats", type=int, default=5, help="counted rounds of each method (default 5)")
+    methods.add_argument("--repeats", type=_REPEATS, default=5, help="counted rounds of each method (default 5)")
     methods.set_defaults(run=_run_methods)
     lanes = commands.add_parser("lanes", help="a round with more and more clients at a time, on one CPU thread")
-    lanes.add_argument("--repeats", type=int, default=3, help="counted rounds of each number of lanes (default 3)")
+    lanes.add_argument("--repeats", type=_REPEATS, default=3, help="counted rounds of each number of lanes (default 3)")
     lanes.set_defaults(run=_run_lanes)
     batches = commands.add_parser("batches", help="what batches cost of the steps of an experiment, on one CPU thread")
-    batches.add_argument("--steps", type=int, default=3, help="counted steps (default 3)")
+    batches.add_argument("--steps", type=_REPEATS, default=3, help="counted steps (default 3)")
     batches.add_argument(
         "experiment", nargs=argparse.REMAINDER, help="options of simulate.py, such as --config FILE, after --"
     )
     batches.set_defaults(run=_run_batches)
     kernels = commands.add_parser("kernels", help="every op against its baselines and its counted work")
-    kernels.add_argument("--seconds", type=float, default=0.2, help="time spent on each provider (default 0.2)")
-    kernels.add_argument("--output_dir", type=Path, help="folder for kernels.csv and kernels.png; none if not given")
+    kernels.add_argument(
+        "--seconds",
+        type=typed(float, number(0, 3600, above=True)),
+        default=0.2,
+        help="time spent on each provider (default 0.2)",
+    )
+    kernels.add_argument("--output_dir", type=path, help="folder for kernels.csv and kernels.png; none if not given")
     kernels.add_argument(
         "--architecture",
         choices=["sm_80", "sm_90", "sm_100", "gfx942", "small", "none"],
         default="sm_90",
         help="without a GPU: what to compile the kernels for, to list their needs (default sm_90)",
     )
-    kernels.set_defaults(run=_run_kernels)
+    kernels.set_defaults(run=_run_kernels, files=["kernels.csv", "kernels.png"])
     resources = commands.add_parser("resources", help="what every kernel needs on every architecture, without a GPU")
-    resources.add_argument("file", type=Path, help="Markdown page to write")
+    resources.add_argument("file", type=path, help="Markdown page to write")
     resources.set_defaults(run=_run_resources)
     return parser.parse_args(arguments)
 
@@ -87,11 +96,11 @@ def _run_executors(options: argparse.Namespace) -> None:
     print(f"server work per client, embedded model: {server_milliseconds_per_client(default):.3f} ms")
     print(f"peak memory of a process sweeping the tiny ViT: {sweep_peak_gigabytes():.2f} GB")
     if options.output_dir:
-        options.output_dir.mkdir(parents=True, exist_ok=True)
-        with (options.output_dir / "executors.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+        write_whole(options.output_dir / "executors.csv", text.getvalue())
 
 
 def _run_methods(options: argparse.Namespace) -> None:
@@ -145,21 +154,20 @@ def _run_kernels(options: argparse.Namespace) -> None:
 def _run_resources(options: argparse.Namespace) -> None:
     from fedra_engine.benchmarks.kernels.resources import write_resources
 
-    if not options.file.parent.is_dir():
-        raise InputError(f"file: found no folder {options.file.parent}, expected one")
     write_resources(options.file)
 
 
 def _print_table(title: str, rows: Sequence[dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from fedra_engine.reporting.tables import table_text
 
     table = Table(title=title, title_justify="left")
     for name in rows[0]:
         table.add_column(name.replace("_", " "), justify="left" if name == "setting" else "right")
     for row in rows:
         table.add_row(*(value if isinstance(value, str) else f"{value:.3g}" for value in row.values()))
-    Console(width=150).print(table)
+    print(table_text(table))
 
 
 if __name__ == "__main__":

@@ -20,16 +20,20 @@ def main() -> None:
     """List the wheels; download them if asked to.
 
     Raises:
-        InputError: the list of what is installed cannot be read, or pip finds no wheels.
+        InputError: the list of what is installed cannot be read, the folder is in use, or pip finds no wheels.
     """
     from fedra_engine.benchmarks.offline_wheels import Target, download, missing_requirements, read_installed, resolve
-    from fedra_engine.errors import InputError
+    from fedra_engine.errors import InputError, one_line
+    from fedra_engine.files import check_unused
+    from fedra_engine.reporting.run_folder import make_folder
 
     options = _parse(sys.argv[1:])
+    if options.download is not None:
+        check_unused("download", options.download)
     try:
-        lines = options.installed.read_text().splitlines()
-    except OSError as error:
-        raise InputError(f"installed: cannot read {options.installed}: {error.strerror}; expected a file") from error
+        lines = options.installed.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"installed: cannot read {options.installed} ({one_line(error)}), expected a text") from error
     target = Target(read_installed(lines), options.python, tuple(options.platform))
     wheels = resolve(missing_requirements(PYPROJECT.read_text(), target.installed), target)
     if options.download is None:
@@ -38,6 +42,7 @@ def main() -> None:
         if not wheels:
             print("nothing is missing", file=sys.stderr)
         return
+    make_folder(options.download)
     sizes = download(wheels, target, options.download)
     for name, size in sizes.items():
         print(f"{size / 2**20:8.2f} MiB  {name}")
@@ -46,14 +51,17 @@ def main() -> None:
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     from fedra_engine.benchmarks.offline_wheels import PLATFORMS
+    from fedra_engine.cli_errors import LineParser, existing_file, path
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("installed", type=Path, help="file with what `pip freeze` prints on that machine")
+    parser = LineParser(description=__doc__)
+    parser.add_argument("installed", type=existing_file, help="file with what `pip freeze` prints on that machine")
     parser.add_argument("--python", default="3.12", help="that machine's Python (3.12 if not given)")
     parser.add_argument(
         "--platform", nargs="+", default=list(PLATFORMS), help=f"its platform tags ({' '.join(PLATFORMS)})"
     )
-    parser.add_argument("--download", type=Path, metavar="FOLDER", help="put the wheels there and print their sizes")
+    parser.add_argument(
+        "--download", type=path, metavar="FOLDER", help="put the wheels into a new folder and print their sizes"
+    )
     return parser.parse_args(arguments)
 
 

@@ -23,8 +23,12 @@ from torch.nn import functional as F
 
 from fedra_engine.cli import build_parser, parse_config, quiet_libraries
 from fedra_engine.data.digits import load_pretraining_digits
+from fedra_engine.errors import InputError
 from fedra_engine.exit_codes import end, exit_code
+from fedra_engine.files import check_unused
+from fedra_engine.options import PATH, number, option, whole
 from fedra_engine.reporting.run_folder import make_folder
+from fedra_engine.validation import check_values
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
 
 PIXEL_MEAN = 0.5
 PIXEL_STD = 0.5
+SIDE = 8
+"""Of the images, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class Options:
     """How the model is trained.
 
     Args:
-        output_dir: folder that becomes the model directory.
+        output_dir: new or empty folder that becomes the model directory.
         seed: seed of the initial weights, the batches, the augmentation and the dropped blocks.
         blocks: transformer blocks.
         hidden_size: features of a token.
@@ -57,22 +63,32 @@ class Options:
         noise: largest standard deviation of the Gaussian noise on an image, in grey levels.
     """
 
-    output_dir: str = "fedra_engine/assets/digits_vit"
-    seed: int = 0
-    blocks: int = 12
-    hidden_size: int = 64
-    mlp_size: int = 128
-    heads: int = 4
-    patch_size: int = 4
-    epochs: int = 300
-    batch_size: int = 32
-    lr: float = 2e-3
-    weight_decay: float = 0.05
-    min_blocks: int = 3
-    rotation: float = 15.0
-    zoom: float = 0.15
-    shift: float = 0.8
-    noise: float = 0.3
+    output_dir: str = option("runs/digits_vit", PATH)
+    seed: int = option(0, whole(0, 2**32 - 1))
+    blocks: int = option(12, whole(1, 1000))
+    hidden_size: int = option(64, whole(1, 10_000))
+    mlp_size: int = option(128, whole(1, 100_000))
+    heads: int = option(4, whole(1, 1000))
+    patch_size: int = option(4, whole(1, SIDE))
+    epochs: int = option(300, whole(1, 1_000_000))
+    batch_size: int = option(32, whole(1, 100_000))
+    lr: float = option(2e-3, number(0, 100, above=True))
+    weight_decay: float = option(0.05, number(0, 1000))
+    min_blocks: int = option(3, whole(1, 1000))
+    rotation: float = option(15.0, number(0, 180))
+    zoom: float = option(0.15, number(0, 0.9))
+    shift: float = option(0.8, number(0, SIDE))
+    noise: float = option(0.3, number(0, 100))
+
+
+def check_options(options: Options) -> None:
+    """Raises InputError for the first of the options that no model can be trained with."""
+    check_values(options)
+    for name, size, of in (("heads", options.hidden_size, "hidden_size"), ("patch_size", SIDE, "the images' side")):
+        if size % (value := getattr(options, name)):
+            raise InputError(f"{name}: found {value}, expected a divisor of {of}, {size}")
+    if options.min_blocks > options.blocks:
+        raise InputError(f"min_blocks: found {options.min_blocks}, expected at most the {options.blocks} blocks")
 
 
 def build_model(options: Options) -> ViTForImageClassification:
@@ -85,7 +101,7 @@ def build_model(options: Options) -> ViTForImageClassification:
         hidden_size=options.hidden_size,
         intermediate_size=options.mlp_size,
         num_attention_heads=options.heads,
-        image_size=8,
+        image_size=SIDE,
         patch_size=options.patch_size,
         num_channels=1,
         id2label=dict(enumerate(names)),
@@ -237,6 +253,8 @@ def main() -> None:
     options = parse_config(parser, Options, sys.argv[1:])
     quiet_libraries()
     folder = Path(options.output_dir)
+    check_options(options)
+    check_unused("output_dir", folder)
     make_folder(folder)
     torch.manual_seed(options.seed)
     torch.set_num_threads(1)

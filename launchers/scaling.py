@@ -21,15 +21,15 @@ def main() -> None:
     """
     study = parse_study(sys.argv[1:])
     # Imported late: they take seconds, and a mistyped option should fail at once.
-    from rich.console import Console
-
     from fedra_engine.reporting.run_folder import make_folder
-    from fedra_engine.reporting.tables import rich_table
-    from fedra_engine.scaling.points import earlier_measurement, measure
-    from fedra_engine.scaling.report import fit_texts, projection_text, write_report
+    from fedra_engine.reporting.tables import PlainConsole, rich_table, table_text
+    from fedra_engine.scaling.points import check_points, earlier_measurement, measure
+    from fedra_engine.scaling.report import check_report, fit_texts, projection_text, write_report
     from fedra_engine.scaling.tables import cells
 
-    console = Console(highlight=False)
+    console = PlainConsole()
+    check_points(study.points, oversubscribe=study.oversubscribe)
+    check_report(study.output_dir)
     make_folder(study.output_dir)
     found = [earlier_measurement(point) for point in study.points]
     measurements = []
@@ -41,11 +41,9 @@ def main() -> None:
         # What is known is not lost when a later point fails.
         projection = projection_text(measurements, study.projected, study.network)
         write_report(study.output_dir, shlex.join(["python", *sys.argv]), measurements, projection)
-    console.print()
-    # A table is not to be folded, however narrow the terminal.
-    Console(width=max(console.width, 200)).print(rich_table(cells(measurements)))
-    console.print("\n".join(["", *fit_texts(measurements)]), soft_wrap=True)
-    console.print(f"\nscaling.md, .csv and .png are in {study.output_dir}")
+    table = table_text(rich_table(cells(measurements)))
+    where = f"scaling.md, .csv and .png are in {study.output_dir}"
+    console.print("", table, "", *fit_texts(measurements), "", where, sep="\n", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """How launchers end."""
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,19 @@ def test_bad_input_is_one_line_on_stderr_and_code_2(capsys: pytest.CaptureFixtur
     captured = capsys.readouterr()
     assert captured.err == "error: data.root: found nothing\n"
     assert captured.out == ""
+
+
+def test_no_name_in_a_message_or_warning_steers_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+
+    def main() -> None:
+        logging.getLogger("fedra_engine.data").warning("left out %s", "a\x1b[2J")
+        raise InputError("data.root: found \x1b[31m\udcff")
+
+    assert exit_code(main) == BAD_INPUT
+    assert capsys.readouterr().err == "left out a\\x1b[2J\nerror: data.root: found \\x1b[31m\\udcff\n"
 
 
 def test_an_interrupt_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 
 from fedra_engine.config import DeviceConfig
 from fedra_engine.experiment import build_experiment
 from fedra_engine.probe import print_probe
+from fedra_engine.reporting.tables import PlainConsole
 from fedra_engine.step_timing import time_step
 from tests.running import small_config
 
@@ -21,7 +21,7 @@ UNITS = {"KiB": 2**10, "MiB": 2**20}
 
 def test_the_probe_shows_the_parts_the_costs_the_clients_and_the_time(tmp_path: Path) -> None:
     config = small_config(tmp_path, data={"domains": ["clean", "noisy"]}, clients={"capacities": [4, 2]})
-    console = Console(file=io.StringIO(), width=40)
+    console = PlainConsole(file=io.StringIO(), width=40)
     print_probe(config, CPU, console)
     assert isinstance(console.file, io.StringIO)
     lines = console.file.getvalue().splitlines()
@@ -54,7 +54,7 @@ def test_the_probe_shows_the_parts_the_costs_the_clients_and_the_time(tmp_path: 
 
 def test_the_probe_shows_what_devices_make_of_the_first_round(tmp_path: Path) -> None:
     clients = {"devices": [DeviceConfig(compute=0.1)], "deadline": 1e-3}
-    console = Console(file=io.StringIO())
+    console = PlainConsole(file=io.StringIO())
     print_probe(small_config(tmp_path, clients=clients), CPU, console)
     assert isinstance(console.file, io.StringIO)
     said = "on the clients' devices the first round takes 0.001 s: 0 updates arrive, 6 are late, 0 participants drop"

@@ -87,7 +87,7 @@ def test_a_run_may_go_on_with_another_execution(tmp_path: Path) -> None:
 def test_the_configuration_of_a_resumed_run_is_checked(tmp_path: Path, rounds: list[str]) -> None:
     folder = make_run(tmp_path, done=3)
     folder.config_file.write_text(folder.config_file.read_text().replace("lanes: auto", "lanes: 0"))
-    with pytest.raises(InputError, match=r"^execution\.lanes: found 0, expected a whole number from 1 up"):
+    with pytest.raises(InputError, match=r"^execution\.lanes: found 0, expected a whole number from 1 to"):
         parse("--resume", str(folder.path), *rounds)
 
 

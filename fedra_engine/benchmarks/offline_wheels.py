@@ -15,7 +15,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
 from fedra_engine.errors import InputError
 
@@ -37,12 +37,20 @@ class Target:
     python: str
     platforms: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        """Raises InputError for what pip would take for options, or not understand."""
+        if not re.fullmatch(r"3(\.\d+){1,2}", self.python):
+            raise InputError(f"python: found {self.python!r}, expected a version such as 3.12")
+        for platform in self.platforms:
+            if not re.fullmatch(r"\w+", platform, re.ASCII):
+                raise InputError(f"platform: found {platform!r}, expected a tag such as {PLATFORMS[0]}")
+
 
 def read_installed(lines: Iterable[str]) -> dict[str, Version | None]:
     """What `pip freeze` printed: `name==version`, or `name @ …`, of which only the name counts, as of a bare name.
 
     Raises:
-        InputError: a line is neither.
+        InputError: a line is neither, or has no valid version.
     """
     installed: dict[str, Version | None] = {}
     for number, line in enumerate(lines, start=1):
@@ -52,7 +60,10 @@ def read_installed(lines: Iterable[str]) -> dict[str, Version | None]:
         match = re.fullmatch(r"([A-Za-z0-9][\w.-]*)(?:==(\S+)| @ .*)?", text)
         if match is None:
             raise InputError(f"installed: line {number}: found {text!r}, expected what `pip freeze` prints")
-        installed[canonicalize_name(match[1])] = Version(match[2]) if match[2] else None
+        try:
+            installed[canonicalize_name(match[1])] = Version(match[2]) if match[2] else None
+        except InvalidVersion as error:
+            raise InputError(f"installed: line {number}: found {text!r}, expected a version after ==") from error
     return installed
 
 

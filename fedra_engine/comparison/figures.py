@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedra_engine.comparison.summaries import MethodSummary
+from fedra_engine.errors import printable
+from fedra_engine.files import write_whole
 
 _STYLES = ("-", "--", ":", "-.")
 
@@ -23,9 +26,7 @@ def plot_accuracy_by_round(summaries: Sequence[MethodSummary], file: Path) -> No
         color, style = colors[index % len(colors)], _STYLES[index % len(_STYLES)]
         rounds, points = list(summary.curve), list(summary.curve.values())
         means = [100 * point.mean for point in points]
-        # Between two dollar signs, as regular expressions have them, matplotlib expects a formula.
-        label = summary.label.replace("$", r"\$")
-        axes.plot(rounds, means, style, color=color, marker=".", label=label)
+        axes.plot(rounds, means, style, color=color, marker=".", label=printable(summary.label))
         if summary.seeds > 1:
             stds = [100 * (point.std or 0.0) for point in points]
             lower, upper = ([m + sign * s for m, s in zip(means, stds, strict=True)] for sign in (-1, 1))
@@ -33,6 +34,11 @@ def plot_accuracy_by_round(summaries: Sequence[MethodSummary], file: Path) -> No
     axes.set(xlabel="round", ylabel="average accuracy (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    legend = axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    for text in legend.get_texts():
+        # Between two dollar signs, as regular expressions have them, matplotlib expects a formula.
+        text.set_parse_math(False)
     # The picture grows with the legend, whatever the labels' length; the axes keep their size.
-    figure.savefig(file, bbox_inches="tight")
+    png = io.BytesIO()
+    figure.savefig(png, bbox_inches="tight", format="png")
+    write_whole(file, png.getvalue())

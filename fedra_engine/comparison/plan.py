@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedra_engine.cli import (
+    OVERSUBSCRIBE,
     LauncherOption,
     add_help,
     build_parser,
@@ -20,9 +21,10 @@ from fedra_engine.cli import (
     parse_count,
     split_options,
 )
-from fedra_engine.config import ExperimentConfig, MethodConfig
+from fedra_engine.cli_errors import field_names, known_name
+from fedra_engine.config import ExperimentConfig
 from fedra_engine.errors import InputError
-from fedra_engine.validation import validate
+from fedra_engine.validation import validate, validate_together, without_effect
 
 DESCRIPTION = """Run every method with every seed, and compare them.
 
@@ -36,10 +38,11 @@ _OPTIONS = (
     LauncherOption("methods", "ENTRY,…", "Methods or variants of them"),
     LauncherOption("seeds", "SEED,…", "Seeds", default="0"),
     LauncherOption("jobs", "N", "Runs at a time, one thread each; a single one has what it needs", default="1"),
+    OVERSUBSCRIBE,
 )
 _PLANNED = {"seed": "--seeds", "name": "--methods", "method.name": "--methods"}
 """Fields that differ from run to run, and the option that sets them."""
-_OF_ALL = ("output_dir", "methods", "seeds", "jobs", "print_config")
+_OF_ALL = ("output_dir", "methods", "seeds", "jobs", "oversubscribe", "print_config")
 """Options that no run has for itself."""
 _LONGEST_FOLDER = 200
 """Bytes; file systems take 255, and a seed and a lock's suffix are still to come."""
@@ -100,11 +103,15 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The runs, the first seed of every method first; the folder of their folders; and how many run at a time."""
+    """The runs, the first seed of every method first; the folder of their folders; and how many run at a time.
+
+    With `oversubscribe`, these may be more than the cores.
+    """
 
     runs: tuple[PlannedRun, ...]
     output_dir: Path
     jobs: int
+    oversubscribe: bool
 
 
 def parse_comparison(arguments: Sequence[str]) -> Comparison:
@@ -123,10 +130,16 @@ def parse_comparison(arguments: Sequence[str]) -> Comparison:
     if options.methods is None:
         raise InputError("methods: found none, expected methods separated by commas (--methods fedra,alllarge)")
     variants = [_parse_variant(entry) for entry in _split(options.methods, ",")]
-    seeds = [parse_count("seeds", seed, least=0) for seed in options.seeds.split(",")]
+    seeds = [parse_count("seeds", seed, least=0, most=2**63 - 1) for seed in options.seeds.split(",")]
     check_different("methods", [variant.folder for variant in variants])
     check_different("seeds", seeds)
     configs = [parse_config(parser, ExperimentConfig, [*others, *variant.options]) for variant in variants]
+    for variant, config in zip(variants, configs, strict=True):
+        idle = without_effect(config)
+        for field in (field for field, _ in variant.overrides if field in idle):
+            raise InputError(f"methods: {idle[field]}")
+    # What is given for all may be an option of one method alone.
+    configs = validate_together(configs)
     runs = tuple(
         PlannedRun(variant.label, replace(config, seed=seed, name=f"{variant.folder}-seed{seed}"))
         for seed in seeds
@@ -134,7 +147,8 @@ def parse_comparison(arguments: Sequence[str]) -> Comparison:
     )
     for run in runs:
         validate(run.config)
-    return Comparison(runs, Path(base.output_dir), parse_count("jobs", options.jobs, least=1))
+    jobs = parse_count("jobs", options.jobs, least=1)
+    return Comparison(runs, Path(base.output_dir), jobs, options.oversubscribe == "true")
 
 
 def _parse_variant(entry: str) -> Variant:
@@ -147,9 +161,10 @@ def _parse_variant(entry: str) -> Variant:
             raise InputError(f"methods: found {assignment!r} in {entry!r}, expected <field>=<value>")
         if field in (*_PLANNED, *_OF_ALL):
             raise InputError(f"methods: found {field} in {entry!r}, expected another field of the experiment")
-        group, _, rest = field.removeprefix("method.").partition(".")
-        if rest and group in MethodConfig(name=method).foreign_options():
-            raise InputError(f"methods: found {field} in {entry!r}, expected no option of another method")
+        if field not in (names := list(field_names(ExperimentConfig))):
+            raise InputError(
+                f"methods: found an unknown field {field!r} in {entry!r}, expected {known_name(field, names)}"
+            )
         overrides.append((field, value))
     if not method:
         raise InputError(f"methods: found an entry {entry!r}, expected the name of a method first")

@@ -11,7 +11,9 @@ from fedra_engine.comparison.figures import plot_accuracy_by_round
 from fedra_engine.comparison.runs import Outcome, RunResult
 from fedra_engine.comparison.summaries import summarize
 from fedra_engine.comparison.tables import cells, csv_text, latex_table
-from fedra_engine.reporting.tables import Cells, markdown_table
+from fedra_engine.errors import printable
+from fedra_engine.files import check_own, write_whole
+from fedra_engine.reporting.tables import Cells, markdown_code, markdown_table, markdown_text
 
 _EXPLANATION = """\
 Top-1 accuracy (%) on each domain's test set and on average, mean ± sample standard deviation over the seeds; `frozen`
@@ -21,6 +23,7 @@ run, forward and backward through the blocks they hold; it is counted, not measu
 (`fedra_engine/counting.py` has the formula). `seconds` is the measured time of a run's rounds, without
 evaluations."""
 
+_LOCK = ".comparison.lock"
 _FILES = ("comparison.csv", "comparison.md", "comparison.tex", "accuracy_by_round.png")
 
 
@@ -39,36 +42,45 @@ def write_report(folder: Path, command: str, results: Sequence[RunResult], missi
     summaries = summarize(results)
     rows = cells(summaries)
     # Another process may be writing the report of another part of the runs.
-    table, page, latex, plot = (folder / name for name in _FILES)
+    table, page, latex, plot = _files(folder)
     with _lock(folder):
-        table.write_text(csv_text(results))
-        page.write_text(_markdown(command, rows, results, missing))
+        # Names of folders need not be UTF-8.
+        write_whole(table, csv_text(results).encode(errors="surrogateescape"))
+        write_whole(page, _markdown(command, rows, results, missing))
         # An argument may have several lines.
-        comment = "".join(f"% {line}\n" for line in command.splitlines())
-        latex.write_text(comment + latex_table(rows))
+        comment = "".join(f"% {printable(line)}\n" for line in command.splitlines())
+        write_whole(latex, comment + latex_table(rows))
         plot_accuracy_by_round(summaries, plot)
     return rows
+
+
+def check_report(folder: Path) -> None:
+    """Raises InputError if a report would replace files that no comparison wrote."""
+    check_own(_files(folder), folder / _LOCK)
 
 
 def remove_report(folder: Path) -> None:
     """Remove what an earlier command reported: the tables are those of the latest one, which has none."""
     with _lock(folder):
-        for name in _FILES:
-            (folder / name).unlink(missing_ok=True)
+        for file in _files(folder):
+            file.unlink(missing_ok=True)
 
 
 def _lock(folder: Path) -> FileLock:
-    return FileLock(folder / ".comparison.lock")
+    return FileLock(folder / _LOCK)
+
+
+def _files(folder: Path) -> list[Path]:
+    return [folder / name for name in _FILES]
 
 
 def _markdown(command: str, rows: Cells, results: Sequence[RunResult], missing: Sequence[Outcome]) -> str:
-    parts = ["# Comparison", f"```\n{command}\n```", _EXPLANATION, markdown_table(rows).rstrip()]
+    parts = ["# Comparison", markdown_code(command), _EXPLANATION, markdown_table(rows).rstrip()]
     # Of every seed of a method the same.
-    cautions = dict.fromkeys(f"- {result.label}: {result.caution}" for result in results if result.caution)
-    if cautions:
-        parts.append("\n".join(["Notes:\n", *cautions]))
-    if missing:
-        lines = (f"- {outcome.run.title}: {outcome.note}" for outcome in missing)
-        parts.append("\n".join(["Not in the table:\n", *lines]))
+    cautions = dict.fromkeys(f"{result.label}: {result.caution}" for result in results if result.caution)
+    unfinished = [f"{outcome.run.title}: {outcome.note}" for outcome in missing]
+    for title, lines in (("Notes:\n", cautions), ("Not in the table:\n", unfinished)):
+        if lines:
+            parts.append("\n".join([title, *(f"- {markdown_text(line)}" for line in lines)]))
     parts.append("![average accuracy by round](accuracy_by_round.png)")
     return "\n\n".join(parts) + "\n"

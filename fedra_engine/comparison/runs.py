@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
@@ -12,7 +13,6 @@ from typing import Literal
 
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
-from rich.console import Console
 
 from fedra_engine.cli import read_config
 from fedra_engine.comparison.accounting import RunCosts, count_costs
@@ -23,6 +23,7 @@ from fedra_engine.files import write_whole
 from fedra_engine.methods.registry import METHODS
 from fedra_engine.reporting.console import Reporter
 from fedra_engine.reporting.run_folder import RunFolder
+from fedra_engine.reporting.tables import PlainConsole
 from fedra_engine.run_request import RunRequest
 from fedra_engine.simulation import Simulation
 
@@ -73,7 +74,7 @@ def check_runs(runs: Sequence[PlannedRun]) -> None:
     """Find out before the first run what would be in the way of a later one.
 
     Raises:
-        InputError: there is no such method, or a run's folder belongs to a run with other settings.
+        InputError: there is no such method, or a run's folder belongs to something else.
     """
     for run in runs:
         if run.config.method.name not in METHODS:
@@ -85,14 +86,17 @@ def earlier_run(run: PlannedRun) -> RunFolder | None:
     """The folder of `run`; None if it has not begun.
 
     Raises:
-        InputError: the folder belongs to a run with other settings.
+        InputError: the folder belongs to a run with other settings, or to something else.
     """
     folder = RunFolder(run.path)
+    if run.lock_file.is_dir():
+        raise InputError(f"{run.lock_file}: found a folder, expected a file or nothing")
     if not folder.config_file.is_file():
+        if os.path.lexists(run.path):
+            raise InputError(f"{run.path}: found something that is no run, expected another output_dir")
         return None
     before = read_config(folder.config_file)
-    foreign = {f"method.{option}" for option in run.config.method.foreign_options()}
-    for field, found, expected in differences(before, run.config, RESULT_NEUTRAL | foreign):
+    for field, found, expected in differences(before, run.config, RESULT_NEUTRAL):
         raise InputError(
             f"{field}: found {found} in {folder.config_file}, expected {expected} as this command has it (or another "
             "output_dir)"
@@ -105,32 +109,73 @@ def execute(run: PlannedRun) -> Outcome:
     try:
         with FileLock(run.lock_file, timeout=0):
             before = _finish(run)
+        result = read_result(run)
     except Timeout:
         return Outcome(run, "busy", "another process is executing it")
     except InputError as error:
         return Outcome(run, "failed", str(error))
-    result = read_result(run)
     accuracy = f"{100 * mean(result.accuracy.values()):.1f} % after {result.rounds} rounds, {result.seconds:.0f} s"
     caution = f"; note: {result.caution}" if result.caution else ""
     return Outcome(run, "done", f"{accuracy}{before}{caution}")
 
 
 def read_result(run: PlannedRun) -> RunResult:
-    """Read what a finished run left in its folder."""
+    """Read what a finished run left in its folder.
+
+    Raises:
+        InputError: a file is missing or damaged.
+    """
     folder = RunFolder.open(run.path)
-    summary, records = json.loads(folder.summary_file.read_text()), folder.read_metrics()
-    evaluated = {record["round"] + 1: mean(record["accuracy"].values()) for record in records if "accuracy" in record}
+    with _reading(folder.summary_file):
+        summary = json.loads(folder.summary_file.read_text())
+        rounds, frozen_average, caution = summary["rounds"], float(summary["average_frozen"]), summary.get("caution")
+        accuracy, frozen = _accuracy(summary["tuned"]), _accuracy(summary["frozen"])
+        if type(rounds) is not int or not isinstance(caution, str | None) or list(accuracy) != list(frozen):
+            raise TypeError
+    with _reading(folder.metrics_file):
+        records = folder.read_metrics()
+        if [record["round"] for record in records] != list(range(rounds)):
+            raise ValueError
+        evaluated = {
+            record["round"] + 1: mean(_accuracy(record["accuracy"]).values())
+            for record in records
+            if "accuracy" in record
+        }
+        seconds = sum(float(record["seconds"]) for record in records)
+    with _reading(_costs_file(run)):
+        costs = RunCosts(**{name: float(value) for name, value in json.loads(_costs_file(run).read_text()).items()})
     return RunResult(
         label=run.label,
         seed=run.config.seed,
-        rounds=summary["rounds"],
-        seconds=sum(record["seconds"] for record in records),
-        accuracy=summary["tuned"],
-        frozen=summary["frozen"],
-        curve={0: summary["average_frozen"], **evaluated},
-        costs=RunCosts(**json.loads(_costs_file(run).read_text())),
-        caution=summary.get("caution"),
+        rounds=rounds,
+        seconds=seconds,
+        accuracy=accuracy,
+        frozen=frozen,
+        curve={0: frozen_average, **evaluated},
+        costs=costs,
+        caution=caution,
     )
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Name `file` in an InputError where something in it is not as a run wrote it."""
+    try:
+        yield
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"{file}: cannot read it: {error.strerror}; expected the file of a finished run") from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise InputError(f"{file}: found something else than a run wrote, expected the file as it was") from error
+
+
+def _accuracy(values: dict[str, float]) -> dict[str, float]:
+    """`values` by domain, checked to be from 0 to 1."""
+    checked = {str(domain): float(value) for domain, value in values.items()}
+    if not checked or not all(0 <= value <= 1 for value in checked.values()):
+        raise ValueError
+    return checked
 
 
 def _finish(run: PlannedRun) -> str:
@@ -138,10 +183,9 @@ def _finish(run: PlannedRun) -> str:
     earlier = earlier_run(run)
     finished = earlier is not None and earlier.summary_file.is_file()
     if not finished:
-        _remove_unbegun(run.path)
         request = RunRequest(run.config, earlier)
         # A run's output goes to its log only; many of them would drown the comparison.
-        console = Console(quiet=True, force_terminal=False)
+        console = PlainConsole(quiet=True, force_terminal=False)
         with request.open_folder() as folder, Reporter(folder.log_file, console) as reporter:
             Simulation(run.config, folder, reporter, Accelerator()).run()
     if not _costs_file(run).is_file():
@@ -150,12 +194,6 @@ def _finish(run: PlannedRun) -> str:
     if finished:
         return " (finished before)"
     return "" if earlier is None else " (interrupted before, went on)"
-
-
-def _remove_unbegun(path: Path) -> None:
-    """Remove a folder if a process has made it, but came to its end before the configuration was in it."""
-    if path.is_dir() and all(entry.name.startswith(".") for entry in path.iterdir()):
-        shutil.rmtree(path)
 
 
 def _costs_file(run: PlannedRun) -> Path:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from fedra_engine.comparison.runs import RunResult
 from fedra_engine.comparison.summaries import MethodSummary, Spread
+from fedra_engine.errors import printable
 from fedra_engine.reporting.tables import Cells, number_text
 
 CSV_FIELDS = (
@@ -76,7 +77,7 @@ def latex_table(rows: Cells) -> str:
 
 
 def _line(row: Sequence[str]) -> str:
-    return " & ".join("".join(_TEX.get(character, character) for character in cell) for cell in row) + r" \\"
+    return " & ".join("".join(_TEX.get(character, character) for character in printable(cell)) for cell in row) + r" \\"
 
 
 def csv_text(results: Sequence[RunResult]) -> str:

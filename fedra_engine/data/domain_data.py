@@ -101,6 +101,11 @@ def prepare_source(data: DomainData, config: DataConfig, seed: int, *, split: bo
         )
         data = replace(data, is_test=is_test)
         _check_drawn(data, config.test_fraction)
+    elif config.test_fraction != (usual := DataConfig().test_fraction):
+        raise InputError(
+            f"data.test_fraction: found {config.test_fraction:g} with samples that have a test set, expected {usual:g} "
+            "(none is drawn)"
+        )
     check_domains(data)
     return data
 

@@ -89,9 +89,15 @@ def open_dataset(config: DataConfig) -> tuple[Dataset, Dataset | None]:
         )
     try:
         if folder.is_dir() and is_saved_dataset(folder):
+            if config.subset is not None:
+                raise InputError(
+                    f"data.subset: found {config.subset!r} with the saved data set {config.root!r}, expected null"
+                )
             found = load_from_disk(str(folder))
         else:
             found = load_dataset(config.root, config.subset)
+    except InputError:
+        raise
     except Exception as error:  # Whatever a file can make the library raise.
         raise InputError(
             f"data.root: cannot load {config.root!r}: {one_line(error)}; expected a folder that save_to_disk made, or "

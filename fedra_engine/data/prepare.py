@@ -56,9 +56,8 @@ def prepare(
         InputError: the model does not describe its inputs, a sample cannot be read, or a domain has none left.
     """
     skip = config.unreadable == "skip"
+    _check_options(data, config)
     if data.task != "image_classification":
-        if config.augmentation != "none":
-            raise InputError(f"data.augmentation: found {config.augmentation} with texts, expected none")
         tokenization = tokenization_for(model_path, model_config, config.max_length)
         tokens, rows = token_rows(data, tokenization, skip=skip)
         # Models that classify a text by its last token look for the one before the padding.
@@ -83,6 +82,17 @@ def prepare(
 
     rest, train, test = _readable(data, rows.skipped)
     return PreparedData(rest, images(train, make_augmentation(config)), images(test, None), rows.made)
+
+
+def _check_options(data: DomainData, config: DataConfig) -> None:
+    """Raise InputError where an option is given that does nothing with samples of this kind."""
+    images = data.task == "image_classification"
+    for name in ("max_length",) if images else ("image_size", "augmentation"):
+        value, usual = getattr(config, name), getattr(DataConfig(), name)
+        if value != usual:
+            raise InputError(
+                f"data.{name}: found {value} with {'images' if images else 'texts'}, expected {usual or 'null'}"
+            )
 
 
 def _readable(data: DomainData, notes: dict[int, str]) -> tuple[DomainData, NDArray[np.int64], NDArray[np.int64]]:

@@ -207,6 +207,8 @@ def _sources(config: DataConfig) -> list[_Source]:
     if _is_dataset(config):
         return _dataset_sources(config)
     assert config.root is not None
+    if config.subset is not None:
+        raise InputError(f"data.subset: found {config.subset!r} with files, {config.root!r}; expected null")
     root = Path(config.root)
     if root.is_file():
         return [_Source(str(root), None, None, read_table(_checked(root)))]

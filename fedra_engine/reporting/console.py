@@ -9,11 +9,10 @@ from statistics import mean
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
-from rich.table import Table
-
 from fedra_engine.config import ExperimentConfig
+from fedra_engine.errors import PrintableFormatter, printable
 from fedra_engine.reporting.progress import LiveProgress, Meter
+from fedra_engine.reporting.tables import PlainConsole, rich_table, table_text
 
 Accuracies = Mapping[str, float]
 """Top-1 accuracy (0…1) by domain."""
@@ -27,11 +26,11 @@ class Reporter:
     While it is entered, the log file gets the engine's warnings, too.
     """
 
-    def __init__(self, log_file: Path | None, console: Console | None = None) -> None:
+    def __init__(self, log_file: Path | None, console: PlainConsole | None = None) -> None:
         """Append to `log_file`, if any; write to `console`, which is stdout if not given."""
-        self._console = Console(highlight=False) if console is None else console
+        self._console = PlainConsole() if console is None else console
         self._log = logging.NullHandler() if log_file is None else logging.FileHandler(log_file, encoding="utf-8")
-        self._log.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
+        self._log.setFormatter(PrintableFormatter("%(asctime)s  %(message)s"))
         self._warning_handlers: list[logging.Handler] = [] if log_file is None else [self._log]
         self._meter = Meter()
         self._live = LiveProgress(self._console, self._meter) if self._console.is_terminal else None
@@ -39,7 +38,7 @@ class Reporter:
     @classmethod
     def silent(cls) -> Reporter:
         """Prints and writes nothing: for all processes of a job but the main one."""
-        return cls(None, Console(quiet=True, force_terminal=False))
+        return cls(None, PlainConsole(quiet=True, force_terminal=False))
 
     def __enter__(self) -> Self:
         if self._warning_handlers and logging.lastResort and not _ENGINE_LOG.hasHandlers():
@@ -96,35 +95,32 @@ class Reporter:
 
     def evaluated(self, round: int, accuracy: Accuracies) -> None:
         """The global model after `round` has this accuracy."""
-        by_domain = "  ".join(f"{domain} {_percent(value)}" for domain, value in accuracy.items())
-        self.message(f"accuracy after round {round + 1}: {_percent(mean(accuracy.values()))}  ({by_domain})")
+        self.message(f"accuracy after round {round + 1}: {_accuracy_text(accuracy)}")
 
-    def finished(self, frozen: Accuracies, tuned: Accuracies, control: Accuracies | None) -> None:
-        """Show the accuracies before and after, and those of the full-depth control where it is known."""
+    def finished(self, frozen: Accuracies, tuned: Accuracies) -> None:
+        """Show the accuracies before and after."""
         if self._live is not None:
             self._live.stop()
-        rows = {"frozen": frozen, "tuned": tuned} | ({"control": control} if control else {})
+        rows = {"frozen": frozen, "tuned": tuned}
         self._print("")
-        self._console.print(_table(rows, list(tuned)))
+        body = [
+            [name, *(_percent(accuracy[domain]) for domain in tuned), _percent(mean(accuracy.values()))]
+            for name, accuracy in rows.items()
+        ]
+        self._print(table_text(rich_table([["accuracy (%)", *tuned, "average"], *body])))
         for name, accuracy in rows.items():
-            values = "  ".join(f"{domain} {_percent(value)}" for domain, value in accuracy.items())
-            self._write_log(f"{name}: {_percent(mean(accuracy.values()))}  ({values})")
+            self._write_log(f"{name}: {_accuracy_text(accuracy)}")
 
     def _print(self, text: str) -> None:
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(text, soft_wrap=True)
 
     def _write_log(self, text: str) -> None:
         self._log.emit(logging.makeLogRecord({"msg": text}))
 
 
-def _table(rows: Mapping[str, Accuracies], domains: list[str]) -> Table:
-    table = Table("accuracy (%)", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in (*domains, "average"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for name, accuracy in rows.items():
-        values = [accuracy[domain] for domain in domains]
-        table.add_row(name, *(_percent(value) for value in (*values, mean(values))))
-    return table
+def _accuracy_text(accuracy: Accuracies) -> str:
+    by_domain = "  ".join(f"{printable(domain)} {_percent(value)}" for domain, value in accuracy.items())
+    return f"{_percent(mean(accuracy.values()))}  ({by_domain})"
 
 
 def _percent(accuracy: float) -> str:

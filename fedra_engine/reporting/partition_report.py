@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
 
+from fedra_engine.errors import printable
 from fedra_engine.federation.clients import Clients
+from fedra_engine.reporting.tables import table_text
 
 if TYPE_CHECKING:
     from fedra_engine.data.domain_data import DomainData
@@ -86,18 +86,15 @@ def partition_text(counts: PartitionCounts) -> str:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("client", justify="right")
     for name in ("domain",) if one_domain else counts.domain_names:
-        table.add_column(name, justify="left" if one_domain else "right")
+        table.add_column(printable(name), justify="left" if one_domain else "right")
     for name in ("blocks", "samples", *counts.classes):
-        table.add_column(name, justify="right")
+        table.add_column(printable(name), justify="right")
     for client in range(counts.domains.shape[1]):
         of_domain = counts.domains[:, client]
-        cells = [counts.domain_names[int(of_domain.argmax())]] if one_domain else _cells(of_domain)
+        cells = [printable(counts.domain_names[int(of_domain.argmax())])] if one_domain else _cells(of_domain)
         labels = [] if counts.labels is None else _cells(counts.labels[:, client])
         table.add_row(str(client), *cells, str(counts.capacities[client]), str(of_domain.sum()), *labels)
-    console = Console(file=io.StringIO(), width=1000, highlight=False)
-    with console.capture() as capture:
-        console.print(table, markup=False)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+    return table_text(table)
 
 
 def plot_partition(counts: PartitionCounts, file: Path) -> None:
@@ -120,7 +117,7 @@ def plot_partition(counts: PartitionCounts, file: Path) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(names) <= MOST_COLUMNS:
             # A name may have dollar signs, which are no formula.
-            axes.set_yticks(range(len(names)), names, parse_math=False)
+            axes.set_yticks(range(len(names)), map(printable, names), parse_math=False)
         figure.colorbar(image, ax=axes, label="training samples")
     figure.savefig(file, dpi=100)
 

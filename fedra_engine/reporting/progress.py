@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from fedra_engine.reporting.tables import PlainConsole
 
 REFRESHES_PER_SECOND = 2
 """Drawing takes milliseconds of the processor that trains."""
@@ -87,7 +89,7 @@ class Meter:
 class LiveProgress:
     """Bars of the rounds and of the round's clients, drawn at intervals from what a meter then shows."""
 
-    def __init__(self, console: Console, meter: Meter) -> None:
+    def __init__(self, console: PlainConsole, meter: Meter) -> None:
         """Draw on `console`, which must be a terminal."""
         self._meter = meter
         self._live = Live(

@@ -16,12 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
 
-import yaml
 from filelock import FileLock, Timeout
 
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.errors import InputError, one_line
 from fedra_engine.files import content_hash, write_whole
+from fedra_engine.yaml_values import dump_yaml
 
 _FILES = (
     *("config.yaml", "run.log", "metrics.jsonl", "summary.json", "costs.json", "partition.png", ".lock", ".*.tmp"),
@@ -125,7 +125,7 @@ class RunFolder:
     def write_config(self, config: ExperimentConfig) -> None:
         """Write the resolved configuration, without the name, which is this folder's."""
         values = dataclasses.asdict(dataclasses.replace(config, name=None))
-        write_whole(self.config_file, yaml.safe_dump(values, sort_keys=False))
+        write_whole(self.config_file, dump_yaml(values))
 
     def check_kinds(self) -> None:
         """Check that what has the name of one of the run's files is a file, and a folder where it should be one.

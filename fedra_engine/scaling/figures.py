@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from fedra_engine.files import write_whole
 from fedra_engine.scaling.measurement import Measurement
 from fedra_engine.scaling.tables import by_processes, fitted_exponent
 
@@ -37,4 +39,6 @@ def plot_scaling(measurements: Sequence[Measurement], file: Path) -> None:
         axes.set(xlabel="clients in a round", ylabel=title)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
-    figure.savefig(file)
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    write_whole(file, png.getvalue())

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import get_type_hints
 
-from fedra_engine.errors import InputError
+from fedra_engine.errors import InputError, one_line, shown
 from fedra_engine.files import write_whole
+
+_MAY_BE_ZERO = ("gpu_memory", "server_seconds", "repeated_seconds", "uploaded", "downloaded", "reduced")
 
 
 @dataclass(frozen=True)
@@ -64,11 +68,18 @@ class Measurement:
             InputError: it holds something else.
         """
         try:
-            return cls(**json.loads(file.read_text()))
-        except (TypeError, ValueError) as error:
+            measurement = cls(**json.loads(file.read_text()))
+            for name, kind in get_type_hints(cls).items():
+                value = getattr(measurement, name)
+                if not isinstance(value, (int, float) if kind is float else kind):
+                    raise ValueError(f"{name} {shown(value)}")
+                if not isinstance(value, str) and not (0 if name in _MAY_BE_ZERO else 1e-9) <= value < math.inf:
+                    raise ValueError(f"{name} {shown(value)}")
+        except (OSError, TypeError, ValueError, RecursionError) as error:
             raise InputError(
-                f"{file}: found no measurement of this version ({error}), expected one, or no such file"
+                f"{file}: found no measurement of this version ({one_line(error)}), expected one, or no such file"
             ) from error
+        return measurement
 
 
 def measurement_file(folder: Path) -> Path:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedra_engine.cli import (
+    OVERSUBSCRIBE,
     LauncherOption,
     add_help,
     build_parser,
@@ -21,7 +22,7 @@ from fedra_engine.cli import (
 )
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.errors import InputError
-from fedra_engine.validation import validate
+from fedra_engine.validation import validate_together
 
 DESCRIPTION = """Measure rounds of more and more clients, all of which take part, on one or several processes.
 
@@ -35,11 +36,14 @@ _OPTIONS = (
     LauncherOption("clients", "N,…", "Numbers of clients"),
     LauncherOption("processes", "N,…", "Numbers of processes; several are started by torchrun", default="1"),
     LauncherOption("threads", "N", "Threads of each process, on a CPU", default="1"),
+    OVERSUBSCRIBE,
     LauncherOption("seconds", "S", "How long rounds are measured; at least one is", default="10"),
     LauncherOption("projected", "N,…", "Numbers of processes for which times are computed", default="1,2,4,8,16,32,64"),
     LauncherOption("latency", "SECONDS", "Of a message between two processes, for the computed times", default="2e-5"),
     LauncherOption("bandwidth", "GB/S", "Between two processes, for the computed times", default="10"),
 )
+_MOST = 1e6
+"""Of seconds and GB/s: eleven days, and more than any network has."""
 _PLANNED = (
     "data.partition",
     "data.clients",
@@ -96,12 +100,16 @@ class Point:
 
 @dataclass(frozen=True)
 class Study:
-    """The points, few processes and few clients first; their folder; and what times are computed for."""
+    """The points, few processes and few clients first; their folder; and what times are computed for.
+
+    With `oversubscribe`, processes may share cores.
+    """
 
     points: tuple[Point, ...]
     output_dir: Path
     projected: tuple[int, ...]
     network: Network
+    oversubscribe: bool
 
 
 def parse_study(arguments: Sequence[str]) -> Study:
@@ -127,12 +135,17 @@ def parse_study(arguments: Sequence[str]) -> Study:
     seconds, latency, bandwidth = (
         _parse_positive(name, getattr(options, name)) for name in ("seconds", "latency", "bandwidth")
     )
-    points = tuple(
-        Point(some, of, threads, seconds, _point_config(config, some, of)) for of in processes for some in clients
-    )
+    pairs = [(some, of) for of in processes for some in clients]
+    # Options of another partition or sampling do nothing in a point.
+    _, *configs = validate_together([config, *(_point_config(config, *pair) for pair in pairs)])
+    points = tuple(Point(*pair, threads, seconds, of_point) for pair, of_point in zip(pairs, configs, strict=True))
     for point in points:
-        validate(point.config)
-    return Study(points, Path(config.output_dir), projected, Network(latency, bandwidth * 1e9))
+        if point.processes > point.clients:
+            raise InputError(
+                f"processes: found {point.processes} with clients {point.clients}, expected at most one for each client"
+            )
+    network = Network(latency, bandwidth * 1e9)
+    return Study(points, Path(config.output_dir), projected, network, options.oversubscribe == "true")
 
 
 def _point_config(config: ExperimentConfig, clients: int, processes: int) -> ExperimentConfig:
@@ -156,6 +169,6 @@ def _parse_positive(option: str, text: str) -> float:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0 < value < float("inf"):
-        raise InputError(f"{option}: found {text!r}, expected a finite number above 0")
+    if not 0 < value <= _MOST:
+        raise InputError(f"{option}: found {text!r}, expected a number above 0 and at most {_MOST:g}")
     return value

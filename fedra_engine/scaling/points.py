@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 
 from filelock import FileLock, Timeout
 
@@ -13,12 +14,27 @@ from fedra_engine.cli import read_config
 from fedra_engine.config_comparison import RESULT_NEUTRAL, differences
 from fedra_engine.errors import InputError, ProcessLostError
 from fedra_engine.exit_codes import BAD_INPUT, INTERRUPTED
+from fedra_engine.files import check_own
+from fedra_engine.processes import check_cores, check_places
 from fedra_engine.reporting.run_folder import RunFolder
 from fedra_engine.scaling.measurement import Measurement, measurement_file
 from fedra_engine.scaling.plan import Point
 
 _IRRELEVANT = RESULT_NEUTRAL - {"execution"}
 """Fields that change nothing of a measurement."""
+
+
+def check_points(points: Sequence[Point], *, oversubscribe: bool) -> None:
+    """Find out before the first measurement what would be in the way of a later one.
+
+    Raises:
+        InputError: the machine has no place for so many processes, unless `oversubscribe`, or threads; or a point's
+            folder belongs to something else.
+    """
+    for point in points:
+        check_cores("threads", point.threads)
+        check_places("processes", point.processes, point.threads, oversubscribe=oversubscribe)
+        check_own([point.path], point.lock_file)
 
 
 def earlier_measurement(point: Point) -> Measurement | None:

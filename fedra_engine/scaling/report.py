@@ -7,7 +7,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from fedra_engine.reporting.tables import markdown_table
+from fedra_engine.files import check_own, write_whole
+from fedra_engine.reporting.tables import markdown_code, markdown_table, markdown_text
 from fedra_engine.scaling.figures import plot_scaling
 from fedra_engine.scaling.measurement import Measurement
 from fedra_engine.scaling.plan import Network
@@ -28,6 +29,8 @@ of `rounds`), `busy s` CPU-seconds of all processes (on GPUs, GPU-seconds), `ms/
 samples and batches, hand-out, aggregation. `memory` is the largest resident set of a process. `up` and `down` are
 counted, not measured: what all clients exchange with the server in a round (`fedra_engine/costs.py`)."""
 
+_LOCK = ".scaling.lock"
+
 
 def write_report(folder: Path, command: str, measurements: Sequence[Measurement], projection: str | None) -> None:
     """Write scaling.csv, scaling.md and scaling.png.
@@ -38,11 +41,11 @@ def write_report(folder: Path, command: str, measurements: Sequence[Measurement]
         measurements: at least one.
         projection: a section of computed times, if there are any.
     """
-    devices = " and ".join(sorted({one.device for one in measurements}))
+    devices = markdown_text(" and ".join(sorted({one.device for one in measurements})))
     threads = measurements[0].threads
     parts = [
         "# Scaling",
-        f"```\n{command}\n```",
+        markdown_code(command),
         f"Device: {devices}; {threads} thread{'s' if threads > 1 else ''} per process; {_lanes(measurements)} lanes.",
         _EXPLANATION,
         markdown_table(cells(measurements)).rstrip(),
@@ -51,10 +54,16 @@ def write_report(folder: Path, command: str, measurements: Sequence[Measurement]
         *([projection] if projection else []),
     ]
     # Another command may be writing the report of another part of the points.
-    with FileLock(folder / ".scaling.lock"):
-        (folder / "scaling.csv").write_text(csv_text(measurements))
-        (folder / "scaling.md").write_text("\n\n".join(parts) + "\n")
-        plot_scaling(measurements, folder / "scaling.png")
+    table, page, plot = _files(folder)
+    with FileLock(folder / _LOCK):
+        write_whole(table, csv_text(measurements))
+        write_whole(page, "\n\n".join(parts) + "\n")
+        plot_scaling(measurements, plot)
+
+
+def check_report(folder: Path) -> None:
+    """Raises InputError if a report would replace files that no study wrote."""
+    check_own(_files(folder), folder / _LOCK)
 
 
 def fit_texts(measurements: Sequence[Measurement]) -> list[str]:
@@ -91,6 +100,10 @@ def projection_text(measurements: Sequence[Measurement], processes: Sequence[int
             table,
         ]
     )
+
+
+def _files(folder: Path) -> list[Path]:
+    return [folder / name for name in ("scaling.csv", "scaling.md", "scaling.png")]
 
 
 def _lanes(measurements: Sequence[Measurement]) -> str:

@@ -1,6 +1,7 @@
 """Runs of a comparison begin, go on, are found finished, or fail alone."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,13 @@ DIVERGING = ["--training.optimizer=sgd", "--training.lr=1e30", "--training.clip_
 
 def losses(run: PlannedRun) -> list[float]:
     return [record["loss"] for record in RunFolder(run.path).read_metrics()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> PlannedRun:
+    run = planned_run(tmp_path_factory.mktemp("finished"))
+    assert execute(run).state == "done"
+    return run
 
 
 def test_a_run_leaves_an_ordinary_run_folder_and_its_costs(tmp_path: Path) -> None:
@@ -46,6 +54,36 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path, monkeypatch: pytest
     assert again.note == f"{first.note} (finished before)"
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("summary.json", ""),
+        ("summary.json", "[]"),
+        ("summary.json", '{"rounds": 2}'),
+        ("summary.json", '{"rounds": "2", "frozen": {}, "tuned": {}}'),
+        ("summary.json", '{"rounds": 2, "average_frozen": 0.1, "frozen": {"a": 0.1}, "tuned": {"a": NaN}}'),
+        ("summary.json", "[" * 100_000),
+        ("costs.json", ""),
+        ("costs.json", "{}"),
+        ("costs.json", '{"trainable_parameters": 1, "uploaded_bytes": "x", "training_flops": 1}'),
+        ("metrics.jsonl", ""),
+        ("metrics.jsonl", "\n"),
+        ("metrics.jsonl", "{}\n{}\n"),
+        ("metrics.jsonl", '{"round": 0, "seconds": null}\n{"round": 1, "seconds": 1}\n'),
+    ],
+)
+def test_a_damaged_file_fails_its_run_alone_and_is_named(
+    finished: PlannedRun, tmp_path: Path, file: str, content: str
+) -> None:
+    shutil.copytree(finished.path, tmp_path / finished.path.name)
+    run = planned_run(tmp_path)
+    (run.path / file).write_text(content)
+    outcome = execute(run)
+    assert outcome.state == "failed"
+    assert outcome.note.startswith(f"{run.path / file}: ")
+    assert (run.path / file).read_text() == content
+
+
 def test_an_interrupted_run_goes_on_from_its_last_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = planned_run(tmp_path / "whole", "fedsalora", "--rounds=3")
     execute(whole)
@@ -67,21 +105,17 @@ def test_an_interrupted_run_goes_on_from_its_last_round(tmp_path: Path, monkeypa
     assert read_result(run).accuracy == read_result(whole).accuracy
 
 
-def test_a_folder_that_was_made_but_not_begun_is_in_nobody_s_way(tmp_path: Path) -> None:
-    run = planned_run(tmp_path, "fedra", "--rounds=1")
-    run.path.mkdir()
-    (run.path / ".config.yaml.tmp").touch()
-    assert execute(run).state == "done"
-
-
-def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["diary.txt", ".git", ".lock"])
+def test_a_folder_of_something_else_is_named_before_the_first_run_and_left_alone(tmp_path: Path, name: str) -> None:
     run = planned_run(tmp_path)
     run.path.mkdir()
-    (run.path / "diary.txt").write_text("Monday")
+    (run.path / name).write_text("Monday")
+    with pytest.raises(InputError, match="fedra-seed0: found something that is no run"):
+        check_runs([planned_run(tmp_path, "fedit"), run])
     outcome = execute(run)
     assert outcome.state == "failed"
-    assert "found a run in" in outcome.note
-    assert (run.path / "diary.txt").read_text() == "Monday"
+    assert "found something that is no run" in outcome.note
+    assert (run.path / name).read_text() == "Monday"
 
 
 @pytest.mark.parametrize(

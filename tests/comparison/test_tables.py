@@ -9,11 +9,12 @@ from PIL import Image
 
 from fedra_engine.comparison.accounting import RunCosts
 from fedra_engine.comparison.plan import PlannedRun
-from fedra_engine.comparison.report import remove_report, write_report
+from fedra_engine.comparison.report import check_report, remove_report, write_report
 from fedra_engine.comparison.runs import Outcome, RunResult
 from fedra_engine.comparison.summaries import Spread, summarize
 from fedra_engine.comparison.tables import CSV_FIELDS, cells, latex_table
 from fedra_engine.config import ExperimentConfig
+from fedra_engine.errors import InputError
 from fedra_engine.reporting.tables import markdown_table
 
 COMMAND = "python launchers/compare.py --methods fedra,flora"
@@ -86,6 +87,15 @@ def test_labels_may_have_what_means_something_to_latex_or_matplotlib(tmp_path: P
     assert (tmp_path / "accuracy_by_round.png").is_file()
 
 
+@pytest.mark.parametrize("label", [r"fedra $\frac$", "fedra $a", "fedra \x1b[1A|`\n*"])
+def test_no_label_breaks_a_table_or_the_picture(tmp_path: Path, label: str) -> None:
+    write_report(tmp_path, COMMAND, [replace(RESULTS[0], label=label)], [])
+    rows = [line for line in (tmp_path / "comparison.md").read_text().splitlines() if line.startswith("| fedra")]
+    assert len(rows) == 1
+    assert rows[0].replace("\\|", "").count("|") == 11
+    assert (tmp_path / "accuracy_by_round.png").is_file()
+
+
 def test_a_command_of_several_lines_is_a_comment_in_latex(tmp_path: Path) -> None:
     write_report(tmp_path, "python 'a\n\nb'", RESULTS, [])
     lines = (tmp_path / "comparison.tex").read_text().splitlines()
@@ -109,6 +119,16 @@ def test_the_report_has_what_to_know_of_a_method_once(tmp_path: Path) -> None:
     page = (tmp_path / "comparison.md").read_text()
     assert page.count("- hetlora: one rank for all\n") == 1
     assert page.count("- fedra") == 0
+
+
+@pytest.mark.parametrize("name", ["comparison.csv", "comparison.md", "comparison.tex", "accuracy_by_round.png"])
+def test_a_report_replaces_only_what_a_comparison_wrote(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(InputError, match=f"{name}: found something that this command did not make"):
+        check_report(tmp_path)
+    (tmp_path / name).unlink()
+    write_report(tmp_path, COMMAND, RESULTS, [])
+    check_report(tmp_path)
 
 
 def test_a_report_can_be_removed_and_leaves_everything_else(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import torch
 from accelerate import Accelerator
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from peft import PeftModel
-from rich.console import Console
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
@@ -31,6 +30,7 @@ from fedra_engine.data import images
 from fedra_engine.errors import InputError
 from fedra_engine.probe import print_probe
 from fedra_engine.reporting.console import Reporter
+from fedra_engine.reporting.tables import PlainConsole
 from fedra_engine.run_request import RunRequest, parse_request
 from fedra_engine.simulation import Simulation
 from tests.data.tokenizers import BYTES, WORDS, save_byte_tokenizer, save_encoder_tokenizer
@@ -219,7 +219,7 @@ def test_dolly_tunes_a_qwen_to_an_adapter_that_peft_loads(tmp_path: Path) -> Non
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     options = [f"--data.root={tmp_path / 'databricks-dolly-15k.jsonl'}", f"--model.path={tmp_path / 'qwen'}"]
     options += ["--clients.capacities=[4]", "--data.clients=8", "--rounds=1"]
-    console = Console(file=io.StringIO())
+    console = PlainConsole(file=io.StringIO())
     print_probe(parsed(["dolly_qwen"], [*SMALL, *options]).config, torch.device("cpu"), console)
     assert isinstance(console.file, io.StringIO)
     assert "head       lm_head: 16 → 257, frozen and shared" in console.file.getvalue().splitlines()

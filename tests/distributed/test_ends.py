@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from fedra_engine import exit_codes
+from fedra_engine import exit_codes, processes
 from fedra_engine.errors import InputError, ProcessLostError
-from fedra_engine.processes import Processes, join_job
+from fedra_engine.processes import Processes, check_places, join_job
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +76,24 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(InputError, match="processes: found 4 on a machine with 2 GPUs, expected at most one for each"):
         join_job()
+
+
+def test_processes_share_cores_only_if_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_cores", lambda: 4)
+    monkeypatch.setattr(processes, "_use_cpu", lambda: True)
+    check_places("processes", 2, 2)
+    with pytest.raises(InputError, match="processes: found 3 with 2 threads each, expected no more than the 4 cores"):
+        check_places("processes", 3, 2)
+    with pytest.raises(InputError, match=r"processes: found 5, .* \(--oversubscribe true"):
+        check_places("processes", 5)
+    check_places("processes", 5, oversubscribe=True)
+
+
+def test_processes_never_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_use_cpu", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(InputError, match="processes: found 3 on a machine with 2 GPUs"):
+        check_places("processes", 3, oversubscribe=True)
 
 
 def test_a_failing_collective_is_a_lost_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,7 +88,7 @@ def test_bad_input_is_one_line_and_code_2(compare, tmp_path: Path, capsys: pytes
 
 def test_worker_processes_share_the_runs(compare, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = [*SMALL, "--rounds=1", f"--output_dir={tmp_path}", "--methods=alllarge,fedra"]
-    assert compare(*options, "--jobs=2") == 2
+    assert compare(*options, "--jobs=2", "--oversubscribe=true") == 2
     told = capsys.readouterr().out
     assert "alllarge seed 0: clients.capacities: found at most 4 of 12 blocks" in told
     assert "fedra seed 0: " in told
@@ -96,6 +96,17 @@ def test_worker_processes_share_the_runs(compare, tmp_path: Path, capsys: pytest
     assert "fedra seed 0: " + told.partition("fedra seed 0: ")[2].splitlines()[0] + " (finished before)" in (
         capsys.readouterr().out
     )
+
+
+def test_no_run_begins_where_there_are_too_few_cores(
+    compare, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedra_engine.processes._cores", lambda: 2)
+    monkeypatch.setattr("fedra_engine.comparison.workers.execute_all", None)
+    options = [*SMALL, f"--output_dir={tmp_path}/out", "--methods=fedra,fedit", "--seeds=0,1", "--jobs=9"]
+    assert compare(*options) == 2
+    assert capsys.readouterr().err.startswith("error: jobs: found 4, expected no more than the 2 cores")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_launcher_of_several_processes_is_refused(

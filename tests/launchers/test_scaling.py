@@ -21,6 +21,8 @@ SMALL = [
     "--training.max_local_steps=1",
     "--execution.lanes=2",
     "--seconds=0.1",
+    # Wherever the tests run.
+    "--oversubscribe=true",
 ]
 SLOT, HEAD = 8 * (4 * (64 + 64) + 2 * (64 + 128)), 65 * 10
 
@@ -69,6 +71,17 @@ def test_bad_input_is_one_line_and_code_2(scaling, tmp_path: Path, capsys: pytes
     with FileLock(tmp_path / ".2-clients-1-processes.lock"):
         assert scaling(*options, "--clients=2") == 2
     assert capsys.readouterr().err.startswith("error: output_dir: found another command that measures ")
+
+
+def test_nothing_starts_where_there_are_too_few_cores(
+    scaling, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedra_engine.processes._cores", lambda: 2)
+    monkeypatch.setattr(subprocess, "run", None)
+    options = [*SMALL, f"--output_dir={tmp_path}/out", "--clients=9", "--processes=1,3"]
+    assert scaling(*options, "--oversubscribe=false") == 2
+    assert capsys.readouterr().err.startswith("error: processes: found 3, expected no more than the 2 cores")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -7,16 +7,16 @@ import time
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.reporting.console import Reporter
 from fedra_engine.reporting.progress import Meter
+from fedra_engine.reporting.tables import PlainConsole
 
 
 def run_two_rounds(log: Path, terminal: bool) -> str:
     output = io.StringIO()
-    console = Console(file=output, force_terminal=terminal, width=100, highlight=False)
+    console = PlainConsole(file=output, force_terminal=terminal, width=100)
     with Reporter(log, console) as reporter:
         reporter.start(ExperimentConfig(rounds=2), {"model": "a [small] model"})
         for round in range(2):
@@ -25,7 +25,7 @@ def run_two_rounds(log: Path, terminal: bool) -> str:
             reporter.trained(3, samples=30, loss=lambda: 1.75)
             reporter.round_finished({"round": round, "loss": 1.75})
         reporter.evaluated(1, {"clean": 0.5, "noisy": 0.25})
-        reporter.finished({"clean": 0.25, "noisy": 0.25}, {"clean": 0.5, "noisy": 0.25}, None)
+        reporter.finished({"clean": 0.25, "noisy": 0.25}, {"clean": 0.5, "noisy": 0.25})
     return output.getvalue()
 
 
@@ -57,6 +57,34 @@ def test_everything_is_in_the_log(tmp_path: Path, terminal: bool) -> None:
         assert text in log
 
 
+@pytest.mark.parametrize("domain", ["[/red]", ":smile:", "[bold]x[/bold]"])
+def test_domains_are_no_markup(tmp_path: Path, domain: str) -> None:
+    output = io.StringIO()
+    with Reporter(tmp_path / "run.log", PlainConsole(file=output)) as reporter:
+        reporter.evaluated(0, {domain: 0.5})
+        reporter.finished({domain: 0.25}, {domain: 0.5})
+    assert f"({domain} 50.0)" in output.getvalue()
+    assert f"accuracy (%)  {domain}  average" in output.getvalue()
+    assert f"tuned: 50.0  ({domain} 50.0)" in (tmp_path / "run.log").read_text()
+
+
+def test_no_name_puts_control_characters_into_the_log(tmp_path: Path) -> None:
+    with Reporter(tmp_path / "run.log", PlainConsole(file=io.StringIO())) as reporter:
+        reporter.evaluated(0, {"a\x1b[2J\udcff\nb": 0.5})
+        logging.getLogger("fedra_engine.data").warning("in %s", "c\x1b[2J")
+    log = (tmp_path / "run.log").read_text()
+    assert "(a\\x1b[2J\\udcff\\nb 50.0)" in log
+    assert "in c\\x1b[2J\n" in log
+
+
+def test_a_table_wider_than_the_output_is_not_cut(tmp_path: Path) -> None:
+    output = io.StringIO()
+    accuracy = {f"domain {number}": 0.5 for number in range(20)}
+    with Reporter(None, PlainConsole(file=output, width=40)) as reporter:
+        reporter.finished(accuracy, accuracy)
+    assert output.getvalue().splitlines()[-1].split() == ["tuned", *["50.0"] * 21]
+
+
 def test_a_resumed_run_goes_on_in_the_same_log(tmp_path: Path) -> None:
     for _ in range(2):
         run_two_rounds(tmp_path / "run.log", terminal=False)
@@ -65,7 +93,7 @@ def test_a_resumed_run_goes_on_in_the_same_log(tmp_path: Path) -> None:
 
 def test_the_log_tells_what_stopped_a_run(tmp_path: Path) -> None:
     def fail() -> None:
-        with Reporter(tmp_path / "run.log", Console(file=io.StringIO())):
+        with Reporter(tmp_path / "run.log", PlainConsole(file=io.StringIO())):
             raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError):
@@ -80,7 +108,7 @@ def test_warnings_are_in_the_log_and_once_on_stderr(
     """Whether or not the program that uses the engine has configured logging."""
     monkeypatch.setattr(logging.getLogger(), "handlers", [logging.StreamHandler(sys.stderr)] * configured)
     engine = logging.getLogger("fedra_engine.execution.sweep")
-    with Reporter(tmp_path / "run.log", Console(file=io.StringIO())):
+    with Reporter(tmp_path / "run.log", PlainConsole(file=io.StringIO())):
         engine.warning("out of memory with %d lanes", 4)
     assert capsys.readouterr().err == "out of memory with 4 lanes\n"
     engine.warning("after the run")
@@ -121,7 +149,7 @@ def test_the_loss_is_read_once_a_second_and_at_the_end_of_the_round() -> None:
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_reporting_a_batch_of_clients_takes_microseconds(tmp_path: Path, terminal: bool) -> None:
-    console = Console(file=io.StringIO(), force_terminal=terminal)
+    console = PlainConsole(file=io.StringIO(), force_terminal=terminal)
     with Reporter(tmp_path / "run.log", console) as reporter:
         reporter.round_started(0, rounds=1, participants=2000)
         started = time.process_time()

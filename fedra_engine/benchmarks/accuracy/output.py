@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedra_engine.errors import InputError
-from fedra_engine.files import write_whole
+from fedra_engine.files import check_own, write_whole
 
 RESULTS_FILE = "study.json"
 TABLES_FILE = "study.md"
@@ -27,6 +27,31 @@ LARGEST = 16 * 2**20
 def archive(folder: Path, seed: int) -> Path:
     """The file with all runs of `seed`."""
     return folder / f"runs_seed{seed}.tar"
+
+
+def read_calls(option: str, folder: Path) -> list[dict[str, Any]]:
+    """The calls of the earlier study in `folder`, which `option` names.
+
+    Raises:
+        InputError: there is none.
+    """
+    try:
+        calls: list[dict[str, Any]] = json.loads((folder / RESULTS_FILE).read_text())["calls"]
+        if not isinstance(calls, list):
+            raise TypeError
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{option}: found no intact {RESULTS_FILE} in {folder}, expected an earlier study's"
+        ) from error
+    return calls
+
+
+def check_output(folder: Path) -> None:
+    """Raises InputError if a study would replace files in `folder` that no study wrote."""
+    results = folder / RESULTS_FILE
+    check_own([folder / TABLES_FILE, folder / LOG_FILE, *folder.glob("runs_seed*.tar")], results)
+    if results.exists():
+        read_calls("output_dir", folder)
 
 
 def save_runs(output: Path, seed: int, work: Path, known: dict[str, Any]) -> None:

@@ -28,7 +28,8 @@ from fedra_engine.benchmarks.accuracy.inputs import (
 )
 from fedra_engine.benchmarks.accuracy.planes import to_planes
 from fedra_engine.benchmarks.accuracy.sheets import to_sheet
-from fedra_engine.errors import InputError
+from fedra_engine.errors import InputError, printable
+from fedra_engine.files import check_unused
 
 LIMIT_MIB = 50.0
 """Largest pack; small enough to upload with the repository."""
@@ -56,8 +57,7 @@ def pack(
     for name, folder in (("images", images), ("model", model)):
         if is_pack(folder):
             raise InputError(f"{name}: found a pack in {folder}, expected what a pack is made of")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"pack: found {output} in use, expected a new or empty folder")
+    check_unused("pack", output)
     image_index, image_files = _pack_images(read_images(images, model, image_size))
     model_index, model_files = _pack_model(model)
     index = {"format": FORMAT, "images": image_index, "model": model_index}
@@ -74,7 +74,7 @@ def pack(
     for name, content in files.items():
         (output / name).write_bytes(content)
         print(f"{sizes[name] / _MIB:8.2f} MiB  {name}")
-    print(f"{total / _MIB:8.2f} MiB  in {len(files)} files in {output}")
+    print(f"{total / _MIB:8.2f} MiB  in {len(files)} files in {printable(str(output))}")
     return sizes
 
 

@@ -9,7 +9,6 @@ from statistics import median
 from typing import Any
 
 from accelerate import Accelerator
-from rich.console import Console
 
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.data.domain_data import DomainData
@@ -17,6 +16,7 @@ from fedra_engine.experiment import Experiment
 from fedra_engine.reporting.console import Reporter
 from fedra_engine.reporting.records import RoundMetrics
 from fedra_engine.reporting.run_folder import RunFolder
+from fedra_engine.reporting.tables import PlainConsole
 from fedra_engine.simulation import Simulation
 
 
@@ -38,7 +38,7 @@ class StudyRun:
         self._rounds = config.rounds
         self._folder = RunFolder(folder)
         self._name = f"{self.method}, seed {config.seed}"
-        self._reporter = Reporter(log, Console(quiet=True, force_terminal=False))
+        self._reporter = Reporter(log, PlainConsole(quiet=True, force_terminal=False))
         self._simulation = Simulation(config, self._folder, self._reporter, accelerator, data)
         self.rounds, self._state, _ = self._simulation.resume()
         self._unsaved: list[RoundMetrics] = []

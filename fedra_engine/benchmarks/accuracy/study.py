@@ -28,6 +28,8 @@ from fedra_engine.benchmarks.accuracy.output import (
     LOG_FILE,
     RESULTS_FILE,
     TABLES_FILE,
+    check_output,
+    read_calls,
     restore_runs,
     save_runs,
 )
@@ -37,11 +39,11 @@ from fedra_engine.benchmarks.accuracy.setting import StudySetting, precision
 from fedra_engine.benchmarks.accuracy.tables import REFERENCES, evaluations, markdown, short_table
 from fedra_engine.benchmarks.kernels.measure import device_name, name_and_message, versions
 from fedra_engine.data.domain_data import prepare_source
-from fedra_engine.errors import InputError
+from fedra_engine.errors import InputError, printable
 from fedra_engine.experiment import Experiment
 from fedra_engine.files import write_whole
 from fedra_engine.models.state import EvaluatedModel
-from fedra_engine.reporting.run_folder import RunFolder
+from fedra_engine.reporting.run_folder import RunFolder, make_folder
 
 
 def run_study(
@@ -105,12 +107,13 @@ class _Study:
         }
 
     def run(self) -> bool:
-        self._output.mkdir(parents=True, exist_ok=True)
+        check_output(self._output)
         self._say(f"reading {self._images} and {self._model}")
         with TemporaryDirectory(prefix="fedra_study_") as folder, model_folder(self._model) as model:
             work = Path(folder)
-            known = {seed: self._restore(seed, work / str(seed)) for seed in self._setting.seeds}
             images = read_images(self._images, model, self._setting.image_size)
+            make_folder(self._output)
+            known = {seed: self._restore(seed, work / str(seed)) for seed in self._setting.seeds}
             self._say(f"{len(images.data)} images of {len(images.data.domains)} domains on {self._results['device']}")
             for seed, of_seed in known.items():
                 if time.monotonic() >= self._deadline:
@@ -237,7 +240,7 @@ class _Study:
         write_whole(self._output / TABLES_FILE, markdown(self._results))
 
     def _say(self, line: str) -> None:
-        print(f"{line}  (after {time.monotonic() - self._started:.0f} s)", flush=True)
+        print(f"{printable(line)}  (after {time.monotonic() - self._started:.0f} s)", flush=True)
 
     def _tell(self, seed: int, run: StudyRun) -> None:
         known = evaluations(run.records)
@@ -253,13 +256,7 @@ def _earlier_calls(earlier: Path | None) -> Sequence[dict[str, Any]]:
         return []
     if not earlier.is_dir():
         raise InputError(f"continue: found no folder {earlier}, expected the output of an earlier study")
-    try:
-        calls: list[dict[str, Any]] = json.loads((earlier / RESULTS_FILE).read_text())["calls"]
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"continue: found no intact {RESULTS_FILE} in {earlier}, expected an earlier study's"
-        ) from error
-    return calls
+    return read_calls("continue", earlier)
 
 
 def _references(experiment: Experiment) -> dict[str, Any]:

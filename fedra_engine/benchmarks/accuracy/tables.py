@@ -7,6 +7,8 @@ from math import sqrt
 from statistics import mean, stdev
 from typing import Any
 
+from fedra_engine.reporting.tables import markdown_text
+
 BELOW = "▼"
 REFERENCES = {"frozen": "frozen", "ridge probe": "probe"}
 """What tuning is compared with, by the name in tables: its key in the results of a seed."""
@@ -21,7 +23,7 @@ training. The probe is a linear classifier on the frozen model's features, fitte
 def markdown(results: Mapping[str, Any]) -> str:
     """All of `study.md`."""
     lines = ["# Accuracy study", ""]
-    lines += [f"- {name}: {results[name]}" for name in ("command", "device", "versions")]
+    lines += [f"- {name}: {markdown_text(str(results[name]))}" for name in ("command", "device", "versions")]
     lines += [f"- setting: {', '.join(f'{name} {value}' for name, value in results['setting'].items())}"]
     for call in results["calls"]:
         lines.append(
@@ -124,15 +126,17 @@ def _mark(accuracy: Mapping[str, float], found: Mapping[str, Any]) -> str:
 
 
 def _stopped(found: Mapping[str, Any]) -> list[str]:
-    return [f"{method} stopped: {run['stopped']}" for method, run in found["methods"].items() if run["stopped"]]
+    reasons = {method: run["stopped"] for method, run in found["methods"].items() if run["stopped"]}
+    return [f"{method} stopped: {markdown_text(reason)}" for method, reason in reasons.items()]
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Markdown that a terminal shows in columns, too."""
-    cells = [list(header), *rows]
+    cells = [[markdown_text(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     rule = ["-" * max(width, 3) for width in widths]
-    return [_row(header, widths), "| " + " | ".join(rule) + " |", *(_row(row, widths) for row in rows)]
+    head, *body = (_row(row, widths) for row in cells)
+    return [head, "| " + " | ".join(rule) + " |", *body]
 
 
 def _row(row: Sequence[str], widths: Sequence[int]) -> str:

@@ -10,9 +10,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedra_engine.errors import InputError
+from fedra_engine.files import check_own
+
 FILES = ("report.json", "report.md", "kernels.csv", "logs.tgz")
 _LARGEST_LOG = 1 << 20
 """Bytes kept of each end of a log that is longer than twice this."""
+
+
+def check_output(output: Path) -> None:
+    """Raises InputError if a report would replace files in the folder `output` that no report wrote."""
+    first, *others = (output / name for name in FILES)
+    check_own(others, first)
+    try:
+        content = json.loads(first.read_bytes()) if first.exists() else {"stages": []}
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict) or "stages" not in content:
+        raise InputError(f"{first}: found something that no report wrote, expected another folder")
 
 
 def refresh(folder: Path, output: Path, report: Mapping[str, Any], markdown: str) -> None:

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from fedra_engine.benchmarks.gpu.findings import read_stage
 from fedra_engine.benchmarks.gpu.machine import Machine
-from fedra_engine.benchmarks.gpu.packing import refresh
+from fedra_engine.benchmarks.gpu.packing import check_output, refresh
 from fedra_engine.benchmarks.gpu.stage_process import Stage, StageProcess
 from fedra_engine.benchmarks.gpu.summary import Outcome, Report, figure_line, markdown, short_table
 from fedra_engine.errors import InputError
+from fedra_engine.reporting.run_folder import make_folder
 
 _POLL_SECONDS = 0.2
 _LEAST_SECONDS = 5.0
@@ -93,7 +94,8 @@ def run_report(stages: Sequence[Stage], machine: Machine, output: Path, settings
         InputError: the output folder cannot be written, at first or at last.
         SystemExit: with 143, on SIGTERM, after the output was written.
     """
-    _make_folder(output)
+    check_output(output)
+    make_folder(output)
     folder = Path(tempfile.mkdtemp(prefix="gpu-report-"))
     # What one stage compiles, the later ones find, and nothing else.
     os.environ["TRITON_CACHE_DIR"] = str(folder / "triton")
@@ -188,12 +190,3 @@ def _tell(run: _Run, stage: str, told: int) -> int:
     for figure in figures[told:]:
         run.say(f"{stage}: {figure_line(figure)}")
     return len(figures)
-
-
-def _make_folder(output: Path) -> None:
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"output_dir: cannot make {output}: {error.strerror}") from error
-    if not os.access(output, os.W_OK):
-        raise InputError(f"output_dir: found {output}, which cannot be written")

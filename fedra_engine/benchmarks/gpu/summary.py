@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from io import StringIO
 from typing import Any, Literal
 
-from rich.console import Console
 from rich.table import Table
 
 from fedra_engine.benchmarks.gpu.machine import Machine
 from fedra_engine.benchmarks.gpu.shapes import CAPACITIES, expected_clients_per_second
 from fedra_engine.benchmarks.gpu.sizes import GPU, Point
 from fedra_engine.benchmarks.kernels.work import H100
+from fedra_engine.reporting.tables import markdown_code, markdown_text, table_text
 
 _WIDTH = 150
 
@@ -79,9 +78,7 @@ def short_table(report: Report) -> list[str]:
         for what in found["left_out"]:
             table.add_row(outcome.stage, f"no time for {what}")
         table.add_row(outcome.stage, outcome.verdict, f"{outcome.seconds:.0f} s")
-    text = StringIO()
-    Console(file=text, width=_WIDTH).print(table)
-    return text.getvalue().splitlines()
+    return table_text(table, _WIDTH).splitlines()
 
 
 def markdown(report: Report) -> str:
@@ -90,7 +87,7 @@ def markdown(report: Report) -> str:
     lines = [f"# Measured on {machine.device}", ""]
     if report.notice:
         lines += [f"**{report.notice.strip(' |')}.**", ""]
-    lines += [machine.versions, "", f"Command: `{report.command}`", "", "## Verdicts", ""]
+    lines += [machine.versions, "", markdown_code(report.command), "", "## Verdicts", ""]
     rows = [(outcome.stage, outcome.verdict, f"{outcome.seconds:.1f}") for outcome in report.outcomes]
     lines += _rows(("stage", "verdict", "seconds"), rows)
     late = [(outcome.stage, what) for outcome in report.outcomes for what in report.found[outcome.stage]["left_out"]]
@@ -173,5 +170,5 @@ def _number(value: Any) -> str:
 
 
 def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    cells = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells] + [""]
+    head, *body = ([markdown_text(cell) for cell in row] for row in (header, *rows))
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body)] + [""]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from fedra_engine.benchmarks.kernels.cases import cpu_sizes, vit_base
 from fedra_engine.benchmarks.kernels.measure import kernel_cases, measure_kernels, measured_peaks, versions
@@ -19,17 +18,18 @@ from fedra_engine.benchmarks.kernels.report import (
 )
 from fedra_engine.benchmarks.kernels.resources import resource_table
 from fedra_engine.benchmarks.kernels.work import H100
+from fedra_engine.reporting.tables import PlainConsole
 
 GEMM_SIZE = 8192
 _CPU_GEMM_SIZE = 768
 
 
 def run_kernels(output_dir: Path | None, *, seconds: float, architecture: str | None) -> None:
-    """Print the tables of this machine and leave `kernels.csv` and `kernels.png` in `output_dir`.
+    """Print the tables of this machine and leave `kernels.csv` and `kernels.png` in the folder `output_dir`.
 
     `seconds` are spent on each provider. Without a GPU the kernels' resources are compiled for `architecture`.
     """
-    console = Console(width=180)
+    console = PlainConsole(width=180)
     gpu = torch.cuda.is_available()
     device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
     sizes = vit_base(device) if gpu else cpu_sizes()
@@ -47,7 +47,6 @@ def run_kernels(output_dir: Path | None, *, seconds: float, architecture: str | 
     measurements = list(measure_kernels(cases, device, seconds=seconds))
     console.print(kernel_table(measurements, peaks))
     if output_dir:
-        output_dir.mkdir(parents=True, exist_ok=True)
         write_csv(output_dir / "kernels.csv", [*records, *measured_records(measurements, peaks, versions())])
         plot(output_dir / "kernels.png", measurements, peaks)
     if not gpu and architecture is not None:

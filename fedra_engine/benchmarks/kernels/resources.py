@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import triton
 from rich.table import Table
 
+from fedra_engine.errors import InputError
+from fedra_engine.files import write_whole
 from fedra_kernels.aot import ARCHITECTURES
 from fedra_kernels.aot_cases import measure
 
@@ -38,9 +41,18 @@ def resource_table(architecture: str) -> Table:
 
 
 def write_resources(file: Path) -> None:
-    """Compile every kernel for every architecture and write a Markdown page of their needs; takes minutes."""
+    """Compile every kernel for every architecture and write a Markdown page of their needs; takes minutes.
+
+    Raises:
+        InputError: the folder is missing, or the file holds something else.
+    """
+    if not file.parent.is_dir():
+        raise InputError(f"file: found no folder {file.parent}, expected one")
+    title = _INTRODUCTION.partition("\n")[0]
+    if os.path.lexists(file) and not (file.is_file() and file.read_bytes().startswith(title.encode())):
+        raise InputError(f"file: found {file}, which is another page, expected none, or an earlier one of these")
     sections = [_section(architecture) for architecture in ARCHITECTURES]
-    file.write_text("\n\n".join([_INTRODUCTION, *sections]) + "\n")
+    write_whole(file, "\n\n".join([_INTRODUCTION, *sections]) + "\n")
 
 
 def _section(architecture: str) -> str:

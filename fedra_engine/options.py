@@ -1,0 +1,118 @@
+"""What a field of a configuration may be, declared beside it: the values it takes, and what it has an effect with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Need = Mapping[str, Sequence[Any]]
+"""Fields by their dotted names, and values; it is met where any of the fields has one of its values."""
+
+SOMETHING = object()
+"""In a `Need`: any value but null and an empty list."""
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """Values that a field, or each entry of a list, may have, and their description for help and messages."""
+
+    description: str
+    contains: Callable[[Any], bool]
+
+
+def option(default: Any, allowed: Allowed | None = None, *, needs: Sequence[Need] = ()) -> Any:
+    """A dataclass field.
+
+    Args:
+        default: its value if none is given; a list is copied.
+        allowed: the values it may have; null may be one in any case, by the field's type.
+        needs: without all of them, the field does nothing, and only its default is accepted.
+    """
+    metadata = {"allowed": allowed, "needs": tuple(needs)}
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def group(of: type[Any], *, needs: Sequence[Need] = ()) -> Any:
+    """A dataclass field that is a dataclass; `needs` go for each field of it."""
+    return field(default_factory=of, metadata={"allowed": None, "needs": tuple(needs)})
+
+
+def whole(least: int, most: int) -> Allowed:
+    """Whole numbers."""
+    return Allowed(
+        f"a whole number from {least:,} to {most:,}",
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most,
+    )
+
+
+def number(least: float, most: float, *, above: bool = False, below: bool = False) -> Allowed:
+    """Numbers, of which `above` leaves out the least and `below` the most."""
+    if above:
+        description = f"a number above {least:,g} and {'below' if below else 'at most'} {most:,g}"
+    else:
+        description = f"a number from {least:,g} to {'below ' if below else ''}{most:,g}"
+
+    def contains(value: Any) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return False
+        return (least < value if above else least <= value) and (value < most if below else value <= most)
+
+    return Allowed(description, contains)
+
+
+def _text(description: str, contains: Callable[[str], bool], *, lines: bool = False) -> Allowed:
+    """Texts without control characters, so that a message with one stays a line that can be read.
+
+    `lines` may have line breaks and tabs.
+    """
+
+    def check(value: Any) -> bool:
+        if not isinstance(value, str):
+            return False
+        visible = value.replace("\n", "").replace("\t", "") if lines else value
+        return visible.isprintable() and contains(value)
+
+    return Allowed(f"{description}, without control characters", check)
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode(errors="replace"))
+
+
+TEXT = _text("a text of 1 to 1,000 characters", lambda value: 0 < len(value) <= 1000)
+LINES = _text("a text of at most 100,000 characters", lambda value: len(value) <= 100_000, lines=True)
+PATH = _text(
+    "a path (names of at most 255 bytes, 1,000 in all; ~ in front is a user's home)",
+    lambda value: 0 < _bytes(value) <= 1000 and max(map(_bytes, value.split("/"))) <= 255 and not value.startswith("~"),
+)
+FOLDER_NAME = _text(
+    "the name of one folder in output_dir (1 to 200 bytes, no slash, no dot or ~ in front)",
+    lambda value: (
+        0 < _bytes(value) <= 200 and bool(value.strip()) and "/" not in value and not value.startswith((".", "~"))
+    ),
+)
+
+COUNT = whole(1, 10**9)
+NATURAL = whole(0, 2**63 - 1)
+SAMPLES = whole(1, 10**7)
+CLIENTS = whole(1, 10**7)
+STEPS = whole(1, 10**5)
+PIXELS = whole(1, 4096)
+RANK = whole(1, 128)
+"""What the kernels can keep on chip."""
+POSITIVE = number(0, 1e12, above=True)
+NON_NEGATIVE = number(0, 1e6)
+RATE = number(0, 1e4, above=True)
+"""Learning rates and other sizes of a step."""
+SPREAD = number(0, 10)
+"""Standard deviations of logarithms: beyond, exp overflows."""
+FRACTION = number(0, 1, above=True, below=True)
+SHARE = number(0, 1, above=True)
+PROBABILITY = number(0, 1)
+DECAY = number(0, 1, below=True)
+LONGEST_LIST = 100_000
+"""Entries of any list."""

@@ -1,0 +1,21 @@
+"""The `pretrain` launcher, from command line to model directory."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForImageClassification
+
+
+def test_a_model_directory_is_made_once(
+    launch: Callable[..., object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--epochs=1", "--blocks=2", "--min_blocks=1", "--batch_size=477", f"--output_dir={tmp_path}/model"]
+    assert launch("pretrain", *options) == 0
+    assert AutoModelForImageClassification.from_pretrained(tmp_path / "model").config.num_hidden_layers == 2
+    card = tmp_path / "model" / "README.md"
+    assert "--batch_size 477" in card.read_text()
+    card.write_text("mine")
+    assert launch("pretrain", *options) == 2
+    assert capsys.readouterr().err.startswith(f"error: output_dir: found {tmp_path}/model in use")
+    assert card.read_text() == "mine"
