@@ -208,7 +208,7 @@ def _with_change_of_base(
         after.double() - before.double() + scale * product
         for after, before, product in zip(state.base, loaded, factor_products(state.adapters, layout), strict=True)
     ]
-    rounding = [torch.finfo(weights.dtype).eps * weights.double().norm(dim=(1, 2)) for weights in loaded]
+    rounding = [torch.finfo(weights.dtype).eps * weights.double().norm(dim=(1, 2)) for weights in state.base]
     rank = max(
         int((torch.linalg.svdvals(change) > least[:, None]).sum(1).max())
         for change, least in zip(changes, rounding, strict=True)

@@ -1,19 +1,26 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForImageClassification
+from transformers import AutoConfig
 
-from fedra_engine.config import TrainingConfig
+from fedra_engine.config import DataConfig, TrainingConfig
+from fedra_engine.data.preprocessing import preprocessing_for
+from fedra_engine.data.samples import SampleStore
+from fedra_engine.data.sources import load_source
 from fedra_engine.errors import InputError
+from fedra_engine.methods.registry import METHODS
+from fedra_engine.models.loading import resolve_model_path
 from fedra_engine.reporting.run_folder import RunFolder
 from fedra_engine.schedule import learning_rate
+from tests.data.preprocessed import preprocess
 from tests.running import continue_run, run_experiment, small_config
 
 
@@ -61,30 +68,37 @@ def test_the_sequential_executor_gives_the_same_run(tmp_path: Path) -> None:
         torch.testing.assert_close(final_state(sweep)[name], tensor, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("method", ["fedra", "flora", "fedexlora"])
-def test_the_saved_adapter_loads_with_peft_and_scores_what_the_summary_says(tmp_path: Path, method: str) -> None:
-    from fedra_engine.data.preprocessing import preprocessing_for
-    from fedra_engine.data.sources import load_source
-    from tests.data.preprocessed import preprocess
+@pytest.fixture(scope="module")
+def test_set() -> SampleStore:
+    """The held-out digits as the embedded model takes them."""
+    path = resolve_model_path("digits_vit")
+    return preprocess(load_source(DataConfig(), 0).test, preprocessing_for(path, AutoConfig.from_pretrained(path)))
 
-    run = run_experiment(tmp_path, rounds=3, training={"lr": 0.1}, method={"name": method})
-    config = small_config(tmp_path)
-    settings = json.loads((run / "adapters" / "adapter_config.json").read_text())
-    base = AutoModelForImageClassification.from_pretrained(settings["base_model_name_or_path"])
-    rewritten = run / "adapters" / "base_weights.safetensors"
-    assert rewritten.exists() == (method != "fedra")
-    if rewritten.exists():
-        assert not base.load_state_dict(load_file(rewritten), strict=False).unexpected_keys
-    model = PeftModel.from_pretrained(base, str(run / "adapters")).eval()
-    test = preprocess(
-        load_source(config.data, 0).test, preprocessing_for(settings["base_model_name_or_path"], base.config)
-    )
-    inputs = test.inputs(torch.arange(len(test.labels)), torch.device("cpu"), torch.float32)
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_lines_beside_the_adapter_give_what_the_summary_says_of_it(
+    tmp_path: Path, method: str, test_set: SampleStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_experiment(tmp_path, training={"lr": 0.1}, method={"name": method})
+    summary = json.loads((run / "summary.json").read_text())
+    card = (run / "adapters" / "README.md").read_text()
+    assert summary["exported_accuracy"] != summary["frozen"]
+    assert (summary["tuned_is"] is None) == (method not in ("depthfl", "fedsalora"))
+    if summary["tuned_is"] is None:
+        assert summary["exported_accuracy"] == summary["tuned"]
+    else:
+        assert summary["tuned_is"] in card
+        assert summary["exported_accuracy"] != summary["tuned"]
+    monkeypatch.chdir(run / "adapters")
+    (lines,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(lines, names)
     with torch.no_grad():
-        right = model(**inputs).logits.argmax(1) == test.labels
-    tuned = json.loads((run / "summary.json").read_text())["tuned"]
-    for domain, accuracy in enumerate(tuned.values()):
-        assert float(right[test.domains == domain].double().mean()) == pytest.approx(accuracy, abs=1e-9)
+        inputs = test_set.inputs(torch.arange(len(test_set.labels)), torch.device("cpu"), torch.float32)
+        right = names["logits"](**inputs).argmax(1) == test_set.labels
+    for domain, accuracy in enumerate(summary["exported_accuracy"].values()):
+        assert float(right[test_set.domains == domain].double().mean()) == pytest.approx(accuracy, abs=1e-9)
+    assert f"{100 * summary['average_exported']:.1f} %" in card
 
 
 @pytest.mark.parametrize("name", ["alllarge", "allsmall"])
