@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,12 @@ from fedra_engine.reporting.run_folder import RunFolder
 from fedra_engine.schedule import learning_rate
 from tests.data.preprocessed import preprocess
 from tests.running import continue_run, run_experiment, small_config
+
+FEW: dict[str, Any] = {
+    "data": {"domains": ["clean", "inverted"], "clients_per_domain": 1},
+    "clients": {"capacities": [12, 3]},
+}
+"""Two clients, for tests that run much."""
 
 
 def final_state(run: Path) -> dict[str, torch.Tensor]:
@@ -71,7 +80,7 @@ def test_the_sequential_executor_gives_the_same_run(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def test_set() -> SampleStore:
     """The held-out digits as the embedded model takes them."""
-    path, data = resolve_model_path("digits_vit"), load_source(DataConfig(domains=["clean", "inverted"]), 0)
+    path, data = resolve_model_path("digits_vit"), load_source(DataConfig(**FEW["data"]), 0)
     return preprocess(data.test, preprocessing_for(path, AutoConfig.from_pretrained(path)))
 
 
@@ -81,8 +90,7 @@ def test_the_lines_beside_the_adapter_give_what_the_summary_says_of_it(
 ) -> None:
     # The plot takes longer than the rest of so small a run.
     monkeypatch.setattr("fedra_engine.simulation.report_partition", lambda *_: None)
-    changes = {"training": {"lr": 0.05}, "clients": {"capacities": [12, 3]}, "method": {"name": method}}
-    run = run_experiment(tmp_path, data={"domains": ["clean", "inverted"], "clients_per_domain": 1}, **changes)
+    run = run_experiment(tmp_path, **FEW, training={"lr": 0.05}, method={"name": method})
     summary = json.loads((run / "summary.json").read_text())
     card = (run / "adapters" / "README.md").read_text()
     assert summary["exported_accuracy"] != summary["frozen"]
@@ -136,3 +144,21 @@ def test_the_learning_rate_follows_its_schedule(schedule: str, expected: list[fl
     training = TrainingConfig(lr=2.0, lr_schedule=schedule)
     found = [learning_rate(training, round, 4) / 2 for round in range(4)]
     assert found == pytest.approx(expected, abs=1e-3)
+
+
+def test_another_process_leaves_the_same_bytes(tmp_path: Path) -> None:
+    """Whatever the order in which its sets are, and but for what holds times and the folder's name."""
+    changes = {**FEW, "rounds": 1, "method": {"name": "depthfl"}}
+    here, there = run_experiment(tmp_path / "here", **changes), tmp_path / "there" / "run"
+    script = (
+        "from pathlib import Path; from tests.running import run_experiment; "
+        f"run_experiment(Path({str(there.parent)!r}), **{changes!r})"
+    )
+    other_order = os.environ | {"PYTHONHASHSEED": "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"}
+    root = Path(__file__).parents[1]
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=root, env=other_order, capture_output=True)
+    files, others = ({str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()} for run in (here, there))
+    assert files == others >= {"adapters/adapter_config.json", "adapters/README.md", "summary.json"}
+    different = {name for name in files if (here / name).read_bytes() != (there / name).read_bytes()}
+    assert different <= {"config.yaml", "run.log", "metrics.jsonl"}
+    assert without_times(metrics(here)) == without_times(metrics(there))
