@@ -127,7 +127,7 @@ def loading_lines(foundation: Foundation, config: ExperimentConfig, depth: int) 
     load = [
         'folder = "."  # where this file is',
         "base = PeftConfig.from_pretrained(folder).base_model_name_or_path",
-        f"model = {auto_class}.from_pretrained(base, {_arguments(foundation, config)})",
+        f"model = {auto_class}.from_pretrained(\n    base, {_arguments(foundation, config)}\n)",
         "model = PeftModel.from_pretrained(model, folder).eval()",
     ]
     if depth < foundation.depth:
@@ -194,7 +194,7 @@ def _arguments(foundation: Foundation, config: ExperimentConfig) -> str:
         if foundation.model.main_input_name == "input_ids":
             # Decoders classify by the last token that is not padding.
             arguments["pad_token_id"] = settings.pad_token_id
-    return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+    return ", ".join(f"{name}={value!r}" for name, value in arguments.items()).replace("'", '"')
 
 
 def _with_change_of_base(

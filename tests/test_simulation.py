@@ -31,6 +31,7 @@ FEW: dict[str, Any] = {
     "clients": {"capacities": [12, 3]},
 }
 """Two clients, for tests that run much."""
+README = Path(__file__).parents[1] / "README.md"
 
 
 def final_state(run: Path) -> dict[str, torch.Tensor]:
@@ -102,6 +103,7 @@ def test_the_lines_beside_the_adapter_give_what_the_summary_says_of_it(
         assert summary["exported_accuracy"] != summary["tuned"]
     monkeypatch.chdir(run / "adapters")
     (lines,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    assert method != "fedra" or lines in README.read_text()
     names: dict[str, Any] = {}
     exec(lines, names)
     with torch.no_grad():
