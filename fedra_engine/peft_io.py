@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -185,7 +186,7 @@ def _auto_class(foundation: Foundation) -> str:
 
 def _arguments(foundation: Foundation, config: ExperimentConfig) -> str:
     """Those of `from_pretrained` by which the model is what `load_pretrained` made of it."""
-    settings = foundation.model.config
+    settings: Any = foundation.model.config
     arguments: dict[str, object] = {"dtype": config.model.dtype}
     if _auto_class(foundation).endswith("Classification"):
         arguments |= {"num_labels": foundation.head_layout.classes, "ignore_mismatched_sizes": True}
