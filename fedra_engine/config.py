@@ -253,9 +253,10 @@ class MethodConfig:
     Args:
         name: one of the methods in docs/methods.md.
         allocation: which blocks a client holds, for methods that leave it open: `uniform` (each client draws
-            independently; the default), `reference` (the draws of FedRA's published code: one legacy NumPy stream over
-            all rounds), `covered` (repaired so that every block has a holder if the capacities allow it), `prefix`
-            (the first blocks) or `full` (all blocks).
+            independently; the default), `reference` (drawn as FedRA's published code draws, from one legacy NumPy
+            stream over all rounds, but not its rows: there other draws move the stream on in between), `covered`
+            (repaired so that every block has a holder if the capacities allow it), `prefix` (the first blocks) or
+            `full` (all blocks).
         ignore_capacities: allow full-depth methods even if no client can hold all blocks.
         weighting: weight of a client in the averages: `uniform`, or its number of `samples`.
         inclusivefl: options of `inclusivefl`.

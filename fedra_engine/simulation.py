@@ -24,8 +24,8 @@ from fedra_engine.federation.work import LocalWork
 from fedra_engine.fingerprint import check_fingerprint, fingerprint
 from fedra_engine.models.sharded_parameters import is_sharded
 from fedra_engine.models.sharding import Sharding
-from fedra_engine.models.state import GlobalState
-from fedra_engine.peft_io import save_adapter, save_private
+from fedra_engine.models.state import EvaluatedModel, GlobalState
+from fedra_engine.peft_io import save_adapter, save_private, write_card
 from fedra_engine.processes import Processes
 from fedra_engine.reporting.console import Reporter
 from fedra_engine.reporting.partition_report import report_partition
@@ -96,8 +96,10 @@ class Simulation:
                 self._reporter.evaluated(round, accuracy)
             if self.processes.is_main:
                 self.checkpoint(round, state, accuracy, [metrics])
+        reported = self._reported_otherwise(state)
+        exported = accuracy if reported is None else self._evaluate_exported(state)
         if self.processes.is_main:
-            self._finish(state, frozen, accuracy)
+            self._finish(state, frozen, accuracy, exported, reported)
 
     def train_round(
         self, round: int, state: GlobalState, executor: Executor | None = None
@@ -194,6 +196,26 @@ class Simulation:
             return evaluator.personal_accuracy(personal, state, method.evaluated_model())
         return evaluator.accuracy(state, method.evaluated_model())
 
+    def _reported_otherwise(self, state: GlobalState) -> str | None:
+        """What has the accuracies of `evaluate`, in words, where that is more than the model in `adapters/`."""
+        method = self.experiment.method
+        if method.personal_states(state) is not None:
+            return (
+                "the mean over the clients' own models, each on its domain, with the factors that the client keeps to "
+                "itself (private.safetensors)"
+            )
+        exits = method.evaluated_model().exits
+        if len(exits) > 1:
+            blocks = ", ".join(str(exit + 1) for exit in exits)
+            return f"that of the mean of the logits after blocks {blocks} (exits.safetensors)"
+        return None
+
+    def _evaluate_exported(self, state: GlobalState) -> dict[str, float]:
+        """Accuracy by domain of the model in `adapters/`: the global one, by its last output."""
+        evaluator = self.experiment.evaluator
+        self._reporter.evaluating(evaluator.samples)
+        return evaluator.accuracy(state, EvaluatedModel(self.experiment.method.evaluated_model().blocks))
+
     def resume(self) -> tuple[int, GlobalState, dict[str, float]]:
         """The first round to train, the state before it, and the last accuracies; the folder forgets later rounds."""
         with self.processes.together():
@@ -266,11 +288,22 @@ class Simulation:
         save_checkpoint(self._folder.path, round, tensors, remembered)
         self._folder.append_metrics(*records)
 
-    def _finish(self, state: GlobalState, frozen: dict[str, float], tuned: dict[str, float]) -> None:
-        config, experiment = self._config, self.experiment
-        save_adapter(self._folder.path / "adapters", experiment.foundation, config, state)
-        if experiment.method.personal_states(state) is not None:
-            save_private(self._folder.path / "adapters", experiment.method.tensors())
+    def _finish(
+        self,
+        state: GlobalState,
+        frozen: dict[str, float],
+        tuned: dict[str, float],
+        exported: dict[str, float],
+        reported: str | None,
+    ) -> None:
+        config, experiment, folder = self._config, self.experiment, self._folder.path / "adapters"
+        foundation, method = experiment.foundation, experiment.method
+        blocks = method.evaluated_model().blocks.tolist()
+        save_adapter(folder, foundation, config, state, depth=len(blocks), loaded_base=experiment.initial_state.base)
+        if method.personal_states(state) is not None:
+            save_private(folder, method.tensors())
+        average = mean(exported.values())
+        write_card(folder, foundation, config, depth=len(blocks), accuracy=average, reported=reported)
         self._folder.write_summary(
             {
                 "rounds": config.rounds,
@@ -278,11 +311,16 @@ class Simulation:
                 "tuned": tuned,
                 "average_frozen": mean(frozen.values()),
                 "average_tuned": mean(tuned.values()),
-                "evaluated_blocks": experiment.method.evaluated_model().blocks.tolist(),
-                "caution": experiment.method.caution,
+                "exported_accuracy": exported,
+                "average_exported": average,
+                "tuned_is": reported,
+                "evaluated_blocks": blocks,
+                "caution": method.caution,
             }
         )
         self._reporter.finished(frozen, tuned)
+        if reported is not None:
+            self._reporter.message(f"note: tuned is {reported}; the adapter alone has {100 * average:.1f} % on average")
 
 
 def _split(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:

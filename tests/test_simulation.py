@@ -2,24 +2,41 @@ from __future__ import annotations
 
 import gc
 import json
+import os
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
-from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForImageClassification
+from transformers import AutoConfig
 
 from fedra_engine import experiment
-from fedra_engine.config import DeviceConfig, TrainingConfig
+from fedra_engine.config import DataConfig, DeviceConfig, TrainingConfig
+from fedra_engine.data.preprocessing import preprocessing_for
+from fedra_engine.data.samples import SampleStore
+from fedra_engine.data.sources import load_source
 from fedra_engine.errors import InputError
+from fedra_engine.methods.registry import METHODS
+from fedra_engine.models.loading import resolve_model_path
 from fedra_engine.reporting.console import Reporter
 from fedra_engine.reporting.run_folder import RunFolder
 from fedra_engine.schedule import learning_rate
 from fedra_engine.simulation import Simulation
+from tests.data.preprocessed import preprocess
 from tests.running import continue_run, run_experiment, small_config
+
+FEW: dict[str, Any] = {
+    "data": {"domains": ["clean", "inverted"], "clients_per_domain": 1},
+    "clients": {"capacities": [12, 3]},
+}
+"""Two clients, for tests that run much."""
+README = Path(__file__).parents[1] / "README.md"
 
 
 def final_state(run: Path) -> dict[str, torch.Tensor]:
@@ -95,30 +112,40 @@ def test_the_sequential_executor_gives_the_same_run(tmp_path: Path) -> None:
         torch.testing.assert_close(final_state(sweep)[name], tensor, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("method", ["fedra", "flora", "fedexlora"])
-def test_the_saved_adapter_loads_with_peft_and_scores_what_the_summary_says(tmp_path: Path, method: str) -> None:
-    from fedra_engine.data.preprocessing import preprocessing_for
-    from fedra_engine.data.sources import load_source
-    from tests.data.preprocessed import preprocess
+@pytest.fixture(scope="module")
+def test_set() -> SampleStore:
+    """The held-out digits as the embedded model takes them."""
+    path, data = resolve_model_path("digits_vit"), load_source(DataConfig(**FEW["data"]), 0)
+    return preprocess(data.test, preprocessing_for(path, AutoConfig.from_pretrained(path)))
 
-    run = run_experiment(tmp_path, rounds=3, training={"lr": 0.1}, method={"name": method})
-    config = small_config(tmp_path)
-    settings = json.loads((run / "adapters" / "adapter_config.json").read_text())
-    base = AutoModelForImageClassification.from_pretrained(settings["base_model_name_or_path"])
-    rewritten = run / "adapters" / "base_weights.safetensors"
-    assert rewritten.exists() == (method != "fedra")
-    if rewritten.exists():
-        assert not base.load_state_dict(load_file(rewritten), strict=False).unexpected_keys
-    model = PeftModel.from_pretrained(base, str(run / "adapters")).eval()
-    test = preprocess(
-        load_source(config.data, 0).test, preprocessing_for(settings["base_model_name_or_path"], base.config)
-    )
-    inputs = test.inputs(torch.arange(len(test.labels)), torch.device("cpu"), torch.float32)
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_lines_beside_the_adapter_give_what_the_summary_says_of_it(
+    tmp_path: Path, method: str, test_set: SampleStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The plot takes longer than the rest of so small a run.
+    monkeypatch.setattr("fedra_engine.simulation.report_partition", lambda *_: None)
+    run = run_experiment(tmp_path, **FEW, training={"lr": 0.05}, method={"name": method})
+    summary = json.loads((run / "summary.json").read_text())
+    card = (run / "adapters" / "README.md").read_text()
+    assert summary["exported_accuracy"] != summary["frozen"]
+    assert (summary["tuned_is"] is None) == (method not in ("depthfl", "fedsalora"))
+    if summary["tuned_is"] is None:
+        assert summary["exported_accuracy"] == summary["tuned"]
+    else:
+        assert summary["tuned_is"] in card
+        assert summary["exported_accuracy"] != summary["tuned"]
+    monkeypatch.chdir(run / "adapters")
+    (lines,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    assert method != "fedra" or lines in README.read_text()
+    names: dict[str, Any] = {}
+    exec(lines, names)
     with torch.no_grad():
-        right = model(**inputs).logits.argmax(1) == test.labels
-    tuned = json.loads((run / "summary.json").read_text())["tuned"]
-    for domain, accuracy in enumerate(tuned.values()):
-        assert float(right[test.domains == domain].double().mean()) == pytest.approx(accuracy, abs=1e-9)
+        inputs = test_set.inputs(torch.arange(len(test_set.labels)), torch.device("cpu"), torch.float32)
+        right = names["logits"](**inputs).argmax(1) == test_set.labels
+    for domain, accuracy in enumerate(summary["exported_accuracy"].values()):
+        assert float(right[test_set.domains == domain].double().mean()) == pytest.approx(accuracy, abs=1e-9)
+    assert f"{100 * summary['average_exported']:.1f} %" in card
 
 
 @pytest.mark.parametrize("name", ["alllarge", "allsmall"])
@@ -153,3 +180,21 @@ def test_the_learning_rate_follows_its_schedule(schedule: str, expected: list[fl
     training = TrainingConfig(lr=2.0, lr_schedule=schedule)
     found = [learning_rate(training, round, 4) / 2 for round in range(4)]
     assert found == pytest.approx(expected, abs=1e-3)
+
+
+def test_another_process_leaves_the_same_bytes(tmp_path: Path) -> None:
+    """Whatever the order in which its sets are, and but for what holds times and the folder's name."""
+    changes = {**FEW, "rounds": 1, "method": {"name": "depthfl"}}
+    here, there = run_experiment(tmp_path / "here", **changes), tmp_path / "there" / "run"
+    script = (
+        "from pathlib import Path; from tests.running import run_experiment; "
+        f"run_experiment(Path({str(there.parent)!r}), **{changes!r})"
+    )
+    other_order = os.environ | {"PYTHONHASHSEED": "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"}
+    root = Path(__file__).parents[1]
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=root, env=other_order, capture_output=True)
+    files, others = ({str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()} for run in (here, there))
+    assert files == others >= {"adapters/adapter_config.json", "adapters/README.md", "summary.json"}
+    different = {name for name in files if (here / name).read_bytes() != (there / name).read_bytes()}
+    assert different <= {"config.yaml", "run.log", "metrics.jsonl"}
+    assert without_times(metrics(here)) == without_times(metrics(there))

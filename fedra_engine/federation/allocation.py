@@ -49,7 +49,10 @@ def prefix_allocation(capacities: NDArray[np.int64], depth: int) -> Allocation:
 
 
 class ReferenceAllocation:
-    """The draws of the published FedRA code: one legacy stream, all clients in order, round after round.
+    """Draws as the published FedRA code does: one legacy stream, all clients in order, round after round.
+
+    The rows are those of the published procedure on a stream of its own. In the published code the draws of the
+    partition and of participants come from the same global stream, so its rows were others.
 
     Rounds may be asked for in any order: the stream is replayed from round 0 when it must go back, so a resumed
     run draws what an uninterrupted one would have.

@@ -22,7 +22,7 @@ from fedra_engine.randomness import generator
 
 
 class AllocatedMethod(Method):
-    """Blocks are drawn `uniform`ly (the default), as the `reference` code draws, `covered`, by `prefix` or `full`."""
+    """Blocks are drawn `uniform`ly (the default), by the `reference` procedure, `covered`, by `prefix` or `full`."""
 
     def __init__(self, federation: Federation) -> None:
         super().__init__(federation)

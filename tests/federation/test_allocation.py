@@ -13,7 +13,7 @@ from fedra_engine.federation.allocation import (
 
 DEPTH = 12
 CAPACITIES = np.array([12, 10, 8, 6, 4, 3])
-# FEDRA's published code draws these rows first, with legacy seed 0.
+# What FedRA's published procedure draws first from a legacy stream of seed 0 that nothing else has moved.
 GOLDEN = ["111111111111", "111111110101", "111001110011", "001011101100", "110001000100", "001100010000"]
 
 capacities = st.lists(st.integers(1, DEPTH), min_size=1, max_size=20).map(np.array)
@@ -24,7 +24,7 @@ def as_strings(allocation: np.ndarray) -> list[str]:
     return ["".join("01"[int(held)] for held in row) for row in allocation]
 
 
-def test_reference_allocation_reproduces_the_published_draws() -> None:
+def test_reference_allocation_is_the_published_procedure_on_a_fresh_stream() -> None:
     assert as_strings(ReferenceAllocation(CAPACITIES, DEPTH, seed=0)(0)) == GOLDEN
 
 
