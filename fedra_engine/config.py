@@ -56,7 +56,9 @@ class ColumnsConfig:
         client: who owns a sample under the `natural` partition; `client` when null, if there is such a column.
     """
 
-    input: str | None = option(None, TEXT, needs=[_TABLES])
+    input: str | None = option(
+        None, TEXT, needs=[_TABLES, {"data.source": ("hf_dataset", "text_classification"), "data.prompt": (None,)}]
+    )
     response: str | None = option(None, TEXT, needs=[{"data.source": ("causal_lm",)}, {"data.prompt": (SOMETHING,)}])
     label: str | None = option(None, TEXT, needs=[_TABLES])
     domain: str | None = option(None, TEXT, needs=[_TABLES])
@@ -266,24 +268,7 @@ class MethodConfig:
         lorafair: options of `lorafair`.
     """
 
-    name: Literal[
-        "fedra",
-        "alllarge",
-        "allsmall",
-        "exclusivefl",
-        "inclusivefl",
-        "depthfl",
-        "fedhello",
-        "fedit",
-        "ffalora",
-        "fedsalora",
-        "rolora",
-        "hetlora",
-        "flora",
-        "flexlora",
-        "fedexlora",
-        "lorafair",
-    ] = "fedra"
+    name: str = option("fedra", TEXT)
     allocation: Literal["uniform", "reference", "covered", "prefix", "full"] | None = None
     ignore_capacities: bool = option(False, needs=[{"method.name": ("alllarge",), "method.allocation": ("full",)}])
     weighting: Literal["uniform", "samples"] = "uniform"
@@ -394,7 +379,7 @@ class TrainingConfig:
     """
 
     optimizer: Literal["sgd", "adamw"] = "adamw"
-    lr: float = option(0.005, RATE)
+    lr: float = option(0.005, number(0, 1e30, above=True))
     lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
     momentum: float = option(0.9, DECAY, needs=[{"training.optimizer": ("sgd",)}])
     betas: tuple[float, float] = option((0.9, 0.999), DECAY, needs=[{"training.optimizer": ("adamw",)}])

@@ -31,7 +31,7 @@ from fedra_engine.federation.server_optimizer import ServerOptimizer
 from fedra_engine.federation.work import LocalWork
 from fedra_engine.head_init import initial_heads
 from fedra_engine.methods.base import Federation, Method
-from fedra_engine.methods.registry import make_method
+from fedra_engine.methods.registry import make_method, method_named
 from fedra_engine.models.adapters import initial_adapters
 from fedra_engine.models.batch_arguments import probe_batch_arguments
 from fedra_engine.models.foundation import Foundation, make_foundation
@@ -129,6 +129,8 @@ def build_experiment(
         InputError: something in the configuration cannot be used.
     """
     validate(config)
+    # Before data and model are loaded, which may take long.
+    method_named(config.method.name)
     processes = Processes.alone() if processes is None else processes
     if sharding is not None:
         sharding.check(config)

@@ -114,5 +114,5 @@ FRACTION = number(0, 1, above=True, below=True)
 SHARE = number(0, 1, above=True)
 PROBABILITY = number(0, 1)
 DECAY = number(0, 1, below=True)
-LONGEST_LIST = 100_000
+LONGEST_LIST = 10_000
 """Entries of any list."""

@@ -18,7 +18,10 @@ _LARGEST = 1 << 20
 """Bytes of a file."""
 _DEEPEST = 20
 """Brackets or indents within each other."""
+_MOST = 20_000
+"""Values in all."""
 _LONGEST_NUMBER = 400
+"""Digits."""
 _SCALARS = (
     ("bool", r"true|false|True|False", [*"tTfF"]),
     ("null", r"~|null|Null|", [*"~nN", ""]),
@@ -36,13 +39,16 @@ class _Loader(yaml.SafeLoader):
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
-        self._depth = 0
+        self._depth = self._values = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """Refuse aliases, by which a few lines can stand for any number of values, and what is nested too deeply."""
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
             raise yaml.YAMLError(f"found the alias *{event.anchor}, expected its value written out")
+        self._values += 1
+        if self._values > _MOST:
+            raise yaml.YAMLError(f"found more than {_MOST:,} values")
         self._depth += 1
         if self._depth > _DEEPEST:
             raise yaml.YAMLError(f"found more than {_DEEPEST} levels of brackets or indents")
@@ -115,7 +121,8 @@ def load_yaml_file(option: str, name: str) -> dict[str, Any]:
         raise
     except yaml.MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f" (line {error.problem_mark.line + 1})"
-        raise InputError(f"{option}: {name}: {error.problem}{line}; {expected}") from error
+        problem = " ".join(filter(None, [error.context, error.problem]))
+        raise InputError(f"{option}: {name}: {problem}{line}; {expected}") from error
     except (OSError, yaml.YAMLError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"{option}: {name}: {reason}; {expected}") from error

@@ -40,13 +40,21 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
+def method_named(name: str) -> type[Method]:
+    """The class of a method.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    if name not in METHODS:
+        raise InputError(f"method.name: found {name!r}, expected one of {', '.join(METHODS)}")
+    return METHODS[name]
+
+
 def make_method(federation: Federation) -> Method:
     """The method that `federation.config.name` names.
 
     Raises:
         InputError: there is none of that name, or it cannot work with this federation.
     """
-    name = federation.config.name
-    if name not in METHODS:
-        raise InputError(f"method.name: found {name!r}, expected one of {', '.join(METHODS)}")
-    return METHODS[name](federation)
+    return method_named(federation.config.name)(federation)

@@ -87,7 +87,7 @@ def test_config_yaml_repeats_the_run_in_a_new_folder(simulate, tmp_path: Path) -
             ["--method.allocation=reference", "--seed=4294967296"],
             "error: seed: found 4294967296 with method.allocation reference",
         ),
-        (["--seed=-1"], "error: seed: found -1, expected a whole number from 0 up"),
+        (["--seed=-1"], "error: seed: found -1, expected a whole number from 0 to"),
         (["--model.path=./empty"], "error: model.path: empty/config.json is missing or no JSON"),
     ],
 )
