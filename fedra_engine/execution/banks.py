@@ -36,11 +36,13 @@ def clip_factors(squares: Tensor, training: TrainingConfig, dtype: torch.dtype) 
         dtype: of the parameters.
     """
     limit = math.inf if training.clip_norm is None else training.clip_norm
-    factors = (limit / (squares.sqrt() + 1e-6)).clamp(max=1.0)
+    numbers = torch.finfo(dtype)
+    most = limit / numbers.tiny * (limit / numbers.tiny)
     # AdamW keeps squares of what is left.
-    most = torch.finfo(dtype).max if training.optimizer == "adamw" else math.inf
-    rounded = factors.to(dtype)
-    return rounded.where((rounded > 0) & (squares * factors.square() < most), torch.nan)
+    if training.optimizer == "adamw" and limit * limit > numbers.max:
+        most = numbers.max
+    factors = (limit / (squares.sqrt() + 1e-6)).clamp(max=1.0)
+    return factors.where(squares < most, torch.nan).to(dtype)
 
 
 class Bank:
