@@ -30,8 +30,11 @@ ONE_RANK = {"alllarge", "allsmall", "exclusivefl", "inclusivefl", "depthfl", "fe
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shallow_model(tmp_path_factory.mktemp("model"))
+
+
+def shallow_model(folder: Path) -> Path:
     """The first four blocks of the embedded model."""
-    folder = tmp_path_factory.mktemp("model")
     whole = AutoModelForImageClassification.from_pretrained(DIGITS_VIT)
     whole.vit.layers = whole.vit.layers[:4]
     whole.config.num_hidden_layers = 4
