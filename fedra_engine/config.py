@@ -376,6 +376,9 @@ class TrainingConfig:
         local_epochs: passes over a client's samples in a round.
         max_local_steps: upper limit of a client's local steps in a round; none when null.
         even_steps: cap local steps at one more than the smallest client takes, as in FedRA's published code.
+        on_bad_update: what happens when the loss, a gradient or a value of a client's update is not finite: `drop`
+            leaves the client out of the round, as if its update had not arrived, and says so; `error` ends the run.
+            A round in which every update is bad ends it in either case.
     """
 
     optimizer: Literal["sgd", "adamw"] = "adamw"
@@ -391,6 +394,7 @@ class TrainingConfig:
     local_epochs: int = option(3, STEPS)
     max_local_steps: int | None = option(5, COUNT)
     even_steps: bool = False
+    on_bad_update: Literal["drop", "error"] = "drop"
 
 
 @dataclass

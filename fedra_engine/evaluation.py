@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from statistics import mean
@@ -16,12 +17,13 @@ from fedra_engine.data.samples import Samples
 from fedra_engine.execution.plan import ExitCopy, HostPlan
 from fedra_engine.execution.scheduling import portions
 from fedra_engine.execution.sweep_model import SweepModel
-from fedra_engine.execution.token_loss import token_scores
+from fedra_engine.execution.token_loss import is_right, token_scores
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.sharded_parameters import gathered
 from fedra_engine.models.state import EvaluatedModel, GlobalState
 from fedra_engine.processes import Processes
 
+_LOG = logging.getLogger(__name__)
 _BATCH = 256
 
 
@@ -56,14 +58,14 @@ class Evaluator:
     def accuracy(self, state: GlobalState, model: EvaluatedModel) -> dict[str, float]:
         """Share of correct predictions per domain. The processes share out the samples."""
         domain_of = self._test.domains
-        sums = torch.zeros(len(self._domains), 2, dtype=torch.int64)
+        sums = torch.zeros(len(self._domains), 3, dtype=torch.int64)
         self._use(state)
         for portion in portions(torch.arange(len(domain_of)), _BATCH, self._processes):
             scores = self._score(state, model, portion.rows)
             if not portion.is_padding:
                 sums.index_add_(0, domain_of[portion.rows], scores)
         self._processes.all_reduce_([sums])
-        return {name: _share(of_domain) for name, of_domain in zip(self._domains, sums, strict=True)}
+        return {name: self._checked_share(name, of_domain) for name, of_domain in zip(self._domains, sums, strict=True)}
 
     @torch.no_grad()
     def personal_accuracy(
@@ -76,11 +78,13 @@ class Evaluator:
         accuracy = {}
         for index, name in enumerate(self._domains):
             rows = torch.nonzero(self._test.domains == index)[:, 0]
-            accuracy[name] = mean(self._personal_shares(iter(states.get(index, [newcomer])), rows, model))
+            scores = self._personal_scores(iter(states.get(index, [newcomer])), rows, model)
+            accuracy[name] = mean(_share(of_client) for of_client in scores)
+            self._checked_share(name, torch.stack(scores).sum(0))
         return accuracy
 
-    def _personal_shares(self, states: Iterator[GlobalState], rows: Tensor, model: EvaluatedModel) -> list[float]:
-        """Share of the samples `rows` that each of `states` predicts correctly."""
+    def _personal_scores(self, states: Iterator[GlobalState], rows: Tensor, model: EvaluatedModel) -> list[Tensor]:
+        """The scores of the samples `rows` together, int64 [3], by each of `states`; see `_score`."""
         processes = self._processes
         own, total = [], 0
         while turn := list(islice(states, processes.count)):
@@ -88,8 +92,15 @@ class Evaluator:
             # Where the last turn has too few clients, processes evaluate one of them once more.
             state = turn[min(processes.index, len(turn) - 1)]
             self._use(state)
-            own.append(_share(torch.cat([self._score(state, model, some) for some in rows.split(_BATCH)]).sum(0)))
+            own.append(torch.cat([self._score(state, model, some) for some in rows.split(_BATCH)]).sum(0))
         return list(chain.from_iterable(zip(*processes.all_gather_object(own), strict=True)))[:total]
+
+    def _checked_share(self, domain: str, counts: Tensor) -> float:
+        """The correct share of a domain's `counts`; warns of predictions that there were not."""
+        _, total, undefined = counts.tolist()
+        if undefined and self._processes.is_main:
+            _LOG.warning("%s: %d of %d predictions count as wrong, as logits are not finite", domain, undefined, total)
+        return _share(counts)
 
     def _use(self, state: GlobalState) -> None:
         self._foundation.use_base(state.base)
@@ -97,7 +108,8 @@ class Evaluator:
         self._model.bind(adapters, gradients=torch.empty_like(adapters))
 
     def _score(self, state: GlobalState, model: EvaluatedModel, rows: Tensor) -> Tensor:
-        """How much of each of the test samples `rows` is predicted correctly, and of how much, int64 [rows, 2].
+        """How much of each of the test samples `rows` is predicted correctly, of how much, and how much of that has no
+        prediction, because logits are not finite; int64 [rows, 3].
 
         That is 0 or 1 of 1 for a classifier, and of the learnt tokens for a causal language model.
         """
@@ -123,18 +135,18 @@ class Evaluator:
             with gathered(output):
                 assert batch.learnt is not None
                 scores = token_scores(features, batch.labels, batch.learnt, output.weight, output.bias)
-            return torch.stack([scores.correct, scores.tokens], dim=1).cpu()
+            return torch.stack(scores, dim=1).cpu()
         layout = self._foundation.head_layout
         heads = [state.heads[-1], *state.heads[: count - 1]]
         logits = [
             linear(part, layout.weight(head), layout.bias(head))
             for part, head in zip(features.to(state.heads.dtype).chunk(count), heads, strict=True)
         ]
-        correct = torch.stack(logits).mean(0).argmax(1) == batch.labels[: len(rows)]
-        return torch.stack([correct.long(), torch.ones_like(rows).to(device)], dim=1).cpu()
+        right, defined = is_right(torch.stack(logits).mean(0), batch.labels[: len(rows)])
+        return torch.stack([right, torch.ones_like(right), ~defined], dim=1).long().cpu()
 
 
 def _share(counts: Tensor) -> float:
-    """The correct share, of `counts` [2]: correct predictions and all."""
-    correct, total = counts.tolist()
+    """The correct share, of `counts` as `_score` has them."""
+    correct, total, _ = counts.tolist()
     return float(correct / max(total, 1))

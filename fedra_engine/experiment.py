@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fedra_engine.client_setup import make_clients
 from fedra_engine.config import ExperimentConfig
@@ -42,6 +43,9 @@ from fedra_engine.models.state import GlobalState
 from fedra_engine.processes import Processes
 from fedra_engine.schedule import learning_rate
 from fedra_engine.validation import validate
+
+_MOST_NAMED = 10
+"""Clients that a message names."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,16 @@ class Experiment:
         simulated = simulate_round(devices, work.participants, costs, round, self.config.clients.deadline)
         arrived = np.flatnonzero(simulated.arrived)
         return replace(work, participants=work.participants[arrived]), assignment.select(arrived), simulated
+
+    def group_name(self, index: int) -> str:
+        """The domain of the clients in group `index`, or its number: under `iid`, groups are no domains of the data."""
+        return self.domains[index] if len(self.domains) > int(self.clients.domains.max()) else str(index)
+
+    def name_clients(self, clients: NDArray[np.int64]) -> str:
+        """Some clients with their domains, in words: `client 3 (sketch)`, and of many only the first ones."""
+        named = [f"{client} ({self.group_name(int(self.clients.domains[client]))})" for client in clients[:_MOST_NAMED]]
+        more = f" and {len(clients) - _MOST_NAMED:,} more" if len(clients) > _MOST_NAMED else ""
+        return f"client{'s' if len(clients) > 1 else ''} {', '.join(named)}{more}"
 
     def assigned_work(self, round: int) -> tuple[LocalWork, Assignment]:
         """What the participants of a round are asked to train; those that hold nothing are left out."""

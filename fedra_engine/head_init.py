@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import numpy as np
@@ -18,6 +19,8 @@ from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.heads import HeadLayout
 from fedra_engine.randomness import generator
 
+_LOG = logging.getLogger(__name__)
+
 SAMPLES_PER_CLASS = 64
 """Enough for a mean; looking at all would cost as much as a round."""
 _BATCH = 64
@@ -29,7 +32,8 @@ def initial_heads(
     """The global classifier before the first round as `config.head_init` has it, [1, head size].
 
     Raises:
-        InputError: a language model, whose output layer stays as it is, is to get another one.
+        InputError: a language model, whose output layer stays as it is, is to get another one; or the model gives no
+            finite features.
     """
     loaded = foundation.initial_heads()
     if config.head_init == "loaded":
@@ -42,7 +46,16 @@ def initial_heads(
     if config.head_init == "zeros":
         return torch.zeros_like(loaded)
     rows = _balanced_rows(train.labels.numpy(), foundation.head_layout.classes, seed)
-    return class_mean_head(foundation.head_layout, *frozen_features(foundation, model, train, rows)).to(loaded)[None]
+    features, labels = frozen_features(foundation, model, train, rows)
+    finite = features.isfinite().all(dim=1)
+    if not finite.any():
+        raise InputError(
+            "model.head_init: found no sample with finite features, expected some (float32 is the widest model.dtype)"
+        )
+    if not finite.all():
+        # One of them would make the mean of its class, and with it all logits, not a number.
+        _LOG.warning("model.head_init leaves out %d samples whose features are not finite", int((~finite).sum()))
+    return class_mean_head(foundation.head_layout, features[finite], labels[finite]).to(loaded)[None]
 
 
 def class_mean_head(layout: HeadLayout, features: Tensor, labels: Tensor) -> Tensor:

@@ -119,10 +119,8 @@ def _clients_table(experiment: Experiment) -> str:
         table.add_column(name, justify="right")
     for index, capacity in np.unique(np.stack([clients.domains, clients.capacities]), axis=1).T.tolist():
         some = (clients.domains == index) & (clients.capacities == capacity)
-        # A group of clients need not be a domain of the data: under `iid` all are one.
-        name = experiment.domains[index] if len(experiment.domains) > int(clients.domains.max()) else str(index)
         table.add_row(
-            name,
+            experiment.group_name(index),
             str(capacity),
             f"{some.sum():,}",
             f"{counts[some].sum():,}",

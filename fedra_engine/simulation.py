@@ -10,6 +10,7 @@ from statistics import mean
 import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 
 from fedra_engine.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from fedra_engine.config import ExperimentConfig
@@ -29,7 +30,7 @@ from fedra_engine.peft_io import save_adapter, save_private, write_card
 from fedra_engine.processes import Processes
 from fedra_engine.reporting.console import Reporter
 from fedra_engine.reporting.partition_report import report_partition
-from fedra_engine.reporting.records import RoundMetrics, Tally
+from fedra_engine.reporting.records import MOST_NAMED, SUSPICIOUS, ReturnedUpdates, RoundMetrics, Tally
 from fedra_engine.reporting.run_folder import RunFolder
 from fedra_engine.trace import RoundTrace, write_inputs
 
@@ -134,58 +135,89 @@ class Simulation:
                     trace.write_updates(updates)
                 tally.add(updates)
                 self._reporter.trained(tally.clients, tally.samples, tally.mean_loss)
-        tally = self._merge(aggregator, tally)
+        returned, loss = self._merge(aggregator, tally)
+        bad = self._check_updates(round, returned)
         # Before the method decomposes or clusters what it got; again after it.
-        self._check_finite(work, np.isfinite(float(tally.loss)), *aggregator.sums())
-        after = self._serve(state, aggregator, assignment, round) if tally.samples else state
+        self._check_finite(work, *aggregator.sums())
+        samples = int(returned.processed[returned.good].sum())
+        after = self._serve(state, aggregator, assignment, round) if samples else state
         # Equal sums give equal states, to the last bit only on equal hardware.
         self.processes.broadcast_(list(after.tensors().values()))
-        self._check_finite(work, after.finite())
+        self._check_finite(work, *after.tensors().values())
         method.after_round(after, round)
         if trace:
             trace.write_state("global_before", state)
             trace.write_state("global_after", after)
         metrics = RoundMetrics(
             round=round,
-            participants=len(work.participants),
-            samples=tally.samples,
-            loss=tally.mean_loss(),
+            participants=int(returned.good.sum()),
+            samples=samples,
+            loss=loss / samples if samples else None,
             lr=work.lr,
-            blocks_held=int(assignment.held.any(axis=0).sum()),
+            blocks_held=int(assignment.held[~np.isin(work.participants, bad)].any(axis=0).sum()),
             seconds=time.perf_counter() - started,
         )
         if devices is not None:
             metrics.simulated_seconds, metrics.late, metrics.dropped = devices.seconds, devices.late, devices.dropped
+        if len(bad):
+            metrics.bad_updates, metrics.bad_clients = len(bad), bad[:MOST_NAMED].tolist()
         self._reporter.round_finished(asdict(metrics))
         return after, metrics
 
-    def _check_finite(self, work: LocalWork, known: bool | np.bool_, *tensors: torch.Tensor) -> None:
-        if known and all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+    def _check_updates(self, round: int, returned: ReturnedUpdates) -> NDArray[np.int64]:
+        """The clients whose updates are bad; says who they are, and whose updates are far larger than the others'.
+
+        Raises:
+            InputError: all updates are bad, or one is and the configuration has none dropped.
+        """
+        bad, (far, median) = returned.clients[~returned.good], returned.suspicious()
+        mode, known = self._config.training.on_bad_update, self.experiment.name_clients
+        if len(bad) and (mode == "error" or len(bad) == len(returned.clients)):
+            expected = "at least one finite update" if mode == "drop" else "finite updates under error"
+            raise InputError(
+                f"training.on_bad_update: found a loss, gradients or parameters that are not finite in round "
+                f"{round + 1} from {known(bad)}, expected {expected}. Usual causes: training.lr or clip_norm too high, "
+                "model.dtype float16 or bfloat16, bad inputs or labels. The rounds before are kept"
+            )
+        if len(bad):
+            self._reporter.message(
+                f"warning: round {round + 1} leaves out {known(bad)}: a loss, gradient or parameter is not finite"
+            )
+        if len(far):
+            self._reporter.message(
+                f"warning: round {round + 1} has updates of more than {SUSPICIOUS:g} times the median norm, "
+                f"{median:.3g}, from {known(far)}"
+            )
+        return bad
+
+    def _check_finite(self, work: LocalWork, *tensors: torch.Tensor) -> None:
+        """Raise InputError unless what was made of the good updates is finite."""
+        if all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
             return
         raise InputError(
-            f"training.lr: found a loss or parameters that are not finite in round {work.round + 1} with a rate of "
-            f"{work.lr:g}, expected training to stay finite (lower the rate or clip_norm); the rounds before are kept"
+            f"training.lr: found a global state that is not finite after round {work.round + 1} with a rate of "
+            f"{work.lr:g}, though the updates were; expected training to stay finite (lower training.lr, clip_norm or "
+            "server.lr). The rounds before are kept"
         )
 
-    def _merge(self, aggregator: Aggregator, own: Tally) -> Tally:
-        """What all processes trained. Each of them has then taken in all updates."""
-        lanes = np.zeros(self.processes.count)
-        lanes[self.processes.index] = self.experiment.executor.lanes
-        counts = torch.tensor([own.clients, own.samples, float(own.loss), *lanes], dtype=torch.float64)
-        self.processes.all_reduce_([*aggregator.sums(), counts])
+    def _merge(self, aggregator: Aggregator, own: Tally) -> tuple[ReturnedUpdates, float]:
+        """What all processes trained, and the sum of their losses. Each of them has then taken in all updates."""
+        loss = torch.tensor([float(own.loss)], dtype=torch.float64)
+        self.processes.all_reduce_([*aggregator.sums(), loss])
         self.experiment.method.synchronize(self.processes)
-        clients, samples, loss, *by_process = counts.tolist()
-        self._lanes = [int(lanes) for lanes in by_process]
-        merged = Tally(int(clients), int(samples), torch.tensor(loss, dtype=torch.float64))
-        self._reporter.trained(merged.clients, merged.samples, merged.mean_loss)
-        return merged
+        parts = self.processes.all_gather_object((own.returned(), self.experiment.executor.lanes))
+        returned = ReturnedUpdates.merged([part for part, _ in parts])
+        self._lanes = [lanes for _, lanes in parts]
+        good, total = returned.good, float(loss)
+        samples = int(returned.processed[good].sum())
+        self._reporter.trained(int(good.sum()), samples, lambda: total / samples if samples else None)
+        return returned, total
 
     def _serve(self, previous: GlobalState, aggregator: Aggregator, assignment: Assignment, round: int) -> GlobalState:
         """The server optimizer's step towards the aggregated state."""
         mean = self.experiment.method.aggregate(aggregator, previous, round)
-        exits = torch.from_numpy(assignment.trained_exits()).to(previous.heads.device)
         columns = self.experiment.foundation.adapter_layout.columns(assignment.factors)
-        return self.experiment.server.step(previous, mean, aggregator.trained(), exits, columns)
+        return self.experiment.server.step(previous, mean, aggregator.trained(), aggregator.trained_exits(), columns)
 
     def evaluate(self, state: GlobalState) -> dict[str, float]:
         """Accuracy of the method's model by domain."""

@@ -63,9 +63,11 @@ class RoundTrace:
             save_file(tensors, self._folder / f"{name}.safetensors")
 
     def write_updates(self, updates: ClientUpdates) -> None:
-        """`client_<id>.safetensors`: the adapters of the blocks each client held, by global index, and its head."""
-        for position, client in enumerate(updates.clients.tolist()):
-            blocks, adapters, exits, heads = updates.of_client(position)
+        """`client_<id>.safetensors`: the adapters of the blocks each client held, by global index, and its head.
+
+        Bad updates are left out, as they are of the round.
+        """
+        for _, client, (blocks, adapters, exits, heads) in updates.of_good_clients():
             tensors = adapter_tensors(blocks.tolist(), adapters, self._foundation.adapter_layout)
             tensors |= head_tensors(exits.tolist(), heads, self._foundation.head_layout, exits=self._exits)
             save_file(tensors, self._folder / f"client_{client}.safetensors")

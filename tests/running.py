@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from fedra_engine.config import ExperimentConfig
+from fedra_engine.data.samples import Batch, SampleStore
 from fedra_engine.reporting.console import Reporter
 from fedra_engine.reporting.run_folder import RunFolder
 from fedra_engine.simulation import Simulation
@@ -34,3 +39,17 @@ def continue_run(config: ExperimentConfig, folder: RunFolder) -> None:
     """Train the rounds that `folder` does not have yet."""
     with Reporter(folder.log_file) as reporter:
         Simulation(config, folder, reporter, Accelerator(cpu=True)).run()
+
+
+def spoil(put: Callable[[object, str, object], None], clients: Sequence[int], rounds: Sequence[int]) -> None:
+    """Make all pixels that these clients train on in these rounds NaN; `put` is `setattr`, or undoes it later."""
+    batch = SampleStore.batch
+
+    def spoilt(self: SampleStore, rows: Tensor, device: Any, dtype: torch.dtype, draws: Any = None) -> Batch:
+        found = batch(self, rows, device, dtype, draws)
+        if draws is not None and draws.round in rounds:
+            owners = np.repeat(draws.clients, draws.sizes)
+            found.inputs["pixel_values"][torch.from_numpy(np.isin(owners, clients))] = torch.nan
+        return found
+
+    put(SampleStore, "batch", spoilt)

@@ -71,6 +71,19 @@ def test_class_means_are_those_of_the_frozen_model(family: str) -> None:
     torch.testing.assert_close(head[0], expected, rtol=1e-9, atol=1e-9)
 
 
+def test_class_means_leave_out_samples_whose_features_are_not_finite(caplog: pytest.LogCaptureFixture) -> None:
+    foundation, model, samples = built("vit")
+    config = ModelConfig(head_init="class_means")
+    spoilt = replace(samples, tensors={"pixel_values": samples.tensors["pixel_values"].clone()})
+    spoilt.tensors["pixel_values"][7, 0, 0, 0] = torch.nan
+    head = initial_heads(config, foundation, model, spoilt, seed=0)
+    assert head.isfinite().all()
+    assert "leaves out 1 sample" in caplog.text
+    spoilt.tensors["pixel_values"][:] = torch.nan
+    with pytest.raises(InputError, match=r"^model\.head_init: found no sample with finite features"):
+        initial_heads(config, foundation, model, spoilt, seed=0)
+
+
 def test_class_means_look_at_equally_many_samples_of_every_class(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head_init, "SAMPLES_PER_CLASS", 2)
     labels = torch.tensor([0] * 30 + [1] * 5 + [2])

@@ -64,7 +64,10 @@ class HandwrittenExecutor:
             for value, parameter in zip(trained, factors, strict=True):
                 value.copy_(parameter.detach())
             exits = np.zeros(1, dtype=np.int64)
-            yield ClientUpdates.of_one(client, held, adapters, exits, head_layout.pack(self._head)[None], work, loss)
+            updates = ClientUpdates.of_one(
+                client, held, adapters, exits, head_layout.pack(self._head)[None], work, loss
+            )
+            yield updates.checked(state.adapters[torch.from_numpy(held)], state.heads)
 
     def _wrap(self, block: nn.Module, scale: float) -> list[_LoraLinear]:
         layers = []

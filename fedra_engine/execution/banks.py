@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -20,6 +21,28 @@ def bytes_per_parameter(training: TrainingConfig, dtype: torch.dtype, compute_dt
 
 def _moments(training: TrainingConfig) -> int:
     return 2 if training.optimizer == "adamw" else int(training.momentum > 0)
+
+
+def clip_factors(squares: Tensor, training: TrainingConfig, dtype: torch.dtype) -> Tensor:
+    """What each client's gradient is multiplied by before a step, [clients] in `dtype`.
+
+    As torch.nn.utils.clip_grad_norm_ has it, but NaN where the step would be nothing: where a gradient is not finite,
+    or so large that its factor, or the quotient that AdamW steps by, would be 0. An update of NaN is noticed; one that
+    changes nothing would pass as training.
+
+    Args:
+        squares: float64 [clients], the sum of squares of each gradient.
+        training: the limit and the optimizer.
+        dtype: of the parameters.
+    """
+    limit = math.inf if training.clip_norm is None else training.clip_norm
+    numbers = torch.finfo(dtype)
+    most = limit / numbers.tiny * (limit / numbers.tiny)
+    # AdamW keeps squares of what is left.
+    if training.optimizer == "adamw" and limit * limit > numbers.max:
+        most = numbers.max
+    factors = (limit / (squares.sqrt() + 1e-6)).clamp(max=1.0)
+    return factors.where(squares < most, torch.nan).to(dtype)
 
 
 class Bank:
@@ -99,7 +122,7 @@ class Bank:
             self.gradients.add_(self.parameters - self._anchors, alpha=self._training.proximal_mu)
 
     def squared_gradient_norms(self, rows: Tensor) -> Tensor:
-        """Sum of squared gradients of each row over the trained columns, [rows]."""
+        """Sum of squared gradients of each row over the trained columns, float64 [rows]."""
         return squared_norms(self.gradients[:, self._columns], rows)
 
     def step(self, rows: Tensor, *, lr: float, clip: Tensor, steps: Tensor) -> None:

@@ -39,11 +39,13 @@ def exit_losses(logits: Tensor, labels: Tensor, table: ExitTable, count: int, di
         count: number of clients.
         distillation: λ.
     """
-    present = table.present.to(logits.dtype)
+    # The row that stands for an absent exit is another client's: even times zero, a NaN of that one would be one here.
+    here = table.present
+    present = here.to(logits.dtype)
     entropies = cross_entropy(logits, labels, reduction="none")[table.rows]
-    total = (entropies * present).sum(1)
+    total = entropies.where(here, 0).sum(1)
     if distillation > 0:
-        log_p = log_softmax(logits, dim=1)[table.rows]
+        log_p = log_softmax(logits, dim=1)[table.rows].where(here[:, :, None], 0)
         p = log_p.detach().exp()
         # KL(p_j ‖ p_i) = Σ p_j log p_j − Σ p_j log p_i, for student i and teacher j.
         cross = torch.einsum("sic,sjc->sij", log_p, p)

@@ -42,25 +42,29 @@ class FisherInformation:
     def __call__(self, state: GlobalState, count: int, round: int) -> NDArray[np.float64]:
         """Score of each block, [blocks]: Σ over its factors of ‖mean over samples of g²‖_F.
 
-        g is the gradient of a sample's true-class logit. `count` training samples are drawn for `round`, or all.
+        g is the gradient of a sample's true-class logit. `count` training samples are drawn for `round`, or all; those
+        whose gradient is not finite do not count.
         """
         rng = generator(self._seed, round=round, purpose="fisher")
         total = len(self._samples.domains)
         rows = torch.from_numpy(rng.choice(total, min(count, total), replace=False))
         squares = torch.zeros_like(state.adapters)
+        used = torch.zeros((), dtype=torch.int64, device=squares.device)
         for portion in portions(rows, _SAMPLES_AT_ONCE, self._processes):
-            squares_of_some = self._squared_gradients(state, portion.rows)
+            of_each = self._squared_gradients(state, portion.rows)
             if not portion.is_padding:
-                squares += squares_of_some
-        self._processes.all_reduce_([squares])
+                finite = of_each.flatten(1).sum(1).isfinite()
+                squares += of_each.masked_fill_(~finite[:, None, None], 0).sum(0)
+                used += finite.sum()
+        self._processes.all_reduce_([squares, used])
         layout = self._foundation.adapter_layout
         factors = (f for target in range(len(layout.targets)) for f in (layout.lora_a, layout.lora_b))
-        norms = [factor(squares / len(rows), index // 2).flatten(1).norm(dim=1) for index, factor in enumerate(factors)]
+        norms = [factor(squares / used, index // 2).flatten(1).norm(dim=1) for index, factor in enumerate(factors)]
         scores: NDArray[np.float64] = torch.stack(norms).sum(0).double().cpu().numpy()
         return scores
 
     def _squared_gradients(self, state: GlobalState, rows: torch.Tensor) -> torch.Tensor:
-        """Σ over the samples `rows` of g², [blocks, slot size]."""
+        """g² of each of the samples `rows`, [rows, blocks, slot size]."""
         foundation, count = self._foundation, len(rows)
         depth, device, dtype = foundation.depth, state.adapters.device, foundation.dtype
         adapters = state.adapters.to(dtype).repeat(count, 1)
@@ -76,4 +80,4 @@ class FisherInformation:
         layout, labels = foundation.head_layout, batch.labels
         weight, bias = layout.weight(state.heads[-1])[labels], layout.bias(state.heads[-1])[labels]
         self._model.backward(((features.to(weight.dtype) * weight).sum(1) + bias).sum())
-        return gradients.view(count, depth, -1).square_().sum(0)
+        return gradients.view(count, depth, -1).square_()

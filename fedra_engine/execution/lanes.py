@@ -134,15 +134,22 @@ class LanePool:
         for lane in done:
             self._lanes[lane.index] = None
         clients = np.array([lane.client for lane in done], dtype=np.int64)
-        slots, head_rows, lanes = to_device(
+        blocks = np.concatenate([lane.blocks[lane.trained] for lane in done])
+        exits = np.concatenate([lane.exits for lane in done])
+        slots, head_rows, lanes, global_blocks, global_heads = to_device(
             [
                 np.concatenate([lane.trained_slots for lane in done]),
                 np.concatenate([lane.heads for lane in done]),
                 np.array([lane.index for lane in done]),
+                blocks,
+                exits,
             ],
             self.losses.device,
         )
-        return ClientUpdates(
+        starts = self._state.adapters.index_select(0, global_blocks)
+        for lane, own in zip(done, starts.split([int(lane.trained.sum()) for lane in done]), strict=True):
+            self._assignment.make_own(lane.row, lane.client, lane.blocks[lane.trained], own, self._layout)
+        updates = ClientUpdates(
             clients=clients,
             samples=self._work.clients.sample_counts(clients),
             processed=np.array([sum(map(len, lane.batches)) for lane in done], dtype=np.int64),
@@ -150,12 +157,13 @@ class LanePool:
             adapters=self.adapters.parameters,
             slots=slots,
             slot_owners=np.repeat(np.arange(len(done)), [len(lane.trained_slots) for lane in done]),
-            slot_blocks=np.concatenate([lane.blocks[lane.trained] for lane in done]),
+            slot_blocks=blocks,
             heads=self.heads.parameters,
             head_rows=head_rows,
             head_owners=np.repeat(np.arange(len(done)), [len(lane.heads) for lane in done]),
-            head_exits=np.concatenate([lane.exits for lane in done]),
+            head_exits=exits,
         )
+        return updates.checked(starts, self._state.heads.index_select(0, global_heads))
 
     def _start(self, index: int, row: int) -> Lane:
         client = int(self._work.participants[row])
@@ -179,18 +187,14 @@ class LanePool:
         slots, blocks, heads, exits, indices = to_device(
             [np.concatenate(part) for part in zip(*parts, strict=True)], self.losses.device
         )
-        ranks, hand_out = self._assignment.ranks, self._assignment.hand_out
 
         def adjust() -> None:
             """Make handed-out slots each client's own: its rank, and what it keeps to itself."""
             for lane in lanes:
                 own = self.adapters.parameters[lane.slots[0] : lane.slots[-1] + 1]
-                if hand_out is not None:
-                    hand_out(lane.client, lane.blocks, own)
-                if ranks is not None:
-                    self._layout.truncate(own, int(ranks[lane.row]))
+                self._assignment.make_own(lane.row, lane.client, lane.blocks, own, self._layout)
 
-        is_adjusted = ranks is not None or hand_out is not None
+        is_adjusted = self._assignment.ranks is not None or self._assignment.hand_out is not None
         self.adapters.load(slots, self._state.adapters, blocks, adjust if is_adjusted else None)
         self.heads.load(heads, self._state.heads, exits)
         self.losses.index_fill_(0, indices, 0)

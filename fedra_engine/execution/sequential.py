@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from fedra_engine.config import LoraConfig, TrainingConfig
 from fedra_engine.data.samples import Samples
 from fedra_engine.data.token_samples import NOT_LEARNT
+from fedra_engine.execution.banks import clip_factors
 from fedra_engine.execution.dropout import DropoutKeys
 from fedra_engine.execution.loss_scale import loss_scale
 from fedra_engine.execution.submodel import Submodel, build_submodel
@@ -59,7 +60,11 @@ class SequentialExecutor:
                 penalty=penalty,
                 before_step=before_step,
             )
-            yield ClientUpdates.of_one(client, *submodel.update(), work, loss)
+            update = submodel.update()
+            starts = state.adapters[torch.from_numpy(update.blocks).to(state.adapters.device)]
+            assignment.make_own(row, client, update.blocks, starts, self._foundation.adapter_layout)
+            head_starts = state.heads[torch.from_numpy(update.exits).to(state.heads.device)]
+            yield ClientUpdates.of_one(client, *update, work, loss).checked(starts, head_starts)
 
 
 def train_client(
@@ -106,12 +111,20 @@ def train_client(
         if scale != 1:
             for gradient in (parameter.grad for parameter in parameters if parameter.grad is not None):
                 gradient /= scale
-        if work.training.clip_norm is not None:
-            nn.utils.clip_grad_norm_(parameters, work.training.clip_norm)
+        _clip_gradients(parameters, work.training)
         optimizer.step()
         total += float(loss.detach()) * len(drawn)
         processed += len(drawn)
     return LocalLoss(total, processed)
+
+
+def _clip_gradients(parameters: Sequence[nn.Parameter], training: TrainingConfig) -> None:
+    """Multiply all gradients by the one factor of `clip_factors`."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norms = torch.stack([torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients])
+    factor = clip_factors(norms.square().sum(), training, parameters[0].dtype)
+    for gradient in gradients:
+        gradient *= factor
 
 
 class _ProximalTerm:

@@ -108,8 +108,7 @@ def build_submodel(
     assert isinstance(held, nn.ModuleList | nn.Sequential)
     rank = lora.rank if assignment.ranks is None else int(assignment.ranks[row])
     slots = state.adapters[torch.from_numpy(blocks).to(state.adapters.device)]
-    if assignment.hand_out is not None:
-        assignment.hand_out(client, blocks, slots)
+    assignment.make_own(row, client, blocks, slots, foundation.adapter_layout)
     trained = assignment.trained_blocks[row, blocks]
     layers, dropouts = _inject(held, foundation, lora, rank, blocks, slots)
     for position, of_block in enumerate(layers):

@@ -14,6 +14,7 @@ from torch import Tensor
 from fedra_engine.config import LoraConfig
 from fedra_engine.data.samples import Batch, Samples
 from fedra_engine.errors import InputError
+from fedra_engine.execution.banks import clip_factors
 from fedra_engine.execution.dropout import DropoutKeys
 from fedra_engine.execution.exits import exit_losses
 from fedra_engine.execution.lanes import Lane, LanePool
@@ -188,15 +189,12 @@ class SweepExecutor:
         # The output layer of a causal language model is not trained.
         if self._foundation.head_layout.size > 0:
             banks.append((pool.heads, tables.heads, tables.head_owners))
-        clip = torch.ones(len(tables.lanes), dtype=pool.adapters.parameters.dtype, device=pool.losses.device)
         for bank, _, _ in banks:
             bank.add_proximal_gradients()
-        if work.training.clip_norm is not None:
-            squares = torch.zeros_like(clip)
-            for bank, rows, owners in banks:
-                squares.index_add_(0, owners, bank.squared_gradient_norms(rows).to(squares))
-            # As torch.nn.utils.clip_grad_norm_, client by client.
-            clip = (work.training.clip_norm / (squares.sqrt() + 1e-6)).clamp(max=1.0)
+        squares = torch.zeros(len(tables.lanes), dtype=torch.float64, device=pool.losses.device)
+        for bank, rows, owners in banks:
+            squares.index_add_(0, owners, bank.squared_gradient_norms(rows))
+        clip = clip_factors(squares, work.training, pool.adapters.parameters.dtype)
         for bank, rows, owners in banks:
             bank.step(rows, lr=work.lr, clip=clip[owners], steps=tables.steps[owners])
 

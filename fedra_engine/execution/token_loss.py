@@ -24,10 +24,12 @@ CHUNK_LOGITS = 2**26
 
 
 class TokenScores(NamedTuple):
-    """How many of each sample's learnt tokens are predicted right, and how many there are; int64 [samples]."""
+    """How many of each sample's learnt tokens are predicted right, how many there are, and for how many nothing is
+    predicted, as some logit is not a number or infinite; int64 [samples]."""
 
     correct: Tensor
     tokens: Tensor
+    undefined: Tensor
 
 
 def token_cross_entropy(
@@ -67,13 +69,24 @@ def token_scores(
     """How well the next tokens are predicted; arguments as in `token_cross_entropy`."""
     rows, samples = to_device([_rows(features, learnt), learnt.samples], features.device)
     before, targets = _learnt(features, labels, rows)
-    scores = torch.zeros(2, len(features), dtype=torch.int64, device=features.device)
-    correct, tokens = scores
+    scores = torch.zeros(3, len(features), dtype=torch.int64, device=features.device)
+    correct, tokens, undefined = scores
     for chunk in _chunks(len(rows), weight):
-        right = _logits(before[chunk], weight, bias).argmax(1) == targets[chunk]
+        right, defined = is_right(_logits(before[chunk], weight, bias), targets[chunk])
         correct.index_add_(0, samples[chunk], right.long())
+        undefined.index_add_(0, samples[chunk], (~defined).long())
     tokens.index_add_(0, samples, torch.ones_like(samples))
-    return TokenScores(correct, tokens)
+    return TokenScores(correct, tokens, undefined)
+
+
+def is_right(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether the largest of `logits` [rows, classes] is at `targets` [rows], and whether there is one; bool [rows].
+
+    There is none, and nothing is right, where a logit is NaN or infinitely large: argmax would name some class.
+    """
+    predicted = logits.argmax(1)
+    defined = logits.gather(1, predicted[:, None])[:, 0].isfinite()
+    return (predicted == targets) & defined, defined
 
 
 class _TokenCrossEntropy(torch.autograd.Function):

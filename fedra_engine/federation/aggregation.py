@@ -43,9 +43,9 @@ class Aggregator:
 
     def add(self, updates: ClientUpdates) -> None:
         """Take in the updates of a few clients."""
-        weights = self.client_weights(updates)
-        self._adapters.add(updates.adapters, updates.slots, updates.slot_blocks, self.slot_weights(updates, weights))
-        self._heads.add(updates.heads, updates.head_rows, updates.head_exits, weights[updates.head_owners])
+        self._adapters.add(updates.adapters, updates.slots, updates.slot_blocks, self.slot_weights(updates))
+        head_weights = self._weights(updates, updates.head_owners)
+        self._heads.add(updates.heads, updates.head_rows, updates.head_exits, head_weights)
 
     def sums(self) -> list[Tensor]:
         """All that was taken in, as sums over clients: where they are added up, aggregators become one."""
@@ -67,14 +67,20 @@ class Aggregator:
         """bool [blocks, slot size] or [blocks, 1], what of the adapters somebody trained so far."""
         return self.held_blocks()[:, None]
 
-    def client_weights(self, updates: ClientUpdates) -> NDArray[np.float64]:
-        """The weight of each client, [clients]."""
-        samples = updates.samples
-        return (samples if self._weighting == "samples" else np.ones_like(samples)).astype(np.float64)
+    def trained_exits(self) -> Tensor:
+        """bool [exits], the classifiers that somebody trained so far."""
+        return self._heads.weight > 0
 
-    def slot_weights(self, updates: ClientUpdates, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The weight of each slot, [slots], given those of the clients."""
-        return weights[updates.slot_owners]
+    def slot_weights(self, updates: ClientUpdates) -> Tensor:
+        """The weight of each slot, [slots], in the precision of the sums; 0 where its client's update is bad."""
+        return self._weights(updates, updates.slot_owners)
+
+    def _weights(self, updates: ClientUpdates, owners: NDArray[np.int64]) -> Tensor:
+        """The weight of each of `owners` (positions of clients), on the device."""
+        weights = updates.samples[owners] if self._weighting == "samples" else np.ones_like(owners)
+        like = self._adapters.weight
+        wanted, positions = to_device([weights, owners], like.device)
+        return wanted.to(like.dtype).where(updates.good.index_select(0, positions), 0)
 
 
 class WeightedSum:
@@ -87,10 +93,9 @@ class WeightedSum:
         self._parts = [torch.zeros(like.shape, dtype=dtype, device=like.device) for _ in range(1 + deterministic)]
         self.weight = torch.zeros(len(like), dtype=dtype, device=like.device)
 
-    def add(self, bank: Tensor, rows: Tensor, targets: NDArray[np.int64], weights: NDArray[np.float64]) -> None:
-        """Add `bank[rows]` with `weights` to the global rows `targets`."""
-        precision = np.float32 if self.weight.dtype == torch.float32 else np.float64
-        where, weight = to_device([targets, weights.astype(precision)], bank.device)
+    def add(self, bank: Tensor, rows: Tensor, targets: NDArray[np.int64], weight: Tensor) -> None:
+        """Add `bank[rows]` with `weight`, [rows] in the precision of the sums, to the global rows `targets`."""
+        (where,) = to_device([targets], bank.device)
         if len(self._parts) == 1:
             aggregate(self._parts[0], self.weight, bank, rows, where, weight)
             return

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedra_engine.federation.allocation import Allocation
-from fedra_engine.models.adapters import Factor
+from fedra_engine.models.adapters import AdapterLayout, Factor
 
 HandOut = Callable[[int, NDArray[np.int64], Tensor], None]
 """Called with a client, the blocks it holds and its slots [held, slot size], filled from the global adapters; may
@@ -73,11 +73,12 @@ class Assignment:
             return np.ones(len(self.held), dtype=np.int64)
         return self.held[:, list(self.exits)].sum(axis=1)
 
-    def trained_exits(self) -> NDArray[np.bool_]:
-        """bool [exits], the classifiers that some participant trains; one without early exits."""
-        if not self.exits:
-            return np.array([len(self.held) > 0])
-        return np.asarray(self.held[:, list(self.exits)].any(axis=0))
+    def make_own(self, row: int, client: int, blocks: NDArray[np.int64], slots: Tensor, layout: AdapterLayout) -> None:
+        """Make `slots` [blocks, slot size], filled from the global adapters, what the client in `row` starts with."""
+        if self.hand_out is not None:
+            self.hand_out(client, blocks, slots)
+        if self.ranks is not None:
+            layout.truncate(slots, int(self.ranks[row]))
 
     def select(self, rows: NDArray[np.int64]) -> Assignment:
         """The assignment of some participants."""

@@ -37,8 +37,7 @@ class GroupedAggregator(Aggregator):
         """See `Aggregator.add`."""
         super().add(updates)
         rows = self._group_of(updates.clients)[updates.slot_owners] * len(self.previous.adapters) + updates.slot_blocks
-        weights = self.slot_weights(updates, self.client_weights(updates))
-        self._by_group.add(updates.adapters, updates.slots, rows, weights)
+        self._by_group.add(updates.adapters, updates.slots, rows, self.slot_weights(updates))
 
     def sums(self) -> list[Tensor]:
         """See `Aggregator.sums`."""

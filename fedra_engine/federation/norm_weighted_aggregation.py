@@ -43,9 +43,8 @@ class NormWeightedAggregator(RankedAggregator):
         """See `Aggregator.add`."""
         super().add(updates)
         slots = updates.adapters[updates.slots].to(self._sums)
-        weights = self.slot_weights(updates, self.client_weights(updates))
-        blocks, clients = to_device([updates.slot_blocks, weights], slots.device)
-        norms = product_norms(slots, self._layout) * clients.to(slots.dtype)[:, None]
+        (blocks,) = to_device([updates.slot_blocks], slots.device)
+        norms = product_norms(slots, self._layout) * self.slot_weights(updates)[:, None]
         self._norms.index_add_(0, blocks, norms)
         self._sums.index_add_(0, blocks, slots * self._per_column(norms))
 

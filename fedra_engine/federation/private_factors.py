@@ -28,8 +28,7 @@ class PrivateFactors:
 
     def keep(self, updates: ClientUpdates) -> None:
         """Remember what a few clients trained."""
-        for position, client in enumerate(updates.clients.tolist()):
-            update = updates.of_client(position)
+        for _, client, update in updates.of_good_clients():
             values = update.adapters[:, self._columns].cpu().clone()
             self._new[client] = (update.blocks.tolist(), values)
             self._remember(client, *self._new[client])

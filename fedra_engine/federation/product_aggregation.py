@@ -38,7 +38,7 @@ class ProductAggregator(RankedAggregator):
     def add(self, updates: ClientUpdates) -> None:
         """See `Aggregator.add`."""
         super().add(updates)
-        weights = self.slot_weights(updates, self.client_weights(updates))
+        weights = self.slot_weights(updates)
         for block in np.unique(updates.slot_blocks).tolist():
             self._add_block(updates, np.flatnonzero(updates.slot_blocks == block), weights, block)
 
@@ -52,12 +52,10 @@ class ProductAggregator(RankedAggregator):
         divisor = torch.where(weight > 0, weight, torch.ones_like(weight))
         return [product / divisor[:, None, None] for product in self._products]
 
-    def _add_block(
-        self, updates: ClientUpdates, members: NDArray[np.int64], weights: NDArray[np.float64], block: int
-    ) -> None:
-        of_block, weight = to_device([members, weights[members]], updates.slots.device)
+    def _add_block(self, updates: ClientUpdates, members: NDArray[np.int64], weights: Tensor, block: int) -> None:
+        (of_block,) = to_device([members], updates.slots.device)
         slots = updates.adapters[updates.slots[of_block]].to(self._products[0])
-        scaled = weight.to(slots.dtype)[:, None, None]
+        scaled = weights[of_block][:, None, None]
         for target, product in enumerate(self._products):
             # All clients' factors side by side: their sum of products is one product.
             a = self._layout.lora_a(slots, target).flatten(0, 1)

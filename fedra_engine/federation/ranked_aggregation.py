@@ -43,10 +43,9 @@ class RankedAggregator(Aggregator):
     def add(self, updates: ClientUpdates) -> None:
         """See `Aggregator.add`."""
         super().add(updates)
-        weights = self.slot_weights(updates, self.client_weights(updates))
         has = np.arange(self._layout.rank) < self._ranks[updates.clients][updates.slot_owners, None]
-        blocks, weighted = to_device([updates.slot_blocks, weights[:, None] * has], self._by_rank.device)
-        self._by_rank.index_add_(0, blocks, weighted.to(self._by_rank.dtype))
+        blocks, has_rank = to_device([updates.slot_blocks, has], self._by_rank.device)
+        self._by_rank.index_add_(0, blocks, self.slot_weights(updates)[:, None] * has_rank)
 
     def sums(self) -> list[Tensor]:
         """See `Aggregator.sums`."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from fedra_engine.config import TrainingConfig
 from fedra_engine.federation.clients import Clients, local_batches, local_step_counts, with_step_limit
+from fedra_kernels import squared_norms, to_device
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,8 @@ class ClientUpdates:
         head_rows: int64 [heads], rows of `heads`.
         head_owners: int64 [heads], index into `clients`.
         head_exits: int64 [heads], which of the global classifiers each is.
+        norms: float64 [clients], on the executor's device: how far each client's adapters and heads are from what it
+            was handed out. Not finite for a bad update, one whose loss or some value is not; see `checked`.
     """
 
     clients: NDArray[np.int64]
@@ -108,6 +112,7 @@ class ClientUpdates:
     head_rows: Tensor
     head_owners: NDArray[np.int64]
     head_exits: NDArray[np.int64]
+    norms: Tensor | None = None
 
     @classmethod
     def of_one(
@@ -136,6 +141,50 @@ class ClientUpdates:
             head_owners=np.zeros(len(exits), dtype=np.int64),
             head_exits=exits,
         )
+
+    def checked(self, starts: Tensor, head_starts: Tensor) -> ClientUpdates:
+        """These updates with their `norms`. All that clients with a bad one trained becomes zero, in place.
+
+        So nothing of it spreads, whatever it is multiplied by or added to with a weight of zero. Waits for no device.
+
+        Args:
+            starts: what each of the slots was before the training, [slots, slot size].
+            head_starts: and each of the heads, [heads, head size].
+        """
+        device = self.adapters.device
+        owners, head_owners = to_device([self.slot_owners, self.head_owners], device)
+        losses = self.losses.to(device)
+        squares = torch.zeros_like(losses)
+        for bank, rows, of_bank, before in (
+            (self.adapters, self.slots, owners, starts),
+            (self.heads, self.head_rows, head_owners, head_starts),
+        ):
+            change = bank.index_select(0, rows).sub_(before)
+            squares.index_add_(0, of_bank, squared_norms(change, torch.arange(len(rows), device=device)))
+        norms = squares.sqrt().where(losses.isfinite(), torch.nan)
+        good = norms.isfinite()
+        for bank, rows, of_bank in (
+            (self.adapters, self.slots, owners),
+            (self.heads, self.head_rows, head_owners),
+        ):
+            kept = good.index_select(0, of_bank)
+            if device.type == "cpu":
+                bank[rows[~kept]] = 0
+            else:
+                # To find the rows, the host would have to wait.
+                bank.index_copy_(0, rows, bank.index_select(0, rows).where(kept[:, None], 0))
+        return replace(self, losses=losses.where(good, 0), norms=norms)
+
+    @property
+    def good(self) -> Tensor:
+        """bool [clients], on the executor's device: whose update is not bad."""
+        assert self.norms is not None
+        return self.norms.isfinite()
+
+    def of_good_clients(self) -> Iterator[tuple[int, int, ClientUpdate]]:
+        """Position, client and what it trained, of those whose update is not bad; waits for the device."""
+        for position in torch.nonzero(self.good)[:, 0].tolist():
+            yield position, int(self.clients[position]), self.of_client(position)
 
     def of_client(self, position: int) -> ClientUpdate:
         """What `clients[position]` trained."""

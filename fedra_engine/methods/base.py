@@ -90,7 +90,10 @@ class Method(ABC):
         return Aggregator(previous, weighting=config.weighting, deterministic=self.federation.deterministic)
 
     def receive(self, updates: ClientUpdates) -> None:  # noqa: B027 (most methods keep nothing)
-        """See the updates of a few clients before they are aggregated: to keep something of them, or to cut them."""
+        """See the updates of a few clients before they are aggregated: to keep something of them, or to cut them.
+
+        Nothing is to be learnt from those that `ClientUpdates.good` excludes.
+        """
 
     def synchronize(self, processes: Processes) -> None:  # noqa: B027 (most methods keep nothing)
         """After the last update of a round: share with all processes what `receive` kept of this one's participants."""

@@ -63,8 +63,8 @@ class FedHello(Method):
         scores = self.federation.fisher(state, options.fisher_samples, round)
         if not np.isfinite(scores).all():
             raise InputError(
-                f"method.fedhello.selection: found Fisher information that is not finite in round {round + 1}, "
-                "expected training to stay finite (lower training.lr)"
+                f"method.fedhello.selection: found no sample with a finite gradient to take Fisher information from in "
+                f"round {round + 1}, expected training to stay finite (lower training.lr, or model.dtype float32)"
             )
         self._chances = chances(scores)
 

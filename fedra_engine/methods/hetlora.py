@@ -71,8 +71,7 @@ class HetLoRA(AllocatedMethod):
         """See `Method.receive`; cuts the updates of clients that prune."""
         if self._options.keep_ratio == 1:
             return
-        for position, client in enumerate(updates.clients.tolist()):
-            update = updates.of_client(position)
+        for position, client, update in updates.of_good_clients():
             before = self._handed_out[torch.from_numpy(update.blocks).to(update.adapters.device)]
             rank = int(self._ranks[client])
             if self._tail(update.adapters, rank) < self._tail(before, rank):

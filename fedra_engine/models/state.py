@@ -39,10 +39,6 @@ class GlobalState:
         base = tuple(tensors[f"base.{target}"].to(weights) for target, weights in enumerate(self.base))
         return GlobalState(tensors["adapters"].to(self.adapters), tensors["heads"].to(self.heads), base)
 
-    def finite(self) -> bool:
-        """Whether no value is infinite or not a number."""
-        return all(bool(tensor.isfinite().all()) for tensor in (self.adapters, self.heads, *self.base))
-
 
 @dataclass(frozen=True)
 class EvaluatedModel:

@@ -84,7 +84,8 @@ class Reporter:
     def round_finished(self, record: Mapping[str, Any]) -> None:
         """The round with these metrics is over. Plain output gets a line of it; the log gets all of it."""
         self._meter.round_finished(record["loss"])
-        line = f"round {self._meter.round_text()}  {self._meter.status_text()}"
+        left_out = f"  {record['bad_updates']} left out" if record.get("bad_updates") else ""
+        line = f"round {self._meter.round_text()}  {self._meter.status_text()}{left_out}"
         if self._live is None:
             self._print(line)
         self._write_log(f"{line}  {dict(record)}")

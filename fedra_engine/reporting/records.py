@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedra_engine.federation.work import ClientUpdates
@@ -13,7 +16,7 @@ from fedra_engine.federation.work import ClientUpdates
 
 @dataclass
 class Tally:
-    """What was trained so far in a round.
+    """What was trained so far in a round, bad updates included.
 
     Attributes:
         clients: how many have trained.
@@ -24,6 +27,7 @@ class Tally:
     clients: int = 0
     samples: int = 0
     loss: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    _returned: list[tuple[NDArray[np.int64], NDArray[np.int64], Tensor]] = field(default_factory=list, repr=False)
 
     def mean_loss(self) -> float | None:
         """Per sample, None when nobody trained; waits for the executor's device."""
@@ -34,6 +38,62 @@ class Tally:
         self.clients += len(updates.clients)
         self.samples += int(updates.processed.sum())
         self.loss = self.loss + updates.losses.sum()
+        assert updates.norms is not None
+        self._returned.append((updates.clients, updates.processed, updates.norms))
+
+    def returned(self) -> ReturnedUpdates:
+        """Who returned what; waits for the executor's device, once for all."""
+        if not self._returned:
+            nobody = np.empty(0, dtype=np.int64)
+            return ReturnedUpdates(nobody, nobody, np.empty(0))
+        clients, processed, norms = zip(*self._returned, strict=True)
+        return ReturnedUpdates(np.concatenate(clients), np.concatenate(processed), torch.cat(norms).cpu().numpy())
+
+
+SUSPICIOUS = 10.0
+"""Times the median of a round's norms from which an update is pointed out."""
+_ENOUGH_TO_COMPARE = 4
+
+
+@dataclass(frozen=True)
+class ReturnedUpdates:
+    """The updates of a round's clients; all arrays are [clients].
+
+    Attributes:
+        clients: int64, ascending where they are those of all processes.
+        processed: int64, samples each went through.
+        norms: float64; see `ClientUpdates.norms`.
+    """
+
+    clients: NDArray[np.int64]
+    processed: NDArray[np.int64]
+    norms: NDArray[np.float64]
+
+    @classmethod
+    def merged(cls, parts: Sequence[ReturnedUpdates]) -> ReturnedUpdates:
+        """Those of all `parts`, in the order of the clients."""
+        clients, processed, norms = (
+            np.concatenate([getattr(part, name) for part in parts]) for name in ("clients", "processed", "norms")
+        )
+        order = np.argsort(clients)
+        return cls(clients[order], processed[order], norms[order])
+
+    @property
+    def good(self) -> NDArray[np.bool_]:
+        """bool [clients], whose update is finite."""
+        return np.isfinite(self.norms)
+
+    def suspicious(self) -> tuple[NDArray[np.int64], float]:
+        """Clients with a good update far larger than most of the round's, and the median of the norms."""
+        norms = self.norms[self.good]
+        median = float(np.median(norms)) if len(norms) >= _ENOUGH_TO_COMPARE else 0.0
+        # Where most updates change nothing, any change at all would be infinitely many times as large.
+        far = (self.norms > SUSPICIOUS * median) & self.good & (median > 0)
+        return self.clients[far], median
+
+
+MOST_NAMED = 100
+"""Clients that `metrics.jsonl` names."""
 
 
 @dataclass
@@ -42,7 +102,7 @@ class RoundMetrics:
 
     Attributes:
         round: its number, from 0.
-        participants: clients that trained.
+        participants: clients that trained, without those of `bad_updates`.
         samples: samples they went through, over all local steps.
         loss: mean training loss over these; None when nobody trained.
         lr: learning rate.
@@ -51,6 +111,9 @@ class RoundMetrics:
         accuracy: per domain, where the state after the round was evaluated.
         simulated_seconds, late, dropped: what clients' devices made of the round, where they have any; see
             `DeviceRound`.
+        bad_updates: how many clients were left out because their update is not finite, where there are some; see
+            `training.on_bad_update`.
+        bad_clients: the first `MOST_NAMED` of them.
     """
 
     round: int
@@ -64,6 +127,8 @@ class RoundMetrics:
     simulated_seconds: float | None = None
     late: int | None = None
     dropped: int | None = None
+    bad_updates: int | None = None
+    bad_clients: list[int] | None = None
 
     def record(self) -> dict[str, Any]:
         """The values by name; what was not measured is left out."""

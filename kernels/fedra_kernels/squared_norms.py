@@ -18,8 +18,8 @@ BLOCK = 2048
 def squared_norms(grad: Tensor, slots: Tensor) -> Tensor:
     """[n] sums of squares of the bank rows `slots` of grad [slots, P], a bank or some columns of one.
 
-    slots: int64 [n]. On a GPU its values are not checked: a slot outside the bank gives NaN. The sums are fp32, and
-    fp64 for an fp64 bank.
+    slots: int64 [n]. On a GPU its values are not checked: a slot outside the bank gives NaN. The sums are fp64, so
+    that no finite fp32 gradient has an infinite one.
 
     Raises:
         ValueError: a shape, dtype, device or slot does not fit.
@@ -33,7 +33,7 @@ def squared_norms(grad: Tensor, slots: Tensor) -> Tensor:
     dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
     norms = torch.empty(slots.shape, dtype=dtype, device=grad.device)
     if not len(slots):
-        return norms
+        return norms.double()
     low, high = (int(bound) for bound in torch.aminmax(slots))
     if high - low < 2 * len(slots):
         # Reading the rows between is cheaper than copying those that are asked for.
@@ -43,12 +43,16 @@ def squared_norms(grad: Tensor, slots: Tensor) -> Tensor:
     else:
         for rows, index in slot_chunks(slots, grad.shape[1]):
             torch.linalg.vector_norm(bank_rows(grad, index), dim=1, dtype=dtype, out=norms[rows])
-    return norms.square_()
+    wide = norms.double()
+    # In fp64 from the start would take nine times as long, and hardly any row needs it.
+    for row in torch.nonzero(~norms.isfinite())[:, 0].tolist():
+        wide[row] = torch.linalg.vector_norm(grad[int(slots[row])], dtype=torch.float64)
+    return wide.square_()
 
 
 def squared_norms_reference(grad: Tensor, slots: Tensor) -> Tensor:
     """The same sums in plain torch."""
-    return grad[slots].square().sum(1)
+    return grad[slots].double().square().sum(1)
 
 
 @triton.jit(do_not_specialize=["slots_ptr", "slot_count"])
@@ -57,17 +61,17 @@ def squared_norms_kernel(grad_ptr, slots_ptr, norms_ptr, slot_count, stride_slot
     number = tl.program_id(0)
     slot = tl.load(slots_ptr + number)
     known = (slot >= 0) & (slot < slot_count)
-    total = tl.zeros((BLOCK,), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float64)
     for start in range(0, entries, BLOCK):
         offset = start + tl.arange(0, BLOCK)
         mask = (offset < entries) & known
-        grad = tl.load(grad_ptr + slot * stride_slot + offset, mask=mask, other=0.0).to(tl.float32)
+        grad = tl.load(grad_ptr + slot * stride_slot + offset, mask=mask, other=0.0).to(tl.float64)
         total += grad * grad
     tl.store(norms_ptr + number, tl.where(known, tl.sum(total, axis=0), float("nan")))
 
 
 def _fake(grad: Tensor, slots: Tensor) -> Tensor:
-    return grad.new_empty(slots.shape, dtype=torch.float32)
+    return grad.new_empty(slots.shape, dtype=torch.float64)
 
 
 @register(SCHEMA, _fake)

@@ -20,8 +20,8 @@ from fedra_engine.config import DepthFLConfig, FedHelloConfig, HetLoraConfig
 from fedra_engine.methods.registry import METHODS
 from fedra_engine.reporting.run_folder import RunFolder
 from tests.distributed.jobs import engine_errors, run_job
-from tests.distributed.worker import FAULTS, LACKING, leave_out_what_takes_long
-from tests.running import continue_run, run_experiment, small_config
+from tests.distributed.worker import FAULTS, LACKING, SPOILT, leave_out_what_takes_long
+from tests.running import continue_run, run_experiment, small_config, spoil
 
 WORKER = Path(__file__).parent / "worker.py"
 DIGITS_VIT = Path(__file__).parents[2] / "fedra_engine" / "assets" / "digits_vit"
@@ -30,8 +30,11 @@ ONE_RANK = {"alllarge", "allsmall", "exclusivefl", "inclusivefl", "depthfl", "fe
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shallow_model(tmp_path_factory.mktemp("model"))
+
+
+def shallow_model(folder: Path) -> Path:
     """The first four blocks of the embedded model."""
-    folder = tmp_path_factory.mktemp("model")
     whole = AutoModelForImageClassification.from_pretrained(DIGITS_VIT)
     whole.vit.layers = whole.vit.layers[:4]
     whole.config.num_hidden_layers = 4
@@ -95,7 +98,7 @@ def job(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     crowded = {**plain, "clients": {**plain["clients"], "participants": 1}}
     faulty = {name: {**plain, "rounds": 3} for name in FAULTS}
     more = {"resumed": private, "begun": {**private, "rounds": 1}, "crowded": crowded, **faulty}
-    more |= dict.fromkeys(LACKING, plain)
+    more |= dict.fromkeys(LACKING, plain) | dict.fromkeys(SPOILT, private)
     exact = {**plain, "model": {"path": str(model)}, "execution": {"deterministic": True}, "rounds": 3}
     more |= {"uninterrupted": exact, "interrupted": exact}
     run_experiment(folder / "resumed", rounds=1, **private)
@@ -213,6 +216,26 @@ def test_data_that_one_process_lacks_are_reported_by_all_and_no_folder_is_left(j
     assert not (job / case / "run").exists()
 
 
+def test_bad_updates_are_left_out_whichever_process_trained_them(
+    job: Path, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clients = SPOILT["spoilt"]
+    for index in range(2):
+        _, trained = json.loads((job / "spoilt" / f"clients.{index}.json").read_text())
+        assert set(trained) & set(clients)
+    spoil(monkeypatch.setattr, clients, rounds=(1,))
+    leave_out_what_takes_long(monkeypatch.setattr)
+    assert_same_run(job / "spoilt" / "run", run_experiment(tmp_path, **changes({"name": "fedsalora"}, model)))
+    assert RunFolder(job / "spoilt" / "run").read_metrics()[1]["bad_clients"] == list(clients)
+
+
+def test_a_round_of_bad_updates_alone_ends_all_processes(job: Path) -> None:
+    messages = {(job / "all spoilt" / f"error.{index}").read_text() for index in range(2)}
+    (message,) = messages
+    assert message.startswith("training.on_bad_update: found a loss")
+    assert "in round 2 from clients 0 (clean), 1 (clean), 2 (noisy), 3 (noisy), 4 (edges), 5 (edges)" in message
+
+
 def test_a_process_that_dies_ends_all_and_the_rounds_before_are_kept(job: Path) -> None:
     lines = engine_errors((job / "error").read_text())
     assert len(lines) == 1
@@ -232,5 +255,6 @@ def test_more_processes_than_participants_are_refused_before_there_is_a_folder(j
 
 def test_only_the_main_process_speaks(job: Path) -> None:
     output = (job / "output").read_text().splitlines()
-    assert sum(line.startswith("method ") for line in output) == len(CASES) + 7
     # Beside the cases: resumed, begun, failing, killed, uninterrupted, and interrupted twice.
+    assert sum(line.startswith("method ") for line in output) == len(CASES) + 7 + len(SPOILT)
+    assert sum(line.startswith("warning: round 2 leaves out") for line in output) == 1

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from fedra_engine import experiment, simulation
 from fedra_engine.cli import read_config
 from fedra_engine.config import ExperimentConfig
+from fedra_engine.data.samples import SampleStore
 from fedra_engine.errors import InputError
 from fedra_engine.execution.scheduling import Pace
 from fedra_engine.execution.sweep import SweepExecutor
@@ -28,6 +29,7 @@ from fedra_engine.reporting.console import Reporter
 from fedra_engine.reporting.run_folder import RunFolder
 from fedra_engine.run_request import RunRequest
 from fedra_engine.simulation import Simulation
+from tests.running import spoil
 
 
 def main() -> None:
@@ -51,6 +53,8 @@ def run_case(folder: Path, config: ExperimentConfig, accelerator: Accelerator) -
     fault = FAULTS.get(folder.name) if processes.index == 1 and earlier is None else None
     trained = observe_training(fault)
     let_clients_change_hands()
+    batch = SampleStore.batch
+    spoil(setattr, SPOILT.get(folder.name, ()), rounds=(1,))
     try:
         with (
             bad_data(LACKING[folder.name]) if folder.name in LACKING and processes.index == 1 else nullcontext(),
@@ -60,6 +64,7 @@ def run_case(folder: Path, config: ExperimentConfig, accelerator: Accelerator) -
             Simulation(config, run, reporter, accelerator).run()
     except InputError as error:
         (folder / f"error.{processes.index}").write_text(str(error))
+    SampleStore.batch = batch  # type: ignore[method-assign]
     (folder / f"clients.{processes.index}.json").write_text(json.dumps(trained))
 
 
@@ -98,6 +103,9 @@ def die() -> None:
 FAULTS = {"failing": find_bad_input, "interrupted": find_bad_input, "killed": die}
 """Cases in which something happens to process 1 in the second round, after it has trained a part of its share."""
 
+
+SPOILT = {"spoilt": (0, 1, 4), "all spoilt": tuple(range(6))}
+"""Cases in which updates of these clients are not finite in the second round."""
 
 LACKING = {"sourceless": "load_source", "clientless": "make_clients"}
 """Cases in which process 1 has other data than the others, and what then fails there."""

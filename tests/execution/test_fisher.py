@@ -10,7 +10,7 @@ from fedra_engine.execution.submodel import build_submodel
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.randomness import generator
-from tests.tiny import DEPTH, make_samples
+from tests.tiny import DEPTH, TensorSamples, make_samples
 from tests.tiny_federation import SGD, make_setting
 
 COUNT = 40
@@ -34,3 +34,21 @@ def test_scores_equal_those_of_one_sample_after_another() -> None:
             total += gradient**2 / COUNT
     expected = [sum(float(square.norm()) for square in block) for block in squares]
     np.testing.assert_allclose(found, expected, rtol=1e-8)
+
+
+def test_samples_without_a_finite_gradient_do_not_count() -> None:
+    setting = make_setting("vit", SGD)
+    foundation, state = setting.foundation, setting.state()
+    samples = make_samples("vit", 12)
+    model = SweepModel(foundation, lambda n: samples.inputs(torch.arange(n), torch.device("cpu"), torch.float64))
+
+    def scores(rows: slice) -> np.ndarray:
+        some = TensorSamples(
+            {k: t[rows] for k, t in samples.tensors.items()}, samples.labels[rows], samples.domains[rows]
+        )
+        return FisherInformation(foundation, model, some, scale=setting.lora.scale, seed=1)(state, COUNT, 0)
+
+    expected = scores(slice(10))
+    samples.tensors["pixel_values"][10, 0, 0, 0] = torch.nan
+    samples.tensors["pixel_values"][11, 0, 0, 0] = torch.inf
+    np.testing.assert_allclose(scores(slice(12)), expected, rtol=1e-8)

@@ -103,6 +103,11 @@ def test_scores_count_right_predictions_per_sample(monkeypatch: pytest.MonkeyPat
     scores = token_scores(features, labels, learnt_tokens(labels), weight, bias)
     assert torch.equal(scores.tokens, (targets != NOT_LEARNT).sum(1))
     assert torch.equal(scores.correct, (logits.argmax(2) == targets).sum(1))
+    assert not scores.undefined.any()
+    features.data[1] = torch.nan
+    spoilt = token_scores(features, labels, learnt_tokens(labels), weight, bias)
+    assert torch.equal(spoilt.undefined, scores.tokens.where(torch.arange(len(labels)) == 1, 0))
+    assert torch.equal(spoilt.correct, scores.correct.where(torch.arange(len(labels)) != 1, 0))
 
 
 def test_a_batch_without_learnt_tokens_has_loss_zero() -> None:

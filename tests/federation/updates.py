@@ -31,6 +31,7 @@ def make_updates(rng: np.random.Generator, client: int, blocks: np.ndarray, dtyp
         head_rows=torch.from_numpy(rng.integers(0, 3, size=1)),
         head_owners=np.zeros(1, dtype=np.int64),
         head_exits=np.zeros(1, dtype=np.int64),
+        norms=torch.ones(1, dtype=torch.float64),
     )
 
 

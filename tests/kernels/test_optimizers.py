@@ -187,7 +187,15 @@ def test_no_slots_change_nothing():
 def test_squared_norms_equal_the_sum_of_squares(slots, columns):
     grad = randn(30, 50_000, seed=1)[:, columns]
     found = squared_norms(grad, torch.tensor(slots))
-    torch.testing.assert_close(found, grad[slots].square().sum(1))
+    torch.testing.assert_close(found, grad[slots].double().square().sum(1))
+
+
+def test_squares_that_overflow_have_a_finite_sum():
+    grad = torch.randn(4, 3000) * 1e30
+    grad[1, 5], grad[2, 7], grad[3] = torch.nan, torch.inf, torch.randn(3000)
+    for slots in (torch.arange(4), torch.tensor([3, 0])):
+        expected = grad[slots].double().square().sum(1)
+        torch.testing.assert_close(squared_norms(grad, slots), expected, equal_nan=True)
 
 
 def test_bad_arguments_are_named():

@@ -98,6 +98,7 @@ def packed(updates: list[Update]) -> ClientUpdates:
         head_rows=torch.arange(len(heads)),
         head_owners=np.repeat(np.arange(len(updates)), head_counts),
         head_exits=np.array([exit for update in updates for exit in update.heads]),
+        norms=torch.ones(len(updates), dtype=torch.float64),
     )
 
 

@@ -69,6 +69,29 @@ def test_accuracy_is_counted_per_domain() -> None:
     assert accuracy == pytest.approx({"photo": float(right[:15].mean()), "sketch": float(right[15:].mean())})
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_predictions_that_are_not_finite_count_as_wrong_and_are_reported(
+    value: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    foundation, samples = make_tiny("vit", lora("vit")), make_samples("vit", 6)
+    sweep = SweepModel(foundation, lambda n: samples.inputs(torch.arange(n), CPU, foundation.dtype))
+    samples.domains[3:] = 1
+    samples.tensors["pixel_values"][3:5] = value
+    # Everything is of the class that argmax names where all is NaN, and is predicted as that.
+    samples.labels[:] = 0
+    heads = foundation.initial_heads()
+    foundation.head_layout.bias(heads)[:, 0] = 100
+    state = GlobalState(initial_adapters(foundation.adapter_layout, DEPTH, seed=0, dtype=torch.float64), heads)
+    evaluator = Evaluator(foundation, sweep, samples, lora("vit"), ["photo", "sketch"])
+    everything = EvaluatedModel(np.arange(DEPTH))
+    wanted = {"photo": 1.0, "sketch": pytest.approx(1 / 3)}
+    assert evaluator.accuracy(state, everything) == wanted
+    assert evaluator.personal_accuracy({0: [state], 1: [state]}, state, everything) == wanted
+    assert [record.getMessage().partition(",")[0] for record in caplog.records] == [
+        "sketch: 2 of 3 predictions count as wrong"
+    ] * 2
+
+
 def test_target_modules_follow_peft_rules() -> None:
     assert [t.path for t in make_tiny("bert", LoraConfig(target_modules=["output.dense"])).adapter_layout.targets] == [
         "attention.output.dense",

@@ -97,6 +97,13 @@ def test_squared_norms_equal_their_reference(size, dtype):
     assert_close({"norms": squared_norms(grad, SLOTS)}, {"norms": expected}, 1e-5)
 
 
+def test_squares_that_overflow_have_a_finite_sum():
+    grad = _bank(1, 100, torch.float32) * 1e30
+    found, expected = squared_norms(grad, SLOTS), squared_norms_reference(grad, SLOTS)
+    assert found.isfinite().all()
+    assert_close({"norms": found}, {"norms": expected}, 1e-5)
+
+
 @pytest.mark.parametrize("accumulator", [torch.float32, torch.float64], ids=str)
 @DTYPES
 def test_aggregate_sums_each_blocks_holders(accumulator, dtype):
