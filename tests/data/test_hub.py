@@ -73,7 +73,7 @@ def test_stored_images_are_decoded_once(tmp_path: Path, monkeypatch: pytest.Monk
     expected = np.stack([np.asarray(image) for image in data.content["image"]])
     rows = torch.arange(len(first))
     np.testing.assert_array_equal(first.pixels.gather(rows, torch.device("cpu"))[:, 0], expected)
-    monkeypatch.setattr(images_module.PillowImage, "open", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(images_module.PillowImage, "open", lambda *_, **__: pytest.fail("decoded again"))
     for others in ({}, {"domains": ["photo"]}, {"columns": ColumnsConfig(label="domain")}):
         preprocess(load_source(DataConfig("hf_dataset", str(tmp_path / "saved"), **others), seed=0), GREY)
 

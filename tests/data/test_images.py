@@ -129,7 +129,7 @@ def test_damaged_images_are_named(make_tree) -> None:
     [EOFError("no more"), struct.error("short"), TypeError("none"), IndexError(), KeyError(3), ValueError("bad")],
 )
 def test_whatever_pillow_raises_names_the_image(make_tree, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     data = load(make_tree({"a": ["x"]}))
@@ -173,13 +173,27 @@ def test_a_domain_of_which_nothing_is_left_is_named(make_tree) -> None:
 def test_a_file_that_may_not_be_opened_is_never_skipped(make_tree, monkeypatch: pytest.MonkeyPatch) -> None:
     data = load(make_tree({"a": ["x"]}))
 
-    def deny(*_: object) -> None:
+    def deny(*_: object, **__: object) -> None:
         # The tests may run as a user whom no permission binds.
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     monkeypatch.setattr(module.PillowImage, "open", deny)
     with pytest.raises(InputError, match=r"data\.root: cannot read .*\.png: Permission denied"):
         image_rows(data, RGB, skip=True)
+
+
+def test_a_pipe_is_no_image(make_tree) -> None:
+    root = make_tree({"a": ["x"]})
+    os.mkfifo(root / "a" / "x" / "9.png")
+    with pytest.raises(InputError, match=r"data\.root: cannot read .*/a/x/9\.png: it is no file; expected an image"):
+        preprocess(load(root), RGB)
+
+
+def test_an_image_that_another_program_would_decode_is_none(make_tree) -> None:
+    root = make_tree({"a": ["x"]})
+    Image.new("RGB", (8, 8)).save(root / "a" / "x" / "9.png", format="EPS")
+    with pytest.raises(InputError, match=r"cannot read .*/a/x/9\.png: cannot identify image file"):
+        preprocess(load(root), RGB)
 
 
 def test_links_to_nowhere_are_named(make_tree) -> None:
@@ -195,7 +209,7 @@ def test_files_are_decoded_once_until_they_change(make_tree, monkeypatch: pytest
     root = make_tree({"a": ["x"]})
     before = all_pixels(preprocess(load(root), RGB))
     with monkeypatch.context() as patch:
-        patch.setattr(module.PillowImage, "open", lambda *_: pytest.fail("decoded again"))
+        patch.setattr(module.PillowImage, "open", lambda *_, **__: pytest.fail("decoded again"))
         assert torch.equal(all_pixels(preprocess(load(root), RGB)), before)
         # The statistics are applied later.
         preprocess(load(root), Preprocessing(8, 3, (0, 0, 0), (1, 1, 1)))
@@ -222,7 +236,7 @@ def test_another_split_or_a_domain_alone_decodes_nothing_again(make_tree, monkey
     root = make_tree({"a": ["x"], "b": ["x", "y"]})
     config = DataConfig("image_folder", str(root))
     image_rows(load_source(config, seed=0), RGB, skip=False)
-    monkeypatch.setattr(module.PillowImage, "open", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(module.PillowImage, "open", lambda *_, **__: pytest.fail("decoded again"))
     image_rows(load_source(config, seed=1), RGB, skip=False)
     image_rows(load_source(DataConfig("image_folder", str(root), domains=["b"]), seed=0), RGB, skip=False)
 
@@ -261,7 +275,7 @@ def test_images_are_turned_upright(tmp_path: Path, orientation: int) -> None:
 
 
 def test_unreadable_notes_of_a_camera_do_not_matter(make_tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise SyntaxError("not a TIFF file")
 
     data = load(make_tree({"a": ["x"]}))
