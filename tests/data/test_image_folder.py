@@ -186,6 +186,23 @@ def test_missing_and_empty_folders_are_named(make_tree, tmp_path: Path) -> None:
         load(root, domains=["z"])
 
 
+@pytest.mark.parametrize("name", ["..", "../images/a", "a/", "./a", "", "."])
+def test_a_domain_is_the_name_of_a_folder_and_no_path(make_tree, name: str) -> None:
+    root = make_tree({"a": ["x"], "b": ["x"]})
+    for domain in (name, str(root / "a")):
+        with pytest.raises(InputError, match=r"data\.domains: found '.*', expected some of those in .*'a', 'b'"):
+            load(root, domains=[domain])
+
+
+def test_domains_and_classes_may_be_links(make_tree, tmp_path: Path) -> None:
+    root = make_tree({"a": ["x"]})
+    (root / "a").rename(tmp_path / "elsewhere")
+    (root / "a").symlink_to(tmp_path / "elsewhere")
+    (root / "a" / "y").symlink_to(root / "a" / "x")
+    data = load(root, domains=["a"])
+    assert (len(data), data.notes) == (10, [])
+
+
 def test_classes_without_images_are_skipped_on_demand(make_tree) -> None:
     root = make_tree({"a": ["x", "y"], "b": ["x"]})
     (root / "b" / "z").mkdir()
