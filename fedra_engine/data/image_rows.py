@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, cast
 
@@ -93,13 +93,15 @@ class _ImageMaker(RowMaker):
             return None
         return repr((_FORMAT, "image", self._preprocessing.channels, self._preprocessing.image_size, made_of))
 
-    def make(self, start: int, stop: int) -> Part:
+    def make(self, start: int, stop: int, done: Callable[[int], object]) -> Part:
         pixels = np.zeros((stop - start, *self.shapes["pixels"]), dtype=np.uint8)
 
         def decode(first: int) -> list[str]:
             images = self._images(first, min(first + _AT_ONCE, stop))
             rows = range(first, first + len(images))
-            return [self._decode(image, pixels[row - start], row) for row, image in zip(rows, images, strict=True)]
+            errors = [self._decode(image, pixels[row - start], row) for row, image in zip(rows, images, strict=True)]
+            done(len(errors))
+            return errors
 
         # Pillow decodes and resizes outside the interpreter's lock.
         with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
@@ -191,8 +191,11 @@ class _TokenMaker(RowMaker):
         digests = [_digest(self._content[some]) for some in self._chunks(start, stop)]
         return _digest(self._settings, digests)
 
-    def make(self, start: int, stop: int) -> Part:
-        parts = [self._tokenize(self._content[some]) for some in self._chunks(start, stop)]
+    def make(self, start: int, stop: int, done: Callable[[int], object]) -> Part:
+        parts = []
+        for some in self._chunks(start, stop):
+            parts.append(self._tokenize(self._content[some]))
+            done(len(parts[-1].errors))
         columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in self.shapes}
         return Part(columns, [error for part in parts for error in part.errors])
 
