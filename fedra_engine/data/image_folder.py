@@ -17,6 +17,7 @@ from fedra_engine.config import DataConfig
 from fedra_engine.data.domain_data import DomainData, prepare_source
 from fedra_engine.data.folders import visible_entries
 from fedra_engine.data.images import image_column
+from fedra_engine.data.names import sort_names
 from fedra_engine.errors import InputError
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def read_image_folder(
     notes: list[str] | None = [] if config.unreadable == "skip" else None
     trees = scan(config.root, config.domains, notes)
     domains = list(trees[0])
-    classes = sorted({name for tree in trees for folders in tree.values() for name in folders})
+    classes = sort_names(name for tree in trees for folders in tree.values() for name in folders)
     index_of = {name: label for label, name in enumerate(classes)}
     samples = [
         (str(image), index_of[name], domains.index(domain), split == 1)
