@@ -35,6 +35,8 @@ class DataConfig:
             or `hf_dataset` (labelled images or texts).
         root: folder or file of the source; for the last three sources also the name of a data set on the hub.
         subset: configuration of a data set on the hub; its only one when null.
+        encoding: encoding of csv, tsv, jsonl and txt files, by Python's name (such as `cp1252`); a byte order mark in a
+            file goes before it.
         columns: what the columns of a table or data set are called.
         domains: domains to use, in the order that client capacities follow; all, sorted, when empty.
         classes: use only the first N classes; all when null.
@@ -66,6 +68,7 @@ class DataConfig:
     ] = "digits"
     root: str | None = None
     subset: str | None = None
+    encoding: str = "utf-8"
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     domains: list[str] = field(default_factory=list)
     classes: int | None = None

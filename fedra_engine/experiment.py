@@ -227,6 +227,8 @@ def _load_foundation(
 ) -> Foundation:
     """Load the model for the task of `data`, and find its parts."""
     classes = None if data.task == "causal_lm" else len(data.classes)
+    if classes == 1:
+        raise InputError(f"data.root: found {data.classes[0]!r} as the only class, expected at least two")
     with processes.together(), Stage("loading the model"):
         model = load_pretrained(config.model, classes=classes, sharding=sharding).to(device)
     if (model.main_input_name == "pixel_values") != (data.task == "image_classification"):

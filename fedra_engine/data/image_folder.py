@@ -18,6 +18,7 @@ from fedra_engine.config import DataConfig
 from fedra_engine.data.domain_data import DomainData, prepare_source
 from fedra_engine.data.folders import check_chosen, left_out_notes, visible_entries
 from fedra_engine.data.images import image_column, image_suffixes
+from fedra_engine.data.names import sort_names
 from fedra_engine.errors import InputError
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def read_image_folder(
     folders = _Folders(config)
     trees = folders.trees()
     domains = list(trees[0])
-    classes = sorted({name for tree in trees for folders in tree.values() for name in folders})
+    classes = sort_names(name for tree in trees for folders in tree.values() for name in folders)
     index_of = {name: label for label, name in enumerate(classes)}
     samples = [
         (str(image), index_of[name], domains.index(domain), split == 1)
