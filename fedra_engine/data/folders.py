@@ -49,7 +49,7 @@ def left_out_notes(root: Path, entries: Iterable[Path], expected: str) -> list[s
         entries: the files, and folders of which all files count.
         expected: what would have been read.
     """
-    files = [file for entry in entries for file in _files_below(entry)]
+    files = sorted(file for entry in entries for file in files_below(entry))
     if not files:
         return []
     kinds = Counter(file.suffix.lower() or "without suffix" for file in files)
@@ -59,11 +59,8 @@ def left_out_notes(root: Path, entries: Iterable[Path], expected: str) -> list[s
     return [f"warning: {root}: left out {counts}: {names}{more}; expected {expected}"]
 
 
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _SYSTEM_FILES
-
-
-def _files_below(entry: Path) -> list[Path]:
+def files_below(entry: Path) -> list[Path]:
+    """The file `entry`, or all visible files below this folder."""
     # A link to a folder is not followed, as it may lead back.
     if not os.path.isdir(entry) or os.path.islink(entry):
         return [entry]
@@ -72,3 +69,7 @@ def _files_below(entry: Path) -> list[Path]:
         folders[:] = sorted(name for name in folders if not _is_hidden(name))
         found += [Path(above, name) for name in sorted(files) if not _is_hidden(name)]
     return found
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _SYSTEM_FILES

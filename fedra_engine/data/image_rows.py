@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from fedra_engine.data.decoded import DecodedImages
 from fedra_engine.data.domain_data import DomainData
-from fedra_engine.data.images import UnreadableImageError, decode_image
+from fedra_engine.data.images import UnreadableImageError, decode_image, decoding_threads
 from fedra_engine.data.row_cache import Part, as_tensor
 from fedra_engine.data.row_parts import MadeRows, RowMaker, make_rows
 from fedra_engine.data.samples import Preprocessing
@@ -103,8 +102,7 @@ class _ImageMaker(RowMaker):
             done(len(errors))
             return errors
 
-        # Pillow decodes and resizes outside the interpreter's lock.
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with decoding_threads() as pool:
             errors = [error for some in pool.map(decode, range(start, stop, _AT_ONCE)) for error in some]
         return Part({"pixels": pixels}, errors)
 

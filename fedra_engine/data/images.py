@@ -7,7 +7,10 @@ import io
 import os
 import stat
 import struct
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +63,17 @@ def image_column(paths: Sequence[str]) -> Dataset:
     from datasets import Dataset, Features, Image
 
     return Dataset.from_dict({"image": list(paths)}, features=Features(image=Image()))
+
+
+@contextmanager
+def decoding_threads() -> Iterator[ThreadPoolExecutor]:
+    """Threads to decode images in: Pillow decodes and resizes outside the interpreter's lock.
+
+    They keep to themselves what Pillow finds odd in files that it can decode.
+    """
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        warnings.simplefilter("ignore")
+        yield pool
 
 
 def decode_image(image: Mapping[str, Any], preprocessing: Preprocessing) -> NDArray[np.uint8]:

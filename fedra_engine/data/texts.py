@@ -15,11 +15,11 @@ import numpy as np
 
 from fedra_engine.config import DataConfig
 from fedra_engine.data.domain_data import DataTask, DomainData, prepare_source
-from fedra_engine.data.folders import visible_entries
+from fedra_engine.data.folders import files_below, left_out_notes, visible_entries
 from fedra_engine.data.hub import HELD_OUT, ONE_DOMAIN, is_saved_dataset, load_hf_dataset, open_dataset, optional_column
 from fedra_engine.data.names import class_name, encode_names, is_missing, labelled_split, name_of
 from fedra_engine.data.origins import Origin, Origins
-from fedra_engine.data.tables import Row, check_encoding, has_tables, read_table, table_files, undecodable
+from fedra_engine.data.tables import SUFFIXES, Row, check_encoding, has_tables, read_table, table_files, undecodable
 from fedra_engine.data.text_store import TextStore
 from fedra_engine.errors import InputError
 
@@ -93,6 +93,9 @@ def _load(config: DataConfig, seed: int, task: DataTask, templates: dict[str, _T
     files = [Path(source.place) for sources in (splits.train, *splits.held_out.values()) for source in sources]
     check_encoding(config.encoding, files)
     records = _Records(TextStore(list(templates)))
+    if (root := Path(str(config.root))).is_dir() and not _is_dataset(config):
+        left_out = set(files_below(root)) - set(files)
+        records.notes += left_out_notes(root, left_out, f"{' '.join(SUFFIXES)} files in the places of docs/data.md")
     try:
         _add_all(records, splits.train, config, task, templates, is_test=False)
         test = next(iter(splits.held_out), None)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from fedra_engine.config import DataConfig
 from fedra_engine.data import images as module
+from fedra_engine.data import row_parts
 from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.image_rows import image_rows
 from fedra_engine.data.prepare import prepare
@@ -20,6 +20,7 @@ from fedra_engine.data.row_cache import cache_folder
 from fedra_engine.data.samples import Preprocessing, SampleStore
 from fedra_engine.data.sources import load_source
 from fedra_engine.errors import InputError
+from fedra_engine.stages import Stage
 from tests.data.preprocessed import preprocess
 
 RGB = Preprocessing(8, 3, (0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
@@ -182,6 +183,16 @@ def test_a_file_that_may_not_be_opened_is_never_skipped(make_tree, monkeypatch: 
         image_rows(data, RGB, skip=True)
 
 
+def test_what_pillow_finds_odd_is_kept_from_the_output(make_tree, recwarn: pytest.WarningsRecorder) -> None:
+    root = make_tree({"a": ["x"]})
+    image = root / "a" / "x" / "9.tif"
+    Image.new("RGB", (8, 8)).save(image)
+    image.write_bytes(image.read_bytes()[:40])
+    with pytest.raises(InputError, match=r"cannot read .*/a/x/9\.tif"):
+        preprocess(load(root), RGB)
+    assert not recwarn.list
+
+
 def test_a_pipe_is_no_image(make_tree) -> None:
     root = make_tree({"a": ["x"]})
     os.mkfifo(root / "a" / "x" / "9.png")
@@ -242,21 +253,22 @@ def test_another_split_or_a_domain_alone_decodes_nothing_again(make_tree, monkey
 
 
 def test_progress_counts_every_sample(make_tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    bars: list[list[int]] = []
+    stages: list[list[int]] = []
 
-    class Bar(tqdm):
-        def __init__(self, *args: object, total: int, **settings: object) -> None:
-            super().__init__(*args, total=total, disable=True, **settings)
-            bars.append([total])
+    class Counted(Stage):
+        def __init__(self, what: str, total: int | None = None) -> None:
+            super().__init__(what, total)
+            if total is not None:
+                stages.append([total, 0])
 
-        def update(self, count: int) -> None:
-            bars[-1].append(count)
+        def advance(self, count: int) -> None:
+            stages[-1][1] += count
 
-    monkeypatch.setattr("datasets.utils.tqdm", Bar)
+    monkeypatch.setattr(row_parts, "Stage", Counted)
     data = load(make_tree({"a": ["x"], "b": ["x", "y"]}))
     for _ in range(2):
         image_rows(data, RGB, skip=False)
-    assert bars == [[12, 4, 8], [12, 4, 8]]
+    assert stages == [[12, 12]] * 2
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
