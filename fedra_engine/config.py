@@ -75,6 +75,8 @@ class DataConfig:
             or `hf_dataset` (labelled images or texts).
         root: folder or file of the source; for the last three sources also the name of a data set on the hub.
         subset: configuration of a data set on the hub; its only one when null.
+        encoding: encoding of csv, tsv, jsonl and txt files, by Python's name (such as `cp1252`); a byte order mark in a
+            file goes before it.
         columns: what the columns of a table or data set are called.
         domains: domains to use, in the order that client capacities follow; all, sorted, when empty.
         classes: use only the first N classes; all when null.
@@ -106,6 +108,7 @@ class DataConfig:
     ] = "digits"
     root: str | None = option(None, PATH, needs=[_FILES])
     subset: str | None = option(None, TEXT, needs=[_TABLES])
+    encoding: str = option("utf-8", TEXT, needs=[_TABLES])
     columns: ColumnsConfig = group(ColumnsConfig)
     domains: list[str] = option([], TEXT)
     classes: int | None = option(None, COUNT)

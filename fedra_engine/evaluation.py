@@ -22,6 +22,7 @@ from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.sharded_parameters import gathered
 from fedra_engine.models.state import EvaluatedModel, GlobalState
 from fedra_engine.processes import Processes
+from fedra_engine.stages import Stage
 
 _LOG = logging.getLogger(__name__)
 _BATCH = 256
@@ -60,10 +61,12 @@ class Evaluator:
         domain_of = self._test.domains
         sums = torch.zeros(len(self._domains), 3, dtype=torch.int64)
         self._use(state)
-        for portion in portions(torch.arange(len(domain_of)), _BATCH, self._processes):
-            scores = self._score(state, model, portion.rows)
-            if not portion.is_padding:
-                sums.index_add_(0, domain_of[portion.rows], scores)
+        with Stage("evaluating test samples", len(domain_of)) as stage:
+            for portion in portions(torch.arange(len(domain_of)), _BATCH, self._processes):
+                scores = self._score(state, model, portion.rows)
+                if not portion.is_padding:
+                    sums.index_add_(0, domain_of[portion.rows], scores)
+                stage.advance(len(portion.rows) * self._processes.count)
         self._processes.all_reduce_([sums])
         return {name: self._checked_share(name, of_domain) for name, of_domain in zip(self._domains, sums, strict=True)}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,7 +23,7 @@ from fedra_engine.errors import InputError
 from fedra_engine.evaluation import Evaluator
 from fedra_engine.execution.executor import Executor
 from fedra_engine.execution.fisher import FisherInformation
-from fedra_engine.execution.memory import measure_lane
+from fedra_engine.execution.memory import measure_lane, tokens_in_blocks
 from fedra_engine.execution.setup import make_executor, make_sweep_model, number_of_lanes
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.execution.threads import limit_threads
@@ -30,7 +32,7 @@ from fedra_engine.federation.clients import Clients
 from fedra_engine.federation.sampling import most_participants, sample_participants
 from fedra_engine.federation.server_optimizer import ServerOptimizer
 from fedra_engine.federation.work import LocalWork
-from fedra_engine.head_init import initial_heads
+from fedra_engine.head_init import SAMPLES_PER_CLASS, initial_heads
 from fedra_engine.methods.base import Federation, Method
 from fedra_engine.methods.registry import make_method, method_named
 from fedra_engine.models.adapters import initial_adapters
@@ -42,10 +44,15 @@ from fedra_engine.models.sharding import Sharding
 from fedra_engine.models.state import GlobalState
 from fedra_engine.processes import Processes
 from fedra_engine.schedule import learning_rate
+from fedra_engine.stages import Stage
 from fedra_engine.validation import validate
 
 _MOST_NAMED = 10
 """Clients that a message names."""
+
+_LONG = 60.0
+"""Seconds of passes before the first round that are worth a warning."""
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -150,13 +157,14 @@ def build_experiment(
         sharding.check(config)
     # Bad input that one process finds in its files must reach the others before they make passes together.
     if data is None:
-        with processes.together():
+        with processes.together(), Stage("reading the data"):
             data = load_source(config.data, config.seed)
     foundation = _load_foundation(config, data, device, processes, sharding)
     # Before images are decoded, which may take long; again below, where some of them may turn out unreadable.
     make_clients(config, data.train, foundation.depth, processes=processes.count)
     if data.task == "image_classification" and sharding is None:
-        _check_image_size(config, foundation, device)
+        with Stage("trying the model on an image"):
+            _check_image_size(config, foundation, device, data)
     with processes.together():
         prepared = prepare(
             data,
@@ -169,10 +177,12 @@ def build_experiment(
     costs = CostModel(foundation, train, config.lora, config.training) if config.clients.devices else None
     clients = make_clients(config, prepared.data.train, foundation.depth, processes=processes.count, costs=costs)
     sweep_model = make_sweep_model(config.execution, foundation, train, device, sharding)
-    method = _make_method(config, foundation, sweep_model, train, clients, processes)
+    with Stage("preparing the method"):
+        method = _make_method(config, foundation, sweep_model, train, clients, processes)
     state = method.initial_state(_initial_state(config, foundation, sweep_model, train, device), foundation.base)
     participants = most_participants(config.clients, clients)
-    memory = measure_lane(foundation, sweep_model, train, config.lora, config.training, len(state.heads))
+    with Stage("measuring the memory of a client"):
+        memory = measure_lane(foundation, sweep_model, train, config.lora, config.training, len(state.heads))
     lanes = number_of_lanes(config.execution, memory, device, participants)
     limit_threads(foundation, min(lanes, participants) * memory.tokens)
     return Experiment(
@@ -233,7 +243,9 @@ def _load_foundation(
 ) -> Foundation:
     """Load the model for the task of `data`, and find its parts."""
     classes = None if data.task == "causal_lm" else len(data.classes)
-    with processes.together():
+    if classes == 1:
+        raise InputError(f"data.root: found {data.classes[0]!r} as the only class, expected at least two")
+    with processes.together(), Stage("loading the model"):
         model = load_pretrained(config.model, classes=classes, sharding=sharding).to(device)
     if (model.main_input_name == "pixel_values") != (data.task == "image_classification"):
         raise InputError(
@@ -243,13 +255,27 @@ def _load_foundation(
     return make_foundation(model, config.lora, classes=classes, block_path=config.model.block_path)
 
 
-def _check_image_size(config: ExperimentConfig, foundation: Foundation, device: torch.device) -> None:
-    """Raise InputError unless the model takes images of the size that they will be made in."""
+def _check_image_size(config: ExperimentConfig, foundation: Foundation, device: torch.device, data: DomainData) -> None:
+    """Raise InputError unless the model takes images of the size that they will be made in; warn of a costly one."""
     path = resolve_model_path(config.model.path)
     preprocessing = preprocessing_for(path, foundation.model.config, config.data.image_size)
     size = (preprocessing.channels, preprocessing.image_size, preprocessing.image_size)
     black = torch.zeros(size, device=device, dtype=foundation.dtype)
     probe_batch_arguments(foundation.model, foundation.blocks, lambda n: {"pixel_values": black.expand(n, *size)})
+    # Elsewhere, one image says little about many.
+    if config.data.image_size is None and device.type == "cpu":
+        started = time.perf_counter()
+        tokens = tokens_in_blocks(foundation, {"pixel_values": black[None]})
+        seconds = time.perf_counter() - started
+        samples = int(data.is_test.sum())
+        if config.model.head_init == "class_means":
+            samples += sum(min(count, SAMPLES_PER_CLASS) for count in np.bincount(data.train.labels))
+        if samples * seconds > _LONG:
+            _LOG.warning(
+                "data.image_size: the model's own %d pixels are %s tokens an image and about %.2g s a pass here, so "
+                "about %.0f minutes for %s samples before the first round; a smaller data.image_size is faster",
+                *(preprocessing.image_size, f"{tokens:,}", seconds, samples * seconds / 60, f"{samples:,}"),
+            )
 
 
 def _make_method(

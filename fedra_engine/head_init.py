@@ -18,6 +18,7 @@ from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.heads import HeadLayout
 from fedra_engine.randomness import generator
+from fedra_engine.stages import Stage
 
 _LOG = logging.getLogger(__name__)
 
@@ -108,8 +109,10 @@ def frozen_features(
     slots = np.arange(foundation.depth)
 
     def batches() -> Iterator[Tensor]:
-        for some in torch.from_numpy(rows).split(_BATCH):
-            plan = single_client_plan(len(some), slots, dtype=foundation.adapter_dtype, device=device)
-            yield model.features(train.inputs(some, device, dtype), plan).double()
+        with Stage("features of training samples", len(rows)) as stage:
+            for some in torch.from_numpy(rows).split(_BATCH):
+                plan = single_client_plan(len(some), slots, dtype=foundation.adapter_dtype, device=device)
+                yield model.features(train.inputs(some, device, dtype), plan).double()
+                stage.advance(len(some))
 
     return torch.cat(list(batches())), train.labels[torch.from_numpy(rows)].to(device)

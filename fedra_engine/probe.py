@@ -15,6 +15,7 @@ from fedra_engine.device_simulation import DeviceRound
 from fedra_engine.experiment import Experiment, build_experiment
 from fedra_engine.federation.work import LocalWork
 from fedra_engine.models.foundation import Foundation
+from fedra_engine.reporting.console import Reporter
 from fedra_engine.reporting.partition_report import MOST_COLUMNS, MOST_PRINTED, count_partition, partition_text
 from fedra_engine.reporting.tables import PlainConsole, table_text
 from fedra_engine.step_timing import TimedStep, time_step
@@ -27,7 +28,8 @@ def print_probe(config: ExperimentConfig, device: torch.device, console: PlainCo
         InputError: something in the configuration cannot be used.
     """
     console = PlainConsole() if console is None else console
-    experiment = build_experiment(config, device)
+    with Reporter(None, console):
+        experiment = build_experiment(config, device)
     parts = [
         _parts_table(experiment),
         _costs_table(experiment),

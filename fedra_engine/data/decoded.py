@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedra_engine.data.images import UnreadableImageError, decode_image
+from fedra_engine.data.images import UnreadableImageError, decode_image, decoding_threads
 from fedra_engine.data.samples import Preprocessing
 from fedra_engine.errors import InputError
 
@@ -45,8 +43,7 @@ def decode_files(paths: Sequence[str], preprocessing: Preprocessing) -> DecodedI
             reason = getattr(error, "strerror", None) or error
             raise InputError(f"data.root: cannot read {paths[row]}: {reason}; expected a readable file") from error
 
-    # Pillow decodes and resizes outside the interpreter's lock.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with decoding_threads() as pool:
         for _ in pool.map(decode, range(len(paths))):
             pass
     return DecodedImages(pixels)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from fedra_engine.data.decoded import DecodedImages
 
 DataTask = Literal["image_classification", "text_classification", "causal_lm"]
+
+_SHOWN = 8
+"""Classes that are named; more are counted."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,8 @@ def prepare_source(data: DomainData, config: DataConfig, seed: int, *, split: bo
     """Keep the domains and classes that `config` asks for, sort by domain, and hold out a test set if `split`.
 
     Raises:
-        InputError: a domain the source does not have, or one without training or test samples.
+        InputError: a domain the source does not have, or one without training or test samples; or classes that cannot
+            be learnt.
     """
     if config.domains:
         data = _keep_domains(data, config.domains)
@@ -107,6 +113,9 @@ def prepare_source(data: DomainData, config: DataConfig, seed: int, *, split: bo
             "(none is drawn)"
         )
     check_domains(data)
+    if data.labels is not None and data.task != "causal_lm":
+        _check_classes(data, data.labels)
+        data = replace(data, notes=[*data.notes, *_check_spelling(data, data.labels)])
     return data
 
 
@@ -147,6 +156,52 @@ def _check_drawn(data: DomainData, fraction: float) -> None:
                 f"data.test_fraction: found {fraction} but no test sample in domain {name!r}, whose classes have one "
                 "sample each, expected a class of at least 2"
             )
+
+
+def _check_classes(data: DomainData, labels: NDArray[np.int64]) -> None:
+    """Raise InputError if the test set has classes that the training set lacks."""
+    trained, tested = np.unique(labels[~data.is_test]), np.unique(labels[data.is_test])
+    if len(unknown := np.setdiff1d(tested, trained)):
+        row = np.flatnonzero(data.is_test & (labels == unknown[0]))[0]
+        first = "" if data.origins is None else f" (first in {data.origins[row]})"
+        raise InputError(
+            f"data.root: found the classes {_listed(data, unknown)} in the test set alone{first}, expected those of "
+            f"the training set: {_listed(data, trained)}"
+        )
+
+
+def _check_spelling(data: DomainData, labels: NDArray[np.int64]) -> list[str]:
+    """Notes on classes whose names look like those of others.
+
+    Raises:
+        InputError: there are domains that have the one and domains that have the other, but none has both, so they
+            are the same class.
+    """
+    spellings: dict[str, list[int]] = {}
+    for index, name in enumerate(data.classes):
+        spellings.setdefault(_folded(name), []).append(index)
+    notes = []
+    for alike in spellings.values():
+        if len(alike) > 1:
+            names = _listed(data, alike)
+            domains = [set(data.domain_of[labels == index].tolist()) for index in alike]
+            if all(domains) and not any(one & other for one, other in combinations(domains, 2)):
+                places = ", ".join(data.domains[min(having)] for having in domains)
+                raise InputError(
+                    f"data.root: found the classes {names} in different domains ({places}), expected one spelling"
+                )
+            notes.append(f"classes: {names} are different ones, though they are spelt alike")
+    return notes
+
+
+def _folded(name: str) -> str:
+    """`name` without what people and file systems spell differently."""
+    return unicodedata.normalize("NFKC", name).casefold().replace("_", " ").replace("-", " ")
+
+
+def _listed(data: DomainData, classes: Sequence[int] | NDArray[np.int64]) -> str:
+    names = ", ".join(repr(data.classes[index]) for index in classes[:_SHOWN])
+    return names + (f" and {len(classes) - _SHOWN} others" if len(classes) > _SHOWN else "")
 
 
 def _select(values: NDArray | None, rows: NDArray[np.int64]) -> NDArray | None:

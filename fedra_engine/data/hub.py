@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from fedra_engine.config import DataConfig
 from fedra_engine.data.domain_data import DataTask, DomainData, prepare_source
-from fedra_engine.data.names import client_name, encode_names
+from fedra_engine.data.names import class_name, encode_names, is_missing, labelled_split, name_of
 from fedra_engine.data.origins import Origins
-from fedra_engine.data.tables import READERS
+from fedra_engine.data.tables import SUFFIXES, check_encoding
 from fedra_engine.errors import InputError, one_line
 
 if TYPE_CHECKING:
@@ -20,36 +20,47 @@ if TYPE_CHECKING:
 
 ONE_DOMAIN = "all"
 """Name of the only domain of samples that have none."""
+HELD_OUT = ("test", "validation", "valid", "val", "dev")
+"""Names of splits that are not trained on; the first one that has samples and labels becomes the test set."""
 
 
 def load_hf_dataset(config: DataConfig, seed: int) -> DomainData:
     """Labelled images or texts, by the type of the column `config.columns.input`.
 
-    Without a `test` or `validation` split, a stratified one is drawn. Without a domain column there is one domain.
+    Without a split of `HELD_OUT` that has labels, a stratified one is drawn; without a domain column there is one
+    domain.
 
     Raises:
         InputError: no such data set or column, or a column of another type than is needed.
     """
-    train, test = open_dataset(config)
+    train, held_out = open_dataset(config)
     columns = config.columns
     content, label = _content_column(train, columns.input), columns.label or "label"
     task = _task(train, content)
     require_column(label, "label", train.column_names)
+    split, notes = labelled_split(
+        ((name, _values(some, label) if label in some.column_names else None) for name, some in held_out.items()),
+        # A class that has a number has no name -1.
+        lambda: [] if hasattr(train.features[label], "names") else _values(train, label),
+    )
+    test = None if split is None else held_out[split]
     domain = optional_column(columns.domain, "domain", train.column_names)
     owner = optional_column(columns.client, "client", train.column_names)
     # One column may have several roles.
     data = _join(train, test, list(dict.fromkeys(name for name in (content, label, domain, owner) if name is not None)))
-    origins = _origins(len(train), len(data))
-    labels, classes = _names(data, label, "label", origins)
+    origins = _origins(len(train), len(data), split or "test")
+    labels, classes = _encoded(data, label, "label", origins)
     domain_of, domains = (
         (np.zeros(len(data), dtype=np.int64), [ONE_DOMAIN])
         if domain is None
-        else _names(data, domain, "domain", origins)
+        else _encoded(data, domain, "domain", origins)
     )
     clients = None
     if owner is not None:
-        names = zip(_values(data, owner), origins, strict=True)
-        clients = np.array([client_name(value, origin) for value, origin in names])
+        owners = zip(_values(data, owner), origins, strict=True)
+        clients = np.array(
+            ["" if is_missing(value) else name_of(value, "client", owner, origin) for value, origin in owners]
+        )
     found = DomainData(
         task=task,
         content=_only(data, content, "image" if task == "image_classification" else "text"),
@@ -62,6 +73,7 @@ def load_hf_dataset(config: DataConfig, seed: int) -> DomainData:
         origins=origins,
         # Not of `data`: its other columns do not matter to what is made of its content.
         fingerprint=repr((content, train._fingerprint, None if test is None else test._fingerprint)),
+        notes=notes,
     )
     return prepare_source(found, config, seed, split=test is None)
 
@@ -71,8 +83,8 @@ def is_saved_dataset(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("dataset_dict.json", "dataset_info.json"))
 
 
-def open_dataset(config: DataConfig) -> tuple[Dataset, Dataset | None]:
-    """The training split of the data set that `config.root` names, and its test (else its validation) split if any.
+def open_dataset(config: DataConfig) -> tuple[Dataset, dict[str, Dataset]]:
+    """The training split of the data set that `config.root` names, and those of `HELD_OUT` that have samples.
 
     Raises:
         InputError: there is none, or it has several splits and none of them is `train`.
@@ -80,6 +92,7 @@ def open_dataset(config: DataConfig) -> tuple[Dataset, Dataset | None]:
     from datasets import Dataset, load_dataset, load_from_disk
 
     assert config.root is not None
+    check_encoding(config.encoding)
     folder = Path(config.root)
     if not folder.exists() and _is_path(config.root):
         files = "" if config.source == "hf_dataset" else "a csv, tsv, jsonl, parquet or txt file, "
@@ -104,24 +117,17 @@ def open_dataset(config: DataConfig) -> tuple[Dataset, Dataset | None]:
             "the name of a data set on the hub"
         ) from error
     if isinstance(found, Dataset):
-        return found, None
+        return found, {}
     if len(found) == 1:
-        return next(iter(found.values())), None
+        return next(iter(found.values())), {}
     if "train" not in found:
         raise InputError(f"data.root: found the splits {', '.join(found)} in {config.root!r}, expected one named train")
-    tests = [found[name] for name in ("test", "validation") if name in found]
-    return found["train"], next((test for test in tests if _is_labelled(test, config.columns.label or "label")), None)
+    return found["train"], {name: found[name] for name in HELD_OUT if name in found and len(found[name])}
 
 
 def _is_path(root: str) -> bool:
     """Whether this cannot be the name of a data set on the hub, <owner>/<name> or <name>."""
-    return root.startswith(("/", ".", "~")) or Path(root).suffix in READERS
-
-
-def _is_labelled(data: Dataset, label: str) -> bool:
-    """Whether this is a test set, and not an empty one or one of a challenge, whose classes are hidden as -1."""
-    # The label alone: the image beside it may be one that cannot be decoded.
-    return len(data) > 0 and (label not in data.column_names or data.select_columns(label)[0][label] != -1)
+    return root.startswith(("/", ".", "~")) or Path(root).suffix in SUFFIXES
 
 
 def optional_column(chosen: str | None, default: str, present: list[str]) -> str | None:
@@ -175,10 +181,10 @@ def _join(train: Dataset, test: Dataset | None, columns: list[str]) -> Dataset:
     return concatenate_datasets([train.select_columns(columns), test.select_columns(columns)])
 
 
-def _origins(train: int, total: int) -> Origins:
+def _origins(train: int, total: int, held_out: str) -> Origins:
     """Split and row of every sample."""
     rows, is_test = np.arange(total), np.arange(total) >= train
-    return Origins(["train, row", "test, row"], is_test.astype(np.int32), rows - train * is_test)
+    return Origins(["train, row", f"{held_out}, row"], is_test.astype(np.int32), rows - train * is_test)
 
 
 def _only(data: Dataset, name: str, new_name: str) -> Dataset:
@@ -186,19 +192,22 @@ def _only(data: Dataset, name: str, new_name: str) -> Dataset:
     return column if name == new_name else column.rename_column(name, new_name)
 
 
-def _names(data: Dataset, name: str, role: str, origins: Origins) -> tuple[NDArray[np.int64], list[str]]:
+def _encoded(data: Dataset, column: str, role: str, origins: Origins) -> tuple[NDArray[np.int64], list[str]]:
     """A column as indices [samples] and what they stand for."""
     from datasets import ClassLabel
 
-    values = _values(data, name)
-    feature = data.features[name]
+    values = _values(data, column)
+    feature = data.features[column]
     if not isinstance(feature, ClassLabel):
-        return encode_names(values, lambda row: f"data.columns.{role}: {origins[row]} of column {name!r}")
+        rows = zip(values, origins, strict=True)
+        if role == "label":
+            return encode_names([class_name(value, column, origin) for value, origin in rows])
+        return encode_names([name_of(value, role, column, origin) for value, origin in rows])
     indices = np.array([-1 if value is None else value for value in values], dtype=np.int64)
     if len(wrong := np.flatnonzero((indices < 0) | (indices >= len(feature.names)))):
         raise InputError(
-            f"data.columns.{role}: {origins[wrong[0]]} of column {name!r}: found {values[wrong[0]]}, expected a number "
-            f"from 0 to {len(feature.names) - 1}"
+            f"data.columns.{role}: {origins[wrong[0]]}: found {values[wrong[0]]} in column {column!r}, expected a "
+            f"number from 0 to {len(feature.names) - 1}"
         )
     return indices, list(feature.names)
 

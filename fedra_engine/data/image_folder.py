@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,9 @@ import numpy as np
 
 from fedra_engine.config import DataConfig
 from fedra_engine.data.domain_data import DomainData, prepare_source
-from fedra_engine.data.folders import visible_entries
-from fedra_engine.data.images import image_column
+from fedra_engine.data.folders import check_chosen, left_out_notes, visible_entries
+from fedra_engine.data.images import image_column, image_suffixes
+from fedra_engine.data.names import sort_names
 from fedra_engine.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
 
     from fedra_engine.data.decoded import DecodedImages
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 SPLITS = ("train", "test")
+_KINDS = "the kinds that Pillow reads, such as .jpg and .png"
 
 Tree = dict[str, dict[str, list[Path]]]
 """Images by domain and class."""
@@ -58,10 +60,10 @@ def read_image_folder(
     Raises:
         InputError: a folder that is missing, cannot be listed or has no images.
     """
-    notes: list[str] | None = [] if config.unreadable == "skip" else None
-    trees = scan(config.root, config.domains, notes)
+    folders = _Folders(config)
+    trees = folders.trees()
     domains = list(trees[0])
-    classes = sorted({name for tree in trees for folders in tree.values() for name in folders})
+    classes = sort_names(name for tree in trees for folders in tree.values() for name in folders)
     index_of = {name: label for label, name in enumerate(classes)}
     samples = [
         (str(image), index_of[name], domains.index(domain), split == 1)
@@ -81,67 +83,100 @@ def read_image_folder(
         labels=np.array(labels),
         classes=classes,
         is_test=np.array(is_test),
-        notes=notes or [],
+        notes=folders.notes(),
     )
     return data, len(trees) > 1
 
 
-def scan(root: str | None, domains: Sequence[str] = (), notes: list[str] | None = None) -> list[Tree]:
-    """Find the images of `domains`, or of every domain; names are in sorted order.
+@dataclass
+class _Folders:
+    """Finds images, and notes what is there besides.
 
-    Args:
-        root: the folder.
-        domains: names of those to find.
-        notes: learns which folders of classes are passed over because they have no images; without it that raises.
-
-    Returns:
-        One tree; or one of `train` and one of `test` folders, with the same domains.
-
-    Raises:
-        InputError: a folder that is missing, cannot be listed or has no images.
+    Attributes:
+        config: of the source.
+        skipped: folders of classes that have no images.
+        left_out: files that are no images, and folders where images are expected.
     """
-    if root is None:
-        raise InputError("data.root: found null, expected the folder of the images (<root>/<domain>/<class>/<image>)")
-    folder = Path(root)
-    # Also false, not an error, below a folder that may not be entered.
-    if not os.path.isdir(folder):
-        raise InputError(f"data.root: found no folder {root!r}, expected one with <domain>/<class>/<image>")
-    outer = [folder / split for split in SPLITS] if _is_split(folder) else [folder]
-    present = _subfolders(outer[0])
-    for domain in domains:
-        if domain not in present:
-            raise InputError(f"data.domains: found {domain!r}, expected some of the folders in {outer[0]}: {present}")
-    if not present:
-        raise InputError(f"data.root: found no folders in {str(outer[0])!r}, expected one for each domain")
-    chosen = list(domains) or present
-    if len(outer) == 1 and any(_is_split(folder / domain) for domain in chosen):
-        return [{domain: _scan_domain(folder / domain / split, notes) for domain in chosen} for split in SPLITS]
-    return [{domain: _scan_domain(above / domain, notes) for domain in chosen} for above in outer]
+
+    config: DataConfig
+    skipped: list[Path] = field(default_factory=list)
+    left_out: list[Path] = field(default_factory=list)
+
+    def trees(self) -> list[Tree]:
+        """The images of the chosen domains, or of every domain; names are in sorted order.
+
+        Returns:
+            One tree; or one of `train` and one of `test` folders, with the same domains.
+
+        Raises:
+            InputError: a folder that is missing, cannot be listed or has no images.
+        """
+        if self.config.root is None:
+            raise InputError(
+                "data.root: found null, expected the folder of the images (<root>/<domain>/<class>/<image>)"
+            )
+        root = Path(self.config.root)
+        # Also false, not an error, below a folder that may not be entered.
+        if not os.path.isdir(root):
+            raise InputError(f"data.root: found no folder {str(root)!r}, expected one with <domain>/<class>/<image>")
+        outer = self._splits(root) or [root]
+        present = self._subfolders(outer[0])
+        if not present:
+            raise InputError(f"data.root: found no folders in {str(outer[0])!r}, expected one for each domain")
+        check_chosen(self.config.domains, present, outer[0])
+        chosen = self.config.domains or present
+        if len(outer) == 1 and any(_is_split(root / domain) for domain in chosen):
+            split = [self._splits(root / domain) or [root / domain / name for name in SPLITS] for domain in chosen]
+            return [
+                {domain: self._domain(folder) for domain, folder in zip(chosen, folders, strict=True)}
+                for folders in zip(*split, strict=True)
+            ]
+        for other in outer[1:]:
+            self.left_out += [other / name for name in self._subfolders(other) if name not in present]
+        return [{domain: self._domain(above / domain) for domain in chosen} for above in outer]
+
+    def notes(self) -> list[str]:
+        """What was passed over, for people."""
+        skipped = [f"{folder}: skipped, it has no images" for folder in self.skipped]
+        return skipped + left_out_notes(
+            Path(str(self.config.root)), self.left_out, f"<domain>/<class>/<image> of {_KINDS}"
+        )
+
+    def _splits(self, folder: Path) -> list[Path]:
+        """The folders of the training and the test samples; none if `folder` is not split."""
+        if not _is_split(folder):
+            return []
+        self.left_out += [entry for entry in visible_entries(folder) if entry.name not in SPLITS]
+        return [folder / split for split in SPLITS]
+
+    def _domain(self, folder: Path) -> dict[str, list[Path]]:
+        classes = {name: self._images(folder / name) for name in self._subfolders(folder)}
+        if not classes:
+            raise InputError(f"data.root: found no folders in {str(folder)!r}, expected one for each class")
+        for name in [name for name, images in classes.items() if not images]:
+            if self.config.unreadable == "error":
+                raise InputError(
+                    f"data.root: found no images directly in {str(folder / name)!r}, expected files of {_KINDS}, or "
+                    "data.unreadable skip"
+                )
+            self.skipped.append(folder / name)
+            del classes[name]
+        return classes
+
+    def _subfolders(self, folder: Path) -> list[str]:
+        entries = visible_entries(folder)
+        found = [entry.name for entry in entries if os.path.isdir(entry)]
+        self.left_out += [entry for entry in entries if entry.name not in found]
+        return found
+
+    def _images(self, folder: Path) -> list[Path]:
+        entries = visible_entries(folder)
+        found = [entry for entry in entries if entry.suffix.lower() in image_suffixes()]
+        if len(found) < len(entries):
+            self.left_out += sorted({*entries} - {*found})
+        return found
 
 
 def _is_split(folder: Path) -> bool:
     # Both, because `train` alone may be a class.
     return all(os.path.isdir(folder / split) for split in SPLITS)
-
-
-def _scan_domain(folder: Path, notes: list[str] | None) -> dict[str, list[Path]]:
-    classes = {name: _images(folder / name) for name in _subfolders(folder)}
-    if not classes:
-        raise InputError(f"data.root: found no folders in {str(folder)!r}, expected one for each class")
-    for name in [name for name, images in classes.items() if not images]:
-        if notes is None:
-            raise InputError(
-                f"data.root: found no images in {str(folder / name)!r}, expected files that end in one of "
-                f"{' '.join(sorted(IMAGE_SUFFIXES))}, or data.unreadable skip"
-            )
-        notes.append(f"{folder / name}: skipped, it has no images")
-        del classes[name]
-    return classes
-
-
-def _subfolders(folder: Path) -> list[str]:
-    return [entry.name for entry in visible_entries(folder) if os.path.isdir(entry)]
-
-
-def _images(folder: Path) -> list[Path]:
-    return [entry for entry in visible_entries(folder) if entry.suffix.lower() in IMAGE_SUFFIXES]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from fedra_engine.data.decoded import DecodedImages
 from fedra_engine.data.domain_data import DomainData
-from fedra_engine.data.images import UnreadableImageError, decode_image
+from fedra_engine.data.images import UnreadableImageError, decode_image, decoding_threads
 from fedra_engine.data.row_cache import Part, as_tensor
 from fedra_engine.data.row_parts import MadeRows, RowMaker, make_rows
 from fedra_engine.data.samples import Preprocessing
@@ -93,16 +92,17 @@ class _ImageMaker(RowMaker):
             return None
         return repr((_FORMAT, "image", self._preprocessing.channels, self._preprocessing.image_size, made_of))
 
-    def make(self, start: int, stop: int) -> Part:
+    def make(self, start: int, stop: int, done: Callable[[int], object]) -> Part:
         pixels = np.zeros((stop - start, *self.shapes["pixels"]), dtype=np.uint8)
 
         def decode(first: int) -> list[str]:
             images = self._images(first, min(first + _AT_ONCE, stop))
             rows = range(first, first + len(images))
-            return [self._decode(image, pixels[row - start], row) for row, image in zip(rows, images, strict=True)]
+            errors = [self._decode(image, pixels[row - start], row) for row, image in zip(rows, images, strict=True)]
+            done(len(errors))
+            return errors
 
-        # Pillow decodes and resizes outside the interpreter's lock.
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with decoding_threads() as pool:
             errors = [error for some in pool.map(decode, range(start, stop, _AT_ONCE)) for error in some]
         return Part({"pixels": pixels}, errors)
 

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
+import stat
 import struct
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,10 +37,25 @@ UNREADABLE = (
     PillowImage.DecompressionBombError,
 )
 """What Pillow and its plugins raise on files that are no image, cut short or malformed."""
+_NOT_READ = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
+"""Formats of which Pillow knows the name alone, or starts another program to read them."""
 
 
 class UnreadableImageError(Exception):
     """An image that cannot be decoded."""
+
+
+@cache
+def image_formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that are read, in the order in which Pillow tries them."""
+    PillowImage.init()
+    return tuple(name for name in PillowImage.ID if name in PillowImage.OPEN and name not in _NOT_READ)
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Suffixes, in small letters, of the files that are read."""
+    return frozenset(suffix for suffix, name in PillowImage.registered_extensions().items() if name in image_formats())
 
 
 def image_column(paths: Sequence[str]) -> Dataset:
@@ -41,6 +63,17 @@ def image_column(paths: Sequence[str]) -> Dataset:
     from datasets import Dataset, Features, Image
 
     return Dataset.from_dict({"image": list(paths)}, features=Features(image=Image()))
+
+
+@contextmanager
+def decoding_threads() -> Iterator[ThreadPoolExecutor]:
+    """Threads to decode images in: Pillow decodes and resizes outside the interpreter's lock.
+
+    They keep to themselves what Pillow finds odd in files that it can decode.
+    """
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        warnings.simplefilter("ignore")
+        yield pool
 
 
 def decode_image(image: Mapping[str, Any], preprocessing: Preprocessing) -> NDArray[np.uint8]:
@@ -58,7 +91,10 @@ def decode_image(image: Mapping[str, Any], preprocessing: Preprocessing) -> NDAr
     if source is None:
         raise UnreadableImageError("there is no image")
     try:
-        with PillowImage.open(source) as opened:
+        if data is None and not stat.S_ISREG(os.stat(source).st_mode):
+            # To open a pipe is to wait until somebody writes into it.
+            raise OSError(errno.EINVAL, "it is no file")
+        with PillowImage.open(source, formats=image_formats()) as opened:
             picture = _eight_bits(_upright(opened)).convert(MODES[preprocessing.channels])
     except UNREADABLE as error:
         if isinstance(error, OSError) and error.errno is not None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import re
+from collections.abc import Callable, Iterable, Sequence
+from decimal import Decimal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,48 +12,99 @@ from numpy.typing import NDArray
 from fedra_engine.data.origins import Origin
 from fedra_engine.errors import InputError
 
-_MOST_DIGITS = 19
-"""Texts with more digits are names; Python refuses to make numbers of very many."""
+_NUMBER = re.compile(r"[+-]?[0-9]{1,15}(\.[0-9]{0,10})?")
+"""Texts with more digits are names."""
+_LARGEST = 2**53
+"""From here on, not every whole number is a float."""
+_SHOWN = 80
+"""Characters of a value that are shown."""
 
 
-def encode_names(values: Sequence[Any], where: Callable[[int], str]) -> tuple[NDArray[np.int64], list[str]]:
-    """Indices of `values` (texts or whole numbers), and the sorted names they stand for.
+def is_missing(value: object) -> bool:
+    """Whether a cell is empty: null, NaN, or no text but blanks. Words such as "NA" or "null" are texts."""
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
 
-    Whole numbers, also in a text file, are sorted as numbers. Blanks around a name do not belong to it.
 
-    Args:
-        values: [samples].
-        where: describes where sample i is, for the error.
+def name_of(value: object, role: str, column: str, origin: Origin) -> str:
+    """A domain's or client's name in `column`, without the blanks around it.
 
-    Returns:
-        int64 [samples] and the names.
+    Whole numbers are names, also as the floats that a column with missing values has.
 
     Raises:
         InputError: a value that is no name.
     """
-    names = []
-    for row, value in enumerate(values):
-        name = str(value).strip()
-        if isinstance(value, bool) or not isinstance(value, str | int) or not name:
-            raise InputError(f"{where(row)}: found {value!r}, expected a name or a whole number")
-        names.append(name)
-    unique = sorted(set(names), key=_sort_key)
+    if isinstance(value, float) and value.is_integer() and abs(value) < _LARGEST:
+        value = int(value)
+    if is_missing(value) or isinstance(value, bool) or not isinstance(value, str | int):
+        found = f"no {role}" if is_missing(value) else repr(value)[:_SHOWN]
+        raise InputError(
+            f"data.columns.{role}: {origin}: found {found} in column {column!r}, expected a name or a whole number"
+        )
+    return str(value).strip()
+
+
+def class_name(value: object, column: str, origin: Origin) -> str:
+    """A class's name in `column`. Numbers are compared as such: 1, 1.0 and 01 are the same class, called 1.
+
+    Raises:
+        InputError: a value that is no name.
+    """
+    name = name_of(value, "label", column, origin)
+    if not _NUMBER.fullmatch(name):
+        return name
+    number = Decimal(name)
+    return str(int(number)) if number == int(number) else f"{number.normalize():f}"
+
+
+def labelled_split(
+    labels: Iterable[tuple[str, Iterable[object] | None]], trained: Callable[[], Iterable[object]]
+) -> tuple[str | None, list[str]]:
+    """The first held-out split that tells its classes, as that of a challenge does not, and notes on those before it.
+
+    Args:
+        labels: name of every split and its labels; None where there is no such column.
+        trained: the labels of the training split.
+
+    Returns:
+        A split without labels only if it has no such column and no other split has labels, either.
+    """
+    notes, lacking = list[str](), None
+    for split, values in labels:
+        if values is None:
+            lacking = lacking or split
+        elif _has_labels(values, trained):
+            return split, notes
+        notes.append(f"{split}: its samples have no labels, so it is not used")
+    return lacking, notes
+
+
+def _has_labels(labels: Iterable[object], trained: Callable[[], Iterable[object]]) -> bool:
+    """Whether any is neither missing nor, unless the training split has that class, -1."""
+    is_minus_one = False
+    for label in labels:
+        if not is_missing(label):
+            if not _is_minus_one(label):
+                return True
+            is_minus_one = True
+    return is_minus_one and any(map(_is_minus_one, trained()))
+
+
+def _is_minus_one(label: object) -> bool:
+    return str(label).strip() in ("-1", "-1.0")
+
+
+def sort_names(names: Iterable[str]) -> list[str]:
+    """Every name once: numbers by their value, then all others alphabetically."""
+    return sorted(set(names), key=_sort_key)
+
+
+def encode_names(names: Sequence[str]) -> tuple[NDArray[np.int64], list[str]]:
+    """Indices [samples] of `names` into the sorted names, and these."""
+    unique = sort_names(names)
     index_of = {name: index for index, name in enumerate(unique)}
     return np.array([index_of[name] for name in names], dtype=np.int64), unique
 
 
-def client_name(value: object, origin: Origin) -> str:
-    """A client's name, without the blanks around it; empty where there is none.
-
-    Raises:
-        InputError: a value that is no name.
-    """
-    if isinstance(value, bool) or not isinstance(value, str | int | None):
-        raise InputError(f"data.columns.client: {origin}: found {value!r}, expected a name or a whole number")
-    return "" if value is None else str(value).strip()
-
-
-def _sort_key(name: str) -> tuple[bool, int, str]:
-    digits = name.removeprefix("-")
-    is_number = digits.isascii() and digits.isdigit() and len(digits) < _MOST_DIGITS
-    return not is_number, int(name) if is_number else 0, name
+def _sort_key(name: str) -> tuple[bool, Decimal, str]:
+    is_number = _NUMBER.fullmatch(name) is not None
+    return not is_number, Decimal(name if is_number else 0), name

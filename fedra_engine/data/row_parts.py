@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
@@ -12,6 +13,7 @@ import numpy as np
 from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.row_cache import FORMAT, Part, cached_parts
 from fedra_engine.errors import InputError
+from fedra_engine.stages import Stage
 
 PART_BYTES = 128 * 2**20
 """Most bytes of a part: what an interrupted run loses at most, and what is in memory while rows are made."""
@@ -36,8 +38,8 @@ class RowMaker(Protocol):
         """All that decides the rows of samples start…stop-1; None where nothing on disk stands for them."""
         ...
 
-    def make(self, start: int, stop: int) -> Part:
-        """The rows of samples start…stop-1."""
+    def make(self, start: int, stop: int, done: Callable[[int], object]) -> Part:
+        """The rows of samples start…stop-1; `done` learns how many more of them are there, from time to time."""
         ...
 
     def describe(self, row: int) -> str:
@@ -66,11 +68,10 @@ def make_rows(data: DomainData, maker: RowMaker, *, skip: bool) -> MadeRows:
     Raises:
         InputError: a sample of which no row can be made, unless `skip`.
     """
-    from datasets.utils import tqdm
-
     bounds = _cut(data, maker)
     skipped: dict[int, str] = {}
     made = 0
+    making: set[int] = set()
 
     def check(index: int, part: Part) -> None:
         for offset, error in enumerate(part.errors):
@@ -85,14 +86,20 @@ def make_rows(data: DomainData, maker: RowMaker, *, skip: bool) -> MadeRows:
 
     def make(index: int) -> Part:
         nonlocal made
-        part = maker.make(*bounds[index])
+        making.add(index)
+        part = maker.make(*bounds[index], stage.advance)
         made += len(part.errors)
         return part
 
-    with tqdm(total=len(data), desc=maker.what, unit=" samples", delay=1) as bar:
+    def found(index: int) -> None:
+        if index not in making:
+            stage.advance(bounds[index][1] - bounds[index][0])
+
+    with Stage("looking for samples in the cache"):
         keys = _keys(maker, bounds)
+    with Stage(maker.what, len(data)) as stage:
         if keys is not None:
-            parts = cached_parts(keys, make, maker.shapes, check, lambda index: bar.update(int(np.ptp(bounds[index]))))
+            parts = cached_parts(keys, make, maker.shapes, check, found)
         else:
             parts = [make(index) for index in range(len(bounds))]
             for index, part in enumerate(parts):

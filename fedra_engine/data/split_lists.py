@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import numpy as np
 
 from fedra_engine.config import DataConfig
 from fedra_engine.data.domain_data import DomainData, prepare_source
+from fedra_engine.data.folders import check_chosen, left_out_notes, visible_entries
 from fedra_engine.data.images import image_column
 from fedra_engine.data.origins import Origin, Origins
 from fedra_engine.errors import InputError
@@ -80,8 +82,10 @@ def load_split_lists(config: DataConfig, seed: int) -> DomainData:
     assert config.root is not None
     layout, root = LAYOUTS[config.source], Path(config.root)
     folder = root / layout.folder
-    domains = config.domains or _domains(folder)
-    names, notes = _ClassNames(), list[str]()
+    present, notes = _domains(folder)
+    check_chosen(config.domains, present, folder)
+    domains = config.domains or present
+    names = _ClassNames()
     lines: list[_Line] = []
     domain_of: list[int] = []
     is_test: list[bool] = []
@@ -121,15 +125,22 @@ def load_split_lists(config: DataConfig, seed: int) -> DomainData:
     return prepare_source(data, config, seed, split=False)
 
 
-def _domains(folder: Path) -> list[str]:
-    names = sorted(file.name.removesuffix("_train.txt") for file in folder.glob("*_train.txt"))
+def _domains(folder: Path) -> tuple[list[str], list[str]]:
+    """The domains that have a training list in `folder`, and a note on other files."""
+    entries = visible_entries(folder) if folder.is_dir() else []
+    names = [entry.name.removesuffix("_train.txt") for entry in entries if entry.name.endswith("_train.txt")]
     if not names:
         raise InputError(f"data.root: found no lists in {str(folder)!r}, expected <domain>_train.txt and _test.txt")
-    return names
+    lists = {f"{name}_{split}.txt" for name in names for split in _SPLITS}
+    others = [entry for entry in entries if entry.name not in lists]
+    return names, left_out_notes(folder, others, "<domain>_train.txt and <domain>_test.txt")
 
 
 def _read_list(file: Path, classes: int) -> Iterator[_Line]:
     try:
+        if file.exists() and not file.is_file():
+            # To open a pipe is to wait until somebody writes into it.
+            raise OSError(errno.EINVAL, "it is no file")
         # The signature is a mark that some editors put first.
         text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -151,4 +162,6 @@ def _read_list(file: Path, classes: int) -> Iterator[_Line]:
         path, label = _NOTHING.sub("", found[1]), int(found[2])
         if not 0 <= label < classes:
             raise InputError(f"data.root: {origin}: found label {label}, expected one from 0 to {classes - 1}")
+        if path.startswith("/") or (".." in path and ".." in path.split("/")):
+            raise InputError(f"data.root: {origin}: found path {path!r}, expected one that stays below data.root")
         yield _Line(path, label, origin)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from fedra_engine.config import DataConfig
+from fedra_engine.data.folders import visible_entries
 from fedra_engine.data.origins import Origin
 from fedra_engine.errors import InputError
 
@@ -18,35 +21,103 @@ if TYPE_CHECKING:
 _AT_ONCE = 1000
 """Rows of a parquet file that are in memory."""
 
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+"""Byte order marks, longer ones before those that they begin with, and the encodings that they belong to."""
+_BLOCK = 2**20
+"""Bytes of a text file that are decoded at a time to find what is wrong with it."""
+_SHOWN = 3
+"""Files that are named; more are counted."""
+
 Row = tuple[Origin, Mapping[str, Any]]
 """Where a row is, and its values by column."""
 
 
-def read_table(file: Path) -> Iterator[Row]:
+def read_table(file: Path, encoding: str) -> Iterator[Row]:
     """The rows of `file`, by its suffix; lines of a txt file are the column `text`.
 
+    Args:
+        file: whose suffix is one of `SUFFIXES`.
+        encoding: of its text, unless a byte order mark says another; parquet files have their own.
+
     Raises:
-        InputError: the file cannot be opened or has a line that cannot be read.
+        InputError: the file has another suffix, cannot be opened or has a line that cannot be read.
+        UnicodeError: its text is in another encoding; `undecodable` says where.
     """
+    suffix = file.suffix.lower()
     try:
-        yield from READERS[file.suffix.lower()](file)
+        if suffix in TEXT_READERS:
+            yield from TEXT_READERS[suffix](file, _lines(file, encoding))
+        elif suffix == _PARQUET:
+            yield from _read_parquet(file)
+        else:
+            raise InputError(
+                f"data.root: found {str(file)!r}, expected a file that ends in one of {' '.join(SUFFIXES)}"
+            )
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"data.root: cannot read {file}: {reason}; expected a {file.suffix} file") from error
 
 
-def _read_csv(file: Path) -> Iterator[Row]:
-    yield from _read_separated(file, delimiter=",", quoting=csv.QUOTE_MINIMAL)
+def table_files(folder: Path) -> list[Path]:
+    """The files in `folder` that can be read, in sorted order; no two have the same name but for its suffix.
+
+    Raises:
+        InputError: there is none, or there are two of one name.
+    """
+    files = [file for file in visible_entries(folder) if file.suffix.lower() in SUFFIXES]
+    if not files:
+        raise InputError(f"data.root: found no {' '.join(SUFFIXES)} files in {str(folder)!r}, expected one per domain")
+    stems = [file.stem for file in files]
+    for file, stem in zip(files, stems, strict=True):
+        if stems.count(stem) > 1:
+            raise InputError(f"data.root: found several files {file.with_suffix('.*')}, expected one per domain")
+    return files
 
 
-def _read_tsv(file: Path) -> Iterator[Row]:
+def has_tables(folder: Path) -> bool:
+    """Whether `table_files` would find any."""
+    return any(file.suffix.lower() in SUFFIXES for file in visible_entries(folder))
+
+
+def check_encoding(encoding: str, files: Iterable[Path] = ()) -> None:
+    """Raise InputError if Python does not know `encoding`, or none of `files` is a text file that could be in it."""
+    try:
+        is_known = "a".encode(encoding).decode(encoding) == "a"
+    except (LookupError, ValueError):
+        is_known = False
+    if not is_known:
+        raise InputError(f"data.encoding: found {encoding!r}, expected the name of an encoding, such as cp1252")
+    if encoding != DataConfig.encoding and not any(file.suffix.lower() in TEXT_READERS for file in files):
+        raise InputError(
+            f"data.encoding: found {encoding} for data without {', '.join(TEXT_READERS)} files, expected utf-8"
+        )
+
+
+def undecodable(files: Sequence[Path], encoding: str) -> str:
+    """Which of `files` are no text in `encoding`: the lines where that shows in the first few, and how many others."""
+    wrong = [(file, line) for file in files if (line := _undecodable_line(file, encoding)) is not None]
+    shown = ", ".join(f"{file} (line {line})" for file, line in wrong[:_SHOWN])
+    return shown + (f" and {len(wrong) - _SHOWN} other files" if len(wrong) > _SHOWN else "")
+
+
+def _read_csv(file: Path, lines: Iterator[str]) -> Iterator[Row]:
+    yield from _read_separated(file, lines, delimiter=",", quoting=csv.QUOTE_MINIMAL)
+
+
+def _read_tsv(file: Path, lines: Iterator[str]) -> Iterator[Row]:
     # In tab-separated texts a quotation mark is a quotation mark.
-    yield from _read_separated(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+    yield from _read_separated(file, lines, delimiter="\t", quoting=csv.QUOTE_NONE)
 
 
-def _read_separated(file: Path, *, delimiter: str, quoting: Literal[0, 3]) -> Iterator[Row]:
+def _read_separated(file: Path, lines: Iterator[str], *, delimiter: str, quoting: Literal[0, 3]) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)
-    reader = csv.reader(_lines(file), delimiter=delimiter, quoting=quoting, strict=True)
+    reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
     names, header = None, 1
     while True:
         # Not `line_num` itself: a quoted value may go over several lines.
@@ -73,8 +144,8 @@ def _read_separated(file: Path, *, delimiter: str, quoting: Literal[0, 3]) -> It
             yield Origin(f"{file}, line", line), dict(zip(names, values, strict=True))
 
 
-def _read_jsonl(file: Path) -> Iterator[Row]:
-    for number, line in enumerate(_lines(file), start=1):
+def _read_jsonl(file: Path, lines: Iterator[str]) -> Iterator[Row]:
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
@@ -118,27 +189,60 @@ def _python_rows(batch: RecordBatch, first: Origin) -> Iterator[dict[str, Any]]:
                 ) from error
 
 
-def _read_txt(file: Path) -> Iterator[Row]:
-    for number, line in enumerate(_lines(file), start=1):
+def _read_txt(file: Path, lines: Iterator[str]) -> Iterator[Row]:
+    for number, line in enumerate(lines, start=1):
         if line.strip():
             yield Origin(f"{file}, line", number), {"text": line.strip()}
 
 
-def _lines(file: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file, with their ends; a byte order mark is dropped."""
-    with file.open("rb") as opened:
+def _lines(file: Path, encoding: str) -> Iterator[str]:
+    """The lines of a text file, with their ends."""
+    with file.open(encoding=_marked(file, encoding), newline="\n") as opened:
         for number, line in enumerate(opened, start=1):
-            try:
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise InputError(f"data.root: {file}, line {number}: {error.reason}; expected UTF-8 text") from error
+            if "\0" in line:
+                raise InputError(
+                    f"data.root: {file}, line {number}: found a NUL character, expected {encoding} text, or the file's "
+                    "own encoding as data.encoding"
+                )
+            yield line
 
 
-READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+def _marked(file: Path, encoding: str) -> str:
+    """What the byte order mark of `file` says it is encoded in, else `encoding`."""
+    with file.open("rb") as opened:
+        start = opened.read(4)
+    return next((marked for mark, marked in _MARKS.items() if start.startswith(mark)), encoding)
+
+
+def _undecodable_line(file: Path, encoding: str) -> int | None:
+    """The first line that cannot be decoded; None if all can, or if `file` is no text file or cannot be opened."""
+    if file.suffix.lower() not in TEXT_READERS:
+        return None
+    line = 1
+    try:
+        encoding = _marked(file, encoding)
+        decoder = codecs.getincrementaldecoder(encoding)()
+        with file.open("rb") as opened:
+            while block := opened.read(_BLOCK):
+                line += decoder.decode(block).count("\n")
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        return line + error.object[: error.start].decode(encoding, "ignore").count("\n")
+    except UnicodeError:
+        return line
+    except OSError:
+        return None
+    return None
+
+
+TEXT_READERS: dict[str, Callable[[Path, Iterator[str]], Iterator[Row]]] = {
     ".csv": _read_csv,
     ".tsv": _read_tsv,
     ".jsonl": _read_jsonl,
-    ".parquet": _read_parquet,
     ".txt": _read_txt,
 }
-"""Reader of every kind of file, by suffix."""
+"""Reader of the lines of every kind of text file, by suffix."""
+
+_PARQUET = ".parquet"
+SUFFIXES = (*TEXT_READERS, _PARQUET)
+"""Of all files that can be read."""

@@ -2,40 +2,49 @@
 
 from __future__ import annotations
 
+import math
 from array import array
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from string import Formatter
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from fedra_engine.config import DataConfig
 from fedra_engine.data.domain_data import DataTask, DomainData, prepare_source
-from fedra_engine.data.folders import visible_entries
-from fedra_engine.data.hub import ONE_DOMAIN, is_saved_dataset, load_hf_dataset, open_dataset, optional_column
-from fedra_engine.data.names import client_name, encode_names
+from fedra_engine.data.folders import files_below, left_out_notes, visible_entries
+from fedra_engine.data.hub import HELD_OUT, ONE_DOMAIN, is_saved_dataset, load_hf_dataset, open_dataset, optional_column
+from fedra_engine.data.names import class_name, encode_names, is_missing, labelled_split, name_of
 from fedra_engine.data.origins import Origin, Origins
-from fedra_engine.data.tables import READERS, Row, read_table
+from fedra_engine.data.tables import SUFFIXES, Row, check_encoding, has_tables, read_table, table_files, undecodable
 from fedra_engine.data.text_store import TextStore
 from fedra_engine.errors import InputError
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 _TRAIN = "train"
-_HELD_OUT = ("test", "validation", "valid", "val", "dev")
-"""Names of splits that are not trained on; the first one that is there becomes the test set."""
 
 _Template = list[tuple[str, str | None]]
 """Literal texts, each with the column whose value follows it."""
 
 
 class _Source(NamedTuple):
-    """Rows of one file or split, `place`; `domain` and `split` are None where that does not say."""
+    """Rows of one file or split, `place`; `domain` is None where that does not say."""
 
     place: str
     domain: str | None
-    split: str | None
-    rows: Iterator[Row]
+    rows: Callable[[], Iterator[Row]]
+
+
+class _Splits(NamedTuple):
+    """What is trained on, and what may become the test set: by name, the first choice first."""
+
+    train: list[_Source]
+    held_out: dict[str, list[_Source]]
 
 
 @dataclass
@@ -45,12 +54,12 @@ class _Records:
     content: TextStore
     digests: array[int] = field(default_factory=lambda: array("q"))
     """Equal for equal texts."""
-    labels: list[object] = field(default_factory=list)
-    domains: list[object] = field(default_factory=list)
+    labels: list[str | None] = field(default_factory=list)
+    domains: list[str] = field(default_factory=list)
     clients: list[str] = field(default_factory=list)
     is_test: list[bool] = field(default_factory=list)
     origins: list[Origin] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def load_text_classification(config: DataConfig, seed: int) -> DomainData:
@@ -80,14 +89,52 @@ def load_causal_lm(config: DataConfig, seed: int) -> DomainData:
 
 
 def _load(config: DataConfig, seed: int, task: DataTask, templates: dict[str, _Template]) -> DomainData:
-    sources = _sources(config)
+    splits = _splits(config)
+    files = [Path(source.place) for sources in (splits.train, *splits.held_out.values()) for source in sources]
+    check_encoding(config.encoding, files)
     records = _Records(TextStore(list(templates)))
+    if (root := Path(str(config.root))).is_dir() and not _is_dataset(config):
+        left_out = set(files_below(root)) - set(files)
+        records.notes += left_out_notes(root, left_out, f"{' '.join(SUFFIXES)} files in the places of docs/data.md")
+    try:
+        _add_all(records, splits.train, config, task, templates, is_test=False)
+        test = next(iter(splits.held_out), None)
+        if task == "text_classification":
+            column = config.columns.label or "label"
+            labels = ((name, _labels(sources, column)) for name, sources in splits.held_out.items())
+            test, records.notes[:0] = labelled_split(labels, lambda: records.labels)
+        if test is not None:
+            _add_all(records, splits.held_out[test], config, task, templates, is_test=True)
+    except UnicodeError as error:
+        raise InputError(
+            f"data.encoding: found no {config.encoding} text in {undecodable(files, config.encoding)}; expected the "
+            "encoding of all files"
+        ) from error
+    return _as_data(records, config, seed, task, split=test is None)
+
+
+def _labels(sources: list[_Source], column: str) -> Iterator[object] | None:
+    """The labels of a split; None if it has no such column."""
+    rows = (row for source in sources for _, row in source.rows())
+    first = next(rows, {})
+    return (row.get(column) for row in chain([first], rows)) if column in first else None
+
+
+def _add_all(
+    records: _Records,
+    sources: list[_Source],
+    config: DataConfig,
+    task: DataTask,
+    templates: dict[str, _Template],
+    *,
+    is_test: bool,
+) -> None:
     for source in sources:
         before = len(records.domains)
         _add(records, source, config, task, templates)
         if len(records.domains) == before:
             raise InputError(f"data.root: found no samples in {source.place!r}, expected some")
-    return _as_data(records, config, seed, task, split=sources[0].split is None)
+    records.is_test += [is_test] * (len(records.domains) - len(records.is_test))
 
 
 def _add(
@@ -95,7 +142,7 @@ def _add(
 ) -> None:
     columns, present = config.columns, None
     label = domain = client = before = None
-    for origin, row in source.rows:
+    for origin, row in source.rows():
         if present is None or list(row) != present:
             # Lines of a jsonl file may differ.
             is_first, present = present is None, list(row)
@@ -111,30 +158,35 @@ def _add(
             if task == "text_classification" and label is None:
                 raise InputError(f"data.columns.label: {origin}: found no column 'label', expected one of {present}")
         content = {name: _fill(template, row, origin) for name, template in templates.items()}
-        *_, last = content.values()
-        if not last.strip():
+        role, text = list(content.items())[-1]
+        if is_missing(text):
+            column = templates[role][-1][1]
             if config.unreadable == "error":
-                raise InputError(f"data.root: {origin}: found no text, expected some, or data.unreadable skip")
-            records.skipped.append(f"{origin}: skipped, it has no text")
+                raise InputError(
+                    f"data.root: {origin}: found no text in column {column!r}, expected some, or data.unreadable skip"
+                )
+            records.notes.append(f"{origin}: skipped, it has no text")
             continue
         records.content.append(content)
         records.digests.append(hash(tuple(content.values())))
-        records.labels.append(None if label is None else row[label])
-        records.domains.append(row[domain] if domain is not None else source.domain or ONE_DOMAIN)
-        records.clients.append("" if client is None else client_name(row[client], origin))
-        records.is_test.append(source.split == "test")
+        is_unlabelled = label is None or (task == "causal_lm" and is_missing(row[label]))
+        records.labels.append(None if is_unlabelled else class_name(row[label], label, origin))
+        records.domains.append(
+            source.domain or ONE_DOMAIN if domain is None else name_of(row[domain], "domain", domain, origin)
+        )
+        is_owned = client is not None and not is_missing(row[client])
+        records.clients.append(name_of(row[client], "client", client, origin) if is_owned else "")
         records.origins.append(origin)
 
 
 def _fill(template: _Template, row: Mapping[str, object], origin: Origin) -> str:
     pieces = []
     for literal, column in template:
-        value = None if column is None else row[column]
-        if not isinstance(value, str | int | float | None) or isinstance(value, bool):
-            raise InputError(
-                f"data.root: {origin}: found a {type(value).__name__} in column {column!r}, expected a text"
-            )
-        pieces.append(literal + ("" if value is None else str(value)))
+        value = "" if column is None or is_missing(row[column]) else row[column]
+        if not isinstance(value, str | int | float) or isinstance(value, bool) or value in (math.inf, -math.inf):
+            found = value if isinstance(value, float) else f"a {type(value).__name__}"
+            raise InputError(f"data.root: {origin}: found {found} in column {column!r}, expected a text")
+        pieces.append(literal + str(value))
     return "".join(pieces)
 
 
@@ -162,12 +214,15 @@ def _check_templates(templates: dict[str, _Template], present: list[str], origin
 
 def _as_data(records: _Records, config: DataConfig, seed: int, task: DataTask, *, split: bool) -> DomainData:
     labels, classes = None, list[str]()
-    if all(label is not None for label in records.labels):
-        labels, classes = encode_names(records.labels, lambda row: f"data.columns.label: {records.origins[row]}")
-    elif task == "text_classification" or any(label is not None for label in records.labels):
-        row = next(row for row, label in enumerate(records.labels) if label is None)
-        raise InputError(f"data.columns.label: {records.origins[row]}: found no label, expected one")
-    domain_of, domains = encode_names(records.domains, lambda row: f"data.columns.domain: {records.origins[row]}")
+    named = [label for label in records.labels if label is not None]
+    if len(named) == len(records.labels):
+        labels, classes = encode_names(named)
+    elif named:
+        row = records.labels.index(None)
+        raise InputError(
+            f"data.columns.label: {records.origins[row]}: found no label, expected one in every row or in none"
+        )
+    domain_of, domains = encode_names(records.domains)
     data = DomainData(
         task=task,
         content=records.content.close(),
@@ -178,7 +233,7 @@ def _as_data(records: _Records, config: DataConfig, seed: int, task: DataTask, *
         is_test=np.array(records.is_test),
         clients=np.array(records.clients) if any(records.clients) else None,
         origins=Origins.of(records.origins),
-        notes=[*records.skipped, *_repeated(records, split=split)],
+        notes=[*records.notes, *_repeated(records, split=split)],
     )
     return prepare_source(data, config, seed, split=split)
 
@@ -202,68 +257,50 @@ def _is_dataset(config: DataConfig) -> bool:
     return not root.is_file() and (not root.is_dir() or is_saved_dataset(root))
 
 
-def _sources(config: DataConfig) -> list[_Source]:
-    """The files or splits of `config.root`; either all say which split they are, or none does."""
-    if _is_dataset(config):
-        return _dataset_sources(config)
+def _splits(config: DataConfig) -> _Splits:
+    """The files or splits of `config.root`."""
     assert config.root is not None
     if config.subset is not None:
         raise InputError(f"data.subset: found {config.subset!r} with files, {config.root!r}; expected null")
     root = Path(config.root)
+    if _is_dataset(config):
+        return _of_dataset(config)
     if root.is_file():
-        return [_Source(str(root), None, None, read_table(_checked(root)))]
-    held_out = _held_out({entry.name for entry in visible_entries(root) if entry.is_dir()})
-    if held_out is not None:
-        splits = {_TRAIN: root / _TRAIN, "test": root / held_out}
-        return [
-            _Source(str(file), file.stem, split, read_table(file))
-            for split, at in splits.items()
-            for file in _files(at)
-        ]
-    files = {file.stem: file for file in _files(root)}
-    held_out = _held_out(files.keys())
-    if held_out is not None:
-        if others := files.keys() - {_TRAIN, *_HELD_OUT}:
-            raise InputError(
-                f"data.root: found {files[min(others)].name!r} beside {files[held_out].name!r} in {str(root)!r}, "
-                "expected files of the splits alone, or one file per domain"
-            )
-        splits = {_TRAIN: files[_TRAIN], "test": files[held_out]}
-        return [_Source(str(file), None, split, read_table(file)) for split, file in splits.items()]
-    return [_Source(str(file), domain, None, read_table(file)) for domain, file in files.items()]
-
-
-def _held_out(names: Set[str]) -> str | None:
-    """Which of `names` is the test set, if one is the training set."""
-    return next((name for name in _HELD_OUT if _TRAIN in names and name in names), None)
-
-
-def _dataset_sources(config: DataConfig) -> list[_Source]:
-    train, test = open_dataset(config)
-    splits = [("train", train)] if test is None else [("train", train), ("test", test)]
-    return [
-        _Source(
-            name,
-            None,
-            None if test is None else name,
-            ((Origin(f"{name}, row", row), values) for row, values in enumerate(data)),
+        return _Splits([_source(root, None, config)], {})
+    folders = {entry.name: entry for entry in visible_entries(root) if entry.is_dir()}
+    if names := _held_out(folders):
+        # Beside a test set, the others may hold anything.
+        names = [name for name in names if name == names[0] or has_tables(folders[name])]
+        train, *held_out = (
+            [_source(file, file.stem, config) for file in table_files(folders[name])] for name in (_TRAIN, *names)
         )
-        for name, data in splits
-    ]
+        return _Splits(train, dict(zip(names, held_out, strict=True)))
+    files = {file.stem: file for file in table_files(root)}
+    names = _held_out(files)
+    if names and (others := files.keys() - {_TRAIN, *HELD_OUT}):
+        raise InputError(
+            f"data.root: found {files[min(others)].name!r} beside {files[names[0]].name!r} in {str(root)!r}, expected "
+            "files of the splits alone, or one file per domain"
+        )
+    if not names:
+        return _Splits([_source(file, domain, config) for domain, file in files.items()], {})
+    train, *held_out = ([_source(files[name], None, config)] for name in (_TRAIN, *names))
+    return _Splits(train, dict(zip(names, held_out, strict=True)))
 
 
-def _files(folder: Path) -> list[Path]:
-    files = [file for file in visible_entries(folder) if file.suffix.lower() in READERS]
-    if not files:
-        raise InputError(f"data.root: found no {' '.join(READERS)} files in {str(folder)!r}, expected one per domain")
-    stems = [file.stem for file in files]
-    for file, stem in zip(files, stems, strict=True):
-        if stems.count(stem) > 1:
-            raise InputError(f"data.root: found several files {file.with_suffix('.*')}, expected one per domain")
-    return files
+def _source(file: Path, domain: str | None, config: DataConfig) -> _Source:
+    return _Source(str(file), domain, lambda: read_table(file, config.encoding))
 
 
-def _checked(file: Path) -> Path:
-    if file.suffix.lower() not in READERS:
-        raise InputError(f"data.root: found {str(file)!r}, expected a file that ends in one of {' '.join(READERS)}")
-    return file
+def _held_out(names: Collection[str]) -> list[str]:
+    """Which of `names` may be the test set, the first choice first, if one of them is the training set."""
+    return [name for name in HELD_OUT if _TRAIN in names and name in names]
+
+
+def _of_dataset(config: DataConfig) -> _Splits:
+    train, held_out = open_dataset(config)
+
+    def source(name: str, data: Dataset) -> _Source:
+        return _Source(name, None, lambda: ((Origin(f"{name}, row", row), values) for row, values in enumerate(data)))
+
+    return _Splits([source(_TRAIN, train)], {name: [source(name, data)] for name, data in held_out.items()})

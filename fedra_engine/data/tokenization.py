@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
@@ -30,6 +30,8 @@ _BYTES_AT_ONCE = 2**21
 """Most texts and, but for the last of these, bytes that are tokenized at a time; a token takes 100 bytes meanwhile."""
 _FORMAT = 2
 """Goes up whenever the same texts would give other rows."""
+_WHERE_FROM = ("name_or_path", "is_local", "local_files_only", "vocab_file", "tokenizer_file")
+"""Settings of a tokenizer that say where it was found."""
 _POSITIONS_BEHIND_PADDING = (
     "camembert",
     "data2vec-text",
@@ -68,7 +70,7 @@ def tokenization_for(model_path: str, model_config: Any, max_length: int | None 
         max_length: longest text in tokens; what the model can take, but at most `LONGEST`, when None.
 
     Raises:
-        InputError: there is no tokenizer, or the model cannot take so long a text.
+        InputError: there is no tokenizer or one that draws its tokens, or the model cannot take so long a text.
     """
     from transformers import AutoTokenizer
 
@@ -78,6 +80,14 @@ def tokenization_for(model_path: str, model_config: Any, max_length: int | None 
         raise InputError(
             f"model.path: found no tokenizer beside {model_path!r}: {one_line(error)}; expected one"
         ) from error
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if dropout := getattr(getattr(backend, "model", None), "dropout", None):
+        raise InputError(
+            f"model.path: found a tokenizer with a dropout of {dropout:g} beside {model_path!r}, which makes other "
+            "tokens of a text each time; expected one without"
+        )
+    # Texts lose their end, whichever side the tokenizer's own configuration says.
+    tokenizer.truncation_side = "right"
     settings = getattr(model_config, "get_text_config", lambda: model_config)()
     limit = _longest(tokenizer, settings)
     if max_length is not None and max_length > limit:
@@ -108,8 +118,9 @@ class TokenRows:
 def token_rows(data: DomainData, tokenization: Tokenization, *, skip: bool) -> tuple[TokenRows, MadeRows]:
     """Tokenize every text of `data`, or find it done.
 
-    A classified text that is too long loses its end. Of a prompt that takes more than half of the room the end stays,
-    and a response loses what does not fit behind its prompt. A response ends with the tokenizer's end token.
+    A text that is too long loses its end, though not the special tokens of a classified one, whatever the tokenizer's
+    own configuration says. Of a prompt that takes more than half of the room the end stays, and a response loses what
+    does not fit behind its prompt. A response ends with the tokenizer's end token.
 
     Args:
         data: samples with `text`, or `prompt` and `response`.
@@ -185,14 +196,21 @@ class _TokenMaker(RowMaker):
         self._padding = tokenization.padding
         self.shapes: dict[str, tuple[int, ...]] = {"ids": (tokenization.max_length,), "length": (), "prompt": ()}
         self.row_bytes = 4 * (tokenization.max_length + 2)
-        self._settings = _digest(_FORMAT, data.task, self._max_length, self._padding, _tokenizer_state(self._tokenizer))
+        state = _tokenizer_state(self._tokenizer)
+        settings = (_FORMAT, data.task, self._max_length, self._padding, state)
+        self._settings = None if state is None else _digest(*settings)
 
     def identity(self, start: int, stop: int) -> str | None:
+        if self._settings is None:
+            return None
         digests = [_digest(self._content[some]) for some in self._chunks(start, stop)]
         return _digest(self._settings, digests)
 
-    def make(self, start: int, stop: int) -> Part:
-        parts = [self._tokenize(self._content[some]) for some in self._chunks(start, stop)]
+    def make(self, start: int, stop: int, done: Callable[[int], object]) -> Part:
+        parts = []
+        for some in self._chunks(start, stop):
+            parts.append(self._tokenize(self._content[some]))
+            done(len(parts[-1].errors))
         columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in self.shapes}
         return Part(columns, [error for part in parts for error in part.errors])
 
@@ -249,11 +267,28 @@ class _TokenMaker(RowMaker):
         return (prompt + response)[: self._max_length], len(prompt)
 
 
-def _tokenizer_state(tokenizer: Any) -> object:
+def _tokenizer_state(tokenizer: Any) -> object | None:
+    """All that decides the tokens of a text; None where that cannot be known.
+
+    A tokenizer that is written in Python may read any file and use any other package.
+    """
+    import tokenizers
+    import transformers
+
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    vocabulary = sorted(tokenizer.get_vocab().items()) if backend is None else backend.to_str()
-    return type(tokenizer).__name__, vocabulary, tokenizer.special_tokens_map
+    if backend is None:
+        return None
+    # Every call sets these two anew; what the last one has set would make another state of the same tokenizer.
+    backend.no_truncation()
+    backend.no_padding()
+    kind = type(tokenizer)
+    settings = {name: value for name, value in tokenizer.init_kwargs.items() if name not in _WHERE_FROM}
+    return (
+        (transformers.__version__, tokenizers.__version__, kind.__module__, kind.__qualname__),
+        (backend.to_str(), tokenizer.special_tokens_map, tokenizer.truncation_side),
+        sorted((name, repr(value)) for name, value in settings.items()),
+    )
 
 
 def _digest(*values: object) -> str:
-    return hashlib.blake2b(json.dumps(values, default=str).encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(json.dumps(values, default=repr).encode(), digest_size=16).hexdigest()

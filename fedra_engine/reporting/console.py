@@ -13,6 +13,7 @@ from fedra_engine.config import ExperimentConfig
 from fedra_engine.errors import PrintableFormatter, printable
 from fedra_engine.reporting.progress import LiveProgress, Meter
 from fedra_engine.reporting.tables import PlainConsole, rich_table, table_text
+from fedra_engine.stages import Stage
 
 Accuracies = Mapping[str, float]
 """Top-1 accuracy (0…1) by domain."""
@@ -23,7 +24,7 @@ _ENGINE_LOG = logging.getLogger("fedra_engine")
 class Reporter:
     """Shows how a run goes; a context manager that owns the live display and the log file.
 
-    While it is entered, the log file gets the engine's warnings, too.
+    While it is entered, the log file gets the engine's warnings, too, and console and log say what takes long.
     """
 
     def __init__(self, log_file: Path | None, console: PlainConsole | None = None) -> None:
@@ -34,6 +35,7 @@ class Reporter:
         self._warning_handlers: list[logging.Handler] = [] if log_file is None else [self._log]
         self._meter = Meter()
         self._live = LiveProgress(self._console, self._meter) if self._console.is_terminal else None
+        self._round = Stage("")
 
     @classmethod
     def silent(cls) -> Reporter:
@@ -44,6 +46,10 @@ class Reporter:
         if self._warning_handlers and logging.lastResort and not _ENGINE_LOG.hasHandlers():
             # A logger with a handler no longer sends warnings to stderr, so that one is added, too.
             self._warning_handlers.append(logging.lastResort)
+        self._level = _ENGINE_LOG.level
+        if self._level == logging.NOTSET and (self._warning_handlers or not self._console.quiet):
+            self._warning_handlers.append(_Shown(self._print))
+            _ENGINE_LOG.setLevel(logging.INFO)
         for handler in self._warning_handlers:
             _ENGINE_LOG.addHandler(handler)
         return self
@@ -53,10 +59,12 @@ class Reporter:
     ) -> None:
         if self._live is not None:
             self._live.stop()
+        self._round.__exit__(None, None, None)
         if error is not None:
             self._write_log(f"stopped: {type(error).__name__}: {error}".removesuffix(": "))
         for handler in self._warning_handlers:
             _ENGINE_LOG.removeHandler(handler)
+        _ENGINE_LOG.setLevel(self._level)
         self._log.close()
 
     def start(self, config: ExperimentConfig, facts: Mapping[str, str | int | float]) -> None:
@@ -76,13 +84,17 @@ class Reporter:
         self._meter.round_started(round, rounds, participants)
         if self._live is not None:
             self._live.start()
+        else:
+            self._round = Stage(f"round {round + 1}/{rounds}: training clients", participants).__enter__()
 
     def trained(self, clients: int, samples: int, loss: Callable[[], float | None]) -> None:
         """So far `clients` of the round have trained, on `samples` samples; `loss` gives their mean loss."""
+        self._round.advance(clients - self._meter.clients)
         self._meter.trained(clients, samples, loss)
 
     def round_finished(self, record: Mapping[str, Any]) -> None:
         """The round with these metrics is over. Plain output gets a line of it; the log gets all of it."""
+        self._round.__exit__(None, None, None)
         self._meter.round_finished(record["loss"])
         left_out = f"  {record['bad_updates']} left out" if record.get("bad_updates") else ""
         line = f"round {self._meter.round_text()}  {self._meter.status_text()}{left_out}"
@@ -122,6 +134,18 @@ class Reporter:
 def _accuracy_text(accuracy: Accuracies) -> str:
     by_domain = "  ".join(f"{printable(domain)} {_percent(value)}" for domain, value in accuracy.items())
     return f"{_percent(mean(accuracy.values()))}  ({by_domain})"
+
+
+class _Shown(logging.Handler):
+    """Shows what the engine is doing. Warnings have a handler of their own."""
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        super().__init__(logging.INFO)
+        self._show = show
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno == logging.INFO:
+            self._show(record.getMessage())
 
 
 def _percent(accuracy: float) -> str:

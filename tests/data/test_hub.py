@@ -58,12 +58,13 @@ def test_a_test_split_is_kept_and_validation_stands_in(tmp_path: Path) -> None:
 
 
 def test_a_test_split_with_hidden_labels_is_none(tmp_path: Path) -> None:
-    def texts(label: int) -> Dataset:
+    def texts(*labels: int) -> Dataset:
         features = Features(text=Value("string"), label=ClassLabel(names=["x", "y"]))
-        return Dataset.from_dict({"text": ["a", "b"], "label": [label, label]}, features=features)
+        return Dataset.from_dict({"text": ["a", "b"], "label": labels}, features=features)
 
-    data = load(DatasetDict(train=texts(0), validation=texts(1), test=texts(-1)), tmp_path)
-    assert data.labels.tolist() == [0, 0, 1, 1]
+    data = load(DatasetDict(train=texts(0, 1), validation=texts(1, 0), test=texts(-1, -1)), tmp_path)
+    assert data.labels.tolist() == [0, 1, 1, 0]
+    assert data.notes == ["test: its samples have no labels, so it is not used"]
     assert data.is_test.tolist() == [False, False, True, True]
 
 
@@ -73,7 +74,7 @@ def test_stored_images_are_decoded_once(tmp_path: Path, monkeypatch: pytest.Monk
     expected = np.stack([np.asarray(image) for image in data.content["image"]])
     rows = torch.arange(len(first))
     np.testing.assert_array_equal(first.pixels.gather(rows, torch.device("cpu"))[:, 0], expected)
-    monkeypatch.setattr(images_module.PillowImage, "open", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(images_module.PillowImage, "open", lambda *_, **__: pytest.fail("decoded again"))
     for others in ({}, {"domains": ["photo"]}, {"columns": ColumnsConfig(label="domain")}):
         preprocess(load_source(DataConfig("hf_dataset", str(tmp_path / "saved"), **others), seed=0), GREY)
 
@@ -102,7 +103,9 @@ def test_clients_are_names_without_the_blanks_around_them(tmp_path: Path) -> Non
     ]
     assert set(load(Dataset.from_list(rows), tmp_path / "names").clients) == {"a"}
     rows = [row | {"client": 1.5} for row in rows]
-    with pytest.raises(InputError, match=r"^data\.columns\.client: train, row 0: found 1\.5, expected a name or"):
+    with pytest.raises(
+        InputError, match=r"^data\.columns\.client: train, row 0: found 1\.5 in column 'client', expected"
+    ):
         load(Dataset.from_list(rows), tmp_path / "numbers")
 
 
@@ -126,7 +129,7 @@ def test_labels_outside_their_names_are_reported(tmp_path: Path) -> None:
     unlabelled[3] = -1
     features = Features(text=Value("string"), label=ClassLabel(names=["cat", "dog"]))
     data = Dataset.from_dict({"text": ["a"] * 12, "label": unlabelled}, features=features)
-    with pytest.raises(InputError, match=r"data\.columns\.label: train, row 3 of column 'label': found -1"):
+    with pytest.raises(InputError, match=r"data\.columns\.label: train, row 3: found -1 in column 'label'"):
         load(data, tmp_path)
 
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from fedra_engine.config import DataConfig
 from fedra_engine.data.image_folder import SPLITS
@@ -87,15 +88,61 @@ def test_chosen_domains_keep_the_given_order(make_tree) -> None:
     assert {Path(path).parts[-3] for path in paths(data)[0]} == {"a", "c"}
 
 
-def test_hidden_folders_and_other_files_are_passed_over(make_tree) -> None:
+def test_what_systems_leave_in_folders_needs_no_word(make_tree) -> None:
     root = make_tree({"a": ["x"]})
     (root / ".git" / "objects").mkdir(parents=True)
-    (root / "a" / "x" / "notes.txt").write_text("no image")
-    (root / "README.md").write_text("no domain")
-    # Of macOS.
-    (root / "a" / "x" / "._0.png").write_text("no image")
-    (root / "._a").write_text("no domain")
-    assert len(load(root).train) == 4
+    (root / "a" / "x" / "Thumbs.db").write_text("of Windows")
+    (root / "a" / "x" / "._0.png").write_text("of macOS")
+    (root / "._a").write_text("of macOS")
+    data = load(root)
+    assert len(data.train) == 4
+    assert data.notes == []
+
+
+def write(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("")
+
+
+def test_what_is_left_out_is_counted_and_named(make_tree) -> None:
+    root = make_tree({"a": ["x"]})
+    for name in ("README.md", "a/1.png", "a/x/b.txt", "a/x/a.TXT", "a/x/sub/2.png", "a/x/sub/deep/3.png", "a/x/noun"):
+        write(root / name)
+    (root / "a" / "x" / "loop").symlink_to(root)
+    assert load(root).notes == [
+        # The link to a folder is one of them, as it may lead back.
+        f"warning: {root}: left out 3 .png, 2 .txt, 2 without suffix, 1 .md: README.md, a/1.png, a/x/a.TXT, …; "
+        "expected <domain>/<class>/<image> of the kinds that Pillow reads, such as .jpg and .png"
+    ]
+    # Nothing is said about domains that are not asked for.
+    write(root / "b" / "1.png")
+    assert len(load(root, domains=["a"]).notes) == 1
+
+
+@pytest.mark.parametrize("layout", ["{split}/{domain}", "{domain}/{split}"])
+def test_other_splits_are_left_out_with_a_word(make_tree, layout: str) -> None:
+    root = make_tree({layout.format(split=split, domain="a") + "/x": [""] for split in SPLITS})
+    write(root / layout.format(split="val", domain="a") / "x" / "0.png")
+    write(root / "test" / "b" / "x" / "1.png") if layout.startswith("{split}") else None
+    (note,) = load(root).notes
+    assert "left out " + ("1 .png: a/val/x/0.png" if layout.startswith("{domain}") else "2 .png: ") in note
+
+
+@pytest.mark.parametrize("suffix", ["AVIF", "JPG", "bmp", "gif", "jfif", "jp2", "png", "pgm", "tga", "tiff", "webp"])
+def test_images_of_every_kind_of_pillow_are_read(make_tree, suffix: str) -> None:
+    root = make_tree({"a": ["x"]}, suffix=suffix, mode="L" if suffix == "pgm" else "RGB")
+    data = load(root)
+    assert (len(data), data.notes) == (5, [])
+    pixels = preprocess(data, preprocessing_for(".", SimpleNamespace(num_channels=3), 8)).pixels
+    assert len({row.tobytes() for row in pixels.gather(torch.arange(5), torch.device("cpu")).numpy()}) == 5
+
+
+@pytest.mark.parametrize("suffix", ["eps", "h5", "mpg", "wmf"])
+def test_what_pillow_does_not_decode_itself_is_left_out(make_tree, suffix: str) -> None:
+    root = make_tree({"a": ["x"]})
+    write(root / "a" / "x" / f"0.{suffix}")
+    (note,) = load(root).notes
+    assert f"left out 1 .{suffix}: a/x/0.{suffix};" in note
 
 
 @pytest.mark.parametrize("layout", ["{split}/{domain}", "{domain}/{split}"])
@@ -133,10 +180,27 @@ def test_missing_and_empty_folders_are_named(make_tree, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"data\.root: found no folders in '.*b', expected one for each class"):
         load(root)
     (root / "b" / "x").mkdir()
-    with pytest.raises(InputError, match=r"data\.root: found no images in '.*b/x', expected files that end in"):
+    with pytest.raises(InputError, match=r"data\.root: found no images directly in '.*b/x', expected files of"):
         load(root)
     with pytest.raises(InputError, match=r"data\.domains: found 'z', expected some of .*'a', 'b'"):
         load(root, domains=["z"])
+
+
+@pytest.mark.parametrize("name", ["..", "../images/a", "a/", "./a", "", "."])
+def test_a_domain_is_the_name_of_a_folder_and_no_path(make_tree, name: str) -> None:
+    root = make_tree({"a": ["x"], "b": ["x"]})
+    for domain in (name, str(root / "a")):
+        with pytest.raises(InputError, match=r"data\.domains: found '.*', expected some of those in .*'a', 'b'"):
+            load(root, domains=[domain])
+
+
+def test_domains_and_classes_may_be_links(make_tree, tmp_path: Path) -> None:
+    root = make_tree({"a": ["x"]})
+    (root / "a").rename(tmp_path / "elsewhere")
+    (root / "a").symlink_to(tmp_path / "elsewhere")
+    (root / "a" / "y").symlink_to(root / "a" / "x")
+    data = load(root, domains=["a"])
+    assert (len(data), data.notes) == (10, [])
 
 
 def test_classes_without_images_are_skipped_on_demand(make_tree) -> None:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from fedra_engine.config import DataConfig
 from fedra_engine.data import images as module
+from fedra_engine.data import row_parts
 from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.image_rows import image_rows
 from fedra_engine.data.prepare import prepare
@@ -20,6 +20,7 @@ from fedra_engine.data.row_cache import cache_folder
 from fedra_engine.data.samples import Preprocessing, SampleStore
 from fedra_engine.data.sources import load_source
 from fedra_engine.errors import InputError
+from fedra_engine.stages import Stage
 from tests.data.preprocessed import preprocess
 
 RGB = Preprocessing(8, 3, (0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
@@ -129,7 +130,7 @@ def test_damaged_images_are_named(make_tree) -> None:
     [EOFError("no more"), struct.error("short"), TypeError("none"), IndexError(), KeyError(3), ValueError("bad")],
 )
 def test_whatever_pillow_raises_names_the_image(make_tree, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     data = load(make_tree({"a": ["x"]}))
@@ -173,13 +174,37 @@ def test_a_domain_of_which_nothing_is_left_is_named(make_tree) -> None:
 def test_a_file_that_may_not_be_opened_is_never_skipped(make_tree, monkeypatch: pytest.MonkeyPatch) -> None:
     data = load(make_tree({"a": ["x"]}))
 
-    def deny(*_: object) -> None:
+    def deny(*_: object, **__: object) -> None:
         # The tests may run as a user whom no permission binds.
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     monkeypatch.setattr(module.PillowImage, "open", deny)
     with pytest.raises(InputError, match=r"data\.root: cannot read .*\.png: Permission denied"):
         image_rows(data, RGB, skip=True)
+
+
+def test_what_pillow_finds_odd_is_kept_from_the_output(make_tree, recwarn: pytest.WarningsRecorder) -> None:
+    root = make_tree({"a": ["x"]})
+    image = root / "a" / "x" / "9.tif"
+    Image.new("RGB", (8, 8)).save(image)
+    image.write_bytes(image.read_bytes()[:40])
+    with pytest.raises(InputError, match=r"cannot read .*/a/x/9\.tif"):
+        preprocess(load(root), RGB)
+    assert not recwarn.list
+
+
+def test_a_pipe_is_no_image(make_tree) -> None:
+    root = make_tree({"a": ["x"]})
+    os.mkfifo(root / "a" / "x" / "9.png")
+    with pytest.raises(InputError, match=r"data\.root: cannot read .*/a/x/9\.png: it is no file; expected an image"):
+        preprocess(load(root), RGB)
+
+
+def test_an_image_that_another_program_would_decode_is_none(make_tree) -> None:
+    root = make_tree({"a": ["x"]})
+    Image.new("RGB", (8, 8)).save(root / "a" / "x" / "9.png", format="EPS")
+    with pytest.raises(InputError, match=r"cannot read .*/a/x/9\.png: cannot identify image file"):
+        preprocess(load(root), RGB)
 
 
 def test_links_to_nowhere_are_named(make_tree) -> None:
@@ -195,7 +220,7 @@ def test_files_are_decoded_once_until_they_change(make_tree, monkeypatch: pytest
     root = make_tree({"a": ["x"]})
     before = all_pixels(preprocess(load(root), RGB))
     with monkeypatch.context() as patch:
-        patch.setattr(module.PillowImage, "open", lambda *_: pytest.fail("decoded again"))
+        patch.setattr(module.PillowImage, "open", lambda *_, **__: pytest.fail("decoded again"))
         assert torch.equal(all_pixels(preprocess(load(root), RGB)), before)
         # The statistics are applied later.
         preprocess(load(root), Preprocessing(8, 3, (0, 0, 0), (1, 1, 1)))
@@ -222,27 +247,28 @@ def test_another_split_or_a_domain_alone_decodes_nothing_again(make_tree, monkey
     root = make_tree({"a": ["x"], "b": ["x", "y"]})
     config = DataConfig("image_folder", str(root))
     image_rows(load_source(config, seed=0), RGB, skip=False)
-    monkeypatch.setattr(module.PillowImage, "open", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(module.PillowImage, "open", lambda *_, **__: pytest.fail("decoded again"))
     image_rows(load_source(config, seed=1), RGB, skip=False)
     image_rows(load_source(DataConfig("image_folder", str(root), domains=["b"]), seed=0), RGB, skip=False)
 
 
 def test_progress_counts_every_sample(make_tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    bars: list[list[int]] = []
+    stages: list[list[int]] = []
 
-    class Bar(tqdm):
-        def __init__(self, *args: object, total: int, **settings: object) -> None:
-            super().__init__(*args, total=total, disable=True, **settings)
-            bars.append([total])
+    class Counted(Stage):
+        def __init__(self, what: str, total: int | None = None) -> None:
+            super().__init__(what, total)
+            if total is not None:
+                stages.append([total, 0])
 
-        def update(self, count: int) -> None:
-            bars[-1].append(count)
+        def advance(self, count: int) -> None:
+            stages[-1][1] += count
 
-    monkeypatch.setattr("datasets.utils.tqdm", Bar)
+    monkeypatch.setattr(row_parts, "Stage", Counted)
     data = load(make_tree({"a": ["x"], "b": ["x", "y"]}))
     for _ in range(2):
         image_rows(data, RGB, skip=False)
-    assert bars == [[12, 4, 8], [12, 4, 8]]
+    assert stages == [[12, 12]] * 2
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
@@ -261,7 +287,7 @@ def test_images_are_turned_upright(tmp_path: Path, orientation: int) -> None:
 
 
 def test_unreadable_notes_of_a_camera_do_not_matter(make_tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise SyntaxError("not a TIFF file")
 
     data = load(make_tree({"a": ["x"]}))

@@ -126,7 +126,7 @@ def test_a_second_run_decodes_nothing_and_ends_the_same(
     options.append("--clients.capacities=[4,3,2,2,1,1]")
     first, said = run(tmp_path, ["domainnet_vit_b16"], options)
     assert "for training; 96 preprocessed now" in said
-    monkeypatch.setattr(images.PillowImage, "open", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(images.PillowImage, "open", lambda *_, **__: pytest.fail("decoded again"))
     second, said = run(tmp_path, ["domainnet_vit_b16"], options, name="again")
     assert "for training; all were in the cache" in said
     assert first == second
@@ -136,7 +136,7 @@ def test_a_size_that_the_model_does_not_take_is_reported_before_images_are_decod
     tmp_path: Path, vit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = make_domainnet(tmp_path / "data", ["a", "b"])
-    monkeypatch.setattr(images.PillowImage, "open", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(images.PillowImage, "open", lambda *_, **__: pytest.fail("decoded"))
     options = [f"--data.root={root}", f"--model.path={vit}", "--data.image_size=12"]
     options.append("--clients.capacities=[4,3,2,2,1,1]")
     with pytest.raises(InputError, match=r"model\.path: .* cannot take the data's inputs: .*12"):

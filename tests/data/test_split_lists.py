@@ -1,5 +1,6 @@
 """DomainNet and NICO++ as they lie on disk, with what can be wrong in their lists."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,31 @@ def test_an_image_in_two_lists_is_said(domainnet: Path) -> None:
     assert data.notes == [f"{domainnet}/splits: 2 images are in several of the lists, and in several parts of the data"]
 
 
+def test_domains_are_those_with_lists_and_no_path_leaves_their_folder(domainnet: Path) -> None:
+    outside = domainnet / "real_outside"
+    for split in ("train", "test"):
+        (outside.parent / f"{outside.name}_{split}.txt").write_bytes(
+            (domainnet / "splits" / f"real_{split}.txt").read_bytes()
+        )
+    for domain in (f"../{outside.name}", str(outside), "", "."):
+        with pytest.raises(InputError, match=rf"data\.domains: found '{domain}', expected some of those in .*/splits"):
+            load(domainnet, domains=[domain])
+
+
+def test_lists_of_no_domain_are_said(domainnet: Path) -> None:
+    (domainnet / "splits" / "real_val.txt").write_text("")
+    (domainnet / "splits" / "extra_test.txt").write_text("")
+    (note,) = load(domainnet).notes
+    assert "splits: left out 2 .txt: extra_test.txt, real_val.txt; expected <domain>_train.txt and" in note
+
+
+def test_a_pipe_is_no_list(domainnet: Path) -> None:
+    (domainnet / "splits" / "real_test.txt").unlink()
+    os.mkfifo(domainnet / "splits" / "real_test.txt")
+    with pytest.raises(InputError, match=r"data\.root: cannot read .*real_test\.txt: it is no file; expected lines of"):
+        load(domainnet)
+
+
 LINE = b"real/aircraft_carrier/real_001_000000.jpg"
 
 
@@ -130,6 +156,9 @@ LINE = b"real/aircraft_carrier/real_001_000000.jpg"
         (LINE + b" -1", r"real_train\.txt, line 3: found label -1, expected one from 0 to 344"),
         (LINE + b" 2", r"real_train\.txt, line 3: found label 2 for 'aircraft_carrier', .* 0 .*clipart_train\.txt, li"),
         (b"real/x/y.jpg 0", r"real_train\.txt, line 3: found .* for 'x', .*'aircraft_carrier' .*clipart_train\.txt, l"),
+        (b"../x/aircraft_carrier/0.jpg 0", r"real_train\.txt, line 3: found path '\.\./x/.*', expected one that stays"),
+        (b"real/aircraft_carrier/../0.jpg 0", r"real_train\.txt, line 3: found path '.*', expected one that stays"),
+        (b"/aircraft_carrier/0.jpg 0", r"real_train\.txt, line 3: found path '/.*', expected one that stays below"),
         (b"\xff\xfe 0", r"real_train\.txt, line 3: found no UTF-8 text"),
     ],
 )
@@ -153,7 +182,7 @@ def test_missing_lists_and_empty_domains_are_named(domainnet: Path, tmp_path: Pa
     (domainnet / "splits" / "sketch_test.txt").unlink()
     with pytest.raises(InputError, match=r"data\.root: cannot read .*/sketch_test\.txt: No such file"):
         load(domainnet)
-    with pytest.raises(InputError, match=r"data\.root: cannot read .*/comic_train\.txt: No such file"):
+    with pytest.raises(InputError, match=r"data\.domains: found 'comic', expected some of those in .*: \['clipart'"):
         load(domainnet, domains=["comic"])
     with pytest.raises(InputError, match=r"data\.root: found no lists in '.*nowhere/splits', expected <domain>_train"):
         load(tmp_path / "nowhere")

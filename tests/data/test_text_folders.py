@@ -46,6 +46,21 @@ def test_other_splits_are_not_trained_on(tmp_path: Path, layout: str, others: tu
     assert texts(data.test) == [row["text"] for row in rows[12:]]
 
 
+def test_files_that_are_left_out_are_counted_and_named(tmp_path: Path) -> None:
+    rows = [{"text": row["text"], "label": row["label"]} for row in ROWS]
+    root = tmp_path / "corpus"
+    write(root / "a.csv", rows)
+    before = load(root).notes
+    for name in ("b.csv.gz", "c.json", "deep/d.csv", ".hidden"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text("")
+    note, *others = load(root).notes
+    assert others == before
+    assert note.startswith(f"warning: {root}: left out 1 .gz, 1 .json, 1 .csv: b.csv.gz, c.json, deep/d.csv; expected")
+    # Nothing is left out of a file.
+    assert load(root / "a.csv").notes == before
+
+
 def test_folders_that_cannot_be_used_are_reported(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"data\.root: found no \.csv .* files in '.*empty', expected one per domain"):

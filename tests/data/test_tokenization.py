@@ -1,5 +1,6 @@
 """Texts become the model's tokens, once; only responses are to be learnt."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.prepare import prepare
 from fedra_engine.data.tokenization import token_rows, tokenization_for
 from fedra_engine.errors import InputError
-from tests.data.tokenizers import WORDS, save_decoder_tokenizer, save_encoder_tokenizer
+from tests.data.tokenizers import WORDS, save_byte_tokenizer, save_decoder_tokenizer, save_encoder_tokenizer
 
 CPU = torch.device("cpu")
 MODEL = SimpleNamespace(model_type="bert", max_position_embeddings=32)
@@ -234,3 +235,79 @@ def test_there_must_be_room_for_a_word(tmp_path: Path, task: str, save: Callable
         torch.tensor([0]), CPU, torch.float32
     )
     assert inputs["input_ids"].shape == (1, least)
+
+
+def edit_json(file: Path, **changes: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.mark.parametrize("task", ["text_classification", "causal_lm"])
+def test_texts_lose_their_end_whatever_side_the_tokenizer_would_cut(tmp_path: Path, task: str) -> None:
+    save = save_encoder_tokenizer if task == "text_classification" else save_decoder_tokenizer
+    path = save(tmp_path / "model")
+    edit_json(tmp_path / "model" / "tokenizer_config.json", truncation_side="left", padding_side="left")
+    content = {"text": ["a b c d e f g", "a", "b"]}
+    expected = "[CLS] a b c d [SEP]"
+    if task == "causal_lm":
+        content, expected = {"prompt": [""] * 3, "response": content["text"]}, "<s> a b c d e"
+    found, _ = token_rows(make_data(task, content), tokenization_for(path, MODEL, 6), skip=False)
+    assert found.ids.gather(torch.tensor([0]), CPU)[0].tolist() == tokens(expected)
+
+
+def test_whatever_changes_the_tokens_makes_other_rows(tmp_path: Path) -> None:
+    """Each change alone; the cache has the rows of those before it."""
+    data = make_data("text_classification", {"text": ["A b", "c", "d"]})
+    folder = tmp_path / "model"
+
+    def first_row() -> list[int]:
+        rows, made = token_rows(data, tokenization_for(str(folder), MODEL, 6), skip=False)
+        assert made.made == 3
+        again, unchanged = token_rows(data, tokenization_for(str(folder), MODEL, 6), skip=False)
+        assert unchanged.made == 0
+        assert torch.equal(again.lengths, rows.lengths)
+        return rows.ids.gather(torch.tensor([0]), CPU)[0].tolist()
+
+    save_encoder_tokenizer(folder)
+    assert first_row() == tokens("[CLS] [UNK] b [SEP] [PAD] [PAD]")
+    edit_json(folder / "tokenizer.json", normalizer={"type": "Lowercase"})
+    assert first_row() == tokens("[CLS] a b [SEP] [PAD] [PAD]")
+    edit_json(folder / "tokenizer.json", post_processor=None)
+    assert first_row() == tokens("a b [PAD] [PAD] [PAD] [PAD]")
+    # May matter or not: nothing can know what a class does with it.
+    edit_json(folder / "tokenizer_config.json", some_setting=True)
+    assert first_row() == tokens("a b [PAD] [PAD] [PAD] [PAD]")
+
+
+def test_the_same_tokenizer_elsewhere_makes_nothing_anew(tmp_path: Path) -> None:
+    data = make_data("text_classification", {"text": ["a b", "c", "d"]})
+    paths = [save_encoder_tokenizer(tmp_path / name) for name in ("one", "other")]
+    tokenizations = [tokenization_for(path, MODEL, 6) for path in paths]
+    tokenizations[1].tokenizer(["a b c d"], truncation=True, max_length=3, padding="max_length")
+    made = [token_rows(data, tokenization, skip=False)[1].made for tokenization in tokenizations]
+    assert made == [3, 0]
+
+
+def test_rows_of_a_tokenizer_written_in_python_are_not_kept(tmp_path: Path) -> None:
+    """Its merges, or whatever else it reads, may have changed without a trace."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "vocab.json").write_text(json.dumps({"<unk>": 0, "a@@": 1, "b": 2, "ab": 3, "c": 4}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CTRLTokenizer"}))
+    data = make_data("text_classification", {"text": ["ab", "c", "c"]})
+
+    def first_row(merges: str) -> list[int]:
+        (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
+        rows, made = token_rows(data, tokenization_for(str(folder), MODEL, 4), skip=False)
+        assert made.made is None
+        return rows.ids.gather(torch.tensor([0]), CPU)[0, : rows.lengths[0]].tolist()
+
+    assert first_row("a b</w>") == [3]
+    assert first_row("a c</w>") == [1, 2]
+
+
+def test_a_tokenizer_that_draws_its_tokens_is_refused(tmp_path: Path) -> None:
+    path = save_byte_tokenizer(tmp_path)
+    stored = json.loads((tmp_path / "tokenizer.json").read_text())
+    edit_json(tmp_path / "tokenizer.json", model=stored["model"] | {"dropout": 0.1})
+    with pytest.raises(InputError, match=r"^model\.path: found a tokenizer with a dropout of 0\.1 beside .*; expected"):
+        tokenization_for(path, MODEL)
