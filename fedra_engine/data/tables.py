@@ -52,7 +52,7 @@ def read_table(file: Path, encoding: str) -> Iterator[Row]:
     suffix = file.suffix.lower()
     try:
         if suffix in TEXT_READERS:
-            yield from TEXT_READERS[suffix](file, _lines(file, encoding))
+            yield from TEXT_READERS[suffix](file, text_lines(file, encoding))
         elif suffix == _PARQUET:
             yield from _read_parquet(file)
         else:
@@ -156,7 +156,7 @@ def _read_jsonl(file: Path, lines: Iterator[str]) -> Iterator[Row]:
         except (ValueError, RecursionError) as error:
             raise InputError(f"data.root: {file}, line {number}: {error}; expected a JSON object") from error
         if not isinstance(row, dict):
-            raise InputError(f"data.root: {file}, line {number}: found {line.strip()[:40]}, expected a JSON object")
+            raise InputError(f"data.root: {file}, line {number}: found {line.strip()[:40]!r}, expected a JSON object")
         yield Origin(f"{file}, line", number), row
 
 
@@ -195,15 +195,13 @@ def _read_txt(file: Path, lines: Iterator[str]) -> Iterator[Row]:
             yield Origin(f"{file}, line", number), {"text": line.strip()}
 
 
-def _lines(file: Path, encoding: str) -> Iterator[str]:
-    """The lines of a text file, with their ends."""
+def text_lines(file: Path, encoding: str) -> Iterator[str]:
+    """The lines of a text file, with their ends; see `read_table`."""
     with file.open(encoding=_marked(file, encoding), newline="\n") as opened:
         for number, line in enumerate(opened, start=1):
             if "\0" in line:
-                raise InputError(
-                    f"data.root: {file}, line {number}: found a NUL character, expected {encoding} text, or the file's "
-                    "own encoding as data.encoding"
-                )
+                # No text has one, but every other byte of UTF-16 may be one.
+                raise InputError(f"data.root: {file}, line {number}: found a NUL character, expected {encoding} text")
             yield line
 
 
