@@ -141,7 +141,7 @@ def _read_list(file: Path, classes: int) -> Iterator[_Line]:
                 yield _parse(line, Origin(f"{file}, line", number), classes)
     except OSError as error:
         raise InputError(
-            f"data.root: cannot read {file}: {error.strerror}; expected lines of path and label"
+            f"data.root: cannot read {file}: {error.strerror or error}; expected lines of path and label"
         ) from error
 
 
