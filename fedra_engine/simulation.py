@@ -21,6 +21,7 @@ from fedra_engine.experiment import build_experiment, describe
 from fedra_engine.federation.aggregation import Aggregator
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.work import LocalWork
+from fedra_engine.files import whole_files
 from fedra_engine.models.sharded_parameters import is_sharded
 from fedra_engine.models.sharding import Sharding
 from fedra_engine.models.state import GlobalState
@@ -215,9 +216,10 @@ class Simulation:
 
     def _finish(self, state: GlobalState, frozen: dict[str, float], tuned: dict[str, float]) -> None:
         config, experiment = self._config, self.experiment
-        save_adapter(self._folder.path / "adapters", experiment.foundation, config, state)
-        if experiment.method.personal_states(state) is not None:
-            save_private(self._folder.path / "adapters", experiment.method.tensors())
+        with whole_files(self._folder.path / "adapters") as adapters:
+            save_adapter(adapters, experiment.foundation, config, state)
+            if experiment.method.personal_states(state) is not None:
+                save_private(adapters, experiment.method.tensors())
         control = recorded_control(config)
         self._folder.write_summary(
             {

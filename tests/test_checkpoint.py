@@ -1,12 +1,13 @@
 """Checkpoints come back as they were saved, and never in part."""
 
 import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
-from fedra_engine import checkpoint
 from fedra_engine.checkpoint import latest_checkpoint, save_checkpoint
 from fedra_engine.errors import InputError
 
@@ -46,7 +47,7 @@ def test_the_newest_two_stay(tmp_path: Path) -> None:
 
 
 def killed_before_rename(run: Path) -> None:
-    checkpoint.os.replace = lambda *_: checkpoint.os.kill(checkpoint.os.getpid(), 9)
+    os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
     save_checkpoint(run, 1, TENSORS, {"round": 1})
 
 

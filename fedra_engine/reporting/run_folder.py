@@ -10,7 +10,7 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.errors import InputError
-from fedra_engine.files import write_whole
+from fedra_engine.files import make_folders, whole_folder, write_whole, writing
 
 
 class RunFolder:
@@ -38,12 +38,19 @@ class RunFolder:
             InputError: `config.name` is taken, or the folder cannot be made.
         """
         path = Path(config.output_dir) / (config.name or _default_name(config))
-        made = _make_first([path] if config.name is not None else _numbered(path))
-        if made is None:
-            raise InputError(f"name: found a run in {path}, expected a new name (or --resume {shlex.quote(str(path))})")
-        folder = cls(made)
-        folder.write_config(config)
-        return folder
+        for free in [path] if config.name is not None else _numbered(path):
+            try:
+                make_folders(free.parent)
+                with whole_folder(free) as made:
+                    cls(made).write_config(config)
+            except FileExistsError as error:
+                if error.filename != str(free):
+                    raise _not_makable(free.parent, error) from error
+            except OSError as error:
+                raise _not_makable(free, error) from error
+            else:
+                return cls(free)
+        raise InputError(f"name: found a run in {path}, expected a new name (or --resume {shlex.quote(str(path))})")
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
@@ -103,7 +110,7 @@ class RunFolder:
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add a record; it is in the file when this returns."""
-        with self.metrics_file.open("a") as file:
+        with writing(self.metrics_file), self.metrics_file.open("a") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
@@ -139,7 +146,7 @@ def make_folder(path: Path) -> None:
         InputError: it cannot be made.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        make_folders(path)
         # A folder that was there before may be one to read only.
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
@@ -156,29 +163,6 @@ def _numbered(path: Path) -> Iterator[Path]:
     yield path
     for number in itertools.count(2):
         yield path.with_name(f"{path.name}-{number}")
-
-
-def _make_first(candidates: Iterable[Path]) -> Path | None:
-    """Make the first folder of `candidates` that is not there yet; None when all are.
-
-    Making a folder is the test whether it is free, so that two runs never take the same one.
-
-    Raises:
-        InputError: the folder, or one above it, cannot be made.
-    """
-    for path in candidates:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _not_makable(path.parent, error) from error
-        try:
-            path.mkdir()
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise _not_makable(path, error) from error
-        return path
-    return None
 
 
 def _not_makable(path: Path, error: OSError) -> InputError:
