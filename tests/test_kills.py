@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,18 @@ from accelerate import Accelerator
 from rich.console import Console
 from transformers import ViTConfig, ViTForImageClassification
 
+from fedra_engine import simulation
 from fedra_engine.checkpoint import latest_checkpoint
-from fedra_engine.data.domain_data import DomainData
-from fedra_engine.data.sources import load_source
+from fedra_engine.config import ExperimentConfig
+from fedra_engine.experiment import build_experiment
+from fedra_engine.files import write_whole
 from fedra_engine.models.loading import resolve_model_path
 from fedra_engine.reporting import partition_report
 from fedra_engine.reporting.console import Reporter
-from fedra_engine.run_request import parse_request
+from fedra_engine.reporting.run_folder import RunFolder
+from fedra_engine.run_request import RunRequest
 from fedra_engine.simulation import Simulation
+from tests.running import small_config
 
 FIRST = 40
 """File operations before each of which a run is killed; of the later ones, before every `STRIDE`th."""
@@ -40,10 +45,9 @@ OPERATIONS = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.
 SECONDS = 60
 
 
-@pytest.fixture(scope="module")
-def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Two rounds of a tiny model whose server optimizer has a memory."""
-    folder = tmp_path_factory.mktemp("vit")
+@pytest.fixture
+def config(tmp_path: Path) -> ExperimentConfig:
+    """Two rounds of a tiny model whose server optimizer has a memory; the run is `run` in the working directory."""
     shape = ViTConfig(
         hidden_size=16,
         intermediate_size=32,
@@ -55,18 +59,17 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         num_labels=10,
     )
     torch.manual_seed(0)
-    ViTForImageClassification(shape).save_pretrained(folder)
-    shutil.copy(Path(resolve_model_path("digits_vit"), "preprocessor_config.json"), folder)
-    return [
-        "--rounds=2",
-        "--evaluate_every=1",
-        f"--model.path={folder}",
-        "--data.domains=[clean]",
-        "--data.clients_per_domain=2",
-        "--clients.capacities=[2]",
-        "--training.max_local_steps=2",
-        "--server.optimizer=fedadam",
-    ]
+    model = tmp_path / "vit"
+    ViTForImageClassification(shape).save_pretrained(model)
+    shutil.copy(Path(resolve_model_path("digits_vit"), "preprocessor_config.json"), model)
+    return small_config(
+        Path(),
+        evaluate_every=1,
+        model={"path": str(model)},
+        data={"domains": ["clean"], "clients_per_domain": 2},
+        clients={"capacities": [2]},
+        server={"optimizer": "fedadam"},
+    )
 
 
 class Killer:
@@ -122,32 +125,35 @@ class Killer:
 
 
 class Runs:
-    """Runs the experiment of some options in forked processes, each with the working directory `folder`."""
+    """Runs an experiment in forked processes, each with the working directory `folder`."""
 
-    def __init__(self, folder: Path, options: list[str], data: DomainData) -> None:
+    def __init__(self, folder: Path, config: ExperimentConfig) -> None:
+        folder.mkdir()
         self.folder = folder
-        self._options = [*options, "--output_dir=.", "--name=run"]
-        self._data = data
+        self._config = config
 
     @property
     def run(self) -> Path:
         return self.folder / "run"
 
-    def fork(self, *arguments: str, prepare: Callable[[], object] = lambda: None) -> int:
-        """Run with these arguments, or as a new run, after `prepare`. Returns the exit code."""
-        target = multiprocessing.get_context("fork").Process(target=self._execute, args=(arguments, prepare))
-        target.start()
-        target.join(SECONDS)
-        if target.exitcode is None:
-            target.kill()
-        target.join()
-        assert target.exitcode is not None
-        return target.exitcode
+    def begin(self, prepare: Callable[[], object] = lambda: None) -> int:
+        """Begin the run after `prepare`, or go on with what there is of it. Returns the exit code."""
+        process = multiprocessing.get_context("fork").Process(target=self._execute, args=(prepare,))
+        process.start()
+        process.join(SECONDS)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+        assert process.exitcode is not None
+        return process.exitcode
 
     def finish(self) -> None:
-        """Do what a user does after a kill: go on, or start again where there is nothing to go on with."""
-        arguments = ["--resume=run"] if self.run.exists() else []
-        assert self.fork(*arguments) == 0, (self.folder / "errors").read_text()
+        """Do what a user does after a kill, and expect no complaint."""
+        assert self.begin() == 0, self.errors()
+
+    def errors(self) -> str:
+        """What the last process wrote to stderr."""
+        return (self.folder / "errors").read_text()
 
     def result(self) -> dict[str, object]:
         """What is to be equal to the last bit."""
@@ -156,61 +162,63 @@ class Runs:
         records = [json.loads(line) for line in (self.run / "metrics.jsonl").read_text().splitlines()]
         for record in records:
             del record["seconds"]
-        files = {path.name: path.read_bytes() for path in (self.run / "adapters").iterdir()}
         return {
-            "round": checkpoint.round,
-            "tensors": {name: tensor.numpy().tobytes() for name, tensor in checkpoint.tensors.items()},
+            "config": (self.run / "config.yaml").read_text(),
             "metrics": records,
             "summary": json.loads((self.run / "summary.json").read_text()),
-            "config": (self.run / "config.yaml").read_text(),
-            "checkpoints": sorted(path.name for path in (self.run / "checkpoints").iterdir()),
-            **files,
+            "round": checkpoint.round,
+            "tensors": {name: tensor.numpy().tobytes() for name, tensor in checkpoint.tensors.items()},
+            "files": sorted(str(path.relative_to(self.run)) for path in self.run.rglob("*")),
+            "adapters": {path.name: path.read_bytes() for path in (self.run / "adapters").iterdir()},
         }
 
-    def _execute(self, arguments: tuple[str, ...], prepare: Callable[[], object]) -> None:
+    def _execute(self, prepare: Callable[[], object]) -> None:
         os.chdir(self.folder)
         errors = os.open("errors", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(errors, 2)
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - as long as the process
         prepare()
-        request = parse_request(arguments or self._options, description="")
+        request = RunRequest(self._config, RunFolder.open("run") if self.run.exists() else None)
         with request.open_folder() as folder, Reporter(folder.log_file, Console(quiet=True)) as reporter:
-            Simulation(request.config, folder, reporter, Accelerator(cpu=True), self._data).run()
+            Simulation(request.config, folder, reporter, Accelerator(cpu=True)).run()
 
 
-@pytest.fixture(scope="module")
-def data(options: list[str]) -> DomainData:
-    """Read once, as reading takes longer than training."""
-    config = parse_request(options, description="").config
-    return load_source(config.data, config.seed)
+@pytest.fixture
+def start(tmp_path: Path, config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Runs]:
+    """A function that makes `Runs` in a new folder of a name.
+
+    What takes the time of so short a run, and changes no file, happens once: forked processes have copies of it.
+    """
+    experiment = build_experiment(config, torch.device("cpu"))
+    monkeypatch.setattr(simulation, "build_experiment", lambda *_: experiment)
+    monkeypatch.setattr(partition_report, "plot_partition", lambda counts, file: write_whole(file, b"plot"))
+    return lambda name: Runs(tmp_path / name, config)
 
 
-@pytest.fixture(autouse=True)
-def _quick_plot(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partition_report, "plot_partition", lambda counts, file: file.write_bytes(b"plot"))
-
-
-def test_a_run_killed_anywhere_goes_on_to_the_same_bits(
-    tmp_path: Path, options: list[str], data: DomainData
-) -> None:
-    def runs(name: str) -> Runs:
-        (tmp_path / name).mkdir()
-        return Runs(tmp_path / name, options, data)
-
-    whole = runs("whole")
+def test_a_run_killed_anywhere_goes_on_to_the_same_bits(start: Callable[[str], Runs]) -> None:
+    whole = start("whole")
     started = time.monotonic()
-    assert whole.fork() == 0, (whole.folder / "errors").read_text()
+    whole.finish()
     seconds = time.monotonic() - started
     expected = whole.result()
-    last, ended = 1, False
-    while not ended:
-        killed = runs(f"operation_{last}")
-        code = killed.fork(prepare=Killer(last).watch)
-        ended = code == 0
-        assert ended or code == -signal.SIGKILL, (killed.folder / "errors").read_text()
-        if not ended:
+
+    def kill(name: str, prepare: Callable[[], object]) -> bool:
+        """Kill a run, and finish it. Returns whether it did not end before."""
+        killed = start(name)
+        code = killed.begin(prepare)
+        assert code in (0, -signal.SIGKILL, -signal.SIGALRM), killed.errors()
+        if code != 0:
             killed.finish()
-        assert killed.result() == expected, f"killed before operation {last}"
-        last += 1 if last < FIRST else STRIDE
-    assert last > FIRST
-    print(last, seconds, time.monotonic()-started)
+        assert killed.result() == expected, f"killed at {name}"
+        return code != 0
+
+    operation = 1
+    while kill(f"operation_{operation}", Killer(operation).watch):
+        operation += 1 if operation < FIRST else STRIDE
+    assert operation > FIRST
+    # The signal's own action ends the process at once.
+    kills = [
+        kill(f"moment_{moment}", partial(signal.setitimer, signal.ITIMER_REAL, seconds * (moment + 1) / (MOMENTS + 1)))
+        for moment in range(MOMENTS)
+    ]
+    assert any(kills)
