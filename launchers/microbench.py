@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fedra_engine.cli import quiet_libraries
 from fedra_engine.errors import InputError
 from fedra_engine.exit_codes import end, exit_code
 
@@ -28,6 +27,8 @@ class _Parser(argparse.ArgumentParser):
 
 def main() -> None:
     """Run the benchmark that the command line names."""
+    from fedra_engine.cli import quiet_libraries
+
     options = _parse(sys.argv[1:])
     quiet_libraries()
     options.run(options)

@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from fedra_engine.exit_codes import end, exit_code
+from fedra_engine.exit_codes import end, exit_code, unwound_by_signals
 
 PYPROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
 
@@ -31,14 +31,15 @@ def main() -> None:
     except OSError as error:
         raise InputError(f"installed: cannot read {options.installed}: {error.strerror}; expected a file") from error
     target = Target(read_installed(lines), options.python, tuple(options.platform))
-    wheels = resolve(missing_requirements(PYPROJECT.read_text(), target.installed), target)
+    with unwound_by_signals():
+        wheels = resolve(missing_requirements(PYPROJECT.read_text(), target.installed), target)
+        sizes = {} if options.download is None else download(wheels, target, options.download)
     if options.download is None:
         for wheel in wheels:
             print(wheel)
         if not wheels:
             print("nothing is missing", file=sys.stderr)
         return
-    sizes = download(wheels, target, options.download)
     for name, size in sizes.items():
         print(f"{size / 2**20:8.2f} MiB  {name}")
     print(f"{sum(sizes.values()) / 2**20:8.2f} MiB  in {len(sizes)} wheels in {options.download}")
