@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import io
 import json
 import multiprocessing
@@ -25,6 +26,7 @@ from transformers import ViTConfig, ViTForImageClassification
 from fedra_engine import simulation
 from fedra_engine.checkpoint import latest_checkpoint
 from fedra_engine.config import ExperimentConfig
+from fedra_engine.exit_codes import exit_code
 from fedra_engine.experiment import build_experiment
 from fedra_engine.files import write_whole
 from fedra_engine.models.loading import resolve_model_path
@@ -38,6 +40,8 @@ from tests.running import small_config
 FIRST = 40
 """File operations before each of which a run is killed; of the later ones, before every `STRIDE`th."""
 STRIDE = 3
+EVERY = 8
+"""Of the operations, so many lie between two at which the disk begins to fail."""
 MOMENTS = 10
 """Times at which a run is killed whatever it is doing."""
 OPERATIONS = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.truncate")
@@ -72,29 +76,36 @@ def config(tmp_path: Path) -> ExperimentConfig:
     )
 
 
-class Killer:
-    """Counts operations on files below the working directory, and kills this process before, or in, the last one."""
+class Fault:
+    """Counts operations on files below the working directory, and has the one of a number go wrong."""
 
-    def __init__(self, last: int | None) -> None:
-        self.count = 0
-        self._last = last
-        self._root = os.getcwd()
+    def __init__(self, number: int, *, log: bool) -> None:
+        """Operation `number`, from 1; lines of `run.log` count only with `log`."""
+        self._number = number
+        self._log = log
+        self._count = 0
+        self._root = ""
         self._open = io.open
+        self._fsync = os.fsync
+
+    def go_wrong(self, event: str) -> None:
+        """Called before the operation, or half-way through it where it writes."""
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def watch(self) -> None:
         """Begin, for the rest of this process's life."""
+        self._root = os.getcwd()
         sys.addaudithook(self._see)
         io.open = builtins.open = self._opened  # type: ignore[assignment]
-        fsync = os.fsync
-        os.fsync = lambda descriptor: (self._next(), fsync(descriptor))[1]
+        os.fsync = self._synced
 
-    def _next(self) -> None:
-        if self._is_last():
-            os.kill(os.getpid(), signal.SIGKILL)
+    def _due(self) -> bool:
+        self._count += 1
+        return self._count == self._number
 
-    def _is_last(self) -> bool:
-        self.count += 1
-        return self.count == self._last
+    def _next(self, event: str) -> None:
+        if self._due():
+            self.go_wrong(event)
 
     def _see(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
@@ -105,23 +116,44 @@ class Killer:
         path = arguments[0]
         # What is below an open folder has a name only.
         if isinstance(path, str | Path) and os.path.join(self._root, path).startswith(self._root):
-            self._next()
+            self._next(event)
+
+    def _synced(self, descriptor: int) -> None:
+        self._next("fsync")
+        self._fsync(descriptor)
 
     def _opened(self, *arguments: Any, **options: Any) -> Any:
         file = self._open(*arguments, **options)
-        # Of the log's many lines none matters; times of their own fall among them.
-        if file.writable() and str(file.name).startswith(self._root) and not str(file.name).endswith("run.log"):
+        name = str(file.name)
+        if file.writable() and name.startswith(self._root) and (self._log or not name.endswith("run.log")):
             write = file.write
 
             def cut_short(content: Any) -> int:
-                if self._is_last():
+                if self._due():
                     write(content[: len(content) // 2])
                     file.flush()
-                    os.kill(os.getpid(), signal.SIGKILL)
+                    self.go_wrong("write")
                 return write(content)
 
             file.write = cut_short
         return file
+
+
+class Disk(Fault):
+    """From some operation on, the disk is full, or can only be read."""
+
+    def __init__(self, number: int, error: int) -> None:
+        super().__init__(number, log=True)
+        self._error = error
+
+    def _due(self) -> bool:
+        super()._due()
+        return self._count >= self._number
+
+    def go_wrong(self, event: str) -> None:
+        """Raise OSError, but for what a full disk can still do."""
+        if self._error != errno.ENOSPC or event not in ("os.remove", "os.rmdir", "os.chmod"):
+            raise OSError(self._error, os.strerror(self._error))
 
 
 class Runs:
@@ -178,9 +210,14 @@ class Runs:
         os.dup2(errors, 2)
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - as long as the process
         prepare()
-        request = RunRequest(self._config, RunFolder.open("run") if self.run.exists() else None)
-        with request.open_folder() as folder, Reporter(folder.log_file, Console(quiet=True)) as reporter:
-            Simulation(request.config, folder, reporter, Accelerator(cpu=True)).run()
+
+        def main() -> None:
+            request = RunRequest(self._config, RunFolder.open("run") if self.run.exists() else None)
+            with request.open_folder() as folder, Reporter(folder.log_file, Console(quiet=True)) as reporter:
+                Simulation(request.config, folder, reporter, Accelerator(cpu=True)).run()
+
+        # An exception that is none of the expected ends the process with 1, too, but not with one line.
+        os._exit(exit_code(main))
 
 
 @pytest.fixture
@@ -213,7 +250,7 @@ def test_a_run_killed_anywhere_goes_on_to_the_same_bits(start: Callable[[str], R
         return code != 0
 
     operation = 1
-    while kill(f"operation_{operation}", Killer(operation).watch):
+    while kill(f"operation_{operation}", Fault(operation, log=False).watch):
         operation += 1 if operation < FIRST else STRIDE
     assert operation > FIRST
     # The signal's own action ends the process at once.
@@ -222,3 +259,23 @@ def test_a_run_killed_anywhere_goes_on_to_the_same_bits(start: Callable[[str], R
         for moment in range(MOMENTS)
     ]
     assert any(kills)
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS], ids=["full", "read_only"])
+def test_a_disk_that_fails_is_one_line_and_the_run_goes_on_later_to_the_same_bits(
+    error: int, start: Callable[[str], Runs]
+) -> None:
+    whole = start("whole")
+    whole.finish()
+    expected = whole.result()
+    operation, told = 1, set[str]()
+    while (failed := start(f"operation_{operation}")).begin(Disk(operation, error).watch) != 0:
+        said = failed.errors()
+        assert said.startswith("error: "), said
+        assert said.count("\n") == 1, said
+        assert os.strerror(error).lower() in said.lower(), said
+        told.add(Path(said.removeprefix("error: ").partition(":")[0]).name)
+        failed.finish()
+        assert failed.result() == expected, f"failed at operation {operation}"
+        operation += EVERY
+    assert {"output_dir", "run.log", "adapters"} <= told

@@ -35,4 +35,4 @@ def plot_accuracy_by_round(summaries: Sequence[MethodSummary], file: Path) -> No
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     # The picture grows with the legend, whatever the labels' length; the axes keep their size.
-    figure.savefig(file, bbox_inches="tight")
+    figure.savefig(file, format="png", bbox_inches="tight")

@@ -11,6 +11,7 @@ from fedra_engine.comparison.figures import plot_accuracy_by_round
 from fedra_engine.comparison.runs import Outcome, RunResult
 from fedra_engine.comparison.summaries import summarize
 from fedra_engine.comparison.tables import cells, csv_text, latex_table
+from fedra_engine.files import whole_file, write_whole
 from fedra_engine.reporting.tables import Cells, markdown_table
 
 _EXPLANATION = """\
@@ -41,12 +42,13 @@ def write_report(folder: Path, command: str, results: Sequence[RunResult], missi
     # Another process may be writing the report of another part of the runs.
     table, page, latex, plot = (folder / name for name in _FILES)
     with _lock(folder):
-        table.write_text(csv_text(results))
-        page.write_text(_markdown(command, rows, results, missing))
+        write_whole(table, csv_text(results))
+        write_whole(page, _markdown(command, rows, results, missing))
         # An argument may have several lines.
         comment = "".join(f"% {line}\n" for line in command.splitlines())
-        latex.write_text(comment + latex_table(rows))
-        plot_accuracy_by_round(summaries, plot)
+        write_whole(latex, comment + latex_table(rows))
+        with whole_file(plot) as temporary:
+            plot_accuracy_by_round(summaries, temporary)
     return rows
 
 

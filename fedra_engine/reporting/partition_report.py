@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedra_engine.federation.clients import Clients
+from fedra_engine.files import whole_file
 
 if TYPE_CHECKING:
     from fedra_engine.data.domain_data import DomainData
@@ -122,7 +123,8 @@ def plot_partition(counts: PartitionCounts, file: Path) -> None:
             # A name may have dollar signs, which are no formula.
             axes.set_yticks(range(len(names)), names, parse_math=False)
         figure.colorbar(image, ax=axes, label="training samples")
-    figure.savefig(file, dpi=100)
+    with whole_file(file) as temporary:
+        figure.savefig(temporary, dpi=100, format="png")
 
 
 def _cells(values: NDArray[np.int64]) -> list[str]:

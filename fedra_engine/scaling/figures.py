@@ -37,4 +37,4 @@ def plot_scaling(measurements: Sequence[Measurement], file: Path) -> None:
         axes.set(xlabel="clients in a round", ylabel=title)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
-    figure.savefig(file)
+    figure.savefig(file, format="png")

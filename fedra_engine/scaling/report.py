@@ -7,6 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from fedra_engine.files import whole_file, write_whole
 from fedra_engine.reporting.tables import markdown_table
 from fedra_engine.scaling.figures import plot_scaling
 from fedra_engine.scaling.measurement import Measurement
@@ -52,9 +53,10 @@ def write_report(folder: Path, command: str, measurements: Sequence[Measurement]
     ]
     # Another command may be writing the report of another part of the points.
     with FileLock(folder / ".scaling.lock"):
-        (folder / "scaling.csv").write_text(csv_text(measurements))
-        (folder / "scaling.md").write_text("\n\n".join(parts) + "\n")
-        plot_scaling(measurements, folder / "scaling.png")
+        write_whole(folder / "scaling.csv", csv_text(measurements))
+        write_whole(folder / "scaling.md", "\n\n".join(parts) + "\n")
+        with whole_file(folder / "scaling.png") as temporary:
+            plot_scaling(measurements, temporary)
 
 
 def fit_texts(measurements: Sequence[Measurement]) -> list[str]:
