@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from fedra_engine.data.samples import Samples
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.work import ClientUpdates, LocalWork
-from fedra_engine.files import whole_file
+from fedra_engine.files import whole_file, writing
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.state import GlobalState, adapter_tensors, head_tensors, named_tensors
 from fedra_engine.processes import Processes
@@ -37,12 +37,14 @@ def write_inputs(folder: Path, samples: Samples, foundation: Foundation) -> None
     tensors["labels"] = torch.cat([portion.labels for portion in portions])
     target = folder / "trace" / "inputs.safetensors"
     target.parent.mkdir(parents=True, exist_ok=True)
-    _save(tensors, target)
+    with whole_file(target) as file:
+        save_file(tensors, file)
 
 
 def _save(tensors: dict[str, torch.Tensor], target: Path) -> None:
-    with whole_file(target) as file:
-        save_file(tensors, file)
+    """Write a file that a resumed run writes again, so that there is no need to wait for the disk."""
+    with writing(target):
+        target.write_bytes(save(tensors))
 
 
 class RoundTrace:
