@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedra_engine.errors import InputError, one_line
-from fedra_engine.files import content_hash
+from fedra_engine.files import content_hash, make_folders, remove_unfinished, whole_folder
 
 TENSORS_FILE = "state.safetensors"
 STATE_FILE = "state.json"
@@ -44,25 +43,25 @@ def save_checkpoint(folder: Path, round: int, tensors: Mapping[str, Tensor], sta
         state: anything JSON can hold.
 
     Returns:
-        The checkpoint's folder. It appears complete or not at all, whenever the process is killed. Waiting
-        for the disk would slow short rounds, so a power cut can damage it; `latest_checkpoint` tells.
+        The checkpoint's folder. It appears complete or not at all, whenever the process is killed, and is on the disk.
+
+    Raises:
+        OSError: it cannot be written; the checkpoints before are as they were.
     """
     parent = folder / "checkpoints"
     final = parent / f"round_{round:04d}"
-    temporary = parent / f".{final.name}.tmp"
-    if temporary.exists():
-        shutil.rmtree(temporary)
-    temporary.mkdir(parents=True)
+    make_folders(parent)
+    remove_unfinished(parent)
     # Tensors may be views of one another, which the format does not know.
     content = safetensors.torch.save({name: _detach(tensor) for name, tensor in tensors.items()})
     header = {"version": VERSION, "round": round, "tensors": content_hash(content).hexdigest(), "state": dict(state)}
-    (temporary / TENSORS_FILE).write_bytes(content)
-    (temporary / STATE_FILE).write_text(json.dumps({**header, "digest": _digest_of_header(header)}))
-    # A run that fell back to an older checkpoint finds the damaged ones in its way.
-    for saved, damaged in _checkpoints(folder):
-        if saved >= round:
-            shutil.rmtree(damaged)
-    os.replace(temporary, final)
+    with whole_folder(final) as temporary:
+        (temporary / TENSORS_FILE).write_bytes(content)
+        (temporary / STATE_FILE).write_text(json.dumps({**header, "digest": _digest_of_header(header)}))
+        # A run that fell back to an older checkpoint finds the damaged ones in its way.
+        for saved, damaged in _checkpoints(folder):
+            if saved >= round:
+                shutil.rmtree(damaged)
     for _, outdated in _checkpoints(folder)[:-KEPT]:
         shutil.rmtree(outdated)
     return final

@@ -1,20 +1,147 @@
-"""Files that are never seen half written, and what tells whether they are as they were written."""
+"""Files and folders that appear whole or not at all, and that outlast a power cut once they are there.
+
+What is unfinished has a name that starts with a dot and ends in `.tmp`; what a killed process left of it is in nobody's
+way. And what tells whether files are as they were written, and whose they are.
+"""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
-from collections.abc import Iterable
+import re
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fedra_engine.errors import InputError
 
+_UNFINISHED = ".tmp"
+
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file so that readers see the old or the new content, never part of it."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(temporary, path)
+    """Write a file so that readers see the old or the new content, never part of it.
+
+    Raises:
+        OSError: it cannot be written; names the file.
+    """
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file to write, which takes the place of `path` at the end.
+
+    Raises:
+        OSError: it cannot be written; names `path`.
+    """
+    temporary = path.with_name(f".{path.name}{_UNFINISHED}")
+    with writing(path):
+        try:
+            temporary.unlink(missing_ok=True)
+            temporary.touch()
+            # Libraries may make files that only their owner can read.
+            mode = temporary.stat().st_mode
+            yield temporary
+            temporary.chmod(mode)
+            _sync(temporary)
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+        _sync(path.parent)
+
+
+@contextmanager
+def whole_files(folder: Path) -> Iterator[Path]:
+    """An empty folder to write files in, each of which takes the place of its name in `folder` at the end.
+
+    Raises:
+        OSError: they cannot be written; names the folder.
+    """
+    make_folders(folder)
+    with writing(folder):
+        temporary = folder / f".new{_UNFINISHED}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            yield temporary
+            for made in sorted(temporary.iterdir()):
+                with whole_file(folder / made.name) as file:
+                    os.replace(made, file)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """An empty folder to fill with files, which becomes `path` at the end.
+
+    Raises:
+        FileExistsError: there is something at `path`; it is left as it is.
+        OSError: the folder or a file in it cannot be written; names the folder.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{_UNFINISHED}")
+    with writing(path):
+        temporary.mkdir()
+        try:
+            yield temporary
+            for file in temporary.iterdir():
+                _sync(file)
+            _sync(temporary)
+            # Renaming refuses all that may be there but an empty folder, which it replaces.
+            if os.path.lexists(path):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+            try:
+                os.rename(temporary, path)
+            except OSError as error:
+                if error.errno in (errno.ENOTEMPTY, errno.ENOTDIR):
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from error
+                raise
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        _sync(path.parent)
+
+
+def make_folders(path: Path) -> None:
+    """Make a folder, and those above it, where there is none.
+
+    Raises:
+        OSError: one of them cannot be made; names it.
+    """
+    if path.is_dir():
+        return
+    make_folders(path.parent)
+    with writing(path):
+        path.mkdir(exist_ok=True)
+        _sync(path.parent)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes left in `folder` of `whole_folder`; no other process may be making one there."""
+    for path in folder.glob(f".*{_UNFINISHED}"):
+        shutil.rmtree(path)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Make whatever says that something cannot be written an OSError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
+    except Exception as error:
+        # Libraries written in Rust have exceptions of their own, which end like this.
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def content_hash(content: bytes = b"") -> hashlib.blake2b:
@@ -48,3 +175,16 @@ def check_unused(option: str, folder: Path) -> None:
         raise InputError(f"{option}: found {folder} ({error.strerror}), expected a new or empty folder") from error
     if used:
         raise InputError(f"{option}: found {folder} in use, expected a new or empty folder")
+
+
+def _sync(path: Path) -> None:
+    """Return once the content of a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems keep no order of names to wait for.
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
+            raise
+    finally:
+        os.close(descriptor)

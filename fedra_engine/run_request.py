@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from fedra_engine.cli import LauncherOption, add_help, build_parser, parse_config, read_config, split_options
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config_comparison import setting_digest
-from fedra_engine.errors import InputError
+from fedra_engine.errors import InputError, ProcessLostError
+from fedra_engine.exit_codes import unwound_by_signals
 from fedra_engine.reporting.run_folder import RunFolder
 from fedra_engine.validation import validate
 
@@ -55,20 +56,22 @@ class RunRequest:
         Raises:
             InputError: the folder's name is taken; or the earlier run is still going on, is past `config.rounds`
                 already, began with other settings, or has no intact checkpoint left.
-            KeyboardInterrupt: what was done in the folder was interrupted; says how to go on.
+            KeyboardInterrupt, OSError, ProcessLostError: what was done in the folder was cut short; a note says how to
+                go on.
         """
         # Imports torch.
         from fedra_engine.processes import Processes
 
         processes = Processes.alone() if processes is None else processes
-        with ExitStack() as lock:
+        with unwound_by_signals(), ExitStack() as lock:
             with processes.together():
                 made = str(self._make_folder(lock).path) if processes.is_main else ""
             folder = RunFolder(Path(processes.broadcast_object(made)))
             try:
                 yield folder
-            except KeyboardInterrupt as interrupt:
-                raise KeyboardInterrupt(f"interrupted; --resume {shlex.quote(str(folder.path))} goes on") from interrupt
+            except (KeyboardInterrupt, OSError, ProcessLostError) as error:
+                error.add_note(f"--resume {shlex.quote(str(folder.path))} goes on")
+                raise
             except InputError:
                 if processes.is_main and self.resumed is None and not folder.read_metrics():
                     folder.discard()

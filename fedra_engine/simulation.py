@@ -22,6 +22,7 @@ from fedra_engine.experiment import build_experiment, describe
 from fedra_engine.federation.aggregation import Aggregator
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.work import LocalWork
+from fedra_engine.files import whole_files
 from fedra_engine.fingerprint import check_fingerprint, fingerprint
 from fedra_engine.models.sharded_parameters import is_sharded
 from fedra_engine.models.sharding import Sharding
@@ -328,14 +329,16 @@ class Simulation:
         exported: dict[str, float],
         reported: str | None,
     ) -> None:
-        config, experiment, folder = self._config, self.experiment, self._folder.path / "adapters"
+        config, experiment = self._config, self.experiment
         foundation, method = experiment.foundation, experiment.method
-        blocks = method.evaluated_model().blocks.tolist()
-        save_adapter(folder, foundation, config, state, depth=len(blocks), loaded_base=experiment.initial_state.base)
-        if method.personal_states(state) is not None:
-            save_private(folder, method.tensors())
-        average = mean(exported.values())
-        write_card(folder, foundation, config, depth=len(blocks), accuracy=average, reported=reported)
+        blocks, average = method.evaluated_model().blocks.tolist(), mean(exported.values())
+        with whole_files(self._folder.path / "adapters") as folder:
+            save_adapter(
+                folder, foundation, config, state, depth=len(blocks), loaded_base=experiment.initial_state.base
+            )
+            if method.personal_states(state) is not None:
+                save_private(folder, method.tensors())
+            write_card(folder, foundation, config, depth=len(blocks), accuracy=average, reported=reported)
         self._folder.write_summary(
             {
                 "rounds": config.rounds,

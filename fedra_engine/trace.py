@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from fedra_engine.data.samples import Samples
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.work import ClientUpdates, LocalWork
+from fedra_engine.files import whole_file, writing
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.state import GlobalState, adapter_tensors, head_tensors, named_tensors
 from fedra_engine.processes import Processes
@@ -36,7 +37,14 @@ def write_inputs(folder: Path, samples: Samples, foundation: Foundation) -> None
     tensors["labels"] = torch.cat([portion.labels for portion in portions])
     target = folder / "trace" / "inputs.safetensors"
     target.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, target)
+    with whole_file(target) as file:
+        save_file(tensors, file)
+
+
+def _save(tensors: dict[str, torch.Tensor], target: Path) -> None:
+    """Write a file that a resumed run writes again, so that there is no need to wait for the disk."""
+    with writing(target):
+        target.write_bytes(save(tensors))
 
 
 class RoundTrace:
@@ -60,7 +68,7 @@ class RoundTrace:
         """`<name>.safetensors`: the whole global state."""
         if self._is_main:
             tensors = named_tensors(state, self._foundation.adapter_layout, self._foundation.head_layout)
-            save_file(tensors, self._folder / f"{name}.safetensors")
+            _save(tensors, self._folder / f"{name}.safetensors")
 
     def write_updates(self, updates: ClientUpdates) -> None:
         """`client_<id>.safetensors`: the adapters of the blocks each client held, by global index, and its head.
@@ -70,7 +78,7 @@ class RoundTrace:
         for _, client, (blocks, adapters, exits, heads) in updates.of_good_clients():
             tensors = adapter_tensors(blocks.tolist(), adapters, self._foundation.adapter_layout)
             tensors |= head_tensors(exits.tolist(), heads, self._foundation.head_layout, exits=self._exits)
-            save_file(tensors, self._folder / f"client_{client}.safetensors")
+            _save(tensors, self._folder / f"client_{client}.safetensors")
 
     def _write_work(self, work: LocalWork, assignment: Assignment) -> None:
         np.save(self._folder / "allocation.npy", assignment.held)

@@ -9,9 +9,6 @@ import os
 import shlex
 import sys
 
-from fedra_engine.cli import quiet_libraries
-from fedra_engine.comparison.plan import parse_comparison
-from fedra_engine.errors import InputError
 from fedra_engine.exit_codes import end, exit_code
 
 
@@ -21,6 +18,10 @@ def main() -> None:
     Raises:
         InputError: the command line cannot be used; or, after all others and the report, that runs failed.
     """
+    from fedra_engine.cli import quiet_libraries
+    from fedra_engine.comparison.plan import parse_comparison
+    from fedra_engine.errors import InputError
+
     comparison = parse_comparison(sys.argv[1:])
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError(

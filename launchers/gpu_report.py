@@ -30,14 +30,17 @@ os.environ |= {"OMP_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
 def main() -> None:
     """Run what was asked for; exit with 1 where something went wrong on the way."""
-    options = _parse(sys.argv[1:])
-    if options.pack:
-        from fedra_engine.benchmarks.accuracy.pack import LIMIT_MIB, pack
+    from fedra_engine.exit_codes import unwound_by_signals
 
-        limit = LIMIT_MIB if options.limit is None else options.limit
-        pack(options.images, options.model, options.output_dir, limit_mib=limit)
-    elif not (_study(options) if options.study else _report(options)):
-        sys.exit(1)
+    options = _parse(sys.argv[1:])
+    with unwound_by_signals():
+        if options.pack:
+            from fedra_engine.benchmarks.accuracy.pack import LIMIT_MIB, pack
+
+            limit = LIMIT_MIB if options.limit is None else options.limit
+            pack(options.images, options.model, options.output_dir, limit_mib=limit)
+        elif not (_study(options) if options.study else _report(options)):
+            sys.exit(1)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

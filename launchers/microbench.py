@@ -13,7 +13,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from fedra_engine.cli import quiet_libraries
 from fedra_engine.cli_errors import LineParser, path, typed
 from fedra_engine.exit_codes import end, exit_code
 from fedra_engine.files import check_own, write_whole
@@ -28,6 +27,8 @@ _SECONDS = typed(float, number(0, 3600, above=True))
 
 def main() -> None:
     """Run the benchmark that the command line names."""
+    from fedra_engine.cli import quiet_libraries
+
     options = _parse(sys.argv[1:])
     if (folder := getattr(options, "output_dir", None)) is not None:
         check_own([folder / name for name in options.files], folder / _MARK)

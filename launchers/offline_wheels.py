@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from fedra_engine.exit_codes import end, exit_code
+from fedra_engine.exit_codes import end, exit_code, unwound_by_signals
 
 PYPROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
 
@@ -25,7 +25,6 @@ def main() -> None:
     from fedra_engine.benchmarks.offline_wheels import Target, download, missing_requirements, read_installed, resolve
     from fedra_engine.errors import InputError, one_line
     from fedra_engine.files import check_unused
-    from fedra_engine.reporting.run_folder import make_folder
 
     options = _parse(sys.argv[1:])
     if options.download is not None:
@@ -35,15 +34,15 @@ def main() -> None:
     except UnicodeDecodeError as error:
         raise InputError(f"installed: cannot read {options.installed} ({one_line(error)}), expected a text") from error
     target = Target(read_installed(lines), options.python, tuple(options.platform))
-    wheels = resolve(missing_requirements(PYPROJECT.read_text(), target.installed), target)
+    with unwound_by_signals():
+        wheels = resolve(missing_requirements(PYPROJECT.read_text(), target.installed), target)
+        sizes = {} if options.download is None else download(wheels, target, options.download)
     if options.download is None:
         for wheel in wheels:
             print(wheel)
         if not wheels:
             print("nothing is missing", file=sys.stderr)
         return
-    make_folder(options.download)
-    sizes = download(wheels, target, options.download)
     for name, size in sizes.items():
         print(f"{size / 2**20:8.2f} MiB  {name}")
     print(f"{sum(sizes.values()) / 2**20:8.2f} MiB  in {len(sizes)} wheels in {options.download}")

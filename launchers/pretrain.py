@@ -16,6 +16,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedra_engine.exit_codes import end, exit_code, watch_signals
+
+if __name__ == "__main__":
+    # What is imported next takes seconds.
+    watch_signals()
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -24,7 +30,6 @@ from torch.nn import functional as F
 from fedra_engine.cli import build_parser, parse_config, quiet_libraries
 from fedra_engine.data.digits import load_pretraining_digits
 from fedra_engine.errors import InputError
-from fedra_engine.exit_codes import end, exit_code
 from fedra_engine.files import check_unused
 from fedra_engine.options import PATH, number, option, whole
 from fedra_engine.reporting.run_folder import make_folder

@@ -9,7 +9,6 @@ import shlex
 import sys
 
 from fedra_engine.exit_codes import end, exit_code
-from fedra_engine.scaling.plan import parse_study
 
 
 def main() -> None:
@@ -19,6 +18,8 @@ def main() -> None:
         InputError: the command line, or the experiment, cannot be used.
         ProcessLostError: a process died that measured a point.
     """
+    from fedra_engine.scaling.plan import parse_study
+
     study = parse_study(sys.argv[1:])
     # Imported late: they take seconds, and a mistyped option should fail at once.
     from fedra_engine.reporting.run_folder import make_folder

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import sys
 
-from fedra_engine.cli import quiet_libraries
 from fedra_engine.exit_codes import end, exit_code
-from fedra_engine.run_request import parse_request
 
 
 def main() -> None:
     """Run the experiment that the command line describes, or go on with one, or show what would be trained."""
+    from fedra_engine.cli import quiet_libraries
+    from fedra_engine.run_request import parse_request
+
     request = parse_request(sys.argv[1:], description="Federated LoRA tuning of a transformer foundation model.")
     quiet_libraries()
     # Imported late: they take seconds, and a mistyped option should fail at once.

@@ -1,6 +1,8 @@
 """Every test runs offline, on one thread and with the same random examples each time."""
 
 import os
+import signal
+from collections.abc import Iterator
 
 # Read when the libraries are imported, so they come before any of the imports below.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -11,9 +13,19 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 
 import hypothesis
+import pytest
 import torch
 
 torch.set_num_threads(1)
 
 hypothesis.settings.register_profile("fedra", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("fedra")
+
+
+@pytest.fixture(autouse=True)
+def _own_signals() -> Iterator[None]:
+    """What a launcher that ran in this process does on signals is not to stay."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -3,6 +3,8 @@
 import json
 import math
 import multiprocessing
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-from fedra_engine import checkpoint
 from fedra_engine.checkpoint import latest_checkpoint, save_checkpoint
 from fedra_engine.errors import InputError
 
@@ -50,7 +51,7 @@ def test_the_newest_two_stay(tmp_path: Path) -> None:
 
 
 def killed_before_rename(run: Path) -> None:
-    checkpoint.os.replace = lambda *_: checkpoint.os.kill(checkpoint.os.getpid(), 9)
+    os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
     save_checkpoint(run, 1, TENSORS, {"round": 1})
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from matplotlib.ticker import MaxNLocator
 
 from fedra_engine.comparison.summaries import MethodSummary
 from fedra_engine.errors import printable
-from fedra_engine.files import write_whole
 
 _STYLES = ("-", "--", ":", "-.")
 
@@ -39,6 +37,4 @@ def plot_accuracy_by_round(summaries: Sequence[MethodSummary], file: Path) -> No
         # Between two dollar signs, as regular expressions have them, matplotlib expects a formula.
         text.set_parse_math(False)
     # The picture grows with the legend, whatever the labels' length; the axes keep their size.
-    png = io.BytesIO()
-    figure.savefig(png, bbox_inches="tight", format="png")
-    write_whole(file, png.getvalue())
+    figure.savefig(file, format="png", bbox_inches="tight")

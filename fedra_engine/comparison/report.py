@@ -12,7 +12,7 @@ from fedra_engine.comparison.runs import Outcome, RunResult
 from fedra_engine.comparison.summaries import summarize
 from fedra_engine.comparison.tables import cells, csv_text, latex_table
 from fedra_engine.errors import printable
-from fedra_engine.files import check_own, write_whole
+from fedra_engine.files import check_own, whole_file, write_whole
 from fedra_engine.reporting.tables import Cells, markdown_code, markdown_table, markdown_text
 
 _EXPLANATION = """\
@@ -50,7 +50,8 @@ def write_report(folder: Path, command: str, results: Sequence[RunResult], missi
         # An argument may have several lines.
         comment = "".join(f"% {printable(line)}\n" for line in command.splitlines())
         write_whole(latex, comment + latex_table(rows))
-        plot_accuracy_by_round(summaries, plot)
+        with whole_file(plot) as temporary:
+            plot_accuracy_by_round(summaries, temporary)
     return rows
 
 

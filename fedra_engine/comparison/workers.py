@@ -15,6 +15,7 @@ import torch
 from fedra_engine.comparison.plan import PlannedRun
 from fedra_engine.comparison.runs import Outcome, execute
 from fedra_engine.errors import ProcessLostError
+from fedra_engine.exit_codes import unwound_by_signals
 
 Report = Callable[[Outcome], None]
 """Called with every outcome as soon as it is known."""
@@ -32,6 +33,15 @@ def execute_all(runs: Sequence[PlannedRun], jobs: int, report: Report) -> list[O
     Raises:
         ProcessLostError: one of the processes was killed.
     """
+    with unwound_by_signals():
+        try:
+            return _execute_twice(runs, jobs, report)
+        except (KeyboardInterrupt, OSError) as error:
+            error.add_note("the same command goes on")
+            raise
+
+
+def _execute_twice(runs: Sequence[PlannedRun], jobs: int, report: Report) -> list[Outcome]:
     outcomes = _execute(runs, jobs, report)
     again = [outcome.run for outcome in outcomes if outcome.state == "busy"]
     if not again:
@@ -55,7 +65,13 @@ def _execute_in_processes(runs: Sequence[PlannedRun], jobs: int, report: Report)
     outcomes = []
     with ProcessPoolExecutor(min(jobs, len(runs)), context, initializer=_start_worker) as pool:
         try:
-            for future in as_completed([pool.submit(execute, run) for run in runs]):
+            # A terminal sends an interrupt to all its processes; the first one stops the others, which never see it.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                futures = [pool.submit(execute, run) for run in runs]
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            for future in as_completed(futures):
                 outcomes.append(_outcome(future))
                 report(outcomes[-1])
         except BaseException:
@@ -77,8 +93,6 @@ def _outcome(future: Future[Outcome]) -> Outcome:
 
 
 def _start_worker() -> None:
-    # A terminal sends an interrupt to all its processes; the first one stops the others.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from statistics import mean
 from types import TracebackType
@@ -11,6 +12,7 @@ from typing import Any, Self
 
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.errors import PrintableFormatter, printable
+from fedra_engine.files import writing
 from fedra_engine.reporting.progress import LiveProgress, Meter
 from fedra_engine.reporting.tables import PlainConsole, rich_table, table_text
 from fedra_engine.stages import Stage
@@ -19,6 +21,19 @@ Accuracies = Mapping[str, float]
 """Top-1 accuracy (0…1) by domain."""
 _ENGINE_LOG = logging.getLogger("fedra_engine")
 """Receives the warnings of every part of the engine."""
+
+
+class _LogFile(logging.FileHandler):
+    """Raises what keeps it from writing, which its base class prints with a traceback."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Called where the exception is handled.
+
+        Raises:
+            OSError: names the file.
+        """
+        with writing(Path(self.baseFilename)):
+            raise
 
 
 class Reporter:
@@ -30,7 +45,7 @@ class Reporter:
     def __init__(self, log_file: Path | None, console: PlainConsole | None = None) -> None:
         """Append to `log_file`, if any; write to `console`, which is stdout if not given."""
         self._console = PlainConsole() if console is None else console
-        self._log = logging.NullHandler() if log_file is None else logging.FileHandler(log_file, encoding="utf-8")
+        self._log = logging.NullHandler() if log_file is None else _LogFile(log_file, encoding="utf-8")
         self._log.setFormatter(PrintableFormatter("%(asctime)s  %(message)s"))
         self._warning_handlers: list[logging.Handler] = [] if log_file is None else [self._log]
         self._meter = Meter()
@@ -60,12 +75,14 @@ class Reporter:
         if self._live is not None:
             self._live.stop()
         self._round.__exit__(None, None, None)
-        if error is not None:
-            self._write_log(f"stopped: {type(error).__name__}: {error}".removesuffix(": "))
         for handler in self._warning_handlers:
             _ENGINE_LOG.removeHandler(handler)
         _ENGINE_LOG.setLevel(self._level)
-        self._log.close()
+        # A disk that is full, or gone, is what may have stopped the run.
+        with suppress(OSError) if error is not None else nullcontext():
+            if error is not None:
+                self._write_log(f"stopped: {type(error).__name__}: {error}".removesuffix(": "))
+            self._log.close()
 
     def start(self, config: ExperimentConfig, facts: Mapping[str, str | int | float]) -> None:
         """Show what the experiment consists of, each fact under its name."""

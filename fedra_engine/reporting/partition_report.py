@@ -13,6 +13,7 @@ from rich.table import Table
 
 from fedra_engine.errors import printable
 from fedra_engine.federation.clients import Clients
+from fedra_engine.files import whole_file
 from fedra_engine.reporting.tables import table_text
 
 if TYPE_CHECKING:
@@ -119,7 +120,8 @@ def plot_partition(counts: PartitionCounts, file: Path) -> None:
             # A name may have dollar signs, which are no formula.
             axes.set_yticks(range(len(names)), map(printable, names), parse_math=False)
         figure.colorbar(image, ax=axes, label="training samples")
-    figure.savefig(file, dpi=100)
+    with whole_file(file) as temporary:
+        figure.savefig(temporary, dpi=100, format="png")
 
 
 def _cells(values: NDArray[np.int64]) -> list[str]:

@@ -20,12 +20,12 @@ from filelock import FileLock, Timeout
 
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.errors import InputError, one_line
-from fedra_engine.files import content_hash, write_whole
+from fedra_engine.files import content_hash, make_folders, whole_folder, write_whole, writing
 from fedra_engine.yaml_values import dump_yaml
 
 _FILES = (
     *("config.yaml", "run.log", "metrics.jsonl", "summary.json", "costs.json", "partition.png", ".lock", ".*.tmp"),
-    *("checkpoints/metrics.jsonl", "adapters/*", "trace/*.safetensors"),
+    *("checkpoints/metrics.jsonl", "adapters/[!.]*", "trace/*.safetensors"),
 )
 _FOLDERS = ("checkpoints", "adapters", "trace", "checkpoints/round_*[0-9]", "trace/round_*[0-9]")
 """What a run makes in its folder."""
@@ -59,12 +59,19 @@ class RunFolder:
             InputError: `config.name` is taken, or the folder cannot be made.
         """
         path = Path(config.output_dir) / (config.name or _default_name(config))
-        made = _make_first([path] if config.name is not None else _numbered(path))
-        if made is None:
-            raise InputError(f"name: found a run in {path}, expected a new name (or --resume {shlex.quote(str(path))})")
-        folder = cls(made)
-        folder.write_config(config)
-        return folder
+        for free in [path] if config.name is not None else _numbered(path):
+            try:
+                make_folders(free.parent)
+                with whole_folder(free) as made:
+                    cls(made).write_config(config)
+            except FileExistsError as error:
+                if error.filename != str(free):
+                    raise _not_makable(free.parent, error) from error
+            except OSError as error:
+                raise _not_makable(free, error) from error
+            else:
+                return cls(free)
+        raise InputError(f"name: found a run in {path}, expected a new name (or --resume {shlex.quote(str(path))})")
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
@@ -140,14 +147,14 @@ class RunFolder:
 
     def append_metrics(self, *records: Mapping[str, Any]) -> None:
         """Add records; they are in the file when this returns."""
-        with self.metrics_file.open("ab") as file:
+        with writing(self.metrics_file), self.metrics_file.open("ab") as file:
             file.write(_as_lines(records))
 
     def keep_metrics(self, *records: Mapping[str, Any]) -> MetricsMark:
         """Add records to those beside the checkpoints. Returns what the checkpoint of the last one remembers."""
         content = _as_lines(records)
-        self.kept_metrics_file.parent.mkdir(exist_ok=True)
-        with self.kept_metrics_file.open("ab") as file:
+        make_folders(self.kept_metrics_file.parent)
+        with writing(self.kept_metrics_file), self.kept_metrics_file.open("ab") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -236,7 +243,7 @@ def make_folder(path: Path) -> None:
         InputError: it cannot be made.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        make_folders(path)
         # A folder that was there before may be one to read only.
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
@@ -277,29 +284,6 @@ def _numbered(path: Path) -> Iterator[Path]:
     yield path
     for number in itertools.count(2):
         yield path.with_name(f"{path.name}-{number}")
-
-
-def _make_first(candidates: Iterable[Path]) -> Path | None:
-    """Make the first folder of `candidates` that is not there yet; None when all are.
-
-    Making a folder is the test whether it is free, so that two runs never take the same one.
-
-    Raises:
-        InputError: the folder, or one above it, cannot be made.
-    """
-    for path in candidates:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _not_makable(path.parent, error) from error
-        try:
-            path.mkdir()
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise _not_makable(path, error) from error
-        return path
-    return None
 
 
 def _not_makable(path: Path, error: OSError) -> InputError:

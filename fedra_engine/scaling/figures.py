@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from fedra_engine.files import write_whole
 from fedra_engine.scaling.measurement import Measurement
 from fedra_engine.scaling.tables import by_processes, fitted_exponent
 
@@ -39,6 +37,4 @@ def plot_scaling(measurements: Sequence[Measurement], file: Path) -> None:
         axes.set(xlabel="clients in a round", ylabel=title)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
-    png = io.BytesIO()
-    figure.savefig(png, format="png")
-    write_whole(file, png.getvalue())
+    figure.savefig(file, format="png")

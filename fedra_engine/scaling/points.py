@@ -7,13 +7,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from filelock import FileLock, Timeout
 
 from fedra_engine.cli import read_config
 from fedra_engine.config_comparison import RESULT_NEUTRAL, differences
 from fedra_engine.errors import InputError, ProcessLostError
-from fedra_engine.exit_codes import BAD_INPUT, INTERRUPTED
+from fedra_engine.exit_codes import BAD_INPUT, unwound_by_signals
 from fedra_engine.files import check_own
 from fedra_engine.processes import check_cores, check_places
 from fedra_engine.reporting.run_folder import RunFolder
@@ -22,6 +23,8 @@ from fedra_engine.scaling.plan import Point
 
 _IRRELEVANT = RESULT_NEUTRAL - {"execution"}
 """Fields that change nothing of a measurement."""
+_SECONDS_TO_END = 10
+"""That a measuring process has before it is killed."""
 
 
 def check_points(points: Sequence[Point], *, oversubscribe: bool) -> None:
@@ -87,22 +90,29 @@ def _run_worker(point: Point) -> None:
         launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={point.processes}"]
     command = [*launch, "-m", "fedra_engine.scaling.worker", str(point.path), str(point.threads), str(point.seconds)]
     log = point.path / "worker.log"
-    with log.open("w") as output:
-        done = subprocess.run(
-            command,
-            env={**os.environ, "OMP_NUM_THREADS": str(point.threads)},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            check=False,
-        )
-    if done.returncode == 0 and measurement_file(point.path).is_file():
+    environment = {**os.environ, "OMP_NUM_THREADS": str(point.threads)}
+    # A terminal's interrupt is for this process, which ends the other ones.
+    with (
+        log.open("w") as output,
+        unwound_by_signals(),
+        subprocess.Popen(
+            command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        ) as worker,
+    ):
+        try:
+            code = worker.wait()
+        except KeyboardInterrupt as interrupt:
+            # torchrun ends its processes on this signal, but not when it is killed.
+            worker.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                worker.wait(_SECONDS_TO_END)
+            worker.kill()
+            interrupt.add_note("the same command goes on")
+            raise
+    if code == 0 and measurement_file(point.path).is_file():
         return
-    if done.returncode == INTERRUPTED:
-        raise KeyboardInterrupt
     reported = re.search(r"^(?:process \d+: )?error: (.*)$", log.read_text(), re.MULTILINE)
     # torchrun has an exit code of its own for whatever made a process end.
-    if reported and (done.returncode == BAD_INPUT or point.processes > 1):
+    if reported and (code == BAD_INPUT or point.processes > 1):
         raise InputError(reported[1])
-    raise ProcessLostError(
-        f"a process that measured {point.title} ended with exit code {done.returncode}; its output is in {log}"
-    )
+    raise ProcessLostError(f"a process that measured {point.title} ended with exit code {code}; its output is in {log}")

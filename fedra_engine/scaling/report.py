@@ -7,7 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from fedra_engine.files import check_own, write_whole
+from fedra_engine.files import check_own, whole_file, write_whole
 from fedra_engine.reporting.tables import markdown_code, markdown_table, markdown_text
 from fedra_engine.scaling.figures import plot_scaling
 from fedra_engine.scaling.measurement import Measurement
@@ -58,7 +58,8 @@ def write_report(folder: Path, command: str, measurements: Sequence[Measurement]
     with FileLock(folder / _LOCK):
         write_whole(table, csv_text(measurements))
         write_whole(page, "\n\n".join(parts) + "\n")
-        plot_scaling(measurements, plot)
+        with whole_file(plot) as temporary:
+            plot_scaling(measurements, temporary)
 
 
 def check_report(folder: Path) -> None:

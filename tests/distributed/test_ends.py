@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,13 +12,6 @@ import torch
 from fedra_engine import exit_codes, processes
 from fedra_engine.errors import InputError, ProcessLostError
 from fedra_engine.processes import Processes, check_places, join_job
-
-
-@pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, handler)
 
 
 def be_process(monkeypatch: pytest.MonkeyPatch, index: int, count: int = 2) -> None:
@@ -57,16 +49,12 @@ def test_a_main_process_ended_by_the_launcher_says_so(
     be_process(monkeypatch, 0)
 
     def ended_while_training() -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(10)
+        with exit_codes.unwound_by_signals():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
 
-    assert exit_codes.exit_code(ended_while_training) == 1
+    assert exit_codes.exit_code(ended_while_training) == 143
     assert capsys.readouterr().err.startswith("error: the launcher ended the job")
-
-
-def test_a_single_process_ends_as_ever_when_it_is_terminated() -> None:
-    exit_codes.exit_code(lambda: None)
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import multiprocessing
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -56,6 +58,17 @@ def test_runs_that_begin_at_the_same_moment_never_share_a_folder(
         folders = list(pool.map(RunFolder.create, [config(tmp_path)] * 16))
     numbers = ["", *(f"-{number}" for number in range(2, 17))]
     assert {folder.path.name for folder in folders} == {f"fedra-digits_vit-now{number}" for number in numbers}
+
+
+def test_a_run_killed_at_its_start_leaves_its_name_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is cleaned up, as the process is gone."""
+    monkeypatch.setattr(os, "rename", lambda *_: os._exit(0))
+    process = multiprocessing.get_context("fork").Process(target=RunFolder.create, args=(config(tmp_path, "first"),))
+    process.start()
+    process.join()
+    monkeypatch.undo()
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+    assert RunFolder.create(config(tmp_path, "first")).config_file.is_file()
 
 
 @pytest.mark.parametrize("name", ["first", None])

@@ -18,13 +18,13 @@ from fedra_engine.benchmarks.gpu.packing import check_output, refresh
 from fedra_engine.benchmarks.gpu.stage_process import Stage, StageProcess
 from fedra_engine.benchmarks.gpu.summary import Outcome, Report, figure_line, markdown, short_table
 from fedra_engine.errors import InputError
+from fedra_engine.exit_codes import Interrupted
 from fedra_engine.reporting.run_folder import make_folder
 
 _POLL_SECONDS = 0.2
 _LEAST_SECONDS = 5.0
 """Below which a stage for the time that is left does not start."""
 _SECONDS_TO_PACK = 3.0
-_TERMINATED = 128 + signal.SIGTERM
 """The exit code of a process that SIGTERM has ended, as shells have it."""
 
 
@@ -92,7 +92,7 @@ def run_report(stages: Sequence[Stage], machine: Machine, output: Path, settings
 
     Raises:
         InputError: the output folder cannot be written, at first or at last.
-        SystemExit: with 143, on SIGTERM, after the output was written.
+        Interrupted: on SIGTERM, after the output was written.
     """
     check_output(output)
     make_folder(output)
@@ -115,7 +115,7 @@ def _exit_on_sigterm() -> Iterator[None]:
 
     def leave(number: int, frame: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise SystemExit(_TERMINATED)
+        raise Interrupted(number)
 
     previous = signal.signal(signal.SIGTERM, leave)
     try:

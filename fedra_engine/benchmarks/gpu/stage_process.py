@@ -101,8 +101,9 @@ def die_with_parent() -> None:
 def _run(stage: Stage, folder: Path, until: float) -> None:
     os.setsid()
     die_with_parent()
-    # The report's own handler is not a stage's.
+    # The report's own handlers are not a stage's.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     log = os.open(folder / f"{stage.name}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     for stream in (1, 2):
         os.dup2(log, stream)

@@ -21,6 +21,7 @@ from fedra_engine.benchmarks.gpu import report as report_module
 from fedra_engine.benchmarks.gpu.findings import Figure, Findings
 from fedra_engine.benchmarks.gpu.packing import FILES, refresh
 from fedra_engine.errors import InputError
+from fedra_engine.exit_codes import end, exit_code
 from tests.benchmarks.gpu import stage_tables as tables
 from tests.benchmarks.gpu.stage_tables import report, stage
 
@@ -185,7 +186,11 @@ def test_a_report_that_is_terminated_writes_what_it_has_and_ends_with_143(tmp_pa
 
     output = tmp_path / "out"
     stages = [stage("first", tables.good), stage("long", hang, 300.0)]
-    running = multiprocessing.get_context("fork").Process(target=report, args=(stages, output))
+
+    def run() -> None:
+        end(exit_code(lambda: report(stages, output)))
+
+    running = multiprocessing.get_context("fork").Process(target=run)
     running.start()
     assert eventually(lambda: process.exists() and process.read_text() != "")
     assert running.pid is not None
