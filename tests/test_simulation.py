@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -146,6 +147,19 @@ def test_the_learning_rate_follows_its_schedule(schedule: str, expected: list[fl
     training = TrainingConfig(lr=2.0, lr_schedule=schedule)
     found = [learning_rate(training, round, 4) / 2 for round in range(4)]
     assert found == pytest.approx(expected, abs=1e-3)
+
+
+def live_tensors() -> int:
+    gc.collect()
+    return sum(type(thing) in (torch.Tensor, torch.nn.Parameter) for thing in gc.get_objects())
+
+
+def test_a_run_leaves_no_tensors_in_memory(tmp_path: Path) -> None:
+    # The first fills caches that all runs share.
+    run_experiment(tmp_path / "first", **FEW, rounds=1)
+    before = live_tensors()
+    run_experiment(tmp_path / "second", **FEW, rounds=1)
+    assert live_tensors() <= before
 
 
 def test_another_process_leaves_the_same_bytes(tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ def record_saved(run: Callable[[], object], excluded: Iterable[Tensor], record: 
         if storage.data_ptr() not in seen:
             seen.add(storage.data_ptr())
             record(storage.nbytes())
-        return tensor
+        # With its history, an output that its own node keeps would hold that node, and the pass would never be freed.
+        return tensor.detach()
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         # Held until all is counted: an address that is free again could be taken for one seen before.
