@@ -182,6 +182,19 @@ def test_the_learning_rate_follows_its_schedule(schedule: str, expected: list[fl
     assert found == pytest.approx(expected, abs=1e-3)
 
 
+def live_tensors() -> int:
+    gc.collect()
+    return sum(type(thing) in (torch.Tensor, torch.nn.Parameter) for thing in gc.get_objects())
+
+
+def test_a_run_leaves_no_tensors_in_memory(tmp_path: Path) -> None:
+    # The first fills caches that all runs share.
+    run_experiment(tmp_path / "first", **FEW, rounds=1)
+    before = live_tensors()
+    run_experiment(tmp_path / "second", **FEW, rounds=1)
+    assert live_tensors() <= before
+
+
 def test_another_process_leaves_the_same_bytes(tmp_path: Path) -> None:
     """Whatever the order in which its sets are, and but for what holds times and the folder's name."""
     changes = {**FEW, "rounds": 1, "method": {"name": "depthfl"}}

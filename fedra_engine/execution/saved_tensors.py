@@ -30,7 +30,7 @@ def record_saved(run: Callable[[], object], excluded: Iterable[Tensor], record: 
         if storage.data_ptr() not in seen:
             seen.add(storage.data_ptr())
             record(storage.nbytes())
-        # An output that its own operation keeps, with its history, would keep the whole pass alive for good.
+        # With its history, an output that its own node keeps would hold that node, and the pass would never be freed.
         return tensor.detach()
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
