@@ -81,22 +81,6 @@ def test_a_deterministic_run_goes_on_with_its_lanes_however_much_memory_is_free(
     assert resumed.experiment.executor.lanes == kept
 
 
-def bytes_of_tensors() -> int:
-    gc.collect()
-    storages = {
-        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-        for tensor in gc.get_objects()
-        if isinstance(tensor, torch.Tensor)
-    }
-    return sum(storages.values())
-
-
-def test_no_tensor_of_a_run_outlives_it(tmp_path: Path) -> None:
-    before = bytes_of_tensors()
-    run_experiment(tmp_path, rounds=1, clients={"devices": [DeviceConfig(compute=1.0, upload=1.0, download=1.0)]})
-    assert bytes_of_tensors() - before < 100_000
-
-
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Path) -> None:
     first, second = (run_experiment(tmp_path / name, rounds=1) for name in ("first", "second"))
     other = run_experiment(tmp_path / "other", rounds=1, seed=1)
@@ -188,10 +172,13 @@ def live_tensors() -> int:
 
 
 def test_a_run_leaves_no_tensors_in_memory(tmp_path: Path) -> None:
+    # Costs on devices are measured by passes, too.
+    devices = [DeviceConfig(compute=1.0, upload=1.0, download=1.0)]
+    changes = {**FEW, "clients": {**FEW["clients"], "devices": devices}, "rounds": 1}
     # The first fills caches that all runs share.
-    run_experiment(tmp_path / "first", **FEW, rounds=1)
+    run_experiment(tmp_path / "first", **changes)
     before = live_tensors()
-    run_experiment(tmp_path / "second", **FEW, rounds=1)
+    run_experiment(tmp_path / "second", **changes)
     assert live_tensors() <= before
 
 

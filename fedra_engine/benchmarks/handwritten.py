@@ -35,6 +35,7 @@ class HandwrittenExecutor:
         self._adapters = [self._wrap(block, lora.scale) for block in blocks]
         self._head = nn.Linear(foundation.head_layout.features, foundation.head_layout.classes)
         replace_module(self._model, foundation.head_path, self._head)
+        self.lanes = 1
 
     def train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
         """Train the round; see `Executor.train`. Serves FedRA's assignments: all that is held is trained."""
