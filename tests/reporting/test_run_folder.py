@@ -13,7 +13,6 @@ from fedra_engine.config import (
     ExecutionConfig,
     ExperimentConfig,
     LoraConfig,
-    LoraFairConfig,
     MethodConfig,
     TrainingConfig,
 )
@@ -123,7 +122,6 @@ def test_the_setting_is_all_but_what_may_change_when_a_run_goes_on(tmp_path: Pat
         "output_dir": "y",
         "evaluate_every": 7,
         "execution": ExecutionConfig(lanes=2),
-        "method": MethodConfig(lorafair=LoraFairConfig(steps=1)),
     }
     assert setting_digest(replace(here, **free)) == setting_digest(here)
     bound = {
