@@ -216,8 +216,8 @@ def _check_raw(name: str, kind: Any, value: Any) -> None:
     if value is None and not is_optional(kind):
         raise InputError(f"{name}: found null, expected {describe_type(kind)}")
     inner = entry_types(kind)
+    group = next(filter(is_dataclass, inner), None)
     for index, entry in enumerate(value if isinstance(value, list) else [value]):
-        group = next((of for of in inner if is_dataclass(of)), None)
         if group is not None and isinstance(entry, dict):
             _check_raw(f"{name}[{index}]", group, entry)
         elif isinstance(entry, str) and not ({str, bool} & inner or entry in inner):

@@ -108,7 +108,7 @@ class DataConfig:
     ] = "digits"
     root: str | None = option(None, PATH, needs=[_FILES])
     subset: str | None = option(None, TEXT, needs=[_TABLES])
-    encoding: str = option("utf-8", TEXT, needs=[_TABLES])
+    encoding: str = option("utf-8", TEXT, needs=[{"data.source": ("text_classification", "causal_lm")}])
     columns: ColumnsConfig = group(ColumnsConfig)
     domains: list[str] = option([], TEXT)
     classes: int | None = option(None, COUNT)

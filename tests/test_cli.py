@@ -148,6 +148,14 @@ def test_the_help_says_what_a_field_takes_and_needs(capsys: pytest.CaptureFixtur
     assert "only with method.name hetlora)" in shown
 
 
+def test_an_error_is_one_line_whatever_it_quotes() -> None:
+    text = str(InputError(f"name: found a\n\r\x1b[2Jb\u202e{'x' * 100_000}, expected\ta name"))
+    assert text.isprintable()
+    assert text.startswith("name: found a \\x1b[2Jb\\u202exxx")
+    assert text.endswith("xxx, expected a name")
+    assert len(text) < 2100
+
+
 def check_error(arguments: list[str], message: str) -> None:
     """Parsing fails with one line that begins with `message`, in which `.*` is anything."""
     with pytest.raises(InputError) as caught:

@@ -48,7 +48,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path, monkeypatch: pytest
     run = planned_run(tmp_path)
     first = execute(run)
     monkeypatch.setattr("fedra_engine.comparison.runs.Simulation", None)
-    no_matter = ["--evaluate_every=5", "--execution.lanes=1", "--method.lorafair.steps=1"]
+    no_matter = ["--evaluate_every=5", "--execution.lanes=1"]
     again = execute(planned_run(tmp_path, "fedra", *no_matter))
     assert again.state == "done"
     assert again.note == f"{first.note} (finished before)"

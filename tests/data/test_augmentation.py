@@ -1,5 +1,6 @@
 """Training images change at random, as the draws say and whoever shares the batch."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -126,7 +127,7 @@ def test_every_configured_name_gives_its_augmentation() -> None:
     assert make_augmentation(DataConfig(augmentation="crop_flip", crop_scale=0.5)) == Augmentation(0.5)
 
 
-def test_texts_are_not_augmented(tmp_path: Path) -> None:
+def test_options_for_images_are_refused_with_texts_and_the_other_way_round(tmp_path: Path) -> None:
     from datasets import Dataset
 
     zeros = np.zeros(4, dtype=np.int64)
@@ -135,3 +136,7 @@ def test_texts_are_not_augmented(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match=r"data\.augmentation: found flip with texts, expected none"):
         prepare(texts, DataConfig(augmentation="flip"), save_encoder_tokenizer(tmp_path / "model"), MODEL)
+    with pytest.raises(InputError, match=r"data\.image_size: found 8 with texts, expected null"):
+        prepare(texts, DataConfig(image_size=8), save_encoder_tokenizer(tmp_path / "model"), MODEL)
+    with pytest.raises(InputError, match=r"data\.max_length: found 8 with images, expected null"):
+        prepare(replace(texts, task="image_classification"), DataConfig(max_length=8), "", MODEL)

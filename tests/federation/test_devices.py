@@ -157,7 +157,7 @@ def test_too_little_memory_is_reported() -> None:
         ({"devices": [DeviceConfig(dropout=1.1)]}, r"clients\.devices\[0\]\.dropout: found 1\.1, expected a number"),
         ({"devices": [DeviceConfig()], "capacities": "memory"}, r"clients\.devices\[0\]\.memory: found null with"),
         ({"capacities": "memory"}, r"clients\.capacities: found memory with no clients\.devices"),
-        ({"deadline": 3.0}, r"clients\.deadline: found 3 with no clients\.devices"),
+        ({"deadline": 3.0}, r"clients\.deadline: found 3\.0 with clients\.devices \[\]"),
         (
             {"devices": [DeviceConfig(memory=1)], "capacities": "memory", "capacity_schedule": "drawn"},
             r"clients\.capacity_schedule: found drawn with clients\.capacities memory",

@@ -16,7 +16,6 @@ from fedra_engine.config import (
     ExecutionConfig,
     ExperimentConfig,
     LoraConfig,
-    LoraFairConfig,
     MethodConfig,
     TrainingConfig,
 )
@@ -189,7 +188,6 @@ def test_the_setting_is_all_but_what_may_change_when_a_run_goes_on(tmp_path: Pat
         "output_dir": "y",
         "evaluate_every": 7,
         "execution": ExecutionConfig(lanes=2),
-        "method": MethodConfig(lorafair=LoraFairConfig(steps=1)),
         "model": replace(here.model, path="elsewhere"),
         "data": replace(here.data, root="elsewhere"),
     }
