@@ -253,7 +253,8 @@ def _check_image_size(config: ExperimentConfig, foundation: Foundation, device: 
         seconds = time.perf_counter() - started
         samples = int(data.is_test.sum())
         if config.model.head_init == "class_means":
-            samples += sum(min(count, SAMPLES_PER_CLASS) for count in np.bincount(data.train.labels))
+            assert data.labels is not None
+            samples += sum(min(count, SAMPLES_PER_CLASS) for count in np.bincount(data.labels[~data.is_test]))
         if samples * seconds > _LONG:
             _LOG.warning(
                 "data.image_size: the model's own %d pixels are %s tokens an image and about %.2g s a pass here, so "
