@@ -268,8 +268,9 @@ def _check_image_size(config: ExperimentConfig, foundation: Foundation, device: 
         tokens = tokens_in_blocks(foundation, {"pixel_values": black[None]})
         seconds = time.perf_counter() - started
         samples = int(data.is_test.sum())
-        if config.model.head_init == "class_means" and data.train.labels is not None:
-            samples += sum(min(count, SAMPLES_PER_CLASS) for count in np.bincount(data.train.labels))
+        if config.model.head_init == "class_means":
+            assert data.labels is not None
+            samples += sum(min(count, SAMPLES_PER_CLASS) for count in np.bincount(data.labels[~data.is_test]))
         if samples * seconds > _LONG:
             _LOG.warning(
                 "data.image_size: the model's own %d pixels are %s tokens an image and about %.2g s a pass here, so "

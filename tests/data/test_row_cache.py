@@ -162,6 +162,14 @@ def _written(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def test_a_flipped_bit_does_not_reach_an_accelerator() -> None:
+    stored = StoredRows.of_parts(read(["a", "b"]), "pixels")
+    damage(cache_folder() / "b.arrow", make(1).columns["pixels"])
+    whole = stored._copy(torch.device("cpu"))
+    expected = np.concatenate([make(index).columns["pixels"] for index in range(2)])
+    np.testing.assert_array_equal(whole, expected)
+
+
 def test_no_flipped_byte_is_taken_over(caplog: pytest.LogCaptureFixture) -> None:
     read(["a"])
     path = cache_folder() / "a.arrow"
