@@ -7,6 +7,7 @@ code; -14 where a launcher was still running after `SECONDS`.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import resource
@@ -57,7 +58,23 @@ class CorpusRunner:
         self._process.wait()
 
 
+def _keep_parsers_ready() -> None:
+    """Let forks find parsers that are built already, each for one use: building one takes longer than most cases."""
+    from fedra_engine import cli
+    from fedra_engine.config import ExperimentConfig
+
+    build = cli.build_parser
+    ready = [build(ExperimentConfig, "") for _ in range(3)]
+
+    def take(config_class: type[Any], description: str) -> Any:
+        return ready.pop() if config_class is ExperimentConfig and ready else build(config_class, description)
+
+    cli.build_parser = take
+
+
 def _serve() -> None:
+    # Before anything else takes its name.
+    _keep_parsers_ready()
     # What the launchers import after they have read their options.
     import fedra_engine.comparison.report
     import fedra_engine.comparison.workers
@@ -66,6 +83,9 @@ def _serve() -> None:
     import fedra_engine.scaling.report
     import fedra_engine.simulation  # noqa: F401
 
+    # Forks need not touch, and so copy, what will not be collected.
+    gc.collect()
+    gc.freeze()
     for line in sys.stdin:
         job = json.loads(line)
         child = os.fork()

@@ -134,11 +134,6 @@ def test_a_run_with_other_settings_is_named_before_the_first_run(tmp_path: Path,
         check_runs(runs)
 
 
-def test_an_unknown_method_is_named_before_the_first_run(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"methods: found 'fedre', expected some of fedra, "):
-        check_runs([planned_run(tmp_path), planned_run(tmp_path, "fedre")])
-
-
 def test_a_method_that_cannot_work_with_the_setting_fails_alone(tmp_path: Path) -> None:
     runs = [planned_run(tmp_path, method, "--rounds=1") for method in ("alllarge", "fedra")]
     failed, done = execute_all(runs, 1, lambda outcome: None)

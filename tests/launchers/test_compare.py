@@ -82,7 +82,7 @@ def test_bad_input_is_one_line_and_code_2(compare, tmp_path: Path, capsys: pytes
     below_a_file, read_only, unknown = capsys.readouterr().err.splitlines()
     assert below_a_file.startswith(f"error: output_dir: cannot make {file}/runs: ")
     assert read_only.startswith("error: output_dir: cannot make /proc: ")
-    assert unknown.startswith("error: methods: found 'fedre', expected some of fedra, ")
+    assert unknown.startswith("error: method.name: found 'fedre', expected one of fedra, ")
     assert not (tmp_path / "runs").exists()
 
 
