@@ -123,9 +123,12 @@ def make_folders(path: Path) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what killed processes left in `folder` of `whole_folder`; no other process may be making one there."""
+    """Remove what killed processes left unfinished in `folder`; no other process may be writing there."""
     for path in folder.glob(f".*{_UNFINISHED}"):
-        shutil.rmtree(path)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 @contextmanager

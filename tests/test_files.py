@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from fedra_engine.checkpoint import save_checkpoint
-from fedra_engine.files import make_folders, whole_file, whole_files, whole_folder, write_whole
+from fedra_engine.files import make_folders, remove_unfinished, whole_file, whole_files, whole_folder, write_whole
 
 
 def names(folder: Path) -> list[str]:
@@ -156,3 +156,11 @@ def test_folders_are_made_to_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
     make_folders(tmp_path / "a" / "b")
     assert synced == [tmp_path.stat().st_ino, (tmp_path / "a").stat().st_ino]
+
+
+def test_unfinished_files_and_folders_go_and_others_stay(tmp_path: Path) -> None:
+    (tmp_path / ".file.tmp").touch()
+    (tmp_path / ".folder.tmp").mkdir()
+    (tmp_path / "kept.tmp").touch()
+    remove_unfinished(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.tmp"]
