@@ -95,7 +95,7 @@ def job(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     crowded = {**plain, "clients": {**plain["clients"], "participants": 1}}
     faulty = {name: {**plain, "rounds": 3} for name in FAULTS}
     more = {"resumed": private, "begun": {**private, "rounds": 1}, "crowded": crowded, **faulty}
-    more |= dict.fromkeys(LACKING, plain)
+    more |= dict.fromkeys([*LACKING, "differing"], plain)
     run_experiment(folder / "resumed", rounds=1, **private)
     for name, case in (cases(model) | more).items():
         (folder / name).mkdir(exist_ok=True)
@@ -187,7 +187,7 @@ def test_bad_input_that_one_process_finds_ends_all_and_keeps_the_rounds_before(j
     messages = {(job / "failing" / f"error.{index}").read_text() for index in range(2)}
     assert messages == {"found by process 1"}
     assert [record["round"] for record in RunFolder(job / "failing" / "run").read_metrics()] == [0]
-    assert [path.name for path in (job / "failing" / "run" / "checkpoints").iterdir()] == ["round_0000"]
+    assert [path.name for path in (job / "failing" / "run" / "checkpoints").glob("round_*")] == ["round_0000"]
 
 
 @pytest.mark.parametrize("case", LACKING)
@@ -195,6 +195,13 @@ def test_data_that_one_process_lacks_are_reported_by_all_and_no_folder_is_left(j
     messages = {(job / case / f"error.{index}").read_text() for index in range(2)}
     assert messages == {f"{LACKING[case]} failed on process 1"}
     assert not (job / case / "run").exists()
+
+
+def test_processes_with_different_models_are_refused(job: Path) -> None:
+    messages = {(job / "differing" / f"error.{index}").read_text() for index in range(2)}
+    assert len(messages) == 1
+    assert messages.pop().startswith("model.path: found other weights or settings of the model than the main process")
+    assert not (job / "differing" / "run").exists()
 
 
 def test_a_process_that_dies_ends_all_and_the_rounds_before_are_kept(job: Path) -> None:
