@@ -69,7 +69,7 @@ class RunRequest:
             except KeyboardInterrupt as interrupt:
                 raise KeyboardInterrupt(f"interrupted; --resume {shlex.quote(str(folder.path))} goes on") from interrupt
             except InputError:
-                if processes.is_main and self.resumed is None and not folder.read_metrics():
+                if processes.is_main and self.resumed is None and not folder.kept_metrics_file.exists():
                     folder.discard()
                 raise
 

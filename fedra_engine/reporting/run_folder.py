@@ -24,8 +24,8 @@ from fedra_engine.errors import InputError, one_line
 from fedra_engine.files import content_hash, write_whole
 
 _FILES = (
-    *("config.yaml", "run.log", "metrics.jsonl", "summary.json", "costs.json", "partition.png", ".lock", ".*.tmp"),
-    *("checkpoints/metrics.jsonl", "adapters/*", "trace/*.safetensors"),
+    *("config.yaml", "run.log", "metrics.jsonl", "summary.json", "costs.json", "partition.png", ".lock"),
+    *("checkpoints/metrics.jsonl", "adapters/[!.]*", "trace/*.safetensors"),
 )
 _FOLDERS = ("checkpoints", "adapters", "trace", "checkpoints/round_*[0-9]", "trace/round_*[0-9]")
 """What a run makes in its folder."""
