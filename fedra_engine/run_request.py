@@ -73,7 +73,7 @@ class RunRequest:
                 error.add_note(f"--resume {shlex.quote(str(folder.path))} goes on")
                 raise
             except InputError:
-                if processes.is_main and self.resumed is None and not folder.read_metrics():
+                if processes.is_main and self.resumed is None and not folder.kept_metrics_file.exists():
                     folder.discard()
                 raise
 

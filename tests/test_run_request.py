@@ -122,6 +122,7 @@ def test_more_rounds_are_refused_where_they_change_earlier_ones(tmp_path: Path) 
 def fail_in_folder(tmp_path: Path, records: list[dict[str, int]]) -> None:
     with parse("--output_dir", str(tmp_path), "--name", "new").open_folder() as folder:
         for record in records:
+            folder.keep_metrics(record)
             folder.append_metrics(record)
         raise InputError("model.path: found nothing")
 

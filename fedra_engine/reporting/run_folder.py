@@ -24,7 +24,7 @@ from fedra_engine.files import content_hash, make_folders, whole_folder, write_w
 from fedra_engine.yaml_values import dump_yaml
 
 _FILES = (
-    *("config.yaml", "run.log", "metrics.jsonl", "summary.json", "costs.json", "partition.png", ".lock", ".*.tmp"),
+    *("config.yaml", "run.log", "metrics.jsonl", "summary.json", "costs.json", "partition.png", ".lock"),
     *("checkpoints/metrics.jsonl", "adapters/[!.]*", "trace/*.safetensors"),
 )
 _FOLDERS = ("checkpoints", "adapters", "trace", "checkpoints/round_*[0-9]", "trace/round_*[0-9]")

@@ -98,7 +98,7 @@ def job(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     crowded = {**plain, "clients": {**plain["clients"], "participants": 1}}
     faulty = {name: {**plain, "rounds": 3} for name in FAULTS}
     more = {"resumed": private, "begun": {**private, "rounds": 1}, "crowded": crowded, **faulty}
-    more |= dict.fromkeys(LACKING, plain) | dict.fromkeys(SPOILT, private)
+    more |= dict.fromkeys([*LACKING, "differing"], plain) | dict.fromkeys(SPOILT, private)
     exact = {**plain, "model": {"path": str(model)}, "execution": {"deterministic": True}, "rounds": 3}
     more |= {"uninterrupted": exact, "interrupted": exact}
     run_experiment(folder / "resumed", rounds=1, **private)
@@ -234,6 +234,13 @@ def test_a_round_of_bad_updates_alone_ends_all_processes(job: Path) -> None:
     (message,) = messages
     assert message.startswith("training.on_bad_update: found a loss")
     assert "in round 2 from clients 0 (clean), 1 (clean), 2 (noisy), 3 (noisy), 4 (edges), 5 (edges)" in message
+
+
+def test_processes_with_different_models_are_refused(job: Path) -> None:
+    messages = {(job / "differing" / f"error.{index}").read_text() for index in range(2)}
+    assert len(messages) == 1
+    assert messages.pop().startswith("model.path: found other weights or settings of the model than the main process")
+    assert not (job / "differing" / "run").exists()
 
 
 def test_a_process_that_dies_ends_all_and_the_rounds_before_are_kept(job: Path) -> None:

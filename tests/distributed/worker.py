@@ -58,6 +58,7 @@ def run_case(folder: Path, config: ExperimentConfig, accelerator: Accelerator) -
     try:
         with (
             bad_data(LACKING[folder.name]) if folder.name in LACKING and processes.index == 1 else nullcontext(),
+            other_model() if folder.name == "differing" and processes.index == 1 else nullcontext(),
             RunRequest(config, earlier).open_folder(processes) as run,
             Reporter(run.log_file) if processes.is_main else Reporter.silent() as reporter,
         ):
@@ -124,6 +125,17 @@ def bad_data(step: str) -> Iterator[None]:
         yield
     finally:
         setattr(experiment, step, found)
+
+
+@contextmanager
+def other_model() -> Iterator[None]:
+    """As on a machine whose copy of the model has other weights."""
+    found = simulation.fingerprint
+    simulation.fingerprint = lambda experiment: {**found(experiment), "model": "another"}
+    try:
+        yield
+    finally:
+        simulation.fingerprint = found
 
 
 def observe_training(fault: Callable[[], None] | None) -> list[list[int]]:
