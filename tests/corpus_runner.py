@@ -76,7 +76,15 @@ def _serve() -> None:
     # Before anything else takes its name.
     _keep_parsers_ready()
     # What the launchers import after they have read their options.
+    import datasets  # noqa: F401
     import pyarrow.parquet  # noqa: F401
+
+    import fedra_engine.comparison.report
+    import fedra_engine.comparison.workers
+    import fedra_engine.probe
+    import fedra_engine.scaling.points
+    import fedra_engine.scaling.report
+    import fedra_engine.simulation  # noqa: F401
 
     # Forks need not touch, and so copy, what will not be collected.
     gc.collect()
