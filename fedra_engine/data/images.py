@@ -91,7 +91,7 @@ def decode_image(image: Mapping[str, Any], preprocessing: Preprocessing) -> NDAr
     if source is None:
         raise UnreadableImageError("there is no image")
     try:
-        if data is None and not stat.S_ISREG(os.stat(source).st_mode):
+        if not isinstance(source, io.BytesIO) and not stat.S_ISREG(os.stat(source).st_mode):
             # To open a pipe is to wait until somebody writes into it.
             raise OSError(errno.EINVAL, "it is no file")
         with PillowImage.open(source, formats=image_formats()) as opened:
