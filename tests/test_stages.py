@@ -66,10 +66,10 @@ def test_a_round_says_how_many_clients_have_trained(impatient: None) -> None:
     output = io.StringIO()
     with Reporter(None, PlainConsole(file=output, force_terminal=False)) as reporter:
         reporter.round_started(2, rounds=9, participants=4)
-        wait_for(lambda: "round 3/9: training clients … 0 of 4\n" in output.getvalue())
+        wait_for(lambda: "training clients of round 3 of 9 … 0 of 4\n" in output.getvalue())
         reporter.trained(1, samples=8, loss=lambda: 1.0)
         reporter.trained(3, samples=8, loss=lambda: 1.0)
-        wait_for(lambda: "round 3/9: training clients … 3 of 4\n" in output.getvalue())
+        wait_for(lambda: "training clients of round 3 of 9 … 3 of 4\n" in output.getvalue())
         reporter.round_finished({"round": 2, "loss": 1.0})
         # A line that is being written may still come.
         time.sleep(0.05)

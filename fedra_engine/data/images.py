@@ -86,12 +86,12 @@ def decode_image(image: Mapping[str, Any], preprocessing: Preprocessing) -> NDAr
         UnreadableImageError: it is no image, or damaged.
         OSError: the file cannot be opened at all.
     """
-    data, path = image.get("bytes"), image.get("path")
-    source = path if data is None else io.BytesIO(data)
+    data = image.get("bytes")
+    source = image.get("path") if data is None else io.BytesIO(data)
     if source is None:
         raise UnreadableImageError("there is no image")
     try:
-        if path is not None and data is None and not stat.S_ISREG(os.stat(path).st_mode):
+        if not isinstance(source, io.BytesIO) and not stat.S_ISREG(os.stat(source).st_mode):
             # To open a pipe is to wait until somebody writes into it.
             raise OSError(errno.EINVAL, "it is no file")
         with PillowImage.open(source, formats=image_formats()) as opened:

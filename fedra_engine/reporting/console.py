@@ -102,7 +102,7 @@ class Reporter:
         if self._live is not None:
             self._live.start()
         else:
-            self._round = Stage(f"round {round + 1}/{rounds}: training clients", participants).__enter__()
+            self._round = Stage(f"training clients of round {round + 1} of {rounds}", participants).__enter__()
 
     def trained(self, clients: int, samples: int, loss: Callable[[], float | None]) -> None:
         """So far `clients` of the round have trained, on `samples` samples; `loss` gives their mean loss."""
