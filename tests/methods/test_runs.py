@@ -126,7 +126,15 @@ def test_the_frozen_factor_stays_whatever_the_ranks(name: str, server: str, tmp_
     assert not torch.equal(after[:, trained], before[:, trained])
 
 
-DIVERGING = {"optimizer": "sgd", "lr": 1e30, "clip_norm": None, "batch_size": 4, "max_local_steps": 2}
+DIVERGING = {
+    "optimizer": "sgd",
+    "lr": 1e30,
+    "clip_norm": None,
+    "batch_size": 4,
+    "max_local_steps": 2,
+    # Where one factor is frozen, the updates of some clients stay finite.
+    "on_bad_update": "error",
+}
 
 
 @pytest.mark.parametrize("name", METHODS)
