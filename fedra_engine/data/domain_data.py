@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedra_engine.config import DataConfig
+from fedra_engine.data.names import listed
 from fedra_engine.data.origins import Origins
 from fedra_engine.data.split import stratified_test_set
 from fedra_engine.errors import InputError
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from fedra_engine.data.decoded import DecodedImages
 
 DataTask = Literal["image_classification", "text_classification", "causal_lm"]
-
-_SHOWN = 8
-"""Classes that are named; more are counted."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,7 @@ def check_domains(data: DomainData) -> None:
 def _keep_domains(data: DomainData, names: Sequence[str]) -> DomainData:
     unknown = [name for name in names if name not in data.domains]
     if unknown:
-        raise InputError(f"data.domains: found {unknown[0]!r}, expected some of {', '.join(data.domains)}")
+        raise InputError(f"data.domains: found {unknown[0]!r}, expected some of {listed(data.domains)}")
     index_of = np.full(len(data.domains), -1)
     index_of[[data.domains.index(name) for name in names]] = np.arange(len(names))
     kept = data.select(np.flatnonzero(index_of[data.domain_of] >= 0))
@@ -159,9 +157,10 @@ def _check_classes(data: DomainData, labels: NDArray[np.int64]) -> None:
     if len(unknown := np.setdiff1d(tested, trained)):
         row = np.flatnonzero(data.is_test & (labels == unknown[0]))[0]
         first = "" if data.origins is None else f" (first in {data.origins[row]})"
+        found, expected = (listed([data.classes[index] for index in some]) for some in (unknown, trained))
         raise InputError(
-            f"data.root: found the classes {_listed(data, unknown)} in the test set alone{first}, expected those of "
-            f"the training set: {_listed(data, trained)}"
+            f"data.root: found the classes {found} in the test set alone{first}, expected those of the training set: "
+            f"{expected}"
         )
 
 
@@ -178,7 +177,7 @@ def _check_spelling(data: DomainData, labels: NDArray[np.int64]) -> list[str]:
     notes = []
     for alike in spellings.values():
         if len(alike) > 1:
-            names = _listed(data, alike)
+            names = listed([data.classes[index] for index in alike])
             domains = [set(data.domain_of[labels == index].tolist()) for index in alike]
             if all(domains) and not any(one & other for one, other in combinations(domains, 2)):
                 places = ", ".join(data.domains[min(having)] for having in domains)
@@ -192,11 +191,6 @@ def _check_spelling(data: DomainData, labels: NDArray[np.int64]) -> list[str]:
 def _folded(name: str) -> str:
     """`name` without what people and file systems spell differently."""
     return unicodedata.normalize("NFKC", name).casefold().replace("_", " ").replace("-", " ")
-
-
-def _listed(data: DomainData, classes: Sequence[int] | NDArray[np.int64]) -> str:
-    names = ", ".join(repr(data.classes[index]) for index in classes[:_SHOWN])
-    return names + (f" and {len(classes) - _SHOWN} others" if len(classes) > _SHOWN else "")
 
 
 def _select(values: NDArray | None, rows: NDArray[np.int64]) -> NDArray | None:

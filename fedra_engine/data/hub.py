@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fedra_engine.config import DataConfig
 from fedra_engine.data.domain_data import DataTask, DomainData, prepare_source
-from fedra_engine.data.names import class_name, encode_names, is_missing, labelled_split, name_of
+from fedra_engine.data.names import class_name, encode_names, is_missing, labelled_split, listed, name_of
 from fedra_engine.data.origins import Origins
 from fedra_engine.data.tables import SUFFIXES, check_encoding
 from fedra_engine.errors import InputError, one_line
@@ -115,7 +115,7 @@ def open_dataset(config: DataConfig) -> tuple[Dataset, dict[str, Dataset]]:
     if len(found) == 1:
         return next(iter(found.values())), {}
     if "train" not in found:
-        raise InputError(f"data.root: found the splits {', '.join(found)} in {config.root!r}, expected one named train")
+        raise InputError(f"data.root: found the splits {listed(found)} in {config.root!r}, expected one named train")
     return found["train"], {name: found[name] for name in HELD_OUT if name in found and len(found[name])}
 
 
@@ -139,7 +139,7 @@ def optional_column(chosen: str | None, default: str, present: list[str]) -> str
 def require_column(name: str, role: str, present: list[str]) -> None:
     """Raise InputError unless `name`, the column of `role`, is there."""
     if name not in present:
-        raise InputError(f"data.columns.{role}: found no column {name!r}, expected one of {', '.join(present)}")
+        raise InputError(f"data.columns.{role}: found no column {name!r}, expected one of {listed(present)}")
 
 
 def _content_column(data: Dataset, chosen: str | None) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from decimal import Decimal
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +17,9 @@ _NUMBER = re.compile(r"[+-]?[0-9]{1,15}(\.[0-9]{0,10})?")
 """Texts with more digits are names."""
 _LARGEST = 2**53
 """From here on, not every whole number is a float."""
-_SHOWN = 80
-"""Characters of a value that are shown."""
+_CHARACTERS = 80
+_NAMES = 8
+"""Characters of a value, and names, that a message shows."""
 
 
 def is_missing(value: object) -> bool:
@@ -36,7 +38,7 @@ def name_of(value: object, role: str, column: str, origin: Origin) -> str:
     if isinstance(value, float) and value.is_integer() and abs(value) < _LARGEST:
         value = int(value)
     if is_missing(value) or isinstance(value, bool) or not isinstance(value, str | int):
-        found = f"no {role}" if is_missing(value) else repr(value)[:_SHOWN]
+        found = f"no {role}" if is_missing(value) else repr(value)[:_CHARACTERS]
         raise InputError(
             f"data.columns.{role}: {origin}: found {found} in column {column!r}, expected a name or a whole number"
         )
@@ -91,6 +93,12 @@ def _has_labels(labels: Iterable[object], trained: Callable[[], Iterable[object]
 
 def _is_minus_one(label: object) -> bool:
     return str(label).strip() in ("-1", "-1.0")
+
+
+def listed(names: Collection[str]) -> str:
+    """The first of `names`, for a message, and how many others there are."""
+    shown = ", ".join(f"{name[:_CHARACTERS]!r}" for name in islice(names, _NAMES))
+    return shown + (f" and {len(names) - _NAMES} others" if len(names) > _NAMES else "")
 
 
 def sort_names(names: Iterable[str]) -> list[str]:

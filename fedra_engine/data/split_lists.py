@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from fedra_engine.data.domain_data import DomainData, prepare_source
 from fedra_engine.data.folders import check_chosen, left_out_notes, visible_entries
 from fedra_engine.data.images import image_column
 from fedra_engine.data.origins import Origin, Origins
+from fedra_engine.data.tables import text_lines, undecodable
 from fedra_engine.errors import InputError
 
 
@@ -35,6 +35,7 @@ class ListLayout:
 
 LAYOUTS = {"domainnet": ListLayout("splits", 345), "nicopp": ListLayout("NICO_DG_official", 60)}
 _SPLITS = ("train", "test")
+_ENCODING = "utf-8"
 _LINE = re.compile(r"\s*(\S.*?)\s+(-?\d{1,18})\s*")
 _NOTHING = re.compile(r"(?<![^/])\./|(?<=/)/+")
 """What changes nothing in a path. (`PurePosixPath` leaves it out, too, but reading lists would take twice as long.)"""
@@ -89,11 +90,11 @@ def load_split_lists(config: DataConfig, seed: int) -> DomainData:
     lines: list[_Line] = []
     domain_of: list[int] = []
     is_test: list[bool] = []
-    for index, domain in enumerate(domains):
-        for split in _SPLITS:
-            file = folder / f"{domain}_{split}.txt"
-            kept: dict[str, _Line] = {}
-            repeated = hidden = 0
+    files = [folder / f"{domain}_{split}.txt" for domain in domains for split in _SPLITS]
+    for place, file in enumerate(files):
+        kept: dict[str, _Line] = {}
+        repeated = hidden = 0
+        try:
             for line in _read_list(file, layout.classes):
                 above, _, name = line.path.rpartition("/")
                 if name.startswith("."):
@@ -101,13 +102,17 @@ def load_split_lists(config: DataConfig, seed: int) -> DomainData:
                     continue
                 names.note(above.rpartition("/")[2], line.label, line.origin)
                 repeated += kept.setdefault(line.path, line) is not line
-            if repeated:
-                notes.append(f"{file}: {repeated} of its lines repeat another and count once")
-            if hidden:
-                notes.append(f"{file}: {hidden} of its lines name hidden files, which do not count")
-            lines += kept.values()
-            domain_of += [index] * len(kept)
-            is_test += [split == "test"] * len(kept)
+        except UnicodeError as error:
+            raise InputError(
+                f"data.root: found no {_ENCODING} text in {undecodable(files, _ENCODING)}; expected lists"
+            ) from error
+        if repeated:
+            notes.append(f"{file}: {repeated} of its lines repeat another and count once")
+        if hidden:
+            notes.append(f"{file}: {hidden} of its lines name hidden files, which do not count")
+        lines += kept.values()
+        domain_of += [place // len(_SPLITS)] * len(kept)
+        is_test += [file.name.endswith("_test.txt")] * len(kept)
     labels = np.array([line.label for line in lines], dtype=np.int64)
     if repeated := len(lines) - len({line.path for line in lines}):
         notes.append(f"{folder}: {repeated} images are in several of the lists, and in several parts of the data")
@@ -138,30 +143,23 @@ def _domains(folder: Path) -> tuple[list[str], list[str]]:
 
 def _read_list(file: Path, classes: int) -> Iterator[_Line]:
     try:
-        if file.exists() and not file.is_file():
-            # To open a pipe is to wait until somebody writes into it.
-            raise OSError(errno.EINVAL, "it is no file")
-        # The signature is a mark that some editors put first.
-        text = file.read_text(encoding="utf-8-sig")
+        for number, line in enumerate(text_lines(file, _ENCODING), start=1):
+            if line.strip():
+                yield _parse(line, Origin(f"{file}, line", number), classes)
     except OSError as error:
         raise InputError(
-            f"data.root: cannot read {file}: {error.strerror}; expected lines of path and label"
+            f"data.root: cannot read {file}: {error.strerror or error}; expected lines of path and label"
         ) from error
-    except UnicodeDecodeError as error:
-        at = error.object.count(b"\n", 0, error.start) + 1
-        raise InputError(f"data.root: {file}, line {at}: found no UTF-8 text, expected a path and a label") from error
-    # Not splitlines, which also breaks at characters that may be part of a name.
-    for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), start=1):
-        if not line.strip():
-            continue
-        origin = Origin(f"{file}, line", number)
-        # Names may have spaces: only the last one separates.
-        found = _LINE.fullmatch(line)
-        if found is None or "\0" in line:
-            raise InputError(f"data.root: {origin}: found {line.strip()!r}, expected a path, a space and a label")
-        path, label = _NOTHING.sub("", found[1]), int(found[2])
-        if not 0 <= label < classes:
-            raise InputError(f"data.root: {origin}: found label {label}, expected one from 0 to {classes - 1}")
-        if path.startswith("/") or (".." in path and ".." in path.split("/")):
-            raise InputError(f"data.root: {origin}: found path {path!r}, expected one that stays below data.root")
-        yield _Line(path, label, origin)
+
+
+def _parse(line: str, origin: Origin, classes: int) -> _Line:
+    # Names may have spaces: only the last one separates.
+    found = _LINE.fullmatch(line)
+    if found is None:
+        raise InputError(f"data.root: {origin}: found {line.strip()[:80]!r}, expected a path, a space and a label")
+    path, label = _NOTHING.sub("", found[1]), int(found[2])
+    if path.startswith("/") or "/../" in f"/{path}":
+        raise InputError(f"data.root: {origin}: found {path!r}, expected a path that stays below data.root")
+    if not 0 <= label < classes:
+        raise InputError(f"data.root: {origin}: found label {label}, expected one from 0 to {classes - 1}")
+    return _Line(path, label, origin)

@@ -52,7 +52,7 @@ def read_table(file: Path, encoding: str) -> Iterator[Row]:
     suffix = file.suffix.lower()
     try:
         if suffix in TEXT_READERS:
-            yield from TEXT_READERS[suffix](file, _lines(file, encoding))
+            yield from TEXT_READERS[suffix](file, text_lines(file, encoding))
         elif suffix == _PARQUET:
             yield from _read_parquet(file)
         else:
@@ -156,7 +156,7 @@ def _read_jsonl(file: Path, lines: Iterator[str]) -> Iterator[Row]:
         except (ValueError, RecursionError) as error:
             raise InputError(f"data.root: {file}, line {number}: {error}; expected a JSON object") from error
         if not isinstance(row, dict):
-            raise InputError(f"data.root: {file}, line {number}: found {line.strip()[:40]}, expected a JSON object")
+            raise InputError(f"data.root: {file}, line {number}: found {line.strip()[:40]!r}, expected a JSON object")
         yield Origin(f"{file}, line", number), row
 
 
@@ -165,6 +165,7 @@ def _read_parquet(file: Path) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     place, start = f"{file}, row", 1
+    _check_regular(file)
     try:
         for batch in pq.ParquetFile(file).iter_batches(batch_size=_AT_ONCE):
             for number, row in enumerate(_python_rows(batch, Origin(place, start)), start=start):
@@ -195,16 +196,21 @@ def _read_txt(file: Path, lines: Iterator[str]) -> Iterator[Row]:
             yield Origin(f"{file}, line", number), {"text": line.strip()}
 
 
-def _lines(file: Path, encoding: str) -> Iterator[str]:
-    """The lines of a text file, with their ends."""
+def text_lines(file: Path, encoding: str) -> Iterator[str]:
+    """The lines of a text file, with their ends; see `read_table`."""
+    _check_regular(file)
     with file.open(encoding=_marked(file, encoding), newline="\n") as opened:
         for number, line in enumerate(opened, start=1):
             if "\0" in line:
-                raise InputError(
-                    f"data.root: {file}, line {number}: found a NUL character, expected {encoding} text, or the file's "
-                    "own encoding as data.encoding"
-                )
+                # No text has one, but every other byte of UTF-16 may be one.
+                raise InputError(f"data.root: {file}, line {number}: found a NUL character, expected {encoding} text")
             yield line
+
+
+def _check_regular(file: Path) -> None:
+    """Raise OSError if reading `file` could wait for ever, as a pipe does."""
+    if file.exists() and not file.is_file():
+        raise OSError("it is no regular file")
 
 
 def _marked(file: Path, encoding: str) -> str:

@@ -17,7 +17,7 @@ from fedra_engine.config import DataConfig
 from fedra_engine.data.domain_data import DataTask, DomainData, prepare_source
 from fedra_engine.data.folders import files_below, left_out_notes, visible_entries
 from fedra_engine.data.hub import HELD_OUT, ONE_DOMAIN, is_saved_dataset, load_hf_dataset, open_dataset, optional_column
-from fedra_engine.data.names import class_name, encode_names, is_missing, labelled_split, name_of
+from fedra_engine.data.names import class_name, encode_names, is_missing, labelled_split, listed, name_of
 from fedra_engine.data.origins import Origin, Origins
 from fedra_engine.data.tables import SUFFIXES, Row, check_encoding, has_tables, read_table, table_files, undecodable
 from fedra_engine.data.text_store import TextStore
@@ -156,7 +156,9 @@ def _add(
                 )
             client = optional_column(columns.client, "client", present)
             if task == "text_classification" and label is None:
-                raise InputError(f"data.columns.label: {origin}: found no column 'label', expected one of {present}")
+                raise InputError(
+                    f"data.columns.label: {origin}: found no column 'label', expected one of {listed(present)}"
+                )
         content = {name: _fill(template, row, origin) for name, template in templates.items()}
         role, text = list(content.items())[-1]
         if is_missing(text):
@@ -169,13 +171,17 @@ def _add(
             continue
         records.content.append(content)
         records.digests.append(hash(tuple(content.values())))
-        is_unlabelled = label is None or (task == "causal_lm" and is_missing(row[label]))
-        records.labels.append(None if is_unlabelled else class_name(row[label], label, origin))
+        records.labels.append(
+            None
+            if label is None or (task == "causal_lm" and is_missing(row[label]))
+            else class_name(row[label], label, origin)
+        )
         records.domains.append(
             source.domain or ONE_DOMAIN if domain is None else name_of(row[domain], "domain", domain, origin)
         )
-        is_owned = client is not None and not is_missing(row[client])
-        records.clients.append(name_of(row[client], "client", client, origin) if is_owned else "")
+        records.clients.append(
+            "" if client is None or is_missing(row[client]) else name_of(row[client], "client", client, origin)
+        )
         records.origins.append(origin)
 
 
@@ -209,7 +215,7 @@ def _check_templates(templates: dict[str, _Template], present: list[str], origin
         for _, column in template:
             if column is not None and column not in present:
                 name = {"prompt": "data.prompt", "text": "data.columns.input"}.get(role, f"data.columns.{role}")
-                raise InputError(f"{name}: {origin}: found no column {column!r}, expected one of {', '.join(present)}")
+                raise InputError(f"{name}: {origin}: found no column {column!r}, expected one of {listed(present)}")
 
 
 def _as_data(records: _Records, config: DataConfig, seed: int, task: DataTask, *, split: bool) -> DomainData:

@@ -38,7 +38,7 @@ def test_lines_of_a_txt_file_are_samples(tmp_path: Path) -> None:
     [
         (
             "{question}",
-            r"data\.prompt: .*a\.jsonl, line 1: found no column 'question', expected one of instr",
+            r"data\.prompt: .*a\.jsonl, line 1: found no column 'question', expected one of 'instr",
         ),
         ("{instruction", r"data\.prompt: .*expected column names in braces"),
         ("{instruction!r}", r"data\.prompt: found a format of column 'instruction', expected column names alone"),

@@ -112,7 +112,10 @@ def test_clients_are_names_without_the_blanks_around_them(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        (ColumnsConfig(input="photo"), r"data\.columns\.input: found no column 'photo', expected one of image, label"),
+        (
+            ColumnsConfig(input="photo"),
+            r"data\.columns\.input: found no column 'photo', expected one of 'image', 'label'",
+        ),
         (ColumnsConfig(label="class"), r"data\.columns\.label: found no column 'class'"),
         (ColumnsConfig(domain="style"), r"data\.columns\.domain: found no column 'style'"),
         (ColumnsConfig(client="owner"), r"data\.columns\.client: found no column 'owner'"),
@@ -205,7 +208,9 @@ def test_a_test_split_of_other_columns_is_reported(tmp_path: Path) -> None:
 def test_what_cannot_be_loaded_is_reported(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"data\.root: cannot load 'no/such-data': .*expected a folder that save_to"):
         load_source(DataConfig("hf_dataset", "no/such-data"), seed=0)
-    with pytest.raises(InputError, match=r"data\.root: found the splits a, b in '.*saved', expected one named train"):
+    with pytest.raises(
+        InputError, match=r"data\.root: found the splits 'a', 'b' in '.*saved', expected one named train"
+    ):
         load(DatasetDict(a=images(), b=images()), tmp_path)
 
 

@@ -31,5 +31,5 @@ def test_chosen_digits_domains_are_the_same_images_in_the_given_order() -> None:
 
 
 def test_an_unknown_domain_is_named() -> None:
-    with pytest.raises(InputError, match=r"data\.domains: found 'marble', expected some of clean"):
+    with pytest.raises(InputError, match=r"data\.domains: found 'marble', expected some of 'clean'"):
         load_source(DataConfig(domains=["clean", "marble"]), seed=0)

@@ -66,7 +66,7 @@ def test_numbers_are_classes_in_their_order_and_columns_can_be_named(tmp_path: P
         ),
         ("a.csv", b"text,label\na,x\nb,\n", r"a\.csv, line 3: found no label in column 'label', expected"),
         ("a.csv", b'text,label\n"a"b,x\n', r"a\.csv, line 2: .*expected separated values"),
-        ("a.csv", b"body,label\nb,x\n", r"a\.csv, line 2: found no column 'text', expected one of body, label"),
+        ("a.csv", b"body,label\nb,x\n", r"a\.csv, line 2: found no column 'text', expected one of 'body', 'label'"),
         ("a.csv", b"text,stars\nb,x\n", r"a\.csv, line 2: found no column 'label'"),
         ("a.csv", b"text,label\n", r"found no samples in"),
         ("a.csv", b"text,label,text\na,b,c\n", r"a\.csv, line 1: found several columns 'text', expected one"),
@@ -97,7 +97,7 @@ def test_numbers_are_classes_in_their_order_and_columns_can_be_named(tmp_path: P
             b'{"text": "a", "label": 1}\n{"text": "b", "label": 1, "domain": "x"}\n',
             r"a\.jsonl, line 2: found a domain, .*expected one in every line or in none",
         ),
-        ("a.jsonl", b"3\n", r"a\.jsonl, line 1: found 3, expected a JSON object"),
+        ("a.jsonl", b"3\n", r"a\.jsonl, line 1: found '3', expected a JSON object"),
         (
             "a.jsonl",
             b'{"text": "a", "label": 1.5}\n',
