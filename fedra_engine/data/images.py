@@ -93,7 +93,7 @@ def decode_image(image: Mapping[str, Any], preprocessing: Preprocessing) -> NDAr
     try:
         if not isinstance(source, io.BytesIO) and not stat.S_ISREG(os.stat(source).st_mode):
             # To open a pipe is to wait until somebody writes into it.
-            raise OSError(errno.EINVAL, "it is no file")
+            raise OSError(errno.EINVAL, "it is no regular file")
         with PillowImage.open(source, formats=image_formats()) as opened:
             picture = _eight_bits(_upright(opened)).convert(MODES[preprocessing.channels])
     except UNREADABLE as error:

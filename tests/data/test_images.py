@@ -196,7 +196,7 @@ def test_what_pillow_finds_odd_is_kept_from_the_output(make_tree, recwarn: pytes
 def test_a_pipe_is_no_image(make_tree) -> None:
     root = make_tree({"a": ["x"]})
     os.mkfifo(root / "a" / "x" / "9.png")
-    with pytest.raises(InputError, match=r"data\.root: cannot read .*/a/x/9\.png: it is no file; expected an image"):
+    with pytest.raises(InputError, match=r"data\.root: cannot read .*/a/x/9\.png: it is no regular file; expected"):
         preprocess(load(root), RGB)
 
 
