@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import is_dataclass
 from difflib import get_close_matches
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from types import NoneType, UnionType
+from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from fedra_engine.errors import InputError, shown
@@ -86,9 +87,10 @@ def existing_folder(text: str) -> Path:
     return folder
 
 
-def field_types(config_class: type[Any]) -> dict[str, Any]:
-    """Type of every field of a dataclass."""
-    return get_type_hints(config_class)
+@cache
+def field_types(config_class: type[Any]) -> Mapping[str, Any]:
+    """Type of every field of a dataclass; to find out takes most of the time of checking a configuration."""
+    return MappingProxyType(get_type_hints(config_class))
 
 
 def is_optional(kind: Any) -> bool:

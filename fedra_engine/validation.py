@@ -46,6 +46,12 @@ def validate(config: ExperimentConfig) -> None:
     Raises:
         InputError: the first value that cannot be used, or that differs from its default and does nothing.
     """
+    validate_setting(config)
+    _check_method(config)
+
+
+def validate_setting(config: ExperimentConfig) -> None:
+    """As `validate`, but for what the method alone refuses, which need not keep others from being compared."""
     check_values(config)
     for message in without_effect(config).values():
         raise InputError(message)
@@ -57,7 +63,6 @@ def validate(config: ExperimentConfig) -> None:
     _check_data(config)
     _check_target_modules(config.lora.target_modules)
     _check_devices(config.clients)
-    _check_method(config)
     if config.trace and config.lora.dropout > 0:
         raise InputError(f"trace: found true with lora.dropout {config.lora.dropout}, expected lora.dropout 0")
     if config.trace and config.data.augmentation != "none":
@@ -91,7 +96,7 @@ def validate_together(configs: Sequence[ExperimentConfig]) -> list[ExperimentCon
             for item in _values(config):
                 if item.name in names:
                     setattr(item.owner, item.field.name, item.default)
-        validate(config)
+        validate_setting(config)
     return settled
 
 

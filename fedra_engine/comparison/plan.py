@@ -24,7 +24,7 @@ from fedra_engine.cli import (
 from fedra_engine.cli_errors import field_names, known_name
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.errors import InputError
-from fedra_engine.validation import validate, validate_together, without_effect
+from fedra_engine.validation import validate_setting, validate_together, without_effect
 
 DESCRIPTION = """Run every method with every seed, and compare them.
 
@@ -146,7 +146,7 @@ def parse_comparison(arguments: Sequence[str]) -> Comparison:
         for variant, config in zip(variants, configs, strict=True)
     )
     for run in runs:
-        validate(run.config)
+        validate_setting(run.config)
     jobs = parse_count("jobs", options.jobs, least=1)
     return Comparison(runs, Path(base.output_dir), jobs, options.oversubscribe == "true")
 

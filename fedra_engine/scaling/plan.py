@@ -22,7 +22,7 @@ from fedra_engine.cli import (
 )
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.errors import InputError
-from fedra_engine.validation import validate_together
+from fedra_engine.validation import validate, validate_together
 
 DESCRIPTION = """Measure rounds of more and more clients, all of which take part, on one or several processes.
 
@@ -140,6 +140,7 @@ def parse_study(arguments: Sequence[str]) -> Study:
     _, *configs = validate_together([config, *(_point_config(config, *pair) for pair in pairs)])
     points = tuple(Point(*pair, threads, seconds, of_point) for pair, of_point in zip(pairs, configs, strict=True))
     for point in points:
+        validate(point.config)
         if point.processes > point.clients:
             raise InputError(
                 f"processes: found {point.processes} with clients {point.clients}, expected at most one for each client"

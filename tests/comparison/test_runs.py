@@ -167,7 +167,9 @@ def test_a_run_that_diverges_fails(entry: str, tmp_path: Path) -> None:
     run = planned_run(tmp_path, entry, *DIVERGING)
     outcome = execute(run)
     assert outcome.state == "failed"
-    assert outcome.note.startswith("training.lr: found a loss or parameters that are not finite in round 1")
+    assert outcome.note.startswith(
+        "training.on_bad_update: found a loss, gradients or parameters that are not finite in"
+    )
 
 
 def test_a_run_of_another_process_is_left_to_it_and_looked_after_at_the_end(tmp_path: Path) -> None:
