@@ -4,7 +4,6 @@ import csv
 import io
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +17,7 @@ from transformers import (
     BertModel,
     Dinov2Config,
     Dinov2Model,
+    PreTrainedConfig,
     Qwen2Config,
     Qwen2ForCausalLM,
     ViTConfig,
@@ -96,7 +96,8 @@ def mixer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A Mixer of timm's shape in the place of the loaded model, since timm may not be installed."""
     model = timm_mixer(classes=3, channels=3)
     model.main_input_name = "pixel_values"
-    model.config = SimpleNamespace(model_type="timm_wrapper", num_channels=3)
+    model.config = PreTrainedConfig(num_channels=3)
+    model.config.model_type = "timm_wrapper"
     monkeypatch.setattr(experiment_module, "load_pretrained", lambda *_, **__: model)
     return str(tmp_path)
 

@@ -247,7 +247,7 @@ def test_a_process_that_dies_ends_all_and_the_rounds_before_are_kept(job: Path) 
     lines = engine_errors((job / "error").read_text())
     assert len(lines) == 1
     assert lines[0].startswith("error: ")
-    assert lines[0].endswith("the rounds in checkpoints/ are kept")
+    assert lines[0].endswith(f"the rounds in checkpoints/ are kept; --resume {job / 'killed' / 'run'} goes on")
     found = latest_checkpoint(job / "killed" / "run")
     assert found is not None
     assert found.round == 0
