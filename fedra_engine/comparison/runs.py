@@ -20,6 +20,7 @@ from fedra_engine.comparison.plan import PlannedRun
 from fedra_engine.config_comparison import RESULT_NEUTRAL, differences
 from fedra_engine.errors import InputError
 from fedra_engine.files import write_whole
+from fedra_engine.methods.registry import method_named
 from fedra_engine.reporting.console import Reporter
 from fedra_engine.reporting.run_folder import RunFolder
 from fedra_engine.reporting.tables import PlainConsole
@@ -73,9 +74,10 @@ def check_runs(runs: Sequence[PlannedRun]) -> None:
     """Find out before the first run what would be in the way of a later one.
 
     Raises:
-        InputError: a run's folder belongs to something else.
+        InputError: there is no such method, or a run's folder belongs to something else.
     """
     for run in runs:
+        method_named(run.config.method.name)
         earlier_run(run)
 
 
