@@ -155,9 +155,9 @@ LINE = b"real/aircraft_carrier/real_001_000000.jpg"
         (LINE + b" -1", r"real_train\.txt, line 3: found label -1, expected one from 0 to 344"),
         (LINE + b" 2", r"real_train\.txt, line 3: found label 2 for 'aircraft_carrier', .* 0 .*clipart_train\.txt, li"),
         (b"real/x/y.jpg 0", r"real_train\.txt, line 3: found .* for 'x', .*'aircraft_carrier' .*clipart_train\.txt, l"),
-        (b"../x/aircraft_carrier/0.jpg 0", r"real_train\.txt, line 3: found '\.\./x/.*', expected one that stays"),
-        (b"real/aircraft_carrier/../0.jpg 0", r"real_train\.txt, line 3: found '.*', expected one that stays"),
-        (b"/aircraft_carrier/0.jpg 0", r"real_train\.txt, line 3: found '/.*', expected one that stays below"),
+        (b"../x/aircraft_carrier/0.jpg 0", r"real_train\.txt, line 3: found '\.\./x/.*', expected a path that stays"),
+        (b"real/aircraft_carrier/../0.jpg 0", r"real_train\.txt, line 3: found '.*', expected a path that stays"),
+        (b"/aircraft_carrier/0.jpg 0", r"real_train\.txt, line 3: found '/.*', expected a path that stays below"),
     ],
 )
 def test_wrong_lines_are_reported_with_their_number(domainnet: Path, line: bytes, message: str) -> None:
