@@ -24,11 +24,12 @@ from fedra_engine.cli_errors import (
     entry_types,
     field_types,
     is_optional,
+    parse_number,
     type_of_field,
 )
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.errors import InputError, shown
-from fedra_engine.options import PATH, Need
+from fedra_engine.options import PATH, Allowed, Need
 from fedra_engine.validation import describe_option
 from fedra_engine.yaml_values import dump_yaml, load_yaml, load_yaml_file
 
@@ -156,17 +157,16 @@ def check_not_given(arguments: Iterable[str], fields: Mapping[str, str]) -> None
             raise InputError(f"{field}: found it as an option of its own, expected {option} to set it")
 
 
-def parse_count(option: str, text: str, *, least: int, most: int = 10**9) -> int:
-    """The value `text` of an `option`.
+def parse_option(option: str, text: str, kind: type[int] | type[float], allowed: Allowed) -> Any:
+    """The number `text` of an `option` that `split_options` found.
 
     Raises:
-        InputError: it is no whole number from `least` to `most`.
+        InputError: it is none, or not allowed.
     """
-    digits = text.strip()
-    # Numbers of thousands of digits take long to read.
-    if not (digits.isascii() and digits.isdecimal() and len(digits) < 20 and least <= int(digits) <= most):
-        raise InputError(f"{option}: found {shown(text)}, expected a whole number from {least:,} to {most:,}")
-    return int(digits)
+    try:
+        return parse_number(text, kind, allowed)
+    except ValueError as error:
+        raise InputError(f"{option}: {error}") from error
 
 
 def check_different(option: str, entries: Sequence[str | int]) -> None:

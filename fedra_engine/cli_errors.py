@@ -53,15 +53,27 @@ def typed(kind: type[int] | type[float], allowed: Allowed) -> Callable[[str], An
     """The type of an option of `LineParser`: a number, of those that are allowed."""
 
     def read(text: str) -> Any:
-        # Numbers of thousands of digits take long to read.
-        if len(text) < 30:
-            with suppress(ValueError):
-                value = kind(text)
-                if allowed.contains(value):
-                    return value
-        raise argparse.ArgumentTypeError(f"found {shown(text)}, expected {allowed.description}")
+        try:
+            return parse_number(text, kind, allowed)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
 
     return read
+
+
+def parse_number(text: str, kind: type[int] | type[float], allowed: Allowed) -> Any:
+    """The number that `text` is.
+
+    Raises:
+        ValueError: it is none, or not allowed; says what was found and what was expected.
+    """
+    # Numbers of thousands of digits take long to read. Python also takes `1_000` and digits of other scripts.
+    if len(text) < 30 and text.isascii() and "_" not in text:
+        with suppress(ValueError):
+            value = kind(text)
+            if allowed.contains(value):
+                return value
+    raise ValueError(f"found {shown(text)}, expected {allowed.description}")
 
 
 def path(text: str) -> Path:

@@ -84,7 +84,7 @@ class DataConfig:
             when null.
         image_size: side in pixels to which images are resized (bicubic); the model's own size when null.
         max_length: longest text in tokens (longer ones are cut); when null, the model's limit, at most 512.
-        unreadable: treat an image that cannot be decoded as an `error`, or `skip` it.
+        unreadable: treat an image that cannot be decoded, or a text without words, as an `error`, or `skip` it.
         augmentation: random changes to the training images, drawn anew in every step: `none`, `flip` (left to right
             with probability 1/2), or `crop_flip` (also a crop of random place, area and shape, resized back).
         crop_scale: smallest fraction of an image's area that `crop_flip` keeps.

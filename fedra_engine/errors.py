@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import textwrap
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 _LONGEST = 300
@@ -66,6 +67,13 @@ class PrintableFormatter(logging.Formatter):
 def _is_part_of_writing(character: str) -> bool:
     """Whether it is a space, or joins or separates letters: what Python calls unprintable, and languages need."""
     return unicodedata.category(character) == "Zs" or character in "\u200c\u200d"
+
+
+def first_few(names: Sequence[str], most: int) -> str:
+    """The first of `names`, at `most` so many, and how many others there are."""
+    others = len(names) - most
+    more = f" and {others:,} other{'s' if others > 1 else ''}" if others > 0 else ""
+    return ", ".join(names[:most]) + more
 
 
 def shown(value: Any) -> str:

@@ -19,7 +19,7 @@ from fedra_engine.data.preprocessing import preprocessing_for
 from fedra_engine.data.samples import Samples
 from fedra_engine.data.sources import load_source
 from fedra_engine.device_simulation import DeviceRound, simulate_round
-from fedra_engine.errors import InputError
+from fedra_engine.errors import InputError, first_few
 from fedra_engine.evaluation import Evaluator
 from fedra_engine.execution.executor import Executor
 from fedra_engine.execution.fisher import FisherInformation
@@ -115,9 +115,8 @@ class Experiment:
 
     def name_clients(self, clients: NDArray[np.int64]) -> str:
         """Some clients with their domains, in words: `client 3 (sketch)`, and of many only the first ones."""
-        named = [f"{client} ({self.group_name(int(self.clients.domains[client]))})" for client in clients[:_MOST_NAMED]]
-        more = f" and {len(clients) - _MOST_NAMED:,} more" if len(clients) > _MOST_NAMED else ""
-        return f"client{'s' if len(clients) > 1 else ''} {', '.join(named)}{more}"
+        named = [f"{client} ({self.group_name(int(self.clients.domains[client]))})" for client in clients]
+        return f"client{'s' if len(clients) > 1 else ''} {first_few(named, _MOST_NAMED)}"
 
     def assigned_work(self, round: int) -> tuple[LocalWork, Assignment]:
         """What the participants of a round are asked to train; those that hold nothing are left out."""

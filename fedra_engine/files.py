@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -150,6 +151,12 @@ def writing(path: Path) -> Iterator[None]:
 def content_hash(content: bytes = b"") -> hashlib.blake2b:
     """A hash of `content`, to which more can be added; its `hexdigest` is kept beside what will be read back."""
     return hashlib.blake2b(content, digest_size=16)
+
+
+def check_regular(file: Path | str) -> None:
+    """Raise OSError if `file` is none, or something that reading could wait for without end, such as a pipe."""
+    if not stat.S_ISREG(os.stat(file).st_mode):
+        raise OSError(errno.EINVAL, "it is no file")
 
 
 def check_own(paths: Iterable[Path], mark: Path) -> None:

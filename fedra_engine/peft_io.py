@@ -104,7 +104,7 @@ def write_card(
         f"has the `exported_accuracy` of `summary.json`: {100 * accuracy:.1f} % on average over the domains."
     ]
     if reported is not None:
-        notes.append(f"They cannot reproduce the accuracy `tuned` in `summary.json`: that is {reported}.")
+        notes.append(f"They cannot reproduce `tuned` in `summary.json`, which is the accuracy of {reported}.")
     if depth < foundation.depth:
         notes.append(f"The tuned model is only the first {depth} of the pretrained model's {foundation.depth} blocks.")
     if config.model.dtype in ("bfloat16", "float16"):

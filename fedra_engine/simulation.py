@@ -234,13 +234,13 @@ class Simulation:
         method = self.experiment.method
         if method.personal_states(state) is not None:
             return (
-                "the mean over the clients' own models, each on its domain, with the factors that the client keeps to "
-                "itself (private.safetensors)"
+                "the clients' own models, each on its domain and with the factors that it keeps to itself "
+                "(private.safetensors)"
             )
         exits = method.evaluated_model().exits
         if len(exits) > 1:
             blocks = ", ".join(str(exit + 1) for exit in exits)
-            return f"that of the mean of the logits after blocks {blocks} (exits.safetensors)"
+            return f"the mean of the logits after blocks {blocks} (exits.safetensors)"
         return None
 
     def _evaluate_exported(self, state: GlobalState) -> dict[str, float]:
@@ -355,7 +355,9 @@ class Simulation:
         )
         self._reporter.finished(frozen, tuned)
         if reported is not None:
-            self._reporter.message(f"note: tuned is {reported}; the adapter alone has {100 * average:.1f} % on average")
+            self._reporter.message(
+                f"note: tuned is the accuracy of {reported}; the adapter alone has {100 * average:.1f} % on average"
+            )
 
 
 def _split(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:

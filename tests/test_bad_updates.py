@@ -218,6 +218,6 @@ def test_many_bad_clients_are_counted_but_not_all_named(
     monkeypatch.setattr("fedra_engine.simulation.MOST_NAMED", 3)
     spoil(monkeypatch.setattr, range(5), rounds=(0,))
     run = run_experiment(tmp_path, rounds=1, **plain(model))
-    assert "leaves out clients 0 (clean), 1 (clean) and 3 more: " in capsys.readouterr().out
+    assert "leaves out clients 0 (clean), 1 (clean) and 3 others: " in capsys.readouterr().out
     (record,) = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert (record["bad_updates"], record["bad_clients"]) == (5, [0, 1, 2])

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from fedra_engine.cli import parse_option
 from fedra_engine.config import ExperimentConfig
-from fedra_engine.errors import InputError
+from fedra_engine.errors import InputError, first_few
+from fedra_engine.options import whole
 from fedra_engine.reporting.run_folder import RunFolder
 from fedra_engine.run_request import RunRequest, parse_request
 
@@ -163,6 +165,19 @@ def check_error(arguments: list[str], message: str) -> None:
     text = str(caught.value)
     assert "\n" not in text
     assert re.match(".*".join(map(re.escape, message.split(".*"))), text), text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, ""), (2, "a, b"), (3, "a, b and 1 other"), (1002, "a, b and 1,000 others")]
+)
+def test_of_many_names_a_message_has_the_first(count: int, text: str) -> None:
+    assert first_few([*"ab", *["x"] * count][:count], 2) == text
+
+
+@pytest.mark.parametrize("text", ["1_0", "\N{ARABIC-INDIC DIGIT THREE}", "9" * 5000, "0", "ten", "1e2", ""])
+def test_a_launchers_number_is_one_as_it_looks(text: str) -> None:
+    with pytest.raises(InputError, match=r"^jobs: found '.*expected a whole number from 1 to 1,000$"):
+        parse_option("jobs", text, int, whole(1, 1000))
 
 
 def test_help_explains_every_field_without_waiting_for_torch() -> None:

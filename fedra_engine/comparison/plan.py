@@ -18,12 +18,13 @@ from fedra_engine.cli import (
     check_different,
     check_not_given,
     parse_config,
-    parse_count,
+    parse_option,
     split_options,
 )
 from fedra_engine.cli_errors import field_names, known_name
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.errors import InputError
+from fedra_engine.options import COUNT, NATURAL
 from fedra_engine.validation import validate_setting, validate_together, without_effect
 
 DESCRIPTION = """Run every method with every seed, and compare them.
@@ -130,7 +131,7 @@ def parse_comparison(arguments: Sequence[str]) -> Comparison:
     if options.methods is None:
         raise InputError("methods: found none, expected methods separated by commas (--methods fedra,alllarge)")
     variants = [_parse_variant(entry) for entry in _split(options.methods, ",")]
-    seeds = [parse_count("seeds", seed, least=0, most=2**63 - 1) for seed in options.seeds.split(",")]
+    seeds = [parse_option("seeds", seed, int, NATURAL) for seed in options.seeds.split(",")]
     check_different("methods", [variant.folder for variant in variants])
     check_different("seeds", seeds)
     configs = [parse_config(parser, ExperimentConfig, [*others, *variant.options]) for variant in variants]
@@ -147,7 +148,7 @@ def parse_comparison(arguments: Sequence[str]) -> Comparison:
     )
     for run in runs:
         validate_setting(run.config)
-    jobs = parse_count("jobs", options.jobs, least=1)
+    jobs = parse_option("jobs", options.jobs, int, COUNT)
     return Comparison(runs, Path(base.output_dir), jobs, options.oversubscribe == "true")
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable
-from itertools import islice
 from pathlib import Path
 
-from fedra_engine.errors import InputError
+from fedra_engine.errors import InputError, first_few
 
 _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
 """What Windows leaves in folders, where other systems leave hidden files."""
@@ -54,9 +53,8 @@ def left_out_notes(root: Path, entries: Iterable[Path], expected: str) -> list[s
         return []
     kinds = Counter(file.suffix.lower() or "without suffix" for file in files)
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    names = ", ".join(str(file.relative_to(root)) for file in islice(files, _NAMED))
-    more = ", …" if len(files) > _NAMED else ""
-    return [f"warning: {root}: left out {counts}: {names}{more}; expected {expected}"]
+    names = first_few([str(file.relative_to(root)) for file in files], _NAMED)
+    return [f"warning: {root}: left out {counts}: {names}; expected {expected}"]
 
 
 def files_below(entry: Path) -> list[Path]:

@@ -63,13 +63,13 @@ def read_image_folder(
     folders = _Folders(config)
     trees = folders.trees()
     domains = list(trees[0])
-    classes = sort_names(name for tree in trees for folders in tree.values() for name in folders)
+    classes = sort_names(name for tree in trees for by_class in tree.values() for name in by_class)
     index_of = {name: label for label, name in enumerate(classes)}
     samples = [
         (str(image), index_of[name], domains.index(domain), split == 1)
         for split, tree in enumerate(trees)
-        for domain, folders in tree.items()
-        for name, images in folders.items()
+        for domain, by_class in tree.items()
+        for name, images in by_class.items()
         for image in images
     ]
     if not samples:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
-import stat
 import struct
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +18,7 @@ from PIL import ExifTags, ImageOps
 from PIL import Image as PillowImage
 
 from fedra_engine.data.samples import Preprocessing
+from fedra_engine.files import check_regular
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -91,9 +90,8 @@ def decode_image(image: Mapping[str, Any], preprocessing: Preprocessing) -> NDAr
     if source is None:
         raise UnreadableImageError("there is no image")
     try:
-        if not isinstance(source, io.BytesIO) and not stat.S_ISREG(os.stat(source).st_mode):
-            # To open a pipe is to wait until somebody writes into it.
-            raise OSError(errno.EINVAL, "it is no regular file")
+        if not isinstance(source, io.BytesIO):
+            check_regular(source)
         with PillowImage.open(source, formats=image_formats()) as opened:
             picture = _eight_bits(_upright(opened)).convert(MODES[preprocessing.channels])
     except UNREADABLE as error:

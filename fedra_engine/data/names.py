@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from decimal import Decimal
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedra_engine.data.origins import Origin
-from fedra_engine.errors import InputError
+from fedra_engine.errors import InputError, first_few
 
 _NUMBER = re.compile(r"[+-]?[0-9]{1,15}(\.[0-9]{0,10})?")
 """Texts with more digits are names."""
@@ -97,8 +96,7 @@ def _is_minus_one(label: object) -> bool:
 
 def listed(names: Collection[str]) -> str:
     """The first of `names`, for a message, and how many others there are."""
-    shown = ", ".join(f"{name[:_CHARACTERS]!r}" for name in islice(names, _NAMES))
-    return shown + (f" and {len(names) - _NAMES} others" if len(names) > _NAMES else "")
+    return first_few([repr(name[:_CHARACTERS]) for name in names], _NAMES)
 
 
 def sort_names(names: Iterable[str]) -> list[str]:

@@ -10,7 +10,6 @@ Files get damaged. What is small is checked when a part is opened; rows that are
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedra_engine.errors import InputError
+from fedra_engine.errors import InputError, first_few
+from fedra_engine.files import remove_unfinished, whole_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,7 +38,6 @@ _CHECKSUM = " checksum"
 _SEAL = b"fedra_engine seal"
 """Names the checksum, in the metadata, of the part's name and of all columns that have no checksums."""
 _SUFFIX = ".arrow"
-_UNFINISHED = ".tmp"
 _LOG = logging.getLogger(__name__)
 
 
@@ -102,8 +101,7 @@ def cached_parts(
         parts.append(replace(part, make_again=partial(file.make_again, part)))
         made(index)
     if damaged:
-        more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
-        _LOG.warning("made again what was damaged in the cache: %s%s", damaged[0], more)
+        _LOG.warning("made again what was damaged in the cache: %s", first_few(list(map(str, damaged)), 1))
     return parts
 
 
@@ -204,9 +202,7 @@ class _PartFile:
         """Write the file so that it is there whole or not at all; the caller holds the lock."""
         import pyarrow as pa
 
-        for left_over in self.path.parent.glob(f"*{_UNFINISHED}"):
-            left_over.unlink()
-        unfinished = self.path.with_suffix(_UNFINISHED)
+        remove_unfinished(self.path.parent)
         part = replace(
             part, checksums={name: row_checksums(values) for name, values in part.columns.items() if values.ndim > 1}
         )
@@ -214,16 +210,12 @@ class _PartFile:
         arrays = [*map(_to_arrow, columns.values()), pa.array(part.errors, pa.string())]
         schema = _features(columns).arrow_schema
         batch = pa.record_batch(arrays, schema=schema.with_metadata({**schema.metadata, _SEAL: self._seal(part)}))
-        try:
-            with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_stream(sink, batch.schema) as writer:
-                writer.write_batch(batch)
-            descriptor = os.open(unfinished, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
-            os.replace(unfinished, self.path)
-        except BaseException:
-            unfinished.unlink(missing_ok=True)
-            raise
+        with (
+            whole_file(self.path) as unfinished,
+            pa.OSFile(str(unfinished), "wb") as sink,
+            pa.ipc.new_stream(sink, batch.schema) as writer,
+        ):
+            writer.write_batch(batch)
 
     def _seal(self, part: Part) -> bytes:
         """Checksum of all but the arrays of rows; of the name, too, so that parts cannot be mistaken for each other."""

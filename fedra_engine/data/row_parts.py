@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,6 +12,7 @@ import numpy as np
 from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.row_cache import FORMAT, Part, cached_parts
 from fedra_engine.errors import InputError
+from fedra_engine.files import content_hash
 from fedra_engine.stages import Stage
 
 PART_BYTES = 128 * 2**20
@@ -121,4 +121,4 @@ def _keys(maker: RowMaker, bounds: list[tuple[int, int]]) -> list[str] | None:
     known = [identity for identity in identities if identity is not None]
     if len(known) < len(identities):
         return None
-    return [hashlib.blake2b(f"{FORMAT} {identity}".encode(), digest_size=16).hexdigest() for identity in known]
+    return [content_hash(f"{FORMAT} {identity}".encode()).hexdigest() for identity in known]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple, Protocol
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from fedra_engine.data.augmentation import Augmentation
 from fedra_engine.data.stored_rows import StoredRows
+from fedra_engine.files import content_hash
 from fedra_engine.randomness import SampleDraws
 
 
@@ -128,7 +128,7 @@ class SampleStore:
     def digest(self) -> str:
         """Of pixels and preprocessing; see `Samples`."""
         content = f"{self.preprocessing} {self.pixels.digest(self._stored)}"
-        return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+        return content_hash(content.encode()).hexdigest()
 
     def inputs(self, rows: Tensor, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
         """The model's inputs for sample `rows` (int64 [n], on the CPU), normalised on `device`; see `Samples`."""

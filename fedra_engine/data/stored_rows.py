@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedra_engine.data.row_cache import Part, as_tensor, row_checksums
+from fedra_engine.files import content_hash
 
 RESIDENT_SHARE = 0.25
 """Rows stay on an accelerator when they fit into this share of its free memory."""
@@ -63,7 +63,7 @@ class StoredRows:
             self._checksums = np.concatenate([row_checksums(part.cpu().contiguous().numpy()) for part in self._parts])
         checksums = self._checksums if rows is None else self._checksums[rows.numpy()]
         about = f"{self._parts[0].dtype} {tuple(self.row_shape)} {len(checksums)} "
-        return hashlib.blake2b(about.encode() + checksums.tobytes(), digest_size=16).hexdigest()
+        return content_hash(about.encode() + checksums.tobytes()).hexdigest()
 
     def gather(self, rows: Tensor, device: torch.device) -> Tensor:
         """The rows `rows` (int64 [n], on the CPU), in that order, on `device`: [n, …]."""

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from fedra_engine.config import DataConfig
 from fedra_engine.data.folders import visible_entries
 from fedra_engine.data.origins import Origin
-from fedra_engine.errors import InputError
+from fedra_engine.errors import InputError, first_few
+from fedra_engine.files import check_regular
 
 if TYPE_CHECKING:
     from pyarrow import RecordBatch
@@ -102,8 +103,7 @@ def check_encoding(encoding: str, files: Iterable[Path] = ()) -> None:
 def undecodable(files: Sequence[Path], encoding: str) -> str:
     """Which of `files` are no text in `encoding`: the lines where that shows in the first few, and how many others."""
     wrong = [(file, line) for file in files if (line := _undecodable_line(file, encoding)) is not None]
-    shown = ", ".join(f"{file} (line {line})" for file, line in wrong[:_SHOWN])
-    return shown + (f" and {len(wrong) - _SHOWN} other files" if len(wrong) > _SHOWN else "")
+    return first_few([f"{file} (line {line})" for file, line in wrong], _SHOWN)
 
 
 def _read_csv(file: Path, lines: Iterator[str]) -> Iterator[Row]:
@@ -165,7 +165,7 @@ def _read_parquet(file: Path) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     place, start = f"{file}, row", 1
-    _check_regular(file)
+    check_regular(file)
     try:
         for batch in pq.ParquetFile(file).iter_batches(batch_size=_AT_ONCE):
             for number, row in enumerate(_python_rows(batch, Origin(place, start)), start=start):
@@ -198,19 +198,13 @@ def _read_txt(file: Path, lines: Iterator[str]) -> Iterator[Row]:
 
 def text_lines(file: Path, encoding: str) -> Iterator[str]:
     """The lines of a text file, with their ends; see `read_table`."""
-    _check_regular(file)
+    check_regular(file)
     with file.open(encoding=_marked(file, encoding), newline="\n") as opened:
         for number, line in enumerate(opened, start=1):
             if "\0" in line:
                 # No text has one, but every other byte of UTF-16 may be one.
                 raise InputError(f"data.root: {file}, line {number}: found a NUL character, expected {encoding} text")
             yield line
-
-
-def _check_regular(file: Path) -> None:
-    """Raise OSError if reading `file` could wait for ever, as a pipe does."""
-    if file.exists() and not file.is_file():
-        raise OSError("it is no regular file")
 
 
 def _marked(file: Path, encoding: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,6 +9,7 @@ from torch import Tensor
 from fedra_engine.data.samples import Batch, LearntTokens
 from fedra_engine.data.stored_rows import StoredRows, copy_async
 from fedra_engine.data.tokenization import TokenRows
+from fedra_engine.files import content_hash
 from fedra_engine.randomness import SampleDraws
 
 NOT_LEARNT = -100
@@ -62,7 +61,7 @@ class TokenSamples:
         """Of tokens, their numbers and those of the prompts; see `Samples`."""
         numbers = (of[self._stored].numpy().tobytes() for of in (self._tokens.lengths, self._tokens.prompts))
         content = b"".join([self._tokens.ids.digest(self._stored).encode(), *numbers])
-        return hashlib.blake2b(content, digest_size=16).hexdigest()
+        return content_hash(content).hexdigest()
 
     def inputs(self, rows: Tensor, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask` [rows, tokens of the longest]; `dtype` is for inputs that are no tokens."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from fedra_engine.data.row_cache import Part
 from fedra_engine.data.row_parts import MadeRows, RowMaker, make_rows
 from fedra_engine.data.stored_rows import StoredRows
 from fedra_engine.errors import InputError, one_line
+from fedra_engine.files import content_hash
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -291,4 +291,4 @@ def _tokenizer_state(tokenizer: Any) -> object | None:
 
 
 def _digest(*values: object) -> str:
-    return hashlib.blake2b(json.dumps(values, default=repr).encode(), digest_size=16).hexdigest()
+    return content_hash(json.dumps(values, default=repr).encode()).hexdigest()

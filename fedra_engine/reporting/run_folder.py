@@ -46,7 +46,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path) -> None:
-        """For `create` and `open`."""
+        """`path` is its own; `create` makes a new folder, `open` finds an earlier one."""
         self.path = path
         self._kept = content_hash()
         self._kept_bytes = 0

@@ -17,11 +17,12 @@ from fedra_engine.cli import (
     check_different,
     check_not_given,
     parse_config,
-    parse_count,
+    parse_option,
     split_options,
 )
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.errors import InputError
+from fedra_engine.options import COUNT, number
 from fedra_engine.validation import validate, validate_together
 
 DESCRIPTION = """Measure rounds of more and more clients, all of which take part, on one or several processes.
@@ -42,8 +43,8 @@ _OPTIONS = (
     LauncherOption("latency", "SECONDS", "Of a message between two processes, for the computed times", default="2e-5"),
     LauncherOption("bandwidth", "GB/S", "Between two processes, for the computed times", default="10"),
 )
-_MOST = 1e6
-"""Of seconds and GB/s: eleven days, and more than any network has."""
+_POSITIVE = number(0, 1e6, above=True)
+"""Seconds, up to eleven days, and GB/s, more than any network has."""
 _PLANNED = (
     "data.partition",
     "data.clients",
@@ -131,9 +132,9 @@ def parse_study(arguments: Sequence[str]) -> Study:
     clients, processes, projected = (
         _parse_counts(name, getattr(options, name)) for name in ("clients", "processes", "projected")
     )
-    threads = parse_count("threads", options.threads, least=1)
+    threads = parse_option("threads", options.threads, int, COUNT)
     seconds, latency, bandwidth = (
-        _parse_positive(name, getattr(options, name)) for name in ("seconds", "latency", "bandwidth")
+        parse_option(name, getattr(options, name), float, _POSITIVE) for name in ("seconds", "latency", "bandwidth")
     )
     pairs = [(some, of) for of in processes for some in clients]
     # Options of another partition or sampling do nothing in a point.
@@ -160,16 +161,6 @@ def _point_config(config: ExperimentConfig, clients: int, processes: int) -> Exp
 
 
 def _parse_counts(option: str, text: str) -> tuple[int, ...]:
-    counts = [parse_count(option, entry, least=1) for entry in text.split(",")]
+    counts = [parse_option(option, entry, int, COUNT) for entry in text.split(",")]
     check_different(option, counts)
     return tuple(sorted(counts))
-
-
-def _parse_positive(option: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= _MOST:
-        raise InputError(f"{option}: found {text!r}, expected a number above 0 and at most {_MOST:g}")
-    return value

@@ -194,3 +194,10 @@ def test_a_run_that_stays_with_another_process_is_busy(tmp_path: Path) -> None:
         (outcome,) = execute_all([run], 1, lambda outcome: None)
     assert outcome.state == "busy"
     assert not run.path.exists()
+
+
+def test_a_method_that_there_is_not_is_known_before_the_first_run(tmp_path: Path) -> None:
+    runs = [planned_run(tmp_path, "fedit"), planned_run(tmp_path, "fedti")]
+    with pytest.raises(InputError, match=r"^method\.name: found 'fedti', expected one of fedra, "):
+        check_runs(runs)
+    assert not list(tmp_path.iterdir())

@@ -111,8 +111,8 @@ def test_what_is_left_out_is_counted_and_named(make_tree) -> None:
     (root / "a" / "x" / "loop").symlink_to(root)
     assert load(root).notes == [
         # The link to a folder is one of them, as it may lead back.
-        f"warning: {root}: left out 3 .png, 2 .txt, 2 without suffix, 1 .md: README.md, a/1.png, a/x/a.TXT, …; "
-        "expected <domain>/<class>/<image> of the kinds that Pillow reads, such as .jpg and .png"
+        f"warning: {root}: left out 3 .png, 2 .txt, 2 without suffix, 1 .md: README.md, a/1.png, a/x/a.TXT and 5 "
+        "others; expected <domain>/<class>/<image> of the kinds that Pillow reads, such as .jpg and .png"
     ]
     # Nothing is said about domains that are not asked for.
     write(root / "b" / "1.png")

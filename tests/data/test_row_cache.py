@@ -11,7 +11,6 @@ import pytest
 import torch
 from datasets import Dataset
 
-from fedra_engine.data import row_cache as module
 from fedra_engine.data.row_cache import Part, as_tensor, cache_folder, cached_parts
 from fedra_engine.data.stored_rows import StoredRows
 from fedra_engine.errors import InputError
@@ -72,7 +71,7 @@ def test_what_is_refused_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None
 
     with pytest.raises(InputError, match="broken"):
         read(["a"], check=refuse)
-    monkeypatch.setattr(module.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(InputError, match=r"data: cannot write .*a\.arrow: No space left on device; expected room"):
         read(["a"])
     assert [path.name for path in cache_folder().iterdir()] == ["lock"]
@@ -81,9 +80,10 @@ def test_what_is_refused_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_part_gets_its_name_when_it_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process may be killed at any time; what it was writing must not have the name of a part."""
     seen = []
-    monkeypatch.setattr(module.os, "fsync", lambda _: seen.append((files(), files("*.tmp"))))
+    monkeypatch.setattr(os, "fsync", lambda _: seen.append((files(), files("*.tmp"))))
     read(["a"])
-    assert seen == [([], ["a"])]
+    # The file, then the folder with its name.
+    assert seen == [([], [".a.arrow"]), (["a"], [])]
     assert (files(), files("*.tmp")) == (["a"], [])
 
 
@@ -96,7 +96,7 @@ def test_a_cache_that_cannot_be_written_is_reported(tmp_path: Path, monkeypatch:
 
 def test_remains_of_a_killed_process_go_away_and_damaged_parts_are_made_again() -> None:
     read(["a"])
-    (cache_folder() / "dead.tmp").write_text("half")
+    (cache_folder() / ".dead.tmp").write_text("half")
     damaged = cache_folder() / "a.arrow"
     whole = damaged.read_bytes()
     for length in range(0, len(whole), 8):
@@ -195,7 +195,7 @@ def test_exchanged_files_are_made_again(caplog: pytest.LogCaptureFixture) -> Non
     (cache_folder() / "c").rename(other)
     for index, part in enumerate(read(["a", "b"])):
         np.testing.assert_array_equal(part.columns["pixels"], make(index).columns["pixels"])
-    assert "a.arrow and 1 more" in caplog.text
+    assert "a.arrow and 1 other" in caplog.text
 
 
 def test_damaged_rows_that_cannot_be_made_as_they_were_are_an_error() -> None:

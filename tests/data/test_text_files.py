@@ -235,7 +235,7 @@ def test_all_files_in_another_encoding_are_named_at_once(tmp_path: Path, layout:
     if "/" in layout:
         (tmp_path / "test").mkdir()
         (tmp_path / "test" / "a.csv").write_bytes(b"\xe9")
-    others = r" and 3 other files" if "/" in layout else r" and 2 other files"
+    others = r" and 3 others" if "/" in layout else r" and 2 others"
     with pytest.raises(
         InputError,
         match=r"^data\.encoding: found no utf-8 text in .*b\.csv \(line 7\), .*c\.csv \(line 7\), .*d\.csv \(line 7\)"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -27,6 +26,7 @@ from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.image_folder import read_image_folder
 from fedra_engine.data.preprocessing import PREPROCESSOR_FILE, PROCESSOR_FILE, preprocessing_for
 from fedra_engine.errors import InputError
+from fedra_engine.files import content_hash
 
 FORMAT = 1
 """Goes up whenever older packs cannot be read any more."""
@@ -61,7 +61,7 @@ class StudyImages:
         assert data.labels is not None
         names = repr((data.domains, data.classes, self.is_split)).encode()
         arrays = (data.content.pixels, data.labels, data.domain_of, data.is_test)
-        return hashlib.blake2b(names + b"".join(array.tobytes() for array in arrays), digest_size=16).hexdigest()
+        return content_hash(names + b"".join(array.tobytes() for array in arrays)).hexdigest()
 
 
 def is_pack(folder: Path) -> bool:

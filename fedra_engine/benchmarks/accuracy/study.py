@@ -6,7 +6,6 @@ in the output folder, evaluated, before the next begins, and a later call goes o
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shlex
 import sys
@@ -41,7 +40,7 @@ from fedra_engine.benchmarks.kernels.measure import device_name, name_and_messag
 from fedra_engine.data.domain_data import prepare_source
 from fedra_engine.errors import InputError, printable
 from fedra_engine.experiment import Experiment
-from fedra_engine.files import write_whole
+from fedra_engine.files import content_hash, write_whole
 from fedra_engine.models.state import EvaluatedModel
 from fedra_engine.reporting.run_folder import RunFolder, make_folder
 
@@ -279,7 +278,7 @@ def _references(experiment: Experiment) -> dict[str, Any]:
 
 def _digest(experiment: Experiment) -> str:
     """A hash of the frozen weights in the precision in which they are used."""
-    digest = hashlib.blake2b(digest_size=16)
+    digest = content_hash()
     for name, tensor in sorted(experiment.foundation.model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
