@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import is_dataclass
 from difflib import get_close_matches
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from types import MappingProxyType, NoneType, UnionType
+from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from fedra_engine.errors import InputError, shown
@@ -99,10 +98,15 @@ def existing_folder(text: str) -> Path:
     return folder
 
 
-@cache
+_TYPES: dict[type[Any], dict[str, Any]] = {}
+"""Of the classes seen so far: to find them out takes most of the time of checking a configuration."""
+
+
 def field_types(config_class: type[Any]) -> Mapping[str, Any]:
-    """Type of every field of a dataclass; to find out takes most of the time of checking a configuration."""
-    return MappingProxyType(get_type_hints(config_class))
+    """Type of every field of a dataclass."""
+    if config_class not in _TYPES:
+        _TYPES[config_class] = get_type_hints(config_class)
+    return _TYPES[config_class]
 
 
 def is_optional(kind: Any) -> bool:

@@ -31,9 +31,11 @@ def differences(
 def setting_digest(config: ExperimentConfig) -> str:
     """A digest of all options that decide what a round computes; a run may go on only with those it began with."""
     values = asdict(config)
-    # A run may be given more rounds.
-    for name in RESULT_NEUTRAL | {"rounds"}:
+    for name in RESULT_NEUTRAL:
         del values[name]
+    # A run may be given more rounds, unless the rate of those before depends on how many there are.
+    if config.training.lr_schedule == "constant":
+        del values["rounds"]
     # What is found there counts, not where; see `fingerprint`.
     del values["data"]["root"], values["model"]["path"]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -26,7 +26,11 @@ Fingerprint = Mapping[str, str]
 """Hex digests by part of an experiment."""
 
 _PARTS = {
-    "setting": ("config.yaml", "settings", "the same but for rounds, evaluate_every, execution and paths"),
+    "setting": (
+        "config.yaml",
+        "settings",
+        "the same but for evaluate_every, execution, paths and, with a constant training.lr_schedule, rounds",
+    ),
     "names": ("data", "domains or classes", "the same names in the same order"),
     "training": ("data", "training samples", "the same, prepared in the same way"),
     "test": ("data", "test samples", "the same, prepared in the same way"),

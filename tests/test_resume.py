@@ -35,7 +35,7 @@ def experiment(folder: Path) -> tuple[ExperimentConfig, DomainData]:
         model={"path": str(folder / "model")},
         data={"partition": "natural"},
         clients={"capacities": [8]},
-        training={"max_local_steps": 1},
+        training={"max_local_steps": 1, "lr_schedule": "constant"},
         evaluate_every=1,
     )
     data = load_source(small_config(folder).data, config.seed)

@@ -141,8 +141,6 @@ def test_bad_input_found_after_a_round_keeps_the_folder(tmp_path: Path) -> None:
 
 def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
     request = parse("--output_dir", str(tmp_path), "--name", "my run")
-    with (
-        pytest.raises(KeyboardInterrupt, match=f"--resume '{tmp_path}/my run' goes on"),
-        request.open_folder(),
-    ):
+    message = f"--resume '{tmp_path}/my run' goes on"
+    with pytest.raises(KeyboardInterrupt, match=message), request.open_folder():
         raise KeyboardInterrupt

@@ -58,8 +58,9 @@ def assert_equal_states(first: dict[str, torch.Tensor], second: dict[str, torch.
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
-    whole = run_experiment(tmp_path / "whole", rounds=3, method={"allocation": "reference"})
-    config = small_config(tmp_path / "parts", rounds=1, method={"allocation": "reference"})
+    case = {"method": {"allocation": "reference"}, "training": {"lr_schedule": "constant"}}
+    whole = run_experiment(tmp_path / "whole", rounds=3, **case)
+    config = small_config(tmp_path / "parts", rounds=1, **case)
     folder = RunFolder.create(config)
     continue_run(config, folder)
     continue_run(replace(config, rounds=3), folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,7 @@ def load_hf_dataset(config: DataConfig, seed: int) -> DomainData:
         clients=clients,
         origins=origins,
         # Not of `data`: its other columns do not matter to what is made of its content.
-        fingerprint=repr((content, train._fingerprint, None if test is None else test._fingerprint)),
+        fingerprint=repr((content, _state(train), None if test is None else _state(test))),
         notes=notes,
     )
     return prepare_source(found, config, seed, split=test is None)
@@ -185,6 +186,15 @@ def _origins(train: int, total: int, held_out: str) -> Origins:
     """Split and row of every sample."""
     rows, is_test = np.arange(total), np.arange(total) >= train
     return Origins(["train, row", f"{held_out}, row"], is_test.astype(np.int32), rows - train * is_test)
+
+
+def _state(data: Dataset) -> tuple[str, list[tuple[int, int]]]:
+    """The library's fingerprint of a data set, and size in bytes and time of the last change of each of its files.
+
+    The fingerprint alone stays the same where a generator finds other files, or one of these files is replaced.
+    """
+    states = map(os.stat, sorted(file["filename"] for file in data.cache_files))
+    return data._fingerprint, [(state.st_size, state.st_mtime_ns) for state in states]
 
 
 def _only(data: Dataset, name: str, new_name: str) -> Dataset:

@@ -89,6 +89,17 @@ def test_other_images_are_not_taken_for_those_in_the_cache(tmp_path: Path) -> No
             np.testing.assert_array_equal(found, expected)
 
 
+def test_images_of_a_data_set_that_was_made_anew_under_its_fingerprint_are_decoded_again(tmp_path: Path) -> None:
+    """As of a generator, whose fingerprint does not depend on the files that it reads."""
+    for seed in range(2):
+        made = images(seed=seed)
+        made._fingerprint = "the same"
+        data = load(made, tmp_path)
+        expected = np.stack([np.asarray(image) for image in data.content["image"]])
+        found = preprocess(data, GREY).pixels.gather(torch.arange(len(data)), torch.device("cpu"))[:, 0]
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_texts_are_taken_too_and_columns_can_be_named(tmp_path: Path) -> None:
     rows = [{"sentence": f"text {index}", "mood": index % 2, "writer": f"w{index % 3}"} for index in range(12)]
     columns = ColumnsConfig(input="sentence", label="mood", client="writer")

@@ -183,7 +183,6 @@ def test_numbers_that_json_does_not_have_are_refused(tmp_path: Path) -> None:
 def test_the_setting_is_all_but_what_may_change_when_a_run_goes_on(tmp_path: Path) -> None:
     here = config(tmp_path)
     free = {
-        "rounds": 9,
         "name": "x",
         "output_dir": "y",
         "evaluate_every": 7,
@@ -192,7 +191,11 @@ def test_the_setting_is_all_but_what_may_change_when_a_run_goes_on(tmp_path: Pat
         "data": replace(here.data, root="elsewhere"),
     }
     assert setting_digest(replace(here, **free)) == setting_digest(here)
+    constant = replace(here, training=TrainingConfig(lr_schedule="constant"))
+    assert setting_digest(replace(constant, rounds=9)) == setting_digest(constant)
     bound = {
+        # The rate of every round depends on them: see `TrainingConfig.lr_schedule`.
+        "rounds": 9,
         "method": MethodConfig(weighting="samples"),
         "seed": 1,
         "trace": True,
