@@ -392,7 +392,7 @@ class TrainingConfig:
     eps: float = option(1e-8, SHARE, needs=[{"training.optimizer": ("adamw",)}])
     weight_decay: float = option(1e-5, number(0, 1e4))
     proximal_mu: float = option(0.0, NON_NEGATIVE)
-    clip_norm: float | None = option(10.0, POSITIVE)
+    clip_norm: float | None = option(10.0, number(1e-6, 1e12))
     batch_size: int = option(16, whole(1, 10**6))
     local_epochs: int = option(3, STEPS)
     max_local_steps: int | None = option(5, COUNT)

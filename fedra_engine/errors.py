@@ -76,6 +76,11 @@ def first_few(names: Sequence[str], most: int) -> str:
     return ", ".join(names[:most]) + more
 
 
+def count_of(number: int, thing: str) -> str:
+    """`1 round`, `2 rounds`."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 def shown(value: Any) -> str:
     """A value in a message: as YAML has it, texts in quotes, and shortened."""
     if value is None or isinstance(value, bool):

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fedra_engine.config import ExperimentConfig
+from fedra_engine.errors import count_of
 from fedra_engine.files import write_whole
 from fedra_engine.methods.flexlora import decompose
 from fedra_engine.methods.products import factor_products
@@ -116,8 +117,8 @@ def write_card(
     write_whole(
         folder / "README.md",
         f"---\n{facts}---\n\n"
-        f"A LoRA adapter, tuned by fedra-engine in {config.rounds} rounds of `{config.method.name}`. These lines load "
-        f"it:\n\n```python\n{loading_lines(foundation, config, depth)}```\n\n{body}\n",
+        f"A LoRA adapter, tuned by fedra-engine in {count_of(config.rounds, 'round')} of `{config.method.name}`. These "
+        f"lines load it:\n\n```python\n{loading_lines(foundation, config, depth)}```\n\n{body}\n",
     )
 
 

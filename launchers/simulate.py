@@ -5,6 +5,7 @@ python launchers/simulate.py --help
 
 from __future__ import annotations
 
+import os
 import sys
 
 from fedra_engine.exit_codes import end, exit_code
@@ -17,6 +18,8 @@ def main() -> None:
 
     request = parse_request(sys.argv[1:], description="Federated LoRA tuning of a transformer foundation model.")
     quiet_libraries()
+    if os.environ.get("RANK", "0") == "0":
+        print("loading torch and transformers …", flush=True)
     # Imported late: they take seconds, and a mistyped option should fail at once.
     from fedra_engine.models.sharding import refuse_sharding
     from fedra_engine.probe import print_probe

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Collection, Iterable, Sequence
 from decimal import Decimal
 
@@ -95,8 +96,13 @@ def _is_minus_one(label: object) -> bool:
 
 
 def listed(names: Collection[str]) -> str:
-    """The first of `names`, for a message, and how many others there are."""
-    return first_few([repr(name[:_CHARACTERS]) for name in names], _NAMES)
+    """The first of `names`, for a message, and how many others there are.
+
+    Where accents are characters of their own, these are escaped: the name looks as if they were not.
+    """
+    shortened = (name[:_CHARACTERS] for name in names)
+    quoted = [repr(name) if unicodedata.is_normalized("NFC", name) else ascii(name) for name in shortened]
+    return first_few(quoted, _NAMES)
 
 
 def sort_names(names: Iterable[str]) -> list[str]:

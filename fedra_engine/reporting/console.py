@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from fedra_engine.config import ExperimentConfig
-from fedra_engine.errors import PrintableFormatter, printable
+from fedra_engine.errors import PrintableFormatter, count_of, printable
 from fedra_engine.files import writing
 from fedra_engine.reporting.progress import LiveProgress, Meter
 from fedra_engine.reporting.tables import PlainConsole, rich_table, table_text
@@ -86,7 +86,7 @@ class Reporter:
 
     def start(self, config: ExperimentConfig, facts: Mapping[str, str | int | float]) -> None:
         """Show what the experiment consists of, each fact under its name."""
-        facts = {"method": f"{config.method.name}, {config.rounds} rounds, seed {config.seed}", **facts}
+        facts = {"method": f"{config.method.name}, {count_of(config.rounds, 'round')}, seed {config.seed}", **facts}
         width = max(map(len, facts))
         for name, value in facts.items():
             self.message(f"{name:<{width}}  {value}")

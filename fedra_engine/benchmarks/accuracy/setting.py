@@ -93,8 +93,10 @@ class StudySetting:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def _method(self, name: str) -> MethodConfig:
-        # Without momentum distillation, as in FedRA's published comparison.
-        return MethodConfig(name, inclusivefl=InclusiveFLConfig(momentum=0.0))
+        if name == "inclusivefl":
+            # Without momentum distillation, as in FedRA's published comparison.
+            return MethodConfig(name, inclusivefl=InclusiveFLConfig(momentum=0.0))
+        return MethodConfig(name)
 
     def _training(self) -> TrainingConfig:
         return TrainingConfig(
