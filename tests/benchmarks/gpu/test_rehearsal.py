@@ -128,6 +128,15 @@ def test_an_unknown_stage_is_one_line_and_2(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are folders a, b and c here."""
+    for name in "abc":
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("folders")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -142,13 +151,12 @@ def test_an_unknown_stage_is_one_line_and_2(tmp_path: Path) -> None:
         (("--study", "accuracy", "--images", "a", "--model", "b", "--limit", "9"), "--limit goes with --pack only"),
     ],
 )
-def test_an_option_that_would_be_ignored_is_refused(
-    arguments: tuple[str, ...], message: str, launcher: Any, tmp_path: Path
-) -> None:
+def test_an_option_that_would_be_ignored_is_refused(arguments: tuple[str, ...], message: str, launcher: Any) -> None:
     with pytest.raises(InputError, match=f"^gpu_report.py: {re.escape(message)}"):
-        launcher._parse([*arguments, str(tmp_path / "out")])
+        launcher._parse([*arguments, "out"])
 
 
+@pytest.mark.usefixtures("folders")
 def test_options_that_go_together_are_taken(launcher: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert launcher._parse(["out"]).only == STAGES
     assert launcher._parse(["--only", "smoke,rest", "out"]).only == ["smoke", "rest"]
