@@ -123,6 +123,8 @@ def parse_request(arguments: Sequence[str], description: str) -> RunRequest:
     if others or options.dry_run is not None:
         other = others[0] if others else "--dry_run"
         raise InputError(f"resume: found {other} beside it, expected no other option than --rounds")
+    if not options.resume:
+        raise InputError("resume: found '', expected the folder of an earlier run")
     return _resume(RunFolder.open(os.path.expanduser(options.resume)), more.rounds)
 
 

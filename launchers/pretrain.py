@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from fedra_engine.cli import build_parser, parse_config, quiet_libraries
 from fedra_engine.data.digits import load_pretraining_digits
 from fedra_engine.errors import InputError
-from fedra_engine.files import check_unused
+from fedra_engine.files import check_unused, whole_files
 from fedra_engine.options import PATH, number, option, whole
 from fedra_engine.reporting.run_folder import make_folder
 from fedra_engine.validation import check_values
@@ -235,12 +235,14 @@ def save(model: ViTForImageClassification, folder: Path, card: str) -> None:
     """Writes a model directory: weights, configuration, image processor and model card."""
     from transformers import ViTImageProcessorPil
 
-    model.save_pretrained(folder)
     side = model.config.image_size
-    ViTImageProcessorPil(
+    processor = ViTImageProcessorPil(
         size={"height": side, "width": side}, image_mean=[PIXEL_MEAN], image_std=[PIXEL_STD]
-    ).save_pretrained(folder)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    )
+    with whole_files(folder) as made:
+        model.save_pretrained(made)
+        processor.save_pretrained(made)
+        (made / "README.md").write_text(card, encoding="utf-8")
 
 
 def command_of(options: Options) -> str:

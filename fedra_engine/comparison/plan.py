@@ -166,6 +166,8 @@ def _parse_variant(entry: str) -> Variant:
             raise InputError(
                 f"methods: found an unknown field {field!r} in {entry!r}, expected {known_name(field, names)}"
             )
+        if field in dict(overrides):
+            raise InputError(f"methods: found {field} more than once in {entry!r}, expected every field once")
         overrides.append((field, value))
     if not method:
         raise InputError(f"methods: found an entry {entry!r}, expected the name of a method first")

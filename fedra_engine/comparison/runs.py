@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -140,9 +141,15 @@ def read_result(run: PlannedRun) -> RunResult:
             for record in records
             if "accuracy" in record
         }
-        seconds = sum(float(record["seconds"]) for record in records)
+        seconds = sum(_amount(record["seconds"]) for record in records)
+        kept = folder.kept_metrics_file
+        if kept.is_file() and kept.read_bytes() != folder.metrics_file.read_bytes():
+            raise InputError(f"{folder.metrics_file}: found other records than in {kept}, expected the same in both")
+    with _reading(folder.summary_file):
+        if _accuracy(records[-1]["accuracy"]) != accuracy or not math.isclose(frozen_average, mean(frozen.values())):
+            raise ValueError
     with _reading(_costs_file(run)):
-        costs = RunCosts(**{name: float(value) for name, value in json.loads(_costs_file(run).read_text()).items()})
+        costs = RunCosts(**{name: _amount(value) for name, value in json.loads(_costs_file(run).read_text()).items()})
     return RunResult(
         label=run.label,
         seed=run.config.seed,
@@ -175,6 +182,13 @@ def _accuracy(values: dict[str, float]) -> dict[str, float]:
     if not checked or not all(0 <= value <= 1 for value in checked.values()):
         raise ValueError
     return checked
+
+
+def _amount(value: float) -> float:
+    """`value`, checked to be what can be counted or timed."""
+    if type(value) not in (int, float) or not 0 <= value < math.inf:
+        raise ValueError
+    return float(value)
 
 
 def _finish(run: PlannedRun) -> str:

@@ -47,6 +47,7 @@ def test_a_variant_changes_its_own_run_only_and_is_named_after_what_it_changes()
         ([], "methods: found none, expected methods separated by commas"),
         (["--methods"], "methods: found no value, expected one"),
         (["--methods=fedra,,alllarge"], "methods: found an entry '', expected the name of a method first"),
+        (["--methods=fedra:rounds=1:rounds=2"], "methods: found rounds more than once in 'fedra:rounds=1:rounds=2'"),
         (["--methods=fedra,fedra"], "methods: found fedra more than once, expected every one once"),
         (["--methods=fedra:covered"], "methods: found 'covered' in 'fedra:covered', expected <field>=<value>"),
         (["--methods=fedra:seed=1"], "methods: found seed in 'fedra:seed=1', expected another field"),

@@ -63,9 +63,16 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path, monkeypatch: pytest
         ("summary.json", '{"rounds": "2", "frozen": {}, "tuned": {}}'),
         ("summary.json", '{"rounds": 2, "average_frozen": 0.1, "frozen": {"a": 0.1}, "tuned": {"a": NaN}}'),
         ("summary.json", "[" * 100_000),
+        (
+            "summary.json",
+            '{"rounds": 2, "average_frozen": NaN, "frozen": {"a": 0.1}, "tuned": {"a": 0.1}}',
+        ),
         ("costs.json", ""),
         ("costs.json", "{}"),
         ("costs.json", '{"trainable_parameters": 1, "uploaded_bytes": "x", "training_flops": 1}'),
+        ("costs.json", '{"trainable_parameters": 1, "uploaded_bytes": -1, "training_flops": 1}'),
+        ("costs.json", '{"trainable_parameters": 1, "uploaded_bytes": NaN, "training_flops": 1}'),
+        ("costs.json", '{"trainable_parameters": 1, "uploaded_bytes": "2", "training_flops": 1}'),
         ("metrics.jsonl", ""),
         ("metrics.jsonl", "\n"),
         ("metrics.jsonl", "{}\n{}\n"),
@@ -82,6 +89,26 @@ def test_a_damaged_file_fails_its_run_alone_and_is_named(
     assert outcome.state == "failed"
     assert outcome.note.startswith(f"{run.path / file}: ")
     assert (run.path / file).read_text() == content
+
+
+@pytest.mark.parametrize(
+    ("file", "field", "value"),
+    [("summary.json", "tuned", 0.99), ("summary.json", "average_frozen", 0.99), ("metrics.jsonl", "loss", 0.5)],
+)
+def test_an_edited_result_is_not_taken_over(
+    finished: PlannedRun, tmp_path: Path, file: str, field: str, value: float
+) -> None:
+    shutil.copytree(finished.path, tmp_path / finished.path.name)
+    run = planned_run(tmp_path)
+    *before, last = (
+        (run.path / file).read_text().splitlines() if file.endswith("l") else [(run.path / file).read_text()]
+    )
+    edited = json.loads(last)
+    edited[field] = dict.fromkeys(edited[field], value) if field == "tuned" else value
+    (run.path / file).write_text("".join(f"{line}\n" for line in (*before, json.dumps(edited))))
+    outcome = execute(run)
+    assert outcome.state == "failed"
+    assert outcome.note.startswith(f"{run.path / file}: found ")
 
 
 def test_an_interrupted_run_goes_on_from_its_last_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
