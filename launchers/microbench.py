@@ -13,21 +13,17 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from fedra_engine.cli_errors import LineParser, path, typed
 from fedra_engine.exit_codes import end, exit_code
-from fedra_engine.files import check_own, write_whole
-from fedra_engine.options import number, whole
-from fedra_engine.reporting.run_folder import make_folder
 
 _MARK = ".microbench"
 """Shows that the results beside it may be replaced."""
-_REPEATS = typed(int, whole(1, 1000))
-_SECONDS = typed(float, number(0, 3600, above=True))
 
 
 def main() -> None:
     """Run the benchmark that the command line names."""
     from fedra_engine.cli import quiet_libraries
+    from fedra_engine.files import check_own
+    from fedra_engine.reporting.run_folder import make_folder
 
     options = _parse(sys.argv[1:])
     if (folder := getattr(options, "output_dir", None)) is not None:
@@ -39,20 +35,24 @@ def main() -> None:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    from fedra_engine.cli_errors import LineParser, path, typed
+    from fedra_engine.options import number, whole
+
+    repeats = typed(int, whole(1, 1000))
     parser = LineParser(description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
     executors = commands.add_parser("executors", help="sweep against one client after another, on one CPU thread")
-    executors.add_argument("--repeats", type=_REPEATS, default=3, help="counted rounds of each executor (default 3)")
+    executors.add_argument("--repeats", type=repeats, default=3, help="counted rounds of each executor (default 3)")
     executors.add_argument("--output_dir", type=path, help="folder for executors.csv; none is written if not given")
     executors.set_defaults(run=_run_executors, files=["executors.csv"])
     methods = commands.add_parser("methods", help="a round of every method against FedRA's, on one CPU thread")
-    methods.add_argument("--repeats", type=_REPEATS, default=5, help="counted rounds of each method (default 5)")
+    methods.add_argument("--repeats", type=repeats, default=5, help="counted rounds of each method (default 5)")
     methods.set_defaults(run=_run_methods)
     lanes = commands.add_parser("lanes", help="a round with more and more clients at a time, on one CPU thread")
-    lanes.add_argument("--repeats", type=_REPEATS, default=3, help="counted rounds of each number of lanes (default 3)")
+    lanes.add_argument("--repeats", type=repeats, default=3, help="counted rounds of each number of lanes (default 3)")
     lanes.set_defaults(run=_run_lanes)
     batches = commands.add_parser("batches", help="what batches cost of the steps of an experiment, on one CPU thread")
-    batches.add_argument("--steps", type=_REPEATS, default=3, help="counted steps (default 3)")
+    batches.add_argument("--steps", type=repeats, default=3, help="counted steps (default 3)")
     batches.add_argument(
         "experiment", nargs=argparse.REMAINDER, help="options of simulate.py, such as --config FILE, after --"
     )
@@ -85,6 +85,7 @@ def _run_executors(options: argparse.Namespace) -> None:
     from fedra_engine.benchmarks.server import server_milliseconds_per_client, sweep_peak_gigabytes
     from fedra_engine.benchmarks.settings import embedded_default, single_samples, tiny_vit
     from fedra_engine.config import ExperimentConfig
+    from fedra_engine.files import write_whole
 
     torch.set_num_threads(1)
     config = ExperimentConfig()
