@@ -54,8 +54,9 @@ def earlier_measurement(point: Point) -> Measurement | None:
     before = read_config(folder.config_file)
     measurement = Measurement.read(file)
     changed = list(differences(before, point.config, _IRRELEVANT))
-    if measurement.threads != point.threads:
-        changed.append(("threads", measurement.threads, point.threads))
+    for name in ("clients", "processes", "threads"):
+        if getattr(measurement, name) != getattr(point, name):
+            changed.append((name, getattr(measurement, name), getattr(point, name)))
     for field, found, expected in changed:
         raise InputError(
             f"{field}: found {found} in {point.path}, expected {expected} as this command has it (or another "
