@@ -7,6 +7,7 @@ imports the rest are answered by what is here.
 from __future__ import annotations
 
 import atexit
+import ctypes
 import errno
 import logging
 import os
@@ -26,6 +27,8 @@ MAIN_SPEAKS_FIRST = 5.0
 """Seconds that the other processes wait before they print. Once the main process has ended, `torchrun` ends them."""
 _SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 """Those that end a run as it is, with what is said then; the exit code is 128 and the signal's number."""
+_TELL_PARENT_DIED = 1
+"""Linux's PR_SET_PDEATHSIG."""
 _SHOW_CURSOR = b"\x1b[?25h"
 """A live display hides it."""
 _EXPECTED = {
@@ -148,6 +151,12 @@ def end(code: int) -> NoReturn:
         sys.exit(code)
     atexit._run_exitfuncs()
     os._exit(code)
+
+
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Let the kernel send this process a signal when its parent ends, however that happens; Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_TELL_PARENT_DIED, number)
 
 
 def describe_os_error(error: OSError) -> str:

@@ -155,7 +155,7 @@ def parse_comparison(arguments: Sequence[str]) -> Comparison:
 def _parse_variant(entry: str) -> Variant:
     """`fedra:method.allocation=covered` as a variant."""
     method, *assignments = _split(entry, ":")
-    overrides = []
+    overrides: list[tuple[str, str]] = []
     for assignment in assignments:
         field, equals, value = assignment.partition("=")
         if not field or not equals:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 
 from filelock import FileLock, Timeout
 
 from fedra_engine.cli import read_config
 from fedra_engine.config_comparison import RESULT_NEUTRAL, differences
 from fedra_engine.errors import InputError, ProcessLostError
-from fedra_engine.exit_codes import BAD_INPUT, unwound_by_signals
+from fedra_engine.exit_codes import BAD_INPUT, die_with_parent, unwound_by_signals
 from fedra_engine.files import check_own
 from fedra_engine.processes import check_cores, check_places
 from fedra_engine.reporting.run_folder import RunFolder
@@ -52,8 +54,9 @@ def earlier_measurement(point: Point) -> Measurement | None:
     before = read_config(folder.config_file)
     measurement = Measurement.read(file)
     changed = list(differences(before, point.config, _IRRELEVANT))
-    if measurement.threads != point.threads:
-        changed.append(("threads", measurement.threads, point.threads))
+    for name in ("clients", "processes", "threads"):
+        if getattr(measurement, name) != getattr(point, name):
+            changed.append((name, getattr(measurement, name), getattr(point, name)))
     for field, found, expected in changed:
         raise InputError(
             f"{field}: found {found} in {point.path}, expected {expected} as this command has it (or another "
@@ -96,7 +99,13 @@ def _run_worker(point: Point) -> None:
         log.open("w") as output,
         unwound_by_signals(),
         subprocess.Popen(
-            command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            # Killed, this process cannot end them, and they would slow down the next measurement.
+            preexec_fn=partial(die_with_parent, signal.SIGTERM),
         ) as worker,
     ):
         try:

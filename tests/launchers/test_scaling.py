@@ -60,6 +60,10 @@ def test_points_are_measured_once_and_reported(scaling, tmp_path: Path, capsys: 
     rate, threads = capsys.readouterr().err.splitlines()
     assert rate.startswith("error: training.lr: found 0.005 in ")
     assert threads.startswith("error: threads: found 1 in ")
+    alone_file = tmp_path / "4-clients-1-processes/measurement.json"
+    alone_file.write_text(json.dumps(alone | {"clients": 40}))
+    assert scaling(*options, "--clients=4") == 2
+    assert capsys.readouterr().err.startswith("error: clients: found 40 in ")
 
 
 def test_bad_input_is_one_line_and_code_2(scaling, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -202,3 +202,21 @@ def test_no_process_is_left(launcher: str, by_terminal: bool, options: list[str]
     said = "interrupted" if by_terminal else "terminated"
     assert process.errors() == f"{said}; the same command goes on\n"
     wait_until(lambda: not any(map(running, children)), SOON)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "options"),
+    [
+        ("compare", ["--methods=fedra", "--seeds=0,1", "--jobs=2", *TINY]),
+        ("scaling", ["--clients=4", "--processes=1", "--seconds=100"]),
+        ("scaling", ["--clients=4", "--processes=2", "--seconds=100"]),
+    ],
+)
+def test_no_process_outlives_a_killed_one(launcher: str, options: list[str], fork: Callable[..., Forked]) -> None:
+    process = fork(launcher, *options, "--output_dir=runs")
+    wait_until(lambda: len(process.children()) >= (3 if launcher == "compare" else 1))
+    children = process.children()
+    # In the midst of the children's imports.
+    time.sleep(0.5)
+    process.kill()
+    wait_until(lambda: not any(map(running, children)), SOON)

@@ -23,7 +23,7 @@ from typing import Any
 
 import triton
 
-from fedra_engine.benchmarks.gpu.stage_process import die_with_parent
+from fedra_engine.exit_codes import die_with_parent
 
 COMPILED = "kernels compiled in this stage"
 

@@ -15,7 +15,7 @@ import pytest
 
 from fedra_engine.benchmarks.gpu.compile_ahead import COMPILED, compilations, usable_processes
 from fedra_engine.benchmarks.gpu.findings import Figure, Findings, StageFailed
-from fedra_engine.benchmarks.gpu.stage_process import die_with_parent
+from fedra_engine.exit_codes import die_with_parent
 
 Event = tuple[str, str, str]
 """What happened ("begun", "passed", "failed", "skipped", "over"), to which test, and why or how much it compiled."""

@@ -6,7 +6,6 @@ The processes are forked from one that has imported the libraries, which takes t
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import multiprocessing
 import os
@@ -20,11 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedra_engine.benchmarks.gpu.findings import Findings, StageFailed, read_stage
+from fedra_engine.exit_codes import die_with_parent
 
 STAGES = ("smoke", "compile", "kernels", "end_to_end", "tests", "checks", "scaling", "rest")
 """In the order they run; the last one gets the time that the others leave."""
-_TELL_PARENT_DIED = 1
-"""Linux's PR_SET_PDEATHSIG."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +89,6 @@ class StageProcess:
         pid = self._process.pid
         assert pid is not None
         return pid
-
-
-def die_with_parent() -> None:
-    """Let the kernel end this process when its parent ends, however that happens."""
-    ctypes.CDLL(None).prctl(_TELL_PARENT_DIED, signal.SIGKILL)
 
 
 def _run(stage: Stage, folder: Path, until: float) -> None:
