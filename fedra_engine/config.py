@@ -79,7 +79,7 @@ class DataConfig:
             file goes before it.
         columns: what the columns of a table or data set are called.
         domains: domains to use, in the order that client capacities follow; all, sorted, when empty.
-        classes: use only the first N classes; all when null.
+        classes: use only the first N classes, where there are more; all when null.
         prompt: the text before the response of `causal_lm`, with columns in braces (`{instruction}`); plain text
             when null.
         image_size: side in pixels to which images are resized (bicubic); the model's own size when null.
