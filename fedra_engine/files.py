@@ -156,7 +156,7 @@ def content_hash(content: bytes = b"") -> hashlib.blake2b:
 def check_regular(file: Path | str) -> None:
     """Raise OSError if `file` is none, or something that reading could wait for without end, such as a pipe."""
     if not stat.S_ISREG(os.stat(file).st_mode):
-        raise OSError(errno.EINVAL, "it is no file")
+        raise OSError(errno.EINVAL, "it is no regular file")
 
 
 def check_own(paths: Iterable[Path], mark: Path) -> None:

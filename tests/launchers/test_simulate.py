@@ -70,7 +70,7 @@ def test_config_yaml_repeats_the_run_in_a_new_folder(simulate, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--rounds=none"], "error: rounds: found none, expected a whole number\n"),
+        (["--rounds=none"], "error: rounds: found 'none', expected a whole number\n"),
         (["--clients.capacities=[13]"], "error: clients.capacities: found 13, expected values from 1 to "),
         (
             ["--data.source=image_folder", "--data.root=nowhere"],
@@ -106,7 +106,7 @@ def test_a_run_is_not_resumed_with_other_settings(simulate, tmp_path: Path, caps
     config = tmp_path / "run" / "config.yaml"
     config.write_text(config.read_text().replace("seed: 0", "seed: 1").replace("rounds: 1", "rounds: 2"))
     assert simulate("--resume", str(tmp_path / "run")) == 2
-    assert "found other settings than the checkpoints were made with" in capsys.readouterr().err
+    assert "found other settings than" in capsys.readouterr().err
 
 
 def test_a_dry_run_trains_nothing_and_leaves_nothing(simulate, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -75,7 +75,7 @@ def test_fisher_information_changes_the_chances_when_it_is_due_and_they_survive_
 def test_scores_that_are_not_finite_are_bad_input() -> None:
     options = FedHelloConfig(fisher_every=1)
     made = make_method(replace(federation(name="fedhello", fedhello=options), fisher=lambda *_: np.full(DEPTH, np.nan)))
-    with pytest.raises(InputError, match=r"^method\.fedhello\.selection: found Fisher information that is not finite"):
+    with pytest.raises(InputError, match=r"^method\.fedhello\.selection: found no sample with a finite gradient"):
         made.after_round(initial_state(made), 0)
 
 
