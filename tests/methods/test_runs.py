@@ -23,7 +23,14 @@ from tests.running import continue_run, run_experiment, small_config
 
 SMALL: dict[str, Any] = {
     "model": {"dtype": "float64"},
-    "training": {"batch_size": 4, "max_local_steps": 2, "optimizer": "sgd", "lr": 0.05},
+    "training": {
+        "batch_size": 4,
+        "max_local_steps": 2,
+        "optimizer": "sgd",
+        "lr": 0.05,
+        # With it, a run may be given more rounds.
+        "lr_schedule": "constant",
+    },
     "clients": {"ranks": [8, 4, 2, 8, 1, 4]},
 }
 EVENTFUL: dict[str, dict[str, Any]] = {
