@@ -148,7 +148,8 @@ def test_a_sample_more_costs_its_entry_in_the_index(
     # A fresh process has no memory left over from other tests, which could hide some. What the lines of the lists take
     # while they are read is used again, so the first loading is not counted.
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        _, first, second = pool.apply(memory_of_each, (load, [large, small, large], tmp_path / "cache"))
+        # On a busy machine, one loading may leave more behind than another.
+        _, first, *second = pool.apply(memory_of_each, (load, [large, small, large, large], tmp_path / "cache"))
         pool.close()
         pool.join()
-    assert second - max(first, 0) < INDEX_BYTES * (many - few)
+    assert min(second) - max(first, 0) < INDEX_BYTES * (many - few)

@@ -190,10 +190,11 @@ def test_a_run_ends_soon_and_says_how_to_go_on(
 )
 def test_no_process_is_left(launcher: str, by_terminal: bool, options: list[str], fork: Callable[..., Forked]) -> None:
     process = fork(launcher, *options, "--output_dir=runs")
-    wait_until(lambda: len(process.children()) >= (3 if launcher == "compare" else 1))
-    children = process.children()
+    # Two that train; a third, which looks after what they share, may have been there before.
+    wait_until(lambda: len(process.children()) >= (2 if launcher == "compare" else 1))
     # In the midst of the children's imports.
     time.sleep(0.5)
+    children = process.children()
     if by_terminal:
         os.killpg(process.pid, signal.SIGINT)
     else:
