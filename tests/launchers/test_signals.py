@@ -215,9 +215,10 @@ def test_no_process_is_left(launcher: str, by_terminal: bool, options: list[str]
 )
 def test_no_process_outlives_a_killed_one(launcher: str, options: list[str], fork: Callable[..., Forked]) -> None:
     process = fork(launcher, *options, "--output_dir=runs")
-    wait_until(lambda: len(process.children()) >= (3 if launcher == "compare" else 1))
-    children = process.children()
+    # As above.
+    wait_until(lambda: len(process.children()) >= (2 if launcher == "compare" else 1))
     # In the midst of the children's imports.
     time.sleep(0.5)
+    children = process.children()
     process.kill()
     wait_until(lambda: not any(map(running, children)), SOON)
