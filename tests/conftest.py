@@ -1,6 +1,7 @@
 """Every test runs offline, on one thread and with the same random examples each time."""
 
 import os
+import random
 import signal
 from collections.abc import Iterator
 
@@ -13,6 +14,7 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 
 import hypothesis
+import numpy as np
 import pytest
 import torch
 
@@ -20,6 +22,14 @@ torch.set_num_threads(1)
 
 hypothesis.settings.register_profile("fedra", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("fedra")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """What a test draws without a generator of its own is the same in every run and in every order of tests."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,8 @@ from fedra_kernels.checks import FLOAT_DTYPES
 from .helpers import randn, relative_error
 
 SLOTS = {"consecutive": [1, 2, 3], "scattered": [4, 0, 3]}
+# The CPU adds squares in fp32 and squares the norm in fp64: up to 3.7e-7 off with any of 3,000 seeds.
+FP32_NORMS = {"rtol": 1e-6, "atol": 0.0}
 LR = torch.tensor([0.1, 0.02, 0.3], dtype=torch.float64)
 CLIP = torch.tensor([1.0, 0.5, 0.25], dtype=torch.float64)
 
@@ -187,7 +189,7 @@ def test_no_slots_change_nothing():
 def test_squared_norms_equal_the_sum_of_squares(slots, columns):
     grad = randn(30, 50_000, seed=1)[:, columns]
     found = squared_norms(grad, torch.tensor(slots))
-    torch.testing.assert_close(found, grad[slots].double().square().sum(1))
+    torch.testing.assert_close(found, grad[slots].double().square().sum(1), **FP32_NORMS)
 
 
 def test_squares_that_overflow_have_a_finite_sum():
@@ -195,7 +197,7 @@ def test_squares_that_overflow_have_a_finite_sum():
     grad[1, 5], grad[2, 7], grad[3] = torch.nan, torch.inf, torch.randn(3000)
     for slots in (torch.arange(4), torch.tensor([3, 0])):
         expected = grad[slots].double().square().sum(1)
-        torch.testing.assert_close(squared_norms(grad, slots), expected, equal_nan=True)
+        torch.testing.assert_close(squared_norms(grad, slots), expected, equal_nan=True, **FP32_NORMS)
 
 
 def test_bad_arguments_are_named():
