@@ -21,7 +21,10 @@ STATE_FILE = "state.json"
 KEPT = 2
 """Newest checkpoints that stay; a spare one in case the newest is damaged from outside."""
 VERSION = 2
-"""Goes up whenever checkpoints hold something else. Earlier ones did not say what their run began with."""
+"""Goes up whenever checkpoints hold something else.
+
+Those of version 1, which had no number, did not say what their run began with.
+"""
 
 
 class Checkpoint(NamedTuple):

@@ -90,7 +90,7 @@ def parse_config(parser: ArgumentParser, config_class: type[Config], arguments: 
     _check_given(config_class, arguments)
     try:
         values = parser.parse_args(list(arguments))
-    except (argparse.ArgumentError, UnicodeError, RecursionError, ValueError) as error:
+    except (argparse.ArgumentError, RecursionError, ValueError) as error:
         # argparse has no public list of them.
         options = [option for action in parser._actions for option in action.option_strings]
         raise InputError(describe_parser_error(str(error), config_class, arguments, options)) from error

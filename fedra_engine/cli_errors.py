@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -76,10 +77,10 @@ def parse_number(text: str, kind: type[int] | type[float], allowed: Allowed) -> 
 
 
 def path(text: str) -> Path:
-    """The type of an option of `LineParser`: what can be a path."""
+    """The type of an option of `LineParser`: what can be a path, with `~` in front for a user's home."""
     if not text or "\0" in text:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a path")
-    return Path(text)
+    return Path(os.path.expanduser(text))
 
 
 def existing_file(text: str) -> Path:
@@ -112,6 +113,11 @@ def field_types(config_class: type[Any]) -> Mapping[str, Any]:
 def is_optional(kind: Any) -> bool:
     """Whether null is a value of the type."""
     return NoneType in get_args(kind)
+
+
+def union_members(kind: Any) -> tuple[Any, ...]:
+    """The types of a union, or the one type."""
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
 
 
 def describe_type(kind: Any) -> str:
@@ -207,7 +213,7 @@ def type_of_field(path: Sequence[str], config_class: type[Any]) -> Any:
 def entry_types(kind: Any) -> set[Any]:
     """Of what types a value, or an entry of it, can be; literals stand for themselves."""
     found = set[Any]()
-    for option in get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,):
+    for option in union_members(kind):
         if get_origin(option) in (list, tuple, Literal):
             found |= set(get_args(option))
         else:

@@ -420,8 +420,12 @@ class ExecutionConfig:
 
     executor: Literal["sweep", "sequential"] = "sweep"
     lanes: int | Literal["auto"] = option("auto", whole(1, 10**5), needs=[_SWEEP])
-    fused_blocks: Literal["auto", "on", "off"] = option("auto", needs=[_SWEEP])
-    checkpoint_blocks: bool = option(False, needs=[_SWEEP])
+    fused_blocks: Literal["auto", "on", "off"] = "auto"
+    checkpoint_blocks: bool = option(
+        # FedHello measures gradients of the sweep's model, whoever trains.
+        False,
+        needs=[{"execution.executor": ("sweep",), "method.name": ("fedhello",)}],
+    )
     deterministic: bool = False
 
 

@@ -81,7 +81,7 @@ class _Signals:
                 self._unwinding = True
                 raise Interrupted(number)
             with suppress(OSError):
-                if sys.stdout.isatty():
+                if sys.stdout is not None and sys.stdout.isatty():
                     os.write(1, _SHOW_CURSOR)
                 # Python's own stream may be in the middle of a line.
                 os.write(2, "".join(f"{line}\n" for line in _interrupt_lines(Interrupted(number))).encode())
@@ -107,8 +107,9 @@ def exit_code(main: Callable[[], None]) -> int:
     _signals.watch()
     try:
         main()
-        # What was printed may not have been written yet.
-        sys.stdout.flush()
+        # What was printed may not have been written yet. There is no stdout if it was closed before the start.
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except (InputError, ProcessLostError) as error:
         _tell_once(error, str(error))
         return BAD_INPUT if isinstance(error, InputError) else BROKEN_OFF
@@ -140,7 +141,7 @@ def end(code: int) -> NoReturn:
     for number in _SIGNALS:
         signal.signal(number, lambda *_: os._exit(code))
     # What cannot be written has been reported; Python would try again, and report it in its own way.
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
         except OSError:
@@ -162,7 +163,7 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
 def describe_os_error(error: OSError) -> str:
     """`<file>: found no space left on device, expected room …`."""
     reason = error.strerror.lower() if error.strerror else one_line(error)
-    expected = _EXPECTED.get(error.errno or 0, "expected one that can be read and written")
+    expected = _EXPECTED.get(error.errno or 0, "expected a place that can be read and written")
     return f"{error.filename or 'output'}: found {reason}, {expected}"
 
 

@@ -74,7 +74,6 @@ class Experiment:
         executor: trains the participants of a round.
         evaluator: measures accuracies on the test samples.
         initial_state: the global state before the first round.
-        lanes: clients that the executor trains at a time.
         samples_made: `PreparedData.made`.
         costs: what training takes of clients, where these have devices, whose time it decides.
     """
@@ -92,7 +91,6 @@ class Experiment:
     executor: Executor
     evaluator: Evaluator
     initial_state: GlobalState
-    lanes: int
     samples_made: int | None = None
     costs: CostModel | None = None
 
@@ -199,7 +197,6 @@ def build_experiment(
         executor=make_executor(config, foundation, sweep_model, train, lanes, processes if sharding else None),
         evaluator=Evaluator(foundation, sweep_model, prepared.test, config.lora, data.domains, processes),
         initial_state=state,
-        lanes=lanes,
         samples_made=prepared.made,
         costs=costs,
     )
@@ -217,7 +214,7 @@ def describe(experiment: Experiment) -> dict[str, str]:
         "head": f"{foundation.head_layout.trained_size:,} parameters",
         "clients": f"{len(experiment.clients)} in {len(experiment.domains)} domains",
         "samples": f"{len(experiment.train_data):,} for training{_made(experiment.samples_made)}",
-        "lanes": str(experiment.lanes),
+        "lanes": str(experiment.executor.lanes),
         "blocks": f"{experiment.sweep_model.fused} of {foundation.depth} fused",
         "device": _device(experiment.initial_state.heads.device),
     }

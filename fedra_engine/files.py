@@ -1,7 +1,8 @@
 """Files and folders that appear whole or not at all, and that outlast a power cut once they are there.
 
 What is unfinished has a name that starts with a dot and ends in `.tmp`; what a killed process left of it is in nobody's
-way. And what tells whether files are as they were written, and whose they are.
+way. Also here: hashes that tell whether content is as it was written, and checks that no command replaces what another
+made.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fedra_engine.errors import InputError
+from fedra_engine.errors import InputError, one_line
 
 _UNFINISHED = ".tmp"
 
@@ -138,8 +139,8 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename, error.filename2 = str(path), None
-        raise
+        # Some libraries give no number.
+        raise OSError(error.errno or errno.EIO, error.strerror or one_line(error), str(path)) from error
     except Exception as error:
         # Libraries written in Rust have exceptions of their own, which end like this.
         number = re.search(r"\(os error (\d+)\)", str(error))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from peft import LoraConfig as PeftLoraConfig
 from safetensors.torch import save_file
 from torch import Tensor
@@ -23,6 +22,7 @@ from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.loading import resolve_model_path
 from fedra_engine.models.pooling import PooledClassifier, Pooling
 from fedra_engine.models.state import GlobalState, head_tensors
+from fedra_engine.yaml_values import dump_yaml
 
 _PREFIX = "base_model.model"
 
@@ -99,7 +99,7 @@ def write_card(
         accuracy: of what was saved, on average over the domains.
         reported: what has the accuracy `tuned` of the run, in words, where it is not what was saved.
     """
-    facts = yaml.safe_dump({"base_model": _base_model(config), "library_name": "peft"}, sort_keys=False)
+    facts = dump_yaml({"base_model": _base_model(config), "library_name": "peft"})
     notes = [
         f"With the run's `{foundation.model.main_input_name}`, as the settings in `config.yaml` make them, `logits` "
         f"has the `exported_accuracy` of `summary.json`: {100 * accuracy:.1f} % on average over the domains."
@@ -138,7 +138,9 @@ def loading_lines(foundation: Foundation, config: ExperimentConfig, depth: int) 
     if pooling is None:
         define.append("    return model(**inputs).logits")
     else:
-        imports = ["import torch", imports[0], "from safetensors.torch import load_file", imports[1]]
+        imports.insert(1, "from safetensors.torch import load_file")
+        if any("torch." in line for line in _FEATURES[pooling]):
+            imports.insert(0, "import torch")
         load.append('head = load_file(f"{folder}/head.safetensors")')
         define += [f"    {line}" for line in _FEATURES[pooling]]
         define.append('    return features.to(head["weight"].dtype) @ head["weight"].T + head["bias"]')
@@ -147,15 +149,19 @@ def loading_lines(foundation: Foundation, config: ExperimentConfig, depth: int) 
 
 _MASK = [
     "states = model(**inputs).last_hidden_state",
-    'mask = inputs.get("attention_mask", torch.ones(states.shape[:2])).to(states)',
+    'mask = inputs.get("attention_mask", torch.ones(states.shape[:2])).long()',
 ]
 _FEATURES: dict[Pooling, list[str]] = {
     "pooler": ["features = model(**inputs).pooler_output"],
     "first": ["features = model(**inputs).last_hidden_state[:, 0]"],
-    "mean": [*_MASK, "features = (mask[..., None] * states).sum(1) / mask.sum(1, keepdim=True)"],
+    "mean": [
+        *_MASK,
+        "mask = mask.to(states)",
+        "features = (mask[..., None] * states).sum(1) / mask.sum(1, keepdim=True)",
+    ],
     "last": [
         *_MASK,
-        "last = (mask * torch.arange(1, mask.shape[1] + 1).to(mask)).argmax(1)",
+        "last = (mask * torch.arange(1, mask.shape[1] + 1)).argmax(1)",
         "features = states[torch.arange(len(states)), last]",
     ],
 }
@@ -202,9 +208,10 @@ def _arguments(foundation: Foundation, config: ExperimentConfig) -> str:
 def _with_change_of_base(
     layout: AdapterLayout, state: GlobalState, loaded: tuple[Tensor, ...], scale: float
 ) -> tuple[AdapterLayout, Tensor]:
-    """Adapters of scale 1 that hold the change of the frozen weights since they were `loaded`, and the adapters.
+    """One set of adapters of scale 1, and its layout, in place of the state's adapters and its changed frozen weights.
 
-    Their rank is the least at which what is missing is below the rounding of the weights.
+    Its products are those of the state's adapters plus the change of the weights since they were `loaded`. Its rank is
+    the least at which what is missing is below the rounding of the weights.
     """
     changes = [
         after.double() - before.double() + scale * product

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fedra_engine.errors import InputError, ProcessLostError, one_line
+from fedra_engine.errors import InputError, ProcessLostError, count_of, one_line
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -70,7 +70,7 @@ def join_job() -> Accelerator:
 
 
 def check_places(option: str, processes: int, threads: int = 1, *, oversubscribe: bool = False) -> None:
-    """Check that this machine has a core for each thread of `processes`, or a GPU for each process where it has GPUs.
+    """Check that this machine has a core for each thread of `processes` and, where GPUs are used, a GPU for each.
 
     Args:
         option: names the number in a message.
@@ -82,8 +82,9 @@ def check_places(option: str, processes: int, threads: int = 1, *, oversubscribe
         InputError: it has not.
     """
     if not _use_cpu() and processes > torch.cuda.device_count():
+        gpus = count_of(torch.cuda.device_count(), "GPU")
         raise InputError(
-            f"{option}: found {processes} on a machine with {torch.cuda.device_count()} GPUs, expected at most one for "
+            f"{option}: found {processes} on a machine with {gpus}, expected at most one for "
             "each GPU (ACCELERATE_USE_CPU=true runs them on the CPU)"
         )
     if not oversubscribe:
@@ -94,7 +95,8 @@ def check_cores(option: str, count: int, threads: int = 1, advice: str = "") -> 
     """Raises InputError if `count` times `threads` is more than the cores that this process may use."""
     if count * threads > _cores():
         each = f" with {threads} threads each" if threads > 1 else ""
-        raise InputError(f"{option}: found {count}{each}, expected no more than the {_cores()} cores there are{advice}")
+        cores = count_of(_cores(), "core")
+        raise InputError(f"{option}: found {count}{each}, expected no more than this machine's {cores}{advice}")
 
 
 def _use_cpu() -> bool:

@@ -88,7 +88,7 @@ class RunRequest:
     def _check_early(self, folder: RunFolder) -> None:
         """Find out what can be known before the experiment is built, and before anything in the folder is touched.
 
-        `Simulation` checks all of it, behind the lock.
+        `Simulation` checks fingerprint and records again, behind the lock.
         """
         # Import torch.
         from fedra_engine.checkpoint import latest_checkpoint

@@ -51,7 +51,7 @@ class Simulation:
 
         Raises:
             InputError: something in the configuration cannot be used, or the run in `folder` began with something
-                else or is damaged; nothing in the folder has changed.
+                else or is damaged; nothing in the folder has changed but its log.
         """
         self._config = config
         self._folder = folder
@@ -67,8 +67,8 @@ class Simulation:
         self._division = WorkDivision(
             self.processes, self.experiment.train_samples.lengths, by_cost_alone=by_cost_alone
         )
-        self._lanes = [self.experiment.executor.lanes]
-        """Of every process; fewer than in the beginning where memory ran out."""
+        self._lanes: list[int] = []
+        """Of every process after the last round trained; fewer than in the beginning where memory ran out."""
         self._fingerprint = fingerprint(self.experiment)
         of_main = self.processes.broadcast_object(self._fingerprint)
         with self.processes.together():
@@ -140,8 +140,7 @@ class Simulation:
         bad = self._check_updates(round, returned)
         # Before the method decomposes or clusters what it got; again after it.
         self._check_finite(work, *aggregator.sums())
-        samples = int(returned.processed[returned.good].sum())
-        after = self._serve(state, aggregator, assignment, round) if samples else state
+        after = self._serve(state, aggregator, assignment, round) if returned.samples else state
         # Equal sums give equal states, to the last bit only on equal hardware.
         self.processes.broadcast_(list(after.tensors().values()))
         self._check_finite(work, *after.tensors().values())
@@ -152,8 +151,8 @@ class Simulation:
         metrics = RoundMetrics(
             round=round,
             participants=int(returned.good.sum()),
-            samples=samples,
-            loss=loss / samples if samples else None,
+            samples=returned.samples,
+            loss=loss,
             lr=work.lr,
             blocks_held=int(assignment.held[~np.isin(work.participants, bad)].any(axis=0).sum()),
             seconds=time.perf_counter() - started,
@@ -174,7 +173,7 @@ class Simulation:
         bad, (far, median) = returned.clients[~returned.good], returned.suspicious()
         mode, known = self._config.training.on_bad_update, self.experiment.name_clients
         if len(bad) and (mode == "error" or len(bad) == len(returned.clients)):
-            expected = "at least one finite update" if mode == "drop" else "finite updates under error"
+            expected = "a finite one" if mode == "drop" else "finite ones, or training.on_bad_update drop"
             raise InputError(
                 f"training.on_bad_update: found a loss, gradients or parameters that are not finite in round "
                 f"{round + 1} from {known(bad)}, expected {expected}. Usual causes: training.lr or clip_norm too high, "
@@ -201,18 +200,17 @@ class Simulation:
             "server.lr). The rounds before are kept"
         )
 
-    def _merge(self, aggregator: Aggregator, own: Tally) -> tuple[ReturnedUpdates, float]:
-        """What all processes trained, and the sum of their losses. Each of them has then taken in all updates."""
+    def _merge(self, aggregator: Aggregator, own: Tally) -> tuple[ReturnedUpdates, float | None]:
+        """What all processes trained, and the mean loss of a sample. Each of them has then taken in all updates."""
         loss = torch.tensor([float(own.loss)], dtype=torch.float64)
         self.processes.all_reduce_([*aggregator.sums(), loss])
         self.experiment.method.synchronize(self.processes)
         parts = self.processes.all_gather_object((own.returned(), self.experiment.executor.lanes))
         returned = ReturnedUpdates.merged([part for part, _ in parts])
         self._lanes = [lanes for _, lanes in parts]
-        good, total = returned.good, float(loss)
-        samples = int(returned.processed[good].sum())
-        self._reporter.trained(int(good.sum()), samples, lambda: total / samples if samples else None)
-        return returned, total
+        mean_loss = float(loss) / returned.samples if returned.samples else None
+        self._reporter.trained(int(returned.good.sum()), returned.samples, lambda: mean_loss)
+        return returned, mean_loss
 
     def _serve(self, previous: GlobalState, aggregator: Aggregator, assignment: Assignment, round: int) -> GlobalState:
         """The server optimizer's step towards the aggregated state."""
@@ -257,9 +255,11 @@ class Simulation:
         initial = self.experiment.initial_state
         if found is None:
             return 0, initial, {}
-        if self._config.execution.deterministic and len(found.state["lanes"]) == self.processes.count:
+        execution, lanes = self._config.execution, found.state["lanes"]
+        if execution.deterministic and execution.executor == "sweep" and len(lanes) == self.processes.count:
             # However much memory is free today.
-            self.experiment.executor.lanes = found.state["lanes"][self.processes.index]
+            self.experiment.executor.lanes = lanes[self.processes.index]
+            self._reporter.message(f"lanes: {', '.join(map(str, lanes))}, as before (execution.deterministic)")
         parts = _split(found.tensors)
         self.experiment.method.restore(parts.get("method", {}))
         self.experiment.server.restore(parts.get("server", {}))

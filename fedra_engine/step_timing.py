@@ -42,7 +42,7 @@ def time_step(experiment: Experiment) -> TimedStep:
     # Those that will not arrive, too: the step must be of somebody.
     whole, assignment = experiment.assigned_work(0)
     participants, training = whole.participants, whole.training
-    first = np.sort(longest_first(assignment.held, whole.steps())[: experiment.lanes])
+    first = np.sort(longest_first(assignment.held, whole.steps())[: experiment.executor.lanes])
     one_step = replace(training, max_local_steps=1)
     for timed in (first[:1], first, first):
         work = replace(whole, participants=participants[timed], training=one_step)

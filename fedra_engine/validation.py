@@ -8,10 +8,9 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import reduce
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
-from fedra_engine.cli_errors import describe_type, field_types
+from fedra_engine.cli_errors import describe_type, field_types, union_members
 from fedra_engine.config import ClientsConfig, ExperimentConfig
 from fedra_engine.errors import InputError, shown
 from fedra_engine.options import LONGEST_LIST, SOMETHING, Allowed, Need
@@ -33,6 +32,11 @@ class _Value:
         """What it, or each entry, may be; None where its type says it."""
         allowed: Allowed | None = self.field.metadata.get("allowed")
         return allowed
+
+    @property
+    def words(self) -> list[str]:
+        """Texts that its type names."""
+        return [word for kind in union_members(self.kind) if get_origin(kind) is Literal for word in get_args(kind)]
 
     @property
     def default(self) -> Any:
@@ -118,10 +122,9 @@ def without_effect(config: Any) -> dict[str, str]:
             others = {name: reduce(getattr, name.split("."), config) for name in need}
             if not any(_meets(value, need[name]) for name, value in others.items()):
                 beside = " and ".join(f"{name} {_word(value)}" for name, value in others.items())
-                wanted = " or ".join(f"{name} {' or '.join(map(_word, need[name]))}" for name in need)
                 found[item.name] = (
-                    f"{item.name}: found {shown(item.value)} with {beside}, where it does nothing; expected {wanted}, "
-                    f"or {item.name} {_word(item.default)}"
+                    f"{item.name}: found {shown(item.value)} with {beside}, where it does nothing; expected "
+                    f"{_wanted(need)}, or {item.name} {_word(item.default)}"
                 )
                 break
     return found
@@ -131,9 +134,11 @@ def describe_option(item: Field[Any], needs: Sequence[Need]) -> str:
     """What a field takes, and what it needs to do anything, for the help."""
     allowed: Allowed | None = item.metadata.get("allowed")
     texts = [] if allowed is None else [allowed.description]
-    for need in needs:
-        texts.append("only with " + " or ".join(f"{name} {' or '.join(map(_word, need[name]))}" for name in need))
-    return "; ".join(texts)
+    return "; ".join([*texts, *(f"only with {_wanted(need)}" for need in needs)])
+
+
+def _wanted(need: Need) -> str:
+    return " or ".join(f"{name} {' or '.join(map(_word, need[name]))}" for name in need)
 
 
 def _values(config: Any, prefix: str = "", needs: tuple[Need, ...] = ()) -> Iterator[_Value]:
@@ -145,7 +150,7 @@ def _values(config: Any, prefix: str = "", needs: tuple[Need, ...] = ()) -> Iter
             yield from _values(value, f"{name}.", of_field)
             continue
         yield _Value(name, value, kinds[item.name], item, config, of_field)
-        for index, entry in enumerate(value if isinstance(value, list) else []):
+        for index, entry in enumerate(value if isinstance(value, list | tuple) else []):
             if is_dataclass(entry):
                 yield from _values(entry, f"{name}[{index}].", of_field)
 
@@ -156,11 +161,10 @@ def _given(config: Any) -> Iterator[_Value]:
 
 
 def _check_value(item: _Value) -> None:
-    options = get_args(item.kind) if get_origin(item.kind) in (Union, UnionType) else (item.kind,)
-    words = [word for option in options if get_origin(option) is Literal for word in get_args(option)]
+    options = union_members(item.kind)
     lists = [option for option in options if get_origin(option) in (list, tuple)]
     value = item.value
-    if (value is None and type(None) in options) or (isinstance(value, str) and value in words):
+    if (value is None and type(None) in options) or (isinstance(value, str) and value in item.words):
         return
     if lists and isinstance(value, list | tuple):
         count = len(get_args(lists[0])) if get_origin(lists[0]) is tuple else None
@@ -182,10 +186,9 @@ def _check_value(item: _Value) -> None:
 
 
 def _describe(item: _Value, kind: Any) -> str:
-    words = [word for option in get_args(item.kind) if get_origin(option) is Literal for word in get_args(option)]
     if item.allowed is None:
         return describe_type(kind)
-    return " or ".join([item.allowed.description, *words])
+    return " or ".join([item.allowed.description, *item.words])
 
 
 def _meets(value: Any, wanted: Sequence[Any]) -> bool:

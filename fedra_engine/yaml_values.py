@@ -91,7 +91,7 @@ def load_yaml(text: str) -> Any:
     """
     value = yaml.load(text, Loader=_Loader)
     # An option's text with a column in braces is no mapping.
-    if isinstance(value, dict) and text.startswith("{") and all(entry is None for entry in value.values()):
+    if isinstance(value, dict) and value and ":" not in text and all(entry is None for entry in value.values()):
         return text
     return value
 
@@ -109,6 +109,8 @@ def load_yaml_file(option: str, name: str) -> dict[str, Any]:
         InputError: it is none, is too large, or its content is no fields and values.
     """
     path, expected = Path(os.path.expanduser(name)), "expected a YAML file of fields and values"
+    if option != "config":
+        expected += f", or options --{option}.<field>"
     try:
         # A pipe or a device could be read without end.
         if not path.is_file():

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedra_engine.cli import parse_option
+from fedra_engine.cli_errors import path
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.errors import InputError, first_few
 from fedra_engine.options import whole
@@ -71,7 +72,10 @@ def test_shipped_configurations_are_valid(path: Path) -> None:
         (["--training.betas", "[1]"], "training.betas: found [1], expected a list of 2 (a number each)"),
         (["--data.source", "x"], "data.source: found 'x', expected one of digits, image_folder"),
         (["--trace", "maybe"], "trace: found maybe, expected true or false"),
-        (["--lora", "3"], "lora: found no file '3'; expected a YAML file of fields and values"),
+        (
+            ["--lora", "3"],
+            "lora: found no file '3'; expected a YAML file of fields and values, or options --lora.<field>",
+        ),
         (["--config", "none.yaml"], "config: found no file 'none.yaml'; expected a YAML file of fields and values"),
         (["--resume"], "resume: found no value, expected one"),
         (["--resume", "none"], "none: found no config.yaml, expected the folder of an earlier run"),
@@ -111,6 +115,16 @@ def test_unusable_files_are_reported(tmp_path: Path, content: str | bytes, messa
     path = tmp_path / "bad.yaml"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     check_error(["--config", str(path)], message)
+
+
+def test_a_path_may_begin_at_home_for_every_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/homes/me")
+    assert path("~/results") == Path("/homes/me/results")
+
+
+@pytest.mark.parametrize("text", ["{}", "{name: }", "name:\n"])
+def test_a_file_may_say_nothing(tmp_path: Path, text: str) -> None:
+    assert parse("--config", write(tmp_path / "a.yaml", text)) == parse()
 
 
 def test_a_file_reads_as_it_looks(tmp_path: Path) -> None:

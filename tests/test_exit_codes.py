@@ -113,9 +113,12 @@ def test_an_interrupt_that_is_ignored_stays_so() -> None:
         ),
         (
             BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)),
-            "error: output: found broken pipe, expected one that can be read and written; go on\n",
+            "error: output: found broken pipe, expected a place that can be read and written; go on\n",
         ),
-        (OSError("only\nwords"), "error: output: found only words, expected one that can be read and written; go on\n"),
+        (
+            OSError("only\nwords"),
+            "error: output: found only words, expected a place that can be read and written; go on\n",
+        ),
     ],
 )
 def test_what_the_system_refuses_is_one_line_and_code_1(
@@ -139,6 +142,16 @@ def test_a_full_disk_behind_stdout_is_one_line_and_code_1(capfd: pytest.CaptureF
     assert capfd.readouterr().err == (
         "error: output: found no space left on device, expected room for it on its disk\n"
     )
+
+
+@pytest.mark.parametrize("main", ["lambda: None", "lambda: os.kill(os.getpid(), 15)"], ids=["done", "terminated"])
+def test_a_closed_stdout_is_nobodys_business(main: str) -> None:
+    script = f"import os; from fedra_engine.exit_codes import end, exit_code; end(exit_code({main}))"
+    ended = subprocess.run(
+        ["sh", "-c", 'exec "$0" -c "$1" >&-', sys.executable, script], capture_output=True, text=True, check=False
+    )
+    expected = (0, "") if main == "lambda: None" else (143, "terminated\n")
+    assert (ended.returncode, ended.stderr) == expected
 
 
 def in_fork(main: Callable[[], None], prepare: Callable[[], None] = lambda: None) -> int:

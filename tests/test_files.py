@@ -151,6 +151,17 @@ def test_a_file_that_cannot_be_written_is_named_whoever_writes_it(library: str, 
     assert names(tmp_path) == []
 
 
+def test_what_a_library_says_without_a_number_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="encoder error -2") as raised, whole_file(tmp_path / "plot.png"):
+        raise OSError("encoder error -2")
+    assert (raised.value.errno, raised.value.filename) == (errno.EIO, str(tmp_path / "plot.png"))
+    with (
+        pytest.raises(OSError, match=r"^\[Errno 28\] No space left on device: '.*plot.png'$"),
+        whole_file(tmp_path / "plot.png"),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def test_folders_are_made_to_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,23 @@ def test_they_pool_as_the_run_did(
     tmp_path: Path, family: str, pooling: Pooling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert_comes_back(tmp_path, family, monkeypatch, DEPTH, pooling=pooling)
+
+
+@pytest.mark.parametrize(("tokens", "is_padded"), [(299, True), (300, False)])
+def test_the_last_of_many_tokens_is_found_in_any_precision(tmp_path: Path, tokens: int, is_padded: bool) -> None:
+    """bfloat16 has no whole numbers between 298 and 300."""
+    config, foundation, _ = trained(tmp_path / "model", "bert", pooling="last")
+    lines = loading_lines(foundation, config, DEPTH)
+    states = torch.zeros(1, 300, 2, dtype=torch.bfloat16)
+    states[0, tokens - 1] = 1
+    names: dict[str, Any] = {
+        "torch": torch,
+        "model": lambda **_: SimpleNamespace(last_hidden_state=states),
+        "head": {"weight": torch.eye(2), "bias": torch.zeros(2)},
+    }
+    exec(lines[lines.index("def logits") :], names)
+    inputs = {"attention_mask": (torch.arange(300) < tokens)[None].long()} if is_padded else {}
+    assert names["logits"](**inputs).tolist() == [[1.0, 1.0]]
 
 
 def test_the_model_has_another_number_of_classes_than_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

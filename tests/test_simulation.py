@@ -82,6 +82,14 @@ def test_a_deterministic_run_goes_on_with_its_lanes_however_much_memory_is_free(
     assert resumed.experiment.executor.lanes == kept
 
 
+def test_one_client_after_another_stays_so_whatever_lanes_were_before(tmp_path: Path) -> None:
+    run = run_experiment(tmp_path, rounds=1, execution={"deterministic": True, "lanes": 4})
+    config = small_config(tmp_path, rounds=1, execution={"deterministic": True, "executor": "sequential"})
+    resumed = Simulation(config, RunFolder(run), Reporter.silent(), Accelerator(cpu=True))
+    resumed.resume()
+    assert resumed.experiment.executor.lanes == 1
+
+
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Path) -> None:
     first, second = (run_experiment(tmp_path / name, rounds=1) for name in ("first", "second"))
     other = run_experiment(tmp_path / "other", rounds=1, seed=1)

@@ -117,6 +117,21 @@ def test_an_experiment_made_in_python_is_checked_before_anything_is_loaded() -> 
         build_experiment(changed("training.momentum", 0.5), torch.device("cpu"))
 
 
+def test_entries_of_a_tuple_are_checked_like_those_of_a_list() -> None:
+    for devices in ([DeviceConfig(availability=7.0)], (DeviceConfig(availability=7.0),)):
+        with pytest.raises(InputError, match=r"clients\.devices\[0\]\.availability: found 7"):
+            validate(changed("clients.devices", devices))
+
+
+def test_what_evaluates_may_be_fused_whoever_trains() -> None:
+    validate(changed("execution.fused_blocks", "on", **{"execution.executor": "sequential"}))
+    recomputing = {"execution.executor": "sequential", "method.name": "fedhello"}
+    validate(changed("execution.checkpoint_blocks", True, **recomputing))
+    recomputing["method.name"] = "fedra"
+    with pytest.raises(InputError, match=r"checkpoint_blocks: found true with execution\.executor sequential"):
+        validate(changed("execution.checkpoint_blocks", True, **recomputing))
+
+
 def test_an_option_that_does_nothing_is_refused_and_its_default_is_not() -> None:
     config = changed("data.dirichlet_alpha", 0.1, **{"data.partition": "iid"})
     with pytest.raises(

@@ -54,7 +54,7 @@ def measure_batches(config: ExperimentConfig, steps: int) -> BatchTimes:
     whole, assignment, _ = experiment.round_work(0)
     participants = whole.participants
     # An experiment goes on without the lanes that stay empty; a measurement would not be the one asked for.
-    lanes = experiment.lanes if config.execution.lanes == "auto" else config.execution.lanes
+    lanes = experiment.executor.lanes if config.execution.lanes == "auto" else config.execution.lanes
     if len(participants) < lanes:
         raise InputError(
             f"execution.lanes: found {lanes} with {len(participants)} participants, expected at most as many"
@@ -62,18 +62,18 @@ def measure_batches(config: ExperimentConfig, steps: int) -> BatchTimes:
     # Epochs enough, so that no client ends before the others.
     training = replace(config.training, max_local_steps=steps + 1, local_epochs=steps + 1)
     counts = experiment.clients.sample_counts(participants)
-    chosen = np.sort(longest_first(assignment.held, counts)[: experiment.lanes])
+    chosen = np.sort(longest_first(assignment.held, counts)[: experiment.executor.lanes])
     work = replace(whole, participants=participants[chosen], training=training)
     samples = _TimedSamples(experiment.train_samples)
     executor = SweepExecutor(
-        experiment.foundation, experiment.sweep_model, samples, config.lora, lanes=experiment.lanes
+        experiment.foundation, experiment.sweep_model, samples, config.lora, lanes=experiment.executor.lanes
     )
     for _ in executor.train(work, assignment.select(chosen), experiment.initial_state):
         pass
     # A step lasts from one batch to the next.
     durations = np.diff([*samples.started, time.process_time()])
     return BatchTimes(
-        lanes=experiment.lanes,
+        lanes=experiment.executor.lanes,
         samples=round(median(samples.sizes)),
         batch=median(samples.seconds[1:]),
         step=float(np.median(durations[1:])),

@@ -89,7 +89,7 @@ def embedded_default(config: ExperimentConfig) -> Setting:
         samples=experiment.train_samples,
         sweep_model=_sweep_model(foundation, experiment.train_samples),
         lora=config.lora,
-        lanes=experiment.lanes,
+        lanes=experiment.executor.lanes,
         work=work,
         assignment=assignment,
         state=experiment.initial_state,

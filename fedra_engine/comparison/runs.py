@@ -172,7 +172,7 @@ def _reading(file: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise InputError(f"{file}: cannot read it: {error.strerror}; expected the file of a finished run") from error
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError) as error:
         raise InputError(f"{file}: found something else than a run wrote, expected the file as it was") from error
 
 

@@ -173,8 +173,8 @@ def _check_spelling(data: DomainData, labels: NDArray[np.int64]) -> list[str]:
     """Notes on classes whose names look like those of others.
 
     Raises:
-        InputError: there are domains that have the one and domains that have the other, but none has both, so they
-            are the same class.
+        InputError: names that look alike never occur in the same domain, so they are probably one class, spelt in
+            several ways.
     """
     spellings: dict[str, list[int]] = {}
     for index, name in enumerate(data.classes):

@@ -34,7 +34,7 @@ def visible_entries(folder: Path) -> list[Path]:
 
 
 def check_chosen(domains: Iterable[str], present: Collection[str], folder: Path) -> None:
-    """Raise InputError unless `domains` are all among those that are present in `folder`, which no path can leave."""
+    """Raise InputError unless all `domains` are among the names `present` in `folder`, so that none leads out of it."""
     for domain in domains:
         if domain not in present:
             raise InputError(f"data.domains: found {domain!r}, expected some of those in {folder}: {sorted(present)}")

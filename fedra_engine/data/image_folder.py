@@ -172,8 +172,7 @@ class _Folders:
     def _images(self, folder: Path) -> list[Path]:
         entries = visible_entries(folder)
         found = [entry for entry in entries if entry.suffix.lower() in image_suffixes()]
-        if len(found) < len(entries):
-            self.left_out += sorted({*entries} - {*found})
+        self.left_out += {*entries} - {*found}
         return found
 
 

@@ -28,7 +28,7 @@ def is_missing(value: object) -> bool:
 
 
 def name_of(value: object, role: str, column: str, origin: Origin) -> str:
-    """A domain's or client's name in `column`, without the blanks around it.
+    """The name of a domain, client or class (`role`) in `column`, without the blanks around it.
 
     Whole numbers are names, also as the floats that a column with missing values has.
 
@@ -68,7 +68,8 @@ def labelled_split(
         trained: the labels of the training split.
 
     Returns:
-        A split without labels only if it has no such column and no other split has labels, either.
+        The name of the split, and the notes. Where no split has labels, it is the first without such a column, so
+        that reading it raises the error that names the column; None if all have one.
     """
     notes, lacking = list[str](), None
     for split, values in labels:

@@ -87,7 +87,7 @@ def has_tables(folder: Path) -> bool:
 
 
 def check_encoding(encoding: str, files: Iterable[Path] = ()) -> None:
-    """Raise InputError if Python does not know `encoding`, or none of `files` is a text file that could be in it."""
+    """Raise InputError if Python does not know `encoding`, or it is not the default and no text file is in `files`."""
     try:
         is_known = "a".encode(encoding).decode(encoding) == "a"
     except (LookupError, ValueError):

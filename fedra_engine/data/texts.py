@@ -94,8 +94,8 @@ def _load(config: DataConfig, seed: int, task: DataTask, templates: dict[str, _T
     check_encoding(config.encoding, files)
     records = _Records(TextStore(list(templates)))
     if (root := Path(str(config.root))).is_dir() and not _is_dataset(config):
-        left_out = set(files_below(root)) - set(files)
-        records.notes += left_out_notes(root, left_out, f"{' '.join(SUFFIXES)} files in the places of docs/data.md")
+        left_out = {file for entry in visible_entries(root) for file in files_below(entry)} - set(files)
+        records.notes += left_out_notes(root, left_out, f"{' '.join(SUFFIXES)} files, laid out as docs/data.md says")
     try:
         _add_all(records, splits.train, config, task, templates, is_test=False)
         test = next(iter(splits.held_out), None)
@@ -266,11 +266,11 @@ def _is_dataset(config: DataConfig) -> bool:
 def _splits(config: DataConfig) -> _Splits:
     """The files or splits of `config.root`."""
     assert config.root is not None
+    if _is_dataset(config):
+        return _of_dataset(config)
     if config.subset is not None:
         raise InputError(f"data.subset: found {config.subset!r} with files, {config.root!r}; expected null")
     root = Path(config.root)
-    if _is_dataset(config):
-        return _of_dataset(config)
     if root.is_file():
         return _Splits([_source(root, None, config)], {})
     folders = {entry.name: entry for entry in visible_entries(root) if entry.is_dir()}

@@ -25,7 +25,7 @@ CHUNK_LOGITS = 2**26
 
 class TokenScores(NamedTuple):
     """How many of each sample's learnt tokens are predicted right, how many there are, and for how many nothing is
-    predicted, as some logit is not a number or infinite; int64 [samples]."""
+    predicted, as the largest logit is not finite; int64 [samples]."""
 
     correct: Tensor
     tokens: Tensor

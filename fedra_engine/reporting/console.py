@@ -27,7 +27,7 @@ class _LogFile(logging.FileHandler):
     """Raises what keeps it from writing, which its base class prints with a traceback."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Called where the exception is handled.
+        """Pass on the exception that `emit`, which calls this from its `except` block, is handling.
 
         Raises:
             OSError: names the file.

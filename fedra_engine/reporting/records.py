@@ -83,6 +83,11 @@ class ReturnedUpdates:
         """bool [clients], whose update is finite."""
         return np.isfinite(self.norms)
 
+    @property
+    def samples(self) -> int:
+        """How many the clients with good updates went through."""
+        return int(self.processed[self.good].sum())
+
     def suspicious(self) -> tuple[NDArray[np.int64], float]:
         """Clients with a good update far larger than most of the round's, and the median of the norms."""
         norms = self.norms[self.good]

@@ -33,8 +33,8 @@ def check_points(points: Sequence[Point], *, oversubscribe: bool) -> None:
     """Find out before the first measurement what would be in the way of a later one.
 
     Raises:
-        InputError: the machine has no place for so many processes, unless `oversubscribe`, or threads; or a point's
-            folder belongs to something else.
+        InputError: a process has more threads than there are cores; the processes together need more cores (unless
+            `oversubscribe`) or GPUs than there are; or a point's folder belongs to something else.
     """
     for point in points:
         check_cores("threads", point.threads)

@@ -62,13 +62,15 @@ def measure(simulation: Simulation, threads: int, seconds: float) -> Measurement
         experiment.clients, work.participants, assignment, experiment.method
     )
     sums = experiment.method.aggregator(rounds.state, 0).sums()
-    server_cpu_seconds, idle = rounds.run(_SERVER_SECONDS, IdleExecutor(experiment.foundation, lanes=experiment.lanes))
+    server_cpu_seconds, idle = rounds.run(
+        _SERVER_SECONDS, IdleExecutor(experiment.foundation, lanes=experiment.executor.lanes)
+    )
     return Measurement(
         clients=len(experiment.clients),
         processes=processes.count,
         threads=threads,
         device=torch.cuda.get_device_name() if on_gpu else "cpu",
-        lanes=experiment.lanes,
+        lanes=experiment.executor.lanes,
         steps=int(work.steps().sum()),
         rounds=len(durations),
         seconds=median(durations),

@@ -67,6 +67,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path, monkeypatch: pytest
             "summary.json",
             '{"rounds": 2, "average_frozen": NaN, "frozen": {"a": 0.1}, "tuned": {"a": 0.1}}',
         ),
+        ("summary.json", f'{{"rounds": {"9" * 400}, "average_frozen": {"9" * 400}}}'),
         ("costs.json", ""),
         ("costs.json", "{}"),
         ("costs.json", '{"trainable_parameters": 1, "uploaded_bytes": "x", "training_flops": 1}'),
@@ -89,6 +90,17 @@ def test_a_damaged_file_fails_its_run_alone_and_is_named(
     assert outcome.state == "failed"
     assert outcome.note.startswith(f"{run.path / file}: ")
     assert (run.path / file).read_text() == content
+
+
+def test_a_finished_run_without_a_round_is_named(finished: PlannedRun, tmp_path: Path) -> None:
+    shutil.copytree(finished.path, tmp_path / finished.path.name)
+    run = planned_run(tmp_path)
+    summary = RunFolder(run.path).summary_file
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"rounds": 0}))
+    RunFolder(run.path).metrics_file.write_text("")
+    RunFolder(run.path).kept_metrics_file.write_text("")
+    with pytest.raises(InputError, match=r"summary\.json: found something else than a run wrote"):
+        read_result(run)
 
 
 @pytest.mark.parametrize(

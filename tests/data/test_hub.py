@@ -196,6 +196,20 @@ def test_rows_without_a_text_are_named_or_skipped(tmp_path: Path, text: str | No
     assert prepared.data.notes == ["train, row 7: skipped, found no text"]
 
 
+@pytest.mark.parametrize("source", ["text_classification", "causal_lm"])
+def test_texts_of_the_hub_are_of_the_subset_that_is_asked_for(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Dataset.from_dict({"text": [f"text {row}" for row in range(20)], "label": [0, 1] * 10})
+    asked = []
+
+    def load_dataset(*names: str | None) -> DatasetDict:
+        asked.append(names)
+        return DatasetDict(train=whole)
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    load_source(DataConfig(source, "some/corpus", subset="en"), seed=0)
+    assert asked == [("some/corpus", "en")]
+
+
 def test_an_empty_test_split_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = images()
     monkeypatch.setattr("datasets.load_dataset", lambda *_: DatasetDict(train=whole, test=whole.select([])))

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -185,6 +186,24 @@ def test_no_flipped_byte_is_taken_over(caplog: pytest.LogCaptureFixture) -> None
         assert part.columns["length"].tolist() == [0, 1, 2, 3]
         assert part.errors == make(0).errors
     assert len(caplog.records) > len(whole) / 7 / 2
+
+
+def test_a_part_is_made_again_as_often_as_it_is_damaged() -> None:
+    stored, rows = StoredRows.of_parts(read(["a"]), "pixels"), torch.arange(4)
+    whole = make(0).columns["pixels"]
+    for _ in range(3):
+        damage(cache_folder() / "a.arrow", whole)
+        np.testing.assert_array_equal(stored.gather(rows, torch.device("cpu")), whole)
+
+
+def test_rows_in_memory_have_a_digest_where_the_library_of_the_cache_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "xxhash", None)
+    rows = torch.arange(60, dtype=torch.uint8).reshape(10, 3, 2)
+    assert (
+        StoredRows([rows]).digest() == StoredRows([rows[:4], rows[4:]]).digest() != StoredRows([rows.flip(0)]).digest()
+    )
 
 
 def test_exchanged_files_are_made_again(caplog: pytest.LogCaptureFixture) -> None:

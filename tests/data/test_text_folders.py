@@ -57,6 +57,8 @@ def test_files_that_are_left_out_are_counted_and_named(tmp_path: Path) -> None:
     note, *others = load(root).notes
     assert others == before
     assert note.startswith(f"warning: {root}: left out 1 .gz, 1 .json, 1 .csv: b.csv.gz, c.json, deep/d.csv; expected")
+    (tmp_path / "link").symlink_to(root)
+    assert load(tmp_path / "link").notes == [note.replace(str(root), str(tmp_path / "link")), *others]
     # Nothing is left out of a file.
     assert load(root / "a.csv").notes == before
 

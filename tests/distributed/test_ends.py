@@ -70,7 +70,9 @@ def test_processes_share_cores_only_if_asked_to(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(processes, "_cores", lambda: 4)
     monkeypatch.setattr(processes, "_use_cpu", lambda: True)
     check_places("processes", 2, 2)
-    with pytest.raises(InputError, match="processes: found 3 with 2 threads each, expected no more than the 4 cores"):
+    with pytest.raises(
+        InputError, match="processes: found 3 with 2 threads each, expected no more than this machine's 4 cores"
+    ):
         check_places("processes", 3, 2)
     with pytest.raises(InputError, match=r"processes: found 5, .* \(--oversubscribe true"):
         check_places("processes", 5)

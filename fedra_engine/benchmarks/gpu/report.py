@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,14 +16,14 @@ from fedra_engine.benchmarks.gpu.packing import check_output, refresh
 from fedra_engine.benchmarks.gpu.stage_process import Stage, StageProcess
 from fedra_engine.benchmarks.gpu.summary import Outcome, Report, figure_line, markdown, short_table
 from fedra_engine.errors import InputError
-from fedra_engine.exit_codes import Interrupted
+from fedra_engine.exit_codes import unwound_by_signals
 from fedra_engine.reporting.run_folder import make_folder
 
 _POLL_SECONDS = 0.2
 _LEAST_SECONDS = 5.0
 """Below which a stage for the time that is left does not start."""
 _SECONDS_TO_PACK = 3.0
-"""The exit code of a process that SIGTERM has ended, as shells have it."""
+"""Left for the last write of the output."""
 
 
 @dataclass(frozen=True)
@@ -101,27 +99,12 @@ def run_report(stages: Sequence[Stage], machine: Machine, output: Path, settings
     os.environ["TRITON_CACHE_DIR"] = str(folder / "triton")
     run = _Run(settings, machine, folder, output)
     run.say(f"{machine.device}; {machine.versions}")
-    with _exit_on_sigterm():
+    with unwound_by_signals():
         try:
             _run_stages(run, stages)
         finally:
             _write_for_good(run)
     return 1 if any(outcome.failed for outcome in run.outcomes) else 0
-
-
-@contextmanager
-def _exit_on_sigterm() -> Iterator[None]:
-    """Let the first SIGTERM end this process as an exception does; while that is under way, more are ignored."""
-
-    def leave(number: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Interrupted(number)
-
-    previous = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _write_for_good(run: _Run) -> None:
