@@ -80,7 +80,7 @@ def test_of_the_lanes_asked_for_those_count_that_a_round_has_participants_for(
         one.foundation, one.sweep_model, one.train_samples, LoraConfig(), small_config(tmp_path).training, 1
     )
     monkeypatch.setattr(memory, "device_memory", lambda device: (0, 6 * of_one.total))
-    assert build_experiment(small_config(tmp_path, execution=asked), CPU).lanes == 6
+    assert build_experiment(small_config(tmp_path, execution=asked), CPU).executor.lanes == 6
     uniform = small_config(tmp_path, execution=asked, clients={"sampling": "uniform"})
     with pytest.raises(InputError, match=r"^execution\.lanes: found 30, and 30 with a full batch take"):
         build_experiment(uniform, CPU)

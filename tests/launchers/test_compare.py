@@ -105,7 +105,7 @@ def test_no_run_begins_where_there_are_too_few_cores(
     monkeypatch.setattr("fedra_engine.comparison.workers.execute_all", None)
     options = [*SMALL, f"--output_dir={tmp_path}/out", "--methods=fedra,fedit", "--seeds=0,1", "--jobs=9"]
     assert compare(*options) == 2
-    assert capsys.readouterr().err.startswith("error: jobs: found 4, expected no more than the 2 cores")
+    assert capsys.readouterr().err.startswith("error: jobs: found 4, expected no more than this machine's 2 cores")
     assert not (tmp_path / "out").exists()
 
 

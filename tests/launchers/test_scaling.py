@@ -84,7 +84,7 @@ def test_nothing_starts_where_there_are_too_few_cores(
     monkeypatch.setattr(subprocess, "run", None)
     options = [*SMALL, f"--output_dir={tmp_path}/out", "--clients=9", "--processes=1,3"]
     assert scaling(*options, "--oversubscribe=false") == 2
-    assert capsys.readouterr().err.startswith("error: processes: found 3, expected no more than the 2 cores")
+    assert capsys.readouterr().err.startswith("error: processes: found 3, expected no more than this machine's 2 cores")
     assert not (tmp_path / "out").exists()
 
 
