@@ -13,17 +13,18 @@ from numpy.typing import NDArray
 
 from fedra_engine.client_setup import make_clients
 from fedra_engine.config import ExperimentConfig
-from fedra_engine.costs import CostModel
+from fedra_engine.config.validation import validate
+from fedra_engine.costs.device_times import DeviceRound, simulate_round
+from fedra_engine.costs.memory_model import CostModel
 from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.prepare import prepare
 from fedra_engine.data.preprocessing import preprocessing_for
 from fedra_engine.data.samples import Samples
 from fedra_engine.data.sources import load_source
-from fedra_engine.device_simulation import DeviceRound, simulate_round
-from fedra_engine.errors import InputError, first_few
-from fedra_engine.evaluation import Evaluator
+from fedra_engine.execution.evaluation import Evaluator
 from fedra_engine.execution.executor import Executor
 from fedra_engine.execution.fisher import FisherInformation
+from fedra_engine.execution.head_init import SAMPLES_PER_CLASS, initial_heads
 from fedra_engine.execution.memory import measure_lane, tokens_in_blocks
 from fedra_engine.execution.setup import make_executor, make_sweep_model, number_of_lanes
 from fedra_engine.execution.sweep_model import SweepModel
@@ -31,9 +32,9 @@ from fedra_engine.execution.threads import limit_threads
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import Clients
 from fedra_engine.federation.sampling import most_participants, sample_participants
+from fedra_engine.federation.schedule import learning_rate
 from fedra_engine.federation.server_optimizer import ServerOptimizer
 from fedra_engine.federation.work import LocalWork
-from fedra_engine.head_init import SAMPLES_PER_CLASS, initial_heads
 from fedra_engine.methods.base import Federation, Method
 from fedra_engine.methods.registry import make_method, method_named
 from fedra_engine.models.adapters import initial_adapters
@@ -43,10 +44,9 @@ from fedra_engine.models.loading import load_pretrained, resolve_model_path
 from fedra_engine.models.sharded_parameters import is_sharded, parameter_count
 from fedra_engine.models.sharding import Sharding
 from fedra_engine.models.state import GlobalState
-from fedra_engine.processes import Processes
-from fedra_engine.schedule import learning_rate
-from fedra_engine.stages import Stage
-from fedra_engine.validation import validate
+from fedra_engine.runtime.errors import InputError, first_few
+from fedra_engine.runtime.processes import Processes
+from fedra_engine.runtime.stages import Stage
 
 _MOST_NAMED = 10
 """Clients that a message names."""

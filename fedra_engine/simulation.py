@@ -12,28 +12,28 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 
-from fedra_engine.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
+from fedra_engine.callbacks.adapter_files import save_adapter, save_private, write_card
+from fedra_engine.callbacks.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
+from fedra_engine.callbacks.console import Reporter
+from fedra_engine.callbacks.fingerprint import check_fingerprint, fingerprint
+from fedra_engine.callbacks.partition_report import report_partition
+from fedra_engine.callbacks.run_folder import RunFolder
+from fedra_engine.callbacks.trace import RoundTrace, write_inputs
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.data.domain_data import DomainData
-from fedra_engine.errors import InputError
 from fedra_engine.execution.executor import Executor
 from fedra_engine.execution.scheduling import WorkDivision
 from fedra_engine.experiment import build_experiment, describe
 from fedra_engine.federation.aggregation import Aggregator
 from fedra_engine.federation.assignment import Assignment
+from fedra_engine.federation.records import MOST_NAMED, SUSPICIOUS, ReturnedUpdates, RoundMetrics, Tally
 from fedra_engine.federation.work import LocalWork
-from fedra_engine.files import whole_files
-from fedra_engine.fingerprint import check_fingerprint, fingerprint
 from fedra_engine.models.sharded_parameters import is_sharded
 from fedra_engine.models.sharding import Sharding
 from fedra_engine.models.state import EvaluatedModel, GlobalState
-from fedra_engine.peft_io import save_adapter, save_private, write_card
-from fedra_engine.processes import Processes
-from fedra_engine.reporting.console import Reporter
-from fedra_engine.reporting.partition_report import report_partition
-from fedra_engine.reporting.records import MOST_NAMED, SUSPICIOUS, ReturnedUpdates, RoundMetrics, Tally
-from fedra_engine.reporting.run_folder import RunFolder
-from fedra_engine.trace import RoundTrace, write_inputs
+from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.files import whole_files
+from fedra_engine.runtime.processes import Processes
 
 
 class Simulation:

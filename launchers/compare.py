@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 
-from fedra_engine.exit_codes import end, exit_code
+from fedra_engine.runtime.exit_codes import end, exit_code
 
 
 def main() -> None:
@@ -18,9 +18,9 @@ def main() -> None:
     Raises:
         InputError: the command line cannot be used; or, after all others and the report, that runs failed.
     """
-    from fedra_engine.cli import quiet_libraries
+    from fedra_engine.commands.parsing import quiet_libraries
     from fedra_engine.comparison.plan import parse_comparison
-    from fedra_engine.errors import InputError
+    from fedra_engine.runtime.errors import InputError
 
     comparison = parse_comparison(sys.argv[1:])
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -31,12 +31,12 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     quiet_libraries()
     # Imported late: they take seconds, and a mistyped option should fail at once.
+    from fedra_engine.callbacks.run_folder import make_folder
     from fedra_engine.comparison.report import check_report, remove_report, write_report
     from fedra_engine.comparison.runs import Outcome, check_runs, read_result
     from fedra_engine.comparison.workers import execute_all
-    from fedra_engine.processes import check_cores
-    from fedra_engine.reporting.run_folder import make_folder
-    from fedra_engine.reporting.tables import PlainConsole, rich_table, table_text
+    from fedra_engine.runtime.processes import check_cores
+    from fedra_engine.runtime.tables import PlainConsole, rich_table, table_text
 
     console = PlainConsole()
     reported = 0

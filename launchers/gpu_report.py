@@ -30,12 +30,12 @@ os.environ |= {"OMP_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
 def main() -> None:
     """Run what was asked for; exit with 1 where something went wrong on the way."""
-    from fedra_engine.exit_codes import unwound_by_signals
+    from fedra_engine.runtime.exit_codes import unwound_by_signals
 
     options = _parse(sys.argv[1:])
     with unwound_by_signals():
         if options.pack:
-            from fedra_engine.benchmarks.accuracy.pack import LIMIT_MIB, pack
+            from benchmarks.accuracy.pack import LIMIT_MIB, pack
 
             limit = LIMIT_MIB if options.limit is None else options.limit
             pack(options.images, options.model, options.output_dir, limit_mib=limit)
@@ -44,9 +44,9 @@ def main() -> None:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    from fedra_engine.benchmarks.gpu.stage_process import STAGES
-    from fedra_engine.cli_errors import LineParser, existing_folder, path, typed
-    from fedra_engine.options import number
+    from benchmarks.gpu.stage_process import STAGES
+    from fedra_engine.commands.parser_errors import LineParser, existing_folder, path, typed
+    from fedra_engine.config.options import number
 
     positive = typed(float, number(0, 1e6, above=True))
     parser = LineParser(description=__doc__)
@@ -117,7 +117,7 @@ def _check_combination(parser: argparse.ArgumentParser, options: argparse.Namesp
 
 def _study(options: argparse.Namespace) -> bool:
     """Run the study. Returns whether no method was stopped by an error."""
-    from fedra_engine.benchmarks.accuracy.study import run_study
+    from benchmarks.accuracy.study import run_study
 
     return run_study(
         options.images, options.model, options.output_dir, continue_from=options.earlier, seconds=options.seconds
@@ -129,10 +129,10 @@ def _report(options: argparse.Namespace) -> bool:
     if options.rehearse:
         # Read when Triton is imported.
         os.environ["TRITON_INTERPRET"] = "1"
-    from fedra_engine.benchmarks.gpu.machine import find_machine
-    from fedra_engine.benchmarks.gpu.report import Settings, run_report
-    from fedra_engine.benchmarks.gpu.sizes import GPU, REHEARSAL
-    from fedra_engine.benchmarks.gpu.stages import report_stages
+    from benchmarks.gpu.machine import find_machine
+    from benchmarks.gpu.report import Settings, run_report
+    from benchmarks.gpu.sizes import GPU, REHEARSAL
+    from benchmarks.gpu.stages import report_stages
 
     sizes = REHEARSAL if options.rehearse else GPU
     machine = find_machine(sizes.device)
@@ -143,6 +143,6 @@ def _report(options: argparse.Namespace) -> bool:
 
 
 if __name__ == "__main__":
-    from fedra_engine.exit_codes import end, exit_code
+    from fedra_engine.runtime.exit_codes import end, exit_code
 
     end(exit_code(main))

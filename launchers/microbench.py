@@ -1,175 +1,20 @@
-"""Measures executors, methods, lanes, batches and kernels: `python launchers/microbench.py executors`, and so on.
-
-Prints CPU-seconds, which a busy machine disturbs less than wall-clock time, and ratios from the same run. On a
-machine with a GPU, `kernels` prints the GPU's seconds.
-"""
+"""Measures executors, methods, lanes, batches and kernels: `python launchers/microbench.py executors`, and so on."""
 
 from __future__ import annotations
 
-import argparse
-import csv
-import io
 import sys
-from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
-from fedra_engine.exit_codes import end, exit_code
-
-_MARK = ".microbench"
-"""Shows that the results beside it may be replaced."""
+from fedra_engine.runtime.exit_codes import end, exit_code
 
 
 def main() -> None:
     """Run the benchmark that the command line names."""
-    from fedra_engine.cli import quiet_libraries
-    from fedra_engine.files import check_own
-    from fedra_engine.reporting.run_folder import make_folder
+    # The benchmarks lie beside the package and are not installed with it.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from benchmarks import microbench
 
-    options = _parse(sys.argv[1:])
-    if (folder := getattr(options, "output_dir", None)) is not None:
-        check_own([folder / name for name in options.files], folder / _MARK)
-        make_folder(folder)
-        (folder / _MARK).touch()
-    quiet_libraries()
-    options.run(options)
-
-
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    from fedra_engine.cli_errors import LineParser, path, typed
-    from fedra_engine.options import number, whole
-
-    repeats = typed(int, whole(1, 1000))
-    parser = LineParser(description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
-    executors = commands.add_parser("executors", help="sweep against one client after another, on one CPU thread")
-    executors.add_argument("--repeats", type=repeats, default=3, help="counted rounds of each executor (default 3)")
-    executors.add_argument("--output_dir", type=path, help="folder for executors.csv; none is written if not given")
-    executors.set_defaults(run=_run_executors, files=["executors.csv"])
-    methods = commands.add_parser("methods", help="a round of every method against FedRA's, on one CPU thread")
-    methods.add_argument("--repeats", type=repeats, default=5, help="counted rounds of each method (default 5)")
-    methods.set_defaults(run=_run_methods)
-    lanes = commands.add_parser("lanes", help="a round with more and more clients at a time, on one CPU thread")
-    lanes.add_argument("--repeats", type=repeats, default=3, help="counted rounds of each number of lanes (default 3)")
-    lanes.set_defaults(run=_run_lanes)
-    batches = commands.add_parser("batches", help="what batches cost of the steps of an experiment, on one CPU thread")
-    batches.add_argument("--steps", type=repeats, default=3, help="counted steps (default 3)")
-    batches.add_argument(
-        "experiment", nargs=argparse.REMAINDER, help="options of simulate.py, such as --config FILE, after --"
-    )
-    batches.set_defaults(run=_run_batches)
-    kernels = commands.add_parser("kernels", help="every op against its baselines and its counted work")
-    kernels.add_argument(
-        "--seconds",
-        type=typed(float, number(0, 3600, above=True)),
-        default=0.2,
-        help="time spent on each provider (default 0.2)",
-    )
-    kernels.add_argument("--output_dir", type=path, help="folder for kernels.csv and kernels.png; none if not given")
-    kernels.add_argument(
-        "--architecture",
-        choices=["sm_80", "sm_90", "sm_100", "gfx942", "small", "none"],
-        default="sm_90",
-        help="without a GPU: what to compile the kernels for, to list their needs (default sm_90)",
-    )
-    kernels.set_defaults(run=_run_kernels, files=["kernels.csv", "kernels.png"])
-    resources = commands.add_parser("resources", help="what every kernel needs on every architecture, without a GPU")
-    resources.add_argument("file", type=path, help="Markdown page to write")
-    resources.set_defaults(run=_run_resources)
-    return parser.parse_args(arguments)
-
-
-def _run_executors(options: argparse.Namespace) -> None:
-    import torch
-
-    from fedra_engine.benchmarks.executors import measure_executors
-    from fedra_engine.benchmarks.server import server_milliseconds_per_client, sweep_peak_gigabytes
-    from fedra_engine.benchmarks.settings import embedded_default, single_samples, tiny_vit
-    from fedra_engine.config import ExperimentConfig
-    from fedra_engine.files import write_whole
-
-    torch.set_num_threads(1)
-    config = ExperimentConfig()
-    default = embedded_default(config)
-    rows = []
-    for setting in (tiny_vit(), default, single_samples(config)):
-        print(f"measuring {setting.name} …", file=sys.stderr, flush=True)
-        rows.append(measure_executors(setting, options.repeats).row())
-    _print_table("CPU-seconds of one round, one thread", rows)
-    print(f"server work per client, embedded model: {server_milliseconds_per_client(default):.3f} ms")
-    print(f"peak memory of a process sweeping the tiny ViT: {sweep_peak_gigabytes():.2f} GB")
-    if options.output_dir:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-        write_whole(options.output_dir / "executors.csv", text.getvalue())
-
-
-def _run_methods(options: argparse.Namespace) -> None:
-    import torch
-
-    from fedra_engine.benchmarks.methods import measure_methods
-    from fedra_engine.config import ExperimentConfig
-    from fedra_engine.methods.registry import METHODS
-
-    torch.set_num_threads(1)
-    rows = measure_methods(ExperimentConfig(), list(METHODS), options.repeats)
-    _print_table("one round of the embedded default, all clients at full depth, one thread", rows)
-
-
-def _run_lanes(options: argparse.Namespace) -> None:
-    import torch
-
-    from fedra_engine.benchmarks.lanes import measure_lanes
-    from fedra_engine.benchmarks.settings import single_samples, tiny_vit
-    from fedra_engine.config import ExperimentConfig
-
-    torch.set_num_threads(1)
-    rows = [
-        row
-        for setting in (tiny_vit(), single_samples(ExperimentConfig()))
-        for row in measure_lanes(setting, options.repeats)
-    ]
-    _print_table("CPU-seconds of one round, one thread", rows)
-
-
-def _run_batches(options: argparse.Namespace) -> None:
-    import torch
-
-    from fedra_engine.benchmarks.batches import measure_batches
-    from fedra_engine.run_request import parse_request
-
-    torch.set_num_threads(1)
-    arguments = [argument for argument in options.experiment if argument != "--"]
-    request = parse_request(arguments, description="The experiment whose steps are measured.")
-    row = measure_batches(request.config, options.steps).row()
-    _print_table("CPU-seconds of a local step of all lanes, one thread", [row])
-
-
-def _run_kernels(options: argparse.Namespace) -> None:
-    from fedra_engine.benchmarks.kernels.command import run_kernels
-
-    architecture = None if options.architecture == "none" else options.architecture
-    run_kernels(options.output_dir, seconds=options.seconds, architecture=architecture)
-
-
-def _run_resources(options: argparse.Namespace) -> None:
-    from fedra_engine.benchmarks.kernels.resources import write_resources
-
-    write_resources(options.file)
-
-
-def _print_table(title: str, rows: Sequence[dict[str, Any]]) -> None:
-    from rich.table import Table
-
-    from fedra_engine.reporting.tables import table_text
-
-    table = Table(title=title, title_justify="left")
-    for name in rows[0]:
-        table.add_column(name.replace("_", " "), justify="left" if name == "setting" else "right")
-    for row in rows:
-        table.add_row(*(value if isinstance(value, str) else f"{value:.3g}" for value in row.values()))
-    print(table_text(table))
+    microbench.main(sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -11,9 +11,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from fedra_engine.exit_codes import end, exit_code, unwound_by_signals
+from fedra_engine.runtime.exit_codes import end, exit_code, unwound_by_signals
 
-PYPROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
+ROOT = Path(__file__).resolve().parents[1]
+# The benchmarks lie beside the package and are not installed with it.
+sys.path.insert(0, str(ROOT))
 
 
 def main() -> None:
@@ -22,9 +24,9 @@ def main() -> None:
     Raises:
         InputError: the list of what is installed cannot be read, the folder is in use, or pip finds no wheels.
     """
-    from fedra_engine.benchmarks.offline_wheels import Target, download, missing_requirements, read_installed, resolve
-    from fedra_engine.errors import InputError, one_line
-    from fedra_engine.files import check_unused
+    from benchmarks.offline_wheels import Target, download, missing_requirements, read_installed, resolve
+    from fedra_engine.runtime.errors import InputError, one_line
+    from fedra_engine.runtime.files import check_unused
 
     options = _parse(sys.argv[1:])
     if options.download is not None:
@@ -35,7 +37,7 @@ def main() -> None:
         raise InputError(f"installed: cannot read {options.installed} ({one_line(error)}), expected a text") from error
     target = Target(read_installed(lines), options.python, tuple(options.platform))
     with unwound_by_signals():
-        wheels = resolve(missing_requirements(PYPROJECT.read_text(), target.installed), target)
+        wheels = resolve(missing_requirements((ROOT / "pyproject.toml").read_text(), target.installed), target)
         sizes = {} if options.download is None else download(wheels, target, options.download)
     if options.download is None:
         for wheel in wheels:
@@ -49,8 +51,8 @@ def main() -> None:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    from fedra_engine.benchmarks.offline_wheels import PLATFORMS
-    from fedra_engine.cli_errors import LineParser, existing_file, path
+    from benchmarks.offline_wheels import PLATFORMS
+    from fedra_engine.commands.parser_errors import LineParser, existing_file, path
 
     parser = LineParser(description=__doc__)
     parser.add_argument("installed", type=existing_file, help="file with what `pip freeze` prints on that machine")

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedra_engine.exit_codes import end, exit_code, watch_signals
+from fedra_engine.runtime.exit_codes import end, exit_code, watch_signals
 
 if __name__ == "__main__":
     # What is imported next takes seconds.
@@ -27,13 +27,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedra_engine.cli import build_parser, parse_config, quiet_libraries
+from fedra_engine.callbacks.run_folder import make_folder
+from fedra_engine.commands.parsing import build_parser, parse_config, quiet_libraries
+from fedra_engine.config.options import PATH, number, option, whole
+from fedra_engine.config.validation import check_values
 from fedra_engine.data.digits import load_pretraining_digits
-from fedra_engine.errors import InputError
-from fedra_engine.files import check_unused, whole_files
-from fedra_engine.options import PATH, number, option, whole
-from fedra_engine.reporting.run_folder import make_folder
-from fedra_engine.validation import check_values
+from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.files import check_unused, whole_files
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 import sys
 
-from fedra_engine.exit_codes import end, exit_code
+from fedra_engine.runtime.exit_codes import end, exit_code
 
 
 def main() -> None:
@@ -22,8 +22,8 @@ def main() -> None:
 
     study = parse_study(sys.argv[1:])
     # Imported late: they take seconds, and a mistyped option should fail at once.
-    from fedra_engine.reporting.run_folder import make_folder
-    from fedra_engine.reporting.tables import PlainConsole, rich_table, table_text
+    from fedra_engine.callbacks.run_folder import make_folder
+    from fedra_engine.runtime.tables import PlainConsole, rich_table, table_text
     from fedra_engine.scaling.points import check_points, earlier_measurement, measure
     from fedra_engine.scaling.report import check_report, fit_texts, projection_text, write_report
     from fedra_engine.scaling.tables import cells

@@ -8,23 +8,23 @@ from __future__ import annotations
 import os
 import sys
 
-from fedra_engine.exit_codes import end, exit_code
+from fedra_engine.runtime.exit_codes import end, exit_code
 
 
 def main() -> None:
     """Run the experiment that the command line describes, or go on with one, or show what would be trained."""
-    from fedra_engine.cli import quiet_libraries
-    from fedra_engine.run_request import parse_request
+    from fedra_engine.commands.parsing import quiet_libraries
+    from fedra_engine.commands.run_request import parse_request
 
     request = parse_request(sys.argv[1:], description="Federated LoRA tuning of a transformer foundation model.")
     quiet_libraries()
     if os.environ.get("RANK", "0") == "0":
         print("loading torch and transformers …", flush=True)
     # Imported late: they take seconds, and a mistyped option should fail at once.
+    from fedra_engine.callbacks.console import Reporter
+    from fedra_engine.commands.dry_run import print_probe
     from fedra_engine.models.sharding import refuse_sharding
-    from fedra_engine.probe import print_probe
-    from fedra_engine.processes import Processes, join_job
-    from fedra_engine.reporting.console import Reporter
+    from fedra_engine.runtime.processes import Processes, join_job
     from fedra_engine.simulation import Simulation
 
     accelerator = join_job()

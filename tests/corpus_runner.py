@@ -63,7 +63,7 @@ class CorpusRunner:
 
 def _keep_parsers_ready() -> None:
     """Let forks find parsers that are built already, each for one use: building one takes longer than most cases."""
-    from fedra_engine import cli
+    from fedra_engine.commands import parsing as cli
     from fedra_engine.config import ExperimentConfig
 
     build = cli.build_parser
@@ -82,9 +82,9 @@ def _serve() -> None:
     import datasets  # noqa: F401
     import pyarrow.parquet  # noqa: F401
 
+    import fedra_engine.commands.dry_run
     import fedra_engine.comparison.report
     import fedra_engine.comparison.workers
-    import fedra_engine.probe
     import fedra_engine.scaling.points
     import fedra_engine.scaling.report
     import fedra_engine.simulation  # noqa: F401

@@ -12,10 +12,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from fedra_engine.callbacks.console import Reporter
+from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.data.samples import Batch, SampleStore
-from fedra_engine.reporting.console import Reporter
-from fedra_engine.reporting.run_folder import RunFolder
 from fedra_engine.simulation import Simulation
 
 

@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedra_engine.checkpoint import latest_checkpoint
+from fedra_engine.callbacks.checkpoint import latest_checkpoint
+from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.config import DepthFLConfig, FedHelloConfig, HetLoraConfig
-from fedra_engine.errors import InputError
 from fedra_engine.experiment import Experiment
+from fedra_engine.federation.records import ReturnedUpdates
 from fedra_engine.federation.work import ClientUpdates
 from fedra_engine.methods.registry import METHODS
-from fedra_engine.reporting.records import ReturnedUpdates
-from fedra_engine.reporting.run_folder import RunFolder
+from fedra_engine.runtime.errors import InputError
 from tests.distributed.test_equal_runs import changes, shallow_model
 from tests.distributed.worker import leave_out_what_takes_long
 from tests.running import continue_run, run_experiment, small_config, spoil

@@ -23,17 +23,17 @@ from accelerate import Accelerator
 from transformers import ViTConfig, ViTForImageClassification
 
 from fedra_engine import simulation
-from fedra_engine.checkpoint import latest_checkpoint
+from fedra_engine.callbacks import partition_report
+from fedra_engine.callbacks.checkpoint import latest_checkpoint
+from fedra_engine.callbacks.console import Reporter
+from fedra_engine.callbacks.run_folder import RunFolder
+from fedra_engine.commands.run_request import RunRequest
 from fedra_engine.config import ExperimentConfig
-from fedra_engine.exit_codes import exit_code
 from fedra_engine.experiment import build_experiment
-from fedra_engine.files import write_whole
 from fedra_engine.models.loading import resolve_model_path
-from fedra_engine.reporting import partition_report
-from fedra_engine.reporting.console import Reporter
-from fedra_engine.reporting.run_folder import RunFolder
-from fedra_engine.reporting.tables import PlainConsole
-from fedra_engine.run_request import RunRequest
+from fedra_engine.runtime.exit_codes import exit_code
+from fedra_engine.runtime.files import write_whole
+from fedra_engine.runtime.tables import PlainConsole
 from fedra_engine.simulation import Simulation
 from tests.running import small_config
 

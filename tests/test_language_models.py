@@ -11,8 +11,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from fedra_engine.checkpoint import latest_checkpoint
-from fedra_engine.errors import InputError
+from fedra_engine.callbacks.checkpoint import latest_checkpoint
+from fedra_engine.runtime.errors import InputError
 from tests.data.tokenizers import WORDS, save_decoder_tokenizer
 from tests.running import run_experiment
 

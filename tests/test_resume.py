@@ -12,16 +12,16 @@ import yaml
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
-from fedra_engine.checkpoint import latest_checkpoint
+from fedra_engine.callbacks.checkpoint import latest_checkpoint
+from fedra_engine.callbacks.console import Reporter
+from fedra_engine.callbacks.run_folder import RunFolder
+from fedra_engine.commands.run_request import parse_request
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.data.decoded import DecodedImages
 from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.sources import load_source
-from fedra_engine.errors import InputError
 from fedra_engine.models.loading import resolve_model_path
-from fedra_engine.reporting.console import Reporter
-from fedra_engine.reporting.run_folder import RunFolder
-from fedra_engine.run_request import parse_request
+from fedra_engine.runtime.errors import InputError
 from fedra_engine.simulation import Simulation
 from tests.running import small_config
 

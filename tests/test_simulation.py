@@ -17,16 +17,16 @@ from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from fedra_engine import experiment
+from fedra_engine.callbacks.console import Reporter
+from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.config import DataConfig, DeviceConfig, TrainingConfig
 from fedra_engine.data.preprocessing import preprocessing_for
 from fedra_engine.data.samples import SampleStore
 from fedra_engine.data.sources import load_source
-from fedra_engine.errors import InputError
+from fedra_engine.federation.schedule import learning_rate
 from fedra_engine.methods.registry import METHODS
 from fedra_engine.models.loading import resolve_model_path
-from fedra_engine.reporting.console import Reporter
-from fedra_engine.reporting.run_folder import RunFolder
-from fedra_engine.schedule import learning_rate
+from fedra_engine.runtime.errors import InputError
 from fedra_engine.simulation import Simulation
 from tests.data.preprocessed import preprocess
 from tests.running import continue_run, run_experiment, small_config

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from fedra_engine.config import ExperimentConfig
-from fedra_engine.costs import CostModel
+from fedra_engine.costs.memory_model import CostModel
 from fedra_engine.experiment import build_experiment
 
 

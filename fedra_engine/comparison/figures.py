@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedra_engine.comparison.summaries import MethodSummary
-from fedra_engine.errors import printable
+from fedra_engine.runtime.errors import printable
 
 _STYLES = ("-", "--", ":", "-.")
 

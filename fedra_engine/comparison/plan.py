@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fedra_engine.cli import (
+from fedra_engine.commands.parser_errors import field_names, known_name
+from fedra_engine.commands.parsing import (
     OVERSUBSCRIBE,
     LauncherOption,
     add_help,
@@ -21,11 +22,10 @@ from fedra_engine.cli import (
     parse_option,
     split_options,
 )
-from fedra_engine.cli_errors import field_names, known_name
 from fedra_engine.config import ExperimentConfig
-from fedra_engine.errors import InputError
-from fedra_engine.options import COUNT, NATURAL
-from fedra_engine.validation import validate_setting, validate_together, without_effect
+from fedra_engine.config.options import COUNT, NATURAL
+from fedra_engine.config.validation import validate_setting, validate_together, without_effect
+from fedra_engine.runtime.errors import InputError
 
 DESCRIPTION = """Run every method with every seed, and compare them.
 

@@ -11,16 +11,16 @@ from fedra_engine.comparison.figures import plot_accuracy_by_round
 from fedra_engine.comparison.runs import Outcome, RunResult
 from fedra_engine.comparison.summaries import summarize
 from fedra_engine.comparison.tables import cells, csv_text, latex_table
-from fedra_engine.errors import printable
-from fedra_engine.files import check_own, whole_file, write_whole
-from fedra_engine.reporting.tables import Cells, markdown_code, markdown_table, markdown_text
+from fedra_engine.runtime.errors import printable
+from fedra_engine.runtime.files import check_own, whole_file, write_whole
+from fedra_engine.runtime.tables import Cells, markdown_code, markdown_table, markdown_text
 
 _EXPLANATION = """\
 Top-1 accuracy (%) on each domain's test set and on average, mean ± sample standard deviation over the seeds; `frozen`
 is the average before the first round. `trainable` parameters and `upload` are means over participants and rounds: what
 a participant trains, and what of it the server receives. `TFLOP` is what the training of all participants takes in a
 run, forward and backward through the blocks they hold; it is counted, not measured
-(`fedra_engine/counting.py` has the formula). `seconds` is the measured time of a run's rounds, without
+(`fedra_engine/costs/counting.py` has the formula). `seconds` is the measured time of a run's rounds, without
 evaluations."""
 
 _LOCK = ".comparison.lock"

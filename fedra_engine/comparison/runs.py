@@ -15,17 +15,17 @@ from typing import Literal
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
-from fedra_engine.cli import read_config
+from fedra_engine.callbacks.console import Reporter
+from fedra_engine.callbacks.run_folder import RunFolder
+from fedra_engine.commands.parsing import read_config
+from fedra_engine.commands.run_request import RunRequest
 from fedra_engine.comparison.accounting import RunCosts, count_costs
 from fedra_engine.comparison.plan import PlannedRun
-from fedra_engine.config_comparison import RESULT_NEUTRAL, differences
-from fedra_engine.errors import InputError
-from fedra_engine.files import write_whole
+from fedra_engine.config.differences import RESULT_NEUTRAL, differences
 from fedra_engine.methods.registry import method_named
-from fedra_engine.reporting.console import Reporter
-from fedra_engine.reporting.run_folder import RunFolder
-from fedra_engine.reporting.tables import PlainConsole
-from fedra_engine.run_request import RunRequest
+from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.files import write_whole
+from fedra_engine.runtime.tables import PlainConsole
 from fedra_engine.simulation import Simulation
 
 

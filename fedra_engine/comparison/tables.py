@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from fedra_engine.comparison.runs import RunResult
 from fedra_engine.comparison.summaries import MethodSummary, Spread
-from fedra_engine.errors import printable
-from fedra_engine.reporting.tables import Cells, number_text
+from fedra_engine.runtime.errors import printable
+from fedra_engine.runtime.tables import Cells, number_text
 
 CSV_FIELDS = (
     "method",

@@ -14,8 +14,8 @@ import torch
 
 from fedra_engine.comparison.plan import PlannedRun
 from fedra_engine.comparison.runs import Outcome, execute
-from fedra_engine.errors import ProcessLostError
-from fedra_engine.exit_codes import unwound_by_signals
+from fedra_engine.runtime.errors import ProcessLostError
+from fedra_engine.runtime.exit_codes import unwound_by_signals
 
 Report = Callable[[Outcome], None]
 """Called with every outcome as soon as it is known."""

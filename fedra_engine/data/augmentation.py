@@ -15,7 +15,7 @@ from torch.nn.functional import affine_grid, grid_sample
 
 from fedra_engine.config import DataConfig
 from fedra_engine.data.stored_rows import copy_async
-from fedra_engine.randomness import SampleDraws
+from fedra_engine.runtime.randomness import SampleDraws
 
 CROP_RATIOS = (3 / 4, 4 / 3)
 """Least and greatest width over height of a crop (arXiv 1409.4842, §6)."""

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fedra_engine.data.images import UnreadableImageError, decode_image, decoding_threads
 from fedra_engine.data.samples import Preprocessing
-from fedra_engine.errors import InputError
+from fedra_engine.runtime.errors import InputError
 
 
 class DecodedImages:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fedra_engine.config import DataConfig
 from fedra_engine.data.domain_data import DomainData, prepare_source
-from fedra_engine.randomness import generator
+from fedra_engine.runtime.randomness import generator
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features

@@ -15,7 +15,7 @@ from fedra_engine.config import DataConfig
 from fedra_engine.data.names import listed
 from fedra_engine.data.origins import Origins
 from fedra_engine.data.split import stratified_test_set
-from fedra_engine.errors import InputError
+from fedra_engine.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset

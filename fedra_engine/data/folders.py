@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from fedra_engine.errors import InputError, first_few
+from fedra_engine.runtime.errors import InputError, first_few
 
 _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
 """What Windows leaves in folders, where other systems leave hidden files."""

@@ -14,7 +14,7 @@ from fedra_engine.data.domain_data import DataTask, DomainData, prepare_source
 from fedra_engine.data.names import class_name, encode_names, is_missing, labelled_split, listed, name_of
 from fedra_engine.data.origins import Origins
 from fedra_engine.data.tables import SUFFIXES, check_encoding
-from fedra_engine.errors import InputError, one_line
+from fedra_engine.runtime.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -19,7 +19,7 @@ from fedra_engine.data.domain_data import DomainData, prepare_source
 from fedra_engine.data.folders import check_chosen, left_out_notes, visible_entries
 from fedra_engine.data.images import image_column, image_suffixes
 from fedra_engine.data.names import sort_names
-from fedra_engine.errors import InputError
+from fedra_engine.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset

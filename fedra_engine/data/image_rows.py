@@ -16,7 +16,7 @@ from fedra_engine.data.row_cache import Part, as_tensor
 from fedra_engine.data.row_parts import MadeRows, RowMaker, make_rows
 from fedra_engine.data.samples import Preprocessing
 from fedra_engine.data.stored_rows import StoredRows
-from fedra_engine.errors import InputError
+from fedra_engine.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -18,7 +18,7 @@ from PIL import ExifTags, ImageOps
 from PIL import Image as PillowImage
 
 from fedra_engine.data.samples import Preprocessing
-from fedra_engine.files import check_regular
+from fedra_engine.runtime.files import check_regular
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedra_engine.data.origins import Origin
-from fedra_engine.errors import InputError, first_few
+from fedra_engine.runtime.errors import InputError, first_few
 
 _NUMBER = re.compile(r"[+-]?[0-9]{1,15}(\.[0-9]{0,10})?")
 """Texts with more digits are names."""

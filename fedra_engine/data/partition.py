@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from fedra_engine.config import DataConfig
 from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.partitioners import Dirichlet, Partitioner, Pool, Quantity, Shards, check_pool, iid
-from fedra_engine.errors import InputError
-from fedra_engine.randomness import generator
+from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.randomness import generator
 
 Rows = NDArray[np.int64]
 

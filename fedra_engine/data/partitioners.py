@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedra_engine.errors import InputError
+from fedra_engine.runtime.errors import InputError
 
 MAX_DRAWS = 1000
 """Draws after which a split with the minimum for every client is taken to be out of reach."""

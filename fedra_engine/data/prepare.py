@@ -18,7 +18,7 @@ from fedra_engine.data.preprocessing import preprocessing_for
 from fedra_engine.data.samples import Samples, SampleStore
 from fedra_engine.data.token_samples import TokenSamples
 from fedra_engine.data.tokenization import token_rows, tokenization_for
-from fedra_engine.errors import InputError
+from fedra_engine.runtime.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from fedra_engine.data.samples import Preprocessing
-from fedra_engine.errors import InputError
+from fedra_engine.runtime.errors import InputError
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 PROCESSOR_FILE = "processor_config.json"

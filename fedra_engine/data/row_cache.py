@@ -23,8 +23,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedra_engine.errors import InputError, first_few
-from fedra_engine.files import remove_unfinished, whole_file
+from fedra_engine.runtime.errors import InputError, first_few
+from fedra_engine.runtime.files import remove_unfinished, whole_file
 
 if TYPE_CHECKING:
     import pyarrow as pa

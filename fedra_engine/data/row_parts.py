@@ -11,9 +11,9 @@ import numpy as np
 
 from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.row_cache import FORMAT, Part, cached_parts
-from fedra_engine.errors import InputError
-from fedra_engine.files import content_hash
-from fedra_engine.stages import Stage
+from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.files import content_hash
+from fedra_engine.runtime.stages import Stage
 
 PART_BYTES = 128 * 2**20
 """Most bytes of a part: what an interrupted run loses at most, and what is in memory while rows are made."""

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fedra_engine.data.augmentation import Augmentation
 from fedra_engine.data.stored_rows import StoredRows
-from fedra_engine.files import content_hash
-from fedra_engine.randomness import SampleDraws
+from fedra_engine.runtime.files import content_hash
+from fedra_engine.runtime.randomness import SampleDraws
 
 
 class LearntTokens(NamedTuple):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fedra_engine.randomness import generator
+from fedra_engine.runtime.randomness import generator
 
 
 def stratified_test_set(

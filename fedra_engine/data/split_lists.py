@@ -17,7 +17,7 @@ from fedra_engine.data.folders import check_chosen, left_out_notes, visible_entr
 from fedra_engine.data.images import image_column
 from fedra_engine.data.origins import Origin, Origins
 from fedra_engine.data.tables import text_lines, undecodable
-from fedra_engine.errors import InputError
+from fedra_engine.runtime.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedra_engine.data.row_cache import Part, as_tensor, row_checksums
-from fedra_engine.files import content_hash
+from fedra_engine.runtime.files import content_hash
 
 RESIDENT_SHARE = 0.25
 """Rows stay on an accelerator when they fit into this share of its free memory."""

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from fedra_engine.config import DataConfig
 from fedra_engine.data.folders import visible_entries
 from fedra_engine.data.origins import Origin
-from fedra_engine.errors import InputError, first_few
-from fedra_engine.files import check_regular
+from fedra_engine.runtime.errors import InputError, first_few
+from fedra_engine.runtime.files import check_regular
 
 if TYPE_CHECKING:
     from pyarrow import RecordBatch

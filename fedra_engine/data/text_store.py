@@ -9,7 +9,7 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from fedra_engine.data.row_cache import cache_folder
-from fedra_engine.errors import InputError
+from fedra_engine.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset

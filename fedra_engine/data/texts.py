@@ -21,7 +21,7 @@ from fedra_engine.data.names import class_name, encode_names, is_missing, labell
 from fedra_engine.data.origins import Origin, Origins
 from fedra_engine.data.tables import SUFFIXES, Row, check_encoding, has_tables, read_table, table_files, undecodable
 from fedra_engine.data.text_store import TextStore
-from fedra_engine.errors import InputError
+from fedra_engine.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -9,8 +9,8 @@ from torch import Tensor
 from fedra_engine.data.samples import Batch, LearntTokens
 from fedra_engine.data.stored_rows import StoredRows, copy_async
 from fedra_engine.data.tokenization import TokenRows
-from fedra_engine.files import content_hash
-from fedra_engine.randomness import SampleDraws
+from fedra_engine.runtime.files import content_hash
+from fedra_engine.runtime.randomness import SampleDraws
 
 NOT_LEARNT = -100
 """The label of a token that is not to be learnt (that of torch's cross entropy)."""

@@ -17,8 +17,8 @@ from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.row_cache import Part
 from fedra_engine.data.row_parts import MadeRows, RowMaker, make_rows
 from fedra_engine.data.stored_rows import StoredRows
-from fedra_engine.errors import InputError, one_line
-from fedra_engine.files import content_hash
+from fedra_engine.runtime.errors import InputError, one_line
+from fedra_engine.runtime.files import content_hash
 
 if TYPE_CHECKING:
     from datasets import Dataset

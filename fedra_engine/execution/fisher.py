@@ -12,8 +12,8 @@ from fedra_engine.execution.scheduling import portions
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.state import GlobalState
-from fedra_engine.processes import Processes
-from fedra_engine.randomness import generator
+from fedra_engine.runtime.processes import Processes
+from fedra_engine.runtime.randomness import generator
 
 _SAMPLES_AT_ONCE = 32
 """Bounds the memory: every sample has gradients of its own for all blocks. Fewer would take more passes."""

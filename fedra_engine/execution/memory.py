@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from fedra_engine.config import LoraConfig, TrainingConfig
 from fedra_engine.data.samples import Samples
-from fedra_engine.errors import InputError
 from fedra_engine.execution.banks import bytes_per_parameter
 from fedra_engine.execution.plan import single_client_plan
 from fedra_engine.execution.saved_tensors import saved_bytes
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.foundation import Foundation
+from fedra_engine.runtime.errors import InputError
 
 _SHARE = 0.7
 """Share of the free memory that lanes may plan with: operations need room while they run, and estimates err."""

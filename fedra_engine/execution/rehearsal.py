@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedra_engine.errors import InputError, one_line
 from fedra_engine.models.foundation import Foundation, cut_to_blocks, replace_module
+from fedra_engine.runtime.errors import InputError, one_line
 
 Inputs = Mapping[str, Tensor]
 TrialPass = Callable[[Inputs, Tensor, NDArray[np.int64]], Tensor]

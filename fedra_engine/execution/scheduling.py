@@ -15,7 +15,7 @@ from torch import Tensor
 from fedra_engine.federation.allocation import Allocation
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.work import LocalWork
-from fedra_engine.processes import Processes
+from fedra_engine.runtime.processes import Processes
 
 _REMEMBERED = 0.5
 """Weight of the rounds before in the pace of a process, so that one slow round is soon forgotten."""

@@ -19,7 +19,7 @@ from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.work import ClientUpdates, LocalLoss, LocalWork
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.state import GlobalState
-from fedra_engine.randomness import SampleDraws
+from fedra_engine.runtime.randomness import SampleDraws
 
 Logits = Callable[[Mapping[str, Tensor]], list[Tensor]]
 """The logits [samples, classes] of a client's model at each of its exits."""

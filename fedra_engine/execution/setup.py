@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fedra_engine.config import ExecutionConfig, ExperimentConfig
 from fedra_engine.data.samples import Samples
-from fedra_engine.errors import InputError
 from fedra_engine.execution.executor import Executor
 from fedra_engine.execution.memory import LaneMemory, choose_lanes
 from fedra_engine.execution.sequential import SequentialExecutor
@@ -18,7 +17,8 @@ from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.sharding import Sharding
-from fedra_engine.processes import Processes
+from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.processes import Processes
 
 
 def make_sweep_model(

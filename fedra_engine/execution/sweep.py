@@ -13,7 +13,6 @@ from torch import Tensor
 
 from fedra_engine.config import LoraConfig
 from fedra_engine.data.samples import Batch, Samples
-from fedra_engine.errors import InputError
 from fedra_engine.execution.banks import clip_factors
 from fedra_engine.execution.dropout import DropoutKeys
 from fedra_engine.execution.exits import exit_losses
@@ -29,8 +28,9 @@ from fedra_engine.federation.work import ClientUpdates, LocalWork
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.sharded_parameters import gathered
 from fedra_engine.models.state import GlobalState
-from fedra_engine.processes import Processes
-from fedra_engine.randomness import SampleDraws
+from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.processes import Processes
+from fedra_engine.runtime.randomness import SampleDraws
 from fedra_kernels import head_cross_entropy, head_logits
 
 _LOG = logging.getLogger(__name__)

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedra_engine.config import DeviceConfig, TrainingConfig
-from fedra_engine.errors import InputError
 from fedra_engine.federation.devices import Devices
-from fedra_engine.randomness import generator
+from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.randomness import generator
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedra_engine.config import DeviceConfig
-from fedra_engine.randomness import generator
+from fedra_engine.runtime.randomness import generator
 
 
 @dataclass(frozen=True)

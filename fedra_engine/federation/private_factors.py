@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedra_engine.federation.work import ClientUpdates
 from fedra_engine.models.state import GlobalState
-from fedra_engine.processes import Processes
+from fedra_engine.runtime.processes import Processes
 
 
 class PrivateFactors:

@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedra_engine.config import ClientsConfig
-from fedra_engine.errors import InputError
 from fedra_engine.federation.clients import Clients
-from fedra_engine.randomness import generator
+from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.randomness import generator
 
 
 def check_sampling(config: ClientsConfig, clients: Clients, *, processes: int = 1) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fedra_engine.errors import InputError
 from fedra_engine.federation.aggregation import Aggregator
 from fedra_engine.federation.allocation import (
     Allocation,
@@ -18,7 +17,8 @@ from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.ranked_aggregation import RankedAggregator
 from fedra_engine.methods.base import Federation, Method
 from fedra_engine.models.state import GlobalState
-from fedra_engine.randomness import generator
+from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.randomness import generator
 
 
 class AllocatedMethod(Method):

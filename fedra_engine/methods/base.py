@@ -17,8 +17,8 @@ from fedra_engine.federation.clients import Clients
 from fedra_engine.federation.work import ClientUpdates
 from fedra_engine.models.adapters import AdapterLayout, Factor
 from fedra_engine.models.state import EvaluatedModel, GlobalState
-from fedra_engine.processes import Processes
-from fedra_engine.randomness import generator
+from fedra_engine.runtime.processes import Processes
+from fedra_engine.runtime.randomness import generator
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedra_engine.errors import InputError
 from fedra_engine.federation.allocation import prefix_allocation
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.methods.allocated import check_classifier, check_own_allocation
 from fedra_engine.methods.base import Federation, Method
 from fedra_engine.models.state import EvaluatedModel, GlobalState
+from fedra_engine.runtime.errors import InputError
 
 
 class DepthFL(Method):

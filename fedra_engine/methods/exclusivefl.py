@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fedra_engine.errors import InputError
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.methods.allocated import check_own_allocation
 from fedra_engine.methods.base import Federation, Method
+from fedra_engine.runtime.errors import InputError
 
 
 class ExclusiveFL(Method):

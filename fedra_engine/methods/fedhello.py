@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from fedra_engine.errors import InputError
 from fedra_engine.federation.allocation import Allocation
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.methods.allocated import check_classifier, check_own_allocation
 from fedra_engine.methods.base import Federation, Method
 from fedra_engine.models.state import GlobalState
-from fedra_engine.randomness import generator
+from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.randomness import generator
 
 
 class FedHello(Method):

@@ -22,7 +22,7 @@ from fedra_engine.methods.allocated import AllocatedMethod
 from fedra_engine.methods.base import Federation
 from fedra_engine.models.adapters import Factor
 from fedra_engine.models.state import GlobalState
-from fedra_engine.processes import Processes
+from fedra_engine.runtime.processes import Processes
 
 
 class FedSALora(AllocatedMethod):

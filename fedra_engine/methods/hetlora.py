@@ -22,7 +22,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedra_engine.errors import InputError
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.norm_weighted_aggregation import NormWeightedAggregator
 from fedra_engine.federation.rank_penalty import tail_mask, tail_norms
@@ -30,7 +29,8 @@ from fedra_engine.federation.work import ClientUpdates
 from fedra_engine.methods.allocated import AllocatedMethod
 from fedra_engine.methods.base import Federation
 from fedra_engine.models.state import GlobalState
-from fedra_engine.processes import Processes
+from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.processes import Processes
 
 
 class HetLoRA(AllocatedMethod):

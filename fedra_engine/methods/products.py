@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedra_engine.errors import InputError
 from fedra_engine.federation.aggregation import Aggregator
 from fedra_engine.federation.product_aggregation import ProductAggregator
 from fedra_engine.methods.allocated import AllocatedMethod
 from fedra_engine.methods.base import Federation
 from fedra_engine.models.adapters import AdapterLayout
 from fedra_engine.models.state import GlobalState
+from fedra_engine.runtime.errors import InputError
 
 
 class ProductMethod(AllocatedMethod):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fedra_engine.errors import InputError
 from fedra_engine.methods.base import Federation, Method
 from fedra_engine.methods.controls import AllLarge, AllSmall
 from fedra_engine.methods.depthfl import DepthFL
@@ -19,6 +18,7 @@ from fedra_engine.methods.hetlora import HetLoRA
 from fedra_engine.methods.inclusivefl import InclusiveFL
 from fedra_engine.methods.lorafair import LoRAFair
 from fedra_engine.methods.rolora import RoLoRA
+from fedra_engine.runtime.errors import InputError
 
 METHODS: dict[str, type[Method]] = {
     "fedra": FedRA,

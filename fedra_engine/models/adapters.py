@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedra_engine.randomness import generator
+from fedra_engine.runtime.randomness import generator
 
 Factor = Literal["both", "A", "B"]
 """Which of a LoRA product's factors."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from fedra_engine.errors import InputError, one_line
+from fedra_engine.runtime.errors import InputError, one_line
 
 _PROBES = (2, 3)
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from fedra_engine.config import LoraConfig
-from fedra_engine.errors import InputError
 from fedra_engine.models.adapters import AdapterLayout
 from fedra_engine.models.heads import HeadLayout
 from fedra_engine.models.linears import linear_weight, stores_input_first
@@ -23,6 +22,7 @@ from fedra_engine.models.structure import (
     find_targets,
     keep_layer_types,
 )
+from fedra_engine.runtime.errors import InputError
 
 Task = Literal["classification", "causal_lm"]
 

@@ -16,11 +16,11 @@ from torch.nn.utils import skip_init
 from transformers import PreTrainedModel
 
 from fedra_engine.config import ModelConfig
-from fedra_engine.errors import InputError, one_line
 from fedra_engine.models.pooling import PooledClassifier, Pooling
 from fedra_engine.models.sharded_parameters import gathered
 from fedra_engine.models.sharding import Sharding
 from fedra_engine.models.structure import find_block_path, find_head_path
+from fedra_engine.runtime.errors import InputError, one_line
 
 _SEED = 0
 """A new layer is the same in every run: its seed is a constant of the model, not of the experiment."""

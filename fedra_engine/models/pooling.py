@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput, SequenceClassifierOutput
 
-from fedra_engine.errors import InputError
+from fedra_engine.runtime.errors import InputError
 
 Pooling = Literal["pooler", "first", "mean", "last"]
 

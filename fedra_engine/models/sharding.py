@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from fedra_engine.config import ExperimentConfig
-from fedra_engine.errors import InputError, one_line
-from fedra_engine.processes import launched_with_deepspeed
+from fedra_engine.runtime.errors import InputError, one_line
+from fedra_engine.runtime.processes import launched_with_deepspeed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -10,10 +10,10 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
 from torch import nn
 
-from fedra_engine.errors import InputError
 from fedra_engine.models.adapters import Target
 from fedra_engine.models.linears import is_linear, linear_shape
 from fedra_engine.models.sharded_parameters import parameter_count
+from fedra_engine.runtime.errors import InputError
 
 
 def find_block_path(model: nn.Module, given: str | None) -> str:

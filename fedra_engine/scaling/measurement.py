@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import get_type_hints
 
-from fedra_engine.errors import InputError, one_line, shown
-from fedra_engine.files import write_whole
+from fedra_engine.runtime.errors import InputError, one_line, shown
+from fedra_engine.runtime.files import write_whole
 
 _MAY_BE_ZERO = ("gpu_memory", "server_seconds", "repeated_seconds", "uploaded", "downloaded", "reduced")
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fedra_engine.cli import (
+from fedra_engine.commands.parsing import (
     OVERSUBSCRIBE,
     LauncherOption,
     add_help,
@@ -21,9 +21,9 @@ from fedra_engine.cli import (
     split_options,
 )
 from fedra_engine.config import ExperimentConfig
-from fedra_engine.errors import InputError
-from fedra_engine.options import COUNT, number
-from fedra_engine.validation import validate, validate_together
+from fedra_engine.config.options import COUNT, number
+from fedra_engine.config.validation import validate, validate_together
+from fedra_engine.runtime.errors import InputError
 
 DESCRIPTION = """Measure rounds of more and more clients, all of which take part, on one or several processes.
 

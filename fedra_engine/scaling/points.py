@@ -13,13 +13,13 @@ from functools import partial
 
 from filelock import FileLock, Timeout
 
-from fedra_engine.cli import read_config
-from fedra_engine.config_comparison import RESULT_NEUTRAL, differences
-from fedra_engine.errors import InputError, ProcessLostError
-from fedra_engine.exit_codes import BAD_INPUT, die_with_parent, unwound_by_signals
-from fedra_engine.files import check_own
-from fedra_engine.processes import check_cores, check_places
-from fedra_engine.reporting.run_folder import RunFolder
+from fedra_engine.callbacks.run_folder import RunFolder
+from fedra_engine.commands.parsing import read_config
+from fedra_engine.config.differences import RESULT_NEUTRAL, differences
+from fedra_engine.runtime.errors import InputError, ProcessLostError
+from fedra_engine.runtime.exit_codes import BAD_INPUT, die_with_parent, unwound_by_signals
+from fedra_engine.runtime.files import check_own
+from fedra_engine.runtime.processes import check_cores, check_places
 from fedra_engine.scaling.measurement import Measurement, measurement_file
 from fedra_engine.scaling.plan import Point
 

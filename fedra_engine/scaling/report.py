@@ -7,8 +7,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from fedra_engine.files import check_own, whole_file, write_whole
-from fedra_engine.reporting.tables import markdown_code, markdown_table, markdown_text
+from fedra_engine.runtime.files import check_own, whole_file, write_whole
+from fedra_engine.runtime.tables import markdown_code, markdown_table, markdown_text
 from fedra_engine.scaling.figures import plot_scaling
 from fedra_engine.scaling.measurement import Measurement
 from fedra_engine.scaling.plan import Network
@@ -27,7 +27,7 @@ Every point was measured in processes of its own, after a step that is not count
 of `rounds`), `busy s` CPU-seconds of all processes (on GPUs, GPU-seconds), `ms/client` the same for each client.
 `server ms/client` are the CPU milliseconds of a round in which training costs nothing: sampling, allocation, drawing
 samples and batches, hand-out, aggregation. `memory` is the largest resident set of a process. `up` and `down` are
-counted, not measured: what all clients exchange with the server in a round (`fedra_engine/costs.py`)."""
+counted, not measured: what all clients exchange with the server in a round (`fedra_engine/costs/memory_model.py`)."""
 
 _LOCK = ".scaling.lock"
 

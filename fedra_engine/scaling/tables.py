@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from fedra_engine.reporting.tables import Cells, number_text
+from fedra_engine.runtime.tables import Cells, number_text
 from fedra_engine.scaling.measurement import Measurement
 from fedra_engine.scaling.projection import Projection
 

@@ -11,18 +11,18 @@ from statistics import median
 import numpy as np
 import torch
 
-from fedra_engine.cli import quiet_libraries, read_config
-from fedra_engine.costs import CostModel
+from fedra_engine.callbacks.console import Reporter
+from fedra_engine.callbacks.run_folder import RunFolder
+from fedra_engine.commands.parsing import quiet_libraries, read_config
+from fedra_engine.commands.step_timing import time_step
+from fedra_engine.costs.memory_model import CostModel
 from fedra_engine.execution.executor import Executor
 from fedra_engine.execution.idle import IdleExecutor
 from fedra_engine.execution.scheduling import balance, predicted_costs
-from fedra_engine.exit_codes import end, exit_code
-from fedra_engine.processes import join_job
-from fedra_engine.reporting.console import Reporter
-from fedra_engine.reporting.run_folder import RunFolder
+from fedra_engine.runtime.exit_codes import end, exit_code
+from fedra_engine.runtime.processes import join_job
 from fedra_engine.scaling.measurement import Measurement, measurement_file
 from fedra_engine.simulation import Simulation
-from fedra_engine.step_timing import time_step
 
 _KIBIBYTE = 1024
 """What `ru_maxrss` counts in."""

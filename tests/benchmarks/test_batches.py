@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fedra_engine.benchmarks.batches import measure_batches
-from fedra_engine.errors import InputError
+from benchmarks.batches import measure_batches
+from fedra_engine.runtime.errors import InputError
 from tests.running import small_config
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
-from fedra_engine.benchmarks import offline_wheels
-from fedra_engine.benchmarks.offline_wheels import (
+from benchmarks import offline_wheels
+from benchmarks.offline_wheels import (
     PLATFORMS,
     Target,
     lacking,
@@ -20,7 +20,7 @@ from fedra_engine.benchmarks.offline_wheels import (
     resolve,
     wheel_options,
 )
-from fedra_engine.errors import InputError
+from fedra_engine.runtime.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 PYPROJECT = """

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fedra_engine.comparison.plan import Comparison, parse_comparison
-from fedra_engine.errors import InputError
+from fedra_engine.runtime.errors import InputError
 
 
 def names(comparison: Comparison) -> list[str | None]:

@@ -8,11 +8,11 @@ import pytest
 from filelock import FileLock
 
 from fedra_engine import simulation
+from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.comparison.plan import PlannedRun
 from fedra_engine.comparison.runs import check_runs, execute, read_result
 from fedra_engine.comparison.workers import execute_all
-from fedra_engine.errors import InputError
-from fedra_engine.reporting.run_folder import RunFolder
+from fedra_engine.runtime.errors import InputError
 from tests.comparison.planned import planned_run
 
 DIVERGING = ["--training.optimizer=sgd", "--training.lr=1e30", "--training.clip_norm=null"]

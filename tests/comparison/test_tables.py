@@ -14,8 +14,8 @@ from fedra_engine.comparison.runs import Outcome, RunResult
 from fedra_engine.comparison.summaries import Spread, summarize
 from fedra_engine.comparison.tables import CSV_FIELDS, cells, latex_table
 from fedra_engine.config import ExperimentConfig
-from fedra_engine.errors import InputError
-from fedra_engine.reporting.tables import markdown_table
+from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.tables import markdown_table
 
 COMMAND = "python launchers/compare.py --methods fedra,flora"
 

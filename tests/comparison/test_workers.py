@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fedra_engine.comparison.workers import execute_all
-from fedra_engine.errors import ProcessLostError
+from fedra_engine.runtime.errors import ProcessLostError
 from tests.comparison.planned import planned_run
 
 KILLED_WITH_A_WORKER = """

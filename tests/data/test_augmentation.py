@@ -13,8 +13,8 @@ from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.prepare import prepare
 from fedra_engine.data.samples import Preprocessing, SampleStore
 from fedra_engine.data.sources import load_source
-from fedra_engine.errors import InputError
-from fedra_engine.randomness import SampleDraws
+from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.randomness import SampleDraws
 from tests.data.tokenizers import save_encoder_tokenizer
 
 COUNT = 400

@@ -12,7 +12,7 @@ from fedra_engine.data.decoded import decode_files
 from fedra_engine.data.domain_data import prepare_source
 from fedra_engine.data.image_folder import load_image_folder, read_image_folder
 from fedra_engine.data.samples import Preprocessing
-from fedra_engine.errors import InputError
+from fedra_engine.runtime.errors import InputError
 from tests.data.preprocessed import preprocess
 
 PREPROCESSING = Preprocessing(6, 3, (0.5,) * 3, (0.5,) * 3)

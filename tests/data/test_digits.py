@@ -22,7 +22,7 @@ from fedra_engine.data.digits import (
     load_pretraining_digits,
     split_digits,
 )
-from fedra_engine.randomness import generator
+from fedra_engine.runtime.randomness import generator
 
 MODEL = Path(fedra_engine.__path__[0]) / "assets" / "digits_vit"
 

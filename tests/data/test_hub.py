@@ -15,7 +15,7 @@ from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.prepare import prepare
 from fedra_engine.data.samples import Preprocessing
 from fedra_engine.data.sources import load_source
-from fedra_engine.errors import InputError
+from fedra_engine.runtime.errors import InputError
 from tests.data.preprocessed import preprocess
 from tests.data.tokenizers import save_encoder_tokenizer
 

@@ -17,7 +17,7 @@ from fedra_engine.config import DataConfig
 from fedra_engine.data.image_folder import SPLITS
 from fedra_engine.data.preprocessing import preprocessing_for
 from fedra_engine.data.sources import DomainData, load_source
-from fedra_engine.errors import InputError
+from fedra_engine.runtime.errors import InputError
 from tests.data.preprocessed import preprocess
 
 PACS = os.environ.get("FEDRA_PACS")

@@ -19,8 +19,8 @@ from fedra_engine.data.prepare import prepare
 from fedra_engine.data.row_cache import cache_folder
 from fedra_engine.data.samples import Preprocessing, SampleStore
 from fedra_engine.data.sources import load_source
-from fedra_engine.errors import InputError
-from fedra_engine.stages import Stage
+from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.stages import Stage
 from tests.data.preprocessed import preprocess
 
 RGB = Preprocessing(8, 3, (0.5, 0.4, 0.3), (0.2, 0.25, 0.5))

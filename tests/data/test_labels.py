@@ -9,7 +9,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from fedra_engine.config import DataConfig
 from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.sources import load_source
-from fedra_engine.errors import InputError
+from fedra_engine.runtime.errors import InputError
 from tests.data.conftest import MakeTree
 from tests.data.text_files import load, texts, write
 

@@ -15,7 +15,7 @@ from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.origins import Origin, Origins
 from fedra_engine.data.partition import Partition, partition_samples
 from fedra_engine.data.sources import load_source
-from fedra_engine.errors import InputError
+from fedra_engine.runtime.errors import InputError
 
 DIVIDING = ["domain", "iid", "dirichlet", "shards", "quantity"]
 

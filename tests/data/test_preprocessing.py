@@ -11,7 +11,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from fedra_engine.data import preprocessing as module
 from fedra_engine.data.preprocessing import preprocessing_for
 from fedra_engine.data.samples import Preprocessing
-from fedra_engine.errors import InputError
+from fedra_engine.runtime.errors import InputError
 
 
 def model(channels: int = 3, image_size: object = 224) -> SimpleNamespace:

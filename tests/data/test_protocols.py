@@ -25,13 +25,13 @@ from transformers import (
 )
 
 from fedra_engine import experiment as experiment_module
+from fedra_engine.callbacks.console import Reporter
+from fedra_engine.commands.dry_run import print_probe
+from fedra_engine.commands.run_request import RunRequest, parse_request
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.data import images
-from fedra_engine.errors import InputError
-from fedra_engine.probe import print_probe
-from fedra_engine.reporting.console import Reporter
-from fedra_engine.reporting.tables import PlainConsole
-from fedra_engine.run_request import RunRequest, parse_request
+from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.tables import PlainConsole
 from fedra_engine.simulation import Simulation
 from tests.data.tokenizers import BYTES, WORDS, save_byte_tokenizer, save_encoder_tokenizer
 from tests.data.trees import DOMAINNET, NICOPP, PACS, make_domainnet, make_nicopp, make_pacs

@@ -14,7 +14,7 @@ from datasets import Dataset
 
 from fedra_engine.data.row_cache import Part, as_tensor, cache_folder, cached_parts
 from fedra_engine.data.stored_rows import StoredRows
-from fedra_engine.errors import InputError
+from fedra_engine.runtime.errors import InputError
 
 SHAPES: dict[str, tuple[int, ...]] = {"pixels": (3, 2), "length": ()}
 

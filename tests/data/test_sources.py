@@ -5,7 +5,7 @@ import pytest
 
 from fedra_engine.config import DataConfig
 from fedra_engine.data.sources import load_source
-from fedra_engine.errors import InputError
+from fedra_engine.runtime.errors import InputError
 
 
 def test_digits_have_their_domains_and_classes() -> None:

@@ -11,7 +11,7 @@ from fedra_engine.config import DataConfig
 from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.prepare import prepare
 from fedra_engine.data.sources import load_source
-from fedra_engine.errors import InputError
+from fedra_engine.runtime.errors import InputError
 from tests.data.trees import DOMAINNET, NICOPP, make_domainnet, make_nicopp
 
 CLASSES = ["aircraft_carrier", "alarm_clock", "ambulance"]

@@ -11,7 +11,7 @@ import pytest
 from datasets import Dataset
 
 from fedra_engine.config import ColumnsConfig
-from fedra_engine.errors import InputError
+from fedra_engine.runtime.errors import InputError
 from tests.data.text_files import ROWS, load, texts, write
 
 

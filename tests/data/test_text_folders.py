@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedra_engine.config import ColumnsConfig
-from fedra_engine.errors import InputError
+from fedra_engine.runtime.errors import InputError
 from tests.data.text_files import ROWS, load, texts, write
 
 

@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from fedra_engine.config import ColumnsConfig
 from fedra_engine.data.row_cache import cache_folder
 from fedra_engine.data.tokenization import token_rows, tokenization_for
-from fedra_engine.errors import InputError
+from fedra_engine.runtime.errors import InputError
 from tests.data.text_files import ROWS, load, texts, write
 from tests.data.tokenizers import save_encoder_tokenizer
 

@@ -20,12 +20,11 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from fedra_engine.config import LoraConfig, ModelConfig
-from fedra_engine.evaluation import Evaluator
+from fedra_engine.execution.evaluation import Evaluator
 from fedra_engine.execution.fisher import FisherInformation
 from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.execution.sweep_block import SweepBlock
 from fedra_engine.execution.sweep_model import SweepModel
-from fedra_engine.exit_codes import end, exit_code
 from fedra_engine.federation.aggregation import Aggregator
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import Clients
@@ -36,7 +35,8 @@ from fedra_engine.models.loading import load_pretrained
 from fedra_engine.models.sharded_parameters import parameter_count
 from fedra_engine.models.sharding import Sharding
 from fedra_engine.models.state import EvaluatedModel, GlobalState
-from fedra_engine.processes import Processes, join_job
+from fedra_engine.runtime.exit_codes import end, exit_code
+from fedra_engine.runtime.processes import Processes, join_job
 from tests.tiny import CLASSES, DEPTH, FAMILIES, make_samples
 from tests.tiny_federation import SGD
 

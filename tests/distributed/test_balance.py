@@ -15,7 +15,7 @@ from fedra_engine.execution.scheduling import Pace, WorkDivision, balance, porti
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import Clients
 from fedra_engine.federation.work import LocalWork
-from fedra_engine.processes import Processes
+from fedra_engine.runtime.processes import Processes
 
 CAPACITIES = np.array([12, 10, 8, 6, 4, 3])
 

@@ -9,9 +9,9 @@ import time
 import pytest
 import torch
 
-from fedra_engine import exit_codes, processes
-from fedra_engine.errors import InputError, ProcessLostError
-from fedra_engine.processes import Processes, check_places, join_job
+from fedra_engine.runtime import exit_codes, processes
+from fedra_engine.runtime.errors import InputError, ProcessLostError
+from fedra_engine.runtime.processes import Processes, check_places, join_job
 
 
 def be_process(monkeypatch: pytest.MonkeyPatch, index: int, count: int = 2) -> None:

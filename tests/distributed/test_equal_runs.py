@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from fedra_engine.checkpoint import latest_checkpoint
+from fedra_engine.callbacks.checkpoint import latest_checkpoint
+from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.config import DepthFLConfig, FedHelloConfig, HetLoraConfig
 from fedra_engine.methods.registry import METHODS
-from fedra_engine.reporting.run_folder import RunFolder
 from tests.distributed.jobs import engine_errors, run_job
 from tests.distributed.worker import FAULTS, LACKING, SPOILT, leave_out_what_takes_long
 from tests.running import continue_run, run_experiment, small_config, spoil

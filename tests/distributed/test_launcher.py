@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedra_engine.reporting.run_folder import RunFolder
+from fedra_engine.callbacks.run_folder import RunFolder
 from tests.distributed.jobs import LAUNCHER, ROOT, engine_errors, finish, run_job, start
 
 CPU_CONFIG = ROOT / "configs" / "accelerate" / "multi_cpu.yaml"

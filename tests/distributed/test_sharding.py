@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fedra_engine.checkpoint import latest_checkpoint
-from fedra_engine.processes import Processes
-from fedra_engine.reporting.run_folder import RunFolder
+from fedra_engine.callbacks.checkpoint import latest_checkpoint
+from fedra_engine.callbacks.run_folder import RunFolder
+from fedra_engine.runtime.processes import Processes
 from tests.distributed.jobs import LAUNCHER, ROOT, engine_errors, finish, start
 from tests.distributed.sharding_worker import CASES, OWNERS, Job
 from tests.running import run_experiment

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from fedra_engine.config import ExecutionConfig, ExperimentConfig, LoraConfig, ModelConfig
-from fedra_engine.errors import InputError
 from fedra_engine.experiment import build_experiment
 from fedra_engine.models.sharding import Sharding, refuse_sharding
-from fedra_engine.processes import join_job
+from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.processes import join_job
 from tests.tiny import make_tiny
 
 SHIPPED = sorted((Path(__file__).parents[2] / "configs" / "deepspeed").glob("*.json"))
@@ -152,7 +152,7 @@ def test_settings_that_deepspeed_does_not_know_are_not_taken_for_a_bad_model(
     code = (
         "import sys, json\n"
         "from fedra_engine.config import ModelConfig\n"
-        "from fedra_engine.errors import InputError\n"
+        "from fedra_engine.runtime.errors import InputError\n"
         "from fedra_engine.models.sharding import Sharding\n"
         "from fedra_engine.models.loading import load_pretrained\n"
         "try:\n"

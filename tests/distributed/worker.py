@@ -16,18 +16,18 @@ import numpy as np
 from accelerate import Accelerator
 
 from fedra_engine import experiment, simulation
-from fedra_engine.cli import read_config
+from fedra_engine.callbacks.console import Reporter
+from fedra_engine.callbacks.run_folder import RunFolder
+from fedra_engine.commands.parsing import read_config
+from fedra_engine.commands.run_request import RunRequest
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.data.samples import SampleStore
-from fedra_engine.errors import InputError
 from fedra_engine.execution.scheduling import Pace
 from fedra_engine.execution.sweep import SweepExecutor
-from fedra_engine.exit_codes import end, exit_code
 from fedra_engine.federation.work import LocalWork
-from fedra_engine.processes import Processes, join_job
-from fedra_engine.reporting.console import Reporter
-from fedra_engine.reporting.run_folder import RunFolder
-from fedra_engine.run_request import RunRequest
+from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.exit_codes import end, exit_code
+from fedra_engine.runtime.processes import Processes, join_job
 from fedra_engine.simulation import Simulation
 from tests.running import spoil
 

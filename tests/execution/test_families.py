@@ -9,9 +9,9 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from fedra_engine.config import LoraConfig, TrainingConfig
-from fedra_engine.errors import InputError
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.foundation import make_foundation
+from fedra_engine.runtime.errors import InputError
 from tests.execution.test_exactness import assert_same_rounds
 from tests.tiny import CAUSAL_LMS, CLASSIFIERS, make_samples
 from tests.tiny_federation import ADAMW, SGD, make_setting

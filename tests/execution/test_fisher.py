@@ -9,7 +9,7 @@ from fedra_engine.execution.fisher import FisherInformation
 from fedra_engine.execution.submodel import build_submodel
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.federation.assignment import Assignment
-from fedra_engine.randomness import generator
+from fedra_engine.runtime.randomness import generator
 from tests.tiny import DEPTH, TensorSamples, make_samples
 from tests.tiny_federation import SGD, make_setting
 

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import ViTConfig, ViTForImageClassification, masking_utils
 
-from fedra_engine.benchmarks.launches import LaunchCounts, counted_launches
+from benchmarks.launches import LaunchCounts, counted_launches
 from fedra_engine.config import LoraConfig
 from fedra_engine.execution import sweep_model
 from fedra_engine.execution.plan import HostPlan

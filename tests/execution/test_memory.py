@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from fedra_engine.config import LoraConfig
-from fedra_engine.errors import InputError
 from fedra_engine.execution import memory, sweep_context
 from fedra_engine.execution.memory import LaneMemory, choose_lanes, measure_lane
 from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.experiment import build_experiment
 from fedra_engine.federation.work import ClientUpdates
+from fedra_engine.runtime.errors import InputError
 from tests.execution.test_exactness import assert_same_change
 from tests.running import small_config
 from tests.tiny_federation import ADAMW, Setting, make_setting

@@ -9,9 +9,9 @@ import torch
 import transformers
 
 from fedra_engine.config import LoraConfig
-from fedra_engine.errors import InputError
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.foundation import make_foundation
+from fedra_engine.runtime.errors import InputError
 from tests.tiny import CLASSES, make_model, make_samples
 
 CPU = torch.device("cpu")

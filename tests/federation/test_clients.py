@@ -5,7 +5,6 @@ import pytest
 
 from fedra_engine.config import ClientsConfig, TrainingConfig
 from fedra_engine.data.partition import BootstrapSamples
-from fedra_engine.errors import InputError
 from fedra_engine.federation.clients import (
     Clients,
     capacities_by_domain,
@@ -15,7 +14,8 @@ from fedra_engine.federation.clients import (
 )
 from fedra_engine.federation.sampling import check_sampling, sample_participants
 from fedra_engine.federation.work import LocalWork
-from fedra_engine.randomness import generator
+from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.randomness import generator
 
 DOMAINS = np.repeat(np.arange(3), 4)
 CLIENTS = Clients([np.arange(5)] * 12, DOMAINS, np.full(12, 2))

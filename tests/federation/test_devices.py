@@ -10,16 +10,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.config import ClientsConfig, DeviceConfig, ExperimentConfig
-from fedra_engine.costs import ClientCosts, CostModel
-from fedra_engine.device_simulation import GIBIBYTE, simulate_round, simulated_seconds
-from fedra_engine.errors import InputError
+from fedra_engine.config.validation import validate
+from fedra_engine.costs.device_times import GIBIBYTE, simulate_round, simulated_seconds
+from fedra_engine.costs.memory_model import ClientCosts, CostModel
 from fedra_engine.experiment import build_experiment
 from fedra_engine.federation.clients import Clients, devices_by_domain
 from fedra_engine.federation.devices import Devices, draw_devices
 from fedra_engine.federation.sampling import sample_participants
-from fedra_engine.reporting.run_folder import RunFolder
-from fedra_engine.validation import validate
+from fedra_engine.runtime.errors import InputError
 from tests.running import run_experiment, small_config
 
 MANY = 20_000

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedra_engine.benchmarks.gpu import ops
+from benchmarks.gpu import ops
 
 from ..kernels.cases import TOLERANCE
 

@@ -13,7 +13,7 @@ from fedra_engine.data.samples import Preprocessing, Samples, SampleStore
 from fedra_engine.data.stored_rows import StoredRows
 from fedra_engine.data.token_samples import TokenSamples
 from fedra_engine.data.tokenization import TokenRows
-from fedra_engine.randomness import SampleDraws
+from fedra_engine.runtime.randomness import SampleDraws
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 COUNT = 50

@@ -101,7 +101,7 @@ def test_worker_processes_share_the_runs(compare, tmp_path: Path, capsys: pytest
 def test_no_run_begins_where_there_are_too_few_cores(
     compare, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedra_engine.processes._cores", lambda: 2)
+    monkeypatch.setattr("fedra_engine.runtime.processes._cores", lambda: 2)
     monkeypatch.setattr("fedra_engine.comparison.workers.execute_all", None)
     options = [*SMALL, f"--output_dir={tmp_path}/out", "--methods=fedra,fedit", "--seeds=0,1", "--jobs=9"]
     assert compare(*options) == 2

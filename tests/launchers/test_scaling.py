@@ -80,7 +80,7 @@ def test_bad_input_is_one_line_and_code_2(scaling, tmp_path: Path, capsys: pytes
 def test_nothing_starts_where_there_are_too_few_cores(
     scaling, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedra_engine.processes._cores", lambda: 2)
+    monkeypatch.setattr("fedra_engine.runtime.processes._cores", lambda: 2)
     monkeypatch.setattr(subprocess, "run", None)
     options = [*SMALL, f"--output_dir={tmp_path}/out", "--clients=9", "--processes=1,3"]
     assert scaling(*options, "--oversubscribe=false") == 2

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
+import fedra_engine.commands.dry_run
+
 # What forks of this process need not import.
 import fedra_engine.comparison.workers
-import fedra_engine.probe
 import fedra_engine.scaling.report  # noqa: F401
-from fedra_engine.checkpoint import latest_checkpoint
+from fedra_engine.callbacks.checkpoint import latest_checkpoint
 from tests.launchers.conftest import LAUNCHERS
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
@@ -33,11 +34,12 @@ TRIP = """
 import os, signal, sys
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
-LIGHT = {"fedra_engine", "fedra_engine.exit_codes", "fedra_engine.errors"}
+EXITS, ERRORS = "fedra_engine.runtime.exit_codes", "fedra_engine.runtime.errors"
+LIGHT = {"fedra_engine", "fedra_engine.runtime", EXITS, ERRORS}
 
 class Trip:
     def find_spec(self, name, path=None, target=None):
-        if "fedra_engine.exit_codes" in sys.modules and name.partition(".")[0] not in sys.stdlib_module_names - LIGHT:
+        if EXITS in sys.modules and name.partition(".")[0] not in sys.stdlib_module_names - LIGHT:
             if name not in LIGHT:
                 sys.meta_path.remove(self)
                 os.kill(os.getpid(), int(os.environ["TRIP"]))

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from fedra_engine.config import FedHelloConfig
-from fedra_engine.errors import InputError
 from fedra_engine.methods.fedhello import chances, pattern, weighted_allocation
 from fedra_engine.methods.registry import make_method
+from fedra_engine.runtime.errors import InputError
 from tests.methods.expected import mean_adapters
 from tests.methods.rounds import (
     CAPACITIES,

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from fedra_engine.config import DepthFLConfig, FedHelloConfig
-from fedra_engine.errors import InputError
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.rank_penalty import tail_mask
 from fedra_engine.methods.registry import METHODS, make_method
+from fedra_engine.runtime.errors import InputError
 from tests.methods.rounds import CAPACITIES, DEPTH, EVERYBODY, federation, initial_state, method
 
 RANDOM = ["fedra", "fedit", "ffalora", "fedsalora", "flora", "flexlora", "fedexlora"]

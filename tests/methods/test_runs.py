@@ -11,14 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedra_engine.checkpoint import latest_checkpoint
+from fedra_engine.callbacks.checkpoint import latest_checkpoint
+from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.config import FedHelloConfig, HetLoraConfig
-from fedra_engine.errors import InputError
 from fedra_engine.execution.fisher import FisherInformation
 from fedra_engine.experiment import build_experiment
 from fedra_engine.methods.registry import METHODS
 from fedra_engine.models.state import GlobalState
-from fedra_engine.reporting.run_folder import RunFolder
+from fedra_engine.runtime.errors import InputError
 from tests.running import continue_run, run_experiment, small_config
 
 SMALL: dict[str, Any] = {

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedra_engine.errors import InputError
 from fedra_engine.models.batch_arguments import BatchArguments, probe_batch_arguments
+from fedra_engine.runtime.errors import InputError
 from tests.tiny import DEPTH, make_model, make_samples
 
 CPU = torch.device("cpu")

@@ -6,8 +6,7 @@ import torch
 from torch import nn
 
 from fedra_engine.config import LoraConfig
-from fedra_engine.errors import InputError
-from fedra_engine.evaluation import Evaluator
+from fedra_engine.execution.evaluation import Evaluator
 from fedra_engine.execution.plan import single_client_plan
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.adapters import AdapterLayout, Target, initial_adapters
@@ -15,6 +14,7 @@ from fedra_engine.models.foundation import make_foundation
 from fedra_engine.models.linears import is_linear
 from fedra_engine.models.state import EvaluatedModel, GlobalState
 from fedra_engine.models.structure import find_block_path
+from fedra_engine.runtime.errors import InputError
 from tests.tiny import CLASSES, CLASSIFIERS, DEPTH, TARGETS, make_model, make_samples, make_tiny
 
 HEADS = {"roberta": "classifier.out_proj", "timm_vit": "head", "timm_mixer": "head"} | dict.fromkeys(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedra_engine.errors import InputError
+from fedra_engine.runtime.errors import InputError
 from fedra_engine.scaling.plan import Network, parse_study
 
 

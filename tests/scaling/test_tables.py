@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fedra_engine.errors import InputError
+from fedra_engine.runtime.errors import InputError
 from fedra_engine.scaling.measurement import Measurement
 from fedra_engine.scaling.plan import Network
 from fedra_engine.scaling.projection import project, reduction_seconds

@@ -11,15 +11,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedra_engine.benchmarks.accuracy.inputs import model_config, model_folder, read_images
-from fedra_engine.benchmarks.accuracy.pack import pack
-from fedra_engine.benchmarks.accuracy.planes import from_planes, to_planes
-from fedra_engine.benchmarks.accuracy.sheets import from_sheet, to_sheet
+from benchmarks.accuracy.inputs import model_config, model_folder, read_images
+from benchmarks.accuracy.pack import pack
+from benchmarks.accuracy.planes import from_planes, to_planes
+from benchmarks.accuracy.sheets import from_sheet, to_sheet
 from fedra_engine.config import ModelConfig
 from fedra_engine.data.preprocessing import preprocessing_for
 from fedra_engine.data.samples import SampleStore
-from fedra_engine.errors import InputError
 from fedra_engine.models.loading import load_pretrained
+from fedra_engine.runtime.errors import InputError
 from tests.benchmarks.accuracy.tiny_study import SETTING
 
 PACS, VIT = os.environ.get("FEDRA_PACS"), os.environ.get("FEDRA_VIT")

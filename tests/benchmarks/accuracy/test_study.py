@@ -14,14 +14,14 @@ import pytest
 import safetensors.torch
 import torch
 
-from fedra_engine.benchmarks.accuracy import study
-from fedra_engine.benchmarks.accuracy.pack import pack
-from fedra_engine.benchmarks.accuracy.runs import StudyRun
-from fedra_engine.benchmarks.accuracy.setting import StudySetting
-from fedra_engine.benchmarks.accuracy.study import run_study
-from fedra_engine.benchmarks.kernels.measure import device_name
-from fedra_engine.errors import InputError
-from fedra_engine.reporting.run_folder import RunFolder
+from benchmarks.accuracy import study
+from benchmarks.accuracy.pack import pack
+from benchmarks.accuracy.runs import StudyRun
+from benchmarks.accuracy.setting import StudySetting
+from benchmarks.accuracy.study import run_study
+from benchmarks.kernels.measure import device_name
+from fedra_engine.callbacks.run_folder import RunFolder
+from fedra_engine.runtime.errors import InputError
 from fedra_engine.simulation import Simulation
 from tests.benchmarks.accuracy.tiny_study import SETTING
 
@@ -134,7 +134,7 @@ def test_methods_are_evaluated_after_every_slice_and_at_the_end(
 
     monkeypatch.setattr(study, "save_runs", watch)
     clock = [0.0]
-    monkeypatch.setattr("fedra_engine.benchmarks.accuracy.study.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("benchmarks.accuracy.study.time.monotonic", lambda: clock[0])
     train_round = Simulation.train_round
 
     def second_long(simulation: Simulation, *rest: object) -> object:
@@ -160,7 +160,7 @@ def test_a_time_too_short_for_a_round_leaves_what_rounds_are_compared_with(
     capsys: pytest.CaptureFixture,
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr("fedra_engine.benchmarks.accuracy.study.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("benchmarks.accuracy.study.time.monotonic", lambda: clock[0])
     probe = study.ridge_probe
 
     def slow(experiment: object) -> object:
@@ -235,7 +235,7 @@ def test_time_that_is_over_stops_within_a_slice(
     images: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr("fedra_engine.benchmarks.accuracy.study.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("benchmarks.accuracy.study.time.monotonic", lambda: clock[0])
     train_round = Simulation.train_round
 
     def slow_from_the_third(simulation: Simulation, round: int, state: object) -> object:
@@ -311,7 +311,7 @@ def find(name, *rest):
 PathFinder.find_spec = staticmethod(find)
 from dataclasses import replace
 from pathlib import Path
-from fedra_engine.benchmarks.accuracy.study import run_study
+from benchmarks.accuracy.study import run_study
 from tests.benchmarks.accuracy.tiny_study import SETTING
 packed, images, output = map(Path, sys.argv[1:])
 setting = replace(SETTING, rounds=1)

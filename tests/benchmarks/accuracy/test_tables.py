@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from fedra_engine.benchmarks.accuracy.runs import next_target
-from fedra_engine.benchmarks.accuracy.tables import BELOW, markdown, short_table, standard_error
+from benchmarks.accuracy.runs import next_target
+from benchmarks.accuracy.tables import BELOW, markdown, short_table, standard_error
 
 
 def found(*averages: float, stopped: str = "") -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import Dinov2Config, Dinov2Model
 
-from fedra_engine.benchmarks.accuracy.setting import StudySetting
+from benchmarks.accuracy.setting import StudySetting
 
 SETTING = StudySetting(
     capacities=(6, 4, 3, 3),

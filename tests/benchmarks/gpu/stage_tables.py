@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from fedra_engine.benchmarks.gpu.findings import Figure, Findings, StageFailed
-from fedra_engine.benchmarks.gpu.machine import Machine
-from fedra_engine.benchmarks.gpu.report import Settings, run_report
-from fedra_engine.benchmarks.gpu.stage_process import Stage
+from benchmarks.gpu.findings import Figure, Findings, StageFailed
+from benchmarks.gpu.machine import Machine
+from benchmarks.gpu.report import Settings, run_report
+from benchmarks.gpu.stage_process import Stage
 
 MACHINE = Machine("a device", "sm_90", "torch 0")
 

@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from fedra_engine.benchmarks.gpu import report as report_module
-from fedra_engine.benchmarks.gpu.findings import Figure, Findings
-from fedra_engine.benchmarks.gpu.packing import FILES, refresh
-from fedra_engine.errors import InputError
-from fedra_engine.exit_codes import end, exit_code, watch_signals
+from benchmarks.gpu import report as report_module
+from benchmarks.gpu.findings import Figure, Findings
+from benchmarks.gpu.packing import FILES, refresh
+from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.exit_codes import end, exit_code, watch_signals
 from tests.benchmarks.gpu import stage_tables as tables
 from tests.benchmarks.gpu.stage_tables import report, stage
 

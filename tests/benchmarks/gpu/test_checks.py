@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from fedra_engine.benchmarks.gpu import checks, ops, smoke
-from fedra_engine.benchmarks.gpu.findings import Findings, StageFailed
-from fedra_engine.benchmarks.gpu.shapes import VitShape
-from fedra_engine.benchmarks.gpu.sizes import REHEARSAL
-from fedra_engine.benchmarks.gpu.workload import Workload
+from benchmarks.gpu import checks, ops, smoke
+from benchmarks.gpu.findings import Findings, StageFailed
+from benchmarks.gpu.shapes import VitShape
+from benchmarks.gpu.sizes import REHEARSAL
+from benchmarks.gpu.workload import Workload
 from fedra_engine.execution.executor import Executor
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.work import ClientUpdates, LocalWork

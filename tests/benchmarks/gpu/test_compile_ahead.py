@@ -13,14 +13,14 @@ import pytest
 import torch
 import triton
 
-from fedra_engine.benchmarks.gpu import stages
-from fedra_engine.benchmarks.gpu.compile_ahead import CompileAhead, PreparedCall, compilations
-from fedra_engine.benchmarks.gpu.compile_calls import calls_of
-from fedra_engine.benchmarks.gpu.ops import Widths, run_op
-from fedra_engine.benchmarks.gpu.shapes import SMALL_VIT
-from fedra_engine.benchmarks.gpu.sizes import GPU, REHEARSAL, ReportSizes
-from fedra_engine.benchmarks.gpu.workload import CPU, SGD, Workload
-from fedra_engine.benchmarks.kernels.cases import Sizes
+from benchmarks.gpu import stages
+from benchmarks.gpu.compile_ahead import CompileAhead, PreparedCall, compilations
+from benchmarks.gpu.compile_calls import calls_of
+from benchmarks.gpu.ops import Widths, run_op
+from benchmarks.gpu.shapes import SMALL_VIT
+from benchmarks.gpu.sizes import GPU, REHEARSAL, ReportSizes
+from benchmarks.gpu.workload import CPU, SGD, Workload
+from benchmarks.kernels.cases import Sizes
 from fedra_kernels import aot
 from fedra_kernels.aot import compile_only
 from fedra_kernels.configs import Tile

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fedra_engine.benchmarks.gpu.findings import Findings, StageFailed
-from fedra_engine.benchmarks.gpu.pytest_stage import FAILURES, run_tests
+from benchmarks.gpu.findings import Findings, StageFailed
+from benchmarks.gpu.pytest_stage import FAILURES, run_tests
 
 TESTS = """
 import os

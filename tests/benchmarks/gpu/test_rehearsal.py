@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 import torch
 
-from fedra_engine.benchmarks.accuracy import pack as pack_module
-from fedra_engine.benchmarks.gpu.packing import FILES
-from fedra_engine.benchmarks.gpu.report import _LEAST_SECONDS, _SECONDS_TO_PACK
-from fedra_engine.benchmarks.gpu.sizes import GPU, REHEARSAL
-from fedra_engine.benchmarks.gpu.stage_process import STAGES
-from fedra_engine.benchmarks.gpu.stages import report_stages
-from fedra_engine.benchmarks.kernels.report import Record
-from fedra_engine.errors import InputError
+from benchmarks.accuracy import pack as pack_module
+from benchmarks.gpu.packing import FILES
+from benchmarks.gpu.report import _LEAST_SECONDS, _SECONDS_TO_PACK
+from benchmarks.gpu.sizes import GPU, REHEARSAL
+from benchmarks.gpu.stage_process import STAGES
+from benchmarks.gpu.stages import report_stages
+from benchmarks.kernels.report import Record
+from fedra_engine.runtime.errors import InputError
 
 ROOT = Path(__file__).parents[3]
 LAUNCHER = ROOT / "launchers" / "gpu_report.py"

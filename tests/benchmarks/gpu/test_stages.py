@@ -15,19 +15,19 @@ import pytest
 import torch
 import triton
 
-from fedra_engine.benchmarks.gpu import end_to_end, stages
-from fedra_engine.benchmarks.gpu.compile_ahead import COMPILED
-from fedra_engine.benchmarks.gpu.findings import Findings, StageFailed
-from fedra_engine.benchmarks.gpu.kernels import earlier_measurements, engine_kernels, other_baselines
-from fedra_engine.benchmarks.gpu.library import library_peaks, measure_library, product_rate
-from fedra_engine.benchmarks.gpu.scaling import client_scaling
-from fedra_engine.benchmarks.gpu.shapes import VIT_BASE, VitShape, expected_step_seconds
-from fedra_engine.benchmarks.gpu.sizes import REHEARSAL, Point
-from fedra_engine.benchmarks.gpu.tiles import using_tile
-from fedra_engine.benchmarks.gpu.workload import Workload
-from fedra_engine.benchmarks.kernels.cases import ENGINE
-from fedra_engine.benchmarks.kernels.measure import TIME_UP, kernel_cases
-from fedra_engine.benchmarks.kernels.work import H100, Peaks
+from benchmarks.gpu import end_to_end, stages
+from benchmarks.gpu.compile_ahead import COMPILED
+from benchmarks.gpu.findings import Findings, StageFailed
+from benchmarks.gpu.kernels import earlier_measurements, engine_kernels, other_baselines
+from benchmarks.gpu.library import library_peaks, measure_library, product_rate
+from benchmarks.gpu.scaling import client_scaling
+from benchmarks.gpu.shapes import VIT_BASE, VitShape, expected_step_seconds
+from benchmarks.gpu.sizes import REHEARSAL, Point
+from benchmarks.gpu.tiles import using_tile
+from benchmarks.gpu.workload import Workload
+from benchmarks.kernels.cases import ENGINE
+from benchmarks.kernels.measure import TIME_UP, kernel_cases
+from benchmarks.kernels.work import H100, Peaks
 from fedra_kernels import dispatch
 from fedra_kernels.configs import Tile
 from fedra_kernels.lora_gemm import CONFIGS

@@ -11,12 +11,12 @@ import torch
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 
-from fedra_engine.benchmarks.gpu import end_to_end, steps
-from fedra_engine.benchmarks.gpu.ops import Widths, run_op
-from fedra_engine.benchmarks.gpu.shapes import VitShape
-from fedra_engine.benchmarks.gpu.sizes import Point
-from fedra_engine.benchmarks.gpu.steps import STEPS, StepCost, kind_of, step_cost
-from fedra_engine.benchmarks.gpu.workload import Workload
+from benchmarks.gpu import end_to_end, steps
+from benchmarks.gpu.ops import Widths, run_op
+from benchmarks.gpu.shapes import VitShape
+from benchmarks.gpu.sizes import Point
+from benchmarks.gpu.steps import STEPS, StepCost, kind_of, step_cost
+from benchmarks.gpu.workload import Workload
 from fedra_engine.execution.sweep import SweepExecutor
 from fedra_kernels.aot import compile_only
 from fedra_kernels.dispatch import StandIn, launches_taken_by

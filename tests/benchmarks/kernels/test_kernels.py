@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedra_engine.benchmarks.kernels.cases import COMPILED, ENGINE, Case, Sizes, cpu_sizes, vit_base
-from fedra_engine.benchmarks.kernels.lora import BACKWARD, GIVEN
-from fedra_engine.benchmarks.kernels.measure import KernelMeasurement, kernel_cases, measure_kernels
-from fedra_engine.benchmarks.kernels.report import (
+from benchmarks.kernels.cases import COMPILED, ENGINE, Case, Sizes, cpu_sizes, vit_base
+from benchmarks.kernels.lora import BACKWARD, GIVEN
+from benchmarks.kernels.measure import KernelMeasurement, kernel_cases, measure_kernels
+from benchmarks.kernels.report import (
     Record,
     block_ratios,
     expected_records,
@@ -21,8 +21,8 @@ from fedra_engine.benchmarks.kernels.report import (
     plot,
     write_csv,
 )
-from fedra_engine.benchmarks.kernels.timing import Times, time_calls
-from fedra_engine.benchmarks.kernels.work import H100, Peaks, lora_backward, lora_forward
+from benchmarks.kernels.timing import Times, time_calls
+from benchmarks.kernels.work import H100, Peaks, lora_backward, lora_forward
 
 CPU = torch.device("cpu")
 TINY = replace(cpu_sizes(), clients=3, samples=2, tokens=5, width=32, hidden=64, rank=4, slots=6, blocks=3)

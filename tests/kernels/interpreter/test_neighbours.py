@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedra_engine.benchmarks.gpu import ops
+from benchmarks.gpu import ops
 
 # Groups end inside tiles of 16 and 32 rows, and the client's own fill several.
 SIZES = (13, 37, 0, 20)

@@ -1,0 +1,195 @@
+"""Synthetic federated rounds on a ViT of random weights, on any device."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
+
+from benchmarks.gpu.shapes import CAPACITIES, VitShape
+from fedra_engine.config import ExperimentConfig, LoraConfig, TrainingConfig
+from fedra_engine.data.samples import Preprocessing, SampleStore
+from fedra_engine.execution.executor import Executor
+from fedra_engine.execution.sequential import SequentialExecutor
+from fedra_engine.execution.sweep import SweepExecutor
+from fedra_engine.execution.sweep_model import SweepModel
+from fedra_engine.federation.aggregation import Aggregator
+from fedra_engine.federation.allocation import Allocation, uniform_allocation
+from fedra_engine.federation.assignment import Assignment
+from fedra_engine.federation.clients import Clients
+from fedra_engine.federation.work import LocalWork
+from fedra_engine.models.adapters import initial_adapters
+from fedra_engine.models.foundation import make_foundation
+from fedra_engine.models.loading import load_pretrained
+from fedra_engine.models.state import GlobalState
+
+Sweep = TypeVar("Sweep", bound=SweepExecutor)
+
+CPU = torch.device("cpu")
+_DIGITS = 10
+SGD = TrainingConfig(optimizer="sgd", lr=0.05)
+"""For comparisons: AdamW divides by the root of tiny second moments, which magnifies rounding."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """The work of one round."""
+
+    work: LocalWork
+    allocation: Allocation
+    images_per_client: int
+
+
+class Workload:
+    """A foundation model on a device, images, and executors for them. Adapters on all six Linears of a block."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        shape: VitShape,
+        lora: LoraConfig,
+        device: torch.device,
+        *,
+        training: TrainingConfig | None = None,
+        fuse_blocks: bool | None = None,
+        pixels_on_device: bool = False,
+    ) -> None:
+        """A `model` of a `shape`, on `device`; blocks are fused on a GPU unless `fuse_blocks` says otherwise."""
+        self.shape = shape
+        self.device = device
+        self._lora = lora
+        self._training = TrainingConfig() if training is None else training
+        self.foundation = make_foundation(model, lora, classes=shape.classes)
+        adapters = initial_adapters(
+            self.foundation.adapter_layout, shape.depth, seed=0, dtype=self.foundation.adapter_dtype
+        )
+        self.state = GlobalState(adapters.to(device), self.foundation.initial_heads())
+        self.samples = self._make_samples(model.config.num_channels, device if pixels_on_device else CPU)
+        self.sweep_model = SweepModel(
+            self.foundation,
+            lambda count: self.samples.inputs(torch.zeros(count, dtype=torch.int64), device, self.foundation.dtype),
+            fuse_blocks=device.type != "cpu" if fuse_blocks is None else fuse_blocks,
+        )
+
+    @classmethod
+    def random(
+        cls,
+        shape: VitShape,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        training: TrainingConfig | None = None,
+        fuse_blocks: bool | None = None,
+        pixels_on_device: bool = False,
+    ) -> Workload:
+        """A ViT of random weights."""
+        torch.manual_seed(0)
+        config = ViTConfig(
+            hidden_size=shape.width,
+            intermediate_size=shape.hidden,
+            num_hidden_layers=shape.depth,
+            num_attention_heads=shape.heads,
+            image_size=shape.image,
+            patch_size=shape.patch,
+            num_labels=shape.classes,
+        )
+        model = ViTForImageClassification(config).to(device, dtype)
+        lora = LoraConfig(rank=shape.rank, alpha=float(shape.rank))
+        return cls(
+            model, shape, lora, device, training=training, fuse_blocks=fuse_blocks, pixels_on_device=pixels_on_device
+        )
+
+    @classmethod
+    def embedded(cls, device: torch.device, *, fuse_blocks: bool | None = None) -> Workload:
+        """The embedded default's model and settings, on random images."""
+        config = ExperimentConfig()
+        model = load_pretrained(config.model, classes=_DIGITS).to(device)
+        found = model.config
+        shape = VitShape(
+            width=found.hidden_size,
+            hidden=found.intermediate_size,
+            depth=found.num_hidden_layers,
+            heads=found.num_attention_heads,
+            image=found.image_size,
+            patch=found.patch_size,
+            classes=_DIGITS,
+            rank=config.lora.rank,
+        )
+        return cls(model, shape, config.lora, device, training=config.training, fuse_blocks=fuse_blocks)
+
+    def round(self, clients: int, *, images: int, steps: int) -> Round:
+        """`clients` that take `steps` local steps of `images` images, with FedRA's allocation."""
+        rng = np.random.default_rng(1)
+        count = images * steps
+        samples = [rng.integers(0, self.shape.pool, count) for _ in range(clients)]
+        capacities = np.minimum(np.resize(np.array(CAPACITIES), clients), self.shape.depth)
+        federation = Clients(samples, np.zeros(clients, dtype=np.int64), capacities)
+        training = replace(self._training, batch_size=images, local_epochs=1, max_local_steps=None)
+        work = LocalWork(federation, np.arange(clients), training, seed=0, round=0, lr=training.lr)
+        return Round(work, uniform_allocation(capacities, self.shape.depth, rng), count)
+
+    def sweep(self, lanes: int) -> SweepExecutor:
+        """The engine."""
+        return self.sweep_by(SweepExecutor, lanes)
+
+    def sweep_by(self, executor: type[Sweep], lanes: int) -> Sweep:
+        """The engine, as a class of its own."""
+        return executor(self.foundation, self.sweep_model, self.samples, self._lora, lanes=lanes)
+
+    def sequential(self) -> SequentialExecutor:
+        """One PEFT sub-model after another; its adapters are float32, as PEFT makes them for a bf16 model."""
+        return SequentialExecutor(self.foundation, self.samples, self._lora)
+
+    def train(self, executor: Executor, round: Round) -> GlobalState:
+        """Train and aggregate one round."""
+        aggregator = Aggregator(self.state)
+        for updates in executor.train(round.work, Assignment(round.allocation), self.state):
+            aggregator.add(updates)
+        return aggregator.result()
+
+    def flops(self, round: Round) -> float:
+        """FLOPs that the blocks need for a round; embedding and heads are not counted."""
+        return float(round.allocation.sum()) * round.images_per_client * self.shape.block_flops()
+
+    def _make_samples(self, channels: int, device: torch.device) -> SampleStore:
+        shape, generator = self.shape, torch.Generator().manual_seed(0)
+        size = (shape.pool, channels, shape.image, shape.image)
+        pixels = torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
+        labels = torch.randint(0, shape.classes, (shape.pool,), generator=generator)
+        preprocessing = Preprocessing(shape.image, channels, (0.5,) * channels, (0.5,) * channels)
+        return SampleStore(pixels.to(device), labels, torch.zeros(shape.pool, dtype=torch.int64), preprocessing)
+
+
+@dataclass(frozen=True)
+class RoundCost:
+    """Wall-clock seconds of a round, and the most memory it had allocated (0 on a CPU)."""
+
+    seconds: float
+    peak_gigabytes: float
+
+
+def round_cost(workload: Workload, executor: Executor, round: Round, *, repeats: int = 3) -> RoundCost:
+    """The median of `repeats` rounds."""
+    device = workload.device
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    seconds = []
+    for _ in range(repeats):
+        synchronize(device)
+        started = time.perf_counter()
+        workload.train(executor, round)
+        synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    peak = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else 0.0
+    return RoundCost(float(np.median(seconds)), peak)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,226 @@
+"""Save what was tuned in PEFT's format, and the lines of Python that load it without this package."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fedra_engine.config import ExperimentConfig
+from fedra_engine.config.yaml_values import dump_yaml
+from fedra_engine.methods.flexlora import decompose
+from fedra_engine.methods.products import factor_products
+from fedra_engine.models.adapters import AdapterLayout
+from fedra_engine.models.foundation import Foundation
+from fedra_engine.models.loading import resolve_model_path
+from fedra_engine.models.pooling import PooledClassifier, Pooling
+from fedra_engine.models.state import GlobalState, head_tensors
+from fedra_engine.runtime.errors import count_of
+from fedra_engine.runtime.files import write_whole
+
+_PREFIX = "base_model.model"
+
+
+def save_private(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write `private.safetensors`: what clients keep to themselves, `blocks.<client>` and `factors.<client>`."""
+    save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, folder / "private.safetensors")
+
+
+def save_adapter(
+    folder: Path,
+    foundation: Foundation,
+    config: ExperimentConfig,
+    state: GlobalState,
+    *,
+    depth: int,
+    loaded_base: tuple[Tensor, ...] = (),
+) -> None:
+    """Write `adapter_config.json` and `adapter_model.safetensors`: adapters of the first `depth` blocks, trained head.
+
+    Where a method has rewritten weights of the model, the adapters hold the change from `loaded_base`, too. What the
+    pretrained model has no place for gets files of its own: the head of a `PooledClassifier` (`head.safetensors`) and
+    the classifiers of early exits (`exits.safetensors`).
+    """
+    layout, adapters, alpha = foundation.adapter_layout, state.adapters, config.lora.alpha
+    if state.base:
+        layout, adapters = _with_change_of_base(layout, state, loaded_base, config.lora.scale)
+        alpha = layout.rank
+    pooling, block_path = _pooling(foundation), _block_path(foundation)
+    tensors = {
+        f"{_PREFIX}.{block_path}.{block}.{name}.weight": factor.contiguous().cpu()
+        for block, slot in enumerate(adapters[:depth])
+        for name, factor in layout.named_factors(slot)
+    }
+    named = head_tensors([0], state.heads[-1:], foundation.head_layout, exits=1)
+    head = {name.removeprefix("head."): tensor.cpu() for name, tensor in named.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    if pooling:
+        save_file(head, folder / "head.safetensors", metadata={"pooling": pooling})
+        head = {}
+    if head:
+        # PEFT finds modules by the end of their names. It would take these for saved, too, and miss them; DistilBERT's
+        # `pre_classifier` is one.
+        tensors |= {f"{_PREFIX}.{name}": kept.contiguous().cpu() for name, kept in foundation.namesakes.items()}
+    tensors |= {f"{_PREFIX}.{foundation.head_path}.{name}": tensor for name, tensor in head.items()}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    if len(state.heads) > 1:
+        early = head_tensors(
+            range(len(state.heads) - 1), state.heads[:-1], foundation.head_layout, exits=len(state.heads)
+        )
+        save_file({name: tensor.cpu() for name, tensor in early.items()}, folder / "exits.safetensors")
+    settings = PeftLoraConfig(
+        base_model_name_or_path=_base_model(config),
+        r=layout.rank,
+        lora_alpha=alpha,
+        lora_dropout=config.lora.dropout,
+        fan_in_fan_out=foundation.stores_input_first,
+        modules_to_save=[foundation.head_path] if head else None,
+        inference_mode=True,
+    )
+    # Given to the constructor they would become a set, whose order differs from process to process.
+    settings.target_modules = [f"{block_path}.{b}.{target.path}" for b in range(depth) for target in layout.targets]
+    settings.save_pretrained(str(folder))
+
+
+def write_card(
+    folder: Path, foundation: Foundation, config: ExperimentConfig, *, depth: int, accuracy: float, reported: str | None
+) -> None:
+    """Write `README.md`: what `save_adapter` saved, the lines that load it, and what they give.
+
+    Args:
+        folder: the one that `save_adapter` wrote.
+        foundation, config, depth: as `save_adapter` got them.
+        accuracy: of what was saved, on average over the domains.
+        reported: what has the accuracy `tuned` of the run, in words, where it is not what was saved.
+    """
+    facts = dump_yaml({"base_model": _base_model(config), "library_name": "peft"})
+    notes = [
+        f"With the run's `{foundation.model.main_input_name}`, as the settings in `config.yaml` make them, `logits` "
+        f"has the `exported_accuracy` of `summary.json`: {100 * accuracy:.1f} % on average over the domains."
+    ]
+    if reported is not None:
+        notes.append(f"They cannot reproduce `tuned` in `summary.json`, which is the accuracy of {reported}.")
+    if depth < foundation.depth:
+        notes.append(f"The tuned model is only the first {depth} of the pretrained model's {foundation.depth} blocks.")
+    if config.model.dtype in ("bfloat16", "float16"):
+        notes.append(
+            f"The run kept adapters and classifier in float32 beside {config.model.dtype} weights. PEFT rounds in "
+            "other places, so a few predictions may differ."
+        )
+    body = "\n\n".join(notes)
+    write_whole(
+        folder / "README.md",
+        f"---\n{facts}---\n\n"
+        f"A LoRA adapter, tuned by fedra-engine in {count_of(config.rounds, 'round')} of `{config.method.name}`. These "
+        f"lines load it:\n\n```python\n{loading_lines(foundation, config, depth)}```\n\n{body}\n",
+    )
+
+
+def loading_lines(foundation: Foundation, config: ExperimentConfig, depth: int) -> str:
+    """Python that loads what `save_adapter` saved and defines `logits(**inputs)`, by transformers and PEFT alone."""
+    pooling, auto_class = _pooling(foundation), _auto_class(foundation)
+    imports = ["from peft import PeftConfig, PeftModel", f"from transformers import {auto_class}"]
+    load = [
+        'folder = "."  # where this file is',
+        "base = PeftConfig.from_pretrained(folder).base_model_name_or_path",
+        f"model = {auto_class}.from_pretrained(\n    base, {_arguments(foundation, config)}\n)",
+        "model = PeftModel.from_pretrained(model, folder).eval()",
+    ]
+    if depth < foundation.depth:
+        load.insert(3, f'del model.get_submodule("{_block_path(foundation)}")[{depth}:]')
+    define = ["def logits(**inputs):"]
+    if pooling is None:
+        define.append("    return model(**inputs).logits")
+    else:
+        imports.insert(1, "from safetensors.torch import load_file")
+        if any("torch." in line for line in _FEATURES[pooling]):
+            imports.insert(0, "import torch")
+        load.append('head = load_file(f"{folder}/head.safetensors")')
+        define += [f"    {line}" for line in _FEATURES[pooling]]
+        define.append('    return features.to(head["weight"].dtype) @ head["weight"].T + head["bias"]')
+    return "\n".join([*imports, "", *load, "", "", *define, ""])
+
+
+_MASK = [
+    "states = model(**inputs).last_hidden_state",
+    'mask = inputs.get("attention_mask", torch.ones(states.shape[:2])).long()',
+]
+_FEATURES: dict[Pooling, list[str]] = {
+    "pooler": ["features = model(**inputs).pooler_output"],
+    "first": ["features = model(**inputs).last_hidden_state[:, 0]"],
+    "mean": [
+        *_MASK,
+        "mask = mask.to(states)",
+        "features = (mask[..., None] * states).sum(1) / mask.sum(1, keepdim=True)",
+    ],
+    "last": [
+        *_MASK,
+        "last = (mask * torch.arange(1, mask.shape[1] + 1)).argmax(1)",
+        "features = states[torch.arange(len(states)), last]",
+    ],
+}
+"""What a `PooledClassifier` reads, in lines that do the same without it."""
+
+
+def _pooling(foundation: Foundation) -> Pooling | None:
+    return foundation.model.pooling if isinstance(foundation.model, PooledClassifier) else None
+
+
+def _block_path(foundation: Foundation) -> str:
+    """Where the pretrained model, without what this package puts around it, has its blocks."""
+    return foundation.block_path.removeprefix("backbone.") if _pooling(foundation) else foundation.block_path
+
+
+def _base_model(config: ExperimentConfig) -> str:
+    """The hub name, or the absolute path of a folder: who loads the adapter works elsewhere."""
+    path = resolve_model_path(config.model.path)
+    return os.path.abspath(path) if Path(path).is_dir() else path
+
+
+def _auto_class(foundation: Foundation) -> str:
+    if _pooling(foundation):
+        return "AutoModel"
+    if foundation.task == "causal_lm":
+        return "AutoModelForCausalLM"
+    return f"AutoModelFor{'Image' if foundation.model.main_input_name == 'pixel_values' else 'Sequence'}Classification"
+
+
+def _arguments(foundation: Foundation, config: ExperimentConfig) -> str:
+    """Those of `from_pretrained` by which the model is what `load_pretrained` made of it."""
+    settings: Any = foundation.model.config
+    arguments: dict[str, object] = {"dtype": config.model.dtype}
+    if _auto_class(foundation).endswith("Classification"):
+        arguments |= {"num_labels": foundation.head_layout.classes, "ignore_mismatched_sizes": True}
+        if getattr(settings, "model_args", None):
+            arguments["model_args"] = settings.model_args
+        if foundation.model.main_input_name == "input_ids":
+            # Decoders classify by the last token that is not padding.
+            arguments["pad_token_id"] = settings.pad_token_id
+    return ", ".join(f"{name}={value!r}" for name, value in arguments.items()).replace("'", '"')
+
+
+def _with_change_of_base(
+    layout: AdapterLayout, state: GlobalState, loaded: tuple[Tensor, ...], scale: float
+) -> tuple[AdapterLayout, Tensor]:
+    """One set of adapters of scale 1, and its layout, in place of the state's adapters and its changed frozen weights.
+
+    Its products are those of the state's adapters plus the change of the weights since they were `loaded`. Its rank is
+    the least at which what is missing is below the rounding of the weights.
+    """
+    changes = [
+        after.double() - before.double() + scale * product
+        for after, before, product in zip(state.base, loaded, factor_products(state.adapters, layout), strict=True)
+    ]
+    rounding = [torch.finfo(weights.dtype).eps * weights.double().norm(dim=(1, 2)) for weights in state.base]
+    rank = max(
+        int((torch.linalg.svdvals(change) > least[:, None]).sum(1).max())
+        for change, least in zip(changes, rounding, strict=True)
+    )
+    merged = AdapterLayout(layout.targets, max(rank, 1))
+    return merged, decompose(changes, merged).to(state.adapters)

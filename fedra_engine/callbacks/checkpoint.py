@@ -1,0 +1,142 @@
+"""Checkpoints after every round: written whole or not at all, and read only when intact."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from fedra_engine.runtime.errors import InputError, one_line
+from fedra_engine.runtime.files import content_hash, make_folders, remove_unfinished, whole_folder
+
+TENSORS_FILE = "state.safetensors"
+STATE_FILE = "state.json"
+KEPT = 2
+"""Newest checkpoints that stay; a spare one in case the newest is damaged from outside."""
+VERSION = 2
+"""Goes up whenever checkpoints hold something else.
+
+Those of version 1, which had no number, did not say what their run began with.
+"""
+
+
+class Checkpoint(NamedTuple):
+    """What a run needs to go on after `round`; `passed_over` says what is wrong with newer ones, if there are any."""
+
+    round: int
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+    passed_over: str = ""
+
+
+def save_checkpoint(folder: Path, round: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
+    """Save what is known after `round` as `<folder>/checkpoints/round_0000`, and remove the oldest ones.
+
+    Args:
+        folder: of the run.
+        round: the finished round; checkpoints of this round and later ones, damaged or abandoned, are replaced.
+        tensors: on any device.
+        state: anything JSON can hold.
+
+    Returns:
+        The checkpoint's folder. It appears complete or not at all, whenever the process is killed, and is on the disk.
+
+    Raises:
+        OSError: it cannot be written; the checkpoints before are as they were.
+    """
+    parent = folder / "checkpoints"
+    final = parent / f"round_{round:04d}"
+    make_folders(parent)
+    remove_unfinished(parent)
+    # Tensors may be views of one another, which the format does not know.
+    content = safetensors.torch.save({name: _detach(tensor) for name, tensor in tensors.items()})
+    header = {"version": VERSION, "round": round, "tensors": content_hash(content).hexdigest(), "state": dict(state)}
+    with whole_folder(final) as temporary:
+        (temporary / TENSORS_FILE).write_bytes(content)
+        (temporary / STATE_FILE).write_text(json.dumps({**header, "digest": _digest_of_header(header)}))
+        # A run that fell back to an older checkpoint finds the damaged ones in its way.
+        for saved, damaged in _checkpoints(folder):
+            if saved >= round:
+                shutil.rmtree(damaged)
+    for _, outdated in _checkpoints(folder)[:-KEPT]:
+        shutil.rmtree(outdated)
+    return final
+
+
+def latest_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest intact checkpoint of the run `folder`, tensors on the CPU; None when it has no checkpoint.
+
+    Raises:
+        InputError: there are checkpoints, and all are damaged.
+    """
+    damage: InputError | None = None
+    for round, path in reversed(_checkpoints(folder)):
+        try:
+            return _load(round, path)._replace(passed_over=str(damage or ""))
+        except InputError as error:
+            damage = damage or error
+    if damage is not None:
+        raise damage
+    return None
+
+
+def _load(round: int, path: Path) -> Checkpoint:
+    header = _read_header(path / STATE_FILE)
+    if header["round"] != round:
+        raise InputError(
+            f"{path / STATE_FILE}: found round {header['round']}, expected an intact checkpoint of {round}"
+        )
+    content = _read(path / TENSORS_FILE)
+    if content_hash(content).hexdigest() != header["tensors"]:
+        raise InputError(f"{path / TENSORS_FILE}: found other bytes than were written, expected an intact checkpoint")
+    return Checkpoint(round, safetensors.torch.load(content), header["state"])
+
+
+def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """Round and folder of every checkpoint, oldest first; those being written start with a dot."""
+    paths = (path for path in (folder / "checkpoints").glob("round_*") if path.is_dir())
+    names = ((re.fullmatch(r"round_(\d+)", path.name), path) for path in paths)
+    return sorted((int(name[1]), path) for name, path in names if name)
+
+
+def _detach(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    content = _read(path)
+    try:
+        header = dict(json.loads(content))
+        written = header.pop("digest", None)
+        intact = written == _digest_of_header(header)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"{path}: found no checkpoint state ({one_line(error)}), expected an intact checkpoint"
+        ) from error
+    if header.get("version") != VERSION:
+        raise InputError(
+            f"{path}: found version {header.get('version')!r}, expected version {VERSION} (only the fedra-engine that "
+            "began a run can go on with it)"
+        )
+    if not intact:
+        raise InputError(f"{path}: found other content than was written, expected an intact checkpoint")
+    return header
+
+
+def _digest_of_header(header: Mapping[str, Any]) -> str:
+    # Numbers and texts that JSON has once been through stay as they are.
+    return content_hash(json.dumps(header, sort_keys=True).encode()).hexdigest()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: found no readable file, expected an intact checkpoint") from error

@@ -1,0 +1,117 @@
+"""What a run's results follow from, as digests: it goes on only with what it began with."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedra_engine.config.differences import setting_digest
+from fedra_engine.data.domain_data import DomainData
+from fedra_engine.data.partition import BootstrapSamples
+from fedra_engine.data.samples import Samples
+from fedra_engine.experiment import Experiment
+from fedra_engine.federation.clients import Clients
+from fedra_engine.models.sharded_parameters import gathered
+from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.files import content_hash
+
+Fingerprint = Mapping[str, str]
+"""Hex digests by part of an experiment."""
+
+_PARTS = {
+    "setting": (
+        "config.yaml",
+        "settings",
+        "the same but for evaluate_every, execution, paths and, with a constant training.lr_schedule, rounds",
+    ),
+    "names": ("data", "domains or classes", "the same names in the same order"),
+    "training": ("data", "training samples", "the same, prepared in the same way"),
+    "test": ("data", "test samples", "the same, prepared in the same way"),
+    "model": ("model.path", "weights or settings of the model", "the same"),
+    "clients": ("clients", "clients", "the same samples, capacities, ranks and devices of each"),
+}
+"""Every part, in the order in which they are compared: where it comes from, its name, and what is expected of it."""
+
+
+def fingerprint(experiment: Experiment) -> Fingerprint:
+    """Digests of all that decides what the rounds of a newly built experiment compute and its evaluations measure.
+
+    The state before the first round is not among them: it follows from the rest, to the last bit only on equal
+    hardware. All processes of a job that shards its model must call this together; a gigabyte of weights takes about
+    a second, samples of the cache are not read.
+    """
+    data = experiment.train_data
+    return {
+        "setting": setting_digest(experiment.config),
+        "names": _digest([json.dumps([experiment.domains, data.classes])]),
+        "training": _digest([experiment.train_samples.digest(), *_of_samples(experiment.train_samples, data)]),
+        "test": _digest([experiment.test_samples.digest(), *_of_samples(experiment.test_samples, data)]),
+        "model": _digest(_of_model(experiment.foundation.model)),
+        "clients": _digest(_of_clients(experiment.clients)),
+    }
+
+
+def check_fingerprint(found: Fingerprint, expected: Fingerprint, whose: str | Path) -> None:
+    """Check that every part of `found` is as in `expected`, the fingerprint of a run folder or of another process.
+
+    Raises:
+        InputError: one is not; says which.
+    """
+    for part, (field, name, wanted) in _PARTS.items():
+        if part in found and found[part] != expected.get(part):
+            raise InputError(f"{field}: found other {name} than {whose} began with, expected {wanted}")
+
+
+def _of_samples(samples: Samples, data: DomainData) -> Iterable[bytes]:
+    yield samples.domains.numpy().tobytes()
+    # What language models are to learn is part of their texts.
+    if data.labels is not None:
+        yield samples.labels.numpy().tobytes()
+
+
+def _of_model(model: Any) -> Iterable[str]:
+    """The settings of a transformers `model` that are not usual, and every tensor that its files may hold."""
+    settings = {name: value for name, value in model.config.to_diff_dict().items() if name not in _SAYS_NOTHING}
+    yield json.dumps([type(model).__name__, settings], sort_keys=True, default=str)
+    stored = set(model.state_dict())
+    for path, module in model.named_modules():
+        with gathered(module):
+            for name, tensor in (*module.named_parameters(path, recurse=False), *module.named_buffers(path, False)):
+                if name in stored:
+                    yield f"{name} {tensor.dtype} {tuple(tensor.shape)} {_checksum(tensor)}"
+
+
+_SAYS_NOTHING = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "id2label", "label2id")
+"""Settings of a model that do not change what it computes, or that other parts have."""
+
+
+def _checksum(tensor: Tensor) -> int:
+    return zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _of_clients(clients: Clients) -> Iterable[bytes]:
+    for values in (clients.domains, clients.capacities, clients.ranks):
+        yield b"" if values is None else np.ascontiguousarray(values).tobytes()
+    if clients.devices is not None:
+        yield repr(clients.devices.profiles).encode() + np.ascontiguousarray(clients.devices.of_client).tobytes()
+    # Drawing takes long; what they are drawn from is known by now.
+    if not isinstance(clients.samples, BootstrapSamples):
+        for rows in clients.samples:
+            yield rows.tobytes()
+
+
+def _digest(parts: Iterable[str | bytes]) -> str:
+    """Of the `parts`, and of where each of them ends."""
+    digest = content_hash()
+    for part in parts:
+        content = part.encode() if isinstance(part, str) else part
+        digest.update(len(content).to_bytes(8, "little"))
+        digest.update(content)
+    return digest.hexdigest()

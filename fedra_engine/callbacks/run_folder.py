@@ -1,0 +1,290 @@
+"""The folder that a run leaves behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+import re
+import shlex
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypedDict
+
+from filelock import FileLock, Timeout
+
+from fedra_engine.config import ExperimentConfig
+from fedra_engine.config.yaml_values import dump_yaml
+from fedra_engine.runtime.errors import InputError, one_line
+from fedra_engine.runtime.files import content_hash, make_folders, whole_folder, write_whole, writing
+
+_FILES = (
+    *("config.yaml", "run.log", "metrics.jsonl", "summary.json", "costs.json", "partition.png", ".lock"),
+    *("checkpoints/metrics.jsonl", "adapters/[!.]*", "trace/*.safetensors"),
+)
+_FOLDERS = ("checkpoints", "adapters", "trace", "checkpoints/round_*[0-9]", "trace/round_*[0-9]")
+"""What a run makes in its folder."""
+
+
+class MetricsMark(TypedDict):
+    """What a checkpoint remembers of the records up to its round: how long they are and a digest of them."""
+
+    bytes: int
+    digest: str
+
+
+class RunFolder:
+    """`<output_dir>/<name>/`: config.yaml, run.log, metrics.jsonl, summary.json and what others add.
+
+    The records of metrics.jsonl are in `checkpoints/` a second time, from where they come back when it is damaged.
+    A round's records are there first, then comes its checkpoint, then metrics.jsonl.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """`path` is its own; `create` makes a new folder, `open` finds an earlier one."""
+        self.path = path
+        self._kept = content_hash()
+        self._kept_bytes = 0
+
+    @classmethod
+    def create(cls, config: ExperimentConfig) -> RunFolder:
+        """A new folder with `config` in it.
+
+        Raises:
+            InputError: `config.name` is taken, or the folder cannot be made.
+        """
+        path = Path(config.output_dir) / (config.name or _default_name(config))
+        for free in [path] if config.name is not None else _numbered(path):
+            try:
+                make_folders(free.parent)
+                with whole_folder(free) as made:
+                    cls(made).write_config(config)
+            except FileExistsError as error:
+                if error.filename != str(free):
+                    raise _not_makable(free.parent, error) from error
+            except OSError as error:
+                raise _not_makable(free, error) from error
+            else:
+                return cls(free)
+        raise InputError(f"name: found a run in {path}, expected a new name (or --resume {shlex.quote(str(path))})")
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """The folder of an earlier run.
+
+        Raises:
+            InputError: there is no run at `path`.
+        """
+        folder = cls(Path(path))
+        if not folder.config_file.is_file():
+            raise InputError(f"{path}: found no {folder.config_file.name}, expected the folder of an earlier run")
+        return folder
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other commands from writing here; a lock goes with the process that holds it, however that ends.
+
+        Raises:
+            InputError: another command holds it.
+        """
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise InputError(
+                f"resume: found another process at work on {self.path}, expected a run that has ended or broken off"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved configuration; `--config` with it repeats the experiment in a new folder."""
+        return self.path / "config.yaml"
+
+    @property
+    def log_file(self) -> Path:
+        """The run's output, with times."""
+        return self.path / "run.log"
+
+    @property
+    def metrics_file(self) -> Path:
+        """One JSON object per line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def kept_metrics_file(self) -> Path:
+        """The same records, for `metrics_file` to be made anew from."""
+        return self.path / "checkpoints" / "metrics.jsonl"
+
+    @property
+    def summary_file(self) -> Path:
+        """The results, written at the end."""
+        return self.path / "summary.json"
+
+    def write_config(self, config: ExperimentConfig) -> None:
+        """Write the resolved configuration, without the name, which is this folder's."""
+        values = dataclasses.asdict(dataclasses.replace(config, name=None))
+        write_whole(self.config_file, dump_yaml(values))
+
+    def check_kinds(self) -> None:
+        """Check that what has the name of one of the run's files is a file, and a folder where it should be one.
+
+        Raises:
+            InputError: it is something else.
+        """
+        for patterns, kind, fits in ((_FILES, "file", Path.is_file), (_FOLDERS, "folder", Path.is_dir)):
+            for path in itertools.chain.from_iterable(map(self.path.glob, patterns)):
+                if path.exists() and not fits(path):
+                    raise InputError(f"{path}: found no {kind} but something else, expected the {kind} of the run")
+
+    def append_metrics(self, *records: Mapping[str, Any]) -> None:
+        """Add records; they are in the file when this returns."""
+        with writing(self.metrics_file), self.metrics_file.open("ab") as file:
+            file.write(_as_lines(records))
+
+    def keep_metrics(self, *records: Mapping[str, Any]) -> MetricsMark:
+        """Add records to those beside the checkpoints. Returns what the checkpoint of the last one remembers."""
+        content = _as_lines(records)
+        make_folders(self.kept_metrics_file.parent)
+        with writing(self.kept_metrics_file), self.kept_metrics_file.open("ab") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        self._kept.update(content)
+        self._kept_bytes += len(content)
+        return {"bytes": self._kept_bytes, "digest": self._kept.hexdigest()}
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All complete records, oldest first; a line cut short by a crash does not count.
+
+        Raises:
+            InputError: the file cannot be read, or has a line that is no record.
+        """
+        lines = _read(self.metrics_file).splitlines(keepends=True)
+        return [
+            _parse_record(line, f"{self.metrics_file}: line {number}")
+            for number, line in enumerate(lines, 1)
+            if line.endswith(b"\n")
+        ]
+
+    def find_metrics(self, mark: MetricsMark | None) -> bytes:
+        """The records up to the checkpoint with this `mark`, from whichever file has them as they were written.
+
+        Args:
+            mark: None if the run has no checkpoint; then there must be no records, either.
+
+        Raises:
+            InputError: no file has them; or the run has been going on, and its checkpoints are gone.
+        """
+        if mark is None:
+            if self.summary_file.exists() or _read(self.metrics_file):
+                raise InputError(
+                    f"{self.path / 'checkpoints'}: found no checkpoint of a run that has trained, expected the newest "
+                    f"(nothing of the run is replaced; --config {shlex.quote(str(self.config_file))} repeats it in "
+                    "another folder)"
+                )
+            return b""
+        found = [_read(file)[: mark["bytes"]] for file in (self.metrics_file, self.kept_metrics_file)]
+        for content in found:
+            if content_hash(content).hexdigest() == mark["digest"]:
+                return content
+        lines = itertools.zip_longest(*(content.splitlines() for content in found))
+        different = [f", which differs from line {n} on" for n, (one, other) in enumerate(lines, 1) if one != other]
+        raise InputError(
+            f"{self.metrics_file}: found other records than were written, also in {self.kept_metrics_file}"
+            f"{''.join(different[:1])}; expected one of them intact (put back a copy, or repeat the run with --config "
+            f"{shlex.quote(str(self.config_file))})"
+        )
+
+    def rewind(self, last_round: int, metrics: bytes) -> bool:
+        """Forget the results and what was written of rounds after `last_round` (-1: all), as they will be repeated.
+
+        Args:
+            last_round: the newest that stays.
+            metrics: the records up to it; see `find_metrics`.
+
+        Returns:
+            Whether records were missing in metrics.jsonl, or were other ones.
+        """
+        self.summary_file.unlink(missing_ok=True)
+        for trace in self.path.glob("trace/round_*"):
+            number = re.fullmatch(r"round_(\d+)", trace.name)
+            if number and int(number[1]) > last_round:
+                shutil.rmtree(trace)
+        before = _read(self.metrics_file)
+        for file in (self.kept_metrics_file, self.metrics_file):
+            if _read(file) != metrics:
+                write_whole(file, metrics)
+        self._kept = content_hash(metrics)
+        self._kept_bytes = len(metrics)
+        return not before.startswith(metrics)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write the results."""
+        write_whole(self.summary_file, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+
+    def discard(self) -> None:
+        """Remove the folder and what is in it."""
+        shutil.rmtree(self.path)
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder that holds run folders if there is none.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        make_folders(path)
+        # A folder that was there before may be one to read only.
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise _not_makable(path, error) from error
+
+
+def _as_lines(records: Iterable[Mapping[str, Any]]) -> bytes:
+    return "".join(json.dumps(record, allow_nan=False) + "\n" for record in records).encode()
+
+
+def _parse_record(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: found no JSON ({one_line(error)}), expected the record of a round") from error
+    if not isinstance(record, dict):
+        raise InputError(f"{where}: found {type(record).__name__}, expected the record of a round")
+    return record
+
+
+def _read(file: Path) -> bytes:
+    """The content of `file`, nothing if there is none."""
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise InputError(f"{file}: cannot read it: {error.strerror}; expected the records of a run") from error
+
+
+def _default_name(config: ExperimentConfig) -> str:
+    model = Path(config.model.path).name
+    return f"{config.method.name}-{model}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _numbered(path: Path) -> Iterator[Path]:
+    """`path`, then with numbers after it: other runs may begin in the same second."""
+    yield path
+    for number in itertools.count(2):
+        yield path.with_name(f"{path.name}-{number}")
+
+
+def _not_makable(path: Path, error: OSError) -> InputError:
+    return InputError(f"output_dir: cannot make {path}: {error.strerror}; expected a writable folder")

@@ -1,0 +1,98 @@
+"""What clients' devices make of a round, and of the model: by what training takes of each of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedra_engine.costs.memory_model import ClientCosts, CostModel
+from fedra_engine.federation.devices import Devices
+from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.randomness import generator
+
+GIGA = 1e9
+"""FLOP/s in a GFLOP/s."""
+MEGABIT = 1e6 / 8
+"""Bytes in a Mbit."""
+GIBIBYTE = 2**30
+
+
+@dataclass(frozen=True)
+class DeviceRound:
+    """What became of the participants of a round on their devices.
+
+    Attributes:
+        arrived: bool [participants], whether the server gets the update in time.
+        dropped: participants that dropped out.
+        late: others that had not finished by the deadline.
+        seconds: simulated time until the server can go on: that of the slowest participant that arrives, or the
+            deadline if somebody else was waited for.
+    """
+
+    arrived: NDArray[np.bool_]
+    dropped: int
+    late: int
+    seconds: float
+
+
+def simulate_round(
+    devices: Devices, participants: NDArray[np.int64], costs: ClientCosts, round: int, deadline: float | None
+) -> DeviceRound:
+    """Let the `participants` train on their `devices`; those that take longer than `deadline` seconds are late."""
+    dropout = devices.values([profile.dropout for profile in devices.profiles])
+    dropped = (devices.uniform(round, "drop-out") < dropout)[participants]
+    seconds = simulated_seconds(devices, participants, costs, round)
+    late = ~dropped & (seconds > (np.inf if deadline is None else deadline))
+    arrived = ~dropped & ~late
+    last = float(seconds[arrived].max(initial=0.0))
+    # Without a deadline the server learns at once that a participant dropped out; with one it waits until then.
+    waited = last if deadline is None or arrived.all() else deadline
+    return DeviceRound(arrived, int(dropped.sum()), int(late.sum()), waited)
+
+
+def simulated_seconds(
+    devices: Devices, participants: NDArray[np.int64], costs: ClientCosts, round: int
+) -> NDArray[np.float64]:
+    """Simulated time from hand-out to the arrival of the update, [participants]."""
+    profiles = devices.profiles
+    compute = devices.values([_rate(profile.compute, GIGA) for profile in profiles])[participants]
+    upload = devices.values([_rate(profile.upload, MEGABIT) for profile in profiles])[participants]
+    download = devices.values([_rate(profile.download, MEGABIT) for profile in profiles])[participants]
+    spread = devices.values([profile.variation for profile in profiles])[participants]
+    normal = generator(devices.seed, round=round, purpose="device speed").standard_normal(len(devices.of_client))
+    usual = costs.downloaded / download + costs.flops / compute + costs.uploaded / upload
+    seconds: NDArray[np.float64] = usual * np.exp(spread * normal[participants])
+    return seconds
+
+
+def capacities_by_memory(devices: Devices, costs: CostModel, ranks: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The largest number of blocks with which training fits the memory of each client's device, int64 [clients].
+
+    Args:
+        devices: of the clients.
+        costs: what training takes.
+        ranks: int64 [clients], LoRA rank of each client.
+
+    Raises:
+        InputError: some device has no room for a single block.
+    """
+    capacities = np.empty_like(devices.of_client)
+    kinds = np.stack([devices.of_client, ranks])
+    for index, rank in np.unique(kinds, axis=1).T.tolist():
+        needed = costs.memory_by_blocks(rank)
+        memory = devices.profiles[index].memory
+        assert memory is not None
+        fitting = int(np.searchsorted(needed, memory * GIBIBYTE, side="right"))
+        if fitting == 0:
+            raise InputError(
+                f"clients.devices: found {memory:g} GiB of memory with clients.capacities memory, expected at "
+                f"least the {needed[0] / GIBIBYTE:.3g} GiB that training a single block takes"
+            )
+        capacities[(kinds[0] == index) & (kinds[1] == rank)] = fitting
+    return capacities
+
+
+def _rate(value: float | None, unit: float) -> float:
+    return np.inf if value is None else value * unit

@@ -1,0 +1,118 @@
+"""How the classifier starts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedra_engine.config import ModelConfig
+from fedra_engine.data.samples import Samples
+from fedra_engine.execution.plan import single_client_plan
+from fedra_engine.execution.sweep_model import SweepModel
+from fedra_engine.models.foundation import Foundation
+from fedra_engine.models.heads import HeadLayout
+from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.randomness import generator
+from fedra_engine.runtime.stages import Stage
+
+_LOG = logging.getLogger(__name__)
+
+SAMPLES_PER_CLASS = 64
+"""Enough for a mean; looking at all would cost as much as a round."""
+_BATCH = 64
+
+
+def initial_heads(
+    config: ModelConfig, foundation: Foundation, model: SweepModel, train: Samples, *, seed: int
+) -> Tensor:
+    """The global classifier before the first round as `config.head_init` has it, [1, head size].
+
+    Raises:
+        InputError: a language model, whose output layer stays as it is, is to get another one; or the model gives no
+            finite features.
+    """
+    loaded = foundation.initial_heads()
+    if config.head_init == "loaded":
+        return loaded
+    if foundation.task == "causal_lm":
+        raise InputError(
+            f"model.head_init: found {config.head_init} with a causal language model, whose output layer stays as it "
+            "is, expected loaded"
+        )
+    if config.head_init == "zeros":
+        return torch.zeros_like(loaded)
+    rows = _balanced_rows(train.labels.numpy(), foundation.head_layout.classes, seed)
+    features, labels = frozen_features(foundation, model, train, rows)
+    finite = features.isfinite().all(dim=1)
+    if not finite.any():
+        raise InputError(
+            "model.head_init: found no sample with finite features, expected some (float32 is the widest model.dtype)"
+        )
+    if not finite.all():
+        # One of them would make the mean of its class, and with it all logits, not a number.
+        _LOG.warning("model.head_init leaves out %d samples whose features are not finite", int((~finite).sum()))
+    return class_mean_head(foundation.head_layout, features[finite], labels[finite]).to(loaded)[None]
+
+
+def class_mean_head(layout: HeadLayout, features: Tensor, labels: Tensor) -> Tensor:
+    """The head [head size] that prefers the class of the nearest mean; in expectation no class is preferred.
+
+    It is linear discriminant analysis with equal priors and one spherical covariance: with the class means m_c about
+    their own mean, logit_c = (m_c · x − ‖m_c‖² / 2) / σ². σ² is the mean squared distance of a sample to its class
+    mean over all directions together, which keeps the first predictions soft. A classifier without a bias leaves
+    out the part of m_c along the mean of the means, whose product with x would be one.
+
+    Args:
+        layout: of the head.
+        features: float64 [samples, features].
+        labels: int64 [samples]. A class without samples gets zeros.
+    """
+    counts = torch.bincount(labels, minlength=layout.classes)
+    sums = features.new_zeros(layout.classes, layout.features).index_add_(0, labels, features)
+    present = counts > 0
+    means = sums / counts.clamp(min=1)[:, None]
+    spread = (features - means[labels]).square().sum(1).mean().clamp(min=torch.finfo(features.dtype).tiny)
+    middle = means[present].mean(0)
+    centred = means - middle
+    if not layout.has_bias:
+        centred -= (centred @ middle)[:, None] * middle / middle.square().sum()
+    weight = (centred / spread) * present[:, None]
+    bias = -(weight @ middle) - 0.5 * (weight * centred).sum(1)
+    head = features.new_zeros(layout.size)
+    layout.weight(head).copy_(weight)
+    if layout.has_bias:
+        layout.bias(head).copy_(bias)
+    return head
+
+
+def _balanced_rows(labels: NDArray[np.int64], classes: int, seed: int) -> NDArray[np.int64]:
+    """Equally many samples of every class, or all of one that has fewer."""
+    order = generator(seed, purpose="head initialisation").permutation(len(labels))
+    of_class = [order[labels[order] == label][:SAMPLES_PER_CLASS] for label in range(classes)]
+    return np.concatenate(of_class)
+
+
+@torch.no_grad()
+def frozen_features(
+    foundation: Foundation, model: SweepModel, train: Samples, rows: NDArray[np.int64]
+) -> tuple[Tensor, Tensor]:
+    """What the frozen model hands to its classifier, float64 [rows, features], and the labels [rows]."""
+    device, dtype = foundation.head.weight.device, foundation.dtype
+    # With B = 0 the adapters do nothing.
+    adapters = torch.zeros(foundation.depth, foundation.adapter_layout.size, dtype=dtype, device=device)
+    model.bind(adapters, torch.empty_like(adapters))
+    slots = np.arange(foundation.depth)
+
+    def batches() -> Iterator[Tensor]:
+        with Stage("features of training samples", len(rows)) as stage:
+            for some in torch.from_numpy(rows).split(_BATCH):
+                plan = single_client_plan(len(some), slots, dtype=foundation.adapter_dtype, device=device)
+                yield model.features(train.inputs(some, device, dtype), plan).double()
+                stage.advance(len(some))
+
+    return torch.cat(list(batches())), train.labels[torch.from_numpy(rows)].to(device)

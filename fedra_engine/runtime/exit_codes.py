@@ -1,0 +1,207 @@
+"""How a launcher ends: one line and an exit code, never a traceback, however many processes there are.
+
+Nothing here may import more than this package's errors: a launcher imports this first, and signals that arrive while it
+imports the rest are answered by what is here.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import errno
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import NoReturn
+
+from fedra_engine.runtime.errors import InputError, PrintableFormatter, ProcessLostError, one_line, printable
+
+BROKEN_OFF = 1
+"""A process was lost, or a disk or another resource of the machine failed; the same may succeed later."""
+BAD_INPUT = 2
+MAIN_SPEAKS_FIRST = 5.0
+"""Seconds that the other processes wait before they print. Once the main process has ended, `torchrun` ends them."""
+_SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+"""Those that end a run as it is, with what is said then; the exit code is 128 and the signal's number."""
+_TELL_PARENT_DIED = 1
+"""Linux's PR_SET_PDEATHSIG."""
+_SHOW_CURSOR = b"\x1b[?25h"
+"""A live display hides it."""
+_EXPECTED = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "expected room for it on its disk"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "expected a place that this user may use"),
+    errno.EROFS: "expected a disk that can be written",
+}
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asks this process to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(_SIGNALS[signal.Signals(number)])
+        self.number = number
+
+
+class _Signals:
+    """What happens when a signal asks the process to end.
+
+    It ends at once, unless something is open that has to be closed, and at once also when it is asked again.
+    """
+
+    def __init__(self) -> None:
+        self._process: int | None = None
+        self._open = 0
+        self._unwinding = False
+
+    def watch(self) -> None:
+        """Answer from now on."""
+        self._process, self._open, self._unwinding = os.getpid(), 0, False
+        for number in _SIGNALS:
+            # Shells have commands in the background ignore interrupts.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._receive)
+
+    @contextmanager
+    def unwound(self) -> Iterator[None]:
+        """Within, the first signal raises `Interrupted`, so that what is open is closed."""
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
+
+    def _receive(self, number: int, frame: object) -> None:
+        # Processes that were forked from this one have nothing to say.
+        if os.getpid() == self._process:
+            if self._open and not self._unwinding:
+                self._unwinding = True
+                raise Interrupted(number)
+            with suppress(OSError):
+                if sys.stdout is not None and sys.stdout.isatty():
+                    os.write(1, _SHOW_CURSOR)
+                # Python's own stream may be in the middle of a line.
+                os.write(2, "".join(f"{line}\n" for line in _interrupt_lines(Interrupted(number))).encode())
+        os._exit(128 + number)
+
+
+_signals = _Signals()
+watch_signals = _signals.watch
+unwound_by_signals = _signals.unwound
+
+
+def exit_code(main: Callable[[], None]) -> int:
+    """Run `main`, and turn what ends it early into one line on stderr and a code.
+
+    2 for bad input; 1 when a process was lost or the operating system refused something, such as room on a disk; 130
+    for an interrupt, 143 when terminated, as shells have it. Notes that were added to an exception say how to go on.
+
+    In a job of several processes only the main one prints; others print only if it has not ended the job within 5 s.
+    """
+    if logging.lastResort is not None:
+        # Prints the engine's warnings.
+        logging.lastResort.setFormatter(PrintableFormatter())
+    _signals.watch()
+    try:
+        main()
+        # What was printed may not have been written yet. There is no stdout if it was closed before the start.
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (InputError, ProcessLostError) as error:
+        _tell_once(error, str(error))
+        return BAD_INPUT if isinstance(error, InputError) else BROKEN_OFF
+    except OSError as error:
+        _tell_once(error, describe_os_error(error))
+        return BROKEN_OFF
+    except RuntimeError as error:
+        # DeepSpeed talks to the other processes without `Processes`. Where it is in use, torch is imported already.
+        from fedra_engine.runtime.processes import lost_process
+
+        if (lost := lost_process(error)) is None:
+            raise
+        _tell_once(error, str(lost))
+        return BROKEN_OFF
+    except KeyboardInterrupt as interrupt:
+        for line in _interrupt_lines(interrupt):
+            _print(line)
+        return 128 + (interrupt.number if isinstance(interrupt, Interrupted) else signal.SIGINT)
+    return 0
+
+
+def end(code: int) -> NoReturn:
+    """End this process with the exit `code`.
+
+    One that has met others goes without the destructors of C++: a thread of torch.distributed that still waits then,
+    of which DeepSpeed can leave some, would make it crash in its last moment.
+    """
+    # All has been said.
+    for number in _SIGNALS:
+        signal.signal(number, lambda *_: os._exit(code))
+    # What cannot be written has been reported; Python would try again, and report it in its own way.
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            with suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    os._exit(code)
+
+
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Let the kernel send this process a signal when its parent ends, however that happens; Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_TELL_PARENT_DIED, number)
+
+
+def describe_os_error(error: OSError) -> str:
+    """`<file>: found no space left on device, expected room …`."""
+    reason = error.strerror.lower() if error.strerror else one_line(error)
+    expected = _EXPECTED.get(error.errno or 0, "expected a place that can be read and written")
+    return f"{error.filename or 'output'}: found {reason}, {expected}"
+
+
+def _interrupt_lines(interrupt: KeyboardInterrupt) -> list[str]:
+    """The line to print; none in a process that is not the main one."""
+    if os.environ.get("RANK", "0") != "0":
+        return []
+    if _leads_others() and str(interrupt) == _SIGNALS[signal.SIGTERM]:
+        return [
+            _line(
+                interrupt,
+                "error: the launcher ended the job, as it does when it is terminated or one of its processes has died; "
+                "the rounds in checkpoints/ are kept",
+            )
+        ]
+    return [_line(interrupt, str(interrupt) or _SIGNALS[signal.SIGINT])]
+
+
+def _tell_once(error: Exception, message: str) -> None:
+    index = os.environ.get("RANK", "0")
+    if index != "0":
+        time.sleep(MAIN_SPEAKS_FIRST)
+    _print(_line(error, f"process {index}: error: {message}" if index != "0" else f"error: {message}"))
+
+
+def _line(error: BaseException, message: str) -> str:
+    # The outermost note was added last.
+    notes = getattr(error, "__notes__", [])[-1:]
+    return "; ".join(" ".join(part.split()) for part in (message, *notes))
+
+
+def _print(line: str) -> None:
+    # When one process has died, a launcher ends the others with a signal.
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    with suppress(OSError):
+        print(printable(line), file=sys.stderr, flush=True)
+
+
+def _leads_others() -> bool:
+    return os.environ.get("RANK") == "0" and os.environ.get("WORLD_SIZE", "1") != "1"

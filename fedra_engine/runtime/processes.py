@@ -1,0 +1,245 @@
+"""The processes of a job: what each must know of the others, and the few things they exchange.
+
+Launchers (`torchrun`, `accelerate launch`) start the processes, accelerate finds them, torch.distributed carries what
+they exchange: over gloo between CPUs, over nccl between GPUs. All processes must make the same calls in the same order.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fedra_engine.runtime.errors import InputError, ProcessLostError, count_of, one_line
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Value = TypeVar("Value")
+
+TIMEOUT = timedelta(hours=1)
+"""How long a process waits for another one. One that died is noticed at once; this is for one that hangs, and must be
+longer than the slowest process can be behind the fastest."""
+_LARGE = 2**25
+"""Bytes from which a tensor is sent from where it lies: copying it would cost more than one more message."""
+
+
+def join_job() -> Accelerator:
+    """Meet the other processes of the job, if a launcher started any, and take this process's device and threads.
+
+    Raises:
+        InputError: more processes on this machine than GPUs, or something that accelerate cannot use.
+    """
+    from accelerate import Accelerator, InitProcessGroupKwargs
+
+    # Threads of torch.distributed crash a process that ends while they run.
+    atexit.register(_leave_job)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 and not launched_with_deepspeed():
+        return Accelerator()
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    # Without a GPU, accelerate treats each process as a single one unless it is asked to use the CPU.
+    cpu = _use_cpu()
+    if cpu:
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), _cores() // local)))
+    else:
+        check_places("processes", local, oversubscribe=True)
+    try:
+        with _raising_process_lost():
+            return Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)])
+    except AttributeError as error:
+        # What accelerate's launcher calls the file; it takes whatever the file holds for fields.
+        file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
+        if file is None:
+            raise
+        raise InputError(
+            f"accelerate: found no fields in {file}, or in a section of it, where it looks for some "
+            f"({one_line(error)}), expected a DeepSpeed configuration"
+        ) from error
+    except (ImportError, ValueError) as error:
+        raise InputError(
+            f"accelerate: found a job that it cannot set up ({one_line(error)}); check the launcher's settings"
+        ) from error
+
+
+def check_places(option: str, processes: int, threads: int = 1, *, oversubscribe: bool = False) -> None:
+    """Check that this machine has a core for each thread of `processes` and, where GPUs are used, a GPU for each.
+
+    Args:
+        option: names the number in a message.
+        processes: of this machine.
+        threads: of each.
+        oversubscribe: whether several may share a core; a GPU they never share.
+
+    Raises:
+        InputError: it has not.
+    """
+    if not _use_cpu() and processes > torch.cuda.device_count():
+        gpus = count_of(torch.cuda.device_count(), "GPU")
+        raise InputError(
+            f"{option}: found {processes} on a machine with {gpus}, expected at most one for "
+            "each GPU (ACCELERATE_USE_CPU=true runs them on the CPU)"
+        )
+    if not oversubscribe:
+        check_cores(option, processes, threads, " (--oversubscribe true lets processes share cores)")
+
+
+def check_cores(option: str, count: int, threads: int = 1, advice: str = "") -> None:
+    """Raises InputError if `count` times `threads` is more than the cores that this process may use."""
+    if count * threads > _cores():
+        each = f" with {threads} threads each" if threads > 1 else ""
+        cores = count_of(_cores(), "core")
+        raise InputError(f"{option}: found {count}{each}, expected no more than this machine's {cores}{advice}")
+
+
+def _use_cpu() -> bool:
+    return os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true" or not torch.cuda.is_available()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def launched_with_deepspeed() -> bool:
+    """Whether accelerate's launcher was asked to use DeepSpeed."""
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+
+
+def _leave_job() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+class Processes:
+    """The processes of a job as one of them sees them."""
+
+    def __init__(self, index: int, count: int, device: torch.device) -> None:
+        """Process `index` of `count`; what it exchanges goes through the memory of `device`."""
+        self.index = index
+        self.count = count
+        self._device = device
+        self._raised_by_all: InputError | None = None
+
+    @classmethod
+    def alone(cls) -> Processes:
+        """A job of one process."""
+        return cls(0, 1, torch.device("cpu"))
+
+    @classmethod
+    def of(cls, accelerator: Accelerator) -> Processes:
+        """The processes that accelerate found."""
+        return cls(accelerator.process_index, accelerator.num_processes, accelerator.device)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes and speaks."""
+        return self.index == 0
+
+    def all_reduce_(self, tensors: Sequence[Tensor]) -> None:
+        """Replace every tensor by its sum over all processes, in place; all of one dtype in one reduction.
+
+        Every process ends with the same bits.
+        """
+        self._apply(tensors, dist.all_reduce)
+
+    def broadcast_(self, tensors: Sequence[Tensor]) -> None:
+        """Replace every tensor by the main process's, in place."""
+        self._apply(tensors, lambda tensor: dist.broadcast(tensor, src=0))
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true on some process."""
+        flags = torch.tensor([int(flag)])
+        self.all_reduce_([flags])
+        return bool(flags[0] > 0)
+
+    def all_gather_object(self, value: Value) -> list[Value]:
+        """`value` of every process, in order of index, on every process."""
+        if self.count == 1:
+            return [value]
+        values: list[Value | None] = [None] * self.count
+        with _raising_process_lost():
+            dist.all_gather_object(values, value)
+        return values  # type: ignore[return-value]
+
+    def broadcast_object(self, value: Value) -> Value:
+        """What the main process passes as `value`, on every process; the others' is ignored."""
+        if self.count == 1:
+            return value
+        values = [value if self.is_main else None]
+        with _raising_process_lost():
+            dist.broadcast_object_list(values, device=self._device)
+        return values[0]  # type: ignore[return-value]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What follows ends the same way on all processes: bad input that one of them finds is raised by all.
+
+        For stretches in which the processes do not wait for one another but at the end of such stretches in them.
+
+        Raises:
+            InputError: of the first process that found bad input.
+        """
+        if self.count == 1:
+            yield
+            return
+        found: InputError | None = None
+        try:
+            yield
+        except InputError as error:
+            if error is self._raised_by_all:
+                # Out of a stretch in this one; a process that found it between the two is not there to ask again.
+                raise
+            found = error
+        if self.any(found is not None):
+            messages = self.all_gather_object(None if found is None else str(found))
+            self._raised_by_all = InputError(next(message for message in messages if message is not None))
+            raise self._raised_by_all from found
+
+    def _apply(self, tensors: Sequence[Tensor], collective: Callable[[Tensor], object]) -> None:
+        """Apply `collective`, which works in place, to all tensors: large ones, and the others of a type together."""
+        if self.count == 1:
+            return
+        small: defaultdict[torch.dtype, list[Tensor]] = defaultdict(list)
+        for tensor in tensors:
+            in_place = tensor.is_contiguous() and tensor.device.type == self._device.type
+            if in_place and tensor.nbytes >= _LARGE:
+                with _raising_process_lost():
+                    collective(tensor)
+            else:
+                small[tensor.dtype].append(tensor)
+        for some in small.values():
+            flat = torch.cat([tensor.flatten().to(self._device) for tensor in some])
+            with _raising_process_lost():
+                collective(flat)
+            for tensor, part in zip(some, flat.split([tensor.numel() for tensor in some]), strict=True):
+                tensor.copy_(part.view(tensor.shape))
+
+
+@contextmanager
+def _raising_process_lost() -> Iterator[None]:
+    """Turn torch.distributed's errors into `ProcessLostError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise _lost_process(error) from error
+
+
+def lost_process(error: RuntimeError) -> ProcessLostError | None:
+    """What `error` means if it came from torch.distributed, which DeepSpeed also calls directly; None if not."""
+    # gloo's errors have no type of their own, but name its source files.
+    return _lost_process(error) if isinstance(error, dist.DistError) or "/gloo/" in str(error) else None
+
+
+def _lost_process(error: RuntimeError) -> ProcessLostError:
+    reason = str(error).partition("\n")[0]
+    return ProcessLostError(
+        f"another process of the job died, or did not answer within {TIMEOUT} ({reason}); the rounds in checkpoints/ "
+        "are kept"
+    )

@@ -1,0 +1,166 @@
+"""What is saved is what PEFT loads onto the pretrained model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from torch.nn.functional import linear
+
+from fedra_engine.callbacks.adapter_files import loading_lines, save_adapter
+from fedra_engine.config import ExperimentConfig, LoraConfig, ModelConfig
+from fedra_engine.execution.plan import single_client_plan
+from fedra_engine.execution.sweep_model import SweepModel
+from fedra_engine.models.foundation import Foundation, make_foundation
+from fedra_engine.models.loading import load_pretrained
+from fedra_engine.models.pooling import PooledClassifier, Pooling
+from fedra_engine.models.state import GlobalState
+from tests.tiny import CLASSES, DEPTH, FAMILIES, TARGETS, make_model, make_samples
+
+CPU = torch.device("cpu")
+
+
+LORA = {family: LoraConfig(rank=3, alpha=6, target_modules=targets) for family, targets in TARGETS.items()}
+
+
+def trained(
+    folder: Path, family: str, *, classes: int = CLASSES, **settings: Any
+) -> tuple[ExperimentConfig, Foundation, GlobalState]:
+    """A model directory at `folder`, made if missing, and a state of it for `classes` that has come a long way."""
+    if not folder.exists():
+        model = make_model(family)
+        (model.backbone if isinstance(model, PooledClassifier) else model).save_pretrained(folder)
+    config = ExperimentConfig(model=ModelConfig(path=str(folder), **settings), lora=LORA[family])
+    task_classes = None if FAMILIES[family].causal_lm else classes
+    pretrained = load_pretrained(config.model, classes=task_classes)
+    foundation = make_foundation(pretrained, config.lora, classes=task_classes)
+    torch.manual_seed(1)
+    adapters = 0.3 * torch.randn(DEPTH, foundation.adapter_layout.size)
+    heads = torch.randn(1, foundation.head_layout.size)
+    heads[:, foundation.head_layout.trained.stop :] = 0
+    return config, foundation, GlobalState(adapters, heads)
+
+
+@torch.no_grad()
+def logits(foundation: Foundation, state: GlobalState, family: str, depth: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Those of the sweep over the first `depth` blocks, and the inputs it got."""
+    inputs = make_samples(family, 4).inputs(torch.arange(4), CPU, torch.float32)
+    model = SweepModel(foundation, lambda n: {name: tensor[:n] for name, tensor in inputs.items()})
+    model.bind(state.adapters, torch.empty_like(state.adapters))
+    slots = np.where(np.arange(DEPTH) < depth, np.arange(DEPTH), -1)
+    plan = single_client_plan(4, slots, scale=2.0, dtype=torch.float32, device=CPU)
+    found, layout = model.features(inputs, plan), foundation.head_layout
+    if layout.size == 0:
+        return foundation.head(found), inputs
+    return linear(found, layout.weight(state.heads[0]), layout.bias(state.heads[0])), inputs
+
+
+@torch.no_grad()
+def reloaded(folder: Path, lines: str, inputs: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    """The logits that the documented `lines` give in `folder`."""
+    monkeypatch.chdir(folder)
+    names: dict[str, Any] = {}
+    exec(lines, names)
+    return names["logits"](**inputs)
+
+
+def assert_comes_back(folder: Path, family: str, monkeypatch: pytest.MonkeyPatch, depth: int, **model: Any) -> None:
+    config, foundation, state = trained(folder / "model", family, **model)
+    expected, inputs = logits(foundation, state, family, depth)
+    save_adapter(folder, foundation, config, state, depth=depth)
+    found = reloaded(folder, loading_lines(foundation, config, depth), inputs, monkeypatch)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+# The stand-ins for timm's models have nothing that transformers could load.
+@pytest.mark.parametrize("family", [family for family in FAMILIES if not family.startswith("timm_")])
+def test_the_documented_lines_load_what_was_evaluated(
+    tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where that is a model of only the first blocks."""
+    assert_comes_back(tmp_path, family, monkeypatch, DEPTH - 1)
+
+
+@pytest.mark.parametrize("family", ["bert", "vit"])
+@pytest.mark.parametrize("pooling", ["first", "mean", "last"])
+def test_they_pool_as_the_run_did(
+    tmp_path: Path, family: str, pooling: Pooling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert_comes_back(tmp_path, family, monkeypatch, DEPTH, pooling=pooling)
+
+
+@pytest.mark.parametrize(("tokens", "is_padded"), [(299, True), (300, False)])
+def test_the_last_of_many_tokens_is_found_in_any_precision(tmp_path: Path, tokens: int, is_padded: bool) -> None:
+    """bfloat16 has no whole numbers between 298 and 300."""
+    config, foundation, _ = trained(tmp_path / "model", "bert", pooling="last")
+    lines = loading_lines(foundation, config, DEPTH)
+    states = torch.zeros(1, 300, 2, dtype=torch.bfloat16)
+    states[0, tokens - 1] = 1
+    names: dict[str, Any] = {
+        "torch": torch,
+        "model": lambda **_: SimpleNamespace(last_hidden_state=states),
+        "head": {"weight": torch.eye(2), "bias": torch.zeros(2)},
+    }
+    exec(lines[lines.index("def logits") :], names)
+    inputs = {"attention_mask": (torch.arange(300) < tokens)[None].long()} if is_padded else {}
+    assert names["logits"](**inputs).tolist() == [[1.0, 1.0]]
+
+
+def test_the_model_has_another_number_of_classes_than_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_comes_back(tmp_path, "vit", monkeypatch, DEPTH, classes=CLASSES + 2)
+
+
+def test_a_decoder_without_a_padding_token_gets_the_one_it_was_tuned_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_model("llama").save_pretrained(tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token_id": None}))
+    assert_comes_back(tmp_path, "llama", monkeypatch, DEPTH)
+
+
+def test_a_pooled_head_stands_beside_the_adapter(tmp_path: Path) -> None:
+    config, foundation, state = trained(tmp_path / "model", "dinov3")
+    save_adapter(tmp_path, foundation, config, state, depth=DEPTH)
+    with safe_open(tmp_path / "head.safetensors", "pt") as file:
+        assert file.metadata() == {"pooling": "pooler"}
+        assert torch.equal(file.get_tensor("weight"), foundation.head_layout.weight(state.heads[0]))
+        assert torch.equal(file.get_tensor("bias"), foundation.head_layout.bias(state.heads[0]))
+
+
+def test_the_base_model_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, foundation, state = trained(tmp_path / "model", "vit")
+    monkeypatch.chdir(tmp_path)
+    for path, expected in [("model", str(tmp_path / "model")), ("owner/model", "owner/model")]:
+        config = ExperimentConfig(model=ModelConfig(path=path), lora=LORA["vit"])
+        save_adapter(tmp_path / "adapters", foundation, config, state, depth=DEPTH)
+        settings = json.loads((tmp_path / "adapters" / "adapter_config.json").read_text())
+        assert settings["base_model_name_or_path"] == expected
+
+
+@pytest.mark.parametrize("family", ["vit", "gpt2"])
+def test_a_change_of_the_frozen_weights_is_part_of_the_adapter(
+    tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, foundation, state = trained(tmp_path / "model", family)
+    loaded = foundation.base()
+    # Two ranks more than the adapters' own, which the exported ones must hold as well, and no more.
+    changed = tuple(
+        weights + 0.1 * torch.randn(*weights.shape[:2], 2) @ torch.randn(len(weights), 2, weights.shape[2])
+        for weights in loaded
+    )
+    state = replace(state, base=changed)
+    foundation.use_base(changed)
+    expected, inputs = logits(foundation, state, family, DEPTH)
+    save_adapter(tmp_path, foundation, config, state, depth=DEPTH, loaded_base=loaded)
+    found = reloaded(tmp_path, loading_lines(foundation, config, DEPTH), inputs, monkeypatch)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["r"] == config.lora.rank + 2

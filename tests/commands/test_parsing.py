@@ -1,0 +1,206 @@
+"""The command line: what the options make, and one clear line for what they cannot."""
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fedra_engine.callbacks.run_folder import RunFolder
+from fedra_engine.commands.parser_errors import path
+from fedra_engine.commands.parsing import parse_option
+from fedra_engine.commands.run_request import RunRequest, parse_request
+from fedra_engine.config import ExperimentConfig
+from fedra_engine.config.options import whole
+from fedra_engine.runtime.errors import InputError, first_few
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "experiments"
+
+
+def parse(*arguments: str) -> RunRequest:
+    return parse_request(arguments, "")
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def test_no_options_are_the_defaults() -> None:
+    assert parse().config == ExperimentConfig()
+    assert parse().resumed is None
+
+
+def test_options_reach_their_fields_and_come_after_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.yaml", "rounds: 7\ntraining:\n  lr: 1e-3\n  clip_norm: null\n  betas: [0.5, 0.6]\n")
+    config = parse("--config", path, "--rounds", "5", "--lora.target_modules", "[a, b]", "--method.name=fedit").config
+    assert (config.rounds, config.lora.target_modules, config.method.name) == (5, ["a", "b"], "fedit")
+    assert (config.training.lr, config.training.clip_norm, config.training.betas) == (1e-3, None, (0.5, 0.6))
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_configurations_are_valid(path: Path) -> None:
+    root = ["--data.root", "images"] if "image_folder" in path.read_text() else []
+    assert parse("--config", str(path), *root).config.rounds > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--foo", "3"], "--foo: found an unknown option, expected one that --help lists"),
+        (["--round", "3"], "--round: found an unknown option, expected .* (did you mean --rounds?)"),
+        (["--data.rot=x"], "--data.rot: found an unknown option, expected .* (did you mean --data.root?)"),
+        (["--rounds", "x"], "rounds: found 'x', expected a whole number"),
+        (["--rounds", "1.5"], "rounds: found 1.5, expected a whole number"),
+        (["--rounds", "0"], "rounds: found 0, expected a whole number from 1 to"),
+        (["--rounds"], "rounds: found no value, expected one"),
+        (["--data.image_size", "x"], "data.image_size: found 'x', expected a whole number or null"),
+        (
+            ["--clients.capacities", "[a]"],
+            "clients.capacities: found 'a', expected a list (a whole number each) or memory",
+        ),
+        (["--clients.capacities=x"], "clients.capacities: found 'x', expected a list (a whole number each) or memory"),
+        (["--clients.devices=5"], "clients.devices: found 5, expected a list (fields compute, upload, "),
+        (["--clients.devices=[null]"], "clients.devices: found None, expected a list (fields compute, upload, "),
+        (["--clients.devices=[{speed: 1}]"], "clients.devices: found an unknown field speed, expected a list (fields "),
+        (
+            ["--clients.devices=[{compute: fast}]"],
+            "clients.devices[0].compute: found 'fast', expected a number or null",
+        ),
+        (["--training.betas", "[1]"], "training.betas: found [1], expected a list of 2 (a number each)"),
+        (["--data.source", "x"], "data.source: found 'x', expected one of digits, image_folder"),
+        (["--trace", "maybe"], "trace: found maybe, expected true or false"),
+        (
+            ["--lora", "3"],
+            "lora: found no file '3'; expected a YAML file of fields and values, or options --lora.<field>",
+        ),
+        (["--config", "none.yaml"], "config: found no file 'none.yaml'; expected a YAML file of fields and values"),
+        (["--resume"], "resume: found no value, expected one"),
+        (["--resume", "none"], "none: found no config.yaml, expected the folder of an earlier run"),
+        (
+            ["--resume", "none", "--seed", "1"],
+            "resume: found --seed beside it, expected no other option than",
+        ),
+    ],
+)
+def test_unusable_options_are_reported(arguments: list[str], message: str) -> None:
+    check_error(arguments, message)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("rouds: 3\n", "rouds: found an unknown field in .*bad.yaml, expected .* (did you mean rounds?)"),
+        (
+            "data:\n  rot: x\n",
+            "data.rot: found an unknown field in .*bad.yaml, expected .* (did you mean data.root?)",
+        ),
+        ("data: 3\n", "data: found 3, expected fields of it: source, root"),
+        ("rounds: 3\ndata:\n", "data: found null, expected fields of it: source, root"),
+        ("rounds: null\n", "rounds: found null, expected a whole number"),
+        ("training:\n  lr: fast\n", "training.lr: found 'fast', expected a number"),
+        ("lora:\n  target_modules: [a, 3]\n", "lora.target_modules: found ['a', 3], expected a list"),
+        ("", "config: found nothing in .*bad.yaml', expected a YAML file of fields and values"),
+        ("- a\n", "config: found no fields in .*bad.yaml', expected a YAML file of fields and values"),
+        ("a: b: c\n", "config: .*bad.yaml: mapping values are not allowed here (line 1); expected a YAML file"),
+        (
+            b"\xff\xfe\x00",
+            "config: .*bad.yaml: 'utf-8' codec can't decode byte 0xff in position 0: .*; expected a YAML file",
+        ),
+    ],
+)
+def test_unusable_files_are_reported(tmp_path: Path, content: str | bytes, message: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    check_error(["--config", str(path)], message)
+
+
+def test_a_path_may_begin_at_home_for_every_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/homes/me")
+    assert path("~/results") == Path("/homes/me/results")
+
+
+@pytest.mark.parametrize("text", ["{}", "{name: }", "name:\n"])
+def test_a_file_may_say_nothing(tmp_path: Path, text: str) -> None:
+    assert parse("--config", write(tmp_path / "a.yaml", text)) == parse()
+
+
+def test_a_file_reads_as_it_looks(tmp_path: Path) -> None:
+    text = "rounds: 010\nname: no\ndata: {source: causal_lm, root: 2026-01-01, domains: ['1e3', 1:30]}\n"
+    config = parse("--config", write(tmp_path / "a.yaml", text)).config
+    assert (config.rounds, config.name) == (10, "no")
+    assert (config.data.root, config.data.domains) == ("2026-01-01", ["1e3", "1:30"])
+
+
+def test_the_configuration_in_a_run_folder_reads_back_as_it_was(tmp_path: Path) -> None:
+    text = (
+        "data: {source: causal_lm, root: '~x', columns: {label: '1e3'}, domains: ['no', '010', '.5', 'a: b', 'null']}\n"
+    )
+    config = parse("--config", write(tmp_path / "a.yaml", text.replace("~x", "x"))).config
+    folder = RunFolder.create(replace(config, output_dir=str(tmp_path), name="run"))
+    again = parse("--config", str(folder.config_file)).config
+    assert again == replace(config, output_dir=str(tmp_path))
+
+
+def test_homes_are_found_wherever_a_path_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "a.yaml", "output_dir: ~/out\nmodel: {path: ~/model}\n")
+    config = parse("--config=~/a.yaml", "--data.source=image_folder", "--data.root=~/images").config
+    assert config.output_dir == f"{tmp_path}/out"
+    assert (config.model.path, config.data.root) == (f"{tmp_path}/model", f"{tmp_path}/images")
+    RunFolder.create(ExperimentConfig(output_dir=config.output_dir, name="run"))
+    assert parse("--resume", "~/out/run").resumed is not None
+
+
+def test_the_help_says_what_a_field_takes_and_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse("--help")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "local_epochs" in shown
+    assert "passes over a client's samples in a round (a whole number from 1 to 100,000)" in shown
+    assert "a number from 0 to below 1; only with training.optimizer sgd)" in shown
+    assert "only with method.name hetlora)" in shown
+
+
+def test_an_error_is_one_line_whatever_it_quotes() -> None:
+    text = str(InputError(f"name: found a\n\r\x1b[2Jb\u202e{'x' * 100_000}, expected\ta name"))
+    assert text.isprintable()
+    assert text.startswith("name: found a \\x1b[2Jb\\u202exxx")
+    assert text.endswith("xxx, expected a name")
+    assert len(text) < 2100
+
+
+def check_error(arguments: list[str], message: str) -> None:
+    """Parsing fails with one line that begins with `message`, in which `.*` is anything."""
+    with pytest.raises(InputError) as caught:
+        parse(*arguments)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert re.match(".*".join(map(re.escape, message.split(".*"))), text), text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, ""), (2, "a, b"), (3, "a, b and 1 other"), (1002, "a, b and 1,000 others")]
+)
+def test_of_many_names_a_message_has_the_first(count: int, text: str) -> None:
+    assert first_few([*"ab", *["x"] * count][:count], 2) == text
+
+
+@pytest.mark.parametrize("text", ["1_0", "\N{ARABIC-INDIC DIGIT THREE}", "9" * 5000, "0", "ten", "1e2", ""])
+def test_a_launchers_number_is_one_as_it_looks(text: str) -> None:
+    with pytest.raises(InputError, match=r"^jobs: found '.*expected a whole number from 1 to 1,000$"):
+        parse_option("jobs", text, int, whole(1, 1000))
+
+
+def test_help_explains_every_field_without_waiting_for_torch() -> None:
+    program = (
+        "import sys\n"
+        "from fedra_engine.commands.run_request import parse_request\n"
+        "try:\n    parse_request(['--help'], '')\n"
+        "finally:\n    assert not {'torch', 'datasets', 'transformers'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    for text in ("--training.max_local_steps", "upper limit of a client's local steps", "--resume FOLDER"):
+        assert text in done.stdout
