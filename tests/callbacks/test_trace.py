@@ -15,7 +15,7 @@ from transformers import AutoModelForImageClassification
 
 from tests.running import run_experiment
 
-MODEL = Path(__file__).parent.parent / "fedra_engine" / "assets" / "digits_vit"
+MODEL = Path(__file__).parents[2] / "fedra_engine" / "assets" / "digits_vit"
 LR, MOMENTUM, DECAY, CLIP, SCALE = 0.1, 0.9, 0.01, 0.05, 2.0
 
 
