@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from fedra_engine.execution.executor import Executor
 from fedra_engine.execution.fisher import FisherInformation
 from fedra_engine.execution.head_init import SAMPLES_PER_CLASS, initial_heads
 from fedra_engine.execution.memory import measure_lane, tokens_in_blocks
+from fedra_engine.execution.scheduling import WorkDivision
 from fedra_engine.execution.setup import make_executor, make_sweep_model, number_of_lanes
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.execution.threads import limit_threads
@@ -41,7 +43,7 @@ from fedra_engine.models.adapters import initial_adapters
 from fedra_engine.models.batch_arguments import probe_batch_arguments
 from fedra_engine.models.foundation import Foundation, make_foundation
 from fedra_engine.models.loading import load_pretrained, resolve_model_path
-from fedra_engine.models.sharded_parameters import is_sharded, parameter_count
+from fedra_engine.models.sharded_parameters import is_sharded
 from fedra_engine.models.sharding import Sharding
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import InputError, first_few
@@ -51,9 +53,40 @@ from fedra_engine.runtime.stages import Stage
 _MOST_NAMED = 10
 """Clients that a message names."""
 
+_HANDED_OVER = "in-memory"
+"""Where data and model are in a configuration that loads neither."""
 _LONG = 60.0
 """Seconds of passes before the first round that are worth a warning."""
 _LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is handed over instead of being loaded as the configuration says; None where nothing is.
+
+    Attributes:
+        data: what a source gave.
+        dataset: a `datasets.Dataset` or `DatasetDict`, as the source `hf_dataset` takes them.
+        model: a torch model.
+        processor: an image processor or tokenizer of transformers, for the model.
+        partitioner: of flwr-datasets.
+    """
+
+    data: DomainData | None = None
+    dataset: Any = None
+    model: Any = None
+    processor: Any = None
+    partitioner: Any = None
+
+    def described_in(self, config: ExperimentConfig) -> ExperimentConfig:
+        """`config`, which says where data and model are from, with those that are handed over instead."""
+        if self.dataset is not None:
+            known = config.data.source in ("text_classification", "causal_lm")
+            source = config.data.source if known else "hf_dataset"
+            config = replace(config, data=replace(config.data, source=source, root=_HANDED_OVER))
+        if self.model is not None:
+            config = replace(config, model=replace(config.model, path=_HANDED_OVER))
+        return config
 
 
 @dataclass(frozen=True)
@@ -74,6 +107,8 @@ class Experiment:
         executor: trains the participants of a round.
         evaluator: measures accuracies on the test samples.
         initial_state: the global state before the first round.
+        processes: of the job that trains it.
+        division: of the participants among these.
         samples_made: `PreparedData.made`.
         costs: what training takes of clients, where these have devices, whose time it decides.
     """
@@ -91,6 +126,8 @@ class Experiment:
     executor: Executor
     evaluator: Evaluator
     initial_state: GlobalState
+    processes: Processes
+    division: WorkDivision
     samples_made: int | None = None
     costs: CostModel | None = None
 
@@ -117,6 +154,19 @@ class Experiment:
         named = [f"{client} ({self.group_name(int(self.clients.domains[client]))})" for client in clients]
         return f"client{'s' if len(clients) > 1 else ''} {first_few(named, _MOST_NAMED)}"
 
+    def more_than_exported(self, state: GlobalState) -> str | None:
+        """What has the accuracies of a run, in words, where that is more than the global model that is exported."""
+        if self.method.personal_states(state) is not None:
+            return (
+                "the clients' own models, each on its domain and with the factors that it keeps to itself "
+                "(private.safetensors)"
+            )
+        exits = self.method.evaluated_model().exits
+        if len(exits) > 1:
+            blocks = ", ".join(str(exit + 1) for exit in exits)
+            return f"the mean of the logits after blocks {blocks} (exits.safetensors)"
+        return None
+
     def assigned_work(self, round: int) -> tuple[LocalWork, Assignment]:
         """What the participants of a round are asked to train; those that hold nothing are left out."""
         config = self.config
@@ -133,7 +183,7 @@ def build_experiment(
     device: torch.device,
     processes: Processes | None = None,
     sharding: Sharding | None = None,
-    data: DomainData | None = None,
+    inputs: Inputs | None = None,
 ) -> Experiment:
     """Load the data and the model, divide the data among the clients, set up method and executor.
 
@@ -142,7 +192,7 @@ def build_experiment(
         device: where this process computes.
         processes: of the job; this one alone if not given. All must build the same experiment.
         sharding: how they shard the model; each has all of it if not given.
-        data: what a source gave; that of `config.data` is loaded if not given.
+        inputs: data and model that are handed over; those of `config` are loaded if not given.
 
     Raises:
         InputError: something in the configuration cannot be used.
@@ -154,8 +204,10 @@ def build_experiment(
     if sharding is not None:
         sharding.check(config)
     # Bad input that one process finds in its files must reach the others before they make passes together.
+    inputs = Inputs() if inputs is None else inputs
+    data = inputs.data
     if data is None:
-        with processes.together(), Stage("reading the data"):
+        with processes.raise_on_all(), Stage("reading the data"):
             data = load_source(config.data, config.seed)
     foundation = _load_foundation(config, data, device, processes, sharding)
     # Before images are decoded, which may take long; again below, where some of them may turn out unreadable.
@@ -163,7 +215,7 @@ def build_experiment(
     if data.task == "image_classification" and sharding is None:
         with Stage("trying the model on an image"):
             _check_image_size(config, foundation, device, data)
-    with processes.together():
+    with processes.raise_on_all():
         prepared = prepare(
             data,
             config.data,
@@ -183,6 +235,9 @@ def build_experiment(
         memory = measure_lane(foundation, sweep_model, train, config.lora, config.training, len(state.heads))
     lanes = number_of_lanes(config.execution, memory, device, participants)
     limit_threads(foundation, min(lanes, participants) * memory.tokens)
+    # Equal draws give equal states, to the last bit only on equal hardware.
+    processes.broadcast_(list(state.tensors().values()))
+    by_cost_alone = config.execution.deterministic or is_sharded(foundation.model)
     return Experiment(
         config=config,
         domains=data.domains,
@@ -197,38 +252,11 @@ def build_experiment(
         executor=make_executor(config, foundation, sweep_model, train, lanes, processes if sharding else None),
         evaluator=Evaluator(foundation, sweep_model, prepared.test, config.lora, data.domains, processes),
         initial_state=state,
+        processes=processes,
+        division=WorkDivision(processes, train.lengths, by_cost_alone=by_cost_alone),
         samples_made=prepared.made,
         costs=costs,
     )
-
-
-def describe(experiment: Experiment) -> dict[str, str]:
-    """What a user wants to see before the first round."""
-    foundation = experiment.foundation
-    size = parameter_count(foundation.model)
-    kept = " in shards" if is_sharded(foundation.model) else ""
-    targets = ", ".join(target.path for target in foundation.adapter_layout.targets)
-    return {
-        "model": f"{type(foundation.model).__name__}, {foundation.depth} blocks, {size:,} frozen parameters{kept}",
-        "adapters": f"{foundation.adapter_layout.size:,} LoRA parameters per block on {targets}",
-        "head": f"{foundation.head_layout.trained_size:,} parameters",
-        "clients": f"{len(experiment.clients)} in {len(experiment.domains)} domains",
-        "samples": f"{len(experiment.train_data):,} for training{_made(experiment.samples_made)}",
-        "lanes": str(experiment.executor.lanes),
-        "blocks": f"{experiment.sweep_model.fused} of {foundation.depth} fused",
-        "device": _device(experiment.initial_state.heads.device),
-    }
-
-
-def _device(device: torch.device) -> str:
-    threads = torch.get_num_threads()
-    return f"cpu, {threads} thread{'s' if threads > 1 else ''}" if device.type == "cpu" else str(device)
-
-
-def _made(samples: int | None) -> str:
-    if samples is None:
-        return ""
-    return f"; {samples:,} preprocessed now" if samples else "; all were in the cache"
 
 
 def _load_foundation(
@@ -242,7 +270,7 @@ def _load_foundation(
     classes = None if data.task == "causal_lm" else len(data.classes)
     if classes == 1:
         raise InputError(f"data.root: found {data.classes[0]!r} as the only class, expected at least two")
-    with processes.together(), Stage("loading the model"):
+    with processes.raise_on_all(), Stage("loading the model"):
         model = load_pretrained(config.model, classes=classes, sharding=sharding).to(device)
     if (model.main_input_name == "pixel_values") != (data.task == "image_classification"):
         raise InputError(

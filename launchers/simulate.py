@@ -21,26 +21,18 @@ def main() -> None:
     if os.environ.get("RANK", "0") == "0":
         print("loading torch and transformers …", flush=True)
     # Imported late: they take seconds, and a mistyped option should fail at once.
-    from fedra_engine.callbacks.console import Reporter
     from fedra_engine.commands.dry_run import print_probe
     from fedra_engine.models.sharding import refuse_sharding
+    from fedra_engine.run import run
     from fedra_engine.runtime.processes import Processes, join_job
-    from fedra_engine.simulation import Simulation
 
     accelerator = join_job()
-    processes = Processes.of(accelerator)
     if request.dry_run:
         refuse_sharding(accelerator, "dry_run")
-        if processes.is_main:
+        if Processes.of(accelerator).is_main:
             print_probe(request.config, accelerator.device)
         return
-    with (
-        request.open_folder(processes) as folder,
-        Reporter(folder.log_file) if processes.is_main else Reporter.silent() as reporter,
-    ):
-        simulation = Simulation(request.config, folder, reporter, accelerator)
-        reporter.message(f"run folder: {folder.path}")
-        simulation.run()
+    run(request.config, request.resumed, accelerator=accelerator)
 
 
 if __name__ == "__main__":

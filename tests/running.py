@@ -12,11 +12,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from fedra_engine.callbacks.console import Reporter
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.data.samples import Batch, SampleStore
-from fedra_engine.simulation import Simulation
+from fedra_engine.run import run
 
 
 def small_config(output_dir: Path, **changes: Any) -> ExperimentConfig:
@@ -37,8 +36,7 @@ def run_experiment(output_dir: Path, **changes: Any) -> Path:
 
 def continue_run(config: ExperimentConfig, folder: RunFolder) -> None:
     """Train the rounds that `folder` does not have yet."""
-    with Reporter(folder.log_file) as reporter:
-        Simulation(config, folder, reporter, Accelerator(cpu=True)).run()
+    run(config, folder, accelerator=Accelerator(cpu=True))
 
 
 def spoil(put: Callable[[object, str, object], None], clients: Sequence[int], rounds: Sequence[int]) -> None:

@@ -25,16 +25,14 @@ from transformers import ViTConfig, ViTForImageClassification
 from fedra_engine import simulation
 from fedra_engine.callbacks import partition_report
 from fedra_engine.callbacks.checkpoint import latest_checkpoint
-from fedra_engine.callbacks.console import Reporter
 from fedra_engine.callbacks.run_folder import RunFolder
-from fedra_engine.commands.run_request import RunRequest
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.experiment import build_experiment
 from fedra_engine.models.loading import resolve_model_path
+from fedra_engine.run import run
 from fedra_engine.runtime.exit_codes import exit_code
 from fedra_engine.runtime.files import write_whole
 from fedra_engine.runtime.tables import PlainConsole
-from fedra_engine.simulation import Simulation
 from tests.running import small_config
 
 FIRST = 40
@@ -212,9 +210,8 @@ class Runs:
         prepare()
 
         def main() -> None:
-            request = RunRequest(self._config, RunFolder.open("run") if self.run.exists() else None)
-            with request.open_folder() as folder, Reporter(folder.log_file, PlainConsole(quiet=True)) as reporter:
-                Simulation(request.config, folder, reporter, Accelerator(cpu=True)).run()
+            earlier = RunFolder.open("run") if self.run.exists() else None
+            run(self._config, earlier, accelerator=Accelerator(cpu=True), console=PlainConsole(quiet=True))
 
         # An exception that is none of the expected ends the process with 1, too, but not with one line.
         os._exit(exit_code(main))

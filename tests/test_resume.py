@@ -13,16 +13,18 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
 from fedra_engine.callbacks.checkpoint import latest_checkpoint
-from fedra_engine.callbacks.console import Reporter
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.commands.run_request import parse_request
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.data.decoded import DecodedImages
 from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.sources import load_source
+from fedra_engine.experiment import Inputs
 from fedra_engine.models.loading import resolve_model_path
+from fedra_engine.run import open_folder
+from fedra_engine.run import run as train_run
 from fedra_engine.runtime.errors import InputError
-from fedra_engine.simulation import Simulation
+from fedra_engine.runtime.processes import Processes
 from tests.running import small_config
 
 Contents = dict[str, bytes | None]
@@ -62,9 +64,7 @@ def copied(finished: Path, tmp_path: Path) -> Path:
 
 
 def go_on(config: ExperimentConfig, data: DomainData, run: Path) -> None:
-    folder = RunFolder(run)
-    with Reporter(folder.log_file) as reporter:
-        Simulation(config, folder, reporter, Accelerator(cpu=True), data).run()
+    train_run(config, RunFolder(run), inputs=Inputs(data=data), accelerator=Accelerator(cpu=True))
 
 
 def contents(folder: Path) -> Contents:
@@ -76,11 +76,17 @@ def contents(folder: Path) -> Contents:
     }
 
 
+def open_earlier(run: Path) -> None:
+    request = parse_request(["--resume", str(run)], "")
+    with open_folder(request.config, request.resumed, Processes.alone()):
+        pass
+
+
 def assert_refused(run: Path, message: str) -> None:
     """As the command line would refuse it, with one line and without a change."""
     before = contents(run)
-    with pytest.raises(InputError, match=message) as refused, parse_request(["--resume", str(run)], "").open_folder():
-        pass
+    with pytest.raises(InputError, match=message) as refused:
+        open_earlier(run)
     assert "\n" not in str(refused.value)
     assert contents(run) == before
 

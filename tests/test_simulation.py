@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from fedra_engine import experiment
-from fedra_engine.callbacks.console import Reporter
+from fedra_engine.callbacks.checkpoint import find_start
+from fedra_engine.callbacks.fingerprint import fingerprint
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.config import DataConfig, DeviceConfig, TrainingConfig
 from fedra_engine.data.preprocessing import preprocessing_for
@@ -27,7 +27,6 @@ from fedra_engine.federation.schedule import learning_rate
 from fedra_engine.methods.registry import METHODS
 from fedra_engine.models.loading import resolve_model_path
 from fedra_engine.runtime.errors import InputError
-from fedra_engine.simulation import Simulation
 from tests.data.preprocessed import preprocess
 from tests.running import continue_run, run_experiment, small_config
 
@@ -36,6 +35,7 @@ FEW: dict[str, Any] = {
     "clients": {"capacities": [12, 3]},
 }
 """Two clients, for tests that run much."""
+CPU = torch.device("cpu")
 README = Path(__file__).parents[1] / "README.md"
 
 
@@ -77,17 +77,17 @@ def test_a_deterministic_run_goes_on_with_its_lanes_however_much_memory_is_free(
     monkeypatch.setattr(experiment, "number_of_lanes", lambda *_: 4)
     run = run_experiment(tmp_path, **changes)
     monkeypatch.setattr(experiment, "number_of_lanes", lambda *_: 1)
-    resumed = Simulation(small_config(tmp_path, **changes), RunFolder(run), Reporter.silent(), Accelerator(cpu=True))
-    resumed.resume()
-    assert resumed.experiment.executor.lanes == kept
+    resumed = experiment.build_experiment(small_config(tmp_path, **changes), CPU)
+    find_start(resumed, RunFolder(run), fingerprint(resumed))
+    assert resumed.executor.lanes == kept
 
 
 def test_one_client_after_another_stays_so_whatever_lanes_were_before(tmp_path: Path) -> None:
     run = run_experiment(tmp_path, rounds=1, execution={"deterministic": True, "lanes": 4})
     config = small_config(tmp_path, rounds=1, execution={"deterministic": True, "executor": "sequential"})
-    resumed = Simulation(config, RunFolder(run), Reporter.silent(), Accelerator(cpu=True))
-    resumed.resume()
-    assert resumed.experiment.executor.lanes == 1
+    resumed = experiment.build_experiment(config, CPU)
+    find_start(resumed, RunFolder(run), fingerprint(resumed))
+    assert resumed.executor.lanes == 1
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_the_lines_beside_the_adapter_give_what_the_summary_says_of_it(
     tmp_path: Path, method: str, test_set: SampleStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The plot takes longer than the rest of so small a run.
-    monkeypatch.setattr("fedra_engine.simulation.report_partition", lambda *_: None)
+    monkeypatch.setattr("fedra_engine.callbacks.partition_report.report_partition", lambda *_: None)
     run = run_experiment(tmp_path, **FEW, training={"lr": 0.05}, method={"name": method})
     summary = json.loads((run / "summary.json").read_text())
     card = (run / "adapters" / "README.md").read_text()

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from accelerate import Accelerator
 
-from fedra_engine.callbacks.console import Reporter
+from fedra_engine.callback import Callbacks, Round
+from fedra_engine.callbacks.checkpoint import Checkpoints, find_start
+from fedra_engine.callbacks.console import Console
+from fedra_engine.callbacks.fingerprint import fingerprint
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.data.domain_data import DomainData
-from fedra_engine.experiment import Experiment
-from fedra_engine.federation.records import RoundMetrics
+from fedra_engine.experiment import Inputs, build_experiment
+from fedra_engine.runtime.processes import Processes
 from fedra_engine.runtime.tables import PlainConsole
-from fedra_engine.simulation import Simulation
+from fedra_engine.simulation import evaluate, train_round
 
 
 class StudyRun:
@@ -38,18 +42,18 @@ class StudyRun:
         self._rounds = config.rounds
         self._folder = RunFolder(folder)
         self._name = f"{self.method}, seed {config.seed}"
-        self._reporter = Reporter(log, PlainConsole(quiet=True, force_terminal=False))
-        self._simulation = Simulation(config, self._folder, self._reporter, accelerator, data)
-        self.rounds, self._state, _ = self._simulation.resume()
-        self._unsaved: list[RoundMetrics] = []
+        self._console = Console(log, PlainConsole(quiet=True, force_terminal=False))
+        self.experiment = build_experiment(
+            config, accelerator.device, Processes.of(accelerator), inputs=Inputs(data=data)
+        )
+        """What is trained."""
+        begun = fingerprint(self.experiment)
+        self._checkpoints = Checkpoints(self._folder, begun)
+        self.rounds, self._state, _ = find_start(self.experiment, self._folder, begun)
+        self._unsaved: list[Round] = []
         self._seconds: list[float] = []
         self.pause_seconds = 0.0
         """What evaluating and saving took last time, or is expected to take."""
-
-    @property
-    def experiment(self) -> Experiment:
-        """What is trained."""
-        return self._simulation.experiment
 
     @property
     def records(self) -> list[dict[str, Any]]:
@@ -77,13 +81,15 @@ class StudyRun:
         Raises:
             InputError: training diverged; what was saved before stays.
         """
-        self._reporter.message(self._name)
+        self._console.message(self._name)
+        listeners = Callbacks(self.experiment, [self._console])
         for round in range(self.rounds, min(target, self._rounds)):
             if time.monotonic() >= deadline:
                 break
-            self._state, metrics = self._simulation.train_round(round, self._state)
-            self._seconds.append(metrics.seconds)
-            self._unsaved.append(metrics)
+            self._state, record = train_round(self.experiment, self._state, round, listeners)
+            listeners.round(self._state, record)
+            self._seconds.append(record.metrics.seconds)
+            self._unsaved.append(record)
             self.rounds += 1
 
     def save(self) -> None:
@@ -92,8 +98,10 @@ class StudyRun:
             return
         started = time.monotonic()
         last = self._unsaved[-1]
-        last.accuracy = self._simulation.evaluate(self._state)
-        self._simulation.checkpoint(last.round, self._state, last.accuracy, self._unsaved)
+        last.metrics.accuracy = evaluate(self.experiment, self._state)
+        self._unsaved[-1] = replace(last, accuracy=last.metrics.accuracy)
+        self._checkpoints.save(self.experiment, self._state, self._unsaved)
+        self._folder.append_metrics(*(record.metrics.record() for record in self._unsaved))
         self._unsaved.clear()
         self.pause_seconds = time.monotonic() - started
 

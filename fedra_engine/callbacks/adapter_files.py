@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -12,8 +12,10 @@ from peft import LoraConfig as PeftLoraConfig
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fedra_engine.callback import Callback, Outcome
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.yaml_values import dump_yaml
+from fedra_engine.experiment import Experiment
 from fedra_engine.methods.flexlora import decompose
 from fedra_engine.methods.products import factor_products
 from fedra_engine.models.adapters import AdapterLayout
@@ -22,14 +24,39 @@ from fedra_engine.models.loading import resolve_model_path
 from fedra_engine.models.pooling import PooledClassifier, Pooling
 from fedra_engine.models.state import GlobalState, head_tensors
 from fedra_engine.runtime.errors import count_of
-from fedra_engine.runtime.files import write_whole
+from fedra_engine.runtime.files import whole_files, write_whole
 
 _PREFIX = "base_model.model"
 
 
-def save_private(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write `private.safetensors`: what clients keep to themselves, `blocks.<client>` and `factors.<client>`."""
-    save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, folder / "private.safetensors")
+class AdapterExport(Callback):
+    """Leaves what was tuned in `adapters/` of the run's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Write into the run's `folder`."""
+        self._folder = folder
+
+    def on_end(self, experiment: Experiment, state: GlobalState, outcome: Outcome) -> None:
+        export(self._folder / "adapters", experiment, state, outcome)
+
+
+def export(folder: Path, experiment: Experiment, state: GlobalState, outcome: Outcome) -> None:
+    """Write the adapter in PEFT's format, its card, and `private.safetensors`: what clients keep to themselves.
+
+    Each file appears whole or not at all.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    method, foundation, config = experiment.method, experiment.foundation, experiment.config
+    depth = len(method.evaluated_model().blocks)
+    with whole_files(folder) as made:
+        save_adapter(made, foundation, config, state, depth=depth, loaded_base=experiment.initial_state.base)
+        if method.personal_states(state) is not None:
+            private = {name: tensor.contiguous().cpu() for name, tensor in method.tensors().items()}
+            save_file(private, made / "private.safetensors")
+        accuracy = mean(outcome.exported.values())
+        write_card(made, foundation, config, depth=depth, accuracy=accuracy, reported=outcome.tuned_is)
 
 
 def save_adapter(

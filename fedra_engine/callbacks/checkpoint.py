@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +14,15 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from fedra_engine.callback import Callback, Round
+from fedra_engine.callbacks.fingerprint import Fingerprint, check_fingerprint
+from fedra_engine.callbacks.run_folder import RunFolder
+from fedra_engine.experiment import Experiment
+from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import InputError, one_line
 from fedra_engine.runtime.files import content_hash, make_folders, remove_unfinished, whole_folder
 
+_LOG = logging.getLogger(__name__)
 TENSORS_FILE = "state.safetensors"
 STATE_FILE = "state.json"
 KEPT = 2
@@ -34,6 +41,92 @@ class Checkpoint(NamedTuple):
     tensors: dict[str, Tensor]
     state: dict[str, Any]
     passed_over: str = ""
+
+
+class Checkpoints(Callback):
+    """After every round, saves what a run needs to go on, and the round's record beside it."""
+
+    def __init__(self, folder: RunFolder, fingerprint: Fingerprint) -> None:
+        """Save in `folder`, beside the `fingerprint` of what the run began with."""
+        self._folder = folder
+        self._fingerprint = fingerprint
+
+    def on_round(self, experiment: Experiment, state: GlobalState, round: Round) -> None:
+        self.save(experiment, state, [round])
+
+    def save(self, experiment: Experiment, state: GlobalState, rounds: Sequence[Round]) -> None:
+        """Save the `state` after the last of `rounds`, those that no checkpoint has yet."""
+        last = rounds[-1]
+        parts = {"state": state.tensors(), "method": experiment.method.tensors(), "server": experiment.server.tensors()}
+        tensors = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
+        remembered = {
+            "accuracy": dict(last.accuracy),
+            "fingerprint": self._fingerprint,
+            "lanes": list(last.lanes),
+            "metrics": self._folder.keep_metrics(*(each.metrics.record() for each in rounds)),
+        }
+        save_checkpoint(self._folder.path, last.metrics.round, tensors, remembered)
+
+
+class Start(NamedTuple):
+    """Where a run begins, or goes on: the first round to train, the state before it, and the last accuracies."""
+
+    round: int
+    state: GlobalState
+    accuracy: dict[str, float]
+
+
+def find_start(experiment: Experiment, folder: RunFolder, begun: Fingerprint) -> Start:
+    """Bring the run in `folder` back to its newest intact checkpoint, whose rounds are then not trained again.
+
+    All processes call this together; the folder changes only when all that is needed to go on is there.
+
+    Args:
+        experiment: newly built; its method, server and lanes go on as they were.
+        folder: of the run.
+        begun: fingerprint of `experiment`.
+
+    Raises:
+        InputError: the run began with something else, or is damaged.
+    """
+    processes = experiment.processes
+    with processes.raise_on_all():
+        found = _go_back(folder, begun) if processes.is_main else None
+    found = processes.broadcast_object(found)
+    if found is None:
+        return Start(0, experiment.initial_state, {})
+    execution, lanes = experiment.config.execution, found.state["lanes"]
+    if execution.deterministic and execution.executor == "sweep" and len(lanes) == processes.count:
+        # However much memory is free today.
+        experiment.executor.lanes = lanes[processes.index]
+        if processes.is_main:
+            _LOG.info("lanes: %s, as before (execution.deterministic)", ", ".join(map(str, lanes)))
+    return restore(experiment, found)
+
+
+def restore(experiment: Experiment, found: Checkpoint) -> Start:
+    """Bring a newly built experiment to where it was after the round of a checkpoint."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in found.tensors.items():
+        part, _, name = key.partition(".")
+        parts.setdefault(part, {})[name] = tensor
+    experiment.method.restore(parts.get("method", {}))
+    experiment.server.restore(parts.get("server", {}))
+    state = experiment.initial_state.restored(parts["state"])
+    return Start(found.round + 1, state, found.state["accuracy"])
+
+
+def _go_back(folder: RunFolder, begun: Fingerprint) -> Checkpoint | None:
+    """The checkpoint to go on after, if any; the folder forgets what came later."""
+    found = latest_checkpoint(folder.path)
+    if found is not None:
+        check_fingerprint(begun, found.state["fingerprint"], folder.path)
+    records = folder.find_metrics(None if found is None else found.state["metrics"])
+    if found is not None and found.passed_over:
+        _LOG.info("passed over a damaged checkpoint: %s", found.passed_over)
+    if folder.rewind(-1 if found is None else found.round, records):
+        _LOG.info("restored %s from %s", folder.metrics_file, folder.kept_metrics_file)
+    return found
 
 
 def save_checkpoint(folder: Path, round: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:

@@ -5,13 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
+import torch
+
+from fedra_engine.callback import Callback, Evaluation, Outcome, Round, Update
 from fedra_engine.callbacks.progress import LiveProgress, Meter
-from fedra_engine.config import ExperimentConfig
+from fedra_engine.experiment import Experiment
+from fedra_engine.federation.records import RoundMetrics
+from fedra_engine.models.sharded_parameters import is_sharded, parameter_count
+from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import PrintableFormatter, count_of, printable
 from fedra_engine.runtime.files import writing
 from fedra_engine.runtime.stages import Stage
@@ -36,7 +43,7 @@ class _LogFile(logging.FileHandler):
             raise
 
 
-class Reporter:
+class Console(Callback):
     """Shows how a run goes; a context manager that owns the live display and the log file.
 
     While it is entered, the log file gets the engine's warnings, too, and console and log say what takes long.
@@ -51,9 +58,10 @@ class Reporter:
         self._meter = Meter()
         self._live = LiveProgress(self._console, self._meter) if self._console.is_terminal else None
         self._round = Stage("")
+        self._next = self._rounds = 0
 
     @classmethod
-    def silent(cls) -> Reporter:
+    def silent(cls) -> Console:
         """Prints and writes nothing: for all processes of a job but the main one."""
         return cls(None, PlainConsole(quiet=True, force_terminal=False))
 
@@ -84,68 +92,122 @@ class Reporter:
                 self._write_log(f"stopped: {type(error).__name__}: {error}".removesuffix(": "))
             self._log.close()
 
-    def start(self, config: ExperimentConfig, facts: Mapping[str, str | int | float]) -> None:
-        """Show what the experiment consists of, each fact under its name."""
-        facts = {"method": f"{config.method.name}, {count_of(config.rounds, 'round')}, seed {config.seed}", **facts}
+    def on_start(self, experiment: Experiment, state: GlobalState, first_round: int) -> None:
+        config, method = experiment.config, experiment.method
+        facts = {"method": f"{config.method.name}, {count_of(config.rounds, 'round')}, seed {config.seed}"}
+        facts |= describe(experiment)
         width = max(map(len, facts))
         for name, value in facts.items():
             self.message(f"{name:<{width}}  {value}")
+        for note in experiment.train_data.notes:
+            self.message(note)
+        if method.caution is not None:
+            self.message(f"note: {method.caution}")
+        if first_round > 0:
+            begun = first_round < config.rounds
+            going = f"going on after round {first_round} of" if begun else "finished before, with all of"
+            self.message(f"{going} {config.rounds} rounds")
+        self._next, self._rounds = first_round, config.rounds
+
+    def on_update(self, experiment: Experiment, update: Update) -> None:
+        trained = update.trained
+        self._meter.participants = self._round.total = update.participants
+        self._round.advance(trained.clients - self._meter.clients)
+        self._meter.trained(trained.clients, trained.samples, trained.mean_loss)
+
+    def on_evaluate(self, experiment: Experiment, state: GlobalState, evaluation: Evaluation) -> None:
+        if evaluation.metrics is not None:
+            self._finish(evaluation.metrics)
+            self.message(f"accuracy after round {evaluation.metrics.round + 1}: {_accuracy_text(evaluation.accuracy)}")
+        elif self._next < self._rounds:
+            self.begin_round(self._next, self._rounds)
+
+    def on_round(self, experiment: Experiment, state: GlobalState, round: Round) -> None:
+        self._finish(round.metrics)
+        if round.metrics.round + 1 < self._rounds:
+            self.begin_round(round.metrics.round + 1, self._rounds)
+
+    def on_end(self, experiment: Experiment, state: GlobalState, outcome: Outcome) -> None:
+        if self._live is not None:
+            self._live.stop()
+        if outcome.stopped is not None:
+            self.message(f"stopped after round {outcome.rounds}{': ' if outcome.stopped else ''}{outcome.stopped}")
+        rows = {"frozen": outcome.frozen, "tuned": outcome.tuned}
+        self._print("")
+        body = [
+            [name, *(_percent(accuracy[domain]) for domain in outcome.tuned), _percent(mean(accuracy.values()))]
+            for name, accuracy in rows.items()
+        ]
+        self._print(table_text(rich_table([["accuracy (%)", *outcome.tuned, "average"], *body])))
+        for name, accuracy in rows.items():
+            self._write_log(f"{name}: {_accuracy_text(accuracy)}")
+        if outcome.tuned_is is not None:
+            exported = 100 * mean(outcome.exported.values())
+            self.message(
+                f"note: tuned is the accuracy of {outcome.tuned_is}; the adapter alone has {exported:.1f} % on average"
+            )
 
     def message(self, text: str) -> None:
         """Print a text, and log it."""
         self._print(text)
         self._write_log(text)
 
-    def round_started(self, round: int, rounds: int, participants: int) -> None:
-        """Round `round` (from 0) of `rounds` begins."""
-        self._meter.round_started(round, rounds, participants)
+    def begin_round(self, round: int, rounds: int) -> None:
+        """Show that round `round` (from 0) of `rounds` is going on, of whose clients nothing is known yet."""
+        self._next, self._rounds = round, rounds
+        self._meter.round_started(round, rounds)
         if self._live is not None:
             self._live.start()
         else:
-            self._round = Stage(f"training clients of round {round + 1} of {rounds}", participants).__enter__()
+            self._round = Stage(f"training clients of round {round + 1} of {rounds}").__enter__()
 
-    def trained(self, clients: int, samples: int, loss: Callable[[], float | None]) -> None:
-        """So far `clients` of the round have trained, on `samples` samples; `loss` gives their mean loss."""
-        self._round.advance(clients - self._meter.clients)
-        self._meter.trained(clients, samples, loss)
-
-    def round_finished(self, record: Mapping[str, Any]) -> None:
-        """The round with these metrics is over. Plain output gets a line of it; the log gets all of it."""
+    def _finish(self, metrics: RoundMetrics) -> None:
+        """Print a line of a round whose line is not there yet, and log all of its record."""
+        if self._meter.rounds_done > metrics.round:
+            return
         self._round.__exit__(None, None, None)
-        self._meter.round_finished(record["loss"])
-        left_out = f"  {record['bad_updates']} left out" if record.get("bad_updates") else ""
+        self._meter.round_finished(metrics)
+        left_out = f"  {metrics.bad_updates} left out" if metrics.bad_updates else ""
         line = f"round {self._meter.round_text()}  {self._meter.status_text()}{left_out}"
         if self._live is None:
             self._print(line)
-        self._write_log(f"{line}  {dict(record)}")
-
-    def evaluating(self, samples: int) -> None:
-        """An evaluation on `samples` samples begins, which may take a while."""
-        self._print(f"evaluating on {samples:,} test samples …")
-
-    def evaluated(self, round: int, accuracy: Accuracies) -> None:
-        """The global model after `round` has this accuracy."""
-        self.message(f"accuracy after round {round + 1}: {_accuracy_text(accuracy)}")
-
-    def finished(self, frozen: Accuracies, tuned: Accuracies) -> None:
-        """Show the accuracies before and after."""
-        if self._live is not None:
-            self._live.stop()
-        rows = {"frozen": frozen, "tuned": tuned}
-        self._print("")
-        body = [
-            [name, *(_percent(accuracy[domain]) for domain in tuned), _percent(mean(accuracy.values()))]
-            for name, accuracy in rows.items()
-        ]
-        self._print(table_text(rich_table([["accuracy (%)", *tuned, "average"], *body])))
-        for name, accuracy in rows.items():
-            self._write_log(f"{name}: {_accuracy_text(accuracy)}")
+        self._write_log(f"{line}  {asdict(metrics)}")
 
     def _print(self, text: str) -> None:
         self._console.print(text, soft_wrap=True)
 
     def _write_log(self, text: str) -> None:
         self._log.emit(logging.makeLogRecord({"msg": text}))
+
+
+def describe(experiment: Experiment) -> dict[str, str]:
+    """What a user wants to see before the first round."""
+    foundation = experiment.foundation
+    size = parameter_count(foundation.model)
+    kept = " in shards" if is_sharded(foundation.model) else ""
+    targets = ", ".join(target.path for target in foundation.adapter_layout.targets)
+    return {
+        "model": f"{type(foundation.model).__name__}, {foundation.depth} blocks, {size:,} frozen parameters{kept}",
+        "adapters": f"{foundation.adapter_layout.size:,} LoRA parameters per block on {targets}",
+        "head": f"{foundation.head_layout.trained_size:,} parameters",
+        "clients": f"{len(experiment.clients)} in {len(experiment.domains)} domains",
+        "samples": f"{len(experiment.train_data):,} for training{_made(experiment.samples_made)}",
+        "lanes": str(experiment.executor.lanes),
+        "blocks": f"{experiment.sweep_model.fused} of {foundation.depth} fused",
+        "device": _device(experiment.initial_state.heads.device),
+        **({"processes": str(experiment.processes.count)} if experiment.processes.count > 1 else {}),
+    }
+
+
+def _device(device: torch.device) -> str:
+    threads = torch.get_num_threads()
+    return f"cpu, {threads} thread{'s' if threads > 1 else ''}" if device.type == "cpu" else str(device)
+
+
+def _made(samples: int | None) -> str:
+    if samples is None:
+        return ""
+    return f"; {samples:,} preprocessed now" if samples else "; all were in the cache"
 
 
 def _accuracy_text(accuracy: Accuracies) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from fedra_engine.callback import Callback
+from fedra_engine.experiment import Experiment
 from fedra_engine.federation.clients import Clients
+from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import printable
 from fedra_engine.runtime.files import whole_file
 from fedra_engine.runtime.tables import table_text
@@ -19,6 +23,7 @@ from fedra_engine.runtime.tables import table_text
 if TYPE_CHECKING:
     from fedra_engine.data.domain_data import DomainData
 
+_LOG = logging.getLogger(__name__)
 PLOT_FILE = "partition.png"
 MOST_PLOTTED = 1000
 """Clients above which nothing is counted: a plot could not show them."""
@@ -45,6 +50,17 @@ class PartitionCounts:
     domains: NDArray[np.int64]
     domain_names: Sequence[str]
     capacities: NDArray[np.int64]
+
+
+class PartitionReport(Callback):
+    """Prints and plots the partition before a run begins."""
+
+    def __init__(self, folder: Path) -> None:
+        """Plot into the run's `folder`."""
+        self._folder = folder
+
+    def on_start(self, experiment: Experiment, state: GlobalState, first_round: int) -> None:
+        report_partition(experiment.train_data, experiment.clients, self._folder, _LOG.info)
 
 
 def report_partition(train: DomainData, clients: Clients, folder: Path, message: Callable[[str], None]) -> None:

@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from fedra_engine.federation.records import RoundMetrics
 from fedra_engine.runtime.tables import PlainConsole
 
 REFRESHES_PER_SECOND = 2
@@ -40,12 +41,12 @@ class Meter:
         self._round_seconds = 0.0
         self._loss_read = -math.inf
 
-    def round_started(self, round: int, rounds: int, participants: int) -> None:
-        """Count from nothing again."""
+    def round_started(self, round: int, rounds: int) -> None:
+        """Count from nothing again; how many participants there are is known later."""
         now = self._clock()
         if self._began is None:
             self._began, self._first_round = now, round
-        self.rounds, self.rounds_done, self.participants = rounds, round, participants
+        self.rounds, self.rounds_done, self.participants = rounds, round, 0
         self.clients, self._samples = 0, 0
         self._round_began = now
 
@@ -58,11 +59,12 @@ class Meter:
             self._loss_read = now
         self._round_seconds = now - self._round_began
 
-    def round_finished(self, loss: float | None) -> None:
-        """Count the round, whose mean loss was `loss` (None: nobody trained)."""
-        self._show_loss(loss)
+    def round_finished(self, metrics: RoundMetrics) -> None:
+        """Count the round, as it was on all processes."""
+        self._show_loss(metrics.loss)
+        self.clients, self._samples = metrics.participants, metrics.samples
         self.rounds_done += 1
-        self._round_seconds = self._clock() - self._round_began
+        self._round_seconds = metrics.seconds
 
     def round_text(self) -> str:
         """`3/60`."""
@@ -114,5 +116,5 @@ class LiveProgress:
             ("rounds", meter.rounds_done, meter.rounds),
             ("clients", meter.clients, meter.participants),
         ):
-            bars.add_row(name, ProgressBar(total=total or 1, completed=done, width=BAR_WIDTH), f"{done}/{total}")
+            bars.add_row(name, ProgressBar(total=total or 1, completed=done, width=BAR_WIDTH), f"{done}/{total or '?'}")
         return Group(bars, Text(meter.status_text()))

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from safetensors.torch import save, save_file
 
+from fedra_engine.callback import Callback, Round, Update
 from fedra_engine.data.samples import Samples
-from fedra_engine.federation.assignment import Assignment
-from fedra_engine.federation.work import ClientUpdates, LocalWork
+from fedra_engine.experiment import Experiment
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.state import GlobalState, adapter_tensors, head_tensors, named_tensors
+from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.files import whole_file, writing
-from fedra_engine.runtime.processes import Processes
 
 _PORTION = 1024
 
@@ -47,56 +47,60 @@ def _save(tensors: dict[str, torch.Tensor], target: Path) -> None:
         target.write_bytes(save(tensors))
 
 
-class RoundTrace:
+class Trace(Callback):
     """`trace/round_NNNN/`: who holds what, every client's batches, and adapters and heads before and after.
 
     Of several processes each writes its own clients' updates, and the main one the rest.
     """
 
-    def __init__(
-        self, folder: Path, foundation: Foundation, work: LocalWork, assignment: Assignment, processes: Processes
-    ) -> None:
-        self._folder = folder / "trace" / f"round_{work.round:04d}"
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._foundation = foundation
-        self._exits = max(len(assignment.exits), 1)
-        self._is_main = processes.is_main
-        if self._is_main:
-            self._write_work(work, assignment)
+    every_process = True
 
-    def write_state(self, name: str, state: GlobalState) -> None:
-        """`<name>.safetensors`: the whole global state."""
-        if self._is_main:
-            tensors = named_tensors(state, self._foundation.adapter_layout, self._foundation.head_layout)
-            _save(tensors, self._folder / f"{name}.safetensors")
+    def __init__(self, folder: Path) -> None:
+        """Write into the run's `folder`, which all processes share."""
+        self._folder = folder
 
-    def write_updates(self, updates: ClientUpdates) -> None:
+    def on_start(self, experiment: Experiment, state: GlobalState, first_round: int) -> None:
+        if not self._folder.is_dir():
+            raise InputError(f"trace: found no {self._folder} here, expected a folder that all processes share")
+        if first_round == 0 and experiment.processes.is_main:
+            write_inputs(self._folder, experiment.train_samples, experiment.foundation)
+
+    def on_update(self, experiment: Experiment, update: Update) -> None:
         """`client_<id>.safetensors`: the adapters of the blocks each client held, by global index, and its head.
 
         Bad updates are left out, as they are of the round.
         """
-        for _, client, (blocks, adapters, exits, heads) in updates.of_good_clients():
-            tensors = adapter_tensors(blocks.tolist(), adapters, self._foundation.adapter_layout)
-            tensors |= head_tensors(exits.tolist(), heads, self._foundation.head_layout, exits=self._exits)
-            _save(tensors, self._folder / f"client_{client}.safetensors")
+        folder, foundation = self._of_round(update.round), experiment.foundation
+        exits = max(len(update.assignment.exits), 1)
+        for _, client, (blocks, adapters, trained, heads) in update.updates.of_good_clients():
+            tensors = adapter_tensors(blocks.tolist(), adapters, foundation.adapter_layout)
+            tensors |= head_tensors(trained.tolist(), heads, foundation.head_layout, exits=exits)
+            _save(tensors, folder / f"client_{client}.safetensors")
 
-    def _write_work(self, work: LocalWork, assignment: Assignment) -> None:
-        np.save(self._folder / "allocation.npy", assignment.held)
-        clients = work.clients
-        participants = [
+    def on_round(self, experiment: Experiment, state: GlobalState, round: Round) -> None:
+        """Who did what, and the whole global state before and after."""
+        if not experiment.processes.is_main:
+            return
+        folder, foundation = self._of_round(round.metrics.round), experiment.foundation
+        np.save(folder / "allocation.npy", round.assignment.held)
+        clients, participants = round.work.clients, round.work.participants.tolist()
+        facts = [
             {
                 "client": client,
                 "domain": int(clients.domains[client]),
                 "samples": len(clients.samples[client]),
                 "capacity": int(clients.capacities[client]),
             }
-            for client in work.participants.tolist()
+            for client in participants
         ]
-        self._write_json("participants", participants)
-        self._write_json(
-            "batches",
-            {str(c): [batch.tolist() for batch in work.batches(c)] for c in work.participants.tolist()},
-        )
+        batches = {str(c): [batch.tolist() for batch in round.work.batches(c)] for c in participants}
+        for name, content in (("participants", facts), ("batches", batches)):
+            (folder / f"{name}.json").write_text(json.dumps(content))
+        for name, whole in (("global_before", round.before), ("global_after", state)):
+            tensors = named_tensors(whole, foundation.adapter_layout, foundation.head_layout)
+            _save(tensors, folder / f"{name}.safetensors")
 
-    def _write_json(self, name: str, content: object) -> None:
-        (self._folder / f"{name}.json").write_text(json.dumps(content))
+    def _of_round(self, round: int) -> Path:
+        folder = self._folder / "trace" / f"round_{round:04d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder

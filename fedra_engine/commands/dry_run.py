@@ -9,7 +9,7 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from fedra_engine.callbacks.console import Reporter
+from fedra_engine.callbacks.console import Console
 from fedra_engine.callbacks.partition_report import MOST_COLUMNS, MOST_PRINTED, count_partition, partition_text
 from fedra_engine.commands.step_timing import TimedStep, time_step
 from fedra_engine.config import ExperimentConfig
@@ -28,7 +28,7 @@ def print_probe(config: ExperimentConfig, device: torch.device, console: PlainCo
         InputError: something in the configuration cannot be used.
     """
     console = PlainConsole() if console is None else console
-    with Reporter(None, console):
+    with Console(None, console):
         experiment = build_experiment(config, device)
     parts = [
         _parts_table(experiment),

@@ -15,7 +15,6 @@ from typing import Literal
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
-from fedra_engine.callbacks.console import Reporter
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.commands.parsing import read_config
 from fedra_engine.commands.run_request import RunRequest
@@ -23,10 +22,10 @@ from fedra_engine.comparison.accounting import RunCosts, count_costs
 from fedra_engine.comparison.plan import PlannedRun
 from fedra_engine.config.differences import RESULT_NEUTRAL, differences
 from fedra_engine.methods.registry import method_named
+from fedra_engine.run import run as train_run
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.files import write_whole
 from fedra_engine.runtime.tables import PlainConsole
-from fedra_engine.simulation import Simulation
 
 
 @dataclass(frozen=True)
@@ -199,8 +198,7 @@ def _finish(run: PlannedRun) -> str:
         request = RunRequest(run.config, earlier)
         # A run's output goes to its log only; many of them would drown the comparison.
         console = PlainConsole(quiet=True, force_terminal=False)
-        with request.open_folder() as folder, Reporter(folder.log_file, console) as reporter:
-            Simulation(run.config, folder, reporter, Accelerator()).run()
+        train_run(request.config, request.resumed, accelerator=Accelerator(), console=console)
     if not _costs_file(run).is_file():
         costs = asdict(count_costs(run.config))
         write_whole(_costs_file(run), json.dumps(costs, indent=2) + "\n")

@@ -50,15 +50,11 @@ class Evaluator:
         self._domains = list(domains)
         self._processes = Processes.alone() if processes is None else processes
 
-    @property
-    def samples(self) -> int:
-        """Test samples of all domains."""
-        return len(self._test.domains)
-
     @torch.no_grad()
     def accuracy(self, state: GlobalState, model: EvaluatedModel) -> dict[str, float]:
         """Share of correct predictions per domain. The processes share out the samples."""
         domain_of = self._test.domains
+        _LOG.info("evaluating on %s test samples …", f"{len(domain_of):,}")
         sums = torch.zeros(len(self._domains), 3, dtype=torch.int64)
         self._use(state)
         with Stage("evaluating test samples", len(domain_of)) as stage:
@@ -78,6 +74,7 @@ class Evaluator:
 
         A domain without clients has the model of a `newcomer`. The processes share out the clients.
         """
+        _LOG.info("evaluating on %s test samples …", f"{len(self._test.domains):,}")
         accuracy = {}
         for index, name in enumerate(self._domains):
             rows = torch.nonzero(self._test.domains == index)[:, 0]

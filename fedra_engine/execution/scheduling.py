@@ -117,7 +117,7 @@ class WorkDivision:
         owners = balance(costs, pace)
         mine = np.flatnonzero(owners == self._processes.index)
         started = time.perf_counter()
-        with self._processes.together():
+        with self._processes.raise_on_all():
             yield replace(work, participants=work.participants[mine]), assignment.select(mine)
             seconds = time.perf_counter() - started
         if self._by_cost_alone:

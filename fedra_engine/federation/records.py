@@ -1,17 +1,21 @@
-"""What is counted and remembered of a round."""
+"""What is counted, checked and remembered of a round."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedra_engine.federation.work import ClientUpdates
+from fedra_engine.federation.work import ClientUpdates, LocalWork
+from fedra_engine.runtime.errors import InputError
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -95,6 +99,55 @@ class ReturnedUpdates:
         # Where most updates change nothing, any change at all would be infinitely many times as large.
         far = (self.norms > SUSPICIOUS * median) & self.good & (median > 0)
         return self.clients[far], median
+
+
+def check_updates(
+    returned: ReturnedUpdates,
+    round: int,
+    on_bad_update: Literal["drop", "error"],
+    names_of: Callable[[NDArray[np.int64]], str],
+    *,
+    warn: bool = True,
+) -> NDArray[np.int64]:
+    """The clients whose updates are bad; warns of them, and of updates that are far larger than the others.
+
+    Args:
+        returned: the round's updates, on all processes.
+        round: its number, from 0.
+        on_bad_update: what `training.on_bad_update` asks for.
+        names_of: clients in words.
+        warn: whether this process speaks for the job.
+
+    Raises:
+        InputError: all updates are bad, or one is and none may be dropped.
+    """
+    bad, (far, median) = returned.clients[~returned.good], returned.suspicious()
+    if len(bad) and (on_bad_update == "error" or len(bad) == len(returned.clients)):
+        expected = "a finite one" if on_bad_update == "drop" else "finite ones, or training.on_bad_update drop"
+        raise InputError(
+            f"training.on_bad_update: found a loss, gradients or parameters that are not finite in round {round + 1} "
+            f"from {names_of(bad)}, expected {expected}. Usual causes: training.lr or clip_norm too high, model.dtype "
+            "float16 or bfloat16, bad inputs or labels. The rounds before are kept"
+        )
+    if len(bad) and warn:
+        _LOG.warning("round %d leaves out %s: a loss, gradient or parameter is not finite", round + 1, names_of(bad))
+    if len(far) and warn:
+        _LOG.warning(
+            "round %d has updates of more than %g times the median norm, %.3g, from %s",
+            *(round + 1, SUSPICIOUS, median, names_of(far)),
+        )
+    return bad
+
+
+def check_finite(work: LocalWork, *tensors: Tensor) -> None:
+    """Raises InputError unless what was made of the good updates of a round is finite."""
+    if all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+        return
+    raise InputError(
+        f"training.lr: found a global state that is not finite after round {work.round + 1} with a rate of "
+        f"{work.lr:g}, though the updates were; expected training to stay finite (lower training.lr, clip_norm or "
+        "server.lr). The rounds before are kept"
+    )
 
 
 MOST_NAMED = 100

@@ -178,7 +178,7 @@ class Processes:
         return values[0]  # type: ignore[return-value]
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def raise_on_all(self) -> Iterator[None]:
         """What follows ends the same way on all processes: bad input that one of them finds is raised by all.
 
         For stretches in which the processes do not wait for one another but at the end of such stretches in them.

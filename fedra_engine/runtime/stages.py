@@ -1,4 +1,4 @@
-"""Say what a run is doing where that takes long: on the engine's log, which `Reporter` shows and keeps in run.log."""
+"""Say what a run is doing where that takes long: on the engine's log, which `Console` shows and keeps in run.log."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Stage:
     def __init__(self, what: str, total: int | None = None) -> None:
         """`what` is done, to `total` things, if these can be counted."""
         self._what = what
-        self._total = total
+        self.total = total
         self._done = 0
         self._over = threading.Event()
 
@@ -44,5 +44,5 @@ class Stage:
     def _talk(self) -> None:
         seconds = _FIRST
         while not self._over.wait(seconds):
-            _LOG.info("%s …%s", self._what, "" if self._total is None else f" {self._done:,} of {self._total:,}")
+            _LOG.info("%s …%s", self._what, "" if self.total is None else f" {self._done:,} of {self.total:,}")
             seconds = min(2 * seconds, _LONGEST)

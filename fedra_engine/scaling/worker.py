@@ -5,24 +5,25 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
 
-from fedra_engine.callbacks.console import Reporter
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.commands.parsing import quiet_libraries, read_config
 from fedra_engine.commands.step_timing import time_step
 from fedra_engine.costs.memory_model import CostModel
-from fedra_engine.execution.executor import Executor
 from fedra_engine.execution.idle import IdleExecutor
 from fedra_engine.execution.scheduling import balance, predicted_costs
+from fedra_engine.experiment import Experiment, build_experiment
+from fedra_engine.models.sharding import Sharding
 from fedra_engine.runtime.exit_codes import end, exit_code
-from fedra_engine.runtime.processes import join_job
+from fedra_engine.runtime.processes import Processes, join_job
 from fedra_engine.scaling.measurement import Measurement, measurement_file
-from fedra_engine.simulation import Simulation
+from fedra_engine.simulation import train_round
 
 _KIBIBYTE = 1024
 """What `ru_maxrss` counts in."""
@@ -38,18 +39,19 @@ def main() -> None:
     torch.set_num_threads(threads)
     folder = RunFolder.open(path)
     config = read_config(folder.config_file)
-    simulation = Simulation(config, folder, Reporter.silent(), accelerator)
-    measurement = measure(simulation, threads, seconds)
+    processes = Processes.of(accelerator)
+    with processes.raise_on_all():
+        experiment = build_experiment(config, accelerator.device, processes, Sharding.of(accelerator))
+    measurement = measure(experiment, threads, seconds)
     if accelerator.is_main_process:
         measurement.write(measurement_file(path))
 
 
-def measure(simulation: Simulation, threads: int, seconds: float) -> Measurement:
+def measure(experiment: Experiment, threads: int, seconds: float) -> Measurement:
     """Measure rounds for `seconds` seconds, after a step that warms up kernels and allocators."""
-    experiment, processes = simulation.experiment, simulation.processes
-    config = experiment.config
+    config, processes = experiment.config, experiment.processes
     time_step(experiment)
-    rounds = _Rounds(simulation)
+    rounds = _Rounds(experiment)
     cpu_seconds, durations = rounds.run(seconds)
     peaks = processes.all_gather_object((_resident_bytes(), _gpu_bytes()))
     on_gpu = rounds.state.heads.is_cuda
@@ -62,9 +64,10 @@ def measure(simulation: Simulation, threads: int, seconds: float) -> Measurement
         experiment.clients, work.participants, assignment, experiment.method
     )
     sums = experiment.method.aggregator(rounds.state, 0).sums()
-    server_cpu_seconds, idle = rounds.run(
-        _SERVER_SECONDS, IdleExecutor(experiment.foundation, lanes=experiment.executor.lanes)
+    rounds.experiment = replace(
+        experiment, executor=IdleExecutor(experiment.foundation, lanes=experiment.executor.lanes)
     )
+    server_cpu_seconds, idle = rounds.run(_SERVER_SECONDS)
     return Measurement(
         clients=len(experiment.clients),
         processes=processes.count,
@@ -86,25 +89,25 @@ def measure(simulation: Simulation, threads: int, seconds: float) -> Measurement
 
 
 class _Rounds:
-    """Rounds of a simulation, each of which begins with the `state` that the one before left."""
+    """Rounds of an experiment, each of which begins with the `state` that the one before left."""
 
-    def __init__(self, simulation: Simulation) -> None:
-        self.state = simulation.experiment.initial_state
-        self._simulation = simulation
+    def __init__(self, experiment: Experiment) -> None:
+        self.state = experiment.initial_state
+        self.experiment = experiment
         self._next = 0
 
-    def run(self, seconds: float, executor: Executor | None = None) -> tuple[float, list[float]]:
-        """Run rounds until `seconds` have passed on the main process; see `Simulation.train_round`.
+    def run(self, seconds: float) -> tuple[float, list[float]]:
+        """Run rounds until `seconds` have passed on the main process.
 
         Returns this process's CPU-seconds, and the wall-clock seconds of each round.
         """
         # Beyond the last round there is no learning rate.
-        rounds = self._simulation.experiment.config.rounds
+        rounds = self.experiment.config.rounds
         started, durations = time.process_time(), list[float]()
-        while self._simulation.processes.broadcast_object(sum(durations) < seconds):
-            self.state, metrics = self._simulation.train_round(self._next % rounds, self.state, executor)
+        while self.experiment.processes.broadcast_object(sum(durations) < seconds):
+            self.state, round = train_round(self.experiment, self.state, self._next % rounds)
             self._next += 1
-            durations.append(metrics.seconds)
+            durations.append(round.metrics.seconds)
         return time.process_time() - started, durations
 
 

@@ -5,27 +5,60 @@ import logging
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
-from fedra_engine.callbacks.console import Reporter
+from fedra_engine.callback import Evaluation, Outcome, Round, Update
+from fedra_engine.callbacks.console import Console
 from fedra_engine.callbacks.progress import Meter
 from fedra_engine.config import ExperimentConfig
+from fedra_engine.federation.records import RoundMetrics, Tally
 from fedra_engine.runtime.tables import PlainConsole
+
+EXPERIMENT: Any = SimpleNamespace(
+    config=ExperimentConfig(rounds=2),
+    method=SimpleNamespace(caution=None),
+    train_data=SimpleNamespace(notes=["a [small] model"]),
+)
+
+
+def metrics(round: int, loss: float = 1.75) -> RoundMetrics:
+    return RoundMetrics(round, participants=3, samples=30, loss=loss, lr=0.1, blocks_held=2, seconds=2.0)
+
+
+def update(round: int, clients: int, samples: int, participants: int = 3) -> Update:
+    tally = Tally(clients, samples, torch.tensor(2.0 * samples))
+    nothing: Any = None
+    return Update(round, participants, tally, nothing, nothing, nothing)
+
+
+def show_rounds(console: Console, rounds: int, accuracy: dict[str, float]) -> None:
+    """As a run of `rounds` rounds tells it, which is evaluated at the end."""
+    state: Any = None
+    console.on_evaluate(EXPERIMENT, state, Evaluation(accuracy))
+    for round in range(rounds):
+        console.on_update(EXPERIMENT, update(round, 2, 20))
+        console.on_update(EXPERIMENT, update(round, 3, 30))
+        if round + 1 == rounds:
+            console.on_evaluate(EXPERIMENT, state, Evaluation(accuracy, metrics(round)))
+        console.on_round(EXPERIMENT, state, Round(metrics(round), state, state, state))
+    frozen = dict.fromkeys(accuracy, 0.25)
+    console.on_end(EXPERIMENT, state, Outcome(rounds, frozen, accuracy, accuracy))
 
 
 def run_two_rounds(log: Path, terminal: bool) -> str:
     output = io.StringIO()
-    console = PlainConsole(file=output, force_terminal=terminal, width=100)
-    with Reporter(log, console) as reporter:
-        reporter.start(ExperimentConfig(rounds=2), {"model": "a [small] model"})
-        for round in range(2):
-            reporter.round_started(round, rounds=2, participants=3)
-            reporter.trained(2, samples=20, loss=lambda: 2.0)
-            reporter.trained(3, samples=30, loss=lambda: 1.75)
-            reporter.round_finished({"round": round, "loss": 1.75})
-        reporter.evaluated(1, {"clean": 0.5, "noisy": 0.25})
-        reporter.finished({"clean": 0.25, "noisy": 0.25}, {"clean": 0.5, "noisy": 0.25})
+    state: Any = None
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        Console(log, PlainConsole(file=output, force_terminal=terminal, width=100)) as console,
+    ):
+        patch.setattr("fedra_engine.callbacks.console.describe", lambda _: {"model": "a model"})
+        console.on_start(EXPERIMENT, state, 0)
+        show_rounds(console, 2, {"clean": 0.5, "noisy": 0.25})
     return output.getvalue()
 
 
@@ -60,17 +93,16 @@ def test_everything_is_in_the_log(tmp_path: Path, terminal: bool) -> None:
 @pytest.mark.parametrize("domain", ["[/red]", ":smile:", "[bold]x[/bold]"])
 def test_domains_are_no_markup(tmp_path: Path, domain: str) -> None:
     output = io.StringIO()
-    with Reporter(tmp_path / "run.log", PlainConsole(file=output)) as reporter:
-        reporter.evaluated(0, {domain: 0.5})
-        reporter.finished({domain: 0.25}, {domain: 0.5})
+    with Console(tmp_path / "run.log", PlainConsole(file=output)) as console:
+        show_rounds(console, 1, {domain: 0.5})
     assert f"({domain} 50.0)" in output.getvalue()
     assert f"accuracy (%)  {domain}  average" in output.getvalue()
     assert f"tuned: 50.0  ({domain} 50.0)" in (tmp_path / "run.log").read_text()
 
 
 def test_no_name_puts_control_characters_into_the_log(tmp_path: Path) -> None:
-    with Reporter(tmp_path / "run.log", PlainConsole(file=io.StringIO())) as reporter:
-        reporter.evaluated(0, {"a\x1b[2J\udcff\nb": 0.5})
+    with Console(tmp_path / "run.log", PlainConsole(file=io.StringIO())) as console:
+        show_rounds(console, 1, {"a\x1b[2J\udcff\nb": 0.5})
         logging.getLogger("fedra_engine.data").warning("in %s", "c\x1b[2J")
     log = (tmp_path / "run.log").read_text()
     assert "(a\\x1b[2J\\udcff\\nb 50.0)" in log
@@ -80,8 +112,8 @@ def test_no_name_puts_control_characters_into_the_log(tmp_path: Path) -> None:
 def test_a_table_wider_than_the_output_is_not_cut(tmp_path: Path) -> None:
     output = io.StringIO()
     accuracy = {f"domain {number}": 0.5 for number in range(20)}
-    with Reporter(None, PlainConsole(file=output, width=40)) as reporter:
-        reporter.finished(accuracy, accuracy)
+    with Console(None, PlainConsole(file=output, width=40)) as console:
+        show_rounds(console, 1, accuracy)
     assert output.getvalue().splitlines()[-1].split() == ["tuned", *["50.0"] * 21]
 
 
@@ -93,7 +125,7 @@ def test_a_resumed_run_goes_on_in_the_same_log(tmp_path: Path) -> None:
 
 def test_the_log_tells_what_stopped_a_run(tmp_path: Path) -> None:
     def fail() -> None:
-        with Reporter(tmp_path / "run.log", PlainConsole(file=io.StringIO())):
+        with Console(tmp_path / "run.log", PlainConsole(file=io.StringIO())):
             raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError):
@@ -108,7 +140,7 @@ def test_warnings_are_in_the_log_and_once_on_stderr(
     """Whether or not the program that uses the engine has configured logging."""
     monkeypatch.setattr(logging.getLogger(), "handlers", [logging.StreamHandler(sys.stderr)] * configured)
     engine = logging.getLogger("fedra_engine.execution.sweep")
-    with Reporter(tmp_path / "run.log", PlainConsole(file=io.StringIO())):
+    with Console(tmp_path / "run.log", PlainConsole(file=io.StringIO())):
         engine.warning("out of memory with %d lanes", 4)
     assert capsys.readouterr().err == "out of memory with 4 lanes\n"
     engine.warning("after the run")
@@ -119,11 +151,11 @@ def test_warnings_are_in_the_log_and_once_on_stderr(
 def test_speed_and_remaining_time_are_those_of_this_process() -> None:
     now = 0.0
     meter = Meter(clock=lambda: now)
-    meter.round_started(10, rounds=13, participants=4)
+    meter.round_started(10, rounds=13)
     assert "ETA -:--:--" in meter.status_text()
     now = 2.0
     meter.trained(4, samples=3000, loss=lambda: 0.75)
-    meter.round_finished(0.5)
+    meter.round_finished(RoundMetrics(10, 4, 3000, 0.5, lr=0.1, blocks_held=2, seconds=2.0))
     assert meter.round_text() == "11/13"
     assert meter.status_text() == "loss 0.5000  4 clients  1,500 samples/s  ETA 0:00:04"
 
@@ -137,23 +169,24 @@ def test_the_loss_is_read_once_a_second_and_at_the_end_of_the_round() -> None:
         return 4.0 - now
 
     meter = Meter(clock=lambda: now)
-    meter.round_started(0, rounds=1, participants=40)
+    meter.round_started(0, rounds=1)
     for tenth in range(21):
         now = tenth / 10
         meter.trained(tenth, samples=tenth, loss=loss)
     assert reads == 3
     assert "loss 2.0000" in meter.status_text()
-    meter.round_finished(1.5)
+    meter.round_finished(metrics(0, loss=1.5))
     assert "loss 1.5000" in meter.status_text()
 
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_reporting_a_batch_of_clients_takes_microseconds(tmp_path: Path, terminal: bool) -> None:
-    console = PlainConsole(file=io.StringIO(), force_terminal=terminal)
-    with Reporter(tmp_path / "run.log", console) as reporter:
-        reporter.round_started(0, rounds=1, participants=2000)
+    state: Any = None
+    some = update(0, 1, 32, participants=2000)
+    with Console(tmp_path / "run.log", PlainConsole(file=io.StringIO(), force_terminal=terminal)) as console:
+        console.on_evaluate(EXPERIMENT, state, Evaluation({"clean": 0.5}))
         started = time.process_time()
         for _ in range(2000):
-            reporter.trained(1, samples=32, loss=lambda: 1.0)
+            console.on_update(EXPERIMENT, some)
         seconds = time.process_time() - started
     assert seconds / 2000 < 100e-6

@@ -1,5 +1,6 @@
 """Run requests: new runs, resumed ones, and which are refused."""
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.commands.run_request import RunRequest, parse_request
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.differences import setting_digest
+from fedra_engine.run import open_folder
 from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.processes import Processes
 
 
 def parse(*arguments: str) -> RunRequest:
@@ -29,6 +32,10 @@ def make_run(tmp_path: Path, rounds: int = 5, lr_schedule: str = "constant", don
     return folder
 
 
+def opened_folder(request: RunRequest) -> AbstractContextManager[RunFolder]:
+    return open_folder(request.config, request.resumed, Processes.alone())
+
+
 def rounds_of(folder: RunFolder) -> list[int]:
     return [record["round"] for record in folder.read_metrics()]
 
@@ -37,7 +44,7 @@ def test_a_resumed_run_has_its_own_configuration(tmp_path: Path) -> None:
     folder = make_run(tmp_path, rounds=5, done=3)
     request = parse("--resume", str(folder.path))
     assert request.config.rounds == 5
-    with request.open_folder() as opened:
+    with opened_folder(request) as opened:
         assert opened.path == folder.path
     assert rounds_of(opened) == [0, 1, 2]
 
@@ -48,7 +55,7 @@ def test_a_run_without_an_intact_checkpoint_is_left_as_it_is(tmp_path: Path) -> 
         file.write_bytes(b"")
     before = folder.config_file.stat().st_mtime_ns
     request = parse("--resume", str(folder.path), "--rounds", "9")
-    with pytest.raises(InputError, match=r"round_0002/.*expected an intact checkpoint"), request.open_folder():
+    with pytest.raises(InputError, match=r"round_0002/.*expected an intact checkpoint"), opened_folder(request):
         pass
     assert folder.config_file.stat().st_mtime_ns == before
     assert rounds_of(folder) == [0, 1, 2]
@@ -66,7 +73,7 @@ def test_a_run_does_not_go_on_with_other_settings(tmp_path: Path, old: str, new:
     request = parse("--resume", str(folder.path))
     with (
         pytest.raises(InputError, match=r"^config\.yaml: found other settings than .*/earlier began"),
-        request.open_folder(),
+        opened_folder(request),
     ):
         pass
 
@@ -79,7 +86,7 @@ def test_a_run_may_go_on_with_another_execution(tmp_path: Path) -> None:
     )
     request = parse("--resume", str(folder.path))
     assert (request.config.execution.lanes, request.config.evaluate_every) == (2, 1)
-    with request.open_folder() as opened:
+    with opened_folder(request) as opened:
         assert rounds_of(opened) == [0, 1, 2]
 
 
@@ -94,12 +101,12 @@ def test_the_configuration_of_a_resumed_run_is_checked(tmp_path: Path, rounds: l
 def test_a_run_that_is_going_on_is_not_resumed(tmp_path: Path) -> None:
     folder = make_run(tmp_path, done=3)
     request = parse("--resume", str(folder.path))
-    with request.open_folder() as opened:
+    with opened_folder(request) as opened:
         opened.append_metrics({"round": 3})
         with pytest.raises(InputError, match=r"resume: found another process at work on .*earlier"):
-            request.open_folder().__enter__()
+            opened_folder(request).__enter__()
         assert rounds_of(opened) == [0, 1, 2, 3]
-    with request.open_folder():
+    with opened_folder(request):
         pass
 
 
@@ -108,7 +115,7 @@ def test_a_resumed_run_cannot_have_fewer_rounds_than_it_did(tmp_path: Path) -> N
     request = parse("--resume", str(folder.path), "--rounds", "2")
     with (
         pytest.raises(InputError, match=r"rounds: found 2, expected at least the 3 done"),
-        request.open_folder(),
+        opened_folder(request),
     ):
         pass
 
@@ -120,7 +127,7 @@ def test_more_rounds_are_refused_where_they_change_earlier_ones(tmp_path: Path) 
 
 
 def fail_in_folder(tmp_path: Path, records: list[dict[str, int]]) -> None:
-    with parse("--output_dir", str(tmp_path), "--name", "new").open_folder() as folder:
+    with opened_folder(parse("--output_dir", str(tmp_path), "--name", "new")) as folder:
         for record in records:
             folder.keep_metrics(record)
             folder.append_metrics(record)
@@ -142,5 +149,5 @@ def test_bad_input_found_after_a_round_keeps_the_folder(tmp_path: Path) -> None:
 def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
     request = parse("--output_dir", str(tmp_path), "--name", "my run")
     message = f"--resume '{tmp_path}/my run' goes on"
-    with pytest.raises(KeyboardInterrupt, match=message), request.open_folder():
+    with pytest.raises(KeyboardInterrupt, match=message), opened_folder(request):
         raise KeyboardInterrupt

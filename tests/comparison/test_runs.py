@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from fedra_engine import simulation
+from fedra_engine.callbacks import checkpoint
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.comparison.plan import PlannedRun
 from fedra_engine.comparison.runs import check_runs, execute, read_result
@@ -47,7 +47,7 @@ def test_a_run_leaves_an_ordinary_run_folder_and_its_costs(tmp_path: Path) -> No
 def test_a_finished_run_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = planned_run(tmp_path)
     first = execute(run)
-    monkeypatch.setattr("fedra_engine.comparison.runs.Simulation", None)
+    monkeypatch.setattr("fedra_engine.comparison.runs.train_run", None)
     no_matter = ["--evaluate_every=5", "--execution.lanes=1"]
     again = execute(planned_run(tmp_path, "fedra", *no_matter))
     assert again.state == "done"
@@ -127,17 +127,17 @@ def test_an_interrupted_run_goes_on_from_its_last_round(tmp_path: Path, monkeypa
     whole = planned_run(tmp_path / "whole", "fedsalora", "--rounds=3")
     execute(whole)
     run = planned_run(tmp_path / "parts", "fedsalora", "--rounds=3")
-    save = simulation.save_checkpoint
+    save = checkpoint.save_checkpoint
 
     def save_and_interrupt(*arguments: object) -> None:
         save(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(simulation, "save_checkpoint", save_and_interrupt)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", save_and_interrupt)
     with pytest.raises(KeyboardInterrupt):
         execute(run)
     assert (run.path / "checkpoints" / "round_0000").is_dir()
-    monkeypatch.setattr(simulation, "save_checkpoint", save)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", save)
     outcome = execute(run)
     assert outcome.note.endswith("(interrupted before, went on)")
     assert losses(run) == losses(whole)

@@ -25,14 +25,13 @@ from transformers import (
 )
 
 from fedra_engine import experiment as experiment_module
-from fedra_engine.callbacks.console import Reporter
 from fedra_engine.commands.dry_run import print_probe
 from fedra_engine.commands.run_request import RunRequest, parse_request
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.data import images
+from fedra_engine.run import run as train_run
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.tables import PlainConsole
-from fedra_engine.simulation import Simulation
 from tests.data.tokenizers import BYTES, WORDS, save_byte_tokenizer, save_encoder_tokenizer
 from tests.data.trees import DOMAINNET, NICOPP, PACS, make_domainnet, make_nicopp, make_pacs
 from tests.tiny_timm import timm_mixer
@@ -55,9 +54,8 @@ def config(*files: str) -> ExperimentConfig:
 def run(tmp_path: Path, files: list[str], options: list[str], name: str = "run") -> tuple[dict, str]:
     """Run an experiment. Returns its summary and what it said."""
     asked = parsed(files, [*SMALL, *options, f"--output_dir={tmp_path / 'runs'}", f"--name={name}"])
-    with asked.open_folder() as folder, Reporter(folder.log_file) as reporter:
-        Simulation(asked.config, folder, reporter, Accelerator(cpu=True)).run()
-        return json.loads(folder.summary_file.read_text()), folder.log_file.read_text()
+    result = train_run(asked.config, asked.resumed, accelerator=Accelerator(cpu=True))
+    return result.summary, (result.folder / "run.log").read_text()
 
 
 @pytest.fixture

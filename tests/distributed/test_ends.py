@@ -127,5 +127,5 @@ def test_a_job_of_one_exchanges_nothing() -> None:
     assert tensor.tolist() == [1, 2]
     assert (alone.any(True), alone.any(False)) == (True, False)
     assert (alone.all_gather_object("me"), alone.broadcast_object("me")) == (["me"], "me")
-    with pytest.raises(InputError, match="found"), alone.together():
+    with pytest.raises(InputError, match="found"), alone.raise_on_all():
         raise InputError("found")

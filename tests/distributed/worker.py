@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
-from fedra_engine import experiment, simulation
-from fedra_engine.callbacks.console import Reporter
+from fedra_engine import experiment
+from fedra_engine import run as run_module
+from fedra_engine.callbacks import partition_report
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.commands.parsing import read_config
-from fedra_engine.commands.run_request import RunRequest
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.data.samples import SampleStore
 from fedra_engine.execution.scheduling import Pace
@@ -28,7 +28,6 @@ from fedra_engine.federation.work import LocalWork
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.exit_codes import end, exit_code
 from fedra_engine.runtime.processes import Processes, join_job
-from fedra_engine.simulation import Simulation
 from tests.running import spoil
 
 
@@ -59,10 +58,8 @@ def run_case(folder: Path, config: ExperimentConfig, accelerator: Accelerator) -
         with (
             bad_data(LACKING[folder.name]) if folder.name in LACKING and processes.index == 1 else nullcontext(),
             other_model() if folder.name == "differing" and processes.index == 1 else nullcontext(),
-            RunRequest(config, earlier).open_folder(processes) as run,
-            Reporter(run.log_file) if processes.is_main else Reporter.silent() as reporter,
         ):
-            Simulation(config, run, reporter, accelerator).run()
+            run_module.run(config, earlier, accelerator=accelerator)
     except InputError as error:
         (folder / f"error.{processes.index}").write_text(str(error))
     SampleStore.batch = batch  # type: ignore[method-assign]
@@ -73,7 +70,7 @@ def leave_out_what_takes_long(replace: Callable[[object, str, object], None]) ->
     """No plots of the partition, and the same images decoded once for all runs; by `replace`, which is `setattr`."""
     replace(experiment, "load_source", _once(experiment.load_source))
     replace(experiment, "prepare", _once(experiment.prepare))
-    replace(simulation, "report_partition", lambda *_: None)
+    replace(partition_report, "report_partition", lambda *_: None)
 
 
 def _once(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -130,12 +127,12 @@ def bad_data(step: str) -> Iterator[None]:
 @contextmanager
 def other_model() -> Iterator[None]:
     """As on a machine whose copy of the model has other weights."""
-    found = simulation.fingerprint
-    simulation.fingerprint = lambda experiment: {**found(experiment), "model": "another"}
+    found = run_module.fingerprint
+    run_module.fingerprint = lambda experiment: {**found(experiment), "model": "another"}
     try:
         yield
     finally:
-        simulation.fingerprint = found
+        run_module.fingerprint = found
 
 
 def observe_training(fault: Callable[[], None] | None) -> list[list[int]]:

@@ -6,14 +6,17 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from fedra_engine import experiment
-from fedra_engine.callbacks.console import Reporter
+from fedra_engine.callback import Round, Update
+from fedra_engine.callbacks.console import Console
 from fedra_engine.config import DataConfig, ExperimentConfig
 from fedra_engine.experiment import build_experiment
+from fedra_engine.federation.records import RoundMetrics, Tally
 from fedra_engine.runtime import stages
 from fedra_engine.runtime.stages import Stage
 from fedra_engine.runtime.tables import PlainConsole
@@ -36,7 +39,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_it_says_at_once_what_is_done_and_then_how_far_it_is(tmp_path: Path, impatient: None) -> None:
     output, log = io.StringIO(), tmp_path / "run.log"
-    with Reporter(log, PlainConsole(file=output)):
+    with Console(log, PlainConsole(file=output)):
         with Stage("decoding images", 2_780) as stage:
             wait_for(lambda: "decoding images … 0 of 2,780\n" in output.getvalue())
             stage.advance(1_000)
@@ -49,14 +52,14 @@ def test_it_says_at_once_what_is_done_and_then_how_far_it_is(tmp_path: Path, imp
 
 def test_it_is_silent_where_nothing_takes_long_or_nobody_listens(impatient: None, capfd: pytest.CaptureFixture) -> None:
     before = threading.active_count()
-    with Stage("without a run"), Reporter.silent(), Stage("of another process"):
+    with Stage("without a run"), Console.silent(), Stage("of another process"):
         assert threading.active_count() == before
     assert capfd.readouterr() == ("", "")
 
 
 def test_a_short_stage_says_nothing() -> None:
     output = io.StringIO()
-    with Reporter(None, PlainConsole(file=output)), Stage("short"):
+    with Console(None, PlainConsole(file=output)), Stage("short"):
         pass
     assert output.getvalue() == ""
     assert ENGINE_LOG.level == logging.NOTSET
@@ -65,13 +68,16 @@ def test_a_short_stage_says_nothing() -> None:
 
 def test_a_round_says_how_many_clients_have_trained(impatient: None) -> None:
     output = io.StringIO()
-    with Reporter(None, PlainConsole(file=output, force_terminal=False)) as reporter:
-        reporter.round_started(2, rounds=9, participants=4)
-        wait_for(lambda: "training clients of round 3 of 9 … 0 of 4\n" in output.getvalue())
-        reporter.trained(1, samples=8, loss=lambda: 1.0)
-        reporter.trained(3, samples=8, loss=lambda: 1.0)
-        wait_for(lambda: "training clients of round 3 of 9 … 3 of 4\n" in output.getvalue())
-        reporter.round_finished({"round": 2, "loss": 1.0})
+    nothing: Any = None
+    with Console(None, PlainConsole(file=output, force_terminal=False)) as console:
+        console.begin_round(8, 9)
+        wait_for(lambda: "training clients of round 9 of 9 …\n" in output.getvalue())
+        for clients in (1, 3):
+            tally = Tally(clients, samples=8, loss=torch.tensor(8.0))
+            console.on_update(nothing, Update(8, 4, tally, nothing, nothing, nothing))
+        wait_for(lambda: "training clients of round 9 of 9 … 3 of 4\n" in output.getvalue())
+        metrics = RoundMetrics(8, participants=3, samples=8, loss=1.0, lr=0.1, blocks_held=2, seconds=1.0)
+        console.on_round(nothing, nothing, Round(metrics, nothing, nothing, nothing))
         # A line that is being written may still come.
         time.sleep(0.05)
         said = output.getvalue()

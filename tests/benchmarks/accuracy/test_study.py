@@ -9,20 +9,22 @@ import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 
-from benchmarks.accuracy import study
+from benchmarks.accuracy import runs, study
 from benchmarks.accuracy.pack import pack
 from benchmarks.accuracy.runs import StudyRun
 from benchmarks.accuracy.setting import StudySetting
 from benchmarks.accuracy.study import run_study
 from benchmarks.kernels.measure import device_name
+from fedra_engine.callbacks.checkpoint import Checkpoints
 from fedra_engine.callbacks.run_folder import RunFolder
+from fedra_engine.experiment import Experiment
 from fedra_engine.runtime.errors import InputError
-from fedra_engine.simulation import Simulation
 from tests.benchmarks.accuracy.tiny_study import SETTING
 
 ROOT = Path(__file__).parents[3]
@@ -135,13 +137,13 @@ def test_methods_are_evaluated_after_every_slice_and_at_the_end(
     monkeypatch.setattr(study, "save_runs", watch)
     clock = [0.0]
     monkeypatch.setattr("benchmarks.accuracy.study.time.monotonic", lambda: clock[0])
-    train_round = Simulation.train_round
+    train_round = runs.train_round
 
-    def second_long(simulation: Simulation, *rest: object) -> object:
+    def second_long(*arguments: Any) -> object:
         clock[0] += 1.0
-        return train_round(simulation, *rest)
+        return train_round(*arguments)
 
-    monkeypatch.setattr(Simulation, "train_round", second_long)
+    monkeypatch.setattr(runs, "train_round", second_long)
     setting = replace(TWO, methods=("fedra",), rounds=20, slice=3)
     run_study(images, model, tmp_path, seconds=8.0, setting=setting)
     records = results(tmp_path)["seeds"]["0"]["methods"]["fedra"]["records"]
@@ -198,14 +200,14 @@ def test_a_study_that_has_all_rounds_says_nothing_of_time(
 def test_a_method_that_fails_leaves_the_others_and_its_own_rounds(
     images: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train_round = Simulation.train_round
+    train_round = runs.train_round
 
-    def fail(simulation: Simulation, round: int, state: object) -> object:
-        if round == 2 and simulation.experiment.config.method.name == "inclusivefl":
+    def fail(experiment: Experiment, state: Any, round: int, *rest: Any) -> object:
+        if round == 2 and experiment.config.method.name == "inclusivefl":
             raise RuntimeError("out of memory")
-        return train_round(simulation, round, state)
+        return train_round(experiment, state, round, *rest)
 
-    monkeypatch.setattr(Simulation, "train_round", fail)
+    monkeypatch.setattr(runs, "train_round", fail)
     assert not run_study(images, model, tmp_path, seconds=LONG, setting=TWO)
     assert rounds(tmp_path) == {"inclusivefl": 2, "depthfl": 4}
     assert "inclusivefl stopped: RuntimeError: out of memory" in (tmp_path / "study.md").read_text()
@@ -215,15 +217,15 @@ def test_a_method_that_fails_leaves_the_others_and_its_own_rounds(
 def test_rounds_whose_checkpoint_could_not_be_written_are_trained_again(
     images: Path, model: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint = Simulation.checkpoint
+    save = Checkpoints.save
 
-    def fail(simulation: Simulation, round: int, *rest: object) -> None:
-        if round == 3:
+    def fail(self: Checkpoints, experiment: Experiment, state: Any, rounds: Any) -> None:
+        if rounds[-1].metrics.round == 3:
             raise OSError("disk full")
-        checkpoint(simulation, round, *rest)
+        save(self, experiment, state, rounds)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Simulation, "checkpoint", fail)
+        patch.setattr(Checkpoints, "save", fail)
         assert not run_study(images, model, tmp_path / "first", seconds=LONG, setting=TWO)
     assert rounds(tmp_path / "first") == {"inclusivefl": 2, "depthfl": 2}
     assert run_study(images, model, tmp_path / "second", continue_from=tmp_path / "first", seconds=LONG, setting=TWO)
@@ -236,13 +238,13 @@ def test_time_that_is_over_stops_within_a_slice(
 ) -> None:
     clock = [0.0]
     monkeypatch.setattr("benchmarks.accuracy.study.time.monotonic", lambda: clock[0])
-    train_round = Simulation.train_round
+    train_round = runs.train_round
 
-    def slow_from_the_third(simulation: Simulation, round: int, state: object) -> object:
+    def slow_from_the_third(experiment: Experiment, state: Any, round: int, *rest: Any) -> object:
         clock[0] += 1.0 if round < 2 else 100.0
-        return train_round(simulation, round, state)
+        return train_round(experiment, state, round, *rest)
 
-    monkeypatch.setattr(Simulation, "train_round", slow_from_the_third)
+    monkeypatch.setattr(runs, "train_round", slow_from_the_third)
     setting = replace(TWO, rounds=20, slice=10)
     # The rounds, whose times as measured are short, seem to fit.
     assert run_study(images, model, tmp_path, seconds=50.0, setting=setting)
