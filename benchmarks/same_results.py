@@ -25,6 +25,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 HERE = Path(__file__).resolve().parents[1]
+SIDES = ("before", "after")
 SHORT = "--evaluate_every 1 --training.max_local_steps 2 --training.batch_size 6"
 RUNS = {
     "fedra": "--rounds 2 --trace true --training.proximal_mu 0.01 --execution.lanes 4",
@@ -36,15 +37,13 @@ RUNS = {
     "text": "--rounds 2 --method.name flora --data.source causal_lm --data.root ../texts.jsonl --model.path ../gpt2 "
     "--data.prompt 'q {question} a ' --data.partition iid --data.clients_per_domain 2 --data.min_samples 2 "
     "--lora.target_modules [c_attn,c_proj] --lora.rank 4 --clients.capacities [4] --training.lr 0.05",
-    "devices": "--rounds 3 --method.name lorafair --method.allocation covered --server.optimizer fedadam "
-    "--clients.capacity_schedule drawn --clients.device_schedule drawn --clients.deadline 0.5 --clients.devices "
+    "devices": "--rounds 4 --method.name fedhello --method.fedhello.fisher_every 3 --method.fedhello.fisher_samples 12 "
+    "--server.optimizer fedadam --clients.capacity_schedule drawn --clients.device_schedule drawn --clients.devices "
     "'[{compute: 2, upload: 20, availability: 0.8}, {compute: 0.3, upload: 4, variation: 0.5, dropout: 0.2}]' "
-    "--data.partition bootstrap --data.clients 1000 --clients.sampling uniform --clients.participants 9",
+    "--clients.deadline 0.5 --clients.sampling uniform --clients.participants 7 --data.partition bootstrap "
+    "--data.clients 1000 --training.lr_schedule constant --execution.deterministic true --execution.checkpoint_blocks true",
 }
-RESUMED = (
-    "--training.lr_schedule constant --method.name fedhello --method.fedhello.fisher_every 3 "
-    "--method.fedhello.fisher_samples 20 --execution.deterministic true --execution.checkpoint_blocks true"
-)
+RESUMED = "devices"
 ONLY_NAMED = ("run.log", "partition.png", "costs.json")
 """Files of which only the names are compared: they have times or pixels in them."""
 LEFT_OUT = ("seconds", "metrics", "tensors", "setting", "digest")
@@ -99,11 +98,11 @@ def simulate(checkout: Path, folder: Path, options: str) -> str:
     return (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1] if done.returncode else ""
 
 
-def report(name: str, before: Path, after: Path, failures: Sequence[str], hidden: Sequence[Path]) -> bool:
-    """Print how the runs of two folders failed or differ. Returns whether they are equal, but for names of options."""
-    found = [line for line in failures if line] or differences(before / "runs" / name, after / "runs" / name, hidden)
+def report(title: str, before: Path, after: Path, failures: Sequence[str], hidden: Sequence[Path]) -> bool:
+    """Print how two runs failed or differ. Returns whether they are equal, but for names of options."""
+    found = [line for line in failures if line] or differences(before, after, hidden)
     serious = [line for line in found if not line.startswith("config.yaml: ")]
-    print(f"{name}: {f'{len(serious)} differ' if serious else 'equal'}")
+    print(f"{title}: {f'{len(serious)} differ' if serious else 'equal'}")
     for line in [*serious[:3], *(f"{line} (does not count)" for line in found if line not in serious)]:
         print(f"  {line}", flush=True)
     return not serious
@@ -136,7 +135,7 @@ def check_out(commit: str, folder: Path, stack: ExitStack) -> Path:
 
 def main() -> None:
     """Compare, and exit with 1 if results differ."""
-    parser = argparse.ArgumentParser(description="Check that two states of this repository compute the same results.")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("before", help="commit or folder")
     parser.add_argument("after", nargs="?", default=str(HERE), help="commit or folder; this checkout by default")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="new folder in which all outputs stay")
@@ -145,21 +144,21 @@ def main() -> None:
         temporary = Path(stack.enter_context(tempfile.TemporaryDirectory())).resolve()
         work = (options.keep or temporary / "outputs").resolve()
         work.mkdir(parents=True)
-        checkouts = [check_out(getattr(options, side), temporary / side, stack) for side in ("before", "after")]
-        before, after, whole, resumed = (work / name for name in ("before", "after", "uninterrupted", "resumed"))
+        checkouts = [check_out(getattr(options, side), temporary / side, stack) for side in SIDES]
         write_inputs(work)
         equal = []
         for name, each in RUNS.items():
             command = f"--name {name} {SHORT} {each}"
-            failures = [simulate(*place, command) for place in zip(checkouts, (before, after), strict=True)]
-            equal.append(report(name, before, after, failures, checkouts))
-        command = f"--name resumed {SHORT} {RESUMED}"
-        failures = [simulate(checkouts[0], to, f"{command} --rounds {n}") for to, n in ((whole, 4), (resumed, 2))]
-        refusal = simulate(checkouts[1], resumed, "--resume runs/resumed --rounds 4")
-        if refusal and not any(failures):
-            print(f"resumed: refused: {refusal}")
+            failures = [simulate(top, work / side, command) for top, side in zip(checkouts, SIDES, strict=True)]
+            equal.append(report(name, *(work / side / "runs" / name for side in SIDES), failures, checkouts))
+        command = f"--name {RESUMED} {SHORT} {RUNS[RESUMED]}".replace("--rounds 4", "--rounds 2")
+        run = work / "resumed/runs" / RESUMED
+        failure = simulate(checkouts[0], work / "resumed", command)
+        refusal = simulate(checkouts[1], work / "resumed", f"--resume {run} --rounds 4")
+        if refusal and not failure:
+            print(f"{RESUMED}, resumed: refused: {refusal}")
         else:
-            equal.append(report("resumed", whole, resumed, failures, checkouts))
+            equal.append(report(f"{RESUMED}, resumed", work / "before/runs" / RESUMED, run, [failure], checkouts))
     sys.exit(not all(equal))
 
 

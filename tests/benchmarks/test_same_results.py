@@ -17,7 +17,7 @@ RECORD = {"round": 0, "loss": 2.5, "seconds": 1.0, "simulated_seconds": 3.0}
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
     """Two runs with equal results, of checkouts in different places and at different times."""
-    made = tmp_path / "before/runs/run", tmp_path / "after/runs/run"
+    made = tmp_path / "before", tmp_path / "after"
     for number, folder in enumerate(made):
         (folder / "adapters").mkdir(parents=True)
         tensors = {"b": torch.tensor([1.0, torch.nan, 0.0]), "a": torch.tensor(2.0, dtype=torch.bfloat16)}
@@ -72,17 +72,15 @@ def test_other_names_of_options_are_told_but_do_not_count(
     folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folders[1] / "config.yaml").write_text("turns: 2\n")
-    before, after = (folder.parents[1] for folder in folders)
-    assert report("run", before, after, ["", ""], HIDDEN)
+    assert report("run", *folders, ["", ""], HIDDEN)
     assert capsys.readouterr().out == (
         "run: equal\n  config.yaml: 1 of 1 differ, first line 1: rounds: 2 / turns: 2 (does not count)\n"
     )
     (folders[1] / "adapters/README.md").unlink()
-    assert not report("run", before, after, ["", ""], HIDDEN)
+    assert not report("run", *folders, ["", ""], HIDDEN)
     assert capsys.readouterr().out.startswith("run: 1 differ\n  adapters/README.md: only in ")
 
 
 def test_a_run_that_fails_is_a_difference(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    before, after = (folder.parents[1] for folder in folders)
-    assert not report("run", before, after, ["", "rounds: found -1, expected 1"], HIDDEN)
+    assert not report("run", *folders, ["", "rounds: found -1, expected 1"], HIDDEN)
     assert capsys.readouterr().out == "run: 1 differ\n  rounds: found -1, expected 1\n"
