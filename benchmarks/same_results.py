@@ -41,7 +41,8 @@ RUNS = {
     "--server.optimizer fedadam --clients.capacity_schedule drawn --clients.device_schedule drawn --clients.devices "
     "'[{compute: 2, upload: 20, availability: 0.8}, {compute: 0.3, upload: 4, variation: 0.5, dropout: 0.2}]' "
     "--clients.deadline 0.5 --clients.sampling uniform --clients.participants 7 --data.partition bootstrap "
-    "--data.clients 1000 --training.lr_schedule constant --execution.deterministic true --execution.checkpoint_blocks true",
+    "--data.clients 1000 --training.lr_schedule constant --execution.deterministic true "
+    "--execution.checkpoint_blocks true",
 }
 RESUMED = "devices"
 ONLY_NAMED = ("run.log", "partition.png", "costs.json")
