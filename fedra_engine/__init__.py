@@ -1,1 +1,75 @@
-"""Federated LoRA tuning of transformer foundation models by many heterogeneous clients."""
+"""Federated LoRA tuning of transformer foundation models by many heterogeneous clients, in one layer sweep.
+
+    from fedra_engine import ExperimentConfig, simulate
+
+    result = simulate(ExperimentConfig(rounds=20))
+    result.accuracy, result.history, result.save_adapter("adapter")
+
+Names are imported when they are first used: importing the package loads no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedra_engine.callback import Callback, Evaluation, Outcome, Round, Stop, Update
+    from fedra_engine.config import ExperimentConfig
+    from fedra_engine.data.partitioners import register_partitioner
+    from fedra_engine.data.sources import register_source
+    from fedra_engine.experiment import Experiment
+    from fedra_engine.federation.allocation import register_allocator
+    from fedra_engine.methods.base import Method
+    from fedra_engine.methods.registry import register_method
+    from fedra_engine.run import Result, build, load_run, simulate
+    from fedra_engine.runtime.errors import InputError
+
+_PLACES = {
+    "callback": ("Callback", "Evaluation", "Outcome", "Round", "Stop", "Update"),
+    "config": ("ExperimentConfig",),
+    "data.partitioners": ("register_partitioner",),
+    "data.sources": ("register_source",),
+    "experiment": ("Experiment",),
+    "federation.allocation": ("register_allocator",),
+    "methods.base": ("Method",),
+    "methods.registry": ("register_method",),
+    "run": ("Result", "build", "load_run", "simulate"),
+    "runtime.errors": ("InputError",),
+}
+_PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}
+
+__all__ = [  # noqa: RUF022 (what one looks for first comes first)
+    "simulate",
+    "build",
+    "load_run",
+    "ExperimentConfig",
+    "Experiment",
+    "Result",
+    "Callback",
+    "Update",
+    "Round",
+    "Evaluation",
+    "Outcome",
+    "Stop",
+    "Method",
+    "register_method",
+    "register_source",
+    "register_partitioner",
+    "register_allocator",
+    "InputError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("fedra-engine")
+    if name not in _PLACE_OF:
+        raise AttributeError(f"module 'fedra_engine' has no attribute {name!r}")
+    return getattr(import_module(f"fedra_engine.{_PLACE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__, "__version__"])
