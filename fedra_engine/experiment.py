@@ -74,7 +74,7 @@ class Experiment:
         executor: trains the participants of a round.
         evaluator: measures accuracies on the test samples.
         initial_state: the global state before the first round.
-        samples_made: `PreparedData.made`.
+        samples_made: `PreparedData.newly_cached`.
         costs: what training takes of clients, where these have devices, whose time it decides.
     """
 
@@ -197,7 +197,7 @@ def build_experiment(
         executor=make_executor(config, foundation, sweep_model, train, lanes, processes if sharding else None),
         evaluator=Evaluator(foundation, sweep_model, prepared.test, config.lora, data.domains, processes),
         initial_state=state,
-        samples_made=prepared.made,
+        samples_made=prepared.newly_cached,
         costs=costs,
     )
 
