@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import ViTConfig, ViTForImageClassification
 
 from fedra_engine.config import ExperimentConfig, LoraConfig, TrainingConfig
-from fedra_engine.data.samples import Preprocessing, Samples, SampleStore
+from fedra_engine.data.preprocessing import Preprocessing
+from fedra_engine.data.samples import Samples, SampleStore
 from fedra_engine.execution.lanes import LanePool
 from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.execution.sweep_model import SweepModel

@@ -109,7 +109,7 @@ class Experiment:
         initial_state: the global state before the first round.
         processes: of the job that trains it.
         division: of the participants among these.
-        samples_made: `PreparedData.made`.
+        samples_made: `PreparedData.newly_cached`.
         costs: what training takes of clients, where these have devices, whose time it decides.
     """
 
@@ -254,7 +254,7 @@ def build_experiment(
         initial_state=state,
         processes=processes,
         division=WorkDivision(processes, train.lengths, by_cost_alone=by_cost_alone),
-        samples_made=prepared.made,
+        samples_made=prepared.newly_cached,
         costs=costs,
     )
 

@@ -31,7 +31,7 @@ from fedra_engine.callbacks.run_folder import make_folder
 from fedra_engine.commands.parsing import build_parser, parse_config, quiet_libraries
 from fedra_engine.config.options import PATH, number, option, whole
 from fedra_engine.config.validation import check_values
-from fedra_engine.data.digits import load_pretraining_digits
+from fedra_engine.data.sources.digits import digits_dataset
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.files import check_unused, whole_files
 
@@ -265,7 +265,7 @@ def main() -> None:
     make_folder(folder)
     torch.manual_seed(options.seed)
     torch.set_num_threads(1)
-    training, held_out = (to_tensors(part) for part in load_pretraining_digits())
+    training, held_out = (to_tensors(digits_dataset([part])) for part in ("pretraining", "held_out"))
     model = build_model(options)
     train(model, *training, options)
     top1 = accuracy(model, *held_out)

@@ -14,9 +14,7 @@ from torch import Tensor, nn
 from transformers.models.dinov2 import modeling_dinov2
 
 from fedra_engine.config import LoraConfig
-from fedra_engine.data.samples import Batch, LearntTokens
-from fedra_engine.data.stored_rows import copy_async
-from fedra_engine.data.token_samples import NOT_LEARNT
+from fedra_engine.data.samples import NOT_LEARNT, Batch, LearntTokens, copy_async
 from fedra_engine.models.foundation import Foundation, make_foundation
 from fedra_engine.models.pooling import PooledClassifier
 from fedra_engine.runtime.randomness import SampleDraws

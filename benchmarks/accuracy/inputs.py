@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,10 +21,10 @@ from transformers import AutoConfig
 from benchmarks.accuracy.planes import from_planes
 from benchmarks.accuracy.sheets import from_sheet
 from fedra_engine.config import DataConfig
-from fedra_engine.data.decoded import DecodedImages, decode_files
 from fedra_engine.data.domain_data import DomainData
-from fedra_engine.data.image_folder import read_image_folder
-from fedra_engine.data.preprocessing import PREPROCESSOR_FILE, PROCESSOR_FILE, preprocessing_for
+from fedra_engine.data.images import DecodedImages, UnreadableImageError, decode_image, decoding_threads
+from fedra_engine.data.preprocessing import PREPROCESSOR_FILE, PROCESSOR_FILE, Preprocessing, preprocessing_for
+from fedra_engine.data.sources.image_folder import read_image_folder
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.files import content_hash
 
@@ -88,6 +88,27 @@ def read_images(images: Path, model: Path, image_size: int) -> StudyImages:
         # A user of the study knows the folder by another name than one who writes a configuration.
         raise InputError(re.sub(r"^data\.root:", "images:", str(error))) from error
     return StudyImages(data, is_split)
+
+
+def decode_files(paths: Sequence[str], preprocessing: Preprocessing) -> DecodedImages:
+    """Decode and resize the image files `paths`.
+
+    Raises:
+        InputError: a file that cannot be read or decoded.
+    """
+    pixels = np.empty((len(paths), *preprocessing.shape), dtype=np.uint8)
+
+    def decode(row: int) -> None:
+        try:
+            pixels[row] = decode_image({"path": paths[row]}, preprocessing)
+        except (UnreadableImageError, OSError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"data.root: cannot read {paths[row]}: {reason}; expected a readable file") from error
+
+    with decoding_threads() as pool:
+        for _ in pool.map(decode, range(len(paths))):
+            pass
+    return DecodedImages(pixels)
 
 
 @contextmanager

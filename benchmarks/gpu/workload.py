@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 
 from benchmarks.gpu.shapes import CAPACITIES, VitShape
 from fedra_engine.config import ExperimentConfig, LoraConfig, TrainingConfig
-from fedra_engine.data.samples import Preprocessing, SampleStore
+from fedra_engine.data.preprocessing import Preprocessing
+from fedra_engine.data.samples import SampleStore
 from fedra_engine.execution.executor import Executor
 from fedra_engine.execution.sequential import SequentialExecutor
 from fedra_engine.execution.sweep import SweepExecutor

@@ -12,15 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedra_engine.config import DataConfig
-from fedra_engine.data.names import listed
-from fedra_engine.data.origins import Origins
-from fedra_engine.data.split import stratified_test_set
+from fedra_engine.data.names import SampleSources, listed
 from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.randomness import generator
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from fedra_engine.data.decoded import DecodedImages
+    from fedra_engine.data.images import DecodedImages
 
 DataTask = Literal["image_classification", "text_classification", "causal_lm"]
 
@@ -41,10 +40,11 @@ class DomainData:
         classes: names.
         is_test: bool [samples], whether a sample is held out.
         clients: [samples], who owns a sample; None where the source does not say.
-        origins: [samples], file and line (or split and row) of a sample; None where its own path suffices.
-        fingerprint: of the data set that has the contents in the rows of `origins`; None where they are files of their
-            own, or made up.
+        sample_sources: [samples], file and line (or split and row) of a sample; None where its own path suffices.
+        fingerprint: of the data set that has the contents in the rows of `sample_sources`; None where they are files
+            of their own, or made up.
         notes: what was passed over in the source, for people.
+        given_as: the option or argument that named the samples, for messages.
     """
 
     task: DataTask
@@ -55,9 +55,10 @@ class DomainData:
     classes: list[str]
     is_test: NDArray[np.bool_]
     clients: NDArray[np.str_] | None = None
-    origins: Origins | None = None
+    sample_sources: SampleSources | None = None
     fingerprint: str | None = None
     notes: list[str] = field(default_factory=list)
+    given_as: str = "data.root"
 
     def __len__(self) -> int:
         return len(self.domain_of)
@@ -79,10 +80,14 @@ class DomainData:
             content=self.content.select(rows),
             domain_of=self.domain_of[rows],
             is_test=self.is_test[rows],
-            labels=_select(self.labels, rows),
-            clients=_select(self.clients, rows),
-            origins=None if self.origins is None else self.origins.select(rows),
+            labels=None if self.labels is None else self.labels[rows],
+            clients=None if self.clients is None else self.clients[rows],
+            sample_sources=None if self.sample_sources is None else self.sample_sources.select(rows),
         )
+
+    def describe(self, row: int, kind: str) -> str:
+        """Where sample `row` is from; its number and `kind` where nothing says that."""
+        return f"{kind} {row}" if self.sample_sources is None else str(self.sample_sources[row])
 
 
 def prepare_source(data: DomainData, config: DataConfig, seed: int, *, split: bool) -> DomainData:
@@ -95,16 +100,15 @@ def prepare_source(data: DomainData, config: DataConfig, seed: int, *, split: bo
     if config.domains:
         data = _keep_domains(data, config.domains)
     if config.classes is not None:
-        data = _keep_classes(data, config.classes)
+        if data.labels is None:
+            raise InputError(f"data.classes: found {config.classes} with samples that have no class, expected null")
+        data = data.select(np.flatnonzero(data.labels < config.classes))
+        data = replace(data, classes=data.classes[: config.classes])
     if (np.diff(data.domain_of) < 0).any():
         # What is preprocessed is kept in parts of one domain each.
         data = data.select(np.argsort(data.domain_of, kind="stable"))
     if split:
-        is_test = stratified_test_set(
-            data.domain_of, data.labels, data.domains, data.classes, config.test_fraction, seed
-        )
-        data = replace(data, is_test=is_test)
-        _check_drawn(data, config.test_fraction)
+        data = replace(data, is_test=_draw_test_set(data, config.test_fraction, seed))
     elif config.test_fraction != (usual := DataConfig().test_fraction):
         raise InputError(
             f"data.test_fraction: found {config.test_fraction:g} with samples that have a test set, expected {usual:g} "
@@ -124,7 +128,7 @@ def check_domains(data: DomainData) -> None:
         for kind, present in (("training", not is_test.all()), ("test", is_test.any())):
             if not present:
                 raise InputError(
-                    f"data.root: found no {kind} samples of domain {name!r}, expected some in every domain"
+                    f"{data.given_as}: found no {kind} samples of domain {name!r}, expected some in every domain"
                 )
 
 
@@ -138,22 +142,28 @@ def _keep_domains(data: DomainData, names: Sequence[str]) -> DomainData:
     return replace(kept, domain_of=index_of[kept.domain_of], domains=list(names))
 
 
-def _keep_classes(data: DomainData, count: int) -> DomainData:
-    if data.labels is None:
-        raise InputError(f"data.classes: found {count} with samples that have no class, expected null")
-    kept = data.select(np.flatnonzero(data.labels < count))
-    return replace(kept, classes=data.classes[:count])
+def _draw_test_set(data: DomainData, fraction: float, seed: int) -> NDArray[np.bool_]:
+    """Hold out `fraction` of every class of every domain, at least one sample and never all of them: bool [samples].
 
-
-def _check_drawn(data: DomainData, fraction: float) -> None:
-    """Say what to do about a domain whose classes are too small to share."""
-    for index, name in enumerate(data.domains):
-        of_domain = data.domain_of == index
-        if of_domain.any() and not data.is_test[of_domain].any():
+    Samples that have no class are one class. A class's draw depends on the seed, the names of its domain and class,
+    and its number of samples alone.
+    """
+    is_test = np.zeros(len(data), dtype=np.bool_)
+    labels = np.zeros(len(data), dtype=np.int64) if data.labels is None else data.labels
+    for domain, name in enumerate(data.domains):
+        rows = np.flatnonzero(data.domain_of == domain)
+        for label in np.unique(labels[rows]):
+            members = rows[labels[rows] == label]
+            purpose = name if data.labels is None else f"{name}/{data.classes[label]}"
+            rng = generator(seed, purpose=f"test split of {purpose}")
+            held_out = min(max(round(fraction * len(members)), 1), len(members) - 1)
+            is_test[members] = rng.permutation(len(members)) < held_out
+        if len(rows) and not is_test[rows].any():
             raise InputError(
                 f"data.test_fraction: found {fraction} but no test sample in domain {name!r}, whose classes have one "
                 "sample each, expected a class of at least 2"
             )
+    return is_test
 
 
 def _check_classes(data: DomainData, labels: NDArray[np.int64]) -> None:
@@ -161,11 +171,11 @@ def _check_classes(data: DomainData, labels: NDArray[np.int64]) -> None:
     trained, tested = np.unique(labels[~data.is_test]), np.unique(labels[data.is_test])
     if len(unknown := np.setdiff1d(tested, trained)):
         row = np.flatnonzero(data.is_test & (labels == unknown[0]))[0]
-        first = "" if data.origins is None else f" (first in {data.origins[row]})"
-        found, expected = (listed([data.classes[index] for index in some]) for some in (unknown, trained))
+        first = "" if data.sample_sources is None else f" (first in {data.sample_sources[row]})"
+        found, expected = (listed([data.classes[index] for index in indices]) for indices in (unknown, trained))
         raise InputError(
-            f"data.root: found the classes {found} in the test set alone{first}, expected those of the training set: "
-            f"{expected}"
+            f"{data.given_as}: found the classes {found} in the test set alone{first}, expected those of the training "
+            f"set: {expected}"
         )
 
 
@@ -178,7 +188,9 @@ def _check_spelling(data: DomainData, labels: NDArray[np.int64]) -> list[str]:
     """
     spellings: dict[str, list[int]] = {}
     for index, name in enumerate(data.classes):
-        spellings.setdefault(_folded(name), []).append(index)
+        # Without what people and file systems spell differently.
+        folded = unicodedata.normalize("NFKC", name).casefold().replace("_", " ").replace("-", " ")
+        spellings.setdefault(folded, []).append(index)
     notes = []
     for alike in spellings.values():
         if len(alike) > 1:
@@ -187,16 +199,7 @@ def _check_spelling(data: DomainData, labels: NDArray[np.int64]) -> list[str]:
             if all(domains) and not any(one & other for one, other in combinations(domains, 2)):
                 places = ", ".join(data.domains[min(having)] for having in domains)
                 raise InputError(
-                    f"data.root: found the classes {names} in different domains ({places}), expected one spelling"
+                    f"{data.given_as}: found the classes {names} in different domains ({places}), expected one spelling"
                 )
             notes.append(f"classes: {names} are different ones, though they are spelt alike")
     return notes
-
-
-def _folded(name: str) -> str:
-    """`name` without what people and file systems spell differently."""
-    return unicodedata.normalize("NFKC", name).casefold().replace("_", " ").replace("-", " ")
-
-
-def _select(values: NDArray | None, rows: NDArray[np.int64]) -> NDArray | None:
-    return None if values is None else values[rows]

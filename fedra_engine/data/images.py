@@ -1,4 +1,4 @@
-"""Images: columns of files, and decoding them into bytes of one size."""
+"""Images: columns of files, decoding into bytes of one size, and the pixels of a whole source, kept on disk."""
 
 from __future__ import annotations
 
@@ -6,18 +6,23 @@ import io
 import os
 import struct
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, ImageOps
 from PIL import Image as PillowImage
 
-from fedra_engine.data.samples import Preprocessing
+from fedra_engine.data.cache import Part, PreprocessedRows, RowMaker, as_tensor, make_rows
+from fedra_engine.data.domain_data import DomainData
+from fedra_engine.data.preprocessing import Preprocessing
+from fedra_engine.data.samples import StoredRows
+from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.files import check_regular
 
 if TYPE_CHECKING:
@@ -38,6 +43,10 @@ UNREADABLE = (
 """What Pillow and its plugins raise on files that are no image, cut short or malformed."""
 _NOT_READ = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 """Formats of which Pillow knows the name alone, or starts another program to read them."""
+_FORMAT = 3
+"""Goes up whenever the same files would give other pixels."""
+_AT_ONCE = 16
+"""Encoded images that a thread holds in memory."""
 
 
 class UnreadableImageError(Exception):
@@ -75,6 +84,47 @@ def decoding_threads() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
+@dataclass(frozen=True)
+class DecodedImages:
+    """The `content` of a `DomainData` whose images are pixels already: no cache and no data set.
+
+    Attributes:
+        pixels: uint8 [samples, channels, height, width].
+    """
+
+    pixels: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def select(self, rows: NDArray[np.int64]) -> DecodedImages:
+        """The images `rows`, copied."""
+        return DecodedImages(self.pixels[rows])
+
+
+def image_rows(data: DomainData, preprocessing: Preprocessing, *, skip: bool) -> tuple[StoredRows, PreprocessedRows]:
+    """Decode and resize every image of `data`, or find it done: in the cache, or where its content is pixels already.
+
+    Args:
+        data: samples with `image` content.
+        preprocessing: size and channels.
+        skip: leave images that cannot be decoded black and note that, instead of raising.
+
+    Returns:
+        uint8 rows [samples, channels, height, width], and how they came about.
+
+    Raises:
+        InputError: a file that cannot be read or, without `skip`, decoded; or pixels of another shape.
+    """
+    if not isinstance(data.content, DecodedImages):
+        rows = make_rows(data, _ImageMaker(data, preprocessing), skip=skip)
+        return StoredRows.of_parts(rows.parts, "pixels"), rows
+    pixels, shape = data.content.pixels, preprocessing.shape
+    if pixels.shape[1:] != shape:
+        raise InputError(f"data.image_size: found decoded images of {pixels.shape[1:]}, expected {shape}")
+    return StoredRows([as_tensor(pixels)]), PreprocessedRows([], {}, None)
+
+
 def decode_image(image: Mapping[str, Any], preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """Decode, turn upright and resize (bicubic) an encoded image, its `bytes` or else its `path`.
 
@@ -103,6 +153,92 @@ def decode_image(image: Mapping[str, Any], preprocessing: Preprocessing) -> NDAr
         picture = picture.resize(size, PillowImage.Resampling.BICUBIC)
     pixels = np.asarray(picture)
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+class _ImageMaker(RowMaker):
+    """Makes rows of pixels."""
+
+    what = "decoding images"
+    readable = "a readable file"
+
+    def __init__(self, data: DomainData, preprocessing: Preprocessing) -> None:
+        from datasets import Image
+
+        self._data = data
+        self._preprocessing = preprocessing
+        encoded = cast("Dataset", data.content).cast_column("image", Image(decode=False))
+        self._encoded = encoded.with_format("arrow")
+        self.shapes = {"pixels": preprocessing.shape}
+        self.row_bytes = int(np.prod(preprocessing.shape))
+
+    def identity(self, start: int, stop: int) -> str | None:
+        import pyarrow.compute as pc
+
+        # Column by column: the encoded images themselves stay unread.
+        images = self._encoded[start:stop]["image"]
+        stored = pc.struct_field(images, "bytes").is_valid().to_pylist()
+        paths = pc.struct_field(images, "path").to_pylist()
+        files = [
+            None if path is None or inside else self._state(path, row)
+            for row, path, inside in zip(range(start, stop), paths, stored, strict=True)
+        ]
+        sources = self._data.sample_sources
+        if not any(stored):
+            made_of: object = files
+        elif self._data.fingerprint is not None and sources is not None:
+            # As rows of the data set, whichever of its domains are chosen.
+            made_of = (self._data.fingerprint, [tuple(sources[row]) for row in range(start, stop)], files)
+        else:
+            # The source made these images up; it can do so again.
+            return None
+        return repr((_FORMAT, "image", self._preprocessing.channels, self._preprocessing.image_size, made_of))
+
+    def make(self, start: int, stop: int, done: Callable[[int], object]) -> Part:
+        pixels = np.zeros((stop - start, *self._preprocessing.shape), dtype=np.uint8)
+
+        def decode(first: int) -> list[str]:
+            images = enumerate(self._images(first, min(first + _AT_ONCE, stop)), start=first)
+            errors = [self._decode(image, pixels[row - start], row) for row, image in images]
+            done(len(errors))
+            return errors
+
+        with decoding_threads() as pool:
+            errors = [error for chunk in pool.map(decode, range(start, stop, _AT_ONCE)) for error in chunk]
+        return Part({"pixels": pixels}, errors)
+
+    def describe(self, row: int) -> str:
+        path = self._images(row, row + 1)[0].get("path")
+        place = self._data.describe(row, "image")
+        if not path:
+            return place
+        return path if self._data.sample_sources is None else f"{path} ({place})"
+
+    def _decode(self, image: Mapping[str, Any], pixels: NDArray[np.uint8], row: int) -> str:
+        """Put `image`, that of sample `row`, into `pixels`; returns what is wrong with it."""
+        try:
+            pixels[...] = decode_image(image, self._preprocessing)
+        except UnreadableImageError as error:
+            return str(error)
+        except OSError as error:
+            raise self._unopened(row, error) from error
+        return ""
+
+    def _images(self, start: int, stop: int) -> list[dict[str, Any]]:
+        """`bytes` and `path` of each; nothing of one that is missing."""
+        return [image or {} for image in self._encoded[start:stop]["image"].to_pylist()]
+
+    def _state(self, path: str, row: int) -> tuple[str, int, int]:
+        """Path, size in bytes and time of the last change in nanoseconds of a file."""
+        try:
+            state = os.stat(path)
+        except OSError as error:
+            raise self._unopened(row, error) from error
+        return os.path.abspath(path), state.st_size, state.st_mtime_ns
+
+    def _unopened(self, row: int, error: OSError) -> InputError:
+        return InputError(
+            f"{self._data.given_as}: cannot read {self.describe(row)}: {error.strerror}; expected an image file"
+        )
 
 
 def _upright(picture: PillowImage.Image) -> PillowImage.Image:

@@ -1,16 +1,18 @@
-"""Names of classes, domains and clients, and their indices."""
+"""Names of classes, domains and clients, where samples are from, and names that users register."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Sequence
+from array import array
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedra_engine.data.origins import Origin
 from fedra_engine.runtime.errors import InputError, first_few
 
 _NUMBER = re.compile(r"[+-]?[0-9]{1,15}(\.[0-9]{0,10})?")
@@ -20,6 +22,54 @@ _LARGEST = 2**53
 _CHARACTERS = 80
 _NAMES = 8
 """Characters of a value, and names, that a message shows."""
+_Function = TypeVar("_Function", bound=Callable[..., object])
+
+
+class SampleSource(NamedTuple):
+    """A line of a file or a row of a split.
+
+    Attributes:
+        place: up to the number, `<file>, line` or `<split>, row`.
+        number: of the line or row.
+    """
+
+    place: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.place} {self.number}"
+
+
+@dataclass(frozen=True)
+class SampleSources:
+    """Where each of many samples is from, in 12 bytes each: sample i from `places[place_of[i]]`, `numbers[i]`."""
+
+    places: Sequence[str]
+    place_of: NDArray[np.int32]
+    numbers: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, sources: Iterable[SampleSource]) -> SampleSources:
+        """Those of samples one after the other."""
+        index_of: dict[str, int] = {}
+        place_of, numbers = array("i"), array("q")
+        for place, number in sources:
+            place_of.append(index_of.setdefault(place, len(index_of)))
+            numbers.append(number)
+        return cls(list(index_of), np.array(place_of, dtype=np.int32), np.array(numbers, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, row: int) -> SampleSource:
+        return SampleSource(self.places[self.place_of[row]], int(self.numbers[row]))
+
+    def __iter__(self) -> Iterator[SampleSource]:
+        return map(self.__getitem__, range(len(self)))
+
+    def select(self, rows: NDArray[np.int64]) -> SampleSources:
+        """Those of the samples `rows`."""
+        return SampleSources(self.places, self.place_of[rows], self.numbers[rows])
 
 
 def is_missing(value: object) -> bool:
@@ -27,7 +77,7 @@ def is_missing(value: object) -> bool:
     return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
-def name_of(value: object, role: str, column: str, origin: Origin) -> str:
+def name_of(value: object, role: str, column: str, source: SampleSource) -> str:
     """The name of a domain, client or class (`role`) in `column`, without the blanks around it.
 
     Whole numbers are names, also as the floats that a column with missing values has.
@@ -40,18 +90,27 @@ def name_of(value: object, role: str, column: str, origin: Origin) -> str:
     if is_missing(value) or isinstance(value, bool) or not isinstance(value, str | int):
         found = f"no {role}" if is_missing(value) else repr(value)[:_CHARACTERS]
         raise InputError(
-            f"data.columns.{role}: {origin}: found {found} in column {column!r}, expected a name or a whole number"
+            f"data.columns.{role}: {source}: found {found} in column {column!r}, expected a name or a whole number"
         )
     return str(value).strip()
 
 
-def class_name(value: object, column: str, origin: Origin) -> str:
+def client_name(value: object, column: str, source: SampleSource) -> str:
+    """A client's name in `column`; empty where the sample is nobody's.
+
+    Raises:
+        InputError: a value that is no name.
+    """
+    return "" if is_missing(value) else name_of(value, "client", column, source)
+
+
+def class_name(value: object, column: str, source: SampleSource) -> str:
     """A class's name in `column`. Numbers are compared as such: 1, 1.0 and 01 are the same class, called 1.
 
     Raises:
         InputError: a value that is no name.
     """
-    name = name_of(value, "label", column, origin)
+    name = name_of(value, "label", column, source)
     if not _NUMBER.fullmatch(name):
         return name
     number = Decimal(name)
@@ -83,13 +142,11 @@ def labelled_split(
 
 def _has_labels(labels: Iterable[object], trained: Callable[[], Iterable[object]]) -> bool:
     """Whether any is neither missing nor, unless the training split has that class, -1."""
-    is_minus_one = False
-    for label in labels:
-        if not is_missing(label):
-            if not _is_minus_one(label):
-                return True
-            is_minus_one = True
-    return is_minus_one and any(map(_is_minus_one, trained()))
+    minus_one = False
+    for minus_one in (_is_minus_one(label) for label in labels if not is_missing(label)):
+        if not minus_one:
+            return True
+    return minus_one and any(map(_is_minus_one, trained()))
 
 
 def _is_minus_one(label: object) -> bool:
@@ -108,7 +165,12 @@ def listed(names: Collection[str]) -> str:
 
 def sort_names(names: Iterable[str]) -> list[str]:
     """Every name once: numbers by their value, then all others alphabetically."""
-    return sorted(set(names), key=_sort_key)
+
+    def key(name: str) -> tuple[bool, Decimal, str]:
+        is_number = _NUMBER.fullmatch(name) is not None
+        return not is_number, Decimal(name if is_number else 0), name
+
+    return sorted(set(names), key=key)
 
 
 def encode_names(names: Sequence[str]) -> tuple[NDArray[np.int64], list[str]]:
@@ -118,6 +180,17 @@ def encode_names(names: Sequence[str]) -> tuple[NDArray[np.int64], list[str]]:
     return np.array([index_of[name] for name in names], dtype=np.int64), unique
 
 
-def _sort_key(name: str) -> tuple[bool, Decimal, str]:
-    is_number = _NUMBER.fullmatch(name) is not None
-    return not is_number, Decimal(name if is_number else 0), name
+def registering(table: dict[str, _Function], name: str, option: str) -> Callable[[_Function], _Function]:
+    """A decorator that makes a function what `option` means by `name`, which `table` does not have yet.
+
+    Raises:
+        InputError: the name is taken.
+    """
+    if name in table:
+        raise InputError(f"{option}: found {name!r} registered already, expected a name other than {listed(table)}")
+
+    def register(function: _Function) -> _Function:
+        table[name] = function
+        return function
+
+    return register

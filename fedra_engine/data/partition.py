@@ -1,19 +1,33 @@
-"""Which training samples each client has."""
+"""Which training samples each client has: the partitions of the literature, and those that users register.
+
+A partition that divides gives every sample of a pool to exactly one client. Those whose sizes are random draw again
+until every client has the minimum.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import overload
+from functools import partial
+from typing import TYPE_CHECKING, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedra_engine.config import DataConfig
 from fedra_engine.data.domain_data import DomainData
-from fedra_engine.data.partitioners import Dirichlet, Partitioner, Pool, Quantity, Shards, check_pool, iid
+from fedra_engine.data.names import registering
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.randomness import generator
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+MAX_DRAWS = 1000
+"""Draws after which a split with the minimum for every client is taken to be out of reach."""
+SAMPLE_COLUMN = "fedra_sample"
+"""The column of the data set that `partition_by` hands over which says what sample a row is."""
 
 Rows = NDArray[np.int64]
 
@@ -39,6 +53,10 @@ class Partition:
         return self.domains if self.by_domain else np.arange(len(self.samples)) % max(count, 1)
 
 
+Partitioner = Callable[[DataConfig, DomainData, int], Partition]
+"""Divides training samples; all draws come from the experiment's seed. Raises InputError where it cannot."""
+
+
 def partition_samples(config: DataConfig, train: DomainData, seed: int) -> Partition:
     """Divide the training samples by `config.partition`; every sample goes to exactly one client.
 
@@ -47,37 +65,65 @@ def partition_samples(config: DataConfig, train: DomainData, seed: int) -> Parti
     Raises:
         InputError: what the partition goes by is not known of these samples, or a client has too few of them.
     """
-    if config.partition == "natural":
-        return _natural(config, train)
-    if config.partition == "bootstrap":
-        return _bootstrap(config, train, seed)
-    if config.clients is not None:
-        samples = _divide(config, train, np.arange(len(train)), config.clients, "the data", seed, "partition")
-        return Partition(samples, _main_domains(samples, train), by_domain=False)
-    clients = 1 if config.partition == "domain" else config.clients_per_domain
-    domain_of_client = np.repeat(np.arange(len(train.domains)), clients)
-    pools = [np.flatnonzero(train.domain_of == domain) for domain in range(len(train.domains))]
-    samples = [
-        rows
-        for domain, pool in enumerate(pools)
-        for rows in _divide(
-            config,
-            train,
-            pool,
-            clients,
-            f"domain {train.domains[domain]!r}",
-            seed,
-            f"partition of domain {domain}",
+    return PARTITIONERS[config.partition](config, train, seed)
+
+
+def register_partitioner(name: str) -> Callable[[Partitioner], Partitioner]:
+    """A decorator that makes a function the partition `name`.
+
+    Raises:
+        InputError: the name is taken.
+    """
+    return registering(PARTITIONERS, name, "register_partitioner")
+
+
+class DatasetPartitioner(Protocol):
+    """A partitioner of flwr-datasets, or one like it."""
+
+    dataset: Dataset
+
+    @property
+    def num_partitions(self) -> int:
+        """How many clients there are."""
+        ...
+
+    def load_partition(self, partition_id: int) -> Dataset:
+        """Rows of `dataset` that a client has."""
+        ...
+
+
+def partition_by(partitioner: DatasetPartitioner) -> Partitioner:
+    """Divide by a `partitioner` that knows nothing of this engine.
+
+    It is handed a data set with a row for every training sample: label, domain and client by the names that
+    `data.columns` gives them, and `SAMPLE_COLUMN`, by which the rows of its partitions are recognised.
+    """
+
+    def divide(config: DataConfig, train: DomainData, seed: int) -> Partition:
+        from datasets import ClassLabel, Dataset
+
+        columns = config.columns
+        data = Dataset.from_dict(
+            {SAMPLE_COLUMN: np.arange(len(train)), columns.domain or "domain": np.array(train.domains)[train.domain_of]}
         )
-    ]
-    return Partition(samples, domain_of_client, by_domain=True)
+        if train.clients is not None:
+            data = data.add_column(columns.client or "client", train.clients)
+        if train.labels is not None:
+            label = columns.label or "label"
+            data = data.add_column(label, train.labels).cast_column(label, ClassLabel(names=train.classes))
+        partitioner.dataset = data
+        parts = [partitioner.load_partition(client) for client in range(partitioner.num_partitions)]
+        return _of_clients(config, train, [np.sort(np.array(part[SAMPLE_COLUMN], dtype=np.int64)) for part in parts])
+
+    return divide
 
 
 class BootstrapSamples(Sequence[Rows]):
     """Samples of any number of clients, drawn with replacement when they are asked for and never stored."""
 
     def __init__(self, pools: Sequence[Rows], domains: NDArray[np.int64], count: int, seed: int) -> None:
-        """
+        """Nothing is drawn yet.
+
         Args:
             pools: rows of each domain.
             domains: int64 [clients], the domain that each client draws from.
@@ -109,8 +155,155 @@ class BootstrapSamples(Sequence[Rows]):
         return pool[drawn]
 
 
+@dataclass(frozen=True)
+class Pool:
+    """Samples to divide.
+
+    Attributes:
+        labels: int64 [samples].
+        clients: among how many clients.
+        min_samples: fewest samples of a client.
+        name: which samples these are, for people.
+        rng: all draws come from it.
+    """
+
+    labels: NDArray[np.int64]
+    clients: int
+    min_samples: int
+    name: str
+    rng: np.random.Generator
+
+    def draw_until_minimum(
+        self,
+        draw: Callable[[], NDArray[np.int64]],
+        *,
+        hint: str,
+        size: Callable[[NDArray[np.int64]], NDArray[np.int64]] = lambda counts: counts,
+    ) -> NDArray[np.int64]:
+        """The first draw [parts, clients] whose sizes, summed over parts, give every client the minimum.
+
+        Raises:
+            InputError: there is none among `MAX_DRAWS`; `hint` says what else could be changed.
+        """
+        for _ in range(MAX_DRAWS):
+            drawn = draw()
+            if size(drawn).sum(axis=0).min() >= self.min_samples:
+                return drawn
+        raise InputError(
+            f"data.min_samples: found {self.min_samples}, which none of {MAX_DRAWS} splits of {self.name} gave all of "
+            f"its {self.clients} clients; expected fewer, or {hint}"
+        )
+
+
+def iid(config: DataConfig, pool: Pool) -> list[Rows]:
+    """Every client gets as many samples, drawn uniformly; sizes differ by one at most."""
+    return np.array_split(pool.rng.permutation(len(pool.labels)), pool.clients)
+
+
+def dirichlet(config: DataConfig, pool: Pool) -> list[Rows]:
+    """Label skew: every class is divided in proportions drawn from a Dirichlet distribution (arXiv 1909.06335).
+
+    With `data.balanced`, clients that already have their average share get nothing more: the split of FedRA's
+    experiments (arXiv 2311.11227, §4).
+    """
+    by_class = [pool.rng.permutation(np.flatnonzero(pool.labels == label)) for label in np.unique(pool.labels)]
+
+    def draw() -> NDArray[np.int64]:
+        """How many samples of each class go to each client, int64 [classes, clients]."""
+        counts = np.zeros((len(by_class), pool.clients), dtype=np.int64)
+        for label, members in enumerate(by_class):
+            is_open = np.ones(pool.clients, dtype=np.bool_)
+            if config.balanced:
+                is_open = counts.sum(axis=0) < len(pool.labels) / pool.clients
+            shares = pool.rng.dirichlet(np.full(pool.clients, config.dirichlet_alpha)) * is_open
+            if shares.sum() == 0:
+                # A small alpha can put all of the mass on clients that are full.
+                shares = is_open.astype(np.float64)
+            counts[label] = _in_proportion(shares, len(members))
+        return counts
+
+    hint = f"a larger data.dirichlet_alpha than {config.dirichlet_alpha:g}"
+    counts = pool.draw_until_minimum(draw, hint=hint)
+    owners = np.concatenate([np.repeat(np.arange(pool.clients), row) for row in counts])
+    positions = np.concatenate(by_class)
+    return [positions[owners == client] for client in range(pool.clients)]
+
+
+def shards(config: DataConfig, pool: Pool) -> list[Rows]:
+    """Pathological label skew (arXiv 1602.05629): samples sorted by label, cut into equal shards, some for each client.
+
+    Most of the `data.shards_per_client` have one label only.
+    """
+    order = pool.rng.permutation(len(pool.labels))
+    order = order[np.argsort(pool.labels[order], kind="stable")]
+    cut = np.array_split(order, pool.clients * config.shards_per_client)
+    sizes = np.array([len(shard) for shard in cut])
+
+    def draw() -> NDArray[np.int64]:
+        return pool.rng.permutation(len(cut)).reshape(config.shards_per_client, pool.clients)
+
+    dealt = pool.draw_until_minimum(draw, hint="fewer data.shards_per_client", size=lambda deal: sizes[deal])
+    return [np.concatenate([cut[shard] for shard in hand]) for hand in dealt.T]
+
+
+def quantity(config: DataConfig, pool: Pool) -> list[Rows]:
+    """Quantity skew: sample counts in proportion to draws of a log-normal distribution; labels are IID.
+
+    The standard deviation of the logarithm of the counts is `data.quantity_sigma`; 0 gives all clients as many.
+    """
+
+    def draw() -> NDArray[np.int64]:
+        """Samples of each client, int64 [1, clients]."""
+        exponents = (config.quantity_sigma * pool.rng.standard_normal(pool.clients)).tolist()
+        largest = max(exponents)
+        # Rounded, so that the last bit of a platform's exponential does not move a sample.
+        weights = np.array([round(math.exp(exponent - largest), 9) for exponent in exponents])
+        return _in_proportion(weights, len(pool.labels))[None]
+
+    hint = f"a smaller data.quantity_sigma than {config.quantity_sigma:g}"
+    counts = pool.draw_until_minimum(draw, hint=hint)[0]
+    return np.split(pool.rng.permutation(len(pool.labels)), np.cumsum(counts)[:-1])
+
+
+def _in_proportion(weights: NDArray[np.float64], total: int) -> NDArray[np.int64]:
+    """Whole numbers in proportion to `weights` that add up to `total`."""
+    cuts = np.rint(np.cumsum(weights) / weights.sum() * total).astype(np.int64)
+    return np.diff(cuts, prepend=0)
+
+
+def _divided(
+    config: DataConfig, train: DomainData, seed: int, divide: Callable[[DataConfig, Pool], list[Rows]]
+) -> Partition:
+    """Each domain, or all of the data, divided among its clients by `divide`."""
+    if train.labels is None and divide in (dirichlet, shards):
+        raise InputError(
+            f"data.partition: found {config.partition} with samples that have no label, expected data.columns.label "
+            "(a column to tell them apart by), or another partition"
+        )
+
+    def of_pool(rows: Rows, clients: int, name: str, purpose: str) -> list[Rows]:
+        if len(rows) < clients * config.min_samples:
+            raise InputError(
+                f"data.min_samples: found {config.min_samples} with {clients} clients for the {len(rows)} training "
+                f"samples of {name}, expected at most {len(rows) // clients}, or fewer clients "
+                "(data.clients_per_domain, data.clients or data.partition domain)"
+            )
+        labels = np.zeros(len(rows), dtype=np.int64) if train.labels is None else train.labels[rows]
+        pool = Pool(labels, clients, config.min_samples, name, generator(seed, purpose=purpose))
+        return [np.sort(rows[positions]) for positions in divide(config, pool)]
+
+    if config.clients is not None:
+        samples = of_pool(np.arange(len(train)), config.clients, "the data", "partition")
+        return Partition(samples, _main_domains(samples, train), by_domain=False)
+    clients = 1 if config.partition == "domain" else config.clients_per_domain
+    samples = []
+    for domain, rows in enumerate(_by_domain(train)):
+        samples += of_pool(rows, clients, f"domain {train.domains[domain]!r}", f"partition of domain {domain}")
+    return Partition(samples, np.repeat(np.arange(len(train.domains)), clients), by_domain=True)
+
+
 def _bootstrap(config: DataConfig, train: DomainData, seed: int) -> Partition:
-    pools = [np.flatnonzero(train.domain_of == domain) for domain in range(len(train.domains))]
+    pools = _by_domain(train)
     if config.clients is None:
         domains = np.repeat(np.arange(len(pools)), config.clients_per_domain)
     elif config.clients < len(pools):
@@ -126,50 +319,53 @@ def _bootstrap(config: DataConfig, train: DomainData, seed: int) -> Partition:
     return Partition(samples, domains, by_domain=True, sizes=sizes)
 
 
-def _divide(
-    config: DataConfig, train: DomainData, rows: Rows, clients: int, name: str, seed: int, purpose: str
-) -> list[Rows]:
-    """Divide the samples `rows` among `clients`."""
-    if config.partition in ("dirichlet", "shards") and train.labels is None:
-        raise InputError(
-            f"data.partition: found {config.partition} with samples that have no label, expected data.columns.label "
-            "(a column to tell them apart by), or another partition"
-        )
-    labels = np.zeros(len(rows), dtype=np.int64) if train.labels is None else train.labels[rows]
-    pool = Pool(labels, clients, config.min_samples, name, generator(seed, purpose=purpose))
-    check_pool(pool)
-    return [np.sort(rows[positions]) for positions in _partitioner(config)(pool)]
-
-
-def _partitioner(config: DataConfig) -> Partitioner:
-    if config.partition == "dirichlet":
-        return Dirichlet(config.dirichlet_alpha, config.balanced)
-    if config.partition == "shards":
-        return Shards(config.shards_per_client)
-    return Quantity(config.quantity_sigma) if config.partition == "quantity" else iid
-
-
-def _natural(config: DataConfig, train: DomainData) -> Partition:
+def _natural(config: DataConfig, train: DomainData, seed: int) -> Partition:
     if train.clients is None:
         raise InputError("data.partition: found natural, but no column names the clients; expected data.columns.client")
     if len(nobodys := np.flatnonzero(train.clients == "")):
-        where = f"sample {nobodys[0]}" if train.origins is None else str(train.origins[nobodys[0]])
         raise InputError(
-            f"data.columns.client: {where}: found no client name, expected a client of data.partition natural"
+            f"data.columns.client: {train.describe(nobodys[0], 'sample')}: found no client name, expected a client of "
+            "data.partition natural"
         )
     names, of_client = np.unique(train.clients, return_inverse=True)
     order = np.argsort(of_client, kind="stable")
-    samples = np.split(order, np.cumsum(np.bincount(of_client))[:-1])
+    return _of_clients(config, train, np.split(order, np.cumsum(np.bincount(of_client))[:-1]), names)
+
+
+def _of_clients(
+    config: DataConfig, train: DomainData, samples: Sequence[Rows], names: NDArray[np.str_] | None = None
+) -> Partition:
+    """Clients, by number unless they have `names`, that mix domains.
+
+    Raises:
+        InputError: one has too few samples.
+    """
     sizes = np.array([len(rows) for rows in samples])
     if sizes.min() < config.min_samples:
-        smallest = str(names[sizes.argmin()])
+        smallest = str(sizes.argmin()) if names is None else repr(str(names[sizes.argmin()]))
         raise InputError(
-            f"data.min_samples: found {config.min_samples}, but client {smallest!r} has {sizes.min()} training "
-            "samples; expected at most as many"
+            f"data.min_samples: found {config.min_samples}, but client {smallest} has {sizes.min()} training samples; "
+            "expected at most as many"
         )
     return Partition(samples, _main_domains(samples, train), by_domain=False)
+
+
+def _by_domain(train: DomainData) -> list[Rows]:
+    return [np.flatnonzero(train.domain_of == domain) for domain in range(len(train.domains))]
 
 
 def _main_domains(samples: Sequence[Rows], train: DomainData) -> NDArray[np.int64]:
     """The domain that most samples of each client are of, int64 [clients]."""
     return np.array([np.bincount(train.domain_of[rows]).argmax() for rows in samples], dtype=np.int64)
+
+
+PARTITIONERS: dict[str, Partitioner] = {
+    "domain": partial(_divided, divide=iid),
+    "iid": partial(_divided, divide=iid),
+    "dirichlet": partial(_divided, divide=dirichlet),
+    "shards": partial(_divided, divide=shards),
+    "quantity": partial(_divided, divide=quantity),
+    "natural": _natural,
+    "bootstrap": _bootstrap,
+}
+"""By the name that `data.partition` gives them."""

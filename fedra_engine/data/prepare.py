@@ -7,16 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fedra_engine.config import DataConfig
-from fedra_engine.data.augmentation import Augmentation, make_augmentation
 from fedra_engine.data.domain_data import DomainData, check_domains
-from fedra_engine.data.image_rows import image_rows
-from fedra_engine.data.preprocessing import preprocessing_for
-from fedra_engine.data.samples import Samples, SampleStore
-from fedra_engine.data.token_samples import TokenSamples
+from fedra_engine.data.images import image_rows
+from fedra_engine.data.preprocessing import Augmentation, make_augmentation, preprocessing_for
+from fedra_engine.data.samples import Samples, SampleStore, TokenSamples
 from fedra_engine.data.tokenization import token_rows, tokenization_for
 from fedra_engine.runtime.errors import InputError
 
@@ -29,13 +26,13 @@ class PreparedData:
         data: what they are made of, without what could not be read.
         train: the samples to train on.
         test: those that are held out.
-        made: how many samples were decoded or tokenized now; None where nothing is kept of that in a cache.
+        newly_cached: how many samples were decoded or tokenized now; None where nothing is kept of that in a cache.
     """
 
     data: DomainData
     train: Samples
     test: Samples
-    made: int | None
+    newly_cached: int | None
 
 
 def prepare(
@@ -57,31 +54,34 @@ def prepare(
     """
     skip = config.unreadable == "skip"
     _check_options(data, config)
-    if data.task != "image_classification":
+    if data.task == "image_classification":
+        assert data.labels is not None
+        preprocessing = preprocessing_for(model_path, model_config, config.image_size)
+        pixels, found = image_rows(data, preprocessing, skip=skip)
+        of_class = torch.from_numpy(data.labels)
+
+        def samples(rows: Tensor, augmentation: Augmentation | None) -> Samples:
+            return SampleStore(pixels, of_class[rows], domain_of[rows], preprocessing, rows, augmentation)
+
+    else:
         tokenization = tokenization_for(model_path, model_config, config.max_length)
-        tokens, rows = token_rows(data, tokenization, skip=skip)
+        tokens, found = token_rows(data, tokenization, skip=skip)
         # Models that classify a text by its last token look for the one before the padding.
         model_config.pad_token_id = tokenization.padding
-        labels = None if data.task == "causal_lm" else data.labels
+        labels = None if data.task == "causal_lm" or data.labels is None else torch.from_numpy(data.labels)
 
-        def texts(some: NDArray[np.int64]) -> Samples:
-            classes = None if labels is None else torch.from_numpy(labels[some])
-            return TokenSamples(tokens, _domains(data, some), torch.from_numpy(some), classes, cut=cut_texts)
+        def samples(rows: Tensor, augmentation: Augmentation | None) -> Samples:
+            classes = None if labels is None else labels[rows]
+            return TokenSamples(tokens, domain_of[rows], rows, classes, cut=cut_texts)
 
-        rest, train, test = _readable(data, rows.skipped)
-        return PreparedData(rest, texts(train), texts(test), rows.made)
-
-    assert data.labels is not None
-    preprocessing = preprocessing_for(model_path, model_config, config.image_size)
-    pixels, rows = image_rows(data, preprocessing, skip=skip)
-    of_class = torch.from_numpy(data.labels)
-
-    def images(some: NDArray[np.int64], augmentation: Augmentation | None) -> Samples:
-        stored = torch.from_numpy(some)
-        return SampleStore(pixels, of_class[stored], _domains(data, some), preprocessing, stored, augmentation)
-
-    rest, train, test = _readable(data, rows.skipped)
-    return PreparedData(rest, images(train, make_augmentation(config)), images(test, None), rows.made)
+    domain_of = torch.from_numpy(data.domain_of)
+    readable = np.delete(np.arange(len(data)), list(found.skipped))
+    train, test = (torch.from_numpy(readable[data.is_test[readable] == held_out]) for held_out in (False, True))
+    rest = data
+    if found.skipped:
+        rest = replace(data.select(readable), notes=[*data.notes, *found.skipped.values()])
+        check_domains(rest)
+    return PreparedData(rest, samples(train, make_augmentation(config)), samples(test, None), found.newly_cached)
 
 
 def _check_options(data: DomainData, config: DataConfig) -> None:
@@ -93,17 +93,3 @@ def _check_options(data: DomainData, config: DataConfig) -> None:
             raise InputError(
                 f"data.{name}: found {value} with {'images' if images else 'texts'}, expected {usual or 'null'}"
             )
-
-
-def _readable(data: DomainData, notes: dict[int, str]) -> tuple[DomainData, NDArray[np.int64], NDArray[np.int64]]:
-    """`data` without the rows that have a note, and which of its rows are for training and for testing."""
-    rows = np.delete(np.arange(len(data)), list(notes))
-    train, test = rows[~data.is_test[rows]], rows[data.is_test[rows]]
-    if notes:
-        data = replace(data.select(rows), notes=[*data.notes, *notes.values()])
-        check_domains(data)
-    return data, train, test
-
-
-def _domains(data: DomainData, rows: NDArray[np.int64]) -> Tensor:
-    return torch.from_numpy(data.domain_of[rows])

@@ -1,16 +1,28 @@
-"""What images must be for a model."""
+"""What images must be for a model, and the random changes that training makes to them on its device.
+
+The draws of these changes are the caller's (`SampleDraws`), so an image is changed in the same way whoever shares the
+batch.
+"""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
 
-from fedra_engine.data.samples import Preprocessing
+from fedra_engine.config import DataConfig
+from fedra_engine.data.samples import copy_async
 from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.randomness import SampleDraws
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 PROCESSOR_FILE = "processor_config.json"
@@ -18,6 +30,25 @@ PROCESSOR_FILE = "processor_config.json"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 BYTE_TO_UNIT = 1 / 255
+CROP_RATIOS = (3 / 4, 4 / 3)
+"""Least and greatest width over height of a crop (arXiv 1409.4842, §6)."""
+_TRIES = 10
+"""Draws of a crop's area and shape, of which the first that fits into the image is taken."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Images become `channels` × `image_size` × `image_size` values in [0, 1], minus `mean`, over `std`."""
+
+    image_size: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+        return self.channels, self.image_size, self.image_size
 
 
 def preprocessing_for(model_path: str, model_config: Any, image_size: int | None = None) -> Preprocessing:
@@ -50,6 +81,42 @@ def preprocessing_for(model_path: str, model_config: Any, image_size: int | None
     return Preprocessing(image_size, channels, mean, std)
 
 
+@dataclass(frozen=True)
+class Augmentation:
+    """A horizontal flip with even chances, after a random resized crop where there is a `crop_scale`.
+
+    Attributes:
+        crop_scale: smallest share of an image's area in a crop; None for no crop.
+    """
+
+    crop_scale: float | None
+
+    def __call__(self, images: Tensor, draws: SampleDraws) -> Tensor:
+        """`images` [samples, channels, height, width], floating point, changed by `draws`; of the same shape."""
+        drawn = draws.uniform(1 if self.crop_scale is None else 3 + 2 * _TRIES)
+        is_flipped = drawn[:, 0] < 0.5
+        if self.crop_scale is None:
+            flipped = copy_async(torch.from_numpy(is_flipped), images.device)
+            return torch.where(flipped[:, None, None, None], images.flip(-1), images)
+        width, height = _crop_sizes(drawn[:, 3:], self.crop_scale)
+        # Images reach from -1 to 1 both ways.
+        maps = np.zeros((len(images), 2, 3))
+        maps[:, 0, 0], maps[:, 1, 1] = np.where(is_flipped, -width, width), height
+        maps[:, 0, 2] = (1 - width) * (2 * drawn[:, 1] - 1)
+        maps[:, 1, 2] = (1 - height) * (2 * drawn[:, 2] - 1)
+        grid = affine_grid(
+            copy_async(torch.from_numpy(maps).to(images.dtype), images.device), list(images.shape), align_corners=False
+        )
+        return grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def make_augmentation(config: DataConfig) -> Augmentation | None:
+    """What `config.augmentation` names."""
+    if config.augmentation == "none":
+        return None
+    return Augmentation(config.crop_scale if config.augmentation == "crop_flip" else None)
+
+
 def _read_settings(model_path: str, file: str, part: str | None = None) -> dict[str, Any]:
     """The content of the model's `file`, or a `part` of it; empty if there is none."""
     path = Path(model_path) / file if Path(model_path).is_dir() else _download_settings(model_path, file)
@@ -68,8 +135,7 @@ def _read_settings(model_path: str, file: str, part: str | None = None) -> dict[
     scale = settings.get("rescale_factor", BYTE_TO_UNIT)
     if not settings.get("do_rescale", True) or not _is_number(scale) or abs(scale - BYTE_TO_UNIT) > 1e-6:
         raise InputError(f"{path}: found do_rescale off or rescale_factor {scale}, expected scaling by 1/255")
-    found: dict[str, Any] = settings
-    return found
+    return dict(settings)
 
 
 def _timm_settings(model_config: Any) -> dict[str, Any]:
@@ -133,3 +199,18 @@ def _statistics(settings: dict[str, Any], channels: int) -> tuple[tuple[float, .
             f"expected one value for each of the model's {channels} channels, and image_std above 0"
         )
     return tuple(mean), tuple(std)
+
+
+def _crop_sizes(drawn: NDArray[np.float64], scale: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Width and height of crops as shares of the image's, [samples] each, from uniform draws [samples, 2 · tries].
+
+    Areas are uniform from `scale` to 1, ratios log-uniform in `CROP_RATIOS`; the whole image where no draw fits.
+    """
+    areas = scale + (1 - scale) * drawn[:, :_TRIES]
+    least, greatest = np.log(CROP_RATIOS)
+    ratios = np.exp(least + (greatest - least) * drawn[:, _TRIES:])
+    widths, heights = np.sqrt(areas * ratios), np.sqrt(areas / ratios)
+    fits = (widths <= 1) & (heights <= 1)
+    first, some = np.arange(len(drawn)), fits.any(axis=1)
+    chosen = fits.argmax(axis=1)
+    return np.where(some, widths[first, chosen], 1.0), np.where(some, heights[first, chosen], 1.0)

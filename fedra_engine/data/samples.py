@@ -1,20 +1,28 @@
-"""Preprocessed samples: what executors need of them, and images held as bytes."""
+"""Preprocessed samples: rows gathered onto any device, and the batches of images or texts that are made of them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedra_engine.data.augmentation import Augmentation
-from fedra_engine.data.stored_rows import StoredRows
+from fedra_engine.data.cache import Part, as_tensor, row_checksums
 from fedra_engine.runtime.files import content_hash
 from fedra_engine.runtime.randomness import SampleDraws
+
+if TYPE_CHECKING:
+    from fedra_engine.data.preprocessing import Augmentation, Preprocessing
+
+NOT_LEARNT = -100
+"""The label of a token that is not to be learnt (that of torch's cross entropy)."""
+RESIDENT_SHARE = 0.25
+"""Rows stay on an accelerator when they fit into this share of its free memory."""
 
 
 class LearntTokens(NamedTuple):
@@ -81,18 +89,118 @@ class Samples(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Preprocessing:
-    """Images become `channels` × `image_size` × `image_size` values in [0, 1], minus `mean`, over `std`."""
+class StoredRows:
+    """One tensor [rows, …] in parts: [rows of the part, …] each, all of one shape and dtype.
 
-    image_size: int
-    channels: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    Rows that fit are copied to an accelerator once, when they are first asked for there. Others are gathered into
+    page-locked memory, so that the copy does not hold up the host. Rows of a file are compared with their checksums
+    whenever they are read; where one is damaged, its part is made again.
+    """
+
+    def __init__(self, parts: Sequence[Tensor]) -> None:
+        """`parts` holds at least one part; several are on the CPU."""
+        self._parts = list(parts)
+        self._starts = np.cumsum([0, *map(len, self._parts)])
+        self._resident: dict[torch.device, Tensor | None] = {}
+        if self._parts[0].device.type != "cpu":
+            (whole,) = self._parts
+            self._resident[whole.device] = whole
+        self._column = ""
+        self._files: list[Part] = []
+        self._checksums: NDArray[np.uint64] | None = None
+
+    @classmethod
+    def of_parts(cls, parts: Sequence[Part], column: str) -> StoredRows:
+        """The rows of a column of all parts."""
+        rows = cls([as_tensor(part.columns[column]) for part in parts])
+        rows._column = column
+        if all(part.checksums for part in parts):
+            rows._files = list(parts)
+            rows._checksums = np.concatenate([part.checksums[column] for part in parts])
+        return rows
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def digest(self, rows: Tensor | None = None) -> str:
+        """Hex digest of the rows `rows` (int64 [n], on the CPU), or of all, in order; of their shape and dtype, too.
+
+        Rows of files are not read for it.
+        """
+        if self._checksums is None:
+            self._checksums = np.concatenate([row_checksums(part.cpu().contiguous().numpy()) for part in self._parts])
+        checksums = self._checksums if rows is None else self._checksums[rows.numpy()]
+        about = f"{self._parts[0].dtype} {tuple(self._parts[0].shape[1:])} {len(checksums)} "
+        return content_hash(about.encode() + checksums.tobytes()).hexdigest()
+
+    def gather(self, rows: Tensor, device: torch.device) -> Tensor:
+        """The rows `rows` (int64 [n], on the CPU), in that order, on `device`: [n, …]."""
+        if device.type == "cpu":
+            return self._gather(rows, pinned=False)
+        whole = self._on_device(device)
+        if whole is not None:
+            return whole.index_select(0, copy_async(rows, whole.device))
+        return self._gather(rows, pinned=device.type == "cuda").to(device, non_blocking=True)
+
+    def _gather(self, rows: Tensor, *, pinned: bool) -> Tensor:
+        gathered = self._read(rows, pinned=pinned)
+        if self._files and self._checksums is not None:
+            damaged = rows.numpy()[row_checksums(gathered.numpy()) != self._checksums[rows.numpy()]]
+            for part in np.unique(np.searchsorted(self._starts, damaged, side="right") - 1):
+                self._make_again(int(part))
+            if len(damaged):
+                return self._read(rows, pinned=pinned)
+        return gathered
+
+    def _make_again(self, part: int) -> None:
+        make_again = self._files[part].make_again
+        assert make_again is not None
+        self._files[part] = make_again()
+        self._parts[part] = as_tensor(self._files[part].columns[self._column])
+
+    def _read(self, rows: Tensor, *, pinned: bool) -> Tensor:
+        first = self._parts[0]
+        gathered = torch.empty((len(rows), *first.shape[1:]), dtype=first.dtype, pin_memory=pinned)
+        if len(self._parts) == 1:
+            return torch.index_select(first, 0, rows, out=gathered)
+        part_of = np.searchsorted(self._starts, rows.numpy(), side="right") - 1
+        order = np.argsort(part_of, kind="stable")
+        used, begins = np.unique(part_of[order], return_index=True)
+        # NumPy copies whole rows where torch's index_put_ copies values one by one.
+        target = gathered.numpy()
+        for part, at in zip(used, np.split(order, begins[1:]), strict=True):
+            target[at] = self._parts[part].numpy()[rows.numpy()[at] - self._starts[part]]
+        return gathered
+
+    def _on_device(self, device: torch.device) -> Tensor | None:
+        """All rows on `device`; None when they do not fit."""
+        if str(device) == "cuda":
+            device = torch.device("cuda", torch.cuda.current_device())
+        if device not in self._resident:
+            self._resident[device] = self._copy(device) if self._fits(device) else None
+        return self._resident[device]
+
+    def _copy(self, device: torch.device) -> Tensor:
+        whole = torch.empty((len(self), *self._parts[0].shape[1:]), dtype=self._parts[0].dtype, device=device)
+        for index, target in enumerate(whole.split(np.diff(self._starts).tolist())):
+            if self._files:
+                sums = self._files[index].checksums[self._column]
+                if not np.array_equal(row_checksums(self._parts[index].numpy()), sums):
+                    self._make_again(index)
+            target.copy_(self._parts[index])
+        return whole
+
+    def _fits(self, device: torch.device) -> bool:
+        if device.type != "cuda":
+            return False
+        free, _ = torch.cuda.mem_get_info(device)
+        return sum(part.nbytes for part in self._parts) <= RESIDENT_SHARE * free
 
 
 class SampleStore:
     """Preprocessed images."""
+
+    lengths = None
 
     def __init__(
         self,
@@ -109,7 +217,7 @@ class SampleStore:
             pixels: uint8 [stored, channels, height, width].
             labels: int64 [samples].
             domains: int64 [samples].
-            preprocessing: how `inputs` normalises the pixels.
+            preprocessing: how the pixels are normalised.
             stored: int64 [samples], each sample's row in `pixels`; sample i is row i when None.
             augmentation: changes batches that are drawn for training.
         """
@@ -117,7 +225,6 @@ class SampleStore:
         self.labels = labels
         self.domains = domains
         self.preprocessing = preprocessing
-        self.lengths = None
         self._labels = StoredRows([labels])
         self._stored = stored
         self._augmentation = augmentation
@@ -126,24 +233,19 @@ class SampleStore:
         return len(self.labels)
 
     def digest(self) -> str:
-        """Of pixels and preprocessing; see `Samples`."""
+        """Hex digest of pixels and preprocessing."""
         content = f"{self.preprocessing} {self.pixels.digest(self._stored)}"
         return content_hash(content.encode()).hexdigest()
 
     def inputs(self, rows: Tensor, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The model's inputs for sample `rows` (int64 [n], on the CPU), normalised on `device`; see `Samples`."""
-        return self._inputs(rows, torch.device(device), dtype, None)
+        """`pixel_values` [rows, channels, height, width], normalised on `device`."""
+        return self.batch(rows, device, dtype).inputs
 
     def batch(
         self, rows: Tensor, device: torch.device | str, dtype: torch.dtype, draws: SampleDraws | None = None
     ) -> Batch:
-        """Inputs and labels of sample `rows`; see `Samples`."""
+        """Normalised pixels, augmented if there are `draws`, and classes."""
         device = torch.device(device)
-        return Batch(self._inputs(rows, device, dtype, draws), self._labels.gather(rows, device))
-
-    def _inputs(
-        self, rows: Tensor, device: torch.device, dtype: torch.dtype, draws: SampleDraws | None
-    ) -> dict[str, Tensor]:
         pixels = self.pixels.gather(rows if self._stored is None else self._stored[rows], device)
         # Half precision has too few digits for grey levels minus their mean.
         precise = torch.float64 if dtype == torch.float64 else torch.float32
@@ -151,7 +253,8 @@ class SampleStore:
         levels = pixels.to(precise)
         if draws is not None and self._augmentation is not None:
             levels = self._augmentation(levels, draws)
-        return {"pixel_values": levels.sub_(mean).div_(std).to(dtype)}
+        inputs = {"pixel_values": levels.sub_(mean).div_(std).to(dtype)}
+        return Batch(inputs, self._labels.gather(rows, device))
 
 
 @lru_cache
@@ -160,3 +263,108 @@ def _byte_statistics(preprocessing: Preprocessing, device: torch.device, dtype: 
     mean = torch.tensor(preprocessing.mean, dtype=dtype, device=device) * 255
     std = torch.tensor(preprocessing.std, dtype=dtype, device=device) * 255
     return mean[:, None, None], std[:, None, None]
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Tokens of all samples of a source.
+
+    Attributes:
+        ids: int32 rows [samples, max_length], filled up on the right.
+        lengths: int64 [samples], tokens of each that are not filling.
+        prompts: int64 [samples], how many of them belong to the prompt.
+    """
+
+    ids: StoredRows
+    lengths: Tensor
+    prompts: Tensor
+
+
+class TokenSamples:
+    """Tokenized texts.
+
+    A batch is cut to the longest of its texts, unless every one is to have the same length: LoRA dropout counts rows,
+    so a client's masks would depend on whose texts share the batch.
+    """
+
+    def __init__(
+        self, tokens: TokenRows, domains: Tensor, stored: Tensor, labels: Tensor | None, *, cut: bool = True
+    ) -> None:
+        """Keep `tokens` where they are.
+
+        Args:
+            tokens: of all stored texts.
+            domains: int64 [samples].
+            stored: int64 [samples], each sample's row in `tokens`.
+            labels: int64 [samples], classes; None where the texts themselves are to be learnt.
+            cut: whether batches are cut to their longest text.
+        """
+        self.domains = domains
+        self._tokens = tokens
+        self._stored = stored
+        self._classes = labels
+        self._cut = cut
+        self._class_rows = None if labels is None else StoredRows([labels])
+
+    def __len__(self) -> int:
+        return len(self.domains)
+
+    @property
+    def labels(self) -> Tensor:
+        """Classes, int64 [samples]; or what is to be learnt of every text, int64 [samples, max_length]."""
+        if self._classes is not None:
+            return self._classes
+        return self._learnt(self._stored, self._tokens.ids.gather(self._stored, torch.device("cpu")).long())
+
+    @property
+    def lengths(self) -> Tensor | None:
+        """int64 [samples], tokens of each text; None where batches are not cut."""
+        return self._tokens.lengths[self._stored] if self._cut else None
+
+    def digest(self) -> str:
+        """Hex digest of tokens, their numbers and those of the prompts."""
+        numbers = (of[self._stored].numpy().tobytes() for of in (self._tokens.lengths, self._tokens.prompts))
+        content = b"".join([self._tokens.ids.digest(self._stored).encode(), *numbers])
+        return content_hash(content).hexdigest()
+
+    def inputs(self, rows: Tensor, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask` [rows, tokens of the longest]; `dtype` is for inputs that are no tokens."""
+        return self.batch(rows, device, dtype).inputs
+
+    def batch(
+        self, rows: Tensor, device: torch.device | str, dtype: torch.dtype, draws: SampleDraws | None = None
+    ) -> Batch:
+        """Inputs and labels of the samples `rows`, which nothing changes."""
+        device = torch.device(device)
+        stored = self._stored[rows]
+        longest = int(self._tokens.lengths[stored].numpy().max()) if self._cut else None
+        ids = self._tokens.ids.gather(stored, device)[:, :longest].long()
+        lengths = copy_async(self._tokens.lengths[stored], device)
+        mask = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long()
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if self._class_rows is not None:
+            return Batch(inputs, self._class_rows.gather(rows, device))
+        return Batch(inputs, self._learnt(stored, ids), self._learnt_tokens(stored))
+
+    def _learnt_tokens(self, stored: Tensor) -> LearntTokens:
+        """Where `_learnt` marks nothing, except at first tokens."""
+        first = self._tokens.prompts[stored].clamp(min=1).numpy()
+        counts = np.maximum(self._tokens.lengths[stored].numpy() - first, 0)
+        samples = np.repeat(np.arange(len(stored)), counts)
+        within = np.arange(len(samples)) - (counts.cumsum() - counts)[samples]
+        return LearntTokens(samples, first[samples] + within)
+
+    def _learnt(self, stored: Tensor, ids: Tensor) -> Tensor:
+        """`ids` [rows, tokens] of the texts `stored` with `NOT_LEARNT` for prompts and filling."""
+        lengths, prompts = (
+            copy_async(of[stored], ids.device)[:, None] for of in (self._tokens.lengths, self._tokens.prompts)
+        )
+        position = torch.arange(ids.shape[1], device=ids.device)
+        return ids.masked_fill((position < prompts) | (position >= lengths), NOT_LEARNT)
+
+
+def copy_async(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` (on the CPU) on `device`, without waiting for what is still running there."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

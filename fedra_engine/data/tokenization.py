@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from fedra_engine.data.cache import Part, PreprocessedRows, RowMaker, make_rows
 from fedra_engine.data.domain_data import DomainData
-from fedra_engine.data.row_cache import Part
-from fedra_engine.data.row_parts import MadeRows, RowMaker, make_rows
-from fedra_engine.data.stored_rows import StoredRows
+from fedra_engine.data.samples import StoredRows, TokenRows
 from fedra_engine.runtime.errors import InputError, one_line
 from fedra_engine.runtime.files import content_hash
 
@@ -100,22 +98,7 @@ def tokenization_for(model_path: str, model_config: Any, max_length: int | None 
     return Tokenization(tokenizer, min(limit, LONGEST) if max_length is None else max_length, padding, vocabulary)
 
 
-@dataclass(frozen=True)
-class TokenRows:
-    """Tokens of all samples of a source.
-
-    Attributes:
-        ids: int32 rows [samples, max_length], filled up on the right.
-        lengths: int64 [samples], tokens of each that are not filling.
-        prompts: int64 [samples], how many of them belong to the prompt.
-    """
-
-    ids: StoredRows
-    lengths: Tensor
-    prompts: Tensor
-
-
-def token_rows(data: DomainData, tokenization: Tokenization, *, skip: bool) -> tuple[TokenRows, MadeRows]:
+def token_rows(data: DomainData, tokenization: Tokenization, *, skip: bool) -> tuple[TokenRows, PreprocessedRows]:
     """Tokenize every text of `data`, or find it done.
 
     A text that is too long loses its end, though not the special tokens of a classified one, whatever the tokenizer's
@@ -134,19 +117,6 @@ def token_rows(data: DomainData, tokenization: Tokenization, *, skip: bool) -> t
         InputError: there is no room for a word; a text has a token that the model does not know; or, without `skip`, a
             text has no tokens.
     """
-    _check_room(data, tokenization)
-    maker = _TokenMaker(data, tokenization)
-    rows = make_rows(data, maker, skip=skip)
-    parts = rows.parts
-    _check_known(parts, tokenization, maker)
-    lengths, prompts = (
-        torch.from_numpy(np.concatenate([part.columns[name] for part in parts]).astype(np.int64))
-        for name in ("length", "prompt")
-    )
-    return TokenRows(StoredRows.of_parts(parts, "ids"), lengths, prompts), rows
-
-
-def _check_room(data: DomainData, tokenization: Tokenization) -> None:
     # Of a text that is learnt, the first token is never predicted.
     special = 1 if data.task == "causal_lm" else tokenization.tokenizer.num_special_tokens_to_add()
     if tokenization.max_length <= special:
@@ -154,9 +124,17 @@ def _check_room(data: DomainData, tokenization: Tokenization) -> None:
             f"data.max_length: found {tokenization.max_length}, expected at least {special + 1} for a "
             f"{data.task.replace('_', ' ')} sample of this tokenizer"
         )
+    rows = make_rows(data, _TokenMaker(data, tokenization), skip=skip)
+    parts = rows.parts
+    _check_known(parts, tokenization, data)
+    lengths, prompts = (
+        torch.from_numpy(np.concatenate([part.columns[name] for part in parts]).astype(np.int64))
+        for name in ("length", "prompt")
+    )
+    return TokenRows(StoredRows.of_parts(parts, "ids"), lengths, prompts), rows
 
 
-def _check_known(parts: Sequence[Part], tokenization: Tokenization, maker: RowMaker) -> None:
+def _check_known(parts: Sequence[Part], tokenization: Tokenization, data: DomainData) -> None:
     """Raise InputError where there is a token beyond the model's vocabulary, as of another model's tokenizer."""
     known = tokenization.vocabulary
     if known is None or max(tokenization.tokenizer.get_vocab().values()) < known:
@@ -166,7 +144,7 @@ def _check_known(parts: Sequence[Part], tokenization: Tokenization, maker: RowMa
         ids = part.columns["ids"]
         if len(unknown := np.flatnonzero((ids >= known).any(axis=1))):
             raise InputError(
-                f"model.path: {maker.describe(start + unknown[0])}: the tokenizer beside the model makes token "
+                f"model.path: {data.describe(start + unknown[0], 'text')}: the tokenizer beside the model makes token "
                 f"{ids[unknown[0]].max()} of it, expected tokens below {known}, the model's vocabulary"
             )
         start += len(ids)
@@ -188,9 +166,8 @@ class _TokenMaker(RowMaker):
     readable = "a text with words"
 
     def __init__(self, data: DomainData, tokenization: Tokenization) -> None:
-        self._task = data.task
         self._content = cast("Dataset", data.content)
-        self._origins = data.origins
+        self._data = data
         self._tokenizer = tokenization.tokenizer
         self._max_length = tokenization.max_length
         self._padding = tokenization.padding
@@ -203,13 +180,12 @@ class _TokenMaker(RowMaker):
     def identity(self, start: int, stop: int) -> str | None:
         if self._settings is None:
             return None
-        digests = [_digest(self._content[some]) for some in self._chunks(start, stop)]
-        return _digest(self._settings, digests)
+        return _digest(self._settings, [_digest(self._content[chunk]) for chunk in self._chunks(start, stop)])
 
     def make(self, start: int, stop: int, done: Callable[[int], object]) -> Part:
         parts = []
-        for some in self._chunks(start, stop):
-            parts.append(self._tokenize(self._content[some]))
+        for chunk in self._chunks(start, stop):
+            parts.append(self._tokenize(self._content[chunk]))
             done(len(parts[-1].errors))
         columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in self.shapes}
         return Part(columns, [error for part in parts for error in part.errors])
@@ -227,8 +203,11 @@ class _TokenMaker(RowMaker):
             yield from (slice(*bounds) for bounds in pairwise([first, *cuts.tolist(), last]))
 
     def _tokenize(self, texts: dict[str, list[str]]) -> Part:
-        if self._task == "causal_lm":
-            rows = [self._with_response(*pair) for pair in zip(*self._encode_pairs(texts), strict=True)]
+        if self._data.task == "causal_lm":
+            encoded = (
+                self._tokenizer(texts[name], add_special_tokens=False)["input_ids"] for name in ("prompt", "response")
+            )
+            rows = [self._with_response(*pair) for pair in zip(*encoded, strict=True)]
         else:
             words = [text or "" for text in texts["text"]]
             encoded = self._tokenizer(words, truncation=True, max_length=self._max_length)["input_ids"]
@@ -245,25 +224,18 @@ class _TokenMaker(RowMaker):
         return Part(columns, ["" if ids else "found no text" for ids, _ in rows])
 
     def describe(self, row: int) -> str:
-        return f"text {row}" if self._origins is None else str(self._origins[row])
-
-    def _encode_pairs(self, texts: dict[str, list[str]]) -> tuple[list[list[int]], list[list[int]]]:
-        # The start token, if the tokenizer has one, goes before the prompt only; an end token is added below.
-        start = [] if self._tokenizer.bos_token_id is None else [self._tokenizer.bos_token_id]
-        prompts, responses = (
-            self._tokenizer(texts[name], add_special_tokens=False)["input_ids"] for name in ("prompt", "response")
-        )
-        return [start + ids for ids in prompts], responses
+        return self._data.describe(row, "text")
 
     def _with_response(self, prompt: list[int], response: list[int]) -> tuple[list[int], int]:
         """The tokens of a sample, and how many of them are prompt."""
-        end = [] if self._tokenizer.eos_token_id is None else [self._tokenizer.eos_token_id]
+        # The start token, if the tokenizer has one, goes before the prompt only, and the end token after the response.
+        start, end = (
+            [] if token is None else [token] for token in (self._tokenizer.bos_token_id, self._tokenizer.eos_token_id)
+        )
         response = response + end
-        room = max(self._max_length - len(response), self._max_length // 2)
-        if len(prompt) > room:
-            # What begins every text stays.
-            start = prompt[: 0 if self._tokenizer.bos_token_id is None else 1]
-            prompt = start + prompt[len(prompt) - room + len(start) :]
+        room = max(self._max_length - len(response), self._max_length // 2) - len(start)
+        # What begins every text stays.
+        prompt = start + prompt[max(len(prompt) - room, 0) :]
         return (prompt + response)[: self._max_length], len(prompt)
 
 

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from fedra_engine.config import LoraConfig, TrainingConfig
-from fedra_engine.data.samples import Samples
-from fedra_engine.data.token_samples import NOT_LEARNT
+from fedra_engine.data.samples import NOT_LEARNT, Samples
 from fedra_engine.execution.banks import clip_factors
 from fedra_engine.execution.dropout import DropoutKeys
 from fedra_engine.execution.loss_scale import loss_scale

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from fedra_engine.data.domain_data import DomainData
-from fedra_engine.data.image_rows import image_rows
-from fedra_engine.data.samples import Preprocessing, SampleStore
+from fedra_engine.data.images import image_rows
+from fedra_engine.data.preprocessing import Preprocessing
+from fedra_engine.data.samples import SampleStore
 
 
 def preprocess(data: DomainData, preprocessing: Preprocessing) -> SampleStore:

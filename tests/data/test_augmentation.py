@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from fedra_engine.config import DataConfig
-from fedra_engine.data.augmentation import CROP_RATIOS, Augmentation, make_augmentation
 from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.prepare import prepare
-from fedra_engine.data.samples import Preprocessing, SampleStore
+from fedra_engine.data.preprocessing import CROP_RATIOS, Augmentation, Preprocessing, make_augmentation
+from fedra_engine.data.samples import SampleStore
 from fedra_engine.data.sources import load_source
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.randomness import SampleDraws

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.accuracy.inputs import decode_files
 from fedra_engine.config import DataConfig
-from fedra_engine.data.decoded import decode_files
 from fedra_engine.data.domain_data import prepare_source
-from fedra_engine.data.image_folder import load_image_folder, read_image_folder
-from fedra_engine.data.samples import Preprocessing
+from fedra_engine.data.preprocessing import Preprocessing
+from fedra_engine.data.sources.image_folder import load_image_folder, read_image_folder
 from fedra_engine.runtime.errors import InputError
 from tests.data.preprocessed import preprocess
 

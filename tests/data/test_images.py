@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 
 from fedra_engine.config import DataConfig
+from fedra_engine.data import cache as cache_module
 from fedra_engine.data import images as module
-from fedra_engine.data import row_parts
+from fedra_engine.data.cache import cache_folder
 from fedra_engine.data.domain_data import DomainData
-from fedra_engine.data.image_rows import image_rows
+from fedra_engine.data.images import image_rows
 from fedra_engine.data.prepare import prepare
-from fedra_engine.data.row_cache import cache_folder
-from fedra_engine.data.samples import Preprocessing, SampleStore
+from fedra_engine.data.preprocessing import Preprocessing
+from fedra_engine.data.samples import SampleStore
 from fedra_engine.data.sources import load_source
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.stages import Stage
@@ -264,7 +265,7 @@ def test_progress_counts_every_sample(make_tree, monkeypatch: pytest.MonkeyPatch
         def advance(self, count: int) -> None:
             stages[-1][1] += count
 
-    monkeypatch.setattr(row_parts, "Stage", Counted)
+    monkeypatch.setattr(cache_module, "Stage", Counted)
     data = load(make_tree({"a": ["x"], "b": ["x", "y"]}))
     for _ in range(2):
         image_rows(data, RGB, skip=False)

@@ -18,11 +18,11 @@ import pytest
 import torch
 
 from fedra_engine.config import DataConfig
-from fedra_engine.data import row_parts
+from fedra_engine.data import cache as cache_module
 from fedra_engine.data.prepare import PreparedData, prepare
-from fedra_engine.data.samples import Preprocessing
+from fedra_engine.data.preprocessing import Preprocessing
 from fedra_engine.data.sources import load_source
-from fedra_engine.data.text_store import TextStore
+from fedra_engine.data.sources.texts import store_texts
 from tests.data.preprocessed import preprocess
 from tests.data.tokenizers import save_decoder_tokenizer
 from tests.data.trees import save_image
@@ -66,7 +66,7 @@ def load_images(root: Path, cache: Path) -> PreparedData:
     """Loaded, prepared, and drawn through once."""
     datasets.config.HF_DATASETS_CACHE = cache
     # As many images as a part has that are of common size.
-    row_parts.PART_BYTES = 900 * 3 * IMAGE_SIZE**2
+    cache_module.PART_BYTES = 900 * 3 * IMAGE_SIZE**2
     config = DataConfig("domainnet", str(root), image_size=IMAGE_SIZE)
     prepared = prepare(load_source(config, 0), config, str(root), type("Config", (), {"num_channels": 3}))
     return draw_through(prepared)
@@ -120,15 +120,13 @@ def test_stored_images_are_in_memory_a_few_at_a_time(tmp_path: Path, monkeypatch
 
 
 def test_long_texts_do_not_wait_in_memory_to_be_written() -> None:
-    store = TextStore(["text"])
     tracemalloc.start()
     try:
-        for number in range(100):
-            store.append({"text": f"{number:1000000}"})
+        stored = store_texts(["text"], ([f"{number:1000000}"] for number in range(100)))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert len(store.close()) == 100
+    assert len(stored) == 100
     assert peak < 25e6
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fedra_engine.config import DataConfig
 from fedra_engine.data.domain_data import DomainData
-from fedra_engine.data.origins import Origin, Origins
+from fedra_engine.data.names import SampleSource, SampleSources
 from fedra_engine.data.partition import Partition, partition_samples
 from fedra_engine.data.sources import load_source
 from fedra_engine.runtime.errors import InputError
@@ -194,7 +194,7 @@ def test_natural_clients_have_their_own_samples() -> None:
 
 def test_a_sample_that_is_nobodys_is_reported() -> None:
     data = make_data(np.zeros(3, dtype=np.int64), np.zeros(3, dtype=np.int64), ["a", "", "b"])
-    data = replace(data, origins=Origins.of(Origin("file, line", number) for number in (1, 2, 3)))
+    data = replace(data, sample_sources=SampleSources.of(SampleSource("file, line", number) for number in (1, 2, 3)))
     with pytest.raises(
         InputError, match=r"data\.columns\.client: file, line 2: found no client name, expected a client"
     ):

@@ -9,8 +9,7 @@ import pytest
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from fedra_engine.data import preprocessing as module
-from fedra_engine.data.preprocessing import preprocessing_for
-from fedra_engine.data.samples import Preprocessing
+from fedra_engine.data.preprocessing import Preprocessing, preprocessing_for
 from fedra_engine.runtime.errors import InputError
 
 

@@ -261,9 +261,9 @@ def test_whatever_changes_the_tokens_makes_other_rows(tmp_path: Path) -> None:
 
     def first_row() -> list[int]:
         rows, made = token_rows(data, tokenization_for(str(folder), MODEL, 6), skip=False)
-        assert made.made == 3
+        assert made.newly_cached == 3
         again, unchanged = token_rows(data, tokenization_for(str(folder), MODEL, 6), skip=False)
-        assert unchanged.made == 0
+        assert unchanged.newly_cached == 0
         assert torch.equal(again.lengths, rows.lengths)
         return rows.ids.gather(torch.tensor([0]), CPU)[0].tolist()
 
@@ -283,7 +283,7 @@ def test_the_same_tokenizer_elsewhere_makes_nothing_anew(tmp_path: Path) -> None
     paths = [save_encoder_tokenizer(tmp_path / name) for name in ("one", "other")]
     tokenizations = [tokenization_for(path, MODEL, 6) for path in paths]
     tokenizations[1].tokenizer(["a b c d"], truncation=True, max_length=3, padding="max_length")
-    made = [token_rows(data, tokenization, skip=False)[1].made for tokenization in tokenizations]
+    made = [token_rows(data, tokenization, skip=False)[1].newly_cached for tokenization in tokenizations]
     assert made == [3, 0]
 
 
@@ -298,7 +298,7 @@ def test_rows_of_a_tokenizer_written_in_python_are_not_kept(tmp_path: Path) -> N
     def first_row(merges: str) -> list[int]:
         (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
         rows, made = token_rows(data, tokenization_for(str(folder), MODEL, 4), skip=False)
-        assert made.made is None
+        assert made.newly_cached is None
         return rows.ids.gather(torch.tensor([0]), CPU)[0, : rows.lengths[0]].tolist()
 
     assert first_row("a b</w>") == [3]

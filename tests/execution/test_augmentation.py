@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedra_engine.data.augmentation import Augmentation
-from fedra_engine.data.samples import Preprocessing, SampleStore
+from fedra_engine.data.preprocessing import Augmentation, Preprocessing
+from fedra_engine.data.samples import SampleStore
 from tests import tiny_federation
 from tests.execution.test_assignments import EXITS, early_exits
 from tests.execution.test_exactness import assert_same_change, assert_same_rounds

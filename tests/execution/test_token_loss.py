@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
-from fedra_engine.data.token_samples import NOT_LEARNT
+from fedra_engine.data.samples import NOT_LEARNT
 from fedra_engine.execution import token_loss
 from fedra_engine.execution.loss_scale import loss_scale
 from fedra_engine.execution.token_loss import token_cross_entropy, token_scores

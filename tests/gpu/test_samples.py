@@ -7,11 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from fedra_engine.data import stored_rows
-from fedra_engine.data.augmentation import Augmentation
-from fedra_engine.data.samples import Preprocessing, Samples, SampleStore
-from fedra_engine.data.stored_rows import StoredRows
-from fedra_engine.data.token_samples import TokenSamples
+from fedra_engine.data import samples as samples_module
+from fedra_engine.data.preprocessing import Augmentation, Preprocessing
+from fedra_engine.data.samples import Samples, SampleStore, StoredRows, TokenSamples
 from fedra_engine.data.tokenization import TokenRows
 from fedra_engine.runtime.randomness import SampleDraws
 
@@ -50,7 +48,7 @@ def test_batches_are_those_of_the_cpu_and_nothing_waits(
     monkeypatch: pytest.MonkeyPatch, resident: bool, kind: str
 ) -> None:
     if not resident:
-        monkeypatch.setattr(stored_rows, "RESIDENT_SHARE", 0.0)
+        monkeypatch.setattr(samples_module, "RESIDENT_SHARE", 0.0)
     samples: Samples = MAKE[kind]()
     rows, draws = torch.tensor([49, 0, 20, 20, 7]), SampleDraws(0, 0, [3, 1], [0, 2], [2, 3])
     # What stays on the device is copied there first.

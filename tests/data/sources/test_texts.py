@@ -8,7 +8,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
 from fedra_engine.config import ColumnsConfig
-from fedra_engine.data.row_cache import cache_folder
+from fedra_engine.data.cache import cache_folder
 from fedra_engine.data.tokenization import token_rows, tokenization_for
 from fedra_engine.runtime.errors import InputError
 from tests.data.text_files import ROWS, load, texts, write
@@ -51,7 +51,7 @@ def test_samples_of_a_domain_stand_together_and_are_cached_together(tmp_path: Pa
     data = load(write(tmp_path / "a.jsonl", rows))
     assert data.domain_of.tolist() == [0] * 20 + [1] * 20
     assert texts(data) == [f"a {i}" for i in [*range(1, 40, 2), *range(0, 40, 2)]]
-    assert str(data.origins[0]) == f"{tmp_path / 'a.jsonl'}, line 2"
+    assert str(data.sample_sources[0]) == f"{tmp_path / 'a.jsonl'}, line 2"
     path = save_encoder_tokenizer(tmp_path / "model")
     token_rows(data, tokenization_for(path, SimpleNamespace(model_type="bert")), skip=False)
     assert len(list(cache_folder().glob("*.arrow"))) == 2

@@ -1,18 +1,20 @@
-"""Read csv, tsv, jsonl, parquet and txt files row by row; errors name file and line."""
+"""Folders of samples, and csv, tsv, jsonl, parquet and txt files read row by row; errors name file and line."""
 
 from __future__ import annotations
 
 import codecs
 import csv
 import json
+import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fedra_engine.config import DataConfig
-from fedra_engine.data.folders import visible_entries
-from fedra_engine.data.origins import Origin
+from fedra_engine.data.names import SampleSource
 from fedra_engine.runtime.errors import InputError, first_few
 from fedra_engine.runtime.files import check_regular
 
@@ -30,13 +32,71 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 """Byte order marks, longer ones before those that they begin with, and the encodings that they belong to."""
-_BLOCK = 2**20
-"""Bytes of a text file that are decoded at a time to find what is wrong with it."""
 _SHOWN = 3
 """Files that are named; more are counted."""
+_SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
+"""What Windows leaves in folders, where other systems leave hidden files."""
 
-Row = tuple[Origin, Mapping[str, Any]]
+Row = tuple[SampleSource, Mapping[str, Any]]
 """Where a row is, and its values by column."""
+
+
+def visible_entries(folder: Path) -> list[Path]:
+    """What is in `folder`, sorted, but for what operating systems leave there, such as hidden files beside every file.
+
+    Raises:
+        InputError: the folder cannot be listed, or a path is no UTF-8 text, as only such can be stored.
+    """
+    try:
+        entries = sorted(entry for entry in folder.iterdir() if not _is_hidden(entry.name))
+    except OSError as error:
+        raise InputError(f"data.root: cannot list {folder}: {error.strerror}; expected a readable folder") from error
+    for entry in entries:
+        try:
+            str(entry).encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"data.root: found {str(entry)!r}, expected a name that is UTF-8 text") from error
+    return entries
+
+
+def check_chosen(domains: Iterable[str], present: Collection[str], folder: Path) -> None:
+    """Raise InputError unless all `domains` are among the names `present` in `folder`, so that none leads out of it."""
+    for domain in domains:
+        if domain not in present:
+            raise InputError(f"data.domains: found {domain!r}, expected some of those in {folder}: {sorted(present)}")
+
+
+def left_out_notes(root: Path, entries: Iterable[Path], expected: str) -> list[str]:
+    """A note, for people, on files that no sample is made of; none if there are none.
+
+    Args:
+        root: their paths are shown below it.
+        entries: the files, and folders of which all files count.
+        expected: what would have been read.
+    """
+    files = sorted(file for entry in entries for file in files_below(entry))
+    if not files:
+        return []
+    kinds = Counter(file.suffix.lower() or "without suffix" for file in files)
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    names = first_few([str(file.relative_to(root)) for file in files], _SHOWN)
+    return [f"warning: {root}: left out {counts}: {names}; expected {expected}"]
+
+
+def files_below(entry: Path) -> list[Path]:
+    """The file `entry`, or all visible files below this folder."""
+    # A link to a folder is not followed, as it may lead back.
+    if not os.path.isdir(entry) or os.path.islink(entry):
+        return [entry]
+    found = []
+    for above, folders, files in os.walk(entry):
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))
+        found += [Path(above, name) for name in sorted(files) if not _is_hidden(name)]
+    return found
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _SYSTEM_FILES
 
 
 def read_table(file: Path, encoding: str) -> Iterator[Row]:
@@ -74,9 +134,9 @@ def table_files(folder: Path) -> list[Path]:
     files = [file for file in visible_entries(folder) if file.suffix.lower() in SUFFIXES]
     if not files:
         raise InputError(f"data.root: found no {' '.join(SUFFIXES)} files in {str(folder)!r}, expected one per domain")
-    stems = [file.stem for file in files]
-    for file, stem in zip(files, stems, strict=True):
-        if stems.count(stem) > 1:
+    stems = Counter(file.stem for file in files)
+    for file in files:
+        if stems[file.stem] > 1:
             raise InputError(f"data.root: found several files {file.with_suffix('.*')}, expected one per domain")
     return files
 
@@ -106,15 +166,6 @@ def undecodable(files: Sequence[Path], encoding: str) -> str:
     return first_few([f"{file} (line {line})" for file, line in wrong], _SHOWN)
 
 
-def _read_csv(file: Path, lines: Iterator[str]) -> Iterator[Row]:
-    yield from _read_separated(file, lines, delimiter=",", quoting=csv.QUOTE_MINIMAL)
-
-
-def _read_tsv(file: Path, lines: Iterator[str]) -> Iterator[Row]:
-    # In tab-separated texts a quotation mark is a quotation mark.
-    yield from _read_separated(file, lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-
-
 def _read_separated(file: Path, lines: Iterator[str], *, delimiter: str, quoting: Literal[0, 3]) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)
     reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
@@ -141,7 +192,7 @@ def _read_separated(file: Path, lines: Iterator[str], *, delimiter: str, quoting
                 f"data.root: {file}, line {line}: found {len(values)} values, expected {len(names)} as in line {header}"
             )
         else:
-            yield Origin(f"{file}, line", line), dict(zip(names, values, strict=True))
+            yield SampleSource(f"{file}, line", line), dict(zip(names, values, strict=True))
 
 
 def _read_jsonl(file: Path, lines: Iterator[str]) -> Iterator[Row]:
@@ -157,43 +208,41 @@ def _read_jsonl(file: Path, lines: Iterator[str]) -> Iterator[Row]:
             raise InputError(f"data.root: {file}, line {number}: {error}; expected a JSON object") from error
         if not isinstance(row, dict):
             raise InputError(f"data.root: {file}, line {number}: found {line.strip()[:40]!r}, expected a JSON object")
-        yield Origin(f"{file}, line", number), row
+        yield SampleSource(f"{file}, line", number), row
 
 
 def _read_parquet(file: Path) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    place, start = f"{file}, row", 1
+    number = 1
     check_regular(file)
     try:
         for batch in pq.ParquetFile(file).iter_batches(batch_size=_AT_ONCE):
-            for number, row in enumerate(_python_rows(batch, Origin(place, start)), start=start):
-                yield Origin(place, number), row
-            start += len(batch)
+            for row in _python_rows(batch):
+                yield SampleSource(f"{file}, row", number), row
+                number += 1
     except pa.ArrowException as error:
         raise InputError(f"data.root: cannot read {file}: {error}; expected a parquet file") from error
+    except (ValueError, OverflowError) as error:
+        raise InputError(
+            f"data.root: {file}, row {number}: {error}; expected UTF-8 texts and dates of a calendar"
+        ) from error
 
 
-def _python_rows(batch: RecordBatch, first: Origin) -> Iterator[dict[str, Any]]:
+def _python_rows(batch: RecordBatch) -> Iterable[dict[str, Any]]:
     try:
-        yield from batch.to_pylist()
+        rows: list[dict[str, Any]] = batch.to_pylist()
+        return rows
     except (ValueError, OverflowError):
         # What Python cannot express: text that is no UTF-8, times outside its calendar. Row by row, to find it.
-        for at in range(len(batch)):
-            try:
-                yield from batch.slice(at, 1).to_pylist()
-            except (ValueError, OverflowError) as error:
-                origin = first._replace(number=first.number + at)
-                raise InputError(
-                    f"data.root: {origin}: {error}; expected UTF-8 texts and dates of a calendar"
-                ) from error
+        return (batch.slice(at, 1).to_pylist()[0] for at in range(len(batch)))
 
 
 def _read_txt(file: Path, lines: Iterator[str]) -> Iterator[Row]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            yield Origin(f"{file}, line", number), {"text": line.strip()}
+            yield SampleSource(f"{file}, line", number), {"text": line.strip()}
 
 
 def text_lines(file: Path, encoding: str) -> Iterator[str]:
@@ -221,12 +270,11 @@ def _undecodable_line(file: Path, encoding: str) -> int | None:
     line = 1
     try:
         encoding = _marked(file, encoding)
-        decoder = codecs.getincrementaldecoder(encoding)()
-        with file.open("rb") as opened:
-            while block := opened.read(_BLOCK):
-                line += decoder.decode(block).count("\n")
-        decoder.decode(b"", final=True)
+        with file.open(encoding=encoding, newline="\n") as opened:
+            for _ in opened:
+                line += 1
     except UnicodeDecodeError as error:
+        # Lines are decoded many at a time.
         return line + error.object[: error.start].decode(encoding, "ignore").count("\n")
     except UnicodeError:
         return line
@@ -236,8 +284,9 @@ def _undecodable_line(file: Path, encoding: str) -> int | None:
 
 
 TEXT_READERS: dict[str, Callable[[Path, Iterator[str]], Iterator[Row]]] = {
-    ".csv": _read_csv,
-    ".tsv": _read_tsv,
+    ".csv": partial(_read_separated, delimiter=",", quoting=csv.QUOTE_MINIMAL),
+    # In tab-separated texts a quotation mark is a quotation mark.
+    ".tsv": partial(_read_separated, delimiter="\t", quoting=csv.QUOTE_NONE),
     ".jsonl": _read_jsonl,
     ".txt": _read_txt,
 }

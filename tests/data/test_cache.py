@@ -12,8 +12,8 @@ import pytest
 import torch
 from datasets import Dataset
 
-from fedra_engine.data.row_cache import Part, as_tensor, cache_folder, cached_parts
-from fedra_engine.data.stored_rows import StoredRows
+from fedra_engine.data.cache import Part, as_tensor, cache_folder, cached_parts
+from fedra_engine.data.samples import StoredRows
 from fedra_engine.runtime.errors import InputError
 
 SHAPES: dict[str, tuple[int, ...]] = {"pixels": (3, 2), "length": ()}
@@ -24,8 +24,8 @@ def make(index: int) -> Part:
     return Part({"pixels": pixels, "length": np.arange(4, dtype=np.int32)}, ["", "", "broken", ""])
 
 
-def read(keys: list[str], maker=make, check=lambda index, part: None) -> list[Part]:
-    return cached_parts(keys, maker, SHAPES, check, lambda index: None)
+def read(keys: list[str], maker=make) -> list[Part]:
+    return list(cached_parts(keys, maker, SHAPES))
 
 
 def never(index: int) -> Part:
@@ -67,11 +67,11 @@ def test_an_interrupted_run_goes_on_where_it_was() -> None:
 
 
 def test_what_is_refused_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(index: int, part: Part) -> None:
+    def refuse(index: int) -> Part:
         raise InputError("broken")
 
     with pytest.raises(InputError, match="broken"):
-        read(["a"], check=refuse)
+        read(["a"], refuse)
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(InputError, match=r"data: cannot write .*a\.arrow: No space left on device; expected room"):
         read(["a"])
@@ -300,15 +300,13 @@ def test_100_000_images_need_no_more_memory_than_5_000() -> None:
     def used(parts: int) -> int:
         """Private memory that `parts` parts take, gathered through once."""
         before = private_bytes()
-        found = cached_parts(
-            [f"part{n}" for n in range(parts)], never, {"pixels": shape}, lambda *_: None, lambda _: None
-        )
+        found = list(cached_parts([f"part{n}" for n in range(parts)], never, {"pixels": shape}))
         stored = StoredRows([as_tensor(part.columns["pixels"]) for part in found])
         for rows in torch.randperm(len(stored))[:20_000].split(1000):
             stored.gather(rows, torch.device("cpu"))
         return private_bytes() - before
 
-    cached_parts([f"part{n}" for n in range(20)], images, {"pixels": shape}, lambda *_: None, lambda _: None)
+    list(cached_parts([f"part{n}" for n in range(20)], images, {"pixels": shape}))
     used(1)
     # All pixels are 307 MB.
     assert used(20) - used(1) < 20e6

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from fedra_engine.config import DataConfig
-from fedra_engine.data.image_folder import SPLITS
 from fedra_engine.data.preprocessing import preprocessing_for
 from fedra_engine.data.sources import DomainData, load_source
+from fedra_engine.data.sources.image_folder import SPLITS
 from fedra_engine.runtime.errors import InputError
 from tests.data.preprocessed import preprocess
 
@@ -252,4 +252,4 @@ def test_pacs_has_its_domains_classes_and_images() -> None:
     assert len(data.train) + len(data.test) == 2780
     some = data.test.select(np.arange(0, len(data.test), 20))
     store = preprocess(some, preprocessing_for(".", SimpleNamespace(num_channels=3), 112))
-    assert (len(store.pixels), store.pixels.row_shape) == (len(some), (3, 112, 112))
+    assert store.pixels.gather(torch.arange(len(store)), torch.device("cpu")).shape == (len(some), 3, 112, 112)

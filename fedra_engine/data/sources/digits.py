@@ -9,7 +9,6 @@ All draws have a seed of their own: the images are the same in every experiment.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +19,7 @@ from fedra_engine.data.domain_data import DomainData, prepare_source
 from fedra_engine.runtime.randomness import generator
 
 if TYPE_CHECKING:
-    from datasets import Dataset, Features
+    from datasets import Dataset
 
 Images = NDArray[np.float64]
 """Grey levels [images, height, width]: 0 is paper, 1 is ink."""
@@ -80,33 +79,17 @@ DOMAINS: dict[str, Callable[[Images, np.random.Generator], Images]] = {
 """The domains, in the order that client capacities follow."""
 
 
-@dataclass(frozen=True)
-class DigitsSplit:
-    """Rows of scikit-learn's digits in every part; the parts are disjoint and stratified by class.
+def split_digits(labels: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+    """Divide scikit-learn's digits, whose classes are `labels` [images], into disjoint parts, stratified by class.
 
-    Args:
-        pretraining: what the foundation model is trained on.
-        held_out: clean digits on which the foundation model is measured.
-        train: each domain's training rows.
-        test: each domain's test rows.
+    Returns:
+        Rows of each part: `pretraining`, what the foundation model is trained on; `held_out`, on which it is measured;
+        and `train <domain>` and `test <domain>` of every domain.
     """
-
-    pretraining: NDArray[np.int64]
-    held_out: NDArray[np.int64]
-    train: dict[str, NDArray[np.int64]]
-    test: dict[str, NDArray[np.int64]]
-
-
-def split_digits(labels: NDArray[np.int64]) -> DigitsSplit:
-    """Divides the rows whose classes are `labels` [images] into the parts of the experiment."""
-    parts = [PRETRAINING_IMAGES, HELD_OUT_IMAGES] + [TRAIN_IMAGES, TEST_IMAGES] * len(DOMAINS)
-    pretraining, held_out, *federated, _ = np.split(_interleave_classes(labels), np.cumsum(parts))
-    return DigitsSplit(
-        pretraining,
-        held_out,
-        train=dict(zip(DOMAINS, federated[0::2], strict=True)),
-        test=dict(zip(DOMAINS, federated[1::2], strict=True)),
-    )
+    names = ["pretraining", "held_out", *(f"{part} {domain}" for domain in DOMAINS for part in ("train", "test"))]
+    counts = [PRETRAINING_IMAGES, HELD_OUT_IMAGES] + [TRAIN_IMAGES, TEST_IMAGES] * len(DOMAINS)
+    *parts, _ = np.split(_interleave_classes(labels), np.cumsum(counts))
+    return dict(zip(names, parts, strict=True))
 
 
 def load_digits_source(config: DataConfig, seed: int) -> DomainData:
@@ -115,46 +98,44 @@ def load_digits_source(config: DataConfig, seed: int) -> DomainData:
     Raises:
         InputError: a domain that does not exist.
     """
-    from datasets import concatenate_datasets
-
-    parts = load_digits_domains()
-    both = concatenate_datasets(list(parts))
+    parts = [f"{part} {domain}" for part in ("train", "test") for domain in DOMAINS]
+    digits = digits_dataset(parts)
     data = DomainData(
         task="image_classification",
-        content=both.select_columns("image"),
-        domain_of=np.array(both["domain"]),
+        content=digits.select_columns("image"),
+        domain_of=np.array(digits["domain"]),
         domains=list(DOMAINS),
-        labels=np.array(both["label"]),
-        classes=list(both.features["label"].names),
-        is_test=np.repeat([False, True], [len(part) for part in parts]),
+        labels=np.array(digits["label"]),
+        classes=list(digits.features["label"].names),
+        is_test=np.arange(len(digits)) >= TRAIN_IMAGES * len(DOMAINS),
     )
     return prepare_source(data, config, seed, split=False)
 
 
-def load_digits_domains() -> tuple[Dataset, Dataset]:
-    """The federation's training and test samples: image (8 × 8, mode L), label and domain."""
-    images, labels = _read_digits()
-    split = split_digits(labels)
-    return _federated_part("train", split.train, images, labels), _federated_part("test", split.test, images, labels)
+def digits_dataset(parts: Sequence[str]) -> Dataset:
+    """The images (8 × 8, mode L), labels and domains of some of the parts of `split_digits`.
 
-
-def load_pretraining_digits() -> tuple[Dataset, Dataset]:
-    """Clean digits to train the foundation model on, and held-out ones to measure it on."""
-    images, labels = _read_digits()
-    split = split_digits(labels)
-    domain = list(DOMAINS).index("clean")
-    train, held_out = (
-        _as_dataset(images[rows], labels[rows], np.full(len(rows), domain))
-        for rows in (split.pretraining, split.held_out)
-    )
-    return train, held_out
-
-
-def _read_digits() -> tuple[Images, NDArray[np.int64]]:
+    Those of a domain are changed as it has them; what the foundation model is trained and measured on is `clean`.
+    """
+    from datasets import ClassLabel, Dataset, Features, Image
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    return digits.images / 16.0, digits.target.astype(np.int64)
+    labels = digits.target.astype(np.int64)
+    split = split_digits(labels)
+    columns: dict[str, list[object]] = {"image": [], "label": [], "domain": []}
+    for part in parts:
+        rows, domain = split[part], part.partition(" ")[2] or "clean"
+        images = DOMAINS[domain](digits.images[rows] / 16.0, generator(DIGITS_SEED, purpose=f"digits {part}"))
+        columns["image"] += list(np.rint(255 * images).astype(np.uint8))
+        columns["label"] += labels[rows].tolist()
+        columns["domain"] += [domain] * len(rows)
+    features = Features(
+        image=Image(mode="L"),
+        label=ClassLabel(names=[str(digit) for digit in range(10)]),
+        domain=ClassLabel(names=list(DOMAINS)),
+    )
+    return Dataset.from_dict(columns, features=features)
 
 
 def _interleave_classes(labels: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -165,33 +146,3 @@ def _interleave_classes(labels: NDArray[np.int64]) -> NDArray[np.int64]:
         rows = rng.permutation(np.flatnonzero(labels == label))
         position[rows] = (np.arange(len(rows)) + rng.uniform()) / len(rows)
     return np.argsort(position, kind="stable")
-
-
-def _federated_part(
-    part: str, rows_of: dict[str, NDArray[np.int64]], images: Images, labels: NDArray[np.int64]
-) -> Dataset:
-    shifted = [
-        DOMAINS[domain](images[rows], generator(DIGITS_SEED, purpose=f"digits {part} {domain}"))
-        for domain, rows in rows_of.items()
-    ]
-    rows = np.concatenate(list(rows_of.values()))
-    domains = np.repeat(np.arange(len(rows_of)), [len(rows) for rows in rows_of.values()])
-    return _as_dataset(np.concatenate(shifted), labels[rows], domains)
-
-
-def _as_dataset(images: Images, labels: NDArray[np.int64], domains: NDArray[np.int64]) -> Dataset:
-    from datasets import Dataset
-
-    pixels = np.rint(255 * images).astype(np.uint8)
-    columns: dict[str, Sequence[object]] = {"image": list(pixels), "label": labels.tolist(), "domain": domains.tolist()}
-    return Dataset.from_dict(columns, features=_features())
-
-
-def _features() -> Features:
-    from datasets import ClassLabel, Features, Image
-
-    return Features(
-        image=Image(mode="L"),
-        label=ClassLabel(names=[str(digit) for digit in range(10)]),
-        domain=ClassLabel(names=list(DOMAINS)),
-    )
