@@ -14,8 +14,7 @@ from benchmarks.settings import CAPACITIES, Setting, tiny_vit
 from fedra_engine.config import ClientsConfig, MethodConfig, TrainingConfig
 from fedra_engine.execution.fisher import FisherInformation
 from fedra_engine.execution.idle import IdleExecutor
-from fedra_engine.federation.clients import Clients
-from fedra_engine.federation.sampling import sample_participants
+from fedra_engine.federation.clients import Clients, sample_participants
 from fedra_engine.federation.work import LocalWork
 from fedra_engine.methods.base import Federation
 from fedra_engine.methods.registry import make_method

@@ -9,9 +9,15 @@ from fedra_engine.costs.device_times import capacities_by_memory
 from fedra_engine.costs.memory_model import CostModel
 from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.partition import Partition, partition_samples
-from fedra_engine.federation.clients import Clients, capacities_by_domain, devices_by_domain, ranks_by_domain
-from fedra_engine.federation.devices import Devices, draw_devices
-from fedra_engine.federation.sampling import check_sampling
+from fedra_engine.federation.clients import (
+    Clients,
+    Devices,
+    capacities_by_domain,
+    check_sampling,
+    devices_by_domain,
+    draw_devices,
+    ranks_by_domain,
+)
 
 
 def make_clients(

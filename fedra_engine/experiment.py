@@ -32,11 +32,9 @@ from fedra_engine.execution.setup import make_executor, make_sweep_model, number
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.execution.threads import limit_threads
 from fedra_engine.federation.assignment import Assignment
-from fedra_engine.federation.clients import Clients
-from fedra_engine.federation.sampling import most_participants, sample_participants
-from fedra_engine.federation.schedule import learning_rate
+from fedra_engine.federation.clients import Clients, most_participants, sample_participants
 from fedra_engine.federation.server_optimizer import ServerOptimizer
-from fedra_engine.federation.work import LocalWork
+from fedra_engine.federation.work import LocalWork, learning_rate
 from fedra_engine.methods.base import Federation, Method
 from fedra_engine.methods.registry import make_method, method_named
 from fedra_engine.models.adapters import initial_adapters

@@ -23,7 +23,7 @@ from fedra_engine.config import DataConfig, DeviceConfig, TrainingConfig
 from fedra_engine.data.preprocessing import preprocessing_for
 from fedra_engine.data.samples import SampleStore
 from fedra_engine.data.sources import load_source
-from fedra_engine.federation.schedule import learning_rate
+from fedra_engine.federation.work import learning_rate
 from fedra_engine.methods.registry import METHODS
 from fedra_engine.models.loading import resolve_model_path
 from fedra_engine.runtime.errors import InputError

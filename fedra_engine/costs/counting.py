@@ -96,10 +96,7 @@ def _written_parameters(assignment: Assignment, layout: AdapterLayout) -> NDArra
 
 def processed_samples(samples: NDArray[np.int64], training: TrainingConfig) -> NDArray[np.int64]:
     """How many samples clients with `samples` [clients] of their own go through in a round, int64 [clients]."""
-    steps = local_step_counts(
-        samples, batch_size=training.batch_size, epochs=training.local_epochs, max_steps=training.max_local_steps
-    )
-    epochs, rest = np.divmod(steps, -(-samples // training.batch_size))
+    epochs, rest = np.divmod(local_step_counts(samples, training), -(-samples // training.batch_size))
     return epochs * samples + np.minimum(rest * training.batch_size, samples)
 
 

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from fedra_engine.config import TrainingConfig
+from fedra_engine.federation.assignment import BankRows, training_terms
 from fedra_kernels import adamw, sgd, squared_norms
 from fedra_kernels.groups import consecutive_slots
 
 
 def bytes_per_parameter(training: TrainingConfig, dtype: torch.dtype, compute_dtype: torch.dtype) -> int:
     """What a bank takes for each of its parameters: itself, its gradient, and what the optimizer keeps."""
-    copies = 2 + _moments(training) + int(training.proximal_mu > 0)
+    copies = 2 + _moments(training) + any(term.needs_starts for term in training_terms(training))
     return copies * dtype.itemsize + (compute_dtype.itemsize if compute_dtype != dtype else 0)
 
 
@@ -62,6 +63,7 @@ class Bank:
         device: torch.device,
         columns: slice = slice(None),
         compute_dtype: torch.dtype | None = None,
+        keeps_starts: bool = False,
         all_stepped: bool = True,
     ) -> None:
         """An empty bank.
@@ -72,17 +74,18 @@ class Bank:
             dtype, device: of the parameters.
             columns: those that are trained.
             compute_dtype: precision that `compute_copy` is read in; `dtype` when None.
+            keeps_starts: whether to remember what each row was handed out as.
             all_stepped: whether every row that gets gradients is stepped, too.
         """
         self._training = training
         # A step leaves no gradient behind, but other rows may have some when the next client takes them.
-        self._stale_gradients = not all_stepped or training.proximal_mu > 0
+        self._stale_gradients = not all_stepped
         self.parameters = torch.zeros(rows, size, dtype=dtype, device=device)
         self.gradients = torch.zeros_like(self.parameters)
         self._columns = columns
         trained = self.parameters[:, columns]
         self._moments = [torch.zeros(trained.shape, dtype=dtype, device=device) for _ in range(_moments(training))]
-        self._anchors = torch.zeros_like(self.parameters) if training.proximal_mu > 0 else None
+        self._starts = torch.zeros_like(self.parameters) if keeps_starts else None
         lower = compute_dtype is not None and compute_dtype != dtype
         self._shadow = torch.zeros_like(self.parameters, dtype=compute_dtype) if lower else None
 
@@ -110,16 +113,15 @@ class Bank:
             self.parameters.index_copy_(0, own, source.index_select(0, rows))
         if adjust is not None:
             adjust()
-        for copy in (self._anchors, self._shadow):
+        for copy in (self._starts, self._shadow):
             if copy is not None:
                 copy.index_copy_(0, own, self.parameters.index_select(0, own).to(copy.dtype))
         if self._stale_gradients:
             self.gradients.index_fill_(0, own, 0)
 
-    def add_proximal_gradients(self) -> None:
-        """Add the gradient of μ/2 ‖w − w₀‖², w₀ as loaded (FedProx, arXiv 1812.06127, eq. 2)."""
-        if self._anchors is not None:
-            self.gradients.add_(self.parameters - self._anchors, alpha=self._training.proximal_mu)
+    def as_seen_by_terms(self, rows: Tensor) -> BankRows:
+        """The bank with the `rows` in training, for local terms to add gradients to."""
+        return BankRows(self.parameters, self.gradients, self._starts, rows)
 
     def squared_gradient_norms(self, rows: Tensor) -> Tensor:
         """Sum of squared gradients of each row over the trained columns, float64 [rows]."""

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedra_engine.execution.banks import Bank
 from fedra_engine.execution.scheduling import longest_first
-from fedra_engine.federation.assignment import Assignment
+from fedra_engine.federation.assignment import Assignment, ClientsInTraining
 from fedra_engine.federation.work import ClientUpdates, LocalWork
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.state import GlobalState
@@ -86,6 +87,8 @@ class LanePool:
         self._slots_per_lane = int(assignment.held.sum(axis=1).max(initial=0))
         self._heads_per_lane = len(state.heads)
         count, dtype, device = len(self._lanes), state.adapters.dtype, state.adapters.device
+        self._terms = assignment.all_terms(work.training)
+        starts = any(term.needs_starts for term in self._terms)
         self.adapters = Bank(
             count * self._slots_per_lane,
             layout.size,
@@ -94,7 +97,8 @@ class LanePool:
             device=device,
             columns=layout.columns(assignment.factors),
             compute_dtype=foundation.dtype,
-            all_stepped=assignment.trained is None,
+            keeps_starts=starts,
+            all_stepped=assignment.trained is None and not self._terms,
         )
         self.heads = Bank(
             count * self._heads_per_lane,
@@ -103,6 +107,8 @@ class LanePool:
             dtype=dtype,
             device=device,
             columns=head_layout.trained,
+            keeps_starts=starts,
+            all_stepped=not self._terms,
         )
         self.losses = torch.zeros(count, dtype=torch.float64, device=device)
         """Sum over samples of the training loss of each lane's client so far."""
@@ -125,6 +131,14 @@ class LanePool:
         """
         active = [lane for lane in self._lanes if lane is not None]
         return sorted(active, key=lambda lane: -len(lane.batch))
+
+    def add_local_terms(self, slots: Tensor, heads: Tensor, ranks: Tensor) -> None:
+        """Add the local terms' gradients to these rows, all that are in training; `ranks` are those of the slots."""
+        if self._terms:
+            adapters, classifiers = self.adapters.as_seen_by_terms(slots), self.heads.as_seen_by_terms(heads)
+            clients = ClientsInTraining(adapters, classifiers, ranks, self._layout)
+            for term in self._terms:
+                term.add_gradients(clients)
 
     def take_finished(self) -> ClientUpdates | None:
         """The updates of the clients that are done, whose lanes become free; None when there are none."""

@@ -14,7 +14,7 @@ from fedra_engine.execution.banks import clip_factors
 from fedra_engine.execution.dropout import DropoutKeys
 from fedra_engine.execution.loss_scale import loss_scale
 from fedra_engine.execution.submodel import Submodel, build_submodel
-from fedra_engine.federation.assignment import Assignment
+from fedra_engine.federation.assignment import Assignment, ClientAlone, LocalTerm, training_terms
 from fedra_engine.federation.work import ClientUpdates, LocalLoss, LocalWork
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.state import GlobalState
@@ -47,7 +47,6 @@ class SequentialExecutor:
                         )
                     )
 
-            penalty = submodel.rank_penalty(assignment.keep_ratio, assignment.rank_penalty)
             loss = train_client(
                 submodel.logits,
                 submodel.parameters(),
@@ -56,7 +55,8 @@ class SequentialExecutor:
                 client,
                 dtype=self._foundation.dtype,
                 distillation=assignment.distillation,
-                penalty=penalty,
+                factors=submodel.factors(),
+                terms=assignment.terms,
                 before_step=before_step,
             )
             update = submodel.update()
@@ -75,7 +75,8 @@ def train_client(
     *,
     dtype: torch.dtype,
     distillation: float = 0.0,
-    penalty: Callable[[], Tensor] | None = None,
+    factors: Sequence[tuple[Tensor, Tensor]] = (),
+    terms: Sequence[LocalTerm] = (),
     before_step: Callable[[int], None] | None = None,
 ) -> LocalLoss:
     """Train `parameters` of a client's own model on its batches, with torch's optimizer.
@@ -88,13 +89,13 @@ def train_client(
         client: who trains.
         dtype: precision of the model's inputs.
         distillation: weight of the mutual distillation between exits.
-        penalty: a term of the gradient that is not reported as loss.
+        factors: A and B of each adapter that the client holds, for local terms.
+        terms: what the method adds to the loss.
         before_step: called with the number of each local step, from 0.
     """
     optimizer = _make_optimizer(parameters, work.training, work.lr)
-    penalties = [] if penalty is None else [penalty]
-    if work.training.proximal_mu > 0:
-        penalties.append(_ProximalTerm(parameters, work.training.proximal_mu))
+    terms = (*terms, *training_terms(work.training))
+    own = ClientAlone(parameters, [parameter.detach().clone() for parameter in parameters if terms], factors)
     device = parameters[0].device
     total, processed = 0.0, 0
     for step, drawn in enumerate(work.batches(client)):
@@ -106,7 +107,7 @@ def train_client(
         loss = _loss(at_exits, batch.labels, distillation)
         optimizer.zero_grad(set_to_none=True)
         scale = loss_scale(dtype)
-        (torch.stack([loss, *(term() for term in penalties)]).sum() * scale).backward()
+        (torch.stack([loss, *(term.loss(own) for term in terms)]).sum() * scale).backward()
         if scale != 1:
             for gradient in (parameter.grad for parameter in parameters if parameter.grad is not None):
                 gradient /= scale
@@ -124,19 +125,6 @@ def _clip_gradients(parameters: Sequence[nn.Parameter], training: TrainingConfig
     factor = clip_factors(norms.square().sum(), training, parameters[0].dtype)
     for gradient in gradients:
         gradient *= factor
-
-
-class _ProximalTerm:
-    """μ/2 ‖w − w₀‖² over all parameters, w₀ as they are now (FedProx, arXiv 1812.06127, eq. 2)."""
-
-    def __init__(self, parameters: Sequence[nn.Parameter], mu: float) -> None:
-        self._parameters = parameters
-        self._mu = mu
-        self._anchors = [parameter.detach().clone() for parameter in parameters]
-
-    def __call__(self) -> Tensor:
-        pairs = zip(self._parameters, self._anchors, strict=True)
-        return 0.5 * self._mu * torch.stack([((p - anchor) ** 2).sum() for p, anchor in pairs]).sum()
 
 
 def _loss(at_exits: Sequence[Tensor], labels: Tensor, distillation: float) -> Tensor:

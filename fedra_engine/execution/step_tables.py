@@ -15,7 +15,6 @@ from fedra_engine.execution.exits import ExitTable
 from fedra_engine.execution.lanes import Lane
 from fedra_engine.execution.plan import ExitCopy, HostPlan, RequestedTables, SweepPlan
 from fedra_engine.federation.assignment import Assignment
-from fedra_engine.federation.rank_penalty import tail_mask
 from fedra_engine.models.foundation import Foundation
 from fedra_kernels import to_device
 
@@ -38,7 +37,7 @@ class StepTables:
         head_owners: int64 [heads], position of each head's client in the batch.
         slots: int64 [slots], rows of the adapter bank in training.
         slot_owners: int64 [slots], position of each slot's client in the batch.
-        tail: bool [slots, rank], the penalised ranks of each slot; None without a penalty.
+        ranks: int64 [slots], LoRA rank of each slot's client.
     """
 
     indices: tuple[int, ...]
@@ -53,7 +52,7 @@ class StepTables:
     head_owners: Tensor
     slots: Tensor
     slot_owners: Tensor
-    tail: Tensor | None
+    ranks: Tensor
 
     @classmethod
     def make(
@@ -99,10 +98,10 @@ class StepTables:
             "head_owners": owner_of([len(lane.heads) for lane in lanes]),
             "slots": np.concatenate([lane.trained_slots for lane in lanes]),
             "slot_owners": owner_of([len(lane.trained_slots) for lane in lanes]),
+            "ranks": _ranks(lanes, assignment, foundation.adapter_layout.rank),
         }
         exits = _exit_table(lanes, owners, like) if assignment.exits else ()
-        tail = _tail(lanes, assignment, foundation.adapter_layout.rank)
-        moved = iter(to_device([*host_plan.tables(), *own.values(), *exits, *tail], device))
+        moved = iter(to_device([*host_plan.tables(), *own.values(), *exits], device))
         plan = host_plan.with_tables(moved)
         return cls(
             indices=tuple(lane.index for lane in lanes),
@@ -111,7 +110,6 @@ class StepTables:
             plan=plan,
             **{name: next(moved) for name in own},
             exits=ExitTable(*(next(moved) for _ in exits)) if exits else None,
-            tail=next(moved) if tail else None,
         )
 
     def serve(self, lanes: Sequence[Lane]) -> bool:
@@ -132,12 +130,10 @@ def _groups(lanes: Sequence[Lane], assignment: Assignment) -> tuple[tuple[int, .
     return tuple(owners), copies
 
 
-def _tail(lanes: Sequence[Lane], assignment: Assignment, rank: int) -> tuple[()] | tuple[NDArray[np.bool_]]:
-    """`StepTables.tail` on the host, if there is one."""
-    if assignment.rank_penalty == 0 or assignment.ranks is None:
-        return ()
-    ranks = [assignment.ranks[lane.row] for lane in lanes for _ in lane.trained_slots]
-    return (tail_mask(torch.from_numpy(np.asarray(ranks)), assignment.keep_ratio, rank).numpy(),)
+def _ranks(lanes: Sequence[Lane], assignment: Assignment, full: int) -> NDArray[np.int64]:
+    """`StepTables.ranks` on the host."""
+    ranks = np.full(len(assignment.held), full) if assignment.ranks is None else assignment.ranks
+    return np.repeat(ranks[[lane.row for lane in lanes]], [len(lane.trained_slots) for lane in lanes])
 
 
 def _exit_table(lanes: Sequence[Lane], owners: Sequence[int], like: Tensor) -> tuple[NDArray[Any], ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,21 +57,12 @@ class Submodel:
 
     def parameters(self) -> list[nn.Parameter]:
         """What the client trains."""
-        factors = [factor for layers in self.layers for layer in layers for factor in _factors(layer)]
+        factors = [factor for pair in self.factors() for factor in pair]
         return [p for p in (*factors, *(p for head in self.heads for p in head.parameters())) if p.requires_grad]
 
-    def rank_penalty(self, keep_ratio: float, weight: float) -> Callable[[], Tensor] | None:
-        """The term weight · Σ ‖B[:, ⌊keep_ratio · r⌋:]‖ ‖A[⌊keep_ratio · r⌋:]‖ of the loss; None when it is zero."""
-        if weight == 0:
-            return None
-        pairs = [_factors(layer) for layers in self.layers for layer in layers]
-
-        def term() -> Tensor:
-            first = [max(1, int(len(a) * keep_ratio)) for a, _ in pairs]
-            norms = [b[:, k:].norm() * a[k:].norm() for k, (a, b) in zip(first, pairs, strict=True)]
-            return weight * torch.stack(norms).sum()
-
-        return term
+    def factors(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        """A [rank, in] and B [out, rank] of each adapter, trained or not."""
+        return [_factors(layer) for layers in self.layers for layer in layers]
 
     def use_dropout_keys(self, keys: DropoutKeys) -> None:
         """Draw the coming masks from `keys`."""

@@ -23,7 +23,6 @@ from fedra_engine.execution.step_tables import StepTables
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.execution.token_loss import token_cross_entropy
 from fedra_engine.federation.assignment import Assignment
-from fedra_engine.federation.rank_penalty import add_penalty_gradients
 from fedra_engine.federation.work import ClientUpdates, LocalWork
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.sharded_parameters import gathered
@@ -153,11 +152,6 @@ class SweepExecutor:
         pool.losses[tables.lanes] += losses.detach().double() * tables.samples
         for lane in lanes:
             lane.step += 1
-        if tables.tail is not None:
-            bank, layout = pool.adapters, self._foundation.adapter_layout
-            add_penalty_gradients(
-                bank.parameters, bank.gradients, tables.slots, tables.tail, layout, assignment.rank_penalty
-            )
         self._optimize(pool, tables, work)
 
     def _losses(
@@ -189,8 +183,7 @@ class SweepExecutor:
         # The output layer of a causal language model is not trained.
         if self._foundation.head_layout.size > 0:
             banks.append((pool.heads, tables.heads, tables.head_owners))
-        for bank, _, _ in banks:
-            bank.add_proximal_gradients()
+        pool.add_local_terms(tables.slots, tables.heads, tables.ranks)
         squares = torch.zeros(len(tables.lanes), dtype=torch.float64, device=pool.losses.device)
         for bank, rows, owners in banks:
             squares.index_add_(0, owners, bank.squared_gradient_norms(rows))

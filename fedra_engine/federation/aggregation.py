@@ -1,8 +1,8 @@
-"""Streaming aggregation: each block's adapters are averaged over the clients that held it (FedRA, §3)."""
+"""Streaming aggregation: each block's adapters, or each rank of them, are averaged over the clients that have it."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedra_engine.federation.work import ClientUpdates
+from fedra_engine.models.adapters import AdapterLayout
 from fedra_engine.models.state import GlobalState
 from fedra_kernels import aggregate, finish_aggregate, to_device
 
@@ -18,8 +19,19 @@ _COARSE_BITS = 24
 _FINE_BITS = 60
 
 
+@dataclass(frozen=True)
+class Averaging:
+    """How an aggregator sums: by clients' `weighting`, and `deterministic` or not; see `Aggregator`."""
+
+    weighting: Literal["uniform", "samples"] = "uniform"
+    deterministic: bool = False
+
+
+UNIFORM = Averaging()
+
+
 class Aggregator:
-    """Weighted mean of updates that arrive in any order and any portions.
+    """Weighted mean of updates that arrive in any order and any portions (FedRA, §3: over the holders of each block).
 
     Memory is that of the global state, whatever the number of clients. Sums are kept in float64 on a CPU and in
     float32, in a fixed order, on a GPU.
@@ -29,17 +41,12 @@ class Aggregator:
     largest value, stays below 2²⁸; exact sums do not depend on their order.
     """
 
-    def __init__(
-        self,
-        previous: GlobalState,
-        *,
-        weighting: Literal["uniform", "samples"] = "uniform",
-        deterministic: bool = False,
-    ) -> None:
+    def __init__(self, previous: GlobalState, averaging: Averaging = UNIFORM) -> None:
+        """An aggregator without updates, for a round that begins with `previous`."""
         self.previous = previous
-        self._weighting = weighting
-        self._adapters = WeightedSum(previous.adapters, deterministic)
-        self._heads = WeightedSum(previous.heads, deterministic)
+        self._weighting = averaging.weighting
+        self._adapters = WeightedSum(previous.adapters, averaging.deterministic)
+        self._heads = WeightedSum(previous.heads, averaging.deterministic)
 
     def add(self, updates: ClientUpdates) -> None:
         """Take in the updates of a few clients."""
@@ -81,6 +88,44 @@ class Aggregator:
         like = self._adapters.weight
         wanted, positions = to_device([weights, owners], like.device)
         return wanted.to(like.dtype).where(updates.good.index_select(0, positions), 0)
+
+
+class RankedAggregator(Aggregator):
+    """Treats ranks as FedRA treats blocks: a mean over those that hold them, and the old value where nobody does.
+
+    A client of lower rank returns zeros in the others. Counted as values, they would shrink what clients of full rank
+    have learnt in every round.
+    """
+
+    def __init__(
+        self, previous: GlobalState, averaging: Averaging, layout: AdapterLayout, ranks: NDArray[np.int64]
+    ) -> None:
+        """`ranks` [clients] are those of all clients, as they are when updates are added."""
+        super().__init__(previous, averaging)
+        self._layout = layout
+        self._ranks = ranks
+        self._by_rank = self._adapters.weight.new_zeros(len(previous.adapters), layout.rank)
+        """Sum of the weights of the clients that have each rank of each block, [blocks, rank]."""
+
+    def add(self, updates: ClientUpdates) -> None:
+        super().add(updates)
+        has = np.arange(self._layout.rank) < self._ranks[updates.clients][updates.slot_owners, None]
+        blocks, has_rank = to_device([updates.slot_blocks, has], self._by_rank.device)
+        self._by_rank.index_add_(0, blocks, self.slot_weights(updates)[:, None] * has_rank)
+
+    def sums(self) -> list[Tensor]:
+        return [*super().sums(), self._by_rank]
+
+    def trained(self) -> Tensor:
+        return self._layout.per_rank(self._by_rank) > 0
+
+    def result(self) -> GlobalState:
+        state, previous = super().result(), self.previous.adapters
+        held = self._adapters.weight
+        share = self._by_rank / torch.where(held > 0, held, torch.ones_like(held))[:, None]
+        shares = self._layout.per_rank(share.to(previous))
+        adapters = torch.where(shares > 0, state.adapters / torch.where(shares > 0, shares, 1), previous)
+        return replace(state, adapters=adapters)
 
 
 class WeightedSum:

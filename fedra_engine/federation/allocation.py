@@ -5,6 +5,8 @@ All functions return bool [clients, blocks] with `capacities[i]` ones in row i.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,10 +20,10 @@ def uniform_allocation(capacities: NDArray[np.int64], depth: int, rng: np.random
     """Each client holds a uniformly random set of blocks of its capacity's size."""
     allocation = np.empty((len(capacities), depth), dtype=np.bool_)
     for start in range(0, len(capacities), _AT_A_TIME):
-        some = capacities[start : start + _AT_A_TIME]
+        portion = capacities[start : start + _AT_A_TIME]
         # The c smallest of i.i.d. uniforms are a uniform c-subset.
-        ranks = rng.random((len(some), depth)).argsort(axis=1).argsort(axis=1)
-        allocation[start : start + _AT_A_TIME] = ranks < some[:, None]
+        ranks = rng.random((len(portion), depth)).argsort(axis=1).argsort(axis=1)
+        allocation[start : start + _AT_A_TIME] = ranks < portion[:, None]
     return allocation
 
 
@@ -58,7 +60,7 @@ class ReferenceAllocation:
     run draws what an uninterrupted one would have.
     """
 
-    def __init__(self, capacities: NDArray[np.int64], depth: int, seed: int) -> None:
+    def __init__(self, capacities: Sequence[int], depth: int, seed: int) -> None:
         self._capacities = capacities
         self._depth = depth
         self._seed = seed
@@ -79,6 +81,6 @@ class ReferenceAllocation:
     def _draw(self) -> Allocation:
         allocation = np.zeros((len(self._capacities), self._depth), dtype=np.bool_)
         for row, capacity in zip(allocation, self._capacities, strict=True):
-            row[self._stream.choice(self._depth, int(capacity), replace=False)] = True
+            row[self._stream.choice(self._depth, capacity, replace=False)] = True
         self._next_round += 1
         return allocation

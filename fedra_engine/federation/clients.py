@@ -1,4 +1,8 @@
-"""The clients of a federation: their data, domain and capacity."""
+"""The clients of a federation: their data, domains, capacities and devices, and who takes part in a round.
+
+What is drawn of devices is drawn for all clients at once, so that nothing depends on who else takes part or on the
+number of processes.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,37 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from fedra_engine.config import DeviceConfig, TrainingConfig
-from fedra_engine.federation.devices import Devices
+from fedra_engine.config import ClientsConfig, DeviceConfig, TrainingConfig
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.randomness import generator
+
+
+@dataclass(frozen=True)
+class Devices:
+    """The device of each client.
+
+    Attributes:
+        profiles: kinds of devices.
+        of_client: int64 [clients], index into `profiles`.
+        seed: of the experiment.
+    """
+
+    profiles: Sequence[DeviceConfig]
+    of_client: NDArray[np.int64]
+    seed: int
+
+    def available(self, round: int) -> NDArray[np.bool_]:
+        """Whether each client can be asked to take part in `round`, bool [clients]."""
+        chances = self.values([profile.availability for profile in self.profiles])
+        return self.uniform(round, "availability") < chances
+
+    def values(self, of_profile: Sequence[float]) -> NDArray[np.float64]:
+        """`of_profile` [profiles], a value of each profile, as float64 [clients]."""
+        return np.array(of_profile, dtype=np.float64)[self.of_client]
+
+    def uniform(self, round: int, purpose: str) -> NDArray[np.float64]:
+        """A number from 0 to 1 drawn for each client in `round`, [clients]."""
+        return generator(self.seed, round=round, purpose=purpose).random(len(self.of_client))
 
 
 @dataclass(frozen=True)
@@ -90,6 +121,12 @@ def devices_by_domain(profiles: Sequence[DeviceConfig], domains: NDArray[np.int6
     return Devices(profiles, _by_domain("clients.devices", range(len(profiles)), domains), seed)
 
 
+def draw_devices(profiles: Sequence[DeviceConfig], clients: int, seed: int) -> Devices:
+    """Give each client one of the `profiles`, drawn with equal chances."""
+    drawn = generator(seed, purpose="devices").integers(len(profiles), size=clients)
+    return Devices(profiles, drawn, seed)
+
+
 def _by_domain(field: str, values: Sequence[int], domains: NDArray[np.int64]) -> NDArray[np.int64]:
     count = int(domains.max()) + 1
     if len(values) not in (1, count):
@@ -98,46 +135,76 @@ def _by_domain(field: str, values: Sequence[int], domains: NDArray[np.int64]) ->
     return table[domains]
 
 
+def check_sampling(config: ClientsConfig, clients: Clients, *, processes: int = 1) -> None:
+    """Raises InputError when a round asks for more participants than there are clients, or fewer than processes."""
+    participants, sampled = config.participants, most_participants(config, clients)
+    if participants is not None and config.sampling == "one_per_domain":
+        raise InputError(
+            f"clients.participants: found {participants} with clients.sampling one_per_domain, "
+            "expected null there (each domain sends one) or clients.sampling uniform"
+        )
+    if participants is not None and participants > len(clients):
+        raise InputError(
+            f"clients.participants: found {participants}, expected at most the {len(clients)} clients there are"
+        )
+    if processes > sampled:
+        raise InputError(
+            f"processes: found {processes}, expected at most the {sampled} participants of a round, which the "
+            "processes divide among themselves"
+        )
+
+
+def most_participants(config: ClientsConfig, clients: Clients) -> int:
+    """The participants of a round, if all devices are available."""
+    if config.sampling == "one_per_domain":
+        return len(np.unique(clients.domains))
+    return len(clients) if config.participants is None else config.participants
+
+
+def sample_participants(config: ClientsConfig, clients: Clients, *, seed: int, round: int) -> NDArray[np.int64]:
+    """The participants of a round in ascending order, int64 [participants]; of clients whose devices are available."""
+    rng = generator(seed, round=round, purpose="participants")
+    everyone = np.arange(len(clients), dtype=np.int64)
+    available = everyone if clients.devices is None else np.flatnonzero(clients.devices.available(round))
+    if config.sampling == "one_per_domain":
+        domains = clients.domains[available]
+        members = [available[domains == domain] for domain in np.unique(domains)]
+        return np.sort(np.array([rng.choice(domain) for domain in members], dtype=np.int64))
+    if config.participants is None or config.participants >= len(available):
+        return available
+    return np.sort(rng.choice(available, config.participants, replace=False)).astype(np.int64)
+
+
 def with_step_limit(training: TrainingConfig, clients: Clients) -> TrainingConfig:
     """`training` with what its `even_steps` comes to for `clients` as its `max_local_steps`."""
     if not training.even_steps:
         return training
-    (fewest,) = local_step_counts(
-        np.array([clients.fewest_samples]), batch_size=training.batch_size, epochs=training.local_epochs, max_steps=None
-    )
+    (fewest,) = local_step_counts(np.array([clients.fewest_samples]), replace(training, max_local_steps=None))
     limits = [int(fewest) + 1, training.max_local_steps]
     return replace(training, max_local_steps=min(limit for limit in limits if limit is not None), even_steps=False)
 
 
-def local_step_counts(
-    samples: NDArray[np.int64], *, batch_size: int, epochs: int, max_steps: int | None
-) -> NDArray[np.int64]:
+def local_step_counts(samples: NDArray[np.int64], training: TrainingConfig) -> NDArray[np.int64]:
     """How many local steps clients with `samples` [clients] samples take, int64 [clients]; see `local_batches`."""
-    steps = epochs * -(-samples // batch_size)
-    return steps if max_steps is None else np.minimum(steps, max_steps)
+    steps = training.local_epochs * -(-samples // training.batch_size)
+    return steps if training.max_local_steps is None else np.minimum(steps, training.max_local_steps)
 
 
 def local_batches(
-    samples: NDArray[np.int64],
-    *,
-    batch_size: int,
-    epochs: int,
-    max_steps: int | None,
-    seed: int,
-    round: int,
-    client: int,
+    samples: NDArray[np.int64], training: TrainingConfig, *, seed: int, round: int, client: int
 ) -> list[NDArray[np.int64]]:
     """The sample rows of each local step of a client in a round; every epoch is a fresh shuffle.
 
-    The last batch of an epoch may be ragged.
+    The last batch of an epoch may be ragged. `training` has no `even_steps`; see `with_step_limit`.
     """
     rng = generator(seed, round=round, client=client, purpose="batches")
+    size, most = training.batch_size, training.max_local_steps
     batches: list[NDArray[np.int64]] = []
-    for _ in range(epochs):
+    for _ in range(training.local_epochs):
         order = samples.copy()
         rng.shuffle(order)
-        end = len(order) if max_steps is None else min(len(order), (max_steps - len(batches)) * batch_size)
-        batches.extend(order[start : start + batch_size] for start in range(0, end, batch_size))
-        if len(batches) == max_steps:
+        end = len(order) if most is None else min(len(order), (most - len(batches)) * size)
+        batches.extend(order[start : start + size] for start in range(0, end, size))
+        if len(batches) == most:
             break
     return batches

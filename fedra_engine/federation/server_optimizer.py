@@ -72,19 +72,19 @@ class _Moments:
             # What nobody trained may have a new mean all the same: some methods start it afresh.
             after[:, columns] = mean[:, columns]
             return after
-        some = trained.expand_as(previous)[:, columns]
-        direction = self._direction((mean - previous)[:, columns], some, columns)
-        after[:, columns] += self._config.rate * torch.where(some, direction, 0)
+        moved = trained.expand_as(previous)[:, columns]
+        direction = self._direction((mean - previous)[:, columns], moved, columns)
+        after[:, columns] += self._config.rate * torch.where(moved, direction, 0)
         return after
 
-    def _direction(self, delta: Tensor, some: Tensor, columns: slice) -> Tensor:
-        """Where to go, once `delta` has changed the moments of `some`."""
+    def _direction(self, delta: Tensor, moved: Tensor, columns: slice) -> Tensor:
+        """Where to go, once `delta` has changed the moments of what is `moved`."""
         if self._first is None:
             return delta
         config, (beta1, beta2) = self._config, self._config.betas
         first = self._first[:, columns]
         new_first = beta1 * first + (delta if self._second is None else (1 - beta1) * delta)
-        first.copy_(torch.where(some, new_first, first))
+        first.copy_(torch.where(moved, new_first, first))
         if self._second is None:
             return new_first
         second, square = self._second[:, columns], delta.square()
@@ -92,7 +92,7 @@ class _Moments:
             new_second = beta2 * second + (1 - beta2) * square
         else:
             new_second = second - (1 - beta2) * square * torch.sign(second - square)
-        second.copy_(torch.where(some, new_second, second))
+        second.copy_(torch.where(moved, new_second, second))
         return new_first / (new_second.sqrt() + config.tau)
 
     def tensors(self) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -37,26 +38,24 @@ class LocalWork:
 
     def steps(self) -> NDArray[np.int64]:
         """Local steps of each participant, int64 [participants]."""
-        training = with_step_limit(self.training, self.clients)
-        return local_step_counts(
-            self.clients.sample_counts(self.participants),
-            batch_size=training.batch_size,
-            epochs=training.local_epochs,
-            max_steps=training.max_local_steps,
-        )
+        samples = self.clients.sample_counts(self.participants)
+        return local_step_counts(samples, with_step_limit(self.training, self.clients))
 
     def batches(self, client: int) -> list[NDArray[np.int64]]:
         """Sample rows of each local step of `client`."""
-        training = with_step_limit(self.training, self.clients)
-        return local_batches(
-            self.clients.samples[client],
-            batch_size=training.batch_size,
-            epochs=training.local_epochs,
-            max_steps=training.max_local_steps,
-            seed=self.seed,
-            round=self.round,
-            client=client,
-        )
+        samples, training = self.clients.samples[client], with_step_limit(self.training, self.clients)
+        return local_batches(samples, training, seed=self.seed, round=self.round, client=client)
+
+
+def learning_rate(training: TrainingConfig, round: int, rounds: int) -> float:
+    """The learning rate of `round`; `linear` and `cosine` fall from `lr` towards 0 after the last round."""
+    progress = round / rounds
+    factor = {
+        "constant": 1.0,
+        "linear": 1.0 - progress,
+        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
+    }[training.lr_schedule]
+    return training.lr * factor
 
 
 @dataclass(frozen=True)

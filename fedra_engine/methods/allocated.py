@@ -1,11 +1,14 @@
-"""Methods that leave open who holds which block: `method.allocation` decides."""
+"""Methods that leave open who holds which block: `method.allocation` names the allocator that decides."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedra_engine.federation.aggregation import Aggregator
+from fedra_engine.federation.aggregation import Aggregator, RankedAggregator
 from fedra_engine.federation.allocation import (
     Allocation,
     ReferenceAllocation,
@@ -14,63 +17,114 @@ from fedra_engine.federation.allocation import (
     uniform_allocation,
 )
 from fedra_engine.federation.assignment import Assignment
-from fedra_engine.federation.ranked_aggregation import RankedAggregator
-from fedra_engine.methods.base import Federation, Method
+from fedra_engine.methods.base import Federation, Method, add_named
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.randomness import generator
 
+Allocator = Callable[
+    [int, NDArray[np.int64], NDArray[np.int64], int, np.random.Generator, Federation], NDArray[np.bool_]
+]
+"""`allocator(round, capacities, participants, depth, rng, federation)` gives bool [participants, blocks].
+
+`capacities` [clients] are those of all clients, `participants` the ascending indices of some of them, `depth` is the
+number of blocks, `rng` draws for this round, and `federation` is what the server knows.
+"""
+
+_reference = lru_cache(maxsize=4)(ReferenceAllocation)
+
+ALLOCATORS: dict[str, Allocator] = {
+    # Rows are drawn for all clients, so that a client's row does not depend on who else takes part.
+    "uniform": lambda round, capacities, participants, depth, rng, federation: uniform_allocation(
+        capacities, depth, rng
+    )[participants],
+    "reference": lambda round, capacities, participants, depth, rng, federation: _reference(
+        tuple(capacities.tolist()), depth, federation.seed
+    )(round)[participants],
+    "covered": lambda round, capacities, participants, depth, rng, federation: repair_coverage(
+        uniform_allocation(capacities, depth, rng)[participants],
+        generator(federation.seed, round=round, purpose="coverage"),
+    ),
+    "prefix": lambda round, capacities, participants, depth, rng, federation: prefix_allocation(
+        capacities[participants], depth
+    ),
+    "full": lambda round, capacities, participants, depth, rng, federation: np.ones(
+        (len(participants), depth), dtype=np.bool_
+    ),
+}
+"""What `method.allocation` may be."""
+
+
+def register_allocator(name: str) -> Callable[[Allocator], Allocator]:
+    """Decorator of an `Allocator`: `method.allocation` may be `name` from now on.
+
+    Raises:
+        InputError: there is an allocator of that name.
+    """
+
+    def register(allocator: Allocator) -> Allocator:
+        add_named(ALLOCATORS, "method.allocation", name, allocator)
+        return allocator
+
+    return register
+
 
 class AllocatedMethod(Method):
-    """Blocks are drawn `uniform`ly (the default), by the `reference` procedure, `covered`, by `prefix` or `full`."""
+    """An allocator says who holds which block, `uniform` by default; each block becomes the mean over its holders."""
 
     def __init__(self, federation: Federation) -> None:
         super().__init__(federation)
         self._allocation = federation.config.allocation or "uniform"
-        clients = federation.clients
-        if self._allocation == "reference":
-            if federation.capacities_drawn:
-                raise InputError(
-                    "method.allocation: found reference with clients.capacity_schedule drawn, expected fixed capacities"
-                )
-            self._reference = ReferenceAllocation(clients.capacities, federation.depth, federation.seed)
+        if self._allocation not in ALLOCATORS:
+            raise InputError(
+                f"method.allocation: found {self._allocation!r}, expected one of {', '.join(ALLOCATORS)}, or null"
+            )
+        if self._allocation == "reference" and federation.capacities_drawn:
+            raise InputError(
+                "method.allocation: found reference with clients.capacity_schedule drawn, expected fixed capacities"
+            )
         if self._allocation == "full":
             check_full_depth("method.allocation full", federation)
 
     def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:
-        """See `Method.assign`."""
         ranks = self.federation.clients.ranks
         return Assignment(self.allocate(participants, round), ranks=None if ranks is None else ranks[participants])
 
     def aggregator(self, previous: GlobalState, round: int) -> Aggregator:
-        """See `Method.aggregator`; where ranks differ, each is averaged over the clients that have it."""
         federation = self.federation
-        ranks = federation.clients.ranks
-        if ranks is None:
+        if federation.clients.ranks is None:
             return super().aggregator(previous, round)
-        return RankedAggregator(
-            previous,
-            federation.layout,
-            ranks,
-            weighting=federation.config.weighting,
-            deterministic=federation.deterministic,
-        )
+        return RankedAggregator(previous, federation.averaging, federation.layout, federation.ranks)
 
     def allocate(self, participants: NDArray[np.int64], round: int) -> Allocation:
         """bool [participants, blocks], who holds which block in `round`."""
-        depth, seed, capacities = self.federation.depth, self.federation.seed, self.federation.capacities(round)
-        if self._allocation == "full":
-            return np.ones((len(participants), depth), dtype=np.bool_)
-        if self._allocation == "prefix":
-            return prefix_allocation(capacities[participants], depth)
-        if self._allocation == "reference":
-            return self._reference(round)[participants]
-        # Rows are drawn for all clients, so a client's row does not depend on who else takes part.
-        rng = generator(seed, round=round, purpose="allocation")
-        drawn = uniform_allocation(capacities, depth, rng)[participants]
-        if self._allocation == "covered":
-            return repair_coverage(drawn, generator(seed, round=round, purpose="coverage"))
-        return drawn
+        federation, shape = self.federation, (len(participants), self.federation.depth)
+        rng = generator(federation.seed, round=round, purpose="allocation")
+        capacities, allocator = federation.capacities(round), ALLOCATORS[self._allocation]
+        held = allocator(round, capacities, participants, federation.depth, rng, federation)
+        if held.shape != shape or held.dtype != np.bool_:
+            raise InputError(
+                f"method.allocation: found {held.dtype} {list(held.shape)} from {self._allocation}, expected bool "
+                f"{list(shape)} [participants, blocks]"
+            )
+        return held
+
+
+class OwnAllocation(Method):
+    """Base of methods that allocate blocks in their own way, to clients of one rank."""
+
+    def __init__(self, federation: Federation) -> None:
+        super().__init__(federation)
+        config = federation.config
+        if federation.clients.ranks is not None:
+            raise InputError(
+                f"clients.ranks: found ranks with method.name {config.name}, expected none (it needs one rank)"
+            )
+        if config.allocation is not None:
+            raise InputError(
+                f"method.allocation: found {config.allocation} with method.name {config.name}, expected null (it "
+                "allocates blocks in its own way)"
+            )
 
 
 def check_full_depth(asked: str, federation: Federation) -> None:
@@ -80,20 +134,6 @@ def check_full_depth(asked: str, federation: Federation) -> None:
         raise InputError(
             f"clients.capacities: found at most {deepest} of {federation.depth} blocks with {asked}, expected a client "
             "that can hold all (or method.ignore_capacities true)"
-        )
-
-
-def check_own_allocation(federation: Federation) -> None:
-    """Raises InputError when an allocation, or ranks, were asked of a method that has its own, and one rank."""
-    config = federation.config
-    if federation.clients.ranks is not None:
-        raise InputError(
-            f"clients.ranks: found ranks with method.name {config.name}, expected none (it needs one rank)"
-        )
-    if config.allocation is not None:
-        raise InputError(
-            f"method.allocation: found {config.allocation} with method.name {config.name}, expected null (it allocates "
-            "blocks in its own way)"
         )
 
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fedra_engine.config import MethodConfig
-from fedra_engine.federation.aggregation import Aggregator
+from fedra_engine.federation.aggregation import Aggregator, Averaging
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import Clients
 from fedra_engine.federation.work import ClientUpdates
 from fedra_engine.models.adapters import AdapterLayout, Factor
 from fedra_engine.models.state import EvaluatedModel, GlobalState
+from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.processes import Processes
 from fedra_engine.runtime.randomness import generator
 
@@ -50,6 +52,17 @@ class Federation:
     capacities_drawn: bool = False
     trains_classifier: bool = True
 
+    @property
+    def averaging(self) -> Averaging:
+        """How the method's aggregator sums."""
+        return Averaging(self.config.weighting, self.deterministic)
+
+    @property
+    def ranks(self) -> NDArray[np.int64]:
+        """LoRA rank of every client, int64 [clients]; that of the adapters where `clients` has none."""
+        ranks = self.clients.ranks
+        return np.full(len(self.clients), self.layout.rank) if ranks is None else ranks
+
     def capacities(self, round: int) -> NDArray[np.int64]:
         """Number of blocks each client can hold in `round`, int64 [clients]."""
         fixed = self.clients.capacities
@@ -71,6 +84,11 @@ class Method(ABC):
         """Raises InputError when the method cannot work with this federation."""
         self.federation = federation
 
+    @property
+    def options(self) -> Any:
+        """The method's own options, `method.<name>` of the configuration."""
+        return getattr(self.federation.config, self.federation.config.name)
+
     @abstractmethod
     def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:
         """What each participant holds and trains in `round`; one that holds nothing sits the round out."""
@@ -86,8 +104,7 @@ class Method(ABC):
 
     def aggregator(self, previous: GlobalState, round: int) -> Aggregator:
         """What collects the updates of `round`, which began with `previous`; by default for their mean."""
-        config = self.federation.config
-        return Aggregator(previous, weighting=config.weighting, deterministic=self.federation.deterministic)
+        return Aggregator(previous, self.federation.averaging)
 
     def receive(self, updates: ClientUpdates) -> None:  # noqa: B027 (most methods keep nothing)
         """See the updates of a few clients before they are aggregated: to keep something of them, or to cut them.
@@ -127,3 +144,42 @@ class Method(ABC):
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:  # noqa: B027 (most methods keep nothing)
         """Take back what `tensors` gave."""
+
+
+METHODS: dict[str, type[Method]] = {}
+"""The methods by name; `registry` brings in those of the package."""
+
+_Method = TypeVar("_Method", bound=type[Method])
+_Named = TypeVar("_Named")
+
+
+def register_method(name: str, options: type | None = None) -> Callable[[_Method], _Method]:
+    """Decorator of a method's class: `method.name` may be `name` from now on.
+
+    `options` is a dataclass made of `fedra_engine.config.options.option`: its fields become `method.<name>.<field>` in
+    configurations and on the command line, and `Method.options` gives them to the method.
+
+    Raises:
+        InputError: there is a method of that name.
+    """
+
+    def register(method: _Method) -> _Method:
+        add_named(METHODS, "method.name", name, method)
+        if options is not None:
+            from fedra_engine.config import register_method_options
+
+            register_method_options(name, options)
+        return method
+
+    return register
+
+
+def add_named(table: dict[str, _Named], field: str, name: str, value: _Named) -> None:
+    """Let `field` of a configuration name `value`.
+
+    Raises:
+        InputError: the table of its values has another one of that name.
+    """
+    if name in table:
+        raise InputError(f"{field}: found a second {name} to register, expected a name that is not taken")
+    table[name] = value

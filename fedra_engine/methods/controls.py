@@ -1,4 +1,7 @@
-"""The two ends that heterogeneous methods lie between (FedRA, §4): full depth for all, the smallest depth for all."""
+"""What heterogeneous methods are compared with: one depth for all (FedRA, §4), or only clients of full depth.
+
+ExclusiveFL, with only the clients that can hold the whole model, is a baseline of InclusiveFL (arXiv 2202.08036).
+"""
 
 from __future__ import annotations
 
@@ -7,39 +10,52 @@ from numpy.typing import NDArray
 
 from fedra_engine.federation.allocation import prefix_allocation
 from fedra_engine.federation.assignment import Assignment
-from fedra_engine.methods.allocated import check_full_depth, check_own_allocation
-from fedra_engine.methods.base import Federation, Method
+from fedra_engine.methods.allocated import OwnAllocation, check_full_depth
+from fedra_engine.methods.base import Federation, register_method
 from fedra_engine.models.state import EvaluatedModel
+from fedra_engine.runtime.errors import InputError
 
 
-class AllLarge(Method):
+@register_method("alllarge")
+class AllLarge(OwnAllocation):
     """Every client trains all blocks, whatever its capacity: the upper bound."""
 
     def __init__(self, federation: Federation) -> None:
         super().__init__(federation)
-        check_own_allocation(federation)
         check_full_depth("method.name alllarge", federation)
 
     def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:
-        """See `Method.assign`."""
         return Assignment(np.ones((len(participants), self.federation.depth), dtype=np.bool_))
 
 
-class AllSmall(Method):
+@register_method("allsmall")
+class AllSmall(OwnAllocation):
     """Every client trains the first min(capacity) blocks, and the global model is that deep."""
 
-    def __init__(self, federation: Federation) -> None:
-        super().__init__(federation)
-        check_own_allocation(federation)
-
     def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:
-        """See `Method.assign`."""
         depths = np.full(len(participants), self._depth())
         return Assignment(prefix_allocation(depths, self.federation.depth))
 
     def evaluated_model(self) -> EvaluatedModel:
-        """See `Method.evaluated_model`."""
         return EvaluatedModel(np.arange(self._depth()))
 
     def _depth(self) -> int:
         return int(self.federation.clients.capacities.min())
+
+
+@register_method("exclusivefl")
+class ExclusiveFL(OwnAllocation):
+    """Participants that cannot hold all blocks sit the round out; the others train all of them."""
+
+    def __init__(self, federation: Federation) -> None:
+        super().__init__(federation)
+        deepest = int(federation.clients.capacities.max())
+        if deepest < federation.depth:
+            raise InputError(
+                f"clients.capacities: found at most {deepest} of {federation.depth} blocks with method.name "
+                "exclusivefl, expected a client that can hold all"
+            )
+
+    def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:
+        capable = self.federation.capacities(round)[participants] >= self.federation.depth
+        return Assignment(np.repeat(capable[:, None], self.federation.depth, axis=1))

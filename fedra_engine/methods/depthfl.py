@@ -18,22 +18,23 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedra_engine.config import DepthFLConfig
 from fedra_engine.federation.allocation import prefix_allocation
 from fedra_engine.federation.assignment import Assignment
-from fedra_engine.methods.allocated import check_classifier, check_own_allocation
-from fedra_engine.methods.base import Federation, Method
+from fedra_engine.methods.allocated import OwnAllocation, check_classifier
+from fedra_engine.methods.base import Federation, register_method
 from fedra_engine.models.state import EvaluatedModel, GlobalState
 from fedra_engine.runtime.errors import InputError
 
 
-class DepthFL(Method):
+@register_method("depthfl")
+class DepthFL(OwnAllocation):
     """Prefix allocation with early exits and mutual self-distillation."""
 
     def __init__(self, federation: Federation) -> None:
         super().__init__(federation)
-        check_own_allocation(federation)
         check_classifier(federation, "depthfl")
-        self._options = federation.config.depthfl
+        self._options: DepthFLConfig = self.options
         every, depth = self._options.exit_every, federation.depth
         if depth % every:
             raise InputError(
@@ -49,7 +50,6 @@ class DepthFL(Method):
             )
 
     def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:
-        """See `Method.assign`."""
         every = self._options.exit_every
         depths = self.federation.capacities(round)[participants] // every * every
         return Assignment(
@@ -62,10 +62,9 @@ class DepthFL(Method):
         return math.exp(-5 * (1 - min(round, ramp) / ramp) ** 2)
 
     def initial_state(self, state: GlobalState, base: Callable[[], tuple[Tensor, ...]]) -> GlobalState:
-        """See `Method.initial_state`; every exit starts with the model's own classifier."""
+        # Every exit starts with the model's own classifier.
         return replace(state, heads=state.heads.repeat(len(self._exits), 1))
 
     def evaluated_model(self) -> EvaluatedModel:
-        """See `Method.evaluated_model`."""
         every_exit = self._options.predict == "ensemble"
         return EvaluatedModel(np.arange(self._depth), exits=self._exits if every_exit else ())

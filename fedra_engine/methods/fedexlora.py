@@ -9,16 +9,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fedra_engine.federation.aggregation import Aggregator
-from fedra_engine.federation.product_aggregation import ProductAggregator
-from fedra_engine.methods.products import BaseWritingMethod, factor_products
+from fedra_engine.methods.base import register_method
+from fedra_engine.methods.products import BaseWritingMethod, ProductAggregator, factor_products
 from fedra_engine.models.state import GlobalState
 
 
+@register_method("fedexlora")
 class FedExLora(BaseWritingMethod):
     """Averages A and B and writes what the product of the means misses into the model."""
 
     def aggregate(self, aggregator: Aggregator, previous: GlobalState, round: int) -> GlobalState:
-        """See `Method.aggregate`."""
         assert isinstance(aggregator, ProductAggregator)
         mean = aggregator.result()
         of_means = factor_products(mean.adapters, self.federation.layout)

@@ -22,28 +22,28 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from torch import Tensor
 
+from fedra_engine.config import FedHelloConfig
 from fedra_engine.federation.allocation import Allocation
 from fedra_engine.federation.assignment import Assignment
-from fedra_engine.methods.allocated import check_classifier, check_own_allocation
-from fedra_engine.methods.base import Federation, Method
+from fedra_engine.methods.allocated import OwnAllocation, check_classifier
+from fedra_engine.methods.base import Federation, register_method
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.randomness import generator
 
 
-class FedHello(Method):
+@register_method("fedhello")
+class FedHello(OwnAllocation):
     """All blocks held, some of them trained."""
 
     def __init__(self, federation: Federation) -> None:
         super().__init__(federation)
-        check_own_allocation(federation)
-        self._options = federation.config.fedhello
+        self._options: FedHelloConfig = self.options
         if self._options.selection == "fisher":
             check_classifier(federation, "fedhello (selection fisher)")
         self._chances = np.full(federation.depth, 1 / federation.depth)
 
     def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:
-        """See `Method.assign`."""
         capacities = self.federation.capacities(round)
         if self._options.selection in ("random", "fisher"):
             # Rows are drawn for all clients, so a client's row does not depend on who else takes part.
@@ -56,7 +56,6 @@ class FedHello(Method):
         return Assignment(held=np.ones_like(trained), trained=trained)
 
     def after_round(self, state: GlobalState, round: int) -> None:
-        """See `Method.after_round`; measures the Fisher information when it is due."""
         options = self._options
         if options.selection != "fisher" or (round + 1) % options.fisher_every != 0:
             return
@@ -69,11 +68,9 @@ class FedHello(Method):
         self._chances = chances(scores)
 
     def tensors(self) -> dict[str, Tensor]:
-        """See `Method.tensors`."""
         return {"chances": torch.from_numpy(self._chances)}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """See `Method.restore`."""
         self._chances = tensors["chances"].numpy().copy()
 
 

@@ -7,7 +7,9 @@ ascending order. Block l's adapter becomes the mean over {i : l ∈ S_i}; a bloc
 from __future__ import annotations
 
 from fedra_engine.methods.allocated import AllocatedMethod
+from fedra_engine.methods.base import register_method
 
 
+@register_method("fedra")
 class FedRA(AllocatedMethod):
     """Random allocation and the mean over each block's holders: the default of every method here."""

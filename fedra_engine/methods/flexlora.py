@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from fedra_engine.federation.aggregation import Aggregator
-from fedra_engine.federation.product_aggregation import ProductAggregator
-from fedra_engine.methods.products import ProductMethod
+from fedra_engine.methods.base import register_method
+from fedra_engine.methods.products import ProductAggregator, ProductMethod
 from fedra_engine.models.adapters import AdapterLayout
 from fedra_engine.models.state import GlobalState
 
 
+@register_method("flexlora")
 class FlexLora(ProductMethod):
     """Averages the products exactly up to the cut to the adapters' rank."""
 
     def aggregate(self, aggregator: Aggregator, previous: GlobalState, round: int) -> GlobalState:
-        """See `Method.aggregate`."""
         assert isinstance(aggregator, ProductAggregator)
         held = torch.nonzero(aggregator.held_blocks())[:, 0]
         products = [product[held] for product in aggregator.mean_products()]

@@ -10,17 +10,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fedra_engine.federation.aggregation import Aggregator
-from fedra_engine.federation.product_aggregation import ProductAggregator
-from fedra_engine.methods.products import BaseWritingMethod
+from fedra_engine.methods.base import register_method
+from fedra_engine.methods.products import BaseWritingMethod, ProductAggregator
 from fedra_engine.models.adapters import initial_adapters
 from fedra_engine.models.state import GlobalState
 
 
+@register_method("flora")
 class FLoRA(BaseWritingMethod):
     """Merges the mean product into the model; adapters start afresh every round."""
 
     def aggregate(self, aggregator: Aggregator, previous: GlobalState, round: int) -> GlobalState:
-        """See `Method.aggregate`."""
         assert isinstance(aggregator, ProductAggregator)
         federation = self.federation
         fresh = initial_adapters(

@@ -15,24 +15,27 @@ count by its samples.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedra_engine.federation.assignment import Assignment
-from fedra_engine.federation.norm_weighted_aggregation import NormWeightedAggregator
-from fedra_engine.federation.rank_penalty import tail_mask, tail_norms
+from fedra_engine.config import HetLoraConfig
+from fedra_engine.federation.aggregation import Averaging, RankedAggregator
+from fedra_engine.federation.assignment import Assignment, ClientAlone, ClientsInTraining, LocalTerm
 from fedra_engine.federation.work import ClientUpdates
 from fedra_engine.methods.allocated import AllocatedMethod
-from fedra_engine.methods.base import Federation
+from fedra_engine.methods.base import Federation, register_method
+from fedra_engine.models.adapters import AdapterLayout
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.processes import Processes
+from fedra_kernels import to_device
 
 
+@register_method("hetlora")
 class HetLoRA(AllocatedMethod):
     """Truncation, zero-padding, norm-weighted means, and clients that prune their own rank."""
 
@@ -43,60 +46,145 @@ class HetLoRA(AllocatedMethod):
                 "execution.deterministic: found true with method.name hetlora, expected false (its weights are not "
                 "whole numbers, so the order of summation changes the last bits)"
             )
-        self._options = federation.config.hetlora
-        full, count = federation.layout.rank, len(federation.clients)
-        given = federation.clients.ranks
-        self._ranks = np.full(count, full) if given is None else given.copy()
+        options: HetLoraConfig = self.options
+        self._keep_ratio = options.keep_ratio
+        self._terms = (RankPenalty(options.keep_ratio, options.penalty),) if options.penalty > 0 else ()
+        self._ranks = federation.ranks.copy()
         if len(np.unique(self._ranks)) == 1:
             self.caution = (
                 f"hetlora with one rank, {self._ranks[0]}, for all clients: clients.ranks gives them different ones"
             )
 
     def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:
-        """See `Method.assign`."""
         return replace(
             super().assign(participants, round),
             ranks=self._ranks[participants],
-            keep_ratio=self._options.keep_ratio,
-            rank_penalty=self._options.penalty,
+            terms=self._terms,
         )
 
     def aggregator(self, previous: GlobalState, round: int) -> NormWeightedAggregator:
-        """See `Method.aggregator`."""
         self._handed_out = previous.adapters
         federation = self.federation
-        return NormWeightedAggregator(previous, federation.layout, self._ranks, weighting=federation.config.weighting)
+        return NormWeightedAggregator(previous, federation.averaging, federation.layout, self._ranks)
 
     def receive(self, updates: ClientUpdates) -> None:
-        """See `Method.receive`; cuts the updates of clients that prune."""
-        if self._options.keep_ratio == 1:
+        if self._keep_ratio == 1:
             return
         for position, client, update in updates.of_good_clients():
             before = self._handed_out[torch.from_numpy(update.blocks).to(update.adapters.device)]
             rank = int(self._ranks[client])
             if self._tail(update.adapters, rank) < self._tail(before, rank):
-                self._ranks[client] = max(1, int(rank * self._options.keep_ratio))
+                self._ranks[client] = max(1, int(rank * self._keep_ratio))
                 mine = updates.slots[torch.from_numpy(updates.slot_owners == position).to(updates.slots.device)]
                 self.federation.layout.truncate(update.adapters, int(self._ranks[client]))
                 updates.adapters[mine] = update.adapters
 
     def synchronize(self, processes: Processes) -> None:
-        """See `Method.synchronize`."""
         # A rank only ever falls, and a client is trained by one process, so the smallest is the new one.
         self._ranks = np.minimum.reduce(processes.all_gather_object(self._ranks))
 
     def tensors(self) -> dict[str, Tensor]:
-        """See `Method.tensors`."""
         return {"ranks": torch.from_numpy(self._ranks)}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """See `Method.restore`."""
         self._ranks = tensors["ranks"].numpy().copy()
 
     def _tail(self, slots: Tensor, rank: int) -> float:
         """Σ over slots and targets of ‖B_tail‖ ‖A_tail‖."""
         layout = self.federation.layout
         ranks = torch.full((len(slots),), rank, device=slots.device)
-        tail = tail_mask(ranks, self._options.keep_ratio, layout.rank)
+        tail = tail_mask(ranks, self._keep_ratio, layout.rank)
         norms = (tail_norms(slots, layout, target, tail) for target in range(len(layout.targets)))
         return float(sum((a * b).sum() for a, b in norms))
+
+
+@dataclass(frozen=True)
+class RankPenalty(LocalTerm):
+    """λ Σ ‖B_tail‖ ‖A_tail‖ over all adapters, the tail being a client's ranks beyond its `keep_ratio` γ of them."""
+
+    keep_ratio: float
+    weight: float
+
+    def add_gradients(self, clients: ClientsInTraining) -> None:
+        layout, slots = clients.layout, clients.adapters.values
+        tail, change = tail_mask(clients.ranks, self.keep_ratio, layout.rank), torch.zeros_like(slots)
+        for target in range(len(layout.targets)):
+            norm_a, norm_b = tail_norms(slots, layout, target, tail)
+            # A norm is not differentiable at zero; zero is the subgradient that autograd takes, too.
+            per_a = torch.where(norm_a > 0, norm_b / norm_a, torch.zeros_like(norm_a))[:, None, None]
+            per_b = torch.where(norm_b > 0, norm_a / norm_b, torch.zeros_like(norm_b))[:, None, None]
+            layout.lora_a(change, target).copy_(self.weight * per_a * layout.lora_a(slots, target) * tail[:, :, None])
+            layout.lora_b(change, target).copy_(self.weight * per_b * layout.lora_b(slots, target) * tail[:, None, :])
+        clients.adapters.add(change)
+
+    def loss(self, client: ClientAlone) -> Tensor:
+        first = [max(1, int(len(a) * self.keep_ratio)) for a, _ in client.factors]
+        norms = [b[:, k:].norm() * a[k:].norm() for k, (a, b) in zip(first, client.factors, strict=True)]
+        return self.weight * torch.stack(norms).sum()
+
+
+def tail_mask(ranks: Tensor, keep_ratio: float, rank: int) -> Tensor:
+    """bool [slots, rank]: of slots of clients of ranks r [slots], those from max(1, ⌊keep_ratio · r⌋) up to r."""
+    position = torch.arange(rank, device=ranks.device)
+    return (position >= (ranks.double() * keep_ratio).floor().clamp(min=1)[:, None]) & (position < ranks[:, None])
+
+
+def tail_norms(slots: Tensor, layout: AdapterLayout, target: int, tail: Tensor) -> tuple[Tensor, Tensor]:
+    """Frobenius norms [slots] of the `tail` [slots, rank] rows of A and columns of B of one target."""
+    a = layout.lora_a(slots, target) * tail[:, :, None]
+    b = layout.lora_b(slots, target) * tail[:, None, :]
+    return a.flatten(1).norm(dim=1), b.flatten(1).norm(dim=1)
+
+
+class NormWeightedAggregator(RankedAggregator):
+    """Means of A and B with the weights w_i ‖B_i A_i‖ / Σ w_j ‖B_j A_j‖, target by target; heads as in `Aggregator`.
+
+    w_i is the weight of the client, as in `Aggregator`. A rank that a client lacks counts as zeros.
+
+    Ranks that none of a block's clients has keep their values, and so does a target whose products are all zero.
+    """
+
+    def __init__(
+        self, previous: GlobalState, averaging: Averaging, layout: AdapterLayout, ranks: NDArray[np.int64]
+    ) -> None:
+        super().__init__(previous, averaging, layout, ranks)
+        like = self._adapters.weight
+        self._sums = like.new_zeros(previous.adapters.shape)
+        self._norms = like.new_zeros(len(previous.adapters), len(layout.targets))
+
+    def add(self, updates: ClientUpdates) -> None:
+        super().add(updates)
+        slots = updates.adapters[updates.slots].to(self._sums)
+        (blocks,) = to_device([updates.slot_blocks], slots.device)
+        norms = product_norms(slots, self._layout) * self.slot_weights(updates)[:, None]
+        self._norms.index_add_(0, blocks, norms)
+        self._sums.index_add_(0, blocks, slots * self._per_column(norms))
+
+    def sums(self) -> list[Tensor]:
+        return [*super().sums(), self._sums, self._norms]
+
+    def result(self) -> GlobalState:
+        norms = self._per_column(self._norms)
+        mean = self._sums / torch.where(norms > 0, norms, torch.ones_like(norms))
+        previous = self.previous.adapters
+        adapters = torch.where((norms > 0) & self.trained(), mean.to(previous), previous)
+        return replace(super().result(), adapters=adapters)
+
+    def _per_column(self, per_target: Tensor) -> Tensor:
+        """[slots, targets] spread to the columns of each target's factors, [slots, slot size]."""
+        spread = per_target.new_empty(len(per_target), self._layout.size)
+        for target in range(len(self._layout.targets)):
+            self._layout.lora_a(spread, target).copy_(per_target[:, target, None, None])
+            self._layout.lora_b(spread, target).copy_(per_target[:, target, None, None])
+        return spread
+
+
+def product_norms(slots: Tensor, layout: AdapterLayout) -> Tensor:
+    """‖B·A‖ (Frobenius) of each target, [slots, targets], without forming the products."""
+    norms = []
+    for target in range(len(layout.targets)):
+        a, b = layout.lora_a(slots, target), layout.lora_b(slots, target)
+        # ‖B A‖² = tr(Bᵀ B A Aᵀ), both [rank, rank].
+        squares = ((b.transpose(1, 2) @ b) * (a @ a.transpose(1, 2))).sum((1, 2))
+        norms.append(squares.clamp(min=0).sqrt())
+    return torch.stack(norms, dim=1)

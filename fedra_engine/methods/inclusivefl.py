@@ -23,43 +23,33 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedra_engine.federation.aggregation import Aggregator
+from fedra_engine.federation.aggregation import Aggregator, Averaging, WeightedSum
 from fedra_engine.federation.allocation import prefix_allocation
 from fedra_engine.federation.assignment import Assignment
-from fedra_engine.federation.grouped_aggregation import GroupedAggregator
-from fedra_engine.methods.allocated import check_own_allocation
-from fedra_engine.methods.base import Federation, Method
+from fedra_engine.federation.work import ClientUpdates
+from fedra_engine.methods.allocated import OwnAllocation
+from fedra_engine.methods.base import Federation, register_method
 from fedra_engine.models.state import GlobalState
 
 
-class InclusiveFL(Method):
+@register_method("inclusivefl")
+class InclusiveFL(OwnAllocation):
     """Prefix allocation; deeper groups teach the last block of shallower ones."""
 
     def __init__(self, federation: Federation) -> None:
         super().__init__(federation)
-        check_own_allocation(federation)
         self._depths = np.unique(federation.clients.capacities)
         self._momentum: Tensor | None = None
         """[groups, slot size], m_i of the round before; NaN for a group whose next deeper one has not taken part."""
 
     def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:
-        """See `Method.assign`."""
         return Assignment(prefix_allocation(self.federation.capacities(round)[participants], self.federation.depth))
 
     def aggregator(self, previous: GlobalState, round: int) -> GroupedAggregator:
-        """See `Method.aggregator`."""
-        federation = self.federation
-        groups = np.searchsorted(self._depths, federation.capacities(round))
-        return GroupedAggregator(
-            previous,
-            len(self._depths),
-            lambda clients: groups[clients],
-            weighting=federation.config.weighting,
-            deterministic=federation.deterministic,
-        )
+        groups = np.searchsorted(self._depths, self.federation.capacities(round))
+        return GroupedAggregator(previous, self.federation.averaging, groups, len(self._depths))
 
     def aggregate(self, aggregator: Aggregator, previous: GlobalState, round: int) -> GlobalState:
-        """See `Method.aggregate`."""
         assert isinstance(aggregator, GroupedAggregator)
         changes, weights = aggregator.group_changes()
         distilled = self._distill(changes)
@@ -70,16 +60,14 @@ class InclusiveFL(Method):
         return replace(aggregator.result(), adapters=adapters)
 
     def tensors(self) -> dict[str, Tensor]:
-        """See `Method.tensors`."""
         return {} if self._momentum is None else {"momentum": self._momentum}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """See `Method.restore`."""
         self._momentum = tensors.get("momentum")
 
     def _distill(self, changes: Tensor) -> Tensor:
         """`changes` [groups, blocks, slot size] with every group's last block drawn to its momentum."""
-        beta, distilled = self.federation.config.inclusivefl.momentum, changes.clone()
+        beta, distilled = self.options.momentum, changes.clone()
         if self._momentum is not None:
             for group, depth in enumerate(self._depths):
                 momentum = self._momentum[group].to(changes)
@@ -94,3 +82,30 @@ class InclusiveFL(Method):
             if weights[group + 1, 0] > 0:
                 momentum[group] = changes[group + 1, depth - 1 : deeper].mean(0)
         self._momentum = momentum
+
+
+class GroupedAggregator(Aggregator):
+    """Also sums the adapters of each group of clients by itself; memory is one global state per group."""
+
+    def __init__(self, previous: GlobalState, averaging: Averaging, group_of: NDArray[np.int64], groups: int) -> None:
+        """`group_of` [clients] gives the group, below `groups`, of every client."""
+        super().__init__(previous, averaging)
+        self._group_of = group_of
+        self._groups = groups
+        self._by_group = WeightedSum(previous.adapters.repeat(groups, 1), averaging.deterministic)
+
+    def add(self, updates: ClientUpdates) -> None:
+        super().add(updates)
+        rows = self._group_of[updates.clients][updates.slot_owners] * len(self.previous.adapters) + updates.slot_blocks
+        self._by_group.add(updates.adapters, updates.slots, rows, self.slot_weights(updates))
+
+    def sums(self) -> list[Tensor]:
+        return [*super().sums(), *self._by_group.sums()]
+
+    def group_changes(self) -> tuple[Tensor, Tensor]:
+        """How each group's mean differs from the previous state, [groups, blocks, slot size], and the groups' weights
+        [groups, blocks]; both zero where nobody in the group trained the block."""
+        previous = self.previous.adapters.repeat(self._groups, 1)
+        changes = self._by_group.mean(previous) - previous
+        shape = (self._groups, len(self.previous.adapters))
+        return changes.unflatten(0, shape), torch.clone(self._by_group.weight).unflatten(0, shape)

@@ -17,18 +17,18 @@ import torch
 from torch import Tensor
 
 from fedra_engine.federation.aggregation import Aggregator
-from fedra_engine.federation.product_aggregation import ProductAggregator
-from fedra_engine.methods.products import ProductMethod
+from fedra_engine.methods.base import register_method
+from fedra_engine.methods.products import ProductAggregator, ProductMethod
 from fedra_engine.models.state import GlobalState
 
 
+@register_method("lorafair")
 class LoRAFair(ProductMethod):
     """Averages A and B and corrects B towards the mean product."""
 
     def aggregate(self, aggregator: Aggregator, previous: GlobalState, round: int) -> GlobalState:
-        """See `Method.aggregate`."""
         assert isinstance(aggregator, ProductAggregator)
-        layout, options = self.federation.layout, self.federation.config.lorafair
+        layout, options = self.federation.layout, self.options
         mean = aggregator.result()
         held = torch.nonzero(aggregator.held_blocks())[:, 0]
         products = [product[held] for product in aggregator.mean_products()]

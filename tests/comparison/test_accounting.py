@@ -88,8 +88,7 @@ def test_parameters_are_trained_blocks_times_factors_and_the_heads_of_the_exits(
 def test_processed_samples_are_those_of_the_drawn_batches(epochs: int, max_steps: int | None) -> None:
     training = small_config(Path(), training={"local_epochs": epochs, "max_local_steps": max_steps}).training
     counts = np.arange(1, 20)
-    settings = {"batch_size": training.batch_size, "epochs": epochs, "max_steps": max_steps, "seed": 0, "round": 0}
-    drawn = [sum(map(len, local_batches(np.arange(count), client=0, **settings))) for count in counts]
+    drawn = [sum(map(len, local_batches(np.arange(count), training, seed=0, round=0, client=0))) for count in counts]
     assert processed_samples(counts, training).tolist() == drawn
 
 

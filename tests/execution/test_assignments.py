@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedra_engine.federation.allocation import Allocation, prefix_allocation
 from fedra_engine.federation.assignment import Assignment
+from fedra_engine.methods.hetlora import RankPenalty
 from tests.execution.test_exactness import assert_same_rounds
 from tests.tiny import DEPTH
 from tests.tiny_federation import ADAMW, SGD, Tensors, make_setting
@@ -52,7 +53,7 @@ def something_kept(allocation: Allocation) -> Assignment:
 
 
 def penalised_ranks(allocation: Allocation) -> Assignment:
-    return Assignment(allocation, ranks=RANKS, keep_ratio=0.7, rank_penalty=0.5)
+    return Assignment(allocation, ranks=RANKS, terms=(RankPenalty(keep_ratio=0.7, weight=0.5),))
 
 
 ASKED = [penalised_ranks, some_blocks_trained, only_b_trained, only_a_trained, mixed_ranks, early_exits, something_kept]

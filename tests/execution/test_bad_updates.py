@@ -14,7 +14,7 @@ from torch import Tensor
 from fedra_engine.config import TrainingConfig
 from fedra_engine.execution.banks import clip_factors
 from fedra_engine.execution.executor import Executor
-from fedra_engine.federation.aggregation import Aggregator
+from fedra_engine.federation.aggregation import Aggregator, Averaging
 from fedra_engine.federation.allocation import Allocation
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.work import ClientUpdates
@@ -150,7 +150,7 @@ def test_bad_updates_change_no_sum_whatever_their_weight() -> None:
     state = setting.state()
     updates = parts(setting, spoilt(setting, 1, torch.nan))
     for weighting in ("uniform", "samples"):
-        with_all, without = (Aggregator(state, weighting=weighting, deterministic=True) for _ in range(2))
+        with_all, without = (Aggregator(state, Averaging(weighting, deterministic=True)) for _ in range(2))
         for client, of_one in updates:
             with_all.add(of_one)
             if client != BAD:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedra_engine.federation.aggregation import Aggregator
+from fedra_engine.federation.aggregation import Aggregator, Averaging
 from fedra_engine.federation.work import ClientUpdates
 from fedra_engine.models.state import GlobalState
 
@@ -19,7 +19,7 @@ def aggregate(
     weighting: str = "uniform",
     deterministic: bool = False,
 ) -> GlobalState:
-    aggregator = Aggregator(previous, weighting=weighting, deterministic=deterministic)
+    aggregator = Aggregator(previous, Averaging(weighting, deterministic))
     for update in updates:
         aggregator.add(update)
     return aggregator.result()
@@ -78,8 +78,8 @@ def test_deterministic_aggregation_is_bitwise_independent_of_order_and_portions(
 ) -> None:
     previous, updates = make_round(seed, allocation)
     whole = aggregate(previous, updates, weighting, deterministic=True)
-    first = Aggregator(previous, weighting=weighting, deterministic=True)
-    second = Aggregator(previous, weighting=weighting, deterministic=True)
+    first = Aggregator(previous, Averaging(weighting, deterministic=True))
+    second = Aggregator(previous, Averaging(weighting, deterministic=True))
     for position, update in enumerate(reversed(updates)):
         (first if position % 2 else second).add(update)
     merge(first, second)
@@ -91,8 +91,8 @@ def test_deterministic_aggregation_is_bitwise_independent_of_order_and_portions(
 @given(*settings)
 def test_merging_parts_equals_adding_all_at_once(allocation: np.ndarray, seed: int, weighting: str) -> None:
     previous, updates = make_round(seed, allocation)
-    first = Aggregator(previous, weighting=weighting)
-    second = Aggregator(previous, weighting=weighting)
+    first = Aggregator(previous, Averaging(weighting))
+    second = Aggregator(previous, Averaging(weighting))
     for update in updates[: len(updates) // 2]:
         first.add(update)
     for update in updates[len(updates) // 2 :]:
@@ -106,7 +106,7 @@ def test_merging_parts_equals_adding_all_at_once(allocation: np.ndarray, seed: i
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_memory_does_not_grow_with_clients(deterministic: bool) -> None:
     previous, updates = make_round(0, np.ones((50, BLOCKS), dtype=bool))
-    aggregator = Aggregator(previous, deterministic=deterministic)
+    aggregator = Aggregator(previous, Averaging(deterministic=deterministic))
     sizes = set()
     for update in updates:
         aggregator.add(update)

@@ -8,11 +8,12 @@ from fedra_engine.data.partition import BootstrapSamples
 from fedra_engine.federation.clients import (
     Clients,
     capacities_by_domain,
+    check_sampling,
     local_batches,
     local_step_counts,
+    sample_participants,
     with_step_limit,
 )
-from fedra_engine.federation.sampling import check_sampling, sample_participants
 from fedra_engine.federation.work import LocalWork
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.randomness import generator
@@ -35,16 +36,9 @@ def test_samples_drawn_on_demand_are_counted_without_drawing_them() -> None:
     assert clients.fewest_samples == 12
 
 
-def batches(**changes: int | None) -> list[np.ndarray]:
-    arguments = {
-        "batch_size": 4,
-        "epochs": 2,
-        "max_steps": None,
-        "seed": 0,
-        "round": 0,
-        "client": 0,
-    } | changes
-    return local_batches(np.arange(100, 110), **arguments)
+def batches(max_steps: int | None = None, **changes: int) -> list[np.ndarray]:
+    training = TrainingConfig(batch_size=4, local_epochs=2, max_local_steps=max_steps)
+    return local_batches(np.arange(100, 110), training, **({"seed": 0, "round": 0, "client": 0} | changes))
 
 
 def test_every_epoch_visits_every_sample_once_in_a_new_order() -> None:
@@ -64,9 +58,9 @@ def test_max_steps_cuts_the_epochs_short() -> None:
 @pytest.mark.parametrize("max_steps", [None, 1, 4, 100])
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 8, 10])
 def test_step_counts_are_those_of_the_batches(count: int, max_steps: int | None) -> None:
-    options = {"batch_size": 4, "epochs": 2, "max_steps": max_steps}
-    steps = local_batches(np.arange(count), **options, seed=0, round=0, client=0)
-    assert local_step_counts(np.array([count]), **options).tolist() == [len(steps)]
+    training = TrainingConfig(batch_size=4, local_epochs=2, max_local_steps=max_steps)
+    steps = local_batches(np.arange(count), training, seed=0, round=0, client=0)
+    assert local_step_counts(np.array([count]), training).tolist() == [len(steps)]
 
 
 @pytest.mark.parametrize(

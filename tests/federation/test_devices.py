@@ -16,9 +16,7 @@ from fedra_engine.config.validation import validate
 from fedra_engine.costs.device_times import GIBIBYTE, simulate_round, simulated_seconds
 from fedra_engine.costs.memory_model import ClientCosts, CostModel
 from fedra_engine.experiment import build_experiment
-from fedra_engine.federation.clients import Clients, devices_by_domain
-from fedra_engine.federation.devices import Devices, draw_devices
-from fedra_engine.federation.sampling import sample_participants
+from fedra_engine.federation.clients import Clients, Devices, devices_by_domain, draw_devices, sample_participants
 from fedra_engine.runtime.errors import InputError
 from tests.running import run_experiment, small_config
 

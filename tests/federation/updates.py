@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedra_engine.federation.aggregation import Aggregator
+from fedra_engine.federation.aggregation import Aggregator, Averaging
 from fedra_engine.federation.work import ClientUpdates
 from fedra_engine.models.state import GlobalState
 
@@ -48,7 +48,7 @@ def deterministic_results(
     previous: GlobalState, updates: list[ClientUpdates], weighting: str, portions: int = 1
 ) -> list[Tensor]:
     """Sums and means when the updates come in turn to `portions` aggregators, which are then merged."""
-    parts = [Aggregator(previous, weighting=weighting, deterministic=True) for _ in range(portions)]
+    parts = [Aggregator(previous, Averaging(weighting, deterministic=True)) for _ in range(portions)]
     for position, update in enumerate(updates):
         parts[position % portions].add(update)
     for part in parts[1:]:

@@ -5,8 +5,19 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from fedra_engine.methods.fedsalora import PrivateFactors
 from tests.methods.expected import columns, mean_adapters
-from tests.methods.rounds import DEPTH, EVERYBODY, initial_state, method, random_updates, run_round
+from tests.methods.rounds import (
+    DEPTH,
+    EVERYBODY,
+    LAYOUT,
+    Update,
+    initial_state,
+    method,
+    packed,
+    random_updates,
+    run_round,
+)
 
 
 def test_fedsalora_averages_a_and_gives_everybody_its_own_b_back() -> None:
@@ -39,3 +50,15 @@ def test_fedsalora_evaluates_the_clients_of_each_domain() -> None:
     own = states[1][1].adapters
     for block, adapters in updates[3].adapters.items():
         assert torch.equal(own[block, columns("B")], adapters[columns("B")])
+
+
+def test_replaced_factors_take_no_memory() -> None:
+    private = PrivateFactors(columns("B"), DEPTH)
+    for blocks in ((0, 1, 2, 3), (1, 2, 3, 4), (0, 2, 4, 5)):
+        slots = {block: torch.full((LAYOUT.size,), float(block)) for block in blocks}
+        private.keep(packed([Update(0, 1, slots, {0: torch.zeros(1)})]))
+    kept = list(private._kept[0].values())
+    storages = {factors.untyped_storage().data_ptr(): factors.untyped_storage().nbytes() for factors in kept}
+    assert sum(storages.values()) == sum(factors.nbytes for factors in kept)
+    tensors = private.tensors()
+    assert torch.equal(tensors["factors.0"][:, 0].long(), tensors["blocks.0"])

@@ -12,7 +12,7 @@ import torch
 
 from fedra_engine.config import DepthFLConfig, FedHelloConfig
 from fedra_engine.federation.assignment import Assignment
-from fedra_engine.federation.rank_penalty import tail_mask
+from fedra_engine.methods.hetlora import tail_mask
 from fedra_engine.methods.registry import METHODS, make_method
 from fedra_engine.runtime.errors import InputError
 from tests.methods.rounds import CAPACITIES, DEPTH, EVERYBODY, federation, initial_state, method
@@ -135,7 +135,7 @@ def test_depthfl_needs_an_exit_that_somebody_reaches(every: int, capacity: int) 
 
 
 def test_an_unknown_method_is_refused_with_those_there_are() -> None:
-    with pytest.raises(InputError, match=r"method\.name: found 'fedfoo', expected one of fedra, alllarge, allsmall"):
+    with pytest.raises(InputError, match=r"method\.name: found 'fedfoo', expected one of alllarge, allsmall, depthfl"):
         method("fedfoo")
 
 
