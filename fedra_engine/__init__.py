@@ -16,24 +16,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedra_engine.callback import Callback, Evaluation, Outcome, Round, Stop, Update
     from fedra_engine.config import ExperimentConfig
-    from fedra_engine.data.partitioners import register_partitioner
+    from fedra_engine.data.partition import register_partitioner
     from fedra_engine.data.sources import register_source
     from fedra_engine.experiment import Experiment
-    from fedra_engine.federation.allocation import register_allocator
-    from fedra_engine.methods.base import Method
-    from fedra_engine.methods.registry import register_method
+    from fedra_engine.methods.allocated import register_allocator
+    from fedra_engine.methods.base import Method, register_method
     from fedra_engine.run import Result, build, load_run, simulate
     from fedra_engine.runtime.errors import InputError
 
 _PLACES = {
     "callback": ("Callback", "Evaluation", "Outcome", "Round", "Stop", "Update"),
     "config": ("ExperimentConfig",),
-    "data.partitioners": ("register_partitioner",),
+    "data.partition": ("register_partitioner",),
     "data.sources": ("register_source",),
     "experiment": ("Experiment",),
-    "federation.allocation": ("register_allocator",),
-    "methods.base": ("Method",),
-    "methods.registry": ("register_method",),
+    "methods.allocated": ("register_allocator",),
+    "methods.base": ("Method", "register_method"),
     "run": ("Result", "build", "load_run", "simulate"),
     "runtime.errors": ("InputError",),
 }

@@ -36,17 +36,24 @@ class PreparedData:
 
 
 def prepare(
-    data: DomainData, config: DataConfig, model_path: str, model_config: Any, *, cut_texts: bool = True
+    data: DomainData,
+    config: DataConfig,
+    model_path: str | None,
+    model_config: Any,
+    processor: Any = None,
+    *,
+    cut_texts: bool = True,
 ) -> PreparedData:
-    """Decode or tokenize all samples once for the model at `model_path`, or find that done in the cache.
+    """Decode or tokenize all samples once for a model, or find that done in the cache.
 
     All of them, so that another split or seed has nothing to do.
 
     Args:
         data: of a source.
         config: size of images, length of texts, and what to do about those that cannot be read.
-        model_path: directory or hub name.
+        model_path: directory or hub name; None of a model that was handed over.
         model_config: the model's transformers configuration; learns what texts are padded with.
+        processor: the model's image processor or tokenizer; the one at `model_path` if not given.
         cut_texts: whether batches of texts are cut to the longest of them; see `TokenSamples`.
 
     Raises:
@@ -56,7 +63,7 @@ def prepare(
     _check_options(data, config)
     if data.task == "image_classification":
         assert data.labels is not None
-        preprocessing = preprocessing_for(model_path, model_config, config.image_size)
+        preprocessing = preprocessing_for(model_path, model_config, config.image_size, processor)
         pixels, found = image_rows(data, preprocessing, skip=skip)
         of_class = torch.from_numpy(data.labels)
 
@@ -64,7 +71,7 @@ def prepare(
             return SampleStore(pixels, of_class[rows], domain_of[rows], preprocessing, rows, augmentation)
 
     else:
-        tokenization = tokenization_for(model_path, model_config, config.max_length)
+        tokenization = tokenization_for(model_path, model_config, config.max_length, processor)
         tokens, found = token_rows(data, tokenization, skip=skip)
         # Models that classify a text by its last token look for the one before the padding.
         model_config.pad_token_id = tokenization.padding

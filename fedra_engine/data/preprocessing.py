@@ -51,17 +51,20 @@ class Preprocessing:
         return self.channels, self.image_size, self.image_size
 
 
-def preprocessing_for(model_path: str, model_config: Any, image_size: int | None = None) -> Preprocessing:
-    """What the model at `model_path` (a directory or hub name) was trained with.
+def preprocessing_for(
+    model_path: str | None, model_config: Any, image_size: int | None = None, processor: Any = None
+) -> Preprocessing:
+    """What a model was trained with.
 
-    Its `preprocessor_config.json` or `processor_config.json` decides where there is one, else what timm keeps in
+    A `processor` decides if there is one. Otherwise the model's `preprocessor_config.json` or `processor_config.json` does, else what timm keeps in
     `model_config`; else the size is that of `model_config`, and the statistics are ImageNet's for three channels and
-    0.5 for one.
+    0.5 for one, and for a model that has no path.
 
     Args:
-        model_path: directory or hub name.
+        model_path: directory or hub name; None of a model that was handed over.
         model_config: the model's transformers configuration.
         image_size: side in pixels that replaces the model's own.
+        processor: an image processor of transformers.
 
     Raises:
         InputError: the size is not known, the model wants something other than square images, or the settings of
@@ -70,11 +73,16 @@ def preprocessing_for(model_path: str, model_config: Any, image_size: int | None
     channels = getattr(model_config, "num_channels", 3)
     if channels not in (1, 3):
         raise InputError(f"model.path: found a model of {channels} image channels, expected 1 or 3")
-    settings = (
-        _read_settings(model_path, PREPROCESSOR_FILE)
-        or _read_settings(model_path, PROCESSOR_FILE, part="image_processor")
-        or _timm_settings(model_config)
-    )
+    if processor is not None:
+        settings = _checked_settings(getattr(processor, "image_processor", processor).to_dict(), "processor")
+    elif model_path is None:
+        settings = {"image_mean": [0.5] * channels, "image_std": [0.5] * channels}
+    else:
+        settings = (
+            _read_settings(model_path, PREPROCESSOR_FILE)
+            or _read_settings(model_path, PROCESSOR_FILE, part="image_processor")
+            or _timm_settings(model_config)
+        )
     if image_size is None:
         image_size = _image_size(settings, model_config)
     mean, std = _statistics(settings, channels)
@@ -130,12 +138,17 @@ def _read_settings(model_path: str, file: str, part: str | None = None) -> dict[
         raise InputError(f"{path}: found no JSON object, expected an image processor configuration")
     if part is not None:
         settings = settings.get(part) or {}
+    return _checked_settings(settings, str(path))
+
+
+def _checked_settings(settings: dict[str, Any], whose: str) -> dict[str, Any]:
+    """The `settings` of an image processor that say something, if they scale as images are scaled here."""
     # null stands for what is usual.
     settings = {name: value for name, value in settings.items() if value is not None}
     scale = settings.get("rescale_factor", BYTE_TO_UNIT)
     if not settings.get("do_rescale", True) or not _is_number(scale) or abs(scale - BYTE_TO_UNIT) > 1e-6:
-        raise InputError(f"{path}: found do_rescale off or rescale_factor {scale}, expected scaling by 1/255")
-    return dict(settings)
+        raise InputError(f"{whose}: found do_rescale off or rescale_factor {scale}, expected scaling by 1/255")
+    return settings
 
 
 def _timm_settings(model_config: Any) -> dict[str, Any]:

@@ -59,25 +59,22 @@ class Tokenization:
     vocabulary: int | None = None
 
 
-def tokenization_for(model_path: str, model_config: Any, max_length: int | None = None) -> Tokenization:
-    """The tokenizer beside the model at `model_path` (a directory or hub name).
+def tokenization_for(
+    model_path: str | None, model_config: Any, max_length: int | None = None, tokenizer: Any = None
+) -> Tokenization:
+    """How texts become tokens of a model.
 
     Args:
-        model_path: directory or hub name.
+        model_path: directory or hub name; None of a model that was handed over.
         model_config: the model's transformers configuration.
         max_length: longest text in tokens; what the model can take, but at most `LONGEST`, when None.
+        tokenizer: of transformers; the one beside the model if not given.
 
     Raises:
         InputError: there is no tokenizer or one that draws its tokens, or the model cannot take so long a text.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model_path)
-    except Exception as error:  # Whatever a file can make transformers raise.
-        raise InputError(
-            f"model.path: found no tokenizer beside {model_path!r}: {one_line(error)}; expected one"
-        ) from error
+    if tokenizer is None:
+        tokenizer = _load_tokenizer(model_path)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if dropout := getattr(getattr(backend, "model", None), "dropout", None):
         raise InputError(
@@ -96,6 +93,19 @@ def tokenization_for(model_path: str, model_config: Any, max_length: int | None 
     known = math.inf if vocabulary is None else vocabulary
     padding = next(token for token in paddings if token is not None and 0 <= token < known)
     return Tokenization(tokenizer, min(limit, LONGEST) if max_length is None else max_length, padding, vocabulary)
+
+
+def _load_tokenizer(model_path: str | None) -> Any:
+    from transformers import AutoTokenizer
+
+    if model_path is None:
+        raise InputError("processor: found none beside a model in memory, expected its tokenizer")
+    try:
+        return AutoTokenizer.from_pretrained(model_path)
+    except Exception as error:  # Whatever a file can make transformers raise.
+        raise InputError(
+            f"model.path: found no tokenizer beside {model_path!r}: {one_line(error)}; expected one"
+        ) from error
 
 
 def token_rows(data: DomainData, tokenization: Tokenization, *, skip: bool) -> tuple[TokenRows, PreprocessedRows]:
