@@ -56,9 +56,9 @@ def preprocessing_for(
 ) -> Preprocessing:
     """What a model was trained with.
 
-    A `processor` decides if there is one. Otherwise the model's `preprocessor_config.json` or `processor_config.json` does, else what timm keeps in
-    `model_config`; else the size is that of `model_config`, and the statistics are ImageNet's for three channels and
-    0.5 for one, and for a model that has no path.
+    A `processor` says it if there is one; else the model's `preprocessor_config.json` or `processor_config.json`; else
+    what timm keeps in `model_config`. Without any of these, the size is that of `model_config`, and the statistics are
+    ImageNet's for three channels, and 0.5 for one or for a model that has no path.
 
     Args:
         model_path: directory or hub name; None of a model that was handed over.

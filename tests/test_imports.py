@@ -1,0 +1,85 @@
+"""Rooms stand on one another: each imports only what stands below it."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ORDER = (
+    ("runtime",),
+    ("config",),
+    ("data",),
+    ("models",),
+    ("federation",),
+    ("methods",),
+    ("execution",),
+    ("costs",),
+    ("experiment",),
+    ("callback",),
+    ("simulation",),
+    ("callbacks",),
+    ("run",),
+    ("studies",),
+    ("commands", "__main__"),
+)
+"""Rooms of fedra_engine from the ground up."""
+FLOOR_OF = {room: floor for floor, rooms in enumerate(ORDER) for room in rooms}
+OUTSIDE = {"benchmarks", "launchers", "tests", "examples"}
+
+
+def sources(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def imported(file: Path) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of every module of this project that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+
+
+def test_rooms_import_only_what_stands_below_them() -> None:
+    wrong = []
+    for file in sources("fedra_engine"):
+        room = file.relative_to(ROOT / "fedra_engine").parts[0].removesuffix(".py")
+        if room == "__init__":
+            continue
+        for line, name in imported(file):
+            parts = name.split(".")
+            if parts[0] == "fedra_engine" and len(parts) > 1 and FLOOR_OF.get(parts[1], -1) > FLOOR_OF[room]:
+                wrong.append(f"{file.relative_to(ROOT)}:{line} imports {name}")
+    assert not wrong
+
+
+def test_every_room_has_its_place_in_the_order() -> None:
+    there = {path.stem for path in (ROOT / "fedra_engine").iterdir() if path.suffix == ".py" or any(path.glob("*.py"))}
+    assert there - {"__init__"} == set(FLOOR_OF)
+
+
+@pytest.mark.parametrize(("folder", "others"), [("kernels", OUTSIDE | {"fedra_engine"}), ("fedra_engine", OUTSIDE)])
+def test_packages_import_nothing_of_what_is_built_on_them(folder: str, others: set[str]) -> None:
+    wrong = [
+        f"{file.relative_to(ROOT)}:{line} imports {name}"
+        for file in sources(folder)
+        for line, name in imported(file)
+        if name.split(".")[0] in others and file != ROOT / "fedra_engine" / "commands" / "bench.py"
+    ]
+    assert not wrong
+
+
+def test_importing_the_package_loads_no_torch() -> None:
+    code = (
+        "import sys, fedra_engine; dir(fedra_engine); "
+        "from fedra_engine import ExperimentConfig, InputError; ExperimentConfig(); "
+        "sys.exit(bool({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    )
+    path = f"{ROOT}:{ROOT / 'kernels'}"
+    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": path}, check=False).returncode == 0

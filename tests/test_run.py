@@ -1,0 +1,146 @@
+"""The public API: runs from Python, what watches them, and what they leave."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from PIL import Image as PillowImage
+from safetensors.torch import load_file
+
+import fedra_engine
+from fedra_engine import Callback, Evaluation, Experiment, InputError, Outcome, Round, Stop, build, load_run, simulate
+from fedra_engine.models.state import GlobalState
+from tests.running import small_config
+
+FEW: dict[str, Any] = {
+    "data": {"domains": ["clean", "inverted"], "clients_per_domain": 1},
+    "clients": {"capacities": [12, 3]},
+}
+
+
+class Recorder(Callback):
+    """Remembers which hooks were called, and with what."""
+
+    def __init__(self, stop_in: str = "", at: int = 0) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self._stop = (stop_in, at)
+
+    def on_start(self, experiment: Experiment, state: GlobalState, first_round: int) -> None:
+        self.calls.append(("start", first_round))
+
+    def on_update(self, experiment: Experiment, update: fedra_engine.Update) -> None:
+        self.calls.append(("update", update.round))
+
+    def on_evaluate(self, experiment: Experiment, state: GlobalState, evaluation: Evaluation) -> Stop | None:
+        round = None if evaluation.metrics is None else evaluation.metrics.round
+        self.calls.append(("evaluate", round))
+        return Stop("enough") if self._stop == ("evaluate", round) else None
+
+    def on_round(self, experiment: Experiment, state: GlobalState, round: Round) -> Stop | None:
+        self.calls.append(("round", round.metrics.round))
+        return Stop("enough") if self._stop == ("round", round.metrics.round) else None
+
+    def on_end(self, experiment: Experiment, state: GlobalState, outcome: Outcome) -> None:
+        self.calls.append(("end", outcome.rounds, outcome.stopped))
+
+
+def test_callbacks_are_told_everything_in_order(tmp_path: Path) -> None:
+    seen = Recorder()
+    simulate(small_config(tmp_path, **FEW), callbacks=[seen], quiet=True)
+    calls = list(dict.fromkeys(seen.calls))
+    rounds = [("update", 0), ("round", 0), ("update", 1), ("evaluate", 1), ("round", 1)]
+    assert calls == [("start", 0), ("evaluate", None), *rounds, ("end", 2, None)]
+
+
+@pytest.mark.parametrize("hook", ["evaluate", "round"])
+def test_a_callback_stops_the_run_which_is_then_evaluated_and_exported(tmp_path: Path, hook: str) -> None:
+    seen = Recorder(hook, at=1)
+    config = small_config(tmp_path, **FEW, rounds=5, evaluate_every=2 if hook == "evaluate" else 5)
+    result = simulate(config, callbacks=[seen], quiet=True)
+    assert seen.calls[-1] == ("end", 2, "enough")
+    assert ("evaluate", 1) in seen.calls
+    assert result.summary["rounds"] == len(result.history) == 2
+    assert "stopped after round 2: enough" in (result.folder / "run.log").read_text()
+    assert (result.folder / "adapters" / "adapter_model.safetensors").is_file()
+
+
+def test_a_run_has_accuracies_a_history_a_state_and_an_adapter(tmp_path: Path) -> None:
+    result = simulate(small_config(tmp_path / "runs", **FEW), quiet=True)
+    assert list(result.accuracy) == ["clean", "inverted"]
+    assert result.accuracy == json.loads((result.folder / "summary.json").read_text())["tuned"]
+    assert result.history.loc[1, "accuracy.clean"] == result.accuracy["clean"]
+    assert result.to_dataframe().equals(result.history)
+    assert result.state.adapters.shape[0] == 12
+    result.save_adapter(tmp_path / "adapter")
+    found, expected = (
+        load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "adapter", result.folder / "adapters")
+    )
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_loaded_run_is_the_one_that_was_trained(tmp_path: Path) -> None:
+    trained = simulate(small_config(tmp_path / "runs", **FEW, method={"name": "fedsalora"}), quiet=True)
+    loaded = load_run(trained.folder)
+    assert loaded.accuracy == trained.accuracy
+    assert loaded.history.equals(trained.history)
+    assert torch.equal(loaded.state.adapters, trained.state.adapters)
+    loaded.save_adapter(tmp_path / "adapter")
+    for file in sorted((trained.folder / "adapters").iterdir()):
+        assert (tmp_path / "adapter" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_run_that_is_not_finished_has_no_accuracy(tmp_path: Path) -> None:
+    trained = simulate(small_config(tmp_path, **FEW, rounds=1), quiet=True)
+    (trained.folder / "summary.json").unlink()
+    with pytest.raises(InputError, match=r"found no summary\.json that can be read, expected a finished run"):
+        _ = load_run(trained.folder).accuracy
+
+
+def digits(count: int) -> Dataset:
+    rng = np.random.default_rng(0)
+    features = Features({"picture": Image(), "kind": ClassLabel(names=["dark", "light"]), "place": Value("string")})
+    kinds = np.arange(count) % 2
+    pictures = [PillowImage.fromarray((rng.integers(0, 100, (8, 8)) + 100 * kind).astype(np.uint8)) for kind in kinds]
+    places = [("north", "south")[row // 2 % 2] for row in range(count)]
+    return Dataset.from_dict({"picture": pictures, "kind": kinds, "place": places}, features=features)
+
+
+COLUMNS: dict[str, Any] = {
+    "partition": "iid",
+    "clients_per_domain": 1,
+    "min_samples": 1,
+    "columns": fedra_engine.config.ColumnsConfig(input="picture", label="kind", domain="place"),
+}
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_a_data_set_in_memory_takes_the_place_of_the_source(tmp_path: Path, split: bool) -> None:
+    data = DatasetDict(train=digits(40), test=digits(12)) if split else digits(40)
+    config = small_config(tmp_path, data=COLUMNS, clients={"capacities": [12]}, rounds=1)
+    result = simulate(config, dataset=data, quiet=True)
+    assert list(result.accuracy) == ["north", "south"]
+    assert len(result.experiment.test_samples.labels) == (12 if split else 8)
+    assert load_run(result.folder, dataset=data).state.heads.shape == result.state.heads.shape
+    with pytest.raises(InputError, match=r"data\.root"):
+        _ = load_run(result.folder).state
+
+
+def test_a_method_by_its_name(tmp_path: Path) -> None:
+    result = simulate(small_config(tmp_path, **FEW, rounds=1), method="allsmall", quiet=True)
+    assert result.config.method.name == "allsmall"
+    assert len(result.summary["evaluated_blocks"]) == 3
+
+
+def test_an_experiment_can_be_looked_at_before_it_is_trained(tmp_path: Path) -> None:
+    experiment = build(small_config(tmp_path, **FEW))
+    assert experiment.clients.capacities.tolist() == [12, 3]
+    costs = experiment.costs()
+    assert costs.blocks.tolist() == [12, 3]
+    assert costs.memory[0] > costs.memory[1]
+    assert not list(tmp_path.iterdir())
