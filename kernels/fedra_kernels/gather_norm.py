@@ -18,7 +18,6 @@ from .gather_norm_backward import gather_norm_backward
 from .gather_norm_forward import MAX_SHRINKS, gather_norm_forward, norm_tile
 from .groups import RowGroups
 from .lora_linear import check_adapter_input, shrink
-from .scatter import gather_rows
 
 NormKind = Literal["layer", "rms"]
 
@@ -63,7 +62,7 @@ def gather_norm(
     if use_triton(hidden):
         (x,) = _GatherNorm.apply(hidden, index, weight, bias, kind, eps, (), None, ())
     else:
-        x = _normalize(gather_rows(stream_rows(hidden), index), weight, bias, kind, eps)
+        x = _normalize(stream_rows(hidden).index_select(0, index), weight, bias, kind, eps)
     if groups is None:
         return x, ()
     drops: Sequence[Dropout | None] = dropout or [None] * len(lora_a)
