@@ -10,12 +10,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .checks import check_index, check_like, check_shape, check_stream, stream_rows
-from .configs import NARROW_RANK
-from .counter_hash import Dropout
+from ._kernels.checks import check_index, check_like, check_shape, check_stream, stream_rows
+from ._kernels.configs import NARROW_RANK
+from ._kernels.gather_norm import MAX_SHRINKS, gather_norm_backward, gather_norm_forward, norm_tile
 from .dispatch import use_triton
-from .gather_norm_backward import gather_norm_backward
-from .gather_norm_forward import MAX_SHRINKS, gather_norm_forward, norm_tile
+from .dropout import Dropout
 from .groups import RowGroups
 from .lora_linear import check_adapter_input, shrink
 

@@ -27,7 +27,7 @@ from fedra_kernels import (
     squared_norms_reference,
     swiglu,
 )
-from fedra_kernels.counter_hash import keep_mask
+from fedra_kernels.dropout import keep_mask
 
 from ..kernels.blocks import mlp_branch
 from ..kernels.cases import TOLERANCE, assert_close, lora_case
