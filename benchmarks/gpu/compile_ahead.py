@@ -60,7 +60,7 @@ class CompileAhead:
         """Start `processes`, each of which makes its own calls.
 
         By the `method` "fork" (this process must not have used a GPU) or "spawn". `launchers` says whether to build the
-        host code that launches each kernel, too (`fedra_kernels.aot.build_launcher`): needs an NVIDIA driver.
+        host code that launches each kernel, too (`benchmarks.kernels.aot.build_launcher`): needs an NVIDIA driver.
         """
         self._folder = Path(tempfile.mkdtemp(prefix="claims-"))
         context: Any = multiprocessing.get_context(method)
@@ -121,7 +121,7 @@ def _work(
     processes: int,
     launchers: bool,
 ) -> None:
-    from fedra_kernels.aot import compile_only
+    from benchmarks.kernels.aot import compile_only
 
     die_with_parent()
     triton.knobs.runtime.jit_cache_hook = lambda **about: not _claim(claims, about)
@@ -150,7 +150,7 @@ def _work(
 
 def _build_launchers(claims: Path, kernels: Sequence[tuple[str, Any]], built: set[Any]) -> None:
     """Build the launcher of every kernel that is not in `built` yet; those of other processes' kernels are theirs."""
-    from fedra_kernels.aot import build_launcher
+    from benchmarks.kernels.aot import build_launcher
 
     for name, kernel in kernels:
         if kernel is None or kernel in built:

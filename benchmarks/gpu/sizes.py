@@ -10,7 +10,7 @@ import torch
 from benchmarks.gpu.ops import Widths
 from benchmarks.gpu.shapes import SMALL_VIT, VIT_BASE, VitShape
 from benchmarks.kernels.cases import Sizes, vit_base
-from fedra_kernels.configs import Tile
+from fedra_kernels._kernels.configs import Tile
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from benchmarks.gpu.smoke import PRECISION
 from benchmarks.kernels.cases import ENGINE, Case, Sizes
 from benchmarks.kernels.lora import GIVEN, lora_cases
 from benchmarks.kernels.measure import KernelMeasurement, measure_kernels, name_and_message
-from fedra_kernels.configs import Tile, shape_class
+from fedra_kernels._kernels.configs import Tile, shape_class
+from fedra_kernels._kernels.lora_gemm import CONFIGS
 from fedra_kernels.dispatch import architecture
-from fedra_kernels.lora_gemm import CONFIGS
 
 _SECONDS_FOR_ONE = 1.5
 """What a tile in one layer takes, inputs and compiling included: a guess; nothing has been measured."""

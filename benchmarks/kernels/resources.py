@@ -9,10 +9,10 @@ from pathlib import Path
 import triton
 from rich.table import Table
 
+from benchmarks.kernels.aot import ARCHITECTURES
+from benchmarks.kernels.aot_cases import measure
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.files import write_whole
-from fedra_kernels.aot import ARCHITECTURES
-from fedra_kernels.aot_cases import measure
 
 _INTRODUCTION = """# What the kernels need, by architecture
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedra_kernels import dropout_keys, dropout_mask
-from fedra_kernels.counter_hash import splitmix
+from fedra_kernels.dropout import splitmix
 
 
 class DropoutKeys:

@@ -11,7 +11,6 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from fedra_engine.execution.sweep_context import SweepContext
 from fedra_engine.models.batch_arguments import BatchArguments
-from fedra_kernels import gather_rows, scatter_rows
 
 
 class SweepBlock(nn.Module):
@@ -43,9 +42,10 @@ class SweepBlock(nn.Module):
             return arguments.output(self._run_on_dummy(hidden, args, kwargs) if self._context.sharded else hidden)
         if rows.index is None:
             return self._run(*arguments.select(args, kwargs, None, hidden))
-        held = arguments.select(args, kwargs, rows.index, gather_rows(hidden, rows.index))
+        held = arguments.select(args, kwargs, rows.index, hidden.index_select(0, rows.index))
         trained = arguments.returned_states(self._run(*held))
-        return arguments.output(self._serve_exits(scatter_rows(hidden, trained, rows.index)))
+        # index_copy would keep the block's output for backward.
+        return arguments.output(self._serve_exits(hidden.index_put((rows.index,), trained)))
 
     def _enter(self, hidden: Tensor) -> Tensor:
         """Have gradients reach the input of the first block on all processes, or some would leave it before others."""

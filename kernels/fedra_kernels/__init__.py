@@ -3,17 +3,15 @@
 from .activation import activation_reference, gelu, swiglu
 from .adamw import adamw, adamw_reference
 from .aggregate import aggregate, aggregate_reference, finish_aggregate
-from .counter_hash import Dropout, dropout_key, dropout_keys, dropout_mask
+from .dropout import Dropout, dropout_key, dropout_keys, dropout_mask
 from .gather_norm import gather_norm, gather_norm_reference
-from .groups import RowGroups
+from .groups import RowGroups, to_device
 from .head import head_cross_entropy, head_cross_entropy_reference
 from .head_logits import head_logits, head_logits_reference
 from .lora_linear import lora_linear, lora_linear_reference
-from .scatter import gather_rows, gather_rows_reference, scatter_rows, scatter_rows_reference
 from .scatter_add import scatter_add, scatter_add_reference
 from .sgd import sgd, sgd_reference
 from .squared_norms import squared_norms, squared_norms_reference
-from .transfer import to_device
 
 __all__ = [
     "Dropout",
@@ -29,8 +27,6 @@ __all__ = [
     "finish_aggregate",
     "gather_norm",
     "gather_norm_reference",
-    "gather_rows",
-    "gather_rows_reference",
     "gelu",
     "head_cross_entropy",
     "head_cross_entropy_reference",
@@ -40,8 +36,6 @@ __all__ = [
     "lora_linear_reference",
     "scatter_add",
     "scatter_add_reference",
-    "scatter_rows",
-    "scatter_rows_reference",
     "sgd",
     "sgd_reference",
     "squared_norms",

@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .activation_kernels import activation_backward, activation_forward, activation_tile
-from .checks import check_float, check_like, check_shape
-from .configs import NARROW_RANK
-from .counter_hash import Dropout
+from ._kernels.activation import activation_backward, activation_forward, activation_tile
+from ._kernels.checks import check_float, check_like, check_shape
+from ._kernels.configs import NARROW_RANK
 from .dispatch import use_triton
+from .dropout import Dropout
 from .groups import RowGroups
 from .lora_linear import check_adapter_input, dropout_arguments, shrink
 

@@ -9,10 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .bank_pieces import bank_piece, piece_grid
+from ._kernels.optimizers import check_step, step_rows
+from ._kernels.row_tables import bank_piece, piece_grid
 from .dispatch import in_place, launch, register, use_triton
-from .optimizer_checks import check_bank_state, check_per_slot
-from .optimizer_torch import step_rows
 
 SCHEMA = (
     "adamw_(Tensor(a!) param, Tensor(b!) grad, Tensor(c!) exp_avg, Tensor(d!) exp_avg_sq, Tensor(e!)? shadow, "
@@ -54,9 +53,8 @@ def adamw(
     Raises:
         ValueError: a shape, dtype, device, slot or beta does not fit.
     """
-    moments = {"grad": grad, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
-    check_bank_state(param, slots, moments, shadow)
-    check_per_slot(param, slots, {"lr": lr, "clip": clip}, step)
+    states = {"grad": grad, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+    check_step(param, states, shadow, slots, lr, clip, step)
     if not all(0.0 <= beta < 1.0 for beta in betas):
         raise ValueError(f"betas: found {betas}, expected values from 0 to below 1")
     beta1, beta2 = betas
@@ -66,18 +64,10 @@ def adamw(
         )
         return
 
-    def fused(
-        params: list[Tensor],
-        grads: list[Tensor],
-        means: list[Tensor],
-        squares: list[Tensor],
-        *,
-        lr: float,
-        steps: list[int],
-    ) -> None:
+    def fused(params: list[Tensor], grads: list[Tensor], *moments: list[Tensor], lr: float, steps: list[int]) -> None:
         numbers = list(torch.tensor(steps, dtype=torch.float32).unbind())
         torch._fused_adamw_(
-            params, grads, means, squares, [], numbers, lr=lr, beta1=beta1, beta2=beta2, eps=eps,
+            params, grads, *moments, [], numbers, lr=lr, beta1=beta1, beta2=beta2, eps=eps,
             weight_decay=weight_decay, amsgrad=False, maximize=False,
         )  # fmt: skip
 
@@ -138,6 +128,7 @@ def adamw_kernel(
     SHADOW: tl.constexpr,
     ZERO_GRAD: tl.constexpr,
 ):
+    """One program steps one piece of one slot."""
     number, _, offset = bank_piece(entries, BLOCK)
     slot = tl.load(slots_ptr + number)
     mask = (offset < entries) & (slot >= 0) & (slot < slot_count)

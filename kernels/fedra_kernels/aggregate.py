@@ -8,16 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .bank_pieces import bank_piece, piece_grid
-from .checks import (
-    FLOAT_DTYPES,
-    check_bank,
-    check_device,
-    check_dtype,
-    check_index,
-    check_like,
-    check_shape,
-)
+from ._kernels.checks import FLOAT_DTYPES, check_bank, check_device, check_dtype, check_index, check_like, check_shape
+from ._kernels.row_tables import bank_piece, piece_grid
 from .dispatch import in_place, launch, register, use_triton
 
 SCHEMA = (
@@ -128,6 +120,7 @@ def aggregate_kernel(
     entries,
     BLOCK: tl.constexpr,
 ):
+    """One program adds one piece of a block's holders, in their order."""
     block, piece, offset = bank_piece(entries, BLOCK)
     block = block.to(tl.int64)
     first = tl.load(starts_ptr + block)

@@ -10,15 +10,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .checks import check_index, check_like, check_shape, check_stream, stream_rows
-from .configs import NARROW_RANK
-from .counter_hash import Dropout
+from ._kernels.checks import check_index, check_like, check_shape, check_stream, stream_rows
+from ._kernels.configs import NARROW_RANK
+from ._kernels.gather_norm import MAX_SHRINKS, gather_norm_backward, gather_norm_forward, norm_tile
 from .dispatch import use_triton
-from .gather_norm_backward import gather_norm_backward
-from .gather_norm_forward import MAX_SHRINKS, gather_norm_forward, norm_tile
+from .dropout import Dropout
 from .groups import RowGroups
 from .lora_linear import check_adapter_input, shrink
-from .scatter import gather_rows
 
 NormKind = Literal["layer", "rms"]
 
@@ -63,7 +61,7 @@ def gather_norm(
     if use_triton(hidden):
         (x,) = _GatherNorm.apply(hidden, index, weight, bias, kind, eps, (), None, ())
     else:
-        x = _normalize(gather_rows(stream_rows(hidden), index), weight, bias, kind, eps)
+        x = _normalize(stream_rows(hidden).index_select(0, index), weight, bias, kind, eps)
     if groups is None:
         return x, ()
     drops: Sequence[Dropout | None] = dropout or [None] * len(lora_a)

@@ -13,8 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .row_tables import MAX_ROWS, Chunks, Table, chunk_tables, filled_groups, span_table
-from .transfer import to_device
+from ._kernels.row_tables import MAX_ROWS, Chunks, Table, chunk_tables, filled_groups, span_table
+
+_ALIGNMENT = 8
+"""Bytes at multiples of which arrays of one copy begin: torch views bytes as a dtype only at multiples of its size."""
 
 SlotIndex = slice | Tensor
 """Rows of a bank: a slice where they are consecutive (a view), an index tensor otherwise (a copy)."""
@@ -256,3 +258,23 @@ def slot_chunks(slots: Tensor, features: int, entries: int = 1 << 17) -> Iterato
     for start in range(0, len(numbers), step):
         rows = slice(start, min(start + step, len(numbers)))
         yield rows, slot_index(numbers[rows], slots.device)
+
+
+def to_device(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tensor]:
+    """The arrays as tensors on `device`, in order; views of one tensor, unless the device is a CPU.
+
+    A GPU gets them from page-locked memory, so that the host need not wait until its queue has come to the copy.
+    """
+    arrays = [np.ascontiguousarray(array) for array in arrays]
+    if device.type == "cpu" or not arrays:
+        return [torch.from_numpy(array) for array in arrays]
+    starts = np.cumsum([0, *(-(-array.nbytes // _ALIGNMENT) * _ALIGNMENT for array in arrays)]).tolist()
+    staging = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=device.type == "cuda")
+    host = staging.numpy()
+    for array, start in zip(arrays, starts, strict=False):
+        host[start : start + array.nbytes] = array.reshape(-1).view(np.uint8)
+    moved = staging.to(device, non_blocking=True)
+    return [
+        moved[start : start + array.nbytes].view(torch.from_numpy(array).dtype).view(array.shape)
+        for array, start in zip(arrays, starts, strict=False)
+    ]

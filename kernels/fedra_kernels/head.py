@@ -9,12 +9,19 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from . import head_torch
-from .checks import check_bank, check_device, check_dtype, check_float, check_index, check_like, check_shape
+from ._kernels.checks import (
+    check_bank,
+    check_device,
+    check_float,
+    check_index,
+    check_like,
+    check_shape,
+    check_sink,
+)
+from ._kernels.head_loss import head_loss, head_loss_backward, torch_loss, torch_loss_backward
+from ._kernels.head_products import group_gradients, group_logits, product_tile
 from .dispatch import use_triton
 from .groups import RowGroups
-from .head_loss import head_loss, head_loss_backward
-from .head_products import head_grads, head_product, product_tile
 
 
 def head_cross_entropy(
@@ -80,13 +87,12 @@ class _HeadCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         if use_triton(features):
             features = features.contiguous()
-            rows = groups.chunks(product_tile(features).rows).rows
-            logits = head_product(features, weight, bias, rows, False)
+        logits = group_logits(features, weight, bias, groups)
+        if use_triton(features):
             losses, correct, log_sums = head_loss(logits, labels, groups.filled, len(groups))
             saved = [logits, log_sums]
         else:
-            logits = head_torch.logits(features, weight, bias, groups)
-            losses, correct, *saved = head_torch.loss(logits, labels, groups)
+            losses, correct, *saved = torch_loss(logits, labels, groups)
         ctx.save_for_backward(features, weight, labels, *saved)
         ctx.groups, ctx.grad_weight, ctx.grad_bias = groups, grad_weight, grad_bias
         ctx.mark_non_differentiable(correct)
@@ -101,20 +107,15 @@ class _HeadCrossEntropy(torch.autograd.Function):
             return (None,) * 7
         features, weight, labels, *saved = ctx.saved_tensors
         groups: RowGroups = ctx.groups
-        sinks = ctx.grad_weight, ctx.grad_bias
         shares = grad_losses * groups.inverse_sizes.to(grad_losses.dtype)
-        grad_features = None
         if use_triton(features):
             rows = groups.chunks(product_tile(features).rows).rows
             grad_logits = head_loss_backward(saved[0], labels, saved[1], shares, rows, features)
-            head_grads(features, grad_logits, groups.filled, *sinks)
-            if ctx.needs_input_grad[0]:
-                grad_features = head_product(grad_logits, weight, None, rows, True)
         else:
-            grad_logits = head_torch.loss_backward(saved[0], labels, shares[groups.row_group], features.dtype)
-            head_torch.add_grads(features, grad_logits, groups, *sinks)
-            if ctx.needs_input_grad[0]:
-                grad_features = head_torch.grad_features(grad_logits, weight, groups)
+            grad_logits = torch_loss_backward(saved[0], labels, shares[groups.row_group], features.dtype)
+        grad_features = group_gradients(
+            features, grad_logits, weight, groups, ctx.grad_weight, ctx.grad_bias, ctx.needs_input_grad[0]
+        )
         return grad_features, *([None] * 6)
 
 
@@ -126,16 +127,11 @@ def check_heads(
     check_float("features", features)
     check_shape("weight", weight, (None, None, features.shape[1]))
     check_shape("bias", bias, weight.shape[:2])
-    check_shape("grad_weight", grad_weight, weight.shape)
-    check_shape("grad_bias", grad_bias, bias.shape)
     if groups.smallest_bank > weight.shape[0]:
         raise ValueError(f"groups: found slot {groups.smallest_bank - 1}, expected slots below {weight.shape[0]}")
     for name, tensor in (("weight", weight), ("bias", bias)):
         check_like(name, tensor, "features", features)
+        check_bank(name, tensor)
     check_device("groups", groups, "features", features)
-    for name, sink in (("grad_weight", grad_weight), ("grad_bias", grad_bias)):
-        check_device(name, sink, "features", features)
-        check_dtype(name, sink, (features.dtype, torch.float32, torch.float64))
-    banks = {"weight": weight, "bias": bias, "grad_weight": grad_weight, "grad_bias": grad_bias}
-    for name, bank in banks.items():
-        check_bank(name, bank)
+    check_sink("grad_weight", grad_weight, weight, "features", features)
+    check_sink("grad_bias", grad_bias, bias, "features", features)

@@ -9,11 +9,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from . import head_torch
+from ._kernels.head_products import group_gradients, group_logits
 from .dispatch import use_triton
 from .groups import RowGroups
 from .head import check_heads
-from .head_products import head_grads, head_product, product_tile
 
 
 def head_logits(
@@ -58,28 +57,21 @@ class _HeadLogits(torch.autograd.Function):
         ctx.groups, ctx.grad_weight, ctx.grad_bias = groups, grad_weight, grad_bias
         if use_triton(features):
             features = features.contiguous()
-            rows = groups.chunks(product_tile(features).rows).rows
-            logits = head_product(features, weight, bias, rows, False)
-        else:
-            logits = head_torch.logits(features, weight, bias, groups)
-            logits = logits if logits.dtype == torch.float64 else logits.float()
+        logits = group_logits(features, weight, bias, groups)
         ctx.save_for_backward(features, weight)
-        return logits
+        return logits if logits.dtype == torch.float64 else logits.float()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_logits: Tensor) -> tuple[Tensor | None, ...]:
         features, weight = ctx.saved_tensors
-        groups: RowGroups = ctx.groups
-        grad_logits = grad_logits.to(features.dtype).contiguous()
-        grad_features = None
-        if use_triton(features):
-            head_grads(features, grad_logits, groups.filled, ctx.grad_weight, ctx.grad_bias)
-            if ctx.needs_input_grad[0]:
-                rows = groups.chunks(product_tile(features).rows).rows
-                grad_features = head_product(grad_logits, weight, None, rows, True)
-        else:
-            head_torch.add_grads(features, grad_logits, groups, ctx.grad_weight, ctx.grad_bias)
-            if ctx.needs_input_grad[0]:
-                grad_features = head_torch.grad_features(grad_logits, weight, groups)
+        grad_features = group_gradients(
+            features,
+            grad_logits.to(features.dtype).contiguous(),
+            weight,
+            ctx.groups,
+            ctx.grad_weight,
+            ctx.grad_bias,
+            ctx.needs_input_grad[0],
+        )
         return grad_features, *([None] * 5)

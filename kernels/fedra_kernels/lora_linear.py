@@ -9,19 +9,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from . import lora_torch
-from .checks import check_bank, check_device, check_dtype, check_float, check_like, check_shape
-from .configs import MAX_RANK, NARROW_RANK
-from .counter_hash import Dropout, dropout_mask, keep_mask
+from ._kernels import lora_torch
+from ._kernels.checks import check_bank, check_device, check_dtype, check_float, check_like, check_shape, check_sink
+from ._kernels.configs import MAX_RANK, NARROW_RANK
+from ._kernels.lora_gemm import gemm_tile, lora_gemm
+from ._kernels.lora_grad import lora_grad_outer, lora_grad_output, lora_grad_reduce, outer_chunk, output_chunk
+from ._kernels.lora_shrink import lora_shrink, shrink_tile
+from ._kernels.lora_single_pass import lora_single_pass, single_pass_tile
+from ._kernels.tile_loads import is_column_major
 from .dispatch import use_triton
+from .dropout import Dropout, dropout_mask, keep_mask
 from .groups import RowGroups
-from .lora_gemm import gemm_tile, lora_gemm
-from .lora_grad_outer import lora_grad_outer, outer_chunk
-from .lora_grad_output import lora_grad_output, output_chunk
-from .lora_grad_reduce import lora_grad_reduce
-from .lora_shrink import lora_shrink, shrink_tile
-from .lora_single_pass import lora_single_pass, single_pass_tile
-from .tile_loads import is_column_major
 
 SINGLE_PASS_OUTPUTS = 4096
 """Wider layers hide the extra read of x better than the repeated shrink of each column tile."""
@@ -291,7 +289,4 @@ def _check(
     check_bank("lora_b", lora_b)
     for name, sink, bank in (("grad_a", grad_a, lora_a), ("grad_b", grad_b, lora_b)):
         if sink is not None:
-            check_shape(name, sink, bank.shape)
-            check_device(name, sink, "x", x)
-            check_dtype(name, sink, (x.dtype, torch.float32, torch.float64))
-            check_bank(name, sink)
+            check_sink(name, sink, bank, "x", x)

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .checks import check_index, check_like, check_shape, check_stream, stream_rows
+from ._kernels.checks import check_index, check_like, check_shape, check_stream, stream_rows
 from .dispatch import in_place, launch, register, use_triton
 
 SCHEMA = "scatter_add_(Tensor(a!) residual, Tensor y, Tensor index, Tensor? scale) -> ()"
@@ -87,6 +87,7 @@ def scatter_add_kernel(
     BLOCK_D: tl.constexpr,
     SCALED: tl.constexpr,
 ):
+    """One program adds some columns of some rows."""
     row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     target = tl.load(index_ptr + row, mask=row < rows, other=-1)

@@ -7,10 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .bank_pieces import bank_piece, piece_grid
+from ._kernels.optimizers import check_step, step_rows
+from ._kernels.row_tables import bank_piece, piece_grid
 from .dispatch import in_place, launch, register, use_triton
-from .optimizer_checks import check_bank_state, check_per_slot
-from .optimizer_torch import step_rows
 
 SCHEMA = (
     "sgd_(Tensor(a!) param, Tensor(b!) grad, Tensor(c!)? momentum_buffer, Tensor(d!)? shadow, Tensor slots, "
@@ -52,8 +51,7 @@ def sgd(
     Raises:
         ValueError: a shape, dtype, device or slot does not fit.
     """
-    check_bank_state(param, slots, {"grad": grad, "momentum_buffer": momentum_buffer}, shadow)
-    check_per_slot(param, slots, {"lr": lr, "clip": clip}, step)
+    check_step(param, {"grad": grad, "momentum_buffer": momentum_buffer}, shadow, slots, lr, clip, step)
     if (momentum_buffer is None) != (momentum == 0.0):
         found = "None" if momentum_buffer is None else "a tensor"
         raise ValueError(f"momentum_buffer: found {found}, expected None exactly when momentum is 0")
@@ -111,6 +109,7 @@ def sgd_kernel(
     SHADOW: tl.constexpr,
     ZERO_GRAD: tl.constexpr,
 ):
+    """One program steps one piece of one slot."""
     number, _, offset = bank_piece(entries, BLOCK)
     slot = tl.load(slots_ptr + number)
     mask = (offset < entries) & (slot >= 0) & (slot < slot_count)

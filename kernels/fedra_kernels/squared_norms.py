@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import check_bank, check_float, check_index, check_shape
+from ._kernels.checks import check_bank, check_float, check_index, check_shape
 from .dispatch import launch, register, use_triton
 from .groups import bank_rows, slot_chunks
 

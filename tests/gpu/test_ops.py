@@ -14,8 +14,6 @@ from fedra_kernels import (
     finish_aggregate,
     gather_norm,
     gather_norm_reference,
-    gather_rows,
-    gather_rows_reference,
     gelu,
     head_cross_entropy,
     head_cross_entropy_reference,
@@ -23,15 +21,13 @@ from fedra_kernels import (
     head_logits_reference,
     scatter_add,
     scatter_add_reference,
-    scatter_rows,
-    scatter_rows_reference,
     sgd,
     sgd_reference,
     squared_norms,
     squared_norms_reference,
     swiglu,
 )
-from fedra_kernels.counter_hash import keep_mask
+from fedra_kernels.dropout import keep_mask
 
 from ..kernels.blocks import mlp_branch
 from ..kernels.cases import TOLERANCE, assert_close, lora_case
@@ -130,12 +126,6 @@ def test_scatter_add_equals_its_reference(dtype, width, scaled):
         {"sum": expected, "residual": wants[0], "y": wants[1]},
         _tolerance(dtype),
     )
-
-
-def test_rows_are_gathered_and_scattered():
-    x, rows, index = _randn(40, 5, WIDTH, seed=1), _randn(30, 5, WIDTH, seed=2), _index(40, 30)
-    assert torch.equal(gather_rows(x, index), gather_rows_reference(x, index))
-    assert torch.equal(scatter_rows(x, rows, index), scatter_rows_reference(x, rows, index))
 
 
 @pytest.mark.parametrize("dropout", [None, 0.3])

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from fedra_kernels import Dropout, RowGroups, adamw, aggregate, lora_linear, sgd, squared_norms
-from fedra_kernels.activation_kernels import activation_backward, activation_forward, activation_tile
-from fedra_kernels.gather_norm_backward import gather_norm_backward
-from fedra_kernels.gather_norm_forward import gather_norm_forward, norm_tile
-from fedra_kernels.head_loss import head_loss, head_loss_backward
-from fedra_kernels.head_products import head_grads, head_product, product_tile
+from fedra_kernels._kernels.activation import activation_backward, activation_forward, activation_tile
+from fedra_kernels._kernels.gather_norm import gather_norm_backward, gather_norm_forward, norm_tile
+from fedra_kernels._kernels.head_loss import head_loss, head_loss_backward
+from fedra_kernels._kernels.head_products import head_grads, head_product, product_tile
 from fedra_kernels.scatter_add import scatter_add_rows
 
 from .helpers import randn

@@ -16,8 +16,8 @@ from fedra_kernels import RowGroups
 
 def kernel_modules() -> list[ModuleType]:
     """Every module of the package."""
-    names = [module.name for module in pkgutil.iter_modules(fedra_kernels.__path__)]
-    return [importlib.import_module(f"fedra_kernels.{name}") for name in names]
+    names = [module.name for module in pkgutil.walk_packages(fedra_kernels.__path__, "fedra_kernels.")]
+    return [importlib.import_module(name) for name in names]
 
 
 def kernel_names() -> set[str]:

@@ -11,7 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
-from fedra_kernels.aot import compile_only
+from benchmarks.kernels.aot import compile_only
 
 TABLES = {
     "index_ptr", "labels_ptr", "slots_ptr", "starts_ptr", "weights_ptr", "lr_ptr", "clip_ptr", "step_ptr", "shares_ptr",

@@ -6,8 +6,9 @@ import pytest
 import torch
 import triton
 
-from fedra_kernels import aot, aot_cases, dispatch
-from fedra_kernels.aot import ARCHITECTURES, build_launcher, compile_only
+from benchmarks.kernels import aot, aot_cases
+from benchmarks.kernels.aot import ARCHITECTURES, build_launcher, compile_only
+from fedra_kernels import dispatch
 
 
 class Gpu:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fedra_kernels import RowGroups
-from fedra_kernels.row_tables import MAX_ROWS
+from fedra_kernels._kernels.row_tables import MAX_ROWS
 
 from .helpers import make_groups
 

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from fedra_kernels import adamw, adamw_reference, optimizer_torch, sgd, sgd_reference, squared_norms
-from fedra_kernels.checks import FLOAT_DTYPES
+from fedra_kernels import adamw, adamw_reference, sgd, sgd_reference, squared_norms
+from fedra_kernels._kernels import optimizers
+from fedra_kernels._kernels.checks import FLOAT_DTYPES
 
 from .helpers import randn, relative_error
 
@@ -169,7 +170,7 @@ def test_clients_at_other_rates_and_steps_share_a_launch(step, monkeypatch):
     """Cut into batches of one row, or in one: the same numbers."""
     banks = _banks([torch.float64] * 4)
     step(banks, torch.tensor([1, 2, 3]))
-    monkeypatch.setattr(optimizer_torch, "_BATCH_ENTRIES", 300)
+    monkeypatch.setattr(optimizers, "_BATCH_ENTRIES", 300)
     again = _banks([torch.float64] * 4)
     step(again, torch.tensor([1, 2, 3]))
     torch.testing.assert_close(again, banks, rtol=1e-13, atol=0.0)

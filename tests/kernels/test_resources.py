@@ -2,9 +2,9 @@
 
 import pytest
 
-from fedra_kernels import aot_cases
-from fedra_kernels.aot import ARCHITECTURES
-from fedra_kernels.configs import choose, shape_class
+from benchmarks.kernels import aot_cases
+from benchmarks.kernels.aot import ARCHITECTURES
+from fedra_kernels._kernels.configs import choose, shape_class
 
 from .helpers import kernel_modules, kernel_names
 
@@ -34,8 +34,8 @@ def test_kernels_stay_within_the_limits_of_each_architecture(architecture, monke
 
     tables = {}
     for module in kernel_modules():
-        for name in ("CONFIGS", "DROPOUT_CONFIGS"):
-            if hasattr(module, name):
+        for name in vars(module):
+            if name.endswith("CONFIGS"):
                 tables[f"{module.__name__}.{name}"] = getattr(module, name)
                 monkeypatch.setattr(module, "choose", recorded)
     measured = aot_cases.measure(architecture)

@@ -10,7 +10,7 @@ from itertools import product
 
 import pytest
 
-from fedra_kernels.aot_cases import Shapes, cases
+from benchmarks.kernels.aot_cases import Shapes, cases
 
 from .helpers import kernel_names
 from .launches import TABLES, Launch, record_launches

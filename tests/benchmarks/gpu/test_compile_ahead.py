@@ -20,10 +20,10 @@ from benchmarks.gpu.ops import Widths, run_op
 from benchmarks.gpu.shapes import SMALL_VIT
 from benchmarks.gpu.sizes import GPU, REHEARSAL, ReportSizes
 from benchmarks.gpu.workload import CPU, SGD, Workload
+from benchmarks.kernels import aot
+from benchmarks.kernels.aot import compile_only
 from benchmarks.kernels.cases import Sizes
-from fedra_kernels import aot
-from fedra_kernels.aot import compile_only
-from fedra_kernels.configs import Tile
+from fedra_kernels._kernels.configs import Tile
 from fedra_kernels.scatter_add import scatter_add_kernel
 
 

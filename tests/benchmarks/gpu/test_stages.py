@@ -29,8 +29,8 @@ from benchmarks.kernels.cases import ENGINE
 from benchmarks.kernels.measure import TIME_UP, kernel_cases
 from benchmarks.kernels.work import H100, Peaks
 from fedra_kernels import dispatch
-from fedra_kernels.configs import Tile
-from fedra_kernels.lora_gemm import CONFIGS
+from fedra_kernels._kernels.configs import Tile
+from fedra_kernels._kernels.lora_gemm import CONFIGS
 
 CPU = torch.device("cpu")
 TINY = VitShape(width=32, hidden=64, depth=3, heads=2, image=16, patch=8, classes=5, rank=4, pool=8)

@@ -17,8 +17,8 @@ from benchmarks.gpu.shapes import VitShape
 from benchmarks.gpu.sizes import Point
 from benchmarks.gpu.steps import STEPS, StepCost, kind_of, step_cost
 from benchmarks.gpu.workload import Workload
+from benchmarks.kernels.aot import compile_only
 from fedra_engine.execution.sweep import SweepExecutor
-from fedra_kernels.aot import compile_only
 from fedra_kernels.dispatch import StandIn, launches_taken_by
 
 CPU = torch.device("cpu")

@@ -16,7 +16,7 @@ from fedra_kernels import (
     scatter_add_reference,
     swiglu,
 )
-from fedra_kernels.counter_hash import keep_mask
+from fedra_kernels.dropout import keep_mask
 
 from ..cases import TOLERANCE, assert_close, lora_case, surrounded
 from ..helpers import randn

@@ -19,19 +19,22 @@ from fedra_kernels import (
     squared_norms,
     swiglu,
 )
-from fedra_kernels.activation_kernels import activation_backward, activation_forward, activation_tile
+from fedra_kernels._kernels.activation import activation_backward, activation_forward, activation_tile
+from fedra_kernels._kernels.gather_norm import gather_norm_backward, gather_norm_forward, norm_tile
+from fedra_kernels._kernels.head_loss import head_loss, head_loss_backward
+from fedra_kernels._kernels.head_products import head_grads, head_product, product_tile
+from fedra_kernels._kernels.lora_gemm import gemm_tile, lora_gemm
+from fedra_kernels._kernels.lora_grad import (
+    lora_grad_outer,
+    lora_grad_output,
+    lora_grad_reduce,
+    outer_chunk,
+    output_chunk,
+)
+from fedra_kernels._kernels.lora_shrink import lora_shrink, shrink_tile
+from fedra_kernels._kernels.lora_single_pass import lora_single_pass, single_pass_tile
 from fedra_kernels.adamw import adamw_rows
 from fedra_kernels.aggregate import aggregate_rows
-from fedra_kernels.gather_norm_backward import gather_norm_backward
-from fedra_kernels.gather_norm_forward import gather_norm_forward, norm_tile
-from fedra_kernels.head_loss import head_loss, head_loss_backward
-from fedra_kernels.head_products import head_grads, head_product, product_tile
-from fedra_kernels.lora_gemm import gemm_tile, lora_gemm
-from fedra_kernels.lora_grad_outer import lora_grad_outer, outer_chunk
-from fedra_kernels.lora_grad_output import lora_grad_output, output_chunk
-from fedra_kernels.lora_grad_reduce import lora_grad_reduce
-from fedra_kernels.lora_shrink import lora_shrink, shrink_tile
-from fedra_kernels.lora_single_pass import lora_single_pass, single_pass_tile
 from fedra_kernels.scatter_add import scatter_add_rows
 from fedra_kernels.sgd import sgd_rows
 from fedra_kernels.squared_norms import squared_norms_rows

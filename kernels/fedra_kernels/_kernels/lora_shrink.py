@@ -6,10 +6,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configs import ConfigTable, Tile, choose, rank_block
-from .counter_hash_kernels import keep_entries, row_seeds
-from .dispatch import dot_precision, launch, register
-from .row_tables_kernels import load_chunk
+from ..dispatch import launch, register
+from .configs import ConfigTable, Tile, choose, low_rank_options
+from .counter_hash import keep_entries, row_seeds
+from .row_tables import load_chunk
 
 SCHEMA = (
     "lora_shrink(Tensor x, Tensor factor, Tensor chunks, Tensor? scales, float gain, "
@@ -17,36 +17,17 @@ SCHEMA = (
 )
 
 CONFIGS: ConfigTable = {
-    "sm_80": {
-        "narrow": Tile(64, 1, 128, 4, 4),
-        "wide": Tile(64, 1, 64, 4, 3),
-        "float": Tile(64, 1, 32, 4, 3),
-    },
-    "sm_90": {
-        "narrow": Tile(64, 1, 128, 4, 4),
-        "wide": Tile(64, 1, 64, 4, 4),
-        "float": Tile(64, 1, 32, 4, 3),
-    },
-    "sm_100": {
-        "narrow": Tile(128, 1, 64, 4, 3),
-        "wide": Tile(128, 1, 64, 4, 3),
-        "float": Tile(64, 1, 32, 4, 3),
-    },
-    "gfx942": {
-        "narrow": Tile(64, 1, 128, 4, 2),
-        "wide": Tile(64, 1, 64, 4, 2),
-        "float": Tile(64, 1, 32, 4, 2),
-    },
-    "small": {
-        "narrow": Tile(64, 1, 128, 4, 3),
-        "wide": Tile(64, 1, 64, 4, 3),
-        "float": Tile(64, 1, 32, 4, 2),
-    },
+    "sm_80": {"narrow": Tile(64, 1, 128, 4, 4), "wide": Tile(64, 1, 64, 4, 3), "float": Tile(64, 1, 32, 4, 3)},
+    "sm_90": {"narrow": Tile(64, 1, 128, 4, 4), "wide": Tile(64, 1, 64, 4, 4), "float": Tile(64, 1, 32, 4, 3)},
+    "sm_100": {"narrow": Tile(128, 1, 64, 4, 3), "wide": Tile(128, 1, 64, 4, 3), "float": Tile(64, 1, 32, 4, 3)},
+    "gfx942": {"narrow": Tile(64, 1, 128, 4, 2), "wide": Tile(64, 1, 64, 4, 2), "float": Tile(64, 1, 32, 4, 2)},
+    "small": {"narrow": Tile(64, 1, 128, 4, 3), "wide": Tile(64, 1, 64, 4, 3), "float": Tile(64, 1, 32, 4, 2)},
     "interpreter": dict.fromkeys(("narrow", "wide", "float"), Tile(16, 1, 32, 4, 1)),
 }
 
 
 def shrink_tile(x: Tensor, rank: int) -> Tile:
+    """The tile of `lora_shrink`."""
     return choose(CONFIGS, x, rank)
 
 
@@ -72,6 +53,7 @@ def lora_shrink_kernel(
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """One program makes S of one chunk."""
     first, end, slot, group, group_start = load_chunk(chunks_ptr, tl.program_id(0))
     row = first + tl.arange(0, BLOCK_M)
     depth = tl.arange(0, BLOCK_K)
@@ -103,20 +85,11 @@ def lora_shrink_kernel(
     tl.store(shrunk_ptrs, total.to(shrunk_ptr.dtype.element_ty), mask=row_mask & rank_mask)
 
 
-def _fake(
-    x: Tensor,
-    factor: Tensor,
-    chunks: Tensor,
-    scales: Tensor | None,
-    gain: float,
-    keys: Tensor | None,
-    threshold: int,
-    transposed: bool,
-) -> Tensor:
+def _output(x: Tensor, factor: Tensor, transposed: bool) -> Tensor:
     return x.new_empty(x.shape[0], factor.shape[2 if transposed else 1])
 
 
-@register(SCHEMA, _fake)
+@register(SCHEMA, lambda x, factor, *rest: _output(x, factor, rest[-1]))
 def lora_shrink(
     x: Tensor,
     factor: Tensor,
@@ -135,7 +108,7 @@ def lora_shrink(
     rank_dim, depth_dim = (2, 1) if transposed else (1, 2)
     rank = factor.shape[rank_dim]
     tile = shrink_tile(x, rank)
-    shrunk = x.new_empty(x.shape[0], rank)
+    shrunk = _output(x, factor, transposed)
     launch(
         lora_shrink_kernel,
         (chunks.shape[0],),
@@ -151,13 +124,11 @@ def lora_shrink(
         gain,
         threshold,
         K=x.shape[1],
-        RANK=rank,
-        RANK_BLOCK=rank_block(rank),
         BLOCK_M=tile.rows,
         BLOCK_K=tile.depth,
         SCALED=scales is not None,
         DROPOUT=keys is not None,
-        PRECISION=dot_precision(x),
+        **low_rank_options(x, rank),
         **tile.options,
     )
     return shrunk

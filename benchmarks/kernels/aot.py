@@ -19,7 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia import driver as nvidia
 
-from .dispatch import StandIn, launches_taken_by
+from fedra_kernels.dispatch import StandIn, launches_taken_by
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ class Compilation(StandIn):
         self.kernels: list[tuple[str, Any]] = []
 
     def take(self, kernel: Any, grid: tuple[int, ...], args: Sequence[Any], options: Mapping[str, Any]) -> None:
+        """Compile the launch and keep the kernel."""
         self.kernels.append((kernel.fn.__name__, kernel.warmup(*args, grid=grid, **options)))
 
 

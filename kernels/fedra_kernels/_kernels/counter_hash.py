@@ -1,4 +1,4 @@
-"""The Triton half of `counter_hash`: bit for bit the same mask as `keep_mask`."""
+"""The Triton half of the counter hash of `dropout`: bit for bit the same mask as `keep_mask`."""
 
 import triton
 import triton.language as tl

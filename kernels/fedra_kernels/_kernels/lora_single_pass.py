@@ -10,11 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configs import ConfigTable, Tile, choose, rank_block
-from .dispatch import dot_precision, launch, register
+from ..dispatch import launch, register
+from .configs import ConfigTable, Tile, choose, low_rank_options
 from .lora_gemm import expand_operands, swizzled_tile
-from .row_tables_kernels import load_filled, load_span
-from .tile_loads import block_reference, is_column_major, row_block, use_descriptors, weight_block
+from .row_tables import load_filled, load_span
+from .tile_loads import product_operands, row_block, weight_block
 
 SCHEMA = (
     "lora_single_pass(Tensor x, Tensor weight, Tensor? bias, Tensor lora_a, Tensor lora_b, Tensor spans, "
@@ -32,6 +32,7 @@ CONFIGS: ConfigTable = {
 
 
 def single_pass_tile(x: Tensor, rank: int) -> Tile:
+    """The tile of `lora_single_pass`."""
     return choose(CONFIGS, x, rank)
 
 
@@ -71,6 +72,7 @@ def lora_single_pass_kernel(
     PRECISION: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
 ):
+    """One program makes one tile of y; those of the first columns also store S."""
     tile_m, tile_n = swizzled_tile(tl.program_id(0), row_tiles, tl.cdiv(N, BLOCK_N), 8)
     row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -118,20 +120,11 @@ def lora_single_pass_kernel(
     tl.store(y_ptrs, total.to(y_ptr.dtype.element_ty), mask=row_mask[:, None] & column_mask[None, :])
 
 
-def _fake(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    lora_a: Tensor,
-    lora_b: Tensor,
-    spans: Tensor,
-    filled: Tensor,
-    scales: Tensor,
-) -> tuple[Tensor, Tensor]:
+def _outputs(x: Tensor, weight: Tensor, lora_a: Tensor) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape[0], weight.shape[0]), x.new_empty(x.shape[0], lora_a.shape[1])
 
 
-@register(SCHEMA, _fake)
+@register(SCHEMA, lambda x, weight, bias, lora_a, *_: _outputs(x, weight, lora_a))
 def lora_single_pass(
     x: Tensor,
     weight: Tensor,
@@ -149,18 +142,13 @@ def lora_single_pass(
     """
     rank = lora_a.shape[1]
     tile = single_pass_tile(x, rank)
-    columns, depth = weight.shape
-    y = x.new_empty(x.shape[0], columns)
-    shrunk = x.new_empty(x.shape[0], rank)
-    column_major = is_column_major(weight)
-    matrix = weight.T if column_major else weight
-    descriptors = use_descriptors(tile, x, matrix)
-    weight_shape = (tile.depth, tile.columns) if column_major else (tile.columns, tile.depth)
+    y, shrunk = _outputs(x, weight, lora_a)
+    left, right, flipped, descriptors = product_operands(tile, x, weight, False)
     launch(
         lora_single_pass_kernel,
-        (spans.shape[0] * triton.cdiv(columns, tile.columns),),
-        block_reference(x, (tile.rows, tile.depth), descriptors),
-        block_reference(matrix, weight_shape, descriptors),
+        (spans.shape[0] * triton.cdiv(y.shape[1], tile.columns),),
+        left,
+        right,
         bias,
         lora_a,
         lora_b,
@@ -173,17 +161,12 @@ def lora_single_pass(
         spans.shape[0],
         lora_a.stride(0),
         lora_b.stride(0),
-        N=columns,
-        K=depth,
-        RANK=rank,
-        RANK_BLOCK=rank_block(rank),
-        BLOCK_M=tile.rows,
-        BLOCK_N=tile.columns,
-        BLOCK_K=tile.depth,
-        TRANSPOSED=column_major,
+        N=y.shape[1],
+        K=x.shape[1],
+        TRANSPOSED=flipped,
         HAS_BIAS=bias is not None,
-        PRECISION=dot_precision(x),
         DESCRIPTORS=descriptors,
-        **tile.options,
+        **low_rank_options(x, rank),
+        **tile.product_options,
     )
     return y, shrunk

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .dispatch import architecture
+from ..dispatch import architecture, dot_precision
 
 MAX_RANK = 128
 NARROW_RANK = 32
@@ -34,11 +34,22 @@ class Tile:
 
     @property
     def options(self) -> dict[str, int]:
+        """The launch options."""
         return {"num_warps": self.warps, "num_stages": self.stages}
+
+    @property
+    def product_options(self) -> dict[str, int]:
+        """The block shape as kernels of products of matrices take it, and the launch options."""
+        return {"BLOCK_M": self.rows, "BLOCK_N": self.columns, "BLOCK_K": self.depth, **self.options}
 
 
 ConfigTable = Mapping[str, Mapping[str, Tile]]
 """Tile by architecture (sm_80, sm_90, sm_100, gfx942, small, interpreter), then by shape class."""
+
+
+def any_rank(half: Tile, single: Tile) -> Mapping[str, Tile]:
+    """The tiles of a kernel that has one for 16-bit dtypes, whatever the rank, and one for fp32."""
+    return {"narrow": half, "wide": half, "float": single}
 
 
 def shape_class(dtype: torch.dtype, rank: int) -> str:
@@ -61,3 +72,8 @@ def rank_step(dtype: torch.dtype, rank: int) -> int:
 def rank_block(rank: int) -> int:
     """The rank padded to what tl.dot takes: a power of two of at least 16."""
     return max(16, 1 << (rank - 1).bit_length())
+
+
+def low_rank_options(x: Tensor, rank: int) -> dict[str, int | str]:
+    """What every kernel with a low-rank product of x is told about it."""
+    return {"RANK": rank, "RANK_BLOCK": rank_block(rank), "PRECISION": dot_precision(x)}

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .dispatch import nothing_runs, use_triton
-from .groups import RowGroups
+from ..dispatch import nothing_runs, use_triton
+from ..groups import RowGroups
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FLOAT_DTYPES = (*KERNEL_DTYPES, torch.float64)
@@ -58,6 +58,14 @@ def check_bank(name: str, bank: Tensor) -> None:
                 "expected contiguous dimensions behind the slot dimension"
             )
         expected *= size
+
+
+def check_sink(name: str, sink: Tensor, bank: Tensor, x_name: str, x: Tensor) -> None:
+    """Raise ValueError unless a gradient sink is shaped as its bank, on x's device, and of x's dtype or a wider one."""
+    check_shape(name, sink, bank.shape)
+    check_device(name, sink, x_name, x)
+    check_dtype(name, sink, (x.dtype, torch.float32, torch.float64))
+    check_bank(name, sink)
 
 
 def check_stream(name: str, stream: Tensor) -> None:

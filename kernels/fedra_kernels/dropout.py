@@ -39,7 +39,7 @@ class Dropout:
     @property
     def threshold(self) -> int:
         """An entry is kept where its int32 hash is at least this."""
-        return dropout_threshold(self.p)
+        return min(round(self.p * 2**32), 2**32 - 1) - 2**31
 
 
 def dropout_key(*parts: int) -> int:
@@ -70,10 +70,6 @@ def splitmix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
         state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return state ^ (state >> np.uint64(31))
-
-
-def dropout_threshold(p: float) -> int:
-    return min(round(p * 2**32), 2**32 - 1) - 2**31
 
 
 def dropout_mask(

@@ -1,4 +1,4 @@
-"""Triton kernel of `gather_norm`. Rows are read in pieces: a whole row in registers would spill."""
+"""Triton kernels of `gather_norm`. Rows are read in pieces: a whole row in registers would spill."""
 
 from __future__ import annotations
 
@@ -9,17 +9,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configs import ConfigTable, Tile, choose, rank_block
-from .counter_hash_kernels import keep_entries, row_seeds
-from .dispatch import dot_precision, launch, register
-from .row_tables_kernels import load_chunk
+from ..dispatch import in_place, launch, register
+from .configs import ConfigTable, Tile, choose, low_rank_options
+from .counter_hash import keep_entries, row_seeds
+from .row_tables import load_chunk
 
 MAX_SHRINKS = 3
 
-SCHEMA = (
+FORWARD_SCHEMA = (
     "gather_norm_forward(Tensor hidden, Tensor index, Tensor weight, Tensor? bias, float eps, bool rms, "
     "bool save, Tensor[] lora_a, Tensor? chunks, Tensor[] keys, int threshold) -> Tensor[]"
 )
+BACKWARD_SCHEMA = (
+    "gather_norm_backward(Tensor grad_x, Tensor index, Tensor weight, Tensor rows, Tensor mean, "
+    "Tensor inverse, bool rms, Tensor(a!) grad_hidden) -> ()"
+)
+BACKWARD_ROWS = 16
+BACKWARD_COLUMNS = 128
 
 CONFIGS: ConfigTable = {
     "sm_80": {"narrow": Tile(64, 64, 1, 8, 2), "float": Tile(32, 32, 1, 4, 2)},
@@ -32,6 +38,7 @@ CONFIGS: ConfigTable = {
 
 
 def norm_tile(hidden: Tensor, lora_a: Sequence[Tensor]) -> Tile:
+    """The tile of `gather_norm_forward`."""
     return choose(CONFIGS, hidden, lora_a[0].shape[1] if lora_a else 1)
 
 
@@ -87,6 +94,7 @@ def gather_norm_kernel(
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """One program normalizes one block of rows: once over their pieces for the moments, once for x and each S."""
     program = tl.program_id(0)
     if SHRINKS > 0:
         first, end, slot, group, group_start = load_chunk(chunks_ptr, program)
@@ -186,23 +194,10 @@ def _outputs(hidden: Tensor, index: Tensor, save: bool, lora_a: list[Tensor]) ->
     ]
 
 
-def _fake(
-    hidden: Tensor,
-    index: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    eps: float,
-    rms: bool,
-    save: bool,
-    lora_a: list[Tensor],
-    chunks: Tensor | None,
-    keys: list[Tensor],
-    threshold: int,
-) -> list[Tensor]:
-    return _outputs(hidden, index, save, lora_a)
-
-
-@register(SCHEMA, _fake)
+@register(
+    FORWARD_SCHEMA,
+    lambda hidden, index, weight, bias, eps, rms, save, lora_a, *_: _outputs(hidden, index, save, lora_a),
+)
 def gather_norm_forward(
     hidden: Tensor,
     index: Tensor,
@@ -226,7 +221,6 @@ def gather_norm_forward(
     x, rows, mean, inverse, *shrunk = outputs
     absent = [None] * (MAX_SHRINKS - len(lora_a))
     programs = triton.cdiv(index.shape[0], tile.rows) if chunks is None else chunks.shape[0]
-    rank = lora_a[0].shape[1] if lora_a else 1
     launch(
         gather_norm_kernel,
         (programs,),
@@ -252,8 +246,6 @@ def gather_norm_forward(
         eps,
         threshold,
         D=hidden.shape[1],
-        RANK=rank,
-        RANK_BLOCK=rank_block(rank),
         BLOCK_M=tile.rows,
         BLOCK_D=tile.columns,
         RMS=rms,
@@ -261,7 +253,92 @@ def gather_norm_forward(
         SAVE=save,
         SHRINKS=len(lora_a),
         DROPOUT=bool(keys),
-        PRECISION=dot_precision(hidden),
+        **low_rank_options(hidden, lora_a[0].shape[1] if lora_a else 1),
         **tile.options,
     )
     return outputs
+
+
+@triton.jit(do_not_specialize=["index_ptr", "rows", "stream_rows"])
+def gather_norm_backward_kernel(
+    grad_x_ptr,
+    index_ptr,
+    weight_ptr,
+    rows_ptr,
+    mean_ptr,
+    inverse_ptr,
+    grad_hidden_ptr,
+    rows,
+    stream_rows,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    RMS: tl.constexpr,
+):
+    """One program makes the gradient of one block of rows."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row_mask = row < rows
+    row_offset = row[:, None] * D
+    mean = tl.load(mean_ptr + row, mask=row_mask, other=0.0)[:, None]
+    inverse = tl.load(inverse_ptr + row, mask=row_mask, other=0.0)[:, None]
+    piece = tl.arange(0, BLOCK_D)
+    grad_sum = tl.zeros((BLOCK_M,), tl.float32)
+    grad_dot = tl.zeros((BLOCK_M,), tl.float32)
+    for d in range(0, D, BLOCK_D):
+        inside = (d + piece < D)[None, :]
+        offset = row_offset + (d + piece)[None, :]
+        mask = row_mask[:, None] & inside
+        weight = tl.load(weight_ptr + (d + piece)[None, :], mask=inside, other=0.0).to(tl.float32)
+        grad = tl.load(grad_x_ptr + offset, mask=mask, other=0.0).to(tl.float32) * weight
+        hidden = tl.load(rows_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+        grad_dot += tl.sum(grad * (hidden - mean) * inverse, axis=1)
+        grad_sum += tl.sum(grad, axis=1)
+    target = tl.load(index_ptr + row, mask=row_mask, other=-1)
+    inside_stream = (target >= 0) & (target < stream_rows)
+    mean_grad = (grad_sum / D)[:, None]
+    mean_dot = (grad_dot / D)[:, None]
+    for d in range(0, D, BLOCK_D):
+        inside = (d + piece < D)[None, :]
+        offset = row_offset + (d + piece)[None, :]
+        mask = row_mask[:, None] & inside
+        weight = tl.load(weight_ptr + (d + piece)[None, :], mask=inside, other=0.0).to(tl.float32)
+        grad = tl.load(grad_x_ptr + offset, mask=mask, other=0.0).to(tl.float32) * weight
+        hidden = tl.load(rows_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+        grad -= (hidden - mean) * inverse * mean_dot
+        if not RMS:
+            grad -= mean_grad
+        grad *= inverse
+        target_ptrs = grad_hidden_ptr + target[:, None] * D + (d + piece)[None, :]
+        tl.store(target_ptrs, grad.to(grad_hidden_ptr.dtype.element_ty), mask=inside_stream[:, None] & inside)
+
+
+@register(BACKWARD_SCHEMA, in_place)
+def gather_norm_backward(
+    grad_x: Tensor,
+    index: Tensor,
+    weight: Tensor,
+    rows: Tensor,
+    mean: Tensor,
+    inverse: Tensor,
+    rms: bool,
+    grad_hidden: Tensor,
+) -> None:
+    """Write the gradient of the gathered rows into the rows `index` of grad_hidden."""
+    launch(
+        gather_norm_backward_kernel,
+        (triton.cdiv(rows.shape[0], BACKWARD_ROWS),),
+        grad_x,
+        index,
+        weight,
+        rows,
+        mean,
+        inverse,
+        grad_hidden,
+        rows.shape[0],
+        grad_hidden.shape[0],
+        D=rows.shape[1],
+        BLOCK_M=BACKWARD_ROWS,
+        BLOCK_D=BACKWARD_COLUMNS,
+        RMS=rms,
+        num_warps=4,
+    )

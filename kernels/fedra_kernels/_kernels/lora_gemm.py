@@ -11,11 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configs import ConfigTable, Tile, choose, rank_block, rank_step
-from .counter_hash_kernels import keep_entries, row_seeds
-from .dispatch import dot_precision, launch, register
-from .row_tables_kernels import load_filled, load_span
-from .tile_loads import block_reference, is_column_major, row_block, use_descriptors, weight_block
+from ..dispatch import launch, register
+from .configs import ConfigTable, Tile, any_rank, choose, low_rank_options, rank_step
+from .counter_hash import keep_entries, row_seeds
+from .row_tables import load_filled, load_span
+from .tile_loads import product_operands, row_block, weight_block
 
 SCHEMA = (
     "lora_gemm(Tensor x, Tensor weight, Tensor? bias, Tensor shrunk, Tensor expand, Tensor spans, "
@@ -23,74 +23,27 @@ SCHEMA = (
 )
 
 CONFIGS: ConfigTable = {
-    "sm_80": {
-        "narrow": Tile(128, 128, 64, 8, 4),
-        "wide": Tile(128, 128, 64, 8, 4),
-        "float": Tile(64, 64, 16, 8, 3),
-    },
-    "sm_90": {
-        "narrow": Tile(128, 256, 64, 8, 3, True),
-        "wide": Tile(128, 256, 64, 8, 3, True),
-        "float": Tile(64, 64, 16, 8, 3),
-    },
-    "sm_100": {
-        "narrow": Tile(128, 256, 64, 8, 3, True),
-        "wide": Tile(128, 256, 64, 8, 3, True),
-        "float": Tile(64, 64, 16, 8, 3),
-    },
-    "gfx942": {
-        "narrow": Tile(128, 128, 32, 8, 2),
-        "wide": Tile(128, 128, 32, 8, 2),
-        "float": Tile(64, 64, 16, 8, 2),
-    },
-    "small": {
-        "narrow": Tile(64, 128, 64, 4, 3),
-        "wide": Tile(64, 128, 64, 4, 3),
-        "float": Tile(64, 64, 16, 8, 2),
-    },
-    "interpreter": {
-        "narrow": Tile(32, 32, 32, 4, 1, True),
-        "wide": Tile(32, 32, 32, 4, 1, True),
-        "float": Tile(32, 32, 32, 4, 1),
-    },
+    "sm_80": any_rank(Tile(128, 128, 64, 8, 4), Tile(64, 64, 16, 8, 3)),
+    "sm_90": any_rank(Tile(128, 256, 64, 8, 3, True), Tile(64, 64, 16, 8, 3)),
+    "sm_100": any_rank(Tile(128, 256, 64, 8, 3, True), Tile(64, 64, 16, 8, 3)),
+    "gfx942": any_rank(Tile(128, 128, 32, 8, 2), Tile(64, 64, 16, 8, 2)),
+    "small": any_rank(Tile(64, 128, 64, 4, 3), Tile(64, 64, 16, 8, 2)),
+    "interpreter": any_rank(Tile(32, 32, 32, 4, 1, True), Tile(32, 32, 32, 4, 1)),
 }
 
 # The mask of the input gradient lives beside the accumulator.
 DROPOUT_CONFIGS: ConfigTable = {
-    "sm_80": {
-        "narrow": Tile(128, 64, 64, 8, 4),
-        "wide": Tile(128, 64, 64, 8, 4),
-        "float": Tile(64, 64, 16, 8, 3),
-    },
-    "sm_90": {
-        "narrow": Tile(128, 128, 64, 8, 4, True),
-        "wide": Tile(128, 128, 64, 8, 4, True),
-        "float": Tile(64, 64, 16, 8, 2),
-    },
-    "sm_100": {
-        "narrow": Tile(128, 128, 64, 8, 4, True),
-        "wide": Tile(128, 128, 64, 8, 4, True),
-        "float": Tile(64, 64, 16, 8, 3),
-    },
-    "gfx942": {
-        "narrow": Tile(128, 64, 32, 8, 2),
-        "wide": Tile(128, 64, 32, 8, 2),
-        "float": Tile(64, 64, 16, 8, 2),
-    },
-    "small": {
-        "narrow": Tile(64, 64, 64, 4, 3),
-        "wide": Tile(64, 64, 64, 4, 3),
-        "float": Tile(64, 64, 16, 8, 2),
-    },
-    "interpreter": {
-        "narrow": Tile(32, 32, 32, 4, 1, True),
-        "wide": Tile(32, 32, 32, 4, 1, True),
-        "float": Tile(32, 32, 32, 4, 1),
-    },
+    "sm_80": any_rank(Tile(128, 64, 64, 8, 4), Tile(64, 64, 16, 8, 3)),
+    "sm_90": any_rank(Tile(128, 128, 64, 8, 4, True), Tile(64, 64, 16, 8, 2)),
+    "sm_100": any_rank(Tile(128, 128, 64, 8, 4, True), Tile(64, 64, 16, 8, 3)),
+    "gfx942": any_rank(Tile(128, 64, 32, 8, 2), Tile(64, 64, 16, 8, 2)),
+    "small": any_rank(Tile(64, 64, 64, 4, 3), Tile(64, 64, 16, 8, 2)),
+    "interpreter": any_rank(Tile(32, 32, 32, 4, 1, True), Tile(32, 32, 32, 4, 1)),
 }
 
 
 def gemm_tile(x: Tensor, rank: int, dropout: bool = False) -> Tile:
+    """The tile of `lora_gemm`."""
     return choose(DROPOUT_CONFIGS if dropout else CONFIGS, x, rank)
 
 
@@ -155,6 +108,7 @@ def lora_gemm_kernel(
     PRECISION: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
 ):
+    """One program makes one tile of y."""
     tile_m, tile_n = swizzled_tile(tl.program_id(0), row_tiles, tl.cdiv(N, BLOCK_N), 8)
     row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -202,24 +156,11 @@ def lora_gemm_kernel(
     tl.store(y_ptrs, total.to(y_ptr.dtype.element_ty), mask=row_mask[:, None] & column_mask[None, :])
 
 
-def _fake(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    shrunk: Tensor,
-    expand: Tensor,
-    spans: Tensor,
-    filled: Tensor,
-    scales: Tensor | None,
-    gain: float,
-    keys: Tensor | None,
-    threshold: int,
-    transposed: bool,
-) -> Tensor:
+def _output(x: Tensor, weight: Tensor, transposed: bool) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[1 if transposed else 0])
 
 
-@register(SCHEMA, _fake)
+@register(SCHEMA, lambda x, weight, *rest: _output(x, weight, rest[-1]))
 def lora_gemm(
     x: Tensor,
     weight: Tensor,
@@ -243,19 +184,14 @@ def lora_gemm(
     """
     rank = shrunk.shape[1]
     tile = gemm_tile(x, rank, keys is not None)
-    columns, depth = (weight.shape[1], weight.shape[0]) if transposed else (weight.shape[0], weight.shape[1])
-    y = x.new_empty(x.shape[0], columns)
-    column_major = is_column_major(weight)
-    matrix = weight.T if column_major else weight
-    flipped = transposed != column_major
-    descriptors = use_descriptors(tile, x, matrix)
-    weight_shape = (tile.depth, tile.columns) if flipped else (tile.columns, tile.depth)
+    y = _output(x, weight, transposed)
+    left, right, flipped, descriptors = product_operands(tile, x, weight, transposed)
     slot_stride, *expand_strides = expand.stride()
     launch(
         lora_gemm_kernel,
-        (spans.shape[0] * triton.cdiv(columns, tile.columns),),
-        block_reference(x, (tile.rows, tile.depth), descriptors),
-        block_reference(matrix, weight_shape, descriptors),
+        (spans.shape[0] * triton.cdiv(y.shape[1], tile.columns),),
+        left,
+        right,
         bias,
         shrunk,
         expand,
@@ -270,20 +206,15 @@ def lora_gemm(
         *(reversed(expand_strides) if transposed else expand_strides),
         gain,
         threshold,
-        N=columns,
-        K=depth,
-        RANK=rank,
-        RANK_BLOCK=rank_block(rank),
+        N=y.shape[1],
+        K=x.shape[1],
         RANK_STEP=rank_step(x.dtype, rank),
-        BLOCK_M=tile.rows,
-        BLOCK_N=tile.columns,
-        BLOCK_K=tile.depth,
         TRANSPOSED=flipped,
         HAS_BIAS=bias is not None,
         SCALED=scales is not None,
         DROPOUT=keys is not None,
-        PRECISION=dot_precision(x),
         DESCRIPTORS=descriptors,
-        **tile.options,
+        **low_rank_options(x, rank),
+        **tile.product_options,
     )
     return y

@@ -10,18 +10,22 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .activation import gelu, swiglu
-from .adamw import adamw
-from .aggregate import aggregate
-from .aot import Resources, compile_only, resources
-from .counter_hash import Dropout
-from .gather_norm import NormKind, gather_norm
-from .groups import RowGroups
-from .head import head_cross_entropy
-from .lora_linear import lora_linear
-from .scatter_add import scatter_add
-from .sgd import sgd
-from .squared_norms import squared_norms
+from benchmarks.kernels.aot import Resources, compile_only, resources
+from fedra_kernels import (
+    Dropout,
+    RowGroups,
+    adamw,
+    aggregate,
+    gather_norm,
+    gelu,
+    head_cross_entropy,
+    lora_linear,
+    scatter_add,
+    sgd,
+    squared_norms,
+    swiglu,
+)
+from fedra_kernels.gather_norm import NormKind
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Shapes:
         return torch.zeros(len(self.sizes), *shape, dtype=dtype)
 
     def dropout(self) -> Dropout:
+        """LoRA dropout with a key for every group."""
         return Dropout(0.1, torch.arange(len(self.sizes)))
 
 

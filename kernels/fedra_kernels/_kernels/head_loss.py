@@ -1,4 +1,4 @@
-"""Triton kernels of `head_cross_entropy`: the loss of each group and the gradient of its logits."""
+"""The mean loss of each group and the gradient of its logits, for `head_cross_entropy`: by Triton and by torch."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn import functional as F
 
-from .dispatch import launch, register
+from ..dispatch import launch, register
+from ..groups import RowGroups
 from .head_products import product_tile
-from .row_tables_kernels import load_chunk, load_filled
+from .row_tables import load_chunk, load_filled
 
 SCHEMA = "head_loss(Tensor logits, Tensor labels, Tensor filled, int groups) -> (Tensor, Tensor, Tensor)"
 BACKWARD_SCHEMA = (
@@ -77,6 +79,7 @@ def head_loss_backward_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
+    """One program makes one tile of a chunk's gradient."""
     first, end, _, group, _ = load_chunk(chunks_ptr, tl.program_id(0))
     share = tl.load(shares_ptr + group)
     row = first + tl.arange(0, BLOCK_M)
@@ -148,3 +151,20 @@ def head_loss_backward(
         num_warps=4,
     )
     return grad_logits
+
+
+def torch_loss(logits: Tensor, labels: Tensor, groups: RowGroups) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean loss and right answers of each group, and each sample's log-probabilities [samples, classes]."""
+    log_probabilities = F.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=1)
+    sample_losses = F.nll_loss(log_probabilities, labels, reduction="none")
+    losses = sample_losses.new_zeros(len(groups)).index_add_(0, groups.row_group, sample_losses)
+    correct = torch.zeros(len(groups), dtype=torch.int64)
+    correct.index_add_(0, groups.row_group, (logits.argmax(1) == labels).long())
+    return losses * groups.inverse_sizes.to(losses.dtype), correct, log_probabilities
+
+
+def torch_loss_backward(log_probabilities: Tensor, labels: Tensor, shares: Tensor, dtype: torch.dtype) -> Tensor:
+    """The gradient of the logits [samples, classes]; shares [samples]: each sample's part of the gradient."""
+    gradient = log_probabilities.exp().mul_(shares[:, None])
+    gradient.scatter_add_(1, labels[:, None], shares.neg()[:, None])
+    return gradient.to(dtype)

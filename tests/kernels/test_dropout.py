@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fedra_kernels import Dropout, dropout_key, dropout_keys, dropout_mask
-from fedra_kernels.counter_hash import keep_mask
+from fedra_kernels.dropout import keep_mask
 
 
 def test_a_groups_mask_does_not_depend_on_its_neighbours():

@@ -1,16 +1,9 @@
-"""Row moves against autograd through the references."""
+"""`scatter_add` against autograd through its reference."""
 
 import pytest
 import torch
 
-from fedra_kernels import (
-    gather_rows,
-    gather_rows_reference,
-    scatter_add,
-    scatter_add_reference,
-    scatter_rows,
-    scatter_rows_reference,
-)
+from fedra_kernels import scatter_add, scatter_add_reference
 
 from .helpers import randn
 
@@ -29,13 +22,6 @@ def _compare(op, reference, *tensors, trailing=()):
         torch.testing.assert_close(mine.grad, other.grad)
 
 
-@pytest.mark.parametrize("shape", [(5, 3), (5, 2, 3)])
-def test_gather_and_scatter_rows_equal_indexing(shape):
-    x, rows = randn(*shape, seed=1), randn(3, *shape[1:], seed=2)
-    _compare(gather_rows, gather_rows_reference, x, trailing=(INDEX,))
-    _compare(scatter_rows, scatter_rows_reference, x, rows, trailing=(INDEX,))
-
-
 @pytest.mark.parametrize("scale", [None, randn(3, seed=3)])
 def test_scatter_add_equals_index_add(scale):
     x, y = randn(5, 3, seed=1), randn(3, 3, seed=2)
@@ -52,8 +38,6 @@ def test_scatter_add_works_in_place():
 def test_bad_arguments_are_named():
     x = randn(5, 3, seed=1)
     with pytest.raises(ValueError, match=r"^index: found dtype"):
-        gather_rows(x, INDEX.int())
-    with pytest.raises(ValueError, match=r"^rows: found shape"):
-        scatter_rows(x, x, INDEX)
+        scatter_add(x, x[:3], INDEX.int())
     with pytest.raises(ValueError, match=r"^y: found shape"):
         scatter_add(x, x, INDEX)

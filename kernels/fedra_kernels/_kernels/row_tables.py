@@ -1,4 +1,4 @@
-"""Tables that tell a kernel's programs which rows, groups and slots are theirs; made on the host, int32."""
+"""Which rows, groups and slots are a kernel program's: int32 tables made on the host, and pieces of bank rows."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import triton
+import triton.language as tl
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -64,3 +66,53 @@ def span_table(filled: Table, rows: int, length: int) -> Table:
 
 def _table(*columns: NDArray[Any]) -> Table:
     return np.stack(columns, axis=1).astype(np.int32)
+
+
+@triton.jit
+def load_filled(filled_ptr, index):
+    """(first row, end row, slot, group) of a group that has rows; see `filled_groups`.
+
+    Here and below, what a kernel does not use is not loaded.
+    """
+    entry = filled_ptr + 4 * index
+    return tl.load(entry), tl.load(entry + 1), tl.load(entry + 2).to(tl.int64), tl.load(entry + 3)
+
+
+@triton.jit
+def load_chunk(chunks_ptr, index):
+    """(first row, end row, slot, group, the group's first row) of a chunk; see `Chunks.rows`."""
+    entry = chunks_ptr + 5 * index
+    first, end, slot = tl.load(entry), tl.load(entry + 1), tl.load(entry + 2).to(tl.int64)
+    return first, end, slot, tl.load(entry + 3), tl.load(entry + 4)
+
+
+@triton.jit
+def load_chunk_group(chunk_groups_ptr, index):
+    """(slot, group, first chunk, end chunk) of a group that has rows; see `Chunks.groups`."""
+    entry = chunk_groups_ptr + 4 * index
+    return tl.load(entry).to(tl.int64), tl.load(entry + 1), tl.load(entry + 2), tl.load(entry + 3)
+
+
+@triton.jit
+def load_span(spans_ptr, tile):
+    """(first, end) index into the filled groups of those that touch a tile; see `span_table`."""
+    entry = spans_ptr + 2 * tile
+    return tl.load(entry), tl.load(entry + 1)
+
+
+def piece_grid(rows: int, entries: int, block: int) -> tuple[int]:
+    """The grid of a kernel that calls `bank_piece`: one program for `block` entries of one of `rows` bank rows.
+
+    It has one dimension: in the others a GPU takes 65,535 programs, fewer than a large cohort has slots, or a large
+    classifier pieces.
+    """
+    return (rows * triton.cdiv(entries, block),)
+
+
+@triton.jit
+def bank_piece(entries, BLOCK: tl.constexpr):
+    """(number of the row, number of its piece, int64 [BLOCK] offsets in the row) of this program."""
+    pieces = tl.cdiv(entries, BLOCK)
+    program = tl.program_id(0)
+    piece = program % pieces
+    return program // pieces, piece, piece.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)

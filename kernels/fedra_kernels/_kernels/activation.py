@@ -6,10 +6,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configs import ConfigTable, Tile, choose, rank_block
-from .counter_hash_kernels import keep_entries, row_seeds
-from .dispatch import dot_precision, launch, register
-from .row_tables_kernels import load_chunk
+from ..dispatch import launch, register
+from .configs import ConfigTable, Tile, choose, low_rank_options
+from .counter_hash import keep_entries, row_seeds
+from .row_tables import load_chunk
 
 FORWARD_SCHEMA = (
     "activation_forward(str kind, Tensor x, Tensor? up, Tensor? lora_a, Tensor? chunks, Tensor? keys, "
@@ -31,6 +31,7 @@ CONFIGS: ConfigTable = {
 
 
 def activation_tile(x: Tensor, lora_a: Tensor | None) -> Tile:
+    """The tile of `activation_forward`."""
     return choose(CONFIGS, x, 1 if lora_a is None else lora_a.shape[1])
 
 
@@ -72,6 +73,7 @@ def activation_forward_kernel(
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """One program makes y, and S where asked for, of one block of rows."""
     program = tl.program_id(0)
     if SHRINK:
         first, end, slot, group, group_start = load_chunk(chunks_ptr, program)
@@ -119,6 +121,7 @@ def activation_backward_kernel(
     BLOCK: tl.constexpr,
     KIND: tl.constexpr,
 ):
+    """One program makes the gradients of BLOCK entries."""
     offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     # As a multiple of D: the compiler sees how many entries lie on one side of the border, and reads them at once.
     mask = offset < rows.to(tl.int64) * D
@@ -143,19 +146,7 @@ def _outputs(x: Tensor, lora_a: Tensor | None) -> list[Tensor]:
     return [y] if lora_a is None else [y, x.new_empty(x.shape[0], lora_a.shape[1])]
 
 
-def _fake_forward(
-    kind: str,
-    x: Tensor,
-    up: Tensor | None,
-    lora_a: Tensor | None,
-    chunks: Tensor | None,
-    keys: Tensor | None,
-    threshold: int,
-) -> list[Tensor]:
-    return _outputs(x, lora_a)
-
-
-@register(FORWARD_SCHEMA, _fake_forward)
+@register(FORWARD_SCHEMA, lambda kind, x, up, lora_a, *_: _outputs(x, lora_a))
 def activation_forward(
     kind: str,
     x: Tensor,
@@ -186,14 +177,12 @@ def activation_forward(
         0 if lora_a is None else lora_a.stride(0),
         threshold,
         D=x.shape[1],
-        RANK=rank,
-        RANK_BLOCK=rank_block(rank),
         BLOCK_M=tile.rows,
         BLOCK_D=tile.columns,
         KIND=kind,
         SHRINK=lora_a is not None,
         DROPOUT=keys is not None,
-        PRECISION=dot_precision(x),
+        **low_rank_options(x, rank),
         **tile.options,
     )
     return outputs

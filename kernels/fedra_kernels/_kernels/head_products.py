@@ -1,4 +1,7 @@
-"""Triton kernels of `head_cross_entropy`: the grouped product and the gradients of the classifiers."""
+"""Grouped logits under each group's own classifier and their gradients, by Triton or by torch.
+
+The torch path is batched products over runs of equal group sizes.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dispatch import dot_precision, in_place, launch, register, use_triton
+from ..groups import RowGroups, add_to_bank, bank_rows, grouped
 from .configs import ConfigTable, Tile, choose
-from .dispatch import dot_precision, in_place, launch, register
-from .row_tables_kernels import load_chunk, load_filled
+from .row_tables import load_chunk, load_filled
 
 PRODUCT_SCHEMA = "head_product(Tensor x, Tensor weight, Tensor? bias, Tensor chunks, bool transposed) -> Tensor"
 GRADS_SCHEMA = (
@@ -28,6 +32,7 @@ CONFIGS: ConfigTable = {
 
 
 def product_tile(x: Tensor) -> Tile:
+    """The tile of the head's products, of x or the gradient of the logits: both have one dtype."""
     return choose(CONFIGS, x, 1)
 
 
@@ -50,6 +55,7 @@ def head_product_kernel(
     HAS_BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """One program makes one tile of a chunk's product."""
     first, end, slot, _, _ = load_chunk(chunks_ptr, tl.program_id(0))
     row = first + tl.arange(0, BLOCK_M)
     column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -150,12 +156,9 @@ def head_product(x: Tensor, weight: Tensor, bias: Tensor | None, chunks: Tensor,
         0 if bias is None else bias.stride(0),
         N=y.shape[1],
         K=x.shape[1],
-        BLOCK_M=tile.rows,
-        BLOCK_N=tile.columns,
-        BLOCK_K=tile.depth,
         HAS_BIAS=bias is not None,
         PRECISION=dot_precision(x),
-        **tile.options,
+        **tile.product_options,
     )
     return y
 
@@ -177,9 +180,49 @@ def head_grads(features: Tensor, grad_logits: Tensor, filled: Tensor, grad_weigh
         grad_bias.stride(0),
         CLASSES=classes,
         K=inputs,
-        BLOCK_M=tile.rows,
-        BLOCK_N=tile.columns,
-        BLOCK_K=tile.depth,
         PRECISION=dot_precision(features),
-        **tile.options,
+        **tile.product_options,
     )
+
+
+def group_logits(features: Tensor, weight: Tensor, bias: Tensor, groups: RowGroups) -> Tensor:
+    """[samples, classes] under each group's own classifier: fp32 from Triton, in the features' dtype from torch."""
+    if use_triton(features):
+        chunks = groups.chunks(product_tile(features).rows).rows
+        return head_product(features, weight, bias, chunks, False)
+    logits = features.new_empty(len(features), weight.shape[1])
+    for run in groups.runs:
+        torch.baddbmm(
+            bank_rows(bias, run.slots)[:, None],
+            grouped(features, run),
+            bank_rows(weight, run.slots).transpose(1, 2),
+            out=grouped(logits, run),
+        )
+    return logits
+
+
+def group_gradients(
+    features: Tensor,
+    grad_logits: Tensor,
+    weight: Tensor,
+    groups: RowGroups,
+    grad_weight: Tensor,
+    grad_bias: Tensor,
+    needs_features: bool,
+) -> Tensor | None:
+    """Add the gradients of the classifiers into the sinks; returns that of the features, or None where not needed."""
+    if use_triton(features):
+        head_grads(features, grad_logits, groups.filled, grad_weight, grad_bias)
+        if not needs_features:
+            return None
+        chunks = groups.chunks(product_tile(features).rows).rows
+        return head_product(grad_logits, weight, None, chunks, True)
+    grad_features = grad_logits.new_empty(len(grad_logits), weight.shape[2]) if needs_features else None
+    for run in groups.runs:
+        run_grad = grouped(grad_logits, run)
+        product = torch.bmm(run_grad.transpose(1, 2), grouped(features, run))
+        add_to_bank(grad_weight, run.slots, product)
+        add_to_bank(grad_bias, run.slots, run_grad.sum(1, dtype=grad_bias.dtype))
+        if grad_features is not None:
+            torch.bmm(run_grad, bank_rows(weight, run.slots), out=grouped(grad_features, run))
+    return grad_features

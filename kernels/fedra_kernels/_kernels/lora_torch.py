@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .groups import RowGroups, Run, add_to_bank, bank_rows, grouped
+from ..groups import RowGroups, Run, add_to_bank, bank_rows, grouped
 
 
 def shrink(x: Tensor, lora_a: Tensor, groups: RowGroups, keep: Tensor | None) -> Tensor:

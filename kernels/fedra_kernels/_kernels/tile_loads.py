@@ -12,19 +12,6 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from .configs import Tile
 
 
-def block_reference(matrix: Tensor, block: tuple[int, int], descriptors: bool) -> Any:
-    """What a kernel reads blocks of a contiguous matrix through."""
-    return TensorDescriptor.from_tensor(matrix, list(block)) if descriptors else matrix
-
-
-def use_descriptors(tile: Tile, *matrices: Tensor) -> bool:
-    """Whether the tile asks for descriptors and the matrices have the 16-byte alignment they need."""
-    return tile.descriptors and all(
-        matrix.data_ptr() % 16 == 0 and matrix.shape[1] * matrix.element_size() % 16 == 0 and matrix.numel()
-        for matrix in matrices
-    )
-
-
 def is_column_major(weight: Tensor) -> bool:
     """False for a contiguous matrix, True for the transpose of one.
 
@@ -36,6 +23,27 @@ def is_column_major(weight: Tensor) -> bool:
     if weight.T.is_contiguous():
         return True
     raise ValueError(f"weight: found strides {list(weight.stride())}, expected rows or columns without gaps")
+
+
+def product_operands(tile: Tile, x: Tensor, weight: Tensor, transposed: bool) -> tuple[Any, Any, bool, bool]:
+    """x [rows, K] and weight [N, K] (transposed: [K, N]) as `row_block` and `weight_block` read them.
+
+    Behind them come TRANSPOSED and DESCRIPTORS of these. There are descriptors where the tile asks for them and the
+    matrices have the 16-byte alignment they need.
+    """
+    column_major = is_column_major(weight)
+    matrix = weight.T if column_major else weight
+    flipped = transposed != column_major
+    if not tile.descriptors or not all(_is_aligned(operand) for operand in (x, matrix)):
+        return x, matrix, flipped, False
+    block = [tile.depth, tile.columns] if flipped else [tile.columns, tile.depth]
+    rows = TensorDescriptor.from_tensor(x, [tile.rows, tile.depth])
+    return rows, TensorDescriptor.from_tensor(matrix, block), flipped, True
+
+
+def _is_aligned(matrix: Tensor) -> bool:
+    in_place = matrix.data_ptr() % 16 == 0 and matrix.shape[1] * matrix.element_size() % 16 == 0
+    return in_place and matrix.numel() > 0
 
 
 @triton.jit

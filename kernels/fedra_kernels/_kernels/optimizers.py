@@ -1,4 +1,4 @@
-"""The torch path of `sgd` and `adamw`: torch's fused optimizer kernels on bank rows, in place.
+"""What `sgd` and `adamw` share: their checks, and their torch path, torch's fused optimizer kernels on bank rows.
 
 Rows one after the other whose clients are at the same step are one tensor for the fused kernel, which walks over all
 its arguments once. The fused and foreach functions are those that torch.optim itself is made of.
@@ -6,13 +6,48 @@ its arguments once. The fused and foreach functions are those that torch.optim i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from .checks import check_bank, check_device, check_dtype, check_float, check_index, check_shape
+
 _BATCH_ENTRIES = 1 << 20
 """Entries of a bank stepped at a time: what is scaled, stepped and zeroed then stays in a cache."""
+
+
+def check_step(
+    param: Tensor,
+    states: Mapping[str, Tensor | None],
+    shadow: Tensor | None,
+    slots: Tensor,
+    lr: Tensor,
+    clip: Tensor,
+    step: Tensor,
+) -> None:
+    """Raise ValueError unless the arguments of one step of bank rows fit param [slots, P].
+
+    states: the gradient and what else is shaped as param.
+    """
+    check_shape("param", param, (None, None))
+    check_float("param", param)
+    check_index("slots", slots, "param", param)
+    if slots.device.type == "cpu" and len(set(slots.tolist())) != len(slots):
+        raise ValueError(f"slots: found a slot twice in {slots.tolist()}, expected distinct slots")
+    for name, tensor in {"param": param, **states, "shadow": shadow}.items():
+        if tensor is None:
+            continue
+        check_shape(name, tensor, param.shape)
+        check_device(name, tensor, "param", param)
+        check_bank(name, tensor)
+        of_shadow = (torch.bfloat16, torch.float16)
+        check_dtype(name, tensor, of_shadow if name == "shadow" else (param.dtype, torch.float32))
+    rates = torch.float64 if param.dtype == torch.float64 else torch.float32
+    for name, table, dtype in (("lr", lr, rates), ("clip", clip, rates), ("step", step, torch.int64)):
+        check_shape(name, table, slots.shape)
+        check_dtype(name, table, (dtype,))
+        check_device(name, table, "param", param)
 
 
 def step_rows(
