@@ -1,10 +1,12 @@
-"""A process that measures a point: `python -m fedra_engine.scaling.worker <point's folder> <threads> <seconds>`."""
+"""A process that measures a point: `python -m fedra_engine.studies.measure <point's folder> <threads> <seconds>`."""
 
 from __future__ import annotations
 
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -16,13 +18,16 @@ from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.commands.parsing import quiet_libraries, read_config
 from fedra_engine.commands.step_timing import time_step
 from fedra_engine.costs.memory_model import CostModel
-from fedra_engine.execution.executor import Executor
-from fedra_engine.execution.idle import IdleExecutor
+from fedra_engine.execution.lanes import LanePool
 from fedra_engine.execution.scheduling import balance, predicted_costs
+from fedra_engine.federation.assignment import Assignment
+from fedra_engine.federation.work import ClientUpdates, LocalWork
+from fedra_engine.models.foundation import Foundation
+from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.exit_codes import end, exit_code
 from fedra_engine.runtime.processes import join_job
-from fedra_engine.scaling.measurement import Measurement, measurement_file
 from fedra_engine.simulation import Simulation
+from fedra_engine.studies.measurements import Measurement, measurement_file
 
 _KIBIBYTE = 1024
 """What `ru_maxrss` counts in."""
@@ -37,8 +42,7 @@ def main() -> None:
     accelerator = join_job()
     torch.set_num_threads(threads)
     folder = RunFolder.open(path)
-    config = read_config(folder.config_file)
-    simulation = Simulation(config, folder, Reporter.silent(), accelerator)
+    simulation = Simulation(read_config(folder.config_file), folder, Reporter.silent(), accelerator)
     measurement = measure(simulation, threads, seconds)
     if accelerator.is_main_process:
         measurement.write(measurement_file(path))
@@ -62,9 +66,9 @@ def measure(simulation: Simulation, threads: int, seconds: float) -> Measurement
         experiment.clients, work.participants, assignment, experiment.method
     )
     sums = experiment.method.aggregator(rounds.state, 0).sums()
-    server_cpu_seconds, idle = rounds.run(
-        _SERVER_SECONDS, IdleExecutor(experiment.foundation, lanes=experiment.executor.lanes)
-    )
+    idle = _IdleExecutor(experiment.foundation, experiment.executor.lanes)
+    simulation.experiment = replace(experiment, executor=idle)
+    server_cpu_seconds, server_rounds = rounds.run(_SERVER_SECONDS)
     return Measurement(
         clients=len(experiment.clients),
         processes=processes.count,
@@ -75,7 +79,7 @@ def measure(simulation: Simulation, threads: int, seconds: float) -> Measurement
         rounds=len(durations),
         seconds=median(durations),
         busy_seconds=median(durations) * processes.count if on_gpu else all_cpu_seconds,
-        server_seconds=sum(processes.all_gather_object(server_cpu_seconds)) / len(idle),
+        server_seconds=sum(processes.all_gather_object(server_cpu_seconds)) / len(server_rounds),
         repeated_seconds=repeated,
         memory=max(memory for memory, _ in peaks),
         gpu_memory=max(memory for _, memory in peaks),
@@ -93,8 +97,8 @@ class _Rounds:
         self._simulation = simulation
         self._next = 0
 
-    def run(self, seconds: float, executor: Executor | None = None) -> tuple[float, list[float]]:
-        """Run rounds until `seconds` have passed on the main process; see `Simulation.train_round`.
+    def run(self, seconds: float) -> tuple[float, list[float]]:
+        """Run rounds until `seconds` have passed on the main process.
 
         Returns this process's CPU-seconds, and the wall-clock seconds of each round.
         """
@@ -102,10 +106,26 @@ class _Rounds:
         rounds = self._simulation.experiment.config.rounds
         started, durations = time.process_time(), list[float]()
         while self._simulation.processes.broadcast_object(sum(durations) < seconds):
-            self.state, metrics = self._simulation.train_round(self._next % rounds, self.state, executor)
+            self.state, metrics = self._simulation.train_round(self._next % rounds, self.state)
             self._next += 1
             durations.append(metrics.seconds)
         return time.process_time() - started, durations
+
+
+class _IdleExecutor:
+    """Lets all clients pass through the lanes: batches are drawn and adapters handed out, but no step is taken."""
+
+    def __init__(self, foundation: Foundation, lanes: int) -> None:
+        self._foundation = foundation
+        self.lanes = lanes
+
+    def train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
+        pool = LanePool(work, assignment, state, self._foundation, lanes=self.lanes)
+        while pool.refill():
+            for lane in pool.in_training():
+                lane.step = len(lane.batches)
+            if updates := pool.take_finished():
+                yield updates
 
 
 def _resident_bytes() -> int:
