@@ -83,11 +83,9 @@ def _serve() -> None:
     import pyarrow.parquet  # noqa: F401
 
     import fedra_engine.commands.dry_run
-    import fedra_engine.comparison.report
-    import fedra_engine.comparison.workers
-    import fedra_engine.scaling.points
-    import fedra_engine.scaling.report
-    import fedra_engine.simulation  # noqa: F401
+    import fedra_engine.simulation
+    import fedra_engine.studies.compare
+    import fedra_engine.studies.scale  # noqa: F401
 
     # Forks need not touch, and so copy, what will not be collected.
     gc.collect()

@@ -11,7 +11,6 @@ from torch import nn
 
 from fedra_engine.callbacks.console import Console
 from fedra_engine.callbacks.partition_report import MOST_COLUMNS, MOST_PRINTED, count_partition, partition_text
-from fedra_engine.commands.step_timing import TimedStep, time_step
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.costs.device_times import DeviceRound
 from fedra_engine.costs.memory_model import CostModel
@@ -19,6 +18,7 @@ from fedra_engine.experiment import Experiment, build_experiment
 from fedra_engine.federation.work import LocalWork
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.runtime.tables import PlainConsole, table_text
+from fedra_engine.studies.step_timing import TimedStep, time_step
 
 
 def print_probe(config: ExperimentConfig, device: torch.device, console: PlainConsole | None = None) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from tests.comparison.planned import SMALL
+from tests.studies.planned import SMALL
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_no_run_begins_where_there_are_too_few_cores(
     compare, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fedra_engine.runtime.processes._cores", lambda: 2)
-    monkeypatch.setattr("fedra_engine.comparison.workers.execute_all", None)
+    monkeypatch.setattr("fedra_engine.studies.compare.execute_all", None)
     options = [*SMALL, f"--output_dir={tmp_path}/out", "--methods=fedra,fedit", "--seeds=0,1", "--jobs=9"]
     assert compare(*options) == 2
     assert capsys.readouterr().err.startswith("error: jobs: found 4, expected no more than this machine's 2 cores")

@@ -18,8 +18,8 @@ import pytest
 import fedra_engine.commands.dry_run
 
 # What forks of this process need not import.
-import fedra_engine.comparison.workers
-import fedra_engine.scaling.report  # noqa: F401
+import fedra_engine.studies.compare
+import fedra_engine.studies.scale  # noqa: F401
 from fedra_engine.callbacks.checkpoint import latest_checkpoint
 from tests.launchers.conftest import LAUNCHERS
 

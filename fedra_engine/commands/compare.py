@@ -1,10 +1,11 @@
-"""What the command line of `compare` asks for: which methods with which seeds, as one run folder each.
+"""`compare`: which methods with which seeds, as one run folder each.
 
-Nothing here imports torch, so that `--help` and a mistyped option answer at once.
+Nothing here imports torch before the options are read, so that `--help` and a mistyped option answer at once.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,12 +21,15 @@ from fedra_engine.commands.parsing import (
     check_not_given,
     parse_config,
     parse_option,
+    quiet_libraries,
     split_options,
 )
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.options import COUNT, NATURAL
 from fedra_engine.config.validation import validate_setting, validate_together, without_effect
 from fedra_engine.runtime.errors import InputError
+from fedra_engine.studies.plan import Comparison, PlannedRun
+from fedra_engine.studies.report import command_text
 
 DESCRIPTION = """Run every method with every seed, and compare them.
 
@@ -73,46 +77,25 @@ class Variant:
         return [f"--method.name={self.method}", *(f"--{field}={value}" for field, value in self.overrides)]
 
 
-@dataclass(frozen=True)
-class PlannedRun:
-    """A run that the comparison needs.
+def main(arguments: Sequence[str]) -> None:
+    """Execute what is missing of the runs that `arguments` ask for, and report on all of them.
 
-    Attributes:
-        label: its method's, as tables have it.
-        config: everything else; the name is the folder's.
+    Raises:
+        InputError: the arguments cannot be used; or, after all others and the report, runs failed.
+        ProcessLostError: one of the processes was killed.
     """
+    comparison = parse_comparison(arguments)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            "processes: found several started by a launcher, expected one (--jobs runs several experiments at a time)"
+        )
+    # A bar for every model that is loaded would come between the lines of a terminal.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    quiet_libraries()
+    # Imported late: it takes seconds, and a mistyped option should fail at once.
+    from fedra_engine.studies.compare import compare
 
-    label: str
-    config: ExperimentConfig
-
-    @property
-    def title(self) -> str:
-        """How messages call it."""
-        return f"{self.label} seed {self.config.seed}"
-
-    @property
-    def path(self) -> Path:
-        """Its run folder."""
-        assert self.config.name is not None
-        return Path(self.config.output_dir) / self.config.name
-
-    @property
-    def lock_file(self) -> Path:
-        """Held by the process that is executing the run. Beside the run folder, which may be made and removed."""
-        return self.path.with_name(f".{self.path.name}.lock")
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The runs, the first seed of every method first; the folder of their folders; and how many run at a time.
-
-    With `oversubscribe`, these may be more than the cores.
-    """
-
-    runs: tuple[PlannedRun, ...]
-    output_dir: Path
-    jobs: int
-    oversubscribe: bool
+    compare(comparison, command_text())
 
 
 def parse_comparison(arguments: Sequence[str]) -> Comparison:
@@ -142,7 +125,7 @@ def parse_comparison(arguments: Sequence[str]) -> Comparison:
     # What is given for all may be an option of one method alone.
     configs = validate_together(configs)
     runs = tuple(
-        PlannedRun(variant.label, replace(config, seed=seed, name=f"{variant.folder}-seed{seed}"))
+        PlannedRun(replace(config, seed=seed, name=f"{variant.folder}-seed{seed}"), variant.label)
         for seed in seeds
         for variant, config in zip(variants, configs, strict=True)
     )

@@ -9,11 +9,11 @@ from filelock import FileLock
 
 from fedra_engine.callbacks import checkpoint
 from fedra_engine.callbacks.run_folder import RunFolder
-from fedra_engine.comparison.plan import PlannedRun
-from fedra_engine.comparison.runs import check_runs, execute, read_result
-from fedra_engine.comparison.workers import execute_all
 from fedra_engine.runtime.errors import InputError
-from tests.comparison.planned import planned_run
+from fedra_engine.studies.compare import check_runs, execute, execute_all
+from fedra_engine.studies.plan import PlannedRun
+from fedra_engine.studies.results import read_result
+from tests.studies.planned import planned_run
 
 DIVERGING = ["--training.optimizer=sgd", "--training.lr=1e30", "--training.clip_norm=null"]
 
@@ -47,7 +47,7 @@ def test_a_run_leaves_an_ordinary_run_folder_and_its_costs(tmp_path: Path) -> No
 def test_a_finished_run_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = planned_run(tmp_path)
     first = execute(run)
-    monkeypatch.setattr("fedra_engine.comparison.runs.train_run", None)
+    monkeypatch.setattr("fedra_engine.studies.compare.train_run", None)
     no_matter = ["--evaluate_every=5", "--execution.lanes=1"]
     again = execute(planned_run(tmp_path, "fedra", *no_matter))
     assert again.state == "done"

@@ -1,10 +1,11 @@
-"""A process that measures a point: `python -m fedra_engine.scaling.worker <point's folder> <threads> <seconds>`."""
+"""A process that measures a point: `python -m fedra_engine.studies.measure <point's folder> <threads> <seconds>`."""
 
 from __future__ import annotations
 
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -14,16 +15,20 @@ import torch
 
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.commands.parsing import quiet_libraries, read_config
-from fedra_engine.commands.step_timing import time_step
 from fedra_engine.costs.memory_model import CostModel
-from fedra_engine.execution.idle import IdleExecutor
+from fedra_engine.execution.lanes import LanePool
 from fedra_engine.execution.scheduling import balance, predicted_costs
 from fedra_engine.experiment import Experiment, build_experiment
+from fedra_engine.federation.assignment import Assignment
+from fedra_engine.federation.work import ClientUpdates, LocalWork
+from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.sharding import Sharding
+from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.exit_codes import end, exit_code
 from fedra_engine.runtime.processes import Processes, join_job
-from fedra_engine.scaling.measurement import Measurement, measurement_file
 from fedra_engine.simulation import train_round
+from fedra_engine.studies.measurements import Measurement, measurement_file
+from fedra_engine.studies.step_timing import time_step
 
 _KIBIBYTE = 1024
 """What `ru_maxrss` counts in."""
@@ -64,10 +69,8 @@ def measure(experiment: Experiment, threads: int, seconds: float) -> Measurement
         experiment.clients, work.participants, assignment, experiment.method
     )
     sums = experiment.method.aggregator(rounds.state, 0).sums()
-    rounds.experiment = replace(
-        experiment, executor=IdleExecutor(experiment.foundation, lanes=experiment.executor.lanes)
-    )
-    server_cpu_seconds, idle = rounds.run(_SERVER_SECONDS)
+    rounds.experiment = replace(experiment, executor=_IdleExecutor(experiment.foundation, experiment.executor.lanes))
+    server_cpu_seconds, server_rounds = rounds.run(_SERVER_SECONDS)
     return Measurement(
         clients=len(experiment.clients),
         processes=processes.count,
@@ -78,7 +81,7 @@ def measure(experiment: Experiment, threads: int, seconds: float) -> Measurement
         rounds=len(durations),
         seconds=median(durations),
         busy_seconds=median(durations) * processes.count if on_gpu else all_cpu_seconds,
-        server_seconds=sum(processes.all_gather_object(server_cpu_seconds)) / len(idle),
+        server_seconds=sum(processes.all_gather_object(server_cpu_seconds)) / len(server_rounds),
         repeated_seconds=repeated,
         memory=max(memory for memory, _ in peaks),
         gpu_memory=max(memory for _, memory in peaks),
@@ -109,6 +112,22 @@ class _Rounds:
             self._next += 1
             durations.append(round.metrics.seconds)
         return time.process_time() - started, durations
+
+
+class _IdleExecutor:
+    """Lets all clients pass through the lanes: batches are drawn and adapters handed out, but no step is taken."""
+
+    def __init__(self, foundation: Foundation, lanes: int) -> None:
+        self._foundation = foundation
+        self.lanes = lanes
+
+    def train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
+        pool = LanePool(work, assignment, state, self._foundation, lanes=self.lanes)
+        while pool.refill():
+            for lane in pool.in_training():
+                lane.step = len(lane.batches)
+            if updates := pool.take_finished():
+                yield updates
 
 
 def _resident_bytes() -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedra_engine.comparison.plan import PlannedRun, parse_comparison
+from fedra_engine.commands.compare import parse_comparison
+from fedra_engine.studies.plan import PlannedRun
 
 SMALL = [
     "--rounds=2",

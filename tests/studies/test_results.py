@@ -7,15 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fedra_engine.comparison.accounting import RunCosts
-from fedra_engine.comparison.plan import PlannedRun
-from fedra_engine.comparison.report import check_report, remove_report, write_report
-from fedra_engine.comparison.runs import Outcome, RunResult
-from fedra_engine.comparison.summaries import Spread, summarize
-from fedra_engine.comparison.tables import CSV_FIELDS, cells, latex_table
-from fedra_engine.config import ExperimentConfig
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.tables import markdown_table
+from fedra_engine.studies.results import REPORT, RunCosts, RunResult, cells, latex_table, write_report
 
 COMMAND = "python launchers/compare.py --methods fedra,flora"
 
@@ -36,21 +30,8 @@ def result(label: str, seed: int, sun: float, rain: float, seconds: float = 2.0)
 RESULTS = [result("fedra", 0, 0.5, 0.3), result("flora a_b=1", 0, 0.9, 0.8), result("fedra", 1, 0.7, 0.2, 400.0)]
 
 
-def test_summaries_are_means_and_sample_deviations_over_seeds() -> None:
-    fedra, flora = summarize(RESULTS)
-    assert (fedra.label, fedra.seeds, flora.seeds) == ("fedra", 2, 1)
-    assert fedra.accuracy["sun"].mean == pytest.approx(0.6)
-    assert fedra.accuracy["sun"].std == pytest.approx(0.02**0.5)
-    # The averages of the seeds are 0.4 and 0.45.
-    assert (fedra.average.mean, fedra.average.std) == pytest.approx((0.425, 0.00125**0.5))
-    assert (fedra.frozen, fedra.seconds) == pytest.approx((0.375, 201.0))
-    # Only what all seeds have.
-    assert list(fedra.curve) == [0, 20]
-    assert flora.accuracy["rain"] == Spread(0.8, None)
-
-
 def test_cells_are_percent_with_deviation_and_costs_in_readable_units() -> None:
-    header, fedra, flora = cells(summarize(RESULTS))
+    header, fedra, flora = cells(RESULTS)
     units = ["trainable", "upload (kB)", "TFLOP", "seconds"]
     assert header == ["method", "seeds", "sun", "rain", "average", "frozen", *units]
     assert fedra == ["fedra", "2", "60.0 ± 14.1", "25.0 ± 7.1", "42.5 ± 3.5", "37.5", "1,234", "98.8", "3.46", "201"]
@@ -59,7 +40,7 @@ def test_cells_are_percent_with_deviation_and_costs_in_readable_units() -> None:
 
 def test_a_domain_that_a_method_does_not_have_is_a_dash() -> None:
     fewer = RunResult("fedit", 0, 1, 1.0, {"sun": 1.0}, {"sun": 0.0}, {}, RunCosts(1, 1, 1))
-    assert cells(summarize([*RESULTS, fewer]))[3][:5] == ["fedit", "1", "100.0", "–", "100.0"]
+    assert cells([*RESULTS, fewer])[3][:5] == ["fedit", "1", "100.0", "–", "100.0"]
 
 
 def test_markdown_and_latex_have_the_same_cells() -> None:
@@ -78,7 +59,7 @@ def test_markdown_and_latex_have_the_same_cells() -> None:
 
 def test_labels_may_have_what_means_something_to_latex_or_matplotlib(tmp_path: Path) -> None:
     label = r"fedra lora.target_modules=^~(q\w$|v\w$)<>"
-    write_report(tmp_path, COMMAND, [replace(RESULTS[0], label=label)], [])
+    write_report(tmp_path, COMMAND, [replace(RESULTS[0], label=label)], {})
     escaped = (
         r"fedra lora.target\_modules=\textasciicircum{}\textasciitilde{}(q\textbackslash{}w\$\textbar{}v"
         r"\textbackslash{}w\$)\textless{}\textgreater{} & 1 &"
@@ -89,7 +70,7 @@ def test_labels_may_have_what_means_something_to_latex_or_matplotlib(tmp_path: P
 
 @pytest.mark.parametrize("label", [r"fedra $\frac$", "fedra $a", "fedra \x1b[1A|`\n*"])
 def test_no_label_breaks_a_table_or_the_picture(tmp_path: Path, label: str) -> None:
-    write_report(tmp_path, COMMAND, [replace(RESULTS[0], label=label)], [])
+    write_report(tmp_path, COMMAND, [replace(RESULTS[0], label=label)], {})
     rows = [line for line in (tmp_path / "comparison.md").read_text().splitlines() if line.startswith("| fedra")]
     assert len(rows) == 1
     assert rows[0].replace("\\|", "").count("|") == 11
@@ -97,14 +78,13 @@ def test_no_label_breaks_a_table_or_the_picture(tmp_path: Path, label: str) -> N
 
 
 def test_a_command_of_several_lines_is_a_comment_in_latex(tmp_path: Path) -> None:
-    write_report(tmp_path, "python 'a\n\nb'", RESULTS, [])
+    write_report(tmp_path, "python 'a\n\nb'", RESULTS, {})
     lines = (tmp_path / "comparison.tex").read_text().splitlines()
     assert lines[:4] == ["% python 'a", "% ", "% b'", r"\begin{tabular}{lrrrrrrrrr}"]
 
 
 def test_the_report_says_how_it_was_made_and_what_is_missing(tmp_path: Path) -> None:
-    missing = Outcome(PlannedRun("alllarge", ExperimentConfig(seed=3)), "failed", "clients.capacities: found 6")
-    rows = write_report(tmp_path, COMMAND, RESULTS, [missing])
+    rows = write_report(tmp_path, COMMAND, RESULTS, {"alllarge seed 3": "clients.capacities: found 6"})
     page = (tmp_path / "comparison.md").read_text()
     assert page.startswith(f"# Comparison\n\n```\n{COMMAND}\n```\n")
     assert markdown_table(rows) in page
@@ -115,7 +95,7 @@ def test_the_report_says_how_it_was_made_and_what_is_missing(tmp_path: Path) -> 
 
 def test_the_report_has_what_to_know_of_a_method_once(tmp_path: Path) -> None:
     cautioned = [replace(result("hetlora", seed, 0.5, 0.5), caution="one rank for all") for seed in (0, 1)]
-    write_report(tmp_path, COMMAND, [*RESULTS, *cautioned], [])
+    write_report(tmp_path, COMMAND, [*RESULTS, *cautioned], {})
     page = (tmp_path / "comparison.md").read_text()
     assert page.count("- hetlora: one rank for all\n") == 1
     assert page.count("- fedra") == 0
@@ -125,25 +105,28 @@ def test_the_report_has_what_to_know_of_a_method_once(tmp_path: Path) -> None:
 def test_a_report_replaces_only_what_a_comparison_wrote(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("mine")
     with pytest.raises(InputError, match=f"{name}: found something that this command did not make"):
-        check_report(tmp_path)
+        REPORT.check(tmp_path)
     (tmp_path / name).unlink()
-    write_report(tmp_path, COMMAND, RESULTS, [])
-    check_report(tmp_path)
+    write_report(tmp_path, COMMAND, RESULTS, {})
+    REPORT.check(tmp_path)
 
 
 def test_a_report_can_be_removed_and_leaves_everything_else(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
-    write_report(tmp_path, COMMAND, RESULTS, [])
-    remove_report(tmp_path)
-    remove_report(tmp_path)
+    write_report(tmp_path, COMMAND, RESULTS, {})
+    REPORT.remove(tmp_path)
+    REPORT.remove(tmp_path)
     assert {entry.name for entry in tmp_path.iterdir()} - {".comparison.lock"} == {"notes.txt"}
 
 
 def test_the_csv_has_a_line_for_each_run_and_domain(tmp_path: Path) -> None:
-    write_report(tmp_path, COMMAND, RESULTS, [])
+    write_report(tmp_path, COMMAND, RESULTS, {})
     with (tmp_path / "comparison.csv").open(newline="") as file:
         header, *lines = csv.reader(file)
-    assert header == list(CSV_FIELDS)
+    assert header == [
+        *("method", "seed", "domain", "accuracy", "frozen_accuracy", "rounds", "seconds"),
+        *("trainable_parameters", "uploaded_bytes", "training_flops"),
+    ]
     assert len(lines) == 6
     assert lines[3] == ["flora a_b=1", "0", "rain", "0.8", "0.25", "20", "2.0", "1234.5", "98765.0", "3456000000000.0"]
 
@@ -151,7 +134,7 @@ def test_the_csv_has_a_line_for_each_run_and_domain(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("error")
 def test_the_picture_has_room_for_long_labels(tmp_path: Path) -> None:
     def size(label: str) -> tuple[int, int]:
-        write_report(tmp_path, COMMAND, [replace(RESULTS[0], label=label)], [])
+        write_report(tmp_path, COMMAND, [replace(RESULTS[0], label=label)], {})
         with Image.open(tmp_path / "accuracy_by_round.png") as picture:
             return picture.size
 

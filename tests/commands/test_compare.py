@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from fedra_engine.comparison.plan import Comparison, parse_comparison
+from fedra_engine.commands.compare import parse_comparison
 from fedra_engine.runtime.errors import InputError
+from fedra_engine.studies.plan import Comparison
 
 
 def names(comparison: Comparison) -> list[str | None]:

@@ -1,4 +1,4 @@
-"""Measure points in processes of their own, or find them measured."""
+"""Measure rounds of more and more clients, each point in processes of its own, or find them measured."""
 
 from __future__ import annotations
 
@@ -13,20 +13,59 @@ from functools import partial
 
 from filelock import FileLock, Timeout
 
-from fedra_engine.callbacks.run_folder import RunFolder
+from fedra_engine.callbacks.run_folder import RunFolder, make_folder
 from fedra_engine.commands.parsing import read_config
 from fedra_engine.config.differences import RESULT_NEUTRAL, differences
 from fedra_engine.runtime.errors import InputError, ProcessLostError
 from fedra_engine.runtime.exit_codes import BAD_INPUT, die_with_parent, unwound_by_signals
 from fedra_engine.runtime.files import check_own
 from fedra_engine.runtime.processes import check_cores, check_places
-from fedra_engine.scaling.measurement import Measurement, measurement_file
-from fedra_engine.scaling.plan import Point
+from fedra_engine.runtime.tables import PlainConsole
+from fedra_engine.studies.measurements import (
+    REPORT,
+    Measurement,
+    cells,
+    fit_texts,
+    measurement_file,
+    projection_text,
+    write_report,
+)
+from fedra_engine.studies.plan import Point, Scaling, refuse_changes
+from fedra_engine.studies.report import show_table
 
 _IRRELEVANT = RESULT_NEUTRAL - {"execution"}
 """Fields that change nothing of a measurement."""
 _SECONDS_TO_END = 10
 """That a measuring process has before it is killed."""
+
+
+def scale(scaling: Scaling, command: str) -> None:
+    """Measure the points that are missing, and report on all of them.
+
+    Args:
+        scaling: the points.
+        command: that asked for them.
+
+    Raises:
+        InputError: something is in the way of a point, or the experiment cannot be used.
+        ProcessLostError: a process died that measured a point.
+    """
+    points, folder, console = scaling.points, scaling.output_dir, PlainConsole()
+    check_points(points, oversubscribe=scaling.oversubscribe)
+    REPORT.check(folder)
+    make_folder(folder)
+    found = [earlier_measurement(point) for point in points]
+    measurements = []
+    for number, (point, earlier) in enumerate(zip(points, found, strict=True), start=1):
+        measurement = measure(point) if earlier is None else earlier
+        measurements.append(measurement)
+        note = "" if earlier is None else " (measured before)"
+        console.print(f"{number}/{len(points)}  {point.title}: {measurement.seconds:.3g} s a round{note}")
+        # What is known is not lost when a later point fails.
+        projection = projection_text(measurements, scaling.projected, scaling.network)
+        write_report(folder, command, measurements, projection)
+    where = f"scaling.md, .csv and .png are in {folder}"
+    show_table(console, cells(measurements), *fit_texts(measurements), "", where)
 
 
 def check_points(points: Sequence[Point], *, oversubscribe: bool) -> None:
@@ -53,15 +92,10 @@ def earlier_measurement(point: Point) -> Measurement | None:
         return None
     before = read_config(folder.config_file)
     measurement = Measurement.read(file)
-    changed = list(differences(before, point.config, _IRRELEVANT))
+    refuse_changes(differences(before, point.config, _IRRELEVANT), point.path)
     for name in ("clients", "processes", "threads"):
-        if getattr(measurement, name) != getattr(point, name):
-            changed.append((name, getattr(measurement, name), getattr(point, name)))
-    for field, found, expected in changed:
-        raise InputError(
-            f"{field}: found {found} in {point.path}, expected {expected} as this command has it (or another "
-            "output_dir)"
-        )
+        found, expected = getattr(measurement, name), getattr(point, name)
+        refuse_changes([(name, found, expected)] if found != expected else [], point.path)
     return measurement
 
 
@@ -78,7 +112,7 @@ def measure(point: Point) -> Measurement:
             if (earlier := earlier_measurement(point)) is not None:
                 return earlier
             RunFolder(point.path).write_config(point.config)
-            _run_worker(point)
+            _measure_in_processes(point)
     except Timeout as error:
         raise InputError(
             f"output_dir: found another command that measures {point.path}, expected one at a time"
@@ -86,21 +120,16 @@ def measure(point: Point) -> Measurement:
     return Measurement.read(measurement_file(point.path))
 
 
-def _run_worker(point: Point) -> None:
+def _measure_in_processes(point: Point) -> None:
     """Let fresh processes measure `point`; what they print goes to its `worker.log`."""
-    launch = [sys.executable]
-    if point.processes > 1:
-        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={point.processes}"]
-    command = [*launch, "-m", "fedra_engine.scaling.worker", str(point.path), str(point.threads), str(point.seconds)]
     log = point.path / "worker.log"
-    environment = {**os.environ, "OMP_NUM_THREADS": str(point.threads)}
     # A terminal's interrupt is for this process, which ends the other ones.
     with (
         log.open("w") as output,
         unwound_by_signals(),
         subprocess.Popen(
-            command,
-            env=environment,
+            _worker_command(point),
+            env={**os.environ, "OMP_NUM_THREADS": str(point.threads)},
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -125,3 +154,10 @@ def _run_worker(point: Point) -> None:
     if reported and (code == BAD_INPUT or point.processes > 1):
         raise InputError(reported[1])
     raise ProcessLostError(f"a process that measured {point.title} ended with exit code {code}; its output is in {log}")
+
+
+def _worker_command(point: Point) -> list[str]:
+    launch = [sys.executable]
+    if point.processes > 1:
+        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={point.processes}"]
+    return [*launch, "-m", "fedra_engine.studies.measure", str(point.path), str(point.threads), str(point.seconds)]

@@ -1,12 +1,12 @@
-"""What the command line of `scaling` asks for: numbers of clients and processes, one measured point for each pair.
+"""`scale`: numbers of clients and processes, one measured point for each pair.
 
-Nothing here imports torch, so that `--help` and a mistyped option answer at once.
+Nothing here imports torch before the options are read, so that `--help` and a mistyped option answer at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from fedra_engine.commands.parsing import (
@@ -24,6 +24,8 @@ from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.options import COUNT, number
 from fedra_engine.config.validation import validate, validate_together
 from fedra_engine.runtime.errors import InputError
+from fedra_engine.studies.plan import Network, Point, Scaling
+from fedra_engine.studies.report import command_text
 
 DESCRIPTION = """Measure rounds of more and more clients, all of which take part, on one or several processes.
 
@@ -56,65 +58,22 @@ _PLANNED = (
 """Fields that the study sets itself."""
 
 
-@dataclass(frozen=True)
-class Network:
-    """What a message between two processes takes: `latency` seconds, and its bytes over `bandwidth` (bytes/s)."""
+def main(arguments: Sequence[str]) -> None:
+    """Measure the points that `arguments` ask for and that are missing, and report on all of them.
 
-    latency: float
-    bandwidth: float
-
-
-@dataclass(frozen=True)
-class Point:
-    """One measurement.
-
-    Attributes:
-        clients: of the round.
-        processes: of the job.
-        threads: of each process.
-        seconds: for which rounds are measured.
-        config: of the experiment; name and output folder are the point's.
+    Raises:
+        InputError: the arguments, or the experiment, cannot be used.
+        ProcessLostError: a process died that measured a point.
     """
+    scaling = parse_scaling(arguments)
+    # Imported late: it takes seconds, and a mistyped option should fail at once.
+    from fedra_engine.studies.scale import scale
 
-    clients: int
-    processes: int
-    threads: int
-    seconds: float
-    config: ExperimentConfig
-
-    @property
-    def title(self) -> str:
-        """How messages call it."""
-        return f"{self.clients:,} clients, {self.processes} process{'es' if self.processes > 1 else ''}"
-
-    @property
-    def path(self) -> Path:
-        """Its folder."""
-        assert self.config.name is not None
-        return Path(self.config.output_dir) / self.config.name
-
-    @property
-    def lock_file(self) -> Path:
-        """Held by the command that is measuring it."""
-        return self.path.with_name(f".{self.path.name}.lock")
+    scale(scaling, command_text())
 
 
-@dataclass(frozen=True)
-class Study:
-    """The points, few processes and few clients first; their folder; and what times are computed for.
-
-    With `oversubscribe`, processes may share cores.
-    """
-
-    points: tuple[Point, ...]
-    output_dir: Path
-    projected: tuple[int, ...]
-    network: Network
-    oversubscribe: bool
-
-
-def parse_study(arguments: Sequence[str]) -> Study:
-    """Read the options of `scaling`: those of an experiment, and its own.
+def parse_scaling(arguments: Sequence[str]) -> Scaling:
+    """Read the options of `scale`: those of an experiment, and its own.
 
     Raises:
         InputError: the options cannot be used.
@@ -136,10 +95,10 @@ def parse_study(arguments: Sequence[str]) -> Study:
     seconds, latency, bandwidth = (
         parse_option(name, getattr(options, name), float, _POSITIVE) for name in ("seconds", "latency", "bandwidth")
     )
-    pairs = [(some, of) for of in processes for some in clients]
+    pairs = [(number, of) for of in processes for number in clients]
     # Options of another partition or sampling do nothing in a point.
     _, *configs = validate_together([config, *(_point_config(config, *pair) for pair in pairs)])
-    points = tuple(Point(*pair, threads, seconds, of_point) for pair, of_point in zip(pairs, configs, strict=True))
+    points = tuple(Point(of_point, *pair, threads, seconds) for pair, of_point in zip(pairs, configs, strict=True))
     for point in points:
         validate(point.config)
         if point.processes > point.clients:
@@ -147,7 +106,7 @@ def parse_study(arguments: Sequence[str]) -> Study:
                 f"processes: found {point.processes} with clients {point.clients}, expected at most one for each client"
             )
     network = Network(latency, bandwidth * 1e9)
-    return Study(points, Path(config.output_dir), projected, network, options.oversubscribe == "true")
+    return Scaling(points, Path(config.output_dir), projected, network, options.oversubscribe == "true")
 
 
 def _point_config(config: ExperimentConfig, clients: int, processes: int) -> ExperimentConfig:

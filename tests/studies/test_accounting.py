@@ -8,7 +8,6 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedra_engine.comparison.accounting import RunCosts, count_costs
 from fedra_engine.config import DeviceConfig, LoraConfig
 from fedra_engine.costs.counting import measure_block_flops, parameters_of, processed_samples, sample_flops
 from fedra_engine.execution.submodel import build_submodel
@@ -16,8 +15,10 @@ from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import local_batches
 from fedra_engine.models.adapters import initial_adapters
 from fedra_engine.models.state import GlobalState
-from tests.comparison.planned import planned_run
+from fedra_engine.studies.compare import count_costs
+from fedra_engine.studies.results import RunCosts
 from tests.running import small_config
+from tests.studies.planned import planned_run
 from tests.tiny import DEPTH, TARGETS, make_samples, make_tiny
 
 SAMPLES = 4

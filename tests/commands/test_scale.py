@@ -1,20 +1,21 @@
-"""The command line of a scaling study becomes its points."""
+"""The command line of a scaling scaling becomes its points."""
 
 from __future__ import annotations
 
 import pytest
 
+from fedra_engine.commands.scale import parse_scaling
 from fedra_engine.runtime.errors import InputError
-from fedra_engine.scaling.plan import Network, parse_study
+from fedra_engine.studies.plan import Network
 
 
 def test_points_are_all_pairs_and_all_clients_take_part() -> None:
-    study = parse_study(
+    scaling = parse_scaling(
         ["--clients=100,10", "--processes", "2,1", "--output_dir=out", "--training.max_local_steps=1", "--bandwidth=3"]
     )
-    assert [(point.processes, point.clients) for point in study.points] == [(1, 10), (1, 100), (2, 10), (2, 100)]
-    assert study.network == Network(2e-5, 3e9)
-    point = study.points[-1]
+    assert [(point.processes, point.clients) for point in scaling.points] == [(1, 10), (1, 100), (2, 10), (2, 100)]
+    assert scaling.network == Network(2e-5, 3e9)
+    point = scaling.points[-1]
     assert point.path.parts == ("out", "100-clients-2-processes")
     assert point.title == "100 clients, 2 processes"
     config = point.config
@@ -41,4 +42,4 @@ def test_points_are_all_pairs_and_all_clients_take_part() -> None:
 )
 def test_what_cannot_be_used_is_reported(arguments: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        parse_study(arguments)
+        parse_scaling(arguments)

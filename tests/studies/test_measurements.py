@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import csv
-import io
 from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from fedra_engine.runtime.errors import InputError
-from fedra_engine.scaling.measurement import Measurement
-from fedra_engine.scaling.plan import Network
-from fedra_engine.scaling.projection import project, reduction_seconds
-from fedra_engine.scaling.report import fit_texts, projection_text, write_report
-from fedra_engine.scaling.tables import cells, csv_text, fitted_exponent
+from fedra_engine.studies.measurements import (
+    Measurement,
+    cells,
+    fit_texts,
+    fitted_exponent,
+    projected_seconds,
+    projection_text,
+    write_report,
+)
+from fedra_engine.studies.plan import Network
 
 ONE = Measurement(
     clients=100,
@@ -70,25 +74,30 @@ def test_cells_are_rates_and_units() -> None:
     assert gpu[header.index("GPU (MiB)")] == "1,024"
 
 
-def test_csv_has_every_point_in_order() -> None:
-    lines = list(csv.DictReader(io.StringIO(csv_text([replace(ONE, processes=2), GROWING[1], ONE]))))
+def test_csv_has_every_point_in_order(tmp_path: Path) -> None:
+    write_report(tmp_path, "command", [replace(ONE, processes=2), GROWING[1], ONE], None)
+    lines = list(csv.DictReader((tmp_path / "scaling.csv").read_text().splitlines()))
     assert [(line["processes"], line["clients"]) for line in lines] == [("1", "100"), ("1", "1000"), ("2", "100")]
     assert set(lines[0]) == {field.name for field in fields(Measurement)}
     assert float(lines[0]["seconds"]) == 2.0
 
 
 def test_a_ring_reduction_sends_its_share_twice_around() -> None:
-    assert reduction_seconds(10**6, 1, NETWORK) == 0
-    assert reduction_seconds(10**6, 2, NETWORK) == pytest.approx(2 * (1e-3 + 0.5e-3))
-    assert reduction_seconds(10**6, 8, NETWORK) == pytest.approx(14 * (1e-3 + 0.125e-3))
+    reductions = [projected_seconds(ONE, processes, NETWORK)[1] for processes in (1, 2, 8)]
+    assert reductions == pytest.approx([0, 2 * (1e-3 + 0.5e-3), 14 * (1e-3 + 0.125e-3)])
 
 
 def test_projected_times_keep_what_every_process_repeats() -> None:
-    one, four = project(ONE, [1, 4], NETWORK)
-    assert (one.seconds, one.efficiency) == (2.0, 1.0)
-    expected = 1.99 / 4 + 0.01 + 6 * (1e-3 + 0.25e-3)
-    assert four.seconds == pytest.approx(expected)
-    assert four.efficiency == pytest.approx(2 / (4 * expected))
+    assert projected_seconds(ONE, 1, NETWORK) == (2.0, 0)
+    seconds, _ = projected_seconds(ONE, 4, NETWORK)
+    assert seconds == pytest.approx(1.99 / 4 + 0.01 + 6 * (1e-3 + 0.25e-3))
+    text = projection_text([ONE], [1, 4], NETWORK)
+    assert text is not None
+    # 2 s of one process against 0.515 s of four.
+    assert [line for line in text.splitlines() if line.startswith("| 100")] == [
+        "| 100 | 1 | 2 | 0 | 100.0 |",
+        "| 100 | 4 | 0.515 | 7.5 | 97.1 |",
+    ]
 
 
 def test_the_report_says_that_projections_were_not_measured(tmp_path: Path) -> None:

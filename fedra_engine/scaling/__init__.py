@@ -1,1 +1,0 @@
-"""Scaling studies: what a round costs as the number of clients, and of processes, grows."""

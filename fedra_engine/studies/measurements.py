@@ -1,0 +1,257 @@
+"""What is measured of points, and the report on it: tables, fits, a picture, and times computed for more processes.
+
+Computed: a round of n clients on p equal processes takes T(p) = (T(1) − R) / p + R + C(p). T(1) is the measured time of
+the round on one process and R the part of it that every process does for all clients (sampling, allocation, division of
+the work). C(p) is what the processes exchange: one all-reduce of the aggregator's sums, S bytes, as a ring,
+
+    C(p) = 2 (p − 1) α + 2 (p − 1) / p · S / β,
+
+with α seconds for a message and β bytes/s between two processes (Thakur, Rabenseifner and Gropp, 2005). Work is taken
+to be divided evenly; that holds as long as each process has many more clients than lanes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import numpy as np
+
+from fedra_engine.runtime.errors import InputError, count_of, one_line, shown
+from fedra_engine.runtime.files import write_whole
+from fedra_engine.runtime.tables import Cells, markdown_code, markdown_table, markdown_text, number_text
+from fedra_engine.studies.plan import Network, processes_text
+from fedra_engine.studies.report import ReportFiles, csv_text, grouped, png
+
+REPORT = ReportFiles(".scaling.lock", ("scaling.csv", "scaling.md", "scaling.png"))
+_EXPLANATION = """\
+Every point was measured in processes of its own, after a step that is not counted. `s/round` is wall-clock time (median
+of `rounds`), `busy s` CPU-seconds of all processes (on GPUs, GPU-seconds), `ms/client` the same for each client.
+`server ms/client` are the CPU milliseconds of a round in which training costs nothing: sampling, allocation, drawing
+samples and batches, hand-out, aggregation. `memory` is the largest resident set of a process. `up` and `down` are
+counted, not measured: what all clients exchange with the server in a round (`fedra_engine/costs/memory_model.py`)."""
+_MAY_BE_ZERO = ("gpu_memory", "server_seconds", "repeated_seconds", "uploaded", "downloaded", "reduced")
+_FITTED_FROM = 100
+"""Clients from which the exponent is fitted: a round of fewer is over before the lanes are full."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A round in which all clients train.
+
+    Attributes:
+        clients: of the round.
+        processes: of the job.
+        threads: of each process, on a CPU.
+        device: `cpu`, or the GPU's name.
+        lanes: clients trained at the same time by each process.
+        steps: local steps of all clients.
+        rounds: measured ones.
+        seconds: wall-clock time of a round, median over these.
+        busy_seconds: CPU-seconds of a round over all processes, mean over the rounds; on GPUs, GPU-seconds, those of
+            the round times their number.
+        server_seconds: CPU-seconds, over all processes, of a round in which training costs nothing.
+        repeated_seconds: those of the round's work that every process does for all clients: sampling, allocation and
+            the division of the work.
+        memory: largest resident set of a process, bytes.
+        gpu_memory: most memory allocated on a GPU, bytes; 0 on a CPU.
+        uploaded: bytes from all clients to the server in a round, by counting.
+        downloaded: bytes from the server to all clients, by counting.
+        reduced: bytes of the sums that processes merge in a round.
+    """
+
+    clients: int
+    processes: int
+    threads: int
+    device: str
+    lanes: int
+    steps: int
+    rounds: int
+    seconds: float
+    busy_seconds: float
+    server_seconds: float
+    repeated_seconds: float
+    memory: int
+    gpu_memory: int
+    uploaded: float
+    downloaded: float
+    reduced: int
+
+    def write(self, file: Path) -> None:
+        """Appears whole or not at all."""
+        write_whole(file, json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def read(cls, file: Path) -> Measurement:
+        """What `write` wrote.
+
+        Raises:
+            InputError: it holds something else.
+        """
+        try:
+            measurement = cls(**json.loads(file.read_text()))
+            for name, kind in get_type_hints(cls).items():
+                value = getattr(measurement, name)
+                if not isinstance(value, (int, float) if kind is float else kind):
+                    raise ValueError(f"{name} {shown(value)}")
+                if not isinstance(value, str) and not (0 if name in _MAY_BE_ZERO else 1e-9) <= value < math.inf:
+                    raise ValueError(f"{name} {shown(value)}")
+        except (OSError, TypeError, ValueError, RecursionError) as error:
+            raise InputError(
+                f"{file}: found no measurement of this version ({one_line(error)}), expected one, or no such file"
+            ) from error
+        return measurement
+
+
+def measurement_file(folder: Path) -> Path:
+    """Where a point's folder has its measurement, once there is one."""
+    return folder / "measurement.json"
+
+
+def write_report(folder: Path, command: str, measurements: Sequence[Measurement], projection: str | None) -> None:
+    """Write scaling.csv, scaling.md and scaling.png.
+
+    Args:
+        folder: where to.
+        command: that made the measurements.
+        measurements: at least one.
+        projection: a section of computed times, if there are any.
+    """
+    devices = markdown_text(" and ".join(sorted({one.device for one in measurements})))
+    threads, lanes = measurements[0].threads, {one.lanes for one in measurements}
+    all_lanes = f"{min(lanes)}–{max(lanes)}" if len(lanes) > 1 else str(min(lanes))
+    parts = [
+        "# Scaling",
+        markdown_code(command),
+        f"Device: {devices}; {count_of(threads, 'thread')} per process; {all_lanes} lanes.",
+        _EXPLANATION,
+        markdown_table(cells(measurements)).rstrip(),
+        *fit_texts(measurements),
+        "![scaling](scaling.png)",
+        *([projection] if projection else []),
+    ]
+    table = csv_text([asdict(one) for one in _in_order(measurements)])
+    REPORT.write(folder, table, "\n\n".join(parts) + "\n", png(_figure(measurements)))
+
+
+def _by_processes(measurements: Iterable[Measurement]) -> dict[int, list[Measurement]]:
+    """The measurements of each number of processes, by rising number of clients."""
+    return grouped(_in_order(measurements), lambda one: one.processes)
+
+
+def _in_order(measurements: Iterable[Measurement]) -> list[Measurement]:
+    return sorted(measurements, key=lambda one: (one.processes, one.clients))
+
+
+def cells(measurements: Iterable[Measurement]) -> Cells:
+    """One row for each point."""
+    header = ["clients", "processes", "s/round", "busy s", "clients/s", "ms/client", "server ms/client"]
+    more = ["memory (MiB)", "GPU (MiB)", "up (MB)", "down (MB)", "rounds"]
+    return [[*header, *more], *map(_row, _in_order(measurements))]
+
+
+def _row(one: Measurement) -> list[str]:
+    return [
+        f"{one.clients:,}",
+        str(one.processes),
+        number_text(one.seconds),
+        number_text(one.busy_seconds),
+        number_text(one.clients / one.seconds),
+        number_text(1e3 * one.busy_seconds / one.clients),
+        f"{1e3 * one.server_seconds / one.clients:.3f}",
+        f"{one.memory / 2**20:,.0f}",
+        f"{one.gpu_memory / 2**20:,.0f}" if one.gpu_memory else "–",
+        number_text(one.uploaded / 1e6),
+        number_text(one.downloaded / 1e6),
+        str(one.rounds),
+    ]
+
+
+def fitted_exponent(
+    measurements: Sequence[Measurement], of: Literal["seconds", "busy_seconds"] = "seconds"
+) -> float | None:
+    """k of the least-squares fit time = c · clientsᵏ on logarithms, over points of `_FITTED_FROM` clients or more.
+
+    None with fewer than two such points.
+    """
+    large = [one for one in measurements if one.clients >= _FITTED_FROM]
+    if len(large) < 2:
+        return None
+    slope, _ = np.polyfit(np.log([one.clients for one in large]), np.log([getattr(one, of) for one in large]), 1)
+    return float(slope)
+
+
+def fit_texts(measurements: Sequence[Measurement]) -> list[str]:
+    """The fitted exponents and how memory grew, a sentence for each number of processes."""
+    texts = []
+    for processes, group in _by_processes(measurements).items():
+        power, busy = fitted_exponent(group), fitted_exponent(group, "busy_seconds")
+        if power is None or busy is None:
+            continue
+        few, *_, many = (one for one in group if one.clients >= _FITTED_FROM)
+        texts.append(
+            f"{processes_text(processes)}: seconds per round grow with clients to the power of "
+            f"{power:.3f} from {few.clients:,} to {many.clients:,} clients, busy seconds to that of {busy:.3f}; memory "
+            f"with {many.clients:,} is {many.memory / few.memory:.3f} times that with {few.clients:,}."
+        )
+    return texts
+
+
+def _figure(measurements: Sequence[Measurement]) -> Any:
+    """Seconds, memory and server work over the number of clients; one line for each number of processes."""
+    # A process that measures its memory imports this module, and draws nothing.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4), dpi=150, layout="constrained")
+    seconds, memory, server = figure.subplots(1, 3)
+    for processes, group in _by_processes(measurements).items():
+        clients, name, power = [one.clients for one in group], processes_text(processes), fitted_exponent(group)
+        label = name if power is None else f"{name}, exponent {power:.3f}"
+        seconds.loglog(clients, [one.seconds for one in group], "o-", label=label)
+        memory.semilogx(clients, [one.memory / 2**20 for one in group], "o-", label=name)
+        server.loglog(clients, [1e3 * one.server_seconds / one.clients for one in group], "o-", label=name)
+    # From zero, or a few per cent would look like growth.
+    memory.set_ylim(0, 1.2 * max(one.memory for one in measurements) / 2**20)
+    for axes, title in (
+        (seconds, "seconds per round"),
+        (memory, "peak memory of a process (MiB)"),
+        (server, "server work (ms per client)"),
+    ):
+        axes.set(xlabel="clients in a round", ylabel=title)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    return figure
+
+
+def projected_seconds(measured: Measurement, processes: int, network: Network) -> tuple[float, float]:
+    """T(p) and C(p) of a round that was measured on one process, on `processes` such GPUs or CPUs."""
+    reduction = 2 * (processes - 1) * (network.latency + measured.reduced / processes / network.bandwidth)
+    repeated = min(measured.repeated_seconds, measured.seconds)
+    return (measured.seconds - repeated) / processes + repeated + reduction, reduction
+
+
+def projection_text(measurements: Sequence[Measurement], processes: Sequence[int], network: Network) -> str | None:
+    """The computed times of the largest round that one process was measured on; None if it was on none."""
+    alone = _by_processes(measurements).get(1)
+    if not alone:
+        return None
+    largest = alone[-1]
+    rows = [["clients", "processes", "s/round (computed)", "of it reduction (ms)", "efficiency (%)"]]
+    for count in processes:
+        seconds, reduction = projected_seconds(largest, count, network)
+        efficiency = f"{100 * largest.seconds / (count * seconds):.1f}"
+        times = [number_text(seconds), number_text(1e3 * reduction)]
+        rows.append([f"{largest.clients:,}", str(count), *times, efficiency])
+    return (
+        "## More processes: computed, not measured\n\n"
+        f"From the measured round of {largest.clients:,} clients on one process ({largest.device}), of which "
+        f"{largest.repeated_seconds:.3g} s are repeated by every process, and a ring all-reduce of "
+        f"{largest.reduced / 1e6:.3g} MB with α = {network.latency:g} s per message and "
+        f"β = {network.bandwidth / 1e9:g} GB/s (`fedra_engine/studies/measurements.py` has the model). Nothing "
+        "but the round on one process ran. The model knows nothing of caches and memory that processes on one "
+        f"machine share, so compare it with what was measured.\n\n{markdown_table(rows).rstrip()}"
+    )

@@ -1,0 +1,113 @@
+"""What studies are made of: experiments, each with a folder and a lock of its own.
+
+Nothing here imports torch, so that `--help` and a mistyped option answer at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedra_engine.config import ExperimentConfig
+from fedra_engine.runtime.errors import InputError
+
+
+@dataclass(frozen=True)
+class Part:
+    """An experiment of a study; `config.name` is the name of its folder."""
+
+    config: ExperimentConfig
+
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+        assert self.config.name is not None
+        return Path(self.config.output_dir) / self.config.name
+
+    @property
+    def lock_file(self) -> Path:
+        """Held by the process that is at work on it. Beside the folder, which may be made and removed."""
+        return self.path.with_name(f".{self.path.name}.lock")
+
+
+@dataclass(frozen=True)
+class PlannedRun(Part):
+    """A run that a comparison needs; `label` is its method's, as tables have it."""
+
+    label: str
+
+    @property
+    def title(self) -> str:
+        """How messages call it."""
+        return f"{self.label} seed {self.config.seed}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The runs, the first seed of every method first; the folder of their folders; and how many run at a time.
+
+    With `oversubscribe`, these may be more than the cores.
+    """
+
+    runs: tuple[PlannedRun, ...]
+    output_dir: Path
+    jobs: int
+    oversubscribe: bool
+
+
+@dataclass(frozen=True)
+class Point(Part):
+    """Rounds to measure, in which all clients train.
+
+    Attributes:
+        clients: of the round.
+        processes: of the job.
+        threads: of each process.
+        seconds: for which rounds are measured.
+    """
+
+    clients: int
+    processes: int
+    threads: int
+    seconds: float
+
+    @property
+    def title(self) -> str:
+        """How messages call it."""
+        return f"{self.clients:,} clients, {processes_text(self.processes)}"
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a message between two processes takes: `latency` seconds, and its bytes over `bandwidth` (bytes/s)."""
+
+    latency: float
+    bandwidth: float
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """The points, few processes and few clients first; their folder; and what times are computed for.
+
+    With `oversubscribe`, processes may share cores.
+    """
+
+    points: tuple[Point, ...]
+    output_dir: Path
+    projected: tuple[int, ...]
+    network: Network
+    oversubscribe: bool
+
+
+def processes_text(number: int) -> str:
+    """`1 process`, `2 processes`."""
+    return f"{number} process{'es' if number > 1 else ''}"
+
+
+def refuse_changes(changes: Iterable[tuple[str, object, object]], where: Path) -> None:
+    """Raises InputError with the first of the `changes`: a field, its value in an earlier command, and that in this."""
+    for field, found, expected in changes:
+        raise InputError(
+            f"{field}: found {found} in {where}, expected {expected} as this command has it (or another output_dir)"
+        )

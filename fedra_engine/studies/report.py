@@ -1,0 +1,91 @@
+"""The files in which a study reports, and the forms that what they hold takes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shlex
+import sys
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from filelock import FileLock
+
+from fedra_engine.runtime.files import check_own, write_whole
+from fedra_engine.runtime.tables import Cells, PlainConsole, rich_table, table_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Item = TypeVar("Item")
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class ReportFiles:
+    """The files that a study leaves in its folder. They are those of the latest command.
+
+    Attributes:
+        lock: the name of a file that stays beside them. Another command may report of another part of the study.
+        names: of the files.
+    """
+
+    lock: str
+    names: tuple[str, ...]
+
+    def check(self, folder: Path) -> None:
+        """Raises InputError if a report would replace files that no such study wrote."""
+        check_own(self._in(folder), folder / self.lock)
+
+    def write(self, folder: Path, *contents: str | bytes) -> None:
+        """Write the files, one content each, in the order of their names."""
+        with FileLock(folder / self.lock):
+            for file, content in zip(self._in(folder), contents, strict=True):
+                write_whole(file, content)
+
+    def remove(self, folder: Path) -> None:
+        """Remove what an earlier command reported: the latest one has nothing to report."""
+        with FileLock(folder / self.lock):
+            for file in self._in(folder):
+                file.unlink(missing_ok=True)
+
+    def _in(self, folder: Path) -> list[Path]:
+        return [folder / name for name in self.names]
+
+
+def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """The items with the same key together, in the order in which they come."""
+    groups: dict[Key, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
+def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
+    """A table for programs; each row has its columns' names."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def png(figure: Figure, **options: Any) -> bytes:
+    """The figure as a picture; with matplotlib's `options` for saving it."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", **options)
+    return content.getvalue()
+
+
+def show_table(console: PlainConsole, rows: Cells, *lines: str) -> None:
+    """Print a table, however narrow the terminal, and `lines` below it."""
+    console.print("", table_text(rich_table(rows)), "", *lines, sep="\n", soft_wrap=True)
+
+
+def command_text() -> str:
+    """The command that was typed, for reports: a launcher's, or `fedra …`."""
+    program, *arguments = sys.argv
+    is_launcher = program.endswith(".py") and not program.endswith("__main__.py")
+    return shlex.join(["python", *sys.argv] if is_launcher else ["fedra", *arguments])
