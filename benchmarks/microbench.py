@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    from fedra_engine.commands.parser_errors import LineParser, path, typed
+    from benchmarks.line_parser import LineParser, path, typed
     from fedra_engine.config.options import number, whole
 
     repeats = typed(int, whole(1, 1000))

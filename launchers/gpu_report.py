@@ -45,7 +45,7 @@ def main() -> None:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     from benchmarks.gpu.stage_process import STAGES
-    from fedra_engine.commands.parser_errors import LineParser, existing_folder, path, typed
+    from benchmarks.line_parser import LineParser, existing_folder, path, typed
     from fedra_engine.config.options import number
 
     positive = typed(float, number(0, 1e6, above=True))

@@ -1,20 +1,17 @@
-"""Measures executors, methods, lanes, batches and kernels: `python launchers/microbench.py executors`, and so on."""
+"""`fedra bench` as a file: `python launchers/microbench.py executors`, and so on."""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from fedra_engine.runtime.exit_codes import end, exit_code
 
 
 def main() -> None:
     """Run the benchmark that the command line names."""
-    # The benchmarks lie beside the package and are not installed with it.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from benchmarks import microbench
+    from fedra_engine.commands import bench
 
-    microbench.main(sys.argv[1:])
+    bench.main(sys.argv[1:])
 
 
 if __name__ == "__main__":

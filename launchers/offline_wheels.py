@@ -51,8 +51,8 @@ def main() -> None:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
+    from benchmarks.line_parser import LineParser, existing_file, path
     from benchmarks.offline_wheels import PLATFORMS
-    from fedra_engine.commands.parser_errors import LineParser, existing_file, path
 
     parser = LineParser(description=__doc__)
     parser.add_argument("installed", type=existing_file, help="file with what `pip freeze` prints on that machine")

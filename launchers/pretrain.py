@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedra_engine.callbacks.run_folder import make_folder
-from fedra_engine.commands.parsing import build_parser, parse_config, quiet_libraries
+from fedra_engine.commands.parsing import Parser, quiet_libraries
 from fedra_engine.config.options import PATH, number, option, whole
 from fedra_engine.config.validation import check_values
 from fedra_engine.data.sources.digits import digits_dataset
@@ -256,8 +256,7 @@ def main() -> None:
     Raises:
         InputError: the options cannot be used.
     """
-    parser = build_parser(Options, "Trains the foundation model of the embedded experiment.")
-    options = parse_config(parser, Options, sys.argv[1:])
+    options = Parser(Options, "Trains the foundation model of the embedded experiment.").parse(sys.argv[1:])
     quiet_libraries()
     folder = Path(options.output_dir)
     check_options(options)

@@ -61,23 +61,7 @@ class CorpusRunner:
         self._process.wait()
 
 
-def _keep_parsers_ready() -> None:
-    """Let forks find parsers that are built already, each for one use: building one takes longer than most cases."""
-    from fedra_engine.commands import parsing as cli
-    from fedra_engine.config import ExperimentConfig
-
-    build = cli.build_parser
-    ready = [build(ExperimentConfig, "") for _ in range(3)]
-
-    def take(config_class: type[Any], description: str) -> Any:
-        return ready.pop() if config_class is ExperimentConfig and ready else build(config_class, description)
-
-    cli.build_parser = take
-
-
 def _serve() -> None:
-    # Before anything else takes its name.
-    _keep_parsers_ready()
     # What the launchers import after they have read their options.
     import datasets  # noqa: F401
     import pyarrow.parquet  # noqa: F401

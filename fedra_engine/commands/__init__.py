@@ -1,0 +1,55 @@
+"""The command line: `fedra <command>`, each command in the module of its name, which parses, runs and prints.
+
+What is here may import everything else of the package, but torch only once the arguments have been read.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module, metadata
+from typing import NoReturn
+
+from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.exit_codes import end, exit_code
+
+COMMANDS = {
+    "simulate": "train a foundation model with many clients, or go on with an earlier run",
+    "compare": "run methods with several seeds, and put their accuracies and costs side by side",
+    "scale": "measure rounds of more and more clients, on one or several processes",
+    "evaluate": "measure the accuracy of an earlier run",
+    "bench": "measure executors, methods and kernels (in a clone of the repository)",
+}
+
+
+def main() -> NoReturn:
+    """Run the command that the arguments of this process name, and end with its exit code."""
+    end(exit_code(run))
+
+
+def run() -> None:
+    """Run the command that the arguments of this process name; answer `--help` and `--version`.
+
+    Raises:
+        InputError: there is no such command, or it cannot use its arguments.
+    """
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in COMMANDS:
+        import_module(f"fedra_engine.commands.{name}").main(arguments)
+    elif name in ("-h", "--help"):
+        print("fedra <command> [--option value …]: federated LoRA tuning by many heterogeneous clients\n")
+        print("\n".join(f"  {command:9} {text}" for command, text in COMMANDS.items()))
+        print("\nfedra <command> --help lists the options of a command; fedra --version says which one this is.")
+    elif name == "--version":
+        print(f"fedra-engine {_version()}")
+    else:
+        from fedra_engine.config.fields import did_you_mean
+
+        near = did_you_mean(name, list(COMMANDS))
+        raise InputError(f"fedra: found no command {name!r}, expected one of {', '.join(COMMANDS)}{near}")
+
+
+def _version() -> str:
+    try:
+        return metadata.version("fedra-engine")
+    except metadata.PackageNotFoundError:
+        return "(a clone that is not installed)"

@@ -11,20 +11,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fedra_engine.commands.parser_errors import field_names, known_name
+from fedra_engine.commands.names import known_name
 from fedra_engine.commands.parsing import (
     OVERSUBSCRIBE,
     LauncherOption,
-    add_help,
-    build_parser,
+    Parser,
     check_different,
     check_not_given,
-    parse_config,
     parse_option,
     quiet_libraries,
     split_options,
 )
 from fedra_engine.config import ExperimentConfig
+from fedra_engine.config.fields import field_names
 from fedra_engine.config.options import COUNT, NATURAL
 from fedra_engine.config.validation import validate_setting, validate_together, without_effect
 from fedra_engine.runtime.errors import InputError
@@ -105,11 +104,9 @@ def parse_comparison(arguments: Sequence[str]) -> Comparison:
         InputError: the options cannot be used.
     """
     options, others = split_options(arguments, _OPTIONS)
-    parser = build_parser(ExperimentConfig, DESCRIPTION)
-    parser.set_defaults({"output_dir": _OUTPUT_DIR})
-    add_help(parser, _OPTIONS)
+    parser = Parser(ExperimentConfig, DESCRIPTION, _OPTIONS, {"output_dir": _OUTPUT_DIR})
     # Answers --help and --print_config, too.
-    base = parse_config(parser, ExperimentConfig, others)
+    base = parser.parse(others)
     check_not_given(others, _PLANNED)
     if options.methods is None:
         raise InputError("methods: found none, expected methods separated by commas (--methods fedra,alllarge)")
@@ -117,7 +114,7 @@ def parse_comparison(arguments: Sequence[str]) -> Comparison:
     seeds = [parse_option("seeds", seed, int, NATURAL) for seed in options.seeds.split(",")]
     check_different("methods", [variant.folder for variant in variants])
     check_different("seeds", seeds)
-    configs = [parse_config(parser, ExperimentConfig, [*others, *variant.options]) for variant in variants]
+    configs = [parser.parse([*others, *variant.options]) for variant in variants]
     for variant, config in zip(variants, configs, strict=True):
         idle = without_effect(config)
         for field in (field for field, _ in variant.overrides if field in idle):

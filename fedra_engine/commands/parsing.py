@@ -1,54 +1,51 @@
-"""What all launchers share: options made from a dataclass, and bad input as one line and exit code 2.
+"""From the arguments of a command to a configuration; what cannot be used is one line (InputError).
 
-Nothing here imports torch, so that `--help` and a mistyped option answer at once.
+Every field of a configuration is an option, dots between levels: `--training.lr 0.01`. A group of fields is one, too:
+`--training FILE` or `--training '{lr: 0.01}'`. Nothing here imports torch, so that `--help` and a mistyped option
+answer at once.
 """
 
 from __future__ import annotations
 
-import argparse
+import importlib
 import os
 import sys
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from itertools import pairwise
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import reduce
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar, get_origin
 
 import yaml
-from jsonargparse import ArgumentParser, set_dumper, set_loader
 
-from fedra_engine.commands.parser_errors import (
-    describe_parser_error,
-    describe_type,
-    entry_types,
-    field_types,
-    is_optional,
-    parse_number,
-    type_of_field,
-)
+import fedra_engine
+from fedra_engine.commands.names import ALIASES, known_name
+from fedra_engine.commands.values import fitted, read_text
 from fedra_engine.config import ExperimentConfig
-from fedra_engine.config.options import PATH, Allowed, Need
-from fedra_engine.config.validation import describe_option
+from fedra_engine.config.fields import field_names, field_types, type_of_field, union_members
+from fedra_engine.config.options import PATH, Allowed
 from fedra_engine.config.yaml_values import dump_yaml, load_yaml, load_yaml_file
-from fedra_engine.runtime.errors import InputError, shown
+from fedra_engine.runtime.errors import InputError, one_line, shown
 
 Config = TypeVar("Config")
-_MODE = "strict_yaml"
-set_loader(_MODE, load_yaml, (yaml.YAMLError,))
-set_dumper(_MODE, dump_yaml)
+_WITHOUT_VALUE = ("help", "help_all", "print_config")
+_IMPORTED = "FEDRA_IMPORT"
+"""The environment variable by which `--import` reaches the processes that a command starts."""
 
 
 @dataclass(frozen=True)
 class LauncherOption:
-    """An option that a launcher has beside the fields of the experiment.
+    """An option that a command has beside the fields of the experiment.
 
     Attributes:
         name: without dashes.
         metavar: what its value is called in the help.
         help: a sentence without its full stop.
         default: its value, as text, if it is not given; None if it has none.
-        choices: all values it may have; any if empty.
+        choices: all values it may have; any if empty. Without a value, an option that can be true is true.
     """
 
     name: str
@@ -58,49 +55,116 @@ class LauncherOption:
     choices: tuple[str, ...] = ()
 
 
-def quiet_libraries() -> None:
-    """Keep what Hugging Face libraries, imported later, say of their own accord out of the output.
+OVERSUBSCRIBE = LauncherOption(
+    "oversubscribe", "[true|false]", "Whether processes may share cores", "false", ("true", "false")
+)
+IMPORT = LauncherOption(
+    "import", "MODULE", "A module of yours that registers methods, sources and so on; may be given several times"
+)
 
-    Errors still show, and so do the main process's progress bars in a terminal.
+
+@dataclass
+class Parser(Generic[Config]):
+    """Reads the fields of a dataclass from arguments.
+
+    Attributes:
+        config_class: the dataclass.
+        description: what the command does, with examples.
+        options: those that the command has besides, and takes from the arguments with `split_options`.
+        defaults: of fields of `config_class`, where they are others than its own.
     """
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
+    config_class: type[Config]
+    description: str = ""
+    options: Sequence[LauncherOption] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
-def build_parser(config_class: type[Any], description: str) -> ArgumentParser:
-    """Options `--config`, `--print_config` and one for every field of `config_class`, dots between levels."""
-    parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False, parser_mode=_MODE)
-    parser.add_argument("--config", action="config", help="YAML file with values for the fields below.")
-    parser.add_class_arguments(config_class)
-    texts = dict(_help(config_class))
-    for action in parser._actions:
-        if text := texts.get(action.dest):
-            action.help = f"{(action.help or '').removesuffix('.')} ({text})"
-    return parser
+    def parse(self, arguments: Sequence[str]) -> Config:
+        """The configuration that `arguments` describe. Answers `--help` and `--print_config`, and exits then.
 
+        Raises:
+            InputError: an unknown option or field, a value of another type than the field's, or a file that cannot be
+                read.
+        """
+        given = list(_options(arguments))
+        if asked := {option.name for option in given} & {"h", "help", "help_all"}:
+            from fedra_engine.commands.help import print_help
 
-def parse_config(parser: ArgumentParser, config_class: type[Config], arguments: Sequence[str]) -> Config:
-    """The `config_class` that `arguments` describe to its parser.
+            print_help(self, everything="help_all" in asked)
+            sys.exit()
+        values = dict(self.defaults)
+        for option in given:
+            if option.name == "config":
+                _merge(values, self._read_file(option.needed))
+            elif option.name != "print_config":
+                _merge(values, self._read_option(option, values))
+        config: Config = _build(self.config_class, values)
+        if "print_config" in (option.name for option in given):
+            print(dump_yaml(asdict(config)), end="")  # type: ignore[call-overload]
+            sys.exit()
+        return config
 
-    Raises:
-        InputError: a file that cannot be read, an unknown option or field, or a value of another type than the field's.
-    """
-    _check_given(config_class, arguments)
-    try:
-        values = parser.parse_args(list(arguments))
-    except (argparse.ArgumentError, RecursionError, ValueError) as error:
-        # argparse has no public list of them.
-        options = [option for action in parser._actions for option in action.option_strings]
-        raise InputError(describe_parser_error(str(error), config_class, arguments, options)) from error
-    names = field_types(config_class)
-    if others := [name for name in vars(values) if name not in (*names, "config")]:
-        raise InputError(f"{others[0]}: found it in a file, expected it as an option, --{others[0]}")
-    instances = parser.instantiate(values)
-    config: Config = config_class(**{name: instances[name] for name in names})
-    _expand_homes(config)
-    return config
+    def _read_file(self, name: str) -> dict[str, Any]:
+        """The fields and values of a file, or of a configuration that comes with the package."""
+        values = load_yaml_file("config", _shipped(name))
+        for other in ("config", *(option.name for option in self.options)):
+            if other in values.keys() - field_types(self.config_class).keys():
+                raise InputError(f"{other}: found it in a file, {name!r}, expected it as an option, --{other}")
+        return self._fit_group("", self.config_class, values, f" in {name}")
+
+    def _read_option(self, option: _Given, before: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields and values that an option sets; one with a + behind its name appends to those `before`."""
+        name = option.name.removesuffix("+")
+        kind = type_of_field(name, self.config_class)
+        lists = [member for member in union_members(kind) if get_origin(member) is list]
+        if kind is None or not option.typed.startswith("--") or (option.name.endswith("+") and not lists):
+            own = (option.name for option in self.options)
+            known = known_name(option.typed, [*field_names(self.config_class), *own, "config", *_WITHOUT_VALUE])
+            raise InputError(f"{option.typed}: found an unknown option, expected {known}")
+        if is_dataclass(kind):
+            value: Any = self._read_group(name, kind, option.needed)
+        elif option.value is None and bool in union_members(kind):
+            value = True
+        elif option.name.endswith("+"):
+            present = reduce(getattr, name.split("."), _build(self.config_class, before))
+            if not isinstance(present, list):
+                raise InputError(f"{name}: found {shown(present)} to append to, expected a list")
+            text = option.needed
+            value = present + read_text(name, lists[0], f"[{text}]" if text.startswith("{") else text)
+        else:
+            value = read_text(name, kind, option.needed)
+        return reduce(lambda inner, part: {part: inner}, reversed(name.split(".")), value)
+
+    def _read_group(self, name: str, kind: Any, text: str) -> dict[str, Any]:
+        """The fields and values of a group, from YAML in braces or the file that has them."""
+        if text.startswith("{"):
+            values: Any = text
+            with suppress(yaml.YAMLError):
+                values = load_yaml(text)
+            return self._fit_group(name, kind, values, "")
+        try:
+            return self._fit_group(name, kind, load_yaml_file(name, text), f" in {text}")
+        except InputError as error:
+            if name in ALIASES and not Path(text).exists():
+                raise InputError(f"{error} (did you mean --{ALIASES[name]}?)") from error
+            raise
+
+    def _fit_group(self, name: str, kind: Any, values: Any, where: str) -> dict[str, Any]:
+        """The values of a group of fields, `where` they were found, each as its field has it."""
+        kinds = field_types(kind)
+        if not isinstance(values, dict):
+            raise InputError(f"{name}: found {shown(values)}, expected fields of it: {', '.join(kinds)}")
+        found = {}
+        for key, value in values.items():
+            of_field = f"{name}.{key}".removeprefix(".")
+            if key not in kinds:
+                known = known_name(of_field, list(field_names(self.config_class)))
+                raise InputError(f"{of_field}: found an unknown field{where}, expected {known}")
+            is_group = is_dataclass(kinds[key])
+            found[key] = (
+                self._fit_group(of_field, kinds[key], value, where) if is_group else fitted(of_field, kinds[key], value)
+            )
+        return found
 
 
 def read_config(file: Path, *options: str) -> ExperimentConfig:
@@ -109,52 +173,71 @@ def read_config(file: Path, *options: str) -> ExperimentConfig:
     Raises:
         InputError: the file cannot be read, or has something in it that is no experiment.
     """
-    return parse_config(build_parser(ExperimentConfig, ""), ExperimentConfig, ["--config", str(file), *options])
+    import_modules()
+    return Parser(ExperimentConfig).parse(["--config", str(file), *options])
 
 
-def split_options(
-    arguments: Sequence[str], options: Collection[LauncherOption]
-) -> tuple[argparse.Namespace, list[str]]:
-    """The values of a launcher's own `options`, as text, and all other arguments.
+def split_options(arguments: Sequence[str], options: Collection[LauncherOption]) -> tuple[Namespace, list[str]]:
+    """The values of a command's own `options`, as text, and all other arguments. Modules are imported on the way.
 
     Raises:
-        InputError: one of the options has no value, or none of its choices.
+        InputError: one of the options has no value, or none of its choices; or a module cannot be imported.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    expected = {f"--{option.name}": " or ".join(option.choices) or "one" for option in options}
+    known, values, others = {option.name: option for option in options}, Namespace(), list[str]()
     for option in options:
-        parser.add_argument(f"--{option.name}", default=option.default)
-    try:
-        values, others = parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        name = str(error.argument_name)
-        raise InputError(f"{name.removeprefix('--')}: found no value, expected {expected[name]}") from error
-    for option in options:
-        value = getattr(values, option.name)
-        if option.choices and value not in (*option.choices, option.default):
-            raise InputError(f"{option.name}: found {value!r}, expected {' or '.join(option.choices)}")
+        setattr(values, option.name, option.default)
+    for given in _options(arguments):
+        if given.name == "import":
+            import_modules(given.needed)
+        elif (option := known.get(given.name)) is None:
+            others += given.arguments
+        else:
+            value = "true" if given.value is None and "true" in option.choices else given.needed
+            if option.choices and value not in option.choices:
+                raise InputError(f"{option.name}: found {value!r}, expected {' or '.join(option.choices)}")
+            setattr(values, option.name, value)
     return values, others
 
 
-def add_help(parser: ArgumentParser, options: Iterable[LauncherOption]) -> None:
-    """List in the parser's help what `split_options` takes from the arguments before it sees them."""
-    for option in options:
-        default = "" if option.default is None else f" (default: {option.default})"
-        text = f"{option.help}{default}."
-        parser.add_argument(f"--{option.name}", metavar=option.metavar, default=argparse.SUPPRESS, help=text)
+def import_modules(*names: str) -> None:
+    """Import modules that register things, by name, and those of the command that started this process.
+
+    Raises:
+        InputError: one of them cannot be imported.
+    """
+    wanted = dict.fromkeys([*os.environ.get(_IMPORTED, "").split(), *names])
+    if wanted and os.getcwd() not in sys.path:
+        # An installed command does not look there.
+        sys.path.insert(0, os.getcwd())
+    for name in wanted:
+        try:
+            importlib.import_module(name)
+        except (ImportError, SyntaxError, TypeError) as error:
+            raise InputError(f"import: found {name!r} ({one_line(error)}), expected a module of yours") from error
+    os.environ[_IMPORTED] = " ".join(wanted)
 
 
-OVERSUBSCRIBE = LauncherOption(
-    "oversubscribe", "true|false", "Whether processes may share cores", "false", ("true", "false")
-)
+def check_not_given(arguments: Sequence[str], fields: Mapping[str, str]) -> None:
+    """Raises InputError when one of the `fields` that a command sets itself is given; each with the option for it."""
+    given = {option.name for option in _options(arguments)}
+    for name, option in fields.items():
+        if name in given:
+            raise InputError(f"{name}: found it as an option of its own, expected {option} to set it")
 
 
-def check_not_given(arguments: Iterable[str], fields: Mapping[str, str]) -> None:
-    """Raises InputError when one of the `fields` that a launcher sets itself is given; each with the option for it."""
-    given = {argument.partition("=")[0].removeprefix("--") for argument in arguments if argument.startswith("--")}
-    for field, option in fields.items():
-        if field in given:
-            raise InputError(f"{field}: found it as an option of its own, expected {option} to set it")
+def parse_number(text: str, kind: type[int] | type[float], allowed: Allowed) -> Any:
+    """The number that `text` is.
+
+    Raises:
+        ValueError: it is none, or not allowed; says what was found and what was expected.
+    """
+    # Numbers of thousands of digits take long to read. Python also takes `1_000` and digits of other scripts.
+    if len(text) < 30 and text.isascii() and "_" not in text:
+        with suppress(ValueError):
+            value = kind(text)
+            if allowed.contains(value):
+                return value
+    raise ValueError(f"found {shown(text)}, expected {allowed.description}")
 
 
 def parse_option(option: str, text: str, kind: type[int] | type[float], allowed: Allowed) -> Any:
@@ -176,71 +259,79 @@ def check_different(option: str, entries: Sequence[str | int]) -> None:
         raise InputError(f"{option}: found {entry} more than once, expected every one once")
 
 
-def _check_given(config_class: type[Any], arguments: Sequence[str]) -> None:
-    """Check what the parser would take for something else, or read without end: files, and texts in place of numbers.
+def quiet_libraries() -> None:
+    """Keep what Hugging Face libraries, imported later, say of their own accord out of the output.
 
-    A file is one for `--config`, or for an option with the name of a group of fields.
+    Errors still show, and so do the main process's progress bars in a terminal.
     """
-    given = [argument.partition("=")[::2] for argument in arguments if argument.startswith("--") and "=" in argument]
-    given += [(option, value) for option, value in pairwise(arguments) if option.startswith("--") and "=" not in option]
-    for option, text in given:
-        # A + appends to a list.
-        name = option.removeprefix("--").removesuffix("+")
-        kind = config_class if name == "config" else type_of_field(name.split("."), config_class)
-        if is_dataclass(kind) and (name == "config" or not text.startswith("{")):
-            values = load_yaml_file(name, text)
-            if "config" in values:
-                raise InputError(f"config: found it in {text!r}, expected it as an option, --config")
-            _check_raw("" if name == "config" else name, kind, values)
-        elif kind is not None:
-            try:
-                _check_raw(name, kind, load_yaml(text) if text.strip() else text)
-            except yaml.YAMLError:
-                _check_raw(name, kind, text)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 
-def _check_raw(name: str, kind: Any, value: Any) -> None:
-    """Refuse null, fields of a group that are none, and texts for numbers, of which Python reads more than there are.
+@dataclass(frozen=True)
+class _Given:
+    """An option among the arguments: as it was typed, its name, its value, and the arguments that it consists of."""
 
-    (`int` takes `1_000`, digits of other scripts and, asked for the base, `0x10`.)
-    """
-    if is_dataclass(kind):
-        assert isinstance(kind, type)
-        kinds = field_types(kind)
-        if not isinstance(value, dict):
-            raise InputError(f"{name}: found {shown(value)}, expected fields of it: {', '.join(kinds)}")
-        for key, entry in value.items():
-            if key in kinds:
-                _check_raw(f"{name}.{key}".removeprefix("."), kinds[key], entry)
-        return
-    if value is None and not is_optional(kind):
-        raise InputError(f"{name}: found null, expected {describe_type(kind)}")
-    inner = entry_types(kind)
-    group = next(filter(is_dataclass, inner), None)
-    for index, entry in enumerate(value if isinstance(value, list) else [value]):
-        if group is not None and isinstance(entry, dict):
-            _check_raw(f"{name}[{index}]", group, entry)
-        elif isinstance(entry, str) and not ({str, bool} & inner or entry in inner):
-            raise InputError(f"{name}: found {shown(entry)}, expected {describe_type(kind)}")
+    typed: str
+    name: str
+    value: str | None
+    arguments: Sequence[str]
+
+    @property
+    def needed(self) -> str:
+        """Its value.
+
+        Raises:
+            InputError: it has none.
+        """
+        if self.value is None:
+            raise InputError(f"{self.name}: found no value, expected one")
+        return self.value
 
 
-def _help(config_class: type[Any], prefix: str = "", needs: tuple[Need, ...] = ()) -> Iterator[tuple[str, str]]:
-    """What each field takes, by its dotted name."""
-    kinds = field_types(config_class)
-    for item in fields(config_class):
-        name, kind, of_field = f"{prefix}{item.name}", kinds[item.name], (*needs, *item.metadata.get("needs", ()))
-        if is_dataclass(kind):
-            assert isinstance(kind, type)
-            yield from _help(kind, f"{name}.", of_field)
+def _options(arguments: Iterable[str]) -> Iterator[_Given]:
+    """The options among the arguments: `--name value`, `--name=value` or `--name` alone, with - or _ between words."""
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        typed, equals, value = argument.partition("=")
+        name = typed.lstrip("-").replace("-", "_")
+        if equals:
+            yield _Given(typed, name, value, [argument])
+        elif typed.startswith("--") and name not in _WITHOUT_VALUE and rest and not rest[0].startswith("--"):
+            value = rest.pop(0)
+            yield _Given(typed, name, value, [argument, value])
         else:
-            yield name, describe_option(item, of_field)
+            yield _Given(typed, name, None, [argument])
 
 
-def _expand_homes(config: Any) -> None:
-    """Replace `~` in front of every path by the home it stands for."""
-    for item in fields(config):
-        value = getattr(config, item.name)
-        if is_dataclass(value):
-            _expand_homes(value)
-        elif isinstance(value, str) and item.metadata.get("allowed") is PATH:
-            object.__setattr__(config, item.name, os.path.expanduser(value))
+def _shipped(name: str) -> str:
+    """The file of a configuration that comes with the package, if `name` is no file itself."""
+    file = Path(fedra_engine.__file__).parent / "configs" / "experiments" / f"{name}.yaml"
+    return str(file) if "/" not in name and not Path(name).exists() and file.is_file() else name
+
+
+def _merge(values: dict[str, Any], more: Mapping[str, Any]) -> None:
+    """Put more fields and values into the ones that there are, group by group."""
+    for key, value in more.items():
+        if isinstance(value, dict) and isinstance(values.get(key), dict):
+            _merge(values[key], value)
+        else:
+            values[key] = value
+
+
+def _build(config_class: type[Any], values: Mapping[str, Any]) -> Any:
+    """The dataclass with `values`, and in them `~` in front of a path as the home that it stands for."""
+    kinds, found = field_types(config_class), dict[str, Any]()
+    for item in fields(config_class):
+        if item.name in values:
+            value = values[item.name]
+            if is_dataclass(kind := kinds[item.name]):
+                assert isinstance(kind, type)
+                value = _build(kind, value)
+            elif isinstance(value, str) and item.metadata.get("allowed") is PATH:
+                value = os.path.expanduser(value)
+            found[item.name] = value
+    return config_class(**found)

@@ -7,14 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedra_engine.callbacks.run_folder import RunFolder
-from fedra_engine.commands.parsing import (
-    LauncherOption,
-    add_help,
-    build_parser,
-    parse_config,
-    read_config,
-    split_options,
-)
+from fedra_engine.commands.parsing import LauncherOption, Parser, read_config, split_options
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.validation import validate
 from fedra_engine.runtime.errors import InputError
@@ -28,7 +21,7 @@ _OPTIONS = (
     ),
     LauncherOption(
         "dry_run",
-        "{true,false}",
+        "[true|false]",
         "Show what would be trained, by whom, and what it would cost; train nothing",
         choices=("true", "false"),
     ),
@@ -53,10 +46,8 @@ def parse_request(arguments: Sequence[str], description: str) -> RunRequest:
         InputError: the options cannot be used.
     """
     options, others = split_options(arguments, _OPTIONS)
-    if options.resume is None or {"-h", "--help"} & set(others):
-        parser = build_parser(ExperimentConfig, description)
-        add_help(parser, _OPTIONS)
-        config = parse_config(parser, ExperimentConfig, others)
+    if options.resume is None or {"-h", "--help", "--help-all", "--help_all"} & set(others):
+        config = Parser(ExperimentConfig, description, _OPTIONS).parse(others)
         validate(config)
         return RunRequest(config, None, dry_run=options.dry_run == "true")
     more, others = split_options(others, [_ROUNDS])

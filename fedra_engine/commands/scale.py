@@ -12,11 +12,9 @@ from pathlib import Path
 from fedra_engine.commands.parsing import (
     OVERSUBSCRIBE,
     LauncherOption,
-    add_help,
-    build_parser,
+    Parser,
     check_different,
     check_not_given,
-    parse_config,
     parse_option,
     split_options,
 )
@@ -79,12 +77,8 @@ def parse_scaling(arguments: Sequence[str]) -> Scaling:
         InputError: the options cannot be used.
     """
     options, others = split_options(arguments, _OPTIONS)
-    parser = build_parser(ExperimentConfig, DESCRIPTION)
-    parser.set_defaults({"output_dir": _OUTPUT_DIR})
-    # The experiment's own fields of clients keep their place in the help.
-    add_help(parser, (option for option in _OPTIONS if option.name != "clients"))
     # Answers --help and --print_config, too.
-    config = parse_config(parser, ExperimentConfig, others)
+    config = Parser(ExperimentConfig, DESCRIPTION, _OPTIONS, {"output_dir": _OUTPUT_DIR}).parse(others)
     check_not_given(others, dict.fromkeys(_PLANNED, "--clients"))
     if options.clients is None:
         raise InputError("clients: found none, expected numbers of clients (--clients 10,100,1000)")

@@ -1,39 +1,313 @@
-"""The experiment as a tree of dataclasses, with the values each field takes; imports nothing but `runtime`."""
+"""One tree of dataclasses: the whole experiment. Every field is a command-line option (`--data.root …`).
 
-from fedra_engine.config.tree import (
-    ClientsConfig,
-    ColumnsConfig,
-    DataConfig,
+Imports nothing of the package but `runtime`.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+from fedra_engine.config import options as allowed
+from fedra_engine.config.data import ColumnsConfig, DataConfig
+from fedra_engine.config.methods import (
     DepthFLConfig,
-    DeviceConfig,
-    ExecutionConfig,
-    ExperimentConfig,
     FedHelloConfig,
     HetLoraConfig,
     InclusiveFLConfig,
-    LoraConfig,
     LoraFairConfig,
     MethodConfig,
-    ModelConfig,
-    ServerConfig,
-    TrainingConfig,
+    register_method_options,
 )
+from fedra_engine.config.options import SOMETHING, group, option, register_choice
+from fedra_engine.runtime.errors import InputError
 
-__all__ = [
-    "ClientsConfig",
-    "ColumnsConfig",
-    "DataConfig",
-    "DepthFLConfig",
-    "DeviceConfig",
-    "ExecutionConfig",
-    "ExperimentConfig",
-    "FedHelloConfig",
-    "HetLoraConfig",
-    "InclusiveFLConfig",
-    "LoraConfig",
-    "LoraFairConfig",
-    "MethodConfig",
-    "ModelConfig",
-    "ServerConfig",
-    "TrainingConfig",
-]
+
+@dataclass
+class ModelConfig:
+    """The frozen foundation model.
+
+    Args:
+        path: `digits_vit` (ships with the package), a Hugging Face model directory, or a hub name.
+        dtype: precision of the frozen weights and of the computation.
+        attention: which attention implementation of transformers to use.
+        block_path: dotted path of the block list inside the model; found by structure when null.
+        pooling: which output the classifier reads: whatever the model's own classification layers read (`auto`; see
+            docs/models.md for models without any), the model's own pooled output (`pooler`), the `first` token, the
+            `mean` over tokens, or the `last` token.
+        head_init: where the classifier starts: as `loaded` (random where the model had none for these classes),
+            `zeros` (all classes equally likely), or `class_means` (the class with the nearest mean of the frozen
+            model's features, taken over equally many training samples of every class).
+    """
+
+    path: str = option("digits_vit", allowed.PATH)
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    block_path: str | None = option(None, allowed.TEXT)
+    pooling: Literal["auto", "pooler", "first", "mean", "last"] = "auto"
+    head_init: Literal["loaded", "zeros", "class_means"] = "loaded"
+
+
+@dataclass
+class LoraConfig:
+    """The adapters.
+
+    Args:
+        rank: inner dimension r of A [r, in] and B [out, r].
+        alpha: the adapter's product is scaled by alpha / rank.
+        dropout: probability of zeroing an input feature of the adapter path during training.
+        target_modules: Linear layers inside a block that get an adapter, by PEFT's rules: a list of name
+            endings, or one string that is a regular expression for the whole path inside the block, or all-linear.
+    """
+
+    rank: int = option(8, allowed.RANK)
+    alpha: float = option(16.0, allowed.number(0, 1e6, above=True))
+    dropout: float = option(0.0, allowed.DECAY)
+    target_modules: list[str] | str = option(["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"], allowed.TEXT)
+
+    @property
+    def scale(self) -> float:
+        """Factor of the adapter's product, alpha / rank."""
+        return self.alpha / self.rank
+
+    def check(self, config: ExperimentConfig) -> None:
+        """Raise InputError unless `target_modules` names something, or is a regular expression."""
+        if not self.target_modules:
+            raise InputError("lora.target_modules: found nothing, expected name endings or a regular expression")
+        if isinstance(self.target_modules, str):
+            try:
+                with warnings.catch_warnings():
+                    # Of what a later Python will read in another way.
+                    warnings.simplefilter("error")
+                    re.compile(self.target_modules)
+            except (re.error, Warning, RecursionError, OverflowError) as error:
+                raise InputError(
+                    f"lora.target_modules: found {self.target_modules!r} ({error}), expected a regular expression"
+                ) from error
+
+
+@dataclass
+class ServerConfig:
+    """How the server uses the mean of a round's updates.
+
+    Args:
+        optimizer: `fedavg` (takes it as the new state), `fedavgm` (momentum), `fedadam` or `fedyogi` (adaptive).
+        lr: server learning rate; when null, 1 for `fedavg`, 1 − momentum for `fedavgm`, and 0.01 for the adaptive
+            optimizers.
+        betas: decay rates of the moments of `fedadam` and `fedyogi`; the first is the momentum of `fedavgm`.
+        tau: adaptivity τ in the denominator of `fedadam` and `fedyogi`.
+    """
+
+    optimizer: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = "fedavg"
+    lr: float | None = option(None, allowed.RATE)
+    betas: tuple[float, float] = option(
+        (0.9, 0.99), allowed.DECAY, needs=[{"optimizer": ("fedavgm", "fedadam", "fedyogi")}]
+    )
+    tau: float = option(1e-3, allowed.RATE, needs=[{"optimizer": ("fedadam", "fedyogi")}])
+
+    @property
+    def rate(self) -> float:
+        """The server learning rate."""
+        if self.lr is not None:
+            return self.lr
+        return {"fedavg": 1.0, "fedavgm": 1 - self.betas[0], "fedadam": 0.01, "fedyogi": 0.01}[self.optimizer]
+
+
+@dataclass
+class DeviceConfig:
+    """A kind of device that clients train on (docs/devices.md). A null field takes no time, or sets no limit.
+
+    Args:
+        compute: speed that training reaches, in GFLOP/s.
+        upload: speed to the server, in Mbit/s.
+        download: speed from the server, in Mbit/s.
+        memory: GiB that training may use; determines capacities if `clients.capacities` is `memory`.
+        availability: probability that a client is available in a round.
+        dropout: probability that a participant drops out, so that its update is lost.
+        variation: standard deviation of the logarithm of a participant's time, drawn anew every round.
+    """
+
+    compute: float | None = option(None, allowed.number(1e-6, 1e12))
+    upload: float | None = option(None, allowed.number(1e-6, 1e12))
+    download: float | None = option(None, allowed.number(1e-6, 1e12))
+    memory: float | None = option(None, allowed.number(0, 1e6, above=True), needs=[{"clients.capacities": ("memory",)}])
+    availability: float = option(1.0, allowed.SHARE)
+    dropout: float = option(0.0, allowed.PROBABILITY)
+    variation: float = option(0.0, allowed.SPREAD)
+
+
+@dataclass
+class ClientsConfig:
+    """Who takes part.
+
+    Args:
+        capacities: number of blocks a client can hold, one entry per domain in domain order (or one for all); or
+            `memory`: as many as fit the memory of its device.
+        capacity_schedule: capacities stay `fixed`, or are `drawn`: every round, each client gets the capacity of a
+            random client.
+        ranks: LoRA rank of a client's adapters, at most lora.rank, one entry per domain (or one for all); lora.rank
+            for all when empty.
+        sampling: `one_per_domain`, or `uniform` draws of `participants` clients without replacement.
+        participants: clients per round under `uniform` sampling; all clients when null.
+        devices: kinds of devices; when empty, devices are not simulated.
+        device_schedule: a client has the device of its `domain` (one entry per domain in domain order, or one for all),
+            or one `drawn` uniformly before the first round.
+        deadline: simulated seconds after which the server accepts no more updates in a round; none when null.
+    """
+
+    capacities: list[int] | Literal["memory"] = option([12, 10, 8, 6, 4, 3], allowed.whole(1, 10**6))
+    capacity_schedule: Literal["fixed", "drawn"] = "fixed"
+    ranks: list[int] = option([], allowed.RANK)
+    sampling: Literal["one_per_domain", "uniform"] = "one_per_domain"
+    participants: int | None = option(None, allowed.CLIENTS, needs=[{"sampling": ("uniform",)}])
+    devices: list[DeviceConfig] = option([])
+    device_schedule: Literal["domain", "drawn"] = option("domain", needs=[{"devices": (SOMETHING,)}])
+    deadline: float | None = option(None, allowed.POSITIVE, needs=[{"devices": (SOMETHING,)}])
+
+    def check(self, config: ExperimentConfig) -> None:
+        """Raise InputError where devices lack what capacities or the deadline need of them."""
+        timed = [device for device in self.devices if (device.compute, device.upload, device.download) != (None,) * 3]
+        for index, device in enumerate(self.devices):
+            name = f"clients.devices[{index}]"
+            if self.capacities == "memory" and device.memory is None:
+                raise InputError(f"{name}.memory: found null with clients.capacities memory, expected GiB")
+            if device.variation > 0 and device not in timed:
+                raise InputError(
+                    f"{name}.variation: found {device.variation:g} of a device that takes no time, expected its "
+                    "compute, upload or download, or variation 0"
+                )
+        if not self.capacities:
+            raise InputError("clients.capacities: found an empty list, expected one entry, or one for each domain")
+        if not self.devices and self.capacities == "memory":
+            raise InputError(
+                "clients.capacities: found memory with no clients.devices, expected devices and their memory"
+            )
+        if self.deadline is not None and not timed:
+            raise InputError(
+                f"clients.deadline: found {self.deadline:g} with clients.devices that take no time, expected compute, "
+                "upload or download of a device, or no deadline"
+            )
+        if self.capacities == "memory" and self.capacity_schedule == "drawn":
+            raise InputError(
+                "clients.capacity_schedule: found drawn with clients.capacities memory, expected fixed (a client "
+                "keeps its device)"
+            )
+
+
+@dataclass
+class TrainingConfig:
+    """What a client does in a round.
+
+    Args:
+        optimizer: `sgd` (with momentum) or `adamw`; its state is reset every round.
+        lr: learning rate of the first round.
+        lr_schedule: how the learning rate changes over the rounds: `constant`, `linear` or `cosine` decay towards 0.
+        momentum: momentum of `sgd`.
+        betas: decay rates of the moments of `adamw`.
+        eps: denominator term of `adamw`.
+        weight_decay: L2 term of `sgd`, decoupled decay of `adamw`.
+        proximal_mu: weight μ of FedProx's term μ/2 ‖w − w₀‖², which keeps a client near the state it received.
+        clip_norm: each client's gradient is scaled to at most this norm; no clipping when null.
+        batch_size: samples of a client in one local step.
+        local_epochs: passes over a client's samples in a round.
+        max_local_steps: upper limit of a client's local steps in a round; none when null.
+        even_steps: cap local steps at one more than the smallest client takes, as in FedRA's published code.
+        on_bad_update: what happens when the loss, a gradient or a value of a client's update is not finite: `drop`
+            leaves the client out of the round, as if its update had not arrived, and says so; `error` ends the run.
+            A round in which every update is bad ends it in either case.
+    """
+
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    lr: float = option(0.005, allowed.number(0, 1e30, above=True))
+    lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    momentum: float = option(0.9, allowed.DECAY, needs=[{"optimizer": ("sgd",)}])
+    betas: tuple[float, float] = option((0.9, 0.999), allowed.DECAY, needs=[{"optimizer": ("adamw",)}])
+    eps: float = option(1e-8, allowed.SHARE, needs=[{"optimizer": ("adamw",)}])
+    weight_decay: float = option(1e-5, allowed.number(0, 1e4))
+    proximal_mu: float = option(0.0, allowed.NON_NEGATIVE)
+    clip_norm: float | None = option(10.0, allowed.number(1e-6, 1e12))
+    batch_size: int = option(16, allowed.whole(1, 10**6))
+    local_epochs: int = option(3, allowed.STEPS)
+    max_local_steps: int | None = option(5, allowed.COUNT)
+    even_steps: bool = False
+    on_bad_update: Literal["drop", "error"] = "drop"
+
+
+@dataclass
+class ExecutionConfig:
+    """How participants are trained; none of these changes the results.
+
+    Args:
+        executor: `sweep` (many clients in one pass over the blocks) or `sequential` (one PEFT sub-model
+            per client, one after another; slow, the oracle of the tests).
+        lanes: clients that `sweep` trains at the same time; bounds memory, whatever the number of clients. `auto`
+            uses as many as help and fit into free memory, and halves them if memory still runs out.
+        fused_blocks: fuse norms, gathers, scatters and activations in blocks of known families; `auto` fuses on a
+            GPU, where memory traffic matters most, unless the model is sharded.
+        checkpoint_blocks: keep only the inputs of blocks for the backward pass, which then runs each block again: less
+            memory, but about half as much computation again.
+        deterministic: repeat a run, or go on with it, to the last bit (docs/scale.md): sums do not depend on the order
+            in which clients finish, clients are divided among processes by counted cost rather than measured speed, and
+            a resumed run keeps its lanes.
+    """
+
+    executor: Literal["sweep", "sequential"] = "sweep"
+    lanes: int | Literal["auto"] = option("auto", allowed.whole(1, 10**5), needs=[{"executor": ("sweep",)}])
+    fused_blocks: Literal["auto", "on", "off"] = "auto"
+    checkpoint_blocks: bool = option(
+        # FedHello measures gradients of the sweep's model, whoever trains.
+        False,
+        needs=[{"executor": ("sweep",), "method.name": ("fedhello",)}],
+    )
+    deterministic: bool = False
+
+
+@dataclass
+class ExperimentConfig:
+    """A federated LoRA tuning experiment; the default values are the embedded experiment.
+
+    Args:
+        rounds: federated rounds.
+        seed: the seed from which every random draw is derived.
+        evaluate_every: rounds between evaluations; the last round is always evaluated.
+        name: name of the run folder; made from the method, model and time when null.
+        output_dir: folder that receives run folders.
+        trace: also write everything needed to recompute each round with other code (needs lora.dropout 0).
+        data: samples and their partition.
+        model: frozen foundation model.
+        lora: adapters.
+        method: federated algorithm.
+        server: server optimizer.
+        clients: capacities and sampling.
+        training: local training.
+        execution: executor and its resources.
+    """
+
+    rounds: int = option(80, allowed.COUNT)
+    seed: int = option(0, allowed.NATURAL)
+    evaluate_every: int = option(20, allowed.COUNT)
+    name: str | None = option(None, allowed.FOLDER_NAME)
+    output_dir: str = option("runs", allowed.PATH)
+    trace: bool = False
+    data: DataConfig = group(DataConfig)
+    model: ModelConfig = group(ModelConfig)
+    lora: LoraConfig = group(LoraConfig)
+    method: MethodConfig = group(MethodConfig)
+    server: ServerConfig = group(ServerConfig)
+    clients: ClientsConfig = group(ClientsConfig)
+    training: TrainingConfig = group(TrainingConfig)
+    execution: ExecutionConfig = group(ExecutionConfig)
+
+    def check(self, config: ExperimentConfig) -> None:
+        """Raise InputError where a trace could not hold what is drawn, or the reference stream not the seed."""
+        if self.method.allocation == "reference" and self.seed >= 2**32:
+            raise InputError(
+                f"seed: found {self.seed} with method.allocation reference, whose legacy NumPy stream takes 32 bits, "
+                f"expected a whole number from 0 to {2**32 - 1}"
+            )
+        if self.trace and self.lora.dropout > 0:
+            raise InputError(f"trace: found true with lora.dropout {self.lora.dropout}, expected lora.dropout 0")
+        if self.trace and self.data.augmentation != "none":
+            raise InputError(f"trace: found true with data.augmentation {self.data.augmentation}, expected none")

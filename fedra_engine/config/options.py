@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Need = Mapping[str, Sequence[Any]]
-"""Fields by their dotted names, and values; it is met where any of the fields has one of its values."""
+"""Fields and values; it is met where any of the fields has one of its values.
+
+A name without a dot is a field beside the one that has the need; others are those of the whole experiment.
+"""
 
 SOMETHING = object()
 """In a `Need`: any value but null and an empty list."""
@@ -22,7 +25,40 @@ class Allowed:
     contains: Callable[[Any], bool]
 
 
-def option(default: Any, allowed: Allowed | None = None, *, needs: Sequence[Need] = ()) -> Any:
+CHOICES: dict[str, Choice] = {}
+"""By the field that takes one of them."""
+
+
+class Choice:
+    """Names of which a field takes one, as `Allowed` has values; others join them with `register_choice`.
+
+    Attributes:
+        names: all of them.
+        registered: those that do not come with the package.
+    """
+
+    def __init__(self, field: str, *names: str) -> None:
+        self.names, self.registered = [*names], list[str]()
+        CHOICES[field] = self
+
+    @property
+    def description(self) -> str:
+        """For help and messages."""
+        return f"one of {', '.join(self.names)}"
+
+    def contains(self, value: Any) -> bool:
+        """Whether it is one of the names."""
+        return value in self.names
+
+
+def register_choice(field: str, name: str) -> None:
+    """Let a field (`data.source`, `data.partition`, `method.name` or `method.allocation`) also be `name`."""
+    if name not in CHOICES[field].names:
+        CHOICES[field].names.append(name)
+        CHOICES[field].registered.append(name)
+
+
+def option(default: Any, allowed: Allowed | Choice | None = None, *, needs: Sequence[Need] = ()) -> Any:
     """A dataclass field.
 
     Args:

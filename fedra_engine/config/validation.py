@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import copy
-import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import reduce
+from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
-from fedra_engine.commands.parser_errors import describe_type, field_types, union_members
-from fedra_engine.config import ClientsConfig, ExperimentConfig
-from fedra_engine.config.options import LONGEST_LIST, SOMETHING, Allowed, Need
+from fedra_engine.config import ExperimentConfig
+from fedra_engine.config.fields import describe_type, did_you_mean, field_types, union_members
+from fedra_engine.config.options import CHOICES, LONGEST_LIST, SOMETHING, Allowed, Choice, Need
 from fedra_engine.runtime.errors import InputError, shown
 
 
 @dataclass(frozen=True)
 class _Value:
-    """A field that is no group of others, and where it is."""
+    """A field that is no group of others, and where it is; names in its needs are dotted from the root."""
 
     name: str
     value: Any
@@ -28,15 +27,10 @@ class _Value:
     needs: tuple[Need, ...]
 
     @property
-    def allowed(self) -> Allowed | None:
+    def allowed(self) -> Allowed | Choice | None:
         """What it, or each entry, may be; None where its type says it."""
-        allowed: Allowed | None = self.field.metadata.get("allowed")
+        allowed: Allowed | Choice | None = self.field.metadata.get("allowed")
         return allowed
-
-    @property
-    def words(self) -> list[str]:
-        """Texts that its type names."""
-        return [word for kind in union_members(self.kind) if get_origin(kind) is Literal for word in get_args(kind)]
 
     @property
     def default(self) -> Any:
@@ -51,7 +45,7 @@ def validate(config: ExperimentConfig) -> None:
         InputError: the first value that cannot be used, or that differs from its default and does nothing.
     """
     validate_setting(config)
-    _check_method(config)
+    config.method.check_server(config.server)
 
 
 def validate_setting(config: ExperimentConfig) -> None:
@@ -59,20 +53,8 @@ def validate_setting(config: ExperimentConfig) -> None:
     check_values(config)
     for message in without_effect(config).values():
         raise InputError(message)
-    if config.method.allocation == "reference" and config.seed >= 2**32:
-        raise InputError(
-            f"seed: found {config.seed} with method.allocation reference, whose legacy NumPy stream takes 32 bits, "
-            f"expected a whole number from 0 to {2**32 - 1}"
-        )
-    _check_data(config)
-    _check_target_modules(config.lora.target_modules)
-    _check_devices(config.clients)
-    if config.trace and config.lora.dropout > 0:
-        raise InputError(f"trace: found true with lora.dropout {config.lora.dropout}, expected lora.dropout 0")
-    if config.trace and config.data.augmentation != "none":
-        raise InputError(f"trace: found true with data.augmentation {config.data.augmentation}, expected none")
-    if not config.clients.capacities:
-        raise InputError("clients.capacities: found an empty list, expected one entry, or one for each domain")
+    for part in (config, config.data, config.lora, config.clients):
+        part.check(config)
 
 
 def validate_together(configs: Sequence[ExperimentConfig]) -> list[ExperimentConfig]:
@@ -120,7 +102,7 @@ def without_effect(config: Any) -> dict[str, str]:
     for item in _given(config):
         for need in item.needs:
             others = {name: reduce(getattr, name.split("."), config) for name in need}
-            if not any(_meets(value, need[name]) for name, value in others.items()):
+            if not any(_meets(name, value, need[name]) for name, value in others.items()):
                 beside = " and ".join(f"{name} {_word(value)}" for name, value in others.items())
                 found[item.name] = (
                     f"{item.name}: found {shown(item.value)} with {beside}, where it does nothing; expected "
@@ -130,11 +112,17 @@ def without_effect(config: Any) -> dict[str, str]:
     return found
 
 
-def describe_option(item: Field[Any], needs: Sequence[Need]) -> str:
+def describe_option(item: Field[Any], kind: Any, needs: Sequence[Need]) -> str:
     """What a field takes, and what it needs to do anything, for the help."""
-    allowed: Allowed | None = item.metadata.get("allowed")
-    texts = [] if allowed is None else [allowed.description]
-    return "; ".join([*texts, *(f"only with {_wanted(need)}" for need in needs)])
+    allowed: Allowed | Choice | None = item.metadata.get("allowed")
+    taken = describe_type(kind, None if allowed is None else allowed.description)
+    return "; ".join([taken, *(f"only with {_wanted(need)}" for need in needs)])
+
+
+def needs_of(item: Field[Any], prefix: str) -> tuple[Need, ...]:
+    """What a field of the group `prefix` (with a dot behind) needs, with names dotted from the root."""
+    needs: Sequence[Need] = item.metadata.get("needs", ())
+    return tuple({name if "." in name else prefix + name: need[name] for name in need} for need in needs)
 
 
 def _wanted(need: Need) -> str:
@@ -145,7 +133,7 @@ def _values(config: Any, prefix: str = "", needs: tuple[Need, ...] = ()) -> Iter
     kinds = field_types(type(config))
     for item in fields(config):
         name, value = f"{prefix}{item.name}", getattr(config, item.name)
-        of_field = (*needs, *item.metadata.get("needs", ()))
+        of_field = (*needs, *needs_of(item, prefix))
         if is_dataclass(value):
             yield from _values(value, f"{name}.", of_field)
             continue
@@ -161,37 +149,30 @@ def _given(config: Any) -> Iterator[_Value]:
 
 
 def _check_value(item: _Value) -> None:
-    options = union_members(item.kind)
-    lists = [option for option in options if get_origin(option) in (list, tuple)]
-    value = item.value
-    if (value is None and type(None) in options) or (isinstance(value, str) and value in item.words):
+    value, kinds, allowed = item.value, union_members(item.kind), item.allowed
+    words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+    if (value is None and NoneType in kinds) or (isinstance(value, str) and value in words):
         return
-    if lists and isinstance(value, list | tuple):
-        count = len(get_args(lists[0])) if get_origin(lists[0]) is tuple else None
-        if len(value) > LONGEST_LIST or (count is not None and len(value) != count):
-            most = f"{count}" if count is not None else f"at most {LONGEST_LIST:,}"
-            raise InputError(f"{item.name}: found a list of {len(value):,}, expected {most}")
-        entry_kind = get_args(lists[0])[0]
-        for entry in value:
-            fits = isinstance(entry, entry_kind) if item.allowed is None else item.allowed.contains(entry)
-            if not fits:
-                raise InputError(f"{item.name}: found {shown(entry)}, expected {_describe(item, entry_kind)}")
-        return
-    if bool in options:
-        fits = isinstance(value, bool)
-    else:
-        fits = item.allowed is not None and {int, float, str} & set(options) != set() and item.allowed.contains(value)
-    if not fits:
-        raise InputError(f"{item.name}: found {shown(value)}, expected {_describe(item, item.kind)}")
+    entries, types = [value], {int, float, str, bool} & set(kinds)
+    for kind in kinds:
+        if get_origin(kind) in (list, tuple) and isinstance(value, list | tuple):
+            most = len(get_args(kind)) if get_origin(kind) is tuple else LONGEST_LIST
+            if len(value) > most or (get_origin(kind) is tuple and len(value) != most):
+                expected = f"{most}" if get_origin(kind) is tuple else f"at most {most:,}"
+                raise InputError(f"{item.name}: found a list of {len(value):,}, expected {expected}")
+            entries, types = [*value], {get_args(kind)[0]}
+    for entry in entries:
+        fits = isinstance(entry, tuple(types)) if allowed is None else types and allowed.contains(entry)
+        if not fits:
+            expected = describe_type(item.kind) if allowed is None else " or ".join([allowed.description, *words])
+            near = did_you_mean(str(entry), allowed.names) if isinstance(allowed, Choice) else ""
+            raise InputError(f"{item.name}: found {shown(entry)}, expected {expected}{near}")
 
 
-def _describe(item: _Value, kind: Any) -> str:
-    if item.allowed is None:
-        return describe_type(kind)
-    return " or ".join([item.allowed.description, *item.words])
-
-
-def _meets(value: Any, wanted: Sequence[Any]) -> bool:
+def _meets(name: str, value: Any, wanted: Sequence[Any]) -> bool:
+    """Whether a field's value is a wanted one. Nobody knows which options a source from outside the package reads."""
+    if name != "method.name" and name in CHOICES and value in CHOICES[name].registered:
+        return True
     return value in wanted or (SOMETHING in wanted and value is not None and value != [])
 
 
@@ -204,67 +185,3 @@ def _word(value: Any) -> str:
     if value is SOMETHING:
         return "given"
     return value if isinstance(value, str) else shown(value)
-
-
-def _check_method(config: ExperimentConfig) -> None:
-    server, name = config.server, config.method.name
-    reasons: Mapping[str, str] = {
-        "flora": "the method writes the rest of each mean into the model",
-        "fedexlora": "the method writes the rest of each mean into the model",
-        "flexlora": "factors from an SVD have another basis every round, so nothing lies between two of them",
-    }
-    if name in reasons and (server.optimizer != "fedavg" or server.rate != 1):
-        raise InputError(
-            f"server: found optimizer {server.optimizer} with lr {server.rate:g} and method.name {name}, expected "
-            f"fedavg with lr 1 ({reasons[name]})"
-        )
-
-
-def _check_data(config: ExperimentConfig) -> None:
-    data = config.data
-    if data.source != "digits" and data.root is None:
-        raise InputError(f"data.root: found none with data.source {data.source}, expected where its samples are")
-    repeated = [domain for domain in data.domains if data.domains.count(domain) > 1]
-    if repeated:
-        raise InputError(f"data.domains: found {repeated[0]!r} more than once, expected every domain once")
-
-
-def _check_devices(clients: ClientsConfig) -> None:
-    timed = [device for device in clients.devices if (device.compute, device.upload, device.download) != (None,) * 3]
-    for index, device in enumerate(clients.devices):
-        if clients.capacities == "memory" and device.memory is None:
-            raise InputError(
-                f"clients.devices[{index}].memory: found null with clients.capacities memory, expected GiB"
-            )
-        if device.variation > 0 and device not in timed:
-            raise InputError(
-                f"clients.devices[{index}].variation: found {device.variation:g} of a device that takes no time, "
-                "expected its compute, upload or download, or variation 0"
-            )
-    if not clients.devices and clients.capacities == "memory":
-        raise InputError("clients.capacities: found memory with no clients.devices, expected devices and their memory")
-    if clients.deadline is not None and not timed:
-        raise InputError(
-            f"clients.deadline: found {clients.deadline:g} with clients.devices that take no time, expected compute, "
-            "upload or download of a device, or no deadline"
-        )
-    if clients.capacities == "memory" and clients.capacity_schedule == "drawn":
-        raise InputError(
-            "clients.capacity_schedule: found drawn with clients.capacities memory, expected fixed (a client keeps its "
-            "device)"
-        )
-
-
-def _check_target_modules(target_modules: list[str] | str) -> None:
-    if not target_modules:
-        raise InputError("lora.target_modules: found nothing, expected name endings or a regular expression")
-    if isinstance(target_modules, str):
-        try:
-            with warnings.catch_warnings():
-                # Of what a later Python will read in another way.
-                warnings.simplefilter("error")
-                re.compile(target_modules)
-        except (re.error, Warning, RecursionError, OverflowError) as error:
-            raise InputError(
-                f"lora.target_modules: found {target_modules!r} ({error}), expected a regular expression"
-            ) from error

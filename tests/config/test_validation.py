@@ -4,13 +4,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from functools import reduce
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import torch
 
-from fedra_engine.commands.parser_errors import entry_types, field_types
 from fedra_engine.config import DeviceConfig, ExperimentConfig
+from fedra_engine.config.fields import field_types, union_members
 from fedra_engine.config.options import Allowed
 from fedra_engine.config.validation import check_values, validate, validate_together, without_effect
 from fedra_engine.experiment import build_experiment
@@ -23,6 +23,14 @@ def changed(field: str, value: object, **others: Any) -> ExperimentConfig:
         *groups, last = name.split(".")
         setattr(reduce(getattr, groups, config), last, new)
     return config
+
+
+def entry_types(kind: Any) -> set[Any]:
+    """Of what types a value, or an entry of it, can be; literals stand for themselves."""
+    found = set[Any]()
+    for option in union_members(kind):
+        found |= set(get_args(option)) if get_origin(option) in (list, tuple, Literal) else {option}
+    return found
 
 
 def leaves(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any, Allowed | None]]:

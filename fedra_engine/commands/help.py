@@ -1,0 +1,104 @@
+"""What `--help` and `--help-all` print: the options of a command, what each takes, and its default."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+import textwrap
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from typing import Any
+
+from fedra_engine.commands.parsing import IMPORT, Parser
+from fedra_engine.config.fields import field_types
+from fedra_engine.config.options import Need
+from fedra_engine.config.validation import describe_option, needs_of
+from fedra_engine.runtime.errors import shown
+
+FIRST = (
+    *("data.source", "data.root", "data.partition", "model.path", "method.name", "clients.capacities"),
+    *("rounds", "training.lr", "training.batch_size", "lora.rank"),
+)
+"""The fields of an experiment that people set first."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """An option in the help: its name, what stands for its value (most often the default), and what it means."""
+
+    name: str
+    value: str
+    text: str
+
+
+def print_help(parser: Parser[Any], *, everything: bool) -> None:
+    """Print the description and the options of a command: all, or its own and the fields that people set first."""
+    rows = list(field_rows(parser))
+    first = [row for row in rows if row.name in FIRST]
+    listed = rows if everything or not first else first
+    print(parser.description.strip())
+    for title, part in (("Options:", own_rows(parser)), ("Fields of the configuration, and their defaults:", listed)):
+        print(f"\n{title}")
+        for row in part:
+            print(f"  --{row.name} {row.value}".rstrip())
+            width = min(120, shutil.get_terminal_size().columns)
+            print(textwrap.fill(row.text, width, initial_indent=" " * 8, subsequent_indent=" " * 8))
+    if listed is not rows:
+        print(f"\nThese are the fields that are set first; --help-all lists all {len(rows)}.")
+
+
+def own_rows(parser: Parser[Any]) -> list[Row]:
+    """The options that are no fields of the configuration."""
+    own = (*parser.options, IMPORT) if parser.options else ()
+    return [
+        *(Row(option.name, option.metavar, option.help + _default(option.default)) for option in own),
+        Row("config", "FILE", "YAML file with fields, or the name of one that is shipped; of several, later ones win"),
+        Row("print_config", "", "Print the configuration that all arguments together give, and exit"),
+        Row("help", "", "Print this, and exit"),
+        Row("help-all", "", "The same with all fields"),
+    ]
+
+
+def field_rows(parser: Parser[Any]) -> Iterator[Row]:
+    """The fields of the configuration, in their order."""
+    yield from _rows(parser.config_class, "", (), parser.defaults)
+
+
+def _rows(config_class: type[Any], prefix: str, needs: tuple[Need, ...], defaults: Any) -> Iterator[Row]:
+    kinds, texts = field_types(config_class), _meanings(config_class)
+    for item in fields(config_class):
+        name, kind, of_field = f"{prefix}{item.name}", kinds[item.name], (*needs, *needs_of(item, prefix))
+        if is_dataclass(kind):
+            assert isinstance(kind, type)
+            yield from _rows(kind, f"{name}.", of_field, {})
+            continue
+        default = item.default if item.default_factory is MISSING else item.default_factory()
+        value = _as_typed(defaults.get(item.name, default))
+        yield Row(
+            name,
+            value,
+            f"{texts.get(item.name, '').removesuffix('.')} ({describe_option(item, kind, of_field)})".strip(),
+        )
+
+
+def _default(value: str | None) -> str:
+    return "" if value is None else f" (default: {value})"
+
+
+def _as_typed(value: Any) -> str:
+    """A value as one types it."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_as_typed, value))}]"
+    return value if isinstance(value, str) else shown(value)
+
+
+def _meanings(config_class: type[Any]) -> dict[str, str]:
+    """What the docstring of a dataclass says of each of its fields, under `Args:`."""
+    meanings = dict[str, str]()
+    name = ""
+    for line in inspect.cleandoc(config_class.__doc__ or "").partition("Args:\n")[2].splitlines():
+        if line.startswith(" " * 5):
+            meanings[name] += f" {line.strip()}"
+        else:
+            name, _, meanings[name] = line.strip().partition(": ")
+    return meanings

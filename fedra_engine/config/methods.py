@@ -1,0 +1,177 @@
+"""The federated algorithm and the options of each method: the part `method` of an experiment.
+
+The options are here, and not in the methods' own files, because the command line must name and check them without
+loading torch. Methods from outside the package add theirs with `register_method_options`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+from fedra_engine.config import options as allowed
+from fedra_engine.config.fields import field_types
+from fedra_engine.config.options import Choice, group, option, register_choice
+from fedra_engine.runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from fedra_engine.config import ServerConfig
+
+METHOD_NAMES = Choice(
+    "method.name",
+    *("fedra", "alllarge", "allsmall", "exclusivefl", "inclusivefl", "depthfl", "fedhello", "fedit", "ffalora"),
+    *("fedsalora", "rolora", "hetlora", "flora", "flexlora", "fedexlora", "lorafair"),
+)
+ALLOCATIONS = Choice("method.allocation", "uniform", "reference", "covered", "prefix", "full")
+_AS_IT_IS = {
+    "flora": "the method writes the rest of each mean into the model",
+    "fedexlora": "the method writes the rest of each mean into the model",
+    "flexlora": "factors from an SVD have another basis every round, so nothing lies between two of them",
+}
+"""Methods that take the mean of the updates as it is, and why."""
+
+
+@dataclass
+class InclusiveFLConfig:
+    """Options of `inclusivefl`.
+
+    Args:
+        momentum: weight β of what deeper groups learnt in the change of a shallower group's last block.
+    """
+
+    momentum: float = option(0.2, allowed.DECAY)
+
+
+@dataclass
+class DepthFLConfig:
+    """Options of `depthfl`.
+
+    Args:
+        exit_every: blocks between exits.
+        ramp_up_rounds: rounds over which the weight of the mutual distillation rises to 1.
+        predict: by the mean of all exits' logits (`ensemble`), or by the `last` exit.
+    """
+
+    exit_every: int = option(3, allowed.COUNT)
+    ramp_up_rounds: int = option(500, allowed.COUNT)
+    predict: Literal["ensemble", "last"] = "ensemble"
+
+
+@dataclass
+class HetLoraConfig:
+    """Options of `hetlora`.
+
+    Args:
+        keep_ratio: fraction γ of its ranks that a client keeps when it prunes itself; 1 for no pruning.
+        penalty: weight λ of the term that pulls the other ranks towards zero.
+    """
+
+    keep_ratio: float = option(0.99, allowed.SHARE)
+    penalty: float = option(0.01, allowed.NON_NEGATIVE)
+
+
+@dataclass
+class FedHelloConfig:
+    """Options of `fedhello`.
+
+    Args:
+        selection: how a client's trainable blocks are chosen: drawn with equal probability (`random`); the `first`,
+            the `last`, half of them first and half last (`bottleneck`) or `spread` evenly; or drawn with
+            probabilities that rise with each block's Fisher information (`fisher`).
+        fisher_every: rounds between measurements of the Fisher information (and before the first).
+        fisher_samples: training samples that it is measured on.
+    """
+
+    selection: Literal["random", "first", "last", "bottleneck", "spread", "fisher"] = "fisher"
+    fisher_every: int = option(10, allowed.COUNT, needs=[{"selection": ("fisher",)}])
+    fisher_samples: int = option(100, allowed.SAMPLES, needs=[{"selection": ("fisher",)}])
+
+
+@dataclass
+class LoraFairConfig:
+    """Options of `lorafair`.
+
+    Args:
+        weight: weight λ of the term that keeps the correction of B small.
+        steps: gradient steps that compute the correction.
+        lr: their size, relative to the one at which the descent is stable.
+    """
+
+    weight: float = option(0.01, allowed.NON_NEGATIVE)
+    steps: int = option(200, allowed.STEPS)
+    lr: float = option(0.5, allowed.RATE)
+
+
+@dataclass
+class MethodConfig:
+    """The federated algorithm.
+
+    Args:
+        name: one of the methods in docs/methods.md.
+        allocation: which blocks a client holds, for methods that leave it open: `uniform` (each client draws
+            independently; the default), `reference` (drawn as FedRA's published code draws, from one legacy NumPy
+            stream over all rounds, but not its rows: there other draws move the stream on in between), `covered`
+            (repaired so that every block has a holder if the capacities allow it), `prefix` (the first blocks) or
+            `full` (all blocks).
+        ignore_capacities: allow full-depth methods even if no client can hold all blocks.
+        weighting: weight of a client in the averages: `uniform`, or its number of `samples`.
+        inclusivefl: options of `inclusivefl`.
+        depthfl: options of `depthfl`.
+        fedhello: options of `fedhello`.
+        hetlora: options of `hetlora`.
+        lorafair: options of `lorafair`.
+    """
+
+    name: str = option("fedra", METHOD_NAMES)
+    allocation: str | None = option(None, ALLOCATIONS)
+    ignore_capacities: bool = option(False, needs=[{"name": ("alllarge",), "allocation": ("full",)}])
+    weighting: Literal["uniform", "samples"] = "uniform"
+    inclusivefl: InclusiveFLConfig = group(InclusiveFLConfig, needs=[{"name": ("inclusivefl",)}])
+    depthfl: DepthFLConfig = group(DepthFLConfig, needs=[{"name": ("depthfl",)}])
+    fedhello: FedHelloConfig = group(FedHelloConfig, needs=[{"name": ("fedhello",)}])
+    hetlora: HetLoraConfig = group(HetLoraConfig, needs=[{"name": ("hetlora",)}])
+    lorafair: LoraFairConfig = group(LoraFairConfig, needs=[{"name": ("lorafair",)}])
+
+    def __getattr__(self, name: str) -> Any:
+        """The default options of a method that was registered after this object was made."""
+        if name not in (found := {field.name: field for field in fields(self)}):
+            raise AttributeError(f"{type(self).__name__} has no field {name!r}")
+        setattr(self, name, found[name].default_factory())  # type: ignore[misc]
+        return getattr(self, name)
+
+    def check_server(self, server: ServerConfig) -> None:
+        """Raise InputError where the server would change a mean that the method can only take as it is."""
+        if self.name in _AS_IT_IS and (server.optimizer != "fedavg" or server.rate != 1):
+            raise InputError(
+                f"server: found optimizer {server.optimizer} with lr {server.rate:g} and method.name {self.name}, "
+                f"expected fedavg with lr 1 ({_AS_IT_IS[self.name]})"
+            )
+
+
+def register_method_options(name: str, options: type[Any] | None = None) -> None:
+    """Let `method.name` be `name`, and give `MethodConfig` a field of that name with the method's `options`.
+
+    They are then fields like any others: on the command line, in files, in checks and in run folders.
+
+    Args:
+        name: of the method; of one that comes with the package, only its own options are taken.
+        options: a dataclass whose fields all have defaults, declared with `option`; None if the method has none.
+
+    Raises:
+        InputError: `MethodConfig` has another field of that name.
+    """
+    kind = field_types(MethodConfig).get(name)
+    if options is not None and kind not in (None, options):
+        raise InputError(f"method.name: found {name!r} to be registered, expected a name that is free")
+    register_choice("method.name", name)
+    if options is None or kind is options:
+        return
+    # Dataclasses are made once; what the decorator made goes, and the fields that it hid come back.
+    for field in fields(MethodConfig):
+        setattr(MethodConfig, field.name, field)
+    for made in ("__init__", "__repr__", "__eq__", "__match_args__"):
+        delattr(MethodConfig, made)
+    MethodConfig.__annotations__[name] = options
+    setattr(MethodConfig, name, group(options, needs=[{"name": (name,)}]))
+    dataclass(MethodConfig)
+    field_types.cache_clear()
