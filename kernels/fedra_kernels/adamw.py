@@ -65,9 +65,10 @@ def adamw(
         return
 
     def fused(params: list[Tensor], grads: list[Tensor], *moments: list[Tensor], lr: float, steps: list[int]) -> None:
+        means, squares = moments
         numbers = list(torch.tensor(steps, dtype=torch.float32).unbind())
         torch._fused_adamw_(
-            params, grads, *moments, [], numbers, lr=lr, beta1=beta1, beta2=beta2, eps=eps,
+            params, grads, means, squares, [], numbers, lr=lr, beta1=beta1, beta2=beta2, eps=eps,
             weight_decay=weight_decay, amsgrad=False, maximize=False,
         )  # fmt: skip
 

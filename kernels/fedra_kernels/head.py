@@ -9,15 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from ._kernels.checks import (
-    check_bank,
-    check_device,
-    check_float,
-    check_index,
-    check_like,
-    check_shape,
-    check_sink,
-)
+from ._kernels.checks import check_bank, check_device, check_float, check_index, check_like, check_shape, check_sink
 from ._kernels.head_loss import head_loss, head_loss_backward, torch_loss, torch_loss_backward
 from ._kernels.head_products import group_gradients, group_logits, product_tile
 from .dispatch import use_triton

@@ -42,8 +42,8 @@ def product_operands(tile: Tile, x: Tensor, weight: Tensor, transposed: bool) ->
 
 
 def _is_aligned(matrix: Tensor) -> bool:
-    in_place = matrix.data_ptr() % 16 == 0 and matrix.shape[1] * matrix.element_size() % 16 == 0
-    return in_place and matrix.numel() > 0
+    row_bytes = matrix.shape[1] * matrix.element_size()
+    return matrix.numel() > 0 and matrix.data_ptr() % 16 == 0 and row_bytes % 16 == 0
 
 
 @triton.jit
