@@ -234,15 +234,15 @@ class _PartFile:
     shapes: dict[str, tuple[int, ...]]
     make_rows: Callable[[], Part]
 
-    def make(self, is_whole: Callable[[Part], bool] = lambda part: True) -> Part:
-        """Make the part and write it, unless another process has done so and `is_whole` of that."""
+    def make(self, *, anew: bool = False) -> Part:
+        """Make the part and write it; unless `anew`, only if no other process has done so."""
         from filelock import FileLock
 
         with writable_cache(str(self.path)):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self.path.parent / "lock"):
-                part = self.read()
-                if part is None or not is_whole(part):
+                part = None if anew else self.read()
+                if part is None:
                     self._write(self.make_rows())
                     part = self.read()
         assert part is not None
@@ -250,14 +250,8 @@ class _PartFile:
 
     def make_again(self, damaged: Part) -> Part:
         """The part anew, as it was before rows of it were `damaged`."""
-
-        def is_whole(part: Part) -> bool:
-            return all(
-                np.array_equal(row_checksums(part.columns[name]), sums) for name, sums in damaged.checksums.items()
-            )
-
-        part = self.make(is_whole)
-        if not is_whole(part):
+        part = self.make(anew=True)
+        if not all(np.array_equal(part.checksums[name], sums) for name, sums in damaged.checksums.items()):
             raise InputError(
                 f"data: found rows in {self.path} that were damaged and cannot be made as they were, expected the "
                 "samples and the libraries they were made with; remove the file and start a new run"

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedra_engine.config import DataConfig
-from fedra_engine.data.names import SampleSources, listed
+from fedra_engine.data.names import SampleSource, listed
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.randomness import generator
 
@@ -40,7 +40,8 @@ class DomainData:
         classes: names.
         is_test: bool [samples], whether a sample is held out.
         clients: [samples], who owns a sample; None where the source does not say.
-        sample_sources: [samples], file and line (or split and row) of a sample; None where its own path suffices.
+        sample_sources: [samples], file and line (or split and row) of a sample, as `names.sample_sources` makes them;
+            None where its own path suffices.
         fingerprint: of the data set that has the contents in the rows of `sample_sources`; None where they are files
             of their own, or made up.
         notes: what was passed over in the source, for people.
@@ -55,7 +56,7 @@ class DomainData:
     classes: list[str]
     is_test: NDArray[np.bool_]
     clients: NDArray[np.str_] | None = None
-    sample_sources: SampleSources | None = None
+    sample_sources: NDArray[np.void] | None = None
     fingerprint: str | None = None
     notes: list[str] = field(default_factory=list)
     given_as: str = "data.root"
@@ -82,12 +83,12 @@ class DomainData:
             is_test=self.is_test[rows],
             labels=None if self.labels is None else self.labels[rows],
             clients=None if self.clients is None else self.clients[rows],
-            sample_sources=None if self.sample_sources is None else self.sample_sources.select(rows),
+            sample_sources=None if self.sample_sources is None else self.sample_sources[rows],
         )
 
     def describe(self, row: int, kind: str) -> str:
         """Where sample `row` is from; its number and `kind` where nothing says that."""
-        return f"{kind} {row}" if self.sample_sources is None else str(self.sample_sources[row])
+        return f"{kind} {row}" if self.sample_sources is None else str(SampleSource(*self.sample_sources[row]))
 
 
 def prepare_source(data: DomainData, config: DataConfig, seed: int, *, split: bool) -> DomainData:
@@ -171,7 +172,7 @@ def _check_classes(data: DomainData, labels: NDArray[np.int64]) -> None:
     trained, tested = np.unique(labels[~data.is_test]), np.unique(labels[data.is_test])
     if len(unknown := np.setdiff1d(tested, trained)):
         row = np.flatnonzero(data.is_test & (labels == unknown[0]))[0]
-        first = "" if data.sample_sources is None else f" (first in {data.sample_sources[row]})"
+        first = "" if data.sample_sources is None else f" (first in {data.describe(row, 'sample')})"
         found, expected = (listed([data.classes[index] for index in indices]) for indices in (unknown, trained))
         raise InputError(
             f"{data.given_as}: found the classes {found} in the test set alone{first}, expected those of the training "

@@ -187,7 +187,7 @@ class _ImageMaker(RowMaker):
             made_of: object = files
         elif self._data.fingerprint is not None and sources is not None:
             # As rows of the data set, whichever of its domains are chosen.
-            made_of = (self._data.fingerprint, [tuple(sources[row]) for row in range(start, stop)], files)
+            made_of = (self._data.fingerprint, sources[start:stop].tolist(), files)
         else:
             # The source made these images up; it can do so again.
             return None

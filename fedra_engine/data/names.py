@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from array import array
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
 from decimal import Decimal
 from typing import NamedTuple, TypeVar
 
@@ -40,36 +38,9 @@ class SampleSource(NamedTuple):
         return f"{self.place} {self.number}"
 
 
-@dataclass(frozen=True)
-class SampleSources:
-    """Where each of many samples is from, in 12 bytes each: sample i from `places[place_of[i]]`, `numbers[i]`."""
-
-    places: Sequence[str]
-    place_of: NDArray[np.int32]
-    numbers: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, sources: Iterable[SampleSource]) -> SampleSources:
-        """Those of samples one after the other."""
-        index_of: dict[str, int] = {}
-        place_of, numbers = array("i"), array("q")
-        for place, number in sources:
-            place_of.append(index_of.setdefault(place, len(index_of)))
-            numbers.append(number)
-        return cls(list(index_of), np.array(place_of, dtype=np.int32), np.array(numbers, dtype=np.int64))
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, row: int) -> SampleSource:
-        return SampleSource(self.places[self.place_of[row]], int(self.numbers[row]))
-
-    def __iter__(self) -> Iterator[SampleSource]:
-        return map(self.__getitem__, range(len(self)))
-
-    def select(self, rows: NDArray[np.int64]) -> SampleSources:
-        """Those of the samples `rows`."""
-        return SampleSources(self.places, self.place_of[rows], self.numbers[rows])
+def sample_sources(sources: Iterable[SampleSource]) -> NDArray[np.void]:
+    """Where each of many samples is from, in 16 bytes each: a structured array [samples] of `SampleSource`'s fields."""
+    return np.fromiter(sources, dtype=[("place", object), ("number", np.int64)])
 
 
 def is_missing(value: object) -> bool:

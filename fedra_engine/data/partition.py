@@ -6,11 +6,12 @@ until every client has the minimum.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +21,6 @@ from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.names import registering
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.randomness import generator
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 MAX_DRAWS = 1000
 """Draws after which a split with the minimum for every client is taken to be out of reach."""
@@ -77,78 +75,61 @@ def register_partitioner(name: str) -> Callable[[Partitioner], Partitioner]:
     return registering(PARTITIONERS, name, "register_partitioner")
 
 
-class DatasetPartitioner(Protocol):
-    """A partitioner of flwr-datasets, or one like it."""
+def partition_by(partitioner: Any) -> Partitioner:
+    """Divide by a partitioner of flwr-datasets, or one like it: `dataset`, `num_partitions` and `load_partition(id)`.
 
-    dataset: Dataset
-
-    @property
-    def num_partitions(self) -> int:
-        """How many clients there are."""
-        ...
-
-    def load_partition(self, partition_id: int) -> Dataset:
-        """Rows of `dataset` that a client has."""
-        ...
-
-
-def partition_by(partitioner: DatasetPartitioner) -> Partitioner:
-    """Divide by a `partitioner` that knows nothing of this engine.
-
-    It is handed a data set with a row for every training sample: label, domain and client by the names that
+    A copy of it is handed a data set with a row for every training sample: label, domain and client by the names that
     `data.columns` gives them, and `SAMPLE_COLUMN`, by which the rows of its partitions are recognised.
+
+    Raises:
+        InputError: when dividing, it makes no partitions of these rows, or one that is too small.
     """
 
     def divide(config: DataConfig, train: DomainData, seed: int) -> Partition:
         from datasets import ClassLabel, Dataset
 
-        columns = config.columns
-        data = Dataset.from_dict(
-            {SAMPLE_COLUMN: np.arange(len(train)), columns.domain or "domain": np.array(train.domains)[train.domain_of]}
-        )
+        names, label = config.columns, config.columns.label or "label"
+        columns = {names.domain or "domain": np.array(train.domains)[train.domain_of]}
         if train.clients is not None:
-            data = data.add_column(columns.client or "client", train.clients)
+            columns[names.client or "client"] = train.clients
         if train.labels is not None:
-            label = columns.label or "label"
-            data = data.add_column(label, train.labels).cast_column(label, ClassLabel(names=train.classes))
-        partitioner.dataset = data
-        parts = [partitioner.load_partition(client) for client in range(partitioner.num_partitions)]
+            columns[label] = train.labels
+        data = Dataset.from_dict(columns | {SAMPLE_COLUMN: np.arange(len(train))})
+        # It can be given one data set only.
+        own = copy.deepcopy(partitioner)
+        own.dataset = data if train.labels is None else data.cast_column(label, ClassLabel(names=train.classes))
+        parts = [own.load_partition(client) for client in range(own.num_partitions)]
+        if not parts or any(SAMPLE_COLUMN not in part.column_names for part in parts):
+            raise InputError(f"partitioner: found no rows with {SAMPLE_COLUMN!r}, expected those of the given data set")
         return _of_clients(config, train, [np.sort(np.array(part[SAMPLE_COLUMN], dtype=np.int64)) for part in parts])
 
     return divide
 
 
+@dataclass(frozen=True, eq=False)
 class BootstrapSamples(Sequence[Rows]):
-    """Samples of any number of clients, drawn with replacement when they are asked for and never stored."""
+    """Samples of any number of clients, drawn with replacement when they are asked for and never stored.
 
-    def __init__(self, pools: Sequence[Rows], domains: NDArray[np.int64], count: int, seed: int) -> None:
-        """Nothing is drawn yet.
+    Attributes:
+        pools: rows of each domain.
+        domains: int64 [clients], the domain that each client draws from.
+        samples_per_client: how many each draws.
+        seed: of the experiment.
+    """
 
-        Args:
-            pools: rows of each domain.
-            domains: int64 [clients], the domain that each client draws from.
-            count: samples of each client.
-            seed: of the experiment.
-        """
-        self._pools = pools
-        self._domains = domains
-        self._count = count
-        self._seed = seed
+    pools: Sequence[Rows]
+    domains: NDArray[np.int64]
+    samples_per_client: int
+    seed: int
 
     def __len__(self) -> int:
-        return len(self._domains)
+        return len(self.domains)
 
-    @overload
-    def __getitem__(self, client: int) -> Rows: ...
-    @overload
-    def __getitem__(self, client: slice) -> list[Rows]: ...
-    def __getitem__(self, client: int | slice) -> Rows | list[Rows]:
-        if isinstance(client, slice):
-            return [self[index] for index in range(*client.indices(len(self)))]
+    def __getitem__(self, client: Any) -> Any:
         if not 0 <= client < len(self):
             raise IndexError(client)
-        pool = self._pools[self._domains[client]]
-        uniform = generator(self._seed, client=int(client), purpose="bootstrap").random(self._count)
+        pool = self.pools[self.domains[client]]
+        uniform = generator(self.seed, client=int(client), purpose="bootstrap").random(self.samples_per_client)
         # Scaled and cut, for `integers` takes as long as all the rest of a draw.
         drawn = (uniform * len(pool)).astype(np.int64)
         drawn.sort()

@@ -280,31 +280,29 @@ class TokenRows:
     prompts: Tensor
 
 
+@dataclass(eq=False)
 class TokenSamples:
     """Tokenized texts.
 
     A batch is cut to the longest of its texts, unless every one is to have the same length: LoRA dropout counts rows,
     so a client's masks would depend on whose texts share the batch.
+
+    Attributes:
+        tokens: of all stored texts.
+        domains: int64 [samples].
+        stored: int64 [samples], each sample's row in `tokens`.
+        classes: int64 [samples]; None where the texts themselves are to be learnt.
+        cut: whether batches are cut to their longest text.
     """
 
-    def __init__(
-        self, tokens: TokenRows, domains: Tensor, stored: Tensor, labels: Tensor | None, *, cut: bool = True
-    ) -> None:
-        """Keep `tokens` where they are.
+    tokens: TokenRows
+    domains: Tensor
+    stored: Tensor
+    classes: Tensor | None
+    cut: bool = True
 
-        Args:
-            tokens: of all stored texts.
-            domains: int64 [samples].
-            stored: int64 [samples], each sample's row in `tokens`.
-            labels: int64 [samples], classes; None where the texts themselves are to be learnt.
-            cut: whether batches are cut to their longest text.
-        """
-        self.domains = domains
-        self._tokens = tokens
-        self._stored = stored
-        self._classes = labels
-        self._cut = cut
-        self._class_rows = None if labels is None else StoredRows([labels])
+    def __post_init__(self) -> None:
+        self._class_rows = None if self.classes is None else StoredRows([self.classes])
 
     def __len__(self) -> int:
         return len(self.domains)
@@ -312,19 +310,19 @@ class TokenSamples:
     @property
     def labels(self) -> Tensor:
         """Classes, int64 [samples]; or what is to be learnt of every text, int64 [samples, max_length]."""
-        if self._classes is not None:
-            return self._classes
-        return self._learnt(self._stored, self._tokens.ids.gather(self._stored, torch.device("cpu")).long())
+        if self.classes is not None:
+            return self.classes
+        return self._learnt(self.stored, self.tokens.ids.gather(self.stored, torch.device("cpu")).long())
 
     @property
     def lengths(self) -> Tensor | None:
         """int64 [samples], tokens of each text; None where batches are not cut."""
-        return self._tokens.lengths[self._stored] if self._cut else None
+        return self.tokens.lengths[self.stored] if self.cut else None
 
     def digest(self) -> str:
         """Hex digest of tokens, their numbers and those of the prompts."""
-        numbers = (of[self._stored].numpy().tobytes() for of in (self._tokens.lengths, self._tokens.prompts))
-        content = b"".join([self._tokens.ids.digest(self._stored).encode(), *numbers])
+        numbers = (of[self.stored].numpy().tobytes() for of in (self.tokens.lengths, self.tokens.prompts))
+        content = b"".join([self.tokens.ids.digest(self.stored).encode(), *numbers])
         return content_hash(content).hexdigest()
 
     def inputs(self, rows: Tensor, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -336,10 +334,10 @@ class TokenSamples:
     ) -> Batch:
         """Inputs and labels of the samples `rows`, which nothing changes."""
         device = torch.device(device)
-        stored = self._stored[rows]
-        longest = int(self._tokens.lengths[stored].numpy().max()) if self._cut else None
-        ids = self._tokens.ids.gather(stored, device)[:, :longest].long()
-        lengths = copy_async(self._tokens.lengths[stored], device)
+        stored = self.stored[rows]
+        longest = int(self.tokens.lengths[stored].numpy().max()) if self.cut else None
+        ids = self.tokens.ids.gather(stored, device)[:, :longest].long()
+        lengths = copy_async(self.tokens.lengths[stored], device)
         mask = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long()
         inputs = {"input_ids": ids, "attention_mask": mask}
         if self._class_rows is not None:
@@ -348,8 +346,8 @@ class TokenSamples:
 
     def _learnt_tokens(self, stored: Tensor) -> LearntTokens:
         """Where `_learnt` marks nothing, except at first tokens."""
-        first = self._tokens.prompts[stored].clamp(min=1).numpy()
-        counts = np.maximum(self._tokens.lengths[stored].numpy() - first, 0)
+        first = self.tokens.prompts[stored].clamp(min=1).numpy()
+        counts = np.maximum(self.tokens.lengths[stored].numpy() - first, 0)
         samples = np.repeat(np.arange(len(stored)), counts)
         within = np.arange(len(samples)) - (counts.cumsum() - counts)[samples]
         return LearntTokens(samples, first[samples] + within)
@@ -357,7 +355,7 @@ class TokenSamples:
     def _learnt(self, stored: Tensor, ids: Tensor) -> Tensor:
         """`ids` [rows, tokens] of the texts `stored` with `NOT_LEARNT` for prompts and filling."""
         lengths, prompts = (
-            copy_async(of[stored], ids.device)[:, None] for of in (self._tokens.lengths, self._tokens.prompts)
+            copy_async(of[stored], ids.device)[:, None] for of in (self.tokens.lengths, self.tokens.prompts)
         )
         position = torch.arange(ids.shape[1], device=ids.device)
         return ids.masked_fill((position < prompts) | (position >= lengths), NOT_LEARNT)

@@ -10,10 +10,10 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedra_engine.config import DataConfig
+from fedra_engine.config import ColumnsConfig, DataConfig
 from fedra_engine.data.domain_data import DomainData
-from fedra_engine.data.names import SampleSource, SampleSources
-from fedra_engine.data.partition import Partition, partition_samples
+from fedra_engine.data.names import SampleSource, sample_sources
+from fedra_engine.data.partition import PARTITIONERS, Partition, partition_by, partition_samples, register_partitioner
 from fedra_engine.data.sources import load_source
 from fedra_engine.runtime.errors import InputError
 
@@ -194,7 +194,7 @@ def test_natural_clients_have_their_own_samples() -> None:
 
 def test_a_sample_that_is_nobodys_is_reported() -> None:
     data = make_data(np.zeros(3, dtype=np.int64), np.zeros(3, dtype=np.int64), ["a", "", "b"])
-    data = replace(data, sample_sources=SampleSources.of(SampleSource("file, line", number) for number in (1, 2, 3)))
+    data = replace(data, sample_sources=sample_sources(SampleSource("file, line", number) for number in (1, 2, 3)))
     with pytest.raises(
         InputError, match=r"data\.columns\.client: file, line 2: found no client name, expected a client"
     ):
@@ -228,7 +228,7 @@ def test_bootstrap_clients_are_drawn_when_asked_for() -> None:
     assert len(found.samples) == 200_000
     assert found.samples[150_000].tolist() == found.samples[150_000].tolist()
     assert found.samples[150_000].tolist() != found.samples[150_001].tolist()
-    assert [len(rows) for rows in found.samples[:3]] == [12, 12, 12]
+    assert [len(rows) for rows in map(found.samples.__getitem__, range(3))] == [12, 12, 12]
     for client in (0, 99_999, 100_000, 199_999):
         assert (data.domain_of[found.samples[client]] == found.domains[client]).all()
     with pytest.raises(IndexError):
@@ -271,3 +271,67 @@ def test_a_minimum_that_no_draw_meets_gets_refused() -> None:
     data = make_data(np.zeros(40, dtype=np.int64), np.zeros(40, dtype=np.int64))
     with pytest.raises(InputError, match=r"none of 1000 splits of domain 'd0' gave all of its 4 clients"):
         divide(data, clients_per_domain=4, dirichlet_alpha=1e-3, min_samples=10)
+
+
+def test_a_registered_partition_is_used_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedra_engine.data.partition.PARTITIONERS", dict(PARTITIONERS))
+
+    @register_partitioner("halves")
+    def halves(config: DataConfig, train: DomainData, seed: int) -> Partition:
+        return Partition(np.split(np.arange(len(train)), 2), np.zeros(2, dtype=np.int64), by_domain=False)
+
+    assert [len(rows) for rows in divide(random_data(20, 1, 2), partition="halves").samples] == [10, 10]
+    with pytest.raises(InputError, match=r"^register_partitioner: found 'iid' registered already, expected a name"):
+        register_partitioner("iid")
+
+
+class ByColumn:
+    """Of the shape of a partitioner of flwr-datasets: one partition for each value of a column."""
+
+    def __init__(self, column: str) -> None:
+        self.column = column
+        self._dataset: Dataset | None = None
+
+    @property
+    def dataset(self) -> Dataset:
+        assert self._dataset is not None
+        return self._dataset
+
+    @dataset.setter
+    def dataset(self, value: Dataset) -> None:
+        assert self._dataset is None, "assigned twice"
+        self._dataset = value
+
+    @property
+    def num_partitions(self) -> int:
+        return len(self.dataset.unique(self.column))
+
+    def load_partition(self, partition_id: int) -> Dataset:
+        wanted = sorted(self.dataset.unique(self.column))[partition_id]
+        # In another order than they came.
+        return self.dataset.filter(lambda value: value == wanted, input_columns=self.column).shuffle(seed=0)
+
+
+def test_the_partitions_of_flower_are_the_clients() -> None:
+    data = replace(random_data(30, 2, 3), clients=np.array([f"user {row % 7}" for row in range(60)]))
+    for column, expected in (("mood", data.labels), ("domain", data.domain_of), ("client", np.arange(60) % 7)):
+        config = DataConfig(columns=ColumnsConfig(label="mood"), min_samples=1)
+        partitioner = partition_by(ByColumn(column))
+        for _ in range(2):
+            found = partitioner(config, data, 0)
+            assert [rows.tolist() for rows in found.samples] == [
+                np.flatnonzero(expected == value).tolist() for value in np.unique(expected)
+            ]
+            assert not found.by_domain
+            assert len(found.domains) == len(found.samples)
+    with pytest.raises(InputError, match=r"^data\.min_samples: found 10, but client 4 has 8 training samples"):
+        partitioner(replace(config, min_samples=10), data, 0)
+
+
+def test_partitions_of_other_rows_are_refused() -> None:
+    class Others(ByColumn):
+        def load_partition(self, partition_id: int) -> Dataset:
+            return Dataset.from_dict({"text": ["a"]})
+
+    with pytest.raises(InputError, match=r"^partitioner: found no rows with 'fedra_sample', expected those of"):
+        partition_by(Others("label"))(DataConfig(), random_data(30, 1, 2), 0)

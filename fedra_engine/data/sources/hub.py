@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,17 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedra_engine.config import DataConfig
+from fedra_engine.data import names
 from fedra_engine.data.domain_data import DataTask, DomainData, prepare_source
-from fedra_engine.data.names import (
-    SampleSource,
-    SampleSources,
-    class_name,
-    client_name,
-    encode_names,
-    labelled_split,
-    listed,
-    name_of,
-)
+from fedra_engine.data.names import SampleSource, listed
 from fedra_engine.data.sources.tables import SUFFIXES, check_encoding
 from fedra_engine.runtime.errors import InputError, one_line
 
@@ -60,7 +53,7 @@ def labelled_samples(
     require_column(content, "input", present)
     task, label = _task(train, content), columns.label or "label"
     require_column(label, "label", present)
-    split, notes = labelled_split(
+    split, notes = names.labelled_split(
         ((name, _values(data, label) if label in data.column_names else None) for name, data in held_out.items()),
         # A class that has a number has no name -1.
         lambda: [] if hasattr(train.features[label], "names") else _values(train, label),
@@ -71,7 +64,7 @@ def labelled_samples(
     # One column may have several roles.
     used = list(dict.fromkeys(name for name in (content, label, domain, client) if name is not None))
     data = _join(train, test, used, given_as)
-    sources = SampleSources.of(
+    sources = names.sample_sources(
         SampleSource(f"{name}, row", row)
         for name, count in (("train", len(train)), (split or "test", len(data) - len(train)))
         for row in range(count)
@@ -82,8 +75,8 @@ def labelled_samples(
         domain_of, domains = _encoded(data, domain, "domain", sources)
     clients = None
     if client is not None:
-        values = zip(_values(data, client), sources, strict=True)
-        clients = np.array([client_name(value, client, source) for value, source in values])
+        values = zip(_values(data, client), itertools.starmap(SampleSource, sources), strict=True)
+        clients = np.array([names.client_name(value, client, source) for value, source in values])
     found = DomainData(
         task=task,
         content=data.select_columns(content).rename_columns({content: _CONTENT[task]}),
@@ -143,12 +136,15 @@ def splits_of(found: Dataset | DatasetDict, given_as: str, place: str = "") -> t
     """The training split of a data set, and those of `HELD_OUT` that have samples.
 
     Raises:
-        InputError: it has several splits and none of them is `train`.
+        InputError: it is none, or has several splits and none of them is `train`.
     """
-    from datasets import Dataset
+    from datasets import Dataset, DatasetDict
 
     if isinstance(found, Dataset):
         return found, {}
+    if not isinstance(found, DatasetDict):
+        kind = type(found).__name__
+        raise InputError(f"{given_as}: found a {kind}, expected a Dataset or DatasetDict of the datasets library")
     if len(found) == 1:
         return next(iter(found.values())), {}
     if "train" not in found:
@@ -210,22 +206,22 @@ def _state(data: Dataset) -> tuple[str, list[tuple[int, int]]]:
     return data._fingerprint, [(state.st_size, state.st_mtime_ns) for state in states]
 
 
-def _encoded(data: Dataset, column: str, role: str, sources: SampleSources) -> tuple[NDArray[np.int64], list[str]]:
+def _encoded(data: Dataset, column: str, role: str, sources: NDArray[np.void]) -> tuple[NDArray[np.int64], list[str]]:
     """A column as indices [samples] and what they stand for."""
     values = _values(data, column)
-    names = getattr(data.features[column], "names", None)
-    if names is None:
-        rows = zip(values, sources, strict=True)
+    known = getattr(data.features[column], "names", None)
+    if known is None:
+        rows = zip(values, itertools.starmap(SampleSource, sources), strict=True)
         if role == "label":
-            return encode_names([class_name(value, column, source) for value, source in rows])
-        return encode_names([name_of(value, role, column, source) for value, source in rows])
+            return names.encode_names([names.class_name(value, column, source) for value, source in rows])
+        return names.encode_names([names.name_of(value, role, column, source) for value, source in rows])
     indices = np.array([-1 if value is None else value for value in values], dtype=np.int64)
-    if len(wrong := np.flatnonzero((indices < 0) | (indices >= len(names)))):
+    if len(wrong := np.flatnonzero((indices < 0) | (indices >= len(known)))):
         raise InputError(
-            f"data.columns.{role}: {sources[wrong[0]]}: found {values[wrong[0]]} in column {column!r}, expected a "
-            f"number from 0 to {len(names) - 1}"
+            f"data.columns.{role}: {SampleSource(*sources[wrong[0]])}: found {values[wrong[0]]} in column {column!r}, "
+            f"expected a number from 0 to {len(known) - 1}"
         )
-    return indices, list(names)
+    return indices, list(known)
 
 
 def _values(data: Dataset, name: str) -> list[Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from fedra_engine.config import DataConfig
 from fedra_engine.data.domain_data import DomainData, prepare_source
 from fedra_engine.data.images import image_column
-from fedra_engine.data.names import SampleSource, SampleSources
+from fedra_engine.data.names import SampleSource, sample_sources
 from fedra_engine.data.sources.tables import check_chosen, left_out_notes, text_lines, undecodable, visible_entries
 from fedra_engine.runtime.errors import InputError
 
@@ -79,7 +79,7 @@ def load_split_lists(config: DataConfig, seed: int) -> DomainData:
             first[label].name if label in first else f"class {label}" for label in range(labels.max(initial=-1) + 1)
         ],
         is_test=place % len(_SPLITS) == 1,
-        sample_sources=SampleSources.of(line.source for line in lines),
+        sample_sources=sample_sources(line.source for line in lines),
         notes=notes,
     )
     return prepare_source(data, config, seed, split=False)

@@ -16,39 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedra_engine.config import DataConfig
+from fedra_engine.data import names
 from fedra_engine.data.cache import cache_folder, writable_cache
 from fedra_engine.data.domain_data import DataTask, DomainData, prepare_source
-from fedra_engine.data.names import (
-    SampleSource,
-    SampleSources,
-    class_name,
-    client_name,
-    encode_names,
-    is_missing,
-    labelled_split,
-    listed,
-    name_of,
-)
-from fedra_engine.data.sources.hub import (
-    HELD_OUT,
-    ONE_DOMAIN,
-    is_saved_dataset,
-    load_hf_dataset,
-    open_dataset,
-    optional_column,
-)
-from fedra_engine.data.sources.tables import (
-    SUFFIXES,
-    Row,
-    check_encoding,
-    files_below,
-    has_tables,
-    left_out_notes,
-    read_table,
-    table_files,
-    undecodable,
-    visible_entries,
-)
+from fedra_engine.data.names import SampleSource, is_missing, listed
+from fedra_engine.data.sources import hub, tables
 from fedra_engine.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -59,6 +31,8 @@ _AT_ONCE = 1000
 _CHARACTERS_AT_ONCE = 2**22
 """Most rows and, but for the last of these, characters that wait in memory to be written."""
 
+_Columns = tuple[str | None, str | None, str | None]
+"""Which columns of a table say label, domain and client; None for no column."""
 _Template = list[tuple[str, str | None]]
 """Literal texts, each with the column whose value follows it."""
 
@@ -68,15 +42,7 @@ class _Table(NamedTuple):
 
     place: str
     domain: str | None
-    rows: Callable[[], Iterator[Row]]
-
-
-class _Columns(NamedTuple):
-    """Which columns of a table have these roles; None for no column."""
-
-    label: str | None
-    domain: str | None
-    client: str | None
+    rows: Callable[[], Iterator[tables.Row]]
 
 
 class _Sample(NamedTuple):
@@ -101,7 +67,7 @@ def load_text_classification(config: DataConfig, seed: int) -> DomainData:
         InputError: files, columns or lines that cannot be used (the message has file and line).
     """
     if _is_dataset(config):
-        data = load_hf_dataset(config, seed)
+        data = hub.load_hf_dataset(config, seed)
         if data.task != "text_classification":
             raise InputError("data.columns.input: found images with data.source text_classification, expected texts")
         return data
@@ -116,7 +82,7 @@ def load_causal_lm(config: DataConfig, seed: int) -> DomainData:
         InputError: files, columns or lines that cannot be used (the message has file and line).
     """
     if _is_dataset(config):
-        return causal_lm_samples(*open_dataset(config), config, seed)
+        return causal_lm_samples(*hub.open_dataset(config), config, seed)
     return _load_files(_causal_lm_reader(config), config, seed)
 
 
@@ -145,17 +111,19 @@ def _causal_lm_reader(config: DataConfig, given_as: str = "data.root") -> _Reade
 
 def _load_files(reader: _Reader, config: DataConfig, seed: int) -> DomainData:
     splits, root = _file_splits(config), Path(str(config.root))
-    files = [Path(table.place) for tables in splits.values() for table in tables]
-    check_encoding(config.encoding, files)
+    files = [Path(table.place) for split in splits.values() for table in split]
+    tables.check_encoding(config.encoding, files)
     if root.is_dir():
-        left_out = {file for entry in visible_entries(root) for file in files_below(entry)} - set(files)
-        reader.notes += left_out_notes(root, left_out, f"{' '.join(SUFFIXES)} files, laid out as docs/data.md says")
+        left_out = {file for entry in tables.visible_entries(root) for file in tables.files_below(entry)} - set(files)
+        reader.notes += tables.left_out_notes(
+            root, left_out, f"{' '.join(tables.SUFFIXES)} files, laid out as docs/data.md says"
+        )
     try:
         return reader.read(splits, seed)
     except UnicodeError as error:
         raise InputError(
-            f"data.encoding: found no {config.encoding} text in {undecodable(files, config.encoding)}; expected the "
-            "encoding of all files"
+            f"data.encoding: found no {config.encoding} text in {tables.undecodable(files, config.encoding)}; expected "
+            "the encoding of all files"
         ) from error
 
 
@@ -185,13 +153,13 @@ class _Reader:
         digests, labels, domain_names, clients, sources, is_test = zip(*self.samples, strict=True)
         encoded, classes = None, list[str]()
         if None not in labels:
-            encoded, classes = encode_names(labels)
+            encoded, classes = names.encode_names(labels)
         elif any(label is not None for label in labels):
             raise InputError(
                 f"data.columns.label: {sources[labels.index(None)]}: found no label, expected one in every row or in "
                 "none"
             )
-        domain_of, domains = encode_names(domain_names)
+        domain_of, domains = names.encode_names(domain_names)
         data = DomainData(
             task=self.task,
             content=content,
@@ -201,25 +169,25 @@ class _Reader:
             classes=classes,
             is_test=np.array(is_test),
             clients=np.array(clients) if any(clients) else None,
-            sample_sources=SampleSources.of(sources),
+            sample_sources=names.sample_sources(sources),
             notes=[*self.notes, *_repeated(np.array(digests), np.array(is_test))],
             given_as=self.given_as,
         )
         return prepare_source(data, self.config, seed, split=not any(is_test))
 
     def _texts(self, splits: _Splits) -> Iterator[list[str]]:
-        names = list(splits)
-        yield from self._of_split(splits[names[0]], is_test=False)
-        test = names[1] if len(names) > 1 else None
+        train, *held_out = splits
+        yield from self._of_split(splits[train], is_test=False)
+        test = next(iter(held_out), None)
         if self.task == "text_classification":
             column = self.config.columns.label or "label"
-            labels = ((name, _labels(splits[name], column)) for name in names[1:])
-            test, self.notes[:0] = labelled_split(labels, lambda: [sample.label for sample in self.samples])
+            labels = ((name, _labels(splits[name], column)) for name in held_out)
+            test, self.notes[:0] = names.labelled_split(labels, lambda: [sample.label for sample in self.samples])
         if test is not None:
             yield from self._of_split(splits[test], is_test=True)
 
-    def _of_split(self, tables: list[_Table], *, is_test: bool) -> Iterator[list[str]]:
-        for table in tables:
+    def _of_split(self, split: list[_Table], *, is_test: bool) -> Iterator[list[str]]:
+        for table in split:
             before = len(self.samples)
             yield from self._of_table(table, is_test)
             if len(self.samples) == before:
@@ -234,8 +202,8 @@ class _Reader:
                 # Lines of a jsonl file may differ.
                 before, present = columns, list(row)
                 columns = self._columns(present, source)
-                if before is not None and columns.domain != before.domain:
-                    found = "no" if columns.domain is None else "a"
+                if before is not None and columns[1] != before[1]:
+                    found = "no" if columns[1] is None else "a"
                     raise InputError(
                         f"data.columns.domain: {source}: found {found} domain, other than in the lines before; "
                         "expected one in every line or in none"
@@ -255,9 +223,11 @@ class _Reader:
             self.samples.append(
                 _Sample(
                     hash(tuple(texts)),
-                    None if unlabelled or label is None else class_name(row[label], label, source),
-                    table.domain or ONE_DOMAIN if domain is None else name_of(row[domain], "domain", domain, source),
-                    "" if client is None else client_name(row[client], client, source),
+                    None if unlabelled or label is None else names.class_name(row[label], label, source),
+                    table.domain or hub.ONE_DOMAIN
+                    if domain is None
+                    else names.name_of(row[domain], "domain", domain, source),
+                    "" if client is None else names.client_name(row[client], client, source),
                     source,
                     is_test,
                 )
@@ -276,13 +246,13 @@ class _Reader:
                     name = {"prompt": "data.prompt", "text": "data.columns.input"}.get(role, f"data.columns.{role}")
                     raise InputError(f"{name}: {source}: found no column {column!r}, expected one of {listed(present)}")
         wanted = self.config.columns
-        label = optional_column(wanted.label, "label", present)
+        label = hub.optional_column(wanted.label, "label", present)
         if self.task == "text_classification" and label is None:
             raise InputError(
                 f"data.columns.label: {source}: found no column 'label', expected one of {listed(present)}"
             )
-        domain, client = (optional_column(getattr(wanted, role), role, present) for role in ("domain", "client"))
-        return _Columns(label, domain, client)
+        domain, client = (hub.optional_column(getattr(wanted, role), role, present) for role in ("domain", "client"))
+        return label, domain, client
 
     def _fill(self, template: _Template, row: Mapping[str, Any], source: SampleSource) -> str:
         pieces = []
@@ -301,7 +271,7 @@ def store_texts(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Datase
     Its file has no name in the folder of the cache, so nothing is left of it however the process ends.
 
     Args:
-        columns: their names.
+        columns: names.
         rows: texts of every column.
 
     Raises:
@@ -339,9 +309,9 @@ def store_texts(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Datase
     return Dataset(InMemoryTable(table), fingerprint=uuid.uuid4().hex)
 
 
-def _labels(tables: list[_Table], column: str) -> Iterator[object] | None:
+def _labels(split: list[_Table], column: str) -> Iterator[object] | None:
     """The labels of a split; None if it has no such column."""
-    rows = (row for table in tables for _, row in table.rows())
+    rows = (row for table in split for _, row in table.rows())
     first = next(rows, {})
     return (row.get(column) for row in chain([first], rows)) if column in first else None
 
@@ -375,7 +345,7 @@ def _is_dataset(config: DataConfig) -> bool:
     """Whether `config.root` is no file or folder of files."""
     assert config.root is not None
     root = Path(config.root)
-    return not root.is_file() and (not root.is_dir() or is_saved_dataset(root))
+    return not root.is_file() and (not root.is_dir() or hub.is_saved_dataset(root))
 
 
 def _file_splits(config: DataConfig) -> _Splits:
@@ -385,28 +355,29 @@ def _file_splits(config: DataConfig) -> _Splits:
         raise InputError(f"data.subset: found {config.subset!r} with files, {config.root!r}; expected null")
 
     def table(file: Path, domain: str | None = None) -> _Table:
-        return _Table(str(file), domain, lambda: read_table(file, config.encoding))
+        return _Table(str(file), domain, lambda: tables.read_table(file, config.encoding))
 
     root = Path(config.root)
     if root.is_file():
         return {_TRAIN: [table(root)]}
-    folders = {entry.name: entry for entry in visible_entries(root) if entry.is_dir()}
-    if names := _held_out(folders):
+    folders = {entry.name: entry for entry in tables.visible_entries(root) if entry.is_dir()}
+    if held_out := _held_out(folders):
         # Beside a test set, the others may hold anything.
-        names = [name for name in names if name == names[0] or has_tables(folders[name])]
-        return {name: [table(file, file.stem) for file in table_files(folders[name])] for name in (_TRAIN, *names)}
-    files = {file.stem: file for file in table_files(root)}
-    names = _held_out(files)
-    if not names:
+        used = [name for name in held_out if name == held_out[0] or tables.has_tables(folders[name])]
+        found = {name: tables.table_files(folders[name]) for name in (_TRAIN, *used)}
+        return {name: [table(file, file.stem) for file in files] for name, files in found.items()}
+    files = {file.stem: file for file in tables.table_files(root)}
+    held_out = _held_out(files)
+    if not held_out:
         return {_TRAIN: [table(file, domain) for domain, file in files.items()]}
-    if others := files.keys() - {_TRAIN, *HELD_OUT}:
+    if others := files.keys() - {_TRAIN, *hub.HELD_OUT}:
         raise InputError(
-            f"data.root: found {files[min(others)].name!r} beside {files[names[0]].name!r} in {str(root)!r}, expected "
-            "files of the splits alone, or one file per domain"
+            f"data.root: found {files[min(others)].name!r} beside {files[held_out[0]].name!r} in {str(root)!r}, "
+            "expected files of the splits alone, or one file per domain"
         )
-    return {name: [table(files[name])] for name in (_TRAIN, *names)}
+    return {name: [table(files[name])] for name in (_TRAIN, *held_out)}
 
 
-def _held_out(names: Collection[str]) -> list[str]:
-    """Which of `names` may be the test set, the first choice first, if one of them is the training set."""
-    return [name for name in HELD_OUT if _TRAIN in names and name in names]
+def _held_out(present: Collection[str]) -> list[str]:
+    """Which of `present` may be the test set, the first choice first, if one of them is the training set."""
+    return [name for name in hub.HELD_OUT if _TRAIN in present and name in present]

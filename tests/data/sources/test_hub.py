@@ -45,7 +45,7 @@ def test_images_with_their_labels_and_domains(tmp_path: Path) -> None:
     assert data.domain_of.tolist() == [0] * 6 + [1] * 6
     expected = images().select([*range(6, 12), *range(6)])
     assert [image.tobytes() for image in data.content["image"]] == [image.tobytes() for image in expected["image"]]
-    assert [str(data.sample_sources[sample]) for sample in (0, 6)] == ["train, row 6", "train, row 0"]
+    assert [data.describe(sample, "sample") for sample in (0, 6)] == ["train, row 6", "train, row 0"]
     assert np.bincount(data.test.domain_of * 2 + data.test.labels).tolist() == [1, 1, 1, 1]
     chosen = load(images(), tmp_path / "chosen", domains=["photo"])
     assert set(chosen.domain_of) == {0}

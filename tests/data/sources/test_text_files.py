@@ -31,7 +31,7 @@ def test_a_byte_order_mark_and_quoted_line_breaks_are_read_as_they_are_meant(tmp
     file.write_bytes(b'\xef\xbb\xbftext,label\r\n"two\r\nlines, one text",x\r\nb,y\r\nc,x\r\nd,y\r\n')
     data = load(file)
     assert texts(data)[0] == "two\r\nlines, one text"
-    assert list(map(str, data.sample_sources)) == [f"{file}, line {number}" for number in (2, 4, 5, 6)]
+    assert data.sample_sources.tolist() == [(f"{file}, line", number) for number in (2, 4, 5, 6)]
     assert data.domains == ["all"]
 
 
@@ -40,7 +40,7 @@ def test_blank_lines_are_passed_over(tmp_path: Path) -> None:
     file.write_text("\n\ntext,label\na,x\n\nb,x\nc,y\nd,y\n")
     data = load(file)
     assert texts(data) == list("abcd")
-    assert [source.number for source in data.sample_sources] == [4, 6, 7, 8]
+    assert data.sample_sources["number"].tolist() == [4, 6, 7, 8]
     file.write_text("\ntext,label\na\n")
     with pytest.raises(InputError, match=r"a\.csv, line 3: found 1 values, expected 2 as in line 2"):
         load(file)

@@ -51,7 +51,7 @@ def test_samples_of_a_domain_stand_together_and_are_cached_together(tmp_path: Pa
     data = load(write(tmp_path / "a.jsonl", rows))
     assert data.domain_of.tolist() == [0] * 20 + [1] * 20
     assert texts(data) == [f"a {i}" for i in [*range(1, 40, 2), *range(0, 40, 2)]]
-    assert str(data.sample_sources[0]) == f"{tmp_path / 'a.jsonl'}, line 2"
+    assert data.describe(0, "text") == f"{tmp_path / 'a.jsonl'}, line 2"
     path = save_encoder_tokenizer(tmp_path / "model")
     token_rows(data, tokenization_for(path, SimpleNamespace(model_type="bert")), skip=False)
     assert len(list(cache_folder().glob("*.arrow"))) == 2
