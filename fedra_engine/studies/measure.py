@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ from fedra_engine.federation.work import ClientUpdates, LocalWork
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.exit_codes import end, exit_code
+from fedra_engine.runtime.files import write_whole
 from fedra_engine.runtime.processes import join_job
 from fedra_engine.simulation import Simulation
 from fedra_engine.studies.measurements import Measurement, measurement_file
@@ -33,6 +36,14 @@ _KIBIBYTE = 1024
 """What `ru_maxrss` counts in."""
 _SERVER_SECONDS = 1.0
 """How long rounds are measured in which training costs nothing."""
+
+
+class _Rounds(NamedTuple):
+    """CPU-seconds of this process, wall-clock seconds of each round, and the state after the last."""
+
+    cpu_seconds: float
+    durations: list[float]
+    state: GlobalState
 
 
 def main() -> None:
@@ -45,7 +56,7 @@ def main() -> None:
     simulation = Simulation(read_config(folder.config_file), folder, Reporter.silent(), accelerator)
     measurement = measure(simulation, threads, seconds)
     if accelerator.is_main_process:
-        measurement.write(measurement_file(path))
+        write_whole(measurement_file(path), json.dumps(asdict(measurement), indent=2) + "\n")
 
 
 def measure(simulation: Simulation, threads: int, seconds: float) -> Measurement:
@@ -53,10 +64,10 @@ def measure(simulation: Simulation, threads: int, seconds: float) -> Measurement
     experiment, processes = simulation.experiment, simulation.processes
     config = experiment.config
     time_step(experiment)
-    rounds = _Rounds(simulation)
-    cpu_seconds, durations = rounds.run(seconds)
-    peaks = processes.all_gather_object((_resident_bytes(), _gpu_bytes()))
-    on_gpu = rounds.state.heads.is_cuda
+    cpu_seconds, durations, state = _run_rounds(simulation, experiment.initial_state, 0, seconds)
+    on_gpu = state.heads.is_cuda
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _KIBIBYTE
+    peaks = processes.all_gather_object((resident, torch.cuda.max_memory_allocated() if on_gpu else 0))
     all_cpu_seconds = sum(processes.all_gather_object(cpu_seconds)) / len(durations)
     started = time.process_time()
     work, assignment, _ = experiment.round_work(0)
@@ -65,10 +76,10 @@ def measure(simulation: Simulation, threads: int, seconds: float) -> Measurement
     costs = CostModel(experiment.foundation, experiment.train_samples, config.lora, config.training).count(
         experiment.clients, work.participants, assignment, experiment.method
     )
-    sums = experiment.method.aggregator(rounds.state, 0).sums()
+    sums = experiment.method.aggregator(state, 0).sums()
     idle = _IdleExecutor(experiment.foundation, experiment.executor.lanes)
     simulation.experiment = replace(experiment, executor=idle)
-    server_cpu_seconds, server_rounds = rounds.run(_SERVER_SECONDS)
+    server = _run_rounds(simulation, state, len(durations), _SERVER_SECONDS)
     return Measurement(
         clients=len(experiment.clients),
         processes=processes.count,
@@ -79,7 +90,7 @@ def measure(simulation: Simulation, threads: int, seconds: float) -> Measurement
         rounds=len(durations),
         seconds=median(durations),
         busy_seconds=median(durations) * processes.count if on_gpu else all_cpu_seconds,
-        server_seconds=sum(processes.all_gather_object(server_cpu_seconds)) / len(server_rounds),
+        server_seconds=sum(processes.all_gather_object(server.cpu_seconds)) / len(server.durations),
         repeated_seconds=repeated,
         memory=max(memory for memory, _ in peaks),
         gpu_memory=max(memory for _, memory in peaks),
@@ -89,27 +100,15 @@ def measure(simulation: Simulation, threads: int, seconds: float) -> Measurement
     )
 
 
-class _Rounds:
-    """Rounds of a simulation, each of which begins with the `state` that the one before left."""
-
-    def __init__(self, simulation: Simulation) -> None:
-        self.state = simulation.experiment.initial_state
-        self._simulation = simulation
-        self._next = 0
-
-    def run(self, seconds: float) -> tuple[float, list[float]]:
-        """Run rounds until `seconds` have passed on the main process.
-
-        Returns this process's CPU-seconds, and the wall-clock seconds of each round.
-        """
-        # Beyond the last round there is no learning rate.
-        rounds = self._simulation.experiment.config.rounds
-        started, durations = time.process_time(), list[float]()
-        while self._simulation.processes.broadcast_object(sum(durations) < seconds):
-            self.state, metrics = self._simulation.train_round(self._next % rounds, self.state)
-            self._next += 1
-            durations.append(metrics.seconds)
-        return time.process_time() - started, durations
+def _run_rounds(simulation: Simulation, state: GlobalState, first: int, seconds: float) -> _Rounds:
+    """Run rounds from `first` on, until `seconds` have passed on the main process."""
+    # Beyond the last round there is no learning rate.
+    rounds = simulation.experiment.config.rounds
+    started, durations = time.process_time(), list[float]()
+    while simulation.processes.broadcast_object(sum(durations) < seconds):
+        state, metrics = simulation.train_round((first + len(durations)) % rounds, state)
+        durations.append(metrics.seconds)
+    return _Rounds(time.process_time() - started, durations, state)
 
 
 class _IdleExecutor:
@@ -126,14 +125,6 @@ class _IdleExecutor:
                 lane.step = len(lane.batches)
             if updates := pool.take_finished():
                 yield updates
-
-
-def _resident_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _KIBIBYTE
-
-
-def _gpu_bytes() -> int:
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0
 
 
 if __name__ == "__main__":
