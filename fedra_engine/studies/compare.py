@@ -8,19 +8,17 @@ from __future__ import annotations
 import json
 import os
 import threading
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
-from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Literal, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.live import Live
 
 from fedra_engine.callbacks.run_folder import RunFolder, make_folder
 from fedra_engine.commands.parsing import read_config
@@ -30,20 +28,17 @@ from fedra_engine.costs.memory_model import CostModel
 from fedra_engine.experiment import build_experiment
 from fedra_engine.methods.registry import method_named
 from fedra_engine.run import run as train_run
-from fedra_engine.runtime.errors import InputError, printable
+from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.exit_codes import unwound_by_signals
 from fedra_engine.runtime.files import write_whole
 from fedra_engine.runtime.processes import check_cores
-from fedra_engine.runtime.tables import PlainConsole
+from fedra_engine.runtime.tables import PlainConsole, rich_table, table_text
 from fedra_engine.studies.plan import Comparison, PlannedRun, refuse_changes
-from fedra_engine.studies.report import show_table
 from fedra_engine.studies.results import REPORT, RunCosts, costs_file, read_result, write_report
 from fedra_engine.studies.workers import work_off
 
-_SECONDS_BETWEEN_LOOKS = 1.0
-"""At what runs have written."""
-_SECONDS_BETWEEN_LINES = 10.0
-"""Of one run, where there is no terminal with bars."""
+SECONDS_BETWEEN_LINES = 10.0
+"""About one run, where there is no terminal."""
 
 
 class Outcome(NamedTuple):
@@ -55,11 +50,7 @@ class Outcome(NamedTuple):
 
 
 def compare(comparison: Comparison, command: str) -> None:
-    """Execute what is missing of the runs, show how far they are, and report on all of them.
-
-    Args:
-        comparison: the runs.
-        command: that asked for them.
+    """Execute what is missing of the runs that a `command` asks for, show how far they are, and report on all of them.
 
     Raises:
         InputError: something is in the way of a run; or, after all others and the report, runs failed.
@@ -74,17 +65,17 @@ def compare(comparison: Comparison, command: str) -> None:
     make_folder(folder)
     console = PlainConsole()
     console.print(f"{len(runs)} runs in {folder}; each writes its progress to its run.log", soft_wrap=True)
-    reported = 0
+    running, reported = {run.title: run for run in runs}, 0
 
     def report(outcome: Outcome) -> None:
         nonlocal reported
         if outcome.state != "busy":
             reported += 1
-            progress.remove(outcome.run)
+            del running[outcome.run.title]
         counter = f"{reported:>{len(str(len(runs)))}}/{len(runs)}"
         console.print(f"{counter}  {outcome.run.title}: {outcome.note}", soft_wrap=True)
 
-    with ProgressDisplay(console, runs) as progress:
+    with shown_progress(console, running):
         outcomes = execute_all(runs, comparison.jobs, report)
     _conclude(outcomes, folder, command, console)
 
@@ -95,7 +86,8 @@ def _conclude(outcomes: Sequence[Outcome], folder: Path, command: str, console: 
     if results:
         missing = {outcome.run.title: outcome.note for outcome in outcomes if outcome.state != "done"}
         rows = write_report(folder, command, results, missing)
-        show_table(console, rows, f"comparison.md, .csv and .tex and accuracy_by_round.png are in {folder}")
+        where = f"comparison.md, .csv and .tex and accuracy_by_round.png are in {folder}"
+        console.print("", table_text(rich_table(rows)), "", where, sep="\n", soft_wrap=True)
     else:
         REPORT.remove(folder)
     failed = [outcome.run.title for outcome in outcomes if outcome.state == "failed"]
@@ -198,92 +190,50 @@ def _finish(run: PlannedRun) -> str:
     return "" if earlier is None else " (interrupted before, went on)"
 
 
-@dataclass
-class _Watched:
-    """A run, how many bytes its records had when they were last read, and when a line about it was last printed."""
+@contextmanager
+def shown_progress(console: PlainConsole, runs: Mapping[str, PlannedRun]) -> Iterator[None]:
+    """Within, show how far `runs`, by their titles, get: on a terminal as they are now, elsewhere line by line.
 
-    run: PlannedRun
-    size: int
-    said: float
-    bar: TaskID | None = None
-
-
-class ProgressDisplay:
-    """Shows how far runs are that go on: as bars on a terminal, elsewhere as lines.
-
-    A context manager; in a thread, it looks for new rounds in what the runs leave in their folders.
+    A run has one line in `SECONDS_BETWEEN_LINES` at most. What is taken out of `runs` is shown no longer.
     """
+    said, over = {title: _progress_text(run) for title, run in runs.items()}, threading.Event()
 
-    def __init__(self, console: PlainConsole, runs: Iterable[PlannedRun]) -> None:
-        """Show `runs` on `console`."""
-        self._console = console
-        name, text = (TextColumn(f"{{task.{of}}}", markup=False) for of in ("description", "fields[text]"))
-        # Drawing takes time of the processor that trains.
-        self._bars = Progress(
-            *(name, BarColumn(), MofNCompleteColumn(), text),
-            console=console,
-            refresh_per_second=2,
-            transient=True,
-            disable=not console.is_interactive,
-        )
-        now = time.monotonic()
-        self._watched = {run.title: _Watched(run, _size_of_records(run), now) for run in runs}
-        self._changing = threading.Lock()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+    def news() -> dict[str, str]:
+        texts = {title: _progress_text(run) for title, run in list(runs.items())}
+        return {title: f"{title}: {text}" for title, text in texts.items() if text not in ("", said[title])}
 
-    def __enter__(self) -> Self:
-        self._bars.start()
-        self._thread.start()
-        return self
+    def print_news() -> None:
+        while not over.wait(SECONDS_BETWEEN_LINES):
+            for title, line in news().items():
+                console.print(line, soft_wrap=True)
+                said[title] = line.removeprefix(f"{title}: ")
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._over.set()
-        self._thread.join()
-        self._bars.stop()
-
-    def remove(self, run: PlannedRun) -> None:
-        """The run goes on no longer."""
-        with self._changing:
-            watched = self._watched.pop(run.title, None)
-            if watched is not None and watched.bar is not None:
-                self._bars.remove_task(watched.bar)
-
-    def look(self) -> None:
-        """Show the runs that have finished rounds since the last look."""
-        with self._changing:
-            for watched in self._watched.values():
-                size = _size_of_records(watched.run)
-                # What is wrong with records is said when the run has ended.
-                with suppress(InputError, LookupError, TypeError):
-                    if size not in (0, watched.size):
-                        self._show(watched, RunFolder(watched.run.path).read_metrics())
-                        watched.size = size
-
-    def _watch(self) -> None:
-        while not self._over.wait(_SECONDS_BETWEEN_LOOKS):
-            self.look()
-
-    def _show(self, watched: _Watched, records: Sequence[Mapping[str, Any]]) -> None:
-        done, rounds, now = records[-1]["round"] + 1, watched.run.config.rounds, time.monotonic()
-        losses = [f"loss {record['loss']:.4f}" for record in records if record["loss"] is not None]
-        accuracies = [100 * mean(record["accuracy"].values()) for record in records if "accuracy" in record]
-        text = ", ".join([*losses[-1:], *(f"accuracy {accuracy:.1f} %" for accuracy in accuracies[-1:])])
-        if watched.bar is None:
-            watched.bar = self._bars.add_task(printable(watched.run.title), total=rounds, text=text)
-        self._bars.update(watched.bar, completed=done, text=text)
-        if self._bars.disable and now - watched.said >= _SECONDS_BETWEEN_LINES:
-            watched.said = now
-            self._console.print(f"{watched.run.title}: round {done} of {rounds}, {text}", soft_wrap=True)
-
-
-def _size_of_records(run: PlannedRun) -> int:
+    if console.is_interactive:
+        with Live(
+            console=console, get_renderable=lambda: "\n".join(news().values()), refresh_per_second=1, transient=True
+        ):
+            yield
+        return
+    thread = threading.Thread(target=print_news, daemon=True)
+    thread.start()
     try:
-        return RunFolder(run.path).metrics_file.stat().st_size
-    except OSError:
-        return 0
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _progress_text(run: PlannedRun) -> str:
+    """How far a run is; nothing if it has no records that can be read. Why not is said when it has ended."""
+    try:
+        records = RunFolder(run.path).read_metrics()
+        done, losses = records[-1]["round"] + 1, [record["loss"] for record in records if record["loss"] is not None]
+        accuracies = [100 * mean(record["accuracy"].values()) for record in records if "accuracy" in record]
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return ""
+    loss = [f"loss {loss:.4f}" for loss in losses[-1:]]
+    accuracy = [f"accuracy {accuracy:.1f} %" for accuracy in accuracies[-1:]]
+    return ", ".join([f"round {done} of {run.config.rounds}", *loss, *accuracy])
 
 
 def count_costs(config: ExperimentConfig) -> RunCosts:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.sharding import Sharding
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.exit_codes import end, exit_code
+from fedra_engine.runtime.files import write_whole
 from fedra_engine.runtime.processes import Processes, join_job
 from fedra_engine.simulation import train_round
 from fedra_engine.studies.measurements import Measurement, measurement_file
@@ -34,6 +37,14 @@ _KIBIBYTE = 1024
 """What `ru_maxrss` counts in."""
 _SERVER_SECONDS = 1.0
 """How long rounds are measured in which training costs nothing."""
+
+
+class _Rounds(NamedTuple):
+    """CPU-seconds of this process, wall-clock seconds of each round, and the state after the last."""
+
+    cpu_seconds: float
+    durations: list[float]
+    state: GlobalState
 
 
 def main() -> None:
@@ -49,17 +60,17 @@ def main() -> None:
         experiment = build_experiment(config, accelerator.device, processes, Sharding.of(accelerator))
     measurement = measure(experiment, threads, seconds)
     if accelerator.is_main_process:
-        measurement.write(measurement_file(path))
+        write_whole(measurement_file(path), json.dumps(asdict(measurement), indent=2) + "\n")
 
 
 def measure(experiment: Experiment, threads: int, seconds: float) -> Measurement:
     """Measure rounds for `seconds` seconds, after a step that warms up kernels and allocators."""
     config, processes = experiment.config, experiment.processes
     time_step(experiment)
-    rounds = _Rounds(experiment)
-    cpu_seconds, durations = rounds.run(seconds)
-    peaks = processes.all_gather_object((_resident_bytes(), _gpu_bytes()))
-    on_gpu = rounds.state.heads.is_cuda
+    cpu_seconds, durations, state = _run_rounds(experiment, experiment.initial_state, 0, seconds)
+    on_gpu = state.heads.is_cuda
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _KIBIBYTE
+    peaks = processes.all_gather_object((resident, torch.cuda.max_memory_allocated() if on_gpu else 0))
     all_cpu_seconds = sum(processes.all_gather_object(cpu_seconds)) / len(durations)
     started = time.process_time()
     work, assignment, _ = experiment.round_work(0)
@@ -68,9 +79,9 @@ def measure(experiment: Experiment, threads: int, seconds: float) -> Measurement
     costs = CostModel(experiment.foundation, experiment.train_samples, config.lora, config.training).count(
         experiment.clients, work.participants, assignment, experiment.method
     )
-    sums = experiment.method.aggregator(rounds.state, 0).sums()
-    rounds.experiment = replace(experiment, executor=_IdleExecutor(experiment.foundation, experiment.executor.lanes))
-    server_cpu_seconds, server_rounds = rounds.run(_SERVER_SECONDS)
+    sums = experiment.method.aggregator(state, 0).sums()
+    idle = replace(experiment, executor=_IdleExecutor(experiment.foundation, experiment.executor.lanes))
+    server = _run_rounds(idle, state, len(durations), _SERVER_SECONDS)
     return Measurement(
         clients=len(experiment.clients),
         processes=processes.count,
@@ -81,7 +92,7 @@ def measure(experiment: Experiment, threads: int, seconds: float) -> Measurement
         rounds=len(durations),
         seconds=median(durations),
         busy_seconds=median(durations) * processes.count if on_gpu else all_cpu_seconds,
-        server_seconds=sum(processes.all_gather_object(server_cpu_seconds)) / len(server_rounds),
+        server_seconds=sum(processes.all_gather_object(server.cpu_seconds)) / len(server.durations),
         repeated_seconds=repeated,
         memory=max(memory for memory, _ in peaks),
         gpu_memory=max(memory for _, memory in peaks),
@@ -91,27 +102,15 @@ def measure(experiment: Experiment, threads: int, seconds: float) -> Measurement
     )
 
 
-class _Rounds:
-    """Rounds of an experiment, each of which begins with the `state` that the one before left."""
-
-    def __init__(self, experiment: Experiment) -> None:
-        self.state = experiment.initial_state
-        self.experiment = experiment
-        self._next = 0
-
-    def run(self, seconds: float) -> tuple[float, list[float]]:
-        """Run rounds until `seconds` have passed on the main process.
-
-        Returns this process's CPU-seconds, and the wall-clock seconds of each round.
-        """
-        # Beyond the last round there is no learning rate.
-        rounds = self.experiment.config.rounds
-        started, durations = time.process_time(), list[float]()
-        while self.experiment.processes.broadcast_object(sum(durations) < seconds):
-            self.state, round = train_round(self.experiment, self.state, self._next % rounds)
-            self._next += 1
-            durations.append(round.metrics.seconds)
-        return time.process_time() - started, durations
+def _run_rounds(experiment: Experiment, state: GlobalState, first: int, seconds: float) -> _Rounds:
+    """Run rounds from `first` on, until `seconds` have passed on the main process."""
+    # Beyond the last round there is no learning rate.
+    rounds = experiment.config.rounds
+    started, durations = time.process_time(), list[float]()
+    while experiment.processes.broadcast_object(sum(durations) < seconds):
+        state, round = train_round(experiment, state, (first + len(durations)) % rounds)
+        durations.append(round.metrics.seconds)
+    return _Rounds(time.process_time() - started, durations, state)
 
 
 class _IdleExecutor:
@@ -128,14 +127,6 @@ class _IdleExecutor:
                 lane.step = len(lane.batches)
             if updates := pool.take_finished():
                 yield updates
-
-
-def _resident_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _KIBIBYTE
-
-
-def _gpu_bytes() -> int:
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -22,7 +22,6 @@ from typing import Any, Literal, get_type_hints
 import numpy as np
 
 from fedra_engine.runtime.errors import InputError, count_of, one_line, shown
-from fedra_engine.runtime.files import write_whole
 from fedra_engine.runtime.tables import Cells, markdown_code, markdown_table, markdown_text, number_text
 from fedra_engine.studies.plan import Network, processes_text
 from fedra_engine.studies.report import ReportFiles, csv_text, grouped, png
@@ -81,13 +80,9 @@ class Measurement:
     downloaded: float
     reduced: int
 
-    def write(self, file: Path) -> None:
-        """Appears whole or not at all."""
-        write_whole(file, json.dumps(asdict(self), indent=2) + "\n")
-
     @classmethod
     def read(cls, file: Path) -> Measurement:
-        """What `write` wrote.
+        """What a file has as a JSON object.
 
         Raises:
             InputError: it holds something else.
@@ -107,19 +102,33 @@ class Measurement:
         return measurement
 
 
+_COLUMNS: dict[str, Callable[[Measurement], str]] = {
+    "clients": lambda one: f"{one.clients:,}",
+    "processes": lambda one: str(one.processes),
+    "s/round": lambda one: number_text(one.seconds),
+    "busy s": lambda one: number_text(one.busy_seconds),
+    "clients/s": lambda one: number_text(one.clients / one.seconds),
+    "ms/client": lambda one: number_text(1e3 * one.busy_seconds / one.clients),
+    "server ms/client": lambda one: f"{1e3 * one.server_seconds / one.clients:.3f}",
+    "memory (MiB)": lambda one: f"{one.memory / 2**20:,.0f}",
+    "GPU (MiB)": lambda one: f"{one.gpu_memory / 2**20:,.0f}" if one.gpu_memory else "–",
+    "up (MB)": lambda one: number_text(one.uploaded / 1e6),
+    "down (MB)": lambda one: number_text(one.downloaded / 1e6),
+    "rounds": lambda one: str(one.rounds),
+}
+"""Of the table, with what each has of a measurement."""
+
+
 def measurement_file(folder: Path) -> Path:
     """Where a point's folder has its measurement, once there is one."""
     return folder / "measurement.json"
 
 
 def write_report(folder: Path, command: str, measurements: Sequence[Measurement], projection: str | None) -> None:
-    """Write scaling.csv, scaling.md and scaling.png.
+    """Write scaling.csv, scaling.md and scaling.png into `folder`.
 
-    Args:
-        folder: where to.
-        command: that made the measurements.
-        measurements: at least one.
-        projection: a section of computed times, if there are any.
+    They have the measurements of a `command`, at least one, by rising numbers of processes and clients, and a section
+    of computed times, if there are any.
     """
     devices = markdown_text(" and ".join(sorted({one.device for one in measurements})))
     threads, lanes = measurements[0].threads, {one.lanes for one in measurements}
@@ -134,41 +143,13 @@ def write_report(folder: Path, command: str, measurements: Sequence[Measurement]
         "![scaling](scaling.png)",
         *([projection] if projection else []),
     ]
-    table = csv_text([asdict(one) for one in _in_order(measurements)])
+    table = csv_text([asdict(one) for one in measurements])
     REPORT.write(folder, table, "\n\n".join(parts) + "\n", png(_figure(measurements)))
-
-
-def _by_processes(measurements: Iterable[Measurement]) -> dict[int, list[Measurement]]:
-    """The measurements of each number of processes, by rising number of clients."""
-    return grouped(_in_order(measurements), lambda one: one.processes)
-
-
-def _in_order(measurements: Iterable[Measurement]) -> list[Measurement]:
-    return sorted(measurements, key=lambda one: (one.processes, one.clients))
 
 
 def cells(measurements: Iterable[Measurement]) -> Cells:
     """One row for each point."""
-    header = ["clients", "processes", "s/round", "busy s", "clients/s", "ms/client", "server ms/client"]
-    more = ["memory (MiB)", "GPU (MiB)", "up (MB)", "down (MB)", "rounds"]
-    return [[*header, *more], *map(_row, _in_order(measurements))]
-
-
-def _row(one: Measurement) -> list[str]:
-    return [
-        f"{one.clients:,}",
-        str(one.processes),
-        number_text(one.seconds),
-        number_text(one.busy_seconds),
-        number_text(one.clients / one.seconds),
-        number_text(1e3 * one.busy_seconds / one.clients),
-        f"{1e3 * one.server_seconds / one.clients:.3f}",
-        f"{one.memory / 2**20:,.0f}",
-        f"{one.gpu_memory / 2**20:,.0f}" if one.gpu_memory else "–",
-        number_text(one.uploaded / 1e6),
-        number_text(one.downloaded / 1e6),
-        str(one.rounds),
-    ]
+    return [[*_COLUMNS], *([text(one) for text in _COLUMNS.values()] for one in measurements)]
 
 
 def fitted_exponent(
@@ -188,7 +169,7 @@ def fitted_exponent(
 def fit_texts(measurements: Sequence[Measurement]) -> list[str]:
     """The fitted exponents and how memory grew, a sentence for each number of processes."""
     texts = []
-    for processes, group in _by_processes(measurements).items():
+    for processes, group in grouped(measurements, "processes").items():
         power, busy = fitted_exponent(group), fitted_exponent(group, "busy_seconds")
         if power is None or busy is None:
             continue
@@ -208,7 +189,7 @@ def _figure(measurements: Sequence[Measurement]) -> Any:
 
     figure = Figure(figsize=(13, 4), dpi=150, layout="constrained")
     seconds, memory, server = figure.subplots(1, 3)
-    for processes, group in _by_processes(measurements).items():
+    for processes, group in grouped(measurements, "processes").items():
         clients, name, power = [one.clients for one in group], processes_text(processes), fitted_exponent(group)
         label = name if power is None else f"{name}, exponent {power:.3f}"
         seconds.loglog(clients, [one.seconds for one in group], "o-", label=label)
@@ -236,7 +217,7 @@ def projected_seconds(measured: Measurement, processes: int, network: Network) -
 
 def projection_text(measurements: Sequence[Measurement], processes: Sequence[int], network: Network) -> str | None:
     """The computed times of the largest round that one process was measured on; None if it was on none."""
-    alone = _by_processes(measurements).get(1)
+    alone = grouped(measurements, "processes").get(1)
     if not alone:
         return None
     largest = alone[-1]

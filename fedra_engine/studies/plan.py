@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.runtime.errors import InputError
@@ -43,8 +44,7 @@ class PlannedRun(Part):
         return f"{self.label} seed {self.config.seed}"
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """The runs, the first seed of every method first; the folder of their folders; and how many run at a time.
 
     With `oversubscribe`, these may be more than the cores.
@@ -78,16 +78,14 @@ class Point(Part):
         return f"{self.clients:,} clients, {processes_text(self.processes)}"
 
 
-@dataclass(frozen=True)
-class Network:
+class Network(NamedTuple):
     """What a message between two processes takes: `latency` seconds, and its bytes over `bandwidth` (bytes/s)."""
 
     latency: float
     bandwidth: float
 
 
-@dataclass(frozen=True)
-class Scaling:
+class Scaling(NamedTuple):
     """The points, few processes and few clients first; their folder; and what times are computed for.
 
     With `oversubscribe`, processes may share cores.
@@ -105,9 +103,10 @@ def processes_text(number: int) -> str:
     return f"{number} process{'es' if number > 1 else ''}"
 
 
-def refuse_changes(changes: Iterable[tuple[str, object, object]], where: Path) -> None:
-    """Raises InputError with the first of the `changes`: a field, its value in an earlier command, and that in this."""
-    for field, found, expected in changes:
-        raise InputError(
-            f"{field}: found {found} in {where}, expected {expected} as this command has it (or another output_dir)"
-        )
+def refuse_changes(values: Iterable[tuple[str, object, object]], where: Path) -> None:
+    """Raises InputError if a field has changed: `values` have its name, its value in `where`, and that now."""
+    for field, found, expected in values:
+        if found != expected:
+            raise InputError(
+                f"{field}: found {found} in {where}, expected {expected} as this command has it (or another output_dir)"
+            )

@@ -6,7 +6,7 @@ import csv
 import io
 import shlex
 import sys
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,13 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from filelock import FileLock
 
 from fedra_engine.runtime.files import check_own, write_whole
-from fedra_engine.runtime.tables import Cells, PlainConsole, rich_table, table_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Item = TypeVar("Item")
-Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -55,11 +53,11 @@ class ReportFiles:
         return [folder / name for name in self.names]
 
 
-def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
-    """The items with the same key together, in the order in which they come."""
-    groups: dict[Key, list[Item]] = {}
+def grouped(items: Iterable[Item], attribute: str) -> dict[Any, list[Item]]:
+    """The items by the value of an attribute, in the order in which they come."""
+    groups: dict[Any, list[Item]] = {}
     for item in items:
-        groups.setdefault(key(item), []).append(item)
+        groups.setdefault(getattr(item, attribute), []).append(item)
     return groups
 
 
@@ -77,11 +75,6 @@ def png(figure: Figure, **options: Any) -> bytes:
     content = io.BytesIO()
     figure.savefig(content, format="png", **options)
     return content.getvalue()
-
-
-def show_table(console: PlainConsole, rows: Cells, *lines: str) -> None:
-    """Print a table, however narrow the terminal, and `lines` below it."""
-    console.print("", table_text(rich_table(rows)), "", *lines, sep="\n", soft_wrap=True)
 
 
 def command_text() -> str:

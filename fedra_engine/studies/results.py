@@ -145,16 +145,9 @@ def _amount(value: float) -> float:
 
 
 def write_report(folder: Path, command: str, results: Sequence[RunResult], missing: Mapping[str, str]) -> Cells:
-    """Write comparison.csv, .md and .tex and accuracy_by_round.png.
+    """Write comparison.csv, .md and .tex and accuracy_by_round.png into `folder`.
 
-    Args:
-        folder: where to.
-        command: that made the results.
-        results: of all finished runs, at least one.
-        missing: why others are not among them, by their titles.
-
-    Returns:
-        The table.
+    They have the results of a `command`, at least one, and why others are `missing`, by title. Returns the table.
     """
     rows = cells(results)
     # An argument may have several lines.
@@ -170,11 +163,7 @@ def cells(results: Sequence[RunResult]) -> Cells:
     """One row for each method: accuracies in percent, mean ± sample standard deviation over seeds; then mean costs."""
     domains = list(dict.fromkeys(domain for result in results for domain in result.accuracy))
     header = ["method", "seeds", *domains, "average", "frozen", "trainable", "upload (kB)", "TFLOP", "seconds"]
-    return [header, *(_row(seeds, domains) for seeds in _by_method(results).values())]
-
-
-def _by_method(results: Iterable[RunResult]) -> dict[str, list[RunResult]]:
-    return grouped(results, lambda result: result.label)
+    return [header, *(_row(seeds, domains) for seeds in grouped(results, "label").values())]
 
 
 def _row(seeds: Sequence[RunResult], domains: Sequence[str]) -> list[str]:
@@ -243,7 +232,7 @@ def _accuracy_by_round(results: Iterable[RunResult]) -> Any:
     figure = Figure(figsize=(8, 5), dpi=150)
     axes = figure.subplots()
     colors = list(TABLEAU_COLORS)
-    for index, (label, seeds) in enumerate(_by_method(results).items()):
+    for index, (label, seeds) in enumerate(grouped(results, "label").items()):
         color, style = colors[index % len(colors)], _LINE_STYLES[index % len(_LINE_STYLES)]
         # Wherever all seeds were evaluated.
         rounds = sorted(set.intersection(*(set(run.curve) for run in seeds)))

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -20,7 +19,7 @@ from fedra_engine.runtime.errors import InputError, ProcessLostError
 from fedra_engine.runtime.exit_codes import BAD_INPUT, die_with_parent, unwound_by_signals
 from fedra_engine.runtime.files import check_own
 from fedra_engine.runtime.processes import check_cores, check_places
-from fedra_engine.runtime.tables import PlainConsole
+from fedra_engine.runtime.tables import PlainConsole, rich_table, table_text
 from fedra_engine.studies.measurements import (
     REPORT,
     Measurement,
@@ -31,7 +30,6 @@ from fedra_engine.studies.measurements import (
     write_report,
 )
 from fedra_engine.studies.plan import Point, Scaling, refuse_changes
-from fedra_engine.studies.report import show_table
 
 _IRRELEVANT = RESULT_NEUTRAL - {"execution"}
 """Fields that change nothing of a measurement."""
@@ -40,18 +38,20 @@ _SECONDS_TO_END = 10
 
 
 def scale(scaling: Scaling, command: str) -> None:
-    """Measure the points that are missing, and report on all of them.
-
-    Args:
-        scaling: the points.
-        command: that asked for them.
+    """Measure what is missing of the points that a `command` asks for, and report on all of them.
 
     Raises:
-        InputError: something is in the way of a point, or the experiment cannot be used.
+        InputError: a process has more threads than there are cores; the processes together need more cores (unless
+            oversubscribed) or GPUs than there are; a point's folder belongs to something else; or the experiment
+            cannot be used.
         ProcessLostError: a process died that measured a point.
     """
     points, folder, console = scaling.points, scaling.output_dir, PlainConsole()
-    check_points(points, oversubscribe=scaling.oversubscribe)
+    # What would be in the way of a later point is known before the first.
+    for point in points:
+        check_cores("threads", point.threads)
+        check_places("processes", point.processes, point.threads, oversubscribe=scaling.oversubscribe)
+        check_own([point.path], point.lock_file)
     REPORT.check(folder)
     make_folder(folder)
     found = [earlier_measurement(point) for point in points]
@@ -65,20 +65,8 @@ def scale(scaling: Scaling, command: str) -> None:
         projection = projection_text(measurements, scaling.projected, scaling.network)
         write_report(folder, command, measurements, projection)
     where = f"scaling.md, .csv and .png are in {folder}"
-    show_table(console, cells(measurements), *fit_texts(measurements), "", where)
-
-
-def check_points(points: Sequence[Point], *, oversubscribe: bool) -> None:
-    """Find out before the first measurement what would be in the way of a later one.
-
-    Raises:
-        InputError: a process has more threads than there are cores; the processes together need more cores (unless
-            `oversubscribe`) or GPUs than there are; or a point's folder belongs to something else.
-    """
-    for point in points:
-        check_cores("threads", point.threads)
-        check_places("processes", point.processes, point.threads, oversubscribe=oversubscribe)
-        check_own([point.path], point.lock_file)
+    table = table_text(rich_table(cells(measurements)))
+    console.print("", table, "", *fit_texts(measurements), "", where, sep="\n", soft_wrap=True)
 
 
 def earlier_measurement(point: Point) -> Measurement | None:
@@ -92,10 +80,8 @@ def earlier_measurement(point: Point) -> Measurement | None:
         return None
     before = read_config(folder.config_file)
     measurement = Measurement.read(file)
-    refuse_changes(differences(before, point.config, _IRRELEVANT), point.path)
-    for name in ("clients", "processes", "threads"):
-        found, expected = getattr(measurement, name), getattr(point, name)
-        refuse_changes([(name, found, expected)] if found != expected else [], point.path)
+    numbers = [(name, getattr(measurement, name), getattr(point, name)) for name in ("clients", "processes", "threads")]
+    refuse_changes([*differences(before, point.config, _IRRELEVANT), *numbers], point.path)
     return measurement
 
 

@@ -1,7 +1,9 @@
 """Runs of a comparison begin, go on, are found finished, or fail alone."""
 
+import io
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,8 @@ from filelock import FileLock
 from fedra_engine.callbacks import checkpoint
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.runtime.errors import InputError
-from fedra_engine.studies.compare import check_runs, execute, execute_all
+from fedra_engine.runtime.tables import PlainConsole
+from fedra_engine.studies.compare import check_runs, execute, execute_all, shown_progress
 from fedra_engine.studies.plan import PlannedRun
 from fedra_engine.studies.results import read_result
 from tests.studies.planned import planned_run
@@ -233,6 +236,72 @@ def test_a_run_that_stays_with_another_process_is_busy(tmp_path: Path) -> None:
         (outcome,) = execute_all([run], 1, lambda outcome: None)
     assert outcome.state == "busy"
     assert not run.path.exists()
+
+
+RECORDS = [
+    {"round": 0, "loss": 1.25, "accuracy": {"a": 0.25, "b": 0.75}},
+    {"round": 1, "loss": 0.5},
+    {"round": 2, "loss": None},
+]
+"""Of a run of four rounds."""
+
+
+def begun_run(output_dir: Path) -> PlannedRun:
+    run = planned_run(output_dir, "fedra", "--rounds=4")
+    RunFolder.create(run.config).append_metrics(*RECORDS[:1])
+    return run
+
+
+def wait_for(console: PlainConsole, text: str) -> None:
+    """Until `text` was printed."""
+    until = time.monotonic() + 60
+    while text not in console.file.getvalue():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_what_runs_have_done_is_told_in_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedra_engine.studies.compare.SECONDS_BETWEEN_LINES", 0.01)
+    run, console = begun_run(tmp_path), PlainConsole(file=io.StringIO(), force_terminal=False)
+    running = {run.title: run}
+    with shown_progress(console, running):
+        for record in RECORDS[1:]:
+            RunFolder(run.path).append_metrics(record)
+            wait_for(console, f"round {record['round'] + 1} of 4")
+        del running[run.title]
+        RunFolder(run.path).append_metrics({"round": 3, "loss": 0.1})
+    # Nothing of what an earlier command did, or of what has been reported.
+    assert console.file.getvalue().splitlines() == [
+        "fedra seed 0: round 2 of 4, loss 0.5000, accuracy 50.0 %",
+        "fedra seed 0: round 3 of 4, loss 0.5000, accuracy 50.0 %",
+    ]
+
+
+def test_lines_about_a_run_are_not_many(tmp_path: Path) -> None:
+    run, console = begun_run(tmp_path), PlainConsole(file=io.StringIO(), force_terminal=False)
+    with shown_progress(console, {run.title: run}):
+        RunFolder(run.path).append_metrics(*RECORDS[1:])
+        time.sleep(0.1)
+    assert console.file.getvalue() == ""
+
+
+def test_a_terminal_shows_what_runs_have_done_while_they_go_on(tmp_path: Path) -> None:
+    run, console = begun_run(tmp_path), PlainConsole(file=io.StringIO(), force_terminal=True, width=100)
+    with shown_progress(console, {run.title: run}):
+        RunFolder(run.path).append_metrics(RECORDS[1])
+        wait_for(console, "fedra seed 0: round 2 of 4, loss 0.5000, accuracy 50.0 %")
+    assert "round 1 of 4" not in console.file.getvalue()
+
+
+def test_damaged_records_keep_nobody_from_showing_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedra_engine.studies.compare.SECONDS_BETWEEN_LINES", 0.01)
+    good, damaged = begun_run(tmp_path), planned_run(tmp_path, "fedit")
+    RunFolder.create(damaged.config).metrics_file.write_text('{"round": "x"}\n[]\n')
+    console = PlainConsole(file=io.StringIO(), force_terminal=False)
+    with shown_progress(console, {damaged.title: damaged, good.title: good}):
+        RunFolder(good.path).append_metrics(RECORDS[1])
+        wait_for(console, "round 2 of 4")
+    assert console.file.getvalue() == "fedra seed 0: round 2 of 4, loss 0.5000, accuracy 50.0 %\n"
 
 
 def test_a_method_that_there_is_not_is_known_before_the_first_run(tmp_path: Path) -> None:
