@@ -145,7 +145,7 @@ class Parser(Generic[Config]):
         try:
             return self._fit_group(name, kind, load_yaml_file(name, text), f" in {text}")
         except InputError as error:
-            if name in ALIASES and not Path(text).exists():
+            if name in ALIASES and not os.path.exists(text):
                 raise InputError(f"{error} (did you mean --{ALIASES[name]}?)") from error
             raise
 
@@ -189,9 +189,10 @@ def split_options(arguments: Sequence[str], options: Collection[LauncherOption])
     for given in _options(arguments):
         if given.name == "import":
             import_modules(given.needed)
-        elif (option := known.get(given.name)) is None:
+        elif given.name not in known:
             others += given.arguments
         else:
+            option = known[given.name]
             value = "true" if given.value is None and "true" in option.choices else given.needed
             if option.choices and value not in option.choices:
                 raise InputError(f"{option.name}: found {value!r}, expected {' or '.join(option.choices)}")
@@ -309,8 +310,8 @@ def _options(arguments: Iterable[str]) -> Iterator[_Given]:
 
 def _shipped(name: str) -> str:
     """The file of a configuration that comes with the package, if `name` is no file itself."""
-    file = Path(fedra_engine.__file__).parent / "configs" / "experiments" / f"{name}.yaml"
-    return str(file) if "/" not in name and not Path(name).exists() and file.is_file() else name
+    file = str(Path(fedra_engine.__file__).parent / "configs" / "experiments" / f"{name}.yaml")
+    return file if "/" not in name and os.path.isfile(file) and not os.path.exists(name) else name
 
 
 def _merge(values: dict[str, Any], more: Mapping[str, Any]) -> None:

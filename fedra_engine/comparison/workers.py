@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 import torch
 
+from fedra_engine.commands.parsing import import_modules
 from fedra_engine.comparison.plan import PlannedRun
 from fedra_engine.comparison.runs import Outcome, execute
 from fedra_engine.runtime.errors import ProcessLostError
@@ -93,6 +94,7 @@ def _outcome(future: Future[Outcome]) -> Outcome:
 
 
 def _start_worker() -> None:
+    import_modules()
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
