@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fedra_engine.commands.parsing import parse_number
+from fedra_engine.commands.parsing import parse_option
 from fedra_engine.config.options import Allowed
 from fedra_engine.runtime.errors import InputError
 
@@ -48,9 +48,9 @@ def typed(kind: type[int] | type[float], allowed: Allowed) -> Callable[[str], An
 
     def read(text: str) -> Any:
         try:
-            return parse_number(text, kind, allowed)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
+            return parse_option("", text, kind, allowed)
+        except InputError as error:
+            raise argparse.ArgumentTypeError(str(error).removeprefix(": ")) from error
 
     return read
 

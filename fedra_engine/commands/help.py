@@ -24,11 +24,19 @@ FIRST = (
 
 @dataclass(frozen=True)
 class Row:
-    """An option in the help: its name, what stands for its value (most often the default), and what it means."""
+    """An option in the help.
+
+    Attributes:
+        name: without dashes.
+        value: what stands for its value: its default, or a word for what it takes.
+        meaning: what it does.
+        takes: which values it may have, and with what it does something; of those with a word, the default.
+    """
 
     name: str
     value: str
-    text: str
+    meaning: str
+    takes: str = ""
 
 
 def print_help(parser: Parser[Any], *, everything: bool) -> None:
@@ -36,13 +44,17 @@ def print_help(parser: Parser[Any], *, everything: bool) -> None:
     rows = list(field_rows(parser))
     first = [row for row in rows if row.name in FIRST]
     listed = rows if everything or not first else first
+    width = min(120, shutil.get_terminal_size().columns)
     print(parser.description.strip())
     for title, part in (("Options:", own_rows(parser)), ("Fields of the configuration, and their defaults:", listed)):
         print(f"\n{title}")
         for row in part:
             print(f"  --{row.name} {row.value}".rstrip())
-            width = min(120, shutil.get_terminal_size().columns)
-            print(textwrap.fill(row.text, width, initial_indent=" " * 8, subsequent_indent=" " * 8))
+            text, width = (
+                f"{row.meaning} ({row.takes})" if row.takes else row.meaning,
+                shutil.get_terminal_size().columns,
+            )
+            print(textwrap.fill(text.strip(), min(120, width), initial_indent=" " * 8, subsequent_indent=" " * 8))
     if listed is not rows:
         print(f"\nThese are the fields that are set first; --help-all lists all {len(rows)}.")
 
@@ -51,7 +63,7 @@ def own_rows(parser: Parser[Any]) -> list[Row]:
     """The options that are no fields of the configuration."""
     own = (*parser.options, IMPORT) if parser.options else ()
     return [
-        *(Row(option.name, option.metavar, option.help + _default(option.default)) for option in own),
+        *(Row(option.name, option.metavar, option.help, _default(option.default)) for option in own),
         Row("config", "FILE", "YAML file with fields, or the name of one that is shipped; of several, later ones win"),
         Row("print_config", "", "Print the configuration that all arguments together give, and exit"),
         Row("help", "", "Print this, and exit"),
@@ -74,15 +86,11 @@ def _rows(config_class: type[Any], prefix: str, needs: tuple[Need, ...], default
             continue
         default = item.default if item.default_factory is MISSING else item.default_factory()
         value = _as_typed(defaults.get(item.name, default))
-        yield Row(
-            name,
-            value,
-            f"{texts.get(item.name, '').removesuffix('.')} ({describe_option(item, kind, of_field)})".strip(),
-        )
+        yield Row(name, value, texts.get(item.name, "").removesuffix("."), describe_option(item, kind, of_field))
 
 
 def _default(value: str | None) -> str:
-    return "" if value is None else f" (default: {value})"
+    return "" if value is None else f"default: {value}"
 
 
 def _as_typed(value: Any) -> str:

@@ -27,6 +27,7 @@ from fedra_engine.commands.values import fitted, read_text
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.fields import field_names, field_types, type_of_field, union_members
 from fedra_engine.config.options import PATH, Allowed
+from fedra_engine.config.validation import check_values
 from fedra_engine.config.yaml_values import dump_yaml, load_yaml, load_yaml_file
 from fedra_engine.runtime.errors import InputError, one_line, shown
 
@@ -83,8 +84,7 @@ class Parser(Generic[Config]):
         """The configuration that `arguments` describe. Answers `--help` and `--print_config`, and exits then.
 
         Raises:
-            InputError: an unknown option or field, a value of another type than the field's, or a file that cannot be
-                read.
+            InputError: an unknown option or field, a value that its field cannot have, or a file that cannot be read.
         """
         given = list(_options(arguments))
         if asked := {option.name for option in given} & {"h", "help", "help_all"}:
@@ -99,6 +99,7 @@ class Parser(Generic[Config]):
             elif option.name != "print_config":
                 _merge(values, self._read_option(option, values))
         config: Config = _build(self.config_class, values)
+        check_values(config)
         if "print_config" in (option.name for option in given):
             print(dump_yaml(asdict(config)), end="")  # type: ignore[call-overload]
             sys.exit()
@@ -145,7 +146,7 @@ class Parser(Generic[Config]):
         try:
             return self._fit_group(name, kind, load_yaml_file(name, text), f" in {text}")
         except InputError as error:
-            if name in ALIASES and not Path(text).exists():
+            if name in ALIASES and not os.path.exists(text):
                 raise InputError(f"{error} (did you mean --{ALIASES[name]}?)") from error
             raise
 
@@ -160,10 +161,10 @@ class Parser(Generic[Config]):
             if key not in kinds:
                 known = known_name(of_field, list(field_names(self.config_class)))
                 raise InputError(f"{of_field}: found an unknown field{where}, expected {known}")
-            is_group = is_dataclass(kinds[key])
-            found[key] = (
-                self._fit_group(of_field, kinds[key], value, where) if is_group else fitted(of_field, kinds[key], value)
-            )
+            if is_dataclass(kinds[key]):
+                found[key] = self._fit_group(of_field, kinds[key], value, where)
+            else:
+                found[key] = fitted(of_field, kinds[key], value)
         return found
 
 
@@ -189,9 +190,10 @@ def split_options(arguments: Sequence[str], options: Collection[LauncherOption])
     for given in _options(arguments):
         if given.name == "import":
             import_modules(given.needed)
-        elif (option := known.get(given.name)) is None:
+        elif given.name not in known:
             others += given.arguments
         else:
+            option = known[given.name]
             value = "true" if given.value is None and "true" in option.choices else given.needed
             if option.choices and value not in option.choices:
                 raise InputError(f"{option.name}: found {value!r}, expected {' or '.join(option.choices)}")
@@ -225,11 +227,11 @@ def check_not_given(arguments: Sequence[str], fields: Mapping[str, str]) -> None
             raise InputError(f"{name}: found it as an option of its own, expected {option} to set it")
 
 
-def parse_number(text: str, kind: type[int] | type[float], allowed: Allowed) -> Any:
-    """The number that `text` is.
+def parse_option(option: str, text: str, kind: type[int] | type[float], allowed: Allowed) -> Any:
+    """The number `text` of an `option` that `split_options` found.
 
     Raises:
-        ValueError: it is none, or not allowed; says what was found and what was expected.
+        InputError: it is none, or not allowed.
     """
     # Numbers of thousands of digits take long to read. Python also takes `1_000` and digits of other scripts.
     if len(text) < 30 and text.isascii() and "_" not in text:
@@ -237,19 +239,7 @@ def parse_number(text: str, kind: type[int] | type[float], allowed: Allowed) -> 
             value = kind(text)
             if allowed.contains(value):
                 return value
-    raise ValueError(f"found {shown(text)}, expected {allowed.description}")
-
-
-def parse_option(option: str, text: str, kind: type[int] | type[float], allowed: Allowed) -> Any:
-    """The number `text` of an `option` that `split_options` found.
-
-    Raises:
-        InputError: it is none, or not allowed.
-    """
-    try:
-        return parse_number(text, kind, allowed)
-    except ValueError as error:
-        raise InputError(f"{option}: {error}") from error
+    raise InputError(f"{option}: found {shown(text)}, expected {allowed.description}")
 
 
 def check_different(option: str, entries: Sequence[str | int]) -> None:
@@ -309,8 +299,8 @@ def _options(arguments: Iterable[str]) -> Iterator[_Given]:
 
 def _shipped(name: str) -> str:
     """The file of a configuration that comes with the package, if `name` is no file itself."""
-    file = Path(fedra_engine.__file__).parent / "configs" / "experiments" / f"{name}.yaml"
-    return str(file) if "/" not in name and not Path(name).exists() and file.is_file() else name
+    file = str(Path(fedra_engine.__file__).parent / "configs" / "experiments" / f"{name}.yaml")
+    return file if "/" not in name and os.path.isfile(file) and not os.path.exists(name) else name
 
 
 def _merge(values: dict[str, Any], more: Mapping[str, Any]) -> None:

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from difflib import get_close_matches
-from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
 
 
-@cache
+TYPES: dict[type[Any], dict[str, Any]] = {}
+"""Of the classes seen so far: to find them out takes most of the time of checking a configuration."""
+
+
 def field_types(config_class: type[Any]) -> Mapping[str, Any]:
-    """Type of every field of a dataclass. To find them out takes most of the time of checking a configuration."""
-    return get_type_hints(config_class)
+    """Type of every field of a dataclass."""
+    if config_class not in TYPES:
+        TYPES[config_class] = get_type_hints(config_class)
+    return TYPES[config_class]
 
 
 def union_members(kind: Any) -> tuple[Any, ...]:

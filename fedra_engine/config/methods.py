@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from fedra_engine.config import options as allowed
-from fedra_engine.config.fields import field_types
+from fedra_engine.config.fields import TYPES, field_types
 from fedra_engine.config.options import Choice, group, option, register_choice
 from fedra_engine.runtime.errors import InputError
 
@@ -134,9 +134,9 @@ class MethodConfig:
 
     def __getattr__(self, name: str) -> Any:
         """The default options of a method that was registered after this object was made."""
-        if name not in (found := {field.name: field for field in fields(self)}):
+        if name not in (kinds := field_types(type(self))):
             raise AttributeError(f"{type(self).__name__} has no field {name!r}")
-        setattr(self, name, found[name].default_factory())  # type: ignore[misc]
+        setattr(self, name, kinds[name]())
         return getattr(self, name)
 
     def check_server(self, server: ServerConfig) -> None:
@@ -174,4 +174,4 @@ def register_method_options(name: str, options: type[Any] | None = None) -> None
     MethodConfig.__annotations__[name] = options
     setattr(MethodConfig, name, group(options, needs=[{"name": (name,)}]))
     dataclass(MethodConfig)
-    field_types.cache_clear()
+    del TYPES[MethodConfig]

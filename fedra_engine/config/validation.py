@@ -149,22 +149,22 @@ def _given(config: Any) -> Iterator[_Value]:
 
 
 def _check_value(item: _Value) -> None:
-    value, kinds, allowed = item.value, union_members(item.kind), item.allowed
-    words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
-    if (value is None and NoneType in kinds) or (isinstance(value, str) and value in words):
+    value, kind, allowed = _plain(item.value), item.kind, item.allowed
+    members = union_members(kind)
+    words = [word for member in members if get_origin(member) is Literal for word in get_args(member)]
+    if (value is None and NoneType in members) or (isinstance(value, str) and value in words):
         return
-    entries, types = [value], {int, float, str, bool} & set(kinds)
-    for kind in kinds:
-        if get_origin(kind) in (list, tuple) and isinstance(value, list | tuple):
-            most = len(get_args(kind)) if get_origin(kind) is tuple else LONGEST_LIST
-            if len(value) > most or (get_origin(kind) is tuple and len(value) != most):
-                expected = f"{most}" if get_origin(kind) is tuple else f"at most {most:,}"
-                raise InputError(f"{item.name}: found a list of {len(value):,}, expected {expected}")
-            entries, types = [*value], {get_args(kind)[0]}
+    entries = [value]
+    for member in members if isinstance(value, list) else ():
+        if get_origin(member) is list or (get_origin(member) is tuple and len(get_args(member)) == len(value)):
+            entries, kind = value, get_args(member)[0]
+    if len(entries) > LONGEST_LIST:
+        raise InputError(f"{item.name}: found a list of {len(entries):,}, expected at most {LONGEST_LIST:,}")
+    types = set(union_members(kind))
     for entry in entries:
-        fits = isinstance(entry, tuple(types)) if allowed is None else types and allowed.contains(entry)
+        fits = type(entry) in types if allowed is None else types & {int, float, str} and allowed.contains(entry)
         if not fits:
-            expected = describe_type(item.kind) if allowed is None else " or ".join([allowed.description, *words])
+            expected = describe_type(kind, None if allowed is None else allowed.description)
             near = did_you_mean(str(entry), allowed.names) if isinstance(allowed, Choice) else ""
             raise InputError(f"{item.name}: found {shown(entry)}, expected {expected}{near}")
 

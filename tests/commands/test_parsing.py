@@ -4,17 +4,21 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 
 import pytest
 
 from fedra_engine.callbacks.run_folder import RunFolder
-from fedra_engine.commands.parsing import parse_option
+from fedra_engine.commands.names import ALIASES
+from fedra_engine.commands.parsing import Parser, parse_option
 from fedra_engine.commands.run_request import RunRequest, parse_request
-from fedra_engine.config import ExperimentConfig
+from fedra_engine.config import DeviceConfig, ExperimentConfig, LoraConfig
+from fedra_engine.config.fields import field_names
 from fedra_engine.config.options import whole
 from fedra_engine.runtime.errors import InputError, first_few
 
+DEVICES = [DeviceConfig(compute=1.0), DeviceConfig(upload=3.0)]
 CONFIGS = Path(__file__).parents[2] / "configs" / "experiments"
 
 
@@ -39,6 +43,107 @@ def test_options_reach_their_fields_and_come_after_the_file(tmp_path: Path) -> N
     assert (config.training.lr, config.training.clip_norm, config.training.betas) == (1e-3, None, (0.5, 0.6))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "field", "value"),
+    [
+        (["--training.batch-size", "4"], "training.batch_size", 4),
+        (["--evaluate-every=3"], "evaluate_every", 3),
+        (["--trace"], "trace", True),
+        (["--training.even-steps", "--rounds", "3"], "training.even_steps", True),
+        (["--data.balanced", "false"], "data.balanced", False),
+        (["--trace", "yes"], "trace", True),
+        (["--clients.capacities", "12,10, 8"], "clients.capacities", [12, 10, 8]),
+        (["--clients.capacities", "4"], "clients.capacities", [4]),
+        (["--clients.capacities", "memory"], "clients.capacities", "memory"),
+        (["--training.betas", "0,0.5"], "training.betas", (0.0, 0.5)),
+        (["--data.domains", "photo,sketch"], "data.domains", ["photo", "sketch"]),
+        (["--data.domains", "1,2"], "data.domains", ["1", "2"]),
+        (["--data.domains", "[photo, '2']"], "data.domains", ["photo", "2"]),
+        (["--lora.target_modules", "q_proj,fc1"], "lora.target_modules", ["q_proj", "fc1"]),
+        (["--lora.target_modules", r".*\.(q|v),?"], "lora.target_modules", r".*\.(q|v),?"),
+        (["--lora.target_modules", "all-linear"], "lora.target_modules", "all-linear"),
+        (["--data.domains", "[a]", "--data.domains+", "b"], "data.domains", ["a", "b"]),
+        (["--clients.ranks+=3", "--clients.ranks+", "[2, 1]"], "clients.ranks", [3, 2, 1]),
+        (["--clients.devices=[{compute: 1}]", "--clients.devices+={upload: 3}"], "clients.devices", DEVICES),
+        (["--lora", "{rank: 4, alpha: 2}", "--lora.rank", "5"], "lora", LoraConfig(rank=5, alpha=2.0)),
+        (["--rounds", "5", "--rounds", "6"], "rounds", 6),
+        (["--training.clip_norm", "null"], "training.clip_norm", None),
+        (["--training.lr", "3"], "training.lr", 3.0),
+        (["--name", "3"], "name", "3"),
+        (["--data.prompt", "Q: {a}"], "data.prompt", "Q: {a}"),
+        (["--model.path", "'a'"], "model.path", "'a'"),
+    ],
+)
+def test_values_are_typed_in_the_ways_people_type_them(arguments: list[str], field: str, value: object) -> None:
+    config = Parser(ExperimentConfig).parse(arguments)
+    found = reduce(getattr, field.split("."), config)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("--training.learning_rate", "training.lr"),
+        ("--learning-rate", "training.lr"),
+        ("--lr", "training.lr"),
+        ("--server.learning_rate", "server.lr"),
+        ("--epochs", "training.local_epochs"),
+        ("--batch_size", "training.batch_size"),
+        ("--dataset", "data.source"),
+        ("--rank", "lora.rank"),
+        ("--num_rounds", "rounds"),
+        ("--num-clients", "data.clients"),
+        ("--participants", "clients.participants"),
+        ("--model.rank", "lora.rank"),
+        ("--dirichlet_alfa", "data.dirichlet_alpha"),
+        ("--resum", "resume"),
+    ],
+)
+def test_an_unknown_option_comes_with_the_one_that_was_meant(typed: str, meant: str) -> None:
+    expected = "expected one that --help-all lists"
+    check_error([typed, "3"], f"{typed}: found an unknown option, {expected} (did you mean --{meant}?)")
+
+
+def test_every_alias_stands_for_an_option_and_is_none() -> None:
+    names = list(field_names(ExperimentConfig))
+    assert set(ALIASES.values()) <= set(names)
+    assert not set(ALIASES) & set(names)
+
+
+@pytest.mark.parametrize("name", ["method", "model", "data"])
+def test_a_word_for_a_group_is_a_word_for_the_field_that_names_it(name: str) -> None:
+    check_error(
+        [f"--{name}", "x"], f"{name}: found no file 'x'; expected .*, or options --{name}.<field> (did you mean"
+    )
+
+
+def test_files_and_options_count_in_the_order_they_are_given(tmp_path: Path) -> None:
+    one, two = write(tmp_path / "1.yaml", "rounds: 1\nseed: 1\n"), write(tmp_path / "2.yaml", "rounds: 2\n")
+    group = write(tmp_path / "lora.yaml", "rank: 2\n")
+    config = parse("--config", one, "--seed=9", "--config", two, "--lora", group, "--lora.alpha", "3").config
+    assert (config.rounds, config.seed, config.lora.rank, config.lora.alpha) == (2, 9, 2, 3.0)
+    assert parse("--rounds=7", "--config", two).config.rounds == 2
+
+
+def test_a_shipped_configuration_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in CONFIGS.glob("*.yaml"):
+        by_name, by_path = (Parser(ExperimentConfig).parse(["--config", given]) for given in (path.stem, str(path)))
+        assert by_name == by_path
+    write(tmp_path / "pacs_vit_s14", "rounds: 3\n")
+    assert Parser(ExperimentConfig).parse(["--config", "pacs_vit_s14"]).rounds == 3
+
+
+def test_the_printed_configuration_reads_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--rounds=3", "--clients.devices=[{compute: 1}]", "--training.betas=0.5,0.6", "--data.domains=a,'no'"]
+    with pytest.raises(SystemExit):
+        Parser(ExperimentConfig).parse([*given, "--print_config"])
+    file = write(tmp_path / "c.yaml", capsys.readouterr().out)
+    again = Parser(ExperimentConfig).parse(["--config", file])
+    assert again == Parser(ExperimentConfig).parse(given)
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_configurations_are_valid(path: Path) -> None:
     root = ["--data.root", "images"] if "image_folder" in path.read_text() else []
@@ -55,20 +160,29 @@ def test_shipped_configurations_are_valid(path: Path) -> None:
         (["--rounds", "1.5"], "rounds: found 1.5, expected a whole number"),
         (["--rounds", "0"], "rounds: found 0, expected a whole number from 1 to"),
         (["--rounds"], "rounds: found no value, expected one"),
-        (["--data.image_size", "x"], "data.image_size: found 'x', expected a whole number or null"),
+        (["--data.image_size", "x"], "data.image_size: found 'x', expected a whole number from 1 to 4,096 or null"),
         (
             ["--clients.capacities", "[a]"],
-            "clients.capacities: found 'a', expected a list (a whole number each) or memory",
+            "clients.capacities: found 'a', expected a whole number from 1 to 1,000,000",
         ),
-        (["--clients.capacities=x"], "clients.capacities: found 'x', expected a list (a whole number each) or memory"),
+        (
+            ["--clients.capacities=x"],
+            "clients.capacities: found 'x', expected a list (a whole number from 1 to 1,000,000 each) or memory",
+        ),
         (["--clients.devices=5"], "clients.devices: found 5, expected a list (fields compute, upload, "),
-        (["--clients.devices=[null]"], "clients.devices: found null, expected a list (fields compute, upload, "),
-        (["--clients.devices=[{speed: 1}]"], "clients.devices: found an unknown field speed, expected a list (fields "),
+        (["--clients.devices=[null]"], "clients.devices: found null, expected fields compute, upload, "),
+        (
+            ["--clients.devices=[{speed: 1}]"],
+            "clients.devices: found an unknown field speed, expected fields compute, ",
+        ),
         (
             ["--clients.devices=[{compute: fast}]"],
-            "clients.devices[0].compute: found 'fast', expected a number or null",
+            "clients.devices[0].compute: found 'fast', expected a number from .* or null",
         ),
-        (["--training.betas", "[1]"], "training.betas: found [1], expected a list of 2 (a number each)"),
+        (
+            ["--training.betas", "[1]"],
+            "training.betas: found [1], expected a list of 2 (a number from 0 to below 1 each)",
+        ),
         (["--data.source", "x"], "data.source: found 'x', expected one of digits, image_folder"),
         (["--trace", "maybe"], "trace: found 'maybe', expected true or false"),
         (
@@ -76,6 +190,14 @@ def test_shipped_configurations_are_valid(path: Path) -> None:
             "lora: found no file '3'; expected a YAML file of fields and values, or options --lora.<field>",
         ),
         (["--config", "none.yaml"], "config: found no file 'none.yaml'; expected a YAML file of fields and values"),
+        (["--rounds", "--seed", "3"], "rounds: found no value, expected one"),
+        (["--model.path", "null"], "model.path: found null, expected a path"),
+        (["--rounds+", "3"], "--rounds+: found an unknown option"),
+        (["--lora.target_modules", "q", "--lora.target_modules+", "v"], "lora.target_modules: found 'q' to append to"),
+        (["--clients.capacities", "12;10"], "clients.capacities: found '12;10', expected a list"),
+        (["--clients.ranks", "4,x"], "clients.ranks: found 'x', expected a whole number from 1 to 128"),
+        (["--config", "pacs_vit"], "config: found no file 'pacs_vit'; expected a YAML file of fields and values"),
+        (["--method.name", "fedar"], "method.name: found 'fedar', expected one of fedra, .* (did you mean fedra?)"),
         (["--resume"], "resume: found no value, expected one"),
         (["--resume", "none"], "none: found no config.yaml, expected the folder of an earlier run"),
         (
@@ -100,7 +222,7 @@ def test_unusable_options_are_reported(arguments: list[str], message: str) -> No
         ("rounds: 3\ndata:\n", "data: found null, expected fields of it: source, root"),
         ("rounds: null\n", "rounds: found null, expected a whole number"),
         ("training:\n  lr: fast\n", "training.lr: found 'fast', expected a number"),
-        ("lora:\n  target_modules: [a, 3]\n", "lora.target_modules: found 3, expected a list (a text each) or a text"),
+        ("lora:\n  target_modules: [a, 3]\n", "lora.target_modules: found 3, expected a text"),
         ("", "config: found nothing in .*bad.yaml', expected a YAML file of fields and values"),
         ("- a\n", "config: found no fields in .*bad.yaml', expected a YAML file of fields and values"),
         ("a: b: c\n", "config: .*bad.yaml: mapping values are not allowed here (line 1); expected a YAML file"),

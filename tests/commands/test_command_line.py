@@ -1,0 +1,129 @@
+"""The options of every command as users know them: a change of one changes a file beside this test.
+
+`python tests/commands/test_command_line.py` writes the files anew.
+"""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+OPTIONS = Path(__file__).parent / "options"
+OF_EXPERIMENTS = ("simulate", "compare", "scale")
+"""Commands whose options are those of an experiment, and some of their own."""
+BENCHMARKS = ("executors", "methods", "lanes", "batches", "kernels", "resources")
+PROGRAM = """
+import sys
+from importlib import import_module
+
+from fedra_engine.commands import help
+
+def show(parser, everything):
+    for row in (*help.own_rows(parser), *help.field_rows(parser)):
+        print(" ".join(f"--{row.name} {row.value}: {row.takes}".split()).rstrip(" :"))
+
+help.print_help = show
+import_module(f"fedra_engine.commands.{sys.argv[1]}").main(["--help"])
+"""
+
+
+def run(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Python in a process of its own, where no other test has registered anything."""
+    environment = os.environ | {"COLUMNS": "1000"}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, cwd=folder)
+
+
+def fedra(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return run("-m", "fedra_engine", *arguments, folder=folder)
+
+
+def options_of(command: str) -> str:
+    """Name, default and values of each option, a line each."""
+    if command != "bench":
+        return run("-c", PROGRAM, command).stdout
+    shown = {name: fedra("bench", name, "--help").stdout.splitlines() for name in BENCHMARKS}
+    return "".join(
+        f"{name} {' '.join(line.split())}\n" for name, lines in shown.items() for line in lines if line[:4] == "  --"
+    )
+
+
+@pytest.mark.parametrize("command", [*OF_EXPERIMENTS, "bench"])
+def test_the_options_of_a_command_are_those_on_record(command: str) -> None:
+    if find_spec(f"fedra_engine.commands.{command}") is None:
+        pytest.skip("not there yet")
+    assert options_of(command).splitlines() == (OPTIONS / f"{command}.txt").read_text().splitlines()
+
+
+def test_the_commands_are_listed_and_the_version_is_told() -> None:
+    shown = fedra("--help")
+    assert shown.returncode == 0
+    for command in (*OF_EXPERIMENTS, "evaluate", "bench"):
+        assert f"\n  {command} " in shown.stdout
+    assert fedra().stdout == shown.stdout
+    assert fedra("--version").stdout.startswith("fedra-engine ")
+
+
+def test_an_unknown_command_is_one_line_with_the_nearest() -> None:
+    done = fedra("simulat")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: fedra: found no command 'simulat', expected one of simulate, compare")
+    assert done.stderr.endswith("(did you mean simulate?)\n")
+
+
+def test_the_short_help_has_what_is_set_first_and_says_where_the_rest_is() -> None:
+    short, whole = fedra("simulate", "--help").stdout, fedra("simulate", "--help-all").stdout
+    assert "fedra simulate --config pacs_vit_s14" in short
+    assert "--method.name fedra" in short
+    assert "--method.hetlora.penalty" not in short
+    assert "--help-all lists all" in short
+    assert "--method.hetlora.penalty 0.01" in whole
+
+
+MODULE = """
+from dataclasses import dataclass
+
+from fedra_engine.config import register_choice, register_method_options
+from fedra_engine.config.options import number, option
+
+
+@dataclass
+class Options:
+    \"\"\"Options of a method.
+
+    Args:
+        weight: how much of it.
+    \"\"\"
+
+    weight: float = option(0.5, number(0, 1))
+
+
+register_method_options("mine", Options)
+register_choice("data.source", "shelf")
+"""
+
+
+def test_what_an_imported_module_registers_are_options_like_any_others(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MODULE)
+    begin = ["simulate", "--import", "mine"]
+    shown = fedra(*begin, "--help-all", folder=tmp_path).stdout
+    assert (
+        "--method.mine.weight 0.5\n        how much of it (a number from 0 to 1; only with method.name mine)" in shown
+    )
+    given = ["--method.name=mine", "--method.mine.weight=0.25", "--data.source=shelf", "--data.root=x"]
+    printed = fedra(*begin, *given, "--print_config", folder=tmp_path).stdout
+    assert "  mine:\n    weight: 0.25\n" in printed
+    (tmp_path / "c.yaml").write_text(printed)
+    assert fedra(*begin, "--config=c.yaml", "--print_config", folder=tmp_path).stdout == printed
+    refused = fedra(*begin, "--method.mine.weight=2", folder=tmp_path)
+    assert refused.stderr == "error: method.mine.weight: found 2.0, expected a number from 0 to 1\n"
+    refused = fedra(*begin, "--method.mine.weight=0.25", folder=tmp_path)
+    assert "with method.name fedra, where it does nothing" in refused.stderr
+    assert "found an unknown field" in fedra("simulate", "--config=c.yaml", folder=tmp_path).stderr
+
+
+if __name__ == "__main__":
+    for name in (*OF_EXPERIMENTS, "bench"):
+        (OPTIONS / f"{name}.txt").write_text(options_of(name))
