@@ -63,7 +63,10 @@ def register_allocator(name: str) -> Callable[[Allocator], Allocator]:
     """
 
     def register(allocator: Allocator) -> Allocator:
+        from fedra_engine.config import register_choice
+
         add_named(ALLOCATORS, "method.allocation", name, allocator)
+        register_choice("method.allocation", name)
         return allocator
 
     return register

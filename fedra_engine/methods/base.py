@@ -150,7 +150,6 @@ METHODS: dict[str, type[Method]] = {}
 """The methods by name; `registry` brings in those of the package."""
 
 _Method = TypeVar("_Method", bound=type[Method])
-_Named = TypeVar("_Named")
 
 
 def register_method(name: str, options: type | None = None) -> Callable[[_Method], _Method]:
@@ -165,7 +164,8 @@ def register_method(name: str, options: type | None = None) -> Callable[[_Method
 
     def register(method: _Method) -> _Method:
         add_named(METHODS, "method.name", name, method)
-        if options is not None:
+        # The configuration has those of the package, without loading any.
+        if not method.__module__.startswith("fedra_engine."):
             from fedra_engine.config import register_method_options
 
             register_method_options(name, options)
@@ -174,7 +174,7 @@ def register_method(name: str, options: type | None = None) -> Callable[[_Method
     return register
 
 
-def add_named(table: dict[str, _Named], field: str, name: str, value: _Named) -> None:
+def add_named(table: dict[str, Any], field: str, name: str, value: Any) -> None:
     """Let `field` of a configuration name `value`.
 
     Raises:
