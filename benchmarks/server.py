@@ -12,8 +12,8 @@ import torch
 from benchmarks.executors import run_round
 from benchmarks.settings import CAPACITIES, Setting, tiny_vit
 from fedra_engine.config import ClientsConfig, MethodConfig, TrainingConfig
-from fedra_engine.execution.fisher import FisherInformation
-from fedra_engine.execution.idle import IdleExecutor
+from fedra_engine.execution.evaluation import FisherInformation
+from fedra_engine.execution.lanes import IdleExecutor
 from fedra_engine.federation.clients import Clients
 from fedra_engine.federation.sampling import sample_participants
 from fedra_engine.federation.work import LocalWork

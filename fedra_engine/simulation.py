@@ -28,8 +28,7 @@ from fedra_engine.federation.aggregation import Aggregator
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.records import MOST_NAMED, SUSPICIOUS, ReturnedUpdates, RoundMetrics, Tally
 from fedra_engine.federation.work import LocalWork
-from fedra_engine.models.sharded_parameters import is_sharded
-from fedra_engine.models.sharding import Sharding
+from fedra_engine.models.sharding import Sharding, is_sharded
 from fedra_engine.models.state import EvaluatedModel, GlobalState
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.files import whole_files

@@ -18,7 +18,7 @@ from fedra_engine.data.samples import Batch, LearntTokens
 from fedra_engine.data.stored_rows import copy_async
 from fedra_engine.data.token_samples import NOT_LEARNT
 from fedra_engine.models.foundation import Foundation, make_foundation
-from fedra_engine.models.pooling import PooledClassifier
+from fedra_engine.models.loading import PooledClassifier
 from fedra_engine.runtime.randomness import SampleDraws
 from tests.tiny_timm import timm_mixer, timm_vit
 

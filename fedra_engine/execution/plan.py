@@ -1,4 +1,7 @@
-"""The plan of one pass: which samples go through which block, and whose adapter each of them meets."""
+"""The plan of one pass: which samples go through which block, and whose adapter each of them meets.
+
+And the tables of a local step, which are the plan of its pass and what else its kernels look up.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedra_engine.execution.lanes import Lane
+from fedra_engine.federation.assignment import Assignment
+from fedra_engine.federation.rank_penalty import tail_mask
+from fedra_engine.models.foundation import Foundation
+from fedra_engine.models.task import ExitTable
 from fedra_kernels import RowGroups, to_device
 from fedra_kernels.groups import TableKey
 
@@ -54,8 +62,8 @@ def _numbers(count: int, device: torch.device) -> Tensor:
 class ExitCopy:
     """A group of samples that stands for another one at an early exit.
 
-    It skips every block. After `block` it takes over the hidden states of the group `source`, and so reaches what
-    comes after the blocks with the state that the source had there.
+    It skips every block. After `block` it gets the hidden states of the group `source`, and so reaches what comes after
+    the blocks with the state that the source had there.
     """
 
     block: int
@@ -65,12 +73,12 @@ class ExitCopy:
 
 @dataclass(frozen=True)
 class ExitRows:
-    """After a block, the samples `copies` take over the hidden states of `sources`; int64 [samples] each."""
+    """After a block, the samples `copies` get the hidden states of `sources`; int64 [samples] each."""
 
     copies: Tensor
     sources: Tensor
 
-    def take_over(self, hidden: Tensor) -> Tensor:
+    def copy_states(self, hidden: Tensor) -> Tensor:
         """`hidden` [batch, …] with the copies' states replaced."""
         return hidden.index_copy(0, self.copies, hidden.index_select(0, self.sources))
 
@@ -185,15 +193,17 @@ class HostPlan:
         return BlockRows(index=moved, groups=groups, clients=clients, samples=groups.rows)
 
 
-def single_client_plan(
-    samples: int, slots: NDArray[np.int64], *, scale: float = 1.0, dtype: torch.dtype, device: torch.device
+def plan_groups(
+    foundation: Foundation,
+    sizes: Sequence[int],
+    slots: NDArray[np.int64],
+    *,
+    scale: float = 1.0,
+    copies: Sequence[ExitCopy] = (),
 ) -> SweepPlan:
-    """Plan a batch of one client, whose head is the first of the bank; see `HostPlan`.
-
-    `slots` are int64 [blocks], the bank row of its adapter of each block; -1 where it skips the block.
-    """
-    head = np.zeros(1, dtype=np.int64)
-    return HostPlan([samples], slots[None], head, scale=scale, dtype=dtype, device=device).on_device()
+    """Plan a pass whose groups have the first heads of the bank, one after another; see `HostPlan`."""
+    heads, dtype, device = np.arange(len(sizes)), foundation.adapter_dtype, foundation.device
+    return HostPlan(sizes, slots, heads, scale=scale, dtype=dtype, device=device, copies=copies).on_device()
 
 
 def _exit_rows(
@@ -212,3 +222,139 @@ def _exit_rows(
         block: (rows([copy.group for copy in here]), rows([copy.source for copy in here]))
         for block, here in by_block.items()
     }
+
+
+@dataclass(frozen=True)
+class StepTables:
+    """All index tables of a step; they serve as long as the same lanes take equally large batches.
+
+    The batch is made of groups: the samples of each client, then their copies at earlier exits.
+
+    Attributes:
+        indices, sizes: the lanes and their samples, in the order of the batch.
+        group_owners: position of each group's client in the batch.
+        plan: who goes through which block.
+        exits: how groups at several exits belong together; None where every client has one classifier.
+        lanes: int64 [clients], `indices` on the device.
+        samples: float64 [clients], `sizes` on the device.
+        steps: int64 [clients], local steps done by each.
+        heads: int64 [heads], rows of the head bank in training.
+        head_owners: int64 [heads], position of each head's client in the batch.
+        slots: int64 [slots], rows of the adapter bank in training.
+        slot_owners: int64 [slots], position of each slot's client in the batch.
+        tail: bool [slots, rank], the penalised ranks of each slot; None without a penalty.
+    """
+
+    indices: tuple[int, ...]
+    sizes: tuple[int, ...]
+    group_owners: tuple[int, ...]
+    plan: SweepPlan
+    exits: ExitTable | None
+    lanes: Tensor
+    samples: Tensor
+    steps: Tensor
+    heads: Tensor
+    head_owners: Tensor
+    slots: Tensor
+    slot_owners: Tensor
+    tail: Tensor | None
+
+    @classmethod
+    def make(
+        cls,
+        lanes: Sequence[Lane],
+        foundation: Foundation,
+        assignment: Assignment,
+        scale: float,
+        earlier: RequestedTables | None,
+    ) -> StepTables:
+        """The tables for the coming step of `lanes`, in one copy to the device.
+
+        With them go those that kernels requested of an earlier plan (`earlier`).
+        """
+        dtype, device = foundation.adapter_dtype, foundation.device
+        owners, copies = _groups(lanes, assignment)
+        slots = np.full((len(owners), foundation.depth), -1, dtype=np.int64)
+        slots[: len(lanes)] = [lane.slots for lane in lanes]
+        sizes = tuple(len(lane.batch) for lane in lanes)
+        heads = [lane.heads[-1] for lane in lanes]
+        heads += [lane.heads[e] for lane in lanes for e in range(len(lane.heads) - 1)]
+        host_plan = HostPlan(
+            [sizes[owner] for owner in owners],
+            slots,
+            np.array(heads, dtype=np.int64),
+            scale=scale,
+            dtype=dtype,
+            device=device,
+            copies=copies,
+            earlier=earlier,
+        )
+
+        def owner_of(counts: Sequence[int]) -> NDArray[np.int64]:
+            return np.repeat(np.arange(len(lanes)), counts)
+
+        own = {
+            "lanes": np.array([lane.index for lane in lanes]),
+            "samples": np.array(sizes, dtype=np.float64),
+            "steps": np.array([lane.step for lane in lanes]),
+            "heads": np.concatenate([lane.heads for lane in lanes]),
+            "head_owners": owner_of([len(lane.heads) for lane in lanes]),
+            "slots": np.concatenate([lane.trained_slots for lane in lanes]),
+            "slot_owners": owner_of([len(lane.trained_slots) for lane in lanes]),
+        }
+        exits = _exit_table(lanes, owners, dtype) if assignment.exits else ()
+        tail = _tail(lanes, assignment, foundation.adapter_layout.rank)
+        moved = iter(to_device([*host_plan.tables(), *own.values(), *exits, *tail], device))
+        plan = host_plan.with_tables(moved)
+        return cls(
+            indices=tuple(lane.index for lane in lanes),
+            sizes=sizes,
+            group_owners=owners,
+            plan=plan,
+            **{name: next(moved) for name in own},
+            exits=ExitTable(len(lanes), assignment.distillation, *(next(moved) for _ in exits)) if exits else None,
+            tail=next(moved) if tail else None,
+        )
+
+    def fits(self, lanes: Sequence[Lane]) -> bool:
+        """Whether these are the tables for the coming step of `lanes`."""
+        return self.indices == tuple(lane.index for lane in lanes) and self.sizes == tuple(
+            len(lane.batch) for lane in lanes
+        )
+
+
+def _groups(lanes: Sequence[Lane], assignment: Assignment) -> tuple[tuple[int, ...], list[ExitCopy]]:
+    """The client of each group, and which groups are copies."""
+    owners = list(range(len(lanes)))
+    copies = []
+    for source, lane in enumerate(lanes):
+        for exit in lane.exits[:-1].tolist():
+            copies.append(ExitCopy(assignment.exits[exit], len(owners), source))
+            owners.append(source)
+    return tuple(owners), copies
+
+
+def _tail(lanes: Sequence[Lane], assignment: Assignment, rank: int) -> tuple[()] | tuple[NDArray[np.bool_]]:
+    """`StepTables.tail` on the host, if there is one."""
+    if assignment.rank_penalty == 0 or assignment.ranks is None:
+        return ()
+    ranks = [assignment.ranks[lane.row] for lane in lanes for _ in lane.trained_slots]
+    return (tail_mask(torch.from_numpy(np.asarray(ranks)), assignment.keep_ratio, rank).numpy(),)
+
+
+def _exit_table(lanes: Sequence[Lane], owners: Sequence[int], dtype: torch.dtype) -> tuple[NDArray[Any], ...]:
+    """The tensors of the `ExitTable` on the host; shares in `dtype`."""
+    sizes = np.array([len(lane.batch) for lane in lanes])
+    group_sizes = sizes[list(owners)]
+    starts = np.cumsum(group_sizes) - group_sizes
+    clients = np.repeat(np.arange(len(lanes)), sizes)
+    within = np.arange(len(clients)) - starts[clients]
+    most = max(len(lane.exits) for lane in lanes)
+    rows, present = np.zeros((len(clients), most), dtype=np.int64), np.zeros((len(clients), most), dtype=np.bool_)
+    filled = np.zeros(len(lanes), dtype=np.int64)
+    for group, owner in enumerate(owners):
+        mine = clients == owner
+        rows[mine, filled[owner]] = starts[group] + within[mine]
+        present[mine, filled[owner]] = True
+        filled[owner] += 1
+    return rows, present, clients, torch.from_numpy(1 / sizes[clients]).to(dtype).numpy()

@@ -6,14 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from fedra_engine.config import LoraConfig, TrainingConfig
 from fedra_engine.data.samples import Samples
-from fedra_engine.data.token_samples import NOT_LEARNT
-from fedra_engine.execution.banks import clip_factors
+from fedra_engine.execution.banks import clip_factors, loss_scale
 from fedra_engine.execution.dropout import DropoutKeys
-from fedra_engine.execution.loss_scale import loss_scale
 from fedra_engine.execution.submodel import Submodel, build_submodel
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.work import ClientUpdates, LocalLoss, LocalWork
@@ -35,7 +32,6 @@ class SequentialExecutor:
         self.lanes = 1
 
     def train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
-        """Train the round; see `Executor.train`."""
         self._foundation.use_base(state.base)
         for row, client in enumerate(work.participants.tolist()):
             submodel = build_submodel(self._foundation, self._lora, assignment, row, client, state)
@@ -55,15 +51,15 @@ class SequentialExecutor:
                 self._samples,
                 work,
                 client,
-                dtype=self._foundation.dtype,
+                self._foundation,
                 distillation=assignment.distillation,
                 penalty=penalty,
                 before_step=before_step,
             )
             update = submodel.update()
-            starts = state.adapters[torch.from_numpy(update.blocks).to(state.adapters.device)]
+            starts = state.adapters[torch.from_numpy(update.blocks).to(self._foundation.device)]
             assignment.make_own(row, client, update.blocks, starts, self._foundation.adapter_layout)
-            head_starts = state.heads[torch.from_numpy(update.exits).to(state.heads.device)]
+            head_starts = state.heads[torch.from_numpy(update.exits).to(self._foundation.device)]
             yield ClientUpdates.of_one(client, *update, work, loss).checked(starts, head_starts)
 
 
@@ -73,8 +69,8 @@ def train_client(
     samples: Samples,
     work: LocalWork,
     client: int,
+    foundation: Foundation,
     *,
-    dtype: torch.dtype,
     distillation: float = 0.0,
     penalty: Callable[[], Tensor] | None = None,
     before_step: Callable[[int], None] | None = None,
@@ -87,7 +83,7 @@ def train_client(
         samples: the training set.
         work: batches and hyperparameters.
         client: who trains.
-        dtype: precision of the model's inputs.
+        foundation: what the model was made of.
         distillation: weight of the mutual distillation between exits.
         penalty: a term of the gradient that is not reported as loss.
         before_step: called with the number of each local step, from 0.
@@ -96,7 +92,7 @@ def train_client(
     penalties = [] if penalty is None else [penalty]
     if work.training.proximal_mu > 0:
         penalties.append(_ProximalTerm(parameters, work.training.proximal_mu))
-    device = parameters[0].device
+    device, dtype, scale = foundation.device, foundation.dtype, loss_scale(foundation.dtype)
     total, processed = 0.0, 0
     for step, drawn in enumerate(work.batches(client)):
         if before_step is not None:
@@ -104,9 +100,8 @@ def train_client(
         draws = SampleDraws(work.seed, work.round, [client], [step], [len(drawn)])
         batch = samples.batch(torch.from_numpy(drawn), device, dtype, draws)
         at_exits = logits(batch.inputs)
-        loss = _loss(at_exits, batch.labels, distillation)
+        loss = foundation.task.loss_alone(at_exits, batch.labels, distillation)
         optimizer.zero_grad(set_to_none=True)
-        scale = loss_scale(dtype)
         (torch.stack([loss, *(term() for term in penalties)]).sum() * scale).backward()
         if scale != 1:
             for gradient in (parameter.grad for parameter in parameters if parameter.grad is not None):
@@ -138,27 +133,6 @@ class _ProximalTerm:
     def __call__(self) -> Tensor:
         pairs = zip(self._parameters, self._anchors, strict=True)
         return 0.5 * self._mu * torch.stack([((p - anchor) ** 2).sum() for p, anchor in pairs]).sum()
-
-
-def _loss(at_exits: Sequence[Tensor], labels: Tensor, distillation: float) -> Tensor:
-    """Cross entropy at every exit, and every exit as the teacher of every other one; see `exit_losses`.
-
-    Of a causal language model, that of the next tokens; see `token_cross_entropy`.
-    """
-    if labels.dim() == 2:
-        (logits,) = at_exits
-        wide = logits[:, :-1].flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
-        targets = labels[:, 1:].flatten()
-        learnt = (targets != NOT_LEARNT).sum().clamp(min=1)
-        return cross_entropy(wide, targets, ignore_index=NOT_LEARNT, reduction="sum") / learnt
-    loss = torch.stack([cross_entropy(logits, labels) for logits in at_exits]).sum()
-    for student in at_exits:
-        for teacher in at_exits:
-            if teacher is not student:
-                target = log_softmax(teacher.detach(), dim=1)
-                divergence = kl_div(log_softmax(student, dim=1), target, reduction="batchmean", log_target=True)
-                loss = loss + distillation / (len(at_exits) - 1) * divergence
-    return loss
 
 
 def _make_optimizer(parameters: Sequence[nn.Parameter], training: TrainingConfig, lr: float) -> torch.optim.Optimizer:

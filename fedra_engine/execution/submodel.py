@@ -81,15 +81,15 @@ class Submodel:
     def update(self) -> ClientUpdate:
         """The trained adapters and heads, laid out as in the global state; ranks padded with zeros."""
         layout = self.foundation.adapter_layout
-        some = np.flatnonzero(self.trained)
+        trained = np.flatnonzero(self.trained)
         heads = [self.foundation.head_layout.pack(head) for head in self.heads]
-        slots = heads[0].new_zeros(len(some), layout.size)
-        for slot, position in zip(slots, some.tolist(), strict=True):
+        slots = heads[0].new_zeros(len(trained), layout.size)
+        for slot, position in zip(slots, trained.tolist(), strict=True):
             for target, layer in enumerate(self.layers[position]):
                 a, b = _factors(layer)
                 layout.lora_a(slot, target)[: len(a)] = a.detach()
                 layout.lora_b(slot, target)[:, : b.shape[1]] = b.detach()
-        return ClientUpdate(self.blocks[some], slots, self.exits, torch.stack(heads))
+        return ClientUpdate(self.blocks[trained], slots, self.exits, torch.stack(heads))
 
     def _logits_at(self, depth: int, head: nn.Linear, inputs: Mapping[str, Tensor]) -> Tensor:
         replace_module(self.model, self.foundation.block_path, self.held[:depth])
@@ -107,7 +107,7 @@ def build_submodel(
     held = model.get_submodule(foundation.block_path)
     assert isinstance(held, nn.ModuleList | nn.Sequential)
     rank = lora.rank if assignment.ranks is None else int(assignment.ranks[row])
-    slots = state.adapters[torch.from_numpy(blocks).to(state.adapters.device)]
+    slots = state.adapters[torch.from_numpy(blocks).to(foundation.device)]
     assignment.make_own(row, client, blocks, slots, foundation.adapter_layout)
     trained = assignment.trained_blocks[row, blocks]
     layers, dropouts = _inject(held, foundation, lora, rank, blocks, slots)
@@ -126,7 +126,7 @@ def build_submodel(
         layers=layers,
         exits=exits,
         depths=[int((blocks <= end).sum()) for end in ends],
-        heads=[_make_head(foundation, state.heads[exit]) for exit in exits.tolist()],
+        heads=[foundation.task.make_head(state.heads[exit]) for exit in exits.tolist()],
         dropouts=dropouts,
     )
 
@@ -170,14 +170,3 @@ def _inject(
 
 def _factors(layer: LoraLayer) -> tuple[nn.Parameter, nn.Parameter]:
     return layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
-
-
-def _make_head(foundation: Foundation, values: Tensor) -> nn.Linear:
-    layout = foundation.head_layout
-    if foundation.task == "causal_lm":
-        return foundation.head
-    head = nn.Linear(layout.features, layout.classes, bias=layout.has_bias, device=values.device, dtype=values.dtype)
-    layout.load(values, head)
-    # A low-precision model hands its features to a head kept in full precision.
-    head.register_forward_pre_hook(lambda module, args: (args[0].to(values.dtype),))
-    return head

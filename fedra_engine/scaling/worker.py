@@ -17,7 +17,7 @@ from fedra_engine.commands.parsing import quiet_libraries, read_config
 from fedra_engine.commands.step_timing import time_step
 from fedra_engine.costs.memory_model import CostModel
 from fedra_engine.execution.executor import Executor
-from fedra_engine.execution.idle import IdleExecutor
+from fedra_engine.execution.lanes import IdleExecutor
 from fedra_engine.execution.scheduling import balance, predicted_costs
 from fedra_engine.runtime.exit_codes import end, exit_code
 from fedra_engine.runtime.processes import join_job

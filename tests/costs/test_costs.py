@@ -13,7 +13,7 @@ from torch import nn
 from fedra_engine.config import ExperimentConfig, LoraConfig, TrainingConfig
 from fedra_engine.costs.memory_model import ClientCosts, CostModel
 from fedra_engine.execution.dropout import DropoutKeys
-from fedra_engine.execution.saved_tensors import saved_bytes
+from fedra_engine.execution.memory import saved_bytes
 from fedra_engine.execution.submodel import Submodel, build_submodel
 from fedra_engine.experiment import build_experiment
 from fedra_engine.federation.assignment import Assignment

@@ -5,9 +5,8 @@ import itertools
 import numpy as np
 import torch
 
-from fedra_engine.execution.dropout import CounterDropout, DropoutKeys
+from fedra_engine.execution.dropout import CounterDropout, DropoutKeys, PassDropout
 from fedra_engine.execution.plan import HostPlan
-from fedra_engine.execution.sweep_context import PassDropout
 from fedra_kernels import dropout_mask
 
 CPU = torch.device("cpu")

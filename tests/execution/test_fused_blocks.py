@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from fedra_engine.config import LoraConfig
 from fedra_engine.execution.dropout import DropoutKeys
-from fedra_engine.execution.fused_families import match_parts
+from fedra_engine.execution.fused_block import match_parts
 from fedra_engine.execution.plan import HostPlan, SweepPlan
+from fedra_engine.execution.sweep_block import BankFactors
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.foundation import Foundation, make_foundation
 from tests.tiny import CLASSES, DEPTH, TARGETS, TensorSamples, make_samples, make_tiny
@@ -32,9 +33,9 @@ def run(foundation: Foundation, samples: TensorSamples, *, fuse: bool, dropout: 
         * 0.1
     )
     gradients = torch.zeros_like(bank)
-    model.bind(bank, gradients)
+    adapters = BankFactors(foundation.adapter_layout, bank, gradients)
     keys = DropoutKeys(dropout, seed=0, round=0, clients=[5, 6, 7], steps=[0, 1, 2]) if dropout else None
-    features = model.features(inputs, plan(), keys)
+    features = model.features(inputs, plan(), adapters, keys)
     features.square().sum().backward()
     return model.fused, features.detach(), gradients
 

@@ -19,9 +19,9 @@ from transformers import ViTConfig, ViTForImageClassification, masking_utils
 from benchmarks.launches import LaunchCounts, counted_launches
 from fedra_engine.config import LoraConfig
 from fedra_engine.execution import sweep_model
-from fedra_engine.execution.plan import HostPlan
-from fedra_engine.execution.step_tables import StepTables
+from fedra_engine.execution.plan import HostPlan, StepTables
 from fedra_engine.execution.sweep import SweepExecutor
+from fedra_engine.execution.sweep_block import BankFactors
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.federation.aggregation import Aggregator
 from fedra_engine.federation.allocation import uniform_allocation
@@ -211,7 +211,7 @@ def test_the_gradient_of_the_residual_stream_is_not_copied() -> None:
         foundation, lambda n: samples.inputs(torch.arange(n), torch.device("cpu"), torch.bfloat16), fuse_blocks=True
     )
     adapters = initial_adapters(foundation.adapter_layout, 3 * DEPTH, seed=0, dtype=torch.bfloat16)
-    model.bind(adapters, torch.zeros_like(adapters))
+    factors = BankFactors(foundation.adapter_layout, adapters, torch.zeros_like(adapters))
     # Nobody holds all blocks, so no block's own rows are as many as the stream's.
     slots = np.arange(3 * DEPTH).reshape(3, DEPTH)
     for client in range(3):
@@ -222,7 +222,7 @@ def test_the_gradient_of_the_residual_stream_is_not_copied() -> None:
     inputs = samples.inputs(torch.arange(6), torch.device("cpu"), torch.bfloat16)
     entries = 6 * 5 * 16
     with launches_taken_by(StandIn("sm_90")):
-        features = model.features(inputs, plan)
+        features = model.features(inputs, plan, factors)
         with _Allocations(entries) as allocated:
             features.sum().backward(retain_graph=True)
     names = Counter(type(node).__name__ for node in _nodes(features))

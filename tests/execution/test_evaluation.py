@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from fedra_engine.execution.fisher import FisherInformation
+from fedra_engine.execution.evaluation import FisherInformation
 from fedra_engine.execution.submodel import build_submodel
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.federation.assignment import Assignment
