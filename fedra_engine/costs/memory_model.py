@@ -25,7 +25,7 @@ from fedra_engine.data.samples import Samples
 from fedra_engine.execution.banks import bytes_per_parameter
 from fedra_engine.execution.dropout import DropoutKeys
 from fedra_engine.execution.memory import record_saved
-from fedra_engine.execution.submodel import Submodel, build_submodel
+from fedra_engine.execution.submodel import Submodel
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import Clients, with_step_limit
 from fedra_engine.methods.base import Method
@@ -167,7 +167,7 @@ class CostModel:
         """What a sub-model of all blocks keeps, by what the second of two samples adds to the first."""
         held = np.ones((1, self._foundation.depth), dtype=np.bool_)
         assignment = Assignment(held, factors=factors, ranks=np.array([rank]))
-        submodel = build_submodel(self._foundation, self._lora, assignment, 0, 0, self._any_state())
+        submodel = Submodel(self._foundation, self._lora, assignment, 0, 0, self._any_state())
         submodel.use_dropout_keys(DropoutKeys(self._lora.dropout, seed=0, round=0, clients=[0], steps=[0]))
         longest = 0 if self._samples.lengths is None else int(self._samples.lengths.argmax())
         one, two = (self._kept_bytes(submodel, torch.full((count,), longest)) for count in (1, 2))

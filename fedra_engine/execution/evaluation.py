@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from statistics import mean
 
@@ -30,47 +31,39 @@ _FISHER_SAMPLES = 32
 """Bounds the memory: every sample has gradients of its own for all blocks. Fewer would take more passes."""
 
 
+@dataclass(frozen=True)
 class Evaluator:
-    """Runs a model, as the only client of a sweep, over a test set; several processes share the work.
+    """Runs a model, as the only client of a sweep, over the `test` samples; several `processes` share the work.
 
     Every process makes equally many passes through the model, as a sharded one requires.
     """
 
-    def __init__(
-        self,
-        foundation: Foundation,
-        model: SweepModel,
-        test: Samples,
-        lora: LoraConfig,
-        domains: Sequence[str],
-        processes: Processes | None = None,
-    ) -> None:
-        self._foundation = foundation
-        self._model = model
-        self._test = test
-        self._scale = lora.scale
-        self._domains = list(domains)
-        self._processes = Processes.alone() if processes is None else processes
+    foundation: Foundation
+    model: SweepModel
+    test: Samples
+    lora: LoraConfig
+    domains: Sequence[str]
+    processes: Processes = field(default_factory=Processes.alone)
 
     @property
     def samples(self) -> int:
         """Test samples of all domains."""
-        return len(self._test.domains)
+        return len(self.test.domains)
 
     @torch.no_grad()
     def accuracy(self, state: GlobalState, model: EvaluatedModel) -> dict[str, float]:
         """Share of correct predictions per domain. The processes share out the samples."""
-        domain_of = self._test.domains
-        sums = torch.zeros(len(self._domains), 3, dtype=torch.int64)
+        domain_of = self.test.domains
+        sums = torch.zeros(len(self.domains), 3, dtype=torch.int64)
         score = self._scores_by(state, model)
         with Stage("evaluating test samples", len(domain_of)) as stage:
-            for portion in portions(torch.arange(len(domain_of)), _BATCH, self._processes):
+            for portion in portions(torch.arange(len(domain_of)), _BATCH, self.processes):
                 scores = score(portion.rows)
                 if not portion.is_padding:
                     sums.index_add_(0, domain_of[portion.rows], scores)
-                stage.advance(len(portion.rows) * self._processes.count)
-        self._processes.all_reduce_([sums])
-        return {name: self._checked_share(name, of_domain) for name, of_domain in zip(self._domains, sums, strict=True)}
+                stage.advance(len(portion.rows) * self.processes.count)
+        self.processes.all_reduce_([sums])
+        return {name: self._checked_share(name, of_domain) for name, of_domain in zip(self.domains, sums, strict=True)}
 
     @torch.no_grad()
     def personal_accuracy(
@@ -81,8 +74,8 @@ class Evaluator:
         A domain without clients has the model of a `newcomer`. The processes share out the clients.
         """
         accuracy = {}
-        for index, name in enumerate(self._domains):
-            rows = torch.nonzero(self._test.domains == index)[:, 0]
+        for index, name in enumerate(self.domains):
+            rows = torch.nonzero(self.test.domains == index)[:, 0]
             scores = self._personal_scores(iter(states.get(index, [newcomer])), rows, model)
             accuracy[name] = mean(_share(of_client) for of_client in scores)
             self._checked_share(name, torch.stack(scores).sum(0))
@@ -90,7 +83,7 @@ class Evaluator:
 
     def _personal_scores(self, states: Iterator[GlobalState], rows: Tensor, model: EvaluatedModel) -> list[Tensor]:
         """The scores of the samples `rows` together, int64 [3], by each of `states`; see `Task.scores`."""
-        processes = self._processes
+        processes = self.processes
         own, total = [], 0
         while turn := list(islice(states, processes.count)):
             total += len(turn)
@@ -102,13 +95,13 @@ class Evaluator:
     def _checked_share(self, domain: str, counts: Tensor) -> float:
         """The correct share of a domain's `counts`; warns of predictions that there were not."""
         _, total, undefined = counts.tolist()
-        if undefined and self._processes.is_main:
+        if undefined and self.processes.is_main:
             _LOG.warning("%s: %d of %d predictions count as wrong, as logits are not finite", domain, undefined, total)
         return _share(counts)
 
     def _scores_by(self, state: GlobalState, model: EvaluatedModel) -> Callable[[Tensor], Tensor]:
         """Gives, for test samples int64 [samples], the `Task.scores` of the `model` in `state`, on the CPU."""
-        foundation = self._foundation
+        foundation = self.foundation
         foundation.use_base(state.base)
         # The global adapters themselves are the bank: a block's slot is its index.
         factors = BankFactors(foundation.adapter_layout, state.adapters.to(foundation.dtype))
@@ -120,9 +113,9 @@ class Evaluator:
         copies = [ExitCopy(block, 1 + exit, 0) for exit, block in enumerate(model.exits[:-1])]
 
         def score(rows: Tensor) -> Tensor:
-            plan = plan_groups(foundation, [len(rows)] * count, slots, scale=self._scale, copies=copies)
-            batch = self._test.batch(rows.repeat(count), foundation.device, foundation.dtype)
-            features = self._model.features(batch.inputs, plan, factors)
+            plan = plan_groups(foundation, [len(rows)] * count, slots, scale=self.lora.scale, copies=copies)
+            batch = self.test.batch(rows.repeat(count), foundation.device, foundation.dtype)
+            features = self.model.features(batch.inputs, plan, factors)
             return foundation.task.scores(features, batch, heads).cpu()
 
         return score
@@ -134,25 +127,16 @@ def _share(counts: Tensor) -> float:
     return float(correct / max(total, 1))
 
 
+@dataclass(frozen=True)
 class FisherInformation:
     """Scores the blocks of a state by the gradients of some training samples, each as a client of a sweep."""
 
-    def __init__(
-        self,
-        foundation: Foundation,
-        model: SweepModel,
-        samples: Samples,
-        *,
-        scale: float,
-        seed: int,
-        processes: Processes | None = None,
-    ) -> None:
-        self._foundation = foundation
-        self._model = model
-        self._samples = samples
-        self._scale = scale
-        self._seed = seed
-        self._processes = Processes.alone() if processes is None else processes
+    foundation: Foundation
+    model: SweepModel
+    samples: Samples
+    scale: float
+    seed: int
+    processes: Processes = field(default_factory=Processes.alone)
 
     def __call__(self, state: GlobalState, count: int, round: int) -> NDArray[np.float64]:
         """Score of each block, [blocks]: Σ over its factors of ‖mean over samples of g²‖_F.
@@ -160,19 +144,19 @@ class FisherInformation:
         g is the gradient of a sample's true-class logit. `count` training samples are drawn for `round`, or all; those
         whose gradient is not finite do not count.
         """
-        rng = generator(self._seed, round=round, purpose="fisher")
-        total = len(self._samples.domains)
+        rng = generator(self.seed, round=round, purpose="fisher")
+        total = len(self.samples.domains)
         rows = torch.from_numpy(rng.choice(total, min(count, total), replace=False))
         squares = torch.zeros_like(state.adapters)
         used = torch.zeros((), dtype=torch.int64, device=squares.device)
-        for portion in portions(rows, _FISHER_SAMPLES, self._processes):
+        for portion in portions(rows, _FISHER_SAMPLES, self.processes):
             of_each = self._squared_gradients(state, portion.rows)
             if not portion.is_padding:
                 finite = of_each.flatten(1).sum(1).isfinite()
                 squares += of_each.masked_fill_(~finite[:, None, None], 0).sum(0)
                 used += finite.sum()
-        self._processes.all_reduce_([squares, used])
-        layout, means = self._foundation.adapter_layout, squares / used
+        self.processes.all_reduce_([squares, used])
+        layout, means = self.foundation.adapter_layout, squares / used
         targets = range(len(layout.targets))
         factors = (factor(means, target) for target in targets for factor in (layout.lora_a, layout.lora_b))
         norms = [factor.flatten(1).norm(dim=1) for factor in factors]
@@ -181,17 +165,17 @@ class FisherInformation:
 
     def _squared_gradients(self, state: GlobalState, rows: Tensor) -> Tensor:
         """g² of each of the samples `rows`, [rows, blocks, slot size]."""
-        foundation, count = self._foundation, len(rows)
+        foundation, count = self.foundation, len(rows)
         depth, dtype = foundation.depth, foundation.dtype
         adapters = state.adapters.to(dtype).repeat(count, 1)
         gradients = torch.zeros_like(adapters, dtype=state.adapters.dtype)
         foundation.use_base(state.base)
         slots = np.arange(count * depth).reshape(count, depth)
-        plan = plan_groups(foundation, [1] * count, slots, scale=self._scale)
-        batch = self._samples.batch(rows, foundation.device, dtype)
+        plan = plan_groups(foundation, [1] * count, slots, scale=self.scale)
+        batch = self.samples.batch(rows, foundation.device, dtype)
         factors = BankFactors(foundation.adapter_layout, adapters, gradients)
-        features = self._model.features(batch.inputs, plan, factors)
+        features = self.model.features(batch.inputs, plan, factors)
         layout, labels = foundation.head_layout, batch.labels
         weight, bias = layout.weight(state.heads[-1])[labels], layout.bias(state.heads[-1])[labels]
-        self._model.backward(((features.to(weight.dtype) * weight).sum(1) + bias).sum())
+        self.model.backward(((features.to(weight.dtype) * weight).sum(1) + bias).sum())
         return gradients.view(count, depth, -1).square_()

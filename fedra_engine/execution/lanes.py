@@ -204,18 +204,18 @@ class LanePool:
         self._assignment.make_own(lane.row, lane.client, np.flatnonzero(rows >= 0), slots, self._layout)
 
 
+@dataclass
 class IdleExecutor:
     """Trains nobody, to measure what a round costs beside the training.
 
     All clients pass through the lanes: batches are drawn and adapters handed out, but no step is taken.
     """
 
-    def __init__(self, foundation: Foundation, *, lanes: int) -> None:
-        self._foundation = foundation
-        self.lanes = lanes
+    foundation: Foundation
+    lanes: int
 
     def train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
-        pool = LanePool(work, assignment, state, self._foundation, lanes=self.lanes)
+        pool = LanePool(work, assignment, state, self.foundation, lanes=self.lanes)
         while pool.refill():
             for lane in pool.in_training():
                 lane.step = len(lane.batches)

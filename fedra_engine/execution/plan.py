@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -41,6 +41,12 @@ class BlockRows:
     clients: NDArray[np.int64]
     samples: int
     _token_indices: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def with_tables(self, requested: Sequence[TableKey], tables: Iterator[Tensor]) -> BlockRows:
+        """The same, with the index and the `requested` tables of the groups taken from `tables`, on the device."""
+        index = None if self.index is None else next(tables)
+        self.groups.adopt_tables(requested, tables)
+        return replace(self, index=index)
 
     def token_index(self, samples: int, tokens: int) -> Tensor:
         """int64 [rows], where the rows of `tokens` tokens per sample stand in a batch of `samples`; cached."""
@@ -113,86 +119,6 @@ class SweepPlan:
     requested: RequestedTables
 
 
-class HostPlan:
-    """A plan whose tables are still on the host.
-
-    Among them are those that kernels requested of an earlier plan; others are made when they are requested.
-    """
-
-    def __init__(
-        self,
-        sizes: Sequence[int],
-        slots: NDArray[np.int64],
-        heads: NDArray[np.int64],
-        *,
-        scale: float,
-        dtype: torch.dtype,
-        device: torch.device,
-        copies: Sequence[ExitCopy] = (),
-        earlier: RequestedTables | None = None,
-    ) -> None:
-        """Plan a batch of `sizes[i]` samples for group i.
-
-        Args:
-            sizes: samples of each group, in the order of the batch.
-            slots: int64 [groups, blocks], bank row of each group's adapter of each block; -1 where it skips the block.
-            heads: int64 [groups], bank row of each group's head.
-            scale: LoRA's alpha / rank.
-            dtype: precision of the scales.
-            device: where the tables will be.
-            copies: which groups are copies of others at early exits.
-            earlier: what kernels requested of an earlier plan.
-        """
-        earlier = RequestedTables() if earlier is None else earlier
-        self._of_blocks, self._of_heads = sorted(earlier.blocks), sorted(earlier.heads)
-        self._device = device
-        self._requested = requested = RequestedTables()
-        counts = np.asarray(sizes, dtype=np.int64)
-        owner = np.repeat(np.arange(len(counts)), counts)
-
-        def groups(members: NDArray[np.int64], rows: NDArray[np.int64], kind: set[TableKey]) -> RowGroups:
-            scales = torch.full((len(rows),), scale, dtype=dtype)
-            return RowGroups(counts[members].tolist(), torch.from_numpy(rows), scales, device, kind)
-
-        self._blocks: list[tuple[NDArray[np.int64], NDArray[np.int64] | None, RowGroups] | None] = []
-        for block_slots in slots.T:
-            held = block_slots >= 0
-            clients = np.flatnonzero(held)
-            index = None if held.all() else np.flatnonzero(held[owner])
-            of_block = groups(clients, block_slots[clients], requested.blocks)
-            self._blocks.append((clients, index, of_block) if len(clients) else None)
-        self._heads = groups(np.arange(len(counts)), heads, requested.heads)
-        self._exits = _exit_rows(counts, copies)
-
-    def on_device(self) -> SweepPlan:
-        """The plan, whose tables are copied to the device."""
-        return self.with_tables(iter(to_device(self.tables(), self._device)))
-
-    def tables(self) -> list[NDArray[Any]]:
-        """All that must go to the device, in the order in which `with_tables` takes it."""
-        tables = self._heads.host_tables(self._of_heads)
-        for block in self._blocks:
-            if block is not None:
-                _, index, groups = block
-                tables += [] if index is None else [index]
-                tables += groups.host_tables(self._of_blocks)
-        return tables + [rows for exit in self._exits.values() for rows in exit]
-
-    def with_tables(self, tables: Iterator[Tensor]) -> SweepPlan:
-        """The plan; takes from `tables`, on the device, as many as `tables()` has."""
-        self._heads.adopt_tables(self._of_heads, tables)
-        blocks = [None if block is None else self._block_rows(*block, tables) for block in self._blocks]
-        exits = {block: ExitRows(next(tables), next(tables)) for block in self._exits}
-        return SweepPlan(tuple(blocks), self._heads, exits, self._requested)
-
-    def _block_rows(
-        self, clients: NDArray[np.int64], index: NDArray[np.int64] | None, groups: RowGroups, tables: Iterator[Tensor]
-    ) -> BlockRows:
-        moved = None if index is None else next(tables)
-        groups.adopt_tables(self._of_blocks, tables)
-        return BlockRows(index=moved, groups=groups, clients=clients, samples=groups.rows)
-
-
 def plan_groups(
     foundation: Foundation,
     sizes: Sequence[int],
@@ -201,9 +127,65 @@ def plan_groups(
     scale: float = 1.0,
     copies: Sequence[ExitCopy] = (),
 ) -> SweepPlan:
-    """Plan a pass whose groups have the first heads of the bank, one after another; see `HostPlan`."""
-    heads, dtype, device = np.arange(len(sizes)), foundation.adapter_dtype, foundation.device
-    return HostPlan(sizes, slots, heads, scale=scale, dtype=dtype, device=device, copies=copies).on_device()
+    """Plan a pass whose groups have the first heads of the bank, one after another; see `make_plan`."""
+    return make_plan(foundation, sizes, slots, np.arange(len(sizes)), scale=scale, copies=copies)[0]
+
+
+def make_plan(
+    foundation: Foundation,
+    sizes: Sequence[int],
+    slots: NDArray[np.int64],
+    heads: NDArray[np.int64],
+    *,
+    scale: float,
+    copies: Sequence[ExitCopy] = (),
+    earlier: RequestedTables | None = None,
+    others: Sequence[NDArray[Any]] = (),
+) -> tuple[SweepPlan, list[Tensor]]:
+    """Plan a batch of `sizes[i]` samples for group i; returns with it `others` on the device.
+
+    Its tables and they go there in one copy, and with them all that kernels requested of an earlier plan; what they did
+    not is made when it is requested.
+
+    Args:
+        foundation: the model.
+        sizes: samples of each group, in the order of the batch.
+        slots: int64 [groups, blocks], bank row of each group's adapter of each block; -1 where it skips the block.
+        heads: int64 [groups], bank row of each group's head.
+        scale: LoRA's alpha / rank.
+        copies: which groups are copies of others at early exits.
+        earlier: what kernels requested of an earlier plan.
+        others: more arrays.
+    """
+    earlier = RequestedTables() if earlier is None else earlier
+    of_blocks, of_heads, requested = sorted(earlier.blocks), sorted(earlier.heads), RequestedTables()
+    counts = np.asarray(sizes, dtype=np.int64)
+    owner = np.repeat(np.arange(len(counts)), counts)
+
+    def groups(members: NDArray[np.int64], rows: NDArray[np.int64], kind: set[TableKey]) -> RowGroups:
+        scales = torch.full((len(rows),), scale, dtype=foundation.adapter_dtype)
+        return RowGroups(counts[members].tolist(), torch.from_numpy(rows), scales, foundation.device, kind)
+
+    of_batch = groups(np.arange(len(counts)), heads, requested.heads)
+    tables = of_batch.host_tables(of_heads)
+    blocks: list[BlockRows | None] = []
+    for block_slots in slots.T:
+        clients = np.flatnonzero(block_slots >= 0)
+        if len(clients) == 0:
+            blocks.append(None)
+            continue
+        of_block = groups(clients, block_slots[clients], requested.blocks)
+        index = None if len(clients) == len(counts) else torch.from_numpy(np.flatnonzero(block_slots[owner] >= 0))
+        blocks.append(BlockRows(index, of_block, clients, of_block.rows))
+        tables += [] if index is None else [index.numpy()]
+        tables += of_block.host_tables(of_blocks)
+    exits = _exit_rows(counts, copies)
+    tables += [rows for exit in exits.values() for rows in exit]
+    moved = iter(to_device([*tables, *others], foundation.device))
+    of_batch.adopt_tables(of_heads, moved)
+    there = tuple(None if block is None else block.with_tables(of_blocks, moved) for block in blocks)
+    plan = SweepPlan(there, of_batch, {block: ExitRows(next(moved), next(moved)) for block in exits}, requested)
+    return plan, list(moved)
 
 
 def _exit_rows(
@@ -224,7 +206,6 @@ def _exit_rows(
     }
 
 
-@dataclass(frozen=True)
 class StepTables:
     """All index tables of a step; they serve as long as the same lanes take equally large batches.
 
@@ -245,82 +226,55 @@ class StepTables:
         tail: bool [slots, rank], the penalised ranks of each slot; None without a penalty.
     """
 
-    indices: tuple[int, ...]
-    sizes: tuple[int, ...]
-    group_owners: tuple[int, ...]
-    plan: SweepPlan
-    exits: ExitTable | None
-    lanes: Tensor
-    samples: Tensor
-    steps: Tensor
-    heads: Tensor
-    head_owners: Tensor
-    slots: Tensor
-    slot_owners: Tensor
-    tail: Tensor | None
-
-    @classmethod
-    def make(
-        cls,
+    def __init__(
+        self,
         lanes: Sequence[Lane],
         foundation: Foundation,
         assignment: Assignment,
         scale: float,
         earlier: RequestedTables | None,
-    ) -> StepTables:
-        """The tables for the coming step of `lanes`, in one copy to the device.
-
-        With them go those that kernels requested of an earlier plan (`earlier`).
-        """
-        dtype, device = foundation.adapter_dtype, foundation.device
-        owners, copies = _groups(lanes, assignment)
-        slots = np.full((len(owners), foundation.depth), -1, dtype=np.int64)
+    ) -> None:
+        """Make those for the coming step of `lanes`; see `make_plan`."""
+        self.indices = tuple(lane.index for lane in lanes)
+        self.sizes = tuple(len(lane.batch) for lane in lanes)
+        self.group_owners, copies = _groups(lanes, assignment)
+        slots = np.full((len(self.group_owners), foundation.depth), -1, dtype=np.int64)
         slots[: len(lanes)] = [lane.slots for lane in lanes]
-        sizes = tuple(len(lane.batch) for lane in lanes)
-        heads = [lane.heads[-1] for lane in lanes]
-        heads += [lane.heads[e] for lane in lanes for e in range(len(lane.heads) - 1)]
-        host_plan = HostPlan(
-            [sizes[owner] for owner in owners],
+        heads = [lane.heads[-1] for lane in lanes] + [head for lane in lanes for head in lane.heads[:-1]]
+        own = [
+            np.array(self.indices),
+            np.array(self.sizes, dtype=np.float64),
+            np.array([lane.step for lane in lanes]),
+            *_owned([lane.heads for lane in lanes]),
+            *_owned([lane.trained_slots for lane in lanes]),
+        ]
+        exits = _exit_table(lanes, self.group_owners, foundation.adapter_dtype) if assignment.exits else ()
+        tail = _tail(lanes, assignment, foundation.adapter_layout.rank)
+        self.plan, moved = make_plan(
+            foundation,
+            [self.sizes[owner] for owner in self.group_owners],
             slots,
             np.array(heads, dtype=np.int64),
             scale=scale,
-            dtype=dtype,
-            device=device,
             copies=copies,
             earlier=earlier,
+            others=[*own, *exits, *tail],
         )
-
-        def owner_of(counts: Sequence[int]) -> NDArray[np.int64]:
-            return np.repeat(np.arange(len(lanes)), counts)
-
-        own = {
-            "lanes": np.array([lane.index for lane in lanes]),
-            "samples": np.array(sizes, dtype=np.float64),
-            "steps": np.array([lane.step for lane in lanes]),
-            "heads": np.concatenate([lane.heads for lane in lanes]),
-            "head_owners": owner_of([len(lane.heads) for lane in lanes]),
-            "slots": np.concatenate([lane.trained_slots for lane in lanes]),
-            "slot_owners": owner_of([len(lane.trained_slots) for lane in lanes]),
-        }
-        exits = _exit_table(lanes, owners, dtype) if assignment.exits else ()
-        tail = _tail(lanes, assignment, foundation.adapter_layout.rank)
-        moved = iter(to_device([*host_plan.tables(), *own.values(), *exits, *tail], device))
-        plan = host_plan.with_tables(moved)
-        return cls(
-            indices=tuple(lane.index for lane in lanes),
-            sizes=sizes,
-            group_owners=owners,
-            plan=plan,
-            **{name: next(moved) for name in own},
-            exits=ExitTable(len(lanes), assignment.distillation, *(next(moved) for _ in exits)) if exits else None,
-            tail=next(moved) if tail else None,
-        )
+        mine, of_exits = moved[: len(own)], moved[len(own) : len(own) + len(exits)]
+        self.lanes, self.samples, self.steps, self.heads, self.head_owners, self.slots, self.slot_owners = mine
+        self.exits = ExitTable(len(lanes), assignment.distillation, *of_exits) if exits else None
+        self.tail = moved[-1] if tail else None
 
     def fits(self, lanes: Sequence[Lane]) -> bool:
         """Whether these are the tables for the coming step of `lanes`."""
         return self.indices == tuple(lane.index for lane in lanes) and self.sizes == tuple(
             len(lane.batch) for lane in lanes
         )
+
+
+def _owned(rows: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The bank rows of all clients, one after another, and whose each is."""
+    return np.concatenate(rows), np.repeat(np.arange(len(rows)), [len(of_client) for of_client in rows])
 
 
 def _groups(lanes: Sequence[Lane], assignment: Assignment) -> tuple[tuple[int, ...], list[ExitCopy]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from fedra_engine.config import LoraConfig, TrainingConfig
 from fedra_engine.data.samples import Samples
 from fedra_engine.execution.banks import clip_factors, loss_scale
 from fedra_engine.execution.dropout import DropoutKeys
-from fedra_engine.execution.submodel import Submodel, build_submodel
+from fedra_engine.execution.submodel import Submodel
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.work import ClientUpdates, LocalLoss, LocalWork
 from fedra_engine.models.foundation import Foundation
@@ -22,44 +23,42 @@ Logits = Callable[[Mapping[str, Tensor]], list[Tensor]]
 """The logits [samples, classes] of a client's model at each of its exits."""
 
 
+@dataclass
 class SequentialExecutor:
     """Trains one client after another with torch's own optimizers and PEFT's own LoRA layers."""
 
-    def __init__(self, foundation: Foundation, samples: Samples, lora: LoraConfig) -> None:
-        self._foundation = foundation
-        self._samples = samples
-        self._lora = lora
-        self.lanes = 1
+    foundation: Foundation
+    samples: Samples
+    lora: LoraConfig
+    lanes: int = field(default=1, init=False)
 
     def train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
-        self._foundation.use_base(state.base)
+        self.foundation.use_base(state.base)
         for row, client in enumerate(work.participants.tolist()):
-            submodel = build_submodel(self._foundation, self._lora, assignment, row, client, state)
+            submodel = Submodel(self.foundation, self.lora, assignment, row, client, state)
 
             def before_step(step: int, client: int = client, submodel: Submodel = submodel) -> None:
-                if self._lora.dropout > 0:
+                if self.lora.dropout > 0:
                     submodel.use_dropout_keys(
-                        DropoutKeys(
-                            self._lora.dropout, seed=work.seed, round=work.round, clients=[client], steps=[step]
-                        )
+                        DropoutKeys(self.lora.dropout, seed=work.seed, round=work.round, clients=[client], steps=[step])
                     )
 
             penalty = submodel.rank_penalty(assignment.keep_ratio, assignment.rank_penalty)
             loss = train_client(
                 submodel.logits,
                 submodel.parameters(),
-                self._samples,
+                self.samples,
                 work,
                 client,
-                self._foundation,
+                self.foundation,
                 distillation=assignment.distillation,
                 penalty=penalty,
                 before_step=before_step,
             )
             update = submodel.update()
-            starts = state.adapters[torch.from_numpy(update.blocks).to(self._foundation.device)]
-            assignment.make_own(row, client, update.blocks, starts, self._foundation.adapter_layout)
-            head_starts = state.heads[torch.from_numpy(update.exits).to(self._foundation.device)]
+            starts = state.adapters[torch.from_numpy(update.blocks).to(self.foundation.device)]
+            assignment.make_own(row, client, update.blocks, starts, self.foundation.adapter_layout)
+            head_starts = state.heads[torch.from_numpy(update.exits).to(self.foundation.device)]
             yield ClientUpdates.of_one(client, *update, work, loss).checked(starts, head_starts)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from fedra_engine.federation.rank_penalty import add_penalty_gradients
 from fedra_engine.federation.work import ClientUpdates, LocalWork
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.state import GlobalState
+from fedra_engine.models.task import PassHeads
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.processes import Processes
 from fedra_engine.runtime.randomness import SampleDraws
@@ -30,31 +31,21 @@ from fedra_engine.runtime.randomness import SampleDraws
 _LOG = logging.getLogger(__name__)
 
 
+@dataclass
 class SweepExecutor:
-    """Trains `lanes` clients at a time; memory depends on the lanes, never on the number of clients."""
+    """Trains `lanes` clients at a time; memory depends on the lanes, never on the number of clients.
 
-    def __init__(
-        self,
-        foundation: Foundation,
-        model: SweepModel,
-        samples: Samples,
-        lora: LoraConfig,
-        *,
-        lanes: int,
-        sharded_over: Processes | None = None,
-    ) -> None:
-        """Train on `samples`.
+    Where the model is `sharded_over` processes they must all make equally many passes through it.
+    """
 
-        Where the model is `sharded_over` processes they must all make equally many passes through it.
-        """
-        self._foundation = foundation
-        self._model = model
-        self._samples = samples
-        self._lora = lora
-        self.lanes = lanes
-        self._sharded_over = sharded_over
-        self._requested: RequestedTables | None = None
-        """Tables of the last plan: the next one will be asked for the same."""
+    foundation: Foundation
+    model: SweepModel
+    samples: Samples
+    lora: LoraConfig
+    lanes: int
+    sharded_over: Processes | None = None
+    _requested: RequestedTables | None = field(default=None, init=False)
+    """Tables of the last plan: the next one will be asked for the same."""
 
     def train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
         """Train the round as every `Executor` does. When memory runs out, half as many lanes go on.
@@ -64,7 +55,7 @@ class SweepExecutor:
         Raises:
             InputError: a single lane does not fit.
         """
-        if self._sharded_over is not None:
+        if self.sharded_over is not None:
             # The others stand in the middle of a pass that this process cannot make again on its own.
             yield from self._train(work, assignment, state)
             return
@@ -97,7 +88,7 @@ class SweepExecutor:
 
     def _train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
         """Train the round as long as memory suffices."""
-        foundation = self._foundation
+        foundation = self.foundation
         foundation.use_base(state.base)
         pool = LanePool(work, assignment, state, foundation, lanes=self.lanes)
         layout, bank = foundation.adapter_layout, pool.adapters
@@ -111,10 +102,10 @@ class SweepExecutor:
                 return
             if not lanes:
                 first = torch.zeros(1, dtype=torch.int64)
-                self._model.dummy_pass(self._samples.inputs(first, foundation.device, foundation.dtype))
+                self.model.dummy_pass(self.samples.inputs(first, foundation.device, foundation.dtype))
                 continue
             if tables is None or not tables.fits(lanes):
-                tables = StepTables.make(lanes, foundation, assignment, self._lora.scale, self._requested)
+                tables = StepTables(lanes, foundation, assignment, self.lora.scale, self._requested)
                 self._requested = tables.plan.requested
             tables.plan.requested.clear()
             self._step(pool, factors, lanes, tables, work, assignment)
@@ -124,7 +115,7 @@ class SweepExecutor:
 
     def _anyone_trains(self, lanes: Sequence[Lane]) -> bool:
         """Whether there is a pass to make, for clients of this process or for those of others."""
-        return bool(lanes) if self._sharded_over is None else self._sharded_over.any(bool(lanes))
+        return bool(lanes) if self.sharded_over is None else self.sharded_over.any(bool(lanes))
 
     def _step(
         self,
@@ -137,14 +128,13 @@ class SweepExecutor:
     ) -> None:
         """One local step of every client in training."""
         rows = torch.from_numpy(np.concatenate([lanes[group].batch for group in tables.group_owners]))
-        foundation, heads = self._foundation, pool.heads
-        batch = self._samples.batch(rows, foundation.device, foundation.dtype, _draws(lanes, tables, work))
-        features = self._model.features(batch.inputs, tables.plan, factors, self._dropout(lanes, work))
-        losses = foundation.task.losses(
-            features, batch, tables.plan.heads, heads.parameters, heads.gradients, tables.exits
-        )
+        foundation = self.foundation
+        batch = self.samples.batch(rows, foundation.device, foundation.dtype, _draws(lanes, tables, work))
+        features = self.model.features(batch.inputs, tables.plan, factors, self._dropout(lanes, work))
+        heads = PassHeads(pool.heads.parameters, pool.heads.gradients, tables.plan.heads, tables.exits)
+        losses = foundation.task.losses(features, batch, heads)
         scale = loss_scale(foundation.dtype)
-        self._model.backward(losses.sum() * scale)
+        self.model.backward(losses.sum() * scale)
         if scale != 1:
             for bank in (pool.adapters, pool.heads):
                 bank.gradients /= scale
@@ -152,7 +142,7 @@ class SweepExecutor:
         for lane in lanes:
             lane.step += 1
         if tables.tail is not None:
-            bank, layout = pool.adapters, self._foundation.adapter_layout
+            bank, layout = pool.adapters, self.foundation.adapter_layout
             add_penalty_gradients(
                 bank.parameters, bank.gradients, tables.slots, tables.tail, layout, assignment.rank_penalty
             )
@@ -161,7 +151,7 @@ class SweepExecutor:
     def _optimize(self, pool: LanePool, tables: StepTables, work: LocalWork) -> None:
         tables.steps.add_(1)
         banks = [(pool.adapters, tables.slots, tables.slot_owners)]
-        if self._foundation.task.trains_head:
+        if self.foundation.task.trains_head:
             banks.append((pool.heads, tables.heads, tables.head_owners))
         for bank, _, _ in banks:
             bank.add_proximal_gradients()
@@ -173,10 +163,10 @@ class SweepExecutor:
             bank.step(rows, lr=work.lr, clip=clip[owners], steps=tables.steps[owners])
 
     def _dropout(self, lanes: Sequence[Lane], work: LocalWork) -> DropoutKeys | None:
-        if self._lora.dropout == 0:
+        if self.lora.dropout == 0:
             return None
         clients, steps = [lane.client for lane in lanes], [lane.step for lane in lanes]
-        return DropoutKeys(self._lora.dropout, seed=work.seed, round=work.round, clients=clients, steps=steps)
+        return DropoutKeys(self.lora.dropout, seed=work.seed, round=work.round, clients=clients, steps=steps)
 
 
 def _draws(lanes: Sequence[Lane], tables: StepTables, work: LocalWork) -> SampleDraws:

@@ -94,6 +94,22 @@ class ExitTable:
     shares: Tensor
 
 
+@dataclass(frozen=True)
+class PassHeads:
+    """The heads of the clients in a pass.
+
+    Attributes:
+        parameters, gradients: banks [rows, head size].
+        groups: samples of the pass by head, the slots being rows of the banks; by client if there are no `exits`.
+        exits: how groups at several exits belong together; None where every client has one head.
+    """
+
+    parameters: Tensor
+    gradients: Tensor
+    groups: RowGroups
+    exits: ExitTable | None
+
+
 class Task(ABC):
     """What distinguishes a classifier from a causal language model.
 
@@ -115,23 +131,10 @@ class Task(ABC):
         return self.layout.size > 0
 
     @abstractmethod
-    def losses(
-        self,
-        features: Tensor,
-        batch: Batch,
-        groups: RowGroups,
-        heads: Tensor,
-        gradients: Tensor,
-        exits: ExitTable | None,
-    ) -> Tensor:
-        """The loss of each client of a pass, [clients]; its backward adds the gradients of the heads to `gradients`.
+    def losses(self, features: Tensor, batch: Batch, heads: PassHeads) -> Tensor:
+        """The loss of each client of a pass, [clients]; its backward adds the gradients of the `heads` to theirs.
 
-        Args:
-            features: inputs of the head for all samples of the pass.
-            batch: these samples.
-            groups: the same by head, the slots being rows of `heads`; by client if there are no `exits`.
-            heads, gradients: banks [rows, head size].
-            exits: how groups at several exits belong together; None where every client has one head.
+        `features` are the inputs of the heads for all samples of the `batch`.
         """
 
     @abstractmethod
@@ -170,22 +173,14 @@ class Classification(Task):
 
     auto_class = "SequenceClassification"
 
-    def losses(
-        self,
-        features: Tensor,
-        batch: Batch,
-        groups: RowGroups,
-        heads: Tensor,
-        gradients: Tensor,
-        exits: ExitTable | None,
-    ) -> Tensor:
-        layout, features = self.layout, features.to(heads.dtype)
-        banks = [part(bank) for bank in (heads, gradients) for part in (layout.weight, layout.bias)]
-        weight, bias, *sinks = banks
-        if exits is None:
-            losses, _ = head_cross_entropy(features, weight, bias, batch.labels, groups, *sinks)
+    def losses(self, features: Tensor, batch: Batch, heads: PassHeads) -> Tensor:
+        layout, features = self.layout, features.to(heads.parameters.dtype)
+        weight, bias = layout.weight(heads.parameters), layout.bias(heads.parameters)
+        sinks = layout.weight(heads.gradients), layout.bias(heads.gradients)
+        if heads.exits is None:
+            losses, _ = head_cross_entropy(features, weight, bias, batch.labels, heads.groups, *sinks)
             return losses
-        return exit_losses(head_logits(features, weight, bias, groups, *sinks), batch.labels, exits)
+        return exit_losses(head_logits(features, weight, bias, heads.groups, *sinks), batch.labels, heads.exits)
 
     def loss_alone(self, at_exits: Sequence[Tensor], labels: Tensor, distillation: float) -> Tensor:
         # Every exit is the teacher of every other one; see `exit_losses`.
@@ -223,19 +218,12 @@ class CausalLM(Task):
 
     auto_class = "CausalLM"
 
-    def losses(
-        self,
-        features: Tensor,
-        batch: Batch,
-        groups: RowGroups,
-        heads: Tensor,
-        gradients: Tensor,
-        exits: ExitTable | None,
-    ) -> Tensor:
-        owners = np.repeat(np.arange(len(groups)), groups.sizes)
+    def losses(self, features: Tensor, batch: Batch, heads: PassHeads) -> Tensor:
+        sizes = heads.groups.sizes
+        owners = np.repeat(np.arange(len(sizes)), sizes)
         with self.whole_head():
             output = self.head.weight, self.head.bias
-            return token_cross_entropy(features, batch.labels, _learnt(batch), *output, owners, len(groups))
+            return token_cross_entropy(features, batch.labels, _learnt(batch), *output, owners, len(sizes))
 
     def loss_alone(self, at_exits: Sequence[Tensor], labels: Tensor, distillation: float) -> Tensor:
         (logits,) = at_exits

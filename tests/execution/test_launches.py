@@ -19,7 +19,7 @@ from transformers import ViTConfig, ViTForImageClassification, masking_utils
 from benchmarks.launches import LaunchCounts, counted_launches
 from fedra_engine.config import LoraConfig
 from fedra_engine.execution import sweep_model
-from fedra_engine.execution.plan import HostPlan, StepTables
+from fedra_engine.execution.plan import StepTables, plan_groups
 from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.execution.sweep_block import BankFactors
 from fedra_engine.execution.sweep_model import SweepModel
@@ -89,7 +89,7 @@ def train(
         return counted
 
     monkeypatch.setattr(SweepExecutor, "_step", counting(seen.steps, SweepExecutor._step))
-    monkeypatch.setattr(StepTables, "make", counting(seen.tables, StepTables.make))
+    monkeypatch.setattr(StepTables, "__init__", counting(seen.tables, StepTables.__init__))
     executor, aggregator = SweepExecutor(foundation, model, samples, lora, lanes=lanes), Aggregator(state)
     with launches_taken_by(StandIn("sm_90")) if device.type == "cpu" else nullcontext(), counted_launches() as counts:
         for updates in executor.train(work, assignment, state):
@@ -216,9 +216,7 @@ def test_the_gradient_of_the_residual_stream_is_not_copied() -> None:
     slots = np.arange(3 * DEPTH).reshape(3, DEPTH)
     for client in range(3):
         slots[client, client::3] = -1
-    plan = HostPlan(
-        [2, 3, 1], slots, np.arange(3), scale=1.0, dtype=torch.float32, device=torch.device("cpu")
-    ).on_device()
+    plan = plan_groups(foundation, [2, 3, 1], slots)
     inputs = samples.inputs(torch.arange(6), torch.device("cpu"), torch.bfloat16)
     entries = 6 * 5 * 16
     with launches_taken_by(StandIn("sm_90")):

@@ -103,7 +103,7 @@ def test_a_lane_takes_as_much_as_measured() -> None:
     setting = make_setting("vit", ADAMW)
     executor, foundation = setting.executor(2), setting.foundation
     assert isinstance(executor, SweepExecutor)
-    found = measure_lane(foundation, executor._model, executor._samples, setting.lora, ADAMW, heads=1)
+    found = measure_lane(foundation, executor.model, executor.samples, setting.lora, ADAMW, heads=1)
     size = foundation.depth * foundation.adapter_layout.size + foundation.head_layout.size
     # Parameters, gradients and two moments in float64.
     assert found.parameters == size * 4 * 8
@@ -112,7 +112,7 @@ def test_a_lane_takes_as_much_as_measured() -> None:
     least = ADAMW.batch_size * (found.tokens // ADAMW.batch_size) * hidden * 8 * foundation.depth * 6
     assert least < found.activations < 6 * least
     larger = replace(ADAMW, batch_size=2 * ADAMW.batch_size)
-    twice = measure_lane(foundation, executor._model, executor._samples, setting.lora, larger, heads=1)
+    twice = measure_lane(foundation, executor.model, executor.samples, setting.lora, larger, heads=1)
     assert (twice.activations, twice.tokens) == (2 * found.activations, 2 * found.tokens)
 
 
