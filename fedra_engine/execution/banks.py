@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -147,24 +148,10 @@ class Bank:
         shadow = None if self._shadow is None else self._shadow[:, columns]
         rates = torch.full_like(clip, lr)
         config, moments = self._training, self._moments
+        options: dict[str, Any] = {"weight_decay": config.weight_decay, "shadow": shadow, "zero_grad": True}
         if config.optimizer == "sgd":
             momentum = moments[0] if moments else None
-            decay = {"momentum": config.momentum, "weight_decay": config.weight_decay}
-            sgd(parameters, gradients, momentum, rows, rates, clip, steps, **decay, shadow=shadow, zero_grad=True)
+            sgd(parameters, gradients, momentum, rows, rates, clip, steps, momentum=config.momentum, **options)
         else:
-            first, second = moments
-            adamw(
-                parameters,
-                gradients,
-                first,
-                second,
-                rows,
-                rates,
-                clip,
-                steps,
-                betas=config.betas,
-                eps=config.eps,
-                weight_decay=config.weight_decay,
-                shadow=shadow,
-                zero_grad=True,
-            )
+            options |= {"betas": config.betas, "eps": config.eps}
+            adamw(parameters, gradients, moments[0], moments[1], rows, rates, clip, steps, **options)

@@ -97,7 +97,7 @@ def choose_lanes(asked: int | Literal["auto"], memory: LaneMemory, device: torch
         if fitting == 0 and memory.total > free:
             raise _too_large(asked, 1, memory, free, "free ")
         # Powers of two, so that a little more or less free memory seldom changes how sums are rounded.
-        return _power_of_two(max(min(fitting, enough // max(memory.tokens, 1)), 1))
+        return 1 << (max(min(fitting, enough // max(memory.tokens, 1)), 1).bit_length() - 1)
     lanes = min(asked, participants)
     if lanes * memory.total > total:
         raise _too_large(asked, lanes, memory, total, "")
@@ -200,11 +200,6 @@ def worthwhile_threads(block: nn.Module, tokens: int) -> int:
     shapes = [linear_shape(module) for module in block.modules() if is_linear(module)]
     largest = max((inputs * outputs for inputs, outputs in shapes), default=0)
     return max(1, int(2 * tokens * largest / _FLOPS_PER_THREAD))
-
-
-def _power_of_two(number: int) -> int:
-    """The largest power of two up to `number`."""
-    return 1 << (number.bit_length() - 1)
 
 
 def _too_large(asked: int | str, lanes: int, memory: LaneMemory, available: int, kind: str) -> InputError:

@@ -207,7 +207,7 @@ def _exit_rows(
 
 
 class StepTables:
-    """All index tables of a step; they serve as long as the same lanes take equally large batches.
+    """All index tables of a step; they fit as long as the same lanes take equally large batches.
 
     The batch is made of groups: the samples of each client, then their copies at earlier exits.
 

@@ -27,6 +27,7 @@ class Submodel:
     Attributes:
         model: the module tree, in eval mode (the foundation's own dropout is off).
         held: its blocks.
+        blocks: int64 [held], their places in the foundation.
         layers: PEFT's LoRA layers of each block, target after target.
         heads: the global classifiers that the client has.
     """
@@ -43,7 +44,7 @@ class Submodel:
         """Cut the foundation to what the participant in `row` of `assignment` holds, and load that from `state`."""
         blocks = np.flatnonzero(assignment.held[row])
         self._foundation = foundation
-        self._blocks = blocks
+        self.blocks = blocks
         self.model = cut_to_blocks(foundation, blocks.tolist())
         held = self.model.get_submodule(foundation.block_path)
         assert isinstance(held, nn.ModuleList | nn.Sequential)
@@ -78,7 +79,7 @@ class Submodel:
             self.held,
         )
         layers: list[list[LoraLayer]] = []
-        for position, block in enumerate(self._blocks.tolist()):
+        for position, block in enumerate(self.blocks.tolist()):
             layers.append([])
             for index, target in enumerate(layout.targets):
                 layer = self.held[position].get_submodule(target.path)
@@ -129,7 +130,7 @@ class Submodel:
                 a, b = _factors(layer)
                 layout.lora_a(slot, target)[: len(a)] = a.detach()
                 layout.lora_b(slot, target)[:, : b.shape[1]] = b.detach()
-        return ClientUpdate(self._blocks[trained], slots, self._exits, torch.stack(heads))
+        return ClientUpdate(self.blocks[trained], slots, self._exits, torch.stack(heads))
 
     def _logits_at(self, depth: int, head: nn.Linear, inputs: Mapping[str, Tensor]) -> Tensor:
         replace_module(self.model, self._foundation.block_path, self.held[:depth])

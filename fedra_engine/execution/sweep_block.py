@@ -107,7 +107,8 @@ class GroupedLoraLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         current, block, target = self._context.current, self._block, self.target
         if current.plan.blocks[block] is None:
-            return self._frozen(x)
+            # What comes of it is thrown away; see `SweepBlock`.
+            return nn.functional.linear(x, self.weight.T if self._input_first else self.weight, self.bias)
         return lora_linear(
             x,
             self.weight,
@@ -121,13 +122,6 @@ class GroupedLoraLinear(nn.Module):
             shrunk=current.shrunk.pop((block, target), None),
             input_first=self._input_first,
         )
-
-    def _frozen(self, x: Tensor) -> Tensor:
-        """What the Linear gives without an adapter."""
-        if not self._input_first:
-            return nn.functional.linear(x, self.weight, self.bias)
-        y = x @ self.weight
-        return y if self.bias is None else y + self.bias
 
 
 class SweepBlock(nn.Module):
