@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import linear
@@ -17,12 +18,11 @@ def rows_per_pass(setting: Setting) -> list[list[int]]:
     pool = setting.lane_pool()
     passes = []
     while pool.refill() or pool.in_training():
-        counts = [0] * setting.foundation.depth
+        counts = np.zeros(setting.foundation.depth, dtype=np.int64)
         for lane in pool.in_training():
-            for block in lane.blocks:
-                counts[block] += len(lane.batch)
+            counts += len(lane.batch) * (lane.slots >= 0)
             lane.step += 1
-        passes.append(counts)
+        passes.append(counts.tolist())
         pool.take_finished()
     return passes
 

@@ -38,7 +38,7 @@ class HandwrittenExecutor:
         self.lanes = 1
 
     def train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
-        """Train the round; see `Executor.train`. Serves FedRA's assignments: all that is held is trained."""
+        """Train the round as every `Executor` does. Serves FedRA's assignments: all that is held is trained."""
         layout, head_layout = self._foundation.adapter_layout, self._foundation.head_layout
         for row, client in enumerate(work.participants.tolist()):
             held = np.flatnonzero(assignment.held[row])
@@ -58,7 +58,7 @@ class HandwrittenExecutor:
                 self._samples,
                 work,
                 client,
-                dtype=self._foundation.dtype,
+                self._foundation,
             )
             adapters = state.adapters.new_empty(len(held), layout.size)
             trained = (f for slot in adapters for _, f in layout.named_factors(slot))

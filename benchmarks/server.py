@@ -12,12 +12,12 @@ import torch
 from benchmarks.executors import run_round
 from benchmarks.settings import CAPACITIES, Setting, tiny_vit
 from fedra_engine.config import ClientsConfig, MethodConfig, TrainingConfig
-from fedra_engine.execution.fisher import FisherInformation
-from fedra_engine.execution.idle import IdleExecutor
+from fedra_engine.execution.evaluation import FisherInformation
 from fedra_engine.federation.clients import Clients, sample_participants
 from fedra_engine.federation.work import LocalWork
 from fedra_engine.methods.base import Federation
 from fedra_engine.methods.registry import make_method
+from fedra_engine.studies.measure import IdleExecutor
 
 
 def server_milliseconds_per_client(setting: Setting, *, clients: int = 2000, samples: int = 28) -> float:

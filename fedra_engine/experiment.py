@@ -22,15 +22,12 @@ from fedra_engine.data.prepare import prepare
 from fedra_engine.data.preprocessing import preprocessing_for
 from fedra_engine.data.samples import Samples
 from fedra_engine.data.sources import load_source
-from fedra_engine.execution.evaluation import Evaluator
-from fedra_engine.execution.executor import Executor
-from fedra_engine.execution.fisher import FisherInformation
+from fedra_engine.execution.evaluation import Evaluator, FisherInformation
+from fedra_engine.execution.executor import Executor, make_executor, make_sweep_model
 from fedra_engine.execution.head_init import SAMPLES_PER_CLASS, initial_heads
-from fedra_engine.execution.memory import measure_lane, tokens_in_blocks
+from fedra_engine.execution.memory import limit_threads, measure_lane, tokens_in_blocks
 from fedra_engine.execution.scheduling import WorkDivision
-from fedra_engine.execution.setup import make_executor, make_sweep_model, number_of_lanes
 from fedra_engine.execution.sweep_model import SweepModel
-from fedra_engine.execution.threads import limit_threads
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import Clients, most_participants, sample_participants
 from fedra_engine.federation.server_optimizer import ServerOptimizer
@@ -41,8 +38,7 @@ from fedra_engine.models.adapters import initial_adapters
 from fedra_engine.models.batch_arguments import probe_batch_arguments
 from fedra_engine.models.foundation import Foundation, make_foundation
 from fedra_engine.models.loading import load_pretrained, resolve_model_path
-from fedra_engine.models.sharded_parameters import is_sharded
-from fedra_engine.models.sharding import Sharding
+from fedra_engine.models.sharding import Sharding, is_sharded
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import InputError, first_few
 from fedra_engine.runtime.processes import Processes
@@ -212,7 +208,7 @@ def build_experiment(
     make_clients(config, data.train, foundation.depth, processes=processes.count)
     if data.task == "image_classification" and sharding is None:
         with Stage("trying the model on an image"):
-            _check_image_size(config, foundation, device, data)
+            _check_image_size(config, foundation, data)
     with processes.raise_on_all():
         prepared = prepare(
             data,
@@ -224,15 +220,16 @@ def build_experiment(
     train = prepared.train
     costs = CostModel(foundation, train, config.lora, config.training) if config.clients.devices else None
     clients = make_clients(config, prepared.data.train, foundation.depth, processes=processes.count, costs=costs)
-    sweep_model = make_sweep_model(config.execution, foundation, train, device, sharding)
+    sweep_model = make_sweep_model(config.execution, foundation, train, sharding)
     with Stage("preparing the method"):
         method = _make_method(config, foundation, sweep_model, train, clients, processes)
-    state = method.initial_state(_initial_state(config, foundation, sweep_model, train, device), foundation.base)
+    state = method.initial_state(_initial_state(config, foundation, sweep_model, train), foundation.base)
     participants = most_participants(config.clients, clients)
     with Stage("measuring the memory of a client"):
         memory = measure_lane(foundation, sweep_model, train, config.lora, config.training, len(state.heads))
-    lanes = number_of_lanes(config.execution, memory, device, participants)
-    limit_threads(foundation, min(lanes, participants) * memory.tokens)
+    sharded_over = processes if sharding else None
+    executor = make_executor(config, foundation, sweep_model, train, memory, participants, sharded_over)
+    limit_threads(foundation, min(executor.lanes, participants) * memory.tokens)
     # Equal draws give equal states, to the last bit only on equal hardware.
     processes.broadcast_(list(state.tensors().values()))
     by_cost_alone = config.execution.deterministic or is_sharded(foundation.model)
@@ -247,7 +244,7 @@ def build_experiment(
         sweep_model=sweep_model,
         method=method,
         server=ServerOptimizer(config.server, state),
-        executor=make_executor(config, foundation, sweep_model, train, lanes, processes if sharding else None),
+        executor=executor,
         evaluator=Evaluator(foundation, sweep_model, prepared.test, config.lora, data.domains, processes),
         initial_state=state,
         processes=processes,
@@ -278,15 +275,15 @@ def _load_foundation(
     return make_foundation(model, config.lora, classes=classes, block_path=config.model.block_path)
 
 
-def _check_image_size(config: ExperimentConfig, foundation: Foundation, device: torch.device, data: DomainData) -> None:
+def _check_image_size(config: ExperimentConfig, foundation: Foundation, data: DomainData) -> None:
     """Raise InputError unless the model takes images of the size that they will be made in; warn of a costly one."""
     path = resolve_model_path(config.model.path)
     preprocessing = preprocessing_for(path, foundation.model.config, config.data.image_size)
     size = (preprocessing.channels, preprocessing.image_size, preprocessing.image_size)
-    black = torch.zeros(size, device=device, dtype=foundation.dtype)
+    black = torch.zeros(size, device=foundation.device, dtype=foundation.dtype)
     probe_batch_arguments(foundation.model, foundation.blocks, lambda n: {"pixel_values": black.expand(n, *size)})
     # Elsewhere, one image says little about many.
-    if config.data.image_size is None and device.type == "cpu":
+    if config.data.image_size is None and foundation.device.type == "cpu":
         seconds = math.inf
         # One pass alone may be slow for other reasons.
         for _ in range(2):
@@ -323,16 +320,14 @@ def _make_method(
         seed=config.seed,
         fisher=FisherInformation(foundation, sweep_model, train, scale=scale, seed=config.seed, processes=processes),
         deterministic=config.execution.deterministic,
-        trains_classifier=foundation.task == "classification",
+        trains_classifier=foundation.task.trains_head,
         capacities_drawn=config.clients.capacity_schedule == "drawn",
     )
     return make_method(federation)
 
 
-def _initial_state(
-    config: ExperimentConfig, foundation: Foundation, model: SweepModel, train: Samples, device: torch.device
-) -> GlobalState:
+def _initial_state(config: ExperimentConfig, foundation: Foundation, model: SweepModel, train: Samples) -> GlobalState:
     dtype = foundation.adapter_dtype
     adapters = initial_adapters(foundation.adapter_layout, foundation.depth, seed=config.seed, dtype=dtype)
     heads = initial_heads(config.model, foundation, model, train, seed=config.seed)
-    return GlobalState(adapters.to(device), heads)
+    return GlobalState(adapters.to(foundation.device), heads)

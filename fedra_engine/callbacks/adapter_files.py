@@ -20,8 +20,7 @@ from fedra_engine.methods.flexlora import decompose
 from fedra_engine.methods.products import factor_products
 from fedra_engine.models.adapters import AdapterLayout
 from fedra_engine.models.foundation import Foundation
-from fedra_engine.models.loading import resolve_model_path
-from fedra_engine.models.pooling import PooledClassifier, Pooling
+from fedra_engine.models.loading import PooledClassifier, Pooling, resolve_model_path
 from fedra_engine.models.state import GlobalState, head_tensors
 from fedra_engine.runtime.errors import count_of
 from fedra_engine.runtime.files import whole_files, write_whole
@@ -213,9 +212,9 @@ def _base_model(config: ExperimentConfig) -> str:
 def _auto_class(foundation: Foundation) -> str:
     if _pooling(foundation):
         return "AutoModel"
-    if foundation.task == "causal_lm":
-        return "AutoModelForCausalLM"
-    return f"AutoModelFor{'Image' if foundation.model.main_input_name == 'pixel_values' else 'Sequence'}Classification"
+    if foundation.model.main_input_name == "pixel_values":
+        return "AutoModelForImageClassification"
+    return f"AutoModelFor{foundation.task.auto_class}"
 
 
 def _arguments(foundation: Foundation, config: ExperimentConfig) -> str:

@@ -17,7 +17,7 @@ from fedra_engine.callback import Callback, Evaluation, Outcome, Round, Update
 from fedra_engine.callbacks.progress import LiveProgress, Meter
 from fedra_engine.experiment import Experiment
 from fedra_engine.federation.records import RoundMetrics
-from fedra_engine.models.sharded_parameters import is_sharded, parameter_count
+from fedra_engine.models.sharding import is_sharded, parameter_count
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import PrintableFormatter, count_of, printable
 from fedra_engine.runtime.files import writing

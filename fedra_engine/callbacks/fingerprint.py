@@ -18,7 +18,7 @@ from fedra_engine.data.partition import BootstrapSamples
 from fedra_engine.data.samples import Samples
 from fedra_engine.experiment import Experiment
 from fedra_engine.federation.clients import Clients
-from fedra_engine.models.sharded_parameters import gathered
+from fedra_engine.models.sharding import gathered
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.files import content_hash
 

@@ -55,7 +55,7 @@ def _parts_table(experiment: Experiment) -> str:
     for target in layout.targets:
         table.add_row("adapter", f"{target.path}: {target.in_features} → {target.out_features}, rank {layout.rank}")
     bias = "" if head.bias is None else ", with bias"
-    shared = "" if foundation.head_layout.size else ", frozen and shared"
+    shared = "" if foundation.task.trains_head else ", frozen and shared"
     table.add_row("head", f"{foundation.head_path}: {head.in_features} → {head.out_features}{bias}{shared}")
     trained = foundation.head_layout.trained_size
     total = foundation.depth * layout.size + trained

@@ -30,7 +30,7 @@ from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import local_step_counts
 from fedra_engine.models.adapters import AdapterLayout, Factor
 from fedra_engine.models.foundation import Foundation
-from fedra_engine.models.linears import is_linear
+from fedra_engine.models.structure import is_linear
 
 _PROBED = 16
 """Samples whose FLOPs are averaged; texts differ in length."""
@@ -124,7 +124,7 @@ def measure_block_flops(foundation: Foundation, samples: Samples) -> BlockFlops:
     rows = torch.linspace(0, count - 1, min(_PROBED, count)).round().long()
     # Fused attention is one operation, which is not counted everywhere.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        foundation.model(**samples.inputs(rows, foundation.head.weight.device, foundation.dtype))
+        foundation.model(**samples.inputs(rows, foundation.device, foundation.dtype))
     by_module, layout = counter.get_flop_counts(), foundation.adapter_layout
 
     def flops(block: int, path: str = "", *, batched_only: bool = False) -> float:

@@ -24,8 +24,8 @@ from fedra_engine.costs.counting import (
 from fedra_engine.data.samples import Samples
 from fedra_engine.execution.banks import bytes_per_parameter
 from fedra_engine.execution.dropout import DropoutKeys
-from fedra_engine.execution.saved_tensors import record_saved
-from fedra_engine.execution.submodel import Submodel, build_submodel
+from fedra_engine.execution.memory import record_saved
+from fedra_engine.execution.submodel import Submodel
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import Clients, with_step_limit
 from fedra_engine.methods.base import Method
@@ -98,7 +98,7 @@ class CostModel:
         self._training = training
         self._flops = measure_block_flops(foundation, samples)
         self._block_bytes = np.array([_bytes(block) for block in foundation.blocks], dtype=np.float64)
-        shared = foundation.head if foundation.head_layout.size else None
+        shared = foundation.head if foundation.task.trains_head else None
         self._other_bytes = _bytes(foundation.model, shared) - self._block_bytes.sum()
         # A client's own sub-model has no second copy of its adapters in the precision of the computation.
         self._bytes_per_parameter = bytes_per_parameter(training, foundation.adapter_dtype, foundation.adapter_dtype)
@@ -167,16 +167,16 @@ class CostModel:
         """What a sub-model of all blocks keeps, by what the second of two samples adds to the first."""
         held = np.ones((1, self._foundation.depth), dtype=np.bool_)
         assignment = Assignment(held, factors=factors, ranks=np.array([rank]))
-        submodel = build_submodel(self._foundation, self._lora, assignment, 0, 0, self._any_state())
+        submodel = Submodel(self._foundation, self._lora, assignment, 0, 0, self._any_state())
         submodel.use_dropout_keys(DropoutKeys(self._lora.dropout, seed=0, round=0, clients=[0], steps=[0]))
         longest = 0 if self._samples.lengths is None else int(self._samples.lengths.argmax())
         one, two = (self._kept_bytes(submodel, torch.full((count,), longest)) for count in (1, 2))
         return _Activations(blocks=(two - one)[:-1], outside=float((two - one)[-1]))
 
     def _any_state(self) -> GlobalState:
-        foundation, device = self._foundation, self._foundation.head.weight.device
+        foundation = self._foundation
         adapters = torch.zeros(foundation.depth, foundation.adapter_layout.size, dtype=foundation.adapter_dtype)
-        return GlobalState(adapters.to(device), foundation.initial_heads())
+        return GlobalState(adapters.to(foundation.device), foundation.initial_heads())
 
     def _kept_bytes(self, submodel: Submodel, rows: Tensor) -> Counts:
         """Bytes that autograd keeps of a pass over `rows` in each block and, last, elsewhere; weights left out."""
@@ -202,7 +202,7 @@ class CostModel:
                 block.register_forward_hook(lambda *_: enter(foundation.depth)),
             )
         ]
-        inputs = self._samples.inputs(rows, foundation.head.weight.device, foundation.dtype)
+        inputs = self._samples.inputs(rows, foundation.device, foundation.dtype)
         record_saved(losses, fixed, record)
         for hook in hooks:
             hook.remove()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,18 @@ def bytes_per_parameter(training: TrainingConfig, dtype: torch.dtype, compute_dt
 
 def _moments(training: TrainingConfig) -> int:
     return 2 if training.optimizer == "adamw" else int(training.momentum > 0)
+
+
+FLOAT16_SCALE = 2.0**10
+"""Keeps gradients of activations from 6e-11 (float16 alone: 6e-8) up to 64. A power of two, which rounds nothing."""
+
+
+def loss_scale(dtype: torch.dtype) -> float:
+    """The factor of losses before the backward pass of a model in `dtype` (arXiv 1710.03740, §3.2).
+
+    By it small gradients survive float16; the gradients of what is trained are divided by it again.
+    """
+    return FLOAT16_SCALE if dtype == torch.float16 else 1.0
 
 
 def clip_factors(squares: Tensor, training: TrainingConfig, dtype: torch.dtype) -> Tensor:
@@ -132,38 +145,15 @@ class Bank:
 
         `clip` [rows] multiplies the gradients.
         """
-        config, columns = self._training, self._columns
-        rates = torch.full_like(clip, lr)
+        columns = self._columns
         parameters, gradients = self.parameters[:, columns], self.gradients[:, columns]
         shadow = None if self._shadow is None else self._shadow[:, columns]
+        rates = torch.full_like(clip, lr)
+        config, moments = self._training, self._moments
+        options: dict[str, Any] = {"weight_decay": config.weight_decay, "shadow": shadow, "zero_grad": True}
         if config.optimizer == "sgd":
-            sgd(
-                parameters,
-                gradients,
-                self._moments[0] if self._moments else None,
-                rows,
-                rates,
-                clip,
-                steps,
-                momentum=config.momentum,
-                weight_decay=config.weight_decay,
-                shadow=shadow,
-                zero_grad=True,
-            )
+            momentum = moments[0] if moments else None
+            sgd(parameters, gradients, momentum, rows, rates, clip, steps, momentum=config.momentum, **options)
         else:
-            first, second = self._moments
-            adamw(
-                parameters,
-                gradients,
-                first,
-                second,
-                rows,
-                rates,
-                clip,
-                steps,
-                betas=config.betas,
-                eps=config.eps,
-                weight_decay=config.weight_decay,
-                shadow=shadow,
-                zero_grad=True,
-            )
+            options |= {"betas": config.betas, "eps": config.eps}
+            adamw(parameters, gradients, moments[0], moments[1], rows, rates, clip, steps, **options)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedra_kernels import dropout_keys, dropout_mask
+from fedra_engine.execution.plan import SweepPlan
+from fedra_kernels import Dropout, dropout_keys, dropout_mask, to_device
 from fedra_kernels.dropout import splitmix
 
 
@@ -45,3 +47,19 @@ class CounterDropout(nn.Module):
         rows = x.numel() // x.shape[-1]
         mask = dropout_mask(key, rows, x.shape[-1], self.keys.p, dtype=x.dtype, device=x.device)
         return x * mask.view_as(x)
+
+
+class PassDropout:
+    """The dropout of every target in every block of a pass, on the device."""
+
+    def __init__(self, keys: DropoutKeys, plan: SweepPlan, targets: int, device: torch.device) -> None:
+        """Copy all keys at once; their clients are in the order of the plan's batch, and blocks have `targets` each."""
+        held = {block: rows.clients for block, rows in enumerate(plan.blocks) if rows is not None}
+        everywhere = keys.at(np.array(list(held), dtype=np.int64)[:, None], np.arange(targets))
+        tables = [of_block[:, clients] for of_block, clients in zip(everywhere, held.values(), strict=True)]
+        self._p = keys.p
+        self._tables = dict(zip(held, to_device(tables, device), strict=True))
+
+    def at(self, block: int, target: int) -> Dropout:
+        """The dropout of one target of one block, for the clients that go through the block."""
+        return Dropout(self._p, self._tables[block][target])

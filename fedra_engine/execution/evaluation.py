@@ -1,70 +1,65 @@
-"""Top-1 accuracy on every domain's test set, of the global model or of the clients' own."""
+"""What is measured of a state: top-1 accuracy on test sets, and the Fisher information of its blocks."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from statistics import mean
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import linear
 
 from fedra_engine.config import LoraConfig
 from fedra_engine.data.samples import Samples
-from fedra_engine.execution.plan import ExitCopy, HostPlan
+from fedra_engine.execution.plan import ExitCopy, plan_groups
 from fedra_engine.execution.scheduling import portions
+from fedra_engine.execution.sweep_block import BankFactors
 from fedra_engine.execution.sweep_model import SweepModel
-from fedra_engine.execution.token_loss import is_right, token_scores
 from fedra_engine.models.foundation import Foundation
-from fedra_engine.models.sharded_parameters import gathered
 from fedra_engine.models.state import EvaluatedModel, GlobalState
 from fedra_engine.runtime.processes import Processes
+from fedra_engine.runtime.randomness import generator
 from fedra_engine.runtime.stages import Stage
 
 _LOG = logging.getLogger(__name__)
 _BATCH = 256
+_FISHER_SAMPLES = 32
+"""Bounds the memory: every sample has gradients of its own for all blocks. Fewer would take more passes."""
 
 
+@dataclass(frozen=True)
 class Evaluator:
-    """Runs a model, as the only client of a sweep, over a test set; several processes share the work.
+    """Runs a model, as the only client of a sweep, over the `test` samples; several `processes` share the work.
 
     Every process makes equally many passes through the model, as a sharded one requires.
     """
 
-    def __init__(
-        self,
-        foundation: Foundation,
-        model: SweepModel,
-        test: Samples,
-        lora: LoraConfig,
-        domains: Sequence[str],
-        processes: Processes | None = None,
-    ) -> None:
-        self._foundation = foundation
-        self._model = model
-        self._test = test
-        self._scale = lora.scale
-        self._domains = list(domains)
-        self._processes = Processes.alone() if processes is None else processes
+    foundation: Foundation
+    model: SweepModel
+    test: Samples
+    lora: LoraConfig
+    domains: Sequence[str]
+    processes: Processes = field(default_factory=Processes.alone)
 
     @torch.no_grad()
     def accuracy(self, state: GlobalState, model: EvaluatedModel) -> dict[str, float]:
         """Share of correct predictions per domain. The processes share out the samples."""
-        domain_of = self._test.domains
+        domain_of = self.test.domains
         _LOG.info("evaluating on %s test samples …", f"{len(domain_of):,}")
-        sums = torch.zeros(len(self._domains), 3, dtype=torch.int64)
-        self._use(state)
+        sums = torch.zeros(len(self.domains), 3, dtype=torch.int64)
+        score = self._scores_by(state, model)
         with Stage("evaluating test samples", len(domain_of)) as stage:
-            for portion in portions(torch.arange(len(domain_of)), _BATCH, self._processes):
-                scores = self._score(state, model, portion.rows)
+            for portion in portions(torch.arange(len(domain_of)), _BATCH, self.processes):
+                scores = score(portion.rows)
                 if not portion.is_padding:
                     sums.index_add_(0, domain_of[portion.rows], scores)
-                stage.advance(len(portion.rows) * self._processes.count)
-        self._processes.all_reduce_([sums])
-        return {name: self._checked_share(name, of_domain) for name, of_domain in zip(self._domains, sums, strict=True)}
+                stage.advance(len(portion.rows) * self.processes.count)
+        self.processes.all_reduce_([sums])
+        return {name: self._checked_share(name, of_domain) for name, of_domain in zip(self.domains, sums, strict=True)}
 
     @torch.no_grad()
     def personal_accuracy(
@@ -76,77 +71,108 @@ class Evaluator:
         """
         _LOG.info("evaluating on %s test samples …", f"{len(self._test.domains):,}")
         accuracy = {}
-        for index, name in enumerate(self._domains):
-            rows = torch.nonzero(self._test.domains == index)[:, 0]
+        for index, name in enumerate(self.domains):
+            rows = torch.nonzero(self.test.domains == index)[:, 0]
             scores = self._personal_scores(iter(states.get(index, [newcomer])), rows, model)
             accuracy[name] = mean(_share(of_client) for of_client in scores)
             self._checked_share(name, torch.stack(scores).sum(0))
         return accuracy
 
     def _personal_scores(self, states: Iterator[GlobalState], rows: Tensor, model: EvaluatedModel) -> list[Tensor]:
-        """The scores of the samples `rows` together, int64 [3], by each of `states`; see `_score`."""
-        processes = self._processes
+        """The scores of the samples `rows` together, int64 [3], by each of `states`; see `Task.scores`."""
+        processes = self.processes
         own, total = [], 0
         while turn := list(islice(states, processes.count)):
             total += len(turn)
             # Where the last turn has too few clients, processes evaluate one of them once more.
-            state = turn[min(processes.index, len(turn) - 1)]
-            self._use(state)
-            own.append(torch.cat([self._score(state, model, some) for some in rows.split(_BATCH)]).sum(0))
+            score = self._scores_by(turn[min(processes.index, len(turn) - 1)], model)
+            own.append(torch.cat([score(batch) for batch in rows.split(_BATCH)]).sum(0))
         return list(chain.from_iterable(zip(*processes.all_gather_object(own), strict=True)))[:total]
 
     def _checked_share(self, domain: str, counts: Tensor) -> float:
         """The correct share of a domain's `counts`; warns of predictions that there were not."""
         _, total, undefined = counts.tolist()
-        if undefined and self._processes.is_main:
+        if undefined and self.processes.is_main:
             _LOG.warning("%s: %d of %d predictions count as wrong, as logits are not finite", domain, undefined, total)
         return _share(counts)
 
-    def _use(self, state: GlobalState) -> None:
-        self._foundation.use_base(state.base)
-        adapters = state.adapters.to(self._foundation.dtype)
-        self._model.bind(adapters, gradients=torch.empty_like(adapters))
-
-    def _score(self, state: GlobalState, model: EvaluatedModel, rows: Tensor) -> Tensor:
-        """How much of each of the test samples `rows` is predicted correctly, of how much, and how much of that has no
-        prediction, because logits are not finite; int64 [rows, 3].
-
-        That is 0 or 1 of 1 for a classifier, and of the learnt tokens for a causal language model.
-        """
-        device, dtype = state.heads.device, self._foundation.dtype
-        count = max(len(model.exits), 1)
-        # The first group of samples goes through all blocks to the last exit; copies of it serve the earlier ones.
-        slots = np.full((count, self._foundation.depth), -1, dtype=np.int64)
+    def _scores_by(self, state: GlobalState, model: EvaluatedModel) -> Callable[[Tensor], Tensor]:
+        """Gives, for test samples int64 [samples], the `Task.scores` of the `model` in `state`, on the CPU."""
+        foundation = self.foundation
+        foundation.use_base(state.base)
         # The global adapters themselves are the bank: a block's slot is its index.
-        slots[0, model.blocks] = model.blocks
-        plan = HostPlan(
-            [len(rows)] * count,
-            slots,
-            np.arange(count),
-            scale=self._scale,
-            dtype=state.adapters.dtype,
-            device=device,
-            copies=[ExitCopy(block, 1 + exit, 0) for exit, block in enumerate(model.exits[:-1])],
-        ).on_device()
-        batch = self._test.batch(rows.repeat(count), device, dtype)
-        features = self._model.features(batch.inputs, plan)
-        if self._foundation.task == "causal_lm":
-            output = self._foundation.head
-            with gathered(output):
-                assert batch.learnt is not None
-                scores = token_scores(features, batch.labels, batch.learnt, output.weight, output.bias)
-            return torch.stack(scores, dim=1).cpu()
-        layout = self._foundation.head_layout
+        factors = BankFactors(foundation.adapter_layout, state.adapters.to(foundation.dtype))
+        count = max(len(model.exits), 1)
         heads = [state.heads[-1], *state.heads[: count - 1]]
-        logits = [
-            linear(part, layout.weight(head), layout.bias(head))
-            for part, head in zip(features.to(state.heads.dtype).chunk(count), heads, strict=True)
-        ]
-        right, defined = is_right(torch.stack(logits).mean(0), batch.labels[: len(rows)])
-        return torch.stack([right, torch.ones_like(right), ~defined], dim=1).long().cpu()
+        # The first group of samples goes through all blocks to the last exit; the others are copies at earlier ones.
+        slots = np.full((count, foundation.depth), -1, dtype=np.int64)
+        slots[0, model.blocks] = model.blocks
+        copies = [ExitCopy(block, 1 + exit, 0) for exit, block in enumerate(model.exits[:-1])]
+
+        def score(rows: Tensor) -> Tensor:
+            plan = plan_groups(foundation, [len(rows)] * count, slots, scale=self.lora.scale, copies=copies)
+            batch = self.test.batch(rows.repeat(count), foundation.device, foundation.dtype)
+            features = self.model.features(batch.inputs, plan, factors)
+            return foundation.task.scores(features, batch, heads).cpu()
+
+        return score
 
 
 def _share(counts: Tensor) -> float:
-    """The correct share, of `counts` as `_score` has them."""
+    """The correct share, of the sum int64 [3] of `Task.scores`."""
     correct, total, _ = counts.tolist()
     return float(correct / max(total, 1))
+
+
+@dataclass(frozen=True)
+class FisherInformation:
+    """Scores the blocks of a state by the gradients of some training samples, each as a client of a sweep."""
+
+    foundation: Foundation
+    model: SweepModel
+    samples: Samples
+    scale: float
+    seed: int
+    processes: Processes = field(default_factory=Processes.alone)
+
+    def __call__(self, state: GlobalState, count: int, round: int) -> NDArray[np.float64]:
+        """Score of each block, [blocks]: Σ over its factors of ‖mean over samples of g²‖_F.
+
+        g is the gradient of a sample's true-class logit. `count` training samples are drawn for `round`, or all; those
+        whose gradient is not finite do not count.
+        """
+        rng = generator(self.seed, round=round, purpose="fisher")
+        total = len(self.samples.domains)
+        rows = torch.from_numpy(rng.choice(total, min(count, total), replace=False))
+        squares = torch.zeros_like(state.adapters)
+        used = torch.zeros((), dtype=torch.int64, device=squares.device)
+        for portion in portions(rows, _FISHER_SAMPLES, self.processes):
+            of_each = self._squared_gradients(state, portion.rows)
+            if not portion.is_padding:
+                finite = of_each.flatten(1).sum(1).isfinite()
+                squares += of_each.masked_fill_(~finite[:, None, None], 0).sum(0)
+                used += finite.sum()
+        self.processes.all_reduce_([squares, used])
+        layout, means = self.foundation.adapter_layout, squares / used
+        targets = range(len(layout.targets))
+        factors = (factor(means, target) for target in targets for factor in (layout.lora_a, layout.lora_b))
+        norms = [factor.flatten(1).norm(dim=1) for factor in factors]
+        scores: NDArray[np.float64] = torch.stack(norms).sum(0).double().cpu().numpy()
+        return scores
+
+    def _squared_gradients(self, state: GlobalState, rows: Tensor) -> Tensor:
+        """g² of each of the samples `rows`, [rows, blocks, slot size]."""
+        foundation, count = self.foundation, len(rows)
+        depth, dtype = foundation.depth, foundation.dtype
+        adapters = state.adapters.to(dtype).repeat(count, 1)
+        gradients = torch.zeros_like(adapters, dtype=state.adapters.dtype)
+        foundation.use_base(state.base)
+        slots = np.arange(count * depth).reshape(count, depth)
+        plan = plan_groups(foundation, [1] * count, slots, scale=self.scale)
+        batch = self.samples.batch(rows, foundation.device, dtype)
+        factors = BankFactors(foundation.adapter_layout, adapters, gradients)
+        features = self.model.features(batch.inputs, plan, factors)
+        layout, labels = foundation.head_layout, batch.labels
+        weight, bias = layout.weight(state.heads[-1])[labels], layout.bias(state.heads[-1])[labels]
+        self.model.backward(((features.to(weight.dtype) * weight).sum(1) + bias).sum())
+        return gradients.view(count, depth, -1).square_()

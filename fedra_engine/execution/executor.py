@@ -1,13 +1,25 @@
-"""The contract of executors."""
+"""What trains an experiment: the contract of executors, and how one is made from the configuration."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
+
+from fedra_engine.config import ExecutionConfig, ExperimentConfig
+from fedra_engine.data.samples import Samples
+from fedra_engine.execution.memory import LaneMemory, choose_lanes
+from fedra_engine.execution.sequential import SequentialExecutor
+from fedra_engine.execution.sweep import SweepExecutor
+from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.work import ClientUpdates, LocalWork
+from fedra_engine.models.foundation import Foundation
+from fedra_engine.models.sharding import Sharding
 from fedra_engine.models.state import GlobalState
+from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.processes import Processes
 
 
 class Executor(Protocol):
@@ -25,3 +37,49 @@ class Executor(Protocol):
         Every client starts from `state`. Updates come in the order clients finish.
         """
         ...
+
+
+def make_sweep_model(
+    config: ExecutionConfig, foundation: Foundation, train: Samples, sharding: Sharding | None
+) -> SweepModel:
+    """Wrap the model for samples like those of `train`.
+
+    Raises:
+        InputError: blocks must be fused, and none of them can be.
+    """
+    by_default = foundation.device.type != "cpu" and sharding is None
+    model = SweepModel(
+        foundation,
+        # The same sample again and again will do: only shapes are looked at.
+        lambda count: train.inputs(torch.zeros(count, dtype=torch.int64), foundation.device, foundation.dtype),
+        fuse_blocks=config.fused_blocks == "on" or (config.fused_blocks == "auto" and by_default),
+        checkpoint_blocks=config.checkpoint_blocks,
+        sharding=sharding,
+    )
+    if config.fused_blocks == "on" and model.fused == 0:
+        settings: Any = foundation.model.config
+        raise InputError(
+            f"execution.fused_blocks: found on with a {settings.model_type} model, none of whose blocks can be fused; "
+            "expected auto or off"
+        )
+    return model
+
+
+def make_executor(
+    config: ExperimentConfig,
+    foundation: Foundation,
+    model: SweepModel,
+    train: Samples,
+    memory: LaneMemory,
+    participants: int,
+    sharded_over: Processes | None,
+) -> Executor:
+    """The executor that the configuration names, for rounds of at most `participants`; see `SweepExecutor`.
+
+    Raises:
+        InputError: there is too little memory for the lanes, each of which takes `memory`.
+    """
+    if config.execution.executor == "sequential":
+        return SequentialExecutor(foundation, train, config.lora)
+    lanes = choose_lanes(config.execution.lanes, memory, foundation.device, participants)
+    return SweepExecutor(foundation, model, train, config.lora, lanes=lanes, sharded_over=sharded_over)

@@ -8,16 +8,50 @@ the residual stream through the row map, and the two sub-layers add to it in pla
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from fedra_engine.execution.fused_families import Norm, PreNormParts
-from fedra_engine.execution.sweep_block import SweepBlock
-from fedra_engine.execution.sweep_context import GroupedLoraLinear, SweepContext
+from fedra_engine.execution.sweep_block import GroupedLoraLinear, SweepBlock, SweepContext
 from fedra_engine.models.batch_arguments import BatchArguments
 from fedra_kernels import gather_norm, gelu, scatter_add, swiglu
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A LayerNorm or RMSNorm: weight and bias [features]."""
+
+    kind: Literal["layer", "rms"]
+    weight: Tensor
+    bias: Tensor | None
+    eps: float
+
+
+@dataclass(frozen=True)
+class PreNormParts:
+    """The parts of a block.
+
+    Attributes:
+        norm1, norm2: the norms before attention and MLP.
+        attention: takes norm1's output and the block's other arguments.
+        scale1, scale2: LayerScale [features], or None.
+        attention_inputs: Linears inside the attention that read norm1's output.
+        mlp_inputs: Linears that read norm2's output: (fc1) of a plain MLP, (gate, up) of a gated one.
+        mlp_output: the Linear that reads the activation's output.
+        activation: of a plain MLP, `gelu` or `gelu_tanh`; of a gated one, `swiglu`.
+    """
+
+    norm1: Norm
+    attention: nn.Module
+    scale1: Tensor | None
+    norm2: Norm
+    scale2: Tensor | None
+    attention_inputs: tuple[nn.Module, ...]
+    mlp_inputs: tuple[nn.Module, ...]
+    mlp_output: nn.Module
+    activation: Literal["gelu", "gelu_tanh", "swiglu"]
 
 
 class FusedBlock(SweepBlock):
@@ -35,12 +69,12 @@ class FusedBlock(SweepBlock):
         self._parts = parts
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        rows = self._context.plan.blocks[self._position]
+        rows = self._context.current.plan.blocks[self._position]
         if rows is None or self._checkpoints():
             return super().forward(*args, **kwargs)
         hidden = self.arguments.hidden_states(args, kwargs)
         index = rows.token_index(*hidden.shape[:2])
-        return self.arguments.output(self._serve_exits(self._add_to(hidden, index, rows.index, args, kwargs)))
+        return self.arguments.output(self._copy_exit_states(self._add_to(hidden, index, rows.index, args, kwargs)))
 
     def _compute(self, *args: Any, **kwargs: Any) -> Any:
         # The given hidden states are needed again in backward, so what is overwritten must be a copy.
@@ -48,13 +82,13 @@ class FusedBlock(SweepBlock):
         index = torch.arange(hidden.shape[0] * hidden.shape[1], device=hidden.device)
         return self.arguments.output(self._add_to(hidden, index, None, args, kwargs))
 
-    def _add_to(self, hidden: Tensor, index: Tensor, some: Tensor | None, args: Any, kwargs: Any) -> Tensor:
+    def _add_to(self, hidden: Tensor, index: Tensor, samples: Tensor | None, args: Any, kwargs: Any) -> Tensor:
         """`hidden` [samples, tokens, features], to which the sub-layers have added in place.
 
         Args:
             hidden: the residual stream.
             index: int64 [rows], those of its rows that go through the block.
-            some: int64, the samples these belong to; None for all.
+            samples: int64, the samples these belong to; None for all.
             args, kwargs: of the block.
         """
         parts = self._parts
@@ -65,8 +99,8 @@ class FusedBlock(SweepBlock):
 
         x = self._normalize(stream, index, parts.norm1, parts.attention_inputs).view(held)
         # The attention takes the block's own arguments, cut to the samples that go through, with x for h.
-        some_args, some_kwargs = self.arguments.select(args, kwargs, some, x)
-        attended = parts.attention(*some_args, **some_kwargs)
+        held_args, held_kwargs = self.arguments.select(args, kwargs, samples, x)
+        attended = parts.attention(*held_args, **held_kwargs)
         if isinstance(attended, tuple):
             attended = attended[0]
         stream = scatter_add(stream, attended.reshape(-1, features), index, parts.scale1)
@@ -76,9 +110,9 @@ class FusedBlock(SweepBlock):
 
     def _normalize(self, stream: Tensor, index: Tensor, norm: Norm, readers: Sequence[nn.Module]) -> Tensor:
         """norm of the rows `index`, [rows, features]; leaves the shrunk rows for the adapted ones among `readers`."""
-        context, block = self._context, self._position
+        current, block = self._context.current, self._position
         targets = [reader.target for reader in readers if isinstance(reader, GroupedLoraLinear)]
-        drops = [drop for target in targets if (drop := context.dropout_at(block, target)) is not None]
+        drops = [drop for target in targets if (drop := current.dropout_at(block, target)) is not None]
         x, shrunk = gather_norm(
             stream,
             index,
@@ -86,29 +120,180 @@ class FusedBlock(SweepBlock):
             norm.bias,
             kind=norm.kind,
             eps=norm.eps,
-            lora_a=[context.lora_a[target] for target in targets],
-            groups=context.rows(block).groups.per_token(len(index) // context.rows(block).samples) if targets else None,
+            lora_a=[current.adapters.lora_a[target] for target in targets],
+            groups=current.rows(block).groups.per_token(len(index) // current.rows(block).samples) if targets else None,
             dropout=drops,
         )
-        context.shrunk.update({(block, target): s for target, s in zip(targets, shrunk, strict=True)})
+        current.shrunk.update({(block, target): s for target, s in zip(targets, shrunk, strict=True)})
         return x
 
     def _mlp(self, x: Tensor) -> Tensor:
-        context, block, parts = self._context, self._position, self._parts
+        current, block, parts = self._context.current, self._position, self._parts
         wide = [layer(x) for layer in parts.mlp_inputs]
         output = parts.mlp_output
         adapter: dict[str, Any] = {}
         if isinstance(output, GroupedLoraLinear):
             adapter = {
-                "lora_a": context.lora_a[output.target],
-                "groups": context.groups(block, wide[0]),
-                "dropout": context.dropout_at(block, output.target),
+                "lora_a": current.adapters.lora_a[output.target],
+                "groups": current.groups(block, wide[0]),
+                "dropout": current.dropout_at(block, output.target),
             }
         if parts.activation == "swiglu":
             y, shrunk = swiglu(wide[0], wide[1], **adapter)
         else:
             y, shrunk = gelu(wide[0], approximate="none" if parts.activation == "gelu" else "tanh", **adapter)
         if isinstance(output, GroupedLoraLinear) and shrunk is not None:
-            context.shrunk[block, output.target] = shrunk
+            current.shrunk[block, output.target] = shrunk
         result: Tensor = output(y)
         return result
+
+
+@dataclass(frozen=True)
+class _Family:
+    """Attribute names of one library's blocks; None for a part that they do not have."""
+
+    norm1: str
+    attention: str
+    norm2: str
+    scale1: str | None = None
+    scale2: str | None = None
+    attention_inputs: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
+    """In the attention."""
+    mlp_inputs: tuple[str, ...] = ("fc1",)
+    """In the module `mlp`, as are the next two."""
+    activation: str = "activation_fn"
+    mlp_output: str = "fc2"
+    identities: tuple[str, ...] = ()
+    """Parts that must do nothing, or the block is not of this form."""
+
+
+_DINO = _Family(
+    norm1="norm1",
+    attention="attention",
+    norm2="norm2",
+    scale1="layer_scale1",
+    scale2="layer_scale2",
+    identities=("drop_path",),
+)
+_FAMILIES = (
+    # transformers ViT
+    _Family(norm1="layernorm_before", attention="attention", norm2="layernorm_after"),
+    # transformers DINOv2
+    _DINO,
+    # transformers DINOv2 in older versions, such as 5.17
+    replace(
+        _DINO,
+        attention_inputs=("attention.query", "attention.key", "attention.value"),
+        activation="activation",
+    ),
+    # transformers DINOv3
+    replace(_DINO, mlp_inputs=("up_proj",), activation="act_fn", mlp_output="down_proj"),
+    # transformers CLIP (of those that use GELU) and SigLIP
+    _Family(norm1="layer_norm1", attention="self_attn", norm2="layer_norm2"),
+    # transformers GPT-2
+    _Family(
+        norm1="ln_1",
+        attention="attn",
+        norm2="ln_2",
+        attention_inputs=("c_attn",),
+        mlp_inputs=("c_fc",),
+        activation="act",
+        mlp_output="c_proj",
+    ),
+    # timm ViT
+    _Family(
+        norm1="norm1",
+        attention="attn",
+        norm2="norm2",
+        scale1="ls1",
+        scale2="ls2",
+        attention_inputs=("qkv",),
+        activation="act",
+        identities=("drop_path1", "drop_path2", "mlp.norm"),
+    ),
+    # transformers LLaMA, Qwen and their like
+    _Family(
+        norm1="input_layernorm",
+        attention="self_attn",
+        norm2="post_attention_layernorm",
+        mlp_inputs=("gate_proj", "up_proj"),
+        activation="act_fn",
+        mlp_output="down_proj",
+    ),
+)
+
+
+def match_parts(block: nn.Module) -> PreNormParts | None:
+    """The parts of `block`, or None if it is of no known family.
+
+    Names can deceive: before a block is fused on the word of this function, their outputs must be compared.
+    """
+    return next((parts for family in _FAMILIES if (parts := _match(block, family)) is not None), None)
+
+
+def _match(block: nn.Module, family: _Family) -> PreNormParts | None:
+    try:
+        named1, named2, attention, mlp = (
+            block.get_submodule(name) for name in (family.norm1, family.norm2, family.attention, "mlp")
+        )
+        attention_inputs = tuple(attention.get_submodule(name) for name in family.attention_inputs)
+        mlp_inputs = tuple(mlp.get_submodule(name) for name in family.mlp_inputs)
+        function, mlp_output = mlp.get_submodule(family.activation), mlp.get_submodule(family.mlp_output)
+        identities = [block.get_submodule(name) for name in family.identities]
+        scalers = [block.get_submodule(name) if name else nn.Identity() for name in (family.scale1, family.scale2)]
+        scale1, scale2 = map(_layer_scale, scalers)
+    except (AttributeError, TypeError):
+        return None
+    # BEiT has ViT's names, and a LayerScale that has none.
+    parts = (named1, named2, attention, *mlp_inputs, mlp_output, *scalers)
+    known = {id(parameter) for part in parts for parameter in part.parameters()}
+    if any(id(parameter) not in known for parameter in block.parameters()):
+        return None
+    norm1, norm2 = _norm(named1), _norm(named2)
+    activation = _activation(function, gated=len(mlp_inputs) == 2)
+    if norm1 is None or norm2 is None or activation is None:
+        return None
+    if not all(isinstance(module, nn.Identity) for module in identities):
+        return None
+    return PreNormParts(
+        norm1=norm1,
+        attention=attention,
+        scale1=scale1,
+        norm2=norm2,
+        scale2=scale2,
+        attention_inputs=attention_inputs,
+        mlp_inputs=mlp_inputs,
+        mlp_output=mlp_output,
+        activation=activation,
+    )
+
+
+def _norm(module: nn.Module) -> Norm | None:
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor):
+        return None
+    if isinstance(module, nn.LayerNorm):
+        return Norm("layer", weight, module.bias, module.eps)
+    if type(module).__name__.endswith("RMSNorm"):
+        eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+        return Norm("rms", weight, None, eps) if isinstance(eps, float) else None
+    return None
+
+
+def _layer_scale(module: nn.Module) -> Tensor | None:
+    """The factor of a LayerScale (`lambda1` in transformers, `gamma` in timm); None for an identity."""
+    if isinstance(module, nn.Identity):
+        return None
+    factor = getattr(module, "lambda1", getattr(module, "gamma", None))
+    if not isinstance(factor, Tensor):
+        raise TypeError
+    return factor
+
+
+def _activation(module: nn.Module, *, gated: bool) -> Literal["gelu", "gelu_tanh", "swiglu"] | None:
+    name = type(module).__name__
+    if gated:
+        return "swiglu" if name in ("SiLU", "SiLUActivation") else None
+    if name in ("GELU", "GELUActivation"):
+        return "gelu" if getattr(module, "approximate", "none") == "none" else "gelu_tanh"
+    return "gelu_tanh" if name in ("GELUTanh", "PytorchGELUTanh", "NewGELUActivation") else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -12,10 +11,11 @@ from torch import Tensor
 
 from fedra_engine.config import ModelConfig
 from fedra_engine.data.samples import Samples
-from fedra_engine.execution.plan import single_client_plan
+from fedra_engine.execution.plan import plan_groups
+from fedra_engine.execution.sweep_block import BankFactors
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.foundation import Foundation
-from fedra_engine.models.heads import HeadLayout
+from fedra_engine.models.task import HeadLayout
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.randomness import generator
 from fedra_engine.runtime.stages import Stage
@@ -39,7 +39,7 @@ def initial_heads(
     loaded = foundation.initial_heads()
     if config.head_init == "loaded":
         return loaded
-    if foundation.task == "causal_lm":
+    if not foundation.task.trains_head:
         raise InputError(
             f"model.head_init: found {config.head_init} with a causal language model, whose output layer stays as it "
             "is, expected loaded"
@@ -102,17 +102,13 @@ def frozen_features(
     foundation: Foundation, model: SweepModel, train: Samples, rows: NDArray[np.int64]
 ) -> tuple[Tensor, Tensor]:
     """What the frozen model hands to its classifier, float64 [rows, features], and the labels [rows]."""
-    device, dtype = foundation.head.weight.device, foundation.dtype
+    device, dtype, layout = foundation.device, foundation.dtype, foundation.adapter_layout
     # With B = 0 the adapters do nothing.
-    adapters = torch.zeros(foundation.depth, foundation.adapter_layout.size, dtype=dtype, device=device)
-    model.bind(adapters, torch.empty_like(adapters))
-    slots = np.arange(foundation.depth)
-
-    def batches() -> Iterator[Tensor]:
-        with Stage("features of training samples", len(rows)) as stage:
-            for some in torch.from_numpy(rows).split(_BATCH):
-                plan = single_client_plan(len(some), slots, dtype=foundation.adapter_dtype, device=device)
-                yield model.features(train.inputs(some, device, dtype), plan).double()
-                stage.advance(len(some))
-
-    return torch.cat(list(batches())), train.labels[torch.from_numpy(rows)].to(device)
+    adapters = BankFactors(layout, torch.zeros(foundation.depth, layout.size, dtype=dtype, device=device))
+    features, chosen = [], torch.from_numpy(rows)
+    with Stage("features of training samples", len(rows)) as stage:
+        for batch in chosen.split(_BATCH):
+            plan = plan_groups(foundation, [len(batch)], np.arange(foundation.depth)[None])
+            features.append(model.features(train.inputs(batch, device, dtype), plan, adapters).double())
+            stage.advance(len(batch))
+    return torch.cat(features), train.labels[chosen].to(device)

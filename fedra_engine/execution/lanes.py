@@ -28,9 +28,9 @@ class Lane:
         index: the lane.
         row: the client's row of the assignment.
         client: the client.
-        blocks: int64 [held blocks], ascending.
-        slots: int64 [held blocks], the client's rows of the adapter bank, consecutive.
-        trained: bool [held blocks], whether the client trains the adapters of each.
+        slots: int64 [blocks], the row of the adapter bank that has the client's adapters of each block; -1 where it
+            does not hold the block.
+        trained: int64 [blocks], the same of the blocks whose adapters it trains; -1 elsewhere.
         exits: int64 [exits], the global classifiers the client trains, ascending; the last sits after its last block.
         heads: int64 [exits], the client's rows of the head bank, consecutive.
         batches: sample rows of each local step.
@@ -40,9 +40,8 @@ class Lane:
     index: int
     row: int
     client: int
-    blocks: NDArray[np.int64]
     slots: NDArray[np.int64]
-    trained: NDArray[np.bool_]
+    trained: NDArray[np.int64]
     exits: NDArray[np.int64]
     heads: NDArray[np.int64]
     batches: list[NDArray[np.int64]]
@@ -51,7 +50,7 @@ class Lane:
     @property
     def trained_slots(self) -> NDArray[np.int64]:
         """int64 [trained blocks], the rows of the adapter bank that the client trains."""
-        return self.slots[self.trained]
+        return self.trained[self.trained >= 0]
 
     @property
     def batch(self) -> NDArray[np.int64]:
@@ -65,16 +64,16 @@ class Lane:
 
 
 class LanePool:
-    """The lanes of one round: clients come from a queue, train, and make room for the next."""
+    """The lanes of one round: clients come from a queue, train, and make room for the next.
+
+    Attributes:
+        adapters: bank of the adapters of the clients in training.
+        heads: bank of their heads.
+        losses: float64 [lanes], sum over samples of the training loss of each lane's client so far.
+    """
 
     def __init__(
-        self,
-        work: LocalWork,
-        assignment: Assignment,
-        state: GlobalState,
-        foundation: Foundation,
-        *,
-        lanes: int,
+        self, work: LocalWork, assignment: Assignment, state: GlobalState, foundation: Foundation, *, lanes: int
     ) -> None:
         self._work = work
         self._assignment = assignment
@@ -86,7 +85,7 @@ class LanePool:
         # Every lane owns as many adapter slots as the deepest client needs, so any client fits any lane.
         self._slots_per_lane = int(assignment.held.sum(axis=1).max(initial=0))
         self._heads_per_lane = len(state.heads)
-        count, dtype, device = len(self._lanes), state.adapters.dtype, state.adapters.device
+        count, dtype, device = len(self._lanes), state.adapters.dtype, foundation.device
         self._terms = assignment.all_terms(work.training)
         starts = any(term.needs_starts for term in self._terms)
         self.adapters = Bank(
@@ -111,17 +110,15 @@ class LanePool:
             all_stepped=not self._terms,
         )
         self.losses = torch.zeros(count, dtype=torch.float64, device=device)
-        """Sum over samples of the training loss of each lane's client so far."""
 
     def refill(self) -> bool:
         """Give free lanes to the next clients in the queue. Returns whether any lane was given."""
-        fresh = []
-        for index, lane in enumerate(self._lanes):
-            if lane is None and self._queue:
-                self._lanes[index] = self._start(index, self._queue.popleft())
-                fresh.append(self._lanes[index])
+        free = [index for index, lane in enumerate(self._lanes) if lane is None][: len(self._queue)]
+        fresh = [self._start(index, self._queue.popleft()) for index in free]
+        for lane in fresh:
+            self._lanes[lane.index] = lane
         if fresh:
-            self._hand_out([lane for lane in fresh if lane is not None])
+            self._hand_out(fresh)
         return bool(fresh)
 
     def in_training(self) -> list[Lane]:
@@ -148,7 +145,7 @@ class LanePool:
         for lane in done:
             self._lanes[lane.index] = None
         clients = np.array([lane.client for lane in done], dtype=np.int64)
-        blocks = np.concatenate([lane.blocks[lane.trained] for lane in done])
+        owners, blocks = np.nonzero(np.stack([lane.trained for lane in done]) >= 0)
         exits = np.concatenate([lane.exits for lane in done])
         slots, head_rows, lanes, global_blocks, global_heads = to_device(
             [
@@ -161,8 +158,8 @@ class LanePool:
             self.losses.device,
         )
         starts = self._state.adapters.index_select(0, global_blocks)
-        for lane, own in zip(done, starts.split([int(lane.trained.sum()) for lane in done]), strict=True):
-            self._assignment.make_own(lane.row, lane.client, lane.blocks[lane.trained], own, self._layout)
+        for lane, own in zip(done, starts.split(np.bincount(owners, minlength=len(done)).tolist()), strict=True):
+            self._make_own(lane, lane.trained, own)
         updates = ClientUpdates(
             clients=clients,
             samples=self._work.clients.sample_counts(clients),
@@ -170,7 +167,7 @@ class LanePool:
             losses=self.losses[lanes],
             adapters=self.adapters.parameters,
             slots=slots,
-            slot_owners=np.repeat(np.arange(len(done)), [len(lane.trained_slots) for lane in done]),
+            slot_owners=owners,
             slot_blocks=blocks,
             heads=self.heads.parameters,
             head_rows=head_rows,
@@ -181,15 +178,14 @@ class LanePool:
 
     def _start(self, index: int, row: int) -> Lane:
         client = int(self._work.participants[row])
-        blocks = np.flatnonzero(self._assignment.held[row])
-        exits = self._assignment.exits_of(row)
+        held, exits = self._assignment.held[row], self._assignment.exits_of(row)
+        slots = np.where(held, index * self._slots_per_lane + held.cumsum() - 1, -1)
         return Lane(
             index=index,
             row=row,
             client=client,
-            blocks=blocks,
-            slots=index * self._slots_per_lane + np.arange(len(blocks)),
-            trained=self._assignment.trained_blocks[row, blocks],
+            slots=slots,
+            trained=np.where(self._assignment.trained_blocks[row], slots, -1),
             exits=exits,
             heads=index * self._heads_per_lane + np.arange(len(exits)),
             batches=self._work.batches(client),
@@ -197,18 +193,25 @@ class LanePool:
 
     def _hand_out(self, lanes: Sequence[Lane]) -> None:
         """Load what the clients of `lanes` start from."""
-        parts = [(lane.slots, lane.blocks, lane.heads, lane.exits, np.array([lane.index])) for lane in lanes]
+        matrix = np.stack([lane.slots for lane in lanes])
+        owners, held = np.nonzero(matrix >= 0)
+        parts = [(lane.heads, lane.exits, np.array([lane.index])) for lane in lanes]
         slots, blocks, heads, exits, indices = to_device(
-            [np.concatenate(part) for part in zip(*parts, strict=True)], self.losses.device
+            [matrix[owners, held], held, *(np.concatenate(part) for part in zip(*parts, strict=True))],
+            self.losses.device,
         )
 
         def adjust() -> None:
-            """Make handed-out slots each client's own: its rank, and what it keeps to itself."""
             for lane in lanes:
-                own = self.adapters.parameters[lane.slots[0] : lane.slots[-1] + 1]
-                self._assignment.make_own(lane.row, lane.client, lane.blocks, own, self._layout)
+                first, last = lane.index * self._slots_per_lane, lane.slots.max()
+                self._make_own(lane, lane.slots, self.adapters.parameters[first : last + 1])
 
         is_adjusted = self._assignment.ranks is not None or self._assignment.hand_out is not None
         self.adapters.load(slots, self._state.adapters, blocks, adjust if is_adjusted else None)
         self.heads.load(heads, self._state.heads, exits)
         self.losses.index_fill_(0, indices, 0)
+
+    def _make_own(self, lane: Lane, rows: NDArray[np.int64], slots: Tensor) -> None:
+        """Make handed-out `slots`, of the blocks that have bank `rows`, the client's own: its rank, and what it keeps
+        to itself."""
+        self._assignment.make_own(lane.row, lane.client, np.flatnonzero(rows >= 0), slots, self._layout)

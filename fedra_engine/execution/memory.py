@@ -1,9 +1,12 @@
-"""How many lanes fit: what a client in training takes, measured on a small pass, against what the device has."""
+"""What training takes of the machine: the memory of each client, and so how many fit, and threads.
+
+The memory is measured on a small pass.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,18 +14,23 @@ import numpy as np
 import psutil
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from fedra_engine.config import LoraConfig, TrainingConfig
 from fedra_engine.data.samples import Samples
 from fedra_engine.execution.banks import bytes_per_parameter
-from fedra_engine.execution.plan import single_client_plan
-from fedra_engine.execution.saved_tensors import saved_bytes
+from fedra_engine.execution.plan import plan_groups
+from fedra_engine.execution.sweep_block import BankFactors
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.foundation import Foundation
+from fedra_engine.models.structure import is_linear, linear_shape
 from fedra_engine.runtime.errors import InputError
 
 _SHARE = 0.7
 """Share of the free memory that lanes may plan with: operations need room while they run, and estimates err."""
+_FLOPS_PER_THREAD = 1e8
+"""Of a CPU: a millisecond or two of a core's work; waking another thread can cost as much where others use the machine,
+too."""
 _ENOUGH_TOKENS = {"cpu": 4096}
 """Tokens in a step from which a CPU gains nothing by more (measured: `launchers/microbench.py lanes`)."""
 _ENOUGH_TOKENS_ELSEWHERE = 64 * 16 * 197
@@ -59,7 +67,7 @@ def measure_lane(
     """
     longest = 0 if samples.lengths is None else int(samples.lengths.argmax())
     one, two = (_kept_bytes(foundation, model, samples, lora, longest, count) for count in (1, 2))
-    inputs = samples.inputs(torch.tensor([longest]), foundation.head.weight.device, foundation.dtype)
+    inputs = samples.inputs(torch.tensor([longest]), foundation.device, foundation.dtype)
     per_parameter = bytes_per_parameter(training, foundation.adapter_dtype, foundation.dtype)
     size = foundation.depth * foundation.adapter_layout.size + heads * foundation.head_layout.size
     return LaneMemory(
@@ -89,7 +97,7 @@ def choose_lanes(asked: int | Literal["auto"], memory: LaneMemory, device: torch
         if fitting == 0 and memory.total > free:
             raise _too_large(asked, 1, memory, free, "free ")
         # Powers of two, so that a little more or less free memory seldom changes how sums are rounded.
-        return _power_of_two(max(min(fitting, enough // max(memory.tokens, 1)), 1))
+        return 1 << (max(min(fitting, enough // max(memory.tokens, 1)), 1).bit_length() - 1)
     lanes = min(asked, participants)
     if lanes * memory.total > total:
         raise _too_large(asked, lanes, memory, total, "")
@@ -126,19 +134,72 @@ def _kept_bytes(
     foundation: Foundation, model: SweepModel, samples: Samples, lora: LoraConfig, row: int, count: int
 ) -> int:
     """Bytes that the sweep keeps of a batch of `count` times the sample `row`, of one client that holds all blocks."""
-    device, dtype, depth = foundation.head.weight.device, foundation.dtype, foundation.depth
-    bank = torch.zeros(depth, foundation.adapter_layout.size, dtype=dtype, device=device)
+    device, dtype, layout = foundation.device, foundation.dtype, foundation.adapter_layout
+    bank = torch.zeros(foundation.depth, layout.size, dtype=dtype, device=device)
     gradients = torch.zeros_like(bank)
-    model.bind(bank, gradients)
-    plan = single_client_plan(count, np.arange(depth), scale=lora.scale, dtype=foundation.adapter_dtype, device=device)
+    plan = plan_groups(foundation, [count], np.arange(foundation.depth)[None], scale=lora.scale)
     inputs = samples.inputs(torch.full((count,), row), device, dtype)
     weights = [*foundation.model.parameters(), *foundation.model.buffers(), bank, gradients]
-    return saved_bytes(lambda: model.features(inputs, plan), weights)
+    return saved_bytes(lambda: model.features(inputs, plan, BankFactors(layout, bank, gradients)), weights)
 
 
-def _power_of_two(number: int) -> int:
-    """The largest power of two up to `number`."""
-    return 1 << (number.bit_length() - 1)
+def saved_bytes(run: Callable[[], object], excluded: Iterable[Tensor]) -> int:
+    """Bytes that autograd keeps for the backward pass of what `run` returns, without those of `excluded` tensors."""
+    sizes: list[int] = []
+    record_saved(run, excluded, sizes.append)
+    return sum(sizes)
+
+
+def record_saved(run: Callable[[], object], excluded: Iterable[Tensor], record: Callable[[int], None]) -> None:
+    """Call `record` with the bytes of each storage that autograd keeps, at the time when it first keeps it.
+
+    Args:
+        run: makes a pass and returns what backward would start from.
+        excluded: tensors whose storages do not count.
+        record: is called while `run` is.
+    """
+    seen = {tensor.untyped_storage().data_ptr() for tensor in excluded}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in seen:
+            seen.add(storage.data_ptr())
+            record(storage.nbytes())
+        # With its history, an output that its own node keeps would hold that node, and the pass would never be freed.
+        return tensor.detach()
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        # Held until all is counted: an address that is free again could be taken for one seen before.
+        result = run()
+    del result
+
+
+class _Threads:
+    """The threads that this process had before they were limited, and what they were last limited to."""
+
+    available = 0
+    limit = 0
+
+
+def limit_threads(foundation: Foundation, tokens: int) -> None:
+    """Let this process compute with no more CPU threads than a step of `tokens` tokens is worth.
+
+    Never uses more than it had before, and leaves them alone where OMP_NUM_THREADS has chosen their number. What was
+    limited for an earlier experiment of the process is available again.
+    """
+    if foundation.device.type != "cpu" or "OMP_NUM_THREADS" in os.environ:
+        return
+    if (threads := torch.get_num_threads()) != _Threads.limit:
+        _Threads.available = threads
+    _Threads.limit = min(_Threads.available, worthwhile_threads(foundation.blocks[0], tokens))
+    torch.set_num_threads(_Threads.limit)
+
+
+def worthwhile_threads(block: nn.Module, tokens: int) -> int:
+    """Threads that the largest product of `block` with `tokens` tokens keeps busy; at least 1."""
+    shapes = [linear_shape(module) for module in block.modules() if is_linear(module)]
+    largest = max((inputs * outputs for inputs, outputs in shapes), default=0)
+    return max(1, int(2 * tokens * largest / _FLOPS_PER_THREAD))
 
 
 def _too_large(asked: int | str, lanes: int, memory: LaneMemory, available: int, kind: str) -> InputError:

@@ -4,91 +4,75 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from torch import Tensor
 
 from fedra_engine.config import LoraConfig
-from fedra_engine.data.samples import Batch, Samples
-from fedra_engine.execution.banks import clip_factors
+from fedra_engine.data.samples import Samples
+from fedra_engine.execution.banks import clip_factors, loss_scale
 from fedra_engine.execution.dropout import DropoutKeys
-from fedra_engine.execution.exits import exit_losses
 from fedra_engine.execution.lanes import Lane, LanePool
-from fedra_engine.execution.loss_scale import loss_scale
-from fedra_engine.execution.plan import RequestedTables
-from fedra_engine.execution.step_tables import StepTables
+from fedra_engine.execution.plan import RequestedTables, StepTables
+from fedra_engine.execution.sweep_block import BankFactors
 from fedra_engine.execution.sweep_model import SweepModel
-from fedra_engine.execution.token_loss import token_cross_entropy
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.work import ClientUpdates, LocalWork
 from fedra_engine.models.foundation import Foundation
-from fedra_engine.models.sharded_parameters import gathered
 from fedra_engine.models.state import GlobalState
+from fedra_engine.models.task import PassHeads
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.processes import Processes
 from fedra_engine.runtime.randomness import SampleDraws
-from fedra_kernels import head_cross_entropy, head_logits
 
 _LOG = logging.getLogger(__name__)
 
 
+@dataclass
 class SweepExecutor:
-    """Trains `lanes` clients at a time; memory depends on the lanes, never on the number of clients."""
+    """Trains `lanes` clients at a time; memory depends on the lanes, never on the number of clients.
 
-    def __init__(
-        self,
-        foundation: Foundation,
-        model: SweepModel,
-        samples: Samples,
-        lora: LoraConfig,
-        *,
-        lanes: int,
-        sharded_over: Processes | None = None,
-    ) -> None:
-        """Train on `samples`.
+    Where the model is `sharded_over` processes they must all make equally many passes through it.
+    """
 
-        Where the model is `sharded_over` processes they must all make equally many passes through it.
-        """
-        self._foundation = foundation
-        self._model = model
-        self._samples = samples
-        self._lora = lora
-        self.lanes = lanes
-        self._sharded_over = sharded_over
-        self._requested: RequestedTables | None = None
-        """Tables of the last plan: the next one will be asked for the same."""
+    foundation: Foundation
+    model: SweepModel
+    samples: Samples
+    lora: LoraConfig
+    lanes: int
+    sharded_over: Processes | None = None
+    _requested: RequestedTables | None = field(default=None, init=False)
+    """Tables of the last plan: the next one will be asked for the same."""
 
     def train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
-        """Train the round; see `Executor.train`. When memory runs out, half as many lanes go on.
+        """Train the round as every `Executor` does. When memory runs out, half as many lanes go on.
 
         Who was in training then starts again: every draw is the same, and so is the update.
 
         Raises:
             InputError: a single lane does not fit.
         """
-        if self._sharded_over is not None:
+        if self.sharded_over is not None:
             # The others stand in the middle of a pass that this process cannot make again on its own.
             yield from self._train(work, assignment, state)
             return
         left = np.arange(len(work.participants))
         while len(left) > 0:
-            some = replace(work, participants=work.participants[left])
+            unfinished = replace(work, participants=work.participants[left])
             finished = [np.empty(0, dtype=np.int64)]
             try:
-                for updates in self._train(some, assignment.select(left), state):
+                for updates in self._train(unfinished, assignment.select(left), state):
                     finished.append(updates.clients)
                     yield updates
                 return
             except RuntimeError as error:
                 if not should_reduce_batch_size(error):
                     raise
-                left = left[~np.isin(some.participants, np.concatenate(finished))]
+                left = left[~np.isin(unfinished.participants, np.concatenate(finished))]
                 self._halve_lanes(len(left), error)
             # Not before the error is gone, whose traceback holds what did not fit.
-            self._model.abandon_pass()
             clear_device_cache(garbage_collection=True)
 
     def _halve_lanes(self, clients: int, error: RuntimeError) -> None:
@@ -103,10 +87,11 @@ class SweepExecutor:
 
     def _train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
         """Train the round as long as memory suffices."""
-        foundation = self._foundation
+        foundation = self.foundation
         foundation.use_base(state.base)
         pool = LanePool(work, assignment, state, foundation, lanes=self.lanes)
-        self._model.bind(pool.adapters.compute_copy, pool.adapters.gradients, factors=assignment.factors)
+        layout, bank = foundation.adapter_layout, pool.adapters
+        factors = BankFactors(layout, bank.compute_copy, bank.gradients, assignment.factors)
         tables: StepTables | None = None
         while True:
             if pool.refill():
@@ -115,37 +100,40 @@ class SweepExecutor:
             if not self._anyone_trains(lanes):
                 return
             if not lanes:
-                self._dummy_pass(pool.losses.device)
+                first = torch.zeros(1, dtype=torch.int64)
+                self.model.dummy_pass(self.samples.inputs(first, foundation.device, foundation.dtype))
                 continue
-            if tables is None or not tables.serve(lanes):
-                tables = StepTables.make(
-                    lanes, foundation, assignment, self._lora.scale, state.adapters, self._requested
-                )
+            if tables is None or not tables.fits(lanes):
+                tables = StepTables(lanes, foundation, assignment, self.lora.scale, self._requested)
                 self._requested = tables.plan.requested
             tables.plan.requested.clear()
-            self._step(pool, lanes, tables, work, assignment)
+            self._step(pool, factors, lanes, tables, work, assignment)
             if updates := pool.take_finished():
                 tables = None
                 yield updates
 
     def _anyone_trains(self, lanes: Sequence[Lane]) -> bool:
         """Whether there is a pass to make, for clients of this process or for those of others."""
-        return bool(lanes) if self._sharded_over is None else self._sharded_over.any(bool(lanes))
-
-    def _dummy_pass(self, device: torch.device) -> None:
-        self._model.dummy_pass(self._samples.inputs(torch.zeros(1, dtype=torch.int64), device, self._foundation.dtype))
+        return bool(lanes) if self.sharded_over is None else self.sharded_over.any(bool(lanes))
 
     def _step(
-        self, pool: LanePool, lanes: Sequence[Lane], tables: StepTables, work: LocalWork, assignment: Assignment
+        self,
+        pool: LanePool,
+        factors: BankFactors,
+        lanes: Sequence[Lane],
+        tables: StepTables,
+        work: LocalWork,
+        assignment: Assignment,
     ) -> None:
         """One local step of every client in training."""
         rows = torch.from_numpy(np.concatenate([lanes[group].batch for group in tables.group_owners]))
-        device, dtype = pool.losses.device, self._foundation.dtype
-        batch = self._samples.batch(rows, device, dtype, _draws(lanes, tables, work))
-        features = self._model.features(batch.inputs, tables.plan, self._dropout(lanes, work))
-        losses = self._losses(pool, features, batch, tables, assignment)
-        scale = loss_scale(dtype)
-        self._model.backward(losses.sum() * scale)
+        foundation = self.foundation
+        batch = self.samples.batch(rows, foundation.device, foundation.dtype, _draws(lanes, tables, work))
+        features = self.model.features(batch.inputs, tables.plan, factors, self._dropout(lanes, work))
+        heads = PassHeads(pool.heads.parameters, pool.heads.gradients, tables.plan.heads, tables.exits)
+        losses = foundation.task.losses(features, batch, heads)
+        scale = loss_scale(foundation.dtype)
+        self.model.backward(losses.sum() * scale)
         if scale != 1:
             for bank in (pool.adapters, pool.heads):
                 bank.gradients /= scale
@@ -154,34 +142,10 @@ class SweepExecutor:
             lane.step += 1
         self._optimize(pool, tables, work)
 
-    def _losses(
-        self, pool: LanePool, features: Tensor, batch: Batch, tables: StepTables, assignment: Assignment
-    ) -> Tensor:
-        """The loss of each client, [clients]; its backward adds the heads' gradients to their bank."""
-        if self._foundation.task == "causal_lm":
-            output = self._foundation.head
-            owners = np.repeat(np.arange(len(tables.sizes)), tables.sizes)
-            assert batch.learnt is not None
-            with gathered(output):
-                return token_cross_entropy(
-                    features, batch.labels, batch.learnt, output.weight, output.bias, owners, len(tables.sizes)
-                )
-        labels = batch.labels
-        layout, heads = self._foundation.head_layout, pool.heads
-        features = features.to(heads.parameters.dtype)
-        weight, bias = layout.weight(heads.parameters), layout.bias(heads.parameters)
-        sinks = layout.weight(heads.gradients), layout.bias(heads.gradients)
-        if tables.exits is None:
-            losses, _ = head_cross_entropy(features, weight, bias, labels, tables.plan.heads, *sinks)
-            return losses
-        logits = head_logits(features, weight, bias, tables.plan.heads, *sinks)
-        return exit_losses(logits, labels, tables.exits, len(tables.lanes), assignment.distillation)
-
     def _optimize(self, pool: LanePool, tables: StepTables, work: LocalWork) -> None:
         tables.steps.add_(1)
         banks = [(pool.adapters, tables.slots, tables.slot_owners)]
-        # The output layer of a causal language model is not trained.
-        if self._foundation.head_layout.size > 0:
+        if self.foundation.task.trains_head:
             banks.append((pool.heads, tables.heads, tables.head_owners))
         pool.add_local_terms(tables.slots, tables.heads, tables.ranks)
         squares = torch.zeros(len(tables.lanes), dtype=torch.float64, device=pool.losses.device)
@@ -192,10 +156,10 @@ class SweepExecutor:
             bank.step(rows, lr=work.lr, clip=clip[owners], steps=tables.steps[owners])
 
     def _dropout(self, lanes: Sequence[Lane], work: LocalWork) -> DropoutKeys | None:
-        if self._lora.dropout == 0:
+        if self.lora.dropout == 0:
             return None
         clients, steps = [lane.client for lane in lanes], [lane.step for lane in lanes]
-        return DropoutKeys(self._lora.dropout, seed=work.seed, round=work.round, clients=clients, steps=steps)
+        return DropoutKeys(self.lora.dropout, seed=work.seed, round=work.round, clients=clients, steps=steps)
 
 
 def _draws(lanes: Sequence[Lane], tables: StepTables, work: LocalWork) -> SampleDraws:

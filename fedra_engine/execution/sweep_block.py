@@ -1,7 +1,8 @@
-"""A block through which only the samples of its holders go, whatever the block is."""
+"""What goes on in a sweep: the pass, and the modules that look it up: adapted Linears, and the blocks around them."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -9,8 +10,118 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from fedra_engine.execution.sweep_context import SweepContext
+from fedra_engine.execution.dropout import PassDropout
+from fedra_engine.execution.plan import BlockRows, SweepPlan
+from fedra_engine.models.adapters import AdapterLayout, Factor
 from fedra_engine.models.batch_arguments import BatchArguments
+from fedra_engine.models.structure import linear_shape, stores_input_first
+from fedra_kernels import Dropout, RowGroups, lora_linear
+
+
+class BankFactors:
+    """The factors of each target in an adapter bank, and where backward adds their gradients."""
+
+    def __init__(
+        self, layout: AdapterLayout, adapters: Tensor, gradients: Tensor | None = None, factors: Factor = "both"
+    ) -> None:
+        """Views of `adapters` and `gradients` [bank rows, slot size]; gradients are of `factors`, if there are any."""
+        targets = range(len(layout.targets))
+        sinks = {factor: gradients if factors in ("both", factor) else None for factor in ("A", "B")}
+        # The factors are leaves of autograd only so that it calls the op's backward; that adds into the sinks.
+        self.lora_a = [layout.lora_a(adapters, t).detach().requires_grad_() for t in targets]
+        self.lora_b = [layout.lora_b(adapters, t) for t in targets]
+        self.grad_a = [None if (sink := sinks["A"]) is None else layout.lora_a(sink, t) for t in targets]
+        self.grad_b = [None if (sink := sinks["B"]) is None else layout.lora_b(sink, t) for t in targets]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A pass through the sweep, from its forward to the end of its backward.
+
+    Attributes:
+        plan: which samples go through which block.
+        adapters: those they meet there.
+        dropout: of the adapters.
+        shrunk: drop(x) Aᵀ by block and target, where the producer of a target's input has computed it, until the target
+            takes it.
+    """
+
+    plan: SweepPlan
+    adapters: BankFactors
+    dropout: PassDropout | None = None
+    shrunk: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+    def rows(self, block: int) -> BlockRows:
+        """Who goes through `block`; it is one that somebody holds."""
+        rows = self.plan.blocks[block]
+        assert rows is not None
+        return rows
+
+    def groups(self, block: int, x: Tensor) -> RowGroups:
+        """The slots of the rows of x [samples, …, features] in `block`."""
+        rows = self.rows(block)
+        return rows.groups.per_token(x.numel() // (x.shape[-1] * rows.samples))
+
+    def dropout_at(self, block: int, target: int) -> Dropout | None:
+        """The LoRA dropout of one target of one block."""
+        return None if self.dropout is None else self.dropout.at(block, target)
+
+
+@dataclass
+class SweepContext:
+    """What the modules of a sweep share.
+
+    Attributes:
+        sharded: whether weights are sharded, so that every pass must run all blocks.
+        checkpoint_blocks: whether backward runs blocks again.
+        running: the pass that is going on.
+    """
+
+    sharded: bool = False
+    checkpoint_blocks: bool = False
+    running: Pass | None = None
+
+    @property
+    def current(self) -> Pass:
+        """The pass that is going on; there must be one."""
+        assert self.running is not None
+        return self.running
+
+
+class GroupedLoraLinear(nn.Module):
+    """A frozen Linear plus, for each client's rows, that client's adapter."""
+
+    def __init__(self, linear: nn.Module, context: SweepContext, block: int, target: int) -> None:
+        super().__init__()
+        weight, bias = linear.weight, linear.bias
+        assert isinstance(weight, nn.Parameter)
+        assert bias is None or isinstance(bias, nn.Parameter)
+        self.weight = weight
+        self.bias = bias
+        self.in_features, self.out_features = linear_shape(linear)
+        self.target = target
+        self._context = context
+        self._block = block
+        self._input_first = stores_input_first(linear)
+
+    def forward(self, x: Tensor) -> Tensor:
+        current, block, target = self._context.current, self._block, self.target
+        if current.plan.blocks[block] is None:
+            # What comes of it is thrown away; see `SweepBlock`.
+            return nn.functional.linear(x, self.weight.T if self._input_first else self.weight, self.bias)
+        return lora_linear(
+            x,
+            self.weight,
+            self.bias,
+            current.adapters.lora_a[target],
+            current.adapters.lora_b[target],
+            current.groups(block, x),
+            current.adapters.grad_a[target],
+            current.adapters.grad_b[target],
+            dropout=current.dropout_at(block, target),
+            shrunk=current.shrunk.pop((block, target), None),
+            input_first=self._input_first,
+        )
 
 
 class SweepBlock(nn.Module):
@@ -36,7 +147,7 @@ class SweepBlock(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         arguments = self.arguments
-        rows = self._context.plan.blocks[self._position]
+        rows = self._context.current.plan.blocks[self._position]
         hidden = self._enter(arguments.hidden_states(args, kwargs))
         if rows is None:
             return arguments.output(self._run_on_dummy(hidden, args, kwargs) if self._context.sharded else hidden)
@@ -45,7 +156,7 @@ class SweepBlock(nn.Module):
         held = arguments.select(args, kwargs, rows.index, hidden.index_select(0, rows.index))
         trained = arguments.returned_states(self._run(*held))
         # index_copy would keep the block's output for backward.
-        return arguments.output(self._serve_exits(hidden.index_put((rows.index,), trained)))
+        return arguments.output(self._copy_exit_states(hidden.index_put((rows.index,), trained)))
 
     def _enter(self, hidden: Tensor) -> Tensor:
         """Have gradients reach the input of the first block on all processes, or some would leave it before others."""
@@ -86,10 +197,10 @@ class SweepBlock(nn.Module):
         """What the block returns for the samples that it is given."""
         return self.block(*args, **kwargs)
 
-    def _serve_exits(self, hidden: Tensor) -> Tensor:
+    def _copy_exit_states(self, hidden: Tensor) -> Tensor:
         """Give samples that stand for others at an exit after this block the states of those."""
-        exits = self._context.plan.exits.get(self._position)
-        return hidden if exits is None else exits.take_over(hidden)
+        exits = self._context.current.plan.exits.get(self._position)
+        return hidden if exits is None else exits.copy_states(hidden)
 
 
 class _RunAgain(torch.autograd.Function):

@@ -15,17 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from fedra_engine.execution.dropout import DropoutKeys
-from fedra_engine.execution.fused_block import FusedBlock
-from fedra_engine.execution.fused_families import match_parts
-from fedra_engine.execution.plan import HostPlan, SweepPlan, single_client_plan
-from fedra_engine.execution.rehearsal import Inputs, check_sweep, same
-from fedra_engine.execution.sweep_block import SweepBlock
-from fedra_engine.execution.sweep_context import GroupedLoraLinear, PassDropout, SweepContext
-from fedra_engine.models.adapters import Factor
+from fedra_engine.execution.dropout import DropoutKeys, PassDropout
+from fedra_engine.execution.fused_block import FusedBlock, match_parts
+from fedra_engine.execution.model_check import Inputs, check_sweep, same
+from fedra_engine.execution.plan import SweepPlan, plan_groups
+from fedra_engine.execution.sweep_block import BankFactors, GroupedLoraLinear, Pass, SweepBlock, SweepContext
 from fedra_engine.models.batch_arguments import probe_batch_arguments
 from fedra_engine.models.foundation import Foundation, replace_module, share_parameters
-from fedra_engine.models.sharded_parameters import gathered
 from fedra_engine.models.sharding import Sharding
 
 
@@ -62,9 +58,7 @@ class SweepModel:
         self._foundation = foundation
         self._sharding = sharding
         self._model = share_parameters(foundation.model)
-        self._context = SweepContext(
-            foundation.adapter_layout, sharded=sharding is not None, checkpoint_blocks=checkpoint_blocks
-        )
+        self._context = SweepContext(sharded=sharding is not None, checkpoint_blocks=checkpoint_blocks)
         blocks = self._model.get_submodule(foundation.block_path)
         assert isinstance(blocks, nn.ModuleList | nn.Sequential)
         if sharding is not None:
@@ -84,43 +78,48 @@ class SweepModel:
         check_sweep(foundation, self._trial_pass, example_inputs(2), cuts=sharding is None)
         self.fused = self._fuse(blocks, plain, example_inputs(2)) if fuse_blocks else 0
 
-    def bind(self, adapters: Tensor, gradients: Tensor, factors: Factor = "both") -> None:
-        """Use `adapters` [bank rows, slot size] from now on; backward adds gradients of `factors` into `gradients`."""
-        self._context.bind(adapters, gradients, factors)
+    def features(
+        self, inputs: Inputs, plan: SweepPlan, adapters: BankFactors, dropout: DropoutKeys | None = None
+    ) -> Tensor:
+        """Begin a pass: the inputs of the head for the samples of `plan`, which meet `adapters`.
 
-    def features(self, inputs: Inputs, plan: SweepPlan, dropout: DropoutKeys | None = None) -> Tensor:
-        """Inputs of the head for the samples of `plan`: [samples, features], of a language model [samples, tokens,
-        features]."""
-        self._context.plan = plan
+        They are [samples, features], of a language model [samples, tokens, features]. The pass is over when it breaks
+        off, and otherwise after `backward`, or here if no gradients are wanted.
+        """
         targets, device = len(self._foundation.adapter_layout.targets), plan.heads.device
-        self._context.dropout = None if dropout is None else PassDropout(dropout, plan, targets, device)
-        features = self._model(**inputs).logits
-        assert isinstance(features, Tensor)
+        drops = None if dropout is None else PassDropout(dropout, plan, targets, device)
+        self._context.running = Pass(plan, adapters, drops)
+        features: Tensor | None = None
+        try:
+            features = self._model(**inputs).logits
+        finally:
+            if features is None or not features.requires_grad:
+                self._context.running = None
+        assert features is not None
         return features
 
     def backward(self, loss: Tensor) -> None:
-        """Go back through the pass that gave the features which `loss` was made of."""
-        loss.backward()
+        """Go back through the pass that gave the features which `loss` was made of; then it is over."""
+        try:
+            loss.backward()
+        finally:
+            self._context.running = None
         if self._sharding is not None:
             self._sharding.release()
-
-    def abandon_pass(self) -> None:
-        """Let go of what a pass that broke off has left for modules which it did not reach."""
-        self._context.shrunk.clear()
 
     def dummy_pass(self, inputs: Inputs) -> None:
         """Pass through a sharded model, forward and backward, without clients, because other processes have some.
 
         `inputs` are those of one sample.
         """
-        example = next(iter(inputs.values()))
-        nothing = np.full(self._foundation.depth, -1, dtype=np.int64)
-        plan = single_client_plan(1, nothing, dtype=self._foundation.adapter_dtype, device=example.device)
-        features = self.features(inputs, plan)
-        if self._foundation.task == "causal_lm":
-            # The others gather the output layer for their losses.
-            with gathered(self._foundation.head):
-                pass
+        foundation = self._foundation
+        nothing = np.full((1, foundation.depth), -1, dtype=np.int64)
+        plan = plan_groups(foundation, [1], nothing)
+        no_adapters = torch.empty(0, foundation.adapter_layout.size, dtype=foundation.dtype, device=foundation.device)
+        features = self.features(inputs, plan, BankFactors(foundation.adapter_layout, no_adapters))
+        # The others may gather it for their losses.
+        with foundation.task.whole_head():
+            pass
         self.backward(features.sum() * 0)
 
     def _fuse(self, blocks: nn.ModuleList | nn.Sequential, plain: list[SweepBlock], inputs: Inputs) -> int:
@@ -138,7 +137,6 @@ class SweepModel:
         generator = torch.Generator().manual_seed(0)
         depth, size = self._foundation.depth, self._foundation.adapter_layout.size
         self._trial_pass(inputs, torch.randn(depth, size, generator=generator).mul_(0.05), np.arange(depth)[None])
-        self.abandon_pass()
         for hook in hooks:
             hook.remove()
         for position, fused in candidates.items():
@@ -149,13 +147,10 @@ class SweepModel:
     @torch.no_grad()
     def _trial_pass(self, inputs: Inputs, adapters: Tensor, slots: NDArray[np.int64]) -> Tensor:
         """See `TrialPass`."""
-        example, groups = next(iter(inputs.values())), len(slots)
-        adapters = adapters.to(example.device, self._foundation.dtype)
-        self.bind(adapters, torch.empty_like(adapters))
-        sizes, heads = [len(example) // groups] * groups, np.arange(groups)
-        dtype = self._foundation.adapter_dtype
-        plan = HostPlan(sizes, slots, heads, scale=1.0, dtype=dtype, device=example.device)
-        return self.features(inputs, plan.on_device())
+        foundation, groups = self._foundation, len(slots)
+        factors = BankFactors(foundation.adapter_layout, adapters.to(foundation.device, foundation.dtype))
+        sizes = [len(next(iter(inputs.values()))) // groups] * groups
+        return self.features(inputs, plan_groups(foundation, sizes, slots), factors)
 
 
 def _compare(fused: FusedBlock, agrees: dict[int, bool], position: int) -> Callable[..., None]:

@@ -5,26 +5,25 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedra_engine.config import LoraConfig
 from fedra_engine.models.adapters import AdapterLayout
-from fedra_engine.models.heads import HeadLayout
-from fedra_engine.models.linears import linear_weight, stores_input_first
-from fedra_engine.models.sharded_parameters import gathered, is_sharded
+from fedra_engine.models.sharding import gathered, is_sharded
 from fedra_engine.models.structure import (
     find_block_path,
     find_head_path,
     find_output_path,
     find_targets,
     keep_layer_types,
+    linear_weight,
+    stores_input_first,
 )
+from fedra_engine.models.task import CausalLM, Classification, HeadLayout, Task
 from fedra_engine.runtime.errors import InputError
-
-Task = Literal["classification", "causal_lm"]
 
 
 @dataclass(frozen=True)
@@ -36,9 +35,7 @@ class Foundation:
         block_path: dotted path of its block list.
         head_path: dotted path of the Linear that makes its logits: the classifier, or a language model's output layer.
         adapter_layout: layout of a block's adapters.
-        head_layout: layout of what clients train of the head: a classifier, or nothing (`size` 0) of the output layer
-            of a language model, which all share as it is.
-        task: what it is for.
+        task: what it is for, with the head.
         namesakes: tensors, by name, of other modules whose names end as that of the head; see `save_adapter`.
     """
 
@@ -46,8 +43,7 @@ class Foundation:
     block_path: str
     head_path: str
     adapter_layout: AdapterLayout
-    head_layout: HeadLayout
-    task: Task = "classification"
+    task: Task
     namesakes: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -65,9 +61,17 @@ class Foundation:
     @property
     def head(self) -> nn.Linear:
         """The Linear that makes the logits of `model`, as loaded."""
-        head = self.model.get_submodule(self.head_path)
-        assert isinstance(head, nn.Linear)
-        return head
+        return self.task.head
+
+    @property
+    def head_layout(self) -> HeadLayout:
+        """Layout of what clients train of the head."""
+        return self.task.layout
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, and all that is computed with it."""
+        return self.head.weight.device
 
     @property
     def stores_input_first(self) -> bool:
@@ -137,15 +141,11 @@ def make_foundation(
     assert isinstance(blocks, nn.ModuleList | nn.Sequential)
     assert isinstance(head, nn.Linear)
     adapters = AdapterLayout(find_targets(blocks, lora.target_modules), lora.rank)
-    head_layout = HeadLayout(classes or 0, head.in_features, has_bias=head.bias is not None)
+    layout = HeadLayout(classes or 0, head.in_features, has_bias=head.bias is not None)
+    if classes is None:
+        return Foundation(model, path, head_path, adapters, CausalLM(head, layout))
     return Foundation(
-        model,
-        path,
-        head_path,
-        adapters,
-        head_layout,
-        task="causal_lm" if classes is None else "classification",
-        namesakes={} if classes is None else _namesakes(model, head_path),
+        model, path, head_path, adapters, Classification(head, layout), namesakes=_namesakes(model, head_path)
     )
 
 

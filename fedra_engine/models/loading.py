@@ -8,19 +8,20 @@ from collections.abc import Iterable
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import skip_init
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import ModelOutput, SequenceClassifierOutput
 
 from fedra_engine.config import ModelConfig
-from fedra_engine.models.pooling import PooledClassifier, Pooling
-from fedra_engine.models.sharded_parameters import gathered
-from fedra_engine.models.sharding import Sharding
+from fedra_engine.models.sharding import Sharding, gathered
 from fedra_engine.models.structure import find_block_path, find_head_path
 from fedra_engine.runtime.errors import InputError, one_line
+
+Pooling = Literal["pooler", "first", "mean", "last"]
 
 _SEED = 0
 """A new layer is the same in every run: its seed is a constant of the model, not of the experiment."""
@@ -223,3 +224,60 @@ def _check_directory(path: str) -> None:
         json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"model.path: {file} is missing or no JSON, expected a model directory") from error
+
+
+class PooledClassifier(nn.Module):
+    """Logits of one vector per sample.
+
+    The vector is what the backbone itself gives as `pooler_output` (`pooler`), the output of the `first` token (a
+    class token), the `mean` over all tokens that are not padding, or the output of the `last` of these.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, classes: int, pooling: Pooling) -> None:
+        """The new Linear is drawn as transformers draws those of its classifiers."""
+        super().__init__()
+        self.backbone = backbone
+        self.pooling = pooling
+        features = backbone.config.hidden_size
+        self.classifier = nn.Linear(features, classes, dtype=backbone.dtype)
+        nn.init.normal_(self.classifier.weight, std=getattr(backbone.config, "initializer_range", 0.02))
+        nn.init.zeros_(self.classifier.bias)
+
+    @property
+    def config(self) -> Any:
+        """The backbone's transformers configuration."""
+        return self.backbone.config
+
+    @property
+    def main_input_name(self) -> str:
+        """`pixel_values` or `input_ids`."""
+        return self.backbone.main_input_name
+
+    def forward(self, **inputs: Tensor) -> SequenceClassifierOutput:
+        """`logits` [samples, classes].
+
+        Raises:
+            InputError: the backbone does not give what the pooling reads.
+        """
+        output = self.backbone(**inputs)
+        return SequenceClassifierOutput(logits=self.classifier(self._pool(output, inputs.get("attention_mask"))))
+
+    def _pool(self, output: ModelOutput, mask: Tensor | None) -> Tensor:
+        name = "pooler_output" if self.pooling == "pooler" else "last_hidden_state"
+        states = output.get(name)
+        if not isinstance(states, Tensor) or states.dim() != (2 if self.pooling == "pooler" else 3):
+            raise InputError(
+                f"model.pooling: found {self.pooling} with a {type(self.backbone).__name__}, which gives no {name} of "
+                "one vector per sample or token, expected another pooling"
+            )
+        if self.pooling == "pooler":
+            return states
+        if self.pooling == "first":
+            return states[:, 0]
+        present = torch.ones_like(states[..., 0], dtype=torch.int64) if mask is None else mask.long()
+        if self.pooling == "mean":
+            weights = present.to(states.dtype)
+            return (weights[:, None] @ states)[:, 0] / weights.sum(1, keepdim=True)
+        # Whichever side is padded.
+        last = (present * torch.arange(1, states.shape[1] + 1, device=states.device)).argmax(1)
+        return states[torch.arange(len(states), device=states.device), last]

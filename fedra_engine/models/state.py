@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedra_engine.models.adapters import AdapterLayout
-from fedra_engine.models.heads import HeadLayout
+from fedra_engine.models.task import HeadLayout
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Find the parts of a transformer by its module tree: the block list, the classifier, the adapter targets."""
+"""Find the parts of a transformer by its module tree: the block list, the head, the Linears that carry adapters."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from peft import LoraConfig as PeftLoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
-from torch import nn
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from fedra_engine.models.adapters import Target
-from fedra_engine.models.linears import is_linear, linear_shape
-from fedra_engine.models.sharded_parameters import parameter_count
+from fedra_engine.models.sharding import parameter_count, parameter_shape
 from fedra_engine.runtime.errors import InputError
 
 
@@ -121,3 +121,28 @@ def _targets_of(block: nn.Module, rule: PeftLoraConfig) -> tuple[Target, ...]:
             raise InputError(f"lora.target_modules: {name!r} is a {type(module).__name__}, expected Linear layers")
         targets.append(Target(name, *linear_shape(module)))
     return tuple(targets)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether `module` can carry an adapter: torch's Linear, or GPT-2's Conv1D, whose weight is stored as [in, out]."""
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def linear_shape(linear: nn.Module) -> tuple[int, int]:
+    """(in features, out features)."""
+    weight = linear.weight
+    assert isinstance(weight, Tensor)
+    rows, columns = parameter_shape(weight)
+    return (rows, columns) if stores_input_first(linear) else (columns, rows)
+
+
+def linear_weight(linear: nn.Module) -> Tensor:
+    """The weight as [out, in]; a view, so that writing into it changes the layer."""
+    weight = linear.weight
+    assert isinstance(weight, Tensor)
+    return weight.T if stores_input_first(linear) else weight
+
+
+def stores_input_first(linear: nn.Module) -> bool:
+    """Whether the weight is stored as [in, out] (PEFT's `fan_in_fan_out`)."""
+    return isinstance(linear, Conv1D)

@@ -80,7 +80,7 @@ def measure(experiment: Experiment, threads: int, seconds: float) -> Measurement
         experiment.clients, work.participants, assignment, experiment.method
     )
     sums = experiment.method.aggregator(state, 0).sums()
-    idle = replace(experiment, executor=_IdleExecutor(experiment.foundation, experiment.executor.lanes))
+    idle = replace(experiment, executor=IdleExecutor(experiment.foundation, experiment.executor.lanes))
     server = _run_rounds(idle, state, len(durations), _SERVER_SECONDS)
     return Measurement(
         clients=len(experiment.clients),
@@ -113,7 +113,7 @@ def _run_rounds(experiment: Experiment, state: GlobalState, first: int, seconds:
     return _Rounds(time.process_time() - started, durations, state)
 
 
-class _IdleExecutor:
+class IdleExecutor:
     """Lets all clients pass through the lanes: batches are drawn and adapters handed out, but no step is taken."""
 
     def __init__(self, foundation: Foundation, lanes: int) -> None:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from fedra_engine.commands.parsing import import_modules
 from fedra_engine.runtime.errors import ProcessLostError
 
 Item = TypeVar("Item")
@@ -91,6 +92,7 @@ def _workers(items: Sequence[Item], work: Callable[[Item], object]) -> Iterator[
 
 def _serve(parent: Connection, work: Callable[[Any], object], item: Any) -> None:
     """Be a worker: send what becomes of the item, or the error, and take the next one, until the parent sends None."""
+    import_modules()
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # Raised when the parent has ended.

@@ -17,11 +17,11 @@ from torch.nn.functional import linear
 
 from fedra_engine.callbacks.adapter_files import loading_lines, save_adapter
 from fedra_engine.config import ExperimentConfig, LoraConfig, ModelConfig
-from fedra_engine.execution.plan import single_client_plan
+from fedra_engine.execution.plan import plan_groups
+from fedra_engine.execution.sweep_block import BankFactors
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.foundation import Foundation, make_foundation
-from fedra_engine.models.loading import load_pretrained
-from fedra_engine.models.pooling import PooledClassifier, Pooling
+from fedra_engine.models.loading import PooledClassifier, Pooling, load_pretrained
 from fedra_engine.models.state import GlobalState
 from tests.tiny import CLASSES, DEPTH, FAMILIES, TARGETS, make_model, make_samples
 
@@ -54,10 +54,12 @@ def logits(foundation: Foundation, state: GlobalState, family: str, depth: int) 
     """Those of the sweep over the first `depth` blocks, and the inputs it got."""
     inputs = make_samples(family, 4).inputs(torch.arange(4), CPU, torch.float32)
     model = SweepModel(foundation, lambda n: {name: tensor[:n] for name, tensor in inputs.items()})
-    model.bind(state.adapters, torch.empty_like(state.adapters))
     slots = np.where(np.arange(DEPTH) < depth, np.arange(DEPTH), -1)
-    plan = single_client_plan(4, slots, scale=2.0, dtype=torch.float32, device=CPU)
-    found, layout = model.features(inputs, plan), foundation.head_layout
+    plan = plan_groups(foundation, [4], slots[None], scale=2.0)
+    found, layout = (
+        model.features(inputs, plan, BankFactors(foundation.adapter_layout, state.adapters)),
+        foundation.head_layout,
+    )
     if layout.size == 0:
         return foundation.head(found), inputs
     return linear(found, layout.weight(state.heads[0]), layout.bias(state.heads[0])), inputs

@@ -13,8 +13,8 @@ from torch import nn
 from fedra_engine.config import ExperimentConfig, LoraConfig, TrainingConfig
 from fedra_engine.costs.memory_model import ClientCosts, CostModel
 from fedra_engine.execution.dropout import DropoutKeys
-from fedra_engine.execution.saved_tensors import saved_bytes
-from fedra_engine.execution.submodel import Submodel, build_submodel
+from fedra_engine.execution.memory import saved_bytes
+from fedra_engine.execution.submodel import Submodel
 from fedra_engine.experiment import build_experiment
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.models.adapters import initial_adapters
@@ -133,7 +133,7 @@ def test_memory_is_that_of_the_real_submodels(family: str, dropout: float, assig
     longest = 0 if samples.lengths is None else int(samples.lengths.argmax())
     inputs = samples.inputs(torch.full((2,), longest), torch.device("cpu"), torch.float64)
     for row, counted in enumerate(activations):
-        submodel = build_submodel(foundation, lora, assignment, row, 0, state)
+        submodel = Submodel(foundation, lora, assignment, row, 0, state)
         submodel.use_dropout_keys(DropoutKeys(dropout, seed=0, round=0, clients=[0], steps=[0]))
         kept = kept_bytes(submodel, inputs)
         # The first trained block keeps less than others, for its input needs no gradient; blocks that are held but not

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from fedra_engine.config import LoraConfig, ModelConfig
-from fedra_engine.execution.evaluation import Evaluator
-from fedra_engine.execution.fisher import FisherInformation
+from fedra_engine.execution.evaluation import Evaluator, FisherInformation
 from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.execution.sweep_block import SweepBlock
 from fedra_engine.execution.sweep_model import SweepModel
@@ -32,8 +31,7 @@ from fedra_engine.federation.work import LocalWork
 from fedra_engine.models.adapters import initial_adapters
 from fedra_engine.models.foundation import Foundation, make_foundation
 from fedra_engine.models.loading import load_pretrained
-from fedra_engine.models.sharded_parameters import parameter_count
-from fedra_engine.models.sharding import Sharding
+from fedra_engine.models.sharding import Sharding, parameter_count
 from fedra_engine.models.state import EvaluatedModel, GlobalState
 from fedra_engine.runtime.exit_codes import end, exit_code
 from fedra_engine.runtime.processes import Processes, join_job
@@ -152,7 +150,7 @@ class Job:
             f"accuracy of {blocks}": evaluator.accuracy(state, EvaluatedModel(np.array(blocks)))["only"]
             for blocks in ([0, 1, 2, 3], [0, 2])
         }
-        if self._foundation.task == "classification":
+        if self._foundation.task.trains_head:
             fisher = FisherInformation(
                 self._foundation, self._model, self._samples, scale=2.0, seed=0, processes=self._processes
             )

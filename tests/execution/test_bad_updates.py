@@ -41,7 +41,7 @@ class Trained:
 def spoilt(setting: Setting, lanes: int | None, value: float) -> Executor:
     """An executor to whose client `BAD` one pixel of every sample is `value`."""
     executor = setting.executor(lanes)
-    (pixels,) = executor._samples.tensors.values()  # type: ignore[attr-defined]
+    (pixels,) = executor.samples.tensors.values()  # type: ignore[attr-defined]
     pixels[setting.clients.samples[BAD], 0, 0, 0] = value
     return executor
 

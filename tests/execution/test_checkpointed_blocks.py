@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedra_engine.execution.saved_tensors import saved_bytes
+from fedra_engine.execution.memory import saved_bytes
+from fedra_engine.execution.sweep_block import BankFactors
 from fedra_engine.execution.sweep_model import SweepModel
 from tests.tiny_federation import ADAMW, SGD, Setting, make_setting
 
@@ -47,8 +48,10 @@ def test_a_pass_keeps_less_than_half(monkeypatch: pytest.MonkeyPatch, fuse_block
     kept: dict[bool, list[int]] = {False: [], True: []}
 
     def observed(self: SweepModel, *args: object) -> Tensor:
-        besides = [*setting.foundation.model.parameters(), *self._context.lora_a, *self._context.lora_b]
-        kept[self._context.checkpoint_blocks].append(saved_bytes(lambda: features(self, *args), besides))
+        _, _, adapters, *_ = args
+        assert isinstance(adapters, BankFactors)
+        besides = [*setting.foundation.model.parameters(), *adapters.lora_a, *adapters.lora_b]
+        kept[each.checkpoint_blocks].append(saved_bytes(lambda: features(self, *args), besides))
         return features(self, *args)
 
     for each in both(setting):

@@ -5,10 +5,11 @@ import itertools
 import numpy as np
 import torch
 
-from fedra_engine.execution.dropout import CounterDropout, DropoutKeys
-from fedra_engine.execution.plan import HostPlan
-from fedra_engine.execution.sweep_context import PassDropout
+from fedra_engine.config import LoraConfig
+from fedra_engine.execution.dropout import CounterDropout, DropoutKeys, PassDropout
+from fedra_engine.execution.plan import plan_groups
 from fedra_kernels import dropout_mask
+from tests.tiny import make_tiny
 
 CPU = torch.device("cpu")
 
@@ -34,7 +35,7 @@ def test_a_clients_keys_do_not_depend_on_the_others_in_the_pass() -> None:
 
 def test_every_target_of_every_block_gets_the_keys_of_its_holders() -> None:
     slots = np.array([[0, -1, -1], [1, -1, 2], [3, -1, 4]])
-    plan = HostPlan([2, 1, 4], slots, np.arange(3), scale=1.0, dtype=torch.float32, device=CPU).on_device()
+    plan = plan_groups(make_tiny("vit", LoraConfig(target_modules=["fc1"])), [2, 1, 4], slots)
     keys = DropoutKeys(0.5, seed=1, round=2, clients=[7, 8, 9], steps=[0, 3, 1])
     dropout = PassDropout(keys, plan, 2, CPU)
     for target in range(2):

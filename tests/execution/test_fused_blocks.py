@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from fedra_engine.config import LoraConfig
 from fedra_engine.execution.dropout import DropoutKeys
-from fedra_engine.execution.fused_families import match_parts
-from fedra_engine.execution.plan import HostPlan, SweepPlan
+from fedra_engine.execution.fused_block import match_parts
+from fedra_engine.execution.plan import plan_groups
+from fedra_engine.execution.sweep_block import BankFactors
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.foundation import Foundation, make_foundation
 from tests.tiny import CLASSES, DEPTH, TARGETS, TensorSamples, make_samples, make_tiny
@@ -32,16 +33,13 @@ def run(foundation: Foundation, samples: TensorSamples, *, fuse: bool, dropout: 
         * 0.1
     )
     gradients = torch.zeros_like(bank)
-    model.bind(bank, gradients)
+    adapters = BankFactors(foundation.adapter_layout, bank, gradients)
     keys = DropoutKeys(dropout, seed=0, round=0, clients=[5, 6, 7], steps=[0, 1, 2]) if dropout else None
-    features = model.features(inputs, plan(), keys)
+    slots = np.where(HELD, np.arange(HELD.size).reshape(HELD.shape), -1)
+    plan = plan_groups(foundation, SIZES, slots, scale=2.0)
+    features = model.features(inputs, plan, adapters, keys)
     features.square().sum().backward()
     return model.fused, features.detach(), gradients
-
-
-def plan() -> SweepPlan:
-    slots = np.where(HELD, np.arange(HELD.size).reshape(HELD.shape), -1)
-    return HostPlan(SIZES, slots, np.arange(3), scale=2.0, dtype=torch.float64, device=CPU).on_device()
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

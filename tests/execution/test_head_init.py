@@ -12,7 +12,7 @@ from fedra_engine.execution import head_init
 from fedra_engine.execution.head_init import class_mean_head, initial_heads
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.foundation import Foundation
-from fedra_engine.models.heads import HeadLayout
+from fedra_engine.models.task import HeadLayout
 from fedra_engine.runtime.errors import InputError
 from tests.tiny import CLASSES, TARGETS, TensorSamples, make_samples, make_tiny
 

@@ -19,9 +19,9 @@ from transformers import ViTConfig, ViTForImageClassification, masking_utils
 from benchmarks.launches import LaunchCounts, counted_launches
 from fedra_engine.config import LoraConfig
 from fedra_engine.execution import sweep_model
-from fedra_engine.execution.plan import HostPlan
-from fedra_engine.execution.step_tables import StepTables
+from fedra_engine.execution.plan import StepTables, plan_groups
 from fedra_engine.execution.sweep import SweepExecutor
+from fedra_engine.execution.sweep_block import BankFactors
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.federation.aggregation import Aggregator
 from fedra_engine.federation.allocation import uniform_allocation
@@ -89,7 +89,7 @@ def train(
         return counted
 
     monkeypatch.setattr(SweepExecutor, "_step", counting(seen.steps, SweepExecutor._step))
-    monkeypatch.setattr(StepTables, "make", counting(seen.tables, StepTables.make))
+    monkeypatch.setattr(StepTables, "__init__", counting(seen.tables, StepTables.__init__))
     executor, aggregator = SweepExecutor(foundation, model, samples, lora, lanes=lanes), Aggregator(state)
     with launches_taken_by(StandIn("sm_90")) if device.type == "cpu" else nullcontext(), counted_launches() as counts:
         for updates in executor.train(work, assignment, state):
@@ -211,18 +211,16 @@ def test_the_gradient_of_the_residual_stream_is_not_copied() -> None:
         foundation, lambda n: samples.inputs(torch.arange(n), torch.device("cpu"), torch.bfloat16), fuse_blocks=True
     )
     adapters = initial_adapters(foundation.adapter_layout, 3 * DEPTH, seed=0, dtype=torch.bfloat16)
-    model.bind(adapters, torch.zeros_like(adapters))
+    factors = BankFactors(foundation.adapter_layout, adapters, torch.zeros_like(adapters))
     # Nobody holds all blocks, so no block's own rows are as many as the stream's.
     slots = np.arange(3 * DEPTH).reshape(3, DEPTH)
     for client in range(3):
         slots[client, client::3] = -1
-    plan = HostPlan(
-        [2, 3, 1], slots, np.arange(3), scale=1.0, dtype=torch.float32, device=torch.device("cpu")
-    ).on_device()
+    plan = plan_groups(foundation, [2, 3, 1], slots)
     inputs = samples.inputs(torch.arange(6), torch.device("cpu"), torch.bfloat16)
     entries = 6 * 5 * 16
     with launches_taken_by(StandIn("sm_90")):
-        features = model.features(inputs, plan)
+        features = model.features(inputs, plan, factors)
         with _Allocations(entries) as allocated:
             features.sum().backward(retain_graph=True)
     names = Counter(type(node).__name__ for node in _nodes(features))

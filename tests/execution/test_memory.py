@@ -1,9 +1,10 @@
-"""Lanes chosen by what they take, and halved when memory runs out."""
+"""Lanes chosen by what they take, and halved when memory runs out; CPU threads that follow the size of a step."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,17 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedra_engine.config import LoraConfig
-from fedra_engine.execution import memory, sweep_context
-from fedra_engine.execution.memory import LaneMemory, choose_lanes, measure_lane
+from fedra_engine.execution import fused_block, memory, sweep, sweep_block
+from fedra_engine.execution.memory import LaneMemory, choose_lanes, limit_threads, measure_lane, worthwhile_threads
+from fedra_engine.execution.model_check import Inputs
+from fedra_engine.execution.plan import SweepPlan
 from fedra_engine.execution.sweep import SweepExecutor
+from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.experiment import build_experiment
-from fedra_engine.federation.work import ClientUpdates
 from fedra_engine.runtime.errors import InputError
 from tests.execution.test_exactness import assert_same_change
 from tests.running import small_config
+from tests.tiny import make_tiny
 from tests.tiny_federation import ADAMW, Setting, make_setting
 
 CPU = torch.device("cpu")
@@ -99,7 +103,7 @@ def test_a_lane_takes_as_much_as_measured() -> None:
     setting = make_setting("vit", ADAMW)
     executor, foundation = setting.executor(2), setting.foundation
     assert isinstance(executor, SweepExecutor)
-    found = measure_lane(foundation, executor._model, executor._samples, setting.lora, ADAMW, heads=1)
+    found = measure_lane(foundation, executor.model, executor.samples, setting.lora, ADAMW, heads=1)
     size = foundation.depth * foundation.adapter_layout.size + foundation.head_layout.size
     # Parameters, gradients and two moments in float64.
     assert found.parameters == size * 4 * 8
@@ -108,7 +112,7 @@ def test_a_lane_takes_as_much_as_measured() -> None:
     least = ADAMW.batch_size * (found.tokens // ADAMW.batch_size) * hidden * 8 * foundation.depth * 6
     assert least < found.activations < 6 * least
     larger = replace(ADAMW, batch_size=2 * ADAMW.batch_size)
-    twice = measure_lane(foundation, executor._model, executor._samples, setting.lora, larger, heads=1)
+    twice = measure_lane(foundation, executor.model, executor.samples, setting.lora, larger, heads=1)
     assert (twice.activations, twice.tokens) == (2 * found.activations, 2 * found.tokens)
 
 
@@ -145,39 +149,55 @@ def _updates_seen(setting: Setting, lanes: int) -> list[int]:
 
 
 def _fail_above(lanes: int, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second step of more than `lanes` lanes fails, with the gradients of its backward already in the bank."""
-    optimize = SweepExecutor._optimize
+    """The second step of more than `lanes` clients fails, with the gradients of its backward already in the bank."""
+    features, backward = SweepModel.features, SweepModel.backward
+    passes: list[int] = []
 
-    def fail(self, pool, tables, work):
-        if len(tables.lanes) > lanes and int(tables.steps.max()) > 0:
+    def count(self: SweepModel, inputs: Inputs, plan: SweepPlan, *others: Any) -> Tensor:
+        passes.append(len(plan.heads))
+        return features(self, inputs, plan, *others)
+
+    def fail(self: SweepModel, loss: Tensor) -> None:
+        backward(self, loss)
+        if passes[-1] > lanes and passes.count(passes[-1]) > 1:
             raise torch.OutOfMemoryError(message)
-        optimize(self, pool, tables, work)
 
-    monkeypatch.setattr(SweepExecutor, "_optimize", fail)
+    monkeypatch.setattr(SweepModel, "features", count)
+    monkeypatch.setattr(SweepModel, "backward", fail)
 
 
 def test_a_fused_pass_that_breaks_off_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     # Of LLaMA two targets read the first norm, so that the pass breaks off at one and leaves what the other awaits.
     setting = make_setting("llama", ADAMW, fuse_blocks=True)
     (expected,) = setting.rounds(3)
-    left: list[int] = []
-    product, train = sweep_context.lora_linear, SweepExecutor._train
+    executor, state = setting.executor(6), setting.state()
+    norm, product, clear = fused_block.gather_norm, sweep_block.lora_linear, sweep.clear_device_cache
+    awaited: list[weakref.ref[Tensor]] = []
+    freed: list[bool] = []
+
+    def watched(*args: Any, **options: Any) -> tuple[Tensor, Sequence[Tensor]]:
+        x, shrunk = norm(*args, **options)
+        if not freed:
+            awaited.extend(weakref.ref(part) for part in shrunk)
+        return x, shrunk
 
     def fail_in_the_first_pass(x: Tensor, *others: Any, **options: Any) -> Tensor:
-        if len(left) == 1:
+        if not freed:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         return product(x, *others, **options)
 
-    def count_left(self, *arguments: Any) -> Iterator[ClientUpdates]:
-        left.append(len(self._model._context.shrunk))
-        return train(self, *arguments)
+    def look(**options: Any) -> None:
+        freed.extend(part() is None for part in awaited)
+        clear(**options)
 
-    monkeypatch.setattr(sweep_context, "lora_linear", fail_in_the_first_pass)
-    monkeypatch.setattr(SweepExecutor, "_train", count_left)
-    (found,) = setting.rounds(6)
-    assert left == [0, 0]
-    for client, tensors in expected.updates.items():
-        assert_same_change(found.updates[client], tensors, expected.before, 1e-8)
+    monkeypatch.setattr(fused_block, "gather_norm", watched)
+    monkeypatch.setattr(sweep_block, "lora_linear", fail_in_the_first_pass)
+    monkeypatch.setattr(sweep, "clear_device_cache", look)
+    for updates in executor.train(*setting.work(0, np.arange(len(setting.clients))), state):
+        for index, client in enumerate(updates.clients.tolist()):
+            found = setting.named(updates.of_client(index), state)
+            assert_same_change(found, expected.updates[client], expected.before, 1e-8)
+    assert freed == [True, True]
 
 
 def test_a_single_lane_that_does_not_fit_is_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,9 +207,52 @@ def test_a_single_lane_that_does_not_fit_is_bad_input(monkeypatch: pytest.Monkey
 
 
 def test_other_errors_are_not_taken_for_full_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self, pool, tables, work):
+    def fail(self: SweepModel, loss: Tensor) -> None:
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(SweepExecutor, "_optimize", fail)
+    monkeypatch.setattr(SweepModel, "backward", fail)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         make_setting("vit", ADAMW).rounds(2)
+
+
+@pytest.fixture
+def kept_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_the_largest_product_decides() -> None:
+    block = nn.Sequential(nn.Linear(100, 100), nn.Linear(100, 500), nn.Linear(500, 100))
+    assert worthwhile_threads(block, tokens=10) == 1
+    # 2 · 4,000 · 100 · 500 = 4e8 floating-point operations.
+    assert worthwhile_threads(block, tokens=4000) == 4
+
+
+@pytest.mark.usefixtures("kept_threads")
+def test_small_steps_use_one_thread_and_large_ones_those_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    foundation = make_tiny("vit", LoraConfig(target_modules=["fc1"]))
+    torch.set_num_threads(2)
+    limit_threads(foundation, tokens=10**9)
+    assert torch.get_num_threads() == 2
+    limit_threads(foundation, tokens=10)
+    assert torch.get_num_threads() == 1
+
+
+@pytest.mark.usefixtures("kept_threads")
+def test_a_given_number_of_threads_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    torch.set_num_threads(2)
+    limit_threads(make_tiny("vit", LoraConfig(target_modules=["fc1"])), tokens=10)
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("kept_threads")
+def test_a_small_experiment_leaves_the_next_one_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    foundation = make_tiny("vit", LoraConfig(target_modules=["fc1"]))
+    torch.set_num_threads(2)
+    limit_threads(foundation, tokens=10)
+    limit_threads(foundation, tokens=10**9)
+    assert torch.get_num_threads() == 2

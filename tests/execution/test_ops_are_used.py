@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from fedra_engine.execution import banks, fused_block, sweep, sweep_context
+from fedra_engine.execution import banks, fused_block, sweep_block
 from fedra_engine.federation import aggregation
+from fedra_engine.models import task
 from tests.tiny_federation import ADAMW, SGD, make_setting
 
 PLAIN = [
-    (sweep_context, "lora_linear"),
-    (sweep, "head_cross_entropy"),
+    (sweep_block, "lora_linear"),
+    (task, "head_cross_entropy"),
     (banks, "squared_norms"),
     (banks, "sgd"),
     (aggregation, "aggregate"),

@@ -1,25 +1,34 @@
-"""Plans of passes, and the tables that go to the device with them."""
+"""Plans of passes: who goes through which block, with whose adapter, and the tables that go to the device with them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
+from numpy.typing import NDArray
 
-from fedra_engine.execution.plan import HostPlan, RequestedTables, SweepPlan
+from fedra_engine.config import LoraConfig
+from fedra_engine.execution import plan as plans
+from fedra_engine.execution.lanes import LanePool
+from fedra_engine.execution.plan import ExitCopy, RequestedTables, StepTables, SweepPlan, make_plan, plan_groups
+from fedra_engine.models.foundation import Foundation
+from tests.execution.test_assignments import EXITS, early_exits
+from tests.tiny import make_tiny
+from tests.tiny_federation import SGD, make_setting
 
-CPU = torch.device("cpu")
 SLOTS = np.array([[0, -1, 1], [2, -1, -1]])
 
 
-def host_plan(earlier: RequestedTables | None = None) -> HostPlan:
-    return HostPlan([2, 3], SLOTS, np.arange(2), scale=1.0, dtype=torch.float32, device=CPU, earlier=earlier)
+@pytest.fixture(scope="module")
+def foundation() -> Foundation:
+    return make_tiny("vit", LoraConfig(target_modules=["fc1"]))
 
 
-def planned(plan: HostPlan) -> SweepPlan:
-    tables = iter([torch.from_numpy(table) for table in plan.tables()])
-    there = plan.with_tables(tables)
-    assert next(tables, None) is None
-    return there
+def planned(foundation: Foundation, earlier: RequestedTables | None = None) -> SweepPlan:
+    return make_plan(foundation, [2, 3], SLOTS, np.arange(2), scale=1.0, earlier=earlier)[0]
 
 
 def step(plan: SweepPlan, tokens: int) -> list[torch.Tensor]:
@@ -33,19 +42,95 @@ def step(plan: SweepPlan, tokens: int) -> list[torch.Tensor]:
     return asked
 
 
-def test_what_was_asked_of_a_plan_in_its_last_step_goes_with_the_next_one() -> None:
-    plan = planned(host_plan())
+def test_the_samples_of_the_holders_go_through_a_block(foundation: Foundation) -> None:
+    first, second, third = planned(foundation).blocks
+    assert first is not None
+    assert (first.index, first.samples, first.groups.sizes, first.groups.host_slots) == (None, 5, (2, 3), (0, 2))
+    assert second is None
+    assert third is not None
+    assert third.index is not None
+    assert third.index.tolist() == [0, 1]
+    assert (third.samples, third.groups.host_slots, third.clients.tolist()) == (2, (1,), [0])
+    assert first.token_index(5, 2).tolist() == list(range(10))
+    assert third.token_index(5, 2).tolist() == [0, 1, 2, 3]
+
+
+def test_heads_and_other_arrays_keep_their_order(foundation: Foundation) -> None:
+    others = [np.array([7, 8]), np.array([0.5])]
+    plan, moved = make_plan(foundation, [2, 3], SLOTS, np.array([4, 1]), scale=1.0, others=others)
+    assert plan.heads.host_slots == (4, 1)
+    assert [tensor.tolist() for tensor in moved] == [[7, 8], [0.5]]
+
+
+def test_a_copy_gets_the_states_of_its_source_after_its_block(foundation: Foundation) -> None:
+    slots = np.array([[0, 1, 2], [3, 4, -1], [-1, -1, -1]])
+    plan = plan_groups(foundation, [2, 1, 2], slots, copies=[ExitCopy(1, 2, 0)])
+    assert set(plan.exits) == {1}
+    states = plan.exits[1].copy_states(torch.arange(5.0)[:, None])
+    assert states[:, 0].tolist() == [0, 1, 2, 0, 1]
+
+
+def test_a_step_lists_each_clients_slots_and_heads() -> None:
+    setting = make_setting("vit", SGD)
+    work, assignment = setting.work(0, np.arange(6))
+    pool = LanePool(work, assignment, setting.state(), setting.foundation, lanes=3)
+    pool.refill()
+    lanes = pool.in_training()
+    tables = StepTables(lanes, setting.foundation, assignment, 2.0, None)
+    assert tables.fits(lanes)
+    assert tables.exits is None
+    assert tables.samples.tolist() == [len(lane.batch) for lane in lanes]
+    for position, lane in enumerate(lanes):
+        assert tables.slots[tables.slot_owners == position].tolist() == lane.trained_slots.tolist()
+        held = [rows is not None and position in rows.clients.tolist() for rows in tables.plan.blocks]
+        assert held == assignment.held[lane.row].tolist()
+    ragged = next(lane for lane in lanes if len(lane.batches[-1]) != len(lane.batches[0]))
+    ragged.step = len(ragged.batches) - 1
+    assert not tables.fits(lanes)
+
+
+def test_exits_of_a_client_are_rows_of_the_same_sample() -> None:
+    setting = make_setting("vit", SGD)
+    setting.assignment, setting.exits = early_exits, len(EXITS)
+    work, assignment = setting.work(0, np.arange(6))
+    pool = LanePool(work, assignment, setting.state(), setting.foundation, lanes=6)
+    pool.refill()
+    lanes = pool.in_training()
+    tables = StepTables(lanes, setting.foundation, assignment, 2.0, None)
+    assert tables.exits is not None
+    samples = np.concatenate([lanes[owner].batch for owner in tables.group_owners])
+    own = np.concatenate([lane.batch for lane in lanes])
+    rows, present = tables.exits.rows.numpy(), tables.exits.present.numpy()
+    assert (samples[rows] == own[:, None])[present].all()
+    counts = np.array([len(lane.exits) for lane in lanes])
+    assert present.sum(1).tolist() == counts[tables.exits.clients.numpy()].tolist()
+    # Every row of the logits belongs to one sample at one exit.
+    assert sorted(rows[present].tolist()) == list(range(len(samples)))
+
+
+def test_what_was_asked_of_a_plan_in_its_last_step_goes_with_the_next_one(
+    foundation: Foundation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned(foundation)
     for tokens in (5, 7, 6):
         step(plan, tokens)
-    again = host_plan(plan.requested)
+    copied: list[int] = []
+    to_device = plans.to_device
+
+    def count(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[torch.Tensor]:
+        copied.append(len(arrays))
+        return to_device(arrays, device)
+
+    monkeypatch.setattr(plans, "to_device", count)
+    again = planned(foundation, plan.requested)
     # Of the heads one table; of two blocks four arrays each, and which samples go through the one that not all hold.
-    assert len(again.tables()) == 1 + 2 * 4 + 1
-    found, expected = step(planned(again), 6), step(planned(host_plan()), 6)
+    assert copied == [1 + 2 * 4 + 1]
+    found, expected = step(again, 6), step(planned(foundation), 6)
     assert all(torch.equal(mine, other) for mine, other in zip(found, expected, strict=True))
 
 
-def test_tables_that_were_not_asked_of_the_plan_before_are_made_when_they_are() -> None:
-    plan = planned(host_plan())
+def test_tables_that_were_not_asked_of_the_plan_before_are_made_when_they_are(foundation: Foundation) -> None:
+    plan = planned(foundation)
     step(plan, 5)
-    found, expected = step(planned(host_plan(plan.requested)), 7), step(planned(host_plan()), 7)
+    found, expected = step(planned(foundation, plan.requested), 7), step(planned(foundation), 7)
     assert all(torch.equal(mine, other) for mine, other in zip(found, expected, strict=True))

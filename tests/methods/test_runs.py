@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from fedra_engine.callbacks.checkpoint import latest_checkpoint
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.config import FedHelloConfig, HetLoraConfig
-from fedra_engine.execution.fisher import FisherInformation
+from fedra_engine.execution.evaluation import FisherInformation
 from fedra_engine.experiment import build_experiment
 from fedra_engine.methods.registry import METHODS
 from fedra_engine.models.state import GlobalState

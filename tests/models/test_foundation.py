@@ -7,13 +7,13 @@ from torch import nn
 
 from fedra_engine.config import LoraConfig
 from fedra_engine.execution.evaluation import Evaluator
-from fedra_engine.execution.plan import single_client_plan
+from fedra_engine.execution.plan import plan_groups
+from fedra_engine.execution.sweep_block import BankFactors
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.adapters import AdapterLayout, Target, initial_adapters
 from fedra_engine.models.foundation import make_foundation
-from fedra_engine.models.linears import is_linear
 from fedra_engine.models.state import EvaluatedModel, GlobalState
-from fedra_engine.models.structure import find_block_path
+from fedra_engine.models.structure import find_block_path, is_linear
 from fedra_engine.runtime.errors import InputError
 from tests.tiny import CLASSES, CLASSIFIERS, DEPTH, TARGETS, make_model, make_samples, make_tiny
 
@@ -44,10 +44,9 @@ def test_with_zero_b_and_all_blocks_held_logits_are_those_of_the_untouched_model
         untouched = model(**inputs).logits
     sweep = SweepModel(foundation, lambda n: samples.inputs(torch.arange(n), CPU, foundation.dtype))
     adapters = initial_adapters(foundation.adapter_layout, DEPTH, seed=0, dtype=torch.float64)
-    sweep.bind(adapters, torch.empty_like(adapters))
-    plan = single_client_plan(6, np.arange(DEPTH), scale=2.0, dtype=torch.float64, device=CPU)
+    plan = plan_groups(foundation, [6], np.arange(DEPTH)[None], scale=2.0)
     with torch.no_grad():
-        logits = foundation.head(sweep.features(inputs, plan))
+        logits = foundation.head(sweep.features(inputs, plan, BankFactors(foundation.adapter_layout, adapters)))
         again = foundation.model(**inputs).logits
     torch.testing.assert_close(logits, untouched, rtol=1e-12, atol=1e-12)
     # Building the sweep left the foundation itself as it was.

@@ -12,8 +12,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from fedra_engine.config import LoraConfig, ModelConfig
 from fedra_engine.models import loading
 from fedra_engine.models.foundation import make_foundation
-from fedra_engine.models.loading import load_pretrained
-from fedra_engine.models.pooling import PooledClassifier, Pooling
+from fedra_engine.models.loading import PooledClassifier, Pooling, load_pretrained
 from fedra_engine.runtime.errors import InputError
 from tests.tiny import CLASSES, CLASSIFIERS, TARGETS, make_model, make_samples
 

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fedra_engine.config import DeviceConfig, LoraConfig
 from fedra_engine.costs.counting import measure_block_flops, parameters_of, processed_samples, sample_flops
-from fedra_engine.execution.submodel import build_submodel
+from fedra_engine.execution.submodel import Submodel
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import local_batches
 from fedra_engine.models.adapters import initial_adapters
@@ -29,7 +29,7 @@ def trained_flops(family: str, lora: LoraConfig, assignment: Assignment) -> floa
     foundation = make_tiny(family, lora)
     adapters = initial_adapters(foundation.adapter_layout, DEPTH, seed=0, dtype=torch.float64)
     state = GlobalState(adapters, foundation.initial_heads())
-    model = build_submodel(foundation, lora, assignment, 0, 0, state)
+    model = Submodel(foundation, lora, assignment, 0, 0, state)
 
     def detach(block: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         # The formula has the gradient of the first trained block's input, which torch would spare itself.

@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
 from fedra_engine.data.samples import NOT_LEARNT
-from fedra_engine.execution import token_loss
-from fedra_engine.execution.loss_scale import loss_scale
-from fedra_engine.execution.token_loss import token_cross_entropy, token_scores
+from fedra_engine.execution.banks import loss_scale
+from fedra_engine.models import token_loss
+from fedra_engine.models.token_loss import token_cross_entropy, token_scores
 from tests.tiny import learnt_tokens
 
 CLIENTS = np.array([0, 0, 2, 2, 2, 1])
@@ -100,14 +100,14 @@ def test_scores_count_right_predictions_per_sample(monkeypatch: pytest.MonkeyPat
     features, labels, weight, bias = batch()
     logits = linear(features.detach(), weight, bias)[:, :-1]
     targets = labels[:, 1:]
-    scores = token_scores(features, labels, learnt_tokens(labels), weight, bias)
-    assert torch.equal(scores.tokens, (targets != NOT_LEARNT).sum(1))
-    assert torch.equal(scores.correct, (logits.argmax(2) == targets).sum(1))
-    assert not scores.undefined.any()
+    correct, tokens, undefined = token_scores(features, labels, learnt_tokens(labels), weight, bias).T
+    assert torch.equal(tokens, (targets != NOT_LEARNT).sum(1))
+    assert torch.equal(correct, (logits.argmax(2) == targets).sum(1))
+    assert not undefined.any()
     features.data[1] = torch.nan
-    spoilt = token_scores(features, labels, learnt_tokens(labels), weight, bias)
-    assert torch.equal(spoilt.undefined, scores.tokens.where(torch.arange(len(labels)) == 1, 0))
-    assert torch.equal(spoilt.correct, scores.correct.where(torch.arange(len(labels)) != 1, 0))
+    spoilt, _, missing = token_scores(features, labels, learnt_tokens(labels), weight, bias).T
+    assert torch.equal(missing, tokens.where(torch.arange(len(labels)) == 1, 0))
+    assert torch.equal(spoilt, correct.where(torch.arange(len(labels)) != 1, 0))
 
 
 def test_a_batch_without_learnt_tokens_has_loss_zero() -> None:
@@ -118,4 +118,4 @@ def test_a_batch_without_learnt_tokens_has_loss_zero() -> None:
     assert features.grad is not None
     assert not losses.any()
     assert not features.grad.any()
-    assert not token_scores(features, labels, learnt_tokens(labels), weight, bias).tokens.any()
+    assert not token_scores(features, labels, learnt_tokens(labels), weight, bias).any()

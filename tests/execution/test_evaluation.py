@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from fedra_engine.execution.fisher import FisherInformation
-from fedra_engine.execution.submodel import build_submodel
+from fedra_engine.execution.evaluation import FisherInformation
+from fedra_engine.execution.submodel import Submodel
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.runtime.randomness import generator
@@ -24,7 +24,7 @@ def test_scores_equal_those_of_one_sample_after_another() -> None:
     found = FisherInformation(foundation, model, samples, scale=lora.scale, seed=1)(state, COUNT, 4)
 
     whole = Assignment(np.ones((1, DEPTH), dtype=np.bool_))
-    submodel = build_submodel(foundation, lora, whole, 0, 0, state)
+    submodel = Submodel(foundation, lora, whole, 0, 0, state)
     layers = [[f["default"].weight for layer in b for f in (layer.lora_A, layer.lora_B)] for b in submodel.layers]
     squares = [[torch.zeros_like(factor) for factor in block] for block in layers]
     for row in generator(1, round=4, purpose="fisher").choice(50, COUNT, replace=False):

@@ -7,7 +7,7 @@ forgotten (as Liger-Kernel's fused linear cross entropy does it, arXiv 2410.1098
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,15 +21,6 @@ from fedra_kernels import to_device
 
 CHUNK_LOGITS = 2**26
 """Most logits that exist at a time."""
-
-
-class TokenScores(NamedTuple):
-    """How many of each sample's learnt tokens are predicted right, how many there are, and for how many nothing is
-    predicted, as the largest logit is not finite; int64 [samples]."""
-
-    correct: Tensor
-    tokens: Tensor
-    undefined: Tensor
 
 
 def token_cross_entropy(
@@ -63,10 +54,9 @@ def token_cross_entropy(
 
 
 @torch.no_grad()
-def token_scores(
-    features: Tensor, labels: Tensor, learnt: LearntTokens, weight: Tensor, bias: Tensor | None
-) -> TokenScores:
-    """How well the next tokens are predicted; arguments as in `token_cross_entropy`."""
+def token_scores(features: Tensor, labels: Tensor, learnt: LearntTokens, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """How many of each sample's learnt tokens are predicted right, how many there are, and for how many nothing is
+    predicted, as the largest logit is not finite; int64 [samples, 3]. Arguments as in `token_cross_entropy`."""
     rows, samples = to_device([_rows(features, learnt), learnt.samples], features.device)
     before, targets = _learnt(features, labels, rows)
     scores = torch.zeros(3, len(features), dtype=torch.int64, device=features.device)
@@ -76,7 +66,7 @@ def token_scores(
         correct.index_add_(0, samples[chunk], right.long())
         undefined.index_add_(0, samples[chunk], (~defined).long())
     tokens.index_add_(0, samples, torch.ones_like(samples))
-    return TokenScores(correct, tokens, undefined)
+    return scores.T
 
 
 def is_right(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
