@@ -69,7 +69,7 @@ class Evaluator:
 
         A domain without clients has the model of a `newcomer`. The processes share out the clients.
         """
-        _LOG.info("evaluating on %s test samples …", f"{len(self._test.domains):,}")
+        _LOG.info("evaluating on %s test samples …", f"{len(self.test.domains):,}")
         accuracy = {}
         for index, name in enumerate(self.domains):
             rows = torch.nonzero(self.test.domains == index)[:, 0]

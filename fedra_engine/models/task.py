@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, linear, log_softmax
 
-from fedra_engine.data.samples import Batch, LearntTokens
-from fedra_engine.data.token_samples import NOT_LEARNT
+from fedra_engine.data.samples import NOT_LEARNT, Batch, LearntTokens
 from fedra_engine.models.sharding import gathered
 from fedra_engine.models.token_loss import is_right, token_cross_entropy, token_scores
 from fedra_kernels import RowGroups, head_cross_entropy, head_logits
