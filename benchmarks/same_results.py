@@ -151,7 +151,8 @@ def main() -> None:
         for name, each in RUNS.items():
             command = f"--name {name} {SHORT} {each}"
             failures = [simulate(top, work / side, command) for top, side in zip(checkouts, SIDES, strict=True)]
-            equal.append(report(name, *(work / side / "runs" / name for side in SIDES), failures, checkouts))
+            before, after = (work / side / "runs" / name for side in SIDES)
+            equal.append(report(name, before, after, failures, checkouts))
         command = f"--name {RESUMED} {SHORT} {RUNS[RESUMED]}".replace("--rounds 4", "--rounds 2")
         run = work / "resumed/runs" / RESUMED
         failure = simulate(checkouts[0], work / "resumed", command)

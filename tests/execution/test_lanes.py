@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from fedra_engine.execution.lanes import IdleExecutor, LanePool
+from fedra_engine.execution.lanes import LanePool
 from fedra_engine.execution.scheduling import longest_first
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.models.state import GlobalState
+from fedra_engine.studies.measure import IdleExecutor
 from tests.execution.test_assignments import EXITS, early_exits, mixed_ranks
 from tests.tiny_federation import SGD, Setting, make_setting
 
@@ -155,7 +156,7 @@ def test_a_lane_has_the_heads_of_the_exits_it_reaches(setting: Setting) -> None:
 def test_an_idle_executor_returns_everything_as_it_was(setting: Setting) -> None:
     work, assignment = setting.work(0, CLIENTS)
     state, seen = setting.state(), []
-    for updates in IdleExecutor(setting.foundation, lanes=2).train(work, assignment, state):
+    for updates in IdleExecutor(setting.foundation, 2).train(work, assignment, state):
         assert updates.norms is not None
         assert not updates.norms.any()
         seen += updates.clients.tolist()

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from fedra_engine.data.samples import Batch
-from fedra_engine.data.token_samples import NOT_LEARNT
+from fedra_engine.data.samples import NOT_LEARNT, Batch
 from fedra_engine.models.task import CausalLM, Classification, ExitTable, HeadLayout, PassHeads, Task, exit_losses
 from fedra_kernels import RowGroups
 from tests.tiny import learnt_tokens
