@@ -16,8 +16,7 @@ from fedra_engine.callbacks.checkpoint import latest_checkpoint
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.commands.run_request import parse_request
 from fedra_engine.config import ExperimentConfig
-from fedra_engine.data.domain_data import DomainData
-from fedra_engine.data.images import DecodedImages
+from fedra_engine.data.domain_data import DecodedImages, DomainData
 from fedra_engine.data.sources import load_source
 from fedra_engine.experiment import Inputs
 from fedra_engine.models.loading import resolve_model_path

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers.models.dinov2 import modeling_dinov2
 
 from fedra_engine.config import LoraConfig
-from fedra_engine.data.samples import NOT_LEARNT, Batch, LearntTokens, copy_async
+from fedra_engine.data.cache import copy_async
+from fedra_engine.data.samples import NOT_LEARNT, Batch, LearntTokens
 from fedra_engine.models.foundation import Foundation, make_foundation
 from fedra_engine.models.loading import PooledClassifier
 from fedra_engine.runtime.randomness import SampleDraws

@@ -21,8 +21,8 @@ from transformers import AutoConfig
 from benchmarks.accuracy.planes import from_planes
 from benchmarks.accuracy.sheets import from_sheet
 from fedra_engine.config import DataConfig
-from fedra_engine.data.domain_data import DomainData
-from fedra_engine.data.images import DecodedImages, UnreadableImageError, decode_image, decoding_threads
+from fedra_engine.data.domain_data import DecodedImages, DomainData
+from fedra_engine.data.images import UnreadableImageError, decode_image, decoding_threads
 from fedra_engine.data.preprocessing import PREPROCESSOR_FILE, PROCESSOR_FILE, Preprocessing, preprocessing_for
 from fedra_engine.data.sources.image_folder import read_image_folder
 from fedra_engine.runtime.errors import InputError

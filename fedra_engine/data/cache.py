@@ -220,6 +220,13 @@ def as_tensor(array: NDArray) -> Tensor:
         return torch.from_numpy(array)
 
 
+def copy_async(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` (on the CPU) on `device`, without waiting for what is still running there."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class _PartFile:
     """One part on disk.

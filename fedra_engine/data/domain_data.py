@@ -19,9 +19,25 @@ from fedra_engine.runtime.randomness import generator
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from fedra_engine.data.images import DecodedImages
-
 DataTask = Literal["image_classification", "text_classification", "causal_lm"]
+
+
+@dataclass(frozen=True)
+class DecodedImages:
+    """The `content` of a `DomainData` whose images are pixels already: no cache and no data set.
+
+    Attributes:
+        pixels: uint8 [samples, channels, height, width].
+    """
+
+    pixels: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def select(self, rows: NDArray[np.int64]) -> DecodedImages:
+        """The images `rows`, copied."""
+        return DecodedImages(self.pixels[rows])
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,7 +18,7 @@ from PIL import ExifTags, ImageOps
 from PIL import Image as PillowImage
 
 from fedra_engine.data.cache import Part, PreprocessedRows, RowMaker, as_tensor, make_rows
-from fedra_engine.data.domain_data import DomainData
+from fedra_engine.data.domain_data import DecodedImages, DomainData
 from fedra_engine.data.preprocessing import Preprocessing
 from fedra_engine.data.samples import StoredRows
 from fedra_engine.runtime.errors import InputError
@@ -82,24 +81,6 @@ def decoding_threads() -> Iterator[ThreadPoolExecutor]:
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         warnings.simplefilter("ignore")
         yield pool
-
-
-@dataclass(frozen=True)
-class DecodedImages:
-    """The `content` of a `DomainData` whose images are pixels already: no cache and no data set.
-
-    Attributes:
-        pixels: uint8 [samples, channels, height, width].
-    """
-
-    pixels: NDArray[np.uint8]
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def select(self, rows: NDArray[np.int64]) -> DecodedImages:
-        """The images `rows`, copied."""
-        return DecodedImages(self.pixels[rows])
 
 
 def image_rows(data: DomainData, preprocessing: Preprocessing, *, skip: bool) -> tuple[StoredRows, PreprocessedRows]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from fedra_engine.config import DataConfig
-from fedra_engine.data.samples import copy_async
+from fedra_engine.data.cache import copy_async
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.randomness import SampleDraws
 

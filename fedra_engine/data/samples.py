@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedra_engine.data.cache import Part, as_tensor, row_checksums
+from fedra_engine.data.cache import Part, as_tensor, copy_async, row_checksums
+from fedra_engine.data.preprocessing import Augmentation, Preprocessing
 from fedra_engine.runtime.files import content_hash
 from fedra_engine.runtime.randomness import SampleDraws
-
-if TYPE_CHECKING:
-    from fedra_engine.data.preprocessing import Augmentation, Preprocessing
 
 NOT_LEARNT = -100
 """The label of a token that is not to be learnt (that of torch's cross entropy)."""
@@ -177,7 +175,9 @@ class StoredRows:
         if str(device) == "cuda":
             device = torch.device("cuda", torch.cuda.current_device())
         if device not in self._resident:
-            self._resident[device] = self._copy(device) if self._fits(device) else None
+            size = sum(part.nbytes for part in self._parts)
+            fits = device.type == "cuda" and size <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
+            self._resident[device] = self._copy(device) if fits else None
         return self._resident[device]
 
     def _copy(self, device: torch.device) -> Tensor:
@@ -189,12 +189,6 @@ class StoredRows:
                     self._make_again(index)
             target.copy_(self._parts[index])
         return whole
-
-    def _fits(self, device: torch.device) -> bool:
-        if device.type != "cuda":
-            return False
-        free, _ = torch.cuda.mem_get_info(device)
-        return sum(part.nbytes for part in self._parts) <= RESIDENT_SHARE * free
 
 
 class SampleStore:
@@ -359,10 +353,3 @@ class TokenSamples:
         )
         position = torch.arange(ids.shape[1], device=ids.device)
         return ids.masked_fill((position < prompts) | (position >= lengths), NOT_LEARNT)
-
-
-def copy_async(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` (on the CPU) on `device`, without waiting for what is still running there."""
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedra_engine.config import DataConfig
-from fedra_engine.data.domain_data import DomainData, prepare_source
+from fedra_engine.data.domain_data import DecodedImages, DomainData, prepare_source
 from fedra_engine.data.images import image_column, image_suffixes
 from fedra_engine.data.names import encode_names
 from fedra_engine.data.sources.tables import check_chosen, left_out_notes, visible_entries
@@ -22,8 +22,6 @@ from fedra_engine.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-    from fedra_engine.data.images import DecodedImages
 
 SPLITS = ("train", "test")
 _KINDS = "the kinds that Pillow reads, such as .jpg and .png"

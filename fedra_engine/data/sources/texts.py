@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+import fedra_engine.data.sources.hub as hub
+import fedra_engine.data.sources.tables as tables
 from fedra_engine.config import DataConfig
 from fedra_engine.data import names
 from fedra_engine.data.cache import cache_folder, writable_cache
 from fedra_engine.data.domain_data import DataTask, DomainData, prepare_source
 from fedra_engine.data.names import SampleSource, is_missing, listed
-from fedra_engine.data.sources import hub, tables
 from fedra_engine.runtime.errors import InputError
 
 if TYPE_CHECKING:
