@@ -17,7 +17,7 @@ from fedra_engine.config import LoraConfig
 from fedra_engine.data.samples import Samples
 from fedra_engine.execution.sequential import train_client
 from fedra_engine.federation.assignment import Assignment
-from fedra_engine.federation.work import ClientUpdates, LocalWork
+from fedra_engine.federation.work import ClientUpdate, ClientUpdates, LocalWork
 from fedra_engine.models.foundation import Foundation, replace_module, share_parameters
 from fedra_engine.models.state import GlobalState
 
@@ -65,9 +65,8 @@ class HandwrittenExecutor:
             for value, parameter in zip(trained, factors, strict=True):
                 value.copy_(parameter.detach())
             exits = np.zeros(1, dtype=np.int64)
-            updates = ClientUpdates.of_one(
-                client, held, adapters, exits, head_layout.pack(self._head)[None], work, loss
-            )
+            update = ClientUpdate(held, adapters, exits, head_layout.pack(self._head)[None])
+            updates = ClientUpdates.of_one(client, update, work, loss)
             yield updates.checked(state.adapters[torch.from_numpy(held)], state.heads)
 
     def _wrap(self, block: nn.Module, scale: float) -> list[_LoraLinear]:

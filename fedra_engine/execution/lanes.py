@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedra_engine.execution.banks import Bank
 from fedra_engine.execution.scheduling import longest_first
-from fedra_engine.federation.assignment import Assignment, ClientsInTraining
+from fedra_engine.federation.assignment import Assignment, ClientsInTraining, training_terms
 from fedra_engine.federation.work import ClientUpdates, LocalWork
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.state import GlobalState
@@ -86,7 +86,7 @@ class LanePool:
         self._slots_per_lane = int(assignment.held.sum(axis=1).max(initial=0))
         self._heads_per_lane = len(state.heads)
         count, dtype, device = len(self._lanes), state.adapters.dtype, foundation.device
-        self._terms = assignment.all_terms(work.training)
+        self._terms = (*assignment.terms, *training_terms(work.training))
         starts = any(term.needs_starts for term in self._terms)
         self.adapters = Bank(
             count * self._slots_per_lane,

@@ -59,7 +59,7 @@ class SequentialExecutor:
             starts = state.adapters[torch.from_numpy(update.blocks).to(self.foundation.device)]
             assignment.make_own(row, client, update.blocks, starts, self.foundation.adapter_layout)
             head_starts = state.heads[torch.from_numpy(update.exits).to(self.foundation.device)]
-            yield ClientUpdates.of_one(client, *update, work, loss).checked(starts, head_starts)
+            yield ClientUpdates.of_one(client, update, work, loss).checked(starts, head_starts)
 
 
 def train_client(

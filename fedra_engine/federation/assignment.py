@@ -173,10 +173,6 @@ class Assignment:
             return np.ones(len(self.held), dtype=np.int64)
         return self.held[:, list(self.exits)].sum(axis=1)
 
-    def all_terms(self, training: TrainingConfig) -> tuple[LocalTerm, ...]:
-        """The method's local terms, and then those of `training`."""
-        return (*self.terms, *training_terms(training))
-
     def make_own(self, row: int, client: int, blocks: NDArray[np.int64], slots: Tensor, layout: AdapterLayout) -> None:
         """Make `slots` [blocks, slot size], filled from the global adapters, what the client in `row` starts with."""
         if self.hand_out is not None:

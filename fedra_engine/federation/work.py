@@ -114,18 +114,9 @@ class ClientUpdates:
     norms: Tensor | None = None
 
     @classmethod
-    def of_one(
-        cls,
-        client: int,
-        blocks: NDArray[np.int64],
-        adapters: Tensor,
-        exits: NDArray[np.int64],
-        heads: Tensor,
-        work: LocalWork,
-        loss: LocalLoss,
-    ) -> ClientUpdates:
-        """The update of a client that trained alone: `adapters` [blocks, slot size], `heads` [exits, head size]."""
-        clients = np.array([client])
+    def of_one(cls, client: int, update: ClientUpdate, work: LocalWork, loss: LocalLoss) -> ClientUpdates:
+        """What a `client` returns that trained alone."""
+        clients, (blocks, adapters, exits, heads) = np.array([client]), update
         return cls(
             clients=clients,
             samples=work.clients.sample_counts(clients),

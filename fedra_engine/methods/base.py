@@ -80,9 +80,17 @@ class Method(ABC):
     writes_base = False
     """Whether the frozen weights change, so that participants must be sent the change."""
 
+    order_matters: str | None = None
+    """Why `execution.deterministic` cannot keep the order of updates from changing the last bits, if so."""
+
     def __init__(self, federation: Federation) -> None:
         """Raises InputError when the method cannot work with this federation."""
         self.federation = federation
+        if federation.deterministic and self.order_matters is not None:
+            raise InputError(
+                f"execution.deterministic: found true with method.name {federation.config.name}, expected false "
+                f"({self.order_matters})"
+            )
 
     @property
     def options(self) -> Any:

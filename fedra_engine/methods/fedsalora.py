@@ -27,21 +27,30 @@ from fedra_engine.runtime.processes import Processes
 
 @register_method("fedsalora")
 class FedSALora(AllocatedMethod):
-    """Averages A; keeps each client's B."""
+    """Averages A; keeps each client's B on the host, in memory that grows with the clients that ever took part."""
 
     def __init__(self, federation: Federation) -> None:
         super().__init__(federation)
         self._columns = federation.layout.columns("B")
-        self._private = PrivateFactors(self._columns, federation.depth)
+        self._kept: dict[int, dict[int, Tensor]] = {}
+        self._new: dict[int, tuple[list[int], Tensor]] = {}
+        """Blocks and values of each client seen since the last synchronization."""
 
     def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:
-        return replace(super().assign(participants, round), hand_out=self._private.hand_out)
+        return replace(super().assign(participants, round), hand_out=self._hand_out)
 
     def receive(self, updates: ClientUpdates) -> None:
-        self._private.keep(updates)
+        for _, client, update in updates.of_good_clients():
+            values = update.adapters[:, self._columns].cpu().clone()
+            self._new[client] = (update.blocks.tolist(), values)
+            self._remember(client, *self._new[client])
 
     def synchronize(self, processes: Processes) -> None:
-        self._private.synchronize(processes)
+        # A client may next be trained by another process.
+        for kept in processes.all_gather_object(self._new):
+            for client, (blocks, values) in kept.items():
+                self._remember(client, blocks, values)
+        self._new = {}
 
     def aggregate(self, aggregator: Aggregator, previous: GlobalState, round: int) -> GlobalState:
         mean = aggregator.result()
@@ -51,10 +60,7 @@ class FedSALora(AllocatedMethod):
     def personal_states(self, state: GlobalState) -> dict[int, Iterable[GlobalState]]:
         domains = self.federation.clients.domains
         members = {domain: np.flatnonzero(domains == domain).tolist() for domain in np.unique(domains).tolist()}
-        return {
-            domain: (self._private.personal_state(client, state) for client in clients)
-            for domain, clients in members.items()
-        }
+        return {domain: (self._own_state(client, state) for client in clients) for domain, clients in members.items()}
 
     def uploaded_factors(self, assignment: Assignment) -> Factor:
         return "A"
@@ -63,52 +69,6 @@ class FedSALora(AllocatedMethod):
         return "A"
 
     def tensors(self) -> dict[str, Tensor]:
-        return self._private.tensors()
-
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        self._private.restore(tensors)
-
-
-class PrivateFactors:
-    """What clients keep of their slots while they wait, on the host; memory grows with those that ever took part."""
-
-    def __init__(self, columns: slice, depth: int) -> None:
-        """`columns` of a slot are private; the model has `depth` blocks."""
-        self._columns = columns
-        self._depth = depth
-        self._kept: dict[int, dict[int, Tensor]] = {}
-        self._new: dict[int, tuple[list[int], Tensor]] = {}
-        """Blocks and values of each client seen since the last synchronization."""
-
-    def keep(self, updates: ClientUpdates) -> None:
-        """Remember what a few clients trained."""
-        for _, client, update in updates.of_good_clients():
-            values = update.adapters[:, self._columns].cpu().clone()
-            self._new[client] = (update.blocks.tolist(), values)
-            self._remember(client, *self._new[client])
-
-    def synchronize(self, processes: Processes) -> None:
-        """Let every process have what any of them kept: a client may next be trained by another one."""
-        for kept in processes.all_gather_object(self._new):
-            for client, (blocks, values) in kept.items():
-                self._remember(client, blocks, values)
-        self._new = {}
-
-    def hand_out(self, client: int, blocks: NDArray[np.int64], slots: Tensor) -> None:
-        """Put what `client` kept for `blocks` into its slots [blocks, slot size]; see `assignment.HandOut`."""
-        kept = self._kept.get(client, {})
-        for row, block in enumerate(blocks.tolist()):
-            if block in kept:
-                slots[row, self._columns] = kept[block].to(slots)
-
-    def personal_state(self, client: int, state: GlobalState) -> GlobalState:
-        """The model of `client`: the global state with what it kept."""
-        adapters = state.adapters.clone()
-        self.hand_out(client, np.arange(self._depth), adapters)
-        return replace(state, adapters=adapters)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything kept, for a checkpoint."""
         named = {}
         for client, kept in self._kept.items():
             named[f"blocks.{client}"] = torch.tensor(list(kept))
@@ -116,7 +76,6 @@ class PrivateFactors:
         return named
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take back what `tensors` gave."""
         for name, blocks in tensors.items():
             kind, _, client = name.partition(".")
             if kind == "blocks":
@@ -126,3 +85,16 @@ class PrivateFactors:
         # Of their own: a row would keep the memory of all blocks it came with.
         rows = [row.clone() for row in values]
         self._kept.setdefault(client, {}).update(zip(blocks, rows, strict=True))
+
+    def _hand_out(self, client: int, blocks: NDArray[np.int64], slots: Tensor) -> None:
+        """See `assignment.HandOut`."""
+        kept = self._kept.get(client, {})
+        for row, block in enumerate(blocks.tolist()):
+            if block in kept:
+                slots[row, self._columns] = kept[block].to(slots)
+
+    def _own_state(self, client: int, state: GlobalState) -> GlobalState:
+        """The model of `client`: the global state with what it kept."""
+        adapters = state.adapters.clone()
+        self._hand_out(client, np.arange(self.federation.depth), adapters)
+        return replace(state, adapters=adapters)

@@ -30,7 +30,6 @@ from fedra_engine.methods.allocated import AllocatedMethod
 from fedra_engine.methods.base import Federation, register_method
 from fedra_engine.models.adapters import AdapterLayout
 from fedra_engine.models.state import GlobalState
-from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.processes import Processes
 from fedra_kernels import to_device
 
@@ -39,13 +38,10 @@ from fedra_kernels import to_device
 class HetLoRA(AllocatedMethod):
     """Truncation, zero-padding, norm-weighted means, and clients that prune their own rank."""
 
+    order_matters = "its weights are not whole numbers, so the order of summation changes the last bits"
+
     def __init__(self, federation: Federation) -> None:
         super().__init__(federation)
-        if federation.deterministic:
-            raise InputError(
-                "execution.deterministic: found true with method.name hetlora, expected false (its weights are not "
-                "whole numbers, so the order of summation changes the last bits)"
-            )
         options: HetLoraConfig = self.options
         self._keep_ratio = options.keep_ratio
         self._terms = (RankPenalty(options.keep_ratio, options.penalty),) if options.penalty > 0 else ()

@@ -16,10 +16,8 @@ from torch import Tensor
 from fedra_engine.federation.aggregation import Aggregator, Averaging, RankedAggregator
 from fedra_engine.federation.work import ClientUpdates
 from fedra_engine.methods.allocated import AllocatedMethod
-from fedra_engine.methods.base import Federation
 from fedra_engine.models.adapters import AdapterLayout
 from fedra_engine.models.state import GlobalState
-from fedra_engine.runtime.errors import InputError
 from fedra_kernels import to_device
 
 
@@ -62,13 +60,7 @@ class ProductAggregator(RankedAggregator):
 class ProductMethod(AllocatedMethod):
     """Averages B·A beside, or instead of, A and B."""
 
-    def __init__(self, federation: Federation) -> None:
-        super().__init__(federation)
-        if federation.deterministic:
-            raise InputError(
-                f"execution.deterministic: found true with method.name {federation.config.name}, expected false (the "
-                "order in which products are summed changes the last bits)"
-            )
+    order_matters = "the order in which products are summed changes the last bits"
 
     def aggregator(self, previous: GlobalState, round: int) -> ProductAggregator:
         federation = self.federation

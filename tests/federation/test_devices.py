@@ -79,9 +79,9 @@ def test_a_client_meets_the_same_fate_whoever_else_takes_part() -> None:
     profiles = [DeviceConfig(compute=1, dropout=0.5, variation=0.5), DeviceConfig(compute=2, dropout=0.2)]
     devices = draw_devices(profiles, 100, seed=3)
     every = simulate_round(devices, np.arange(100), costs_of(100, sample_flops=1e9), 7, 0.9)
-    some = np.array([3, 40, 41, 99])
-    alone = simulate_round(devices, some, costs_of(4, sample_flops=1e9), 7, 0.9)
-    assert alone.arrived.tolist() == every.arrived[some].tolist()
+    participants = np.array([3, 40, 41, 99])
+    alone = simulate_round(devices, participants, costs_of(4, sample_flops=1e9), 7, 0.9)
+    assert alone.arrived.tolist() == every.arrived[participants].tolist()
 
 
 def test_drawn_devices_have_equal_chances() -> None:

@@ -79,16 +79,16 @@ def test_every_optimizer_has_a_default_rate() -> None:
 
 
 @pytest.mark.parametrize(
-    "some",
+    "trained_values",
     [[[True], [False], [True]], [[True] * SIZE, [True, False, False, True], [False] * SIZE]],
     ids=["blocks", "ranks"],
 )
 @pytest.mark.parametrize("optimizer", ["fedavg", "fedavgm", "fedadam", "fedyogi"])
-def test_what_nobody_trained_keeps_its_value_and_its_moments(optimizer: str, some: list[list[bool]]) -> None:
+def test_what_nobody_trained_keeps_its_value_and_its_moments(optimizer: str, trained_values: list[list[bool]]) -> None:
     config = ServerConfig(optimizer=optimizer, lr=0.3)
     server = ServerOptimizer(config, random_state(0))
     state = server.step(random_state(0), random_state(1), ALL, ONE)
-    trained = torch.tensor(some)
+    trained = torch.tensor(trained_values)
     touched = trained.expand(BLOCKS, SIZE)
     before = {name: tensor.clone() for name, tensor in server.tensors().items()}
     # The mean of a round has the old value where nobody trained.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,11 +13,10 @@ from tests.running import run_experiment
 PAGE = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
 
 
-def test_the_example_method_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("own_names")
+def test_the_example_method_trains(tmp_path: Path) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
-    module: dict[str, Any] = {"__name__": "example"}
-    exec(compile(code, "docs/methods.md", "exec"), module)
-    monkeypatch.setitem(METHODS, "randomprefix", module["RandomPrefix"])
+    exec(compile(code, "docs/methods.md", "exec"), {"__name__": "example"})
     run = run_experiment(tmp_path, method={"name": "randomprefix"})
     assert (run / "summary.json").is_file()
 

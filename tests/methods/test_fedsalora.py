@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from fedra_engine.methods.fedsalora import PrivateFactors
 from tests.methods.expected import columns, mean_adapters
 from tests.methods.rounds import (
     DEPTH,
@@ -53,12 +52,12 @@ def test_fedsalora_evaluates_the_clients_of_each_domain() -> None:
 
 
 def test_replaced_factors_take_no_memory() -> None:
-    private = PrivateFactors(columns("B"), DEPTH)
+    made = method("fedsalora")
     for blocks in ((0, 1, 2, 3), (1, 2, 3, 4), (0, 2, 4, 5)):
         slots = {block: torch.full((LAYOUT.size,), float(block)) for block in blocks}
-        private.keep(packed([Update(0, 1, slots, {0: torch.zeros(1)})]))
-    kept = list(private._kept[0].values())
+        made.receive(packed([Update(0, 1, slots, {0: torch.zeros(1)})]))
+    kept = list(made._kept[0].values())
     storages = {factors.untyped_storage().data_ptr(): factors.untyped_storage().nbytes() for factors in kept}
     assert sum(storages.values()) == sum(factors.nbytes for factors in kept)
-    tensors = private.tensors()
+    tensors = made.tensors()
     assert torch.equal(tensors["factors.0"][:, 0].long(), tensors["blocks.0"])

@@ -33,8 +33,8 @@ def test_random_allocation_gives_each_client_its_capacity_anew_every_round(name:
 @pytest.mark.parametrize("allocation", ["uniform", "reference", "prefix", "full"])
 def test_a_clients_row_does_not_depend_on_who_else_takes_part(allocation: str) -> None:
     fedra = method("fedra", allocation=allocation)
-    some = np.array([1, 4])
-    np.testing.assert_array_equal(fedra.assign(some, 3).held, fedra.assign(EVERYBODY, 3).held[some])
+    participants = np.array([1, 4])
+    np.testing.assert_array_equal(fedra.assign(participants, 3).held, fedra.assign(EVERYBODY, 3).held[participants])
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import fedra_engine.config as configuration
 from fedra_engine.config.options import option, whole
 from fedra_engine.federation.allocation import prefix_allocation
 from fedra_engine.federation.assignment import Assignment
@@ -19,20 +17,6 @@ from fedra_engine.runtime.errors import InputError
 from tests.methods.rounds import CAPACITIES, DEPTH, EVERYBODY, method
 from tests.running import run_experiment
 
-configured = pytest.mark.skipif(
-    not hasattr(configuration, "register_choice"), reason="the configuration takes no names from outside yet"
-)
-
-
-@pytest.fixture(autouse=True)
-def restored() -> Iterator[None]:
-    """The tables of names as they were before the test."""
-    kept = [(table, dict(table)) for table in (METHODS, ALLOCATORS)]
-    yield
-    for table, before in kept:
-        table.clear()
-        table.update(before)
-
 
 @dataclass
 class ShallowConfig:
@@ -41,7 +25,7 @@ class ShallowConfig:
     depth: int = option(2, whole(1, 12))
 
 
-@configured
+@pytest.mark.usefixtures("own_names")
 def test_a_method_of_ones_own_runs_with_its_options(tmp_path: Path) -> None:
     seen = []
 
@@ -57,7 +41,7 @@ def test_a_method_of_ones_own_runs_with_its_options(tmp_path: Path) -> None:
     assert set(map(repr, seen)) == {"ShallowConfig(depth=3)"}
 
 
-@configured
+@pytest.mark.usefixtures("own_names")
 def test_an_allocator_of_ones_own_decides_who_holds_what(tmp_path: Path) -> None:
     @register_allocator("last_blocks")
     def last_blocks(round, capacities, participants, depth, rng, federation) -> np.ndarray:
@@ -89,12 +73,15 @@ def test_an_allocation_of_another_shape_is_refused(found: np.ndarray, monkeypatc
         method("fedra", allocation="wrong").assign(EVERYBODY, 0)
 
 
-def test_names_that_are_taken_are_refused() -> None:
+def test_names_of_methods_that_are_taken_are_refused() -> None:
     with pytest.raises(InputError, match=r"^method\.name: found a second fedra to register"):
         register_method("fedra")(METHODS["fedit"])
-    if hasattr(configuration, "register_choice"):
-        with pytest.raises(InputError, match=r"^method\.allocation: found a second uniform to register"):
-            register_allocator("uniform")(ALLOCATORS["full"])
+
+
+@pytest.mark.usefixtures("own_names")
+def test_names_of_allocators_that_are_taken_are_refused() -> None:
+    with pytest.raises(InputError, match=r"^method\.allocation: found a second uniform to register"):
+        register_allocator("uniform")(ALLOCATORS["full"])
 
 
 def test_an_unknown_allocator_is_refused_with_those_there_are() -> None:
