@@ -91,7 +91,7 @@ class Parser(Generic[Config]):
             from fedra_engine.commands.help import print_help
 
             print_help(self, everything="help_all" in asked)
-            sys.exit()
+            sys.exit(0)
         values = dict(self.defaults)
         for option in given:
             if option.name == "config":
@@ -102,7 +102,7 @@ class Parser(Generic[Config]):
         check_values(config)
         if "print_config" in (option.name for option in given):
             print(dump_yaml(asdict(config)), end="")  # type: ignore[call-overload]
-            sys.exit()
+            sys.exit(0)
         return config
 
     def _read_file(self, name: str) -> dict[str, Any]:

@@ -236,7 +236,6 @@ def test_a_run_that_stays_with_another_process_is_busy(tmp_path: Path) -> None:
 
 
 def test_a_method_that_there_is_not_is_known_before_the_first_run(tmp_path: Path) -> None:
-    runs = [planned_run(tmp_path, "fedit"), planned_run(tmp_path, "fedti")]
     with pytest.raises(InputError, match=r"^method\.name: found 'fedti', expected one of fedra, "):
-        check_runs(runs)
+        check_runs([planned_run(tmp_path, "fedit"), planned_run(tmp_path, "fedti")])
     assert not list(tmp_path.iterdir())

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from fedra_engine.config.methods import METHOD_NAMES
 from fedra_engine.methods.registry import METHODS
 from tests.running import run_experiment
 
@@ -19,6 +20,7 @@ def test_the_example_method_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     module: dict[str, Any] = {"__name__": "example"}
     exec(compile(code, "docs/methods.md", "exec"), module)
     monkeypatch.setitem(METHODS, "randomprefix", module["RandomPrefix"])
+    monkeypatch.setattr(METHOD_NAMES, "names", [*METHOD_NAMES.names, "randomprefix"])
     run = run_experiment(tmp_path, method={"name": "randomprefix"})
     assert (run / "summary.json").is_file()
 
