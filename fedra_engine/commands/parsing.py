@@ -131,7 +131,8 @@ class Parser(Generic[Config]):
             if not isinstance(present, list):
                 raise InputError(f"{name}: found {shown(present)} to append to, expected a list")
             text = option.needed
-            value = present + read_text(name, lists[0], f"[{text}]" if text.startswith("{") else text)
+            more = read_text(name, lists[0], f"[{text}]" if text.startswith("{") else text)
+            value = [*present, *(more if isinstance(more, list) else [more])]
         else:
             value = read_text(name, kind, option.needed)
         return reduce(lambda inner, part: {part: inner}, reversed(name.split(".")), value)

@@ -194,6 +194,8 @@ def test_shipped_configurations_are_valid(path: Path) -> None:
         (["--model.path", "null"], "model.path: found null, expected a path"),
         (["--rounds+", "3"], "--rounds+: found an unknown option"),
         (["--lora.target_modules", "q", "--lora.target_modules+", "v"], "lora.target_modules: found 'q' to append to"),
+        (["--clients.ranks+", "x"], "clients.ranks: found 'x', expected a whole number from 1 to 128"),
+        (["--clients.devices+", "[null]"], "clients.devices: found null, expected fields compute, upload, "),
         (["--clients.capacities", "12;10"], "clients.capacities: found '12;10', expected a list"),
         (["--clients.ranks", "4,x"], "clients.ranks: found 'x', expected a whole number from 1 to 128"),
         (["--config", "pacs_vit"], "config: found no file 'pacs_vit'; expected a YAML file of fields and values"),
