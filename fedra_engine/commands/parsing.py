@@ -91,7 +91,7 @@ class Parser(Generic[Config]):
             from fedra_engine.commands.help import print_help
 
             print_help(self, everything="help_all" in asked)
-            sys.exit()
+            sys.exit(0)
         values = dict(self.defaults)
         for option in given:
             if option.name == "config":
@@ -102,7 +102,7 @@ class Parser(Generic[Config]):
         check_values(config)
         if "print_config" in (option.name for option in given):
             print(dump_yaml(asdict(config)), end="")  # type: ignore[call-overload]
-            sys.exit()
+            sys.exit(0)
         return config
 
     def _read_file(self, name: str) -> dict[str, Any]:
@@ -131,7 +131,8 @@ class Parser(Generic[Config]):
             if not isinstance(present, list):
                 raise InputError(f"{name}: found {shown(present)} to append to, expected a list")
             text = option.needed
-            value = present + read_text(name, lists[0], f"[{text}]" if text.startswith("{") else text)
+            more = read_text(name, lists[0], f"[{text}]" if text.startswith("{") else text)
+            value = [*present, *(more if isinstance(more, list) else [more])]
         else:
             value = read_text(name, kind, option.needed)
         return reduce(lambda inner, part: {part: inner}, reversed(name.split(".")), value)

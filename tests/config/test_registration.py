@@ -6,6 +6,9 @@ Each test has a process of its own: what is registered stays.
 import subprocess
 import sys
 
+from fedra_engine.config.methods import METHOD_NAMES
+from fedra_engine.methods.registry import METHODS
+
 BEGIN = """
 import copy
 import pickle
@@ -31,6 +34,10 @@ earlier = ExperimentConfig()
 def run(program: str) -> None:
     done = subprocess.run([sys.executable, "-c", BEGIN + program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_configuration_names_the_methods_that_there_are() -> None:
+    assert METHOD_NAMES.names == list(METHODS)
 
 
 def test_options_of_a_registered_method_are_fields_like_any_others() -> None:

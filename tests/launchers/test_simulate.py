@@ -70,7 +70,7 @@ def test_config_yaml_repeats_the_run_in_a_new_folder(simulate, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--rounds=none"], "error: rounds: found 'none', expected a whole number\n"),
+        (["--rounds=none"], "error: rounds: found 'none', expected a whole number from 1 to "),
         (["--clients.capacities=[13]"], "error: clients.capacities: found 13, expected values from 1 to "),
         (
             ["--data.source=image_folder", "--data.root=nowhere"],

@@ -307,7 +307,7 @@ def test_a_pack_is_studied_without_data_set_libraries(images: Path, model: Path,
     script = """
 import sys
 from importlib.machinery import PathFinder
-absent, find_spec = {"datasets", "pyarrow", "xxhash", "jsonargparse", "deepspeed"}, PathFinder.find_spec
+absent, find_spec = {"datasets", "pyarrow", "xxhash", "deepspeed"}, PathFinder.find_spec
 def find(name, *rest):
     return None if name.partition(".")[0] in absent else find_spec(name, *rest)
 PathFinder.find_spec = staticmethod(find)

@@ -28,7 +28,7 @@ from fedra_engine.runtime.errors import InputError
 ROOT = Path(__file__).parents[3]
 LAUNCHER = ROOT / "launchers" / "gpu_report.py"
 NAMES = list(STAGES)
-WITHOUT = ("datasets", "jsonargparse", "deepspeed")
+WITHOUT = ("datasets", "deepspeed")
 """Packages that a GPU machine lacks."""
 PROGRAM = f'''
 import runpy, sys
