@@ -49,7 +49,7 @@ def work_off(
                     result = worker.recv()
                     following = next(waiting, None)
                     worker.send(following)
-                except (EOFError, ConnectionError) as error:
+                except (EOFError, OSError) as error:
                     raise ProcessLostError(
                         "jobs: a process that executed runs was killed, perhaps for want of memory; all rounds are "
                         "kept, and the same command goes on"
@@ -96,7 +96,7 @@ def _serve(parent: Connection, work: Callable[[Any], object], item: Any) -> None
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # Raised when the parent has ended.
-    with suppress(EOFError, ConnectionError):
+    with suppress(EOFError, OSError):
         while item is not None:
             try:
                 result = work(item)
