@@ -45,10 +45,12 @@ def test_lanes_are_given_to_the_longest_clients_first(setting: Setting) -> None:
         finish(pool, first.client)
         # No lane is given before the updates are taken.
         assert not pool.refill()
+        pool.losses[first.index] = 1
         updates = pool.take_finished()
         assert updates is not None
         assert updates.clients.tolist() == [first.client]
         assert pool.refill()
+        assert not pool.losses[first.index]
         assert following in [lane.client for lane in pool.in_training() if lane.index == first.index]
     for lane in pool.in_training():
         lane.step = len(lane.batches)

@@ -19,7 +19,7 @@ from tests.execution.test_assignments import EXITS, early_exits
 from tests.tiny import make_tiny
 from tests.tiny_federation import SGD, make_setting
 
-SLOTS = np.array([[0, -1, 1], [2, -1, -1]])
+SLOTS = np.array([[1, -1, 0], [2, -1, -1]])
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +45,12 @@ def step(plan: SweepPlan, tokens: int) -> list[torch.Tensor]:
 def test_the_samples_of_the_holders_go_through_a_block(foundation: Foundation) -> None:
     first, second, third = planned(foundation).blocks
     assert first is not None
-    assert (first.index, first.samples, first.groups.sizes, first.groups.host_slots) == (None, 5, (2, 3), (0, 2))
+    assert (first.index, first.samples, first.groups.sizes, first.groups.host_slots) == (None, 5, (2, 3), (1, 2))
     assert second is None
     assert third is not None
     assert third.index is not None
     assert third.index.tolist() == [0, 1]
-    assert (third.samples, third.groups.host_slots, third.clients.tolist()) == (2, (1,), [0])
+    assert (third.samples, third.groups.host_slots, third.clients.tolist()) == (2, (0,), [0])
     assert first.token_index(5, 2).tolist() == list(range(10))
     assert third.token_index(5, 2).tolist() == [0, 1, 2, 3]
 
@@ -65,6 +65,11 @@ def test_heads_and_other_arrays_keep_their_order(foundation: Foundation) -> None
 def test_a_copy_gets_the_states_of_its_source_after_its_block(foundation: Foundation) -> None:
     slots = np.array([[0, 1, 2], [3, 4, -1], [-1, -1, -1]])
     plan = plan_groups(foundation, [2, 1, 2], slots, copies=[ExitCopy(1, 2, 0)])
+    assert [None if rows is None or rows.index is None else rows.index.tolist() for rows in plan.blocks] == [
+        [0, 1, 2],
+        [0, 1, 2],
+        [0, 1],
+    ]
     assert set(plan.exits) == {1}
     states = plan.exits[1].copy_states(torch.arange(5.0)[:, None])
     assert states[:, 0].tolist() == [0, 1, 2, 0, 1]
@@ -76,7 +81,9 @@ def test_a_step_lists_each_clients_slots_and_heads() -> None:
     pool = LanePool(work, assignment, setting.state(), setting.foundation, lanes=3)
     pool.refill()
     lanes = pool.in_training()
+    lanes[0].step = 1
     tables = StepTables(lanes, setting.foundation, assignment, 2.0, None)
+    assert tables.steps.tolist() == [1, 0, 0]
     assert tables.fits(lanes)
     assert tables.exits is None
     assert tables.samples.tolist() == [len(lane.batch) for lane in lanes]
