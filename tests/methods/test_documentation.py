@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from fedra_engine.config.methods import METHOD_NAMES
 from fedra_engine.methods.registry import METHODS
 from tests.running import run_experiment
 
