@@ -197,11 +197,10 @@ class _ImageMaker(RowMaker):
     def _decode(self, image: Mapping[str, Any], pixels: NDArray[np.uint8], row: int) -> str:
         """Put `image`, that of sample `row`, into `pixels`; returns what is wrong with it."""
         try:
-            pixels[...] = decode_image(image, self._preprocessing)
+            with self._opening(row):
+                pixels[...] = decode_image(image, self._preprocessing)
         except UnreadableImageError as error:
             return str(error)
-        except OSError as error:
-            raise self._unopened(row, error) from error
         return ""
 
     def _images(self, start: int, stop: int) -> list[dict[str, Any]]:
@@ -210,16 +209,18 @@ class _ImageMaker(RowMaker):
 
     def _state(self, path: str, row: int) -> tuple[str, int, int]:
         """Path, size in bytes and time of the last change in nanoseconds of a file."""
-        try:
+        with self._opening(row):
             state = os.stat(path)
-        except OSError as error:
-            raise self._unopened(row, error) from error
         return os.path.abspath(path), state.st_size, state.st_mtime_ns
 
-    def _unopened(self, row: int, error: OSError) -> InputError:
-        return InputError(
-            f"{self._data.given_as}: cannot read {self.describe(row)}: {error.strerror}; expected an image file"
-        )
+    @contextmanager
+    def _opening(self, row: int) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"{self._data.given_as}: cannot read {self.describe(row)}: {error.strerror}; expected an image file"
+            ) from error
 
 
 def _upright(picture: PillowImage.Image) -> PillowImage.Image:

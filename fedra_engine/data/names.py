@@ -134,19 +134,14 @@ def listed(names: Collection[str]) -> str:
     return first_few(quoted, _NAMES)
 
 
-def sort_names(names: Iterable[str]) -> list[str]:
-    """Every name once: numbers by their value, then all others alphabetically."""
+def encode_names(names: Sequence[str]) -> tuple[NDArray[np.int64], list[str]]:
+    """Indices [samples] of `names` into the sorted names, and these: numbers by their value, then all others."""
 
     def key(name: str) -> tuple[bool, Decimal, str]:
         is_number = _NUMBER.fullmatch(name) is not None
         return not is_number, Decimal(name if is_number else 0), name
 
-    return sorted(set(names), key=key)
-
-
-def encode_names(names: Sequence[str]) -> tuple[NDArray[np.int64], list[str]]:
-    """Indices [samples] of `names` into the sorted names, and these."""
-    unique = sort_names(names)
+    unique = sorted(set(names), key=key)
     index_of = {name: index for index, name in enumerate(unique)}
     return np.array([index_of[name] for name in names], dtype=np.int64), unique
 
