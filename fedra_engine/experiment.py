@@ -6,22 +6,21 @@ import logging
 import math
 import time
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedra_engine.client_setup import make_clients
-from fedra_engine.config import ExperimentConfig
+from fedra_engine.config import ExperimentConfig, TrainingConfig
 from fedra_engine.config.validation import validate
-from fedra_engine.costs.device_times import DeviceRound, simulate_round
-from fedra_engine.costs.memory_model import CostModel
+from fedra_engine.costs.device_times import DeviceRound, capacities_by_memory, simulate_round
+from fedra_engine.costs.memory_model import ClientCosts, CostModel
 from fedra_engine.data.domain_data import DomainData
-from fedra_engine.data.prepare import prepare
-from fedra_engine.data.preprocessing import preprocessing_for
+from fedra_engine.data.partition import Partition
+from fedra_engine.data.prepare import PreparedData, prepare
+from fedra_engine.data.preprocessing import Preprocessing, preprocessing_for
 from fedra_engine.data.samples import Samples
-from fedra_engine.data.sources import load_source
 from fedra_engine.execution.evaluation import Evaluator, FisherInformation
 from fedra_engine.execution.executor import Executor, make_executor, make_sweep_model
 from fedra_engine.execution.head_init import SAMPLES_PER_CLASS, initial_heads
@@ -29,15 +28,25 @@ from fedra_engine.execution.memory import limit_threads, measure_lane, tokens_in
 from fedra_engine.execution.scheduling import WorkDivision
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.federation.assignment import Assignment
-from fedra_engine.federation.clients import Clients, most_participants, sample_participants
+from fedra_engine.federation.clients import (
+    Clients,
+    capacities_by_domain,
+    check_sampling,
+    devices_by_domain,
+    draw_devices,
+    most_participants,
+    ranks_by_domain,
+    sample_participants,
+    with_step_limit,
+)
 from fedra_engine.federation.server_optimizer import ServerOptimizer
 from fedra_engine.federation.work import LocalWork, learning_rate
+from fedra_engine.inputs import Inputs
 from fedra_engine.methods.base import Federation, Method
 from fedra_engine.methods.registry import make_method, method_named
 from fedra_engine.models.adapters import initial_adapters
 from fedra_engine.models.batch_arguments import probe_batch_arguments
 from fedra_engine.models.foundation import Foundation, make_foundation
-from fedra_engine.models.loading import load_pretrained, resolve_model_path
 from fedra_engine.models.sharding import Sharding, is_sharded
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import InputError, first_few
@@ -47,40 +56,9 @@ from fedra_engine.runtime.stages import Stage
 _MOST_NAMED = 10
 """Clients that a message names."""
 
-_HANDED_OVER = "in-memory"
-"""Where data and model are in a configuration that loads neither."""
 _LONG = 60.0
 """Seconds of passes before the first round that are worth a warning."""
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What is handed over instead of being loaded as the configuration says; None where nothing is.
-
-    Attributes:
-        data: what a source gave.
-        dataset: a `datasets.Dataset` or `DatasetDict`, as the source `hf_dataset` takes them.
-        model: a torch model.
-        processor: an image processor or tokenizer of transformers, for the model.
-        partitioner: of flwr-datasets.
-    """
-
-    data: DomainData | None = None
-    dataset: Any = None
-    model: Any = None
-    processor: Any = None
-    partitioner: Any = None
-
-    def described_in(self, config: ExperimentConfig) -> ExperimentConfig:
-        """`config`, which says where data and model are from, with those that are handed over instead."""
-        if self.dataset is not None:
-            known = config.data.source in ("text_classification", "causal_lm")
-            source = config.data.source if known else "hf_dataset"
-            config = replace(config, data=replace(config.data, source=source, root=_HANDED_OVER))
-        if self.model is not None:
-            config = replace(config, model=replace(config.model, path=_HANDED_OVER))
-        return config
 
 
 @dataclass(frozen=True)
@@ -103,8 +81,8 @@ class Experiment:
         initial_state: the global state before the first round.
         processes: of the job that trains it.
         division: of the participants among these.
+        training: what clients do in a round, with `even_steps` as a limit of steps.
         samples_made: `PreparedData.newly_cached`.
-        costs: what training takes of clients, where these have devices, whose time it decides.
     """
 
     config: ExperimentConfig
@@ -122,8 +100,18 @@ class Experiment:
     initial_state: GlobalState
     processes: Processes
     division: WorkDivision
-    samples_made: int | None = None
-    costs: CostModel | None = None
+    training: TrainingConfig
+    samples_made: int | None
+
+    @cached_property
+    def cost_model(self) -> CostModel:
+        """Counts what training takes of clients; measures the blocks when it is first asked for."""
+        return CostModel(self.foundation, self.train_samples, self.config.lora, self.config.training)
+
+    def costs(self, round: int = 0) -> ClientCosts:
+        """What the sub-models of the participants of `round` cost, by counting; all fields are [participants]."""
+        work, assignment = self.assigned_work(round)
+        return self.cost_model.count(self.clients, work.participants, assignment, self.method)
 
     def round_work(self, round: int) -> tuple[LocalWork, Assignment, DeviceRound | None]:
         """What is trained in a round, and what clients' devices made of it, where they have any.
@@ -132,9 +120,9 @@ class Experiment:
         """
         work, assignment = self.assigned_work(round)
         devices = self.clients.devices
-        if devices is None or self.costs is None:
+        if devices is None:
             return work, assignment, None
-        costs = self.costs.count(self.clients, work.participants, assignment, self.method)
+        costs = self.cost_model.count(self.clients, work.participants, assignment, self.method)
         simulated = simulate_round(devices, work.participants, costs, round, self.config.clients.deadline)
         arrived = np.flatnonzero(simulated.arrived)
         return replace(work, participants=work.participants[arrived]), assignment.select(arrived), simulated
@@ -166,10 +154,10 @@ class Experiment:
         config = self.config
         participants = sample_participants(config.clients, self.clients, seed=config.seed, round=round)
         assignment = self.method.assign(participants, round)
-        some = np.flatnonzero(assignment.held.any(axis=1))
+        holders = np.flatnonzero(assignment.held.any(axis=1))
         lr = learning_rate(config.training, round, config.rounds)
-        work = LocalWork(self.clients, participants[some], config.training, config.seed, round, lr)
-        return work, assignment.select(some)
+        work = LocalWork(self.clients, participants[holders], self.training, config.seed, round, lr)
+        return work, assignment.select(holders)
 
 
 def build_experiment(
@@ -195,43 +183,29 @@ def build_experiment(
     # Before data and model are loaded, which may take long.
     method_named(config.method.name)
     processes = Processes.alone() if processes is None else processes
+    inputs = Inputs() if inputs is None else inputs
     if sharding is not None:
         sharding.check(config)
     # Bad input that one process finds in its files must reach the others before they make passes together.
-    inputs = Inputs() if inputs is None else inputs
-    data = inputs.data
-    if data is None:
-        with processes.raise_on_all(), Stage("reading the data"):
-            data = load_source(config.data, config.seed)
-    foundation = _load_foundation(config, data, device, processes, sharding)
-    # Before images are decoded, which may take long; again below, where some of them may turn out unreadable.
-    make_clients(config, data.train, foundation.depth, processes=processes.count)
-    if data.task == "image_classification" and sharding is None:
-        with Stage("trying the model on an image"):
-            _check_image_size(config, foundation, data)
-    with processes.raise_on_all():
-        prepared = prepare(
-            data,
-            config.data,
-            resolve_model_path(config.model.path),
-            foundation.model.config,
-            cut_texts=config.lora.dropout == 0 and not config.trace,
-        )
+    with processes.raise_on_all(), Stage("reading the data"):
+        data = inputs.load_data(config)
+    foundation = _load_foundation(config, inputs, data, device, processes, sharding)
+    # Before images are decoded, which may take long; again below, where memory decides the capacities.
+    partition = inputs.divide(config, data.train)
+    make_clients(config, partition, foundation.depth, processes=processes.count)
+    prepared = _prepare(config, inputs, data, foundation, processes, sharding)
+    if prepared.data is not data:
+        partition = inputs.divide(config, prepared.data.train)
     train = prepared.train
     costs = CostModel(foundation, train, config.lora, config.training) if config.clients.devices else None
-    clients = make_clients(config, prepared.data.train, foundation.depth, processes=processes.count, costs=costs)
+    clients = make_clients(config, partition, foundation.depth, processes=processes.count, costs=costs)
     sweep_model = make_sweep_model(config.execution, foundation, train, sharding)
     with Stage("preparing the method"):
         method = _make_method(config, foundation, sweep_model, train, clients, processes)
     state = method.initial_state(_initial_state(config, foundation, sweep_model, train), foundation.base)
-    participants = most_participants(config.clients, clients)
-    with Stage("measuring the memory of a client"):
-        memory = measure_lane(foundation, sweep_model, train, config.lora, config.training, len(state.heads))
-    sharded_over = processes if sharding else None
-    executor = make_executor(config, foundation, sweep_model, train, memory, participants, sharded_over)
-    limit_threads(foundation, min(executor.lanes, participants) * memory.tokens)
     # Equal draws give equal states, to the last bit only on equal hardware.
     processes.broadcast_(list(state.tensors().values()))
+    executor = _make_executor(config, foundation, sweep_model, train, clients, state, processes if sharding else None)
     by_cost_alone = config.execution.deterministic or is_sharded(foundation.model)
     return Experiment(
         config=config,
@@ -249,13 +223,42 @@ def build_experiment(
         initial_state=state,
         processes=processes,
         division=WorkDivision(processes, train.lengths, by_cost_alone=by_cost_alone),
+        training=with_step_limit(config.training, clients),
         samples_made=prepared.newly_cached,
-        costs=costs,
     )
+
+
+def make_clients(
+    config: ExperimentConfig, partition: Partition, depth: int, *, processes: int, costs: CostModel | None = None
+) -> Clients:
+    """The clients of a model of `depth` blocks that `processes` processes train, with the samples of a `partition`.
+
+    Where memory decides the capacities, each is one block until the `costs` are known.
+
+    Raises:
+        InputError: the clients that the configuration asks for cannot be made of this partition or this model.
+    """
+    count, wanted = len(partition.samples), config.clients
+    devices = None
+    if wanted.devices and wanted.device_schedule == "drawn":
+        devices = draw_devices(wanted.devices, count, config.seed)
+    elif wanted.devices:
+        devices = devices_by_domain(wanted.devices, partition.groups(len(wanted.devices)), config.seed)
+    ranks = ranks_by_domain(wanted.ranks, partition.groups(len(wanted.ranks)), config.lora.rank)
+    if wanted.capacities != "memory":
+        blocks = capacities_by_domain(wanted.capacities, partition.groups(len(wanted.capacities)), depth)
+    elif costs is None or devices is None:
+        blocks = np.ones(count, dtype=np.int64)
+    else:
+        blocks = capacities_by_memory(devices, costs, np.full(count, config.lora.rank) if ranks is None else ranks)
+    clients = Clients(partition.samples, partition.domains, blocks, ranks, devices, partition.sizes)
+    check_sampling(wanted, clients, processes=processes)
+    return clients
 
 
 def _load_foundation(
     config: ExperimentConfig,
+    inputs: Inputs,
     data: DomainData,
     device: torch.device,
     processes: Processes,
@@ -266,7 +269,7 @@ def _load_foundation(
     if classes == 1:
         raise InputError(f"data.root: found {data.classes[0]!r} as the only class, expected at least two")
     with processes.raise_on_all(), Stage("loading the model"):
-        model = load_pretrained(config.model, classes=classes, sharding=sharding).to(device)
+        model = inputs.load_model(config, classes, device, sharding)
     if (model.main_input_name == "pixel_values") != (data.task == "image_classification"):
         raise InputError(
             f"model.path: found a {model.config.model_type} model, which takes {model.main_input_name}, "
@@ -275,11 +278,39 @@ def _load_foundation(
     return make_foundation(model, config.lora, classes=classes, block_path=config.model.block_path)
 
 
-def _check_image_size(config: ExperimentConfig, foundation: Foundation, data: DomainData) -> None:
+def _prepare(
+    config: ExperimentConfig,
+    inputs: Inputs,
+    data: DomainData,
+    foundation: Foundation,
+    processes: Processes,
+    sharding: Sharding | None,
+) -> PreparedData:
+    """Decode or tokenize the samples, after the model has been tried on an image of their size."""
+    path, settings, preprocessing = inputs.model_path(config), foundation.model.config, None
+    if data.task == "image_classification":
+        with processes.raise_on_all():
+            preprocessing = preprocessing_for(path, settings, config.data.image_size, inputs.processor)
+        if sharding is None:
+            with Stage("trying the model on an image"):
+                _check_image_size(config, foundation, preprocessing, data)
+    with processes.raise_on_all():
+        return prepare(
+            data,
+            config.data,
+            path,
+            settings,
+            inputs.processor,
+            preprocessing,
+            cut_texts=config.lora.dropout == 0 and not config.trace,
+        )
+
+
+def _check_image_size(
+    config: ExperimentConfig, foundation: Foundation, preprocessing: Preprocessing, data: DomainData
+) -> None:
     """Raise InputError unless the model takes images of the size that they will be made in; warn of a costly one."""
-    path = resolve_model_path(config.model.path)
-    preprocessing = preprocessing_for(path, foundation.model.config, config.data.image_size)
-    size = (preprocessing.channels, preprocessing.image_size, preprocessing.image_size)
+    size = preprocessing.shape
     black = torch.zeros(size, device=foundation.device, dtype=foundation.dtype)
     probe_batch_arguments(foundation.model, foundation.blocks, lambda n: {"pixel_values": black.expand(n, *size)})
     # Elsewhere, one image says little about many.
@@ -331,3 +362,21 @@ def _initial_state(config: ExperimentConfig, foundation: Foundation, model: Swee
     adapters = initial_adapters(foundation.adapter_layout, foundation.depth, seed=config.seed, dtype=dtype)
     heads = initial_heads(config.model, foundation, model, train, seed=config.seed)
     return GlobalState(adapters.to(foundation.device), heads)
+
+
+def _make_executor(
+    config: ExperimentConfig,
+    foundation: Foundation,
+    model: SweepModel,
+    train: Samples,
+    clients: Clients,
+    state: GlobalState,
+    sharded_over: Processes | None,
+) -> Executor:
+    """The executor that the configuration names, with as many lanes as fit; gives this process its threads."""
+    participants = most_participants(config.clients, clients)
+    with Stage("measuring the memory of a client"):
+        memory = measure_lane(foundation, model, train, config.lora, config.training, len(state.heads))
+    executor = make_executor(config, foundation, model, train, memory, participants, sharded_over)
+    limit_threads(foundation, min(executor.lanes, participants) * memory.tokens)
+    return executor

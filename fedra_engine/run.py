@@ -23,7 +23,8 @@ from fedra_engine.callbacks.trace import Trace
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.differences import setting_digest
 from fedra_engine.config.validation import validate
-from fedra_engine.experiment import Experiment, Inputs, build_experiment
+from fedra_engine.experiment import Experiment, build_experiment
+from fedra_engine.inputs import Inputs
 from fedra_engine.models.sharding import Sharding
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import InputError, ProcessLostError

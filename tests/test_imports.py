@@ -20,6 +20,7 @@ ORDER = (
     ("methods",),
     ("execution",),
     ("costs",),
+    ("inputs",),
     ("experiment",),
     ("callback",),
     ("simulation",),

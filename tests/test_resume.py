@@ -18,7 +18,7 @@ from fedra_engine.commands.run_request import parse_request
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.data.domain_data import DecodedImages, DomainData
 from fedra_engine.data.sources import load_source
-from fedra_engine.experiment import Inputs
+from fedra_engine.inputs import Inputs
 from fedra_engine.models.loading import resolve_model_path
 from fedra_engine.run import open_folder
 from fedra_engine.run import run as train_run

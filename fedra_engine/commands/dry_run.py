@@ -13,7 +13,6 @@ from fedra_engine.callbacks.console import Console
 from fedra_engine.callbacks.partition_report import MOST_COLUMNS, MOST_PRINTED, count_partition, partition_text
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.costs.device_times import DeviceRound
-from fedra_engine.costs.memory_model import CostModel
 from fedra_engine.experiment import Experiment, build_experiment
 from fedra_engine.federation.work import LocalWork
 from fedra_engine.models.foundation import Foundation
@@ -96,9 +95,10 @@ def _costs_table(experiment: Experiment) -> str:
         table.add_column(name, justify="right")
     # Of the first round; methods may give other numbers of blocks in other rounds.
     order = np.argsort(examples)
-    model = CostModel(experiment.foundation, experiment.train_samples, config.lora, config.training)
     assignment = experiment.method.assign(examples[order], 0)
-    cost = model.count(clients, examples[order], assignment, experiment.method).select(np.argsort(order))
+    cost = experiment.cost_model.count(clients, examples[order], assignment, experiment.method).select(
+        np.argsort(order)
+    )
     memory = [cost.memory, cost.frozen_memory, cost.trained_memory, cost.activation_memory]
     sizes = [cost.uploaded, cost.downloaded, *memory]
     for row, (capacity, rank) in enumerate(kinds.T.tolist()):

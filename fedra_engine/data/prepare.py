@@ -12,7 +12,7 @@ from torch import Tensor
 from fedra_engine.config import DataConfig
 from fedra_engine.data.domain_data import DomainData, check_domains
 from fedra_engine.data.images import image_rows
-from fedra_engine.data.preprocessing import Augmentation, make_augmentation, preprocessing_for
+from fedra_engine.data.preprocessing import Augmentation, Preprocessing, make_augmentation, preprocessing_for
 from fedra_engine.data.samples import Samples, SampleStore, TokenSamples
 from fedra_engine.data.tokenization import token_rows, tokenization_for
 from fedra_engine.runtime.errors import InputError
@@ -41,6 +41,7 @@ def prepare(
     model_path: str | None,
     model_config: Any,
     processor: Any = None,
+    preprocessing: Preprocessing | None = None,
     *,
     cut_texts: bool = True,
 ) -> PreparedData:
@@ -54,6 +55,7 @@ def prepare(
         model_path: directory or hub name; None of a model that was handed over.
         model_config: the model's transformers configuration; learns what texts are padded with.
         processor: the model's image processor or tokenizer; the one at `model_path` if not given.
+        preprocessing: what is known already of how images become inputs.
         cut_texts: whether batches of texts are cut to the longest of them; see `TokenSamples`.
 
     Raises:
@@ -63,7 +65,8 @@ def prepare(
     _check_options(data, config)
     if data.task == "image_classification":
         assert data.labels is not None
-        preprocessing = preprocessing_for(model_path, model_config, config.image_size, processor)
+        if preprocessing is None:
+            preprocessing = preprocessing_for(model_path, model_config, config.image_size, processor)
         pixels, found = image_rows(data, preprocessing, skip=skip)
         of_class = torch.from_numpy(data.labels)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedra_engine.config import TrainingConfig
-from fedra_engine.federation.clients import Clients, local_batches, local_step_counts, with_step_limit
+from fedra_engine.federation.clients import Clients, local_batches, local_step_counts
 from fedra_kernels import squared_norms, to_device
 
 
@@ -24,7 +24,7 @@ class LocalWork:
     Attributes:
         clients: the federation.
         participants: int64 [participants], ascending client indices.
-        training: optimizer, batch size, epochs.
+        training: optimizer, batch size, epochs; without `even_steps`, see `with_step_limit`.
         seed, round: what the draws are derived from.
         lr: learning rate of this round.
     """
@@ -39,12 +39,13 @@ class LocalWork:
     def steps(self) -> NDArray[np.int64]:
         """Local steps of each participant, int64 [participants]."""
         samples = self.clients.sample_counts(self.participants)
-        return local_step_counts(samples, with_step_limit(self.training, self.clients))
+        return local_step_counts(samples, self.training)
 
     def batches(self, client: int) -> list[NDArray[np.int64]]:
         """Sample rows of each local step of `client`."""
-        samples, training = self.clients.samples[client], with_step_limit(self.training, self.clients)
-        return local_batches(samples, training, seed=self.seed, round=self.round, client=client)
+        return local_batches(
+            self.clients.samples[client], self.training, seed=self.seed, round=self.round, client=client
+        )
 
 
 def learning_rate(training: TrainingConfig, round: int, rounds: int) -> float:

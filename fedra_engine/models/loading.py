@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Iterable
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput, SequenceClassifierOutput
 
 from fedra_engine.config import ModelConfig
@@ -61,6 +62,34 @@ def load_pretrained(
         raise InputError(f"model.path: cannot load {config.path!r}: {one_line(error)}{hint}") from error
     _settle_padding(model.config.get_text_config())
     return model
+
+
+def adopt_model(model: nn.Module, config: ModelConfig) -> nn.Module:
+    """A copy of a `model` in memory, in the precision of `config`; the model itself stays as it is.
+
+    One that is not of transformers must be a classifier of images, which takes pixels and returns logits.
+    """
+    adopted = copy.deepcopy(model).to(getattr(torch, config.dtype))
+    if not hasattr(adopted, "main_input_name") or not hasattr(adopted, "config"):
+        return ImageClassifier(adopted)
+    settings: Any = adopted.config
+    _settle_padding(settings.get_text_config())
+    return adopted
+
+
+class ImageClassifier(nn.Module):
+    """A torch module that maps images to logits, called as transformers calls its own."""
+
+    main_input_name = "pixel_values"
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        sizes = {name: getattr(module, name, None) for name in ("image_size", "num_channels")}
+        self.config = PretrainedConfig(**{name: size for name, size in sizes.items() if isinstance(size, int)})
+
+    def forward(self, pixel_values: Tensor) -> SequenceClassifierOutput:
+        return SequenceClassifierOutput(logits=self.module(pixel_values))
 
 
 def _settle_padding(settings: Any) -> None:

@@ -11,7 +11,6 @@ import torch
 from fedra_engine.costs.counting import processed_samples
 from fedra_engine.execution.scheduling import longest_first
 from fedra_engine.experiment import Experiment
-from fedra_engine.federation.clients import with_step_limit
 
 _LONG_ENOUGH = 2.0
 """Seconds of a step from which what only the first one costs does not matter."""
@@ -57,7 +56,7 @@ def time_step(experiment: Experiment) -> TimedStep:
     counts = experiment.clients.sample_counts(participants)
     held = assignment.held.sum(axis=1)
     samples = processed_samples(counts[timed], one_step)
-    all_rows = float(processed_samples(counts, with_step_limit(training, experiment.clients)) @ held)
+    all_rows = float(processed_samples(counts, training) @ held)
     rate = seconds / float(samples @ held[timed])
     return TimedStep(len(timed), int(samples.sum()), seconds, rate * all_rows)
 
