@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fedra_engine.commands.parsing import parse_option
 from fedra_engine.config.options import Allowed
+from fedra_engine.config.parsing import parse_option
 from fedra_engine.runtime.errors import InputError
 
 

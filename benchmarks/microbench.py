@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> None:
         InputError: they name none, or something else in them cannot be used.
     """
     from fedra_engine.callbacks.run_folder import make_folder
-    from fedra_engine.commands.parsing import quiet_libraries
+    from fedra_engine.config.parsing import quiet_libraries
     from fedra_engine.runtime.files import check_own
 
     options = _parse(arguments)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedra_engine.callback import Callback, Outcome
 from fedra_engine.callbacks.adapter_files import AdapterExport, export
-from fedra_engine.callbacks.checkpoint import Checkpoints, find_start, latest_checkpoint, restore
+from fedra_engine.callbacks.checkpoint import Checkpoints, find_start, latest_checkpoint, newest_state
 from fedra_engine.callbacks.console import Console
 from fedra_engine.callbacks.fingerprint import check_fingerprint, fingerprint
 from fedra_engine.callbacks.metrics import Metrics
@@ -215,10 +215,7 @@ class Result:
             return self._trained
         summary = self.summary
         experiment = build(self.config, inputs=self._inputs)
-        found = latest_checkpoint(self.folder)
-        assert found is not None, "a finished run has checkpoints"
-        check_fingerprint(fingerprint(experiment), found.state["fingerprint"], self.folder)
-        state = restore(experiment, found).state
+        state = newest_state(experiment, RunFolder(self.folder)).state
         names = ("rounds", "frozen", "tuned", "exported_accuracy", "tuned_is")
         return experiment, state, Outcome(*(summary[name] for name in names))
 
@@ -288,7 +285,7 @@ def load_run(folder: str | Path, **handed_over: Any) -> Result:
     Raises:
         InputError: there is no run, or its configuration cannot be read.
     """
-    from fedra_engine.commands.parsing import read_config
+    from fedra_engine.config.parsing import read_config
 
     run = RunFolder.open(folder)
     return Result(run.path, read_config(run.config_file), None, Inputs(**handed_over))

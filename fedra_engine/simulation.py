@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from fedra_engine.callback import Callback, Callbacks, Evaluation, Outcome, Round, Update
+from fedra_engine.execution.evaluation import Score, accuracies
 from fedra_engine.experiment import Experiment
 from fedra_engine.federation.aggregation import Aggregator
 from fedra_engine.federation.records import (
@@ -63,7 +64,9 @@ def train(
                 listeners.evaluate(state, Evaluation(latest, record.metrics))
             break
     more = experiment.more_than_exported(state)
-    exported = latest if more is None else evaluate_exported(experiment, state)
+    # The global model, by its last output.
+    alone = EvaluatedModel(experiment.method.evaluated_model().blocks)
+    exported = latest if more is None else accuracies(experiment.evaluator.scores(state, alone))
     outcome = Outcome(done, frozen, latest, exported, more, None if stop is None else stop.reason)
     listeners.end(state, outcome)
     return state, outcome
@@ -120,18 +123,18 @@ def train_round(
     return after, Round(metrics, state, work, assignment, lanes=lanes)
 
 
-def evaluate(experiment: Experiment, state: GlobalState) -> dict[str, float]:
-    """Accuracy of the method's model by domain: of the global one, or of the clients' own on their domains."""
+def score(experiment: Experiment, state: GlobalState) -> dict[str, Score]:
+    """Scores of the method's model by domain: of the global one, or of the clients' own on their domains."""
     method, evaluator = experiment.method, experiment.evaluator
     personal = method.personal_states(state)
     if personal is not None:
-        return evaluator.personal_accuracy(personal, state, method.evaluated_model())
-    return evaluator.accuracy(state, method.evaluated_model())
+        return evaluator.personal_scores(personal, state, method.evaluated_model())
+    return evaluator.scores(state, method.evaluated_model())
 
 
-def evaluate_exported(experiment: Experiment, state: GlobalState) -> dict[str, float]:
-    """Accuracy by domain of what is exported: the global model, by its last output."""
-    return experiment.evaluator.accuracy(state, EvaluatedModel(experiment.method.evaluated_model().blocks))
+def evaluate(experiment: Experiment, state: GlobalState) -> dict[str, float]:
+    """Accuracy of the method's model by domain."""
+    return accuracies(score(experiment, state))
 
 
 def _merge(

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedra_engine.callbacks.run_folder import make_folder
-from fedra_engine.commands.parsing import Parser, quiet_libraries
 from fedra_engine.config.options import PATH, number, option, whole
+from fedra_engine.config.parsing import Parser, quiet_libraries
 from fedra_engine.config.validation import check_values
 from fedra_engine.data.sources.digits import digits_dataset
 from fedra_engine.runtime.errors import InputError

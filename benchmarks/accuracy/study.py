@@ -39,6 +39,7 @@ from benchmarks.accuracy.tables import REFERENCES, evaluations, markdown, short_
 from benchmarks.kernels.measure import device_name, name_and_message, versions
 from fedra_engine.callbacks.run_folder import RunFolder, make_folder
 from fedra_engine.data.domain_data import prepare_source
+from fedra_engine.execution.evaluation import accuracies
 from fedra_engine.experiment import Experiment
 from fedra_engine.models.state import EvaluatedModel
 from fedra_engine.runtime.errors import InputError, printable
@@ -262,9 +263,8 @@ def _references(experiment: Experiment) -> dict[str, Any]:
     """Accuracies of the frozen model and of the ridge probe, and the number of test samples of each domain."""
     probe = ridge_probe(experiment)
     started = time.monotonic()
-    frozen = experiment.evaluator.accuracy(
-        experiment.initial_state, EvaluatedModel(np.arange(experiment.foundation.depth))
-    )
+    everything = EvaluatedModel(np.arange(experiment.foundation.depth))
+    frozen = accuracies(experiment.evaluator.scores(experiment.initial_state, everything))
     seconds = time.monotonic() - started
     counts = experiment.test_samples.domains.bincount(minlength=len(experiment.domains)).tolist()
     return {

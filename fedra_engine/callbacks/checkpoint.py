@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedra_engine.callback import Callback, Round
-from fedra_engine.callbacks.fingerprint import Fingerprint, check_fingerprint
+from fedra_engine.callbacks.fingerprint import Fingerprint, check_fingerprint, fingerprint
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.experiment import Experiment
 from fedra_engine.models.state import GlobalState
@@ -101,6 +101,28 @@ def find_start(experiment: Experiment, folder: RunFolder, begun: Fingerprint) ->
         experiment.executor.lanes = lanes[processes.index]
         if processes.is_main:
             _LOG.info("lanes: %s, as before (execution.deterministic)", ", ".join(map(str, lanes)))
+    return restore(experiment, found)
+
+
+def newest_state(experiment: Experiment, folder: RunFolder, *, same_data: bool = True) -> Start:
+    """Where the run in `folder` is; its folder stays as it is.
+
+    Args:
+        experiment: newly built from the run's configuration; its method and server go on as they were.
+        folder: of the run.
+        same_data: whether the data must be those that the run began with.
+
+    Raises:
+        InputError: there is no intact checkpoint, or the run began with something else.
+    """
+    found = latest_checkpoint(folder.path)
+    if found is None:
+        raise InputError(f"{folder.path}: found no checkpoint, expected a run that has trained a round")
+    now = fingerprint(experiment)
+    check_fingerprint(now if same_data else {"model": now["model"]}, found.state["fingerprint"], folder.path)
+    if found.tensors["state.heads"].shape != experiment.initial_state.heads.shape:
+        classes = len(experiment.train_data.classes)
+        raise InputError(f"data: found {classes} classes, expected as many as {folder.path} was trained on")
     return restore(experiment, found)
 
 

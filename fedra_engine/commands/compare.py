@@ -11,8 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fedra_engine.commands.names import known_name
-from fedra_engine.commands.parsing import (
+from fedra_engine.config import ExperimentConfig
+from fedra_engine.config.fields import field_names
+from fedra_engine.config.names import known_name
+from fedra_engine.config.options import COUNT, NATURAL
+from fedra_engine.config.parsing import (
     OVERSUBSCRIBE,
     LauncherOption,
     Parser,
@@ -22,9 +25,6 @@ from fedra_engine.commands.parsing import (
     quiet_libraries,
     split_options,
 )
-from fedra_engine.config import ExperimentConfig
-from fedra_engine.config.fields import field_names
-from fedra_engine.config.options import COUNT, NATURAL
 from fedra_engine.config.validation import validate_setting, validate_together, without_effect
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.studies.plan import Comparison, PlannedRun

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedra_engine.callbacks.run_folder import RunFolder
-from fedra_engine.commands.parsing import LauncherOption, Parser, read_config, split_options
 from fedra_engine.config import ExperimentConfig
+from fedra_engine.config.parsing import LauncherOption, Parser, read_config, split_options
 from fedra_engine.config.validation import validate
 from fedra_engine.runtime.errors import InputError
 

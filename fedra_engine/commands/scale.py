@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fedra_engine.commands.parsing import (
+from fedra_engine.config import ExperimentConfig
+from fedra_engine.config.options import COUNT, number
+from fedra_engine.config.parsing import (
     OVERSUBSCRIBE,
     LauncherOption,
     Parser,
@@ -18,8 +20,6 @@ from fedra_engine.commands.parsing import (
     parse_option,
     split_options,
 )
-from fedra_engine.config import ExperimentConfig
-from fedra_engine.config.options import COUNT, number
 from fedra_engine.config.validation import validate, validate_together
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.studies.plan import Network, Point, Scaling

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from fedra_engine.commands.parsing import quiet_libraries
 from fedra_engine.commands.run_request import parse_request
+from fedra_engine.config.parsing import quiet_libraries
 
 DESCRIPTION = """Federated LoRA tuning of a transformer foundation model by many heterogeneous clients.
 

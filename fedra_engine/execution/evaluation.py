@@ -1,12 +1,14 @@
-"""What is measured of a state: top-1 accuracy on test sets, and the Fisher information of its blocks."""
+"""What is measured of a state: accuracy and loss on test sets, and the Fisher information of its blocks."""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from statistics import mean
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +33,23 @@ _FISHER_SAMPLES = 32
 """Bounds the memory: every sample has gradients of its own for all blocks. Fewer would take more passes."""
 
 
+class Score(NamedTuple):
+    """How good the predictions of a domain are.
+
+    Attributes:
+        accuracy: share of correct ones, 0 to 1; of a causal language model, of the learnt tokens.
+        loss: mean cross entropy of a sample or token, of those that have a prediction.
+    """
+
+    accuracy: float
+    loss: float
+
+
+def accuracies(scores: Mapping[str, Score]) -> dict[str, float]:
+    """The accuracies among scores by domain."""
+    return {domain: score.accuracy for domain, score in scores.items()}
+
+
 @dataclass(frozen=True)
 class Evaluator:
     """Runs a model, as the only client of a sweep, over the `test` samples; several `processes` share the work.
@@ -46,11 +65,11 @@ class Evaluator:
     processes: Processes = field(default_factory=Processes.alone)
 
     @torch.no_grad()
-    def accuracy(self, state: GlobalState, model: EvaluatedModel) -> dict[str, float]:
-        """Share of correct predictions per domain. The processes share out the samples."""
+    def scores(self, state: GlobalState, model: EvaluatedModel) -> dict[str, Score]:
+        """How good the predictions are, by domain. The processes share out the samples."""
         domain_of = self.test.domains
         _LOG.info("evaluating on %s test samples …", f"{len(domain_of):,}")
-        sums = torch.zeros(len(self.domains), 3, dtype=torch.int64)
+        sums = torch.zeros(len(self.domains), 4, dtype=torch.float64)
         score = self._scores_by(state, model)
         with Stage("evaluating test samples", len(domain_of)) as stage:
             for portion in portions(torch.arange(len(domain_of)), _BATCH, self.processes):
@@ -59,27 +78,28 @@ class Evaluator:
                     sums.index_add_(0, domain_of[portion.rows], scores)
                 stage.advance(len(portion.rows) * self.processes.count)
         self.processes.all_reduce_([sums])
-        return {name: self._checked_share(name, of_domain) for name, of_domain in zip(self.domains, sums, strict=True)}
+        return {name: self._checked_score(name, of_domain) for name, of_domain in zip(self.domains, sums, strict=True)}
 
     @torch.no_grad()
-    def personal_accuracy(
+    def personal_scores(
         self, states: Mapping[int, Iterable[GlobalState]], newcomer: GlobalState, model: EvaluatedModel
-    ) -> dict[str, float]:
-        """Mean share of correct predictions per domain, of the models of its own clients; see `Method.personal_states`.
+    ) -> dict[str, Score]:
+        """Mean scores by domain, of the models of its own clients; see `Method.personal_states`.
 
         A domain without clients has the model of a `newcomer`. The processes share out the clients.
         """
         _LOG.info("evaluating on %s test samples …", f"{len(self.test.domains):,}")
-        accuracy = {}
+        found = {}
         for index, name in enumerate(self.domains):
             rows = torch.nonzero(self.test.domains == index)[:, 0]
-            scores = self._personal_scores(iter(states.get(index, [newcomer])), rows, model)
-            accuracy[name] = mean(_share(of_client) for of_client in scores)
-            self._checked_share(name, torch.stack(scores).sum(0))
-        return accuracy
+            sums = self._sums_by_client(iter(states.get(index, [newcomer])), rows, model)
+            accuracies, losses = zip(*map(_score, sums), strict=True)
+            found[name] = Score(mean(accuracies), mean(losses))
+            self._checked_score(name, torch.stack(sums).sum(0))
+        return found
 
-    def _personal_scores(self, states: Iterator[GlobalState], rows: Tensor, model: EvaluatedModel) -> list[Tensor]:
-        """The scores of the samples `rows` together, int64 [3], by each of `states`; see `Task.scores`."""
+    def _sums_by_client(self, states: Iterator[GlobalState], rows: Tensor, model: EvaluatedModel) -> list[Tensor]:
+        """The scores of the samples `rows` together, float64 [4], by each of `states`; see `Task.scores`."""
         processes = self.processes
         own, total = [], 0
         while turn := list(islice(states, processes.count)):
@@ -89,12 +109,14 @@ class Evaluator:
             own.append(torch.cat([score(batch) for batch in rows.split(_BATCH)]).sum(0))
         return list(chain.from_iterable(zip(*processes.all_gather_object(own), strict=True)))[:total]
 
-    def _checked_share(self, domain: str, counts: Tensor) -> float:
-        """The correct share of a domain's `counts`; warns of predictions that there were not."""
-        _, total, undefined = counts.tolist()
+    def _checked_score(self, domain: str, sums: Tensor) -> Score:
+        """The score of a domain's `sums`; warns of predictions that there were not."""
+        _, total, undefined, _ = sums.tolist()
         if undefined and self.processes.is_main:
-            _LOG.warning("%s: %d of %d predictions count as wrong, as logits are not finite", domain, undefined, total)
-        return _share(counts)
+            _LOG.warning(
+                "%s: %.0f of %.0f predictions count as wrong, as logits are not finite", domain, undefined, total
+            )
+        return _score(sums)
 
     def _scores_by(self, state: GlobalState, model: EvaluatedModel) -> Callable[[Tensor], Tensor]:
         """Gives, for test samples int64 [samples], the `Task.scores` of the `model` in `state`, on the CPU."""
@@ -118,10 +140,10 @@ class Evaluator:
         return score
 
 
-def _share(counts: Tensor) -> float:
-    """The correct share, of the sum int64 [3] of `Task.scores`."""
-    correct, total, _ = counts.tolist()
-    return float(correct / max(total, 1))
+def _score(sums: Tensor) -> Score:
+    """Of the sum float64 [4] of `Task.scores`."""
+    correct, total, undefined, losses = sums.tolist()
+    return Score(correct / max(total, 1), losses / (total - undefined) if total > undefined else math.nan)
 
 
 @dataclass(frozen=True)

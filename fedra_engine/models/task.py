@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy, kl_div, linear, log_softmax
 
 from fedra_engine.data.samples import NOT_LEARNT, Batch, LearntTokens
 from fedra_engine.models.sharding import gathered
-from fedra_engine.models.token_loss import is_right, token_cross_entropy, token_scores
+from fedra_engine.models.token_loss import prediction_scores, token_cross_entropy, token_scores
 from fedra_kernels import RowGroups, head_cross_entropy, head_logits
 
 _TRIAL_TOKENS = 8
@@ -142,8 +142,8 @@ class Task(ABC):
 
     @abstractmethod
     def scores(self, features: Tensor, batch: Batch, heads: Sequence[Tensor]) -> Tensor:
-        """How much of each sample is predicted correctly, of how much, and how much of that has no prediction, because
-        logits are not finite; int64 [samples, 3].
+        """Of each sample: how much is predicted correctly, of how much, how much of that has no prediction, because
+        logits are not finite, and the sum of the cross entropies of the rest; float64 [samples, 4].
 
         That is 0 or 1 of 1 for a classifier, and of the learnt tokens for a causal language model.
 
@@ -200,8 +200,8 @@ class Classification(Task):
                 for part, head in zip(parts, heads, strict=True)
             ]
         )
-        right, defined = is_right(logits.mean(0), batch.labels[: len(parts[0])])
-        return torch.stack([right, torch.ones_like(right), ~defined], dim=1).long()
+        scores = prediction_scores(logits.mean(0), batch.labels[: len(parts[0])])
+        return torch.stack([scores[0], torch.ones_like(scores[0]), *scores[1:]], dim=1)
 
     def make_head(self, values: Tensor) -> nn.Linear:
         layout = self.layout

@@ -55,28 +55,29 @@ def token_cross_entropy(
 
 @torch.no_grad()
 def token_scores(features: Tensor, labels: Tensor, learnt: LearntTokens, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """How many of each sample's learnt tokens are predicted right, how many there are, and for how many nothing is
-    predicted, as the largest logit is not finite; int64 [samples, 3]. Arguments as in `token_cross_entropy`."""
+    """The `Task.scores` of samples by their learnt tokens, float64 [samples, 4]; arguments as `token_cross_entropy`."""
     rows, samples = to_device([_rows(features, learnt), learnt.samples], features.device)
     before, targets = _learnt(features, labels, rows)
-    scores = torch.zeros(3, len(features), dtype=torch.int64, device=features.device)
-    correct, tokens, undefined = scores
+    scores = torch.zeros(4, len(features), dtype=torch.float64, device=features.device)
+    correct, tokens, undefined, losses = scores
     for chunk in _chunks(len(rows), weight):
-        right, defined = is_right(_logits(before[chunk], weight, bias), targets[chunk])
-        correct.index_add_(0, samples[chunk], right.long())
-        undefined.index_add_(0, samples[chunk], (~defined).long())
-    tokens.index_add_(0, samples, torch.ones_like(samples))
+        found = prediction_scores(_logits(before[chunk], weight, bias), targets[chunk])
+        for total, of_row in zip((correct, undefined, losses), found, strict=True):
+            total.index_add_(0, samples[chunk], of_row)
+    tokens.index_add_(0, samples, torch.ones(len(samples), dtype=torch.float64, device=features.device))
     return scores.T
 
 
-def is_right(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether the largest of `logits` [rows, classes] is at `targets` [rows], and whether there is one; bool [rows].
+def prediction_scores(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Whether the largest of `logits` [rows, classes] is at `targets` [rows], whether there is none, and the loss.
 
-    There is none, and nothing is right, where a logit is NaN or infinitely large: argmax would name some class.
+    There is none, and nothing is right, where a logit is NaN or infinitely large: argmax would name some class. The
+    cross entropy is 0 there. All are float64 [rows].
     """
     predicted = logits.argmax(1)
     defined = logits.gather(1, predicted[:, None])[:, 0].isfinite()
-    return (predicted == targets) & defined, defined
+    losses = F.cross_entropy(logits, targets, reduction="none").where(defined, 0)
+    return ((predicted == targets) & defined).double(), (~defined).double(), losses.double()
 
 
 class _TokenCrossEntropy(torch.autograd.Function):

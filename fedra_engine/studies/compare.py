@@ -21,9 +21,9 @@ from filelock import FileLock, Timeout
 from rich.live import Live
 
 from fedra_engine.callbacks.run_folder import RunFolder, make_folder
-from fedra_engine.commands.parsing import read_config
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.differences import RESULT_NEUTRAL, differences
+from fedra_engine.config.parsing import read_config
 from fedra_engine.costs.memory_model import CostModel
 from fedra_engine.experiment import build_experiment
 from fedra_engine.methods.registry import method_named

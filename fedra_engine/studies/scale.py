@@ -13,8 +13,8 @@ from functools import partial
 from filelock import FileLock, Timeout
 
 from fedra_engine.callbacks.run_folder import RunFolder, make_folder
-from fedra_engine.commands.parsing import read_config
 from fedra_engine.config.differences import RESULT_NEUTRAL, differences
+from fedra_engine.config.parsing import read_config
 from fedra_engine.runtime.errors import InputError, ProcessLostError
 from fedra_engine.runtime.exit_codes import BAD_INPUT, die_with_parent, unwound_by_signals
 from fedra_engine.runtime.files import check_own

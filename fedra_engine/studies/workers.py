@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from fedra_engine.commands.parsing import import_modules
+from fedra_engine.config.parsing import import_modules
 from fedra_engine.runtime.errors import ProcessLostError
 
 Item = TypeVar("Item")

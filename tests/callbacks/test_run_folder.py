@@ -13,7 +13,6 @@ import pytest
 
 from fedra_engine.callbacks import run_folder
 from fedra_engine.callbacks.run_folder import MetricsMark, RunFolder
-from fedra_engine.commands.parsing import read_config
 from fedra_engine.config import (
     ExecutionConfig,
     ExperimentConfig,
@@ -22,6 +21,7 @@ from fedra_engine.config import (
     TrainingConfig,
 )
 from fedra_engine.config.differences import setting_digest
+from fedra_engine.config.parsing import read_config
 from fedra_engine.runtime.errors import InputError
 
 

@@ -19,7 +19,7 @@ PROGRAM = """
 import sys
 from importlib import import_module
 
-from fedra_engine.commands import help
+from fedra_engine.config import help
 
 def show(parser, everything):
     for row in (*help.own_rows(parser), *help.field_rows(parser)):

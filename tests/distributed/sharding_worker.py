@@ -147,7 +147,7 @@ class Job:
     def _measure(self, state: GlobalState) -> dict[str, Tensor]:
         evaluator = Evaluator(self._foundation, self._model, self._samples, self._lora, ["only"], self._processes)
         measured = {
-            f"accuracy of {blocks}": evaluator.accuracy(state, EvaluatedModel(np.array(blocks)))["only"]
+            f"accuracy of {blocks}": evaluator.scores(state, EvaluatedModel(np.array(blocks)))["only"].accuracy
             for blocks in ([0, 1, 2, 3], [0, 2])
         }
         if self._foundation.task.trains_head:

@@ -19,8 +19,8 @@ from fedra_engine import experiment
 from fedra_engine import run as run_module
 from fedra_engine.callbacks import partition_report
 from fedra_engine.callbacks.run_folder import RunFolder
-from fedra_engine.commands.parsing import read_config
 from fedra_engine.config import ExperimentConfig
+from fedra_engine.config.parsing import read_config
 from fedra_engine.data.samples import SampleStore
 from fedra_engine.execution.scheduling import Pace
 from fedra_engine.execution.sweep import SweepExecutor

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from fedra_engine.callbacks.checkpoint import latest_checkpoint
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.config import FedHelloConfig, HetLoraConfig
-from fedra_engine.execution.evaluation import FisherInformation
+from fedra_engine.execution.evaluation import FisherInformation, accuracies
 from fedra_engine.experiment import build_experiment
 from fedra_engine.methods.registry import METHODS
 from fedra_engine.models.state import GlobalState
@@ -177,7 +177,7 @@ def test_a_domain_without_clients_is_predicted_by_what_a_newcomer_gets(tmp_path:
     (empty, *_) = set(range(3)) - set(experiment.clients.domains.tolist())
     tensors = {name.removeprefix("state."): tensor for name, tensor in final_tensors(folder.path).items()}
     state = experiment.initial_state.restored(tensors)
-    shared = experiment.evaluator.accuracy(state, experiment.method.evaluated_model())
+    shared = accuracies(experiment.evaluator.scores(state, experiment.method.evaluated_model()))
     name = experiment.domains[empty]
     assert record["accuracy"].keys() == shared.keys()
     assert record["accuracy"][name] == shared[name]

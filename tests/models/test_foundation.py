@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fedra_engine.config import LoraConfig
-from fedra_engine.execution.evaluation import Evaluator
+from fedra_engine.execution.evaluation import Evaluator, accuracies
 from fedra_engine.execution.plan import plan_groups
 from fedra_engine.execution.sweep_block import BankFactors
 from fedra_engine.execution.sweep_model import SweepModel
@@ -64,7 +64,7 @@ def test_accuracy_is_counted_per_domain() -> None:
         initial_adapters(foundation.adapter_layout, DEPTH, seed=0, dtype=torch.float64), foundation.initial_heads()
     )
     evaluator = Evaluator(foundation, sweep, samples, lora("vit"), ["photo", "sketch"])
-    accuracy = evaluator.accuracy(state, EvaluatedModel(np.arange(DEPTH)))
+    accuracy = accuracies(evaluator.scores(state, EvaluatedModel(np.arange(DEPTH))))
     assert accuracy == pytest.approx({"photo": float(right[:15].mean()), "sketch": float(right[15:].mean())})
 
 
@@ -84,8 +84,8 @@ def test_predictions_that_are_not_finite_count_as_wrong_and_are_reported(
     evaluator = Evaluator(foundation, sweep, samples, lora("vit"), ["photo", "sketch"])
     everything = EvaluatedModel(np.arange(DEPTH))
     wanted = {"photo": 1.0, "sketch": pytest.approx(1 / 3)}
-    assert evaluator.accuracy(state, everything) == wanted
-    assert evaluator.personal_accuracy({0: [state], 1: [state]}, state, everything) == wanted
+    assert accuracies(evaluator.scores(state, everything)) == wanted
+    assert accuracies(evaluator.personal_scores({0: [state], 1: [state]}, state, everything)) == wanted
     assert [record.getMessage().partition(",")[0] for record in caplog.records] == [
         "sketch: 2 of 3 predictions count as wrong"
     ] * 2

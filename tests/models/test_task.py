@@ -130,7 +130,10 @@ def test_logits_of_several_heads_are_averaged_to_a_prediction() -> None:
     features = torch.zeros(6, FEATURES, dtype=torch.float64)
     features[2] = torch.nan
     scores = classifier().scores(features, Batch({}, torch.tensor([2, 0, 2] * 2)), list(heads))
-    assert scores.tolist() == [[1, 1, 0], [0, 1, 0], [0, 1, 1]]
+    assert scores[:, :3].tolist() == [[1, 1, 0], [0, 1, 0], [0, 1, 1]]
+    mean = torch.tensor([1.5, 0, 2], dtype=torch.float64)
+    expected = [mean.exp().sum().log() - 2, mean.exp().sum().log() - 1.5, 0]
+    assert scores[:, 3].tolist() == pytest.approx([float(loss) for loss in expected])
 
 
 def test_a_language_model_is_tried_on_a_few_tokens() -> None:

@@ -100,14 +100,17 @@ def test_scores_count_right_predictions_per_sample(monkeypatch: pytest.MonkeyPat
     features, labels, weight, bias = batch()
     logits = linear(features.detach(), weight, bias)[:, :-1]
     targets = labels[:, 1:]
-    correct, tokens, undefined = token_scores(features, labels, learnt_tokens(labels), weight, bias).T
-    assert torch.equal(tokens, (targets != NOT_LEARNT).sum(1))
-    assert torch.equal(correct, (logits.argmax(2) == targets).sum(1))
+    correct, tokens, undefined, losses = token_scores(features, labels, learnt_tokens(labels), weight, bias).T
+    assert torch.equal(tokens, (targets != NOT_LEARNT).sum(1).double())
+    assert torch.equal(correct, (logits.argmax(2) == targets).sum(1).double())
     assert not undefined.any()
+    each = cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=NOT_LEARNT, reduction="none")
+    torch.testing.assert_close(losses, each.view_as(targets).sum(1).double())
     features.data[1] = torch.nan
-    spoilt, _, missing = token_scores(features, labels, learnt_tokens(labels), weight, bias).T
+    spoilt, _, missing, rest = token_scores(features, labels, learnt_tokens(labels), weight, bias).T
     assert torch.equal(missing, tokens.where(torch.arange(len(labels)) == 1, 0))
     assert torch.equal(spoilt, correct.where(torch.arange(len(labels)) != 1, 0))
+    assert torch.equal(rest, losses.where(torch.arange(len(labels)) != 1, 0))
 
 
 def test_a_batch_without_learnt_tokens_has_loss_zero() -> None:

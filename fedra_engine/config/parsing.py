@@ -22,12 +22,12 @@ from typing import Any, Generic, TypeVar, get_origin
 import yaml
 
 import fedra_engine
-from fedra_engine.commands.names import ALIASES, known_name
-from fedra_engine.commands.values import fitted, read_text
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.fields import field_names, field_types, type_of_field, union_members
+from fedra_engine.config.names import ALIASES, known_name
 from fedra_engine.config.options import PATH, Allowed
 from fedra_engine.config.validation import check_values
+from fedra_engine.config.values import fitted, read_text
 from fedra_engine.config.yaml_values import dump_yaml, load_yaml, load_yaml_file
 from fedra_engine.runtime.errors import InputError, one_line, shown
 
@@ -88,7 +88,7 @@ class Parser(Generic[Config]):
         """
         given = list(_options(arguments))
         if asked := {option.name for option in given} & {"h", "help", "help_all"}:
-            from fedra_engine.commands.help import print_help
+            from fedra_engine.config.help import print_help
 
             print_help(self, everything="help_all" in asked)
             sys.exit(0)
@@ -220,9 +220,14 @@ def import_modules(*names: str) -> None:
     os.environ[_IMPORTED] = " ".join(wanted)
 
 
+def given_options(arguments: Sequence[str]) -> list[str]:
+    """Names of the options among the arguments, without dashes in front and with _ between words."""
+    return [option.name.removesuffix("+") for option in _options(arguments)]
+
+
 def check_not_given(arguments: Sequence[str], fields: Mapping[str, str]) -> None:
     """Raises InputError when one of the `fields` that a command sets itself is given; each with the option for it."""
-    given = {option.name for option in _options(arguments)}
+    given = given_options(arguments)
     for name, option in fields.items():
         if name in given:
             raise InputError(f"{name}: found it as an option of its own, expected {option} to set it")

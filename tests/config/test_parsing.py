@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from fedra_engine.callbacks.run_folder import RunFolder
-from fedra_engine.commands.names import ALIASES
-from fedra_engine.commands.parsing import Parser, parse_option
 from fedra_engine.commands.run_request import RunRequest, parse_request
 from fedra_engine.config import DeviceConfig, ExperimentConfig, LoraConfig
 from fedra_engine.config.fields import field_names
+from fedra_engine.config.names import ALIASES
 from fedra_engine.config.options import whole
+from fedra_engine.config.parsing import Parser, parse_option
 from fedra_engine.runtime.errors import InputError, first_few
 
 DEVICES = [DeviceConfig(compute=1.0), DeviceConfig(upload=3.0)]

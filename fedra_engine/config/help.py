@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any
 
-from fedra_engine.commands.parsing import IMPORT, Parser
 from fedra_engine.config.fields import field_types
 from fedra_engine.config.options import Need
+from fedra_engine.config.parsing import IMPORT, Parser
 from fedra_engine.config.validation import describe_option, needs_of
 from fedra_engine.runtime.errors import shown
 

@@ -1,0 +1,93 @@
+"""`evaluate`: accuracy and loss of an earlier run's newest state, on its own test samples or on others."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from statistics import mean
+from typing import TYPE_CHECKING
+
+from fedra_engine.callbacks.run_folder import RunFolder
+from fedra_engine.config import ExperimentConfig
+from fedra_engine.config.parsing import (
+    LauncherOption,
+    Parser,
+    given_options,
+    quiet_libraries,
+    read_config,
+    split_options,
+)
+from fedra_engine.config.validation import validate
+from fedra_engine.runtime.errors import InputError, count_of
+
+if TYPE_CHECKING:
+    from fedra_engine.execution.evaluation import Score
+
+DESCRIPTION = """Accuracy and loss of an earlier run by domain, and the perplexity of a causal language model.
+
+  fedra evaluate runs/NAME
+  fedra evaluate runs/NAME --data.root OTHER --data.domains photo,sketch
+
+The run's newest state is evaluated as the run itself does it. Options of data and execution may be given in place of
+the run's own; the data must have as many classes.
+"""
+_OPTIONS = (LauncherOption("json", "[true|false]", "Print JSON, in full precision", "false", ("true", "false")),)
+_CHANGEABLE = ("data", "execution")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Evaluate the run that `arguments` name, and print what comes of it.
+
+    Raises:
+        InputError: there is no run, or it cannot be evaluated on these data.
+    """
+    name, rest = (arguments[0], arguments[1:]) if arguments and not arguments[0].startswith("-") else ("", arguments)
+    options, others = split_options(rest, _OPTIONS)
+    asked = [option for option in given_options(others) if option.split(".")[0] not in _CHANGEABLE]
+    if {"h", "help", "help_all"} & set(asked):
+        Parser(ExperimentConfig, DESCRIPTION, _OPTIONS).parse(others)
+    if not name:
+        raise InputError("evaluate: found no run, expected its folder: fedra evaluate <folder>")
+    if asked:
+        raise InputError(f"evaluate: found --{asked[0]}, expected options of {' and '.join(_CHANGEABLE)} alone")
+    folder = RunFolder.open(os.path.expanduser(name))
+    config = read_config(folder.config_file, *others)
+    validate(config)
+    quiet_libraries()
+    # Imported late: they take seconds, and a mistyped option should fail at once.
+    from fedra_engine.callbacks.checkpoint import newest_state
+    from fedra_engine.run import build
+    from fedra_engine.runtime.tables import PlainConsole, rich_table, table_text
+    from fedra_engine.simulation import score
+
+    experiment, own_data = build(config), not any(option.startswith("data") for option in given_options(others))
+    start = newest_state(experiment, folder, same_data=own_data)
+    scores = score(experiment, start.state)
+    if not experiment.processes.is_main:
+        return
+    measures = _by_measure(scores, is_text=not experiment.foundation.task.trains_head)
+    if options.json == "true":
+        print(json.dumps({"rounds": start.round, **measures}, indent=2))
+        return
+    rows = [["", *scores, "average"]]
+    for measure, values in measures.items():
+        shares = measure == "accuracy"
+        texts = [
+            f"{100 * value:.1f}" if shares else f"{value:.4f}" for value in (*values.values(), mean(values.values()))
+        ]
+        rows.append([f"{measure} (%)" if shares else measure, *texts])
+    table = table_text(rich_table(rows))
+    PlainConsole().print(f"after {count_of(start.round, 'round')}", table, sep="\n\n", soft_wrap=True)
+
+
+def _by_measure(scores: Mapping[str, Score], *, is_text: bool) -> dict[str, dict[str, float]]:
+    """Accuracy, loss and, of texts, perplexity by domain."""
+    measures = {
+        "accuracy": {domain: score.accuracy for domain, score in scores.items()},
+        "loss": {domain: score.loss for domain, score in scores.items()},
+    }
+    if is_text:
+        measures["perplexity"] = {domain: math.exp(score.loss) for domain, score in scores.items()}
+    return measures
