@@ -15,7 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedra_engine.callback import Callback, Evaluation, Outcome, Round, Stop, Update
-    from fedra_engine.config import ExperimentConfig
+    from fedra_engine.config import (
+        ClientsConfig,
+        ColumnsConfig,
+        DataConfig,
+        DeviceConfig,
+        ExecutionConfig,
+        ExperimentConfig,
+        LoraConfig,
+        MethodConfig,
+        ModelConfig,
+        ServerConfig,
+        TrainingConfig,
+    )
     from fedra_engine.data.partition import register_partitioner
     from fedra_engine.data.sources import register_source
     from fedra_engine.experiment import Experiment
@@ -26,7 +38,19 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "callback": ("Callback", "Evaluation", "Outcome", "Round", "Stop", "Update"),
-    "config": ("ExperimentConfig",),
+    "config": (
+        "ClientsConfig",
+        "ColumnsConfig",
+        "DataConfig",
+        "DeviceConfig",
+        "ExecutionConfig",
+        "ExperimentConfig",
+        "LoraConfig",
+        "MethodConfig",
+        "ModelConfig",
+        "ServerConfig",
+        "TrainingConfig",
+    ),
     "data.partition": ("register_partitioner",),
     "data.sources": ("register_source",),
     "experiment": ("Experiment",),
@@ -42,6 +66,16 @@ __all__ = [  # noqa: RUF022 (what one looks for first comes first)
     "build",
     "load_run",
     "ExperimentConfig",
+    "ClientsConfig",
+    "ColumnsConfig",
+    "DataConfig",
+    "DeviceConfig",
+    "ExecutionConfig",
+    "LoraConfig",
+    "MethodConfig",
+    "ModelConfig",
+    "ServerConfig",
+    "TrainingConfig",
     "Experiment",
     "Result",
     "Callback",

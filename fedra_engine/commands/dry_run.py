@@ -120,14 +120,14 @@ def _clients_table(experiment: Experiment) -> str:
     for name in ("capacity", "clients", "samples", "samples per client", "steps per round"):
         table.add_column(name, justify="right")
     for index, capacity in np.unique(np.stack([clients.domains, clients.capacities]), axis=1).T.tolist():
-        some = (clients.domains == index) & (clients.capacities == capacity)
+        members = (clients.domains == index) & (clients.capacities == capacity)
         table.add_row(
             experiment.group_name(index),
             str(capacity),
-            f"{some.sum():,}",
-            f"{counts[some].sum():,}",
-            f"{counts[some].min():,}–{counts[some].max():,}",
-            f"{steps[some].min():,}–{steps[some].max():,}",
+            f"{members.sum():,}",
+            f"{counts[members].sum():,}",
+            f"{counts[members].min():,}–{counts[some].max():,}",
+            f"{steps[members].min():,}–{steps[some].max():,}",
         )
     return table_text(table)
 
