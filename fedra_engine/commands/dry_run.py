@@ -126,8 +126,8 @@ def _clients_table(experiment: Experiment) -> str:
             str(capacity),
             f"{members.sum():,}",
             f"{counts[members].sum():,}",
-            f"{counts[members].min():,}–{counts[some].max():,}",
-            f"{steps[members].min():,}–{steps[some].max():,}",
+            f"{counts[members].min():,}–{counts[members].max():,}",
+            f"{steps[members].min():,}–{steps[members].max():,}",
         )
     return table_text(table)
 
