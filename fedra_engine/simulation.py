@@ -49,7 +49,8 @@ def train(
     config, listeners = experiment.config, Callbacks(experiment, callbacks)
     latest, stop, done = dict(accuracy or {}), None, first_round
     listeners.start(state, first_round)
-    frozen = evaluate(experiment, experiment.initial_state)
+    # Clients have no models of their own yet.
+    frozen = accuracies(experiment.evaluator.scores(experiment.initial_state, experiment.method.evaluated_model()))
     listeners.evaluate(experiment.initial_state, Evaluation(frozen))
     for round in range(first_round, config.rounds):
         state, record = train_round(experiment, state, round, listeners)

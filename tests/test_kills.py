@@ -22,7 +22,7 @@ import torch
 from accelerate import Accelerator
 from transformers import ViTConfig, ViTForImageClassification
 
-from fedra_engine import simulation
+from fedra_engine import run as run_module
 from fedra_engine.callbacks import partition_report
 from fedra_engine.callbacks.checkpoint import latest_checkpoint
 from fedra_engine.callbacks.run_folder import RunFolder
@@ -224,7 +224,7 @@ def start(tmp_path: Path, config: ExperimentConfig, monkeypatch: pytest.MonkeyPa
     What takes the time of so short a run, and changes no file, happens once: forked processes have copies of it.
     """
     experiment = build_experiment(config, torch.device("cpu"))
-    monkeypatch.setattr(simulation, "build_experiment", lambda *_: experiment)
+    monkeypatch.setattr(run_module, "build_experiment", lambda *_: experiment)
     monkeypatch.setattr(partition_report, "plot_partition", lambda counts, file: write_whole(file, b"plot"))
     return lambda name: Runs(tmp_path / name, config)
 

@@ -23,6 +23,7 @@ from fedra_engine.config import DataConfig, DeviceConfig, TrainingConfig
 from fedra_engine.data.preprocessing import preprocessing_for
 from fedra_engine.data.samples import SampleStore
 from fedra_engine.data.sources import load_source
+from fedra_engine.execution import executor
 from fedra_engine.federation.work import learning_rate
 from fedra_engine.methods.registry import METHODS
 from fedra_engine.models.loading import resolve_model_path
@@ -74,9 +75,9 @@ def test_a_deterministic_run_goes_on_with_its_lanes_however_much_memory_is_free(
     deterministic: bool, kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = {"rounds": 1, "execution": {"deterministic": deterministic}}
-    monkeypatch.setattr(experiment, "number_of_lanes", lambda *_: 4)
+    monkeypatch.setattr(executor, "choose_lanes", lambda *_: 4)
     run = run_experiment(tmp_path, **changes)
-    monkeypatch.setattr(experiment, "number_of_lanes", lambda *_: 1)
+    monkeypatch.setattr(executor, "choose_lanes", lambda *_: 1)
     resumed = experiment.build_experiment(small_config(tmp_path, **changes), CPU)
     find_start(resumed, RunFolder(run), fingerprint(resumed))
     assert resumed.executor.lanes == kept

@@ -86,6 +86,7 @@ class StudyRun:
         for round in range(self.rounds, min(target, self._rounds)):
             if time.monotonic() >= deadline:
                 break
+            self._console.begin_round(round, self._rounds)
             self._state, record = train_round(self.experiment, self._state, round, listeners)
             listeners.round(self._state, record)
             self._seconds.append(record.metrics.seconds)

@@ -264,4 +264,5 @@ def test_only_the_main_process_speaks(job: Path) -> None:
     output = (job / "output").read_text().splitlines()
     # Beside the cases: resumed, begun, failing, killed, uninterrupted, and interrupted twice.
     assert sum(line.startswith("method ") for line in output) == len(CASES) + 7 + len(SPOILT)
-    assert sum(line.startswith("round 2 leaves out") for line in output) == 1
+    warnings = (job / "error").read_text().splitlines()
+    assert sum(line.startswith("round 2 leaves out") for line in warnings) == 1

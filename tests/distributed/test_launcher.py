@@ -30,6 +30,6 @@ def test_accelerate_starts_two_processes_on_the_cpu_and_bad_options_are_reported
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CPU_CONFIG)]
     code, output, error = finish(start([*launch, str(LAUNCHER), "--rounds=none", "--output_dir", str(tmp_path)]))
     assert code != 0
-    assert engine_errors(error) == ["error: rounds: found 'none', expected a whole number"]
+    assert engine_errors(error) == ["error: rounds: found 'none', expected a whole number from 1 to 1,000,000,000"]
     assert "rank      : 1" in error
     assert (output, list(tmp_path.iterdir())) == ("", [])
