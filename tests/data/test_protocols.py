@@ -24,7 +24,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from fedra_engine import experiment as experiment_module
+from fedra_engine import inputs
 from fedra_engine.commands.dry_run import print_probe
 from fedra_engine.commands.run_request import RunRequest, parse_request
 from fedra_engine.config import ExperimentConfig
@@ -96,7 +96,7 @@ def mixer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     model.main_input_name = "pixel_values"
     model.config = PreTrainedConfig(num_channels=3)
     model.config.model_type = "timm_wrapper"
-    monkeypatch.setattr(experiment_module, "load_pretrained", lambda *_, **__: model)
+    monkeypatch.setattr(inputs, "load_pretrained", lambda *_, **__: model)
     return str(tmp_path)
 
 

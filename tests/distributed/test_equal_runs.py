@@ -212,7 +212,7 @@ def test_bad_input_that_one_process_finds_ends_all_and_keeps_the_rounds_before(j
 @pytest.mark.parametrize("case", LACKING)
 def test_data_that_one_process_lacks_are_reported_by_all_and_no_folder_is_left(job: Path, case: str) -> None:
     messages = {(job / case / f"error.{index}").read_text() for index in range(2)}
-    assert messages == {f"{LACKING[case]} failed on process 1"}
+    assert messages == {f"{LACKING[case][1]} failed on process 1"}
     assert not (job / case / "run").exists()
 
 

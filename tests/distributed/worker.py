@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
-from fedra_engine import experiment
+from fedra_engine import experiment, inputs
 from fedra_engine import run as run_module
 from fedra_engine.callbacks import partition_report
 from fedra_engine.callbacks.run_folder import RunFolder
@@ -56,7 +56,7 @@ def run_case(folder: Path, config: ExperimentConfig, accelerator: Accelerator) -
     spoil(setattr, SPOILT.get(folder.name, ()), rounds=(1,))
     try:
         with (
-            bad_data(LACKING[folder.name]) if folder.name in LACKING and processes.index == 1 else nullcontext(),
+            bad_data(*LACKING[folder.name]) if folder.name in LACKING and processes.index == 1 else nullcontext(),
             other_model() if folder.name == "differing" and processes.index == 1 else nullcontext(),
         ):
             run_module.run(config, earlier, accelerator=accelerator)
@@ -68,7 +68,7 @@ def run_case(folder: Path, config: ExperimentConfig, accelerator: Accelerator) -
 
 def leave_out_what_takes_long(replace: Callable[[object, str, object], None]) -> None:
     """No plots of the partition, and the same images decoded once for all runs; by `replace`, which is `setattr`."""
-    replace(experiment, "load_source", _once(experiment.load_source))
+    replace(inputs, "load_source", _once(inputs.load_source))
     replace(experiment, "prepare", _once(experiment.prepare))
     replace(partition_report, "report_partition", lambda *_: None)
 
@@ -105,23 +105,23 @@ FAULTS = {"failing": find_bad_input, "interrupted": find_bad_input, "killed": di
 SPOILT = {"spoilt": (0, 1, 4), "all spoilt": tuple(range(6))}
 """Cases in which updates of these clients are not finite in the second round."""
 
-LACKING = {"sourceless": "load_source", "clientless": "make_clients"}
+LACKING = {"sourceless": (inputs, "load_source"), "clientless": (experiment, "make_clients")}
 """Cases in which process 1 has other data than the others, and what then fails there."""
 
 
 @contextmanager
-def bad_data(step: str) -> Iterator[None]:
+def bad_data(module: Any, step: str) -> Iterator[None]:
     """As on a machine that does not have the data, or not all of them."""
-    found = getattr(experiment, step)
+    found = getattr(module, step)
 
     def fail(*_: object, **__: object) -> None:
         raise InputError(f"{step} failed on process 1")
 
-    setattr(experiment, step, fail)
+    setattr(module, step, fail)
     try:
         yield
     finally:
-        setattr(experiment, step, found)
+        setattr(module, step, found)
 
 
 @contextmanager
