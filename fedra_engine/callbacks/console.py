@@ -14,7 +14,7 @@ from typing import Self
 import torch
 
 from fedra_engine.callback import Callback, Evaluation, Outcome, Round, Update
-from fedra_engine.callbacks.progress import LiveProgress, Meter
+from fedra_engine.callbacks.progress import Meter, live_progress
 from fedra_engine.experiment import Experiment
 from fedra_engine.federation.records import RoundMetrics
 from fedra_engine.models.sharding import is_sharded, parameter_count
@@ -56,7 +56,7 @@ class Console(Callback):
         self._log.setFormatter(PrintableFormatter("%(asctime)s  %(message)s"))
         self._warning_handlers: list[logging.Handler] = [] if log_file is None else [self._log]
         self._meter = Meter()
-        self._live = LiveProgress(self._console, self._meter) if self._console.is_terminal else None
+        self._live = live_progress(self._console, self._meter) if self._console.is_terminal else None
         self._round = Stage("")
         self._next = self._rounds = 0
 

@@ -88,29 +88,10 @@ class Meter:
         return str(timedelta(seconds=round(seconds)))
 
 
-class LiveProgress:
-    """Bars of the rounds and of the round's clients, drawn at intervals from what a meter then shows."""
+def live_progress(console: PlainConsole, meter: Meter) -> Live:
+    """Bars of the rounds and of the round's clients on a terminal, drawn at intervals from what `meter` then shows."""
 
-    def __init__(self, console: PlainConsole, meter: Meter) -> None:
-        """Draw on `console`, which must be a terminal."""
-        self._meter = meter
-        self._live = Live(
-            console=console,
-            get_renderable=self._draw,
-            refresh_per_second=REFRESHES_PER_SECOND,
-            transient=True,
-        )
-
-    def start(self) -> None:
-        """Draw from now on; nothing changes when already drawing."""
-        self._live.start()
-
-    def stop(self) -> None:
-        """Take the bars away."""
-        self._live.stop()
-
-    def _draw(self) -> RenderableType:
-        meter = self._meter
+    def draw() -> RenderableType:
         bars = Table.grid(padding=(0, 1))
         for name, done, total in (
             ("rounds", meter.rounds_done, meter.rounds),
@@ -118,3 +99,5 @@ class LiveProgress:
         ):
             bars.add_row(name, ProgressBar(total=total or 1, completed=done, width=BAR_WIDTH), f"{done}/{total or '?'}")
         return Group(bars, Text(meter.status_text()))
+
+    return Live(console=console, get_renderable=draw, refresh_per_second=REFRESHES_PER_SECOND, transient=True)

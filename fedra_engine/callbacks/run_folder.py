@@ -19,7 +19,7 @@ from typing import Any, TypedDict
 from filelock import FileLock, Timeout
 
 from fedra_engine.config import ExperimentConfig
-from fedra_engine.config.yaml_values import dump_yaml
+from fedra_engine.config.values import dump_yaml
 from fedra_engine.runtime.errors import InputError, one_line
 from fedra_engine.runtime.files import content_hash, make_folders, whole_folder, write_whole, writing
 

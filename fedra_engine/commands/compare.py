@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedra_engine.config import ExperimentConfig
-from fedra_engine.config.fields import field_names
-from fedra_engine.config.names import known_name
+from fedra_engine.config.fields import field_names, known_name
 from fedra_engine.config.options import COUNT, NATURAL
 from fedra_engine.config.parsing import (
     OVERSUBSCRIBE,

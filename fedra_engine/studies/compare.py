@@ -24,7 +24,7 @@ from fedra_engine.callbacks.run_folder import RunFolder, make_folder
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.differences import RESULT_NEUTRAL, differences
 from fedra_engine.config.parsing import read_config
-from fedra_engine.costs.memory_model import CostModel
+from fedra_engine.costs.model import CostModel
 from fedra_engine.experiment import build_experiment
 from fedra_engine.methods.registry import method_named
 from fedra_engine.run import run as train_run
@@ -237,7 +237,7 @@ def _progress_text(run: PlannedRun) -> str:
 
 
 def count_costs(config: ExperimentConfig) -> RunCosts:
-    """Count what a whole run costs; `costs/counting.py` has the formulas.
+    """Count what a whole run costs; `costs/model.py` has the formulas.
 
     The participants, assignments and devices of all rounds are drawn again from the seed; nothing is trained. A
     participant whose update does not arrive is not counted. Methods whose assignment depends on earlier rounds are
