@@ -15,13 +15,12 @@ from fedra_engine.callback import Callback, Outcome
 from fedra_engine.callbacks.adapter_files import AdapterExport, export
 from fedra_engine.callbacks.checkpoint import Checkpoints, find_start, latest_checkpoint, newest_state
 from fedra_engine.callbacks.console import Console
-from fedra_engine.callbacks.fingerprint import check_fingerprint, fingerprint
+from fedra_engine.callbacks.fingerprint import check_fingerprint, fingerprint, setting_digest
 from fedra_engine.callbacks.metrics import Metrics
 from fedra_engine.callbacks.partition_report import PartitionReport
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.callbacks.trace import Trace
 from fedra_engine.config import ExperimentConfig
-from fedra_engine.config.differences import setting_digest
 from fedra_engine.config.validation import validate
 from fedra_engine.experiment import Experiment, build_experiment
 from fedra_engine.inputs import Inputs

@@ -20,9 +20,9 @@ from accelerate import Accelerator
 from filelock import FileLock, Timeout
 from rich.live import Live
 
+from fedra_engine.callbacks.fingerprint import RESULT_NEUTRAL
 from fedra_engine.callbacks.run_folder import RunFolder, make_folder
 from fedra_engine.config import ExperimentConfig
-from fedra_engine.config.differences import RESULT_NEUTRAL, differences
 from fedra_engine.config.parsing import read_config
 from fedra_engine.costs.model import CostModel
 from fedra_engine.experiment import build_experiment
@@ -33,7 +33,7 @@ from fedra_engine.runtime.exit_codes import unwound_by_signals
 from fedra_engine.runtime.files import write_whole
 from fedra_engine.runtime.processes import check_cores
 from fedra_engine.runtime.tables import PlainConsole, rich_table, table_text
-from fedra_engine.studies.plan import Comparison, PlannedRun, refuse_changes
+from fedra_engine.studies.plan import Comparison, PlannedRun, differences, refuse_changes
 from fedra_engine.studies.results import REPORT, RunCosts, costs_file, read_result, write_report
 from fedra_engine.studies.workers import work_off
 
