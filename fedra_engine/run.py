@@ -286,5 +286,5 @@ def load_run(folder: str | Path, **handed_over: Any) -> Result:
     """
     from fedra_engine.config.parsing import read_config
 
-    run = RunFolder.open(folder)
-    return Result(run.path, read_config(run.config_file), None, Inputs(**handed_over))
+    run, inputs = RunFolder.open(folder), Inputs(**handed_over)
+    return Result(run.path, read_config(run.config_file), None, inputs)
