@@ -124,7 +124,7 @@ class RunFolder:
 
     @property
     def kept_metrics_file(self) -> Path:
-        """The same records, for `metrics_file` to be made anew from."""
+        """A second copy of the records, from which `metrics_file` is restored when it is damaged."""
         return self.path / "checkpoints" / "metrics.jsonl"
 
     @property

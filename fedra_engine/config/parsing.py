@@ -275,7 +275,7 @@ class _Given:
 
     @property
     def needed(self) -> str:
-        """Its value.
+        """The option's value.
 
         Raises:
             InputError: it has none.

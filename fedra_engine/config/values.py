@@ -25,7 +25,7 @@ _DEEPEST = 20
 _MOST = 20_000
 """Values in all."""
 _LONGEST_NUMBER = 400
-"""Digits."""
+"""Digits of a number, the most."""
 _SCALARS = (
     ("bool", r"true|false|True|False", [*"tTfF"]),
     ("null", r"~|null|Null|", [*"~nN", ""]),

@@ -144,7 +144,7 @@ class Pool:
         labels: int64 [samples].
         clients: among how many clients.
         min_samples: fewest samples of a client.
-        name: which samples these are, for people.
+        name: what messages call these samples.
         rng: all draws come from it.
     """
 

@@ -116,7 +116,7 @@ _COLUMNS: dict[str, Callable[[Measurement], str]] = {
     "down (MB)": lambda one: number_text(one.downloaded / 1e6),
     "rounds": lambda one: str(one.rounds),
 }
-"""Of the table, with what each has of a measurement."""
+"""The columns of the table, each with the text of its cell for a measurement."""
 
 
 def measurement_file(folder: Path) -> Path:

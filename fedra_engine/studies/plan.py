@@ -22,7 +22,7 @@ class Part:
 
     @property
     def path(self) -> Path:
-        """Its folder."""
+        """The experiment's folder."""
         assert self.config.name is not None
         return Path(self.config.output_dir) / self.config.name
 
