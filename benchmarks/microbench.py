@@ -139,7 +139,7 @@ def _run_batches(options: argparse.Namespace) -> None:
     import torch
 
     from benchmarks.batches import measure_batches
-    from fedra_engine.commands.run_request import parse_request
+    from fedra_engine.commands.simulate import parse_request
 
     torch.set_num_threads(1)
     arguments = [argument for argument in options.experiment if argument != "--"]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fedra_engine.config import ExperimentConfig, TrainingConfig
 from fedra_engine.config.validation import validate
 from fedra_engine.costs.device_times import DeviceRound, capacities_by_memory, simulate_round
-from fedra_engine.costs.memory_model import ClientCosts, CostModel
+from fedra_engine.costs.model import ClientCosts, CostModel
 from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.partition import Partition
 from fedra_engine.data.prepare import PreparedData, prepare

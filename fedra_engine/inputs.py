@@ -43,6 +43,11 @@ class Inputs:
     processor: Any = None
     partitioner: Any = None
 
+    def __post_init__(self) -> None:
+        """Let a configuration say that its partitioner is handed over."""
+        if self.partitioner is not None and _HANDED_OVER not in PARTITIONERS:
+            register_partitioner(_HANDED_OVER)(_no_partitioner)
+
     def described_in(self, config: ExperimentConfig) -> ExperimentConfig:
         """`config`, which says where data, model and partition are from, with those that are handed over instead."""
         if self.dataset is not None:
@@ -52,8 +57,6 @@ class Inputs:
         if self.model is not None:
             config = replace(config, model=replace(config.model, path=_HANDED_OVER))
         if self.partitioner is not None:
-            if _HANDED_OVER not in PARTITIONERS:
-                register_partitioner(_HANDED_OVER)(_no_partitioner)
             config = replace(config, data=replace(config.data, partition=_HANDED_OVER))
         return config
 

@@ -15,13 +15,12 @@ from fedra_engine.callback import Callback, Outcome
 from fedra_engine.callbacks.adapter_files import AdapterExport, export
 from fedra_engine.callbacks.checkpoint import Checkpoints, find_start, latest_checkpoint, newest_state
 from fedra_engine.callbacks.console import Console
-from fedra_engine.callbacks.fingerprint import check_fingerprint, fingerprint
+from fedra_engine.callbacks.fingerprint import check_fingerprint, fingerprint, setting_digest
 from fedra_engine.callbacks.metrics import Metrics
 from fedra_engine.callbacks.partition_report import PartitionReport
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.callbacks.trace import Trace
 from fedra_engine.config import ExperimentConfig
-from fedra_engine.config.differences import setting_digest
 from fedra_engine.config.validation import validate
 from fedra_engine.experiment import Experiment, build_experiment
 from fedra_engine.inputs import Inputs
@@ -287,5 +286,5 @@ def load_run(folder: str | Path, **handed_over: Any) -> Result:
     """
     from fedra_engine.config.parsing import read_config
 
-    run = RunFolder.open(folder)
-    return Result(run.path, read_config(run.config_file), None, Inputs(**handed_over))
+    run, inputs = RunFolder.open(folder), Inputs(**handed_over)
+    return Result(run.path, read_config(run.config_file), None, inputs)

@@ -32,6 +32,25 @@ def _seeded() -> None:
     random.seed(0)
 
 
+@pytest.fixture
+def own_names() -> Iterator[None]:
+    """For tests that register things: the names that a configuration may have are afterwards those from before."""
+    from fedra_engine.config.options import CHOICES
+    from fedra_engine.data.partition import PARTITIONERS
+    from fedra_engine.data.sources import SOURCES
+    from fedra_engine.methods.allocated import ALLOCATORS
+    from fedra_engine.methods.registry import METHODS
+
+    kept = [(table, dict(table)) for table in (METHODS, ALLOCATORS, SOURCES, PARTITIONERS)]
+    names = [(choice, [*choice.names], [*choice.registered]) for choice in CHOICES.values()]
+    yield
+    for table, before in kept:
+        table.clear()
+        table.update(before)
+    for choice, all_names, registered in names:
+        choice.names, choice.registered = all_names, registered
+
+
 @pytest.fixture(autouse=True)
 def _own_signals() -> Iterator[None]:
     """What a launcher that ran in this process does on signals is not to stay."""

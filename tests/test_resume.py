@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from fedra_engine.callbacks.checkpoint import latest_checkpoint
 from fedra_engine.callbacks.run_folder import RunFolder
-from fedra_engine.commands.run_request import parse_request
+from fedra_engine.commands.simulate import parse_request
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.data.domain_data import DecodedImages, DomainData
 from fedra_engine.data.sources import load_source

@@ -171,7 +171,8 @@ def save_checkpoint(folder: Path, round: int, tensors: Mapping[str, Tensor], sta
     make_folders(parent)
     remove_unfinished(parent)
     # Tensors may be views of one another, which the format does not know.
-    content = safetensors.torch.save({name: _detach(tensor) for name, tensor in tensors.items()})
+    own = {name: of.detach().cpu().clone(memory_format=torch.contiguous_format) for name, of in tensors.items()}
+    content = safetensors.torch.save(own)
     header = {"version": VERSION, "round": round, "tensors": content_hash(content).hexdigest(), "state": dict(state)}
     with whole_folder(final) as temporary:
         (temporary / TENSORS_FILE).write_bytes(content)
@@ -219,10 +220,6 @@ def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
     paths = (path for path in (folder / "checkpoints").glob("round_*") if path.is_dir())
     names = ((re.fullmatch(r"round_(\d+)", path.name), path) for path in paths)
     return sorted((int(name[1]), path) for name, path in names if name)
-
-
-def _detach(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
 
 
 def _read_header(path: Path) -> dict[str, Any]:

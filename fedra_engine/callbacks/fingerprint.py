@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from fedra_engine.config.differences import setting_digest
+from fedra_engine.config import ExperimentConfig
 from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.partition import BootstrapSamples
 from fedra_engine.data.samples import Samples
@@ -24,6 +25,9 @@ from fedra_engine.runtime.files import content_hash
 
 Fingerprint = Mapping[str, str]
 """Hex digests by part of an experiment."""
+
+RESULT_NEUTRAL = frozenset({"name", "output_dir", "evaluate_every", "execution"})
+"""Fields of an experiment that do not change what its rounds compute, but for rounding."""
 
 _PARTS = {
     "setting": (
@@ -58,6 +62,19 @@ def fingerprint(experiment: Experiment) -> Fingerprint:
     }
 
 
+def setting_digest(config: ExperimentConfig) -> str:
+    """A digest of all options that decide what a round computes; a run may go on only with those it began with."""
+    values = asdict(config)
+    for name in RESULT_NEUTRAL:
+        del values[name]
+    # A run may be given more rounds, unless the rate of those before depends on how many there are.
+    if config.training.lr_schedule == "constant":
+        del values["rounds"]
+    # What is found there counts, not where; see `fingerprint`.
+    del values["data"]["root"], values["model"]["path"]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
 def check_fingerprint(found: Fingerprint, expected: Fingerprint, whose: str | Path) -> None:
     """Check that every part of `found` is as in `expected`, the fingerprint of a run folder or of another process.
 
@@ -85,15 +102,12 @@ def _of_model(model: Any) -> Iterable[str]:
         with gathered(module):
             for name, tensor in (*module.named_parameters(path, recurse=False), *module.named_buffers(path, False)):
                 if name in stored:
-                    yield f"{name} {tensor.dtype} {tuple(tensor.shape)} {_checksum(tensor)}"
+                    content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+                    yield f"{name} {tensor.dtype} {tuple(tensor.shape)} {zlib.crc32(content)}"
 
 
 _SAYS_NOTHING = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "id2label", "label2id")
 """Settings of a model that do not change what it computes, or that other parts have."""
-
-
-def _checksum(tensor: Tensor) -> int:
-    return zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _of_clients(clients: Clients) -> Iterable[bytes]:

@@ -70,7 +70,7 @@ def report_partition(train: DomainData, clients: Clients, folder: Path, message:
         train: what `clients.samples` are rows of.
         clients: of the federation.
         folder: of the run.
-        message: shows text to a person.
+        message: called with the printed matrices.
     """
     if len(clients) > MOST_PLOTTED:
         return

@@ -19,7 +19,7 @@ from typing import Any, TypedDict
 from filelock import FileLock, Timeout
 
 from fedra_engine.config import ExperimentConfig
-from fedra_engine.config.yaml_values import dump_yaml
+from fedra_engine.config.values import dump_yaml
 from fedra_engine.runtime.errors import InputError, one_line
 from fedra_engine.runtime.files import content_hash, make_folders, whole_folder, write_whole, writing
 
@@ -58,8 +58,11 @@ class RunFolder:
         Raises:
             InputError: `config.name` is taken, or the folder cannot be made.
         """
-        path = Path(config.output_dir) / (config.name or _default_name(config))
-        for free in [path] if config.name is not None else _numbered(path):
+        usual = f"{config.method.name}-{Path(config.model.path).name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        path = Path(config.output_dir) / (config.name or usual)
+        # Other runs may begin in the same second.
+        numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+        for free in itertools.chain([path], numbered if config.name is None else ()):
             try:
                 make_folders(free.parent)
                 with whole_folder(free) as made:
@@ -121,7 +124,7 @@ class RunFolder:
 
     @property
     def kept_metrics_file(self) -> Path:
-        """The same records, for `metrics_file` to be made anew from."""
+        """A second copy of the records, from which `metrics_file` is restored when it is damaged."""
         return self.path / "checkpoints" / "metrics.jsonl"
 
     @property
@@ -272,18 +275,6 @@ def _read(file: Path) -> bytes:
         return b""
     except OSError as error:
         raise InputError(f"{file}: cannot read it: {error.strerror}; expected the records of a run") from error
-
-
-def _default_name(config: ExperimentConfig) -> str:
-    model = Path(config.model.path).name
-    return f"{config.method.name}-{model}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-
-def _numbered(path: Path) -> Iterator[Path]:
-    """`path`, then with numbers after it: other runs may begin in the same second."""
-    yield path
-    for number in itertools.count(2):
-        yield path.with_name(f"{path.name}-{number}")
 
 
 def _not_makable(path: Path, error: OSError) -> InputError:

@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedra_engine.config import ExperimentConfig
-from fedra_engine.config.fields import field_names
-from fedra_engine.config.names import known_name
+from fedra_engine.config.fields import field_names, known_name
 from fedra_engine.config.options import COUNT, NATURAL
 from fedra_engine.config.parsing import (
     OVERSUBSCRIBE,
@@ -67,12 +66,12 @@ class Variant:
 
     @property
     def folder(self) -> str:
-        """The same as part of a folder's name: `fedra-allocation=covered`."""
+        """The label in characters that a folder's name may have: `fedra-allocation=covered`."""
         return re.sub(r"[^\w.=+-]+", "-", re.sub(r"[\[\]\"']", "", self.label))
 
     @property
     def options(self) -> list[str]:
-        """The same as options of an experiment."""
+        """The options by which an experiment becomes this variant: `--method.name=fedra`, …"""
         return [f"--method.name={self.method}", *(f"--{field}={value}" for field, value in self.overrides)]
 
 

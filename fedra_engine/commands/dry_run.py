@@ -12,12 +12,11 @@ from torch import nn
 from fedra_engine.callbacks.console import Console
 from fedra_engine.callbacks.partition_report import MOST_COLUMNS, MOST_PRINTED, count_partition, partition_text
 from fedra_engine.config import ExperimentConfig
-from fedra_engine.costs.device_times import DeviceRound
 from fedra_engine.experiment import Experiment, build_experiment
 from fedra_engine.federation.work import LocalWork
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.runtime.tables import PlainConsole, table_text
-from fedra_engine.studies.step_timing import TimedStep, time_step
+from fedra_engine.studies.step_timing import time_step
 
 
 def print_probe(config: ExperimentConfig, device: torch.device, console: PlainConsole | None = None) -> None:
@@ -29,17 +28,22 @@ def print_probe(config: ExperimentConfig, device: torch.device, console: PlainCo
     console = PlainConsole() if console is None else console
     with Console(None, console):
         experiment = build_experiment(config, device)
-    parts = [
-        _parts_table(experiment),
-        _costs_table(experiment),
-        _clients_table(experiment),
-    ]
+    parts = [_parts_table(experiment), _costs_table(experiment), _clients_table(experiment)]
     if len(experiment.clients) <= MOST_PRINTED and len(experiment.train_data.classes) <= MOST_COLUMNS:
         parts.append(partition_text(count_partition(experiment.train_data, experiment.clients)))
     if (devices := experiment.round_work(0)[2]) is not None:
-        parts.append(_devices_text(devices))
+        parts.append(
+            f"on the clients' devices the first round takes {devices.seconds:.3g} s: {devices.arrived.sum():,} updates "
+            f"arrive, {devices.late:,} are late, {devices.dropped:,} participants drop out"
+        )
     console.print("\n\n".join(parts), "\ntiming a local step …\n", sep="\n", soft_wrap=True)
-    console.print(_time_text(config, time_step(experiment)), soft_wrap=True)
+    step = time_step(experiment)
+    console.print(
+        f"one step of {step.clients} clients with {step.samples} samples took {step.seconds:.3g} s: about "
+        f"{_duration(step.round_seconds)} a round, {_duration(config.rounds * step.round_seconds)} for {config.rounds} "
+        "rounds, without evaluation",
+        soft_wrap=True,
+    )
 
 
 def _parts_table(experiment: Experiment) -> str:
@@ -130,21 +134,6 @@ def _clients_table(experiment: Experiment) -> str:
             f"{steps[members].min():,}–{steps[members].max():,}",
         )
     return table_text(table)
-
-
-def _devices_text(round: DeviceRound) -> str:
-    return (
-        f"on the clients' devices the first round takes {round.seconds:.3g} s: {round.arrived.sum():,} updates arrive, "
-        f"{round.late:,} are late, {round.dropped:,} participants drop out"
-    )
-
-
-def _time_text(config: ExperimentConfig, step: TimedStep) -> str:
-    total = config.rounds * step.round_seconds
-    return (
-        f"one step of {step.clients} clients with {step.samples} samples took {step.seconds:.3g} s: about "
-        f"{_duration(step.round_seconds)} a round, {_duration(total)} for {config.rounds} rounds, without evaluation"
-    )
 
 
 def _scaled(value: float, base: int, units: Sequence[str]) -> str:

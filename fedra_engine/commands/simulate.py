@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from fedra_engine.commands.run_request import parse_request
-from fedra_engine.config.parsing import quiet_libraries
+from fedra_engine.callbacks.run_folder import RunFolder
+from fedra_engine.config import ExperimentConfig
+from fedra_engine.config.parsing import LauncherOption, Parser, quiet_libraries, read_config, split_options
+from fedra_engine.config.validation import validate
+from fedra_engine.runtime.errors import InputError
 
 DESCRIPTION = """Federated LoRA tuning of a transformer foundation model by many heterogeneous clients.
 
@@ -14,6 +18,22 @@ DESCRIPTION = """Federated LoRA tuning of a transformer foundation model by many
   fedra simulate --config pacs_vit_s14 --data.root PACS --model.path VIT --dry-run
   fedra simulate --resume runs/NAME
 """
+_OPTIONS = (
+    LauncherOption(
+        "resume",
+        "FOLDER",
+        "Go on with the run in FOLDER, its own config.yaml and the data and model that it began with; only a larger "
+        "--rounds may be given too, where training.lr_schedule is constant",
+    ),
+    LauncherOption(
+        "dry_run",
+        "[true|false]",
+        "Show what would be trained, by whom, and what it would cost; train nothing",
+        choices=("true", "false"),
+    ),
+)
+_ROUNDS = LauncherOption("rounds")
+"""All that may be given beside `--resume`."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -39,3 +59,48 @@ def main(arguments: Sequence[str]) -> None:
             print_probe(request.config, accelerator.device)
         return
     run(request.config, request.resumed, accelerator=accelerator)
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """An experiment, the earlier run to go on with, if any, and whether only to show what would be trained."""
+
+    config: ExperimentConfig
+    resumed: RunFolder | None
+    dry_run: bool = False
+
+
+def parse_request(arguments: Sequence[str], description: str) -> RunRequest:
+    """Read the options of `simulate`: those of the experiment's configuration, `--resume` and `--dry_run`.
+
+    Raises:
+        InputError: the options cannot be used.
+    """
+    options, others = split_options(arguments, _OPTIONS)
+    if options.resume is None or {"-h", "--help", "--help-all", "--help_all"} & set(others):
+        config = Parser(ExperimentConfig, description, _OPTIONS).parse(others)
+        validate(config)
+        return RunRequest(config, None, dry_run=options.dry_run == "true")
+    more, others = split_options(others, [_ROUNDS])
+    if others or options.dry_run is not None:
+        other = others[0] if others else "--dry_run"
+        raise InputError(f"resume: found {other} beside it, expected no other option than --rounds")
+    if not options.resume:
+        raise InputError("resume: found '', expected the folder of an earlier run")
+    return _resume(RunFolder.open(os.path.expanduser(options.resume)), more.rounds)
+
+
+def _resume(folder: RunFolder, rounds: str | None) -> RunRequest:
+    """Go on with the run in `folder`; `rounds`, if given, replaces its number of rounds."""
+    before = read_config(folder.config_file)
+    validate(before)
+    if rounds is None:
+        return RunRequest(before, folder)
+    config = read_config(folder.config_file, "--rounds", rounds)
+    validate(config)
+    if config.rounds != before.rounds and config.training.lr_schedule != "constant":
+        raise InputError(
+            f"rounds: found {config.rounds}, expected {before.rounds} as before, because the "
+            f"{config.training.lr_schedule} learning rate schedule depends on it"
+        )
+    return RunRequest(config, folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import shutil
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any
 
@@ -41,7 +41,7 @@ class Row:
 
 def print_help(parser: Parser[Any], *, everything: bool) -> None:
     """Print the description and the options of a command: all, or its own and the fields that people set first."""
-    rows = list(field_rows(parser))
+    rows = list(field_rows(parser.config_class, parser.defaults))
     first = [row for row in rows if row.name in FIRST]
     listed = rows if everything or not first else first
     width = min(120, shutil.get_terminal_size().columns)
@@ -50,11 +50,8 @@ def print_help(parser: Parser[Any], *, everything: bool) -> None:
         print(f"\n{title}")
         for row in part:
             print(f"  --{row.name} {row.value}".rstrip())
-            text, width = (
-                f"{row.meaning} ({row.takes})" if row.takes else row.meaning,
-                shutil.get_terminal_size().columns,
-            )
-            print(textwrap.fill(text.strip(), min(120, width), initial_indent=" " * 8, subsequent_indent=" " * 8))
+            text = f"{row.meaning} ({row.takes})" if row.takes else row.meaning
+            print(textwrap.fill(text.strip(), width, initial_indent=" " * 8, subsequent_indent=" " * 8))
     if listed is not rows:
         print(f"\nThese are the fields that are set first; --help-all lists all {len(rows)}.")
 
@@ -63,7 +60,7 @@ def own_rows(parser: Parser[Any]) -> list[Row]:
     """The options that are no fields of the configuration."""
     own = (*parser.options, IMPORT) if parser.options else ()
     return [
-        *(Row(option.name, option.metavar, option.help, _default(option.default)) for option in own),
+        *(Row(of.name, of.metavar, of.help, f"default: {of.default}" if of.default else "") for of in own),
         Row("config", "FILE", "YAML file with fields, or the name of one that is shipped; of several, later ones win"),
         Row("print_config", "", "Print the configuration that all arguments together give, and exit"),
         Row("help", "", "Print this, and exit"),
@@ -71,26 +68,20 @@ def own_rows(parser: Parser[Any]) -> list[Row]:
     ]
 
 
-def field_rows(parser: Parser[Any]) -> Iterator[Row]:
-    """The fields of the configuration, in their order."""
-    yield from _rows(parser.config_class, "", (), parser.defaults)
-
-
-def _rows(config_class: type[Any], prefix: str, needs: tuple[Need, ...], defaults: Any) -> Iterator[Row]:
+def field_rows(
+    config_class: type[Any], defaults: Mapping[str, Any], prefix: str = "", needs: tuple[Need, ...] = ()
+) -> Iterator[Row]:
+    """The fields of a configuration, in their order, with a command's own `defaults`."""
     kinds, texts = field_types(config_class), _meanings(config_class)
     for item in fields(config_class):
         name, kind, of_field = f"{prefix}{item.name}", kinds[item.name], (*needs, *needs_of(item, prefix))
         if is_dataclass(kind):
             assert isinstance(kind, type)
-            yield from _rows(kind, f"{name}.", of_field, {})
+            yield from field_rows(kind, {}, f"{name}.", of_field)
             continue
         default = item.default if item.default_factory is MISSING else item.default_factory()
         value = _as_typed(defaults.get(item.name, default))
         yield Row(name, value, texts.get(item.name, "").removesuffix("."), describe_option(item, kind, of_field))
-
-
-def _default(value: str | None) -> str:
-    return "" if value is None else f"default: {value}"
 
 
 def _as_typed(value: Any) -> str:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+from fedra_engine.runtime.errors import InputError
+
+Entry = TypeVar("Entry")
 
 Need = Mapping[str, Sequence[Any]]
 """Fields and values; it is met where any of the fields has one of its values.
@@ -56,6 +60,23 @@ def register_choice(field: str, name: str) -> None:
     if name not in CHOICES[field].names:
         CHOICES[field].names.append(name)
         CHOICES[field].registered.append(name)
+
+
+def registering(table: dict[str, Any], field: str, name: str) -> Callable[[Entry], Entry]:
+    """A decorator that puts what it decorates into the `table` of a field's values: the field may also be `name`.
+
+    Raises:
+        InputError: the name is taken.
+    """
+    if name in table:
+        raise InputError(f"{field}: found a second {name} to register, expected a name that is not taken")
+
+    def register(entry: Entry) -> Entry:
+        table[name] = entry
+        register_choice(field, name)
+        return entry
+
+    return register
 
 
 def option(default: Any, allowed: Allowed | Choice | None = None, *, needs: Sequence[Need] = ()) -> Any:

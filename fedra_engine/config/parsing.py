@@ -23,12 +23,10 @@ import yaml
 
 import fedra_engine
 from fedra_engine.config import ExperimentConfig
-from fedra_engine.config.fields import field_names, field_types, type_of_field, union_members
-from fedra_engine.config.names import ALIASES, known_name
+from fedra_engine.config.fields import ALIASES, field_names, field_types, known_name, type_of_field, union_members
 from fedra_engine.config.options import PATH, Allowed
 from fedra_engine.config.validation import check_values
-from fedra_engine.config.values import fitted, read_text
-from fedra_engine.config.yaml_values import dump_yaml, load_yaml, load_yaml_file
+from fedra_engine.config.values import dump_yaml, fitted, load_yaml, load_yaml_file, read_text
 from fedra_engine.runtime.errors import InputError, one_line, shown
 
 Config = TypeVar("Config")
@@ -277,7 +275,7 @@ class _Given:
 
     @property
     def needed(self) -> str:
-        """Its value.
+        """The option's value.
 
         Raises:
             InputError: it has none.

@@ -34,7 +34,7 @@ class _Value:
 
     @property
     def default(self) -> Any:
-        """Its value if none is given."""
+        """The field's value if none is given."""
         return self.field.default if self.field.default_factory is MISSING else self.field.default_factory()
 
 
@@ -97,7 +97,7 @@ def check_values(config: Any) -> None:
 
 
 def without_effect(config: Any) -> dict[str, str]:
-    """Fields with another value than their default that do nothing beside the others' values, and why, for people."""
+    """Fields that differ from their default but do nothing beside the other values, each with a message."""
     found = {}
     for item in _given(config):
         for need in item.needs:

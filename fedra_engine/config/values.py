@@ -1,21 +1,143 @@
-"""From the text of an option, or a value in a file, to the value of a field; whether it may be one is checked later."""
+"""From text to values: the YAML of configurations, and the text of an option, as its field has it.
+
+Every value reads as what it looks like, and no file can expand without end. YAML 1.1, which other loaders read, takes
+`010` for 8, `1:30` for 90, `no` for false and `2026-01-01` for a date. Whether a value is allowed is checked later.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 from contextlib import suppress
 from dataclasses import is_dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
 from fedra_engine.config.fields import describe_type, field_types, union_members
-from fedra_engine.config.yaml_values import load_yaml
 from fedra_engine.runtime.errors import InputError
 
+_LARGEST = 1 << 20
+"""Bytes of a file."""
+_DEEPEST = 20
+"""Brackets or indents within each other."""
+_MOST = 20_000
+"""Values in all."""
+_LONGEST_NUMBER = 400
+"""Digits of a number, the most."""
+_SCALARS = (
+    ("bool", r"true|false|True|False", [*"tTfF"]),
+    ("null", r"~|null|Null|", [*"~nN", ""]),
+    ("int", r"[-+]?[0-9]+", [*"-+0123456789"]),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", [*"-+.0123456789"]),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", [*"-+."]),
+)
+"""Kinds of plain texts, and the characters that they begin with."""
 _WORDS = {"true": True, "yes": True, "false": False, "no": False}
 _NAMES = re.compile(r"[\w.-]+(,[\w.-]+)+")
 """What a list of names looks like where one text could also be a regular expression."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain texts are numbers, true, false or null as in YAML 1.2, and texts otherwise."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (as in the class above)
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._depth = self._values = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Refuse aliases, by which a few lines can stand for any number of values, and what is nested too deeply."""
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.YAMLError(f"found the alias *{event.anchor}, expected its value written out")
+        self._values += 1
+        if self._values > _MOST:
+            raise yaml.YAMLError(f"found more than {_MOST:,} values")
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise yaml.YAMLError(f"found more than {_DEEPEST} levels of brackets or indents")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Refuse a key that comes twice, of which one would win without a word, and one that is no text."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for position, key in enumerate(keys):
+            if not isinstance(key, str):
+                raise yaml.YAMLError(f"found {key!r} as the name of a field, expected a text")
+            if key in keys[:position]:
+                raise yaml.YAMLError(f"found {key!r} more than once, expected every field once")
+        return super().construct_mapping(node, deep=deep)
+
+    def construct_whole(self, node: Any) -> int:
+        """A decimal number, also with zeros in front."""
+        if len(node.value) > _LONGEST_NUMBER:
+            raise yaml.YAMLError(f"found a number of {len(node.value)} digits, expected at most {_LONGEST_NUMBER}")
+        return int(node.value)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts every text in quotes that `_Loader` or another loader would take for something else."""
+
+
+for _kind, _pattern, _first in _SCALARS:
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"^(?:{_pattern})$"), _first)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_whole)
+
+
+def load_yaml(text: str) -> Any:
+    """The value of a file's text, or of an option's.
+
+    Raises:
+        yaml.YAMLError: the text is no YAML, or expands.
+    """
+    value = yaml.load(text, Loader=_Loader)
+    # An option's text with a column in braces is no mapping.
+    if isinstance(value, dict) and value and ":" not in text and all(entry is None for entry in value.values()):
+        return text
+    return value
+
+
+def dump_yaml(values: Any) -> str:
+    """The text of a file that `load_yaml` reads back as `values`."""
+    text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text
+
+
+def load_yaml_file(option: str, name: str) -> dict[str, Any]:
+    """The fields and values in the file that an `option` names.
+
+    Raises:
+        InputError: it is none, is too large, or its content is no fields and values.
+    """
+    path, expected = Path(os.path.expanduser(name)), "expected a YAML file of fields and values"
+    if option != "config":
+        expected += f", or options --{option}.<field>"
+    try:
+        # A pipe or a device could be read without end.
+        if not path.is_file():
+            found = f"{name!r}, which is no file" if path.exists() else f"no file {name!r}"
+            raise InputError(f"{option}: found {found}; {expected}")
+        if path.stat().st_size > _LARGEST:
+            raise InputError(f"{option}: found more than {_LARGEST >> 20} MiB in {name!r}, {expected}")
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except InputError:
+        raise
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f" (line {error.problem_mark.line + 1})"
+        problem = " ".join(filter(None, [error.context, error.problem]))
+        raise InputError(f"{option}: {name}: {problem}{line}; {expected}") from error
+    except (OSError, yaml.YAMLError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{option}: {name}: {reason}; {expected}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{option}: found {'nothing' if values is None else 'no fields'} in {name!r}, {expected}")
+    return values
 
 
 def read_text(name: str, kind: Any, text: str) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fedra_engine.costs.memory_model import ClientCosts, CostModel
+from fedra_engine.costs.model import ClientCosts, CostModel
 from fedra_engine.federation.clients import Devices
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.randomness import generator

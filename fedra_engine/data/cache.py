@@ -67,8 +67,8 @@ class RowMaker(Protocol):
     """Makes rows of fixed shape from samples.
 
     Attributes:
-        what: what it does, for people.
-        readable: what it can make rows of, for people.
+        what: the work in words, for progress lines, such as "decoding images".
+        readable: what a sample must be, for messages, such as "a readable file".
         shapes: shape of a row of each column.
         row_bytes: size of a row.
     """
@@ -97,7 +97,7 @@ class PreprocessedRows:
 
     Attributes:
         parts: the rows.
-        skipped: a note, for people, on each of those that could not be made.
+        skipped: by row, the note in the log on a sample that could not be made.
         newly_cached: how many were made now and put into the cache, where the others were; None where none is cached.
     """
 
@@ -189,7 +189,7 @@ def cache_folder() -> Path:
 
 @contextmanager
 def writable_cache(target: str) -> Iterator[None]:
-    """Raise InputError where what is done cannot be written; `target` says where, for people."""
+    """Raise InputError if writing fails inside; `target` is the file or folder in the message."""
     try:
         yield
     except OSError as error:

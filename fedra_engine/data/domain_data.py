@@ -60,7 +60,7 @@ class DomainData:
             None where its own path suffices.
         fingerprint: of the data set that has the contents in the rows of `sample_sources`; None where they are files
             of their own, or made up.
-        notes: what was passed over in the source, for people.
+        notes: lines for the log on what was passed over in the source.
         given_as: the option or argument that named the samples, for messages.
     """
 

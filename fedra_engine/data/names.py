@@ -1,4 +1,4 @@
-"""Names of classes, domains and clients, where samples are from, and names that users register."""
+"""Names of classes, domains and clients, and where samples are from."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Sequence
 from decimal import Decimal
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,6 @@ _LARGEST = 2**53
 _CHARACTERS = 80
 _NAMES = 8
 """Characters of a value, and names, that a message shows."""
-_Function = TypeVar("_Function", bound=Callable[..., object])
 
 
 class SampleSource(NamedTuple):
@@ -144,19 +143,3 @@ def encode_names(names: Sequence[str]) -> tuple[NDArray[np.int64], list[str]]:
     unique = sorted(set(names), key=key)
     index_of = {name: index for index, name in enumerate(unique)}
     return np.array([index_of[name] for name in names], dtype=np.int64), unique
-
-
-def registering(table: dict[str, _Function], name: str, option: str) -> Callable[[_Function], _Function]:
-    """A decorator that makes a function what `option` means by `name`, which `table` does not have yet.
-
-    Raises:
-        InputError: the name is taken.
-    """
-    if name in table:
-        raise InputError(f"{option}: found {name!r} registered already, expected a name other than {listed(table)}")
-
-    def register(function: _Function) -> _Function:
-        table[name] = function
-        return function
-
-    return register

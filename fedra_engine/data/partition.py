@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedra_engine.config import DataConfig
+from fedra_engine.config.options import registering
 from fedra_engine.data.domain_data import DomainData
-from fedra_engine.data.names import registering
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.randomness import generator
 
@@ -72,7 +72,7 @@ def register_partitioner(name: str) -> Callable[[Partitioner], Partitioner]:
     Raises:
         InputError: the name is taken.
     """
-    return registering(PARTITIONERS, name, "register_partitioner")
+    return registering(PARTITIONERS, "data.partition", name)
 
 
 def partition_by(partitioner: Any) -> Partitioner:
@@ -144,7 +144,7 @@ class Pool:
         labels: int64 [samples].
         clients: among how many clients.
         min_samples: fewest samples of a client.
-        name: which samples these are, for people.
+        name: what messages call these samples.
         rng: all draws come from it.
     """
 

@@ -158,9 +158,9 @@ class _Family:
     scale1: str | None = None
     scale2: str | None = None
     attention_inputs: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
-    """In the attention."""
+    """Linears that read the attention's input, by their path in the attention."""
     mlp_inputs: tuple[str, ...] = ("fc1",)
-    """In the module `mlp`, as are the next two."""
+    """Linears that read the input of the module `mlp`, by their path in it; so are the next two fields."""
     activation: str = "activation_fn"
     mlp_output: str = "fc2"
     identities: tuple[str, ...] = ()

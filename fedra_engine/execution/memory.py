@@ -54,7 +54,7 @@ class LaneMemory:
 
     @property
     def total(self) -> int:
-        """Bytes."""
+        """Bytes of a lane."""
         return self.parameters + self.activations
 
 

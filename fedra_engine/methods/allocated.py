@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from fedra_engine.config.options import registering
 from fedra_engine.federation.aggregation import Aggregator, RankedAggregator
 from fedra_engine.federation.allocation import (
     Allocation,
@@ -17,7 +18,7 @@ from fedra_engine.federation.allocation import (
     uniform_allocation,
 )
 from fedra_engine.federation.assignment import Assignment
-from fedra_engine.methods.base import Federation, Method, add_named
+from fedra_engine.methods.base import Federation, Method
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.randomness import generator
@@ -61,15 +62,7 @@ def register_allocator(name: str) -> Callable[[Allocator], Allocator]:
     Raises:
         InputError: there is an allocator of that name.
     """
-
-    def register(allocator: Allocator) -> Allocator:
-        from fedra_engine.config import register_choice
-
-        add_named(ALLOCATORS, "method.allocation", name, allocator)
-        register_choice("method.allocation", name)
-        return allocator
-
-    return register
+    return registering(ALLOCATORS, "method.allocation", name)
 
 
 class AllocatedMethod(Method):

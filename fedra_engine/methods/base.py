@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedra_engine.config import MethodConfig
+from fedra_engine.config import MethodConfig, register_method_options
+from fedra_engine.config.options import registering
 from fedra_engine.federation.aggregation import Aggregator, Averaging
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import Clients
@@ -170,24 +171,12 @@ def register_method(name: str, options: type | None = None) -> Callable[[_Method
         InputError: there is a method of that name.
     """
 
+    put = registering(METHODS, "method.name", name)
+
     def register(method: _Method) -> _Method:
-        add_named(METHODS, "method.name", name, method)
         # The configuration has those of the package, without loading any.
         if not method.__module__.startswith("fedra_engine."):
-            from fedra_engine.config import register_method_options
-
             register_method_options(name, options)
-        return method
+        return put(method)
 
     return register
-
-
-def add_named(table: dict[str, Any], field: str, name: str, value: Any) -> None:
-    """Let `field` of a configuration name `value`.
-
-    Raises:
-        InputError: the table of its values has another one of that name.
-    """
-    if name in table:
-        raise InputError(f"{field}: found a second {name} to register, expected a name that is not taken")
-    table[name] = value

@@ -84,7 +84,8 @@ class _Signals:
                 if sys.stdout is not None and sys.stdout.isatty():
                     os.write(1, _SHOW_CURSOR)
                 # Python's own stream may be in the middle of a line.
-                os.write(2, "".join(f"{line}\n" for line in _interrupt_lines(Interrupted(number))).encode())
+                if line := _interrupt_line(Interrupted(number)):
+                    os.write(2, f"{line}\n".encode())
         os._exit(128 + number)
 
 
@@ -125,7 +126,7 @@ def exit_code(main: Callable[[], None]) -> int:
         _tell_once(error, str(lost))
         return BROKEN_OFF
     except KeyboardInterrupt as interrupt:
-        for line in _interrupt_lines(interrupt):
+        if line := _interrupt_line(interrupt):
             _print(line)
         return 128 + (interrupt.number if isinstance(interrupt, Interrupted) else signal.SIGINT)
     return 0
@@ -167,19 +168,17 @@ def describe_os_error(error: OSError) -> str:
     return f"{error.filename or 'output'}: found {reason}, {expected}"
 
 
-def _interrupt_lines(interrupt: KeyboardInterrupt) -> list[str]:
-    """The line to print; none in a process that is not the main one."""
+def _interrupt_line(interrupt: KeyboardInterrupt) -> str:
+    """The line to print; empty in a process that is not the main one."""
     if os.environ.get("RANK", "0") != "0":
-        return []
-    if _leads_others() and str(interrupt) == _SIGNALS[signal.SIGTERM]:
-        return [
-            _line(
-                interrupt,
-                "error: the launcher ended the job, as it does when it is terminated or one of its processes has died; "
-                "the rounds in checkpoints/ are kept",
-            )
-        ]
-    return [_line(interrupt, str(interrupt) or _SIGNALS[signal.SIGINT])]
+        return ""
+    message = str(interrupt) or _SIGNALS[signal.SIGINT]
+    if os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ and message == _SIGNALS[signal.SIGTERM]:
+        message = (
+            "error: the launcher ended the job, as it does when it is terminated or one of its processes has died; "
+            "the rounds in checkpoints/ are kept"
+        )
+    return _line(interrupt, message)
 
 
 def _tell_once(error: Exception, message: str) -> None:
@@ -201,7 +200,3 @@ def _print(line: str) -> None:
         signal.signal(number, signal.SIG_IGN)
     with suppress(OSError):
         print(printable(line), file=sys.stderr, flush=True)
-
-
-def _leads_others() -> bool:
-    return os.environ.get("RANK") == "0" and os.environ.get("WORLD_SIZE", "1") != "1"

@@ -38,7 +38,7 @@ def number_text(value: float) -> str:
 
 
 def rich_table(rows: Cells) -> Table:
-    """For a terminal."""
+    """The table as rich prints it on a terminal, numbers to the right."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for index, name in enumerate(rows[0]):
         table.add_column(printable(name), justify="right" if index else "left", no_wrap=True)
@@ -66,7 +66,7 @@ def markdown_code(text: str) -> str:
 
 
 def markdown_table(rows: Cells) -> str:
-    """GitHub's."""
+    """The table in GitHub's Markdown."""
     rule = ["---", *["---:"] * (len(rows[0]) - 1)]
     header, *body = ([markdown_text(cell) for cell in row] for row in rows)
     return "".join(f"| {' | '.join(row)} |\n" for row in (header, rule, *body))

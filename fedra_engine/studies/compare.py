@@ -20,11 +20,11 @@ from accelerate import Accelerator
 from filelock import FileLock, Timeout
 from rich.live import Live
 
+from fedra_engine.callbacks.fingerprint import RESULT_NEUTRAL
 from fedra_engine.callbacks.run_folder import RunFolder, make_folder
 from fedra_engine.config import ExperimentConfig
-from fedra_engine.config.differences import RESULT_NEUTRAL, differences
 from fedra_engine.config.parsing import read_config
-from fedra_engine.costs.memory_model import CostModel
+from fedra_engine.costs.model import CostModel
 from fedra_engine.experiment import build_experiment
 from fedra_engine.methods.registry import method_named
 from fedra_engine.run import run as train_run
@@ -33,7 +33,7 @@ from fedra_engine.runtime.exit_codes import unwound_by_signals
 from fedra_engine.runtime.files import write_whole
 from fedra_engine.runtime.processes import check_cores
 from fedra_engine.runtime.tables import PlainConsole, rich_table, table_text
-from fedra_engine.studies.plan import Comparison, PlannedRun, refuse_changes
+from fedra_engine.studies.plan import Comparison, PlannedRun, differences, refuse_changes
 from fedra_engine.studies.results import REPORT, RunCosts, costs_file, read_result, write_report
 from fedra_engine.studies.workers import work_off
 
@@ -237,7 +237,7 @@ def _progress_text(run: PlannedRun) -> str:
 
 
 def count_costs(config: ExperimentConfig) -> RunCosts:
-    """Count what a whole run costs; `costs/counting.py` has the formulas.
+    """Count what a whole run costs; `costs/model.py` has the formulas.
 
     The participants, assignments and devices of all rounds are drawn again from the seed; nothing is trained. A
     participant whose update does not arrive is not counted. Methods whose assignment depends on earlier rounds are

@@ -17,7 +17,7 @@ import torch
 
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.config.parsing import quiet_libraries, read_config
-from fedra_engine.costs.memory_model import CostModel
+from fedra_engine.costs.model import CostModel
 from fedra_engine.execution.lanes import LanePool
 from fedra_engine.execution.scheduling import balance, predicted_costs
 from fedra_engine.experiment import Experiment, build_experiment

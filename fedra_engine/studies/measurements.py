@@ -32,7 +32,7 @@ Every point was measured in processes of its own, after a step that is not count
 of `rounds`), `busy s` CPU-seconds of all processes (on GPUs, GPU-seconds), `ms/client` the same for each client.
 `server ms/client` are the CPU milliseconds of a round in which training costs nothing: sampling, allocation, drawing
 samples and batches, hand-out, aggregation. `memory` is the largest resident set of a process. `up` and `down` are
-counted, not measured: what all clients exchange with the server in a round (`fedra_engine/costs/memory_model.py`)."""
+counted, not measured: what all clients exchange with the server in a round (`fedra_engine/costs/model.py`)."""
 _MAY_BE_ZERO = ("gpu_memory", "server_seconds", "repeated_seconds", "uploaded", "downloaded", "reduced")
 _FITTED_FROM = 100
 """Clients from which the exponent is fitted: a round of fewer is over before the lanes are full."""
@@ -116,7 +116,7 @@ _COLUMNS: dict[str, Callable[[Measurement], str]] = {
     "down (MB)": lambda one: number_text(one.downloaded / 1e6),
     "rounds": lambda one: str(one.rounds),
 }
-"""Of the table, with what each has of a measurement."""
+"""The columns of the table, each with the text of its cell for a measurement."""
 
 
 def measurement_file(folder: Path) -> Path:

@@ -5,10 +5,10 @@ Nothing here imports torch, so that `--help` and a mistyped option answer at onc
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.runtime.errors import InputError
@@ -22,7 +22,7 @@ class Part:
 
     @property
     def path(self) -> Path:
-        """Its folder."""
+        """The experiment's folder."""
         assert self.config.name is not None
         return Path(self.config.output_dir) / self.config.name
 
@@ -101,6 +101,20 @@ class Scaling(NamedTuple):
 def processes_text(number: int) -> str:
     """`1 process`, `2 processes`."""
     return f"{number} process{'es' if number > 1 else ''}"
+
+
+def differences(
+    found: Any, expected: Any, irrelevant: Collection[str], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Dotted names of the fields in which two configurations differ, with both values; but for irrelevant ones."""
+    for field in fields(found):
+        name, one, other = f"{prefix}{field.name}", getattr(found, field.name), getattr(expected, field.name)
+        if name in irrelevant:
+            continue
+        if is_dataclass(one):
+            yield from differences(one, other, irrelevant, f"{name}.")
+        elif one != other:
+            yield name, one, other
 
 
 def refuse_changes(values: Iterable[tuple[str, object, object]], where: Path) -> None:

@@ -23,7 +23,7 @@ Top-1 accuracy (%) on each domain's test set and on average, mean ± sample stan
 is the average before the first round. `trainable` parameters and `upload` are means over participants and rounds: what
 a participant trains, and what of it the server receives. `TFLOP` is what the training of all participants takes in a
 run, forward and backward through the blocks they hold; it is counted, not measured
-(`fedra_engine/costs/counting.py` has the formula). `seconds` is the measured time of a run's rounds, without
+(`fedra_engine/costs/model.py` has the formula). `seconds` is the measured time of a run's rounds, without
 evaluations."""
 _TEX_WORDS = {"\\": "backslash", "^": "asciicircum", "~": "asciitilde", "<": "less", ">": "greater", "|": "bar"}
 _TEX = (

@@ -12,8 +12,8 @@ from functools import partial
 
 from filelock import FileLock, Timeout
 
+from fedra_engine.callbacks.fingerprint import RESULT_NEUTRAL
 from fedra_engine.callbacks.run_folder import RunFolder, make_folder
-from fedra_engine.config.differences import RESULT_NEUTRAL, differences
 from fedra_engine.config.parsing import read_config
 from fedra_engine.runtime.errors import InputError, ProcessLostError
 from fedra_engine.runtime.exit_codes import BAD_INPUT, die_with_parent, unwound_by_signals
@@ -29,7 +29,7 @@ from fedra_engine.studies.measurements import (
     projection_text,
     write_report,
 )
-from fedra_engine.studies.plan import Point, Scaling, refuse_changes
+from fedra_engine.studies.plan import Point, Scaling, differences, refuse_changes
 
 _IRRELEVANT = RESULT_NEUTRAL - {"execution"}
 """Fields that change nothing of a measurement."""

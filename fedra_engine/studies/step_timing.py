@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from fedra_engine.costs.counting import processed_samples
+from fedra_engine.costs.model import processed_samples
 from fedra_engine.execution.scheduling import longest_first
 from fedra_engine.experiment import Experiment
 

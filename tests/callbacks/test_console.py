@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from fedra_engine.callback import Evaluation, Outcome, Round, Update
-from fedra_engine.callbacks.console import Console
-from fedra_engine.callbacks.progress import Meter
+from fedra_engine.callbacks.console import Console, Meter
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.federation.records import RoundMetrics, Tally
 from fedra_engine.runtime.tables import PlainConsole

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fedra_engine.callbacks import run_folder
+from fedra_engine.callbacks.fingerprint import setting_digest
 from fedra_engine.callbacks.run_folder import MetricsMark, RunFolder
 from fedra_engine.config import (
     ExecutionConfig,
@@ -20,7 +21,6 @@ from fedra_engine.config import (
     MethodConfig,
     TrainingConfig,
 )
-from fedra_engine.config.differences import setting_digest
 from fedra_engine.config.parsing import read_config
 from fedra_engine.runtime.errors import InputError
 

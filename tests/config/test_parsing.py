@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from fedra_engine.callbacks.run_folder import RunFolder
-from fedra_engine.commands.run_request import RunRequest, parse_request
+from fedra_engine.commands.simulate import RunRequest, parse_request
 from fedra_engine.config import DeviceConfig, ExperimentConfig, LoraConfig
-from fedra_engine.config.fields import field_names
-from fedra_engine.config.names import ALIASES
+from fedra_engine.config.fields import ALIASES, field_names
 from fedra_engine.config.options import whole
 from fedra_engine.config.parsing import Parser, parse_option
 from fedra_engine.runtime.errors import InputError, first_few
@@ -315,7 +314,7 @@ def test_a_launchers_number_is_one_as_it_looks(text: str) -> None:
 def test_help_explains_every_field_without_waiting_for_torch() -> None:
     program = (
         "import sys\n"
-        "from fedra_engine.commands.run_request import parse_request\n"
+        "from fedra_engine.commands.simulate import parse_request\n"
         "try:\n    parse_request(['--help-all'], '')\n"
         "finally:\n    assert not {'torch', 'datasets', 'transformers'} & set(sys.modules)"
     )

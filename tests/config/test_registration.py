@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, fields
 import pytest
 
 from fedra_engine.config import ExperimentConfig, MethodConfig, register_choice, register_method_options
-from fedra_engine.config.differences import differences
+from fedra_engine.studies.plan import differences
 from fedra_engine.config.options import number, option
 from fedra_engine.config.validation import validate
 from fedra_engine.runtime.errors import InputError

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fedra_engine.config import ExperimentConfig, LoraConfig, TrainingConfig
-from fedra_engine.costs.memory_model import ClientCosts, CostModel
+from fedra_engine.costs.model import ClientCosts, CostModel
 from fedra_engine.execution.dropout import DropoutKeys
 from fedra_engine.execution.memory import saved_bytes
 from fedra_engine.execution.submodel import Submodel

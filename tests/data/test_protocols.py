@@ -26,7 +26,7 @@ from transformers import (
 
 from fedra_engine import inputs
 from fedra_engine.commands.dry_run import print_probe
-from fedra_engine.commands.run_request import RunRequest, parse_request
+from fedra_engine.commands.simulate import RunRequest, parse_request
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.data import images
 from fedra_engine.run import run as train_run

@@ -14,7 +14,7 @@ from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.config import ClientsConfig, DeviceConfig, ExperimentConfig
 from fedra_engine.config.validation import validate
 from fedra_engine.costs.device_times import GIBIBYTE, simulate_round, simulated_seconds
-from fedra_engine.costs.memory_model import ClientCosts, CostModel
+from fedra_engine.costs.model import ClientCosts, CostModel
 from fedra_engine.experiment import build_experiment
 from fedra_engine.federation.clients import Clients, Devices, devices_by_domain, draw_devices, sample_participants
 from fedra_engine.runtime.errors import InputError

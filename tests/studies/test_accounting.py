@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedra_engine.config import DeviceConfig, LoraConfig
-from fedra_engine.costs.counting import measure_block_flops, parameters_of, processed_samples, sample_flops
+from fedra_engine.costs.model import measure_block_flops, parameters_of, processed_samples, sample_flops
 from fedra_engine.execution.submodel import Submodel
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import local_batches

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fedra_engine.config import DataConfig
+from fedra_engine.config.options import registering
 from fedra_engine.data.domain_data import DomainData
-from fedra_engine.data.names import registering
 from fedra_engine.data.sources.digits import load_digits_source
 from fedra_engine.data.sources.hub import labelled_samples, load_hf_dataset, splits_of
 from fedra_engine.data.sources.image_folder import load_image_folder
@@ -37,7 +37,7 @@ def register_source(name: str) -> Callable[[Source], Source]:
     Raises:
         InputError: the name is taken.
     """
-    return registering(SOURCES, name, "register_source")
+    return registering(SOURCES, "data.source", name)
 
 
 def load_source(config: DataConfig, seed: int) -> DomainData:

@@ -67,7 +67,7 @@ def check_chosen(domains: Iterable[str], present: Collection[str], folder: Path)
 
 
 def left_out_notes(root: Path, entries: Iterable[Path], expected: str) -> list[str]:
-    """A note, for people, on files that no sample is made of; none if there are none.
+    """A line for the log on files that no sample is made of; no line if there are none.
 
     Args:
         root: their paths are shown below it.

@@ -138,7 +138,7 @@ class _Reader:
         templates: of every text of a sample, the one that must not be missing last.
         given_as: the option or argument that named the rows, for messages.
         samples: what was read.
-        notes: for people.
+        notes: lines for the log on what was passed over.
     """
 
     config: DataConfig
