@@ -43,7 +43,7 @@ from fedra_engine.federation.server_optimizer import ServerOptimizer
 from fedra_engine.federation.work import LocalWork, learning_rate
 from fedra_engine.inputs import Inputs
 from fedra_engine.methods.base import Federation, Method
-from fedra_engine.methods.registry import make_method, method_named
+from fedra_engine.methods.registry import make_method
 from fedra_engine.models.adapters import initial_adapters
 from fedra_engine.models.batch_arguments import probe_batch_arguments
 from fedra_engine.models.foundation import Foundation, make_foundation
@@ -179,13 +179,12 @@ def build_experiment(
     Raises:
         InputError: something in the configuration cannot be used.
     """
-    validate(config)
     # Before data and model are loaded, which may take long.
-    method_named(config.method.name)
-    processes = Processes.alone() if processes is None else processes
-    inputs = Inputs() if inputs is None else inputs
+    validate(config)
     if sharding is not None:
         sharding.check(config)
+    processes = Processes.alone() if processes is None else processes
+    inputs = Inputs() if inputs is None else inputs
     # Bad input that one process finds in its files must reach the others before they make passes together.
     with processes.raise_on_all(), Stage("reading the data"):
         data = inputs.load_data(config)
@@ -202,9 +201,7 @@ def build_experiment(
     sweep_model = make_sweep_model(config.execution, foundation, train, sharding)
     with Stage("preparing the method"):
         method = _make_method(config, foundation, sweep_model, train, clients, processes)
-    state = method.initial_state(_initial_state(config, foundation, sweep_model, train), foundation.base)
-    # Equal draws give equal states, to the last bit only on equal hardware.
-    processes.broadcast_(list(state.tensors().values()))
+    state = _initial_state(config, foundation, sweep_model, train, method, processes)
     executor = _make_executor(config, foundation, sweep_model, train, clients, state, processes if sharding else None)
     by_cost_alone = config.execution.deterministic or is_sharded(foundation.model)
     return Experiment(
@@ -357,11 +354,22 @@ def _make_method(
     return make_method(federation)
 
 
-def _initial_state(config: ExperimentConfig, foundation: Foundation, model: SweepModel, train: Samples) -> GlobalState:
+def _initial_state(
+    config: ExperimentConfig,
+    foundation: Foundation,
+    model: SweepModel,
+    train: Samples,
+    method: Method,
+    processes: Processes,
+) -> GlobalState:
+    """The state before the first round, the same on all processes."""
     dtype = foundation.adapter_dtype
     adapters = initial_adapters(foundation.adapter_layout, foundation.depth, seed=config.seed, dtype=dtype)
     heads = initial_heads(config.model, foundation, model, train, seed=config.seed)
-    return GlobalState(adapters.to(foundation.device), heads)
+    state = method.initial_state(GlobalState(adapters.to(foundation.device), heads), foundation.base)
+    # Equal draws give equal states, to the last bit only on equal hardware.
+    processes.broadcast_(list(state.tensors().values()))
+    return state
 
 
 def _make_executor(

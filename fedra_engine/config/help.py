@@ -62,7 +62,11 @@ def own_rows(parser: Parser[Any]) -> list[Row]:
     return [
         *(Row(of.name, of.metavar, of.help, f"default: {of.default}" if of.default else "") for of in own),
         Row("config", "FILE", "YAML file with fields, or the name of one that is shipped; of several, later ones win"),
-        Row("print_config", "", "Print the configuration that all arguments together give, and exit"),
+        Row(
+            "print_config",
+            "",
+            "Print the configuration that all arguments give (=skip_default: what is not usual), and exit",
+        ),
         Row("help", "", "Print this, and exit"),
         Row("help-all", "", "The same with all fields"),
     ]

@@ -98,10 +98,18 @@ class Parser(Generic[Config]):
                 _merge(values, self._read_option(option, values))
         config: Config = _build(self.config_class, values)
         check_values(config)
-        if "print_config" in (option.name for option in given):
-            print(dump_yaml(asdict(config)), end="")  # type: ignore[call-overload]
-            sys.exit(0)
+        for option in given:
+            if option.name == "print_config":
+                self._print(config, option.value)
+                sys.exit(0)
         return config
+
+    def _print(self, config: Any, what: str | None) -> None:
+        """Print a configuration as a file has it; with `skip_default`, the values that are not usual."""
+        if what not in (None, "", "skip_default"):
+            raise InputError(f"print_config: found {what!r}, expected skip_default or nothing")
+        values, usual = asdict(config), asdict(self.config_class())  # type: ignore[call-overload]
+        print(dump_yaml(_others(values, usual) if what else values), end="")
 
     def _read_file(self, name: str) -> dict[str, Any]:
         """The fields and values of a file, or of a configuration that comes with the package."""
@@ -314,6 +322,16 @@ def _merge(values: dict[str, Any], more: Mapping[str, Any]) -> None:
             _merge(values[key], value)
         else:
             values[key] = value
+
+
+def _others(values: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `values` that differ from the `usual` ones, group by group."""
+    found = {
+        name: _others(value, usual[name]) if isinstance(value, dict) else value
+        for name, value in values.items()
+        if value != usual[name]
+    }
+    return found
 
 
 def _build(config_class: type[Any], values: Mapping[str, Any]) -> Any:

@@ -134,11 +134,14 @@ def test_a_shipped_configuration_is_found_by_its_name(tmp_path: Path, monkeypatc
     assert Parser(ExperimentConfig).parse(["--config", "pacs_vit_s14"]).rounds == 3
 
 
-def test_the_printed_configuration_reads_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("printed", ["--print_config", "--print_config=skip_default"])
+def test_the_printed_configuration_reads_back(printed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["--rounds=3", "--clients.devices=[{compute: 1}]", "--training.betas=0.5,0.6", "--data.domains=a,'no'"]
     with pytest.raises(SystemExit):
-        Parser(ExperimentConfig).parse([*given, "--print_config"])
-    file = write(tmp_path / "c.yaml", capsys.readouterr().out)
+        Parser(ExperimentConfig).parse([*given, printed])
+    text = capsys.readouterr().out
+    assert ("seed" in text) == ("default" not in printed)
+    file = write(tmp_path / "c.yaml", text)
     again = Parser(ExperimentConfig).parse(["--config", file])
     assert again == Parser(ExperimentConfig).parse(given)
 
