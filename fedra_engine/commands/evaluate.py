@@ -6,11 +6,13 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from statistics import mean
 from typing import TYPE_CHECKING
 
 from fedra_engine.callbacks.run_folder import RunFolder
-from fedra_engine.config import ExperimentConfig
+from fedra_engine.config import DataConfig, ExecutionConfig
+from fedra_engine.config.options import group
 from fedra_engine.config.parsing import (
     LauncherOption,
     Parser,
@@ -34,7 +36,17 @@ The run's newest state is evaluated as the run itself does it. Options of data a
 the run's own; the data must have as many classes.
 """
 _OPTIONS = (LauncherOption("json", "[true|false]", "Print JSON, in full precision", "false", ("true", "false")),)
-_CHANGEABLE = ("data", "execution")
+
+
+@dataclass
+class _Changeable:
+    """What may be given in place of the run's own."""
+
+    data: DataConfig = group(DataConfig)
+    execution: ExecutionConfig = group(ExecutionConfig)
+
+
+_GROUPS = [field.name for field in fields(_Changeable)]
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -45,13 +57,13 @@ def main(arguments: Sequence[str]) -> None:
     """
     name, rest = (arguments[0], arguments[1:]) if arguments and not arguments[0].startswith("-") else ("", arguments)
     options, others = split_options(rest, _OPTIONS)
-    asked = [option for option in given_options(others) if option.split(".")[0] not in _CHANGEABLE]
+    asked = [option for option in given_options(others) if option.split(".")[0] not in _GROUPS]
     if {"h", "help", "help_all"} & set(asked):
-        Parser(ExperimentConfig, DESCRIPTION, _OPTIONS).parse(others)
+        Parser(_Changeable, DESCRIPTION, _OPTIONS).parse(others)
     if not name:
         raise InputError("evaluate: found no run, expected its folder: fedra evaluate <folder>")
     if asked:
-        raise InputError(f"evaluate: found --{asked[0]}, expected options of {' and '.join(_CHANGEABLE)} alone")
+        raise InputError(f"evaluate: found --{asked[0]}, expected options of {' and '.join(_GROUPS)} alone")
     folder = RunFolder.open(os.path.expanduser(name))
     config = read_config(folder.config_file, *others)
     validate(config)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 OPTIONS = Path(__file__).parent / "options"
-OF_EXPERIMENTS = ("simulate", "compare", "scale")
+OF_EXPERIMENTS = ("simulate", "compare", "scale", "evaluate")
 """Commands whose options are those of an experiment, and some of their own."""
 BENCHMARKS = ("executors", "methods", "lanes", "batches", "kernels", "resources")
 PROGRAM = """
@@ -60,7 +60,7 @@ def test_the_options_of_a_command_are_those_on_record(command: str) -> None:
 def test_the_commands_are_listed_and_the_version_is_told() -> None:
     shown = fedra("--help")
     assert shown.returncode == 0
-    for command in (*OF_EXPERIMENTS, "evaluate", "bench"):
+    for command in (*OF_EXPERIMENTS, "bench"):
         assert f"\n  {command} " in shown.stdout
     assert fedra().stdout == shown.stdout
     assert fedra("--version").stdout.startswith("fedra-engine ")
