@@ -16,23 +16,28 @@ export OMP_NUM_THREADS
 OMP_WAIT_POLICY ?= PASSIVE
 export OMP_WAIT_POLICY
 
-.PHONY: simulate test setup
+.PHONY: simulate test check-slow setup
 
 simulate: $(INSTALLED)
 	@$(BIN)/python launchers/simulate.py $(ARGS)
 
-test: export OMP_NUM_THREADS := 1
-test: export HF_HUB_OFFLINE := 1
+test check-slow: export OMP_NUM_THREADS := 1
+test check-slow: export HF_HUB_OFFLINE := 1
+
+# Compilations for five architectures stand side by side: work is taken over from the process that has them.
+PYTEST := $(BIN)/pytest -n $(TEST_PROCESSES) --dist worksteal
+
+# Lint, types and the tests that are not marked slow.
 test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	@# Compilations for five architectures stand side by side: work is taken over from the process that has them.
-	$(BIN)/pytest -n $(TEST_PROCESSES) --dist worksteal --ignore=tests/kernels/interpreter $(ARGS)
-	@# Triton reads TRITON_INTERPRET when it is imported, so these tests need processes of their own.
-	if [ -d tests/kernels/interpreter ]; then \
-		TRITON_INTERPRET=1 $(BIN)/pytest -n $(TEST_PROCESSES) --dist worksteal tests/kernels/interpreter $(ARGS); \
-	fi
+	$(PYTEST) -m "not slow" --ignore=tests/kernels/interpreter $(ARGS)
+
+# The others. Triton reads TRITON_INTERPRET when it is imported, so the interpreter's tests need processes of their own.
+check-slow: $(INSTALLED)
+	$(PYTEST) -m slow --ignore=tests/kernels/interpreter $(ARGS)
+	TRITON_INTERPRET=1 $(PYTEST) -m slow tests/kernels/interpreter $(ARGS)
 
 setup: $(INSTALLED)
 

@@ -189,15 +189,8 @@ def build_experiment(
     with processes.raise_on_all(), Stage("reading the data"):
         data = inputs.load_data(config)
     foundation = _load_foundation(config, inputs, data, device, processes, sharding)
-    # Before images are decoded, which may take long; again below, where memory decides the capacities.
-    partition = inputs.divide(config, data.train)
-    make_clients(config, partition, foundation.depth, processes=processes.count)
-    prepared = _prepare(config, inputs, data, foundation, processes, sharding)
-    if prepared.data is not data:
-        partition = inputs.divide(config, prepared.data.train)
+    prepared, clients = _prepare_and_divide(config, inputs, data, foundation, processes, sharding)
     train = prepared.train
-    costs = CostModel(foundation, train, config.lora, config.training) if config.clients.devices else None
-    clients = make_clients(config, partition, foundation.depth, processes=processes.count, costs=costs)
     sweep_model = make_sweep_model(config.execution, foundation, train, sharding)
     with Stage("preparing the method"):
         method = _make_method(config, foundation, sweep_model, train, clients, processes)
@@ -273,6 +266,25 @@ def _load_foundation(
             f"expected one for the {data.task} of data.source {config.data.source}"
         )
     return make_foundation(model, config.lora, classes=classes, block_path=config.model.block_path)
+
+
+def _prepare_and_divide(
+    config: ExperimentConfig,
+    inputs: Inputs,
+    data: DomainData,
+    foundation: Foundation,
+    processes: Processes,
+    sharding: Sharding | None,
+) -> tuple[PreparedData, Clients]:
+    """Prepare the samples and divide them among the clients."""
+    # Before images are decoded, which may take long; again below, where memory decides the capacities.
+    partition = inputs.divide(config, data.train)
+    make_clients(config, partition, foundation.depth, processes=processes.count)
+    prepared = _prepare(config, inputs, data, foundation, processes, sharding)
+    if prepared.data is not data:
+        partition = inputs.divide(config, prepared.data.train)
+    costs = CostModel(foundation, prepared.train, config.lora, config.training) if config.clients.devices else None
+    return prepared, make_clients(config, partition, foundation.depth, processes=processes.count, costs=costs)
 
 
 def _prepare(

@@ -12,6 +12,8 @@ import yaml
 from tests import corpus_makers
 from tests.corpus_runner import LAUNCHERS, SECONDS, STOPPED, CorpusRunner
 
+pytestmark = pytest.mark.slow
+
 CORPUS = Path(__file__).parent / "corpus"
 CASES = [case for file in sorted(CORPUS.glob("*.yaml")) for case in yaml.safe_load(file.read_text())]
 OUTPUT_FOLDERS = {"runs", "runs/compare", "runs/scaling"}

@@ -35,6 +35,8 @@ from fedra_engine.runtime.files import write_whole
 from fedra_engine.runtime.tables import PlainConsole
 from tests.running import small_config
 
+pytestmark = pytest.mark.slow
+
 FIRST = 40
 """File operations before each of which a run is killed; of the later ones, before every `STRIDE`th."""
 STRIDE = 3

@@ -86,12 +86,15 @@ class Cohort:
         return torch.tensor([values(client) for client in self._clients], device=self._device)
 
     def sink(self, bank: Tensor) -> Tensor:
+        """Zeros of the shape of `bank`, in float32, that an op adds gradients to."""
         return torch.zeros(bank.shape, device=self._device)
 
     def of_clients(self, **banks: Tensor) -> Results:
+        """Of each bank, the rows of the clients who take part."""
         return {name: bank[self.slots] for name, bank in banks.items()}
 
     def labels(self) -> Tensor:
+        """int64 [rows of the clients]: each client's classes in turn."""
         parts = [torch.arange(self._sizes[client]) % self.widths.classes for client in self._clients]
         return torch.cat(parts).to(self._device)
 

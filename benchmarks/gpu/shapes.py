@@ -25,6 +25,7 @@ class VitShape:
 
     @property
     def tokens(self) -> int:
+        """Patches of an image, and the class token."""
         return (self.image // self.patch) ** 2 + 1
 
     @property

@@ -31,6 +31,7 @@ class Point:
 
     @property
     def name(self) -> str:
+        """Model, lanes and images a step, as tables have them."""
         model = "embedded model" if self.shape is None else "ViT"
         return f"{model} {self.lanes} × {self.images}"
 

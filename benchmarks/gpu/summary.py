@@ -28,6 +28,7 @@ class Outcome:
 
     @property
     def failed(self) -> bool:
+        """Whether the stage ended with an error."""
         return self.state == "failed"
 
     @property

@@ -49,10 +49,12 @@ class Sizes:
 
     @property
     def rows(self) -> int:
+        """Tokens of all clients."""
         return self.clients * self.samples * self.tokens
 
     @property
     def layers(self) -> tuple[tuple[int, int], ...]:
+        """(inputs, outputs) of the Linears of a block: q, k and v as one, o, fc1, fc2."""
         width, hidden = self.width, self.hidden
         return (width, 3 * width), (width, width), (width, hidden), (hidden, width)
 
@@ -63,6 +65,7 @@ class Sizes:
 
     @property
     def itemsize(self) -> int:
+        """Bytes of a value of `dtype`."""
         return self.dtype.itemsize
 
     def groups(self, rows: int | None = None) -> RowGroups:

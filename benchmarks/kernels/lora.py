@@ -39,6 +39,7 @@ class LoraInputs:
 
     @property
     def grad_y3(self) -> Tensor:
+        """[clients, rows of a client, out]."""
         return self.grad_y.unflatten(0, (len(self.groups), -1))
 
     @property

@@ -33,6 +33,7 @@ class SlotInputs:
     denominator: Tensor
 
     def per_slot(self, value: float) -> Tensor:
+        """float32 [slots], all of them `value`."""
         return torch.full((len(self.param),), value, device=self.param.device)
 
 

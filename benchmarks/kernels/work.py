@@ -37,10 +37,12 @@ class Work:
 
     @property
     def flops(self) -> float:
+        """Of the products of all passes."""
         return sum(part.flops for part in self.passes)
 
     @property
     def bytes(self) -> float:
+        """Read and written by all passes."""
         return sum(part.bytes for part in self.passes)
 
     def seconds(self, peaks: Peaks) -> float:

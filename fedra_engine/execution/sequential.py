@@ -33,6 +33,7 @@ class SequentialExecutor:
     lanes: int = field(default=1, init=False)
 
     def train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
+        """Train the participants in the order of `work`, each from `state`; the updates of one client at a time."""
         self.foundation.use_base(state.base)
         for row, client in enumerate(work.participants.tolist()):
             submodel = Submodel(self.foundation, self.lora, assignment, row, client, state)

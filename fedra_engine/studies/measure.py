@@ -121,6 +121,7 @@ class IdleExecutor:
         self.lanes = lanes
 
     def train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
+        """Give every participant a lane and take it away again; its updates are what it was handed."""
         pool = LanePool(work, assignment, state, self._foundation, lanes=self.lanes)
         while pool.refill():
             for lane in pool.in_training():

@@ -27,6 +27,8 @@ from tests.data.preprocessed import preprocess
 from tests.data.tokenizers import save_decoder_tokenizer
 from tests.data.trees import save_image
 
+pytestmark = pytest.mark.slow
+
 IMAGE_SIZE = 32
 INDEX_BYTES = 2000
 """Most memory for a sample's path, line, label and place, with what reading leaves behind. An image's pixels take 3072,

@@ -23,6 +23,8 @@ from tests.distributed.jobs import engine_errors, run_job
 from tests.distributed.worker import FAULTS, LACKING, SPOILT, leave_out_what_takes_long
 from tests.running import continue_run, run_experiment, small_config, spoil
 
+pytestmark = pytest.mark.slow
+
 WORKER = Path(__file__).parent / "worker.py"
 DIGITS_VIT = Path(__file__).parents[2] / "fedra_engine" / "assets" / "digits_vit"
 ONE_RANK = {"alllarge", "allsmall", "exclusivefl", "inclusivefl", "depthfl", "fedhello"}

@@ -11,6 +11,8 @@ import pytest
 from fedra_engine.callbacks.run_folder import RunFolder
 from tests.distributed.jobs import LAUNCHER, ROOT, engine_errors, finish, run_job, start
 
+pytestmark = pytest.mark.slow
+
 CPU_CONFIG = ROOT / "configs" / "accelerate" / "multi_cpu.yaml"
 
 

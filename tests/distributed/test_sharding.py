@@ -21,6 +21,8 @@ from tests.distributed.sharding_worker import CASES, OWNERS, Job
 from tests.running import run_experiment
 from tests.tiny import make_model
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("deepspeed")
 
 WORKER = Path(__file__).parent / "sharding_worker.py"

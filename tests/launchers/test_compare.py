@@ -10,6 +10,8 @@ from filelock import FileLock
 
 from tests.studies.planned import SMALL
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def compare(launch: Callable[..., object]) -> Callable[..., object]:

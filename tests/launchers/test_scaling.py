@@ -13,6 +13,8 @@ from typing import IO, Self
 import pytest
 from filelock import FileLock
 
+pytestmark = pytest.mark.slow
+
 SMALL = [
     "--data.domains=[clean,noisy]",
     "--clients.capacities=[4,2]",

@@ -23,6 +23,8 @@ import fedra_engine.studies.scale  # noqa: F401
 from fedra_engine.callbacks.checkpoint import latest_checkpoint
 from tests.launchers.conftest import LAUNCHERS
 
+pytestmark = pytest.mark.slow
+
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 SECONDS = 60

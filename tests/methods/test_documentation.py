@@ -10,6 +10,8 @@ import pytest
 from fedra_engine.methods.registry import METHODS
 from tests.running import run_experiment
 
+pytestmark = pytest.mark.slow
+
 PAGE = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
 
 

@@ -21,6 +21,8 @@ from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import InputError
 from tests.running import continue_run, run_experiment, small_config
 
+pytestmark = pytest.mark.slow
+
 SMALL: dict[str, Any] = {
     "model": {"dtype": "float64"},
     "training": {

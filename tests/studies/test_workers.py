@@ -15,6 +15,8 @@ from fedra_engine.studies.compare import execute_all
 from fedra_engine.studies.workers import work_off
 from tests.studies.planned import planned_run
 
+pytestmark = pytest.mark.slow
+
 KILLED_WITH_A_WORKER = """
 import os, threading, time
 from fedra_engine.studies.workers import work_off

@@ -22,6 +22,8 @@ from fedra_engine.models.loading import load_pretrained
 from fedra_engine.runtime.errors import InputError
 from tests.benchmarks.accuracy.tiny_study import SETTING
 
+pytestmark = pytest.mark.slow
+
 PACS, VIT = os.environ.get("FEDRA_PACS"), os.environ.get("FEDRA_VIT")
 SIZE = SETTING.image_size
 

@@ -27,6 +27,8 @@ from fedra_engine.experiment import Experiment
 from fedra_engine.runtime.errors import InputError
 from tests.benchmarks.accuracy.tiny_study import SETTING
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 LONG = 600.0
 TWO = replace(SETTING, methods=("inclusivefl", "depthfl"))

@@ -11,6 +11,8 @@ import pytest
 from benchmarks.gpu.findings import Findings, StageFailed
 from benchmarks.gpu.pytest_stage import FAILURES, run_tests
 
+pytestmark = pytest.mark.slow
+
 TESTS = """
 import os
 import time

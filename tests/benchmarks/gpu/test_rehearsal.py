@@ -25,6 +25,8 @@ from benchmarks.gpu.stages import report_stages
 from benchmarks.kernels.report import Record
 from fedra_engine.runtime.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 LAUNCHER = ROOT / "launchers" / "gpu_report.py"
 NAMES = list(STAGES)

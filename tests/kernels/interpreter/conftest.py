@@ -20,8 +20,9 @@ GUARD = 64
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # The hook is given every test of the run, not those of this folder alone.
     here = [item for item in items if Path(__file__).parent in item.path.parents]
-    if not INTERPRETED:
-        for item in here:
+    for item in here:
+        item.add_marker(pytest.mark.slow)
+        if not INTERPRETED:
             item.add_marker(pytest.mark.skip(reason="needs TRITON_INTERPRET=1 when Triton is imported"))
 
 
