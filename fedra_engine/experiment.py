@@ -183,17 +183,21 @@ def build_experiment(
     validate(config)
     if sharding is not None:
         sharding.check(config)
-    processes = Processes.alone() if processes is None else processes
-    inputs = Inputs() if inputs is None else inputs
+    processes, inputs = processes or Processes.alone(), inputs or Inputs()
     # Bad input that one process finds in its files must reach the others before they make passes together.
     with processes.raise_on_all(), Stage("reading the data"):
         data = inputs.load_data(config)
     foundation = _load_foundation(config, inputs, data, device, processes, sharding)
-    prepared, clients = _prepare_and_divide(config, inputs, data, foundation, processes, sharding)
+    # Before images are decoded, which may take long; again below, where memory decides the capacities.
+    partition = inputs.divide(config, data.train)
+    make_clients(config, partition, foundation.depth, processes=processes.count)
+    prepared = _prepare(config, inputs, data, foundation, processes, sharding)
     train = prepared.train
+    partition = partition if prepared.data is data else inputs.divide(config, prepared.data.train)
+    costs = CostModel(foundation, train, config.lora, config.training) if config.clients.devices else None
+    clients = make_clients(config, partition, foundation.depth, processes=processes.count, costs=costs)
     sweep_model = make_sweep_model(config.execution, foundation, train, sharding)
-    with Stage("preparing the method"):
-        method = _make_method(config, foundation, sweep_model, train, clients, processes)
+    method = _make_method(config, foundation, sweep_model, train, clients, processes)
     state = _initial_state(config, foundation, sweep_model, train, method, processes)
     executor = _make_executor(config, foundation, sweep_model, train, clients, state, processes if sharding else None)
     by_cost_alone = config.execution.deterministic or is_sharded(foundation.model)
@@ -266,25 +270,6 @@ def _load_foundation(
             f"expected one for the {data.task} of data.source {config.data.source}"
         )
     return make_foundation(model, config.lora, classes=classes, block_path=config.model.block_path)
-
-
-def _prepare_and_divide(
-    config: ExperimentConfig,
-    inputs: Inputs,
-    data: DomainData,
-    foundation: Foundation,
-    processes: Processes,
-    sharding: Sharding | None,
-) -> tuple[PreparedData, Clients]:
-    """Prepare the samples and divide them among the clients."""
-    # Before images are decoded, which may take long; again below, where memory decides the capacities.
-    partition = inputs.divide(config, data.train)
-    make_clients(config, partition, foundation.depth, processes=processes.count)
-    prepared = _prepare(config, inputs, data, foundation, processes, sharding)
-    if prepared.data is not data:
-        partition = inputs.divide(config, prepared.data.train)
-    costs = CostModel(foundation, prepared.train, config.lora, config.training) if config.clients.devices else None
-    return prepared, make_clients(config, partition, foundation.depth, processes=processes.count, costs=costs)
 
 
 def _prepare(
@@ -363,7 +348,8 @@ def _make_method(
         trains_classifier=foundation.task.trains_head,
         capacities_drawn=config.clients.capacity_schedule == "drawn",
     )
-    return make_method(federation)
+    with Stage("preparing the method"):
+        return make_method(federation)
 
 
 def _initial_state(
