@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedra_engine.callback import Callback, Evaluation, Outcome, Round, Stop, Update
     from fedra_engine.config import ExperimentConfig
+    from fedra_engine.config.options import option
     from fedra_engine.data.partition import register_partitioner
     from fedra_engine.data.sources import register_source
     from fedra_engine.experiment import Experiment
+    from fedra_engine.federation.assignment import Assignment, LocalTerm
     from fedra_engine.methods.allocated import register_allocator
     from fedra_engine.methods.base import Method, register_method
     from fedra_engine.run import Result, build, load_run, simulate
@@ -27,9 +29,11 @@ if TYPE_CHECKING:
 _PLACES = {
     "callback": ("Callback", "Evaluation", "Outcome", "Round", "Stop", "Update"),
     "config": ("ExperimentConfig",),
+    "config.options": ("option",),
     "data.partition": ("register_partitioner",),
     "data.sources": ("register_source",),
     "experiment": ("Experiment",),
+    "federation.assignment": ("Assignment", "LocalTerm"),
     "methods.allocated": ("register_allocator",),
     "methods.base": ("Method", "register_method"),
     "run": ("Result", "build", "load_run", "simulate"),
@@ -51,6 +55,9 @@ __all__ = [  # noqa: RUF022 (what one looks for first comes first)
     "Outcome",
     "Stop",
     "Method",
+    "Assignment",
+    "LocalTerm",
+    "option",
     "register_method",
     "register_source",
     "register_partitioner",

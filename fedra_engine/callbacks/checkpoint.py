@@ -118,11 +118,11 @@ def newest_state(experiment: Experiment, folder: RunFolder, *, same_data: bool =
     found = latest_checkpoint(folder.path)
     if found is None:
         raise InputError(f"{folder.path}: found no checkpoint, expected a run that has trained a round")
-    now = fingerprint(experiment)
-    check_fingerprint(now if same_data else {"model": now["model"]}, found.state["fingerprint"], folder.path)
-    if found.tensors["state.heads"].shape != experiment.initial_state.heads.shape:
+    if not same_data and found.tensors["state.heads"].shape != experiment.initial_state.heads.shape:
         classes = len(experiment.train_data.classes)
         raise InputError(f"data: found {classes} classes, expected as many as {folder.path} was trained on")
+    now = fingerprint(experiment)
+    check_fingerprint(now if same_data else {"model": now["model"]}, found.state["fingerprint"], folder.path)
     return restore(experiment, found)
 
 

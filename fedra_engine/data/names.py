@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fedra_engine.config import register_choice
 from fedra_engine.runtime.errors import InputError, first_few
 
 _NUMBER = re.compile(r"[+-]?[0-9]{1,15}(\.[0-9]{0,10})?")
@@ -146,17 +147,18 @@ def encode_names(names: Sequence[str]) -> tuple[NDArray[np.int64], list[str]]:
     return np.array([index_of[name] for name in names], dtype=np.int64), unique
 
 
-def registering(table: dict[str, _Function], name: str, option: str) -> Callable[[_Function], _Function]:
-    """A decorator that makes a function what `option` means by `name`, which `table` does not have yet.
+def registering(table: dict[str, _Function], name: str, decorator: str, field: str) -> Callable[[_Function], _Function]:
+    """A `decorator` that makes a function what `field` means by `name`, which `table` does not have yet.
 
     Raises:
         InputError: the name is taken.
     """
     if name in table:
-        raise InputError(f"{option}: found {name!r} registered already, expected a name other than {listed(table)}")
+        raise InputError(f"{decorator}: found {name!r} registered already, expected a name other than {listed(table)}")
 
     def register(function: _Function) -> _Function:
         table[name] = function
+        register_choice(field, name)
         return function
 
     return register

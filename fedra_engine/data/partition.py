@@ -72,7 +72,7 @@ def register_partitioner(name: str) -> Callable[[Partitioner], Partitioner]:
     Raises:
         InputError: the name is taken.
     """
-    return registering(PARTITIONERS, name, "register_partitioner")
+    return registering(PARTITIONERS, name, "register_partitioner", "data.partition")
 
 
 def partition_by(partitioner: Any) -> Partitioner:

@@ -10,10 +10,11 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedra_engine.config import ColumnsConfig, DataConfig
+from fedra_engine.config import ColumnsConfig, DataConfig, ExperimentConfig
+from fedra_engine.config.validation import validate
 from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.names import SampleSource, sample_sources
-from fedra_engine.data.partition import PARTITIONERS, Partition, partition_by, partition_samples, register_partitioner
+from fedra_engine.data.partition import Partition, partition_by, partition_samples, register_partitioner
 from fedra_engine.data.sources import load_source
 from fedra_engine.runtime.errors import InputError
 
@@ -273,14 +274,14 @@ def test_a_minimum_that_no_draw_meets_gets_refused() -> None:
         divide(data, clients_per_domain=4, dirichlet_alpha=1e-3, min_samples=10)
 
 
-def test_a_registered_partition_is_used_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedra_engine.data.partition.PARTITIONERS", dict(PARTITIONERS))
-
+@pytest.mark.usefixtures("own_names")
+def test_a_registered_partition_is_used_by_its_name() -> None:
     @register_partitioner("halves")
     def halves(config: DataConfig, train: DomainData, seed: int) -> Partition:
         return Partition(np.split(np.arange(len(train)), 2), np.zeros(2, dtype=np.int64), by_domain=False)
 
     assert [len(rows) for rows in divide(random_data(20, 1, 2), partition="halves").samples] == [10, 10]
+    validate(ExperimentConfig(data=DataConfig(partition="halves")))
     with pytest.raises(InputError, match=r"^register_partitioner: found 'iid' registered already, expected a name"):
         register_partitioner("iid")
 

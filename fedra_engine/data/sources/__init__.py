@@ -37,7 +37,7 @@ def register_source(name: str) -> Callable[[Source], Source]:
     Raises:
         InputError: the name is taken.
     """
-    return registering(SOURCES, name, "register_source")
+    return registering(SOURCES, name, "register_source", "data.source")
 
 
 def load_source(config: DataConfig, seed: int) -> DomainData:

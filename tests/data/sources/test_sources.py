@@ -9,10 +9,11 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
-from fedra_engine.config import ColumnsConfig, DataConfig
+from fedra_engine.config import ColumnsConfig, DataConfig, ExperimentConfig
+from fedra_engine.config.validation import validate
 from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.preprocessing import Preprocessing
-from fedra_engine.data.sources import SOURCES, dataset_source, load_source, register_source
+from fedra_engine.data.sources import dataset_source, load_source, register_source
 from fedra_engine.runtime.errors import InputError
 from tests.data.preprocessed import preprocess
 
@@ -44,15 +45,15 @@ def test_an_unknown_domain_is_named() -> None:
         load_source(DataConfig(domains=["clean", "marble"]), seed=0)
 
 
-def test_a_registered_source_is_loaded_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedra_engine.data.sources.SOURCES", dict(SOURCES))
-
+@pytest.mark.usefixtures("own_names")
+def test_a_registered_source_is_loaded_by_its_name() -> None:
     @register_source("few_digits")
     def few_digits(config: DataConfig, seed: int) -> DomainData:
         assert seed == 5
         return load_source(replace(config, source="digits", domains=["noisy"]), seed)
 
     assert load_source(DataConfig("few_digits"), seed=5).domains == ["noisy"]
+    validate(ExperimentConfig(data=DataConfig("few_digits")))
     with pytest.raises(InputError, match=r"^register_source: found 'digits' registered already, expected a name other"):
         register_source("digits")
 
