@@ -28,9 +28,11 @@ if TYPE_CHECKING:
         ServerConfig,
         TrainingConfig,
     )
+    from fedra_engine.config.options import option
     from fedra_engine.data.partition import register_partitioner
     from fedra_engine.data.sources import register_source
     from fedra_engine.experiment import Experiment
+    from fedra_engine.federation.assignment import Assignment, LocalTerm
     from fedra_engine.methods.allocated import register_allocator
     from fedra_engine.methods.base import Method, register_method
     from fedra_engine.run import Result, build, load_run, simulate
@@ -51,9 +53,11 @@ _PLACES = {
         "ServerConfig",
         "TrainingConfig",
     ),
+    "config.options": ("option",),
     "data.partition": ("register_partitioner",),
     "data.sources": ("register_source",),
     "experiment": ("Experiment",),
+    "federation.assignment": ("Assignment", "LocalTerm"),
     "methods.allocated": ("register_allocator",),
     "methods.base": ("Method", "register_method"),
     "run": ("Result", "build", "load_run", "simulate"),
@@ -85,6 +89,9 @@ __all__ = [  # noqa: RUF022 (what one looks for first comes first)
     "Outcome",
     "Stop",
     "Method",
+    "Assignment",
+    "LocalTerm",
+    "option",
     "register_method",
     "register_source",
     "register_partitioner",

@@ -7,21 +7,15 @@ from typing import Any
 
 import torch
 
-from fedra_engine.config import DataConfig, ExperimentConfig
+from fedra_engine.config import ExperimentConfig, register_choice
 from fedra_engine.data.domain_data import DomainData
-from fedra_engine.data.partition import (
-    PARTITIONERS,
-    Partition,
-    partition_by,
-    partition_samples,
-    register_partitioner,
-)
+from fedra_engine.data.partition import Partition, partition_by, partition_samples
 from fedra_engine.data.sources import dataset_source, load_source
 from fedra_engine.models.loading import adopt_model, load_pretrained, resolve_model_path
 from fedra_engine.models.sharding import Sharding
 from fedra_engine.runtime.errors import InputError
 
-_HANDED_OVER = "in-memory"
+IN_MEMORY = "in-memory"
 """Where data, model and partition are in a configuration that names none of them."""
 
 
@@ -45,19 +39,25 @@ class Inputs:
 
     def __post_init__(self) -> None:
         """Let a configuration say that its partitioner is handed over."""
-        if self.partitioner is not None and _HANDED_OVER not in PARTITIONERS:
-            register_partitioner(_HANDED_OVER)(_no_partitioner)
+        if self.partitioner is not None:
+            register_choice("data.partition", IN_MEMORY)
 
     def described_in(self, config: ExperimentConfig) -> ExperimentConfig:
-        """`config`, which says where data, model and partition are from, with those that are handed over instead."""
+        """`config`, which says where data, model and partition are from, with those that are handed over instead.
+
+        Raises:
+            InputError: it is of a run with a partitioner that is not handed over.
+        """
         if self.dataset is not None:
             known = config.data.source in ("text_classification", "causal_lm")
             source = config.data.source if known else "hf_dataset"
-            config = replace(config, data=replace(config.data, source=source, root=_HANDED_OVER))
+            config = replace(config, data=replace(config.data, source=source, root=IN_MEMORY))
         if self.model is not None:
-            config = replace(config, model=replace(config.model, path=_HANDED_OVER))
+            config = replace(config, model=replace(config.model, path=IN_MEMORY))
         if self.partitioner is not None:
-            config = replace(config, data=replace(config.data, partition=_HANDED_OVER))
+            config = replace(config, data=replace(config.data, partition=IN_MEMORY))
+        elif config.data.partition == IN_MEMORY:
+            raise InputError("data.partition: found a partitioner in memory, expected it to be handed over again")
         return config
 
     def load_data(self, config: ExperimentConfig) -> DomainData:
@@ -66,7 +66,7 @@ class Inputs:
             return self.data
         if self.dataset is not None:
             return dataset_source(self.dataset, config.data, config.seed)
-        if config.data.root == _HANDED_OVER:
+        if config.data.root == IN_MEMORY:
             raise InputError("data.root: found a run on a data set in memory, expected it to be handed over again")
         return load_source(config.data, config.seed)
 
@@ -78,7 +78,7 @@ class Inputs:
             if sharding is not None:
                 raise InputError("model: found a model in memory in a job that shards models, expected a model.path")
             return adopt_model(self.model, config.model).to(device)
-        if config.model.path == _HANDED_OVER:
+        if config.model.path == IN_MEMORY:
             raise InputError("model.path: found a run of a model in memory, expected it to be handed over again")
         return load_pretrained(config.model, classes=classes, sharding=sharding).to(device)
 
@@ -91,7 +91,3 @@ class Inputs:
         if self.partitioner is not None:
             return partition_by(self.partitioner)(config.data, train, config.seed)
         return partition_samples(config.data, train, config.seed)
-
-
-def _no_partitioner(config: DataConfig, train: DomainData, seed: int) -> Partition:
-    raise InputError("data.partition: found that of a partitioner in memory, expected it to be handed over again")

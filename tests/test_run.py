@@ -12,11 +12,16 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PillowImage
 from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoTokenizer, ViTConfig, ViTForImageClassification
 
 import fedra_engine
 from fedra_engine import Callback, Evaluation, Experiment, InputError, Outcome, Round, Stop, build, load_run, simulate
 from fedra_engine.models.state import GlobalState
+from tests.data.test_partition import ByColumn
+from tests.data.tokenizers import WORDS, save_encoder_tokenizer
 from tests.running import small_config
+from tests.tiny import make_model
 
 FEW: dict[str, Any] = {
     "data": {"domains": ["clean", "inverted"], "clients_per_domain": 1},
@@ -144,3 +149,132 @@ def test_an_experiment_can_be_looked_at_before_it_is_trained(tmp_path: Path) -> 
     assert costs.blocks.tolist() == [12, 3]
     assert costs.memory[0] > costs.memory[1]
     assert not list(tmp_path.iterdir())
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(16, 32), nn.Linear(32, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(torch.relu(self.up(x)))
+
+
+class Plain(nn.Module):
+    """A torch module that knows nothing of transformers; `pre_classifier` ends as the head's name does."""
+
+    image_size, num_channels = 8, 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 16, kernel_size=4, stride=4)
+        self.blocks = nn.ModuleList(Block() for _ in range(4))
+        self.pre_classifier = nn.Linear(16, 16)
+        self.classifier = nn.Linear(16, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images).flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            x = block(x)
+        return self.classifier(self.pre_classifier(x.mean(1)))
+
+
+def tiny_vit() -> nn.Module:
+    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4}
+    return ViTForImageClassification(
+        ViTConfig(**sizes, num_attention_heads=2, image_size=8, patch_size=4, num_channels=1, num_labels=10)
+    )
+
+
+MODELS = {"transformers": (tiny_vit, ["fc1", "q_proj"]), "torch": (Plain, ["up", "down"])}
+IMAGES: dict[str, Any] = {**FEW, "clients": {"capacities": [4, 2]}, "rounds": 1}
+
+
+def predictions(loaded: Any, experiment: Experiment) -> Tensor:
+    """Classes of the test samples by the `logits` of `loaded`, the names that a card's lines define."""
+    samples = experiment.test_samples
+    batch = samples.batch(torch.arange(len(samples.labels)), torch.device("cpu"), torch.float32)
+    with torch.no_grad():
+        return loaded["logits"](**batch.inputs).argmax(1)
+
+
+@pytest.mark.parametrize("method", ["fedra", "allsmall"])
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_model_in_memory_is_tuned_and_stays_as_it_is(
+    tmp_path: Path, kind: str, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lines of the card give its accuracy, also where the tuned model is shorter."""
+    make, targets = MODELS[kind]
+    model = make()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    config = small_config(tmp_path, **IMAGES, lora={"target_modules": targets})
+    result = simulate(config, model=model, method=method, quiet=True)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not torch.equal(result.state.adapters, result.experiment.initial_state.adapters)
+    adapters = result.folder / "adapters"
+    for file in (adapters / "README.md", adapters / "adapter_config.json"):
+        assert "in-memory" not in file.read_text()
+        assert "module." not in file.read_text()
+    assert json.loads((adapters / "adapter_config.json").read_text())["base_model_name_or_path"] is None
+    monkeypatch.chdir(adapters)
+    names: dict[str, Any] = {"my_model": model}
+    exec((adapters / "README.md").read_text().split("```")[1].removeprefix("python"), names)
+    samples = result.experiment.test_samples
+    right = (predictions(names, result.experiment) == samples.labels).double()
+    found = [float(right[samples.domains == domain].mean()) for domain in range(2)]
+    assert found == pytest.approx(list(result.summary["exported_accuracy"].values()))
+
+
+def test_a_run_of_a_model_in_memory_is_loaded_with_that_model(tmp_path: Path) -> None:
+    make, targets = MODELS["torch"]
+    model = make()
+    result = simulate(
+        small_config(tmp_path, **IMAGES, lora={"target_modules": targets}), model=model, method="fedit", quiet=True
+    )
+    assert load_run(result.folder).accuracy == result.accuracy
+    assert torch.equal(load_run(result.folder, model=model).state.adapters, result.state.adapters)
+    with pytest.raises(InputError, match=r"^model\.path: found a run of a model in memory, expected it to be handed"):
+        _ = load_run(result.folder).state
+    with pytest.raises(InputError, match=r"^model\.path: found other weights or settings of the model"):
+        _ = load_run(result.folder, model=make()).state
+
+
+def test_a_tokenizer_in_memory_reads_the_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    tokenizer = AutoTokenizer.from_pretrained(save_encoder_tokenizer(tmp_path / "tokenizer"))
+    model = make_model("bert")
+    model.resize_token_embeddings(len(WORDS))
+    names = ["one", "two", "three", "four", "five"]
+    rows = {"text": [" ".join("abcdefghij"[row % 7 :]) for row in range(60)], "label": [row % 5 for row in range(60)]}
+    features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
+    config = small_config(
+        tmp_path,
+        data={"partition": "iid", "clients_per_domain": 2, "min_samples": 1, "max_length": 8},
+        lora={"target_modules": ["query", "value"]},
+        clients={"capacities": [4]},
+        rounds=1,
+    )
+    data = Dataset.from_dict(rows, features=features)
+    result = simulate(config, dataset=data, model=model, processor=tokenizer, quiet=True)
+    tokens = result.experiment.train_samples.batch(torch.arange(1), torch.device("cpu"), torch.float32)
+    assert tokens.inputs["input_ids"][0, 0] == WORDS.index("[CLS]")
+    assert list(result.accuracy) == ["all"]
+    assert "model.config.pad_token_id = 0" in (result.folder / "adapters" / "README.md").read_text()
+    with pytest.raises(InputError, match=r"processor|tokenizer"):
+        build(config, dataset=data, model=model)
+
+
+@pytest.mark.usefixtures("own_names")
+def test_a_partitioner_in_memory_makes_the_clients(tmp_path: Path) -> None:
+    config = small_config(tmp_path, data={"domains": ["clean", "inverted"], "min_samples": 1}, rounds=1)
+    config.clients.capacities = [6]
+    result = simulate(config, partitioner=ByColumn("label"), quiet=True)
+    clients, data = result.experiment.clients, result.experiment.train_data
+    assert data.labels is not None
+    assert len(clients) == 10
+    for label, rows in enumerate(clients.samples):
+        assert set(data.labels[rows].tolist()) == {label}
+    assert torch.equal(load_run(result.folder, partitioner=ByColumn("label")).state.heads, result.state.heads)
+    with pytest.raises(InputError, match=r"^data\.partition: found a partitioner in memory, expected it to be"):
+        _ = load_run(result.folder).state

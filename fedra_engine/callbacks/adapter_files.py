@@ -16,11 +16,12 @@ from fedra_engine.callback import Callback, Outcome
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.values import dump_yaml
 from fedra_engine.experiment import Experiment
+from fedra_engine.inputs import IN_MEMORY
 from fedra_engine.methods.flexlora import decompose
 from fedra_engine.methods.products import factor_products
 from fedra_engine.models.adapters import AdapterLayout
 from fedra_engine.models.foundation import Foundation
-from fedra_engine.models.loading import PooledClassifier, Pooling, resolve_model_path
+from fedra_engine.models.loading import ImageClassifier, PooledClassifier, Pooling, own_path, resolve_model_path
 from fedra_engine.models.state import GlobalState, head_tensors
 from fedra_engine.runtime.errors import count_of
 from fedra_engine.runtime.files import whole_files, write_whole
@@ -77,7 +78,8 @@ def save_adapter(
     if state.base:
         layout, adapters = _with_change_of_base(layout, state, loaded_base, config.lora.scale)
         alpha = layout.rank
-    pooling, block_path = _pooling(foundation), _block_path(foundation)
+    pooling = _pooling(foundation)
+    block_path, head_path = (own_path(foundation.model, path) for path in (foundation.block_path, foundation.head_path))
     tensors = {
         f"{_PREFIX}.{block_path}.{block}.{name}.weight": factor.contiguous().cpu()
         for block, slot in enumerate(adapters[:depth])
@@ -92,8 +94,11 @@ def save_adapter(
     if head:
         # PEFT finds modules by the end of their names. It would take these for saved, too, and miss them; DistilBERT's
         # `pre_classifier` is one.
-        tensors |= {f"{_PREFIX}.{name}": kept.contiguous().cpu() for name, kept in foundation.namesakes.items()}
-    tensors |= {f"{_PREFIX}.{foundation.head_path}.{name}": tensor for name, tensor in head.items()}
+        tensors |= {
+            f"{_PREFIX}.{own_path(foundation.model, name)}": kept.contiguous().cpu()
+            for name, kept in foundation.namesakes.items()
+        }
+    tensors |= {f"{_PREFIX}.{head_path}.{name}": tensor for name, tensor in head.items()}
     save_file(tensors, folder / "adapter_model.safetensors")
     if len(state.heads) > 1:
         early = head_tensors(
@@ -106,7 +111,7 @@ def save_adapter(
         lora_alpha=alpha,
         lora_dropout=config.lora.dropout,
         fan_in_fan_out=foundation.stores_input_first,
-        modules_to_save=[foundation.head_path] if head else None,
+        modules_to_save=[head_path] if head else None,
         inference_mode=True,
     )
     # Given to the constructor they would become a set, whose order differs from process to process.
@@ -125,7 +130,9 @@ def write_card(
         accuracy: of what was saved, on average over the domains.
         reported: what has the accuracy `tuned` of the run, in words, where it is not what was saved.
     """
-    facts = dump_yaml({"base_model": _base_model(config), "library_name": "peft"})
+    base = _base_model(config)
+    facts = dump_yaml({"base_model": base, "library_name": "peft"} if base else {"library_name": "peft"})
+    load_it = "load it" if base else "put it on the model that the run was given, here `my_model`"
     notes = [
         f"With the run's `{foundation.model.main_input_name}`, as the settings in `config.yaml` make them, `logits` "
         f"has the `exported_accuracy` of `summary.json`: {100 * accuracy:.1f} % on average over the domains."
@@ -144,24 +151,35 @@ def write_card(
         folder / "README.md",
         f"---\n{facts}---\n\n"
         f"A LoRA adapter, tuned by fedra-engine in {count_of(config.rounds, 'round')} of `{config.method.name}`. These "
-        f"lines load it:\n\n```python\n{loading_lines(foundation, config, depth)}```\n\n{body}\n",
+        f"lines {load_it}:\n\n```python\n{loading_lines(foundation, config, depth)}```\n\n{body}\n",
     )
 
 
 def loading_lines(foundation: Foundation, config: ExperimentConfig, depth: int) -> str:
-    """Python that loads what `save_adapter` saved and defines `logits(**inputs)`, by transformers and PEFT alone."""
+    """Python that loads what `save_adapter` saved and defines `logits(**inputs)`, by transformers and PEFT alone.
+
+    A model that the run was given in memory is `my_model` in it.
+    """
     pooling, auto_class = _pooling(foundation), _auto_class(foundation)
-    imports = ["from peft import PeftConfig, PeftModel", f"from transformers import {auto_class}"]
-    load = [
-        'folder = "."  # where this file is',
-        "base = PeftConfig.from_pretrained(folder).base_model_name_or_path",
-        f"model = {auto_class}.from_pretrained(\n    base, {_arguments(foundation, config)}\n)",
-        "model = PeftModel.from_pretrained(model, folder).eval()",
-    ]
+    load = ['folder = "."  # where this file is']
+    if _base_model(config) is None:
+        imports = ["import torch", "from peft import PeftModel"]
+        load.append(f"model = my_model.to(torch.{config.model.dtype})  # the model that the run was given")
+        if auto_class.endswith("SequenceClassification"):
+            load.append(f"model.config.pad_token_id = {_settings(foundation).pad_token_id}")
+    else:
+        imports = ["from peft import PeftConfig, PeftModel", f"from transformers import {auto_class}"]
+        load += [
+            "base = PeftConfig.from_pretrained(folder).base_model_name_or_path",
+            f"model = {auto_class}.from_pretrained(\n    base, {_arguments(foundation, config)}\n)",
+        ]
     if depth < foundation.depth:
-        load.insert(3, f'del model.get_submodule("{_block_path(foundation)}")[{depth}:]')
+        load.append(f'del model.get_submodule("{own_path(foundation.model, foundation.block_path)}")[{depth}:]')
+    load.append("model = PeftModel.from_pretrained(model, folder).eval()")
     define = ["def logits(**inputs):"]
-    if pooling is None:
+    if isinstance(foundation.model, ImageClassifier):
+        define = ["def logits(pixel_values):", "    return model(pixel_values)"]
+    elif pooling is None:
         define.append("    return model(**inputs).logits")
     else:
         imports.insert(1, "from safetensors.torch import load_file")
@@ -198,13 +216,10 @@ def _pooling(foundation: Foundation) -> Pooling | None:
     return foundation.model.pooling if isinstance(foundation.model, PooledClassifier) else None
 
 
-def _block_path(foundation: Foundation) -> str:
-    """Where the pretrained model, without what this package puts around it, has its blocks."""
-    return foundation.block_path.removeprefix("backbone.") if _pooling(foundation) else foundation.block_path
-
-
-def _base_model(config: ExperimentConfig) -> str:
-    """The hub name, or the absolute path of a folder: who loads the adapter works elsewhere."""
+def _base_model(config: ExperimentConfig) -> str | None:
+    """The hub name, or the absolute path of a folder: who loads the adapter works elsewhere. None if in memory."""
+    if config.model.path == IN_MEMORY:
+        return None
     path = resolve_model_path(config.model.path)
     return os.path.abspath(path) if Path(path).is_dir() else path
 
@@ -219,7 +234,7 @@ def _auto_class(foundation: Foundation) -> str:
 
 def _arguments(foundation: Foundation, config: ExperimentConfig) -> str:
     """Those of `from_pretrained` by which the model is what `load_pretrained` made of it."""
-    settings: Any = foundation.model.config
+    settings = _settings(foundation)
     arguments: dict[str, object] = {"dtype": config.model.dtype}
     if _auto_class(foundation).endswith("Classification"):
         arguments |= {"num_labels": foundation.head_layout.classes, "ignore_mismatched_sizes": True}
@@ -229,6 +244,10 @@ def _arguments(foundation: Foundation, config: ExperimentConfig) -> str:
             # Decoders classify by the last token that is not padding.
             arguments["pad_token_id"] = settings.pad_token_id
     return ", ".join(f"{name}={value!r}" for name, value in arguments.items()).replace("'", '"')
+
+
+def _settings(foundation: Foundation) -> Any:
+    return foundation.model.config
 
 
 def _with_change_of_base(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fedra_engine.config import LoraConfig
 from fedra_engine.models.adapters import AdapterLayout
+from fedra_engine.models.loading import own_path
 from fedra_engine.models.sharding import gathered, is_sharded
 from fedra_engine.models.structure import (
     find_block_path,
@@ -152,8 +153,9 @@ def make_foundation(
 def _namesakes(model: nn.Module, head_path: str) -> dict[str, Tensor]:
     """What modules hold whose names end as `head_path`, by name; copies, if they are sharded."""
     tensors: dict[str, Tensor] = {}
+    ending = own_path(model, head_path)
     for path, module in model.named_modules():
-        if path.endswith(head_path) and path != head_path:
+        if path.endswith(ending) and path != head_path:
             sharded = is_sharded(module)
             with gathered(module, recurse=True):
                 for name, tensor in module.state_dict().items():

@@ -92,6 +92,13 @@ class ImageClassifier(nn.Module):
         return SequenceClassifierOutput(logits=self.module(pixel_values))
 
 
+def own_path(model: nn.Module, path: str) -> str:
+    """A dotted `path` in `model` as the user's own model has it, without what this package puts around that."""
+    if isinstance(model, ImageClassifier):
+        return path.removeprefix("module.")
+    return path.removeprefix("backbone.") if isinstance(model, PooledClassifier) else path
+
+
 def _settle_padding(settings: Any) -> None:
     """Make sure that there is a padding token, by which a model that classifies a text by its last token finds that."""
     padding, vocabulary = getattr(settings, "pad_token_id", None), getattr(settings, "vocab_size", None)

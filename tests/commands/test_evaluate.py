@@ -1,4 +1,6 @@
-"""`fedra evaluate` gives what the run's own summary says, and says what it cannot evaluate."""
+"""`fedra evaluate`: what a run came to, measured again, on its own data and on others."""
+
+from __future__ import annotations
 
 import json
 import math
@@ -6,71 +8,131 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from fedra_engine.callbacks.run_folder import RunFolder
-from fedra_engine.commands import evaluate
+from fedra_engine.commands.evaluate import main
 from fedra_engine.runtime.errors import InputError
-from tests.running import run_experiment, small_config
+from tests.data.tokenizers import WORDS, save_decoder_tokenizer
+from tests.running import run_experiment
 
 FEW: dict[str, Any] = {
     "data": {"domains": ["clean", "inverted"], "clients_per_domain": 1},
     "clients": {"capacities": [12, 3]},
+    "rounds": 1,
 }
 
 
-@pytest.fixture(scope="module", params=["fedra", "depthfl", "fedsalora"])
-def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of a method: of one model, of several exits, of clients' own models."""
-    return run_experiment(tmp_path_factory.mktemp("run"), **FEW, method={"name": request.param})
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_experiment(tmp_path_factory.mktemp("runs"), **FEW)
 
 
 def evaluated(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
-    evaluate.main([*arguments, "--json"])
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found
+    capsys.readouterr()
+    main([*arguments, "--json"])
+    shown: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return shown
 
 
-def test_a_run_has_the_accuracies_of_its_summary(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
-    found = evaluated(capsys, str(run))
-    summary = json.loads((run / "summary.json").read_text())
-    assert found["accuracy"] == summary["tuned"]
-    assert found["rounds"] == summary["rounds"]
-    assert found["loss"].keys() == summary["tuned"].keys()
-    assert all(0 < loss < math.inf for loss in found["loss"].values())
-    assert "perplexity" not in found
-    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
-    evaluate.main([str(run)])
-    table = capsys.readouterr().out
-    assert f"accuracy (%)  {100 * summary['tuned']['clean']:.1f}" in " ".join(table.split()).replace(" (%) ", " (%)  ")
-    assert f"{100 * summary['average_tuned']:.1f}" in table
+def test_it_gives_the_figures_of_the_summary(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {file: file.stat().st_mtime_ns for file in digits.rglob("*")}
+    found = evaluated(capsys, str(digits))
+    assert found["rounds"] == 1
+    assert found["accuracy"] == json.loads((digits / "summary.json").read_text())["tuned"]
+    assert list(found["loss"]) == ["clean", "inverted"]
+    assert set(found) == {"rounds", "accuracy", "loss"}
+    assert {file: file.stat().st_mtime_ns for file in digits.rglob("*")} == before
 
 
-def test_other_domains_are_evaluated_by_the_same_state(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    own, other = (evaluated(capsys, str(run), *more) for more in ((), ("--data.domains=noisy,clean",)))
-    assert list(other["accuracy"]) == ["noisy", "clean"]
-    # Clients' own models belong to their own domains.
-    is_personal = "name: fedsalora" in (run / "config.yaml").read_text()
-    assert (other["loss"]["clean"] == pytest.approx(own["loss"]["clean"], rel=1e-5)) != is_personal
+@pytest.mark.parametrize("method", ["fedsalora", "depthfl", "allsmall"])
+def test_it_predicts_as_the_method_does(tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str) -> None:
+    run = run_experiment(tmp_path, **FEW, method={"name": method})
+    assert evaluated(capsys, str(run))["accuracy"] == json.loads((run / "summary.json").read_text())["tuned"]
+
+
+def test_a_table_is_for_people(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tuned = json.loads((digits / "summary.json").read_text())["tuned"]
+    capsys.readouterr()
+    main([str(digits)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "after 1 round"
+    (row,) = (line.split() for line in lines if line.startswith("accuracy (%)"))
+    assert row[2:4] == [f"{100 * share:.1f}" for share in tuned.values()]
+
+
+def test_other_data_of_as_many_classes_are_evaluated(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = evaluated(capsys, str(digits), "--data.domains", "noisy,clean")
+    own = evaluated(capsys, str(digits))
+    assert list(found["accuracy"]) == ["noisy", "clean"]
+    assert found["accuracy"]["clean"] == own["accuracy"]["clean"]
+    assert found["accuracy"]["noisy"] < own["accuracy"]["clean"]
+
+
+def test_the_other_executor_measures_the_same(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = evaluated(capsys, str(digits), "--execution.executor", "sequential")
+    assert found == evaluated(capsys, str(digits))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "evaluate: found no run, expected its folder"),
-        (["nowhere"], "nowhere: found no config.yaml, expected the folder of an earlier run"),
-        (["{run}", "--rounds=3"], "evaluate: found --rounds, expected options of data and execution alone"),
-        (["{run}", "--data.classes=3"], "data: found 3 classes, expected as many as .* was trained on"),
-        (["{run}", "--data.rot=3"], "--data.rot: found an unknown option, expected .*did you mean --data.root"),
-        (["{run}", "--json=x"], "json: found 'x', expected true or false"),
+        ([], r"^evaluate: found no run, expected its folder: fedra evaluate <folder>$"),
+        (["--data.domains", "clean"], r"^evaluate: found no run, expected its folder"),
+        (["RUN", "--rounds", "3"], r"^evaluate: found --rounds, expected options of data and execution alone$"),
+        (["RUN", "--lora.rank=2"], r"^evaluate: found --lora\.rank, expected options of data and execution alone$"),
+        (["RUN", "--config", "x.yaml"], r"^evaluate: found --config, expected options of data and execution alone$"),
+        (["RUN", "--data.classes", "5"], r"^data: found 5 classes, expected as many as .* was trained on$"),
+        (["RUN/none"], r"none"),
     ],
 )
-def test_what_cannot_be_evaluated_is_one_line(run: Path, arguments: list[str], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        evaluate.main([argument.replace("{run}", str(run)) for argument in arguments])
+def test_what_it_cannot_do_is_refused_in_one_line(digits: Path, arguments: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message) as refused:
+        main([argument.replace("RUN", str(digits)) for argument in arguments])
+    assert "\n" not in str(refused.value)
 
 
-def test_a_run_that_has_trained_no_round_is_refused(tmp_path: Path) -> None:
-    folder = RunFolder.create(small_config(tmp_path, **FEW))
+def test_a_run_that_trained_no_round_is_refused(tmp_path: Path, digits: Path) -> None:
+    config = (digits / "config.yaml").read_text()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(config)
     with pytest.raises(InputError, match="found no checkpoint, expected a run that has trained a round"):
-        evaluate.main([str(folder.path)])
+        main([str(RunFolder(tmp_path / "run").path)])
+
+
+def test_a_language_model_has_a_perplexity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "vocab_size": len(WORDS)}
+    shape = LlamaConfig(**sizes, num_hidden_layers=2, num_attention_heads=2)
+    LlamaForCausalLM(shape).save_pretrained(tmp_path / "llama")
+    save_decoder_tokenizer(tmp_path / "llama")
+    text = " ".join("abcdefghijklmnopqrstuvwxyz")
+    rows = [{"text": text[2 * (row % 9) :][:12], "domain": "xy"[row % 2]} for row in range(40)]
+    files = tmp_path / "texts.jsonl", tmp_path / "others.jsonl"
+    for file, kept in zip(files, (rows, rows[:20]), strict=True):
+        file.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    run = run_experiment(
+        tmp_path / "runs",
+        data={
+            "source": "causal_lm",
+            "root": str(files[0]),
+            "partition": "iid",
+            "clients_per_domain": 1,
+            "min_samples": 1,
+            "max_length": 8,
+        },
+        model={"path": str(tmp_path / "llama")},
+        lora={"target_modules": ["q_proj"]},
+        clients={"capacities": [2]},
+        rounds=1,
+    )
+    found = evaluated(capsys, str(run))
+    assert found["accuracy"] == json.loads((run / "summary.json").read_text())["tuned"]
+    assert found["perplexity"] == {domain: math.exp(loss) for domain, loss in found["loss"].items()}
+    assert 1 < found["perplexity"]["x"] < 2 * len(WORDS)
+    others = evaluated(capsys, str(run), "--data.root", str(files[1]))
+    assert list(others["perplexity"]) == ["x", "y"]

@@ -283,6 +283,7 @@ def test_a_registered_partition_is_used_by_its_name() -> None:
 
     validate(ExperimentConfig(data=DataConfig(partition="halves")))
     assert [len(rows) for rows in divide(random_data(20, 1, 2), partition="halves").samples] == [10, 10]
+    validate(ExperimentConfig(data=DataConfig(partition="halves")))
     with pytest.raises(InputError, match=r"^data\.partition: found a second iid to register, expected a name"):
         register_partitioner("iid")
 

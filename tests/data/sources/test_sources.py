@@ -54,6 +54,7 @@ def test_a_registered_source_is_loaded_by_its_name() -> None:
 
     validate(ExperimentConfig(data=DataConfig("few_digits")))
     assert load_source(DataConfig("few_digits"), seed=5).domains == ["noisy"]
+    validate(ExperimentConfig(data=DataConfig("few_digits")))
     with pytest.raises(InputError, match=r"^data\.source: found a second digits to register, expected a name"):
         register_source("digits")
 
