@@ -58,22 +58,3 @@ def _own_signals() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
-
-
-@pytest.fixture
-def own_names() -> Iterator[None]:
-    """For tests that register something: the names are afterwards those that there were before."""
-    from fedra_engine.config.options import CHOICES
-    from fedra_engine.data.partition import PARTITIONERS
-    from fedra_engine.data.sources import SOURCES
-    from fedra_engine.methods.allocated import ALLOCATORS
-    from fedra_engine.methods.registry import METHODS
-
-    kept = [(table, dict(table)) for table in (METHODS, ALLOCATORS, PARTITIONERS, SOURCES)]
-    names = [(choice, [*choice.names], [*choice.registered]) for choice in CHOICES.values()]
-    yield
-    for table, before in kept:
-        table.clear()
-        table.update(before)
-    for choice, all_names, registered in names:
-        choice.names, choice.registered = all_names, registered
