@@ -119,7 +119,7 @@ def _clients_table(experiment: Experiment) -> str:
     """One row for each domain and capacity."""
     config, clients = experiment.config, experiment.clients
     counts = clients.sample_counts(np.arange(len(clients)))
-    steps = LocalWork(clients, np.arange(len(clients)), config.training, config.seed, 0, 0.0).steps()
+    steps = LocalWork(clients, np.arange(len(clients)), experiment.training, config.seed, 0, 0.0).steps()
     table = Table("domain", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("capacity", "clients", "samples", "samples per client", "steps per round"):
         table.add_column(name, justify="right")

@@ -36,6 +36,9 @@ class LocalWork:
     round: int
     lr: float
 
+    def __post_init__(self) -> None:
+        assert not self.training.even_steps, "with_step_limit makes it a limit of steps"
+
     def steps(self) -> NDArray[np.int64]:
         """Local steps of each participant, int64 [participants]."""
         samples = self.clients.sample_counts(self.participants)

@@ -74,10 +74,13 @@ def test_even_steps_are_at_most_one_more_than_the_smallest_client_takes(
     training = TrainingConfig(batch_size=4, local_epochs=epochs, max_local_steps=max_steps, even_steps=True)
     # The smallest client counts although it does not take part.
     participants = np.array([0, 1, 3])
-    work = LocalWork(clients, participants, training, seed=0, round=0, lr=0.1)
+    with pytest.raises(AssertionError, match="with_step_limit"):
+        LocalWork(clients, participants, training, seed=0, round=0, lr=0.1)
+    limited = with_step_limit(training, clients)
+    work = LocalWork(clients, participants, limited, seed=0, round=0, lr=0.1)
     assert work.steps().tolist() == [expected[client] for client in participants]
     assert [len(work.batches(client)) for client in range(4)] == expected
-    assert with_step_limit(training, clients).max_local_steps == max(expected)
+    assert limited.max_local_steps == max(expected)
 
 
 @pytest.mark.parametrize("changed", ["seed", "round", "client"])
