@@ -25,7 +25,6 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("methods", "federation", "execution")
 EXACTNESS = "tests/execution/test_exactness.py"
-FOLDERS = ("fedra_engine", "kernels", "tests", "benchmarks", "launchers", "configs", "docs")
 SWAPS = {
     **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq},
     **{ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And},
@@ -101,11 +100,6 @@ def tests_of(module: Path) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*(file.relative_to(ROOT).as_posix() for file in own), EXACTNESS]))
 
 
-@cache
-def outcome_without_a_change(checkout: Path, tests: tuple[str, ...], limit: float) -> str:
-    return outcome(checkout, tests, limit)
-
-
 def outcome(checkout: Path, tests: tuple[str, ...], limit: float) -> str:
     """`survived` if all tests pass in this checkout, `killed` if one does not, or `timed out` after `limit` seconds."""
     path = os.pathsep.join([str(checkout), str(checkout / "kernels"), os.environ.get("PYTHONPATH", "")])
@@ -121,6 +115,9 @@ def outcome(checkout: Path, tests: tuple[str, ...], limit: float) -> str:
         return "timed out"
 
 
+outcome_without_a_change = cache(outcome)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=60, help="mutants to try")
@@ -132,9 +129,8 @@ def main() -> None:
     counts: dict[str, int] = {}
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         checkout = Path(folder)
-        shutil.copy(ROOT / "pyproject.toml", checkout)
-        for name in FOLDERS:
-            shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+        left_out = shutil.ignore_patterns(".*", "__pycache__", "runs")
+        shutil.copytree(ROOT, checkout, ignore=left_out, dirs_exist_ok=True)
         for mutant in random.Random(chosen.seed).sample(every, min(chosen.count, len(every))):
             place, tests = mutant.module.relative_to(ROOT), tests_of(mutant.module)
             if outcome_without_a_change(checkout, tests, 5 * chosen.limit) == "survived":
