@@ -19,8 +19,8 @@ FOLDERS = ("", "fedra_engine", "kernels", "kernels/fedra_kernels", "docs", "conf
 
 ELSEWHERE = {"PurePosixPath", "v_lin", "pre_classifier"}
 """Names of other libraries that stand in no code of this project."""
-NO_OPTIONS = {"clients.samples", "training.learning_rate", "server.learning_rate"}
-"""A variable, and what others call an option."""
+NO_OPTIONS = {"clients.samples", "training.learning_rate", "server.learning_rate", "method.sparse.weight"}
+"""A variable, what others call an option, and an option of a method that an example registers."""
 EXAMPLES = ("docs/results/h100/",)
 """A folder that is an example."""
 
