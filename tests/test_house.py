@@ -21,7 +21,7 @@ TREES = {
 
 
 def place(file: Path, node: ast.AST | None = None) -> str:
-    line = "" if node is None else f":{node.lineno}"  # type: ignore[attr-defined]
+    line = "" if node is None else f":{node.lineno}"
     return f"{file.relative_to(ROOT)}{line}"
 
 
