@@ -196,9 +196,13 @@ def build_experiment(
     partition = partition if prepared.data is data else inputs.divide(config, prepared.data.train)
     costs = CostModel(foundation, train, config.lora, config.training) if config.clients.devices else None
     clients = make_clients(config, partition, foundation.depth, processes=processes.count, costs=costs)
-    sweep_model = make_sweep_model(config.execution, foundation, train, sharding)
-    method = _make_method(config, foundation, sweep_model, train, clients, processes)
-    state = _initial_state(config, foundation, sweep_model, train, method, processes)
+    # A process that found bad input would not be there when the others exchange the state.
+    with processes.raise_on_all():
+        sweep_model = make_sweep_model(config.execution, foundation, train, sharding)
+        method = _make_method(config, foundation, sweep_model, train, clients, processes)
+        state = _initial_state(config, foundation, sweep_model, train, method)
+    # Equal draws give equal states, to the last bit only on equal hardware.
+    processes.broadcast_(list(state.tensors().values()))
     executor = _make_executor(config, foundation, sweep_model, train, clients, state, processes if sharding else None)
     by_cost_alone = config.execution.deterministic or is_sharded(foundation.model)
     return Experiment(
@@ -358,16 +362,12 @@ def _initial_state(
     model: SweepModel,
     train: Samples,
     method: Method,
-    processes: Processes,
 ) -> GlobalState:
-    """The state before the first round, the same on all processes."""
+    """The state before the first round."""
     dtype = foundation.adapter_dtype
     adapters = initial_adapters(foundation.adapter_layout, foundation.depth, seed=config.seed, dtype=dtype)
     heads = initial_heads(config.model, foundation, model, train, seed=config.seed)
-    state = method.initial_state(GlobalState(adapters.to(foundation.device), heads), foundation.base)
-    # Equal draws give equal states, to the last bit only on equal hardware.
-    processes.broadcast_(list(state.tensors().values()))
-    return state
+    return method.initial_state(GlobalState(adapters.to(foundation.device), heads), foundation.base)
 
 
 def _make_executor(

@@ -64,6 +64,9 @@ def train(
                 latest = evaluate(experiment, state)
                 listeners.evaluate(state, Evaluation(latest, record.metrics))
             break
+    if done == first_round:
+        # The last evaluation may have been of an earlier state.
+        latest = evaluate(experiment, state)
     more = experiment.more_than_exported(state)
     # The global model, by its last output.
     alone = EvaluatedModel(experiment.method.evaluated_model().blocks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from transformers import AutoTokenizer, ViTConfig, ViTForImageClassification
 
 import fedra_engine
 from fedra_engine import Callback, Evaluation, Experiment, InputError, Outcome, Round, Stop, build, load_run, simulate
+from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.models.state import GlobalState
+from fedra_engine.run import run
 from tests.data.test_partition import ByColumn
 from tests.data.tokenizers import WORDS, save_encoder_tokenizer
 from tests.running import small_config
@@ -73,6 +76,15 @@ def test_a_callback_stops_the_run_which_is_then_evaluated_and_exported(tmp_path:
     assert result.summary["rounds"] == len(result.history) == 2
     assert "stopped after round 2: enough" in (result.folder / "run.log").read_text()
     assert (result.folder / "adapters" / "adapter_model.safetensors").is_file()
+
+
+def test_a_stopped_run_may_end_where_it_is_and_is_then_evaluated_there(tmp_path: Path) -> None:
+    constant: dict[str, Any] = {"training": {"lr_schedule": "constant", "max_local_steps": 1}}
+    config = small_config(tmp_path, **FEW, **constant, rounds=5, evaluate_every=5)
+    stopped = simulate(config, callbacks=[Recorder("round", at=1)], quiet=True)
+    assert "in 2 rounds of" in (stopped.folder / "adapters" / "README.md").read_text()
+    ended = run(replace(config, rounds=2), RunFolder(stopped.folder))
+    assert ended.accuracy == stopped.accuracy
 
 
 def test_a_run_has_accuracies_a_history_a_state_and_an_adapter(tmp_path: Path) -> None:

@@ -55,8 +55,7 @@ def export(folder: Path, experiment: Experiment, state: GlobalState, outcome: Ou
         if method.personal_states(state) is not None:
             private = {name: tensor.contiguous().cpu() for name, tensor in method.tensors().items()}
             save_file(private, made / "private.safetensors")
-        accuracy = mean(outcome.exported.values())
-        write_card(made, foundation, config, depth=depth, accuracy=accuracy, reported=outcome.tuned_is)
+        write_card(made, foundation, config, outcome, depth=depth)
 
 
 def save_adapter(
@@ -119,26 +118,24 @@ def save_adapter(
     settings.save_pretrained(str(folder))
 
 
-def write_card(
-    folder: Path, foundation: Foundation, config: ExperimentConfig, *, depth: int, accuracy: float, reported: str | None
-) -> None:
+def write_card(folder: Path, foundation: Foundation, config: ExperimentConfig, outcome: Outcome, *, depth: int) -> None:
     """Write `README.md`: what `save_adapter` saved, the lines that load it, and what they give.
 
     Args:
         folder: the one that `save_adapter` wrote.
         foundation, config, depth: as `save_adapter` got them.
-        accuracy: of what was saved, on average over the domains.
-        reported: what has the accuracy `tuned` of the run, in words, where it is not what was saved.
+        outcome: of the run.
     """
     base = _base_model(config)
     facts = dump_yaml({"base_model": base, "library_name": "peft"} if base else {"library_name": "peft"})
     load_it = "load it" if base else "put it on the model that the run was given, here `my_model`"
     notes = [
         f"With the run's `{foundation.model.main_input_name}`, as the settings in `config.yaml` make them, `logits` "
-        f"has the `exported_accuracy` of `summary.json`: {100 * accuracy:.1f} % on average over the domains."
+        f"has the `exported_accuracy` of `summary.json`: {100 * mean(outcome.exported.values()):.1f} % on average over "
+        "the domains."
     ]
-    if reported is not None:
-        notes.append(f"They cannot reproduce `tuned` in `summary.json`, which is the accuracy of {reported}.")
+    if outcome.tuned_is is not None:
+        notes.append(f"They cannot reproduce `tuned` in `summary.json`, which is the accuracy of {outcome.tuned_is}.")
     if depth < foundation.depth:
         notes.append(f"The tuned model is only the first {depth} of the pretrained model's {foundation.depth} blocks.")
     if config.model.dtype in ("bfloat16", "float16"):
@@ -150,8 +147,8 @@ def write_card(
     write_whole(
         folder / "README.md",
         f"---\n{facts}---\n\n"
-        f"A LoRA adapter, tuned by fedra-engine in {count_of(config.rounds, 'round')} of `{config.method.name}`. These "
-        f"lines {load_it}:\n\n```python\n{loading_lines(foundation, config, depth)}```\n\n{body}\n",
+        f"A LoRA adapter, tuned by fedra-engine in {count_of(outcome.rounds, 'round')} of `{config.method.name}`. "
+        f"These lines {load_it}:\n\n```python\n{loading_lines(foundation, config, depth)}```\n\n{body}\n",
     )
 
 

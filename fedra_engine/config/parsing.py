@@ -195,10 +195,10 @@ def split_options(arguments: Sequence[str], options: Collection[LauncherOption])
     for option in options:
         setattr(values, option.name, option.default)
     for given in _options(arguments):
-        if given.name == "import":
-            import_modules(given.needed)
-        elif given.name not in known:
+        if not given.typed.startswith("--") or given.name not in (*known, "import"):
             others += given.arguments
+        elif given.name == "import":
+            import_modules(given.needed)
         else:
             option = known[given.name]
             value = "true" if given.value is None and "true" in option.choices else given.needed
@@ -221,7 +221,7 @@ def import_modules(*names: str) -> None:
     for name in wanted:
         try:
             importlib.import_module(name)
-        except (ImportError, SyntaxError, TypeError) as error:
+        except (ImportError, SyntaxError, TypeError, ValueError) as error:
             raise InputError(f"import: found {name!r} ({one_line(error)}), expected a module of yours") from error
     os.environ[_IMPORTED] = " ".join(wanted)
 

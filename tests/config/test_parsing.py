@@ -202,6 +202,8 @@ def test_shipped_configurations_are_valid(path: Path) -> None:
         (["--clients.ranks", "4,x"], "clients.ranks: found 'x', expected a whole number from 1 to 128"),
         (["--config", "pacs_vit"], "config: found no file 'pacs_vit'; expected a YAML file of fields and values"),
         (["--method.name", "fedar"], "method.name: found 'fedar', expected one of fedra, .* (did you mean fedra?)"),
+        (["resume=none"], "resume: found an unknown option"),
+        (["--import="], "import: found '' (Empty module name), expected a module of yours"),
         (["--resume"], "resume: found no value, expected one"),
         (["--resume", "none"], "none: found no config.yaml, expected the folder of an earlier run"),
         (

@@ -105,7 +105,11 @@ FAULTS = {"failing": find_bad_input, "interrupted": find_bad_input, "killed": di
 SPOILT = {"spoilt": (0, 1, 4), "all spoilt": tuple(range(6))}
 """Cases in which updates of these clients are not finite in the second round."""
 
-LACKING = {"sourceless": (inputs, "load_source"), "clientless": (experiment, "make_clients")}
+LACKING = {
+    "sourceless": (inputs, "load_source"),
+    "clientless": (experiment, "make_clients"),
+    "headless": (experiment, "initial_heads"),
+}
 """Cases in which process 1 has other data than the others, and what then fails there."""
 
 
