@@ -47,26 +47,25 @@ def train(
         InputError: training diverged, or a callback refused something.
     """
     config, listeners = experiment.config, Callbacks(experiment, callbacks)
-    latest, stop, done = dict(accuracy or {}), None, first_round
+    latest, evaluated, done = dict(accuracy or {}), False, first_round
     listeners.start(state, first_round)
     # Clients have no models of their own yet.
     frozen = accuracies(experiment.evaluator.scores(experiment.initial_state, experiment.method.evaluated_model()))
-    listeners.evaluate(experiment.initial_state, Evaluation(frozen))
-    for round in range(first_round, config.rounds):
+    stop = listeners.evaluate(experiment.initial_state, Evaluation(frozen))
+    for round in range(first_round, config.rounds if stop is None else first_round):
         state, record = train_round(experiment, state, round, listeners)
-        due, done = (round + 1) % config.evaluate_every == 0 or round + 1 == config.rounds, round + 1
-        if due:
+        evaluated, done = (round + 1) % config.evaluate_every == 0 or round + 1 == config.rounds, round + 1
+        if evaluated:
             latest = record.metrics.accuracy = evaluate(experiment, state)
             stop = listeners.evaluate(state, Evaluation(latest, record.metrics))
         stop = listeners.round(state, replace(record, accuracy=latest)) or stop
         if stop is not None:
-            if not due:
-                latest = evaluate(experiment, state)
-                listeners.evaluate(state, Evaluation(latest, record.metrics))
             break
-    if done == first_round:
-        # The last evaluation may have been of an earlier state.
+    if not evaluated:
+        # Stopped before an evaluation was due; or no round was left, and the last one was of an earlier state.
         latest = evaluate(experiment, state)
+        if done > first_round:
+            listeners.evaluate(state, Evaluation(latest, record.metrics))
     more = experiment.more_than_exported(state)
     # The global model, by its last output.
     alone = EvaluatedModel(experiment.method.evaluated_model().blocks)

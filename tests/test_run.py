@@ -35,7 +35,7 @@ FEW: dict[str, Any] = {
 class Recorder(Callback):
     """Remembers which hooks were called, and with what."""
 
-    def __init__(self, stop_in: str = "", at: int = 0) -> None:
+    def __init__(self, stop_in: str = "", at: int | None = 0) -> None:
         self.calls: list[tuple[Any, ...]] = []
         self._stop = (stop_in, at)
 
@@ -64,6 +64,13 @@ def test_callbacks_are_told_everything_in_order(tmp_path: Path) -> None:
     calls = list(dict.fromkeys(seen.calls))
     rounds = [("update", 0), ("round", 0), ("update", 1), ("evaluate", 1), ("round", 1)]
     assert calls == [("start", 0), ("evaluate", None), *rounds, ("end", 2, None)]
+
+
+def test_a_callback_that_has_seen_enough_before_the_first_round_keeps_it_from_being_trained(tmp_path: Path) -> None:
+    seen = Recorder("evaluate", at=None)
+    result = simulate(small_config(tmp_path, **FEW), callbacks=[seen], quiet=True)
+    assert seen.calls == [("start", 0), ("evaluate", None), ("end", 0, "enough")]
+    assert result.accuracy == result.summary["frozen"]
 
 
 @pytest.mark.parametrize("hook", ["evaluate", "round"])

@@ -81,7 +81,12 @@ def main(arguments: Sequence[str]) -> None:
         return
     measures = _by_measure(scores, is_text=not experiment.foundation.task.trains_head)
     if options.json == "true":
-        print(json.dumps({"rounds": start.round, **measures}, indent=2))
+        # JSON has no other numbers.
+        finite = {
+            name: {domain: value if math.isfinite(value) else None for domain, value in values.items()}
+            for name, values in measures.items()
+        }
+        print(json.dumps({"rounds": start.round, **finite}, indent=2, allow_nan=False))
         return
     rows = [["", *scores, "average"]]
     for measure, values in measures.items():
@@ -101,5 +106,12 @@ def _by_measure(scores: Mapping[str, Score], *, is_text: bool) -> dict[str, dict
         "loss": {domain: score.loss for domain, score in scores.items()},
     }
     if is_text:
-        measures["perplexity"] = {domain: math.exp(score.loss) for domain, score in scores.items()}
+        measures["perplexity"] = {domain: _perplexity(score.loss) for domain, score in scores.items()}
     return measures
+
+
+def _perplexity(loss: float) -> float:
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
