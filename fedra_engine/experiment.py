@@ -196,13 +196,7 @@ def build_experiment(
     partition = partition if prepared.data is data else inputs.divide(config, prepared.data.train)
     costs = CostModel(foundation, train, config.lora, config.training) if config.clients.devices else None
     clients = make_clients(config, partition, foundation.depth, processes=processes.count, costs=costs)
-    # A process that found bad input would not be there when the others exchange the state.
-    with processes.raise_on_all():
-        sweep_model = make_sweep_model(config.execution, foundation, train, sharding)
-        method = _make_method(config, foundation, sweep_model, train, clients, processes)
-        state = _initial_state(config, foundation, sweep_model, train, method)
-    # Equal draws give equal states, to the last bit only on equal hardware.
-    processes.broadcast_(list(state.tensors().values()))
+    sweep_model, method, state = _begin(config, foundation, train, clients, processes, sharding)
     executor = _make_executor(config, foundation, sweep_model, train, clients, state, processes if sharding else None)
     by_cost_alone = config.execution.deterministic or is_sharded(foundation.model)
     return Experiment(
@@ -224,6 +218,25 @@ def build_experiment(
         training=with_step_limit(config.training, clients),
         samples_made=prepared.newly_cached,
     )
+
+
+def _begin(
+    config: ExperimentConfig,
+    foundation: Foundation,
+    train: Samples,
+    clients: Clients,
+    processes: Processes,
+    sharding: Sharding | None,
+) -> tuple[SweepModel, Method, GlobalState]:
+    """The model ready for a sweep, the method, and the state before the first round, the same on all processes."""
+    # A process that found bad input would not be there when the others exchange the state.
+    with processes.raise_on_all():
+        sweep_model = make_sweep_model(config.execution, foundation, train, sharding)
+        method = _make_method(config, foundation, sweep_model, train, clients, processes)
+        state = _initial_state(config, foundation, sweep_model, train, method)
+    # Equal draws give equal states, to the last bit only on equal hardware.
+    processes.broadcast_(list(state.tensors().values()))
+    return sweep_model, method, state
 
 
 def make_clients(
@@ -293,15 +306,8 @@ def _prepare(
             with Stage("trying the model on an image"):
                 _check_image_size(config, foundation, preprocessing, data)
     with processes.raise_on_all():
-        return prepare(
-            data,
-            config.data,
-            path,
-            settings,
-            inputs.processor,
-            preprocessing,
-            cut_texts=config.lora.dropout == 0 and not config.trace,
-        )
+        cut = config.lora.dropout == 0 and not config.trace
+        return prepare(data, config.data, path, settings, inputs.processor, preprocessing, cut_texts=cut)
 
 
 def _check_image_size(

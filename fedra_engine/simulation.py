@@ -35,9 +35,8 @@ def train(
 
     Args:
         experiment: what to train.
-        state: what `first_round` begins with.
-        first_round: number of the first round to train, from 0.
-        callbacks: what watches.
+        state: what `first_round`, counted from 0, begins with.
+        first_round, callbacks: where to begin, and what watches.
         accuracy: by domain, of the last evaluation before `first_round`, if there was one.
 
     Returns:
@@ -67,9 +66,8 @@ def train(
         if done > first_round:
             listeners.evaluate(state, Evaluation(latest, record.metrics))
     more = experiment.more_than_exported(state)
-    # The global model, by its last output.
-    alone = EvaluatedModel(experiment.method.evaluated_model().blocks)
-    exported = latest if more is None else accuracies(experiment.evaluator.scores(state, alone))
+    last_exit_alone = EvaluatedModel(experiment.method.evaluated_model().blocks)
+    exported = latest if more is None else accuracies(experiment.evaluator.scores(state, last_exit_alone))
     outcome = Outcome(done, frozen, latest, exported, more, None if stop is None else stop.reason)
     listeners.end(state, outcome)
     return state, outcome
@@ -97,8 +95,8 @@ def train_round(
             tally.add(updates)
             listeners.update(Update(round, len(work.participants), tally, updates, work, assignment))
     returned, loss, lanes = _merge(experiment, aggregator, tally)
-    mode, is_main = experiment.config.training.on_bad_update, experiment.processes.is_main
-    bad = check_updates(returned, round, mode, experiment.name_clients, warn=is_main)
+    mode, warn = experiment.config.training.on_bad_update, experiment.processes.is_main
+    bad = check_updates(returned, round, mode, experiment.name_clients, warn=warn)
     # Before the method decomposes or clusters what it got; again after it.
     check_finite(work, *aggregator.sums())
     after = state
