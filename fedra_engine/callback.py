@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fedra_engine.federation.records import RoundMetrics, Tally
+from fedra_engine.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from fedra_engine.experiment import Experiment
@@ -127,7 +128,12 @@ class Callbacks:
     """The callbacks of a run: every process calls the hooks at the same points, and learns who asked to stop."""
 
     def __init__(self, experiment: Experiment, callbacks: Sequence[Callback] = ()) -> None:
-        """Keep those of `callbacks` that run on this process."""
+        """Keep those of `callbacks` that run on this process.
+
+        Raises:
+            InputError: one of them is no callback.
+        """
+        check_callbacks(callbacks)
         self._experiment = experiment
         main = experiment.processes.is_main
         self._here = [callback for callback in callbacks if main or callback.every_process]
@@ -161,5 +167,19 @@ class Callbacks:
         """
         processes = self._experiment.processes
         with processes.raise_on_all():
-            stops = [stop for callback in self._here if (stop := hook(callback)) is not None]
+            stops = [stop for callback in self._here if (stop := _checked(hook(callback), callback)) is not None]
         return processes.broadcast_object(stops[0] if stops else None)
+
+
+def check_callbacks(callbacks: Sequence[Callback]) -> None:
+    """Raises InputError unless `callbacks` are instances of `Callback`, in a list or the like."""
+    if not isinstance(callbacks, Sequence) or not all(isinstance(each, Callback) for each in callbacks):
+        raise InputError(f"callbacks: found {callbacks!r}, expected a list of instances of Callback")
+
+
+def _checked(answer: Stop | None, callback: Callback) -> Stop | None:
+    if answer is not None and not isinstance(answer, Stop):
+        raise InputError(
+            f"callbacks: found {answer!r} as the answer of {type(callback).__name__}, expected a Stop, or None to go on"
+        )
+    return answer

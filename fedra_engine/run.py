@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedra_engine.callback import Callback, Outcome
+from fedra_engine.callback import Callback, Outcome, check_callbacks
 from fedra_engine.callbacks.adapter_files import AdapterExport, export
 from fedra_engine.callbacks.checkpoint import Checkpoints, find_start, latest_checkpoint, newest_state
 from fedra_engine.callbacks.console import Console
@@ -21,12 +21,13 @@ from fedra_engine.callbacks.partition_report import PartitionReport
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.callbacks.trace import Trace
 from fedra_engine.config import ExperimentConfig
+from fedra_engine.config.parsing import read_config
 from fedra_engine.config.validation import validate
 from fedra_engine.experiment import Experiment, build_experiment
 from fedra_engine.inputs import Inputs
 from fedra_engine.models.sharding import Sharding
 from fedra_engine.models.state import GlobalState
-from fedra_engine.runtime.errors import InputError, ProcessLostError
+from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.exit_codes import unwound_by_signals
 from fedra_engine.runtime.processes import Processes, join_job
 from fedra_engine.runtime.tables import PlainConsole
@@ -61,8 +62,9 @@ def run(
     Raises:
         InputError: something in the configuration cannot be used, training diverged, or `earlier` began with something
             else, is damaged, is finished or still going on.
-        KeyboardInterrupt, OSError, ProcessLostError: the run was cut short; a note says how to go on.
+        BaseException: whatever else cut the run short; a note says how to go on.
     """
+    check_callbacks(callbacks)
     accelerator = join_job() if accelerator is None else accelerator
     processes = Processes.of(accelerator)
     with (
@@ -102,8 +104,7 @@ def open_folder(config: ExperimentConfig, earlier: RunFolder | None, processes: 
     Raises:
         InputError: the folder's name is taken; or the earlier run is still going on, is past `config.rounds` already,
             began with other settings, or has no intact checkpoint left.
-        KeyboardInterrupt, OSError, ProcessLostError: what was done in the folder was cut short; a note says how to go
-            on.
+        BaseException: whatever else cuts short what is done in the folder; a note says how to go on.
     """
     with unwound_by_signals(), ExitStack() as lock:
         made = ""
@@ -117,12 +118,12 @@ def open_folder(config: ExperimentConfig, earlier: RunFolder | None, processes: 
         folder = RunFolder(Path(processes.broadcast_object(made)))
         try:
             yield folder
-        except (KeyboardInterrupt, OSError, ProcessLostError) as error:
-            error.add_note(f"--resume {shlex.quote(str(folder.path))} goes on")
-            raise
         except InputError:
             if processes.is_main and earlier is None and not folder.kept_metrics_file.exists():
                 folder.discard()
+            raise
+        except BaseException as error:
+            error.add_note(f"--resume {shlex.quote(str(folder.path))} goes on")
             raise
 
 
@@ -213,7 +214,7 @@ class Result:
         if self._trained is not None:
             return self._trained
         summary = self.summary
-        experiment = build(self.config, inputs=self._inputs)
+        experiment = _build(self.config, self._inputs)
         state = newest_state(experiment, RunFolder(self.folder)).state
         names = ("rounds", "frozen", "tuned", "exported_accuracy", "tuned_is")
         return experiment, state, Outcome(*(summary[name] for name in names))
@@ -249,42 +250,83 @@ def simulate(
     Raises:
         InputError: something cannot be used; says what was found and what was expected.
     """
-    config = ExperimentConfig() if config is None else config
+    config = _checked_config(config)
     if method is not None:
         config = replace(config, method=replace(config.method, name=method))
     inputs = Inputs(dataset=dataset, model=model, processor=processor, partitioner=partitioner)
     config = inputs.described_in(config)
     validate(config)
     console = PlainConsole(quiet=True, force_terminal=False) if quiet else None
-    return run(config, inputs=inputs, callbacks=callbacks, console=console)
+    with _without_advice(bars=not quiet):
+        return run(config, inputs=inputs, callbacks=callbacks, console=console)
 
 
-def build(config: ExperimentConfig | None = None, *, inputs: Inputs | None = None, **handed_over: Any) -> Experiment:
+def build(
+    config: ExperimentConfig | None = None,
+    *,
+    dataset: Any = None,
+    model: Any = None,
+    processor: Any = None,
+    partitioner: Any = None,
+) -> Experiment:
     """Put an experiment together without training it, to look at its clients, costs and model.
 
     Args:
         config: the experiment; the embedded one if not given.
-        inputs: data and model that are handed over instead of loaded.
-        handed_over: the same as keywords: `dataset`, `model`, `processor` and `partitioner` of `simulate`.
+        dataset, model, processor, partitioner: handed over instead of loaded, as to `simulate`.
 
     Raises:
         InputError: something cannot be used; says what was found and what was expected.
     """
-    inputs = Inputs(**handed_over) if inputs is None else inputs
-    config = inputs.described_in(ExperimentConfig() if config is None else config)
-    accelerator = join_job()
-    return build_experiment(
-        config, accelerator.device, Processes.of(accelerator), Sharding.of(accelerator), inputs=inputs
-    )
+    return _build(config, Inputs(dataset=dataset, model=model, processor=processor, partitioner=partitioner))
 
 
-def load_run(folder: str | Path, **handed_over: Any) -> Result:
-    """What the run in `folder` left; what was `handed_over` to `simulate` must be again, to build the experiment.
+def load_run(
+    folder: str | Path, *, dataset: Any = None, model: Any = None, processor: Any = None, partitioner: Any = None
+) -> Result:
+    """What the run in `folder` left.
+
+    Args:
+        folder: of the run.
+        dataset, model, processor, partitioner: what was handed over to `simulate`, for the experiment to be built again
+            when it is asked for.
 
     Raises:
         InputError: there is no run, or its configuration cannot be read.
     """
-    from fedra_engine.config.parsing import read_config
-
-    run, inputs = RunFolder.open(folder), Inputs(**handed_over)
+    # Before the configuration, which may say that the partitioner is handed over.
+    inputs = Inputs(dataset=dataset, model=model, processor=processor, partitioner=partitioner)
+    run = RunFolder.open(folder)
     return Result(run.path, read_config(run.config_file), None, inputs)
+
+
+def _build(config: ExperimentConfig | None, inputs: Inputs) -> Experiment:
+    config = inputs.described_in(_checked_config(config))
+    accelerator = join_job()
+    with _without_advice():
+        return build_experiment(
+            config, accelerator.device, Processes.of(accelerator), Sharding.of(accelerator), inputs=inputs
+        )
+
+
+def _checked_config(config: ExperimentConfig | None) -> ExperimentConfig:
+    if config is not None and not isinstance(config, ExperimentConfig):
+        raise InputError(f"config: found {config!r}, expected an ExperimentConfig")
+    return ExperimentConfig() if config is None else config
+
+
+@contextmanager
+def _without_advice(*, bars: bool = True) -> Iterator[None]:
+    """Keep transformers' warnings about the models it loads out of the output; without `bars`, its progress bars, too."""
+    from transformers.utils import logging
+
+    level, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    if not bars:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if had_bars:
+            logging.enable_progress_bar()

@@ -129,7 +129,7 @@ def score(experiment: Experiment, state: GlobalState) -> dict[str, Score]:
     method, evaluator = experiment.method, experiment.evaluator
     personal = method.personal_states(state)
     if personal is not None:
-        return evaluator.personal_scores(personal, state, method.evaluated_model())
+        return evaluator.personal_scores(personal, experiment.domains, state, method.evaluated_model())
     return evaluator.scores(state, method.evaluated_model())
 
 

@@ -94,6 +94,63 @@ def test_a_stopped_run_may_end_where_it_is_and_is_then_evaluated_there(tmp_path:
     assert ended.accuracy == stopped.accuracy
 
 
+def test_a_mistyped_field_is_refused(tmp_path: Path) -> None:
+    config = small_config(tmp_path, **FEW)
+    config.training.learning_rate = 0.5  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match=r"^training\.learning_rate: found no field .*did you mean training\.lr\?"):
+        simulate(config, quiet=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("given", [Recorder, print, Recorder()], ids=["class", "function", "no list"])
+def test_what_is_no_list_of_callbacks_is_refused_before_anything_is_loaded(tmp_path: Path, given: Any) -> None:
+    with pytest.raises(InputError, match=r"^callbacks: found .*, expected a list of instances of Callback"):
+        simulate(small_config(tmp_path, **FEW), callbacks=given if isinstance(given, Recorder) else [given])
+    assert not list(tmp_path.iterdir())
+
+
+class Wrong(Callback):
+    """Answers with something else than `Stop`."""
+
+    def on_round(self, experiment: Experiment, state: GlobalState, round: Round) -> Any:
+        return True
+
+
+def test_an_answer_that_is_no_stop_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^callbacks: found True as the answer of Wrong, expected a Stop"):
+        simulate(small_config(tmp_path, **FEW, rounds=5), callbacks=[Wrong()], quiet=True)
+
+
+class Failing(Callback):
+    """Has a fault of its own."""
+
+    def on_round(self, experiment: Experiment, state: GlobalState, round: Round) -> None:
+        raise ZeroDivisionError
+
+
+def test_a_fault_of_a_callback_comes_through_and_says_how_to_go_on(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError) as raised:
+        simulate(small_config(tmp_path, **FEW), callbacks=[Failing()], quiet=True)
+    assert raised.value.__notes__ == [f"--resume {tmp_path / 'run'} goes on"]
+
+
+def test_a_quiet_run_shows_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    simulate(small_config(tmp_path, **FEW, rounds=1), quiet=True)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"config": {"rounds": 1}}, r"^config: found \{'rounds': 1\}, expected an ExperimentConfig"),
+        ({"model": "google/vit"}, r"^model: found 'google/vit', expected a torch module"),
+    ],
+)
+def test_values_of_other_types_are_refused_in_one_line(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        simulate(**{"config": small_config(tmp_path, **FEW), "quiet": True} | arguments)
+
+
 def test_a_run_has_accuracies_a_history_a_state_and_an_adapter(tmp_path: Path) -> None:
     result = simulate(small_config(tmp_path / "runs", **FEW), quiet=True)
     assert list(result.accuracy) == ["clean", "inverted"]

@@ -104,13 +104,12 @@ def find_start(experiment: Experiment, folder: RunFolder, begun: Fingerprint) ->
     return restore(experiment, found)
 
 
-def newest_state(experiment: Experiment, folder: RunFolder, *, same_data: bool = True) -> Start:
+def newest_state(experiment: Experiment, folder: RunFolder) -> Start:
     """Where the run in `folder` is; its folder stays as it is.
 
     Args:
         experiment: newly built from the run's configuration; its method and server go on as they were.
         folder: of the run.
-        same_data: whether the data must be those that the run began with.
 
     Raises:
         InputError: there is no intact checkpoint, or the run began with something else.
@@ -118,11 +117,7 @@ def newest_state(experiment: Experiment, folder: RunFolder, *, same_data: bool =
     found = latest_checkpoint(folder.path)
     if found is None:
         raise InputError(f"{folder.path}: found no checkpoint, expected a run that has trained a round")
-    if not same_data and found.tensors["state.heads"].shape != experiment.initial_state.heads.shape:
-        classes = len(experiment.train_data.classes)
-        raise InputError(f"data: found {classes} classes, expected as many as {folder.path} was trained on")
-    now = fingerprint(experiment)
-    check_fingerprint(now if same_data else {"model": now["model"]}, found.state["fingerprint"], folder.path)
+    check_fingerprint(fingerprint(experiment), found.state["fingerprint"], folder.path)
     return restore(experiment, found)
 
 

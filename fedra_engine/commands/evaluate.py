@@ -6,12 +6,12 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from statistics import mean
 from typing import TYPE_CHECKING
 
 from fedra_engine.callbacks.run_folder import RunFolder
-from fedra_engine.config import DataConfig, ExecutionConfig
+from fedra_engine.config import DataConfig, ExecutionConfig, ExperimentConfig
 from fedra_engine.config.options import group
 from fedra_engine.config.parsing import (
     LauncherOption,
@@ -26,14 +26,15 @@ from fedra_engine.runtime.errors import InputError, count_of
 
 if TYPE_CHECKING:
     from fedra_engine.execution.evaluation import Score
+    from fedra_engine.experiment import Experiment
 
 DESCRIPTION = """Accuracy and loss of an earlier run by domain, and the perplexity of a causal language model.
 
   fedra evaluate runs/NAME
   fedra evaluate runs/NAME --data.root OTHER --data.domains photo,sketch
 
-The run's newest state is evaluated as the run itself does it. Options of data and execution may be given in place of
-the run's own; the data must have as many classes.
+The run's newest state is evaluated as the run itself does it. With options of data, these are the test samples of other
+data, of the same classes; the run's own must still be there, as the method's clients are made of them.
 """
 _OPTIONS = (LauncherOption("json", "[true|false]", "Print JSON, in full precision", "false", ("true", "false")),)
 
@@ -65,8 +66,9 @@ def main(arguments: Sequence[str]) -> None:
     if asked:
         raise InputError(f"evaluate: found --{asked[0]}, expected options of {' and '.join(_GROUPS)} alone")
     folder = RunFolder.open(os.path.expanduser(name))
-    config = read_config(folder.config_file, *others)
-    validate(config)
+    config, own = read_config(folder.config_file, *others), read_config(folder.config_file)
+    for each in (config, own):
+        validate(each)
     quiet_libraries()
     # Imported late: they take seconds, and a mistyped option should fail at once.
     from fedra_engine.callbacks.checkpoint import newest_state
@@ -74,8 +76,10 @@ def main(arguments: Sequence[str]) -> None:
     from fedra_engine.runtime.tables import PlainConsole, rich_table, table_text
     from fedra_engine.simulation import score
 
-    experiment, own_data = build(config), not any(option.startswith("data") for option in given_options(others))
-    start = newest_state(experiment, folder, same_data=own_data)
+    experiment = build(replace(config, data=own.data))
+    start = newest_state(experiment, folder)
+    if config.data != own.data:
+        experiment = on_other_data(experiment, config)
     scores = score(experiment, start.state)
     if not experiment.processes.is_main:
         return
@@ -97,6 +101,32 @@ def main(arguments: Sequence[str]) -> None:
         rows.append([f"{measure} (%)" if shares else measure, *texts])
     table = table_text(rich_table(rows))
     PlainConsole().print(f"after {count_of(start.round, 'round')}", table, sep="\n\n", soft_wrap=True)
+
+
+def on_other_data(experiment: Experiment, config: ExperimentConfig) -> Experiment:
+    """The experiment with the test samples of the data of `config`, prepared for its model.
+
+    Raises:
+        InputError: the data are for another task or of other classes, or the model takes images of another size.
+    """
+    from fedra_engine.data.names import listed
+    from fedra_engine.data.prepare import prepare
+    from fedra_engine.inputs import Inputs
+
+    own = experiment.train_data
+    if config.data.image_size != experiment.config.data.image_size:
+        raise InputError(f"data.image_size: found {config.data.image_size}, expected that of the run")
+    with experiment.processes.raise_on_all():
+        data = Inputs().load_data(config)
+        if (data.task, data.classes) != (own.task, own.classes):
+            raise InputError(
+                f"data: found the classes {listed(data.classes)} for {data.task}, expected those of the run for "
+                f"{own.task}: {listed(own.classes)}"
+            )
+        path, settings = Inputs().model_path(config), experiment.foundation.model.config
+        test = prepare(data, config.data, path, settings, cut_texts=config.lora.dropout == 0 and not config.trace).test
+    evaluator = replace(experiment.evaluator, test=test, domains=data.domains)
+    return replace(experiment, evaluator=evaluator, test_samples=test)
 
 
 def _by_measure(scores: Mapping[str, Score], *, is_text: bool) -> dict[str, dict[str, float]]:

@@ -10,7 +10,7 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from fedra_engine.config import ExperimentConfig
-from fedra_engine.config.fields import describe_type, did_you_mean, field_types, union_members
+from fedra_engine.config.fields import describe_type, did_you_mean, field_types, known_name, union_members
 from fedra_engine.config.options import CHOICES, LONGEST_LIST, SOMETHING, Allowed, Choice, Need
 from fedra_engine.runtime.errors import InputError, shown
 
@@ -131,6 +131,10 @@ def _wanted(need: Need) -> str:
 
 def _values(config: Any, prefix: str = "", needs: tuple[Need, ...] = ()) -> Iterator[_Value]:
     kinds = field_types(type(config))
+    # Python lets one set any name; a mistyped one would do nothing.
+    for name in vars(config).keys() - kinds.keys():
+        known = known_name(f"{prefix}{name}", [f"{prefix}{field}" for field in kinds])
+        raise InputError(f"{prefix}{name}: found no field of that name, expected {known}")
     for item in fields(config):
         name, value = f"{prefix}{item.name}", getattr(config, item.name)
         of_field = (*needs, *needs_of(item, prefix))

@@ -82,17 +82,28 @@ class Evaluator:
 
     @torch.no_grad()
     def personal_scores(
-        self, states: Mapping[int, Iterable[GlobalState]], newcomer: GlobalState, model: EvaluatedModel
+        self,
+        states: Mapping[int, Iterable[GlobalState]],
+        names: Sequence[str],
+        newcomer: GlobalState,
+        model: EvaluatedModel,
     ) -> dict[str, Score]:
-        """Mean scores by domain, of the models of its own clients; see `Method.personal_states`.
+        """Mean scores by domain, of the models of its own clients.
 
         A domain without clients has the model of a `newcomer`. The processes share out the clients.
+
+        Args:
+            states: of the clients by domain, as `Method.personal_states` gives them.
+            names: of these domains, by index.
+            newcomer: the model of a client that has not been trained.
+            model: which part of each predicts.
         """
+        of_domain = {names[index]: mine for index, mine in states.items() if index < len(names)}
         _LOG.info("evaluating on %s test samples …", f"{len(self.test.domains):,}")
         found = {}
         for index, name in enumerate(self.domains):
             rows = torch.nonzero(self.test.domains == index)[:, 0]
-            sums = self._sums_by_client(iter(states.get(index, [newcomer])), rows, model)
+            sums = self._sums_by_client(iter(of_domain.get(name, [newcomer])), rows, model)
             accuracies, losses = zip(*map(_score, sums), strict=True)
             found[name] = Score(mean(accuracies), mean(losses))
             self._checked_score(name, torch.stack(sums).sum(0))

@@ -68,7 +68,12 @@ def adopt_model(model: nn.Module, config: ModelConfig) -> nn.Module:
     """A copy of a `model` in memory, in the precision of `config`; the model itself stays as it is.
 
     One that is not of transformers must be a classifier of images, which takes pixels and returns logits.
+
+    Raises:
+        InputError: it is no torch module.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model: found {model!r}, expected a torch module (model.path takes names and folders)")
     adopted = copy.deepcopy(model).to(getattr(torch, config.dtype))
     if not hasattr(adopted, "main_input_name") or not hasattr(adopted, "config"):
         return ImageClassifier(adopted)

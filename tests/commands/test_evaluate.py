@@ -70,6 +70,21 @@ def test_other_data_of_as_many_classes_are_evaluated(digits: Path, capsys: pytes
     assert found["accuracy"]["noisy"] < own["accuracy"]["clean"]
 
 
+@pytest.mark.parametrize("domains", [["noisy"], ["edges", "clean", "noisy"]])
+def test_other_data_may_have_fewer_domains_or_more(
+    domains: list[str], digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = evaluated(capsys, str(digits), f"--data.domains={','.join(domains)}")
+    assert list(found["accuracy"]) == domains
+
+
+def test_clients_models_meet_the_domain_of_their_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_experiment(tmp_path, **FEW, method={"name": "fedsalora"})
+    own, other = (evaluated(capsys, str(run), *more) for more in ((), ("--data.domains=noisy,inverted",)))
+    assert other["accuracy"]["inverted"] == own["accuracy"]["inverted"]
+    assert other["loss"]["inverted"] == pytest.approx(own["loss"]["inverted"], rel=1e-5)
+
+
 def test_the_other_executor_measures_the_same(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = evaluated(capsys, str(digits), "--execution.executor", "sequential")
     assert found == evaluated(capsys, str(digits))
@@ -83,7 +98,10 @@ def test_the_other_executor_measures_the_same(digits: Path, capsys: pytest.Captu
         (["RUN", "--rounds", "3"], r"^evaluate: found --rounds, expected options of data and execution alone$"),
         (["RUN", "--lora.rank=2"], r"^evaluate: found --lora\.rank, expected options of data and execution alone$"),
         (["RUN", "--config", "x.yaml"], r"^evaluate: found --config, expected options of data and execution alone$"),
-        (["RUN", "--data.classes", "5"], r"^data: found 5 classes, expected as many as .* was trained on$"),
+        (
+            ["RUN", "--data.classes", "5"],
+            r"^data: found the classes .* for image_classification, expected those of the run",
+        ),
         (["RUN/none"], r"none"),
     ],
 )

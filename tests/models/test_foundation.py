@@ -85,7 +85,7 @@ def test_predictions_that_are_not_finite_count_as_wrong_and_are_reported(
     everything = EvaluatedModel(np.arange(DEPTH))
     wanted = {"photo": 1.0, "sketch": pytest.approx(1 / 3)}
     assert accuracies(evaluator.scores(state, everything)) == wanted
-    assert accuracies(evaluator.personal_scores({0: [state], 1: [state]}, state, everything)) == wanted
+    assert accuracies(evaluator.personal_scores({0: [state], 1: [state]}, ["a", "b"], state, everything)) == wanted
     assert [record.getMessage().partition(",")[0] for record in caplog.records] == [
         "sketch: 2 of 3 predictions count as wrong"
     ] * 2
