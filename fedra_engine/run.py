@@ -317,7 +317,7 @@ def _checked_config(config: ExperimentConfig | None) -> ExperimentConfig:
 
 @contextmanager
 def _without_advice(*, bars: bool = True) -> Iterator[None]:
-    """Keep transformers' warnings about the models it loads out of the output; without `bars`, its progress bars, too."""
+    """Keep transformers' warnings about models it loads out of the output; without `bars`, its progress bars, too."""
     from transformers.utils import logging
 
     level, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
