@@ -67,7 +67,7 @@ def differences(before: Path, after: Path, hidden: Sequence[Path] = ()) -> list[
 
 
 def read_values(file: Path, hidden: Sequence[Path] = ()) -> dict[str, object]:
-    """What is compared of `file`, by a name for people: its tensors, lines, or whole content."""
+    """What is compared of `file`, by name: its tensors, its lines, or its whole content."""
     if file.suffix == ".safetensors":
         # Bytes, so that NaN equals itself and −0 does not equal 0.
         return {

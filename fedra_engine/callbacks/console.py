@@ -142,6 +142,8 @@ class Console(Callback):
     def on_end(self, experiment: Experiment, state: GlobalState, outcome: Outcome) -> None:
         if self._live is not None:
             self._live.stop()
+        # The round that a stop kept from being trained.
+        self._round.__exit__(None, None, None)
         if outcome.stopped is not None:
             self.message(f"stopped after round {outcome.rounds}{': ' if outcome.stopped else ''}{outcome.stopped}")
         rows = {"frozen": outcome.frozen, "tuned": outcome.tuned}

@@ -1,4 +1,4 @@
-"""Text for people: on a terminal, in tables, and in Markdown. What users name is never taken for markup."""
+"""Text on a terminal, in tables, and in Markdown. What users name is never taken for markup."""
 
 from __future__ import annotations
 
