@@ -1,4 +1,4 @@
-"""Measures executors, methods, lanes, batches and kernels: `python launchers/microbench.py executors`, and so on.
+"""Measures executors, methods, lanes, batches and kernels: `fedra bench executors`, and so on.
 
 Prints CPU-seconds, which a busy machine disturbs less than wall-clock time, and ratios from the same run. On a
 machine with a GPU, `kernels` prints the GPU's seconds.
@@ -41,8 +41,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     from fedra_engine.config.options import number, whole
 
     repeats = typed(int, whole(1, 1000))
-    parser = LineParser(description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
+    parser = LineParser(description=__doc__, prog="fedra bench")
+    commands = parser.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
     executors = commands.add_parser("executors", help="sweep against one client after another, on one CPU thread")
     executors.add_argument("--repeats", type=repeats, default=3, help="counted rounds of each executor (default 3)")
     executors.add_argument("--output_dir", type=path, help="folder for executors.csv; none is written if not given")

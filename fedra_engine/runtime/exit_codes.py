@@ -98,7 +98,8 @@ def exit_code(main: Callable[[], None]) -> int:
     """Run `main`, and turn what ends it early into one line on stderr and a code.
 
     2 for bad input; 1 when a process was lost or the operating system refused something, such as room on a disk; 130
-    for an interrupt, 143 when terminated, as shells have it. Notes that were added to an exception say how to go on.
+    for an interrupt, 143 when terminated, and 141, without a line, when nobody reads on what is printed, as shells
+    have it. Notes that were added to an exception say how to go on.
 
     In a job of several processes only the main one prints; others print only if it has not ended the job within 5 s.
     """
@@ -115,6 +116,8 @@ def exit_code(main: Callable[[], None]) -> int:
         _tell_once(error, str(error))
         return BAD_INPUT if isinstance(error, InputError) else BROKEN_OFF
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and not hasattr(error, "__notes__"):
+            return 128 + signal.SIGPIPE
         _tell_once(error, describe_os_error(error))
         return BROKEN_OFF
     except RuntimeError as error:

@@ -144,6 +144,16 @@ def test_a_full_disk_behind_stdout_is_one_line_and_code_1(capfd: pytest.CaptureF
     )
 
 
+def test_a_reader_that_has_enough_is_no_error(capfd: pytest.CaptureFixture[str]) -> None:
+    def prepare() -> None:
+        reader, writer = os.pipe()
+        os.close(reader)
+        os.dup2(writer, 1)
+
+    assert in_fork(lambda: print("lost"), prepare) == 141
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("main", ["lambda: None", "lambda: os.kill(os.getpid(), 15)"], ids=["done", "terminated"])
 def test_a_closed_stdout_is_nobodys_business(main: str) -> None:
     script = f"import os; from fedra_engine.runtime.exit_codes import end, exit_code; end(exit_code({main}))"
