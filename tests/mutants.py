@@ -65,10 +65,14 @@ def changed(node: ast.AST) -> ast.AST | None:
 
 
 def nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """All below `node` that a test could notice: no annotations, texts, errors and assertions."""
+    """All below `node` that a test could notice: no annotations, decorators, texts, errors, checks and assertions."""
     for name, value in ast.iter_fields(node):
         for child in value if isinstance(value, list) else [value]:
-            skipped = name in ("annotation", "returns") or isinstance(child, ast.JoinedStr | ast.Raise | ast.Assert)
+            skipped = (
+                name in ("annotation", "returns", "decorator_list")
+                or isinstance(child, ast.JoinedStr | ast.Raise | ast.Assert)
+                or (isinstance(child, ast.keyword) and child.arg == "strict")
+            )
             if isinstance(child, ast.AST) and not skipped:
                 yield child
                 yield from nodes(child)
