@@ -30,10 +30,11 @@ EXECUTORS = pytest.mark.parametrize("lanes", [None, 3], ids=["sequential", "swee
 
 @dataclass(frozen=True)
 class Trained:
-    """What a round gave: every client's update and norm, and the global tensors before and after."""
+    """What a round gave: every client's update, norm and loss, and the global tensors before and after."""
 
     updates: dict[int, Tensors]
     norms: dict[int, float]
+    losses: dict[int, float]
     before: Tensors
     after: Tensors
 
@@ -48,13 +49,14 @@ def spoilt(setting: Setting, lanes: int | None, value: float) -> Executor:
 
 def train(setting: Setting, executor: Executor, participants: NDArray[np.int64]) -> Trained:
     state = setting.state()
-    aggregator, updates, norms = Aggregator(state), {}, {}
+    aggregator, updates, norms, losses = Aggregator(state), {}, {}, {}
     for some in executor.train(*setting.work(0, participants), state):
         aggregator.add(some)
         assert some.norms is not None
         norms |= dict(zip(some.clients.tolist(), some.norms.tolist(), strict=True))
+        losses |= dict(zip(some.clients.tolist(), some.losses.tolist(), strict=True))
         updates |= {client: setting.named(update, state) for _, client, update in some.of_good_clients()}
-    return Trained(updates, norms, setting.named_state(state), setting.named_state(aggregator.result()))
+    return Trained(updates, norms, losses, setting.named_state(state), setting.named_state(aggregator.result()))
 
 
 def is_left_out(setting: Setting, lanes: int | None, value: float) -> None:
@@ -103,13 +105,23 @@ def with_head_times(setting: Setting, factor: float) -> Setting:
     return Steep(**vars(setting))
 
 
+def steep_norms(training: TrainingConfig, dtype: torch.dtype, factor: float, lanes: int | None) -> list[float]:
+    """Norms of the clients after one step from heads times `factor`; without those who have nothing to learn."""
+    one_step = replace(training, max_local_steps=1)
+    surer = with_head_times(make_setting("vit", one_step), 1e6)
+    losses = train(surer, surer.executor(lanes), np.arange(len(surer.clients))).losses
+    # Who is right of all samples has no gradient, however large the heads are.
+    wrong = [client for client, loss in losses.items() if loss > 1]
+    assert len(wrong) > 2
+    found = norms(with_head_times(make_setting("vit", one_step, dtype=dtype), factor), lanes)
+    return [found[client] for client in wrong]
+
+
 @EXECUTORS
 def test_gradients_whose_squares_overflow_are_clipped(lanes: int | None) -> None:
     """Their norm is finite; taken in float32 it would be infinite, the factor 0, and nobody would learn."""
-    one_step = replace(SGD, max_local_steps=1, weight_decay=0.0)
-    steep = with_head_times(make_setting("vit", one_step, dtype=torch.float32), 1e25)
-    found = norms(steep, lanes)
-    assert all(norm == pytest.approx(SGD.lr * 0.5, rel=0.2) for norm in found.values()), found
+    found = steep_norms(replace(SGD, weight_decay=0.0), torch.float32, 1e25, lanes)
+    assert found == pytest.approx([SGD.lr * 0.5] * len(found), rel=0.2)
 
 
 @EXECUTORS
@@ -117,14 +129,12 @@ def test_gradients_whose_squares_overflow_are_clipped(lanes: int | None) -> None
 def test_gradients_too_large_for_a_step_make_a_bad_update(training: TrainingConfig, lanes: int | None) -> None:
     """Not one in which nothing has changed."""
     factor = 1e38 if training is SGD else 1e25
-    steep = with_head_times(make_setting("vit", replace(training, max_local_steps=1), dtype=torch.float32), factor)
-    assert not np.isfinite(list(norms(steep, lanes).values())).any()
+    assert not np.isfinite(steep_norms(training, torch.float32, factor, lanes)).any()
 
 
 @EXECUTORS
 def test_a_client_that_overflows_in_float16_is_noticed(lanes: int | None) -> None:
-    steep = with_head_times(make_setting("vit", replace(SGD, max_local_steps=1), dtype=torch.float16), 1e9)
-    assert not np.isfinite(list(norms(steep, lanes).values())).any()
+    assert not np.isfinite(steep_norms(SGD, torch.float16, 1e9, lanes)).any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
