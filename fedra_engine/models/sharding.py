@@ -55,7 +55,15 @@ class Sharding:
     def __init__(self, settings: Settings) -> None:
         """`settings` is a DeepSpeed configuration."""
         self._given = settings
-        self._settings = _effective(settings)
+        # Without what accelerate would fill in from data loaders and models it prepares.
+        others = ("zero_optimization", "fp16", "bf16", *_ALLOWED)
+        zero = settings.get("zero_optimization", {})
+        self._settings = {
+            **{name: deepcopy(value) for name, value in settings.items() if name not in others and value != "auto"},
+            # DeepSpeed wants to know a batch size, for training that it does not do here.
+            "train_micro_batch_size_per_gpu": 1,
+            "zero_optimization": {name: deepcopy(value) for name, value in zero.items() if value != "auto"},
+        }
         self._engines: list[Any] = []
 
     @classmethod
@@ -79,11 +87,7 @@ class Sharding:
         return cls(plugin.deepspeed_config)
 
     def check(self, config: ExperimentConfig) -> None:
-        """Check that the job and the experiment do not contradict each other.
-
-        Raises:
-            InputError: they do.
-        """
+        """Raises InputError if the job and the experiment contradict each other."""
         stage = _value(self._given, "zero_optimization.stage")
         if stage != 3:
             raise InputError(
@@ -130,8 +134,11 @@ class Sharding:
         try:
             # The precision is left to transformers: DeepSpeed knows no float64 and would round buffers.
             device = deepspeed.runtime.zero.partition_parameters.DeepSpeedTensorOverride.device
-            with _usable():
+            try:
                 shards = deepspeed.zero.Init(config_dict_or_path=self._settings, tensor_overrides=[device])
+            except (AssertionError, TypeError, ValueError) as error:
+                reason = one_line(error)
+                raise InputError(f"deepspeed: found settings that it cannot use ({reason}), expected others") from error
             with shards:
                 yield
         finally:
@@ -178,10 +185,12 @@ def parameter_count(module: nn.Module) -> int:
 def gathered(module: nn.Module, *, writes: bool = False, recurse: bool = False) -> Iterator[None]:
     """The parameters that `module` holds itself are whole inside; all processes must enter together.
 
-    With `recurse` so are those of the modules in it.
+    For what reads them without calling the module, which is when DeepSpeed gathers them of its own accord.
 
-    For what reads them without calling the module, which is when DeepSpeed gathers them of its own accord. With
-    `writes` what the main process writes into them stays.
+    Args:
+        module: may be whole already.
+        writes: what the main process writes into them stays.
+        recurse: those of the modules in it are whole, too.
     """
     sharded = [parameter for parameter in module.parameters(recurse) if _in_shards(parameter)]
     if not sharded:
@@ -194,24 +203,9 @@ def gathered(module: nn.Module, *, writes: bool = False, recurse: bool = False) 
 
 
 def refuse_sharding(accelerator: Accelerator, field: str) -> None:
-    """Check that the job was started without DeepSpeed.
-
-    Raises:
-        InputError: it was not; `field` needs the whole model.
-    """
+    """Raises InputError if the job was started with DeepSpeed; `field` needs the whole model."""
     if Sharding.of(accelerator) is not None:
         raise InputError(f"{field}: found true in a job with DeepSpeed, expected a job without it")
-
-
-@contextmanager
-def _usable() -> Iterator[None]:
-    """Turn DeepSpeed's several errors about a field it does not know or a value it cannot use into one."""
-    try:
-        yield
-    except (AssertionError, TypeError, ValueError) as error:
-        raise InputError(
-            f"deepspeed: found settings that it cannot use ({one_line(error)}), expected others"
-        ) from error
 
 
 def _import_deepspeed() -> Any:
@@ -223,15 +217,6 @@ def _import_deepspeed() -> Any:
     # DeepSpeed calls torch by a name that is going to be another one, once for every parameter.
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.* is deprecated", category=FutureWarning)
     return deepspeed
-
-
-def _effective(settings: Settings) -> Settings:
-    """What DeepSpeed gets to see: without what accelerate would fill in from data loaders and models it prepares."""
-    zero = {name: value for name, value in deepcopy(settings.get("zero_optimization", {})).items() if value != "auto"}
-    others = ("zero_optimization", "fp16", "bf16", *_ALLOWED)
-    rest = {name: deepcopy(value) for name, value in settings.items() if name not in others and value != "auto"}
-    # DeepSpeed wants to know a batch size, for training that it does not do here.
-    return {**rest, "train_micro_batch_size_per_gpu": 1, "zero_optimization": zero}
 
 
 def _value(settings: Settings, field: str) -> Any:
