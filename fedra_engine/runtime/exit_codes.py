@@ -21,7 +21,7 @@ from typing import NoReturn
 from fedra_engine.runtime.errors import InputError, PrintableFormatter, ProcessLostError, one_line, printable
 
 BROKEN_OFF = 1
-"""A process was lost, or a disk or another resource of the machine failed; the same may succeed later."""
+"""Something of the machine failed; the same may succeed later."""
 BAD_INPUT = 2
 MAIN_SPEAKS_FIRST = 5.0
 """Seconds that the other processes wait before they print. Once the main process has ended, `torchrun` ends them."""
@@ -98,8 +98,7 @@ def exit_code(main: Callable[[], None]) -> int:
     """Run `main`, and turn what ends it early into one line on stderr and a code.
 
     2 for bad input; 1 when a process was lost or the operating system refused something, such as room on a disk; 130
-    for an interrupt, 143 when terminated, as shells have it. Notes that were added to an exception say how to go on.
-
+    for an interrupt, 143 when terminated, as shells have it. A note that was added to an exception says how to go on.
     In a job of several processes only the main one prints; others print only if it has not ended the job within 5 s.
     """
     if logging.lastResort is not None:
@@ -115,7 +114,9 @@ def exit_code(main: Callable[[], None]) -> int:
         _tell_once(error, str(error))
         return BAD_INPUT if isinstance(error, InputError) else BROKEN_OFF
     except OSError as error:
-        _tell_once(error, describe_os_error(error))
+        reason = error.strerror.lower() if error.strerror else one_line(error)
+        expected = _EXPECTED.get(error.errno or 0, "expected a place that can be read and written")
+        _tell_once(error, f"{error.filename or 'output'}: found {reason}, {expected}")
         return BROKEN_OFF
     except RuntimeError as error:
         # DeepSpeed talks to the other processes without `Processes`. Where it is in use, torch is imported already.
@@ -159,13 +160,6 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
     """Let the kernel send this process a signal when its parent ends, however that happens; Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_TELL_PARENT_DIED, number)
-
-
-def describe_os_error(error: OSError) -> str:
-    """`<file>: found no space left on device, expected room …`."""
-    reason = error.strerror.lower() if error.strerror else one_line(error)
-    expected = _EXPECTED.get(error.errno or 0, "expected a place that can be read and written")
-    return f"{error.filename or 'output'}: found {reason}, {expected}"
 
 
 def _interrupt_line(interrupt: KeyboardInterrupt) -> str:
