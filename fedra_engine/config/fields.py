@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
-from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -15,10 +14,15 @@ from fedra_engine.runtime.errors import InputError
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
 
 
-@cache
+TYPES: dict[type[Any], dict[str, Any]] = {}
+"""Of the classes seen so far: to find them out takes most of the time of checking a configuration."""
+
+
 def field_types(config_class: Any) -> Mapping[str, Any]:
     """Type of every field of a dataclass."""
-    return get_type_hints(config_class)
+    if config_class not in TYPES:
+        TYPES[config_class] = get_type_hints(config_class)
+    return TYPES[config_class]
 
 
 def union_members(kind: Any) -> tuple[Any, ...]:
@@ -53,29 +57,22 @@ class Setting:
     Attributes:
         name: dotted, from the root of the configuration.
         value: what it is in this configuration.
+        default: what it is if none is given.
         kind: its type.
-        field: its declaration.
-        owner: the group that it is a field of.
+        allowed: what it, or each entry, may be; None where its type says it.
         needs: its own and those of its groups, with names from the root.
+        owner: the group that it is a field of.
+        field: its name there.
     """
 
     name: str
     value: Any
+    default: Any
     kind: Any
-    field: Field[Any]
-    owner: Any
+    allowed: Allowed | Choice | None
     needs: tuple[Need, ...]
-
-    @property
-    def allowed(self) -> Allowed | Choice | None:
-        """What it, or each entry, may be; None where its type says it."""
-        allowed: Allowed | Choice | None = self.field.metadata.get("allowed")
-        return allowed
-
-    @property
-    def default(self) -> Any:
-        """The field's value if none is given."""
-        return self.field.default if self.field.default_factory is MISSING else self.field.default_factory()
+    owner: Any
+    field: str
 
 
 def settings(config: Any, prefix: str = "", needs: tuple[Need, ...] = ()) -> Iterator[Setting]:
@@ -95,7 +92,9 @@ def settings(config: Any, prefix: str = "", needs: tuple[Need, ...] = ()) -> Ite
         if is_dataclass(value):
             yield from settings(value, f"{name}.", of_field)
             continue
-        yield Setting(name, value, kinds[field.name], field, config, of_field)
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        allowed = field.metadata.get("allowed")
+        yield Setting(name, value, default, kinds[field.name], allowed, of_field, config, field.name)
         for index, entry in enumerate(value if isinstance(value, list | tuple) else []):
             if is_dataclass(entry):
                 yield from settings(entry, f"{name}[{index}].", of_field)

@@ -6,7 +6,6 @@ import inspect
 import shutil
 import textwrap
 from collections.abc import Iterator
-from functools import cache
 from typing import Any, NamedTuple
 
 from fedra_engine.config.fields import describe_type, settings
@@ -68,7 +67,7 @@ def field_rows(parser: Parser[Any]) -> Iterator[Row]:
     for setting in settings(parser.config_class(**parser.defaults)):
         needs = (f"only with {wanted(need)}" for need in setting.needs)
         takes = "; ".join([describe_type(setting.kind, setting.allowed), *needs])
-        meaning = _meanings(type(setting.owner)).get(setting.field.name, "")
+        meaning = _meanings(type(setting.owner)).get(setting.field, "")
         yield Row(setting.name, _as_typed(setting.value), meaning.removesuffix("."), takes)
 
 
@@ -79,7 +78,6 @@ def _as_typed(value: Any) -> str:
     return value if isinstance(value, str) else shown(value)
 
 
-@cache
 def _meanings(config_class: type[Any]) -> dict[str, str]:
     """What the docstring of a dataclass says of each of its fields, under `Args:`."""
     meanings = dict[str, str]()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from fedra_engine.config import options as allowed
-from fedra_engine.config.fields import field_types
+from fedra_engine.config.fields import TYPES, field_types
 from fedra_engine.config.options import Choice, group, option, register_choice
 from fedra_engine.runtime.errors import InputError
 
@@ -157,4 +157,4 @@ def register_method_options(name: str, options: type[Any] | None = None) -> None
     MethodConfig.__annotations__[name] = options
     setattr(MethodConfig, name, group(options, needs=[{"name": (name,)}]))
     dataclass(MethodConfig)
-    field_types.cache_clear()
+    del TYPES[MethodConfig]

@@ -59,7 +59,7 @@ def validate_together(configs: Sequence[ExperimentConfig]) -> list[ExperimentCon
         while names := without_effect(config):
             for setting in settings(config):
                 if setting.name in names:
-                    setattr(setting.owner, setting.field.name, setting.default)
+                    setattr(setting.owner, setting.field, setting.default)
         validate_setting(config)
     return settled
 

@@ -49,8 +49,7 @@ class Foundation:
     @property
     def blocks(self) -> nn.ModuleList | nn.Sequential:
         """The block list of `model`."""
-        blocks = self.model.get_submodule(self.block_path)
-        assert isinstance(blocks, nn.ModuleList | nn.Sequential)
+        blocks: Any = self.model.get_submodule(self.block_path)
         return blocks
 
     @property
@@ -94,11 +93,7 @@ class Foundation:
             return self.head_layout.pack(self.head).to(self.adapter_dtype)[None]
 
     def base(self) -> tuple[Tensor, ...]:
-        """The frozen weights of the adapter targets, per target [blocks, out, in], copied in `adapter_dtype`.
-
-        Raises:
-            InputError: they are sharded.
-        """
+        """The frozen weights of the adapter targets, per target [blocks, out, in], copied in `adapter_dtype`."""
         if is_sharded(self.model):
             raise InputError(
                 "method.name: found one that rewrites the weights of the model, which are sharded, expected another, "
@@ -122,11 +117,7 @@ class Foundation:
 def make_foundation(
     model: nn.Module, lora: LoraConfig, *, classes: int | None, block_path: str | None = None
 ) -> Foundation:
-    """Freeze `model`, a classifier if there are `classes` or else a causal language model, and find its parts.
-
-    Raises:
-        InputError: blocks, head or adapter targets are not found.
-    """
+    """Freeze `model`, a classifier if there are `classes` or else a causal language model, and find its parts."""
     model.eval().requires_grad_(False)
     # Key-value caches serve generation; in a pass of training they would be written by samples of many clients.
     for settings in _configs(model):
@@ -134,10 +125,8 @@ def make_foundation(
             settings.use_cache = False
     path = find_block_path(model, block_path)
     head_path = find_output_path(model) if classes is None else find_head_path(model, path, classes)
-    blocks = model.get_submodule(path)
-    head = model.get_submodule(head_path)
-    assert isinstance(blocks, nn.ModuleList | nn.Sequential)
-    assert isinstance(head, nn.Linear)
+    blocks: Any = model.get_submodule(path)
+    head: Any = model.get_submodule(head_path)
     adapters = AdapterLayout(find_targets(blocks, lora.target_modules), lora.rank)
     layout = HeadLayout(classes or 0, head.in_features, has_bias=head.bias is not None)
     task = CausalLM(head, layout) if classes is None else Classification(head, layout)
@@ -171,14 +160,14 @@ def share_parameters(model: nn.Module) -> nn.Module:
 def cut_to_blocks(foundation: Foundation, blocks: Sequence[int]) -> nn.Module:
     """A copy of the foundation's module tree with some of its blocks, in this order; parameters are shared."""
     model = share_parameters(foundation.model)
-    full = model.get_submodule(foundation.block_path)
-    assert isinstance(full, nn.ModuleList | nn.Sequential)
+    full: Any = model.get_submodule(foundation.block_path)
     # Models with local and global attention choose the mask of the block in place i by `layer_types[i]`.
     for config in _configs(model):
         if (types := getattr(config, "layer_types", None)) is not None:
             config.layer_types = [types[block] for block in blocks]
-    chosen = nn.ModuleList([full[block] for block in blocks])
-    replace_module(model, foundation.block_path, chosen if isinstance(full, nn.ModuleList) else nn.Sequential(*chosen))
+    chosen = [full[block] for block in blocks]
+    cut = nn.ModuleList(chosen) if isinstance(full, nn.ModuleList) else nn.Sequential(*chosen)
+    replace_module(model, foundation.block_path, cut)
     return model
 
 

@@ -25,9 +25,6 @@ from fedra_engine.runtime.processes import launched_with_deepspeed
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-Settings = dict[str, Any]
-"""A DeepSpeed configuration."""
-
 _UNSET = (None, "auto")
 _SAMPLES_OF_STEP = "training.batch_size and max_local_steps of the experiment decide"
 _WEIGHTS = "the model computes with the weights it has"
@@ -52,7 +49,7 @@ _PRECISIONS = {"bf16": "bfloat16", "fp16": "float16"}
 class Sharding:
     """How the weights are sharded, as the job was started."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: dict[str, Any]) -> None:
         """`settings` is a DeepSpeed configuration."""
         self._given = settings
         # Without what accelerate would fill in from data loaders and models it prepares.
@@ -121,11 +118,7 @@ class Sharding:
 
     @contextmanager
     def loading(self) -> Iterator[None]:
-        """transformers' models that are loaded inside are sharded as they are made.
-
-        Raises:
-            InputError: DeepSpeed cannot use the settings.
-        """
+        """transformers' models that are loaded inside are sharded as they are made."""
         from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
         deepspeed = _import_deepspeed()
@@ -167,7 +160,7 @@ class Sharding:
 
 def is_sharded(module: nn.Module) -> bool:
     """Whether the processes of the job keep shards of the parameters of `module`, instead of copies."""
-    return any(_in_shards(parameter) for parameter in module.parameters())
+    return any(hasattr(parameter, "ds_id") for parameter in module.parameters())
 
 
 def parameter_shape(parameter: Tensor) -> torch.Size:
@@ -192,7 +185,7 @@ def gathered(module: nn.Module, *, writes: bool = False, recurse: bool = False) 
         writes: what the main process writes into them stays.
         recurse: those of the modules in it are whole, too.
     """
-    sharded = [parameter for parameter in module.parameters(recurse) if _in_shards(parameter)]
+    sharded = [parameter for parameter in module.parameters(recurse) if hasattr(parameter, "ds_id")]
     if not sharded:
         yield
         return
@@ -219,13 +212,9 @@ def _import_deepspeed() -> Any:
     return deepspeed
 
 
-def _value(settings: Settings, field: str) -> Any:
+def _value(settings: dict[str, Any], field: str) -> Any:
     """The value at a dotted path; None where there is none."""
     value: Any = settings
     for name in field.split("."):
         value = value.get(name) if isinstance(value, dict) else None
     return value
-
-
-def _in_shards(parameter: Tensor) -> bool:
-    return hasattr(parameter, "ds_id")

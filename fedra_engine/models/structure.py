@@ -18,16 +18,14 @@ from fedra_engine.runtime.errors import InputError
 def find_block_path(model: nn.Module, given: str | None) -> str:
     """Dotted path of the block list: `given`, or the ModuleList/Sequential of equal blocks with most parameters."""
     lists = {name: module for name, module in model.named_modules() if _is_block_list(module)}
-    if given is not None:
-        if given not in lists:
-            raise InputError(f"model.block_path: found {given!r}, expected one of {sorted(lists) or 'none found'}")
-        return given
+    if given is not None and given not in lists:
+        raise InputError(f"model.block_path: found {given!r}, expected one of {sorted(lists) or 'none found'}")
     if not lists:
         raise InputError(
             f"model.path: {type(model).__name__} has no list of blocks, expected a ModuleList or Sequential of two "
             "or more transformer blocks of one class (name it by model.block_path)"
         )
-    return max(lists, key=lambda name: parameter_count(lists[name]))
+    return max(lists, key=lambda name: parameter_count(lists[name])) if given is None else given
 
 
 def _is_block_list(module: nn.Module) -> bool:
@@ -39,17 +37,14 @@ def _is_block_list(module: nn.Module) -> bool:
 
 def find_head_path(model: nn.Module, block_path: str, classes: int) -> str:
     """Dotted path of the classifier: the last Linear outside the blocks with `classes` outputs."""
-    candidates = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module.out_features == classes and not name.startswith(f"{block_path}.")
-    ]
-    if not candidates:
-        raise InputError(
-            f"model.path: {type(model).__name__} has no classifier, expected a Linear with {classes} outputs "
-            "outside the blocks"
-        )
-    return candidates[-1]
+    for name, module in reversed([*model.named_modules()]):
+        fits = isinstance(module, nn.Linear) and module.out_features == classes
+        if fits and not name.startswith(f"{block_path}."):
+            return name
+    raise InputError(
+        f"model.path: {type(model).__name__} has no classifier, expected a Linear with {classes} outputs "
+        "outside the blocks"
+    )
 
 
 def find_output_path(model: nn.Module) -> str:
@@ -65,9 +60,8 @@ def find_targets(blocks: nn.ModuleList | nn.Sequential, target_modules: list[str
     linears = [name for name, module in blocks[0].named_modules() if is_linear(module)]
     if target_modules == INCLUDE_LINEAR_LAYERS_SHORTHAND:
         target_modules = linears
-    by_pattern = isinstance(target_modules, str)
-    for entry in [target_modules] if by_pattern else target_modules:
-        if not _targets_of(blocks[0], entry if by_pattern else [entry]):
+    for entry in [target_modules] if isinstance(target_modules, str) else target_modules:
+        if not _targets_of(blocks[0], target_modules if isinstance(target_modules, str) else [entry]):
             raise InputError(
                 f"lora.target_modules: found {entry!r}, which matches nothing in a block; "
                 f"expected (endings of) {', '.join(linears)}, or {INCLUDE_LINEAR_LAYERS_SHORTHAND}"
@@ -84,11 +78,10 @@ def find_targets(blocks: nn.ModuleList | nn.Sequential, target_modules: list[str
 def _targets_of(block: nn.Module, target_modules: list[str] | str) -> tuple[Target, ...]:
     rule, targets = PeftLoraConfig(target_modules=target_modules), []
     for name, module in block.named_modules():
-        if not name or not check_target_module_exists(rule, name):
-            continue
-        if not is_linear(module):
-            raise InputError(f"lora.target_modules: {name!r} is a {type(module).__name__}, expected Linear layers")
-        targets.append(Target(name, *linear_shape(module)))
+        if name and check_target_module_exists(rule, name):
+            if not is_linear(module):
+                raise InputError(f"lora.target_modules: {name!r} is a {type(module).__name__}, expected Linear layers")
+            targets.append(Target(name, *linear_shape(module)))
     return tuple(targets)
 
 
