@@ -46,52 +46,46 @@ class Interrupted(KeyboardInterrupt):
         self.number = number
 
 
-class _Signals:
-    """What happens when a signal asks the process to end.
+class _Watch:
+    """The process that answers signals, how much it has open that has to be closed, and whether it is closing that."""
 
-    It ends at once, unless something is open that has to be closed, and at once also when it is asked again.
-    """
-
-    def __init__(self) -> None:
-        self._process: int | None = None
-        self._open = 0
-        self._unwinding = False
-
-    def watch(self) -> None:
-        """Answer from now on."""
-        self._process, self._open, self._unwinding = os.getpid(), 0, False
-        for number in _SIGNALS:
-            # Shells have commands in the background ignore interrupts.
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, self._receive)
-
-    @contextmanager
-    def unwound(self) -> Iterator[None]:
-        """Within, the first signal raises `Interrupted`, so that what is open is closed."""
-        self._open += 1
-        try:
-            yield
-        finally:
-            self._open -= 1
-
-    def _receive(self, number: int, frame: object) -> None:
-        # Processes that were forked from this one have nothing to say.
-        if os.getpid() == self._process:
-            if self._open and not self._unwinding:
-                self._unwinding = True
-                raise Interrupted(number)
-            with suppress(OSError):
-                if sys.stdout is not None and sys.stdout.isatty():
-                    os.write(1, _SHOW_CURSOR)
-                # Python's own stream may be in the middle of a line.
-                if line := _interrupt_line(Interrupted(number)):
-                    os.write(2, f"{line}\n".encode())
-        os._exit(128 + number)
+    process: int | None = None
+    open = 0
+    unwinding = False
 
 
-_signals = _Signals()
-watch_signals = _signals.watch
-unwound_by_signals = _signals.unwound
+def watch_signals() -> None:
+    """Answer signals from now on: end at once, unless within `unwound_by_signals`, and at once when asked again."""
+    _Watch.process, _Watch.open, _Watch.unwinding = os.getpid(), 0, False
+    for number in _SIGNALS:
+        # Shells have commands in the background ignore interrupts.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _receive)
+
+
+@contextmanager
+def unwound_by_signals() -> Iterator[None]:
+    """Within, the first signal raises `Interrupted`, so that what is open is closed."""
+    _Watch.open += 1
+    try:
+        yield
+    finally:
+        _Watch.open -= 1
+
+
+def _receive(number: int, frame: object) -> None:
+    # Processes that were forked from this one have nothing to say.
+    if os.getpid() == _Watch.process:
+        if _Watch.open and not _Watch.unwinding:
+            _Watch.unwinding = True
+            raise Interrupted(number)
+        with suppress(OSError):
+            if sys.stdout is not None and sys.stdout.isatty():
+                os.write(1, _SHOW_CURSOR)
+            # Python's own stream may be in the middle of a line.
+            if line := _interrupt_line(Interrupted(number)):
+                os.write(2, f"{line}\n".encode())
+    os._exit(128 + number)
 
 
 def exit_code(main: Callable[[], None]) -> int:
@@ -104,7 +98,7 @@ def exit_code(main: Callable[[], None]) -> int:
     if logging.lastResort is not None:
         # Prints the engine's warnings.
         logging.lastResort.setFormatter(PrintableFormatter())
-    _signals.watch()
+    watch_signals()
     try:
         main()
         # What was printed may not have been written yet. There is no stdout if it was closed before the start.
