@@ -273,7 +273,7 @@ class ExecutionConfig:
 
 @dataclass
 class ExperimentConfig:
-    """A federated LoRA tuning experiment; the default values are the embedded experiment.
+    """A federated LoRA tuning experiment, with a group for each part; the default values are the embedded experiment.
 
     Args:
         rounds: federated rounds.
@@ -282,14 +282,6 @@ class ExperimentConfig:
         name: name of the run folder; made from the method, model and time when null.
         output_dir: folder that receives run folders.
         trace: also write everything needed to recompute each round with other code (needs lora.dropout 0).
-        data: samples and their partition.
-        model: frozen foundation model.
-        lora: adapters.
-        method: federated algorithm.
-        server: server optimizer.
-        clients: capacities and sampling.
-        training: local training.
-        execution: executor and its resources.
     """
 
     rounds: int = option(80, allowed.COUNT)

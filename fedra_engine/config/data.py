@@ -62,7 +62,6 @@ class DataConfig:
         subset: configuration of a data set on the hub; its only one when null.
         encoding: encoding of csv, tsv, jsonl and txt files, by Python's name (such as `cp1252`); a byte order mark in a
             file goes before it.
-        columns: what the columns of a table or data set are called.
         domains: domains to use, in the order that client capacities follow; all, sorted, when empty.
         classes: use only the first N classes, where there are more; all when null.
         prompt: the text before the response of `causal_lm`, with columns in braces (`{instruction}`); plain text

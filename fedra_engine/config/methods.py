@@ -95,7 +95,7 @@ class LoraFairConfig:
 
 @dataclass
 class MethodConfig:
-    """The federated algorithm.
+    """The federated algorithm; each group has the options of the method of its name.
 
     Args:
         name: one of the methods in docs/methods.md.
@@ -106,11 +106,6 @@ class MethodConfig:
             `full` (all blocks).
         ignore_capacities: allow full-depth methods even if no client can hold all blocks.
         weighting: weight of a client in the averages: `uniform`, or its number of `samples`.
-        inclusivefl: options of `inclusivefl`.
-        depthfl: options of `depthfl`.
-        fedhello: options of `fedhello`.
-        hetlora: options of `hetlora`.
-        lorafair: options of `lorafair`.
     """
 
     name: str = option("fedra", METHOD_NAMES)

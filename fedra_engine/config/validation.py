@@ -12,14 +12,7 @@ from types import NoneType
 from typing import Any, get_args, get_origin
 
 from fedra_engine.config import ExperimentConfig
-from fedra_engine.config.fields import (
-    Setting,
-    describe_type,
-    did_you_mean,
-    literal_values,
-    settings,
-    union_members,
-)
+from fedra_engine.config.fields import Setting, describe_type, did_you_mean, literal_values, settings, union_members
 from fedra_engine.config.options import CHOICES, LONGEST_LIST, SOMETHING, Choice, Need
 from fedra_engine.runtime.errors import InputError, shown
 
