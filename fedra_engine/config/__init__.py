@@ -24,6 +24,13 @@ from fedra_engine.config.methods import (
 from fedra_engine.config.options import SOMETHING, group, option, register_choice
 from fedra_engine.runtime.errors import InputError
 
+_AS_IT_IS = {
+    "flora": "the method writes the rest of each mean into the model",
+    "fedexlora": "the method writes the rest of each mean into the model",
+    "flexlora": "factors from an SVD have another basis every round, so nothing lies between two of them",
+}
+"""Methods that take the mean of the updates as it is, and why."""
+
 
 @dataclass
 class ModelConfig:
@@ -72,7 +79,7 @@ class LoraConfig:
         """Factor of the adapter's product, alpha / rank."""
         return self.alpha / self.rank
 
-    def check(self, config: ExperimentConfig) -> None:
+    def check(self) -> None:
         """Raise InputError unless `target_modules` names something, or is a regular expression."""
         if not self.target_modules:
             raise InputError("lora.target_modules: found nothing, expected name endings or a regular expression")
@@ -166,7 +173,7 @@ class ClientsConfig:
     device_schedule: Literal["domain", "drawn"] = option("domain", needs=[{"devices": (SOMETHING,)}])
     deadline: float | None = option(None, allowed.POSITIVE, needs=[{"devices": (SOMETHING,)}])
 
-    def check(self, config: ExperimentConfig) -> None:
+    def check(self) -> None:
         """Raise InputError where devices lack what capacities or the deadline need of them."""
         timed = [device for device in self.devices if (device.compute, device.upload, device.download) != (None,) * 3]
         for index, device in enumerate(self.devices):
@@ -266,7 +273,7 @@ class ExecutionConfig:
 
 @dataclass
 class ExperimentConfig:
-    """A federated LoRA tuning experiment; the default values are the embedded experiment.
+    """A federated LoRA tuning experiment, with a group for each part; the default values are the embedded experiment.
 
     Args:
         rounds: federated rounds.
@@ -275,14 +282,6 @@ class ExperimentConfig:
         name: name of the run folder; made from the method, model and time when null.
         output_dir: folder that receives run folders.
         trace: also write everything needed to recompute each round with other code (needs lora.dropout 0).
-        data: samples and their partition.
-        model: frozen foundation model.
-        lora: adapters.
-        method: federated algorithm.
-        server: server optimizer.
-        clients: capacities and sampling.
-        training: local training.
-        execution: executor and its resources.
     """
 
     rounds: int = option(80, allowed.COUNT)
@@ -300,7 +299,7 @@ class ExperimentConfig:
     training: TrainingConfig = group(TrainingConfig)
     execution: ExecutionConfig = group(ExecutionConfig)
 
-    def check(self, config: ExperimentConfig) -> None:
+    def check(self) -> None:
         """Raise InputError where a trace could not hold what is drawn, or the reference stream not the seed."""
         if self.method.allocation == "reference" and self.seed >= 2**32:
             raise InputError(
@@ -311,3 +310,12 @@ class ExperimentConfig:
             raise InputError(f"trace: found true with lora.dropout {self.lora.dropout}, expected lora.dropout 0")
         if self.trace and self.data.augmentation != "none":
             raise InputError(f"trace: found true with data.augmentation {self.data.augmentation}, expected none")
+
+    def check_method(self) -> None:
+        """Raise InputError where the server would change a mean that the method can only take as it is."""
+        server, name = self.server, self.method.name
+        if name in _AS_IT_IS and (server.optimizer != "fedavg" or server.rate != 1):
+            raise InputError(
+                f"server: found optimizer {server.optimizer} with lr {server.rate:g} and method.name {name}, "
+                f"expected fedavg with lr 1 ({_AS_IT_IS[name]})"
+            )

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from fedra_engine.config import options as allowed
 from fedra_engine.config.options import SOMETHING, Choice, group, option
 from fedra_engine.runtime.errors import InputError
-
-if TYPE_CHECKING:
-    from fedra_engine.config import ExperimentConfig
 
 SOURCES = Choice(
     "data.source", "digits", "image_folder", "domainnet", "nicopp", "hf_dataset", "text_classification", "causal_lm"
@@ -65,7 +62,6 @@ class DataConfig:
         subset: configuration of a data set on the hub; its only one when null.
         encoding: encoding of csv, tsv, jsonl and txt files, by Python's name (such as `cp1252`); a byte order mark in a
             file goes before it.
-        columns: what the columns of a table or data set are called.
         domains: domains to use, in the order that client capacities follow; all, sorted, when empty.
         classes: use only the first N classes, where there are more; all when null.
         prompt: the text before the response of `causal_lm`, with columns in braces (`{instruction}`); plain text
@@ -117,7 +113,7 @@ class DataConfig:
         10, allowed.SAMPLES, needs=[{"partition": ("domain", "iid", "dirichlet", "shards", "quantity", "natural")}]
     )
 
-    def check(self, config: ExperimentConfig) -> None:
+    def check(self) -> None:
         """Raise InputError where files are read and none are named, or a domain is named twice."""
         if self.source in _FILES and self.root is None:
             raise InputError(f"data.root: found none with data.source {self.source}, expected where its samples are")

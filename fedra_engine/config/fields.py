@@ -1,14 +1,15 @@
-"""The fields of a configuration: their types, those types in words, and the option that somebody meant who typed
-one that there is not.
-"""
+"""The fields of a configuration, one by one, and what a mistyped name was meant to be."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from fedra_engine.config.options import Allowed, Choice, Need
+from fedra_engine.runtime.errors import InputError
 
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
 
@@ -17,7 +18,7 @@ TYPES: dict[type[Any], dict[str, Any]] = {}
 """Of the classes seen so far: to find them out takes most of the time of checking a configuration."""
 
 
-def field_types(config_class: type[Any]) -> Mapping[str, Any]:
+def field_types(config_class: Any) -> Mapping[str, Any]:
     """Type of every field of a dataclass."""
     if config_class not in TYPES:
         TYPES[config_class] = get_type_hints(config_class)
@@ -29,42 +30,87 @@ def union_members(kind: Any) -> tuple[Any, ...]:
     return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
 
 
-def describe_type(kind: Any, scalar: str | None = None) -> str:
-    """A type in words: `a whole number or null`; with `scalar` in place of a number or text of any value."""
+def literal_values(kind: Any) -> list[Any]:
+    """The values that a type names one by one, in a union or alone."""
+    return [word for member in union_members(kind) if get_origin(member) is Literal for word in get_args(member)]
+
+
+def describe_type(kind: Any, allowed: Allowed | Choice | None = None) -> str:
+    """A type in words: `a whole number or null`; numbers and texts are those `allowed`."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Literal:
         return f"one of {', '.join(map(str, inner))}" if len(inner) > 1 else str(inner[0])
     if origin in (Union, UnionType):
-        return " or ".join(describe_type(member, scalar) for member in inner)
-    if origin is list:
-        return f"a list ({describe_type(inner[0], scalar)} each)"
-    if origin is tuple:
-        return f"a list of {len(inner)} ({describe_type(inner[0], scalar)} each)"
+        return " or ".join(describe_type(member, allowed) for member in inner)
+    if origin in (list, tuple):
+        length = f" of {len(inner)}" if origin is tuple else ""
+        return f"a list{length} ({describe_type(inner[0], allowed)} each)"
     if is_dataclass(kind):
-        assert isinstance(kind, type)
         return f"fields {', '.join(field_types(kind))}"
-    return scalar if scalar and kind in (int, float, str) else _NAMES[kind]
+    return allowed.description if allowed and kind in (int, float, str) else _NAMES[kind]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A field that is no group of others.
+
+    Attributes:
+        name: dotted, from the root of the configuration.
+        value: what it is in this configuration.
+        default: what it is if none is given.
+        kind: its type.
+        allowed: what it, or each entry, may be; None where its type says it.
+        needs: its own and those of its groups, with names from the root.
+        owner: the group that it is a field of.
+        field: its name there.
+    """
+
+    name: str
+    value: Any
+    default: Any
+    kind: Any
+    allowed: Allowed | Choice | None
+    needs: tuple[Need, ...]
+    owner: Any
+    field: str
+
+
+def settings(config: Any, prefix: str = "", needs: tuple[Need, ...] = ()) -> Iterator[Setting]:
+    """All fields of a configuration, in their order; those of groups in a list come after the list.
+
+    Raises InputError for an attribute that is no field: Python lets one set any name, and a mistyped one would do
+    nothing.
+    """
+    kinds = field_types(type(config))
+    for name in vars(config).keys() - kinds.keys():
+        known = known_name(f"{prefix}{name}", [f"{prefix}{field}" for field in kinds])
+        raise InputError(f"{prefix}{name}: found no field of that name, expected {known}")
+    for field in fields(config):
+        name, value = f"{prefix}{field.name}", getattr(config, field.name)
+        own = ({n if "." in n else prefix + n: need[n] for n in need} for need in field.metadata.get("needs", ()))
+        of_field = (*needs, *own)
+        if is_dataclass(value):
+            yield from settings(value, f"{name}.", of_field)
+            continue
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        allowed = field.metadata.get("allowed")
+        yield Setting(name, value, default, kinds[field.name], allowed, of_field, config, field.name)
+        for index, entry in enumerate(value if isinstance(value, list | tuple) else []):
+            if is_dataclass(entry):
+                yield from settings(entry, f"{name}[{index}].", of_field)
+
+
+def field_names(config_class: type[Any]) -> list[str]:
+    """Dotted names of all fields that are no groups of others."""
+    return [setting.name for setting in settings(config_class())]
 
 
 def type_of_field(name: str, config_class: type[Any]) -> Any:
     """Type of the field, or group of fields, with a dotted `name`; None if there is none."""
     kind: Any = config_class
     for part in name.split("."):
-        if not is_dataclass(kind):
-            return None
-        assert isinstance(kind, type)
-        kind = field_types(kind).get(part)
+        kind = field_types(kind).get(part) if is_dataclass(kind) else None
     return kind
-
-
-def field_names(config_class: type[Any], prefix: str = "") -> Iterator[str]:
-    """Dotted names of all fields that are no groups of others."""
-    for name, kind in field_types(config_class).items():
-        if is_dataclass(kind):
-            assert isinstance(kind, type)
-            yield from field_names(kind, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
 
 
 def did_you_mean(found: str, names: Sequence[str]) -> str:
@@ -94,7 +140,14 @@ ALIASES = {
 """What other programs call an option, and its name here."""
 
 
-def nearest(found: str, names: Sequence[str]) -> str | None:
+def known_name(found: str, names: Sequence[str]) -> str:
+    """What to expect in place of an unknown name, which may have dashes in front, with the nearest that there is."""
+    name = _nearest(found.lstrip("-").replace("-", "_"), names)
+    dashes = "--" if found.startswith("--") else ""
+    return "one that --help-all lists" + (f" (did you mean {dashes}{name}?)" if name else "")
+
+
+def _nearest(found: str, names: Sequence[str]) -> str | None:
     """The one of `names` that an unknown name most likely stands for; None if none is near.
 
     The last part counts most: `training.learning_rate` and `lr` are `training.lr`, `server.learning_rate` is
@@ -105,16 +158,8 @@ def nearest(found: str, names: Sequence[str]) -> str | None:
     for name in (f"{group}.{alias.rpartition('.')[2]}", alias):
         if name in names:
             return name
+    by_last = {name.rpartition(".")[2]: name for name in reversed(names)}
     same = [name for name in names if name.rpartition(".")[2] == last]
     if close := get_close_matches(found, same, n=1, cutoff=0) or get_close_matches(found, names, n=1):
         return close[0]
-    by_last = {name.rpartition(".")[2]: name for name in reversed(names)}
-    close = get_close_matches(last, list(by_last), n=1)
-    return by_last[close[0]] if close else None
-
-
-def known_name(found: str, names: Sequence[str]) -> str:
-    """What to expect in place of an unknown name, which may have dashes in front, with the nearest that there is."""
-    name = nearest(found.lstrip("-").replace("-", "_"), names)
-    dashes = "--" if found.startswith("--") else ""
-    return "one that --help-all lists" + (f" (did you mean {dashes}{name}?)" if name else "")
+    return next((by_last[name] for name in get_close_matches(last, list(by_last), n=1)), None)

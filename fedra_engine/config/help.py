@@ -5,14 +5,12 @@ from __future__ import annotations
 import inspect
 import shutil
 import textwrap
-from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
-from fedra_engine.config.fields import field_types
-from fedra_engine.config.options import Need
+from fedra_engine.config.fields import describe_type, settings
 from fedra_engine.config.parsing import IMPORT, Parser
-from fedra_engine.config.validation import describe_option, needs_of
+from fedra_engine.config.validation import wanted
 from fedra_engine.runtime.errors import shown
 
 FIRST = (
@@ -22,16 +20,8 @@ FIRST = (
 """The fields of an experiment that people set first."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """An option in the help.
-
-    Attributes:
-        name: without dashes.
-        value: what stands for its value: its default, or a word for what it takes.
-        meaning: what it does.
-        takes: which values it may have, and with what it does something; of those with a word, the default.
-    """
+class Row(NamedTuple):
+    """An option in the help: its default, or a word for its value; what it does; and the values that it takes."""
 
     name: str
     value: str
@@ -41,7 +31,7 @@ class Row:
 
 def print_help(parser: Parser[Any], *, everything: bool) -> None:
     """Print the description and the options of a command: all, or its own and the fields that people set first."""
-    rows = list(field_rows(parser.config_class, parser.defaults))
+    rows = list(field_rows(parser))
     first = [row for row in rows if row.name in FIRST]
     listed = rows if everything or not first else first
     width = min(120, shutil.get_terminal_size().columns)
@@ -72,20 +62,13 @@ def own_rows(parser: Parser[Any]) -> list[Row]:
     ]
 
 
-def field_rows(
-    config_class: type[Any], defaults: Mapping[str, Any], prefix: str = "", needs: tuple[Need, ...] = ()
-) -> Iterator[Row]:
-    """The fields of a configuration, in their order, with a command's own `defaults`."""
-    kinds, texts = field_types(config_class), _meanings(config_class)
-    for item in fields(config_class):
-        name, kind, of_field = f"{prefix}{item.name}", kinds[item.name], (*needs, *needs_of(item, prefix))
-        if is_dataclass(kind):
-            assert isinstance(kind, type)
-            yield from field_rows(kind, {}, f"{name}.", of_field)
-            continue
-        default = item.default if item.default_factory is MISSING else item.default_factory()
-        value = _as_typed(defaults.get(item.name, default))
-        yield Row(name, value, texts.get(item.name, "").removesuffix("."), describe_option(item, kind, of_field))
+def field_rows(parser: Parser[Any]) -> Iterator[Row]:
+    """The fields of the configuration, in their order, with the command's own defaults."""
+    for setting in settings(parser.config_class(**parser.defaults)):
+        needs = (f"only with {wanted(need)}" for need in setting.needs)
+        takes = "; ".join([describe_type(setting.kind, setting.allowed), *needs])
+        meaning = _meanings(type(setting.owner)).get(setting.field, "")
+        yield Row(setting.name, _as_typed(setting.value), meaning.removesuffix("."), takes)
 
 
 def _as_typed(value: Any) -> str:

@@ -7,15 +7,12 @@ loading torch. Methods from outside the package add theirs with `register_method
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from fedra_engine.config import options as allowed
 from fedra_engine.config.fields import TYPES, field_types
 from fedra_engine.config.options import Choice, group, option, register_choice
 from fedra_engine.runtime.errors import InputError
-
-if TYPE_CHECKING:
-    from fedra_engine.config import ServerConfig
 
 METHOD_NAMES = Choice(
     "method.name",
@@ -23,12 +20,6 @@ METHOD_NAMES = Choice(
     *("fedsalora", "rolora", "hetlora", "flora", "flexlora", "fedexlora", "lorafair"),
 )
 ALLOCATIONS = Choice("method.allocation", "uniform", "reference", "covered", "prefix", "full")
-_AS_IT_IS = {
-    "flora": "the method writes the rest of each mean into the model",
-    "fedexlora": "the method writes the rest of each mean into the model",
-    "flexlora": "factors from an SVD have another basis every round, so nothing lies between two of them",
-}
-"""Methods that take the mean of the updates as it is, and why."""
 
 
 @dataclass
@@ -104,7 +95,7 @@ class LoraFairConfig:
 
 @dataclass
 class MethodConfig:
-    """The federated algorithm.
+    """The federated algorithm; each group has the options of the method of its name.
 
     Args:
         name: one of the methods in docs/methods.md.
@@ -115,11 +106,6 @@ class MethodConfig:
             `full` (all blocks).
         ignore_capacities: allow full-depth methods even if no client can hold all blocks.
         weighting: weight of a client in the averages: `uniform`, or its number of `samples`.
-        inclusivefl: options of `inclusivefl`.
-        depthfl: options of `depthfl`.
-        fedhello: options of `fedhello`.
-        hetlora: options of `hetlora`.
-        lorafair: options of `lorafair`.
     """
 
     name: str = option("fedra", METHOD_NAMES)
@@ -138,14 +124,6 @@ class MethodConfig:
             raise AttributeError(f"{type(self).__name__} has no field {name!r}")
         setattr(self, name, kinds[name]())
         return getattr(self, name)
-
-    def check_server(self, server: ServerConfig) -> None:
-        """Raise InputError where the server would change a mean that the method can only take as it is."""
-        if self.name in _AS_IT_IS and (server.optimizer != "fedavg" or server.rate != 1):
-            raise InputError(
-                f"server: found optimizer {server.optimizer} with lr {server.rate:g} and method.name {self.name}, "
-                f"expected fedavg with lr 1 ({_AS_IT_IS[self.name]})"
-            )
 
 
 def register_method_options(name: str, options: type[Any] | None = None) -> None:

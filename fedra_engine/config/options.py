@@ -47,7 +47,7 @@ class Choice:
 
     @property
     def description(self) -> str:
-        """For help and messages."""
+        """Of all names, for help and messages."""
         return f"one of {', '.join(self.names)}"
 
     def contains(self, value: Any) -> bool:
@@ -63,11 +63,7 @@ def register_choice(field: str, name: str) -> None:
 
 
 def registering(table: dict[str, Any], field: str, name: str) -> Callable[[Entry], Entry]:
-    """A decorator that puts what it decorates into the `table` of a field's values: the field may also be `name`.
-
-    Raises:
-        InputError: the name is taken.
-    """
+    """A decorator that puts what it decorates into the `table` of a field's values: the field may also be `name`."""
     if name in table:
         raise InputError(f"{field}: found a second {name} to register, expected a name that is not taken")
 
@@ -100,10 +96,8 @@ def group(of: type[Any], *, needs: Sequence[Need] = ()) -> Any:
 
 def whole(least: int, most: int) -> Allowed:
     """Whole numbers."""
-    return Allowed(
-        f"a whole number from {least:,} to {most:,}",
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most,
-    )
+    # Python's true is a number, too.
+    return Allowed(f"a whole number from {least:,} to {most:,}", lambda v: type(v) is int and least <= v <= most)
 
 
 def number(least: float, most: float, *, above: bool = False, below: bool = False) -> Allowed:

@@ -12,9 +12,9 @@ import os
 import sys
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_origin
@@ -24,7 +24,7 @@ import yaml
 import fedra_engine
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.fields import ALIASES, field_names, field_types, known_name, type_of_field, union_members
-from fedra_engine.config.options import PATH, Allowed
+from fedra_engine.config.options import Allowed
 from fedra_engine.config.validation import check_values
 from fedra_engine.config.values import dump_yaml, fitted, load_yaml, load_yaml_file, read_text
 from fedra_engine.runtime.errors import InputError, one_line, shown
@@ -96,7 +96,7 @@ class Parser(Generic[Config]):
                 _merge(values, self._read_file(option.needed))
             elif option.name != "print_config":
                 _merge(values, self._read_option(option, values))
-        config: Config = _build(self.config_class, values)
+        config: Config = fitted("", self.config_class, values)
         check_values(config)
         for option in given:
             if option.name == "print_config":
@@ -117,14 +117,15 @@ class Parser(Generic[Config]):
         for other in ("config", *(option.name for option in self.options)):
             if other in values.keys() - field_types(self.config_class).keys():
                 raise InputError(f"{other}: found it in a file, {name!r}, expected it as an option, --{other}")
-        return self._fit_group("", self.config_class, values, f" in {name}")
+        self._check_names("", self.config_class, values, f" in {name}")
+        return values
 
     def _read_option(self, option: _Given, before: Mapping[str, Any]) -> dict[str, Any]:
         """The fields and values that an option sets; one with a + behind its name appends to those `before`."""
-        name = option.name.removesuffix("+")
+        name, appends = option.name.removesuffix("+"), option.name.endswith("+")
         kind = type_of_field(name, self.config_class)
         lists = [member for member in union_members(kind) if get_origin(member) is list]
-        if kind is None or not option.typed.startswith("--") or (option.name.endswith("+") and not lists):
+        if kind is None or not option.typed.startswith("--") or (appends and not lists):
             own = (option.name for option in self.options)
             known = known_name(option.typed, [*field_names(self.config_class), *own, "config", *_WITHOUT_VALUE])
             raise InputError(f"{option.typed}: found an unknown option, expected {known}")
@@ -132,8 +133,8 @@ class Parser(Generic[Config]):
             value: Any = self._read_group(name, kind, option.needed)
         elif option.value is None and bool in union_members(kind):
             value = True
-        elif option.name.endswith("+"):
-            present = reduce(getattr, name.split("."), _build(self.config_class, before))
+        elif appends:
+            present = reduce(getattr, name.split("."), fitted("", self.config_class, before))
             if not isinstance(present, list):
                 raise InputError(f"{name}: found {shown(present)} to append to, expected a list")
             text = option.needed
@@ -143,54 +144,45 @@ class Parser(Generic[Config]):
             value = read_text(name, kind, option.needed)
         return reduce(lambda inner, part: {part: inner}, reversed(name.split(".")), value)
 
-    def _read_group(self, name: str, kind: Any, text: str) -> dict[str, Any]:
+    def _read_group(self, name: str, kind: Any, text: str) -> Any:
         """The fields and values of a group, from YAML in braces or the file that has them."""
+        values: Any = text
         if text.startswith("{"):
-            values: Any = text
             with suppress(yaml.YAMLError):
                 values = load_yaml(text)
-            return self._fit_group(name, kind, values, "")
+            self._check_names(name, kind, values, "")
+            return values
         try:
-            return self._fit_group(name, kind, load_yaml_file(name, text), f" in {text}")
+            values = load_yaml_file(name, text)
+            self._check_names(name, kind, values, f" in {text}")
         except InputError as error:
             if name in ALIASES and not os.path.exists(text):
                 raise InputError(f"{error} (did you mean --{ALIASES[name]}?)") from error
             raise
+        return values
 
-    def _fit_group(self, name: str, kind: Any, values: Any, where: str) -> dict[str, Any]:
-        """The values of a group of fields, `where` they were found, each as its field has it."""
+    def _check_names(self, name: str, kind: Any, values: Any, where: str) -> None:
+        """Check that the `values` of a group are fields of it; `where` tells in which file they were found."""
         kinds = field_types(kind)
         if not isinstance(values, dict):
             raise InputError(f"{name}: found {shown(values)}, expected fields of it: {', '.join(kinds)}")
-        found = {}
         for key, value in values.items():
             of_field = f"{name}.{key}".removeprefix(".")
             if key not in kinds:
-                known = known_name(of_field, list(field_names(self.config_class)))
+                known = known_name(of_field, field_names(self.config_class))
                 raise InputError(f"{of_field}: found an unknown field{where}, expected {known}")
             if is_dataclass(kinds[key]):
-                found[key] = self._fit_group(of_field, kinds[key], value, where)
-            else:
-                found[key] = fitted(of_field, kinds[key], value)
-        return found
+                self._check_names(of_field, kinds[key], value, where)
 
 
 def read_config(file: Path, *options: str) -> ExperimentConfig:
-    """The experiment that a file describes, but for what `options` say.
-
-    Raises:
-        InputError: the file cannot be read, or has something in it that is no experiment.
-    """
+    """The experiment that a file describes, but for what `options` say; InputError if it describes none."""
     import_modules()
     return Parser(ExperimentConfig).parse(["--config", str(file), *options])
 
 
-def split_options(arguments: Sequence[str], options: Collection[LauncherOption]) -> tuple[Namespace, list[str]]:
-    """The values of a command's own `options`, as text, and all other arguments. Modules are imported on the way.
-
-    Raises:
-        InputError: one of the options has no value, or none of its choices; or a module cannot be imported.
-    """
+def split_options(arguments: Sequence[str], options: Sequence[LauncherOption]) -> tuple[Namespace, list[str]]:
+    """The values of a command's own `options`, as text, and all other arguments. Modules are imported on the way."""
     known, values, others = {option.name: option for option in options}, Namespace(), list[str]()
     for option in options:
         setattr(values, option.name, option.default)
@@ -209,11 +201,7 @@ def split_options(arguments: Sequence[str], options: Collection[LauncherOption])
 
 
 def import_modules(*names: str) -> None:
-    """Import modules that register things, by name, and those of the command that started this process.
-
-    Raises:
-        InputError: one of them cannot be imported.
-    """
+    """Import modules that register things, by name, and those of the command that started this process."""
     wanted = dict.fromkeys([*os.environ.get(_IMPORTED, "").split(), *names])
     if wanted and os.getcwd() not in sys.path:
         # An installed command does not look there.
@@ -240,11 +228,7 @@ def check_not_given(arguments: Sequence[str], fields: Mapping[str, str]) -> None
 
 
 def parse_option(option: str, text: str, kind: type[int] | type[float], allowed: Allowed) -> Any:
-    """The number `text` of an `option` that `split_options` found.
-
-    Raises:
-        InputError: it is none, or not allowed.
-    """
+    """The number that is the `text` of an `option`; InputError if it is none, or not allowed."""
     # Numbers of thousands of digits take long to read. Python also takes `1_000` and digits of other scripts.
     if len(text) < 30 and text.isascii() and "_" not in text:
         with suppress(ValueError):
@@ -283,17 +267,13 @@ class _Given:
 
     @property
     def needed(self) -> str:
-        """The option's value.
-
-        Raises:
-            InputError: it has none.
-        """
+        """The option's value; InputError if it has none."""
         if self.value is None:
             raise InputError(f"{self.name}: found no value, expected one")
         return self.value
 
 
-def _options(arguments: Iterable[str]) -> Iterator[_Given]:
+def _options(arguments: Sequence[str]) -> Iterator[_Given]:
     """The options among the arguments: `--name value`, `--name=value` or `--name` alone, with - or _ between words."""
     rest = list(arguments)
     while rest:
@@ -326,24 +306,8 @@ def _merge(values: dict[str, Any], more: Mapping[str, Any]) -> None:
 
 def _others(values: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of `values` that differ from the `usual` ones, group by group."""
-    found = {
+    return {
         name: _others(value, usual[name]) if isinstance(value, dict) else value
         for name, value in values.items()
         if value != usual[name]
     }
-    return found
-
-
-def _build(config_class: type[Any], values: Mapping[str, Any]) -> Any:
-    """The dataclass with `values`, and in them `~` in front of a path as the home that it stands for."""
-    kinds, found = field_types(config_class), dict[str, Any]()
-    for item in fields(config_class):
-        if item.name in values:
-            value = values[item.name]
-            if is_dataclass(kind := kinds[item.name]):
-                assert isinstance(kind, type)
-                value = _build(kind, value)
-            elif isinstance(value, str) and item.metadata.get("allowed") is PATH:
-                value = os.path.expanduser(value)
-            found[item.name] = value
-    return config_class(**found)

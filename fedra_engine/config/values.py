@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 import yaml
 
-from fedra_engine.config.fields import describe_type, field_types, union_members
+from fedra_engine.config.fields import describe_type, field_types, literal_values, union_members
+from fedra_engine.config.options import PATH
 from fedra_engine.runtime.errors import InputError
 
 _LARGEST = 1 << 20
@@ -91,30 +93,22 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_whole)
 
 
 def load_yaml(text: str) -> Any:
-    """The value of a file's text, or of an option's.
-
-    Raises:
-        yaml.YAMLError: the text is no YAML, or expands.
-    """
+    """The value of an option's text; yaml.YAMLError if it is no YAML, or expands."""
     value = yaml.load(text, Loader=_Loader)
-    # An option's text with a column in braces is no mapping.
+    # A text with a column in braces is no mapping.
     if isinstance(value, dict) and value and ":" not in text and all(entry is None for entry in value.values()):
         return text
     return value
 
 
 def dump_yaml(values: Any) -> str:
-    """The text of a file that `load_yaml` reads back as `values`."""
+    """The text of a file that `load_yaml_file` reads back as `values`."""
     text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     return text
 
 
 def load_yaml_file(option: str, name: str) -> dict[str, Any]:
-    """The fields and values in the file that an `option` names.
-
-    Raises:
-        InputError: it is none, is too large, or its content is no fields and values.
-    """
+    """The fields and values in the file that an `option` names; InputError if it has none, or is too large."""
     path, expected = Path(os.path.expanduser(name)), "expected a YAML file of fields and values"
     if option != "config":
         expected += f", or options --{option}.<field>"
@@ -128,12 +122,11 @@ def load_yaml_file(option: str, name: str) -> dict[str, Any]:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except InputError:
         raise
-    except yaml.MarkedYAMLError as error:
-        line = "" if error.problem_mark is None else f" (line {error.problem_mark.line + 1})"
-        problem = " ".join(filter(None, [error.context, error.problem]))
-        raise InputError(f"{option}: {name}: {problem}{line}; {expected}") from error
     except (OSError, yaml.YAMLError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
+        if isinstance(error, yaml.MarkedYAMLError):
+            line = "" if error.problem_mark is None else f" (line {error.problem_mark.line + 1})"
+            reason = " ".join(filter(None, [error.context, error.problem])) + line
         raise InputError(f"{option}: {name}: {reason}; {expected}") from error
     if not isinstance(values, dict):
         raise InputError(f"{option}: found {'nothing' if values is None else 'no fields'} in {name!r}, {expected}")
@@ -141,11 +134,7 @@ def load_yaml_file(option: str, name: str) -> dict[str, Any]:
 
 
 def read_text(name: str, kind: Any, text: str) -> Any:
-    """What the `text` of an option stands for, by the field's type: YAML, the text itself, or a list between commas.
-
-    Raises:
-        InputError: a group of fields in it has one that there is not.
-    """
+    """What the `text` of an option stands for, by the field's type: YAML, the text itself, or a list between commas."""
     members = union_members(kind)
     lists = [member for member in members if get_origin(member) in (list, tuple)]
     value: Any = text
@@ -156,8 +145,8 @@ def read_text(name: str, kind: Any, text: str) -> Any:
     if isinstance(value, str) or (str in members and value is not None and not (lists and isinstance(value, list))):
         value = text
     entry = get_args(lists[0])[0] if lists else None
-    words = [word for member in members if get_origin(member) is Literal for word in get_args(member)]
-    if entry in (int, float, str) and type(value) in (int, float, str) and text not in words:
+    scalars = (int, float, str)
+    if entry in scalars and type(value) in scalars and text not in literal_values(kind):
         parts = [read_text(name, entry, part.strip()) for part in text.split(",")]
         if _NAMES.fullmatch(text) if str in members else len(parts) > 1 or type(parts[0]) is entry:
             value = parts
@@ -167,10 +156,8 @@ def read_text(name: str, kind: Any, text: str) -> Any:
 def fitted(name: str, kind: Any, value: Any) -> Any:
     """A `value` from YAML as the type `kind` has it: 1 as 1.0, a list as a tuple, a mapping as a dataclass.
 
-    What cannot be one of that type stays as it is.
-
-    Raises:
-        InputError: a mapping has a field that the dataclass lacks.
+    In paths, `~` in front becomes the home that it stands for. What cannot be one of that type stays as it is, but a
+    mapping with a field that the dataclass lacks is an InputError.
     """
     for member in union_members(kind):
         origin = get_origin(member)
@@ -182,9 +169,17 @@ def fitted(name: str, kind: Any, value: Any) -> Any:
         if member is bool and isinstance(value, str):
             return _WORDS.get(value.lower(), value)
         if is_dataclass(member) and isinstance(value, dict):
-            assert isinstance(member, type)
-            kinds = field_types(member)
-            for other in value.keys() - kinds.keys():
-                raise InputError(f"{name}: found an unknown field {other}, expected {describe_type(member)}")
-            return member(**{key: fitted(f"{name}.{key}", kinds[key], entry) for key, entry in value.items()})
+            return _made(name, member, value)
     return value
+
+
+def _made(name: str, config_class: Any, values: Mapping[str, Any]) -> Any:
+    """The dataclass with the `values` of its fields."""
+    kinds = field_types(config_class)
+    for other in values.keys() - kinds.keys():
+        raise InputError(f"{name}: found an unknown field {other}, expected {describe_type(config_class)}")
+    found = {key: fitted(f"{name}.{key}".removeprefix("."), kinds[key], value) for key, value in values.items()}
+    for field in fields(config_class):
+        if field.metadata.get("allowed") is PATH and isinstance(found.get(field.name), str):
+            found[field.name] = os.path.expanduser(found[field.name])
+    return config_class(**found)

@@ -12,10 +12,6 @@ from fedra_engine.federation.clients import Devices
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.randomness import generator
 
-GIGA = 1e9
-"""FLOP/s in a GFLOP/s."""
-MEGABIT = 1e6 / 8
-"""Bytes in a Mbit."""
 GIBIBYTE = 2**30
 
 
@@ -56,10 +52,14 @@ def simulated_seconds(
     devices: Devices, participants: NDArray[np.int64], costs: ClientCosts, round: int
 ) -> NDArray[np.float64]:
     """Simulated time from hand-out to the arrival of the update, [participants]."""
-    profiles = devices.profiles
-    compute = devices.values([_rate(profile.compute, GIGA) for profile in profiles])[participants]
-    upload = devices.values([_rate(profile.upload, MEGABIT) for profile in profiles])[participants]
-    download = devices.values([_rate(profile.download, MEGABIT) for profile in profiles])[participants]
+
+    def speeds(of_profile: list[float | None], unit: float) -> NDArray[np.float64]:
+        return devices.values([np.inf if value is None else value * unit for value in of_profile])[participants]
+
+    profiles, megabit = devices.profiles, 1e6 / 8
+    compute = speeds([profile.compute for profile in profiles], 1e9)
+    upload = speeds([profile.upload for profile in profiles], megabit)
+    download = speeds([profile.download for profile in profiles], megabit)
     spread = devices.values([profile.variation for profile in profiles])[participants]
     normal = generator(devices.seed, round=round, purpose="device speed").standard_normal(len(devices.of_client))
     usual = costs.downloaded / download + costs.flops / compute + costs.uploaded / upload
@@ -68,12 +68,7 @@ def simulated_seconds(
 
 
 def capacities_by_memory(devices: Devices, costs: CostModel, ranks: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The largest number of blocks with which training fits the memory of each client's device, int64 [clients].
-
-    Args:
-        devices: of the clients.
-        costs: what training takes.
-        ranks: int64 [clients], LoRA rank of each client.
+    """The most blocks with which training at `ranks` [clients] fits each client's device, int64 [clients].
 
     Raises:
         InputError: some device has no room for a single block.
@@ -92,7 +87,3 @@ def capacities_by_memory(devices: Devices, costs: CostModel, ranks: NDArray[np.i
             )
         capacities[(kinds[0] == index) & (kinds[1] == rank)] = fitting
     return capacities
-
-
-def _rate(value: float | None, unit: float) -> float:
-    return np.inf if value is None else value * unit

@@ -105,7 +105,7 @@ class LanePool:
             work.training,
             dtype=dtype,
             device=device,
-            columns=head_layout.trained,
+            columns=slice(0, head_layout.trained_size),
             keeps_starts=starts,
             all_stepped=not self._terms,
         )

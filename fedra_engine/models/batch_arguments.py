@@ -17,6 +17,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from fedra_engine.runtime.errors import InputError, one_line
 
 _PROBES = (2, 3)
+_Call = tuple[list[Any], Any]
+"""The leaves of a block's flattened arguments, and what it returned."""
 
 
 @dataclass(frozen=True)
@@ -67,31 +69,45 @@ def probe_batch_arguments(
         InputError: an argument mixes the batch with another dimension, or a block returns something else than
             hidden states of its input's shape.
     """
-    seen: list[list[tuple[list[Any], Any]]] = []
-    for size in _PROBES:
-        calls: dict[int, tuple[list[Any], Any]] = {}
-        hooks = [
-            block.register_forward_hook(_record(calls, position), with_kwargs=True)
-            for position, block in enumerate(blocks)
-        ]
-        try:
-            with torch.no_grad():
-                model(**_with_padding(inputs(size)))
-        except InputError:
-            raise
-        except Exception as error:  # Whatever a model makes of inputs that are not for it.
+    small, large = (_recorded(model, blocks, inputs(size)) for size in _PROBES)
+    return [_compare(position, small[position], large[position]) for position in range(len(blocks))]
+
+
+def _recorded(
+    model: nn.Module, blocks: nn.ModuleList | nn.Sequential, inputs: Mapping[str, Tensor]
+) -> dict[int, _Call]:
+    """What each block is given and returns in a pass."""
+    calls: dict[int, _Call] = {}
+
+    def record(position: int, args: Any, kwargs: Any, output: Any) -> None:
+        if position in calls:
             raise InputError(
-                f"model.path: {type(model).__name__} cannot take the data's inputs: {one_line(error)}"
-            ) from error
-        finally:
-            for hook in hooks:
-                hook.remove()
-        if len(calls) != len(blocks):
-            raise InputError(
-                f"model.block_path: the model called {len(calls)} of the {len(blocks)} blocks found, expected all"
+                f"model.block_path: found that the model calls block {position} more than once, expected a list whose "
+                "blocks it calls once each"
             )
-        seen.append([calls[position] for position in range(len(blocks))])
-    return [_compare(position, *pair) for position, pair in enumerate(zip(*seen, strict=True))]
+        calls[position] = (tree_flatten((args, kwargs))[0], output)
+
+    hooks = [
+        block.register_forward_hook(lambda _, *call, position=position: record(position, *call), with_kwargs=True)
+        for position, block in enumerate(blocks)
+    ]
+    try:
+        with torch.no_grad():
+            model(**_with_padding(inputs))
+    except InputError:
+        raise
+    except Exception as error:  # Whatever a model makes of inputs that are not for it.
+        raise InputError(
+            f"model.path: {type(model).__name__} cannot take the data's inputs: {one_line(error)}"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if len(calls) != len(blocks):
+        raise InputError(
+            f"model.block_path: the model called {len(calls)} of the {len(blocks)} blocks found, expected all"
+        )
+    return calls
 
 
 def _with_padding(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -102,28 +118,17 @@ def _with_padding(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {**inputs, "attention_mask": torch.cat([mask[:, :-1], torch.zeros_like(mask[:, -1:])], dim=1)}
 
 
-def _record(calls: dict[int, tuple[list[Any], Any]], position: int) -> Callable[..., None]:
-    def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if position in calls:
-            raise InputError(
-                f"model.block_path: found that the model calls block {position} more than once, expected a list whose "
-                "blocks it calls once each"
-            )
-        calls[position] = (tree_flatten((args, kwargs))[0], output)
-
-    return hook
-
-
-def _compare(block: int, small: tuple[list[Any], Any], large: tuple[list[Any], Any]) -> BatchArguments:
-    dimensions = tuple(_batch_dimension(block, *leaves) for leaves in zip(small[0], large[0], strict=True))
-    hidden = next((i for i, leaf in enumerate(small[0]) if isinstance(leaf, Tensor) and leaf.is_floating_point()), None)
+def _compare(block: int, small: _Call, large: _Call) -> BatchArguments:
+    (leaves, output), (of_more, _) = small, large
+    dimensions = tuple(_batch_dimension(block, *pair) for pair in zip(leaves, of_more, strict=True))
+    hidden = next((i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.is_floating_point()), None)
     if hidden is None or dimensions[hidden] != 0:
         raise InputError(f"model.path: block {block} is not given hidden states with the batch as first dimension")
-    returned = len(small[1]) if isinstance(small[1], tuple) else 0
-    output = small[1][0] if returned else small[1]
-    if not isinstance(output, Tensor) or output.shape != small[0][hidden].shape:
+    returned = len(output) if isinstance(output, tuple) else 0
+    states, *others = output if returned else [output]
+    if not isinstance(states, Tensor) or states.shape != leaves[hidden].shape:
         raise InputError(f"model.path: block {block} does not return hidden states of the shape it is given")
-    if returned and any(isinstance(extra, Tensor) for extra in small[1][1:]):
+    if any(isinstance(extra, Tensor) for extra in others):
         raise InputError(f"model.path: block {block} returns tensors beside its hidden states, expected none")
     return BatchArguments(dimensions, hidden, returned)
 

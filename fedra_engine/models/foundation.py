@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +19,6 @@ from fedra_engine.models.structure import (
     find_head_path,
     find_output_path,
     find_targets,
-    keep_layer_types,
     linear_weight,
     stores_input_first,
 )
@@ -45,13 +44,12 @@ class Foundation:
     head_path: str
     adapter_layout: AdapterLayout
     task: Task
-    namesakes: Mapping[str, Tensor] = field(default_factory=dict)
+    namesakes: Mapping[str, Tensor]
 
     @property
     def blocks(self) -> nn.ModuleList | nn.Sequential:
         """The block list of `model`."""
-        blocks = self.model.get_submodule(self.block_path)
-        assert isinstance(blocks, nn.ModuleList | nn.Sequential)
+        blocks: Any = self.model.get_submodule(self.block_path)
         return blocks
 
     @property
@@ -77,7 +75,7 @@ class Foundation:
     @property
     def stores_input_first(self) -> bool:
         """Whether weights of the adapter targets are stored as [in, out] (PEFT's `fan_in_fan_out`)."""
-        return any(stores_input_first(self._target(0, target.path)) for target in self.adapter_layout.targets)
+        return any(stores_input_first(self.blocks[0].get_submodule(t.path)) for t in self.adapter_layout.targets)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -95,11 +93,7 @@ class Foundation:
             return self.head_layout.pack(self.head).to(self.adapter_dtype)[None]
 
     def base(self) -> tuple[Tensor, ...]:
-        """The frozen weights of the adapter targets, per target [blocks, out, in], copied in `adapter_dtype`.
-
-        Raises:
-            InputError: they are sharded.
-        """
+        """The frozen weights of the adapter targets, per target [blocks, out, in], copied in `adapter_dtype`."""
         if is_sharded(self.model):
             raise InputError(
                 "method.name: found one that rewrites the weights of the model, which are sharded, expected another, "
@@ -117,37 +111,26 @@ class Foundation:
                 self._weight(block, target.path).copy_(weight)
 
     def _weight(self, block: int, path: str) -> Tensor:
-        return linear_weight(self._target(block, path)).detach()
-
-    def _target(self, block: int, path: str) -> nn.Module:
-        return self.blocks[block].get_submodule(path)
+        return linear_weight(self.blocks[block].get_submodule(path)).detach()
 
 
 def make_foundation(
     model: nn.Module, lora: LoraConfig, *, classes: int | None, block_path: str | None = None
 ) -> Foundation:
-    """Freeze `model` and find its blocks, head and adapter targets.
-
-    With `classes` it is a classifier, without them a causal language model.
-
-    Raises:
-        InputError: the model lacks one of these.
-    """
+    """Freeze `model`, a classifier if there are `classes` or else a causal language model, and find its parts."""
     model.eval().requires_grad_(False)
-    _turn_caches_off(model)
+    # Key-value caches serve generation; in a pass of training they would be written by samples of many clients.
+    for settings in _configs(model):
+        if getattr(settings, "use_cache", False):
+            settings.use_cache = False
     path = find_block_path(model, block_path)
     head_path = find_output_path(model) if classes is None else find_head_path(model, path, classes)
-    blocks = model.get_submodule(path)
-    head = model.get_submodule(head_path)
-    assert isinstance(blocks, nn.ModuleList | nn.Sequential)
-    assert isinstance(head, nn.Linear)
+    blocks: Any = model.get_submodule(path)
+    head: Any = model.get_submodule(head_path)
     adapters = AdapterLayout(find_targets(blocks, lora.target_modules), lora.rank)
     layout = HeadLayout(classes or 0, head.in_features, has_bias=head.bias is not None)
-    if classes is None:
-        return Foundation(model, path, head_path, adapters, CausalLM(head, layout))
-    return Foundation(
-        model, path, head_path, adapters, Classification(head, layout), namesakes=_namesakes(model, head_path)
-    )
+    task = CausalLM(head, layout) if classes is None else Classification(head, layout)
+    return Foundation(model, path, head_path, adapters, task, {} if classes is None else _namesakes(model, head_path))
 
 
 def _namesakes(model: nn.Module, head_path: str) -> dict[str, Tensor]:
@@ -163,12 +146,9 @@ def _namesakes(model: nn.Module, head_path: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _turn_caches_off(model: nn.Module) -> None:
-    """Key-value caches serve generation; in a pass of training they would be written by samples of many clients."""
-    for module in model.modules():
-        config: Any = getattr(module, "config", None)
-        if getattr(config, "use_cache", False):
-            config.use_cache = False
+def _configs(model: nn.Module) -> list[Any]:
+    """The configurations of the modules of a `model` of transformers, shared ones once."""
+    return list({id(config): config for part in model.modules() if (config := getattr(part, "config", None))}.values())
 
 
 def share_parameters(model: nn.Module) -> nn.Module:
@@ -180,11 +160,14 @@ def share_parameters(model: nn.Module) -> nn.Module:
 def cut_to_blocks(foundation: Foundation, blocks: Sequence[int]) -> nn.Module:
     """A copy of the foundation's module tree with some of its blocks, in this order; parameters are shared."""
     model = share_parameters(foundation.model)
-    full = model.get_submodule(foundation.block_path)
-    assert isinstance(full, nn.ModuleList | nn.Sequential)
-    keep_layer_types(model, blocks)
-    chosen = nn.ModuleList([full[block] for block in blocks])
-    replace_module(model, foundation.block_path, chosen if isinstance(full, nn.ModuleList) else nn.Sequential(*chosen))
+    full: Any = model.get_submodule(foundation.block_path)
+    # Models with local and global attention choose the mask of the block in place i by `layer_types[i]`.
+    for config in _configs(model):
+        if (types := getattr(config, "layer_types", None)) is not None:
+            config.layer_types = [types[block] for block in blocks]
+    chosen = [full[block] for block in blocks]
+    cut = nn.ModuleList(chosen) if isinstance(full, nn.ModuleList) else nn.Sequential(*chosen)
+    replace_module(model, foundation.block_path, cut)
     return model
 
 

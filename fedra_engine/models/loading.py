@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +24,8 @@ from fedra_engine.models.structure import find_block_path, find_head_path
 from fedra_engine.runtime.errors import InputError, one_line
 
 Pooling = Literal["pooler", "first", "mean", "last"]
+_Load = Callable[..., tuple[PreTrainedModel, list[str]]]
+"""`_load` but for its first arguments."""
 
 _SEED = 0
 """A new layer is the same in every run: its seed is a constant of the model, not of the experiment."""
@@ -37,24 +40,22 @@ def resolve_model_path(path: str) -> str:
 def load_pretrained(
     config: ModelConfig, *, classes: int | None, sharding: Sharding | None = None
 ) -> PreTrainedModel | PooledClassifier:
-    """Load a model from a Hugging Face or timm directory or hub name.
+    """Load a model from a Hugging Face or timm directory or hub name; InputError if it cannot be used.
 
     With `classes` it is an image or text classifier; its last layer is new where none fits the number of classes,
     but nothing before that. A model whose own classification layers lack weights gets a `PooledClassifier`'s. Without
     `classes` it is a causal language model. With `sharding` each process keeps its shard of the weights only.
-
-    Raises:
-        InputError: no such model, or one that lacks weights or cannot be used for this.
     """
     path = resolve_model_path(config.path)
     _check_directory(path)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_SEED)
+            settings, load = _settings(path), partial(_load, config, path, sharding)
             if classes is None:
-                model = _load_causal_lm(config, path, sharding)
+                model = _load_causal_lm(config, settings, load)
             else:
-                model = _load_classifier(config, path, classes, sharding)
+                model = _load_classifier(config, settings, classes, load)
     except InputError:
         raise
     except Exception as error:  # Whatever a file can make transformers raise.
@@ -65,20 +66,16 @@ def load_pretrained(
 
 
 def adopt_model(model: nn.Module, config: ModelConfig) -> nn.Module:
-    """A copy of a `model` in memory, in the precision of `config`; the model itself stays as it is.
+    """A copy of a torch module in memory, in the precision of `config`.
 
     One that is not of transformers must be a classifier of images, which takes pixels and returns logits.
-
-    Raises:
-        InputError: it is no torch module.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model: found {model!r}, expected a torch module (model.path takes names and folders)")
-    adopted = copy.deepcopy(model).to(getattr(torch, config.dtype))
+    adopted: Any = copy.deepcopy(model).to(getattr(torch, config.dtype))
     if not hasattr(adopted, "main_input_name") or not hasattr(adopted, "config"):
         return ImageClassifier(adopted)
-    settings: Any = adopted.config
-    _settle_padding(settings.get_text_config())
+    _settle_padding(adopted.config.get_text_config())
     return adopted
 
 
@@ -99,9 +96,7 @@ class ImageClassifier(nn.Module):
 
 def own_path(model: nn.Module, path: str) -> str:
     """A dotted `path` in `model` as the user's own model has it, without what this package puts around that."""
-    if isinstance(model, ImageClassifier):
-        return path.removeprefix("module.")
-    return path.removeprefix("backbone.") if isinstance(model, PooledClassifier) else path
+    return path.removeprefix({ImageClassifier: "module.", PooledClassifier: "backbone."}.get(type(model), ""))
 
 
 def _settle_padding(settings: Any) -> None:
@@ -113,8 +108,7 @@ def _settle_padding(settings: Any) -> None:
         settings.pad_token_id = end[0] if isinstance(end, list) else end
 
 
-def _load_causal_lm(config: ModelConfig, path: str, sharding: Sharding | None) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
+def _load_causal_lm(config: ModelConfig, settings: Any, load: _Load) -> PreTrainedModel:
     from transformers.models.auto import modeling_auto
 
     if config.pooling != "auto":
@@ -122,21 +116,22 @@ def _load_causal_lm(config: ModelConfig, path: str, sharding: Sharding | None) -
             f"model.pooling: found {config.pooling} with a causal language model, which classifies nothing; expected "
             "auto"
         )
-    model_type = _settings(path).model_type
-    if model_type not in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise InputError(f"model.path: found a {model_type} model, expected a causal language model")
-    model, unfit = _load(AutoModelForCausalLM, config, path, sharding)
+    if settings.model_type not in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise InputError(f"model.path: found a {settings.model_type} model, expected a causal language model")
+    model, unfit = load(modeling_auto.AutoModelForCausalLM)
     _refuse_unfit(unfit, config)
     return model
 
 
 def _load_classifier(
-    config: ModelConfig, path: str, classes: int, sharding: Sharding | None
+    config: ModelConfig, settings: Any, classes: int, load: _Load
 ) -> PreTrainedModel | PooledClassifier:
-    settings = _settings(path)
-    own_class = _own_class(settings) if config.pooling == "auto" else None
-    if own_class is not None:
-        model, unfit = _load(own_class, config, path, sharding, num_labels=classes, **_without_classes(settings))
+    if config.pooling == "auto" and (own_class := _own_class(settings)) is not None:
+        arguments: dict[str, Any] = {"num_labels": classes}
+        # timm writes the number of classes a second time, which would win.
+        if of_timm := getattr(settings, "model_args", None):
+            arguments["model_args"] = {name: value for name, value in of_timm.items() if name != "num_classes"}
+        model, unfit = load(own_class, **arguments)
         head = find_head_path(model, find_block_path(model, config.block_path), classes)
         unfit = [name for name in unfit if not name.startswith(f"{head}.")]
         if not unfit:
@@ -151,12 +146,13 @@ def _load_classifier(
             f"model.pooling: found {config.pooling} with a {settings.model_type} model, which has no one hidden size, "
             "expected auto, or model.path to be one tower of the model, such as its vision tower"
         )
-    backbone, unfit = _load(AutoModel, config, path, sharding)
+    backbone, unfit = load(AutoModel)
     _refuse_unfit(unfit, config)
     return PooledClassifier(backbone, classes, _pooling(config, backbone, unfit))
 
 
 def _pooling(config: ModelConfig, backbone: PreTrainedModel, unfit: list[str]) -> Pooling:
+    """The pooling that is asked for, or the one that the weights suggest."""
     if config.pooling == "pooler" and unfit:
         raise InputError(
             f"model.pooling: found pooler, but no weights of {unfit[0]} in {config.path!r}, "
@@ -183,45 +179,36 @@ def _settings(path: str) -> Any:
         raise
 
 
-def _without_classes(settings: Any) -> dict[str, Any]:
-    """timm writes the number of classes a second time, which wins over the one that is asked for."""
-    arguments = getattr(settings, "model_args", None)
-    if not arguments:
-        return {}
-    return {"model_args": {name: value for name, value in arguments.items() if name != "num_classes"}}
-
-
 def _own_class(settings: Any) -> Any | None:
     """The auto class that makes a classifier of models with these settings, if there is one."""
-    from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
     from transformers.models.auto import modeling_auto
 
     if settings.model_type in modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
-        return AutoModelForImageClassification
+        return modeling_auto.AutoModelForImageClassification
     if settings.model_type in modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
-        return AutoModelForSequenceClassification
+        return modeling_auto.AutoModelForSequenceClassification
     return None
 
 
 def _load(
-    auto_class: Any, config: ModelConfig, path: str, sharding: Sharding | None, **settings: Any
+    config: ModelConfig, path: str, sharding: Sharding | None, auto_class: Any, **arguments: Any
 ) -> tuple[PreTrainedModel, list[str]]:
     """The model, and the names of its tensors that the weights do not have in this shape."""
-    settings |= {
+    arguments |= {
         "dtype": getattr(torch, config.dtype),
         "attn_implementation": config.attention,
         "ignore_mismatched_sizes": True,
         "output_loading_info": True,
     }
     if sharding is None:
-        model, report = auto_class.from_pretrained(path, **settings)
+        model, report = auto_class.from_pretrained(path, **arguments)
         return model, _unfit(report)
     # transformers cannot pass over tensors of another shape while it loads into shards, nor report which they are. A
     # model without memory shows it; and under another name they are not found.
-    _, report = auto_class.from_pretrained(path, device_map="meta", **settings)
+    _, report = auto_class.from_pretrained(path, device_map="meta", **arguments)
     hidden = {f"^{re.escape(name)}$": f"unfit.{name}" for name, *_ in report["mismatched_keys"]}
     with sharding.loading():
-        model, _ = auto_class.from_pretrained(path, key_mapping=hidden, **settings)
+        model, _ = auto_class.from_pretrained(path, key_mapping=hidden, **arguments)
     unfit = _unfit(report)
     _draw_again(model, unfit)
     return model, unfit
@@ -275,33 +262,20 @@ class PooledClassifier(nn.Module):
     """
 
     def __init__(self, backbone: PreTrainedModel, classes: int, pooling: Pooling) -> None:
-        """The new Linear is drawn as transformers draws those of its classifiers."""
+        """The Linear is drawn as transformers draws those of its classifiers."""
         super().__init__()
         self.backbone = backbone
         self.pooling = pooling
+        self.config: Any = backbone.config
+        self.main_input_name = backbone.main_input_name
         features = backbone.config.hidden_size
         self.classifier = nn.Linear(features, classes, dtype=backbone.dtype)
         nn.init.normal_(self.classifier.weight, std=getattr(backbone.config, "initializer_range", 0.02))
         nn.init.zeros_(self.classifier.bias)
 
-    @property
-    def config(self) -> Any:
-        """The backbone's transformers configuration."""
-        return self.backbone.config
-
-    @property
-    def main_input_name(self) -> str:
-        """`pixel_values` or `input_ids`."""
-        return self.backbone.main_input_name
-
     def forward(self, **inputs: Tensor) -> SequenceClassifierOutput:
-        """`logits` [samples, classes].
-
-        Raises:
-            InputError: the backbone does not give what the pooling reads.
-        """
-        output = self.backbone(**inputs)
-        return SequenceClassifierOutput(logits=self.classifier(self._pool(output, inputs.get("attention_mask"))))
+        pooled = self._pool(self.backbone(**inputs), inputs.get("attention_mask"))
+        return SequenceClassifierOutput(logits=self.classifier(pooled))
 
     def _pool(self, output: ModelOutput, mask: Tensor | None) -> Tensor:
         name = "pooler_output" if self.pooling == "pooler" else "last_hidden_state"

@@ -25,9 +25,6 @@ from fedra_engine.runtime.processes import launched_with_deepspeed
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-Settings = dict[str, Any]
-"""A DeepSpeed configuration."""
-
 _UNSET = (None, "auto")
 _SAMPLES_OF_STEP = "training.batch_size and max_local_steps of the experiment decide"
 _WEIGHTS = "the model computes with the weights it has"
@@ -52,10 +49,18 @@ _PRECISIONS = {"bf16": "bfloat16", "fp16": "float16"}
 class Sharding:
     """How the weights are sharded, as the job was started."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: dict[str, Any]) -> None:
         """`settings` is a DeepSpeed configuration."""
         self._given = settings
-        self._settings = _effective(settings)
+        # Without what accelerate would fill in from data loaders and models it prepares.
+        others = ("zero_optimization", "fp16", "bf16", *_ALLOWED)
+        zero = settings.get("zero_optimization", {})
+        self._settings = {
+            **{name: deepcopy(value) for name, value in settings.items() if name not in others and value != "auto"},
+            # DeepSpeed wants to know a batch size, for training that it does not do here.
+            "train_micro_batch_size_per_gpu": 1,
+            "zero_optimization": {name: deepcopy(value) for name, value in zero.items() if value != "auto"},
+        }
         self._engines: list[Any] = []
 
     @classmethod
@@ -79,11 +84,7 @@ class Sharding:
         return cls(plugin.deepspeed_config)
 
     def check(self, config: ExperimentConfig) -> None:
-        """Check that the job and the experiment do not contradict each other.
-
-        Raises:
-            InputError: they do.
-        """
+        """Raises InputError if the job and the experiment contradict each other."""
         stage = _value(self._given, "zero_optimization.stage")
         if stage != 3:
             raise InputError(
@@ -117,11 +118,7 @@ class Sharding:
 
     @contextmanager
     def loading(self) -> Iterator[None]:
-        """transformers' models that are loaded inside are sharded as they are made.
-
-        Raises:
-            InputError: DeepSpeed cannot use the settings.
-        """
+        """transformers' models that are loaded inside are sharded as they are made."""
         from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
         deepspeed = _import_deepspeed()
@@ -130,8 +127,11 @@ class Sharding:
         try:
             # The precision is left to transformers: DeepSpeed knows no float64 and would round buffers.
             device = deepspeed.runtime.zero.partition_parameters.DeepSpeedTensorOverride.device
-            with _usable():
+            try:
                 shards = deepspeed.zero.Init(config_dict_or_path=self._settings, tensor_overrides=[device])
+            except (AssertionError, TypeError, ValueError) as error:
+                reason = one_line(error)
+                raise InputError(f"deepspeed: found settings that it cannot use ({reason}), expected others") from error
             with shards:
                 yield
         finally:
@@ -160,7 +160,7 @@ class Sharding:
 
 def is_sharded(module: nn.Module) -> bool:
     """Whether the processes of the job keep shards of the parameters of `module`, instead of copies."""
-    return any(_in_shards(parameter) for parameter in module.parameters())
+    return any(hasattr(parameter, "ds_id") for parameter in module.parameters())
 
 
 def parameter_shape(parameter: Tensor) -> torch.Size:
@@ -178,12 +178,14 @@ def parameter_count(module: nn.Module) -> int:
 def gathered(module: nn.Module, *, writes: bool = False, recurse: bool = False) -> Iterator[None]:
     """The parameters that `module` holds itself are whole inside; all processes must enter together.
 
-    With `recurse` so are those of the modules in it.
+    For what reads them without calling the module, which is when DeepSpeed gathers them of its own accord.
 
-    For what reads them without calling the module, which is when DeepSpeed gathers them of its own accord. With
-    `writes` what the main process writes into them stays.
+    Args:
+        module: may be whole already.
+        writes: what the main process writes into them stays.
+        recurse: those of the modules in it are whole, too.
     """
-    sharded = [parameter for parameter in module.parameters(recurse) if _in_shards(parameter)]
+    sharded = [parameter for parameter in module.parameters(recurse) if hasattr(parameter, "ds_id")]
     if not sharded:
         yield
         return
@@ -194,24 +196,9 @@ def gathered(module: nn.Module, *, writes: bool = False, recurse: bool = False) 
 
 
 def refuse_sharding(accelerator: Accelerator, field: str) -> None:
-    """Check that the job was started without DeepSpeed.
-
-    Raises:
-        InputError: it was not; `field` needs the whole model.
-    """
+    """Raises InputError if the job was started with DeepSpeed; `field` needs the whole model."""
     if Sharding.of(accelerator) is not None:
         raise InputError(f"{field}: found true in a job with DeepSpeed, expected a job without it")
-
-
-@contextmanager
-def _usable() -> Iterator[None]:
-    """Turn DeepSpeed's several errors about a field it does not know or a value it cannot use into one."""
-    try:
-        yield
-    except (AssertionError, TypeError, ValueError) as error:
-        raise InputError(
-            f"deepspeed: found settings that it cannot use ({one_line(error)}), expected others"
-        ) from error
 
 
 def _import_deepspeed() -> Any:
@@ -225,22 +212,9 @@ def _import_deepspeed() -> Any:
     return deepspeed
 
 
-def _effective(settings: Settings) -> Settings:
-    """What DeepSpeed gets to see: without what accelerate would fill in from data loaders and models it prepares."""
-    zero = {name: value for name, value in deepcopy(settings.get("zero_optimization", {})).items() if value != "auto"}
-    others = ("zero_optimization", "fp16", "bf16", *_ALLOWED)
-    rest = {name: deepcopy(value) for name, value in settings.items() if name not in others and value != "auto"}
-    # DeepSpeed wants to know a batch size, for training that it does not do here.
-    return {**rest, "train_micro_batch_size_per_gpu": 1, "zero_optimization": zero}
-
-
-def _value(settings: Settings, field: str) -> Any:
+def _value(settings: dict[str, Any], field: str) -> Any:
     """The value at a dotted path; None where there is none."""
     value: Any = settings
     for name in field.split("."):
         value = value.get(name) if isinstance(value, dict) else None
     return value
-
-
-def _in_shards(parameter: Tensor) -> bool:
-    return hasattr(parameter, "ds_id")

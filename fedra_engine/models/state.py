@@ -75,10 +75,8 @@ def head_tensors(indices: Iterable[int], heads: Tensor, layout: HeadLayout, *, e
     The last of all `exits` is `head`, an earlier one `exits.<index>`. No bias where the classifier has none, and
     nothing of a head that is not trained.
     """
-    named = {}
-    for index, head in zip(indices, heads, strict=True):
-        if layout.size == 0:
-            continue
+    named = dict[str, Tensor]()
+    for index, head in zip(indices, heads, strict=True) if layout.size else ():
         name = "head" if index == exits - 1 else f"exits.{index}"
         named[f"{name}.weight"] = layout.weight(head).contiguous()
         if layout.has_bias:

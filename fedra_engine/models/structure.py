@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from peft import LoraConfig as PeftLoraConfig
@@ -17,22 +16,16 @@ from fedra_engine.runtime.errors import InputError
 
 
 def find_block_path(model: nn.Module, given: str | None) -> str:
-    """Dotted path of the block list: `given`, or the ModuleList/Sequential of equal blocks with most parameters.
-
-    Raises:
-        InputError: `given` is no block list, or the model has none.
-    """
+    """Dotted path of the block list: `given`, or the ModuleList/Sequential of equal blocks with most parameters."""
     lists = {name: module for name, module in model.named_modules() if _is_block_list(module)}
-    if given is not None:
-        if given not in lists:
-            raise InputError(f"model.block_path: found {given!r}, expected one of {sorted(lists) or 'none found'}")
-        return given
+    if given is not None and given not in lists:
+        raise InputError(f"model.block_path: found {given!r}, expected one of {sorted(lists) or 'none found'}")
     if not lists:
         raise InputError(
             f"model.path: {type(model).__name__} has no list of blocks, expected a ModuleList or Sequential of two "
             "or more transformer blocks of one class (name it by model.block_path)"
         )
-    return max(lists, key=lambda name: parameter_count(lists[name]))
+    return max(lists, key=lambda name: parameter_count(lists[name])) if given is None else given
 
 
 def _is_block_list(module: nn.Module) -> bool:
@@ -44,66 +37,36 @@ def _is_block_list(module: nn.Module) -> bool:
 
 def find_head_path(model: nn.Module, block_path: str, classes: int) -> str:
     """Dotted path of the classifier: the last Linear outside the blocks with `classes` outputs."""
-    candidates = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module.out_features == classes and not name.startswith(f"{block_path}.")
-    ]
-    if not candidates:
-        raise InputError(
-            f"model.path: {type(model).__name__} has no classifier, expected a Linear with {classes} outputs "
-            "outside the blocks"
-        )
-    return candidates[-1]
+    for name, module in reversed([*model.named_modules()]):
+        fits = isinstance(module, nn.Linear) and module.out_features == classes
+        if fits and not name.startswith(f"{block_path}."):
+            return name
+    raise InputError(
+        f"model.path: {type(model).__name__} has no classifier, expected a Linear with {classes} outputs "
+        "outside the blocks"
+    )
 
 
 def find_output_path(model: nn.Module) -> str:
-    """Dotted path of the output layer of a language model, the Linear from features to the vocabulary.
-
-    Raises:
-        InputError: the model does not name one.
-    """
-    get_output = getattr(model, "get_output_embeddings", None)
-    output = None if get_output is None else get_output()
+    """Dotted path of the output layer of a language model, the Linear from features to the vocabulary."""
+    output = getattr(model, "get_output_embeddings", lambda: None)()
     if not isinstance(output, nn.Linear):
         raise InputError(f"model.path: found no output layer in a {type(model).__name__}, expected a language model")
     return next(name for name, module in model.named_modules() if module is output)
 
 
-def keep_layer_types(model: nn.Module, blocks: Sequence[int]) -> None:
-    """Keep for each of the `blocks` that a model is cut to what it attends to.
-
-    Models with local and global attention choose the mask of the block in place i by their configuration's
-    `layer_types[i]`; what is in place i after the cut is another block. Changes the configurations in `model`.
-    """
-    configs: dict[int, Any] = {id(c): c for module in model.modules() if (c := getattr(module, "config", None))}
-    for config in configs.values():
-        types = getattr(config, "layer_types", None)
-        if types is not None:
-            config.layer_types = [types[block] for block in blocks]
-
-
 def find_targets(blocks: nn.ModuleList | nn.Sequential, target_modules: list[str] | str) -> tuple[Target, ...]:
-    """The Linears of a block that `target_modules` names by PEFT's matching rules; equal in every block.
-
-    Raises:
-        InputError: an entry matches nothing, a match is not a Linear, or blocks differ.
-    """
+    """The Linears of a block that `target_modules` names by PEFT's matching rules; equal in every block."""
     linears = [name for name, module in blocks[0].named_modules() if is_linear(module)]
     if target_modules == INCLUDE_LINEAR_LAYERS_SHORTHAND:
         target_modules = linears
-    entries: list[str | list[str]] = (
-        [target_modules] if isinstance(target_modules, str) else [[e] for e in target_modules]
-    )
-    for entry in entries:
-        if not _targets_of(blocks[0], PeftLoraConfig(target_modules=entry)):
-            found = entry if isinstance(entry, str) else entry[0]
+    for entry in [target_modules] if isinstance(target_modules, str) else target_modules:
+        if not _targets_of(blocks[0], target_modules if isinstance(target_modules, str) else [entry]):
             raise InputError(
-                f"lora.target_modules: found {found!r}, which matches nothing in a block; "
+                f"lora.target_modules: found {entry!r}, which matches nothing in a block; "
                 f"expected (endings of) {', '.join(linears)}, or {INCLUDE_LINEAR_LAYERS_SHORTHAND}"
             )
-    rule = PeftLoraConfig(target_modules=target_modules)
-    per_block = [_targets_of(block, rule) for block in blocks]
+    per_block = [_targets_of(block, target_modules) for block in blocks]
     if not per_block[0] or any(targets != per_block[0] for targets in per_block):
         raise InputError(
             f"lora.target_modules: found {target_modules!r}, which matches different layers or shapes in different "
@@ -112,14 +75,13 @@ def find_targets(blocks: nn.ModuleList | nn.Sequential, target_modules: list[str
     return per_block[0]
 
 
-def _targets_of(block: nn.Module, rule: PeftLoraConfig) -> tuple[Target, ...]:
-    targets = []
+def _targets_of(block: nn.Module, target_modules: list[str] | str) -> tuple[Target, ...]:
+    rule, targets = PeftLoraConfig(target_modules=target_modules), []
     for name, module in block.named_modules():
-        if not name or not check_target_module_exists(rule, name):
-            continue
-        if not is_linear(module):
-            raise InputError(f"lora.target_modules: {name!r} is a {type(module).__name__}, expected Linear layers")
-        targets.append(Target(name, *linear_shape(module)))
+        if name and check_target_module_exists(rule, name):
+            if not is_linear(module):
+                raise InputError(f"lora.target_modules: {name!r} is a {type(module).__name__}, expected Linear layers")
+            targets.append(Target(name, *linear_shape(module)))
     return tuple(targets)
 
 
@@ -128,18 +90,15 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | Conv1D)
 
 
-def linear_shape(linear: nn.Module) -> tuple[int, int]:
+def linear_shape(linear: Any) -> tuple[int, int]:
     """(in features, out features)."""
-    weight = linear.weight
-    assert isinstance(weight, Tensor)
-    rows, columns = parameter_shape(weight)
+    rows, columns = parameter_shape(linear.weight)
     return (rows, columns) if stores_input_first(linear) else (columns, rows)
 
 
-def linear_weight(linear: nn.Module) -> Tensor:
+def linear_weight(linear: Any) -> Tensor:
     """The weight as [out, in]; a view, so that writing into it changes the layer."""
-    weight = linear.weight
-    assert isinstance(weight, Tensor)
+    weight: Tensor = linear.weight
     return weight.T if stores_input_first(linear) else weight
 
 

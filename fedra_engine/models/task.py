@@ -7,8 +7,8 @@ all clients share it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, linear, log_softmax
 
-from fedra_engine.data.samples import NOT_LEARNT, Batch, LearntTokens
+from fedra_engine.data.samples import NOT_LEARNT, Batch
 from fedra_engine.models.sharding import gathered
 from fedra_engine.models.token_loss import prediction_scores, token_cross_entropy, token_scores
 from fedra_kernels import RowGroups, head_cross_entropy, head_logits
@@ -42,14 +42,9 @@ class HeadLayout:
         return self.classes * (self.features + 1)
 
     @property
-    def trained(self) -> slice:
-        """The columns that are trained."""
-        return slice(0, self.size if self.has_bias else self.classes * self.features)
-
-    @property
     def trained_size(self) -> int:
-        """Parameters of one head that are trained."""
-        return self.trained.stop
+        """Parameters of one head that are trained, which come first."""
+        return self.size if self.has_bias else self.classes * self.features
 
     def weight(self, heads: Tensor) -> Tensor:
         """View […, classes, features] of heads […, size]."""
@@ -142,13 +137,13 @@ class Task(ABC):
 
     @abstractmethod
     def scores(self, features: Tensor, batch: Batch, heads: Sequence[Tensor]) -> Tensor:
-        """Of each sample: how much is predicted correctly, of how much, how much of that has no prediction, because
-        logits are not finite, and the sum of the cross entropies of the rest; float64 [samples, 4].
+        """How well samples are predicted, float64 [samples, 4].
 
-        That is 0 or 1 of 1 for a classifier, and of the learnt tokens for a causal language model.
+        Of each sample: how many classes or learnt tokens are predicted correctly, of how many (1 for a classifier), how
+        many have no prediction, because logits are not finite, and the sum of the cross entropies of the rest.
 
         Args:
-            features: inputs of the head for all samples, as many times as there are `heads`.
+            features: inputs of the head for all samples of the `batch`, as many times as there are `heads`.
             batch: these samples.
             heads: classifiers [head size] whose logits are averaged, each of its part of the features.
         """
@@ -157,10 +152,9 @@ class Task(ABC):
     def make_head(self, values: Tensor) -> nn.Linear:
         """The head of a client's own model, which holds `values` [head size]."""
 
-    @contextmanager
-    def whole_head(self) -> Iterator[None]:
+    def whole_head(self) -> AbstractContextManager[None]:
         """Where weights are sharded, all processes enter this for each pass that has a loss or scores."""
-        yield
+        return nullcontext()
 
     def shortened(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """As much of `inputs` as it takes to try a model."""
@@ -193,13 +187,9 @@ class Classification(Task):
         return loss
 
     def scores(self, features: Tensor, batch: Batch, heads: Sequence[Tensor]) -> Tensor:
-        parts = features.to(heads[0].dtype).chunk(len(heads))
-        logits = torch.stack(
-            [
-                linear(part, self.layout.weight(head), self.layout.bias(head))
-                for part, head in zip(parts, heads, strict=True)
-            ]
-        )
+        parts, layout = features.to(heads[0].dtype).chunk(len(heads)), self.layout
+        pairs = zip(parts, heads, strict=True)
+        logits = torch.stack([linear(part, layout.weight(head), layout.bias(head)) for part, head in pairs])
         scores = prediction_scores(logits.mean(0), batch.labels[: len(parts[0])])
         return torch.stack([scores[0], torch.ones_like(scores[0]), *scores[1:]], dim=1)
 
@@ -220,9 +210,10 @@ class CausalLM(Task):
     def losses(self, features: Tensor, batch: Batch, heads: PassHeads) -> Tensor:
         sizes = heads.groups.sizes
         owners = np.repeat(np.arange(len(sizes)), sizes)
+        assert batch.learnt is not None
         with self.whole_head():
             output = self.head.weight, self.head.bias
-            return token_cross_entropy(features, batch.labels, _learnt(batch), *output, owners, len(sizes))
+            return token_cross_entropy(features, batch.labels, batch.learnt, *output, owners, len(sizes))
 
     def loss_alone(self, at_exits: Sequence[Tensor], labels: Tensor, distillation: float) -> Tensor:
         (logits,) = at_exits
@@ -232,24 +223,18 @@ class CausalLM(Task):
         return cross_entropy(wide, targets, ignore_index=NOT_LEARNT, reduction="sum") / learnt
 
     def scores(self, features: Tensor, batch: Batch, heads: Sequence[Tensor]) -> Tensor:
+        assert batch.learnt is not None
         with self.whole_head():
-            return token_scores(features, batch.labels, _learnt(batch), self.head.weight, self.head.bias)
+            return token_scores(features, batch.labels, batch.learnt, self.head.weight, self.head.bias)
 
     def make_head(self, values: Tensor) -> nn.Linear:
         return self.head
 
-    @contextmanager
-    def whole_head(self) -> Iterator[None]:
-        with gathered(self.head):
-            yield
+    def whole_head(self) -> AbstractContextManager[None]:
+        return gathered(self.head)
 
     def shortened(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return {name: tensor[:, :_TRIAL_TOKENS] for name, tensor in inputs.items()}
-
-
-def _learnt(batch: Batch) -> LearntTokens:
-    assert batch.learnt is not None
-    return batch.learnt
 
 
 def exit_losses(logits: Tensor, labels: Tensor, table: ExitTable) -> Tensor:
@@ -264,8 +249,7 @@ def exit_losses(logits: Tensor, labels: Tensor, table: ExitTable) -> Tensor:
         table: how rows belong together, and λ.
     """
     # The row that stands for an absent exit is another client's: even times zero, a NaN of that one would be one here.
-    here = table.present
-    present = here.to(logits.dtype)
+    here, present = table.present, table.present.to(logits.dtype)
     entropies = cross_entropy(logits, labels, reduction="none")[table.rows]
     total = entropies.where(here, 0).sum(1)
     if table.distillation > 0:

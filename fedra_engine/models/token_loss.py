@@ -32,12 +32,11 @@ def token_cross_entropy(
     clients: NDArray[np.int64],
     count: int,
 ) -> Tensor:
-    """Mean cross entropy of each client's learnt tokens, [count], in at least float32.
-
-    The features at a token predict the next one. A client without a learnt token has loss 0.
+    """Mean cross entropy of each client's learnt tokens, [count], in at least float32; 0 for a client without any.
 
     Args:
-        features: [samples, tokens, features] before the output layer; the result is differentiable in them.
+        features: [samples, tokens, features] before the output layer, of which those at a token predict the next one;
+            the result is differentiable in them.
         labels: int64 [samples, tokens], the tokens themselves.
         learnt: which of them are to be learnt.
         weight, bias: of the output layer, [vocabulary, features] and [vocabulary] or None; frozen.
@@ -48,8 +47,8 @@ def token_cross_entropy(
     wide = np.dtype(np.float64 if features.dtype == torch.float64 else np.float32)
     of_each = np.bincount(owners, minlength=count).astype(wide)
     shares = np.reciprocal(of_each[owners])
-    rows, owners_there, shares_there = to_device([_rows(features, learnt), owners, shares], features.device)
-    losses: Tensor = _TokenCrossEntropy.apply(features, labels, rows, owners_there, shares_there, weight, bias, count)
+    rows, *of_tokens = to_device([_rows(features, learnt), owners, shares], features.device)
+    losses: Tensor = _TokenCrossEntropy.apply(*_learnt(features, labels, rows), *of_tokens, weight, bias, count)
     return losses
 
 
@@ -84,19 +83,17 @@ class _TokenCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        features: Tensor,
-        labels: Tensor,
-        rows: Tensor,
+        before: Tensor,
+        targets: Tensor,
         owners: Tensor,
         shares: Tensor,
         weight: Tensor,
         bias: Tensor | None,
         count: int,
     ) -> Tensor:
-        before, targets = _learnt(features, labels, rows)
-        losses = torch.zeros(count, dtype=shares.dtype, device=features.device)
+        losses = torch.zeros(count, dtype=shares.dtype, device=before.device)
         gradient = torch.empty_like(before)
-        for chunk in _chunks(len(rows), weight):
+        for chunk in _chunks(len(before), weight):
             logits = _logits(before[chunk], weight, bias)
             target = targets[chunk, None]
             log_sums = logits.logsumexp(1, keepdim=True)
@@ -106,19 +103,16 @@ class _TokenCrossEntropy(torch.autograd.Function):
             slope = logits.sub_(log_sums).exp_()
             slope.scatter_add_(1, target, torch.full_like(nll, -1)[:, None])
             torch.mm(slope.to(weight.dtype), weight, out=gradient[chunk])
-        ctx.save_for_backward(gradient, shares, owners, rows)
-        ctx.shape = features.shape
+        ctx.save_for_backward(gradient, shares, owners)
         return losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor | None, ...]:
-        gradient, shares, owners, rows = ctx.saved_tensors
-        grad_features = gradient.new_zeros(ctx.shape)
+        gradient, shares, owners = ctx.saved_tensors
         # One factor, not two: a token's share alone may be too small for float16.
         factors = (grad_losses[owners] * shares).to(gradient.dtype)
-        grad_features.view(-1, ctx.shape[-1]).index_copy_(0, rows, gradient * factors[:, None])
-        return grad_features, *([None] * 7)
+        return gradient * factors[:, None], *([None] * 6)
 
 
 def _rows(features: Tensor, learnt: LearntTokens) -> NDArray[np.int64]:

@@ -21,7 +21,7 @@ from typing import NoReturn
 from fedra_engine.runtime.errors import InputError, PrintableFormatter, ProcessLostError, one_line, printable
 
 BROKEN_OFF = 1
-"""A process was lost, or a disk or another resource of the machine failed; the same may succeed later."""
+"""Something of the machine failed; the same may succeed later."""
 BAD_INPUT = 2
 MAIN_SPEAKS_FIRST = 5.0
 """Seconds that the other processes wait before they print. Once the main process has ended, `torchrun` ends them."""
@@ -46,52 +46,46 @@ class Interrupted(KeyboardInterrupt):
         self.number = number
 
 
-class _Signals:
-    """What happens when a signal asks the process to end.
+class _Watch:
+    """The process that answers signals, how much it has open that has to be closed, and whether it is closing that."""
 
-    It ends at once, unless something is open that has to be closed, and at once also when it is asked again.
-    """
-
-    def __init__(self) -> None:
-        self._process: int | None = None
-        self._open = 0
-        self._unwinding = False
-
-    def watch(self) -> None:
-        """Answer from now on."""
-        self._process, self._open, self._unwinding = os.getpid(), 0, False
-        for number in _SIGNALS:
-            # Shells have commands in the background ignore interrupts.
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, self._receive)
-
-    @contextmanager
-    def unwound(self) -> Iterator[None]:
-        """Within, the first signal raises `Interrupted`, so that what is open is closed."""
-        self._open += 1
-        try:
-            yield
-        finally:
-            self._open -= 1
-
-    def _receive(self, number: int, frame: object) -> None:
-        # Processes that were forked from this one have nothing to say.
-        if os.getpid() == self._process:
-            if self._open and not self._unwinding:
-                self._unwinding = True
-                raise Interrupted(number)
-            with suppress(OSError):
-                if sys.stdout is not None and sys.stdout.isatty():
-                    os.write(1, _SHOW_CURSOR)
-                # Python's own stream may be in the middle of a line.
-                if line := _interrupt_line(Interrupted(number)):
-                    os.write(2, f"{line}\n".encode())
-        os._exit(128 + number)
+    process: int | None = None
+    open = 0
+    unwinding = False
 
 
-_signals = _Signals()
-watch_signals = _signals.watch
-unwound_by_signals = _signals.unwound
+def watch_signals() -> None:
+    """Answer signals from now on: end at once, unless within `unwound_by_signals`, and at once when asked again."""
+    _Watch.process, _Watch.open, _Watch.unwinding = os.getpid(), 0, False
+    for number in _SIGNALS:
+        # Shells have commands in the background ignore interrupts.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _receive)
+
+
+@contextmanager
+def unwound_by_signals() -> Iterator[None]:
+    """Within, the first signal raises `Interrupted`, so that what is open is closed."""
+    _Watch.open += 1
+    try:
+        yield
+    finally:
+        _Watch.open -= 1
+
+
+def _receive(number: int, frame: object) -> None:
+    # Processes that were forked from this one have nothing to say.
+    if os.getpid() == _Watch.process:
+        if _Watch.open and not _Watch.unwinding:
+            _Watch.unwinding = True
+            raise Interrupted(number)
+        with suppress(OSError):
+            if sys.stdout is not None and sys.stdout.isatty():
+                os.write(1, _SHOW_CURSOR)
+            # Python's own stream may be in the middle of a line.
+            if line := _interrupt_line(Interrupted(number)):
+                os.write(2, f"{line}\n".encode())
+    os._exit(128 + number)
 
 
 def exit_code(main: Callable[[], None]) -> int:
@@ -99,14 +93,13 @@ def exit_code(main: Callable[[], None]) -> int:
 
     2 for bad input; 1 when a process was lost or the operating system refused something, such as room on a disk; 130
     for an interrupt, 143 when terminated, and 141, without a line, when nobody reads on what is printed, as shells
-    have it. Notes that were added to an exception say how to go on.
-
+    have it. A note that was added to an exception says how to go on.
     In a job of several processes only the main one prints; others print only if it has not ended the job within 5 s.
     """
     if logging.lastResort is not None:
         # Prints the engine's warnings.
         logging.lastResort.setFormatter(PrintableFormatter())
-    _signals.watch()
+    watch_signals()
     try:
         main()
         # What was printed may not have been written yet. There is no stdout if it was closed before the start.
@@ -118,7 +111,9 @@ def exit_code(main: Callable[[], None]) -> int:
     except OSError as error:
         if isinstance(error, BrokenPipeError) and not hasattr(error, "__notes__"):
             return 128 + signal.SIGPIPE
-        _tell_once(error, describe_os_error(error))
+        reason = error.strerror.lower() if error.strerror else one_line(error)
+        expected = _EXPECTED.get(error.errno or 0, "expected a place that can be read and written")
+        _tell_once(error, f"{error.filename or 'output'}: found {reason}, {expected}")
         return BROKEN_OFF
     except RuntimeError as error:
         # DeepSpeed talks to the other processes without `Processes`. Where it is in use, torch is imported already.
@@ -162,13 +157,6 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
     """Let the kernel send this process a signal when its parent ends, however that happens; Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_TELL_PARENT_DIED, number)
-
-
-def describe_os_error(error: OSError) -> str:
-    """`<file>: found no space left on device, expected room …`."""
-    reason = error.strerror.lower() if error.strerror else one_line(error)
-    expected = _EXPECTED.get(error.errno or 0, "expected a place that can be read and written")
-    return f"{error.filename or 'output'}: found {reason}, {expected}"
 
 
 def _interrupt_line(interrupt: KeyboardInterrupt) -> str:

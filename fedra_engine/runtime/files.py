@@ -1,8 +1,8 @@
 """Files and folders that appear whole or not at all, and that outlast a power cut once they are there.
 
 What is unfinished has a name that starts with a dot and ends in `.tmp`; what a killed process left of it is in nobody's
-way. Also here: hashes that tell whether content is as it was written, and checks that no command replaces what another
-made.
+way. Whatever cannot be written is an OSError that names it. Also here: hashes that tell whether content is as it was
+written, and checks that no command replaces what another made.
 """
 
 from __future__ import annotations
@@ -24,22 +24,14 @@ _UNFINISHED = ".tmp"
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file so that readers see the old or the new content, never part of it.
-
-    Raises:
-        OSError: it cannot be written; names the file.
-    """
+    """Write a file so that readers see the old or the new content, never part of it."""
     with whole_file(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A file to write, which takes the place of `path` at the end.
-
-    Raises:
-        OSError: it cannot be written; names `path`.
-    """
+    """A file to write, which takes the place of `path` at the end."""
     temporary = path.with_name(f".{path.name}{_UNFINISHED}")
     with writing(path):
         try:
@@ -60,11 +52,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_files(folder: Path) -> Iterator[Path]:
-    """An empty folder to write files in, each of which takes the place of its name in `folder` at the end.
-
-    Raises:
-        OSError: they cannot be written; names the folder.
-    """
+    """An empty folder to write files in, each of which takes the place of its name in `folder` at the end."""
     make_folders(folder)
     with writing(folder):
         temporary = folder / f".new{_UNFINISHED}"
@@ -81,12 +69,7 @@ def whole_files(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """An empty folder to fill with files, which becomes `path` at the end.
-
-    Raises:
-        FileExistsError: there is something at `path`; it is left as it is.
-        OSError: the folder or a file in it cannot be written; names the folder.
-    """
+    """An empty folder to fill with files, which becomes `path` at the end; FileExistsError if something is there."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{_UNFINISHED}")
     with writing(path):
         temporary.mkdir()
@@ -111,11 +94,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def make_folders(path: Path) -> None:
-    """Make a folder, and those above it, where there is none.
-
-    Raises:
-        OSError: one of them cannot be made; names it.
-    """
+    """Make a folder, and those above it, where there is none."""
     if path.is_dir():
         return
     make_folders(path.parent)
@@ -161,14 +140,9 @@ def check_regular(file: Path | str) -> None:
 
 
 def check_own(paths: Iterable[Path], mark: Path) -> None:
-    """Check that `paths`, which are to be written, replace nothing that somebody else made.
+    """Raises InputError if writing to `paths` would replace what somebody else made.
 
-    Args:
-        paths: files or folders.
-        mark: a file that the caller leaves beside what it writes, such as a lock.
-
-    Raises:
-        InputError: one of them is there and the mark is not.
+    The caller leaves the file `mark`, such as a lock, beside what it writes itself.
     """
     if mark.is_dir():
         raise InputError(f"{mark}: found a folder, expected a file or nothing")

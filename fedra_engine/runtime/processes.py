@@ -33,11 +33,7 @@ _LARGE = 2**25
 
 
 def join_job() -> Accelerator:
-    """Meet the other processes of the job, if a launcher started any, and take this process's device and threads.
-
-    Raises:
-        InputError: more processes on this machine than GPUs, or something that accelerate cannot use.
-    """
+    """Meet the other processes of the job, if a launcher started any, and take this process's device and threads."""
     from accelerate import Accelerator, InitProcessGroupKwargs
 
     # Threads of torch.distributed crash a process that ends while they run.
@@ -70,16 +66,9 @@ def join_job() -> Accelerator:
 
 
 def check_places(option: str, processes: int, threads: int = 1, *, oversubscribe: bool = False) -> None:
-    """Check that this machine has a core for each thread of `processes` and, where GPUs are used, a GPU for each.
+    """Raises InputError unless each of `processes` has a GPU, where these are used, and a core for each thread.
 
-    Args:
-        option: names the number in a message.
-        processes: of this machine.
-        threads: of each.
-        oversubscribe: whether several may share a core; a GPU they never share.
-
-    Raises:
-        InputError: it has not.
+    With `oversubscribe` they may share cores, but never GPUs. `option` is where the number was given.
     """
     if not _use_cpu() and processes > torch.cuda.device_count():
         gpus = count_of(torch.cuda.device_count(), "GPU")
@@ -92,7 +81,7 @@ def check_places(option: str, processes: int, threads: int = 1, *, oversubscribe
 
 
 def check_cores(option: str, count: int, threads: int = 1, advice: str = "") -> None:
-    """Raises InputError if `count` times `threads` is more than the cores that this process may use."""
+    """Raises InputError unless this process may use a core for each of the `threads` of `count` processes."""
     if count * threads > _cores():
         each = f" with {threads} threads each" if threads > 1 else ""
         cores = count_of(_cores(), "core")
@@ -182,9 +171,6 @@ class Processes:
         """What follows ends the same way on all processes: bad input that one of them finds is raised by all.
 
         For stretches in which the processes do not wait for one another but at the end of such stretches in them.
-
-        Raises:
-            InputError: of the first process that found bad input.
         """
         if self.count == 1:
             yield
@@ -214,11 +200,11 @@ class Processes:
                     collective(tensor)
             else:
                 small[tensor.dtype].append(tensor)
-        for some in small.values():
-            flat = torch.cat([tensor.flatten().to(self._device) for tensor in some])
+        for of_type in small.values():
+            flat = torch.cat([tensor.flatten().to(self._device) for tensor in of_type])
             with _raising_process_lost():
                 collective(flat)
-            for tensor, part in zip(some, flat.split([tensor.numel() for tensor in some]), strict=True):
+            for tensor, part in zip(of_type, flat.split([tensor.numel() for tensor in of_type]), strict=True):
                 tensor.copy_(part.view(tensor.shape))
 
 

@@ -45,7 +45,7 @@ def trained(
     torch.manual_seed(1)
     adapters = 0.3 * torch.randn(DEPTH, foundation.adapter_layout.size)
     heads = torch.randn(1, foundation.head_layout.size)
-    heads[:, foundation.head_layout.trained.stop :] = 0
+    heads[:, foundation.head_layout.trained_size :] = 0
     return config, foundation, GlobalState(adapters, heads)
 
 

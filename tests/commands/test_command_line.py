@@ -21,7 +21,7 @@ from importlib import import_module
 from fedra_engine.config import help
 
 def show(parser, everything):
-    for row in (*help.own_rows(parser), *help.field_rows(parser.config_class, parser.defaults)):
+    for row in (*help.own_rows(parser), *help.field_rows(parser)):
         print(" ".join(f"--{row.name} {row.value}: {row.takes}".split()).rstrip(" :"))
 
 help.print_help = show

@@ -79,10 +79,11 @@ def test_parameters_are_trained_blocks_times_factors_and_the_heads_of_the_exits(
     a, b = 4 * (o_proj.in_features + fc2.in_features), 4 * (o_proj.out_features + fc2.out_features)
     held = np.array([[True, True, True, True], [True, True, False, False]])
     exits = Assignment(held, exits=(1, 3))
-    assert parameters_of(exits, "both", foundation).tolist() == [4 * (a + b) + 2 * head, 2 * (a + b) + head]
-    ranked = Assignment(held, trained=held & [False, True, True, True], ranks=np.array([4, 1]))
-    assert parameters_of(ranked, "both", foundation).tolist() == [3 * (a + b) + head, (a + b) / 4 + head]
-    assert parameters_of(ranked, "A", foundation).tolist() == [3 * a + head, a / 4 + head]
+    assert parameters_of(held, exits, "both", foundation).tolist() == [4 * (a + b) + 2 * head, 2 * (a + b) + head]
+    trained = held & [False, True, True, True]
+    ranked = Assignment(held, trained=trained, ranks=np.array([4, 1]))
+    assert parameters_of(trained, ranked, "both", foundation).tolist() == [3 * (a + b) + head, (a + b) / 4 + head]
+    assert parameters_of(trained, ranked, "A", foundation).tolist() == [3 * a + head, a / 4 + head]
 
 
 @pytest.mark.parametrize(("epochs", "max_steps"), [(1, None), (3, None), (3, 5), (2, 1), (4, 7)])
