@@ -20,6 +20,7 @@ from fedra_engine.config.parsing import (
     quiet_libraries,
     read_config,
     split_options,
+    split_positional,
 )
 from fedra_engine.config.validation import validate
 from fedra_engine.runtime.errors import InputError, count_of
@@ -56,16 +57,17 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         InputError: there is no run, or it cannot be evaluated on these data.
     """
-    name, rest = (arguments[0], arguments[1:]) if arguments and not arguments[0].startswith("-") else ("", arguments)
-    options, others = split_options(rest, _OPTIONS)
+    options, rest = split_options(arguments, _OPTIONS)
+    folders, others = split_positional(rest)
     asked = [option for option in given_options(others) if option.split(".")[0] not in _GROUPS]
-    if {"h", "help", "help_all"} & set(asked):
-        Parser(_Changeable, DESCRIPTION, _OPTIONS).parse(others)
-    if not name:
-        raise InputError("evaluate: found no run, expected its folder: fedra evaluate <folder>")
+    if {"help", "help_all"} & set(asked):
+        Parser(_Changeable, DESCRIPTION, _OPTIONS, reads_files=False).parse(others)
+    if len(folders) != 1:
+        found = ", ".join(folders) or "no run"
+        raise InputError(f"evaluate: found {found}, expected the folder of one run: fedra evaluate <folder>")
     if asked:
         raise InputError(f"evaluate: found --{asked[0]}, expected options of {' and '.join(_GROUPS)} alone")
-    folder = RunFolder.open(os.path.expanduser(name))
+    folder = RunFolder.open(os.path.expanduser(folders[0]))
     config, own = read_config(folder.config_file, *others), read_config(folder.config_file)
     for each in (config, own):
         validate(each)

@@ -49,14 +49,17 @@ def print_help(parser: Parser[Any], *, everything: bool) -> None:
 def own_rows(parser: Parser[Any]) -> list[Row]:
     """The options that are no fields of the configuration."""
     own = (*parser.options, IMPORT) if parser.options else ()
-    return [
-        *(Row(of.name, of.metavar, of.help, f"default: {of.default}" if of.default else "") for of in own),
+    of_files = [
         Row("config", "FILE", "YAML file with fields, or the name of one that is shipped; of several, later ones win"),
         Row(
             "print_config",
             "",
             "Print the configuration that all arguments give (=skip_default: what is not usual), and exit",
         ),
+    ]
+    return [
+        *(Row(of.name, of.metavar, of.help, f"default: {of.default}" if of.default else "") for of in own),
+        *(of_files if parser.reads_files else []),
         Row("help", "", "Print this, and exit"),
         Row("help-all", "", "The same with all fields"),
     ]

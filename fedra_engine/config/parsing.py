@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from argparse import Namespace
 from collections import Counter
@@ -23,7 +24,15 @@ import yaml
 
 import fedra_engine
 from fedra_engine.config import ExperimentConfig
-from fedra_engine.config.fields import ALIASES, field_names, field_types, known_name, type_of_field, union_members
+from fedra_engine.config.fields import (
+    ALIASES,
+    did_you_mean,
+    field_names,
+    field_types,
+    known_name,
+    type_of_field,
+    union_members,
+)
 from fedra_engine.config.options import Allowed
 from fedra_engine.config.validation import check_values
 from fedra_engine.config.values import dump_yaml, fitted, load_yaml, load_yaml_file, read_text
@@ -71,12 +80,14 @@ class Parser(Generic[Config]):
         description: what the command does, with examples.
         options: those that the command has besides, and takes from the arguments with `split_options`.
         defaults: of fields of `config_class`, where they are others than its own.
+        reads_files: whether the help names --config and --print_config.
     """
 
     config_class: type[Config]
     description: str = ""
     options: Sequence[LauncherOption] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    reads_files: bool = True
 
     def parse(self, arguments: Sequence[str]) -> Config:
         """The configuration that `arguments` describe. Answers `--help` and `--print_config`, and exits then.
@@ -85,7 +96,7 @@ class Parser(Generic[Config]):
             InputError: an unknown option or field, a value that its field cannot have, or a file that cannot be read.
         """
         given = list(_options(arguments))
-        if asked := {option.name for option in given} & {"h", "help", "help_all"}:
+        if asked := {option.name for option in given} & {"help", "help_all"}:
             from fedra_engine.config.help import print_help
 
             print_help(self, everything="help_all" in asked)
@@ -106,7 +117,7 @@ class Parser(Generic[Config]):
 
     def _print(self, config: Any, what: str | None) -> None:
         """Print a configuration as a file has it; with `skip_default`, the values that are not usual."""
-        if what not in (None, "", "skip_default"):
+        if what not in (None, "", "skip_default", "skip-default"):
             raise InputError(f"print_config: found {what!r}, expected skip_default or nothing")
         values, usual = asdict(config), asdict(self.config_class())  # type: ignore[call-overload]
         print(dump_yaml(_others(values, usual) if what else values), end="")
@@ -125,9 +136,10 @@ class Parser(Generic[Config]):
         name, appends = option.name.removesuffix("+"), option.name.endswith("+")
         kind = type_of_field(name, self.config_class)
         lists = [member for member in union_members(kind) if get_origin(member) is list]
-        if kind is None or not option.typed.startswith("--") or (appends and not lists):
+        if kind is None or (appends and not lists):
             own = (option.name for option in self.options)
-            known = known_name(option.typed, [*field_names(self.config_class), *own, "config", *_WITHOUT_VALUE])
+            typed = f"--{option.typed.lstrip('-')}"
+            known = known_name(typed, [*field_names(self.config_class), *own, "config", *_WITHOUT_VALUE])
             raise InputError(f"{option.typed}: found an unknown option, expected {known}")
         if is_dataclass(kind):
             value: Any = self._read_group(name, kind, option.needed)
@@ -187,13 +199,14 @@ def split_options(arguments: Sequence[str], options: Sequence[LauncherOption]) -
     for option in options:
         setattr(values, option.name, option.default)
     for given in _options(arguments):
-        if not given.typed.startswith("--") or given.name not in (*known, "import"):
+        if given.name not in (*known, "import"):
             others += given.arguments
         elif given.name == "import":
             import_modules(given.needed)
         else:
             option = known[given.name]
             value = "true" if given.value is None and "true" in option.choices else given.needed
+            value = {"yes": "true", "no": "false"}.get(value, value) if "true" in option.choices else value
             if option.choices and value not in option.choices:
                 raise InputError(f"{option.name}: found {value!r}, expected {' or '.join(option.choices)}")
             setattr(values, option.name, value)
@@ -212,6 +225,12 @@ def import_modules(*names: str) -> None:
         except (ImportError, SyntaxError, TypeError, ValueError) as error:
             raise InputError(f"import: found {name!r} ({one_line(error)}), expected a module of yours") from error
     os.environ[_IMPORTED] = " ".join(wanted)
+
+
+def split_positional(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments that belong to no option, and the others."""
+    given = list(_options(arguments))
+    return [option.typed for option in given if not option.name], [a for o in given if o.name for a in o.arguments]
 
 
 def given_options(arguments: Sequence[str]) -> list[str]:
@@ -274,15 +293,19 @@ class _Given:
 
 
 def _options(arguments: Sequence[str]) -> Iterator[_Given]:
-    """The options among the arguments: `--name value`, `--name=value` or `--name` alone, with - or _ between words."""
+    """The options among the arguments: `--name value`, `--name=value` or `--name` alone, with - or _ between words.
+
+    What is no option has an empty name.
+    """
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
         typed, equals, value = argument.partition("=")
-        name = typed.lstrip("-").replace("-", "_")
+        is_option = typed.startswith("--") and not typed.startswith("---")
+        name = typed[2:].replace("-", "_") if is_option else "help" if typed == "-h" else ""
         if equals:
             yield _Given(typed, name, value, [argument])
-        elif typed.startswith("--") and name not in _WITHOUT_VALUE and rest and not rest[0].startswith("--"):
+        elif is_option and name not in _WITHOUT_VALUE and rest and not rest[0].startswith("--"):
             value = rest.pop(0)
             yield _Given(typed, name, value, [argument, value])
         else:
@@ -291,8 +314,13 @@ def _options(arguments: Sequence[str]) -> Iterator[_Given]:
 
 def _shipped(name: str) -> str:
     """The file of a configuration that comes with the package, if `name` is no file itself."""
-    file = str(Path(fedra_engine.__file__).parent / "configs" / "experiments" / f"{name}.yaml")
-    return file if "/" not in name and os.path.isfile(file) and not os.path.exists(name) else name
+    if os.path.exists(name) or re.search("[/.~]", name):
+        return name
+    files = {file.stem: str(file) for file in Path(fedra_engine.__file__).parent.glob("configs/experiments/*.yaml")}
+    if name not in files:
+        near = did_you_mean(name, list(files))
+        raise InputError(f"config: found no file {name!r}, expected one, or one of {', '.join(sorted(files))}{near}")
+    return files[name]
 
 
 def _merge(values: dict[str, Any], more: Mapping[str, Any]) -> None:

@@ -87,14 +87,15 @@ def test_clients_models_meet_the_domain_of_their_name(tmp_path: Path, capsys: py
 
 def test_the_other_executor_measures_the_same(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = evaluated(capsys, str(digits), "--execution.executor", "sequential")
-    assert found == evaluated(capsys, str(digits))
+    assert found == evaluated(capsys, str(digits)) == evaluated(capsys, "--execution.executor", "sweep", str(digits))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], r"^evaluate: found no run, expected its folder: fedra evaluate <folder>$"),
-        (["--data.domains", "clean"], r"^evaluate: found no run, expected its folder"),
+        ([], r"^evaluate: found no run, expected the folder of one run: fedra evaluate <folder>$"),
+        (["--data.domains", "clean"], r"^evaluate: found no run, expected the folder of one run"),
+        (["RUN", "other"], r"^evaluate: found .*, other, expected the folder of one run"),
         (["RUN", "--rounds", "3"], r"^evaluate: found --rounds, expected options of data and execution alone$"),
         (["RUN", "--lora.rank=2"], r"^evaluate: found --lora\.rank, expected options of data and execution alone$"),
         (["RUN", "--config", "x.yaml"], r"^evaluate: found --config, expected options of data and execution alone$"),

@@ -134,7 +134,7 @@ def test_a_shipped_configuration_is_found_by_its_name(tmp_path: Path, monkeypatc
     assert Parser(ExperimentConfig).parse(["--config", "pacs_vit_s14"]).rounds == 3
 
 
-@pytest.mark.parametrize("printed", ["--print_config", "--print_config=skip_default"])
+@pytest.mark.parametrize("printed", ["--print_config", "--print_config=skip_default", "--print-config=skip-default"])
 def test_the_printed_configuration_reads_back(printed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["--rounds=3", "--clients.devices=[{compute: 1}]", "--training.betas=0.5,0.6", "--data.domains=a,'no'"]
     with pytest.raises(SystemExit):
@@ -200,7 +200,13 @@ def test_shipped_configurations_are_valid(path: Path) -> None:
         (["--clients.devices+", "[null]"], "clients.devices: found null, expected fields compute, upload, "),
         (["--clients.capacities", "12;10"], "clients.capacities: found '12;10', expected a list"),
         (["--clients.ranks", "4,x"], "clients.ranks: found 'x', expected a whole number from 1 to 128"),
-        (["--config", "pacs_vit"], "config: found no file 'pacs_vit'; expected a YAML file of fields and values"),
+        (
+            ["--config", "pacs_vit"],
+            "config: found no file 'pacs_vit', expected one, or one of .*label_skew.* (did you mean pacs_vit_s14?)",
+        ),
+        (["---seed", "3"], "---seed: found an unknown option, expected .* (did you mean --seed?)"),
+        (["seed=3"], "seed: found an unknown option, expected .* (did you mean --seed?)"),
+        (["config=pacs_vit_s14"], "config: found an unknown option"),
         (["--method.name", "fedar"], "method.name: found 'fedar', expected one of fedra, .* (did you mean fedra?)"),
         (["resume=none"], "resume: found an unknown option"),
         (["--import="], "import: found '' (Empty module name), expected a module of yours"),
