@@ -10,14 +10,16 @@ Files get damaged. What is small is checked when a part is opened; rows that are
 from __future__ import annotations
 
 import logging
+import uuid
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -32,6 +34,7 @@ from fedra_engine.runtime.stages import Stage
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from datasets import Dataset
 
 FORMAT = 2
 """Goes up whenever parts are laid out in another way; belongs into their names."""
@@ -39,6 +42,9 @@ ERRORS = "error"
 """The column with what is wrong with a row; empty where nothing is."""
 PART_BYTES = 128 * 2**20
 """Most bytes of a part: what an interrupted run loses at most, and what is in memory while rows are made."""
+_ROWS_AT_ONCE = 1000
+_CHARACTERS_AT_ONCE = 2**22
+"""Most texts and, but for the last of these, characters that wait in memory to be written."""
 _CHECKSUM = " checksum"
 """Ends the name of the column with the checksums of the rows of another."""
 _SEAL = b"fedra_engine seal"
@@ -185,6 +191,50 @@ def cache_folder() -> Path:
     import datasets
 
     return Path(datasets.config.HF_DATASETS_CACHE) / "fedra_engine"
+
+
+def store_texts(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Dataset:
+    """A data set of texts, written to disk as they are read and memory-mapped from then on.
+
+    Its file has no name in the folder of the cache, so nothing is left of it however the process ends.
+
+    Args:
+        columns: names.
+        rows: texts of every column.
+
+    Raises:
+        InputError: the cache folder cannot be written, or the disk is full.
+    """
+    import pyarrow as pa
+    from datasets import Dataset, Features, Value
+    from datasets.table import InMemoryTable
+
+    def write() -> None:
+        arrays = [pa.array([row[index] for row in waiting], pa.string()) for index in range(len(columns))]
+        with writable_cache(f"into {cache_folder()}"):
+            writer.write_batch(pa.record_batch(arrays, schema=schema))
+
+    schema = Features({name: Value("string") for name in columns}).arrow_schema
+    with writable_cache(f"into {cache_folder()}"):
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        file = TemporaryFile(dir=cache_folder())  # noqa: SIM115 - closed when it is mapped
+        writer = pa.ipc.new_stream(file, schema)
+    waiting, characters = list[Sequence[str]](), 0
+    for row in rows:
+        waiting.append(row)
+        characters += sum(map(len, row))
+        if len(waiting) == _ROWS_AT_ONCE or characters >= _CHARACTERS_AT_ONCE:
+            write()
+            waiting, characters = [], 0
+    write()
+    with writable_cache(f"into {cache_folder()}"):
+        writer.close()
+        file.flush()
+        # The mapping outlives the file.
+        with file, pa.memory_map(f"/dev/fd/{file.fileno()}") as mapped:
+            table = pa.ipc.open_stream(mapped).read_all()
+    # Without a fingerprint the library would make one of all rows.
+    return Dataset(InMemoryTable(table), fingerprint=uuid.uuid4().hex)
 
 
 @contextmanager

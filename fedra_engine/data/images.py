@@ -18,7 +18,7 @@ from PIL import ExifTags, ImageOps
 from PIL import Image as PillowImage
 
 from fedra_engine.data.cache import Part, PreprocessedRows, RowMaker, as_tensor, make_rows
-from fedra_engine.data.domain_data import DecodedImages, DomainData
+from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.preprocessing import Preprocessing
 from fedra_engine.data.samples import StoredRows
 from fedra_engine.runtime.errors import InputError
@@ -97,10 +97,10 @@ def image_rows(data: DomainData, preprocessing: Preprocessing, *, skip: bool) ->
     Raises:
         InputError: a file that cannot be read or, without `skip`, decoded; or pixels of another shape.
     """
-    if not isinstance(data.content, DecodedImages):
+    if not isinstance(data.content, np.ndarray):
         rows = make_rows(data, _ImageMaker(data, preprocessing), skip=skip)
         return StoredRows.of_parts(rows.parts, "pixels"), rows
-    pixels, shape = data.content.pixels, preprocessing.shape
+    pixels, shape = data.content, preprocessing.shape
     if pixels.shape[1:] != shape:
         raise InputError(f"data.image_size: found decoded images of {pixels.shape[1:]}, expected {shape}")
     return StoredRows([as_tensor(pixels)]), PreprocessedRows([], {}, None)

@@ -9,13 +9,15 @@ All draws have a seed of their own: the images are the same in every experiment.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedra_engine.config import DataConfig
-from fedra_engine.data.domain_data import DomainData, prepare_source
+from fedra_engine.data.domain_data import DomainData
+from fedra_engine.data.sources.tables import labelled_samples
 from fedra_engine.runtime.randomness import generator
 
 if TYPE_CHECKING:
@@ -98,18 +100,9 @@ def load_digits_source(config: DataConfig, seed: int) -> DomainData:
     Raises:
         InputError: a domain that does not exist.
     """
-    parts = [f"{part} {domain}" for part in ("train", "test") for domain in DOMAINS]
-    digits = digits_dataset(parts)
-    data = DomainData(
-        task="image_classification",
-        content=digits.select_columns("image"),
-        domain_of=np.array(digits["domain"]),
-        domains=list(DOMAINS),
-        labels=np.array(digits["label"]),
-        classes=list(digits.features["label"].names),
-        is_test=np.arange(len(digits)) >= TRAIN_IMAGES * len(DOMAINS),
-    )
-    return prepare_source(data, config, seed, split=False)
+    splits = {split: digits_dataset([f"{split} {domain}" for domain in DOMAINS]) for split in ("train", "test")}
+    # Made up, so nothing of it is kept in the cache.
+    return replace(labelled_samples(splits, config, seed), sample_sources=None, fingerprint=None)
 
 
 def digits_dataset(parts: Sequence[str]) -> Dataset:

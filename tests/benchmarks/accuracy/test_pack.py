@@ -42,7 +42,7 @@ def features(images: Path, model: Path, image_size: int) -> torch.Tensor:
         loaded = load_pretrained(ModelConfig(str(folder), dtype="bfloat16"), classes=len(data.classes)).eval()
         preprocessing = preprocessing_for(str(folder), model_config(folder), image_size)
     rows = torch.arange(0, len(data), max(len(data) // 40, 1))
-    pixels = torch.from_numpy(data.content.pixels)
+    pixels = torch.from_numpy(data.content)
     store = SampleStore(pixels, torch.from_numpy(data.labels), torch.from_numpy(data.domain_of), preprocessing)
     with torch.no_grad():
         return loaded(**store.inputs(rows, "cpu", torch.bfloat16)).logits
