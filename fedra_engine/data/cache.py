@@ -86,19 +86,16 @@ class RowMaker(Protocol):
 
     def identity(self, start: int, stop: int) -> str | None:
         """All that decides the rows of samples start…stop-1; None where nothing on disk stands for them."""
-        ...
 
     def make(self, start: int, stop: int, done: Callable[[int], object]) -> Part:
         """The rows of samples start…stop-1; `done` learns how many more of them are there, from time to time."""
-        ...
 
     def describe(self, row: int) -> str:
         """Where sample `row` is from."""
-        ...
 
 
 @dataclass(frozen=True)
-class PreprocessedRows:
+class MadeRows:
     """All rows of a source in order.
 
     Attributes:
@@ -108,11 +105,15 @@ class PreprocessedRows:
     """
 
     parts: list[Part]
-    skipped: dict[int, str]
-    newly_cached: int | None
+    skipped: dict[int, str] = field(default_factory=dict)
+    newly_cached: int | None = None
+
+    def numbers(self, column: str) -> Tensor:
+        """A column with one number a row, int64 [rows]."""
+        return torch.from_numpy(np.concatenate([part.columns[column] for part in self.parts]).astype(np.int64))
 
 
-def make_rows(data: DomainData, maker: RowMaker, *, skip: bool) -> PreprocessedRows:
+def make_rows(data: DomainData, maker: RowMaker, *, skip: bool) -> MadeRows:
     """Every sample's row, made or found in the cache.
 
     Raises:
@@ -150,7 +151,7 @@ def make_rows(data: DomainData, maker: RowMaker, *, skip: bool) -> PreprocessedR
                 stage.advance(len(part.errors))
                 check(index, part)
             parts.append(part)
-    return PreprocessedRows(parts, skipped, sum(made.values()) if is_cached else None)
+    return MadeRows(parts, skipped, sum(made.values()) if is_cached else None)
 
 
 def _cut(data: DomainData, longest: int) -> list[tuple[int, int]]:
@@ -181,7 +182,7 @@ def cached_parts(
         if part is None:
             damaged += [str(file.path)] if file.path.exists() else []
             part = file.make()
-        yield replace(part, make_again=partial(file.make_again, part))
+        yield part
     if damaged:
         _LOG.warning("made again what was damaged in the cache: %s", first_few(damaged, 1))
 
@@ -305,16 +306,16 @@ class _PartFile:
         assert part is not None
         return part
 
-    def make_again(self, damaged: Part) -> Part:
-        """The part anew, as it was before rows of it were `damaged`."""
+    def make_again(self, checksums: dict[str, NDArray[np.uint64]]) -> Part:
+        """The part anew, whose rows had these checksums before some were damaged."""
         part = self.make(anew=True)
-        if not all(np.array_equal(part.checksums[name], sums) for name, sums in damaged.checksums.items()):
+        if not all(np.array_equal(part.checksums[name], sums) for name, sums in checksums.items()):
             raise InputError(
                 f"data: found rows in {self.path} that were damaged and cannot be made as they were, expected the "
                 "samples and the libraries they were made with; remove the file and start a new run"
             )
         _LOG.warning("made again what was damaged in the cache: %s", self.path)
-        return replace(part, make_again=partial(self.make_again, damaged))
+        return part
 
     def read(self) -> Part | None:
         """The part, arrays of rows memory-mapped and not compared; None when there is none or a damaged one."""
@@ -330,13 +331,15 @@ class _PartFile:
             table.validate(full=True)
             columns, checksums = {}, {}
             for name, shape in self.shapes.items():
+                values = table.column(name).chunk(0)
                 if shape:
-                    columns[name] = _to_numpy(table.column(name).chunk(0).flatten()).reshape(-1, *shape)
+                    columns[name] = _to_numpy(values.flatten()).reshape(-1, *shape)
                     checksums[name] = _to_numpy(table.column(name + _CHECKSUM).chunk(0)).copy()
                 else:
                     # Copied: damage that comes later must not matter to what is compared now.
-                    columns[name] = _to_numpy(table.column(name).chunk(0)).copy()
-            part = Part(columns, table.column(ERRORS).to_pylist(), checksums)
+                    columns[name] = _to_numpy(values).copy()
+            errors = table.column(ERRORS).to_pylist()
+            part = Part(columns, errors, checksums, partial(self.make_again, checksums))
             return part if table.schema.metadata[_SEAL] == self._seal(part) else None
         except Exception:  # Whatever a damaged file can make pyarrow raise.
             return None
@@ -349,7 +352,12 @@ class _PartFile:
         remove_unfinished(self.path.parent)
         checksums = {name: row_checksums(values) for name, values in part.columns.items() if values.ndim > 1}
         columns = part.columns | {name + _CHECKSUM: values for name, values in checksums.items()}
-        arrays = {name: _to_arrow(values) for name, values in columns.items()}
+        arrays = {
+            name: pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), int(np.prod(values.shape[1:])))
+            if values.ndim > 1
+            else pa.array(values)
+            for name, values in columns.items()
+        }
         arrays[ERRORS] = pa.array(part.errors, pa.string())
         # As the library describes them, so that it can open the file.
         plain = pa.schema([(name, values.type) for name, values in arrays.items()])
@@ -370,13 +378,6 @@ class _PartFile:
         small = {name: values for name, values in part.columns.items() if values.ndim == 1} | part.checksums
         content = [(name, str(values.dtype), values.tobytes()) for name, values in sorted(small.items())]
         return xxh3_64_hexdigest(repr((self.path.stem, content, part.errors)).encode()).encode()
-
-
-def _to_arrow(values: NDArray) -> pa.Array:
-    import pyarrow as pa
-
-    flat = pa.array(values.reshape(-1))
-    return flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, int(np.prod(values.shape[1:])))
 
 
 def _to_numpy(values: pa.Array) -> NDArray:
