@@ -11,13 +11,7 @@ from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.sources.digits import load_digits_source
 from fedra_engine.data.sources.hub import splits_of
 from fedra_engine.data.sources.image_files import load_image_folder, load_split_lists
-from fedra_engine.data.sources.tables import (
-    causal_lm_samples,
-    labelled_samples,
-    load_causal_lm,
-    load_hf_dataset,
-    load_text_classification,
-)
+from fedra_engine.data.sources.tables import dataset_samples, load_tables
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -30,9 +24,9 @@ SOURCES: dict[str, Source] = {
     "image_folder": load_image_folder,
     "domainnet": load_split_lists,
     "nicopp": load_split_lists,
-    "hf_dataset": load_hf_dataset,
-    "text_classification": load_text_classification,
-    "causal_lm": load_causal_lm,
+    "hf_dataset": load_tables,
+    "text_classification": load_tables,
+    "causal_lm": load_tables,
 }
 
 
@@ -60,5 +54,4 @@ def dataset_source(dataset: Dataset | DatasetDict, config: DataConfig, seed: int
     Raises:
         InputError: the data set has no training split or column, or samples that cannot be used.
     """
-    samples = causal_lm_samples if config.source == "causal_lm" else labelled_samples
-    return samples(splits_of(dataset, "dataset"), config, seed, "dataset")
+    return dataset_samples(splits_of(dataset, "dataset"), config, seed, "dataset")

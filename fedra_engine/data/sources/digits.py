@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fedra_engine.config import DataConfig
 from fedra_engine.data.domain_data import DomainData
-from fedra_engine.data.sources.tables import labelled_samples
+from fedra_engine.data.sources.tables import dataset_samples
 from fedra_engine.runtime.randomness import generator
 
 if TYPE_CHECKING:
@@ -33,26 +33,6 @@ TRAIN_IMAGES = 140
 """Training images of one domain."""
 TEST_IMAGES = 60
 """Test images of one domain."""
-
-
-def clean(images: Images, rng: np.random.Generator) -> Images:
-    """The digits as they were scanned."""
-    return images
-
-
-def inverted(images: Images, rng: np.random.Generator) -> Images:
-    """Paper and ink exchanged."""
-    return 1.0 - images
-
-
-def rotated(images: Images, rng: np.random.Generator) -> Images:
-    """A quarter turn counter-clockwise."""
-    return np.rot90(images, axes=(1, 2))
-
-
-def noisy(images: Images, rng: np.random.Generator) -> Images:
-    """Speckle: a half-normal amount of extra ink on every pixel, saturating."""
-    return np.minimum(images + np.abs(rng.normal(scale=0.6, size=images.shape)), 1.0)
 
 
 def edges(images: Images, rng: np.random.Generator) -> Images:
@@ -71,14 +51,17 @@ def textured(images: Images, rng: np.random.Generator) -> Images:
 
 
 DOMAINS: dict[str, Callable[[Images, np.random.Generator], Images]] = {
-    "clean": clean,
-    "inverted": inverted,
-    "rotated": rotated,
-    "noisy": noisy,
+    "clean": lambda images, rng: images,
+    # Paper and ink exchanged.
+    "inverted": lambda images, rng: 1.0 - images,
+    # A quarter turn counter-clockwise.
+    "rotated": lambda images, rng: np.rot90(images, axes=(1, 2)),
+    # A half-normal amount of extra ink on every pixel, saturating.
+    "noisy": lambda images, rng: np.minimum(images + np.abs(rng.normal(scale=0.6, size=images.shape)), 1.0),
     "edges": edges,
     "textured": textured,
 }
-"""The domains, in the order that client capacities follow."""
+"""What is done to the scans in each domain, in the order that client capacities follow."""
 
 
 def split_digits(labels: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
@@ -102,7 +85,7 @@ def load_digits_source(config: DataConfig, seed: int) -> DomainData:
     """
     splits = {split: digits_dataset([f"{split} {domain}" for domain in DOMAINS]) for split in ("train", "test")}
     # Made up, so nothing of it is kept in the cache.
-    return replace(labelled_samples(splits, config, seed), sample_sources=None, fingerprint=None)
+    return replace(dataset_samples(splits, config, seed), sample_sources=None, fingerprint=None)
 
 
 def digits_dataset(parts: Sequence[str]) -> Dataset:

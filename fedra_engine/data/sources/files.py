@@ -338,21 +338,19 @@ def _marked(file: Path, encoding: str) -> str:
 
 
 def _undecodable_line(file: Path, encoding: str) -> int | None:
-    """The first line that cannot be decoded; None if all can, or if `file` is no text file or cannot be opened."""
+    """The first line that cannot be decoded; None if all can, or if `file` is no text file or cannot be read."""
     if file.suffix.lower() not in TEXT_READERS:
         return None
     line = 1
     try:
-        encoding = _marked(file, encoding)
-        with file.open(encoding=encoding, newline="\n") as opened:
-            for _ in opened:
-                line += 1
+        for _ in text_lines(file, encoding):
+            line += 1
     except UnicodeDecodeError as error:
         # Lines are decoded many at a time.
-        return line + error.object[: error.start].decode(encoding, "ignore").count("\n")
+        return line + error.object[: error.start].decode(error.encoding, "ignore").count("\n")
     except UnicodeError:
         return line
-    except OSError:
+    except (OSError, InputError):
         return None
     return None
 

@@ -6,7 +6,6 @@ import math
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from string import Formatter
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -55,43 +54,39 @@ class _Sample(NamedTuple):
     is_test: bool
 
 
-def load_hf_dataset(config: DataConfig, seed: int) -> DomainData:
-    """The source `hf_dataset`: `labelled_samples` of a data set that was saved or is on the"""
-    return labelled_samples(open_dataset(config), config, seed)
-
-
-def load_text_classification(config: DataConfig, seed: int) -> DomainData:
-    """The source `text_classification`: texts with a label from files or a data set (docs/data.md).
+def load_tables(config: DataConfig, seed: int) -> DomainData:
+    """The samples of the data set `config.root`, or of its files where `config.source` is not `hf_dataset`.
 
     Raises:
         InputError: files, columns or lines that cannot be used (the message has file and line).
     """
-    if not _is_dataset(config):
-        return _load_files(config, "text_classification", {"text": [("", config.columns.input or "text")]}, seed)
-    data = load_hf_dataset(config, seed)
-    if data.task != "text_classification":
-        raise InputError("data.columns.input: found images with data.source text_classification, expected texts")
-    return data
+    root = Path(str(config.root))
+    if config.source == "hf_dataset" or not (root.is_file() or (root.is_dir() and not is_saved_dataset(root))):
+        data = dataset_samples(open_dataset(config), config, seed)
+        if config.source == "text_classification" and data.task != config.source:
+            raise InputError("data.columns.input: found images with data.source text_classification, expected texts")
+        return data
+    splits, files, notes = table_splits(config)
+    task: DataTask = "causal_lm" if config.source == "causal_lm" else "text_classification"
+    try:
+        if task == "text_classification":
+            splits, hidden = _labelled_splits(splits, config.columns.label or "label")
+            notes = hidden + notes
+        return _Reader(config, task, _templates(config), notes=notes).read(splits, seed)
+    except UnicodeError as error:
+        raise InputError(
+            f"data.encoding: found no {config.encoding} text in {undecodable(files, config.encoding)}; expected "
+            "the encoding of all files"
+        ) from error
 
 
-def load_causal_lm(config: DataConfig, seed: int) -> DomainData:
-    """The source `causal_lm`: texts, or prompts with the responses to learn, from files or a data set (docs/data.md).
-
-    Raises:
-        InputError: files, columns or lines that cannot be used (the message has file and line).
-    """
-    if _is_dataset(config):
-        return causal_lm_samples(open_dataset(config), config, seed)
-    return _load_files(config, "causal_lm", _causal_lm_templates(config), seed)
-
-
-def labelled_samples(
+def dataset_samples(
     splits: dict[str, Dataset], config: DataConfig, seed: int, given_as: str = "data.root"
 ) -> DomainData:
-    """Labelled images or texts, by the type of the column `config.columns.input`.
+    """Texts to learn where `config.source` is `causal_lm`; else labelled images or texts, by the type of their column.
 
-    Without a held-out split that has labels, a stratified test set is drawn; without a domain column there is one
-    domain.
+    Without a held-out split (of labelled samples, one that has labels), a stratified test set is drawn. Without a
+    domain column there is one domain.
 
     Args:
         splits: as `splits_of` returns them.
@@ -100,8 +95,14 @@ def labelled_samples(
         given_as: names the data set in messages.
 
     Raises:
-        InputError: no such column, or a column of another type than is needed.
+        InputError: no such column, a column of another type than is needed, or rows that cannot be used.
     """
+    if config.source == "causal_lm":
+        templates = _templates(config)
+        used = [column for template in templates.values() for _, column in template if column is not None]
+        used += [getattr(config.columns, role) or role for role in _ROLES]
+        tables = {name: [_dataset_table(name, data, used)] for name, data in splits.items()}
+        return _Reader(config, "causal_lm", templates, given_as).read(tables, seed)
     train = splits[TRAIN]
     content = config.columns.input or next((name for name in ("image", "text") if name in train.column_names), "image")
     _require_column("data.columns.input", content, train.column_names)
@@ -122,20 +123,12 @@ def labelled_samples(
     return reader.read(tables, seed, data.rename_columns({content: column}), fingerprint)
 
 
-def causal_lm_samples(
-    splits: dict[str, Dataset], config: DataConfig, seed: int, given_as: str = "data.root"
-) -> DomainData:
-    """Texts to learn; arguments and errors are those of `labelled_samples`."""
-    templates = _causal_lm_templates(config)
-    used = [column for template in templates.values() for _, column in template if column is not None]
-    used += [getattr(config.columns, role) or role for role in _ROLES]
-    tables = {name: [_dataset_table(name, data, used)] for name, data in splits.items()}
-    return _Reader(config, "causal_lm", templates, given_as).read(dict(islice(tables.items(), 2)), seed)
-
-
-def _causal_lm_templates(config: DataConfig) -> _Templates:
+def _templates(config: DataConfig) -> _Templates:
+    plain = [("", config.columns.input or "text")]
+    if config.source != "causal_lm":
+        return {"text": plain}
     if config.prompt is None:
-        return {"prompt": [], "response": [("", config.columns.input or "text")]}
+        return {"prompt": [], "response": plain}
     try:
         pieces = list(Formatter().parse(config.prompt))
     except ValueError as error:
@@ -148,20 +141,6 @@ def _causal_lm_templates(config: DataConfig) -> _Templates:
             )
     prompt = [(literal, column) for literal, column, _, _ in pieces]
     return {"prompt": prompt, "response": [("", config.columns.response or "response")]}
-
-
-def _load_files(config: DataConfig, task: DataTask, templates: _Templates, seed: int) -> DomainData:
-    splits, files, left_out = table_splits(config)
-    notes = list[str]()
-    try:
-        if task == "text_classification":
-            splits, notes = _labelled_splits(splits, config.columns.label or "label")
-        return _Reader(config, task, templates, notes=notes + left_out).read(dict(islice(splits.items(), 2)), seed)
-    except UnicodeError as error:
-        raise InputError(
-            f"data.encoding: found no {config.encoding} text in {undecodable(files, config.encoding)}; expected "
-            "the encoding of all files"
-        ) from error
 
 
 @dataclass
@@ -189,8 +168,9 @@ class _Reader:
     def read(
         self, splits: Splits, seed: int, content: Dataset | None = None, fingerprint: str | None = None
     ) -> DomainData:
-        """The samples of the training split, and of the test split if there is one."""
-        texts = (text for split in splits for table in splits[split] for text in self._texts(table, split != TRAIN))
+        """The samples of the training split, and of the first other, if there is one."""
+        used = list(splits.values())[:2]
+        texts = (text for split in used for table in split for text in self._texts(table, split is not used[0]))
         if content is None:
             content = store_texts(list(self.templates), texts)
         else:
@@ -361,9 +341,3 @@ def _repeated(digests: NDArray[np.int64], is_test: NDArray[np.bool_]) -> list[st
         repeated = len(digests) - len(np.unique(digests))
         where = "repeat another, so the test set that is drawn may have texts of the training set"
     return [f"texts: {repeated} {where}"] if repeated else []
-
-
-def _is_dataset(config: DataConfig) -> bool:
-    """Whether `config.root` is no file or folder of files."""
-    root = Path(str(config.root))
-    return not root.is_file() and (not root.is_dir() or is_saved_dataset(root))
