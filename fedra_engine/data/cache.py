@@ -165,11 +165,11 @@ def _cut(data: DomainData, longest: int) -> list[tuple[int, int]]:
 def cached_parts(
     keys: Sequence[str], make: Callable[[int], Part], shapes: dict[str, tuple[int, ...]]
 ) -> Iterator[Part]:
-    """Every part from its file, or made and written there.
+    """Every part from its file, or made and written there; nothing is written where `make` raises.
 
     Args:
         keys: name of each part, a digest of all that decides its content.
-        make: makes part i; may raise, and nothing is written then.
+        make: makes part i.
         shapes: shape of a row of each column.
 
     Raises:
@@ -195,13 +195,9 @@ def cache_folder() -> Path:
 
 
 def store_texts(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Dataset:
-    """A data set of texts, written to disk as they are read and memory-mapped from then on.
+    """A data set with a text in every row and column, written to disk as they are read and memory-mapped from then on.
 
     Its file has no name in the folder of the cache, so nothing is left of it however the process ends.
-
-    Args:
-        columns: names.
-        rows: texts of every column.
 
     Raises:
         InputError: the cache folder cannot be written, or the disk is full.
@@ -280,13 +276,7 @@ def copy_async(tensor: Tensor, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class _PartFile:
-    """One part on disk.
-
-    Attributes:
-        path: of the file; its name without the suffix is the part's.
-        shapes: shape of a row of each column.
-        make_rows: makes the part; may raise.
-    """
+    """One part on disk: its file, called as the part is, the shape of a row of each column, and what makes the part."""
 
     path: Path
     shapes: dict[str, tuple[int, ...]]

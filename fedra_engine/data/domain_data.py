@@ -36,12 +36,7 @@ _NAMES = 8
 
 
 class SampleSource(NamedTuple):
-    """A line of a file or a row of a split.
-
-    Attributes:
-        place: up to the number, `<file>, line` or `<split>, row`.
-        number: of the line or row.
-    """
+    """A line of a file or a row of a split; `place` is what stands before its number, such as `<file>, line`."""
 
     place: str
     number: int
@@ -178,8 +173,13 @@ def prepare_source(data: DomainData, config: DataConfig, seed: int, *, split: bo
         InputError: a domain the source does not have, or one without training or test samples; or classes that cannot
             be learnt.
     """
-    if config.domains:
-        data = _keep_domains(data, config.domains)
+    if names := config.domains:
+        if unknown := [name for name in names if name not in data.domains]:
+            raise InputError(f"data.domains: found {unknown[0]!r}, expected some of {listed(data.domains)}")
+        index_of = np.full(len(data.domains), -1)
+        index_of[[data.domains.index(name) for name in names]] = np.arange(len(names))
+        data = data.select(np.flatnonzero(index_of[data.domain_of] >= 0))
+        data = replace(data, domain_of=index_of[data.domain_of], domains=list(names))
     if config.classes is not None:
         if data.labels is None:
             raise InputError(f"data.classes: found {config.classes} with samples that have no class, expected null")
@@ -211,16 +211,6 @@ def check_domains(data: DomainData) -> None:
                 raise InputError(
                     f"{data.given_as}: found no {kind} samples of domain {name!r}, expected some in every domain"
                 )
-
-
-def _keep_domains(data: DomainData, names: Sequence[str]) -> DomainData:
-    unknown = [name for name in names if name not in data.domains]
-    if unknown:
-        raise InputError(f"data.domains: found {unknown[0]!r}, expected some of {listed(data.domains)}")
-    index_of = np.full(len(data.domains), -1)
-    index_of[[data.domains.index(name) for name in names]] = np.arange(len(names))
-    kept = data.select(np.flatnonzero(index_of[data.domain_of] >= 0))
-    return replace(kept, domain_of=index_of[kept.domain_of], domains=list(names))
 
 
 def _draw_test_set(data: DomainData, fraction: float, seed: int) -> NDArray[np.bool_]:

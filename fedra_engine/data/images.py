@@ -85,10 +85,7 @@ def decoding_threads() -> Iterator[ThreadPoolExecutor]:
 def image_rows(data: DomainData, preprocessing: Preprocessing, *, skip: bool) -> MadeRows:
     """Decode and resize every image of `data`, or find it done: in the cache, or where its content is pixels already.
 
-    Args:
-        data: samples with `image` content.
-        preprocessing: size and channels.
-        skip: leave images that cannot be decoded black and note that, instead of raising.
+    With `skip`, images that cannot be decoded are left black and noted.
 
     Returns:
         The column `pixels`, uint8 [samples, channels, height, width].

@@ -208,21 +208,18 @@ class StoredRows:
 
     def gather(self, rows: Tensor, device: torch.device) -> Tensor:
         """The rows `rows` (int64 [n], on the CPU), in that order, on `device`: [n, …]."""
-        if device.type == "cpu":
-            return self._gather(rows, pinned=False)
-        whole = self._on_device(device)
+        whole = None if device.type == "cpu" else self._on_device(device)
         if whole is not None:
             return whole.index_select(0, copy_async(rows, whole.device))
-        return self._gather(rows, pinned=device.type == "cuda").to(device, non_blocking=True)
-
-    def _gather(self, rows: Tensor, *, pinned: bool) -> Tensor:
-        gathered = self._read(rows, pinned=pinned)
-        if not self._files or self._checksums is None:
-            return gathered
-        damaged = rows.numpy()[row_checksums(gathered.numpy()) != self._checksums[rows.numpy()]]
-        for part in np.unique(self._part_of(damaged)):
-            self._make_again(int(part))
-        return self._read(rows, pinned=pinned) if len(damaged) else gathered
+        pinned = device.type == "cuda"
+        gathered = self._read(rows, pinned)
+        if self._files and self._checksums is not None:
+            damaged = rows.numpy()[row_checksums(gathered.numpy()) != self._checksums[rows.numpy()]]
+            for part in np.unique(self._part_of(damaged)):
+                self._make_again(int(part))
+            if len(damaged):
+                gathered = self._read(rows, pinned)
+        return gathered.to(device, non_blocking=True)
 
     def _part_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.searchsorted(self._starts, rows, side="right") - 1
@@ -233,18 +230,17 @@ class StoredRows:
         self._files[part] = make_again()
         self._parts[part] = as_tensor(self._files[part].columns[self._column])
 
-    def _read(self, rows: Tensor, *, pinned: bool) -> Tensor:
+    def _read(self, rows: Tensor, pinned: bool) -> Tensor:
         first = self._parts[0]
         gathered = torch.empty((len(rows), *first.shape[1:]), dtype=first.dtype, pin_memory=pinned)
         if len(self._parts) == 1:
             return torch.index_select(first, 0, rows, out=gathered)
-        part_of = self._part_of(rows.numpy())
-        order = np.argsort(part_of, kind="stable")
-        used, begins = np.unique(part_of[order], return_index=True)
         # NumPy copies whole rows where torch's index_put_ copies values one by one.
-        target = gathered.numpy()
-        for part, at in zip(used, np.split(order, begins[1:]), strict=True):
-            target[at] = self._parts[part].numpy()[rows.numpy()[at] - self._starts[part]]
+        target, wanted = gathered.numpy(), rows.numpy()
+        part_of = self._part_of(wanted)
+        for part in np.unique(part_of):
+            at = part_of == part
+            target[at] = self._parts[part].numpy()[wanted[at] - self._starts[part]]
         return gathered
 
     def _on_device(self, device: torch.device) -> Tensor | None:

@@ -72,8 +72,17 @@ def tokenization_for(
     Raises:
         InputError: there is no tokenizer or one that draws its tokens, or the model cannot take so long a text.
     """
+    if tokenizer is None and model_path is None:
+        raise InputError("processor: found none beside a model in memory, expected its tokenizer")
     if tokenizer is None:
-        tokenizer = _load_tokenizer(model_path)
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(model_path)
+        except Exception as error:  # Whatever a file can make transformers raise.
+            raise InputError(
+                f"model.path: found no tokenizer beside {model_path!r}: {one_line(error)}; expected one"
+            ) from error
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if dropout := getattr(getattr(backend, "model", None), "dropout", None):
         raise InputError(
@@ -94,19 +103,6 @@ def tokenization_for(
     return Tokenization(tokenizer, min(limit, LONGEST) if max_length is None else max_length, padding, vocabulary)
 
 
-def _load_tokenizer(model_path: str | None) -> Any:
-    from transformers import AutoTokenizer
-
-    if model_path is None:
-        raise InputError("processor: found none beside a model in memory, expected its tokenizer")
-    try:
-        return AutoTokenizer.from_pretrained(model_path)
-    except Exception as error:  # Whatever a file can make transformers raise.
-        raise InputError(
-            f"model.path: found no tokenizer beside {model_path!r}: {one_line(error)}; expected one"
-        ) from error
-
-
 def token_rows(data: DomainData, tokenization: Tokenization, *, skip: bool) -> MadeRows:
     """Tokenize every text of `data`, or find it done.
 
@@ -114,10 +110,7 @@ def token_rows(data: DomainData, tokenization: Tokenization, *, skip: bool) -> M
     own configuration says. Of a prompt that takes more than half of the room the end stays, and a response loses what
     does not fit behind its prompt. A response ends with the tokenizer's end token.
 
-    Args:
-        data: samples with `text`, or `prompt` and `response`.
-        tokenization: what makes the tokens.
-        skip: leave texts without tokens empty and note that, instead of raising.
+    With `skip`, texts without tokens are left empty and noted.
 
     Returns:
         The columns `ids`, int32 [samples, max_length], filled up on the right; `length`, how many of them are not

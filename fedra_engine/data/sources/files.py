@@ -100,13 +100,7 @@ def chosen_domains(config: DataConfig, present: Sequence[str], folder: Path) -> 
 
 
 def left_out_notes(root: Path, entries: Iterable[Path], expected: str) -> list[str]:
-    """A line for the log on files below `root` that no sample is made of; no line if there are none.
-
-    Args:
-        root: their paths are shown below it.
-        entries: the files, and folders of which all files count.
-        expected: what would have been read.
-    """
+    """A line for the log on `entries`, files below `root` of which no sample is made, and folders of such; or none."""
     files = sorted(file for entry in entries for file in _files_below(entry))
     if not files:
         return []

@@ -84,13 +84,8 @@ def read_image_folder(
 
 
 def _domain_folders(config: DataConfig, left_out: list[Path]) -> list[tuple[int, str, Path]]:
-    """Whether for testing (0 or 1), name and folder of every chosen domain; all training folders come first.
-
-    What is there besides is added to `left_out`.
-    """
-    if config.root is None:
-        raise InputError("data.root: found null, expected the folder of the images (<root>/<domain>/<class>/<image>)")
-    root = Path(config.root)
+    """Whether for testing (0 or 1), name and folder of every chosen domain, training folders first."""
+    root = Path(str(config.root))
     # Also false, not an error, below a folder that may not be entered.
     if not os.path.isdir(root):
         raise InputError(f"data.root: found no folder {str(root)!r}, expected one with <domain>/<class>/<image>")

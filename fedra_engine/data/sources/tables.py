@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Formatter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+import fedra_engine.data.sources.files as files
 from fedra_engine.config import DataConfig
 from fedra_engine.data.cache import store_texts
 from fedra_engine.data.domain_data import (
@@ -26,32 +27,19 @@ from fedra_engine.data.domain_data import (
     prepare_source,
     sample_sources,
 )
-from fedra_engine.data.sources.files import TRAIN, Row, Splits, Table, table_splits, undecodable
-from fedra_engine.data.sources.hub import is_saved_dataset, joined, open_dataset, state_of
-from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.errors import InputError, one_line
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, DatasetDict
 
 _AT_ONCE = 32
 """Rows of a data set that are in memory."""
 _ROLES = ("label", "domain", "client")
 
-_Templates = dict[str, list[tuple[str, str | None]]]
-"""Of every text of a sample, the one that must not be missing last: literal texts, and the column that follows each."""
-_Columns = dict[str, str | None]
-"""The column of each of `_ROLES`; None for no column."""
-
-
-class _Sample(NamedTuple):
-    """What is known of a sample; `digest` is equal for equal texts, and `client` empty where it is nobody's."""
-
-    digest: int
-    label: str | None
-    domain: str
-    client: str
-    source: SampleSource
-    is_test: bool
+_Template = list[tuple[str, str | None]]
+"""Literal texts, and the column that follows each."""
+_Templates = dict[str, _Template]
+"""Of every text of a sample, the one that must not be missing last."""
 
 
 def load_tables(config: DataConfig, seed: int) -> DomainData:
@@ -61,12 +49,12 @@ def load_tables(config: DataConfig, seed: int) -> DomainData:
         InputError: files, columns or lines that cannot be used (the message has file and line).
     """
     root = Path(str(config.root))
-    if config.source == "hf_dataset" or not (root.is_file() or (root.is_dir() and not is_saved_dataset(root))):
-        data = dataset_samples(open_dataset(config), config, seed)
+    if config.source == "hf_dataset" or not (root.is_file() or (root.is_dir() and not _is_saved(root))):
+        data = dataset_samples(_open_dataset(config), config, seed)
         if config.source == "text_classification" and data.task != config.source:
             raise InputError("data.columns.input: found images with data.source text_classification, expected texts")
         return data
-    splits, files, notes = table_splits(config)
+    splits, paths, notes = files.table_splits(config)
     task: DataTask = "causal_lm" if config.source == "causal_lm" else "text_classification"
     try:
         if task == "text_classification":
@@ -75,7 +63,7 @@ def load_tables(config: DataConfig, seed: int) -> DomainData:
         return _Reader(config, task, _templates(config), notes=notes).read(splits, seed)
     except UnicodeError as error:
         raise InputError(
-            f"data.encoding: found no {config.encoding} text in {undecodable(files, config.encoding)}; expected "
+            f"data.encoding: found no {config.encoding} text in {files.undecodable(paths, config.encoding)}; expected "
             "the encoding of all files"
         ) from error
 
@@ -97,16 +85,22 @@ def dataset_samples(
     Raises:
         InputError: no such column, a column of another type than is needed, or rows that cannot be used.
     """
+    from datasets import Image, Value
+
     if config.source == "causal_lm":
         templates = _templates(config)
         used = [column for template in templates.values() for _, column in template if column is not None]
         used += [getattr(config.columns, role) or role for role in _ROLES]
         tables = {name: [_dataset_table(name, data, used)] for name, data in splits.items()}
         return _Reader(config, "causal_lm", templates, given_as).read(tables, seed)
-    train = splits[TRAIN]
+    train = splits[files.TRAIN]
     content = config.columns.input or next((name for name in ("image", "text") if name in train.column_names), "image")
     _require_column("data.columns.input", content, train.column_names)
-    task = _task(train, content)
+    feature = train.features[content]
+    is_text = feature in (Value("string"), Value("large_string"))
+    if not is_text and not isinstance(feature, Image):
+        raise InputError(f"data.columns.input: found {feature} in column {content!r}, expected images or texts")
+    task: DataTask = "text_classification" if is_text else "image_classification"
     reader = _Reader(config, task, {}, given_as)
     columns = reader.columns(train.column_names)
     known = {role: getattr(train.features.get(columns[role]), "names", None) for role in ("label", "domain")}
@@ -114,17 +108,16 @@ def dataset_samples(
     used = [name for name in columns.values() if name is not None]
     tables = {name: [_dataset_table(name, data, used)] for name, data in splits.items()}
     tables, reader.notes = _labelled_splits(tables, str(columns["label"]), numbered="label" in reader.named)
-    test = next((splits[name] for name in tables if name != TRAIN), None)
+    test = next((splits[name] for name in tables if name != files.TRAIN), None)
     # One column may have several roles.
-    data = joined(train, test, list(dict.fromkeys([content, *used])), given_as).select_columns(content)
+    data = _joined(train, test, list(dict.fromkeys([content, *used])), given_as).select_columns(content)
     # Not of `data`: its other columns do not matter to what is made of its content.
-    fingerprint = repr((content, state_of(train), None if test is None else state_of(test)))
-    column = "image" if task == "image_classification" else "text"
-    return reader.read(tables, seed, data.rename_columns({content: column}), fingerprint)
+    fingerprint = repr((content, _state(train), None if test is None else _state(test)))
+    return reader.read(tables, seed, data.rename_columns({content: "text" if is_text else "image"}), fingerprint)
 
 
 def _templates(config: DataConfig) -> _Templates:
-    plain = [("", config.columns.input or "text")]
+    plain: _Template = [("", config.columns.input or "text")]
     if config.source != "causal_lm":
         return {"text": plain}
     if config.prompt is None:
@@ -139,22 +132,17 @@ def _templates(config: DataConfig) -> _Templates:
                 f"data.prompt: found a format of column {column!r}, expected column names alone in braces, such as "
                 "{instruction}"
             )
-    prompt = [(literal, column) for literal, column, _, _ in pieces]
-    return {"prompt": prompt, "response": [("", config.columns.response or "response")]}
+    return {
+        "prompt": [(literal, column) for literal, column, _, _ in pieces],
+        "response": [("", config.columns.response or "response")],
+    }
 
 
 @dataclass
 class _Reader:
-    """Makes samples of rows.
+    """Makes samples of rows; without `templates` where their content is a column of a data set.
 
-    Attributes:
-        config: of the source.
-        task: what the samples are for.
-        templates: of the texts; none where the content is a column of a data set.
-        given_as: the option or argument that named the rows, for messages.
-        named: by role, the names that stand for the numbers in its column.
-        notes: lines for the log on what was passed over.
-        samples: what was read.
+    `named` has by role the names that stand for the numbers in its column.
     """
 
     config: DataConfig
@@ -163,10 +151,10 @@ class _Reader:
     given_as: str = "data.root"
     named: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    samples: list[_Sample] = field(default_factory=list)
+    samples: list[tuple[Any, ...]] = field(default_factory=list)
 
     def read(
-        self, splits: Splits, seed: int, content: Dataset | None = None, fingerprint: str | None = None
+        self, splits: files.Splits, seed: int, content: Dataset | None = None, fingerprint: str | None = None
     ) -> DomainData:
         """The samples of the training split, and of the first other, if there is one."""
         used = list(splits.values())[:2]
@@ -185,6 +173,15 @@ class _Reader:
                 "none"
             )
         domain_of, domains = encode_names(domain_names, self.named.get("domain"))
+        # Equal texts that were trained on measure nothing in a test set.
+        digest, held_out = np.array(digests), np.array(is_test)
+        repeated = len(digest) - len(np.unique(digest))
+        where = "repeat another, so the test set that is drawn may have texts of the training set"
+        if held_out.any():
+            repeated = int(np.isin(digest[held_out], digest[~held_out]).sum())
+            where = "of the test set are in the training set, too"
+        if repeated and self.templates:
+            self.notes.append(f"texts: {repeated} {where}")
         data = DomainData(
             task=self.task,
             content=content,
@@ -192,16 +189,16 @@ class _Reader:
             domains=domains,
             labels=encoded,
             classes=classes,
-            is_test=np.array(is_test),
+            is_test=held_out,
             clients=np.array(clients) if any(clients) else None,
             sample_sources=sample_sources(sources),
             fingerprint=fingerprint,
-            notes=self.notes + (_repeated(np.array(digests), np.array(is_test)) if self.templates else []),
+            notes=self.notes,
             given_as=self.given_as,
         )
-        return prepare_source(data, self.config, seed, split=not any(is_test))
+        return prepare_source(data, self.config, seed, split=not held_out.any())
 
-    def _texts(self, table: Table, is_test: bool) -> Iterator[list[str]]:
+    def _texts(self, table: files.Table, is_test: bool) -> Iterator[list[str]]:
         """The texts of every row that has one; adds what else is known to `samples`."""
         before, present = len(self.samples), table.columns
         columns = None if present is None else self.columns(present)
@@ -227,21 +224,19 @@ class _Reader:
                 self.notes.append(f"{source}: skipped, it has no text")
                 continue
             label, domain, client = (self._name(role, columns[role], row, source) for role in _ROLES)
-            self.samples.append(
-                _Sample(hash(tuple(texts)), label, domain or table.domain, client or "", source, is_test)
-            )
+            self.samples.append((hash(tuple(texts)), label, domain or table.domain, client or "", source, is_test))
             yield texts
         if len(self.samples) == before:
             raise InputError(f"{self.given_as}: found no samples in {table.place!r}, expected some")
 
-    def columns(self, present: list[str], place: str = "") -> _Columns:
-        """The columns that are named, which must be among those `present`, or else those of the usual names."""
+    def columns(self, present: list[str], place: str = "") -> dict[str, str | None]:
+        """The column of each of `_ROLES`: as it is named, and there then, or else of the usual name; None for none."""
         for name, template in self.templates.items():
             option = {"prompt": "data.prompt", "text": "data.columns.input"}.get(name, f"data.columns.{name}")
             for _, column in template:
                 if column is not None:
                     _require_column(option, column, present, place)
-        columns: _Columns = {}
+        columns: dict[str, str | None] = {}
         for role in _ROLES:
             chosen = getattr(self.config.columns, role)
             if chosen is not None or (role == "label" and self.task != "causal_lm"):
@@ -274,7 +269,7 @@ class _Reader:
         return "".join(pieces)
 
 
-def _labelled_splits(splits: Splits, label: str, *, numbered: bool = False) -> tuple[Splits, list[str]]:
+def _labelled_splits(splits: files.Splits, label: str, *, numbered: bool = False) -> tuple[files.Splits, list[str]]:
     """The training split and the first other that tells its classes, as that of a challenge does not; notes on others.
 
     A label of -1 tells nothing, unless a class of the training split has that name, which none has where labels are
@@ -303,41 +298,98 @@ def _labelled_splits(splits: Splits, label: str, *, numbered: bool = False) -> t
     return {name: splits[name] for name in (train, chosen or lacking) if name is not None}, notes
 
 
-def _task(data: Dataset, content: str) -> DataTask:
-    from datasets import Image, Value
-
-    feature = data.features[content]
-    if isinstance(feature, Image):
-        return "image_classification"
-    if feature in (Value("string"), Value("large_string")):
-        return "text_classification"
-    raise InputError(f"data.columns.input: found {feature} in column {content!r}, expected images or texts")
-
-
 def _require_column(option: str, name: str, present: list[str], place: str = "") -> None:
     if name not in present:
         raise InputError(f"{option}: {place}found no column {name!r}, expected one of {listed(present)}")
 
 
-def _dataset_table(name: str, data: Dataset, used: Collection[str]) -> Table:
+def _dataset_table(name: str, data: Dataset, used: Collection[str]) -> files.Table:
     """The columns `used`, so far as they are there, of a split of a data set."""
     present = [column for column in data.column_names if column in used]
 
-    def rows() -> Iterator[Row]:
+    def rows() -> Iterator[files.Row]:
         batches = data.select_columns(present).with_format("arrow").iter(_AT_ONCE)
         found = (row for batch in batches for row in batch.to_pylist())
         place = f"{name}, row"
         return ((SampleSource(place, number), row) for number, row in enumerate(found))
 
-    return Table(name, rows, columns=data.column_names)
+    return files.Table(name, rows, columns=data.column_names)
 
 
-def _repeated(digests: NDArray[np.int64], is_test: NDArray[np.bool_]) -> list[str]:
-    """A note on equal texts: those that were trained on measure nothing in a test set."""
-    if is_test.any():
-        repeated = int(np.isin(digests[is_test], digests[~is_test]).sum())
-        where = "of the test set are in the training set, too"
-    else:
-        repeated = len(digests) - len(np.unique(digests))
-        where = "repeat another, so the test set that is drawn may have texts of the training set"
-    return [f"texts: {repeated} {where}"] if repeated else []
+def _is_saved(folder: Path) -> bool:
+    """Whether `folder` was made by `save_to_disk`."""
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "dataset_info.json"))
+
+
+def _open_dataset(config: DataConfig) -> dict[str, Dataset]:
+    """The splits of the data set that `config.root` names."""
+    from datasets import load_dataset, load_from_disk
+
+    assert config.root is not None
+    files.check_encoding(config.encoding)
+    folder = Path(config.root)
+    # What cannot be the name of a data set on the hub, <owner>/<name> or <name>.
+    is_path = config.root.startswith(("/", ".", "~")) or folder.suffix in files.SUFFIXES
+    if is_path and not folder.exists():
+        kinds = "" if config.source == "hf_dataset" else "a csv, tsv, jsonl, parquet or txt file, "
+        raise InputError(
+            f"data.root: found no {config.root}, expected {kinds}a folder that save_to_disk made, or the name of a "
+            "data set on the hub"
+        )
+    is_saved = folder.is_dir() and _is_saved(folder)
+    if is_saved and config.subset is not None:
+        raise InputError(f"data.subset: found {config.subset!r} with the saved data set {config.root!r}, expected null")
+    try:
+        found = load_from_disk(str(folder)) if is_saved else load_dataset(config.root, config.subset)
+    except Exception as error:  # Whatever a file can make the library raise.
+        raise InputError(
+            f"data.root: cannot load {config.root!r}: {one_line(error)}; expected a folder that save_to_disk made, or "
+            "the name of a data set on the hub"
+        ) from error
+    return splits_of(found, "data.root", f" in {config.root!r}")
+
+
+def splits_of(found: Dataset | DatasetDict, given_as: str, place: str = "") -> dict[str, Dataset]:
+    """The training split of a data set, then those of `HELD_OUT` that have samples.
+
+    Raises:
+        InputError: it is none, or has several splits and none of them is `train`.
+    """
+    from datasets import Dataset, DatasetDict
+
+    if isinstance(found, Dataset):
+        return {files.TRAIN: found}
+    if not isinstance(found, DatasetDict):
+        kind = type(found).__name__
+        raise InputError(f"{given_as}: found a {kind}, expected a Dataset or DatasetDict of the datasets library")
+    if len(found) == 1:
+        return {files.TRAIN: next(iter(found.values()))}
+    if files.TRAIN not in found:
+        raise InputError(f"{given_as}: found the splits {listed(found)}{place}, expected one named train")
+    held_out = [name for name in files.HELD_OUT if name in found and len(found[name])]
+    return {name: found[name] for name in (files.TRAIN, *held_out)}
+
+
+def _joined(train: Dataset, test: Dataset | None, columns: list[str], given_as: str) -> Dataset:
+    """The training samples, then those of the test set, if there is one, which must have these columns, too."""
+    from datasets import concatenate_datasets
+
+    if test is None:
+        return train.select_columns(columns)
+    for name in columns:
+        if name not in test.column_names or test.features[name] != train.features[name]:
+            found = test.features[name] if name in test.column_names else "no such column"
+            raise InputError(
+                f"{given_as}: column {name!r} of the test split: found {found}, expected {train.features[name]} as in "
+                "the training split"
+            )
+    return concatenate_datasets([train.select_columns(columns), test.select_columns(columns)])
+
+
+def _state(data: Dataset) -> tuple[str, list[tuple[int, int]]]:
+    """The library's fingerprint of a data set, and size in bytes and time of the last change of each of its files.
+
+    The fingerprint alone stays the same where a generator finds other files, or one of these files is replaced.
+    """
+    states = map(os.stat, sorted(file["filename"] for file in data.cache_files))
+    return data._fingerprint, [(state.st_size, state.st_mtime_ns) for state in states]
