@@ -33,7 +33,6 @@ from fedra_engine.runtime.files import content_hash, remove_unfinished, whole_fi
 from fedra_engine.runtime.stages import Stage
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from datasets import Dataset
 
 FORMAT = 2
@@ -323,11 +322,11 @@ class _PartFile:
             for name, shape in self.shapes.items():
                 values = table.column(name).chunk(0)
                 if shape:
-                    columns[name] = _to_numpy(values.flatten()).reshape(-1, *shape)
-                    checksums[name] = _to_numpy(table.column(name + _CHECKSUM).chunk(0)).copy()
+                    columns[name] = values.flatten().to_numpy().reshape(-1, *shape)
+                    checksums[name] = table.column(name + _CHECKSUM).chunk(0).to_numpy().copy()
                 else:
                     # Copied: damage that comes later must not matter to what is compared now.
-                    columns[name] = _to_numpy(values).copy()
+                    columns[name] = values.to_numpy().copy()
             errors = table.column(ERRORS).to_pylist()
             part = Part(columns, errors, checksums, partial(self.make_again, checksums))
             return part if table.schema.metadata[_SEAL] == self._seal(part) else None
@@ -368,8 +367,3 @@ class _PartFile:
         small = {name: values for name, values in part.columns.items() if values.ndim == 1} | part.checksums
         content = [(name, str(values.dtype), values.tobytes()) for name, values in sorted(small.items())]
         return xxh3_64_hexdigest(repr((self.path.stem, content, part.errors)).encode()).encode()
-
-
-def _to_numpy(values: pa.Array) -> NDArray:
-    found: NDArray = values.to_numpy(zero_copy_only=True)
-    return found

@@ -127,12 +127,13 @@ def name_of(value: object, role: str, column: str, source: SampleSource) -> str:
     Raises:
         InputError: a value that is no name.
     """
-    if is_missing(value) and role == "client":
+    missing = is_missing(value)
+    if missing and role == "client":
         return ""
     if isinstance(value, float) and value.is_integer() and abs(value) < _LARGEST:
         value = int(value)
-    if is_missing(value) or isinstance(value, bool) or not isinstance(value, str | int):
-        found = f"no {role}" if is_missing(value) else repr(value)[:_CHARACTERS]
+    if missing or isinstance(value, bool) or not isinstance(value, str | int):
+        found = f"no {role}" if missing else repr(value)[:_CHARACTERS]
         raise InputError(
             f"data.columns.{role}: {source}: found {found} in column {column!r}, expected a name or a whole number"
         )

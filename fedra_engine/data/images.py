@@ -26,8 +26,6 @@ from fedra_engine.runtime.files import check_regular
 if TYPE_CHECKING:
     from datasets import Dataset
 
-MODES = {1: "L", 3: "RGB"}
-"""Pillow's name of images by their number of channels."""
 UNREADABLE = (
     OSError,
     EOFError,
@@ -119,7 +117,7 @@ def decode_image(image: Mapping[str, Any], preprocessing: Preprocessing) -> NDAr
         if not isinstance(source, io.BytesIO):
             check_regular(source)
         with PillowImage.open(source, formats=image_formats()) as opened:
-            picture = _eight_bits(_upright(opened)).convert(MODES[preprocessing.channels])
+            picture = _eight_bits(_upright(opened)).convert("L" if preprocessing.channels == 1 else "RGB")
     except UNREADABLE as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
