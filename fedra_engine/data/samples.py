@@ -113,9 +113,7 @@ def prepare(
     *,
     cut_texts: bool = True,
 ) -> PreparedData:
-    """Decode or tokenize all samples once for a model, or find that done in the cache.
-
-    All of them, so that another split or seed has nothing to do.
+    """Decode or tokenize all samples for a model, or find that done in the cache, whatever the split and seed were.
 
     Args:
         data: of a source.
@@ -131,10 +129,9 @@ def prepare(
     """
     skip, is_images = config.unreadable == "skip", data.task == "image_classification"
     for name in ("max_length",) if is_images else ("image_size", "augmentation"):
-        value, usual = getattr(config, name), getattr(DataConfig, name)
-        if value != usual:
-            found = f"{value} with {'images' if is_images else 'texts'}"
-            raise InputError(f"data.{name}: found {found}, expected {usual or 'null'}")
+        if (value := getattr(config, name)) != (usual := getattr(DataConfig, name)):
+            kind = "images" if is_images else "texts"
+            raise InputError(f"data.{name}: found {value} with {kind}, expected {usual or 'null'}")
     labels = None if data.labels is None or data.task == "causal_lm" else torch.from_numpy(data.labels)
     domain_of = torch.from_numpy(data.domain_of)
     if is_images:
