@@ -18,9 +18,8 @@ from fedra_engine.costs.device_times import DeviceRound, capacities_by_memory, s
 from fedra_engine.costs.model import ClientCosts, CostModel
 from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.partition import Partition
-from fedra_engine.data.prepare import PreparedData, prepare
 from fedra_engine.data.preprocessing import Preprocessing, preprocessing_for
-from fedra_engine.data.samples import Samples
+from fedra_engine.data.samples import PreparedData, Samples, prepare
 from fedra_engine.execution.evaluation import Evaluator, FisherInformation
 from fedra_engine.execution.executor import Executor, make_executor, make_sweep_model
 from fedra_engine.execution.head_init import SAMPLES_PER_CLASS, initial_heads

@@ -16,7 +16,7 @@ from fedra_engine.callbacks.checkpoint import latest_checkpoint
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.commands.simulate import parse_request
 from fedra_engine.config import ExperimentConfig
-from fedra_engine.data.domain_data import DecodedImages, DomainData
+from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.sources import load_source
 from fedra_engine.inputs import Inputs
 from fedra_engine.models.loading import resolve_model_path
@@ -42,7 +42,7 @@ def experiment(folder: Path) -> tuple[ExperimentConfig, DomainData]:
     data = load_source(small_config(folder).data, config.seed)
     pixels = np.stack([np.asarray(image)[None] for image in data.content["image"]])
     names = np.array([f"client {row % 4}" for row in range(len(data))])
-    return config, replace(data, content=DecodedImages(pixels), clients=names)
+    return config, replace(data, content=pixels, clients=names)
 
 
 @pytest.fixture(scope="module")
@@ -114,10 +114,10 @@ MODELS: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 def with_pixel(data: DomainData, row: int) -> DomainData:
-    assert isinstance(data.content, DecodedImages)
-    pixels = data.content.pixels.copy()
+    assert isinstance(data.content, np.ndarray)
+    pixels = data.content.copy()
     pixels[row, 0, 3, 3] ^= 1
-    return replace(data, content=DecodedImages(pixels))
+    return replace(data, content=pixels)
 
 
 def classes_swapped(data: DomainData) -> DomainData:

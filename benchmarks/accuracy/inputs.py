@@ -15,16 +15,17 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from transformers import AutoConfig
 
 from benchmarks.accuracy.planes import from_planes
 from benchmarks.accuracy.sheets import from_sheet
 from fedra_engine.config import DataConfig
-from fedra_engine.data.domain_data import DecodedImages, DomainData
+from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.images import UnreadableImageError, decode_image, decoding_threads
 from fedra_engine.data.preprocessing import PREPROCESSOR_FILE, PROCESSOR_FILE, Preprocessing, preprocessing_for
-from fedra_engine.data.sources.image_folder import read_image_folder
+from fedra_engine.data.sources.image_files import read_image_folder
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.files import content_hash
 
@@ -53,14 +54,14 @@ class StudyImages:
     @property
     def image_size(self) -> int:
         """Side in pixels."""
-        return int(self.data.content.pixels.shape[-1])
+        return int(self.data.content.shape[-1])
 
     def digest(self) -> str:
         """A hash of pixels, labels, names and split: equal for equal images."""
         data = self.data
         assert data.labels is not None
         names = repr((data.domains, data.classes, self.is_split)).encode()
-        arrays = (data.content.pixels, data.labels, data.domain_of, data.is_test)
+        arrays = (data.content, data.labels, data.domain_of, data.is_test)
         return content_hash(names + b"".join(array.tobytes() for array in arrays)).hexdigest()
 
 
@@ -90,7 +91,7 @@ def read_images(images: Path, model: Path, image_size: int) -> StudyImages:
     return StudyImages(data, is_split)
 
 
-def decode_files(paths: Sequence[str], preprocessing: Preprocessing) -> DecodedImages:
+def decode_files(paths: Sequence[str], preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """Decode and resize the image files `paths`.
 
     Raises:
@@ -108,7 +109,7 @@ def decode_files(paths: Sequence[str], preprocessing: Preprocessing) -> DecodedI
     with decoding_threads() as pool:
         for _ in pool.map(decode, range(len(paths))):
             pass
-    return DecodedImages(pixels)
+    return pixels
 
 
 @contextmanager
@@ -147,7 +148,7 @@ def _packed_images(pack: Path) -> StudyImages:
     ]
     data = DomainData(
         task="image_classification",
-        content=DecodedImages(np.concatenate(sheets)),
+        content=np.concatenate(sheets),
         domain_of=np.repeat(np.arange(len(counts)), counts),
         domains=[domain["name"] for domain in index["domains"]],
         labels=np.concatenate([np.array(domain["labels"]) for domain in index["domains"]]),

@@ -87,7 +87,7 @@ def _pack_images(images: StudyImages) -> tuple[dict[str, Any], dict[str, bytes]]
     for domain, name in enumerate(data.domains):
         rows = data.domain_of == domain
         file = f"images_{domain}.webp"
-        files[file] = to_sheet(data.content.pixels[rows])
+        files[file] = to_sheet(data.content[rows])
         domains.append(
             {
                 "name": name,
@@ -99,7 +99,7 @@ def _pack_images(images: StudyImages) -> tuple[dict[str, Any], dict[str, bytes]]
         )
     index = {
         "image_size": images.image_size,
-        "channels": data.content.pixels.shape[1],
+        "channels": data.content.shape[1],
         "classes": data.classes,
         "is_split": images.is_split,
         "domains": domains,

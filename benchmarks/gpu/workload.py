@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 from benchmarks.gpu.shapes import CAPACITIES, VitShape
 from fedra_engine.config import ExperimentConfig, LoraConfig, TrainingConfig
 from fedra_engine.data.preprocessing import Preprocessing
-from fedra_engine.data.samples import SampleStore
+from fedra_engine.data.samples import SampleStore, StoredRows
 from fedra_engine.execution.executor import Executor
 from fedra_engine.execution.sequential import SequentialExecutor
 from fedra_engine.execution.sweep import SweepExecutor
@@ -162,7 +162,8 @@ class Workload:
         pixels = torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
         labels = torch.randint(0, shape.classes, (shape.pool,), generator=generator)
         preprocessing = Preprocessing(shape.image, channels, (0.5,) * channels, (0.5,) * channels)
-        return SampleStore(pixels.to(device), labels, torch.zeros(shape.pool, dtype=torch.int64), preprocessing)
+        domains = torch.zeros(shape.pool, dtype=torch.int64)
+        return SampleStore(StoredRows([pixels.to(device)]), labels, domains, preprocessing)
 
 
 @dataclass(frozen=True)

@@ -111,8 +111,8 @@ def on_other_data(experiment: Experiment, config: ExperimentConfig) -> Experimen
     Raises:
         InputError: the data are for another task or of other classes, or the model takes images of another size.
     """
-    from fedra_engine.data.names import listed
-    from fedra_engine.data.prepare import prepare
+    from fedra_engine.data.domain_data import listed
+    from fedra_engine.data.samples import prepare
     from fedra_engine.inputs import Inputs
 
     own = experiment.train_data

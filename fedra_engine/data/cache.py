@@ -10,14 +10,16 @@ Files get damaged. What is small is checked when a part is opened; rows that are
 from __future__ import annotations
 
 import logging
+import uuid
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -31,7 +33,7 @@ from fedra_engine.runtime.files import content_hash, remove_unfinished, whole_fi
 from fedra_engine.runtime.stages import Stage
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    from datasets import Dataset
 
 FORMAT = 2
 """Goes up whenever parts are laid out in another way; belongs into their names."""
@@ -39,6 +41,9 @@ ERRORS = "error"
 """The column with what is wrong with a row; empty where nothing is."""
 PART_BYTES = 128 * 2**20
 """Most bytes of a part: what an interrupted run loses at most, and what is in memory while rows are made."""
+_ROWS_AT_ONCE = 1000
+_CHARACTERS_AT_ONCE = 2**22
+"""Most texts and, but for the last of these, characters that wait in memory to be written."""
 _CHECKSUM = " checksum"
 """Ends the name of the column with the checksums of the rows of another."""
 _SEAL = b"fedra_engine seal"
@@ -80,19 +85,16 @@ class RowMaker(Protocol):
 
     def identity(self, start: int, stop: int) -> str | None:
         """All that decides the rows of samples start…stop-1; None where nothing on disk stands for them."""
-        ...
 
     def make(self, start: int, stop: int, done: Callable[[int], object]) -> Part:
         """The rows of samples start…stop-1; `done` learns how many more of them are there, from time to time."""
-        ...
 
     def describe(self, row: int) -> str:
         """Where sample `row` is from."""
-        ...
 
 
 @dataclass(frozen=True)
-class PreprocessedRows:
+class MadeRows:
     """All rows of a source in order.
 
     Attributes:
@@ -102,11 +104,15 @@ class PreprocessedRows:
     """
 
     parts: list[Part]
-    skipped: dict[int, str]
-    newly_cached: int | None
+    skipped: dict[int, str] = field(default_factory=dict)
+    newly_cached: int | None = None
+
+    def numbers(self, column: str) -> Tensor:
+        """A column with one number a row, int64 [rows]."""
+        return torch.from_numpy(np.concatenate([part.columns[column] for part in self.parts]).astype(np.int64))
 
 
-def make_rows(data: DomainData, maker: RowMaker, *, skip: bool) -> PreprocessedRows:
+def make_rows(data: DomainData, maker: RowMaker, *, skip: bool) -> MadeRows:
     """Every sample's row, made or found in the cache.
 
     Raises:
@@ -144,7 +150,7 @@ def make_rows(data: DomainData, maker: RowMaker, *, skip: bool) -> PreprocessedR
                 stage.advance(len(part.errors))
                 check(index, part)
             parts.append(part)
-    return PreprocessedRows(parts, skipped, sum(made.values()) if is_cached else None)
+    return MadeRows(parts, skipped, sum(made.values()) if is_cached else None)
 
 
 def _cut(data: DomainData, longest: int) -> list[tuple[int, int]]:
@@ -158,11 +164,11 @@ def _cut(data: DomainData, longest: int) -> list[tuple[int, int]]:
 def cached_parts(
     keys: Sequence[str], make: Callable[[int], Part], shapes: dict[str, tuple[int, ...]]
 ) -> Iterator[Part]:
-    """Every part from its file, or made and written there.
+    """Every part from its file, or made and written there; nothing is written where `make` raises.
 
     Args:
         keys: name of each part, a digest of all that decides its content.
-        make: makes part i; may raise, and nothing is written then.
+        make: makes part i.
         shapes: shape of a row of each column.
 
     Raises:
@@ -175,7 +181,7 @@ def cached_parts(
         if part is None:
             damaged += [str(file.path)] if file.path.exists() else []
             part = file.make()
-        yield replace(part, make_again=partial(file.make_again, part))
+        yield part
     if damaged:
         _LOG.warning("made again what was damaged in the cache: %s", first_few(damaged, 1))
 
@@ -185,6 +191,46 @@ def cache_folder() -> Path:
     import datasets
 
     return Path(datasets.config.HF_DATASETS_CACHE) / "fedra_engine"
+
+
+def store_texts(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Dataset:
+    """A data set with a text in every row and column, written to disk as they are read and memory-mapped from then on.
+
+    Its file has no name in the folder of the cache, so nothing is left of it however the process ends.
+
+    Raises:
+        InputError: the cache folder cannot be written, or the disk is full.
+    """
+    import pyarrow as pa
+    from datasets import Dataset, Features, Value
+    from datasets.table import InMemoryTable
+
+    def write() -> None:
+        arrays = [pa.array([row[index] for row in waiting], pa.string()) for index in range(len(columns))]
+        with writable_cache(f"into {cache_folder()}"):
+            writer.write_batch(pa.record_batch(arrays, schema=schema))
+
+    schema = Features({name: Value("string") for name in columns}).arrow_schema
+    with writable_cache(f"into {cache_folder()}"):
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        file = TemporaryFile(dir=cache_folder())  # noqa: SIM115 - closed when it is mapped
+        writer = pa.ipc.new_stream(file, schema)
+    waiting, characters = list[Sequence[str]](), 0
+    for row in rows:
+        waiting.append(row)
+        characters += sum(map(len, row))
+        if len(waiting) == _ROWS_AT_ONCE or characters >= _CHARACTERS_AT_ONCE:
+            write()
+            waiting, characters = [], 0
+    write()
+    with writable_cache(f"into {cache_folder()}"):
+        writer.close()
+        file.flush()
+        # The mapping outlives the file.
+        with file, pa.memory_map(f"/dev/fd/{file.fileno()}") as mapped:
+            table = pa.ipc.open_stream(mapped).read_all()
+    # Without a fingerprint the library would make one of all rows.
+    return Dataset(InMemoryTable(table), fingerprint=uuid.uuid4().hex)
 
 
 @contextmanager
@@ -229,13 +275,7 @@ def copy_async(tensor: Tensor, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class _PartFile:
-    """One part on disk.
-
-    Attributes:
-        path: of the file; its name without the suffix is the part's.
-        shapes: shape of a row of each column.
-        make_rows: makes the part; may raise.
-    """
+    """One part on disk: its file, called as the part is, the shape of a row of each column, and what makes the part."""
 
     path: Path
     shapes: dict[str, tuple[int, ...]]
@@ -255,16 +295,16 @@ class _PartFile:
         assert part is not None
         return part
 
-    def make_again(self, damaged: Part) -> Part:
-        """The part anew, as it was before rows of it were `damaged`."""
+    def make_again(self, checksums: dict[str, NDArray[np.uint64]]) -> Part:
+        """The part anew, whose rows had these checksums before some were damaged."""
         part = self.make(anew=True)
-        if not all(np.array_equal(part.checksums[name], sums) for name, sums in damaged.checksums.items()):
+        if not all(np.array_equal(part.checksums[name], sums) for name, sums in checksums.items()):
             raise InputError(
                 f"data: found rows in {self.path} that were damaged and cannot be made as they were, expected the "
                 "samples and the libraries they were made with; remove the file and start a new run"
             )
         _LOG.warning("made again what was damaged in the cache: %s", self.path)
-        return replace(part, make_again=partial(self.make_again, damaged))
+        return part
 
     def read(self) -> Part | None:
         """The part, arrays of rows memory-mapped and not compared; None when there is none or a damaged one."""
@@ -280,13 +320,15 @@ class _PartFile:
             table.validate(full=True)
             columns, checksums = {}, {}
             for name, shape in self.shapes.items():
+                values = table.column(name).chunk(0)
                 if shape:
-                    columns[name] = _to_numpy(table.column(name).chunk(0).flatten()).reshape(-1, *shape)
-                    checksums[name] = _to_numpy(table.column(name + _CHECKSUM).chunk(0)).copy()
+                    columns[name] = values.flatten().to_numpy().reshape(-1, *shape)
+                    checksums[name] = table.column(name + _CHECKSUM).chunk(0).to_numpy().copy()
                 else:
                     # Copied: damage that comes later must not matter to what is compared now.
-                    columns[name] = _to_numpy(table.column(name).chunk(0)).copy()
-            part = Part(columns, table.column(ERRORS).to_pylist(), checksums)
+                    columns[name] = values.to_numpy().copy()
+            errors = table.column(ERRORS).to_pylist()
+            part = Part(columns, errors, checksums, partial(self.make_again, checksums))
             return part if table.schema.metadata[_SEAL] == self._seal(part) else None
         except Exception:  # Whatever a damaged file can make pyarrow raise.
             return None
@@ -299,7 +341,12 @@ class _PartFile:
         remove_unfinished(self.path.parent)
         checksums = {name: row_checksums(values) for name, values in part.columns.items() if values.ndim > 1}
         columns = part.columns | {name + _CHECKSUM: values for name, values in checksums.items()}
-        arrays = {name: _to_arrow(values) for name, values in columns.items()}
+        arrays = {
+            name: pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), int(np.prod(values.shape[1:])))
+            if values.ndim > 1
+            else pa.array(values)
+            for name, values in columns.items()
+        }
         arrays[ERRORS] = pa.array(part.errors, pa.string())
         # As the library describes them, so that it can open the file.
         plain = pa.schema([(name, values.type) for name, values in arrays.items()])
@@ -320,15 +367,3 @@ class _PartFile:
         small = {name: values for name, values in part.columns.items() if values.ndim == 1} | part.checksums
         content = [(name, str(values.dtype), values.tobytes()) for name, values in sorted(small.items())]
         return xxh3_64_hexdigest(repr((self.path.stem, content, part.errors)).encode()).encode()
-
-
-def _to_arrow(values: NDArray) -> pa.Array:
-    import pyarrow as pa
-
-    flat = pa.array(values.reshape(-1))
-    return flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, int(np.prod(values.shape[1:])))
-
-
-def _to_numpy(values: pa.Array) -> NDArray:
-    found: NDArray = values.to_numpy(zero_copy_only=True)
-    return found

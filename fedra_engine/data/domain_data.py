@@ -1,19 +1,24 @@
-"""What every source yields: samples that are not decoded yet, and what is known of each."""
+"""What every source yields: samples that are not decoded yet, and what is known of each.
+
+Also here: names of classes, domains and clients, which people write in several ways.
+"""
 
 from __future__ import annotations
 
+import re
+import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from itertools import combinations
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedra_engine.config import DataConfig
-from fedra_engine.data.names import SampleSource, listed
-from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.errors import InputError, first_few
 from fedra_engine.runtime.randomness import generator
 
 if TYPE_CHECKING:
@@ -21,23 +26,23 @@ if TYPE_CHECKING:
 
 DataTask = Literal["image_classification", "text_classification", "causal_lm"]
 
+_NUMBER = re.compile(r"[+-]?[0-9]{1,15}(\.[0-9]{0,10})?")
+"""Texts with more digits are names."""
+_LARGEST = 2**53
+"""From here on, not every whole number is a float."""
+_CHARACTERS = 80
+_NAMES = 8
+"""Characters of a value, and names, that a message shows."""
 
-@dataclass(frozen=True)
-class DecodedImages:
-    """The `content` of a `DomainData` whose images are pixels already: no cache and no data set.
 
-    Attributes:
-        pixels: uint8 [samples, channels, height, width].
-    """
+class SampleSource(NamedTuple):
+    """A line of a file or a row of a split; `place` is what stands before its number, such as `<file>, line`."""
 
-    pixels: NDArray[np.uint8]
+    place: str
+    number: int
 
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def select(self, rows: NDArray[np.int64]) -> DecodedImages:
-        """The images `rows`, copied."""
-        return DecodedImages(self.pixels[rows])
+    def __str__(self) -> str:
+        return f"{self.place} {self.number}"
 
 
 @dataclass(frozen=True)
@@ -49,15 +54,16 @@ class DomainData:
     Attributes:
         task: what a model is to learn; it decides what `content` holds.
         content: a `Dataset` with `image` for image_classification, `text` for text_classification, `prompt` and
-            `response` for causal_lm (the prompt may be empty); or `DecodedImages` for image_classification.
+            `response` for causal_lm (the prompt may be empty); or decoded images, uint8 [samples, channels, height,
+            width].
         domain_of: int64 [samples], index into `domains`.
         domains: names; client capacities follow this order.
         labels: int64 [samples], index into `classes`; None where samples have no class.
         classes: names.
         is_test: bool [samples], whether a sample is held out.
         clients: [samples], who owns a sample; None where the source does not say.
-        sample_sources: [samples], file and line (or split and row) of a sample, as `names.sample_sources` makes them;
-            None where its own path suffices.
+        sample_sources: [samples], file and line (or split and row) of a sample, as the function of this name makes
+            them; None where its own path suffices.
         fingerprint: of the data set that has the contents in the rows of `sample_sources`; None where they are files
             of their own, or made up.
         notes: lines for the log on what was passed over in the source.
@@ -65,7 +71,7 @@ class DomainData:
     """
 
     task: DataTask
-    content: Dataset | DecodedImages
+    content: Dataset | NDArray[np.uint8]
     domain_of: NDArray[np.int64]
     domains: list[str]
     labels: NDArray[np.int64] | None
@@ -92,19 +98,73 @@ class DomainData:
 
     def select(self, rows: NDArray[np.int64]) -> DomainData:
         """The samples `rows`; names keep their indices."""
-        return replace(
-            self,
-            content=self.content.select(rows),
-            domain_of=self.domain_of[rows],
-            is_test=self.is_test[rows],
-            labels=None if self.labels is None else self.labels[rows],
-            clients=None if self.clients is None else self.clients[rows],
-            sample_sources=None if self.sample_sources is None else self.sample_sources[rows],
-        )
+        columns = ("domain_of", "is_test", "labels", "clients", "sample_sources")
+        known = {name: values for name in columns if (values := getattr(self, name)) is not None}
+        content = self.content[rows] if isinstance(self.content, np.ndarray) else self.content.select(rows)
+        return replace(self, content=content, **{name: values[rows] for name, values in known.items()})
 
     def describe(self, row: int, kind: str) -> str:
         """Where sample `row` is from; its number and `kind` where nothing says that."""
         return f"{kind} {row}" if self.sample_sources is None else str(SampleSource(*self.sample_sources[row]))
+
+
+def sample_sources(sources: Iterable[SampleSource]) -> NDArray[np.void]:
+    """Where each of many samples is from, in 16 bytes each: a structured array [samples] of `SampleSource`'s fields."""
+    return np.fromiter(sources, dtype=[("place", object), ("number", np.int64)])
+
+
+def is_missing(value: object) -> bool:
+    """Whether a cell is empty: null, NaN, or no text but blanks. Words such as "NA" or "null" are texts."""
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
+
+
+def name_of(value: object, role: str, column: str, source: SampleSource) -> str:
+    """The name of a domain, client or class (`label`), without the blanks around it; empty for nobody's sample.
+
+    Whole numbers are names, also as the floats that a column with missing values has. Classes that are numbers are
+    compared as such: 1, 1.0 and 01 are called 1.
+
+    Raises:
+        InputError: a value that is no name.
+    """
+    missing = is_missing(value)
+    if missing and role == "client":
+        return ""
+    if isinstance(value, float) and value.is_integer() and abs(value) < _LARGEST:
+        value = int(value)
+    if missing or isinstance(value, bool) or not isinstance(value, str | int):
+        found = f"no {role}" if missing else repr(value)[:_CHARACTERS]
+        raise InputError(
+            f"data.columns.{role}: {source}: found {found} in column {column!r}, expected a name or a whole number"
+        )
+    name = str(value).strip()
+    if role == "label" and _NUMBER.fullmatch(name):
+        number = Decimal(name)
+        name = str(int(number)) if number == int(number) else f"{number.normalize():f}"
+    return sys.intern(name)
+
+
+def listed(names: Collection[str]) -> str:
+    """The first of `names`, for a message, and how many others there are.
+
+    Where accents are characters of their own, these are escaped: the name looks as if they were not.
+    """
+    shortened = (name[:_CHARACTERS] for name in names)
+    quoted = [repr(name) if unicodedata.is_normalized("NFC", name) else ascii(name) for name in shortened]
+    return first_few(quoted, _NAMES)
+
+
+def encode_names(names: Sequence[str], unique: list[str] | None = None) -> tuple[NDArray[np.int64], list[str]]:
+    """Indices [samples] of `names` into `unique`, and this: if not given, sorted, numbers by value before others."""
+
+    def key(name: str) -> tuple[bool, Decimal, str]:
+        is_number = _NUMBER.fullmatch(name) is not None
+        return not is_number, Decimal(name if is_number else 0), name
+
+    if unique is None:
+        unique = sorted(set(names), key=key)
+    index_of = {name: index for index, name in enumerate(unique)}
+    return np.array([index_of[name] for name in names], dtype=np.int64), unique
 
 
 def prepare_source(data: DomainData, config: DataConfig, seed: int, *, split: bool) -> DomainData:
@@ -114,8 +174,13 @@ def prepare_source(data: DomainData, config: DataConfig, seed: int, *, split: bo
         InputError: a domain the source does not have, or one without training or test samples; or classes that cannot
             be learnt.
     """
-    if config.domains:
-        data = _keep_domains(data, config.domains)
+    if names := config.domains:
+        if unknown := [name for name in names if name not in data.domains]:
+            raise InputError(f"data.domains: found {unknown[0]!r}, expected some of {listed(data.domains)}")
+        index_of = np.full(len(data.domains), -1)
+        index_of[[data.domains.index(name) for name in names]] = np.arange(len(names))
+        data = data.select(np.flatnonzero(index_of[data.domain_of] >= 0))
+        data = replace(data, domain_of=index_of[data.domain_of], domains=list(names))
     if config.classes is not None:
         if data.labels is None:
             raise InputError(f"data.classes: found {config.classes} with samples that have no class, expected null")
@@ -126,7 +191,7 @@ def prepare_source(data: DomainData, config: DataConfig, seed: int, *, split: bo
         data = data.select(np.argsort(data.domain_of, kind="stable"))
     if split:
         data = replace(data, is_test=_draw_test_set(data, config.test_fraction, seed))
-    elif config.test_fraction != (usual := DataConfig().test_fraction):
+    elif config.test_fraction != (usual := DataConfig.test_fraction):
         raise InputError(
             f"data.test_fraction: found {config.test_fraction:g} with samples that have a test set, expected {usual:g} "
             "(none is drawn)"
@@ -147,16 +212,6 @@ def check_domains(data: DomainData) -> None:
                 raise InputError(
                     f"{data.given_as}: found no {kind} samples of domain {name!r}, expected some in every domain"
                 )
-
-
-def _keep_domains(data: DomainData, names: Sequence[str]) -> DomainData:
-    unknown = [name for name in names if name not in data.domains]
-    if unknown:
-        raise InputError(f"data.domains: found {unknown[0]!r}, expected some of {listed(data.domains)}")
-    index_of = np.full(len(data.domains), -1)
-    index_of[[data.domains.index(name) for name in names]] = np.arange(len(names))
-    kept = data.select(np.flatnonzero(index_of[data.domain_of] >= 0))
-    return replace(kept, domain_of=index_of[kept.domain_of], domains=list(names))
 
 
 def _draw_test_set(data: DomainData, fraction: float, seed: int) -> NDArray[np.bool_]:
@@ -197,12 +252,7 @@ def _check_classes(data: DomainData, labels: NDArray[np.int64]) -> None:
 
 
 def _check_spelling(data: DomainData, labels: NDArray[np.int64]) -> list[str]:
-    """Notes on classes whose names look like those of others.
-
-    Raises:
-        InputError: names that look alike never occur in the same domain, so they are probably one class, spelt in
-            several ways.
-    """
+    """Notes on classes whose names look alike; an error where no domain has two of them, as if they were one class."""
     spellings: dict[str, list[int]] = {}
     for index, name in enumerate(data.classes):
         # Without what people and file systems spell differently.

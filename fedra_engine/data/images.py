@@ -17,18 +17,15 @@ from numpy.typing import NDArray
 from PIL import ExifTags, ImageOps
 from PIL import Image as PillowImage
 
-from fedra_engine.data.cache import Part, PreprocessedRows, RowMaker, as_tensor, make_rows
-from fedra_engine.data.domain_data import DecodedImages, DomainData
+from fedra_engine.data.cache import MadeRows, Part, RowMaker, make_rows
+from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.preprocessing import Preprocessing
-from fedra_engine.data.samples import StoredRows
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.files import check_regular
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-MODES = {1: "L", 3: "RGB"}
-"""Pillow's name of images by their number of channels."""
 UNREADABLE = (
     OSError,
     EOFError,
@@ -83,27 +80,23 @@ def decoding_threads() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-def image_rows(data: DomainData, preprocessing: Preprocessing, *, skip: bool) -> tuple[StoredRows, PreprocessedRows]:
+def image_rows(data: DomainData, preprocessing: Preprocessing, *, skip: bool) -> MadeRows:
     """Decode and resize every image of `data`, or find it done: in the cache, or where its content is pixels already.
 
-    Args:
-        data: samples with `image` content.
-        preprocessing: size and channels.
-        skip: leave images that cannot be decoded black and note that, instead of raising.
+    With `skip`, images that cannot be decoded are left black and noted.
 
     Returns:
-        uint8 rows [samples, channels, height, width], and how they came about.
+        The column `pixels`, uint8 [samples, channels, height, width].
 
     Raises:
         InputError: a file that cannot be read or, without `skip`, decoded; or pixels of another shape.
     """
-    if not isinstance(data.content, DecodedImages):
-        rows = make_rows(data, _ImageMaker(data, preprocessing), skip=skip)
-        return StoredRows.of_parts(rows.parts, "pixels"), rows
-    pixels, shape = data.content.pixels, preprocessing.shape
-    if pixels.shape[1:] != shape:
-        raise InputError(f"data.image_size: found decoded images of {pixels.shape[1:]}, expected {shape}")
-    return StoredRows([as_tensor(pixels)]), PreprocessedRows([], {}, None)
+    if not isinstance(data.content, np.ndarray):
+        return make_rows(data, _ImageMaker(data, preprocessing), skip=skip)
+    found, expected = data.content.shape[1:], preprocessing.shape
+    if found != expected:
+        raise InputError(f"data.image_size: found decoded images of {found}, expected {expected}")
+    return MadeRows([Part({"pixels": data.content}, [])])
 
 
 def decode_image(image: Mapping[str, Any], preprocessing: Preprocessing) -> NDArray[np.uint8]:
@@ -124,7 +117,7 @@ def decode_image(image: Mapping[str, Any], preprocessing: Preprocessing) -> NDAr
         if not isinstance(source, io.BytesIO):
             check_regular(source)
         with PillowImage.open(source, formats=image_formats()) as opened:
-            picture = _eight_bits(_upright(opened)).convert(MODES[preprocessing.channels])
+            picture = _eight_bits(_upright(opened)).convert("L" if preprocessing.channels == 1 else "RGB")
     except UNREADABLE as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -159,10 +152,14 @@ class _ImageMaker(RowMaker):
         images = self._encoded[start:stop]["image"]
         stored = pc.struct_field(images, "bytes").is_valid().to_pylist()
         paths = pc.struct_field(images, "path").to_pylist()
-        files = [
-            None if path is None or inside else self._state(path, row)
-            for row, path, inside in zip(range(start, stop), paths, stored, strict=True)
-        ]
+        files: list[tuple[str, int, int] | None] = []
+        for row, path, inside in zip(range(start, stop), paths, stored, strict=True):
+            if path is None or inside:
+                files.append(None)
+                continue
+            with self._opening(row):
+                state = os.stat(path)
+            files.append((os.path.abspath(path), state.st_size, state.st_mtime_ns))
         sources = self._data.sample_sources
         if not any(stored):
             made_of: object = files
@@ -178,8 +175,14 @@ class _ImageMaker(RowMaker):
         pixels = np.zeros((stop - start, *self._preprocessing.shape), dtype=np.uint8)
 
         def decode(first: int) -> list[str]:
-            images = enumerate(self._images(first, min(first + _AT_ONCE, stop)), start=first)
-            errors = [self._decode(image, pixels[row - start], row) for row, image in images]
+            images = self._images(first, min(first + _AT_ONCE, stop))
+            errors = [""] * len(images)
+            for index, image in enumerate(images):
+                try:
+                    with self._opening(first + index):
+                        pixels[first + index - start] = decode_image(image, self._preprocessing)
+                except UnreadableImageError as error:
+                    errors[index] = str(error)
             done(len(errors))
             return errors
 
@@ -194,24 +197,9 @@ class _ImageMaker(RowMaker):
             return place
         return path if self._data.sample_sources is None else f"{path} ({place})"
 
-    def _decode(self, image: Mapping[str, Any], pixels: NDArray[np.uint8], row: int) -> str:
-        """Put `image`, that of sample `row`, into `pixels`; returns what is wrong with it."""
-        try:
-            with self._opening(row):
-                pixels[...] = decode_image(image, self._preprocessing)
-        except UnreadableImageError as error:
-            return str(error)
-        return ""
-
     def _images(self, start: int, stop: int) -> list[dict[str, Any]]:
         """`bytes` and `path` of each; nothing of one that is missing."""
         return [image or {} for image in self._encoded[start:stop]["image"].to_pylist()]
-
-    def _state(self, path: str, row: int) -> tuple[str, int, int]:
-        """Path, size in bytes and time of the last change in nanoseconds of a file."""
-        with self._opening(row):
-            state = os.stat(path)
-        return os.path.abspath(path), state.st_size, state.st_mtime_ns
 
     @contextmanager
     def _opening(self, row: int) -> Iterator[None]:

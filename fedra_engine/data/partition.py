@@ -101,7 +101,8 @@ def partition_by(partitioner: Any) -> Partitioner:
         parts = [own.load_partition(client) for client in range(own.num_partitions)]
         if not parts or any(SAMPLE_COLUMN not in part.column_names for part in parts):
             raise InputError(f"partitioner: found no rows with {SAMPLE_COLUMN!r}, expected those of the given data set")
-        return _of_clients(config, train, [np.sort(np.array(part[SAMPLE_COLUMN], dtype=np.int64)) for part in parts])
+        samples = [np.sort(np.array(part[SAMPLE_COLUMN], dtype=np.int64)) for part in parts]
+        return _of_clients(config, train, samples, [str(client) for client in range(len(parts))])
 
     return divide
 
@@ -138,55 +139,45 @@ class BootstrapSamples(Sequence[Rows]):
 
 @dataclass(frozen=True)
 class Pool:
-    """Samples to divide.
+    """Samples to divide, of the classes `labels` [samples], among so many `clients`; messages call them `name`."""
 
-    Attributes:
-        labels: int64 [samples].
-        clients: among how many clients.
-        min_samples: fewest samples of a client.
-        name: what messages call these samples.
-        rng: all draws come from it.
-    """
-
+    config: DataConfig
     labels: NDArray[np.int64]
     clients: int
-    min_samples: int
     name: str
     rng: np.random.Generator
 
     def draw_until_minimum(
-        self,
-        draw: Callable[[], NDArray[np.int64]],
-        *,
-        hint: str,
-        size: Callable[[NDArray[np.int64]], NDArray[np.int64]] = lambda counts: counts,
+        self, draw: Callable[[], NDArray[np.int64]], hint: str, sizes: NDArray[np.int64] | None = None
     ) -> NDArray[np.int64]:
-        """The first draw [parts, clients] whose sizes, summed over parts, give every client the minimum.
+        """The first draw [parts, clients] of sample counts, or of what has these `sizes`, that gives all the minimum.
 
         Raises:
             InputError: there is none among `MAX_DRAWS`; `hint` says what else could be changed.
         """
         for _ in range(MAX_DRAWS):
             drawn = draw()
-            if size(drawn).sum(axis=0).min() >= self.min_samples:
+            counts = drawn if sizes is None else sizes[drawn]
+            if counts.sum(axis=0).min() >= self.config.min_samples:
                 return drawn
         raise InputError(
-            f"data.min_samples: found {self.min_samples}, which none of {MAX_DRAWS} splits of {self.name} gave all of "
-            f"its {self.clients} clients; expected fewer, or {hint}"
+            f"data.min_samples: found {self.config.min_samples}, which none of {MAX_DRAWS} splits of {self.name} gave "
+            f"all of its {self.clients} clients; expected fewer, or {hint}"
         )
 
 
-def iid(config: DataConfig, pool: Pool) -> list[Rows]:
+def iid(pool: Pool) -> list[Rows]:
     """Every client gets as many samples, drawn uniformly; sizes differ by one at most."""
     return np.array_split(pool.rng.permutation(len(pool.labels)), pool.clients)
 
 
-def dirichlet(config: DataConfig, pool: Pool) -> list[Rows]:
+def dirichlet(pool: Pool) -> list[Rows]:
     """Label skew: every class is divided in proportions drawn from a Dirichlet distribution (arXiv 1909.06335).
 
     With `data.balanced`, clients that already have their average share get nothing more: the split of FedRA's
     experiments (arXiv 2311.11227, §4).
     """
+    config = pool.config
     by_class = [pool.rng.permutation(np.flatnonzero(pool.labels == label)) for label in np.unique(pool.labels)]
 
     def draw() -> NDArray[np.int64]:
@@ -203,46 +194,47 @@ def dirichlet(config: DataConfig, pool: Pool) -> list[Rows]:
             counts[label] = _in_proportion(shares, len(members))
         return counts
 
-    hint = f"a larger data.dirichlet_alpha than {config.dirichlet_alpha:g}"
-    counts = pool.draw_until_minimum(draw, hint=hint)
+    counts = pool.draw_until_minimum(draw, f"a larger data.dirichlet_alpha than {config.dirichlet_alpha:g}")
     owners = np.concatenate([np.repeat(np.arange(pool.clients), row) for row in counts])
     positions = np.concatenate(by_class)
     return [positions[owners == client] for client in range(pool.clients)]
 
 
-def shards(config: DataConfig, pool: Pool) -> list[Rows]:
+def shards(pool: Pool) -> list[Rows]:
     """Pathological label skew (arXiv 1602.05629): samples sorted by label, cut into equal shards, some for each client.
 
     Most of the `data.shards_per_client` have one label only.
     """
+    each = pool.config.shards_per_client
     order = pool.rng.permutation(len(pool.labels))
     order = order[np.argsort(pool.labels[order], kind="stable")]
-    cut = np.array_split(order, pool.clients * config.shards_per_client)
+    cut = np.array_split(order, pool.clients * each)
     sizes = np.array([len(shard) for shard in cut])
 
     def draw() -> NDArray[np.int64]:
-        return pool.rng.permutation(len(cut)).reshape(config.shards_per_client, pool.clients)
+        return pool.rng.permutation(len(cut)).reshape(each, pool.clients)
 
-    dealt = pool.draw_until_minimum(draw, hint="fewer data.shards_per_client", size=lambda deal: sizes[deal])
+    dealt = pool.draw_until_minimum(draw, "fewer data.shards_per_client", sizes)
     return [np.concatenate([cut[shard] for shard in hand]) for hand in dealt.T]
 
 
-def quantity(config: DataConfig, pool: Pool) -> list[Rows]:
+def quantity(pool: Pool) -> list[Rows]:
     """Quantity skew: sample counts in proportion to draws of a log-normal distribution; labels are IID.
 
     The standard deviation of the logarithm of the counts is `data.quantity_sigma`; 0 gives all clients as many.
     """
 
+    sigma = pool.config.quantity_sigma
+
     def draw() -> NDArray[np.int64]:
         """Samples of each client, int64 [1, clients]."""
-        exponents = (config.quantity_sigma * pool.rng.standard_normal(pool.clients)).tolist()
+        exponents = (sigma * pool.rng.standard_normal(pool.clients)).tolist()
         largest = max(exponents)
         # Rounded, so that the last bit of a platform's exponential does not move a sample.
         weights = np.array([round(math.exp(exponent - largest), 9) for exponent in exponents])
         return _in_proportion(weights, len(pool.labels))[None]
 
-    hint = f"a smaller data.quantity_sigma than {config.quantity_sigma:g}"
-    counts = pool.draw_until_minimum(draw, hint=hint)[0]
+    counts = pool.draw_until_minimum(draw, f"a smaller data.quantity_sigma than {sigma:g}")[0]
     return np.split(pool.rng.permutation(len(pool.labels)), np.cumsum(counts)[:-1])
 
 
@@ -252,9 +244,7 @@ def _in_proportion(weights: NDArray[np.float64], total: int) -> NDArray[np.int64
     return np.diff(cuts, prepend=0)
 
 
-def _divided(
-    config: DataConfig, train: DomainData, seed: int, divide: Callable[[DataConfig, Pool], list[Rows]]
-) -> Partition:
+def _divided(config: DataConfig, train: DomainData, seed: int, divide: Callable[[Pool], list[Rows]]) -> Partition:
     """Each domain, or all of the data, divided among its clients by `divide`."""
     if train.labels is None and divide in (dirichlet, shards):
         raise InputError(
@@ -262,7 +252,7 @@ def _divided(
             "(a column to tell them apart by), or another partition"
         )
 
-    def of_pool(rows: Rows, clients: int, name: str, purpose: str) -> list[Rows]:
+    def divided(rows: Rows, clients: int, name: str, purpose: str) -> list[Rows]:
         if len(rows) < clients * config.min_samples:
             raise InputError(
                 f"data.min_samples: found {config.min_samples} with {clients} clients for the {len(rows)} training "
@@ -270,16 +260,16 @@ def _divided(
                 "(data.clients_per_domain, data.clients or data.partition domain)"
             )
         labels = np.zeros(len(rows), dtype=np.int64) if train.labels is None else train.labels[rows]
-        pool = Pool(labels, clients, config.min_samples, name, generator(seed, purpose=purpose))
-        return [np.sort(rows[positions]) for positions in divide(config, pool)]
+        pool = Pool(config, labels, clients, name, generator(seed, purpose=purpose))
+        return [np.sort(rows[positions]) for positions in divide(pool)]
 
     if config.clients is not None:
-        samples = of_pool(np.arange(len(train)), config.clients, "the data", "partition")
+        samples = divided(np.arange(len(train)), config.clients, "the data", "partition")
         return Partition(samples, _main_domains(samples, train), by_domain=False)
     clients = 1 if config.partition == "domain" else config.clients_per_domain
     samples = []
     for domain, rows in enumerate(_by_domain(train)):
-        samples += of_pool(rows, clients, f"domain {train.domains[domain]!r}", f"partition of domain {domain}")
+        samples += divided(rows, clients, f"domain {train.domains[domain]!r}", f"partition of domain {domain}")
     return Partition(samples, np.repeat(np.arange(len(train.domains)), clients), by_domain=True)
 
 
@@ -310,23 +300,17 @@ def _natural(config: DataConfig, train: DomainData, seed: int) -> Partition:
         )
     names, of_client = np.unique(train.clients, return_inverse=True)
     order = np.argsort(of_client, kind="stable")
-    return _of_clients(config, train, np.split(order, np.cumsum(np.bincount(of_client))[:-1]), names)
+    samples = np.split(order, np.cumsum(np.bincount(of_client))[:-1])
+    return _of_clients(config, train, samples, [repr(str(name)) for name in names])
 
 
-def _of_clients(
-    config: DataConfig, train: DomainData, samples: Sequence[Rows], names: NDArray[np.str_] | None = None
-) -> Partition:
-    """Clients, by number unless they have `names`, that mix domains.
-
-    Raises:
-        InputError: one has too few samples.
-    """
-    sizes = np.array([len(rows) for rows in samples])
-    if sizes.min() < config.min_samples:
-        smallest = str(sizes.argmin()) if names is None else repr(str(names[sizes.argmin()]))
+def _of_clients(config: DataConfig, train: DomainData, samples: Sequence[Rows], names: Sequence[str]) -> Partition:
+    """Clients that mix domains, if none has too few samples; messages call them by their `names`."""
+    sizes = [len(rows) for rows in samples]
+    if (smallest := min(sizes)) < config.min_samples:
         raise InputError(
-            f"data.min_samples: found {config.min_samples}, but client {smallest} has {sizes.min()} training samples; "
-            "expected at most as many"
+            f"data.min_samples: found {config.min_samples}, but client {names[sizes.index(smallest)]} has {smallest} "
+            "training samples; expected at most as many"
         )
     return Partition(samples, _main_domains(samples, train), by_domain=False)
 

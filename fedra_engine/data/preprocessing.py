@@ -126,9 +126,21 @@ def make_augmentation(config: DataConfig) -> Augmentation | None:
 
 
 def _read_settings(model_path: str, file: str, part: str | None = None) -> dict[str, Any]:
-    """The content of the model's `file`, or a `part` of it; empty if there is none."""
-    path = Path(model_path) / file if Path(model_path).is_dir() else _download_settings(model_path, file)
-    if path is None or not path.exists():
+    """The content of the model's `file`, or a `part` of it; empty if the model has, or on the hub had, no such file."""
+    path = Path(model_path) / file
+    if not Path(model_path).is_dir():
+        try:
+            path = Path(hf_hub_download(model_path, file))
+        except LocalEntryNotFoundError as error:
+            # A kind of EntryNotFoundError, but it is about the cache and not about the model.
+            if try_to_load_from_cache(model_path, file) is not _CACHED_NO_EXIST:
+                raise InputError(
+                    f"model.path: found no {file} of {model_path!r} in the cache and no connection to the hub, "
+                    "expected one of them (or a model directory)"
+                ) from error
+        except EntryNotFoundError:
+            pass
+    if not path.exists():
         return {}
     try:
         settings = json.loads(path.read_text())
@@ -136,9 +148,7 @@ def _read_settings(model_path: str, file: str, part: str | None = None) -> dict[
         raise InputError(f"{path}: found no JSON ({error}), expected an image processor configuration") from error
     if not isinstance(settings, dict):
         raise InputError(f"{path}: found no JSON object, expected an image processor configuration")
-    if part is not None:
-        settings = settings.get(part) or {}
-    return _checked_settings(settings, str(path))
+    return _checked_settings(settings if part is None else settings.get(part) or {}, str(path))
 
 
 def _checked_settings(settings: dict[str, Any], whose: str) -> dict[str, Any]:
@@ -162,22 +172,6 @@ def _timm_settings(model_config: Any) -> dict[str, Any]:
         height, width = known["input_size"][1:]
         settings["size"] = {"height": height, "width": width}
     return settings
-
-
-def _download_settings(name: str, file: str) -> Path | None:
-    """The settings `file` of the hub model `name`; None when the hub has, or once had, no such file."""
-    try:
-        return Path(hf_hub_download(name, file))
-    except LocalEntryNotFoundError as error:
-        # A kind of EntryNotFoundError, but it is about the cache and not about the model.
-        if try_to_load_from_cache(name, file) is _CACHED_NO_EXIST:
-            return None
-        raise InputError(
-            f"model.path: found no {file} of {name!r} in the cache and no connection to the hub, "
-            "expected one of them (or a model directory)"
-        ) from error
-    except EntryNotFoundError:
-        return None
 
 
 def _is_number(value: object) -> bool:

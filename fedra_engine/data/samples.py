@@ -1,19 +1,24 @@
-"""Preprocessed samples: rows gathered onto any device, and the batches of images or texts that are made of them."""
+"""From a source to batches: samples prepared for a model, and gathered by row onto any device."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedra_engine.config import DataConfig
 from fedra_engine.data.cache import Part, as_tensor, copy_async, row_checksums
-from fedra_engine.data.preprocessing import Augmentation, Preprocessing
+from fedra_engine.data.domain_data import DomainData, check_domains
+from fedra_engine.data.images import image_rows
+from fedra_engine.data.preprocessing import Augmentation, Preprocessing, make_augmentation, preprocessing_for
+from fedra_engine.data.tokenization import token_rows, tokenization_for
+from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.files import content_hash
 from fedra_engine.runtime.randomness import SampleDraws
 
@@ -56,35 +61,106 @@ class Samples(Protocol):
     @property
     def labels(self) -> Tensor:
         """int64 [samples] or, for causal language models, [samples, tokens], on the CPU."""
-        ...
 
     @property
     def domains(self) -> Tensor:
         """int64 [samples], index of each sample's domain, on the CPU."""
-        ...
 
     @property
     def lengths(self) -> Tensor | None:
         """int64 [samples], tokens of each sample, on the CPU; None where all have equally many."""
-        ...
 
     def digest(self) -> str:
         """Hex digest of all that a model is given, sample by sample; labels and domains are not part of it.
 
         Equal for equal inputs, wherever these come from and however they are kept; rows of the cache are not read.
         """
-        ...
 
     def inputs(self, rows: Tensor, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
         """The model's keyword arguments for the samples `rows` (int64, on the CPU), first dimension [rows]."""
-        ...
 
     def batch(self, rows: Tensor, device: torch.device, dtype: torch.dtype, draws: SampleDraws | None = None) -> Batch:
         """Inputs and labels of the samples `rows`; on a GPU the host does not wait for the copies.
 
         Training gives `draws`: samples that are to be changed at random in every step are changed by these.
         """
-        ...
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Training and test samples of a model.
+
+    Attributes:
+        data: what they are made of, without what could not be read.
+        train: the samples to train on.
+        test: those that are held out.
+        newly_cached: how many samples were decoded or tokenized now; None where nothing is kept of that in a cache.
+    """
+
+    data: DomainData
+    train: Samples
+    test: Samples
+    newly_cached: int | None
+
+
+def prepare(
+    data: DomainData,
+    config: DataConfig,
+    model_path: str | None,
+    model_config: Any,
+    processor: Any = None,
+    preprocessing: Preprocessing | None = None,
+    *,
+    cut_texts: bool = True,
+) -> PreparedData:
+    """Decode or tokenize all samples for a model, or find that done in the cache, whatever the split and seed were.
+
+    Args:
+        data: of a source.
+        config: size of images, length of texts, and what to do about those that cannot be read.
+        model_path: directory or hub name; None of a model that was handed over.
+        model_config: the model's transformers configuration; learns what texts are padded with.
+        processor: the model's image processor or tokenizer; the one at `model_path` if not given.
+        preprocessing: what is known already of how images become inputs.
+        cut_texts: whether batches of texts are cut to the longest of them; see `TokenSamples`.
+
+    Raises:
+        InputError: the model does not describe its inputs, a sample cannot be read, or a domain has none left.
+    """
+    skip, is_images = config.unreadable == "skip", data.task == "image_classification"
+    for name in ("max_length",) if is_images else ("image_size", "augmentation"):
+        if (value := getattr(config, name)) != (usual := getattr(DataConfig, name)):
+            kind = "images" if is_images else "texts"
+            raise InputError(f"data.{name}: found {value} with {kind}, expected {usual or 'null'}")
+    labels = None if data.labels is None or data.task == "causal_lm" else torch.from_numpy(data.labels)
+    domain_of = torch.from_numpy(data.domain_of)
+    if is_images:
+        if preprocessing is None:
+            preprocessing = preprocessing_for(model_path, model_config, config.image_size, processor)
+        made = image_rows(data, preprocessing, skip=skip)
+        pixels = StoredRows.of_parts(made.parts, "pixels")
+    else:
+        tokenization = tokenization_for(model_path, model_config, config.max_length, processor)
+        made = token_rows(data, tokenization, skip=skip)
+        tokens = StoredRows.of_parts(made.parts, "ids")
+        counts, prompts = made.numbers("length"), made.numbers("prompt")
+        # Models that classify a text by its last token look for the one before the padding.
+        model_config.pad_token_id = tokenization.padding
+
+    def samples(rows: Tensor, augmentation: Augmentation | None) -> Samples:
+        of_class = None if labels is None else labels[rows]
+        if is_images:
+            assert preprocessing is not None
+            assert of_class is not None
+            return SampleStore(pixels, of_class, domain_of[rows], preprocessing, rows, augmentation)
+        return TokenSamples(tokens, rows, counts[rows], prompts[rows], domain_of[rows], of_class, cut=cut_texts)
+
+    readable = np.delete(np.arange(len(data)), list(made.skipped))
+    train, test = (torch.from_numpy(readable[data.is_test[readable] == held_out]) for held_out in (False, True))
+    if made.skipped:
+        data = replace(data.select(readable), notes=[*data.notes, *made.skipped.values()])
+        check_domains(data)
+    return PreparedData(data, samples(train, make_augmentation(config)), samples(test, None), made.newly_cached)
 
 
 class StoredRows:
@@ -95,27 +171,23 @@ class StoredRows:
     whenever they are read; where one is damaged, its part is made again.
     """
 
-    def __init__(self, parts: Sequence[Tensor]) -> None:
-        """`parts` holds at least one part; several are on the CPU."""
+    def __init__(self, parts: Sequence[Tensor], files: Sequence[Part] = (), column: str = "") -> None:
+        """`parts` holds at least one part; several are on the CPU. Those of the cache are a `column` of `files`."""
         self._parts = list(parts)
         self._starts = np.cumsum([0, *map(len, self._parts)])
         self._resident: dict[torch.device, Tensor | None] = {}
         if self._parts[0].device.type != "cpu":
             (whole,) = self._parts
             self._resident[whole.device] = whole
-        self._column = ""
-        self._files: list[Part] = []
-        self._checksums: NDArray[np.uint64] | None = None
+        self._files = list(files)
+        self._column = column
+        self._checksums = np.concatenate([part.checksums[column] for part in files]) if files else None
 
     @classmethod
     def of_parts(cls, parts: Sequence[Part], column: str) -> StoredRows:
         """The rows of a column of all parts."""
-        rows = cls([as_tensor(part.columns[column]) for part in parts])
-        rows._column = column
-        if all(part.checksums for part in parts):
-            rows._files = list(parts)
-            rows._checksums = np.concatenate([part.checksums[column] for part in parts])
-        return rows
+        in_files = all(part.checksums for part in parts)
+        return cls([as_tensor(part.columns[column]) for part in parts], parts if in_files else (), column)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -133,22 +205,21 @@ class StoredRows:
 
     def gather(self, rows: Tensor, device: torch.device) -> Tensor:
         """The rows `rows` (int64 [n], on the CPU), in that order, on `device`: [n, …]."""
-        if device.type == "cpu":
-            return self._gather(rows, pinned=False)
-        whole = self._on_device(device)
+        whole = None if device.type == "cpu" else self._on_device(device)
         if whole is not None:
             return whole.index_select(0, copy_async(rows, whole.device))
-        return self._gather(rows, pinned=device.type == "cuda").to(device, non_blocking=True)
-
-    def _gather(self, rows: Tensor, *, pinned: bool) -> Tensor:
-        gathered = self._read(rows, pinned=pinned)
+        pinned = device.type == "cuda"
+        gathered = self._read(rows, pinned)
         if self._files and self._checksums is not None:
             damaged = rows.numpy()[row_checksums(gathered.numpy()) != self._checksums[rows.numpy()]]
-            for part in np.unique(np.searchsorted(self._starts, damaged, side="right") - 1):
+            for part in np.unique(self._part_of(damaged)):
                 self._make_again(int(part))
             if len(damaged):
-                return self._read(rows, pinned=pinned)
-        return gathered
+                gathered = self._read(rows, pinned)
+        return gathered.to(device, non_blocking=True)
+
+    def _part_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.searchsorted(self._starts, rows, side="right") - 1
 
     def _make_again(self, part: int) -> None:
         make_again = self._files[part].make_again
@@ -156,18 +227,17 @@ class StoredRows:
         self._files[part] = make_again()
         self._parts[part] = as_tensor(self._files[part].columns[self._column])
 
-    def _read(self, rows: Tensor, *, pinned: bool) -> Tensor:
+    def _read(self, rows: Tensor, pinned: bool) -> Tensor:
         first = self._parts[0]
         gathered = torch.empty((len(rows), *first.shape[1:]), dtype=first.dtype, pin_memory=pinned)
         if len(self._parts) == 1:
             return torch.index_select(first, 0, rows, out=gathered)
-        part_of = np.searchsorted(self._starts, rows.numpy(), side="right") - 1
-        order = np.argsort(part_of, kind="stable")
-        used, begins = np.unique(part_of[order], return_index=True)
         # NumPy copies whole rows where torch's index_put_ copies values one by one.
-        target = gathered.numpy()
-        for part, at in zip(used, np.split(order, begins[1:]), strict=True):
-            target[at] = self._parts[part].numpy()[rows.numpy()[at] - self._starts[part]]
+        target, wanted = gathered.numpy(), rows.numpy()
+        part_of = self._part_of(wanted)
+        for part in np.unique(part_of):
+            at = part_of == part
+            target[at] = self._parts[part].numpy()[wanted[at] - self._starts[part]]
         return gathered
 
     def _on_device(self, device: torch.device) -> Tensor | None:
@@ -191,64 +261,53 @@ class StoredRows:
         return whole
 
 
+@dataclass(eq=False)
 class SampleStore:
-    """Preprocessed images."""
+    """Preprocessed images.
 
+    Attributes:
+        pixels: uint8 rows [stored, channels, height, width].
+        labels: int64 [samples].
+        domains: int64 [samples].
+        preprocessing: how the pixels are normalised.
+        stored: int64 [samples], each sample's row in `pixels`; sample i is row i when None.
+        augmentation: changes batches that are drawn for training.
+    """
+
+    pixels: StoredRows
+    labels: Tensor
+    domains: Tensor
+    preprocessing: Preprocessing
+    stored: Tensor | None = None
+    augmentation: Augmentation | None = None
     lengths = None
 
-    def __init__(
-        self,
-        pixels: Tensor | StoredRows,
-        labels: Tensor,
-        domains: Tensor,
-        preprocessing: Preprocessing,
-        stored: Tensor | None = None,
-        augmentation: Augmentation | None = None,
-    ) -> None:
-        """Keep `pixels` where they are.
-
-        Args:
-            pixels: uint8 [stored, channels, height, width].
-            labels: int64 [samples].
-            domains: int64 [samples].
-            preprocessing: how the pixels are normalised.
-            stored: int64 [samples], each sample's row in `pixels`; sample i is row i when None.
-            augmentation: changes batches that are drawn for training.
-        """
-        self.pixels = pixels if isinstance(pixels, StoredRows) else StoredRows([pixels])
-        self.labels = labels
-        self.domains = domains
-        self.preprocessing = preprocessing
-        self._labels = StoredRows([labels])
-        self._stored = stored
-        self._augmentation = augmentation
+    def __post_init__(self) -> None:
+        self._classes = StoredRows([self.labels])
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def digest(self) -> str:
         """Hex digest of pixels and preprocessing."""
-        content = f"{self.preprocessing} {self.pixels.digest(self._stored)}"
+        content = f"{self.preprocessing} {self.pixels.digest(self.stored)}"
         return content_hash(content.encode()).hexdigest()
 
-    def inputs(self, rows: Tensor, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
+    def inputs(self, rows: Tensor, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
         """`pixel_values` [rows, channels, height, width], normalised on `device`."""
         return self.batch(rows, device, dtype).inputs
 
-    def batch(
-        self, rows: Tensor, device: torch.device | str, dtype: torch.dtype, draws: SampleDraws | None = None
-    ) -> Batch:
+    def batch(self, rows: Tensor, device: torch.device, dtype: torch.dtype, draws: SampleDraws | None = None) -> Batch:
         """Normalised pixels, augmented if there are `draws`, and classes."""
-        device = torch.device(device)
-        pixels = self.pixels.gather(rows if self._stored is None else self._stored[rows], device)
+        pixels = self.pixels.gather(rows if self.stored is None else self.stored[rows], device)
         # Half precision has too few digits for grey levels minus their mean.
         precise = torch.float64 if dtype == torch.float64 else torch.float32
         mean, std = _byte_statistics(self.preprocessing, device, precise)
         levels = pixels.to(precise)
-        if draws is not None and self._augmentation is not None:
-            levels = self._augmentation(levels, draws)
+        if draws is not None and self.augmentation is not None:
+            levels = self.augmentation(levels, draws)
         inputs = {"pixel_values": levels.sub_(mean).div_(std).to(dtype)}
-        return Batch(inputs, self._labels.gather(rows, device))
+        return Batch(inputs, self._classes.gather(rows, device))
 
 
 @lru_cache
@@ -259,21 +318,6 @@ def _byte_statistics(preprocessing: Preprocessing, device: torch.device, dtype: 
     return mean[:, None, None], std[:, None, None]
 
 
-@dataclass(frozen=True)
-class TokenRows:
-    """Tokens of all samples of a source.
-
-    Attributes:
-        ids: int32 rows [samples, max_length], filled up on the right.
-        lengths: int64 [samples], tokens of each that are not filling.
-        prompts: int64 [samples], how many of them belong to the prompt.
-    """
-
-    ids: StoredRows
-    lengths: Tensor
-    prompts: Tensor
-
-
 @dataclass(eq=False)
 class TokenSamples:
     """Tokenized texts.
@@ -282,21 +326,25 @@ class TokenSamples:
     so a client's masks would depend on whose texts share the batch.
 
     Attributes:
-        tokens: of all stored texts.
+        ids: int32 rows [stored, max_length], filled up on the right.
+        stored: int64 [samples], each sample's row in `ids`.
+        counts: int64 [samples], tokens of each that are not filling.
+        prompts: int64 [samples], how many of them belong to the prompt.
         domains: int64 [samples].
-        stored: int64 [samples], each sample's row in `tokens`.
         classes: int64 [samples]; None where the texts themselves are to be learnt.
         cut: whether batches are cut to their longest text.
     """
 
-    tokens: TokenRows
-    domains: Tensor
+    ids: StoredRows
     stored: Tensor
+    counts: Tensor
+    prompts: Tensor
+    domains: Tensor
     classes: Tensor | None
     cut: bool = True
 
     def __post_init__(self) -> None:
-        self._class_rows = None if self.classes is None else StoredRows([self.classes])
+        self._classes = None if self.classes is None else StoredRows([self.classes])
 
     def __len__(self) -> int:
         return len(self.domains)
@@ -306,50 +354,41 @@ class TokenSamples:
         """Classes, int64 [samples]; or what is to be learnt of every text, int64 [samples, max_length]."""
         if self.classes is not None:
             return self.classes
-        return self._learnt(self.stored, self.tokens.ids.gather(self.stored, torch.device("cpu")).long())
+        rows = torch.arange(len(self))
+        return self._learnt(rows, self.ids.gather(self.stored, torch.device("cpu")).long())
 
     @property
     def lengths(self) -> Tensor | None:
         """int64 [samples], tokens of each text; None where batches are not cut."""
-        return self.tokens.lengths[self.stored] if self.cut else None
+        return self.counts if self.cut else None
 
     def digest(self) -> str:
         """Hex digest of tokens, their numbers and those of the prompts."""
-        numbers = (of[self.stored].numpy().tobytes() for of in (self.tokens.lengths, self.tokens.prompts))
-        content = b"".join([self.tokens.ids.digest(self.stored).encode(), *numbers])
-        return content_hash(content).hexdigest()
+        numbers = (of.numpy().tobytes() for of in (self.counts, self.prompts))
+        return content_hash(b"".join([self.ids.digest(self.stored).encode(), *numbers])).hexdigest()
 
-    def inputs(self, rows: Tensor, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
-        """`input_ids` and `attention_mask` [rows, tokens of the longest]; `dtype` is for inputs that are no tokens."""
+    def inputs(self, rows: Tensor, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask` [rows, tokens of the longest]."""
         return self.batch(rows, device, dtype).inputs
 
-    def batch(
-        self, rows: Tensor, device: torch.device | str, dtype: torch.dtype, draws: SampleDraws | None = None
-    ) -> Batch:
-        """Inputs and labels of the samples `rows`, which nothing changes."""
-        device = torch.device(device)
-        stored = self.stored[rows]
-        longest = int(self.tokens.lengths[stored].numpy().max()) if self.cut else None
-        ids = self.tokens.ids.gather(stored, device)[:, :longest].long()
-        lengths = copy_async(self.tokens.lengths[stored], device)
-        mask = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long()
+    def batch(self, rows: Tensor, device: torch.device, dtype: torch.dtype, draws: SampleDraws | None = None) -> Batch:
+        """Tokens, cut to the longest text, and classes or the tokens to learn; nothing is drawn."""
+        counts = self.counts[rows]
+        longest = int(counts.numpy().max()) if self.cut else None
+        ids = self.ids.gather(self.stored[rows], device)[:, :longest].long()
+        mask = (torch.arange(ids.shape[1], device=device) < copy_async(counts, device)[:, None]).long()
         inputs = {"input_ids": ids, "attention_mask": mask}
-        if self._class_rows is not None:
-            return Batch(inputs, self._class_rows.gather(rows, device))
-        return Batch(inputs, self._learnt(stored, ids), self._learnt_tokens(stored))
+        if self._classes is not None:
+            return Batch(inputs, self._classes.gather(rows, device))
+        # Where `_learnt` marks nothing, except at first tokens.
+        first = self.prompts[rows].clamp(min=1).numpy()
+        learnt = np.maximum(counts.numpy() - first, 0)
+        samples = np.repeat(np.arange(len(rows)), learnt)
+        within = np.arange(len(samples)) - (learnt.cumsum() - learnt)[samples]
+        return Batch(inputs, self._learnt(rows, ids), LearntTokens(samples, first[samples] + within))
 
-    def _learnt_tokens(self, stored: Tensor) -> LearntTokens:
-        """Where `_learnt` marks nothing, except at first tokens."""
-        first = self.tokens.prompts[stored].clamp(min=1).numpy()
-        counts = np.maximum(self.tokens.lengths[stored].numpy() - first, 0)
-        samples = np.repeat(np.arange(len(stored)), counts)
-        within = np.arange(len(samples)) - (counts.cumsum() - counts)[samples]
-        return LearntTokens(samples, first[samples] + within)
-
-    def _learnt(self, stored: Tensor, ids: Tensor) -> Tensor:
-        """`ids` [rows, tokens] of the texts `stored` with `NOT_LEARNT` for prompts and filling."""
-        lengths, prompts = (
-            copy_async(of[stored], ids.device)[:, None] for of in (self.tokens.lengths, self.tokens.prompts)
-        )
+    def _learnt(self, rows: Tensor, ids: Tensor) -> Tensor:
+        """`ids` [rows, tokens] of the samples `rows` with `NOT_LEARNT` for prompts and filling."""
+        counts, prompts = (copy_async(of[rows], ids.device)[:, None] for of in (self.counts, self.prompts))
         position = torch.arange(ids.shape[1], device=ids.device)
-        return ids.masked_fill((position < prompts) | (position >= lengths), NOT_LEARNT)
+        return ids.masked_fill((position < prompts) | (position >= counts), NOT_LEARNT)

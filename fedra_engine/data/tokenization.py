@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import torch
 
-from fedra_engine.data.cache import Part, PreprocessedRows, RowMaker, make_rows
+from fedra_engine.data.cache import MadeRows, Part, RowMaker, make_rows
 from fedra_engine.data.domain_data import DomainData
-from fedra_engine.data.samples import StoredRows, TokenRows
 from fedra_engine.runtime.errors import InputError, one_line
 from fedra_engine.runtime.files import content_hash
 
@@ -73,8 +72,17 @@ def tokenization_for(
     Raises:
         InputError: there is no tokenizer or one that draws its tokens, or the model cannot take so long a text.
     """
+    if tokenizer is None and model_path is None:
+        raise InputError("processor: found none beside a model in memory, expected its tokenizer")
     if tokenizer is None:
-        tokenizer = _load_tokenizer(model_path)
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(model_path)
+        except Exception as error:  # Whatever a file can make transformers raise.
+            raise InputError(
+                f"model.path: found no tokenizer beside {model_path!r}: {one_line(error)}; expected one"
+            ) from error
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if dropout := getattr(getattr(backend, "model", None), "dropout", None):
         raise InputError(
@@ -95,33 +103,18 @@ def tokenization_for(
     return Tokenization(tokenizer, min(limit, LONGEST) if max_length is None else max_length, padding, vocabulary)
 
 
-def _load_tokenizer(model_path: str | None) -> Any:
-    from transformers import AutoTokenizer
-
-    if model_path is None:
-        raise InputError("processor: found none beside a model in memory, expected its tokenizer")
-    try:
-        return AutoTokenizer.from_pretrained(model_path)
-    except Exception as error:  # Whatever a file can make transformers raise.
-        raise InputError(
-            f"model.path: found no tokenizer beside {model_path!r}: {one_line(error)}; expected one"
-        ) from error
-
-
-def token_rows(data: DomainData, tokenization: Tokenization, *, skip: bool) -> tuple[TokenRows, PreprocessedRows]:
+def token_rows(data: DomainData, tokenization: Tokenization, *, skip: bool) -> MadeRows:
     """Tokenize every text of `data`, or find it done.
 
     A text that is too long loses its end, though not the special tokens of a classified one, whatever the tokenizer's
     own configuration says. Of a prompt that takes more than half of the room the end stays, and a response loses what
     does not fit behind its prompt. A response ends with the tokenizer's end token.
 
-    Args:
-        data: samples with `text`, or `prompt` and `response`.
-        tokenization: what makes the tokens.
-        skip: leave texts without tokens empty and note that, instead of raising.
+    With `skip`, texts without tokens are left empty and noted.
 
     Returns:
-        The tokens, and how they came about.
+        The columns `ids`, int32 [samples, max_length], filled up on the right; `length`, how many of them are not
+        filling; and `prompt`, how many belong to the prompt.
 
     Raises:
         InputError: there is no room for a word; a text has a token that the model does not know; or, without `skip`, a
@@ -135,29 +128,18 @@ def token_rows(data: DomainData, tokenization: Tokenization, *, skip: bool) -> t
             f"{data.task.replace('_', ' ')} sample of this tokenizer"
         )
     rows = make_rows(data, _TokenMaker(data, tokenization), skip=skip)
-    parts = rows.parts
-    _check_known(parts, tokenization, data)
-    lengths, prompts = (
-        torch.from_numpy(np.concatenate([part.columns[name] for part in parts]).astype(np.int64))
-        for name in ("length", "prompt")
-    )
-    return TokenRows(StoredRows.of_parts(parts, "ids"), lengths, prompts), rows
-
-
-def _check_known(parts: Sequence[Part], tokenization: Tokenization, data: DomainData) -> None:
-    """Raise InputError where there is a token beyond the model's vocabulary, as of another model's tokenizer."""
-    known = tokenization.vocabulary
-    if known is None or max(tokenization.tokenizer.get_vocab().values()) < known:
-        return
-    start = 0
-    for part in parts:
-        ids = part.columns["ids"]
-        if len(unknown := np.flatnonzero((ids >= known).any(axis=1))):
-            raise InputError(
-                f"model.path: {data.describe(start + unknown[0], 'text')}: the tokenizer beside the model makes token "
-                f"{ids[unknown[0]].max()} of it, expected tokens below {known}, the model's vocabulary"
-            )
-        start += len(ids)
+    known, start = tokenization.vocabulary, 0
+    # Beyond the model's vocabulary are tokens of another model's tokenizer.
+    if known is not None and max(tokenization.tokenizer.get_vocab().values()) >= known:
+        for part in rows.parts:
+            ids = part.columns["ids"]
+            if len(unknown := np.flatnonzero((ids >= known).any(axis=1))):
+                raise InputError(
+                    f"model.path: {data.describe(start + unknown[0], 'text')}: the tokenizer beside the model makes "
+                    f"token {ids[unknown[0]].max()} of it, expected tokens below {known}, the model's vocabulary"
+                )
+            start += len(ids)
+    return rows
 
 
 def _longest(tokenizer: Any, settings: Any) -> int:
@@ -178,27 +160,52 @@ class _TokenMaker(RowMaker):
     def __init__(self, data: DomainData, tokenization: Tokenization) -> None:
         self._content = cast("Dataset", data.content)
         self._data = data
-        self._tokenizer = tokenization.tokenizer
-        self._max_length = tokenization.max_length
-        self._padding = tokenization.padding
+        self._tokenization = tokenization
         self.shapes: dict[str, tuple[int, ...]] = {"ids": (tokenization.max_length,), "length": (), "prompt": ()}
         self.row_bytes = 4 * (tokenization.max_length + 2)
-        state = _tokenizer_state(self._tokenizer)
-        settings = (_FORMAT, data.task, self._max_length, self._padding, state)
-        self._settings = None if state is None else _digest(*settings)
 
     def identity(self, start: int, stop: int) -> str | None:
         if self._settings is None:
             return None
         return _digest(self._settings, [_digest(self._content[chunk]) for chunk in self._chunks(start, stop)])
 
+    @cached_property
+    def _settings(self) -> str | None:
+        """Digest of all that decides the tokens of a text; None where that cannot be known.
+
+        A tokenizer that is written in Python may read any file and use any other package.
+        """
+        import tokenizers
+        import transformers
+
+        tokenization = self._tokenization
+        tokenizer = tokenization.tokenizer
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return None
+        # Every call sets these two anew; what the last one has set would make another state of the same tokenizer.
+        backend.no_truncation()
+        backend.no_padding()
+        kind = type(tokenizer)
+        settings = {name: value for name, value in tokenizer.init_kwargs.items() if name not in _WHERE_FROM}
+        state = (
+            (transformers.__version__, tokenizers.__version__, kind.__module__, kind.__qualname__),
+            (backend.to_str(), tokenizer.special_tokens_map, tokenizer.truncation_side),
+            sorted((name, repr(value)) for name, value in settings.items()),
+        )
+        return _digest(_FORMAT, self._data.task, tokenization.max_length, tokenization.padding, state)
+
     def make(self, start: int, stop: int, done: Callable[[int], object]) -> Part:
-        parts = []
+        matrix = np.full((stop - start, self._tokenization.max_length), self._tokenization.padding, dtype=np.int32)
+        lengths, prompts = list[int](), list[int]()
         for chunk in self._chunks(start, stop):
-            parts.append(self._tokenize(self._content[chunk]))
-            done(len(parts[-1].errors))
-        columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in self.shapes}
-        return Part(columns, [error for part in parts for error in part.errors])
+            for ids, prompt in self._tokenize(self._content[chunk]):
+                matrix[len(lengths), : len(ids)] = ids
+                lengths.append(len(ids))
+                prompts.append(prompt)
+            done(chunk.stop - chunk.start)
+        columns = {"ids": matrix, "length": np.array(lengths, np.int32), "prompt": np.array(prompts, np.int32)}
+        return Part(columns, ["" if length else "found no text" for length in lengths])
 
     def _chunks(self, start: int, stop: int) -> Iterator[slice]:
         """Slices of texts that are in memory at a time."""
@@ -212,64 +219,32 @@ class _TokenMaker(RowMaker):
             cuts = first + 1 + np.flatnonzero(np.diff(before // _BYTES_AT_ONCE))
             yield from (slice(*bounds) for bounds in pairwise([first, *cuts.tolist(), last]))
 
-    def _tokenize(self, texts: dict[str, list[str]]) -> Part:
+    def _tokenize(self, texts: dict[str, list[str]]) -> list[tuple[list[int], int]]:
+        """The tokens of each sample, and how many of them are prompt."""
+        tokenizer = self._tokenization.tokenizer
         if self._data.task == "causal_lm":
-            encoded = (
-                self._tokenizer(texts[name], add_special_tokens=False)["input_ids"] for name in ("prompt", "response")
+            prompts, responses = (
+                tokenizer(texts[name], add_special_tokens=False)["input_ids"] for name in ("prompt", "response")
             )
-            rows = [self._with_response(*pair) for pair in zip(*encoded, strict=True)]
-        else:
-            words = [text or "" for text in texts["text"]]
-            encoded = self._tokenizer(words, truncation=True, max_length=self._max_length)["input_ids"]
-            # Special tokens alone are no text.
-            rows = [(ids if text.strip() else [], 0) for ids, text in zip(encoded, words, strict=True)]
-        matrix = np.full((len(rows), self._max_length), self._padding, dtype=np.int32)
-        for target, (ids, _) in zip(matrix, rows, strict=True):
-            target[: len(ids)] = ids
-        columns = {
-            "ids": matrix,
-            "length": np.array([len(ids) for ids, _ in rows], dtype=np.int32),
-            "prompt": np.array([prompt for _, prompt in rows], dtype=np.int32),
-        }
-        return Part(columns, ["" if ids else "found no text" for ids, _ in rows])
+            return list(map(self._with_response, prompts, responses))
+        words = [text or "" for text in texts["text"]]
+        encoded = tokenizer(words, truncation=True, max_length=self._tokenization.max_length)["input_ids"]
+        # Special tokens alone are no text.
+        return [(ids if text.strip() else [], 0) for ids, text in zip(encoded, words, strict=True)]
+
+    def _with_response(self, prompt: list[int], response: list[int]) -> tuple[list[int], int]:
+        """Prompt and response together, cut."""
+        tokenizer, longest = self._tokenization.tokenizer, self._tokenization.max_length
+        # The start token, if the tokenizer has one, goes before the prompt only, and the end token after the response.
+        start, end = ([] if token is None else [token] for token in (tokenizer.bos_token_id, tokenizer.eos_token_id))
+        response = response + end
+        room = max(longest - len(response), longest // 2) - len(start)
+        # What begins every text stays.
+        prompt = start + prompt[max(len(prompt) - room, 0) :]
+        return (prompt + response)[:longest], len(prompt)
 
     def describe(self, row: int) -> str:
         return self._data.describe(row, "text")
-
-    def _with_response(self, prompt: list[int], response: list[int]) -> tuple[list[int], int]:
-        """The tokens of a sample, and how many of them are prompt."""
-        # The start token, if the tokenizer has one, goes before the prompt only, and the end token after the response.
-        start, end = (
-            [] if token is None else [token] for token in (self._tokenizer.bos_token_id, self._tokenizer.eos_token_id)
-        )
-        response = response + end
-        room = max(self._max_length - len(response), self._max_length // 2) - len(start)
-        # What begins every text stays.
-        prompt = start + prompt[max(len(prompt) - room, 0) :]
-        return (prompt + response)[: self._max_length], len(prompt)
-
-
-def _tokenizer_state(tokenizer: Any) -> object | None:
-    """All that decides the tokens of a text; None where that cannot be known.
-
-    A tokenizer that is written in Python may read any file and use any other package.
-    """
-    import tokenizers
-    import transformers
-
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return None
-    # Every call sets these two anew; what the last one has set would make another state of the same tokenizer.
-    backend.no_truncation()
-    backend.no_padding()
-    kind = type(tokenizer)
-    settings = {name: value for name, value in tokenizer.init_kwargs.items() if name not in _WHERE_FROM}
-    return (
-        (transformers.__version__, tokenizers.__version__, kind.__module__, kind.__qualname__),
-        (backend.to_str(), tokenizer.special_tokens_map, tokenizer.truncation_side),
-        sorted((name, repr(value)) for name, value in settings.items()),
-    )
 
 
 def _digest(*values: object) -> str:

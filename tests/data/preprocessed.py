@@ -7,7 +7,7 @@ import torch
 from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.images import image_rows
 from fedra_engine.data.preprocessing import Preprocessing
-from fedra_engine.data.samples import SampleStore
+from fedra_engine.data.samples import SampleStore, StoredRows
 
 
 def preprocess(data: DomainData, preprocessing: Preprocessing) -> SampleStore:
@@ -17,5 +17,5 @@ def preprocess(data: DomainData, preprocessing: Preprocessing) -> SampleStore:
         InputError: an image that cannot be read.
     """
     assert data.labels is not None
-    pixels, _ = image_rows(data, preprocessing, skip=False)
+    pixels = StoredRows.of_parts(image_rows(data, preprocessing, skip=False).parts, "pixels")
     return SampleStore(pixels, torch.from_numpy(data.labels), torch.from_numpy(data.domain_of), preprocessing)

@@ -9,9 +9,8 @@ import torch
 
 from fedra_engine.config import DataConfig
 from fedra_engine.data.domain_data import DomainData
-from fedra_engine.data.prepare import prepare
 from fedra_engine.data.preprocessing import CROP_RATIOS, Augmentation, Preprocessing, make_augmentation
-from fedra_engine.data.samples import SampleStore
+from fedra_engine.data.samples import SampleStore, StoredRows, prepare
 from fedra_engine.data.sources import load_source
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.randomness import SampleDraws
@@ -102,11 +101,11 @@ def test_only_batches_drawn_for_training_change(make_tree, name: str) -> None:
 
     def pixels(samples: SampleStore, step: int | None) -> torch.Tensor:
         drawn = None if step is None else draws([8], step=step)
-        return samples.batch(rows, "cpu", torch.float32, drawn).inputs["pixel_values"]
+        return samples.batch(rows, torch.device("cpu"), torch.float32, drawn).inputs["pixel_values"]
 
     train, test = prepared.train, prepared.test
     assert torch.equal(pixels(test, 0), pixels(test, None))
-    assert torch.equal(pixels(train, None), train.inputs(rows, "cpu", torch.float32)["pixel_values"])
+    assert torch.equal(pixels(train, None), train.inputs(rows, torch.device("cpu"), torch.float32)["pixel_values"])
     assert torch.equal(pixels(train, 0), pixels(train, 0))
     for before, after in ((None, 0), (0, 1)):
         assert torch.equal(pixels(train, before), pixels(train, after)) == (name == "none")
@@ -115,8 +114,8 @@ def test_only_batches_drawn_for_training_change(make_tree, name: str) -> None:
 def test_augmentation_comes_before_normalisation() -> None:
     pixels = torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8)
     labels, statistics = torch.zeros(6, dtype=torch.int64), Preprocessing(8, 1, (0.4,), (0.3,))
-    store = SampleStore(pixels, labels, labels, statistics, augmentation=CROP)
-    found = store.batch(torch.arange(6), "cpu", torch.float64, draws([6])).inputs["pixel_values"]
+    store = SampleStore(StoredRows([pixels]), labels, labels, statistics, augmentation=CROP)
+    found = store.batch(torch.arange(6), torch.device("cpu"), torch.float64, draws([6])).inputs["pixel_values"]
     expected = (CROP(pixels.double(), draws([6])) / 255 - 0.4) / 0.3
     torch.testing.assert_close(found, expected)
 

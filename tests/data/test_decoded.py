@@ -11,7 +11,7 @@ from benchmarks.accuracy.inputs import decode_files
 from fedra_engine.config import DataConfig
 from fedra_engine.data.domain_data import prepare_source
 from fedra_engine.data.preprocessing import Preprocessing
-from fedra_engine.data.sources.image_folder import load_image_folder, read_image_folder
+from fedra_engine.data.sources.image_files import load_image_folder, read_image_folder
 from fedra_engine.runtime.errors import InputError
 from tests.data.preprocessed import preprocess
 
@@ -38,7 +38,7 @@ def test_the_digest_of_images_is_of_what_the_model_sees(make_tree) -> None:
     digest = preprocess(cached.train, PREPROCESSING).digest()
     assert preprocess(decoded.train, PREPROCESSING).digest() == digest
     assert preprocess(cached.train, PREPROCESSING).digest() == digest
-    decoded.content.pixels[np.flatnonzero(~decoded.is_test)[-1], 0, 0, 0] ^= 1
+    decoded.content[np.flatnonzero(~decoded.is_test)[-1], 0, 0, 0] ^= 1
     assert preprocess(decoded.train, PREPROCESSING).digest() != digest
     assert preprocess(cached.train, replace(PREPROCESSING, std=(0.5, 0.5, 0.4))).digest() != digest
 

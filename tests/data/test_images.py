@@ -16,9 +16,8 @@ from fedra_engine.data import images as module
 from fedra_engine.data.cache import cache_folder
 from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.images import image_rows
-from fedra_engine.data.prepare import prepare
 from fedra_engine.data.preprocessing import Preprocessing
-from fedra_engine.data.samples import SampleStore
+from fedra_engine.data.samples import SampleStore, prepare
 from fedra_engine.data.sources import load_source
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.stages import Stage
@@ -105,7 +104,7 @@ def test_labels_and_domains_follow_the_samples(make_tree) -> None:
 def test_inputs_are_normalised(make_tree, dtype: torch.dtype) -> None:
     store = preprocess(load(make_tree({"a": ["x"]})), RGB)
     rows = torch.tensor([2, 0])
-    inputs, labels, _ = store.batch(rows, "cpu", dtype)
+    inputs, labels, _ = store.batch(rows, CPU, dtype)
     mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (RGB.mean, RGB.std))
     expected = (all_pixels(store)[rows].double() / 255 - mean) / std
     assert inputs["pixel_values"].dtype == dtype
@@ -153,7 +152,7 @@ def test_damaged_images_are_skipped_on_demand(make_tree) -> None:
         assert [note.partition(":")[0] for note in prepared.data.notes] == [str(broken)]
         # Rows behind the broken one still have their own pixels.
         rows = torch.arange(len(prepared.test.labels))
-        found = prepared.test.pixels.gather(prepared.test._stored[rows], CPU)
+        found = prepared.test.pixels.gather(prepared.test.stored[rows], CPU)
         expected = [
             np.asarray(image.resize((8, 8), Image.Resampling.BICUBIC)) for image in prepared.data.test.content["image"]
         ]

@@ -19,10 +19,10 @@ import torch
 
 from fedra_engine.config import DataConfig
 from fedra_engine.data import cache as cache_module
-from fedra_engine.data.prepare import PreparedData, prepare
+from fedra_engine.data.cache import store_texts
 from fedra_engine.data.preprocessing import Preprocessing
+from fedra_engine.data.samples import PreparedData, prepare
 from fedra_engine.data.sources import load_source
-from fedra_engine.data.sources.texts import store_texts
 from tests.data.preprocessed import preprocess
 from tests.data.tokenizers import save_decoder_tokenizer
 from tests.data.trees import save_image

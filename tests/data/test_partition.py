@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from fedra_engine.config import ColumnsConfig, DataConfig, ExperimentConfig
 from fedra_engine.config.validation import validate
-from fedra_engine.data.domain_data import DomainData
-from fedra_engine.data.names import SampleSource, sample_sources
+from fedra_engine.data.domain_data import DomainData, SampleSource, sample_sources
 from fedra_engine.data.partition import Partition, partition_by, partition_samples, register_partitioner
 from fedra_engine.data.sources import load_source
 from fedra_engine.inputs import Inputs

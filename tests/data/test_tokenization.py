@@ -17,7 +17,7 @@ from benchmarks.launches import counted_launches
 from fedra_engine.config import DataConfig
 from fedra_engine.data import tokenization as tokenization_module
 from fedra_engine.data.domain_data import DomainData
-from fedra_engine.data.prepare import prepare
+from fedra_engine.data.samples import StoredRows, prepare
 from fedra_engine.data.tokenization import token_rows, tokenization_for
 from fedra_engine.runtime.errors import InputError
 from tests.data.tokenizers import WORDS, save_byte_tokenizer, save_decoder_tokenizer, save_encoder_tokenizer
@@ -126,10 +126,10 @@ def test_texts_go_through_the_tokenizer_a_few_at_a_time(tmp_path: Path, monkeypa
     call = kind.__call__
     monkeypatch.setattr(kind, "__call__", lambda self, some, **k: sizes.append(len(some)) or call(self, some, **k))
     texts = ["a", "b c", "d"] * 1000
-    found, _ = token_rows(make_data("text_classification", {"text": texts}), tokenization, skip=False)
+    found = token_rows(make_data("text_classification", {"text": texts}), tokenization, skip=False)
     assert max(sizes) <= 1000
-    assert sum(sizes) == len(found.lengths) == 3000
-    assert found.lengths.tolist() == [3, 4, 3] * 1000
+    assert sum(sizes) == len(found.numbers("length")) == 3000
+    assert found.numbers("length").tolist() == [3, 4, 3] * 1000
 
 
 def test_long_texts_go_through_the_tokenizer_by_their_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,11 +139,11 @@ def test_long_texts_go_through_the_tokenizer_by_their_length(tmp_path: Path, mon
     call = kind.__call__
     monkeypatch.setattr(kind, "__call__", lambda self, some, **k: seen.append(some) or call(self, some, **k))
     texts = ["a " * 50, "b", "c " * 3, "d", "e " * 4, "f", "g " * 30, "h"]
-    found, _ = token_rows(make_data("text_classification", {"text": texts}), tokenization, skip=False)
+    found = token_rows(make_data("text_classification", {"text": texts}), tokenization, skip=False)
     assert [text for some in seen for text in some] == texts
     assert all(sum(map(len, some[:-1])) <= 10 for some in seen)
     assert len(seen) < len(texts)
-    assert found.lengths.tolist() == [9, 3, 5, 3, 6, 3, 9, 3]
+    assert found.numbers("length").tolist() == [9, 3, 5, 3, 6, 3, 9, 3]
 
 
 def test_the_digest_is_of_tokens_and_what_is_prompt_of_them(tmp_path: Path) -> None:
@@ -168,8 +168,8 @@ def test_another_padding_token_is_another_row(tmp_path: Path) -> None:
     path = save_encoder_tokenizer(tmp_path / "a")
     for padding in (0, 3):
         tokenization = replace(tokenization_for(path, MODEL, 6), padding=padding)
-        found, _ = token_rows(make_data("text_classification", {"text": ["a", "b"]}), tokenization, skip=False)
-        assert found.ids.gather(torch.tensor([0]), CPU)[0, 3:].tolist() == [padding] * 3
+        found = token_rows(make_data("text_classification", {"text": ["a", "b"]}), tokenization, skip=False)
+        assert StoredRows.of_parts(found.parts, "ids").gather(torch.tensor([0]), CPU)[0, 3:].tolist() == [padding] * 3
 
 
 def test_rows_are_filled_up_with_a_token_that_the_model_knows(tmp_path: Path) -> None:
@@ -250,8 +250,8 @@ def test_texts_lose_their_end_whatever_side_the_tokenizer_would_cut(tmp_path: Pa
     expected = "[CLS] a b c d [SEP]"
     if task == "causal_lm":
         content, expected = {"prompt": [""] * 3, "response": content["text"]}, "<s> a b c d e"
-    found, _ = token_rows(make_data(task, content), tokenization_for(path, MODEL, 6), skip=False)
-    assert found.ids.gather(torch.tensor([0]), CPU)[0].tolist() == tokens(expected)
+    found = token_rows(make_data(task, content), tokenization_for(path, MODEL, 6), skip=False)
+    assert StoredRows.of_parts(found.parts, "ids").gather(torch.tensor([0]), CPU)[0].tolist() == tokens(expected)
 
 
 def test_whatever_changes_the_tokens_makes_other_rows(tmp_path: Path) -> None:
@@ -260,12 +260,12 @@ def test_whatever_changes_the_tokens_makes_other_rows(tmp_path: Path) -> None:
     folder = tmp_path / "model"
 
     def first_row() -> list[int]:
-        rows, made = token_rows(data, tokenization_for(str(folder), MODEL, 6), skip=False)
-        assert made.newly_cached == 3
-        again, unchanged = token_rows(data, tokenization_for(str(folder), MODEL, 6), skip=False)
-        assert unchanged.newly_cached == 0
-        assert torch.equal(again.lengths, rows.lengths)
-        return rows.ids.gather(torch.tensor([0]), CPU)[0].tolist()
+        rows = token_rows(data, tokenization_for(str(folder), MODEL, 6), skip=False)
+        assert rows.newly_cached == 3
+        again = token_rows(data, tokenization_for(str(folder), MODEL, 6), skip=False)
+        assert again.newly_cached == 0
+        assert torch.equal(again.numbers("length"), rows.numbers("length"))
+        return StoredRows.of_parts(rows.parts, "ids").gather(torch.tensor([0]), CPU)[0].tolist()
 
     save_encoder_tokenizer(folder)
     assert first_row() == tokens("[CLS] [UNK] b [SEP] [PAD] [PAD]")
@@ -283,7 +283,7 @@ def test_the_same_tokenizer_elsewhere_makes_nothing_anew(tmp_path: Path) -> None
     paths = [save_encoder_tokenizer(tmp_path / name) for name in ("one", "other")]
     tokenizations = [tokenization_for(path, MODEL, 6) for path in paths]
     tokenizations[1].tokenizer(["a b c d"], truncation=True, max_length=3, padding="max_length")
-    made = [token_rows(data, tokenization, skip=False)[1].newly_cached for tokenization in tokenizations]
+    made = [token_rows(data, tokenization, skip=False).newly_cached for tokenization in tokenizations]
     assert made == [3, 0]
 
 
@@ -297,9 +297,13 @@ def test_rows_of_a_tokenizer_written_in_python_are_not_kept(tmp_path: Path) -> N
 
     def first_row(merges: str) -> list[int]:
         (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
-        rows, made = token_rows(data, tokenization_for(str(folder), MODEL, 4), skip=False)
-        assert made.newly_cached is None
-        return rows.ids.gather(torch.tensor([0]), CPU)[0, : rows.lengths[0]].tolist()
+        rows = token_rows(data, tokenization_for(str(folder), MODEL, 4), skip=False)
+        assert rows.newly_cached is None
+        return (
+            StoredRows.of_parts(rows.parts, "ids")
+            .gather(torch.tensor([0]), CPU)[0, : rows.numbers("length")[0]]
+            .tolist()
+        )
 
     assert first_row("a b</w>") == [3]
     assert first_row("a c</w>") == [1, 2]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedra_engine.data.preprocessing import Augmentation, Preprocessing
-from fedra_engine.data.samples import SampleStore
+from fedra_engine.data.samples import SampleStore, StoredRows
 from tests import tiny_federation
 from tests.execution.test_assignments import EXITS, early_exits
 from tests.execution.test_exactness import assert_same_change, assert_same_rounds
@@ -20,7 +20,7 @@ from tests.tiny_federation import ADAMW, SGD, make_setting
 def make_images(augmentation: Augmentation | None, count: int) -> SampleStore:
     rng = np.random.default_rng(1)
     return SampleStore(
-        pixels=torch.from_numpy(rng.integers(0, 256, (count, 1, 8, 8), dtype=np.uint8)),
+        pixels=StoredRows([torch.from_numpy(rng.integers(0, 256, (count, 1, 8, 8), dtype=np.uint8))]),
         labels=torch.from_numpy(rng.integers(0, CLASSES, count)),
         domains=torch.zeros(count, dtype=torch.int64),
         preprocessing=Preprocessing(8, 1, (0.5,), (0.3,)),

@@ -10,7 +10,6 @@ import torch
 from fedra_engine.data import samples as samples_module
 from fedra_engine.data.preprocessing import Augmentation, Preprocessing
 from fedra_engine.data.samples import Samples, SampleStore, StoredRows, TokenSamples
-from fedra_engine.data.tokenization import TokenRows
 from fedra_engine.runtime.randomness import SampleDraws
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -28,9 +27,9 @@ def make_images(augmentation: Augmentation | None = None) -> SampleStore:
 
 def make_texts(*, learnt: bool) -> TokenSamples:
     lengths = torch.randint(2, 16, (COUNT,))
-    rows = TokenRows(StoredRows([torch.randint(0, 99, (COUNT, 16), dtype=torch.int32)]), lengths, lengths // 2)
+    ids = StoredRows([torch.randint(0, 99, (COUNT, 16), dtype=torch.int32)])
     labels = None if learnt else torch.randint(0, 5, (COUNT,))
-    return TokenSamples(rows, torch.zeros(COUNT).long(), torch.arange(COUNT), labels)
+    return TokenSamples(ids, torch.arange(COUNT), lengths, lengths // 2, torch.zeros(COUNT).long(), labels)
 
 
 MAKE: dict[str, Callable[[], Samples]] = {

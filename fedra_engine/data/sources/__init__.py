@@ -1,4 +1,4 @@
-"""Where samples come from: one file a source, and every source yields the same kind of data."""
+"""Where samples come from; every source yields the same kind of data."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from fedra_engine.config import DataConfig
 from fedra_engine.config.options import registering
 from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.sources.digits import load_digits_source
-from fedra_engine.data.sources.hub import labelled_samples, load_hf_dataset, splits_of
-from fedra_engine.data.sources.image_folder import load_image_folder
-from fedra_engine.data.sources.split_lists import load_split_lists
-from fedra_engine.data.sources.texts import causal_lm_samples, load_causal_lm, load_text_classification
+from fedra_engine.data.sources.image_files import load_image_folder, load_split_lists
+from fedra_engine.data.sources.tables import dataset_samples, load_tables, splits_of
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -25,9 +23,9 @@ SOURCES: dict[str, Source] = {
     "image_folder": load_image_folder,
     "domainnet": load_split_lists,
     "nicopp": load_split_lists,
-    "hf_dataset": load_hf_dataset,
-    "text_classification": load_text_classification,
-    "causal_lm": load_causal_lm,
+    "hf_dataset": load_tables,
+    "text_classification": load_tables,
+    "causal_lm": load_tables,
 }
 
 
@@ -41,9 +39,7 @@ def register_source(name: str) -> Callable[[Source], Source]:
 
 
 def load_source(config: DataConfig, seed: int) -> DomainData:
-    """Load the source that `config` names, restricted to its `domains` and `classes`.
-
-    `seed` draws the test set where the source brings none.
+    """The samples that `config` names, restricted to its `domains` and `classes`; `seed` draws a missing test set.
 
     Raises:
         InputError: the source has no such file, domain or column, or samples that cannot be used.
@@ -52,13 +48,9 @@ def load_source(config: DataConfig, seed: int) -> DomainData:
 
 
 def dataset_source(dataset: Dataset | DatasetDict, config: DataConfig, seed: int) -> DomainData:
-    """The samples of a data set in memory, restricted to the `domains` and `classes` of `config`.
-
-    They are images or texts with labels, as of the source `hf_dataset`; where `config.source` is `causal_lm`, its
-    texts.
+    """The same of a data set in memory: texts to learn where `config.source` is `causal_lm`, else labelled samples.
 
     Raises:
         InputError: the data set has no training split or column, or samples that cannot be used.
     """
-    samples = causal_lm_samples if config.source == "causal_lm" else labelled_samples
-    return samples(*splits_of(dataset, "dataset"), config, seed, "dataset")
+    return dataset_samples(splits_of(dataset, "dataset"), config, seed, "dataset")

@@ -1,297 +1,395 @@
-"""Folders of samples, and csv, tsv, jsonl, parquet and txt files read row by row; errors name file and line."""
+"""Samples of files and data sets: images and texts with labels, and texts that a model learns to write."""
 
 from __future__ import annotations
 
-import codecs
-import csv
-import json
+import math
 import os
-import sys
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from string import Formatter
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+import fedra_engine.data.sources.files as files
 from fedra_engine.config import DataConfig
-from fedra_engine.data.names import SampleSource
-from fedra_engine.runtime.errors import InputError, first_few
-from fedra_engine.runtime.files import check_regular
+from fedra_engine.data.cache import store_texts
+from fedra_engine.data.domain_data import (
+    DataTask,
+    DomainData,
+    SampleSource,
+    encode_names,
+    is_missing,
+    listed,
+    name_of,
+    prepare_source,
+    sample_sources,
+)
+from fedra_engine.runtime.errors import InputError, one_line
 
 if TYPE_CHECKING:
-    from pyarrow import RecordBatch
+    from datasets import Dataset, DatasetDict
 
-_AT_ONCE = 1000
-"""Rows of a parquet file that are in memory."""
+_AT_ONCE = 32
+"""Rows of a data set that are in memory."""
+_ROLES = ("label", "domain", "client")
 
-_MARKS = {
-    codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
-"""Byte order marks, longer ones before those that they begin with, and the encodings that they belong to."""
-_SHOWN = 3
-"""Files that are named; more are counted."""
-_SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
-"""What Windows leaves in folders, where other systems leave hidden files."""
-
-Row = tuple[SampleSource, Mapping[str, Any]]
-"""Where a row is, and its values by column."""
+_Template = list[tuple[str, str | None]]
+"""Literal texts, and the column that follows each."""
+_Templates = dict[str, _Template]
+"""Of every text of a sample, the one that must not be missing last."""
 
 
-def visible_entries(folder: Path) -> list[Path]:
-    """What is in `folder`, sorted, but for what operating systems leave there, such as hidden files beside every file.
+def load_tables(config: DataConfig, seed: int) -> DomainData:
+    """The samples of the data set `config.root`, or of its files where `config.source` is not `hf_dataset`.
 
     Raises:
-        InputError: the folder cannot be listed, or a path is no UTF-8 text, as only such can be stored.
+        InputError: files, columns or lines that cannot be used (the message has file and line).
     """
+    root = Path(str(config.root))
+    if config.source == "hf_dataset" or not (root.is_file() or (root.is_dir() and not _is_saved(root))):
+        data = dataset_samples(_open_dataset(config), config, seed)
+        if config.source == "text_classification" and data.task != config.source:
+            raise InputError("data.columns.input: found images with data.source text_classification, expected texts")
+        return data
+    splits, paths, notes = files.table_splits(config)
+    task: DataTask = "causal_lm" if config.source == "causal_lm" else "text_classification"
     try:
-        entries = sorted(entry for entry in folder.iterdir() if not _is_hidden(entry.name))
-    except OSError as error:
-        raise InputError(f"data.root: cannot list {folder}: {error.strerror}; expected a readable folder") from error
-    for entry in entries:
-        try:
-            str(entry).encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"data.root: found {str(entry)!r}, expected a name that is UTF-8 text") from error
-    return entries
-
-
-def check_chosen(domains: Iterable[str], present: Collection[str], folder: Path) -> None:
-    """Raise InputError unless all `domains` are among the names `present` in `folder`, so that none leads out of it."""
-    for domain in domains:
-        if domain not in present:
-            raise InputError(f"data.domains: found {domain!r}, expected some of those in {folder}: {sorted(present)}")
-
-
-def left_out_notes(root: Path, entries: Iterable[Path], expected: str) -> list[str]:
-    """A line for the log on files that no sample is made of; no line if there are none.
-
-    Args:
-        root: their paths are shown below it.
-        entries: the files, and folders of which all files count.
-        expected: what would have been read.
-    """
-    files = sorted(file for entry in entries for file in files_below(entry))
-    if not files:
-        return []
-    kinds = Counter(file.suffix.lower() or "without suffix" for file in files)
-    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    names = first_few([str(file.relative_to(root)) for file in files], _SHOWN)
-    return [f"warning: {root}: left out {counts}: {names}; expected {expected}"]
-
-
-def files_below(entry: Path) -> list[Path]:
-    """The file `entry`, or all visible files below this folder."""
-    # A link to a folder is not followed, as it may lead back.
-    if not os.path.isdir(entry) or os.path.islink(entry):
-        return [entry]
-    found = []
-    for above, folders, files in os.walk(entry):
-        folders[:] = sorted(name for name in folders if not _is_hidden(name))
-        found += [Path(above, name) for name in sorted(files) if not _is_hidden(name)]
-    return found
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _SYSTEM_FILES
-
-
-def read_table(file: Path, encoding: str) -> Iterator[Row]:
-    """The rows of `file`, by its suffix; lines of a txt file are the column `text`.
-
-    Args:
-        file: whose suffix is one of `SUFFIXES`.
-        encoding: of its text, unless a byte order mark says another; parquet files have their own.
-
-    Raises:
-        InputError: the file has another suffix, cannot be opened or has a line that cannot be read.
-        UnicodeError: its text is in another encoding; `undecodable` says where.
-    """
-    suffix = file.suffix.lower()
-    try:
-        if suffix in TEXT_READERS:
-            yield from TEXT_READERS[suffix](file, text_lines(file, encoding))
-        elif suffix == _PARQUET:
-            yield from _read_parquet(file)
-        else:
-            raise InputError(
-                f"data.root: found {str(file)!r}, expected a file that ends in one of {' '.join(SUFFIXES)}"
-            )
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"data.root: cannot read {file}: {reason}; expected a {file.suffix} file") from error
-
-
-def table_files(folder: Path) -> list[Path]:
-    """The files in `folder` that can be read, in sorted order; no two have the same name but for its suffix.
-
-    Raises:
-        InputError: there is none, or there are two of one name.
-    """
-    files = [file for file in visible_entries(folder) if file.suffix.lower() in SUFFIXES]
-    if not files:
-        raise InputError(f"data.root: found no {' '.join(SUFFIXES)} files in {str(folder)!r}, expected one per domain")
-    stems = Counter(file.stem for file in files)
-    for file in files:
-        if stems[file.stem] > 1:
-            raise InputError(f"data.root: found several files {file.with_suffix('.*')}, expected one per domain")
-    return files
-
-
-def has_tables(folder: Path) -> bool:
-    """Whether `table_files` would find any."""
-    return any(file.suffix.lower() in SUFFIXES for file in visible_entries(folder))
-
-
-def check_encoding(encoding: str, files: Iterable[Path] = ()) -> None:
-    """Raise InputError if Python does not know `encoding`, or it is not the default and no text file is in `files`."""
-    try:
-        is_known = "a".encode(encoding).decode(encoding) == "a"
-    except (LookupError, ValueError):
-        is_known = False
-    if not is_known:
-        raise InputError(f"data.encoding: found {encoding!r}, expected the name of an encoding, such as cp1252")
-    if encoding != DataConfig.encoding and not any(file.suffix.lower() in TEXT_READERS for file in files):
+        if task == "text_classification":
+            splits, hidden = _labelled_splits(splits, config.columns.label or "label")
+            notes = hidden + notes
+        return _Reader(config, task, _templates(config), notes=notes).read(splits, seed)
+    except UnicodeError as error:
         raise InputError(
-            f"data.encoding: found {encoding} for data without {', '.join(TEXT_READERS)} files, expected utf-8"
-        )
-
-
-def undecodable(files: Sequence[Path], encoding: str) -> str:
-    """Which of `files` are no text in `encoding`: the lines where that shows in the first few, and how many others."""
-    wrong = [(file, line) for file in files if (line := _undecodable_line(file, encoding)) is not None]
-    return first_few([f"{file} (line {line})" for file, line in wrong], _SHOWN)
-
-
-def _read_separated(file: Path, lines: Iterator[str], *, delimiter: str, quoting: Literal[0, 3]) -> Iterator[Row]:
-    csv.field_size_limit(sys.maxsize)
-    reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
-    names, header = None, 1
-    while True:
-        # Not `line_num` itself: a quoted value may go over several lines.
-        line = reader.line_num + 1
-        try:
-            values = next(reader, None)
-        except csv.Error as error:
-            raise InputError(f"data.root: {file}, line {line}: {error}; expected separated values") from error
-        if values is None:
-            return
-        if not values:
-            # A blank line; some stand above the names.
-            continue
-        if names is None:
-            names, header = values, line
-            for name in names:
-                if names.count(name) > 1:
-                    raise InputError(f"data.root: {file}, line {line}: found several columns {name!r}, expected one")
-        elif len(values) != len(names):
-            raise InputError(
-                f"data.root: {file}, line {line}: found {len(values)} values, expected {len(names)} as in line {header}"
-            )
-        else:
-            yield SampleSource(f"{file}, line", line), dict(zip(names, values, strict=True))
-
-
-def _read_jsonl(file: Path, lines: Iterator[str]) -> Iterator[Row]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            # Half of a character, which no other encoding knows.
-            if "\\ud" in line.lower():
-                json.dumps(row, ensure_ascii=False).encode()
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"data.root: {file}, line {number}: {error}; expected a JSON object") from error
-        if not isinstance(row, dict):
-            raise InputError(f"data.root: {file}, line {number}: found {line.strip()[:40]!r}, expected a JSON object")
-        yield SampleSource(f"{file}, line", number), row
-
-
-def _read_parquet(file: Path) -> Iterator[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    number = 1
-    check_regular(file)
-    try:
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=_AT_ONCE):
-            for row in _python_rows(batch):
-                yield SampleSource(f"{file}, row", number), row
-                number += 1
-    except pa.ArrowException as error:
-        raise InputError(f"data.root: cannot read {file}: {error}; expected a parquet file") from error
-    except (ValueError, OverflowError) as error:
-        raise InputError(
-            f"data.root: {file}, row {number}: {error}; expected UTF-8 texts and dates of a calendar"
+            f"data.encoding: found no {config.encoding} text in {files.undecodable(paths, config.encoding)}; expected "
+            "the encoding of all files"
         ) from error
 
 
-def _python_rows(batch: RecordBatch) -> Iterable[dict[str, Any]]:
+def dataset_samples(
+    splits: dict[str, Dataset], config: DataConfig, seed: int, given_as: str = "data.root"
+) -> DomainData:
+    """Texts to learn where `config.source` is `causal_lm`; else labelled images or texts, by the type of their column.
+
+    Without a held-out split (of labelled samples, one that has labels), a stratified test set is drawn. Without a
+    domain column there is one domain.
+
+    Args:
+        splits: as `splits_of` returns them.
+        config: of the source.
+        seed: draws the test set.
+        given_as: names the data set in messages.
+
+    Raises:
+        InputError: no such column, a column of another type than is needed, or rows that cannot be used.
+    """
+    from datasets import Image, Value
+
+    if config.source == "causal_lm":
+        templates = _templates(config)
+        used = [column for template in templates.values() for _, column in template if column is not None]
+        used += [getattr(config.columns, role) or role for role in _ROLES]
+        tables = {name: [_dataset_table(name, data, used)] for name, data in splits.items()}
+        return _Reader(config, "causal_lm", templates, given_as).read(tables, seed)
+    train = splits[files.TRAIN]
+    content = config.columns.input or next((name for name in ("image", "text") if name in train.column_names), "image")
+    _require_column("data.columns.input", content, train.column_names)
+    feature = train.features[content]
+    is_text = feature in (Value("string"), Value("large_string"))
+    if not is_text and not isinstance(feature, Image):
+        raise InputError(f"data.columns.input: found {feature} in column {content!r}, expected images or texts")
+    task: DataTask = "text_classification" if is_text else "image_classification"
+    reader = _Reader(config, task, {}, given_as)
+    columns = reader.columns(train.column_names)
+    known = {role: getattr(train.features.get(columns[role]), "names", None) for role in ("label", "domain")}
+    reader.named = {role: names for role, names in known.items() if names is not None}
+    used = [name for name in columns.values() if name is not None]
+    tables = {name: [_dataset_table(name, data, used)] for name, data in splits.items()}
+    tables, reader.notes = _labelled_splits(tables, str(columns["label"]), numbered="label" in reader.named)
+    test = next((splits[name] for name in tables if name != files.TRAIN), None)
+    # One column may have several roles.
+    data = _joined(train, test, list(dict.fromkeys([content, *used])), given_as).select_columns(content)
+    # Not of `data`: its other columns do not matter to what is made of its content.
+    fingerprint = repr((content, _state(train), None if test is None else _state(test)))
+    return reader.read(tables, seed, data.rename_columns({content: "text" if is_text else "image"}), fingerprint)
+
+
+def _templates(config: DataConfig) -> _Templates:
+    plain: _Template = [("", config.columns.input or "text")]
+    if config.source != "causal_lm":
+        return {"text": plain}
+    if config.prompt is None:
+        return {"prompt": [], "response": plain}
     try:
-        rows: list[dict[str, Any]] = batch.to_pylist()
-        return rows
-    except (ValueError, OverflowError):
-        # What Python cannot express: text that is no UTF-8, times outside its calendar. Row by row, to find it.
-        return (batch.slice(at, 1).to_pylist()[0] for at in range(len(batch)))
+        pieces = list(Formatter().parse(config.prompt))
+    except ValueError as error:
+        raise InputError(f"data.prompt: {error}; expected column names in braces, such as {{instruction}}") from error
+    for _, column, form, conversion in pieces:
+        if form or conversion:
+            raise InputError(
+                f"data.prompt: found a format of column {column!r}, expected column names alone in braces, such as "
+                "{instruction}"
+            )
+    return {
+        "prompt": [(literal, column) for literal, column, _, _ in pieces],
+        "response": [("", config.columns.response or "response")],
+    }
 
 
-def _read_txt(file: Path, lines: Iterator[str]) -> Iterator[Row]:
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield SampleSource(f"{file}, line", number), {"text": line.strip()}
+@dataclass
+class _Reader:
+    """Makes samples of rows; without `templates` where their content is a column of a data set.
+
+    `named` has by role the names that stand for the numbers in its column.
+    """
+
+    config: DataConfig
+    task: DataTask
+    templates: _Templates
+    given_as: str = "data.root"
+    named: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    samples: list[tuple[Any, ...]] = field(default_factory=list)
+
+    def read(
+        self, splits: files.Splits, seed: int, content: Dataset | None = None, fingerprint: str | None = None
+    ) -> DomainData:
+        """The samples of the training split, and of the first other, if there is one."""
+        used = list(splits.values())[:2]
+        texts = (text for split in used for table in split for text in self._texts(table, split is not used[0]))
+        if content is None:
+            content = store_texts(list(self.templates), texts)
+        else:
+            deque(texts, maxlen=0)
+        digests, labels, domain_names, clients, sources, is_test = zip(*self.samples, strict=True)
+        encoded, classes = None, list[str]()
+        if None not in labels:
+            encoded, classes = encode_names(labels, self.named.get("label"))
+        elif any(label is not None for label in labels):
+            raise InputError(
+                f"data.columns.label: {sources[labels.index(None)]}: found no label, expected one in every row or in "
+                "none"
+            )
+        domain_of, domains = encode_names(domain_names, self.named.get("domain"))
+        # Equal texts that were trained on measure nothing in a test set.
+        digest, held_out = np.array(digests), np.array(is_test)
+        repeated = len(digest) - len(np.unique(digest))
+        where = "repeat another, so the test set that is drawn may have texts of the training set"
+        if held_out.any():
+            repeated = int(np.isin(digest[held_out], digest[~held_out]).sum())
+            where = "of the test set are in the training set, too"
+        if repeated and self.templates:
+            self.notes.append(f"texts: {repeated} {where}")
+        data = DomainData(
+            task=self.task,
+            content=content,
+            domain_of=domain_of,
+            domains=domains,
+            labels=encoded,
+            classes=classes,
+            is_test=held_out,
+            clients=np.array(clients) if any(clients) else None,
+            sample_sources=sample_sources(sources),
+            fingerprint=fingerprint,
+            notes=self.notes,
+            given_as=self.given_as,
+        )
+        return prepare_source(data, self.config, seed, split=not held_out.any())
+
+    def _texts(self, table: files.Table, is_test: bool) -> Iterator[list[str]]:
+        """The texts of every row that has one; adds what else is known to `samples`."""
+        before, present = len(self.samples), table.columns
+        columns = None if present is None else self.columns(present)
+        for source, row in table.rows():
+            if columns is None or (table.columns is None and list(row) != present):
+                # Lines of a jsonl file may differ.
+                others, present = columns, list(row)
+                columns = self.columns(present, f"{source}: ")
+                if others is not None and columns["domain"] != others["domain"]:
+                    found = "no" if columns["domain"] is None else "a"
+                    raise InputError(
+                        f"data.columns.domain: {source}: found {found} domain, other than in the lines before; "
+                        "expected one in every line or in none"
+                    )
+            texts = [self._fill(name, row, source) for name in self.templates]
+            if texts and is_missing(texts[-1]):
+                if self.config.unreadable == "error":
+                    column = list(self.templates.values())[-1][-1][1]
+                    raise InputError(
+                        f"{self.given_as}: {source}: found no text in column {column!r}, expected some, or "
+                        "data.unreadable skip"
+                    )
+                self.notes.append(f"{source}: skipped, it has no text")
+                continue
+            label, domain, client = (self._name(role, columns[role], row, source) for role in _ROLES)
+            self.samples.append((hash(tuple(texts)), label, domain or table.domain, client or "", source, is_test))
+            yield texts
+        if len(self.samples) == before:
+            raise InputError(f"{self.given_as}: found no samples in {table.place!r}, expected some")
+
+    def columns(self, present: list[str], place: str = "") -> dict[str, str | None]:
+        """The column of each of `_ROLES`: as it is named, and there then, or else of the usual name; None for none."""
+        for name, template in self.templates.items():
+            option = {"prompt": "data.prompt", "text": "data.columns.input"}.get(name, f"data.columns.{name}")
+            for _, column in template:
+                if column is not None:
+                    _require_column(option, column, present, place)
+        columns: dict[str, str | None] = {}
+        for role in _ROLES:
+            chosen = getattr(self.config.columns, role)
+            if chosen is not None or (role == "label" and self.task != "causal_lm"):
+                _require_column(f"data.columns.{role}", chosen or role, present, place)
+            columns[role] = chosen or (role if role in present else None)
+        return columns
+
+    def _name(self, role: str, column: str | None, row: Mapping[str, Any], source: SampleSource) -> str | None:
+        """The name of a row's class, domain or client; None where it has none and needs none."""
+        if column is None or (role == "label" and self.task == "causal_lm" and is_missing(row[column])):
+            return None
+        value, known = row[column], self.named.get(role)
+        if known is None:
+            return name_of(value, role, column, source)
+        if value is None or not 0 <= value < len(known):
+            raise InputError(
+                f"data.columns.{role}: {source}: found {value} in column {column!r}, expected a number from 0 to "
+                f"{len(known) - 1}"
+            )
+        return known[value]
+
+    def _fill(self, name: str, row: Mapping[str, Any], source: SampleSource) -> str:
+        pieces = []
+        for literal, column in self.templates[name]:
+            value = "" if column is None or is_missing(row[column]) else row[column]
+            if not isinstance(value, str | int | float) or isinstance(value, bool) or value in (math.inf, -math.inf):
+                found = value if isinstance(value, float) else f"a {type(value).__name__}"
+                raise InputError(f"{self.given_as}: {source}: found {found} in column {column!r}, expected a text")
+            pieces.append(literal + str(value))
+        return "".join(pieces)
 
 
-def text_lines(file: Path, encoding: str) -> Iterator[str]:
-    """The lines of a text file, with their ends; see `read_table`."""
-    check_regular(file)
-    with file.open(encoding=_marked(file, encoding), newline="\n") as opened:
-        for number, line in enumerate(opened, start=1):
-            if "\0" in line:
-                # No text has one, but every other byte of UTF-16 may be one.
-                raise InputError(f"data.root: {file}, line {number}: found a NUL character, expected {encoding} text")
-            yield line
+def _labelled_splits(splits: files.Splits, label: str, *, numbered: bool = False) -> tuple[files.Splits, list[str]]:
+    """The training split and the first other that tells its classes, as that of a challenge does not; notes on others.
+
+    A label of -1 tells nothing, unless a class of the training split has that name, which none has where labels are
+    `numbered`. Where no split has labels, the first without such a column is taken, so that reading it raises the
+    error that names the column.
+    """
+
+    def has(split: str, is_wanted: Callable[[object], bool]) -> bool:
+        return any(is_wanted(row.get(label)) for table in splits[split] for _, row in table.rows())
+
+    def is_minus_one(value: object) -> bool:
+        return str(value).strip() in ("-1", "-1.0")
+
+    train, *held_out = splits
+    notes, lacking, chosen = list[str](), None, None
+    for split in held_out:
+        _, first = next((row for table in splits[split] for row in table.rows()), (None, {}))
+        if label not in first:
+            lacking = lacking or split
+        elif has(split, lambda value: not is_missing(value) and not is_minus_one(value)) or (
+            not numbered and has(split, is_minus_one) and has(train, is_minus_one)
+        ):
+            chosen = split
+            break
+        notes.append(f"{split}: its samples have no labels, so it is not used")
+    return {name: splits[name] for name in (train, chosen or lacking) if name is not None}, notes
 
 
-def _marked(file: Path, encoding: str) -> str:
-    """What the byte order mark of `file` says it is encoded in, else `encoding`."""
-    with file.open("rb") as opened:
-        start = opened.read(4)
-    return next((marked for mark, marked in _MARKS.items() if start.startswith(mark)), encoding)
+def _require_column(option: str, name: str, present: list[str], place: str = "") -> None:
+    if name not in present:
+        raise InputError(f"{option}: {place}found no column {name!r}, expected one of {listed(present)}")
 
 
-def _undecodable_line(file: Path, encoding: str) -> int | None:
-    """The first line that cannot be decoded; None if all can, or if `file` is no text file or cannot be opened."""
-    if file.suffix.lower() not in TEXT_READERS:
-        return None
-    line = 1
+def _dataset_table(name: str, data: Dataset, used: Collection[str]) -> files.Table:
+    """The columns `used`, so far as they are there, of a split of a data set."""
+    present = [column for column in data.column_names if column in used]
+
+    def rows() -> Iterator[files.Row]:
+        batches = data.select_columns(present).with_format("arrow").iter(_AT_ONCE)
+        found = (row for batch in batches for row in batch.to_pylist())
+        place = f"{name}, row"
+        return ((SampleSource(place, number), row) for number, row in enumerate(found))
+
+    return files.Table(name, rows, columns=data.column_names)
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether `folder` was made by `save_to_disk`."""
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "dataset_info.json"))
+
+
+def _open_dataset(config: DataConfig) -> dict[str, Dataset]:
+    """The splits of the data set that `config.root` names."""
+    from datasets import load_dataset, load_from_disk
+
+    assert config.root is not None
+    files.check_encoding(config.encoding)
+    folder = Path(config.root)
+    # What cannot be the name of a data set on the hub, <owner>/<name> or <name>.
+    is_path = config.root.startswith(("/", ".", "~")) or folder.suffix in files.SUFFIXES
+    if is_path and not folder.exists():
+        kinds = "" if config.source == "hf_dataset" else "a csv, tsv, jsonl, parquet or txt file, "
+        raise InputError(
+            f"data.root: found no {config.root}, expected {kinds}a folder that save_to_disk made, or the name of a "
+            "data set on the hub"
+        )
+    is_saved = folder.is_dir() and _is_saved(folder)
+    if is_saved and config.subset is not None:
+        raise InputError(f"data.subset: found {config.subset!r} with the saved data set {config.root!r}, expected null")
     try:
-        encoding = _marked(file, encoding)
-        with file.open(encoding=encoding, newline="\n") as opened:
-            for _ in opened:
-                line += 1
-    except UnicodeDecodeError as error:
-        # Lines are decoded many at a time.
-        return line + error.object[: error.start].decode(encoding, "ignore").count("\n")
-    except UnicodeError:
-        return line
-    except OSError:
-        return None
-    return None
+        found = load_from_disk(str(folder)) if is_saved else load_dataset(config.root, config.subset)
+    except Exception as error:  # Whatever a file can make the library raise.
+        raise InputError(
+            f"data.root: cannot load {config.root!r}: {one_line(error)}; expected a folder that save_to_disk made, or "
+            "the name of a data set on the hub"
+        ) from error
+    return splits_of(found, "data.root", f" in {config.root!r}")
 
 
-TEXT_READERS: dict[str, Callable[[Path, Iterator[str]], Iterator[Row]]] = {
-    ".csv": partial(_read_separated, delimiter=",", quoting=csv.QUOTE_MINIMAL),
-    # In tab-separated texts a quotation mark is a quotation mark.
-    ".tsv": partial(_read_separated, delimiter="\t", quoting=csv.QUOTE_NONE),
-    ".jsonl": _read_jsonl,
-    ".txt": _read_txt,
-}
-"""Reader of the lines of every kind of text file, by suffix."""
+def splits_of(found: Dataset | DatasetDict, given_as: str, place: str = "") -> dict[str, Dataset]:
+    """The training split of a data set, then those of `HELD_OUT` that have samples.
 
-_PARQUET = ".parquet"
-SUFFIXES = (*TEXT_READERS, _PARQUET)
-"""Of all files that can be read."""
+    Raises:
+        InputError: it is none, or has several splits and none of them is `train`.
+    """
+    from datasets import Dataset, DatasetDict
+
+    if isinstance(found, Dataset):
+        return {files.TRAIN: found}
+    if not isinstance(found, DatasetDict):
+        kind = type(found).__name__
+        raise InputError(f"{given_as}: found a {kind}, expected a Dataset or DatasetDict of the datasets library")
+    if len(found) == 1:
+        return {files.TRAIN: next(iter(found.values()))}
+    if files.TRAIN not in found:
+        raise InputError(f"{given_as}: found the splits {listed(found)}{place}, expected one named train")
+    held_out = [name for name in files.HELD_OUT if name in found and len(found[name])]
+    return {name: found[name] for name in (files.TRAIN, *held_out)}
+
+
+def _joined(train: Dataset, test: Dataset | None, columns: list[str], given_as: str) -> Dataset:
+    """The training samples, then those of the test set, if there is one, which must have these columns, too."""
+    from datasets import concatenate_datasets
+
+    if test is None:
+        return train.select_columns(columns)
+    for name in columns:
+        if name not in test.column_names or test.features[name] != train.features[name]:
+            found = test.features[name] if name in test.column_names else "no such column"
+            raise InputError(
+                f"{given_as}: column {name!r} of the test split: found {found}, expected {train.features[name]} as in "
+                "the training split"
+            )
+    return concatenate_datasets([train.select_columns(columns), test.select_columns(columns)])
+
+
+def _state(data: Dataset) -> tuple[str, list[tuple[int, int]]]:
+    """The library's fingerprint of a data set, and size in bytes and time of the last change of each of its files.
+
+    The fingerprint alone stays the same where a generator finds other files, or one of these files is replaced.
+    """
+    states = map(os.stat, sorted(file["filename"] for file in data.cache_files))
+    return data._fingerprint, [(state.st_size, state.st_mtime_ns) for state in states]

@@ -12,8 +12,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from fedra_engine.config import ColumnsConfig, DataConfig
 from fedra_engine.data import images as images_module
 from fedra_engine.data.domain_data import DomainData
-from fedra_engine.data.prepare import prepare
 from fedra_engine.data.preprocessing import Preprocessing
+from fedra_engine.data.samples import prepare
 from fedra_engine.data.sources import load_source
 from fedra_engine.runtime.errors import InputError
 from tests.data.preprocessed import preprocess

@@ -16,7 +16,7 @@ import torch
 from fedra_engine.config import DataConfig
 from fedra_engine.data.preprocessing import preprocessing_for
 from fedra_engine.data.sources import DomainData, load_source
-from fedra_engine.data.sources.image_folder import SPLITS
+from fedra_engine.data.sources.image_files import SPLITS
 from fedra_engine.runtime.errors import InputError
 from tests.data.preprocessed import preprocess
 

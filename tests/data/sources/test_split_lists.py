@@ -9,7 +9,7 @@ from datasets import Image
 
 from fedra_engine.config import DataConfig
 from fedra_engine.data.domain_data import DomainData
-from fedra_engine.data.prepare import prepare
+from fedra_engine.data.samples import prepare
 from fedra_engine.data.sources import load_source
 from fedra_engine.runtime.errors import InputError
 from tests.data.trees import DOMAINNET, NICOPP, make_domainnet, make_nicopp

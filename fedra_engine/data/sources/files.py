@@ -1,0 +1,361 @@
+"""Folders of samples, and csv, tsv, jsonl, parquet and txt files read row by row; errors name file and line."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from fedra_engine.config import DataConfig
+from fedra_engine.data.domain_data import SampleSource
+from fedra_engine.runtime.errors import InputError, first_few
+from fedra_engine.runtime.files import check_regular
+
+if TYPE_CHECKING:
+    from pyarrow import RecordBatch
+
+TRAIN = "train"
+HELD_OUT = ("test", "validation", "valid", "val", "dev")
+"""Names of splits that are not trained on; the first one that has samples and labels becomes the test set."""
+ONE_DOMAIN = "all"
+"""Name of the only domain of samples that have none."""
+_AT_ONCE = 1000
+"""Rows of a parquet file that are in memory."""
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+"""Byte order marks, longer ones before those that they begin with, and the encodings that they belong to."""
+_SHOWN = 3
+"""Files that are named; more are counted."""
+_SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
+"""What Windows leaves in folders, where other systems leave hidden files."""
+
+Row = tuple[SampleSource, Mapping[str, Any]]
+"""Where a row is, and its values by column."""
+
+
+class Table(NamedTuple):
+    """Rows of one file, or of one split of a data set.
+
+    Attributes:
+        place: the file or split, for messages.
+        rows: reads them.
+        domain: of rows that name none.
+        columns: of all rows; None where rows may differ.
+    """
+
+    place: str
+    rows: Callable[[], Iterator[Row]]
+    domain: str = ONE_DOMAIN
+    columns: list[str] | None = None
+
+
+Splits = dict[str, list[Table]]
+"""What is trained on comes first; then what may become the test set, the first choice first."""
+
+
+class _BadLineError(ValueError):
+    """What is wrong with a line, by its number."""
+
+
+def visible_entries(folder: Path) -> list[Path]:
+    """What is in `folder`, sorted, but for what operating systems leave there, such as hidden files beside every file.
+
+    Raises:
+        InputError: the folder cannot be listed, or a path is no UTF-8 text, as only such can be stored.
+    """
+    try:
+        entries = sorted(entry for entry in folder.iterdir() if not _is_hidden(entry.name))
+    except OSError as error:
+        raise InputError(f"data.root: cannot list {folder}: {error.strerror}; expected a readable folder") from error
+    for entry in entries:
+        try:
+            str(entry).encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"data.root: found {str(entry)!r}, expected a name that is UTF-8 text") from error
+    return entries
+
+
+def chosen_domains(config: DataConfig, present: Sequence[str], folder: Path) -> Sequence[str]:
+    """The configured domains, or all `present` in `folder`.
+
+    Raises:
+        InputError: one is not present, and so could lead out of the folder.
+    """
+    for domain in config.domains:
+        if domain not in present:
+            raise InputError(f"data.domains: found {domain!r}, expected some of those in {folder}: {sorted(present)}")
+    return config.domains or present
+
+
+def left_out_notes(root: Path, entries: Iterable[Path], expected: str) -> list[str]:
+    """A line for the log on `entries`, files below `root` of which no sample is made, and folders of such; or none."""
+    files = sorted(file for entry in entries for file in _files_below(entry))
+    if not files:
+        return []
+    kinds = Counter(file.suffix.lower() or "without suffix" for file in files)
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    names = first_few([str(file.relative_to(root)) for file in files], _SHOWN)
+    return [f"warning: {root}: left out {counts}: {names}; expected {expected}"]
+
+
+def _files_below(entry: Path) -> list[Path]:
+    """The file `entry`, or all visible files below this folder."""
+    # A link to a folder is not followed, as it may lead back.
+    if not os.path.isdir(entry) or os.path.islink(entry):
+        return [entry]
+    found = []
+    for above, folders, files in os.walk(entry):
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))
+        found += [Path(above, name) for name in sorted(files) if not _is_hidden(name)]
+    return found
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _SYSTEM_FILES
+
+
+def table_splits(config: DataConfig) -> tuple[Splits, list[Path], list[str]]:
+    """The tables in the file or folder `config.root`, all their files, and a note on what else is in the folder.
+
+    Raises:
+        InputError: there are no files, or they are laid out in another way than docs/data.md says.
+    """
+    if config.subset is not None:
+        raise InputError(f"data.subset: found {config.subset!r} with files, {config.root!r}; expected null")
+    root = Path(str(config.root))
+    splits = {TRAIN: {ONE_DOMAIN: root}} if root.is_file() else _split_files(root)
+    files = [file for split in splits.values() for file in split.values()]
+    check_encoding(config.encoding, files)
+    notes = []
+    if root.is_dir():
+        left_out = {file for entry in visible_entries(root) for file in _files_below(entry)} - set(files)
+        notes = left_out_notes(root, left_out, f"{' '.join(SUFFIXES)} files, laid out as docs/data.md says")
+    tables = {
+        name: [Table(str(file), partial(read_table, file, config.encoding), domain) for domain, file in split.items()]
+        for name, split in splits.items()
+    }
+    return tables, files, notes
+
+
+def _split_files(root: Path) -> dict[str, dict[str, Path]]:
+    """The files in the folder `root`, by split and domain."""
+    folders = {entry.name: entry for entry in visible_entries(root) if entry.is_dir()}
+    if held_out := _held_out(folders):
+        # Beside a test set, the others may hold anything.
+        used = [name for name in held_out if name == held_out[0] or any(map(_is_table, visible_entries(folders[name])))]
+        return {name: _table_files(folders[name]) for name in (TRAIN, *used)}
+    files = _table_files(root)
+    held_out = _held_out(files)
+    if not held_out:
+        return {TRAIN: files}
+    if others := files.keys() - {TRAIN, *HELD_OUT}:
+        raise InputError(
+            f"data.root: found {files[min(others)].name!r} beside {files[held_out[0]].name!r} in {str(root)!r}, "
+            "expected files of the splits alone, or one file per domain"
+        )
+    return {name: {ONE_DOMAIN: files[name]} for name in (TRAIN, *held_out)}
+
+
+def _held_out(present: Collection[str]) -> list[str]:
+    """Which of `present` may be the test set, the first choice first, if one of them is the training set."""
+    return [name for name in HELD_OUT if TRAIN in present and name in present]
+
+
+def _table_files(folder: Path) -> dict[str, Path]:
+    """The files in `folder` that can be read, by their names without suffix."""
+    files = list(filter(_is_table, visible_entries(folder)))
+    if not files:
+        raise InputError(f"data.root: found no {' '.join(SUFFIXES)} files in {str(folder)!r}, expected one per domain")
+    by_stem = {file.stem: file for file in files}
+    for file in files:
+        if by_stem[file.stem] is not file:
+            raise InputError(f"data.root: found several files {file.with_suffix('.*')}, expected one per domain")
+    return by_stem
+
+
+def _is_table(file: Path) -> bool:
+    return file.suffix.lower() in SUFFIXES
+
+
+def check_encoding(encoding: str, files: Iterable[Path] = ()) -> None:
+    """Raise InputError if Python does not know `encoding`, or it is not the default and no text file is in `files`."""
+    try:
+        is_known = "a".encode(encoding).decode(encoding) == "a"
+    except (LookupError, ValueError):
+        is_known = False
+    if not is_known:
+        raise InputError(f"data.encoding: found {encoding!r}, expected the name of an encoding, such as cp1252")
+    if encoding != DataConfig.encoding and not any(file.suffix.lower() in TEXT_READERS for file in files):
+        raise InputError(
+            f"data.encoding: found {encoding} for data without {', '.join(TEXT_READERS)} files, expected utf-8"
+        )
+
+
+def read_table(file: Path, encoding: str) -> Iterator[Row]:
+    """The rows of `file`, by its suffix; lines of a txt file are the column `text`.
+
+    `encoding` is that of its text, unless a byte order mark says another; parquet files have their own.
+
+    Raises:
+        InputError: the file has another suffix than `SUFFIXES`, cannot be opened or has a line that cannot be read.
+        UnicodeError: its text is in another encoding; `undecodable` says where.
+    """
+    if not _is_table(file):
+        raise InputError(f"data.root: found {str(file)!r}, expected a file that ends in one of {' '.join(SUFFIXES)}")
+    try:
+        read = TEXT_READERS.get(file.suffix.lower())
+        if read is None:
+            yield from _read_parquet(file)
+            return
+        place = f"{file}, line"
+        for number, row in read(text_lines(file, encoding)):
+            yield SampleSource(place, number), row
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"data.root: cannot read {file}: {reason}; expected a {file.suffix} file") from error
+    except _BadLineError as error:
+        number, wrong = error.args
+        raise InputError(f"data.root: {file}, line {number}: {wrong}") from error
+
+
+def _read_separated(
+    lines: Iterator[str], *, delimiter: str, quoting: Literal[0, 3]
+) -> Iterator[tuple[int, dict[str, str]]]:
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
+    names, header = None, 1
+    while True:
+        # Not `line_num` itself: a quoted value may go over several lines.
+        line = reader.line_num + 1
+        try:
+            values = next(reader, None)
+        except csv.Error as error:
+            raise _BadLineError(line, f"{error}; expected separated values") from error
+        if values is None:
+            return
+        if not values:
+            # A blank line; some stand above the names.
+            continue
+        if names is None:
+            names, header = values, line
+            for name in names:
+                if names.count(name) > 1:
+                    raise _BadLineError(line, f"found several columns {name!r}, expected one")
+        elif len(values) != len(names):
+            raise _BadLineError(line, f"found {len(values)} values, expected {len(names)} as in line {header}")
+        else:
+            yield line, dict(zip(names, values, strict=True))
+
+
+def _read_jsonl(lines: Iterator[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            # Half of a character, which no other encoding knows.
+            if "\\ud" in line.lower():
+                json.dumps(row, ensure_ascii=False).encode()
+        except (ValueError, RecursionError) as error:
+            raise _BadLineError(number, f"{error}; expected a JSON object") from error
+        if not isinstance(row, dict):
+            raise _BadLineError(number, f"found {line.strip()[:40]!r}, expected a JSON object")
+        yield number, row
+
+
+def _read_txt(lines: Iterator[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    return ((number, {"text": line.strip()}) for number, line in enumerate(lines, start=1) if line.strip())
+
+
+def _read_parquet(file: Path) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    place, number = f"{file}, row", 1
+    check_regular(file)
+    try:
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=_AT_ONCE):
+            for row in _python_rows(batch):
+                yield SampleSource(place, number), row
+                number += 1
+    except pa.ArrowException as error:
+        raise InputError(f"data.root: cannot read {file}: {error}; expected a parquet file") from error
+    except (ValueError, OverflowError) as error:
+        raise InputError(
+            f"data.root: {file}, row {number}: {error}; expected UTF-8 texts and dates of a calendar"
+        ) from error
+
+
+def _python_rows(batch: RecordBatch) -> Iterable[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+        return rows
+    except (ValueError, OverflowError):
+        # What Python cannot express: text that is no UTF-8, times outside its calendar. Row by row, to find it.
+        return (batch.slice(at, 1).to_pylist()[0] for at in range(len(batch)))
+
+
+def text_lines(file: Path, encoding: str) -> Iterator[str]:
+    """The lines of a text file, with their ends; see `read_table`."""
+    check_regular(file)
+    with file.open(encoding=_marked(file, encoding), newline="\n") as opened:
+        for number, line in enumerate(opened, start=1):
+            if "\0" in line:
+                # No text has one, but every other byte of UTF-16 may be one.
+                raise InputError(f"data.root: {file}, line {number}: found a NUL character, expected {encoding} text")
+            yield line
+
+
+def undecodable(files: Iterable[Path], encoding: str) -> str:
+    """Which of `files` are no text in `encoding`: the lines where that shows in the first few, and how many others."""
+    wrong = [(file, line) for file in files if (line := _undecodable_line(file, encoding)) is not None]
+    return first_few([f"{file} (line {line})" for file, line in wrong], _SHOWN)
+
+
+def _marked(file: Path, encoding: str) -> str:
+    """What the byte order mark of `file` says it is encoded in, else `encoding`."""
+    with file.open("rb") as opened:
+        start = opened.read(4)
+    return next((marked for mark, marked in _MARKS.items() if start.startswith(mark)), encoding)
+
+
+def _undecodable_line(file: Path, encoding: str) -> int | None:
+    """The first line that cannot be decoded; None if all can, or if `file` is no text file or cannot be read."""
+    if file.suffix.lower() not in TEXT_READERS:
+        return None
+    line = 1
+    try:
+        for _ in text_lines(file, encoding):
+            line += 1
+    except UnicodeDecodeError as error:
+        # Lines are decoded many at a time.
+        return line + error.object[: error.start].decode(error.encoding, "ignore").count("\n")
+    except UnicodeError:
+        return line
+    except (OSError, InputError):
+        return None
+    return None
+
+
+TEXT_READERS: dict[str, Callable[[Iterator[str]], Iterator[tuple[int, dict[str, Any]]]]] = {
+    ".csv": partial(_read_separated, delimiter=",", quoting=csv.QUOTE_MINIMAL),
+    # In tab-separated texts a quotation mark is a quotation mark.
+    ".tsv": partial(_read_separated, delimiter="\t", quoting=csv.QUOTE_NONE),
+    ".jsonl": _read_jsonl,
+    ".txt": _read_txt,
+}
+"""Number and values of every row, by the suffix of the file that has these lines."""
+SUFFIXES = (*TEXT_READERS, ".parquet")
+"""Of all files that can be read."""
