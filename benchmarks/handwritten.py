@@ -66,7 +66,7 @@ class HandwrittenExecutor:
                 value.copy_(parameter.detach())
             exits = np.zeros(1, dtype=np.int64)
             update = ClientUpdate(held, adapters, exits, head_layout.pack(self._head)[None])
-            updates = ClientUpdates.of_one(client, update, work, loss)
+            updates = ClientUpdates.of_one(client, update, work, *loss)
             yield updates.checked(state.adapters[torch.from_numpy(held)], state.heads)
 
     def _wrap(self, block: nn.Module, scale: float) -> list[_LoraLinear]:

@@ -86,7 +86,7 @@ def _parameters(blocks: Allocation, assignment: Assignment, factor: Factor, foun
     layout = foundation.adapter_layout
     columns = layout.columns(factor)
     slot = (columns.stop - columns.start) * _rank_shares(assignment, layout.rank)
-    return blocks.sum(axis=1) * slot + assignment.exit_counts() * foundation.head_layout.trained_size
+    return blocks.sum(axis=1) * slot + assignment.has_exit.sum(axis=1) * foundation.head_layout.trained_size
 
 
 def _written_parameters(assignment: Assignment, layout: AdapterLayout) -> Counts:

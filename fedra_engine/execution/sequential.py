@@ -14,7 +14,7 @@ from fedra_engine.execution.banks import clip_factors, loss_scale
 from fedra_engine.execution.dropout import DropoutKeys
 from fedra_engine.execution.submodel import Submodel
 from fedra_engine.federation.assignment import Assignment, ClientAlone, LocalTerm, training_terms
-from fedra_engine.federation.work import ClientUpdates, LocalLoss, LocalWork
+from fedra_engine.federation.work import ClientUpdates, LocalWork
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.randomness import SampleDraws
@@ -60,7 +60,7 @@ class SequentialExecutor:
             starts = state.adapters[torch.from_numpy(update.blocks).to(self.foundation.device)]
             assignment.make_own(row, client, update.blocks, starts, self.foundation.adapter_layout)
             head_starts = state.heads[torch.from_numpy(update.exits).to(self.foundation.device)]
-            yield ClientUpdates.of_one(client, update, work, loss).checked(starts, head_starts)
+            yield ClientUpdates.of_one(client, update, work, *loss).checked(starts, head_starts)
 
 
 def train_client(
@@ -75,7 +75,7 @@ def train_client(
     factors: Sequence[tuple[Tensor, Tensor]] = (),
     terms: Sequence[LocalTerm] = (),
     before_step: Callable[[int], None] | None = None,
-) -> LocalLoss:
+) -> tuple[float, int]:
     """Train `parameters` of a client's own model on its batches, with torch's optimizer.
 
     Args:
@@ -111,7 +111,7 @@ def train_client(
         optimizer.step()
         total += float(loss.detach()) * len(drawn)
         processed += len(drawn)
-    return LocalLoss(total, processed)
+    return total, processed
 
 
 def _clip_gradients(parameters: Sequence[nn.Parameter], training: TrainingConfig) -> None:
