@@ -53,7 +53,7 @@ class HandwrittenExecutor:
                 parameter.data.copy_(value)
             head_layout.load(state.heads[0], self._head)
             loss = train_client(
-                lambda inputs: [self._model(**inputs).logits],
+                lambda inputs, step: [self._model(**inputs).logits],
                 [*factors, *self._head.parameters()],
                 self._samples,
                 work,

@@ -30,7 +30,7 @@ from fedra_engine.data.samples import Samples
 from fedra_engine.execution.banks import bytes_per_parameter
 from fedra_engine.execution.dropout import DropoutKeys
 from fedra_engine.execution.memory import record_saved
-from fedra_engine.execution.submodel import Submodel
+from fedra_engine.execution.sequential import Submodel
 from fedra_engine.federation.allocation import Allocation
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import Clients, local_step_counts, with_step_limit
@@ -287,7 +287,6 @@ class CostModel:
         adapters = torch.zeros(foundation.depth, foundation.adapter_layout.size, dtype=foundation.adapter_dtype)
         state = GlobalState(adapters.to(foundation.device), foundation.initial_heads())
         submodel = Submodel(foundation, self._lora, assignment, 0, 0, state)
-        submodel.use_dropout_keys(DropoutKeys(self._lora.dropout, seed=0, round=0, clients=[0], steps=[0]))
         longest = 0 if self._samples.lengths is None else int(self._samples.lengths.argmax())
         one, two = (self._kept_bytes(submodel, torch.full((count,), longest)) for count in (1, 2))
         return two - one
@@ -303,7 +302,7 @@ class CostModel:
             kept[where[0]] += size
 
         def losses() -> list[Tensor]:
-            return [nn.functional.log_softmax(logits, dim=-1).sum() for logits in submodel.logits(inputs)]
+            return [nn.functional.log_softmax(logits, dim=-1).sum() for logits in submodel.logits(inputs, keys)]
 
         def enter(index: int) -> None:
             where[0] = index
@@ -317,6 +316,7 @@ class CostModel:
             )
         ]
         inputs = self._samples.inputs(rows, foundation.device, foundation.dtype)
+        keys = DropoutKeys(self._lora.dropout, seed=0, round=0, clients=[0], steps=[0])
         record_saved(losses, fixed, record)
         for hook in hooks:
             hook.remove()

@@ -19,8 +19,6 @@ from torch.autograd.graph import saved_tensors_hooks
 from fedra_engine.config import LoraConfig, TrainingConfig
 from fedra_engine.data.samples import Samples
 from fedra_engine.execution.banks import bytes_per_parameter
-from fedra_engine.execution.plan import plan_groups
-from fedra_engine.execution.sweep_block import BankFactors
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.structure import is_linear, linear_shape
@@ -134,13 +132,12 @@ def _kept_bytes(
     foundation: Foundation, model: SweepModel, samples: Samples, lora: LoraConfig, row: int, count: int
 ) -> int:
     """Bytes that the sweep keeps of a batch of `count` times the sample `row`, of one client that holds all blocks."""
-    device, dtype, layout = foundation.device, foundation.dtype, foundation.adapter_layout
-    bank = torch.zeros(foundation.depth, layout.size, dtype=dtype, device=device)
+    device, dtype, slots = foundation.device, foundation.dtype, np.arange(foundation.depth)[None]
+    bank = torch.zeros(foundation.depth, foundation.adapter_layout.size, dtype=dtype, device=device)
     gradients = torch.zeros_like(bank)
-    plan = plan_groups(foundation, [count], np.arange(foundation.depth)[None], scale=lora.scale)
     inputs = samples.inputs(torch.full((count,), row), device, dtype)
     weights = [*foundation.model.parameters(), *foundation.model.buffers(), bank, gradients]
-    return saved_bytes(lambda: model.features(inputs, plan, BankFactors(layout, bank, gradients)), weights)
+    return saved_bytes(lambda: model.features_of(inputs, bank, slots, gradients, scale=lora.scale), weights)
 
 
 def saved_bytes(run: Callable[[], object], excluded: Iterable[Tensor]) -> int:
