@@ -142,10 +142,8 @@ def make_plan(
 
     of_batch = groups(np.arange(len(counts)), heads, requested.heads)
     tables = of_batch.host_tables(of_heads)
-    clients = [np.flatnonzero(block_slots >= 0) for block_slots in slots.T]
-    held = {
-        block: groups(here, slots[here, block], requested.blocks) for block, here in enumerate(clients) if len(here)
-    }
+    clients = {block: np.flatnonzero(row >= 0) for block, row in enumerate(slots.T) if (row >= 0).any()}
+    held = {block: groups(here, slots[here, block], requested.blocks) for block, here in clients.items()}
     for block, of_block in held.items():
         tables += [] if len(of_block) == len(counts) else [np.flatnonzero(slots[owner, block] >= 0)]
         tables += of_block.host_tables(of_blocks)
@@ -153,7 +151,7 @@ def make_plan(
     tables += [rows for pair in exits.values() for rows in pair]
     moved = iter(to_device([*tables, *others], foundation.device))
     of_batch.adopt_tables(of_heads, moved)
-    blocks: list[BlockRows | None] = [None] * len(clients)
+    blocks: list[BlockRows | None] = [None] * slots.shape[1]
     for block, of_block in held.items():
         index = None if len(of_block) == len(counts) else next(moved)
         of_block.adopt_tables(of_blocks, moved)
@@ -248,7 +246,7 @@ def _owned(rows: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArra
 
 
 def _exit_table(sizes: Sequence[int], owners: Sequence[int], dtype: torch.dtype) -> tuple[NDArray[Any], ...]:
-    """The tensors of the `ExitTable` on the host, of clients' batches and the client of each group; shares in `dtype`."""
+    """The tensors of the `ExitTable` on the host, of batches of `sizes` and each group's client; shares in `dtype`."""
     group_sizes = np.array(sizes)[list(owners)]
     starts = np.cumsum(group_sizes) - group_sizes
     clients = np.repeat(np.arange(len(sizes)), sizes)
