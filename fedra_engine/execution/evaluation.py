@@ -53,7 +53,7 @@ def accuracies(scores: Mapping[str, Score]) -> dict[str, float]:
 class Evaluator:
     """Runs a model, as the only client of a sweep, over the `test` samples; several `processes` share the work.
 
-    Every process makes equally many passes through the model, as a sharded one requires.
+    Each makes equally many passes, as a sharded model requires.
     """
 
     foundation: Foundation
@@ -87,14 +87,12 @@ class Evaluator:
         newcomer: GlobalState,
         model: EvaluatedModel,
     ) -> dict[str, Score]:
-        """Mean scores by domain, of the models of its own clients.
-
-        A domain without clients has the model of a `newcomer`. The processes share out the clients.
+        """Mean scores by domain, of the models of its own clients, which the processes share out.
 
         Args:
             states: of the clients by domain, as `Method.personal_states` gives them.
             names: of these domains, by index.
-            newcomer: the model of a client that has not been trained.
+            newcomer: the model of a client that has not been trained, for a domain without clients.
             model: which part of each predicts.
         """
         of_domain = {names[index]: mine for index, mine in states.items() if index < len(names)}
