@@ -53,7 +53,7 @@ class HandwrittenExecutor:
                 parameter.data.copy_(value)
             head_layout.load(state.heads[0], self._head)
             loss = train_client(
-                lambda inputs: [self._model(**inputs).logits],
+                lambda inputs, step: [self._model(**inputs).logits],
                 [*factors, *self._head.parameters()],
                 self._samples,
                 work,
@@ -66,7 +66,7 @@ class HandwrittenExecutor:
                 value.copy_(parameter.detach())
             exits = np.zeros(1, dtype=np.int64)
             update = ClientUpdate(held, adapters, exits, head_layout.pack(self._head)[None])
-            updates = ClientUpdates.of_one(client, update, work, loss)
+            updates = ClientUpdates.of_one(client, update, work, *loss)
             yield updates.checked(state.adapters[torch.from_numpy(held)], state.heads)
 
     def _wrap(self, block: nn.Module, scale: float) -> list[_LoraLinear]:

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from fedra_engine.data.sources import register_source
     from fedra_engine.experiment import Experiment
     from fedra_engine.federation.assignment import Assignment, LocalTerm
-    from fedra_engine.methods.allocated import register_allocator
     from fedra_engine.methods.base import Method, register_method
+    from fedra_engine.methods.fedra import register_allocator
     from fedra_engine.run import Result, build, load_run, simulate
     from fedra_engine.runtime.errors import InputError
 
@@ -58,7 +58,7 @@ _PLACES = {
     "data.sources": ("register_source",),
     "experiment": ("Experiment",),
     "federation.assignment": ("Assignment", "LocalTerm"),
-    "methods.allocated": ("register_allocator",),
+    "methods.fedra": ("register_allocator",),
     "methods.base": ("Method", "register_method"),
     "run": ("Result", "build", "load_run", "simulate"),
     "runtime.errors": ("InputError",),

@@ -23,7 +23,7 @@ from fedra_engine.data.samples import PreparedData, Samples, prepare
 from fedra_engine.execution.evaluation import Evaluator, FisherInformation
 from fedra_engine.execution.executor import Executor, make_executor, make_sweep_model
 from fedra_engine.execution.head_init import SAMPLES_PER_CLASS, initial_heads
-from fedra_engine.execution.memory import limit_threads, measure_lane, tokens_in_blocks
+from fedra_engine.execution.memory import tokens_in_blocks
 from fedra_engine.execution.scheduling import WorkDivision
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.federation.assignment import Assignment
@@ -196,7 +196,8 @@ def build_experiment(
     costs = CostModel(foundation, train, config.lora, config.training) if config.clients.devices else None
     clients = make_clients(config, partition, foundation.depth, processes=processes.count, costs=costs)
     sweep_model, method, state = _begin(config, foundation, train, clients, processes, sharding)
-    executor = _make_executor(config, foundation, sweep_model, train, clients, state, processes if sharding else None)
+    most, sharded_over = most_participants(config.clients, clients), processes if sharding else None
+    executor = make_executor(config, foundation, sweep_model, train, most, len(state.heads), sharded_over)
     by_cost_alone = config.execution.deterministic or is_sharded(foundation.model)
     return Experiment(
         config=config,
@@ -373,21 +374,3 @@ def _initial_state(
     adapters = initial_adapters(foundation.adapter_layout, foundation.depth, seed=config.seed, dtype=dtype)
     heads = initial_heads(config.model, foundation, model, train, seed=config.seed)
     return method.initial_state(GlobalState(adapters.to(foundation.device), heads), foundation.base)
-
-
-def _make_executor(
-    config: ExperimentConfig,
-    foundation: Foundation,
-    model: SweepModel,
-    train: Samples,
-    clients: Clients,
-    state: GlobalState,
-    sharded_over: Processes | None,
-) -> Executor:
-    """The executor that the configuration names, with as many lanes as fit; gives this process its threads."""
-    participants = most_participants(config.clients, clients)
-    with Stage("measuring the memory of a client"):
-        memory = measure_lane(foundation, model, train, config.lora, config.training, len(state.heads))
-    executor = make_executor(config, foundation, model, train, memory, participants, sharded_over)
-    limit_threads(foundation, min(executor.lanes, participants) * memory.tokens)
-    return executor

@@ -38,7 +38,7 @@ def own_names() -> Iterator[None]:
     from fedra_engine.config.options import CHOICES
     from fedra_engine.data.partition import PARTITIONERS
     from fedra_engine.data.sources import SOURCES
-    from fedra_engine.methods.allocated import ALLOCATORS
+    from fedra_engine.methods.fedra import ALLOCATORS
     from fedra_engine.methods.registry import METHODS
 
     kept = [(table, dict(table)) for table in (METHODS, ALLOCATORS, SOURCES, PARTITIONERS)]

@@ -17,8 +17,7 @@ from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.values import dump_yaml
 from fedra_engine.experiment import Experiment
 from fedra_engine.inputs import IN_MEMORY
-from fedra_engine.methods.flexlora import decompose
-from fedra_engine.methods.products import factor_products
+from fedra_engine.methods.products import decompose, factor_products
 from fedra_engine.models.adapters import AdapterLayout
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.loading import ImageClassifier, PooledClassifier, Pooling, own_path, resolve_model_path

@@ -31,7 +31,7 @@ from fedra_engine.data.samples import Samples
 from fedra_engine.execution.banks import bytes_per_parameter
 from fedra_engine.execution.dropout import DropoutKeys
 from fedra_engine.execution.memory import record_saved
-from fedra_engine.execution.submodel import Submodel
+from fedra_engine.execution.sequential import Submodel
 from fedra_engine.federation.allocation import Allocation
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import Clients, local_step_counts, with_step_limit
@@ -98,7 +98,7 @@ def parameters_of(blocks: Allocation, assignment: Assignment, factor: Factor, fo
     layout = foundation.adapter_layout
     columns = layout.columns(factor)
     slot = (columns.stop - columns.start) * _rank_shares(assignment, layout.rank)
-    return blocks.sum(axis=1) * slot + assignment.exit_counts() * foundation.head_layout.trained_size
+    return blocks.sum(axis=1) * slot + assignment.has_exit.sum(axis=1) * foundation.head_layout.trained_size
 
 
 def processed_samples(samples: NDArray[np.int64], training: TrainingConfig) -> NDArray[np.int64]:
@@ -257,23 +257,23 @@ def _kept_of_a_sample(foundation: Foundation, samples: Samples, lora: LoraConfig
     adapters = torch.zeros(foundation.depth, foundation.adapter_layout.size, dtype=foundation.adapter_dtype)
     state = GlobalState(adapters.to(foundation.device), foundation.initial_heads())
     submodel = Submodel(foundation, lora, assignment, 0, 0, state)
-    submodel.use_dropout_keys(DropoutKeys(lora.dropout, seed=0, round=0, clients=[0], steps=[0]))
+    keys = DropoutKeys(lora.dropout, seed=0, round=0, clients=[0], steps=[0])
     longest = 0 if samples.lengths is None else int(samples.lengths.argmax())
     one, two = (
-        _kept_bytes(submodel, samples.inputs(torch.full((count,), longest), foundation.device, foundation.dtype))
+        _kept_bytes(submodel, samples.inputs(torch.full((count,), longest), foundation.device, foundation.dtype), keys)
         for count in (1, 2)
     )
     return two - one
 
 
-def _kept_bytes(submodel: Submodel, inputs: dict[str, Tensor]) -> Counts:
+def _kept_bytes(submodel: Submodel, inputs: dict[str, Tensor], keys: DropoutKeys) -> Counts:
     """Bytes that autograd keeps of a pass in each block and, last, elsewhere; weights left out."""
     # The client's heads take their place in the model only when it runs.
     fixed = (*submodel.model.parameters(), *submodel.model.buffers(), *submodel.parameters())
     kept, place = np.zeros(len(submodel.held) + 1), -1
 
     def losses() -> list[Tensor]:
-        return [nn.functional.log_softmax(logits, dim=-1).sum() for logits in submodel.logits(inputs)]
+        return [nn.functional.log_softmax(logits, dim=-1).sum() for logits in submodel.logits(inputs, keys)]
 
     def enter(index: int) -> None:
         nonlocal place

@@ -25,29 +25,21 @@ def _moments(training: TrainingConfig) -> int:
     return 2 if training.optimizer == "adamw" else int(training.momentum > 0)
 
 
-FLOAT16_SCALE = 2.0**10
-"""Keeps gradients of activations from 6e-11 (float16 alone: 6e-8) up to 64. A power of two, which rounds nothing."""
-
-
 def loss_scale(dtype: torch.dtype) -> float:
     """The factor of losses before the backward pass of a model in `dtype` (arXiv 1710.03740, §3.2).
 
     By it small gradients survive float16; the gradients of what is trained are divided by it again.
     """
-    return FLOAT16_SCALE if dtype == torch.float16 else 1.0
+    # Keeps gradients of activations from 6e-11 (float16 alone: 6e-8) up to 64. A power of two, which rounds nothing.
+    return 2.0**10 if dtype == torch.float16 else 1.0
 
 
 def clip_factors(squares: Tensor, training: TrainingConfig, dtype: torch.dtype) -> Tensor:
-    """What each client's gradient is multiplied by before a step, [clients] in `dtype`.
+    """What each client's gradient is multiplied by before a step, [clients] in `dtype`, that of the parameters.
 
     As torch.nn.utils.clip_grad_norm_ has it, but NaN where the step would be nothing: where a gradient is not finite,
     or so large that its factor, or the quotient that AdamW steps by, would be 0. An update of NaN is noticed; one that
-    changes nothing would pass as training.
-
-    Args:
-        squares: float64 [clients], the sum of squares of each gradient.
-        training: the limit and the optimizer.
-        dtype: of the parameters.
+    changes nothing would pass as training. `squares` float64 [clients] are the sums of squares of the gradients.
     """
     limit = math.inf if training.clip_norm is None else training.clip_norm
     numbers = torch.finfo(dtype)
@@ -64,6 +56,10 @@ class Bank:
 
     The optimizer follows torch.optim.SGD (no dampening, no Nesterov) or torch.optim.AdamW, row by row. It touches
     the trained columns only.
+
+    Attributes:
+        parameters, gradients: [rows, size].
+        compute_copy: the parameters in the precision of the computation; themselves where that is their own.
     """
 
     def __init__(
@@ -86,7 +82,7 @@ class Bank:
             training: the optimizer.
             dtype, device: of the parameters.
             columns: those that are trained.
-            compute_dtype: precision that `compute_copy` is read in; `dtype` when None.
+            compute_dtype: precision of `compute_copy`; `dtype` when None.
             keeps_starts: whether to remember what each row was handed out as.
             all_stepped: whether every row that gets gradients is stepped, too.
         """
@@ -101,22 +97,12 @@ class Bank:
         self._starts = torch.zeros_like(self.parameters) if keeps_starts else None
         lower = compute_dtype is not None and compute_dtype != dtype
         self._shadow = torch.zeros_like(self.parameters, dtype=compute_dtype) if lower else None
-
-    @property
-    def compute_copy(self) -> Tensor:
-        """The parameters [rows, size] in the precision of the computation."""
-        return self.parameters if self._shadow is None else self._shadow
+        self.compute_copy = self.parameters if self._shadow is None else self._shadow
 
     def load(self, own: Tensor, source: Tensor, rows: Tensor, adjust: Callable[[], None] | None = None) -> None:
-        """Give the rows `own` to new clients: parameters `source[rows]`, no gradients.
+        """Give the rows `own` [n] to new clients: parameters `source[rows]`, which `adjust` may change in place.
 
-        The optimizer takes their moments as zeros at the first step.
-
-        Args:
-            own: int64 [n], rows of the bank.
-            source: parameters [any rows, size].
-            rows: int64 [n], rows of `source`.
-            adjust: may change the new parameters in place.
+        They have no gradients, and the optimizer takes their moments as zeros at the first step.
         """
         if self.parameters.device.type == "cpu":
             # Straight into place: this copy is much of what a client costs the server.
@@ -132,8 +118,8 @@ class Bank:
         if self._stale_gradients:
             self.gradients.index_fill_(0, own, 0)
 
-    def as_seen_by_terms(self, rows: Tensor) -> BankRows:
-        """The bank with the `rows` in training, for local terms to add gradients to."""
+    def in_training(self, rows: Tensor) -> BankRows:
+        """What local terms see of the bank whose `rows` are in training."""
         return BankRows(self.parameters, self.gradients, self._starts, rows)
 
     def squared_gradient_norms(self, rows: Tensor) -> Tensor:
@@ -141,9 +127,9 @@ class Bank:
         return squared_norms(self.gradients[:, self._columns], rows)
 
     def step(self, rows: Tensor, *, lr: float, clip: Tensor, steps: Tensor) -> None:
-        """One optimizer step of `rows`, whose clients are at their `steps`-th (1-based) local step; clears gradients.
+        """One optimizer step of `rows`, whose gradients `clip` [rows] multiplies; then these are zero.
 
-        `clip` [rows] multiplies the gradients.
+        The clients of the rows are at their `steps`-th local step, counted from 1.
         """
         columns = self._columns
         parameters, gradients = self.parameters[:, columns], self.gradients[:, columns]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -21,7 +20,7 @@ class DropoutKeys:
         p: the probability that an entry is dropped.
     """
 
-    def __init__(self, p: float, *, seed: int, round: int, clients: Sequence[int], steps: Sequence[int]) -> None:
+    def __init__(self, p: float, seed: int, round: int, clients: Sequence[int], steps: Sequence[int]) -> None:
         """`clients` and `steps` (the local step each is at) are those of the pass, in the order of its batch."""
         self.p = p
         self._keys = dropout_keys(seed, round, np.asarray(clients, np.int64), np.asarray(steps, np.int64))
@@ -49,17 +48,13 @@ class CounterDropout(nn.Module):
         return x * mask.view_as(x)
 
 
-class PassDropout:
-    """The dropout of every target in every block of a pass, on the device."""
+def pass_dropout(keys: DropoutKeys, plan: SweepPlan, targets: int) -> dict[tuple[int, int], Dropout]:
+    """The dropout at each block and target of a pass, for the clients that go through the block; in one copy.
 
-    def __init__(self, keys: DropoutKeys, plan: SweepPlan, targets: int, device: torch.device) -> None:
-        """Copy all keys at once; their clients are in the order of the plan's batch, and blocks have `targets` each."""
-        held = {block: rows.clients for block, rows in enumerate(plan.blocks) if rows is not None}
-        everywhere = keys.at(np.array(list(held), dtype=np.int64)[:, None], np.arange(targets))
-        tables = [of_block[:, clients] for of_block, clients in zip(everywhere, held.values(), strict=True)]
-        self._p = keys.p
-        self._tables = dict(zip(held, to_device(tables, device), strict=True))
-
-    def at(self, block: int, target: int) -> Dropout:
-        """The dropout of one target of one block, for the clients that go through the block."""
-        return Dropout(self._p, self._tables[block][target])
+    The clients of the `keys` are in the order of the plan's batch, and blocks have `targets` each.
+    """
+    held = {block: rows.clients for block, rows in enumerate(plan.blocks) if rows is not None}
+    everywhere = keys.at(np.array(list(held), dtype=np.int64)[:, None], np.arange(targets))
+    tables = [of_block[:, clients] for of_block, clients in zip(everywhere, held.values(), strict=True)]
+    moved = dict(zip(held, to_device(tables, plan.heads.device), strict=True))
+    return {(block, target): Dropout(keys.p, moved[block][target]) for block in moved for target in range(targets)}

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from fedra_engine.config import LoraConfig
 from fedra_engine.data.samples import Samples
-from fedra_engine.execution.plan import ExitCopy, plan_groups
+from fedra_engine.execution.plan import ExitCopy
 from fedra_engine.execution.scheduling import portions
-from fedra_engine.execution.sweep_block import BankFactors
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.state import EvaluatedModel, GlobalState
@@ -54,7 +53,7 @@ def accuracies(scores: Mapping[str, Score]) -> dict[str, float]:
 class Evaluator:
     """Runs a model, as the only client of a sweep, over the `test` samples; several `processes` share the work.
 
-    Every process makes equally many passes through the model, as a sharded one requires.
+    Each makes equally many passes, as a sharded model requires.
     """
 
     foundation: Foundation
@@ -88,14 +87,12 @@ class Evaluator:
         newcomer: GlobalState,
         model: EvaluatedModel,
     ) -> dict[str, Score]:
-        """Mean scores by domain, of the models of its own clients.
-
-        A domain without clients has the model of a `newcomer`. The processes share out the clients.
+        """Mean scores by domain, of the models of its own clients, which the processes share out.
 
         Args:
             states: of the clients by domain, as `Method.personal_states` gives them.
             names: of these domains, by index.
-            newcomer: the model of a client that has not been trained.
+            newcomer: the model of a client that has not been trained, for a domain without clients.
             model: which part of each predicts.
         """
         of_domain = {names[index]: mine for index, mine in states.items() if index < len(names)}
@@ -134,7 +131,7 @@ class Evaluator:
         foundation = self.foundation
         foundation.use_base(state.base)
         # The global adapters themselves are the bank: a block's slot is its index.
-        factors = BankFactors(foundation.adapter_layout, state.adapters.to(foundation.dtype))
+        adapters = state.adapters.to(foundation.dtype)
         count = max(len(model.exits), 1)
         heads = [state.heads[-1], *state.heads[: count - 1]]
         # The first group of samples goes through all blocks to the last exit; the others are copies at earlier ones.
@@ -143,9 +140,8 @@ class Evaluator:
         copies = [ExitCopy(block, 1 + exit, 0) for exit, block in enumerate(model.exits[:-1])]
 
         def score(rows: Tensor) -> Tensor:
-            plan = plan_groups(foundation, [len(rows)] * count, slots, scale=self.lora.scale, copies=copies)
             batch = self.test.batch(rows.repeat(count), foundation.device, foundation.dtype)
-            features = self.model.features(batch.inputs, plan, factors)
+            features = self.model.features_of(batch.inputs, adapters, slots, scale=self.lora.scale, copies=copies)
             return foundation.task.scores(features, batch, heads).cpu()
 
         return score
@@ -174,8 +170,7 @@ class FisherInformation:
         g is the gradient of a sample's true-class logit. `count` training samples are drawn for `round`, or all; those
         whose gradient is not finite do not count.
         """
-        rng = generator(self.seed, round=round, purpose="fisher")
-        total = len(self.samples.domains)
+        rng, total = generator(self.seed, round=round, purpose="fisher"), len(self.samples.domains)
         rows = torch.from_numpy(rng.choice(total, min(count, total), replace=False))
         squares = torch.zeros_like(state.adapters)
         used = torch.zeros((), dtype=torch.int64, device=squares.device)
@@ -195,16 +190,13 @@ class FisherInformation:
 
     def _squared_gradients(self, state: GlobalState, rows: Tensor) -> Tensor:
         """g² of each of the samples `rows`, [rows, blocks, slot size]."""
-        foundation, count = self.foundation, len(rows)
-        depth, dtype = foundation.depth, foundation.dtype
-        adapters = state.adapters.to(dtype).repeat(count, 1)
+        foundation, count, depth = self.foundation, len(rows), self.foundation.depth
+        adapters = state.adapters.to(foundation.dtype).repeat(count, 1)
         gradients = torch.zeros_like(adapters, dtype=state.adapters.dtype)
         foundation.use_base(state.base)
         slots = np.arange(count * depth).reshape(count, depth)
-        plan = plan_groups(foundation, [1] * count, slots, scale=self.scale)
-        batch = self.samples.batch(rows, foundation.device, dtype)
-        factors = BankFactors(foundation.adapter_layout, adapters, gradients)
-        features = self.model.features(batch.inputs, plan, factors)
+        batch = self.samples.batch(rows, foundation.device, foundation.dtype)
+        features = self.model.features_of(batch.inputs, adapters, slots, gradients, scale=self.scale)
         layout, labels = foundation.head_layout, batch.labels
         weight, bias = layout.weight(state.heads[-1])[labels], layout.bias(state.heads[-1])[labels]
         self.model.backward(((features.to(weight.dtype) * weight).sum(1) + bias).sum())

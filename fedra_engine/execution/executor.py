@@ -9,7 +9,7 @@ import torch
 
 from fedra_engine.config import ExecutionConfig, ExperimentConfig
 from fedra_engine.data.samples import Samples
-from fedra_engine.execution.memory import LaneMemory, choose_lanes
+from fedra_engine.execution.memory import choose_lanes, limit_threads, measure_lane
 from fedra_engine.execution.sequential import SequentialExecutor
 from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.execution.sweep_model import SweepModel
@@ -20,6 +20,7 @@ from fedra_engine.models.sharding import Sharding
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.processes import Processes
+from fedra_engine.runtime.stages import Stage
 
 
 class Executor(Protocol):
@@ -70,16 +71,30 @@ def make_executor(
     foundation: Foundation,
     model: SweepModel,
     train: Samples,
-    memory: LaneMemory,
     participants: int,
+    heads: int,
     sharded_over: Processes | None,
 ) -> Executor:
-    """The executor that the configuration names, for rounds of at most `participants`; see `SweepExecutor`.
+    """The executor that the configuration names, with as many lanes as fit; gives this process its threads.
+
+    Args:
+        config: of the experiment.
+        foundation, model: the model, and ready for a sweep.
+        train: the training samples.
+        participants: of a round, at most.
+        heads: classifiers that a client may train.
+        sharded_over: see `SweepExecutor`.
 
     Raises:
-        InputError: there is too little memory for the lanes, each of which takes `memory`.
+        InputError: there is too little memory for the lanes.
     """
+    with Stage("measuring the memory of a client"):
+        memory = measure_lane(foundation, model, train, config.lora, config.training, heads)
+    executor: Executor
     if config.execution.executor == "sequential":
-        return SequentialExecutor(foundation, train, config.lora)
-    lanes = choose_lanes(config.execution.lanes, memory, foundation.device, participants)
-    return SweepExecutor(foundation, model, train, config.lora, lanes=lanes, sharded_over=sharded_over)
+        executor = SequentialExecutor(foundation, train, config.lora)
+    else:
+        lanes = choose_lanes(config.execution.lanes, memory, foundation.device, participants)
+        executor = SweepExecutor(foundation, model, train, config.lora, lanes, sharded_over)
+    limit_threads(foundation, min(executor.lanes, participants) * memory.tokens)
+    return executor

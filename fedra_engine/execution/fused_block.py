@@ -112,7 +112,7 @@ class FusedBlock(SweepBlock):
         """norm of the rows `index`, [rows, features]; leaves the shrunk rows for the adapted ones among `readers`."""
         current, block = self._context.current, self._position
         targets = [reader.target for reader in readers if isinstance(reader, GroupedLoraLinear)]
-        drops = [drop for target in targets if (drop := current.dropout_at(block, target)) is not None]
+        drops = [current.dropout[block, target] for target in targets if current.dropout]
         x, shrunk = gather_norm(
             stream,
             index,
@@ -121,7 +121,7 @@ class FusedBlock(SweepBlock):
             kind=norm.kind,
             eps=norm.eps,
             lora_a=[current.adapters.lora_a[target] for target in targets],
-            groups=current.rows(block).groups.per_token(len(index) // current.rows(block).samples) if targets else None,
+            groups=current.groups(block, len(index)) if targets else None,
             dropout=drops,
         )
         current.shrunk.update({(block, target): s for target, s in zip(targets, shrunk, strict=True)})
@@ -135,8 +135,8 @@ class FusedBlock(SweepBlock):
         if isinstance(output, GroupedLoraLinear):
             adapter = {
                 "lora_a": current.adapters.lora_a[output.target],
-                "groups": current.groups(block, wide[0]),
-                "dropout": current.dropout_at(block, output.target),
+                "groups": current.groups(block, wide[0].numel() // wide[0].shape[-1]),
+                "dropout": current.dropout.get((block, output.target)),
             }
         if parts.activation == "swiglu":
             y, shrunk = swiglu(wide[0], wide[1], **adapter)

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from fedra_engine.config import ModelConfig
 from fedra_engine.data.samples import Samples
-from fedra_engine.execution.plan import plan_groups
-from fedra_engine.execution.sweep_block import BankFactors
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.task import HeadLayout
@@ -102,13 +100,13 @@ def frozen_features(
     foundation: Foundation, model: SweepModel, train: Samples, rows: NDArray[np.int64]
 ) -> tuple[Tensor, Tensor]:
     """What the frozen model hands to its classifier, float64 [rows, features], and the labels [rows]."""
-    device, dtype, layout = foundation.device, foundation.dtype, foundation.adapter_layout
+    device, dtype, depth = foundation.device, foundation.dtype, foundation.depth
     # With B = 0 the adapters do nothing.
-    adapters = BankFactors(layout, torch.zeros(foundation.depth, layout.size, dtype=dtype, device=device))
+    adapters = torch.zeros(depth, foundation.adapter_layout.size, dtype=dtype, device=device)
     features, chosen = [], torch.from_numpy(rows)
     with Stage("features of training samples", len(rows)) as stage:
         for batch in chosen.split(_BATCH):
-            plan = plan_groups(foundation, [len(batch)], np.arange(foundation.depth)[None])
-            features.append(model.features(train.inputs(batch, device, dtype), plan, adapters).double())
+            inputs = train.inputs(batch, device, dtype)
+            features.append(model.features_of(inputs, adapters, np.arange(depth)[None]).double())
             stage.advance(len(batch))
     return torch.cat(features), train.labels[chosen].to(device)

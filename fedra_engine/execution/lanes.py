@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from fedra_engine.models.state import GlobalState
 from fedra_kernels import to_device
 
 
-@dataclass
+@dataclass(eq=False)
 class Lane:
     """A client in training.
 
@@ -57,59 +58,52 @@ class Lane:
         """Sample rows of the coming local step."""
         return self.batches[self.step]
 
-    @property
-    def finished(self) -> bool:
-        """Whether all local steps are done."""
-        return self.step == len(self.batches)
-
 
 class LanePool:
     """The lanes of one round: clients come from a queue, train, and make room for the next.
 
     Attributes:
-        adapters: bank of the adapters of the clients in training.
-        heads: bank of their heads.
+        work, assignment: of the round.
+        adapters, heads: banks of the adapters and classifiers of the clients in training.
         losses: float64 [lanes], sum over samples of the training loss of each lane's client so far.
     """
 
     def __init__(
         self, work: LocalWork, assignment: Assignment, state: GlobalState, foundation: Foundation, *, lanes: int
     ) -> None:
-        self._work = work
-        self._assignment = assignment
+        self.work = work
+        self.assignment = assignment
         self._state = state
-        layout, head_layout = foundation.adapter_layout, foundation.head_layout
-        self._layout = layout
+        self._layout = foundation.adapter_layout
         self._queue = deque(longest_first(assignment.held, work.steps()).tolist())
-        self._lanes: list[Lane | None] = [None] * min(lanes, len(self._queue))
+        count = min(lanes, len(self._queue))
+        self._lanes: list[Lane | None] = [None] * count
         # Every lane owns as many adapter slots as the deepest client needs, so any client fits any lane.
         self._slots_per_lane = int(assignment.held.sum(axis=1).max(initial=0))
         self._heads_per_lane = len(state.heads)
-        count, dtype, device = len(self._lanes), state.adapters.dtype, foundation.device
         self._terms = (*assignment.terms, *training_terms(work.training))
-        starts = any(term.needs_starts for term in self._terms)
-        self.adapters = Bank(
+        bank = partial(
+            Bank,
+            training=work.training,
+            dtype=state.adapters.dtype,
+            device=foundation.device,
+            keeps_starts=any(term.needs_starts for term in self._terms),
+        )
+        self.adapters = bank(
             count * self._slots_per_lane,
-            layout.size,
-            work.training,
-            dtype=dtype,
-            device=device,
-            columns=layout.columns(assignment.factors),
+            self._layout.size,
+            columns=self._layout.columns(assignment.factors),
             compute_dtype=foundation.dtype,
-            keeps_starts=starts,
             all_stepped=assignment.trained is None and not self._terms,
         )
-        self.heads = Bank(
+        heads = foundation.head_layout
+        self.heads = bank(
             count * self._heads_per_lane,
-            head_layout.size,
-            work.training,
-            dtype=dtype,
-            device=device,
-            columns=slice(0, head_layout.trained_size),
-            keeps_starts=starts,
+            heads.size,
+            columns=slice(0, heads.trained_size),
             all_stepped=not self._terms,
         )
-        self.losses = torch.zeros(count, dtype=torch.float64, device=device)
+        self.losses = torch.zeros(count, dtype=torch.float64, device=foundation.device)
 
     def refill(self) -> bool:
         """Give free lanes to the next clients in the queue. Returns whether any lane was given."""
@@ -132,14 +126,14 @@ class LanePool:
     def add_local_terms(self, slots: Tensor, heads: Tensor, ranks: Tensor) -> None:
         """Add the local terms' gradients to these rows, all that are in training; `ranks` are those of the slots."""
         if self._terms:
-            adapters, classifiers = self.adapters.as_seen_by_terms(slots), self.heads.as_seen_by_terms(heads)
+            adapters, classifiers = self.adapters.in_training(slots), self.heads.in_training(heads)
             clients = ClientsInTraining(adapters, classifiers, ranks, self._layout)
             for term in self._terms:
                 term.add_gradients(clients)
 
     def take_finished(self) -> ClientUpdates | None:
         """The updates of the clients that are done, whose lanes become free; None when there are none."""
-        done = [lane for lane in self._lanes if lane is not None and lane.finished]
+        done = [lane for lane in self._lanes if lane is not None and lane.step == len(lane.batches)]
         if not done:
             return None
         for lane in done:
@@ -158,11 +152,11 @@ class LanePool:
             self.losses.device,
         )
         starts = self._state.adapters.index_select(0, global_blocks)
-        for lane, own in zip(done, starts.split(np.bincount(owners, minlength=len(done)).tolist()), strict=True):
+        for lane, own in zip(done, starts.split([len(lane.trained_slots) for lane in done]), strict=True):
             self._make_own(lane, lane.trained, own)
         updates = ClientUpdates(
             clients=clients,
-            samples=self._work.clients.sample_counts(clients),
+            samples=self.work.clients.sample_counts(clients),
             processed=np.array([sum(map(len, lane.batches)) for lane in done], dtype=np.int64),
             losses=self.losses[lanes],
             adapters=self.adapters.parameters,
@@ -177,19 +171,12 @@ class LanePool:
         return updates.checked(starts, self._state.heads.index_select(0, global_heads))
 
     def _start(self, index: int, row: int) -> Lane:
-        client = int(self._work.participants[row])
-        held, exits = self._assignment.held[row], self._assignment.exits_of(row)
+        client, exits = int(self.work.participants[row]), self.assignment.exits_of(row)
+        held = self.assignment.held[row]
         slots = np.where(held, index * self._slots_per_lane + held.cumsum() - 1, -1)
-        return Lane(
-            index=index,
-            row=row,
-            client=client,
-            slots=slots,
-            trained=np.where(self._assignment.trained_blocks[row], slots, -1),
-            exits=exits,
-            heads=index * self._heads_per_lane + np.arange(len(exits)),
-            batches=self._work.batches(client),
-        )
+        trained = np.where(self.assignment.trained_blocks[row], slots, -1)
+        heads = index * self._heads_per_lane + np.arange(len(exits))
+        return Lane(index, row, client, slots, trained, exits, heads, self.work.batches(client))
 
     def _hand_out(self, lanes: Sequence[Lane]) -> None:
         """Load what the clients of `lanes` start from."""
@@ -206,12 +193,11 @@ class LanePool:
                 first, last = lane.index * self._slots_per_lane, lane.slots.max()
                 self._make_own(lane, lane.slots, self.adapters.parameters[first : last + 1])
 
-        is_adjusted = self._assignment.ranks is not None or self._assignment.hand_out is not None
+        is_adjusted = self.assignment.ranks is not None or self.assignment.hand_out is not None
         self.adapters.load(slots, self._state.adapters, blocks, adjust if is_adjusted else None)
         self.heads.load(heads, self._state.heads, exits)
         self.losses.index_fill_(0, indices, 0)
 
     def _make_own(self, lane: Lane, rows: NDArray[np.int64], slots: Tensor) -> None:
-        """Make handed-out `slots`, of the blocks that have bank `rows`, the client's own: its rank, and what it keeps
-        to itself."""
-        self._assignment.make_own(lane.row, lane.client, np.flatnonzero(rows >= 0), slots, self._layout)
+        """Make handed-out `slots`, of the blocks that have bank `rows`, the client's own."""
+        self.assignment.make_own(lane.row, lane.client, np.flatnonzero(rows >= 0), slots, self._layout)

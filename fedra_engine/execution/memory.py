@@ -19,8 +19,6 @@ from torch.autograd.graph import saved_tensors_hooks
 from fedra_engine.config import LoraConfig, TrainingConfig
 from fedra_engine.data.samples import Samples
 from fedra_engine.execution.banks import bytes_per_parameter
-from fedra_engine.execution.plan import plan_groups
-from fedra_engine.execution.sweep_block import BankFactors
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.structure import is_linear, linear_shape
@@ -79,29 +77,31 @@ def measure_lane(
 
 
 def choose_lanes(asked: int | Literal["auto"], memory: LaneMemory, device: torch.device, participants: int) -> int:
-    """The number of lanes: as many as asked for, or as many as are worth it and fit.
+    """The number of lanes: as many as asked for and as there are participants, or as are worth it and fit.
 
     Args:
         asked: `execution.lanes`.
         memory: what a lane takes.
         device: where they are.
-        participants: there are no more than these to train at a time.
+        participants: of a round, at most.
 
     Raises:
-        InputError: not even this process's part of the device's whole memory could take them.
+        InputError: this process's part of the device's whole memory cannot take them, or its free part not one lane.
     """
     free, total = device_memory(device)
-    if asked == "auto":
-        enough = _ENOUGH_TOKENS.get(device.type, _ENOUGH_TOKENS_ELSEWHERE)
-        fitting = int(_SHARE * free / memory.total)
-        if fitting == 0 and memory.total > free:
-            raise _too_large(asked, 1, memory, free, "free ")
-        # Powers of two, so that a little more or less free memory seldom changes how sums are rounded.
-        return 1 << (max(min(fitting, enough // max(memory.tokens, 1)), 1).bit_length() - 1)
-    lanes = min(asked, participants)
-    if lanes * memory.total > total:
-        raise _too_large(asked, lanes, memory, total, "")
-    return lanes
+    lanes, available, kind = (1, free, "free ") if asked == "auto" else (min(asked, participants), total, "")
+    if lanes * memory.total > available:
+        raise InputError(
+            f"execution.lanes: found {asked}, and {lanes} with a full batch take about "
+            f"{lanes * memory.total / 2**30:.1f} GiB, expected at most the {available / 2**30:.1f} GiB of {kind}memory "
+            "for a process (fewer lanes, a smaller training.batch_size, or execution.checkpoint_blocks)"
+        )
+    if asked != "auto":
+        return lanes
+    fitting = int(_SHARE * free / memory.total)
+    enough = _ENOUGH_TOKENS.get(device.type, _ENOUGH_TOKENS_ELSEWHERE) // max(memory.tokens, 1)
+    # Powers of two, so that a little more or less free memory seldom changes how sums are rounded.
+    return 1 << (max(min(fitting, enough), 1).bit_length() - 1)
 
 
 def device_memory(device: torch.device) -> tuple[int, int]:
@@ -134,13 +134,12 @@ def _kept_bytes(
     foundation: Foundation, model: SweepModel, samples: Samples, lora: LoraConfig, row: int, count: int
 ) -> int:
     """Bytes that the sweep keeps of a batch of `count` times the sample `row`, of one client that holds all blocks."""
-    device, dtype, layout = foundation.device, foundation.dtype, foundation.adapter_layout
-    bank = torch.zeros(foundation.depth, layout.size, dtype=dtype, device=device)
+    device, dtype, slots = foundation.device, foundation.dtype, np.arange(foundation.depth)[None]
+    bank = torch.zeros(foundation.depth, foundation.adapter_layout.size, dtype=dtype, device=device)
     gradients = torch.zeros_like(bank)
-    plan = plan_groups(foundation, [count], np.arange(foundation.depth)[None], scale=lora.scale)
     inputs = samples.inputs(torch.full((count,), row), device, dtype)
     weights = [*foundation.model.parameters(), *foundation.model.buffers(), bank, gradients]
-    return saved_bytes(lambda: model.features(inputs, plan, BankFactors(layout, bank, gradients)), weights)
+    return saved_bytes(lambda: model.features_of(inputs, bank, slots, gradients, scale=lora.scale), weights)
 
 
 def saved_bytes(run: Callable[[], object], excluded: Iterable[Tensor]) -> int:
@@ -151,12 +150,9 @@ def saved_bytes(run: Callable[[], object], excluded: Iterable[Tensor]) -> int:
 
 
 def record_saved(run: Callable[[], object], excluded: Iterable[Tensor], record: Callable[[int], None]) -> None:
-    """Call `record` with the bytes of each storage that autograd keeps, at the time when it first keeps it.
+    """Call `record` with the bytes of each storage that autograd keeps of what `run` returns, when it first keeps it.
 
-    Args:
-        run: makes a pass and returns what backward would start from.
-        excluded: tensors whose storages do not count.
-        record: is called while `run` is.
+    The storages of `excluded` tensors do not count.
     """
     seen = {tensor.untyped_storage().data_ptr() for tensor in excluded}
 
@@ -175,17 +171,17 @@ def record_saved(run: Callable[[], object], excluded: Iterable[Tensor], record: 
 
 
 class _Threads:
-    """The threads that this process had before they were limited, and what they were last limited to."""
+    """What this process had before its threads were limited, and what they were last limited to."""
 
     available = 0
     limit = 0
 
 
 def limit_threads(foundation: Foundation, tokens: int) -> None:
-    """Let this process compute with no more CPU threads than a step of `tokens` tokens is worth.
+    """Let this process compute with no more CPU threads than a step of `tokens` tokens is worth, or than it had.
 
-    Never uses more than it had before, and leaves them alone where OMP_NUM_THREADS has chosen their number. What was
-    limited for an earlier experiment of the process is available again.
+    Where OMP_NUM_THREADS has chosen their number, they are left alone. What was limited for an earlier experiment of
+    the process is available again.
     """
     if foundation.device.type != "cpu" or "OMP_NUM_THREADS" in os.environ:
         return
@@ -200,11 +196,3 @@ def worthwhile_threads(block: nn.Module, tokens: int) -> int:
     shapes = [linear_shape(module) for module in block.modules() if is_linear(module)]
     largest = max((inputs * outputs for inputs, outputs in shapes), default=0)
     return max(1, int(2 * tokens * largest / _FLOPS_PER_THREAD))
-
-
-def _too_large(asked: int | str, lanes: int, memory: LaneMemory, available: int, kind: str) -> InputError:
-    return InputError(
-        f"execution.lanes: found {asked}, and {lanes} with a full batch take about {lanes * memory.total / 2**30:.1f} "
-        f"GiB, expected at most the {available / 2**30:.1f} GiB of {kind}memory for a process (fewer lanes, a smaller "
-        "training.batch_size, or execution.checkpoint_blocks)"
-    )

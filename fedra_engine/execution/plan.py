@@ -5,11 +5,10 @@ And the tables of a local step, which are the plan of its pass and what else its
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,20 +31,12 @@ class BlockRows:
         index: int64 [samples], their positions in the batch; None when all go through.
         groups: the same samples by client; the slots are rows of the adapter bank.
         clients: int64 [groups], the position in the batch of each group's client, on the host.
-        samples: how many go through.
     """
 
     index: Tensor | None
     groups: RowGroups
     clients: NDArray[np.int64]
-    samples: int
     _token_indices: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False, compare=False)
-
-    def with_tables(self, requested: Sequence[TableKey], tables: Iterator[Tensor]) -> BlockRows:
-        """The same, with the index and the `requested` tables of the groups taken from `tables`, on the device."""
-        index = None if self.index is None else next(tables)
-        self.groups.adopt_tables(requested, tables)
-        return replace(self, index=index)
 
     def token_index(self, samples: int, tokens: int) -> Tensor:
         """int64 [rows], where the rows of `tokens` tokens per sample stand in a batch of `samples`; cached."""
@@ -63,12 +54,11 @@ def _numbers(count: int, device: torch.device) -> Tensor:
     return torch.arange(count, device=device)
 
 
-@dataclass(frozen=True)
-class ExitCopy:
-    """A group of samples that stands for another one at an early exit.
+class ExitCopy(NamedTuple):
+    """A group of samples that stands for another one, the `source`, at an early exit.
 
-    It skips every block. After `block` it gets the hidden states of the group `source`, and so reaches what comes after
-    the blocks with the state that the source had there.
+    It skips every block. After `block` it gets the hidden states of its source, and so reaches what comes after the
+    blocks with the state that the source had there.
     """
 
     block: int
@@ -77,20 +67,8 @@ class ExitCopy:
 
 
 @dataclass(frozen=True)
-class ExitRows:
-    """After a block, the samples `copies` get the hidden states of `sources`; int64 [samples] each."""
-
-    copies: Tensor
-    sources: Tensor
-
-    def copy_states(self, hidden: Tensor) -> Tensor:
-        """`hidden` [batch, …] with the copies' states replaced."""
-        return hidden.index_copy(0, self.copies, hidden.index_select(0, self.sources))
-
-
-@dataclass(frozen=True)
 class RequestedTables:
-    """The tables that kernels requested of a plan in a step: of its blocks and of its heads."""
+    """The tables that kernels requested in a step, of the blocks and of the heads of its plan."""
 
     blocks: set[TableKey] = field(default_factory=set)
     heads: set[TableKey] = field(default_factory=set)
@@ -108,14 +86,12 @@ class SweepPlan:
     Attributes:
         blocks: the samples of each block; None for a block that nobody holds.
         heads: all samples by group; the slots are rows of the head bank.
-        exits: the early exits, by block.
-        requested: the tables that kernels requested of it, so that the next plan can bring them along.
+        exits: by block, the samples that get the hidden states of others there, and these; int64 [samples] each.
     """
 
     blocks: tuple[BlockRows | None, ...]
     heads: RowGroups
-    exits: Mapping[int, ExitRows]
-    requested: RequestedTables
+    exits: Mapping[int, tuple[Tensor, Tensor]]
 
 
 def plan_groups(
@@ -138,13 +114,12 @@ def make_plan(
     *,
     scale: float,
     copies: Sequence[ExitCopy] = (),
-    earlier: RequestedTables | None = None,
+    requested: RequestedTables | None = None,
     others: Sequence[NDArray[Any]] = (),
 ) -> tuple[SweepPlan, list[Tensor]]:
     """Plan a batch of `sizes[i]` samples for group i; returns with it `others` on the device.
 
-    Its tables and they go there in one copy, and with them all that kernels requested of an earlier plan; what they did
-    not is made when it is requested.
+    All tables go there in one copy, and with them those that are `requested`; what is not, is made when a kernel asks.
 
     Args:
         foundation: the model.
@@ -153,11 +128,11 @@ def make_plan(
         heads: int64 [groups], bank row of each group's head.
         scale: LoRA's alpha / rank.
         copies: which groups are copies of others at early exits.
-        earlier: what kernels requested of an earlier plan.
+        requested: what kernels requested of the plan before; collects what they request of this one.
         others: more arrays.
     """
-    earlier = RequestedTables() if earlier is None else earlier
-    of_blocks, of_heads, requested = sorted(earlier.blocks), sorted(earlier.heads), RequestedTables()
+    requested = RequestedTables() if requested is None else requested
+    of_blocks, of_heads = sorted(requested.blocks), sorted(requested.heads)
     counts = np.asarray(sizes, dtype=np.int64)
     owner = np.repeat(np.arange(len(counts)), counts)
 
@@ -167,42 +142,34 @@ def make_plan(
 
     of_batch = groups(np.arange(len(counts)), heads, requested.heads)
     tables = of_batch.host_tables(of_heads)
-    blocks: list[BlockRows | None] = []
-    for block_slots in slots.T:
-        clients = np.flatnonzero(block_slots >= 0)
-        if len(clients) == 0:
-            blocks.append(None)
-            continue
-        of_block = groups(clients, block_slots[clients], requested.blocks)
-        index = None if len(clients) == len(counts) else torch.from_numpy(np.flatnonzero(block_slots[owner] >= 0))
-        blocks.append(BlockRows(index, of_block, clients, of_block.rows))
-        tables += [] if index is None else [index.numpy()]
+    clients = {block: np.flatnonzero(row >= 0) for block, row in enumerate(slots.T) if (row >= 0).any()}
+    held = {block: groups(here, slots[here, block], requested.blocks) for block, here in clients.items()}
+    for block, of_block in held.items():
+        tables += [] if len(of_block) == len(counts) else [np.flatnonzero(slots[owner, block] >= 0)]
         tables += of_block.host_tables(of_blocks)
-    exits = _exit_rows(counts, copies)
-    tables += [rows for exit in exits.values() for rows in exit]
+    exits = _exit_rows(owner, copies)
+    tables += [rows for pair in exits.values() for rows in pair]
     moved = iter(to_device([*tables, *others], foundation.device))
     of_batch.adopt_tables(of_heads, moved)
-    there = tuple(None if block is None else block.with_tables(of_blocks, moved) for block in blocks)
-    plan = SweepPlan(there, of_batch, {block: ExitRows(next(moved), next(moved)) for block in exits}, requested)
+    blocks: list[BlockRows | None] = [None] * slots.shape[1]
+    for block, of_block in held.items():
+        index = None if len(of_block) == len(counts) else next(moved)
+        of_block.adopt_tables(of_blocks, moved)
+        blocks[block] = BlockRows(index, of_block, clients[block])
+    plan = SweepPlan(tuple(blocks), of_batch, {block: (next(moved), next(moved)) for block in exits})
     return plan, list(moved)
 
 
 def _exit_rows(
-    counts: NDArray[np.int64], copies: Sequence[ExitCopy]
+    owner: NDArray[np.int64], copies: Sequence[ExitCopy]
 ) -> dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """`ExitRows` on the host, by block."""
-    starts = np.cumsum(counts) - counts
-    by_block: defaultdict[int, list[ExitCopy]] = defaultdict(list)
-    for copy in copies:
-        by_block[copy.block].append(copy)
-
-    def rows(groups: list[int]) -> NDArray[np.int64]:
-        return np.concatenate([np.arange(starts[group], starts[group] + counts[group]) for group in groups])
-
-    return {
-        block: (rows([copy.group for copy in here]), rows([copy.source for copy in here]))
-        for block, here in by_block.items()
-    }
+    """`SweepPlan.exits` on the host; `owner` [samples] is the group of each sample."""
+    exits = {}
+    for block in dict.fromkeys(copy.block for copy in copies):
+        pairs = [(copy.group, copy.source) for copy in copies if copy.block == block]
+        here, sources = ([np.flatnonzero(owner == group) for group in groups] for groups in zip(*pairs, strict=True))
+        exits[block] = (np.concatenate(here), np.concatenate(sources))
+    return exits
 
 
 class StepTables:
@@ -211,17 +178,15 @@ class StepTables:
     The batch is made of groups: the samples of each client, then their copies at earlier exits.
 
     Attributes:
-        indices, sizes: the lanes and their samples, in the order of the batch.
-        group_owners: position of each group's client in the batch.
+        lanes: the clients' lanes, in the order of the batch.
+        groups: the lane of each group.
         plan: who goes through which block.
         exits: how groups at several exits belong together; None where every client has one classifier.
-        lanes: int64 [clients], `indices` on the device.
-        samples: float64 [clients], `sizes` on the device.
+        indices: int64 [clients], of the lanes, on the device.
+        samples: float64 [clients], of the batch.
         steps: int64 [clients], local steps done by each.
-        heads: int64 [heads], rows of the head bank in training.
-        head_owners: int64 [heads], position of each head's client in the batch.
-        slots: int64 [slots], rows of the adapter bank in training.
-        slot_owners: int64 [slots], position of each slot's client in the batch.
+        heads, head_owners: int64 [heads], rows of the head bank in training, and their clients' positions.
+        slots, slot_owners: int64 [slots], rows of the adapter bank in training, and their clients' positions.
         ranks: int64 [slots], LoRA rank of each slot's client.
     """
 
@@ -231,44 +196,48 @@ class StepTables:
         foundation: Foundation,
         assignment: Assignment,
         scale: float,
-        earlier: RequestedTables | None,
+        requested: RequestedTables,
     ) -> None:
         """Make those for the coming step of `lanes`; see `make_plan`."""
-        self.indices = tuple(lane.index for lane in lanes)
-        self.sizes = tuple(len(lane.batch) for lane in lanes)
-        self.group_owners, copies = _groups(lanes, assignment)
-        slots = np.full((len(self.group_owners), foundation.depth), -1, dtype=np.int64)
+        self.lanes = lanes
+        self._sizes = [len(lane.batch) for lane in lanes]
+        copies = [(exit, source) for source, lane in enumerate(lanes) for exit in range(len(lane.exits) - 1)]
+        owners = [*range(len(lanes)), *(source for _, source in copies)]
+        self.groups = [lanes[owner] for owner in owners]
+        slots = np.full((len(owners), foundation.depth), -1, dtype=np.int64)
         slots[: len(lanes)] = [lane.slots for lane in lanes]
-        heads = [lane.heads[-1] for lane in lanes] + [head for lane in lanes for head in lane.heads[:-1]]
+        heads = [lane.heads[-1] for lane in lanes] + [lanes[source].heads[exit] for exit, source in copies]
+        full = foundation.adapter_layout.rank
+        ranks = [full if assignment.ranks is None else assignment.ranks[lane.row] for lane in lanes]
         own = [
-            np.array(self.indices),
-            np.array(self.sizes, dtype=np.float64),
+            np.array([lane.index for lane in lanes]),
+            np.array(self._sizes, dtype=np.float64),
             np.array([lane.step for lane in lanes]),
             *_owned([lane.heads for lane in lanes]),
             *_owned([lane.trained_slots for lane in lanes]),
-            _ranks(lanes, assignment, foundation.adapter_layout.rank),
+            np.repeat(ranks, [len(lane.trained_slots) for lane in lanes]),
         ]
-        exits = _exit_table(lanes, self.group_owners, foundation.adapter_dtype) if assignment.exits else ()
+        exits = _exit_table(self._sizes, owners, foundation.adapter_dtype) if assignment.exits else ()
         self.plan, moved = make_plan(
             foundation,
-            [self.sizes[owner] for owner in self.group_owners],
+            [self._sizes[owner] for owner in owners],
             slots,
             np.array(heads, dtype=np.int64),
             scale=scale,
-            copies=copies,
-            earlier=earlier,
+            copies=[
+                ExitCopy(assignment.exits[lanes[source].exits[exit]], len(lanes) + copy, source)
+                for copy, (exit, source) in enumerate(copies)
+            ],
+            requested=requested,
             others=[*own, *exits],
         )
-        mine, of_exits = moved[: len(own)], moved[len(own) :]
-        self.lanes, self.samples, self.steps, self.heads, self.head_owners, *of_slots = mine
-        self.slots, self.slot_owners, self.ranks = of_slots
-        self.exits = ExitTable(len(lanes), assignment.distillation, *of_exits) if exits else None
+        self.indices, self.samples, self.steps, self.heads, self.head_owners, *others = moved
+        self.slots, self.slot_owners, self.ranks, *of_exits = others
+        self.exits = ExitTable(len(lanes), assignment.distillation, *of_exits) if of_exits else None
 
     def fits(self, lanes: Sequence[Lane]) -> bool:
         """Whether these are the tables for the coming step of `lanes`."""
-        return self.indices == tuple(lane.index for lane in lanes) and self.sizes == tuple(
-            len(lane.batch) for lane in lanes
-        )
+        return self.lanes == lanes and self._sizes == [len(lane.batch) for lane in lanes]
 
 
 def _owned(rows: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -276,36 +245,18 @@ def _owned(rows: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArra
     return np.concatenate(rows), np.repeat(np.arange(len(rows)), [len(of_client) for of_client in rows])
 
 
-def _groups(lanes: Sequence[Lane], assignment: Assignment) -> tuple[tuple[int, ...], list[ExitCopy]]:
-    """The client of each group, and which groups are copies."""
-    owners = list(range(len(lanes)))
-    copies = []
-    for source, lane in enumerate(lanes):
-        for exit in lane.exits[:-1].tolist():
-            copies.append(ExitCopy(assignment.exits[exit], len(owners), source))
-            owners.append(source)
-    return tuple(owners), copies
-
-
-def _ranks(lanes: Sequence[Lane], assignment: Assignment, full: int) -> NDArray[np.int64]:
-    """`StepTables.ranks` on the host."""
-    ranks = np.full(len(assignment.held), full) if assignment.ranks is None else assignment.ranks
-    return np.repeat(ranks[[lane.row for lane in lanes]], [len(lane.trained_slots) for lane in lanes])
-
-
-def _exit_table(lanes: Sequence[Lane], owners: Sequence[int], dtype: torch.dtype) -> tuple[NDArray[Any], ...]:
-    """The tensors of the `ExitTable` on the host; shares in `dtype`."""
-    sizes = np.array([len(lane.batch) for lane in lanes])
-    group_sizes = sizes[list(owners)]
+def _exit_table(sizes: Sequence[int], owners: Sequence[int], dtype: torch.dtype) -> tuple[NDArray[Any], ...]:
+    """The tensors of the `ExitTable` on the host, of batches of `sizes` and each group's client; shares in `dtype`."""
+    group_sizes = np.array(sizes)[list(owners)]
     starts = np.cumsum(group_sizes) - group_sizes
-    clients = np.repeat(np.arange(len(lanes)), sizes)
+    clients = np.repeat(np.arange(len(sizes)), sizes)
     within = np.arange(len(clients)) - starts[clients]
-    most = max(len(lane.exits) for lane in lanes)
+    filled = np.zeros(len(sizes), dtype=np.int64)
+    most = int(np.bincount(owners).max())
     rows, present = np.zeros((len(clients), most), dtype=np.int64), np.zeros((len(clients), most), dtype=np.bool_)
-    filled = np.zeros(len(lanes), dtype=np.int64)
     for group, owner in enumerate(owners):
         mine = clients == owner
         rows[mine, filled[owner]] = starts[group] + within[mine]
         present[mine, filled[owner]] = True
         filled[owner] += 1
-    return rows, present, clients, torch.from_numpy(1 / sizes[clients]).to(dtype).numpy()
+    return rows, present, clients, torch.from_numpy(1 / np.array(sizes)[clients]).to(dtype).numpy()

@@ -32,10 +32,7 @@ def longest_first(allocation: Allocation, steps: NDArray[np.int64]) -> NDArray[n
 def predicted_costs(allocation: Allocation, work: LocalWork, lengths: Tensor | None) -> NDArray[np.float64]:
     """What each participant's training costs relative to the others: blocks × local steps × tokens of a step.
 
-    Args:
-        allocation: bool [participants, blocks].
-        work: their local training.
-        lengths: int64 [samples], tokens of each training sample; None where all have equally many.
+    `lengths` int64 [samples] are the tokens of each training sample; None where all have equally many.
     """
     clients = work.participants
     step_samples = np.minimum(work.clients.sample_counts(clients), work.training.batch_size).astype(np.float64)
@@ -47,11 +44,8 @@ def predicted_costs(allocation: Allocation, work: LocalWork, lengths: Tensor | N
 def balance(costs: NDArray[np.float64], pace: NDArray[np.float64]) -> NDArray[np.int64]:
     """The process that trains each participant, int64 [participants].
 
-    The most expensive first, each where it ends earliest (longest processing time rule; Graham, 1969).
-
-    Args:
-        costs: predicted cost of each participant, [participants].
-        pace: predicted seconds a unit of cost takes each process, [processes]; only their ratios matter.
+    Those of highest `costs` first, each where it ends earliest (longest processing time rule; Graham, 1969). `pace`
+    [processes] is the predicted time of each process for a unit of cost; only the ratios matter.
     """
     owners = np.empty(len(costs), dtype=np.int64)
     loads = np.zeros(len(pace))
@@ -85,16 +79,16 @@ class Pace:
 
 
 class WorkDivision:
-    """Divides the participants of every round among the processes.
+    """Divides the participants of every round among the processes, by `predicted_costs`.
 
     Who trains a client changes how its update is rounded, because clients that are trained together share products.
     """
 
     def __init__(self, processes: Processes, lengths: Tensor | None, *, by_cost_alone: bool = False) -> None:
-        """Divide among `processes` the training on samples of `lengths`; see `predicted_costs`.
+        """With `by_cost_alone` processes count as equally fast, whatever time they take.
 
-        With `by_cost_alone` processes count as equally fast, whatever time they take: so that a run that is repeated or
-        resumed divides as before; or because they wait for one another in every pass, and times tell nothing.
+        So a run that is repeated or resumed divides as before; and where processes wait for one another in every pass,
+        times tell nothing.
         """
         self._by_cost_alone = by_cost_alone
         self._processes = processes

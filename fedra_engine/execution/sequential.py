@@ -5,22 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from fedra_engine.config import LoraConfig, TrainingConfig
 from fedra_engine.data.samples import Samples
 from fedra_engine.execution.banks import clip_factors, loss_scale
-from fedra_engine.execution.dropout import DropoutKeys
-from fedra_engine.execution.submodel import Submodel
+from fedra_engine.execution.dropout import CounterDropout, DropoutKeys
 from fedra_engine.federation.assignment import Assignment, ClientAlone, LocalTerm, training_terms
-from fedra_engine.federation.work import ClientUpdates, LocalLoss, LocalWork
-from fedra_engine.models.foundation import Foundation
+from fedra_engine.federation.work import ClientUpdate, ClientUpdates, LocalWork
+from fedra_engine.models.foundation import Foundation, cut_to_blocks, replace_module
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.randomness import SampleDraws
 
-Logits = Callable[[Mapping[str, Tensor]], list[Tensor]]
-"""The logits [samples, classes] of a client's model at each of its exits."""
+_ADAPTER = "default"
 
 
 @dataclass
@@ -37,15 +39,16 @@ class SequentialExecutor:
         self.foundation.use_base(state.base)
         for row, client in enumerate(work.participants.tolist()):
             submodel = Submodel(self.foundation, self.lora, assignment, row, client, state)
+            start = submodel.update()
 
-            def before_step(step: int, client: int = client, submodel: Submodel = submodel) -> None:
-                if self.lora.dropout > 0:
-                    submodel.use_dropout_keys(
-                        DropoutKeys(self.lora.dropout, seed=work.seed, round=work.round, clients=[client], steps=[step])
-                    )
+            def logits(
+                inputs: Mapping[str, Tensor], step: int, client: int = client, submodel: Submodel = submodel
+            ) -> list[Tensor]:
+                keys = DropoutKeys(self.lora.dropout, work.seed, work.round, [client], [step])
+                return submodel.logits(inputs, keys)
 
             loss = train_client(
-                submodel.logits,
+                logits,
                 submodel.parameters(),
                 self.samples,
                 work,
@@ -54,17 +57,13 @@ class SequentialExecutor:
                 distillation=assignment.distillation,
                 factors=submodel.factors(),
                 terms=assignment.terms,
-                before_step=before_step,
             )
-            update = submodel.update()
-            starts = state.adapters[torch.from_numpy(update.blocks).to(self.foundation.device)]
-            assignment.make_own(row, client, update.blocks, starts, self.foundation.adapter_layout)
-            head_starts = state.heads[torch.from_numpy(update.exits).to(self.foundation.device)]
-            yield ClientUpdates.of_one(client, update, work, loss).checked(starts, head_starts)
+            updates = ClientUpdates.of_one(client, submodel.update(), work, *loss)
+            yield updates.checked(start.adapters, start.heads)
 
 
 def train_client(
-    logits: Logits,
+    logits: Callable[[Mapping[str, Tensor], int], list[Tensor]],
     parameters: Sequence[nn.Parameter],
     samples: Samples,
     work: LocalWork,
@@ -74,12 +73,11 @@ def train_client(
     distillation: float = 0.0,
     factors: Sequence[tuple[Tensor, Tensor]] = (),
     terms: Sequence[LocalTerm] = (),
-    before_step: Callable[[int], None] | None = None,
-) -> LocalLoss:
+) -> tuple[float, int]:
     """Train `parameters` of a client's own model on its batches, with torch's optimizer.
 
     Args:
-        logits: the model.
+        logits: the model, which gives those [samples, classes] of some inputs at each exit, in a local step (from 0).
         parameters: what is trained.
         samples: the training set.
         work: batches and hyperparameters.
@@ -88,7 +86,9 @@ def train_client(
         distillation: weight of the mutual distillation between exits.
         factors: A and B of each adapter that the client holds, for local terms.
         terms: what the method adds to the loss.
-        before_step: called with the number of each local step, from 0.
+
+    Returns:
+        The loss, summed over the samples that went through, and how many these were.
     """
     optimizer = _make_optimizer(parameters, work.training, work.lr)
     terms = (*terms, *training_terms(work.training))
@@ -96,34 +96,138 @@ def train_client(
     device, dtype, scale = foundation.device, foundation.dtype, loss_scale(foundation.dtype)
     total, processed = 0.0, 0
     for step, drawn in enumerate(work.batches(client)):
-        if before_step is not None:
-            before_step(step)
         draws = SampleDraws(work.seed, work.round, [client], [step], [len(drawn)])
         batch = samples.batch(torch.from_numpy(drawn), device, dtype, draws)
-        at_exits = logits(batch.inputs)
-        loss = foundation.task.loss_alone(at_exits, batch.labels, distillation)
+        loss = foundation.task.loss_alone(logits(batch.inputs, step), batch.labels, distillation)
         optimizer.zero_grad(set_to_none=True)
         (torch.stack([loss, *(term.loss(own) for term in terms)]).sum() * scale).backward()
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if scale != 1:
-            for gradient in (parameter.grad for parameter in parameters if parameter.grad is not None):
+            for gradient in gradients:
                 gradient /= scale
-        _clip_gradients(parameters, work.training)
+        norms = torch.stack([torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients])
+        factor = clip_factors(norms.square().sum(), work.training, parameters[0].dtype)
+        for gradient in gradients:
+            gradient *= factor
         optimizer.step()
         total += float(loss.detach()) * len(drawn)
         processed += len(drawn)
-    return LocalLoss(total, processed)
-
-
-def _clip_gradients(parameters: Sequence[nn.Parameter], training: TrainingConfig) -> None:
-    """Multiply all gradients by the one factor of `clip_factors`."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norms = torch.stack([torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients])
-    factor = clip_factors(norms.square().sum(), training, parameters[0].dtype)
-    for gradient in gradients:
-        gradient *= factor
+    return total, processed
 
 
 def _make_optimizer(parameters: Sequence[nn.Parameter], training: TrainingConfig, lr: float) -> torch.optim.Optimizer:
     if training.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr, momentum=training.momentum, weight_decay=training.weight_decay)
     return torch.optim.AdamW(parameters, lr, betas=training.betas, eps=training.eps, weight_decay=training.weight_decay)
+
+
+class Submodel:
+    """A client's own model: some blocks of the foundation, in ascending order, with PEFT's LoRA layers.
+
+    Frozen weights are shared with the foundation.
+
+    Attributes:
+        model: the module tree, in eval mode (the foundation's own dropout is off).
+        held: its blocks.
+        blocks: int64 [held], their places in the foundation.
+        layers: PEFT's LoRA layers of each block, target after target.
+        heads: the global classifiers that the client has.
+    """
+
+    def __init__(
+        self,
+        foundation: Foundation,
+        lora: LoraConfig,
+        assignment: Assignment,
+        row: int,
+        client: int,
+        state: GlobalState,
+    ) -> None:
+        """Cut the foundation to what the participant in `row` of `assignment` holds, and load that from `state`."""
+        blocks = np.flatnonzero(assignment.held[row])
+        self._foundation = foundation
+        self.blocks = blocks
+        self.model = cut_to_blocks(foundation, blocks.tolist())
+        held = self.model.get_submodule(foundation.block_path)
+        assert isinstance(held, nn.ModuleList | nn.Sequential)
+        self.held = held
+        rank = lora.rank if assignment.ranks is None else int(assignment.ranks[row])
+        slots = state.adapters[torch.from_numpy(blocks).to(foundation.device)]
+        assignment.make_own(row, client, blocks, slots, foundation.adapter_layout)
+        self._dropouts: list[CounterDropout] = []
+        self.layers = self._inject(lora, rank, slots)
+        self._trained = np.flatnonzero(assignment.trained_blocks[row, blocks])
+        for position, layers in enumerate(self.layers):
+            for layer in layers:
+                for factor, name in zip(_factors(layer), ("A", "B"), strict=True):
+                    factor.requires_grad_(position in self._trained and assignment.factors in ("both", name))
+        self._exits = assignment.exits_of(row)
+        ends = [assignment.exits[exit] for exit in self._exits] if assignment.exits else [blocks[-1]]
+        self._depths = [int((blocks <= end).sum()) for end in ends]
+        self.heads = [foundation.task.make_head(state.heads[exit]) for exit in self._exits.tolist()]
+
+    def _inject(self, lora: LoraConfig, rank: int, slots: Tensor) -> list[list[LoraLayer]]:
+        """PEFT's layers in place of the targets, with the factors of `slots` [held, slot size] up to `rank`."""
+        layout = self._foundation.adapter_layout
+        names = [f"{position}.{target.path}" for position in range(len(slots)) for target in layout.targets]
+        inject_adapter_in_model(
+            PeftLoraConfig(
+                r=rank,
+                lora_alpha=lora.scale * rank,
+                lora_dropout=lora.dropout,
+                target_modules=names,
+                fan_in_fan_out=self._foundation.stores_input_first,
+            ),
+            self.held,
+        )
+        layers: list[list[LoraLayer]] = []
+        for position, block in enumerate(self.blocks.tolist()):
+            layers.append([])
+            for index, target in enumerate(layout.targets):
+                layer = self.held[position].get_submodule(target.path)
+                assert isinstance(layer, LoraLayer)
+                a, b = _factors(layer)
+                a.data = layout.lora_a(slots[position], index)[:rank].clone()
+                b.data = layout.lora_b(slots[position], index)[:, :rank].clone()
+                if lora.dropout > 0:
+                    self._dropouts.append(CounterDropout(block, index))
+                    layer.lora_dropout[_ADAPTER] = self._dropouts[-1]
+                layers[-1].append(layer)
+        return layers
+
+    def logits(self, inputs: Mapping[str, Tensor], dropout: DropoutKeys | None = None) -> list[Tensor]:
+        """[samples, classes] at each exit, one pass through the model for each; where it drops, it needs the keys."""
+        for module in self._dropouts:
+            assert dropout is not None
+            module.keys = dropout
+        at_exits = []
+        for depth, head in zip(self._depths, self.heads, strict=True):
+            replace_module(self.model, self._foundation.block_path, self.held[:depth])
+            replace_module(self.model, self._foundation.head_path, head)
+            at_exits.append(self.model(**inputs).logits)
+        return at_exits
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What the client trains."""
+        factors = [factor for pair in self.factors() for factor in pair]
+        return [p for p in (*factors, *(p for head in self.heads for p in head.parameters())) if p.requires_grad]
+
+    def factors(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        """A [rank, in] and B [out, rank] of each adapter, trained or not."""
+        return [_factors(layer) for layers in self.layers for layer in layers]
+
+    def update(self) -> ClientUpdate:
+        """The trained adapters and heads, laid out as in the global state; ranks padded with zeros."""
+        layout, trained = self._foundation.adapter_layout, self._trained
+        heads = [self._foundation.head_layout.pack(head) for head in self.heads]
+        slots = heads[0].new_zeros(len(trained), layout.size, dtype=self._foundation.adapter_dtype)
+        for slot, position in zip(slots, trained.tolist(), strict=True):
+            for target, layer in enumerate(self.layers[position]):
+                a, b = _factors(layer)
+                layout.lora_a(slot, target)[: len(a)] = a.detach()
+                layout.lora_b(slot, target)[:, : b.shape[1]] = b.detach()
+        return ClientUpdate(self.blocks[trained], slots, self._exits, torch.stack(heads))
+
+
+def _factors(layer: LoraLayer) -> tuple[nn.Parameter, nn.Parameter]:
+    return layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight

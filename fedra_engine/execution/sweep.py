@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,7 +14,7 @@ from fedra_engine.config import LoraConfig
 from fedra_engine.data.samples import Samples
 from fedra_engine.execution.banks import clip_factors, loss_scale
 from fedra_engine.execution.dropout import DropoutKeys
-from fedra_engine.execution.lanes import Lane, LanePool
+from fedra_engine.execution.lanes import LanePool
 from fedra_engine.execution.plan import RequestedTables, StepTables
 from fedra_engine.execution.sweep_block import BankFactors
 from fedra_engine.execution.sweep_model import SweepModel
@@ -43,8 +43,8 @@ class SweepExecutor:
     lora: LoraConfig
     lanes: int
     sharded_over: Processes | None = None
-    _requested: RequestedTables | None = field(default=None, init=False)
-    """Tables of the last plan: the next one will be asked for the same."""
+    _requested: RequestedTables = field(default_factory=RequestedTables, init=False)
+    """Tables of the last step: the next plan will be asked for the same."""
 
     def train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
         """Train the round as every `Executor` does. When memory runs out, half as many lanes go on.
@@ -90,14 +90,14 @@ class SweepExecutor:
         foundation = self.foundation
         foundation.use_base(state.base)
         pool = LanePool(work, assignment, state, foundation, lanes=self.lanes)
-        layout, bank = foundation.adapter_layout, pool.adapters
-        factors = BankFactors(layout, bank.compute_copy, bank.gradients, assignment.factors)
+        bank = pool.adapters
+        factors = BankFactors(foundation.adapter_layout, bank.compute_copy, bank.gradients, assignment.factors)
         tables: StepTables | None = None
         while True:
-            if pool.refill():
-                tables = None
+            pool.refill()
             lanes = pool.in_training()
-            if not self._anyone_trains(lanes):
+            # Passes are made for clients of this process, or for those of others.
+            if not (self.sharded_over.any(bool(lanes)) if self.sharded_over is not None else lanes):
                 return
             if not lanes:
                 first = torch.zeros(1, dtype=torch.int64)
@@ -105,31 +105,24 @@ class SweepExecutor:
                 continue
             if tables is None or not tables.fits(lanes):
                 tables = StepTables(lanes, foundation, assignment, self.lora.scale, self._requested)
-                self._requested = tables.plan.requested
-            tables.plan.requested.clear()
-            self._step(pool, factors, lanes, tables, work, assignment)
+            self._requested.clear()
+            self._step(pool, tables, factors)
             if updates := pool.take_finished():
-                tables = None
                 yield updates
 
-    def _anyone_trains(self, lanes: Sequence[Lane]) -> bool:
-        """Whether there is a pass to make, for clients of this process or for those of others."""
-        return bool(lanes) if self.sharded_over is None else self.sharded_over.any(bool(lanes))
-
-    def _step(
-        self,
-        pool: LanePool,
-        factors: BankFactors,
-        lanes: Sequence[Lane],
-        tables: StepTables,
-        work: LocalWork,
-        assignment: Assignment,
-    ) -> None:
+    def _step(self, pool: LanePool, tables: StepTables, factors: BankFactors) -> None:
         """One local step of every client in training."""
-        rows = torch.from_numpy(np.concatenate([lanes[group].batch for group in tables.group_owners]))
-        foundation = self.foundation
-        batch = self.samples.batch(rows, foundation.device, foundation.dtype, _draws(lanes, tables, work))
-        features = self.model.features(batch.inputs, tables.plan, factors, self._dropout(lanes, work))
+        foundation, work = self.foundation, pool.work
+        rows = torch.from_numpy(np.concatenate([lane.batch for lane in tables.groups]))
+        clients, steps = [lane.client for lane in tables.groups], [lane.step for lane in tables.groups]
+        # Copies at early exits share the draws of what they are copies of.
+        draws = SampleDraws(work.seed, work.round, clients, steps, [len(lane.batch) for lane in tables.groups])
+        dropout = None
+        if self.lora.dropout > 0:
+            first = slice(len(tables.lanes))
+            dropout = DropoutKeys(self.lora.dropout, work.seed, work.round, clients[first], steps[first])
+        batch = self.samples.batch(rows, foundation.device, foundation.dtype, draws)
+        features = self.model.features(batch.inputs, tables.plan, factors, dropout)
         heads = PassHeads(pool.heads.parameters, pool.heads.gradients, tables.plan.heads, tables.exits)
         losses = foundation.task.losses(features, batch, heads)
         scale = loss_scale(foundation.dtype)
@@ -137,12 +130,12 @@ class SweepExecutor:
         if scale != 1:
             for bank in (pool.adapters, pool.heads):
                 bank.gradients /= scale
-        pool.losses[tables.lanes] += losses.detach().double() * tables.samples
-        for lane in lanes:
+        pool.losses[tables.indices] += losses.detach().double() * tables.samples
+        for lane in tables.lanes:
             lane.step += 1
-        self._optimize(pool, tables, work)
+        self._optimize(pool, tables)
 
-    def _optimize(self, pool: LanePool, tables: StepTables, work: LocalWork) -> None:
+    def _optimize(self, pool: LanePool, tables: StepTables) -> None:
         tables.steps.add_(1)
         banks = [(pool.adapters, tables.slots, tables.slot_owners)]
         if self.foundation.task.trains_head:
@@ -151,19 +144,6 @@ class SweepExecutor:
         squares = torch.zeros(len(tables.lanes), dtype=torch.float64, device=pool.losses.device)
         for bank, rows, owners in banks:
             squares.index_add_(0, owners, bank.squared_gradient_norms(rows))
-        clip = clip_factors(squares, work.training, pool.adapters.parameters.dtype)
+        clip = clip_factors(squares, pool.work.training, pool.adapters.parameters.dtype)
         for bank, rows, owners in banks:
-            bank.step(rows, lr=work.lr, clip=clip[owners], steps=tables.steps[owners])
-
-    def _dropout(self, lanes: Sequence[Lane], work: LocalWork) -> DropoutKeys | None:
-        if self.lora.dropout == 0:
-            return None
-        clients, steps = [lane.client for lane in lanes], [lane.step for lane in lanes]
-        return DropoutKeys(self.lora.dropout, seed=work.seed, round=work.round, clients=clients, steps=steps)
-
-
-def _draws(lanes: Sequence[Lane], tables: StepTables, work: LocalWork) -> SampleDraws:
-    """What is drawn for the samples of a step; copies at early exits share the draws of what they are copies of."""
-    owners = [lanes[group] for group in tables.group_owners]
-    clients, steps = [lane.client for lane in owners], [lane.step for lane in owners]
-    return SampleDraws(work.seed, work.round, clients, steps, [len(lane.batch) for lane in owners])
+            bank.step(rows, lr=pool.work.lr, clip=clip[owners], steps=tables.steps[owners])

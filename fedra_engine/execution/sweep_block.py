@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,8 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from fedra_engine.execution.dropout import PassDropout
-from fedra_engine.execution.plan import BlockRows, SweepPlan
+from fedra_engine.execution.plan import SweepPlan
 from fedra_engine.models.adapters import AdapterLayout, Factor
 from fedra_engine.models.batch_arguments import BatchArguments
 from fedra_engine.models.structure import linear_shape, stores_input_first
@@ -41,30 +41,21 @@ class Pass:
     Attributes:
         plan: which samples go through which block.
         adapters: those they meet there.
-        dropout: of the adapters.
+        dropout: of the adapters, by block and target; empty if there is none.
         shrunk: drop(x) Aᵀ by block and target, where the producer of a target's input has computed it, until the target
             takes it.
     """
 
     plan: SweepPlan
     adapters: BankFactors
-    dropout: PassDropout | None = None
+    dropout: Mapping[tuple[int, int], Dropout] = field(default_factory=dict)
     shrunk: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
-    def rows(self, block: int) -> BlockRows:
-        """Who goes through `block`; it is one that somebody holds."""
-        rows = self.plan.blocks[block]
-        assert rows is not None
-        return rows
-
-    def groups(self, block: int, x: Tensor) -> RowGroups:
-        """The slots of the rows of x [samples, …, features] in `block`."""
-        rows = self.rows(block)
-        return rows.groups.per_token(x.numel() // (x.shape[-1] * rows.samples))
-
-    def dropout_at(self, block: int, target: int) -> Dropout | None:
-        """The LoRA dropout of one target of one block."""
-        return None if self.dropout is None else self.dropout.at(block, target)
+    def groups(self, block: int, rows: int) -> RowGroups:
+        """The slots of the samples in `block`, which somebody holds, when they are `rows` rows together."""
+        of_block = self.plan.blocks[block]
+        assert of_block is not None
+        return of_block.groups.per_token(rows // of_block.groups.rows)
 
 
 @dataclass
@@ -115,10 +106,10 @@ class GroupedLoraLinear(nn.Module):
             self.bias,
             current.adapters.lora_a[target],
             current.adapters.lora_b[target],
-            current.groups(block, x),
+            current.groups(block, x.numel() // self.in_features),
             current.adapters.grad_a[target],
             current.adapters.grad_b[target],
-            dropout=current.dropout_at(block, target),
+            dropout=current.dropout.get((block, target)),
             shrunk=current.shrunk.pop((block, target), None),
             input_first=self._input_first,
         )
@@ -199,8 +190,8 @@ class SweepBlock(nn.Module):
 
     def _copy_exit_states(self, hidden: Tensor) -> Tensor:
         """Give samples that stand for others at an exit after this block the states of those."""
-        exits = self._context.current.plan.exits.get(self._position)
-        return hidden if exits is None else exits.copy_states(hidden)
+        rows = self._context.current.plan.exits.get(self._position)
+        return hidden if rows is None else hidden.index_copy(0, rows[0], hidden.index_select(0, rows[1]))
 
 
 class _RunAgain(torch.autograd.Function):

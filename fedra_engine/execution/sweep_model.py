@@ -6,7 +6,7 @@ through, all others skip it. Inside a block each adapter target applies every sa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from fedra_engine.execution.dropout import DropoutKeys, PassDropout
+from fedra_engine.execution.dropout import DropoutKeys, pass_dropout
 from fedra_engine.execution.fused_block import FusedBlock, match_parts
 from fedra_engine.execution.model_check import Inputs, check_sweep, same
-from fedra_engine.execution.plan import SweepPlan, plan_groups
+from fedra_engine.execution.plan import ExitCopy, SweepPlan, plan_groups
 from fedra_engine.execution.sweep_block import BankFactors, GroupedLoraLinear, Pass, SweepBlock, SweepContext
 from fedra_engine.models.batch_arguments import probe_batch_arguments
 from fedra_engine.models.foundation import Foundation, replace_module, share_parameters
@@ -75,7 +75,7 @@ class SweepModel:
         if sharding is not None:
             sharding.attach(self._model)
         # A cut model would have to be attached to its shards, too.
-        check_sweep(foundation, self._trial_pass, example_inputs(2), cuts=sharding is None)
+        check_sweep(foundation, self.features_of, example_inputs(2), cuts=sharding is None)
         self.fused = self._fuse(blocks, plain, example_inputs(2)) if fuse_blocks else 0
 
     def features(
@@ -86,8 +86,8 @@ class SweepModel:
         They are [samples, features], of a language model [samples, tokens, features]. The pass is over when it breaks
         off, and otherwise after `backward`, or here if no gradients are wanted.
         """
-        targets, device = len(self._foundation.adapter_layout.targets), plan.heads.device
-        drops = None if dropout is None else PassDropout(dropout, plan, targets, device)
+        targets = len(self._foundation.adapter_layout.targets)
+        drops = {} if dropout is None else pass_dropout(dropout, plan, targets)
         self._context.running = Pass(plan, adapters, drops)
         features: Tensor | None = None
         try:
@@ -97,6 +97,32 @@ class SweepModel:
                 self._context.running = None
         assert features is not None
         return features
+
+    def features_of(
+        self,
+        inputs: Inputs,
+        adapters: Tensor,
+        slots: NDArray[np.int64],
+        gradients: Tensor | None = None,
+        *,
+        scale: float = 1.0,
+        copies: Sequence[ExitCopy] = (),
+    ) -> Tensor:
+        """As `features`, of `inputs` that are shared out evenly to groups without a round.
+
+        Args:
+            inputs: of all groups, one after another.
+            adapters: [rows, slot size], a bank.
+            slots: int64 [groups, blocks], bank row of each group's adapter of each block; -1 where it skips the block.
+            gradients: where `backward` adds those of the bank, if anywhere.
+            scale: LoRA's alpha / rank.
+            copies: which groups are copies of others at early exits.
+        """
+        foundation = self._foundation
+        sizes = [len(next(iter(inputs.values()))) // len(slots)] * len(slots)
+        plan = plan_groups(foundation, sizes, slots, scale=scale, copies=copies)
+        bank = adapters.to(foundation.device, foundation.dtype)
+        return self.features(inputs, plan, BankFactors(foundation.adapter_layout, bank, gradients))
 
     def backward(self, loss: Tensor) -> None:
         """Go back through the pass that gave the features which `loss` was made of; then it is over."""
@@ -114,9 +140,7 @@ class SweepModel:
         """
         foundation = self._foundation
         nothing = np.full((1, foundation.depth), -1, dtype=np.int64)
-        plan = plan_groups(foundation, [1], nothing)
-        no_adapters = torch.empty(0, foundation.adapter_layout.size, dtype=foundation.dtype, device=foundation.device)
-        features = self.features(inputs, plan, BankFactors(foundation.adapter_layout, no_adapters))
+        features = self.features_of(inputs, torch.empty(0, foundation.adapter_layout.size), nothing)
         # The others may gather it for their losses.
         with foundation.task.whole_head():
             pass
@@ -134,23 +158,16 @@ class SweepModel:
             plain[position].register_forward_hook(_compare(fused, agrees, position), with_kwargs=True)
             for position, fused in candidates.items()
         ]
-        generator = torch.Generator().manual_seed(0)
         depth, size = self._foundation.depth, self._foundation.adapter_layout.size
-        self._trial_pass(inputs, torch.randn(depth, size, generator=generator).mul_(0.05), np.arange(depth)[None])
+        adapters = torch.randn(depth, size, generator=torch.Generator().manual_seed(0)).mul_(0.05)
+        with torch.no_grad():
+            self.features_of(inputs, adapters, np.arange(depth)[None])
         for hook in hooks:
             hook.remove()
         for position, fused in candidates.items():
             if agrees[position]:
                 blocks[position] = fused
         return sum(agrees.values())
-
-    @torch.no_grad()
-    def _trial_pass(self, inputs: Inputs, adapters: Tensor, slots: NDArray[np.int64]) -> Tensor:
-        """See `TrialPass`."""
-        foundation, groups = self._foundation, len(slots)
-        factors = BankFactors(foundation.adapter_layout, adapters.to(foundation.device, foundation.dtype))
-        sizes = [len(next(iter(inputs.values()))) // groups] * groups
-        return self.features(inputs, plan_groups(foundation, sizes, slots), factors)
 
 
 def _compare(fused: FusedBlock, agrees: dict[int, bool], position: int) -> Callable[..., None]:

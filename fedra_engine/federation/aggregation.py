@@ -21,10 +21,19 @@ _FINE_BITS = 60
 
 @dataclass(frozen=True)
 class Averaging:
-    """How an aggregator sums: by clients' `weighting`, and `deterministic` or not; see `Aggregator`."""
+    """How an aggregator sums; see `Aggregator`.
+
+    Attributes:
+        weighting: clients count equally, or by their samples.
+        deterministic: sums do not depend on the order of updates.
+        layout: of the adapters; plain means do without it.
+        ranks: int64 [clients], LoRA rank of every client; None where all have that of the layout.
+    """
 
     weighting: Literal["uniform", "samples"] = "uniform"
     deterministic: bool = False
+    layout: AdapterLayout | None = None
+    ranks: NDArray[np.int64] | None = None
 
 
 UNIFORM = Averaging()
@@ -32,6 +41,9 @@ UNIFORM = Averaging()
 
 class Aggregator:
     """Weighted mean of updates that arrive in any order and any portions (FedRA, §3: over the holders of each block).
+
+    Ranks are treated as blocks are: a mean over the clients that have them, and the old value where nobody does. A
+    client of lower rank returns zeros in the others; counted, they would shrink what clients of full rank have learnt.
 
     Memory is that of the global state, whatever the number of clients. Sums are kept in float64 on a CPU and in
     float32, in a fixed order, on a GPU.
@@ -44,27 +56,46 @@ class Aggregator:
     def __init__(self, previous: GlobalState, averaging: Averaging = UNIFORM) -> None:
         """An aggregator without updates, for a round that begins with `previous`."""
         self.previous = previous
-        self._weighting = averaging.weighting
+        self.averaging = averaging
         self._adapters = WeightedSum(previous.adapters, averaging.deterministic)
         self._heads = WeightedSum(previous.heads, averaging.deterministic)
+        self._by_rank: Tensor | None = None
+        """Sum of the weights of the clients that have each rank of each block, [blocks, rank]."""
+        if averaging.ranks is not None:
+            self._by_rank = self._adapters.weight.new_zeros(len(previous.adapters), self.layout.rank)
+
+    @property
+    def layout(self) -> AdapterLayout:
+        """Of the adapters."""
+        assert self.averaging.layout is not None
+        return self.averaging.layout
 
     def add(self, updates: ClientUpdates) -> None:
         """Take in the updates of a few clients."""
-        self._adapters.add(updates.adapters, updates.slots, updates.slot_blocks, self.slot_weights(updates))
+        weights = self.slot_weights(updates)
+        self._adapters.add(updates.adapters, updates.slots, updates.slot_blocks, weights)
         head_weights = self._weights(updates, updates.head_owners)
         self._heads.add(updates.heads, updates.head_rows, updates.head_exits, head_weights)
+        if self._by_rank is not None and self.averaging.ranks is not None:
+            has = np.arange(self.layout.rank) < self.averaging.ranks[updates.clients][updates.slot_owners, None]
+            blocks, has_rank = to_device([updates.slot_blocks, has], weights.device)
+            self._by_rank.index_add_(0, blocks, weights[:, None] * has_rank)
 
     def sums(self) -> list[Tensor]:
         """All that was taken in, as sums over clients: where they are added up, aggregators become one."""
-        return [*self._adapters.sums(), *self._heads.sums()]
+        by_rank = [] if self._by_rank is None else [self._by_rank]
+        return [*self._adapters.sums(), *self._heads.sums(), *by_rank]
 
     def result(self) -> GlobalState:
-        """The new global state; a block that nobody held keeps its value."""
-        return replace(
-            self.previous,
-            adapters=self._adapters.mean(self.previous.adapters),
-            heads=self._heads.mean(self.previous.heads),
-        )
+        """The new global state; what nobody trained keeps its value."""
+        previous = self.previous
+        adapters = self._adapters.mean(previous.adapters)
+        if self._by_rank is not None:
+            held = self._adapters.weight
+            share = self._by_rank / torch.where(held > 0, held, torch.ones_like(held))[:, None]
+            shares = self.layout.per_rank(share.to(adapters))
+            adapters = torch.where(shares > 0, adapters / torch.where(shares > 0, shares, 1), previous.adapters)
+        return replace(previous, adapters=adapters, heads=self._heads.mean(previous.heads))
 
     def held_blocks(self) -> Tensor:
         """bool [blocks], blocks that somebody trained so far."""
@@ -72,7 +103,7 @@ class Aggregator:
 
     def trained(self) -> Tensor:
         """bool [blocks, slot size] or [blocks, 1], what of the adapters somebody trained so far."""
-        return self.held_blocks()[:, None]
+        return self.held_blocks()[:, None] if self._by_rank is None else self.layout.per_rank(self._by_rank) > 0
 
     def trained_exits(self) -> Tensor:
         """bool [exits], the classifiers that somebody trained so far."""
@@ -84,48 +115,11 @@ class Aggregator:
 
     def _weights(self, updates: ClientUpdates, owners: NDArray[np.int64]) -> Tensor:
         """The weight of each of `owners` (positions of clients), on the device."""
-        weights = updates.samples[owners] if self._weighting == "samples" else np.ones_like(owners)
+        by_samples = self.averaging.weighting == "samples"
+        weights = updates.samples[owners] if by_samples else np.ones_like(owners)
         like = self._adapters.weight
         wanted, positions = to_device([weights, owners], like.device)
         return wanted.to(like.dtype).where(updates.good.index_select(0, positions), 0)
-
-
-class RankedAggregator(Aggregator):
-    """Treats ranks as FedRA treats blocks: a mean over those that hold them, and the old value where nobody does.
-
-    A client of lower rank returns zeros in the others. Counted as values, they would shrink what clients of full rank
-    have learnt in every round.
-    """
-
-    def __init__(
-        self, previous: GlobalState, averaging: Averaging, layout: AdapterLayout, ranks: NDArray[np.int64]
-    ) -> None:
-        """`ranks` [clients] are those of all clients, as they are when updates are added."""
-        super().__init__(previous, averaging)
-        self._layout = layout
-        self._ranks = ranks
-        self._by_rank = self._adapters.weight.new_zeros(len(previous.adapters), layout.rank)
-        """Sum of the weights of the clients that have each rank of each block, [blocks, rank]."""
-
-    def add(self, updates: ClientUpdates) -> None:
-        super().add(updates)
-        has = np.arange(self._layout.rank) < self._ranks[updates.clients][updates.slot_owners, None]
-        blocks, has_rank = to_device([updates.slot_blocks, has], self._by_rank.device)
-        self._by_rank.index_add_(0, blocks, self.slot_weights(updates)[:, None] * has_rank)
-
-    def sums(self) -> list[Tensor]:
-        return [*super().sums(), self._by_rank]
-
-    def trained(self) -> Tensor:
-        return self._layout.per_rank(self._by_rank) > 0
-
-    def result(self) -> GlobalState:
-        state, previous = super().result(), self.previous.adapters
-        held = self._adapters.weight
-        share = self._by_rank / torch.where(held > 0, held, torch.ones_like(held))[:, None]
-        shares = self._layout.per_rank(share.to(previous))
-        adapters = torch.where(shares > 0, state.adapters / torch.where(shares > 0, shares, 1), previous)
-        return replace(state, adapters=adapters)
 
 
 class WeightedSum:

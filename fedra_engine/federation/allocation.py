@@ -5,6 +5,7 @@ All functions return bool [clients, blocks] with `capacities[i]` ones in row i.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -55,32 +56,20 @@ class ReferenceAllocation:
 
     The rows are those of the published procedure on a stream of its own. In the published code the draws of the
     partition and of participants come from the same global stream, so its rows were others.
-
-    Rounds may be asked for in any order: the stream is replayed from round 0 when it must go back, so a resumed
-    run draws what an uninterrupted one would have.
     """
 
     def __init__(self, capacities: Sequence[int], depth: int, seed: int) -> None:
-        self._capacities = capacities
-        self._depth = depth
-        self._seed = seed
-        self._rewind()
+        self._capacities, self._depth, self._seed = capacities, depth, seed
+        self._next_round = math.inf
 
     def __call__(self, round: int) -> Allocation:
-        """The rows of all clients in `round`, bool [clients, blocks]."""
+        """The rows of all clients in `round`, bool [clients, blocks]; in whatever order rounds are asked for."""
         if round < self._next_round:
-            self._rewind()
-        while self._next_round < round:
-            self._draw()
-        return self._draw()
-
-    def _rewind(self) -> None:
-        self._stream = np.random.RandomState(self._seed)
-        self._next_round = 0
-
-    def _draw(self) -> Allocation:
-        allocation = np.zeros((len(self._capacities), self._depth), dtype=np.bool_)
-        for row, capacity in zip(allocation, self._capacities, strict=True):
-            row[self._stream.choice(self._depth, capacity, replace=False)] = True
-        self._next_round += 1
+            # Replayed, so that a resumed run draws what an uninterrupted one would have.
+            self._stream, self._next_round = np.random.RandomState(self._seed), 0
+        while self._next_round <= round:
+            allocation = np.zeros((len(self._capacities), self._depth), dtype=np.bool_)
+            for row, capacity in zip(allocation, self._capacities, strict=True):
+                row[self._stream.choice(self._depth, capacity, replace=False)] = True
+            self._next_round += 1
         return allocation

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -25,8 +26,7 @@ class BankRows:
     """The parameters that clients in training have in a bank, as a `LocalTerm` sees them.
 
     Attributes:
-        parameters: [bank rows, size].
-        gradients: of the same shape; a term adds its own in place.
+        parameters, gradients: [bank rows, size]; a term adds to the gradients in place.
         starts: of the same shape, what each row was handed out as; None unless some term `needs_starts`.
         rows: int64 [n], the rows in training; what a term adds to others is not used.
     """
@@ -79,9 +79,9 @@ class ClientAlone:
 
 
 class LocalTerm(ABC):
-    """A term that is added to the local loss of every client; it is not reported as loss.
+    """A term of the local loss of every client, which is not reported as loss.
 
-    It says the same twice: in gradients, for many clients at once, and as a loss, which the oracle of the tests
+    It says the same twice: in gradients, for many clients at once, and as a loss, which the sequential executor
     differentiates.
     """
 
@@ -125,11 +125,11 @@ class Assignment:
 
     Attributes:
         held: bool [participants, blocks], the blocks of each participant's own model.
-        trained: bool [participants, blocks], those of them whose adapters it trains; the adapters of the others
-            stay as handed out. All of `held` when None.
+        trained: bool [participants, blocks], those of them whose adapters it trains, all of `held` when None; the
+            others stay as handed out.
         factors: which LoRA factors are trained; the other one stays as handed out.
-        ranks: int64 [participants], LoRA rank of each; higher ranks of what is handed out are cut off. Full rank
-            when None. The scale of the adapter's product does not depend on it.
+        ranks: int64 [participants], LoRA rank of each, full when None; higher ranks of what is handed out are cut off.
+            The scale of the adapter's product does not depend on it.
         terms: what the method adds to the local loss.
         exits: ascending blocks after which a classifier of its own sits. A participant trains those whose block it
             holds, so it must hold all blocks up to an exit, or none beyond. Empty: one classifier after the last block.
@@ -148,7 +148,7 @@ class Assignment:
 
     def __post_init__(self) -> None:
         """Raises ValueError when a participant holds blocks but reaches no exit."""
-        if self.exits and not (self.held[:, list(self.exits)].any(axis=1) | ~self.held.any(axis=1)).all():
+        if self.exits and not (self.has_exit.any(axis=1) | ~self.held.any(axis=1)).all():
             raise ValueError(f"exits: found a participant that holds blocks but none of {self.exits}, expected one")
 
     @property
@@ -161,17 +161,14 @@ class Assignment:
         """bool [participants, blocks], the held blocks that gradients reach: from the first trained one on."""
         return self.held & (self.trained_blocks.cumsum(axis=1) > 0)
 
-    def exits_of(self, row: int) -> NDArray[np.int64]:
-        """Indices of the classifiers that the participant in `row` trains, ascending; [0] without early exits."""
-        if not self.exits:
-            return np.zeros(1, dtype=np.int64)
-        return np.flatnonzero(self.held[row, list(self.exits)])
+    @cached_property
+    def has_exit(self) -> NDArray[np.bool_]:
+        """bool [participants, classifiers], those that each participant trains; one for all without early exits."""
+        return self.held[:, list(self.exits)] if self.exits else np.ones((len(self.held), 1), dtype=np.bool_)
 
-    def exit_counts(self) -> NDArray[np.int64]:
-        """int64 [participants], how many classifiers each trains."""
-        if not self.exits:
-            return np.ones(len(self.held), dtype=np.int64)
-        return self.held[:, list(self.exits)].sum(axis=1)
+    def exits_of(self, row: int) -> NDArray[np.int64]:
+        """Indices of the classifiers that the participant in `row` trains, ascending."""
+        return np.flatnonzero(self.has_exit[row])
 
     def make_own(self, row: int, client: int, blocks: NDArray[np.int64], slots: Tensor, layout: AdapterLayout) -> None:
         """Make `slots` [blocks, slot size], filled from the global adapters, what the client in `row` starts with."""

@@ -71,13 +71,7 @@ class Clients:
 
     @cached_property
     def _sizes(self) -> NDArray[np.int64]:
-        """Training samples of every client, int64 [clients]."""
         return np.array([len(rows) for rows in self.samples], dtype=np.int64) if self.sizes is None else self.sizes
-
-    @cached_property
-    def fewest_samples(self) -> int:
-        """Training samples of the client with the fewest."""
-        return int(self._sizes.min())
 
     def sample_counts(self, clients: NDArray[np.int64]) -> NDArray[np.int64]:
         """Training samples of each of `clients`, int64 [clients]."""
@@ -90,26 +84,14 @@ def capacities_by_domain(capacities: Sequence[int], domains: NDArray[np.int64], 
     Raises:
         InputError: a capacity outside 1…depth, or neither one entry nor one per domain.
     """
-    for capacity in capacities:
-        if not 1 <= capacity <= depth:
-            raise InputError(
-                f"clients.capacities: found {capacity}, expected values from 1 to the model's depth of {depth} blocks"
-            )
+    _check_range("clients.capacities", capacities, depth, f"the model's depth of {depth} blocks")
     return _by_domain("clients.capacities", capacities, domains)
 
 
 def ranks_by_domain(ranks: Sequence[int], domains: NDArray[np.int64], full: int) -> NDArray[np.int64] | None:
-    """Give every client the rank of its domain; a single entry holds for all. None when all have the `full` rank.
-
-    Raises:
-        InputError: a rank outside 1…full, or neither none, one entry nor one per domain.
-    """
-    for rank in ranks:
-        if not 1 <= rank <= full:
-            raise InputError(f"clients.ranks: found {rank}, expected values from 1 to lora.rank, {full}")
-    if all(rank == full for rank in ranks):
-        return None
-    return _by_domain("clients.ranks", ranks, domains)
+    """As `capacities_by_domain`, of ranks in 1…full; None where all have the `full` rank."""
+    _check_range("clients.ranks", ranks, full, f"lora.rank, {full}")
+    return None if all(rank == full for rank in ranks) else _by_domain("clients.ranks", ranks, domains)
 
 
 def devices_by_domain(profiles: Sequence[DeviceConfig], domains: NDArray[np.int64], seed: int) -> Devices:
@@ -123,29 +105,28 @@ def devices_by_domain(profiles: Sequence[DeviceConfig], domains: NDArray[np.int6
 
 def draw_devices(profiles: Sequence[DeviceConfig], clients: int, seed: int) -> Devices:
     """Give each client one of the `profiles`, drawn with equal chances."""
-    drawn = generator(seed, purpose="devices").integers(len(profiles), size=clients)
-    return Devices(profiles, drawn, seed)
+    return Devices(profiles, generator(seed, purpose="devices").integers(len(profiles), size=clients), seed)
+
+
+def _check_range(field: str, values: Sequence[int], most: int, limit: str) -> None:
+    for value in values:
+        if not 1 <= value <= most:
+            raise InputError(f"{field}: found {value}, expected values from 1 to {limit}")
 
 
 def _by_domain(field: str, values: Sequence[int], domains: NDArray[np.int64]) -> NDArray[np.int64]:
     count = int(domains.max()) + 1
     if len(values) not in (1, count):
         raise InputError(f"{field}: found {len(values)} entries, expected 1 or one for each of {count} domains")
-    table = np.broadcast_to(np.array(values, dtype=np.int64), (count,))
-    return table[domains]
+    return np.broadcast_to(np.array(values, dtype=np.int64), (count,))[domains]
 
 
 def check_sampling(config: ClientsConfig, clients: Clients, *, processes: int = 1) -> None:
     """Raises InputError when a round asks for more participants than there are clients, or fewer than processes."""
-    participants, sampled = config.participants, most_participants(config, clients)
-    if participants is not None and config.sampling == "one_per_domain":
+    sampled = most_participants(config, clients)
+    if sampled > len(clients):
         raise InputError(
-            f"clients.participants: found {participants} with clients.sampling one_per_domain, "
-            "expected null there (each domain sends one) or clients.sampling uniform"
-        )
-    if participants is not None and participants > len(clients):
-        raise InputError(
-            f"clients.participants: found {participants}, expected at most the {len(clients)} clients there are"
+            f"clients.participants: found {sampled}, expected at most the {len(clients)} clients there are"
         )
     if processes > sampled:
         raise InputError(
@@ -179,9 +160,9 @@ def with_step_limit(training: TrainingConfig, clients: Clients) -> TrainingConfi
     """`training` with what its `even_steps` comes to for `clients` as its `max_local_steps`."""
     if not training.even_steps:
         return training
-    (fewest,) = local_step_counts(np.array([clients.fewest_samples]), replace(training, max_local_steps=None))
-    limits = [int(fewest) + 1, training.max_local_steps]
-    return replace(training, max_local_steps=min(limit for limit in limits if limit is not None), even_steps=False)
+    fewest = clients.sample_counts(np.arange(len(clients))).min(keepdims=True)
+    limit = int(local_step_counts(fewest, training)[0]) + 1
+    return replace(training, max_local_steps=min(limit, training.max_local_steps or limit), even_steps=False)
 
 
 def local_step_counts(samples: NDArray[np.int64], training: TrainingConfig) -> NDArray[np.int64]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,50 @@ from fedra_engine.federation.work import ClientUpdates, LocalWork
 from fedra_engine.runtime.errors import InputError
 
 _LOG = logging.getLogger(__name__)
+MOST_NAMED = 100
+"""Clients that `metrics.jsonl` names."""
+_SUSPICIOUS = 10.0
+"""Times the median of a round's norms from which an update is pointed out."""
+_ENOUGH_TO_COMPARE = 4
+
+
+class ReturnedUpdates(NamedTuple):
+    """The updates of a round's clients; all arrays are [clients].
+
+    Attributes:
+        clients: int64, ascending where they are those of all processes.
+        processed: int64, samples each went through.
+        norms: float64; see `ClientUpdates.norms`.
+    """
+
+    clients: NDArray[np.int64]
+    processed: NDArray[np.int64]
+    norms: NDArray[np.float64]
+
+    @classmethod
+    def merged(cls, parts: Sequence[ReturnedUpdates]) -> ReturnedUpdates:
+        """Those of all `parts`, in the order of the clients."""
+        clients, processed, norms = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        order = np.argsort(clients)
+        return cls(clients[order], processed[order], norms[order])
+
+    @property
+    def good(self) -> NDArray[np.bool_]:
+        """bool [clients], whose update is finite."""
+        return np.isfinite(self.norms)
+
+    @property
+    def samples(self) -> int:
+        """How many the clients with good updates went through."""
+        return int(self.processed[self.good].sum())
+
+    def suspicious(self) -> tuple[NDArray[np.int64], float]:
+        """Clients with a good update far larger than most of the round's, and the median of the norms."""
+        norms = self.norms[self.good]
+        median = float(np.median(norms)) if len(norms) >= _ENOUGH_TO_COMPARE else 0.0
+        # Where most updates change nothing, any change at all would be infinitely many times as large.
+        far = (self.norms > _SUSPICIOUS * median) & self.good & (median > 0)
+        return self.clients[far], median
 
 
 @dataclass
@@ -47,58 +91,10 @@ class Tally:
 
     def returned(self) -> ReturnedUpdates:
         """Who returned what; waits for the executor's device, once for all."""
-        if not self._returned:
-            nobody = np.empty(0, dtype=np.int64)
-            return ReturnedUpdates(nobody, nobody, np.empty(0))
-        clients, processed, norms = zip(*self._returned, strict=True)
+        nobody = np.empty(0, dtype=np.int64)
+        parts = [(nobody, nobody, self.loss.new_empty(0)), *self._returned]
+        clients, processed, norms = zip(*parts, strict=True)
         return ReturnedUpdates(np.concatenate(clients), np.concatenate(processed), torch.cat(norms).cpu().numpy())
-
-
-SUSPICIOUS = 10.0
-"""Times the median of a round's norms from which an update is pointed out."""
-_ENOUGH_TO_COMPARE = 4
-
-
-@dataclass(frozen=True)
-class ReturnedUpdates:
-    """The updates of a round's clients; all arrays are [clients].
-
-    Attributes:
-        clients: int64, ascending where they are those of all processes.
-        processed: int64, samples each went through.
-        norms: float64; see `ClientUpdates.norms`.
-    """
-
-    clients: NDArray[np.int64]
-    processed: NDArray[np.int64]
-    norms: NDArray[np.float64]
-
-    @classmethod
-    def merged(cls, parts: Sequence[ReturnedUpdates]) -> ReturnedUpdates:
-        """Those of all `parts`, in the order of the clients."""
-        clients, processed, norms = (
-            np.concatenate([getattr(part, name) for part in parts]) for name in ("clients", "processed", "norms")
-        )
-        order = np.argsort(clients)
-        return cls(clients[order], processed[order], norms[order])
-
-    @property
-    def good(self) -> NDArray[np.bool_]:
-        """bool [clients], whose update is finite."""
-        return np.isfinite(self.norms)
-
-    @property
-    def samples(self) -> int:
-        """How many the clients with good updates went through."""
-        return int(self.processed[self.good].sum())
-
-    def suspicious(self) -> tuple[NDArray[np.int64], float]:
-        """Clients with a good update far larger than most of the round's, and the median of the norms."""
-        norms = self.norms[self.good]
-        median = float(np.median(norms)) if len(norms) >= _ENOUGH_TO_COMPARE else 0.0
-        # Where most updates change nothing, any change at all would be infinitely many times as large.
-        far = (self.norms > SUSPICIOUS * median) & self.good & (median > 0)
-        return self.clients[far], median
 
 
 def check_updates(
@@ -134,7 +130,7 @@ def check_updates(
     if len(far) and warn:
         _LOG.warning(
             "round %d has updates of more than %g times the median norm, %.3g, from %s",
-            *(round + 1, SUSPICIOUS, median, names_of(far)),
+            *(round + 1, _SUSPICIOUS, median, names_of(far)),
         )
     return bad
 
@@ -150,10 +146,6 @@ def check_finite(work: LocalWork, *tensors: Tensor) -> None:
     )
 
 
-MOST_NAMED = 100
-"""Clients that `metrics.jsonl` names."""
-
-
 @dataclass
 class RoundMetrics:
     """What `metrics.jsonl` remembers of a round.
@@ -167,10 +159,8 @@ class RoundMetrics:
         blocks_held: blocks that somebody held.
         seconds: wall-clock time.
         accuracy: per domain, where the state after the round was evaluated.
-        simulated_seconds, late, dropped: what clients' devices made of the round, where they have any; see
-            `DeviceRound`.
-        bad_updates: how many clients were left out because their update is not finite, where there are some; see
-            `training.on_bad_update`.
+        simulated_seconds, late, dropped: see `DeviceRound`; where clients have devices.
+        bad_updates: clients that were left out because their update is not finite, where there are any.
         bad_clients: the first `MOST_NAMED` of them.
     """
 

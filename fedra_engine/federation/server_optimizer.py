@@ -46,15 +46,13 @@ class ServerOptimizer:
 
     def tensors(self) -> dict[str, Tensor]:
         """The moments, for a checkpoint."""
-        return {f"{kind}.{name}": t for kind, moments in self._named() for name, t in moments.tensors().items()}
+        kinds = {"adapters": self._adapters, "heads": self._heads}
+        return {f"{kind}.{name}": tensor for kind, part in kinds.items() for name, tensor in part.moments.items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Take back what `tensors` gave."""
-        for kind, moments in self._named():
-            moments.restore({name: tensors[f"{kind}.{name}"] for name in moments.tensors()})
-
-    def _named(self) -> list[tuple[str, _Moments]]:
-        return [("adapters", self._adapters), ("heads", self._heads)]
+        for name, moment in self.tensors().items():
+            moment.copy_(tensors[name])
 
 
 class _Moments:
@@ -62,13 +60,15 @@ class _Moments:
 
     def __init__(self, config: ServerConfig, like: Tensor) -> None:
         self._config = config
-        self._first = torch.zeros_like(like) if config.optimizer != "fedavg" else None
-        adaptive = config.optimizer in ("fedadam", "fedyogi")
-        self._second = torch.full_like(like, config.tau**2) if adaptive else None
+        self.moments: dict[str, Tensor] = {}
+        if config.optimizer != "fedavg":
+            self.moments["first"] = torch.zeros_like(like)
+        if config.optimizer in ("fedadam", "fedyogi"):
+            self.moments["second"] = torch.full_like(like, config.tau**2)
 
     def step(self, previous: Tensor, mean: Tensor, trained: Tensor, columns: slice = slice(None)) -> Tensor:
         after = previous.clone()
-        if self._first is None and self._config.rate == 1:
+        if not self.moments and self._config.rate == 1:
             # What nobody trained may have a new mean all the same: some methods start it afresh.
             after[:, columns] = mean[:, columns]
             return after
@@ -79,26 +79,18 @@ class _Moments:
 
     def _direction(self, delta: Tensor, moved: Tensor, columns: slice) -> Tensor:
         """Where to go, once `delta` has changed the moments of what is `moved`."""
-        if self._first is None:
+        if not self.moments:
             return delta
-        config, (beta1, beta2) = self._config, self._config.betas
-        first = self._first[:, columns]
-        new_first = beta1 * first + (delta if self._second is None else (1 - beta1) * delta)
+        config, (beta1, beta2), adaptive = self._config, self._config.betas, "second" in self.moments
+        first = self.moments["first"][:, columns]
+        new_first = beta1 * first + ((1 - beta1) * delta if adaptive else delta)
         first.copy_(torch.where(moved, new_first, first))
-        if self._second is None:
+        if not adaptive:
             return new_first
-        second, square = self._second[:, columns], delta.square()
+        second, square = self.moments["second"][:, columns], delta.square()
         if config.optimizer == "fedadam":
             new_second = beta2 * second + (1 - beta2) * square
         else:
             new_second = second - (1 - beta2) * square * torch.sign(second - square)
         second.copy_(torch.where(moved, new_second, second))
         return new_first / (new_second.sqrt() + config.tau)
-
-    def tensors(self) -> dict[str, Tensor]:
-        moments = {"first": self._first, "second": self._second}
-        return {name: tensor for name, tensor in moments.items() if tensor is not None}
-
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        for name, tensor in self.tensors().items():
-            tensor.copy_(tensors[name])

@@ -24,7 +24,7 @@ class LocalWork:
     Attributes:
         clients: the federation.
         participants: int64 [participants], ascending client indices.
-        training: optimizer, batch size, epochs; without `even_steps`, see `with_step_limit`.
+        training: optimizer, batch size, epochs; without `even_steps` (`with_step_limit`).
         seed, round: what the draws are derived from.
         lr: learning rate of this round.
     """
@@ -41,33 +41,19 @@ class LocalWork:
 
     def steps(self) -> NDArray[np.int64]:
         """Local steps of each participant, int64 [participants]."""
-        samples = self.clients.sample_counts(self.participants)
-        return local_step_counts(samples, self.training)
+        return local_step_counts(self.clients.sample_counts(self.participants), self.training)
 
     def batches(self, client: int) -> list[NDArray[np.int64]]:
         """Sample rows of each local step of `client`."""
-        return local_batches(
-            self.clients.samples[client], self.training, seed=self.seed, round=self.round, client=client
-        )
+        samples = self.clients.samples[client]
+        return local_batches(samples, self.training, seed=self.seed, round=self.round, client=client)
 
 
 def learning_rate(training: TrainingConfig, round: int, rounds: int) -> float:
     """The learning rate of `round`; `linear` and `cosine` fall from `lr` towards 0 after the last round."""
     progress = round / rounds
-    factor = {
-        "constant": 1.0,
-        "linear": 1.0 - progress,
-        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
-    }[training.lr_schedule]
-    return training.lr * factor
-
-
-@dataclass(frozen=True)
-class LocalLoss:
-    """The training loss of one client: its sum over samples, and how many went through, over all local steps."""
-
-    total: float
-    processed: int
+    factors = {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}
+    return training.lr * factors[training.lr_schedule]
 
 
 class ClientUpdate(NamedTuple):
@@ -89,16 +75,13 @@ class ClientUpdates:
         clients: int64 [clients].
         samples: int64 [clients], training samples each client has.
         processed: int64 [clients], samples each client went through in this round, over all local steps.
-        losses: float64 [clients], on the executor's device: each client's training loss, summed over the samples it
-            went through.
+        losses: float64 [clients], on the executor's device: training loss, summed over the samples gone through.
         adapters: adapter bank [bank rows, slot size].
         slots: int64 [slots], rows of `adapters` that these clients trained.
-        slot_owners: int64 [slots], index into `clients`.
-        slot_blocks: int64 [slots], the block each slot is for.
+        slot_owners, slot_blocks: int64 [slots], index into `clients`, and the block that each slot is for.
         heads: head bank [bank rows, head size].
-        head_rows: int64 [heads], rows of `heads`.
-        head_owners: int64 [heads], index into `clients`.
-        head_exits: int64 [heads], which of the global classifiers each is.
+        head_rows: int64 [heads], rows of `heads` that these clients trained.
+        head_owners, head_exits: int64 [heads], index into `clients`, and which of the global classifiers each is.
         norms: float64 [clients], on the executor's device: how far each client's adapters and heads are from what it
             was handed out. Not finite for a bad update, one whose loss or some value is not; see `checked`.
     """
@@ -118,14 +101,14 @@ class ClientUpdates:
     norms: Tensor | None = None
 
     @classmethod
-    def of_one(cls, client: int, update: ClientUpdate, work: LocalWork, loss: LocalLoss) -> ClientUpdates:
-        """What a `client` returns that trained alone."""
+    def of_one(cls, client: int, update: ClientUpdate, work: LocalWork, loss: float, processed: int) -> ClientUpdates:
+        """What a `client` returns that trained alone; `loss` is the sum over all `processed` samples."""
         clients, (blocks, adapters, exits, heads) = np.array([client]), update
         return cls(
             clients=clients,
             samples=work.clients.sample_counts(clients),
-            processed=np.array([loss.processed]),
-            losses=torch.tensor([loss.total], dtype=torch.float64),
+            processed=np.array([processed]),
+            losses=torch.tensor([loss], dtype=torch.float64),
             adapters=adapters,
             slots=torch.arange(len(blocks), device=adapters.device),
             slot_owners=np.zeros(len(blocks), dtype=np.int64),
@@ -149,18 +132,16 @@ class ClientUpdates:
         owners, head_owners = to_device([self.slot_owners, self.head_owners], device)
         losses = self.losses.to(device)
         squares = torch.zeros_like(losses)
-        for bank, rows, of_bank, before in (
+        trained = (
             (self.adapters, self.slots, owners, starts),
             (self.heads, self.head_rows, head_owners, head_starts),
-        ):
+        )
+        for bank, rows, of_bank, before in trained:
             change = bank.index_select(0, rows).sub_(before)
             squares.index_add_(0, of_bank, squared_norms(change, torch.arange(len(rows), device=device)))
         norms = squares.sqrt().where(losses.isfinite(), torch.nan)
         good = norms.isfinite()
-        for bank, rows, of_bank in (
-            (self.adapters, self.slots, owners),
-            (self.heads, self.head_rows, head_owners),
-        ):
+        for bank, rows, of_bank, _ in trained:
             kept = good.index_select(0, of_bank)
             if device.type == "cpu":
                 bank[rows[~kept]] = 0

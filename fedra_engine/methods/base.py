@@ -35,11 +35,11 @@ class Federation:
         layout: where the factors lie in a slot.
         scale: factor of the adapter's product, alpha / rank.
         seed: seed of every draw.
-        deterministic: aggregate so that even the last bit does not depend on the order clients finish in.
-        fisher: Fisher information of every block of a state, [blocks], measured on a number of training samples
+        fisher: measures the Fisher information of every block of a state, [blocks], on a number of training samples
             drawn for a round.
+        deterministic: aggregate so that even the last bit does not depend on the order clients finish in.
+        capacities_drawn: each round every client draws one of all capacities there are.
         trains_classifier: whether clients train a classifier, not the tokens of a causal language model.
-        capacities_drawn: clients' capacities change: each round every client draws one of all capacities there are.
     """
 
     config: MethodConfig
@@ -53,17 +53,6 @@ class Federation:
     capacities_drawn: bool = False
     trains_classifier: bool = True
 
-    @property
-    def averaging(self) -> Averaging:
-        """How the method's aggregator sums."""
-        return Averaging(self.config.weighting, self.deterministic)
-
-    @property
-    def ranks(self) -> NDArray[np.int64]:
-        """LoRA rank of every client, int64 [clients]; that of the adapters where `clients` has none."""
-        ranks = self.clients.ranks
-        return np.full(len(self.clients), self.layout.rank) if ranks is None else ranks
-
     def capacities(self, round: int) -> NDArray[np.int64]:
         """Number of blocks each client can hold in `round`, int64 [clients]."""
         fixed = self.clients.capacities
@@ -76,11 +65,14 @@ class Federation:
 class Method(ABC):
     """A federated algorithm: what participants train, and what the server makes of it."""
 
-    caution: str | None = None
-    """What a user should know before the first round, if anything."""
+    aggregates: type[Aggregator] = Aggregator
+    """The kind of aggregator that collects the updates."""
+    ranks: NDArray[np.int64] | None = None
+    """int64 [clients], LoRA rank of every client where ranks are averaged by themselves; see `Averaging`."""
     writes_base = False
     """Whether the frozen weights change, so that participants must be sent the change."""
-
+    caution: str | None = None
+    """What a user should know before the first round, if anything."""
     order_matters: str | None = None
     """Why `execution.deterministic` cannot keep the order of updates from changing the last bits, if so."""
 
@@ -98,6 +90,12 @@ class Method(ABC):
         """The method's own options, `method.<name>` of the configuration."""
         return getattr(self.federation.config, self.federation.config.name)
 
+    @property
+    def averaging(self) -> Averaging:
+        """How the method's aggregator sums."""
+        federation = self.federation
+        return Averaging(federation.config.weighting, federation.deterministic, federation.layout, self.ranks)
+
     @abstractmethod
     def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:
         """What each participant holds and trains in `round`; one that holds nothing sits the round out."""
@@ -112,8 +110,8 @@ class Method(ABC):
         return state
 
     def aggregator(self, previous: GlobalState, round: int) -> Aggregator:
-        """What collects the updates of `round`, which began with `previous`; by default for their mean."""
-        return Aggregator(previous, self.federation.averaging)
+        """What collects the updates of `round`, which began with `previous`."""
+        return self.aggregates(previous, self.averaging)
 
     def receive(self, updates: ClientUpdates) -> None:  # noqa: B027 (most methods keep nothing)
         """See the updates of a few clients before they are aggregated: to keep something of them, or to cut them.
@@ -129,7 +127,7 @@ class Method(ABC):
         return aggregator.result()
 
     def after_round(self, state: GlobalState, round: int) -> None:  # noqa: B027 (most methods learn nothing of it)
-        """After `round`: see the state that the server made of what `aggregate` gave, and will hand out."""
+        """See the state that the server made of what `aggregate` gave, and will hand out after `round`."""
 
     def evaluated_model(self) -> EvaluatedModel:
         """Which part of the global state predicts; all blocks, unless a method's model is shallower."""
@@ -153,6 +151,39 @@ class Method(ABC):
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:  # noqa: B027 (most methods keep nothing)
         """Take back what `tensors` gave."""
+
+
+class OwnAllocation(Method):
+    """Base of methods that allocate blocks in their own way, to clients of one rank."""
+
+    def __init__(self, federation: Federation) -> None:
+        super().__init__(federation)
+        config = federation.config
+        if federation.clients.ranks is not None:
+            raise InputError(
+                f"clients.ranks: found ranks with method.name {config.name}, expected none (it needs one rank)"
+            )
+        if config.allocation is not None:
+            raise InputError(
+                f"method.allocation: found {config.allocation} with method.name {config.name}, expected null (it "
+                "allocates blocks in its own way)"
+            )
+
+
+def check_full_depth(asked: str, federation: Federation, *, always: bool = False) -> None:
+    """Raises InputError when no client can hold all blocks, unless the method may (not `always`) ignore capacities."""
+    deepest = int(federation.clients.capacities.max())
+    if deepest < federation.depth and (always or not federation.config.ignore_capacities):
+        raise InputError(
+            f"clients.capacities: found at most {deepest} of {federation.depth} blocks with {asked}, expected a client "
+            f"that can hold all{'' if always else ' (or method.ignore_capacities true)'}"
+        )
+
+
+def check_classifier(federation: Federation, method: str) -> None:
+    """Raises InputError when `method`, which looks at the logits of classes, is to train a causal language model."""
+    if not federation.trains_classifier:
+        raise InputError(f"method.name: found {method} with a causal language model, expected a classifier")
 
 
 METHODS: dict[str, type[Method]] = {}

@@ -10,10 +10,8 @@ from numpy.typing import NDArray
 
 from fedra_engine.federation.allocation import prefix_allocation
 from fedra_engine.federation.assignment import Assignment
-from fedra_engine.methods.allocated import OwnAllocation, check_full_depth
-from fedra_engine.methods.base import Federation, register_method
+from fedra_engine.methods.base import Federation, OwnAllocation, check_full_depth, register_method
 from fedra_engine.models.state import EvaluatedModel
-from fedra_engine.runtime.errors import InputError
 
 
 @register_method("alllarge")
@@ -49,12 +47,7 @@ class ExclusiveFL(OwnAllocation):
 
     def __init__(self, federation: Federation) -> None:
         super().__init__(federation)
-        deepest = int(federation.clients.capacities.max())
-        if deepest < federation.depth:
-            raise InputError(
-                f"clients.capacities: found at most {deepest} of {federation.depth} blocks with method.name "
-                "exclusivefl, expected a client that can hold all"
-            )
+        check_full_depth("method.name exclusivefl", federation, always=True)
 
     def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:
         capable = self.federation.capacities(round)[participants] >= self.federation.depth

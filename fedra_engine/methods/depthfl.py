@@ -21,8 +21,7 @@ from torch import Tensor
 from fedra_engine.config import DepthFLConfig
 from fedra_engine.federation.allocation import prefix_allocation
 from fedra_engine.federation.assignment import Assignment
-from fedra_engine.methods.allocated import OwnAllocation, check_classifier
-from fedra_engine.methods.base import Federation, register_method
+from fedra_engine.methods.base import Federation, OwnAllocation, check_classifier, register_method
 from fedra_engine.models.state import EvaluatedModel, GlobalState
 from fedra_engine.runtime.errors import InputError
 
@@ -40,26 +39,22 @@ class DepthFL(OwnAllocation):
             raise InputError(
                 f"method.depthfl.exit_every: found {every}, expected a divisor of the model's depth, {depth}"
             )
-        # Nobody would train the exits beyond.
-        self._depth = int(federation.clients.capacities.max()) // every * every
-        self._exits = tuple(range(every - 1, self._depth, every))
-        if federation.clients.capacities.max() < every:
+        deepest = int(federation.clients.capacities.max())
+        if deepest < every:
             raise InputError(
-                f"method.depthfl.exit_every: found {every} with clients that hold at most "
-                f"{federation.clients.capacities.max()} blocks, expected an exit that one of them reaches"
+                f"method.depthfl.exit_every: found {every} with clients that hold at most {deepest} blocks, expected "
+                "an exit that one of them reaches"
             )
+        # Nobody would train the exits beyond.
+        self._depth = deepest // every * every
+        self._exits = tuple(range(every - 1, self._depth, every))
 
     def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:
-        every = self._options.exit_every
+        every, ramp = self._options.exit_every, self._options.ramp_up_rounds
         depths = self.federation.capacities(round)[participants] // every * every
-        return Assignment(
-            prefix_allocation(depths, self.federation.depth), exits=self._exits, distillation=self.consistency(round)
-        )
-
-    def consistency(self, round: int) -> float:
-        """The weight w of the mutual distillation in `round`."""
-        ramp = self._options.ramp_up_rounds
-        return math.exp(-5 * (1 - min(round, ramp) / ramp) ** 2)
+        consistency = math.exp(-5 * (1 - min(round, ramp) / ramp) ** 2)
+        held = prefix_allocation(depths, self.federation.depth)
+        return Assignment(held, exits=self._exits, distillation=consistency)
 
     def initial_state(self, state: GlobalState, base: Callable[[], tuple[Tensor, ...]]) -> GlobalState:
         # Every exit starts with the model's own classifier.

@@ -21,18 +21,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedra_engine.federation.assignment import Assignment
-from fedra_engine.methods.allocated import AllocatedMethod
 from fedra_engine.methods.base import register_method
+from fedra_engine.methods.fedra import FedRA
 from fedra_engine.models.adapters import Factor
 
 
 @register_method("fedit")
-class FedIT(AllocatedMethod):
+class FedIT(FedRA):
     """Averages A and B separately."""
 
 
 @register_method("ffalora")
-class FFALora(AllocatedMethod):
+class FFALora(FedRA):
     """Trains and averages B; A is frozen for ever."""
 
     def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:
@@ -44,7 +44,7 @@ class FFALora(AllocatedMethod):
 
 
 @register_method("rolora")
-class RoLoRA(AllocatedMethod):
+class RoLoRA(FedRA):
     """Trains and averages B in even rounds (counted from 0), A in odd ones."""
 
     def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:

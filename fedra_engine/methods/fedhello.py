@@ -25,8 +25,7 @@ from torch import Tensor
 from fedra_engine.config import FedHelloConfig
 from fedra_engine.federation.allocation import Allocation
 from fedra_engine.federation.assignment import Assignment
-from fedra_engine.methods.allocated import OwnAllocation, check_classifier
-from fedra_engine.methods.base import Federation, register_method
+from fedra_engine.methods.base import Federation, OwnAllocation, check_classifier, register_method
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.randomness import generator

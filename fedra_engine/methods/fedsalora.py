@@ -7,6 +7,7 @@ set; a client that never took part has the shared A and B as it started, zero, a
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
@@ -18,38 +19,38 @@ from torch import Tensor
 from fedra_engine.federation.aggregation import Aggregator
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.work import ClientUpdates
-from fedra_engine.methods.allocated import AllocatedMethod
 from fedra_engine.methods.base import Federation, register_method
+from fedra_engine.methods.fedra import FedRA
 from fedra_engine.models.adapters import Factor
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.processes import Processes
 
 
 @register_method("fedsalora")
-class FedSALora(AllocatedMethod):
+class FedSALora(FedRA):
     """Averages A; keeps each client's B on the host, in memory that grows with the clients that ever took part."""
 
     def __init__(self, federation: Federation) -> None:
         super().__init__(federation)
         self._columns = federation.layout.columns("B")
-        self._kept: dict[int, dict[int, Tensor]] = {}
-        self._new: dict[int, tuple[list[int], Tensor]] = {}
-        """Blocks and values of each client seen since the last synchronization."""
+        self._kept: defaultdict[int, dict[int, Tensor]] = defaultdict(dict)
+        """B of each client, by block."""
+        self._new: dict[int, dict[int, Tensor]] = {}
+        """What came to it since the last synchronization."""
 
     def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:
         return replace(super().assign(participants, round), hand_out=self._hand_out)
 
     def receive(self, updates: ClientUpdates) -> None:
         for _, client, update in updates.of_good_clients():
-            values = update.adapters[:, self._columns].cpu().clone()
-            self._new[client] = (update.blocks.tolist(), values)
-            self._remember(client, *self._new[client])
+            self._new[client] = _rows(update.blocks, update.adapters[:, self._columns].cpu())
+            self._kept[client] |= self._new[client]
 
     def synchronize(self, processes: Processes) -> None:
         # A client may next be trained by another process.
-        for kept in processes.all_gather_object(self._new):
-            for client, (blocks, values) in kept.items():
-                self._remember(client, blocks, values)
+        for new in processes.all_gather_object(self._new):
+            for client, rows in new.items():
+                self._kept[client] |= rows
         self._new = {}
 
     def aggregate(self, aggregator: Aggregator, previous: GlobalState, round: int) -> GlobalState:
@@ -69,22 +70,14 @@ class FedSALora(AllocatedMethod):
         return "A"
 
     def tensors(self) -> dict[str, Tensor]:
-        named = {}
-        for client, kept in self._kept.items():
-            named[f"blocks.{client}"] = torch.tensor(list(kept))
-            named[f"factors.{client}"] = torch.stack(list(kept.values()))
-        return named
+        blocks = {f"blocks.{client}": torch.tensor(list(kept)) for client, kept in self._kept.items()}
+        return blocks | {f"factors.{client}": torch.stack([*kept.values()]) for client, kept in self._kept.items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         for name, blocks in tensors.items():
             kind, _, client = name.partition(".")
             if kind == "blocks":
-                self._remember(int(client), blocks.tolist(), tensors[f"factors.{client}"])
-
-    def _remember(self, client: int, blocks: list[int], values: Tensor) -> None:
-        # Of their own: a row would keep the memory of all blocks it came with.
-        rows = [row.clone() for row in values]
-        self._kept.setdefault(client, {}).update(zip(blocks, rows, strict=True))
+                self._kept[int(client)] |= _rows(blocks.numpy(), tensors[f"factors.{client}"])
 
     def _hand_out(self, client: int, blocks: NDArray[np.int64], slots: Tensor) -> None:
         """See `assignment.HandOut`."""
@@ -98,3 +91,8 @@ class FedSALora(AllocatedMethod):
         adapters = state.adapters.clone()
         self._hand_out(client, np.arange(self.federation.depth), adapters)
         return replace(state, adapters=adapters)
+
+
+def _rows(blocks: NDArray[np.int64], values: Tensor) -> dict[int, Tensor]:
+    """Each block's row of `values`, in memory of its own: a view would keep that of all."""
+    return {block: row.clone() for block, row in zip(blocks.tolist(), values, strict=True)}

@@ -23,67 +23,106 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedra_engine.config import HetLoraConfig
-from fedra_engine.federation.aggregation import Averaging, RankedAggregator
+from fedra_engine.federation.aggregation import Aggregator, Averaging
 from fedra_engine.federation.assignment import Assignment, ClientAlone, ClientsInTraining, LocalTerm
 from fedra_engine.federation.work import ClientUpdates
-from fedra_engine.methods.allocated import AllocatedMethod
 from fedra_engine.methods.base import Federation, register_method
+from fedra_engine.methods.fedra import FedRA
 from fedra_engine.models.adapters import AdapterLayout
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.processes import Processes
 from fedra_kernels import to_device
 
 
+class NormWeightedAggregator(Aggregator):
+    """Means of A and B with the weights w_i ‖B_i A_i‖ / Σ w_j ‖B_j A_j‖, target by target; heads as in `Aggregator`.
+
+    w_i is the weight of the client, as in `Aggregator`. A rank that a client lacks counts as zeros.
+
+    Ranks that none of a block's clients has keep their values, and so does a target whose products are all zero.
+    """
+
+    def __init__(self, previous: GlobalState, averaging: Averaging) -> None:
+        super().__init__(previous, averaging)
+        like = self._adapters.weight
+        self._sums = like.new_zeros(previous.adapters.shape)
+        self._norms = like.new_zeros(len(previous.adapters), len(self.layout.targets))
+
+    def add(self, updates: ClientUpdates) -> None:
+        super().add(updates)
+        slots = updates.adapters[updates.slots].to(self._sums)
+        (blocks,) = to_device([updates.slot_blocks], slots.device)
+        norms = product_norms(slots, self.layout) * self.slot_weights(updates)[:, None]
+        self._norms.index_add_(0, blocks, norms)
+        self._sums.index_add_(0, blocks, slots * self._per_column(norms))
+
+    def sums(self) -> list[Tensor]:
+        return [*super().sums(), self._sums, self._norms]
+
+    def result(self) -> GlobalState:
+        norms = self._per_column(self._norms)
+        mean = self._sums / torch.where(norms > 0, norms, torch.ones_like(norms))
+        previous = self.previous.adapters
+        adapters = torch.where((norms > 0) & self.trained(), mean.to(previous), previous)
+        return replace(super().result(), adapters=adapters)
+
+    def _per_column(self, per_target: Tensor) -> Tensor:
+        """[slots, targets] spread to the columns of each target's factors, [slots, slot size]."""
+        spread = per_target.new_empty(len(per_target), self.layout.size)
+        for target in range(len(self.layout.targets)):
+            self.layout.lora_a(spread, target).copy_(per_target[:, target, None, None])
+            self.layout.lora_b(spread, target).copy_(per_target[:, target, None, None])
+        return spread
+
+
 @register_method("hetlora")
-class HetLoRA(AllocatedMethod):
+class HetLoRA(FedRA):
     """Truncation, zero-padding, norm-weighted means, and clients that prune their own rank."""
 
+    aggregates = NormWeightedAggregator
+    ranks: NDArray[np.int64]
     order_matters = "its weights are not whole numbers, so the order of summation changes the last bits"
 
     def __init__(self, federation: Federation) -> None:
         super().__init__(federation)
         options: HetLoraConfig = self.options
+        given = federation.clients.ranks
+        self.ranks = np.full(len(federation.clients), federation.layout.rank) if given is None else given.copy()
         self._keep_ratio = options.keep_ratio
         self._terms = (RankPenalty(options.keep_ratio, options.penalty),) if options.penalty > 0 else ()
-        self._ranks = federation.ranks.copy()
-        if len(np.unique(self._ranks)) == 1:
+        if len(np.unique(self.ranks)) == 1:
             self.caution = (
-                f"hetlora with one rank, {self._ranks[0]}, for all clients: clients.ranks gives them different ones"
+                f"hetlora with one rank, {self.ranks[0]}, for all clients: clients.ranks gives them different ones"
             )
 
     def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:
-        return replace(
-            super().assign(participants, round),
-            ranks=self._ranks[participants],
-            terms=self._terms,
-        )
+        return replace(super().assign(participants, round), terms=self._terms)
 
-    def aggregator(self, previous: GlobalState, round: int) -> NormWeightedAggregator:
+    def aggregator(self, previous: GlobalState, round: int) -> Aggregator:
         self._handed_out = previous.adapters
-        federation = self.federation
-        return NormWeightedAggregator(previous, federation.averaging, federation.layout, self._ranks)
+        return super().aggregator(previous, round)
 
     def receive(self, updates: ClientUpdates) -> None:
         if self._keep_ratio == 1:
             return
         for position, client, update in updates.of_good_clients():
             before = self._handed_out[torch.from_numpy(update.blocks).to(update.adapters.device)]
-            rank = int(self._ranks[client])
+            rank = int(self.ranks[client])
             if self._tail(update.adapters, rank) < self._tail(before, rank):
-                self._ranks[client] = max(1, int(rank * self._keep_ratio))
+                self.ranks[client] = max(1, int(rank * self._keep_ratio))
                 mine = updates.slots[torch.from_numpy(updates.slot_owners == position).to(updates.slots.device)]
-                self.federation.layout.truncate(update.adapters, int(self._ranks[client]))
+                self.federation.layout.truncate(update.adapters, int(self.ranks[client]))
                 updates.adapters[mine] = update.adapters
 
     def synchronize(self, processes: Processes) -> None:
         # A rank only ever falls, and a client is trained by one process, so the smallest is the new one.
-        self._ranks = np.minimum.reduce(processes.all_gather_object(self._ranks))
+        self.ranks = np.minimum.reduce(processes.all_gather_object(self.ranks))
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"ranks": torch.from_numpy(self._ranks)}
+        return {"ranks": torch.from_numpy(self.ranks)}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        self._ranks = tensors["ranks"].numpy().copy()
+        self.ranks = tensors["ranks"].numpy().copy()
 
     def _tail(self, slots: Tensor, rank: int) -> float:
         """Σ over slots and targets of ‖B_tail‖ ‖A_tail‖."""
@@ -130,49 +169,6 @@ def tail_norms(slots: Tensor, layout: AdapterLayout, target: int, tail: Tensor) 
     a = layout.lora_a(slots, target) * tail[:, :, None]
     b = layout.lora_b(slots, target) * tail[:, None, :]
     return a.flatten(1).norm(dim=1), b.flatten(1).norm(dim=1)
-
-
-class NormWeightedAggregator(RankedAggregator):
-    """Means of A and B with the weights w_i ‖B_i A_i‖ / Σ w_j ‖B_j A_j‖, target by target; heads as in `Aggregator`.
-
-    w_i is the weight of the client, as in `Aggregator`. A rank that a client lacks counts as zeros.
-
-    Ranks that none of a block's clients has keep their values, and so does a target whose products are all zero.
-    """
-
-    def __init__(
-        self, previous: GlobalState, averaging: Averaging, layout: AdapterLayout, ranks: NDArray[np.int64]
-    ) -> None:
-        super().__init__(previous, averaging, layout, ranks)
-        like = self._adapters.weight
-        self._sums = like.new_zeros(previous.adapters.shape)
-        self._norms = like.new_zeros(len(previous.adapters), len(layout.targets))
-
-    def add(self, updates: ClientUpdates) -> None:
-        super().add(updates)
-        slots = updates.adapters[updates.slots].to(self._sums)
-        (blocks,) = to_device([updates.slot_blocks], slots.device)
-        norms = product_norms(slots, self._layout) * self.slot_weights(updates)[:, None]
-        self._norms.index_add_(0, blocks, norms)
-        self._sums.index_add_(0, blocks, slots * self._per_column(norms))
-
-    def sums(self) -> list[Tensor]:
-        return [*super().sums(), self._sums, self._norms]
-
-    def result(self) -> GlobalState:
-        norms = self._per_column(self._norms)
-        mean = self._sums / torch.where(norms > 0, norms, torch.ones_like(norms))
-        previous = self.previous.adapters
-        adapters = torch.where((norms > 0) & self.trained(), mean.to(previous), previous)
-        return replace(super().result(), adapters=adapters)
-
-    def _per_column(self, per_target: Tensor) -> Tensor:
-        """[slots, targets] spread to the columns of each target's factors, [slots, slot size]."""
-        spread = per_target.new_empty(len(per_target), self._layout.size)
-        for target in range(len(self._layout.targets)):
-            self._layout.lora_a(spread, target).copy_(per_target[:, target, None, None])
-            self._layout.lora_b(spread, target).copy_(per_target[:, target, None, None])
-        return spread
 
 
 def product_norms(slots: Tensor, layout: AdapterLayout) -> Tensor:

@@ -27,8 +27,7 @@ from fedra_engine.federation.aggregation import Aggregator, Averaging, WeightedS
 from fedra_engine.federation.allocation import prefix_allocation
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.work import ClientUpdates
-from fedra_engine.methods.allocated import OwnAllocation
-from fedra_engine.methods.base import Federation, register_method
+from fedra_engine.methods.base import Federation, OwnAllocation, register_method
 from fedra_engine.models.state import GlobalState
 
 
@@ -47,7 +46,7 @@ class InclusiveFL(OwnAllocation):
 
     def aggregator(self, previous: GlobalState, round: int) -> GroupedAggregator:
         groups = np.searchsorted(self._depths, self.federation.capacities(round))
-        return GroupedAggregator(previous, self.federation.averaging, groups, len(self._depths))
+        return GroupedAggregator(previous, self.averaging, groups, len(self._depths))
 
     def aggregate(self, aggregator: Aggregator, previous: GlobalState, round: int) -> GlobalState:
         assert isinstance(aggregator, GroupedAggregator)

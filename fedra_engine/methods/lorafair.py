@@ -11,8 +11,6 @@ is stable; with the default rate and number of steps the objective no longer cha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -36,51 +34,36 @@ class LoRAFair(ProductMethod):
         trained = aggregator.trained()[held]
         slots = mean.adapters[held].to(products[0]) * trained
         problems = [
-            Discrepancy.of(product, layout.lora_b(slots, target), layout.lora_a(slots, target))
+            coordinates(product, layout.lora_b(slots, target), layout.lora_a(slots, target))
             for target, product in enumerate(products)
         ]
+        bases, *parts = zip(*problems, strict=True)
         # All weights have problems of one shape, whatever their own.
-        parts = zip(*((p.gram_basis, p.gram_a, p.norm) for p in problems), strict=True)
-        solved = descend(
-            *(torch.stack(part) for part in parts), weight=options.weight, steps=options.steps, lr=options.lr
-        )
-        for target, (problem, coefficients) in enumerate(zip(problems, solved, strict=True)):
-            layout.lora_b(slots, target).copy_(problem.basis @ coefficients)
+        solved = descend(*map(torch.stack, parts), weight=options.weight, steps=options.steps, lr=options.lr)
+        for target, (basis, z) in enumerate(zip(bases, solved, strict=True)):
+            layout.lora_b(slots, target).copy_(basis @ z)
         mean.adapters[held] = torch.where(trained, slots.to(mean.adapters), mean.adapters[held])
         return mean
 
 
-@dataclass(frozen=True)
-class Discrepancy:
-    """The objective for one weight of every block, in coordinates.
+def coordinates(product: Tensor, b: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The objective for one weight of every block in few numbers, of ΔW, B̄ [blocks, out, rank] and Ā.
 
     The gradient with respect to P = B̄ + ΔB is a combination of P Ā Āᵀ, C = ΔW Āᵀ and P − B̄. So P stays in the span of
     the columns of B̄ and C: P = [B̄ C] Z with Z [2 · rank, rank], and nothing as large as the weight is touched.
 
-    Attributes:
-        basis: [B̄ C], [blocks, out, 2 · rank].
-        gram_basis: [B̄ C]ᵀ [B̄ C], [blocks, 2 · rank, 2 · rank].
-        gram_a: Ā Āᵀ, [blocks, rank, rank].
-        norm: ‖ΔW‖_F, [blocks].
+    Returns:
+        [B̄ C] [blocks, out, 2 · rank], [B̄ C]ᵀ [B̄ C], Ā Āᵀ, and ‖ΔW‖_F [blocks].
     """
-
-    basis: Tensor
-    gram_basis: Tensor
-    gram_a: Tensor
-    norm: Tensor
-
-    @classmethod
-    def of(cls, product: Tensor, b: Tensor, a: Tensor) -> Discrepancy:
-        """From ΔW [blocks, out, in], B̄ [blocks, out, rank] and Ā [blocks, rank, in]."""
-        basis = torch.cat([b, product @ a.transpose(1, 2)], dim=2)
-        return cls(basis, basis.transpose(1, 2) @ basis, a @ a.transpose(1, 2), product.flatten(1).norm(dim=1))
+    basis = torch.cat([b, product @ a.transpose(1, 2)], dim=2)
+    return basis, basis.transpose(1, 2) @ basis, a @ a.transpose(1, 2), product.flatten(1).norm(dim=1)
 
 
 def descend(gram_basis: Tensor, gram_a: Tensor, norm: Tensor, *, weight: float, steps: int, lr: float) -> Tensor:
     """Coordinates Z [..., 2 · rank, rank] after `steps` of gradient descent from ΔB = 0.
 
     Args:
-        gram_basis, gram_a, norm: see `Discrepancy`.
+        gram_basis, gram_a, norm: the last three that `coordinates` gives.
         weight: λ.
         steps: gradient steps.
         lr: their size, in units of 1 / (tr(Ā Āᵀ) / ‖B̄ Ā‖² + 2 λ).

@@ -1,41 +1,58 @@
-"""What methods that average the adapters' products B·A have in common.
+"""Methods that average the adapters' products B·A: mean(B_i A_i) ≠ mean(B_i) mean(A_i).
 
-The mean of products is not the product of means: mean(B_i A_i) ≠ mean(B_i) mean(A_i).
+FlexLoRA (Bai et al., NeurIPS 2024; arXiv 2402.11505): average the products, then decompose. The mean product
+Σ p_i B_i A_i = U S Vᵀ of each weight is decomposed by SVD. The new factors are its best approximation of the adapters'
+rank, B = U_r S_r and A = V_rᵀ; a client of smaller rank is handed out the leading singular directions only.
+
+FLoRA (Wang et al., NeurIPS 2024; arXiv 2409.05976): stacking instead of averaging. The server stacks the clients'
+factors: [B_1 … B_n] diag(p_1, …, p_n) [A_1; …; A_n] = Σ_i p_i B_i A_i, the exact mean product whatever the ranks, adds
+scale times it to the frozen weights, and every round starts with fresh adapters: A random, B zero. The server's sum is
+that of the stack; clients would download the stack and add it themselves.
+
+FedEx-LoRA (Singhal et al., ACL 2025; arXiv 2410.09432): the mean of the factors, made exact by a residual. A and B are
+averaged as in FedIT. What this misses, ΔW_res = Σ p_i B_i A_i − (Σ p_i B_i)(Σ p_i A_i), is added to the frozen weights
+(times the adapters' scale), so that the new model is the exact mean of the clients' models.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from fedra_engine.federation.aggregation import Aggregator, Averaging, RankedAggregator
+from fedra_engine.federation.aggregation import Aggregator, Averaging
 from fedra_engine.federation.work import ClientUpdates
-from fedra_engine.methods.allocated import AllocatedMethod
-from fedra_engine.models.adapters import AdapterLayout
+from fedra_engine.methods.base import register_method
+from fedra_engine.methods.fedra import FedRA
+from fedra_engine.models.adapters import AdapterLayout, initial_adapters
 from fedra_engine.models.state import GlobalState
 from fedra_kernels import to_device
 
 
-class ProductAggregator(RankedAggregator):
+class ProductAggregator(Aggregator):
     """Also sums the products B·A of every target in every block."""
 
-    def __init__(
-        self, previous: GlobalState, averaging: Averaging, layout: AdapterLayout, ranks: NDArray[np.int64]
-    ) -> None:
-        super().__init__(previous, averaging, layout, ranks)
+    def __init__(self, previous: GlobalState, averaging: Averaging) -> None:
+        super().__init__(previous, averaging)
         depth, like = len(previous.adapters), self._adapters.weight
-        self._products = [like.new_zeros(depth, target.out_features, target.in_features) for target in layout.targets]
+        self._products = [like.new_zeros(depth, t.out_features, t.in_features) for t in self.layout.targets]
 
     def add(self, updates: ClientUpdates) -> None:
         super().add(updates)
         weights = self.slot_weights(updates)
         for block in np.unique(updates.slot_blocks).tolist():
-            self._add_block(updates, np.flatnonzero(updates.slot_blocks == block), weights, block)
+            (members,) = to_device([np.flatnonzero(updates.slot_blocks == block)], weights.device)
+            slots = updates.adapters[updates.slots[members]].to(self._products[0])
+            scales = weights[members][:, None, None]
+            for target, product in enumerate(self._products):
+                # All clients' factors side by side: their sum of products is one product.
+                a = self.layout.lora_a(slots, target).flatten(0, 1)
+                b = (self.layout.lora_b(slots, target) * scales).transpose(0, 1).flatten(1)
+                product[block].addmm_(b, a)
 
     def sums(self) -> list[Tensor]:
         return [*super().sums(), *self._products]
@@ -46,25 +63,25 @@ class ProductAggregator(RankedAggregator):
         divisor = torch.where(weight > 0, weight, torch.ones_like(weight))
         return [product / divisor[:, None, None] for product in self._products]
 
-    def _add_block(self, updates: ClientUpdates, members: NDArray[np.int64], weights: Tensor, block: int) -> None:
-        (of_block,) = to_device([members], updates.slots.device)
-        slots = updates.adapters[updates.slots[of_block]].to(self._products[0])
-        scaled = weights[of_block][:, None, None]
-        for target, product in enumerate(self._products):
-            # All clients' factors side by side: their sum of products is one product.
-            a = self._layout.lora_a(slots, target).flatten(0, 1)
-            b = (self._layout.lora_b(slots, target) * scaled).transpose(0, 1).flatten(1)
-            product[block].addmm_(b, a)
 
-
-class ProductMethod(AllocatedMethod):
+class ProductMethod(FedRA):
     """Averages B·A beside, or instead of, A and B."""
 
+    aggregates = ProductAggregator
     order_matters = "the order in which products are summed changes the last bits"
 
-    def aggregator(self, previous: GlobalState, round: int) -> ProductAggregator:
-        federation = self.federation
-        return ProductAggregator(previous, federation.averaging, federation.layout, federation.ranks)
+
+@register_method("flexlora")
+class FlexLora(ProductMethod):
+    """Averages the products exactly up to the cut to the adapters' rank."""
+
+    def aggregate(self, aggregator: Aggregator, previous: GlobalState, round: int) -> GlobalState:
+        assert isinstance(aggregator, ProductAggregator)
+        held = torch.nonzero(aggregator.held_blocks())[:, 0]
+        products = [product[held] for product in aggregator.mean_products()]
+        adapters = previous.adapters.clone()
+        adapters[held] = decompose(products, self.federation.layout).to(adapters)
+        return replace(aggregator.result(), adapters=adapters)
 
 
 class BaseWritingMethod(ProductMethod):
@@ -84,7 +101,49 @@ class BaseWritingMethod(ProductMethod):
         )
 
 
+@register_method("flora")
+class FLoRA(BaseWritingMethod):
+    """Merges the mean product into the model; adapters start afresh every round."""
+
+    def aggregate(self, aggregator: Aggregator, previous: GlobalState, round: int) -> GlobalState:
+        assert isinstance(aggregator, ProductAggregator)
+        layout, depth, seed = self.federation.layout, self.federation.depth, self.federation.seed
+        fresh = initial_adapters(layout, depth, seed=seed, round=round + 1, dtype=previous.adapters.dtype)
+        base = self.add_to_base(aggregator, aggregator.mean_products())
+        return replace(aggregator.result(), adapters=fresh.to(previous.adapters.device), base=base)
+
+
+@register_method("fedexlora")
+class FedExLora(BaseWritingMethod):
+    """Averages A and B and writes what the product of the means misses into the model."""
+
+    def aggregate(self, aggregator: Aggregator, previous: GlobalState, round: int) -> GlobalState:
+        assert isinstance(aggregator, ProductAggregator)
+        mean = aggregator.result()
+        of_means = factor_products(mean.adapters, self.federation.layout)
+        residuals = [product - other for product, other in zip(aggregator.mean_products(), of_means, strict=True)]
+        return replace(mean, base=self.add_to_base(aggregator, residuals))
+
+
 def factor_products(adapters: Tensor, layout: AdapterLayout) -> list[Tensor]:
     """B·A per target, [blocks, out, in] in float64 on a CPU, of `adapters` [blocks, slot size]."""
     wide = adapters.double() if adapters.device.type == "cpu" else adapters.float()
     return [layout.lora_b(wide, target) @ layout.lora_a(wide, target) for target in range(len(layout.targets))]
+
+
+def decompose(products: list[Tensor], layout: AdapterLayout) -> Tensor:
+    """Slots [blocks, slot size] whose B·A are the best approximations of `products`, per target [blocks, out, in].
+
+    All weights of equal shape are decomposed in one batched call.
+    """
+    slots = products[0].new_zeros(len(products[0]), layout.size)
+    by_shape: defaultdict[torch.Size, list[int]] = defaultdict(list)
+    for target, product in enumerate(products):
+        by_shape[product.shape].append(target)
+    for targets in by_shape.values():
+        u, s, vt = torch.linalg.svd(torch.stack([products[target] for target in targets]), full_matrices=False)
+        for target, left, values, right in zip(targets, u, s, vt, strict=True):
+            rank = min(layout.rank, values.shape[-1])
+            layout.lora_b(slots, target)[..., :rank] = left[..., :rank] * values[..., None, :rank]
+            layout.lora_a(slots, target)[..., :rank, :] = right[..., :rank, :]
+    return slots

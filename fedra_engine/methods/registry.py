@@ -6,15 +6,13 @@ from fedra_engine.methods import (  # noqa: F401 (each registers its methods)
     controls,
     depthfl,
     factors,
-    fedexlora,
     fedhello,
     fedra,
     fedsalora,
-    flexlora,
-    flora,
     hetlora,
     inclusivefl,
     lorafair,
+    products,
 )
 from fedra_engine.methods.base import METHODS, Federation, Method
 from fedra_engine.runtime.errors import InputError

@@ -14,7 +14,7 @@ from fedra_engine.config import ExperimentConfig, LoraConfig, TrainingConfig
 from fedra_engine.costs.model import ClientCosts, CostModel
 from fedra_engine.execution.dropout import DropoutKeys
 from fedra_engine.execution.memory import saved_bytes
-from fedra_engine.execution.submodel import Submodel
+from fedra_engine.execution.sequential import Submodel
 from fedra_engine.experiment import build_experiment
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.models.adapters import initial_adapters
@@ -105,10 +105,10 @@ def rows(*held: list[int]) -> np.ndarray:
     return np.array([np.isin(np.arange(DEPTH), blocks) for blocks in held])
 
 
-def kept_bytes(submodel: Submodel, inputs: dict[str, torch.Tensor]) -> int:
+def kept_bytes(submodel: Submodel, inputs: dict[str, torch.Tensor], keys: DropoutKeys) -> int:
     """Of a pass with loss, besides the weights."""
     weights = [*submodel.model.parameters(), *submodel.model.buffers(), *submodel.parameters()]
-    return saved_bytes(lambda: nn.functional.log_softmax(submodel.logits(inputs)[0], dim=-1).sum(), weights)
+    return saved_bytes(lambda: nn.functional.log_softmax(submodel.logits(inputs, keys)[0], dim=-1).sum(), weights)
 
 
 @pytest.mark.parametrize("family", ["vit", "bert", "gpt2", "llama", "timm_mixer"])
@@ -134,8 +134,7 @@ def test_memory_is_that_of_the_real_submodels(family: str, dropout: float, assig
     inputs = samples.inputs(torch.full((2,), longest), torch.device("cpu"), torch.float64)
     for row, counted in enumerate(activations):
         submodel = Submodel(foundation, lora, assignment, row, 0, state)
-        submodel.use_dropout_keys(DropoutKeys(dropout, seed=0, round=0, clients=[0], steps=[0]))
-        kept = kept_bytes(submodel, inputs)
+        kept = kept_bytes(submodel, inputs, DropoutKeys(dropout, seed=0, round=0, clients=[0], steps=[0]))
         # The first trained block keeps less than others, for its input needs no gradient; blocks that are held but not
         # trained keep no inputs of adapters.
         exact = assignment.held[row, 0] and assignment.trained is None

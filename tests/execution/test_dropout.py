@@ -6,12 +6,10 @@ import numpy as np
 import torch
 
 from fedra_engine.config import LoraConfig
-from fedra_engine.execution.dropout import CounterDropout, DropoutKeys, PassDropout
+from fedra_engine.execution.dropout import CounterDropout, DropoutKeys, pass_dropout
 from fedra_engine.execution.plan import plan_groups
 from fedra_kernels import dropout_mask
 from tests.tiny import make_tiny
-
-CPU = torch.device("cpu")
 
 
 def key(seed: int = 0, round: int = 0, client: int = 0, step: int = 0, block: int = 0, target: int = 0) -> int:
@@ -37,10 +35,10 @@ def test_every_target_of_every_block_gets_the_keys_of_its_holders() -> None:
     slots = np.array([[0, -1, -1], [1, -1, 2], [3, -1, 4]])
     plan = plan_groups(make_tiny("vit", LoraConfig(target_modules=["fc1"])), [2, 1, 4], slots)
     keys = DropoutKeys(0.5, seed=1, round=2, clients=[7, 8, 9], steps=[0, 3, 1])
-    dropout = PassDropout(keys, plan, 2, CPU)
+    dropout = pass_dropout(keys, plan, 2)
     for target in range(2):
-        assert dropout.at(0, target).keys.tolist() == keys.at(0, target).tolist()
-        assert dropout.at(2, target).keys.tolist() == keys.at(2, target)[1:].tolist()
+        assert dropout[0, target].keys.tolist() == keys.at(0, target).tolist()
+        assert dropout[2, target].keys.tolist() == keys.at(2, target)[1:].tolist()
 
 
 def test_masks_are_those_of_earlier_versions() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from fedra_engine.execution.evaluation import FisherInformation
-from fedra_engine.execution.submodel import Submodel
+from fedra_engine.execution.sequential import Submodel
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.runtime.randomness import generator

@@ -27,13 +27,14 @@ def foundation() -> Foundation:
     return make_tiny("vit", LoraConfig(target_modules=["fc1"]))
 
 
-def planned(foundation: Foundation, earlier: RequestedTables | None = None) -> SweepPlan:
-    return make_plan(foundation, [2, 3], SLOTS, np.arange(2), scale=1.0, earlier=earlier)[0]
+def planned(foundation: Foundation, requested: RequestedTables | None = None) -> SweepPlan:
+    return make_plan(foundation, [2, 3], SLOTS, np.arange(2), scale=1.0, requested=requested)[0]
 
 
-def step(plan: SweepPlan, tokens: int) -> list[torch.Tensor]:
+def step(plan: SweepPlan, tokens: int, requested: RequestedTables | None = None) -> list[torch.Tensor]:
     """Ask for tables as the kernels of a step on texts of `tokens` tokens do."""
-    plan.requested.clear()
+    if requested is not None:
+        requested.clear()
     asked = [plan.heads.filled]
     for rows in plan.blocks:
         if rows is not None:
@@ -45,12 +46,12 @@ def step(plan: SweepPlan, tokens: int) -> list[torch.Tensor]:
 def test_the_samples_of_the_holders_go_through_a_block(foundation: Foundation) -> None:
     first, second, third = planned(foundation).blocks
     assert first is not None
-    assert (first.index, first.samples, first.groups.sizes, first.groups.host_slots) == (None, 5, (2, 3), (1, 2))
+    assert (first.index, first.groups.sizes, first.groups.host_slots) == (None, (2, 3), (1, 2))
     assert second is None
     assert third is not None
     assert third.index is not None
     assert third.index.tolist() == [0, 1]
-    assert (third.samples, third.groups.host_slots, third.clients.tolist()) == (2, (0,), [0])
+    assert (third.groups.sizes, third.groups.host_slots, third.clients.tolist()) == ((2,), (0,), [0])
     assert first.token_index(5, 2).tolist() == list(range(10))
     assert third.token_index(5, 2).tolist() == [0, 1, 2, 3]
 
@@ -71,8 +72,7 @@ def test_a_copy_gets_the_states_of_its_source_after_its_block(foundation: Founda
         [0, 1],
     ]
     assert set(plan.exits) == {1}
-    states = plan.exits[1].copy_states(torch.arange(5.0)[:, None])
-    assert states[:, 0].tolist() == [0, 1, 2, 0, 1]
+    assert [rows.tolist() for rows in plan.exits[1]] == [[3, 4], [0, 1]]
 
 
 def test_a_step_lists_each_clients_slots_and_heads() -> None:
@@ -82,7 +82,7 @@ def test_a_step_lists_each_clients_slots_and_heads() -> None:
     pool.refill()
     lanes = pool.in_training()
     lanes[0].step = 1
-    tables = StepTables(lanes, setting.foundation, assignment, 2.0, None)
+    tables = StepTables(lanes, setting.foundation, assignment, 2.0, RequestedTables())
     assert tables.steps.tolist() == [1, 0, 0]
     assert tables.fits(lanes)
     assert tables.exits is None
@@ -103,9 +103,9 @@ def test_exits_of_a_client_are_rows_of_the_same_sample() -> None:
     pool = LanePool(work, assignment, setting.state(), setting.foundation, lanes=6)
     pool.refill()
     lanes = pool.in_training()
-    tables = StepTables(lanes, setting.foundation, assignment, 2.0, None)
+    tables = StepTables(lanes, setting.foundation, assignment, 2.0, RequestedTables())
     assert tables.exits is not None
-    samples = np.concatenate([lanes[owner].batch for owner in tables.group_owners])
+    samples = np.concatenate([lane.batch for lane in tables.groups])
     own = np.concatenate([lane.batch for lane in lanes])
     rows, present = tables.exits.rows.numpy(), tables.exits.present.numpy()
     assert (samples[rows] == own[:, None])[present].all()
@@ -118,9 +118,10 @@ def test_exits_of_a_client_are_rows_of_the_same_sample() -> None:
 def test_what_was_asked_of_a_plan_in_its_last_step_goes_with_the_next_one(
     foundation: Foundation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = planned(foundation)
+    requested = RequestedTables()
+    plan = planned(foundation, requested)
     for tokens in (5, 7, 6):
-        step(plan, tokens)
+        step(plan, tokens, requested)
     copied: list[int] = []
     to_device = plans.to_device
 
@@ -129,7 +130,7 @@ def test_what_was_asked_of_a_plan_in_its_last_step_goes_with_the_next_one(
         return to_device(arrays, device)
 
     monkeypatch.setattr(plans, "to_device", count)
-    again = planned(foundation, plan.requested)
+    again = planned(foundation, requested)
     # Of the heads one table; of two blocks four arrays each, and which samples go through the one that not all hold.
     assert copied == [1 + 2 * 4 + 1]
     found, expected = step(again, 6), step(planned(foundation), 6)
@@ -137,7 +138,7 @@ def test_what_was_asked_of_a_plan_in_its_last_step_goes_with_the_next_one(
 
 
 def test_tables_that_were_not_asked_of_the_plan_before_are_made_when_they_are(foundation: Foundation) -> None:
-    plan = planned(foundation)
-    step(plan, 5)
-    found, expected = step(planned(foundation, plan.requested), 7), step(planned(foundation), 7)
+    requested = RequestedTables()
+    step(planned(foundation, requested), 5)
+    found, expected = step(planned(foundation, requested), 7), step(planned(foundation), 7)
     assert all(torch.equal(mine, other) for mine, other in zip(found, expected, strict=True))

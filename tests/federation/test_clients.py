@@ -33,7 +33,7 @@ def test_samples_drawn_on_demand_are_counted_without_drawing_them() -> None:
     samples = Undrawn([np.arange(5), np.arange(5, 9)], domains, 12, seed=0)
     clients = Clients(samples, domains, np.full(100_000, 2), sizes=np.full(100_000, 12))
     assert clients.sample_counts(np.array([3, 99_999])).tolist() == [12, 12]
-    assert clients.fewest_samples == 12
+    assert with_step_limit(TrainingConfig(batch_size=5, local_epochs=1, even_steps=True), clients).max_local_steps == 4
 
 
 def batches(max_steps: int | None = None, **changes: int) -> list[np.ndarray]:

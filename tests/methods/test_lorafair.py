@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedra_engine.config import LoraFairConfig
-from fedra_engine.methods.lorafair import Discrepancy, descend
+from fedra_engine.methods.lorafair import coordinates, descend
 from tests.methods.expected import FULL_RANKS, LATE_RANKS, RANKS, columns, mean_adapters, mean_products, rank_means
 from tests.methods.rounds import DEPTH, factors, initial_state, method, random_updates, run_round
 
@@ -64,10 +64,10 @@ def test_lorafair_s_descent_is_stable(weight: float, scale: float) -> None:
     b = scale * torch.randn(2, 300, 8, generator=generator, dtype=torch.float64)
     a = torch.randn(2, 8, 80, generator=generator, dtype=torch.float64)
     product = b @ a + scale * torch.randn(2, 300, 80, generator=generator, dtype=torch.float64)
-    problem, objectives = Discrepancy.of(product, b, a), []
+    (basis, *problem), objectives = coordinates(product, b, a), []
     for steps in (0, 1, 2, 20, 200, 400):
-        z = descend(problem.gram_basis, problem.gram_a, problem.norm, weight=weight, steps=steps, lr=0.5)
-        found = (problem.basis @ z).numpy()
+        z = descend(*problem, weight=weight, steps=steps, lr=0.5)
+        found = (basis @ z).numpy()
         objectives.append(sum(map(fair_objective, found, b.numpy(), a.numpy(), product.numpy(), [weight] * 2)))
     assert all(later <= earlier * (1 + 1e-9) for earlier, later in pairwise(objectives))
     assert objectives[-2] - objectives[-1] <= 1e-3 * (objectives[0] - objectives[-1]) + 1e-12
@@ -75,6 +75,5 @@ def test_lorafair_s_descent_is_stable(weight: float, scale: float) -> None:
 
 def test_lorafair_leaves_a_zero_product_alone() -> None:
     b, a = torch.zeros(2, 4, 3), torch.randn(2, 3, 5)
-    problem = Discrepancy.of(torch.zeros(2, 4, 5), b, a)
-    found = descend(problem.gram_basis, problem.gram_a, problem.norm, weight=0.01, steps=5, lr=0.1)
-    assert torch.equal(problem.basis @ found, b)
+    basis, *problem = coordinates(torch.zeros(2, 4, 5), b, a)
+    assert torch.equal(basis @ descend(*problem, weight=0.01, steps=5, lr=0.1), b)
