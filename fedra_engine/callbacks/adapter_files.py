@@ -139,12 +139,13 @@ def loading_lines(foundation: Foundation, config: ExperimentConfig, depth: int) 
     A model that the run was given in memory is `my_model` in it.
     """
     pooling, auto_class = _pooling(foundation), _auto_class(foundation)
+    settings: Any = foundation.model.config
     load = ['folder = "."  # where this file is']
     if _base_model(config) is None:
         imports = ["import torch", "from peft import PeftModel"]
         load.append(f"model = my_model.to(torch.{config.model.dtype})  # the model that the run was given")
         if auto_class.endswith("SequenceClassification"):
-            load.append(f"model.config.pad_token_id = {foundation.model.config.pad_token_id}")
+            load.append(f"model.config.pad_token_id = {settings.pad_token_id}")
     else:
         imports = ["from peft import PeftConfig, PeftModel", f"from transformers import {auto_class}"]
         load += [

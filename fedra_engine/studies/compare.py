@@ -24,7 +24,6 @@ from fedra_engine.callbacks.fingerprint import RESULT_NEUTRAL
 from fedra_engine.callbacks.run_folder import RunFolder, make_folder
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.parsing import read_config
-from fedra_engine.costs.model import CostModel
 from fedra_engine.experiment import build_experiment
 from fedra_engine.methods.registry import method_named
 from fedra_engine.run import run as train_run
@@ -34,7 +33,7 @@ from fedra_engine.runtime.files import write_whole
 from fedra_engine.runtime.processes import check_cores
 from fedra_engine.runtime.tables import PlainConsole, rich_table, table_text
 from fedra_engine.studies.plan import Comparison, PlannedRun, differences, refuse_changes
-from fedra_engine.studies.results import REPORT, RunCosts, costs_file, read_result, write_report
+from fedra_engine.studies.results import COSTS, REPORT, RunCosts, read_result, write_report
 from fedra_engine.studies.workers import work_off
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -104,11 +103,7 @@ def _conclude(outcomes: Sequence[Outcome], folder: Path, command: str, console: 
 
 
 def check_runs(runs: Sequence[PlannedRun]) -> None:
-    """Find out before the first run what would be in the way of a later one.
-
-    Raises:
-        InputError: there is no such method, or a run's folder belongs to something else.
-    """
+    """Raises InputError if there is no such method, or a run's folder belongs to something else."""
     for run in runs:
         method_named(run.config.method.name)
         earlier_run(run)
@@ -183,8 +178,8 @@ def _finish(run: PlannedRun) -> str:
         # A run's output goes to its log only; many of them would drown the comparison.
         console = PlainConsole(quiet=True, force_terminal=False)
         train_run(run.config, earlier, accelerator=Accelerator(), console=console)
-    if not costs_file(run).is_file():
-        write_whole(costs_file(run), json.dumps(asdict(count_costs(run.config)), indent=2) + "\n")
+    if not (run.path / COSTS).is_file():
+        write_whole(run.path / COSTS, json.dumps(asdict(count_costs(run.config)), indent=2) + "\n")
     if finished:
         return " (finished before)"
     return "" if earlier is None else " (interrupted before, went on)"
@@ -247,11 +242,10 @@ def count_costs(config: ExperimentConfig) -> RunCosts:
         InputError: something in the configuration cannot be used.
     """
     experiment = build_experiment(config, torch.device("cpu"))
-    model = CostModel(experiment.foundation, experiment.train_samples, config.lora, config.training)
     trainable, uploaded, participations, flops = 0.0, 0.0, 0, 0.0
     for round in range(config.rounds):
         work, assignment, _ = experiment.round_work(round)
-        costs = model.count(experiment.clients, work.participants, assignment, experiment.method)
+        costs = experiment.count(work, assignment)
         participations += len(work.participants)
         trainable += float(costs.trained.sum())
         uploaded += float(costs.uploaded.sum())

@@ -1,4 +1,7 @@
-"""A process that measures a point: `python -m fedra_engine.studies.measure <point's folder> <threads> <seconds>`."""
+"""Time rounds and local steps.
+
+A process that measures a point is `python -m fedra_engine.studies.measure <point's folder> <threads> <seconds>`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -17,9 +20,9 @@ import torch
 
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.config.parsing import quiet_libraries, read_config
-from fedra_engine.costs.model import CostModel
+from fedra_engine.costs.model import processed_samples
 from fedra_engine.execution.lanes import LanePool
-from fedra_engine.execution.scheduling import balance, predicted_costs
+from fedra_engine.execution.scheduling import balance, longest_first, predicted_costs
 from fedra_engine.experiment import Experiment, build_experiment
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.work import ClientUpdates, LocalWork
@@ -30,13 +33,14 @@ from fedra_engine.runtime.exit_codes import end, exit_code
 from fedra_engine.runtime.files import write_whole
 from fedra_engine.runtime.processes import Processes, join_job
 from fedra_engine.simulation import train_round
-from fedra_engine.studies.measurements import Measurement, measurement_file
-from fedra_engine.studies.step_timing import time_step
+from fedra_engine.studies.measurements import MEASUREMENT, Measurement
 
 _KIBIBYTE = 1024
 """What `ru_maxrss` counts in."""
 _SERVER_SECONDS = 1.0
 """How long rounds are measured in which training costs nothing."""
+_LONG_ENOUGH = 2.0
+"""Seconds of a step from which what only the first one costs does not matter."""
 
 
 class _Rounds(NamedTuple):
@@ -53,19 +57,18 @@ def main() -> None:
     quiet_libraries()
     accelerator = join_job()
     torch.set_num_threads(threads)
-    folder = RunFolder.open(path)
-    config = read_config(folder.config_file)
+    config = read_config(RunFolder.open(path).config_file)
     processes = Processes.of(accelerator)
     with processes.raise_on_all():
         experiment = build_experiment(config, accelerator.device, processes, Sharding.of(accelerator))
     measurement = measure(experiment, threads, seconds)
-    if accelerator.is_main_process:
-        write_whole(measurement_file(path), json.dumps(asdict(measurement), indent=2) + "\n")
+    if processes.is_main:
+        write_whole(path / MEASUREMENT, json.dumps(asdict(measurement), indent=2) + "\n")
 
 
 def measure(experiment: Experiment, threads: int, seconds: float) -> Measurement:
     """Measure rounds for `seconds` seconds, after a step that warms up kernels and allocators."""
-    config, processes = experiment.config, experiment.processes
+    processes = experiment.processes
     time_step(experiment)
     cpu_seconds, durations, state = _run_rounds(experiment, experiment.initial_state, 0, seconds)
     on_gpu = state.heads.is_cuda
@@ -76,9 +79,7 @@ def measure(experiment: Experiment, threads: int, seconds: float) -> Measurement
     work, assignment, _ = experiment.round_work(0)
     balance(predicted_costs(assignment.held, work, experiment.train_samples.lengths), np.ones(processes.count))
     repeated = time.process_time() - started
-    costs = CostModel(experiment.foundation, experiment.train_samples, config.lora, config.training).count(
-        experiment.clients, work.participants, assignment, experiment.method
-    )
+    costs = experiment.count(work, assignment)
     sums = experiment.method.aggregator(state, 0).sums()
     idle = replace(experiment, executor=IdleExecutor(experiment.foundation, experiment.executor.lanes))
     server = _run_rounds(idle, state, len(durations), _SERVER_SECONDS)
@@ -111,6 +112,57 @@ def _run_rounds(experiment: Experiment, state: GlobalState, first: int, seconds:
         state, round = train_round(experiment, state, (first + len(durations)) % rounds)
         durations.append(round.metrics.seconds)
     return _Rounds(time.process_time() - started, durations, state)
+
+
+@dataclass(frozen=True)
+class TimedStep:
+    """One local step of as many of the first round's participants as are trained at a time, or of one if that is long.
+
+    Attributes:
+        clients: how many.
+        samples: of all of them.
+        seconds: wall-clock time, hand-out of the adapters included.
+        round_seconds: what the whole round takes at that rate per sample and block.
+    """
+
+    clients: int
+    samples: int
+    seconds: float
+    round_seconds: float
+
+
+def time_step(experiment: Experiment) -> TimedStep:
+    """Train one local step of copies that are then forgotten, and time it.
+
+    Of one client first, and if that was quick of all; the first time of all is not counted unless it was long.
+    """
+    # Those that will not arrive, too: the step must be of somebody.
+    whole, assignment = experiment.assigned_work(0)
+    participants, training = whole.participants, whole.training
+    first = np.sort(longest_first(assignment.held, whole.steps())[: experiment.executor.lanes])
+    one_step = replace(training, max_local_steps=1)
+    for timed in (first[:1], first, first):
+        work = replace(whole, participants=participants[timed], training=one_step)
+        _wait(experiment)
+        started = time.perf_counter()
+        for _ in experiment.executor.train(work, assignment.select(timed), experiment.initial_state):
+            pass
+        _wait(experiment)
+        seconds = time.perf_counter() - started
+        if seconds > _LONG_ENOUGH:
+            break
+    counts = experiment.clients.sample_counts(participants)
+    held = assignment.held.sum(axis=1)
+    samples = processed_samples(counts[timed], one_step)
+    all_rows = float(processed_samples(counts, training) @ held)
+    rate = seconds / float(samples @ held[timed])
+    return TimedStep(len(timed), int(samples.sum()), seconds, rate * all_rows)
+
+
+def _wait(experiment: Experiment) -> None:
+    """Until the device has done all that it was asked to."""
+    if experiment.initial_state.heads.is_cuda:
+        torch.cuda.synchronize()
 
 
 class IdleExecutor:

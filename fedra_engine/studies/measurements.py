@@ -21,11 +21,14 @@ from typing import Any, Literal, get_type_hints
 
 import numpy as np
 
-from fedra_engine.runtime.errors import InputError, count_of, one_line, shown
+from fedra_engine.callbacks.run_folder import reading
+from fedra_engine.runtime.errors import count_of, shown
 from fedra_engine.runtime.tables import Cells, markdown_code, markdown_table, markdown_text, number_text
 from fedra_engine.studies.plan import Network, processes_text
 from fedra_engine.studies.report import ReportFiles, csv_text, grouped, png
 
+MEASUREMENT = "measurement.json"
+"""The file of a point's folder that has its measurement, once there is one."""
 REPORT = ReportFiles(".scaling.lock", ("scaling.csv", "scaling.md", "scaling.png"))
 _EXPLANATION = """\
 Every point was measured in processes of its own, after a step that is not counted. `s/round` is wall-clock time (median
@@ -87,18 +90,14 @@ class Measurement:
         Raises:
             InputError: it holds something else.
         """
-        try:
+        with reading(file, "a measurement of this version, or no such file"):
             measurement = cls(**json.loads(file.read_text()))
             for name, kind in get_type_hints(cls).items():
-                value = getattr(measurement, name)
+                value, least = getattr(measurement, name), 0 if name in _MAY_BE_ZERO else 1e-9
                 if not isinstance(value, (int, float) if kind is float else kind):
                     raise ValueError(f"{name} {shown(value)}")
-                if not isinstance(value, str) and not (0 if name in _MAY_BE_ZERO else 1e-9) <= value < math.inf:
+                if not isinstance(value, str) and not least <= value < math.inf:
                     raise ValueError(f"{name} {shown(value)}")
-        except (OSError, TypeError, ValueError, RecursionError) as error:
-            raise InputError(
-                f"{file}: found no measurement of this version ({one_line(error)}), expected one, or no such file"
-            ) from error
         return measurement
 
 
@@ -119,32 +118,28 @@ _COLUMNS: dict[str, Callable[[Measurement], str]] = {
 """The columns of the table, each with the text of its cell for a measurement."""
 
 
-def measurement_file(folder: Path) -> Path:
-    """Where a point's folder has its measurement, once there is one."""
-    return folder / "measurement.json"
-
-
-def write_report(folder: Path, command: str, measurements: Sequence[Measurement], projection: str | None) -> None:
-    """Write scaling.csv, scaling.md and scaling.png into `folder`.
+def write_report(folder: Path, command: str, measurements: Sequence[Measurement], projection: str | None) -> Cells:
+    """Write scaling.csv, scaling.md and scaling.png into `folder`. Returns the table.
 
     They have the measurements of a `command`, at least one, by rising numbers of processes and clients, and a section
     of computed times, if there are any.
     """
     devices = markdown_text(" and ".join(sorted({one.device for one in measurements})))
-    threads, lanes = measurements[0].threads, {one.lanes for one in measurements}
+    rows, threads, lanes = cells(measurements), measurements[0].threads, {one.lanes for one in measurements}
     all_lanes = f"{min(lanes)}–{max(lanes)}" if len(lanes) > 1 else str(min(lanes))
     parts = [
         "# Scaling",
         markdown_code(command),
         f"Device: {devices}; {count_of(threads, 'thread')} per process; {all_lanes} lanes.",
         _EXPLANATION,
-        markdown_table(cells(measurements)).rstrip(),
+        markdown_table(rows).rstrip(),
         *fit_texts(measurements),
         "![scaling](scaling.png)",
         *([projection] if projection else []),
     ]
     table = csv_text([asdict(one) for one in measurements])
     REPORT.write(folder, table, "\n\n".join(parts) + "\n", png(_figure(measurements)))
+    return rows
 
 
 def cells(measurements: Iterable[Measurement]) -> Cells:
