@@ -139,7 +139,7 @@ class Experiment:
         return f"client{'s' if len(clients) > 1 else ''} {first_few(named, _MOST_NAMED)}"
 
     def more_than_exported(self, state: GlobalState) -> str | None:
-        """What has the accuracies of a run, in words, where that is more than the global model that is exported."""
+        """What has a run's accuracies, in words, where that is more than the global model that is exported."""
         if self.method.personal_states(state) is not None:
             return (
                 "the clients' own models, each on its domain and with the factors that it keeps to itself "

@@ -232,11 +232,10 @@ def simulate(
     Raises:
         InputError: something cannot be used; says what was found and what was expected.
     """
-    config = _checked_config(config)
+    inputs = Inputs(dataset=dataset, model=model, processor=processor, partitioner=partitioner)
+    config = _described(config, inputs)
     if method is not None:
         config = replace(config, method=replace(config.method, name=method))
-    inputs = Inputs(dataset=dataset, model=model, processor=processor, partitioner=partitioner)
-    config = inputs.described_in(config)
     validate(config)
     console = PlainConsole(quiet=True, force_terminal=False) if quiet else None
     with _without_advice(bars=not quiet):
@@ -255,7 +254,7 @@ def build(
 
     Args:
         config: the experiment; the embedded one if not given.
-        dataset, model, processor, partitioner: handed over instead of loaded, as to `simulate`.
+        dataset, model, processor, partitioner: as of `simulate`.
 
     Raises:
         InputError: something cannot be used; says what was found and what was expected.
@@ -270,8 +269,8 @@ def load_run(
 
     Args:
         folder: of the run.
-        dataset, model, processor, partitioner: what was handed over to `simulate`, for the experiment to be built again
-            when it is asked for.
+        dataset, model, processor, partitioner: as of `simulate`, for the experiment to be built again when it is asked
+            for.
 
     Raises:
         InputError: there is no run, or its configuration cannot be read.
@@ -283,18 +282,18 @@ def load_run(
 
 
 def _build(config: ExperimentConfig | None, inputs: Inputs) -> Experiment:
-    config = inputs.described_in(_checked_config(config))
-    accelerator = join_job()
+    config, accelerator = _described(config, inputs), join_job()
     with _without_advice():
         return build_experiment(
             config, accelerator.device, Processes.of(accelerator), Sharding.of(accelerator), inputs=inputs
         )
 
 
-def _checked_config(config: ExperimentConfig | None) -> ExperimentConfig:
+def _described(config: ExperimentConfig | None, inputs: Inputs) -> ExperimentConfig:
+    """The configuration, the embedded one if not given, with what is handed over in it."""
     if config is not None and not isinstance(config, ExperimentConfig):
         raise InputError(f"config: found {config!r}, expected an ExperimentConfig")
-    return ExperimentConfig() if config is None else config
+    return inputs.described_in(config or ExperimentConfig())
 
 
 @contextmanager

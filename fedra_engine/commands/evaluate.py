@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from statistics import mean
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,6 @@ from fedra_engine.config.validation import validate
 from fedra_engine.runtime.errors import InputError, count_of
 
 if TYPE_CHECKING:
-    from fedra_engine.execution.evaluation import Score
     from fedra_engine.experiment import Experiment
 
 DESCRIPTION = """Accuracy and loss of an earlier run by domain, and the perplexity of a causal language model.
@@ -47,9 +46,6 @@ class _Changeable:
     execution: ExecutionConfig = group(ExecutionConfig)
 
 
-_GROUPS = [field.name for field in fields(_Changeable)]
-
-
 def main(arguments: Sequence[str]) -> None:
     """Evaluate the run that `arguments` name, and print what comes of it.
 
@@ -58,13 +54,13 @@ def main(arguments: Sequence[str]) -> None:
     """
     name, rest = (arguments[0], arguments[1:]) if arguments and not arguments[0].startswith("-") else ("", arguments)
     options, others = split_options(rest, _OPTIONS)
-    asked = [option for option in given_options(others) if option.split(".")[0] not in _GROUPS]
+    asked = [option for option in given_options(others) if option.split(".")[0] not in ("data", "execution")]
     if {"h", "help", "help_all"} & set(asked):
         Parser(_Changeable, DESCRIPTION, _OPTIONS).parse(others)
     if not name:
         raise InputError("evaluate: found no run, expected its folder: fedra evaluate <folder>")
     if asked:
-        raise InputError(f"evaluate: found --{asked[0]}, expected options of {' and '.join(_GROUPS)} alone")
+        raise InputError(f"evaluate: found --{asked[0]}, expected options of data and execution alone")
     folder = RunFolder.open(os.path.expanduser(name))
     config, own = read_config(folder.config_file, *others), read_config(folder.config_file)
     for each in (config, own):
@@ -83,7 +79,12 @@ def main(arguments: Sequence[str]) -> None:
     scores = score(experiment, start.state)
     if not experiment.processes.is_main:
         return
-    measures = _by_measure(scores, is_text=not experiment.foundation.task.trains_head)
+    measures = {
+        "accuracy": {domain: score.accuracy for domain, score in scores.items()},
+        "loss": {domain: score.loss for domain, score in scores.items()},
+    }
+    if not experiment.foundation.task.trains_head:
+        measures["perplexity"] = {domain: _perplexity(loss) for domain, loss in measures["loss"].items()}
     if options.json == "true":
         # JSON has no other numbers.
         finite = {
@@ -94,11 +95,8 @@ def main(arguments: Sequence[str]) -> None:
         return
     rows = [["", *scores, "average"]]
     for measure, values in measures.items():
-        shares = measure == "accuracy"
-        texts = [
-            f"{100 * value:.1f}" if shares else f"{value:.4f}" for value in (*values.values(), mean(values.values()))
-        ]
-        rows.append([f"{measure} (%)" if shares else measure, *texts])
+        name, scale, digits = ("accuracy (%)", 100, 1) if measure == "accuracy" else (measure, 1, 4)
+        rows.append([name, *(f"{scale * value:.{digits}f}" for value in (*values.values(), mean(values.values())))])
     table = table_text(rich_table(rows))
     PlainConsole().print(f"after {count_of(start.round, 'round')}", table, sep="\n\n", soft_wrap=True)
 
@@ -127,17 +125,6 @@ def on_other_data(experiment: Experiment, config: ExperimentConfig) -> Experimen
         test = prepare(data, config.data, path, settings, cut_texts=config.lora.dropout == 0 and not config.trace).test
     evaluator = replace(experiment.evaluator, test=test, domains=data.domains)
     return replace(experiment, evaluator=evaluator, test_samples=test)
-
-
-def _by_measure(scores: Mapping[str, Score], *, is_text: bool) -> dict[str, dict[str, float]]:
-    """Accuracy, loss and, of texts, perplexity by domain."""
-    measures = {
-        "accuracy": {domain: score.accuracy for domain, score in scores.items()},
-        "loss": {domain: score.loss for domain, score in scores.items()},
-    }
-    if is_text:
-        measures["perplexity"] = {domain: _perplexity(score.loss) for domain, score in scores.items()}
-    return measures
 
 
 def _perplexity(loss: float) -> float:

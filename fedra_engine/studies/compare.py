@@ -33,6 +33,7 @@ from fedra_engine.runtime.files import write_whole
 from fedra_engine.runtime.processes import check_cores
 from fedra_engine.runtime.tables import PlainConsole, rich_table, table_text
 from fedra_engine.studies.plan import Comparison, PlannedRun, differences, refuse_changes
+from fedra_engine.studies.report import command_text
 from fedra_engine.studies.results import COSTS, REPORT, RunCosts, read_result, write_report
 from fedra_engine.studies.workers import work_off
 
@@ -48,8 +49,8 @@ class Outcome(NamedTuple):
     note: str
 
 
-def compare(comparison: Comparison, command: str) -> None:
-    """Execute what is missing of the runs that a `command` asks for, show how far they are, and report on all of them.
+def compare(comparison: Comparison) -> None:
+    """Execute what is missing of the runs that a command asks for, show how far they are, and report on all of them.
 
     Raises:
         InputError: something is in the way of a run; or, after all others and the report, runs failed.
@@ -76,15 +77,15 @@ def compare(comparison: Comparison, command: str) -> None:
 
     with shown_progress(console, running):
         outcomes = execute_all(runs, comparison.jobs, report)
-    _conclude(outcomes, folder, command, console)
+    _conclude(outcomes, folder, console)
 
 
-def _conclude(outcomes: Sequence[Outcome], folder: Path, command: str, console: PlainConsole) -> None:
+def _conclude(outcomes: Sequence[Outcome], folder: Path, console: PlainConsole) -> None:
     """Report on the runs that are done. Raises InputError if there are none, or others failed."""
     results = [read_result(outcome.run) for outcome in outcomes if outcome.state == "done"]
     if results:
         missing = {outcome.run.title: outcome.note for outcome in outcomes if outcome.state != "done"}
-        rows = write_report(folder, command, results, missing)
+        rows = write_report(folder, command_text(), results, missing)
         where = f"comparison.md, .csv and .tex and accuracy_by_round.png are in {folder}"
         console.print("", table_text(rich_table(rows)), "", where, sep="\n", soft_wrap=True)
     else:

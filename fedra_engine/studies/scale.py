@@ -22,6 +22,7 @@ from fedra_engine.runtime.processes import check_cores, check_places
 from fedra_engine.runtime.tables import PlainConsole, rich_table, table_text
 from fedra_engine.studies.measurements import MEASUREMENT, REPORT, Measurement, fit_texts, projection_text, write_report
 from fedra_engine.studies.plan import Point, Scaling, differences, refuse_changes
+from fedra_engine.studies.report import command_text
 
 _IRRELEVANT = RESULT_NEUTRAL - {"execution"}
 """Fields that change nothing of a measurement."""
@@ -29,8 +30,8 @@ _SECONDS_TO_END = 10
 """That a measuring process has before it is killed."""
 
 
-def scale(scaling: Scaling, command: str) -> None:
-    """Measure what is missing of the points that a `command` asks for, and report on all of them.
+def scale(scaling: Scaling) -> None:
+    """Measure what is missing of the points that a command asks for, and report on all of them.
 
     Raises:
         InputError: a process has more threads than there are cores; the processes together need more cores (unless
@@ -54,7 +55,7 @@ def scale(scaling: Scaling, command: str) -> None:
         console.print(f"{number}/{len(points)}  {point.title}: {measurements[-1].seconds:.3g} s a round{note}")
         # What is known is not lost when a later point fails.
         projection = projection_text(measurements, scaling.projected, scaling.network)
-        rows = write_report(folder, command, measurements, projection)
+        rows = write_report(folder, command_text(), measurements, projection)
     where = f"scaling.md, .csv and .png are in {folder}"
     console.print("", table_text(rich_table(rows)), "", *fit_texts(measurements), "", where, sep="\n", soft_wrap=True)
 
