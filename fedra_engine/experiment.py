@@ -66,11 +66,10 @@ class Experiment:
 
     Attributes:
         config: what it was built from.
-        domains: names of the domains.
+        domains: their names.
         train_data: the training samples as the source has them.
-        train_samples: the same as the model takes them.
-        test_samples: those that are held out, as the model takes them.
-        clients: all clients.
+        train_samples, test_samples: as the model takes them.
+        clients: all of them.
         foundation: the frozen model.
         sweep_model: the same, ready for many clients at once.
         method: the federated algorithm.

@@ -45,13 +45,9 @@ class PartitionReport(Callback):
 
 
 def report_partition(train: DomainData, clients: Clients, folder: Path, message: Callable[[str], None]) -> None:
-    """Plot the matrices into a run's `folder`, and print them where they are small; neither beyond `MOST_PLOTTED`.
+    """Plot the matrices into a run's `folder`, and tell `message` those that are small.
 
-    Args:
-        train: what `clients.samples` are rows of.
-        clients: of the federation.
-        folder: of the run.
-        message: called with the printed matrices.
+    The samples of `clients` are rows of `train`. Of more clients than `MOST_PLOTTED` there is neither.
     """
     if len(clients) > MOST_PLOTTED:
         return

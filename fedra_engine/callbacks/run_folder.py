@@ -192,12 +192,7 @@ class RunFolder:
     def rewind(self, last_round: int, metrics: bytes) -> bool:
         """Forget the results and what was written of rounds after `last_round` (-1: all), as they will be repeated.
 
-        Args:
-            last_round: the newest that stays.
-            metrics: the records up to it; see `find_metrics`.
-
-        Returns:
-            Whether records were missing in metrics.jsonl, or were other ones.
+        Returns whether metrics.jsonl did not have the records up to it, `metrics`; see `find_metrics`.
         """
         self.summary_file.unlink(missing_ok=True)
         for trace in self.path.glob("trace/round_*"):
@@ -213,11 +208,7 @@ class RunFolder:
 
 
 def make_folder(path: Path) -> None:
-    """Make the folder that holds run folders if there is none.
-
-    Raises:
-        InputError: it cannot be made.
-    """
+    """Make the folder that holds run folders if there is none; raises InputError where that cannot be."""
     try:
         make_folders(path)
         # A folder that was there before may be one to read only.

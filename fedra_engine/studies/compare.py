@@ -132,10 +132,7 @@ def execute_all(runs: Sequence[PlannedRun], jobs: int, report: Callable[[Outcome
     """Execute `runs`, `jobs` at a time; those that another process was executing are looked after again at the end.
 
     An interrupt, or an error other than bad input, stops all of them; each goes on from its last round when asked for
-    again. `report` is called with every outcome as soon as it is known.
-
-    Returns:
-        The last outcome of each run, in their order.
+    again. `report` is called with every outcome as soon as it is known. Returns the last outcome of each run, in order.
 
     Raises:
         ProcessLostError: one of the processes was killed.

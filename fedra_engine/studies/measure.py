@@ -10,7 +10,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -41,14 +41,6 @@ _SERVER_SECONDS = 1.0
 """How long rounds are measured in which training costs nothing."""
 _LONG_ENOUGH = 2.0
 """Seconds of a step from which what only the first one costs does not matter."""
-
-
-class _Rounds(NamedTuple):
-    """CPU-seconds of this process, wall-clock seconds of each round, and the state after the last."""
-
-    cpu_seconds: float
-    durations: list[float]
-    state: GlobalState
 
 
 def main() -> None:
@@ -82,7 +74,7 @@ def measure(experiment: Experiment, threads: int, seconds: float) -> Measurement
     costs = experiment.count(work, assignment)
     sums = experiment.method.aggregator(state, 0).sums()
     idle = replace(experiment, executor=IdleExecutor(experiment.foundation, experiment.executor.lanes))
-    server = _run_rounds(idle, state, len(durations), _SERVER_SECONDS)
+    idle_cpu_seconds, idle_durations, _ = _run_rounds(idle, state, len(durations), _SERVER_SECONDS)
     return Measurement(
         clients=len(experiment.clients),
         processes=processes.count,
@@ -93,7 +85,7 @@ def measure(experiment: Experiment, threads: int, seconds: float) -> Measurement
         rounds=len(durations),
         seconds=median(durations),
         busy_seconds=median(durations) * processes.count if on_gpu else all_cpu_seconds,
-        server_seconds=sum(processes.all_gather_object(server.cpu_seconds)) / len(server.durations),
+        server_seconds=sum(processes.all_gather_object(idle_cpu_seconds)) / len(idle_durations),
         repeated_seconds=repeated,
         memory=max(memory for memory, _ in peaks),
         gpu_memory=max(memory for _, memory in peaks),
@@ -103,26 +95,26 @@ def measure(experiment: Experiment, threads: int, seconds: float) -> Measurement
     )
 
 
-def _run_rounds(experiment: Experiment, state: GlobalState, first: int, seconds: float) -> _Rounds:
-    """Run rounds from `first` on, until `seconds` have passed on the main process."""
+def _run_rounds(
+    experiment: Experiment, state: GlobalState, first: int, seconds: float
+) -> tuple[float, list[float], GlobalState]:
+    """Run rounds from `first` on, until `seconds` have passed on the main process.
+
+    Returns CPU-seconds of this process, wall-clock seconds of each round, and the state after the last.
+    """
     # Beyond the last round there is no learning rate.
     rounds = experiment.config.rounds
     started, durations = time.process_time(), list[float]()
     while experiment.processes.broadcast_object(sum(durations) < seconds):
         state, round = train_round(experiment, state, (first + len(durations)) % rounds)
         durations.append(round.metrics.seconds)
-    return _Rounds(time.process_time() - started, durations, state)
+    return time.process_time() - started, durations, state
 
 
-@dataclass(frozen=True)
-class TimedStep:
-    """One local step of as many of the first round's participants as are trained at a time, or of one if that is long.
+class TimedStep(NamedTuple):
+    """Wall-clock `seconds` of one local step of so many clients with so many samples, hand-out of adapters included.
 
-    Attributes:
-        clients: how many.
-        samples: of all of them.
-        seconds: wall-clock time, hand-out of the adapters included.
-        round_seconds: what the whole round takes at that rate per sample and block.
+    The whole first round takes `round_seconds` at that rate per sample and block.
     """
 
     clients: int
@@ -134,7 +126,8 @@ class TimedStep:
 def time_step(experiment: Experiment) -> TimedStep:
     """Train one local step of copies that are then forgotten, and time it.
 
-    Of one client first, and if that was quick of all; the first time of all is not counted unless it was long.
+    Of one of the first round's participants, and if that was quick of as many as are trained at a time; the first time
+    of these is not counted unless it was long.
     """
     # Those that will not arrive, too: the step must be of somebody.
     whole, assignment = experiment.assigned_work(0)

@@ -43,27 +43,23 @@ _FITTED_FROM = 100
 
 @dataclass(frozen=True)
 class Measurement:
-    """A round in which all clients train.
+    """A round in which all clients train. Memory is in bytes, and so is what is sent; the latter is counted.
 
     Attributes:
-        clients: of the round.
-        processes: of the job.
-        threads: of each process, on a CPU.
         device: `cpu`, or the GPU's name.
         lanes: clients trained at the same time by each process.
         steps: local steps of all clients.
-        rounds: measured ones.
-        seconds: wall-clock time of a round, median over these.
+        seconds: wall-clock time of a round, median over the measured `rounds`.
         busy_seconds: CPU-seconds of a round over all processes, mean over the rounds; on GPUs, GPU-seconds, those of
             the round times their number.
         server_seconds: CPU-seconds, over all processes, of a round in which training costs nothing.
         repeated_seconds: those of the round's work that every process does for all clients: sampling, allocation and
             the division of the work.
-        memory: largest resident set of a process, bytes.
-        gpu_memory: most memory allocated on a GPU, bytes; 0 on a CPU.
-        uploaded: bytes from all clients to the server in a round, by counting.
-        downloaded: bytes from the server to all clients, by counting.
-        reduced: bytes of the sums that processes merge in a round.
+        memory: largest resident set of a process.
+        gpu_memory: most memory allocated on a GPU; 0 on a CPU.
+        uploaded: from all clients to the server in a round.
+        downloaded: from the server to all clients.
+        reduced: the sums that processes merge in a round.
     """
 
     clients: int
@@ -166,14 +162,13 @@ def fit_texts(measurements: Sequence[Measurement]) -> list[str]:
     texts = []
     for processes, group in grouped(measurements, "processes").items():
         power, busy = fitted_exponent(group), fitted_exponent(group, "busy_seconds")
-        if power is None or busy is None:
-            continue
-        few, *_, many = (one for one in group if one.clients >= _FITTED_FROM)
-        texts.append(
-            f"{processes_text(processes)}: seconds per round grow with clients to the power of "
-            f"{power:.3f} from {few.clients:,} to {many.clients:,} clients, busy seconds to that of {busy:.3f}; memory "
-            f"with {many.clients:,} is {many.memory / few.memory:.3f} times that with {few.clients:,}."
-        )
+        if power is not None and busy is not None:
+            few, *_, many = (one for one in group if one.clients >= _FITTED_FROM)
+            texts.append(
+                f"{processes_text(processes)}: seconds per round grow with clients to the power of {power:.3f} from "
+                f"{few.clients:,} to {many.clients:,} clients, busy seconds to that of {busy:.3f}; memory with "
+                f"{many.clients:,} is {many.memory / few.memory:.3f} times that with {few.clients:,}."
+            )
     return texts
 
 

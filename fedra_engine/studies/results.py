@@ -37,13 +37,7 @@ _LINE_STYLES = ("-", "--", ":", "-.")
 
 @dataclass(frozen=True)
 class RunCosts:
-    """What a run costs by counting, not by measuring.
-
-    Attributes:
-        trainable_parameters: mean over rounds and the participants whose updates arrive.
-        uploaded_bytes: likewise; what a participant sends to the server in a round.
-        training_flops: of all these participants in all rounds.
-    """
+    """What a run costs by counting: means over rounds and the participants whose updates arrive, and FLOPs of all."""
 
     trainable_parameters: float
     uploaded_bytes: float
@@ -56,13 +50,10 @@ class RunResult:
 
     Attributes:
         label: of its method.
-        seed: of its draws.
-        rounds: trained rounds.
-        seconds: wall-clock time of these rounds, without evaluations.
+        seconds: wall-clock time of its rounds, without evaluations.
         accuracy: top-1 (0…1) of each domain, after the last round.
         frozen: the same before the first round.
         curve: average over the domains by number of rounds, wherever it was evaluated.
-        costs: what was counted.
         caution: what to know of the method in this setting, if anything.
     """
 
