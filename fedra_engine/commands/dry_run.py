@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import nn
 
 from fedra_engine.callbacks.console import Console
 from fedra_engine.callbacks.partition_report import MOST_COLUMNS, MOST_PRINTED, count_partition, partition_text
@@ -14,6 +13,7 @@ from fedra_engine.config import ExperimentConfig
 from fedra_engine.experiment import Experiment, build_experiment
 from fedra_engine.federation.work import LocalWork
 from fedra_engine.models.foundation import Foundation
+from fedra_engine.models.sharding import parameter_count
 from fedra_engine.runtime.tables import PlainConsole, rich_table, table_text
 from fedra_engine.studies.measure import time_step
 
@@ -51,7 +51,7 @@ def _parts_table(experiment: Experiment) -> str:
     blocks, layout, head = foundation.blocks, foundation.adapter_layout, foundation.head
     bias = "" if head.bias is None else ", with bias"
     shared = "" if foundation.task.trains_head else ", frozen and shared"
-    kind, size, trained = type(blocks[0]).__name__, _size(blocks[0]), foundation.head_layout.trained_size
+    kind, size, trained = type(blocks[0]).__name__, parameter_count(blocks[0]), foundation.head_layout.trained_size
     total = foundation.depth * layout.size + trained
     rows = [
         ["part", "found"],
@@ -67,24 +67,17 @@ def _parts_table(experiment: Experiment) -> str:
 
 def _outside_blocks(foundation: Foundation) -> list[tuple[str, int]]:
     """Names and sizes of the modules before and after the blocks, the head left out, as far up as they can be named."""
-    found: list[tuple[str, int]] = []
+    known = (foundation.block_path, foundation.head_path)
 
-    def visit(module: nn.Module, prefix: str) -> None:
-        for name, child in module.named_children():
-            path = f"{prefix}{name}"
-            if path in (foundation.block_path, foundation.head_path):
-                continue
-            if any(other.startswith(f"{path}.") for other in (foundation.block_path, foundation.head_path)):
-                visit(child, f"{path}.")
-            elif size := _size(child):
-                found.append((path, size))
+    def contains_known(path: str) -> bool:
+        return not path or any(other.startswith(f"{path}.") for other in known)
 
-    visit(foundation.model, "")
-    return found
-
-
-def _size(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+    return [
+        (path, size)
+        for path, module in foundation.model.named_modules(remove_duplicate=False)
+        if contains_known(path.rpartition(".")[0]) and not contains_known(path) and path not in known
+        if (size := parameter_count(module))
+    ]
 
 
 def _costs_table(experiment: Experiment) -> str:
