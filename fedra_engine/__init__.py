@@ -38,33 +38,6 @@ if TYPE_CHECKING:
     from fedra_engine.run import Result, build, load_run, simulate
     from fedra_engine.runtime.errors import InputError
 
-_PLACES = {
-    "callback": ("Callback", "Evaluation", "Outcome", "Round", "Stop", "Update"),
-    "config": (
-        "ClientsConfig",
-        "ColumnsConfig",
-        "DataConfig",
-        "DeviceConfig",
-        "ExecutionConfig",
-        "ExperimentConfig",
-        "LoraConfig",
-        "MethodConfig",
-        "ModelConfig",
-        "ServerConfig",
-        "TrainingConfig",
-    ),
-    "config.options": ("option",),
-    "data.partition": ("register_partitioner",),
-    "data.sources": ("register_source",),
-    "experiment": ("Experiment",),
-    "federation.assignment": ("Assignment", "LocalTerm"),
-    "methods.fedra": ("register_allocator",),
-    "methods.base": ("Method", "register_method"),
-    "run": ("Result", "build", "load_run", "simulate"),
-    "runtime.errors": ("InputError",),
-}
-_PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}
-
 __all__ = [  # noqa: RUF022 (what one looks for first comes first)
     "simulate",
     "build",
@@ -98,6 +71,21 @@ __all__ = [  # noqa: RUF022 (what one looks for first comes first)
     "register_allocator",
     "InputError",
 ]
+
+_PLACES = {
+    "callback": ("Callback", "Evaluation", "Outcome", "Round", "Stop", "Update"),
+    "config": tuple(name for name in __all__ if name.endswith("Config")),
+    "config.options": ("option",),
+    "data.partition": ("register_partitioner",),
+    "data.sources": ("register_source",),
+    "experiment": ("Experiment",),
+    "federation.assignment": ("Assignment", "LocalTerm"),
+    "methods.fedra": ("register_allocator",),
+    "methods.base": ("Method", "register_method"),
+    "run": ("Result", "build", "load_run", "simulate"),
+    "runtime.errors": ("InputError",),
+}
+_PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:

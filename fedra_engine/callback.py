@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -128,58 +128,34 @@ class Callbacks:
     """The callbacks of a run: every process calls the hooks at the same points, and learns who asked to stop."""
 
     def __init__(self, experiment: Experiment, callbacks: Sequence[Callback] = ()) -> None:
-        """Keep those of `callbacks` that run on this process.
-
-        Raises:
-            InputError: one of them is no callback.
-        """
-        check_callbacks(callbacks)
+        """Keep those of `callbacks` that run on this process."""
         self._experiment = experiment
         main = experiment.processes.is_main
         self._here = [callback for callback in callbacks if main or callback.every_process]
-
-    def start(self, state: GlobalState, first_round: int) -> None:
-        """Call `on_start` of all."""
-        self._call(lambda callback: callback.on_start(self._experiment, state, first_round))
 
     def update(self, update: Update) -> None:
         """Call `on_update` of all; processes have different numbers of updates."""
         for callback in self._here:
             callback.on_update(self._experiment, update)
 
-    def evaluate(self, state: GlobalState, evaluation: Evaluation) -> Stop | None:
-        """Call `on_evaluate` of all."""
-        return self._call(lambda callback: callback.on_evaluate(self._experiment, state, evaluation))
+    def call(self, hook: str, state: GlobalState, fact: object) -> Stop | None:
+        """Call the `hook` of that name, another than `on_update`, of all.
 
-    def round(self, state: GlobalState, round: Round) -> Stop | None:
-        """Call `on_round` of all."""
-        return self._call(lambda callback: callback.on_round(self._experiment, state, round))
-
-    def end(self, state: GlobalState, outcome: Outcome) -> None:
-        """Call `on_end` of all."""
-        self._call(lambda callback: callback.on_end(self._experiment, state, outcome))
-
-    def _call(self, hook: Callable[[Callback], Stop | None]) -> Stop | None:
-        """Call a hook of all; returns the first answer of the main process, on every process.
+        Returns:
+            The first answer of the main process, on every process.
 
         Raises:
-            InputError: a callback of some process raised it.
+            InputError: a callback of some process raised it, or answered with something else than a `Stop`.
         """
-        processes = self._experiment.processes
+        processes, stops = self._experiment.processes, list[Stop]()
         with processes.raise_on_all():
-            stops = [stop for callback in self._here if (stop := _checked(hook(callback), callback)) is not None]
+            for callback in self._here:
+                answer = getattr(callback, hook)(self._experiment, state, fact)
+                if isinstance(answer, Stop):
+                    stops.append(answer)
+                elif answer is not None:
+                    raise InputError(
+                        f"callbacks: found {answer!r} as the answer of {type(callback).__name__}, expected a Stop, or "
+                        "None to go on"
+                    )
         return processes.broadcast_object(stops[0] if stops else None)
-
-
-def check_callbacks(callbacks: Sequence[Callback]) -> None:
-    """Raises InputError unless `callbacks` are instances of `Callback`, in a list or the like."""
-    if not isinstance(callbacks, Sequence) or not all(isinstance(each, Callback) for each in callbacks):
-        raise InputError(f"callbacks: found {callbacks!r}, expected a list of instances of Callback")
-
-
-def _checked(answer: Stop | None, callback: Callback) -> Stop | None:
-    if answer is not None and not isinstance(answer, Stop):
-        raise InputError(
-            f"callbacks: found {answer!r} as the answer of {type(callback).__name__}, expected a Stop, or None to go on"
-        )
-    return answer

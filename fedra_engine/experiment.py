@@ -54,7 +54,6 @@ from fedra_engine.runtime.stages import Stage
 
 _MOST_NAMED = 10
 """Clients that a message names."""
-
 _LONG = 60.0
 """Seconds of passes before the first round that are worth a warning."""
 _LOG = logging.getLogger(__name__)
@@ -66,11 +65,10 @@ class Experiment:
 
     Attributes:
         config: what it was built from.
-        domains: names of the domains.
+        domains: their names.
         train_data: the training samples as the source has them.
-        train_samples: the same as the model takes them.
-        test_samples: those that are held out, as the model takes them.
-        clients: all clients.
+        train_samples, test_samples: as the model takes them.
+        clients: all of them.
         foundation: the frozen model.
         sweep_model: the same, ready for many clients at once.
         method: the federated algorithm.
@@ -109,19 +107,22 @@ class Experiment:
 
     def costs(self, round: int = 0) -> ClientCosts:
         """What the sub-models of the participants of `round` cost, by counting; all fields are [participants]."""
-        work, assignment = self.assigned_work(round)
+        return self.count(*self.assigned_work(round))
+
+    def count(self, work: LocalWork, assignment: Assignment) -> ClientCosts:
+        """What the sub-models of an `assignment` to the participants of `work` cost, by counting."""
         return self.cost_model.count(self.clients, work.participants, assignment, self.method)
 
     def round_work(self, round: int) -> tuple[LocalWork, Assignment, DeviceRound | None]:
         """What is trained in a round, and what clients' devices made of it, where they have any.
 
-        Participants whose devices keep the server from getting their updates are left out of the work.
+        Participants whose updates do not arrive are left out of the work.
         """
         work, assignment = self.assigned_work(round)
         devices = self.clients.devices
         if devices is None:
             return work, assignment, None
-        costs = self.cost_model.count(self.clients, work.participants, assignment, self.method)
+        costs = self.count(work, assignment)
         simulated = simulate_round(devices, work.participants, costs, round, self.config.clients.deadline)
         arrived = np.flatnonzero(simulated.arrived)
         return replace(work, participants=work.participants[arrived]), assignment.select(arrived), simulated
@@ -136,17 +137,15 @@ class Experiment:
         return f"client{'s' if len(clients) > 1 else ''} {first_few(named, _MOST_NAMED)}"
 
     def more_than_exported(self, state: GlobalState) -> str | None:
-        """What has the accuracies of a run, in words, where that is more than the global model that is exported."""
+        """What has a run's accuracies, in words, where that is more than the global model that is exported."""
         if self.method.personal_states(state) is not None:
             return (
                 "the clients' own models, each on its domain and with the factors that it keeps to itself "
                 "(private.safetensors)"
             )
         exits = self.method.evaluated_model().exits
-        if len(exits) > 1:
-            blocks = ", ".join(str(exit + 1) for exit in exits)
-            return f"the mean of the logits after blocks {blocks} (exits.safetensors)"
-        return None
+        blocks = ", ".join(str(exit + 1) for exit in exits)
+        return f"the mean of the logits after blocks {blocks} (exits.safetensors)" if len(exits) > 1 else None
 
     def assigned_work(self, round: int) -> tuple[LocalWork, Assignment]:
         """What the participants of a round are asked to train; those that hold nothing are left out."""
@@ -169,8 +168,8 @@ def build_experiment(
     """Load the data and the model, divide the data among the clients, set up method and executor.
 
     Args:
-        config: of the experiment.
-        device: where this process computes.
+        config: the experiment.
+        device: of this process.
         processes: of the job; this one alone if not given. All must build the same experiment.
         sharding: how they shard the model; each has all of it if not given.
         inputs: data and model that are handed over; those of `config` are loaded if not given.
@@ -182,61 +181,119 @@ def build_experiment(
     validate(config)
     if sharding is not None:
         sharding.check(config)
-    processes, inputs = processes or Processes.alone(), inputs or Inputs()
-    # Bad input that one process finds in its files must reach the others before they make passes together.
-    with processes.raise_on_all(), Stage("reading the data"):
-        data = inputs.load_data(config)
-    foundation = _load_foundation(config, inputs, data, device, processes, sharding)
-    # Before images are decoded, which may take long; again below, where memory decides the capacities.
-    partition = inputs.divide(config, data.train)
-    make_clients(config, partition, foundation.depth, processes=processes.count)
-    prepared = _prepare(config, inputs, data, foundation, processes, sharding)
-    train = prepared.train
-    partition = partition if prepared.data is data else inputs.divide(config, prepared.data.train)
-    costs = CostModel(foundation, train, config.lora, config.training) if config.clients.devices else None
-    clients = make_clients(config, partition, foundation.depth, processes=processes.count, costs=costs)
-    sweep_model, method, state = _begin(config, foundation, train, clients, processes, sharding)
-    most, sharded_over = most_participants(config.clients, clients), processes if sharding else None
-    executor = make_executor(config, foundation, sweep_model, train, most, len(state.heads), sharded_over)
-    by_cost_alone = config.execution.deterministic or is_sharded(foundation.model)
-    return Experiment(
-        config=config,
-        domains=data.domains,
-        train_data=prepared.data.train,
-        train_samples=train,
-        test_samples=prepared.test,
-        clients=clients,
-        foundation=foundation,
-        sweep_model=sweep_model,
-        method=method,
-        server=ServerOptimizer(config.server, state),
-        executor=executor,
-        evaluator=Evaluator(foundation, sweep_model, prepared.test, config.lora, data.domains, processes),
-        initial_state=state,
-        processes=processes,
-        division=WorkDivision(processes, train.lengths, by_cost_alone=by_cost_alone),
-        training=with_step_limit(config.training, clients),
-        samples_made=prepared.newly_cached,
-    )
+    return _Builder(config, device, processes or Processes.alone(), sharding, inputs or Inputs()).build()
 
 
-def _begin(
-    config: ExperimentConfig,
-    foundation: Foundation,
-    train: Samples,
-    clients: Clients,
-    processes: Processes,
-    sharding: Sharding | None,
-) -> tuple[SweepModel, Method, GlobalState]:
-    """The model ready for a sweep, the method, and the state before the first round, the same on all processes."""
-    # A process that found bad input would not be there when the others exchange the state.
-    with processes.raise_on_all():
-        sweep_model = make_sweep_model(config.execution, foundation, train, sharding)
-        method = _make_method(config, foundation, sweep_model, train, clients, processes)
-        state = _initial_state(config, foundation, sweep_model, train, method)
-    # Equal draws give equal states, to the last bit only on equal hardware.
-    processes.broadcast_(list(state.tensors().values()))
-    return sweep_model, method, state
+@dataclass(frozen=True)
+class _Builder:
+    """The arguments of `build_experiment`, and the steps that it takes with them."""
+
+    config: ExperimentConfig
+    device: torch.device
+    processes: Processes
+    sharding: Sharding | None
+    inputs: Inputs
+
+    def build(self) -> Experiment:
+        config, processes, sharding = self.config, self.processes, self.sharding
+        # Bad input that one process finds in its files must reach the others before they make passes together.
+        with processes.raise_on_all(), Stage("reading the data"):
+            data = self.inputs.load_data(config)
+        foundation = self.load_foundation(data)
+        # Before images are decoded, which may take long; again below, where memory decides the capacities.
+        partition = self.inputs.divide(config, data.train)
+        make_clients(config, partition, foundation.depth, processes=processes.count)
+        prepared = self.prepare(data, foundation)
+        train = prepared.train
+        partition = partition if prepared.data is data else self.inputs.divide(config, prepared.data.train)
+        costs = CostModel(foundation, train, config.lora, config.training) if config.clients.devices else None
+        clients = make_clients(config, partition, foundation.depth, processes=processes.count, costs=costs)
+        # A process that found bad input would not be there when the others exchange the state.
+        with processes.raise_on_all():
+            sweep_model = make_sweep_model(config.execution, foundation, train, sharding)
+            method = self.make_method(foundation, sweep_model, train, clients)
+            state = self.initial_state(foundation, sweep_model, train, method)
+        # Equal draws give equal states, to the last bit only on equal hardware.
+        processes.broadcast_(list(state.tensors().values()))
+        most, sharded_over = most_participants(config.clients, clients), processes if sharding else None
+        executor = make_executor(config, foundation, sweep_model, train, most, len(state.heads), sharded_over)
+        by_cost_alone = config.execution.deterministic or is_sharded(foundation.model)
+        return Experiment(
+            config=config,
+            domains=data.domains,
+            train_data=prepared.data.train,
+            train_samples=train,
+            test_samples=prepared.test,
+            clients=clients,
+            foundation=foundation,
+            sweep_model=sweep_model,
+            method=method,
+            server=ServerOptimizer(config.server, state),
+            executor=executor,
+            evaluator=Evaluator(foundation, sweep_model, prepared.test, config.lora, data.domains, processes),
+            initial_state=state,
+            processes=processes,
+            division=WorkDivision(processes, train.lengths, by_cost_alone=by_cost_alone),
+            training=with_step_limit(config.training, clients),
+            samples_made=prepared.newly_cached,
+        )
+
+    def load_foundation(self, data: DomainData) -> Foundation:
+        """Load the model for the task of `data`, and find its parts."""
+        config = self.config
+        classes = None if data.task == "causal_lm" else len(data.classes)
+        if classes == 1:
+            raise InputError(f"data.root: found {data.classes[0]!r} as the only class, expected at least two")
+        with self.processes.raise_on_all(), Stage("loading the model"):
+            model = self.inputs.load_model(config, classes, self.device, self.sharding)
+        if (model.main_input_name == "pixel_values") != (data.task == "image_classification"):
+            raise InputError(
+                f"model.path: found a {model.config.model_type} model, which takes {model.main_input_name}, "
+                f"expected one for the {data.task} of data.source {config.data.source}"
+            )
+        return make_foundation(model, config.lora, classes=classes, block_path=config.model.block_path)
+
+    def prepare(self, data: DomainData, foundation: Foundation) -> PreparedData:
+        """Decode or tokenize the samples, after the model has been tried on an image of their size."""
+        config, processor = self.config, self.inputs.processor
+        path, settings, preprocessing = self.inputs.model_path(config), foundation.model.config, None
+        if data.task == "image_classification":
+            with self.processes.raise_on_all():
+                preprocessing = preprocessing_for(path, settings, config.data.image_size, processor)
+            if self.sharding is None:
+                with Stage("trying the model on an image"):
+                    _check_image_size(config, foundation, preprocessing, data)
+        with self.processes.raise_on_all():
+            cut = config.lora.dropout == 0 and not config.trace
+            return prepare(data, config.data, path, settings, processor, preprocessing, cut_texts=cut)
+
+    def make_method(self, foundation: Foundation, sweep_model: SweepModel, train: Samples, clients: Clients) -> Method:
+        """The method that the configuration names."""
+        config, scale, seed = self.config, self.config.lora.scale, self.config.seed
+        fisher = FisherInformation(foundation, sweep_model, train, scale=scale, seed=seed, processes=self.processes)
+        federation = Federation(
+            config=config.method,
+            clients=clients,
+            depth=foundation.depth,
+            layout=foundation.adapter_layout,
+            scale=scale,
+            seed=seed,
+            fisher=fisher,
+            deterministic=config.execution.deterministic,
+            trains_classifier=foundation.task.trains_head,
+            capacities_drawn=config.clients.capacity_schedule == "drawn",
+        )
+        with Stage("preparing the method"):
+            return make_method(federation)
+
+    def initial_state(
+        self, foundation: Foundation, sweep_model: SweepModel, train: Samples, method: Method
+    ) -> GlobalState:
+        """The state before the first round."""
+        layout, seed = foundation.adapter_layout, self.config.seed
+        adapters = initial_adapters(layout, foundation.depth, seed=seed, dtype=foundation.adapter_dtype)
+        heads = initial_heads(self.config.model, foundation, sweep_model, train, seed=seed)
+        return method.initial_state(GlobalState(adapters.to(foundation.device), heads), foundation.base)
 
 
 def make_clients(
@@ -267,49 +324,6 @@ def make_clients(
     return clients
 
 
-def _load_foundation(
-    config: ExperimentConfig,
-    inputs: Inputs,
-    data: DomainData,
-    device: torch.device,
-    processes: Processes,
-    sharding: Sharding | None,
-) -> Foundation:
-    """Load the model for the task of `data`, and find its parts."""
-    classes = None if data.task == "causal_lm" else len(data.classes)
-    if classes == 1:
-        raise InputError(f"data.root: found {data.classes[0]!r} as the only class, expected at least two")
-    with processes.raise_on_all(), Stage("loading the model"):
-        model = inputs.load_model(config, classes, device, sharding)
-    if (model.main_input_name == "pixel_values") != (data.task == "image_classification"):
-        raise InputError(
-            f"model.path: found a {model.config.model_type} model, which takes {model.main_input_name}, "
-            f"expected one for the {data.task} of data.source {config.data.source}"
-        )
-    return make_foundation(model, config.lora, classes=classes, block_path=config.model.block_path)
-
-
-def _prepare(
-    config: ExperimentConfig,
-    inputs: Inputs,
-    data: DomainData,
-    foundation: Foundation,
-    processes: Processes,
-    sharding: Sharding | None,
-) -> PreparedData:
-    """Decode or tokenize the samples, after the model has been tried on an image of their size."""
-    path, settings, preprocessing = inputs.model_path(config), foundation.model.config, None
-    if data.task == "image_classification":
-        with processes.raise_on_all():
-            preprocessing = preprocessing_for(path, settings, config.data.image_size, inputs.processor)
-        if sharding is None:
-            with Stage("trying the model on an image"):
-                _check_image_size(config, foundation, preprocessing, data)
-    with processes.raise_on_all():
-        cut = config.lora.dropout == 0 and not config.trace
-        return prepare(data, config.data, path, settings, inputs.processor, preprocessing, cut_texts=cut)
-
-
 def _check_image_size(
     config: ExperimentConfig, foundation: Foundation, preprocessing: Preprocessing, data: DomainData
 ) -> None:
@@ -335,42 +349,3 @@ def _check_image_size(
                 "about %.2g minutes for %s samples before the first round; a smaller data.image_size is faster",
                 *(preprocessing.image_size, f"{tokens:,}", seconds, samples * seconds / 60, f"{samples:,}"),
             )
-
-
-def _make_method(
-    config: ExperimentConfig,
-    foundation: Foundation,
-    sweep_model: SweepModel,
-    train: Samples,
-    clients: Clients,
-    processes: Processes,
-) -> Method:
-    scale = config.lora.scale
-    federation = Federation(
-        config=config.method,
-        clients=clients,
-        depth=foundation.depth,
-        layout=foundation.adapter_layout,
-        scale=scale,
-        seed=config.seed,
-        fisher=FisherInformation(foundation, sweep_model, train, scale=scale, seed=config.seed, processes=processes),
-        deterministic=config.execution.deterministic,
-        trains_classifier=foundation.task.trains_head,
-        capacities_drawn=config.clients.capacity_schedule == "drawn",
-    )
-    with Stage("preparing the method"):
-        return make_method(federation)
-
-
-def _initial_state(
-    config: ExperimentConfig,
-    foundation: Foundation,
-    model: SweepModel,
-    train: Samples,
-    method: Method,
-) -> GlobalState:
-    """The state before the first round."""
-    dtype = foundation.adapter_dtype
-    adapters = initial_adapters(foundation.adapter_layout, foundation.depth, seed=config.seed, dtype=dtype)
-    heads = initial_heads(config.model, foundation, model, train, seed=config.seed)
-    return method.initial_state(GlobalState(adapters.to(foundation.device), heads), foundation.base)

@@ -43,7 +43,7 @@ class Inputs:
             register_choice("data.partition", IN_MEMORY)
 
     def described_in(self, config: ExperimentConfig) -> ExperimentConfig:
-        """`config`, which says where data, model and partition are from, with those that are handed over instead.
+        """`config` with what is handed over in the fields that say where data, model and partition are from.
 
         Raises:
             InputError: it is of a run with a partitioner that is not handed over.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -11,14 +12,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedra_engine.callback import Callback, Outcome, check_callbacks
-from fedra_engine.callbacks.adapter_files import AdapterExport, export
-from fedra_engine.callbacks.checkpoint import Checkpoints, find_start, latest_checkpoint, newest_state
+from fedra_engine.callback import Callback, Outcome
+from fedra_engine.callbacks.adapter_files import export
+from fedra_engine.callbacks.checkpoint import Keeper, find_start, newest_checkpoint, newest_state
 from fedra_engine.callbacks.console import Console
 from fedra_engine.callbacks.fingerprint import check_fingerprint, fingerprint, setting_digest
-from fedra_engine.callbacks.metrics import Metrics
 from fedra_engine.callbacks.partition_report import PartitionReport
-from fedra_engine.callbacks.run_folder import RunFolder
+from fedra_engine.callbacks.run_folder import RunFolder, reading
 from fedra_engine.callbacks.trace import Trace
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.parsing import read_config
@@ -60,36 +60,28 @@ def run(
         console: where the run is shown; stdout if not given.
 
     Raises:
-        InputError: something in the configuration cannot be used, training diverged, or `earlier` began with something
-            else, is damaged, is finished or still going on.
+        InputError: something cannot be used, training diverged, or `earlier` began with something else, is damaged, is
+            finished or still going on.
         BaseException: whatever else cut the run short; a note says how to go on.
     """
-    check_callbacks(callbacks)
+    if not isinstance(callbacks, Sequence) or not all(isinstance(each, Callback) for each in callbacks):
+        raise InputError(f"callbacks: found {callbacks!r}, expected a list of instances of Callback")
     accelerator = join_job() if accelerator is None else accelerator
-    processes = Processes.of(accelerator)
+    processes, sharding = Processes.of(accelerator), Sharding.of(accelerator)
     with (
         open_folder(config, earlier, processes) as folder,
         Console(folder.log_file, console) if processes.is_main else Console.silent() as shown,
     ):
         with processes.raise_on_all():
-            experiment = build_experiment(
-                config, accelerator.device, processes, Sharding.of(accelerator), inputs or Inputs()
-            )
+            experiment = build_experiment(config, accelerator.device, processes, sharding, inputs)
         begun = fingerprint(experiment)
         of_main = processes.broadcast_object(begun)
         with processes.raise_on_all():
             check_fingerprint(begun, of_main, "the main process")
         shown.message(f"run folder: {folder.path}")
         start = find_start(experiment, folder, begun)
-        watching = [
-            *([Trace(folder.path)] if config.trace else []),
-            Checkpoints(folder, begun),
-            AdapterExport(folder.path),
-            Metrics(folder),
-            shown,
-            PartitionReport(folder.path),
-            *callbacks,
-        ]
+        traces = [Trace(folder.path)] if config.trace else []
+        watching = [*traces, Keeper(folder, begun), shown, PartitionReport(folder.path), *callbacks]
         state, outcome = train(experiment, start.state, start.round, watching, start.accuracy)
     return Result(folder.path, config, (experiment, state, outcome))
 
@@ -120,7 +112,7 @@ def open_folder(config: ExperimentConfig, earlier: RunFolder | None, processes: 
             yield folder
         except InputError:
             if processes.is_main and earlier is None and not folder.kept_metrics_file.exists():
-                folder.discard()
+                shutil.rmtree(folder.path)
             raise
         except BaseException as error:
             error.add_note(f"--resume {shlex.quote(str(folder.path))} goes on")
@@ -128,20 +120,13 @@ def open_folder(config: ExperimentConfig, earlier: RunFolder | None, processes: 
 
 
 def _check_early(config: ExperimentConfig, folder: RunFolder) -> None:
-    """Find out what can be known before the experiment is built, and before anything in the folder is touched.
-
-    `find_start` checks fingerprint and records again, behind the lock.
-    """
+    """What `find_start` checks behind the lock, as far as it is known before the experiment is built."""
     folder.check_kinds()
-    found = latest_checkpoint(folder.path)
-    folder.find_metrics(None if found is None else found.state["metrics"])
-    if found is None:
-        return
-    if config.rounds <= found.round:
+    found, _ = newest_checkpoint(folder, {"setting": setting_digest(config)})
+    if found is not None and config.rounds <= found.round:
         raise InputError(
             f"rounds: found {config.rounds}, expected at least the {found.round + 1} done in {folder.path}"
         )
-    check_fingerprint({"setting": setting_digest(config)}, found.state["fingerprint"], folder.path)
 
 
 @dataclass(frozen=True)
@@ -165,12 +150,9 @@ class Result:
         Raises:
             InputError: the run is not finished.
         """
-        try:
-            summary: dict[str, Any] = json.loads(RunFolder(self.folder).summary_file.read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{self.folder}: found no summary.json that can be read, expected a finished run (--resume goes on)"
-            ) from error
+        file = RunFolder(self.folder).summary_file
+        with reading(file, "that of a finished run (--resume goes on)"):
+            summary: dict[str, Any] = json.loads(file.read_text())
         return summary
 
     @property
@@ -250,11 +232,10 @@ def simulate(
     Raises:
         InputError: something cannot be used; says what was found and what was expected.
     """
-    config = _checked_config(config)
+    inputs = Inputs(dataset=dataset, model=model, processor=processor, partitioner=partitioner)
+    config = _described(config, inputs)
     if method is not None:
         config = replace(config, method=replace(config.method, name=method))
-    inputs = Inputs(dataset=dataset, model=model, processor=processor, partitioner=partitioner)
-    config = inputs.described_in(config)
     validate(config)
     console = PlainConsole(quiet=True, force_terminal=False) if quiet else None
     with _without_advice(bars=not quiet):
@@ -273,7 +254,7 @@ def build(
 
     Args:
         config: the experiment; the embedded one if not given.
-        dataset, model, processor, partitioner: handed over instead of loaded, as to `simulate`.
+        dataset, model, processor, partitioner: as of `simulate`.
 
     Raises:
         InputError: something cannot be used; says what was found and what was expected.
@@ -288,8 +269,8 @@ def load_run(
 
     Args:
         folder: of the run.
-        dataset, model, processor, partitioner: what was handed over to `simulate`, for the experiment to be built again
-            when it is asked for.
+        dataset, model, processor, partitioner: as of `simulate`, for the experiment to be built again when it is asked
+            for.
 
     Raises:
         InputError: there is no run, or its configuration cannot be read.
@@ -301,18 +282,18 @@ def load_run(
 
 
 def _build(config: ExperimentConfig | None, inputs: Inputs) -> Experiment:
-    config = inputs.described_in(_checked_config(config))
-    accelerator = join_job()
+    config, accelerator = _described(config, inputs), join_job()
     with _without_advice():
         return build_experiment(
             config, accelerator.device, Processes.of(accelerator), Sharding.of(accelerator), inputs=inputs
         )
 
 
-def _checked_config(config: ExperimentConfig | None) -> ExperimentConfig:
+def _described(config: ExperimentConfig | None, inputs: Inputs) -> ExperimentConfig:
+    """The configuration, the embedded one if not given, with what is handed over in it."""
     if config is not None and not isinstance(config, ExperimentConfig):
         raise InputError(f"config: found {config!r}, expected an ExperimentConfig")
-    return ExperimentConfig() if config is None else config
+    return inputs.described_in(config or ExperimentConfig())
 
 
 @contextmanager

@@ -47,29 +47,29 @@ def train(
     """
     config, listeners = experiment.config, Callbacks(experiment, callbacks)
     latest, evaluated, done = dict(accuracy or {}), False, first_round
-    listeners.start(state, first_round)
+    listeners.call("on_start", state, first_round)
     # Clients have no models of their own yet.
     frozen = accuracies(experiment.evaluator.scores(experiment.initial_state, experiment.method.evaluated_model()))
-    stop = listeners.evaluate(experiment.initial_state, Evaluation(frozen))
+    stop = listeners.call("on_evaluate", experiment.initial_state, Evaluation(frozen))
     for round in range(first_round, config.rounds if stop is None else first_round):
         state, record = train_round(experiment, state, round, listeners)
         evaluated, done = (round + 1) % config.evaluate_every == 0 or round + 1 == config.rounds, round + 1
         if evaluated:
             latest = record.metrics.accuracy = evaluate(experiment, state)
-            stop = listeners.evaluate(state, Evaluation(latest, record.metrics))
-        stop = listeners.round(state, replace(record, accuracy=latest)) or stop
+            stop = listeners.call("on_evaluate", state, Evaluation(latest, record.metrics))
+        stop = listeners.call("on_round", state, replace(record, accuracy=latest)) or stop
         if stop is not None:
             break
     if not evaluated:
         # Stopped before an evaluation was due; or no round was left, and the last one was of an earlier state.
         latest = evaluate(experiment, state)
         if done > first_round:
-            listeners.evaluate(state, Evaluation(latest, record.metrics))
+            listeners.call("on_evaluate", state, Evaluation(latest, record.metrics))
     more = experiment.more_than_exported(state)
     last_exit_alone = EvaluatedModel(experiment.method.evaluated_model().blocks)
     exported = latest if more is None else accuracies(experiment.evaluator.scores(state, last_exit_alone))
     outcome = Outcome(done, frozen, latest, exported, more, None if stop is None else stop.reason)
-    listeners.end(state, outcome)
+    listeners.call("on_end", state, outcome)
     return state, outcome
 
 

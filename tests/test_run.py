@@ -179,7 +179,7 @@ def test_a_loaded_run_is_the_one_that_was_trained(tmp_path: Path) -> None:
 def test_a_run_that_is_not_finished_has_no_accuracy(tmp_path: Path) -> None:
     trained = simulate(small_config(tmp_path, **FEW, rounds=1), quiet=True)
     (trained.folder / "summary.json").unlink()
-    with pytest.raises(InputError, match=r"found no summary\.json that can be read, expected a finished run"):
+    with pytest.raises(InputError, match=r"summary\.json: found no readable file .* expected that of a finished run"):
         _ = load_run(trained.folder).accuracy
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from fedra_engine.callback import Callbacks, Round
-from fedra_engine.callbacks.checkpoint import Checkpoints, find_start
+from fedra_engine.callbacks.checkpoint import Keeper, find_start
 from fedra_engine.callbacks.console import Console
 from fedra_engine.callbacks.fingerprint import fingerprint
 from fedra_engine.callbacks.run_folder import RunFolder
@@ -48,7 +48,7 @@ class StudyRun:
         )
         """What is trained."""
         begun = fingerprint(self.experiment)
-        self._checkpoints = Checkpoints(self._folder, begun)
+        self._keeper = Keeper(self._folder, begun)
         self.rounds, self._state, _ = find_start(self.experiment, self._folder, begun)
         self._unsaved: list[Round] = []
         self._seconds: list[float] = []
@@ -88,7 +88,7 @@ class StudyRun:
                 break
             self._console.begin_round(round, self._rounds)
             self._state, record = train_round(self.experiment, self._state, round, listeners)
-            listeners.round(self._state, record)
+            listeners.call("on_round", self._state, record)
             self._seconds.append(record.metrics.seconds)
             self._unsaved.append(record)
             self.rounds += 1
@@ -101,8 +101,7 @@ class StudyRun:
         last = self._unsaved[-1]
         last.metrics.accuracy = evaluate(self.experiment, self._state)
         self._unsaved[-1] = replace(last, accuracy=last.metrics.accuracy)
-        self._checkpoints.save(self.experiment, self._state, self._unsaved)
-        self._folder.append_metrics(*(record.metrics.record() for record in self._unsaved))
+        self._keeper.save(self.experiment, self._state, self._unsaved)
         self._unsaved.clear()
         self.pause_seconds = time.monotonic() - started
 

@@ -12,7 +12,7 @@ from peft import LoraConfig as PeftLoraConfig
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fedra_engine.callback import Callback, Outcome
+from fedra_engine.callback import Outcome
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.values import dump_yaml
 from fedra_engine.experiment import Experiment
@@ -26,17 +26,6 @@ from fedra_engine.runtime.errors import count_of
 from fedra_engine.runtime.files import whole_files, write_whole
 
 _PREFIX = "base_model.model"
-
-
-class AdapterExport(Callback):
-    """Leaves what was tuned in `adapters/` of the run's folder."""
-
-    def __init__(self, folder: Path) -> None:
-        """Write into the run's `folder`."""
-        self._folder = folder
-
-    def on_end(self, experiment: Experiment, state: GlobalState, outcome: Outcome) -> None:
-        export(self._folder / "adapters", experiment, state, outcome)
 
 
 def export(folder: Path, experiment: Experiment, state: GlobalState, outcome: Outcome) -> None:
@@ -98,10 +87,8 @@ def save_adapter(
         }
     tensors |= {f"{_PREFIX}.{head_path}.{name}": tensor for name, tensor in head.items()}
     save_file(tensors, folder / "adapter_model.safetensors")
-    if len(state.heads) > 1:
-        early = head_tensors(
-            range(len(state.heads) - 1), state.heads[:-1], foundation.head_layout, exits=len(state.heads)
-        )
+    if (exits := len(state.heads)) > 1:
+        early = head_tensors(range(exits - 1), state.heads[:-1], foundation.head_layout, exits=exits)
         save_file({name: tensor.cpu() for name, tensor in early.items()}, folder / "exits.safetensors")
     settings = PeftLoraConfig(
         base_model_name_or_path=_base_model(config),
@@ -118,13 +105,7 @@ def save_adapter(
 
 
 def write_card(folder: Path, foundation: Foundation, config: ExperimentConfig, outcome: Outcome, *, depth: int) -> None:
-    """Write `README.md`: what `save_adapter` saved, the lines that load it, and what they give.
-
-    Args:
-        folder: the one that `save_adapter` wrote.
-        foundation, config, depth: as `save_adapter` got them.
-        outcome: of the run.
-    """
+    """Write `README.md`: what `save_adapter` saved in `folder`, the lines that load it, and what they give."""
     base = _base_model(config)
     facts = dump_yaml({"base_model": base, "library_name": "peft"} if base else {"library_name": "peft"})
     load_it = "load it" if base else "put it on the model that the run was given, here `my_model`"
@@ -157,12 +138,13 @@ def loading_lines(foundation: Foundation, config: ExperimentConfig, depth: int) 
     A model that the run was given in memory is `my_model` in it.
     """
     pooling, auto_class = _pooling(foundation), _auto_class(foundation)
+    settings: Any = foundation.model.config
     load = ['folder = "."  # where this file is']
     if _base_model(config) is None:
         imports = ["import torch", "from peft import PeftModel"]
         load.append(f"model = my_model.to(torch.{config.model.dtype})  # the model that the run was given")
         if auto_class.endswith("SequenceClassification"):
-            load.append(f"model.config.pad_token_id = {_settings(foundation).pad_token_id}")
+            load.append(f"model.config.pad_token_id = {settings.pad_token_id}")
     else:
         imports = ["from peft import PeftConfig, PeftModel", f"from transformers import {auto_class}"]
         load += [
@@ -230,7 +212,7 @@ def _auto_class(foundation: Foundation) -> str:
 
 def _arguments(foundation: Foundation, config: ExperimentConfig) -> str:
     """Those of `from_pretrained` by which the model is what `load_pretrained` made of it."""
-    settings = _settings(foundation)
+    settings: Any = foundation.model.config
     arguments: dict[str, object] = {"dtype": config.model.dtype}
     if _auto_class(foundation).endswith("Classification"):
         arguments |= {"num_labels": foundation.head_layout.classes, "ignore_mismatched_sizes": True}
@@ -240,10 +222,6 @@ def _arguments(foundation: Foundation, config: ExperimentConfig) -> str:
             # Decoders classify by the last token that is not padding.
             arguments["pad_token_id"] = settings.pad_token_id
     return ", ".join(f"{name}={value!r}" for name, value in arguments.items()).replace("'", '"')
-
-
-def _settings(foundation: Foundation) -> Any:
-    return foundation.model.config
 
 
 def _with_change_of_base(

@@ -1,4 +1,4 @@
-"""Checkpoints after every round: written whole or not at all, and read only when intact."""
+"""What a run keeps in its folder, so that it can go on: checkpoints are written whole, and read only when intact."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from fedra_engine.callback import Callback, Round
+from fedra_engine.callback import Callback, Outcome, Round
+from fedra_engine.callbacks.adapter_files import export
 from fedra_engine.callbacks.fingerprint import Fingerprint, check_fingerprint, fingerprint
-from fedra_engine.callbacks.run_folder import RunFolder
+from fedra_engine.callbacks.run_folder import RunFolder, reading
 from fedra_engine.experiment import Experiment
 from fedra_engine.models.state import GlobalState
-from fedra_engine.runtime.errors import InputError, one_line
+from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.files import content_hash, make_folders, remove_unfinished, whole_folder
 
 _LOG = logging.getLogger(__name__)
@@ -32,6 +34,7 @@ VERSION = 2
 
 Those of version 1, which had no number, did not say what their run began with.
 """
+_INTACT = "an intact checkpoint"
 
 
 class Checkpoint(NamedTuple):
@@ -43,29 +46,54 @@ class Checkpoint(NamedTuple):
     passed_over: str = ""
 
 
-class Checkpoints(Callback):
-    """After every round, saves what a run needs to go on, and the round's record beside it."""
+class Keeper(Callback):
+    """Keeps every round's state and record in the run's folder, and in the end the adapter and the summary.
 
-    def __init__(self, folder: RunFolder, fingerprint: Fingerprint) -> None:
-        """Save in `folder`, beside the `fingerprint` of what the run began with."""
+    Where metrics.jsonl has a round, there is a checkpoint of it; where there is a summary, there is an adapter.
+    """
+
+    def __init__(self, folder: RunFolder, begun: Fingerprint) -> None:
+        """Write into `folder`; every checkpoint has the fingerprint of what the run has `begun` with."""
         self._folder = folder
-        self._fingerprint = fingerprint
+        self._begun = begun
+
+    def on_start(self, experiment: Experiment, state: GlobalState, first_round: int) -> None:
+        # A run may go on with more rounds.
+        self._folder.write_config(experiment.config)
 
     def on_round(self, experiment: Experiment, state: GlobalState, round: Round) -> None:
         self.save(experiment, state, [round])
 
     def save(self, experiment: Experiment, state: GlobalState, rounds: Sequence[Round]) -> None:
-        """Save the `state` after the last of `rounds`, those that no checkpoint has yet."""
-        last = rounds[-1]
+        """Keep the `state` after the last of `rounds`, those that no checkpoint has yet, and their records."""
+        last, records = rounds[-1], [each.metrics.record() for each in rounds]
         parts = {"state": state.tensors(), "method": experiment.method.tensors(), "server": experiment.server.tensors()}
         tensors = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
         remembered = {
             "accuracy": dict(last.accuracy),
-            "fingerprint": self._fingerprint,
+            "fingerprint": self._begun,
             "lanes": list(last.lanes),
-            "metrics": self._folder.keep_metrics(*(each.metrics.record() for each in rounds)),
+            "metrics": self._folder.keep_metrics(*records),
         }
         save_checkpoint(self._folder.path, last.metrics.round, tensors, remembered)
+        self._folder.append_metrics(*records)
+
+    def on_end(self, experiment: Experiment, state: GlobalState, outcome: Outcome) -> None:
+        export(self._folder.path / "adapters", experiment, state, outcome)
+        self._folder.write_summary(
+            {
+                "rounds": outcome.rounds,
+                "frozen": outcome.frozen,
+                "tuned": outcome.tuned,
+                "average_frozen": mean(outcome.frozen.values()),
+                "average_tuned": mean(outcome.tuned.values()),
+                "exported_accuracy": outcome.exported,
+                "average_exported": mean(outcome.exported.values()),
+                "tuned_is": outcome.tuned_is,
+                "evaluated_blocks": experiment.method.evaluated_model().blocks.tolist(),
+                "caution": experiment.method.caution,
+            }
+        )
 
 
 class Start(NamedTuple):
@@ -89,9 +117,14 @@ def find_start(experiment: Experiment, folder: RunFolder, begun: Fingerprint) ->
     Raises:
         InputError: the run began with something else, or is damaged.
     """
-    processes = experiment.processes
+    processes, found = experiment.processes, None
     with processes.raise_on_all():
-        found = _go_back(folder, begun) if processes.is_main else None
+        if processes.is_main:
+            found, records = newest_checkpoint(folder, begun)
+            if found is not None and found.passed_over:
+                _LOG.info("passed over a damaged checkpoint: %s", found.passed_over)
+            if folder.rewind(-1 if found is None else found.round, records):
+                _LOG.info("restored %s from %s", folder.metrics_file, folder.kept_metrics_file)
     found = processes.broadcast_object(found)
     if found is None:
         return Start(0, experiment.initial_state, {})
@@ -101,7 +134,19 @@ def find_start(experiment: Experiment, folder: RunFolder, begun: Fingerprint) ->
         experiment.executor.lanes = lanes[processes.index]
         if processes.is_main:
             _LOG.info("lanes: %s, as before (execution.deterministic)", ", ".join(map(str, lanes)))
-    return restore(experiment, found)
+    return _restore(experiment, found)
+
+
+def newest_checkpoint(folder: RunFolder, begun: Fingerprint) -> tuple[Checkpoint | None, bytes]:
+    """The checkpoint to go on after, None if there is none, and the records up to it; the folder stays as it is.
+
+    Raises:
+        InputError: the run began with something else than `begun`, or is damaged.
+    """
+    found = latest_checkpoint(folder.path)
+    if found is not None:
+        check_fingerprint(begun, found.state["fingerprint"], folder.path)
+    return found, folder.find_metrics(None if found is None else found.state["metrics"])
 
 
 def newest_state(experiment: Experiment, folder: RunFolder) -> Start:
@@ -118,36 +163,22 @@ def newest_state(experiment: Experiment, folder: RunFolder) -> Start:
     if found is None:
         raise InputError(f"{folder.path}: found no checkpoint, expected a run that has trained a round")
     check_fingerprint(fingerprint(experiment), found.state["fingerprint"], folder.path)
-    return restore(experiment, found)
+    return _restore(experiment, found)
 
 
-def restore(experiment: Experiment, found: Checkpoint) -> Start:
+def _restore(experiment: Experiment, found: Checkpoint) -> Start:
     """Bring a newly built experiment to where it was after the round of a checkpoint."""
-    parts: dict[str, dict[str, Tensor]] = {}
+    parts: dict[str, dict[str, Tensor]] = {"method": {}, "server": {}}
     for key, tensor in found.tensors.items():
         part, _, name = key.partition(".")
         parts.setdefault(part, {})[name] = tensor
-    experiment.method.restore(parts.get("method", {}))
-    experiment.server.restore(parts.get("server", {}))
-    state = experiment.initial_state.restored(parts["state"])
-    return Start(found.round + 1, state, found.state["accuracy"])
-
-
-def _go_back(folder: RunFolder, begun: Fingerprint) -> Checkpoint | None:
-    """The checkpoint to go on after, if any; the folder forgets what came later."""
-    found = latest_checkpoint(folder.path)
-    if found is not None:
-        check_fingerprint(begun, found.state["fingerprint"], folder.path)
-    records = folder.find_metrics(None if found is None else found.state["metrics"])
-    if found is not None and found.passed_over:
-        _LOG.info("passed over a damaged checkpoint: %s", found.passed_over)
-    if folder.rewind(-1 if found is None else found.round, records):
-        _LOG.info("restored %s from %s", folder.metrics_file, folder.kept_metrics_file)
-    return found
+    experiment.method.restore(parts["method"])
+    experiment.server.restore(parts["server"])
+    return Start(found.round + 1, experiment.initial_state.restored(parts["state"]), found.state["accuracy"])
 
 
 def save_checkpoint(folder: Path, round: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
-    """Save what is known after `round` as `<folder>/checkpoints/round_0000`, and remove the oldest ones.
+    """Save `<folder>/checkpoints/round_0000`, which appears whole or not at all, and remove the oldest checkpoints.
 
     Args:
         folder: of the run.
@@ -156,7 +187,7 @@ def save_checkpoint(folder: Path, round: int, tensors: Mapping[str, Tensor], sta
         state: anything JSON can hold.
 
     Returns:
-        The checkpoint's folder. It appears complete or not at all, whenever the process is killed, and is on the disk.
+        The checkpoint's folder.
 
     Raises:
         OSError: it cannot be written; the checkpoints before are as they were.
@@ -199,14 +230,23 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def _load(round: int, path: Path) -> Checkpoint:
-    header = _read_header(path / STATE_FILE)
-    if header["round"] != round:
+    state_file, tensors_file = path / STATE_FILE, path / TENSORS_FILE
+    with reading(state_file, _INTACT):
+        header = dict(json.loads(state_file.read_bytes()))
+        intact = header.pop("digest", None) == _digest_of_header(header)
+    if header.get("version") != VERSION:
         raise InputError(
-            f"{path / STATE_FILE}: found round {header['round']}, expected an intact checkpoint of {round}"
+            f"{state_file}: found version {header.get('version')!r}, expected version {VERSION} (only the "
+            "fedra-engine that began a run can go on with it)"
         )
-    content = _read(path / TENSORS_FILE)
+    if not intact:
+        raise InputError(f"{state_file}: found other content than was written, expected {_INTACT}")
+    if header["round"] != round:
+        raise InputError(f"{state_file}: found round {header['round']}, expected {_INTACT} of {round}")
+    with reading(tensors_file, _INTACT):
+        content = tensors_file.read_bytes()
     if content_hash(content).hexdigest() != header["tensors"]:
-        raise InputError(f"{path / TENSORS_FILE}: found other bytes than were written, expected an intact checkpoint")
+        raise InputError(f"{tensors_file}: found other bytes than were written, expected {_INTACT}")
     return Checkpoint(round, safetensors.torch.load(content), header["state"])
 
 
@@ -217,33 +257,6 @@ def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(name[1]), path) for name, path in names if name)
 
 
-def _read_header(path: Path) -> dict[str, Any]:
-    content = _read(path)
-    try:
-        header = dict(json.loads(content))
-        written = header.pop("digest", None)
-        intact = written == _digest_of_header(header)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise InputError(
-            f"{path}: found no checkpoint state ({one_line(error)}), expected an intact checkpoint"
-        ) from error
-    if header.get("version") != VERSION:
-        raise InputError(
-            f"{path}: found version {header.get('version')!r}, expected version {VERSION} (only the fedra-engine that "
-            "began a run can go on with it)"
-        )
-    if not intact:
-        raise InputError(f"{path}: found other content than was written, expected an intact checkpoint")
-    return header
-
-
 def _digest_of_header(header: Mapping[str, Any]) -> str:
     # Numbers and texts that JSON has once been through stay as they are.
     return content_hash(json.dumps(header, sort_keys=True).encode()).hexdigest()
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: found no readable file, expected an intact checkpoint") from error

@@ -66,7 +66,7 @@ class Console(Callback):
         self._console = PlainConsole() if console is None else console
         self._log = logging.NullHandler() if log_file is None else _LogFile(log_file, encoding="utf-8")
         self._log.setFormatter(PrintableFormatter("%(asctime)s  %(message)s"))
-        self._warning_handlers: list[logging.Handler] = [] if log_file is None else [self._log]
+        self._handlers: list[logging.Handler] = [] if log_file is None else [self._log]
         self._meter = Meter()
         self._live = live_progress(self._console, self._meter) if self._console.is_terminal else None
         self._round = Stage("")
@@ -78,24 +78,22 @@ class Console(Callback):
         return cls(None, PlainConsole(quiet=True, force_terminal=False))
 
     def __enter__(self) -> Self:
-        if self._warning_handlers and logging.lastResort and not _ENGINE_LOG.hasHandlers():
+        if self._handlers and logging.lastResort and not _ENGINE_LOG.hasHandlers():
             # A logger with a handler no longer sends warnings to stderr, so that one is added, too.
-            self._warning_handlers.append(logging.lastResort)
+            self._handlers.append(logging.lastResort)
         self._level = _ENGINE_LOG.level
-        if self._level == logging.NOTSET and (self._warning_handlers or not self._console.quiet):
-            self._warning_handlers.append(_Shown(self._print))
+        if self._level == logging.NOTSET and (self._handlers or not self._console.quiet):
+            self._handlers.append(_Shown(self._print))
             _ENGINE_LOG.setLevel(logging.INFO)
-        for handler in self._warning_handlers:
+        for handler in self._handlers:
             _ENGINE_LOG.addHandler(handler)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._live is not None:
-            self._live.stop()
-        self._round.__exit__(None, None, None)
-        for handler in self._warning_handlers:
+        self._stop_showing()
+        for handler in self._handlers:
             _ENGINE_LOG.removeHandler(handler)
         _ENGINE_LOG.setLevel(self._level)
         # A disk that is full, or gone, is what may have stopped the run.
@@ -109,16 +107,15 @@ class Console(Callback):
         facts = {"method": f"{config.method.name}, {count_of(config.rounds, 'round')}, seed {config.seed}"}
         facts |= describe(experiment)
         width = max(map(len, facts))
-        for name, value in facts.items():
-            self.message(f"{name:<{width}}  {value}")
-        for note in experiment.train_data.notes:
-            self.message(note)
+        lines = [*(f"{name:<{width}}  {value}" for name, value in facts.items()), *experiment.train_data.notes]
         if method.caution is not None:
-            self.message(f"note: {method.caution}")
+            lines.append(f"note: {method.caution}")
         if first_round > 0:
             begun = first_round < config.rounds
             going = f"going on after round {first_round} of" if begun else "finished before, with all of"
-            self.message(f"{going} {config.rounds} rounds")
+            lines.append(f"{going} {config.rounds} rounds")
+        for line in lines:
+            self.message(line)
         self._next, self._rounds = first_round, config.rounds
 
     def on_update(self, experiment: Experiment, update: Update) -> None:
@@ -140,19 +137,16 @@ class Console(Callback):
             self.begin_round(round.metrics.round + 1, self._rounds)
 
     def on_end(self, experiment: Experiment, state: GlobalState, outcome: Outcome) -> None:
-        if self._live is not None:
-            self._live.stop()
-        # The round that a stop kept from being trained.
-        self._round.__exit__(None, None, None)
+        # Also of the round that a stop kept from being trained.
+        self._stop_showing()
         if outcome.stopped is not None:
             self.message(f"stopped after round {outcome.rounds}{': ' if outcome.stopped else ''}{outcome.stopped}")
         rows = {"frozen": outcome.frozen, "tuned": outcome.tuned}
-        self._print("")
         body = [
             [name, *(_percent(accuracy[domain]) for domain in outcome.tuned), _percent(mean(accuracy.values()))]
             for name, accuracy in rows.items()
         ]
-        self._print(table_text(rich_table([["accuracy (%)", *outcome.tuned, "average"], *body])))
+        self._print("\n" + table_text(rich_table([["accuracy (%)", *outcome.tuned, "average"], *body])))
         for name, accuracy in rows.items():
             self._write_log(f"{name}: {_accuracy_text(accuracy)}")
         if outcome.tuned_is is not None:
@@ -187,46 +181,16 @@ class Console(Callback):
             self._print(line)
         self._write_log(f"{line}  {asdict(metrics)}")
 
+    def _stop_showing(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+        self._round.__exit__(None, None, None)
+
     def _print(self, text: str) -> None:
         self._console.print(text, soft_wrap=True)
 
     def _write_log(self, text: str) -> None:
         self._log.emit(logging.makeLogRecord({"msg": text}))
-
-
-def describe(experiment: Experiment) -> dict[str, str]:
-    """What a user wants to see before the first round."""
-    foundation = experiment.foundation
-    size = parameter_count(foundation.model)
-    kept = " in shards" if is_sharded(foundation.model) else ""
-    targets = ", ".join(target.path for target in foundation.adapter_layout.targets)
-    return {
-        "model": f"{type(foundation.model).__name__}, {foundation.depth} blocks, {size:,} frozen parameters{kept}",
-        "adapters": f"{foundation.adapter_layout.size:,} LoRA parameters per block on {targets}",
-        "head": f"{foundation.head_layout.trained_size:,} parameters",
-        "clients": f"{len(experiment.clients)} in {len(experiment.domains)} domains",
-        "samples": f"{len(experiment.train_data):,} for training{_made(experiment.samples_made)}",
-        "lanes": str(experiment.executor.lanes),
-        "blocks": f"{experiment.sweep_model.fused} of {foundation.depth} fused",
-        "device": _device(experiment.initial_state.heads.device),
-        **({"processes": str(experiment.processes.count)} if experiment.processes.count > 1 else {}),
-    }
-
-
-def _device(device: torch.device) -> str:
-    threads = torch.get_num_threads()
-    return f"cpu, {threads} thread{'s' if threads > 1 else ''}" if device.type == "cpu" else str(device)
-
-
-def _made(samples: int | None) -> str:
-    if samples is None:
-        return ""
-    return f"; {samples:,} preprocessed now" if samples else "; all were in the cache"
-
-
-def _accuracy_text(accuracy: Accuracies) -> str:
-    by_domain = "  ".join(f"{printable(domain)} {_percent(value)}" for domain, value in accuracy.items())
-    return f"{_percent(mean(accuracy.values()))}  ({by_domain})"
 
 
 class _Shown(logging.Handler):
@@ -241,73 +205,87 @@ class _Shown(logging.Handler):
             self._show(record.getMessage())
 
 
+def describe(experiment: Experiment) -> dict[str, str]:
+    """What a user wants to see before the first round."""
+    foundation, device = experiment.foundation, experiment.initial_state.heads.device
+    size = parameter_count(foundation.model)
+    kept = " in shards" if is_sharded(foundation.model) else ""
+    targets = ", ".join(target.path for target in foundation.adapter_layout.targets)
+    made = ""
+    if experiment.samples_made is not None:
+        now = f"{experiment.samples_made:,} preprocessed now" if experiment.samples_made else "all were in the cache"
+        made = f"; {now}"
+    facts = {
+        "model": f"{type(foundation.model).__name__}, {foundation.depth} blocks, {size:,} frozen parameters{kept}",
+        "adapters": f"{foundation.adapter_layout.size:,} LoRA parameters per block on {targets}",
+        "head": f"{foundation.head_layout.trained_size:,} parameters",
+        "clients": f"{len(experiment.clients)} in {len(experiment.domains)} domains",
+        "samples": f"{len(experiment.train_data):,} for training{made}",
+        "lanes": str(experiment.executor.lanes),
+        "blocks": f"{experiment.sweep_model.fused} of {foundation.depth} fused",
+        "device": f"cpu, {count_of(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else str(device),
+    }
+    if experiment.processes.count > 1:
+        facts["processes"] = str(experiment.processes.count)
+    return facts
+
+
+def _accuracy_text(accuracy: Accuracies) -> str:
+    by_domain = "  ".join(f"{printable(domain)} {_percent(value)}" for domain, value in accuracy.items())
+    return f"{_percent(mean(accuracy.values()))}  ({by_domain})"
+
+
 def _percent(accuracy: float) -> str:
     return f"{100 * accuracy:.1f}"
 
 
 class Meter:
-    """Counts rounds, clients and samples, and measures the time they take."""
+    """Counts rounds, clients and samples, and measures the time they take; `clock` returns seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        """`clock` returns seconds."""
         self._clock = clock
-        self.rounds = 0
-        self.rounds_done = 0
-        self.participants = 0
-        self.clients = 0
-        self._loss = math.nan
-        self._samples = 0
-        self._first_round = 0
-        self._began: float | None = None
-        self._round_began = 0.0
-        self._round_seconds = 0.0
+        self.rounds = self.rounds_done = self.participants = self.clients = 0
+        self._loss: float | None = None
         self._loss_read = -math.inf
+        self._samples = self._first_round = 0
+        self._began: float | None = None
+        self._round_began = self._round_seconds = 0.0
 
     def round_started(self, round: int, rounds: int) -> None:
         """Count from nothing again; how many participants there are is known later."""
-        now = self._clock()
+        self._round_began = self._clock()
         if self._began is None:
-            self._began, self._first_round = now, round
-        self.rounds, self.rounds_done, self.participants = rounds, round, 0
-        self.clients, self._samples = 0, 0
-        self._round_began = now
+            self._began, self._first_round = self._round_began, round
+        self.rounds, self.rounds_done = rounds, round
+        self.participants = self.clients = self._samples = 0
 
     def trained(self, clients: int, samples: int, loss: Callable[[], float | None]) -> None:
         """The clients of the round that have trained so far, their samples, and what gives their mean loss."""
         self.clients, self._samples = clients, samples
         now = self._clock()
         if now - self._loss_read >= SECONDS_BETWEEN_LOSSES:
-            self._show_loss(loss())
-            self._loss_read = now
+            self._loss, self._loss_read = loss(), now
         self._round_seconds = now - self._round_began
 
     def round_finished(self, metrics: RoundMetrics) -> None:
         """Count the round, as it was on all processes."""
-        self._show_loss(metrics.loss)
+        self._loss, self._round_seconds = metrics.loss, metrics.seconds
         self.clients, self._samples = metrics.participants, metrics.samples
         self.rounds_done += 1
-        self._round_seconds = metrics.seconds
 
     def round_text(self) -> str:
         """`3/60`."""
         return f"{self.rounds_done:>{len(str(self.rounds))}}/{self.rounds}"
 
     def status_text(self) -> str:
-        """Loss, speed and remaining time."""
+        """Loss, speed, and the time that the remaining rounds take if they are like those of this process."""
         speed = self._samples / self._round_seconds if self._round_seconds else 0.0
-        loss = "–" if math.isnan(self._loss) else f"{self._loss:.4f}"
-        return f"loss {loss}  {self.clients} clients  {speed:,.0f} samples/s  ETA {self._eta()}"
-
-    def _show_loss(self, loss: float | None) -> None:
-        self._loss = math.nan if loss is None else loss
-
-    def _eta(self) -> str:
-        """Time that the remaining rounds take if they are like those of this process."""
-        done = self.rounds_done - self._first_round
-        if self._began is None or done == 0:
-            return "-:--:--"
-        seconds = (self._clock() - self._began) / done * (self.rounds - self.rounds_done)
-        return str(timedelta(seconds=round(seconds)))
+        loss = "–" if self._loss is None or math.isnan(self._loss) else f"{self._loss:.4f}"
+        left, done = "-:--:--", self.rounds_done - self._first_round
+        if self._began is not None and done:
+            seconds = (self._clock() - self._began) / done * (self.rounds - self.rounds_done)
+            left = str(timedelta(seconds=round(seconds)))
+        return f"loss {loss}  {self.clients} clients  {speed:,.0f} samples/s  ETA {left}"
 
 
 def live_progress(console: PlainConsole, meter: Meter) -> Live:

@@ -47,16 +47,15 @@ _PARTS = {
 def fingerprint(experiment: Experiment) -> Fingerprint:
     """Digests of all that decides what the rounds of a newly built experiment compute and its evaluations measure.
 
-    The state before the first round is not among them: it follows from the rest, to the last bit only on equal
-    hardware. All processes of a job that shards its model must call this together; a gigabyte of weights takes about
-    a second, samples of the cache are not read.
+    The state before the first round follows from the rest, to the last bit only on equal hardware. All processes of a
+    job that shards its model must call this together. A gigabyte of weights takes about a second.
     """
     data = experiment.train_data
     return {
         "setting": setting_digest(experiment.config),
         "names": _digest([json.dumps([experiment.domains, data.classes])]),
-        "training": _digest([experiment.train_samples.digest(), *_of_samples(experiment.train_samples, data)]),
-        "test": _digest([experiment.test_samples.digest(), *_of_samples(experiment.test_samples, data)]),
+        "training": _digest(_of_samples(experiment.train_samples, data)),
+        "test": _digest(_of_samples(experiment.test_samples, data)),
         "model": _digest(_of_model(experiment.foundation.model)),
         "clients": _digest(_of_clients(experiment.clients)),
     }
@@ -86,7 +85,8 @@ def check_fingerprint(found: Fingerprint, expected: Fingerprint, whose: str | Pa
             raise InputError(f"{field}: found other {name} than {whose} began with, expected {wanted}")
 
 
-def _of_samples(samples: Samples, data: DomainData) -> Iterable[bytes]:
+def _of_samples(samples: Samples, data: DomainData) -> Iterable[str | bytes]:
+    yield samples.digest()
     yield samples.domains.numpy().tobytes()
     # What language models are to learn is part of their texts.
     if data.labels is not None:

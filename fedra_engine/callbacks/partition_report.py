@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.table import Table
 
 from fedra_engine.callback import Callback
 from fedra_engine.experiment import Experiment
@@ -18,13 +16,12 @@ from fedra_engine.federation.clients import Clients
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import printable
 from fedra_engine.runtime.files import whole_file
-from fedra_engine.runtime.tables import table_text
+from fedra_engine.runtime.tables import rich_table, table_text
 
 if TYPE_CHECKING:
     from fedra_engine.data.domain_data import DomainData
 
 _LOG = logging.getLogger(__name__)
-PLOT_FILE = "partition.png"
 MOST_PLOTTED = 1000
 """Clients above which nothing is counted: a plot could not show them."""
 MOST_PRINTED = 36
@@ -32,24 +29,8 @@ MOST_PRINTED = 36
 MOST_COLUMNS = 16
 """Classes or domains above which the matrices are not printed."""
 
-
-@dataclass(frozen=True)
-class PartitionCounts:
-    """Training samples of every client by class and by domain.
-
-    Attributes:
-        labels: int64 [classes, clients]; None where samples have no class.
-        classes: names.
-        domains: int64 [domains, clients].
-        domain_names: names.
-        capacities: int64 [clients].
-    """
-
-    labels: NDArray[np.int64] | None
-    classes: Sequence[str]
-    domains: NDArray[np.int64]
-    domain_names: Sequence[str]
-    capacities: NDArray[np.int64]
+Counts = Mapping[str, tuple[NDArray[np.int64], Sequence[str]]]
+"""Training samples by `domain` and, where they have classes, by `class`: [rows, clients], and the rows' names."""
 
 
 class PartitionReport(Callback):
@@ -64,70 +45,52 @@ class PartitionReport(Callback):
 
 
 def report_partition(train: DomainData, clients: Clients, folder: Path, message: Callable[[str], None]) -> None:
-    """Plot the matrices into `folder`, and print them where they are small; neither beyond `MOST_PLOTTED` clients.
+    """Plot the matrices into a run's `folder`, and tell `message` those that are small.
 
-    Args:
-        train: what `clients.samples` are rows of.
-        clients: of the federation.
-        folder: of the run.
-        message: called with the printed matrices.
+    The samples of `clients` are rows of `train`. Of more clients than `MOST_PLOTTED` there is neither.
     """
     if len(clients) > MOST_PLOTTED:
         return
     counts = count_partition(train, clients)
-    plot_partition(counts, folder / PLOT_FILE)
-    columns = max(len(counts.classes), len(counts.domain_names))
-    if len(clients) <= MOST_PRINTED and columns <= MOST_COLUMNS:
-        message(partition_text(counts))
+    plot_partition(counts, folder / "partition.png")
+    if len(clients) <= MOST_PRINTED and max(len(names) for _, names in counts.values()) <= MOST_COLUMNS:
+        message(partition_text(counts, clients.capacities))
 
 
-def count_partition(train: DomainData, clients: Clients) -> PartitionCounts:
+def count_partition(train: DomainData, clients: Clients) -> Counts:
     """Count the samples of every client."""
 
-    def counts(of_sample: NDArray[np.int64], names: Sequence[str]) -> NDArray[np.int64]:
+    def counts(of_sample: NDArray[np.int64], names: Sequence[str]) -> tuple[NDArray[np.int64], Sequence[str]]:
         columns = [np.bincount(of_sample[rows], minlength=len(names)) for rows in clients.samples]
-        return np.stack(columns, axis=1)
+        return np.stack(columns, axis=1), names
 
-    return PartitionCounts(
-        labels=None if train.labels is None else counts(train.labels, train.classes),
-        classes=train.classes,
-        domains=counts(train.domain_of, train.domains),
-        domain_names=train.domains,
-        capacities=clients.capacities,
-    )
+    found = {"domain": counts(train.domain_of, train.domains)}
+    return found if train.labels is None else found | {"class": counts(train.labels, train.classes)}
 
 
-def partition_text(counts: PartitionCounts) -> str:
+def partition_text(counts: Counts, capacities: NDArray[np.int64]) -> str:
     """A table with one line per client: its domains, capacity and samples, and how many of each class these are."""
-    one_domain = bool(((counts.domains > 0).sum(axis=0) <= 1).all())
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("client", justify="right")
-    for name in ("domain",) if one_domain else counts.domain_names:
-        table.add_column(printable(name), justify="left" if one_domain else "right")
-    for name in ("blocks", "samples", *counts.classes):
-        table.add_column(printable(name), justify="right")
-    for client in range(counts.domains.shape[1]):
-        of_domain = counts.domains[:, client]
-        cells = [printable(counts.domain_names[int(of_domain.argmax())])] if one_domain else _cells(of_domain)
-        labels = [] if counts.labels is None else _cells(counts.labels[:, client])
-        table.add_row(str(client), *cells, str(counts.capacities[client]), str(of_domain.sum()), *labels)
-    return table_text(table)
+    domains, names = counts["domain"]
+    labels, classes = counts.get("class", (domains[:0], ()))
+    one_domain = bool(((domains > 0).sum(axis=0) <= 1).all())
+    rows = [["client", *(["domain"] if one_domain else names), "blocks", "samples", *classes]]
+    for client, (of_domain, of_class) in enumerate(zip(domains.T, labels.T, strict=True)):
+        cells = [names[int(of_domain.argmax())]] if one_domain else _cells(of_domain)
+        rows.append([str(client), *cells, str(capacities[client]), str(of_domain.sum()), *_cells(of_class)])
+    return table_text(rich_table(rows, left=(1,) if one_domain else ()))
 
 
-def plot_partition(counts: PartitionCounts, file: Path) -> None:
+def plot_partition(counts: Counts, file: Path) -> None:
     """Both matrices as heat maps, as a PNG."""
     # Importing it takes long; most of the engine does without.
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    matrices = {"domain": (counts.domains, counts.domain_names)}
-    if counts.labels is not None:
-        matrices["class"] = (counts.labels, counts.classes)
-    clients = counts.domains.shape[1]
-    heights = [min(max(len(names), 3), 40) for _, names in matrices.values()]
+    clients = counts["domain"][0].shape[1]
+    heights = [min(max(len(names), 3), 40) for _, names in counts.values()]
     figure = Figure(figsize=(min(max(0.2 * clients, 6), 16), 0.25 * sum(heights) + 2), layout="constrained")
     for axes, (title, (matrix, names)) in zip(
-        figure.subplots(len(matrices), height_ratios=heights, squeeze=False)[:, 0], matrices.items(), strict=True
+        figure.subplots(len(counts), height_ratios=heights, squeeze=False)[:, 0], counts.items(), strict=True
     ):
         image = axes.imshow(matrix, aspect="auto", interpolation="nearest", cmap="Blues", vmin=0)
         axes.set(xlabel="client", ylabel=title)

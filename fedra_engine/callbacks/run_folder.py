@@ -11,12 +11,12 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
 
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.values import dump_yaml
@@ -39,15 +39,27 @@ class MetricsMark(TypedDict):
 
 
 class RunFolder:
-    """`<output_dir>/<name>/`: config.yaml, run.log, metrics.jsonl, summary.json and what others add.
+    """`<output_dir>/<name>/`, made by `create` or found by `open`.
 
     The records of metrics.jsonl are in `checkpoints/` a second time, from where they come back when it is damaged.
     A round's records are there first, then comes its checkpoint, then metrics.jsonl.
+
+    Attributes:
+        path: of the folder.
+        config_file: the resolved configuration; `--config` with it repeats the experiment in a new folder.
+        log_file: the run's output, with times.
+        metrics_file: one JSON object per line.
+        kept_metrics_file: the second copy of the records.
+        summary_file: the results, written at the end.
     """
 
     def __init__(self, path: Path) -> None:
-        """`path` is its own; `create` makes a new folder, `open` finds an earlier one."""
         self.path = path
+        self.config_file = path / "config.yaml"
+        self.log_file = path / "run.log"
+        self.metrics_file = path / "metrics.jsonl"
+        self.kept_metrics_file = path / "checkpoints" / "metrics.jsonl"
+        self.summary_file = path / "summary.json"
         self._kept = content_hash()
         self._kept_bytes = 0
 
@@ -60,20 +72,18 @@ class RunFolder:
         """
         usual = f"{config.method.name}-{Path(config.model.path).name}-{time.strftime('%Y%m%d-%H%M%S')}"
         path = Path(config.output_dir) / (config.name or usual)
+        make_folder(path.parent)
         # Other runs may begin in the same second.
         numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
         for free in itertools.chain([path], numbered if config.name is None else ()):
             try:
-                make_folders(free.parent)
                 with whole_folder(free) as made:
                     cls(made).write_config(config)
-            except FileExistsError as error:
-                if error.filename != str(free):
-                    raise _not_makable(free.parent, error) from error
+                return cls(free)
+            except FileExistsError:
+                continue
             except OSError as error:
                 raise _not_makable(free, error) from error
-            else:
-                return cls(free)
         raise InputError(f"name: found a run in {path}, expected a new name (or --resume {shlex.quote(str(path))})")
 
     @classmethod
@@ -88,61 +98,30 @@ class RunFolder:
             raise InputError(f"{path}: found no {folder.config_file.name}, expected the folder of an earlier run")
         return folder
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other commands from writing here; a lock goes with the process that holds it, however that ends.
+    def locked(self) -> AcquireReturnProxy:
+        """Keep other commands from writing here while entered; a lock goes with the process that holds it.
 
         Raises:
             InputError: another command holds it.
         """
-        lock = FileLock(self.path / ".lock")
         try:
-            lock.acquire(timeout=0)
+            return FileLock(self.path / ".lock").acquire(timeout=0)
         except Timeout as error:
             raise InputError(
                 f"resume: found another process at work on {self.path}, expected a run that has ended or broken off"
             ) from error
-        try:
-            yield
-        finally:
-            lock.release()
-
-    @property
-    def config_file(self) -> Path:
-        """The resolved configuration; `--config` with it repeats the experiment in a new folder."""
-        return self.path / "config.yaml"
-
-    @property
-    def log_file(self) -> Path:
-        """The run's output, with times."""
-        return self.path / "run.log"
-
-    @property
-    def metrics_file(self) -> Path:
-        """One JSON object per line."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def kept_metrics_file(self) -> Path:
-        """A second copy of the records, from which `metrics_file` is restored when it is damaged."""
-        return self.path / "checkpoints" / "metrics.jsonl"
-
-    @property
-    def summary_file(self) -> Path:
-        """The results, written at the end."""
-        return self.path / "summary.json"
 
     def write_config(self, config: ExperimentConfig) -> None:
         """Write the resolved configuration, without the name, which is this folder's."""
         values = dataclasses.asdict(dataclasses.replace(config, name=None))
         write_whole(self.config_file, dump_yaml(values))
 
-    def check_kinds(self) -> None:
-        """Check that what has the name of one of the run's files is a file, and a folder where it should be one.
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write the results."""
+        write_whole(self.summary_file, json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
-        Raises:
-            InputError: it is something else.
-        """
+    def check_kinds(self) -> None:
+        """Raises InputError if a folder has the name of one of the run's files, or a file that of a folder."""
         for patterns, kind, fits in ((_FILES, "file", Path.is_file), (_FOLDERS, "folder", Path.is_dir)):
             for path in itertools.chain.from_iterable(map(self.path.glob, patterns)):
                 if path.exists() and not fits(path):
@@ -171,12 +150,15 @@ class RunFolder:
         Raises:
             InputError: the file cannot be read, or has a line that is no record.
         """
-        lines = _read(self.metrics_file).splitlines(keepends=True)
-        return [
-            _parse_record(line, f"{self.metrics_file}: line {number}")
-            for number, line in enumerate(lines, 1)
-            if line.endswith(b"\n")
-        ]
+        records = []
+        for number, line in enumerate(_read(self.metrics_file).splitlines(keepends=True), 1):
+            if line.endswith(b"\n"):
+                with reading(f"{self.metrics_file}: line {number}", "the record of a round"):
+                    record = json.loads(line)
+                    if not isinstance(record, dict):
+                        raise TypeError(f"{type(record).__name__} instead of an object")
+                    records.append(record)
+        return records
 
     def find_metrics(self, mark: MetricsMark | None) -> bytes:
         """The records up to the checkpoint with this `mark`, from whichever file has them as they were written.
@@ -210,12 +192,7 @@ class RunFolder:
     def rewind(self, last_round: int, metrics: bytes) -> bool:
         """Forget the results and what was written of rounds after `last_round` (-1: all), as they will be repeated.
 
-        Args:
-            last_round: the newest that stays.
-            metrics: the records up to it; see `find_metrics`.
-
-        Returns:
-            Whether records were missing in metrics.jsonl, or were other ones.
+        Returns whether metrics.jsonl did not have the records up to it, `metrics`; see `find_metrics`.
         """
         self.summary_file.unlink(missing_ok=True)
         for trace in self.path.glob("trace/round_*"):
@@ -226,25 +203,12 @@ class RunFolder:
         for file in (self.kept_metrics_file, self.metrics_file):
             if _read(file) != metrics:
                 write_whole(file, metrics)
-        self._kept = content_hash(metrics)
-        self._kept_bytes = len(metrics)
+        self._kept, self._kept_bytes = content_hash(metrics), len(metrics)
         return not before.startswith(metrics)
-
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write the results."""
-        write_whole(self.summary_file, json.dumps(summary, indent=2, allow_nan=False) + "\n")
-
-    def discard(self) -> None:
-        """Remove the folder and what is in it."""
-        shutil.rmtree(self.path)
 
 
 def make_folder(path: Path) -> None:
-    """Make the folder that holds run folders if there is none.
-
-    Raises:
-        InputError: it cannot be made.
-    """
+    """Make the folder that holds run folders if there is none; raises InputError where that cannot be."""
     try:
         make_folders(path)
         # A folder that was there before may be one to read only.
@@ -253,28 +217,29 @@ def make_folder(path: Path) -> None:
         raise _not_makable(path, error) from error
 
 
-def _as_lines(records: Iterable[Mapping[str, Any]]) -> bytes:
-    return "".join(json.dumps(record, allow_nan=False) + "\n" for record in records).encode()
-
-
-def _parse_record(line: bytes, where: str) -> dict[str, Any]:
+@contextmanager
+def reading(what: Path | str, expected: str) -> Iterator[None]:
+    """Make whatever keeps `what` from being read, or is wrong in it, an InputError that says what was `expected`."""
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: found no JSON ({one_line(error)}), expected the record of a round") from error
-    if not isinstance(record, dict):
-        raise InputError(f"{where}: found {type(record).__name__}, expected the record of a round")
-    return record
+        yield
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"{what}: found no readable file ({error.strerror}), expected {expected}") from error
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f"{what}: found something else than was written ({one_line(error)}), expected {expected}"
+        ) from error
+
+
+def _as_lines(records: tuple[Mapping[str, Any], ...]) -> bytes:
+    return "".join(json.dumps(record, allow_nan=False) + "\n" for record in records).encode()
 
 
 def _read(file: Path) -> bytes:
     """The content of `file`, nothing if there is none."""
-    try:
-        return file.read_bytes()
-    except FileNotFoundError:
-        return b""
-    except OSError as error:
-        raise InputError(f"{file}: cannot read it: {error.strerror}; expected the records of a run") from error
+    with reading(file, "the records of a run"):
+        return file.read_bytes() if file.exists() else b""
 
 
 def _not_makable(path: Path, error: OSError) -> InputError:

@@ -20,33 +20,6 @@ from fedra_engine.runtime.files import whole_file, writing
 _PORTION = 1024
 
 
-def write_inputs(folder: Path, samples: Samples, foundation: Foundation) -> None:
-    """`trace/inputs.safetensors`: the preprocessed training tensors and `labels`, first dimension [samples].
-
-    A single input of the model is called `inputs`; several have the names that the model gives them.
-    """
-    device = torch.device("cpu")
-    portions = [
-        samples.batch(rows, device, foundation.dtype) for rows in torch.arange(len(samples.domains)).split(_PORTION)
-    ]
-    names = list(portions[0].inputs)
-    tensors = {
-        "inputs" if len(names) == 1 else name: torch.cat([portion.inputs[name] for portion in portions])
-        for name in names
-    }
-    tensors["labels"] = torch.cat([portion.labels for portion in portions])
-    target = folder / "trace" / "inputs.safetensors"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(target) as file:
-        save_file(tensors, file)
-
-
-def _save(tensors: dict[str, torch.Tensor], target: Path) -> None:
-    """Write a file that a resumed run writes again, so that there is no need to wait for the disk."""
-    with writing(target):
-        target.write_bytes(save(tensors))
-
-
 class Trace(Callback):
     """`trace/round_NNNN/`: who holds what, every client's batches, and adapters and heads before and after.
 
@@ -57,13 +30,13 @@ class Trace(Callback):
 
     def __init__(self, folder: Path) -> None:
         """Write into the run's `folder`, which all processes share."""
-        self._folder = folder
+        self._folder = folder / "trace"
 
     def on_start(self, experiment: Experiment, state: GlobalState, first_round: int) -> None:
-        if not self._folder.is_dir():
-            raise InputError(f"trace: found no {self._folder} here, expected a folder that all processes share")
+        if not self._folder.parent.is_dir():
+            raise InputError(f"trace: found no {self._folder.parent} here, expected a folder that all processes share")
         if first_round == 0 and experiment.processes.is_main:
-            write_inputs(self._folder, experiment.train_samples, experiment.foundation)
+            self._write_inputs(experiment.train_samples, experiment.foundation)
 
     def on_update(self, experiment: Experiment, update: Update) -> None:
         """`client_<id>.safetensors`: the adapters of the blocks each client held, by global index, and its head.
@@ -100,7 +73,30 @@ class Trace(Callback):
             tensors = named_tensors(whole, foundation.adapter_layout, foundation.head_layout)
             _save(tensors, folder / f"{name}.safetensors")
 
+    def _write_inputs(self, samples: Samples, foundation: Foundation) -> None:
+        """`inputs.safetensors`: the preprocessed training tensors and `labels`, first dimension [samples].
+
+        A single input of the model is called `inputs`; several have the names that the model gives them.
+        """
+        rows, cpu = torch.arange(len(samples.domains)), torch.device("cpu")
+        portions = [samples.batch(part, cpu, foundation.dtype) for part in rows.split(_PORTION)]
+        names = list(portions[0].inputs)
+        tensors = {
+            "inputs" if len(names) == 1 else name: torch.cat([portion.inputs[name] for portion in portions])
+            for name in names
+        }
+        tensors["labels"] = torch.cat([portion.labels for portion in portions])
+        self._folder.mkdir(exist_ok=True)
+        with whole_file(self._folder / "inputs.safetensors") as file:
+            save_file(tensors, file)
+
     def _of_round(self, round: int) -> Path:
-        folder = self._folder / "trace" / f"round_{round:04d}"
+        folder = self._folder / f"round_{round:04d}"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+
+def _save(tensors: dict[str, torch.Tensor], target: Path) -> None:
+    """Write a file that a resumed run writes again, so that there is no need to wait for the disk."""
+    with writing(target):
+        target.write_bytes(save(tensors))

@@ -6,6 +6,7 @@ What is here may import everything else of the package, but torch only once the 
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from importlib import import_module, metadata
 from typing import NoReturn
 
@@ -40,16 +41,12 @@ def run() -> None:
         print("\n".join(f"  {command:9} {text}" for command, text in COMMANDS.items()))
         print("\nfedra <command> --help lists the options of a command; fedra --version says which one this is.")
     elif name == "--version":
-        print(f"fedra-engine {_version()}")
+        version = "(a clone that is not installed)"
+        with suppress(metadata.PackageNotFoundError):
+            version = metadata.version("fedra-engine")
+        print(f"fedra-engine {version}")
     else:
         from fedra_engine.config.fields import did_you_mean
 
         near = did_you_mean(name, list(COMMANDS))
         raise InputError(f"fedra: found no command {name!r}, expected one of {', '.join(COMMANDS)}{near}")
-
-
-def _version() -> str:
-    try:
-        return metadata.version("fedra-engine")
-    except metadata.PackageNotFoundError:
-        return "(a clone that is not installed)"

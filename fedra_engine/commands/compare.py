@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.fields import field_names, known_name
@@ -27,7 +28,6 @@ from fedra_engine.config.parsing import (
 from fedra_engine.config.validation import validate_setting, validate_together, without_effect
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.studies.plan import Comparison, PlannedRun
-from fedra_engine.studies.report import command_text
 
 DESCRIPTION = """Run every method with every seed, and compare them.
 
@@ -51,28 +51,22 @@ _LONGEST_FOLDER = 200
 """Bytes; file systems take 255, and a seed and a lock's suffix are still to come."""
 
 
-@dataclass(frozen=True)
-class Variant:
+class Variant(NamedTuple):
     """An entry of `--methods`: a method, and the fields by which it differs from the others' setting."""
 
     method: str
-    overrides: tuple[tuple[str, str], ...] = ()
+    overrides: Mapping[str, str]
 
     @property
     def label(self) -> str:
         """How tables call it: `fedra allocation=covered`."""
-        fields = (f"{field.removeprefix('method.')}={value}" for field, value in self.overrides)
+        fields = (f"{field.removeprefix('method.')}={value}" for field, value in self.overrides.items())
         return " ".join([self.method, *fields])
 
     @property
     def folder(self) -> str:
         """The label in characters that a folder's name may have: `fedra-allocation=covered`."""
         return re.sub(r"[^\w.=+-]+", "-", re.sub(r"[\[\]\"']", "", self.label))
-
-    @property
-    def options(self) -> list[str]:
-        """The options by which an experiment becomes this variant: `--method.name=fedra`, …"""
-        return [f"--method.name={self.method}", *(f"--{field}={value}" for field, value in self.overrides)]
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -93,7 +87,7 @@ def main(arguments: Sequence[str]) -> None:
     # Imported late: it takes seconds, and a mistyped option should fail at once.
     from fedra_engine.studies.compare import compare
 
-    compare(comparison, command_text())
+    compare(comparison)
 
 
 def parse_comparison(arguments: Sequence[str]) -> Comparison:
@@ -113,11 +107,14 @@ def parse_comparison(arguments: Sequence[str]) -> Comparison:
     seeds = [parse_option("seeds", seed, int, NATURAL) for seed in options.seeds.split(",")]
     check_different("methods", [variant.folder for variant in variants])
     check_different("seeds", seeds)
-    configs = [parser.parse([*others, *variant.options]) for variant in variants]
-    for variant, config in zip(variants, configs, strict=True):
-        idle = without_effect(config)
-        for field in (field for field, _ in variant.overrides if field in idle):
-            raise InputError(f"methods: {idle[field]}")
+    configs = []
+    for variant in variants:
+        fields = {"method.name": variant.method, **variant.overrides}
+        config = parser.parse([*others, *(f"--{field}={value}" for field, value in fields.items())])
+        configs.append(config)
+        for field, why in without_effect(config).items():
+            if field in variant.overrides:
+                raise InputError(f"methods: {why}")
     # What is given for all may be an option of one method alone.
     configs = validate_together(configs)
     runs = tuple(
@@ -134,23 +131,23 @@ def parse_comparison(arguments: Sequence[str]) -> Comparison:
 def _parse_variant(entry: str) -> Variant:
     """`fedra:method.allocation=covered` as a variant."""
     method, *assignments = _split(entry, ":")
-    overrides: list[tuple[str, str]] = []
+    overrides, names = dict[str, str](), list(field_names(ExperimentConfig))
     for assignment in assignments:
         field, equals, value = assignment.partition("=")
         if not field or not equals:
             raise InputError(f"methods: found {assignment!r} in {entry!r}, expected <field>=<value>")
         if field in (*_PLANNED, *_OF_ALL):
             raise InputError(f"methods: found {field} in {entry!r}, expected another field of the experiment")
-        if field not in (names := list(field_names(ExperimentConfig))):
+        if field not in names:
             raise InputError(
                 f"methods: found an unknown field {field!r} in {entry!r}, expected {known_name(field, names)}"
             )
-        if field in dict(overrides):
+        if field in overrides:
             raise InputError(f"methods: found {field} more than once in {entry!r}, expected every field once")
-        overrides.append((field, value))
+        overrides[field] = value
     if not method:
         raise InputError(f"methods: found an entry {entry!r}, expected the name of a method first")
-    variant = Variant(method, tuple(overrides))
+    variant = Variant(method, overrides)
     if len(variant.folder.encode()) > _LONGEST_FOLDER:
         raise InputError(
             f"methods: found {entry!r}, expected fewer fields (folders are named after them; --config can have the "

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from rich.table import Table
-from torch import nn
 
 from fedra_engine.callbacks.console import Console
 from fedra_engine.callbacks.partition_report import MOST_COLUMNS, MOST_PRINTED, count_partition, partition_text
@@ -15,8 +13,9 @@ from fedra_engine.config import ExperimentConfig
 from fedra_engine.experiment import Experiment, build_experiment
 from fedra_engine.federation.work import LocalWork
 from fedra_engine.models.foundation import Foundation
-from fedra_engine.runtime.tables import PlainConsole, table_text
-from fedra_engine.studies.step_timing import time_step
+from fedra_engine.models.sharding import parameter_count
+from fedra_engine.runtime.tables import PlainConsole, rich_table, table_text
+from fedra_engine.studies.measure import time_step
 
 
 def print_probe(config: ExperimentConfig, device: torch.device, console: PlainConsole | None = None) -> None:
@@ -30,7 +29,8 @@ def print_probe(config: ExperimentConfig, device: torch.device, console: PlainCo
         experiment = build_experiment(config, device)
     parts = [_parts_table(experiment), _costs_table(experiment), _clients_table(experiment)]
     if len(experiment.clients) <= MOST_PRINTED and len(experiment.train_data.classes) <= MOST_COLUMNS:
-        parts.append(partition_text(count_partition(experiment.train_data, experiment.clients)))
+        counts = count_partition(experiment.train_data, experiment.clients)
+        parts.append(partition_text(counts, experiment.clients.capacities))
     if (devices := experiment.round_work(0)[2]) is not None:
         parts.append(
             f"on the clients' devices the first round takes {devices.seconds:.3g} s: {devices.arrived.sum():,} updates "
@@ -48,44 +48,36 @@ def print_probe(config: ExperimentConfig, device: torch.device, console: PlainCo
 
 def _parts_table(experiment: Experiment) -> str:
     config, foundation = experiment.config, experiment.foundation
-    table = Table("part", "found", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     blocks, layout, head = foundation.blocks, foundation.adapter_layout, foundation.head
-    table.add_row("model", f"{config.model.path}: {type(foundation.model).__name__}, {config.model.dtype}")
-    for name, size in _outside_blocks(foundation):
-        table.add_row("stem", f"{name} ({size:,} parameters)")
-    kind = type(blocks[0]).__name__
-    table.add_row("blocks", f"{foundation.block_path}: {len(blocks)} × {kind} ({_size(blocks[0]):,} parameters each)")
-    for target in layout.targets:
-        table.add_row("adapter", f"{target.path}: {target.in_features} → {target.out_features}, rank {layout.rank}")
     bias = "" if head.bias is None else ", with bias"
     shared = "" if foundation.task.trains_head else ", frozen and shared"
-    table.add_row("head", f"{foundation.head_path}: {head.in_features} → {head.out_features}{bias}{shared}")
-    trained = foundation.head_layout.trained_size
+    kind, size, trained = type(blocks[0]).__name__, parameter_count(blocks[0]), foundation.head_layout.trained_size
     total = foundation.depth * layout.size + trained
-    table.add_row("trainable", f"{layout.size:,} parameters per block and {trained:,} of the head: {total:,}")
-    return table_text(table)
+    rows = [
+        ["part", "found"],
+        ["model", f"{config.model.path}: {type(foundation.model).__name__}, {config.model.dtype}"],
+        *(["stem", f"{name} ({count:,} parameters)"] for name, count in _outside_blocks(foundation)),
+        ["blocks", f"{foundation.block_path}: {len(blocks)} × {kind} ({size:,} parameters each)"],
+        *(["adapter", f"{t.path}: {t.in_features} → {t.out_features}, rank {layout.rank}"] for t in layout.targets),
+        ["head", f"{foundation.head_path}: {head.in_features} → {head.out_features}{bias}{shared}"],
+        ["trainable", f"{layout.size:,} parameters per block and {trained:,} of the head: {total:,}"],
+    ]
+    return table_text(rich_table(rows, left=(0, 1)))
 
 
 def _outside_blocks(foundation: Foundation) -> list[tuple[str, int]]:
     """Names and sizes of the modules before and after the blocks, the head left out, as far up as they can be named."""
-    found: list[tuple[str, int]] = []
+    known = (foundation.block_path, foundation.head_path)
 
-    def visit(module: nn.Module, prefix: str) -> None:
-        for name, child in module.named_children():
-            path = f"{prefix}{name}"
-            if path in (foundation.block_path, foundation.head_path):
-                continue
-            if any(other.startswith(f"{path}.") for other in (foundation.block_path, foundation.head_path)):
-                visit(child, f"{path}.")
-            elif size := _size(child):
-                found.append((path, size))
+    def contains_known(path: str) -> bool:
+        return not path or any(other.startswith(f"{path}.") for other in known)
 
-    visit(foundation.model, "")
-    return found
-
-
-def _size(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+    return [
+        (path, size)
+        for path, module in foundation.model.named_modules(remove_duplicate=False)
+        if contains_known(path.rpartition(".")[0]) and not contains_known(path) and path not in known
+        if (size := parameter_count(module))
+    ]
 
 
 def _costs_table(experiment: Experiment) -> str:
@@ -93,10 +85,8 @@ def _costs_table(experiment: Experiment) -> str:
     config, clients = experiment.config, experiment.clients
     ranks = np.full(len(clients), config.lora.rank) if clients.ranks is None else clients.ranks
     kinds, examples = np.unique(np.stack([clients.capacities, ranks]), axis=1, return_index=True)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     names = ["capacity", "rank", "blocks", "trainable", "uploaded", "downloaded", "memory"]
-    for name in (*names, "frozen", "trained", "activations", "FLOPs per sample"):
-        table.add_column(name, justify="right")
+    rows = [[*names, "frozen", "trained", "activations", "FLOPs per sample"]]
     # Of the first round; methods may give other numbers of blocks in other rounds.
     order = np.argsort(examples)
     assignment = experiment.method.assign(examples[order], 0)
@@ -106,13 +96,12 @@ def _costs_table(experiment: Experiment) -> str:
     memory = [cost.memory, cost.frozen_memory, cost.trained_memory, cost.activation_memory]
     sizes = [cost.uploaded, cost.downloaded, *memory]
     for row, (capacity, rank) in enumerate(kinds.T.tolist()):
-        table.add_row(
-            *(str(value) for value in (capacity, rank, int(cost.blocks[row]))),
-            f"{cost.trained[row]:,.0f}",
-            *(_scaled(size[row], 1024, (" B", " KiB", " MiB", " GiB", " TiB")) for size in sizes),
-            _scaled(cost.sample_flops[row], 1000, ("", " k", " M", " G", " T", " P")),
+        bytes_texts = [_scaled(size[row], 1024, (" B", " KiB", " MiB", " GiB", " TiB")) for size in sizes]
+        flops = _scaled(cost.sample_flops[row], 1000, ("", " k", " M", " G", " T", " P"))
+        rows.append(
+            [str(capacity), str(rank), str(int(cost.blocks[row])), f"{cost.trained[row]:,.0f}", *bytes_texts, flops]
         )
-    return table_text(table)
+    return table_text(rich_table(rows, left=()))
 
 
 def _clients_table(experiment: Experiment) -> str:
@@ -120,20 +109,13 @@ def _clients_table(experiment: Experiment) -> str:
     config, clients = experiment.config, experiment.clients
     counts = clients.sample_counts(np.arange(len(clients)))
     steps = LocalWork(clients, np.arange(len(clients)), experiment.training, config.seed, 0, 0.0).steps()
-    table = Table("domain", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("capacity", "clients", "samples", "samples per client", "steps per round"):
-        table.add_column(name, justify="right")
+    rows = [["domain", "capacity", "clients", "samples", "samples per client", "steps per round"]]
     for index, capacity in np.unique(np.stack([clients.domains, clients.capacities]), axis=1).T.tolist():
         members = (clients.domains == index) & (clients.capacities == capacity)
-        table.add_row(
-            experiment.group_name(index),
-            str(capacity),
-            f"{members.sum():,}",
-            f"{counts[members].sum():,}",
-            f"{counts[members].min():,}–{counts[members].max():,}",
-            f"{steps[members].min():,}–{steps[members].max():,}",
-        )
-    return table_text(table)
+        ranges = [f"{values[members].min():,}–{values[members].max():,}" for values in (counts, steps)]
+        totals = [f"{members.sum():,}", f"{counts[members].sum():,}"]
+        rows.append([experiment.group_name(index), str(capacity), *totals, *ranges])
+    return table_text(rich_table(rows))
 
 
 def _scaled(value: float, base: int, units: Sequence[str]) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from statistics import mean
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,6 @@ from fedra_engine.config.validation import validate
 from fedra_engine.runtime.errors import InputError, count_of
 
 if TYPE_CHECKING:
-    from fedra_engine.execution.evaluation import Score
     from fedra_engine.experiment import Experiment
 
 DESCRIPTION = """Accuracy and loss of an earlier run by domain, and the perplexity of a causal language model.
@@ -48,9 +47,6 @@ class _Changeable:
     execution: ExecutionConfig = group(ExecutionConfig)
 
 
-_GROUPS = [field.name for field in fields(_Changeable)]
-
-
 def main(arguments: Sequence[str]) -> None:
     """Evaluate the run that `arguments` name, and print what comes of it.
 
@@ -59,14 +55,14 @@ def main(arguments: Sequence[str]) -> None:
     """
     options, rest = split_options(arguments, _OPTIONS)
     folders, others = split_positional(rest)
-    asked = [option for option in given_options(others) if option.split(".")[0] not in _GROUPS]
+    asked = [option for option in given_options(others) if option.split(".")[0] not in ("data", "execution")]
     if {"help", "help_all"} & set(asked):
         Parser(_Changeable, DESCRIPTION, _OPTIONS, reads_files=False).parse(others)
     if len(folders) != 1:
         found = ", ".join(folders) or "no run"
         raise InputError(f"evaluate: found {found}, expected the folder of one run: fedra evaluate <folder>")
     if asked:
-        raise InputError(f"evaluate: found --{asked[0]}, expected options of {' and '.join(_GROUPS)} alone")
+        raise InputError(f"evaluate: found --{asked[0]}, expected options of data and execution alone")
     folder = RunFolder.open(os.path.expanduser(folders[0]))
     config, own = read_config(folder.config_file, *others), read_config(folder.config_file)
     for each in (config, own):
@@ -85,7 +81,12 @@ def main(arguments: Sequence[str]) -> None:
     scores = score(experiment, start.state)
     if not experiment.processes.is_main:
         return
-    measures = _by_measure(scores, is_text=not experiment.foundation.task.trains_head)
+    measures = {
+        "accuracy": {domain: score.accuracy for domain, score in scores.items()},
+        "loss": {domain: score.loss for domain, score in scores.items()},
+    }
+    if not experiment.foundation.task.trains_head:
+        measures["perplexity"] = {domain: _perplexity(loss) for domain, loss in measures["loss"].items()}
     if options.json == "true":
         # JSON has no other numbers.
         finite = {
@@ -96,11 +97,8 @@ def main(arguments: Sequence[str]) -> None:
         return
     rows = [["", *scores, "average"]]
     for measure, values in measures.items():
-        shares = measure == "accuracy"
-        texts = [
-            f"{100 * value:.1f}" if shares else f"{value:.4f}" for value in (*values.values(), mean(values.values()))
-        ]
-        rows.append([f"{measure} (%)" if shares else measure, *texts])
+        name, scale, digits = ("accuracy (%)", 100, 1) if measure == "accuracy" else (measure, 1, 4)
+        rows.append([name, *(f"{scale * value:.{digits}f}" for value in (*values.values(), mean(values.values())))])
     table = table_text(rich_table(rows))
     PlainConsole().print(f"after {count_of(start.round, 'round')}", table, sep="\n\n", soft_wrap=True)
 
@@ -129,17 +127,6 @@ def on_other_data(experiment: Experiment, config: ExperimentConfig) -> Experimen
         test = prepare(data, config.data, path, settings, cut_texts=config.lora.dropout == 0 and not config.trace).test
     evaluator = replace(experiment.evaluator, test=test, domains=data.domains)
     return replace(experiment, evaluator=evaluator, test_samples=test)
-
-
-def _by_measure(scores: Mapping[str, Score], *, is_text: bool) -> dict[str, dict[str, float]]:
-    """Accuracy, loss and, of texts, perplexity by domain."""
-    measures = {
-        "accuracy": {domain: score.accuracy for domain, score in scores.items()},
-        "loss": {domain: score.loss for domain, score in scores.items()},
-    }
-    if is_text:
-        measures["perplexity"] = {domain: _perplexity(score.loss) for domain, score in scores.items()}
-    return measures
 
 
 def _perplexity(loss: float) -> float:

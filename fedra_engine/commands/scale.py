@@ -23,7 +23,6 @@ from fedra_engine.config.parsing import (
 from fedra_engine.config.validation import validate, validate_together
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.studies.plan import Network, Point, Scaling
-from fedra_engine.studies.report import command_text
 
 DESCRIPTION = """Measure rounds of more and more clients, all of which take part, on one or several processes.
 
@@ -67,7 +66,7 @@ def main(arguments: Sequence[str]) -> None:
     # Imported late: it takes seconds, and a mistyped option should fail at once.
     from fedra_engine.studies.scale import scale
 
-    scale(scaling, command_text())
+    scale(scaling)
 
 
 def parse_scaling(arguments: Sequence[str]) -> Scaling:
@@ -90,8 +89,17 @@ def parse_scaling(arguments: Sequence[str]) -> Scaling:
         parse_option(name, getattr(options, name), float, _POSITIVE) for name in ("seconds", "latency", "bandwidth")
     )
     pairs = [(number, of) for of in processes for number in clients]
+    asked = [
+        replace(
+            config,
+            name=f"{number}-clients-{of}-processes",
+            data=replace(config.data, partition="bootstrap", clients=number),
+            clients=replace(config.clients, sampling="uniform", participants=None),
+        )
+        for number, of in pairs
+    ]
     # Options of another partition or sampling do nothing in a point.
-    _, *configs = validate_together([config, *(_point_config(config, *pair) for pair in pairs)])
+    _, *configs = validate_together([config, *asked])
     points = tuple(Point(of_point, *pair, threads, seconds) for pair, of_point in zip(pairs, configs, strict=True))
     for point in points:
         validate(point.config)
@@ -101,16 +109,6 @@ def parse_scaling(arguments: Sequence[str]) -> Scaling:
             )
     network = Network(latency, bandwidth * 1e9)
     return Scaling(points, Path(config.output_dir), projected, network, options.oversubscribe == "true")
-
-
-def _point_config(config: ExperimentConfig, clients: int, processes: int) -> ExperimentConfig:
-    """The same experiment with `clients` clients, all of which take part."""
-    return replace(
-        config,
-        name=f"{clients}-clients-{processes}-processes",
-        data=replace(config.data, partition="bootstrap", clients=clients),
-        clients=replace(config.clients, sampling="uniform", participants=None),
-    )
 
 
 def _parse_counts(option: str, text: str) -> tuple[int, ...]:

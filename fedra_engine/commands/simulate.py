@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.config import ExperimentConfig
@@ -32,8 +32,6 @@ _OPTIONS = (
         choices=("true", "false"),
     ),
 )
-_ROUNDS = LauncherOption("rounds")
-"""All that may be given beside `--resume`."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -61,8 +59,7 @@ def main(arguments: Sequence[str]) -> None:
     run(request.config, request.resumed, accelerator=accelerator)
 
 
-@dataclass(frozen=True)
-class RunRequest:
+class RunRequest(NamedTuple):
     """An experiment, the earlier run to go on with, if any, and whether only to show what would be trained."""
 
     config: ExperimentConfig
@@ -81,23 +78,17 @@ def parse_request(arguments: Sequence[str], description: str) -> RunRequest:
         config = Parser(ExperimentConfig, description, _OPTIONS).parse(others)
         validate(config)
         return RunRequest(config, None, dry_run=options.dry_run == "true")
-    more, others = split_options(others, [_ROUNDS])
+    more, others = split_options(others, [LauncherOption("rounds")])
     if others or options.dry_run is not None:
         other = others[0] if others else "--dry_run"
         raise InputError(f"resume: found {other} beside it, expected no other option than --rounds")
     if not options.resume:
         raise InputError("resume: found '', expected the folder of an earlier run")
-    return _resume(RunFolder.open(os.path.expanduser(options.resume)), more.rounds)
-
-
-def _resume(folder: RunFolder, rounds: str | None) -> RunRequest:
-    """Go on with the run in `folder`; `rounds`, if given, replaces its number of rounds."""
+    folder = RunFolder.open(os.path.expanduser(options.resume))
     before = read_config(folder.config_file)
-    validate(before)
-    if rounds is None:
-        return RunRequest(before, folder)
-    config = read_config(folder.config_file, "--rounds", rounds)
-    validate(config)
+    config = before if more.rounds is None else read_config(folder.config_file, "--rounds", more.rounds)
+    for each in (before, config):
+        validate(each)
     if config.rounds != before.rounds and config.training.lr_schedule != "constant":
         raise InputError(
             f"rounds: found {config.rounds}, expected {before.rounds} as before, because the "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Collection
 from typing import Any
 
 from rich.console import Console  # noqa: TID251 - the one that all others are made of
@@ -37,11 +38,11 @@ def number_text(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def rich_table(rows: Cells) -> Table:
-    """The table as rich prints it on a terminal, numbers to the right."""
+def rich_table(rows: Cells, left: Collection[int] = (0,)) -> Table:
+    """The table as rich prints it on a terminal, columns to the right but for `left`, those of names."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for index, name in enumerate(rows[0]):
-        table.add_column(printable(name), justify="right" if index else "left", no_wrap=True)
+        table.add_column(printable(name), justify="left" if index in left else "right", no_wrap=True)
     for row in rows[1:]:
         table.add_row(*map(printable, row))
     return table

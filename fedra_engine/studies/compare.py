@@ -24,7 +24,6 @@ from fedra_engine.callbacks.fingerprint import RESULT_NEUTRAL
 from fedra_engine.callbacks.run_folder import RunFolder, make_folder
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.parsing import read_config
-from fedra_engine.costs.model import CostModel
 from fedra_engine.experiment import build_experiment
 from fedra_engine.methods.registry import method_named
 from fedra_engine.run import run as train_run
@@ -34,7 +33,8 @@ from fedra_engine.runtime.files import write_whole
 from fedra_engine.runtime.processes import check_cores
 from fedra_engine.runtime.tables import PlainConsole, rich_table, table_text
 from fedra_engine.studies.plan import Comparison, PlannedRun, differences, refuse_changes
-from fedra_engine.studies.results import REPORT, RunCosts, costs_file, read_result, write_report
+from fedra_engine.studies.report import command_text
+from fedra_engine.studies.results import COSTS, REPORT, RunCosts, read_result, write_report
 from fedra_engine.studies.workers import work_off
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -49,8 +49,8 @@ class Outcome(NamedTuple):
     note: str
 
 
-def compare(comparison: Comparison, command: str) -> None:
-    """Execute what is missing of the runs that a `command` asks for, show how far they are, and report on all of them.
+def compare(comparison: Comparison) -> None:
+    """Execute what is missing of the runs that a command asks for, show how far they are, and report on all of them.
 
     Raises:
         InputError: something is in the way of a run; or, after all others and the report, runs failed.
@@ -77,15 +77,15 @@ def compare(comparison: Comparison, command: str) -> None:
 
     with shown_progress(console, running):
         outcomes = execute_all(runs, comparison.jobs, report)
-    _conclude(outcomes, folder, command, console)
+    _conclude(outcomes, folder, console)
 
 
-def _conclude(outcomes: Sequence[Outcome], folder: Path, command: str, console: PlainConsole) -> None:
+def _conclude(outcomes: Sequence[Outcome], folder: Path, console: PlainConsole) -> None:
     """Report on the runs that are done. Raises InputError if there are none, or others failed."""
     results = [read_result(outcome.run) for outcome in outcomes if outcome.state == "done"]
     if results:
         missing = {outcome.run.title: outcome.note for outcome in outcomes if outcome.state != "done"}
-        rows = write_report(folder, command, results, missing)
+        rows = write_report(folder, command_text(), results, missing)
         where = f"comparison.md, .csv and .tex and accuracy_by_round.png are in {folder}"
         console.print("", table_text(rich_table(rows)), "", where, sep="\n", soft_wrap=True)
     else:
@@ -104,11 +104,7 @@ def _conclude(outcomes: Sequence[Outcome], folder: Path, command: str, console: 
 
 
 def check_runs(runs: Sequence[PlannedRun]) -> None:
-    """Find out before the first run what would be in the way of a later one.
-
-    Raises:
-        InputError: there is no such method, or a run's folder belongs to something else.
-    """
+    """Raises InputError if there is no such method, or a run's folder belongs to something else."""
     for run in runs:
         method_named(run.config.method.name)
         earlier_run(run)
@@ -136,10 +132,7 @@ def execute_all(runs: Sequence[PlannedRun], jobs: int, report: Callable[[Outcome
     """Execute `runs`, `jobs` at a time; those that another process was executing are looked after again at the end.
 
     An interrupt, or an error other than bad input, stops all of them; each goes on from its last round when asked for
-    again. `report` is called with every outcome as soon as it is known.
-
-    Returns:
-        The last outcome of each run, in their order.
+    again. `report` is called with every outcome as soon as it is known. Returns the last outcome of each run, in order.
 
     Raises:
         ProcessLostError: one of the processes was killed.
@@ -183,8 +176,8 @@ def _finish(run: PlannedRun) -> str:
         # A run's output goes to its log only; many of them would drown the comparison.
         console = PlainConsole(quiet=True, force_terminal=False)
         train_run(run.config, earlier, accelerator=Accelerator(), console=console)
-    if not costs_file(run).is_file():
-        write_whole(costs_file(run), json.dumps(asdict(count_costs(run.config)), indent=2) + "\n")
+    if not (run.path / COSTS).is_file():
+        write_whole(run.path / COSTS, json.dumps(asdict(count_costs(run.config)), indent=2) + "\n")
     if finished:
         return " (finished before)"
     return "" if earlier is None else " (interrupted before, went on)"
@@ -247,11 +240,10 @@ def count_costs(config: ExperimentConfig) -> RunCosts:
         InputError: something in the configuration cannot be used.
     """
     experiment = build_experiment(config, torch.device("cpu"))
-    model = CostModel(experiment.foundation, experiment.train_samples, config.lora, config.training)
     trainable, uploaded, participations, flops = 0.0, 0.0, 0, 0.0
     for round in range(config.rounds):
         work, assignment, _ = experiment.round_work(round)
-        costs = model.count(experiment.clients, work.participants, assignment, experiment.method)
+        costs = experiment.count(work, assignment)
         participations += len(work.participants)
         trainable += float(costs.trained.sum())
         uploaded += float(costs.uploaded.sum())

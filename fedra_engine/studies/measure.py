@@ -1,4 +1,7 @@
-"""A process that measures a point: `python -m fedra_engine.studies.measure <point's folder> <threads> <seconds>`."""
+"""Time rounds and local steps.
+
+A process that measures a point is `python -m fedra_engine.studies.measure <point's folder> <threads> <seconds>`.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,9 @@ import torch
 
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.config.parsing import quiet_libraries, read_config
-from fedra_engine.costs.model import CostModel
+from fedra_engine.costs.model import processed_samples
 from fedra_engine.execution.lanes import LanePool
-from fedra_engine.execution.scheduling import balance, predicted_costs
+from fedra_engine.execution.scheduling import balance, longest_first, predicted_costs
 from fedra_engine.experiment import Experiment, build_experiment
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.work import ClientUpdates, LocalWork
@@ -30,21 +33,14 @@ from fedra_engine.runtime.exit_codes import end, exit_code
 from fedra_engine.runtime.files import write_whole
 from fedra_engine.runtime.processes import Processes, join_job
 from fedra_engine.simulation import train_round
-from fedra_engine.studies.measurements import Measurement, measurement_file
-from fedra_engine.studies.step_timing import time_step
+from fedra_engine.studies.measurements import MEASUREMENT, Measurement
 
 _KIBIBYTE = 1024
 """What `ru_maxrss` counts in."""
 _SERVER_SECONDS = 1.0
 """How long rounds are measured in which training costs nothing."""
-
-
-class _Rounds(NamedTuple):
-    """CPU-seconds of this process, wall-clock seconds of each round, and the state after the last."""
-
-    cpu_seconds: float
-    durations: list[float]
-    state: GlobalState
+_LONG_ENOUGH = 2.0
+"""Seconds of a step from which what only the first one costs does not matter."""
 
 
 def main() -> None:
@@ -53,19 +49,18 @@ def main() -> None:
     quiet_libraries()
     accelerator = join_job()
     torch.set_num_threads(threads)
-    folder = RunFolder.open(path)
-    config = read_config(folder.config_file)
+    config = read_config(RunFolder.open(path).config_file)
     processes = Processes.of(accelerator)
     with processes.raise_on_all():
         experiment = build_experiment(config, accelerator.device, processes, Sharding.of(accelerator))
     measurement = measure(experiment, threads, seconds)
-    if accelerator.is_main_process:
-        write_whole(measurement_file(path), json.dumps(asdict(measurement), indent=2) + "\n")
+    if processes.is_main:
+        write_whole(path / MEASUREMENT, json.dumps(asdict(measurement), indent=2) + "\n")
 
 
 def measure(experiment: Experiment, threads: int, seconds: float) -> Measurement:
     """Measure rounds for `seconds` seconds, after a step that warms up kernels and allocators."""
-    config, processes = experiment.config, experiment.processes
+    processes = experiment.processes
     time_step(experiment)
     cpu_seconds, durations, state = _run_rounds(experiment, experiment.initial_state, 0, seconds)
     on_gpu = state.heads.is_cuda
@@ -76,12 +71,10 @@ def measure(experiment: Experiment, threads: int, seconds: float) -> Measurement
     work, assignment, _ = experiment.round_work(0)
     balance(predicted_costs(assignment.held, work, experiment.train_samples.lengths), np.ones(processes.count))
     repeated = time.process_time() - started
-    costs = CostModel(experiment.foundation, experiment.train_samples, config.lora, config.training).count(
-        experiment.clients, work.participants, assignment, experiment.method
-    )
+    costs = experiment.count(work, assignment)
     sums = experiment.method.aggregator(state, 0).sums()
     idle = replace(experiment, executor=IdleExecutor(experiment.foundation, experiment.executor.lanes))
-    server = _run_rounds(idle, state, len(durations), _SERVER_SECONDS)
+    idle_cpu_seconds, idle_durations, _ = _run_rounds(idle, state, len(durations), _SERVER_SECONDS)
     return Measurement(
         clients=len(experiment.clients),
         processes=processes.count,
@@ -92,7 +85,7 @@ def measure(experiment: Experiment, threads: int, seconds: float) -> Measurement
         rounds=len(durations),
         seconds=median(durations),
         busy_seconds=median(durations) * processes.count if on_gpu else all_cpu_seconds,
-        server_seconds=sum(processes.all_gather_object(server.cpu_seconds)) / len(server.durations),
+        server_seconds=sum(processes.all_gather_object(idle_cpu_seconds)) / len(idle_durations),
         repeated_seconds=repeated,
         memory=max(memory for memory, _ in peaks),
         gpu_memory=max(memory for _, memory in peaks),
@@ -102,15 +95,67 @@ def measure(experiment: Experiment, threads: int, seconds: float) -> Measurement
     )
 
 
-def _run_rounds(experiment: Experiment, state: GlobalState, first: int, seconds: float) -> _Rounds:
-    """Run rounds from `first` on, until `seconds` have passed on the main process."""
+def _run_rounds(
+    experiment: Experiment, state: GlobalState, first: int, seconds: float
+) -> tuple[float, list[float], GlobalState]:
+    """Run rounds from `first` on, until `seconds` have passed on the main process.
+
+    Returns CPU-seconds of this process, wall-clock seconds of each round, and the state after the last.
+    """
     # Beyond the last round there is no learning rate.
     rounds = experiment.config.rounds
     started, durations = time.process_time(), list[float]()
     while experiment.processes.broadcast_object(sum(durations) < seconds):
         state, round = train_round(experiment, state, (first + len(durations)) % rounds)
         durations.append(round.metrics.seconds)
-    return _Rounds(time.process_time() - started, durations, state)
+    return time.process_time() - started, durations, state
+
+
+class TimedStep(NamedTuple):
+    """Wall-clock `seconds` of one local step of so many clients with so many samples, hand-out of adapters included.
+
+    The whole first round takes `round_seconds` at that rate per sample and block.
+    """
+
+    clients: int
+    samples: int
+    seconds: float
+    round_seconds: float
+
+
+def time_step(experiment: Experiment) -> TimedStep:
+    """Train one local step of copies that are then forgotten, and time it.
+
+    Of one of the first round's participants, and if that was quick of as many as are trained at a time; the first time
+    of these is not counted unless it was long.
+    """
+    # Those that will not arrive, too: the step must be of somebody.
+    whole, assignment = experiment.assigned_work(0)
+    participants, training = whole.participants, whole.training
+    first = np.sort(longest_first(assignment.held, whole.steps())[: experiment.executor.lanes])
+    one_step = replace(training, max_local_steps=1)
+    for timed in (first[:1], first, first):
+        work = replace(whole, participants=participants[timed], training=one_step)
+        _wait(experiment)
+        started = time.perf_counter()
+        for _ in experiment.executor.train(work, assignment.select(timed), experiment.initial_state):
+            pass
+        _wait(experiment)
+        seconds = time.perf_counter() - started
+        if seconds > _LONG_ENOUGH:
+            break
+    counts = experiment.clients.sample_counts(participants)
+    held = assignment.held.sum(axis=1)
+    samples = processed_samples(counts[timed], one_step)
+    all_rows = float(processed_samples(counts, training) @ held)
+    rate = seconds / float(samples @ held[timed])
+    return TimedStep(len(timed), int(samples.sum()), seconds, rate * all_rows)
+
+
+def _wait(experiment: Experiment) -> None:
+    """Until the device has done all that it was asked to."""
+    if experiment.initial_state.heads.is_cuda:
+        torch.cuda.synchronize()
 
 
 class IdleExecutor:

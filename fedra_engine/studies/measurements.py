@@ -21,11 +21,14 @@ from typing import Any, Literal, get_type_hints
 
 import numpy as np
 
-from fedra_engine.runtime.errors import InputError, count_of, one_line, shown
+from fedra_engine.callbacks.run_folder import reading
+from fedra_engine.runtime.errors import count_of, shown
 from fedra_engine.runtime.tables import Cells, markdown_code, markdown_table, markdown_text, number_text
 from fedra_engine.studies.plan import Network, processes_text
 from fedra_engine.studies.report import ReportFiles, csv_text, grouped, png
 
+MEASUREMENT = "measurement.json"
+"""The file of a point's folder that has its measurement, once there is one."""
 REPORT = ReportFiles(".scaling.lock", ("scaling.csv", "scaling.md", "scaling.png"))
 _EXPLANATION = """\
 Every point was measured in processes of its own, after a step that is not counted. `s/round` is wall-clock time (median
@@ -40,27 +43,23 @@ _FITTED_FROM = 100
 
 @dataclass(frozen=True)
 class Measurement:
-    """A round in which all clients train.
+    """A round in which all clients train. Memory is in bytes, and so is what is sent; the latter is counted.
 
     Attributes:
-        clients: of the round.
-        processes: of the job.
-        threads: of each process, on a CPU.
         device: `cpu`, or the GPU's name.
         lanes: clients trained at the same time by each process.
         steps: local steps of all clients.
-        rounds: measured ones.
-        seconds: wall-clock time of a round, median over these.
+        seconds: wall-clock time of a round, median over the measured `rounds`.
         busy_seconds: CPU-seconds of a round over all processes, mean over the rounds; on GPUs, GPU-seconds, those of
             the round times their number.
         server_seconds: CPU-seconds, over all processes, of a round in which training costs nothing.
         repeated_seconds: those of the round's work that every process does for all clients: sampling, allocation and
             the division of the work.
-        memory: largest resident set of a process, bytes.
-        gpu_memory: most memory allocated on a GPU, bytes; 0 on a CPU.
-        uploaded: bytes from all clients to the server in a round, by counting.
-        downloaded: bytes from the server to all clients, by counting.
-        reduced: bytes of the sums that processes merge in a round.
+        memory: largest resident set of a process.
+        gpu_memory: most memory allocated on a GPU; 0 on a CPU.
+        uploaded: from all clients to the server in a round.
+        downloaded: from the server to all clients.
+        reduced: the sums that processes merge in a round.
     """
 
     clients: int
@@ -87,18 +86,14 @@ class Measurement:
         Raises:
             InputError: it holds something else.
         """
-        try:
+        with reading(file, "a measurement of this version, or no such file"):
             measurement = cls(**json.loads(file.read_text()))
             for name, kind in get_type_hints(cls).items():
-                value = getattr(measurement, name)
+                value, least = getattr(measurement, name), 0 if name in _MAY_BE_ZERO else 1e-9
                 if not isinstance(value, (int, float) if kind is float else kind):
                     raise ValueError(f"{name} {shown(value)}")
-                if not isinstance(value, str) and not (0 if name in _MAY_BE_ZERO else 1e-9) <= value < math.inf:
+                if not isinstance(value, str) and not least <= value < math.inf:
                     raise ValueError(f"{name} {shown(value)}")
-        except (OSError, TypeError, ValueError, RecursionError) as error:
-            raise InputError(
-                f"{file}: found no measurement of this version ({one_line(error)}), expected one, or no such file"
-            ) from error
         return measurement
 
 
@@ -119,32 +114,28 @@ _COLUMNS: dict[str, Callable[[Measurement], str]] = {
 """The columns of the table, each with the text of its cell for a measurement."""
 
 
-def measurement_file(folder: Path) -> Path:
-    """Where a point's folder has its measurement, once there is one."""
-    return folder / "measurement.json"
-
-
-def write_report(folder: Path, command: str, measurements: Sequence[Measurement], projection: str | None) -> None:
-    """Write scaling.csv, scaling.md and scaling.png into `folder`.
+def write_report(folder: Path, command: str, measurements: Sequence[Measurement], projection: str | None) -> Cells:
+    """Write scaling.csv, scaling.md and scaling.png into `folder`. Returns the table.
 
     They have the measurements of a `command`, at least one, by rising numbers of processes and clients, and a section
     of computed times, if there are any.
     """
     devices = markdown_text(" and ".join(sorted({one.device for one in measurements})))
-    threads, lanes = measurements[0].threads, {one.lanes for one in measurements}
+    rows, threads, lanes = cells(measurements), measurements[0].threads, {one.lanes for one in measurements}
     all_lanes = f"{min(lanes)}–{max(lanes)}" if len(lanes) > 1 else str(min(lanes))
     parts = [
         "# Scaling",
         markdown_code(command),
         f"Device: {devices}; {count_of(threads, 'thread')} per process; {all_lanes} lanes.",
         _EXPLANATION,
-        markdown_table(cells(measurements)).rstrip(),
+        markdown_table(rows).rstrip(),
         *fit_texts(measurements),
         "![scaling](scaling.png)",
         *([projection] if projection else []),
     ]
     table = csv_text([asdict(one) for one in measurements])
     REPORT.write(folder, table, "\n\n".join(parts) + "\n", png(_figure(measurements)))
+    return rows
 
 
 def cells(measurements: Iterable[Measurement]) -> Cells:
@@ -171,14 +162,13 @@ def fit_texts(measurements: Sequence[Measurement]) -> list[str]:
     texts = []
     for processes, group in grouped(measurements, "processes").items():
         power, busy = fitted_exponent(group), fitted_exponent(group, "busy_seconds")
-        if power is None or busy is None:
-            continue
-        few, *_, many = (one for one in group if one.clients >= _FITTED_FROM)
-        texts.append(
-            f"{processes_text(processes)}: seconds per round grow with clients to the power of "
-            f"{power:.3f} from {few.clients:,} to {many.clients:,} clients, busy seconds to that of {busy:.3f}; memory "
-            f"with {many.clients:,} is {many.memory / few.memory:.3f} times that with {few.clients:,}."
-        )
+        if power is not None and busy is not None:
+            few, *_, many = (one for one in group if one.clients >= _FITTED_FROM)
+            texts.append(
+                f"{processes_text(processes)}: seconds per round grow with clients to the power of {power:.3f} from "
+                f"{few.clients:,} to {many.clients:,} clients, busy seconds to that of {busy:.3f}; memory with "
+                f"{many.clients:,} is {many.memory / few.memory:.3f} times that with {few.clients:,}."
+            )
     return texts
 
 

@@ -45,10 +45,7 @@ class PlannedRun(Part):
 
 
 class Comparison(NamedTuple):
-    """The runs, the first seed of every method first; the folder of their folders; and how many run at a time.
-
-    With `oversubscribe`, these may be more than the cores.
-    """
+    """The runs, their folder, and how many of them go on at a time, with `oversubscribe` more than there are cores."""
 
     runs: tuple[PlannedRun, ...]
     output_dir: Path
@@ -58,14 +55,7 @@ class Comparison(NamedTuple):
 
 @dataclass(frozen=True)
 class Point(Part):
-    """Rounds to measure, in which all clients train.
-
-    Attributes:
-        clients: of the round.
-        processes: of the job.
-        threads: of each process.
-        seconds: for which rounds are measured.
-    """
+    """Rounds of `clients` clients to measure for `seconds` seconds, on `processes` processes of `threads` threads."""
 
     clients: int
     processes: int
@@ -86,10 +76,7 @@ class Network(NamedTuple):
 
 
 class Scaling(NamedTuple):
-    """The points, few processes and few clients first; their folder; and what times are computed for.
-
-    With `oversubscribe`, processes may share cores.
-    """
+    """The points, few processes and few clients first; their folder; what times are computed for; and sharing cores."""
 
     points: tuple[Point, ...]
     output_dir: Path
@@ -117,10 +104,9 @@ def differences(
             yield name, one, other
 
 
-def refuse_changes(values: Iterable[tuple[str, object, object]], where: Path) -> None:
-    """Raises InputError if a field has changed: `values` have its name, its value in `where`, and that now."""
-    for field, found, expected in values:
-        if found != expected:
-            raise InputError(
-                f"{field}: found {found} in {where}, expected {expected} as this command has it (or another output_dir)"
-            )
+def refuse_changes(changes: Iterable[tuple[str, object, object]], where: Path) -> None:
+    """Raises InputError for the first of `changes`: a field's name, its value in `where`, and that now."""
+    for field, found, expected in changes:
+        raise InputError(
+            f"{field}: found {found} in {where}, expected {expected} as this command has it (or another output_dir)"
+        )

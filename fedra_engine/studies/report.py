@@ -23,12 +23,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """The files that a study leaves in its folder. They are those of the latest command.
-
-    Attributes:
-        lock: the name of a file that stays beside them. Another command may report of another part of the study.
-        names: of the files.
-    """
+    """Names of the files that a study leaves in its folder, those of the latest command, and of a lock beside them."""
 
     lock: str
     names: tuple[str, ...]

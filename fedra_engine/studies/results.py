@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from fedra_engine.callbacks.run_folder import RunFolder
+from fedra_engine.callbacks.run_folder import RunFolder, reading
 from fedra_engine.runtime.errors import InputError, printable
 from fedra_engine.runtime.tables import Cells, markdown_code, markdown_table, markdown_text, number_text
 from fedra_engine.studies.plan import PlannedRun
 from fedra_engine.studies.report import ReportFiles, csv_text, grouped, png
 
+COSTS = "costs.json"
+"""The file of a run's folder that has what was counted."""
 REPORT = ReportFiles(".comparison.lock", ("comparison.csv", "comparison.md", "comparison.tex", "accuracy_by_round.png"))
 _EXPLANATION = """\
 Top-1 accuracy (%) on each domain's test set and on average, mean ± sample standard deviation over the seeds; `frozen`
@@ -36,13 +37,7 @@ _LINE_STYLES = ("-", "--", ":", "-.")
 
 @dataclass(frozen=True)
 class RunCosts:
-    """What a run costs by counting, not by measuring.
-
-    Attributes:
-        trainable_parameters: mean over rounds and the participants whose updates arrive.
-        uploaded_bytes: likewise; what a participant sends to the server in a round.
-        training_flops: of all these participants in all rounds.
-    """
+    """What a run costs by counting: means over rounds and the participants whose updates arrive, and FLOPs of all."""
 
     trainable_parameters: float
     uploaded_bytes: float
@@ -55,13 +50,10 @@ class RunResult:
 
     Attributes:
         label: of its method.
-        seed: of its draws.
-        rounds: trained rounds.
-        seconds: wall-clock time of these rounds, without evaluations.
+        seconds: wall-clock time of its rounds, without evaluations.
         accuracy: top-1 (0…1) of each domain, after the last round.
         frozen: the same before the first round.
         curve: average over the domains by number of rounds, wherever it was evaluated.
-        costs: what was counted.
         caution: what to know of the method in this setting, if anything.
     """
 
@@ -76,25 +68,20 @@ class RunResult:
     caution: str | None = None
 
 
-def costs_file(run: PlannedRun) -> Path:
-    """Where a run's folder has what was counted."""
-    return run.path / "costs.json"
-
-
 def read_result(run: PlannedRun) -> RunResult:
     """Read what a finished run left in its folder.
 
     Raises:
         InputError: a file is missing or damaged.
     """
-    folder = RunFolder.open(run.path)
-    with _reading(folder.summary_file):
+    folder, costs_file, wanted = RunFolder.open(run.path), run.path / COSTS, "the file of a finished run as it was"
+    with reading(folder.summary_file, wanted):
         summary = json.loads(folder.summary_file.read_text())
         rounds, frozen_average, caution = summary["rounds"], float(summary["average_frozen"]), summary.get("caution")
         accuracy, frozen = _accuracy(summary["tuned"]), _accuracy(summary["frozen"])
         if type(rounds) is not int or not isinstance(caution, str | None) or list(accuracy) != list(frozen):
             raise TypeError
-    with _reading(folder.metrics_file):
+    with reading(folder.metrics_file, wanted):
         records = folder.read_metrics()
         if [record["round"] for record in records] != list(range(rounds)):
             raise ValueError
@@ -107,26 +94,13 @@ def read_result(run: PlannedRun) -> RunResult:
         kept = folder.kept_metrics_file
         if kept.is_file() and kept.read_bytes() != folder.metrics_file.read_bytes():
             raise InputError(f"{folder.metrics_file}: found other records than in {kept}, expected the same in both")
-    with _reading(folder.summary_file):
+    with reading(folder.summary_file, wanted):
         if _accuracy(records[-1]["accuracy"]) != accuracy or not math.isclose(frozen_average, mean(frozen.values())):
             raise ValueError
-    with _reading(costs_file(run)):
-        costs = RunCosts(**{name: _amount(value) for name, value in json.loads(costs_file(run).read_text()).items()})
+    with reading(costs_file, wanted):
+        costs = RunCosts(**{name: _amount(value) for name, value in json.loads(costs_file.read_text()).items()})
     curve = {0: frozen_average, **evaluated}
     return RunResult(run.label, run.config.seed, rounds, seconds, accuracy, frozen, curve, costs, caution)
-
-
-@contextmanager
-def _reading(file: Path) -> Iterator[None]:
-    """Name `file` in an InputError where something in it is not as a run wrote it."""
-    try:
-        yield
-    except InputError:
-        raise
-    except OSError as error:
-        raise InputError(f"{file}: cannot read it: {error.strerror}; expected the file of a finished run") from error
-    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError) as error:
-        raise InputError(f"{file}: found something else than a run wrote, expected the file as it was") from error
 
 
 def _accuracy(values: dict[str, float]) -> dict[str, float]:

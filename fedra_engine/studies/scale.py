@@ -20,16 +20,9 @@ from fedra_engine.runtime.exit_codes import BAD_INPUT, die_with_parent, unwound_
 from fedra_engine.runtime.files import check_own
 from fedra_engine.runtime.processes import check_cores, check_places
 from fedra_engine.runtime.tables import PlainConsole, rich_table, table_text
-from fedra_engine.studies.measurements import (
-    REPORT,
-    Measurement,
-    cells,
-    fit_texts,
-    measurement_file,
-    projection_text,
-    write_report,
-)
+from fedra_engine.studies.measurements import MEASUREMENT, REPORT, Measurement, fit_texts, projection_text, write_report
 from fedra_engine.studies.plan import Point, Scaling, differences, refuse_changes
+from fedra_engine.studies.report import command_text
 
 _IRRELEVANT = RESULT_NEUTRAL - {"execution"}
 """Fields that change nothing of a measurement."""
@@ -37,8 +30,8 @@ _SECONDS_TO_END = 10
 """That a measuring process has before it is killed."""
 
 
-def scale(scaling: Scaling, command: str) -> None:
-    """Measure what is missing of the points that a `command` asks for, and report on all of them.
+def scale(scaling: Scaling) -> None:
+    """Measure what is missing of the points that a command asks for, and report on all of them.
 
     Raises:
         InputError: a process has more threads than there are cores; the processes together need more cores (unless
@@ -55,18 +48,16 @@ def scale(scaling: Scaling, command: str) -> None:
     REPORT.check(folder)
     make_folder(folder)
     found = [earlier_measurement(point) for point in points]
-    measurements = []
+    measurements = list[Measurement]()
     for number, (point, earlier) in enumerate(zip(points, found, strict=True), start=1):
-        measurement = measure(point) if earlier is None else earlier
-        measurements.append(measurement)
-        note = "" if earlier is None else " (measured before)"
-        console.print(f"{number}/{len(points)}  {point.title}: {measurement.seconds:.3g} s a round{note}")
+        measurements.append(earlier or measure(point))
+        note = " (measured before)" if earlier else ""
+        console.print(f"{number}/{len(points)}  {point.title}: {measurements[-1].seconds:.3g} s a round{note}")
         # What is known is not lost when a later point fails.
         projection = projection_text(measurements, scaling.projected, scaling.network)
-        write_report(folder, command, measurements, projection)
+        rows = write_report(folder, command_text(), measurements, projection)
     where = f"scaling.md, .csv and .png are in {folder}"
-    table = table_text(rich_table(cells(measurements)))
-    console.print("", table, "", *fit_texts(measurements), "", where, sep="\n", soft_wrap=True)
+    console.print("", table_text(rich_table(rows)), "", *fit_texts(measurements), "", where, sep="\n", soft_wrap=True)
 
 
 def earlier_measurement(point: Point) -> Measurement | None:
@@ -75,13 +66,14 @@ def earlier_measurement(point: Point) -> Measurement | None:
     Raises:
         InputError: it was measured with other settings, or cannot be read.
     """
-    folder, file = RunFolder(point.path), measurement_file(point.path)
-    if not file.is_file() or not folder.config_file.is_file():
+    config_file, file = RunFolder(point.path).config_file, point.path / MEASUREMENT
+    if not file.is_file() or not config_file.is_file():
         return None
-    before = read_config(folder.config_file)
     measurement = Measurement.read(file)
-    numbers = [(name, getattr(measurement, name), getattr(point, name)) for name in ("clients", "processes", "threads")]
-    refuse_changes([*differences(before, point.config, _IRRELEVANT), *numbers], point.path)
+    refuse_changes(differences(read_config(config_file), point.config, _IRRELEVANT), point.path)
+    for name in ("clients", "processes", "threads"):
+        if (found := getattr(measurement, name)) != (expected := getattr(point, name)):
+            refuse_changes([(name, found, expected)], point.path)
     return measurement
 
 
@@ -103,18 +95,20 @@ def measure(point: Point) -> Measurement:
         raise InputError(
             f"output_dir: found another command that measures {point.path}, expected one at a time"
         ) from error
-    return Measurement.read(measurement_file(point.path))
+    return Measurement.read(point.path / MEASUREMENT)
 
 
 def _measure_in_processes(point: Point) -> None:
     """Let fresh processes measure `point`; what they print goes to its `worker.log`."""
-    log = point.path / "worker.log"
+    log, launch = point.path / "worker.log", [sys.executable]
+    if point.processes > 1:
+        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={point.processes}"]
     # A terminal's interrupt is for this process, which ends the other ones.
     with (
         log.open("w") as output,
         unwound_by_signals(),
         subprocess.Popen(
-            _worker_command(point),
+            [*launch, "-m", "fedra_engine.studies.measure", str(point.path), str(point.threads), str(point.seconds)],
             env={**os.environ, "OMP_NUM_THREADS": str(point.threads)},
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -133,17 +127,10 @@ def _measure_in_processes(point: Point) -> None:
             worker.kill()
             interrupt.add_note("the same command goes on")
             raise
-    if code == 0 and measurement_file(point.path).is_file():
+    if code == 0 and (point.path / MEASUREMENT).is_file():
         return
     reported = re.search(r"^(?:process \d+: )?error: (.*)$", log.read_text(), re.MULTILINE)
     # torchrun has an exit code of its own for whatever made a process end.
     if reported and (code == BAD_INPUT or point.processes > 1):
         raise InputError(reported[1])
     raise ProcessLostError(f"a process that measured {point.title} ended with exit code {code}; its output is in {log}")
-
-
-def _worker_command(point: Point) -> list[str]:
-    launch = [sys.executable]
-    if point.processes > 1:
-        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={point.processes}"]
-    return [*launch, "-m", "fedra_engine.studies.measure", str(point.path), str(point.threads), str(point.seconds)]

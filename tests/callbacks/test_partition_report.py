@@ -38,21 +38,21 @@ def make_clients(*samples: list[int]) -> Clients:
 
 def test_samples_are_counted_by_class_and_domain() -> None:
     counts = count_partition(make_data([0, 2, 2, 1, 1, 0]), make_clients([0, 1, 2], [3, 5], [4]))
-    assert counts.labels is not None
-    assert counts.labels.tolist() == [[1, 1, 0], [0, 1, 1], [2, 0, 0]]
-    assert counts.domains.tolist() == [[3, 0, 0], [0, 2, 1]]
+    (labels, classes), (domains, names) = counts["class"], counts["domain"]
+    assert (labels.tolist(), classes) == ([[1, 1, 0], [0, 1, 1], [2, 0, 0]], ["cat", "dog", "emu"])
+    assert (domains.tolist(), names) == ([[3, 0, 0], [0, 2, 1]], ["art", "photo"])
 
 
 def test_every_client_has_a_line() -> None:
     counts = count_partition(make_data([0, 2, 2, 1, 1, 0]), make_clients([0, 1, 2], [3, 4, 5]))
-    header, *lines = (line.split() for line in partition_text(counts).splitlines())
+    header, *lines = (line.split() for line in partition_text(counts, np.array([3, 4])).splitlines())
     assert header == ["client", "domain", "blocks", "samples", "cat", "dog", "emu"]
     assert lines == [["0", "art", "3", "3", "1", "·", "2"], ["1", "photo", "4", "3", "1", "2", "·"]]
 
 
 def test_clients_of_several_domains_have_a_column_for_each() -> None:
     counts = count_partition(make_data(), make_clients([0, 1, 5], [2, 3, 4]))
-    header, *lines = (line.split() for line in partition_text(counts).splitlines())
+    header, *lines = (line.split() for line in partition_text(counts, np.array([3, 4])).splitlines())
     assert header == ["client", "art", "photo", "blocks", "samples"]
     assert lines == [["0", "2", "1", "3", "3"], ["1", "1", "2", "4", "3"]]
 

@@ -10,7 +10,7 @@ from fedra_engine.commands.dry_run import print_probe
 from fedra_engine.config import DeviceConfig
 from fedra_engine.experiment import build_experiment
 from fedra_engine.runtime.tables import PlainConsole
-from fedra_engine.studies.step_timing import time_step
+from fedra_engine.studies.measure import time_step
 from tests.running import small_config
 
 CPU = torch.device("cpu")

@@ -102,7 +102,7 @@ def test_a_finished_run_without_a_round_is_named(finished: PlannedRun, tmp_path:
     summary.write_text(json.dumps(json.loads(summary.read_text()) | {"rounds": 0}))
     RunFolder(run.path).metrics_file.write_text("")
     RunFolder(run.path).kept_metrics_file.write_text("")
-    with pytest.raises(InputError, match=r"summary\.json: found something else than a run wrote"):
+    with pytest.raises(InputError, match=r"summary\.json: found something else than was written"):
         read_result(run)
 
 
