@@ -70,6 +70,7 @@ class SweepExecutor:
             except RuntimeError as error:
                 if not should_reduce_batch_size(error):
                     raise
+                self.model.end_pass()
                 left = left[~np.isin(unfinished.participants, np.concatenate(finished))]
                 self._halve_lanes(len(left), error)
             # Not before the error is gone, whose traceback holds what did not fit.

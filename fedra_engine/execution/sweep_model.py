@@ -84,7 +84,7 @@ class SweepModel:
         """Begin a pass: the inputs of the head for the samples of `plan`, which meet `adapters`.
 
         They are [samples, features], of a language model [samples, tokens, features]. The pass is over when it breaks
-        off, and otherwise after `backward`, or here if no gradients are wanted.
+        off, and otherwise after `backward` or `end_pass`, or here if no gradients are wanted.
         """
         targets = len(self._foundation.adapter_layout.targets)
         drops = {} if dropout is None else pass_dropout(dropout, plan, targets)
@@ -94,7 +94,7 @@ class SweepModel:
             features = self._model(**inputs).logits
         finally:
             if features is None or not features.requires_grad:
-                self._context.running = None
+                self.end_pass()
         assert features is not None
         return features
 
@@ -129,9 +129,13 @@ class SweepModel:
         try:
             loss.backward()
         finally:
-            self._context.running = None
+            self.end_pass()
         if self._sharding is not None:
             self._sharding.release()
+
+    def end_pass(self) -> None:
+        """End the pass that is going on, if there is one; of what it met, nothing is kept."""
+        self._context.running = None
 
     def dummy_pass(self, inputs: Inputs) -> None:
         """Pass through a sharded model, forward and backward, without clients, because other processes have some.

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fedra_engine.config import LoraConfig
 from fedra_engine.execution import fused_block, memory, sweep, sweep_block
+from fedra_engine.execution.lanes import LanePool
 from fedra_engine.execution.memory import LaneMemory, choose_lanes, limit_threads, measure_lane, worthwhile_threads
 from fedra_engine.execution.model_check import Inputs
 from fedra_engine.execution.plan import SweepPlan
@@ -164,6 +165,34 @@ def _fail_above(lanes: int, message: str, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(SweepModel, "features", count)
     monkeypatch.setattr(SweepModel, "backward", fail)
+
+
+def test_a_pass_that_breaks_off_before_its_backward_leaves_no_bank_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = make_setting("vit", ADAMW)
+    executor, losses, clear = setting.executor(6), type(setting.foundation.task).losses, sweep.clear_device_cache
+    banks: list[weakref.ref[Tensor]] = []
+    freed: list[bool] = []
+
+    class Pool(LanePool):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            banks.append(weakref.ref(self.adapters.compute_copy))
+
+    def fail_once(*args: Any) -> Tensor:
+        if not freed:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return losses(*args)
+
+    def look(**options: Any) -> None:
+        clear(**options)
+        freed.append(banks[0]() is None)
+
+    monkeypatch.setattr(sweep, "LanePool", Pool)
+    monkeypatch.setattr(type(setting.foundation.task), "losses", fail_once)
+    monkeypatch.setattr(sweep, "clear_device_cache", look)
+    for _ in executor.train(*setting.work(0, np.arange(len(setting.clients))), setting.state()):
+        pass
+    assert freed == [True]
 
 
 def test_a_fused_pass_that_breaks_off_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
