@@ -23,6 +23,7 @@ from fedra_engine.callbacks.trace import Trace
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.parsing import read_config
 from fedra_engine.config.validation import validate
+from fedra_engine.config.values import plain_copy
 from fedra_engine.experiment import Experiment, build_experiment
 from fedra_engine.inputs import Inputs
 from fedra_engine.models.sharding import Sharding
@@ -293,7 +294,7 @@ def _described(config: ExperimentConfig | None, inputs: Inputs) -> ExperimentCon
     """The configuration, the embedded one if not given, with what is handed over in it."""
     if config is not None and not isinstance(config, ExperimentConfig):
         raise InputError(f"config: found {config!r}, expected an ExperimentConfig")
-    return inputs.described_in(config or ExperimentConfig())
+    return inputs.described_in(plain_copy(config or ExperimentConfig()))
 
 
 @contextmanager

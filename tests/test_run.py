@@ -212,6 +212,15 @@ def test_a_data_set_in_memory_takes_the_place_of_the_source(tmp_path: Path, spli
         _ = load_run(result.folder).state
 
 
+def test_paths_and_numpys_numbers_are_taken(tmp_path: Path) -> None:
+    given = small_config(tmp_path, **{**FEW, "clients": {"capacities": np.array([12, 3])}})
+    given.output_dir, given.rounds, given.training.lr = tmp_path, np.int64(1), np.float32(0.5)  # type: ignore[assignment]
+    config = simulate(given).config
+    assert config.output_dir == str(tmp_path)
+    assert (config.rounds, config.training.lr, config.clients.capacities) == (1, 0.5, [12, 3])
+    assert isinstance(given.output_dir, Path)
+
+
 def test_a_method_by_its_name(tmp_path: Path) -> None:
     result = simulate(small_config(tmp_path, **FEW, rounds=1), method="allsmall", quiet=True)
     assert result.config.method.name == "allsmall"

@@ -6,19 +6,22 @@ Every value reads as what it looks like, and no file can expand without end. YAM
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 
-from fedra_engine.config.fields import describe_type, field_types, literal_values, union_members
+from fedra_engine.config.fields import describe_type, field_types, literal_values, settings, union_members
 from fedra_engine.config.options import PATH
 from fedra_engine.runtime.errors import InputError
+
+Config = TypeVar("Config")
 
 _LARGEST = 1 << 20
 """Bytes of a file."""
@@ -151,6 +154,26 @@ def read_text(name: str, kind: Any, text: str) -> Any:
         if _NAMES.fullmatch(text) if str in members else len(parts) > 1 or type(parts[0]) is entry:
             value = parts
     return fitted(name, kind, value)
+
+
+def plain_copy(config: Config) -> Config:
+    """A copy of a configuration made in Python, as a file has it: paths as texts, arrays as lists, no NumPy numbers.
+
+    Raises:
+        InputError: it has an attribute that is no field.
+    """
+    copied = copy.deepcopy(config)
+    for setting in settings(copied):
+        setattr(setting.owner, setting.field, _plain(setting.value))
+    return copied
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(entry) for entry in value)
+    if isinstance(value, os.PathLike):
+        return os.path.expanduser(os.fspath(value))
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def fitted(name: str, kind: Any, value: Any) -> Any:

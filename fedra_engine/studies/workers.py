@@ -92,13 +92,13 @@ def _workers(items: Sequence[Item], work: Callable[[Item], object]) -> Iterator[
 
 def _serve(parent: Connection, work: Callable[[Any], object], item: Any) -> None:
     """Be a worker: send what becomes of the item, or the error, and take the next one, until the parent sends None."""
-    import_modules()
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # Raised when the parent has ended.
     with suppress(EOFError, OSError):
         while item is not None:
             try:
+                import_modules()
                 result = work(item)
             except Exception as error:
                 # A fault of the program is looked for where it happened. Of the others one line is shown.
