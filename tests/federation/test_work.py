@@ -8,7 +8,7 @@ import torch
 
 from fedra_engine.config import TrainingConfig
 from fedra_engine.federation.clients import Clients
-from fedra_engine.federation.work import ClientUpdate, ClientUpdates, LocalLoss, LocalWork, learning_rate
+from fedra_engine.federation.work import ClientUpdate, ClientUpdates, LocalWork, learning_rate
 
 CLIENTS = Clients([np.arange(5), np.arange(5, 8)], np.zeros(2, dtype=np.int64), np.array([1, 1]))
 
@@ -89,7 +89,7 @@ def test_the_update_of_a_client_is_what_it_trained() -> None:
 
 def test_a_client_that_trained_alone_owns_everything() -> None:
     update = ClientUpdate(np.array([1, 4]), torch.ones(2, 3), np.array([0, 1]), torch.zeros(2, 5))
-    alone = ClientUpdates.of_one(1, update, work(), LocalLoss(2.5, 6))
+    alone = ClientUpdates.of_one(1, update, work(), loss=2.5, processed=6)
     assert (alone.clients.tolist(), alone.samples.tolist(), alone.processed.tolist()) == ([1], [3], [6])
     assert alone.losses.tolist() == [2.5]
     returned = alone.of_client(0)
