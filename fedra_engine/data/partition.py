@@ -171,7 +171,7 @@ class Pool:
 
 
 def iid(pool: Pool) -> list[Rows]:
-    """Uniform draws of equal sizes, up to one sample."""
+    """Uniform draws; sizes differ by at most one sample."""
     return np.array_split(pool.rng.permutation(len(pool.labels)), pool.clients)
 
 

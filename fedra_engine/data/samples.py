@@ -324,8 +324,8 @@ class TokenSamples:
         prompts: int64 [samples], tokens of the prompt.
         domains: int64 [samples].
         classes: int64 [samples]; None for causal language models.
-        cut: whether batches are cut to their longest text. LoRA dropout needs false: it counts rows, so a client's
-            masks would depend on the other texts in the batch.
+        cut: whether batches are cut to their longest text; not with LoRA dropout, which counts rows: a client's masks
+            would depend on the other texts in the batch.
     """
 
     ids: StoredRows
