@@ -199,7 +199,7 @@ def store_texts(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Datase
     The file is anonymous (it has no directory entry), so nothing is left of it however the process ends.
 
     Raises:
-        InputError: the cache folder cannot be written, or the disk is full.
+        InputError: the cache cannot be written.
     """
     import pyarrow as pa
     from datasets import Dataset, Features, Value

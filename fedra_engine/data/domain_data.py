@@ -116,11 +116,8 @@ def is_missing(value: object) -> bool:
 def name_of(value: object, role: str, column: str, source: SampleSource) -> str:
     """The name of a domain, client or class (`role` is domain, client or label), stripped; "" for a missing client.
 
-    Whole numbers are names, even as floats, since a column with missing values holds floats. Class names that are
-    numbers are normalised: 1, 1.0 and 01 all become 1.
-
-    Raises:
-        InputError: the value is neither a name nor a whole number.
+    Whole numbers are names, even as floats, since a column with missing values holds floats; other values raise
+    InputError. Class names that are numbers are normalised: 1, 1.0 and 01 all become 1.
     """
     missing = is_missing(value)
     if missing and role == "client":

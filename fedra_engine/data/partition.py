@@ -66,11 +66,7 @@ def partition_samples(config: DataConfig, train: DomainData, seed: int) -> Parti
 
 
 def register_partitioner(name: str) -> Callable[[Partitioner], Partitioner]:
-    """A decorator that makes a function the partition `name`.
-
-    Raises:
-        InputError: the name is taken.
-    """
+    """A decorator that registers a function as the partition `name`; InputError if the name is taken."""
     return registering(PARTITIONERS, "data.partition", name)
 
 

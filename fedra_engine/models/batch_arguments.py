@@ -95,7 +95,7 @@ def _recorded(
             model(**_with_padding(inputs))
     except InputError:
         raise
-    except Exception as error:  # Whatever a model makes of inputs that are not for it.
+    except Exception as error:  # Whatever a model raises when given another model's inputs.
         raise InputError(
             f"model.path: {type(model).__name__} cannot take the data's inputs: {one_line(error)}"
         ) from error

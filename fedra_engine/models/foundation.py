@@ -1,4 +1,4 @@
-"""A frozen foundation model and its parts."""
+"""The frozen foundation model, its parts, and copies of it with fewer blocks."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def _namesakes(model: nn.Module, head_path: str) -> dict[str, Tensor]:
 
 
 def _configs(model: nn.Module) -> list[Any]:
-    """The configurations of the modules of a `model` of transformers, shared ones once."""
+    """The distinct configurations of the modules of a `model` of transformers."""
     return list({id(config): config for part in model.modules() if (config := getattr(part, "config", None))}.values())
 
 

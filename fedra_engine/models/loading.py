@@ -107,7 +107,7 @@ def _settle_padding(settings: Any) -> None:
     padding, vocabulary = getattr(settings, "pad_token_id", None), getattr(settings, "vocab_size", None)
     if padding is None or (vocabulary is not None and not 0 <= padding < vocabulary):
         end = getattr(settings, "eos_token_id", None)
-        # Chat models may end a text with any of several tokens.
+        # Chat models may have several end tokens.
         settings.pad_token_id = end[0] if isinstance(end, list) else end
 
 
@@ -131,7 +131,7 @@ def _load_classifier(
 ) -> PreTrainedModel | PooledClassifier:
     if config.pooling == "auto" and (own_class := _own_class(settings)) is not None:
         arguments: dict[str, Any] = {"num_labels": classes}
-        # timm writes the number of classes a second time, which would win.
+        # timm has the number of classes a second time, which would take precedence.
         if of_timm := getattr(settings, "model_args", None):
             arguments["model_args"] = {name: value for name, value in of_timm.items() if name != "num_classes"}
         model, unfit = load(own_class, **arguments)

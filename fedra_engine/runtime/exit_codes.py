@@ -58,7 +58,7 @@ def watch_signals() -> None:
     """Handle signals from now on: they end the process at once, within `unwound_by_signals` only the second one."""
     _Watch.process, _Watch.open, _Watch.unwinding = os.getpid(), 0, False
     for number in _SIGNALS:
-        # Shells have commands in the background ignore interrupts.
+        # A shell starts background commands with interrupts ignored.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _receive)
 

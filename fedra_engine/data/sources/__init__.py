@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
 Source = Callable[[DataConfig, int], DomainData]
-"""Loads the samples that a configuration names; the experiment's seed draws a test set if they have none."""
+"""Loads the samples that a configuration names; the seed draws a test set if they have none. Raises InputError."""
 
 SOURCES: dict[str, Source] = {
     "digits": load_digits_source,
@@ -30,10 +30,9 @@ SOURCES: dict[str, Source] = {
 
 
 def register_source(name: str) -> Callable[[Source], Source]:
-    """A decorator that registers a function as the source `name`; it should end with `prepare_source`.
+    """A decorator that registers a function, which should end with `prepare_source`, as the source `name`.
 
-    Raises:
-        InputError: the name is taken.
+    Raises InputError if the name is taken.
     """
     return registering(SOURCES, "data.source", name)
 

@@ -73,11 +73,7 @@ def split_digits(labels: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
 
 
 def load_digits_source(config: DataConfig, seed: int) -> DomainData:
-    """The samples of all domains; they have a test set, so `seed` draws nothing.
-
-    Raises:
-        InputError: a domain does not exist.
-    """
+    """The samples of all domains; they have a test set, so `seed` draws nothing."""
     splits = {split: digits_dataset([f"{split} {domain}" for domain in DOMAINS]) for split in ("train", "test")}
     # Generated images are not cached.
     return replace(dataset_samples(splits, config, seed), sample_sources=None, fingerprint=None)

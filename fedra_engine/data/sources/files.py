@@ -88,11 +88,8 @@ def visible_entries(folder: Path) -> list[Path]:
 
 
 def chosen_domains(config: DataConfig, present: Sequence[str], folder: Path) -> Sequence[str]:
-    """The configured domains, or all `present` in `folder`.
-
-    Raises:
-        InputError: a domain is not present; its name might lead out of the folder.
-    """
+    """The configured domains, or all `present` in `folder`; InputError if one is not present."""
+    # Checked before any path is made of them: a name such as `../x` would lead out of the folder.
     for domain in config.domains:
         if domain not in present:
             raise InputError(f"data.domains: found {domain!r}, expected some of those in {folder}: {sorted(present)}")
@@ -310,7 +307,10 @@ def _python_rows(batch: RecordBatch) -> Iterable[dict[str, Any]]:
 def text_lines(file: Path, encoding: str) -> Iterator[str]:
     """The lines of a text file, with line ends; see `read_table` for `encoding` and errors."""
     check_regular(file)
-    with file.open(encoding=_marked(file, encoding), newline="\n") as opened:
+    with file.open("rb") as opened:
+        start = opened.read(4)
+    marked = next((marked for mark, marked in _MARKS.items() if start.startswith(mark)), encoding)
+    with file.open(encoding=marked, newline="\n") as opened:
         for number, line in enumerate(opened, start=1):
             if "\0" in line:
                 # A sign of UTF-16 without a byte order mark.
@@ -322,13 +322,6 @@ def undecodable(files: Iterable[Path], encoding: str) -> str:
     """The first few of `files` that are not text in `encoding`, with line numbers, and the number of others."""
     wrong = [(file, line) for file in files if (line := _undecodable_line(file, encoding)) is not None]
     return first_few([f"{file} (line {line})" for file, line in wrong], _SHOWN)
-
-
-def _marked(file: Path, encoding: str) -> str:
-    """The encoding that the byte order mark of `file` names, else `encoding`."""
-    with file.open("rb") as opened:
-        start = opened.read(4)
-    return next((marked for mark, marked in _MARKS.items() if start.startswith(mark)), encoding)
 
 
 def _undecodable_line(file: Path, encoding: str) -> int | None:

@@ -207,7 +207,7 @@ class _Reader:
         columns = None if present is None else self.columns(present)
         for source, row in table.rows():
             if columns is None or (table.columns is None and list(row) != present):
-                # Lines of a jsonl file may differ.
+                # Lines of a jsonl file may have different columns.
                 others, present = columns, list(row)
                 columns = self.columns(present, f"{source}: ")
                 if others is not None and columns["domain"] != others["domain"]:
