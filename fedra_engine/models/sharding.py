@@ -192,10 +192,10 @@ def gathered(module: nn.Module, *, writes: bool = False, recurse: bool = False) 
         yield
 
 
-def refuse_sharding(accelerator: Accelerator, field: str) -> None:
-    """Raise InputError if the job was started with DeepSpeed, as the option `field` needs the whole model."""
+def refuse_sharding(accelerator: Accelerator) -> None:
+    """Raise InputError for a dry run, which needs the whole model, if the job was started with DeepSpeed."""
     if Sharding.of(accelerator) is not None:
-        raise InputError(f"{field}: found true in a job with DeepSpeed, expected a job without it")
+        raise InputError("dry_run: found true in a job with DeepSpeed, expected a job without it")
 
 
 def _import_deepspeed() -> Any:

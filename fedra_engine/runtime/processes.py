@@ -46,7 +46,7 @@ def join_job() -> Accelerator:
     if cpu:
         torch.set_num_threads(max(1, min(torch.get_num_threads(), _cores() // local)))
     else:
-        check_places("processes", local, oversubscribe=True)
+        check_places(local, oversubscribe=True)
     try:
         with _raising_process_lost():
             return Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)])
@@ -65,19 +65,19 @@ def join_job() -> Accelerator:
         ) from error
 
 
-def check_places(option: str, processes: int, threads: int = 1, *, oversubscribe: bool = False) -> None:
+def check_places(processes: int, threads: int = 1, *, oversubscribe: bool = False) -> None:
     """Raise InputError unless each of `processes` has a core for each thread and, if GPUs are used, a GPU.
 
-    With `oversubscribe` they may share cores, but not GPUs. `option` is where the number was given.
+    With `oversubscribe` they may share cores, but not GPUs.
     """
     if not _use_cpu() and processes > torch.cuda.device_count():
         gpus = count_of(torch.cuda.device_count(), "GPU")
         raise InputError(
-            f"{option}: found {processes} on a machine with {gpus}, expected at most one for "
+            f"processes: found {processes} on a machine with {gpus}, expected at most one for "
             "each GPU (ACCELERATE_USE_CPU=true runs them on the CPU)"
         )
     if not oversubscribe:
-        check_cores(option, processes, threads, " (--oversubscribe true lets processes share cores)")
+        check_cores("processes", processes, threads, " (--oversubscribe true lets processes share cores)")
 
 
 def check_cores(option: str, count: int, threads: int = 1, advice: str = "") -> None:
