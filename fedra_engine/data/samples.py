@@ -373,7 +373,7 @@ class TokenSamples:
         inputs = {"input_ids": ids, "attention_mask": mask}
         if self._classes is not None:
             return Batch(inputs, self._classes.gather(rows, device))
-        # The tokens that `_learnt` does not mask, without first ones.
+        # The tokens that `_learnt` does not mask, except the first token of a text.
         first = self.prompts[rows].clamp(min=1).numpy()
         learnt = np.maximum(counts.numpy() - first, 0)
         samples = np.repeat(np.arange(len(rows)), learnt)

@@ -45,8 +45,8 @@ def load_pretrained(
     Args:
         config: path, precision, pooling and block path.
         classes: of an image or text classifier; None for a causal language model. The last layer of a classifier is
-            new if the pretrained one has another size. If its classification layers lack other weights as well, it
-            becomes a `PooledClassifier`.
+            new if the pretrained one has another size. A model without classification layers, or without weights for
+            those before the last, becomes a `PooledClassifier`.
         sharding: if given, each process keeps only its shard of the weights.
     """
     path = resolve_model_path(config.path)
@@ -155,7 +155,7 @@ def _load_classifier(
 
 
 def _pooling(config: ModelConfig, backbone: PreTrainedModel, unfit: list[str]) -> Pooling:
-    """The configured pooling; `auto` takes the pooler of an image model if it has weights."""
+    """The configured pooling; `auto` is `mean` for texts, and for images `pooler` if it has weights, else `first`."""
     if config.pooling == "pooler" and unfit:
         raise InputError(
             f"model.pooling: found pooler, but no weights of {unfit[0]} in {config.path!r}, "
