@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> None:
 
     accelerator = join_job()
     if request.dry_run:
-        refuse_sharding(accelerator, "dry_run")
+        refuse_sharding(accelerator)
         if Processes.of(accelerator).is_main:
             print_probe(request.config, accelerator.device)
         return

@@ -1,4 +1,4 @@
-"""What training takes of clients, by counting: memory, FLOPs and bytes, and the time on simulated devices.
+"""The costs of training on clients: memory, FLOPs and bytes, and time on simulated devices.
 
-May import the rooms up to `execution`; knows nothing of the round loop.
+May import the rooms up to `execution`; does not know the round loop.
 """

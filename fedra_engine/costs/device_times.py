@@ -1,4 +1,4 @@
-"""What clients' devices make of a round, and of the model: by what training takes of each of them."""
+"""Simulated devices: time and drop-out in a round, and the capacity that a device's memory allows."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ GIBIBYTE = 2**30
 
 @dataclass(frozen=True)
 class DeviceRound:
-    """What became of the participants of a round on their devices.
+    """The outcome of a round on the participants' devices.
 
     Attributes:
-        arrived: bool [participants], whether the server gets the update in time.
-        dropped: participants that dropped out.
-        late: others that had not finished by the deadline.
-        seconds: simulated time until the server can go on: that of the slowest participant that arrives, or the
-            deadline if somebody else was waited for.
+        arrived: bool [participants], whether the update reached the server in time.
+        dropped: number of participants that dropped out.
+        late: number of others that missed the deadline.
+        seconds: simulated time until the server can go on: that of the slowest update to arrive, or the deadline if
+            the server waited for others.
     """
 
     arrived: NDArray[np.bool_]
@@ -36,7 +36,7 @@ class DeviceRound:
 def simulate_round(
     devices: Devices, participants: NDArray[np.int64], costs: ClientCosts, round: int, deadline: float | None
 ) -> DeviceRound:
-    """Let the `participants` train on their `devices`; those that take longer than `deadline` seconds are late."""
+    """Simulate the `participants` of a round on their `devices`; `deadline` is in seconds."""
     dropout = devices.values([profile.dropout for profile in devices.profiles])
     dropped = (devices.uniform(round, "drop-out") < dropout)[participants]
     seconds = simulated_seconds(devices, participants, costs, round)
@@ -51,7 +51,7 @@ def simulate_round(
 def simulated_seconds(
     devices: Devices, participants: NDArray[np.int64], costs: ClientCosts, round: int
 ) -> NDArray[np.float64]:
-    """Simulated time from hand-out to the arrival of the update, [participants]."""
+    """Simulated seconds from hand-out to the arrival of the update, [participants]."""
 
     def speeds(of_profile: list[float | None], unit: float) -> NDArray[np.float64]:
         return devices.values([np.inf if value is None else value * unit for value in of_profile])[participants]
@@ -68,10 +68,10 @@ def simulated_seconds(
 
 
 def capacities_by_memory(devices: Devices, costs: CostModel, ranks: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The most blocks with which training at `ranks` [clients] fits each client's device, int64 [clients].
+    """Most blocks that each client's device has memory to train at `ranks` [clients], int64 [clients].
 
     Raises:
-        InputError: some device has no room for a single block.
+        InputError: a device has no memory for a single block.
     """
     capacities = np.empty_like(devices.of_client)
     kinds = np.stack([devices.of_client, ranks])

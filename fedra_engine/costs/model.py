@@ -1,17 +1,16 @@
-"""What training its own sub-model takes of each client, by counting: parameters, bytes, samples, FLOPs and memory.
+"""The cost of training each client's sub-model by itself: parameters, bytes, samples, FLOPs and memory.
 
-A client's own sub-model is counted, however the executor batches it. Blocks are measured once; what a sub-model takes
-is a sum over the blocks it holds, so that a round of 100,000 participants is counted in a moment. A sample costs, in
-each block that its client holds,
+Blocks are measured once, and the cost of a sub-model is a sum over its blocks, so counting a round of 100,000
+participants is fast. The FLOPs of a sample in each block that its client holds are
 
 - forward: F + P + 2·n·r·(in + out) for every adapter target. F are the FLOPs of the frozen products, P those of
-  products of activations (attention); n is the target's rows for a sample, r the client's rank;
-- backward, in the blocks from the client's first trained one on: F + 2·P + 2·n·r·(in + out). Frozen weights need no
-  gradient, both operands of P do;
-- in trained blocks, the gradients of the factors: 2·n·r·in for A and 2·n·r·out for B, if it trains them.
+  products of activations (attention); n is the number of the target's rows for a sample, r the client's rank;
+- backward, from the client's first trained block on: F + 2·P + 2·n·r·(in + out). Frozen weights need no gradient, both
+  operands of P do;
+- in trained blocks, the gradients of the trained factors: 2·n·r·in for A and 2·n·r·out for B.
 
-A multiplication with addition is two FLOPs. Embedding, norms, activations, heads and optimizers are not counted; that
-the input of the first trained block needs no gradient is not made use of.
+A multiplication with addition is two FLOPs. Embedding, norms, activations, heads and optimizers are not counted. The
+gradient of the first trained block's input is counted, although it is not needed.
 """
 
 from __future__ import annotations
@@ -43,9 +42,9 @@ from fedra_engine.models.structure import is_linear
 
 Counts = NDArray[np.float64]
 _PROBED = 16
-"""Samples whose FLOPs are averaged; texts differ in length."""
+"""Number of samples whose FLOPs are averaged; texts differ in length."""
 _BATCHED_PRODUCTS = {torch.ops.aten.bmm, torch.ops.aten.baddbmm}
-"""How products of activations are done."""
+"""The operations of products of activations."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,8 @@ class BlockFlops:
     Attributes:
         frozen: products with frozen weights.
         activations: products of activations.
-        a: products of all adapters' A with their inputs, at the layout's full rank.
-        b: products of all adapters' B.
+        a: products with all adapters' A, at the layout's full rank.
+        b: the same for B.
     """
 
     frozen: Counts
@@ -67,10 +66,10 @@ class BlockFlops:
 
 @torch.no_grad()
 def measure_block_flops(foundation: Foundation, samples: Samples) -> BlockFlops:
-    """Run the frozen model over a few samples and count its products."""
+    """Run the frozen model on a few samples and count its products."""
     count = len(samples.domains)
     rows = torch.linspace(0, count - 1, min(_PROBED, count)).round().long()
-    # Fused attention is one operation, which is not counted everywhere.
+    # The counter does not know every kernel of fused attention.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         foundation.model(**samples.inputs(rows, foundation.device, foundation.dtype))
     by_module, layout = counter.get_flop_counts(), foundation.adapter_layout
@@ -82,7 +81,7 @@ def measure_block_flops(foundation: Foundation, samples: Samples) -> BlockFlops:
     frozen, activations, a, b = np.zeros((4, foundation.depth))
     for index, block in enumerate(foundation.blocks):
         name = f"{type(foundation.model).__name__}.{foundation.block_path}.{index}"
-        # A Linear is batched too where its input is a transposed view, as in token-mixing MLPs.
+        # A Linear on a transposed view, as in token-mixing MLPs, is a batched product too.
         linears = [f"{name}.{path}" for path, module in block.named_modules() if is_linear(module)]
         activations[index] = flops(name, batched_only=True) - sum(flops(path, batched_only=True) for path in linears)
         frozen[index] = flops(name) - activations[index]
@@ -94,7 +93,7 @@ def measure_block_flops(foundation: Foundation, samples: Samples) -> BlockFlops:
 
 
 def parameters_of(blocks: Allocation, assignment: Assignment, factor: Factor, foundation: Foundation) -> Counts:
-    """Parameters of `factor` in `blocks` [participants, blocks], at each participant's rank, and of its heads."""
+    """Parameters of `factor` in `blocks` [participants, blocks] at each participant's rank, and of its heads."""
     layout = foundation.adapter_layout
     columns = layout.columns(factor)
     slot = (columns.stop - columns.start) * _rank_shares(assignment, layout.rank)
@@ -102,7 +101,7 @@ def parameters_of(blocks: Allocation, assignment: Assignment, factor: Factor, fo
 
 
 def processed_samples(samples: NDArray[np.int64], training: TrainingConfig) -> NDArray[np.int64]:
-    """How many samples clients with `samples` [clients] of their own go through in a round, int64 [clients]."""
+    """Samples processed in a round by clients that have `samples` [clients], int64 [clients]."""
     epochs, rest = np.divmod(local_step_counts(samples, training), -(-samples // training.batch_size))
     return epochs * samples + np.minimum(rest * training.batch_size, samples)
 
@@ -125,22 +124,19 @@ def _rank_shares(assignment: Assignment, full: int) -> Counts:
 
 @dataclass(frozen=True)
 class ClientCosts:
-    """What the sub-models of some participants cost in a round, however the executor batches them.
-
-    All are float64 [participants].
+    """The cost of each participant's sub-model in a round, float64 [participants].
 
     Attributes:
-        blocks: blocks it holds.
-        trained: parameters it trains.
-        uploaded: bytes it sends to the server.
-        downloaded: bytes the server sends to it before it trains: adapters of all blocks it holds, its heads and, where
-            a method writes into the frozen weights of these blocks, how they changed in the round before. The frozen
-            weights themselves are there already.
-        frozen_memory: bytes of its frozen weights.
-        trained_memory: bytes of its trained parameters, their gradients and their optimizer state.
-        activation_memory: bytes kept for the backward pass of its largest batch, of the longest samples there are.
-        samples: it trains on, over all local steps.
-        sample_flops: of training on one of them, in the blocks.
+        blocks: number of blocks held.
+        trained: number of trained parameters.
+        uploaded: bytes sent to the server.
+        downloaded: bytes received before training: adapters of all held blocks, heads and, if the method changes the
+            frozen weights of these blocks, their last change. The frozen weights themselves are on the device already.
+        frozen_memory: bytes of frozen weights.
+        trained_memory: bytes of trained parameters, gradients and optimizer state.
+        activation_memory: bytes kept for the backward pass of the largest batch, made of the longest samples.
+        samples: number of samples, over all local steps.
+        sample_flops: training FLOPs of a sample, in the blocks.
     """
 
     blocks: Counts
@@ -155,7 +151,7 @@ class ClientCosts:
 
     @property
     def memory(self) -> Counts:
-        """Bytes that training takes, without what an operation needs while it runs."""
+        """Bytes of training, without temporary memory of single operations."""
         return self.frozen_memory + self.trained_memory + self.activation_memory
 
     @property
@@ -164,12 +160,12 @@ class ClientCosts:
         return self.samples * self.sample_flops
 
     def select(self, rows: NDArray[np.int64]) -> ClientCosts:
-        """The costs of some participants."""
+        """The costs of the participants `rows`."""
         return ClientCosts(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
 
 class CostModel:
-    """Counts what clients' sub-models of a foundation model take."""
+    """Counts the costs of sub-models of a foundation model."""
 
     def __init__(self, foundation: Foundation, samples: Samples, lora: LoraConfig, training: TrainingConfig) -> None:
         """Measure the blocks on a few of the training `samples`."""
@@ -179,14 +175,14 @@ class CostModel:
         self._block_bytes = np.array([_bytes(block) for block in foundation.blocks], dtype=np.float64)
         shared = foundation.head if foundation.task.trains_head else None
         self._other_bytes = _bytes(foundation.model, shared) - self._block_bytes.sum()
-        # A client's own sub-model has no second copy of its adapters in the precision of the computation.
+        # A sub-model by itself has no second copy of its adapters in the precision of the computation.
         self._bytes_per_parameter = bytes_per_parameter(training, foundation.adapter_dtype, foundation.adapter_dtype)
         self._kept = cache(partial(_kept_of_a_sample, foundation, samples, lora))
 
     def count(
         self, clients: Clients, participants: NDArray[np.int64], assignment: Assignment, method: Method
     ) -> ClientCosts:
-        """The costs of the `participants`, who are assigned something by `method`."""
+        """The costs of the `participants` under an `assignment` of `method`."""
         foundation, held = self._foundation, assignment.held
         itemsize = foundation.adapter_dtype.itemsize
         trained = parameters_of(assignment.trained_blocks, assignment, assignment.factors, foundation)
@@ -210,10 +206,7 @@ class CostModel:
         )
 
     def memory_by_blocks(self, rank: int) -> Counts:
-        """Bytes that a client takes that holds 1, 2, … blocks, whichever these are, and trains both factors, [blocks].
-
-        Its batches are full.
-        """
+        """Bytes to train both factors of any 1, 2, … blocks on full batches, [blocks]."""
         foundation, layout = self._foundation, self._foundation.adapter_layout
         kept = self._training.batch_size * self._kept(rank, "both")
         slot = layout.size * rank / layout.rank * self._bytes_per_parameter
@@ -223,9 +216,9 @@ class CostModel:
         return total
 
     def _written_parameters(self, assignment: Assignment) -> Counts:
-        """Parameters of the change that a round makes to the weights of each block, float64 [blocks].
+        """Size of a round's change to the weights of each block, float64 [blocks].
 
-        The change is sent as all participants' factors, stacked, or as matrices where these are smaller.
+        The change is sent as the stacked factors of all participants, or as matrices if these are smaller.
         """
         layout = self._foundation.adapter_layout
         stacked = (_rank_shares(assignment, layout.rank) * layout.rank) @ assignment.trained_blocks
@@ -234,13 +227,13 @@ class CostModel:
         return total
 
     def _activation_bytes(self, assignment: Assignment) -> Counts:
-        """Bytes kept of one sample, [participants]. Blocks before a participant's first trained one keep nothing."""
+        """Bytes kept of one sample, [participants]; none in blocks before a participant's first trained one."""
         reached = assignment.reached
         full = self._foundation.adapter_layout.rank
         most = self._kept(full, assignment.factors)
         if assignment.ranks is None:
             return most[-1] + reached @ most[:-1]
-        # What adapters keep grows linearly with their rank.
+        # The memory of adapters grows linearly with their rank.
         least = self._kept(1, assignment.factors)
         share = (assignment.ranks - 1) / max(full - 1, 1)
         extra: Counts = share * (reached @ (most - least)[:-1])
@@ -248,9 +241,9 @@ class CostModel:
 
 
 def _kept_of_a_sample(foundation: Foundation, samples: Samples, lora: LoraConfig, rank: int, factors: Factor) -> Counts:
-    """Bytes that autograd keeps of one sample in each block of a model and, last, outside of them, [blocks + 1].
+    """Bytes that autograd keeps of one sample in each block and, last, outside the blocks, [blocks + 1].
 
-    They are what the second of two samples adds to the first.
+    It is the difference between a pass of two samples and a pass of one.
     """
     held = np.ones((1, foundation.depth), dtype=np.bool_)
     assignment = Assignment(held, factors=factors, ranks=np.array([rank]))
@@ -267,8 +260,8 @@ def _kept_of_a_sample(foundation: Foundation, samples: Samples, lora: LoraConfig
 
 
 def _kept_bytes(submodel: Submodel, inputs: dict[str, Tensor], keys: DropoutKeys) -> Counts:
-    """Bytes that autograd keeps of a pass in each block and, last, elsewhere; weights left out."""
-    # The client's heads take their place in the model only when it runs.
+    """Bytes that autograd keeps of a pass in each block and, last, elsewhere, without weights."""
+    # The client's heads are put into the model only when it runs.
     fixed = (*submodel.model.parameters(), *submodel.model.buffers(), *submodel.parameters())
     kept, place = np.zeros(len(submodel.held) + 1), -1
 
@@ -293,6 +286,6 @@ def _kept_bytes(submodel: Submodel, inputs: dict[str, Tensor], keys: DropoutKeys
 
 
 def _bytes(module: nn.Module, without: nn.Module | None = None) -> int:
-    """Bytes of a module's parameters, shared ones once."""
+    """Bytes of a module's parameters; shared ones count once."""
     left_out = {id(parameter) for parameter in without.parameters()} if without is not None else set()
     return sum(p.numel() * p.element_size() for p in module.parameters() if id(p) not in left_out)

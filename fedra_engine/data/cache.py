@@ -1,10 +1,10 @@
-"""Preprocessed rows in a cache on disk: cut into parts, one memory-mapped Arrow file each.
+"""The on-disk cache of preprocessed rows, in parts: one memory-mapped Arrow file each.
 
-A part is named after what it was made of, so a part that is there is right, and a part is there whole or not at all.
-What an interrupted run has made, the next one finds. Processes that need the same parts at the same time take turns.
+A part is named by a digest of its inputs and written atomically, so it is never stale or incomplete, and the parts of
+an interrupted run are used by the next one. Processes that need the same parts at the same time take turns.
 
-Files get damaged. What is small is checked when a part is opened; rows that are arrays have checksums, which
-`StoredRows` compares whenever it reads them. So a cache of any size opens at once, and damaged parts are made again.
+Damaged parts are made again. Columns of numbers are checked when a part is opened; columns of arrays have a checksum
+for each row, which `StoredRows` compares at every read. So a cache of any size opens at once.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 FORMAT = 2
-"""Goes up whenever parts are laid out in another way; belongs into their names."""
+"""Version of the file layout, part of every digest; to be raised when the layout changes."""
 ERRORS = "error"
-"""The column with what is wrong with a row; empty where nothing is."""
+"""Column of error messages; empty for rows without an error."""
 PART_BYTES = 128 * 2**20
-"""Most bytes of a part: what an interrupted run loses at most, and what is in memory while rows are made."""
+"""Maximum size of a part, which is also the most work that an interrupted run loses."""
 _ROWS_AT_ONCE = 1000
 _CHARACTERS_AT_ONCE = 2**22
-"""Most texts and, but for the last of these, characters that wait in memory to be written."""
+"""A batch of texts is written once it has this many rows or characters."""
 _CHECKSUM = " checksum"
-"""Ends the name of the column with the checksums of the rows of another."""
+"""Suffix of a column of row checksums, after the name of the column that they belong to."""
 _SEAL = b"fedra_engine seal"
-"""Names the checksum, in the metadata, of the part's name and of all columns that have no checksums."""
+"""Metadata key of the checksum over the part's name and its columns that have no row checksums."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -57,9 +57,9 @@ class Part:
 
     Attributes:
         columns: [rows, …] each, by name.
-        errors: [rows], what is wrong with a row; empty where nothing is.
-        checksums: uint64 [rows] by column, of those in a file whose rows are arrays: what they must be when read.
-        make_again: makes the part anew after a row was found damaged, also in its file.
+        errors: [rows], error message of each row; empty for rows without an error.
+        checksums: uint64 [rows], expected checksums of each column of arrays; empty unless the part is in a file.
+        make_again: rewrites the part's file after a row was found damaged.
     """
 
     columns: dict[str, NDArray]
@@ -72,10 +72,10 @@ class RowMaker(Protocol):
     """Makes rows of fixed shape from samples.
 
     Attributes:
-        what: the work in words, for progress lines, such as "decoding images".
-        readable: what a sample must be, for messages, such as "a readable file".
-        shapes: shape of a row of each column.
-        row_bytes: size of a row.
+        what: the work, for progress lines, such as "decoding images".
+        readable: what a sample is expected to be, for messages, such as "a readable file".
+        shapes: shape of a row, by column.
+        row_bytes: size of a row over all columns.
     """
 
     what: str
@@ -84,13 +84,13 @@ class RowMaker(Protocol):
     row_bytes: int
 
     def identity(self, start: int, stop: int) -> str | None:
-        """All that decides the rows of samples start…stop-1; None where nothing on disk stands for them."""
+        """Everything that determines the rows of samples start…stop-1; None if they cannot be cached."""
 
     def make(self, start: int, stop: int, done: Callable[[int], object]) -> Part:
-        """The rows of samples start…stop-1; `done` learns how many more of them are there, from time to time."""
+        """The rows of samples start…stop-1; `done` is called with the number of rows made since its last call."""
 
     def describe(self, row: int) -> str:
-        """Where sample `row` is from."""
+        """Where sample `row` is from, for messages."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,8 @@ class MadeRows:
 
     Attributes:
         parts: the rows.
-        skipped: by row, the note in the log on a sample that could not be made.
-        newly_cached: how many were made now and put into the cache, where the others were; None where none is cached.
+        skipped: log line for each unreadable sample, by row.
+        newly_cached: number of rows that were not in the cache yet; None if the rows cannot be cached.
     """
 
     parts: list[Part]
@@ -108,15 +108,15 @@ class MadeRows:
     newly_cached: int | None = None
 
     def numbers(self, column: str) -> Tensor:
-        """A column with one number a row, int64 [rows]."""
+        """A column of numbers, int64 [rows]."""
         return torch.from_numpy(np.concatenate([part.columns[column] for part in self.parts]).astype(np.int64))
 
 
 def make_rows(data: DomainData, maker: RowMaker, *, skip: bool) -> MadeRows:
-    """Every sample's row, made or found in the cache.
+    """The row of every sample, from the cache or newly made.
 
     Raises:
-        InputError: a sample of which no row can be made, unless `skip`; or the cache cannot be written.
+        InputError: a sample is unreadable and `skip` is false, or the cache cannot be written.
     """
     bounds = _cut(data, PART_BYTES // maker.row_bytes)
     skipped: dict[int, str] = {}
@@ -154,7 +154,7 @@ def make_rows(data: DomainData, maker: RowMaker, *, skip: bool) -> MadeRows:
 
 
 def _cut(data: DomainData, longest: int) -> list[tuple[int, int]]:
-    """First and last + 1 sample of every part; a part has samples of one domain, so that others may do without it."""
+    """(start, stop) of every part. A part has one domain, so that a run with fewer domains can use it too."""
     longest = max(longest, 1)
     changes = np.flatnonzero(np.diff(data.domain_of)) + 1
     ends = [0, *changes.tolist(), len(data)]
@@ -164,12 +164,12 @@ def _cut(data: DomainData, longest: int) -> list[tuple[int, int]]:
 def cached_parts(
     keys: Sequence[str], make: Callable[[int], Part], shapes: dict[str, tuple[int, ...]]
 ) -> Iterator[Part]:
-    """Every part from its file, or made and written there; nothing is written where `make` raises.
+    """Read every part from its file, or make and write it; nothing is written where `make` raises.
 
     Args:
-        keys: name of each part, a digest of all that decides its content.
+        keys: name of each part, a digest of everything that determines its content.
         make: makes part i.
-        shapes: shape of a row of each column.
+        shapes: shape of a row, by column.
 
     Raises:
         InputError: the cache cannot be written.
@@ -187,19 +187,19 @@ def cached_parts(
 
 
 def cache_folder() -> Path:
-    """Where parts are: in the cache of the `datasets` library."""
+    """The folder of the parts, inside the cache of the `datasets` library."""
     import datasets
 
     return Path(datasets.config.HF_DATASETS_CACHE) / "fedra_engine"
 
 
 def store_texts(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Dataset:
-    """A data set with a text in every row and column, written to disk as they are read and memory-mapped from then on.
+    """Write rows of texts to disk as they arrive, and return them as a memory-mapped data set.
 
-    Its file has no name in the folder of the cache, so nothing is left of it however the process ends.
+    The file is anonymous (it has no directory entry), so nothing is left of it however the process ends.
 
     Raises:
-        InputError: the cache folder cannot be written, or the disk is full.
+        InputError: the cache cannot be written.
     """
     import pyarrow as pa
     from datasets import Dataset, Features, Value
@@ -229,13 +229,13 @@ def store_texts(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Datase
         # The mapping outlives the file.
         with file, pa.memory_map(f"/dev/fd/{file.fileno()}") as mapped:
             table = pa.ipc.open_stream(mapped).read_all()
-    # Without a fingerprint the library would make one of all rows.
+    # Without a fingerprint the library would hash all rows.
     return Dataset(InMemoryTable(table), fingerprint=uuid.uuid4().hex)
 
 
 @contextmanager
 def writable_cache(target: str) -> Iterator[None]:
-    """Raise InputError if writing fails inside; `target` is the file or folder in the message."""
+    """Turn an OSError into an InputError whose message names the file or folder `target`."""
     try:
         yield
     except OSError as error:
@@ -246,20 +246,20 @@ def writable_cache(target: str) -> Iterator[None]:
 
 
 def row_checksums(rows: NDArray) -> NDArray[np.uint64]:
-    """XXH3 of each of `rows` [rows, …], which lie one behind the other; BLAKE2b where xxhash is not installed.
+    """XXH3 of each row of the contiguous `rows` [rows, …], [rows]; BLAKE2b if xxhash is not installed.
 
     An image of 224 pixels takes 5 µs on a Xeon core (30 GB/s), where zlib's CRC-32 takes 57 µs.
     """
     try:
         from xxhash import xxh3_64_intdigest
     except ImportError:
-        # Nor is datasets then, so these are checksums of rows in memory, which no file keeps.
+        # xxhash comes with datasets, without which there is no cache: no file is checked by these.
         return np.frombuffer(b"".join(blake2b(row, digest_size=8).digest() for row in rows), np.uint64)
     return np.fromiter(map(xxh3_64_intdigest, rows), np.uint64, len(rows))
 
 
 def as_tensor(array: NDArray) -> Tensor:
-    """`array` as a tensor that shares its memory and must not be written to."""
+    """A tensor that shares the memory of `array` and must not be written to."""
     with warnings.catch_warnings():
         # Memory-mapped files are read-only, which tensors cannot express.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -267,7 +267,7 @@ def as_tensor(array: NDArray) -> Tensor:
 
 
 def copy_async(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` (on the CPU) on `device`, without waiting for what is still running there."""
+    """Copy a CPU tensor to `device` without waiting for the kernels that run there."""
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
@@ -275,14 +275,14 @@ def copy_async(tensor: Tensor, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class _PartFile:
-    """One part on disk: its file, called as the part is, the shape of a row of each column, and what makes the part."""
+    """The file of one part, the shape of a row of each column, and the function that makes the part."""
 
     path: Path
     shapes: dict[str, tuple[int, ...]]
     make_rows: Callable[[], Part]
 
     def make(self, *, anew: bool = False) -> Part:
-        """Make the part and write it; unless `anew`, only if no other process has done so."""
+        """Make and write the part; unless `anew`, only if no other process has done so meanwhile."""
         from filelock import FileLock
 
         with writable_cache(str(self.path)):
@@ -296,7 +296,7 @@ class _PartFile:
         return part
 
     def make_again(self, checksums: dict[str, NDArray[np.uint64]]) -> Part:
-        """The part anew, whose rows had these checksums before some were damaged."""
+        """Rewrite a damaged part, whose rows must get their former `checksums` again."""
         part = self.make(anew=True)
         if not all(np.array_equal(part.checksums[name], sums) for name, sums in checksums.items()):
             raise InputError(
@@ -307,16 +307,16 @@ class _PartFile:
         return part
 
     def read(self) -> Part | None:
-        """The part, arrays of rows memory-mapped and not compared; None when there is none or a damaged one."""
+        """The part, or None if it is missing or damaged; arrays are memory-mapped, and not compared yet."""
         import pyarrow as pa
 
         if not self.path.exists():
             return None
         try:
-            # The mapping outlives the open file, of which there may not be too many.
+            # The mapping outlives the file, which is closed because a process may open only so many.
             with pa.memory_map(str(self.path)) as source:
                 table = pa.ipc.open_stream(source).read_all()
-            # Reads no pixels or tokens, which may be anything.
+            # Does not read pixels or tokens.
             table.validate(full=True)
             columns, checksums = {}, {}
             for name, shape in self.shapes.items():
@@ -325,7 +325,7 @@ class _PartFile:
                     columns[name] = values.flatten().to_numpy().reshape(-1, *shape)
                     checksums[name] = table.column(name + _CHECKSUM).chunk(0).to_numpy().copy()
                 else:
-                    # Copied: damage that comes later must not matter to what is compared now.
+                    # Copied, as damage after this check would go unnoticed.
                     columns[name] = values.to_numpy().copy()
             errors = table.column(ERRORS).to_pylist()
             part = Part(columns, errors, checksums, partial(self.make_again, checksums))
@@ -334,7 +334,7 @@ class _PartFile:
             return None
 
     def _write(self, part: Part) -> None:
-        """Write the file so that it is there whole or not at all; the caller holds the lock."""
+        """Write the file atomically; the caller holds the lock."""
         import pyarrow as pa
         from datasets import Features
 
@@ -348,7 +348,7 @@ class _PartFile:
             for name, values in columns.items()
         }
         arrays[ERRORS] = pa.array(part.errors, pa.string())
-        # As the library describes them, so that it can open the file.
+        # With the metadata that lets the datasets library open the file.
         plain = pa.schema([(name, values.type) for name, values in arrays.items()])
         schema = Features.from_arrow_schema(plain).arrow_schema
         seal = {_SEAL: self._seal(replace(part, checksums=checksums))}
@@ -361,7 +361,7 @@ class _PartFile:
             writer.write_batch(batch)
 
     def _seal(self, part: Part) -> bytes:
-        """Checksum of all but the arrays of rows; of the name, too, so that parts cannot be mistaken for each other."""
+        """Checksum of all but the columns of arrays; it includes the name, so that no part passes for another."""
         from xxhash import xxh3_64_hexdigest
 
         small = {name: values for name, values in part.columns.items() if values.ndim == 1} | part.checksums

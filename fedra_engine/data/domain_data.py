@@ -1,7 +1,4 @@
-"""What every source yields: samples that are not decoded yet, and what is known of each.
-
-Also here: names of classes, domains and clients, which people write in several ways.
-"""
+"""`DomainData`, which every source yields, and the steps that all sources share: names, domains, classes, test set."""
 
 from __future__ import annotations
 
@@ -27,16 +24,16 @@ if TYPE_CHECKING:
 DataTask = Literal["image_classification", "text_classification", "causal_lm"]
 
 _NUMBER = re.compile(r"[+-]?[0-9]{1,15}(\.[0-9]{0,10})?")
-"""Texts with more digits are names."""
+"""A class name that is read as a number; one with more digits is not."""
 _LARGEST = 2**53
 """From here on, not every whole number is a float."""
 _CHARACTERS = 80
 _NAMES = 8
-"""Characters of a value, and names, that a message shows."""
+"""Limits of a message: characters of a value, and names in a list."""
 
 
 class SampleSource(NamedTuple):
-    """A line of a file or a row of a split; `place` is what stands before its number, such as `<file>, line`."""
+    """A line of a file or a row of a split: `place`, such as `<file>, line`, and its number."""
 
     place: str
     number: int
@@ -47,26 +44,24 @@ class SampleSource(NamedTuple):
 
 @dataclass(frozen=True)
 class DomainData:
-    """A federated data source before preprocessing.
-
-    Once a source has prepared it, the samples of a domain stand together.
+    """The samples of a federated data source before preprocessing; `prepare_source` has sorted them by domain.
 
     Attributes:
-        task: what a model is to learn; it decides what `content` holds.
+        task: determines the columns of `content`.
         content: a `Dataset` with `image` for image_classification, `text` for text_classification, `prompt` and
             `response` for causal_lm (the prompt may be empty); or decoded images, uint8 [samples, channels, height,
             width].
         domain_of: int64 [samples], index into `domains`.
         domains: names; client capacities follow this order.
-        labels: int64 [samples], index into `classes`; None where samples have no class.
+        labels: int64 [samples], index into `classes`; None for samples without labels.
         classes: names.
-        is_test: bool [samples], whether a sample is held out.
-        clients: [samples], who owns a sample; None where the source does not say.
-        sample_sources: [samples], file and line (or split and row) of a sample, as the function of this name makes
-            them; None where its own path suffices.
-        fingerprint: of the data set that has the contents in the rows of `sample_sources`; None where they are files
-            of their own, or made up.
-        notes: lines for the log on what was passed over in the source.
+        is_test: bool [samples], whether a sample belongs to the test set.
+        clients: [samples], name of the client that owns a sample; None if the source names no clients.
+        sample_sources: [samples], file and line (or split and row) of each sample, made by `sample_sources()`; None
+            if the image's own path says enough, or the samples are generated.
+        fingerprint: identifies the data set that `sample_sources` point into; None if the contents are separate files
+            or generated.
+        notes: log lines about entries of the source that were left out.
         given_as: the option or argument that named the samples, for messages.
     """
 
@@ -88,44 +83,41 @@ class DomainData:
 
     @property
     def train(self) -> DomainData:
-        """The samples to divide among the clients."""
+        """The training samples."""
         return self.select(np.flatnonzero(~self.is_test))
 
     @property
     def test(self) -> DomainData:
-        """The samples that are held out."""
+        """The test samples."""
         return self.select(np.flatnonzero(self.is_test))
 
     def select(self, rows: NDArray[np.int64]) -> DomainData:
-        """The samples `rows`; names keep their indices."""
+        """The samples `rows`; indices of domains and classes stay the same."""
         columns = ("domain_of", "is_test", "labels", "clients", "sample_sources")
         known = {name: values for name in columns if (values := getattr(self, name)) is not None}
         content = self.content[rows] if isinstance(self.content, np.ndarray) else self.content.select(rows)
         return replace(self, content=content, **{name: values[rows] for name, values in known.items()})
 
     def describe(self, row: int, kind: str) -> str:
-        """Where sample `row` is from; its number and `kind` where nothing says that."""
+        """Where sample `row` is from; `<kind> <row>` if that is not known."""
         return f"{kind} {row}" if self.sample_sources is None else str(SampleSource(*self.sample_sources[row]))
 
 
 def sample_sources(sources: Iterable[SampleSource]) -> NDArray[np.void]:
-    """Where each of many samples is from, in 16 bytes each: a structured array [samples] of `SampleSource`'s fields."""
+    """A structured array [samples] of `SampleSource`'s fields, 16 bytes each."""
     return np.fromiter(sources, dtype=[("place", object), ("number", np.int64)])
 
 
 def is_missing(value: object) -> bool:
-    """Whether a cell is empty: null, NaN, or no text but blanks. Words such as "NA" or "null" are texts."""
+    """Whether a cell is null, NaN or blank. Words such as "NA" or "null" are texts."""
     return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
 def name_of(value: object, role: str, column: str, source: SampleSource) -> str:
-    """The name of a domain, client or class (`label`), without the blanks around it; empty for nobody's sample.
+    """The name of a domain, client or class (`role` is domain, client or label), stripped; "" for a missing client.
 
-    Whole numbers are names, also as the floats that a column with missing values has. Classes that are numbers are
-    compared as such: 1, 1.0 and 01 are called 1.
-
-    Raises:
-        InputError: a value that is no name.
+    Whole numbers are names, even as floats, since a column with missing values holds floats; other values raise
+    InputError. Class names that are numbers are normalised: 1, 1.0 and 01 all become 1.
     """
     missing = is_missing(value)
     if missing and role == "client":
@@ -145,9 +137,9 @@ def name_of(value: object, role: str, column: str, source: SampleSource) -> str:
 
 
 def listed(names: Collection[str]) -> str:
-    """The first of `names`, for a message, and how many others there are.
+    """The first of `names`, for a message, and the number of the rest.
 
-    Where accents are characters of their own, these are escaped: the name looks as if they were not.
+    Names with combining accents (not in NFC) are escaped, since they look like others.
     """
     shortened = (name[:_CHARACTERS] for name in names)
     quoted = [repr(name) if unicodedata.is_normalized("NFC", name) else ascii(name) for name in shortened]
@@ -155,7 +147,7 @@ def listed(names: Collection[str]) -> str:
 
 
 def encode_names(names: Sequence[str], unique: list[str] | None = None) -> tuple[NDArray[np.int64], list[str]]:
-    """Indices [samples] of `names` into `unique`, and this: if not given, sorted, numbers by value before others."""
+    """Indices [samples] of `names` into `unique`, and `unique`: by default numbers by value, then texts, sorted."""
 
     def key(name: str) -> tuple[bool, Decimal, str]:
         is_number = _NUMBER.fullmatch(name) is not None
@@ -171,8 +163,8 @@ def prepare_source(data: DomainData, config: DataConfig, seed: int, *, split: bo
     """Keep the domains and classes that `config` asks for, sort by domain, and hold out a test set if `split`.
 
     Raises:
-        InputError: a domain the source does not have, or one without training or test samples; or classes that cannot
-            be learnt.
+        InputError: a domain is unknown or has no training or test samples, or the classes of the training and test
+            sets do not fit.
     """
     if names := config.domains:
         if unknown := [name for name in names if name not in data.domains]:
@@ -187,7 +179,7 @@ def prepare_source(data: DomainData, config: DataConfig, seed: int, *, split: bo
         data = data.select(np.flatnonzero(data.labels < config.classes))
         data = replace(data, classes=data.classes[: config.classes])
     if (np.diff(data.domain_of) < 0).any():
-        # What is preprocessed is kept in parts of one domain each.
+        # A part of the cache has one domain.
         data = data.select(np.argsort(data.domain_of, kind="stable"))
     if split:
         data = replace(data, is_test=_draw_test_set(data, config.test_fraction, seed))
@@ -215,10 +207,10 @@ def check_domains(data: DomainData) -> None:
 
 
 def _draw_test_set(data: DomainData, fraction: float, seed: int) -> NDArray[np.bool_]:
-    """Hold out `fraction` of every class of every domain, at least one sample and never all of them: bool [samples].
+    """Hold out `fraction` of every class of every domain, at least one sample but never all of them: bool [samples].
 
-    Samples that have no class are one class. A class's draw depends on the seed, the names of its domain and class,
-    and its number of samples alone.
+    Without labels each domain is one class. The draw of a class depends only on the seed, the names of its domain and
+    class, and its number of samples.
     """
     is_test = np.zeros(len(data), dtype=np.bool_)
     labels = np.zeros(len(data), dtype=np.int64) if data.labels is None else data.labels
@@ -252,10 +244,13 @@ def _check_classes(data: DomainData, labels: NDArray[np.int64]) -> None:
 
 
 def _check_spelling(data: DomainData, labels: NDArray[np.int64]) -> list[str]:
-    """Notes on classes whose names look alike; an error where no domain has two of them, as if they were one class."""
+    """Notes on classes with similar names.
+
+    Similar names that never occur in one domain are taken for one class spelt in several ways: an InputError.
+    """
     spellings: dict[str, list[int]] = {}
     for index, name in enumerate(data.classes):
-        # Without what people and file systems spell differently.
+        # Ignores differences in case, separators and Unicode form.
         folded = unicodedata.normalize("NFKC", name).casefold().replace("_", " ").replace("-", " ")
         spellings.setdefault(folded, []).append(index)
     notes = []

@@ -1,4 +1,4 @@
-"""Images: columns of files, decoding into bytes of one size, and the pixels of a whole source, kept on disk."""
+"""Decoding images into pixels of one size, one by one or for a whole source."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ UNREADABLE = (
     struct.error,
     PillowImage.DecompressionBombError,
 )
-"""What Pillow and its plugins raise on files that are no image, cut short or malformed."""
+"""What Pillow and its plugins raise on files that are not images, truncated or malformed."""
 _NOT_READ = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
-"""Formats of which Pillow knows the name alone, or starts another program to read them."""
+"""Formats that Pillow recognises but cannot read, or only by starting another program."""
 _FORMAT = 3
-"""Goes up whenever the same files would give other pixels."""
+"""Version of the decoding, part of every cache key; to be raised when the same files give other pixels."""
 _AT_ONCE = 16
 """Encoded images that a thread holds in memory."""
 
@@ -51,19 +51,19 @@ class UnreadableImageError(Exception):
 
 @cache
 def image_formats() -> tuple[str, ...]:
-    """Pillow's names of the formats that are read, in the order in which Pillow tries them."""
+    """Pillow's names of the supported formats, in the order in which Pillow tries them."""
     PillowImage.init()
     return tuple(name for name in PillowImage.ID if name in PillowImage.OPEN and name not in _NOT_READ)
 
 
 @cache
 def image_suffixes() -> frozenset[str]:
-    """Suffixes, in small letters, of the files that are read."""
+    """Suffixes of the supported formats, in lower case."""
     return frozenset(suffix for suffix, name in PillowImage.registered_extensions().items() if name in image_formats())
 
 
 def image_column(paths: Sequence[str]) -> Dataset:
-    """A data set of the feature `image`, encoded files that are opened when they are needed."""
+    """A data set with the column `image`: files that are opened when they are needed."""
     from datasets import Dataset, Features, Image
 
     return Dataset.from_dict({"image": list(paths)}, features=Features(image=Image()))
@@ -71,25 +71,22 @@ def image_column(paths: Sequence[str]) -> Dataset:
 
 @contextmanager
 def decoding_threads() -> Iterator[ThreadPoolExecutor]:
-    """Threads to decode images in: Pillow decodes and resizes outside the interpreter's lock.
-
-    They keep to themselves what Pillow finds odd in files that it can decode.
-    """
+    """Threads that decode images, as Pillow releases the interpreter's lock; Pillow's warnings are silenced inside."""
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         warnings.simplefilter("ignore")
         yield pool
 
 
 def image_rows(data: DomainData, preprocessing: Preprocessing, *, skip: bool) -> MadeRows:
-    """Decode and resize every image of `data`, or find it done: in the cache, or where its content is pixels already.
+    """Decode and resize every image of `data`, or read it from the cache; decoded content is taken as it is.
 
-    With `skip`, images that cannot be decoded are left black and noted.
+    With `skip`, images that cannot be decoded are left black and noted in `skipped`.
 
     Returns:
         The column `pixels`, uint8 [samples, channels, height, width].
 
     Raises:
-        InputError: a file that cannot be read or, without `skip`, decoded; or pixels of another shape.
+        InputError: a file cannot be read or, without `skip`, decoded; or decoded content has another shape.
     """
     if not isinstance(data.content, np.ndarray):
         return make_rows(data, _ImageMaker(data, preprocessing), skip=skip)
@@ -100,13 +97,13 @@ def image_rows(data: DomainData, preprocessing: Preprocessing, *, skip: bool) ->
 
 
 def decode_image(image: Mapping[str, Any], preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Decode, turn upright and resize (bicubic) an encoded image, its `bytes` or else its `path`.
+    """Decode the `bytes` of an image, or else the file at its `path`, turn it upright and resize it (bicubic).
 
     Returns:
         uint8 [channels, height, width].
 
     Raises:
-        UnreadableImageError: it is no image, or damaged.
+        UnreadableImageError: it is not an image, or damaged.
         OSError: the file cannot be opened at all.
     """
     data = image.get("bytes")
@@ -130,8 +127,6 @@ def decode_image(image: Mapping[str, Any], preprocessing: Preprocessing) -> NDAr
 
 
 class _ImageMaker(RowMaker):
-    """Makes rows of pixels."""
-
     what = "decoding images"
     readable = "a readable file"
 
@@ -164,10 +159,10 @@ class _ImageMaker(RowMaker):
         if not any(stored):
             made_of: object = files
         elif self._data.fingerprint is not None and sources is not None:
-            # As rows of the data set, whichever of its domains are chosen.
+            # By their rows in the data set, which stay the same whichever domains are chosen.
             made_of = (self._data.fingerprint, sources[start:stop].tolist(), files)
         else:
-            # The source made these images up; it can do so again.
+            # Generated images.
             return None
         return repr((_FORMAT, "image", self._preprocessing.channels, self._preprocessing.image_size, made_of))
 
@@ -198,7 +193,7 @@ class _ImageMaker(RowMaker):
         return path if self._data.sample_sources is None else f"{path} ({place})"
 
     def _images(self, start: int, stop: int) -> list[dict[str, Any]]:
-        """`bytes` and `path` of each; nothing of one that is missing."""
+        """`bytes` and `path` of each image; empty for a missing one."""
         return [image or {} for image in self._encoded[start:stop]["image"].to_pylist()]
 
     @contextmanager
@@ -212,19 +207,19 @@ class _ImageMaker(RowMaker):
 
 
 def _upright(picture: PillowImage.Image) -> PillowImage.Image:
-    """The image as a viewer shows it, which may not be the way the camera was held."""
+    """Apply the EXIF orientation."""
     try:
         orientation = picture.getexif().get(ExifTags.Base.Orientation)
     except UNREADABLE:
-        # What else is wrong in the camera's notes does not concern the pixels.
+        # Damaged metadata does not concern the pixels.
         return picture
     return picture if orientation is None else ImageOps.exif_transpose(picture)
 
 
 def _eight_bits(picture: PillowImage.Image) -> PillowImage.Image:
-    """Grey levels of 16 bits and fractions scaled to 8 bits; Pillow's own conversion would cut them off.
+    """Scale 16-bit and floating-point grey levels to 8 bits; Pillow's own conversion would clip them.
 
-    Fractions are from 0 to 1 where none is greater, else from 0 to 255.
+    Floating-point levels range from 0 to 1 if none is greater, else from 0 to 255.
     """
     if picture.mode == "F":
         levels = np.asarray(picture)

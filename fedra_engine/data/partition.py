@@ -1,7 +1,6 @@
-"""Which training samples each client has: the partitions of the literature, and those that users register.
+"""The division of training samples among clients: the partitions of the literature, and a registry for others.
 
-A partition that divides gives every sample of a pool to exactly one client. Those whose sizes are random draw again
-until every client has the minimum.
+Partitions with random sizes are drawn again until every client has `data.min_samples`.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.randomness import generator
 
 MAX_DRAWS = 1000
-"""Draws after which a split with the minimum for every client is taken to be out of reach."""
+"""Most draws of a partition in which every client is to have the minimum."""
 SAMPLE_COLUMN = "fedra_sample"
-"""The column of the data set that `partition_by` hands over which says what sample a row is."""
+"""Column of sample indices in the data set that `partition_by` gives to a partitioner."""
 
 Rows = NDArray[np.int64]
 
@@ -36,9 +35,9 @@ class Partition:
 
     Attributes:
         samples: rows of each client, ascending.
-        domains: int64 [clients], each client's domain; if it has several, that of most of its samples.
-        by_domain: whether clients come domain after domain, as many for each.
-        sizes: int64 [clients], how many samples each has, where counting them would take drawing them.
+        domains: int64 [clients], the domain of most of each client's samples.
+        by_domain: whether every client has samples of one domain only, by the design of the partition.
+        sizes: int64 [clients], number of samples; None if `samples` tells it without drawing any.
     """
 
     samples: Sequence[Rows]
@@ -47,42 +46,38 @@ class Partition:
     sizes: NDArray[np.int64] | None = None
 
     def groups(self, count: int) -> NDArray[np.int64]:
-        """Which of `count` settings each client has: its domain's, or dealt in turn when clients mix domains."""
+        """Index of each client's setting out of `count`: its domain's, or in turn if clients mix domains."""
         return self.domains if self.by_domain else np.arange(len(self.samples)) % max(count, 1)
 
 
 Partitioner = Callable[[DataConfig, DomainData, int], Partition]
-"""Divides training samples; all draws come from the experiment's seed. Raises InputError where it cannot."""
+"""Divides training samples by draws from the experiment's seed; raises InputError if it cannot."""
 
 
 def partition_samples(config: DataConfig, train: DomainData, seed: int) -> Partition:
-    """Divide the training samples by `config.partition`; every sample goes to exactly one client.
+    """Divide the training samples by `config.partition`: each goes to exactly one client.
 
-    (Not so under `bootstrap`, where clients draw with replacement, each from one domain.)
+    (Except under `bootstrap`, where each client draws with replacement from one domain.)
 
     Raises:
-        InputError: what the partition goes by is not known of these samples, or a client has too few of them.
+        InputError: the samples lack the labels or clients that the partition needs, or a client has too few samples.
     """
     return PARTITIONERS[config.partition](config, train, seed)
 
 
 def register_partitioner(name: str) -> Callable[[Partitioner], Partitioner]:
-    """A decorator that makes a function the partition `name`.
-
-    Raises:
-        InputError: the name is taken.
-    """
+    """A decorator that registers a function as the partition `name`; InputError if the name is taken."""
     return registering(PARTITIONERS, "data.partition", name)
 
 
 def partition_by(partitioner: Any) -> Partitioner:
     """Divide by a partitioner of flwr-datasets, or one like it: `dataset`, `num_partitions` and `load_partition(id)`.
 
-    A copy of it is handed a data set with a row for every training sample: label, domain and client by the names that
-    `data.columns` gives them, and `SAMPLE_COLUMN`, by which the rows of its partitions are recognised.
+    A copy of it gets a data set with a row for every training sample: label, domain and client in columns named as in
+    `data.columns`, and the index of the sample in `SAMPLE_COLUMN`.
 
     Raises:
-        InputError: when dividing, it makes no partitions of these rows, or one that is too small.
+        InputError: when dividing, if the partitions lack that column, or one is too small.
     """
 
     def divide(config: DataConfig, train: DomainData, seed: int) -> Partition:
@@ -95,7 +90,7 @@ def partition_by(partitioner: Any) -> Partitioner:
         if train.labels is not None:
             columns[label] = train.labels
         data = Dataset.from_dict(columns | {SAMPLE_COLUMN: np.arange(len(train))})
-        # It can be given one data set only.
+        # flwr's partitioners take a data set once.
         own = copy.deepcopy(partitioner)
         own.dataset = data if train.labels is None else data.cast_column(label, ClassLabel(names=train.classes))
         parts = [own.load_partition(client) for client in range(own.num_partitions)]
@@ -109,12 +104,12 @@ def partition_by(partitioner: Any) -> Partitioner:
 
 @dataclass(frozen=True, eq=False)
 class BootstrapSamples(Sequence[Rows]):
-    """Samples of any number of clients, drawn with replacement when they are asked for and never stored.
+    """Samples drawn with replacement, anew at every access, so that any number of clients takes no memory.
 
     Attributes:
         pools: rows of each domain.
         domains: int64 [clients], the domain that each client draws from.
-        samples_per_client: how many each draws.
+        samples_per_client: number of draws of each client.
         seed: of the experiment.
     """
 
@@ -131,7 +126,7 @@ class BootstrapSamples(Sequence[Rows]):
             raise IndexError(client)
         pool = self.pools[self.domains[client]]
         uniform = generator(self.seed, client=int(client), purpose="bootstrap").random(self.samples_per_client)
-        # Scaled and cut, for `integers` takes as long as all the rest of a draw.
+        # Not `integers`, which takes as long as the rest of a draw together.
         drawn = (uniform * len(pool)).astype(np.int64)
         drawn.sort()
         return pool[drawn]
@@ -139,7 +134,7 @@ class BootstrapSamples(Sequence[Rows]):
 
 @dataclass(frozen=True)
 class Pool:
-    """Samples to divide, of the classes `labels` [samples], among so many `clients`; messages call them `name`."""
+    """Samples of classes `labels` [samples] to divide among a number of clients; `name` is for messages."""
 
     config: DataConfig
     labels: NDArray[np.int64]
@@ -150,10 +145,15 @@ class Pool:
     def draw_until_minimum(
         self, draw: Callable[[], NDArray[np.int64]], hint: str, sizes: NDArray[np.int64] | None = None
     ) -> NDArray[np.int64]:
-        """The first draw [parts, clients] of sample counts, or of what has these `sizes`, that gives all the minimum.
+        """The first draw that gives every client the minimum.
+
+        Args:
+            draw: draws sample counts or, with `sizes`, indices into these, [parts, clients].
+            hint: what else the user could change, for the message.
+            sizes: int64 [n], sample counts.
 
         Raises:
-            InputError: there is none among `MAX_DRAWS`; `hint` says what else could be changed.
+            InputError: `MAX_DRAWS` draws failed.
         """
         for _ in range(MAX_DRAWS):
             drawn = draw()
@@ -167,21 +167,21 @@ class Pool:
 
 
 def iid(pool: Pool) -> list[Rows]:
-    """Every client gets as many samples, drawn uniformly; sizes differ by one at most."""
+    """Uniform draws; sizes differ by at most one sample."""
     return np.array_split(pool.rng.permutation(len(pool.labels)), pool.clients)
 
 
 def dirichlet(pool: Pool) -> list[Rows]:
     """Label skew: every class is divided in proportions drawn from a Dirichlet distribution (arXiv 1909.06335).
 
-    With `data.balanced`, clients that already have their average share get nothing more: the split of FedRA's
+    With `data.balanced`, clients that have the average number of samples already get no more: the split of FedRA's
     experiments (arXiv 2311.11227, §4).
     """
     config = pool.config
     by_class = [pool.rng.permutation(np.flatnonzero(pool.labels == label)) for label in np.unique(pool.labels)]
 
     def draw() -> NDArray[np.int64]:
-        """How many samples of each class go to each client, int64 [classes, clients]."""
+        """Sample counts, int64 [classes, clients]."""
         counts = np.zeros((len(by_class), pool.clients), dtype=np.int64)
         for label, members in enumerate(by_class):
             is_open = np.ones(pool.clients, dtype=np.bool_)
@@ -189,7 +189,7 @@ def dirichlet(pool: Pool) -> list[Rows]:
                 is_open = counts.sum(axis=0) < len(pool.labels) / pool.clients
             shares = pool.rng.dirichlet(np.full(pool.clients, config.dirichlet_alpha)) * is_open
             if shares.sum() == 0:
-                # A small alpha can put all of the mass on clients that are full.
+                # A small alpha can put all of the mass on full clients.
                 shares = is_open.astype(np.float64)
             counts[label] = _in_proportion(shares, len(members))
         return counts
@@ -201,10 +201,7 @@ def dirichlet(pool: Pool) -> list[Rows]:
 
 
 def shards(pool: Pool) -> list[Rows]:
-    """Pathological label skew (arXiv 1602.05629): samples sorted by label, cut into equal shards, some for each client.
-
-    Most of the `data.shards_per_client` have one label only.
-    """
+    """Pathological label skew (arXiv 1602.05629): `data.shards_per_client` equal shards of samples sorted by label."""
     each = pool.config.shards_per_client
     order = pool.rng.permutation(len(pool.labels))
     order = order[np.argsort(pool.labels[order], kind="stable")]
@@ -219,15 +216,14 @@ def shards(pool: Pool) -> list[Rows]:
 
 
 def quantity(pool: Pool) -> list[Rows]:
-    """Quantity skew: sample counts in proportion to draws of a log-normal distribution; labels are IID.
+    """Quantity skew: log-normal sample counts, with IID labels.
 
-    The standard deviation of the logarithm of the counts is `data.quantity_sigma`; 0 gives all clients as many.
+    `data.quantity_sigma` is the standard deviation of the counts' logarithm; 0 gives equal counts.
     """
-
     sigma = pool.config.quantity_sigma
 
     def draw() -> NDArray[np.int64]:
-        """Samples of each client, int64 [1, clients]."""
+        """Sample counts, int64 [1, clients]."""
         exponents = (sigma * pool.rng.standard_normal(pool.clients)).tolist()
         largest = max(exponents)
         # Rounded, so that the last bit of a platform's exponential does not move a sample.
@@ -239,13 +235,13 @@ def quantity(pool: Pool) -> list[Rows]:
 
 
 def _in_proportion(weights: NDArray[np.float64], total: int) -> NDArray[np.int64]:
-    """Whole numbers in proportion to `weights` that add up to `total`."""
+    """Integers proportional to `weights` that sum to `total`."""
     cuts = np.rint(np.cumsum(weights) / weights.sum() * total).astype(np.int64)
     return np.diff(cuts, prepend=0)
 
 
 def _divided(config: DataConfig, train: DomainData, seed: int, divide: Callable[[Pool], list[Rows]]) -> Partition:
-    """Each domain, or all of the data, divided among its clients by `divide`."""
+    """Divide each domain, or with `data.clients` all of the data, among its clients."""
     if train.labels is None and divide in (dirichlet, shards):
         raise InputError(
             f"data.partition: found {config.partition} with samples that have no label, expected data.columns.label "
@@ -285,7 +281,7 @@ def _bootstrap(config: DataConfig, train: DomainData, seed: int) -> Partition:
     else:
         domains = np.arange(config.clients) % len(pools)
     samples = BootstrapSamples(pools, domains, config.samples_per_client, seed)
-    # One value in memory.
+    # Takes the memory of one value.
     sizes = np.broadcast_to(np.int64(config.samples_per_client), (len(domains),))
     return Partition(samples, domains, by_domain=True, sizes=sizes)
 
@@ -305,7 +301,7 @@ def _natural(config: DataConfig, train: DomainData, seed: int) -> Partition:
 
 
 def _of_clients(config: DataConfig, train: DomainData, samples: Sequence[Rows], names: Sequence[str]) -> Partition:
-    """Clients that mix domains, if none has too few samples; messages call them by their `names`."""
+    """A partition by client; InputError if one has too few samples. `names` are for messages."""
     sizes = [len(rows) for rows in samples]
     if (smallest := min(sizes)) < config.min_samples:
         raise InputError(
@@ -320,7 +316,7 @@ def _by_domain(train: DomainData) -> list[Rows]:
 
 
 def _main_domains(samples: Sequence[Rows], train: DomainData) -> NDArray[np.int64]:
-    """The domain that most samples of each client are of, int64 [clients]."""
+    """The domain of most of each client's samples, int64 [clients]."""
     return np.array([np.bincount(train.domain_of[rows]).argmax() for rows in samples], dtype=np.int64)
 
 
@@ -333,4 +329,4 @@ PARTITIONERS: dict[str, Partitioner] = {
     "natural": _natural,
     "bootstrap": _bootstrap,
 }
-"""By the name that `data.partition` gives them."""
+"""Values of `data.partition`."""

@@ -1,7 +1,6 @@
-"""What images must be for a model, and the random changes that training makes to them on its device.
+"""The image size and normalisation that a model expects, and augmentation on the model's device.
 
-The draws of these changes are the caller's (`SampleDraws`), so an image is changed in the same way whoever shares the
-batch.
+Augmentation takes its draws from the caller (`SampleDraws`), so it does not depend on which clients share a batch.
 """
 
 from __future__ import annotations
@@ -26,19 +25,19 @@ from fedra_engine.runtime.randomness import SampleDraws
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 PROCESSOR_FILE = "processor_config.json"
-"""Has the settings of a processor of images and texts; those of the images under `image_processor`."""
+"""Settings of a processor of images and texts, with those of images under `image_processor`."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 BYTE_TO_UNIT = 1 / 255
 CROP_RATIOS = (3 / 4, 4 / 3)
-"""Least and greatest width over height of a crop (arXiv 1409.4842, §6)."""
+"""Range of the aspect ratio, width over height, of a crop (arXiv 1409.4842, §6)."""
 _TRIES = 10
-"""Draws of a crop's area and shape, of which the first that fits into the image is taken."""
+"""Draws of a crop's area and aspect ratio; the first one that fits into the image is used."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Images become `channels` × `image_size` × `image_size` values in [0, 1], minus `mean`, over `std`."""
+    """Image size, and the mean and standard deviation of each channel to normalise values in [0, 1] by."""
 
     image_size: int
     channels: int
@@ -54,21 +53,21 @@ class Preprocessing:
 def preprocessing_for(
     model_path: str | None, model_config: Any, image_size: int | None = None, processor: Any = None
 ) -> Preprocessing:
-    """What a model was trained with.
+    """The preprocessing that a model was trained with.
 
-    A `processor` says it if there is one; else the model's `preprocessor_config.json` or `processor_config.json`; else
-    what timm keeps in `model_config`. Without any of these, the size is that of `model_config`, and the statistics are
-    ImageNet's for three channels, and 0.5 for one or for a model that has no path.
+    It comes from the `processor` if there is one; else from the model's `preprocessor_config.json` or
+    `processor_config.json`; else from timm's settings in `model_config`. Without any of these, the size is that of
+    `model_config`, and the statistics are ImageNet's for three channels, and 0.5 for one or for a model without a path.
 
     Args:
-        model_path: directory or hub name; None of a model that was handed over.
+        model_path: directory or hub name; None for a model in memory.
         model_config: the model's transformers configuration.
         image_size: side in pixels that replaces the model's own.
         processor: an image processor of transformers.
 
     Raises:
-        InputError: the size is not known, the model wants something other than square images, or the settings of
-            a hub model can be neither downloaded nor found in the cache.
+        InputError: the size is unknown, the model expects other than square images, or the settings of a hub model
+            are neither in the cache nor can be downloaded.
     """
     channels = getattr(model_config, "num_channels", 3)
     if channels not in (1, 3):
@@ -91,23 +90,23 @@ def preprocessing_for(
 
 @dataclass(frozen=True)
 class Augmentation:
-    """A horizontal flip with even chances, after a random resized crop where there is a `crop_scale`.
+    """A random resized crop, if there is a `crop_scale`, and a horizontal flip with probability 1/2.
 
     Attributes:
-        crop_scale: smallest share of an image's area in a crop; None for no crop.
+        crop_scale: minimum area of a crop as a fraction of the image's; None for no crop.
     """
 
     crop_scale: float | None
 
     def __call__(self, images: Tensor, draws: SampleDraws) -> Tensor:
-        """`images` [samples, channels, height, width], floating point, changed by `draws`; of the same shape."""
+        """Augment `images`, floating point [samples, channels, height, width]; the shape stays the same."""
         drawn = draws.uniform(1 if self.crop_scale is None else 3 + 2 * _TRIES)
         is_flipped = drawn[:, 0] < 0.5
         if self.crop_scale is None:
             flipped = copy_async(torch.from_numpy(is_flipped), images.device)
             return torch.where(flipped[:, None, None, None], images.flip(-1), images)
         width, height = _crop_sizes(drawn[:, 3:], self.crop_scale)
-        # Images reach from -1 to 1 both ways.
+        # In affine_grid's coordinates, images range from -1 to 1 in both dimensions.
         maps = np.zeros((len(images), 2, 3))
         maps[:, 0, 0], maps[:, 1, 1] = np.where(is_flipped, -width, width), height
         maps[:, 0, 2] = (1 - width) * (2 * drawn[:, 1] - 1)
@@ -119,20 +118,20 @@ class Augmentation:
 
 
 def make_augmentation(config: DataConfig) -> Augmentation | None:
-    """What `config.augmentation` names."""
+    """The augmentation that `config.augmentation` names."""
     if config.augmentation == "none":
         return None
     return Augmentation(config.crop_scale if config.augmentation == "crop_flip" else None)
 
 
 def _read_settings(model_path: str, file: str, part: str | None = None) -> dict[str, Any]:
-    """The content of the model's `file`, or a `part` of it; empty if the model has, or on the hub had, no such file."""
+    """The content of the model's `file`, or a `part` of it; empty if the model has no such file."""
     path = Path(model_path) / file
     if not Path(model_path).is_dir():
         try:
             path = Path(hf_hub_download(model_path, file))
         except LocalEntryNotFoundError as error:
-            # A kind of EntryNotFoundError, but it is about the cache and not about the model.
+            # A subclass of EntryNotFoundError, but about the cache and not about the model.
             if try_to_load_from_cache(model_path, file) is not _CACHED_NO_EXIST:
                 raise InputError(
                     f"model.path: found no {file} of {model_path!r} in the cache and no connection to the hub, "
@@ -152,8 +151,7 @@ def _read_settings(model_path: str, file: str, part: str | None = None) -> dict[
 
 
 def _checked_settings(settings: dict[str, Any], whose: str) -> dict[str, Any]:
-    """The `settings` of an image processor that say something, if they scale as images are scaled here."""
-    # null stands for what is usual.
+    """The `settings` of an image processor that are not null; InputError unless they scale by 1/255."""
     settings = {name: value for name, value in settings.items() if value is not None}
     scale = settings.get("rescale_factor", BYTE_TO_UNIT)
     if not settings.get("do_rescale", True) or not _is_number(scale) or abs(scale - BYTE_TO_UNIT) > 1e-6:
@@ -162,7 +160,7 @@ def _checked_settings(settings: dict[str, Any], whose: str) -> dict[str, Any]:
 
 
 def _timm_settings(model_config: Any) -> dict[str, Any]:
-    """The settings of a timm model under the names that transformers gives them; nothing of another model."""
+    """The settings of a timm model by the names of transformers; empty for other models."""
     known = getattr(model_config, "pretrained_cfg", None)
     if not known:
         return {}
@@ -209,15 +207,14 @@ def _statistics(settings: dict[str, Any], channels: int) -> tuple[tuple[float, .
 
 
 def _crop_sizes(drawn: NDArray[np.float64], scale: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Width and height of crops as shares of the image's, [samples] each, from uniform draws [samples, 2 · tries].
+    """Width and height of crops as fractions of the image's, [samples] each, from uniform draws [samples, 2 · tries].
 
-    Areas are uniform from `scale` to 1, ratios log-uniform in `CROP_RATIOS`; the whole image where no draw fits.
+    Areas are uniform from `scale` to 1, ratios log-uniform in `CROP_RATIOS`; if no draw fits, the whole image is used.
     """
     areas = scale + (1 - scale) * drawn[:, :_TRIES]
     least, greatest = np.log(CROP_RATIOS)
     ratios = np.exp(least + (greatest - least) * drawn[:, _TRIES:])
     widths, heights = np.sqrt(areas * ratios), np.sqrt(areas / ratios)
     fits = (widths <= 1) & (heights <= 1)
-    first, some = np.arange(len(drawn)), fits.any(axis=1)
-    chosen = fits.argmax(axis=1)
-    return np.where(some, widths[first, chosen], 1.0), np.where(some, heights[first, chosen], 1.0)
+    any_fits, chosen = fits.any(axis=1), (np.arange(len(drawn)), fits.argmax(axis=1))
+    return np.where(any_fits, widths[chosen], 1.0), np.where(any_fits, heights[chosen], 1.0)

@@ -1,4 +1,4 @@
-"""From a source to batches: samples prepared for a model, and gathered by row onto any device."""
+"""Samples prepared for a model, and batches of them on any device."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from fedra_engine.runtime.files import content_hash
 from fedra_engine.runtime.randomness import SampleDraws
 
 NOT_LEARNT = -100
-"""The label of a token that is not to be learnt (that of torch's cross entropy)."""
+"""Label of a token without a loss, torch's `ignore_index`."""
 RESIDENT_SHARE = 0.25
-"""Rows stay on an accelerator when they fit into this share of its free memory."""
+"""Rows that fit into this fraction of an accelerator's free memory are kept there."""
 
 
 class LearntTokens(NamedTuple):
-    """Which tokens of a batch of texts are to be learnt, on the host: sample by sample, in the order of the text.
+    """The tokens of a batch of texts that have a loss, in order, on the host.
 
     Attributes:
-        samples: int64 [learnt], the sample in the batch.
-        positions: int64 [learnt], the position of the token; at least 1, since nothing precedes the first token.
+        samples: int64 [learnt], index of the sample in the batch.
+        positions: int64 [learnt], position of the token; at least 1, since nothing predicts the first token.
     """
 
     samples: NDArray[np.int64]
@@ -41,13 +41,13 @@ class LearntTokens(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Samples on a device: the model's keyword arguments, and what it should answer.
+    """Samples on a device.
 
     Attributes:
-        inputs: the arguments.
+        inputs: the model's keyword arguments.
         labels: int64 [samples]; for causal language models int64 [samples, tokens], where `labels[:, t]` is token t
-            itself and -100 marks tokens not to learn (Hugging Face's convention: the loss shifts by one).
-        learnt: of causal language models, the tokens that are not marked.
+            itself, or -100 if it has no loss (Hugging Face's convention: the loss shifts by one).
+        learnt: for causal language models, the tokens that have a loss.
     """
 
     inputs: dict[str, Tensor]
@@ -56,7 +56,7 @@ class Batch(NamedTuple):
 
 
 class Samples(Protocol):
-    """Preprocessed samples, gathered by row."""
+    """Preprocessed samples, from which batches are gathered by row."""
 
     @property
     def labels(self) -> Tensor:
@@ -68,21 +68,21 @@ class Samples(Protocol):
 
     @property
     def lengths(self) -> Tensor | None:
-        """int64 [samples], tokens of each sample, on the CPU; None where all have equally many."""
+        """int64 [samples], tokens of each sample, on the CPU; None if all have the same length."""
 
     def digest(self) -> str:
-        """Hex digest of all that a model is given, sample by sample; labels and domains are not part of it.
+        """Hex digest of the model inputs, sample by sample, without labels and domains.
 
-        Equal for equal inputs, wherever these come from and however they are kept; rows of the cache are not read.
+        It does not depend on where the inputs come from or how they are stored; rows of the cache are not read.
         """
 
     def inputs(self, rows: Tensor, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
         """The model's keyword arguments for the samples `rows` (int64, on the CPU), first dimension [rows]."""
 
     def batch(self, rows: Tensor, device: torch.device, dtype: torch.dtype, draws: SampleDraws | None = None) -> Batch:
-        """Inputs and labels of the samples `rows`; on a GPU the host does not wait for the copies.
+        """Inputs and labels of the samples `rows`; copies to a GPU are asynchronous.
 
-        Training gives `draws`: samples that are to be changed at random in every step are changed by these.
+        Training passes `draws`, which augmentation uses.
         """
 
 
@@ -91,10 +91,8 @@ class PreparedData:
     """Training and test samples of a model.
 
     Attributes:
-        data: what they are made of, without what could not be read.
-        train: the samples to train on.
-        test: those that are held out.
-        newly_cached: how many samples were decoded or tokenized now; None where nothing is kept of that in a cache.
+        data: their source, without unreadable samples.
+        newly_cached: number of samples that were not in the cache yet; None if they cannot be cached.
     """
 
     data: DomainData
@@ -113,19 +111,19 @@ def prepare(
     *,
     cut_texts: bool = True,
 ) -> PreparedData:
-    """Decode or tokenize all samples for a model, or find that done in the cache, whatever the split and seed were.
+    """Decode or tokenize all samples for a model, or read them from the cache.
 
     Args:
-        data: of a source.
-        config: size of images, length of texts, and what to do about those that cannot be read.
-        model_path: directory or hub name; None of a model that was handed over.
-        model_config: the model's transformers configuration; learns what texts are padded with.
-        processor: the model's image processor or tokenizer; the one at `model_path` if not given.
-        preprocessing: what is known already of how images become inputs.
-        cut_texts: whether batches of texts are cut to the longest of them; see `TokenSamples`.
+        data: yielded by a source.
+        config: image size, text length, and whether to skip unreadable samples.
+        model_path: directory or hub name; None for a model in memory.
+        model_config: the model's transformers configuration; its `pad_token_id` is set for texts.
+        processor: the model's image processor or tokenizer; default: the one at `model_path`.
+        preprocessing: of images; default: the model's.
+        cut_texts: see `TokenSamples.cut`.
 
     Raises:
-        InputError: the model does not describe its inputs, a sample cannot be read, or a domain has none left.
+        InputError: the model does not describe its inputs, a sample cannot be read, or a domain has no samples left.
     """
     skip, is_images = config.unreadable == "skip", data.task == "image_classification"
     for name in ("max_length",) if is_images else ("image_size", "augmentation"):
@@ -144,7 +142,7 @@ def prepare(
         made = token_rows(data, tokenization, skip=skip)
         tokens = StoredRows.of_parts(made.parts, "ids")
         counts, prompts = made.numbers("length"), made.numbers("prompt")
-        # Models that classify a text by its last token look for the one before the padding.
+        # Models that classify a text by its last token find it by the padding that follows.
         model_config.pad_token_id = tokenization.padding
 
     def samples(rows: Tensor, augmentation: Augmentation | None) -> Samples:
@@ -164,15 +162,15 @@ def prepare(
 
 
 class StoredRows:
-    """One tensor [rows, …] in parts: [rows of the part, …] each, all of one shape and dtype.
+    """A tensor [rows, …] stored in parts [rows of the part, …].
 
-    Rows that fit are copied to an accelerator once, when they are first asked for there. Others are gathered into
-    page-locked memory, so that the copy does not hold up the host. Rows of a file are compared with their checksums
-    whenever they are read; where one is damaged, its part is made again.
+    If it fits, the whole tensor is copied to an accelerator at the first `gather` there. Otherwise rows are gathered
+    into page-locked memory, so that the copy is asynchronous. Rows of files are compared with their checksums at every
+    read, and a damaged part is made again.
     """
 
     def __init__(self, parts: Sequence[Tensor], files: Sequence[Part] = (), column: str = "") -> None:
-        """`parts` holds at least one part; several are on the CPU. Those of the cache are a `column` of `files`."""
+        """Several `parts` must be on the CPU. Parts from the cache are the `column` of `files`."""
         self._parts = list(parts)
         self._starts = np.cumsum([0, *map(len, self._parts)])
         self._resident: dict[torch.device, Tensor | None] = {}
@@ -185,7 +183,7 @@ class StoredRows:
 
     @classmethod
     def of_parts(cls, parts: Sequence[Part], column: str) -> StoredRows:
-        """The rows of a column of all parts."""
+        """One column of all parts."""
         in_files = all(part.checksums for part in parts)
         return cls([as_tensor(part.columns[column]) for part in parts], parts if in_files else (), column)
 
@@ -193,10 +191,7 @@ class StoredRows:
         return int(self._starts[-1])
 
     def digest(self, rows: Tensor | None = None) -> str:
-        """Hex digest of the rows `rows` (int64 [n], on the CPU), or of all, in order; of their shape and dtype, too.
-
-        Rows of files are not read for it.
-        """
+        """Hex digest of shape, dtype and `rows` (int64 [n], on the CPU; default: all), without reading files."""
         if self._checksums is None:
             self._checksums = np.concatenate([row_checksums(part.cpu().contiguous().numpy()) for part in self._parts])
         checksums = self._checksums if rows is None else self._checksums[rows.numpy()]
@@ -241,7 +236,7 @@ class StoredRows:
         return gathered
 
     def _on_device(self, device: torch.device) -> Tensor | None:
-        """All rows on `device`; None when they do not fit."""
+        """All rows on `device`; None if they do not fit."""
         if str(device) == "cuda":
             device = torch.device("cuda", torch.cuda.current_device())
         if device not in self._resident:
@@ -269,9 +264,9 @@ class SampleStore:
         pixels: uint8 rows [stored, channels, height, width].
         labels: int64 [samples].
         domains: int64 [samples].
-        preprocessing: how the pixels are normalised.
-        stored: int64 [samples], each sample's row in `pixels`; sample i is row i when None.
-        augmentation: changes batches that are drawn for training.
+        preprocessing: mean and standard deviation to normalise by.
+        stored: int64 [samples], each sample's row in `pixels`; None if sample i is row i.
+        augmentation: applied to batches with `draws`.
     """
 
     pixels: StoredRows
@@ -298,9 +293,9 @@ class SampleStore:
         return self.batch(rows, device, dtype).inputs
 
     def batch(self, rows: Tensor, device: torch.device, dtype: torch.dtype, draws: SampleDraws | None = None) -> Batch:
-        """Normalised pixels, augmented if there are `draws`, and classes."""
+        """Normalised `pixel_values`, augmented if there are `draws`, and classes."""
         pixels = self.pixels.gather(rows if self.stored is None else self.stored[rows], device)
-        # Half precision has too few digits for grey levels minus their mean.
+        # Half precision would round grey levels minus their mean.
         precise = torch.float64 if dtype == torch.float64 else torch.float32
         mean, std = _byte_statistics(self.preprocessing, device, precise)
         levels = pixels.to(precise)
@@ -322,17 +317,15 @@ def _byte_statistics(preprocessing: Preprocessing, device: torch.device, dtype: 
 class TokenSamples:
     """Tokenized texts.
 
-    A batch is cut to the longest of its texts, unless every one is to have the same length: LoRA dropout counts rows,
-    so a client's masks would depend on whose texts share the batch.
-
     Attributes:
-        ids: int32 rows [stored, max_length], filled up on the right.
+        ids: int32 rows [stored, max_length], padded on the right.
         stored: int64 [samples], each sample's row in `ids`.
-        counts: int64 [samples], tokens of each that are not filling.
-        prompts: int64 [samples], how many of them belong to the prompt.
+        counts: int64 [samples], tokens without padding.
+        prompts: int64 [samples], tokens of the prompt.
         domains: int64 [samples].
-        classes: int64 [samples]; None where the texts themselves are to be learnt.
-        cut: whether batches are cut to their longest text.
+        classes: int64 [samples]; None for causal language models.
+        cut: whether batches are cut to their longest text; not with LoRA dropout, which counts rows: a client's masks
+            would depend on the other texts in the batch.
     """
 
     ids: StoredRows
@@ -351,7 +344,7 @@ class TokenSamples:
 
     @property
     def labels(self) -> Tensor:
-        """Classes, int64 [samples]; or what is to be learnt of every text, int64 [samples, max_length]."""
+        """Classes, int64 [samples], or tokens with -100 where they have no loss, int64 [samples, max_length]."""
         if self.classes is not None:
             return self.classes
         rows = torch.arange(len(self))
@@ -359,20 +352,20 @@ class TokenSamples:
 
     @property
     def lengths(self) -> Tensor | None:
-        """int64 [samples], tokens of each text; None where batches are not cut."""
+        """int64 [samples], tokens of each text; None if batches are not cut."""
         return self.counts if self.cut else None
 
     def digest(self) -> str:
-        """Hex digest of tokens, their numbers and those of the prompts."""
+        """Hex digest of tokens, `counts` and `prompts`."""
         numbers = (of.numpy().tobytes() for of in (self.counts, self.prompts))
         return content_hash(b"".join([self.ids.digest(self.stored).encode(), *numbers])).hexdigest()
 
     def inputs(self, rows: Tensor, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-        """`input_ids` and `attention_mask` [rows, tokens of the longest]."""
+        """`input_ids` and `attention_mask` [rows, tokens], both int64."""
         return self.batch(rows, device, dtype).inputs
 
     def batch(self, rows: Tensor, device: torch.device, dtype: torch.dtype, draws: SampleDraws | None = None) -> Batch:
-        """Tokens, cut to the longest text, and classes or the tokens to learn; nothing is drawn."""
+        """Inputs, and classes or tokens to learn; `draws` are not used."""
         counts = self.counts[rows]
         longest = int(counts.numpy().max()) if self.cut else None
         ids = self.ids.gather(self.stored[rows], device)[:, :longest].long()
@@ -380,7 +373,7 @@ class TokenSamples:
         inputs = {"input_ids": ids, "attention_mask": mask}
         if self._classes is not None:
             return Batch(inputs, self._classes.gather(rows, device))
-        # Where `_learnt` marks nothing, except at first tokens.
+        # The tokens that `_learnt` does not mask, except the first token of a text.
         first = self.prompts[rows].clamp(min=1).numpy()
         learnt = np.maximum(counts.numpy() - first, 0)
         samples = np.repeat(np.arange(len(rows)), learnt)
@@ -388,7 +381,7 @@ class TokenSamples:
         return Batch(inputs, self._learnt(rows, ids), LearntTokens(samples, first[samples] + within))
 
     def _learnt(self, rows: Tensor, ids: Tensor) -> Tensor:
-        """`ids` [rows, tokens] of the samples `rows` with `NOT_LEARNT` for prompts and filling."""
+        """`ids` [rows, tokens] of the samples `rows`, with `NOT_LEARNT` for prompts and padding."""
         counts, prompts = (copy_async(of[rows], ids.device)[:, None] for of in (self.counts, self.prompts))
         position = torch.arange(ids.shape[1], device=ids.device)
         return ids.masked_fill((position < prompts) | (position >= counts), NOT_LEARNT)

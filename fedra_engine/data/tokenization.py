@@ -1,4 +1,4 @@
-"""Texts as tokens, made once ahead of training."""
+"""Tokenization of all texts ahead of training."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 LONGEST = 512
-"""Tokens of a text, unless the configuration or the model sets another length."""
+"""Default length of texts in tokens, unless the model takes less."""
 _AT_ONCE = 1000
 _BYTES_AT_ONCE = 2**21
-"""Most texts and, but for the last of these, bytes that are tokenized at a time; a token takes 100 bytes meanwhile."""
+"""A chunk to tokenize ends after this many texts or bytes; a token takes 100 bytes meanwhile."""
 _FORMAT = 2
-"""Goes up whenever the same texts would give other rows."""
+"""Version of the tokenization, part of every cache key; to be raised when the same texts give other rows."""
 _WHERE_FROM = ("name_or_path", "is_local", "local_files_only", "vocab_file", "tokenizer_file")
-"""Settings of a tokenizer that say where it was found."""
+"""Settings of a tokenizer that say where it was loaded from."""
 _POSITIONS_BEHIND_PADDING = (
     "camembert",
     "data2vec-text",
@@ -43,13 +43,13 @@ _POSITIONS_BEHIND_PADDING = (
 
 @dataclass(frozen=True)
 class Tokenization:
-    """How texts become rows of tokens.
+    """A tokenizer and its settings.
 
     Attributes:
         tokenizer: of transformers.
-        max_length: most tokens of a text.
-        padding: the token that fills up rows; attention never sees it.
-        vocabulary: how many tokens the model knows; None if it does not say.
+        max_length: maximum tokens of a text.
+        padding: the padding token, which attention masks.
+        vocabulary: size of the model's vocabulary; None if unknown.
     """
 
     tokenizer: Any
@@ -61,16 +61,16 @@ class Tokenization:
 def tokenization_for(
     model_path: str | None, model_config: Any, max_length: int | None = None, tokenizer: Any = None
 ) -> Tokenization:
-    """How texts become tokens of a model.
+    """The tokenization for a model.
 
     Args:
-        model_path: directory or hub name; None of a model that was handed over.
+        model_path: directory or hub name; None for a model in memory.
         model_config: the model's transformers configuration.
-        max_length: longest text in tokens; what the model can take, but at most `LONGEST`, when None.
-        tokenizer: of transformers; the one beside the model if not given.
+        max_length: default: the model's limit, but at most `LONGEST`.
+        tokenizer: of transformers; default: the one at `model_path`.
 
     Raises:
-        InputError: there is no tokenizer or one that draws its tokens, or the model cannot take so long a text.
+        InputError: there is no tokenizer, it is random (BPE dropout), or `max_length` is above the model's limit.
     """
     if tokenizer is None and model_path is None:
         raise InputError("processor: found none beside a model in memory, expected its tokenizer")
@@ -89,13 +89,13 @@ def tokenization_for(
             f"model.path: found a tokenizer with a dropout of {dropout:g} beside {model_path!r}, which makes other "
             "tokens of a text each time; expected one without"
         )
-    # Texts lose their end, whichever side the tokenizer's own configuration says.
+    # Whatever the tokenizer's own configuration says.
     tokenizer.truncation_side = "right"
     settings = getattr(model_config, "get_text_config", lambda: model_config)()
     limit = _longest(tokenizer, settings)
     if max_length is not None and max_length > limit:
         raise InputError(f"data.max_length: found {max_length}, expected at most the model's {limit} tokens")
-    # The model comes first: one that classifies a text by its last token knows it by what follows.
+    # The model's comes first: if it classifies a text by its last token, it finds that by its own padding token.
     paddings = (getattr(settings, "pad_token_id", None), tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     vocabulary = getattr(settings, "vocab_size", None)
     known = math.inf if vocabulary is None else vocabulary
@@ -104,23 +104,23 @@ def tokenization_for(
 
 
 def token_rows(data: DomainData, tokenization: Tokenization, *, skip: bool) -> MadeRows:
-    """Tokenize every text of `data`, or find it done.
+    """Tokenize every text of `data`, or read its tokens from the cache.
 
-    A text that is too long loses its end, though not the special tokens of a classified one, whatever the tokenizer's
-    own configuration says. Of a prompt that takes more than half of the room the end stays, and a response loses what
-    does not fit behind its prompt. A response ends with the tokenizer's end token.
+    Long texts to classify are truncated on the right, but keep the special tokens. For causal language models a row is
+    the prompt, the response and the end token. If they are too long, the prompt loses its beginning down to half of
+    `max_length`, then the response its end.
 
-    With `skip`, texts without tokens are left empty and noted.
+    With `skip`, texts without tokens are left empty and noted in `skipped`.
 
     Returns:
-        The columns `ids`, int32 [samples, max_length], filled up on the right; `length`, how many of them are not
-        filling; and `prompt`, how many belong to the prompt.
+        The columns `ids`, int32 [samples, max_length], padded on the right; `length`, the number of tokens without
+        padding; and `prompt`, the number of tokens of the prompt.
 
     Raises:
-        InputError: there is no room for a word; a text has a token that the model does not know; or, without `skip`, a
-            text has no tokens.
+        InputError: `max_length` has no room for a word, a text has a token outside the model's vocabulary, or, without
+            `skip`, a text has no tokens.
     """
-    # Of a text that is learnt, the first token is never predicted.
+    # A causal language model does not predict the first token.
     special = 1 if data.task == "causal_lm" else tokenization.tokenizer.num_special_tokens_to_add()
     if tokenization.max_length <= special:
         raise InputError(
@@ -129,7 +129,7 @@ def token_rows(data: DomainData, tokenization: Tokenization, *, skip: bool) -> M
         )
     rows = make_rows(data, _TokenMaker(data, tokenization), skip=skip)
     known, start = tokenization.vocabulary, 0
-    # Beyond the model's vocabulary are tokens of another model's tokenizer.
+    # The tokenizer may belong to another model.
     if known is not None and max(tokenization.tokenizer.get_vocab().values()) >= known:
         for part in rows.parts:
             ids = part.columns["ids"]
@@ -143,17 +143,15 @@ def token_rows(data: DomainData, tokenization: Tokenization, *, skip: bool) -> M
 
 
 def _longest(tokenizer: Any, settings: Any) -> int:
-    # Tokenizers without a limit say 10^30.
+    # 10^30 for tokenizers without a limit.
     limits = [tokenizer.model_max_length, getattr(settings, "max_position_embeddings", None)]
-    # RoBERTa and its kin count positions from behind the padding token.
+    # RoBERTa and related models count positions from the padding token on.
     if settings.model_type in _POSITIONS_BEHIND_PADDING:
         limits[1] -= (settings.pad_token_id or 0) + 1
     return int(min(limit for limit in limits if limit is not None and limit > 0))
 
 
 class _TokenMaker(RowMaker):
-    """Makes rows of tokens."""
-
     what = "tokenizing texts"
     readable = "a text with words"
 
@@ -171,9 +169,9 @@ class _TokenMaker(RowMaker):
 
     @cached_property
     def _settings(self) -> str | None:
-        """Digest of all that decides the tokens of a text; None where that cannot be known.
+        """Digest of everything that determines the tokens of a text.
 
-        A tokenizer that is written in Python may read any file and use any other package.
+        None for a tokenizer written in Python, which may depend on any file or package.
         """
         import tokenizers
         import transformers
@@ -183,7 +181,7 @@ class _TokenMaker(RowMaker):
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             return None
-        # Every call sets these two anew; what the last one has set would make another state of the same tokenizer.
+        # Every call sets these two, so what the last call set must not be part of the digest.
         backend.no_truncation()
         backend.no_padding()
         kind = type(tokenizer)
@@ -208,7 +206,7 @@ class _TokenMaker(RowMaker):
         return Part(columns, ["" if length else "found no text" for length in lengths])
 
     def _chunks(self, start: int, stop: int) -> Iterator[slice]:
-        """Slices of texts that are in memory at a time."""
+        """The rows start…stop-1 in chunks of bounded size."""
         import pyarrow.compute as pc
 
         texts = self._content.with_format("arrow")
@@ -220,7 +218,7 @@ class _TokenMaker(RowMaker):
             yield from (slice(*bounds) for bounds in pairwise([first, *cuts.tolist(), last]))
 
     def _tokenize(self, texts: dict[str, list[str]]) -> list[tuple[list[int], int]]:
-        """The tokens of each sample, and how many of them are prompt."""
+        """Tokens, and number of prompt tokens, of each sample."""
         tokenizer = self._tokenization.tokenizer
         if self._data.task == "causal_lm":
             prompts, responses = (
@@ -233,13 +231,11 @@ class _TokenMaker(RowMaker):
         return [(ids if text.strip() else [], 0) for ids, text in zip(encoded, words, strict=True)]
 
     def _with_response(self, prompt: list[int], response: list[int]) -> tuple[list[int], int]:
-        """Prompt and response together, cut."""
+        """Prompt and response as one truncated row, and the number of prompt tokens."""
         tokenizer, longest = self._tokenization.tokenizer, self._tokenization.max_length
-        # The start token, if the tokenizer has one, goes before the prompt only, and the end token after the response.
         start, end = ([] if token is None else [token] for token in (tokenizer.bos_token_id, tokenizer.eos_token_id))
         response = response + end
         room = max(longest - len(response), longest // 2) - len(start)
-        # What begins every text stays.
         prompt = start + prompt[max(len(prompt) - room, 0) :]
         return (prompt + response)[:longest], len(prompt)
 

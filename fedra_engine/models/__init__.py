@@ -1,4 +1,4 @@
-"""The frozen model: how it is loaded and sharded, its parts, the adapters and heads beside it, and what it is for.
+"""The frozen model: loading, sharding and structure; adapters, heads and the task (loss and scores).
 
 May import runtime, config and data.
 """

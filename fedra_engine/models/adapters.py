@@ -1,4 +1,4 @@
-"""Adapter storage: how the LoRA factors of a block lie in one flat vector, and banks of many such vectors.
+"""The layout of a block's LoRA factors in a flat vector, and of banks of such vectors.
 
 A *slot* is one (client, block) pair. A bank holds one slot per row, so hand-out, optimizer and aggregation are
 single operations over rows, and an op reads the factors of any target as a strided view. All A come first, then all
@@ -20,7 +20,7 @@ from torch import Tensor
 from fedra_engine.runtime.randomness import generator
 
 Factor = Literal["both", "A", "B"]
-"""Which of a LoRA product's factors."""
+"""One factor of a LoRA product, or both."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Target:
 
 @dataclass(frozen=True)
 class AdapterLayout:
-    """Where each target's A [rank, in] and B [out, rank] lie in a slot's vector of `size` parameters."""
+    """Positions of each target's A [rank, in] and B [out, rank] in a slot of `size` parameters."""
 
     targets: tuple[Target, ...]
     rank: int
@@ -65,13 +65,13 @@ class AdapterLayout:
         return bank[..., start:end].unflatten(-1, (-1, self.rank))
 
     def truncate(self, slots: Tensor, rank: int) -> None:
-        """Set what `slots` […, size] hold beyond `rank` to zero, in place: rows of A and columns of B."""
+        """Zero the rows of A and columns of B beyond `rank` in `slots` […, size], in place."""
         for target in range(len(self.targets)):
             self.lora_a(slots, target)[..., rank:, :] = 0
             self.lora_b(slots, target)[..., rank:] = 0
 
     def per_rank(self, values: Tensor) -> Tensor:
-        """`values` […, rank] spread to the columns of each rank's rows of A and columns of B, […, size]."""
+        """Expand `values` […, rank], one for each row of A and column of B, to slots […, size]."""
         spread = values.new_empty(*values.shape[:-1], self.size)
         for target in range(len(self.targets)):
             self.lora_a(spread, target).copy_(values[..., :, None])
@@ -86,7 +86,7 @@ class AdapterLayout:
 
 
 def initial_adapters(layout: AdapterLayout, depth: int, *, seed: int, dtype: torch.dtype, round: int = 0) -> Tensor:
-    """Fresh global adapters [blocks, size], before the first round or `round`: A Kaiming-uniform(√5), B zero."""
+    """New global adapters [blocks, size]: A is Kaiming-uniform(√5), drawn for `round`, and B is zero."""
     rng = generator(seed, round=round, purpose="initial adapters")
     bank = torch.zeros(depth, layout.size, dtype=dtype)
     for index, target in enumerate(layout.targets):

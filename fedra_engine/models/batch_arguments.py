@@ -1,7 +1,6 @@
-"""Which arguments of a block carry the batch: learnt by running the model with two batch sizes.
+"""Find the batch dimension of each argument of a block, by running the model on two and on three samples.
 
-A shape alone cannot tell (a mask shared by all samples may have any length), so the model is probed with two and
-with three samples, and what grew is batch-shaped.
+One shape alone cannot tell: a mask that all samples share may have any length.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ _Call = tuple[list[Any], Any]
 
 @dataclass(frozen=True)
 class BatchArguments:
-    """How to cut a block's arguments to some samples, and put its output back.
+    """The batch dimensions of a block's arguments, and the form of its output.
 
     Attributes:
-        dimensions: for each leaf of the flattened (args, kwargs): its batch dimension, or None.
+        dimensions: of each leaf of the flattened (args, kwargs); None without a batch dimension.
         hidden: index of the hidden states among the leaves.
-        returned: length of the tuple that the block returns, which begins with the hidden states; 0 if it is none.
+        returned: length of the tuple that the block returns, hidden states first; 0 if it returns no tuple.
     """
 
     dimensions: tuple[int | None, ...]
@@ -36,38 +35,38 @@ class BatchArguments:
     returned: int
 
     def hidden_states(self, args: Any, kwargs: Any) -> Tensor:
-        """The hidden states among a block's arguments, [samples, …]."""
+        """The hidden states in a block's arguments, [samples, …]."""
         return tree_flatten((args, kwargs))[0][self.hidden]
 
     def select(self, args: Any, kwargs: Any, index: Tensor | None, hidden: Tensor) -> tuple[Any, Any]:
-        """The arguments for the samples `index` (None: all), with `hidden` for the hidden states."""
+        """The arguments of the samples `index` (None: all), with `hidden` as their hidden states."""
         leaves, structure = tree_flatten((args, kwargs))
         for position, dimension in enumerate(self.dimensions):
             if position == self.hidden:
                 leaves[position] = hidden
-            # A mask that would mask nothing may be left out in one pass and not in another.
+            # A model may leave out a mask in a pass in which it would mask nothing.
             elif dimension is not None and index is not None and leaves[position] is not None:
                 leaves[position] = leaves[position].index_select(dimension, index)
         return tree_unflatten(leaves, structure)
 
     def returned_states(self, output: Any) -> Tensor:
-        """The hidden states in what the block returned."""
+        """The hidden states in a block's output."""
         states: Tensor = output[0] if self.returned else output
         return states
 
     def output(self, hidden: Tensor) -> Tensor | tuple[Tensor | None, ...]:
-        """`hidden` in the form in which the block returns its hidden states; nothing in the places beside them."""
+        """`hidden` as a block's output, with None for the other entries of a tuple."""
         return (hidden, *[None] * (self.returned - 1)) if self.returned else hidden
 
 
 def probe_batch_arguments(
     model: nn.Module, blocks: nn.ModuleList | nn.Sequential, inputs: Callable[[int], Mapping[str, Tensor]]
 ) -> list[BatchArguments]:
-    """Run `model(**inputs(n))` for two values of n and compare what each block was given.
+    """Run `model(**inputs(n))` for two batch sizes n and compare the arguments of each block.
 
     Raises:
-        InputError: an argument mixes the batch with another dimension, or a block returns something else than
-            hidden states of its input's shape.
+        InputError: an argument mixes the batch with another dimension, or a block does not return hidden states of its
+            input's shape.
     """
     small, large = (_recorded(model, blocks, inputs(size)) for size in _PROBES)
     return [_compare(position, small[position], large[position]) for position in range(len(blocks))]
@@ -76,7 +75,7 @@ def probe_batch_arguments(
 def _recorded(
     model: nn.Module, blocks: nn.ModuleList | nn.Sequential, inputs: Mapping[str, Tensor]
 ) -> dict[int, _Call]:
-    """What each block is given and returns in a pass."""
+    """The arguments and the output of each block in a pass."""
     calls: dict[int, _Call] = {}
 
     def record(position: int, args: Any, kwargs: Any, output: Any) -> None:
@@ -96,7 +95,7 @@ def _recorded(
             model(**_with_padding(inputs))
     except InputError:
         raise
-    except Exception as error:  # Whatever a model makes of inputs that are not for it.
+    except Exception as error:  # Whatever a model raises when given another model's inputs.
         raise InputError(
             f"model.path: {type(model).__name__} cannot take the data's inputs: {one_line(error)}"
         ) from error
@@ -111,7 +110,7 @@ def _recorded(
 
 
 def _with_padding(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`inputs` with the last token masked: models do not make the masks of their blocks for texts without padding."""
+    """`inputs` with the last token masked, since models may pass no masks to their blocks for texts without padding."""
     mask = inputs.get("attention_mask")
     if mask is None:
         return dict(inputs)

@@ -1,4 +1,4 @@
-"""A frozen foundation model and its parts."""
+"""The frozen foundation model, its parts, and copies of it with fewer blocks."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from fedra_engine.runtime.errors import InputError
 
 @dataclass(frozen=True)
 class Foundation:
-    """A frozen transformer; nothing but `use_base` ever changes it.
+    """A frozen transformer, which only `use_base` changes.
 
     Attributes:
-        model: the whole model in eval mode, all parameters frozen; `model(**inputs).logits`.
+        model: in eval mode, all parameters frozen; called as `model(**inputs).logits`.
         block_path: dotted path of its block list.
         head_path: dotted path of the Linear that makes its logits: the classifier, or a language model's output layer.
         adapter_layout: layout of a block's adapters.
-        task: what it is for, with the head.
-        namesakes: tensors, by name, of other modules whose names end as that of the head; see `save_adapter`.
+        task: loss and scores, with the head.
+        namesakes: state dict of other modules whose paths end like `head_path`; see `save_adapter`.
     """
 
     model: nn.Module
@@ -48,7 +48,7 @@ class Foundation:
 
     @property
     def blocks(self) -> nn.ModuleList | nn.Sequential:
-        """The block list of `model`."""
+        """The blocks of `model`."""
         blocks: Any = self.model.get_submodule(self.block_path)
         return blocks
 
@@ -64,12 +64,12 @@ class Foundation:
 
     @property
     def head_layout(self) -> HeadLayout:
-        """Layout of what clients train of the head."""
+        """Layout of the trained head."""
         return self.task.layout
 
     @property
     def device(self) -> torch.device:
-        """Where the model is, and all that is computed with it."""
+        """The model's device, where all computation happens."""
         return self.head.weight.device
 
     @property
@@ -84,7 +84,7 @@ class Foundation:
 
     @property
     def adapter_dtype(self) -> torch.dtype:
-        """Precision of the trainable weights: that of the model, but at least float32."""
+        """Precision of trainable weights: the model's, but at least float32."""
         return torch.promote_types(self.dtype, torch.float32)
 
     def initial_heads(self) -> Tensor:
@@ -93,7 +93,7 @@ class Foundation:
             return self.head_layout.pack(self.head).to(self.adapter_dtype)[None]
 
     def base(self) -> tuple[Tensor, ...]:
-        """The frozen weights of the adapter targets, per target [blocks, out, in], copied in `adapter_dtype`."""
+        """A copy of the frozen weights of the adapter targets, per target [blocks, out, in], in `adapter_dtype`."""
         if is_sharded(self.model):
             raise InputError(
                 "method.name: found one that rewrites the weights of the model, which are sharded, expected another, "
@@ -105,7 +105,7 @@ class Foundation:
         )
 
     def use_base(self, base: tuple[Tensor, ...]) -> None:
-        """Overwrite the weights of the adapter targets with those of a `GlobalState.base`; nothing if it is empty."""
+        """Overwrite the weights of the adapter targets with a `GlobalState.base`; an empty one changes nothing."""
         for target, weights in zip(self.adapter_layout.targets, base, strict=False):
             for block, weight in enumerate(weights):
                 self._weight(block, target.path).copy_(weight)
@@ -117,9 +117,9 @@ class Foundation:
 def make_foundation(
     model: nn.Module, lora: LoraConfig, *, classes: int | None, block_path: str | None = None
 ) -> Foundation:
-    """Freeze `model`, a classifier if there are `classes` or else a causal language model, and find its parts."""
+    """Freeze `model`, a classifier of `classes` or (None) a causal language model, and find its parts."""
     model.eval().requires_grad_(False)
-    # Key-value caches serve generation; in a pass of training they would be written by samples of many clients.
+    # Key-value caches are for generation; in a training pass, samples of many clients would write into one.
     for settings in _configs(model):
         if getattr(settings, "use_cache", False):
             settings.use_cache = False
@@ -134,7 +134,7 @@ def make_foundation(
 
 
 def _namesakes(model: nn.Module, head_path: str) -> dict[str, Tensor]:
-    """What modules hold whose names end as `head_path`, by name; copies, if they are sharded."""
+    """See `Foundation.namesakes`; tensors of sharded modules are copied."""
     tensors: dict[str, Tensor] = {}
     ending = own_path(model, head_path)
     for path, module in model.named_modules():
@@ -147,21 +147,21 @@ def _namesakes(model: nn.Module, head_path: str) -> dict[str, Tensor]:
 
 
 def _configs(model: nn.Module) -> list[Any]:
-    """The configurations of the modules of a `model` of transformers, shared ones once."""
+    """The distinct configurations of the modules of a `model` of transformers."""
     return list({id(config): config for part in model.modules() if (config := getattr(part, "config", None))}.values())
 
 
 def share_parameters(model: nn.Module) -> nn.Module:
-    """A copy of the module tree whose parameters and buffers are those of `model`, not copies."""
+    """A copy of the module tree that shares its parameters and buffers with `model`."""
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, memo=shared)
 
 
 def cut_to_blocks(foundation: Foundation, blocks: Sequence[int]) -> nn.Module:
-    """A copy of the foundation's module tree with some of its blocks, in this order; parameters are shared."""
+    """A copy of the foundation's module tree with only `blocks`, in this order; parameters are shared."""
     model = share_parameters(foundation.model)
     full: Any = model.get_submodule(foundation.block_path)
-    # Models with local and global attention choose the mask of the block in place i by `layer_types[i]`.
+    # Models with local and global attention choose the mask of the i-th block by `layer_types[i]`.
     for config in _configs(model):
         if (types := getattr(config, "layer_types", None)) is not None:
             config.layer_types = [types[block] for block in blocks]

@@ -1,4 +1,4 @@
-"""Load a pretrained transformer with the layers that its task needs."""
+"""Load a pretrained transformer as a classifier or a causal language model."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from fedra_engine.runtime.errors import InputError, one_line
 
 Pooling = Literal["pooler", "first", "mean", "last"]
 _Load = Callable[..., tuple[PreTrainedModel, list[str]]]
-"""`_load` but for its first arguments."""
+"""`_load` from its argument `auto_class` on."""
 
 _SEED = 0
-"""A new layer is the same in every run: its seed is a constant of the model, not of the experiment."""
+"""Of new layers, which are the same in every experiment."""
 
 
 def resolve_model_path(path: str) -> str:
-    """`path`; if no folder of that name is here, the folder of the model of that name which ships with the package."""
+    """The folder of a model that ships with the package, if `path` is its name and no local folder; else `path`."""
     shipped = files("fedra_engine") / "assets" / path
     return str(shipped) if path.isidentifier() and not Path(path).is_dir() and shipped.is_dir() else path
 
@@ -42,9 +42,12 @@ def load_pretrained(
 ) -> PreTrainedModel | PooledClassifier:
     """Load a model from a Hugging Face or timm directory or hub name; InputError if it cannot be used.
 
-    With `classes` it is an image or text classifier; its last layer is new where none fits the number of classes,
-    but nothing before that. A model whose own classification layers lack weights gets a `PooledClassifier`'s. Without
-    `classes` it is a causal language model. With `sharding` each process keeps its shard of the weights only.
+    Args:
+        config: path, precision, pooling and block path.
+        classes: of an image or text classifier; None for a causal language model. The last layer of a classifier is
+            new if the pretrained one has another size. A model without classification layers, or without weights for
+            those before the last, becomes a `PooledClassifier`.
+        sharding: if given, each process keeps only its shard of the weights.
     """
     path = resolve_model_path(config.path)
     _check_directory(path)
@@ -66,9 +69,9 @@ def load_pretrained(
 
 
 def adopt_model(model: nn.Module, config: ModelConfig) -> nn.Module:
-    """A copy of a torch module in memory, in the precision of `config`.
+    """Copy a torch module in memory, in the precision of `config`.
 
-    One that is not of transformers must be a classifier of images, which takes pixels and returns logits.
+    If it is not a model of transformers, it must be a classifier that maps pixels to logits.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model: found {model!r}, expected a torch module (model.path takes names and folders)")
@@ -80,7 +83,7 @@ def adopt_model(model: nn.Module, config: ModelConfig) -> nn.Module:
 
 
 class ImageClassifier(nn.Module):
-    """A torch module that maps images to logits, called as transformers calls its own."""
+    """A torch module that maps images to logits, with the interface of transformers."""
 
     main_input_name = "pixel_values"
 
@@ -95,16 +98,16 @@ class ImageClassifier(nn.Module):
 
 
 def own_path(model: nn.Module, path: str) -> str:
-    """A dotted `path` in `model` as the user's own model has it, without what this package puts around that."""
+    """The dotted `path` of a module in the user's own model, without this package's wrapper."""
     return path.removeprefix({ImageClassifier: "module.", PooledClassifier: "backbone."}.get(type(model), ""))
 
 
 def _settle_padding(settings: Any) -> None:
-    """Make sure that there is a padding token, by which a model that classifies a text by its last token finds that."""
+    """Set a padding token if there is none: models that classify a text by its last token find it by the padding."""
     padding, vocabulary = getattr(settings, "pad_token_id", None), getattr(settings, "vocab_size", None)
     if padding is None or (vocabulary is not None and not 0 <= padding < vocabulary):
         end = getattr(settings, "eos_token_id", None)
-        # Chat models may end a text with any of several tokens.
+        # Chat models may have several end tokens.
         settings.pad_token_id = end[0] if isinstance(end, list) else end
 
 
@@ -128,7 +131,7 @@ def _load_classifier(
 ) -> PreTrainedModel | PooledClassifier:
     if config.pooling == "auto" and (own_class := _own_class(settings)) is not None:
         arguments: dict[str, Any] = {"num_labels": classes}
-        # timm writes the number of classes a second time, which would win.
+        # timm has the number of classes a second time, which would take precedence.
         if of_timm := getattr(settings, "model_args", None):
             arguments["model_args"] = {name: value for name, value in of_timm.items() if name != "num_classes"}
         model, unfit = load(own_class, **arguments)
@@ -137,8 +140,8 @@ def _load_classifier(
         if not unfit:
             return model
         _refuse_unfit([name for name in unfit if name.startswith(f"{model.base_model_prefix}.")], config)
-    # The model has no classification layers, or the weights lack more of them than the last one, such as RoBERTa's
-    # after pretraining; what stays frozen must not be random.
+    # The model has no classification layers, or weights of a layer before the last are missing, as in pretrained
+    # RoBERTa; frozen layers must not be random.
     from transformers import AutoModel
 
     if not hasattr(settings, "hidden_size"):
@@ -152,7 +155,7 @@ def _load_classifier(
 
 
 def _pooling(config: ModelConfig, backbone: PreTrainedModel, unfit: list[str]) -> Pooling:
-    """The pooling that is asked for, or the one that the weights suggest."""
+    """The configured pooling; `auto` is `mean` for texts, and for images `pooler` if it has weights, else `first`."""
     if config.pooling == "pooler" and unfit:
         raise InputError(
             f"model.pooling: found pooler, but no weights of {unfit[0]} in {config.path!r}, "
@@ -180,7 +183,7 @@ def _settings(path: str) -> Any:
 
 
 def _own_class(settings: Any) -> Any | None:
-    """The auto class that makes a classifier of models with these settings, if there is one."""
+    """The auto class for a classifier of this model type, if there is one."""
     from transformers.models.auto import modeling_auto
 
     if settings.model_type in modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
@@ -193,7 +196,7 @@ def _own_class(settings: Any) -> Any | None:
 def _load(
     config: ModelConfig, path: str, sharding: Sharding | None, auto_class: Any, **arguments: Any
 ) -> tuple[PreTrainedModel, list[str]]:
-    """The model, and the names of its tensors that the weights do not have in this shape."""
+    """The model, and the names of its tensors that are missing in the weights or have another shape there."""
     arguments |= {
         "dtype": getattr(torch, config.dtype),
         "attn_implementation": config.attention,
@@ -203,8 +206,8 @@ def _load(
     if sharding is None:
         model, report = auto_class.from_pretrained(path, **arguments)
         return model, _unfit(report)
-    # transformers cannot pass over tensors of another shape while it loads into shards, nor report which they are. A
-    # model without memory shows it; and under another name they are not found.
+    # transformers neither ignores nor reports tensors of another shape when it loads into shards. So a model on the
+    # meta device reports them, and they are renamed to be ignored.
     _, report = auto_class.from_pretrained(path, device_map="meta", **arguments)
     hidden = {f"^{re.escape(name)}$": f"unfit.{name}" for name, *_ in report["mismatched_keys"]}
     with sharding.loading():
@@ -216,7 +219,7 @@ def _load(
 
 @torch.no_grad()
 def _draw_again(model: PreTrainedModel, unfit: list[str]) -> None:
-    """Give Linears of a sharded model that have no weights those that they have in one that is not sharded."""
+    """Initialise the Linears in `unfit` as transformers initialises them in a model that is not sharded."""
     torch.manual_seed(_SEED)
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and f"{name}.weight" in unfit:
@@ -232,7 +235,7 @@ def _unfit(report: Any) -> list[str]:
 
 
 def _refuse_unfit(names: Iterable[str], config: ModelConfig) -> None:
-    """A frozen part must not be random. A pooler may be: another pooling can do without it."""
+    """Raise InputError if a frozen part would be random; a pooler may be, as other poolings do without it."""
     inside = [name for name in names if "pooler" not in name.split(".")]
     if inside:
         raise InputError(
@@ -255,14 +258,13 @@ def _check_directory(path: str) -> None:
 
 
 class PooledClassifier(nn.Module):
-    """Logits of one vector per sample.
+    """A Linear on one vector per sample, initialised as in transformers' classifiers.
 
-    The vector is what the backbone itself gives as `pooler_output` (`pooler`), the output of the `first` token (a
-    class token), the `mean` over all tokens that are not padding, or the output of the `last` of these.
+    The vector is the backbone's `pooler_output` (`pooler`), the output of the `first` token (a class token), the `mean`
+    over all tokens without padding, or the output of the `last` token before the padding.
     """
 
     def __init__(self, backbone: PreTrainedModel, classes: int, pooling: Pooling) -> None:
-        """The Linear is drawn as transformers draws those of its classifiers."""
         super().__init__()
         self.backbone = backbone
         self.pooling = pooling
@@ -293,6 +295,6 @@ class PooledClassifier(nn.Module):
         if self.pooling == "mean":
             weights = present.to(states.dtype)
             return (weights[:, None] @ states)[:, 0] / weights.sum(1, keepdim=True)
-        # Whichever side is padded.
+        # Padding may be on either side.
         last = (present * torch.arange(1, states.shape[1] + 1, device=states.device)).argmax(1)
         return states[torch.arange(len(states), device=states.device), last]

@@ -1,9 +1,9 @@
-"""The frozen weights in shards over the processes of a job, by DeepSpeed's ZeRO-3.
+"""Sharding of the frozen weights over the processes of a job, by DeepSpeed's ZeRO-3.
 
-DeepSpeed hooks itself into every module: it gathers a module's parameters before the module runs, forward or backward,
-fetches those of the next ones meanwhile, and lets go of them afterwards. Gathering takes all processes, so all must run
-the same modules in the same order. A sweep does: where a process has no samples for a block, it runs the block
-on a dummy (`SweepBlock`), and a process without clients left makes dummy passes (`SweepExecutor`).
+DeepSpeed's hooks gather the parameters of a module before it runs, forward or backward, prefetch those of the next
+modules, and release them afterwards. Gathering is a collective operation, so all processes must run the same modules in
+the same order. A sweep does: a process without samples for a block runs the block on a dummy (`SweepBlock`), and a
+process without clients left makes dummy passes (`SweepExecutor`).
 """
 
 from __future__ import annotations
@@ -42,22 +42,21 @@ _ALLOWED: dict[str, tuple[tuple[object, ...], str]] = {
     "zero_optimization.zero_quantized_weights": ((None, False), _WEIGHTS),
     "zero_optimization.zero_quantized_nontrainable_weights": ((None, False), _WEIGHTS),
 }
-"""What a DeepSpeed configuration may say beside the experiment's, and why nothing else."""
+"""Allowed values of DeepSpeed's settings, the usual one first, and the reason why no others are."""
 _PRECISIONS = {"bf16": "bfloat16", "fp16": "float16"}
 
 
 class Sharding:
-    """How the weights are sharded, as the job was started."""
+    """Sharding by the DeepSpeed configuration `settings`, with which the job was started."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        """`settings` is a DeepSpeed configuration."""
         self._given = settings
-        # Without what accelerate would fill in from data loaders and models it prepares.
+        # Without "auto" values, which accelerate would fill in from the data loaders and models that it prepares.
         others = ("zero_optimization", "fp16", "bf16", *_ALLOWED)
         zero = settings.get("zero_optimization", {})
         self._settings = {
             **{name: deepcopy(value) for name, value in settings.items() if name not in others and value != "auto"},
-            # DeepSpeed wants to know a batch size, for training that it does not do here.
+            # DeepSpeed requires a batch size, although it does no training here.
             "train_micro_batch_size_per_gpu": 1,
             "zero_optimization": {name: deepcopy(value) for name, value in zero.items() if value != "auto"},
         }
@@ -65,26 +64,26 @@ class Sharding:
 
     @classmethod
     def of(cls, accelerator: Accelerator) -> Sharding | None:
-        """What accelerate was asked for; None where it was not asked for DeepSpeed."""
+        """The sharding of the job; None if it was not started with DeepSpeed."""
         from accelerate import DeepSpeedPlugin
 
         plugin = accelerator.state.deepspeed_plugin
         if plugin is None and accelerator.device.type == "cpu" and launched_with_deepspeed():
-            # accelerate itself leaves DeepSpeed out on the CPU, although its launcher passes on what was asked for.
+            # accelerate ignores DeepSpeed on the CPU, although its launcher passes the settings on.
             plugin = DeepSpeedPlugin()
         if plugin is None:
             return None
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
         if accelerator.device.type == "cpu":
-            # So that DeepSpeed neither looks for another device nor complains that there is none.
+            # DeepSpeed would look for another device, and warn that there is none.
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         # From here on transformers shards what it loads only within `loading`.
         unset_hf_deepspeed_config()
         return cls(plugin.deepspeed_config)
 
     def check(self, config: ExperimentConfig) -> None:
-        """Raises InputError if the job and the experiment contradict each other."""
+        """Raise InputError if the DeepSpeed configuration contradicts the experiment's."""
         stage = _value(self._given, "zero_optimization.stage")
         if stage != 3:
             raise InputError(
@@ -118,14 +117,14 @@ class Sharding:
 
     @contextmanager
     def loading(self) -> Iterator[None]:
-        """transformers' models that are loaded inside are sharded as they are made."""
+        """Shard the models that transformers loads inside."""
         from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
         deepspeed = _import_deepspeed()
-        # transformers takes notice of it as long as it exists.
+        # transformers holds a weak reference to it.
         notice = HfDeepSpeedConfig(self._settings)
         try:
-            # The precision is left to transformers: DeepSpeed knows no float64 and would round buffers.
+            # transformers sets the precision: DeepSpeed has no float64 and would round buffers.
             device = deepspeed.runtime.zero.partition_parameters.DeepSpeedTensorOverride.device
             try:
                 shards = deepspeed.zero.Init(config_dict_or_path=self._settings, tensor_overrides=[device])
@@ -139,51 +138,49 @@ class Sharding:
             del notice
 
     def attach(self, model: nn.Module) -> None:
-        """Shard what is not sharded yet of `model`, and have its parameters gathered whenever a module runs.
+        """Shard the rest of `model`, and have its parameters gathered whenever a module runs.
 
-        Trees of modules that share parameters are attached one by one; copies must be made before.
+        Module trees that share parameters are attached one by one, after all copies have been made.
         """
         if self._engines:
-            # What one tree has begun to fetch the other must find.
+            # A tree must find the parameters that another one has begun to fetch.
             model.ds_inflight_param_registry = self._engines[0].module.ds_inflight_param_registry
         engine, *_ = _import_deepspeed().initialize(model=model, config=self._settings)
         self._engines.append(engine)
 
     def release(self) -> None:
-        """Let go of what DeepSpeed still holds after a backward pass.
+        """Release parameters that are still gathered after a backward pass.
 
-        It does not see the backward pass of a module end whose input needs no gradient.
+        DeepSpeed does not notice the end of the backward pass of a module whose input needs no gradient.
         """
         for engine in self._engines:
             engine.optimizer.release_backward_leftovers()
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether the processes of the job keep shards of the parameters of `module`, instead of copies."""
+    """Whether the parameters of `module` are sharded over the processes of the job."""
     return any(hasattr(parameter, "ds_id") for parameter in module.parameters())
 
 
 def parameter_shape(parameter: Tensor) -> torch.Size:
-    """Shape of the whole parameter."""
+    """Shape of a parameter, of all shards together."""
     shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
     return shape
 
 
 def parameter_count(module: nn.Module) -> int:
-    """Parameters of `module`, of all shards together."""
+    """Number of parameters of `module`, in all shards together."""
     return sum(parameter_shape(parameter).numel() for parameter in module.parameters())
 
 
 @contextmanager
 def gathered(module: nn.Module, *, writes: bool = False, recurse: bool = False) -> Iterator[None]:
-    """The parameters that `module` holds itself are whole inside; all processes must enter together.
-
-    For what reads them without calling the module, which is when DeepSpeed gathers them of its own accord.
+    """Gather the parameters of `module`, if it is sharded, to access them without calling it; a collective operation.
 
     Args:
-        module: may be whole already.
-        writes: what the main process writes into them stays.
-        recurse: those of the modules in it are whole, too.
+        module: owner of the parameters.
+        writes: keep what the main process writes into them.
+        recurse: also gather those of its submodules.
     """
     sharded = [parameter for parameter in module.parameters(recurse) if hasattr(parameter, "ds_id")]
     if not sharded:
@@ -195,25 +192,25 @@ def gathered(module: nn.Module, *, writes: bool = False, recurse: bool = False) 
         yield
 
 
-def refuse_sharding(accelerator: Accelerator, field: str) -> None:
-    """Raises InputError if the job was started with DeepSpeed; `field` needs the whole model."""
+def refuse_sharding(accelerator: Accelerator) -> None:
+    """Raise InputError for a dry run, which needs the whole model, if the job was started with DeepSpeed."""
     if Sharding.of(accelerator) is not None:
-        raise InputError(f"{field}: found true in a job with DeepSpeed, expected a job without it")
+        raise InputError("dry_run: found true in a job with DeepSpeed, expected a job without it")
 
 
 def _import_deepspeed() -> Any:
     import deepspeed
 
-    # A reduction in shared memory that nobody here calls. DeepSpeed would compile it on a CPU at the first use, for
-    # minutes, and a process that is ended meanwhile leaves a lock for which all later ones wait forever.
+    # An unused reduction in shared memory. DeepSpeed would compile it on a CPU at the first use, for minutes, and a
+    # process that is killed meanwhile leaves a lock for which all later ones wait forever.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # DeepSpeed calls torch by a name that is going to be another one, once for every parameter.
+    # DeepSpeed calls a deprecated function of torch, once for every parameter.
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.* is deprecated", category=FutureWarning)
     return deepspeed
 
 
 def _value(settings: dict[str, Any], field: str) -> Any:
-    """The value at a dotted path; None where there is none."""
+    """The value at a dotted path; None if missing."""
     value: Any = settings
     for name in field.split("."):
         value = value.get(name) if isinstance(value, dict) else None

@@ -1,4 +1,4 @@
-"""The server's trainable state, and which part of it predicts."""
+"""The server's trainable state, and the part of it that is evaluated."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from fedra_engine.models.task import HeadLayout
 
 @dataclass(frozen=True)
 class GlobalState:
-    """What the server keeps from round to round.
+    """The global model's trainable state.
 
     Attributes:
-        adapters: the global adapters [blocks, slot size].
-        heads: the global classifiers [exits, head size]; one, unless a method has early exits. The last is the
-            model's own.
-        base: weights of the adapter targets, per target [blocks, out, in], where a method writes into the frozen
-            model; empty: they are as loaded.
+        adapters: [blocks, slot size].
+        heads: classifiers [exits, head size]; one, unless a method has early exits. The last is the model's own.
+        base: weights of the adapter targets, per target [blocks, out, in], for a method that changes the frozen model;
+            empty if they are as loaded.
     """
 
     adapters: Tensor
@@ -30,24 +29,24 @@ class GlobalState:
     base: tuple[Tensor, ...] = ()
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors by name, for a checkpoint."""
+        """Tensors by name, for a checkpoint."""
         named = {"adapters": self.adapters, "heads": self.heads}
         return named | {f"base.{target}": weights for target, weights in enumerate(self.base)}
 
     def restored(self, tensors: Mapping[str, Tensor]) -> GlobalState:
-        """A state shaped and placed like this one with the values that `tensors` gave."""
+        """The state that `tensors()` returned, with the dtypes and devices of this one."""
         base = tuple(tensors[f"base.{target}"].to(weights) for target, weights in enumerate(self.base))
         return GlobalState(tensors["adapters"].to(self.adapters), tensors["heads"].to(self.heads), base)
 
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """Which part of a state predicts.
+    """The sub-model of a state to evaluate.
 
     Attributes:
-        blocks: int64 [blocks], ascending, the blocks of the model.
-        exits: ascending blocks after which a classifier sits; logits are averaged over all of them. Empty: the
-            one classifier at the end.
+        blocks: int64 [blocks], ascending.
+        exits: blocks after which there is a classifier, ascending; their logits are averaged. Empty if there is only
+            the classifier at the end.
     """
 
     blocks: NDArray[np.int64]
@@ -55,13 +54,13 @@ class EvaluatedModel:
 
 
 def named_tensors(state: GlobalState, adapters: AdapterLayout, head: HeadLayout) -> dict[str, Tensor]:
-    """All tensors of a state by name, as `adapter_tensors` and `head_tensors` have them."""
+    """The adapters and heads of a state, by the names of `adapter_tensors` and `head_tensors`."""
     named = adapter_tensors(range(len(state.adapters)), state.adapters, adapters)
     return named | head_tensors(range(len(state.heads)), state.heads, head, exits=len(state.heads))
 
 
 def adapter_tensors(blocks: Iterable[int], adapters: Tensor, layout: AdapterLayout) -> dict[str, Tensor]:
-    """`blocks.<block>.<target path>.lora_A|lora_B` of slots `adapters` [blocks, slot size], each contiguous."""
+    """Contiguous factors by name, `blocks.<block>.<target path>.lora_A|lora_B`, of slots [blocks, slot size]."""
     return {
         f"blocks.{block}.{name}": factor.contiguous()
         for block, slot in zip(blocks, adapters, strict=True)
@@ -70,10 +69,9 @@ def adapter_tensors(blocks: Iterable[int], adapters: Tensor, layout: AdapterLayo
 
 
 def head_tensors(indices: Iterable[int], heads: Tensor, layout: HeadLayout, *, exits: int) -> dict[str, Tensor]:
-    """`weight` [classes, features] and `bias` [classes] of `heads` [n, head size], the classifiers `indices`.
+    """`<name>.weight` [classes, features] and `<name>.bias` [classes] of `heads` [n, head size], at exits `indices`.
 
-    The last of all `exits` is `head`, an earlier one `exits.<index>`. No bias where the classifier has none, and
-    nothing of a head that is not trained.
+    The last of all `exits` is named `head`, an earlier one `exits.<index>`. Heads that are not trained are left out.
     """
     named = dict[str, Tensor]()
     for index, head in zip(indices, heads, strict=True) if layout.size else ():

@@ -16,7 +16,7 @@ from fedra_engine.runtime.errors import InputError
 
 
 def find_block_path(model: nn.Module, given: str | None) -> str:
-    """Dotted path of the block list: `given`, or the ModuleList/Sequential of equal blocks with most parameters."""
+    """Dotted path of the block list: `given`, or the largest ModuleList or Sequential of blocks of one class."""
     lists = {name: module for name, module in model.named_modules() if _is_block_list(module)}
     if given is not None and given not in lists:
         raise InputError(f"model.block_path: found {given!r}, expected one of {sorted(lists) or 'none found'}")
@@ -31,7 +31,7 @@ def find_block_path(model: nn.Module, given: str | None) -> str:
 def _is_block_list(module: nn.Module) -> bool:
     if not isinstance(module, nn.ModuleList | nn.Sequential) or len(module) < 2:
         return False
-    # A block mixes several layers; lists of bare Linears or norms are not blocks.
+    # Lists of single Linears or norms are not blocks.
     return len({type(child) for child in module}) == 1 and any(True for _ in module[0].children())
 
 
@@ -56,7 +56,7 @@ def find_output_path(model: nn.Module) -> str:
 
 
 def find_targets(blocks: nn.ModuleList | nn.Sequential, target_modules: list[str] | str) -> tuple[Target, ...]:
-    """The Linears of a block that `target_modules` names by PEFT's matching rules; equal in every block."""
+    """The Linears that `target_modules` matches by PEFT's rules; InputError unless they are the same in every block."""
     linears = [name for name, module in blocks[0].named_modules() if is_linear(module)]
     if target_modules == INCLUDE_LINEAR_LAYERS_SHORTHAND:
         target_modules = linears
@@ -86,7 +86,7 @@ def _targets_of(block: nn.Module, target_modules: list[str] | str) -> tuple[Targ
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether `module` can carry an adapter: torch's Linear, or GPT-2's Conv1D, whose weight is stored as [in, out]."""
+    """Whether `module` can carry an adapter: torch's Linear, or GPT-2's Conv1D, which stores its weight [in, out]."""
     return isinstance(module, nn.Linear | Conv1D)
 
 

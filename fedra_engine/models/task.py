@@ -1,7 +1,7 @@
-"""What a model is for: the head that makes its logits, the loss it is trained by, and what counts as right.
+"""Heads, losses and scores of classifiers and causal language models.
 
-A classifier's head is trained, one for each client. The output layer of a causal language model stays as it is, and
-all clients share it.
+Each client trains a classifier's head of its own. The output layer of a causal language model is frozen and shared by
+all clients.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from fedra_engine.models.token_loss import prediction_scores, token_cross_entrop
 from fedra_kernels import RowGroups, head_cross_entropy, head_logits
 
 _TRIAL_TOKENS = 8
-"""Of a text that a language model is tried on: logits are large."""
+"""Tokens of a text in a trial pass of a language model, whose logits are large."""
 
 
 @dataclass(frozen=True)
 class HeadLayout:
-    """Where the weight [classes, features] and bias [classes] of a classifier lie in a vector of `size`.
+    """Positions of the weight [classes, features] and bias [classes] of a classifier in a vector of `size`.
 
-    A classifier without a bias has room for one too, for the ops take one; it is zero and is not trained.
+    Without `has_bias` the bias is zero and not trained, but has its place, since the ops expect one.
     """
 
     classes: int
@@ -43,7 +43,7 @@ class HeadLayout:
 
     @property
     def trained_size(self) -> int:
-        """Parameters of one head that are trained, which come first."""
+        """Trained parameters of one head, which come first."""
         return self.size if self.has_bias else self.classes * self.features
 
     def weight(self, heads: Tensor) -> Tensor:
@@ -69,13 +69,13 @@ class HeadLayout:
 
 @dataclass(frozen=True)
 class ExitTable:
-    """Where the samples of a batch stand at each exit.
+    """The samples of a batch at each exit.
 
     Attributes:
         count: number of clients.
         distillation: weight λ of the mutual distillation between a client's exits.
-        rows: int64 [samples, exits], the sample's row of the logits at each of its client's exits; 0 where none.
-        present: bool [samples, exits], whether the client has that exit.
+        rows: int64 [samples, exits], the sample's row of the logits at each exit; 0 if absent.
+        present: bool [samples, exits], whether the sample's client has that exit.
         clients: int64 [samples], position of the sample's client in the batch.
         shares: float [samples], one over the number of samples of its client.
     """
@@ -94,8 +94,8 @@ class PassHeads:
 
     Attributes:
         parameters, gradients: banks [rows, head size].
-        groups: samples of the pass by head, the slots being rows of the banks; by client if there are no `exits`.
-        exits: how groups at several exits belong together; None where every client has one head.
+        groups: samples of the pass grouped by head (by client, without `exits`); slots are rows of the banks.
+        exits: the samples at several exits; None if every client has one head.
     """
 
     parameters: Tensor
@@ -105,12 +105,12 @@ class PassHeads:
 
 
 class Task(ABC):
-    """What distinguishes a classifier from a causal language model.
+    """The differences between a classifier and a causal language model.
 
     Attributes:
         head: the Linear that makes the logits, as loaded.
-        layout: of what clients train of it: a classifier, or nothing (`size` 0) of an output layer.
-        auto_class: how transformers' auto classes for this task are called, of models that take text.
+        layout: of a client's trained head; of `size` 0 if the head is frozen.
+        auto_class: transformers' auto class for text models is `AutoModelFor<auto_class>`.
     """
 
     auto_class: str
@@ -121,48 +121,49 @@ class Task(ABC):
 
     @property
     def trains_head(self) -> bool:
-        """Whether clients train the head, each its own."""
+        """Whether each client trains a head of its own."""
         return self.layout.size > 0
 
     @abstractmethod
     def losses(self, features: Tensor, batch: Batch, heads: PassHeads) -> Tensor:
-        """The loss of each client of a pass, [clients]; its backward adds the gradients of the `heads` to theirs.
+        """The loss of each client in a pass, [clients]; backward accumulates into the gradients of `heads`.
 
         `features` are the inputs of the heads for all samples of the `batch`.
         """
 
     @abstractmethod
     def loss_alone(self, at_exits: Sequence[Tensor], labels: Tensor, distillation: float) -> Tensor:
-        """The loss of a client that trains alone, from its logits [samples, …] at each exit, in torch's own words."""
+        """The loss of one client, from its logits [samples, …] at each exit, by torch's functions alone."""
 
     @abstractmethod
     def scores(self, features: Tensor, batch: Batch, heads: Sequence[Tensor]) -> Tensor:
-        """How well samples are predicted, float64 [samples, 4].
+        """Scores of each sample, float64 [samples, 4].
 
-        Of each sample: how many classes or learnt tokens are predicted correctly, of how many (1 for a classifier), how
-        many have no prediction, because logits are not finite, and the sum of the cross entropies of the rest.
+        The columns are the number of correct predictions, the number of predictions (1 for a classifier, else the
+        learnt tokens), how many of them are undefined because logits are not finite, and the sum of the cross entropies
+        of the others.
 
         Args:
-            features: inputs of the head for all samples of the `batch`, as many times as there are `heads`.
-            batch: these samples.
-            heads: classifiers [head size] whose logits are averaged, each of its part of the features.
+            features: inputs of each head, one head after the other, for all samples of the `batch`.
+            batch: the samples.
+            heads: classifiers [head size], whose logits are averaged.
         """
 
     @abstractmethod
     def make_head(self, values: Tensor) -> nn.Linear:
-        """The head of a client's own model, which holds `values` [head size]."""
+        """The head of a client's own model, with parameters `values` [head size]."""
 
     def whole_head(self) -> AbstractContextManager[None]:
-        """Where weights are sharded, all processes enter this for each pass that has a loss or scores."""
+        """Gather a sharded head; all processes enter this in each pass that has a loss or scores."""
         return nullcontext()
 
     def shortened(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """As much of `inputs` as it takes to try a model."""
+        """The part of `inputs` that a trial pass needs."""
         return inputs
 
 
 class Classification(Task):
-    """Images or texts have one label each, and clients train classifiers."""
+    """Classification of images or texts, by a head that each client trains."""
 
     auto_class = "SequenceClassification"
 
@@ -176,7 +177,7 @@ class Classification(Task):
         return exit_losses(head_logits(features, weight, bias, heads.groups, *sinks), batch.labels, heads.exits)
 
     def loss_alone(self, at_exits: Sequence[Tensor], labels: Tensor, distillation: float) -> Tensor:
-        # Every exit is the teacher of every other one; see `exit_losses`.
+        # As `exit_losses`, which vectorises it.
         loss = torch.stack([cross_entropy(logits, labels) for logits in at_exits]).sum()
         for student in at_exits:
             for teacher in at_exits:
@@ -197,13 +198,13 @@ class Classification(Task):
         layout = self.layout
         head = nn.Linear(layout.features, layout.classes, layout.has_bias, device=values.device, dtype=values.dtype)
         layout.load(values, head)
-        # A low-precision model hands its features to a head kept in full precision.
+        # The head has full precision even if the model does not.
         head.register_forward_pre_hook(lambda module, args: (args[0].to(values.dtype),))
         return head
 
 
 class CausalLM(Task):
-    """Texts whose next tokens are to be predicted, by an output layer that is frozen and shared."""
+    """Prediction of the next token, by a frozen output layer."""
 
     auto_class = "CausalLM"
 
@@ -246,9 +247,9 @@ def exit_losses(logits: Tensor, labels: Tensor, table: ExitTable) -> Tensor:
     Args:
         logits: [rows, classes] of all samples at all exits.
         labels: int64 [rows].
-        table: how rows belong together, and λ.
+        table: the rows of each sample, and λ.
     """
-    # The row that stands for an absent exit is another client's: even times zero, a NaN of that one would be one here.
+    # The row of an absent exit is another client's; `where`, as zero times a NaN would be NaN.
     here, present = table.present, table.present.to(logits.dtype)
     entropies = cross_entropy(logits, labels, reduction="none")[table.rows]
     total = entropies.where(here, 0).sum(1)
@@ -260,7 +261,7 @@ def exit_losses(logits: Tensor, labels: Tensor, table: ExitTable) -> Tensor:
         divergence = (p * log_p.detach()).sum(2)[:, None, :] - cross
         pairs = present[:, :, None] * present[:, None, :]
         others = (present.sum(1) - 1).clamp(min=1)
-        # The diagonal is KL(p_i ‖ p_i), of value zero but not of gradient zero.
+        # KL(p_i ‖ p_i) on the diagonal is zero, but its gradient is not.
         pairs = pairs * (1 - torch.eye(pairs.shape[1], dtype=pairs.dtype, device=pairs.device))
         total = total + table.distillation * (divergence * pairs).sum((1, 2)) / others
     return logits.new_zeros(table.count).index_add(0, table.clients, total * table.shares)

@@ -1,8 +1,8 @@
 """The loss of causal language models whose output layer is frozen and shared by all clients.
 
-The vocabulary is large: logits of all tokens of all clients at once would need more memory than the model. So the
-tokens meet the output layer in chunks, and since it is frozen, a chunk's gradient is taken at once and its logits are
-forgotten (as Liger-Kernel's fused linear cross entropy does it, arXiv 2410.10989).
+Logits of all tokens at once would need more memory than the model. So tokens pass the output layer in chunks, and since
+it is frozen, the gradient of a chunk is computed at once and its logits are discarded (as in Liger-Kernel's fused
+linear cross entropy, arXiv 2410.10989).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fedra_engine.data.samples import LearntTokens
 from fedra_kernels import to_device
 
 CHUNK_LOGITS = 2**26
-"""Most logits that exist at a time."""
+"""Maximum number of logits in a chunk."""
 
 
 def token_cross_entropy(
@@ -35,12 +35,12 @@ def token_cross_entropy(
     """Mean cross entropy of each client's learnt tokens, [count], in at least float32; 0 for a client without any.
 
     Args:
-        features: [samples, tokens, features] before the output layer, of which those at a token predict the next one;
-            the result is differentiable in them.
+        features: [samples, tokens, features], inputs of the output layer, differentiable; those at position t predict
+            token t + 1.
         labels: int64 [samples, tokens], the tokens themselves.
-        learnt: which of them are to be learnt.
+        learnt: the tokens that have a loss.
         weight, bias: of the output layer, [vocabulary, features] and [vocabulary] or None; frozen.
-        clients: int64 [samples], which client has each sample, on the host.
+        clients: int64 [samples], each sample's client, on the host.
         count: number of clients.
     """
     owners = clients[learnt.samples]
@@ -54,7 +54,7 @@ def token_cross_entropy(
 
 @torch.no_grad()
 def token_scores(features: Tensor, labels: Tensor, learnt: LearntTokens, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The `Task.scores` of samples by their learnt tokens, float64 [samples, 4]; arguments as `token_cross_entropy`."""
+    """`Task.scores` of the learnt tokens, float64 [samples, 4]; arguments as in `token_cross_entropy`."""
     rows, samples = to_device([_rows(features, learnt), learnt.samples], features.device)
     before, targets = _learnt(features, labels, rows)
     scores = torch.zeros(4, len(features), dtype=torch.float64, device=features.device)
@@ -68,10 +68,9 @@ def token_scores(features: Tensor, labels: Tensor, learnt: LearntTokens, weight:
 
 
 def prediction_scores(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Whether the largest of `logits` [rows, classes] is at `targets` [rows], whether there is none, and the loss.
+    """Scores of `logits` [rows, classes] for `targets` [rows]: correct, undefined and cross entropy, float64 [rows].
 
-    There is none, and nothing is right, where a logit is NaN or infinitely large: argmax would name some class. The
-    cross entropy is 0 there. All are float64 [rows].
+    A prediction is undefined, and its cross entropy 0, if the largest logit is NaN or infinite.
     """
     predicted = logits.argmax(1)
     defined = logits.gather(1, predicted[:, None])[:, 0].isfinite()
@@ -110,18 +109,18 @@ class _TokenCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor | None, ...]:
         gradient, shares, owners = ctx.saved_tensors
-        # One factor, not two: a token's share alone may be too small for float16.
+        # Multiplied first: a token's share alone may be too small for float16.
         factors = (grad_losses[owners] * shares).to(gradient.dtype)
         return gradient * factors[:, None], *([None] * 6)
 
 
 def _rows(features: Tensor, learnt: LearntTokens) -> NDArray[np.int64]:
-    """int64 [learnt], which rows of the features, of all samples one after another, predict each learnt token."""
+    """Rows of the flattened features [samples · tokens, …] that predict the learnt tokens, int64 [learnt]."""
     return learnt.samples * features.shape[1] + learnt.positions - 1
 
 
 def _learnt(features: Tensor, labels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The features `rows` before each learnt token [learnt, features], and the tokens, [learnt]."""
+    """Features that predict the learnt tokens, [learnt, features], and these tokens, [learnt]."""
     return features.flatten(0, 1).index_select(0, rows), labels.flatten().index_select(0, rows + 1)
 
 

@@ -1,2 +1,4 @@
-"""What every room stands on: processes of a job, random draws, errors, exit codes, files and tables. Imports no other
-room, and outside `processes` no torch."""
+"""Foundations: processes of a job, random draws, errors, exit codes, files and tables.
+
+Imports no other room, and no torch outside `processes`.
+"""

@@ -1,4 +1,4 @@
-"""The exceptions that launchers turn into a single line, and messages in which no name steers a terminal."""
+"""The exceptions that launchers turn into a single line, and helpers for messages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 _LONGEST = 300
-"""Characters of another library's message that are kept."""
+"""Maximum characters of another library's message."""
 _LONGEST_MESSAGE = 2000
 _LONGEST_VALUE = 200
 
@@ -17,8 +17,8 @@ _LONGEST_VALUE = 200
 class InputError(ValueError):
     """Something the user gave (a field, a file, a folder) cannot be used; exit code 2.
 
-    The message is one line: the field or file, what was found, what was expected. It is made one whatever the user's
-    text in it: control characters are escaped, and the middle of what is very long is left out.
+    The message is one line: the field or file, what was found, what was expected. Line breaks and control characters in
+    it are replaced, and a very long one loses its middle.
     """
 
     def __init__(self, message: str) -> None:
@@ -33,18 +33,18 @@ class ProcessLostError(RuntimeError):
 
 
 def one_line(error: Exception) -> str:
-    """What another library says is wrong: the first paragraph of its message, or the exception's name if it has none.
+    """The first paragraph of another library's message, shortened, or the exception's name if there is no message.
 
-    A first line alone may only announce what the next ones say; later paragraphs give advice.
+    The first line alone may only announce the next ones; later paragraphs give advice.
     """
     message = str(error).strip() or type(error).__name__
     return textwrap.shorten(message.partition("\n\n")[0], _LONGEST, placeholder=" …")
 
 
 def printable(text: str, keep: str = "") -> str:
-    """`text` with control characters and undecodable bytes as escapes such as `\\x1b`, but for those in `keep`.
+    """Escape control characters and undecodable bytes, as in `\\x1b`, except those in `keep`.
 
-    Names of files and labels can hold them; on a terminal they would move the cursor or turn the reading direction.
+    File names and labels can hold them; on a terminal they would move the cursor or reverse the reading direction.
     """
     if text.isprintable():
         return text
@@ -57,20 +57,20 @@ def printable(text: str, keep: str = "") -> str:
 
 
 class PrintableFormatter(logging.Formatter):
-    """Log lines in which no name steers a terminal."""
+    """Log lines without control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """As the class above has it, but `printable`."""
+        """Format and escape a record."""
         return printable(super().format(record), keep="\n")
 
 
 def _is_part_of_writing(character: str) -> bool:
-    """Whether it is a space, or joins or separates letters: what Python calls unprintable, and languages need."""
+    """Whether it is a space or a (non-)joiner: unprintable to Python, but part of written languages."""
     return unicodedata.category(character) == "Zs" or character in "\u200c\u200d"
 
 
 def first_few(names: Sequence[str], most: int) -> str:
-    """The first of `names`, at `most` so many, and how many others there are."""
+    """At `most` so many of `names`, and the number of others."""
     others = len(names) - most
     more = f" and {others:,} other{'s' if others > 1 else ''}" if others > 0 else ""
     return ", ".join(names[:most]) + more
@@ -82,7 +82,7 @@ def count_of(number: int, thing: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value in a message: as YAML has it, texts in quotes, and shortened."""
+    """A value for a message: as in YAML, with texts in quotes, and shortened."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     if isinstance(value, int) and abs(value) >= 10**20:

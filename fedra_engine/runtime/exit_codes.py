@@ -1,7 +1,7 @@
-"""How a launcher ends: one line and an exit code, never a traceback, however many processes there are.
+"""The end of a launcher: one line and an exit code, never a traceback, in any number of processes.
 
-Nothing here may import more than this package's errors: a launcher imports this first, and signals that arrive while it
-imports the rest are answered by what is here.
+This module imports nothing but this package's errors: a launcher imports it first, to handle signals while it imports
+the rest.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from typing import NoReturn
 from fedra_engine.runtime.errors import InputError, PrintableFormatter, ProcessLostError, one_line, printable
 
 BROKEN_OFF = 1
-"""Something of the machine failed; the same may succeed later."""
+"""The machine failed; the same command may succeed later."""
 BAD_INPUT = 2
 MAIN_SPEAKS_FIRST = 5.0
-"""Seconds that the other processes wait before they print. Once the main process has ended, `torchrun` ends them."""
+"""Seconds that other processes wait before they print. Once the main process has ended, `torchrun` ends them."""
 _SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
-"""Those that end a run as it is, with what is said then; the exit code is 128 and the signal's number."""
+"""Messages by signal; the exit code is 128 plus the signal's number."""
 _TELL_PARENT_DIED = 1
 """Linux's PR_SET_PDEATHSIG."""
 _SHOW_CURSOR = b"\x1b[?25h"
-"""A live display hides it."""
+"""Undoes what a live display does."""
 _EXPECTED = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "expected room for it on its disk"),
     **dict.fromkeys((errno.EACCES, errno.EPERM), "expected a place that this user may use"),
@@ -39,7 +39,7 @@ _EXPECTED = {
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asks this process to end."""
+    """A signal of `_SIGNALS` arrived."""
 
     def __init__(self, number: int) -> None:
         super().__init__(_SIGNALS[signal.Signals(number)])
@@ -47,7 +47,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class _Watch:
-    """The process that answers signals, how much it has open that has to be closed, and whether it is closing that."""
+    """State of the signal handler: its process, open `unwound_by_signals` blocks, and whether they are being left."""
 
     process: int | None = None
     open = 0
@@ -55,17 +55,17 @@ class _Watch:
 
 
 def watch_signals() -> None:
-    """Answer signals from now on: end at once, unless within `unwound_by_signals`, and at once when asked again."""
+    """Handle signals from now on: they end the process at once, within `unwound_by_signals` only the second one."""
     _Watch.process, _Watch.open, _Watch.unwinding = os.getpid(), 0, False
     for number in _SIGNALS:
-        # Shells have commands in the background ignore interrupts.
+        # A shell starts background commands with interrupts ignored.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _receive)
 
 
 @contextmanager
 def unwound_by_signals() -> Iterator[None]:
-    """Within, the first signal raises `Interrupted`, so that what is open is closed."""
+    """Let the first signal inside raise `Interrupted`, so that open resources are closed."""
     _Watch.open += 1
     try:
         yield
@@ -74,7 +74,7 @@ def unwound_by_signals() -> Iterator[None]:
 
 
 def _receive(number: int, frame: object) -> None:
-    # Processes that were forked from this one have nothing to say.
+    # Forked processes end silently.
     if os.getpid() == _Watch.process:
         if _Watch.open and not _Watch.unwinding:
             _Watch.unwinding = True
@@ -82,19 +82,19 @@ def _receive(number: int, frame: object) -> None:
         with suppress(OSError):
             if sys.stdout is not None and sys.stdout.isatty():
                 os.write(1, _SHOW_CURSOR)
-            # Python's own stream may be in the middle of a line.
+            # Not through sys.stderr, which may be in the middle of a write.
             if line := _interrupt_line(Interrupted(number)):
                 os.write(2, f"{line}\n".encode())
     os._exit(128 + number)
 
 
 def exit_code(main: Callable[[], None]) -> int:
-    """Run `main`, and turn what ends it early into one line on stderr and a code.
+    """Run `main`; if an exception ends it, print one line to stderr and return the exit code.
 
-    2 for bad input; 1 when a process was lost or the operating system refused something, such as room on a disk; 130
-    for an interrupt, 143 when terminated, and 141, without a line, when nobody reads on what is printed, as shells
-    have it. A note that was added to an exception says how to go on.
-    In a job of several processes only the main one prints; others print only if it has not ended the job within 5 s.
+    The code is 2 for bad input; 1 if a process was lost or the operating system refused something, such as space on a
+    disk; and as in shells 130 for an interrupt, 143 for a termination, and 141, without a line, for a closed pipe. A
+    note that was added to the exception is appended to the line.
+    In a job of several processes only the main one prints; others do if it has not ended the job within 5 s.
     """
     if logging.lastResort is not None:
         # Prints the engine's warnings.
@@ -102,7 +102,7 @@ def exit_code(main: Callable[[], None]) -> int:
     watch_signals()
     try:
         main()
-        # What was printed may not have been written yet. There is no stdout if it was closed before the start.
+        # Flushed here, to report an error as one of `main`. None if stdout was closed before the start.
         if sys.stdout is not None:
             sys.stdout.flush()
     except (InputError, ProcessLostError) as error:
@@ -133,13 +133,12 @@ def exit_code(main: Callable[[], None]) -> int:
 def end(code: int) -> NoReturn:
     """End this process with the exit `code`.
 
-    One that has met others goes without the destructors of C++: a thread of torch.distributed that still waits then,
-    of which DeepSpeed can leave some, would make it crash in its last moment.
+    A process that has joined others skips C++ destructors, which a thread of torch.distributed that is still waiting
+    (DeepSpeed may leave some) would crash.
     """
-    # All has been said.
     for number in _SIGNALS:
         signal.signal(number, lambda *_: os._exit(code))
-    # What cannot be written has been reported; Python would try again, and report it in its own way.
+    # Errors have been reported; Python would flush again and print another one.
     for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
@@ -154,13 +153,13 @@ def end(code: int) -> NoReturn:
 
 
 def die_with_parent(number: int = signal.SIGKILL) -> None:
-    """Let the kernel send this process a signal when its parent ends, however that happens; Linux only."""
+    """Let the kernel send this process a signal when its parent ends for any reason; Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_TELL_PARENT_DIED, number)
 
 
 def _interrupt_line(interrupt: KeyboardInterrupt) -> str:
-    """The line to print; empty in a process that is not the main one."""
+    """The line to print; empty unless this is the main process."""
     if os.environ.get("RANK", "0") != "0":
         return ""
     message = str(interrupt) or _SIGNALS[signal.SIGINT]
@@ -186,7 +185,7 @@ def _line(error: BaseException, message: str) -> str:
 
 
 def _print(line: str) -> None:
-    # When one process has died, a launcher ends the others with a signal.
+    # A launcher sends the other processes a signal when one has died.
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     with suppress(OSError):

@@ -1,8 +1,7 @@
-"""Files and folders that appear whole or not at all, and that outlast a power cut once they are there.
+"""Atomic, durable writing of files and folders; content hashes; checks against overwriting another command's files.
 
-What is unfinished has a name that starts with a dot and ends in `.tmp`; what a killed process left of it is in nobody's
-way. Whatever cannot be written is an OSError that names it. Also here: hashes that tell whether content is as it was
-written, and checks that no command replaces what another made.
+Unfinished files and folders have names that start with a dot and end in `.tmp`; those of killed processes do no harm.
+All errors of writing are OSErrors that name the file.
 """
 
 from __future__ import annotations
@@ -24,20 +23,20 @@ _UNFINISHED = ".tmp"
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file so that readers see the old or the new content, never part of it."""
+    """Write a file atomically: readers see either the old or the new content."""
     with whole_file(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A file to write, which takes the place of `path` at the end."""
+    """A file to write, which replaces `path` at the end."""
     temporary = path.with_name(f".{path.name}{_UNFINISHED}")
     with writing(path):
         try:
             temporary.unlink(missing_ok=True)
             temporary.touch()
-            # Libraries may make files that only their owner can read.
+            # Libraries may replace the file by one that only its owner can read.
             mode = temporary.stat().st_mode
             yield temporary
             temporary.chmod(mode)
@@ -52,7 +51,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_files(folder: Path) -> Iterator[Path]:
-    """An empty folder to write files in, each of which takes the place of its name in `folder` at the end."""
+    """An empty folder to write files into, which replace those of the same names in `folder` at the end."""
     make_folders(folder)
     with writing(folder):
         temporary = folder / f".new{_UNFINISHED}"
@@ -69,7 +68,7 @@ def whole_files(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """An empty folder to fill with files, which becomes `path` at the end; FileExistsError if something is there."""
+    """An empty folder to fill with files, which becomes `path` at the end; FileExistsError if that exists."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{_UNFINISHED}")
     with writing(path):
         temporary.mkdir()
@@ -78,7 +77,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
             for file in temporary.iterdir():
                 _sync(file)
             _sync(temporary)
-            # Renaming refuses all that may be there but an empty folder, which it replaces.
+            # Renaming would replace an empty folder.
             if os.path.lexists(path):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
             try:
@@ -94,7 +93,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def make_folders(path: Path) -> None:
-    """Make a folder, and those above it, where there is none."""
+    """Make a folder and its parents, unless they exist."""
     if path.is_dir():
         return
     make_folders(path.parent)
@@ -104,7 +103,7 @@ def make_folders(path: Path) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what killed processes left unfinished in `folder`; no other process may be writing there."""
+    """Remove the unfinished files of killed processes from `folder`; no other process may be writing there."""
     for path in folder.glob(f".*{_UNFINISHED}"):
         if path.is_dir():
             shutil.rmtree(path)
@@ -114,14 +113,14 @@ def remove_unfinished(folder: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Make whatever says that something cannot be written an OSError that names `path`."""
+    """Turn errors of writing into an OSError that names `path`."""
     try:
         yield
     except OSError as error:
-        # Some libraries give no number.
+        # Some libraries give no error number.
         raise OSError(error.errno or errno.EIO, error.strerror or one_line(error), str(path)) from error
     except Exception as error:
-        # Libraries written in Rust have exceptions of their own, which end like this.
+        # Libraries written in Rust raise their own exceptions, with a message that ends like this.
         number = re.search(r"\(os error (\d+)\)", str(error))
         if number is None:
             raise
@@ -129,20 +128,20 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def content_hash(content: bytes = b"") -> hashlib.blake2b:
-    """A hash of `content`, to which more can be added; its `hexdigest` is kept beside what will be read back."""
+    """A hash object of `content`, to which more can be added."""
     return hashlib.blake2b(content, digest_size=16)
 
 
 def check_regular(file: Path | str) -> None:
-    """Raise OSError if `file` is none, or something that reading could wait for without end, such as a pipe."""
+    """Raise OSError if `file` does not exist, or is not a regular file: reading a pipe could wait forever."""
     if not stat.S_ISREG(os.stat(file).st_mode):
         raise OSError(errno.EINVAL, "it is no regular file")
 
 
 def check_own(paths: Iterable[Path], mark: Path) -> None:
-    """Raises InputError if writing to `paths` would replace what somebody else made.
+    """Raise InputError if writing to `paths` would replace files that this command did not make.
 
-    The caller leaves the file `mark`, such as a lock, beside what it writes itself.
+    The file `mark`, such as a lock, which the caller writes beside `paths`, shows that it made them.
     """
     if mark.is_dir():
         raise InputError(f"{mark}: found a folder, expected a file or nothing")
@@ -153,7 +152,7 @@ def check_own(paths: Iterable[Path], mark: Path) -> None:
 
 
 def check_unused(option: str, folder: Path) -> None:
-    """Raises InputError unless the `folder` that an `option` names is empty, or not there."""
+    """Raise InputError unless the `folder` that an `option` names is empty or does not exist."""
     try:
         used = os.path.lexists(folder) and any(folder.iterdir())
     except OSError as error:
@@ -163,12 +162,12 @@ def check_unused(option: str, folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Return once the content of a file, or the names in a folder, are on the disk."""
+    """Wait until the content of a file, or the entries of a folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network file systems keep no order of names to wait for.
+        # Some network file systems cannot sync a folder.
         if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
             raise
     finally:

@@ -1,7 +1,7 @@
-"""The processes of a job: what each must know of the others, and the few things they exchange.
+"""The processes of a job and their collective operations.
 
-Launchers (`torchrun`, `accelerate launch`) start the processes, accelerate finds them, torch.distributed carries what
-they exchange: over gloo between CPUs, over nccl between GPUs. All processes must make the same calls in the same order.
+Launchers (`torchrun`, `accelerate launch`) start the processes, accelerate finds them, and torch.distributed connects
+them, by gloo between CPUs and nccl between GPUs. All processes must make the same calls in the same order.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 TIMEOUT = timedelta(hours=1)
-"""How long a process waits for another one. One that died is noticed at once; this is for one that hangs, and must be
-longer than the slowest process can be behind the fastest."""
+"""How long a process waits for another one that hangs (one that died is noticed at once); longer than the slowest
+process can be behind the fastest."""
 _LARGE = 2**25
-"""Bytes from which a tensor is sent from where it lies: copying it would cost more than one more message."""
+"""Tensors of at least so many bytes are sent one by one; smaller ones are concatenated."""
 
 
 def join_job() -> Accelerator:
-    """Meet the other processes of the job, if a launcher started any, and take this process's device and threads."""
+    """Join the other processes of the job, if a launcher started any, and choose this process's device and threads."""
     from accelerate import Accelerator, InitProcessGroupKwargs
 
     # Threads of torch.distributed crash a process that ends while they run.
@@ -41,17 +41,17 @@ def join_job() -> Accelerator:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 and not launched_with_deepspeed():
         return Accelerator()
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    # Without a GPU, accelerate treats each process as a single one unless it is asked to use the CPU.
+    # Without a GPU, accelerate does not connect the processes unless it is told to use the CPU.
     cpu = _use_cpu()
     if cpu:
         torch.set_num_threads(max(1, min(torch.get_num_threads(), _cores() // local)))
     else:
-        check_places("processes", local, oversubscribe=True)
+        check_places(local, oversubscribe=True)
     try:
         with _raising_process_lost():
             return Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)])
     except AttributeError as error:
-        # What accelerate's launcher calls the file; it takes whatever the file holds for fields.
+        # Set by accelerate's launcher; accelerate does not check the file's structure.
         file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
         if file is None:
             raise
@@ -65,23 +65,23 @@ def join_job() -> Accelerator:
         ) from error
 
 
-def check_places(option: str, processes: int, threads: int = 1, *, oversubscribe: bool = False) -> None:
-    """Raises InputError unless each of `processes` has a GPU, where these are used, and a core for each thread.
+def check_places(processes: int, threads: int = 1, *, oversubscribe: bool = False) -> None:
+    """Raise InputError unless each of `processes` has a core for each thread and, if GPUs are used, a GPU.
 
-    With `oversubscribe` they may share cores, but never GPUs. `option` is where the number was given.
+    With `oversubscribe` they may share cores, but not GPUs.
     """
     if not _use_cpu() and processes > torch.cuda.device_count():
         gpus = count_of(torch.cuda.device_count(), "GPU")
         raise InputError(
-            f"{option}: found {processes} on a machine with {gpus}, expected at most one for "
+            f"processes: found {processes} on a machine with {gpus}, expected at most one for "
             "each GPU (ACCELERATE_USE_CPU=true runs them on the CPU)"
         )
     if not oversubscribe:
-        check_cores(option, processes, threads, " (--oversubscribe true lets processes share cores)")
+        check_cores("processes", processes, threads, " (--oversubscribe true lets processes share cores)")
 
 
 def check_cores(option: str, count: int, threads: int = 1, advice: str = "") -> None:
-    """Raises InputError unless this process may use a core for each of the `threads` of `count` processes."""
+    """Raise InputError unless this process may use a core for each of the `threads` of `count` processes."""
     if count * threads > _cores():
         each = f" with {threads} threads each" if threads > 1 else ""
         cores = count_of(_cores(), "core")
@@ -97,7 +97,7 @@ def _cores() -> int:
 
 
 def launched_with_deepspeed() -> bool:
-    """Whether accelerate's launcher was asked to use DeepSpeed."""
+    """Whether accelerate's launcher was told to use DeepSpeed."""
     return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
 
 
@@ -107,10 +107,10 @@ def _leave_job() -> None:
 
 
 class Processes:
-    """The processes of a job as one of them sees them."""
+    """The processes of a job, seen from one of them."""
 
     def __init__(self, index: int, count: int, device: torch.device) -> None:
-        """Process `index` of `count`; what it exchanges goes through the memory of `device`."""
+        """Process `index` of `count`, which exchanges tensors on `device`."""
         self.index = index
         self.count = count
         self._device = device
@@ -123,33 +123,30 @@ class Processes:
 
     @classmethod
     def of(cls, accelerator: Accelerator) -> Processes:
-        """The processes that accelerate found."""
+        """The processes of an accelerate job."""
         return cls(accelerator.process_index, accelerator.num_processes, accelerator.device)
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
+        """Whether this process writes the files and prints."""
         return self.index == 0
 
     def all_reduce_(self, tensors: Sequence[Tensor]) -> None:
-        """Replace every tensor by its sum over all processes, in place; all of one dtype in one reduction.
-
-        Every process ends with the same bits.
-        """
+        """Replace every tensor by its sum over all processes, in place; the result is bitwise equal on all."""
         self._apply(tensors, dist.all_reduce)
 
     def broadcast_(self, tensors: Sequence[Tensor]) -> None:
-        """Replace every tensor by the main process's, in place."""
+        """Replace every tensor by that of the main process, in place."""
         self._apply(tensors, lambda tensor: dist.broadcast(tensor, src=0))
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` is true on some process."""
+        """Whether `flag` is true on any process."""
         flags = torch.tensor([int(flag)])
         self.all_reduce_([flags])
         return bool(flags[0] > 0)
 
     def all_gather_object(self, value: Value) -> list[Value]:
-        """`value` of every process, in order of index, on every process."""
+        """`value` of every process, by index."""
         if self.count == 1:
             return [value]
         values: list[Value | None] = [None] * self.count
@@ -158,7 +155,7 @@ class Processes:
         return values  # type: ignore[return-value]
 
     def broadcast_object(self, value: Value) -> Value:
-        """What the main process passes as `value`, on every process; the others' is ignored."""
+        """The main process's `value`."""
         if self.count == 1:
             return value
         values = [value if self.is_main else None]
@@ -168,9 +165,9 @@ class Processes:
 
     @contextmanager
     def raise_on_all(self) -> Iterator[None]:
-        """What follows ends the same way on all processes: bad input that one of them finds is raised by all.
+        """Raise an InputError of one process on all processes, at the end of the `with` block.
 
-        For stretches in which the processes do not wait for one another but at the end of such stretches in them.
+        Inside, processes must not wait for one another, except at the end of nested `raise_on_all` blocks.
         """
         if self.count == 1:
             yield
@@ -180,7 +177,7 @@ class Processes:
             yield
         except InputError as error:
             if error is self._raised_by_all:
-                # Out of a stretch in this one; a process that found it between the two is not there to ask again.
+                # From a nested block, so every process raises it.
                 raise
             found = error
         if self.any(found is not None):
@@ -189,7 +186,7 @@ class Processes:
             raise self._raised_by_all from found
 
     def _apply(self, tensors: Sequence[Tensor], collective: Callable[[Tensor], object]) -> None:
-        """Apply `collective`, which works in place, to all tensors: large ones, and the others of a type together."""
+        """Apply an in-place `collective` to all tensors: large ones one by one, small ones of a dtype together."""
         if self.count == 1:
             return
         small: defaultdict[torch.dtype, list[Tensor]] = defaultdict(list)
@@ -218,7 +215,7 @@ def _raising_process_lost() -> Iterator[None]:
 
 
 def lost_process(error: RuntimeError) -> ProcessLostError | None:
-    """What `error` means if it came from torch.distributed, which DeepSpeed also calls directly; None if not."""
+    """The ProcessLostError for an `error` of torch.distributed, which DeepSpeed also calls directly; else None."""
     # gloo's errors have no type of their own, but name its source files.
     return _lost_process(error) if isinstance(error, dist.DistError) or "/gloo/" in str(error) else None
 

@@ -1,6 +1,6 @@
-"""Every random draw of the engine comes from (seed, round, client, purpose) and from nothing else.
+"""Random draws, each determined by (seed, round, client, purpose) alone.
 
-So no draw depends on how clients are batched, on the number of processes, or on what ran before.
+So no draw depends on how clients are batched, on the number of processes, or on earlier draws.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SERVER = -1
-"""The `client` of draws that belong to nobody in particular: sampling, allocation, initial adapters."""
+"""The `client` of the server's draws, such as sampling, allocation and initial adapters."""
 
 
 def generator(seed: int, *, round: int = 0, client: int = SERVER, purpose: str) -> np.random.Generator:
@@ -29,15 +29,15 @@ def generator(seed: int, *, round: int = 0, client: int = SERVER, purpose: str) 
 
 @dataclass(frozen=True)
 class SampleDraws:
-    """What is drawn for every sample of a batch that several clients may share.
+    """Random draws for the samples of a batch that several clients may share.
 
-    A sample's draws depend on the seed, the round, its client, the client's local step and the sample's place among
-    those of the client, and on nobody else in the batch.
+    A sample's draws depend only on the seed, the round, the client, its local step, and the sample's position among
+    those of the client.
 
     Attributes:
         seed, round: of the experiment.
-        clients: the client of each group of samples, in the order of the batch.
-        steps: the local step that each of these is at.
+        clients: client of each group of samples, in the order of the batch.
+        steps: local step of each group.
         sizes: samples of each group.
     """
 
@@ -48,7 +48,7 @@ class SampleDraws:
     sizes: Sequence[int]
 
     def uniform(self, count: int) -> NDArray[np.float64]:
-        """Numbers from 0 to below 1, [samples, count]."""
+        """Uniform draws from [0, 1), [samples, count]."""
         groups = zip(self.clients, self.steps, self.sizes, strict=True)
         return np.concatenate(
             [
@@ -61,7 +61,7 @@ class SampleDraws:
 
 
 class _Digest(np.random.SeedSequence):
-    """Hands a digest to Philox as its key; `Philox(key=…)` does the same but asks the system for entropy first."""
+    """Makes a digest the key of Philox; `Philox(key=…)` does the same, but asks the system for entropy first."""
 
     def __init__(self, digest: bytes) -> None:
         self._words = np.frombuffer(digest, dtype="<u8").astype(np.uint64)

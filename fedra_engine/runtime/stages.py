@@ -1,4 +1,4 @@
-"""Say what a run is doing where that takes long: on the engine's log, which `Console` shows and keeps in run.log."""
+"""Progress lines of long operations, in the engine's log, which `Console` shows and keeps in run.log."""
 
 from __future__ import annotations
 
@@ -7,20 +7,17 @@ import threading
 from typing import Self
 
 _FIRST = 1.0
-"""Seconds without a word; what is done by then needs none."""
+"""Seconds before the first line."""
 _LONGEST = 60.0
-"""Most seconds between two lines; each pause before is twice as long as the last."""
+"""Maximum seconds between two lines; until then each pause is twice as long as the last."""
 _LOG = logging.getLogger(__name__)
 
 
 class Stage:
-    """Something that may take long; a context manager that says so, from time to time, until it is left.
-
-    A line comes even if nothing has been done yet, as the first batch of a large model alone may take a minute.
-    """
+    """A context manager that logs from time to time that an operation is still running, even without progress."""
 
     def __init__(self, what: str, total: int | None = None) -> None:
-        """`what` is done, to `total` things, if these can be counted."""
+        """`what` is the operation, `total` the number of its steps, if known."""
         self._what = what
         self.total = total
         self._done = 0
@@ -35,7 +32,7 @@ class Stage:
         self._over.set()
 
     def advance(self, count: int) -> None:
-        """Of these things, `count` more are done."""
+        """Count `count` more steps as done."""
         self._done += count
 
     def _talk(self) -> None:

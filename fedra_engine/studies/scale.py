@@ -43,7 +43,7 @@ def scale(scaling: Scaling) -> None:
     # What would be in the way of a later point is known before the first.
     for point in points:
         check_cores("threads", point.threads)
-        check_places("processes", point.processes, point.threads, oversubscribe=scaling.oversubscribe)
+        check_places(point.processes, point.threads, oversubscribe=scaling.oversubscribe)
         check_own([point.path], point.lock_file)
     REPORT.check(folder)
     make_folder(folder)

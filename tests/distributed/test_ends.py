@@ -69,21 +69,21 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
 def test_processes_share_cores_only_if_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "_cores", lambda: 4)
     monkeypatch.setattr(processes, "_use_cpu", lambda: True)
-    check_places("processes", 2, 2)
+    check_places(2, 2)
     with pytest.raises(
         InputError, match="processes: found 3 with 2 threads each, expected no more than this machine's 4 cores"
     ):
-        check_places("processes", 3, 2)
+        check_places(3, 2)
     with pytest.raises(InputError, match=r"processes: found 5, .* \(--oversubscribe true"):
-        check_places("processes", 5)
-    check_places("processes", 5, oversubscribe=True)
+        check_places(5)
+    check_places(5, oversubscribe=True)
 
 
 def test_processes_never_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "_use_cpu", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(InputError, match="processes: found 3 on a machine with 2 GPUs"):
-        check_places("processes", 3, oversubscribe=True)
+        check_places(3, oversubscribe=True)
 
 
 def test_a_failing_collective_is_a_lost_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,9 +108,9 @@ def test_what_needs_the_whole_model_refuses_a_job_with_deepspeed() -> None:
     state = SimpleNamespace(deepspeed_plugin=plugin)
     accelerator: Any = SimpleNamespace(state=state, device=torch.device("cuda"))
     with pytest.raises(InputError, match="dry_run: found true in a job with DeepSpeed"):
-        refuse_sharding(accelerator, "dry_run")
+        refuse_sharding(accelerator)
     state.deepspeed_plugin = None
-    refuse_sharding(accelerator, "dry_run")
+    refuse_sharding(accelerator)
 
 
 def test_a_deepspeed_configuration_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

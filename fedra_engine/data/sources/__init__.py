@@ -1,4 +1,4 @@
-"""Where samples come from; every source yields the same kind of data."""
+"""The registry of data sources, all of which yield `DomainData`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
 Source = Callable[[DataConfig, int], DomainData]
-"""Loads the samples that a configuration names; the experiment's seed draws a test set where they have none."""
+"""Loads the samples that a configuration names; the seed draws a test set if they have none. Raises InputError."""
 
 SOURCES: dict[str, Source] = {
     "digits": load_digits_source,
@@ -30,10 +30,9 @@ SOURCES: dict[str, Source] = {
 
 
 def register_source(name: str) -> Callable[[Source], Source]:
-    """A decorator that makes a function the source `name`; `prepare_source` does what all sources do in the end.
+    """A decorator that registers a function, which should end with `prepare_source`, as the source `name`.
 
-    Raises:
-        InputError: the name is taken.
+    Raises InputError if the name is taken.
     """
     return registering(SOURCES, "data.source", name)
 
@@ -42,15 +41,15 @@ def load_source(config: DataConfig, seed: int) -> DomainData:
     """The samples that `config` names, restricted to its `domains` and `classes`; `seed` draws a missing test set.
 
     Raises:
-        InputError: the source has no such file, domain or column, or samples that cannot be used.
+        InputError: a file, domain or column is missing, or a sample cannot be used.
     """
     return SOURCES[config.source](config, seed)
 
 
 def dataset_source(dataset: Dataset | DatasetDict, config: DataConfig, seed: int) -> DomainData:
-    """The same of a data set in memory: texts to learn where `config.source` is `causal_lm`, else labelled samples.
+    """The same for a data set in memory: unlabelled texts if `config.source` is `causal_lm`, else labelled samples.
 
     Raises:
-        InputError: the data set has no training split or column, or samples that cannot be used.
+        InputError: the training split or a column is missing, or a sample cannot be used.
     """
     return dataset_samples(splits_of(dataset, "dataset"), config, seed, "dataset")

@@ -1,9 +1,8 @@
 """The embedded experiment: scikit-learn's handwritten digits as six visual domains, nothing to download.
 
-The 1,797 images are divided once, stratified by class, into disjoint parts: one to pretrain the foundation
-model on, one to measure it on, and a training and a test part for every domain. No image is in two parts, so
-no domain shares an image with another and the federation never sees what the foundation model learned from.
-All draws have a seed of their own: the images are the same in every experiment.
+The 1,797 images are divided, stratified by class, into disjoint parts: one to pretrain the foundation model, one to
+evaluate it, and a training and a test part for every domain. So no domain shares an image with another or with
+pretraining. All draws have a seed of their own: the images are the same in every experiment.
 """
 
 from __future__ import annotations
@@ -24,26 +23,24 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Images = NDArray[np.float64]
-"""Grey levels [images, height, width]: 0 is paper, 1 is ink."""
+"""Grey levels [images, height, width] from 0 (paper) to 1 (ink)."""
 
 DIGITS_SEED = 1797
 PRETRAINING_IMAGES = 477
 HELD_OUT_IMAGES = 120
-TRAIN_IMAGES = 140
-"""Training images of one domain."""
-TEST_IMAGES = 60
-"""Test images of one domain."""
+TRAIN_IMAGES, TEST_IMAGES = 140, 60
+"""Images of each domain."""
 
 
 def edges(images: Images, rng: np.random.Generator) -> Images:
-    """Magnitude of the brightness gradient, stretched to the full range of each image."""
+    """Magnitude of the brightness gradient, scaled to a maximum of 1 in each image."""
     vertical, horizontal = np.gradient(images, axis=(1, 2))
     magnitude = np.hypot(vertical, horizontal)
     return magnitude / magnitude.max(axis=(1, 2), keepdims=True)
 
 
 def textured(images: Images, rng: np.random.Generator) -> Images:
-    """Each digit written on grey-striped paper: stripes two pixels wide, starting at a random row."""
+    """Digits on grey-striped paper: stripes two pixels wide, starting at a random row."""
     count, height, _ = images.shape
     row = np.arange(height) + rng.integers(4, size=(count, 1))
     paper = 0.7 * (row // 2 % 2)[:, :, np.newaxis]
@@ -52,24 +49,22 @@ def textured(images: Images, rng: np.random.Generator) -> Images:
 
 DOMAINS: dict[str, Callable[[Images, np.random.Generator], Images]] = {
     "clean": lambda images, rng: images,
-    # Paper and ink exchanged.
     "inverted": lambda images, rng: 1.0 - images,
-    # A quarter turn counter-clockwise.
     "rotated": lambda images, rng: np.rot90(images, axes=(1, 2)),
-    # A half-normal amount of extra ink on every pixel, saturating.
+    # Adds a half-normal amount of ink to every pixel.
     "noisy": lambda images, rng: np.minimum(images + np.abs(rng.normal(scale=0.6, size=images.shape)), 1.0),
     "edges": edges,
     "textured": textured,
 }
-"""What is done to the scans in each domain, in the order that client capacities follow."""
+"""The transformation of the scans in each domain; client capacities follow this order."""
 
 
 def split_digits(labels: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
     """Divide scikit-learn's digits, whose classes are `labels` [images], into disjoint parts, stratified by class.
 
     Returns:
-        Rows of each part: `pretraining`, what the foundation model is trained on; `held_out`, on which it is measured;
-        and `train <domain>` and `test <domain>` of every domain.
+        Rows of each part: `pretraining` and `held_out` to train and evaluate the foundation model, and
+        `train <domain>` and `test <domain>` for every domain.
     """
     names = ["pretraining", "held_out", *(f"{part} {domain}" for domain in DOMAINS for part in ("train", "test"))]
     counts = [PRETRAINING_IMAGES, HELD_OUT_IMAGES] + [TRAIN_IMAGES, TEST_IMAGES] * len(DOMAINS)
@@ -78,20 +73,16 @@ def split_digits(labels: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
 
 
 def load_digits_source(config: DataConfig, seed: int) -> DomainData:
-    """The federation's samples; they bring their test set, so `seed` draws nothing.
-
-    Raises:
-        InputError: a domain that does not exist.
-    """
+    """The samples of all domains; they have a test set, so `seed` draws nothing."""
     splits = {split: digits_dataset([f"{split} {domain}" for domain in DOMAINS]) for split in ("train", "test")}
-    # Made up, so nothing of it is kept in the cache.
+    # Generated images are not cached.
     return replace(dataset_samples(splits, config, seed), sample_sources=None, fingerprint=None)
 
 
 def digits_dataset(parts: Sequence[str]) -> Dataset:
-    """The images (8 × 8, mode L), labels and domains of some of the parts of `split_digits`.
+    """The images (8 × 8, mode L), labels and domains of `parts` that `split_digits` names.
 
-    Those of a domain are changed as it has them; what the foundation model is trained and measured on is `clean`.
+    Images are transformed by their domain; those for the foundation model are `clean`.
     """
     from datasets import ClassLabel, Dataset, Features, Image
     from sklearn.datasets import load_digits
@@ -115,7 +106,7 @@ def digits_dataset(parts: Sequence[str]) -> Dataset:
 
 
 def _interleave_classes(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """A random order of the rows in which every stretch has the classes in their overall proportions."""
+    """A random order of the rows in which every range has about the same proportions of classes."""
     rng = generator(DIGITS_SEED, purpose="digits split")
     position = np.empty(len(labels))
     for label in np.unique(labels):

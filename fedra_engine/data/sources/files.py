@@ -1,4 +1,4 @@
-"""Folders of samples, and csv, tsv, jsonl, parquet and txt files read row by row; errors name file and line."""
+"""Listing folders of samples, and reading csv, tsv, jsonl, parquet and txt files row by row."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 TRAIN = "train"
 HELD_OUT = ("test", "validation", "valid", "val", "dev")
-"""Names of splits that are not trained on; the first one that has samples and labels becomes the test set."""
+"""Names of splits other than the training split; the first one with labelled samples becomes the test set."""
 ONE_DOMAIN = "all"
-"""Name of the only domain of samples that have none."""
+"""Name of the domain if there are no others."""
 _AT_ONCE = 1000
-"""Rows of a parquet file that are in memory."""
+"""Rows of a parquet file in memory."""
 _MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",
@@ -35,14 +35,14 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-"""Byte order marks, longer ones before those that they begin with, and the encodings that they belong to."""
+"""Encodings by byte order mark; a mark comes before any prefix of it."""
 _SHOWN = 3
-"""Files that are named; more are counted."""
+"""Maximum number of files that a message names."""
 _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
-"""What Windows leaves in folders, where other systems leave hidden files."""
+"""Files that Windows leaves in folders."""
 
 Row = tuple[SampleSource, Mapping[str, Any]]
-"""Where a row is, and its values by column."""
+"""The source of a row, and its values by column."""
 
 
 class Table(NamedTuple):
@@ -50,9 +50,9 @@ class Table(NamedTuple):
 
     Attributes:
         place: the file or split, for messages.
-        rows: reads them.
-        domain: of rows that name none.
-        columns: of all rows; None where rows may differ.
+        rows: reads the rows.
+        domain: default for rows without a domain.
+        columns: of all rows; None if rows may differ.
     """
 
     place: str
@@ -62,18 +62,18 @@ class Table(NamedTuple):
 
 
 Splits = dict[str, list[Table]]
-"""What is trained on comes first; then what may become the test set, the first choice first."""
+"""Tables by split: the training split, then candidates for the test set in order of preference."""
 
 
 class _BadLineError(ValueError):
-    """What is wrong with a line, by its number."""
+    """The number of a line, and what is wrong with it."""
 
 
 def visible_entries(folder: Path) -> list[Path]:
-    """What is in `folder`, sorted, but for what operating systems leave there, such as hidden files beside every file.
+    """The sorted entries of `folder`, without hidden files and files of the operating system.
 
     Raises:
-        InputError: the folder cannot be listed, or a path is no UTF-8 text, as only such can be stored.
+        InputError: the folder cannot be listed, or a path is not UTF-8 text, which data sets cannot store.
     """
     try:
         entries = sorted(entry for entry in folder.iterdir() if not _is_hidden(entry.name))
@@ -88,11 +88,8 @@ def visible_entries(folder: Path) -> list[Path]:
 
 
 def chosen_domains(config: DataConfig, present: Sequence[str], folder: Path) -> Sequence[str]:
-    """The configured domains, or all `present` in `folder`.
-
-    Raises:
-        InputError: one is not present, and so could lead out of the folder.
-    """
+    """The configured domains, or all `present` in `folder`; InputError if one is not present."""
+    # Checked before any path is made of them: a name such as `../x` would lead out of the folder.
     for domain in config.domains:
         if domain not in present:
             raise InputError(f"data.domains: found {domain!r}, expected some of those in {folder}: {sorted(present)}")
@@ -100,7 +97,7 @@ def chosen_domains(config: DataConfig, present: Sequence[str], folder: Path) -> 
 
 
 def left_out_notes(root: Path, entries: Iterable[Path], expected: str) -> list[str]:
-    """A line for the log on `entries`, files below `root` of which no sample is made, and folders of such; or none."""
+    """One or no log line about `entries`, the files and folders below `root` that no sample is made from."""
     files = sorted(file for entry in entries for file in _files_below(entry))
     if not files:
         return []
@@ -111,8 +108,8 @@ def left_out_notes(root: Path, entries: Iterable[Path], expected: str) -> list[s
 
 
 def _files_below(entry: Path) -> list[Path]:
-    """The file `entry`, or all visible files below this folder."""
-    # A link to a folder is not followed, as it may lead back.
+    """The file `entry`, or all visible files below the folder `entry`."""
+    # A link to a folder may lead back.
     if not os.path.isdir(entry) or os.path.islink(entry):
         return [entry]
     found = []
@@ -127,10 +124,10 @@ def _is_hidden(name: str) -> bool:
 
 
 def table_splits(config: DataConfig) -> tuple[Splits, list[Path], list[str]]:
-    """The tables in the file or folder `config.root`, all their files, and a note on what else is in the folder.
+    """The tables in the file or folder `config.root`, all their files, and notes on other files.
 
     Raises:
-        InputError: there are no files, or they are laid out in another way than docs/data.md says.
+        InputError: there are no files, or their layout is not that of docs/data.md.
     """
     if config.subset is not None:
         raise InputError(f"data.subset: found {config.subset!r} with files, {config.root!r}; expected null")
@@ -153,7 +150,7 @@ def _split_files(root: Path) -> dict[str, dict[str, Path]]:
     """The files in the folder `root`, by split and domain."""
     folders = {entry.name: entry for entry in visible_entries(root) if entry.is_dir()}
     if held_out := _held_out(folders):
-        # Beside a test set, the others may hold anything.
+        # The other splits are not needed, so they may hold anything.
         used = [name for name in held_out if name == held_out[0] or any(map(_is_table, visible_entries(folders[name])))]
         return {name: _table_files(folders[name]) for name in (TRAIN, *used)}
     files = _table_files(root)
@@ -169,12 +166,12 @@ def _split_files(root: Path) -> dict[str, dict[str, Path]]:
 
 
 def _held_out(present: Collection[str]) -> list[str]:
-    """Which of `present` may be the test set, the first choice first, if one of them is the training set."""
+    """The candidates for the test set in `present`, in order of preference; none without a training split."""
     return [name for name in HELD_OUT if TRAIN in present and name in present]
 
 
 def _table_files(folder: Path) -> dict[str, Path]:
-    """The files in `folder` that can be read, by their names without suffix."""
+    """The tables in `folder`, by file name without suffix."""
     files = list(filter(_is_table, visible_entries(folder)))
     if not files:
         raise InputError(f"data.root: found no {' '.join(SUFFIXES)} files in {str(folder)!r}, expected one per domain")
@@ -190,7 +187,7 @@ def _is_table(file: Path) -> bool:
 
 
 def check_encoding(encoding: str, files: Iterable[Path] = ()) -> None:
-    """Raise InputError if Python does not know `encoding`, or it is not the default and no text file is in `files`."""
+    """Raise InputError if `encoding` is unknown, or is not the default although `files` has no text file."""
     try:
         is_known = "a".encode(encoding).decode(encoding) == "a"
     except (LookupError, ValueError):
@@ -204,13 +201,13 @@ def check_encoding(encoding: str, files: Iterable[Path] = ()) -> None:
 
 
 def read_table(file: Path, encoding: str) -> Iterator[Row]:
-    """The rows of `file`, by its suffix; lines of a txt file are the column `text`.
+    """Read the rows of `file` in the format of its suffix; lines of a txt file are the column `text`.
 
-    `encoding` is that of its text, unless a byte order mark says another; parquet files have their own.
+    A byte order mark overrides `encoding`, and parquet files ignore it.
 
     Raises:
-        InputError: the file has another suffix than `SUFFIXES`, cannot be opened or has a line that cannot be read.
-        UnicodeError: its text is in another encoding; `undecodable` says where.
+        InputError: the suffix is not in `SUFFIXES`, the file cannot be opened, or a line cannot be read.
+        UnicodeError: the text is in another encoding; `undecodable` finds the line.
     """
     if not _is_table(file):
         raise InputError(f"data.root: found {str(file)!r}, expected a file that ends in one of {' '.join(SUFFIXES)}")
@@ -237,7 +234,7 @@ def _read_separated(
     reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
     names, header = None, 1
     while True:
-        # Not `line_num` itself: a quoted value may go over several lines.
+        # Not `line_num` after reading: a quoted value may span several lines.
         line = reader.line_num + 1
         try:
             values = next(reader, None)
@@ -246,7 +243,7 @@ def _read_separated(
         if values is None:
             return
         if not values:
-            # A blank line; some stand above the names.
+            # A blank line, perhaps above the header.
             continue
         if names is None:
             names, header = values, line
@@ -265,7 +262,7 @@ def _read_jsonl(lines: Iterator[str]) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             row = json.loads(line)
-            # Half of a character, which no other encoding knows.
+            # Half of a surrogate pair, which cannot be encoded.
             if "\\ud" in line.lower():
                 json.dumps(row, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
@@ -303,36 +300,32 @@ def _python_rows(batch: RecordBatch) -> Iterable[dict[str, Any]]:
         rows: list[dict[str, Any]] = batch.to_pylist()
         return rows
     except (ValueError, OverflowError):
-        # What Python cannot express: text that is no UTF-8, times outside its calendar. Row by row, to find it.
+        # Text that is not UTF-8 or a time outside Python's calendar; row by row, to find it.
         return (batch.slice(at, 1).to_pylist()[0] for at in range(len(batch)))
 
 
 def text_lines(file: Path, encoding: str) -> Iterator[str]:
-    """The lines of a text file, with their ends; see `read_table`."""
+    """The lines of a text file, with line ends; see `read_table` for `encoding` and errors."""
     check_regular(file)
-    with file.open(encoding=_marked(file, encoding), newline="\n") as opened:
+    with file.open("rb") as opened:
+        start = opened.read(4)
+    marked = next((marked for mark, marked in _MARKS.items() if start.startswith(mark)), encoding)
+    with file.open(encoding=marked, newline="\n") as opened:
         for number, line in enumerate(opened, start=1):
             if "\0" in line:
-                # No text has one, but every other byte of UTF-16 may be one.
+                # A sign of UTF-16 without a byte order mark.
                 raise InputError(f"data.root: {file}, line {number}: found a NUL character, expected {encoding} text")
             yield line
 
 
 def undecodable(files: Iterable[Path], encoding: str) -> str:
-    """Which of `files` are no text in `encoding`: the lines where that shows in the first few, and how many others."""
+    """The first few of `files` that are not text in `encoding`, with line numbers, and the number of others."""
     wrong = [(file, line) for file in files if (line := _undecodable_line(file, encoding)) is not None]
     return first_few([f"{file} (line {line})" for file, line in wrong], _SHOWN)
 
 
-def _marked(file: Path, encoding: str) -> str:
-    """What the byte order mark of `file` says it is encoded in, else `encoding`."""
-    with file.open("rb") as opened:
-        start = opened.read(4)
-    return next((marked for mark, marked in _MARKS.items() if start.startswith(mark)), encoding)
-
-
 def _undecodable_line(file: Path, encoding: str) -> int | None:
-    """The first line that cannot be decoded; None if all can, or if `file` is no text file or cannot be read."""
+    """Number of the first line that cannot be decoded; None if there is none, or `file` cannot be read as text."""
     if file.suffix.lower() not in TEXT_READERS:
         return None
     line = 1
@@ -340,7 +333,7 @@ def _undecodable_line(file: Path, encoding: str) -> int | None:
         for _ in text_lines(file, encoding):
             line += 1
     except UnicodeDecodeError as error:
-        # Lines are decoded many at a time.
+        # Many lines are decoded at a time.
         return line + error.object[: error.start].decode(error.encoding, "ignore").count("\n")
     except UnicodeError:
         return line
@@ -351,11 +344,10 @@ def _undecodable_line(file: Path, encoding: str) -> int | None:
 
 TEXT_READERS: dict[str, Callable[[Iterator[str]], Iterator[tuple[int, dict[str, Any]]]]] = {
     ".csv": partial(_read_separated, delimiter=",", quoting=csv.QUOTE_MINIMAL),
-    # In tab-separated texts a quotation mark is a quotation mark.
+    # Quotation marks are ordinary characters in tab-separated files.
     ".tsv": partial(_read_separated, delimiter="\t", quoting=csv.QUOTE_NONE),
     ".jsonl": _read_jsonl,
     ".txt": _read_txt,
 }
-"""Number and values of every row, by the suffix of the file that has these lines."""
+"""Parsers by suffix, from lines to (line number, values by column)."""
 SUFFIXES = (*TEXT_READERS, ".parquet")
-"""Of all files that can be read."""

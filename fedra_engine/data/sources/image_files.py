@@ -1,9 +1,9 @@
-"""Images in files, by folders or by lists.
+"""Image files, found by folders or by lists.
 
-Folders: `<root>/<domain>/<class>/<image>`, as PACS, Office-Home and VLCS are distributed. Where folders `train` and
-`test` stand between (`<root>/<domain>/train/<class>` or `<root>/train/<domain>/<class>`), they are the split.
+Folders: `<root>/<domain>/<class>/<image>`, the layout of PACS, Office-Home and VLCS, or with a split
+`<root>/<domain>/train/<class>` or `<root>/train/<domain>/<class>`, and the same for `test`.
 
-Lists: those of DomainNet and NICO++, whose `<domain>_{train,test}.txt` have a path and a label on every line.
+Lists: those of DomainNet and NICO++, `<domain>_{train,test}.txt` with a path and a label on every line.
 """
 
 from __future__ import annotations
@@ -28,22 +28,21 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "test")
 LAYOUTS = {"domainnet": ("splits", 345), "nicopp": ("NICO_DG_official", 60)}
-"""Folder of the lists below the root, to which their paths are relative, and number of classes of each benchmark."""
+"""Folder of the lists below the root, and number of classes, of each benchmark; paths are relative to the root."""
 _KINDS = "the kinds that Pillow reads, such as .jpg and .png"
 _ENCODING = "utf-8"
 _LINE = re.compile(r"\s*(\S.*?)\s+(-?\d{1,18})\s*")
-"""Names may have spaces: only the last one separates."""
+"""Path and label; the path may have spaces."""
 
 
 def load_image_folder(config: DataConfig, seed: int) -> DomainData:
-    """The samples in the folders of `config.root`; images stay encoded on disk.
+    """The samples in the folders of `config.root`.
 
-    Without `train` and `test` folders a test set is drawn. Classes are the sorted union over the domains, and a domain
-    may lack some.
+    Without `train` and `test` folders, `seed` draws a test set. Classes are the sorted union over the domains.
 
     Raises:
-        InputError: a folder that is missing, cannot be listed or has no images, or a domain that has no image to
-            spare for the test set.
+        InputError: a folder is missing, cannot be listed or has no images, or a domain has too few images for a test
+            set.
     """
     data, is_split = read_image_folder(config, image_column)
     return prepare_source(data, config, seed, split=not is_split)
@@ -52,9 +51,9 @@ def load_image_folder(config: DataConfig, seed: int) -> DomainData:
 def read_image_folder(
     config: DataConfig, make_content: Callable[[Sequence[str]], Dataset | NDArray[np.uint8]]
 ) -> tuple[DomainData, bool]:
-    """The same before any test set is drawn, and whether the folders are split already.
+    """The same before `prepare_source`, and whether there are `train` and `test` folders.
 
-    `make_content` is given the paths of all images.
+    `make_content` makes `DomainData.content` from the paths of all images.
     """
     left_out: list[Path] = []
     skipped: list[str] = []
@@ -84,9 +83,9 @@ def read_image_folder(
 
 
 def _domain_folders(config: DataConfig, left_out: list[Path]) -> list[tuple[int, str, Path]]:
-    """Whether for testing (0 or 1), name and folder of every chosen domain, training folders first."""
+    """(is test, domain, folder) for every chosen domain, training folders first."""
     root = Path(str(config.root))
-    # Also false, not an error, below a folder that may not be entered.
+    # Unlike Path.is_dir, false below a folder that may not be entered.
     if not os.path.isdir(root):
         raise InputError(f"data.root: found no folder {str(root)!r}, expected one with <domain>/<class>/<image>")
     outer = [root / split for split in SPLITS] if _is_split(root, left_out) else [root]
@@ -94,7 +93,7 @@ def _domain_folders(config: DataConfig, left_out: list[Path]) -> list[tuple[int,
     if not present:
         raise InputError(f"data.root: found no folders in {str(outer[0])!r}, expected one for each domain")
     chosen = chosen_domains(config, present, outer[0])
-    # All of them, to note what else is in each.
+    # Not a generator in `any`: `_is_split` adds to `left_out`.
     are_split = [len(outer) == 1 and _is_split(root / domain, left_out) for domain in chosen]
     if any(are_split):
         return [(is_test, domain, root / domain / split) for is_test, split in enumerate(SPLITS) for domain in chosen]
@@ -104,7 +103,7 @@ def _domain_folders(config: DataConfig, left_out: list[Path]) -> list[tuple[int,
 
 
 def _is_split(folder: Path, left_out: list[Path]) -> bool:
-    """Whether `folder` has those of both splits, as `train` alone may be a class; all else in it is left out then."""
+    """Whether `folder` has folders for both splits (`train` alone may be a class); others are added to `left_out`."""
     is_split = all(os.path.isdir(folder / split) for split in SPLITS)
     if is_split:
         left_out += [entry for entry in visible_entries(folder) if entry.name not in SPLITS]
@@ -114,7 +113,7 @@ def _is_split(folder: Path, left_out: list[Path]) -> bool:
 def _images_by_class(
     folder: Path, config: DataConfig, left_out: list[Path], skipped: list[str]
 ) -> dict[str, list[Path]]:
-    """The images of a domain; classes without any get a note in `skipped`, or are an error."""
+    """The images of a domain; a class without images adds a note to `skipped`, or is an InputError."""
     names = _subfolders(folder, left_out)
     if not names:
         raise InputError(f"data.root: found no folders in {str(folder)!r}, expected one for each class")
@@ -143,7 +142,7 @@ def _subfolders(folder: Path, left_out: list[Path]) -> list[str]:
 
 
 class _Line(NamedTuple):
-    """A line of a list; `name` is that of the class, the folder that the image is in."""
+    """A line of a list; `name` is the class, from the folder of the image."""
 
     path: str
     name: str
@@ -152,13 +151,13 @@ class _Line(NamedTuple):
 
 
 def load_split_lists(config: DataConfig, seed: int) -> DomainData:
-    """The samples that the lists below `config.root` name; images stay encoded on disk.
+    """The samples in the lists below `config.root`; the lists hold the test set, so `seed` draws nothing.
 
-    Labels are the lists' own; the classes are those up to the largest. A line that is in a list twice counts once, and
-    one that names a hidden file, as macOS leaves them, not at all.
+    Classes are numbered as in the lists, up to the largest label. Lines that repeat another of their list or name a
+    hidden file (left by macOS) are ignored.
 
     Raises:
-        InputError: a list that is missing or has a line that cannot be used (the message has file and line).
+        InputError: a list is missing, or a line cannot be used (the message has file and line).
     """
     root, (below, class_count) = Path(str(config.root)), LAYOUTS[config.source]
     folder = root / below
@@ -187,7 +186,7 @@ def load_split_lists(config: DataConfig, seed: int) -> DomainData:
         domain_of=place // len(SPLITS),
         domains=list(domains),
         labels=labels,
-        # Also of labels that no line has.
+        # Some labels may have no line.
         classes=[
             first[label].name if label in first else f"class {label}" for label in range(labels.max(initial=-1) + 1)
         ],
@@ -199,7 +198,7 @@ def load_split_lists(config: DataConfig, seed: int) -> DomainData:
 
 
 def _listed_domains(folder: Path) -> tuple[list[str], list[str]]:
-    """The domains that have a training list in `folder`, and a note on other files."""
+    """The domains that have a training list in `folder`, and notes on other files."""
     entries = visible_entries(folder) if folder.is_dir() else []
     names = [entry.name.removesuffix("_train.txt") for entry in entries if entry.name.endswith("_train.txt")]
     if not names:
@@ -210,7 +209,7 @@ def _listed_domains(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def _read_list(file: Path, classes: int, first: dict[str | int, _Line], notes: list[str]) -> list[_Line]:
-    """The lines that count; `first` has the first line of every class's name and label, with which all others agree."""
+    """The lines to use; each must match the earlier lines in `first`, by class name and by label."""
     kept: dict[str, _Line] = {}
     repeated = hidden = 0
     place = f"{file}, line"

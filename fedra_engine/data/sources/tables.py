@@ -1,4 +1,4 @@
-"""Samples of files and data sets: images and texts with labels, and texts that a model learns to write."""
+"""Samples of tables (files and data sets): labelled images and texts, and texts for causal language models."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
 _AT_ONCE = 32
-"""Rows of a data set that are in memory."""
+"""Rows of a data set in memory."""
 _ROLES = ("label", "domain", "client")
 
 _Template = list[tuple[str, str | None]]
 """Literal texts, and the column that follows each."""
 _Templates = dict[str, _Template]
-"""Of every text of a sample, the one that must not be missing last."""
+"""Templates of a sample's texts, by name; the last text must not be empty."""
 
 
 def load_tables(config: DataConfig, seed: int) -> DomainData:
-    """The samples of the data set `config.root`, or of its files where `config.source` is not `hf_dataset`.
+    """The samples of `config.root`: a data set or, unless `config.source` is `hf_dataset`, a file or folder of files.
 
     Raises:
-        InputError: files, columns or lines that cannot be used (the message has file and line).
+        InputError: a file, column or line cannot be used (the message has file and line).
     """
     root = Path(str(config.root))
     if config.source == "hf_dataset" or not (root.is_file() or (root.is_dir() and not _is_saved(root))):
@@ -71,19 +71,19 @@ def load_tables(config: DataConfig, seed: int) -> DomainData:
 def dataset_samples(
     splits: dict[str, Dataset], config: DataConfig, seed: int, given_as: str = "data.root"
 ) -> DomainData:
-    """Texts to learn where `config.source` is `causal_lm`; else labelled images or texts, by the type of their column.
+    """Samples of a data set: texts if `config.source` is `causal_lm`, else labelled images or texts.
 
-    Without a held-out split (of labelled samples, one that has labels), a stratified test set is drawn. Without a
-    domain column there is one domain.
+    The type of the column tells images from texts. If no split can be the test set, `seed` draws a stratified one.
+    Without a domain column there is one domain.
 
     Args:
         splits: as `splits_of` returns them.
         config: of the source.
-        seed: draws the test set.
-        given_as: names the data set in messages.
+        seed: of the experiment.
+        given_as: name of the data set in messages.
 
     Raises:
-        InputError: no such column, a column of another type than is needed, or rows that cannot be used.
+        InputError: a column is missing or has the wrong type, or a row cannot be used.
     """
     from datasets import Image, Value
 
@@ -111,7 +111,7 @@ def dataset_samples(
     test = next((splits[name] for name in tables if name != files.TRAIN), None)
     # One column may have several roles.
     data = _joined(train, test, list(dict.fromkeys([content, *used])), given_as).select_columns(content)
-    # Not of `data`: its other columns do not matter to what is made of its content.
+    # Not that of `data`, which depends on the other columns in use.
     fingerprint = repr((content, _state(train), None if test is None else _state(test)))
     return reader.read(tables, seed, data.rename_columns({content: "text" if is_text else "image"}), fingerprint)
 
@@ -140,9 +140,12 @@ def _templates(config: DataConfig) -> _Templates:
 
 @dataclass
 class _Reader:
-    """Makes samples of rows; without `templates` where their content is a column of a data set.
+    """Makes samples from the rows of tables.
 
-    `named` has by role the names that stand for the numbers in its column.
+    Attributes:
+        templates: of the texts; empty if the content is a column of a data set.
+        named: names of the integers in a `ClassLabel` column, by role.
+        samples: of each: hash of its texts, label, domain, client, source, and whether it is a test sample.
     """
 
     config: DataConfig
@@ -156,7 +159,7 @@ class _Reader:
     def read(
         self, splits: files.Splits, seed: int, content: Dataset | None = None, fingerprint: str | None = None
     ) -> DomainData:
-        """The samples of the training split, and of the first other, if there is one."""
+        """The samples of the training split and of the split after it, if any."""
         used = list(splits.values())[:2]
         texts = (text for split in used for table in split for text in self._texts(table, split is not used[0]))
         if content is None:
@@ -173,7 +176,7 @@ class _Reader:
                 "none"
             )
         domain_of, domains = encode_names(domain_names, self.named.get("domain"))
-        # Equal texts that were trained on measure nothing in a test set.
+        # A text that is also in the training set measures nothing.
         digest, held_out = np.array(digests), np.array(is_test)
         repeated = len(digest) - len(np.unique(digest))
         where = "repeat another, so the test set that is drawn may have texts of the training set"
@@ -199,12 +202,12 @@ class _Reader:
         return prepare_source(data, self.config, seed, split=not held_out.any())
 
     def _texts(self, table: files.Table, is_test: bool) -> Iterator[list[str]]:
-        """The texts of every row that has one; adds what else is known to `samples`."""
+        """Yield the texts of every row that is not empty, and add to `samples`."""
         before, present = len(self.samples), table.columns
         columns = None if present is None else self.columns(present)
         for source, row in table.rows():
             if columns is None or (table.columns is None and list(row) != present):
-                # Lines of a jsonl file may differ.
+                # Lines of a jsonl file may have different columns.
                 others, present = columns, list(row)
                 columns = self.columns(present, f"{source}: ")
                 if others is not None and columns["domain"] != others["domain"]:
@@ -230,7 +233,7 @@ class _Reader:
             raise InputError(f"{self.given_as}: found no samples in {table.place!r}, expected some")
 
     def columns(self, present: list[str], place: str = "") -> dict[str, str | None]:
-        """The column of each of `_ROLES`: as it is named, and there then, or else of the usual name; None for none."""
+        """The column of each of `_ROLES`: the configured one, else that of the role's name, if present, else None."""
         for name, template in self.templates.items():
             option = {"prompt": "data.prompt", "text": "data.columns.input"}.get(name, f"data.columns.{name}")
             for _, column in template:
@@ -245,7 +248,7 @@ class _Reader:
         return columns
 
     def _name(self, role: str, column: str | None, row: Mapping[str, Any], source: SampleSource) -> str | None:
-        """The name of a row's class, domain or client; None where it has none and needs none."""
+        """The name of a row's class, domain or client; None if it has none and needs none."""
         if column is None or (role == "label" and self.task == "causal_lm" and is_missing(row[column])):
             return None
         value, known = row[column], self.named.get(role)
@@ -270,11 +273,11 @@ class _Reader:
 
 
 def _labelled_splits(splits: files.Splits, label: str, *, numbered: bool = False) -> tuple[files.Splits, list[str]]:
-    """The training split and the first other that tells its classes, as that of a challenge does not; notes on others.
+    """The training split and the first other split with labels (benchmarks may withhold them); notes on the rest.
 
-    A label of -1 tells nothing, unless a class of the training split has that name, which none has where labels are
-    `numbered`. Where no split has labels, the first without such a column is taken, so that reading it raises the
-    error that names the column.
+    A label of -1 is no label, unless the training split has a class of that name; with `numbered` labels it cannot. If
+    no split has labels, the first one without the column is returned, so that reading it raises an error that names
+    the column.
     """
 
     def has(split: str, is_wanted: Callable[[object], bool]) -> bool:
@@ -304,7 +307,7 @@ def _require_column(option: str, name: str, present: list[str], place: str = "")
 
 
 def _dataset_table(name: str, data: Dataset, used: Collection[str]) -> files.Table:
-    """The columns `used`, so far as they are there, of a split of a data set."""
+    """A split of a data set; its rows have those of the columns `used` that are present."""
     present = [column for column in data.column_names if column in used]
 
     def rows() -> Iterator[files.Row]:
@@ -328,7 +331,7 @@ def _open_dataset(config: DataConfig) -> dict[str, Dataset]:
     assert config.root is not None
     files.check_encoding(config.encoding)
     folder = Path(config.root)
-    # What cannot be the name of a data set on the hub, <owner>/<name> or <name>.
+    # A data set on the hub is called <owner>/<name> or <name>.
     is_path = config.root.startswith(("/", ".", "~")) or folder.suffix in files.SUFFIXES
     if is_path and not folder.exists():
         kinds = "" if config.source == "hf_dataset" else "a csv, tsv, jsonl, parquet or txt file, "
@@ -353,7 +356,7 @@ def splits_of(found: Dataset | DatasetDict, given_as: str, place: str = "") -> d
     """The training split of a data set, then those of `HELD_OUT` that have samples.
 
     Raises:
-        InputError: it is none, or has several splits and none of them is `train`.
+        InputError: `found` is not a data set, or has several splits but no `train`.
     """
     from datasets import Dataset, DatasetDict
 
@@ -371,7 +374,7 @@ def splits_of(found: Dataset | DatasetDict, given_as: str, place: str = "") -> d
 
 
 def _joined(train: Dataset, test: Dataset | None, columns: list[str], given_as: str) -> Dataset:
-    """The training samples, then those of the test set, if there is one, which must have these columns, too."""
+    """The training samples, then the test samples, if any; InputError if the test set lacks one of `columns`."""
     from datasets import concatenate_datasets
 
     if test is None:
@@ -387,9 +390,9 @@ def _joined(train: Dataset, test: Dataset | None, columns: list[str], given_as: 
 
 
 def _state(data: Dataset) -> tuple[str, list[tuple[int, int]]]:
-    """The library's fingerprint of a data set, and size in bytes and time of the last change of each of its files.
+    """The library's fingerprint of a data set, and the size and modification time of each of its files.
 
-    The fingerprint alone stays the same where a generator finds other files, or one of these files is replaced.
+    The fingerprint alone does not change when a file is replaced, or a generator reads other files.
     """
     states = map(os.stat, sorted(file["filename"] for file in data.cache_files))
     return data._fingerprint, [(state.st_size, state.st_mtime_ns) for state in states]
