@@ -1,4 +1,4 @@
-"""`bench`: the benchmarks, which lie beside the package in a clone and are not installed with it."""
+"""`bench`: run the benchmarks, which are beside the package in a clone and are not installed with it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from fedra_engine.runtime.errors import InputError
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the benchmark that `arguments` name.
+    """Run the benchmark named by `arguments`.
 
     Raises:
-        InputError: they name none; or there are no benchmarks here.
+        InputError: there is no such benchmark, or this is no clone.
     """
     root = Path(fedra_engine.__file__).parents[1]
     if not (root / "benchmarks" / "microbench.py").is_file():
