@@ -42,11 +42,7 @@ class Inputs:
             register_choice("data.partition", IN_MEMORY)
 
     def described_in(self, config: ExperimentConfig) -> ExperimentConfig:
-        """Return `config` with `IN_MEMORY` in the fields of the inputs that are here.
-
-        Raises:
-            InputError: the partition is to be in memory, but there is no partitioner.
-        """
+        """Put `IN_MEMORY` into the fields of these inputs; InputError if a partitioner in memory is missing."""
         if self.dataset is not None:
             known = config.data.source in ("text_classification", "causal_lm")
             source = config.data.source if known else "hf_dataset"

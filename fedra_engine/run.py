@@ -137,11 +137,7 @@ class Result:
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """The content of `summary.json`.
-
-        Raises:
-            InputError: the run is not finished.
-        """
+        """The content of `summary.json`; InputError if the run is not finished."""
         file = RunFolder(self.folder).summary_file
         with reading(file, "that of a finished run (--resume goes on)"):
             summary: dict[str, Any] = json.loads(file.read_text())
@@ -167,11 +163,7 @@ class Result:
 
     @property
     def experiment(self) -> Experiment:
-        """The experiment that was trained.
-
-        Raises:
-            InputError: data or model have gone or changed.
-        """
+        """The experiment that was trained; InputError if its data or model have gone or changed."""
         return self._restored[0]
 
     @property

@@ -132,11 +132,7 @@ def find_start(experiment: Experiment, folder: RunFolder, begun: Fingerprint) ->
 
 
 def newest_checkpoint(folder: RunFolder, begun: Fingerprint) -> tuple[Checkpoint | None, bytes]:
-    """Read the newest intact checkpoint, None if there is none, and the records up to it.
-
-    Raises:
-        InputError: the run's fingerprint differs from `begun`, or the run is damaged.
-    """
+    """Read the newest intact checkpoint, if any, and the records up to it; InputError if they do not fit `begun`."""
     found = latest_checkpoint(folder.path)
     if found is not None:
         check_fingerprint(begun, found.state["fingerprint"], folder.path)
@@ -144,11 +140,7 @@ def newest_checkpoint(folder: RunFolder, begun: Fingerprint) -> tuple[Checkpoint
 
 
 def newest_state(experiment: Experiment, folder: RunFolder) -> Start:
-    """Restore a newly built `experiment` from the newest intact checkpoint in `folder`, which is not changed.
-
-    Raises:
-        InputError: there is no intact checkpoint, or the run began with another fingerprint.
-    """
+    """Restore a newly built `experiment` from the newest intact checkpoint; InputError if none fits."""
     found = latest_checkpoint(folder.path)
     if found is None:
         raise InputError(f"{folder.path}: found no checkpoint, expected a run that has trained a round")
@@ -202,11 +194,7 @@ def save_checkpoint(folder: Path, round: int, tensors: Mapping[str, Tensor], sta
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
-    """Load the newest intact checkpoint of the run `folder`, tensors on the CPU; None if there are no checkpoints.
-
-    Raises:
-        InputError: all checkpoints are damaged.
-    """
+    """Load the newest intact checkpoint, tensors on the CPU; None if there are none, InputError if all are damaged."""
     damage: InputError | None = None
     for round, path in reversed(_checkpoints(folder)):
         try:

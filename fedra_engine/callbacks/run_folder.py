@@ -65,11 +65,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, config: ExperimentConfig) -> RunFolder:
-        """Make a new folder with `config` in it.
-
-        Raises:
-            InputError: `config.name` is taken, or the folder cannot be made.
-        """
+        """Make a new folder with `config` in it; InputError if its name is taken or it cannot be made."""
         usual = f"{config.method.name}-{Path(config.model.path).name}-{time.strftime('%Y%m%d-%H%M%S')}"
         path = Path(config.output_dir) / (config.name or usual)
         make_folder(path.parent)
@@ -88,22 +84,14 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
-        """Find the folder of an earlier run.
-
-        Raises:
-            InputError: there is no run at `path`.
-        """
+        """The folder of an earlier run; InputError if there is none."""
         folder = cls(Path(path))
         if not folder.config_file.is_file():
             raise InputError(f"{path}: found no {folder.config_file.name}, expected the folder of an earlier run")
         return folder
 
     def locked(self) -> AcquireReturnProxy:
-        """Lock the folder for as long as the result is entered, or until this process ends.
-
-        Raises:
-            InputError: another command holds the lock.
-        """
+        """Lock the folder while entered, or until this process ends; InputError if another command holds the lock."""
         try:
             return FileLock(self.path / ".lock").acquire(timeout=0)
         except Timeout as error:
@@ -145,11 +133,7 @@ class RunFolder:
         return {"bytes": self._kept_bytes, "digest": self._kept.hexdigest()}
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All records, oldest first, but for a last line that a crash cut short.
-
-        Raises:
-            InputError: the file cannot be read, or has a line that is no record.
-        """
+        """All records, oldest first, except a last line that a crash cut short; InputError if the file is damaged."""
         records = []
         for number, line in enumerate(_read(self.metrics_file).splitlines(keepends=True), 1):
             if line.endswith(b"\n"):

@@ -1,7 +1,7 @@
 """The command line: `fedra <command>`, each command in the module of its name.
 
-May import everything else of the package, but torch only after the arguments have been read, so that `--help` and a
-mistyped option answer at once.
+What cannot be used is an InputError. Commands may import everything else of the package, but torch only after the
+arguments have been read, so that `--help` and a mistyped option answer at once.
 """
 
 from __future__ import annotations
@@ -29,11 +29,7 @@ def main() -> NoReturn:
 
 
 def run() -> None:
-    """Run the command named by the arguments of this process, or answer `--help` or `--version`.
-
-    Raises:
-        InputError: there is no such command, or it cannot use its arguments.
-    """
+    """Run the command named by the arguments of this process, or answer `--help` or `--version`."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in COMMANDS:
         import_module(f"fedra_engine.commands.{name}").main(arguments)

@@ -12,11 +12,7 @@ from fedra_engine.runtime.errors import InputError
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the benchmark named by `arguments`.
-
-    Raises:
-        InputError: there is no such benchmark, or this is no clone.
-    """
+    """Run the benchmark named by `arguments`."""
     root = Path(fedra_engine.__file__).parents[1]
     if not (root / "benchmarks" / "microbench.py").is_file():
         raise InputError("bench: found an installed package without its benchmarks, expected a clone of the repository")

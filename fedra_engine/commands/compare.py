@@ -67,12 +67,7 @@ class Variant(NamedTuple):
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Execute the runs that `arguments` ask for and that are not finished, and report on all of them.
-
-    Raises:
-        InputError: the arguments cannot be used; or, after the report, runs failed.
-        ProcessLostError: one of the processes was killed.
-    """
+    """Execute the runs that `arguments` ask for and that are not finished, and report on all of them."""
     comparison = parse_comparison(arguments)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError(
@@ -87,7 +82,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def parse_comparison(arguments: Sequence[str]) -> Comparison:
-    """Read the options of `compare`; InputError if they cannot be used."""
+    """Read the options of `compare`."""
     options, others = split_options(arguments, _OPTIONS)
     parser = Parser(ExperimentConfig, DESCRIPTION, _OPTIONS, {"output_dir": _OUTPUT_DIR})
     # Answers --help and --print_config, too.

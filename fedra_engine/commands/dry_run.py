@@ -19,11 +19,7 @@ from fedra_engine.studies.measure import time_step
 
 
 def print_probe(config: ExperimentConfig, device: torch.device, console: PlainConsole | None = None) -> None:
-    """Print the model's parts, the costs by capacity, the clients, and the time of a round.
-
-    Raises:
-        InputError: something in the configuration cannot be used.
-    """
+    """Print the model's parts, the costs by capacity, the clients, and the time of a round."""
     console = PlainConsole() if console is None else console
     with Console(None, console):
         experiment = build_experiment(config, device)

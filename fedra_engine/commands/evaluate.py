@@ -48,11 +48,7 @@ class _Changeable:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Evaluate the run named by `arguments`, and print its accuracy and loss.
-
-    Raises:
-        InputError: there is no such run, or it cannot be evaluated on these data.
-    """
+    """Evaluate the run named by `arguments`, and print its accuracy and loss."""
     options, rest = split_options(arguments, _OPTIONS)
     folders, others = split_positional(rest)
     asked = [option for option in given_options(others) if option.split(".")[0] not in ("data", "execution")]
@@ -103,11 +99,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def on_other_data(experiment: Experiment, config: ExperimentConfig) -> Experiment:
-    """Replace the test samples of `experiment` by those of `config.data`.
-
-    Raises:
-        InputError: the data have another task, other classes or another image size than the run's.
-    """
+    """Replace the test samples by those of `config.data`, which must have the run's task, classes and image size."""
     from fedra_engine.data.domain_data import listed
     from fedra_engine.data.samples import prepare
     from fedra_engine.inputs import Inputs

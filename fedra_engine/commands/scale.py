@@ -53,12 +53,7 @@ _PLANNED = (
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure the points that `arguments` ask for and that have not been measured, and report on all of them.
-
-    Raises:
-        InputError: the arguments or the experiment cannot be used.
-        ProcessLostError: a measuring process died.
-    """
+    """Measure the points that `arguments` ask for and that have not been measured, and report on all of them."""
     scaling = parse_scaling(arguments)
     from fedra_engine.studies.scale import scale
 
@@ -66,7 +61,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def parse_scaling(arguments: Sequence[str]) -> Scaling:
-    """Read the options of `scale`; InputError if they cannot be used."""
+    """Read the options of `scale`."""
     options, others = split_options(arguments, _OPTIONS)
     # Answers --help and --print_config, too.
     config = Parser(ExperimentConfig, DESCRIPTION, _OPTIONS, {"output_dir": _OUTPUT_DIR}).parse(others)

@@ -35,11 +35,7 @@ _OPTIONS = (
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the experiment that `arguments` describe, resume one, or show what would be trained.
-
-    Raises:
-        InputError: something that the arguments or the experiment name cannot be used.
-    """
+    """Run the experiment that `arguments` describe, resume one, or show what would be trained."""
     request = parse_request(arguments, DESCRIPTION)
     quiet_libraries()
     if os.environ.get("RANK", "0") == "0":
@@ -67,7 +63,7 @@ class RunRequest(NamedTuple):
 
 
 def parse_request(arguments: Sequence[str], description: str) -> RunRequest:
-    """Read the options of `simulate`; InputError if they cannot be used."""
+    """Read the options of `simulate`."""
     options, others = split_options(arguments, _OPTIONS)
     if options.resume is None or {"-h", "--help", "--help-all", "--help_all"} & set(others):
         config = Parser(ExperimentConfig, description, _OPTIONS).parse(others)

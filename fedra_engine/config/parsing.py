@@ -89,11 +89,7 @@ class Parser(Generic[Config]):
     reads_files: bool = True
 
     def parse(self, arguments: Sequence[str]) -> Config:
-        """The configuration that `arguments` describe; prints and exits on `--help` and `--print_config`.
-
-        Raises:
-            InputError: an option or field is unknown, a field cannot have a value, or a file cannot be read.
-        """
+        """The configuration that `arguments` describe; prints and exits on `--help` and `--print_config`."""
         given = list(_options(arguments))
         if asked := {option.name for option in given} & {"help", "help_all"}:
             from fedra_engine.config.help import print_help

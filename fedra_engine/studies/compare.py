@@ -110,11 +110,7 @@ def check_runs(runs: Sequence[PlannedRun]) -> None:
 
 
 def earlier_run(run: PlannedRun) -> RunFolder | None:
-    """Return the folder of `run`, None if it has not begun.
-
-    Raises:
-        InputError: the folder belongs to a run with other settings, or to something else.
-    """
+    """The folder of `run`, None if it has not begun; InputError if the folder belongs to something else."""
     folder = RunFolder(run.path)
     if run.lock_file.is_dir():
         raise InputError(f"{run.lock_file}: found a folder, expected a file or nothing")

@@ -81,11 +81,7 @@ class Measurement:
 
     @classmethod
     def read(cls, file: Path) -> Measurement:
-        """Read a measurement from a JSON file.
-
-        Raises:
-            InputError: the file holds something else.
-        """
+        """Read a measurement from a JSON file; InputError if it holds something else."""
         with reading(file, "a measurement of this version, or no such file"):
             measurement = cls(**json.loads(file.read_text()))
             for name, kind in get_type_hints(cls).items():

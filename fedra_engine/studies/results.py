@@ -69,11 +69,7 @@ class RunResult:
 
 
 def read_result(run: PlannedRun) -> RunResult:
-    """Read the results of a finished run from its folder.
-
-    Raises:
-        InputError: a file is missing or damaged.
-    """
+    """Read the results of a finished run from its folder; InputError if a file is missing or damaged."""
     folder, costs_file, wanted = RunFolder.open(run.path), run.path / COSTS, "the file of a finished run as it was"
     with reading(folder.summary_file, wanted):
         summary = json.loads(folder.summary_file.read_text())

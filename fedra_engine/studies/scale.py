@@ -34,8 +34,8 @@ def scale(scaling: Scaling) -> None:
     """Measure the points of `scaling` that have not been measured, and report on all of them.
 
     Raises:
-        InputError: there are too few cores or GPUs; a point's folder belongs to something else; or the experiment
-            cannot be used.
+        InputError: there are too few cores or GPUs; a point's folder belongs to something else or is in use; or the
+            experiment cannot be used.
         ProcessLostError: a measuring process died.
     """
     points, folder, console = scaling.points, scaling.output_dir, PlainConsole()
@@ -60,11 +60,7 @@ def scale(scaling: Scaling) -> None:
 
 
 def earlier_measurement(point: Point) -> Measurement | None:
-    """Read the measurement of an earlier command; None if there is none.
-
-    Raises:
-        InputError: the point was measured with other settings, or the measurement cannot be read.
-    """
+    """Read an earlier measurement, None if there is none; InputError if it is damaged or of other settings."""
     config_file, file = RunFolder(point.path).config_file, point.path / MEASUREMENT
     if not file.is_file() or not config_file.is_file():
         return None
@@ -77,12 +73,7 @@ def earlier_measurement(point: Point) -> Measurement | None:
 
 
 def measure(point: Point) -> Measurement:
-    """Measure a point, unless it has been measured.
-
-    Raises:
-        InputError: the settings cannot be used, or another command is measuring the point.
-        ProcessLostError: a measuring process died.
-    """
+    """Measure a point, unless it has been measured."""
     point.path.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(point.lock_file, timeout=0):
