@@ -203,10 +203,9 @@ def describe(experiment: Experiment) -> dict[str, str]:
     size = parameter_count(foundation.model)
     kept = " in shards" if is_sharded(foundation.model) else ""
     targets = ", ".join(target.path for target in foundation.adapter_layout.targets)
-    made = ""
-    if experiment.samples_made is not None:
-        now = f"{experiment.samples_made:,} preprocessed now" if experiment.samples_made else "all were in the cache"
-        made = f"; {now}"
+    count, made = experiment.samples_made, ""
+    if count is not None:
+        made = f"; {count:,} preprocessed now" if count else "; all were in the cache"
     facts = {
         "model": f"{type(foundation.model).__name__}, {foundation.depth} blocks, {size:,} frozen parameters{kept}",
         "adapters": f"{foundation.adapter_layout.size:,} LoRA parameters per block on {targets}",

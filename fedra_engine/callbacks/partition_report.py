@@ -37,7 +37,6 @@ class PartitionReport(Callback):
     """Prints and plots the partition before a run begins."""
 
     def __init__(self, folder: Path) -> None:
-        """Plot into the run's `folder`."""
         self._folder = folder
 
     def on_start(self, experiment: Experiment, state: GlobalState, first_round: int) -> None:

@@ -33,7 +33,6 @@ An entry of --methods is a method, or a variant of it with fields of its own:
 Each run is an ordinary run folder <output_dir>/<method>-seed<seed>. What is finished is not run again, what was
 interrupted goes on. The tables, in <output_dir> too, are those of the latest command.
 """
-_OUTPUT_DIR = "runs/compare"
 _OPTIONS = (
     LauncherOption("methods", "ENTRY,…", "Methods or variants of them"),
     LauncherOption("seeds", "SEED,…", "Seeds", default="0"),
@@ -84,7 +83,7 @@ def main(arguments: Sequence[str]) -> None:
 def parse_comparison(arguments: Sequence[str]) -> Comparison:
     """Read the options of `compare`."""
     options, others = split_options(arguments, _OPTIONS)
-    parser = Parser(ExperimentConfig, DESCRIPTION, _OPTIONS, {"output_dir": _OUTPUT_DIR})
+    parser = Parser(ExperimentConfig, DESCRIPTION, _OPTIONS, {"output_dir": "runs/compare"})
     # Answers --help and --print_config, too.
     base = parser.parse(others)
     check_not_given(others, _PLANNED)

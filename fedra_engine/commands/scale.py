@@ -28,7 +28,6 @@ which start with fresh memory. Clients draw their samples with replacement when 
 bootstrap), so nothing is stored of them. All other options are those of simulate. What is measured is not measured
 again; the tables and the plot, in <output_dir>, are those of the latest command.
 """
-_OUTPUT_DIR = "runs/scaling"
 _OPTIONS = (
     LauncherOption("clients", "N,…", "Numbers of clients"),
     LauncherOption("processes", "N,…", "Numbers of processes; several are started by torchrun", default="1"),
@@ -64,7 +63,7 @@ def parse_scaling(arguments: Sequence[str]) -> Scaling:
     """Read the options of `scale`."""
     options, others = split_options(arguments, _OPTIONS)
     # Answers --help and --print_config, too.
-    config = Parser(ExperimentConfig, DESCRIPTION, _OPTIONS, {"output_dir": _OUTPUT_DIR}).parse(others)
+    config = Parser(ExperimentConfig, DESCRIPTION, _OPTIONS, {"output_dir": "runs/scaling"}).parse(others)
     check_not_given(others, dict.fromkeys(_PLANNED, "--clients"))
     if options.clients is None:
         raise InputError("clients: found none, expected numbers of clients (--clients 10,100,1000)")
