@@ -71,7 +71,7 @@ class Evaluation:
 
     Attributes:
         accuracy: share of correct predictions (0 to 1) by domain.
-        metrics: of the round before; None if no round has been trained.
+        metrics: of the round that produced the state; None for the initial state.
     """
 
     accuracy: Mapping[str, float]
@@ -87,7 +87,7 @@ class Outcome:
         frozen: accuracy before the first round.
         tuned: accuracy after the last round.
         exported: accuracy of the exported adapter: the global model's last exit.
-        tuned_is: the model that `tuned` was measured on, in words, where it is more than what is exported; else None.
+        tuned_is: describes the model that has the accuracy `tuned`, if that is more than the exported adapter.
         stopped: the reason for which a callback ended the run early; None if none did.
     """
 

@@ -193,7 +193,7 @@ def _pooling(foundation: Foundation) -> Pooling | None:
 
 
 def _base_model(config: ExperimentConfig) -> str | None:
-    """The hub name, or the absolute path of a folder, as the adapter is loaded elsewhere; None if in memory."""
+    """The hub name, or the absolute path of a folder, for use from anywhere; None if the model is in memory."""
     if config.model.path == IN_MEMORY:
         return None
     path = resolve_model_path(config.model.path)
@@ -227,7 +227,7 @@ def _with_change_of_base(
 ) -> tuple[AdapterLayout, Tensor]:
     """Adapters of scale 1, and their layout, that equal the state's adapters plus the change of its frozen weights.
 
-    The weights' change since they were `loaded` counts. The rank is the least whose error is below their rounding.
+    The change is that from the `loaded` weights. The rank is the least whose error is below their rounding.
     """
     changes = [
         after.double() - before.double() + scale * product

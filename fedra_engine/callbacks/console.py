@@ -50,7 +50,7 @@ class _LogFile(logging.FileHandler):
 class Console(Callback):
     """Shows a run's progress; a context manager that owns the live display and the log file.
 
-    Within it, the engine's warnings go to the log file, too, and its messages on slow steps to both.
+    While entered, it also logs the engine's warnings, and shows and logs its messages on slow steps.
     """
 
     def __init__(self, log_file: Path | None, console: PlainConsole | None = None) -> None:
@@ -66,7 +66,7 @@ class Console(Callback):
 
     @classmethod
     def silent(cls) -> Console:
-        """One that prints and writes nothing, for all processes of a job but the main one."""
+        """A console that prints and writes nothing, for all processes of a job but the main one."""
         return cls(None, PlainConsole(quiet=True, force_terminal=False))
 
     def __enter__(self) -> Self:

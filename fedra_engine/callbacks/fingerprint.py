@@ -75,7 +75,7 @@ def setting_digest(config: ExperimentConfig) -> str:
 
 
 def check_fingerprint(found: Fingerprint, expected: Fingerprint, whose: str | Path) -> None:
-    """Raise InputError for the first part of `found` that differs from `expected`, which `whose` names the owner of."""
+    """Raise InputError for the first part of `found` that differs from `expected`, the fingerprint of `whose` run."""
     for part, (field, name, wanted) in _PARTS.items():
         if part in found and found[part] != expected.get(part):
             raise InputError(f"{field}: found other {name} than {whose} began with, expected {wanted}")

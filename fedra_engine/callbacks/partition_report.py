@@ -68,7 +68,7 @@ def count_partition(train: DomainData, clients: Clients) -> Counts:
 
 
 def partition_text(counts: Counts, capacities: NDArray[np.int64]) -> str:
-    """A table with one line per client: domain, or samples of each, capacity, samples, and samples of each class."""
+    """A table with one line per client: domain (or samples of each), capacity, samples, samples of each class."""
     domains, names = counts["domain"]
     labels, classes = counts.get("class", (domains[:0], ()))
     one_domain = bool(((domains > 0).sum(axis=0) <= 1).all())
@@ -95,7 +95,7 @@ def plot_partition(counts: Counts, file: Path) -> None:
         axes.set(xlabel="client", ylabel=title)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(names) <= MOST_COLUMNS:
-            # Dollar signs in a name are no formula.
+            # Names may contain dollar signs, between which matplotlib expects a formula.
             axes.set_yticks(range(len(names)), map(printable, names), parse_math=False)
         figure.colorbar(image, ax=axes, label="training samples")
     with whole_file(file) as temporary:

@@ -41,8 +41,8 @@ class MetricsMark(TypedDict):
 class RunFolder:
     """`<output_dir>/<name>/`, made by `create` or found by `open`.
 
-    A round's record is written three times over: to the copy in `checkpoints/`, from which a damaged metrics.jsonl is
-    restored; as a mark in the round's checkpoint; and to metrics.jsonl.
+    The record of a round goes first to a copy in `checkpoints/`, from which a damaged metrics.jsonl is restored; then
+    a `MetricsMark` goes into the round's checkpoint; last, the record goes to metrics.jsonl.
 
     Attributes:
         path: the folder.
@@ -109,7 +109,7 @@ class RunFolder:
         write_whole(self.summary_file, json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
     def check_kinds(self) -> None:
-        """Raise InputError if something else than a file, or folder, has the name of one of the run's."""
+        """Raise InputError if a folder has the name of one of the run's files, or the other way round."""
         for patterns, kind, fits in ((_FILES, "file", Path.is_file), (_FOLDERS, "folder", Path.is_dir)):
             for path in itertools.chain.from_iterable(map(self.path.glob, patterns)):
                 if path.exists() and not fits(path):

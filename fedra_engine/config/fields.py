@@ -52,12 +52,11 @@ def describe_type(kind: Any, allowed: Allowed | Choice | None = None) -> str:
 
 @dataclass(frozen=True)
 class Setting:
-    """A field of a configuration that is no group.
+    """A field of a configuration, groups excepted.
 
     Attributes:
         name: dotted, from the root of the configuration.
         value: in this configuration.
-        kind: the type.
         allowed: the values that the field, or each entry of a list, may have; None where the type says it.
         needs: those of the field and of its groups, with names from the root.
         owner: the group that the field belongs to.
@@ -77,7 +76,7 @@ class Setting:
 def settings(config: Any, prefix: str = "", needs: tuple[Need, ...] = ()) -> Iterator[Setting]:
     """All fields of a configuration, in order; those of groups in a list come after the list.
 
-    Raises InputError for an attribute that is no field, as Python lets one assign to a mistyped name.
+    Raises InputError for an attribute that is not a field, as Python lets one assign to a mistyped name.
     """
     kinds = field_types(type(config))
     for name in vars(config).keys() - kinds.keys():
@@ -99,7 +98,7 @@ def settings(config: Any, prefix: str = "", needs: tuple[Need, ...] = ()) -> Ite
 
 
 def field_names(config_class: type[Any]) -> list[str]:
-    """Dotted names of all fields that are no groups."""
+    """Dotted names of all fields, groups excepted."""
     return [setting.name for setting in settings(config_class())]
 
 

@@ -47,7 +47,7 @@ def print_help(parser: Parser[Any], *, everything: bool) -> None:
 
 
 def own_rows(parser: Parser[Any]) -> list[Row]:
-    """The options that are no fields of the configuration."""
+    """The options that are not fields of the configuration."""
     own = (*parser.options, IMPORT) if parser.options else ()
     of_files = [
         Row("config", "FILE", "YAML file with fields, or the name of one that is shipped; of several, later ones win"),

@@ -75,10 +75,9 @@ class Parser(Generic[Config]):
     """Reads the fields of a dataclass from arguments.
 
     Attributes:
-        config_class: the dataclass.
         description: what the command does, for the help.
         options: the command's other options, which it takes from the arguments with `split_options`.
-        defaults: the command's own defaults of fields.
+        defaults: of fields, where the command's differ from those of `config_class`.
         reads_files: whether the help lists --config and --print_config.
     """
 
@@ -209,7 +208,7 @@ def split_options(arguments: Sequence[str], options: Sequence[LauncherOption]) -
 
 
 def import_modules(*names: str) -> None:
-    """Import modules by name, and those that the command that started this process has imported."""
+    """Import modules by name, and those imported by the command that started this process."""
     wanted = dict.fromkeys([*os.environ.get(_IMPORTED, "").split(), *names])
     if wanted and os.getcwd() not in sys.path:
         # The path of an installed command lacks the working directory.
@@ -287,7 +286,7 @@ class _Given:
 def _options(arguments: Sequence[str]) -> Iterator[_Given]:
     """The arguments, one by one: `--name value`, `--name=value` or `--name`, with - or _ between words.
 
-    An argument that is no option has an empty name.
+    An argument that is not an option has an empty name.
     """
     rest = list(arguments)
     while rest:
@@ -305,7 +304,7 @@ def _options(arguments: Sequence[str]) -> Iterator[_Given]:
 
 
 def _shipped(name: str) -> str:
-    """The file of the shipped configuration `name`, if that is no file itself."""
+    """The file of the shipped configuration `name`, unless `name` is a file itself."""
     if os.path.exists(name) or re.search("[/.~]", name):
         return name
     files = {file.stem: str(file) for file in Path(fedra_engine.__file__).parent.glob("configs/experiments/*.yaml")}

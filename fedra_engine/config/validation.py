@@ -104,7 +104,7 @@ def _given(config: Any) -> Iterator[Setting]:
 
 
 def _meets(name: str, value: Any, wanted: Sequence[Any]) -> bool:
-    """Whether a field's value is wanted, or from outside the package: what it reads is not known."""
+    """Whether a field has a wanted value, or one registered from outside the package, whose needs are not known."""
     if name != "method.name" and name in CHOICES and value in CHOICES[name].registered:
         return True
     return value in wanted or (SOMETHING in wanted and value is not None and value != [])

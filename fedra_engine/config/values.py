@@ -66,7 +66,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """Refuse a repeated key, of which one would silently win, and a key that is no text."""
+        """Refuse a repeated key, of which one would silently win, and a key that is not a text."""
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for position, key in enumerate(keys):
             if not isinstance(key, str):
@@ -95,7 +95,7 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_whole)
 def load_yaml(text: str) -> Any:
     """The value of an option's text; yaml.YAMLError if it is no YAML, or too large."""
     value = yaml.load(text, Loader=_Loader)
-    # A prompt with a column in braces is no mapping.
+    # A prompt that is a column in braces is not a mapping.
     if isinstance(value, dict) and value and ":" not in text and all(entry is None for entry in value.values()):
         return text
     return value

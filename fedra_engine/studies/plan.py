@@ -1,4 +1,4 @@
-"""Plans of studies: experiments, each with a folder and a lock of its own. Imports no torch, for `--help`."""
+"""Plans of studies: experiments, each with a folder and a lock of its own. Imports no torch."""
 
 from __future__ import annotations
 
