@@ -128,8 +128,7 @@ class Callbacks:
 
     def __init__(self, experiment: Experiment, callbacks: Sequence[Callback] = ()) -> None:
         self._experiment = experiment
-        main = experiment.processes.is_main
-        self._here = [callback for callback in callbacks if main or callback.every_process]
+        self._here = [each for each in callbacks if experiment.processes.is_main or each.every_process]
 
     def update(self, update: Update) -> None:
         """Call all `on_update`. Unlike in `call`, processes need not wait for each other."""
