@@ -1,4 +1,4 @@
-"""The hooks of a run, and what they are told: a callback watches, and changes nothing but when the run ends."""
+"""The hooks of a run and the records they receive. A callback may end the run, and changes nothing else."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stop:
-    """What `Callback.on_round` or `on_evaluate` returns to end the run; `reason` is shown to people."""
+    """Returned by `Callback.on_round` or `on_evaluate` to end the run; the `reason` is shown."""
 
     reason: str = ""
 
 
 @dataclass(frozen=True)
 class Update:
-    """A few clients of a round have trained, on this process.
+    """Updates of clients that finished at the same time on this process.
 
     Attributes:
-        round: its number, from 0.
-        participants: clients that train in it, on all processes.
-        trained: what this process has trained of it so far.
-        updates: what these few clients trained; its tensors are reused once the callback returns.
-        work: of the whole round.
-        assignment: who holds and trains what in it.
+        round: number of the round, from 0.
+        participants: how many clients train in the round, on all processes.
+        trained: totals of the round so far, on this process.
+        updates: the clients' updates; the tensors are reused once the callback returns.
+        work: what the whole round trains.
+        assignment: who holds and trains which blocks in the round.
     """
 
     round: int
@@ -46,15 +46,15 @@ class Update:
 
 @dataclass(frozen=True)
 class Round:
-    """A round is over, and evaluated where an evaluation was due.
+    """A finished round.
 
     Attributes:
-        metrics: what `metrics.jsonl` keeps of it.
-        before: the global state that it began with.
-        work: whose updates the server was to get.
-        assignment: who held and trained what.
-        accuracy: by domain, of the last evaluation of a trained state; empty before the first.
-        lanes: of every process.
+        metrics: the round's line in `metrics.jsonl`.
+        before: the global state before the round.
+        work: the participants whose updates arrive, and how they train.
+        assignment: who held and trained which blocks.
+        accuracy: by domain, at the latest evaluation of a trained state; empty before the first.
+        lanes: number of lanes of every process.
     """
 
     metrics: RoundMetrics
@@ -67,11 +67,11 @@ class Round:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A state was evaluated.
+    """The result of evaluating a state.
 
     Attributes:
         accuracy: share of correct predictions (0 to 1) by domain.
-        metrics: of the round that made the state; None of the state before the first round.
+        metrics: of the round that produced the state; None for the initial state.
     """
 
     accuracy: Mapping[str, float]
@@ -80,15 +80,15 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to; accuracies are shares (0 to 1) by domain.
+    """The results of a run; accuracies are shares of correct predictions (0 to 1) by domain.
 
     Attributes:
-        rounds: that have been trained.
-        frozen: accuracies before the first round.
-        tuned: after the last.
-        exported: of the global model alone, by its last output, as it is exported.
-        tuned_is: what has the accuracies `tuned`, in words, where it is more than the exported model; else None.
-        stopped: why a callback ended the run early; None if none did.
+        rounds: how many were trained.
+        frozen: accuracy before the first round.
+        tuned: accuracy after the last round.
+        exported: accuracy of the exported adapter: the global model's last exit.
+        tuned_is: describes the model that has the accuracy `tuned`, if that is more than the exported adapter.
+        stopped: the reason for which a callback ended the run early; None if none did.
     """
 
     rounds: int
@@ -102,50 +102,44 @@ class Outcome:
 class Callback:
     """Watches a run; override the hooks you need.
 
-    Callbacks run on the main process, in the order in which they are given. One that sets `every_process` runs on all
-    processes of a job.
+    Callbacks run on the main process, in the order in which they are given, or, with `every_process`, on all processes.
     """
 
     every_process: bool = False
 
     def on_start(self, experiment: Experiment, state: GlobalState, first_round: int) -> None:
-        """Before anything is trained or evaluated; `state` is what round `first_round` begins with."""
+        """Before anything is trained or evaluated; `state` is the one that round `first_round` begins with."""
 
     def on_update(self, experiment: Experiment, update: Update) -> None:
-        """A few clients have trained."""
+        """After one or several clients have finished."""
 
     def on_evaluate(self, experiment: Experiment, state: GlobalState, evaluation: Evaluation) -> Stop | None:
-        """`state` was evaluated: before the first round, every `evaluate_every` rounds, and after the last."""
+        """After `state` was evaluated: before the first round, every `evaluate_every` rounds, and after the last."""
 
     def on_round(self, experiment: Experiment, state: GlobalState, round: Round) -> Stop | None:
-        """A round left `state`. Comes after `on_evaluate`, where the round was evaluated."""
+        """After a round, whose result is `state`, and after its `on_evaluate` if it was evaluated."""
 
     def on_end(self, experiment: Experiment, state: GlobalState, outcome: Outcome) -> None:
-        """The run is over, and `state` is what it came to."""
+        """After the run; `state` is the final one."""
 
 
 class Callbacks:
-    """The callbacks of a run: every process calls the hooks at the same points, and learns who asked to stop."""
+    """The callbacks of a run. All processes make the same calls, and learn together that a callback ends the run."""
 
     def __init__(self, experiment: Experiment, callbacks: Sequence[Callback] = ()) -> None:
-        """Keep those of `callbacks` that run on this process."""
         self._experiment = experiment
-        main = experiment.processes.is_main
-        self._here = [callback for callback in callbacks if main or callback.every_process]
+        self._here = [each for each in callbacks if experiment.processes.is_main or each.every_process]
 
     def update(self, update: Update) -> None:
-        """Call `on_update` of all; processes have different numbers of updates."""
+        """Call all `on_update`. Unlike in `call`, processes need not wait for each other."""
         for callback in self._here:
             callback.on_update(self._experiment, update)
 
     def call(self, hook: str, state: GlobalState, fact: object) -> Stop | None:
-        """Call the `hook` of that name, another than `on_update`, of all.
-
-        Returns:
-            The first answer of the main process, on every process.
+        """Call another `hook` than `on_update`. Returns, on all processes, the first `Stop` of the main process.
 
         Raises:
-            InputError: a callback of some process raised it, or answered with something else than a `Stop`.
+            InputError: a callback on any process raised it, or returned something else than a `Stop` or None.
         """
         processes, stops = self._experiment.processes, list[Stop]()
         with processes.raise_on_all():

@@ -1,4 +1,4 @@
-"""Put an experiment together: from its configuration to data, clients, model, method and executor."""
+"""Build an experiment from its configuration: data, clients, model, method and executor."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ from fedra_engine.runtime.processes import Processes
 from fedra_engine.runtime.stages import Stage
 
 _MOST_NAMED = 10
-"""Clients that a message names."""
+"""Most clients that a message names."""
 _LONG = 60.0
-"""Seconds of passes before the first round that are worth a warning."""
+"""A warning is given if the passes before the first round take more seconds than this."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -64,22 +64,15 @@ class Experiment:
     """Everything the round loop needs.
 
     Attributes:
-        config: what it was built from.
-        domains: their names.
-        train_data: the training samples as the source has them.
-        train_samples, test_samples: as the model takes them.
-        clients: all of them.
+        domains: names of the domains.
+        train_data: the training samples as the source gave them.
+        train_samples, test_samples: the preprocessed samples.
         foundation: the frozen model.
-        sweep_model: the same, ready for many clients at once.
-        method: the federated algorithm.
-        server: the server's optimizer.
-        executor: trains the participants of a round.
-        evaluator: measures accuracies on the test samples.
+        sweep_model: the same model, ready for many clients at once.
         initial_state: the global state before the first round.
-        processes: of the job that trains it.
-        division: of the participants among these.
-        training: what clients do in a round, with `even_steps` as a limit of steps.
-        samples_made: `PreparedData.newly_cached`.
+        division: divides the participants among the processes.
+        training: `config.training` with `even_steps` turned into a limit of steps.
+        samples_made: number of samples preprocessed now; None where they are not cached.
     """
 
     config: ExperimentConfig
@@ -102,22 +95,19 @@ class Experiment:
 
     @cached_property
     def cost_model(self) -> CostModel:
-        """Counts what training takes of clients; measures the blocks when it is first asked for."""
+        """Counts the clients' costs; made at the first use, as it measures the blocks."""
         return CostModel(self.foundation, self.train_samples, self.config.lora, self.config.training)
 
     def costs(self, round: int = 0) -> ClientCosts:
-        """What the sub-models of the participants of `round` cost, by counting; all fields are [participants]."""
+        """Count the costs of the participants of `round`; all fields are [participants]."""
         return self.count(*self.assigned_work(round))
 
     def count(self, work: LocalWork, assignment: Assignment) -> ClientCosts:
-        """What the sub-models of an `assignment` to the participants of `work` cost, by counting."""
+        """Count the costs of the participants of `work` under an `assignment`; all fields are [participants]."""
         return self.cost_model.count(self.clients, work.participants, assignment, self.method)
 
     def round_work(self, round: int) -> tuple[LocalWork, Assignment, DeviceRound | None]:
-        """What is trained in a round, and what clients' devices made of it, where they have any.
-
-        Participants whose updates do not arrive are left out of the work.
-        """
+        """Work and assignment of the participants whose updates arrive, and the simulated devices, if there are any."""
         work, assignment = self.assigned_work(round)
         devices = self.clients.devices
         if devices is None:
@@ -128,16 +118,16 @@ class Experiment:
         return replace(work, participants=work.participants[arrived]), assignment.select(arrived), simulated
 
     def group_name(self, index: int) -> str:
-        """The domain of the clients in group `index`, or its number: under `iid`, groups are no domains of the data."""
+        """The domain of the clients in group `index`, or the number where groups mix the data's domains (`iid`)."""
         return self.domains[index] if len(self.domains) > int(self.clients.domains.max()) else str(index)
 
     def name_clients(self, clients: NDArray[np.int64]) -> str:
-        """Some clients with their domains, in words: `client 3 (sketch)`, and of many only the first ones."""
+        """Name clients and their domains, as in `client 3 (sketch)`; of many, only the first ones."""
         named = [f"{client} ({self.group_name(int(self.clients.domains[client]))})" for client in clients]
         return f"client{'s' if len(clients) > 1 else ''} {first_few(named, _MOST_NAMED)}"
 
     def more_than_exported(self, state: GlobalState) -> str | None:
-        """What has a run's accuracies, in words, where that is more than the global model that is exported."""
+        """Describe the model that is evaluated if it is more than the exported global model; else None."""
         if self.method.personal_states(state) is not None:
             return (
                 "the clients' own models, each on its domain and with the factors that it keeps to itself "
@@ -148,7 +138,7 @@ class Experiment:
         return f"the mean of the logits after blocks {blocks} (exits.safetensors)" if len(exits) > 1 else None
 
     def assigned_work(self, round: int) -> tuple[LocalWork, Assignment]:
-        """What the participants of a round are asked to train; those that hold nothing are left out."""
+        """What a round's participants are asked to train, without those that hold no block."""
         config = self.config
         participants = sample_participants(config.clients, self.clients, seed=config.seed, round=round)
         assignment = self.method.assign(participants, round)
@@ -165,14 +155,13 @@ def build_experiment(
     sharding: Sharding | None = None,
     inputs: Inputs | None = None,
 ) -> Experiment:
-    """Load the data and the model, divide the data among the clients, set up method and executor.
+    """Load the data and the model, divide the data among the clients, and set up method and executor.
 
     Args:
-        config: the experiment.
         device: of this process.
-        processes: of the job; this one alone if not given. All must build the same experiment.
-        sharding: how they shard the model; each has all of it if not given.
-        inputs: data and model that are handed over; those of `config` are loaded if not given.
+        processes: of the job, which must all build the same experiment; this one alone if not given.
+        sharding: how the processes shard the model; each holds all of it if not given.
+        inputs: data and model in place of those that `config` names.
 
     Raises:
         InputError: something in the configuration cannot be used.
@@ -181,130 +170,130 @@ def build_experiment(
     validate(config)
     if sharding is not None:
         sharding.check(config)
-    return _Builder(config, device, processes or Processes.alone(), sharding, inputs or Inputs()).build()
+    processes, inputs = processes or Processes.alone(), inputs or Inputs()
+    data, foundation = _load(config, device, processes, sharding, inputs)
+    # Before images are decoded, which may take long; again below, where memory decides the capacities.
+    partition = inputs.divide(config, data.train)
+    make_clients(config, partition, foundation.depth, processes=processes.count)
+    prepared = _prepare(config, data, foundation, processes, sharding, inputs)
+    train = prepared.train
+    partition = partition if prepared.data is data else inputs.divide(config, prepared.data.train)
+    costs = CostModel(foundation, train, config.lora, config.training) if config.clients.devices else None
+    clients = make_clients(config, partition, foundation.depth, processes=processes.count, costs=costs)
+    # A process that found bad input would not be there when the others exchange the state.
+    with processes.raise_on_all():
+        sweep_model = make_sweep_model(config.execution, foundation, train, sharding)
+        method = _make_method(config, foundation, sweep_model, train, clients, processes)
+        state = _initial_state(config, foundation, sweep_model, train, method)
+    # Equal draws give equal states, to the last bit only on equal hardware.
+    processes.broadcast_(list(state.tensors().values()))
+    most, sharded_over = most_participants(config.clients, clients), processes if sharding else None
+    by_cost_alone = config.execution.deterministic or is_sharded(foundation.model)
+    return Experiment(
+        config=config,
+        domains=data.domains,
+        train_data=prepared.data.train,
+        train_samples=train,
+        test_samples=prepared.test,
+        clients=clients,
+        foundation=foundation,
+        sweep_model=sweep_model,
+        method=method,
+        server=ServerOptimizer(config.server, state),
+        executor=make_executor(config, foundation, sweep_model, train, most, len(state.heads), sharded_over),
+        evaluator=Evaluator(foundation, sweep_model, prepared.test, config.lora, data.domains, processes),
+        initial_state=state,
+        processes=processes,
+        division=WorkDivision(processes, train.lengths, by_cost_alone=by_cost_alone),
+        training=with_step_limit(config.training, clients),
+        samples_made=prepared.newly_cached,
+    )
 
 
-@dataclass(frozen=True)
-class _Builder:
-    """The arguments of `build_experiment`, and the steps that it takes with them."""
+def _load(
+    config: ExperimentConfig, device: torch.device, processes: Processes, sharding: Sharding | None, inputs: Inputs
+) -> tuple[DomainData, Foundation]:
+    """Load the data and a model for their task, and find its parts."""
+    # Bad input that one process finds in its files must reach the others before they make passes together.
+    with processes.raise_on_all(), Stage("reading the data"):
+        data = inputs.load_data(config)
+    classes = None if data.task == "causal_lm" else len(data.classes)
+    if classes == 1:
+        raise InputError(f"data.root: found {data.classes[0]!r} as the only class, expected at least two")
+    with processes.raise_on_all(), Stage("loading the model"):
+        model = inputs.load_model(config, classes, device, sharding)
+    if (model.main_input_name == "pixel_values") != (data.task == "image_classification"):
+        raise InputError(
+            f"model.path: found a {model.config.model_type} model, which takes {model.main_input_name}, "
+            f"expected one for the {data.task} of data.source {config.data.source}"
+        )
+    return data, make_foundation(model, config.lora, classes=classes, block_path=config.model.block_path)
 
-    config: ExperimentConfig
-    device: torch.device
-    processes: Processes
-    sharding: Sharding | None
-    inputs: Inputs
 
-    def build(self) -> Experiment:
-        config, processes, sharding = self.config, self.processes, self.sharding
-        # Bad input that one process finds in its files must reach the others before they make passes together.
-        with processes.raise_on_all(), Stage("reading the data"):
-            data = self.inputs.load_data(config)
-        foundation = self.load_foundation(data)
-        # Before images are decoded, which may take long; again below, where memory decides the capacities.
-        partition = self.inputs.divide(config, data.train)
-        make_clients(config, partition, foundation.depth, processes=processes.count)
-        prepared = self.prepare(data, foundation)
-        train = prepared.train
-        partition = partition if prepared.data is data else self.inputs.divide(config, prepared.data.train)
-        costs = CostModel(foundation, train, config.lora, config.training) if config.clients.devices else None
-        clients = make_clients(config, partition, foundation.depth, processes=processes.count, costs=costs)
-        # A process that found bad input would not be there when the others exchange the state.
+def _prepare(
+    config: ExperimentConfig,
+    data: DomainData,
+    foundation: Foundation,
+    processes: Processes,
+    sharding: Sharding | None,
+    inputs: Inputs,
+) -> PreparedData:
+    """Decode or tokenize the samples, after the model has been tried on an image of their size."""
+    path, settings, preprocessing = inputs.model_path(config), foundation.model.config, None
+    if data.task == "image_classification":
         with processes.raise_on_all():
-            sweep_model = make_sweep_model(config.execution, foundation, train, sharding)
-            method = self.make_method(foundation, sweep_model, train, clients)
-            state = self.initial_state(foundation, sweep_model, train, method)
-        # Equal draws give equal states, to the last bit only on equal hardware.
-        processes.broadcast_(list(state.tensors().values()))
-        most, sharded_over = most_participants(config.clients, clients), processes if sharding else None
-        executor = make_executor(config, foundation, sweep_model, train, most, len(state.heads), sharded_over)
-        by_cost_alone = config.execution.deterministic or is_sharded(foundation.model)
-        return Experiment(
-            config=config,
-            domains=data.domains,
-            train_data=prepared.data.train,
-            train_samples=train,
-            test_samples=prepared.test,
-            clients=clients,
-            foundation=foundation,
-            sweep_model=sweep_model,
-            method=method,
-            server=ServerOptimizer(config.server, state),
-            executor=executor,
-            evaluator=Evaluator(foundation, sweep_model, prepared.test, config.lora, data.domains, processes),
-            initial_state=state,
-            processes=processes,
-            division=WorkDivision(processes, train.lengths, by_cost_alone=by_cost_alone),
-            training=with_step_limit(config.training, clients),
-            samples_made=prepared.newly_cached,
-        )
+            preprocessing = preprocessing_for(path, settings, config.data.image_size, inputs.processor)
+        if sharding is None:
+            with Stage("trying the model on an image"):
+                _check_image_size(config, foundation, preprocessing, data)
+    with processes.raise_on_all():
+        cut = config.lora.dropout == 0 and not config.trace
+        return prepare(data, config.data, path, settings, inputs.processor, preprocessing, cut_texts=cut)
 
-    def load_foundation(self, data: DomainData) -> Foundation:
-        """Load the model for the task of `data`, and find its parts."""
-        config = self.config
-        classes = None if data.task == "causal_lm" else len(data.classes)
-        if classes == 1:
-            raise InputError(f"data.root: found {data.classes[0]!r} as the only class, expected at least two")
-        with self.processes.raise_on_all(), Stage("loading the model"):
-            model = self.inputs.load_model(config, classes, self.device, self.sharding)
-        if (model.main_input_name == "pixel_values") != (data.task == "image_classification"):
-            raise InputError(
-                f"model.path: found a {model.config.model_type} model, which takes {model.main_input_name}, "
-                f"expected one for the {data.task} of data.source {config.data.source}"
-            )
-        return make_foundation(model, config.lora, classes=classes, block_path=config.model.block_path)
 
-    def prepare(self, data: DomainData, foundation: Foundation) -> PreparedData:
-        """Decode or tokenize the samples, after the model has been tried on an image of their size."""
-        config, processor = self.config, self.inputs.processor
-        path, settings, preprocessing = self.inputs.model_path(config), foundation.model.config, None
-        if data.task == "image_classification":
-            with self.processes.raise_on_all():
-                preprocessing = preprocessing_for(path, settings, config.data.image_size, processor)
-            if self.sharding is None:
-                with Stage("trying the model on an image"):
-                    _check_image_size(config, foundation, preprocessing, data)
-        with self.processes.raise_on_all():
-            cut = config.lora.dropout == 0 and not config.trace
-            return prepare(data, config.data, path, settings, processor, preprocessing, cut_texts=cut)
+def _make_method(
+    config: ExperimentConfig,
+    foundation: Foundation,
+    model: SweepModel,
+    train: Samples,
+    clients: Clients,
+    processes: Processes,
+) -> Method:
+    scale, seed = config.lora.scale, config.seed
+    federation = Federation(
+        config=config.method,
+        clients=clients,
+        depth=foundation.depth,
+        layout=foundation.adapter_layout,
+        scale=scale,
+        seed=seed,
+        fisher=FisherInformation(foundation, model, train, scale=scale, seed=seed, processes=processes),
+        deterministic=config.execution.deterministic,
+        trains_classifier=foundation.task.trains_head,
+        capacities_drawn=config.clients.capacity_schedule == "drawn",
+    )
+    with Stage("preparing the method"):
+        return make_method(federation)
 
-    def make_method(self, foundation: Foundation, sweep_model: SweepModel, train: Samples, clients: Clients) -> Method:
-        """The method that the configuration names."""
-        config, scale, seed = self.config, self.config.lora.scale, self.config.seed
-        fisher = FisherInformation(foundation, sweep_model, train, scale=scale, seed=seed, processes=self.processes)
-        federation = Federation(
-            config=config.method,
-            clients=clients,
-            depth=foundation.depth,
-            layout=foundation.adapter_layout,
-            scale=scale,
-            seed=seed,
-            fisher=fisher,
-            deterministic=config.execution.deterministic,
-            trains_classifier=foundation.task.trains_head,
-            capacities_drawn=config.clients.capacity_schedule == "drawn",
-        )
-        with Stage("preparing the method"):
-            return make_method(federation)
 
-    def initial_state(
-        self, foundation: Foundation, sweep_model: SweepModel, train: Samples, method: Method
-    ) -> GlobalState:
-        """The state before the first round."""
-        layout, seed = foundation.adapter_layout, self.config.seed
-        adapters = initial_adapters(layout, foundation.depth, seed=seed, dtype=foundation.adapter_dtype)
-        heads = initial_heads(self.config.model, foundation, sweep_model, train, seed=seed)
-        return method.initial_state(GlobalState(adapters.to(foundation.device), heads), foundation.base)
+def _initial_state(
+    config: ExperimentConfig, foundation: Foundation, model: SweepModel, train: Samples, method: Method
+) -> GlobalState:
+    layout, seed = foundation.adapter_layout, config.seed
+    adapters = initial_adapters(layout, foundation.depth, seed=seed, dtype=foundation.adapter_dtype)
+    heads = initial_heads(config.model, foundation, model, train, seed=seed)
+    return method.initial_state(GlobalState(adapters.to(foundation.device), heads), foundation.base)
 
 
 def make_clients(
     config: ExperimentConfig, partition: Partition, depth: int, *, processes: int, costs: CostModel | None = None
 ) -> Clients:
-    """The clients of a model of `depth` blocks that `processes` processes train, with the samples of a `partition`.
+    """Make the clients of a `partition`, with capacities of at most `depth` blocks, ranks and devices.
 
-    Where memory decides the capacities, each is one block until the `costs` are known.
+    Where memory decides the capacities, every capacity is 1 until the `costs` are known.
 
     Raises:
-        InputError: the clients that the configuration asks for cannot be made of this partition or this model.
+        InputError: the partition or the model does not allow the clients that `config` asks for.
     """
     count, wanted = len(partition.samples), config.clients
     devices = None
@@ -327,11 +316,11 @@ def make_clients(
 def _check_image_size(
     config: ExperimentConfig, foundation: Foundation, preprocessing: Preprocessing, data: DomainData
 ) -> None:
-    """Raise InputError unless the model takes images of the size that they will be made in; warn of a costly one."""
+    """Raise InputError unless the model takes images of the size they are resized to; warn if it makes passes slow."""
     size = preprocessing.shape
     black = torch.zeros(size, device=foundation.device, dtype=foundation.dtype)
     probe_batch_arguments(foundation.model, foundation.blocks, lambda n: {"pixel_values": black.expand(n, *size)})
-    # Elsewhere, one image says little about many.
+    # On a GPU, one image says little about many.
     if config.data.image_size is None and foundation.device.type == "cpu":
         seconds = math.inf
         # One pass alone may be slow for other reasons.

@@ -1,4 +1,4 @@
-"""What is handed over from Python instead of being loaded as the configuration says."""
+"""Data and model passed from Python in place of those that the configuration names."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from fedra_engine.models.sharding import Sharding
 from fedra_engine.runtime.errors import InputError
 
 IN_MEMORY = "in-memory"
-"""Where data, model and partition are in a configuration that names none of them."""
+"""Stands in a configuration for a path or partition that was passed from Python."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What is handed over instead of being loaded as the configuration says; None where nothing is.
+    """Objects passed from Python; None where the configuration decides.
 
     Attributes:
-        data: what a source gave.
-        dataset: a `datasets.Dataset` or `DatasetDict`, as the source `hf_dataset` takes them.
+        data: data that a source has loaded.
+        dataset: a `datasets.Dataset` or `DatasetDict`.
         model: a torch model.
-        processor: an image processor or tokenizer of transformers, for the model.
-        partitioner: of flwr-datasets.
+        processor: the model's image processor or tokenizer, of transformers.
+        partitioner: a partitioner of flwr-datasets.
     """
 
     data: DomainData | None = None
@@ -38,16 +38,11 @@ class Inputs:
     partitioner: Any = None
 
     def __post_init__(self) -> None:
-        """Let a configuration say that its partitioner is handed over."""
         if self.partitioner is not None:
             register_choice("data.partition", IN_MEMORY)
 
     def described_in(self, config: ExperimentConfig) -> ExperimentConfig:
-        """`config` with what is handed over in the fields that say where data, model and partition are from.
-
-        Raises:
-            InputError: it is of a run with a partitioner that is not handed over.
-        """
+        """Put `IN_MEMORY` into the fields of these inputs; InputError if a partitioner in memory is missing."""
         if self.dataset is not None:
             known = config.data.source in ("text_classification", "causal_lm")
             source = config.data.source if known else "hf_dataset"
@@ -61,7 +56,7 @@ class Inputs:
         return config
 
     def load_data(self, config: ExperimentConfig) -> DomainData:
-        """The data that were handed over, or else those of `config.data`."""
+        """Return the data passed from Python, or load those of `config.data`."""
         if self.data is not None:
             return self.data
         if self.dataset is not None:
@@ -73,7 +68,7 @@ class Inputs:
     def load_model(
         self, config: ExperimentConfig, classes: int | None, device: torch.device, sharding: Sharding | None
     ) -> Any:
-        """The model that was handed over, copied, or else that of `config.model`; on `device`."""
+        """Copy the model passed from Python, or load that of `config.model`, to `device`."""
         if self.model is not None:
             if sharding is not None:
                 raise InputError("model: found a model in memory in a job that shards models, expected a model.path")
@@ -83,11 +78,11 @@ class Inputs:
         return load_pretrained(config.model, classes=classes, sharding=sharding).to(device)
 
     def model_path(self, config: ExperimentConfig) -> str | None:
-        """Where the processor of the model is; None if the model was handed over."""
+        """Path or hub name of the model, for its processor; None if it was passed from Python."""
         return None if self.model is not None else resolve_model_path(config.model.path)
 
     def divide(self, config: ExperimentConfig, train: DomainData) -> Partition:
-        """Divide the training samples as the partitioner that was handed over does, or else as `config.data` says."""
+        """Divide the training samples by the partitioner passed from Python, or else as `config.data` says."""
         if self.partitioner is not None:
             return partition_by(self.partitioner)(config.data, train, config.seed)
         return partition_samples(config.data, train, config.seed)

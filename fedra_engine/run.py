@@ -1,4 +1,4 @@
-"""Runs from Python: train an experiment into its run folder, build one to look at, or load what a run left."""
+"""Runs from Python: train an experiment into its run folder, build one to look at, or load a finished run."""
 
 from __future__ import annotations
 
@@ -48,22 +48,20 @@ def run(
     accelerator: Accelerator | None = None,
     console: PlainConsole | None = None,
 ) -> Result:
-    """Train the rounds of `config` that its folder does not have yet, and leave the results there.
-
-    All processes of a job call this together.
+    """Train the rounds of `config` that the run's folder lacks; all processes of a job call this together.
 
     Args:
-        config: of the experiment; valid.
+        config: of the experiment; validated.
         earlier: the run to go on with; None for a new one.
-        inputs: data and model that are handed over instead of loaded.
-        callbacks: what watches, beside what shows the run and keeps its folder.
-        accelerator: of the job; accelerate's own if not given.
+        inputs: data and model in place of those that `config` names.
+        callbacks: beside those that show the run and keep its folder.
+        accelerator: of the job; made here if not given.
         console: where the run is shown; stdout if not given.
 
     Raises:
-        InputError: something cannot be used, training diverged, or `earlier` began with something else, is damaged, is
-            finished or still going on.
-        BaseException: whatever else cut the run short; a note says how to go on.
+        InputError: something cannot be used, training diverged, or `earlier` had other settings or inputs, or is
+            damaged, finished or still going on.
+        BaseException: any other interruption; a note says how to go on.
     """
     if not isinstance(callbacks, Sequence) or not all(isinstance(each, Callback) for each in callbacks):
         raise InputError(f"callbacks: found {callbacks!r}, expected a list of instances of Callback")
@@ -89,15 +87,14 @@ def run(
 
 @contextmanager
 def open_folder(config: ExperimentConfig, earlier: RunFolder | None, processes: Processes) -> Iterator[RunFolder]:
-    """The run's folder, which no other command may use meanwhile; a new one if there is no `earlier` run.
+    """Lock the folder of the `earlier` run, or of a new one that the main process makes, for all `processes`.
 
-    A new one goes away again when the input turns out to be bad before any round. Of several `processes` the main one
-    makes the folder, and all get the same.
+    A new folder is removed if bad input ends the run before its first round.
 
     Raises:
-        InputError: the folder's name is taken; or the earlier run is still going on, is past `config.rounds` already,
-            began with other settings, or has no intact checkpoint left.
-        BaseException: whatever else cuts short what is done in the folder; a note says how to go on.
+        InputError: the folder's name is taken; or the earlier run is still going on, has already trained more than
+            `config.rounds`, had other settings, or has no intact checkpoint left.
+        BaseException: any other interruption within; a note says how to go on.
     """
     with unwound_by_signals(), ExitStack() as lock:
         made = ""
@@ -121,7 +118,7 @@ def open_folder(config: ExperimentConfig, earlier: RunFolder | None, processes: 
 
 
 def _check_early(config: ExperimentConfig, folder: RunFolder) -> None:
-    """What `find_start` checks behind the lock, as far as it is known before the experiment is built."""
+    """Check, before the experiment is built, what `find_start` will check again and that rounds are left."""
     folder.check_kinds()
     found, _ = newest_checkpoint(folder, {"setting": setting_digest(config)})
     if found is not None and config.rounds <= found.round:
@@ -132,12 +129,7 @@ def _check_early(config: ExperimentConfig, folder: RunFolder) -> None:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run left.
-
-    Attributes:
-        folder: of the run.
-        config: of its experiment.
-    """
+    """The results of a run, read from its `folder`; the experiment is built again where the run was loaded."""
 
     folder: Path
     config: ExperimentConfig
@@ -146,11 +138,7 @@ class Result:
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """The content of `summary.json`.
-
-        Raises:
-            InputError: the run is not finished.
-        """
+        """The content of `summary.json`; InputError if the run is not finished."""
         file = RunFolder(self.folder).summary_file
         with reading(file, "that of a finished run (--resume goes on)"):
             summary: dict[str, Any] = json.loads(file.read_text())
@@ -176,11 +164,7 @@ class Result:
 
     @property
     def experiment(self) -> Experiment:
-        """What was trained; built again where the run was loaded.
-
-        Raises:
-            InputError: data or model are not there any more, or are others.
-        """
+        """The experiment that was trained; InputError if its data or model have gone or changed."""
         return self._restored[0]
 
     @property
@@ -189,7 +173,7 @@ class Result:
         return self._restored[1]
 
     def save_adapter(self, folder: str | Path) -> None:
-        """Write the tuned adapter in PEFT's format into `folder`, as the run has it in its own `adapters/`."""
+        """Write the tuned adapter, in PEFT's format, into `folder`; the run's own is in its `adapters/`."""
         export(Path(folder), *self._restored)
 
     @cached_property
@@ -222,13 +206,10 @@ def simulate(
             its test split, else `data.test_fraction` of it, is held out.
         model: a torch model in place of `model.path`; it is copied and stays as it is.
         method: name of a method, in place of `method.name`.
-        callbacks: what watches, beside what shows the run and keeps its folder.
+        callbacks: beside those that show the run and keep its folder.
         processor: an image processor or tokenizer, in place of the one beside the model's weights.
         partitioner: of flwr-datasets, in place of `data.partition`.
-        quiet: show nothing; the run's log has it all the same.
-
-    Returns:
-        What the run left, with the folder that it is in.
+        quiet: print nothing; the run's log is written all the same.
 
     Raises:
         InputError: something cannot be used; says what was found and what was expected.
@@ -255,7 +236,7 @@ def build(
 
     Args:
         config: the experiment; the embedded one if not given.
-        dataset, model, processor, partitioner: as of `simulate`.
+        dataset, model, processor, partitioner: as in `simulate`.
 
     Raises:
         InputError: something cannot be used; says what was found and what was expected.
@@ -266,17 +247,16 @@ def build(
 def load_run(
     folder: str | Path, *, dataset: Any = None, model: Any = None, processor: Any = None, partitioner: Any = None
 ) -> Result:
-    """What the run in `folder` left.
+    """Load the results of the run in `folder`.
 
     Args:
         folder: of the run.
-        dataset, model, processor, partitioner: as of `simulate`, for the experiment to be built again when it is asked
-            for.
+        dataset, model, processor, partitioner: what was passed to `simulate`; needed to build the experiment again.
 
     Raises:
         InputError: there is no run, or its configuration cannot be read.
     """
-    # Before the configuration, which may say that the partitioner is handed over.
+    # First: with a partitioner, a configuration may say that its partition is in memory.
     inputs = Inputs(dataset=dataset, model=model, processor=processor, partitioner=partitioner)
     run = RunFolder.open(folder)
     return Result(run.path, read_config(run.config_file), None, inputs)
@@ -291,7 +271,7 @@ def _build(config: ExperimentConfig | None, inputs: Inputs) -> Experiment:
 
 
 def _described(config: ExperimentConfig | None, inputs: Inputs) -> ExperimentConfig:
-    """The configuration, the embedded one if not given, with what is handed over in it."""
+    """The configuration (the embedded one if not given) with the inputs marked as in memory."""
     if config is not None and not isinstance(config, ExperimentConfig):
         raise InputError(f"config: found {config!r}, expected an ExperimentConfig")
     return inputs.described_in(plain_copy(config or ExperimentConfig()))
@@ -299,7 +279,7 @@ def _described(config: ExperimentConfig | None, inputs: Inputs) -> ExperimentCon
 
 @contextmanager
 def _without_advice(*, bars: bool = True) -> Iterator[None]:
-    """Keep transformers' warnings about models it loads out of the output; without `bars`, its progress bars, too."""
+    """Silence transformers' warnings about the models it loads and, without `bars`, its progress bars."""
     from transformers.utils import logging
 
     level, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -31,19 +31,19 @@ def train(
     callbacks: Sequence[Callback] = (),
     accuracy: Mapping[str, float] | None = None,
 ) -> tuple[GlobalState, Outcome]:
-    """Train from `first_round` to the last round, and tell the `callbacks`; all processes call this together.
+    """Train from `first_round` to the last round, or until a callback returns `Stop`; all processes call this together.
 
     Args:
-        experiment: what to train.
-        state: what `first_round`, counted from 0, begins with.
-        first_round, callbacks: where to begin, and what watches.
-        accuracy: by domain, of the last evaluation before `first_round`, if there was one.
+        experiment: the experiment.
+        state: the global state before `first_round`, which counts from 0.
+        callbacks: watch the run.
+        accuracy: by domain, at the last evaluation before `first_round`, if there was one.
 
     Returns:
-        The state after the last round, which is the one before a callback returned `Stop`, and what the run came to.
+        The final state and the run's results.
 
     Raises:
-        InputError: training diverged, or a callback refused something.
+        InputError: training diverged, or a callback raised it.
     """
     config, listeners = experiment.config, Callbacks(experiment, callbacks)
     latest, evaluated, done = dict(accuracy or {}), False, first_round
@@ -61,7 +61,7 @@ def train(
         if stop is not None:
             break
     if not evaluated:
-        # Stopped before an evaluation was due; or no round was left, and the last one was of an earlier state.
+        # A callback stopped the run between evaluations, or no round was left to train.
         latest = evaluate(experiment, state)
         if done > first_round:
             listeners.call("on_evaluate", state, Evaluation(latest, record.metrics))
@@ -76,13 +76,13 @@ def train(
 def train_round(
     experiment: Experiment, state: GlobalState, round: int, callbacks: Callbacks | None = None
 ) -> tuple[GlobalState, Round]:
-    """Train `round`, which begins with `state`: who takes part, who holds what, local training, the server's step.
+    """Train one round from `state`: sampling, assignment, local training, aggregation, the server's step.
 
     Returns:
-        The state that the round left, and its record.
+        The state after the round, and its record.
 
     Raises:
-        InputError: all updates are bad, or what was made of them.
+        InputError: all updates are bad, or the new state is not finite.
     """
     method, started = experiment.method, time.perf_counter()
     listeners = Callbacks(experiment) if callbacks is None else callbacks
@@ -97,7 +97,7 @@ def train_round(
     returned, loss, lanes = _merge(experiment, aggregator, tally)
     mode, warn = experiment.config.training.on_bad_update, experiment.processes.is_main
     bad = check_updates(returned, round, mode, experiment.name_clients, warn=warn)
-    # Before the method decomposes or clusters what it got; again after it.
+    # Methods decompose or cluster the sums, which must be finite for that.
     check_finite(work, *aggregator.sums())
     after = state
     if returned.samples:
@@ -125,7 +125,7 @@ def train_round(
 
 
 def score(experiment: Experiment, state: GlobalState) -> dict[str, Score]:
-    """Scores of the method's model by domain: of the global one, or of the clients' own on their domains."""
+    """Score, by domain, the global model or, where the method has them, the clients' own models on their domains."""
     method, evaluator = experiment.method, experiment.evaluator
     personal = method.personal_states(state)
     if personal is not None:
@@ -134,14 +134,14 @@ def score(experiment: Experiment, state: GlobalState) -> dict[str, Score]:
 
 
 def evaluate(experiment: Experiment, state: GlobalState) -> dict[str, float]:
-    """Accuracy of the method's model by domain."""
+    """Accuracies, by domain, of what `score` scores."""
     return accuracies(score(experiment, state))
 
 
 def _merge(
     experiment: Experiment, aggregator: Aggregator, own: Tally
 ) -> tuple[ReturnedUpdates, float | None, list[int]]:
-    """What all processes trained, the mean loss of a sample, and each one's lanes; each has then taken in all."""
+    """Merge what the processes trained. Returns all updates' facts, the mean loss of a sample, each process's lanes."""
     loss = torch.tensor([float(own.loss)], dtype=torch.float64)
     experiment.processes.all_reduce_([*aggregator.sums(), loss])
     experiment.method.synchronize(experiment.processes)

@@ -1,5 +1,4 @@
-"""What watches a run: console, trace, partition report, and the keeper of its folder with checkpoints and adapter.
+"""The engine's own callbacks: console, trace, partition report, and checkpoints; with the run folder they write to.
 
-With them is what they write to: the run's folder and its fingerprint. May import `callback` and all that an experiment
-is made of; the round loop (`simulation`) imports none of them.
+May import `callback` and all that an experiment is made of; the round loop (`simulation`) imports none of them.
 """

@@ -1,4 +1,4 @@
-"""Save what was tuned in PEFT's format, and the lines of Python that load it without this package."""
+"""Save the tuned adapter in PEFT's format, with Python that loads it without this package."""
 
 from __future__ import annotations
 
@@ -29,12 +29,9 @@ _PREFIX = "base_model.model"
 
 
 def export(folder: Path, experiment: Experiment, state: GlobalState, outcome: Outcome) -> None:
-    """Write the adapter in PEFT's format, its card, and `private.safetensors`: what clients keep to themselves.
+    """Write the adapter, its model card, and the clients' private factors, if any (`private.safetensors`).
 
     Each file appears whole or not at all.
-
-    Raises:
-        OSError: they cannot be written.
     """
     method, foundation, config = experiment.method, experiment.foundation, experiment.config
     depth = len(method.evaluated_model().blocks)
@@ -43,7 +40,7 @@ def export(folder: Path, experiment: Experiment, state: GlobalState, outcome: Ou
         if method.personal_states(state) is not None:
             private = {name: tensor.contiguous().cpu() for name, tensor in method.tensors().items()}
             save_file(private, made / "private.safetensors")
-        write_card(made, foundation, config, outcome, depth=depth)
+        _write_card(made, foundation, config, outcome, depth=depth)
 
 
 def save_adapter(
@@ -55,11 +52,11 @@ def save_adapter(
     depth: int,
     loaded_base: tuple[Tensor, ...] = (),
 ) -> None:
-    """Write `adapter_config.json` and `adapter_model.safetensors`: adapters of the first `depth` blocks, trained head.
+    """Write the adapters of the first `depth` blocks and the trained head in PEFT's format.
 
-    Where a method has rewritten weights of the model, the adapters hold the change from `loaded_base`, too. What the
-    pretrained model has no place for gets files of its own: the head of a `PooledClassifier` (`head.safetensors`) and
-    the classifiers of early exits (`exits.safetensors`).
+    Where the method has changed frozen weights, the adapters include their change since `loaded_base`. Classifiers for
+    which the pretrained model has no module get files of their own: the head of a `PooledClassifier`
+    (`head.safetensors`) and those of early exits (`exits.safetensors`).
     """
     layout, adapters, alpha = foundation.adapter_layout, state.adapters, config.lora.alpha
     if state.base:
@@ -79,8 +76,7 @@ def save_adapter(
         save_file(head, folder / "head.safetensors", metadata={"pooling": pooling})
         head = {}
     if head:
-        # PEFT finds modules by the end of their names. It would take these for saved, too, and miss them; DistilBERT's
-        # `pre_classifier` is one.
+        # PEFT finds saved modules by the end of their names, and would miss these, as DistilBERT's `pre_classifier`.
         tensors |= {
             f"{_PREFIX}.{own_path(foundation.model, name)}": kept.contiguous().cpu()
             for name, kept in foundation.namesakes.items()
@@ -99,13 +95,15 @@ def save_adapter(
         modules_to_save=[head_path] if head else None,
         inference_mode=True,
     )
-    # Given to the constructor they would become a set, whose order differs from process to process.
+    # The constructor would make them a set, whose order differs from process to process.
     settings.target_modules = [f"{block_path}.{b}.{target.path}" for b in range(depth) for target in layout.targets]
     settings.save_pretrained(str(folder))
 
 
-def write_card(folder: Path, foundation: Foundation, config: ExperimentConfig, outcome: Outcome, *, depth: int) -> None:
-    """Write `README.md`: what `save_adapter` saved in `folder`, the lines that load it, and what they give."""
+def _write_card(
+    folder: Path, foundation: Foundation, config: ExperimentConfig, outcome: Outcome, *, depth: int
+) -> None:
+    """Write `README.md`: what the adapter is, Python that loads it, and the accuracy to expect."""
     base = _base_model(config)
     facts = dump_yaml({"base_model": base, "library_name": "peft"} if base else {"library_name": "peft"})
     load_it = "load it" if base else "put it on the model that the run was given, here `my_model`"
@@ -133,9 +131,9 @@ def write_card(folder: Path, foundation: Foundation, config: ExperimentConfig, o
 
 
 def loading_lines(foundation: Foundation, config: ExperimentConfig, depth: int) -> str:
-    """Python that loads what `save_adapter` saved and defines `logits(**inputs)`, by transformers and PEFT alone.
+    """Python that loads the saved adapter with transformers and PEFT alone, and defines `logits(**inputs)`.
 
-    A model that the run was given in memory is `my_model` in it.
+    A model that was passed from Python is called `my_model`.
     """
     pooling, auto_class = _pooling(foundation), _auto_class(foundation)
     settings: Any = foundation.model.config
@@ -187,7 +185,7 @@ _FEATURES: dict[Pooling, list[str]] = {
         "features = states[torch.arange(len(states)), last]",
     ],
 }
-"""What a `PooledClassifier` reads, in lines that do the same without it."""
+"""Python that computes the features a `PooledClassifier` reads."""
 
 
 def _pooling(foundation: Foundation) -> Pooling | None:
@@ -195,7 +193,7 @@ def _pooling(foundation: Foundation) -> Pooling | None:
 
 
 def _base_model(config: ExperimentConfig) -> str | None:
-    """The hub name, or the absolute path of a folder: who loads the adapter works elsewhere. None if in memory."""
+    """The hub name, or the absolute path of a folder, for use from anywhere; None if the model is in memory."""
     if config.model.path == IN_MEMORY:
         return None
     path = resolve_model_path(config.model.path)
@@ -211,7 +209,7 @@ def _auto_class(foundation: Foundation) -> str:
 
 
 def _arguments(foundation: Foundation, config: ExperimentConfig) -> str:
-    """Those of `from_pretrained` by which the model is what `load_pretrained` made of it."""
+    """Arguments with which `from_pretrained` gives the same model as `load_pretrained`."""
     settings: Any = foundation.model.config
     arguments: dict[str, object] = {"dtype": config.model.dtype}
     if _auto_class(foundation).endswith("Classification"):
@@ -227,10 +225,9 @@ def _arguments(foundation: Foundation, config: ExperimentConfig) -> str:
 def _with_change_of_base(
     layout: AdapterLayout, state: GlobalState, loaded: tuple[Tensor, ...], scale: float
 ) -> tuple[AdapterLayout, Tensor]:
-    """One set of adapters of scale 1, and its layout, in place of the state's adapters and its changed frozen weights.
+    """Adapters of scale 1, and their layout, that equal the state's adapters plus the change of its frozen weights.
 
-    Its products are those of the state's adapters plus the change of the weights since they were `loaded`. Its rank is
-    the least at which what is missing is below the rounding of the weights.
+    The change is that from the `loaded` weights. The rank is the least whose error is below their rounding.
     """
     changes = [
         after.double() - before.double() + scale * product

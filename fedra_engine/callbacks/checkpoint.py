@@ -1,4 +1,4 @@
-"""What a run keeps in its folder, so that it can go on: checkpoints are written whole, and read only when intact."""
+"""Checkpoints, with which an interrupted run goes on: written whole, and read only when intact."""
 
 from __future__ import annotations
 
@@ -28,17 +28,14 @@ _LOG = logging.getLogger(__name__)
 TENSORS_FILE = "state.safetensors"
 STATE_FILE = "state.json"
 KEPT = 2
-"""Newest checkpoints that stay; a spare one in case the newest is damaged from outside."""
+"""Checkpoints that are kept: the newest, and a spare one in case it is damaged."""
 VERSION = 2
-"""Goes up whenever checkpoints hold something else.
-
-Those of version 1, which had no number, did not say what their run began with.
-"""
+"""Format of the checkpoints; those of version 1 had no number and no fingerprint."""
 _INTACT = "an intact checkpoint"
 
 
 class Checkpoint(NamedTuple):
-    """What a run needs to go on after `round`; `passed_over` says what is wrong with newer ones, if there are any."""
+    """What a run needs to go on after `round`; `passed_over` says what is wrong with the newest, if that is damaged."""
 
     round: int
     tensors: dict[str, Tensor]
@@ -47,13 +44,10 @@ class Checkpoint(NamedTuple):
 
 
 class Keeper(Callback):
-    """Keeps every round's state and record in the run's folder, and in the end the adapter and the summary.
-
-    Where metrics.jsonl has a round, there is a checkpoint of it; where there is a summary, there is an adapter.
-    """
+    """Writes every round's checkpoint, then its record, and at the end the adapter, then the summary."""
 
     def __init__(self, folder: RunFolder, begun: Fingerprint) -> None:
-        """Write into `folder`; every checkpoint has the fingerprint of what the run has `begun` with."""
+        """Write into `folder`; every checkpoint holds `begun`, the experiment's fingerprint."""
         self._folder = folder
         self._begun = begun
 
@@ -65,7 +59,7 @@ class Keeper(Callback):
         self.save(experiment, state, [round])
 
     def save(self, experiment: Experiment, state: GlobalState, rounds: Sequence[Round]) -> None:
-        """Keep the `state` after the last of `rounds`, those that no checkpoint has yet, and their records."""
+        """Save the `state` after the last of `rounds`, and the records of all of them."""
         last, records = rounds[-1], [each.metrics.record() for each in rounds]
         parts = {"state": state.tensors(), "method": experiment.method.tensors(), "server": experiment.server.tensors()}
         tensors = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
@@ -97,7 +91,7 @@ class Keeper(Callback):
 
 
 class Start(NamedTuple):
-    """Where a run begins, or goes on: the first round to train, the state before it, and the last accuracies."""
+    """Where a run begins or goes on: the next round, the state before it, and the latest accuracies by domain."""
 
     round: int
     state: GlobalState
@@ -105,17 +99,17 @@ class Start(NamedTuple):
 
 
 def find_start(experiment: Experiment, folder: RunFolder, begun: Fingerprint) -> Start:
-    """Bring the run in `folder` back to its newest intact checkpoint, whose rounds are then not trained again.
+    """Restore the run in `folder` from its newest intact checkpoint, if it has one; all processes call this together.
 
-    All processes call this together; the folder changes only when all that is needed to go on is there.
+    The folder is changed only if everything needed to go on is there.
 
     Args:
-        experiment: newly built; its method, server and lanes go on as they were.
+        experiment: newly built; its method, server and lanes are restored.
         folder: of the run.
         begun: fingerprint of `experiment`.
 
     Raises:
-        InputError: the run began with something else, or is damaged.
+        InputError: the run began with another fingerprint, or is damaged.
     """
     processes, found = experiment.processes, None
     with processes.raise_on_all():
@@ -130,7 +124,7 @@ def find_start(experiment: Experiment, folder: RunFolder, begun: Fingerprint) ->
         return Start(0, experiment.initial_state, {})
     execution, lanes = experiment.config.execution, found.state["lanes"]
     if execution.deterministic and execution.executor == "sweep" and len(lanes) == processes.count:
-        # However much memory is free today.
+        # Another number of lanes, as memory would allow today, gives other roundings.
         experiment.executor.lanes = lanes[processes.index]
         if processes.is_main:
             _LOG.info("lanes: %s, as before (execution.deterministic)", ", ".join(map(str, lanes)))
@@ -138,11 +132,7 @@ def find_start(experiment: Experiment, folder: RunFolder, begun: Fingerprint) ->
 
 
 def newest_checkpoint(folder: RunFolder, begun: Fingerprint) -> tuple[Checkpoint | None, bytes]:
-    """The checkpoint to go on after, None if there is none, and the records up to it; the folder stays as it is.
-
-    Raises:
-        InputError: the run began with something else than `begun`, or is damaged.
-    """
+    """Read the newest intact checkpoint, if any, and the records up to it; InputError if they do not fit `begun`."""
     found = latest_checkpoint(folder.path)
     if found is not None:
         check_fingerprint(begun, found.state["fingerprint"], folder.path)
@@ -150,15 +140,7 @@ def newest_checkpoint(folder: RunFolder, begun: Fingerprint) -> tuple[Checkpoint
 
 
 def newest_state(experiment: Experiment, folder: RunFolder) -> Start:
-    """Where the run in `folder` is; its folder stays as it is.
-
-    Args:
-        experiment: newly built from the run's configuration; its method and server go on as they were.
-        folder: of the run.
-
-    Raises:
-        InputError: there is no intact checkpoint, or the run began with something else.
-    """
+    """Restore a newly built `experiment` from the newest intact checkpoint; InputError if none fits."""
     found = latest_checkpoint(folder.path)
     if found is None:
         raise InputError(f"{folder.path}: found no checkpoint, expected a run that has trained a round")
@@ -167,7 +149,6 @@ def newest_state(experiment: Experiment, folder: RunFolder) -> Start:
 
 
 def _restore(experiment: Experiment, found: Checkpoint) -> Start:
-    """Bring a newly built experiment to where it was after the round of a checkpoint."""
     parts: dict[str, dict[str, Tensor]] = {"method": {}, "server": {}}
     for key, tensor in found.tensors.items():
         part, _, name = key.partition(".")
@@ -182,7 +163,7 @@ def save_checkpoint(folder: Path, round: int, tensors: Mapping[str, Tensor], sta
 
     Args:
         folder: of the run.
-        round: the finished round; checkpoints of this round and later ones, damaged or abandoned, are replaced.
+        round: the finished round; checkpoints of this round or later ones are removed.
         tensors: on any device.
         state: anything JSON can hold.
 
@@ -190,20 +171,20 @@ def save_checkpoint(folder: Path, round: int, tensors: Mapping[str, Tensor], sta
         The checkpoint's folder.
 
     Raises:
-        OSError: it cannot be written; the checkpoints before are as they were.
+        OSError: it cannot be written; earlier checkpoints are kept.
     """
     parent = folder / "checkpoints"
     final = parent / f"round_{round:04d}"
     make_folders(parent)
     remove_unfinished(parent)
-    # Tensors may be views of one another, which the format does not know.
+    # safetensors refuses tensors that share memory.
     own = {name: of.detach().cpu().clone(memory_format=torch.contiguous_format) for name, of in tensors.items()}
     content = safetensors.torch.save(own)
     header = {"version": VERSION, "round": round, "tensors": content_hash(content).hexdigest(), "state": dict(state)}
     with whole_folder(final) as temporary:
         (temporary / TENSORS_FILE).write_bytes(content)
         (temporary / STATE_FILE).write_text(json.dumps({**header, "digest": _digest_of_header(header)}))
-        # A run that fell back to an older checkpoint finds the damaged ones in its way.
+        # After falling back to an older checkpoint, a run meets the damaged ones again.
         for saved, damaged in _checkpoints(folder):
             if saved >= round:
                 shutil.rmtree(damaged)
@@ -213,11 +194,7 @@ def save_checkpoint(folder: Path, round: int, tensors: Mapping[str, Tensor], sta
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest intact checkpoint of the run `folder`, tensors on the CPU; None when it has no checkpoint.
-
-    Raises:
-        InputError: there are checkpoints, and all are damaged.
-    """
+    """Load the newest intact checkpoint, tensors on the CPU; None if there are none, InputError if all are damaged."""
     damage: InputError | None = None
     for round, path in reversed(_checkpoints(folder)):
         try:
@@ -251,12 +228,12 @@ def _load(round: int, path: Path) -> Checkpoint:
 
 
 def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """Round and folder of every checkpoint, oldest first; those being written start with a dot."""
+    """Round and folder of every checkpoint, oldest first, without unfinished ones, whose names start with a dot."""
     paths = (path for path in (folder / "checkpoints").glob("round_*") if path.is_dir())
     names = ((re.fullmatch(r"round_(\d+)", path.name), path) for path in paths)
     return sorted((int(name[1]), path) for name, path in names if name)
 
 
 def _digest_of_header(header: Mapping[str, Any]) -> str:
-    # Numbers and texts that JSON has once been through stay as they are.
+    # Reading JSON and writing it again does not change the text.
     return content_hash(json.dumps(header, sort_keys=True).encode()).hexdigest()

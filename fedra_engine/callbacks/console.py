@@ -1,4 +1,4 @@
-"""What a run prints: bars and figures in a terminal, plain lines elsewhere, and all of it in a log."""
+"""What a run prints: progress bars in a terminal, plain lines elsewhere, and the same in a log file."""
 
 from __future__ import annotations
 
@@ -31,34 +31,26 @@ from fedra_engine.runtime.files import writing
 from fedra_engine.runtime.stages import Stage
 from fedra_engine.runtime.tables import PlainConsole, rich_table, table_text
 
-Accuracies = Mapping[str, float]
-"""Top-1 accuracy (0…1) by domain."""
 _ENGINE_LOG = logging.getLogger("fedra_engine")
-"""Receives the warnings of every part of the engine."""
-REFRESHES_PER_SECOND = 2
-"""Drawing takes milliseconds of the processor that trains."""
-SECONDS_BETWEEN_LOSSES = 1.0
-"""To read a loss is to wait for the GPU, which then has nothing to do."""
-BAR_WIDTH = 32
+_REFRESHES_PER_SECOND = 2
+"""Each takes milliseconds of the CPU that trains."""
+_SECONDS_BETWEEN_LOSSES = 1.0
+"""Reading a loss waits for the GPU, which is then idle."""
 
 
 class _LogFile(logging.FileHandler):
-    """Raises what keeps it from writing, which its base class prints with a traceback."""
+    """Raises an error in writing, where its base class prints a traceback."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Pass on the exception that `emit`, which calls this from its `except` block, is handling.
-
-        Raises:
-            OSError: names the file.
-        """
+        """Raise the exception that is being handled, with the name of the file."""
         with writing(Path(self.baseFilename)):
             raise
 
 
 class Console(Callback):
-    """Shows how a run goes; a context manager that owns the live display and the log file.
+    """Shows a run's progress; a context manager that owns the live display and the log file.
 
-    While it is entered, the log file gets the engine's warnings, too, and console and log say what takes long.
+    While entered, it also logs the engine's warnings, and shows and logs its messages on slow steps.
     """
 
     def __init__(self, log_file: Path | None, console: PlainConsole | None = None) -> None:
@@ -74,12 +66,12 @@ class Console(Callback):
 
     @classmethod
     def silent(cls) -> Console:
-        """Prints and writes nothing: for all processes of a job but the main one."""
+        """A console that prints and writes nothing, for all processes of a job but the main one."""
         return cls(None, PlainConsole(quiet=True, force_terminal=False))
 
     def __enter__(self) -> Self:
         if self._handlers and logging.lastResort and not _ENGINE_LOG.hasHandlers():
-            # A logger with a handler no longer sends warnings to stderr, so that one is added, too.
+            # A logger with a handler of its own no longer sends warnings to stderr.
             self._handlers.append(logging.lastResort)
         self._level = _ENGINE_LOG.level
         if self._level == logging.NOTSET and (self._handlers or not self._console.quiet):
@@ -96,7 +88,7 @@ class Console(Callback):
         for handler in self._handlers:
             _ENGINE_LOG.removeHandler(handler)
         _ENGINE_LOG.setLevel(self._level)
-        # A disk that is full, or gone, is what may have stopped the run.
+        # A full disk may be what stopped the run.
         with suppress(OSError) if error is not None else nullcontext():
             if error is not None:
                 self._write_log(f"stopped: {type(error).__name__}: {error}".removesuffix(": "))
@@ -137,7 +129,7 @@ class Console(Callback):
             self.begin_round(round.metrics.round + 1, self._rounds)
 
     def on_end(self, experiment: Experiment, state: GlobalState, outcome: Outcome) -> None:
-        # Also of the round that a stop kept from being trained.
+        # A round that was begun may have been stopped before it was trained.
         self._stop_showing()
         if outcome.stopped is not None:
             self.message(f"stopped after round {outcome.rounds}{': ' if outcome.stopped else ''}{outcome.stopped}")
@@ -156,12 +148,12 @@ class Console(Callback):
             )
 
     def message(self, text: str) -> None:
-        """Print a text, and log it."""
+        """Print and log a text."""
         self._print(text)
         self._write_log(text)
 
     def begin_round(self, round: int, rounds: int) -> None:
-        """Show that round `round` (from 0) of `rounds` is going on, of whose clients nothing is known yet."""
+        """Show that round `round` (from 0) of `rounds` has begun."""
         self._next, self._rounds = round, rounds
         self._meter.round_started(round, rounds)
         if self._live is not None:
@@ -170,7 +162,7 @@ class Console(Callback):
             self._round = Stage(f"training clients of round {round + 1} of {rounds}").__enter__()
 
     def _finish(self, metrics: RoundMetrics) -> None:
-        """Print a line of a round whose line is not there yet, and log all of its record."""
+        """Print a round's line and log its record, unless that has been done."""
         if self._meter.rounds_done > metrics.round:
             return
         self._round.__exit__(None, None, None)
@@ -194,7 +186,7 @@ class Console(Callback):
 
 
 class _Shown(logging.Handler):
-    """Shows what the engine is doing. Warnings have a handler of their own."""
+    """Shows INFO messages only, as warnings have another handler."""
 
     def __init__(self, show: Callable[[str], None]) -> None:
         super().__init__(logging.INFO)
@@ -206,15 +198,14 @@ class _Shown(logging.Handler):
 
 
 def describe(experiment: Experiment) -> dict[str, str]:
-    """What a user wants to see before the first round."""
+    """Facts to show before the first round, by title."""
     foundation, device = experiment.foundation, experiment.initial_state.heads.device
     size = parameter_count(foundation.model)
     kept = " in shards" if is_sharded(foundation.model) else ""
     targets = ", ".join(target.path for target in foundation.adapter_layout.targets)
-    made = ""
-    if experiment.samples_made is not None:
-        now = f"{experiment.samples_made:,} preprocessed now" if experiment.samples_made else "all were in the cache"
-        made = f"; {now}"
+    count, made = experiment.samples_made, ""
+    if count is not None:
+        made = f"; {count:,} preprocessed now" if count else "; all were in the cache"
     facts = {
         "model": f"{type(foundation.model).__name__}, {foundation.depth} blocks, {size:,} frozen parameters{kept}",
         "adapters": f"{foundation.adapter_layout.size:,} LoRA parameters per block on {targets}",
@@ -230,7 +221,7 @@ def describe(experiment: Experiment) -> dict[str, str]:
     return facts
 
 
-def _accuracy_text(accuracy: Accuracies) -> str:
+def _accuracy_text(accuracy: Mapping[str, float]) -> str:
     by_domain = "  ".join(f"{printable(domain)} {_percent(value)}" for domain, value in accuracy.items())
     return f"{_percent(mean(accuracy.values()))}  ({by_domain})"
 
@@ -240,7 +231,7 @@ def _percent(accuracy: float) -> str:
 
 
 class Meter:
-    """Counts rounds, clients and samples, and measures the time they take; `clock` returns seconds."""
+    """Counts rounds, clients and samples, and times them; `clock` returns seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
@@ -252,7 +243,7 @@ class Meter:
         self._round_began = self._round_seconds = 0.0
 
     def round_started(self, round: int, rounds: int) -> None:
-        """Count from nothing again; how many participants there are is known later."""
+        """Start the counts of a round; the number of its participants is set later."""
         self._round_began = self._clock()
         if self._began is None:
             self._began, self._first_round = self._round_began, round
@@ -260,25 +251,25 @@ class Meter:
         self.participants = self.clients = self._samples = 0
 
     def trained(self, clients: int, samples: int, loss: Callable[[], float | None]) -> None:
-        """The clients of the round that have trained so far, their samples, and what gives their mean loss."""
+        """Set how many clients of the round have trained, on how many samples; `loss` reads their mean loss."""
         self.clients, self._samples = clients, samples
         now = self._clock()
-        if now - self._loss_read >= SECONDS_BETWEEN_LOSSES:
+        if now - self._loss_read >= _SECONDS_BETWEEN_LOSSES:
             self._loss, self._loss_read = loss(), now
         self._round_seconds = now - self._round_began
 
     def round_finished(self, metrics: RoundMetrics) -> None:
-        """Count the round, as it was on all processes."""
+        """Set the counts to those of all processes."""
         self._loss, self._round_seconds = metrics.loss, metrics.seconds
         self.clients, self._samples = metrics.participants, metrics.samples
         self.rounds_done += 1
 
     def round_text(self) -> str:
-        """`3/60`."""
+        """Rounds done, as in `3/60`."""
         return f"{self.rounds_done:>{len(str(self.rounds))}}/{self.rounds}"
 
     def status_text(self) -> str:
-        """Loss, speed, and the time that the remaining rounds take if they are like those of this process."""
+        """Loss, speed, and the time left at the pace so far."""
         speed = self._samples / self._round_seconds if self._round_seconds else 0.0
         loss = "–" if self._loss is None or math.isnan(self._loss) else f"{self._loss:.4f}"
         left, done = "-:--:--", self.rounds_done - self._first_round
@@ -289,7 +280,7 @@ class Meter:
 
 
 def live_progress(console: PlainConsole, meter: Meter) -> Live:
-    """Bars of the rounds and of the round's clients on a terminal, drawn at intervals from what `meter` then shows."""
+    """A terminal's live display of `meter`: bars of the rounds and of the round's clients, and its text."""
 
     def draw() -> RenderableType:
         bars = Table.grid(padding=(0, 1))
@@ -297,7 +288,7 @@ def live_progress(console: PlainConsole, meter: Meter) -> Live:
             ("rounds", meter.rounds_done, meter.rounds),
             ("clients", meter.clients, meter.participants),
         ):
-            bars.add_row(name, ProgressBar(total=total or 1, completed=done, width=BAR_WIDTH), f"{done}/{total or '?'}")
+            bars.add_row(name, ProgressBar(total=total or 1, completed=done, width=32), f"{done}/{total or '?'}")
         return Group(bars, Text(meter.status_text()))
 
-    return Live(console=console, get_renderable=draw, refresh_per_second=REFRESHES_PER_SECOND, transient=True)
+    return Live(console=console, get_renderable=draw, refresh_per_second=_REFRESHES_PER_SECOND, transient=True)

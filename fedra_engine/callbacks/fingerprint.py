@@ -1,4 +1,4 @@
-"""What a run's results follow from, as digests: it goes on only with what it began with."""
+"""Digests of everything that a run's results depend on: a run goes on only if they are the same."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Fingerprint = Mapping[str, str]
 """Hex digests by part of an experiment."""
 
 RESULT_NEUTRAL = frozenset({"name", "output_dir", "evaluate_every", "execution"})
-"""Fields of an experiment that do not change what its rounds compute, but for rounding."""
+"""Fields of an experiment that do not change what its rounds compute, except for rounding."""
 
 _PARTS = {
     "setting": (
@@ -41,14 +41,14 @@ _PARTS = {
     "model": ("model.path", "weights or settings of the model", "the same"),
     "clients": ("clients", "clients", "the same samples, capacities, ranks and devices of each"),
 }
-"""Every part, in the order in which they are compared: where it comes from, its name, and what is expected of it."""
+"""Field, name and expectation of every part, for messages; in the order in which parts are compared."""
 
 
 def fingerprint(experiment: Experiment) -> Fingerprint:
-    """Digests of all that decides what the rounds of a newly built experiment compute and its evaluations measure.
+    """Digests of everything that the rounds and evaluations of a newly built experiment depend on.
 
-    The state before the first round follows from the rest, to the last bit only on equal hardware. All processes of a
-    job that shards its model must call this together. A gigabyte of weights takes about a second.
+    The initial state follows from it. All processes of a job that shards its model must call this together. A gigabyte
+    of weights takes about a second.
     """
     data = experiment.train_data
     return {
@@ -62,24 +62,20 @@ def fingerprint(experiment: Experiment) -> Fingerprint:
 
 
 def setting_digest(config: ExperimentConfig) -> str:
-    """A digest of all options that decide what a round computes; a run may go on only with those it began with."""
+    """Digest of the options that decide what a round computes."""
     values = asdict(config)
     for name in RESULT_NEUTRAL:
         del values[name]
-    # A run may be given more rounds, unless the rate of those before depends on how many there are.
+    # More rounds may follow, unless the learning rate of the earlier ones depends on their number.
     if config.training.lr_schedule == "constant":
         del values["rounds"]
-    # What is found there counts, not where; see `fingerprint`.
+    # What is found there has digests of its own in `fingerprint`.
     del values["data"]["root"], values["model"]["path"]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def check_fingerprint(found: Fingerprint, expected: Fingerprint, whose: str | Path) -> None:
-    """Check that every part of `found` is as in `expected`, the fingerprint of a run folder or of another process.
-
-    Raises:
-        InputError: one is not; says which.
-    """
+    """Raise InputError for the first part of `found` that differs from `expected`, the fingerprint of `whose` run."""
     for part, (field, name, wanted) in _PARTS.items():
         if part in found and found[part] != expected.get(part):
             raise InputError(f"{field}: found other {name} than {whose} began with, expected {wanted}")
@@ -88,13 +84,13 @@ def check_fingerprint(found: Fingerprint, expected: Fingerprint, whose: str | Pa
 def _of_samples(samples: Samples, data: DomainData) -> Iterable[str | bytes]:
     yield samples.digest()
     yield samples.domains.numpy().tobytes()
-    # What language models are to learn is part of their texts.
+    # The labels of language models are part of their texts.
     if data.labels is not None:
         yield samples.labels.numpy().tobytes()
 
 
 def _of_model(model: Any) -> Iterable[str]:
-    """The settings of a transformers `model` that are not usual, and every tensor that its files may hold."""
+    """The settings of a transformers `model` that differ from the defaults, and every tensor that its files hold."""
     settings = {name: value for name, value in model.config.to_diff_dict().items() if name not in _SAYS_NOTHING}
     yield json.dumps([type(model).__name__, settings], sort_keys=True, default=str)
     stored = set(model.state_dict())
@@ -107,7 +103,7 @@ def _of_model(model: Any) -> Iterable[str]:
 
 
 _SAYS_NOTHING = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "id2label", "label2id")
-"""Settings of a model that do not change what it computes, or that other parts have."""
+"""Settings of a model that do not change what it computes, or that other parts contain."""
 
 
 def _of_clients(clients: Clients) -> Iterable[bytes]:
@@ -115,14 +111,14 @@ def _of_clients(clients: Clients) -> Iterable[bytes]:
         yield b"" if values is None else np.ascontiguousarray(values).tobytes()
     if clients.devices is not None:
         yield repr(clients.devices.profiles).encode() + np.ascontiguousarray(clients.devices.of_client).tobytes()
-    # Drawing takes long; what they are drawn from is known by now.
+    # Drawing them takes long, and what they are drawn from is in the other parts.
     if not isinstance(clients.samples, BootstrapSamples):
         for rows in clients.samples:
             yield rows.tobytes()
 
 
 def _digest(parts: Iterable[str | bytes]) -> str:
-    """Of the `parts`, and of where each of them ends."""
+    """Digest of the `parts` and their lengths."""
     digest = content_hash()
     for part in parts:
         content = part.encode() if isinstance(part, str) else part

@@ -1,4 +1,4 @@
-"""How the samples are divided among the clients: label × client and domain × client matrices, printed and plotted."""
+"""Print and plot how the samples are divided among the clients: class × client and domain × client matrices."""
 
 from __future__ import annotations
 
@@ -23,21 +23,20 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 MOST_PLOTTED = 1000
-"""Clients above which nothing is counted: a plot could not show them."""
+"""Most clients of a plot."""
 MOST_PRINTED = 36
-"""Clients above which the matrices are not printed."""
+"""Most clients of a table."""
 MOST_COLUMNS = 16
-"""Classes or domains above which the matrices are not printed."""
+"""Most classes or domains of a table."""
 
 Counts = Mapping[str, tuple[NDArray[np.int64], Sequence[str]]]
-"""Training samples by `domain` and, where they have classes, by `class`: [rows, clients], and the rows' names."""
+"""Matrices [names, clients] of training samples by `domain` and, where there are classes, by `class`; with names."""
 
 
 class PartitionReport(Callback):
     """Prints and plots the partition before a run begins."""
 
     def __init__(self, folder: Path) -> None:
-        """Plot into the run's `folder`."""
         self._folder = folder
 
     def on_start(self, experiment: Experiment, state: GlobalState, first_round: int) -> None:
@@ -45,9 +44,9 @@ class PartitionReport(Callback):
 
 
 def report_partition(train: DomainData, clients: Clients, folder: Path, message: Callable[[str], None]) -> None:
-    """Plot the matrices into a run's `folder`, and tell `message` those that are small.
+    """Plot the matrices into `folder`, and give the table, if it is small, to `message`.
 
-    The samples of `clients` are rows of `train`. Of more clients than `MOST_PLOTTED` there is neither.
+    Nothing is done for more clients than `MOST_PLOTTED`.
     """
     if len(clients) > MOST_PLOTTED:
         return
@@ -58,7 +57,7 @@ def report_partition(train: DomainData, clients: Clients, folder: Path, message:
 
 
 def count_partition(train: DomainData, clients: Clients) -> Counts:
-    """Count the samples of every client."""
+    """Count the samples of every client; they are rows of `train`."""
 
     def counts(of_sample: NDArray[np.int64], names: Sequence[str]) -> tuple[NDArray[np.int64], Sequence[str]]:
         columns = [np.bincount(of_sample[rows], minlength=len(names)) for rows in clients.samples]
@@ -69,7 +68,7 @@ def count_partition(train: DomainData, clients: Clients) -> Counts:
 
 
 def partition_text(counts: Counts, capacities: NDArray[np.int64]) -> str:
-    """A table with one line per client: its domains, capacity and samples, and how many of each class these are."""
+    """A table with one line per client: domain (or samples of each), capacity, samples, samples of each class."""
     domains, names = counts["domain"]
     labels, classes = counts.get("class", (domains[:0], ()))
     one_domain = bool(((domains > 0).sum(axis=0) <= 1).all())
@@ -82,7 +81,7 @@ def partition_text(counts: Counts, capacities: NDArray[np.int64]) -> str:
 
 def plot_partition(counts: Counts, file: Path) -> None:
     """Both matrices as heat maps, as a PNG."""
-    # Importing it takes long; most of the engine does without.
+    # Slow to import.
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -96,7 +95,7 @@ def plot_partition(counts: Counts, file: Path) -> None:
         axes.set(xlabel="client", ylabel=title)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(names) <= MOST_COLUMNS:
-            # A name may have dollar signs, which are no formula.
+            # Names may contain dollar signs, between which matplotlib expects a formula.
             axes.set_yticks(range(len(names)), map(printable, names), parse_math=False)
         figure.colorbar(image, ax=axes, label="training samples")
     with whole_file(file) as temporary:

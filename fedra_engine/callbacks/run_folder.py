@@ -28,11 +28,11 @@ _FILES = (
     *("checkpoints/metrics.jsonl", "adapters/[!.]*", "trace/*.safetensors"),
 )
 _FOLDERS = ("checkpoints", "adapters", "trace", "checkpoints/round_*[0-9]", "trace/round_*[0-9]")
-"""What a run makes in its folder."""
+"""Patterns of all that a run writes."""
 
 
 class MetricsMark(TypedDict):
-    """What a checkpoint remembers of the records up to its round: how long they are and a digest of them."""
+    """Length and digest of the records up to a checkpoint's round, which the checkpoint holds."""
 
     bytes: int
     digest: str
@@ -41,15 +41,15 @@ class MetricsMark(TypedDict):
 class RunFolder:
     """`<output_dir>/<name>/`, made by `create` or found by `open`.
 
-    The records of metrics.jsonl are in `checkpoints/` a second time, from where they come back when it is damaged.
-    A round's records are there first, then comes its checkpoint, then metrics.jsonl.
+    The record of a round goes first to a copy in `checkpoints/`, from which a damaged metrics.jsonl is restored; then
+    a `MetricsMark` goes into the round's checkpoint; last, the record goes to metrics.jsonl.
 
     Attributes:
-        path: of the folder.
+        path: the folder.
         config_file: the resolved configuration; `--config` with it repeats the experiment in a new folder.
         log_file: the run's output, with times.
-        metrics_file: one JSON object per line.
-        kept_metrics_file: the second copy of the records.
+        metrics_file: the records of the rounds, one JSON object per line.
+        kept_metrics_file: the copy of the records.
         summary_file: the results, written at the end.
     """
 
@@ -65,11 +65,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, config: ExperimentConfig) -> RunFolder:
-        """A new folder with `config` in it.
-
-        Raises:
-            InputError: `config.name` is taken, or the folder cannot be made.
-        """
+        """Make a new folder with `config` in it; InputError if its name is taken or it cannot be made."""
         usual = f"{config.method.name}-{Path(config.model.path).name}-{time.strftime('%Y%m%d-%H%M%S')}"
         path = Path(config.output_dir) / (config.name or usual)
         make_folder(path.parent)
@@ -88,22 +84,14 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
-        """The folder of an earlier run.
-
-        Raises:
-            InputError: there is no run at `path`.
-        """
+        """The folder of an earlier run; InputError if there is none."""
         folder = cls(Path(path))
         if not folder.config_file.is_file():
             raise InputError(f"{path}: found no {folder.config_file.name}, expected the folder of an earlier run")
         return folder
 
     def locked(self) -> AcquireReturnProxy:
-        """Keep other commands from writing here while entered; a lock goes with the process that holds it.
-
-        Raises:
-            InputError: another command holds it.
-        """
+        """Lock the folder while entered, or until this process ends; InputError if another command holds the lock."""
         try:
             return FileLock(self.path / ".lock").acquire(timeout=0)
         except Timeout as error:
@@ -112,7 +100,7 @@ class RunFolder:
             ) from error
 
     def write_config(self, config: ExperimentConfig) -> None:
-        """Write the resolved configuration, without the name, which is this folder's."""
+        """Write the resolved configuration, without the name, which is the folder's."""
         values = dataclasses.asdict(dataclasses.replace(config, name=None))
         write_whole(self.config_file, dump_yaml(values))
 
@@ -121,19 +109,19 @@ class RunFolder:
         write_whole(self.summary_file, json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
     def check_kinds(self) -> None:
-        """Raises InputError if a folder has the name of one of the run's files, or a file that of a folder."""
+        """Raise InputError if a folder has the name of one of the run's files, or the other way round."""
         for patterns, kind, fits in ((_FILES, "file", Path.is_file), (_FOLDERS, "folder", Path.is_dir)):
             for path in itertools.chain.from_iterable(map(self.path.glob, patterns)):
                 if path.exists() and not fits(path):
                     raise InputError(f"{path}: found no {kind} but something else, expected the {kind} of the run")
 
     def append_metrics(self, *records: Mapping[str, Any]) -> None:
-        """Add records; they are in the file when this returns."""
+        """Append records to metrics.jsonl."""
         with writing(self.metrics_file), self.metrics_file.open("ab") as file:
             file.write(_as_lines(records))
 
     def keep_metrics(self, *records: Mapping[str, Any]) -> MetricsMark:
-        """Add records to those beside the checkpoints. Returns what the checkpoint of the last one remembers."""
+        """Append records to the copy beside the checkpoints. Returns the mark for the last one's checkpoint."""
         content = _as_lines(records)
         make_folders(self.kept_metrics_file.parent)
         with writing(self.kept_metrics_file), self.kept_metrics_file.open("ab") as file:
@@ -145,11 +133,7 @@ class RunFolder:
         return {"bytes": self._kept_bytes, "digest": self._kept.hexdigest()}
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All complete records, oldest first; a line cut short by a crash does not count.
-
-        Raises:
-            InputError: the file cannot be read, or has a line that is no record.
-        """
+        """All records, oldest first, except a last line that a crash cut short; InputError if the file is damaged."""
         records = []
         for number, line in enumerate(_read(self.metrics_file).splitlines(keepends=True), 1):
             if line.endswith(b"\n"):
@@ -161,13 +145,13 @@ class RunFolder:
         return records
 
     def find_metrics(self, mark: MetricsMark | None) -> bytes:
-        """The records up to the checkpoint with this `mark`, from whichever file has them as they were written.
+        """The records up to the checkpoint with this `mark`, from the file or its copy, whichever is intact.
 
         Args:
             mark: None if the run has no checkpoint; then there must be no records, either.
 
         Raises:
-            InputError: no file has them; or the run has been going on, and its checkpoints are gone.
+            InputError: neither is intact; or there are records or results, and no checkpoint.
         """
         if mark is None:
             if self.summary_file.exists() or _read(self.metrics_file):
@@ -190,9 +174,9 @@ class RunFolder:
         )
 
     def rewind(self, last_round: int, metrics: bytes) -> bool:
-        """Forget the results and what was written of rounds after `last_round` (-1: all), as they will be repeated.
+        """Remove the results, traces and records of rounds after `last_round` (-1: all), which will be repeated.
 
-        Returns whether metrics.jsonl did not have the records up to it, `metrics`; see `find_metrics`.
+        `metrics` are the records up to it, from `find_metrics`. Returns whether metrics.jsonl lacked any of them.
         """
         self.summary_file.unlink(missing_ok=True)
         for trace in self.path.glob("trace/round_*"):
@@ -208,10 +192,10 @@ class RunFolder:
 
 
 def make_folder(path: Path) -> None:
-    """Make the folder that holds run folders if there is none; raises InputError where that cannot be."""
+    """Make the folder that holds run folders if there is none; InputError if it cannot be made or written to."""
     try:
         make_folders(path)
-        # A folder that was there before may be one to read only.
+        # An existing folder may be read-only.
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise _not_makable(path, error) from error
@@ -219,7 +203,7 @@ def make_folder(path: Path) -> None:
 
 @contextmanager
 def reading(what: Path | str, expected: str) -> Iterator[None]:
-    """Make whatever keeps `what` from being read, or is wrong in it, an InputError that says what was `expected`."""
+    """Turn errors in reading `what` into an InputError that says what was `expected`."""
     try:
         yield
     except InputError:
@@ -237,7 +221,7 @@ def _as_lines(records: tuple[Mapping[str, Any], ...]) -> bytes:
 
 
 def _read(file: Path) -> bytes:
-    """The content of `file`, nothing if there is none."""
+    """The content of `file`; empty if there is none."""
     with reading(file, "the records of a run"):
         return file.read_bytes() if file.exists() else b""
 

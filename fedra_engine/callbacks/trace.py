@@ -1,4 +1,4 @@
-"""Write down a round so completely that somebody else's code can recompute it."""
+"""Record rounds so completely that other code can recompute them."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ _PORTION = 1024
 
 
 class Trace(Callback):
-    """`trace/round_NNNN/`: who holds what, every client's batches, and adapters and heads before and after.
+    """Writes `trace/round_NNNN/`: the allocation, every client's batches, and adapters and heads before and after.
 
-    Of several processes each writes its own clients' updates, and the main one the rest.
+    Each process writes its own clients' updates, and the main one the rest.
     """
 
     every_process = True
 
     def __init__(self, folder: Path) -> None:
-        """Write into the run's `folder`, which all processes share."""
         self._folder = folder / "trace"
 
     def on_start(self, experiment: Experiment, state: GlobalState, first_round: int) -> None:
@@ -39,10 +38,7 @@ class Trace(Callback):
             self._write_inputs(experiment.train_samples, experiment.foundation)
 
     def on_update(self, experiment: Experiment, update: Update) -> None:
-        """`client_<id>.safetensors`: the adapters of the blocks each client held, by global index, and its head.
-
-        Bad updates are left out, as they are of the round.
-        """
+        """Write `client_<id>.safetensors` for every good update: adapters, named by global block, and heads."""
         folder, foundation = self._of_round(update.round), experiment.foundation
         exits = max(len(update.assignment.exits), 1)
         for _, client, (blocks, adapters, trained, heads) in update.updates.of_good_clients():
@@ -51,7 +47,7 @@ class Trace(Callback):
             _save(tensors, folder / f"client_{client}.safetensors")
 
     def on_round(self, experiment: Experiment, state: GlobalState, round: Round) -> None:
-        """Who did what, and the whole global state before and after."""
+        """Write the allocation, participants, batches, and the global state before and after the round."""
         if not experiment.processes.is_main:
             return
         folder, foundation = self._of_round(round.metrics.round), experiment.foundation
@@ -74,9 +70,9 @@ class Trace(Callback):
             _save(tensors, folder / f"{name}.safetensors")
 
     def _write_inputs(self, samples: Samples, foundation: Foundation) -> None:
-        """`inputs.safetensors`: the preprocessed training tensors and `labels`, first dimension [samples].
+        """Write `inputs.safetensors`: the preprocessed training samples and `labels`, first dimension [samples].
 
-        A single input of the model is called `inputs`; several have the names that the model gives them.
+        A single input of the model is called `inputs`; several have the model's names.
         """
         rows, cpu = torch.arange(len(samples.domains)), torch.device("cpu")
         portions = [samples.batch(part, cpu, foundation.dtype) for part in rows.split(_PORTION)]
@@ -97,6 +93,6 @@ class Trace(Callback):
 
 
 def _save(tensors: dict[str, torch.Tensor], target: Path) -> None:
-    """Write a file that a resumed run writes again, so that there is no need to wait for the disk."""
+    """Write a file without waiting for the disk, as a resumed run writes it again."""
     with writing(target):
         target.write_bytes(save(tensors))

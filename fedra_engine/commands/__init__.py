@@ -1,6 +1,7 @@
-"""The command line: `fedra <command>`, each command in the module of its name, which parses, runs and prints.
+"""The command line: `fedra <command>`, each command in the module of its name.
 
-What is here may import everything else of the package, but torch only once the arguments have been read.
+What cannot be used is an InputError. Commands may import everything else of the package, but torch only after the
+arguments have been read, so that `--help` and a mistyped option answer at once.
 """
 
 from __future__ import annotations
@@ -23,16 +24,12 @@ COMMANDS = {
 
 
 def main() -> NoReturn:
-    """Run the command that the arguments of this process name, and end with its exit code."""
+    """Run the command named by the arguments of this process, and end with its exit code."""
     end(exit_code(run))
 
 
 def run() -> None:
-    """Run the command that the arguments of this process name; answer `--help` and `--version`.
-
-    Raises:
-        InputError: there is no such command, or it cannot use its arguments.
-    """
+    """Run the command named by the arguments of this process, or answer `--help` or `--version`."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in COMMANDS:
         import_module(f"fedra_engine.commands.{name}").main(arguments)

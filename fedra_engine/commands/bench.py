@@ -1,4 +1,4 @@
-"""`bench`: the benchmarks, which lie beside the package in a clone and are not installed with it."""
+"""`bench`: run the benchmarks, which are beside the package in a clone and are not installed with it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,7 @@ from fedra_engine.runtime.errors import InputError
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the benchmark that `arguments` name.
-
-    Raises:
-        InputError: they name none; or there are no benchmarks here.
-    """
+    """Run the benchmark named by `arguments`."""
     root = Path(fedra_engine.__file__).parents[1]
     if not (root / "benchmarks" / "microbench.py").is_file():
         raise InputError("bench: found an installed package without its benchmarks, expected a clone of the repository")

@@ -1,7 +1,4 @@
-"""`compare`: which methods with which seeds, as one run folder each.
-
-Nothing here imports torch before the options are read, so that `--help` and a mistyped option answer at once.
-"""
+"""`compare`: read which methods to run with which seeds."""
 
 from __future__ import annotations
 
@@ -36,7 +33,6 @@ An entry of --methods is a method, or a variant of it with fields of its own:
 Each run is an ordinary run folder <output_dir>/<method>-seed<seed>. What is finished is not run again, what was
 interrupted goes on. The tables, in <output_dir> too, are those of the latest command.
 """
-_OUTPUT_DIR = "runs/compare"
 _OPTIONS = (
     LauncherOption("methods", "ENTRY,…", "Methods or variants of them"),
     LauncherOption("seeds", "SEED,…", "Seeds", default="0"),
@@ -46,58 +42,48 @@ _OPTIONS = (
 _PLANNED = {"seed": "--seeds", "name": "--methods", "method.name": "--methods"}
 """Fields that differ from run to run, and the option that sets them."""
 _OF_ALL = ("output_dir", "methods", "seeds", "jobs", "oversubscribe", "print_config")
-"""Options that no run has for itself."""
+"""Options of the whole comparison."""
 _LONGEST_FOLDER = 200
-"""Bytes; file systems take 255, and a seed and a lock's suffix are still to come."""
+"""Bytes; file systems allow 255, including a seed and a lock's suffix."""
 
 
 class Variant(NamedTuple):
-    """An entry of `--methods`: a method, and the fields by which it differs from the others' setting."""
+    """An entry of `--methods`: a method and its own values of some fields."""
 
     method: str
     overrides: Mapping[str, str]
 
     @property
     def label(self) -> str:
-        """How tables call it: `fedra allocation=covered`."""
+        """Name in tables: `fedra allocation=covered`."""
         fields = (f"{field.removeprefix('method.')}={value}" for field, value in self.overrides.items())
         return " ".join([self.method, *fields])
 
     @property
     def folder(self) -> str:
-        """The label in characters that a folder's name may have: `fedra-allocation=covered`."""
+        """Name in file names: `fedra-allocation=covered`."""
         return re.sub(r"[^\w.=+-]+", "-", re.sub(r"[\[\]\"']", "", self.label))
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Execute what is missing of the runs that `arguments` ask for, and report on all of them.
-
-    Raises:
-        InputError: the arguments cannot be used; or, after all others and the report, runs failed.
-        ProcessLostError: one of the processes was killed.
-    """
+    """Execute the runs that `arguments` ask for and that are not finished, and report on all of them."""
     comparison = parse_comparison(arguments)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError(
             "processes: found several started by a launcher, expected one (--jobs runs several experiments at a time)"
         )
-    # A bar for every model that is loaded would come between the lines of a terminal.
+    # The bars of many models would come between the lines of a terminal.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     quiet_libraries()
-    # Imported late: it takes seconds, and a mistyped option should fail at once.
     from fedra_engine.studies.compare import compare
 
     compare(comparison)
 
 
 def parse_comparison(arguments: Sequence[str]) -> Comparison:
-    """Read the options of `compare`: those of an experiment, `--methods`, `--seeds` and `--jobs`.
-
-    Raises:
-        InputError: the options cannot be used.
-    """
+    """Read the options of `compare`."""
     options, others = split_options(arguments, _OPTIONS)
-    parser = Parser(ExperimentConfig, DESCRIPTION, _OPTIONS, {"output_dir": _OUTPUT_DIR})
+    parser = Parser(ExperimentConfig, DESCRIPTION, _OPTIONS, {"output_dir": "runs/compare"})
     # Answers --help and --print_config, too.
     base = parser.parse(others)
     check_not_given(others, _PLANNED)
@@ -115,7 +101,7 @@ def parse_comparison(arguments: Sequence[str]) -> Comparison:
         for field, why in without_effect(config).items():
             if field in variant.overrides:
                 raise InputError(f"methods: {why}")
-    # What is given for all may be an option of one method alone.
+    # An option that is given for all may be one of a single method.
     configs = validate_together(configs)
     runs = tuple(
         PlannedRun(replace(config, seed=seed, name=f"{variant.folder}-seed{seed}"), variant.label)
@@ -129,7 +115,7 @@ def parse_comparison(arguments: Sequence[str]) -> Comparison:
 
 
 def _parse_variant(entry: str) -> Variant:
-    """`fedra:method.allocation=covered` as a variant."""
+    """Parse an entry such as `fedra:method.allocation=covered`."""
     method, *assignments = _split(entry, ":")
     overrides, names = dict[str, str](), list(field_names(ExperimentConfig))
     for assignment in assignments:
@@ -157,5 +143,5 @@ def _parse_variant(entry: str) -> Variant:
 
 
 def _split(text: str, separator: str) -> list[str]:
-    """`text` between separators outside of brackets: lists have commas, too."""
+    """Split `text` at separators outside of brackets, as lists have commas, too."""
     return [part.strip() for part in re.split(rf"{separator}(?![^\[]*\])", text)]

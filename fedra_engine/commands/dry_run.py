@@ -1,4 +1,4 @@
-"""What a configuration would train, by whom and at what cost, without training it."""
+"""Show what a configuration would train, on which clients and at what cost, without training it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,7 @@ from fedra_engine.studies.measure import time_step
 
 
 def print_probe(config: ExperimentConfig, device: torch.device, console: PlainConsole | None = None) -> None:
-    """Print (to stdout if there is no `console`) the parts found, the costs by capacity, the clients and the time.
-
-    Raises:
-        InputError: something in the configuration cannot be used.
-    """
+    """Print the model's parts, the costs by capacity, the clients, and the time of a round."""
     console = PlainConsole() if console is None else console
     with Console(None, console):
         experiment = build_experiment(config, device)
@@ -66,7 +62,7 @@ def _parts_table(experiment: Experiment) -> str:
 
 
 def _outside_blocks(foundation: Foundation) -> list[tuple[str, int]]:
-    """Names and sizes of the modules before and after the blocks, the head left out, as far up as they can be named."""
+    """Names and parameters of the outermost modules that contain neither blocks nor head."""
     known = (foundation.block_path, foundation.head_path)
 
     def contains_known(path: str) -> bool:
@@ -81,13 +77,13 @@ def _outside_blocks(foundation: Foundation) -> list[tuple[str, int]]:
 
 
 def _costs_table(experiment: Experiment) -> str:
-    """One row for each capacity and rank that some client has; memory is the sum of the three columns after it."""
+    """One row for each capacity and rank among the clients; memory is the sum of the three columns after it."""
     config, clients = experiment.config, experiment.clients
     ranks = np.full(len(clients), config.lora.rank) if clients.ranks is None else clients.ranks
     kinds, examples = np.unique(np.stack([clients.capacities, ranks]), axis=1, return_index=True)
     names = ["capacity", "rank", "blocks", "trainable", "uploaded", "downloaded", "memory"]
     rows = [[*names, "frozen", "trained", "activations", "FLOPs per sample"]]
-    # Of the first round; methods may give other numbers of blocks in other rounds.
+    # Of the first round; in other rounds, methods may assign other numbers of blocks.
     order = np.argsort(examples)
     assignment = experiment.method.assign(examples[order], 0)
     cost = experiment.cost_model.count(clients, examples[order], assignment, experiment.method).select(
@@ -119,7 +115,7 @@ def _clients_table(experiment: Experiment) -> str:
 
 
 def _scaled(value: float, base: int, units: Sequence[str]) -> str:
-    """`value` in the unit that leaves the fewest digits before the point; units grow by `base`."""
+    """`value` in the largest unit in which it is at least 1; each unit is `base` times the one before."""
     power = 0
     while value >= base and power + 1 < len(units):
         value, power = value / base, power + 1

@@ -1,4 +1,4 @@
-"""`evaluate`: accuracy and loss of an earlier run's newest state, on its own test samples or on others."""
+"""`evaluate`: accuracy and loss of an earlier run's newest state, on its own or other test samples."""
 
 from __future__ import annotations
 
@@ -41,18 +41,14 @@ _OPTIONS = (LauncherOption("json", "[true|false]", "Print JSON, in full precisio
 
 @dataclass
 class _Changeable:
-    """What may be given in place of the run's own."""
+    """Options that replace those of the run."""
 
     data: DataConfig = group(DataConfig)
     execution: ExecutionConfig = group(ExecutionConfig)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Evaluate the run that `arguments` name, and print what comes of it.
-
-    Raises:
-        InputError: there is no run, or it cannot be evaluated on these data.
-    """
+    """Evaluate the run named by `arguments`, and print its accuracy and loss."""
     options, rest = split_options(arguments, _OPTIONS)
     folders, others = split_positional(rest)
     asked = [option for option in given_options(others) if option.split(".")[0] not in ("data", "execution")]
@@ -68,7 +64,6 @@ def main(arguments: Sequence[str]) -> None:
     for each in (config, own):
         validate(each)
     quiet_libraries()
-    # Imported late: they take seconds, and a mistyped option should fail at once.
     from fedra_engine.callbacks.checkpoint import newest_state
     from fedra_engine.run import build
     from fedra_engine.runtime.tables import PlainConsole, rich_table, table_text
@@ -88,7 +83,7 @@ def main(arguments: Sequence[str]) -> None:
     if not experiment.foundation.task.trains_head:
         measures["perplexity"] = {domain: _perplexity(loss) for domain, loss in measures["loss"].items()}
     if options.json == "true":
-        # JSON has no other numbers.
+        # JSON has neither infinity nor NaN.
         finite = {
             name: {domain: value if math.isfinite(value) else None for domain, value in values.items()}
             for name, values in measures.items()
@@ -104,11 +99,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def on_other_data(experiment: Experiment, config: ExperimentConfig) -> Experiment:
-    """The experiment with the test samples of the data of `config`, prepared for its model.
-
-    Raises:
-        InputError: the data are for another task or of other classes, or the model takes images of another size.
-    """
+    """Replace the test samples by those of `config.data`, which must have the run's task, classes and image size."""
     from fedra_engine.data.domain_data import listed
     from fedra_engine.data.samples import prepare
     from fedra_engine.inputs import Inputs

@@ -1,7 +1,4 @@
-"""`scale`: numbers of clients and processes, one measured point for each pair.
-
-Nothing here imports torch before the options are read, so that `--help` and a mistyped option answer at once.
-"""
+"""`scale`: read which numbers of clients and processes to measure, one point for each pair."""
 
 from __future__ import annotations
 
@@ -31,7 +28,6 @@ which start with fresh memory. Clients draw their samples with replacement when 
 bootstrap), so nothing is stored of them. All other options are those of simulate. What is measured is not measured
 again; the tables and the plot, in <output_dir>, are those of the latest command.
 """
-_OUTPUT_DIR = "runs/scaling"
 _OPTIONS = (
     LauncherOption("clients", "N,…", "Numbers of clients"),
     LauncherOption("processes", "N,…", "Numbers of processes; several are started by torchrun", default="1"),
@@ -43,7 +39,7 @@ _OPTIONS = (
     LauncherOption("bandwidth", "GB/S", "Between two processes, for the computed times", default="10"),
 )
 _POSITIVE = number(0, 1e6, above=True)
-"""Seconds, up to eleven days, and GB/s, more than any network has."""
+"""Seconds or GB/s."""
 _PLANNED = (
     "data.partition",
     "data.clients",
@@ -56,28 +52,18 @@ _PLANNED = (
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure the points that `arguments` ask for and that are missing, and report on all of them.
-
-    Raises:
-        InputError: the arguments, or the experiment, cannot be used.
-        ProcessLostError: a process died that measured a point.
-    """
+    """Measure the points that `arguments` ask for and that have not been measured, and report on all of them."""
     scaling = parse_scaling(arguments)
-    # Imported late: it takes seconds, and a mistyped option should fail at once.
     from fedra_engine.studies.scale import scale
 
     scale(scaling)
 
 
 def parse_scaling(arguments: Sequence[str]) -> Scaling:
-    """Read the options of `scale`: those of an experiment, and its own.
-
-    Raises:
-        InputError: the options cannot be used.
-    """
+    """Read the options of `scale`."""
     options, others = split_options(arguments, _OPTIONS)
     # Answers --help and --print_config, too.
-    config = Parser(ExperimentConfig, DESCRIPTION, _OPTIONS, {"output_dir": _OUTPUT_DIR}).parse(others)
+    config = Parser(ExperimentConfig, DESCRIPTION, _OPTIONS, {"output_dir": "runs/scaling"}).parse(others)
     check_not_given(others, dict.fromkeys(_PLANNED, "--clients"))
     if options.clients is None:
         raise InputError("clients: found none, expected numbers of clients (--clients 10,100,1000)")
@@ -98,7 +84,7 @@ def parse_scaling(arguments: Sequence[str]) -> Scaling:
         )
         for number, of in pairs
     ]
-    # Options of another partition or sampling do nothing in a point.
+    # A point ignores options of other partitions or samplings.
     _, *configs = validate_together([config, *asked])
     points = tuple(Point(of_point, *pair, threads, seconds) for pair, of_point in zip(pairs, configs, strict=True))
     for point in points:

@@ -1,4 +1,4 @@
-"""`simulate`: run an experiment, go on with one, or show what would be trained."""
+"""`simulate`: run an experiment, resume one, or show what would be trained."""
 
 from __future__ import annotations
 
@@ -35,16 +35,11 @@ _OPTIONS = (
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the experiment that `arguments` describe, or go on with one, or show what would be trained.
-
-    Raises:
-        InputError: they describe none, or something in it cannot be used.
-    """
+    """Run the experiment that `arguments` describe, resume one, or show what would be trained."""
     request = parse_request(arguments, DESCRIPTION)
     quiet_libraries()
     if os.environ.get("RANK", "0") == "0":
         print("loading torch and transformers …", flush=True)
-    # Imported late: they take seconds, and a mistyped option should fail at once.
     from fedra_engine.commands.dry_run import print_probe
     from fedra_engine.models.sharding import refuse_sharding
     from fedra_engine.run import run
@@ -60,7 +55,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 class RunRequest(NamedTuple):
-    """An experiment, the earlier run to go on with, if any, and whether only to show what would be trained."""
+    """An experiment, the earlier run to resume, if any, and whether only to show what would be trained."""
 
     config: ExperimentConfig
     resumed: RunFolder | None
@@ -68,11 +63,7 @@ class RunRequest(NamedTuple):
 
 
 def parse_request(arguments: Sequence[str], description: str) -> RunRequest:
-    """Read the options of `simulate`: those of the experiment's configuration, `--resume` and `--dry_run`.
-
-    Raises:
-        InputError: the options cannot be used.
-    """
+    """Read the options of `simulate`."""
     options, others = split_options(arguments, _OPTIONS)
     if options.resume is None or {"-h", "--help", "--help-all", "--help_all"} & set(others):
         config = Parser(ExperimentConfig, description, _OPTIONS).parse(others)

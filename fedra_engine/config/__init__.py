@@ -1,4 +1,4 @@
-"""One tree of dataclasses: the whole experiment. Every field is a command-line option (`--data.root …`).
+"""The configuration of an experiment: a tree of dataclasses whose fields are command-line options (`--data.root …`).
 
 Imports nothing of the package but `runtime`.
 """
@@ -29,7 +29,7 @@ _AS_IT_IS = {
     "fedexlora": "the method writes the rest of each mean into the model",
     "flexlora": "factors from an SVD have another basis every round, so nothing lies between two of them",
 }
-"""Methods that take the mean of the updates as it is, and why."""
+"""Methods that work only if the mean of the updates becomes the new state unchanged, and why."""
 
 
 @dataclass
@@ -76,7 +76,7 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
-        """Factor of the adapter's product, alpha / rank."""
+        """Factor of the adapter's product."""
         return self.alpha / self.rank
 
     def check(self) -> None:
@@ -86,7 +86,7 @@ class LoraConfig:
         if isinstance(self.target_modules, str):
             try:
                 with warnings.catch_warnings():
-                    # Of what a later Python will read in another way.
+                    # Python warns of syntax whose meaning will change.
                     warnings.simplefilter("error")
                     re.compile(self.target_modules)
             except (re.error, Warning, RecursionError, OverflowError) as error:
@@ -174,7 +174,7 @@ class ClientsConfig:
     deadline: float | None = option(None, allowed.POSITIVE, needs=[{"devices": (SOMETHING,)}])
 
     def check(self) -> None:
-        """Raise InputError where devices lack what capacities or the deadline need of them."""
+        """Raise InputError if devices lack a value that the capacities or the deadline need."""
         timed = [device for device in self.devices if (device.compute, device.upload, device.download) != (None,) * 3]
         for index, device in enumerate(self.devices):
             name = f"clients.devices[{index}]"
@@ -264,7 +264,7 @@ class ExecutionConfig:
     lanes: int | Literal["auto"] = option("auto", allowed.whole(1, 10**5), needs=[{"executor": ("sweep",)}])
     fused_blocks: Literal["auto", "on", "off"] = "auto"
     checkpoint_blocks: bool = option(
-        # FedHello measures gradients of the sweep's model, whoever trains.
+        # FedHello measures gradients with the sweep's model under any executor.
         False,
         needs=[{"executor": ("sweep",), "method.name": ("fedhello",)}],
     )
@@ -300,7 +300,7 @@ class ExperimentConfig:
     execution: ExecutionConfig = group(ExecutionConfig)
 
     def check(self) -> None:
-        """Raise InputError where a trace could not hold what is drawn, or the reference stream not the seed."""
+        """Raise InputError if a trace cannot record a random draw, or the seed is too large for `reference`."""
         if self.method.allocation == "reference" and self.seed >= 2**32:
             raise InputError(
                 f"seed: found {self.seed} with method.allocation reference, whose legacy NumPy stream takes 32 bits, "
@@ -312,7 +312,7 @@ class ExperimentConfig:
             raise InputError(f"trace: found true with data.augmentation {self.data.augmentation}, expected none")
 
     def check_method(self) -> None:
-        """Raise InputError where the server would change a mean that the method can only take as it is."""
+        """Raise InputError if the server's optimizer changes a mean that the method needs unchanged."""
         server, name = self.server, self.method.name
         if name in _AS_IT_IS and (server.optimizer != "fedavg" or server.rate != 1):
             raise InputError(

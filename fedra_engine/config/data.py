@@ -1,4 +1,4 @@
-"""Where samples come from and how clients share them: the part `data` of an experiment."""
+"""The group `data` of an experiment: where samples come from and how clients share them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FILES = ("image_folder", "domainnet", "nicopp", *_TABLES)
 _IMAGES = ("digits", "image_folder", "domainnet", "nicopp", "hf_dataset")
 _DRAWN_TEST = ("image_folder", *_TABLES)
 _DIVIDED = ("iid", "dirichlet", "shards", "quantity", "bootstrap")
-"""Sources and partitions with something in common."""
+"""Sources and partitions that share options."""
 
 
 @dataclass
@@ -114,7 +114,7 @@ class DataConfig:
     )
 
     def check(self) -> None:
-        """Raise InputError where files are read and none are named, or a domain is named twice."""
+        """Raise InputError if a source of files has no `root`, or a domain is named twice."""
         if self.source in _FILES and self.root is None:
             raise InputError(f"data.root: found none with data.source {self.source}, expected where its samples are")
         repeated = [domain for domain in self.domains if self.domains.count(domain) > 1]

@@ -1,4 +1,4 @@
-"""The fields of a configuration, one by one, and what a mistyped name was meant to be."""
+"""The fields of a configuration, their types in words, and suggestions for mistyped names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 
 TYPES: dict[type[Any], dict[str, Any]] = {}
-"""Of the classes seen so far: to find them out takes most of the time of checking a configuration."""
+"""Cache of `field_types`, which would take most of the time of checking a configuration."""
 
 
 def field_types(config_class: Any) -> Mapping[str, Any]:
@@ -26,17 +26,17 @@ def field_types(config_class: Any) -> Mapping[str, Any]:
 
 
 def union_members(kind: Any) -> tuple[Any, ...]:
-    """The types of a union, or the one type."""
+    """The types of a union; of any other type, that one alone."""
     return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
 
 
 def literal_values(kind: Any) -> list[Any]:
-    """The values that a type names one by one, in a union or alone."""
+    """The values of a `Literal`, alone or in a union."""
     return [word for member in union_members(kind) if get_origin(member) is Literal for word in get_args(member)]
 
 
 def describe_type(kind: Any, allowed: Allowed | Choice | None = None) -> str:
-    """A type in words: `a whole number or null`; numbers and texts are those `allowed`."""
+    """A type in words, as in `a whole number or null`; `allowed` describes its numbers and texts."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Literal:
         return f"one of {', '.join(map(str, inner))}" if len(inner) > 1 else str(inner[0])
@@ -52,17 +52,15 @@ def describe_type(kind: Any, allowed: Allowed | Choice | None = None) -> str:
 
 @dataclass(frozen=True)
 class Setting:
-    """A field that is no group of others.
+    """A field of a configuration, groups excepted.
 
     Attributes:
         name: dotted, from the root of the configuration.
-        value: what it is in this configuration.
-        default: what it is if none is given.
-        kind: its type.
-        allowed: what it, or each entry, may be; None where its type says it.
-        needs: its own and those of its groups, with names from the root.
-        owner: the group that it is a field of.
-        field: its name there.
+        value: in this configuration.
+        allowed: the values that the field, or each entry of a list, may have; None where the type says it.
+        needs: those of the field and of its groups, with names from the root.
+        owner: the group that the field belongs to.
+        field: name of the field in the group.
     """
 
     name: str
@@ -76,10 +74,9 @@ class Setting:
 
 
 def settings(config: Any, prefix: str = "", needs: tuple[Need, ...] = ()) -> Iterator[Setting]:
-    """All fields of a configuration, in their order; those of groups in a list come after the list.
+    """All fields of a configuration, in order; those of groups in a list come after the list.
 
-    Raises InputError for an attribute that is no field: Python lets one set any name, and a mistyped one would do
-    nothing.
+    Raises InputError for an attribute that is not a field, as Python lets one assign to a mistyped name.
     """
     kinds = field_types(type(config))
     for name in vars(config).keys() - kinds.keys():
@@ -101,7 +98,7 @@ def settings(config: Any, prefix: str = "", needs: tuple[Need, ...] = ()) -> Ite
 
 
 def field_names(config_class: type[Any]) -> list[str]:
-    """Dotted names of all fields that are no groups of others."""
+    """Dotted names of all fields, groups excepted."""
     return [setting.name for setting in settings(config_class())]
 
 
@@ -114,7 +111,7 @@ def type_of_field(name: str, config_class: type[Any]) -> Any:
 
 
 def did_you_mean(found: str, names: Sequence[str]) -> str:
-    """An addition to a message: the most similar of `names`; nothing if none is."""
+    """The end of a message: the most similar of `names`; empty if none is near."""
     matches = get_close_matches(found, names, n=1)
     return f" (did you mean {matches[0]}?)" if matches else ""
 
@@ -137,21 +134,20 @@ ALIASES = {
     "r": "lora.rank",
     "rank": "lora.rank",
 }
-"""What other programs call an option, and its name here."""
+"""Names of options in other programs, and here."""
 
 
 def known_name(found: str, names: Sequence[str]) -> str:
-    """What to expect in place of an unknown name, which may have dashes in front, with the nearest that there is."""
+    """What a message expects in place of an unknown name, which may begin with dashes; with the nearest name."""
     name = _nearest(found.lstrip("-").replace("-", "_"), names)
     dashes = "--" if found.startswith("--") else ""
     return "one that --help-all lists" + (f" (did you mean {dashes}{name}?)" if name else "")
 
 
 def _nearest(found: str, names: Sequence[str]) -> str | None:
-    """The one of `names` that an unknown name most likely stands for; None if none is near.
+    """The most likely of `names` for an unknown one; None if none is near.
 
-    The last part counts most: `training.learning_rate` and `lr` are `training.lr`, `server.learning_rate` is
-    `server.lr`.
+    The last part counts most: `training.learning_rate` is `training.lr`, `server.learning_rate` is `server.lr`.
     """
     group, _, last = found.rpartition(".")
     alias = ALIASES.get(last, last)

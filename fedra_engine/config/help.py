@@ -1,4 +1,4 @@
-"""What `--help` and `--help-all` print: the options of a command, what each takes, and its default."""
+"""Print `--help` and `--help-all`: a command's options with their values and defaults."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ FIRST = (
     *("data.source", "data.root", "data.partition", "model.path", "method.name", "clients.capacities"),
     *("rounds", "training.lr", "training.batch_size", "lora.rank"),
 )
-"""The fields of an experiment that people set first."""
+"""The fields of an experiment that `--help` lists."""
 
 
 class Row(NamedTuple):
-    """An option in the help: its default, or a word for its value; what it does; and the values that it takes."""
+    """An option in the help; `value` is its default, or a word for its value, and `takes` what it may be."""
 
     name: str
     value: str
@@ -30,7 +30,7 @@ class Row(NamedTuple):
 
 
 def print_help(parser: Parser[Any], *, everything: bool) -> None:
-    """Print the description and the options of a command: all, or its own and the fields that people set first."""
+    """Print the description and the options of a command: with `everything`, all fields, else those of `FIRST`."""
     rows = list(field_rows(parser))
     first = [row for row in rows if row.name in FIRST]
     listed = rows if everything or not first else first
@@ -47,7 +47,7 @@ def print_help(parser: Parser[Any], *, everything: bool) -> None:
 
 
 def own_rows(parser: Parser[Any]) -> list[Row]:
-    """The options that are no fields of the configuration."""
+    """The options that are not fields of the configuration."""
     own = (*parser.options, IMPORT) if parser.options else ()
     of_files = [
         Row("config", "FILE", "YAML file with fields, or the name of one that is shipped; of several, later ones win"),
@@ -75,14 +75,14 @@ def field_rows(parser: Parser[Any]) -> Iterator[Row]:
 
 
 def _as_typed(value: Any) -> str:
-    """A value as one types it."""
+    """A value as it is typed on the command line."""
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_as_typed, value))}]"
     return value if isinstance(value, str) else shown(value)
 
 
 def _meanings(config_class: type[Any]) -> dict[str, str]:
-    """What the docstring of a dataclass says of each of its fields, under `Args:`."""
+    """Descriptions of a dataclass's fields, from its docstring's `Args:`."""
     meanings = dict[str, str]()
     name = ""
     for line in inspect.cleandoc(config_class.__doc__ or "").partition("Args:\n")[2].splitlines():

@@ -1,7 +1,7 @@
-"""The federated algorithm and the options of each method: the part `method` of an experiment.
+"""The group `method` of an experiment: the federated algorithm and the options of each method.
 
-The options are here, and not in the methods' own files, because the command line must name and check them without
-loading torch. Methods from outside the package add theirs with `register_method_options`.
+The options are not in the methods' own files because the command line must list and check them without importing
+torch. Methods from outside the package add theirs with `register_method_options`.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class MethodConfig:
     lorafair: LoraFairConfig = group(LoraFairConfig, needs=[{"name": ("lorafair",)}])
 
     def __getattr__(self, name: str) -> Any:
-        """The default options of a method that was registered after this object was made."""
+        """Add the default options of a method that was registered after this object was made."""
         if name not in (kinds := field_types(type(self))):
             raise AttributeError(f"{type(self).__name__} has no field {name!r}")
         setattr(self, name, kinds[name]())
@@ -127,12 +127,10 @@ class MethodConfig:
 
 
 def register_method_options(name: str, options: type[Any] | None = None) -> None:
-    """Let `method.name` be `name`, and give `MethodConfig` a field of that name with the method's `options`.
-
-    They are then fields like any others: on the command line, in files, in checks and in run folders.
+    """Let `method.name` be `name`, and add the method's `options` to `MethodConfig` as a group of that name.
 
     Args:
-        name: of the method; of one that comes with the package, only its own options are taken.
+        name: of the method; a method of the package can only be given its own options.
         options: a dataclass whose fields all have defaults, declared with `option`; None if the method has none.
 
     Raises:
@@ -144,7 +142,7 @@ def register_method_options(name: str, options: type[Any] | None = None) -> None
     register_choice("method.name", name)
     if options is None or kind is options:
         return
-    # Dataclasses are made once; what the decorator made goes, and the fields that it hid come back.
+    # To apply the decorator again, what it made goes, and the fields that it replaced by defaults come back.
     for field in fields(MethodConfig):
         setattr(MethodConfig, field.name, field)
     for made in ("__init__", "__repr__", "__eq__", "__match_args__"):

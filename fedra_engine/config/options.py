@@ -1,4 +1,4 @@
-"""What a field of a configuration may be, declared beside it: the values it takes, and what it has an effect with."""
+"""Declarations of configuration fields: the values that a field may have, and the settings under which it matters."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from fedra_engine.runtime.errors import InputError
 Entry = TypeVar("Entry")
 
 Need = Mapping[str, Sequence[Any]]
-"""Fields and values; it is met where any of the fields has one of its values.
+"""Values by field name; met if any of the fields has one of its values.
 
-A name without a dot is a field beside the one that has the need; others are those of the whole experiment.
+A name without a dot is a field of the same group; the others are names from the root.
 """
 
 SOMETHING = object()
@@ -23,23 +23,18 @@ SOMETHING = object()
 
 @dataclass(frozen=True)
 class Allowed:
-    """Values that a field, or each entry of a list, may have, and their description for help and messages."""
+    """Values that a field, or each entry of a list, may have, with a description for help and messages."""
 
     description: str
     contains: Callable[[Any], bool]
 
 
 CHOICES: dict[str, Choice] = {}
-"""By the field that takes one of them."""
+"""By name of the field."""
 
 
 class Choice:
-    """Names of which a field takes one, as `Allowed` has values; others join them with `register_choice`.
-
-    Attributes:
-        names: all of them.
-        registered: those that do not come with the package.
-    """
+    """Names that a field may have, in place of an `Allowed`; `registered` are those that `register_choice` added."""
 
     def __init__(self, field: str, *names: str) -> None:
         self.names, self.registered = [*names], list[str]()
@@ -47,11 +42,11 @@ class Choice:
 
     @property
     def description(self) -> str:
-        """Of all names, for help and messages."""
+        """All names, for help and messages."""
         return f"one of {', '.join(self.names)}"
 
     def contains(self, value: Any) -> bool:
-        """Whether it is one of the names."""
+        """Whether `value` is one of the names."""
         return value in self.names
 
 
@@ -63,7 +58,7 @@ def register_choice(field: str, name: str) -> None:
 
 
 def registering(table: dict[str, Any], field: str, name: str) -> Callable[[Entry], Entry]:
-    """A decorator that puts what it decorates into the `table` of a field's values: the field may also be `name`."""
+    """A decorator that adds to the `table` of a field's values, so that the field may also be `name`."""
     if name in table:
         raise InputError(f"{field}: found a second {name} to register, expected a name that is not taken")
 
@@ -79,9 +74,9 @@ def option(default: Any, allowed: Allowed | Choice | None = None, *, needs: Sequ
     """A dataclass field.
 
     Args:
-        default: its value if none is given; a list is copied.
-        allowed: the values it may have; null may be one in any case, by the field's type.
-        needs: without all of them, the field does nothing, and only its default is accepted.
+        default: the value if none is given; a list is copied.
+        allowed: the values it may have, beside null where the field's type has None.
+        needs: unless all are met, the field does nothing, and only its default is accepted.
     """
     metadata = {"allowed": allowed, "needs": tuple(needs)}
     if isinstance(default, list):
@@ -90,18 +85,18 @@ def option(default: Any, allowed: Allowed | Choice | None = None, *, needs: Sequ
 
 
 def group(of: type[Any], *, needs: Sequence[Need] = ()) -> Any:
-    """A dataclass field that is a dataclass; `needs` go for each field of it."""
+    """A dataclass field that is a dataclass, all of whose fields have the `needs`."""
     return field(default_factory=of, metadata={"allowed": None, "needs": tuple(needs)})
 
 
 def whole(least: int, most: int) -> Allowed:
     """Whole numbers."""
-    # Python's true is a number, too.
+    # True is an int, too.
     return Allowed(f"a whole number from {least:,} to {most:,}", lambda v: type(v) is int and least <= v <= most)
 
 
 def number(least: float, most: float, *, above: bool = False, below: bool = False) -> Allowed:
-    """Numbers, of which `above` leaves out the least and `below` the most."""
+    """Numbers; `above` excludes the least, `below` the most."""
     if above:
         description = f"a number above {least:,g} and {'below' if below else 'at most'} {most:,g}"
     else:
@@ -116,10 +111,7 @@ def number(least: float, most: float, *, above: bool = False, below: bool = Fals
 
 
 def _text(description: str, contains: Callable[[str], bool], *, lines: bool = False) -> Allowed:
-    """Texts without control characters, so that a message with one stays a line that can be read.
-
-    `lines` may have line breaks and tabs.
-    """
+    """Texts without control characters, which would spoil messages; with `lines`, line breaks and tabs are allowed."""
 
     def check(value: Any) -> bool:
         if not isinstance(value, str):
@@ -154,11 +146,11 @@ CLIENTS = whole(1, 10**7)
 STEPS = whole(1, 10**5)
 PIXELS = whole(1, 4096)
 RANK = whole(1, 128)
-"""What the kernels can keep on chip."""
+"""The kernels keep no larger one on chip."""
 POSITIVE = number(0, 1e12, above=True)
 NON_NEGATIVE = number(0, 1e6)
 RATE = number(0, 1e4, above=True)
-"""Learning rates and other sizes of a step."""
+"""Learning rates and other step sizes."""
 SPREAD = number(0, 10)
 """Standard deviations of logarithms: beyond, exp overflows."""
 FRACTION = number(0, 1, above=True, below=True)

@@ -1,8 +1,7 @@
-"""From the arguments of a command to a configuration; what cannot be used is one line (InputError).
+"""Parse the arguments of a command into a configuration; whatever cannot be used is an InputError.
 
-Every field of a configuration is an option, dots between levels: `--training.lr 0.01`. A group of fields is one, too:
-`--training FILE` or `--training '{lr: 0.01}'`. Nothing here imports torch, so that `--help` and a mistyped option
-answer at once.
+Every field of a configuration is an option, with dots between levels: `--training.lr 0.01`. So is a group of fields:
+`--training FILE` or `--training '{lr: 0.01}'`.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from fedra_engine.runtime.errors import InputError, one_line, shown
 Config = TypeVar("Config")
 _WITHOUT_VALUE = ("help", "help_all", "print_config")
 _IMPORTED = "FEDRA_IMPORT"
-"""The environment variable by which `--import` reaches the processes that a command starts."""
+"""Environment variable that passes `--import` on to the processes that a command starts."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +49,10 @@ class LauncherOption:
 
     Attributes:
         name: without dashes.
-        metavar: what its value is called in the help.
+        metavar: name of the value in the help.
         help: a sentence without its full stop.
-        default: its value, as text, if it is not given; None if it has none.
-        choices: all values it may have; any if empty. Without a value, an option that can be true is true.
+        default: value, as text, if the option is not given.
+        choices: all values; any if empty. Without a value, an option that can be true is true.
     """
 
     name: str
@@ -76,11 +75,10 @@ class Parser(Generic[Config]):
     """Reads the fields of a dataclass from arguments.
 
     Attributes:
-        config_class: the dataclass.
-        description: what the command does, with examples.
-        options: those that the command has besides, and takes from the arguments with `split_options`.
-        defaults: of fields of `config_class`, where they are others than its own.
-        reads_files: whether the help names --config and --print_config.
+        description: what the command does, for the help.
+        options: the command's other options, which it takes from the arguments with `split_options`.
+        defaults: of fields, where the command's differ from those of `config_class`.
+        reads_files: whether the help lists --config and --print_config.
     """
 
     config_class: type[Config]
@@ -90,11 +88,7 @@ class Parser(Generic[Config]):
     reads_files: bool = True
 
     def parse(self, arguments: Sequence[str]) -> Config:
-        """The configuration that `arguments` describe. Answers `--help` and `--print_config`, and exits then.
-
-        Raises:
-            InputError: an unknown option or field, a value that its field cannot have, or a file that cannot be read.
-        """
+        """The configuration that `arguments` describe; prints and exits on `--help` and `--print_config`."""
         given = list(_options(arguments))
         if asked := {option.name for option in given} & {"help", "help_all"}:
             from fedra_engine.config.help import print_help
@@ -116,14 +110,14 @@ class Parser(Generic[Config]):
         return config
 
     def _print(self, config: Any, what: str | None) -> None:
-        """Print a configuration as a file has it; with `skip_default`, the values that are not usual."""
+        """Print a configuration as YAML; if `what` is `skip_default`, only what differs from the defaults."""
         if what not in (None, "", "skip_default", "skip-default"):
             raise InputError(f"print_config: found {what!r}, expected skip_default or nothing")
         values, usual = asdict(config), asdict(self.config_class())  # type: ignore[call-overload]
         print(dump_yaml(_others(values, usual) if what else values), end="")
 
     def _read_file(self, name: str) -> dict[str, Any]:
-        """The fields and values of a file, or of a configuration that comes with the package."""
+        """The fields and values of a file, or of a shipped configuration."""
         values = load_yaml_file("config", _shipped(name))
         for other in ("config", *(option.name for option in self.options)):
             if other in values.keys() - field_types(self.config_class).keys():
@@ -132,7 +126,7 @@ class Parser(Generic[Config]):
         return values
 
     def _read_option(self, option: _Given, before: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields and values that an option sets; one with a + behind its name appends to those `before`."""
+        """The fields and values that an option sets; with + after its name, it appends to the list in `before`."""
         name, appends = option.name.removesuffix("+"), option.name.endswith("+")
         kind = type_of_field(name, self.config_class)
         lists = [member for member in union_members(kind) if get_origin(member) is list]
@@ -157,7 +151,7 @@ class Parser(Generic[Config]):
         return reduce(lambda inner, part: {part: inner}, reversed(name.split(".")), value)
 
     def _read_group(self, name: str, kind: Any, text: str) -> Any:
-        """The fields and values of a group, from YAML in braces or the file that has them."""
+        """The fields and values of a group, from YAML in braces or a file."""
         values: Any = text
         if text.startswith("{"):
             with suppress(yaml.YAMLError):
@@ -174,7 +168,7 @@ class Parser(Generic[Config]):
         return values
 
     def _check_names(self, name: str, kind: Any, values: Any, where: str) -> None:
-        """Check that the `values` of a group are fields of it; `where` tells in which file they were found."""
+        """Check that the `values` of a group are fields of it; `where` names their file in messages."""
         kinds = field_types(kind)
         if not isinstance(values, dict):
             raise InputError(f"{name}: found {shown(values)}, expected fields of it: {', '.join(kinds)}")
@@ -188,13 +182,13 @@ class Parser(Generic[Config]):
 
 
 def read_config(file: Path, *options: str) -> ExperimentConfig:
-    """The experiment that a file describes, but for what `options` say; InputError if it describes none."""
+    """Read the experiment in a file, with `options` in place of its values; InputError if it cannot be read."""
     import_modules()
     return Parser(ExperimentConfig).parse(["--config", str(file), *options])
 
 
 def split_options(arguments: Sequence[str], options: Sequence[LauncherOption]) -> tuple[Namespace, list[str]]:
-    """The values of a command's own `options`, as text, and all other arguments. Modules are imported on the way."""
+    """Split arguments into the values of a command's own `options`, as text, and the others; handles `--import`."""
     known, values, others = {option.name: option for option in options}, Namespace(), list[str]()
     for option in options:
         setattr(values, option.name, option.default)
@@ -214,10 +208,10 @@ def split_options(arguments: Sequence[str], options: Sequence[LauncherOption]) -
 
 
 def import_modules(*names: str) -> None:
-    """Import modules that register things, by name, and those of the command that started this process."""
+    """Import modules by name, and those imported by the command that started this process."""
     wanted = dict.fromkeys([*os.environ.get(_IMPORTED, "").split(), *names])
     if wanted and os.getcwd() not in sys.path:
-        # An installed command does not look there.
+        # The path of an installed command lacks the working directory.
         sys.path.insert(0, os.getcwd())
     for name in wanted:
         try:
@@ -228,18 +222,18 @@ def import_modules(*names: str) -> None:
 
 
 def split_positional(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The arguments that belong to no option, and the others."""
+    """Split arguments into those that belong to no option and the others."""
     given = list(_options(arguments))
     return [option.typed for option in given if not option.name], [a for o in given if o.name for a in o.arguments]
 
 
 def given_options(arguments: Sequence[str]) -> list[str]:
-    """Names of the options among the arguments, without dashes in front and with _ between words."""
+    """Names of the options among the arguments, without leading dashes and with _ between words."""
     return [option.name.removesuffix("+") for option in _options(arguments)]
 
 
 def check_not_given(arguments: Sequence[str], fields: Mapping[str, str]) -> None:
-    """Raises InputError when one of the `fields` that a command sets itself is given; each with the option for it."""
+    """Raise InputError if the arguments give a field that the command sets itself, by the option in `fields`."""
     given = given_options(arguments)
     for name, option in fields.items():
         if name in given:
@@ -247,8 +241,8 @@ def check_not_given(arguments: Sequence[str], fields: Mapping[str, str]) -> None
 
 
 def parse_option(option: str, text: str, kind: type[int] | type[float], allowed: Allowed) -> Any:
-    """The number that is the `text` of an `option`; InputError if it is none, or not allowed."""
-    # Numbers of thousands of digits take long to read. Python also takes `1_000` and digits of other scripts.
+    """The number in the `text` of an `option`; InputError if it is none, or not allowed."""
+    # Thousands of digits take long to parse. Python also accepts `1_000` and digits of other scripts.
     if len(text) < 30 and text.isascii() and "_" not in text:
         with suppress(ValueError):
             value = kind(text)
@@ -258,17 +252,14 @@ def parse_option(option: str, text: str, kind: type[int] | type[float], allowed:
 
 
 def check_different(option: str, entries: Sequence[str | int]) -> None:
-    """Raises InputError when an `option` has one of its `entries` twice."""
+    """Raise InputError if an `option` has one of its `entries` twice."""
     entry, times = Counter(entries).most_common(1)[0]
     if times > 1:
         raise InputError(f"{option}: found {entry} more than once, expected every one once")
 
 
 def quiet_libraries() -> None:
-    """Keep what Hugging Face libraries, imported later, say of their own accord out of the output.
-
-    Errors still show, and so do the main process's progress bars in a terminal.
-    """
+    """Silence Hugging Face libraries, imported later, but for errors and the main process's bars in a terminal."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -277,7 +268,7 @@ def quiet_libraries() -> None:
 
 @dataclass(frozen=True)
 class _Given:
-    """An option among the arguments: as it was typed, its name, its value, and the arguments that it consists of."""
+    """An option as it was `typed`, its name and value, and the arguments that it consists of."""
 
     typed: str
     name: str
@@ -293,9 +284,9 @@ class _Given:
 
 
 def _options(arguments: Sequence[str]) -> Iterator[_Given]:
-    """The options among the arguments: `--name value`, `--name=value` or `--name` alone, with - or _ between words.
+    """The arguments, one by one: `--name value`, `--name=value` or `--name`, with - or _ between words.
 
-    What is no option has an empty name.
+    An argument that is not an option has an empty name.
     """
     rest = list(arguments)
     while rest:
@@ -313,7 +304,7 @@ def _options(arguments: Sequence[str]) -> Iterator[_Given]:
 
 
 def _shipped(name: str) -> str:
-    """The file of a configuration that comes with the package, if `name` is no file itself."""
+    """The file of the shipped configuration `name`, unless `name` is a file itself."""
     if os.path.exists(name) or re.search("[/.~]", name):
         return name
     files = {file.stem: str(file) for file in Path(fedra_engine.__file__).parent.glob("configs/experiments/*.yaml")}
@@ -324,7 +315,7 @@ def _shipped(name: str) -> str:
 
 
 def _merge(values: dict[str, Any], more: Mapping[str, Any]) -> None:
-    """Put more fields and values into the ones that there are, group by group."""
+    """Update `values`, group by group."""
     for key, value in more.items():
         if isinstance(value, dict) and isinstance(values.get(key), dict):
             _merge(values[key], value)
@@ -333,7 +324,7 @@ def _merge(values: dict[str, Any], more: Mapping[str, Any]) -> None:
 
 
 def _others(values: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `values` that differ from the `usual` ones, group by group."""
+    """The `values` that differ from the `usual` ones, group by group."""
     return {
         name: _others(value, usual[name]) if isinstance(value, dict) else value
         for name, value in values.items()

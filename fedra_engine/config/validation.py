@@ -1,7 +1,4 @@
-"""What the values of a configuration must be, as far as the configuration alone shows.
-
-Whatever is wrong is an InputError that names the field.
-"""
+"""Check a configuration without data and model; whatever is wrong is an InputError that names the field."""
 
 from __future__ import annotations
 
@@ -18,13 +15,13 @@ from fedra_engine.runtime.errors import InputError, shown
 
 
 def validate(config: ExperimentConfig) -> None:
-    """Check what needs nothing but the configuration, also that no option was given that does nothing."""
+    """Check everything that the configuration alone decides, also that no given option is without effect."""
     validate_setting(config)
     config.check_method()
 
 
 def validate_setting(config: ExperimentConfig) -> None:
-    """As `validate`, but for what the method alone refuses, which need not keep others from being compared."""
+    """As `validate`, without the method's own check, which must not keep other methods from being compared."""
     check_values(config)
     for message in without_effect(config).values():
         raise InputError(message)
@@ -33,7 +30,7 @@ def validate_setting(config: ExperimentConfig) -> None:
 
 
 def validate_together(configs: Sequence[ExperimentConfig]) -> list[ExperimentConfig]:
-    """Check variants of one experiment: an option may do nothing in some of them, which then get its default."""
+    """Check variants of one experiment. An option needs an effect in one of them, and is reset in the others."""
     for config in configs:
         check_values(config)
     idle = [without_effect(config) for config in configs]
@@ -48,7 +45,7 @@ def validate_together(configs: Sequence[ExperimentConfig]) -> list[ExperimentCon
             raise InputError(message)
     settled = copy.deepcopy(list(configs))
     for config in settled:
-        # Without one option, another may do nothing any more.
+        # Resetting one option may leave another without effect.
         while names := without_effect(config):
             for setting in settings(config):
                 if setting.name in names:
@@ -58,7 +55,7 @@ def validate_together(configs: Sequence[ExperimentConfig]) -> list[ExperimentCon
 
 
 def without_effect(config: Any) -> dict[str, str]:
-    """Fields that differ from their default but do nothing beside the other values, each with a message."""
+    """Messages by field, for fields that differ from their defaults but have no effect under the other values."""
     found = {}
     for setting in _given(config):
         name = setting.name
@@ -75,12 +72,12 @@ def without_effect(config: Any) -> dict[str, str]:
 
 
 def wanted(need: Need) -> str:
-    """The fields and values of which a need takes one, in words."""
+    """A need in words."""
     return " or ".join(f"{name} {' or '.join(map(_word, need[name]))}" for name in need)
 
 
 def check_values(config: Any) -> None:
-    """Check each field of a dataclass, and of those in it, by its type and by what it declares."""
+    """Check every field, also those of groups, against its type and its `allowed` values."""
     for setting in settings(config):
         value, kind, allowed = _plain(setting.value), setting.kind, setting.allowed
         members = union_members(kind)
@@ -102,12 +99,12 @@ def check_values(config: Any) -> None:
 
 
 def _given(config: Any) -> Iterator[Setting]:
-    """Those with another value than their default."""
+    """Fields whose values differ from their defaults."""
     return (setting for setting in settings(config) if _plain(setting.value) != _plain(setting.default))
 
 
 def _meets(name: str, value: Any, wanted: Sequence[Any]) -> bool:
-    """Whether a field's value is a wanted one. Nobody knows which options a source from outside the package reads."""
+    """Whether a field has a wanted value, or one registered from outside the package, whose needs are not known."""
     if name != "method.name" and name in CHOICES and value in CHOICES[name].registered:
         return True
     return value in wanted or (SOMETHING in wanted and value is not None and value != [])
@@ -118,7 +115,7 @@ def _plain(value: Any) -> Any:
 
 
 def _word(value: Any) -> str:
-    """A value of a field as one writes it on the command line."""
+    """A value of a need as it is typed on the command line."""
     if value is SOMETHING:
         return "given"
     return value if isinstance(value, str) else shown(value)

@@ -1,7 +1,7 @@
-"""From text to values: the YAML of configurations, and the text of an option, as its field has it.
+"""Read values from the YAML of configurations and the text of options, by the types of their fields.
 
-Every value reads as what it looks like, and no file can expand without end. YAML 1.1, which other loaders read, takes
-`010` for 8, `1:30` for 90, `no` for false and `2026-01-01` for a date. Whether a value is allowed is checked later.
+Unlike in YAML 1.1, `010` is not 8, `1:30` not 90, `no` not false and `2026-01-01` no date; and a file cannot expand
+without end. Whether a value is allowed is checked later.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from fedra_engine.runtime.errors import InputError
 Config = TypeVar("Config")
 
 _LARGEST = 1 << 20
-"""Bytes of a file."""
+"""Most bytes of a file."""
 _DEEPEST = 20
-"""Brackets or indents within each other."""
+"""Most levels of brackets or indents."""
 _MOST = 20_000
-"""Values in all."""
+"""Most values in a file."""
 _LONGEST_NUMBER = 400
-"""Digits of a number, the most."""
+"""Most digits of a number."""
 _SCALARS = (
     ("bool", r"true|false|True|False", [*"tTfF"]),
     ("null", r"~|null|Null|", [*"~nN", ""]),
@@ -38,14 +38,14 @@ _SCALARS = (
     ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", [*"-+.0123456789"]),
     ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", [*"-+."]),
 )
-"""Kinds of plain texts, and the characters that they begin with."""
+"""Tags of scalars without quotes, their patterns, and the characters that they begin with."""
 _WORDS = {"true": True, "yes": True, "false": False, "no": False}
 _NAMES = re.compile(r"[\w.-]+(,[\w.-]+)+")
-"""What a list of names looks like where one text could also be a regular expression."""
+"""A list of names, where a text may also be a regular expression."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain texts are numbers, true, false or null as in YAML 1.2, and texts otherwise."""
+    """Reads scalars without quotes as in YAML 1.2: numbers, true, false, null, or texts."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (as in the class above)
 
@@ -54,7 +54,7 @@ class _Loader(yaml.SafeLoader):
         self._depth = self._values = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """Refuse aliases, by which a few lines can stand for any number of values, and what is nested too deeply."""
+        """Refuse aliases, by which a few lines can expand without end, too many values and too deep nesting."""
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
             raise yaml.YAMLError(f"found the alias *{event.anchor}, expected its value written out")
@@ -69,7 +69,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """Refuse a key that comes twice, of which one would win without a word, and one that is no text."""
+        """Refuse a repeated key, of which one would silently win, and a key that is not a text."""
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for position, key in enumerate(keys):
             if not isinstance(key, str):
@@ -79,14 +79,14 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
     def construct_whole(self, node: Any) -> int:
-        """A decimal number, also with zeros in front."""
+        """A decimal number, also with leading zeros."""
         if len(node.value) > _LONGEST_NUMBER:
             raise yaml.YAMLError(f"found a number of {len(node.value)} digits, expected at most {_LONGEST_NUMBER}")
         return int(node.value)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts every text in quotes that `_Loader` or another loader would take for something else."""
+    """Quotes texts that `_Loader` or a YAML 1.1 loader would read as something else."""
 
 
 for _kind, _pattern, _first in _SCALARS:
@@ -96,27 +96,27 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_whole)
 
 
 def load_yaml(text: str) -> Any:
-    """The value of an option's text; yaml.YAMLError if it is no YAML, or expands."""
+    """The value of an option's text; yaml.YAMLError if it is no YAML, or too large."""
     value = yaml.load(text, Loader=_Loader)
-    # A text with a column in braces is no mapping.
+    # A prompt that is a column in braces is not a mapping.
     if isinstance(value, dict) and value and ":" not in text and all(entry is None for entry in value.values()):
         return text
     return value
 
 
 def dump_yaml(values: Any) -> str:
-    """The text of a file that `load_yaml_file` reads back as `values`."""
+    """YAML that `load_yaml_file` reads back as `values`."""
     text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     return text
 
 
 def load_yaml_file(option: str, name: str) -> dict[str, Any]:
-    """The fields and values in the file that an `option` names; InputError if it has none, or is too large."""
+    """The fields and values in the file `name`, given by an `option`; InputError if it has none, or is too large."""
     path, expected = Path(os.path.expanduser(name)), "expected a YAML file of fields and values"
     if option != "config":
         expected += f", or options --{option}.<field>"
     try:
-        # A pipe or a device could be read without end.
+        # A pipe or a device may never end.
         if not path.is_file():
             found = f"{name!r}, which is no file" if path.exists() else f"no file {name!r}"
             raise InputError(f"{option}: found {found}; {expected}")
@@ -137,14 +137,14 @@ def load_yaml_file(option: str, name: str) -> dict[str, Any]:
 
 
 def read_text(name: str, kind: Any, text: str) -> Any:
-    """What the `text` of an option stands for, by the field's type: YAML, the text itself, or a list between commas."""
+    """The value of an option's `text`, by the field's type: YAML, the text itself, or a list between commas."""
     members = union_members(kind)
     lists = [member for member in members if get_origin(member) in (list, tuple)]
     value: Any = text
     if text.strip():
         with suppress(yaml.YAMLError):
             value = load_yaml(text)
-    # A text is what was typed, without YAML's quotes and escapes.
+    # Texts are taken as typed, as YAML would interpret quotes and escapes.
     if isinstance(value, str) or (str in members and value is not None and not (lists and isinstance(value, list))):
         value = text
     entry = get_args(lists[0])[0] if lists else None
@@ -177,10 +177,10 @@ def _plain(value: Any) -> Any:
 
 
 def fitted(name: str, kind: Any, value: Any) -> Any:
-    """A `value` from YAML as the type `kind` has it: 1 as 1.0, a list as a tuple, a mapping as a dataclass.
+    """Convert a `value` from YAML to the type `kind`: 1 to 1.0, a list to a tuple, a mapping to a dataclass.
 
-    In paths, `~` in front becomes the home that it stands for. What cannot be one of that type stays as it is, but a
-    mapping with a field that the dataclass lacks is an InputError.
+    A leading `~` in paths is expanded. What cannot be converted is returned as it is, but a mapping with a field that
+    the dataclass lacks is an InputError.
     """
     for member in union_members(kind):
         origin = get_origin(member)
@@ -197,7 +197,6 @@ def fitted(name: str, kind: Any, value: Any) -> Any:
 
 
 def _made(name: str, config_class: Any, values: Mapping[str, Any]) -> Any:
-    """The dataclass with the `values` of its fields."""
     kinds = field_types(config_class)
     for other in values.keys() - kinds.keys():
         raise InputError(f"{name}: found an unknown field {other}, expected {describe_type(config_class)}")

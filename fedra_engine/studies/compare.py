@@ -1,4 +1,4 @@
-"""Compare methods: begin their runs with every seed, go on with them, or find them finished.
+"""Compare methods: train, resume or reuse a run for every method and seed.
 
 Several processes may share an output folder.
 """
@@ -38,11 +38,11 @@ from fedra_engine.studies.results import COSTS, REPORT, RunCosts, read_result, w
 from fedra_engine.studies.workers import work_off
 
 SECONDS_BETWEEN_LINES = 10.0
-"""About one run, where there is no terminal."""
+"""Per run, if the output is not a terminal."""
 
 
 class Outcome(NamedTuple):
-    """How a run ended: `done` (now or before), `busy` (another process is executing it) or `failed`; with a note."""
+    """How a run ended: `done` (now or before), `busy` (another process is executing it) or `failed`, with a note."""
 
     run: PlannedRun
     state: Literal["done", "busy", "failed"]
@@ -50,15 +50,14 @@ class Outcome(NamedTuple):
 
 
 def compare(comparison: Comparison) -> None:
-    """Execute what is missing of the runs that a command asks for, show how far they are, and report on all of them.
+    """Execute the runs of `comparison` that are not finished, show their progress, and report on all of them.
 
     Raises:
-        InputError: something is in the way of a run; or, after all others and the report, runs failed.
+        InputError: before any run, the options or a run's folder cannot be used; or, after the report, runs failed.
         ProcessLostError: one of the processes was killed.
     """
     runs, folder = comparison.runs, comparison.output_dir
     if not comparison.oversubscribe:
-        # There are never more processes than runs.
         check_cores("jobs", min(comparison.jobs, len(runs)), advice=" (--oversubscribe true lets runs share cores)")
     check_runs(runs)
     REPORT.check(folder)
@@ -81,7 +80,7 @@ def compare(comparison: Comparison) -> None:
 
 
 def _conclude(outcomes: Sequence[Outcome], folder: Path, console: PlainConsole) -> None:
-    """Report on the runs that are done. Raises InputError if there are none, or others failed."""
+    """Report on the runs that are done. Raises InputError if there are none, or any failed."""
     results = [read_result(outcome.run) for outcome in outcomes if outcome.state == "done"]
     if results:
         missing = {outcome.run.title: outcome.note for outcome in outcomes if outcome.state != "done"}
@@ -104,18 +103,14 @@ def _conclude(outcomes: Sequence[Outcome], folder: Path, console: PlainConsole) 
 
 
 def check_runs(runs: Sequence[PlannedRun]) -> None:
-    """Raises InputError if there is no such method, or a run's folder belongs to something else."""
+    """Raise InputError if a method does not exist, or a run's folder belongs to something else."""
     for run in runs:
         method_named(run.config.method.name)
         earlier_run(run)
 
 
 def earlier_run(run: PlannedRun) -> RunFolder | None:
-    """The folder of `run`; None if it has not begun.
-
-    Raises:
-        InputError: the folder belongs to a run with other settings, or to something else.
-    """
+    """The folder of `run`, None if it has not begun; InputError if the folder belongs to something else."""
     folder = RunFolder(run.path)
     if run.lock_file.is_dir():
         raise InputError(f"{run.lock_file}: found a folder, expected a file or nothing")
@@ -129,10 +124,15 @@ def earlier_run(run: PlannedRun) -> RunFolder | None:
 
 
 def execute_all(runs: Sequence[PlannedRun], jobs: int, report: Callable[[Outcome], None]) -> list[Outcome]:
-    """Execute `runs`, `jobs` at a time; those that another process was executing are looked after again at the end.
+    """Execute `runs`, `jobs` at a time; runs that another process was executing are tried once more at the end.
 
-    An interrupt, or an error other than bad input, stops all of them; each goes on from its last round when asked for
-    again. `report` is called with every outcome as soon as it is known. Returns the last outcome of each run, in order.
+    An interrupt, or an error other than bad input, stops all runs; the same command resumes them.
+
+    Args:
+        report: called with every outcome as soon as it is known.
+
+    Returns:
+        The last outcome of each run, in order.
 
     Raises:
         ProcessLostError: one of the processes was killed.
@@ -154,7 +154,7 @@ def execute_all(runs: Sequence[PlannedRun], jobs: int, report: Callable[[Outcome
 
 
 def execute(run: PlannedRun) -> Outcome:
-    """Bring a run to its end, unless another process is doing so. A run that cannot be is `failed`."""
+    """Finish a run, unless another process is executing it."""
     try:
         with FileLock(run.lock_file, timeout=0):
             before = _finish(run)
@@ -169,11 +169,11 @@ def execute(run: PlannedRun) -> Outcome:
 
 
 def _finish(run: PlannedRun) -> str:
-    """Train and count what is missing. Returns what was there before, in words."""
+    """Train the missing rounds and count the costs. Returns a note on what was there before."""
     earlier = earlier_run(run)
     finished = earlier is not None and earlier.summary_file.is_file()
     if not finished:
-        # A run's output goes to its log only; many of them would drown the comparison.
+        # The output of many runs would mix, so each goes to its log only.
         console = PlainConsole(quiet=True, force_terminal=False)
         train_run(run.config, earlier, accelerator=Accelerator(), console=console)
     if not (run.path / COSTS).is_file():
@@ -185,9 +185,9 @@ def _finish(run: PlannedRun) -> str:
 
 @contextmanager
 def shown_progress(console: PlainConsole, runs: Mapping[str, PlannedRun]) -> Iterator[None]:
-    """Within, show how far `runs`, by their titles, get: on a terminal as they are now, elsewhere line by line.
+    """Show, while entered, the progress of `runs`, by title: live in a terminal, elsewhere line by line.
 
-    A run has one line in `SECONDS_BETWEEN_LINES` at most. What is taken out of `runs` is shown no longer.
+    A run has at most one line in `SECONDS_BETWEEN_LINES`. Runs that are removed from `runs` are no longer shown.
     """
     said, over = {title: _progress_text(run) for title, run in runs.items()}, threading.Event()
 
@@ -217,7 +217,7 @@ def shown_progress(console: PlainConsole, runs: Mapping[str, PlannedRun]) -> Ite
 
 
 def _progress_text(run: PlannedRun) -> str:
-    """How far a run is; nothing if it has no records that can be read. Why not is said when it has ended."""
+    """The run's round, loss and accuracy; empty if it has no records, or damaged ones, which fail it later."""
     try:
         records = RunFolder(run.path).read_metrics()
         done, losses = records[-1]["round"] + 1, [record["loss"] for record in records if record["loss"] is not None]
@@ -230,11 +230,11 @@ def _progress_text(run: PlannedRun) -> str:
 
 
 def count_costs(config: ExperimentConfig) -> RunCosts:
-    """Count what a whole run costs; `costs/model.py` has the formulas.
+    """Count the costs of a whole run by the formulas of `costs/model.py`, without training.
 
-    The participants, assignments and devices of all rounds are drawn again from the seed; nothing is trained. A
-    participant whose update does not arrive is not counted. Methods whose assignment depends on earlier rounds are
-    counted as if they had the initial state in every round.
+    The participants, assignments and devices of all rounds are drawn again from the seed. Participants whose updates
+    do not arrive are not counted. Methods whose assignment depends on earlier rounds are counted as if every round
+    began with the initial state.
 
     Raises:
         InputError: something in the configuration cannot be used.

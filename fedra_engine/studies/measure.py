@@ -1,6 +1,6 @@
 """Time rounds and local steps.
 
-A process that measures a point is `python -m fedra_engine.studies.measure <point's folder> <threads> <seconds>`.
+Each point is measured by `python -m fedra_engine.studies.measure <point's folder> <threads> <seconds>`.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from fedra_engine.simulation import train_round
 from fedra_engine.studies.measurements import MEASUREMENT, Measurement
 
 _KIBIBYTE = 1024
-"""What `ru_maxrss` counts in."""
+"""Unit of `ru_maxrss`."""
 _SERVER_SECONDS = 1.0
-"""How long rounds are measured in which training costs nothing."""
+"""Duration of the measurement of rounds without training."""
 _LONG_ENOUGH = 2.0
-"""Seconds of a step from which what only the first one costs does not matter."""
+"""Seconds of a step beside which the extra cost of a first step does not matter."""
 
 
 def main() -> None:
-    """Measure the point whose configuration the folder holds, and leave the measurement there."""
+    """Measure the point whose configuration is in the folder, and write the measurement there."""
     path, threads, seconds = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
     quiet_libraries()
     accelerator = join_job()
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def measure(experiment: Experiment, threads: int, seconds: float) -> Measurement:
-    """Measure rounds for `seconds` seconds, after a step that warms up kernels and allocators."""
+    """Measure rounds for `seconds` seconds, after a warm-up step."""
     processes = experiment.processes
     time_step(experiment)
     cpu_seconds, durations, state = _run_rounds(experiment, experiment.initial_state, 0, seconds)
@@ -102,7 +102,7 @@ def _run_rounds(
 
     Returns CPU-seconds of this process, wall-clock seconds of each round, and the state after the last.
     """
-    # Beyond the last round there is no learning rate.
+    # There is no learning rate after the last round.
     rounds = experiment.config.rounds
     started, durations = time.process_time(), list[float]()
     while experiment.processes.broadcast_object(sum(durations) < seconds):
@@ -112,9 +112,9 @@ def _run_rounds(
 
 
 class TimedStep(NamedTuple):
-    """Wall-clock `seconds` of one local step of so many clients with so many samples, hand-out of adapters included.
+    """One local step of `clients` clients with `samples` samples took `seconds`, including the hand-out of adapters.
 
-    The whole first round takes `round_seconds` at that rate per sample and block.
+    At that rate per sample and block, the first round takes `round_seconds`.
     """
 
     clients: int
@@ -124,12 +124,12 @@ class TimedStep(NamedTuple):
 
 
 def time_step(experiment: Experiment) -> TimedStep:
-    """Train one local step of copies that are then forgotten, and time it.
+    """Time one local step of the first round's participants; its updates are discarded.
 
-    Of one of the first round's participants, and if that was quick of as many as are trained at a time; the first time
-    of these is not counted unless it was long.
+    A step of one participant is followed by two steps of as many as there are lanes, of which the first is a warm-up; a
+    slow step is the last.
     """
-    # Those that will not arrive, too: the step must be of somebody.
+    # Participants whose updates would not arrive included, as there may be no others.
     whole, assignment = experiment.assigned_work(0)
     participants, training = whole.participants, whole.training
     first = np.sort(longest_first(assignment.held, whole.steps())[: experiment.executor.lanes])
@@ -153,20 +153,20 @@ def time_step(experiment: Experiment) -> TimedStep:
 
 
 def _wait(experiment: Experiment) -> None:
-    """Until the device has done all that it was asked to."""
+    """Wait for the GPU, if there is one."""
     if experiment.initial_state.heads.is_cuda:
         torch.cuda.synchronize()
 
 
 class IdleExecutor:
-    """Lets all clients pass through the lanes: batches are drawn and adapters handed out, but no step is taken."""
+    """Passes all clients through the lanes, with batches and adapters, but takes no steps."""
 
     def __init__(self, foundation: Foundation, lanes: int) -> None:
         self._foundation = foundation
         self.lanes = lanes
 
     def train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
-        """Give every participant a lane and take it away again; its updates are what it was handed."""
+        """Yield every participant's initial adapters as its update."""
         pool = LanePool(work, assignment, state, self._foundation, lanes=self.lanes)
         while pool.refill():
             for lane in pool.in_training():

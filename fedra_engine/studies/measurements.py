@@ -1,13 +1,13 @@
-"""What is measured of points, and the report on it: tables, fits, a picture, and times computed for more processes.
+"""Measurements of a scaling study and the report on them: table, fits, figure, and computed times.
 
-Computed: a round of n clients on p equal processes takes T(p) = (T(1) − R) / p + R + C(p). T(1) is the measured time of
-the round on one process and R the part of it that every process does for all clients (sampling, allocation, division of
-the work). C(p) is what the processes exchange: one all-reduce of the aggregator's sums, S bytes, as a ring,
+The computed time of a round on p equal processes is T(p) = (T(1) − R) / p + R + C(p). T(1) is the measured time of the
+round on one process, and R the part of it that every process repeats for all clients (sampling, allocation, division of
+the work). C(p) is the time of a ring all-reduce of the aggregator's sums, S bytes:
 
     C(p) = 2 (p − 1) α + 2 (p − 1) / p · S / β,
 
-with α seconds for a message and β bytes/s between two processes (Thakur, Rabenseifner and Gropp, 2005). Work is taken
-to be divided evenly; that holds as long as each process has many more clients than lanes.
+with α seconds per message and β bytes/s between two processes (Thakur, Rabenseifner and Gropp, 2005). The model assumes
+that work is divided evenly, which holds as long as each process has many more clients than lanes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fedra_engine.studies.plan import Network, processes_text
 from fedra_engine.studies.report import ReportFiles, csv_text, grouped, png
 
 MEASUREMENT = "measurement.json"
-"""The file of a point's folder that has its measurement, once there is one."""
+"""File in a point's folder."""
 REPORT = ReportFiles(".scaling.lock", ("scaling.csv", "scaling.md", "scaling.png"))
 _EXPLANATION = """\
 Every point was measured in processes of its own, after a step that is not counted. `s/round` is wall-clock time (median
@@ -38,28 +38,28 @@ samples and batches, hand-out, aggregation. `memory` is the largest resident set
 counted, not measured: what all clients exchange with the server in a round (`fedra_engine/costs/model.py`)."""
 _MAY_BE_ZERO = ("gpu_memory", "server_seconds", "repeated_seconds", "uploaded", "downloaded", "reduced")
 _FITTED_FROM = 100
-"""Clients from which the exponent is fitted: a round of fewer is over before the lanes are full."""
+"""Fewest clients of a point that is fitted: with fewer, a round is over before the lanes are full."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A round in which all clients train. Memory is in bytes, and so is what is sent; the latter is counted.
+    """Measured and counted costs of a round in which all clients train.
 
     Attributes:
+        threads: of each process.
         device: `cpu`, or the GPU's name.
-        lanes: clients trained at the same time by each process.
+        lanes: clients that each process trains at the same time.
         steps: local steps of all clients.
         seconds: wall-clock time of a round, median over the measured `rounds`.
-        busy_seconds: CPU-seconds of a round over all processes, mean over the rounds; on GPUs, GPU-seconds, those of
-            the round times their number.
-        server_seconds: CPU-seconds, over all processes, of a round in which training costs nothing.
-        repeated_seconds: those of the round's work that every process does for all clients: sampling, allocation and
-            the division of the work.
-        memory: largest resident set of a process.
-        gpu_memory: most memory allocated on a GPU; 0 on a CPU.
-        uploaded: from all clients to the server in a round.
-        downloaded: from the server to all clients.
-        reduced: the sums that processes merge in a round.
+        busy_seconds: CPU-seconds of a round over all processes, mean over the rounds; on GPUs, the wall-clock time
+            multiplied by their number.
+        server_seconds: CPU-seconds, over all processes, of a round without training.
+        repeated_seconds: CPU-seconds of the work that every process repeats: sampling, allocation, division.
+        memory: largest resident set of a process, in bytes.
+        gpu_memory: most bytes allocated on a GPU; 0 on a CPU.
+        uploaded: bytes from all clients to the server in a round, counted.
+        downloaded: bytes from the server to all clients, counted.
+        reduced: bytes of the sums that processes merge in a round.
     """
 
     clients: int
@@ -81,11 +81,7 @@ class Measurement:
 
     @classmethod
     def read(cls, file: Path) -> Measurement:
-        """What a file has as a JSON object.
-
-        Raises:
-            InputError: it holds something else.
-        """
+        """Read a measurement from a JSON file; InputError if it holds something else."""
         with reading(file, "a measurement of this version, or no such file"):
             measurement = cls(**json.loads(file.read_text()))
             for name, kind in get_type_hints(cls).items():
@@ -111,14 +107,16 @@ _COLUMNS: dict[str, Callable[[Measurement], str]] = {
     "down (MB)": lambda one: number_text(one.downloaded / 1e6),
     "rounds": lambda one: str(one.rounds),
 }
-"""The columns of the table, each with the text of its cell for a measurement."""
+"""Columns of the table, with a function that gives a measurement's cell."""
 
 
 def write_report(folder: Path, command: str, measurements: Sequence[Measurement], projection: str | None) -> Cells:
-    """Write scaling.csv, scaling.md and scaling.png into `folder`. Returns the table.
+    """Write scaling.csv, scaling.md and scaling.png into `folder`, and return the table.
 
-    They have the measurements of a `command`, at least one, by rising numbers of processes and clients, and a section
-    of computed times, if there are any.
+    Args:
+        command: the command that was typed.
+        measurements: at least one, by rising numbers of processes and clients.
+        projection: the section of computed times, if there are any.
     """
     devices = markdown_text(" and ".join(sorted({one.device for one in measurements})))
     rows, threads, lanes = cells(measurements), measurements[0].threads, {one.lanes for one in measurements}
@@ -139,16 +137,16 @@ def write_report(folder: Path, command: str, measurements: Sequence[Measurement]
 
 
 def cells(measurements: Iterable[Measurement]) -> Cells:
-    """One row for each point."""
+    """The table: one row for each point."""
     return [[*_COLUMNS], *([text(one) for text in _COLUMNS.values()] for one in measurements)]
 
 
 def fitted_exponent(
     measurements: Sequence[Measurement], of: Literal["seconds", "busy_seconds"] = "seconds"
 ) -> float | None:
-    """k of the least-squares fit time = c · clientsᵏ on logarithms, over points of `_FITTED_FROM` clients or more.
+    """Exponent k of the fit time = c · clientsᵏ by least squares on logarithms.
 
-    None with fewer than two such points.
+    Only points of `_FITTED_FROM` clients or more count; None with fewer than two of them.
     """
     large = [one for one in measurements if one.clients >= _FITTED_FROM]
     if len(large) < 2:
@@ -158,7 +156,7 @@ def fitted_exponent(
 
 
 def fit_texts(measurements: Sequence[Measurement]) -> list[str]:
-    """The fitted exponents and how memory grew, a sentence for each number of processes."""
+    """One sentence for each number of processes: the fitted exponents and the growth of memory."""
     texts = []
     for processes, group in grouped(measurements, "processes").items():
         power, busy = fitted_exponent(group), fitted_exponent(group, "busy_seconds")
@@ -173,8 +171,8 @@ def fit_texts(measurements: Sequence[Measurement]) -> list[str]:
 
 
 def _figure(measurements: Sequence[Measurement]) -> Any:
-    """Seconds, memory and server work over the number of clients; one line for each number of processes."""
-    # A process that measures its memory imports this module, and draws nothing.
+    """Plot seconds, memory and server work over the number of clients; one line for each number of processes."""
+    # Imported late: processes that measure their memory import this module, too.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 4), dpi=150, layout="constrained")
@@ -185,7 +183,7 @@ def _figure(measurements: Sequence[Measurement]) -> Any:
         seconds.loglog(clients, [one.seconds for one in group], "o-", label=label)
         memory.semilogx(clients, [one.memory / 2**20 for one in group], "o-", label=name)
         server.loglog(clients, [1e3 * one.server_seconds / one.clients for one in group], "o-", label=name)
-    # From zero, or a few per cent would look like growth.
+    # Cut off above zero, a few per cent would look like growth.
     memory.set_ylim(0, 1.2 * max(one.memory for one in measurements) / 2**20)
     for axes, title in (
         (seconds, "seconds per round"),
@@ -199,14 +197,14 @@ def _figure(measurements: Sequence[Measurement]) -> Any:
 
 
 def projected_seconds(measured: Measurement, processes: int, network: Network) -> tuple[float, float]:
-    """T(p) and C(p) of a round that was measured on one process, on `processes` such GPUs or CPUs."""
+    """Compute T(p) and C(p) for `processes` processes from a round that was `measured` on one."""
     reduction = 2 * (processes - 1) * (network.latency + measured.reduced / processes / network.bandwidth)
     repeated = min(measured.repeated_seconds, measured.seconds)
     return (measured.seconds - repeated) / processes + repeated + reduction, reduction
 
 
 def projection_text(measurements: Sequence[Measurement], processes: Sequence[int], network: Network) -> str | None:
-    """The computed times of the largest round that one process was measured on; None if it was on none."""
+    """The section of computed times, for the largest round measured on one process; None if there is none."""
     alone = grouped(measurements, "processes").get(1)
     if not alone:
         return None

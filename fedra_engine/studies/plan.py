@@ -1,7 +1,4 @@
-"""What studies are made of: experiments, each with a folder and a lock of its own.
-
-Nothing here imports torch, so that `--help` and a mistyped option answer at once.
-"""
+"""Plans of studies: experiments, each with a folder and a lock of its own. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from fedra_engine.runtime.errors import InputError
 
 @dataclass(frozen=True)
 class Part:
-    """An experiment of a study; `config.name` is the name of its folder."""
+    """An experiment of a study; `config.name` names its folder."""
 
     config: ExperimentConfig
 
@@ -28,24 +25,24 @@ class Part:
 
     @property
     def lock_file(self) -> Path:
-        """Held by the process that is at work on it. Beside the folder, which may be made and removed."""
+        """Locked by the process that works on it. It is beside the folder, which may be made and removed."""
         return self.path.with_name(f".{self.path.name}.lock")
 
 
 @dataclass(frozen=True)
 class PlannedRun(Part):
-    """A run that a comparison needs; `label` is its method's, as tables have it."""
+    """A run of a comparison; `label` names its method in tables."""
 
     label: str
 
     @property
     def title(self) -> str:
-        """How messages call it."""
+        """The run's name in messages."""
         return f"{self.label} seed {self.config.seed}"
 
 
 class Comparison(NamedTuple):
-    """The runs, their folder, and how many of them go on at a time, with `oversubscribe` more than there are cores."""
+    """Runs, `jobs` of them at a time; with `oversubscribe` these may be more than there are cores."""
 
     runs: tuple[PlannedRun, ...]
     output_dir: Path
@@ -55,7 +52,7 @@ class Comparison(NamedTuple):
 
 @dataclass(frozen=True)
 class Point(Part):
-    """Rounds of `clients` clients to measure for `seconds` seconds, on `processes` processes of `threads` threads."""
+    """Rounds of `clients` clients to measure for `seconds` seconds on `processes` processes of `threads` threads."""
 
     clients: int
     processes: int
@@ -64,19 +61,19 @@ class Point(Part):
 
     @property
     def title(self) -> str:
-        """How messages call it."""
+        """The point's name in messages."""
         return f"{self.clients:,} clients, {processes_text(self.processes)}"
 
 
 class Network(NamedTuple):
-    """What a message between two processes takes: `latency` seconds, and its bytes over `bandwidth` (bytes/s)."""
+    """Time of a message between two processes: `latency` seconds plus its bytes over `bandwidth` (bytes/s)."""
 
     latency: float
     bandwidth: float
 
 
 class Scaling(NamedTuple):
-    """The points, few processes and few clients first; their folder; what times are computed for; and sharing cores."""
+    """Points by rising numbers of processes and clients, and the numbers of processes to compute times for."""
 
     points: tuple[Point, ...]
     output_dir: Path
@@ -93,7 +90,7 @@ def processes_text(number: int) -> str:
 def differences(
     found: Any, expected: Any, irrelevant: Collection[str], prefix: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Dotted names of the fields in which two configurations differ, with both values; but for irrelevant ones."""
+    """Dotted names and both values of the fields in which two configurations differ, except `irrelevant` ones."""
     for field in fields(found):
         name, one, other = f"{prefix}{field.name}", getattr(found, field.name), getattr(expected, field.name)
         if name in irrelevant:
@@ -105,7 +102,7 @@ def differences(
 
 
 def refuse_changes(changes: Iterable[tuple[str, object, object]], where: Path) -> None:
-    """Raises InputError for the first of `changes`: a field's name, its value in `where`, and that now."""
+    """Raise InputError for the first of `changes`: a field's name, its value in `where`, and its value now."""
     for field, found, expected in changes:
         raise InputError(
             f"{field}: found {found} in {where}, expected {expected} as this command has it (or another output_dir)"

@@ -1,4 +1,4 @@
-"""The files in which a study reports, and the forms that what they hold takes."""
+"""The report files of a study, and text and images for them."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """Names of the files that a study leaves in its folder, those of the latest command, and of a lock beside them."""
+    """Names of a study's report files, which are those of the latest command, and of their lock."""
 
     lock: str
     names: tuple[str, ...]
 
     def check(self, folder: Path) -> None:
-        """Raises InputError if a report would replace files that no such study wrote."""
+        """Raise InputError if a report would replace files that no such study wrote."""
         check_own(self._in(folder), folder / self.lock)
 
     def write(self, folder: Path, *contents: str | bytes) -> None:
-        """Write the files, one content each, in the order of their names."""
+        """Write the `contents`, one for each name."""
         with FileLock(folder / self.lock):
             for file, content in zip(self._in(folder), contents, strict=True):
                 write_whole(file, content)
 
     def remove(self, folder: Path) -> None:
-        """Remove what an earlier command reported: the latest one has nothing to report."""
+        """Remove the report of an earlier command."""
         with FileLock(folder / self.lock):
             for file in self._in(folder):
                 file.unlink(missing_ok=True)
@@ -49,7 +49,7 @@ class ReportFiles:
 
 
 def grouped(items: Iterable[Item], attribute: str) -> dict[Any, list[Item]]:
-    """The items by the value of an attribute, in the order in which they come."""
+    """Group the items by the value of an attribute, in order of appearance."""
     groups: dict[Any, list[Item]] = {}
     for item in items:
         groups.setdefault(getattr(item, attribute), []).append(item)
@@ -57,7 +57,7 @@ def grouped(items: Iterable[Item], attribute: str) -> dict[Any, list[Item]]:
 
 
 def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
-    """A table for programs; each row has its columns' names."""
+    """CSV of rows that have the same keys."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -66,14 +66,14 @@ def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
 
 
 def png(figure: Figure, **options: Any) -> bytes:
-    """The figure as a picture; with matplotlib's `options` for saving it."""
+    """The figure as a PNG; `options` are those of `savefig`."""
     content = io.BytesIO()
     figure.savefig(content, format="png", **options)
     return content.getvalue()
 
 
 def command_text() -> str:
-    """The command that was typed, for reports: a launcher's, or `fedra …`."""
+    """The command that was typed: a launcher's, or `fedra …`."""
     program, *arguments = sys.argv
     is_launcher = program.endswith(".py") and not program.endswith("__main__.py")
     return shlex.join(["python", *sys.argv] if is_launcher else ["fedra", *arguments])

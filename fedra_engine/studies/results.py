@@ -1,4 +1,4 @@
-"""What finished runs left, and the report on them: a table, also in LaTeX, all runs as CSV, and a picture."""
+"""Results of finished runs and the report on them: a table in Markdown and LaTeX, all runs as CSV, and a figure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedra_engine.studies.plan import PlannedRun
 from fedra_engine.studies.report import ReportFiles, csv_text, grouped, png
 
 COSTS = "costs.json"
-"""The file of a run's folder that has what was counted."""
+"""File of `RunCosts` in a run's folder."""
 REPORT = ReportFiles(".comparison.lock", ("comparison.csv", "comparison.md", "comparison.tex", "accuracy_by_round.png"))
 _EXPLANATION = """\
 Top-1 accuracy (%) on each domain's test set and on average, mean ± sample standard deviation over the seeds; `frozen`
@@ -37,7 +37,7 @@ _LINE_STYLES = ("-", "--", ":", "-.")
 
 @dataclass(frozen=True)
 class RunCosts:
-    """What a run costs by counting: means over rounds and the participants whose updates arrive, and FLOPs of all."""
+    """Counted costs of a run: means over rounds and participants whose updates arrive, and their FLOPs in total."""
 
     trainable_parameters: float
     uploaded_bytes: float
@@ -46,15 +46,15 @@ class RunCosts:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What is compared of a finished run.
+    """The results of a finished run; accuracies are from 0 to 1.
 
     Attributes:
-        label: of its method.
-        seconds: wall-clock time of its rounds, without evaluations.
-        accuracy: top-1 (0…1) of each domain, after the last round.
+        label: name of the method in tables.
+        seconds: wall-clock time of the rounds, without evaluations.
+        accuracy: top-1 accuracy by domain, after the last round.
         frozen: the same before the first round.
-        curve: average over the domains by number of rounds, wherever it was evaluated.
-        caution: what to know of the method in this setting, if anything.
+        curve: average accuracy over the domains, by number of rounds, where it was evaluated.
+        caution: the method's caution about this setting, if any.
     """
 
     label: str
@@ -69,11 +69,7 @@ class RunResult:
 
 
 def read_result(run: PlannedRun) -> RunResult:
-    """Read what a finished run left in its folder.
-
-    Raises:
-        InputError: a file is missing or damaged.
-    """
+    """Read the results of a finished run from its folder; InputError if a file is missing or damaged."""
     folder, costs_file, wanted = RunFolder.open(run.path), run.path / COSTS, "the file of a finished run as it was"
     with reading(folder.summary_file, wanted):
         summary = json.loads(folder.summary_file.read_text())
@@ -104,7 +100,7 @@ def read_result(run: PlannedRun) -> RunResult:
 
 
 def _accuracy(values: dict[str, float]) -> dict[str, float]:
-    """`values` by domain, checked to be from 0 to 1."""
+    """Check that accuracies, by domain, are from 0 to 1."""
     checked = {str(domain): float(value) for domain, value in values.items()}
     if not checked or not all(0 <= value <= 1 for value in checked.values()):
         raise ValueError
@@ -112,29 +108,32 @@ def _accuracy(values: dict[str, float]) -> dict[str, float]:
 
 
 def _amount(value: float) -> float:
-    """`value`, checked to be what can be counted or timed."""
+    """Check that a value is finite and not negative."""
     if type(value) not in (int, float) or not 0 <= value < math.inf:
         raise ValueError
     return float(value)
 
 
 def write_report(folder: Path, command: str, results: Sequence[RunResult], missing: Mapping[str, str]) -> Cells:
-    """Write comparison.csv, .md and .tex and accuracy_by_round.png into `folder`.
+    """Write comparison.csv, .md and .tex and accuracy_by_round.png into `folder`, and return the table.
 
-    They have the results of a `command`, at least one, and why others are `missing`, by title. Returns the table.
+    Args:
+        command: the command that was typed.
+        results: at least one.
+        missing: why other runs are missing, by title.
     """
     rows = cells(results)
-    # An argument may have several lines.
+    # Arguments may contain line breaks.
     comment = "".join(f"% {printable(line)}\n" for line in command.splitlines())
     page, latex = _markdown(command, rows, results, missing), comment + latex_table(rows)
-    # Names of folders need not be UTF-8. The picture grows with the legend, whatever the labels' length.
+    # Domains are named after folders, which need not be UTF-8. A tight figure has room for long labels.
     picture = png(_accuracy_by_round(results), bbox_inches="tight")
     REPORT.write(folder, _csv(results).encode(errors="surrogateescape"), page, latex, picture)
     return rows
 
 
 def cells(results: Sequence[RunResult]) -> Cells:
-    """One row for each method: accuracies in percent, mean ± sample standard deviation over seeds; then mean costs."""
+    """The table, one row for each method: accuracies in percent, mean ± standard deviation over seeds; mean costs."""
     domains = list(dict.fromkeys(domain for result in results for domain in result.accuracy))
     header = ["method", "seeds", *domains, "average", "frozen", "trainable", "upload (kB)", "TFLOP", "seconds"]
     return [header, *(_row(seeds, domains) for seeds in grouped(results, "label").values())]
@@ -156,7 +155,7 @@ def _row(seeds: Sequence[RunResult], domains: Sequence[str]) -> list[str]:
 
 
 def _spread(values: Sequence[float]) -> str:
-    """Mean and sample standard deviation in percent; no deviation of a single value, and a dash for none."""
+    """Mean ± sample standard deviation in percent; the mean alone of one value, and a dash for none."""
     if not values:
         return "–"
     return f"{100 * mean(values):.1f}" + (f" ± {100 * stdev(values):.1f}" if len(values) > 1 else "")
@@ -164,7 +163,7 @@ def _spread(values: Sequence[float]) -> str:
 
 def _markdown(command: str, rows: Cells, results: Sequence[RunResult], missing: Mapping[str, str]) -> str:
     parts = ["# Comparison", markdown_code(command), _EXPLANATION, markdown_table(rows).rstrip()]
-    # Of every seed of a method the same.
+    # The same for every seed of a method.
     cautions = dict.fromkeys(f"{result.label}: {result.caution}" for result in results if result.caution)
     unfinished = [f"{title}: {note}" for title, note in missing.items()]
     for title, lines in (("Notes:\n", cautions), ("Not in the table:\n", unfinished)):
@@ -175,7 +174,7 @@ def _markdown(command: str, rows: Cells, results: Sequence[RunResult], missing: 
 
 
 def latex_table(rows: Cells) -> str:
-    """A `tabular` that needs the package booktabs."""
+    """The table as a `tabular`, which needs the package booktabs."""
     header, *body = (
         " & ".join("".join(_TEX.get(character, character) for character in printable(cell)) for cell in row) + r" \\"
         for row in rows
@@ -198,7 +197,7 @@ def _csv(results: Iterable[RunResult]) -> str:
 
 
 def _accuracy_by_round(results: Iterable[RunResult]) -> Any:
-    """Each method's mean over seeds, averaged over domains, with a band of ± one standard deviation, as a figure."""
+    """Plot each method's mean over domains and seeds, with a band of ± one standard deviation over the seeds."""
     from matplotlib.colors import TABLEAU_COLORS
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -208,7 +207,7 @@ def _accuracy_by_round(results: Iterable[RunResult]) -> Any:
     colors = list(TABLEAU_COLORS)
     for index, (label, seeds) in enumerate(grouped(results, "label").items()):
         color, style = colors[index % len(colors)], _LINE_STYLES[index % len(_LINE_STYLES)]
-        # Wherever all seeds were evaluated.
+        # Only rounds at which all seeds were evaluated.
         rounds = sorted(set.intersection(*(set(run.curve) for run in seeds)))
         points = [[run.curve[round] for run in seeds] for round in rounds]
         means = [100 * mean(point) for point in points]
@@ -222,6 +221,6 @@ def _accuracy_by_round(results: Iterable[RunResult]) -> Any:
     axes.grid(alpha=0.3)
     legend = axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     for text in legend.get_texts():
-        # Between two dollar signs, as regular expressions have them, matplotlib expects a formula.
+        # Labels may contain dollar signs, between which matplotlib expects a formula.
         text.set_parse_math(False)
     return figure

@@ -1,4 +1,4 @@
-"""Measure rounds of more and more clients, each point in processes of its own, or find them measured."""
+"""Measure rounds of more and more clients, each point in processes of its own, or reuse earlier measurements."""
 
 from __future__ import annotations
 
@@ -25,22 +25,21 @@ from fedra_engine.studies.plan import Point, Scaling, differences, refuse_change
 from fedra_engine.studies.report import command_text
 
 _IRRELEVANT = RESULT_NEUTRAL - {"execution"}
-"""Fields that change nothing of a measurement."""
+"""Fields that do not change a measurement."""
 _SECONDS_TO_END = 10
-"""That a measuring process has before it is killed."""
+"""Before a process that was told to end is killed."""
 
 
 def scale(scaling: Scaling) -> None:
-    """Measure what is missing of the points that a command asks for, and report on all of them.
+    """Measure the points of `scaling` that have not been measured, and report on all of them.
 
     Raises:
-        InputError: a process has more threads than there are cores; the processes together need more cores (unless
-            oversubscribed) or GPUs than there are; a point's folder belongs to something else; or the experiment
-            cannot be used.
-        ProcessLostError: a process died that measured a point.
+        InputError: there are too few cores or GPUs; a point's folder belongs to something else or is in use; or the
+            experiment cannot be used.
+        ProcessLostError: a measuring process died.
     """
     points, folder, console = scaling.points, scaling.output_dir, PlainConsole()
-    # What would be in the way of a later point is known before the first.
+    # All points are checked before the first is measured.
     for point in points:
         check_cores("threads", point.threads)
         check_places(point.processes, point.threads, oversubscribe=scaling.oversubscribe)
@@ -53,7 +52,7 @@ def scale(scaling: Scaling) -> None:
         measurements.append(earlier or measure(point))
         note = " (measured before)" if earlier else ""
         console.print(f"{number}/{len(points)}  {point.title}: {measurements[-1].seconds:.3g} s a round{note}")
-        # What is known is not lost when a later point fails.
+        # Written after every point, in case a later one fails.
         projection = projection_text(measurements, scaling.projected, scaling.network)
         rows = write_report(folder, command_text(), measurements, projection)
     where = f"scaling.md, .csv and .png are in {folder}"
@@ -61,11 +60,7 @@ def scale(scaling: Scaling) -> None:
 
 
 def earlier_measurement(point: Point) -> Measurement | None:
-    """What an earlier command measured; None if there is nothing.
-
-    Raises:
-        InputError: it was measured with other settings, or cannot be read.
-    """
+    """Read an earlier measurement, None if there is none; InputError if it is damaged or of other settings."""
     config_file, file = RunFolder(point.path).config_file, point.path / MEASUREMENT
     if not file.is_file() or not config_file.is_file():
         return None
@@ -78,12 +73,7 @@ def earlier_measurement(point: Point) -> Measurement | None:
 
 
 def measure(point: Point) -> Measurement:
-    """Measure a point, unless it has been measured.
-
-    Raises:
-        InputError: the settings cannot be used, or another command is measuring the point.
-        ProcessLostError: a process that measured it died.
-    """
+    """Measure a point, unless it has been measured."""
     point.path.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(point.lock_file, timeout=0):
@@ -99,11 +89,11 @@ def measure(point: Point) -> Measurement:
 
 
 def _measure_in_processes(point: Point) -> None:
-    """Let fresh processes measure `point`; what they print goes to its `worker.log`."""
+    """Measure `point` in fresh processes, whose output goes to its `worker.log`."""
     log, launch = point.path / "worker.log", [sys.executable]
     if point.processes > 1:
         launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={point.processes}"]
-    # A terminal's interrupt is for this process, which ends the other ones.
+    # In a session of its own, the worker does not get the terminal's interrupts; this process ends it.
     with (
         log.open("w") as output,
         unwound_by_signals(),
@@ -113,14 +103,14 @@ def _measure_in_processes(point: Point) -> None:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            # Killed, this process cannot end them, and they would slow down the next measurement.
+            # If this process is killed, the worker must not slow down the next measurement.
             preexec_fn=partial(die_with_parent, signal.SIGTERM),
         ) as worker,
     ):
         try:
             code = worker.wait()
         except KeyboardInterrupt as interrupt:
-            # torchrun ends its processes on this signal, but not when it is killed.
+            # torchrun ends its processes on SIGTERM, but not when it is killed.
             worker.terminate()
             with suppress(subprocess.TimeoutExpired):
                 worker.wait(_SECONDS_TO_END)
@@ -130,7 +120,7 @@ def _measure_in_processes(point: Point) -> None:
     if code == 0 and (point.path / MEASUREMENT).is_file():
         return
     reported = re.search(r"^(?:process \d+: )?error: (.*)$", log.read_text(), re.MULTILINE)
-    # torchrun has an exit code of its own for whatever made a process end.
+    # torchrun does not pass on the exit codes of its processes.
     if reported and (code == BAD_INPUT or point.processes > 1):
         raise InputError(reported[1])
     raise ProcessLostError(f"a process that measured {point.title} ended with exit code {code}; its output is in {log}")

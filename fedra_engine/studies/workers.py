@@ -1,4 +1,4 @@
-"""Work on many things one after another, or in several processes."""
+"""Call a function with many items, one after another or in several processes."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def work_off(
     """Call `work` with every item, `jobs` at a time.
 
     Args:
-        items: can be pickled, as their results can.
-        jobs: several are processes of one thread each; a single one is this process, and has all its threads.
-        work: a function of a module.
+        items: picklable, and so are the results.
+        jobs: more than one are processes of one thread each; one is this process, with all its threads.
+        work: a module's function. An exception that it raises stops all processes.
         report: called with every result as soon as it is known.
 
     Raises:
-        ProcessLostError: one of the processes was killed. As whatever `work` raises, this stops the others.
+        ProcessLostError: one of the processes was killed; the others are stopped.
     """
     if jobs == 1 or len(items) < 2:
         for item in items:
@@ -63,12 +63,12 @@ def work_off(
 
 @contextmanager
 def _workers(items: Sequence[Item], work: Callable[[Item], object]) -> Iterator[list[Connection]]:
-    """Connections to processes, each of which has one of the items; they have ended afterwards."""
+    """Start a process for each of the items; yields the connections to them, and waits for their end."""
     # Forked processes would inherit torch's threads in an undefined state.
     context = multiprocessing.get_context("spawn")
     connections, processes = list[Connection](), list[SpawnProcess]()
     try:
-        # A terminal sends an interrupt to all its processes; the first one stops the others, which never see it.
+        # Workers inherit the mask: they never see the terminal's interrupts, on which this process stops them.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             for item in items:
@@ -91,7 +91,7 @@ def _workers(items: Sequence[Item], work: Callable[[Item], object]) -> Iterator[
 
 
 def _serve(parent: Connection, work: Callable[[Any], object], item: Any) -> None:
-    """Be a worker: send what becomes of the item, or the error, and take the next one, until the parent sends None."""
+    """The worker's loop: send the item's result or error, and receive the next item, until it is None."""
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # Raised when the parent has ended.
@@ -101,7 +101,7 @@ def _serve(parent: Connection, work: Callable[[Any], object], item: Any) -> None
                 import_modules()
                 result = work(item)
             except Exception as error:
-                # A fault of the program is looked for where it happened. Of the others one line is shown.
+                # Errors in the program need their traceback; the others are shown as one line.
                 if not isinstance(error, OSError | ProcessLostError):
                     error.add_note(traceback.format_exc())
                 result = error
@@ -110,7 +110,7 @@ def _serve(parent: Connection, work: Callable[[Any], object], item: Any) -> None
 
 
 def _end_with_parent() -> None:
-    """End this process with the one that started it: killed, that one could not end the others."""
+    """End this process when its parent ends, which, when killed, cannot stop its workers."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
