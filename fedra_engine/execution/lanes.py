@@ -1,4 +1,4 @@
-"""Lanes: the places in which clients are trained at the same time, and the banks that hold their parameters."""
+"""Lanes: places for the clients that are trained at the same time, and the banks with their parameters."""
 
 from __future__ import annotations
 
@@ -26,16 +26,15 @@ class Lane:
     """A client in training.
 
     Attributes:
-        index: the lane.
+        index: the lane's index.
         row: the client's row of the assignment.
-        client: the client.
-        slots: int64 [blocks], the row of the adapter bank that has the client's adapters of each block; -1 where it
-            does not hold the block.
-        trained: int64 [blocks], the same of the blocks whose adapters it trains; -1 elsewhere.
-        exits: int64 [exits], the global classifiers the client trains, ascending; the last sits after its last block.
-        heads: int64 [exits], the client's rows of the head bank, consecutive.
+        client: the client's index.
+        slots: int64 [blocks], the adapter bank's row of each block; -1 for blocks that the client does not hold.
+        trained: int64 [blocks], as `slots`, and also -1 for blocks that it does not train.
+        exits: int64 [exits], the global classifiers that the client trains, ascending.
+        heads: int64 [exits], their rows of the head bank, consecutive.
         batches: sample rows of each local step.
-        step: local steps done.
+        step: number of local steps done.
     """
 
     index: int
@@ -50,22 +49,22 @@ class Lane:
 
     @property
     def trained_slots(self) -> NDArray[np.int64]:
-        """int64 [trained blocks], the rows of the adapter bank that the client trains."""
+        """int64 [trained blocks], the adapter bank's rows of the trained blocks."""
         return self.trained[self.trained >= 0]
 
     @property
     def batch(self) -> NDArray[np.int64]:
-        """Sample rows of the coming local step."""
+        """Sample rows of the next local step."""
         return self.batches[self.step]
 
 
 class LanePool:
-    """The lanes of one round: clients come from a queue, train, and make room for the next.
+    """The lanes of one round, each of which takes clients from a queue, one after another.
 
     Attributes:
-        work, assignment: of the round.
-        adapters, heads: banks of the adapters and classifiers of the clients in training.
-        losses: float64 [lanes], sum over samples of the training loss of each lane's client so far.
+        work, assignment: the round's.
+        adapters, heads: banks of the clients in training.
+        losses: float64 [lanes], training loss of each lane's client so far, summed over samples.
     """
 
     def __init__(
@@ -78,7 +77,7 @@ class LanePool:
         self._queue = deque(longest_first(assignment.held, work.steps()).tolist())
         count = min(lanes, len(self._queue))
         self._lanes: list[Lane | None] = [None] * count
-        # Every lane owns as many adapter slots as the deepest client needs, so any client fits any lane.
+        # Every lane has as many adapter slots as the deepest client needs, so that any client fits any lane.
         self._slots_per_lane = int(assignment.held.sum(axis=1).max(initial=0))
         self._heads_per_lane = len(state.heads)
         self._terms = (*assignment.terms, *training_terms(work.training))
@@ -106,7 +105,7 @@ class LanePool:
         self.losses = torch.zeros(count, dtype=torch.float64, device=foundation.device)
 
     def refill(self) -> bool:
-        """Give free lanes to the next clients in the queue. Returns whether any lane was given."""
+        """Give free lanes to the next clients in the queue. Returns whether there were any."""
         free = [index for index, lane in enumerate(self._lanes) if lane is None][: len(self._queue)]
         fresh = [self._start(index, self._queue.popleft()) for index in free]
         for lane in fresh:
@@ -116,15 +115,15 @@ class LanePool:
         return bool(fresh)
 
     def in_training(self) -> list[Lane]:
-        """The clients in training, those with more samples in the coming step first.
+        """The clients in training, by falling size of their next batch.
 
-        Clients with equally many samples stand together, which lets their small products run as one.
+        Clients with batches of equal size are neighbours, so that their small products run as one.
         """
         active = [lane for lane in self._lanes if lane is not None]
         return sorted(active, key=lambda lane: -len(lane.batch))
 
     def add_local_terms(self, slots: Tensor, heads: Tensor, ranks: Tensor) -> None:
-        """Add the local terms' gradients to these rows, all that are in training; `ranks` are those of the slots."""
+        """Add the local terms' gradients to all rows in training; `ranks` are the LoRA ranks of the `slots`."""
         if self._terms:
             adapters, classifiers = self.adapters.in_training(slots), self.heads.in_training(heads)
             clients = ClientsInTraining(adapters, classifiers, ranks, self._layout)
@@ -132,7 +131,7 @@ class LanePool:
                 term.add_gradients(clients)
 
     def take_finished(self) -> ClientUpdates | None:
-        """The updates of the clients that are done, whose lanes become free; None when there are none."""
+        """Free the lanes of the clients that are done, and return their updates; None when there are none."""
         done = [lane for lane in self._lanes if lane is not None and lane.step == len(lane.batches)]
         if not done:
             return None
@@ -179,7 +178,7 @@ class LanePool:
         return Lane(index, row, client, slots, trained, exits, heads, self.work.batches(client))
 
     def _hand_out(self, lanes: Sequence[Lane]) -> None:
-        """Load what the clients of `lanes` start from."""
+        """Load the start of the clients of `lanes` into the banks."""
         matrix = np.stack([lane.slots for lane in lanes])
         owners, held = np.nonzero(matrix >= 0)
         parts = [(lane.heads, lane.exits, np.array([lane.index])) for lane in lanes]
@@ -199,5 +198,5 @@ class LanePool:
         self.losses.index_fill_(0, indices, 0)
 
     def _make_own(self, lane: Lane, rows: NDArray[np.int64], slots: Tensor) -> None:
-        """Make handed-out `slots`, of the blocks that have bank `rows`, the client's own."""
+        """Apply `Assignment.make_own` to the `slots` of the blocks that have bank `rows` [blocks]."""
         self.assignment.make_own(lane.row, lane.client, np.flatnonzero(rows >= 0), slots, self._layout)
