@@ -55,7 +55,7 @@ class LaneMemory:
 def measure_lane(
     foundation: Foundation, model: SweepModel, samples: Samples, lora: LoraConfig, training: TrainingConfig, heads: int
 ) -> LaneMemory:
-    """Measure the memory of a client that holds all blocks and `heads` classifiers, with a full batch of the longest sample."""
+    """Measure the memory of a client with all blocks, `heads` classifiers, and a full batch of the longest sample."""
     longest = 0 if samples.lengths is None else int(samples.lengths.argmax())
     one, two = (_kept_bytes(foundation, model, samples, lora, longest, count) for count in (1, 2))
     inputs = samples.inputs(torch.tensor([longest]), foundation.device, foundation.dtype)
@@ -127,7 +127,7 @@ def tokens_in_blocks(foundation: Foundation, inputs: Mapping[str, Tensor]) -> in
 def _kept_bytes(
     foundation: Foundation, model: SweepModel, samples: Samples, lora: LoraConfig, row: int, count: int
 ) -> int:
-    """Bytes that the sweep saves for backward of one client with all blocks, and a batch of `count` times sample `row`."""
+    """Bytes that a pass saves for backward, of one client with all blocks and `count` times the sample `row`."""
     device, dtype, slots = foundation.device, foundation.dtype, np.arange(foundation.depth)[None]
     bank = torch.zeros(foundation.depth, foundation.adapter_layout.size, dtype=dtype, device=device)
     gradients = torch.zeros_like(bank)

@@ -143,7 +143,7 @@ class Submodel:
         client: int,
         state: GlobalState,
     ) -> None:
-        """Cut the foundation to the blocks of the participant in `row`, and load its adapters and heads from `state`."""
+        """Cut the foundation to the blocks of the participant in `row`, and load its part of `state`."""
         blocks = np.flatnonzero(assignment.held[row])
         self._foundation = foundation
         self.blocks = blocks

@@ -51,7 +51,7 @@ class Pass:
     shrunk: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def groups(self, block: int, rows: int) -> RowGroups:
-        """The groups of the samples in `block`, which is held, as groups of their `rows` token rows."""
+        """The samples in `block`, which must have a holder, by client; they are `rows` rows (tokens) together."""
         of_block = self.plan.blocks[block]
         assert of_block is not None
         return of_block.groups.per_token(rows // of_block.groups.rows)

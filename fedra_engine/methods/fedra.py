@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from fedra_engine.config.options import registering
 from fedra_engine.federation.allocation import (
-    Allocation,
     ReferenceAllocation,
     prefix_allocation,
     repair_coverage,
@@ -89,11 +88,6 @@ class FedRA(Method):
             check_full_depth("method.allocation full", federation)
 
     def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:
-        held = self.allocate(participants, round)
-        return Assignment(held, ranks=None if self.ranks is None else self.ranks[participants])
-
-    def allocate(self, participants: NDArray[np.int64], round: int) -> Allocation:
-        """Run the allocator for `round`, bool [participants, blocks]."""
         federation, shape = self.federation, (len(participants), self.federation.depth)
         rng = generator(federation.seed, round=round, purpose="allocation")
         capacities, allocator = federation.capacities(round), ALLOCATORS[self._allocation]
@@ -103,4 +97,4 @@ class FedRA(Method):
                 f"method.allocation: found {held.dtype} {list(held.shape)} from {self._allocation}, expected bool "
                 f"{list(shape)} [participants, blocks]"
             )
-        return held
+        return Assignment(held, ranks=None if self.ranks is None else self.ranks[participants])
