@@ -39,11 +39,7 @@ def clip_factors(squares: Tensor, training: TrainingConfig, dtype: torch.dtype) 
 
     As in torch.nn.utils.clip_grad_norm_, but NaN where gradients are not finite, or so large that the factor or the
     quotient of AdamW would be 0: an update of NaN is noticed, one without any change is not.
-
-    Args:
-        squares: float64 [clients], squared norm of each client's gradients.
-        training: the clipping norm and the optimizer.
-        dtype: of the parameters.
+    `squares` are the squared norms of the gradients, float64 [clients].
     """
     limit = math.inf if training.clip_norm is None else training.clip_norm
     numbers = torch.finfo(dtype)
@@ -81,9 +77,8 @@ class Bank:
         """Allocate the bank.
 
         Args:
-            rows, size: shape.
+            rows, size, dtype, device: of the parameters.
             training: the optimizer's hyperparameters.
-            dtype, device: of the parameters.
             columns: the trained columns.
             compute_dtype: precision of `compute_copy`; `dtype` when None.
             keeps_starts: keep the parameters before local training, for local terms.
@@ -130,13 +125,9 @@ class Bank:
         return squared_norms(self.gradients[:, self._columns], rows)
 
     def step(self, rows: Tensor, *, lr: float, clip: Tensor, steps: Tensor) -> None:
-        """Take one optimizer step of `rows`, and reset their gradients.
+        """Take one optimizer step of `rows` with gradients times `clip` [rows], and reset these gradients.
 
-        Args:
-            rows: int64 [rows].
-            lr: learning rate.
-            clip: [rows], factors of the gradients.
-            steps: int64 [rows], the clients' local steps, counted from 1.
+        `steps` int64 [rows] are the clients' local steps, counted from 1.
         """
         columns = self._columns
         parameters, gradients = self.parameters[:, columns], self.gradients[:, columns]

@@ -36,8 +36,8 @@ class Score(NamedTuple):
     """Accuracy and loss on a domain.
 
     Attributes:
-        accuracy: share of correct samples, 0 to 1; for a causal language model, of correct tokens among the learnt.
-        loss: mean cross entropy of a sample or token, over those with finite logits.
+        accuracy: share of correct samples, 0 to 1; for a causal language model, share of correct learnt tokens.
+        loss: mean cross entropy of the samples or tokens with finite logits.
     """
 
     accuracy: float
@@ -93,7 +93,6 @@ class Evaluator:
             states: the clients' models by domain index, from `Method.personal_states`.
             names: the domains of these indices.
             newcomer: the model for domains without clients.
-            model: the part of each state that predicts.
         """
         of_domain = {names[index]: mine for index, mine in states.items() if index < len(names)}
         _LOG.info("evaluating on %s test samples …", f"{len(self.test.domains):,}")

@@ -77,13 +77,8 @@ def make_executor(
 ) -> Executor:
     """Make the configured executor with as many lanes as fit, and set this process's number of threads.
 
-    Args:
-        config: the experiment's.
-        foundation, model: the foundation model, and its sweep model.
-        train: the training samples.
-        participants: most participants of a round.
-        heads: most classifiers of a client.
-        sharded_over: see `SweepExecutor`.
+    A round has at most `participants`, and a client at most `heads` classifiers; `sharded_over` is that of
+    `SweepExecutor`.
 
     Raises:
         InputError: there is too little memory for the lanes.

@@ -26,15 +26,14 @@ class Lane:
     """A client in training.
 
     Attributes:
-        index: the lane's index.
+        index: the lane.
         row: the client's row of the assignment.
-        client: the client's index.
         slots: int64 [blocks], the adapter bank's row of each block; -1 for blocks that the client does not hold.
         trained: int64 [blocks], as `slots`, and also -1 for blocks that it does not train.
         exits: int64 [exits], the global classifiers that the client trains, ascending.
         heads: int64 [exits], their rows of the head bank, consecutive.
         batches: sample rows of each local step.
-        step: number of local steps done.
+        step: local steps done.
     """
 
     index: int
@@ -62,7 +61,6 @@ class LanePool:
     """The lanes of one round, each of which takes clients from a queue, one after another.
 
     Attributes:
-        work, assignment: the round's.
         adapters, heads: banks of the clients in training.
         losses: float64 [lanes], training loss of each lane's client so far, summed over samples.
     """

@@ -70,17 +70,13 @@ def measure_lane(
 
 
 def choose_lanes(asked: int | Literal["auto"], memory: LaneMemory, device: torch.device, participants: int) -> int:
-    """Choose the number of lanes: at most what `execution.lanes` asks for, or with `auto` as many as fit and pay off.
+    """Choose the number of lanes: as `execution.lanes` asks, or with `auto` as many as fit and make a step faster.
 
-    Args:
-        asked: `execution.lanes`.
-        memory: memory of a lane.
-        device: where the lanes are.
-        participants: most participants of a round.
+    `memory` is that of a lane, and a round has at most `participants`, which also limit the lanes that are asked for.
 
     Raises:
-        InputError: the lanes that were asked for exceed this process's part of the device's memory, or with `auto` one
-            lane exceeds its free part.
+        InputError: the lanes do not fit in this process's part of the device's memory; or with `auto`, one lane does
+            not fit in the part that is free.
     """
     free, total = device_memory(device)
     lanes, available, kind = (1, free, "free ") if asked == "auto" else (min(asked, participants), total, "")

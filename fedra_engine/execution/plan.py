@@ -26,8 +26,8 @@ class BlockRows:
 
     Attributes:
         index: int64 [samples], their positions in the batch; None for all.
-        groups: the samples by client, and each client's row of the adapter bank.
-        clients: int64 [groups] on the host, the index of each group among those of the batch.
+        groups: the samples by group, with each group's row of the adapter bank.
+        clients: int64 [groups] on the host, the position of each group among all groups of the batch.
     """
 
     index: Tensor | None
@@ -81,7 +81,7 @@ class SweepPlan:
 
     Attributes:
         blocks: the samples of each block; None for a block that nobody holds.
-        heads: all samples by group, and each group's row of the head bank.
+        heads: all samples by group, with each group's row of the head bank.
         exits: by block, the positions of copies and of their sources, int64 [samples] each.
     """
 
@@ -118,7 +118,7 @@ def make_plan(
     All tables are copied to the device together; a kernel table that is not in `requested` is made when it is needed.
 
     Args:
-        foundation: the model.
+        foundation: the foundation model.
         sizes: number of samples of each group, in the order of the batch.
         slots: int64 [groups, blocks], the adapter bank's rows; -1 where a group skips the block.
         heads: int64 [groups], the head bank's rows.
@@ -242,13 +242,7 @@ def _owned(rows: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArra
 
 
 def _exit_table(sizes: Sequence[int], owners: Sequence[int], dtype: torch.dtype) -> tuple[NDArray[Any], ...]:
-    """The arrays of an `ExitTable`.
-
-    Args:
-        sizes: batch size of each client.
-        owners: position of each group's client.
-        dtype: of the samples' shares.
-    """
+    """The arrays of an `ExitTable` for clients with batches of `sizes`; group i is of the client `owners[i]`."""
     group_sizes = np.array(sizes)[list(owners)]
     starts = np.cumsum(group_sizes) - group_sizes
     clients = np.repeat(np.arange(len(sizes)), sizes)

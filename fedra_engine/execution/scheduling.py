@@ -121,7 +121,7 @@ class WorkDivision:
 
 
 class Portion(NamedTuple):
-    """The samples of one pass, int64 [samples]; padding only makes up the number of passes."""
+    """The samples of one pass, int64 [samples], and whether they only make up the number of passes."""
 
     rows: Tensor
     is_padding: bool

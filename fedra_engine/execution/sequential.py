@@ -35,7 +35,7 @@ class SequentialExecutor:
     lanes: int = field(default=1, init=False)
 
     def train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
-        """See `Executor.train`; clients are trained in the order of `work`."""
+        """Train the participants in the order of `work`; yields the updates of one client at a time."""
         self.foundation.use_base(state.base)
         for row, client in enumerate(work.participants.tolist()):
             submodel = Submodel(self.foundation, self.lora, assignment, row, client, state)
@@ -79,10 +79,8 @@ def train_client(
     Args:
         logits: the model: takes inputs and a local step (from 0), gives logits [samples, classes] at each exit.
         parameters: the trainable parameters.
-        samples: the training set.
         work: batches and hyperparameters.
-        client: the client's index.
-        foundation: the foundation of the model.
+        foundation: the model's foundation.
         distillation: weight of the mutual distillation between exits.
         factors: A and B of each of the client's adapters, for local terms.
         terms: the method's local terms.

@@ -47,7 +47,7 @@ class SweepExecutor:
     """Kernel tables that the last step needed; the next plan makes them in advance."""
 
     def train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
-        """See `Executor.train`. When memory runs out, training goes on with half as many lanes.
+        """Train the participants in lanes; when memory runs out, go on with half as many.
 
         Unfinished clients then start again, with the same draws and so the same updates.
 

@@ -171,9 +171,9 @@ class SweepBlock(nn.Module):
             return checkpoint(self._again, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
     def _again(self, *args: Any, **kwargs: Any) -> Any:
-        """As `_compute`, but with sharded weights the block is run again before its backward begins.
+        """As `_compute`, but with sharded weights backward begins by running the block again.
 
-        Otherwise its last module would have gathered its weights, and would lose them in the run.
+        Otherwise the last module would gather its weights for backward, then cause the run, and lose them in it.
         """
         output = self._compute(*args, **kwargs)
         if not self._context.sharded:

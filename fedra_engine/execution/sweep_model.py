@@ -44,7 +44,6 @@ class SweepModel:
         """Wrap and check the blocks.
 
         Args:
-            foundation: the foundation model.
             example_inputs: gives the model's inputs for a number of samples, to probe the blocks.
             fuse_blocks: fuse the blocks of known families.
             checkpoint_blocks: save only the blocks' inputs for backward, which runs the blocks again.

@@ -108,7 +108,7 @@ def check_updates(
     """Return the clients whose updates are not finite; warn of them, and of far larger updates than the median.
 
     Args:
-        returned: the round's updates of all processes.
+        returned: the updates of all processes.
         round: the round, from 0.
         on_bad_update: `training.on_bad_update`.
         names_of: describes clients in messages.

@@ -67,7 +67,7 @@ def descend(gram_basis: Tensor, gram_a: Tensor, norm: Tensor, *, weight: float, 
     Args:
         gram_basis, gram_a, norm: the last three results of `coordinates`.
         weight: λ.
-        steps: number of gradient steps.
+        steps: number of steps.
         lr: learning rate, in units of 1 / (tr(Ā Āᵀ) / ‖B̄ Ā‖² + 2 λ).
     """
     rank = gram_a.shape[-1]
