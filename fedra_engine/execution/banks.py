@@ -30,7 +30,7 @@ def loss_scale(dtype: torch.dtype) -> float:
 
     It keeps small gradients from vanishing in float16.
     """
-    # Represents gradients of activations from 6e-11 (float16 alone: 6e-8) to 64. A power of two, which rounds nothing.
+    # Float16 then holds activations' gradients from 6e-11 (instead of 6e-8) up to 64. A power of two rounds nothing.
     return 2.0**10 if dtype == torch.float16 else 1.0
 
 

@@ -36,7 +36,7 @@ class Score(NamedTuple):
     """Accuracy and loss on a domain.
 
     Attributes:
-        accuracy: share of correct samples, 0 to 1; for a causal language model, share of correct learnt tokens.
+        accuracy: share of correct predictions, 0 to 1, of samples or of a causal language model's learnt tokens.
         loss: mean cross entropy of the samples or tokens with finite logits.
     """
 

@@ -61,10 +61,10 @@ def class_mean_head(layout: HeadLayout, features: Tensor, labels: Tensor) -> Ten
     """The nearest-class-mean classifier of `features`, [head size].
 
     It is linear discriminant analysis with equal priors and a spherical covariance: logit_c = (m_c · x − ‖m_c‖² / 2) /
-    σ², where the mean of all class means m_c is the origin, and σ² is the mean squared distance of a sample from its
-    class mean, summed over all directions, which keeps the first predictions soft. In a classifier without a bias, m_c
-    loses its component along the mean of the means, which would act as a bias. `features` are float64
-    [samples, features], `labels` int64 [samples]; a class without samples gets zeros.
+    σ², with the mean of the class means m_c as the origin. σ² is the mean squared distance of a sample from its class
+    mean, summed over all directions, which keeps the first predictions soft. In a classifier without a bias, m_c loses
+    its component along the mean of the means, which would act as a bias. `features` are float64 [samples, features],
+    `labels` int64 [samples]; a class without samples gets zeros.
     """
     counts = torch.bincount(labels, minlength=layout.classes)
     sums = features.new_zeros(layout.classes, layout.features).index_add_(0, labels, features)

@@ -150,7 +150,7 @@ class LanePool:
         )
         starts = self._state.adapters.index_select(0, global_blocks)
         for lane, own in zip(done, starts.split([len(lane.trained_slots) for lane in done]), strict=True):
-            self._make_own(lane, lane.trained, own)
+            self.assignment.make_own(lane.row, lane.client, np.flatnonzero(lane.trained >= 0), own, self._layout)
         updates = ClientUpdates(
             clients=clients,
             samples=self.work.clients.sample_counts(clients),
@@ -187,14 +187,10 @@ class LanePool:
 
         def adjust() -> None:
             for lane in lanes:
-                first, last = lane.index * self._slots_per_lane, lane.slots.max()
-                self._make_own(lane, lane.slots, self.adapters.parameters[first : last + 1])
+                own = self.adapters.parameters[lane.index * self._slots_per_lane : lane.slots.max() + 1]
+                self.assignment.make_own(lane.row, lane.client, np.flatnonzero(lane.slots >= 0), own, self._layout)
 
         is_adjusted = self.assignment.ranks is not None or self.assignment.hand_out is not None
         self.adapters.load(slots, self._state.adapters, blocks, adjust if is_adjusted else None)
         self.heads.load(heads, self._state.heads, exits)
         self.losses.index_fill_(0, indices, 0)
-
-    def _make_own(self, lane: Lane, rows: NDArray[np.int64], slots: Tensor) -> None:
-        """Apply `Assignment.make_own` to the `slots` of the blocks that have bank `rows` [blocks]."""
-        self.assignment.make_own(lane.row, lane.client, np.flatnonzero(rows >= 0), slots, self._layout)

@@ -138,7 +138,10 @@ class SweepBlock(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         arguments = self.arguments
         rows = self._context.current.plan.blocks[self._position]
-        hidden = self._enter(arguments.hidden_states(args, kwargs))
+        hidden = arguments.hidden_states(args, kwargs)
+        if self._context.sharded and self._position == 0 and torch.is_grad_enabled():
+            # So that backward runs all of the first block on all processes.
+            hidden = hidden.detach().requires_grad_()
         if rows is None:
             return arguments.output(self._run_on_dummy(hidden, args, kwargs) if self._context.sharded else hidden)
         if rows.index is None:
@@ -147,11 +150,6 @@ class SweepBlock(nn.Module):
         trained = arguments.returned_states(self._run(*held))
         # index_copy would save the block's output for backward.
         return arguments.output(self._copy_exit_states(hidden.index_put((rows.index,), trained)))
-
-    def _enter(self, hidden: Tensor) -> Tensor:
-        """Make the first block's input require gradients, so that backward runs all of the block on all processes."""
-        enters = self._context.sharded and self._position == 0 and torch.is_grad_enabled()
-        return hidden.detach().requires_grad_() if enters else hidden
 
     def _run_on_dummy(self, hidden: Tensor, args: Any, kwargs: Any) -> Tensor:
         """Run the block on the first sample, forward and backward, and ignore the result; returns `hidden`."""

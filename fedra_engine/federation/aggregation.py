@@ -39,8 +39,8 @@ class Averaging:
 class Aggregator:
     """Weighted mean of each block's updates over its holders (FedRA, §3); updates may arrive in any order.
 
-    Each rank is averaged over the clients that have it, and keeps its value where none does: the zeros that clients of
-    lower rank return would shrink it.
+    With clients of several ranks, each rank is averaged over the clients that have it, and keeps its value where none
+    does: the zeros that clients of lower rank return would shrink it.
 
     Memory is that of the global state, whatever the number of clients. Sums are kept in float64 on a CPU and in
     float32, in a fixed order, on a GPU.

@@ -64,7 +64,7 @@ class ReferenceAllocation:
     def __call__(self, round: int) -> Allocation:
         """Allocate blocks to all clients; rounds may be asked for in any order. Returns bool [clients, blocks]."""
         if round < self._next_round:
-            # Replayed, so that a resumed run draws what an uninterrupted one would have.
+            # The stream is replayed, so that a resumed run draws what an uninterrupted one would have.
             self._stream, self._next_round = np.random.RandomState(self._seed), 0
         while self._next_round <= round:
             allocation = np.zeros((len(self._capacities), self._depth), dtype=np.bool_)

@@ -19,7 +19,7 @@ _LOG = logging.getLogger(__name__)
 MOST_NAMED = 100
 """Most clients that `metrics.jsonl` names in `bad_clients`."""
 _SUSPICIOUS = 10.0
-"""Updates whose norm exceeds this many times the round's median are reported."""
+"""Updates whose norm exceeds the round's median this many times are reported."""
 _ENOUGH_TO_COMPARE = 4
 
 
