@@ -37,7 +37,6 @@ def check_sweep(foundation: Foundation, trial: TrialPass, inputs: Inputs, *, cut
     """Check a sweep of two clients, of which the second lacks the first block.
 
     Args:
-        foundation: the foundation model.
         trial: makes a pass of its sweep.
         inputs: the model's inputs for two samples.
         cuts: also compare with a model without the first block.

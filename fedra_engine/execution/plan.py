@@ -118,7 +118,6 @@ def make_plan(
     All tables are copied to the device together; a kernel table that is not in `requested` is made when it is needed.
 
     Args:
-        foundation: the foundation model.
         sizes: number of samples of each group, in the order of the batch.
         slots: int64 [groups, blocks], the adapter bank's rows; -1 where a group skips the block.
         heads: int64 [groups], the head bank's rows.

@@ -23,7 +23,6 @@ class Devices:
     Attributes:
         profiles: kinds of devices.
         of_client: int64 [clients], index into `profiles`.
-        seed: the experiment's.
     """
 
     profiles: Sequence[DeviceConfig]

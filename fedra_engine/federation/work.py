@@ -22,11 +22,9 @@ class LocalWork:
     """The local training of a round's participants; batches are drawn when a client starts, never stored.
 
     Attributes:
-        clients: all clients.
         participants: int64 [participants], ascending client indices.
         training: hyperparameters, without `even_steps`; see `with_step_limit`.
         seed, round: determine every draw.
-        lr: learning rate of this round.
     """
 
     clients: Clients

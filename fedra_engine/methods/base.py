@@ -30,11 +30,9 @@ class Federation:
 
     Attributes:
         config: `method` of the configuration.
-        clients: all clients.
         depth: number of blocks of the foundation model.
         layout: where the factors lie in a slot.
         scale: factor of the adapter's product, alpha / rank.
-        seed: seed of every draw.
         fisher: function of a state, a number of training samples and a round, which draws the samples; gives the
             Fisher information of each block, float64 [blocks].
         deterministic: aggregate so that not even the last bit depends on the order of updates.
