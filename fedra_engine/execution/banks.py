@@ -1,4 +1,4 @@
-"""The trainable parameters of the clients in training, as rows of one matrix, with their optimizer."""
+"""Banks: the trainable parameters of all clients in training as rows of one matrix, with their optimizer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedra_kernels.groups import consecutive_slots
 
 
 def bytes_per_parameter(training: TrainingConfig, dtype: torch.dtype, compute_dtype: torch.dtype) -> int:
-    """What a bank takes for each of its parameters: itself, its gradient, and what the optimizer keeps."""
+    """Bytes of a bank per parameter: the parameter, its gradient, its optimizer state and its copies."""
     copies = 2 + _moments(training) + any(term.needs_starts for term in training_terms(training))
     return copies * dtype.itemsize + (compute_dtype.itemsize if compute_dtype != dtype else 0)
 
@@ -26,25 +26,25 @@ def _moments(training: TrainingConfig) -> int:
 
 
 def loss_scale(dtype: torch.dtype) -> float:
-    """The factor of losses before the backward pass of a model in `dtype` (arXiv 1710.03740, §3.2).
+    """The loss scale of a model in `dtype`, by which gradients must be divided (arXiv 1710.03740, §3.2).
 
-    By it small gradients survive float16; the gradients of what is trained are divided by it again.
+    It keeps small gradients from vanishing in float16.
     """
-    # Keeps gradients of activations from 6e-11 (float16 alone: 6e-8) up to 64. A power of two, which rounds nothing.
+    # Float16 then holds activations' gradients from 6e-11 (instead of 6e-8) up to 64. A power of two rounds nothing.
     return 2.0**10 if dtype == torch.float16 else 1.0
 
 
 def clip_factors(squares: Tensor, training: TrainingConfig, dtype: torch.dtype) -> Tensor:
-    """What each client's gradient is multiplied by before a step, [clients] in `dtype`, that of the parameters.
+    """The clipping factor of each client's gradients, [clients] in `dtype`.
 
-    As torch.nn.utils.clip_grad_norm_ has it, but NaN where the step would be nothing: where a gradient is not finite,
-    or so large that its factor, or the quotient that AdamW steps by, would be 0. An update of NaN is noticed; one that
-    changes nothing would pass as training. `squares` float64 [clients] are the sums of squares of the gradients.
+    As in torch.nn.utils.clip_grad_norm_, but NaN where gradients are not finite, or so large that the factor or the
+    quotient of AdamW would be 0: an update of NaN is noticed, one without any change is not.
+    `squares` are the squared norms of the gradients, float64 [clients].
     """
     limit = math.inf if training.clip_norm is None else training.clip_norm
     numbers = torch.finfo(dtype)
     most = limit / numbers.tiny * (limit / numbers.tiny)
-    # AdamW keeps squares of what is left.
+    # AdamW squares the clipped gradients.
     if training.optimizer == "adamw" and limit * limit > numbers.max:
         most = numbers.max
     factors = (limit / (squares.sqrt() + 1e-6)).clamp(max=1.0)
@@ -54,12 +54,11 @@ def clip_factors(squares: Tensor, training: TrainingConfig, dtype: torch.dtype) 
 class Bank:
     """Parameters [rows, size] with gradients and optimizer state; a row belongs to one client.
 
-    The optimizer follows torch.optim.SGD (no dampening, no Nesterov) or torch.optim.AdamW, row by row. It touches
-    the trained columns only.
+    The optimizer is torch.optim.SGD (no dampening, no Nesterov) or torch.optim.AdamW, row by row.
 
     Attributes:
         parameters, gradients: [rows, size].
-        compute_copy: the parameters in the precision of the computation; themselves where that is their own.
+        compute_copy: the parameters in the compute precision; the same tensor if that is their own precision.
     """
 
     def __init__(
@@ -75,19 +74,18 @@ class Bank:
         keeps_starts: bool = False,
         all_stepped: bool = True,
     ) -> None:
-        """An empty bank.
+        """Allocate the bank.
 
         Args:
-            rows, size: its shape.
-            training: the optimizer.
-            dtype, device: of the parameters.
-            columns: those that are trained.
+            rows, size, dtype, device: of the parameters.
+            training: the optimizer's hyperparameters.
+            columns: the trained columns.
             compute_dtype: precision of `compute_copy`; `dtype` when None.
-            keeps_starts: whether to remember what each row was handed out as.
-            all_stepped: whether every row that gets gradients is stepped, too.
+            keeps_starts: keep the parameters before local training, for local terms.
+            all_stepped: every row that gets gradients also takes steps.
         """
         self._training = training
-        # A step leaves no gradient behind, but other rows may have some when the next client takes them.
+        # A step resets its rows' gradients; other rows may still have theirs when the next client takes them.
         self._stale_gradients = not all_stepped
         self.parameters = torch.zeros(rows, size, dtype=dtype, device=device)
         self.gradients = torch.zeros_like(self.parameters)
@@ -100,12 +98,12 @@ class Bank:
         self.compute_copy = self.parameters if self._shadow is None else self._shadow
 
     def load(self, own: Tensor, source: Tensor, rows: Tensor, adjust: Callable[[], None] | None = None) -> None:
-        """Give the rows `own` [n] to new clients: parameters `source[rows]`, which `adjust` may change in place.
+        """Give the rows `own` [n] to new clients, with the parameters `source[rows]`, which `adjust` changes in place.
 
-        They have no gradients, and the optimizer takes their moments as zeros at the first step.
+        Moments are not reset here: the optimizer takes them as zeros in a client's first step.
         """
         if self.parameters.device.type == "cpu":
-            # Straight into place: this copy is much of what a client costs the server.
+            # Without a temporary copy: copying is a large part of a client's cost outside of training.
             for piece, target in consecutive_slots(own):
                 torch.index_select(source, 0, rows[piece], out=self.parameters[target])
         else:
@@ -119,17 +117,17 @@ class Bank:
             self.gradients.index_fill_(0, own, 0)
 
     def in_training(self, rows: Tensor) -> BankRows:
-        """What local terms see of the bank whose `rows` are in training."""
+        """The bank for local terms, with its `rows` in training."""
         return BankRows(self.parameters, self.gradients, self._starts, rows)
 
     def squared_gradient_norms(self, rows: Tensor) -> Tensor:
-        """Sum of squared gradients of each row over the trained columns, float64 [rows]."""
+        """Squared gradient norm of each of `rows` over the trained columns, float64 [rows]."""
         return squared_norms(self.gradients[:, self._columns], rows)
 
     def step(self, rows: Tensor, *, lr: float, clip: Tensor, steps: Tensor) -> None:
-        """One optimizer step of `rows`, whose gradients `clip` [rows] multiplies; then these are zero.
+        """Take one optimizer step of `rows` with gradients times `clip` [rows], and reset these gradients.
 
-        The clients of the rows are at their `steps`-th local step, counted from 1.
+        `steps` int64 [rows] are the clients' local steps, counted from 1.
         """
         columns = self._columns
         parameters, gradients = self.parameters[:, columns], self.gradients[:, columns]

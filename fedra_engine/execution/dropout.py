@@ -1,4 +1,4 @@
-"""LoRA dropout whose mask is a function of (seed, round, client, step, block, target, row, column) alone."""
+"""LoRA dropout, whose masks depend only on (seed, round, client, step, block, target, row, column)."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from fedra_kernels.dropout import splitmix
 
 
 class DropoutKeys:
-    """The mask keys of the clients in a pass, for every place that drops.
+    """The dropout keys of the clients in a pass.
 
     Attributes:
         p: the probability that an entry is dropped.
     """
 
     def __init__(self, p: float, seed: int, round: int, clients: Sequence[int], steps: Sequence[int]) -> None:
-        """`clients` and `steps` (the local step each is at) are those of the pass, in the order of its batch."""
+        """`clients` are in the order of the batch, `steps` their local steps."""
         self.p = p
         self._keys = dropout_keys(seed, round, np.asarray(clients, np.int64), np.asarray(steps, np.int64))
 
     def at(self, blocks: int | NDArray[np.int64], targets: int | NDArray[np.int64]) -> NDArray[np.int64]:
-        """int64 [*places, clients], the keys at each of these places; blocks and targets broadcast."""
+        """The keys at each block and target, which broadcast; int64 [*broadcast shape, clients]."""
         sites = np.asarray(dropout_keys(blocks, targets))
         mixed = splitmix((self._keys ^ sites[..., None]).astype(np.uint64))
         return (mixed >> np.uint64(1)).astype(np.int64)
 
 
 class CounterDropout(nn.Module):
-    """One client's dropout of one target, in place of PEFT's: the same masks as the sweep draws."""
+    """One client's dropout of one target, with the masks of the sweep in place of PEFT's."""
 
     def __init__(self, block: int, target: int) -> None:
         super().__init__()
@@ -49,9 +49,9 @@ class CounterDropout(nn.Module):
 
 
 def pass_dropout(keys: DropoutKeys, plan: SweepPlan, targets: int) -> dict[tuple[int, int], Dropout]:
-    """The dropout at each block and target of a pass, for the clients that go through the block; in one copy.
+    """The dropout of each (block, target) for the clients that hold the block, moved to the device in one copy.
 
-    The clients of the `keys` are in the order of the plan's batch, and blocks have `targets` each.
+    `keys` are those of the clients of `plan`, in the order of the batch; a block has `targets` targets.
     """
     held = {block: rows.clients for block, rows in enumerate(plan.blocks) if rows is not None}
     everywhere = keys.at(np.array(list(held), dtype=np.int64)[:, None], np.arange(targets))

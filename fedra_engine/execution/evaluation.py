@@ -1,4 +1,4 @@
-"""What is measured of a state: accuracy and loss on test sets, and the Fisher information of its blocks."""
+"""Evaluation of a state: accuracy and loss on test sets, and the Fisher information of its blocks."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from fedra_engine.runtime.stages import Stage
 _LOG = logging.getLogger(__name__)
 _BATCH = 256
 _FISHER_SAMPLES = 32
-"""Bounds the memory: every sample has gradients of its own for all blocks. Fewer would take more passes."""
+"""Samples of a pass; bounds memory, as every sample has its own gradients for all blocks."""
 
 
 class Score(NamedTuple):
-    """How good the predictions of a domain are.
+    """Accuracy and loss on a domain.
 
     Attributes:
-        accuracy: share of correct ones, 0 to 1; of a causal language model, of the learnt tokens.
-        loss: mean cross entropy of a sample or token, of those that have a prediction.
+        accuracy: share of correct predictions, 0 to 1, of samples or of a causal language model's learnt tokens.
+        loss: mean cross entropy of the samples or tokens with finite logits.
     """
 
     accuracy: float
@@ -45,15 +45,15 @@ class Score(NamedTuple):
 
 
 def accuracies(scores: Mapping[str, Score]) -> dict[str, float]:
-    """The accuracies among scores by domain."""
+    """The accuracies by domain."""
     return {domain: score.accuracy for domain, score in scores.items()}
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Runs a model, as the only client of a sweep, over the `test` samples; several `processes` share the work.
+    """Evaluates models on the `test` samples, each as the only client of a sweep.
 
-    Each makes equally many passes, as a sharded model requires.
+    The `processes` share the work and make equally many passes, as a sharded model requires.
     """
 
     foundation: Foundation
@@ -65,7 +65,7 @@ class Evaluator:
 
     @torch.no_grad()
     def scores(self, state: GlobalState, model: EvaluatedModel) -> dict[str, Score]:
-        """How good the predictions are, by domain. The processes share out the samples."""
+        """Score the `model` part of `state` by domain; every process takes a share of the samples."""
         domain_of = self.test.domains
         _LOG.info("evaluating on %s test samples …", f"{len(domain_of):,}")
         sums = torch.zeros(len(self.domains), 4, dtype=torch.float64)
@@ -87,13 +87,12 @@ class Evaluator:
         newcomer: GlobalState,
         model: EvaluatedModel,
     ) -> dict[str, Score]:
-        """Mean scores by domain, of the models of its own clients, which the processes share out.
+        """Average the scores of each domain's clients on its test samples; every process takes a share of the clients.
 
         Args:
-            states: of the clients by domain, as `Method.personal_states` gives them.
-            names: of these domains, by index.
-            newcomer: the model of a client that has not been trained, for a domain without clients.
-            model: which part of each predicts.
+            states: the clients' models by domain index, from `Method.personal_states`.
+            names: the domains of these indices.
+            newcomer: the model for domains without clients.
         """
         of_domain = {names[index]: mine for index, mine in states.items() if index < len(names)}
         _LOG.info("evaluating on %s test samples …", f"{len(self.test.domains):,}")
@@ -107,18 +106,18 @@ class Evaluator:
         return found
 
     def _sums_by_client(self, states: Iterator[GlobalState], rows: Tensor, model: EvaluatedModel) -> list[Tensor]:
-        """The scores of the samples `rows` together, float64 [4], by each of `states`; see `Task.scores`."""
+        """`Task.scores` summed over the samples `rows`, float64 [4] for each of `states`."""
         processes = self.processes
         own, total = [], 0
         while turn := list(islice(states, processes.count)):
             total += len(turn)
-            # Where the last turn has too few clients, processes evaluate one of them once more.
+            # In the last turn, processes without a client repeat one.
             score = self._scores_by(turn[min(processes.index, len(turn) - 1)], model)
             own.append(torch.cat([score(batch) for batch in rows.split(_BATCH)]).sum(0))
         return list(chain.from_iterable(zip(*processes.all_gather_object(own), strict=True)))[:total]
 
     def _checked_score(self, domain: str, sums: Tensor) -> Score:
-        """The score of a domain's `sums`; warns of predictions that there were not."""
+        """The score of a domain's `sums`; warns of logits that are not finite."""
         _, total, undefined, _ = sums.tolist()
         if undefined and self.processes.is_main:
             _LOG.warning(
@@ -127,14 +126,14 @@ class Evaluator:
         return _score(sums)
 
     def _scores_by(self, state: GlobalState, model: EvaluatedModel) -> Callable[[Tensor], Tensor]:
-        """Gives, for test samples int64 [samples], the `Task.scores` of the `model` in `state`, on the CPU."""
+        """A function from rows of the test set, int64 [samples], to their `Task.scores` on the CPU."""
         foundation = self.foundation
         foundation.use_base(state.base)
-        # The global adapters themselves are the bank: a block's slot is its index.
+        # The global adapters are the bank: a block's slot is its index.
         adapters = state.adapters.to(foundation.dtype)
         count = max(len(model.exits), 1)
         heads = [state.heads[-1], *state.heads[: count - 1]]
-        # The first group of samples goes through all blocks to the last exit; the others are copies at earlier ones.
+        # The first group goes through all blocks to the last exit; the others are its copies at earlier exits.
         slots = np.full((count, foundation.depth), -1, dtype=np.int64)
         slots[0, model.blocks] = model.blocks
         copies = [ExitCopy(block, 1 + exit, 0) for exit, block in enumerate(model.exits[:-1])]
@@ -148,14 +147,14 @@ class Evaluator:
 
 
 def _score(sums: Tensor) -> Score:
-    """Of the sum float64 [4] of `Task.scores`."""
+    """`sums` are float64 [4], `Task.scores` summed over samples."""
     correct, total, undefined, losses = sums.tolist()
     return Score(correct / max(total, 1), losses / (total - undefined) if total > undefined else math.nan)
 
 
 @dataclass(frozen=True)
 class FisherInformation:
-    """Scores the blocks of a state by the gradients of some training samples, each as a client of a sweep."""
+    """Scores blocks by the gradients of training samples, each sample being a client of a sweep."""
 
     foundation: Foundation
     model: SweepModel
@@ -165,10 +164,10 @@ class FisherInformation:
     processes: Processes = field(default_factory=Processes.alone)
 
     def __call__(self, state: GlobalState, count: int, round: int) -> NDArray[np.float64]:
-        """Score of each block, [blocks]: Σ over its factors of ‖mean over samples of g²‖_F.
+        """Score the blocks of `state`, float64 [blocks], by Σ over a block's factors of ‖mean over samples of g²‖_F.
 
         g is the gradient of a sample's true-class logit. `count` training samples are drawn for `round`, or all; those
-        whose gradient is not finite do not count.
+        whose gradient is not finite are left out.
         """
         rng, total = generator(self.seed, round=round, purpose="fisher"), len(self.samples.domains)
         rows = torch.from_numpy(rng.choice(total, min(count, total), replace=False))
@@ -189,7 +188,7 @@ class FisherInformation:
         return scores
 
     def _squared_gradients(self, state: GlobalState, rows: Tensor) -> Tensor:
-        """g² of each of the samples `rows`, [rows, blocks, slot size]."""
+        """g² of each sample, [rows, blocks, slot size]."""
         foundation, count, depth = self.foundation, len(rows), self.foundation.depth
         adapters = state.adapters.to(foundation.dtype).repeat(count, 1)
         gradients = torch.zeros_like(adapters, dtype=state.adapters.dtype)

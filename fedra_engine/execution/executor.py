@@ -1,4 +1,4 @@
-"""What trains an experiment: the contract of executors, and how one is made from the configuration."""
+"""The interface of executors, and how one is made from the configuration."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from fedra_engine.runtime.stages import Stage
 
 
 class Executor(Protocol):
-    """Trains a round's participants. Same arguments, same updates, whichever implementation.
+    """Trains a round's participants; all implementations give the same updates.
 
     Attributes:
-        lanes: clients trained at a time. Can change how updates are rounded: clients trained together share products.
+        lanes: number of clients trained at a time; changes updates only by rounding.
     """
 
     lanes: int
 
     def train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
-        """Train every participant of `work` by its row of `assignment`.
+        """Train every participant of `work`, from `state`, as its row of `assignment` says.
 
-        Every client starts from `state`. Updates come in the order clients finish.
+        Updates come in the order in which clients finish.
         """
         ...
 
@@ -43,15 +43,15 @@ class Executor(Protocol):
 def make_sweep_model(
     config: ExecutionConfig, foundation: Foundation, train: Samples, sharding: Sharding | None
 ) -> SweepModel:
-    """Wrap the model for samples like those of `train`.
+    """Make the sweep model for samples like those of `train`.
 
     Raises:
-        InputError: blocks must be fused, and none of them can be.
+        InputError: `execution.fused_blocks` is on, and no block can be fused.
     """
     by_default = foundation.device.type != "cpu" and sharding is None
     model = SweepModel(
         foundation,
-        # The same sample again and again will do: only shapes are looked at.
+        # The first sample, repeated: only shapes matter.
         lambda count: train.inputs(torch.zeros(count, dtype=torch.int64), foundation.device, foundation.dtype),
         fuse_blocks=config.fused_blocks == "on" or (config.fused_blocks == "auto" and by_default),
         checkpoint_blocks=config.checkpoint_blocks,
@@ -75,15 +75,10 @@ def make_executor(
     heads: int,
     sharded_over: Processes | None,
 ) -> Executor:
-    """The executor that the configuration names, with as many lanes as fit; gives this process its threads.
+    """Make the configured executor with as many lanes as fit, and set this process's number of threads.
 
-    Args:
-        config: of the experiment.
-        foundation, model: the model, and ready for a sweep.
-        train: the training samples.
-        participants: of a round, at most.
-        heads: classifiers that a client may train.
-        sharded_over: see `SweepExecutor`.
+    A round has at most `participants`, and a client at most `heads` classifiers; `sharded_over` is that of
+    `SweepExecutor`.
 
     Raises:
         InputError: there is too little memory for the lanes.

@@ -1,8 +1,8 @@
-"""A pre-norm block in few passes over memory.
+"""Fused pre-norm blocks, which need fewer passes over memory.
 
-Instead of gathering the holders' samples, running the block on the copy and scattering the result, the norms read
-the residual stream through the row map, and the two sub-layers add to it in place. The producer of a Linear's input
-(norm or activation) also multiplies it by the adapters' A while it has the rows at hand.
+Instead of gathering the holders' samples, running the block on the copy and scattering the result, the norms read the
+holders' rows from the residual stream, and attention and MLP add to these rows in place. The kernel that produces a
+Linear's input (norm or activation) also multiplies it by the adapters' A.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class PreNormParts:
         norm1, norm2: the norms before attention and MLP.
         attention: takes norm1's output and the block's other arguments.
         scale1, scale2: LayerScale [features], or None.
-        attention_inputs: Linears inside the attention that read norm1's output.
-        mlp_inputs: Linears that read norm2's output: (fc1) of a plain MLP, (gate, up) of a gated one.
+        attention_inputs: the attention's Linears that read norm1's output.
+        mlp_inputs: the MLP's Linears that read norm2's output: (fc1), or (gate, up) if it is gated.
         mlp_output: the Linear that reads the activation's output.
-        activation: of a plain MLP, `gelu` or `gelu_tanh`; of a gated one, `swiglu`.
+        activation: `swiglu` if the MLP is gated.
     """
 
     norm1: Norm
@@ -55,7 +55,7 @@ class PreNormParts:
 
 
 class FusedBlock(SweepBlock):
-    """Computes what `SweepBlock` does, for blocks whose parts are known; overwrites its hidden states in place."""
+    """A fused `SweepBlock`; overwrites its hidden states in place."""
 
     def __init__(
         self,
@@ -77,28 +77,28 @@ class FusedBlock(SweepBlock):
         return self.arguments.output(self._copy_exit_states(self._add_to(hidden, index, rows.index, args, kwargs)))
 
     def _compute(self, *args: Any, **kwargs: Any) -> Any:
-        # The given hidden states are needed again in backward, so what is overwritten must be a copy.
+        # Checkpointed blocks run again in backward, from the hidden states they were given.
         hidden = self.arguments.hidden_states(args, kwargs).clone()
         index = torch.arange(hidden.shape[0] * hidden.shape[1], device=hidden.device)
         return self.arguments.output(self._add_to(hidden, index, None, args, kwargs))
 
     def _add_to(self, hidden: Tensor, index: Tensor, samples: Tensor | None, args: Any, kwargs: Any) -> Tensor:
-        """`hidden` [samples, tokens, features], to which the sub-layers have added in place.
+        """Add attention and MLP to the rows of `hidden` in place, and return it.
 
         Args:
-            hidden: the residual stream.
-            index: int64 [rows], those of its rows that go through the block.
-            samples: int64, the samples these belong to; None for all.
-            args, kwargs: of the block.
+            hidden: [samples, tokens, features], the residual stream.
+            index: int64 [rows], its rows that go through the block.
+            samples: int64, the samples of these rows; None for all.
+            args, kwargs: the block's arguments.
         """
         parts = self._parts
         tokens, features = hidden.shape[1:]
         held = (-1, tokens, features)
-        # Autograd copies the whole gradient where a view is written to; only a model's first block may get one.
+        # Writing to a view makes autograd copy the whole gradient. Only the first block may get a view.
         stream = hidden.clone() if hidden._is_view() else hidden.contiguous()
 
         x = self._normalize(stream, index, parts.norm1, parts.attention_inputs).view(held)
-        # The attention takes the block's own arguments, cut to the samples that go through, with x for h.
+        # The attention takes the block's arguments for these samples, with x in place of the hidden states.
         held_args, held_kwargs = self.arguments.select(args, kwargs, samples, x)
         attended = parts.attention(*held_args, **held_kwargs)
         if isinstance(attended, tuple):
@@ -109,7 +109,7 @@ class FusedBlock(SweepBlock):
         return scatter_add(stream, self._mlp(x).reshape(-1, features), index, parts.scale2)
 
     def _normalize(self, stream: Tensor, index: Tensor, norm: Norm, readers: Sequence[nn.Module]) -> Tensor:
-        """norm of the rows `index`, [rows, features]; leaves the shrunk rows for the adapted ones among `readers`."""
+        """Norm of the rows `index`, [rows, features]; fills `Pass.shrunk` for the adapted Linears of `readers`."""
         current, block = self._context.current, self._position
         targets = [reader.target for reader in readers if isinstance(reader, GroupedLoraLinear)]
         drops = [current.dropout[block, target] for target in targets if current.dropout]
@@ -150,7 +150,7 @@ class FusedBlock(SweepBlock):
 
 @dataclass(frozen=True)
 class _Family:
-    """Attribute names of one library's blocks; None for a part that they do not have."""
+    """The module paths of one library's blocks; None for a part that they lack."""
 
     norm1: str
     attention: str
@@ -158,13 +158,13 @@ class _Family:
     scale1: str | None = None
     scale2: str | None = None
     attention_inputs: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
-    """Linears that read the attention's input, by their path in the attention."""
+    """Paths within the attention."""
     mlp_inputs: tuple[str, ...] = ("fc1",)
-    """Linears that read the input of the module `mlp`, by their path in it; so are the next two fields."""
+    """Paths within the module `mlp`, as the next two."""
     activation: str = "activation_fn"
     mlp_output: str = "fc2"
     identities: tuple[str, ...] = ()
-    """Parts that must do nothing, or the block is not of this form."""
+    """Parts that must be an nn.Identity in blocks of this family."""
 
 
 _DINO = _Family(
@@ -226,7 +226,7 @@ _FAMILIES = (
 def match_parts(block: nn.Module) -> PreNormParts | None:
     """The parts of `block`, or None if it is of no known family.
 
-    Names can deceive: before a block is fused on the word of this function, their outputs must be compared.
+    Only names and types are compared: the outputs of the fused block must be checked against the block's.
     """
     return next((parts for family in _FAMILIES if (parts := _match(block, family)) is not None), None)
 
@@ -244,7 +244,7 @@ def _match(block: nn.Module, family: _Family) -> PreNormParts | None:
         scale1, scale2 = map(_layer_scale, scalers)
     except (AttributeError, TypeError):
         return None
-    # BEiT has ViT's names, and a LayerScale that has none.
+    # Any other parameter has an unknown use: BEiT has ViT's names, and LayerScale's factors without a module.
     parts = (named1, named2, attention, *mlp_inputs, mlp_output, *scalers)
     known = {id(parameter) for part in parts for parameter in part.parameters()}
     if any(id(parameter) not in known for parameter in block.parameters()):

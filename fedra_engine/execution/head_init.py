@@ -1,4 +1,4 @@
-"""How the classifier starts."""
+"""Initialisation of the global classifier."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from fedra_engine.runtime.stages import Stage
 _LOG = logging.getLogger(__name__)
 
 SAMPLES_PER_CLASS = 64
-"""Enough for a mean; looking at all would cost as much as a round."""
+"""Enough for a mean; all samples would take as long as a round."""
 _BATCH = 64
 
 
 def initial_heads(
     config: ModelConfig, foundation: Foundation, model: SweepModel, train: Samples, *, seed: int
 ) -> Tensor:
-    """The global classifier before the first round as `config.head_init` has it, [1, head size].
+    """Make the initial classifier, [1, head size], as `config.head_init` says.
 
     Raises:
-        InputError: a language model, whose output layer stays as it is, is to get another one; or the model gives no
+        InputError: a causal language model, whose output layer is frozen, is to get another one; or no sample has
             finite features.
     """
     loaded = foundation.initial_heads()
@@ -52,23 +52,19 @@ def initial_heads(
             "model.head_init: found no sample with finite features, expected some (float32 is the widest model.dtype)"
         )
     if not finite.all():
-        # One of them would make the mean of its class, and with it all logits, not a number.
+        # One of them would make all logits NaN.
         _LOG.warning("model.head_init leaves out %d samples whose features are not finite", int((~finite).sum()))
     return class_mean_head(foundation.head_layout, features[finite], labels[finite]).to(loaded)[None]
 
 
 def class_mean_head(layout: HeadLayout, features: Tensor, labels: Tensor) -> Tensor:
-    """The head [head size] that prefers the class of the nearest mean; in expectation no class is preferred.
+    """The nearest-class-mean classifier of `features`, [head size].
 
-    It is linear discriminant analysis with equal priors and one spherical covariance: with the class means m_c about
-    their own mean, logit_c = (m_c · x − ‖m_c‖² / 2) / σ². σ² is the mean squared distance of a sample to its class
-    mean over all directions together, which keeps the first predictions soft. A classifier without a bias leaves
-    out the part of m_c along the mean of the means, whose product with x would be one.
-
-    Args:
-        layout: of the head.
-        features: float64 [samples, features].
-        labels: int64 [samples]. A class without samples gets zeros.
+    It is linear discriminant analysis with equal priors and a spherical covariance: logit_c = (m_c · x − ‖m_c‖² / 2) /
+    σ², with the mean of the class means m_c as the origin. σ² is the mean squared distance of a sample from its class
+    mean, summed over all directions, which keeps the first predictions soft. In a classifier without a bias, m_c loses
+    its component along the mean of the means, which would act as a bias. `features` are float64 [samples, features],
+    `labels` int64 [samples]; a class without samples gets zeros.
     """
     counts = torch.bincount(labels, minlength=layout.classes)
     sums = features.new_zeros(layout.classes, layout.features).index_add_(0, labels, features)
@@ -89,7 +85,7 @@ def class_mean_head(layout: HeadLayout, features: Tensor, labels: Tensor) -> Ten
 
 
 def _balanced_rows(labels: NDArray[np.int64], classes: int, seed: int) -> NDArray[np.int64]:
-    """Equally many samples of every class, or all of one that has fewer."""
+    """Draw `SAMPLES_PER_CLASS` rows of every class, or all if it has fewer."""
     order = generator(seed, purpose="head initialisation").permutation(len(labels))
     of_class = [order[labels[order] == label][:SAMPLES_PER_CLASS] for label in range(classes)]
     return np.concatenate(of_class)
@@ -99,7 +95,7 @@ def _balanced_rows(labels: NDArray[np.int64], classes: int, seed: int) -> NDArra
 def frozen_features(
     foundation: Foundation, model: SweepModel, train: Samples, rows: NDArray[np.int64]
 ) -> tuple[Tensor, Tensor]:
-    """What the frozen model hands to its classifier, float64 [rows, features], and the labels [rows]."""
+    """The classifier's inputs in the frozen model, float64 [rows, features], and the labels [rows]."""
     device, dtype, depth = foundation.device, foundation.dtype, foundation.depth
     # With B = 0 the adapters do nothing.
     adapters = torch.zeros(depth, foundation.adapter_layout.size, dtype=dtype, device=device)

@@ -1,4 +1,4 @@
-"""Lanes: the places in which clients are trained at the same time, and the banks that hold their parameters."""
+"""Lanes: places for the clients that are trained at the same time, and the banks with their parameters."""
 
 from __future__ import annotations
 
@@ -28,12 +28,10 @@ class Lane:
     Attributes:
         index: the lane.
         row: the client's row of the assignment.
-        client: the client.
-        slots: int64 [blocks], the row of the adapter bank that has the client's adapters of each block; -1 where it
-            does not hold the block.
-        trained: int64 [blocks], the same of the blocks whose adapters it trains; -1 elsewhere.
-        exits: int64 [exits], the global classifiers the client trains, ascending; the last sits after its last block.
-        heads: int64 [exits], the client's rows of the head bank, consecutive.
+        slots: int64 [blocks], the adapter bank's row of each block; -1 for blocks that the client does not hold.
+        trained: int64 [blocks], as `slots`, and also -1 for blocks that it does not train.
+        exits: int64 [exits], the global classifiers that the client trains, ascending.
+        heads: int64 [exits], their rows of the head bank, consecutive.
         batches: sample rows of each local step.
         step: local steps done.
     """
@@ -50,22 +48,21 @@ class Lane:
 
     @property
     def trained_slots(self) -> NDArray[np.int64]:
-        """int64 [trained blocks], the rows of the adapter bank that the client trains."""
+        """int64 [trained blocks], the adapter bank's rows of the trained blocks."""
         return self.trained[self.trained >= 0]
 
     @property
     def batch(self) -> NDArray[np.int64]:
-        """Sample rows of the coming local step."""
+        """Sample rows of the next local step."""
         return self.batches[self.step]
 
 
 class LanePool:
-    """The lanes of one round: clients come from a queue, train, and make room for the next.
+    """The lanes of one round, each of which takes clients from a queue, one after another.
 
     Attributes:
-        work, assignment: of the round.
-        adapters, heads: banks of the adapters and classifiers of the clients in training.
-        losses: float64 [lanes], sum over samples of the training loss of each lane's client so far.
+        adapters, heads: banks of the clients in training.
+        losses: float64 [lanes], training loss of each lane's client so far, summed over samples.
     """
 
     def __init__(
@@ -78,7 +75,7 @@ class LanePool:
         self._queue = deque(longest_first(assignment.held, work.steps()).tolist())
         count = min(lanes, len(self._queue))
         self._lanes: list[Lane | None] = [None] * count
-        # Every lane owns as many adapter slots as the deepest client needs, so any client fits any lane.
+        # Every lane has as many adapter slots as the deepest client needs, so that any client fits any lane.
         self._slots_per_lane = int(assignment.held.sum(axis=1).max(initial=0))
         self._heads_per_lane = len(state.heads)
         self._terms = (*assignment.terms, *training_terms(work.training))
@@ -106,7 +103,7 @@ class LanePool:
         self.losses = torch.zeros(count, dtype=torch.float64, device=foundation.device)
 
     def refill(self) -> bool:
-        """Give free lanes to the next clients in the queue. Returns whether any lane was given."""
+        """Give free lanes to the next clients in the queue. Returns whether there were any."""
         free = [index for index, lane in enumerate(self._lanes) if lane is None][: len(self._queue)]
         fresh = [self._start(index, self._queue.popleft()) for index in free]
         for lane in fresh:
@@ -116,15 +113,15 @@ class LanePool:
         return bool(fresh)
 
     def in_training(self) -> list[Lane]:
-        """The clients in training, those with more samples in the coming step first.
+        """The clients in training, by falling size of their next batch.
 
-        Clients with equally many samples stand together, which lets their small products run as one.
+        Clients with batches of equal size are neighbours, so that their small products run as one.
         """
         active = [lane for lane in self._lanes if lane is not None]
         return sorted(active, key=lambda lane: -len(lane.batch))
 
     def add_local_terms(self, slots: Tensor, heads: Tensor, ranks: Tensor) -> None:
-        """Add the local terms' gradients to these rows, all that are in training; `ranks` are those of the slots."""
+        """Add the local terms' gradients to all rows in training; `ranks` are the LoRA ranks of the `slots`."""
         if self._terms:
             adapters, classifiers = self.adapters.in_training(slots), self.heads.in_training(heads)
             clients = ClientsInTraining(adapters, classifiers, ranks, self._layout)
@@ -132,7 +129,7 @@ class LanePool:
                 term.add_gradients(clients)
 
     def take_finished(self) -> ClientUpdates | None:
-        """The updates of the clients that are done, whose lanes become free; None when there are none."""
+        """Free the lanes of the clients that are done, and return their updates; None when there are none."""
         done = [lane for lane in self._lanes if lane is not None and lane.step == len(lane.batches)]
         if not done:
             return None
@@ -153,7 +150,7 @@ class LanePool:
         )
         starts = self._state.adapters.index_select(0, global_blocks)
         for lane, own in zip(done, starts.split([len(lane.trained_slots) for lane in done]), strict=True):
-            self._make_own(lane, lane.trained, own)
+            self.assignment.make_own(lane.row, lane.client, np.flatnonzero(lane.trained >= 0), own, self._layout)
         updates = ClientUpdates(
             clients=clients,
             samples=self.work.clients.sample_counts(clients),
@@ -179,7 +176,7 @@ class LanePool:
         return Lane(index, row, client, slots, trained, exits, heads, self.work.batches(client))
 
     def _hand_out(self, lanes: Sequence[Lane]) -> None:
-        """Load what the clients of `lanes` start from."""
+        """Load the start of the clients of `lanes` into the banks."""
         matrix = np.stack([lane.slots for lane in lanes])
         owners, held = np.nonzero(matrix >= 0)
         parts = [(lane.heads, lane.exits, np.array([lane.index])) for lane in lanes]
@@ -190,14 +187,10 @@ class LanePool:
 
         def adjust() -> None:
             for lane in lanes:
-                first, last = lane.index * self._slots_per_lane, lane.slots.max()
-                self._make_own(lane, lane.slots, self.adapters.parameters[first : last + 1])
+                own = self.adapters.parameters[lane.index * self._slots_per_lane : lane.slots.max() + 1]
+                self.assignment.make_own(lane.row, lane.client, np.flatnonzero(lane.slots >= 0), own, self._layout)
 
         is_adjusted = self.assignment.ranks is not None or self.assignment.hand_out is not None
         self.adapters.load(slots, self._state.adapters, blocks, adjust if is_adjusted else None)
         self.heads.load(heads, self._state.heads, exits)
         self.losses.index_fill_(0, indices, 0)
-
-    def _make_own(self, lane: Lane, rows: NDArray[np.int64], slots: Tensor) -> None:
-        """Make handed-out `slots`, of the blocks that have bank `rows`, the client's own."""
-        self.assignment.make_own(lane.row, lane.client, np.flatnonzero(rows >= 0), slots, self._layout)

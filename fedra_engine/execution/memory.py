@@ -1,7 +1,4 @@
-"""What training takes of the machine: the memory of each client, and so how many fit, and threads.
-
-The memory is measured on a small pass.
-"""
+"""Memory of a client in training, measured in a small pass; the number of lanes that fit, and of CPU threads."""
 
 from __future__ import annotations
 
@@ -25,24 +22,23 @@ from fedra_engine.models.structure import is_linear, linear_shape
 from fedra_engine.runtime.errors import InputError
 
 _SHARE = 0.7
-"""Share of the free memory that lanes may plan with: operations need room while they run, and estimates err."""
+"""Share of the free memory for lanes; the rest is for temporary tensors and errors of the estimate."""
 _FLOPS_PER_THREAD = 1e8
-"""Of a CPU: a millisecond or two of a core's work; waking another thread can cost as much where others use the machine,
-too."""
+"""One or two milliseconds of a CPU core; on a machine with other work, waking a thread can take as long."""
 _ENOUGH_TOKENS = {"cpu": 4096}
-"""Tokens in a step from which a CPU gains nothing by more (measured: `launchers/microbench.py lanes`)."""
+"""Tokens in a step beyond which a CPU is not faster (measured: `launchers/microbench.py lanes`)."""
 _ENOUGH_TOKENS_ELSEWHERE = 64 * 16 * 197
-"""The same for other devices: 64 clients with 16 images of a ViT-B/16. By counted FLOPs (nothing is measured), an H100
-takes as long for a step as its host takes to launch it at about a third of this."""
+"""The same for other devices: 64 clients with 16 images of a ViT-B/16. Not measured: by counted FLOPs, an H100 computes
+for as long as its host launches kernels at about a third of this."""
 
 
 @dataclass(frozen=True)
 class LaneMemory:
-    """What a lane takes at most, whoever is in it.
+    """Memory of a lane, for the largest client.
 
     Attributes:
-        parameters: bytes of the slots of all blocks and of the heads, with gradients and optimizer state.
-        activations: bytes that the blocks keep of one batch for the backward pass.
+        parameters: bytes of adapters and heads, with gradients and optimizer state.
+        activations: bytes that one batch keeps for the backward pass.
         tokens: tokens of one batch.
     """
 
@@ -52,17 +48,14 @@ class LaneMemory:
 
     @property
     def total(self) -> int:
-        """Bytes of a lane."""
+        """Bytes in all."""
         return self.parameters + self.activations
 
 
 def measure_lane(
     foundation: Foundation, model: SweepModel, samples: Samples, lora: LoraConfig, training: TrainingConfig, heads: int
 ) -> LaneMemory:
-    """What a lane takes, if its client holds all blocks and its batch is full, of the longest sample.
-
-    `heads` is the number of classifiers that a client may train.
-    """
+    """Measure the memory of a client with all blocks, `heads` classifiers, and a full batch of the longest sample."""
     longest = 0 if samples.lengths is None else int(samples.lengths.argmax())
     one, two = (_kept_bytes(foundation, model, samples, lora, longest, count) for count in (1, 2))
     inputs = samples.inputs(torch.tensor([longest]), foundation.device, foundation.dtype)
@@ -70,23 +63,20 @@ def measure_lane(
     size = foundation.depth * foundation.adapter_layout.size + heads * foundation.head_layout.size
     return LaneMemory(
         parameters=size * per_parameter,
-        # What does not grow with the batch is kept once, whatever the lanes.
+        # The difference leaves out what does not grow with the batch, which all lanes share.
         activations=(two - one) * training.batch_size,
         tokens=tokens_in_blocks(foundation, inputs) * training.batch_size,
     )
 
 
 def choose_lanes(asked: int | Literal["auto"], memory: LaneMemory, device: torch.device, participants: int) -> int:
-    """The number of lanes: as many as asked for and as there are participants, or as are worth it and fit.
+    """Choose the number of lanes: as `execution.lanes` asks, or with `auto` as many as fit and make a step faster.
 
-    Args:
-        asked: `execution.lanes`.
-        memory: what a lane takes.
-        device: where they are.
-        participants: of a round, at most.
+    `memory` is that of a lane, and a round has at most `participants`, which also limit the lanes that are asked for.
 
     Raises:
-        InputError: this process's part of the device's whole memory cannot take them, or its free part not one lane.
+        InputError: the lanes do not fit in this process's part of the device's memory; or with `auto`, one lane does
+            not fit in the part that is free.
     """
     free, total = device_memory(device)
     lanes, available, kind = (1, free, "free ") if asked == "auto" else (min(asked, participants), total, "")
@@ -100,12 +90,12 @@ def choose_lanes(asked: int | Literal["auto"], memory: LaneMemory, device: torch
         return lanes
     fitting = int(_SHARE * free / memory.total)
     enough = _ENOUGH_TOKENS.get(device.type, _ENOUGH_TOKENS_ELSEWHERE) // max(memory.tokens, 1)
-    # Powers of two, so that a little more or less free memory seldom changes how sums are rounded.
+    # A power of two, so that small changes of the free memory seldom change how sums are rounded.
     return 1 << (max(min(fitting, enough), 1).bit_length() - 1)
 
 
 def device_memory(device: torch.device) -> tuple[int, int]:
-    """Bytes that are free on `device` for this process, and bytes it could have there."""
+    """Free and total bytes of this process's part of the device's memory."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), total
@@ -117,7 +107,7 @@ def device_memory(device: torch.device) -> tuple[int, int]:
 
 @torch.no_grad()
 def tokens_in_blocks(foundation: Foundation, inputs: Mapping[str, Tensor]) -> int:
-    """Tokens that the first block gets of a sample."""
+    """Number of tokens of a sample in the first block."""
     blocks = foundation.model.get_submodule(foundation.block_path)
     hidden: list[Tensor] = []
 
@@ -133,7 +123,7 @@ def tokens_in_blocks(foundation: Foundation, inputs: Mapping[str, Tensor]) -> in
 def _kept_bytes(
     foundation: Foundation, model: SweepModel, samples: Samples, lora: LoraConfig, row: int, count: int
 ) -> int:
-    """Bytes that the sweep keeps of a batch of `count` times the sample `row`, of one client that holds all blocks."""
+    """Bytes that a pass saves for backward, of one client with all blocks and `count` times the sample `row`."""
     device, dtype, slots = foundation.device, foundation.dtype, np.arange(foundation.depth)[None]
     bank = torch.zeros(foundation.depth, foundation.adapter_layout.size, dtype=dtype, device=device)
     gradients = torch.zeros_like(bank)
@@ -143,14 +133,14 @@ def _kept_bytes(
 
 
 def saved_bytes(run: Callable[[], object], excluded: Iterable[Tensor]) -> int:
-    """Bytes that autograd keeps for the backward pass of what `run` returns, without those of `excluded` tensors."""
+    """Bytes that autograd saves during `run` for the backward pass, without those of the `excluded` tensors."""
     sizes: list[int] = []
     record_saved(run, excluded, sizes.append)
     return sum(sizes)
 
 
 def record_saved(run: Callable[[], object], excluded: Iterable[Tensor], record: Callable[[int], None]) -> None:
-    """Call `record` with the bytes of each storage that autograd keeps of what `run` returns, when it first keeps it.
+    """Call `record` with the bytes of each storage that autograd saves during `run`, once for each.
 
     The storages of `excluded` tensors do not count.
     """
@@ -161,27 +151,26 @@ def record_saved(run: Callable[[], object], excluded: Iterable[Tensor], record: 
         if storage.data_ptr() not in seen:
             seen.add(storage.data_ptr())
             record(storage.nbytes())
-        # With its history, an output that its own node keeps would hold that node, and the pass would never be freed.
+        # With its history, an output saved by its own node would be a reference cycle, and never be freed.
         return tensor.detach()
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        # Held until all is counted: an address that is free again could be taken for one seen before.
+        # Kept until all is counted, or an address could be used again and not be counted.
         result = run()
     del result
 
 
 class _Threads:
-    """What this process had before its threads were limited, and what they were last limited to."""
+    """This process's threads before any limit, and the last limit."""
 
     available = 0
     limit = 0
 
 
 def limit_threads(foundation: Foundation, tokens: int) -> None:
-    """Let this process compute with no more CPU threads than a step of `tokens` tokens is worth, or than it had.
+    """Limit this process's CPU threads to what a step of `tokens` tokens keeps busy.
 
-    Where OMP_NUM_THREADS has chosen their number, they are left alone. What was limited for an earlier experiment of
-    the process is available again.
+    Does nothing where OMP_NUM_THREADS is set. A limit for an earlier experiment of the process no longer counts.
     """
     if foundation.device.type != "cpu" or "OMP_NUM_THREADS" in os.environ:
         return
@@ -192,7 +181,7 @@ def limit_threads(foundation: Foundation, tokens: int) -> None:
 
 
 def worthwhile_threads(block: nn.Module, tokens: int) -> int:
-    """Threads that the largest product of `block` with `tokens` tokens keeps busy; at least 1."""
+    """Number of threads that the largest product of `block` with `tokens` tokens keeps busy; at least 1."""
     shapes = [linear_shape(module) for module in block.modules() if is_linear(module)]
     largest = max((inputs * outputs for inputs, outputs in shapes), default=0)
     return max(1, int(2 * tokens * largest / _FLOPS_PER_THREAD))

@@ -1,7 +1,7 @@
-"""Whether a sweep gives clients what their own sub-models would, tried on two samples before anything is trained.
+"""Check before training, on two samples, that the sweep computes what the clients' sub-models would.
 
-The structure of a model does not tell whether its blocks can be left out, nor in which order it hands its samples to a
-Linear; a model that does either in its own way would be trained wrongly without notice.
+A model's structure does not tell whether blocks can be left out, nor in which order a Linear gets its samples. A model
+with unusual blocks would be trained wrongly without notice.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from fedra_engine.runtime.errors import InputError, one_line
 
 Inputs = Mapping[str, Tensor]
 TrialPass = Callable[[Inputs, Tensor, NDArray[np.int64]], Tensor]
-"""Features of `inputs`, shared out evenly to clients with `slots` [clients, blocks] of `adapters` [rows, slot size]."""
+"""Features of `inputs`, divided evenly among clients with `slots` [clients, blocks] of `adapters` [rows, slot size]."""
 
 _OF_MODELS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What models raise that are not made for this. Kernels that do not compile, say, are no model's fault."""
+"""Errors of models that do not support a sweep; others (a kernel that does not compile) have other causes."""
 
 
 def same(found: Tensor, expected: Tensor) -> bool:
-    """Whether two results are the same but for rounding, which a wrong one is far from."""
+    """Whether two results are equal up to rounding; wrong results differ by far more."""
     if found.shape != expected.shape:
         return False
     tolerance = 3e-2 if expected.dtype in (torch.bfloat16, torch.float16) else 1e-4
@@ -34,17 +34,16 @@ def same(found: Tensor, expected: Tensor) -> bool:
 
 @torch.no_grad()
 def check_sweep(foundation: Foundation, trial: TrialPass, inputs: Inputs, *, cuts: bool = True) -> None:
-    """Check a sweep of two clients, the second of which lacks the first block, against what it must give.
+    """Check a sweep of two clients, of which the second lacks the first block.
 
     Args:
-        foundation: the model.
         trial: makes a pass of its sweep.
-        inputs: of two samples.
-        cuts: whether the model can be cut here, to compare with it.
+        inputs: the model's inputs for two samples.
+        cuts: also compare with a model without the first block.
 
     Raises:
-        InputError: values are not finite, logits are not what the head makes of the features, a sub-model computes
-            something else than the sweep, or an adapter acts on samples of another client.
+        InputError: features are not finite, logits are not the head's output for the features, the cut model differs
+            from the sweep, or an adapter acts on another client's sample.
     """
     inputs = foundation.task.shortened(inputs)
     depth, kind = foundation.depth, type(foundation.model).__name__
@@ -72,7 +71,7 @@ def check_sweep(foundation: Foundation, trial: TrialPass, inputs: Inputs, *, cut
                 "sample skips it, expected one block's output to be the next one's input"
             )
     for client, of_other in enumerate(adapters.split(depth)[::-1]):
-        # Not a number stays one whatever it is added to or multiplied by, even zero.
+        # NaN stays NaN whatever it is added to or multiplied by, even zero.
         of_other.fill_(torch.nan)
         if not same(trial(inputs, adapters, slots)[client], features[client]):
             raise InputError(

@@ -1,7 +1,4 @@
-"""The plan of one pass: which samples go through which block, and whose adapter each of them meets.
-
-And the tables of a local step, which are the plan of its pass and what else its kernels look up.
-"""
+"""The plan of a pass, which says which samples go through which block, and the index tables of a local step."""
 
 from __future__ import annotations
 
@@ -28,9 +25,9 @@ class BlockRows:
     """The samples that go through a block.
 
     Attributes:
-        index: int64 [samples], their positions in the batch; None when all go through.
-        groups: the same samples by client; the slots are rows of the adapter bank.
-        clients: int64 [groups], the position in the batch of each group's client, on the host.
+        index: int64 [samples], their positions in the batch; None for all.
+        groups: the samples by group, with each group's row of the adapter bank.
+        clients: int64 [groups] on the host, the position of each group among all groups of the batch.
     """
 
     index: Tensor | None
@@ -39,7 +36,7 @@ class BlockRows:
     _token_indices: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def token_index(self, samples: int, tokens: int) -> Tensor:
-        """int64 [rows], where the rows of `tokens` tokens per sample stand in a batch of `samples`; cached."""
+        """Positions of these samples' tokens in a batch of `samples` of `tokens` tokens each, int64 [rows]; cached."""
         key = (samples, tokens)
         if key not in self._token_indices:
             device = self.groups.device
@@ -50,15 +47,14 @@ class BlockRows:
 
 @lru_cache(maxsize=64)
 def _numbers(count: int, device: torch.device) -> Tensor:
-    """int64 [count]: 0, 1, …; the same tensor for all blocks."""
+    """A torch.arange that all blocks share."""
     return torch.arange(count, device=device)
 
 
 class ExitCopy(NamedTuple):
-    """A group of samples that stands for another one, the `source`, at an early exit.
+    """A `group` of samples that copies the hidden states of the group `source` after `block`, an early exit.
 
-    It skips every block. After `block` it gets the hidden states of its source, and so reaches what comes after the
-    blocks with the state that the source had there.
+    It skips every block, so the layers after the blocks get the source's states at the exit.
     """
 
     block: int
@@ -68,25 +64,25 @@ class ExitCopy(NamedTuple):
 
 @dataclass(frozen=True)
 class RequestedTables:
-    """The tables that kernels requested in a step, of the blocks and of the heads of its plan."""
+    """The kernel tables that were requested in a step, of the groups of blocks and of heads."""
 
     blocks: set[TableKey] = field(default_factory=set)
     heads: set[TableKey] = field(default_factory=set)
 
     def clear(self) -> None:
-        """Forget them: texts may be longer or shorter in the next step, and need other tables."""
+        """Forget the requests: with texts of another length the next step needs other tables."""
         self.blocks.clear()
         self.heads.clear()
 
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A batch made of several groups of samples, one after another: a client's, or its copy at an early exit.
+    """The plan of a batch of consecutive groups of samples, each a client's or its copy at an early exit.
 
     Attributes:
         blocks: the samples of each block; None for a block that nobody holds.
-        heads: all samples by group; the slots are rows of the head bank.
-        exits: by block, the samples that get the hidden states of others there, and these; int64 [samples] each.
+        heads: all samples by group, with each group's row of the head bank.
+        exits: by block, the positions of copies and of their sources, int64 [samples] each.
     """
 
     blocks: tuple[BlockRows | None, ...]
@@ -102,7 +98,7 @@ def plan_groups(
     scale: float = 1.0,
     copies: Sequence[ExitCopy] = (),
 ) -> SweepPlan:
-    """Plan a pass whose groups have the first heads of the bank, one after another; see `make_plan`."""
+    """`make_plan` where group i has row i of the head bank."""
     return make_plan(foundation, sizes, slots, np.arange(len(sizes)), scale=scale, copies=copies)[0]
 
 
@@ -117,19 +113,18 @@ def make_plan(
     requested: RequestedTables | None = None,
     others: Sequence[NDArray[Any]] = (),
 ) -> tuple[SweepPlan, list[Tensor]]:
-    """Plan a batch of `sizes[i]` samples for group i; returns with it `others` on the device.
+    """Plan a batch. Returns the plan, and `others` on the device.
 
-    All tables go there in one copy, and with them those that are `requested`; what is not, is made when a kernel asks.
+    All tables are copied to the device together; a kernel table that is not in `requested` is made when it is needed.
 
     Args:
-        foundation: the model.
-        sizes: samples of each group, in the order of the batch.
-        slots: int64 [groups, blocks], bank row of each group's adapter of each block; -1 where it skips the block.
-        heads: int64 [groups], bank row of each group's head.
+        sizes: number of samples of each group, in the order of the batch.
+        slots: int64 [groups, blocks], the adapter bank's rows; -1 where a group skips the block.
+        heads: int64 [groups], the head bank's rows.
         scale: LoRA's alpha / rank.
-        copies: which groups are copies of others at early exits.
-        requested: what kernels requested of the plan before; collects what they request of this one.
-        others: more arrays.
+        copies: the groups that are copies of others at early exits.
+        requested: the kernel tables that the plan before needed; collects those of this one.
+        others: arrays to copy along.
     """
     requested = RequestedTables() if requested is None else requested
     of_blocks, of_heads = sorted(requested.blocks), sorted(requested.heads)
@@ -163,7 +158,7 @@ def make_plan(
 def _exit_rows(
     owner: NDArray[np.int64], copies: Sequence[ExitCopy]
 ) -> dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """`SweepPlan.exits` on the host; `owner` [samples] is the group of each sample."""
+    """`SweepPlan.exits` on the host; `owner` int64 [samples] is each sample's group."""
     exits = {}
     for block in dict.fromkeys(copy.block for copy in copies):
         pairs = [(copy.group, copy.source) for copy in copies if copy.block == block]
@@ -173,21 +168,21 @@ def _exit_rows(
 
 
 class StepTables:
-    """All index tables of a step; they fit as long as the same lanes take equally large batches.
+    """The index tables of a step, reused while the same lanes have batches of the same sizes.
 
-    The batch is made of groups: the samples of each client, then their copies at earlier exits.
+    The groups of the batch are the samples of each client, then their copies at earlier exits.
 
     Attributes:
-        lanes: the clients' lanes, in the order of the batch.
-        groups: the lane of each group.
-        plan: who goes through which block.
+        lanes: the clients, in the order of the batch.
+        groups: the client of each group.
+        plan: the plan of the pass.
         exits: how groups at several exits belong together; None where every client has one classifier.
-        indices: int64 [clients], of the lanes, on the device.
-        samples: float64 [clients], of the batch.
-        steps: int64 [clients], local steps done by each.
-        heads, head_owners: int64 [heads], rows of the head bank in training, and their clients' positions.
-        slots, slot_owners: int64 [slots], rows of the adapter bank in training, and their clients' positions.
-        ranks: int64 [slots], LoRA rank of each slot's client.
+        indices: int64 [clients], lane indices.
+        samples: float64 [clients], batch sizes.
+        steps: int64 [clients], number of local steps done.
+        heads, head_owners: int64 [heads], rows of the head bank in training, and their positions in `lanes`.
+        slots, slot_owners: int64 [slots], rows of the adapter bank in training, and their positions in `lanes`.
+        ranks: int64 [slots], LoRA ranks.
     """
 
     def __init__(
@@ -198,7 +193,7 @@ class StepTables:
         scale: float,
         requested: RequestedTables,
     ) -> None:
-        """Make those for the coming step of `lanes`; see `make_plan`."""
+        """Make the tables for the next step of `lanes`; see `make_plan`."""
         self.lanes = lanes
         self._sizes = [len(lane.batch) for lane in lanes]
         copies = [(exit, source) for source, lane in enumerate(lanes) for exit in range(len(lane.exits) - 1)]
@@ -236,17 +231,17 @@ class StepTables:
         self.exits = ExitTable(len(lanes), assignment.distillation, *of_exits) if of_exits else None
 
     def fits(self, lanes: Sequence[Lane]) -> bool:
-        """Whether these are the tables for the coming step of `lanes`."""
+        """Whether the tables are right for the next step of `lanes`."""
         return self.lanes == lanes and self._sizes == [len(lane.batch) for lane in lanes]
 
 
 def _owned(rows: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The bank rows of all clients, one after another, and whose each is."""
+    """Concatenate the bank rows of all clients; returns them with the position of each one's client."""
     return np.concatenate(rows), np.repeat(np.arange(len(rows)), [len(of_client) for of_client in rows])
 
 
 def _exit_table(sizes: Sequence[int], owners: Sequence[int], dtype: torch.dtype) -> tuple[NDArray[Any], ...]:
-    """The tensors of the `ExitTable` on the host, of batches of `sizes` and each group's client; shares in `dtype`."""
+    """The arrays of an `ExitTable` for clients with batches of `sizes`; group i is of the client `owners[i]`."""
     group_sizes = np.array(sizes)[list(owners)]
     starts = np.cumsum(group_sizes) - group_sizes
     clients = np.repeat(np.arange(len(sizes)), sizes)

@@ -1,4 +1,4 @@
-"""Who is trained when, and by which process."""
+"""The order in which clients are trained, and their division among processes."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from fedra_engine.federation.work import LocalWork
 from fedra_engine.runtime.processes import Processes
 
 _REMEMBERED = 0.5
-"""Weight of the rounds before in the pace of a process, so that one slow round is soon forgotten."""
+"""Decay of earlier rounds in the pace of a process, so that one slow round is soon forgotten."""
 
 
 def longest_first(allocation: Allocation, steps: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Rows of `allocation` [participants, blocks] by falling cost, blocks × local steps; ties in row order.
+    """Rows of `allocation` [participants, blocks] by falling cost, blocks × local `steps`; ties in row order.
 
-    With the long ones first, the lanes of the last wave end close together (longest processing time rule).
+    With the longest first, the last lanes end close together (longest processing time rule).
     """
     return np.argsort(-allocation.sum(axis=1) * steps, kind="stable")
 
 
 def predicted_costs(allocation: Allocation, work: LocalWork, lengths: Tensor | None) -> NDArray[np.float64]:
-    """What each participant's training costs relative to the others: blocks × local steps × tokens of a step.
+    """Relative cost of each participant's training, float64 [participants]: blocks × local steps × tokens of a step.
 
-    `lengths` int64 [samples] are the tokens of each training sample; None where all have equally many.
+    `lengths` int64 [samples] are the tokens of each training sample; None where all have the same length.
     """
     clients = work.participants
     step_samples = np.minimum(work.clients.sample_counts(clients), work.training.batch_size).astype(np.float64)
@@ -42,10 +42,10 @@ def predicted_costs(allocation: Allocation, work: LocalWork, lengths: Tensor | N
 
 
 def balance(costs: NDArray[np.float64], pace: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The process that trains each participant, int64 [participants].
+    """Assign participants to processes, int64 [participants].
 
-    Those of highest `costs` first, each where it ends earliest (longest processing time rule; Graham, 1969). `pace`
-    [processes] is the predicted time of each process for a unit of cost; only the ratios matter.
+    In order of falling `costs` [participants], each goes to the process where it ends earliest (longest processing time
+    rule; Graham, 1969). `pace` [processes] is the time of each process for a unit of cost; only the ratios matter.
     """
     owners = np.empty(len(costs), dtype=np.int64)
     loads = np.zeros(len(pace))
@@ -57,19 +57,19 @@ def balance(costs: NDArray[np.float64], pace: NDArray[np.float64]) -> NDArray[np
 
 
 class Pace:
-    """How fast each process is: predicted costs against measured seconds."""
+    """The speed of each process, from predicted costs and measured seconds."""
 
     def __init__(self, processes: int) -> None:
         self._costs = np.zeros(processes)
         self._seconds = np.zeros(processes)
 
     def learn(self, costs: NDArray[np.float64], seconds: NDArray[np.float64]) -> None:
-        """Remember a round in which the processes trained `costs` [processes] in `seconds` [processes]."""
+        """Add a round in which the processes trained `costs` [processes] in `seconds` [processes]."""
         self._costs = _REMEMBERED * self._costs + costs
         self._seconds = _REMEMBERED * self._seconds + seconds
 
     def seconds_per_cost(self) -> NDArray[np.float64]:
-        """[processes]; a process that has trained nobody yet is as fast as the others together."""
+        """Pace of each process, [processes]; the mean pace where it is not known."""
         known = self._costs > 0
         if not known.any():
             return np.ones_like(self._costs)
@@ -79,16 +79,16 @@ class Pace:
 
 
 class WorkDivision:
-    """Divides the participants of every round among the processes, by `predicted_costs`.
+    """Divides every round's participants among the processes by `predicted_costs`.
 
-    Who trains a client changes how its update is rounded, because clients that are trained together share products.
+    The division changes how updates are rounded, because clients that are trained together share products.
     """
 
     def __init__(self, processes: Processes, lengths: Tensor | None, *, by_cost_alone: bool = False) -> None:
-        """With `by_cost_alone` processes count as equally fast, whatever time they take.
+        """With `by_cost_alone` all processes count as equally fast.
 
-        So a run that is repeated or resumed divides as before; and where processes wait for one another in every pass,
-        times tell nothing.
+        Then a repeated or resumed run divides as before. Also for sharded models, whose processes wait for one another
+        in every pass, so that times say nothing.
         """
         self._by_cost_alone = by_cost_alone
         self._processes = processes
@@ -97,16 +97,16 @@ class WorkDivision:
 
     @contextmanager
     def share(self, work: LocalWork, assignment: Assignment) -> Iterator[tuple[LocalWork, Assignment]]:
-        """What this process is to train of a round. Ends when all processes have trained theirs.
+        """Give this process its part of a round; leaving the context waits for all processes.
 
         Raises:
-            InputError: some process found bad input while it trained.
+            InputError: a process found bad input while it trained.
         """
         if self._processes.count == 1:
             yield work, assignment
             return
         costs = predicted_costs(assignment.held, work, self._lengths)
-        # All processes have learnt the same, so all divide the same way.
+        # All processes know the same pace, so all divide the same way.
         pace = np.ones(self._processes.count) if self._by_cost_alone else self._pace.seconds_per_cost()
         owners = balance(costs, pace)
         mine = np.flatnonzero(owners == self._processes.index)
@@ -121,17 +121,16 @@ class WorkDivision:
 
 
 class Portion(NamedTuple):
-    """Some samples for one pass, int64 [samples], and whether they only make up the number of passes."""
+    """The samples of one pass, int64 [samples], and whether they only make up the number of passes."""
 
     rows: Tensor
     is_padding: bool
 
 
 def portions(rows: Tensor, size: int, processes: Processes) -> list[Portion]:
-    """This process's share of the samples `rows` in portions of at most `size`.
+    """This process's share of the samples `rows`, in portions of at most `size`.
 
-    Every process gets equally many, because all must pass through a sharded model equally often. Where there are too
-    few samples for that, a process passes one of them once more, as padding.
+    All processes get the same number of portions, as a sharded model requires; one that lacks samples gets padding.
     """
     mine = rows[processes.index :: processes.count]
     passes = -(-len(rows) // (processes.count * size))

@@ -1,4 +1,4 @@
-"""The sequential executor: each client's real sub-model, built with PEFT, trained alone. The oracle of all tests."""
+"""The sequential executor, the oracle of all tests: builds each client's sub-model with PEFT and trains it alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ADAPTER = "default"
 
 @dataclass
 class SequentialExecutor:
-    """Trains one client after another with torch's own optimizers and PEFT's own LoRA layers."""
+    """Trains one client after another, with torch's optimizers and PEFT's LoRA layers."""
 
     foundation: Foundation
     samples: Samples
@@ -35,7 +35,7 @@ class SequentialExecutor:
     lanes: int = field(default=1, init=False)
 
     def train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
-        """Train the participants in the order of `work`, each from `state`; the updates of one client at a time."""
+        """Train the participants in the order of `work`; yields the updates of one client at a time."""
         self.foundation.use_base(state.base)
         for row, client in enumerate(work.participants.tolist()):
             submodel = Submodel(self.foundation, self.lora, assignment, row, client, state)
@@ -74,21 +74,19 @@ def train_client(
     factors: Sequence[tuple[Tensor, Tensor]] = (),
     terms: Sequence[LocalTerm] = (),
 ) -> tuple[float, int]:
-    """Train `parameters` of a client's own model on its batches, with torch's optimizer.
+    """Train a client's own model on its batches, with torch's optimizer.
 
     Args:
-        logits: the model, which gives those [samples, classes] of some inputs at each exit, in a local step (from 0).
-        parameters: what is trained.
-        samples: the training set.
+        logits: the model: takes inputs and a local step (from 0), gives logits [samples, classes] at each exit.
+        parameters: the trainable parameters.
         work: batches and hyperparameters.
-        client: who trains.
-        foundation: what the model was made of.
+        foundation: the model's foundation.
         distillation: weight of the mutual distillation between exits.
-        factors: A and B of each adapter that the client holds, for local terms.
-        terms: what the method adds to the loss.
+        factors: A and B of each of the client's adapters, for local terms.
+        terms: the method's local terms.
 
     Returns:
-        The loss, summed over the samples that went through, and how many these were.
+        The loss, summed over the samples of all local steps, and the number of these samples.
     """
     optimizer = _make_optimizer(parameters, work.training, work.lr)
     terms = (*terms, *training_terms(work.training))
@@ -122,16 +120,16 @@ def _make_optimizer(parameters: Sequence[nn.Parameter], training: TrainingConfig
 
 
 class Submodel:
-    """A client's own model: some blocks of the foundation, in ascending order, with PEFT's LoRA layers.
+    """A client's sub-model: its blocks in ascending order, with PEFT's LoRA layers.
 
     Frozen weights are shared with the foundation.
 
     Attributes:
         model: the module tree, in eval mode (the foundation's own dropout is off).
         held: its blocks.
-        blocks: int64 [held], their places in the foundation.
-        layers: PEFT's LoRA layers of each block, target after target.
-        heads: the global classifiers that the client has.
+        blocks: int64 [held], their indices in the foundation.
+        layers: PEFT's LoRA layers, by block and target.
+        heads: its classifiers, by exit.
     """
 
     def __init__(
@@ -143,7 +141,7 @@ class Submodel:
         client: int,
         state: GlobalState,
     ) -> None:
-        """Cut the foundation to what the participant in `row` of `assignment` holds, and load that from `state`."""
+        """Cut the foundation to the blocks of the participant in `row`, and load its part of `state`."""
         blocks = np.flatnonzero(assignment.held[row])
         self._foundation = foundation
         self.blocks = blocks
@@ -167,7 +165,7 @@ class Submodel:
         self.heads = [foundation.task.make_head(state.heads[exit]) for exit in self._exits.tolist()]
 
     def _inject(self, lora: LoraConfig, rank: int, slots: Tensor) -> list[list[LoraLayer]]:
-        """PEFT's layers in place of the targets, with the factors of `slots` [held, slot size] up to `rank`."""
+        """Replace the targets by PEFT's layers, with the factors of `slots` [held, slot size] up to `rank`."""
         layout = self._foundation.adapter_layout
         names = [f"{position}.{target.path}" for position in range(len(slots)) for target in layout.targets]
         inject_adapter_in_model(
@@ -196,7 +194,7 @@ class Submodel:
         return layers
 
     def logits(self, inputs: Mapping[str, Tensor], dropout: DropoutKeys | None = None) -> list[Tensor]:
-        """[samples, classes] at each exit, one pass through the model for each; where it drops, it needs the keys."""
+        """Logits [samples, classes] at each exit, by one pass for each; `dropout` is needed if LoRA drops."""
         for module in self._dropouts:
             assert dropout is not None
             module.keys = dropout
@@ -208,7 +206,7 @@ class Submodel:
         return at_exits
 
     def parameters(self) -> list[nn.Parameter]:
-        """What the client trains."""
+        """The trainable parameters."""
         factors = [factor for pair in self.factors() for factor in pair]
         return [p for p in (*factors, *(p for head in self.heads for p in head.parameters())) if p.requires_grad]
 
@@ -217,7 +215,7 @@ class Submodel:
         return [_factors(layer) for layers in self.layers for layer in layers]
 
     def update(self) -> ClientUpdate:
-        """The trained adapters and heads, laid out as in the global state; ranks padded with zeros."""
+        """The trained adapters and heads in the layout of the global state, ranks padded with zeros."""
         layout, trained = self._foundation.adapter_layout, self._trained
         heads = [self._foundation.head_layout.pack(head) for head in self.heads]
         slots = heads[0].new_zeros(len(trained), layout.size, dtype=self._foundation.adapter_dtype)

@@ -1,4 +1,4 @@
-"""The sweep executor: many clients in one pass over the blocks, a finished client's lane refilled with the next."""
+"""The sweep executor, which trains many clients in one pass over the blocks."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass
 class SweepExecutor:
-    """Trains `lanes` clients at a time; memory depends on the lanes, never on the number of clients.
+    """Trains `lanes` clients at a time; memory depends on the lanes, not on the number of clients.
 
-    Where the model is `sharded_over` processes they must all make equally many passes through it.
+    If the model is sharded, the processes of `sharded_over` make equally many passes.
     """
 
     foundation: Foundation
@@ -44,18 +44,18 @@ class SweepExecutor:
     lanes: int
     sharded_over: Processes | None = None
     _requested: RequestedTables = field(default_factory=RequestedTables, init=False)
-    """Tables of the last step: the next plan will be asked for the same."""
+    """Kernel tables that the last step needed; the next plan makes them in advance."""
 
     def train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
-        """Train the round as every `Executor` does. When memory runs out, half as many lanes go on.
+        """Train the participants in lanes; when memory runs out, go on with half as many.
 
-        Who was in training then starts again: every draw is the same, and so is the update.
+        Unfinished clients then start again, with the same draws and so the same updates.
 
         Raises:
             InputError: a single lane does not fit.
         """
         if self.sharded_over is not None:
-            # The others stand in the middle of a pass that this process cannot make again on its own.
+            # This process cannot repeat a pass on its own, while the others wait in the middle of it.
             yield from self._train(work, assignment, state)
             return
         left = np.arange(len(work.participants))
@@ -73,7 +73,7 @@ class SweepExecutor:
                 self.model.end_pass()
                 left = left[~np.isin(unfinished.participants, np.concatenate(finished))]
                 self._halve_lanes(len(left), error)
-            # Not before the error is gone, whose traceback holds what did not fit.
+            # Outside of `except`, as the error's traceback holds tensors.
             clear_device_cache(garbage_collection=True)
 
     def _halve_lanes(self, clients: int, error: RuntimeError) -> None:
@@ -87,7 +87,6 @@ class SweepExecutor:
         _LOG.warning("out of memory with %d lanes; going on with %d", lanes, self.lanes)
 
     def _train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
-        """Train the round as long as memory suffices."""
         foundation = self.foundation
         foundation.use_base(state.base)
         pool = LanePool(work, assignment, state, foundation, lanes=self.lanes)
@@ -97,7 +96,7 @@ class SweepExecutor:
         while True:
             pool.refill()
             lanes = pool.in_training()
-            # Passes are made for clients of this process, or for those of others.
+            # A sharded model also needs this process's passes for the clients of others.
             if not (self.sharded_over.any(bool(lanes)) if self.sharded_over is not None else lanes):
                 return
             if not lanes:
@@ -112,11 +111,11 @@ class SweepExecutor:
                 yield updates
 
     def _step(self, pool: LanePool, tables: StepTables, factors: BankFactors) -> None:
-        """One local step of every client in training."""
+        """Take one local step of every client in training."""
         foundation, work = self.foundation, pool.work
         rows = torch.from_numpy(np.concatenate([lane.batch for lane in tables.groups]))
         clients, steps = [lane.client for lane in tables.groups], [lane.step for lane in tables.groups]
-        # Copies at early exits share the draws of what they are copies of.
+        # Copies at early exits have the draws of their sources.
         draws = SampleDraws(work.seed, work.round, clients, steps, [len(lane.batch) for lane in tables.groups])
         dropout = None
         if self.lora.dropout > 0:

@@ -1,4 +1,4 @@
-"""What goes on in a sweep: the pass, and the modules that look it up: adapted Linears, and the blocks around them."""
+"""The modules of a sweep, which are adapted Linears and wrapped blocks, and the pass that they read."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from fedra_kernels import Dropout, RowGroups, lora_linear
 
 
 class BankFactors:
-    """The factors of each target in an adapter bank, and where backward adds their gradients."""
+    """Views of each target's factors in an adapter bank, and of the gradients that backward adds to."""
 
     def __init__(
         self, layout: AdapterLayout, adapters: Tensor, gradients: Tensor | None = None, factors: Factor = "both"
     ) -> None:
-        """Views of `adapters` and `gradients` [bank rows, slot size]; gradients are of `factors`, if there are any."""
+        """`adapters` and `gradients` are [bank rows, slot size]; only `factors` get gradients."""
         targets = range(len(layout.targets))
         sinks = {factor: gradients if factors in ("both", factor) else None for factor in ("A", "B")}
-        # The factors are leaves of autograd only so that it calls the op's backward; that adds into the sinks.
+        # A requires gradients only so that autograd calls the op's backward, which itself adds to the sinks.
         self.lora_a = [layout.lora_a(adapters, t).detach().requires_grad_() for t in targets]
         self.lora_b = [layout.lora_b(adapters, t) for t in targets]
         self.grad_a = [None if (sink := sinks["A"]) is None else layout.lora_a(sink, t) for t in targets]
@@ -36,14 +36,13 @@ class BankFactors:
 
 @dataclass(frozen=True)
 class Pass:
-    """A pass through the sweep, from its forward to the end of its backward.
+    """The state of a pass, from its forward to the end of its backward.
 
     Attributes:
         plan: which samples go through which block.
-        adapters: those they meet there.
-        dropout: of the adapters, by block and target; empty if there is none.
-        shrunk: drop(x) Aᵀ by block and target, where the producer of a target's input has computed it, until the target
-            takes it.
+        adapters: the bank's factors.
+        dropout: LoRA dropout by (block, target); empty if nothing is dropped.
+        shrunk: drop(x) Aᵀ by (block, target), from the kernel that computed x; removed by the target's Linear.
     """
 
     plan: SweepPlan
@@ -52,7 +51,7 @@ class Pass:
     shrunk: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def groups(self, block: int, rows: int) -> RowGroups:
-        """The slots of the samples in `block`, which somebody holds, when they are `rows` rows together."""
+        """The samples in `block`, which must have a holder, by client; they are `rows` rows (tokens) together."""
         of_block = self.plan.blocks[block]
         assert of_block is not None
         return of_block.groups.per_token(rows // of_block.groups.rows)
@@ -60,12 +59,12 @@ class Pass:
 
 @dataclass
 class SweepContext:
-    """What the modules of a sweep share.
+    """State that the modules of a sweep share.
 
     Attributes:
         sharded: whether weights are sharded, so that every pass must run all blocks.
-        checkpoint_blocks: whether backward runs blocks again.
-        running: the pass that is going on.
+        checkpoint_blocks: whether backward runs blocks again instead of saving their activations.
+        running: the current pass, if any.
     """
 
     sharded: bool = False
@@ -74,7 +73,7 @@ class SweepContext:
 
     @property
     def current(self) -> Pass:
-        """The pass that is going on; there must be one."""
+        """The current pass; there must be one."""
         assert self.running is not None
         return self.running
 
@@ -98,7 +97,7 @@ class GroupedLoraLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         current, block, target = self._context.current, self._block, self.target
         if current.plan.blocks[block] is None:
-            # What comes of it is thrown away; see `SweepBlock`.
+            # A dummy run, whose output is not used; see `SweepBlock`.
             return nn.functional.linear(x, self.weight.T if self._input_first else self.weight, self.bias)
         return lora_linear(
             x,
@@ -116,10 +115,10 @@ class GroupedLoraLinear(nn.Module):
 
 
 class SweepBlock(nn.Module):
-    """Gathers the holders' samples, runs the block, and scatters them back; all others skip it.
+    """Gathers the holders' samples, runs the block, and scatters them back; other samples skip it.
 
-    A block of a sharded model is run by all processes, or none could gather its weights. Where nobody holds it, it runs
-    on one sample, without adapters, and what comes out is thrown away.
+    With sharded weights, all processes must run every block. A process whose clients do not hold it runs it on one
+    sample, without adapters, and ignores the output.
     """
 
     def __init__(self, block: nn.Module, context: SweepContext, position: int, arguments: BatchArguments) -> None:
@@ -130,7 +129,7 @@ class SweepBlock(nn.Module):
         self.arguments = arguments
 
     def __getattr__(self, name: str) -> Any:
-        # Models read attributes of their blocks (an attention type, say) in their own forward.
+        # Models read attributes of their blocks (an attention type, say) in forward.
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -139,23 +138,21 @@ class SweepBlock(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         arguments = self.arguments
         rows = self._context.current.plan.blocks[self._position]
-        hidden = self._enter(arguments.hidden_states(args, kwargs))
+        hidden = arguments.hidden_states(args, kwargs)
+        if self._context.sharded and self._position == 0 and torch.is_grad_enabled():
+            # So that backward runs all of the first block on all processes.
+            hidden = hidden.detach().requires_grad_()
         if rows is None:
             return arguments.output(self._run_on_dummy(hidden, args, kwargs) if self._context.sharded else hidden)
         if rows.index is None:
             return self._run(*arguments.select(args, kwargs, None, hidden))
         held = arguments.select(args, kwargs, rows.index, hidden.index_select(0, rows.index))
         trained = arguments.returned_states(self._run(*held))
-        # index_copy would keep the block's output for backward.
+        # index_copy would save the block's output for backward.
         return arguments.output(self._copy_exit_states(hidden.index_put((rows.index,), trained)))
 
-    def _enter(self, hidden: Tensor) -> Tensor:
-        """Have gradients reach the input of the first block on all processes, or some would leave it before others."""
-        enters = self._context.sharded and self._position == 0 and torch.is_grad_enabled()
-        return hidden.detach().requires_grad_() if enters else hidden
-
     def _run_on_dummy(self, hidden: Tensor, args: Any, kwargs: Any) -> Tensor:
-        """Run the block on the first sample, forward and backward, and throw the result away; returns `hidden`."""
+        """Run the block on the first sample, forward and backward, and ignore the result; returns `hidden`."""
         first = torch.zeros(1, dtype=torch.int64, device=hidden.device)
         sample = hidden[:1].detach().requires_grad_(torch.is_grad_enabled())
         output = self._run(*self.arguments.select(args, kwargs, first, sample))
@@ -163,18 +160,18 @@ class SweepBlock(nn.Module):
         return kept
 
     def _run(self, args: Any, kwargs: Any) -> Any:
-        """The block's output. Where blocks are checkpointed, its arguments are all that is kept for backward."""
+        """Run the block, checkpointed if blocks are."""
         if not self._checkpoints():
             return self._compute(*args, **kwargs)
-        # Nothing is drawn in a block: its own dropout is off, and the adapters' masks are hashes. To stop as soon as
-        # all is there would leave modules in the middle, with weights that were gathered for them.
+        # Blocks draw nothing: their own dropout is off, and the adapters' masks are hashes. An early stop would leave
+        # the weights of a sharded block gathered.
         with set_checkpoint_early_stop(not self._context.sharded):
             return checkpoint(self._again, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
     def _again(self, *args: Any, **kwargs: Any) -> Any:
-        """As `_compute`, but where weights are sharded backward begins by running the block again.
+        """As `_compute`, but with sharded weights backward begins by running the block again.
 
-        Else the first module that needs something would have it run again, and lose the weights it has gathered.
+        Otherwise the last module would gather its weights for backward, then cause the run, and lose them in it.
         """
         output = self._compute(*args, **kwargs)
         if not self._context.sharded:
@@ -185,17 +182,16 @@ class SweepBlock(nn.Module):
         return self._context.checkpoint_blocks and torch.is_grad_enabled()
 
     def _compute(self, *args: Any, **kwargs: Any) -> Any:
-        """What the block returns for the samples that it is given."""
         return self.block(*args, **kwargs)
 
     def _copy_exit_states(self, hidden: Tensor) -> Tensor:
-        """Give samples that stand for others at an exit after this block the states of those."""
+        """Copy the hidden states of samples that exit after this block to their copies in the batch."""
         rows = self._context.current.plan.exits.get(self._position)
         return hidden if rows is None else hidden.index_copy(0, rows[0], hidden.index_select(0, rows[1]))
 
 
 class _RunAgain(torch.autograd.Function):
-    """The tensor it is given. Backward asks for something that was kept."""
+    """Identity, whose backward reads a saved tensor, so that the checkpointed block is run again."""
 
     @staticmethod
     def forward(ctx: Any, output: Tensor) -> Tensor:
@@ -210,7 +206,7 @@ class _RunAgain(torch.autograd.Function):
 
 
 class _Discard(torch.autograd.Function):
-    """The first of two tensors. Backward passes the second, too, with a gradient of zero."""
+    """Returns the first of two tensors; the second gets a gradient of zero."""
 
     @staticmethod
     def forward(ctx: Any, kept: Tensor, discarded: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""The foundation model, rebuilt so that one pass serves many clients: the layer sweep.
+"""The layer sweep: the foundation model with wrapped blocks, so that one pass trains many clients.
 
-The model's own forward drives the pass. Each block is wrapped: only the samples of clients that hold it go
-through, all others skip it. Inside a block each adapter target applies every sample's own client's factors.
+The model's own forward drives the pass. Only the samples of clients that hold a block go through it, and inside each
+adapter target applies the factors of each sample's client.
 """
 
 from __future__ import annotations
@@ -26,12 +26,10 @@ from fedra_engine.models.sharding import Sharding
 
 
 class SweepModel:
-    """A copy of a foundation's module tree, sharing its weights, that computes features for many clients at once.
-
-    Blocks of known families are fused; each fused block has first given the output of the block it stands for.
+    """A copy of a foundation's module tree that shares its weights and computes features for many clients at once.
 
     Attributes:
-        fused: how many blocks are.
+        fused: number of fused blocks; each has been checked to give the original block's output.
     """
 
     def __init__(
@@ -43,17 +41,16 @@ class SweepModel:
         checkpoint_blocks: bool = False,
         sharding: Sharding | None = None,
     ) -> None:
-        """Rebuild the model of `foundation`.
+        """Wrap and check the blocks.
 
         Args:
-            foundation: the model.
-            example_inputs: gives the model's inputs for a number of samples; used once, to probe the blocks.
-            fuse_blocks: fuse those that can be.
-            checkpoint_blocks: keep only the inputs of blocks for backward, which runs them again.
-            sharding: how the weights of `foundation` are sharded, if they are; then blocks cannot be fused, and all
-                processes must build this together and make equally many passes.
+            example_inputs: gives the model's inputs for a number of samples, to probe the blocks.
+            fuse_blocks: fuse the blocks of known families.
+            checkpoint_blocks: save only the blocks' inputs for backward, which runs the blocks again.
+            sharding: how the weights are sharded, if they are; then blocks cannot be fused, and all processes must
+                build the model together and make equally many passes.
         """
-        # cuDNN's attention builds a plan for every number of samples, and each block has its own.
+        # cuDNN's attention builds a plan for every batch size, and every block has its own.
         torch.backends.cuda.enable_cudnn_sdp(False)
         self._foundation = foundation
         self._sharding = sharding
@@ -64,7 +61,7 @@ class SweepModel:
         if sharding is not None:
             sharding.attach(foundation.model)
         arguments = probe_batch_arguments(foundation.model, foundation.blocks, example_inputs)
-        # What the model now returns as logits are the head's inputs; heads are per client.
+        # The model then returns the head's inputs as logits; heads are per client.
         replace_module(self._model, foundation.head_path, nn.Identity())
         plain = [SweepBlock(block, self._context, i, arguments[i]) for i, block in enumerate(blocks)]
         for position, block in enumerate(blocks):
@@ -74,17 +71,19 @@ class SweepModel:
             blocks[position] = plain[position]
         if sharding is not None:
             sharding.attach(self._model)
-        # A cut model would have to be attached to its shards, too.
+        # A sharded model cannot be cut without attaching the cut one to its shards.
         check_sweep(foundation, self.features_of, example_inputs(2), cuts=sharding is None)
         self.fused = self._fuse(blocks, plain, example_inputs(2)) if fuse_blocks else 0
 
     def features(
         self, inputs: Inputs, plan: SweepPlan, adapters: BankFactors, dropout: DropoutKeys | None = None
     ) -> Tensor:
-        """Begin a pass: the inputs of the head for the samples of `plan`, which meet `adapters`.
+        """Begin a pass, and return the head's inputs.
 
-        They are [samples, features], of a language model [samples, tokens, features]. The pass is over when it breaks
-        off, and otherwise after `backward` or `end_pass`, or here if no gradients are wanted.
+        The pass ends with `backward` or `end_pass`; or here, if no gradients are needed or an error is raised.
+
+        Returns:
+            Features [samples, features], of a causal language model [samples, tokens, features].
         """
         targets = len(self._foundation.adapter_layout.targets)
         drops = {} if dropout is None else pass_dropout(dropout, plan, targets)
@@ -108,15 +107,15 @@ class SweepModel:
         scale: float = 1.0,
         copies: Sequence[ExitCopy] = (),
     ) -> Tensor:
-        """As `features`, of `inputs` that are shared out evenly to groups without a round.
+        """As `features`, outside of a round, for `inputs` that are divided evenly among groups.
 
         Args:
-            inputs: of all groups, one after another.
-            adapters: [rows, slot size], a bank.
-            slots: int64 [groups, blocks], bank row of each group's adapter of each block; -1 where it skips the block.
-            gradients: where `backward` adds those of the bank, if anywhere.
+            inputs: the inputs of all groups, one after another.
+            adapters: [bank rows, slot size].
+            slots: int64 [groups, blocks], bank rows; -1 where a group skips the block.
+            gradients: [bank rows, slot size], which `backward` adds to; None for no gradients.
             scale: LoRA's alpha / rank.
-            copies: which groups are copies of others at early exits.
+            copies: the groups that are copies of others at early exits.
         """
         foundation = self._foundation
         sizes = [len(next(iter(inputs.values()))) // len(slots)] * len(slots)
@@ -125,7 +124,7 @@ class SweepModel:
         return self.features(inputs, plan, BankFactors(foundation.adapter_layout, bank, gradients))
 
     def backward(self, loss: Tensor) -> None:
-        """Go back through the pass that gave the features which `loss` was made of; then it is over."""
+        """Run the backward pass of `loss`, and end the pass."""
         try:
             loss.backward()
         finally:
@@ -134,24 +133,21 @@ class SweepModel:
             self._sharding.release()
 
     def end_pass(self) -> None:
-        """End the pass that is going on, if there is one; of what it met, nothing is kept."""
+        """End the current pass, if there is one, and keep none of its tensors."""
         self._context.running = None
 
     def dummy_pass(self, inputs: Inputs) -> None:
-        """Pass through a sharded model, forward and backward, without clients, because other processes have some.
-
-        `inputs` are those of one sample.
-        """
+        """Take part in a pass of a sharded model without clients; `inputs` are one sample's."""
         foundation = self._foundation
         nothing = np.full((1, foundation.depth), -1, dtype=np.int64)
         features = self.features_of(inputs, torch.empty(0, foundation.adapter_layout.size), nothing)
-        # The others may gather it for their losses.
+        # Other processes may gather the head for their losses.
         with foundation.task.whole_head():
             pass
         self.backward(features.sum() * 0)
 
     def _fuse(self, blocks: nn.ModuleList | nn.Sequential, plain: list[SweepBlock], inputs: Inputs) -> int:
-        """Put a fused block wherever it gives the output of the plain one; returns how many it put."""
+        """Replace plain blocks by fused ones where these give the same output; returns their number."""
         candidates = {
             position: FusedBlock(block.block, parts, self._context, position, block.arguments)
             for position, block in enumerate(plain)
@@ -176,7 +172,7 @@ class SweepModel:
 
 def _compare(fused: FusedBlock, agrees: dict[int, bool], position: int) -> Callable[..., None]:
     def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        # A fused block adds to its input in place.
+        # The fused block overwrites its input.
         args, kwargs = tree_map_only(Tensor, torch.clone, (args, kwargs))
         try:
             found = fused(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""What a federation consists of: clients and who takes part, their assignments and updates, and the means of these.
+"""The federation: clients and their sampling, allocation, assignment, updates and aggregation.
 
 It may import runtime, config, data and models; methods and executors are built on it.
 """

@@ -1,4 +1,4 @@
-"""Streaming aggregation: each block's adapters, or each rank of them, are averaged over the clients that have it."""
+"""Streaming aggregation: a mean over the clients that hold each block, or over those that have each rank of it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _FINE_BITS = 60
 
 @dataclass(frozen=True)
 class Averaging:
-    """How an aggregator sums; see `Aggregator`.
+    """How an aggregator averages.
 
     Attributes:
-        weighting: clients count equally, or by their samples.
-        deterministic: sums do not depend on the order of updates.
-        layout: of the adapters; plain means do without it.
-        ranks: int64 [clients], LoRA rank of every client; None where all have that of the layout.
+        weighting: weight clients equally, or by their number of samples.
+        deterministic: make sums independent of the order of updates.
+        layout: adapter layout; only means by rank or target need it.
+        ranks: int64 [clients], LoRA ranks; None where every client has the layout's rank.
     """
 
     weighting: Literal["uniform", "samples"] = "uniform"
@@ -36,14 +36,11 @@ class Averaging:
     ranks: NDArray[np.int64] | None = None
 
 
-UNIFORM = Averaging()
-
-
 class Aggregator:
-    """Weighted mean of updates that arrive in any order and any portions (FedRA, §3: over the holders of each block).
+    """Weighted mean of each block's updates over its holders (FedRA, §3); updates may arrive in any order.
 
-    Ranks are treated as blocks are: a mean over the clients that have them, and the old value where nobody does. A
-    client of lower rank returns zeros in the others; counted, they would shrink what clients of full rank have learnt.
+    With clients of several ranks, each rank is averaged over the clients that have it, and keeps its value where none
+    does: the zeros that clients of lower rank return would shrink it.
 
     Memory is that of the global state, whatever the number of clients. Sums are kept in float64 on a CPU and in
     float32, in a fixed order, on a GPU.
@@ -53,25 +50,25 @@ class Aggregator:
     largest value, stays below 2²⁸; exact sums do not depend on their order.
     """
 
-    def __init__(self, previous: GlobalState, averaging: Averaging = UNIFORM) -> None:
-        """An aggregator without updates, for a round that begins with `previous`."""
+    def __init__(self, previous: GlobalState, averaging: Averaging = Averaging()) -> None:
+        """Begin a round whose participants start from `previous`."""
         self.previous = previous
         self.averaging = averaging
         self._adapters = WeightedSum(previous.adapters, averaging.deterministic)
         self._heads = WeightedSum(previous.heads, averaging.deterministic)
         self._by_rank: Tensor | None = None
-        """Sum of the weights of the clients that have each rank of each block, [blocks, rank]."""
+        """[blocks, rank], total weight of the clients that have each rank of each block."""
         if averaging.ranks is not None:
             self._by_rank = self._adapters.weight.new_zeros(len(previous.adapters), self.layout.rank)
 
     @property
     def layout(self) -> AdapterLayout:
-        """Of the adapters."""
+        """The adapter layout, which `averaging` must give."""
         assert self.averaging.layout is not None
         return self.averaging.layout
 
     def add(self, updates: ClientUpdates) -> None:
-        """Take in the updates of a few clients."""
+        """Add the updates of a few clients."""
         weights = self.slot_weights(updates)
         self._adapters.add(updates.adapters, updates.slots, updates.slot_blocks, weights)
         head_weights = self._weights(updates, updates.head_owners)
@@ -82,12 +79,12 @@ class Aggregator:
             self._by_rank.index_add_(0, blocks, weights[:, None] * has_rank)
 
     def sums(self) -> list[Tensor]:
-        """All that was taken in, as sums over clients: where they are added up, aggregators become one."""
+        """The aggregator's state, all sums over clients: adding another aggregator's merges the two."""
         by_rank = [] if self._by_rank is None else [self._by_rank]
         return [*self._adapters.sums(), *self._heads.sums(), *by_rank]
 
     def result(self) -> GlobalState:
-        """The new global state; what nobody trained keeps its value."""
+        """The new global state; blocks, ranks and classifiers that nobody trained keep their values."""
         previous = self.previous
         adapters = self._adapters.mean(previous.adapters)
         if self._by_rank is not None:
@@ -98,23 +95,22 @@ class Aggregator:
         return replace(previous, adapters=adapters, heads=self._heads.mean(previous.heads))
 
     def held_blocks(self) -> Tensor:
-        """bool [blocks], blocks that somebody trained so far."""
+        """bool [blocks], the blocks that some client has trained."""
         return self._adapters.weight > 0
 
     def trained(self) -> Tensor:
-        """bool [blocks, slot size] or [blocks, 1], what of the adapters somebody trained so far."""
+        """bool [blocks, slot size] or [blocks, 1], the adapter entries that some client has trained."""
         return self.held_blocks()[:, None] if self._by_rank is None else self.layout.per_rank(self._by_rank) > 0
 
     def trained_exits(self) -> Tensor:
-        """bool [exits], the classifiers that somebody trained so far."""
+        """bool [exits], the classifiers that some client has trained."""
         return self._heads.weight > 0
 
     def slot_weights(self, updates: ClientUpdates) -> Tensor:
-        """The weight of each slot, [slots], in the precision of the sums; 0 where its client's update is bad."""
+        """Weight of each slot's client, [slots] in the precision of the sums; 0 where its update is bad."""
         return self._weights(updates, updates.slot_owners)
 
     def _weights(self, updates: ClientUpdates, owners: NDArray[np.int64]) -> Tensor:
-        """The weight of each of `owners` (positions of clients), on the device."""
         by_samples = self.averaging.weighting == "samples"
         weights = updates.samples[owners] if by_samples else np.ones_like(owners)
         like = self._adapters.weight
@@ -123,7 +119,7 @@ class Aggregator:
 
 
 class WeightedSum:
-    """Σ w·v [rows, size] and Σ w [rows] per global row."""
+    """Σ w·v [rows, size] and Σ w [rows] over the values v that are added to each row."""
 
     def __init__(self, like: Tensor, deterministic: bool = False) -> None:
         # A GPU's float64 units are slow and the kernel's order of summation is fixed, so float32 serves there.
@@ -133,7 +129,7 @@ class WeightedSum:
         self.weight = torch.zeros(len(like), dtype=dtype, device=like.device)
 
     def add(self, bank: Tensor, rows: Tensor, targets: NDArray[np.int64], weight: Tensor) -> None:
-        """Add `bank[rows]` with `weight`, [rows] in the precision of the sums, to the global rows `targets`."""
+        """Add `bank[rows]`, weighted by `weight` [rows] in the precision of the sums, to the rows `targets`."""
         (where,) = to_device([targets], bank.device)
         if len(self._parts) == 1:
             aggregate(self._parts[0], self.weight, bank, rows, where, weight)
@@ -150,7 +146,7 @@ class WeightedSum:
         return [*self._parts, self.weight]
 
     def mean(self, previous: Tensor) -> Tensor:
-        """The mean of each row; rows without weight as in `previous`."""
+        """Weighted mean of each row; rows without weight keep `previous`."""
         total = self._parts[0] if len(self._parts) == 1 else self._parts[0] + self._parts[1]
         return finish_aggregate(total, self.weight, previous)
 

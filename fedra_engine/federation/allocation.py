@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 Allocation = NDArray[np.bool_]
 
 _AT_A_TIME = 4096
-"""Clients whose blocks are drawn at once: enough for NumPy, and no memory that grows with the clients."""
+"""Clients drawn at once: enough to keep NumPy busy, and a bound on memory."""
 
 
 def uniform_allocation(capacities: NDArray[np.int64], depth: int, rng: np.random.Generator) -> Allocation:
@@ -29,10 +29,10 @@ def uniform_allocation(capacities: NDArray[np.int64], depth: int, rng: np.random
 
 
 def repair_coverage(allocation: Allocation, rng: np.random.Generator) -> Allocation:
-    """Move blocks between clients until no block is empty; row sums stay as they are.
+    """Move blocks between clients until every block has a holder; row sums do not change.
 
-    While a block is empty, a uniformly chosen client that holds a block somebody else holds too swaps one such
-    block for the empty one. With less total capacity than blocks, as many blocks as possible get a holder.
+    For each block without a holder, a random client gives up a random one of its blocks that another client holds too.
+    With less total capacity than blocks, as many blocks as possible get a holder.
     """
     repaired = allocation.copy()
     for empty in rng.permutation(np.flatnonzero(~repaired.any(axis=0))):
@@ -47,15 +47,14 @@ def repair_coverage(allocation: Allocation, rng: np.random.Generator) -> Allocat
 
 
 def prefix_allocation(capacities: NDArray[np.int64], depth: int) -> Allocation:
-    """Each client holds the first blocks, as many as its capacity."""
+    """Each client holds the first `capacity` blocks."""
     return np.arange(depth)[None, :] < capacities[:, None]
 
 
 class ReferenceAllocation:
-    """Draws as the published FedRA code does: one legacy stream, all clients in order, round after round.
+    """Draw as the published FedRA code does: from one legacy stream, for all clients in order, round after round.
 
-    The rows are those of the published procedure on a stream of its own. In the published code the draws of the
-    partition and of participants come from the same global stream, so its rows were others.
+    The published code drew the partition and the participants from the same stream, so its allocations were different.
     """
 
     def __init__(self, capacities: Sequence[int], depth: int, seed: int) -> None:
@@ -63,9 +62,9 @@ class ReferenceAllocation:
         self._next_round = math.inf
 
     def __call__(self, round: int) -> Allocation:
-        """The rows of all clients in `round`, bool [clients, blocks]; in whatever order rounds are asked for."""
+        """Allocate blocks to all clients; rounds may be asked for in any order. Returns bool [clients, blocks]."""
         if round < self._next_round:
-            # Replayed, so that a resumed run draws what an uninterrupted one would have.
+            # The stream is replayed, so that a resumed run draws what an uninterrupted one would have.
             self._stream, self._next_round = np.random.RandomState(self._seed), 0
         while self._next_round <= round:
             allocation = np.zeros((len(self._capacities), self._depth), dtype=np.bool_)

@@ -1,4 +1,4 @@
-"""What a method asks of the participants of a round, and the terms that may be added to their local loss."""
+"""Assignments, which tell the participants of a round what to hold and train, and terms added to the local loss."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from fedra_engine.federation.allocation import Allocation
 from fedra_engine.models.adapters import AdapterLayout, Factor
 
 HandOut = Callable[[int, NDArray[np.int64], Tensor], None]
-"""Called with a client, the blocks it holds and its slots [held, slot size], filled from the global adapters; may
-overwrite them with what the client kept to itself."""
+"""Called with a client, its blocks and their slots [blocks, slot size], filled from the global adapters; overwrites
+these in place with what the client keeps locally."""
 
 
 @dataclass(frozen=True)
 class BankRows:
-    """The parameters that clients in training have in a bank, as a `LocalTerm` sees them.
+    """A bank as a `LocalTerm` sees it.
 
     Attributes:
         parameters, gradients: [bank rows, size]; a term adds to the gradients in place.
-        starts: of the same shape, what each row was handed out as; None unless some term `needs_starts`.
-        rows: int64 [n], the rows in training; what a term adds to others is not used.
+        starts: [bank rows, size], the parameters before local training; None unless a term `needs_starts`.
+        rows: int64 [n], the rows in training; gradients of other rows are ignored.
     """
 
     parameters: Tensor
@@ -42,19 +42,18 @@ class BankRows:
         return self.parameters[self.rows]
 
     def add(self, gradients: Tensor) -> None:
-        """Add `gradients` [n, size] to those of the parameters in training."""
+        """Add `gradients` [n, size] to the gradients of the rows in training."""
         self.gradients.index_add_(0, self.rows, gradients)
 
 
 @dataclass(frozen=True)
 class ClientsInTraining:
-    """What the sweep trains in a step: all clients at once, in banks.
+    """All clients that the sweep trains in a step.
 
     Attributes:
-        adapters: slots of blocks, whose factors lie as in `layout`.
-        heads: classifiers; of size 0 where none is trained.
-        ranks: int64 [n], LoRA rank of the client of each of `adapters.rows`; beyond it, factors are zero.
-        layout: of the adapters.
+        adapters: the adapter bank; `layout` says where the factors lie.
+        heads: the head bank; of size 0 where no classifier is trained.
+        ranks: int64 [n], LoRA rank of each of `adapters.rows`; factors are zero beyond it.
     """
 
     adapters: BankRows
@@ -65,12 +64,12 @@ class ClientsInTraining:
 
 @dataclass(frozen=True)
 class ClientAlone:
-    """What the sequential executor trains: one client's own sub-model.
+    """The client that the sequential executor trains.
 
     Attributes:
-        parameters: all that the client trains.
-        starts: what each of them was handed out as.
-        factors: A [rank, in] and B [out, rank] of each adapter that it holds.
+        parameters: its trainable parameters.
+        starts: the parameters before local training.
+        factors: A [rank, in] and B [out, rank] of each of its adapters, trained or not.
     """
 
     parameters: Sequence[Tensor]
@@ -79,27 +78,26 @@ class ClientAlone:
 
 
 class LocalTerm(ABC):
-    """A term of the local loss of every client, which is not reported as loss.
+    """A term added to every client's local loss; reported losses leave it out.
 
-    It says the same twice: in gradients, for many clients at once, and as a loss, which the sequential executor
-    differentiates.
+    It is written twice: as gradients for the sweep, and as a loss that the sequential executor differentiates.
     """
 
     needs_starts = False
-    """Whether `BankRows.starts` must be kept, which takes as much memory as the parameters."""
+    """Whether the term reads `BankRows.starts`, which take as much memory as the parameters."""
 
     @abstractmethod
     def add_gradients(self, clients: ClientsInTraining) -> None:
-        """Add the gradient of the term to those of all clients in training."""
+        """Add the term's gradient for all clients in training."""
 
     @abstractmethod
     def loss(self, client: ClientAlone) -> Tensor:
-        """The term [] for one client, to be differentiated."""
+        """The term for one client, a scalar with its autograd history."""
 
 
 @dataclass(frozen=True)
 class ProximalTerm(LocalTerm):
-    """μ/2 ‖w − w₀‖² over all that a client trains, w₀ as handed out (FedProx, arXiv 1812.06127, eq. 2)."""
+    """μ/2 ‖w − w₀‖² over a client's trainable parameters, w₀ being their start (FedProx, arXiv 1812.06127, eq. 2)."""
 
     mu: float
     needs_starts = True
@@ -115,26 +113,25 @@ class ProximalTerm(LocalTerm):
 
 
 def training_terms(training: TrainingConfig) -> tuple[LocalTerm, ...]:
-    """The local terms that the configuration gives every method."""
+    """The local terms that the configuration adds to every method."""
     return (ProximalTerm(training.proximal_mu),) if training.proximal_mu > 0 else ()
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """Who holds what, and what of it each participant trains.
+    """What each participant of a round holds and trains.
 
     Attributes:
-        held: bool [participants, blocks], the blocks of each participant's own model.
-        trained: bool [participants, blocks], those of them whose adapters it trains, all of `held` when None; the
-            others stay as handed out.
-        factors: which LoRA factors are trained; the other one stays as handed out.
-        ranks: int64 [participants], LoRA rank of each, full when None; higher ranks of what is handed out are cut off.
-            The scale of the adapter's product does not depend on it.
-        terms: what the method adds to the local loss.
-        exits: ascending blocks after which a classifier of its own sits. A participant trains those whose block it
-            holds, so it must hold all blocks up to an exit, or none beyond. Empty: one classifier after the last block.
+        held: bool [participants, blocks], the blocks of each participant's sub-model.
+        trained: bool [participants, blocks], the held blocks whose adapters are trained; all of `held` when None.
+        factors: the LoRA factors that are trained.
+        ranks: int64 [participants], LoRA ranks, full when None; global adapters are truncated to them. The scale of
+            the adapter's product does not depend on the rank.
+        terms: the method's terms of the local loss.
+        exits: ascending blocks that are followed by a classifier of their own. A participant trains the classifiers
+            after blocks that it holds, and must hold one such block. Empty: one classifier after the last block.
         distillation: weight of the mutual distillation between a participant's exits.
-        hand_out: lets clients keep part of their adapters to themselves.
+        hand_out: restores the part of the adapters that clients keep locally.
     """
 
     held: Allocation
@@ -147,7 +144,7 @@ class Assignment:
     hand_out: HandOut | None = None
 
     def __post_init__(self) -> None:
-        """Raises ValueError when a participant holds blocks but reaches no exit."""
+        """Raise ValueError when a participant holds blocks but reaches no exit."""
         if self.exits and not (self.has_exit.any(axis=1) | ~self.held.any(axis=1)).all():
             raise ValueError(f"exits: found a participant that holds blocks but none of {self.exits}, expected one")
 
@@ -158,20 +155,20 @@ class Assignment:
 
     @property
     def reached(self) -> Allocation:
-        """bool [participants, blocks], the held blocks that gradients reach: from the first trained one on."""
+        """bool [participants, blocks], the held blocks that backward reaches: from the first trained one on."""
         return self.held & (self.trained_blocks.cumsum(axis=1) > 0)
 
     @cached_property
     def has_exit(self) -> NDArray[np.bool_]:
-        """bool [participants, classifiers], those that each participant trains; one for all without early exits."""
+        """bool [participants, classifiers], the classifiers that each participant trains."""
         return self.held[:, list(self.exits)] if self.exits else np.ones((len(self.held), 1), dtype=np.bool_)
 
     def exits_of(self, row: int) -> NDArray[np.int64]:
-        """Indices of the classifiers that the participant in `row` trains, ascending."""
+        """Indices of the classifiers that the participant in `row` trains, ascending int64 [exits]."""
         return np.flatnonzero(self.has_exit[row])
 
     def make_own(self, row: int, client: int, blocks: NDArray[np.int64], slots: Tensor, layout: AdapterLayout) -> None:
-        """Make `slots` [blocks, slot size], filled from the global adapters, what the client in `row` starts with."""
+        """Turn `slots` [blocks, slot size] of the global adapters, in place, into the start of the client in `row`."""
         if self.hand_out is not None:
             self.hand_out(client, blocks, slots)
         if self.ranks is not None:

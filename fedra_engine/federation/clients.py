@@ -1,8 +1,4 @@
-"""The clients of a federation: their data, domains, capacities and devices, and who takes part in a round.
-
-What is drawn of devices is drawn for all clients at once, so that nothing depends on who else takes part or on the
-number of processes.
-"""
+"""The clients of a federation: their data, domains, capacities and devices, and who takes part in a round."""
 
 from __future__ import annotations
 
@@ -22,10 +18,11 @@ from fedra_engine.runtime.randomness import generator
 class Devices:
     """The device of each client.
 
+    Random values are drawn for all clients at once, so they depend neither on the participants nor on the processes.
+
     Attributes:
         profiles: kinds of devices.
         of_client: int64 [clients], index into `profiles`.
-        seed: of the experiment.
     """
 
     profiles: Sequence[DeviceConfig]
@@ -33,30 +30,30 @@ class Devices:
     seed: int
 
     def available(self, round: int) -> NDArray[np.bool_]:
-        """Whether each client can be asked to take part in `round`, bool [clients]."""
+        """Draw whether each client is available in `round`, bool [clients]."""
         chances = self.values([profile.availability for profile in self.profiles])
         return self.uniform(round, "availability") < chances
 
     def values(self, of_profile: Sequence[float]) -> NDArray[np.float64]:
-        """`of_profile` [profiles], a value of each profile, as float64 [clients]."""
+        """Look up each client's value in `of_profile` [profiles], float64 [clients]."""
         return np.array(of_profile, dtype=np.float64)[self.of_client]
 
     def uniform(self, round: int, purpose: str) -> NDArray[np.float64]:
-        """A number from 0 to 1 drawn for each client in `round`, [clients]."""
+        """Draw a uniform number from [0, 1) for each client in `round`, float64 [clients]."""
         return generator(self.seed, round=round, purpose=purpose).random(len(self.of_client))
 
 
 @dataclass(frozen=True)
 class Clients:
-    """All clients of a federation; a client is its index.
+    """All clients of a federation; a client is an index.
 
     Attributes:
-        samples: training sample rows of each client.
+        samples: int64 [samples] of each client, its rows of the training set.
         domains: int64 [clients], index of each client's domain.
         capacities: int64 [clients], number of blocks each client can hold.
-        ranks: int64 [clients], LoRA rank of each; None where all have the adapters' own.
-        devices: the device of each; None where they take no time and are always there.
-        sizes: int64 [clients], how many samples each has; counted if not given.
+        ranks: int64 [clients], LoRA ranks; None where all clients have the full one.
+        devices: None where devices are not simulated.
+        sizes: int64 [clients], number of samples; counted when None.
     """
 
     samples: Sequence[NDArray[np.int64]]
@@ -74,12 +71,12 @@ class Clients:
         return np.array([len(rows) for rows in self.samples], dtype=np.int64) if self.sizes is None else self.sizes
 
     def sample_counts(self, clients: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Training samples of each of `clients`, int64 [clients]."""
+        """Number of training samples of each of `clients`, int64 [clients]."""
         return self._sizes[clients]
 
 
 def capacities_by_domain(capacities: Sequence[int], domains: NDArray[np.int64], depth: int) -> NDArray[np.int64]:
-    """Give every client the capacity of its domain; a single entry holds for all. Returns int64 [clients].
+    """Give every client its domain's capacity; a single entry is for all domains. Returns int64 [clients].
 
     Raises:
         InputError: a capacity outside 1…depth, or neither one entry nor one per domain.
@@ -89,13 +86,13 @@ def capacities_by_domain(capacities: Sequence[int], domains: NDArray[np.int64], 
 
 
 def ranks_by_domain(ranks: Sequence[int], domains: NDArray[np.int64], full: int) -> NDArray[np.int64] | None:
-    """As `capacities_by_domain`, of ranks in 1…full; None where all have the `full` rank."""
+    """As `capacities_by_domain`, for ranks in 1…full; None where all clients have the `full` rank."""
     _check_range("clients.ranks", ranks, full, f"lora.rank, {full}")
     return None if all(rank == full for rank in ranks) else _by_domain("clients.ranks", ranks, domains)
 
 
 def devices_by_domain(profiles: Sequence[DeviceConfig], domains: NDArray[np.int64], seed: int) -> Devices:
-    """Give every client the device of its domain; a single entry holds for all.
+    """Give every client its domain's device; a single entry is for all domains.
 
     Raises:
         InputError: neither one entry nor one per domain.
@@ -104,7 +101,7 @@ def devices_by_domain(profiles: Sequence[DeviceConfig], domains: NDArray[np.int6
 
 
 def draw_devices(profiles: Sequence[DeviceConfig], clients: int, seed: int) -> Devices:
-    """Give each client one of the `profiles`, drawn with equal chances."""
+    """Draw each client's device uniformly from the `profiles`."""
     return Devices(profiles, generator(seed, purpose="devices").integers(len(profiles), size=clients), seed)
 
 
@@ -122,7 +119,7 @@ def _by_domain(field: str, values: Sequence[int], domains: NDArray[np.int64]) ->
 
 
 def check_sampling(config: ClientsConfig, clients: Clients, *, processes: int = 1) -> None:
-    """Raises InputError when a round asks for more participants than there are clients, or fewer than processes."""
+    """Raise InputError when a round has more participants than there are clients, or fewer than processes."""
     sampled = most_participants(config, clients)
     if sampled > len(clients):
         raise InputError(
@@ -136,14 +133,14 @@ def check_sampling(config: ClientsConfig, clients: Clients, *, processes: int = 
 
 
 def most_participants(config: ClientsConfig, clients: Clients) -> int:
-    """The participants of a round, if all devices are available."""
+    """Number of participants of a round in which all devices are available."""
     if config.sampling == "one_per_domain":
         return len(np.unique(clients.domains))
     return len(clients) if config.participants is None else config.participants
 
 
 def sample_participants(config: ClientsConfig, clients: Clients, *, seed: int, round: int) -> NDArray[np.int64]:
-    """The participants of a round in ascending order, int64 [participants]; of clients whose devices are available."""
+    """Sample a round's participants from the available clients, ascending int64 [participants]."""
     rng = generator(seed, round=round, purpose="participants")
     everyone = np.arange(len(clients), dtype=np.int64)
     available = everyone if clients.devices is None else np.flatnonzero(clients.devices.available(round))
@@ -157,7 +154,7 @@ def sample_participants(config: ClientsConfig, clients: Clients, *, seed: int, r
 
 
 def with_step_limit(training: TrainingConfig, clients: Clients) -> TrainingConfig:
-    """`training` with what its `even_steps` comes to for `clients` as its `max_local_steps`."""
+    """Replace `even_steps` by the `max_local_steps` that it means for these clients."""
     if not training.even_steps:
         return training
     fewest = clients.sample_counts(np.arange(len(clients))).min(keepdims=True)
@@ -166,7 +163,7 @@ def with_step_limit(training: TrainingConfig, clients: Clients) -> TrainingConfi
 
 
 def local_step_counts(samples: NDArray[np.int64], training: TrainingConfig) -> NDArray[np.int64]:
-    """How many local steps clients with `samples` [clients] samples take, int64 [clients]; see `local_batches`."""
+    """Number of local steps of clients with `samples` [clients] samples, int64 [clients]."""
     steps = training.local_epochs * -(-samples // training.batch_size)
     return steps if training.max_local_steps is None else np.minimum(steps, training.max_local_steps)
 
@@ -174,9 +171,9 @@ def local_step_counts(samples: NDArray[np.int64], training: TrainingConfig) -> N
 def local_batches(
     samples: NDArray[np.int64], training: TrainingConfig, *, seed: int, round: int, client: int
 ) -> list[NDArray[np.int64]]:
-    """The sample rows of each local step of a client in a round; every epoch is a fresh shuffle.
+    """Draw the batch of each local step of a client, as sample rows; every epoch is shuffled afresh.
 
-    The last batch of an epoch may be ragged. `training` has no `even_steps`; see `with_step_limit`.
+    The last batch of an epoch may be smaller. `training` has no `even_steps`; see `with_step_limit`.
     """
     rng = generator(seed, round=round, client=client, purpose="batches")
     size, most = training.batch_size, training.max_local_steps

@@ -1,4 +1,4 @@
-"""What is counted, checked and remembered of a round."""
+"""Counting and checking a round's updates, and its record in `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from fedra_engine.runtime.errors import InputError
 
 _LOG = logging.getLogger(__name__)
 MOST_NAMED = 100
-"""Clients that `metrics.jsonl` names."""
+"""Most clients that `metrics.jsonl` names in `bad_clients`."""
 _SUSPICIOUS = 10.0
-"""Times the median of a round's norms from which an update is pointed out."""
+"""Updates whose norm exceeds the round's median this many times are reported."""
 _ENOUGH_TO_COMPARE = 4
 
 
 class ReturnedUpdates(NamedTuple):
-    """The updates of a round's clients; all arrays are [clients].
+    """A round's updates in numbers; all arrays are [clients].
 
     Attributes:
-        clients: int64, ascending where they are those of all processes.
-        processed: int64, samples each went through.
+        clients: int64 client indices.
+        processed: int64, samples that each client trained on, over all local steps.
         norms: float64; see `ClientUpdates.norms`.
     """
 
@@ -38,38 +38,38 @@ class ReturnedUpdates(NamedTuple):
 
     @classmethod
     def merged(cls, parts: Sequence[ReturnedUpdates]) -> ReturnedUpdates:
-        """Those of all `parts`, in the order of the clients."""
+        """Join the `parts` of all processes, in ascending order of clients."""
         clients, processed, norms = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         order = np.argsort(clients)
         return cls(clients[order], processed[order], norms[order])
 
     @property
     def good(self) -> NDArray[np.bool_]:
-        """bool [clients], whose update is finite."""
+        """bool [clients], whether the client's update is finite."""
         return np.isfinite(self.norms)
 
     @property
     def samples(self) -> int:
-        """How many the clients with good updates went through."""
+        """Samples that the clients with finite updates trained on."""
         return int(self.processed[self.good].sum())
 
     def suspicious(self) -> tuple[NDArray[np.int64], float]:
-        """Clients with a good update far larger than most of the round's, and the median of the norms."""
+        """Clients whose finite update is far larger than the median norm, and that median."""
         norms = self.norms[self.good]
         median = float(np.median(norms)) if len(norms) >= _ENOUGH_TO_COMPARE else 0.0
-        # Where most updates change nothing, any change at all would be infinitely many times as large.
+        # With a median of 0 any update at all would be suspicious.
         far = (self.norms > _SUSPICIOUS * median) & self.good & (median > 0)
         return self.clients[far], median
 
 
 @dataclass
 class Tally:
-    """What was trained so far in a round, bad updates included.
+    """A running count of a round's training, bad updates included.
 
     Attributes:
-        clients: how many have trained.
-        samples: how many samples they went through, over all local steps.
-        loss: the sum of the losses over these; float64 [], on the executor's device.
+        clients: number of clients that have trained.
+        samples: samples that they trained on, over all local steps.
+        loss: float64 scalar on the executor's device, the loss summed over these samples.
     """
 
     clients: int = 0
@@ -78,11 +78,11 @@ class Tally:
     _returned: list[tuple[NDArray[np.int64], NDArray[np.int64], Tensor]] = field(default_factory=list, repr=False)
 
     def mean_loss(self) -> float | None:
-        """Per sample, None when nobody trained; waits for the executor's device."""
+        """Mean loss of a sample, None when nobody trained; waits for the executor's device."""
         return float(self.loss) / self.samples if self.samples else None
 
     def add(self, updates: ClientUpdates) -> None:
-        """Count the updates of a few clients."""
+        """Count `updates`."""
         self.clients += len(updates.clients)
         self.samples += int(updates.processed.sum())
         self.loss = self.loss + updates.losses.sum()
@@ -90,7 +90,7 @@ class Tally:
         self._returned.append((updates.clients, updates.processed, updates.norms))
 
     def returned(self) -> ReturnedUpdates:
-        """Who returned what; waits for the executor's device, once for all."""
+        """All updates that were counted; waits for the executor's device once."""
         nobody = np.empty(0, dtype=np.int64)
         parts = [(nobody, nobody, self.loss.new_empty(0)), *self._returned]
         clients, processed, norms = zip(*parts, strict=True)
@@ -105,17 +105,17 @@ def check_updates(
     *,
     warn: bool = True,
 ) -> NDArray[np.int64]:
-    """The clients whose updates are bad; warns of them, and of updates that are far larger than the others.
+    """Return the clients whose updates are not finite; warn of them, and of far larger updates than the median.
 
     Args:
-        returned: the round's updates, on all processes.
-        round: its number, from 0.
-        on_bad_update: what `training.on_bad_update` asks for.
-        names_of: clients in words.
-        warn: whether this process speaks for the job.
+        returned: the updates of all processes.
+        round: the round, from 0.
+        on_bad_update: `training.on_bad_update`.
+        names_of: describes clients in messages.
+        warn: whether this process writes the job's warnings.
 
     Raises:
-        InputError: all updates are bad, or one is and none may be dropped.
+        InputError: all updates are bad, or one is bad and none may be dropped.
     """
     bad, (far, median) = returned.clients[~returned.good], returned.suspicious()
     if len(bad) and (on_bad_update == "error" or len(bad) == len(returned.clients)):
@@ -136,7 +136,7 @@ def check_updates(
 
 
 def check_finite(work: LocalWork, *tensors: Tensor) -> None:
-    """Raises InputError unless what was made of the good updates of a round is finite."""
+    """Raise InputError unless all `tensors` of the new global state are finite."""
     if all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
         return
     raise InputError(
@@ -148,20 +148,20 @@ def check_finite(work: LocalWork, *tensors: Tensor) -> None:
 
 @dataclass
 class RoundMetrics:
-    """What `metrics.jsonl` remembers of a round.
+    """A round's record in `metrics.jsonl`.
 
     Attributes:
-        round: its number, from 0.
-        participants: clients that trained, without those of `bad_updates`.
-        samples: samples they went through, over all local steps.
-        loss: mean training loss over these; None when nobody trained.
+        round: the round, from 0.
+        participants: number of clients whose update was used.
+        samples: samples that they trained on, over all local steps.
+        loss: mean training loss of a sample; None when nobody trained.
         lr: learning rate.
-        blocks_held: blocks that somebody held.
+        blocks_held: number of blocks with a holder.
         seconds: wall-clock time.
-        accuracy: per domain, where the state after the round was evaluated.
-        simulated_seconds, late, dropped: see `DeviceRound`; where clients have devices.
-        bad_updates: clients that were left out because their update is not finite, where there are any.
-        bad_clients: the first `MOST_NAMED` of them.
+        accuracy: per domain; None where the state after the round was not evaluated.
+        simulated_seconds, late, dropped: see `DeviceRound`; None without simulated devices.
+        bad_updates: number of clients left out because their update is not finite; None where there are none.
+        bad_clients: the first `MOST_NAMED` of these clients.
     """
 
     round: int
@@ -179,6 +179,6 @@ class RoundMetrics:
     bad_clients: list[int] | None = None
 
     def record(self) -> dict[str, Any]:
-        """The values by name; what was not measured is left out."""
+        """The values by name, without optional ones that are None."""
         optional = {each.name for each in fields(self) if each.default is None}
         return {name: value for name, value in asdict(self).items() if name not in optional or value is not None}

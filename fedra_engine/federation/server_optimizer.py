@@ -1,9 +1,9 @@
-"""Server optimizers: what the server does with a round's mean instead of taking it as it is.
+"""Server optimizers: FedAvg, FedAvgM, FedAdam and FedYogi.
 
-The difference Δ of the mean and what was handed out is a pseudo-gradient. FedAvgM (Hsu et al., arXiv 1909.06335):
-m = β₁ m + Δ, x += η m. FedAdam and FedYogi (Reddi et al., ICLR 2021, arXiv 2003.00295, algorithm 2):
-m = β₁ m + (1 − β₁) Δ; v = β₂ v + (1 − β₂) Δ² or v = v − (1 − β₂) Δ² sign(v − Δ²); x += η m / (√v + τ); v starts
-at τ². What nobody trained in the round, a block, a rank of it or a frozen LoRA factor, keeps its value and its moments.
+The pseudo-gradient Δ is the round's mean minus the previous global state x. FedAvg: x += η Δ. FedAvgM (Hsu et al.,
+arXiv 1909.06335): m = β₁ m + Δ; x += η m. FedAdam and FedYogi (Reddi et al., ICLR 2021, arXiv 2003.00295, algorithm
+2): m = β₁ m + (1 − β₁) Δ; v = β₂ v + (1 − β₂) Δ² or v = v − (1 − β₂) Δ² sign(v − Δ²); x += η m / (√v + τ); v starts
+at τ². Entries that nobody trained in the round (a block, a rank of it, a frozen LoRA factor) keep values and moments.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fedra_engine.models.state import GlobalState
 
 
 class ServerOptimizer:
-    """One of `fedavg`, `fedavgm`, `fedadam` and `fedyogi`, over the global adapters and classifiers."""
+    """The configured optimizer of the global adapters and classifiers."""
 
     def __init__(self, config: ServerConfig, state: GlobalState) -> None:
         self._adapters = _Moments(config, state.adapters)
@@ -28,15 +28,14 @@ class ServerOptimizer:
     def step(
         self, previous: GlobalState, mean: GlobalState, trained: Tensor, exits: Tensor, columns: slice = slice(None)
     ) -> GlobalState:
-        """The state after a round that began with `previous` and whose updates have this mean.
+        """Move the global state from `previous` towards the aggregated `mean`, or beyond it.
 
         Args:
             previous: the state before the round.
             mean: the aggregated state.
-            trained: bool [blocks, slot size] or [blocks, 1], what of the adapters somebody trained.
-            exits: bool [exits], classifiers that somebody trained.
-            columns: of a slot, those that were trained. A mean over clients of several ranks, who return zeros beyond
-                their own, would shrink the others.
+            trained: bool [blocks, slot size] or [blocks, 1], the adapter entries that some client trained.
+            exits: bool [exits], the classifiers that some client trained.
+            columns: the trained columns of a slot; others keep `previous`, as clients of lower rank return zeros there.
         """
         return replace(
             mean,
@@ -50,7 +49,7 @@ class ServerOptimizer:
         return {f"{kind}.{name}": tensor for kind, part in kinds.items() for name, tensor in part.moments.items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take back what `tensors` gave."""
+        """Load the moments from a checkpoint."""
         for name, moment in self.tensors().items():
             moment.copy_(tensors[name])
 
@@ -69,7 +68,7 @@ class _Moments:
     def step(self, previous: Tensor, mean: Tensor, trained: Tensor, columns: slice = slice(None)) -> Tensor:
         after = previous.clone()
         if not self.moments and self._config.rate == 1:
-            # What nobody trained may have a new mean all the same: some methods start it afresh.
+            # Also entries that nobody trained: FLoRA starts them afresh.
             after[:, columns] = mean[:, columns]
             return after
         moved = trained.expand_as(previous)[:, columns]
@@ -78,7 +77,7 @@ class _Moments:
         return after
 
     def _direction(self, delta: Tensor, moved: Tensor, columns: slice) -> Tensor:
-        """Where to go, once `delta` has changed the moments of what is `moved`."""
+        """Update the moments where `moved` is true, and return the direction of the step."""
         if not self.moments:
             return delta
         config, (beta1, beta2), adaptive = self._config, self._config.betas, "second" in self.moments

@@ -1,4 +1,4 @@
-"""What executors take and give: a round's local work, and what trained clients return."""
+"""The input and output of executors: a round's local work, and the updates of its clients."""
 
 from __future__ import annotations
 
@@ -22,11 +22,9 @@ class LocalWork:
     """The local training of a round's participants; batches are drawn when a client starts, never stored.
 
     Attributes:
-        clients: the federation.
         participants: int64 [participants], ascending client indices.
-        training: optimizer, batch size, epochs; without `even_steps` (`with_step_limit`).
-        seed, round: what the draws are derived from.
-        lr: learning rate of this round.
+        training: hyperparameters, without `even_steps`; see `with_step_limit`.
+        seed, round: determine every draw.
     """
 
     clients: Clients
@@ -40,7 +38,7 @@ class LocalWork:
         assert not self.training.even_steps, "with_step_limit makes it a limit of steps"
 
     def steps(self) -> NDArray[np.int64]:
-        """Local steps of each participant, int64 [participants]."""
+        """Number of local steps of each participant, int64 [participants]."""
         return local_step_counts(self.clients.sample_counts(self.participants), self.training)
 
     def batches(self, client: int) -> list[NDArray[np.int64]]:
@@ -57,7 +55,7 @@ def learning_rate(training: TrainingConfig, round: int, rounds: int) -> float:
 
 
 class ClientUpdate(NamedTuple):
-    """What one client trained: `adapters` [blocks, slot size] of `blocks`, `heads` [exits, head size] of `exits`."""
+    """One client's update: `adapters` [blocks, slot size] of `blocks` and `heads` [exits, head size] of `exits`."""
 
     blocks: NDArray[np.int64]
     adapters: Tensor
@@ -67,23 +65,23 @@ class ClientUpdate(NamedTuple):
 
 @dataclass(frozen=True)
 class ClientUpdates:
-    """What a few clients return after their local training, as rows of the executor's banks.
+    """The updates of a few clients, as rows of the executor's banks.
 
     The banks are reused: the tensors hold these values only until the next updates are asked for.
 
     Attributes:
         clients: int64 [clients].
-        samples: int64 [clients], training samples each client has.
-        processed: int64 [clients], samples each client went through in this round, over all local steps.
-        losses: float64 [clients], on the executor's device: training loss, summed over the samples gone through.
-        adapters: adapter bank [bank rows, slot size].
+        samples: int64 [clients], number of training samples of each client.
+        processed: int64 [clients], samples that each client trained on, over all local steps.
+        losses: float64 [clients] on the executor's device, training loss summed over these samples.
+        adapters: [bank rows, slot size], the adapter bank.
         slots: int64 [slots], rows of `adapters` that these clients trained.
-        slot_owners, slot_blocks: int64 [slots], index into `clients`, and the block that each slot is for.
-        heads: head bank [bank rows, head size].
+        slot_owners, slot_blocks: int64 [slots], each slot's index into `clients`, and its block.
+        heads: [bank rows, head size], the head bank.
         head_rows: int64 [heads], rows of `heads` that these clients trained.
-        head_owners, head_exits: int64 [heads], index into `clients`, and which of the global classifiers each is.
-        norms: float64 [clients], on the executor's device: how far each client's adapters and heads are from what it
-            was handed out. Not finite for a bad update, one whose loss or some value is not; see `checked`.
+        head_owners, head_exits: int64 [heads], each head's index into `clients`, and its global classifier.
+        norms: float64 [clients] on the executor's device, norm of each client's change; not finite for a bad update,
+            whose loss or parameters are not finite. None before `checked`.
     """
 
     clients: NDArray[np.int64]
@@ -102,7 +100,7 @@ class ClientUpdates:
 
     @classmethod
     def of_one(cls, client: int, update: ClientUpdate, work: LocalWork, loss: float, processed: int) -> ClientUpdates:
-        """What a `client` returns that trained alone; `loss` is the sum over all `processed` samples."""
+        """The updates of one client; `loss` is summed over the `processed` samples."""
         clients, (blocks, adapters, exits, heads) = np.array([client]), update
         return cls(
             clients=clients,
@@ -120,13 +118,13 @@ class ClientUpdates:
         )
 
     def checked(self, starts: Tensor, head_starts: Tensor) -> ClientUpdates:
-        """These updates with their `norms`. All that clients with a bad one trained becomes zero, in place.
+        """Add `norms`, and set bad updates to zero in place, without waiting for the device.
 
-        So nothing of it spreads, whatever it is multiplied by or added to with a weight of zero. Waits for no device.
+        A weight of zero would not be enough to leave them out: NaN × 0 is NaN.
 
         Args:
-            starts: what each of the slots was before the training, [slots, slot size].
-            head_starts: and each of the heads, [heads, head size].
+            starts: [slots, slot size], the slots before local training.
+            head_starts: [heads, head size], the heads before local training.
         """
         device = self.adapters.device
         owners, head_owners = to_device([self.slot_owners, self.head_owners], device)
@@ -146,23 +144,23 @@ class ClientUpdates:
             if device.type == "cpu":
                 bank[rows[~kept]] = 0
             else:
-                # To find the rows, the host would have to wait.
+                # Indexing by a mask would wait for the device.
                 bank.index_copy_(0, rows, bank.index_select(0, rows).where(kept[:, None], 0))
         return replace(self, losses=losses.where(good, 0), norms=norms)
 
     @property
     def good(self) -> Tensor:
-        """bool [clients], on the executor's device: whose update is not bad."""
+        """bool [clients] on the executor's device, whether the client's update is finite."""
         assert self.norms is not None
         return self.norms.isfinite()
 
     def of_good_clients(self) -> Iterator[tuple[int, int, ClientUpdate]]:
-        """Position, client and what it trained, of those whose update is not bad; waits for the device."""
+        """Yield position, client and update of each client whose update is finite; waits for the device."""
         for position in torch.nonzero(self.good)[:, 0].tolist():
             yield position, int(self.clients[position]), self.of_client(position)
 
     def of_client(self, position: int) -> ClientUpdate:
-        """What `clients[position]` trained."""
+        """The update of `clients[position]`."""
         mine, my_heads = self.slot_owners == position, self.head_owners == position
         slots = self.slots[torch.from_numpy(mine).to(self.slots.device)]
         rows = self.head_rows[torch.from_numpy(my_heads).to(self.head_rows.device)]

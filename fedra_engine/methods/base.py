@@ -1,4 +1,4 @@
-"""The seam behind which federated algorithms differ. A method never touches devices or loops over samples."""
+"""The interface of federated algorithms, and their registry by name."""
 
 from __future__ import annotations
 
@@ -26,20 +26,18 @@ from fedra_engine.runtime.randomness import generator
 
 @dataclass(frozen=True)
 class Federation:
-    """What a method may know.
+    """What the server knows.
 
     Attributes:
-        config: the method's options.
-        clients: all clients, with their capacities and ranks.
-        depth: blocks of the foundation model.
+        config: `method` of the configuration.
+        depth: number of blocks of the foundation model.
         layout: where the factors lie in a slot.
         scale: factor of the adapter's product, alpha / rank.
-        seed: seed of every draw.
-        fisher: measures the Fisher information of every block of a state, [blocks], on a number of training samples
-            drawn for a round.
-        deterministic: aggregate so that even the last bit does not depend on the order clients finish in.
-        capacities_drawn: each round every client draws one of all capacities there are.
-        trains_classifier: whether clients train a classifier, not the tokens of a causal language model.
+        fisher: function of a state, a number of training samples and a round, which draws the samples; gives the
+            Fisher information of each block, float64 [blocks].
+        deterministic: aggregate so that not even the last bit depends on the order of updates.
+        capacities_drawn: whether clients draw a capacity every round instead of keeping their own.
+        trains_classifier: whether the model is a classifier, and not a causal language model.
     """
 
     config: MethodConfig
@@ -58,26 +56,26 @@ class Federation:
         fixed = self.clients.capacities
         if not self.capacities_drawn:
             return fixed
-        # Drawing among clients keeps the shares that the configuration gives to the capacities.
+        # Drawing among clients keeps the frequencies of the configured capacities.
         return fixed[generator(self.seed, round=round, purpose="capacities").integers(len(fixed), size=len(fixed))]
 
 
 class Method(ABC):
-    """A federated algorithm: what participants train, and what the server makes of it."""
+    """A federated algorithm: what participants train, and how the server aggregates it."""
 
     aggregates: type[Aggregator] = Aggregator
-    """The kind of aggregator that collects the updates."""
+    """Class of the aggregator."""
     ranks: NDArray[np.int64] | None = None
-    """int64 [clients], LoRA rank of every client where ranks are averaged by themselves; see `Averaging`."""
+    """int64 [clients], LoRA ranks, where each rank is averaged over the clients that have it."""
     writes_base = False
-    """Whether the frozen weights change, so that participants must be sent the change."""
+    """Whether the method changes the frozen weights, which participants must then download."""
     caution: str | None = None
-    """What a user should know before the first round, if anything."""
+    """A warning to the user before the first round."""
     order_matters: str | None = None
-    """Why `execution.deterministic` cannot keep the order of updates from changing the last bits, if so."""
+    """Why the method cannot be made independent of the order of updates; None where it can."""
 
     def __init__(self, federation: Federation) -> None:
-        """Raises InputError when the method cannot work with this federation."""
+        """Raise InputError when the method cannot work with this federation."""
         self.federation = federation
         if federation.deterministic and self.order_matters is not None:
             raise InputError(
@@ -92,69 +90,69 @@ class Method(ABC):
 
     @property
     def averaging(self) -> Averaging:
-        """How the method's aggregator sums."""
+        """How the method's aggregator averages."""
         federation = self.federation
         return Averaging(federation.config.weighting, federation.deterministic, federation.layout, self.ranks)
 
     @abstractmethod
     def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:
-        """What each participant holds and trains in `round`; one that holds nothing sits the round out."""
+        """Decide what each participant holds and trains in `round`; one without blocks sits the round out."""
 
     def initial_state(self, state: GlobalState, base: Callable[[], tuple[Tensor, ...]]) -> GlobalState:
-        """The state before the first round.
+        """Make the global state before the first round.
 
         Args:
-            state: the global adapters and the classifier, as a plain federation starts with them.
-            base: gives the frozen weights of the adapter targets, for methods that write into them.
+            state: the usual one.
+            base: gives the frozen weights of the adapter targets, for methods that change them.
         """
         return state
 
     def aggregator(self, previous: GlobalState, round: int) -> Aggregator:
-        """What collects the updates of `round`, which began with `previous`."""
+        """Make the aggregator of `round`, which starts from `previous`."""
         return self.aggregates(previous, self.averaging)
 
     def receive(self, updates: ClientUpdates) -> None:  # noqa: B027 (most methods keep nothing)
-        """See the updates of a few clients before they are aggregated: to keep something of them, or to cut them.
+        """Read or change the updates of a few clients before they are aggregated.
 
-        Nothing is to be learnt from those that `ClientUpdates.good` excludes.
+        Bad updates (not `ClientUpdates.good`) must be left out.
         """
 
     def synchronize(self, processes: Processes) -> None:  # noqa: B027 (most methods keep nothing)
-        """After the last update of a round: share with all processes what `receive` kept of this one's participants."""
+        """Share what `receive` has kept with all processes, after the last update of a round."""
 
     def aggregate(self, aggregator: Aggregator, previous: GlobalState, round: int) -> GlobalState:
-        """The new global state from all updates of a round that began with `previous`."""
+        """Make the new global state of a round that started from `previous`; `aggregator` has all its updates."""
         return aggregator.result()
 
     def after_round(self, state: GlobalState, round: int) -> None:  # noqa: B027 (most methods learn nothing of it)
-        """See the state that the server made of what `aggregate` gave, and will hand out after `round`."""
+        """Read the global state after the server optimizer's step."""
 
     def evaluated_model(self) -> EvaluatedModel:
-        """Which part of the global state predicts; all blocks, unless a method's model is shallower."""
+        """The blocks and exits that predict; by default all blocks."""
         return EvaluatedModel(np.arange(self.federation.depth))
 
     def personal_states(self, state: GlobalState) -> Mapping[int, Iterable[GlobalState]] | None:
-        """Per domain that has clients, their models, where these and not the global one are what a method makes."""
+        """The models of each domain's clients, by domain; None where the global model is evaluated."""
         return None
 
     def uploaded_factors(self, assignment: Assignment) -> Factor:
-        """Which LoRA factors clients send to the server."""
+        """The LoRA factors that participants send to the server."""
         return assignment.factors
 
     def downloaded_factors(self) -> Factor:
-        """Which LoRA factors the server sends to the participants of a round."""
+        """The LoRA factors that the server sends to participants."""
         return "both"
 
     def tensors(self) -> dict[str, Tensor]:
-        """What the method remembers from round to round besides the global state, for a checkpoint."""
+        """The method's own state, for a checkpoint."""
         return {}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:  # noqa: B027 (most methods keep nothing)
-        """Take back what `tensors` gave."""
+        """Load the method's own state from a checkpoint."""
 
 
 class OwnAllocation(Method):
-    """Base of methods that allocate blocks in their own way, to clients of one rank."""
+    """Base of methods with an allocation of their own, for clients of one rank."""
 
     def __init__(self, federation: Federation) -> None:
         super().__init__(federation)
@@ -171,7 +169,10 @@ class OwnAllocation(Method):
 
 
 def check_full_depth(asked: str, federation: Federation, *, always: bool = False) -> None:
-    """Raises InputError when no client can hold all blocks, unless the method may (not `always`) ignore capacities."""
+    """Raise InputError when no client can hold all blocks.
+
+    `method.ignore_capacities` lifts the check, unless `always`.
+    """
     deepest = int(federation.clients.capacities.max())
     if deepest < federation.depth and (always or not federation.config.ignore_capacities):
         raise InputError(
@@ -181,31 +182,30 @@ def check_full_depth(asked: str, federation: Federation, *, always: bool = False
 
 
 def check_classifier(federation: Federation, method: str) -> None:
-    """Raises InputError when `method`, which looks at the logits of classes, is to train a causal language model."""
+    """Raise InputError when `method`, which needs the logits of classes, is to train a causal language model."""
     if not federation.trains_classifier:
         raise InputError(f"method.name: found {method} with a causal language model, expected a classifier")
 
 
 METHODS: dict[str, type[Method]] = {}
-"""The methods by name; `registry` brings in those of the package."""
+"""The methods by name; importing `registry` fills in the package's own."""
 
 _Method = TypeVar("_Method", bound=type[Method])
 
 
 def register_method(name: str, options: type | None = None) -> Callable[[_Method], _Method]:
-    """Decorator of a method's class: `method.name` may be `name` from now on.
+    """Decorate a method's class, to make it `method.name` `name` of configurations.
 
-    `options` is a dataclass made of `fedra_engine.config.options.option`: its fields become `method.<name>.<field>` in
-    configurations and on the command line, and `Method.options` gives them to the method.
+    The fields of the dataclass `options`, each a `fedra_engine.config.options.option`, become the settings
+    `method.<name>.<field>`, which the method reads from `Method.options`.
 
     Raises:
         InputError: there is a method of that name.
     """
-
     put = registering(METHODS, "method.name", name)
 
     def register(method: _Method) -> _Method:
-        # The configuration has those of the package, without loading any.
+        # The configuration knows the package's own options without importing the methods.
         if not method.__module__.startswith("fedra_engine."):
             register_method_options(name, options)
         return put(method)

@@ -1,4 +1,4 @@
-"""What heterogeneous methods are compared with: one depth for all (FedRA, §4), or only clients of full depth.
+"""Baselines: one depth for all clients (AllLarge and AllSmall; FedRA, §4), or only clients of full depth.
 
 ExclusiveFL, with only the clients that can hold the whole model, is a baseline of InclusiveFL (arXiv 2202.08036).
 """
@@ -16,7 +16,7 @@ from fedra_engine.models.state import EvaluatedModel
 
 @register_method("alllarge")
 class AllLarge(OwnAllocation):
-    """Every client trains all blocks, whatever its capacity: the upper bound."""
+    """Every client trains all blocks, whatever its capacity."""
 
     def __init__(self, federation: Federation) -> None:
         super().__init__(federation)
@@ -28,7 +28,7 @@ class AllLarge(OwnAllocation):
 
 @register_method("allsmall")
 class AllSmall(OwnAllocation):
-    """Every client trains the first min(capacity) blocks, and the global model is that deep."""
+    """Every client trains as many first blocks as the smallest client holds; the global model has only these."""
 
     def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:
         depths = np.full(len(participants), self._depth())

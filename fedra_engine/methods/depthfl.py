@@ -1,11 +1,11 @@
-"""DepthFL (Kim et al., ICLR 2023): a classifier after every few blocks, which teach one another.
+"""DepthFL (Kim et al., ICLR 2023): early exits with mutual distillation.
 
-A client holds the blocks up to the deepest exit that its capacity reaches and trains all exits on the way. Its loss is
+A client holds the blocks up to the deepest exit within its capacity and trains the classifiers of all its m exits. Its
+loss is
     Σ_i CE_i + w(r) / (m − 1) Σ_i Σ_{j ≠ i} KL(p_j ‖ p_i),
-over its m exits, p_j being the teacher without gradient; w(r) = exp(−5 (1 − min(r, R) / R)²) rises over the first R
-rounds r (R = 300 in the authors' code, 500 in FedRA's comparison). Every block and every exit's classifier is
-averaged over the clients that hold it. The global model goes up to the deepest exit that some client reaches and
-predicts by the mean of its exits' logits.
+where no gradient flows into the teacher p_j, and w(r) = exp(−5 (1 − min(r, R) / R)²) rises over the first R rounds r
+(R = 300 in the authors' code, 500 in FedRA's comparison). Every block and every classifier is averaged over the clients
+that hold it. The global model ends at the deepest exit of any client and averages the logits of its exits.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class DepthFL(OwnAllocation):
                 f"method.depthfl.exit_every: found {every} with clients that hold at most {deepest} blocks, expected "
                 "an exit that one of them reaches"
             )
-        # Nobody would train the exits beyond.
+        # No client trains deeper exits.
         self._depth = deepest // every * every
         self._exits = tuple(range(every - 1, self._depth, every))
 

@@ -1,15 +1,14 @@
-"""Fed-HeLLo (Zhang et al., 2025; arXiv 2506.12213): the whole model for everybody, some blocks trainable.
+"""Fed-HeLLo (Zhang et al., 2025; arXiv 2506.12213): every client runs the whole model and trains some of its blocks.
 
-Every client runs all blocks and trains the adapters of as many as its capacity, chosen by `method.fedhello.selection`:
+A client trains the adapters of `capacity` blocks, chosen by `method.fedhello.selection`:
 - `first`, `last`, `bottleneck`, `spread`: a fixed pattern (geometrically defined allocation);
 - `random`: drawn every round with equal chances;
-- `fisher` (FIM-HLA): drawn every round with chances in proportion to 1, 2 and 3 for the blocks of low, middle and high
-  Fisher information, three clusters of the blocks' scores by k-means. A block's score is the sum over its factors of
+- `fisher` (FIM-HLA): drawn every round with chances in the ratio 1 : 2 : 3 for blocks of low, middle and high Fisher
+  information. The three are k-means clusters of the blocks' scores. A block's score is the sum over its factors of
   ‖mean_s g_s²‖_F, g_s being the gradient of sample s's true-class logit (authors' code, github.com/TNI-playground/
-  Fed_HeLLo; its cluster labels are in arbitrary order, here they follow the scores). Measured every
-  `fisher_every` rounds on `fisher_samples` training samples, of the state that is handed out next; until then, chances
-  are equal.
-A block's adapters become the mean over the clients that trained it.
+  Fed_HeLLo; its cluster labels are in arbitrary order, here they follow the scores). Every `fisher_every` rounds it is
+  measured on `fisher_samples` training samples and the new global state; until then, chances are equal.
+Each block's adapters are averaged over the clients that trained them.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from fedra_engine.runtime.randomness import generator
 
 @register_method("fedhello")
 class FedHello(OwnAllocation):
-    """All blocks held, some of them trained."""
+    """Participants hold all blocks and train `capacity` of them."""
 
     def __init__(self, federation: Federation) -> None:
         super().__init__(federation)
@@ -45,7 +44,7 @@ class FedHello(OwnAllocation):
     def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:
         capacities = self.federation.capacities(round)
         if self._options.selection in ("random", "fisher"):
-            # Rows are drawn for all clients, so a client's row does not depend on who else takes part.
+            # Drawn for all clients, so that a client's blocks do not depend on the other participants.
             rng = generator(self.federation.seed, round=round, purpose="allocation")
             trained = weighted_allocation(capacities, self._chances, rng)[participants]
         else:
@@ -76,14 +75,14 @@ class FedHello(OwnAllocation):
 def weighted_allocation(
     capacities: NDArray[np.int64], chances: NDArray[np.float64], rng: np.random.Generator
 ) -> Allocation:
-    """Each client draws as many distinct blocks as its capacity, one after another with these `chances` [blocks]."""
-    # The smallest of exponential clocks at the rates p are draws without replacement in proportion to p.
+    """Each client draws `capacity` blocks without replacement, with the `chances` [blocks]."""
+    # The order of exponential variables of rates p is that of draws without replacement in proportion to p.
     clocks = rng.exponential(size=(len(capacities), len(chances))) / chances
     return clocks.argsort(axis=1).argsort(axis=1) < capacities[:, None]
 
 
 def pattern(selection: str, count: int, depth: int) -> NDArray[np.bool_]:
-    """bool [depth], a fixed choice of `count` blocks."""
+    """The `count` blocks of a fixed `selection`, bool [depth]."""
     blocks = {
         "first": np.arange(count),
         "last": np.arange(depth - count, depth),
@@ -94,7 +93,7 @@ def pattern(selection: str, count: int, depth: int) -> NDArray[np.bool_]:
 
 
 def chances(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The chance of each block, from 1 : 2 : 3 for clusters of low, middle and high `scores` [blocks]."""
+    """The chance of each block, in the ratio 1 : 2 : 3 for clusters of low, middle and high `scores` [blocks]."""
     clusters = min(3, len(np.unique(scores)))
     means = KMeans(clusters, n_init=10, random_state=0).fit(scores[:, None])
     order = np.argsort(np.argsort(means.cluster_centers_[:, 0]))

@@ -1,9 +1,9 @@
 """FedRA (Su, Li, Xue; ECCV 2024; arXiv 2311.11227): a random allocation matrix every round.
 
-Client i draws a set S_i of capacity_i distinct blocks, uniformly. It trains the sub-model of these blocks in
-ascending order. Block l's adapter becomes the mean over {i : l ∈ S_i}; a block that nobody drew keeps its own.
+Client i draws a uniform set S_i of capacity_i blocks, and trains the sub-model of these blocks in ascending order. The
+adapters of block l are averaged over {i : l ∈ S_i}; a block that nobody drew keeps its own.
 
-Methods built on it leave open, too, who holds which block: `method.allocation` names the allocator that decides.
+Here and in the methods built on FedRA, `method.allocation` may name another allocator.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from fedra_engine.config.options import registering
 from fedra_engine.federation.allocation import (
-    Allocation,
     ReferenceAllocation,
     prefix_allocation,
     repair_coverage,
@@ -32,14 +31,14 @@ Allocator = Callable[
 ]
 """`allocator(round, capacities, participants, depth, rng, federation)` gives bool [participants, blocks].
 
-`capacities` [clients] are those of all clients, `participants` the ascending indices of some of them, `depth` is the
-number of blocks, `rng` draws for this round, and `federation` is what the server knows.
+`capacities` [clients] are those of all clients, `participants` ascending client indices, `depth` is the number of
+blocks, and `rng` is the generator of this round.
 """
 
 _reference = lru_cache(maxsize=4)(ReferenceAllocation)
 
 ALLOCATORS: dict[str, Allocator] = {
-    # Rows are drawn for all clients, so that a client's row does not depend on who else takes part.
+    # Drawn for all clients, so that a client's blocks do not depend on the other participants.
     "uniform": lambda round, capacities, participants, depth, rng, federation: uniform_allocation(
         capacities, depth, rng
     )[participants],
@@ -57,11 +56,11 @@ ALLOCATORS: dict[str, Allocator] = {
         (len(participants), depth), dtype=np.bool_
     ),
 }
-"""What `method.allocation` may be."""
+"""The allocators by name."""
 
 
 def register_allocator(name: str) -> Callable[[Allocator], Allocator]:
-    """Decorator of an `Allocator`: `method.allocation` may be `name` from now on.
+    """Decorate an `Allocator`, to make it `method.allocation` `name` of configurations.
 
     Raises:
         InputError: there is an allocator of that name.
@@ -71,7 +70,7 @@ def register_allocator(name: str) -> Callable[[Allocator], Allocator]:
 
 @register_method("fedra")
 class FedRA(Method):
-    """An allocator says who holds which block, `uniform` by default; each block becomes the mean over its holders."""
+    """Blocks by an allocator, by default `uniform`; each block is averaged over its holders."""
 
     def __init__(self, federation: Federation) -> None:
         super().__init__(federation)
@@ -89,11 +88,6 @@ class FedRA(Method):
             check_full_depth("method.allocation full", federation)
 
     def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:
-        held = self.allocate(participants, round)
-        return Assignment(held, ranks=None if self.ranks is None else self.ranks[participants])
-
-    def allocate(self, participants: NDArray[np.int64], round: int) -> Allocation:
-        """bool [participants, blocks], who holds which block in `round`."""
         federation, shape = self.federation, (len(participants), self.federation.depth)
         rng = generator(federation.seed, round=round, purpose="allocation")
         capacities, allocator = federation.capacities(round), ALLOCATORS[self._allocation]
@@ -103,4 +97,4 @@ class FedRA(Method):
                 f"method.allocation: found {held.dtype} {list(held.shape)} from {self._allocation}, expected bool "
                 f"{list(shape)} [participants, blocks]"
             )
-        return held
+        return Assignment(held, ranks=None if self.ranks is None else self.ranks[participants])

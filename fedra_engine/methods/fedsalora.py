@@ -1,8 +1,8 @@
 """FedSA-LoRA (Guo et al., ICLR 2025; arXiv 2410.01463): A is shared, B stays with its client.
 
-Clients train both factors. The server averages A over the clients that trained the block; B never leaves its client
-and comes back when the client is sampled again. What is evaluated is each client's own model, on its domain's test
-set; a client that never took part has the shared A and B as it started, zero, and so has a domain without clients.
+Clients train both factors. The server averages A over the clients that trained the block; every client keeps its own B.
+Each client's own model is evaluated on its domain's test set; a client that never took part, or a domain without
+clients, is evaluated with the shared A and the initial B, zero.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from fedra_engine.runtime.processes import Processes
 
 @register_method("fedsalora")
 class FedSALora(FedRA):
-    """Averages A; keeps each client's B on the host, in memory that grows with the clients that ever took part."""
+    """Averages A and keeps each client's B, in host memory that grows with the clients that have taken part."""
 
     def __init__(self, federation: Federation) -> None:
         super().__init__(federation)
         self._columns = federation.layout.columns("B")
         self._kept: defaultdict[int, dict[int, Tensor]] = defaultdict(dict)
-        """B of each client, by block."""
+        """Each client's B by block."""
         self._new: dict[int, dict[int, Tensor]] = {}
-        """What came to it since the last synchronization."""
+        """The entries of `_kept` that this process has received since the last synchronization."""
 
     def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:
         return replace(super().assign(participants, round), hand_out=self._hand_out)
@@ -47,7 +47,7 @@ class FedSALora(FedRA):
             self._kept[client] |= self._new[client]
 
     def synchronize(self, processes: Processes) -> None:
-        # A client may next be trained by another process.
+        # Another process may train the client next.
         for new in processes.all_gather_object(self._new):
             for client, rows in new.items():
                 self._kept[client] |= rows
@@ -87,12 +87,12 @@ class FedSALora(FedRA):
                 slots[row, self._columns] = kept[block].to(slots)
 
     def _own_state(self, client: int, state: GlobalState) -> GlobalState:
-        """The model of `client`: the global state with what it kept."""
+        """The model of `client`: the global state with its own B."""
         adapters = state.adapters.clone()
         self._hand_out(client, np.arange(self.federation.depth), adapters)
         return replace(state, adapters=adapters)
 
 
 def _rows(blocks: NDArray[np.int64], values: Tensor) -> dict[int, Tensor]:
-    """Each block's row of `values`, in memory of its own: a view would keep that of all."""
+    """Each block's row of `values`, copied: a view would keep all of `values` in memory."""
     return {block: row.clone() for block, row in zip(blocks.tolist(), values, strict=True)}

@@ -1,15 +1,14 @@
 """HetLoRA (Cho et al., EMNLP 2024; arXiv 2401.06432): clients of different ranks.
 
-Client k of rank r_k is handed the first r_k rows of A and columns of B (truncation). Updates are padded with zeros to
+Client k of rank r_k downloads the first r_k rows of A and columns of B (truncation). Updates are padded with zeros to
 the largest rank among them, and every module is averaged with the weights ‖B_k A_k‖_F / Σ_j ‖B_j A_j‖_F
-(sparsity-weighted aggregation). The ranks beyond keep their values: a block that few clients hold often lacks those of
-high rank, and factors that are zero in both A and B have no gradient and stay so for ever.
+(sparsity-weighted aggregation), times the clients' samples with `method.weighting samples`. Ranks beyond the largest
+keep their values: set to zero in both A and B, they would have no gradient and could never be trained again.
 
-Rank self-pruning: the local loss has the extra term λ Σ over modules ‖B_k[:, ⌊γ r_k⌋:]‖ ‖A_k[⌊γ r_k⌋:, :]‖. If
-the sum is smaller after local training than before, client k drops these ranks: r_k ← ⌊γ r_k⌋, for ever. One scale for
-all ranks, since factors scaled differently could not be averaged. γ = 0.99 and λ = 0.01 are those of public
-re-implementations; so is one rank per client for all its modules. With `method.weighting samples` a client's norms also
-count by its samples.
+Rank self-pruning: the local loss has the extra term λ Σ over modules ‖B_k[:, ⌊γ r_k⌋:]‖ ‖A_k[⌊γ r_k⌋:, :]‖. If local
+training makes the sum smaller, client k drops these ranks for good: r_k ← ⌊γ r_k⌋. All ranks have one scale, since
+factors of different scales could not be averaged. γ = 0.99, λ = 0.01 and one rank per client for all its modules are
+those of public re-implementations.
 """
 
 from __future__ import annotations
@@ -35,11 +34,10 @@ from fedra_kernels import to_device
 
 
 class NormWeightedAggregator(Aggregator):
-    """Means of A and B with the weights w_i ‖B_i A_i‖ / Σ w_j ‖B_j A_j‖, target by target; heads as in `Aggregator`.
+    """Averages A and B of each target with the weights w_i ‖B_i A_i‖ / Σ w_j ‖B_j A_j‖; heads as in `Aggregator`.
 
-    w_i is the weight of the client, as in `Aggregator`. A rank that a client lacks counts as zeros.
-
-    Ranks that none of a block's clients has keep their values, and so does a target whose products are all zero.
+    w_i is client i's weight in `Aggregator`. Ranks that a client lacks count as zeros; ranks that all clients of a
+    block lack keep their values, and so does a target whose products are all zero.
     """
 
     def __init__(self, previous: GlobalState, averaging: Averaging) -> None:
@@ -67,7 +65,7 @@ class NormWeightedAggregator(Aggregator):
         return replace(super().result(), adapters=adapters)
 
     def _per_column(self, per_target: Tensor) -> Tensor:
-        """[slots, targets] spread to the columns of each target's factors, [slots, slot size]."""
+        """Expand [slots, targets] to the columns of each target's factors, [slots, slot size]."""
         spread = per_target.new_empty(len(per_target), self.layout.size)
         for target in range(len(self.layout.targets)):
             self.layout.lora_a(spread, target).copy_(per_target[:, target, None, None])
@@ -77,7 +75,7 @@ class NormWeightedAggregator(Aggregator):
 
 @register_method("hetlora")
 class HetLoRA(FedRA):
-    """Truncation, zero-padding, norm-weighted means, and clients that prune their own rank."""
+    """Norm-weighted means of clients of different ranks, which prune their own rank."""
 
     aggregates = NormWeightedAggregator
     ranks: NDArray[np.int64]
@@ -115,7 +113,7 @@ class HetLoRA(FedRA):
                 updates.adapters[mine] = update.adapters
 
     def synchronize(self, processes: Processes) -> None:
-        # A rank only ever falls, and a client is trained by one process, so the smallest is the new one.
+        # Ranks only fall, and one process trains a client, so the smallest rank is the new one.
         self.ranks = np.minimum.reduce(processes.all_gather_object(self.ranks))
 
     def tensors(self) -> dict[str, Tensor]:
@@ -135,7 +133,7 @@ class HetLoRA(FedRA):
 
 @dataclass(frozen=True)
 class RankPenalty(LocalTerm):
-    """λ Σ ‖B_tail‖ ‖A_tail‖ over all adapters, the tail being a client's ranks beyond its `keep_ratio` γ of them."""
+    """λ Σ ‖B_tail‖ ‖A_tail‖ over a client's adapters; the tail is the ranks from ⌊γ r⌋ on, γ = `keep_ratio`."""
 
     keep_ratio: float
     weight: float
@@ -145,7 +143,7 @@ class RankPenalty(LocalTerm):
         tail, change = tail_mask(clients.ranks, self.keep_ratio, layout.rank), torch.zeros_like(slots)
         for target in range(len(layout.targets)):
             norm_a, norm_b = tail_norms(slots, layout, target, tail)
-            # A norm is not differentiable at zero; zero is the subgradient that autograd takes, too.
+            # At zero, where a norm is not differentiable, autograd too takes the subgradient zero.
             per_a = torch.where(norm_a > 0, norm_b / norm_a, torch.zeros_like(norm_a))[:, None, None]
             per_b = torch.where(norm_b > 0, norm_a / norm_b, torch.zeros_like(norm_b))[:, None, None]
             layout.lora_a(change, target).copy_(self.weight * per_a * layout.lora_a(slots, target) * tail[:, :, None])
@@ -159,20 +157,20 @@ class RankPenalty(LocalTerm):
 
 
 def tail_mask(ranks: Tensor, keep_ratio: float, rank: int) -> Tensor:
-    """bool [slots, rank]: of slots of clients of ranks r [slots], those from max(1, ⌊keep_ratio · r⌋) up to r."""
+    """bool [slots, rank], the positions from max(1, ⌊keep_ratio · r⌋) up to r, for r in `ranks` [slots]."""
     position = torch.arange(rank, device=ranks.device)
     return (position >= (ranks.double() * keep_ratio).floor().clamp(min=1)[:, None]) & (position < ranks[:, None])
 
 
 def tail_norms(slots: Tensor, layout: AdapterLayout, target: int, tail: Tensor) -> tuple[Tensor, Tensor]:
-    """Frobenius norms [slots] of the `tail` [slots, rank] rows of A and columns of B of one target."""
+    """Frobenius norms [slots] of the `tail` [slots, rank] rows of a target's A, and columns of its B."""
     a = layout.lora_a(slots, target) * tail[:, :, None]
     b = layout.lora_b(slots, target) * tail[:, None, :]
     return a.flatten(1).norm(dim=1), b.flatten(1).norm(dim=1)
 
 
 def product_norms(slots: Tensor, layout: AdapterLayout) -> Tensor:
-    """‖B·A‖ (Frobenius) of each target, [slots, targets], without forming the products."""
+    """‖B·A‖_F of each target, [slots, targets], without forming the products."""
     norms = []
     for target in range(len(layout.targets)):
         a, b = layout.lora_a(slots, target), layout.lora_b(slots, target)

@@ -1,16 +1,15 @@
 """InclusiveFL (Liu et al., KDD 2022; arXiv 2202.08036): prefixes of the model, and momentum distillation.
 
-A client holds the first blocks, as many as it can. Clients of equal depth form a group; G_1 < … < G_n are the depths.
-With Δ_i,l the mean change of block l in group i, block l becomes its old value plus the mean of Δ_i,l over the groups
-that hold it, each group weighted by its clients (heterogeneous aggregation).
+A client holds the first `capacity` blocks. Clients of equal depth form a group; G_1 < … < G_n are the depths. With
+Δ_i,l the mean change of block l in group i, the mean of Δ_i,l over the groups that hold block l, weighted by their
+clients, is added to the block (heterogeneous aggregation).
 
-Momentum distillation (the paper's momentum knowledge distillation; β = 0.2 and the blocks that count are those of the
-authors' code, github.com/Rachelxuan11/InclusiveFL, whose loop however keeps the last of these blocks instead of their
-mean): what the next deeper group learnt in its further blocks is passed to the last block of the shallower one,
+Momentum distillation passes what a group learnt in its further blocks to the last block of the next shallower group:
     m_i = mean of Δ_{i+1,l} of the round before over l = G_i … G_{i+1} (counted from 1),
     Δ_i,G_i ← β m_i + (1 − β) Δ_i,G_i,
-once the deeper group has taken part. FedRA's published comparison ran InclusiveFL without this step: that is
-`method.inclusivefl.momentum 0`.
+once the deeper group has taken part. β = 0.2 and the range of l are those of the authors' code,
+github.com/Rachelxuan11/InclusiveFL, which however takes the last of these blocks instead of their mean. FedRA's
+published comparison ran InclusiveFL without this step: `method.inclusivefl.momentum 0`.
 """
 
 from __future__ import annotations
@@ -33,13 +32,13 @@ from fedra_engine.models.state import GlobalState
 
 @register_method("inclusivefl")
 class InclusiveFL(OwnAllocation):
-    """Prefix allocation; deeper groups teach the last block of shallower ones."""
+    """Prefix allocation with momentum distillation from deeper to shallower groups."""
 
     def __init__(self, federation: Federation) -> None:
         super().__init__(federation)
         self._depths = np.unique(federation.clients.capacities)
         self._momentum: Tensor | None = None
-        """[groups, slot size], m_i of the round before; NaN for a group whose next deeper one has not taken part."""
+        """[groups, slot size], m_i; NaN until group i + 1 has taken part."""
 
     def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:
         return Assignment(prefix_allocation(self.federation.capacities(round)[participants], self.federation.depth))
@@ -65,7 +64,7 @@ class InclusiveFL(OwnAllocation):
         self._momentum = tensors.get("momentum")
 
     def _distill(self, changes: Tensor) -> Tensor:
-        """`changes` [groups, blocks, slot size] with every group's last block drawn to its momentum."""
+        """Mix the momentum into the last block of each group; `changes` are [groups, blocks, slot size]."""
         beta, distilled = self.options.momentum, changes.clone()
         if self._momentum is not None:
             for group, depth in enumerate(self._depths):
@@ -75,7 +74,7 @@ class InclusiveFL(OwnAllocation):
         return distilled
 
     def _remember(self, changes: Tensor, weights: Tensor) -> None:
-        """Keep what each group's next deeper one learnt, for the next round; older where it did not take part."""
+        """Update m_i of every group whose next deeper group took part in this round."""
         momentum = torch.full_like(changes[:, 0], torch.nan) if self._momentum is None else self._momentum.to(changes)
         for group, (depth, deeper) in enumerate(zip(self._depths[:-1], self._depths[1:], strict=True)):
             if weights[group + 1, 0] > 0:
@@ -84,10 +83,10 @@ class InclusiveFL(OwnAllocation):
 
 
 class GroupedAggregator(Aggregator):
-    """Also sums the adapters of each group of clients by itself; memory is one global state per group."""
+    """Also sums each group's adapters separately, in the memory of one global state per group."""
 
     def __init__(self, previous: GlobalState, averaging: Averaging, group_of: NDArray[np.int64], groups: int) -> None:
-        """`group_of` [clients] gives the group, below `groups`, of every client."""
+        """`group_of` int64 [clients] is every client's group, of `groups`."""
         super().__init__(previous, averaging)
         self._group_of = group_of
         self._groups = groups
@@ -102,8 +101,10 @@ class GroupedAggregator(Aggregator):
         return [*super().sums(), *self._by_group.sums()]
 
     def group_changes(self) -> tuple[Tensor, Tensor]:
-        """How each group's mean differs from the previous state, [groups, blocks, slot size], and the groups' weights
-        [groups, blocks]; both zero where nobody in the group trained the block."""
+        """Mean change of each group's blocks [groups, blocks, slot size], and its weight [groups, blocks].
+
+        Both are zero for a block that nobody in the group trained.
+        """
         previous = self.previous.adapters.repeat(self._groups, 1)
         changes = self._by_group.mean(previous) - previous
         shape = (self._groups, len(self.previous.adapters))

@@ -1,12 +1,11 @@
-"""LoRA-FAIR (Bian et al., ICCV 2025; arXiv 2411.14961): the mean of B, corrected on the server.
+"""LoRA-FAIR (Bian et al., ICCV 2025; arXiv 2411.14961): a server-side correction of the mean of B.
 
-With Ā = Σ p_i A_i, B̄ = Σ p_i B_i and ΔW = Σ p_i B_i A_i, the server looks for the correction ΔB that minimises
-    1 − cos(ΔW, (B̄ + ΔB) Ā) + λ ‖ΔB‖²   (eq. 8, λ = 0.01),
-by gradient descent from ΔB = 0, for every weight by itself, and hands out Ā and B̄ + ΔB. The paper calls the first
-term a discrepancy measured by cosine similarity; that the norm is squared is so in public re-implementations, the paper
-leaves it open. The cosine does not know the length of B̄ but its gradient does: a fixed rate makes the descent diverge
-while B is small. So rates are in units of 1 / (tr(Ā Āᵀ) / ‖B̄ Ā‖² + 2 λ), the inverse of the curvature, at which it
-is stable; with the default rate and number of steps the objective no longer changes.
+With Ā = Σ p_i A_i, B̄ = Σ p_i B_i and ΔW = Σ p_i B_i A_i of a weight, the server minimises
+    1 − cos(ΔW, (B̄ + ΔB) Ā) + λ ‖ΔB‖²   (eq. 8, λ = 0.01)
+by gradient descent from ΔB = 0, and hands out Ā and B̄ + ΔB. The paper does not say that the norm is squared; public
+re-implementations square it. The gradient of the cosine grows as B̄ shrinks, and a fixed learning rate diverges while B
+is small. So rates are in units of 1 / (tr(Ā Āᵀ) / ‖B̄ Ā‖² + 2 λ), the inverse of the curvature, which are stable; with
+the default rate and number of steps the objective converges.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from fedra_engine.models.state import GlobalState
 
 @register_method("lorafair")
 class LoRAFair(ProductMethod):
-    """Averages A and B and corrects B towards the mean product."""
+    """Averages A and B, and corrects B towards the mean product."""
 
     def aggregate(self, aggregator: Aggregator, previous: GlobalState, round: int) -> GlobalState:
         assert isinstance(aggregator, ProductAggregator)
@@ -30,7 +29,7 @@ class LoRAFair(ProductMethod):
         mean = aggregator.result()
         held = torch.nonzero(aggregator.held_blocks())[:, 0]
         products = [product[held] for product in aggregator.mean_products()]
-        # Ranks that nobody trained keep their values; they are no part of what the others are corrected towards.
+        # Ranks that nobody trained keep their values and have no part in the mean product.
         trained = aggregator.trained()[held]
         slots = mean.adapters[held].to(products[0]) * trained
         problems = [
@@ -38,7 +37,7 @@ class LoRAFair(ProductMethod):
             for target, product in enumerate(products)
         ]
         bases, *parts = zip(*problems, strict=True)
-        # All weights have problems of one shape, whatever their own.
+        # The reduced problems of all targets have one shape.
         solved = descend(*map(torch.stack, parts), weight=options.weight, steps=options.steps, lr=options.lr)
         for target, (basis, z) in enumerate(zip(bases, solved, strict=True)):
             layout.lora_b(slots, target).copy_(basis @ z)
@@ -47,10 +46,13 @@ class LoRAFair(ProductMethod):
 
 
 def coordinates(product: Tensor, b: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The objective for one weight of every block in few numbers, of ΔW, B̄ [blocks, out, rank] and Ā.
+    """Reduce the objective of one target to small matrices.
 
     The gradient with respect to P = B̄ + ΔB is a combination of P Ā Āᵀ, C = ΔW Āᵀ and P − B̄. So P stays in the span of
-    the columns of B̄ and C: P = [B̄ C] Z with Z [2 · rank, rank], and nothing as large as the weight is touched.
+    the columns of B̄ and C: P = [B̄ C] Z with Z [2 · rank, rank], whatever the size of the weight.
+
+    Args:
+        product, b, a: ΔW [blocks, out, in], B̄ [blocks, out, rank] and Ā [blocks, rank, in].
 
     Returns:
         [B̄ C] [blocks, out, 2 · rank], [B̄ C]ᵀ [B̄ C], Ā Āᵀ, and ‖ΔW‖_F [blocks].
@@ -60,13 +62,13 @@ def coordinates(product: Tensor, b: Tensor, a: Tensor) -> tuple[Tensor, Tensor, 
 
 
 def descend(gram_basis: Tensor, gram_a: Tensor, norm: Tensor, *, weight: float, steps: int, lr: float) -> Tensor:
-    """Coordinates Z [..., 2 · rank, rank] after `steps` of gradient descent from ΔB = 0.
+    """Minimise the objective by gradient descent from ΔB = 0. Returns Z [..., 2 · rank, rank].
 
     Args:
-        gram_basis, gram_a, norm: the last three that `coordinates` gives.
+        gram_basis, gram_a, norm: the last three results of `coordinates`.
         weight: λ.
-        steps: gradient steps.
-        lr: their size, in units of 1 / (tr(Ā Āᵀ) / ‖B̄ Ā‖² + 2 λ).
+        steps: number of steps.
+        lr: learning rate, in units of 1 / (tr(Ā Āᵀ) / ‖B̄ Ā‖² + 2 λ).
     """
     rank = gram_a.shape[-1]
     identity = torch.eye(2 * rank, dtype=norm.dtype, device=norm.device)
@@ -80,7 +82,7 @@ def descend(gram_basis: Tensor, gram_a: Tensor, norm: Tensor, *, weight: float, 
         # ‖P Ā‖² and ⟨ΔW, P Ā⟩.
         square = ((gram_basis @ z) * turned).sum((-2, -1)).clamp(min=0)
         inner = (gram_basis[..., rank:] * z).sum((-2, -1))
-        # Without a product there is no direction to turn to.
+        # The cosine of a zero product is not defined.
         defined = (square > 0) & (norm > 0)
         scale = torch.where(defined, 1 / (norm * square.sqrt()), 0)
         along = torch.where(defined, inner * scale / square, 0)

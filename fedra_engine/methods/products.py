@@ -1,17 +1,17 @@
 """Methods that average the adapters' products B·A: mean(B_i A_i) ≠ mean(B_i) mean(A_i).
 
-FlexLoRA (Bai et al., NeurIPS 2024; arXiv 2402.11505): average the products, then decompose. The mean product
-Σ p_i B_i A_i = U S Vᵀ of each weight is decomposed by SVD. The new factors are its best approximation of the adapters'
-rank, B = U_r S_r and A = V_rᵀ; a client of smaller rank is handed out the leading singular directions only.
+FlexLoRA (Bai et al., NeurIPS 2024; arXiv 2402.11505): the mean product Σ p_i B_i A_i = U S Vᵀ of each weight is
+decomposed by SVD. The new factors are its best approximation of the adapters' rank, B = U_r S_r and A = V_rᵀ; clients
+of smaller rank get the leading singular directions.
 
-FLoRA (Wang et al., NeurIPS 2024; arXiv 2409.05976): stacking instead of averaging. The server stacks the clients'
-factors: [B_1 … B_n] diag(p_1, …, p_n) [A_1; …; A_n] = Σ_i p_i B_i A_i, the exact mean product whatever the ranks, adds
-scale times it to the frozen weights, and every round starts with fresh adapters: A random, B zero. The server's sum is
-that of the stack; clients would download the stack and add it themselves.
+FLoRA (Wang et al., NeurIPS 2024; arXiv 2409.05976): the clients' factors are stacked,
+[B_1 … B_n] diag(p_1, …, p_n) [A_1; …; A_n] = Σ_i p_i B_i A_i, which is the exact mean product whatever the ranks. It is
+added to the frozen weights, times the adapters' scale, and every round starts with fresh adapters: A random, B zero. In
+the paper clients download the stack and add it themselves; here the server adds it.
 
-FedEx-LoRA (Singhal et al., ACL 2025; arXiv 2410.09432): the mean of the factors, made exact by a residual. A and B are
-averaged as in FedIT. What this misses, ΔW_res = Σ p_i B_i A_i − (Σ p_i B_i)(Σ p_i A_i), is added to the frozen weights
-(times the adapters' scale), so that the new model is the exact mean of the clients' models.
+FedEx-LoRA (Singhal et al., ACL 2025; arXiv 2410.09432): A and B are averaged as in FedIT. The residual
+Σ p_i B_i A_i − (Σ p_i B_i)(Σ p_i A_i), times the adapters' scale, is added to the frozen weights, so that the new model
+is the exact mean of the clients' models.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from fedra_kernels import to_device
 
 
 class ProductAggregator(Aggregator):
-    """Also sums the products B·A of every target in every block."""
+    """Also sums the product B·A of every target of every block."""
 
     def __init__(self, previous: GlobalState, averaging: Averaging) -> None:
         super().__init__(previous, averaging)
@@ -49,7 +49,7 @@ class ProductAggregator(Aggregator):
             slots = updates.adapters[updates.slots[members]].to(self._products[0])
             scales = weights[members][:, None, None]
             for target, product in enumerate(self._products):
-                # All clients' factors side by side: their sum of products is one product.
+                # With the factors concatenated along the rank, one product is the sum over clients.
                 a = self.layout.lora_a(slots, target).flatten(0, 1)
                 b = (self.layout.lora_b(slots, target) * scales).transpose(0, 1).flatten(1)
                 product[block].addmm_(b, a)
@@ -58,14 +58,14 @@ class ProductAggregator(Aggregator):
         return [*super().sums(), *self._products]
 
     def mean_products(self) -> list[Tensor]:
-        """Weighted mean of B·A per target, [blocks, out, in]; zero for a block that nobody held."""
+        """Weighted mean of B·A, [blocks, out, in] for each target; zero for a block that nobody trained."""
         weight = self._adapters.weight
         divisor = torch.where(weight > 0, weight, torch.ones_like(weight))
         return [product / divisor[:, None, None] for product in self._products]
 
 
 class ProductMethod(FedRA):
-    """Averages B·A beside, or instead of, A and B."""
+    """Base of methods that average B·A."""
 
     aggregates = ProductAggregator
     order_matters = "the order in which products are summed changes the last bits"
@@ -73,7 +73,7 @@ class ProductMethod(FedRA):
 
 @register_method("flexlora")
 class FlexLora(ProductMethod):
-    """Averages the products exactly up to the cut to the adapters' rank."""
+    """Averages the products and truncates their SVD to the adapters' rank."""
 
     def aggregate(self, aggregator: Aggregator, previous: GlobalState, round: int) -> GlobalState:
         assert isinstance(aggregator, ProductAggregator)
@@ -85,7 +85,7 @@ class FlexLora(ProductMethod):
 
 
 class BaseWritingMethod(ProductMethod):
-    """Also writes into the frozen weights, which become part of the global state."""
+    """Base of methods that change the frozen weights, which are then part of the global state."""
 
     writes_base = True
 
@@ -93,7 +93,7 @@ class BaseWritingMethod(ProductMethod):
         return replace(state, base=base())
 
     def add_to_base(self, aggregator: Aggregator, residuals: list[Tensor]) -> tuple[Tensor, ...]:
-        """The frozen weights plus scale · `residuals` per target, [blocks, out, in], where a block was trained."""
+        """The frozen weights, plus scale · `residuals` in trained blocks; [blocks, out, in] for each target."""
         held, scale = aggregator.held_blocks(), self.federation.scale
         return tuple(
             torch.where(held[:, None, None], (weights + scale * residual).to(weights), weights)
@@ -103,7 +103,7 @@ class BaseWritingMethod(ProductMethod):
 
 @register_method("flora")
 class FLoRA(BaseWritingMethod):
-    """Merges the mean product into the model; adapters start afresh every round."""
+    """Adds the mean product to the frozen weights; adapters start afresh every round."""
 
     def aggregate(self, aggregator: Aggregator, previous: GlobalState, round: int) -> GlobalState:
         assert isinstance(aggregator, ProductAggregator)
@@ -115,7 +115,7 @@ class FLoRA(BaseWritingMethod):
 
 @register_method("fedexlora")
 class FedExLora(BaseWritingMethod):
-    """Averages A and B and writes what the product of the means misses into the model."""
+    """Averages A and B, and adds the difference to the mean product to the frozen weights."""
 
     def aggregate(self, aggregator: Aggregator, previous: GlobalState, round: int) -> GlobalState:
         assert isinstance(aggregator, ProductAggregator)
@@ -126,21 +126,22 @@ class FedExLora(BaseWritingMethod):
 
 
 def factor_products(adapters: Tensor, layout: AdapterLayout) -> list[Tensor]:
-    """B·A per target, [blocks, out, in] in float64 on a CPU, of `adapters` [blocks, slot size]."""
+    """B·A of `adapters` [blocks, slot size]: [blocks, out, in] for each target, in float64 on a CPU, else float32."""
     wide = adapters.double() if adapters.device.type == "cpu" else adapters.float()
     return [layout.lora_b(wide, target) @ layout.lora_a(wide, target) for target in range(len(layout.targets))]
 
 
 def decompose(products: list[Tensor], layout: AdapterLayout) -> Tensor:
-    """Slots [blocks, slot size] whose B·A are the best approximations of `products`, per target [blocks, out, in].
+    """Decompose the `products`, [blocks, out, in] for each target, into their best factors of the adapters' rank.
 
-    All weights of equal shape are decomposed in one batched call.
+    Returns slots [blocks, slot size].
     """
     slots = products[0].new_zeros(len(products[0]), layout.size)
     by_shape: defaultdict[torch.Size, list[int]] = defaultdict(list)
     for target, product in enumerate(products):
         by_shape[product.shape].append(target)
     for targets in by_shape.values():
+        # One batched call for all weights of equal shape.
         u, s, vt = torch.linalg.svd(torch.stack([products[target] for target in targets]), full_matrices=False)
         for target, left, values, right in zip(targets, u, s, vt, strict=True):
             rank = min(layout.rank, values.shape[-1])

@@ -1,4 +1,4 @@
-"""All methods of the package, and how a configuration's method is made."""
+"""Look-up of methods by name; importing this module registers those of the package."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from fedra_engine.runtime.errors import InputError
 
 
 def method_named(name: str) -> type[Method]:
-    """The class of a method.
+    """The class of the method `name`.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: no method has that name.
     """
     if name not in METHODS:
         raise InputError(f"method.name: found {name!r}, expected one of {', '.join(sorted(METHODS))}")
@@ -30,9 +30,9 @@ def method_named(name: str) -> type[Method]:
 
 
 def make_method(federation: Federation) -> Method:
-    """The method that `federation.config.name` names.
+    """Make the method that `federation.config` names.
 
     Raises:
-        InputError: there is none of that name, or it cannot work with this federation.
+        InputError: no method has that name, or it cannot work with this federation.
     """
     return method_named(federation.config.name)(federation)
