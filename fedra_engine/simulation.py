@@ -51,20 +51,21 @@ def train(
     # Clients have no models of their own yet.
     frozen = accuracies(experiment.evaluator.scores(experiment.initial_state, experiment.method.evaluated_model()))
     stop = listeners.call("on_evaluate", experiment.initial_state, Evaluation(frozen))
-    for round in range(first_round, config.rounds if stop is None else first_round):
-        state, record = train_round(experiment, state, round, listeners)
-        evaluated, done = (round + 1) % config.evaluate_every == 0 or round + 1 == config.rounds, round + 1
-        if evaluated:
-            latest = record.metrics.accuracy = evaluate(experiment, state)
-            stop = listeners.call("on_evaluate", state, Evaluation(latest, record.metrics))
-        stop = listeners.call("on_round", state, replace(record, accuracy=latest)) or stop
+    for round in range(first_round, config.rounds):
         if stop is not None:
             break
+        state, finished = train_round(experiment, state, round, listeners)
+        done = round + 1
+        evaluated = done % config.evaluate_every == 0 or done == config.rounds
+        if evaluated:
+            latest = finished.metrics.accuracy = evaluate(experiment, state)
+            stop = listeners.call("on_evaluate", state, Evaluation(latest, finished.metrics))
+        stop = listeners.call("on_round", state, replace(finished, accuracy=latest)) or stop
     if not evaluated:
         # A callback stopped the run between evaluations, or no round was left to train.
         latest = evaluate(experiment, state)
         if done > first_round:
-            listeners.call("on_evaluate", state, Evaluation(latest, record.metrics))
+            listeners.call("on_evaluate", state, Evaluation(latest, finished.metrics))
     more = experiment.more_than_exported(state)
     last_exit_alone = EvaluatedModel(experiment.method.evaluated_model().blocks)
     exported = latest if more is None else accuracies(experiment.evaluator.scores(state, last_exit_alone))

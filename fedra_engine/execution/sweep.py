@@ -97,10 +97,10 @@ class SweepExecutor:
         while True:
             pool.refill()
             lanes = pool.in_training()
-            # Passes are made for clients of this process, or for those of others.
-            if not (self.sharded_over.any(bool(lanes)) if self.sharded_over is not None else lanes):
+            if not (bool(lanes) if self.sharded_over is None else self.sharded_over.any(bool(lanes))):
                 return
             if not lanes:
+                # Other processes still train, and a sharded model needs this process in every pass.
                 first = torch.zeros(1, dtype=torch.int64)
                 self.model.dummy_pass(self.samples.inputs(first, foundation.device, foundation.dtype))
                 continue

@@ -91,10 +91,8 @@ class Aggregator:
         previous = self.previous
         adapters = self._adapters.mean(previous.adapters)
         if self._by_rank is not None:
-            held = self._adapters.weight
-            share = self._by_rank / torch.where(held > 0, held, torch.ones_like(held))[:, None]
-            shares = self.layout.per_rank(share.to(adapters))
-            adapters = torch.where(shares > 0, adapters / torch.where(shares > 0, shares, 1), previous.adapters)
+            shares = self.layout.per_rank(mean_of(self._by_rank, self._adapters.weight[:, None]).to(adapters))
+            adapters = torch.where(shares > 0, mean_of(adapters, shares), previous.adapters)
         return replace(previous, adapters=adapters, heads=self._heads.mean(previous.heads))
 
     def held_blocks(self) -> Tensor:
@@ -153,6 +151,11 @@ class WeightedSum:
         """The mean of each row; rows without weight as in `previous`."""
         total = self._parts[0] if len(self._parts) == 1 else self._parts[0] + self._parts[1]
         return finish_aggregate(total, self.weight, previous)
+
+
+def mean_of(total: Tensor, weight: Tensor) -> Tensor:
+    """`total` / `weight`, and `total` itself where there is no weight."""
+    return total / torch.where(weight > 0, weight, 1)
 
 
 def _round_to(values: Tensor, bits: int) -> Tensor:

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedra_engine.federation.aggregation import Aggregator, Averaging, WeightedSum
+from fedra_engine.federation.aggregation import Aggregator, Averaging, WeightedSum, mean_of
 from fedra_engine.federation.allocation import prefix_allocation
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.work import ClientUpdates
@@ -53,8 +53,7 @@ class InclusiveFL(OwnAllocation):
         changes, weights = aggregator.group_changes()
         distilled = self._distill(changes)
         self._remember(changes, weights)
-        total = weights.sum(0)
-        mean = (distilled * weights[..., None]).sum(0) / torch.where(total > 0, total, torch.ones_like(total))[:, None]
+        mean = mean_of((distilled * weights[..., None]).sum(0), weights.sum(0)[:, None])
         adapters = previous.adapters + mean.to(previous.adapters)
         return replace(aggregator.result(), adapters=adapters)
 
