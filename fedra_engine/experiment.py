@@ -36,10 +36,9 @@ from fedra_engine.federation.clients import (
     most_participants,
     ranks_by_domain,
     sample_participants,
-    with_step_limit,
 )
 from fedra_engine.federation.server_optimizer import ServerOptimizer
-from fedra_engine.federation.work import LocalWork, learning_rate
+from fedra_engine.federation.work import LocalWork, learning_rate, with_step_limit
 from fedra_engine.inputs import Inputs
 from fedra_engine.methods.base import Federation, Method
 from fedra_engine.methods.registry import make_method
@@ -72,7 +71,7 @@ class Experiment:
         initial_state: the global state before the first round.
         division: divides the participants among the processes.
         training: `config.training` with `even_steps` turned into a limit of steps.
-        samples_made: number of samples preprocessed now; None where they are not cached.
+        newly_cached: number of samples preprocessed now; None where they are not cached.
     """
 
     config: ExperimentConfig
@@ -91,7 +90,7 @@ class Experiment:
     processes: Processes
     division: WorkDivision
     training: TrainingConfig
-    samples_made: int | None
+    newly_cached: int | None
 
     @cached_property
     def cost_model(self) -> CostModel:
@@ -100,9 +99,9 @@ class Experiment:
 
     def costs(self, round: int = 0) -> ClientCosts:
         """Count the costs of the participants of `round`; all fields are [participants]."""
-        return self.count(*self.assigned_work(round))
+        return self.costs_of(*self.assigned_work(round))
 
-    def count(self, work: LocalWork, assignment: Assignment) -> ClientCosts:
+    def costs_of(self, work: LocalWork, assignment: Assignment) -> ClientCosts:
         """Count the costs of the participants of `work` under an `assignment`; all fields are [participants]."""
         return self.cost_model.count(self.clients, work.participants, assignment, self.method)
 
@@ -112,7 +111,7 @@ class Experiment:
         devices = self.clients.devices
         if devices is None:
             return work, assignment, None
-        costs = self.count(work, assignment)
+        costs = self.costs_of(work, assignment)
         simulated = simulate_round(devices, work.participants, costs, round, self.config.clients.deadline)
         arrived = np.flatnonzero(simulated.arrived)
         return replace(work, participants=work.participants[arrived]), assignment.select(arrived), simulated
@@ -206,7 +205,7 @@ def build_experiment(
         processes=processes,
         division=WorkDivision(processes, train.lengths, by_cost_alone=by_cost_alone),
         training=with_step_limit(config.training, clients),
-        samples_made=prepared.newly_cached,
+        newly_cached=prepared.newly_cached,
     )
 
 

@@ -14,7 +14,7 @@ from fedra_engine.execution.evaluation import Score, accuracies
 from fedra_engine.experiment import Experiment
 from fedra_engine.federation.aggregation import Aggregator
 from fedra_engine.federation.records import (
-    MOST_NAMED,
+    MOST_RECORDED,
     ReturnedUpdates,
     RoundMetrics,
     Tally,
@@ -121,7 +121,7 @@ def train_round(
     if devices is not None:
         metrics.simulated_seconds, metrics.late, metrics.dropped = devices.seconds, devices.late, devices.dropped
     if len(bad):
-        metrics.bad_updates, metrics.bad_clients = len(bad), bad[:MOST_NAMED].tolist()
+        metrics.bad_updates, metrics.bad_clients = len(bad), bad[:MOST_RECORDED].tolist()
     return after, Round(metrics, state, work, assignment, lanes=lanes)
 
 

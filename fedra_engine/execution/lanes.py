@@ -14,8 +14,10 @@ from torch import Tensor
 
 from fedra_engine.execution.banks import Bank
 from fedra_engine.execution.scheduling import longest_first
-from fedra_engine.federation.assignment import Assignment, ClientsInTraining, training_terms
-from fedra_engine.federation.work import ClientUpdates, LocalWork
+from fedra_engine.federation.assignment import Assignment
+from fedra_engine.federation.local_terms import ClientsInTraining, training_terms
+from fedra_engine.federation.updates import ClientUpdates
+from fedra_engine.federation.work import LocalWork
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.state import GlobalState
 from fedra_kernels import to_device

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,22 +117,3 @@ class WorkDivision:
             return
         spent = np.bincount(owners, weights=costs, minlength=self._processes.count).astype(np.float64)
         self._pace.learn(spent, np.array(self._processes.all_gather_object(seconds), dtype=np.float64))
-
-
-class Portion(NamedTuple):
-    """Some samples for one pass, int64 [samples], and whether they only make up the number of passes."""
-
-    rows: Tensor
-    is_padding: bool
-
-
-def portions(rows: Tensor, size: int, processes: Processes) -> list[Portion]:
-    """This process's share of the samples `rows` in portions of at most `size`.
-
-    Every process gets equally many, because all must pass through a sharded model equally often. Where there are too
-    few samples for that, a process passes one of them once more, as padding.
-    """
-    mine = rows[processes.index :: processes.count]
-    passes = -(-len(rows) // (processes.count * size))
-    shares = [mine[start : start + size] for start in range(0, passes * size, size)]
-    return [Portion(share, False) if len(share) else Portion(rows[:1], True) for share in shares]

@@ -19,7 +19,8 @@ from fedra_engine.execution.plan import RequestedTables, StepTables
 from fedra_engine.execution.sweep_block import BankFactors
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.federation.assignment import Assignment
-from fedra_engine.federation.work import ClientUpdates, LocalWork
+from fedra_engine.federation.updates import ClientUpdates
+from fedra_engine.federation.work import LocalWork
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.state import GlobalState
 from fedra_engine.models.task import PassHeads

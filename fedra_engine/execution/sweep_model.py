@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 from fedra_engine.execution.dropout import DropoutKeys, pass_dropout
 from fedra_engine.execution.fused_block import FusedBlock, match_parts
-from fedra_engine.execution.model_check import Inputs, check_sweep, same
+from fedra_engine.execution.model_check import ModelInputs, check_sweep, nearly_equal
 from fedra_engine.execution.plan import ExitCopy, SweepPlan, plan_groups
 from fedra_engine.execution.sweep_block import BankFactors, GroupedLoraLinear, Pass, SweepBlock, SweepContext
 from fedra_engine.models.batch_arguments import probe_batch_arguments
@@ -37,7 +37,7 @@ class SweepModel:
     def __init__(
         self,
         foundation: Foundation,
-        example_inputs: Callable[[int], Inputs],
+        example_inputs: Callable[[int], ModelInputs],
         *,
         fuse_blocks: bool = True,
         checkpoint_blocks: bool = False,
@@ -79,7 +79,7 @@ class SweepModel:
         self.fused = self._fuse(blocks, plain, example_inputs(2)) if fuse_blocks else 0
 
     def features(
-        self, inputs: Inputs, plan: SweepPlan, adapters: BankFactors, dropout: DropoutKeys | None = None
+        self, inputs: ModelInputs, plan: SweepPlan, adapters: BankFactors, dropout: DropoutKeys | None = None
     ) -> Tensor:
         """Begin a pass: the inputs of the head for the samples of `plan`, which meet `adapters`.
 
@@ -100,7 +100,7 @@ class SweepModel:
 
     def features_of(
         self,
-        inputs: Inputs,
+        inputs: ModelInputs,
         adapters: Tensor,
         slots: NDArray[np.int64],
         gradients: Tensor | None = None,
@@ -137,7 +137,7 @@ class SweepModel:
         """End the pass that is going on, if there is one; of what it met, nothing is kept."""
         self._context.running = None
 
-    def dummy_pass(self, inputs: Inputs) -> None:
+    def dummy_pass(self, inputs: ModelInputs) -> None:
         """Pass through a sharded model, forward and backward, without clients, because other processes have some.
 
         `inputs` are those of one sample.
@@ -150,7 +150,7 @@ class SweepModel:
             pass
         self.backward(features.sum() * 0)
 
-    def _fuse(self, blocks: nn.ModuleList | nn.Sequential, plain: list[SweepBlock], inputs: Inputs) -> int:
+    def _fuse(self, blocks: nn.ModuleList | nn.Sequential, plain: list[SweepBlock], inputs: ModelInputs) -> int:
         """Put a fused block wherever it gives the output of the plain one; returns how many it put."""
         candidates = {
             position: FusedBlock(block.block, parts, self._context, position, block.arguments)
@@ -184,6 +184,6 @@ def _compare(fused: FusedBlock, agrees: dict[int, bool], position: int) -> Calla
             agrees[position] = False
             return
         expected, found = (result[0] if isinstance(result, tuple) else result for result in (output, found))
-        agrees[position] = same(found, expected)
+        agrees[position] = nearly_equal(found, expected)
 
     return hook

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedra_engine.federation.work import ClientUpdates
+from fedra_engine.federation.updates import ClientUpdates
 from fedra_engine.models.adapters import AdapterLayout
 from fedra_engine.models.state import GlobalState
 from fedra_kernels import aggregate, finish_aggregate, to_device

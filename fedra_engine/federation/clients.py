@@ -7,13 +7,13 @@ number of processes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedra_engine.config import ClientsConfig, DeviceConfig, TrainingConfig
+from fedra_engine.config import ClientsConfig, DeviceConfig
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.randomness import generator
 
@@ -154,38 +154,3 @@ def sample_participants(config: ClientsConfig, clients: Clients, *, seed: int, r
     if config.participants is None or config.participants >= len(available):
         return available
     return np.sort(rng.choice(available, config.participants, replace=False)).astype(np.int64)
-
-
-def with_step_limit(training: TrainingConfig, clients: Clients) -> TrainingConfig:
-    """`training` with what its `even_steps` comes to for `clients` as its `max_local_steps`."""
-    if not training.even_steps:
-        return training
-    fewest = clients.sample_counts(np.arange(len(clients))).min(keepdims=True)
-    limit = int(local_step_counts(fewest, training)[0]) + 1
-    return replace(training, max_local_steps=min(limit, training.max_local_steps or limit), even_steps=False)
-
-
-def local_step_counts(samples: NDArray[np.int64], training: TrainingConfig) -> NDArray[np.int64]:
-    """How many local steps clients with `samples` [clients] samples take, int64 [clients]; see `local_batches`."""
-    steps = training.local_epochs * -(-samples // training.batch_size)
-    return steps if training.max_local_steps is None else np.minimum(steps, training.max_local_steps)
-
-
-def local_batches(
-    samples: NDArray[np.int64], training: TrainingConfig, *, seed: int, round: int, client: int
-) -> list[NDArray[np.int64]]:
-    """The sample rows of each local step of a client in a round; every epoch is a fresh shuffle.
-
-    The last batch of an epoch may be ragged. `training` has no `even_steps`; see `with_step_limit`.
-    """
-    rng = generator(seed, round=round, client=client, purpose="batches")
-    size, most = training.batch_size, training.max_local_steps
-    batches: list[NDArray[np.int64]] = []
-    for _ in range(training.local_epochs):
-        order = samples.copy()
-        rng.shuffle(order)
-        end = len(order) if most is None else min(len(order), (most - len(batches)) * size)
-        batches.extend(order[start : start + size] for start in range(0, end, size))
-        if len(batches) == most:
-            break
-    return batches

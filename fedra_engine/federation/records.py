@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedra_engine.federation.work import ClientUpdates, LocalWork
+from fedra_engine.federation.updates import ClientUpdates
+from fedra_engine.federation.work import LocalWork
 from fedra_engine.runtime.errors import InputError
 
 _LOG = logging.getLogger(__name__)
-MOST_NAMED = 100
+MOST_RECORDED = 100
 """Clients that `metrics.jsonl` names."""
 _SUSPICIOUS = 10.0
 """Times the median of a round's norms from which an update is pointed out."""
@@ -161,7 +162,7 @@ class RoundMetrics:
         accuracy: per domain, where the state after the round was evaluated.
         simulated_seconds, late, dropped: see `DeviceRound`; where clients have devices.
         bad_updates: clients that were left out because their update is not finite, where there are any.
-        bad_clients: the first `MOST_NAMED` of them.
+        bad_clients: the first `MOST_RECORDED` of them.
     """
 
     round: int

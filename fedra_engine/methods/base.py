@@ -16,7 +16,7 @@ from fedra_engine.config.options import registering
 from fedra_engine.federation.aggregation import Aggregator, Averaging
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import Clients
-from fedra_engine.federation.work import ClientUpdates
+from fedra_engine.federation.updates import ClientUpdates
 from fedra_engine.models.adapters import AdapterLayout, Factor
 from fedra_engine.models.state import EvaluatedModel, GlobalState
 from fedra_engine.runtime.errors import InputError

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedra_engine.federation.aggregation import Aggregator
 from fedra_engine.federation.assignment import Assignment
-from fedra_engine.federation.work import ClientUpdates
+from fedra_engine.federation.updates import ClientUpdates
 from fedra_engine.methods.base import Federation, register_method
 from fedra_engine.methods.fedra import FedRA
 from fedra_engine.models.adapters import Factor

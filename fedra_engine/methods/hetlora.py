@@ -24,8 +24,9 @@ from torch import Tensor
 
 from fedra_engine.config import HetLoraConfig
 from fedra_engine.federation.aggregation import Aggregator, Averaging, mean_of
-from fedra_engine.federation.assignment import Assignment, ClientAlone, ClientsInTraining, LocalTerm
-from fedra_engine.federation.work import ClientUpdates
+from fedra_engine.federation.assignment import Assignment
+from fedra_engine.federation.local_terms import ClientAlone, ClientsInTraining, LocalTerm
+from fedra_engine.federation.updates import ClientUpdates
 from fedra_engine.methods.base import Federation, register_method
 from fedra_engine.methods.fedra import FedRA
 from fedra_engine.models.adapters import AdapterLayout

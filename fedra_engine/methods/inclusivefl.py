@@ -26,7 +26,7 @@ from torch import Tensor
 from fedra_engine.federation.aggregation import Aggregator, Averaging, WeightedSum, mean_of
 from fedra_engine.federation.allocation import prefix_allocation
 from fedra_engine.federation.assignment import Assignment
-from fedra_engine.federation.work import ClientUpdates
+from fedra_engine.federation.updates import ClientUpdates
 from fedra_engine.methods.base import Federation, OwnAllocation, register_method
 from fedra_engine.models.state import GlobalState
 

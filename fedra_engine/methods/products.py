@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from fedra_engine.federation.aggregation import Aggregator, Averaging, mean_of
-from fedra_engine.federation.work import ClientUpdates
+from fedra_engine.federation.updates import ClientUpdates
 from fedra_engine.methods.base import register_method
 from fedra_engine.methods.fedra import FedRA
 from fedra_engine.models.adapters import AdapterLayout, initial_adapters
