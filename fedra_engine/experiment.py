@@ -71,7 +71,7 @@ class Experiment:
         initial_state: the global state before the first round.
         division: divides the participants among the processes.
         training: `config.training` with `even_steps` turned into a limit of steps.
-        newly_cached: number of samples preprocessed now; None where they are not cached.
+        newly_cached: see `PreparedData`.
     """
 
     config: ExperimentConfig
@@ -106,7 +106,7 @@ class Experiment:
         return self.cost_model.count(self.clients, work.participants, assignment, self.method)
 
     def round_work(self, round: int) -> tuple[LocalWork, Assignment, DeviceRound | None]:
-        """Work and assignment of the participants whose updates arrive, and the simulated devices, if there are any."""
+        """As `assigned_work`, of the participants whose updates arrive; and the round on their devices, if any."""
         work, assignment = self.assigned_work(round)
         devices = self.clients.devices
         if devices is None:
@@ -171,7 +171,7 @@ def build_experiment(
         sharding.check(config)
     processes, inputs = processes or Processes.alone(), inputs or Inputs()
     data, foundation = _load(config, device, processes, sharding, inputs)
-    # Before images are decoded, which may take long; again below, where memory decides the capacities.
+    # A check alone, before images are decoded, which may take long: without `costs`, capacities by memory are unknown.
     partition = inputs.divide(config, data.train)
     make_clients(config, partition, foundation.depth, processes=processes.count)
     prepared = _prepare(config, data, foundation, processes, sharding, inputs)

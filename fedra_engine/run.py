@@ -118,7 +118,7 @@ def open_folder(config: ExperimentConfig, earlier: RunFolder | None, processes: 
 
 
 def _check_early(config: ExperimentConfig, folder: RunFolder) -> None:
-    """Check, before the experiment is built, what `find_start` will check again and that rounds are left."""
+    """Check before the experiment is built, which may take long: the folder, the settings, and that rounds are left."""
     folder.check_kinds()
     found, _ = find_checkpoint(folder, {"setting": setting_digest(config)})
     if found is not None and config.rounds <= found.round:

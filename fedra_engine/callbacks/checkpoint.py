@@ -1,4 +1,4 @@
-"""Checkpoints, with which an interrupted run goes on: written whole, and read only when intact."""
+"""Checkpoints and what else a run writes (`RunWriter`), and how a run goes on from one (`find_start`)."""
 
 from __future__ import annotations
 

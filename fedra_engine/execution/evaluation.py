@@ -117,7 +117,7 @@ class Evaluator:
         return list(chain.from_iterable(zip(*processes.all_gather_object(own), strict=True)))[:total]
 
     def _checked_score(self, domain: str, sums: Tensor) -> Score:
-        """The score of a domain's `sums`; warns of predictions that there were not."""
+        """The score of a domain's `sums`; warns of predictions without finite logits."""
         _, total, undefined, _ = sums.tolist()
         if undefined and self.processes.is_main:
             _LOG.warning(
@@ -203,7 +203,7 @@ class FisherInformation:
 
 
 class Portion(NamedTuple):
-    """Some samples for one pass, int64 [samples], and whether they only make up the number of passes."""
+    """Samples for one pass, int64 [samples]; padding gives a process as many passes as the others have."""
 
     rows: Tensor
     is_padding: bool

@@ -1,4 +1,4 @@
-"""How the classifier starts."""
+"""The global classifier before the first round."""
 
 from __future__ import annotations
 
@@ -31,8 +31,7 @@ def initial_heads(
     """The global classifier before the first round as `config.head_init` has it, [1, head size].
 
     Raises:
-        InputError: a language model, whose output layer stays as it is, is to get another one; or the model gives no
-            finite features.
+        InputError: a causal language model is to get another output layer; or no sample has finite features.
     """
     loaded = foundation.initial_heads()
     if config.head_init == "loaded":

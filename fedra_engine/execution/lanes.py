@@ -25,10 +25,10 @@ from fedra_kernels import to_device
 
 @dataclass(eq=False)
 class Lane:
-    """A client in training.
+    """A lane and the client that trains in it.
 
     Attributes:
-        index: the lane.
+        index: number of the lane.
         row: the client's row of the assignment.
         client: the client.
         slots: int64 [blocks], the row of the adapter bank that has the client's adapters of each block; -1 where it

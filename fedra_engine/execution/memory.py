@@ -1,6 +1,6 @@
-"""What training takes of the machine: the memory of each client, and so how many fit, and threads.
+"""How many lanes and threads a machine has room for.
 
-The memory is measured on a small pass.
+The memory of a lane is measured on a pass of one and one of two samples.
 """
 
 from __future__ import annotations

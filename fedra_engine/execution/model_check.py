@@ -21,7 +21,7 @@ TrialPass = Callable[[ModelInputs, Tensor, NDArray[np.int64]], Tensor]
 """Features of `inputs`, shared out evenly to clients with `slots` [clients, blocks] of `adapters` [rows, slot size]."""
 
 _OF_MODELS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What models raise that are not made for this. Kernels that do not compile, say, are no model's fault."""
+"""What a model raises that cannot be swept. Others, as of a kernel that does not compile, are not the model's fault."""
 
 
 def nearly_equal(found: Tensor, expected: Tensor) -> bool:

@@ -1,6 +1,6 @@
 """The plan of one pass: which samples go through which block, and whose adapter each of them meets.
 
-And the tables of a local step, which are the plan of its pass and what else its kernels look up.
+Also the index tables of a local step: the plan of its pass, and the bank rows that clipping and optimizer work on.
 """
 
 from __future__ import annotations
@@ -117,9 +117,9 @@ def make_plan(
     requested: RequestedTables | None = None,
     others: Sequence[NDArray[Any]] = (),
 ) -> tuple[SweepPlan, list[Tensor]]:
-    """Plan a batch of `sizes[i]` samples for group i; returns with it `others` on the device.
+    """Plan a batch of `sizes[i]` samples for group i. Returns the plan, and `others` on the device.
 
-    All tables go there in one copy, and with them those that are `requested`; what is not, is made when a kernel asks.
+    All tables go to the device in one copy, also those that are `requested`; others are made when a kernel asks.
 
     Args:
         foundation: the model.
@@ -129,7 +129,7 @@ def make_plan(
         scale: LoRA's alpha / rank.
         copies: which groups are copies of others at early exits.
         requested: what kernels requested of the plan before; collects what they request of this one.
-        others: more arrays.
+        others: further arrays to copy to the device.
     """
     requested = RequestedTables() if requested is None else requested
     of_blocks, of_heads = sorted(requested.blocks), sorted(requested.heads)
@@ -173,7 +173,7 @@ def _exit_rows(
 
 
 class StepTables:
-    """All index tables of a step; they fit as long as the same lanes take equally large batches.
+    """All index tables of a local step; used again while the same lanes take batches of the same sizes.
 
     The batch is made of groups: the samples of each client, then their copies at earlier exits.
 

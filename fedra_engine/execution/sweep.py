@@ -45,12 +45,12 @@ class SweepExecutor:
     lanes: int
     sharded_over: Processes | None = None
     _requested: RequestedTables = field(default_factory=RequestedTables, init=False)
-    """Tables of the last step: the next plan will be asked for the same."""
+    """Tables that kernels used in the last step; the next plan makes them at once, as they will be needed again."""
 
     def train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
         """Train the round as every `Executor` does. When memory runs out, half as many lanes go on.
 
-        Who was in training then starts again: every draw is the same, and so is the update.
+        Clients that were in training start again; with the same draws they get the same updates.
 
         Raises:
             InputError: a single lane does not fit.

@@ -1,4 +1,4 @@
-"""What goes on in a sweep: the pass, and the modules that look it up: adapted Linears, and the blocks around them."""
+"""The modules of a sweep, adapted Linears and the blocks around them, and the pass that they read."""
 
 from __future__ import annotations
 
@@ -172,9 +172,10 @@ class SweepBlock(nn.Module):
             return checkpoint(self._again, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
     def _again(self, *args: Any, **kwargs: Any) -> Any:
-        """As `_compute`, but where weights are sharded backward begins by running the block again.
+        """As `_compute`; if weights are sharded, backward begins by running the block again.
 
-        Else the first module that needs something would have it run again, and lose the weights it has gathered.
+        Otherwise the first module that needs a kept tensor would have it run again, and lose the weights it has
+        gathered.
         """
         output = self._compute(*args, **kwargs)
         if not self._context.sharded:
@@ -195,7 +196,7 @@ class SweepBlock(nn.Module):
 
 
 class _RunAgain(torch.autograd.Function):
-    """The tensor it is given. Backward asks for something that was kept."""
+    """Returns its input. Backward reads a kept tensor, which makes the checkpoint run the block again."""
 
     @staticmethod
     def forward(ctx: Any, output: Tensor) -> Tensor:
@@ -210,7 +211,7 @@ class _RunAgain(torch.autograd.Function):
 
 
 class _Discard(torch.autograd.Function):
-    """The first of two tensors. Backward passes the second, too, with a gradient of zero."""
+    """Returns the first of two tensors. Backward goes through the second, too, with a gradient of zero."""
 
     @staticmethod
     def forward(ctx: Any, kept: Tensor, discarded: Tensor) -> Tensor:

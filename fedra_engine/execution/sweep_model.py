@@ -83,8 +83,8 @@ class SweepModel:
     ) -> Tensor:
         """Begin a pass: the inputs of the head for the samples of `plan`, which meet `adapters`.
 
-        They are [samples, features], of a language model [samples, tokens, features]. The pass is over when it breaks
-        off, and otherwise after `backward` or `end_pass`, or here if no gradients are wanted.
+        They are [samples, features], for a language model [samples, tokens, features]. The pass ends with `backward` or
+        `end_pass`; it ends here if it fails or no gradients are wanted.
         """
         targets = len(self._foundation.adapter_layout.targets)
         drops = {} if dropout is None else pass_dropout(dropout, plan, targets)
@@ -138,7 +138,7 @@ class SweepModel:
         self._context.running = None
 
     def dummy_pass(self, inputs: ModelInputs) -> None:
-        """Pass through a sharded model, forward and backward, without clients, because other processes have some.
+        """Pass through a sharded model without clients, forward and backward, as other processes still have some.
 
         `inputs` are those of one sample.
         """

@@ -82,7 +82,7 @@ class Aggregator:
             self._by_rank.index_add_(0, blocks, weights[:, None] * has_rank)
 
     def sums(self) -> list[Tensor]:
-        """All that was taken in, as sums over clients: where they are added up, aggregators become one."""
+        """All sums over clients that the aggregator keeps; adding those of several aggregators merges them."""
         by_rank = [] if self._by_rank is None else [self._by_rank]
         return [*self._adapters.sums(), *self._heads.sums(), *by_rank]
 

@@ -1,7 +1,7 @@
 """The clients of a federation: their data, domains, capacities and devices, and who takes part in a round.
 
-What is drawn of devices is drawn for all clients at once, so that nothing depends on who else takes part or on the
-number of processes.
+Whatever is drawn for devices is drawn for all clients at once, so that it does not depend on who else takes part or on
+the number of processes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Devices:
         return self.uniform(round, "availability") < chances
 
     def values(self, of_profile: Sequence[float]) -> NDArray[np.float64]:
-        """`of_profile` [profiles], a value of each profile, as float64 [clients]."""
+        """The value of each client's device, float64 [clients], from the value `of_profile` of each kind of device."""
         return np.array(of_profile, dtype=np.float64)[self.of_client]
 
     def uniform(self, round: int, purpose: str) -> NDArray[np.float64]:

@@ -71,10 +71,10 @@ class ClientAlone:
 
 
 class LocalTerm(ABC):
-    """A term of the local loss of every client, which is not reported as loss.
+    """A term that is added to the local loss of every client; reported losses leave it out.
 
-    It says the same twice: in gradients, for many clients at once, and as a loss, which the sequential executor
-    differentiates.
+    It is written twice: as gradients, for all clients in training at once, and as a loss, which the sequential
+    executor differentiates.
     """
 
     needs_starts = False

@@ -1,4 +1,4 @@
-"""What is counted, checked and remembered of a round."""
+"""The record of a round: what was returned, whether it can be used, and the metrics that `metrics.jsonl` keeps."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from fedra_engine.runtime.errors import InputError
 
 _LOG = logging.getLogger(__name__)
 MOST_RECORDED = 100
-"""Clients that `metrics.jsonl` names."""
+"""Most clients with bad updates that `metrics.jsonl` names in a round."""
 _SUSPICIOUS = 10.0
-"""Times the median of a round's norms from which an update is pointed out."""
+"""An update whose norm is more than this many times the round's median is suspicious."""
 _ENOUGH_TO_COMPARE = 4
 
 

@@ -35,8 +35,7 @@ class ServerOptimizer:
             mean: the aggregated state.
             trained: bool [blocks, slot size] or [blocks, 1], what of the adapters somebody trained.
             exits: bool [exits], classifiers that somebody trained.
-            columns: of a slot, those that were trained. A mean over clients of several ranks, who return zeros beyond
-                their own, would shrink the others.
+            columns: the part of a slot that was trained: both factors or one. The other factor keeps its exact value.
         """
         return replace(
             mean,

@@ -79,9 +79,9 @@ class ClientUpdates:
         )
 
     def checked(self, starts: Tensor, head_starts: Tensor) -> ClientUpdates:
-        """These updates with their `norms`. All that clients with a bad one trained becomes zero, in place.
+        """These updates with their `norms`; the rows of bad ones are set to zero, in place.
 
-        So nothing of it spreads, whatever it is multiplied by or added to with a weight of zero. Waits for no device.
+        Even with weight 0, a NaN would spoil a sum. The host does not wait for the device.
 
         Args:
             starts: what each of the slots was before the training, [slots, slot size].

@@ -53,7 +53,7 @@ def learning_rate(training: TrainingConfig, round: int, rounds: int) -> float:
 
 
 def with_step_limit(training: TrainingConfig, clients: Clients) -> TrainingConfig:
-    """`training` with what its `even_steps` comes to for `clients` as its `max_local_steps`."""
+    """`training` with `even_steps` replaced by the `max_local_steps` that it means for `clients`."""
     if not training.even_steps:
         return training
     fewest = clients.sample_counts(np.arange(len(clients))).min(keepdims=True)

@@ -68,13 +68,13 @@ class Method(ABC):
     aggregates: type[Aggregator] = Aggregator
     """The kind of aggregator that collects the updates."""
     ranks: NDArray[np.int64] | None = None
-    """int64 [clients], LoRA rank of every client where ranks are averaged by themselves; see `Averaging`."""
+    """int64 [clients], LoRA rank of every client, if each rank is averaged over the clients that have it; else None."""
     writes_base = False
     """Whether the frozen weights change, so that participants must be sent the change."""
     caution: str | None = None
     """What a user should know before the first round, if anything."""
     order_matters: str | None = None
-    """Why `execution.deterministic` cannot keep the order of updates from changing the last bits, if so."""
+    """Why the order of updates changes the last bits even with `execution.deterministic`; None if it does not."""
 
     def __init__(self, federation: Federation) -> None:
         """Raises InputError when the method cannot work with this federation."""
@@ -114,9 +114,9 @@ class Method(ABC):
         return self.aggregates(previous, self.averaging)
 
     def receive(self, updates: ClientUpdates) -> None:  # noqa: B027 (most methods keep nothing)
-        """See the updates of a few clients before they are aggregated: to keep something of them, or to cut them.
+        """See the updates of a few clients before they are aggregated; to keep something of them, or to change them.
 
-        Nothing is to be learnt from those that `ClientUpdates.good` excludes.
+        Those that `ClientUpdates.good` excludes must be ignored.
         """
 
     def synchronize(self, processes: Processes) -> None:  # noqa: B027 (most methods keep nothing)
@@ -127,14 +127,14 @@ class Method(ABC):
         return aggregator.result()
 
     def after_round(self, state: GlobalState, round: int) -> None:  # noqa: B027 (most methods learn nothing of it)
-        """See the state that the server made of what `aggregate` gave, and will hand out after `round`."""
+        """See the `state` after `round`: what the server's optimizer made of the result of `aggregate`."""
 
     def evaluated_model(self) -> EvaluatedModel:
         """Which part of the global state predicts; all blocks, unless a method's model is shallower."""
         return EvaluatedModel(np.arange(self.federation.depth))
 
     def personal_states(self, state: GlobalState) -> Mapping[int, Iterable[GlobalState]] | None:
-        """Per domain that has clients, their models, where these and not the global one are what a method makes."""
+        """The models of the clients of each domain that has some, if these are what is evaluated; else None."""
         return None
 
     def uploaded_factors(self, assignment: Assignment) -> Factor:
@@ -171,7 +171,7 @@ class OwnAllocation(Method):
 
 
 def check_full_depth(asked: str, federation: Federation, *, always: bool = False) -> None:
-    """Raises InputError when no client can hold all blocks, unless the method may (not `always`) ignore capacities."""
+    """Raise InputError if no client can hold all blocks; `method.ignore_capacities` allows it, unless `always`."""
     deepest = int(federation.clients.capacities.max())
     if deepest < federation.depth and (always or not federation.config.ignore_capacities):
         raise InputError(

@@ -36,7 +36,7 @@ class FedSALora(FedRA):
         self._kept: defaultdict[int, dict[int, Tensor]] = defaultdict(dict)
         """B of each client, by block."""
         self._new: dict[int, dict[int, Tensor]] = {}
-        """What came to it since the last synchronization."""
+        """What `receive` has added to it since the last `synchronize`."""
 
     def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:
         return replace(super().assign(participants, round), hand_out=self._hand_out)

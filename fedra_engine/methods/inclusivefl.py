@@ -74,7 +74,7 @@ class InclusiveFL(OwnAllocation):
         return distilled
 
     def _remember(self, changes: Tensor, weights: Tensor) -> None:
-        """Keep what each group's next deeper one learnt, for the next round; older where it did not take part."""
+        """Set each group's momentum for the next round, unless the next deeper group did not take part."""
         momentum = torch.full_like(changes[:, 0], torch.nan) if self._momentum is None else self._momentum.to(changes)
         for group, (depth, deeper) in enumerate(zip(self._depths[:-1], self._depths[1:], strict=True)):
             if weights[group + 1, 0] > 0:
