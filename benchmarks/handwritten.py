@@ -17,7 +17,8 @@ from fedra_engine.config import LoraConfig
 from fedra_engine.data.samples import Samples
 from fedra_engine.execution.sequential import train_client
 from fedra_engine.federation.assignment import Assignment
-from fedra_engine.federation.work import ClientUpdate, ClientUpdates, LocalWork
+from fedra_engine.federation.updates import ClientUpdate, ClientUpdates
+from fedra_engine.federation.work import LocalWork
 from fedra_engine.models.foundation import Foundation, replace_module, share_parameters
 from fedra_engine.models.state import GlobalState
 

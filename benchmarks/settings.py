@@ -12,7 +12,7 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from fedra_engine.config import ExperimentConfig, LoraConfig, TrainingConfig
 from fedra_engine.data.preprocessing import Preprocessing
-from fedra_engine.data.samples import Samples, SampleStore, StoredRows
+from fedra_engine.data.samples import ImageSamples, Samples, StoredRows
 from fedra_engine.execution.lanes import LanePool
 from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.execution.sweep_model import SweepModel
@@ -110,7 +110,7 @@ def _synthetic(
     """`clients` with equal shares of `pixels` [samples, channels, size, size] and random labels."""
     rng = np.random.default_rng(0)
     count, channels, size = len(pixels), pixels.shape[1], pixels.shape[2]
-    samples = SampleStore(
+    samples = ImageSamples(
         pixels=StoredRows([pixels]),
         labels=torch.from_numpy(rng.integers(0, foundation.head_layout.classes, size=count)),
         domains=torch.zeros(count, dtype=torch.int64),

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from fedra_engine.data.partition import register_partitioner
     from fedra_engine.data.sources import register_source
     from fedra_engine.experiment import Experiment
-    from fedra_engine.federation.assignment import Assignment, LocalTerm
+    from fedra_engine.federation.assignment import Assignment
+    from fedra_engine.federation.local_terms import LocalTerm
     from fedra_engine.methods.base import Method, register_method
     from fedra_engine.methods.fedra import register_allocator
     from fedra_engine.run import Result, build, load_run, simulate
@@ -79,7 +80,8 @@ _PLACES = {
     "data.partition": ("register_partitioner",),
     "data.sources": ("register_source",),
     "experiment": ("Experiment",),
-    "federation.assignment": ("Assignment", "LocalTerm"),
+    "federation.assignment": ("Assignment",),
+    "federation.local_terms": ("LocalTerm",),
     "methods.fedra": ("register_allocator",),
     "methods.base": ("Method", "register_method"),
     "run": ("Result", "build", "load_run", "simulate"),

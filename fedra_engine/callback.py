@@ -12,7 +12,8 @@ from fedra_engine.runtime.errors import InputError
 if TYPE_CHECKING:
     from fedra_engine.experiment import Experiment
     from fedra_engine.federation.assignment import Assignment
-    from fedra_engine.federation.work import ClientUpdates, LocalWork
+    from fedra_engine.federation.updates import ClientUpdates
+    from fedra_engine.federation.work import LocalWork
     from fedra_engine.models.state import GlobalState
 
 

@@ -36,10 +36,9 @@ from fedra_engine.federation.clients import (
     most_participants,
     ranks_by_domain,
     sample_participants,
-    with_step_limit,
 )
 from fedra_engine.federation.server_optimizer import ServerOptimizer
-from fedra_engine.federation.work import LocalWork, learning_rate
+from fedra_engine.federation.work import LocalWork, learning_rate, with_step_limit
 from fedra_engine.inputs import Inputs
 from fedra_engine.methods.base import Federation, Method
 from fedra_engine.methods.registry import make_method
@@ -72,7 +71,7 @@ class Experiment:
         initial_state: the global state before the first round.
         division: divides the participants among the processes.
         training: `config.training` with `even_steps` turned into a limit of steps.
-        samples_made: number of samples preprocessed now; None where they are not cached.
+        newly_cached: see `PreparedData`.
     """
 
     config: ExperimentConfig
@@ -91,7 +90,7 @@ class Experiment:
     processes: Processes
     division: WorkDivision
     training: TrainingConfig
-    samples_made: int | None
+    newly_cached: int | None
 
     @cached_property
     def cost_model(self) -> CostModel:
@@ -100,19 +99,19 @@ class Experiment:
 
     def costs(self, round: int = 0) -> ClientCosts:
         """Count the costs of the participants of `round`; all fields are [participants]."""
-        return self.count(*self.assigned_work(round))
+        return self.costs_of(*self.assigned_work(round))
 
-    def count(self, work: LocalWork, assignment: Assignment) -> ClientCosts:
+    def costs_of(self, work: LocalWork, assignment: Assignment) -> ClientCosts:
         """Count the costs of the participants of `work` under an `assignment`; all fields are [participants]."""
         return self.cost_model.count(self.clients, work.participants, assignment, self.method)
 
     def round_work(self, round: int) -> tuple[LocalWork, Assignment, DeviceRound | None]:
-        """Work and assignment of the participants whose updates arrive, and the simulated devices, if there are any."""
+        """As `assigned_work`, of the participants whose updates arrive; and the round on their devices, if any."""
         work, assignment = self.assigned_work(round)
         devices = self.clients.devices
         if devices is None:
             return work, assignment, None
-        costs = self.count(work, assignment)
+        costs = self.costs_of(work, assignment)
         simulated = simulate_round(devices, work.participants, costs, round, self.config.clients.deadline)
         arrived = np.flatnonzero(simulated.arrived)
         return replace(work, participants=work.participants[arrived]), assignment.select(arrived), simulated
@@ -172,7 +171,7 @@ def build_experiment(
         sharding.check(config)
     processes, inputs = processes or Processes.alone(), inputs or Inputs()
     data, foundation = _load(config, device, processes, sharding, inputs)
-    # Before images are decoded, which may take long; again below, where memory decides the capacities.
+    # A check alone, before images are decoded, which may take long: without `costs`, capacities by memory are unknown.
     partition = inputs.divide(config, data.train)
     make_clients(config, partition, foundation.depth, processes=processes.count)
     prepared = _prepare(config, data, foundation, processes, sharding, inputs)
@@ -206,7 +205,7 @@ def build_experiment(
         processes=processes,
         division=WorkDivision(processes, train.lengths, by_cost_alone=by_cost_alone),
         training=with_step_limit(config.training, clients),
-        samples_made=prepared.newly_cached,
+        newly_cached=prepared.newly_cached,
     )
 
 

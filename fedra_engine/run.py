@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedra_engine.callback import Callback, Outcome
 from fedra_engine.callbacks.adapter_files import export
-from fedra_engine.callbacks.checkpoint import Keeper, find_start, newest_checkpoint, newest_state
+from fedra_engine.callbacks.checkpoint import RunWriter, find_checkpoint, find_start, restore_newest
 from fedra_engine.callbacks.console import Console
 from fedra_engine.callbacks.fingerprint import check_fingerprint, fingerprint, setting_digest
 from fedra_engine.callbacks.partition_report import PartitionReport
@@ -80,7 +80,7 @@ def run(
         shown.message(f"run folder: {folder.path}")
         start = find_start(experiment, folder, begun)
         traces = [Trace(folder.path)] if config.trace else []
-        watching = [*traces, Keeper(folder, begun), shown, PartitionReport(folder.path), *callbacks]
+        watching = [*traces, RunWriter(folder, begun), shown, PartitionReport(folder.path), *callbacks]
         state, outcome = train(experiment, start.state, start.round, watching, start.accuracy)
     return Result(folder.path, config, (experiment, state, outcome))
 
@@ -118,9 +118,9 @@ def open_folder(config: ExperimentConfig, earlier: RunFolder | None, processes: 
 
 
 def _check_early(config: ExperimentConfig, folder: RunFolder) -> None:
-    """Check, before the experiment is built, what `find_start` will check again and that rounds are left."""
+    """Check before the experiment is built, which may take long: the folder, the settings, and that rounds are left."""
     folder.check_kinds()
-    found, _ = newest_checkpoint(folder, {"setting": setting_digest(config)})
+    found, _ = find_checkpoint(folder, {"setting": setting_digest(config)})
     if found is not None and config.rounds <= found.round:
         raise InputError(
             f"rounds: found {config.rounds}, expected at least the {found.round + 1} done in {folder.path}"
@@ -182,7 +182,7 @@ class Result:
             return self._trained
         summary = self.summary
         experiment = _build(self.config, self._inputs)
-        state = newest_state(experiment, RunFolder(self.folder)).state
+        state = restore_newest(experiment, RunFolder(self.folder)).state
         names = ("rounds", "frozen", "tuned", "exported_accuracy", "tuned_is")
         return experiment, state, Outcome(*(summary[name] for name in names))
 

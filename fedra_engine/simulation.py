@@ -14,7 +14,7 @@ from fedra_engine.execution.evaluation import Score, accuracies
 from fedra_engine.experiment import Experiment
 from fedra_engine.federation.aggregation import Aggregator
 from fedra_engine.federation.records import (
-    MOST_NAMED,
+    MOST_RECORDED,
     ReturnedUpdates,
     RoundMetrics,
     Tally,
@@ -51,20 +51,21 @@ def train(
     # Clients have no models of their own yet.
     frozen = accuracies(experiment.evaluator.scores(experiment.initial_state, experiment.method.evaluated_model()))
     stop = listeners.call("on_evaluate", experiment.initial_state, Evaluation(frozen))
-    for round in range(first_round, config.rounds if stop is None else first_round):
-        state, record = train_round(experiment, state, round, listeners)
-        evaluated, done = (round + 1) % config.evaluate_every == 0 or round + 1 == config.rounds, round + 1
-        if evaluated:
-            latest = record.metrics.accuracy = evaluate(experiment, state)
-            stop = listeners.call("on_evaluate", state, Evaluation(latest, record.metrics))
-        stop = listeners.call("on_round", state, replace(record, accuracy=latest)) or stop
+    for round in range(first_round, config.rounds):
         if stop is not None:
             break
+        state, finished = train_round(experiment, state, round, listeners)
+        done = round + 1
+        evaluated = done % config.evaluate_every == 0 or done == config.rounds
+        if evaluated:
+            latest = finished.metrics.accuracy = evaluate(experiment, state)
+            stop = listeners.call("on_evaluate", state, Evaluation(latest, finished.metrics))
+        stop = listeners.call("on_round", state, replace(finished, accuracy=latest)) or stop
     if not evaluated:
         # A callback stopped the run between evaluations, or no round was left to train.
         latest = evaluate(experiment, state)
         if done > first_round:
-            listeners.call("on_evaluate", state, Evaluation(latest, record.metrics))
+            listeners.call("on_evaluate", state, Evaluation(latest, finished.metrics))
     more = experiment.more_than_exported(state)
     last_exit_alone = EvaluatedModel(experiment.method.evaluated_model().blocks)
     exported = latest if more is None else accuracies(experiment.evaluator.scores(state, last_exit_alone))
@@ -120,7 +121,7 @@ def train_round(
     if devices is not None:
         metrics.simulated_seconds, metrics.late, metrics.dropped = devices.seconds, devices.late, devices.dropped
     if len(bad):
-        metrics.bad_updates, metrics.bad_clients = len(bad), bad[:MOST_NAMED].tolist()
+        metrics.bad_updates, metrics.bad_clients = len(bad), bad[:MOST_RECORDED].tolist()
     return after, Round(metrics, state, work, assignment, lanes=lanes)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.config import ExperimentConfig
-from fedra_engine.data.samples import Batch, SampleStore
+from fedra_engine.data.samples import Batch, ImageSamples
 from fedra_engine.run import run
 
 
@@ -41,13 +41,13 @@ def continue_run(config: ExperimentConfig, folder: RunFolder) -> None:
 
 def spoil(put: Callable[[object, str, object], None], clients: Sequence[int], rounds: Sequence[int]) -> None:
     """Make all pixels that these clients train on in these rounds NaN; `put` is `setattr`, or undoes it later."""
-    batch = SampleStore.batch
+    batch = ImageSamples.batch
 
-    def spoilt(self: SampleStore, rows: Tensor, device: Any, dtype: torch.dtype, draws: Any = None) -> Batch:
+    def spoilt(self: ImageSamples, rows: Tensor, device: Any, dtype: torch.dtype, draws: Any = None) -> Batch:
         found = batch(self, rows, device, dtype, draws)
         if draws is not None and draws.round in rounds:
             owners = np.repeat(draws.clients, draws.sizes)
             found.inputs["pixel_values"][torch.from_numpy(np.isin(owners, clients))] = torch.nan
         return found
 
-    put(SampleStore, "batch", spoilt)
+    put(ImageSamples, "batch", spoilt)

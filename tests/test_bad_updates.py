@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedra_engine.callbacks.checkpoint import latest_checkpoint
+from fedra_engine.callbacks.checkpoint import load_newest_intact
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.config import DepthFLConfig, FedHelloConfig, HetLoraConfig
 from fedra_engine.experiment import Experiment
 from fedra_engine.federation.records import ReturnedUpdates
-from fedra_engine.federation.work import ClientUpdates
+from fedra_engine.federation.updates import ClientUpdates
 from fedra_engine.methods.registry import METHODS
 from fedra_engine.runtime.errors import InputError
 from tests.distributed.test_equal_runs import changes, shallow_model
@@ -62,7 +62,7 @@ def absent(patch: pytest.MonkeyPatch, clients: tuple[int, ...], rounds: tuple[in
 
 
 def final_tensors(run: Path) -> dict[str, Tensor]:
-    found = latest_checkpoint(run)
+    found = load_newest_intact(run)
     assert found is not None
     return found.tensors
 
@@ -222,7 +222,7 @@ def test_many_bad_clients_are_counted_but_not_all_named(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("fedra_engine.experiment._MOST_NAMED", 2)
-    monkeypatch.setattr("fedra_engine.simulation.MOST_NAMED", 3)
+    monkeypatch.setattr("fedra_engine.simulation.MOST_RECORDED", 3)
     spoil(monkeypatch.setattr, range(5), rounds=(0,))
     run = run_experiment(tmp_path, rounds=1, **plain(model))
     assert "leaves out clients 0 (clean), 1 (clean) and 3 others: " in caplog.text

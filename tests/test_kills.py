@@ -24,7 +24,7 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from fedra_engine import run as run_module
 from fedra_engine.callbacks import partition_report
-from fedra_engine.callbacks.checkpoint import latest_checkpoint
+from fedra_engine.callbacks.checkpoint import load_newest_intact
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.experiment import build_experiment
@@ -189,7 +189,7 @@ class Runs:
 
     def result(self) -> dict[str, object]:
         """What is to be equal to the last bit."""
-        checkpoint = latest_checkpoint(self.run)
+        checkpoint = load_newest_intact(self.run)
         assert checkpoint is not None
         records = [json.loads(line) for line in (self.run / "metrics.jsonl").read_text().splitlines()]
         for record in records:

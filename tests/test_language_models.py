@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from fedra_engine.callbacks.checkpoint import latest_checkpoint
+from fedra_engine.callbacks.checkpoint import load_newest_intact
 from fedra_engine.runtime.errors import InputError
 from tests.data.tokenizers import WORDS, save_decoder_tokenizer
 from tests.running import run_experiment
@@ -59,7 +59,7 @@ def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def final_tensors(run: Path) -> dict[str, torch.Tensor]:
-    checkpoint = latest_checkpoint(run)
+    checkpoint = load_newest_intact(run)
     assert checkpoint is not None
     return checkpoint.tensors
 

@@ -12,7 +12,7 @@ import yaml
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
-from fedra_engine.callbacks.checkpoint import latest_checkpoint
+from fedra_engine.callbacks.checkpoint import load_newest_intact
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.commands.simulate import parse_request
 from fedra_engine.config import ExperimentConfig
@@ -201,7 +201,7 @@ def test_damage_is_repaired_from_what_is_left(finished: Path, copied: Path) -> N
         without_time(record) for record in RunFolder(finished / "run").read_metrics()
     ]
     assert (copied / "summary.json").read_bytes() == (finished / "run" / "summary.json").read_bytes()
-    found, expected = latest_checkpoint(copied), latest_checkpoint(finished / "run")
+    found, expected = load_newest_intact(copied), load_newest_intact(finished / "run")
     assert found is not None
     assert expected is not None
     assert all(found.tensors[name].equal(tensor) for name, tensor in expected.tensors.items())

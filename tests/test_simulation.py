@@ -21,7 +21,7 @@ from fedra_engine.callbacks.fingerprint import fingerprint
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.config import DataConfig, DeviceConfig, TrainingConfig
 from fedra_engine.data.preprocessing import preprocessing_for
-from fedra_engine.data.samples import SampleStore
+from fedra_engine.data.samples import ImageSamples
 from fedra_engine.data.sources import load_source
 from fedra_engine.execution import executor
 from fedra_engine.federation.work import learning_rate
@@ -107,7 +107,7 @@ def test_the_sequential_executor_gives_the_same_run(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def test_set() -> SampleStore:
+def test_set() -> ImageSamples:
     """The held-out digits as the embedded model takes them."""
     path, data = resolve_model_path("digits_vit"), load_source(DataConfig(**FEW["data"]), 0)
     return preprocess(data.test, preprocessing_for(path, AutoConfig.from_pretrained(path)))
@@ -115,7 +115,7 @@ def test_set() -> SampleStore:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_lines_beside_the_adapter_give_what_the_summary_says_of_it(
-    tmp_path: Path, method: str, test_set: SampleStore, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, method: str, test_set: ImageSamples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The plot takes longer than the rest of so small a run.
     monkeypatch.setattr("fedra_engine.callbacks.partition_report.report_partition", lambda *_: None)

@@ -20,7 +20,8 @@ from fedra_engine.federation.aggregation import Aggregator
 from fedra_engine.federation.allocation import Allocation, uniform_allocation
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import Clients
-from fedra_engine.federation.work import ClientUpdate, LocalWork
+from fedra_engine.federation.updates import ClientUpdate
+from fedra_engine.federation.work import LocalWork
 from fedra_engine.models.adapters import initial_adapters
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.state import GlobalState, adapter_tensors, head_tensors, named_tensors

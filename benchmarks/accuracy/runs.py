@@ -12,7 +12,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from fedra_engine.callback import Callbacks, Round
-from fedra_engine.callbacks.checkpoint import Keeper, find_start
+from fedra_engine.callbacks.checkpoint import RunWriter, find_start
 from fedra_engine.callbacks.console import Console
 from fedra_engine.callbacks.fingerprint import fingerprint
 from fedra_engine.callbacks.run_folder import RunFolder
@@ -48,7 +48,7 @@ class StudyRun:
         )
         """What is trained."""
         begun = fingerprint(self.experiment)
-        self._keeper = Keeper(self._folder, begun)
+        self._keeper = RunWriter(self._folder, begun)
         self.rounds, self._state, _ = find_start(self.experiment, self._folder, begun)
         self._unsaved: list[Round] = []
         self._seconds: list[float] = []

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 from benchmarks.gpu.shapes import CAPACITIES, VitShape
 from fedra_engine.config import ExperimentConfig, LoraConfig, TrainingConfig
 from fedra_engine.data.preprocessing import Preprocessing
-from fedra_engine.data.samples import SampleStore, StoredRows
+from fedra_engine.data.samples import ImageSamples, StoredRows
 from fedra_engine.execution.executor import Executor
 from fedra_engine.execution.sequential import SequentialExecutor
 from fedra_engine.execution.sweep import SweepExecutor
@@ -156,14 +156,14 @@ class Workload:
         """FLOPs that the blocks need for a round; embedding and heads are not counted."""
         return float(round.allocation.sum()) * round.images_per_client * self.shape.block_flops()
 
-    def _make_samples(self, channels: int, device: torch.device) -> SampleStore:
+    def _make_samples(self, channels: int, device: torch.device) -> ImageSamples:
         shape, generator = self.shape, torch.Generator().manual_seed(0)
         size = (shape.pool, channels, shape.image, shape.image)
         pixels = torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
         labels = torch.randint(0, shape.classes, (shape.pool,), generator=generator)
         preprocessing = Preprocessing(shape.image, channels, (0.5,) * channels, (0.5,) * channels)
         domains = torch.zeros(shape.pool, dtype=torch.int64)
-        return SampleStore(StoredRows([pixels.to(device)]), labels, domains, preprocessing)
+        return ImageSamples(StoredRows([pixels.to(device)]), labels, domains, preprocessing)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Checkpoints, with which an interrupted run goes on: written whole, and read only when intact."""
+"""Checkpoints and what else a run writes (`RunWriter`), and how a run goes on from one (`find_start`)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Checkpoint(NamedTuple):
     passed_over: str = ""
 
 
-class Keeper(Callback):
+class RunWriter(Callback):
     """Writes every round's checkpoint, then its record, and at the end the adapter, then the summary."""
 
     def __init__(self, folder: RunFolder, begun: Fingerprint) -> None:
@@ -114,7 +114,7 @@ def find_start(experiment: Experiment, folder: RunFolder, begun: Fingerprint) ->
     processes, found = experiment.processes, None
     with processes.raise_on_all():
         if processes.is_main:
-            found, records = newest_checkpoint(folder, begun)
+            found, records = find_checkpoint(folder, begun)
             if found is not None and found.passed_over:
                 _LOG.info("passed over a damaged checkpoint: %s", found.passed_over)
             if folder.rewind(-1 if found is None else found.round, records):
@@ -131,17 +131,17 @@ def find_start(experiment: Experiment, folder: RunFolder, begun: Fingerprint) ->
     return _restore(experiment, found)
 
 
-def newest_checkpoint(folder: RunFolder, begun: Fingerprint) -> tuple[Checkpoint | None, bytes]:
+def find_checkpoint(folder: RunFolder, begun: Fingerprint) -> tuple[Checkpoint | None, bytes]:
     """Read the newest intact checkpoint, if any, and the records up to it; InputError if they do not fit `begun`."""
-    found = latest_checkpoint(folder.path)
+    found = load_newest_intact(folder.path)
     if found is not None:
         check_fingerprint(begun, found.state["fingerprint"], folder.path)
     return found, folder.find_metrics(None if found is None else found.state["metrics"])
 
 
-def newest_state(experiment: Experiment, folder: RunFolder) -> Start:
+def restore_newest(experiment: Experiment, folder: RunFolder) -> Start:
     """Restore a newly built `experiment` from the newest intact checkpoint; InputError if none fits."""
-    found = latest_checkpoint(folder.path)
+    found = load_newest_intact(folder.path)
     if found is None:
         raise InputError(f"{folder.path}: found no checkpoint, expected a run that has trained a round")
     check_fingerprint(fingerprint(experiment), found.state["fingerprint"], folder.path)
@@ -193,7 +193,7 @@ def save_checkpoint(folder: Path, round: int, tensors: Mapping[str, Tensor], sta
     return final
 
 
-def latest_checkpoint(folder: Path) -> Checkpoint | None:
+def load_newest_intact(folder: Path) -> Checkpoint | None:
     """Load the newest intact checkpoint, tensors on the CPU; None if there are none, InputError if all are damaged."""
     damage: InputError | None = None
     for round, path in reversed(_checkpoints(folder)):

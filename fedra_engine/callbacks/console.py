@@ -203,7 +203,7 @@ def describe(experiment: Experiment) -> dict[str, str]:
     size = parameter_count(foundation.model)
     kept = " in shards" if is_sharded(foundation.model) else ""
     targets = ", ".join(target.path for target in foundation.adapter_layout.targets)
-    count, made = experiment.samples_made, ""
+    count, made = experiment.newly_cached, ""
     if count is not None:
         made = f"; {count:,} preprocessed now" if count else "; all were in the cache"
     facts = {

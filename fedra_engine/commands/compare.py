@@ -14,7 +14,7 @@ from fedra_engine.config.fields import field_names, known_name
 from fedra_engine.config.options import COUNT, NATURAL
 from fedra_engine.config.parsing import (
     OVERSUBSCRIBE,
-    LauncherOption,
+    CommandOption,
     Parser,
     check_different,
     check_not_given,
@@ -34,9 +34,9 @@ Each run is an ordinary run folder <output_dir>/<method>-seed<seed>. What is fin
 interrupted goes on. The tables, in <output_dir> too, are those of the latest command.
 """
 _OPTIONS = (
-    LauncherOption("methods", "ENTRY,…", "Methods or variants of them"),
-    LauncherOption("seeds", "SEED,…", "Seeds", default="0"),
-    LauncherOption("jobs", "N", "Runs at a time, one thread each; a single one has what it needs", default="1"),
+    CommandOption("methods", "ENTRY,…", "Methods or variants of them"),
+    CommandOption("seeds", "SEED,…", "Seeds", default="0"),
+    CommandOption("jobs", "N", "Runs at a time, one thread each; a single one has what it needs", default="1"),
     OVERSUBSCRIBE,
 )
 _PLANNED = {"seed": "--seeds", "name": "--methods", "method.name": "--methods"}

@@ -14,7 +14,7 @@ from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.config import DataConfig, ExecutionConfig, ExperimentConfig
 from fedra_engine.config.options import group
 from fedra_engine.config.parsing import (
-    LauncherOption,
+    CommandOption,
     Parser,
     given_options,
     quiet_libraries,
@@ -36,7 +36,7 @@ DESCRIPTION = """Accuracy and loss of an earlier run by domain, and the perplexi
 The run's newest state is evaluated as the run itself does it. With options of data, these are the test samples of other
 data, of the same classes; the run's own must still be there, as the method's clients are made of them.
 """
-_OPTIONS = (LauncherOption("json", "[true|false]", "Print JSON, in full precision", "false", ("true", "false")),)
+_OPTIONS = (CommandOption("json", "[true|false]", "Print JSON, in full precision", "false", ("true", "false")),)
 
 
 @dataclass
@@ -64,13 +64,13 @@ def main(arguments: Sequence[str]) -> None:
     for each in (config, own):
         validate(each)
     quiet_libraries()
-    from fedra_engine.callbacks.checkpoint import newest_state
+    from fedra_engine.callbacks.checkpoint import restore_newest
     from fedra_engine.run import build
     from fedra_engine.runtime.tables import PlainConsole, rich_table, table_text
     from fedra_engine.simulation import score
 
     experiment = build(replace(config, data=own.data))
-    start = newest_state(experiment, folder)
+    start = restore_newest(experiment, folder)
     if config.data != own.data:
         experiment = on_other_data(experiment, config)
     scores = score(experiment, start.state)

@@ -10,7 +10,7 @@ from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.options import COUNT, number
 from fedra_engine.config.parsing import (
     OVERSUBSCRIBE,
-    LauncherOption,
+    CommandOption,
     Parser,
     check_different,
     check_not_given,
@@ -29,14 +29,14 @@ bootstrap), so nothing is stored of them. All other options are those of simulat
 again; the tables and the plot, in <output_dir>, are those of the latest command.
 """
 _OPTIONS = (
-    LauncherOption("clients", "N,…", "Numbers of clients"),
-    LauncherOption("processes", "N,…", "Numbers of processes; several are started by torchrun", default="1"),
-    LauncherOption("threads", "N", "Threads of each process, on a CPU", default="1"),
+    CommandOption("clients", "N,…", "Numbers of clients"),
+    CommandOption("processes", "N,…", "Numbers of processes; several are started by torchrun", default="1"),
+    CommandOption("threads", "N", "Threads of each process, on a CPU", default="1"),
     OVERSUBSCRIBE,
-    LauncherOption("seconds", "S", "How long rounds are measured; at least one is", default="10"),
-    LauncherOption("projected", "N,…", "Numbers of processes for which times are computed", default="1,2,4,8,16,32,64"),
-    LauncherOption("latency", "SECONDS", "Of a message between two processes, for the computed times", default="2e-5"),
-    LauncherOption("bandwidth", "GB/S", "Between two processes, for the computed times", default="10"),
+    CommandOption("seconds", "S", "How long rounds are measured; at least one is", default="10"),
+    CommandOption("projected", "N,…", "Numbers of processes for which times are computed", default="1,2,4,8,16,32,64"),
+    CommandOption("latency", "SECONDS", "Of a message between two processes, for the computed times", default="2e-5"),
+    CommandOption("bandwidth", "GB/S", "Between two processes, for the computed times", default="10"),
 )
 _POSITIVE = number(0, 1e6, above=True)
 """Seconds or GB/s."""

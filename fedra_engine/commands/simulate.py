@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.config import ExperimentConfig
-from fedra_engine.config.parsing import LauncherOption, Parser, quiet_libraries, read_config, split_options
+from fedra_engine.config.parsing import CommandOption, Parser, quiet_libraries, read_config, split_options
 from fedra_engine.config.validation import validate
 from fedra_engine.runtime.errors import InputError
 
@@ -19,13 +19,13 @@ DESCRIPTION = """Federated LoRA tuning of a transformer foundation model by many
   fedra simulate --resume runs/NAME
 """
 _OPTIONS = (
-    LauncherOption(
+    CommandOption(
         "resume",
         "FOLDER",
         "Go on with the run in FOLDER, its own config.yaml and the data and model that it began with; only a larger "
         "--rounds may be given too, where training.lr_schedule is constant",
     ),
-    LauncherOption(
+    CommandOption(
         "dry_run",
         "[true|false]",
         "Show what would be trained, by whom, and what it would cost; train nothing",
@@ -69,7 +69,7 @@ def parse_request(arguments: Sequence[str], description: str) -> RunRequest:
         config = Parser(ExperimentConfig, description, _OPTIONS).parse(others)
         validate(config)
         return RunRequest(config, None, dry_run=options.dry_run == "true")
-    more, others = split_options(others, [LauncherOption("rounds")])
+    more, others = split_options(others, [CommandOption("rounds")])
     if others or options.dry_run is not None:
         other = others[0] if others else "--dry_run"
         raise InputError(f"resume: found {other} beside it, expected no other option than --rounds")

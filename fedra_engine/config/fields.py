@@ -134,7 +134,7 @@ ALIASES = {
     "r": "lora.rank",
     "rank": "lora.rank",
 }
-"""Names of options in other programs, and here."""
+"""What other programs call an option, and its name here."""
 
 
 def known_name(found: str, names: Sequence[str]) -> str:

@@ -44,7 +44,7 @@ _IMPORTED = "FEDRA_IMPORT"
 
 
 @dataclass(frozen=True)
-class LauncherOption:
+class CommandOption:
     """An option that a command has beside the fields of the experiment.
 
     Attributes:
@@ -62,10 +62,10 @@ class LauncherOption:
     choices: tuple[str, ...] = ()
 
 
-OVERSUBSCRIBE = LauncherOption(
+OVERSUBSCRIBE = CommandOption(
     "oversubscribe", "[true|false]", "Whether processes may share cores", "false", ("true", "false")
 )
-IMPORT = LauncherOption(
+IMPORT = CommandOption(
     "import", "MODULE", "A module of yours that registers methods, sources and so on; may be given several times"
 )
 
@@ -83,7 +83,7 @@ class Parser(Generic[Config]):
 
     config_class: type[Config]
     description: str = ""
-    options: Sequence[LauncherOption] = ()
+    options: Sequence[CommandOption] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     reads_files: bool = True
 
@@ -187,7 +187,7 @@ def read_config(file: Path, *options: str) -> ExperimentConfig:
     return Parser(ExperimentConfig).parse(["--config", str(file), *options])
 
 
-def split_options(arguments: Sequence[str], options: Sequence[LauncherOption]) -> tuple[Namespace, list[str]]:
+def split_options(arguments: Sequence[str], options: Sequence[CommandOption]) -> tuple[Namespace, list[str]]:
     """Split arguments into the values of a command's own `options`, as text, and the others; handles `--import`."""
     known, values, others = {option.name: option for option in options}, Namespace(), list[str]()
     for option in options:

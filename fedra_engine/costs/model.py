@@ -33,7 +33,8 @@ from fedra_engine.execution.memory import record_saved
 from fedra_engine.execution.sequential import Submodel
 from fedra_engine.federation.allocation import Allocation
 from fedra_engine.federation.assignment import Assignment
-from fedra_engine.federation.clients import Clients, local_step_counts, with_step_limit
+from fedra_engine.federation.clients import Clients
+from fedra_engine.federation.work import local_step_counts, with_step_limit
 from fedra_engine.methods.base import Method
 from fedra_engine.models.adapters import Factor
 from fedra_engine.models.foundation import Foundation

@@ -46,7 +46,7 @@ class Partition:
     sizes: NDArray[np.int64] | None = None
 
     def groups(self, count: int) -> NDArray[np.int64]:
-        """Index of each client's setting out of `count`: its domain's, or in turn if clients mix domains."""
+        """Which of `count` entries (capacities, say) each client gets: its domain's, or in turn if clients mix them."""
         return self.domains if self.by_domain else np.arange(len(self.samples)) % max(count, 1)
 
 

@@ -150,7 +150,7 @@ def prepare(
         if is_images:
             assert preprocessing is not None
             assert of_class is not None
-            return SampleStore(pixels, of_class, domain_of[rows], preprocessing, rows, augmentation)
+            return ImageSamples(pixels, of_class, domain_of[rows], preprocessing, rows, augmentation)
         return TokenSamples(tokens, rows, counts[rows], prompts[rows], domain_of[rows], of_class, cut=cut_texts)
 
     readable = np.delete(np.arange(len(data)), list(made.skipped))
@@ -257,7 +257,7 @@ class StoredRows:
 
 
 @dataclass(eq=False)
-class SampleStore:
+class ImageSamples:
     """Preprocessed images.
 
     Attributes:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedra_engine.config import TrainingConfig
-from fedra_engine.federation.assignment import BankRows, training_terms
+from fedra_engine.federation.local_terms import BankRows, training_terms
 from fedra_kernels import adamw, sgd, squared_norms
 from fedra_kernels.groups import consecutive_slots
 

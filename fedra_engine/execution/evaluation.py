@@ -18,7 +18,6 @@ from torch import Tensor
 from fedra_engine.config import LoraConfig
 from fedra_engine.data.samples import Samples
 from fedra_engine.execution.plan import ExitCopy
-from fedra_engine.execution.scheduling import portions
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.state import EvaluatedModel, GlobalState
@@ -117,7 +116,7 @@ class Evaluator:
         return list(chain.from_iterable(zip(*processes.all_gather_object(own), strict=True)))[:total]
 
     def _checked_score(self, domain: str, sums: Tensor) -> Score:
-        """The score of a domain's `sums`; warns of logits that are not finite."""
+        """The score of a domain's `sums`; warns of predictions without finite logits."""
         _, total, undefined, _ = sums.tolist()
         if undefined and self.processes.is_main:
             _LOG.warning(
@@ -200,3 +199,21 @@ class FisherInformation:
         weight, bias = layout.weight(state.heads[-1])[labels], layout.bias(state.heads[-1])[labels]
         self.model.backward(((features.to(weight.dtype) * weight).sum(1) + bias).sum())
         return gradients.view(count, depth, -1).square_()
+
+
+class Portion(NamedTuple):
+    """The samples of one pass, int64 [samples], and whether they only make up the number of passes."""
+
+    rows: Tensor
+    is_padding: bool
+
+
+def portions(rows: Tensor, size: int, processes: Processes) -> list[Portion]:
+    """This process's share of the samples `rows`, in portions of at most `size`.
+
+    All processes get the same number of portions, as a sharded model requires; one that lacks samples gets padding.
+    """
+    mine = rows[processes.index :: processes.count]
+    passes = -(-len(rows) // (processes.count * size))
+    shares = [mine[start : start + size] for start in range(0, passes * size, size)]
+    return [Portion(share, False) if len(share) else Portion(rows[:1], True) for share in shares]

@@ -14,7 +14,8 @@ from fedra_engine.execution.sequential import SequentialExecutor
 from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.federation.assignment import Assignment
-from fedra_engine.federation.work import ClientUpdates, LocalWork
+from fedra_engine.federation.updates import ClientUpdates
+from fedra_engine.federation.work import LocalWork
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.sharding import Sharding
 from fedra_engine.models.state import GlobalState

@@ -1,4 +1,4 @@
-"""Initialisation of the global classifier."""
+"""The global classifier before the first round."""
 
 from __future__ import annotations
 
@@ -31,8 +31,7 @@ def initial_heads(
     """Make the initial classifier, [1, head size], as `config.head_init` says.
 
     Raises:
-        InputError: a causal language model, whose output layer is frozen, is to get another one; or no sample has
-            finite features.
+        InputError: a causal language model is to get another output layer; or no sample has finite features.
     """
     loaded = foundation.initial_heads()
     if config.head_init == "loaded":

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from fedra_engine.execution.banks import Bank
 from fedra_engine.execution.scheduling import longest_first
-from fedra_engine.federation.assignment import Assignment, ClientsInTraining, training_terms
-from fedra_engine.federation.work import ClientUpdates, LocalWork
+from fedra_engine.federation.assignment import Assignment
+from fedra_engine.federation.local_terms import ClientsInTraining, training_terms
+from fedra_engine.federation.updates import ClientUpdates
+from fedra_engine.federation.work import LocalWork
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.state import GlobalState
 from fedra_kernels import to_device
@@ -23,10 +25,10 @@ from fedra_kernels import to_device
 
 @dataclass(eq=False)
 class Lane:
-    """A client in training.
+    """A lane and the client that trains in it.
 
     Attributes:
-        index: the lane.
+        index: number of the lane.
         row: the client's row of the assignment.
         slots: int64 [blocks], the adapter bank's row of each block; -1 for blocks that the client does not hold.
         trained: int64 [blocks], as `slots`, and also -1 for blocks that it does not train.

@@ -1,4 +1,7 @@
-"""Memory of a client in training, measured in a small pass; the number of lanes that fit, and of CPU threads."""
+"""How many lanes and threads a machine has room for.
+
+The memory of a lane is measured on a pass of one and one of two samples.
+"""
 
 from __future__ import annotations
 

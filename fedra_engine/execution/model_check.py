@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from fedra_engine.models.foundation import Foundation, cut_to_blocks, replace_module
 from fedra_engine.runtime.errors import InputError, one_line
 
-Inputs = Mapping[str, Tensor]
-TrialPass = Callable[[Inputs, Tensor, NDArray[np.int64]], Tensor]
-"""Features of `inputs`, divided evenly among clients with `slots` [clients, blocks] of `adapters` [rows, slot size]."""
+ModelInputs = Mapping[str, Tensor]
+TrialPass = Callable[[ModelInputs, Tensor, NDArray[np.int64]], Tensor]
+"""Features of `inputs`, shared out evenly to clients with `slots` [clients, blocks] of `adapters` [rows, slot size]."""
 
 _OF_MODELS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""Errors of models that do not support a sweep; others (a kernel that does not compile) have other causes."""
+"""What a model raises that cannot be swept. Others, as of a kernel that does not compile, are not the model's fault."""
 
 
-def same(found: Tensor, expected: Tensor) -> bool:
-    """Whether two results are equal up to rounding; wrong results differ by far more."""
+def nearly_equal(found: Tensor, expected: Tensor) -> bool:
+    """Whether two results are the same but for rounding, which a wrong one is far from."""
     if found.shape != expected.shape:
         return False
     tolerance = 3e-2 if expected.dtype in (torch.bfloat16, torch.float16) else 1e-4
@@ -33,8 +33,8 @@ def same(found: Tensor, expected: Tensor) -> bool:
 
 
 @torch.no_grad()
-def check_sweep(foundation: Foundation, trial: TrialPass, inputs: Inputs, *, cuts: bool = True) -> None:
-    """Check a sweep of two clients, of which the second lacks the first block.
+def check_sweep(foundation: Foundation, trial: TrialPass, inputs: ModelInputs, *, cuts: bool = True) -> None:
+    """Check a sweep of two clients, the second of which lacks the first block, against what it must give.
 
     Args:
         trial: makes a pass of its sweep.
@@ -56,7 +56,7 @@ def check_sweep(foundation: Foundation, trial: TrialPass, inputs: Inputs, *, cut
             f"model.path: found a {kind} that gives values which are not finite, expected whole weights, or another "
             "model.dtype"
         )
-    if not same(foundation.head(features[:1]), foundation.model(**inputs).logits[:1]):
+    if not nearly_equal(foundation.head(features[:1]), foundation.model(**inputs).logits[:1]):
         raise InputError(
             f"model.path: found a {kind} that does not return what its {foundation.head_path} gives as logits, "
             "expected a Linear to make them"
@@ -65,7 +65,7 @@ def check_sweep(foundation: Foundation, trial: TrialPass, inputs: Inputs, *, cut
         cut = cut_to_blocks(foundation, range(1, depth))
         replace_module(cut, foundation.head_path, nn.Identity())
         expected = _attempt(foundation, "do without its first block", lambda: cut(**inputs).logits)
-        if not same(features[1:], expected[1:]):
+        if not nearly_equal(features[1:], expected[1:]):
             raise InputError(
                 f"model.path: found a {kind} that computes something else when its first block is cut off than when a "
                 "sample skips it, expected one block's output to be the next one's input"
@@ -73,7 +73,7 @@ def check_sweep(foundation: Foundation, trial: TrialPass, inputs: Inputs, *, cut
     for client, of_other in enumerate(adapters.split(depth)[::-1]):
         # NaN stays NaN whatever it is added to or multiplied by, even zero.
         of_other.fill_(torch.nan)
-        if not same(trial(inputs, adapters, slots)[client], features[client]):
+        if not nearly_equal(trial(inputs, adapters, slots)[client], features[client]):
             raise InputError(
                 f"lora.target_modules: found a target that is given samples of all clients at once by a {kind}, "
                 "expected targets that are given one sample after another"

@@ -1,4 +1,7 @@
-"""The plan of a pass, which says which samples go through which block, and the index tables of a local step."""
+"""The plan of one pass: which samples go through which block, and whose adapter each of them meets.
+
+Also the index tables of a local step: the plan of its pass, and the bank rows that clipping and optimizer work on.
+"""
 
 from __future__ import annotations
 
@@ -113,18 +116,18 @@ def make_plan(
     requested: RequestedTables | None = None,
     others: Sequence[NDArray[Any]] = (),
 ) -> tuple[SweepPlan, list[Tensor]]:
-    """Plan a batch. Returns the plan, and `others` on the device.
+    """Plan a batch of `sizes[i]` samples for group i. Returns the plan, and `others` on the device.
 
-    All tables are copied to the device together; a kernel table that is not in `requested` is made when it is needed.
+    All tables go to the device in one copy, also those that are `requested`; others are made when a kernel asks.
 
     Args:
         sizes: number of samples of each group, in the order of the batch.
         slots: int64 [groups, blocks], the adapter bank's rows; -1 where a group skips the block.
         heads: int64 [groups], the head bank's rows.
         scale: LoRA's alpha / rank.
-        copies: the groups that are copies of others at early exits.
-        requested: the kernel tables that the plan before needed; collects those of this one.
-        others: arrays to copy along.
+        copies: which groups are copies of others at early exits.
+        requested: what kernels requested of the plan before; collects what they request of this one.
+        others: further arrays to copy to the device.
     """
     requested = RequestedTables() if requested is None else requested
     of_blocks, of_heads = sorted(requested.blocks), sorted(requested.heads)
@@ -168,7 +171,7 @@ def _exit_rows(
 
 
 class StepTables:
-    """The index tables of a step, reused while the same lanes have batches of the same sizes.
+    """All index tables of a local step; used again while the same lanes take batches of the same sizes.
 
     The groups of the batch are the samples of each client, then their copies at earlier exits.
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,21 +117,3 @@ class WorkDivision:
             return
         spent = np.bincount(owners, weights=costs, minlength=self._processes.count).astype(np.float64)
         self._pace.learn(spent, np.array(self._processes.all_gather_object(seconds), dtype=np.float64))
-
-
-class Portion(NamedTuple):
-    """The samples of one pass, int64 [samples], and whether they only make up the number of passes."""
-
-    rows: Tensor
-    is_padding: bool
-
-
-def portions(rows: Tensor, size: int, processes: Processes) -> list[Portion]:
-    """This process's share of the samples `rows`, in portions of at most `size`.
-
-    All processes get the same number of portions, as a sharded model requires; one that lacks samples gets padding.
-    """
-    mine = rows[processes.index :: processes.count]
-    passes = -(-len(rows) // (processes.count * size))
-    shares = [mine[start : start + size] for start in range(0, passes * size, size)]
-    return [Portion(share, False) if len(share) else Portion(rows[:1], True) for share in shares]

@@ -16,8 +16,10 @@ from fedra_engine.config import LoraConfig, TrainingConfig
 from fedra_engine.data.samples import Samples
 from fedra_engine.execution.banks import clip_factors, loss_scale
 from fedra_engine.execution.dropout import CounterDropout, DropoutKeys
-from fedra_engine.federation.assignment import Assignment, ClientAlone, LocalTerm, training_terms
-from fedra_engine.federation.work import ClientUpdate, ClientUpdates, LocalWork
+from fedra_engine.federation.assignment import Assignment
+from fedra_engine.federation.local_terms import ClientAlone, LocalTerm, training_terms
+from fedra_engine.federation.updates import ClientUpdate, ClientUpdates
+from fedra_engine.federation.work import LocalWork
 from fedra_engine.models.foundation import Foundation, cut_to_blocks, replace_module
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.randomness import SampleDraws

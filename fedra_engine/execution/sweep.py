@@ -19,7 +19,8 @@ from fedra_engine.execution.plan import RequestedTables, StepTables
 from fedra_engine.execution.sweep_block import BankFactors
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.federation.assignment import Assignment
-from fedra_engine.federation.work import ClientUpdates, LocalWork
+from fedra_engine.federation.updates import ClientUpdates
+from fedra_engine.federation.work import LocalWork
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.state import GlobalState
 from fedra_engine.models.task import PassHeads
@@ -44,12 +45,12 @@ class SweepExecutor:
     lanes: int
     sharded_over: Processes | None = None
     _requested: RequestedTables = field(default_factory=RequestedTables, init=False)
-    """Kernel tables that the last step needed; the next plan makes them in advance."""
+    """Tables that kernels used in the last step; the next plan makes them at once, as they will be needed again."""
 
     def train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
         """Train the participants in lanes; when memory runs out, go on with half as many.
 
-        Unfinished clients then start again, with the same draws and so the same updates.
+        Clients that were in training start again; with the same draws they get the same updates.
 
         Raises:
             InputError: a single lane does not fit.
@@ -96,10 +97,10 @@ class SweepExecutor:
         while True:
             pool.refill()
             lanes = pool.in_training()
-            # A sharded model also needs this process's passes for the clients of others.
-            if not (self.sharded_over.any(bool(lanes)) if self.sharded_over is not None else lanes):
+            if not (bool(lanes) if self.sharded_over is None else self.sharded_over.any(bool(lanes))):
                 return
             if not lanes:
+                # Other processes still train, and a sharded model needs this process in every pass.
                 first = torch.zeros(1, dtype=torch.int64)
                 self.model.dummy_pass(self.samples.inputs(first, foundation.device, foundation.dtype))
                 continue

@@ -1,4 +1,4 @@
-"""The modules of a sweep, which are adapted Linears and wrapped blocks, and the pass that they read."""
+"""The modules of a sweep, adapted Linears and the blocks around them, and the pass that they read."""
 
 from __future__ import annotations
 
@@ -169,9 +169,10 @@ class SweepBlock(nn.Module):
             return checkpoint(self._again, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
     def _again(self, *args: Any, **kwargs: Any) -> Any:
-        """As `_compute`, but with sharded weights backward begins by running the block again.
+        """As `_compute`; if weights are sharded, backward begins by running the block again.
 
-        Otherwise the last module would gather its weights for backward, then cause the run, and lose them in it.
+        Otherwise the first module that needs a kept tensor would have it run again, and lose the weights it has
+        gathered.
         """
         output = self._compute(*args, **kwargs)
         if not self._context.sharded:
@@ -191,7 +192,7 @@ class SweepBlock(nn.Module):
 
 
 class _RunAgain(torch.autograd.Function):
-    """Identity, whose backward reads a saved tensor, so that the checkpointed block is run again."""
+    """Returns its input. Backward reads a kept tensor, which makes the checkpoint run the block again."""
 
     @staticmethod
     def forward(ctx: Any, output: Tensor) -> Tensor:
@@ -206,7 +207,7 @@ class _RunAgain(torch.autograd.Function):
 
 
 class _Discard(torch.autograd.Function):
-    """Returns the first of two tensors; the second gets a gradient of zero."""
+    """Returns the first of two tensors. Backward goes through the second, too, with a gradient of zero."""
 
     @staticmethod
     def forward(ctx: Any, kept: Tensor, discarded: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 from fedra_engine.execution.dropout import DropoutKeys, pass_dropout
 from fedra_engine.execution.fused_block import FusedBlock, match_parts
-from fedra_engine.execution.model_check import Inputs, check_sweep, same
+from fedra_engine.execution.model_check import ModelInputs, check_sweep, nearly_equal
 from fedra_engine.execution.plan import ExitCopy, SweepPlan, plan_groups
 from fedra_engine.execution.sweep_block import BankFactors, GroupedLoraLinear, Pass, SweepBlock, SweepContext
 from fedra_engine.models.batch_arguments import probe_batch_arguments
@@ -35,7 +35,7 @@ class SweepModel:
     def __init__(
         self,
         foundation: Foundation,
-        example_inputs: Callable[[int], Inputs],
+        example_inputs: Callable[[int], ModelInputs],
         *,
         fuse_blocks: bool = True,
         checkpoint_blocks: bool = False,
@@ -76,14 +76,12 @@ class SweepModel:
         self.fused = self._fuse(blocks, plain, example_inputs(2)) if fuse_blocks else 0
 
     def features(
-        self, inputs: Inputs, plan: SweepPlan, adapters: BankFactors, dropout: DropoutKeys | None = None
+        self, inputs: ModelInputs, plan: SweepPlan, adapters: BankFactors, dropout: DropoutKeys | None = None
     ) -> Tensor:
         """Begin a pass, and return the head's inputs.
 
-        The pass ends with `backward` or `end_pass`; or here, if no gradients are needed or an error is raised.
-
-        Returns:
-            Features [samples, features], of a causal language model [samples, tokens, features].
+        They are [samples, features], for a language model [samples, tokens, features]. The pass ends with `backward` or
+        `end_pass`; it ends here if it fails or no gradients are wanted.
         """
         targets = len(self._foundation.adapter_layout.targets)
         drops = {} if dropout is None else pass_dropout(dropout, plan, targets)
@@ -99,7 +97,7 @@ class SweepModel:
 
     def features_of(
         self,
-        inputs: Inputs,
+        inputs: ModelInputs,
         adapters: Tensor,
         slots: NDArray[np.int64],
         gradients: Tensor | None = None,
@@ -136,8 +134,11 @@ class SweepModel:
         """End the current pass, if there is one, and keep none of its tensors."""
         self._context.running = None
 
-    def dummy_pass(self, inputs: Inputs) -> None:
-        """Take part in a pass of a sharded model without clients; `inputs` are one sample's."""
+    def dummy_pass(self, inputs: ModelInputs) -> None:
+        """Pass through a sharded model without clients, forward and backward, as other processes still have some.
+
+        `inputs` are those of one sample.
+        """
         foundation = self._foundation
         nothing = np.full((1, foundation.depth), -1, dtype=np.int64)
         features = self.features_of(inputs, torch.empty(0, foundation.adapter_layout.size), nothing)
@@ -146,8 +147,8 @@ class SweepModel:
             pass
         self.backward(features.sum() * 0)
 
-    def _fuse(self, blocks: nn.ModuleList | nn.Sequential, plain: list[SweepBlock], inputs: Inputs) -> int:
-        """Replace plain blocks by fused ones where these give the same output; returns their number."""
+    def _fuse(self, blocks: nn.ModuleList | nn.Sequential, plain: list[SweepBlock], inputs: ModelInputs) -> int:
+        """Put a fused block wherever it gives the output of the plain one; returns how many it put."""
         candidates = {
             position: FusedBlock(block.block, parts, self._context, position, block.arguments)
             for position, block in enumerate(plain)
@@ -180,6 +181,6 @@ def _compare(fused: FusedBlock, agrees: dict[int, bool], position: int) -> Calla
             agrees[position] = False
             return
         expected, found = (result[0] if isinstance(result, tuple) else result for result in (output, found))
-        agrees[position] = same(found, expected)
+        agrees[position] = nearly_equal(found, expected)
 
     return hook

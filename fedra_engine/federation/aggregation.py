@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedra_engine.federation.work import ClientUpdates
+from fedra_engine.federation.updates import ClientUpdates
 from fedra_engine.models.adapters import AdapterLayout
 from fedra_engine.models.state import GlobalState
 from fedra_kernels import aggregate, finish_aggregate, to_device
@@ -79,7 +79,7 @@ class Aggregator:
             self._by_rank.index_add_(0, blocks, weights[:, None] * has_rank)
 
     def sums(self) -> list[Tensor]:
-        """The aggregator's state, all sums over clients: adding another aggregator's merges the two."""
+        """All sums over clients that the aggregator keeps; adding those of several aggregators merges them."""
         by_rank = [] if self._by_rank is None else [self._by_rank]
         return [*self._adapters.sums(), *self._heads.sums(), *by_rank]
 
@@ -88,10 +88,8 @@ class Aggregator:
         previous = self.previous
         adapters = self._adapters.mean(previous.adapters)
         if self._by_rank is not None:
-            held = self._adapters.weight
-            share = self._by_rank / torch.where(held > 0, held, torch.ones_like(held))[:, None]
-            shares = self.layout.per_rank(share.to(adapters))
-            adapters = torch.where(shares > 0, adapters / torch.where(shares > 0, shares, 1), previous.adapters)
+            shares = self.layout.per_rank(mean_of(self._by_rank, self._adapters.weight[:, None]).to(adapters))
+            adapters = torch.where(shares > 0, mean_of(adapters, shares), previous.adapters)
         return replace(previous, adapters=adapters, heads=self._heads.mean(previous.heads))
 
     def held_blocks(self) -> Tensor:
@@ -149,6 +147,11 @@ class WeightedSum:
         """Weighted mean of each row; rows without weight keep `previous`."""
         total = self._parts[0] if len(self._parts) == 1 else self._parts[0] + self._parts[1]
         return finish_aggregate(total, self.weight, previous)
+
+
+def mean_of(total: Tensor, weight: Tensor) -> Tensor:
+    """`total` / `weight`, and `total` itself where there is no weight."""
+    return total / torch.where(weight > 0, weight, 1)
 
 
 def _round_to(values: Tensor, bits: int) -> Tensor:

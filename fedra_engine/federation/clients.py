@@ -1,15 +1,19 @@
-"""The clients of a federation: their data, domains, capacities and devices, and who takes part in a round."""
+"""The clients of a federation: their data, domains, capacities and devices, and who takes part in a round.
+
+Whatever is drawn for devices is drawn for all clients at once, so that it does not depend on who else takes part or on
+the number of processes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedra_engine.config import ClientsConfig, DeviceConfig, TrainingConfig
+from fedra_engine.config import ClientsConfig, DeviceConfig
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.randomness import generator
 
@@ -35,7 +39,7 @@ class Devices:
         return self.uniform(round, "availability") < chances
 
     def values(self, of_profile: Sequence[float]) -> NDArray[np.float64]:
-        """Look up each client's value in `of_profile` [profiles], float64 [clients]."""
+        """The value of each client's device, float64 [clients], from the value `of_profile` of each kind of device."""
         return np.array(of_profile, dtype=np.float64)[self.of_client]
 
     def uniform(self, round: int, purpose: str) -> NDArray[np.float64]:
@@ -151,38 +155,3 @@ def sample_participants(config: ClientsConfig, clients: Clients, *, seed: int, r
     if config.participants is None or config.participants >= len(available):
         return available
     return np.sort(rng.choice(available, config.participants, replace=False)).astype(np.int64)
-
-
-def with_step_limit(training: TrainingConfig, clients: Clients) -> TrainingConfig:
-    """Replace `even_steps` by the `max_local_steps` that it means for these clients."""
-    if not training.even_steps:
-        return training
-    fewest = clients.sample_counts(np.arange(len(clients))).min(keepdims=True)
-    limit = int(local_step_counts(fewest, training)[0]) + 1
-    return replace(training, max_local_steps=min(limit, training.max_local_steps or limit), even_steps=False)
-
-
-def local_step_counts(samples: NDArray[np.int64], training: TrainingConfig) -> NDArray[np.int64]:
-    """Number of local steps of clients with `samples` [clients] samples, int64 [clients]."""
-    steps = training.local_epochs * -(-samples // training.batch_size)
-    return steps if training.max_local_steps is None else np.minimum(steps, training.max_local_steps)
-
-
-def local_batches(
-    samples: NDArray[np.int64], training: TrainingConfig, *, seed: int, round: int, client: int
-) -> list[NDArray[np.int64]]:
-    """Draw the batch of each local step of a client, as sample rows; every epoch is shuffled afresh.
-
-    The last batch of an epoch may be smaller. `training` has no `even_steps`; see `with_step_limit`.
-    """
-    rng = generator(seed, round=round, client=client, purpose="batches")
-    size, most = training.batch_size, training.max_local_steps
-    batches: list[NDArray[np.int64]] = []
-    for _ in range(training.local_epochs):
-        order = samples.copy()
-        rng.shuffle(order)
-        end = len(order) if most is None else min(len(order), (most - len(batches)) * size)
-        batches.extend(order[start : start + size] for start in range(0, end, size))
-        if len(batches) == most:
-            break
-    return batches

@@ -1,4 +1,4 @@
-"""Counting and checking a round's updates, and its record in `metrics.jsonl`."""
+"""The record of a round: what was returned, whether it can be used, and the metrics that `metrics.jsonl` keeps."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedra_engine.federation.work import ClientUpdates, LocalWork
+from fedra_engine.federation.updates import ClientUpdates
+from fedra_engine.federation.work import LocalWork
 from fedra_engine.runtime.errors import InputError
 
 _LOG = logging.getLogger(__name__)
-MOST_NAMED = 100
-"""Most clients that `metrics.jsonl` names in `bad_clients`."""
+MOST_RECORDED = 100
+"""Most clients with bad updates that `metrics.jsonl` names in a round."""
 _SUSPICIOUS = 10.0
-"""Updates whose norm exceeds the round's median this many times are reported."""
+"""An update whose norm is more than this many times the round's median is suspicious."""
 _ENOUGH_TO_COMPARE = 4
 
 
@@ -158,10 +159,10 @@ class RoundMetrics:
         lr: learning rate.
         blocks_held: number of blocks with a holder.
         seconds: wall-clock time.
-        accuracy: per domain; None where the state after the round was not evaluated.
-        simulated_seconds, late, dropped: see `DeviceRound`; None without simulated devices.
-        bad_updates: number of clients left out because their update is not finite; None where there are none.
-        bad_clients: the first `MOST_NAMED` of these clients.
+        accuracy: per domain, where the state after the round was evaluated.
+        simulated_seconds, late, dropped: see `DeviceRound`; where clients have devices.
+        bad_updates: clients that were left out because their update is not finite, where there are any.
+        bad_clients: the first `MOST_RECORDED` of them.
     """
 
     round: int

@@ -33,9 +33,9 @@ class ServerOptimizer:
         Args:
             previous: the state before the round.
             mean: the aggregated state.
-            trained: bool [blocks, slot size] or [blocks, 1], the adapter entries that some client trained.
-            exits: bool [exits], the classifiers that some client trained.
-            columns: the trained columns of a slot; others keep `previous`, as clients of lower rank return zeros there.
+            trained: bool [blocks, slot size] or [blocks, 1], what of the adapters somebody trained.
+            exits: bool [exits], classifiers that somebody trained.
+            columns: the part of a slot that was trained: both factors or one. The other factor keeps its exact value.
         """
         return replace(
             mean,

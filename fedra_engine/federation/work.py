@@ -1,20 +1,16 @@
-"""The input and output of executors: a round's local work, and the updates of its clients."""
+"""The local training of a round: its learning rate, and each participant's steps and batches."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fedra_engine.config import TrainingConfig
-from fedra_engine.federation.clients import Clients, local_batches, local_step_counts
-from fedra_kernels import squared_norms, to_device
+from fedra_engine.federation.clients import Clients
+from fedra_engine.runtime.randomness import generator
 
 
 @dataclass(frozen=True)
@@ -54,114 +50,36 @@ def learning_rate(training: TrainingConfig, round: int, rounds: int) -> float:
     return training.lr * factors[training.lr_schedule]
 
 
-class ClientUpdate(NamedTuple):
-    """One client's update: `adapters` [blocks, slot size] of `blocks` and `heads` [exits, head size] of `exits`."""
+def with_step_limit(training: TrainingConfig, clients: Clients) -> TrainingConfig:
+    """Replace `even_steps` by the `max_local_steps` that it means for these clients."""
+    if not training.even_steps:
+        return training
+    fewest = clients.sample_counts(np.arange(len(clients))).min(keepdims=True)
+    limit = int(local_step_counts(fewest, training)[0]) + 1
+    return replace(training, max_local_steps=min(limit, training.max_local_steps or limit), even_steps=False)
 
-    blocks: NDArray[np.int64]
-    adapters: Tensor
-    exits: NDArray[np.int64]
-    heads: Tensor
+
+def local_step_counts(samples: NDArray[np.int64], training: TrainingConfig) -> NDArray[np.int64]:
+    """Number of local steps of clients with `samples` [clients] samples, int64 [clients]."""
+    steps = training.local_epochs * -(-samples // training.batch_size)
+    return steps if training.max_local_steps is None else np.minimum(steps, training.max_local_steps)
 
 
-@dataclass(frozen=True)
-class ClientUpdates:
-    """The updates of a few clients, as rows of the executor's banks.
+def local_batches(
+    samples: NDArray[np.int64], training: TrainingConfig, *, seed: int, round: int, client: int
+) -> list[NDArray[np.int64]]:
+    """Draw the batch of each local step of a client, as sample rows; every epoch is shuffled afresh.
 
-    The banks are reused: the tensors hold these values only until the next updates are asked for.
-
-    Attributes:
-        clients: int64 [clients].
-        samples: int64 [clients], number of training samples of each client.
-        processed: int64 [clients], samples that each client trained on, over all local steps.
-        losses: float64 [clients] on the executor's device, training loss summed over these samples.
-        adapters: [bank rows, slot size], the adapter bank.
-        slots: int64 [slots], rows of `adapters` that these clients trained.
-        slot_owners, slot_blocks: int64 [slots], each slot's index into `clients`, and its block.
-        heads: [bank rows, head size], the head bank.
-        head_rows: int64 [heads], rows of `heads` that these clients trained.
-        head_owners, head_exits: int64 [heads], each head's index into `clients`, and its global classifier.
-        norms: float64 [clients] on the executor's device, norm of each client's change; not finite for a bad update,
-            whose loss or parameters are not finite. None before `checked`.
+    The last batch of an epoch may be smaller. `training` has no `even_steps`; see `with_step_limit`.
     """
-
-    clients: NDArray[np.int64]
-    samples: NDArray[np.int64]
-    processed: NDArray[np.int64]
-    losses: Tensor
-    adapters: Tensor
-    slots: Tensor
-    slot_owners: NDArray[np.int64]
-    slot_blocks: NDArray[np.int64]
-    heads: Tensor
-    head_rows: Tensor
-    head_owners: NDArray[np.int64]
-    head_exits: NDArray[np.int64]
-    norms: Tensor | None = None
-
-    @classmethod
-    def of_one(cls, client: int, update: ClientUpdate, work: LocalWork, loss: float, processed: int) -> ClientUpdates:
-        """The updates of one client; `loss` is summed over the `processed` samples."""
-        clients, (blocks, adapters, exits, heads) = np.array([client]), update
-        return cls(
-            clients=clients,
-            samples=work.clients.sample_counts(clients),
-            processed=np.array([processed]),
-            losses=torch.tensor([loss], dtype=torch.float64),
-            adapters=adapters,
-            slots=torch.arange(len(blocks), device=adapters.device),
-            slot_owners=np.zeros(len(blocks), dtype=np.int64),
-            slot_blocks=blocks,
-            heads=heads,
-            head_rows=torch.arange(len(exits), device=heads.device),
-            head_owners=np.zeros(len(exits), dtype=np.int64),
-            head_exits=exits,
-        )
-
-    def checked(self, starts: Tensor, head_starts: Tensor) -> ClientUpdates:
-        """Add `norms`, and set bad updates to zero in place, without waiting for the device.
-
-        A weight of zero would not be enough to leave them out: NaN × 0 is NaN.
-
-        Args:
-            starts: [slots, slot size], the slots before local training.
-            head_starts: [heads, head size], the heads before local training.
-        """
-        device = self.adapters.device
-        owners, head_owners = to_device([self.slot_owners, self.head_owners], device)
-        losses = self.losses.to(device)
-        squares = torch.zeros_like(losses)
-        trained = (
-            (self.adapters, self.slots, owners, starts),
-            (self.heads, self.head_rows, head_owners, head_starts),
-        )
-        for bank, rows, of_bank, before in trained:
-            change = bank.index_select(0, rows).sub_(before)
-            squares.index_add_(0, of_bank, squared_norms(change, torch.arange(len(rows), device=device)))
-        norms = squares.sqrt().where(losses.isfinite(), torch.nan)
-        good = norms.isfinite()
-        for bank, rows, of_bank, _ in trained:
-            kept = good.index_select(0, of_bank)
-            if device.type == "cpu":
-                bank[rows[~kept]] = 0
-            else:
-                # Indexing by a mask would wait for the device.
-                bank.index_copy_(0, rows, bank.index_select(0, rows).where(kept[:, None], 0))
-        return replace(self, losses=losses.where(good, 0), norms=norms)
-
-    @property
-    def good(self) -> Tensor:
-        """bool [clients] on the executor's device, whether the client's update is finite."""
-        assert self.norms is not None
-        return self.norms.isfinite()
-
-    def of_good_clients(self) -> Iterator[tuple[int, int, ClientUpdate]]:
-        """Yield position, client and update of each client whose update is finite; waits for the device."""
-        for position in torch.nonzero(self.good)[:, 0].tolist():
-            yield position, int(self.clients[position]), self.of_client(position)
-
-    def of_client(self, position: int) -> ClientUpdate:
-        """The update of `clients[position]`."""
-        mine, my_heads = self.slot_owners == position, self.head_owners == position
-        slots = self.slots[torch.from_numpy(mine).to(self.slots.device)]
-        rows = self.head_rows[torch.from_numpy(my_heads).to(self.head_rows.device)]
-        return ClientUpdate(self.slot_blocks[mine], self.adapters[slots], self.head_exits[my_heads], self.heads[rows])
+    rng = generator(seed, round=round, client=client, purpose="batches")
+    size, most = training.batch_size, training.max_local_steps
+    batches: list[NDArray[np.int64]] = []
+    for _ in range(training.local_epochs):
+        order = samples.copy()
+        rng.shuffle(order)
+        end = len(order) if most is None else min(len(order), (most - len(batches)) * size)
+        batches.extend(order[start : start + size] for start in range(0, end, size))
+        if len(batches) == most:
+            break
+    return batches

@@ -16,7 +16,7 @@ from fedra_engine.config.options import registering
 from fedra_engine.federation.aggregation import Aggregator, Averaging
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import Clients
-from fedra_engine.federation.work import ClientUpdates
+from fedra_engine.federation.updates import ClientUpdates
 from fedra_engine.models.adapters import AdapterLayout, Factor
 from fedra_engine.models.state import EvaluatedModel, GlobalState
 from fedra_engine.runtime.errors import InputError
@@ -66,13 +66,13 @@ class Method(ABC):
     aggregates: type[Aggregator] = Aggregator
     """Class of the aggregator."""
     ranks: NDArray[np.int64] | None = None
-    """int64 [clients], LoRA ranks, where each rank is averaged over the clients that have it."""
+    """int64 [clients], LoRA rank of every client, if each rank is averaged over the clients that have it; else None."""
     writes_base = False
     """Whether the method changes the frozen weights, which participants must then download."""
     caution: str | None = None
     """A warning to the user before the first round."""
     order_matters: str | None = None
-    """Why the method cannot be made independent of the order of updates; None where it can."""
+    """Why the order of updates changes the last bits even with `execution.deterministic`; None if it does not."""
 
     def __init__(self, federation: Federation) -> None:
         """Raise InputError when the method cannot work with this federation."""
@@ -112,9 +112,9 @@ class Method(ABC):
         return self.aggregates(previous, self.averaging)
 
     def receive(self, updates: ClientUpdates) -> None:  # noqa: B027 (most methods keep nothing)
-        """Read or change the updates of a few clients before they are aggregated.
+        """See the updates of a few clients before they are aggregated; to keep something of them, or to change them.
 
-        Bad updates (not `ClientUpdates.good`) must be left out.
+        Those that `ClientUpdates.good` excludes must be ignored.
         """
 
     def synchronize(self, processes: Processes) -> None:  # noqa: B027 (most methods keep nothing)
@@ -125,14 +125,14 @@ class Method(ABC):
         return aggregator.result()
 
     def after_round(self, state: GlobalState, round: int) -> None:  # noqa: B027 (most methods learn nothing of it)
-        """Read the global state after the server optimizer's step."""
+        """See the `state` after `round`: what the server's optimizer made of the result of `aggregate`."""
 
     def evaluated_model(self) -> EvaluatedModel:
         """The blocks and exits that predict; by default all blocks."""
         return EvaluatedModel(np.arange(self.federation.depth))
 
     def personal_states(self, state: GlobalState) -> Mapping[int, Iterable[GlobalState]] | None:
-        """The models of each domain's clients, by domain; None where the global model is evaluated."""
+        """The models of the clients of each domain that has some, if these are what is evaluated; else None."""
         return None
 
     def uploaded_factors(self, assignment: Assignment) -> Factor:
@@ -169,10 +169,7 @@ class OwnAllocation(Method):
 
 
 def check_full_depth(asked: str, federation: Federation, *, always: bool = False) -> None:
-    """Raise InputError when no client can hold all blocks.
-
-    `method.ignore_capacities` lifts the check, unless `always`.
-    """
+    """Raise InputError if no client can hold all blocks; `method.ignore_capacities` allows it, unless `always`."""
     deepest = int(federation.clients.capacities.max())
     if deepest < federation.depth and (always or not federation.config.ignore_capacities):
         raise InputError(

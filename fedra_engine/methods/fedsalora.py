@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedra_engine.federation.aggregation import Aggregator
 from fedra_engine.federation.assignment import Assignment
-from fedra_engine.federation.work import ClientUpdates
+from fedra_engine.federation.updates import ClientUpdates
 from fedra_engine.methods.base import Federation, register_method
 from fedra_engine.methods.fedra import FedRA
 from fedra_engine.models.adapters import Factor
@@ -36,7 +36,7 @@ class FedSALora(FedRA):
         self._kept: defaultdict[int, dict[int, Tensor]] = defaultdict(dict)
         """Each client's B by block."""
         self._new: dict[int, dict[int, Tensor]] = {}
-        """The entries of `_kept` that this process has received since the last synchronization."""
+        """What `receive` has added to it since the last `synchronize`."""
 
     def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:
         return replace(super().assign(participants, round), hand_out=self._hand_out)

@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedra_engine.config import HetLoraConfig
-from fedra_engine.federation.aggregation import Aggregator, Averaging
-from fedra_engine.federation.assignment import Assignment, ClientAlone, ClientsInTraining, LocalTerm
-from fedra_engine.federation.work import ClientUpdates
+from fedra_engine.federation.aggregation import Aggregator, Averaging, mean_of
+from fedra_engine.federation.assignment import Assignment
+from fedra_engine.federation.local_terms import ClientAlone, ClientsInTraining, LocalTerm
+from fedra_engine.federation.updates import ClientUpdates
 from fedra_engine.methods.base import Federation, register_method
 from fedra_engine.methods.fedra import FedRA
 from fedra_engine.models.adapters import AdapterLayout
@@ -52,25 +53,17 @@ class NormWeightedAggregator(Aggregator):
         (blocks,) = to_device([updates.slot_blocks], slots.device)
         norms = product_norms(slots, self.layout) * self.slot_weights(updates)[:, None]
         self._norms.index_add_(0, blocks, norms)
-        self._sums.index_add_(0, blocks, slots * self._per_column(norms))
+        self._sums.index_add_(0, blocks, slots * self.layout.per_target(norms))
 
     def sums(self) -> list[Tensor]:
         return [*super().sums(), self._sums, self._norms]
 
     def result(self) -> GlobalState:
-        norms = self._per_column(self._norms)
-        mean = self._sums / torch.where(norms > 0, norms, torch.ones_like(norms))
+        norms = self.layout.per_target(self._norms)
+        mean = mean_of(self._sums, norms)
         previous = self.previous.adapters
         adapters = torch.where((norms > 0) & self.trained(), mean.to(previous), previous)
         return replace(super().result(), adapters=adapters)
-
-    def _per_column(self, per_target: Tensor) -> Tensor:
-        """Expand [slots, targets] to the columns of each target's factors, [slots, slot size]."""
-        spread = per_target.new_empty(len(per_target), self.layout.size)
-        for target in range(len(self.layout.targets)):
-            self.layout.lora_a(spread, target).copy_(per_target[:, target, None, None])
-            self.layout.lora_b(spread, target).copy_(per_target[:, target, None, None])
-        return spread
 
 
 @register_method("hetlora")

@@ -22,10 +22,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedra_engine.federation.aggregation import Aggregator, Averaging, WeightedSum
+from fedra_engine.federation.aggregation import Aggregator, Averaging, WeightedSum, mean_of
 from fedra_engine.federation.allocation import prefix_allocation
 from fedra_engine.federation.assignment import Assignment
-from fedra_engine.federation.work import ClientUpdates
+from fedra_engine.federation.updates import ClientUpdates
 from fedra_engine.methods.base import Federation, OwnAllocation, register_method
 from fedra_engine.models.state import GlobalState
 
@@ -52,8 +52,7 @@ class InclusiveFL(OwnAllocation):
         changes, weights = aggregator.group_changes()
         distilled = self._distill(changes)
         self._remember(changes, weights)
-        total = weights.sum(0)
-        mean = (distilled * weights[..., None]).sum(0) / torch.where(total > 0, total, torch.ones_like(total))[:, None]
+        mean = mean_of((distilled * weights[..., None]).sum(0), weights.sum(0)[:, None])
         adapters = previous.adapters + mean.to(previous.adapters)
         return replace(aggregator.result(), adapters=adapters)
 
@@ -74,7 +73,7 @@ class InclusiveFL(OwnAllocation):
         return distilled
 
     def _remember(self, changes: Tensor, weights: Tensor) -> None:
-        """Update m_i of every group whose next deeper group took part in this round."""
+        """Set each group's momentum for the next round, unless the next deeper group did not take part."""
         momentum = torch.full_like(changes[:, 0], torch.nan) if self._momentum is None else self._momentum.to(changes)
         for group, (depth, deeper) in enumerate(zip(self._depths[:-1], self._depths[1:], strict=True)):
             if weights[group + 1, 0] > 0:

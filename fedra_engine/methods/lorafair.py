@@ -25,11 +25,9 @@ class LoRAFair(ProductMethod):
 
     def aggregate(self, aggregator: Aggregator, previous: GlobalState, round: int) -> GlobalState:
         assert isinstance(aggregator, ProductAggregator)
-        layout, options = self.federation.layout, self.options
-        mean = aggregator.result()
-        held = torch.nonzero(aggregator.held_blocks())[:, 0]
-        products = [product[held] for product in aggregator.mean_products()]
-        # Ranks that nobody trained keep their values and have no part in the mean product.
+        layout, options, mean = self.federation.layout, self.options, aggregator.result()
+        held, products = aggregator.held_products()
+        # Ranks that nobody trained keep their values; they are no part of what the others are corrected towards.
         trained = aggregator.trained()[held]
         slots = mean.adapters[held].to(products[0]) * trained
         problems = [

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedra_engine.federation.aggregation import Aggregator, Averaging
-from fedra_engine.federation.work import ClientUpdates
+from fedra_engine.federation.aggregation import Aggregator, Averaging, mean_of
+from fedra_engine.federation.updates import ClientUpdates
 from fedra_engine.methods.base import register_method
 from fedra_engine.methods.fedra import FedRA
 from fedra_engine.models.adapters import AdapterLayout, initial_adapters
@@ -58,10 +58,13 @@ class ProductAggregator(Aggregator):
         return [*super().sums(), *self._products]
 
     def mean_products(self) -> list[Tensor]:
-        """Weighted mean of B·A, [blocks, out, in] for each target; zero for a block that nobody trained."""
-        weight = self._adapters.weight
-        divisor = torch.where(weight > 0, weight, torch.ones_like(weight))
-        return [product / divisor[:, None, None] for product in self._products]
+        """Weighted mean of B·A per target, [blocks, out, in]; zero for a block that nobody held."""
+        return [mean_of(product, self._adapters.weight[:, None, None]) for product in self._products]
+
+    def held_products(self) -> tuple[Tensor, list[Tensor]]:
+        """int64 [held], the blocks that somebody held, and `mean_products` of these, [held, out, in] per target."""
+        held = torch.nonzero(self.held_blocks())[:, 0]
+        return held, [product[held] for product in self.mean_products()]
 
 
 class ProductMethod(FedRA):
@@ -77,8 +80,7 @@ class FlexLora(ProductMethod):
 
     def aggregate(self, aggregator: Aggregator, previous: GlobalState, round: int) -> GlobalState:
         assert isinstance(aggregator, ProductAggregator)
-        held = torch.nonzero(aggregator.held_blocks())[:, 0]
-        products = [product[held] for product in aggregator.mean_products()]
+        held, products = aggregator.held_products()
         adapters = previous.adapters.clone()
         adapters[held] = decompose(products, self.federation.layout).to(adapters)
         return replace(aggregator.result(), adapters=adapters)

@@ -78,6 +78,14 @@ class AdapterLayout:
             self.lora_b(spread, target).copy_(values[..., None, :])
         return spread
 
+    def per_target(self, values: Tensor) -> Tensor:
+        """Expand `values` […, targets], one for both factors of each target, to slots […, size]."""
+        spread = values.new_empty(*values.shape[:-1], self.size)
+        for target in range(len(self.targets)):
+            self.lora_a(spread, target).copy_(values[..., target, None, None])
+            self.lora_b(spread, target).copy_(values[..., target, None, None])
+        return spread
+
     def named_factors(self, slot: Tensor) -> Iterator[tuple[str, Tensor]]:
         """(`<target path>.lora_A`, [rank, in]) and (`<target path>.lora_B`, [out, rank]) views of a slot [size]."""
         for index, target in enumerate(self.targets):

@@ -243,7 +243,7 @@ def count_costs(config: ExperimentConfig) -> RunCosts:
     trainable, uploaded, participations, flops = 0.0, 0.0, 0, 0.0
     for round in range(config.rounds):
         work, assignment, _ = experiment.round_work(round)
-        costs = experiment.count(work, assignment)
+        costs = experiment.costs_of(work, assignment)
         participations += len(work.participants)
         trainable += float(costs.trained.sum())
         uploaded += float(costs.uploaded.sum())

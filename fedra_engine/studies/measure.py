@@ -25,7 +25,8 @@ from fedra_engine.execution.lanes import LanePool
 from fedra_engine.execution.scheduling import balance, longest_first, predicted_costs
 from fedra_engine.experiment import Experiment, build_experiment
 from fedra_engine.federation.assignment import Assignment
-from fedra_engine.federation.work import ClientUpdates, LocalWork
+from fedra_engine.federation.updates import ClientUpdates
+from fedra_engine.federation.work import LocalWork
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.sharding import Sharding
 from fedra_engine.models.state import GlobalState
@@ -71,7 +72,7 @@ def measure(experiment: Experiment, threads: int, seconds: float) -> Measurement
     work, assignment, _ = experiment.round_work(0)
     balance(predicted_costs(assignment.held, work, experiment.train_samples.lengths), np.ones(processes.count))
     repeated = time.process_time() - started
-    costs = experiment.count(work, assignment)
+    costs = experiment.costs_of(work, assignment)
     sums = experiment.method.aggregator(state, 0).sums()
     idle = replace(experiment, executor=IdleExecutor(experiment.foundation, experiment.executor.lanes))
     idle_cpu_seconds, idle_durations, _ = _run_rounds(idle, state, len(durations), _SERVER_SECONDS)

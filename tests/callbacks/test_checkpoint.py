@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedra_engine.callbacks.checkpoint import latest_checkpoint, save_checkpoint
+from fedra_engine.callbacks.checkpoint import load_newest_intact, save_checkpoint
 from fedra_engine.runtime.errors import InputError
 
 TENSORS = {"adapters": torch.arange(6.0).reshape(2, 3), "head": torch.tensor([1, 2], dtype=torch.int64)}
@@ -28,7 +28,7 @@ def test_tensors_and_state_come_back(tmp_path: Path) -> None:
     state = {"accuracy": {"clean": 0.5}, "rounds": [1, 2]}
     path = save_checkpoint(tmp_path, 7, tensors, state)
     assert path == tmp_path / "checkpoints" / "round_0007"
-    found = latest_checkpoint(tmp_path)
+    found = load_newest_intact(tmp_path)
     assert found is not None
     assert (found.round, found.state) == (7, state)
     assert found.tensors.keys() == tensors.keys()
@@ -38,14 +38,14 @@ def test_tensors_and_state_come_back(tmp_path: Path) -> None:
 
 
 def test_a_run_without_checkpoints_has_no_latest(tmp_path: Path) -> None:
-    assert latest_checkpoint(tmp_path) is None
+    assert load_newest_intact(tmp_path) is None
 
 
 def test_the_newest_two_stay(tmp_path: Path) -> None:
     for round in (8, 9, 10, 9999, 10000):
         save_checkpoint(tmp_path, round, TENSORS, {})
     assert folders(tmp_path) == ["round_10000", "round_9999"]
-    found = latest_checkpoint(tmp_path)
+    found = load_newest_intact(tmp_path)
     assert found is not None
     assert found.round == 10000
 
@@ -62,7 +62,7 @@ def test_a_process_killed_while_saving_leaves_the_checkpoint_before(tmp_path: Pa
     process.join()
     assert process.exitcode == -9
     assert len(folders(tmp_path)) == 2
-    found = latest_checkpoint(tmp_path)
+    found = load_newest_intact(tmp_path)
     assert found is not None
     assert found.state == {"round": 0}
     save_checkpoint(tmp_path, 1, TENSORS, {"round": 1})
@@ -81,7 +81,7 @@ def test_damage_is_reported_with_the_file(tmp_path: Path, file: str, damage: str
     else:
         path.unlink()
     with pytest.raises(InputError, match=rf"round_0003/{file}: found .*, expected an intact checkpoint"):
-        latest_checkpoint(tmp_path)
+        load_newest_intact(tmp_path)
 
 
 EDITS = {
@@ -104,7 +104,7 @@ def test_an_edited_state_is_found(tmp_path: Path, edit: Callable[[dict[str, Any]
     edit(header)
     file.write_text(json.dumps(header))
     with pytest.raises(InputError, match=r"round_0003/state\.json: found "):
-        latest_checkpoint(tmp_path)
+        load_newest_intact(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -114,13 +114,13 @@ def test_an_edited_state_is_found(tmp_path: Path, edit: Callable[[dict[str, Any]
 def test_a_state_that_is_none_is_found(tmp_path: Path, content: bytes) -> None:
     (save_checkpoint(tmp_path, 3, TENSORS, {}) / "state.json").write_bytes(content)
     with pytest.raises(InputError, match=r"round_0003/state\.json: found [^\n]*$"):
-        latest_checkpoint(tmp_path)
+        load_newest_intact(tmp_path)
 
 
 def test_the_spare_serves_when_the_newest_is_damaged(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 3, TENSORS, {"of": 3})
     (save_checkpoint(tmp_path, 4, TENSORS, {"of": 4}) / "state.safetensors").write_bytes(b"")
-    found = latest_checkpoint(tmp_path)
+    found = load_newest_intact(tmp_path)
     assert found is not None
     assert (found.round, found.state) == (3, {"of": 3})
     assert "round_0004/state.safetensors: found other bytes" in found.passed_over
@@ -131,7 +131,7 @@ def test_a_repeated_round_replaces_its_damaged_checkpoint(tmp_path: Path) -> Non
     (save_checkpoint(tmp_path, 4, TENSORS, {"of": 4}) / "state.safetensors").write_bytes(b"")
     save_checkpoint(tmp_path, 4, TENSORS, {"of": 4, "again": True})
     assert folders(tmp_path) == ["round_0003", "round_0004"]
-    found = latest_checkpoint(tmp_path)
+    found = load_newest_intact(tmp_path)
     assert found is not None
     assert (found.round, found.state) == (4, {"of": 4, "again": True})
 
@@ -140,14 +140,14 @@ def test_a_checkpoint_in_the_folder_of_another_round_is_not_intact(tmp_path: Pat
     path = save_checkpoint(tmp_path, 3, TENSORS, {})
     path.rename(path.with_name("round_0007"))
     with pytest.raises(InputError, match=r"round_0007/state\.json: found round 3, expected an intact checkpoint of 7"):
-        latest_checkpoint(tmp_path)
+        load_newest_intact(tmp_path)
 
 
 def test_files_and_folders_of_other_names_are_left_alone(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 3, TENSORS, {})
     (tmp_path / "checkpoints" / "round_0009.bak").mkdir()
     (tmp_path / "checkpoints" / "round_0010").write_text("a file")
-    found = latest_checkpoint(tmp_path)
+    found = load_newest_intact(tmp_path)
     assert found is not None
     assert found.round == 3
     save_checkpoint(tmp_path, 4, TENSORS, {})

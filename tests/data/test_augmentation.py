@@ -10,7 +10,7 @@ import torch
 from fedra_engine.config import DataConfig
 from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.preprocessing import CROP_RATIOS, Augmentation, Preprocessing, make_augmentation
-from fedra_engine.data.samples import SampleStore, StoredRows, prepare
+from fedra_engine.data.samples import ImageSamples, StoredRows, prepare
 from fedra_engine.data.sources import load_source
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.randomness import SampleDraws
@@ -99,7 +99,7 @@ def test_only_batches_drawn_for_training_change(make_tree, name: str) -> None:
     prepared = prepare(load_source(config, seed=0), config, str(root), MODEL)
     rows = torch.arange(8)
 
-    def pixels(samples: SampleStore, step: int | None) -> torch.Tensor:
+    def pixels(samples: ImageSamples, step: int | None) -> torch.Tensor:
         drawn = None if step is None else draws([8], step=step)
         return samples.batch(rows, torch.device("cpu"), torch.float32, drawn).inputs["pixel_values"]
 
@@ -114,7 +114,7 @@ def test_only_batches_drawn_for_training_change(make_tree, name: str) -> None:
 def test_augmentation_comes_before_normalisation() -> None:
     pixels = torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8)
     labels, statistics = torch.zeros(6, dtype=torch.int64), Preprocessing(8, 1, (0.4,), (0.3,))
-    store = SampleStore(StoredRows([pixels]), labels, labels, statistics, augmentation=CROP)
+    store = ImageSamples(StoredRows([pixels]), labels, labels, statistics, augmentation=CROP)
     found = store.batch(torch.arange(6), torch.device("cpu"), torch.float64, draws([6])).inputs["pixel_values"]
     expected = (CROP(pixels.double(), draws([6])) / 255 - 0.4) / 0.3
     torch.testing.assert_close(found, expected)

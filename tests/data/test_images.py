@@ -17,7 +17,7 @@ from fedra_engine.data.cache import cache_folder
 from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.images import image_rows
 from fedra_engine.data.preprocessing import Preprocessing
-from fedra_engine.data.samples import SampleStore, prepare
+from fedra_engine.data.samples import ImageSamples, prepare
 from fedra_engine.data.sources import load_source
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.stages import Stage
@@ -32,7 +32,7 @@ def load(root: Path) -> DomainData:
     return load_source(DataConfig("image_folder", str(root)), seed=0).train
 
 
-def all_pixels(store: SampleStore) -> torch.Tensor:
+def all_pixels(store: ImageSamples) -> torch.Tensor:
     return store.pixels.gather(torch.arange(len(store)), CPU)
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from fedra_engine.callbacks.checkpoint import latest_checkpoint
+from fedra_engine.callbacks.checkpoint import load_newest_intact
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.config import DepthFLConfig, FedHelloConfig, HetLoraConfig
 from fedra_engine.methods.registry import METHODS
@@ -250,7 +250,7 @@ def test_a_process_that_dies_ends_all_and_the_rounds_before_are_kept(job: Path) 
     assert len(lines) == 1
     assert lines[0].startswith("error: ")
     assert lines[0].endswith(f"the rounds in checkpoints/ are kept; --resume {job / 'killed' / 'run'} goes on")
-    found = latest_checkpoint(job / "killed" / "run")
+    found = load_newest_intact(job / "killed" / "run")
     assert found is not None
     assert found.round == 0
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fedra_engine.callbacks.checkpoint import latest_checkpoint
+from fedra_engine.callbacks.checkpoint import load_newest_intact
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.runtime.processes import Processes
 from tests.distributed.jobs import LAUNCHER, ROOT, engine_errors, finish, start
@@ -143,7 +143,7 @@ def test_an_experiment_launched_with_the_shipped_configuration_is_the_one_of_one
         torch.testing.assert_close(found[name], tensor, rtol=1e-9, atol=1e-12)
     summaries = [json.loads((run / "summary.json").read_text()) for run in (together, alone)]
     assert summaries[0] == summaries[1]
-    fingerprints = [found.state["fingerprint"] for run in (together, alone) if (found := latest_checkpoint(run))]
+    fingerprints = [found.state["fingerprint"] for run in (together, alone) if (found := load_newest_intact(run))]
     assert fingerprints[0] == fingerprints[1]
     losses = [RunFolder(run).read_metrics()[0]["loss"] for run in (together, alone)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-9)

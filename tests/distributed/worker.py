@@ -21,7 +21,7 @@ from fedra_engine.callbacks import partition_report
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.parsing import read_config
-from fedra_engine.data.samples import SampleStore
+from fedra_engine.data.samples import ImageSamples
 from fedra_engine.execution.scheduling import Pace
 from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.federation.work import LocalWork
@@ -52,7 +52,7 @@ def run_case(folder: Path, config: ExperimentConfig, accelerator: Accelerator) -
     fault = FAULTS.get(folder.name) if processes.index == 1 and earlier is None else None
     trained = observe_training(fault)
     let_clients_change_hands()
-    batch = SampleStore.batch
+    batch = ImageSamples.batch
     spoil(setattr, SPOILT.get(folder.name, ()), rounds=(1,))
     try:
         with (
@@ -62,7 +62,7 @@ def run_case(folder: Path, config: ExperimentConfig, accelerator: Accelerator) -
             run_module.run(config, earlier, accelerator=accelerator)
     except InputError as error:
         (folder / f"error.{processes.index}").write_text(str(error))
-    SampleStore.batch = batch  # type: ignore[method-assign]
+    ImageSamples.batch = batch  # type: ignore[method-assign]
     (folder / f"clients.{processes.index}.json").write_text(json.dumps(trained))
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedra_engine.data.preprocessing import Augmentation, Preprocessing
-from fedra_engine.data.samples import SampleStore, StoredRows
+from fedra_engine.data.samples import ImageSamples, StoredRows
 from tests import tiny_federation
 from tests.execution.test_assignments import EXITS, early_exits
 from tests.execution.test_exactness import assert_same_change, assert_same_rounds
@@ -17,9 +17,9 @@ from tests.tiny import CLASSES
 from tests.tiny_federation import ADAMW, SGD, make_setting
 
 
-def make_images(augmentation: Augmentation | None, count: int) -> SampleStore:
+def make_images(augmentation: Augmentation | None, count: int) -> ImageSamples:
     rng = np.random.default_rng(1)
-    return SampleStore(
+    return ImageSamples(
         pixels=StoredRows([torch.from_numpy(rng.integers(0, 256, (count, 1, 8, 8), dtype=np.uint8))]),
         labels=torch.from_numpy(rng.integers(0, CLASSES, count)),
         domains=torch.zeros(count, dtype=torch.int64),

@@ -17,7 +17,7 @@ from fedra_engine.execution.executor import Executor
 from fedra_engine.federation.aggregation import Aggregator, Averaging
 from fedra_engine.federation.allocation import Allocation
 from fedra_engine.federation.assignment import Assignment
-from fedra_engine.federation.work import ClientUpdates
+from fedra_engine.federation.updates import ClientUpdates
 from tests.execution.test_assignments import EXITS, early_exits, penalised_ranks, something_kept
 from tests.execution.test_exactness import assert_same_change
 from tests.tiny_federation import ADAMW, SGD, Setting, Tensors, make_setting

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedra_engine.federation.assignment import Assignment, ClientAlone, ClientsInTraining, LocalTerm, ProximalTerm
+from fedra_engine.federation.assignment import Assignment
+from fedra_engine.federation.local_terms import ClientAlone, ClientsInTraining, LocalTerm, ProximalTerm
 from tests.execution.test_exactness import assert_same_change, assert_same_rounds
 from tests.tiny_federation import ADAMW, SGD, make_setting
 

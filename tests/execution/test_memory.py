@@ -19,7 +19,7 @@ from fedra_engine.config import LoraConfig
 from fedra_engine.execution import fused_block, memory, sweep, sweep_block
 from fedra_engine.execution.lanes import LanePool
 from fedra_engine.execution.memory import LaneMemory, choose_lanes, limit_threads, measure_lane, worthwhile_threads
-from fedra_engine.execution.model_check import Inputs
+from fedra_engine.execution.model_check import ModelInputs
 from fedra_engine.execution.plan import SweepPlan
 from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.execution.sweep_model import SweepModel
@@ -154,7 +154,7 @@ def _fail_above(lanes: int, message: str, monkeypatch: pytest.MonkeyPatch) -> No
     features, backward = SweepModel.features, SweepModel.backward
     passes: list[int] = []
 
-    def count(self: SweepModel, inputs: Inputs, plan: SweepPlan, *others: Any) -> Tensor:
+    def count(self: SweepModel, inputs: ModelInputs, plan: SweepPlan, *others: Any) -> Tensor:
         passes.append(len(plan.heads))
         return features(self, inputs, plan, *others)
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedra_engine.config import TrainingConfig
-from fedra_engine.execution.scheduling import Pace, WorkDivision, balance, portions, predicted_costs
+from fedra_engine.execution.evaluation import portions
+from fedra_engine.execution.scheduling import Pace, WorkDivision, balance, predicted_costs
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import Clients
 from fedra_engine.federation.work import LocalWork

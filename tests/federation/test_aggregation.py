@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedra_engine.federation.aggregation import Aggregator, Averaging
-from fedra_engine.federation.work import ClientUpdates
+from fedra_engine.federation.updates import ClientUpdates
 from fedra_engine.models.state import GlobalState
 
 from .updates import BLOCKS, make_round

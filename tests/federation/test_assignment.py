@@ -7,14 +7,8 @@ import pytest
 import torch
 
 from fedra_engine.config import TrainingConfig
-from fedra_engine.federation.assignment import (
-    Assignment,
-    BankRows,
-    ClientAlone,
-    ClientsInTraining,
-    ProximalTerm,
-    training_terms,
-)
+from fedra_engine.federation.assignment import Assignment
+from fedra_engine.federation.local_terms import BankRows, ClientAlone, ClientsInTraining, ProximalTerm, training_terms
 from fedra_engine.models.adapters import AdapterLayout, Target
 
 HELD = np.array([[1, 0, 1, 1], [1, 1, 0, 0]], dtype=bool)

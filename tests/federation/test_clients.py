@@ -5,16 +5,8 @@ import pytest
 
 from fedra_engine.config import ClientsConfig, TrainingConfig
 from fedra_engine.data.partition import BootstrapSamples
-from fedra_engine.federation.clients import (
-    Clients,
-    capacities_by_domain,
-    check_sampling,
-    local_batches,
-    local_step_counts,
-    sample_participants,
-    with_step_limit,
-)
-from fedra_engine.federation.work import LocalWork
+from fedra_engine.federation.clients import Clients, capacities_by_domain, check_sampling, sample_participants
+from fedra_engine.federation.work import LocalWork, local_batches, local_step_counts, with_step_limit
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.randomness import generator
 

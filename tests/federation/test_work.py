@@ -8,7 +8,8 @@ import torch
 
 from fedra_engine.config import TrainingConfig
 from fedra_engine.federation.clients import Clients
-from fedra_engine.federation.work import ClientUpdate, ClientUpdates, LocalWork, learning_rate
+from fedra_engine.federation.updates import ClientUpdate, ClientUpdates
+from fedra_engine.federation.work import LocalWork, learning_rate
 
 CLIENTS = Clients([np.arange(5), np.arange(5, 8)], np.zeros(2, dtype=np.int64), np.array([1, 1]))
 

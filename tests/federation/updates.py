@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fedra_engine.federation.aggregation import Aggregator, Averaging
-from fedra_engine.federation.work import ClientUpdates
+from fedra_engine.federation.updates import ClientUpdates
 from fedra_engine.models.state import GlobalState
 
 BLOCKS, SIZE, HEAD = 5, 7, 4

@@ -9,20 +9,20 @@ import torch
 
 from fedra_engine.data import samples as samples_module
 from fedra_engine.data.preprocessing import Augmentation, Preprocessing
-from fedra_engine.data.samples import Samples, SampleStore, StoredRows, TokenSamples
+from fedra_engine.data.samples import ImageSamples, Samples, StoredRows, TokenSamples
 from fedra_engine.runtime.randomness import SampleDraws
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 COUNT = 50
 
 
-def make_images(augmentation: Augmentation | None = None) -> SampleStore:
+def make_images(augmentation: Augmentation | None = None) -> ImageSamples:
     pixels = torch.randint(0, 256, (COUNT, 3, 8, 8), dtype=torch.uint8)
     labels = torch.randint(0, 5, (COUNT,))
     preprocessing = Preprocessing(8, 3, (0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
     domains = torch.zeros(COUNT, dtype=torch.int64)
     rows = StoredRows([pixels[:20], pixels[20:]])
-    return SampleStore(rows, labels, domains, preprocessing, augmentation=augmentation)
+    return ImageSamples(rows, labels, domains, preprocessing, augmentation=augmentation)
 
 
 def make_texts(*, learnt: bool) -> TokenSamples:

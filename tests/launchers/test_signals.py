@@ -20,7 +20,7 @@ import fedra_engine.commands.dry_run
 # What forks of this process need not import.
 import fedra_engine.studies.compare
 import fedra_engine.studies.scale  # noqa: F401
-from fedra_engine.callbacks.checkpoint import latest_checkpoint
+from fedra_engine.callbacks.checkpoint import load_newest_intact
 from tests.launchers.conftest import LAUNCHERS
 
 pytestmark = pytest.mark.slow
@@ -179,7 +179,7 @@ def test_a_run_ends_soon_and_says_how_to_go_on(
     os.close(ours)
     assert (b"\x1b[?25l" in shown) == terminal
     assert shown.rfind(b"\x1b[?25h") >= shown.rfind(b"\x1b[?25l")
-    assert latest_checkpoint(tmp_path / "the run") is not None
+    assert load_newest_intact(tmp_path / "the run") is not None
     assert not list((tmp_path / "the run").rglob("*.tmp"))
 
 

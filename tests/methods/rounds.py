@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedra_engine.config import MethodConfig
 from fedra_engine.federation.clients import Clients
-from fedra_engine.federation.work import ClientUpdates
+from fedra_engine.federation.updates import ClientUpdates
 from fedra_engine.methods.base import Federation, Method
 from fedra_engine.methods.registry import make_method
 from fedra_engine.models.adapters import AdapterLayout, Target

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedra_engine.callbacks.checkpoint import latest_checkpoint
+from fedra_engine.callbacks.checkpoint import load_newest_intact
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.config import FedHelloConfig, HetLoraConfig
 from fedra_engine.execution.evaluation import FisherInformation, accuracies
@@ -61,7 +61,7 @@ def small_run(name: str) -> dict[str, Any]:
 
 
 def final_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    checkpoint = latest_checkpoint(folder)
+    checkpoint = load_newest_intact(folder)
     assert checkpoint is not None
     return checkpoint.tensors
 

@@ -12,7 +12,7 @@ from fedra_engine.config import DeviceConfig, LoraConfig
 from fedra_engine.costs.model import measure_block_flops, parameters_of, processed_samples, sample_flops
 from fedra_engine.execution.sequential import Submodel
 from fedra_engine.federation.assignment import Assignment
-from fedra_engine.federation.clients import local_batches
+from fedra_engine.federation.work import local_batches
 from fedra_engine.models.adapters import initial_adapters
 from fedra_engine.models.state import GlobalState
 from fedra_engine.studies.compare import count_costs

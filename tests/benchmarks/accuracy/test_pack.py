@@ -17,7 +17,7 @@ from benchmarks.accuracy.planes import from_planes, to_planes
 from benchmarks.accuracy.sheets import from_sheet, to_sheet
 from fedra_engine.config import ModelConfig
 from fedra_engine.data.preprocessing import preprocessing_for
-from fedra_engine.data.samples import SampleStore, StoredRows
+from fedra_engine.data.samples import ImageSamples, StoredRows
 from fedra_engine.models.loading import load_pretrained
 from fedra_engine.runtime.errors import InputError
 from tests.benchmarks.accuracy.tiny_study import SETTING
@@ -44,7 +44,7 @@ def features(images: Path, model: Path, image_size: int) -> torch.Tensor:
     rows = torch.arange(0, len(data), max(len(data) // 40, 1))
     pixels = torch.from_numpy(data.content)
     labels, domains = torch.from_numpy(data.labels), torch.from_numpy(data.domain_of)
-    store = SampleStore(StoredRows([pixels]), labels, domains, preprocessing)
+    store = ImageSamples(StoredRows([pixels]), labels, domains, preprocessing)
     with torch.no_grad():
         return loaded(**store.inputs(rows, torch.device("cpu"), torch.bfloat16)).logits
 

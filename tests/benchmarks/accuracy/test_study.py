@@ -21,7 +21,7 @@ from benchmarks.accuracy.runs import StudyRun
 from benchmarks.accuracy.setting import StudySetting
 from benchmarks.accuracy.study import run_study
 from benchmarks.kernels.measure import device_name
-from fedra_engine.callbacks.checkpoint import Keeper
+from fedra_engine.callbacks.checkpoint import RunWriter
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.experiment import Experiment
 from fedra_engine.runtime.errors import InputError
@@ -219,15 +219,15 @@ def test_a_method_that_fails_leaves_the_others_and_its_own_rounds(
 def test_rounds_whose_checkpoint_could_not_be_written_are_trained_again(
     images: Path, model: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = Keeper.save
+    save = RunWriter.save
 
-    def fail(self: Keeper, experiment: Experiment, state: Any, rounds: Any) -> None:
+    def fail(self: RunWriter, experiment: Experiment, state: Any, rounds: Any) -> None:
         if rounds[-1].metrics.round == 3:
             raise OSError("disk full")
         save(self, experiment, state, rounds)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Keeper, "save", fail)
+        patch.setattr(RunWriter, "save", fail)
         assert not run_study(images, model, tmp_path / "first", seconds=LONG, setting=TWO)
     assert rounds(tmp_path / "first") == {"inclusivefl": 2, "depthfl": 2}
     assert run_study(images, model, tmp_path / "second", continue_from=tmp_path / "first", seconds=LONG, setting=TWO)

@@ -18,7 +18,8 @@ from benchmarks.gpu.sizes import REHEARSAL
 from benchmarks.gpu.workload import Workload
 from fedra_engine.execution.executor import Executor
 from fedra_engine.federation.assignment import Assignment
-from fedra_engine.federation.work import ClientUpdates, LocalWork
+from fedra_engine.federation.updates import ClientUpdates
+from fedra_engine.federation.work import LocalWork
 from fedra_engine.models.state import GlobalState
 
 CPU = torch.device("cpu")
