@@ -120,11 +120,7 @@ def open_folder(config: ExperimentConfig, earlier: RunFolder | None, processes: 
 def _check_early(config: ExperimentConfig, folder: RunFolder) -> None:
     """Check before the experiment is built, which may take long: the folder, the settings, and that rounds are left."""
     folder.check_kinds()
-    found, _ = find_checkpoint(folder, {"setting": setting_digest(config)})
-    if found is not None and config.rounds <= found.round:
-        raise InputError(
-            f"rounds: found {config.rounds}, expected at least the {found.round + 1} done in {folder.path}"
-        )
+    find_checkpoint(folder, {"setting": setting_digest(config)}, config.rounds)
 
 
 @dataclass(frozen=True)
@@ -132,7 +128,7 @@ class Result:
     """The results of a run, read from its `folder`; the experiment is built again where the run was loaded."""
 
     folder: Path
-    config: ExperimentConfig
+    config: ExperimentConfig = field(repr=False)
     _trained: tuple[Experiment, GlobalState, Outcome] | None = field(default=None, repr=False)
     _inputs: Inputs = field(default_factory=Inputs, repr=False)
 
@@ -184,7 +180,7 @@ class Result:
         experiment = _build(self.config, self._inputs)
         state = restore_newest(experiment, RunFolder(self.folder)).state
         names = ("rounds", "frozen", "tuned", "exported_accuracy", "tuned_is")
-        return experiment, state, Outcome(*(summary[name] for name in names))
+        return experiment, state, Outcome(*(summary[name] for name in names), summary.get("stopped"))
 
 
 def simulate(

@@ -81,6 +81,8 @@ def test_a_callback_stops_the_run_which_is_then_evaluated_and_exported(tmp_path:
     assert seen.calls[-1] == ("end", 2, "enough")
     assert ("evaluate", 1) in seen.calls
     assert result.summary["rounds"] == len(result.history) == 2
+    assert result.summary["stopped"] == "enough"
+    assert repr(result) == f"Result(folder={result.folder!r})"
     assert "stopped after round 2: enough" in (result.folder / "run.log").read_text()
     assert (result.folder / "adapters" / "adapter_model.safetensors").is_file()
 
@@ -92,6 +94,13 @@ def test_a_stopped_run_may_end_where_it_is_and_is_then_evaluated_there(tmp_path:
     assert "in 2 rounds of" in (stopped.folder / "adapters" / "README.md").read_text()
     ended = run(replace(config, rounds=2), RunFolder(stopped.folder))
     assert ended.accuracy == stopped.accuracy
+
+
+def test_fewer_rounds_than_were_trained_are_refused_whatever_depends_on_them(tmp_path: Path) -> None:
+    config = small_config(tmp_path, **FEW, training={"lr_schedule": "cosine", "max_local_steps": 1})
+    trained = simulate(config, quiet=True)
+    with pytest.raises(InputError, match=r"^rounds: found 1, expected at least the 2 done in"):
+        run(replace(config, rounds=1), RunFolder(trained.folder))
 
 
 def test_a_mistyped_field_is_refused(tmp_path: Path) -> None:

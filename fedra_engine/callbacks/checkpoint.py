@@ -86,6 +86,7 @@ class RunWriter(Callback):
                 "tuned_is": outcome.tuned_is,
                 "evaluated_blocks": experiment.method.evaluated_model().blocks.tolist(),
                 "caution": experiment.method.caution,
+                **({} if outcome.stopped is None else {"stopped": outcome.stopped}),
             }
         )
 
@@ -114,7 +115,7 @@ def find_start(experiment: Experiment, folder: RunFolder, begun: Fingerprint) ->
     processes, found = experiment.processes, None
     with processes.raise_on_all():
         if processes.is_main:
-            found, records = find_checkpoint(folder, begun)
+            found, records = find_checkpoint(folder, begun, experiment.config.rounds)
             if found is not None and found.passed_over:
                 _LOG.info("passed over a damaged checkpoint: %s", found.passed_over)
             if folder.rewind(-1 if found is None else found.round, records):
@@ -131,10 +132,16 @@ def find_start(experiment: Experiment, folder: RunFolder, begun: Fingerprint) ->
     return _restore(experiment, found)
 
 
-def find_checkpoint(folder: RunFolder, begun: Fingerprint) -> tuple[Checkpoint | None, bytes]:
-    """Read the newest intact checkpoint, if any, and the records up to it; InputError if they do not fit `begun`."""
+def find_checkpoint(folder: RunFolder, begun: Fingerprint, rounds: int) -> tuple[Checkpoint | None, bytes]:
+    """Read the newest intact checkpoint, if any, and the records up to it.
+
+    Raises InputError if the run has trained `rounds` already, or began with something else than `begun`.
+    """
     found = load_newest_intact(folder.path)
     if found is not None:
+        # Before the settings, of which the number of rounds may be one.
+        if rounds <= found.round:
+            raise InputError(f"rounds: found {rounds}, expected at least the {found.round + 1} done in {folder.path}")
         check_fingerprint(begun, found.state["fingerprint"], folder.path)
     return found, folder.find_metrics(None if found is None else found.state["metrics"])
 

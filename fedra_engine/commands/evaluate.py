@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.config import DataConfig, ExecutionConfig, ExperimentConfig
+from fedra_engine.config.fields import type_of_field
 from fedra_engine.config.options import group
 from fedra_engine.config.parsing import (
     CommandOption,
@@ -54,11 +55,14 @@ def main(arguments: Sequence[str]) -> None:
     asked = [option for option in given_options(others) if option.split(".")[0] not in ("data", "execution")]
     if {"help", "help_all"} & set(asked):
         Parser(_Changeable, DESCRIPTION, _OPTIONS, reads_files=False).parse(others)
+    for name in asked:
+        if name in ("config", "print_config") or type_of_field(name, ExperimentConfig) is not None:
+            raise InputError(f"evaluate: found --{name}, expected options of data and execution alone")
+    # Also refuses options that there are not.
+    Parser(_Changeable).parse(others)
     if len(folders) != 1:
         found = ", ".join(folders) or "no run"
         raise InputError(f"evaluate: found {found}, expected the folder of one run: fedra evaluate <folder>")
-    if asked:
-        raise InputError(f"evaluate: found --{asked[0]}, expected options of data and execution alone")
     folder = RunFolder.open(os.path.expanduser(folders[0]))
     config, own = read_config(folder.config_file, *others), read_config(folder.config_file)
     for each in (config, own):

@@ -83,6 +83,7 @@ def parse_request(arguments: Sequence[str], description: str) -> RunRequest:
     if config.rounds != before.rounds and config.training.lr_schedule != "constant":
         raise InputError(
             f"rounds: found {config.rounds}, expected {before.rounds} as before, because the "
-            f"{config.training.lr_schedule} learning rate schedule depends on it"
+            f"{config.training.lr_schedule} learning rate schedule depends on it (only a run that began with "
+            "training.lr_schedule constant can get other rounds)"
         )
     return RunRequest(config, folder)

@@ -110,9 +110,9 @@ def type_of_field(name: str, config_class: type[Any]) -> Any:
     return kind
 
 
-def did_you_mean(found: str, names: Sequence[str]) -> str:
+def did_you_mean(found: str, names: Sequence[str], cutoff: float = 0.6) -> str:
     """The end of a message: the most similar of `names`; empty if none is near."""
-    matches = get_close_matches(found, names, n=1)
+    matches = get_close_matches(found, names, n=1, cutoff=cutoff)
     return f" (did you mean {matches[0]}?)" if matches else ""
 
 

@@ -50,7 +50,11 @@ def own_rows(parser: Parser[Any]) -> list[Row]:
     """The options that are not fields of the configuration."""
     own = (*parser.options, IMPORT) if parser.options else ()
     of_files = [
-        Row("config", "FILE", "YAML file with fields, or the name of one that is shipped; of several, later ones win"),
+        Row(
+            "config",
+            "FILE",
+            "YAML file with fields, or the name of one that is shipped; what comes later wins, options too",
+        ),
         Row(
             "print_config",
             "",

@@ -131,9 +131,10 @@ class Parser(Generic[Config]):
         kind = type_of_field(name, self.config_class)
         lists = [member for member in union_members(kind) if get_origin(member) is list]
         if kind is None or (appends and not lists):
-            own = (option.name for option in self.options)
-            typed = f"--{option.typed.lstrip('-')}"
-            known = known_name(typed, [*field_names(self.config_class), *own, "config", *_WITHOUT_VALUE])
+            own, typed = [f"--{option.name}" for option in self.options], f"--{option.typed.lstrip('-')}"
+            known = known_name(typed, [*field_names(self.config_class), "config", *_WITHOUT_VALUE])
+            if near := did_you_mean(typed, own, cutoff=0.8):
+                known = f"one that --help-all lists{near}"
             raise InputError(f"{option.typed}: found an unknown option, expected {known}")
         if is_dataclass(kind):
             value: Any = self._read_group(name, kind, option.needed)
@@ -163,7 +164,8 @@ class Parser(Generic[Config]):
             self._check_names(name, kind, values, f" in {text}")
         except InputError as error:
             if name in ALIASES and not os.path.exists(text):
-                raise InputError(f"{error} (did you mean --{ALIASES[name]}?)") from error
+                own = any(option.name == f"{name}s" for option in self.options)
+                raise InputError(f"{error} (did you mean --{f'{name}s' if own else ALIASES[name]}?)") from error
             raise
         return values
 

@@ -70,6 +70,7 @@ def test_a_variant_changes_its_own_run_only_and_is_named_after_what_it_changes()
         (["--methods=fedra", "--seed=3"], "seed: found it as an option of its own, expected --seeds to set it"),
         (["--methods=fedra", "--method.name", "flora"], "method.name: found it as an option of its own"),
         (["--methds=fedra"], r"--methds: found an unknown option, .*did you mean --methods\?"),
+        (["--method=fedra"], r"method: found no file 'fedra'; .*did you mean --methods\?"),
         (["--methods=fedra", "--rouds=3"], r"--rouds: found an unknown option, .*did you mean --rounds"),
     ],
 )

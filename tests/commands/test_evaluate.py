@@ -95,6 +95,8 @@ def test_the_other_executor_measures_the_same(digits: Path, capsys: pytest.Captu
     [
         ([], r"^evaluate: found no run, expected the folder of one run: fedra evaluate <folder>$"),
         (["--data.domains", "clean"], r"^evaluate: found no run, expected the folder of one run"),
+        (["--run", "RUN"], r"^--run: found an unknown option"),
+        (["RUN", "--execution.lane", "3"], r"^--execution\.lane: .*did you mean --execution\.lanes\?"),
         (["RUN", "other"], r"^evaluate: found .*, other, expected the folder of one run"),
         (["RUN", "--rounds", "3"], r"^evaluate: found --rounds, expected options of data and execution alone$"),
         (["RUN", "--lora.rank=2"], r"^evaluate: found --lora\.rank, expected options of data and execution alone$"),

@@ -230,6 +230,13 @@ def test_a_test_split_of_other_columns_is_reported(tmp_path: Path) -> None:
     assert len(load(ids, tmp_path / "unused").test) == 4
 
 
+@pytest.mark.parametrize("role", ["domain", "client"])
+def test_a_role_that_only_the_test_split_names_is_not_used(role: str, tmp_path: Path) -> None:
+    train = Dataset.from_dict({"text": ["a", "b", "c", "d"], "label": [0, 1] * 2})
+    data = load(DatasetDict(train=train, test=train.add_column(role, ["x"] * 4)), tmp_path / "data")
+    assert (data.domains, data.clients, int(data.is_test.sum())) == (["all"], None, 4)
+
+
 def test_what_cannot_be_loaded_is_reported(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"data\.root: cannot load 'no/such-data': .*expected a folder that save_to"):
         load_source(DataConfig("hf_dataset", "no/such-data"), seed=0)
