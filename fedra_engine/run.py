@@ -179,8 +179,9 @@ class Result:
         summary = self.summary
         experiment = _build(self.config, self._inputs)
         state = restore_newest(experiment, RunFolder(self.folder)).state
-        names = ("rounds", "frozen", "tuned", "exported_accuracy", "tuned_is")
-        return experiment, state, Outcome(*(summary[name] for name in names), summary.get("stopped"))
+        rounds, frozen, tuned = summary["rounds"], summary["frozen"], summary["tuned"]
+        more, stopped = summary["tuned_is"], summary.get("stopped")
+        return experiment, state, Outcome(rounds, frozen, tuned, summary["exported_accuracy"], more, stopped)
 
 
 def simulate(

@@ -106,10 +106,8 @@ def dataset_samples(
     known = {role: getattr(train.features.get(columns[role]), "names", None) for role in ("label", "domain")}
     reader.named = {role: names for role, names in known.items() if names is not None}
     used = [name for name in columns.values() if name is not None]
-    # The training split decides which columns have roles; one that only the test split has is not used.
-    tables = {
-        name: [_dataset_table(name, data, used)._replace(columns=train.column_names)] for name, data in splits.items()
-    }
+    # The training split decides which columns have roles.
+    tables = {name: [_dataset_table(name, data, used)._replace(columns=used)] for name, data in splits.items()}
     tables, reader.notes = _labelled_splits(tables, str(columns["label"]), numbered="label" in reader.named)
     test = next((splits[name] for name in tables if name != files.TRAIN), None)
     # One column may have several roles.
