@@ -1,14 +1,20 @@
-"""The Fisher scores measured by a sweep equal those of one sample after another."""
+"""Fisher scores are those of one sample after another; clients are shared out among processes."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
 
-from fedra_engine.execution.evaluation import FisherInformation
+from fedra_engine.execution.evaluation import Evaluator, FisherInformation
 from fedra_engine.execution.sequential import Submodel
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.federation.assignment import Assignment
+from fedra_engine.models.state import EvaluatedModel
+from fedra_engine.runtime.processes import Processes
 from fedra_engine.runtime.randomness import generator
 from tests.tiny import DEPTH, TensorSamples, make_samples
 from tests.tiny_federation import SGD, make_setting
@@ -52,3 +58,36 @@ def test_samples_without_a_finite_gradient_do_not_count() -> None:
     samples.tensors["pixel_values"][10, 0, 0, 0] = torch.nan
     samples.tensors["pixel_values"][11, 0, 0, 0] = torch.inf
     np.testing.assert_allclose(scores(slice(12)), expected, rtol=1e-8)
+
+
+class OneOfTwo(Processes):
+    """The process `index` of two; the other one has found `other`."""
+
+    def __init__(self, index: int, other: list[Any] | None = None) -> None:
+        super().__init__(index, 2, torch.device("cpu"))
+        self.other = other
+        self.own: list[list[Any]] = []
+
+    def all_gather_object(self, value: Any) -> list[Any]:
+        self.own.append(value)
+        other = value if self.other is None else self.other[len(self.own) - 1]
+        return [value, other] if self.index == 0 else [other, value]
+
+
+@pytest.mark.parametrize("clients", [1, 2, 3])
+def test_two_processes_score_the_clients_of_a_domain_as_one_does(clients: int) -> None:
+    setting = make_setting("vit", SGD)
+    foundation, state = setting.foundation, setting.state()
+    samples = make_samples("vit", 12)
+    samples = TensorSamples(samples.tensors, samples.labels, torch.zeros(12, dtype=torch.int64))
+    model = SweepModel(foundation, lambda n: samples.inputs(torch.arange(n), torch.device("cpu"), torch.float64))
+    alone = Evaluator(foundation, model, samples, setting.lora, ["all"])
+    states = {0: [replace(state, heads=state.heads * scale) for scale in (1.0, 2.0, 3.0)[:clients]]}
+
+    def scores(processes: Processes) -> Any:
+        evaluator = replace(alone, processes=processes)
+        return evaluator.personal_scores(states, ["all"], state, EvaluatedModel(np.arange(DEPTH)))
+
+    second = OneOfTwo(1)
+    scores(second)
+    assert scores(OneOfTwo(0, second.own)) == scores(Processes.alone())

@@ -75,6 +75,13 @@ def test_a_gpu_with_room_gets_the_lanes_that_fill_it(monkeypatch: pytest.MonkeyP
     assert choose_lanes("auto", of_one, torch.device("cuda", 0), participants=1000) == 64
 
 
+def test_what_torch_keeps_of_a_gpus_memory_and_does_not_use_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 500))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 10)
+    assert memory.device_memory(torch.device("cuda")) == (100 + 30 - 10, 500)
+
+
 def test_of_the_lanes_asked_for_those_count_that_a_round_has_participants_for(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
