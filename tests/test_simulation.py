@@ -192,6 +192,7 @@ def test_a_run_leaves_no_tensors_in_memory(tmp_path: Path) -> None:
     assert live_tensors() <= before
 
 
+@pytest.mark.slow
 def test_another_process_leaves_the_same_bytes(tmp_path: Path) -> None:
     """Whatever the order in which its sets are, and but for what holds times and the folder's name."""
     changes = {**FEW, "rounds": 1, "method": {"name": "depthfl"}}

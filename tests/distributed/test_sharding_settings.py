@@ -137,6 +137,7 @@ def test_a_deepspeed_configuration_without_fields_is_refused(
     assert "\n" not in str(found.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -173,6 +174,7 @@ def test_settings_that_deepspeed_does_not_know_are_not_taken_for_a_bad_model(
     assert said in line
 
 
+@pytest.mark.slow
 def test_deepspeed_is_imported_by_those_who_shard_only() -> None:
     code = "import fedra_engine.simulation, sys; sys.exit('deepspeed' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -123,8 +123,8 @@ def test_a_pass_is_over_when_nothing_can_follow(
 def test_blocks_are_fused_where_they_give_the_same(
     agrees: bool, foundation: Foundation, model: SweepModel, adapters: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compare = sweep_model.same
-    monkeypatch.setattr(sweep_model, "same", lambda found, expected: agrees and compare(found, expected))
+    compare = sweep_model.nearly_equal
+    monkeypatch.setattr(sweep_model, "nearly_equal", lambda found, expected: agrees and compare(found, expected))
     fused = SweepModel(foundation, inputs)
     assert fused.fused == (DEPTH if agrees else 0)
     blocks = fused._model.get_submodule(foundation.block_path)
