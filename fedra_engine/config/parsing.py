@@ -307,7 +307,7 @@ def _options(arguments: Sequence[str]) -> Iterator[_Given]:
 
 def _shipped(name: str) -> str:
     """The file of the shipped configuration `name`, unless `name` is a file itself."""
-    if os.path.exists(name) or re.search("[/.~]", name):
+    if os.path.exists(name) or not re.fullmatch(r"[\w-]{1,100}", name):
         return name
     files = {file.stem: str(file) for file in Path(fedra_engine.__file__).parent.glob("configs/experiments/*.yaml")}
     if name not in files:
