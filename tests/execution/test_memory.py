@@ -98,6 +98,15 @@ def test_of_the_lanes_asked_for_those_count_that_a_round_has_participants_for(
         build_experiment(uniform, CPU)
 
 
+def test_threads_are_for_the_tokens_of_the_lanes_that_are_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tokens = list[int]()
+    monkeypatch.setattr("fedra_engine.execution.executor.limit_threads", lambda _, of_a_step: tokens.append(of_a_step))
+    for lanes in (1, 2):
+        build_experiment(small_config(tmp_path, execution={"lanes": lanes}), CPU)
+    # Six samples of five tokens.
+    assert tokens == [30, 60]
+
+
 def test_lanes_that_fit_one_process_only_are_refused_to_two_on_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=8 * GIB, total=16 * GIB))
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
