@@ -135,7 +135,8 @@ class Parser(Generic[Config]):
             known = known_name(typed, [*field_names(self.config_class), "config", *_WITHOUT_VALUE])
             if near := did_you_mean(typed, own, cutoff=0.8):
                 known = f"one that --help-all lists{near}"
-            raise InputError(f"{option.typed}: found an unknown option, expected {known}")
+            what = "an unknown option" if option.typed.startswith("-") else "an argument without an option"
+            raise InputError(f"{option.typed}: found {what}, expected {known}")
         if is_dataclass(kind):
             value: Any = self._read_group(name, kind, option.needed)
         elif option.value is None and bool in union_members(kind):

@@ -18,7 +18,6 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
 from torch import Tensor
 
 from fedra_engine.config import FedHelloConfig
@@ -94,6 +93,9 @@ def pattern(selection: str, count: int, depth: int) -> NDArray[np.bool_]:
 
 def chances(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     """The chance of each block, in the ratio 1 : 2 : 3 for clusters of low, middle and high `scores` [blocks]."""
+    # scikit-learn takes a second and more to import.
+    from sklearn.cluster import KMeans
+
     clusters = min(3, len(np.unique(scores)))
     means = KMeans(clusters, n_init=10, random_state=0).fit(scores[:, None])
     order = np.argsort(np.argsort(means.cluster_centers_[:, 0]))

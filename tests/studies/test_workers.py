@@ -13,6 +13,7 @@ import pytest
 from fedra_engine.runtime.errors import ProcessLostError
 from fedra_engine.studies.compare import execute_all
 from fedra_engine.studies.workers import work_off
+from tests.studies.light_work import pid_or_error
 from tests.studies.planned import planned_run
 
 pytestmark = pytest.mark.slow
@@ -33,13 +34,6 @@ def report(pid):
 if __name__ == "__main__":
     work_off([0, 1], 2, work, report)
 """
-
-
-def pid_or_error(item: int) -> int:
-    """Work for the tests."""
-    if item < 0:
-        raise ConnectionResetError(item, "no connection of the workers") if item == -1 else AssertionError("a fault")
-    return os.getpid()
 
 
 def test_a_killed_worker_is_reported(tmp_path: Path) -> None:
