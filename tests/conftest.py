@@ -51,6 +51,15 @@ def own_names() -> Iterator[None]:
         choice.names, choice.registered = all_names, registered
 
 
+@pytest.fixture
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of many short runs, a fifth of whose time would be the plot of the partition."""
+    from fedra_engine.callbacks import partition_report
+    from fedra_engine.runtime.files import write_whole
+
+    monkeypatch.setattr(partition_report, "plot_partition", lambda counts, file: write_whole(file, b"plot"))
+
+
 @pytest.fixture(autouse=True)
 def _own_signals() -> Iterator[None]:
     """What a launcher that ran in this process does on signals is not to stay."""

@@ -23,7 +23,6 @@ from accelerate import Accelerator
 from transformers import ViTConfig, ViTForImageClassification
 
 from fedra_engine import run as run_module
-from fedra_engine.callbacks import partition_report
 from fedra_engine.callbacks.checkpoint import load_newest_intact
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.config import ExperimentConfig
@@ -31,7 +30,6 @@ from fedra_engine.experiment import build_experiment
 from fedra_engine.models.loading import resolve_model_path
 from fedra_engine.run import run
 from fedra_engine.runtime.exit_codes import exit_code
-from fedra_engine.runtime.files import write_whole
 from fedra_engine.runtime.tables import PlainConsole
 from tests.running import small_config
 
@@ -220,14 +218,15 @@ class Runs:
 
 
 @pytest.fixture
-def start(tmp_path: Path, config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Runs]:
+def start(
+    tmp_path: Path, config: ExperimentConfig, no_plots: None, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], Runs]:
     """A function that makes `Runs` in a new folder of a name.
 
     What takes the time of so short a run, and changes no file, happens once: forked processes have copies of it.
     """
     experiment = build_experiment(config, torch.device("cpu"))
     monkeypatch.setattr(run_module, "build_experiment", lambda *_: experiment)
-    monkeypatch.setattr(partition_report, "plot_partition", lambda counts, file: write_whole(file, b"plot"))
     return lambda name: Runs(tmp_path / name, config)
 
 

@@ -31,6 +31,8 @@ from fedra_engine.runtime.errors import InputError
 from tests.data.preprocessed import preprocess
 from tests.running import continue_run, run_experiment, small_config
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 FEW: dict[str, Any] = {
     "data": {"domains": ["clean", "inverted"], "clients_per_domain": 1},
     "clients": {"capacities": [12, 3]},
@@ -117,8 +119,6 @@ def test_set() -> ImageSamples:
 def test_the_lines_beside_the_adapter_give_what_the_summary_says_of_it(
     tmp_path: Path, method: str, test_set: ImageSamples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The plot takes longer than the rest of so small a run.
-    monkeypatch.setattr("fedra_engine.callbacks.partition_report.report_partition", lambda *_: None)
     run = run_experiment(tmp_path, **FEW, training={"lr": 0.05}, method={"name": method})
     summary = json.loads((run / "summary.json").read_text())
     card = (run / "adapters" / "README.md").read_text()

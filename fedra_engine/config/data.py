@@ -9,10 +9,10 @@ from fedra_engine.config import options as allowed
 from fedra_engine.config.options import SOMETHING, Choice, group, option
 from fedra_engine.runtime.errors import InputError
 
-SOURCES = Choice(
+SOURCE_NAMES = Choice(
     "data.source", "digits", "image_folder", "domainnet", "nicopp", "hf_dataset", "text_classification", "causal_lm"
 )
-PARTITIONS = Choice("data.partition", "domain", "iid", "dirichlet", "shards", "quantity", "natural", "bootstrap")
+PARTITION_NAMES = Choice("data.partition", "domain", "iid", "dirichlet", "shards", "quantity", "natural", "bootstrap")
 
 _TABLES = ("hf_dataset", "text_classification", "causal_lm")
 _FILES = ("image_folder", "domainnet", "nicopp", *_TABLES)
@@ -87,7 +87,7 @@ class DataConfig:
         min_samples: fewest training samples a client may have; the split is redrawn until all have them.
     """
 
-    source: str = option("digits", SOURCES)
+    source: str = option("digits", SOURCE_NAMES)
     root: str | None = option(None, allowed.PATH, needs=[{"source": _FILES}])
     subset: str | None = option(None, allowed.TEXT, needs=[{"source": _TABLES}])
     encoding: str = option("utf-8", allowed.TEXT, needs=[{"source": ("text_classification", "causal_lm")}])
@@ -101,7 +101,7 @@ class DataConfig:
     augmentation: Literal["none", "flip", "crop_flip"] = option("none", needs=[{"source": _IMAGES}])
     crop_scale: float = option(0.08, allowed.SHARE, needs=[{"augmentation": ("crop_flip",)}])
     test_fraction: float = option(0.2, allowed.FRACTION, needs=[{"source": _DRAWN_TEST}])
-    partition: str = option("dirichlet", PARTITIONS)
+    partition: str = option("dirichlet", PARTITION_NAMES)
     clients_per_domain: int = option(5, allowed.CLIENTS, needs=[{"partition": _DIVIDED}, {"clients": (None,)}])
     clients: int | None = option(None, allowed.CLIENTS, needs=[{"partition": _DIVIDED}])
     dirichlet_alpha: float = option(0.5, allowed.number(1e-4, 1e6), needs=[{"partition": ("dirichlet",)}])

@@ -19,7 +19,7 @@ METHOD_NAMES = Choice(
     *("fedra", "alllarge", "allsmall", "exclusivefl", "inclusivefl", "depthfl", "fedhello", "fedit", "ffalora"),
     *("fedsalora", "rolora", "hetlora", "flora", "flexlora", "fedexlora", "lorafair"),
 )
-ALLOCATIONS = Choice("method.allocation", "uniform", "reference", "covered", "prefix", "full")
+ALLOCATION_NAMES = Choice("method.allocation", "uniform", "reference", "covered", "prefix", "full")
 
 
 @dataclass
@@ -109,7 +109,7 @@ class MethodConfig:
     """
 
     name: str = option("fedra", METHOD_NAMES)
-    allocation: str | None = option(None, ALLOCATIONS)
+    allocation: str | None = option(None, ALLOCATION_NAMES)
     ignore_capacities: bool = option(False, needs=[{"name": ("alllarge",), "allocation": ("full",)}])
     weighting: Literal["uniform", "samples"] = "uniform"
     inclusivefl: InclusiveFLConfig = group(InclusiveFLConfig, needs=[{"name": ("inclusivefl",)}])

@@ -79,7 +79,7 @@ def wanted(need: Need) -> str:
 def check_values(config: Any) -> None:
     """Check every field, also those of groups, against its type and its `allowed` values."""
     for setting in settings(config):
-        value, kind, allowed = _plain(setting.value), setting.kind, setting.allowed
+        value, kind, allowed = _as_list(setting.value), setting.kind, setting.allowed
         members = union_members(kind)
         if (value is None and NoneType in members) or (isinstance(value, str) and value in literal_values(kind)):
             continue
@@ -100,7 +100,7 @@ def check_values(config: Any) -> None:
 
 def _given(config: Any) -> Iterator[Setting]:
     """Fields whose values differ from their defaults."""
-    return (setting for setting in settings(config) if _plain(setting.value) != _plain(setting.default))
+    return (setting for setting in settings(config) if _as_list(setting.value) != _as_list(setting.default))
 
 
 def _meets(name: str, value: Any, wanted: Sequence[Any]) -> bool:
@@ -110,7 +110,7 @@ def _meets(name: str, value: Any, wanted: Sequence[Any]) -> bool:
     return value in wanted or (SOMETHING in wanted and value is not None and value != [])
 
 
-def _plain(value: Any) -> Any:
+def _as_list(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 

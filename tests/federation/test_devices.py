@@ -20,6 +20,8 @@ from fedra_engine.federation.clients import Clients, Devices, devices_by_domain,
 from fedra_engine.runtime.errors import InputError
 from tests.running import run_experiment, small_config
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 MANY = 20_000
 
 

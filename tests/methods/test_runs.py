@@ -21,7 +21,7 @@ from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import InputError
 from tests.running import continue_run, run_experiment, small_config
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_plots")]
 
 SMALL: dict[str, Any] = {
     "model": {"dtype": "float64"},

@@ -18,6 +18,8 @@ from fedra_engine.studies.plan import PlannedRun
 from fedra_engine.studies.results import read_result
 from tests.studies.planned import planned_run
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 DIVERGING = ["--training.optimizer=sgd", "--training.lr=1e30", "--training.clip_norm=null"]
 
 
