@@ -4,6 +4,7 @@ import os
 import random
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 # Read when the libraries are imported, so they come before any of the imports below.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -52,12 +53,25 @@ def own_names() -> Iterator[None]:
 
 
 @pytest.fixture
-def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests of many short runs, a fifth of whose time would be the plot of the partition."""
+def quick_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of many short runs: no plot of the partition, and the same data are read once."""
+    from fedra_engine import inputs
     from fedra_engine.callbacks import partition_report
     from fedra_engine.runtime.files import write_whole
 
+    read = inputs.load_source
+
+    def load_source(config: Any, seed: int) -> Any:
+        key = repr((config, seed))
+        if key not in _SOURCES:
+            _SOURCES[key] = read(config, seed)
+        return _SOURCES[key]
+
+    monkeypatch.setattr(inputs, "load_source", load_source)
     monkeypatch.setattr(partition_report, "plot_partition", lambda counts, file: write_whole(file, b"plot"))
+
+
+_SOURCES: dict[str, Any] = {}
 
 
 @pytest.fixture(autouse=True)

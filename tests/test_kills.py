@@ -219,7 +219,7 @@ class Runs:
 
 @pytest.fixture
 def start(
-    tmp_path: Path, config: ExperimentConfig, no_plots: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, config: ExperimentConfig, quick_runs: None, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[str], Runs]:
     """A function that makes `Runs` in a new folder of a name.
 

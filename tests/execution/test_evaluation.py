@@ -1,4 +1,4 @@
-"""Fisher scores are those of one sample after another; clients are shared out among processes."""
+"""Scores are those of one sample after another; clients are shared out among processes."""
 
 from __future__ import annotations
 
@@ -58,6 +58,41 @@ def test_samples_without_a_finite_gradient_do_not_count() -> None:
     samples.tensors["pixel_values"][10, 0, 0, 0] = torch.nan
     samples.tensors["pixel_values"][11, 0, 0, 0] = torch.inf
     np.testing.assert_allclose(scores(slice(12)), expected, rtol=1e-8)
+
+
+def test_accuracy_and_loss_of_a_domain_are_those_of_its_samples_alone() -> None:
+    setting = make_setting("vit", SGD)
+    foundation, lora, state = setting.foundation, setting.lora, setting.state()
+    samples, blocks = replace(make_samples("vit", 24), domains=torch.arange(24) % 3), np.arange(1, DEPTH)
+    model = SweepModel(foundation, lambda n: samples.inputs(torch.arange(n), torch.device("cpu"), torch.float64))
+    evaluator = Evaluator(foundation, model, samples, lora, ["first", "second", "third"])
+    found = evaluator.scores(state, EvaluatedModel(blocks))
+
+    held = np.isin(np.arange(DEPTH), blocks)[None]
+    submodel = Submodel(foundation, lora, Assignment(held), 0, 0, state)
+    (logits,) = submodel.logits(samples.inputs(torch.arange(24), torch.device("cpu"), torch.float64))
+    losses = torch.nn.functional.cross_entropy(logits.detach(), samples.labels, reduction="none")
+    for index, score in enumerate(found.values()):
+        mine = samples.domains == index
+        assert score.accuracy == pytest.approx(float((logits.argmax(1) == samples.labels)[mine].double().mean()))
+        assert score.loss == pytest.approx(float(losses[mine].mean()), rel=1e-10)
+
+
+def test_a_prediction_without_finite_logits_is_wrong_and_has_no_loss(caplog: pytest.LogCaptureFixture) -> None:
+    setting = make_setting("vit", SGD)
+    samples = make_samples("vit", 12)
+    model = SweepModel(
+        setting.foundation, lambda n: samples.inputs(torch.arange(n), torch.device("cpu"), torch.float64)
+    )
+    evaluator = Evaluator(setting.foundation, model, samples, setting.lora, ["all"])
+    state, whole = setting.state(), EvaluatedModel(np.arange(DEPTH))
+    before = evaluator.scores(state, whole)["all"]
+    samples.tensors["pixel_values"][:, 0, 0, 0] = torch.nan
+    samples.tensors["pixel_values"][:9, 0, 0, 0] = 0
+    after = evaluator.scores(state, whole)["all"]
+    assert 0 < after.loss < 10 * before.loss
+    assert after.accuracy <= 9 / 12
+    assert "all: 3 of 12 predictions count as wrong" in caplog.text
 
 
 class OneOfTwo(Processes):

@@ -20,7 +20,7 @@ from fedra_engine.federation.clients import Clients, Devices, devices_by_domain,
 from fedra_engine.runtime.errors import InputError
 from tests.running import run_experiment, small_config
 
-pytestmark = pytest.mark.usefixtures("no_plots")
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 MANY = 20_000
 

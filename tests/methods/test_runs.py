@@ -21,7 +21,7 @@ from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import InputError
 from tests.running import continue_run, run_experiment, small_config
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_plots")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_runs")]
 
 SMALL: dict[str, Any] = {
     "model": {"dtype": "float64"},
@@ -77,12 +77,12 @@ def test_both_executors_give_the_same_run(name: str, tmp_path: Path) -> None:
 
 
 def interrupted_and_whole(tmp_path: Path, **changes: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """What three rounds leave, when they were interrupted after the first, and when not."""
-    whole = run_experiment(tmp_path / "whole", rounds=3, **changes)
+    """What two rounds leave, when they were interrupted after the first, and when not."""
+    whole = run_experiment(tmp_path / "whole", rounds=2, **changes)
     config = small_config(tmp_path / "parts", rounds=1, **changes)
     folder = RunFolder.create(config)
     continue_run(config, folder)
-    continue_run(replace(config, rounds=3), folder)
+    continue_run(replace(config, rounds=2), folder)
     return final_tensors(folder.path), final_tensors(whole)
 
 

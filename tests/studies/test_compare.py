@@ -18,7 +18,7 @@ from fedra_engine.studies.plan import PlannedRun
 from fedra_engine.studies.results import read_result
 from tests.studies.planned import planned_run
 
-pytestmark = pytest.mark.usefixtures("no_plots")
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 DIVERGING = ["--training.optimizer=sgd", "--training.lr=1e30", "--training.clip_norm=null"]
 
