@@ -95,12 +95,15 @@ def mutants(module: Path) -> list[Mutant]:
 
 
 def tests_of(module: Path) -> tuple[str, ...]:
-    """The test file of a module's name, else those of its room that import it, else all of its room; and exactness."""
-    tests = ROOT / "tests" / module.parent.name
-    own = [tests / f"test_{module.stem}.py"]
-    if not own[0].exists():
+    """The test file of a module's name, else those of its room that import it, else all of its room; and exactness.
+
+    The file may stand in another room: local terms belong to the federation, and executors are what they are tested in.
+    """
+    of_room, name = ROOT / "tests" / module.parent.name, f"test_{module.stem}.py"
+    own = [of_room / name] if (of_room / name).exists() else sorted((ROOT / "tests").rglob(name))
+    if not own:
         dotted = ".".join(module.relative_to(ROOT).with_suffix("").parts)
-        own = [file for file in sorted(tests.glob("test_*.py")) if dotted in file.read_text()] or [tests]
+        own = [file for file in sorted(of_room.glob("test_*.py")) if dotted in file.read_text()] or [of_room]
     return tuple(dict.fromkeys([*(file.relative_to(ROOT).as_posix() for file in own), EXACTNESS]))
 
 

@@ -86,3 +86,10 @@ def test_the_proximal_gradient_is_that_of_its_loss() -> None:
 def test_the_configuration_adds_a_proximal_term_if_asked() -> None:
     assert training_terms(TrainingConfig()) == ()
     assert training_terms(TrainingConfig(proximal_mu=0.1)) == (ProximalTerm(0.1),)
+
+
+def test_a_participant_without_an_exit_is_reported() -> None:
+    held = np.array([[True, False, False, False], [True, True, False, False], [False] * 4])
+    with pytest.raises(ValueError, match=r"^exits: found a participant that holds blocks but none of \(1, 3\)"):
+        Assignment(held, exits=(1, 3))
+    Assignment(held[1:], exits=(1, 3))

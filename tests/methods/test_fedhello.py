@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -87,3 +88,9 @@ def test_fedhello_averages_over_the_clients_that_trained_a_block(weighting: str)
     assert [sorted(update.adapters) for update in updates] == [np.flatnonzero(row).tolist() for row in trained]
     after = run_round(made, state, updates)
     np.testing.assert_allclose(after.adapters, mean_adapters(state, updates, weighting), atol=1e-12)
+
+
+@pytest.mark.parametrize("selection", get_args(get_type_hints(FedHelloConfig)["selection"]))
+def test_rounds_without_participants_are_assigned_by_every_selection_of_fedhello(selection: str) -> None:
+    nobody = np.array([], dtype=np.int64)
+    assert method("fedhello", fedhello=FedHelloConfig(selection=selection)).assign(nobody, 0).held.shape == (0, DEPTH)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from fedra_engine.config import HetLoraConfig
+from fedra_engine.federation.local_terms import BankRows, ClientAlone, ClientsInTraining
+from fedra_engine.methods.hetlora import RankPenalty, product_norms, tail_mask
 from tests.methods.expected import LATE_RANKS, RANKS, weight, weighted_mean
-from tests.methods.rounds import DEPTH, EVERYBODY, factors, initial_state, method, random_updates, run_round
+from tests.methods.rounds import DEPTH, EVERYBODY, LAYOUT, factors, initial_state, method, random_updates, run_round
 
 
 @pytest.mark.parametrize("ranks", [RANKS, LATE_RANKS])
@@ -68,3 +71,44 @@ def test_what_hetlora_prunes_is_not_aggregated() -> None:
         for (a, b), (old_a, old_b) in zip(factors(after.adapters[block]), factors(state.adapters[block]), strict=True):
             np.testing.assert_array_equal(a[1:], old_a[1:])
             np.testing.assert_array_equal(b[:, 1:], old_b[:, 1:])
+
+
+@pytest.mark.parametrize(("ranks", "cautioned"), [(None, True), ([2] * 6, True), ([3, 2, 2, 3, 1, 2], False)])
+def test_hetlora_cautions_when_all_ranks_are_equal(ranks: list[int] | None, cautioned: bool) -> None:
+    made = method("hetlora", capacities=np.full(6, 6), ranks=None if ranks is None else np.array(ranks))
+    assert (made.caution is not None) == cautioned
+
+
+def test_a_client_never_prunes_its_only_rank() -> None:
+    assert not tail_mask(torch.tensor([1]), 0.99, 3).any()
+    assert tail_mask(torch.tensor([3, 2]), 0.5, 3).tolist() == [[False, True, True], [False, True, False]]
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_the_norms_of_products_are_those_of_the_products_themselves(size: float) -> None:
+    slots = size * torch.from_numpy(np.random.default_rng(0).normal(size=(5, LAYOUT.size)))
+    expected = [[np.linalg.norm(b @ a) for a, b in factors(slot)] for slot in slots]
+    np.testing.assert_allclose(product_norms(slots, LAYOUT), expected, rtol=1e-9)
+
+
+def test_the_gradient_of_the_penalty_is_that_of_its_loss() -> None:
+    term, ranks = RankPenalty(keep_ratio=0.5, weight=0.3), torch.tensor([3, 2, 1])
+    bank = torch.from_numpy(np.random.default_rng(0).normal(size=(4, LAYOUT.size)))
+    rows = torch.tensor([3, 0, 2])
+    for row, rank in zip(rows.tolist(), ranks.tolist(), strict=True):
+        LAYOUT.truncate(bank[row], rank)
+    gradients = torch.zeros_like(bank)
+    adapters, heads = BankRows(bank, gradients, None, rows), BankRows(bank, gradients.clone(), None, rows)
+    term.add_gradients(ClientsInTraining(adapters, heads, ranks, LAYOUT))
+
+    slots = bank.clone().requires_grad_()
+    targets, loss = range(len(LAYOUT.targets)), torch.zeros((), dtype=torch.float64)
+    for row, rank in zip(rows.tolist(), ranks.tolist(), strict=True):
+        mine = slots[row : row + 1]
+        pairs = [
+            (LAYOUT.lora_a(mine, target)[0, :rank], LAYOUT.lora_b(mine, target)[0, :, :rank]) for target in targets
+        ]
+        loss = loss + term.loss(ClientAlone([], [], pairs))
+    (expected,) = torch.autograd.grad(loss, slots)
+    torch.testing.assert_close(gradients, expected.nan_to_num(), rtol=1e-10, atol=1e-12)
+    assert gradients[1].abs().sum() == 0 < gradients[3].abs().sum()

@@ -53,3 +53,8 @@ def test_inclusivefl_goes_on_after_a_restart() -> None:
         return run_round(made, state, random_updates(made, 1), 1).adapters
 
     assert torch.equal(after_two(False), after_two(True))
+
+
+def test_inclusivefl_holds_prefixes() -> None:
+    held = method("inclusivefl").assign(EVERYBODY, 0).held
+    np.testing.assert_array_equal(held, np.arange(DEPTH) < CAPACITIES[:, None])

@@ -1,4 +1,4 @@
-"""Means over a block's holders, and over the clients that have a rank, against NumPy."""
+"""What methods share: means over a block's holders and over the clients that have a rank, against NumPy; refusals."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import torch
 
 from fedra_engine.methods.base import Method
 from fedra_engine.methods.registry import make_method
+from fedra_engine.runtime.errors import InputError
 from tests.methods.expected import LATE_RANKS, RANKS, columns, mean_adapters, rank_means, weight, weighted_mean
 from tests.methods.rounds import (
+    CAPACITIES,
     DEPTH,
     EVERYBODY,
     LAYOUT,
@@ -85,20 +87,36 @@ def test_the_order_of_clients_of_several_ranks_is_bitwise_without_effect_where_a
     assert torch.equal(forward.adapters, backward.adapters)
 
 
-def test_ffalora_trains_b_alone_and_averages_it() -> None:
-    made = method("ffalora")
-    assert made.assign(EVERYBODY, 0).factors == "B"
-    state, updates = initial_state(made), random_updates(made)
-    mean = mean_adapters(state, updates, "uniform")
-    after = run_round(made, state, updates).adapters
-    np.testing.assert_allclose(after[:, columns("B")], mean[:, columns("B")], atol=1e-12)
+def test_drawn_capacities_change_from_round_to_round_and_come_from_those_there_are() -> None:
+    fedra = method("fedra", drawn=True)
+    depths = np.array([fedra.assign(EVERYBODY, round).held.sum(axis=1) for round in range(200)])
+    assert set(np.unique(depths)) == set(CAPACITIES)
+    assert (depths[0] != depths[1]).any()
+    np.testing.assert_allclose(depths.mean(axis=0), CAPACITIES.mean(), atol=0.5)
 
 
-def test_rolora_trains_b_first_and_then_a() -> None:
-    rolora = method("rolora")
-    assert [rolora.assign(EVERYBODY, round).factors for round in range(4)] == ["B", "A", "B", "A"]
-    for round, factor in enumerate(["B", "A"]):
-        state, updates = initial_state(rolora), random_updates(rolora, round)
-        mean = mean_adapters(state, updates, "uniform")
-        after = run_round(rolora, state, updates, round).adapters
-        np.testing.assert_allclose(after[:, columns(factor)], mean[:, columns(factor)], atol=1e-12)
+@pytest.mark.parametrize("name", ["alllarge", "allsmall", "exclusivefl", "inclusivefl", "depthfl"])
+def test_a_method_with_its_own_allocation_refuses_another(name: str) -> None:
+    with pytest.raises(InputError, match=r"method\.allocation: found uniform .* expected null"):
+        method(name, allocation="uniform")
+
+
+@pytest.mark.parametrize("name", ["alllarge", "allsmall", "exclusivefl", "inclusivefl", "depthfl", "fedhello"])
+def test_a_method_with_its_own_allocation_refuses_ranks(name: str) -> None:
+    with pytest.raises(InputError, match=r"clients\.ranks: found ranks with method\.name"):
+        method(name, ranks=CAPACITIES // 2)
+
+
+@pytest.mark.parametrize("options", [{"name": "alllarge"}, {"name": "fedit", "allocation": "full"}])
+def test_full_depth_beyond_every_client_needs_a_word(options: dict[str, str]) -> None:
+    small = np.full(6, 4)
+    with pytest.raises(InputError, match=r"clients\.capacities: found at most 4 of 6 blocks"):
+        method(capacities=small, **options)
+    assert method(capacities=small, ignore_capacities=True, **options).assign(EVERYBODY, 0).held.all()
+
+
+@pytest.mark.parametrize("name", ["depthfl", "fedhello"])
+def test_methods_that_need_the_logits_of_classes_refuse_language_models(name: str) -> None:
+    assert make_method(federation(name=name)).evaluated_model().blocks[0] == 0
+    with pytest.raises(InputError, match=rf"method\.name: found {name}.* with a causal language model, expected a"):
+        make_method(replace(federation(name=name), trains_classifier=False))
