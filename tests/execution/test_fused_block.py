@@ -24,10 +24,17 @@ HELD = np.array([[True, True, False, False], [False, True, False, False], [True,
 FUSED = ["vit", "deit", "dinov2", "dinov3", "siglip", "timm_vit", "gpt2", "llama", "qwen2", "qwen3"]
 
 
-def run(foundation: Foundation, samples: TensorSamples, *, fuse: bool, dropout: float) -> tuple[int, Tensor, Tensor]:
+def run(
+    foundation: Foundation, samples: TensorSamples, *, fuse: bool, dropout: float, checkpoint: bool = False
+) -> tuple[int, Tensor, Tensor]:
     """How many blocks are fused, the features, and the adapters' gradients."""
     inputs = samples.inputs(torch.arange(sum(SIZES)), CPU, foundation.dtype)
-    model = SweepModel(foundation, lambda n: samples.inputs(torch.arange(n), CPU, foundation.dtype), fuse_blocks=fuse)
+    model = SweepModel(
+        foundation,
+        lambda n: samples.inputs(torch.arange(n), CPU, foundation.dtype),
+        fuse_blocks=fuse,
+        checkpoint_blocks=checkpoint,
+    )
     bank = (
         torch.randn(HELD.size, foundation.adapter_layout.size, generator=torch.Generator().manual_seed(1)).double()
         * 0.1
@@ -42,13 +49,13 @@ def run(foundation: Foundation, samples: TensorSamples, *, fuse: bool, dropout: 
     return model.fused, features.detach(), gradients
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize(("dropout", "checkpoint"), [(0.0, False), (0.3, False), (0.3, True)])
 @pytest.mark.parametrize("family", FUSED)
-def test_fused_blocks_equal_the_unfused_sweep(family: str, dropout: float) -> None:
+def test_fused_blocks_equal_the_unfused_sweep(family: str, dropout: float, checkpoint: bool) -> None:
     foundation = make_tiny(family, LoraConfig(rank=3, target_modules=TARGETS[family]))
     samples = make_samples(family, sum(SIZES))
     none, expected, expected_gradients = run(foundation, samples, fuse=False, dropout=dropout)
-    fused, found, gradients = run(foundation, samples, fuse=True, dropout=dropout)
+    fused, found, gradients = run(foundation, samples, fuse=True, dropout=dropout, checkpoint=checkpoint)
     assert (none, fused) == (0, DEPTH)
     assert (found - expected).abs().max() <= 1e-10 * expected.abs().max()
     assert (gradients - expected_gradients).abs().max() <= 1e-10 * expected_gradients.abs().max()
