@@ -83,10 +83,10 @@ def main(arguments: Sequence[str]) -> None:
 def parse_comparison(arguments: Sequence[str]) -> Comparison:
     """Read the options of `compare`."""
     options, others = split_options(arguments, _OPTIONS)
+    check_not_given(others, _PLANNED)
     parser = Parser(ExperimentConfig, DESCRIPTION, _OPTIONS, {"output_dir": "runs/compare"})
     # Answers --help and --print_config, too.
     base = parser.parse(others)
-    check_not_given(others, _PLANNED)
     if options.methods is None:
         raise InputError("methods: found none, expected methods separated by commas (--methods fedra,alllarge)")
     variants = [_parse_variant(entry) for entry in _split(options.methods, ",")]

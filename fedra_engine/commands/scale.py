@@ -62,9 +62,9 @@ def main(arguments: Sequence[str]) -> None:
 def parse_scaling(arguments: Sequence[str]) -> Scaling:
     """Read the options of `scale`."""
     options, others = split_options(arguments, _OPTIONS)
+    check_not_given(others, dict.fromkeys(_PLANNED, "--clients"))
     # Answers --help and --print_config, too.
     config = Parser(ExperimentConfig, DESCRIPTION, _OPTIONS, {"output_dir": "runs/scaling"}).parse(others)
-    check_not_given(others, dict.fromkeys(_PLANNED, "--clients"))
     if options.clients is None:
         raise InputError("clients: found none, expected numbers of clients (--clients 10,100,1000)")
     clients, processes, projected = (

@@ -68,6 +68,7 @@ def test_a_variant_changes_its_own_run_only_and_is_named_after_what_it_changes()
         (["--methods=fedra", "--seeds=1,2,1"], "seeds: found 1 more than once"),
         (["--methods=fedra", "--jobs=0"], "jobs: found '0', expected a whole number from 1 to"),
         (["--methods=fedra", "--seed=3"], "seed: found it as an option of its own, expected --seeds to set it"),
+        (["--methods=fedra", "--seed=0,1"], "seed: found it as an option of its own, expected --seeds to set it"),
         (["--methods=fedra", "--method.name", "flora"], "method.name: found it as an option of its own"),
         (["--methds=fedra"], r"--methds: found an unknown option, .*did you mean --methods\?"),
         (["--method=fedra"], r"method: found no file 'fedra'; .*did you mean --methods\?"),
