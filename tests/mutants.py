@@ -10,21 +10,27 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("methods", "federation", "execution")
 EXACTNESS = "tests/execution/test_exactness.py"
+LIBRARIES = ("datasets", "hypothesis", "peft", "sklearn.cluster", "transformers.modeling_utils", "triton")
+"""What takes long to import."""
 SWAPS = {
     **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq},
     **{ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And},
@@ -95,31 +101,47 @@ def mutants(module: Path) -> list[Mutant]:
 
 
 def tests_of(module: Path) -> tuple[str, ...]:
-    """The test file of a module's name, else those of its room that import it, else all of its room; and exactness.
+    """The test files of the module's name, those of its room that import it (if none, all of its room), and exactness.
 
-    The file may stand in another room: local terms belong to the federation, and executors are what they are tested in.
+    A test file may stand in another room: local terms belong to the federation, and are tested in the executors.
     """
-    of_room, name = ROOT / "tests" / module.parent.name, f"test_{module.stem}.py"
-    own = [of_room / name] if (of_room / name).exists() else sorted((ROOT / "tests").rglob(name))
-    if not own:
-        dotted = ".".join(module.relative_to(ROOT).with_suffix("").parts)
-        own = [file for file in sorted(of_room.glob("test_*.py")) if dotted in file.read_text()] or [of_room]
-    return tuple(dict.fromkeys([*(file.relative_to(ROOT).as_posix() for file in own), EXACTNESS]))
+    of_room, dotted = ROOT / "tests" / module.parent.name, ".".join(module.relative_to(ROOT).with_suffix("").parts)
+    named = [of_room / f"test_{module.stem}.py"]
+    if not named[0].exists():
+        named = sorted((ROOT / "tests").rglob(named[0].name))
+    importing = [file for file in sorted(of_room.glob("test_*.py")) if re.search(rf"\b{dotted}\b", file.read_text())]
+    found = [file.relative_to(ROOT).as_posix() for file in [*named, *importing] or [of_room]]
+    return tuple(dict.fromkeys([*found, EXACTNESS]))
 
 
 def outcome(checkout: Path, tests: tuple[str, ...], limit: float) -> str:
     """`survived` if all tests pass in this checkout, `killed` if one does not, or `timed out` after `limit` seconds."""
-    path = os.pathsep.join([str(checkout), str(checkout / "kernels"), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", *tests]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, cwd=checkout, env=environment, start_new_session=True, **quiet)
-    try:
-        return "killed" if process.wait(limit) else "survived"
-    except subprocess.TimeoutExpired:
+    # Forked, so that the libraries need not be imported again.
+    process = multiprocessing.get_context("fork").Process(target=_run, args=(checkout, tests))
+    process.start()
+    process.join(limit)
+    if process.is_alive():
+        assert process.pid is not None
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.join()
         return "timed out"
+    return "killed" if process.exitcode else "survived"
+
+
+def _run(checkout: Path, tests: tuple[str, ...]) -> None:
+    """Run tests of another checkout in this process, and end it with their exit code."""
+    os.setsid()
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for stream in range(3):
+        os.dup2(nothing, stream)
+    for name in list(sys.modules):
+        if name.partition(".")[0] in ("tests", "fedra_engine", "fedra_kernels"):
+            del sys.modules[name]
+    paths = [str(checkout), str(checkout / "kernels")]
+    sys.path[:0] = paths
+    os.environ["PYTHONPATH"] = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])
+    os.chdir(checkout)
+    sys.exit(pytest.main(["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", *tests]))
 
 
 outcome_without_a_change = cache(outcome)
@@ -131,6 +153,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--limit", type=float, default=90, help="seconds for the tests of a mutant")
     chosen = parser.parse_args()
+    # The first sets what the others read when they are imported.
+    for name in ("tests.conftest", *LIBRARIES):
+        import_module(name)
+    # A file that is changed twice in a second must be read again.
+    sys.dont_write_bytecode = True
     modules = [file for room in ROOMS for file in sorted((ROOT / "fedra_engine" / room).glob("*.py"))]
     every = [mutant for module in modules for mutant in mutants(module)]
     counts: dict[str, int] = {}
