@@ -11,6 +11,7 @@ import torch
 from fedra_engine.execution.lanes import LanePool
 from fedra_engine.execution.scheduling import longest_first
 from fedra_engine.federation.assignment import Assignment
+from fedra_engine.federation.local_terms import ProximalTerm
 from fedra_engine.models.state import GlobalState
 from fedra_engine.studies.measure import IdleExecutor
 from tests.execution.test_assignments import EXITS, early_exits, mixed_ranks
@@ -153,6 +154,20 @@ def test_a_lane_has_the_heads_of_the_exits_it_reaches(setting: Setting) -> None:
     for lane in pool.in_training():
         assert lane.exits.tolist() == assignment.exits_of(lane.row).tolist()
         assert torch.equal(pool.heads.parameters[lane.heads], state.heads[lane.exits])
+
+
+@pytest.mark.parametrize("terms", [(), (ProximalTerm(0.1),)], ids=["none", "proximal"])
+def test_gradients_that_terms_gave_to_idle_rows_do_not_reach_the_next_client(
+    setting: Setting, terms: tuple[ProximalTerm, ...]
+) -> None:
+    setting.assignment = lambda held: Assignment(held, terms=terms)
+    pool, _, _ = pool_of(setting, 2)
+    for bank in (pool.adapters, pool.heads):
+        bank.gradients.fill_(1)
+    pool.refill()
+    # Without terms, only rows in training get gradients, and their step has reset them.
+    found = [bool(bank.gradients[row].any()) for bank, row in ((pool.adapters, 0), (pool.heads, 0))]
+    assert found == [not terms] * 2
 
 
 def test_an_idle_executor_returns_everything_as_it_was(setting: Setting) -> None:

@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from fedra_engine.config import LoraConfig
+from fedra_engine.execution.model_check import nearly_equal
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.foundation import make_foundation
 from fedra_engine.runtime.errors import InputError
@@ -93,3 +94,13 @@ def test_a_model_with_broken_weights_is_refused() -> None:
     samples = make_samples("vit", 2)
     with pytest.raises(InputError, match=r"model\.path: found a ViTFor.* values which are not finite"):
         SweepModel(foundation, lambda n: samples.inputs(torch.zeros(n, dtype=torch.int64), CPU, torch.float32))
+
+
+@pytest.mark.parametrize(("dtype", "equal", "different"), [(torch.float32, 5e-5, 2e-4), (torch.bfloat16, 0.02, 0.05)])
+def test_results_are_nearly_equal_but_for_rounding(dtype: torch.dtype, equal: float, different: float) -> None:
+    expected = torch.linspace(-2, 2, 33).to(dtype)
+    for error, same in ((0.0, True), (equal, True), (different, False), (torch.nan, False)):
+        found = expected.clone()
+        found[16] += 2 * error
+        assert nearly_equal(found, expected) is same
+    assert not nearly_equal(expected[:-1], expected)

@@ -3,9 +3,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedra_engine.config import ClientsConfig, TrainingConfig
+from fedra_engine.config import ClientsConfig, DeviceConfig, TrainingConfig
 from fedra_engine.data.partition import BootstrapSamples
-from fedra_engine.federation.clients import Clients, capacities_by_domain, check_sampling, sample_participants
+from fedra_engine.federation.clients import (
+    Clients,
+    capacities_by_domain,
+    check_sampling,
+    devices_by_domain,
+    draw_devices,
+    ranks_by_domain,
+    sample_participants,
+)
 from fedra_engine.federation.work import LocalWork, local_batches, local_step_counts, with_step_limit
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.randomness import generator
@@ -93,6 +101,34 @@ def test_capacities_follow_the_domain() -> None:
 def test_impossible_capacities_are_refused(capacities: list[int]) -> None:
     with pytest.raises(InputError, match=r"clients\.capacities: found"):
         capacities_by_domain(capacities, DOMAINS, depth=6)
+
+
+def test_ranks_follow_the_domain() -> None:
+    ranks = ranks_by_domain([8, 2, 1], DOMAINS, full=8)
+    assert ranks is not None
+    assert ranks.tolist() == [8] * 4 + [2] * 4 + [1] * 4
+    assert ranks_by_domain([8, 8, 8], DOMAINS, full=8) is None
+    assert ranks_by_domain([], DOMAINS, full=8) is None
+    with pytest.raises(InputError, match=r"clients\.ranks: found 9, expected values from 1 to lora\.rank, 8"):
+        ranks_by_domain([9], DOMAINS, full=8)
+
+
+def test_a_device_is_available_with_its_probability() -> None:
+    profiles = [DeviceConfig(availability=share) for share in (0.0, 0.25, 1.0)]
+    devices = devices_by_domain(profiles, DOMAINS, seed=0)
+    assert devices.of_client.tolist() == DOMAINS.tolist()
+    drawn = np.array([devices.available(round) for round in range(300)])
+    np.testing.assert_allclose(drawn.mean(axis=0), np.repeat([0.0, 0.25, 1.0], 4), atol=0.1)
+    # Clients of a kind, and rounds, are drawn apart.
+    assert len(np.unique(drawn[:, 4:8], axis=1).T) == 4
+    assert len(np.unique(drawn[:, 4:8], axis=0)) > 1
+
+
+def test_drawn_devices_are_of_all_kinds_and_depend_on_the_seed() -> None:
+    profiles = [DeviceConfig(), DeviceConfig(upload=1.0)]
+    one, again, other = (draw_devices(profiles, 100, seed) for seed in (0, 0, 1))
+    assert 30 < one.of_client.sum() < 70
+    assert one.of_client.tolist() == again.of_client.tolist() != other.of_client.tolist()
 
 
 def test_one_per_domain_sends_one_client_of_each_domain() -> None:

@@ -1,0 +1,38 @@
+"""The executor and the sweep model that a configuration asks for."""
+
+from __future__ import annotations
+
+import pytest
+
+from fedra_engine.config import ExecutionConfig, ExperimentConfig, LoraConfig
+from fedra_engine.execution.executor import make_executor, make_sweep_model
+from fedra_engine.execution.sequential import SequentialExecutor
+from fedra_engine.execution.sweep import SweepExecutor
+from fedra_engine.runtime.errors import InputError
+from tests.tiny import DEPTH, TARGETS, make_samples, make_tiny
+
+
+@pytest.mark.parametrize(("asked", "fused"), [("on", DEPTH), ("off", 0), ("auto", 0)])
+def test_blocks_are_fused_where_asked_and_by_default_on_gpus_alone(asked: str, fused: int) -> None:
+    foundation = make_tiny("vit", LoraConfig(rank=3, target_modules=TARGETS["vit"]))
+    model = make_sweep_model(ExecutionConfig(fused_blocks=asked), foundation, make_samples("vit", 4), None)
+    assert model.fused == fused
+
+
+def test_fused_blocks_are_refused_where_no_block_is_known() -> None:
+    foundation = make_tiny("bert", LoraConfig(rank=3, target_modules=TARGETS["bert"]))
+    with pytest.raises(InputError, match=r"execution\.fused_blocks: found on with a bert model, none of whose blocks"):
+        make_sweep_model(ExecutionConfig(fused_blocks="on"), foundation, make_samples("bert", 4), None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind", "lanes"), [("sequential", SequentialExecutor, 1), ("sweep", SweepExecutor, 3)]
+)
+def test_an_executor_has_the_lanes_that_it_is_asked_for(asked: str, kind: type, lanes: int) -> None:
+    lora, samples = LoraConfig(rank=3, target_modules=TARGETS["vit"]), make_samples("vit", 4)
+    foundation = make_tiny("vit", lora)
+    config = ExperimentConfig(lora=lora, execution=ExecutionConfig(executor=asked, lanes=3))
+    model = make_sweep_model(config.execution, foundation, samples, None)
+    executor = make_executor(config, foundation, model, samples, 6, 1, None)
+    assert type(executor) is kind
+    assert executor.lanes == lanes
