@@ -155,6 +155,12 @@ def test_half_the_lanes_go_on_with_the_same_results(
         assert_same_change(found.updates[client], tensors, expected.before, 1e-8)
 
 
+def test_two_lanes_become_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = make_setting("vit", ADAMW)
+    _fail_above(1, "CUDA out of memory. Tried to allocate 2 GiB", monkeypatch)
+    assert sorted(_updates_seen(setting, lanes=2)) == list(range(len(setting.clients)))
+
+
 def _updates_seen(setting: Setting, lanes: int) -> list[int]:
     """Every client whose update the executor gave, as often as it gave one."""
     work, assignment = setting.work(0, np.arange(len(setting.clients)))

@@ -104,3 +104,4 @@ def test_results_are_nearly_equal_but_for_rounding(dtype: torch.dtype, equal: fl
         found[16] += 2 * error
         assert nearly_equal(found, expected) is same
     assert not nearly_equal(expected[:-1], expected)
+    assert nearly_equal(torch.zeros(3, dtype=dtype), torch.zeros(3, dtype=dtype))

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from fedra_engine.federation.aggregation import Aggregator, Averaging
 from fedra_engine.federation.updates import ClientUpdates
+from fedra_engine.models.adapters import AdapterLayout, Target
 from fedra_engine.models.state import GlobalState
 
-from .updates import BLOCKS, make_round
+from .updates import ALLOCATION, BLOCKS, SIZE, make_round
 
 
 def aggregate(
@@ -113,3 +114,21 @@ def test_memory_does_not_grow_with_clients(deterministic: bool) -> None:
         sums = (aggregator._adapters, aggregator._heads)
         sizes.add(sum(part.numel() for total in sums for part in total._parts))
     assert len(sizes) == 1
+
+
+def test_a_rank_that_no_holder_has_is_not_trained_and_keeps_its_value() -> None:
+    layout, ranks = AdapterLayout((Target("fc", 2, 1),), rank=2), np.array([1, 1, 2, 1, 1])
+    previous, updates = make_round(0, ALLOCATION)
+    aggregator = Aggregator(previous, Averaging(layout=layout, ranks=ranks))
+    for update in updates:
+        layout.truncate(update.adapters, int(ranks[update.clients[0]]))
+        aggregator.add(update)
+    low = torch.ones(SIZE)
+    layout.truncate(low, 1)
+    found, trained = aggregator.result(), aggregator.trained().expand(BLOCKS, SIZE)
+    # Client 2 has both ranks, and nobody the last block.
+    for block, held in enumerate(ALLOCATION.T):
+        expected = torch.ones(SIZE) if held[2] else low if held.any() else torch.zeros(SIZE)
+        assert trained[block].tolist() == expected.bool().tolist()
+        assert torch.equal(found.adapters[block][~trained[block]], previous.adapters[block][~trained[block]])
+        assert (found.adapters[block][trained[block]] != previous.adapters[block][trained[block]]).all()

@@ -10,7 +10,7 @@ from fedra_engine.federation.aggregation import Aggregator, Averaging
 from fedra_engine.federation.updates import ClientUpdates
 from fedra_engine.models.state import GlobalState
 
-BLOCKS, SIZE, HEAD = 5, 7, 4
+BLOCKS, SIZE, HEAD = 5, 6, 4
 ALLOCATION = np.array([[1, 1, 0, 1, 0], [0, 1, 1, 1, 0], [1, 0, 1, 0, 0], [1, 1, 1, 1, 0], [0, 1, 0, 1, 0]], dtype=bool)
 """Which of five clients holds which block; nobody holds the last."""
 
