@@ -16,28 +16,39 @@ export OMP_NUM_THREADS
 OMP_WAIT_POLICY ?= PASSIVE
 export OMP_WAIT_POLICY
 
-.PHONY: simulate test check-slow setup
+.PHONY: simulate lint test check-slow check setup
 
 simulate: $(INSTALLED)
 	@$(BIN)/python launchers/simulate.py $(ARGS)
 
-test check-slow: export OMP_NUM_THREADS := 1
-test check-slow: export HF_HUB_OFFLINE := 1
+test check-slow check: export OMP_NUM_THREADS := 1
+test check-slow check: export HF_HUB_OFFLINE := 1
 
 # Compilations for five architectures stand side by side: work is taken over from the process that has them.
 PYTEST := $(BIN)/pytest -n $(TEST_PROCESSES) --dist worksteal
 
+# Triton reads TRITON_INTERPRET when it is imported, so the interpreter's tests need processes of their own.
+WITHOUT_INTERPRETER := $(PYTEST) --ignore=tests/kernels/interpreter
+INTERPRETER := TRITON_INTERPRET=1 $(PYTEST) tests/kernels/interpreter
+
 # Lint, types and the tests that are not marked slow.
-test: $(INSTALLED)
+test: lint
+	$(WITHOUT_INTERPRETER) -m "not slow" $(ARGS)
+
+# The others.
+check-slow: $(INSTALLED)
+	$(WITHOUT_INTERPRETER) -m slow $(ARGS)
+	$(INTERPRETER) $(ARGS)
+
+# All of `test` and `check-slow`; the test processes start once less.
+check: lint
+	$(WITHOUT_INTERPRETER) $(ARGS)
+	$(INTERPRETER) $(ARGS)
+
+lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(PYTEST) -m "not slow" --ignore=tests/kernels/interpreter $(ARGS)
-
-# The others. Triton reads TRITON_INTERPRET when it is imported, so the interpreter's tests need processes of their own.
-check-slow: $(INSTALLED)
-	$(PYTEST) -m slow --ignore=tests/kernels/interpreter $(ARGS)
-	TRITON_INTERPRET=1 $(PYTEST) -m slow tests/kernels/interpreter $(ARGS)
 
 setup: $(INSTALLED)
 

@@ -15,6 +15,8 @@ import torch
 from fedra_engine import ExperimentConfig, Result, simulate
 from tests.running import small_config
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 SHOWN = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), flags=re.DOTALL)

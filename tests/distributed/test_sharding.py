@@ -122,7 +122,9 @@ def test_a_process_that_dies_in_the_middle_of_a_pass_ends_all(folder: Path, laun
     code, _, error = launch(WORKER, str(folder), "killed")
     assert code == 1
     (line,) = engine_errors(error)
-    assert line.startswith("error: another process of the job died, or did not answer")
+    # On a busy machine, torchrun may notice it before the other process does.
+    noticed = ("error: another process of the job died, or did not answer", "error: the launcher ended the job")
+    assert line.startswith(noticed)
 
 
 def test_an_experiment_launched_with_the_shipped_configuration_is_the_one_of_one_process(

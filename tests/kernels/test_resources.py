@@ -8,6 +8,8 @@ from fedra_kernels._kernels.configs import choose, shape_class
 
 from .helpers import kernel_modules, kernel_names
 
+pytestmark = pytest.mark.slow
+
 REGISTER_FILE = 65_536
 MOST_REGISTERS = {"cuda": 255, "hip": 512}
 # Of the bytes a streaming kernel loads or stores, what must move 16 at a time. The rest is row numbers and tables, and

@@ -33,7 +33,8 @@ SMALL: dict[str, Any] = {
         # With it, a run may be given more rounds.
         "lr_schedule": "constant",
     },
-    "clients": {"ranks": [8, 4, 2, 8, 1, 4]},
+    "data": {"domains": ["clean", "noisy", "edges"], "clients_per_domain": 2},
+    "clients": {"capacities": [12, 6, 3], "ranks": [8, 2, 4]},
 }
 EVENTFUL: dict[str, dict[str, Any]] = {
     "hetlora": {"hetlora": HetLoraConfig(keep_ratio=0.5, penalty=5.0)},
@@ -56,7 +57,7 @@ def small_run(name: str) -> dict[str, Any]:
     same_rank = {"alllarge", "allsmall", "exclusivefl", "inclusivefl", "depthfl", "fedhello"}
     changes = {**SMALL, "method": {"name": name}}
     if name in same_rank:
-        changes["clients"] = {}
+        changes["clients"] = {"capacities": [12, 6, 3]}
     return changes
 
 
