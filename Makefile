@@ -7,6 +7,8 @@ TEST_PROCESSES ?= $(shell nproc | awk '{print ($$1 < 4) ? $$1 : 4}')
 
 VENV := .venv
 BIN := $(VENV)/bin
+# Python compiles what it imports; pip would compile thousands of modules that nobody does.
+PIP_INSTALL := $(BIN)/python -m pip install --no-compile --constraint constraints.txt
 INSTALLED := $(VENV)/.installed
 
 # The embedded model's products are too small to be split; a large one (ARGS) is faster with the cores there are.
@@ -54,6 +56,6 @@ setup: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --constraint constraints.txt torch
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	$(PIP_INSTALL) torch
+	$(PIP_INSTALL) --editable '.[dev]'
 	touch $@
