@@ -7,7 +7,7 @@ TEST_PROCESSES ?= $(shell nproc | awk '{print ($$1 < 4) ? $$1 : 4}')
 
 VENV := .venv
 BIN := $(VENV)/bin
-# Python compiles what it imports; pip would compile thousands of modules that nobody does.
+# Python compiles what it imports; pip would compile thousands of modules that are never imported.
 PIP_INSTALL := $(BIN)/python -m pip install --no-compile --constraint constraints.txt
 INSTALLED := $(VENV)/.installed
 
@@ -42,7 +42,7 @@ check-slow: $(INSTALLED)
 	$(WITHOUT_INTERPRETER) -m slow $(ARGS)
 	$(INTERPRETER) $(ARGS)
 
-# All of `test` and `check-slow`; the test processes start once less.
+# Both of these; the test processes start once instead of twice.
 check: lint
 	$(WITHOUT_INTERPRETER) $(ARGS)
 	$(INTERPRETER) $(ARGS)
