@@ -19,6 +19,7 @@ METHOD_NAMES = Choice(
     *("fedra", "alllarge", "allsmall", "exclusivefl", "inclusivefl", "depthfl", "fedhello", "fedit", "ffalora"),
     *("fedsalora", "rolora", "hetlora", "flora", "flexlora", "fedexlora", "lorafair"),
 )
+_STAND_INS = {"stand_in": ("linear",)}
 ALLOCATION_NAMES = Choice("method.allocation", "uniform", "reference", "covered", "prefix", "full")
 
 
@@ -106,12 +107,27 @@ class MethodConfig:
             `full` (all blocks).
         ignore_capacities: allow full-depth methods even if no client can hold all blocks.
         weighting: weight of a client in the averages: `uniform`, or its number of `samples`.
+        stand_in: what a client has in place of a block that it does not hold: nothing (`none`), or a frozen map of low
+            rank (`linear`) that is fitted to the block before the first round (docs/methods.md).
+        stand_in_rank: rank of the maps.
+        stand_in_ridge: penalty of the fit, relative to the mean variance of a feature.
+        stand_in_samples: samples that the maps are fitted to, or all if there are fewer; no labels are used.
+        stand_in_data: where these samples come from: a domain of the training data, or a folder or file of the
+            server's own; all clients' training samples when null, which only a simulation can have.
+        stand_in_refit: rounds between fits to the global model with its adapters; only the frozen model is fitted, and
+            only once, when null.
     """
 
     name: str = option("fedra", METHOD_NAMES)
     allocation: str | None = option(None, ALLOCATION_NAMES)
     ignore_capacities: bool = option(False, needs=[{"name": ("alllarge",), "allocation": ("full",)}])
     weighting: Literal["uniform", "samples"] = "uniform"
+    stand_in: Literal["none", "linear"] = "none"
+    stand_in_rank: int = option(32, allowed.RANK, needs=[_STAND_INS])
+    stand_in_ridge: float = option(0.01, allowed.POSITIVE, needs=[_STAND_INS])
+    stand_in_samples: int = option(1000, allowed.SAMPLES, needs=[_STAND_INS])
+    stand_in_data: str | None = option(None, allowed.PATH, needs=[_STAND_INS])
+    stand_in_refit: int | None = option(None, allowed.COUNT, needs=[_STAND_INS])
     inclusivefl: InclusiveFLConfig = group(InclusiveFLConfig, needs=[{"name": ("inclusivefl",)}])
     depthfl: DepthFLConfig = group(DepthFLConfig, needs=[{"name": ("depthfl",)}])
     fedhello: FedHelloConfig = group(FedHelloConfig, needs=[{"name": ("fedhello",)}])

@@ -88,7 +88,7 @@ def make_executor(
         memory = measure_lane(foundation, model, train, config.lora, config.training, heads)
     executor: Executor
     if config.execution.executor == "sequential":
-        executor = SequentialExecutor(foundation, train, config.lora)
+        executor = SequentialExecutor(foundation, train, config.lora, model.arguments)
     else:
         lanes = choose_lanes(config.execution.lanes, memory, foundation.device, participants)
         executor = SweepExecutor(foundation, model, train, config.lora, lanes, sharded_over)

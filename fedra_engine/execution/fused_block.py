@@ -74,7 +74,8 @@ class FusedBlock(SweepBlock):
             return super().forward(*args, **kwargs)
         hidden = self.arguments.hidden_states(args, kwargs)
         index = rows.token_index(*hidden.shape[:2])
-        return self.arguments.output(self._copy_exit_states(self._add_to(hidden, index, rows.index, args, kwargs)))
+        stream = self._add_to(hidden, index, rows.index, args, kwargs)
+        return self.arguments.output(self._copy_exit_states(self._stand_in(stream) if self._is_replaced else stream))
 
     def _compute(self, *args: Any, **kwargs: Any) -> Any:
         # Checkpointed blocks run again in backward, from the hidden states they were given.

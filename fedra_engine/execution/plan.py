@@ -24,28 +24,38 @@ from fedra_kernels.groups import TableKey
 
 
 @dataclass(frozen=True)
-class BlockRows:
-    """The samples that go through a block.
+class SampleRows:
+    """Some samples of a batch.
 
     Attributes:
         index: int64 [samples], their positions in the batch; None for all.
-        groups: the samples by group, with each group's row of the adapter bank.
-        clients: int64 [groups] on the host, the position of each group among all groups of the batch.
+        device: of the batch.
     """
 
     index: Tensor | None
-    groups: RowGroups
-    clients: NDArray[np.int64]
-    _token_indices: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False, compare=False)
+    device: torch.device
+    _token_indices: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False, compare=False, kw_only=True)
 
     def token_index(self, samples: int, tokens: int) -> Tensor:
         """Positions of these samples' tokens in a batch of `samples` of `tokens` tokens each, int64 [rows]; cached."""
         key = (samples, tokens)
         if key not in self._token_indices:
-            device = self.groups.device
-            index = _numbers(samples, device) if self.index is None else self.index
-            self._token_indices[key] = (index[:, None] * tokens + _numbers(tokens, device)).flatten()
+            index = _numbers(samples, self.device) if self.index is None else self.index
+            self._token_indices[key] = (index[:, None] * tokens + _numbers(tokens, self.device)).flatten()
         return self._token_indices[key]
+
+
+@dataclass(frozen=True)
+class BlockRows(SampleRows):
+    """The samples that go through a block.
+
+    Attributes:
+        groups: the samples by group, with each group's row of the adapter bank.
+        clients: int64 [groups] on the host, the position of each group among all groups of the batch.
+    """
+
+    groups: RowGroups
+    clients: NDArray[np.int64]
 
 
 @lru_cache(maxsize=64)
@@ -86,11 +96,13 @@ class SweepPlan:
         blocks: the samples of each block; None for a block that nobody holds.
         heads: all samples by group, with each group's row of the head bank.
         exits: by block, the positions of copies and of their sources, int64 [samples] each.
+        replaced: by block, the samples that pass through its stand-in.
     """
 
     blocks: tuple[BlockRows | None, ...]
     heads: RowGroups
     exits: Mapping[int, tuple[Tensor, Tensor]]
+    replaced: Mapping[int, SampleRows]
 
 
 def plan_groups(
@@ -113,6 +125,7 @@ def make_plan(
     *,
     scale: float,
     copies: Sequence[ExitCopy] = (),
+    replaced: NDArray[np.bool_] | None = None,
     requested: RequestedTables | None = None,
     others: Sequence[NDArray[Any]] = (),
 ) -> tuple[SweepPlan, list[Tensor]]:
@@ -126,6 +139,7 @@ def make_plan(
         heads: int64 [groups], the head bank's rows.
         scale: LoRA's alpha / rank.
         copies: which groups are copies of others at early exits.
+        replaced: bool [groups, blocks], where a group passes through the block's stand-in; nowhere when None.
         requested: what kernels requested of the plan before; collects what they request of this one.
         others: further arrays to copy to the device.
     """
@@ -147,15 +161,18 @@ def make_plan(
         tables += of_block.host_tables(of_blocks)
     exits = _exit_rows(owner, copies)
     tables += [rows for pair in exits.values() for rows in pair]
+    maps = np.flatnonzero(np.zeros(0) if replaced is None else replaced.any(axis=0)).tolist()
+    tables += [np.flatnonzero(replaced[owner, block]) for block in maps if replaced is not None]
     moved = iter(to_device([*tables, *others], foundation.device))
     of_batch.adopt_tables(of_heads, moved)
     blocks: list[BlockRows | None] = [None] * slots.shape[1]
     for block, of_block in held.items():
         index = None if len(of_block) == len(counts) else next(moved)
         of_block.adopt_tables(of_blocks, moved)
-        blocks[block] = BlockRows(index, of_block, clients[block])
-    plan = SweepPlan(tuple(blocks), of_batch, {block: (next(moved), next(moved)) for block in exits})
-    return plan, list(moved)
+        blocks[block] = BlockRows(index, foundation.device, of_block, clients[block])
+    exit_rows = {block: (next(moved), next(moved)) for block in exits}
+    replaced_rows = {block: SampleRows(next(moved), foundation.device) for block in maps}
+    return SweepPlan(tuple(blocks), of_batch, exit_rows, replaced_rows), list(moved)
 
 
 def _exit_rows(
@@ -204,6 +221,8 @@ class StepTables:
         self.groups = [lanes[owner] for owner in owners]
         slots = np.full((len(owners), foundation.depth), -1, dtype=np.int64)
         slots[: len(lanes)] = [lane.slots for lane in lanes]
+        replaced = np.zeros_like(slots, dtype=np.bool_)
+        replaced[: len(lanes)] = assignment.replaced_blocks[[lane.row for lane in lanes]]
         heads = [lane.heads[-1] for lane in lanes] + [lanes[source].heads[exit] for exit, source in copies]
         full = foundation.adapter_layout.rank
         ranks = [full if assignment.ranks is None else assignment.ranks[lane.row] for lane in lanes]
@@ -226,6 +245,7 @@ class StepTables:
                 ExitCopy(assignment.exits[lanes[source].exits[exit]], len(lanes) + copy, source)
                 for copy, (exit, source) in enumerate(copies)
             ],
+            replaced=replaced,
             requested=requested,
             others=[*own, *exits],
         )

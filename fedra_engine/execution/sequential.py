@@ -20,7 +20,9 @@ from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.local_terms import ClientAlone, LocalTerm, training_terms
 from fedra_engine.federation.updates import ClientUpdate, ClientUpdates
 from fedra_engine.federation.work import LocalWork
+from fedra_engine.models.batch_arguments import BatchArguments
 from fedra_engine.models.foundation import Foundation, cut_to_blocks, replace_module
+from fedra_engine.models.stand_ins import StandInBlock
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.randomness import SampleDraws
 
@@ -34,13 +36,15 @@ class SequentialExecutor:
     foundation: Foundation
     samples: Samples
     lora: LoraConfig
+    arguments: Sequence[BatchArguments] = ()
+    """Those of the blocks, for stand-ins."""
     lanes: int = field(default=1, init=False)
 
     def train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
         """Train the participants in the order of `work`; yields the updates of one client at a time."""
         self.foundation.use_base(state.base)
         for row, client in enumerate(work.participants.tolist()):
-            submodel = Submodel(self.foundation, self.lora, assignment, row, client, state)
+            submodel = Submodel(self.foundation, self.lora, assignment, row, client, state, self.arguments)
             start = submodel.update()
 
             def logits(
@@ -128,6 +132,7 @@ class Submodel:
 
     Attributes:
         model: the module tree, in eval mode (the foundation's own dropout is off).
+        stages: its blocks and, between them, stand-ins for others.
         held: its blocks.
         blocks: int64 [held], their indices in the foundation.
         layers: PEFT's LoRA layers, by block and target.
@@ -142,15 +147,23 @@ class Submodel:
         row: int,
         client: int,
         state: GlobalState,
+        arguments: Sequence[BatchArguments] = (),
     ) -> None:
-        """Cut the foundation to the blocks of the participant in `row`, and load its part of `state`."""
+        """Cut the foundation to the blocks of the participant in `row`, and load its part of `state`.
+
+        Stand-ins need the `arguments` of all blocks.
+        """
         blocks = np.flatnonzero(assignment.held[row])
         self._foundation = foundation
         self.blocks = blocks
-        self.model = cut_to_blocks(foundation, blocks.tolist())
-        held = self.model.get_submodule(foundation.block_path)
-        assert isinstance(held, nn.ModuleList | nn.Sequential)
-        self.held = held
+        self._places = np.flatnonzero(assignment.held[row] | assignment.replaced_blocks[row])
+        self.model = cut_to_blocks(foundation, self._places.tolist())
+        stages = self.model.get_submodule(foundation.block_path)
+        assert isinstance(stages, nn.ModuleList | nn.Sequential)
+        self.stages = stages
+        self.held = nn.ModuleList([stages[position] for position in np.flatnonzero(np.isin(self._places, blocks))])
+        if assignment.replaced_blocks[row].any():
+            self._put_stand_ins(state, arguments)
         rank = lora.rank if assignment.ranks is None else int(assignment.ranks[row])
         slots = state.adapters[torch.from_numpy(blocks).to(foundation.device)]
         assignment.make_own(row, client, blocks, slots, foundation.adapter_layout)
@@ -162,9 +175,17 @@ class Submodel:
                 for factor, name in zip(_factors(layer), ("A", "B"), strict=True):
                     factor.requires_grad_(position in self._trained and assignment.factors in ("both", name))
         self._exits = assignment.exits_of(row)
-        ends = [assignment.exits[exit] for exit in self._exits] if assignment.exits else [blocks[-1]]
-        self._depths = [int((blocks <= end).sum()) for end in ends]
+        ends = [assignment.exits[exit] for exit in self._exits] if assignment.exits else [self._places[-1]]
+        self._depths = [int((self._places <= end).sum()) for end in ends]
         self.heads = [foundation.task.make_head(state.heads[exit]) for exit in self._exits.tolist()]
+
+    def _put_stand_ins(self, state: GlobalState, arguments: Sequence[BatchArguments]) -> None:
+        """Replace the blocks that the client does not hold by stand-ins."""
+        assert state.stand_ins is not None
+        maps = state.stand_ins.maps(self._foundation.dtype)
+        for position, block in enumerate(self._places.tolist()):
+            if block not in self.blocks:
+                self.stages[position] = StandInBlock(maps[block], self.stages[position], arguments[block])
 
     def _inject(self, lora: LoraConfig, rank: int, slots: Tensor) -> list[list[LoraLayer]]:
         """Replace the targets by PEFT's layers, with the factors of `slots` [held, slot size] up to `rank`."""
@@ -202,7 +223,7 @@ class Submodel:
             module.keys = dropout
         at_exits = []
         for depth, head in zip(self._depths, self.heads, strict=True):
-            replace_module(self.model, self._foundation.block_path, self.held[:depth])
+            replace_module(self.model, self._foundation.block_path, self.stages[:depth])
             replace_module(self.model, self._foundation.head_path, head)
             at_exits.append(self.model(**inputs).logits)
         return at_exits

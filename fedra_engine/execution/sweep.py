@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -22,6 +22,7 @@ from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.updates import ClientUpdates
 from fedra_engine.federation.work import LocalWork
 from fedra_engine.models.foundation import Foundation
+from fedra_engine.models.stand_ins import LowRankMap
 from fedra_engine.models.state import GlobalState
 from fedra_engine.models.task import PassHeads
 from fedra_engine.runtime.errors import InputError
@@ -93,6 +94,7 @@ class SweepExecutor:
         pool = LanePool(work, assignment, state, foundation, lanes=self.lanes)
         bank = pool.adapters
         factors = BankFactors(foundation.adapter_layout, bank.compute_copy, bank.gradients, assignment.factors)
+        stand_ins = [] if state.stand_ins is None else state.stand_ins.maps(foundation.dtype)
         tables: StepTables | None = None
         while True:
             pool.refill()
@@ -107,11 +109,13 @@ class SweepExecutor:
             if tables is None or not tables.fits(lanes):
                 tables = StepTables(lanes, foundation, assignment, self.lora.scale, self._requested)
             self._requested.clear()
-            self._step(pool, tables, factors)
+            self._step(pool, tables, factors, stand_ins)
             if updates := pool.take_finished():
                 yield updates
 
-    def _step(self, pool: LanePool, tables: StepTables, factors: BankFactors) -> None:
+    def _step(
+        self, pool: LanePool, tables: StepTables, factors: BankFactors, stand_ins: Sequence[LowRankMap]
+    ) -> None:
         """Take one local step of every client in training."""
         foundation, work = self.foundation, pool.work
         rows = torch.from_numpy(np.concatenate([lane.batch for lane in tables.groups]))
@@ -123,7 +127,7 @@ class SweepExecutor:
             first = slice(len(tables.lanes))
             dropout = DropoutKeys(self.lora.dropout, work.seed, work.round, clients[first], steps[first])
         batch = self.samples.batch(rows, foundation.device, foundation.dtype, draws)
-        features = self.model.features(batch.inputs, tables.plan, factors, dropout)
+        features = self.model.features(batch.inputs, tables.plan, factors, dropout, stand_ins)
         heads = PassHeads(pool.heads.parameters, pool.heads.gradients, tables.plan.heads, tables.exits)
         losses = foundation.task.losses(features, batch, heads)
         scale = loss_scale(foundation.dtype)

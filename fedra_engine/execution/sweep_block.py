@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +14,9 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from fedra_engine.execution.plan import SweepPlan
 from fedra_engine.models.adapters import AdapterLayout, Factor
 from fedra_engine.models.batch_arguments import BatchArguments
+from fedra_engine.models.stand_ins import LowRankMap
 from fedra_engine.models.structure import linear_shape, stores_input_first
-from fedra_kernels import Dropout, RowGroups, lora_linear
+from fedra_kernels import Dropout, RowGroups, lora_linear, low_rank_add
 
 
 class BankFactors:
@@ -42,12 +43,14 @@ class Pass:
         plan: which samples go through which block.
         adapters: the bank's factors.
         dropout: LoRA dropout by (block, target); empty if nothing is dropped.
+        stand_ins: the map of each block; empty if no block is replaced.
         shrunk: drop(x) Aᵀ by (block, target), from the kernel that computed x; removed by the target's Linear.
     """
 
     plan: SweepPlan
     adapters: BankFactors
     dropout: Mapping[tuple[int, int], Dropout] = field(default_factory=dict)
+    stand_ins: Sequence[LowRankMap] = ()
     shrunk: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def groups(self, block: int, rows: int) -> RowGroups:
@@ -115,7 +118,9 @@ class GroupedLoraLinear(nn.Module):
 
 
 class SweepBlock(nn.Module):
-    """Gathers the holders' samples, runs the block, and scatters them back; other samples skip it.
+    """Gathers the holders' samples, runs the block, and scatters them back.
+
+    Other samples skip it, or pass through its stand-in.
 
     With sharded weights, all processes must run every block. A process whose clients do not hold it runs it on one
     sample, without adapters, and ignores the output.
@@ -143,13 +148,16 @@ class SweepBlock(nn.Module):
             # So that backward runs all of the first block on all processes.
             hidden = hidden.detach().requires_grad_()
         if rows is None:
-            return arguments.output(self._run_on_dummy(hidden, args, kwargs) if self._context.sharded else hidden)
+            kept = self._run_on_dummy(hidden, args, kwargs) if self._context.sharded else hidden
+            # The block before may have kept it for backward.
+            return arguments.output(self._stand_in(kept.clone()) if self._is_replaced else kept)
         if rows.index is None:
             return self._run(*arguments.select(args, kwargs, None, hidden))
         held = arguments.select(args, kwargs, rows.index, hidden.index_select(0, rows.index))
         trained = arguments.returned_states(self._run(*held))
         # index_copy would save the block's output for backward.
-        return arguments.output(self._copy_exit_states(hidden.index_put((rows.index,), trained)))
+        combined = hidden.index_put((rows.index,), trained)
+        return arguments.output(self._copy_exit_states(self._stand_in(combined) if self._is_replaced else combined))
 
     def _run_on_dummy(self, hidden: Tensor, args: Any, kwargs: Any) -> Tensor:
         """Run the block on the first sample, forward and backward, and ignore the result; returns `hidden`."""
@@ -184,6 +192,17 @@ class SweepBlock(nn.Module):
 
     def _compute(self, *args: Any, **kwargs: Any) -> Any:
         return self.block(*args, **kwargs)
+
+    @property
+    def _is_replaced(self) -> bool:
+        return self._position in self._context.current.plan.replaced
+
+    def _stand_in(self, stream: Tensor) -> Tensor:
+        """Apply the stand-in in place to the samples of `stream` [samples, ..., features] that lack the block."""
+        current = self._context.current
+        rows = current.plan.replaced[self._position]
+        index = rows.token_index(len(stream), stream[0].numel() // stream.shape[-1])
+        return low_rank_add(stream, index, *current.stand_ins[self._position])
 
     def _copy_exit_states(self, hidden: Tensor) -> Tensor:
         """Copy the hidden states of samples that exit after this block to their copies in the batch."""

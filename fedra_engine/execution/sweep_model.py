@@ -23,12 +23,14 @@ from fedra_engine.execution.sweep_block import BankFactors, GroupedLoraLinear, P
 from fedra_engine.models.batch_arguments import probe_batch_arguments
 from fedra_engine.models.foundation import Foundation, replace_module, share_parameters
 from fedra_engine.models.sharding import Sharding
+from fedra_engine.models.stand_ins import LowRankMap
 
 
 class SweepModel:
     """A copy of a foundation's module tree that shares its weights and computes features for many clients at once.
 
     Attributes:
+        arguments: the batch arguments of each block.
         fused: number of fused blocks; each has been checked to give the original block's output.
     """
 
@@ -60,10 +62,10 @@ class SweepModel:
         assert isinstance(blocks, nn.ModuleList | nn.Sequential)
         if sharding is not None:
             sharding.attach(foundation.model)
-        arguments = probe_batch_arguments(foundation.model, foundation.blocks, example_inputs)
+        self.arguments = probe_batch_arguments(foundation.model, foundation.blocks, example_inputs)
         # The model then returns the head's inputs as logits; heads are per client.
         replace_module(self._model, foundation.head_path, nn.Identity())
-        plain = [SweepBlock(block, self._context, i, arguments[i]) for i, block in enumerate(blocks)]
+        plain = [SweepBlock(block, self._context, i, self.arguments[i]) for i, block in enumerate(blocks)]
         for position, block in enumerate(blocks):
             for index, target in enumerate(foundation.adapter_layout.targets):
                 linear = block.get_submodule(target.path)
@@ -76,7 +78,12 @@ class SweepModel:
         self.fused = self._fuse(blocks, plain, example_inputs(2)) if fuse_blocks else 0
 
     def features(
-        self, inputs: ModelInputs, plan: SweepPlan, adapters: BankFactors, dropout: DropoutKeys | None = None
+        self,
+        inputs: ModelInputs,
+        plan: SweepPlan,
+        adapters: BankFactors,
+        dropout: DropoutKeys | None = None,
+        stand_ins: Sequence[LowRankMap] = (),
     ) -> Tensor:
         """Begin a pass, and return the head's inputs.
 
@@ -85,7 +92,7 @@ class SweepModel:
         """
         targets = len(self._foundation.adapter_layout.targets)
         drops = {} if dropout is None else pass_dropout(dropout, plan, targets)
-        self._context.running = Pass(plan, adapters, drops)
+        self._context.running = Pass(plan, adapters, drops, stand_ins)
         features: Tensor | None = None
         try:
             features = self._model(**inputs).logits

@@ -34,6 +34,8 @@ class Assignment:
             after blocks that it holds, and must hold one such block. Empty: one classifier after the last block.
         distillation: weight of the mutual distillation between a participant's exits.
         hand_out: restores the part of the adapters that clients keep locally.
+        replaced: bool [participants, blocks], blocks that stand-ins replace in each participant's sub-model; none
+            when None.
     """
 
     held: Allocation
@@ -44,6 +46,7 @@ class Assignment:
     exits: tuple[int, ...] = ()
     distillation: float = 0.0
     hand_out: HandOut | None = None
+    replaced: Allocation | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError when a participant holds blocks but reaches no exit."""
@@ -65,6 +68,20 @@ class Assignment:
         """bool [participants, classifiers], the classifiers that each participant trains."""
         return self.held[:, list(self.exits)] if self.exits else np.ones((len(self.held), 1), dtype=np.bool_)
 
+    @property
+    def replaced_blocks(self) -> Allocation:
+        """`replaced`, bool [participants, blocks] in any case."""
+        return np.zeros_like(self.held) if self.replaced is None else self.replaced
+
+    def with_stand_ins(self, blocks: NDArray[np.int64]) -> Assignment:
+        """Let stand-ins replace those of the global model's `blocks` that participants lack before their last exit."""
+        replaced = np.zeros_like(self.held)
+        replaced[:, blocks] = ~self.held[:, blocks]
+        if self.exits:
+            last = np.where(self.has_exit, self.exits, -1).max(axis=1)
+            replaced &= np.arange(self.held.shape[1]) <= last[:, None]
+        return replace(self, replaced=replaced)
+
     def exits_of(self, row: int) -> NDArray[np.int64]:
         """Indices of the classifiers that the participant in `row` trains, ascending int64 [exits]."""
         return np.flatnonzero(self.has_exit[row])
@@ -83,4 +100,5 @@ class Assignment:
             held=self.held[rows],
             trained=None if self.trained is None else self.trained[rows],
             ranks=None if self.ranks is None else self.ranks[rows],
+            replaced=None if self.replaced is None else self.replaced[rows],
         )

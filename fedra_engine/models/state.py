@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedra_engine.models.adapters import AdapterLayout
+from fedra_engine.models.stand_ins import StandIns
 from fedra_engine.models.task import HeadLayout
 
 
@@ -22,21 +23,27 @@ class GlobalState:
         heads: classifiers [exits, head size]; one, unless a method has early exits. The last is the model's own.
         base: weights of the adapter targets, per target [blocks, out, in], for a method that changes the frozen model;
             empty if they are as loaded.
+        stand_ins: what clients have in place of blocks that they do not hold; None for nothing.
     """
 
     adapters: Tensor
     heads: Tensor
     base: tuple[Tensor, ...] = ()
+    stand_ins: StandIns | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """Tensors by name, for a checkpoint."""
         named = {"adapters": self.adapters, "heads": self.heads}
-        return named | {f"base.{target}": weights for target, weights in enumerate(self.base)}
+        maps = {} if self.stand_ins is None else self.stand_ins.tensors()
+        named |= {f"base.{target}": weights for target, weights in enumerate(self.base)}
+        return named | {f"stand_ins.{name}": tensor for name, tensor in maps.items()}
 
     def restored(self, tensors: Mapping[str, Tensor]) -> GlobalState:
         """The state that `tensors()` returned, with the dtypes and devices of this one."""
         base = tuple(tensors[f"base.{target}"].to(weights) for target, weights in enumerate(self.base))
-        return GlobalState(tensors["adapters"].to(self.adapters), tensors["heads"].to(self.heads), base)
+        maps = {name.removeprefix("stand_ins."): tensor for name, tensor in tensors.items()}
+        stand_ins = None if self.stand_ins is None else self.stand_ins.restored(maps)
+        return GlobalState(tensors["adapters"].to(self.adapters), tensors["heads"].to(self.heads), base, stand_ins)
 
 
 @dataclass(frozen=True)
