@@ -9,6 +9,7 @@ from .groups import RowGroups, to_device
 from .head import head_cross_entropy, head_cross_entropy_reference
 from .head_logits import head_logits, head_logits_reference
 from .lora_linear import lora_linear, lora_linear_reference
+from .low_rank_add import low_rank_add, low_rank_add_reference
 from .scatter_add import scatter_add, scatter_add_reference
 from .sgd import sgd, sgd_reference
 from .squared_norms import squared_norms, squared_norms_reference
@@ -34,6 +35,8 @@ __all__ = [
     "head_logits_reference",
     "lora_linear",
     "lora_linear_reference",
+    "low_rank_add",
+    "low_rank_add_reference",
     "scatter_add",
     "scatter_add_reference",
     "sgd",
