@@ -7,6 +7,7 @@ import math
 import time
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,11 +21,13 @@ from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.partition import Partition
 from fedra_engine.data.preprocessing import Preprocessing, preprocessing_for
 from fedra_engine.data.samples import PreparedData, Samples, prepare
+from fedra_engine.data.server_data import load_unlabelled
 from fedra_engine.execution.evaluation import Evaluator, FisherInformation
 from fedra_engine.execution.executor import Executor, make_executor, make_sweep_model
 from fedra_engine.execution.head_init import SAMPLES_PER_CLASS, initial_heads
 from fedra_engine.execution.memory import tokens_in_blocks
 from fedra_engine.execution.scheduling import WorkDivision
+from fedra_engine.execution.stand_ins import StandInFit
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import (
@@ -71,6 +74,7 @@ class Experiment:
         initial_state: the global state before the first round.
         division: divides the participants among the processes.
         training: `config.training` with `even_steps` turned into a limit of steps.
+        stand_in_fit: fits the stand-ins for blocks that clients do not hold; None if they have none.
         newly_cached: see `PreparedData`.
     """
 
@@ -90,6 +94,7 @@ class Experiment:
     processes: Processes
     division: WorkDivision
     training: TrainingConfig
+    stand_in_fit: StandInFit | None
     newly_cached: int | None
 
     @cached_property
@@ -136,11 +141,22 @@ class Experiment:
         blocks = ", ".join(str(exit + 1) for exit in exits)
         return f"the mean of the logits after blocks {blocks} (exits.safetensors)" if len(exits) > 1 else None
 
+    def with_fresh_stand_ins(self, state: GlobalState, round: int) -> GlobalState:
+        """The `state` before `round`, with stand-ins that are fitted to it if they are due; all processes call this."""
+        if self.stand_in_fit is None or not self.stand_in_fit.is_due(round):
+            return state
+        stand_ins = self.stand_in_fit(state, round)
+        # Equal sums give equal maps, to the last bit only on equal hardware.
+        self.processes.broadcast_(list(stand_ins.tensors().values()))
+        return replace(state, stand_ins=stand_ins)
+
     def assigned_work(self, round: int) -> tuple[LocalWork, Assignment]:
         """What a round's participants are asked to train, without those that hold no block."""
         config = self.config
         participants = sample_participants(config.clients, self.clients, seed=config.seed, round=round)
         assignment = self.method.assign(participants, round)
+        if self.stand_in_fit is not None:
+            assignment = assignment.with_stand_ins(self.method.evaluated_model().blocks)
         holders = np.flatnonzero(assignment.held.any(axis=1))
         lr = learning_rate(config.training, round, config.rounds)
         work = LocalWork(self.clients, participants[holders], self.training, config.seed, round, lr)
@@ -175,7 +191,7 @@ def build_experiment(
     partition = inputs.divide(config, data.train)
     make_clients(config, partition, foundation.depth, processes=processes.count)
     prepared = _prepare(config, data, foundation, processes, sharding, inputs)
-    train = prepared.train
+    train, server = prepared.train, _server_samples(config, data, foundation, processes, inputs)
     partition = partition if prepared.data is data else inputs.divide(config, prepared.data.train)
     costs = CostModel(foundation, train, config.lora, config.training) if config.clients.devices else None
     clients = make_clients(config, partition, foundation.depth, processes=processes.count, costs=costs)
@@ -184,6 +200,9 @@ def build_experiment(
         sweep_model = make_sweep_model(config.execution, foundation, train, sharding)
         method = _make_method(config, foundation, sweep_model, train, clients, processes)
         state = _initial_state(config, foundation, sweep_model, train, method)
+        fit = _stand_in_fit(config, prepared, server, foundation, sweep_model, processes)
+        if fit is not None:
+            state = replace(state, stand_ins=fit(state, round=0))
     # Equal draws give equal states, to the last bit only on equal hardware.
     processes.broadcast_(list(state.tensors().values()))
     most, sharded_over = most_participants(config.clients, clients), processes if sharding else None
@@ -205,6 +224,7 @@ def build_experiment(
         processes=processes,
         division=WorkDivision(processes, train.lengths, by_cost_alone=by_cost_alone),
         training=with_step_limit(config.training, clients),
+        stand_in_fit=fit,
         newly_cached=prepared.newly_cached,
     )
 
@@ -250,6 +270,20 @@ def _prepare(
         return prepare(data, config.data, path, settings, inputs.processor, preprocessing, cut_texts=cut)
 
 
+def _server_samples(
+    config: ExperimentConfig, data: DomainData, foundation: Foundation, processes: Processes, inputs: Inputs
+) -> Samples | None:
+    """The samples of `method.stand_in_data`; None if it names a domain of `data`, or nothing."""
+    wanted = config.method.stand_in_data
+    if wanted is None or wanted in data.domains:
+        return None
+    with processes.raise_on_all(), Stage("reading the server's samples"):
+        unlabelled = load_unlabelled(Path(wanted), data.domains, data.task, config.data)
+        settings = replace(config.data, augmentation="none", unreadable="error")
+        prepared = prepare(unlabelled, settings, inputs.model_path(config), foundation.model.config, inputs.processor)
+    return prepared.train
+
+
 def _make_method(
     config: ExperimentConfig,
     foundation: Foundation,
@@ -273,6 +307,24 @@ def _make_method(
     )
     with Stage("preparing the method"):
         return make_method(federation)
+
+
+def _stand_in_fit(
+    config: ExperimentConfig,
+    prepared: PreparedData,
+    server: Samples | None,
+    foundation: Foundation,
+    model: SweepModel,
+    processes: Processes,
+) -> StandInFit | None:
+    """How stand-ins are fitted: to samples of the `server` or, if it has none, of the clients."""
+    method = config.method
+    if method.stand_in == "none":
+        return None
+    samples, rows = server or prepared.train, np.arange(len((server or prepared.train).domains))
+    if server is None and method.stand_in_data is not None:
+        rows = np.flatnonzero(samples.domains.numpy() == prepared.data.domains.index(method.stand_in_data))
+    return StandInFit(foundation, model, samples, rows, method, config.lora.scale, config.seed, processes)
 
 
 def _initial_state(

@@ -23,7 +23,9 @@ from fedra_engine.federation.clients import Clients
 from fedra_engine.federation.updates import ClientUpdate
 from fedra_engine.federation.work import LocalWork
 from fedra_engine.models.adapters import initial_adapters
+from fedra_engine.models.batch_arguments import probe_batch_arguments
 from fedra_engine.models.foundation import Foundation
+from fedra_engine.models.stand_ins import StandIns
 from fedra_engine.models.state import GlobalState, adapter_tensors, head_tensors, named_tensors
 from tests.tiny import DEPTH, TARGETS, make_samples, make_tiny
 
@@ -66,18 +68,25 @@ class Setting:
     fuse_blocks: bool = False
     checkpoint_blocks: bool = False
     exits: int = 1
+    stand_ins: bool = False
+    """Whether random maps replace the blocks that clients do not hold."""
     assignment: Callable[[Allocation], Assignment] = Assignment
     """Makes the assignment of all clients from FedRA's allocation."""
 
     def executor(self, lanes: int | None) -> Executor:
         """A sweep with `lanes`, or the sequential executor."""
         samples = make_samples(self.family, sum(SAMPLE_COUNTS))
-        if lanes is None:
-            return SequentialExecutor(self.foundation, samples, self.lora)
         device, dtype = torch.device("cpu"), self.foundation.dtype
+
+        def inputs(count: int) -> Tensors:
+            return samples.inputs(torch.arange(count), device, dtype)
+
+        if lanes is None:
+            arguments = probe_batch_arguments(self.foundation.model, self.foundation.blocks, inputs)
+            return SequentialExecutor(self.foundation, samples, self.lora, arguments)
         model = SweepModel(
             self.foundation,
-            lambda n: samples.inputs(torch.arange(n), device, dtype),
+            inputs,
             fuse_blocks=self.fuse_blocks,
             checkpoint_blocks=self.checkpoint_blocks,
         )
@@ -90,13 +99,15 @@ class Setting:
         noise = torch.from_numpy(np.random.default_rng(2).normal(scale=0.1, size=tuple(adapters.shape)))
         heads = foundation.initial_heads().repeat(self.exits, 1)
         heads += torch.arange(self.exits)[:, None] * 0.01 * heads.flip(1)
-        return GlobalState(adapters + noise.to(adapters.dtype), heads)
+        stand_ins = random_stand_ins(adapters.dtype) if self.stand_ins else None
+        return GlobalState(adapters + noise.to(adapters.dtype), heads, stand_ins=stand_ins)
 
     def work(self, index: int, participants: NDArray[np.int64]) -> tuple[LocalWork, Assignment]:
         """The local work of a round and who holds what in it."""
         work = LocalWork(self.clients, participants, self.training, seed=3, round=index, lr=self.training.lr)
         allocation = uniform_allocation(self.clients.capacities, DEPTH, np.random.default_rng(index))
-        return work, self.assignment(allocation).select(participants)
+        assignment = self.assignment(allocation).select(participants)
+        return work, assignment.with_stand_ins(np.arange(DEPTH)) if self.stand_ins else assignment
 
     def rounds(self, lanes: int | None, count: int = 1) -> list[Round]:
         """Train all clients for `count` rounds, with a sweep of `lanes` or one after another."""
@@ -124,6 +135,13 @@ class Setting:
         """Copies of all tensors of a state, by name."""
         tensors = named_tensors(state, self.foundation.adapter_layout, self.foundation.head_layout)
         return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def random_stand_ins(dtype: torch.dtype, rank: int = 3, features: int = 16) -> StandIns:
+    """Maps whose outputs are about as large as what a tiny model's blocks add."""
+    rng = np.random.default_rng(4)
+    shapes = ((features,), (features, rank), (rank, features), (features,))
+    return StandIns(*(torch.from_numpy(rng.normal(scale=0.4, size=(DEPTH, *shape))).to(dtype) for shape in shapes))
 
 
 def make_setting(

@@ -47,7 +47,7 @@ class Trace(Callback):
             _save(tensors, folder / f"client_{client}.safetensors")
 
     def on_round(self, experiment: Experiment, state: GlobalState, round: Round) -> None:
-        """Write the allocation, participants, batches, and the global state before and after the round."""
+        """Write the allocation, participants, batches, stand-ins, and the global state before and after the round."""
         if not experiment.processes.is_main:
             return
         folder, foundation = self._of_round(round.metrics.round), experiment.foundation
@@ -68,6 +68,9 @@ class Trace(Callback):
         for name, whole in (("global_before", round.before), ("global_after", state)):
             tensors = named_tensors(whole, foundation.adapter_layout, foundation.head_layout)
             _save(tensors, folder / f"{name}.safetensors")
+        if round.before.stand_ins is not None:
+            np.save(folder / "replaced.npy", round.assignment.replaced_blocks)
+            _save(round.before.stand_ins.tensors(), folder / "stand_ins.safetensors")
 
     def _write_inputs(self, samples: Samples, foundation: Foundation) -> None:
         """Write `inputs.safetensors`: the preprocessed training samples and `labels`, first dimension [samples].

@@ -9,6 +9,9 @@ participants is fast. The FLOPs of a sample in each block that its client holds 
   operands of P do;
 - in trained blocks, the gradients of the trained factors: 2·n·r·in for A and 2·n·r·out for B.
 
+A stand-in of rank k in place of a block takes 4·t·k·d forward, and from the first trained block on as much backward; t
+is the number of a sample's tokens, d that of their features.
+
 A multiplication with addition is two FLOPs. Embedding, norms, activations, heads and optimizers are not counted. The
 gradient of the first trained block's input is counted, although it is not needed.
 """
@@ -29,7 +32,7 @@ from fedra_engine.config import LoraConfig, TrainingConfig
 from fedra_engine.data.samples import Samples
 from fedra_engine.execution.banks import bytes_per_parameter
 from fedra_engine.execution.dropout import DropoutKeys
-from fedra_engine.execution.memory import record_saved
+from fedra_engine.execution.memory import hidden_shape, record_saved
 from fedra_engine.execution.sequential import Submodel
 from fedra_engine.federation.allocation import Allocation
 from fedra_engine.federation.assignment import Assignment
@@ -38,6 +41,7 @@ from fedra_engine.federation.work import local_step_counts, with_step_limit
 from fedra_engine.methods.base import Method
 from fedra_engine.models.adapters import Factor
 from fedra_engine.models.foundation import Foundation
+from fedra_engine.models.stand_ins import map_parameters
 from fedra_engine.models.state import GlobalState
 from fedra_engine.models.structure import is_linear
 
@@ -57,12 +61,14 @@ class BlockFlops:
         activations: products of activations.
         a: products with all adapters' A, at the layout's full rank.
         b: the same for B.
+        hidden: tokens of a sample, and features of a token.
     """
 
     frozen: Counts
     activations: Counts
     a: Counts
     b: Counts
+    hidden: tuple[int, int]
 
 
 @torch.no_grad()
@@ -72,7 +78,7 @@ def measure_block_flops(foundation: Foundation, samples: Samples) -> BlockFlops:
     rows = torch.linspace(0, count - 1, min(_PROBED, count)).round().long()
     # The counter does not know every kernel of fused attention.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        foundation.model(**samples.inputs(rows, foundation.device, foundation.dtype))
+        _, tokens, features = hidden_shape(foundation, samples.inputs(rows, foundation.device, foundation.dtype))
     by_module, layout = counter.get_flop_counts(), foundation.adapter_layout
 
     def flops(module: str, *, batched_only: bool = False) -> float:
@@ -90,7 +96,7 @@ def measure_block_flops(foundation: Foundation, samples: Samples) -> BlockFlops:
             # The frozen product takes 2·n·in·out, that of A 2·n·in·r.
             a[index] += flops(f"{name}.{target.path}") * (layout.rank / target.out_features)
             b[index] += flops(f"{name}.{target.path}") * (layout.rank / target.in_features)
-    return BlockFlops(frozen, activations, a, b)
+    return BlockFlops(frozen, activations, a, b, (tokens, features))
 
 
 def parameters_of(blocks: Allocation, assignment: Assignment, factor: Factor, foundation: Foundation) -> Counts:
@@ -107,15 +113,19 @@ def processed_samples(samples: NDArray[np.int64], training: TrainingConfig) -> N
     return epochs * samples + np.minimum(rest * training.batch_size, samples)
 
 
-def sample_flops(assignment: Assignment, flops: BlockFlops, rank: int) -> Counts:
+def sample_flops(assignment: Assignment, flops: BlockFlops, rank: int, stand_in_rank: int = 0) -> Counts:
     """Training FLOPs of one sample of each participant, float64 [participants]; `rank` is that of `flops`."""
     held, trained, reached = assignment.held, assignment.trained_blocks, assignment.reached
+    replaced = assignment.replaced_blocks
+    maps = replaced.sum(axis=1) + (replaced & (trained.cumsum(axis=1) > 0)).sum(axis=1)
     adapters = flops.a + flops.b
     gradients = {"A": flops.a, "B": flops.b, "both": adapters}[assignment.factors]
     lora = held @ adapters + reached @ adapters + trained @ gradients
     forward = held @ (flops.frozen + flops.activations)
     backward = reached @ (flops.frozen + 2 * flops.activations)
-    total: Counts = forward + backward + lora * _rank_shares(assignment, rank)
+    tokens, features = flops.hidden
+    stand_ins = maps * (4.0 * tokens * stand_in_rank * features)
+    total: Counts = forward + backward + lora * _rank_shares(assignment, rank) + stand_ins
     return total
 
 
@@ -132,8 +142,9 @@ class ClientCosts:
         trained: number of trained parameters.
         uploaded: bytes sent to the server.
         downloaded: bytes received before training: adapters of all held blocks, heads and, if the method changes the
-            frozen weights of these blocks, their last change. The frozen weights themselves are on the device already.
-        frozen_memory: bytes of frozen weights.
+            frozen weights of these blocks, their last change; and the stand-ins of the blocks that it lacks, as if it
+            kept none from earlier rounds. The frozen weights themselves are on the device already.
+        frozen_memory: bytes of frozen weights and stand-ins.
         trained_memory: bytes of trained parameters, gradients and optimizer state.
         activation_memory: bytes kept for the backward pass of the largest batch, made of the longest samples.
         samples: number of samples, over all local steps.
@@ -191,6 +202,8 @@ class CostModel:
         downloaded = parameters_of(held, assignment, method.downloaded_factors(), foundation)
         if method.writes_base:
             downloaded = downloaded + held @ self._written_parameters(assignment)
+        stand_in_rank = method.federation.config.stand_in_rank
+        stand_ins = assignment.replaced_blocks.sum(axis=1) * map_parameters(self._flops.hidden[1], stand_in_rank)
         everything = parameters_of(held, assignment, "both", foundation)
         counts = clients.sample_counts(participants)
         batch = np.minimum(counts, self._training.batch_size)
@@ -198,12 +211,12 @@ class CostModel:
             blocks=held.sum(axis=1).astype(np.float64),
             trained=trained,
             uploaded=uploaded * itemsize,
-            downloaded=downloaded * itemsize,
-            frozen_memory=self._other_bytes + held @ self._block_bytes + (everything - trained) * itemsize,
+            downloaded=(downloaded + stand_ins) * itemsize,
+            frozen_memory=self._other_bytes + held @ self._block_bytes + (everything - trained + stand_ins) * itemsize,
             trained_memory=trained * self._bytes_per_parameter,
             activation_memory=batch * self._activation_bytes(assignment),
             samples=processed_samples(counts, with_step_limit(self._training, clients)).astype(np.float64),
-            sample_flops=sample_flops(assignment, self._flops, foundation.adapter_layout.rank),
+            sample_flops=sample_flops(assignment, self._flops, foundation.adapter_layout.rank, stand_in_rank),
         )
 
     def memory_by_blocks(self, rank: int) -> Counts:

@@ -69,7 +69,7 @@ class FusedBlock(SweepBlock):
         self._parts = parts
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        rows = self._context.current.plan.blocks[self._position]
+        rows = self._context.current.plan.blocks[self.position]
         if rows is None or self._checkpoints():
             return super().forward(*args, **kwargs)
         hidden = self.arguments.hidden_states(args, kwargs)
@@ -111,7 +111,7 @@ class FusedBlock(SweepBlock):
 
     def _normalize(self, stream: Tensor, index: Tensor, norm: Norm, readers: Sequence[nn.Module]) -> Tensor:
         """Norm of the rows `index`, [rows, features]; fills `Pass.shrunk` for the adapted Linears of `readers`."""
-        current, block = self._context.current, self._position
+        current, block = self._context.current, self.position
         targets = [reader.target for reader in readers if isinstance(reader, GroupedLoraLinear)]
         drops = [current.dropout[block, target] for target in targets if current.dropout]
         x, shrunk = gather_norm(
@@ -129,7 +129,7 @@ class FusedBlock(SweepBlock):
         return x
 
     def _mlp(self, x: Tensor) -> Tensor:
-        current, block, parts = self._context.current, self._position, self._parts
+        current, block, parts = self._context.current, self.position, self._parts
         wide = [layer(x) for layer in parts.mlp_inputs]
         output = parts.mlp_output
         adapter: dict[str, Any] = {}

@@ -111,6 +111,11 @@ def device_memory(device: torch.device) -> tuple[int, int]:
 @torch.no_grad()
 def tokens_in_blocks(foundation: Foundation, inputs: Mapping[str, Tensor]) -> int:
     """Number of tokens of a sample in the first block."""
+    return hidden_shape(foundation, inputs)[1]
+
+
+def hidden_shape(foundation: Foundation, inputs: Mapping[str, Tensor]) -> torch.Size:
+    """Shape of the hidden states in the first block, (samples, tokens, features)."""
     blocks = foundation.model.get_submodule(foundation.block_path)
     hidden: list[Tensor] = []
 
@@ -120,7 +125,7 @@ def tokens_in_blocks(foundation: Foundation, inputs: Mapping[str, Tensor]) -> in
     hook = next(iter(blocks.children())).register_forward_pre_hook(look, with_kwargs=True)
     foundation.model(**inputs)
     hook.remove()
-    return hidden[0].shape[1]
+    return hidden[0].shape
 
 
 def _kept_bytes(

@@ -113,9 +113,7 @@ class SweepExecutor:
             if updates := pool.take_finished():
                 yield updates
 
-    def _step(
-        self, pool: LanePool, tables: StepTables, factors: BankFactors, stand_ins: Sequence[LowRankMap]
-    ) -> None:
+    def _step(self, pool: LanePool, tables: StepTables, factors: BankFactors, stand_ins: Sequence[LowRankMap]) -> None:
         """Take one local step of every client in training."""
         foundation, work = self.foundation, pool.work
         rows = torch.from_numpy(np.concatenate([lane.batch for lane in tables.groups]))

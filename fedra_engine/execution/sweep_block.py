@@ -130,7 +130,7 @@ class SweepBlock(nn.Module):
         super().__init__()
         self.block = block
         self._context = context
-        self._position = position
+        self.position = position
         self.arguments = arguments
 
     def __getattr__(self, name: str) -> Any:
@@ -142,9 +142,9 @@ class SweepBlock(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         arguments = self.arguments
-        rows = self._context.current.plan.blocks[self._position]
+        rows = self._context.current.plan.blocks[self.position]
         hidden = arguments.hidden_states(args, kwargs)
-        if self._context.sharded and self._position == 0 and torch.is_grad_enabled():
+        if self._context.sharded and self.position == 0 and torch.is_grad_enabled():
             # So that backward runs all of the first block on all processes.
             hidden = hidden.detach().requires_grad_()
         if rows is None:
@@ -195,18 +195,18 @@ class SweepBlock(nn.Module):
 
     @property
     def _is_replaced(self) -> bool:
-        return self._position in self._context.current.plan.replaced
+        return self.position in self._context.current.plan.replaced
 
     def _stand_in(self, stream: Tensor) -> Tensor:
         """Apply the stand-in in place to the samples of `stream` [samples, ..., features] that lack the block."""
         current = self._context.current
-        rows = current.plan.replaced[self._position]
+        rows = current.plan.replaced[self.position]
         index = rows.token_index(len(stream), stream[0].numel() // stream.shape[-1])
-        return low_rank_add(stream, index, *current.stand_ins[self._position])
+        return low_rank_add(stream, index, *current.stand_ins[self.position])
 
     def _copy_exit_states(self, hidden: Tensor) -> Tensor:
         """Copy the hidden states of samples that exit after this block to their copies in the batch."""
-        rows = self._context.current.plan.exits.get(self._position)
+        rows = self._context.current.plan.exits.get(self.position)
         return hidden if rows is None else hidden.index_copy(0, rows[0], hidden.index_select(0, rows[1]))
 
 

@@ -128,6 +128,35 @@ class SweepModel:
         bank = adapters.to(foundation.device, foundation.dtype)
         return self.features(inputs, plan, BankFactors(foundation.adapter_layout, bank, gradients))
 
+    def watch_blocks(
+        self, inputs: ModelInputs, adapters: Tensor, see: Callable[[int, Tensor, Tensor], None], *, scale: float
+    ) -> None:
+        """Pass through the whole model, and `see` each block's number and hidden states before and after it.
+
+        Args:
+            inputs: the inputs of one group.
+            adapters: those of the blocks, [blocks, slot size].
+            see: gets hidden states [samples, ..., features].
+            scale: LoRA's alpha / rank.
+        """
+        given: list[Tensor] = []
+
+        def before(block: SweepBlock, args: Any, kwargs: Any) -> None:
+            # A fused block overwrites it.
+            given.append(block.arguments.hidden_states(args, kwargs).clone())
+
+        def after(block: SweepBlock, args: Any, kwargs: Any, output: Any) -> None:
+            see(block.position, given.pop(), block.arguments.returned_states(output))
+
+        blocks = self._model.get_submodule(self._foundation.block_path)
+        hooks = [block.register_forward_pre_hook(before, with_kwargs=True) for block in blocks.children()]
+        hooks += [block.register_forward_hook(after, with_kwargs=True) for block in blocks.children()]
+        try:
+            self.features_of(inputs, adapters, np.arange(len(hooks) // 2)[None], scale=scale)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
     def backward(self, loss: Tensor) -> None:
         """Run the backward pass of `loss`, and end the pass."""
         try:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,11 @@ class LowRankMap(NamedTuple):
     bias: Tensor
 
 
+def map_parameters(features: int, rank: int) -> int:
+    """Numbers in the map of a block: mean and bias, and both factors."""
+    return 2 * features * (1 + rank)
+
+
 class StandInBlock(nn.Module):
     """A map in the place of a block of a sub-model."""
 
@@ -77,13 +82,13 @@ class StandInBlock(nn.Module):
         self._block = (block,)
         self._arguments = arguments
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
             return getattr(self.__dict__["_block"][0], name)
 
-    def forward(self, *args: object, **kwargs: object) -> object:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Take and return what the block does."""
         hidden = self._arguments.hidden_states(args, kwargs)
         down, up, shift, bias = self._map
