@@ -28,7 +28,18 @@ class LoraLinear(nn.Module):
         return self.linear(x) + SCALE * (x @ self.a.T) @ self.b.T
 
 
-def submodel(blocks: list[int], state: dict[str, Tensor]) -> tuple[nn.Module, dict[str, nn.Parameter]]:
+class StandIn(nn.Module):
+    def __init__(self, maps: dict[str, Tensor], block: int) -> None:
+        super().__init__()
+        self.mean, self.down, self.up, self.bias = (maps[name][block] for name in ("mean", "down", "up", "bias"))
+
+    def forward(self, hidden: Tensor, *others: object) -> Tensor:
+        return hidden + (hidden - self.mean) @ self.down @ self.up + self.bias
+
+
+def submodel(
+    blocks: list[int], state: dict[str, Tensor], maps: dict[str, Tensor], replaced: list[int]
+) -> tuple[nn.Module, dict[str, nn.Parameter]]:
     model = AutoModelForImageClassification.from_pretrained(MODEL, dtype=torch.float64).eval().requires_grad_(False)
     parameters = {}
     for block in blocks:
@@ -39,16 +50,21 @@ def submodel(blocks: list[int], state: dict[str, Tensor]) -> tuple[nn.Module, di
             )
             model.vit.layers[block].set_submodule(path, layer)
             parameters |= {f"{key}.lora_A": layer.a, f"{key}.lora_B": layer.b}
-    model.vit.layers = nn.ModuleList(model.vit.layers[block] for block in blocks)
+    model.vit.layers = nn.ModuleList(
+        StandIn(maps, block) if block in replaced else model.vit.layers[block] for block in sorted(blocks + replaced)
+    )
     model.classifier.weight = nn.Parameter(state["head.weight"].clone())
     model.classifier.bias = nn.Parameter(state["head.bias"].clone())
     return model, parameters | {"head.weight": model.classifier.weight, "head.bias": model.classifier.bias}
 
 
 def train(
-    blocks: list[int], batches: list[list[int]], inputs: Tensor, labels: Tensor, state: dict[str, Tensor]
+    model: nn.Module,
+    parameters: dict[str, nn.Parameter],
+    batches: list[list[int]],
+    inputs: Tensor,
+    labels: Tensor,
 ) -> dict[str, Tensor]:
-    model, parameters = submodel(blocks, state)
     velocity = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     for rows in batches:
         loss = cross_entropy(model(inputs[rows]).logits, labels[rows])
@@ -74,12 +90,13 @@ def assert_same_change(found: dict[str, Tensor], expected: dict[str, Tensor], be
         assert (found[name] - tensor).abs().max() <= 1e-8 * change, name
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["none", "linear"], ids=["skipped", "stand-ins"])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_experiment(
         tmp_path_factory.mktemp("trace"),
         rounds=2,
         trace=True,
+        method={"stand_in": request.param},
         model={"dtype": "float64"},
         lora={"dropout": 0.0, "rank": 4, "alpha": 8.0, "target_modules": ["o_proj", "fc2"]},
         training={
@@ -109,11 +126,15 @@ def test_a_round_can_be_recomputed_from_its_trace(run: Path) -> None:
     allocation = np.load(folder / "allocation.npy")
     assert allocation.dtype == np.bool_
     assert allocation.sum(axis=1).tolist() == [participant["capacity"] for participant in participants]
+    maps, replaced = {}, np.zeros_like(allocation)
+    if (folder / "stand_ins.safetensors").exists():
+        maps, replaced = load_file(folder / "stand_ins.safetensors"), np.load(folder / "replaced.npy")
+        assert np.array_equal(replaced, ~allocation)
     updates = []
-    for participant, row in zip(participants, allocation, strict=True):
+    for participant, row, others in zip(participants, allocation, replaced, strict=True):
         client = participant["client"]
-        blocks = np.flatnonzero(row).tolist()
-        updates.append(train(blocks, batches[str(client)], samples["inputs"], samples["labels"], before))
+        own = submodel(np.flatnonzero(row).tolist(), before, maps, np.flatnonzero(others).tolist())
+        updates.append(train(*own, batches[str(client)], samples["inputs"], samples["labels"]))
         assert_same_change(load_file(folder / f"client_{client}.safetensors"), updates[-1], before)
     unheld = {name for name in before if all(name not in update for update in updates)}
     changed = {name: tensor for name, tensor in average(before, updates).items() if name not in unheld}

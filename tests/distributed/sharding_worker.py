@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from fedra_engine.config import LoraConfig, ModelConfig
+from fedra_engine.config import LoraConfig, MethodConfig, ModelConfig
 from fedra_engine.execution.evaluation import Evaluator, FisherInformation
+from fedra_engine.execution.stand_ins import StandInFit
 from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.execution.sweep_block import SweepBlock
 from fedra_engine.execution.sweep_model import SweepModel
@@ -59,14 +60,15 @@ class Case:
     checkpoint_blocks: bool = False
     classes: int = CLASSES
     """Other than `CLASSES`: the classifier is a new one."""
+    stand_ins: bool = False
 
 
 CASES = {
-    "vit": Case("vit", "float64", dropout=0.3, classes=CLASSES + 2),
+    "vit": Case("vit", "float64", dropout=0.3, classes=CLASSES + 2, stand_ins=True),
     "vit_float32_checkpointed": Case("vit", "float32", checkpoint_blocks=True),
     "distilbert": Case("distilbert", "float64"),
     "gpt2_lm": Case("gpt2_lm", "float64"),
-    "gpt2_lm_checkpointed": Case("gpt2_lm", "float64", dropout=0.3, checkpoint_blocks=True),
+    "gpt2_lm_checkpointed": Case("gpt2_lm", "float64", dropout=0.3, checkpoint_blocks=True, stand_ins=True),
 }
 """DistilBERT has a module whose name ends as that of its head. GPT-2 stores its weights as [in, out], and its output
 layer shares that of the embedding."""
@@ -129,7 +131,14 @@ class Job:
             foundation, self._model, self._samples, self._lora, lanes=2, sharded_over=self._sharded_over
         )
         state = self._initial_state()
-        results = {f"0.{name}": tensor.clone() for name, tensor in state.tensors().items()}
+        if self._case.stand_ins:
+            config = MethodConfig(stand_in="linear", stand_in_rank=4, stand_in_samples=19)
+            rows = np.arange(len(self._samples.domains))
+            fit = StandInFit(foundation, self._model, self._samples, rows, config, 2.0, 0, processes)
+            state = replace(state, stand_ins=fit(state, round=0))
+        results = named(0, state)
+        if state.stand_ins is not None:
+            results["maps"] = state.stand_ins.down @ state.stand_ins.up
         with watch(foundation) as shares:
             for round, owners in enumerate(OWNERS):
                 mine = np.flatnonzero([processes.count == 1 or owner == processes.index for owner in owners])
@@ -138,7 +147,7 @@ class Job:
                     aggregator.add(updates)
                 processes.all_reduce_(aggregator.sums())
                 state = aggregator.result()
-                results |= {f"{round + 1}.{name}": tensor.clone() for name, tensor in state.tensors().items()}
+                results |= named(round + 1, state)
             results |= self._measure(state)
         for name, values in shares.items():
             results[name] = torch.tensor(processes.all_gather_object(max(values)))
@@ -166,7 +175,14 @@ class Job:
 
     def _work(self, round: int, participants: NDArray[np.int64]) -> tuple[LocalWork, Assignment]:
         work = LocalWork(self._clients, participants, SGD, seed=3, round=round, lr=SGD.lr)
-        return work, Assignment(HELD).select(participants)
+        assignment = Assignment(HELD).select(participants)
+        return work, assignment.with_stand_ins(np.arange(DEPTH)) if self._case.stand_ins else assignment
+
+
+def named(round: int, state: GlobalState) -> dict[str, Tensor]:
+    """Copies of the tensors after `round` rounds; without stand-ins, whose factors have no sign."""
+    tensors = replace(state, stand_ins=None).tensors()
+    return {f"{round}.{name}": tensor.clone() for name, tensor in tensors.items()}
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Counted costs, against real sub-models in training and against figures computed by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,25 +12,36 @@ from torch.utils.flop_counter import FlopCounterMode
 from fedra_engine.config import DeviceConfig, LoraConfig
 from fedra_engine.costs.model import measure_block_flops, parameters_of, processed_samples, sample_flops
 from fedra_engine.execution.sequential import Submodel
+from fedra_engine.experiment import build_experiment
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.work import local_batches
 from fedra_engine.models.adapters import initial_adapters
+from fedra_engine.models.batch_arguments import probe_batch_arguments
 from fedra_engine.models.state import GlobalState
 from fedra_engine.studies.compare import count_costs
 from fedra_engine.studies.results import RunCosts
 from tests.running import small_config
 from tests.studies.planned import planned_run
 from tests.tiny import DEPTH, TARGETS, make_samples, make_tiny
+from tests.tiny_federation import random_stand_ins
 
 SAMPLES = 4
+STAND_IN_RANK = 5
 
 
 def trained_flops(family: str, lora: LoraConfig, assignment: Assignment) -> float:
     """FLOPs of a sample in the blocks of the participant's PEFT model, forward and backward, as torch counts them."""
     foundation = make_tiny(family, lora)
     adapters = initial_adapters(foundation.adapter_layout, DEPTH, seed=0, dtype=torch.float64)
-    state = GlobalState(adapters, foundation.initial_heads())
-    model = Submodel(foundation, lora, assignment, 0, 0, state)
+    state = GlobalState(adapters, foundation.initial_heads(), stand_ins=random_stand_ins(torch.float64, STAND_IN_RANK))
+    samples = make_samples(family, SAMPLES)
+    inputs = samples.inputs(torch.arange(SAMPLES), torch.device("cpu"), torch.float64)
+
+    def some(count: int) -> dict[str, torch.Tensor]:
+        return {name: tensor[:count] for name, tensor in inputs.items()}
+
+    arguments = probe_batch_arguments(foundation.model, foundation.blocks, some)
+    model = Submodel(foundation, lora, assignment, 0, 0, state, arguments)
 
     def detach(block: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         # The formula has the gradient of the first trained block's input, which torch would spare itself.
@@ -37,14 +49,12 @@ def trained_flops(family: str, lora: LoraConfig, assignment: Assignment) -> floa
 
     first = model.held[int(np.flatnonzero(assignment.trained_blocks[0, model.blocks])[0])]
     first.register_forward_pre_hook(detach, with_kwargs=True)
-    samples = make_samples(family, SAMPLES)
-    inputs = samples.inputs(torch.arange(SAMPLES), torch.device("cpu"), torch.float64)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         (logits,) = model.logits(inputs)
         logits.sum().backward()
     counts = counter.get_flop_counts()
     blocks = f"{type(foundation.model).__name__}.{foundation.block_path}"
-    return sum(sum(counts[f"{blocks}.{index}"].values()) for index in range(len(model.held))) / SAMPLES
+    return sum(sum(counts[f"{blocks}.{index}"].values()) for index in range(len(model.stages))) / SAMPLES
 
 
 def one(held: list[int], trained: list[int] | None = None, **others) -> Assignment:
@@ -63,13 +73,16 @@ def one(held: list[int], trained: list[int] | None = None, **others) -> Assignme
         one([1, 2], factors="A"),
         one([1, 2], factors="B"),
         one([0, 3], ranks=np.array([2])),
+        one([1, 2]).with_stand_ins(np.arange(DEPTH)),
+        one([1, 3], trained=[3]).with_stand_ins(np.arange(DEPTH)),
     ],
-    ids=["both factors", "some blocks trained", "A only", "B only", "low rank"],
+    ids=["both factors", "some blocks trained", "A only", "B only", "low rank", "stand-ins", "stand-ins, some trained"],
 )
 def test_flops_are_those_of_training_the_real_submodel(family: str, assignment: Assignment) -> None:
     lora = LoraConfig(rank=4, alpha=8, target_modules=TARGETS[family])
     foundation = make_tiny(family, lora)
-    counted = sample_flops(assignment, measure_block_flops(foundation, make_samples(family, SAMPLES)), lora.rank)
+    flops = measure_block_flops(foundation, make_samples(family, SAMPLES))
+    counted = sample_flops(assignment, flops, lora.rank, STAND_IN_RANK)
     assert counted[0] == pytest.approx(trained_flops(family, lora, assignment), rel=1e-12)
 
 
@@ -105,6 +118,19 @@ def test_a_run_is_counted_over_its_participants_and_rounds(tmp_path: Path) -> No
     linear, attention = 2 * 5 * (4 * 64 * 64 + 2 * 64 * 128), 2 * 2 * 5 * 5 * 64
     of_block = 2 * linear + 3 * attention + 3 * 2 * 5 * slot
     assert costs.training_flops == 2 * (2 * 6) * (4 + 2) * of_block
+
+
+def test_stand_ins_are_downloaded_and_take_memory(tmp_path: Path) -> None:
+    config = planned_run(tmp_path, "fedra").config
+    plain = build_experiment(config, torch.device("cpu")).costs()
+    config = replace(config, method=replace(config.method, stand_in="linear", stand_in_rank=6, stand_in_samples=20))
+    mapped = build_experiment(config, torch.device("cpu")).costs()
+    # Mean, bias and both factors of every missing one of the twelve blocks, in float32.
+    of_maps = 4 * (12 - mapped.blocks) * (2 * 64 + 2 * 64 * 6)
+    assert (mapped.downloaded - plain.downloaded).tolist() == of_maps.tolist()
+    assert (mapped.frozen_memory - plain.frozen_memory).tolist() == of_maps.tolist()
+    assert mapped.uploaded.tolist() == plain.uploaded.tolist()
+    assert mapped.trained_memory.tolist() == plain.trained_memory.tolist()
 
 
 def test_private_factors_are_not_uploaded(tmp_path: Path) -> None:

@@ -1,0 +1,84 @@
+"""Runs with stand-ins: where their samples come from, and that an interrupted run goes on to the bit."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fedra_engine.callbacks.checkpoint import load_newest_intact
+from fedra_engine.callbacks.run_folder import RunFolder
+from fedra_engine.experiment import Experiment, build_experiment
+from fedra_engine.runtime.errors import InputError
+from tests.running import continue_run, run_experiment, small_config
+
+LINEAR = {"stand_in": "linear", "stand_in_samples": 50}
+
+
+def built(folder: Path, **changes: Any) -> Experiment:
+    return build_experiment(small_config(folder, **changes), torch.device("cpu"))
+
+
+def test_samples_are_drawn_from_all_clients_or_from_one_domain(tmp_path: Path) -> None:
+    everywhere, somewhere = (
+        built(tmp_path, method={**LINEAR, "stand_in_data": domain}).stand_in_fit for domain in (None, "noisy")
+    )
+    assert everywhere is not None
+    assert somewhere is not None
+    domains = everywhere.samples.domains.numpy()
+    assert everywhere.rows.tolist() == list(range(len(domains)))
+    assert 0 < len(somewhere.rows) < len(domains)
+    assert len(set(domains[somewhere.rows])) == 1
+    assert set(np.flatnonzero(domains == domains[somewhere.rows[0]])) == set(somewhere.rows)
+
+
+def test_samples_can_be_any_images_in_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "images" / "below").mkdir(parents=True)
+    levels = np.random.default_rng(0).integers(0, 256, size=(3, 8, 8), dtype=np.uint8)
+    for number, pixels in enumerate(levels):
+        Image.fromarray(pixels).save(tmp_path / "images" / ("below" if number else ".") / f"{number}.png")
+    (tmp_path / "images" / "notes.txt").write_text("no image")
+    fit = built(tmp_path, method={**LINEAR, "stand_in_data": str(tmp_path / "images")}).stand_in_fit
+    assert fit is not None
+    assert fit.rows.tolist() == [0, 1, 2]
+
+
+def test_neither_a_domain_nor_a_folder_with_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"stand_in_data: found no images below 'nowhere', expected one of"):
+        built(tmp_path, method={**LINEAR, "stand_in_data": "nowhere"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("refit", [None, 2])
+def test_an_interrupted_run_goes_on_to_the_bit(tmp_path: Path, refit: int | None) -> None:
+    method = {**LINEAR, "stand_in_refit": refit}
+    training = {"batch_size": 6, "max_local_steps": 2, "lr_schedule": "constant"}
+    whole = run_experiment(tmp_path / "whole", rounds=4, method=method, training=training)
+    halves = run_experiment(tmp_path / "halves", rounds=3, method=method, training=training)
+    shutil.rmtree(halves / "adapters")
+    longer = small_config(tmp_path / "halves", rounds=4, method=method, training=training)
+    continue_run(longer, RunFolder(halves))
+    expected, found = load_newest_intact(whole), load_newest_intact(halves)
+    assert expected is not None
+    assert found is not None
+    assert expected.round == found.round == 3
+    assert {"state.stand_ins.mean", "state.stand_ins.down", "state.stand_ins.up"} <= expected.tensors.keys()
+    for name, tensor in expected.tensors.items():
+        assert torch.equal(found.tensors[name], tensor), name
+
+
+def test_maps_follow_the_global_model_when_they_are_fitted_again(tmp_path: Path) -> None:
+    experiment = built(tmp_path, method={**LINEAR, "stand_in_refit": 3})
+    state = experiment.initial_state
+    assert experiment.with_fresh_stand_ins(state, 2) is state
+    state.adapters.normal_(std=0.1)
+    fresh = experiment.with_fresh_stand_ins(state, 3)
+    assert fresh.stand_ins is not None
+    assert state.stand_ins is not None
+    change = fresh.stand_ins.down @ fresh.stand_ins.up - state.stand_ins.down @ state.stand_ins.up
+    assert change.abs().max() > 0.01
