@@ -161,8 +161,8 @@ def make_plan(
         tables += of_block.host_tables(of_blocks)
     exits = _exit_rows(owner, copies)
     tables += [rows for pair in exits.values() for rows in pair]
-    maps = np.flatnonzero(np.zeros(0) if replaced is None else replaced.any(axis=0)).tolist()
-    tables += [np.flatnonzero(replaced[owner, block]) for block in maps if replaced is not None]
+    through_maps = {} if replaced is None else {b: row for b, row in enumerate(replaced.T) if row.any()}
+    tables += [np.flatnonzero(row[owner]) for row in through_maps.values()]
     moved = iter(to_device([*tables, *others], foundation.device))
     of_batch.adopt_tables(of_heads, moved)
     blocks: list[BlockRows | None] = [None] * slots.shape[1]
@@ -171,7 +171,7 @@ def make_plan(
         of_block.adopt_tables(of_blocks, moved)
         blocks[block] = BlockRows(index, foundation.device, of_block, clients[block])
     exit_rows = {block: (next(moved), next(moved)) for block in exits}
-    replaced_rows = {block: SampleRows(next(moved), foundation.device) for block in maps}
+    replaced_rows = {block: SampleRows(next(moved), foundation.device) for block in through_maps}
     return SweepPlan(tuple(blocks), of_batch, exit_rows, replaced_rows), list(moved)
 
 
@@ -221,8 +221,10 @@ class StepTables:
         self.groups = [lanes[owner] for owner in owners]
         slots = np.full((len(owners), foundation.depth), -1, dtype=np.int64)
         slots[: len(lanes)] = [lane.slots for lane in lanes]
-        replaced = np.zeros_like(slots, dtype=np.bool_)
-        replaced[: len(lanes)] = assignment.replaced_blocks[[lane.row for lane in lanes]]
+        replaced = None
+        if assignment.replaced is not None:
+            replaced = np.zeros_like(slots, dtype=np.bool_)
+            replaced[: len(lanes)] = assignment.replaced[[lane.row for lane in lanes]]
         heads = [lane.heads[-1] for lane in lanes] + [lanes[source].heads[exit] for exit, source in copies]
         full = foundation.adapter_layout.rank
         ranks = [full if assignment.ranks is None else assignment.ranks[lane.row] for lane in lanes]

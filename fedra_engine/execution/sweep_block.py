@@ -202,7 +202,7 @@ class SweepBlock(nn.Module):
         current = self._context.current
         rows = current.plan.replaced[self.position]
         index = rows.token_index(len(stream), stream[0].numel() // stream.shape[-1])
-        return low_rank_add(stream, index, *current.stand_ins[self.position])
+        return low_rank_add(stream.contiguous(), index, *current.stand_ins[self.position])
 
     def _copy_exit_states(self, hidden: Tensor) -> Tensor:
         """Copy the hidden states of samples that exit after this block to their copies in the batch."""
