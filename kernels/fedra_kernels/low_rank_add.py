@@ -53,13 +53,9 @@ def low_rank_add(stream: Tensor, index: Tensor, down: Tensor, up: Tensor, shift:
     rank = up.shape[0]
     if not 1 <= rank <= MAX_RANK:
         raise ValueError(f"up: found rank {rank}, expected 1 to {MAX_RANK}")
-    for name, tensor, shape in (
-        ("down", down, (features, rank)),
-        ("shift", shift, (rank,)),
-        ("bias", bias, (features,)),
-    ):
+    frozen = (("up", up, (rank, features)), ("down", down, (features, rank)), ("shift", shift, (rank,)))
+    for name, tensor, shape in (*frozen, ("bias", bias, (features,))):
         check_shape(name, tensor, shape)
-    for name, tensor in (("down", down), ("up", up), ("shift", shift), ("bias", bias)):
         check_like(name, tensor, "stream", stream)
     added: Tensor = _LowRankAdd.apply(stream, index, down, up, shift, bias)
     return added
