@@ -18,11 +18,11 @@ SCHEMA = "low_rank_add_(Tensor(a!) stream, Tensor index, Tensor down, Tensor up,
 
 # Rows, features; one block holds the whole rank.
 CONFIGS: ConfigTable = {
-    "sm_80": {"narrow": Tile(64, 64, 1, 4, 3), "wide": Tile(64, 64, 1, 8, 2), "float": Tile(16, 32, 1, 4, 2)},
-    "sm_90": {"narrow": Tile(64, 64, 1, 4, 3), "wide": Tile(64, 64, 1, 4, 3), "float": Tile(16, 32, 1, 4, 2)},
-    "sm_100": {"narrow": Tile(128, 64, 1, 4, 3), "wide": Tile(128, 64, 1, 4, 2), "float": Tile(16, 32, 1, 4, 2)},
-    "gfx942": {"narrow": Tile(64, 64, 1, 4, 2), "wide": Tile(64, 64, 1, 8, 2), "float": Tile(16, 32, 1, 4, 2)},
-    "small": {"narrow": Tile(64, 64, 1, 4, 3), "wide": Tile(64, 64, 1, 8, 2), "float": Tile(16, 32, 1, 4, 2)},
+    "sm_80": {"narrow": Tile(128, 64, 1, 8, 3), "wide": Tile(64, 64, 1, 8, 2), "float": Tile(32, 32, 1, 8, 2)},
+    "sm_90": {"narrow": Tile(128, 64, 1, 8, 3), "wide": Tile(64, 64, 1, 8, 3), "float": Tile(32, 32, 1, 8, 2)},
+    "sm_100": {"narrow": Tile(128, 64, 1, 8, 3), "wide": Tile(64, 64, 1, 8, 2), "float": Tile(32, 32, 1, 8, 2)},
+    "gfx942": {"narrow": Tile(64, 64, 1, 4, 2), "wide": Tile(64, 64, 1, 8, 2), "float": Tile(32, 32, 1, 8, 2)},
+    "small": {"narrow": Tile(64, 64, 1, 4, 3), "wide": Tile(64, 64, 1, 8, 2), "float": Tile(32, 32, 1, 8, 2)},
     "interpreter": dict.fromkeys(("narrow", "wide", "float"), Tile(16, 32, 1, 4, 1)),
 }
 
