@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from ._kernels.checks import check_index, check_like, check_shape, check_stream, stream_rows
 from ._kernels.configs import MAX_RANK, ConfigTable, Tile, choose, low_rank_options
-from .dispatch import in_place, launch, register, use_triton
+from .dispatch import in_place, launch, register, untraced, use_triton
 
 SCHEMA = "low_rank_add_(Tensor(a!) stream, Tensor index, Tensor down, Tensor up, Tensor? shift, Tensor? bias) -> ()"
 
@@ -57,8 +57,7 @@ def low_rank_add(stream: Tensor, index: Tensor, down: Tensor, up: Tensor, shift:
     for name, tensor, shape in (*frozen, ("bias", bias, (features,))):
         check_shape(name, tensor, shape)
         check_like(name, tensor, "stream", stream)
-    added: Tensor = _LowRankAdd.apply(stream, index, down, up, shift, bias)
-    return added
+    return _apply(stream, index, down, up, shift, bias)
 
 
 def low_rank_add_reference(
@@ -68,6 +67,13 @@ def low_rank_add_reference(
     rows = stream_rows(stream)
     added = (rows[index] @ down + shift) @ up + bias
     return rows.index_add(0, index, added).view(stream.shape)
+
+
+@untraced
+def _apply(*arguments: Tensor) -> Tensor:
+    """Compiled, torch 2.13 passes the gradient of a tensor marked dirty on as it is, past `backward`."""
+    added: Tensor = _LowRankAdd.apply(*arguments)
+    return added
 
 
 class _LowRankAdd(torch.autograd.Function):
