@@ -22,6 +22,7 @@ from fedra_kernels import (
     head_cross_entropy,
     head_logits,
     lora_linear,
+    low_rank_add,
     scatter_add,
     sgd,
     squared_norms,
@@ -167,6 +168,17 @@ def _scatter_add(cohort: Cohort) -> Results:
     return {"sum": total.detach(), "grad": grad}
 
 
+def _low_rank_add(cohort: Cohort) -> Results:
+    w = cohort.widths
+    stream = cohort.rows(0, w.inputs).requires_grad_()
+    index = torch.arange(len(stream), device=stream.device)
+    shapes = (w.inputs, w.rank), (w.rank, w.inputs), (w.rank,), (w.inputs,)
+    factors = [cohort.frozen(number, *shape) for number, shape in enumerate(shapes, 1)]
+    total = low_rank_add(stream * 1.0, index, *factors)
+    (grad,) = torch.autograd.grad(total, stream, cohort.rows(5, w.inputs))
+    return {"sum": total.detach(), "grad": grad}
+
+
 def _head(cohort: Cohort) -> Results:
     features, weight, bias, sinks = _classifiers(cohort)
     losses, correct = head_cross_entropy(
@@ -223,6 +235,7 @@ OPS: dict[str, Callable[[Cohort], Results]] = {
     "gelu": _gelu,
     "swiglu": _swiglu,
     "scatter_add": _scatter_add,
+    "low_rank_add": _low_rank_add,
     "head_cross_entropy": _head,
     "head_logits": _head_logits,
     "optimizers": _optimizers,

@@ -20,6 +20,7 @@ from fedra_kernels import (
     gelu,
     head_cross_entropy,
     lora_linear,
+    low_rank_add,
     scatter_add,
     sgd,
     squared_norms,
@@ -88,6 +89,8 @@ def cases(shapes: Shapes = Shapes()) -> Iterator[Case]:
     for dtype in (half, single):
         yield Case(f"head {_short(dtype)}", partial(_head, shapes, dtype))
     yield Case("scatter_add bf16", partial(_scatter_add, shapes))
+    for dtype, rank in ((half, 32), (half, 128), (single, 32), (single, 128)):
+        yield Case(f"low_rank_add {_short(dtype)} r{rank}", partial(_low_rank_add, shapes, dtype, rank))
     yield Case("optimizers fp32", partial(_optimizers, shapes, None))
     yield Case("optimizers fp32, bf16 shadow, zero_grad", partial(_optimizers, shapes, half))
     for dtype in (half, torch.float64):
@@ -156,6 +159,13 @@ def _head(shapes: Shapes, dtype: torch.dtype) -> None:
 def _scatter_add(shapes: Shapes) -> None:
     hidden, rows = (torch.zeros(size, shapes.width, dtype=torch.bfloat16) for size in (2 * shapes.rows, shapes.rows))
     scatter_add(hidden, rows, torch.arange(shapes.rows), torch.ones(shapes.width, dtype=torch.bfloat16))
+
+
+def _low_rank_add(shapes: Shapes, dtype: torch.dtype, rank: int) -> None:
+    hidden = torch.zeros(2 * shapes.rows, shapes.width, dtype=dtype, requires_grad=True)
+    sizes = (shapes.width, rank), (rank, shapes.width), (rank,), (shapes.width,)
+    total = low_rank_add(hidden * 1.0, torch.arange(shapes.rows), *(torch.zeros(size, dtype=dtype) for size in sizes))
+    total.backward(torch.zeros_like(total))
 
 
 def _optimizers(shapes: Shapes, shadow_dtype: torch.dtype | None) -> None:

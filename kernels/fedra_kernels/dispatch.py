@@ -101,7 +101,7 @@ def register(schema: str, fake: Callable[..., Any]) -> Callable[[Launcher], Laun
 
     def decorate(launcher: Launcher) -> Launcher:
         LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-        LIBRARY.impl(name, _untraced(launcher), "CompositeExplicitAutograd")
+        LIBRARY.impl(name, untraced(launcher), "CompositeExplicitAutograd")
         torch.library.register_fake(f"fedra_kernels::{name}", fake, lib=LIBRARY)
         op: Launcher = getattr(torch.ops.fedra_kernels, name).default
         return op
@@ -113,8 +113,8 @@ def in_place(*_: Any) -> None:
     """The fake implementation of an op that returns nothing and only writes to its arguments."""
 
 
-def _untraced(launcher: Launcher) -> Launcher:
-    """The launcher, which torch.compile must not trace when a compiled graph calls it."""
+def untraced(launcher: Launcher) -> Launcher:
+    """The launcher, or what calls it, which torch.compile must not trace when a compiled graph calls it."""
     disabled: list[Launcher] = []
 
     @wraps(launcher)

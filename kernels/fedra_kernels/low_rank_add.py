@@ -12,17 +12,17 @@ from torch.autograd.function import once_differentiable
 
 from ._kernels.checks import check_index, check_like, check_shape, check_stream, stream_rows
 from ._kernels.configs import MAX_RANK, ConfigTable, Tile, choose, low_rank_options
-from .dispatch import in_place, launch, register, use_triton
+from .dispatch import in_place, launch, register, untraced, use_triton
 
 SCHEMA = "low_rank_add_(Tensor(a!) stream, Tensor index, Tensor down, Tensor up, Tensor? shift, Tensor? bias) -> ()"
 
 # Rows, features; one block holds the whole rank.
 CONFIGS: ConfigTable = {
-    "sm_80": {"narrow": Tile(64, 64, 1, 4, 3), "wide": Tile(64, 64, 1, 8, 2), "float": Tile(16, 32, 1, 4, 2)},
-    "sm_90": {"narrow": Tile(64, 64, 1, 4, 3), "wide": Tile(64, 64, 1, 4, 3), "float": Tile(16, 32, 1, 4, 2)},
-    "sm_100": {"narrow": Tile(128, 64, 1, 4, 3), "wide": Tile(128, 64, 1, 4, 2), "float": Tile(16, 32, 1, 4, 2)},
-    "gfx942": {"narrow": Tile(64, 64, 1, 4, 2), "wide": Tile(64, 64, 1, 8, 2), "float": Tile(16, 32, 1, 4, 2)},
-    "small": {"narrow": Tile(64, 64, 1, 4, 3), "wide": Tile(64, 64, 1, 8, 2), "float": Tile(16, 32, 1, 4, 2)},
+    "sm_80": {"narrow": Tile(128, 64, 1, 8, 3), "wide": Tile(64, 64, 1, 8, 2), "float": Tile(32, 32, 1, 8, 2)},
+    "sm_90": {"narrow": Tile(128, 64, 1, 8, 3), "wide": Tile(64, 64, 1, 8, 3), "float": Tile(32, 32, 1, 8, 2)},
+    "sm_100": {"narrow": Tile(128, 64, 1, 8, 3), "wide": Tile(64, 64, 1, 8, 2), "float": Tile(32, 32, 1, 8, 2)},
+    "gfx942": {"narrow": Tile(64, 64, 1, 4, 2), "wide": Tile(64, 64, 1, 8, 2), "float": Tile(32, 32, 1, 8, 2)},
+    "small": {"narrow": Tile(64, 64, 1, 4, 3), "wide": Tile(64, 64, 1, 8, 2), "float": Tile(32, 32, 1, 8, 2)},
     "interpreter": dict.fromkeys(("narrow", "wide", "float"), Tile(16, 32, 1, 4, 1)),
 }
 
@@ -53,16 +53,11 @@ def low_rank_add(stream: Tensor, index: Tensor, down: Tensor, up: Tensor, shift:
     rank = up.shape[0]
     if not 1 <= rank <= MAX_RANK:
         raise ValueError(f"up: found rank {rank}, expected 1 to {MAX_RANK}")
-    for name, tensor, shape in (
-        ("down", down, (features, rank)),
-        ("shift", shift, (rank,)),
-        ("bias", bias, (features,)),
-    ):
+    frozen = (("up", up, (rank, features)), ("down", down, (features, rank)), ("shift", shift, (rank,)))
+    for name, tensor, shape in (*frozen, ("bias", bias, (features,))):
         check_shape(name, tensor, shape)
-    for name, tensor in (("down", down), ("up", up), ("shift", shift), ("bias", bias)):
         check_like(name, tensor, "stream", stream)
-    added: Tensor = _LowRankAdd.apply(stream, index, down, up, shift, bias)
-    return added
+    return _apply(stream, index, down, up, shift, bias)
 
 
 def low_rank_add_reference(
@@ -72,6 +67,13 @@ def low_rank_add_reference(
     rows = stream_rows(stream)
     added = (rows[index] @ down + shift) @ up + bias
     return rows.index_add(0, index, added).view(stream.shape)
+
+
+@untraced
+def _apply(*arguments: Tensor) -> Tensor:
+    """Compiled, torch 2.13 passes the gradient of a tensor marked dirty on as it is, past `backward`."""
+    added: Tensor = _LowRankAdd.apply(*arguments)
+    return added
 
 
 class _LowRankAdd(torch.autograd.Function):

@@ -19,6 +19,8 @@ from fedra_kernels import (
     head_cross_entropy_reference,
     head_logits,
     head_logits_reference,
+    low_rank_add,
+    low_rank_add_reference,
     scatter_add,
     scatter_add_reference,
     sgd,
@@ -126,6 +128,20 @@ def test_scatter_add_equals_its_reference(dtype, width, scaled):
         {"sum": expected, "residual": wants[0], "y": wants[1]},
         _tolerance(dtype),
     )
+
+
+@WIDTHS
+@pytest.mark.parametrize("rank", [8, 32, 100, 128])
+def test_low_rank_add_equals_its_reference(dtype, width, rank):
+    stream, upstream = (_randn(2 * ROWS, width, seed=seed, dtype=dtype) for seed in (1, 2))
+    down = _randn(width, rank, seed=3, dtype=dtype) / width**0.5
+    up = _randn(rank, width, seed=4, dtype=dtype) / rank**0.5
+    shift, bias = _randn(rank, seed=5, dtype=dtype), _randn(width, seed=6, dtype=dtype)
+    index, wide, leaf = _index(2 * ROWS, ROWS), stream.double().requires_grad_(), stream.requires_grad_()
+    expected = low_rank_add_reference(wide, index, *(each.double() for each in (down, up, shift, bias)))
+    found = low_rank_add(leaf * 1.0, index, down, up, shift, bias)
+    (grad,), (want,) = _grads(found, [leaf], upstream), _grads(expected, [wide], upstream.double())
+    assert_close({"sum": found, "grad": grad}, {"sum": expected, "grad": want}, _tolerance(dtype))
 
 
 @pytest.mark.parametrize("dropout", [None, 0.3])
@@ -262,5 +278,8 @@ def test_index_entries_out_of_range_touch_nothing():
     assert x.isnan().all(1).tolist() == [True, False, True, True]
     stream = hidden.clone()
     scatter_add(stream, hidden, bad)
+    assert torch.equal(stream[[0, 1, 3]], hidden[[0, 1, 3]])
+    stream = hidden.clone()
+    low_rank_add(stream, bad, hidden.T, hidden, hidden[0, :4], hidden[0])
     assert torch.equal(stream[[0, 1, 3]], hidden[[0, 1, 3]])
     torch.cuda.synchronize()

@@ -20,6 +20,7 @@ from fedra_kernels import (
     head_cross_entropy,
     head_logits,
     lora_linear,
+    low_rank_add,
     scatter_add,
     sgd,
     squared_norms,
@@ -89,6 +90,15 @@ def calls(device: str) -> dict[str, Call]:
             {"residual": some(8, INPUTS), "y": some(ROWS, INPUTS), "index": numbers(ROWS), "scale": some(INPUTS)},
             "residual",
             ("residual dimension", "index extent"),
+        ),
+        "low_rank_add": Call(
+            low_rank_add,
+            {
+                "stream": some(8, INPUTS), "index": numbers(ROWS), "down": some(INPUTS, RANK),
+                "up": some(RANK, INPUTS), "shift": some(RANK), "bias": some(INPUTS),
+            },
+            "stream",
+            ("stream dimension", "index extent"),
         ),
         "head_cross_entropy": Call(head_cross_entropy, {**heads, "labels": numbers(ROWS)}, "features"),
         "head_logits": Call(head_logits, heads, "features"),

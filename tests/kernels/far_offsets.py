@@ -17,6 +17,7 @@ from fedra_kernels._kernels.activation import activation_backward, activation_fo
 from fedra_kernels._kernels.gather_norm import gather_norm_backward, gather_norm_forward, norm_tile
 from fedra_kernels._kernels.head_loss import head_loss, head_loss_backward
 from fedra_kernels._kernels.head_products import head_grads, head_product, product_tile
+from fedra_kernels.low_rank_add import low_rank_add_rows
 from fedra_kernels.scatter_add import scatter_add_rows
 
 from .helpers import randn
@@ -108,6 +109,17 @@ def _norm(far: Far, shrinks: int) -> tuple[Results, Results]:
     return large, run(hidden, grad, index[BEFORE:] - BEFORE, alone=True)
 
 
+def _low_rank(far: Far) -> tuple[Results, Results]:
+    stream, down, bias = (far.draw(*shape, seed=7) for shape in ((LAST, WIDTH), (WIDTH, 20), (WIDTH,)))
+
+    def run(stream: Tensor, index: Tensor) -> Results:
+        low_rank_add_rows(stream, index, down, down.T, bias[:20], bias)
+        return [stream[-LAST:]]
+
+    index = torch.arange(LAST, device=far.device).flip(0)
+    return run(far.after(stream), index + BEFORE), run(stream, index)
+
+
 def _activation(far: Far, shrinks: bool) -> tuple[Results, Results]:
     x, up, grad = (far.draw(LAST, WIDTH, seed=seed) for seed in range(3))
     bank = far.banks(far.draw(8, WIDTH, seed=3))[0] if shrinks else None
@@ -183,6 +195,7 @@ CASES: dict[str, Callable[[Far], tuple[Results, Results]]] = {
     "lora_linear, wide rank": lambda far: _lora_linear(far, WIDTH, 40, None),
     "gather_norm and scatter_add": lambda far: _norm(far, 0),
     "gather_norm with a shrink": lambda far: _norm(far, 1),
+    "low_rank_add": _low_rank,
     "swiglu": lambda far: _activation(far, False),
     "swiglu with a shrink": lambda far: _activation(far, True),
     "head, many samples": _samples,

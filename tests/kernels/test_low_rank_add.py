@@ -1,4 +1,4 @@
-"""`low_rank_add` against autograd through its reference, and as stated in the paper-and-pencil form of the map."""
+"""`low_rank_add` against its reference, whose gradients are autograd's, and against the map row by row."""
 
 import pytest
 import torch

@@ -13,6 +13,7 @@ from fedra_kernels import (
     head_cross_entropy,
     head_logits,
     lora_linear,
+    low_rank_add,
     scatter_add,
     sgd,
     squared_norms,
@@ -48,6 +49,7 @@ def test_a_transformer_block_runs_forward_and_backward():
     z, produced = gelu(y, lora_a=bank[2], groups=groups)
     out = lora_linear(z, up.T.contiguous(), None, *bank[2:], groups, *sinks[2:], shrunk=produced)
     total = scatter_add(hidden * 1.0, out, index, weight)
+    total = low_rank_add(total, index, _meta(WIDTH, 32), _meta(32, WIDTH), _meta(32), weight)
     total.backward(torch.empty_like(total))
     assert produced.shape == (ROWS, RANK)
     assert hidden.grad.shape == hidden.shape

@@ -13,6 +13,7 @@ from fedra_kernels import (
     head_cross_entropy_reference,
     head_logits_reference,
     lora_linear_reference,
+    low_rank_add_reference,
     scatter_add_reference,
     sgd_reference,
     squared_norms_reference,
@@ -52,6 +53,11 @@ def test_activation_references_pass_gradcheck(kind):
 def test_scatter_add_reference_passes_gradcheck():
     leaves = _leaves((3, 4), (2, 4), (4,))
     assert gradcheck(lambda x, rows, scale: scatter_add_reference(x, rows, INDEX, scale), leaves)
+
+
+def test_low_rank_add_reference_passes_gradcheck():
+    leaves = _leaves((3, 4), (4, 2), (2, 4), (2,), (4,))
+    assert gradcheck(lambda x, *factors: low_rank_add_reference(x, INDEX, *factors), leaves)
 
 
 def test_head_references_pass_gradcheck():

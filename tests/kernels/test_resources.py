@@ -19,6 +19,7 @@ STREAMING = {
     "gather_norm_kernel", "gather_norm_backward_kernel", "activation_forward_kernel", "activation_backward_kernel",
     "scatter_add_kernel", "sgd_kernel", "adamw_kernel", "squared_norms_kernel", "aggregate_kernel",
     "lora_shrink_kernel", "lora_grad_output_kernel", "lora_grad_outer_kernel", "lora_grad_reduce_kernel",
+    "low_rank_add_kernel",
 }  # fmt: skip
 # A slot and a weight a holder.
 NARROWER_LOADS = {"aggregate_kernel": 0.5}

@@ -13,6 +13,7 @@ from fedra_kernels import (
     aggregate,
     gather_norm,
     head_cross_entropy,
+    low_rank_add,
     scatter_add,
     sgd,
     squared_norms,
@@ -46,6 +47,8 @@ def _rows():
     )  # fmt: skip
     y, produced = swiglu(x, x * 2, lora_a=case.lora_a, groups=case.groups, dropout=case.dropout)
     out = scatter_add(hidden * 1.0, y, index, ones)
+    factors = [_randn(*shape, seed=seed) / 10 for seed, shape in enumerate(((300, 20), (20, 300), (20,), (300,)))]
+    out = low_rank_add(out, index, *factors)
     out.backward(_randn(60, 300, seed=2))
     return [x, *shrunk, y, produced, out, hidden.grad]
 

@@ -1,4 +1,4 @@
-"""scatter_add, gather_norm and the activations against the float64 references."""
+"""scatter_add, low_rank_add, gather_norm and the activations against the float64 references."""
 
 import pytest
 import torch
@@ -12,6 +12,8 @@ from fedra_kernels import (
     gather_norm,
     gather_norm_reference,
     gelu,
+    low_rank_add,
+    low_rank_add_reference,
     scatter_add,
     scatter_add_reference,
     swiglu,
@@ -71,6 +73,24 @@ def test_scatter_add_equals_its_reference(dtype, scaled, features):
         {"sum": expected, "residual": wants[0], "y": wants[1]},
         TOLERANCE[dtype],
     )
+
+
+@DTYPES
+@pytest.mark.parametrize(("rank", "features"), [(1, 40), (20, 100), (32, 64), (100, 33)])
+@pytest.mark.parametrize("rows", [0, 1, 18])
+def test_low_rank_add_equals_its_reference(dtype, rank, features, rows):
+    stream, index, upstream = _matrix(25, features, 1, dtype), _index(25, rows), _matrix(25, features, 2, dtype)
+    down = _matrix(features, rank, 3, dtype, scale=features**-0.5)
+    up = _matrix(rank, features, 4, dtype, scale=rank**-0.5)
+    shift, bias = _matrix(1, rank, 5, dtype)[0], _matrix(1, features, 6, dtype)[0]
+    leaf, wide = _leaf(stream), stream.double().requires_grad_()
+    found = low_rank_add(leaf * 1.0, index, down, up, shift, bias)
+    expected = low_rank_add_reference(wide, index, *(each.double() for each in (down, up, shift, bias)))
+    (grad,), (want,) = _grads(found, [leaf], upstream), _grads(expected, [wide], upstream.double())
+    assert_close({"sum": found, "grad": grad}, {"sum": expected, "grad": want}, TOLERANCE[dtype])
+    untouched = [row for row in range(25) if row not in index.tolist()]
+    assert torch.equal(found[untouched], stream[untouched])
+    assert torch.equal(grad[untouched], upstream[untouched])
 
 
 @DTYPES

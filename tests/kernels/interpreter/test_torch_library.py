@@ -14,6 +14,7 @@ from fedra_kernels import (
     head_cross_entropy,
     head_logits,
     lora_linear,
+    low_rank_add,
     scatter_add,
     sgd,
     squared_norms,
@@ -35,6 +36,7 @@ from fedra_kernels._kernels.lora_shrink import lora_shrink, shrink_tile
 from fedra_kernels._kernels.lora_single_pass import lora_single_pass, single_pass_tile
 from fedra_kernels.adamw import adamw_rows
 from fedra_kernels.aggregate import aggregate_rows
+from fedra_kernels.low_rank_add import low_rank_add_rows
 from fedra_kernels.scatter_add import scatter_add_rows
 from fedra_kernels.sgd import sgd_rows
 from fedra_kernels.squared_norms import squared_norms_rows
@@ -80,6 +82,7 @@ def _op_calls():
         (gather_norm_forward, (x, index, ones, ones, 1e-5, False, True, [a, a], norm_chunks, [], 0)),
         (gather_norm_backward, (x, index, ones, x, torch.zeros(ROWS), torch.ones(ROWS), False, torch.zeros_like(x))),
         (scatter_add_rows, (torch.zeros(ROWS, WIDTH), x, index, ones)),
+        (low_rank_add_rows, (torch.zeros(ROWS, WIDTH), index, a[0].T, a[1], ones[:RANK], ones)),
         (activation_forward, ("swiglu", x, x, a, chunks(activation_tile(x, a).rows), keys, 5)),
         (activation_backward, ("swiglu", x, x, x)),
         (aggregate_rows, (torch.zeros(2, 50), torch.zeros(2), bank(), slots, torch.tensor([0, 1, 3]), table)),
@@ -142,6 +145,7 @@ def test_the_ops_around_the_layers_compile_too():
     def step(x, sinks, banks, sums):
         y, _ = swiglu(x, x * 2.0)
         z = scatter_add(x * 1.0, y, index, weight[0, 0])
+        z = low_rank_add(z, index[:7], weight[1].T, weight[1], bias[0], weight[0, 0])
         losses, correct = head_cross_entropy(z, weight, bias, labels, groups, *sinks[:2])
         logits = head_logits(z, weight, bias, groups, *sinks[2:])
         norms = squared_norms(banks[1], slots)
