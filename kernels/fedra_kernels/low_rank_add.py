@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -16,6 +17,8 @@ from .dispatch import in_place, launch, register, untraced, use_triton
 
 SCHEMA = "low_rank_add_(Tensor(a!) stream, Tensor index, Tensor down, Tensor up, Tensor? shift, Tensor? bias) -> ()"
 
+SHORTEST_RUN = 64
+"""Consecutive rows, on average, from which on a CPU is faster with products in place than with gathered rows."""
 # Rows, features; one block holds the whole rank.
 CONFIGS: ConfigTable = {
     "sm_80": {"narrow": Tile(128, 64, 1, 8, 3), "wide": Tile(64, 64, 1, 8, 2), "float": Tile(32, 32, 1, 8, 2)},
@@ -100,9 +103,30 @@ def _add(stream: Tensor, index: Tensor, down: Tensor, up: Tensor, shift: Tensor 
     if use_triton(stream):
         low_rank_add_rows(stream, index, down, up, shift, bias)
         return
-    rows = stream.index_select(0, index)
+    runs = _runs(index)
+    if len(index) < SHORTEST_RUN * len(runs):
+        rows = stream.index_select(0, index)
+        _add_to(rows, down, up, shift, bias)
+        stream.index_copy_(0, index, rows)
+        return
+    # The rows of a client are neighbours, which need not be gathered.
+    for start, end in runs:
+        _add_to(stream[start:end], down, up, shift, bias)
+
+
+def _add_to(rows: Tensor, down: Tensor, up: Tensor, shift: Tensor | None, bias: Tensor | None) -> None:
     shrunk = rows @ down if shift is None else torch.addmm(shift, rows, down)
-    stream.index_add_(0, index, shrunk @ up if bias is None else torch.addmm(bias, shrunk, up))
+    rows.addmm_(shrunk, up)
+    if bias is not None:
+        rows += bias
+
+
+def _runs(index: Tensor) -> list[tuple[int, int]]:
+    """Start and end of each run of consecutive numbers in `index`."""
+    numbers = index.numpy()
+    last = np.flatnonzero(numbers[1:] - numbers[:-1] != 1).tolist()
+    ends = [*last, len(numbers) - 1]
+    return [(int(numbers[a]), int(numbers[b]) + 1) for a, b in zip([0, *(i + 1 for i in last)], ends, strict=True)]
 
 
 @triton.jit(do_not_specialize=["index_ptr", "rows", "stream_rows"])
