@@ -103,7 +103,7 @@ def _add(stream: Tensor, index: Tensor, down: Tensor, up: Tensor, shift: Tensor 
     if use_triton(stream):
         low_rank_add_rows(stream, index, down, up, shift, bias)
         return
-    runs = _runs(index)
+    runs = _runs(index) if len(index) else []
     if len(index) < SHORTEST_RUN * len(runs):
         rows = stream.index_select(0, index)
         _add_to(rows, down, up, shift, bias)
@@ -122,7 +122,7 @@ def _add_to(rows: Tensor, down: Tensor, up: Tensor, shift: Tensor | None, bias: 
 
 
 def _runs(index: Tensor) -> list[tuple[int, int]]:
-    """Start and end of each run of consecutive numbers in `index`."""
+    """Start and end of each run of consecutive numbers in `index`, which is not empty."""
     numbers = index.numpy()
     last = np.flatnonzero(numbers[1:] - numbers[:-1] != 1).tolist()
     ends = [*last, len(numbers) - 1]
