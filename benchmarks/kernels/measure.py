@@ -13,6 +13,7 @@ from torch import Tensor
 
 from benchmarks.kernels.cases import COMPILED, Case, Sizes
 from benchmarks.kernels.lora import lora_cases
+from benchmarks.kernels.low_rank import low_rank_cases
 from benchmarks.kernels.rows import row_cases
 from benchmarks.kernels.slots import slot_cases
 from benchmarks.kernels.timing import Times, copies, time_calls
@@ -33,7 +34,7 @@ class KernelMeasurement:
 
 def kernel_cases(sizes: Sizes) -> list[Case]:
     """Every op of `fedra_kernels` at these sizes; nothing is allocated yet."""
-    return list(chain(lora_cases(sizes), row_cases(sizes), slot_cases(sizes)))
+    return list(chain(lora_cases(sizes), row_cases(sizes), low_rank_cases(sizes), slot_cases(sizes)))
 
 
 def measure_kernels(

@@ -85,7 +85,7 @@ def test_every_way_to_differentiate_adapters_gives_the_engines_gradient_of_the_i
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kernel", ["gather_norm + 3 S", "gelu + S", "swiglu + S", "scatter_add"])
+@pytest.mark.parametrize("kernel", ["gather_norm + 3 S", "gelu + S", "swiglu + S", "scatter_add", "low_rank_add"])
 def test_the_eager_rows_are_the_engines(kernel: str) -> None:
     for case in cases(kernel):
         torch.manual_seed(0)
