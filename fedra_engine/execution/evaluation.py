@@ -66,10 +66,10 @@ class Evaluator:
     def scores(self, state: GlobalState, model: EvaluatedModel) -> dict[str, Score]:
         """Score the `model` part of `state` by domain; every process takes a share of the samples."""
         domain_of = self.test.domains
-        _LOG.info("evaluating on %s test samples …", f"{len(domain_of):,}")
+        _LOG.info("evaluating on %s held-out samples …", f"{len(domain_of):,}")
         sums = torch.zeros(len(self.domains), 4, dtype=torch.float64)
         score = self._scores_by(state, model)
-        with Stage("evaluating test samples", len(domain_of)) as stage:
+        with Stage("evaluating held-out samples", len(domain_of)) as stage:
             for portion in portions(torch.arange(len(domain_of)), _BATCH, self.processes):
                 scores = score(portion.rows)
                 if not portion.is_padding:
@@ -94,7 +94,7 @@ class Evaluator:
             newcomer: the model for domains without clients.
         """
         of_domain = {names[index]: mine for index, mine in states.items() if index < len(names)}
-        _LOG.info("evaluating on %s test samples …", f"{len(self.test.domains):,}")
+        _LOG.info("evaluating on %s held-out samples …", f"{len(self.test.domains):,}")
         found = {}
         for index, name in enumerate(self.domains):
             rows = torch.nonzero(self.test.domains == index)[:, 0]
