@@ -26,7 +26,9 @@ def test_every_method_runs_with_every_seed_the_first_seed_of_all_first() -> None
 def test_a_configuration_file_holds_for_all_runs(tmp_path: Path) -> None:
     file = tmp_path / "setting.yaml"
     file.write_text("seed: 5\nmethod: {name: alllarge, weighting: samples}\noutput_dir: elsewhere\n")
-    comparison = parse_comparison(["--config", str(file), "--methods", "fedra", "--seeds", "1", "--jobs", "2"])
+    comparison = parse_comparison(
+        ["--config", str(file), "--methods", "fedra", "--seeds", "1", "--jobs", "2", "--control=false"]
+    )
     (run,) = comparison.runs
     assert (run.config.seed, run.config.method.name, run.config.method.weighting) == (1, "fedra", "samples")
     assert (run.path, comparison.jobs) == (Path("elsewhere/fedra-seed1"), 2)
@@ -34,7 +36,7 @@ def test_a_configuration_file_holds_for_all_runs(tmp_path: Path) -> None:
 
 def test_a_variant_changes_its_own_run_only_and_is_named_after_what_it_changes() -> None:
     entry = "fedra:method.allocation=covered:clients.capacities=[4,3,2,2,2,2]:training.lr=0.01"
-    plain, variant = parse_comparison([f"--methods=fedra,{entry}"]).runs
+    plain, variant = parse_comparison([f"--methods=fedra,{entry}", "--control=false"]).runs
     assert (plain.label, plain.config.method.allocation, plain.config.training.lr) == ("fedra", None, 0.005)
     assert (variant.config.method.allocation, variant.config.training.lr) == ("covered", 0.01)
     assert variant.config.clients.capacities == [4, 3, 2, 2, 2, 2]
@@ -57,7 +59,7 @@ def test_a_variant_changes_its_own_run_only_and_is_named_after_what_it_changes()
             ["--methods=fedra:method.depthfl.exit_every=2"],
             "methods: method.depthfl.exit_every: found 2 with method.name fedra, where it does nothing",
         ),
-        ([f"--methods=fedra:data.domains=[{'long' * 60}]"], r"methods: found 'fedra:.*\]', expected fewer fields"),
+        ([f"--methods=fedra:data.domains=[{'long' * 60}]"], r"methods: found 'fedra .*\]', expected fewer fields"),
         (
             ["--methods=fedra:method.alocation=full"],
             r"methods: .* 'method.alocation' .*\(did you mean method.allocation\?\)",
