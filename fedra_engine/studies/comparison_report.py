@@ -219,7 +219,7 @@ def _over_seeds(baseline: str, by_label: Mapping[str, Sequence[RunResult]], othe
     for label in others:
         pairs = [(run.average, firsts[run.seed]) for run in by_label[label] if run.seed in firsts]
         found = paired_difference([one for one, _ in pairs], [first for _, first in pairs])
-        cells = [_NONE] * 3 if found is None else [f"{100 * found.mean:+.1f}", f"{100 * found.error:.1f}", _p(found.p)]
+        cells = [_NONE] * 3 if found is None else [f"{100 * found.mean:+z.1f}", f"{100 * found.error:.1f}", _p(found.p)]
         rows.append([label, str(len(pairs)), *cells])
     return Section("Differences over seeds", _SEEDS.format(baseline=f"`{markdown_text(baseline)}`"), rows)
 
