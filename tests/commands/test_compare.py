@@ -71,9 +71,8 @@ GRID = "--grid=training.lr=0.003,0.01,0.03:training.lr_schedule=constant,cosine"
 def test_every_entry_tries_all_points_that_it_does_not_fix_and_runs_with_one() -> None:
     entries = "fedra,flora:training.lr=0.1,fedit:training.lr=0.1:training.lr_schedule=linear"
     comparison = parse_comparison([f"--methods={entries}", GRID, "--seeds=3,4", "--control=false"])
-    both = [
-        f"training.lr={lr} training.lr_schedule={by}" for lr in (0.003, 0.01, 0.03) for by in ("constant", "cosine")
-    ]
+    schedules = ["training.lr_schedule=constant", "training.lr_schedule=cosine"]
+    both = [f"training.lr={lr} {schedule}" for lr in (0.003, 0.01, 0.03) for schedule in schedules]
     assert points(comparison) == [both, schedules, [""]]
     fedra, flora, (fedit,) = comparison.entries
     assert [candidate.at_edge for candidate in fedra] == [*[("training.lr",)] * 2, *[()] * 2, *[("training.lr",)] * 2]
