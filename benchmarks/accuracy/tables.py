@@ -7,9 +7,9 @@ from statistics import mean, stdev
 from typing import Any
 
 from fedra_engine.runtime.tables import markdown_text
+from fedra_engine.studies.comparison_report import BELOW
 from fedra_engine.studies.statistics import standard_error
 
-BELOW = "▼"
 REFERENCES = {"frozen": "frozen", "ridge probe": "probe"}
 """What tuning is compared with, by the name in tables: its key in the results of a seed."""
 _NOTES = f"""\

@@ -23,12 +23,12 @@ _ACCURACY = """\
 Top-1 accuracy (%) by domain and on average, measured on {samples}: mean ± sample standard deviation over the seeds.
 `s.e.` is the standard error that the number of these samples gives the average of one seed (binomial in each domain;
 where clients have models of their own, it is at most that)."""
+_FROZEN = f"""\
+The row `{FROZEN}` is the whole model before any training, the column the part of it that a method starts from."""
 _BELOW = f"""\
-The row `{FROZEN}` is the whole frozen model with its untrained classifier, the column the model that a method starts
-from. The `{PROBE}` is a linear classifier on the frozen model's features, fitted to the training samples of all
-clients. {BELOW} marks averages below it. Their curve is `rising` if the average (the mean over the seeds) at the last
-evaluation is more than one s.e. above that at the last evaluation within the first three quarters of the rounds, else
-`flat`."""
+The `{PROBE}` is a linear classifier on the frozen model's features, fitted to the training samples of all clients;
+{BELOW} marks averages below it. Their curve is `rising` if the average (the mean over the seeds) at the last evaluation
+is more than one s.e. above that at the last evaluation within the first three quarters of the rounds, else `flat`."""
 _SEEDS = """\
 Average accuracy minus that of {baseline} with the same seed, in percentage points: mean, standard error, and
 two-sided p-value of a paired t-test over the seeds. The seeds share the pretrained model and the source's samples, so
@@ -142,8 +142,8 @@ def _accuracy(findings: Findings) -> Section:
         accuracies = _spreads([run.accuracy for run in seeds], tests, domains)
         frozen = f"{100 * mean(mean(run.frozen.values()) for run in seeds):.1f}"
         rows.append([label, str(len(seeds)), *accuracies, frozen, _mark(seeds, findings.references)])
-    after = _BELOW if findings.references else ""
-    return Section("Accuracy", _ACCURACY.format(samples=findings.samples), rows, after)
+    after = [text for name, text in ((FROZEN, _FROZEN), (PROBE, _BELOW)) if name in _by_seed(findings.references)]
+    return Section("Accuracy", _ACCURACY.format(samples=findings.samples), rows, "\n".join(after))
 
 
 def _by_seed(references: Sequence[References]) -> dict[str, dict[int, dict[str, float]]]:
