@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from itertools import product
@@ -121,24 +121,23 @@ def parse_comparison(arguments: Sequence[str]) -> Comparison:
     if options.methods is None:
         raise InputError("methods: found none, expected methods separated by commas (--methods fedra,alllarge)")
     variants = [_parse_variant(entry) for entry in _split(options.methods, ",")]
+    grid = {} if options.grid is None else _parse_grid(options.grid, parser, others)
     if options.control == "true" and all(variant.method != "alllarge" for variant in variants):
-        variants.append(_control(base))
+        variants.append(_control(base, grid))
     seeds = [parse_option("seeds", seed, int, NATURAL) for seed in options.seeds.split(",")]
     check_different("methods", [variant.folder for variant in variants])
     check_different("seeds", seeds)
-    grid = {} if options.grid is None else _parse_grid(options.grid, parser, others)
     jobs = parse_option("jobs", options.jobs, int, COUNT)
     entries = _candidates(variants, grid, seeds, parser, others)
     return Comparison(entries, Path(base.output_dir), jobs, options.oversubscribe == "true")
 
 
-def _control(base: ExperimentConfig) -> Variant:
-    """AllLarge with all clients at full depth and rank."""
+def _control(base: ExperimentConfig, grid: Collection[str]) -> Variant:
+    """AllLarge with all clients at full depth and rank, without what other methods may need and this one refuses."""
     fields = {"method.ignore_capacities": "true"}
-    # What other methods may need, and this one refuses.
-    if base.method.allocation is not None:
+    if base.method.allocation is not None or "method.allocation" in grid:
         fields["method.allocation"] = "null"
-    if base.clients.ranks:
+    if base.clients.ranks or "clients.ranks" in grid:
         fields["clients.ranks"] = "[]"
     return Variant("alllarge", fields)
 
@@ -153,14 +152,15 @@ def _candidates(
     """Each entry's points of the grid, without those that would train the same as an earlier one."""
     variants_of, points, configs = list[Variant](), list[Mapping[str, str]](), list[ExperimentConfig]()
     for variant in variants:
-        config = _config(variant, parser, others)
-        for field, why in without_effect(config).items():
-            if field in variant.overrides:
-                raise InputError(f"methods: {why}")
-        for point in _points(variant, grid, parser, others):
-            variants_of.append(variant)
-            points.append(point)
-            configs.append(_config(variant.at(point), parser, others))
+        own = _points(variant, grid, parser, others)
+        at_points = [_config(variant.at(point), parser, others) for point in own]
+        idle = [without_effect(config) for config in at_points]
+        for field in variant.overrides:
+            if all(field in messages for messages in idle):
+                raise InputError(f"methods: {idle[0][field]}")
+        variants_of += [variant] * len(own)
+        points += own
+        configs += at_points
     for field in grid:
         if all(field in variant.overrides for variant in variants):
             raise InputError(f"grid: found {field}, which all entries of --methods have, expected another field")

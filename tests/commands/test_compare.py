@@ -111,6 +111,17 @@ def test_a_field_that_does_nothing_is_no_part_of_a_point() -> None:
     assert len(depthfl) == 6
 
 
+def test_an_entrys_own_field_needs_an_effect_at_one_point() -> None:
+    grid = "--grid=training.optimizer=sgd,adamw"
+    ((sgd, adamw),) = parse_comparison(["--methods=fedra:training.momentum=0.5", grid, "--control=false"]).entries
+    assert (sgd.runs[0].config.training.momentum, adamw.runs[0].config.training.momentum) == (0.5, 0.9)
+
+
+def test_the_control_does_not_try_what_it_refuses() -> None:
+    comparison = parse_comparison(["--methods=fedra", "--grid=method.allocation=uniform,covered"])
+    assert points(comparison) == [["allocation=uniform", "allocation=covered"], [""]]
+
+
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
