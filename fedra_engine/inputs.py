@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fedra_engine.config import ExperimentConfig, register_choice
-from fedra_engine.data.domain_data import DomainData
+from fedra_engine.data.domain_data import DomainData, with_validation
 from fedra_engine.data.partition import Partition, partition_by, partition_samples
 from fedra_engine.data.sources import dataset_source, load_source
 from fedra_engine.models.loading import adopt_model, load_pretrained, resolve_model_path
@@ -56,14 +56,16 @@ class Inputs:
         return config
 
     def load_data(self, config: ExperimentConfig) -> DomainData:
-        """Return the data passed from Python, or load those of `config.data`."""
+        """The data passed from Python, or else those of `config.data`; with a validation set if it asks for one."""
         if self.data is not None:
-            return self.data
-        if self.dataset is not None:
-            return dataset_source(self.dataset, config.data, config.seed)
-        if config.data.root == IN_MEMORY:
+            data = self.data
+        elif self.dataset is not None:
+            data = dataset_source(self.dataset, config.data, config.seed)
+        elif config.data.root == IN_MEMORY:
             raise InputError("data.root: found a run on a data set in memory, expected it to be handed over again")
-        return load_source(config.data, config.seed)
+        else:
+            data = load_source(config.data, config.seed)
+        return with_validation(data, config.data, config.seed)
 
     def load_model(
         self, config: ExperimentConfig, classes: int | None, device: torch.device, sharding: Sharding | None

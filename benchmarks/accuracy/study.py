@@ -32,7 +32,6 @@ from benchmarks.accuracy.output import (
     restore_runs,
     save_runs,
 )
-from benchmarks.accuracy.ridge import ridge_probe
 from benchmarks.accuracy.runs import StudyRun, next_target
 from benchmarks.accuracy.setting import StudySetting, precision
 from benchmarks.accuracy.tables import REFERENCES, evaluations, markdown, short_table
@@ -44,6 +43,7 @@ from fedra_engine.experiment import Experiment
 from fedra_engine.models.state import EvaluatedModel
 from fedra_engine.runtime.errors import InputError, printable
 from fedra_engine.runtime.files import content_hash, write_whole
+from fedra_engine.studies.probe import ridge_probe
 
 
 def run_study(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import sqrt
 from statistics import mean, stdev
 from typing import Any
 
 from fedra_engine.runtime.tables import markdown_text
+from fedra_engine.studies.comparison_report import BELOW
+from fedra_engine.studies.statistics import standard_error
 
-BELOW = "▼"
 REFERENCES = {"frozen": "frozen", "ridge probe": "probe"}
 """What tuning is compared with, by the name in tables: its key in the results of a seed."""
 _NOTES = f"""\
@@ -43,12 +43,6 @@ def short_table(results: Mapping[str, Any]) -> str:
     for seed, found in results["seeds"].items():
         lines += [f"seed {seed}", *_summary(found)]
     return "\n".join(lines)
-
-
-def standard_error(accuracy: Mapping[str, float], tests: Mapping[str, int]) -> float:
-    """Of the average over domains, from the number of test samples of each."""
-    variances = [value * (1 - value) / tests[domain] for domain, value in accuracy.items()]
-    return sqrt(sum(variances)) / len(variances)
 
 
 def evaluations(records: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, float]]:

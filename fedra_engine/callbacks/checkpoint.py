@@ -84,6 +84,7 @@ class RunWriter(Callback):
                 "exported_accuracy": outcome.exported,
                 "average_exported": mean(outcome.exported.values()),
                 "tuned_is": outcome.tuned_is,
+                "measured_on": "validation samples" if experiment.config.data.validation_fraction else "test samples",
                 "evaluated_blocks": experiment.method.evaluated_model().blocks.tolist(),
                 "caution": experiment.method.caution,
                 **({} if outcome.stopped is None else {"stopped": outcome.stopped}),

@@ -23,8 +23,10 @@ from fedra_engine.config.values import dump_yaml
 from fedra_engine.runtime.errors import InputError, one_line
 from fedra_engine.runtime.files import content_hash, make_folders, whole_folder, write_whole, writing
 
+RESULTS = ("summary.json", "costs.json", "outcomes.json")
+"""Files that hold only as long as no further round is trained."""
 _FILES = (
-    *("config.yaml", "run.log", "metrics.jsonl", "summary.json", "costs.json", "partition.png", ".lock"),
+    *("config.yaml", "run.log", "metrics.jsonl", *RESULTS, "partition.png", ".lock"),
     *("checkpoints/metrics.jsonl", "adapters/[!.]*", "trace/*.safetensors"),
 )
 _FOLDERS = ("checkpoints", "adapters", "trace", "checkpoints/round_*[0-9]", "trace/round_*[0-9]")
@@ -178,7 +180,8 @@ class RunFolder:
 
         `metrics` are the records up to it, from `find_metrics`. Returns whether metrics.jsonl lacked any of them.
         """
-        self.summary_file.unlink(missing_ok=True)
+        for name in RESULTS:
+            (self.path / name).unlink(missing_ok=True)
         for trace in self.path.glob("trace/round_*"):
             number = re.fullmatch(r"round_(\d+)", trace.name)
             if number and int(number[1]) > last_round:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +26,7 @@ from fedra_engine.config.parsing import (
 )
 from fedra_engine.config.validation import validate_setting, validate_together, without_effect
 from fedra_engine.runtime.errors import InputError
-from fedra_engine.studies.plan import Comparison, PlannedRun
+from fedra_engine.studies.plan import Candidate, Comparison, PlannedRun
 
 DESCRIPTION = """Run every method with every seed, and compare them.
 
@@ -32,17 +34,36 @@ An entry of --methods is a method, or a variant of it with fields of its own:
 <method>:<field>=<value>:<field>=<value>, as in fedra,fedra:method.allocation=covered:training.lr=0.01.
 Each run is an ordinary run folder <output_dir>/<method>-seed<seed>. What is finished is not run again, what was
 interrupted goes on. The tables, in <output_dir> too, are those of the latest command.
+
+--grid training.lr=0.003,0.01:training.lr_schedule=constant,cosine tries all combinations of these values with the first
+seed, for each entry that does not have the field itself, in <output_dir>/grid. They are measured on validation samples
+(data.validation_fraction, or 0.2); the best of each entry is then run with every seed and measured on the test samples.
 """
 _OPTIONS = (
     CommandOption("methods", "ENTRY,…", "Methods or variants of them"),
     CommandOption("seeds", "SEED,…", "Seeds", default="0"),
+    CommandOption(
+        "grid", "FIELD=VALUE,…", "Values to choose from on validation samples; several fields have : between"
+    ),
+    CommandOption(
+        "control",
+        "[true|false]",
+        "Whether to add the full-depth control, alllarge with method.ignore_capacities, where there is no alllarge",
+        "true",
+        ("true", "false"),
+    ),
     CommandOption("jobs", "N", "Runs at a time, one thread each; a single one has what it needs", default="1"),
     OVERSUBSCRIBE,
 )
 _PLANNED = {"seed": "--seeds", "name": "--methods", "method.name": "--methods"}
 """Fields that differ from run to run, and the option that sets them."""
-_OF_ALL = ("output_dir", "methods", "seeds", "jobs", "oversubscribe", "print_config")
+_OF_ALL = (
+    *("output_dir", "methods", "seeds", "grid", "control", "jobs", "oversubscribe", "print_config"),
+    "data.validation_fraction",
+)
 """Options of the whole comparison."""
+_VALIDATION_FRACTION = 0.2
+"""Of a grid's runs, if the configuration has none."""
 _LONGEST_FOLDER = 200
 """Bytes; file systems allow 255, including a seed and a lock's suffix."""
 
@@ -52,6 +73,16 @@ class Variant(NamedTuple):
 
     method: str
     overrides: Mapping[str, str]
+
+    def at(self, point: Mapping[str, str]) -> Variant:
+        """With the values of a `point` of the grid, too."""
+        variant = Variant(self.method, {**self.overrides, **point})
+        if len(variant.folder.encode()) > _LONGEST_FOLDER:
+            raise InputError(
+                f"methods: found {variant.label!r}, expected fewer fields (folders are named after them; --config can "
+                "have the others, with an output_dir of its own)"
+            )
+        return variant
 
     @property
     def label(self) -> str:
@@ -90,56 +121,166 @@ def parse_comparison(arguments: Sequence[str]) -> Comparison:
     if options.methods is None:
         raise InputError("methods: found none, expected methods separated by commas (--methods fedra,alllarge)")
     variants = [_parse_variant(entry) for entry in _split(options.methods, ",")]
+    grid = {} if options.grid is None else _parse_grid(options.grid, parser, others)
+    if options.control == "true" and all(variant.method != "alllarge" for variant in variants):
+        variants.append(_control(base, grid))
     seeds = [parse_option("seeds", seed, int, NATURAL) for seed in options.seeds.split(",")]
     check_different("methods", [variant.folder for variant in variants])
     check_different("seeds", seeds)
-    configs = []
+    jobs = parse_option("jobs", options.jobs, int, COUNT)
+    entries = _candidates(variants, grid, seeds, parser, others)
+    return Comparison(entries, Path(base.output_dir), jobs, options.oversubscribe == "true")
+
+
+def _control(base: ExperimentConfig, grid: Collection[str]) -> Variant:
+    """AllLarge with all clients at full depth and rank, without what other methods may need and this one refuses."""
+    fields = {"method.ignore_capacities": "true"}
+    if base.method.allocation is not None or "method.allocation" in grid:
+        fields["method.allocation"] = "null"
+    if base.clients.ranks or "clients.ranks" in grid:
+        fields["clients.ranks"] = "[]"
+    return Variant("alllarge", fields)
+
+
+def _candidates(
+    variants: Sequence[Variant],
+    grid: Mapping[str, Sequence[str]],
+    seeds: Sequence[int],
+    parser: Parser[ExperimentConfig],
+    others: Sequence[str],
+) -> tuple[tuple[Candidate, ...], ...]:
+    """Each entry's points of the grid, without those that would train the same as an earlier one."""
+    variants_of, points, configs = list[Variant](), list[Mapping[str, str]](), list[ExperimentConfig]()
     for variant in variants:
-        fields = {"method.name": variant.method, **variant.overrides}
-        config = parser.parse([*others, *(f"--{field}={value}" for field, value in fields.items())])
-        configs.append(config)
-        for field, why in without_effect(config).items():
-            if field in variant.overrides:
-                raise InputError(f"methods: {why}")
+        own = _points(variant, grid, parser, others)
+        at_points = [_config(variant.at(point), parser, others) for point in own]
+        idle = [without_effect(config) for config in at_points]
+        for field in variant.overrides:
+            if all(field in messages for messages in idle):
+                raise InputError(f"methods: {idle[0][field]}")
+        variants_of += [variant] * len(own)
+        points += own
+        configs += at_points
+    for field in grid:
+        if all(field in variant.overrides for variant in variants):
+            raise InputError(f"grid: found {field}, which all entries of --methods have, expected another field")
+        if not any(field in point for point in points):
+            raise InputError(f"grid: found {field}, which does nothing with any entry of --methods, expected another")
     # An option that is given for all may be one of a single method.
     configs = validate_together(configs)
+    entries: dict[str, list[tuple[Mapping[str, str], ExperimentConfig]]] = {}
+    for variant, point, config in zip(variants_of, points, configs, strict=True):
+        same = entries.setdefault(variant.folder, [])
+        if all(config != other for _, other in same):
+            same.append((point, config))
+    return tuple(
+        tuple(
+            _candidate(variant, point, config, grid, seeds, alone=len(entries[variant.folder]) == 1)
+            for point, config in entries[variant.folder]
+        )
+        for variant in variants
+    )
+
+
+def _config(variant: Variant, parser: Parser[ExperimentConfig], others: Sequence[str]) -> ExperimentConfig:
+    fields = {"method.name": variant.method, **variant.overrides}
+    return parser.parse([*others, *(f"--{field}={value}" for field, value in fields.items())])
+
+
+def _points(
+    variant: Variant, grid: Mapping[str, Sequence[str]], parser: Parser[ExperimentConfig], others: Sequence[str]
+) -> list[Mapping[str, str]]:
+    """All combinations of the values of fields that `variant` does not have itself and that do something with it."""
+    own = {field: values for field, values in grid.items() if field not in variant.overrides}
+    points = list[Mapping[str, str]]()
+    for values in product(*own.values()):
+        point = dict(zip(own, values, strict=True))
+        # Without one field, another may have no effect either.
+        while idle := point.keys() & without_effect(_config(variant.at(point), parser, others)):
+            point = {field: value for field, value in point.items() if field not in idle}
+        if point not in points:
+            points.append(point)
+    return points
+
+
+def _candidate(
+    variant: Variant,
+    point: Mapping[str, str],
+    config: ExperimentConfig,
+    grid: Mapping[str, Sequence[str]],
+    seeds: Sequence[int],
+    *,
+    alone: bool,
+) -> Candidate:
+    """The runs with a `point` of the grid; `alone` if the entry has no other."""
+    at, fraction = variant.at(point), config.data.validation_fraction
+    runs_config, trial = config, None
+    if grid:
+        data = replace(config.data, validation_fraction=fraction or _VALIDATION_FRACTION)
+        folder, name = str(Path(config.output_dir) / "grid"), f"{at.folder}-seed{seeds[0]}"
+        tried = replace(config, seed=seeds[0], name=name, output_dir=folder, data=data)
+        validate_setting(tried)
+        trial = None if alone else PlannedRun(tried, at.label, is_trial=True)
+        runs_config = replace(config, data=replace(config.data, validation_fraction=0.0))
     runs = tuple(
-        PlannedRun(replace(config, seed=seed, name=f"{variant.folder}-seed{seed}"), variant.label)
-        for seed in seeds
-        for variant, config in zip(variants, configs, strict=True)
+        PlannedRun(replace(runs_config, seed=seed, name=f"{at.folder}-seed{seed}"), variant.label) for seed in seeds
     )
     for run in runs:
         validate_setting(run.config)
-    jobs = parse_option("jobs", options.jobs, int, COUNT)
-    return Comparison(runs, Path(base.output_dir), jobs, options.oversubscribe == "true")
+    edges = tuple(field for field, value in point.items() if _is_extreme(value, grid[field]))
+    shown = " ".join(f"{field.removeprefix('method.')}={value}" for field, value in point.items())
+    return Candidate(shown, edges, trial, runs)
+
+
+def _is_extreme(value: str, values: Sequence[str]) -> bool:
+    """Whether `value` is the smallest or largest of the `values` of a field, if these are numbers."""
+    try:
+        numbers = [float(each) for each in values]
+    except ValueError:
+        return False
+    return float(value) in (min(numbers), max(numbers))
+
+
+def _parse_grid(text: str, parser: Parser[ExperimentConfig], others: Sequence[str]) -> dict[str, list[str]]:
+    """Parse `training.lr=0.01,0.1:training.lr_schedule=constant,cosine`: values by field."""
+    grid = dict[str, list[str]]()
+    for assignment in _split(text, ":"):
+        field, values_text = _parse_field("grid", assignment, text, grid)
+        values = _split(values_text, ",")
+        if len(values) < 2:
+            raise InputError(f"grid: found one value of {field}, expected several (--{field} {values_text} sets it)")
+        parsed = [parser.parse([*others, f"--{field}={value}"]) for value in values]
+        check_different("grid", [f"{field}={reduce(getattr, field.split('.'), config)}" for config in parsed])
+        grid[field] = values
+    return grid
+
+
+def _parse_field(option: str, assignment: str, where: str, before: Mapping[str, object]) -> tuple[str, str]:
+    """The field and the value of an `assignment` in the text `where` of an option."""
+    field, equals, value = assignment.partition("=")
+    if not field or not equals:
+        raise InputError(f"{option}: found {assignment!r} in {where!r}, expected <field>=<value>")
+    if field in (*_PLANNED, *_OF_ALL):
+        raise InputError(f"{option}: found {field} in {where!r}, expected another field of the experiment")
+    if field not in (names := list(field_names(ExperimentConfig))):
+        raise InputError(
+            f"{option}: found an unknown field {field!r} in {where!r}, expected {known_name(field, names)}"
+        )
+    if field in before:
+        raise InputError(f"{option}: found {field} more than once in {where!r}, expected every field once")
+    return field, value
 
 
 def _parse_variant(entry: str) -> Variant:
     """Parse an entry such as `fedra:method.allocation=covered`."""
     method, *assignments = _split(entry, ":")
-    overrides, names = dict[str, str](), list(field_names(ExperimentConfig))
+    overrides = dict[str, str]()
     for assignment in assignments:
-        field, equals, value = assignment.partition("=")
-        if not field or not equals:
-            raise InputError(f"methods: found {assignment!r} in {entry!r}, expected <field>=<value>")
-        if field in (*_PLANNED, *_OF_ALL):
-            raise InputError(f"methods: found {field} in {entry!r}, expected another field of the experiment")
-        if field not in names:
-            raise InputError(
-                f"methods: found an unknown field {field!r} in {entry!r}, expected {known_name(field, names)}"
-            )
-        if field in overrides:
-            raise InputError(f"methods: found {field} more than once in {entry!r}, expected every field once")
+        field, value = _parse_field("methods", assignment, entry, overrides)
         overrides[field] = value
     if not method:
         raise InputError(f"methods: found an entry {entry!r}, expected the name of a method first")
-    variant = Variant(method, overrides)
-    if len(variant.folder.encode()) > _LONGEST_FOLDER:
-        raise InputError(
-            f"methods: found {entry!r}, expected fewer fields (folders are named after them; --config can have the "
-            "others, with an output_dir of its own)"
-        )
-    return variant
+    return Variant(method, overrides)
 
 
 def _split(text: str, separator: str) -> list[str]:

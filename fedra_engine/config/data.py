@@ -73,6 +73,8 @@ class DataConfig:
             with probability 1/2), or `crop_flip` (also a crop of random place, area and shape, resized back).
         crop_scale: smallest fraction of an image's area that `crop_flip` keeps.
         test_fraction: fraction of each domain's and class's samples held out if the source has no test set.
+        validation_fraction: fraction of each domain's and class's training samples that is taken out of training and
+            evaluated in the place of the test set, which is then not used; 0 for none.
         partition: `domain` (each domain is one client), `iid`, `dirichlet` (label skew), `shards` (few classes per
             client), `quantity` (log-normal skew of the sample counts), `natural` (a column names the client) or
             `bootstrap` (each client draws samples of one domain with replacement; nothing is stored).
@@ -101,6 +103,7 @@ class DataConfig:
     augmentation: Literal["none", "flip", "crop_flip"] = option("none", needs=[{"source": _IMAGES}])
     crop_scale: float = option(0.08, allowed.SHARE, needs=[{"augmentation": ("crop_flip",)}])
     test_fraction: float = option(0.2, allowed.FRACTION, needs=[{"source": _DRAWN_TEST}])
+    validation_fraction: float = option(0.0, allowed.DECAY)
     partition: str = option("dirichlet", PARTITION_NAMES)
     clients_per_domain: int = option(5, allowed.CLIENTS, needs=[{"partition": _DIVIDED}, {"clients": (None,)}])
     clients: int | None = option(None, allowed.CLIENTS, needs=[{"partition": _DIVIDED}])

@@ -55,7 +55,7 @@ class DomainData:
         domains: names; client capacities follow this order.
         labels: int64 [samples], index into `classes`; None for samples without labels.
         classes: names.
-        is_test: bool [samples], whether a sample belongs to the test set.
+        is_test: bool [samples], whether a sample belongs to the test set, or to the validation set in its place.
         clients: [samples], name of the client that owns a sample; None if the source names no clients.
         sample_sources: [samples], file and line (or split and row) of each sample, made by `sample_sources()`; None
             if the image's own path says enough, or the samples are generated.
@@ -182,7 +182,7 @@ def prepare_source(data: DomainData, config: DataConfig, seed: int, *, split: bo
         # A part of the cache has one domain.
         data = data.select(np.argsort(data.domain_of, kind="stable"))
     if split:
-        data = replace(data, is_test=_draw_test_set(data, config.test_fraction, seed))
+        data = replace(data, is_test=_hold_out(data, "test", config.test_fraction, seed))
     elif config.test_fraction != (usual := DataConfig.test_fraction):
         raise InputError(
             f"data.test_fraction: found {config.test_fraction:g} with samples that have a test set, expected {usual:g} "
@@ -206,11 +206,28 @@ def check_domains(data: DomainData) -> None:
                 )
 
 
-def _draw_test_set(data: DomainData, fraction: float, seed: int) -> NDArray[np.bool_]:
-    """Hold out `fraction` of every class of every domain, at least one sample but never all of them: bool [samples].
+def with_validation(data: DomainData, config: DataConfig, seed: int) -> DomainData:
+    """Put `config.validation_fraction` of the training samples in the place of the test set, which is left out.
 
-    Without labels each domain is one class. The draw of a class depends only on the seed, the names of its domain and
-    class, and its number of samples.
+    Raises:
+        InputError: a domain has too few training samples.
+    """
+    if config.validation_fraction == 0:
+        return data
+    left_out, data = int(data.is_test.sum()), data.train
+    data = replace(data, is_test=_hold_out(data, "validation", config.validation_fraction, seed))
+    note = (
+        f"accuracies are those on {data.is_test.sum():,} validation samples, which are taken out of training; the "
+        f"{left_out:,} test samples are not used"
+    )
+    return replace(data, notes=[*data.notes, note])
+
+
+def _hold_out(data: DomainData, kind: str, fraction: float, seed: int) -> NDArray[np.bool_]:
+    """Draw `fraction` of every class of every domain, at least one sample but never all of them: bool [samples].
+
+    Without labels each domain is one class. The draw of a class depends only on the seed, the `kind` of samples (test
+    or validation), the names of its domain and class, and its number of samples.
     """
     is_test = np.zeros(len(data), dtype=np.bool_)
     labels = np.zeros(len(data), dtype=np.int64) if data.labels is None else data.labels
@@ -219,13 +236,13 @@ def _draw_test_set(data: DomainData, fraction: float, seed: int) -> NDArray[np.b
         for label in np.unique(labels[rows]):
             members = rows[labels[rows] == label]
             purpose = name if data.labels is None else f"{name}/{data.classes[label]}"
-            rng = generator(seed, purpose=f"test split of {purpose}")
+            rng = generator(seed, purpose=f"{kind} split of {purpose}")
             held_out = min(max(round(fraction * len(members)), 1), len(members) - 1)
             is_test[members] = rng.permutation(len(members)) < held_out
         if len(rows) and not is_test[rows].any():
             raise InputError(
-                f"data.test_fraction: found {fraction} but no test sample in domain {name!r}, whose classes have one "
-                "sample each, expected a class of at least 2"
+                f"data.{kind}_fraction: found {fraction} but no {kind} sample in domain {name!r}, whose classes have "
+                f"one{'' if kind == 'test' else ' training'} sample each, expected a class of at least 2"
             )
     return is_test
 

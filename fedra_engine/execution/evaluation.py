@@ -62,21 +62,26 @@ class Evaluator:
     domains: Sequence[str]
     processes: Processes = field(default_factory=Processes.alone)
 
-    @torch.no_grad()
     def scores(self, state: GlobalState, model: EvaluatedModel) -> dict[str, Score]:
         """Score the `model` part of `state` by domain; every process takes a share of the samples."""
-        domain_of = self.test.domains
-        _LOG.info("evaluating on %s test samples …", f"{len(domain_of):,}")
         sums = torch.zeros(len(self.domains), 4, dtype=torch.float64)
+        sums.index_add_(0, self.test.domains, self.sample_scores(state, model))
+        return {name: self._checked_score(name, of_domain) for name, of_domain in zip(self.domains, sums, strict=True)}
+
+    @torch.no_grad()
+    def sample_scores(self, state: GlobalState, model: EvaluatedModel) -> Tensor:
+        """`Task.scores` of every sample, float64 [samples, 4] on the CPU; every process computes a share."""
+        found = torch.zeros(len(self.test.domains), 4, dtype=torch.float64)
+        _LOG.info("evaluating on %s held-out samples …", f"{len(found):,}")
         score = self._scores_by(state, model)
-        with Stage("evaluating test samples", len(domain_of)) as stage:
-            for portion in portions(torch.arange(len(domain_of)), _BATCH, self.processes):
+        with Stage("evaluating held-out samples", len(found)) as stage:
+            for portion in portions(torch.arange(len(found)), _BATCH, self.processes):
                 scores = score(portion.rows)
                 if not portion.is_padding:
-                    sums.index_add_(0, domain_of[portion.rows], scores)
+                    found[portion.rows] = scores
                 stage.advance(len(portion.rows) * self.processes.count)
-        self.processes.all_reduce_([sums])
-        return {name: self._checked_score(name, of_domain) for name, of_domain in zip(self.domains, sums, strict=True)}
+        self.processes.all_reduce_([found])
+        return found
 
     @torch.no_grad()
     def personal_scores(
@@ -94,7 +99,7 @@ class Evaluator:
             newcomer: the model for domains without clients.
         """
         of_domain = {names[index]: mine for index, mine in states.items() if index < len(names)}
-        _LOG.info("evaluating on %s test samples …", f"{len(self.test.domains):,}")
+        _LOG.info("evaluating on %s held-out samples …", f"{len(self.test.domains):,}")
         found = {}
         for index, name in enumerate(self.domains):
             rows = torch.nonzero(self.test.domains == index)[:, 0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -26,15 +26,19 @@ from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.parsing import read_config
 from fedra_engine.experiment import build_experiment
 from fedra_engine.methods.registry import method_named
+from fedra_engine.run import load_run
 from fedra_engine.run import run as train_run
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.exit_codes import unwound_by_signals
 from fedra_engine.runtime.files import write_whole
 from fedra_engine.runtime.processes import check_cores
 from fedra_engine.runtime.tables import PlainConsole, rich_table, table_text
-from fedra_engine.studies.plan import Comparison, PlannedRun, differences, refuse_changes
+from fedra_engine.studies.comparison_report import REPORT, Findings, TriedPoint, write_report
+from fedra_engine.studies.outcomes import OUTCOMES, SampleOutcomes
+from fedra_engine.studies.plan import Candidate, Comparison, PlannedRun, differences, refuse_changes, seed_by_seed
+from fedra_engine.studies.references import Measured, PlannedReferences, measure
 from fedra_engine.studies.report import command_text
-from fedra_engine.studies.results import COSTS, REPORT, RunCosts, read_result, write_report
+from fedra_engine.studies.results import COSTS, RunCosts, read_result, read_trial
 from fedra_engine.studies.workers import work_off
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -52,18 +56,64 @@ class Outcome(NamedTuple):
 def compare(comparison: Comparison) -> None:
     """Execute the runs of `comparison` that are not finished, show their progress, and report on all of them.
 
+    With several candidates for an entry, their trials come first, and only the best one's runs follow.
+
     Raises:
         InputError: before any run, the options or a run's folder cannot be used; or, after the report, runs failed.
         ProcessLostError: one of the processes was killed.
     """
-    runs, folder = comparison.runs, comparison.output_dir
+    trials, folder, jobs = comparison.trials, comparison.output_dir, comparison.jobs
     if not comparison.oversubscribe:
-        check_cores("jobs", min(comparison.jobs, len(runs)), advice=" (--oversubscribe true lets runs share cores)")
-    check_runs(runs)
+        most = max(len(trials), sum(len(candidates[0].runs) for candidates in comparison.entries))
+        check_cores("jobs", min(jobs, most), advice=" (--oversubscribe true lets runs share cores)")
+    check_runs([*trials, *comparison.runs])
     REPORT.check(folder)
     make_folder(folder)
     console = PlainConsole()
-    console.print(f"{len(runs)} runs in {folder}; each writes its progress to its run.log", soft_wrap=True)
+    tried = {outcome.run.path: outcome for outcome in _execute_shown(trials, jobs, console)} if trials else {}
+    chosen, undecided = list[Candidate](), list[Outcome]()
+    for candidates in comparison.entries:
+        best = choose(candidates, tried)
+        if isinstance(best, Candidate):
+            chosen.append(best)
+            if best.trial is not None:
+                console.print(f"{best.runs[0].label}: chose {best.point}", soft_wrap=True)
+        else:
+            undecided += [best._replace(run=run) for run in candidates[0].runs]
+    outcomes = _execute_shown(seed_by_seed(chosen), jobs, console) if chosen else []
+    _conclude(comparison, chosen, [*outcomes, *undecided], list(tried.values()), console)
+
+
+def choose(candidates: Sequence[Candidate], tried: Mapping[Path, Outcome]) -> Candidate | Outcome:
+    """The only candidate, or the first of those with the best average accuracy on validation samples.
+
+    Trials that failed are passed over. Returns an outcome, why there is no choice, if all failed or any is still busy.
+
+    Args:
+        candidates: of an entry.
+        tried: outcomes of their trials, by folder.
+    """
+    if len(candidates) == 1:
+        return candidates[0]
+    outcomes = [tried[each.trial.path] for each in candidates if each.trial is not None]
+    if any(outcome.state == "busy" for outcome in outcomes):
+        return Outcome(outcomes[0].run, "busy", "another process is executing a run of its grid")
+    done = [candidate for candidate, outcome in zip(candidates, outcomes, strict=True) if outcome.state == "done"]
+    if not done:
+        return Outcome(outcomes[0].run, "failed", f"all runs of its grid failed, the first with {outcomes[0].note}")
+    return max(done, key=lambda candidate: _accuracy_of_trial(candidate) or 0.0)
+
+
+def _accuracy_of_trial(candidate: Candidate) -> float | None:
+    return None if candidate.trial is None else read_trial(candidate.trial).average
+
+
+def _execute_shown(runs: Sequence[PlannedRun], jobs: int, console: PlainConsole) -> list[Outcome]:
+    """`execute_all`, with progress and outcomes on `console`."""
+    what = "runs on validation samples" if runs[0].is_trial else "runs"
+    console.print(
+        f"{len(runs)} {what} in {runs[0].path.parent}; each writes its progress to its run.log", soft_wrap=True
+    )
     running, reported = {run.title: run for run in runs}, 0
 
     def report(outcome: Outcome) -> None:
@@ -75,18 +125,35 @@ def compare(comparison: Comparison) -> None:
         console.print(f"{counter}  {outcome.run.title}: {outcome.note}", soft_wrap=True)
 
     with shown_progress(console, running):
-        outcomes = execute_all(runs, comparison.jobs, report)
-    _conclude(outcomes, folder, console)
+        return execute_all(runs, jobs, report)
 
 
-def _conclude(outcomes: Sequence[Outcome], folder: Path, console: PlainConsole) -> None:
+def _conclude(
+    comparison: Comparison,
+    chosen: Sequence[Candidate],
+    outcomes: Sequence[Outcome],
+    tried: Sequence[Outcome],
+    console: PlainConsole,
+) -> None:
     """Report on the runs that are done. Raises InputError if there are none, or any failed."""
+    folder = comparison.output_dir
     results = [read_result(outcome.run) for outcome in outcomes if outcome.state == "done"]
     if results:
-        missing = {outcome.run.title: outcome.note for outcome in outcomes if outcome.state != "done"}
-        rows = write_report(folder, command_text(), results, missing)
+        missing = {outcome.run.title: outcome.note for outcome in (*outcomes, *tried) if outcome.state != "done"}
+        references = []
+        for measured in _references(comparison, {result.seed for result in results}):
+            if measured.found is None:
+                missing[measured.plan.title] = measured.note
+            else:
+                references.append(measured.found)
+        first = comparison.runs[0]
+        samples = "validation samples" if first.config.data.validation_fraction else "test samples"
+        points = _tried_points(comparison, chosen, {outcome.run.path for outcome in tried if outcome.state == "done"})
+        findings = Findings(command_text(), samples, first.label, results, references, points, missing)
+        for section in write_report(folder, findings):
+            console.print("", section.title, "", table_text(rich_table(section.rows)), sep="\n", soft_wrap=True)
         where = f"comparison.md, .csv and .tex and accuracy_by_round.png are in {folder}"
-        console.print("", table_text(rich_table(rows)), "", where, sep="\n", soft_wrap=True)
+        console.print("", where, sep="\n", soft_wrap=True)
     else:
         REPORT.remove(folder)
     failed = [outcome.run.title for outcome in outcomes if outcome.state == "failed"]
@@ -100,6 +167,39 @@ def _conclude(outcomes: Sequence[Outcome], folder: Path, console: PlainConsole) 
             f"methods: found all {len(outcomes)} runs being executed by other processes, expected one that is "
             "finished (there is no table; run the command again later)"
         )
+
+
+def _references(comparison: Comparison, seeds: Collection[int]) -> list[Measured]:
+    """The frozen model and the ridge probe of every seed, with the data and the model of the first entry."""
+    plans = [
+        PlannedReferences(run.config, comparison.output_dir / "references")
+        for run in comparison.entries[0][0].runs
+        if run.config.seed in seeds
+    ]
+    found = dict[int, Measured]()
+
+    def keep(measured: Measured) -> None:
+        found[measured.plan.config.seed] = measured
+
+    with _resumable():
+        work_off(plans, comparison.jobs, measure, keep)
+    return [found[plan.config.seed] for plan in plans]
+
+
+def _tried_points(comparison: Comparison, chosen: Sequence[Candidate], done: Collection[Path]) -> list[TriedPoint]:
+    """The points of the grid, for the report; `done` are the folders of trials that have finished."""
+    return [
+        TriedPoint(
+            each.runs[0].label,
+            each.point,
+            _accuracy_of_trial(each) if each.trial.path in done else None,
+            each in chosen,
+            each.at_edge,
+        )
+        for candidates in comparison.entries
+        for each in candidates
+        if each.trial is not None
+    ]
 
 
 def check_runs(runs: Sequence[PlannedRun]) -> None:
@@ -143,14 +243,21 @@ def execute_all(runs: Sequence[PlannedRun], jobs: int, report: Callable[[Outcome
         outcomes[outcome.run.title] = outcome
         report(outcome)
 
+    with _resumable():
+        work_off(runs, jobs, execute, keep)
+        work_off([run for run in runs if outcomes[run.title].state == "busy"], jobs, execute, keep)
+    return [outcomes[run.title] for run in runs]
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """Let an interrupt say what to do next."""
     with unwound_by_signals():
         try:
-            work_off(runs, jobs, execute, keep)
-            work_off([run for run in runs if outcomes[run.title].state == "busy"], jobs, execute, keep)
+            yield
         except (KeyboardInterrupt, OSError) as error:
             error.add_note("the same command goes on")
             raise
-    return [outcomes[run.title] for run in runs]
 
 
 def execute(run: PlannedRun) -> Outcome:
@@ -158,26 +265,32 @@ def execute(run: PlannedRun) -> Outcome:
     try:
         with FileLock(run.lock_file, timeout=0):
             before = _finish(run)
-        result = read_result(run)
+        result = read_trial(run) if run.is_trial else read_result(run)
     except Timeout:
         return Outcome(run, "busy", "another process is executing it")
     except InputError as error:
         return Outcome(run, "failed", str(error))
-    accuracy = f"{100 * mean(result.accuracy.values()):.1f} % after {result.rounds} rounds, {result.seconds:.0f} s"
+    accuracy = f"{100 * result.average:.1f} % after {result.rounds} rounds, {result.seconds:.0f} s"
     caution = f"; note: {result.caution}" if result.caution else ""
     return Outcome(run, "done", f"{accuracy}{before}{caution}")
 
 
 def _finish(run: PlannedRun) -> str:
-    """Train the missing rounds and count the costs. Returns a note on what was there before."""
+    """Train the missing rounds and write what the report needs. Returns a note on what was there before."""
     earlier = earlier_run(run)
     finished = earlier is not None and earlier.summary_file.is_file()
-    if not finished:
+    if finished:
+        result = load_run(run.path)
+    else:
         # The output of many runs would mix, so each goes to its log only.
         console = PlainConsole(quiet=True, force_terminal=False)
-        train_run(run.config, earlier, accelerator=Accelerator(), console=console)
-    if not (run.path / COSTS).is_file():
-        write_whole(run.path / COSTS, json.dumps(asdict(count_costs(run.config)), indent=2) + "\n")
+        result = train_run(run.config, earlier, accelerator=Accelerator(), console=console)
+    if not run.is_trial:
+        if not (run.path / COSTS).is_file():
+            write_whole(run.path / COSTS, json.dumps(asdict(count_costs(run.config)), indent=2) + "\n")
+        if not (run.path / OUTCOMES).is_file():
+            # Of a run that is loaded, the experiment is only built here.
+            SampleOutcomes.of(result.experiment, result.state).write(run.path)
     if finished:
         return " (finished before)"
     return "" if earlier is None else " (interrupted before, went on)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,9 +31,10 @@ class Part:
 
 @dataclass(frozen=True)
 class PlannedRun(Part):
-    """A run of a comparison; `label` names its method in tables."""
+    """A run of a comparison; `label` names its method in tables. A trial only serves to choose a point of the grid."""
 
     label: str
+    is_trial: bool = False
 
     @property
     def title(self) -> str:
@@ -41,13 +42,47 @@ class PlannedRun(Part):
         return f"{self.label} seed {self.config.seed}"
 
 
-class Comparison(NamedTuple):
-    """Runs, `jobs` of them at a time; with `oversubscribe` these may be more than there are cores."""
+class Candidate(NamedTuple):
+    """A point of the grid for an entry of `--methods`.
 
+    Attributes:
+        point: its fields and values, for tables.
+        at_edge: fields whose value is the smallest or the largest number that the grid has for them.
+        trial: run of the first seed on validation samples; None if the entry has no other candidate.
+        runs: the entry's runs with this point, one for each seed.
+    """
+
+    point: str
+    at_edge: tuple[str, ...]
+    trial: PlannedRun | None
     runs: tuple[PlannedRun, ...]
+
+
+class Comparison(NamedTuple):
+    """Candidates for each entry, whose runs are executed `jobs` at a time.
+
+    With `oversubscribe` these may be more than there are cores.
+    """
+
+    entries: tuple[tuple[Candidate, ...], ...]
     output_dir: Path
     jobs: int
     oversubscribe: bool
+
+    @property
+    def trials(self) -> list[PlannedRun]:
+        """Runs that choose among the candidates of their entry."""
+        return [one.trial for candidates in self.entries for one in candidates if one.trial is not None]
+
+    @property
+    def runs(self) -> list[PlannedRun]:
+        """Runs of all candidates."""
+        return seed_by_seed([candidate for candidates in self.entries for candidate in candidates])
+
+
+def seed_by_seed(candidates: Sequence[Candidate]) -> list[PlannedRun]:
+    """The runs of the first seed of all `candidates` first."""
+    return [run for of_seed in zip(*(each.runs for each in candidates), strict=True) for run in of_seed]
 
 
 @dataclass(frozen=True)

@@ -158,14 +158,16 @@ def test_rewinding_drops_later_rounds_and_a_line_cut_short(tmp_path: Path) -> No
     assert folder.keep_metrics({"round": 2}) == marks[2]
 
 
-def test_rewinding_drops_the_summary_and_the_traces_of_later_rounds(tmp_path: Path) -> None:
+def test_rewinding_drops_the_results_and_the_traces_of_later_rounds(tmp_path: Path) -> None:
     folder = RunFolder.create(config(tmp_path))
     folder.write_summary({"rounds": 3})
     for name in ("round_0001", "round_0002", "round_10000", "round_notes"):
         (folder.path / "trace" / name).mkdir(parents=True)
     (folder.path / "trace" / "inputs.safetensors").touch()
+    for name in ("costs.json", "outcomes.json"):
+        (folder.path / name).touch()
     folder.rewind(1, b"")
-    assert not folder.summary_file.exists()
+    assert not {"summary.json", "costs.json", "outcomes.json"} & {path.name for path in folder.path.iterdir()}
     kept = sorted(path.name for path in (folder.path / "trace").iterdir())
     assert kept == ["inputs.safetensors", "round_0001", "round_notes"]
 

@@ -201,8 +201,8 @@ def test_shipped_configurations_are_valid(path: Path) -> None:
         (["--clients.capacities", "12;10"], "clients.capacities: found '12;10', expected a list"),
         (["--clients.ranks", "4,x"], "clients.ranks: found 'x', expected a whole number from 1 to 128"),
         (
-            ["--config", "pacs_vit"],
-            "config: found no file 'pacs_vit', expected one, or one of .*label_skew.* (did you mean pacs_vit_s14?)",
+            ["--config", "pacs_vit_s"],
+            "config: found no file 'pacs_vit_s', expected one, or one of .*label_skew.* (did you mean pacs_vit_s14?)",
         ),
         (["---seed", "3"], "---seed: found an unknown option, expected .* (did you mean --seed?)"),
         (["foo"], "foo: found an argument without an option, expected one that --help-all lists"),

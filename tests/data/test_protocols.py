@@ -172,15 +172,16 @@ def test_a_mixer_of_timm_itself_runs(tmp_path: Path) -> None:
     assert list(summary["tuned"]) == DOMAINNET
 
 
-def test_pacs_runs_on_a_bare_dinov2(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "clients"), [("pacs_vit_s14", 24), ("pacs_vit", 4)])
+def test_pacs_runs_on_a_bare_dinov2(tmp_path: Path, name: str, clients: int) -> None:
     sizes = {name: size for name, size in SIZES.items() if name != "intermediate_size"}
     Dinov2Model(Dinov2Config(**sizes, mlp_ratio=2, image_size=42, patch_size=14)).save_pretrained(tmp_path / "dinov2")
     root = make_pacs(tmp_path / "pacs")
     options = [f"--data.root={root}", f"--model.path={tmp_path / 'dinov2'}", "--data.image_size=28"]
     options += ["--clients.capacities=[4,3,2,1]", "--data.min_samples=10", "--rounds=1"]
-    summary, said = run(tmp_path, ["pacs_vit_s14"], options)
+    summary, said = run(tmp_path, [name], options)
     assert list(summary["tuned"]) == PACS
-    assert "24 in 4 domains" in said
+    assert f"{clients} in 4 domains" in said
 
 
 def test_ag_news_runs_on_a_bare_bert(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The `compare` launcher, from command line to tables."""
 
 import csv
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -8,7 +9,9 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from tests.studies.planned import SMALL
+from tests.studies.planned import SMALL as FEW_ROUNDS
+
+SMALL = [*FEW_ROUNDS, "--control=false"]
 
 pytestmark = pytest.mark.slow
 
@@ -19,23 +22,73 @@ def compare(launch: Callable[..., object]) -> Callable[..., object]:
     return partial(launch, "compare")
 
 
-def test_methods_and_seeds_end_in_one_table(compare, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_methods_and_seeds_end_in_one_table(
+    compare, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = [*SMALL, "--output_dir", str(tmp_path), "--methods=fedra,fedra:method.allocation=covered", "--seeds=0,1"]
     assert compare(*options) == 0
     first = capsys.readouterr().out
     names = ["fedra-seed0", "fedra-allocation=covered-seed0", "fedra-seed1", "fedra-allocation=covered-seed1"]
     assert all((tmp_path / name / "summary.json").is_file() for name in names)
     # The table is wider than a terminal of tests, and stays in one piece.
-    assert next(line for line in first.splitlines() if line.startswith("method")).split()[-1] == "seconds"
+    heads = [line.split() for line in first.splitlines() if line.startswith("method")]
+    assert [head[-1] for head in heads] == ["probe", "seconds", "p", "1"]
     with (tmp_path / "comparison.csv").open(newline="") as file:
         lines = [(line["method"], line["seed"], line["domain"]) for line in csv.DictReader(file)]
     labels, domains = ("fedra", "fedra allocation=covered"), ("clean", "noisy")
-    assert lines == [(label, seed, domain) for seed in "01" for label in labels for domain in domains]
+    runs, references = ([(label, seed) for seed in "01" for label in labels], ("frozen", "ridge probe"))
+    runs += [(label, seed) for label in references for seed in "01"]
+    assert lines == [(label, seed, domain) for label, seed in runs for domain in domains]
     page = (tmp_path / "comparison.md").read_text()
     assert "launchers/compare.py --rounds=2 --evaluate_every=1 " in page
+    # Everything is only read.
+    for name in ("run.build_experiment", "studies.compare.build_experiment", "studies.references.build_experiment"):
+        monkeypatch.setattr(f"fedra_engine.{name}", None)
     assert compare(*options) == 0
     assert capsys.readouterr().out.count("(finished before)") == 4
     assert (tmp_path / "comparison.md").read_text() == page
+
+
+TITLES = ["Accuracy", "Costs", "Differences over seeds", "Differences on the samples of a seed", "Grid"]
+
+
+def test_a_grid_chooses_before_the_test_set_is_seen_and_goes_on_after_an_interrupt(
+    compare, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = [*FEW_ROUNDS, "--rounds=1", "--methods=fedra,fedit:training.lr=0.02", "--seeds=0,1"]
+    options += ["--grid=training.lr=1e-6,0.02", "--output_dir"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert compare(*options, str(whole)) == 0
+    told = capsys.readouterr().out
+    assert told.startswith(f"4 runs on validation samples in {whole}/grid; each writes")
+    assert f"\n6 runs in {whole}; each writes" in told
+    # At such a small rate, a run is the frozen model.
+    assert "\nfedra: chose training.lr=0.02\nalllarge ignore_capacities=true: chose training.lr=0.02\n" in told
+    for folder, kind, fraction in ((whole / "grid", "validation", 0.2), (whole, "test", 0.0)):
+        run = folder / "fedra-training.lr=0.02-seed0"
+        assert f'"measured_on": "{kind} samples"' in (run / "summary.json").read_text()
+        assert f"validation_fraction: {fraction}\n" in (run / "config.yaml").read_text()
+    page = (whole / "comparison.md").read_text()
+    assert "measured on test samples" in page
+    assert page.count("| yes, at the edge of training.lr |") == 2
+
+    def interrupt(run: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fedra_engine.studies.compare.read_trial", interrupt)
+        assert compare(*options, str(parts)) == 130
+        assert "the same command goes on" in capsys.readouterr().err
+    shutil.rmtree(parts / "grid" / "alllarge-ignore_capacities=true-training.lr=0.02-seed0", ignore_errors=True)
+    assert compare(*options, str(parts)) == 0
+    again = capsys.readouterr().out
+    assert again.count("(finished before)") == 1
+    pages = [text.split("## ") for text in (page, (parts / "comparison.md").read_text())]
+    assert [section.splitlines()[0] for section in pages[0][1:]] == TITLES
+    # All but the command and the seconds.
+    assert [pages[0][index] for index in (1, 3, 4)] == [pages[1][index] for index in (1, 3, 4)]
+    assert compare(*options, str(parts)) == 0
+    assert capsys.readouterr().out.count("(finished before)") == 10
 
 
 def test_a_table_of_long_labels_is_not_cut(compare, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

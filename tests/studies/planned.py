@@ -21,5 +21,6 @@ SMALL = [
 
 def planned_run(output_dir: Path, method: str = "fedra", *options: str) -> PlannedRun:
     """One small run; `method` is an entry of `--methods`."""
-    (run,) = parse_comparison([*SMALL, f"--output_dir={output_dir}", f"--methods={method}", *options]).runs
+    given = [f"--output_dir={output_dir}", f"--methods={method}", "--control=false"]
+    (run,) = parse_comparison([*SMALL, *given, *options]).runs
     return run

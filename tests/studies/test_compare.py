@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ from fedra_engine.callbacks import checkpoint
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.tables import PlainConsole
-from fedra_engine.studies.compare import check_runs, execute, execute_all, shown_progress
-from fedra_engine.studies.plan import PlannedRun
+from fedra_engine.studies.compare import Outcome, check_runs, choose, execute, execute_all, shown_progress
+from fedra_engine.studies.plan import Candidate, PlannedRun
 from fedra_engine.studies.results import read_result
 from tests.studies.planned import planned_run
 
@@ -39,7 +40,8 @@ def test_a_run_leaves_an_ordinary_run_folder_and_its_costs(tmp_path: Path) -> No
     outcome = execute(run)
     assert outcome.state == "done"
     left = {entry.name for entry in run.path.iterdir()}
-    assert left >= {"config.yaml", "metrics.jsonl", "summary.json", "checkpoints", "adapters", "run.log", "costs.json"}
+    assert left >= {"config.yaml", "metrics.jsonl", "summary.json", "checkpoints", "adapters", "run.log"}
+    assert left >= {"costs.json", "outcomes.json"}
     result, summary = read_result(run), json.loads((run.path / "summary.json").read_text())
     assert (result.label, result.seed, result.rounds) == ("fedra", 0, 2)
     assert (result.accuracy, result.frozen) == (summary["tuned"], summary["frozen"])
@@ -47,6 +49,9 @@ def test_a_run_leaves_an_ordinary_run_folder_and_its_costs(tmp_path: Path) -> No
     assert result.seconds == records[0]["seconds"] + records[1]["seconds"]
     after_first = sum(records[0]["accuracy"].values()) / 2
     assert result.curve == {0: summary["average_frozen"], 1: after_first, 2: summary["average_tuned"]}
+    assert result.outcomes.tests == {"clean": 60, "noisy": 60}
+    correct = {domain: of_domain.count("1") / 60 for domain, of_domain in result.outcomes.correct.items()}
+    assert correct == result.accuracy
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,6 +84,18 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path, monkeypatch: pytest
         ("costs.json", '{"trainable_parameters": 1, "uploaded_bytes": -1, "training_flops": 1}'),
         ("costs.json", '{"trainable_parameters": 1, "uploaded_bytes": NaN, "training_flops": 1}'),
         ("costs.json", '{"trainable_parameters": 1, "uploaded_bytes": "2", "training_flops": 1}'),
+        ("outcomes.json", ""),
+        ("outcomes.json", "{}"),
+        ("outcomes.json", '{"samples": "x", "tests": {"clean": 2}, "correct": {"clean": "01"}}'),
+        (
+            "outcomes.json",
+            '{"samples": "x", "tests": {"clean": 2, "noisy": 1}, "correct": {"clean": "0", "noisy": "1"}}',
+        ),
+        (
+            "outcomes.json",
+            '{"samples": "x", "tests": {"clean": 1, "noisy": 1}, "correct": {"clean": "0", "noisy": "2"}}',
+        ),
+        ("outcomes.json", '{"samples": "x", "tests": {"clean": "1", "noisy": 1}, "correct": null}'),
         ("metrics.jsonl", ""),
         ("metrics.jsonl", "\n"),
         ("metrics.jsonl", "{}\n{}\n"),
@@ -95,6 +112,59 @@ def test_a_damaged_file_fails_its_run_alone_and_is_named(
     assert outcome.state == "failed"
     assert outcome.note.startswith(f"{run.path / file}: ")
     assert (run.path / file).read_text() == content
+
+
+def test_what_a_finished_run_lacks_is_made_up_for(finished: PlannedRun, tmp_path: Path) -> None:
+    shutil.copytree(finished.path, tmp_path / finished.path.name)
+    run, files = planned_run(tmp_path), ("costs.json", "outcomes.json")
+    before = [(run.path / name).read_text() for name in files]
+    for name in files:
+        (run.path / name).unlink()
+    assert execute(run).note.endswith("(finished before)")
+    assert [(run.path / name).read_text() for name in files] == before
+
+
+def test_a_trial_is_not_counted(tmp_path: Path) -> None:
+    trial = replace(planned_run(tmp_path, "fedra", "--rounds=1"), is_trial=True)
+    assert execute(trial).state == "done"
+    assert not (trial.path / "costs.json").exists()
+    assert not (trial.path / "outcomes.json").exists()
+
+
+def candidates(output_dir: Path, *averages: float | None) -> tuple[list[Candidate], dict[Path, Outcome]]:
+    """Candidates whose trials have these average accuracies, or have failed."""
+    made, tried = [], dict[Path, Outcome]()
+    for index, average in enumerate(averages):
+        trial = replace(planned_run(output_dir / str(index), "fedra", "--rounds=1"), is_trial=True)
+        made.append(Candidate(str(index), (), trial, ()))
+        tried[trial.path] = Outcome(trial, "failed" if average is None else "done", f"note {index}")
+        if average is not None:
+            folder = RunFolder.create(trial.config)
+            accuracy = {"clean": average + 0.1, "noisy": average - 0.1}
+            folder.append_metrics({"round": 0, "seconds": 1.0, "accuracy": accuracy})
+            folder.write_summary({"rounds": 1, "frozen": accuracy, "tuned": accuracy, "average_frozen": average})
+    return made, tried
+
+
+def test_the_best_candidate_is_chosen_and_the_earlier_of_equals(tmp_path: Path) -> None:
+    made, tried = candidates(tmp_path, 0.5, None, 0.75, 0.75, 0.25)
+    assert choose(made, tried) == made[2]
+
+
+def test_the_only_candidate_needs_no_trial() -> None:
+    only = Candidate("", (), None, ())
+    assert choose([only], {}) == only
+
+
+def test_there_is_no_choice_if_all_trials_failed_or_any_is_busy(tmp_path: Path) -> None:
+    made, tried = candidates(tmp_path, None, None)
+    failed = choose(made, tried)
+    assert isinstance(failed, Outcome)
+    assert (failed.state, failed.note) == ("failed", "all runs of its grid failed, the first with note 0")
+    tried[made[1].trial.path] = Outcome(made[1].trial, "busy", "another process is executing it")
+    busy = choose(made, tried)
+    assert isinstance(busy, Outcome)
+    assert busy.state == "busy"
 
 
 def test_a_finished_run_without_a_round_is_named(finished: PlannedRun, tmp_path: Path) -> None:

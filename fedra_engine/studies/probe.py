@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.linear_model import RidgeClassifierCV
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from fedra_engine.execution.head_init import frozen_features
 from fedra_engine.experiment import Experiment
+from fedra_engine.runtime.errors import InputError
 
 _ALPHAS = np.logspace(-1, 5, 13)
 
@@ -29,11 +27,22 @@ class RidgeProbe:
 
 
 def ridge_probe(experiment: Experiment) -> RidgeProbe:
-    """Fit it to what the frozen model hands to its classifier; leave-one-out errors choose the penalty."""
+    """Fit it to what the frozen model hands to its classifier; leave-one-out errors choose the penalty.
+
+    Raises:
+        InputError: features are not finite.
+    """
+    from sklearn.linear_model import RidgeClassifierCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     (train, train_labels), (test, test_labels) = (
         frozen_features(experiment.foundation, experiment.sweep_model, samples, np.arange(len(samples.domains)))
         for samples in (experiment.train_samples, experiment.test_samples)
     )
+    if not (train.isfinite().all() and test.isfinite().all()):
+        dtype = experiment.config.model.dtype
+        raise InputError(f"model.dtype: found features of the frozen model with {dtype} that are not finite")
     model = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=_ALPHAS))
     model.fit(train.cpu().numpy(), train_labels.cpu().numpy())
     correct = model.predict(test.cpu().numpy()) == test_labels.cpu().numpy()
