@@ -27,7 +27,8 @@ class InclusiveFLConfig:
     """Options of `inclusivefl`.
 
     Args:
-        momentum: weight β of what deeper groups learnt in the change of a shallower group's last block.
+        momentum: weight β of what deeper groups learnt in the change of a shallower group's last block; with 0, every
+            block is the plain mean over its holders, as in FedRA's published comparison.
     """
 
     momentum: float = option(0.2, allowed.DECAY)
@@ -38,14 +39,17 @@ class DepthFLConfig:
     """Options of `depthfl`.
 
     Args:
+        variant: where clients end and who shares which classifier: as in DepthFL's own `paper`, or as FedRA's published
+            comparison ran it (`fedra_paper`; both in docs/methods.md).
         exit_every: blocks between exits.
         ramp_up_rounds: rounds over which the weight of the mutual distillation rises to 1.
         predict: by the mean of all exits' logits (`ensemble`), or by the `last` exit.
     """
 
+    variant: Literal["paper", "fedra_paper"] = "paper"
     exit_every: int = option(3, allowed.COUNT)
     ramp_up_rounds: int = option(500, allowed.COUNT)
-    predict: Literal["ensemble", "last"] = "ensemble"
+    predict: Literal["ensemble", "last"] = option("ensemble", needs=[{"variant": ("paper",)}])
 
 
 @dataclass

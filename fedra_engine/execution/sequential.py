@@ -162,8 +162,8 @@ class Submodel:
                 for factor, name in zip(_factors(layer), ("A", "B"), strict=True):
                     factor.requires_grad_(position in self._trained and assignment.factors in ("both", name))
         self._exits = assignment.exits_of(row)
-        ends = [assignment.exits[exit] for exit in self._exits] if assignment.exits else [blocks[-1]]
-        self._depths = [int((blocks <= end).sum()) for end in ends]
+        ends = [*assignment.exits, blocks[-1]]
+        self._depths = [int((blocks <= ends[exit]).sum()) for exit in self._exits]
         self.heads = [foundation.task.make_head(state.heads[exit]) for exit in self._exits.tolist()]
 
     def _inject(self, lora: LoraConfig, rank: int, slots: Tensor) -> list[list[LoraLayer]]:
