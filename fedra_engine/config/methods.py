@@ -19,7 +19,10 @@ METHOD_NAMES = Choice(
     *("fedra", "alllarge", "allsmall", "exclusivefl", "inclusivefl", "depthfl", "fedhello", "fedit", "ffalora"),
     *("fedsalora", "rolora", "hetlora", "flora", "flexlora", "fedexlora", "lorafair"),
 )
-ALLOCATION_NAMES = Choice("method.allocation", "uniform", "reference", "covered", "prefix", "full")
+ALLOCATION_NAMES = Choice(
+    "method.allocation",
+    *("uniform", "reference", "covered", "prefix", "full", "first", "ends", "rotated", "growing", "importance"),
+)
 
 
 @dataclass
@@ -106,8 +109,10 @@ class MethodConfig:
         allocation: which blocks a client holds, for methods that leave it open: `uniform` (each client draws
             independently; the default), `reference` (drawn as FedRA's published code draws, from one legacy NumPy
             stream over all rounds, but not its rows: there other draws move the stream on in between), `covered`
-            (repaired so that every block has a holder if the capacities allow it), `prefix` (the first blocks) or
-            `full` (all blocks).
+            (repaired so that every block has a holder if the capacities allow it), `prefix` (the first blocks), `full`
+            (all blocks), `first` or `ends` (always the first block, or the first and the last, and drawn others),
+            `rotated` (a window that moves on by one block every round), `growing` (drawn; from one block to the
+            capacity over the first half of the rounds) or `importance` (drawn, rather blocks whose adapters move most).
         ignore_capacities: allow full-depth methods even if no client can hold all blocks.
         weighting: weight of a client in the averages: `uniform`, or its number of `samples`.
     """

@@ -104,10 +104,9 @@ def test_as_fedra_ran_it_the_final_classifier_is_the_mean_over_all_and_the_whole
 
 def test_as_fedra_ran_it_a_client_minimises_cross_entropies_and_the_distillation_between_them() -> None:
     setting = make_setting("vit", replace(SGD, batch_size=16, max_local_steps=1))
-    of_depth = replace(
-        federation(name="depthfl", depthfl=as_fedra_ran_it(exit_every=1)), clients=setting.clients, depth=4
-    )
-    made, foundation, round = make_method(of_depth), setting.foundation, 300
+    foundation, round = setting.foundation, 300
+    known = federation(name="depthfl", depthfl=as_fedra_ran_it(exit_every=1))
+    made = make_method(replace(known, clients=setting.clients, depth=foundation.depth))
     start = setting.state()
     # With B = 0 adapters change nothing; exits differ, as in later rounds.
     state = made.initial_state(GlobalState(torch.zeros_like(start.adapters), start.heads), lambda: ())

@@ -60,10 +60,8 @@ def test_without_momentum_every_block_is_the_plain_mean_over_its_holders() -> No
     state = initial_state(made)
     for round in range(2):
         updates = random_updates(made, round)
-        expected, heads = (
-            mean_adapters(state, updates, "uniform"),
-            np.mean([u.heads[0].numpy() for u in updates], axis=0),
-        )
+        expected = mean_adapters(state, updates, "uniform")
+        heads = np.mean([update.heads[0].numpy() for update in updates], axis=0)
         state = run_round(made, state, updates, round)
         np.testing.assert_allclose(state.adapters, expected, atol=1e-12)
         np.testing.assert_allclose(state.heads[0], heads, atol=1e-12)
