@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from fedra_engine.experiment import Experiment
     from fedra_engine.federation.assignment import Assignment
     from fedra_engine.federation.local_terms import LocalTerm
+    from fedra_engine.methods.allocators import register_allocator
     from fedra_engine.methods.base import Method, register_method
-    from fedra_engine.methods.fedra import register_allocator
     from fedra_engine.run import Result, build, load_run, simulate
     from fedra_engine.runtime.errors import InputError
 
@@ -82,7 +82,7 @@ _PLACES = {
     "experiment": ("Experiment",),
     "federation.assignment": ("Assignment",),
     "federation.local_terms": ("LocalTerm",),
-    "methods.fedra": ("register_allocator",),
+    "methods.allocators": ("register_allocator",),
     "methods.base": ("Method", "register_method"),
     "run": ("Result", "build", "load_run", "simulate"),
     "runtime.errors": ("InputError",),

@@ -304,6 +304,7 @@ def _make_method(
         deterministic=config.execution.deterministic,
         trains_classifier=foundation.task.trains_head,
         capacities_drawn=config.clients.capacity_schedule == "drawn",
+        rounds=config.rounds,
     )
     with Stage("preparing the method"):
         return make_method(federation)

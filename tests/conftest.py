@@ -39,10 +39,10 @@ def own_names() -> Iterator[None]:
     from fedra_engine.config.options import CHOICES
     from fedra_engine.data.partition import PARTITIONERS
     from fedra_engine.data.sources import SOURCES
-    from fedra_engine.methods.fedra import ALLOCATORS
+    from fedra_engine.methods.allocators import ALLOCATORS, USES
     from fedra_engine.methods.registry import METHODS
 
-    kept = [(table, dict(table)) for table in (METHODS, ALLOCATORS, SOURCES, PARTITIONERS)]
+    kept = [(table, dict(table)) for table in (METHODS, ALLOCATORS, USES, SOURCES, PARTITIONERS)]
     names = [(choice, [*choice.names], [*choice.registered]) for choice in CHOICES.values()]
     yield
     for table, before in kept:

@@ -19,6 +19,7 @@ from fedra_engine.data.partition import BootstrapSamples
 from fedra_engine.data.samples import Samples
 from fedra_engine.experiment import Experiment
 from fedra_engine.federation.clients import Clients
+from fedra_engine.methods.allocators import USES
 from fedra_engine.models.sharding import gathered
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.files import content_hash
@@ -33,7 +34,8 @@ _PARTS = {
     "setting": (
         "config.yaml",
         "settings",
-        "the same but for evaluate_every, execution, paths and, with a constant training.lr_schedule, rounds",
+        "the same but for evaluate_every, execution, paths and, unless training.lr_schedule or method.allocation "
+        "depends on their number, rounds",
     ),
     "names": ("data", "domains or classes", "the same names in the same order"),
     "training": ("data", "training samples", "the same, prepared in the same way"),
@@ -66,8 +68,9 @@ def setting_digest(config: ExperimentConfig) -> str:
     values = asdict(config)
     for name in RESULT_NEUTRAL:
         del values[name]
-    # More rounds may follow, unless the learning rate of the earlier ones depends on their number.
-    if config.training.lr_schedule == "constant":
+    # More rounds may follow, unless something in the earlier ones depends on their number.
+    allocation = config.method.allocation or "uniform"
+    if config.training.lr_schedule == "constant" and "rounds" not in USES.get(allocation, ()):
         del values["rounds"]
     # What is found there has digests of its own in `fingerprint`.
     del values["data"]["root"], values["model"]["path"]

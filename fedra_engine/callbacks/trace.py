@@ -40,7 +40,7 @@ class Trace(Callback):
     def on_update(self, experiment: Experiment, update: Update) -> None:
         """Write `client_<id>.safetensors` for every good update: adapters, named by global block, and heads."""
         folder, foundation = self._of_round(update.round), experiment.foundation
-        exits = max(len(update.assignment.exits), 1)
+        exits = update.assignment.has_exit.shape[1]
         for _, client, (blocks, adapters, trained, heads) in update.updates.of_good_clients():
             tensors = adapter_tensors(blocks.tolist(), adapters, foundation.adapter_layout)
             tensors |= head_tensors(trained.tolist(), heads, foundation.head_layout, exits=exits)

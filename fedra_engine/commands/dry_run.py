@@ -11,11 +11,17 @@ from fedra_engine.callbacks.console import Console
 from fedra_engine.callbacks.partition_report import MOST_COLUMNS, MOST_PRINTED, count_partition, partition_text
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.experiment import Experiment, build_experiment
+from fedra_engine.federation.allocation import measure_coverage
 from fedra_engine.federation.work import LocalWork
+from fedra_engine.methods.allocators import USES
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.sharding import parameter_count
+from fedra_engine.runtime.errors import count_of
 from fedra_engine.runtime.tables import PlainConsole, rich_table, table_text
 from fedra_engine.studies.measure import time_step
+
+_MOST_ALLOCATED = 2_000_000
+"""Clients, over all rounds, whose blocks are drawn for the coverage: some seconds."""
 
 
 def print_probe(config: ExperimentConfig, device: torch.device, console: PlainConsole | None = None) -> None:
@@ -27,6 +33,7 @@ def print_probe(config: ExperimentConfig, device: torch.device, console: PlainCo
     if len(experiment.clients) <= MOST_PRINTED and len(experiment.train_data.classes) <= MOST_COLUMNS:
         counts = count_partition(experiment.train_data, experiment.clients)
         parts.append(partition_text(counts, experiment.clients.capacities))
+    parts.append(_coverage_text(experiment))
     if (devices := experiment.round_work(0)[2]) is not None:
         parts.append(
             f"on the clients' devices the first round takes {devices.seconds:.3g} s: {devices.arrived.sum():,} updates "
@@ -112,6 +119,20 @@ def _clients_table(experiment: Experiment) -> str:
         totals = [f"{members.sum():,}", f"{counts[members].sum():,}"]
         rows.append([experiment.group_name(index), str(capacity), *totals, *ranges])
     return table_text(rich_table(rows))
+
+
+def _coverage_text(experiment: Experiment) -> str:
+    """How the participants whose updates arrive cover the blocks of the global model over the rounds."""
+    rounds = min(experiment.config.rounds, max(1, _MOST_ALLOCATED // len(experiment.clients)))
+    blocks = experiment.method.evaluated_model().blocks
+    found = measure_coverage(experiment.round_work(round)[1].trained_blocks[:, blocks] for round in range(rounds))
+    learns = "movement" in USES.get(experiment.config.method.allocation or "", ())
+    return (
+        f"coverage over {count_of(rounds, 'round')}: all blocks have a holder in {100 * found.complete:.1f} % of them; "
+        f"a block has {found.holders.mean():.2f} holders on average, the rarest {found.holders.min():.2f}; the longest "
+        f"time that one goes without is {count_of(found.longest_gap, 'round')}"
+        f"{' (before anything is learnt of the blocks)' if learns else ''}"
+    )
 
 
 def _scaled(value: float, base: int, units: Sequence[str]) -> str:

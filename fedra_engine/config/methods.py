@@ -20,7 +20,10 @@ METHOD_NAMES = Choice(
     *("fedsalora", "rolora", "hetlora", "flora", "flexlora", "fedexlora", "lorafair"),
 )
 _STAND_INS = {"stand_in": ("linear",)}
-ALLOCATION_NAMES = Choice("method.allocation", "uniform", "reference", "covered", "prefix", "full")
+ALLOCATION_NAMES = Choice(
+    "method.allocation",
+    *("uniform", "reference", "covered", "prefix", "full", "first", "ends", "rotated", "growing", "importance"),
+)
 
 
 @dataclass
@@ -28,7 +31,8 @@ class InclusiveFLConfig:
     """Options of `inclusivefl`.
 
     Args:
-        momentum: weight β of what deeper groups learnt in the change of a shallower group's last block.
+        momentum: weight β of what deeper groups learnt in the change of a shallower group's last block; with 0, every
+            block is the plain mean over its holders, as in FedRA's published comparison.
     """
 
     momentum: float = option(0.2, allowed.DECAY)
@@ -39,14 +43,17 @@ class DepthFLConfig:
     """Options of `depthfl`.
 
     Args:
+        variant: where clients end and who shares which classifier: as in DepthFL's own `paper`, or as FedRA's published
+            comparison ran it (`fedra_paper`; both in docs/methods.md).
         exit_every: blocks between exits.
         ramp_up_rounds: rounds over which the weight of the mutual distillation rises to 1.
         predict: by the mean of all exits' logits (`ensemble`), or by the `last` exit.
     """
 
+    variant: Literal["paper", "fedra_paper"] = "paper"
     exit_every: int = option(3, allowed.COUNT)
     ramp_up_rounds: int = option(500, allowed.COUNT)
-    predict: Literal["ensemble", "last"] = "ensemble"
+    predict: Literal["ensemble", "last"] = option("ensemble", needs=[{"variant": ("paper",)}])
 
 
 @dataclass
@@ -103,8 +110,10 @@ class MethodConfig:
         allocation: which blocks a client holds, for methods that leave it open: `uniform` (each client draws
             independently; the default), `reference` (drawn as FedRA's published code draws, from one legacy NumPy
             stream over all rounds, but not its rows: there other draws move the stream on in between), `covered`
-            (repaired so that every block has a holder if the capacities allow it), `prefix` (the first blocks) or
-            `full` (all blocks).
+            (repaired so that every block has a holder if the capacities allow it), `prefix` (the first blocks), `full`
+            (all blocks), `first` or `ends` (always the first block, or the first and the last, and drawn others),
+            `rotated` (a window that moves on by one block every round), `growing` (drawn; from one block to the
+            capacity over the first half of the rounds) or `importance` (drawn, rather blocks whose adapters move most).
         ignore_capacities: allow full-depth methods even if no client can hold all blocks.
         weighting: weight of a client in the averages: `uniform`, or its number of `samples`.
         stand_in: what a client has in place of a block that it does not hold: nothing (`none`), or a frozen map of low

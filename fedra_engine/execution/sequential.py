@@ -177,8 +177,8 @@ class Submodel:
                 for factor, name in zip(_factors(layer), ("A", "B"), strict=True):
                     factor.requires_grad_(position in self._trained and assignment.factors in ("both", name))
         self._exits = assignment.exits_of(row)
-        ends = [assignment.exits[exit] for exit in self._exits] if assignment.exits else [self._places[-1]]
-        self._depths = [int((self._places <= end).sum()) for end in ends]
+        ends = [*assignment.exits, self._places[-1]]
+        self._depths = [int((self._places <= ends[exit]).sum()) for exit in self._exits]
         self.heads = [foundation.task.make_head(state.heads[exit]) for exit in self._exits.tolist()]
 
     def _put_stand_ins(self, state: GlobalState, arguments: Sequence[BatchArguments]) -> None:

@@ -32,6 +32,8 @@ class Assignment:
         terms: the method's terms of the local loss.
         exits: ascending blocks that are followed by a classifier of their own. A participant trains the classifiers
             after blocks that it holds, and must hold one such block. Empty: one classifier after the last block.
+        shared_end: whether all participants also train one more classifier, the model's last, after the last block of
+            their own sub-models, whatever its depth; then only exits before that block count.
         distillation: weight of the mutual distillation between a participant's exits.
         hand_out: restores the part of the adapters that clients keep locally.
         replaced: bool [participants, blocks], blocks that stand-ins replace in each participant's sub-model; none
@@ -44,6 +46,7 @@ class Assignment:
     ranks: NDArray[np.int64] | None = None
     terms: tuple[LocalTerm, ...] = ()
     exits: tuple[int, ...] = ()
+    shared_end: bool = False
     distillation: float = 0.0
     hand_out: HandOut | None = None
     replaced: Allocation | None = None
@@ -66,7 +69,12 @@ class Assignment:
     @cached_property
     def has_exit(self) -> NDArray[np.bool_]:
         """bool [participants, classifiers], the classifiers that each participant trains."""
-        return self.held[:, list(self.exits)] if self.exits else np.ones((len(self.held), 1), dtype=np.bool_)
+        early = self.held[:, list(self.exits)]
+        if self.exits and not self.shared_end:
+            return early
+        last = self.held.shape[1] - 1 - self.held[:, ::-1].argmax(axis=1)
+        early &= last[:, None] > np.array(self.exits, dtype=np.int64)
+        return np.pad(early, ((0, 0), (0, 1)), constant_values=True)
 
     @property
     def replaced_blocks(self) -> Allocation:
@@ -77,7 +85,7 @@ class Assignment:
         """Let stand-ins replace those of the global model's `blocks` that participants lack before their last exit."""
         replaced = np.zeros_like(self.held)
         replaced[:, blocks] = ~self.held[:, blocks]
-        if self.exits:
+        if self.exits and not self.shared_end:
             last = np.where(self.has_exit, self.exits, -1).max(axis=1)
             replaced &= np.arange(self.held.shape[1]) <= last[:, None]
         return replace(self, replaced=replaced)

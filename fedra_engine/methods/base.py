@@ -38,6 +38,9 @@ class Federation:
         deterministic: aggregate so that not even the last bit depends on the order of updates.
         capacities_drawn: whether clients draw a capacity every round instead of keeping their own.
         trains_classifier: whether the model is a classifier, and not a causal language model.
+        rounds: number of rounds of the run.
+        movement: float64 [blocks], norm of the change of each block's adapters in a round, averaged exponentially over
+            the rounds; NaN for blocks that nobody has trained yet. Allocators that use it get it from their method.
     """
 
     config: MethodConfig
@@ -50,6 +53,8 @@ class Federation:
     deterministic: bool = False
     capacities_drawn: bool = False
     trains_classifier: bool = True
+    rounds: int = 1
+    movement: NDArray[np.float64] | None = None
 
     def capacities(self, round: int) -> NDArray[np.int64]:
         """Number of blocks each client can hold in `round`, int64 [clients]."""
@@ -73,6 +78,8 @@ class Method(ABC):
     """A warning to the user before the first round."""
     order_matters: str | None = None
     """Why the order of updates changes the last bits even with `execution.deterministic`; None if it does not."""
+    hides_movement: str | None = None
+    """Why the change of the global adapters does not say how much a block learnt in a round; None if it does."""
 
     def __init__(self, federation: Federation) -> None:
         """Raise InputError when the method cannot work with this federation."""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedra_engine.config import FedHelloConfig
-from fedra_engine.federation.allocation import Allocation
+from fedra_engine.federation.allocation import weighted_allocation
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.methods.base import Federation, OwnAllocation, check_classifier, register_method
 from fedra_engine.models.state import GlobalState
@@ -69,15 +69,6 @@ class FedHello(OwnAllocation):
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         self._chances = tensors["chances"].numpy().copy()
-
-
-def weighted_allocation(
-    capacities: NDArray[np.int64], chances: NDArray[np.float64], rng: np.random.Generator
-) -> Allocation:
-    """Each client draws `capacity` blocks without replacement, with the `chances` [blocks]."""
-    # The order of exponential variables of rates p is that of draws without replacement in proportion to p.
-    clocks = rng.exponential(size=(len(capacities), len(chances))) / chances
-    return clocks.argsort(axis=1).argsort(axis=1) < capacities[:, None]
 
 
 def pattern(selection: str, count: int, depth: int) -> NDArray[np.bool_]:

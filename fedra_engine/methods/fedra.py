@@ -8,64 +8,21 @@ Here and in the methods built on FedRA, `method.allocation` may name another all
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from fedra_engine.config.options import registering
-from fedra_engine.federation.allocation import (
-    ReferenceAllocation,
-    prefix_allocation,
-    repair_coverage,
-    uniform_allocation,
-)
+from fedra_engine.federation.aggregation import Aggregator
 from fedra_engine.federation.assignment import Assignment
+from fedra_engine.methods.allocators import ALLOCATORS, USES, average_movement
 from fedra_engine.methods.base import Federation, Method, check_full_depth, register_method
+from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.randomness import generator
-
-Allocator = Callable[
-    [int, NDArray[np.int64], NDArray[np.int64], int, np.random.Generator, Federation], NDArray[np.bool_]
-]
-"""`allocator(round, capacities, participants, depth, rng, federation)` gives bool [participants, blocks].
-
-`capacities` [clients] are those of all clients, `participants` ascending client indices, `depth` is the number of
-blocks, and `rng` is the generator of this round.
-"""
-
-_reference = lru_cache(maxsize=4)(ReferenceAllocation)
-
-ALLOCATORS: dict[str, Allocator] = {
-    # Drawn for all clients, so that a client's blocks do not depend on the other participants.
-    "uniform": lambda round, capacities, participants, depth, rng, federation: uniform_allocation(
-        capacities, depth, rng
-    )[participants],
-    "reference": lambda round, capacities, participants, depth, rng, federation: _reference(
-        tuple(capacities.tolist()), depth, federation.seed
-    )(round)[participants],
-    "covered": lambda round, capacities, participants, depth, rng, federation: repair_coverage(
-        uniform_allocation(capacities, depth, rng)[participants],
-        generator(federation.seed, round=round, purpose="coverage"),
-    ),
-    "prefix": lambda round, capacities, participants, depth, rng, federation: prefix_allocation(
-        capacities[participants], depth
-    ),
-    "full": lambda round, capacities, participants, depth, rng, federation: np.ones(
-        (len(participants), depth), dtype=np.bool_
-    ),
-}
-"""The allocators by name."""
-
-
-def register_allocator(name: str) -> Callable[[Allocator], Allocator]:
-    """Decorate an `Allocator`, to make it `method.allocation` `name` of configurations.
-
-    Raises:
-        InputError: there is an allocator of that name.
-    """
-    return registering(ALLOCATORS, "method.allocation", name)
 
 
 @register_method("fedra")
@@ -86,6 +43,12 @@ class FedRA(Method):
             )
         if self._allocation == "full":
             check_full_depth("method.allocation full", federation)
+        self._measures_movement = "movement" in USES.get(self._allocation, ())
+        if self._measures_movement and self.hides_movement is not None:
+            raise InputError(
+                f"method.allocation: found {self._allocation} with method.name {federation.config.name}, expected an "
+                f"allocation that does not need to know how adapters move ({self.hides_movement})"
+            )
 
     def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:
         federation, shape = self.federation, (len(participants), self.federation.depth)
@@ -98,3 +61,22 @@ class FedRA(Method):
                 f"{list(shape)} [participants, blocks]"
             )
         return Assignment(held, ranks=None if self.ranks is None else self.ranks[participants])
+
+    def aggregator(self, previous: GlobalState, round: int) -> Aggregator:
+        if self._measures_movement:
+            self._before = previous.adapters
+        return super().aggregator(previous, round)
+
+    def after_round(self, state: GlobalState, round: int) -> None:
+        if self._measures_movement:
+            norms = (state.adapters - self._before).double().norm(dim=1).cpu().numpy()
+            movement = average_movement(self.federation.movement, norms)
+            self.federation = replace(self.federation, movement=movement)
+
+    def tensors(self) -> dict[str, Tensor]:
+        movement = self.federation.movement
+        return {} if movement is None else {"movement": torch.from_numpy(movement)}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        if "movement" in tensors:
+            self.federation = replace(self.federation, movement=tensors["movement"].numpy().copy())

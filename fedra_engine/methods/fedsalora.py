@@ -30,6 +30,8 @@ from fedra_engine.runtime.processes import Processes
 class FedSALora(FedRA):
     """Averages A and keeps each client's B, in host memory that grows with the clients that have taken part."""
 
+    hides_movement = "B stays with the clients"
+
     def __init__(self, federation: Federation) -> None:
         super().__init__(federation)
         self._columns = federation.layout.columns("B")

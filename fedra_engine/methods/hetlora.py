@@ -110,9 +110,10 @@ class HetLoRA(FedRA):
         self.ranks = np.minimum.reduce(processes.all_gather_object(self.ranks))
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"ranks": torch.from_numpy(self.ranks)}
+        return {**super().tensors(), "ranks": torch.from_numpy(self.ranks)}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        super().restore(tensors)
         self.ranks = tensors["ranks"].numpy().copy()
 
     def _tail(self, slots: Tensor, rank: int) -> float:

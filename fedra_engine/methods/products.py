@@ -78,6 +78,8 @@ class ProductMethod(FedRA):
 class FlexLora(ProductMethod):
     """Averages the products and truncates their SVD to the adapters' rank."""
 
+    hides_movement = "its factors have another basis every round"
+
     def aggregate(self, aggregator: Aggregator, previous: GlobalState, round: int) -> GlobalState:
         assert isinstance(aggregator, ProductAggregator)
         held, products = aggregator.held_products()
@@ -90,6 +92,7 @@ class BaseWritingMethod(ProductMethod):
     """Base of methods that change the frozen weights, which are then part of the global state."""
 
     writes_base = True
+    hides_movement = "it writes what a round learns into the frozen weights"
 
     def initial_state(self, state: GlobalState, base: Callable[[], tuple[Tensor, ...]]) -> GlobalState:
         return replace(state, base=base())

@@ -195,6 +195,8 @@ def test_the_setting_is_all_but_what_may_change_when_a_run_goes_on(tmp_path: Pat
     assert setting_digest(replace(here, **free)) == setting_digest(here)
     constant = replace(here, training=TrainingConfig(lr_schedule="constant"))
     assert setting_digest(replace(constant, rounds=9)) == setting_digest(constant)
+    growing = replace(constant, method=replace(constant.method, allocation="growing"))
+    assert setting_digest(replace(growing, rounds=9)) != setting_digest(growing)
     bound = {
         # The rate of every round depends on them: see `TrainingConfig.lr_schedule`.
         "rounds": 9,

@@ -45,6 +45,9 @@ def test_the_probe_shows_the_parts_the_costs_the_clients_and_the_time(tmp_path: 
     # Domain, capacity, clients and samples.
     assert ["clean", "4", "5", "140"] in [line[:4] for line in words]
     assert ["noisy", "2", "5", "140"] in [line[:4] for line in words]
+    # One client of capacity 4 and one of 2 of 12 blocks in each of two rounds.
+    (coverage,) = [line for line in lines if line.startswith("coverage over 2 rounds: ")]
+    assert "all blocks have a holder in 0.0 % of them; a block has 0.50 holders on average" in coverage
     # Then the ten clients, and the time.
     assert sum(line[1:2] in (["clean"], ["noisy"]) and line[0].isdigit() for line in words) == 10
     assert lines[-1].startswith("one step of 2 clients with 12 samples took ")

@@ -76,11 +76,15 @@ def cases(model: Path) -> dict[str, dict[str, Any]]:
             trace=True,
             execution={"deterministic": True},
             server={"optimizer": "fedadam", "lr": 0.5},
-        )
+        ),
+        "importance": changes({"name": "fedra", "allocation": "importance"}, model),
+        "fedra_paper": changes(
+            {"name": "depthfl", "depthfl": DepthFLConfig(variant="fedra_paper", exit_every=1)}, model
+        ),
     }
 
 
-CASES = [*METHODS, "options"]
+CASES = [*METHODS, "options", "importance", "fedra_paper"]
 
 
 @pytest.fixture(scope="module")

@@ -43,6 +43,10 @@ def early_exits(allocation: Allocation) -> Assignment:
     return Assignment(prefix_allocation(depths, DEPTH), exits=EXITS, distillation=0.7)
 
 
+def shared_end(allocation: Allocation) -> Assignment:
+    return Assignment(allocation, exits=EXITS[:2], shared_end=True, distillation=0.7)
+
+
 def something_kept(allocation: Allocation) -> Assignment:
     def hand_out(client: int, blocks: NDArray[np.int64], slots: Tensor) -> None:
         own = np.random.default_rng(client).normal(scale=0.1, size=(DEPTH, slots.shape[1]))
@@ -56,21 +60,24 @@ def penalised_ranks(allocation: Allocation) -> Assignment:
     return Assignment(allocation, ranks=RANKS, terms=(RankPenalty(keep_ratio=0.7, weight=0.5),))
 
 
-ASKED = [penalised_ranks, some_blocks_trained, only_b_trained, only_a_trained, mixed_ranks, early_exits, something_kept]
+ASKED = [
+    *(penalised_ranks, some_blocks_trained, only_b_trained, only_a_trained, mixed_ranks, something_kept),
+    *(early_exits, shared_end),
+]
 
 
 @pytest.mark.parametrize("asked", ASKED, ids=lambda asked: asked.__name__)
 @pytest.mark.parametrize("fuse_blocks", [False, True], ids=["plain", "fused"])
 def test_sweep_equals_sequential(asked: Callable[[Allocation], Assignment], fuse_blocks: bool) -> None:
     setting = make_setting("vit", SGD, dropout=0.3, fuse_blocks=fuse_blocks)
-    setting = replace(setting, assignment=asked, exits=len(EXITS) if asked is early_exits else 1)
+    setting = replace(setting, assignment=asked, exits=len(EXITS) if asked in (early_exits, shared_end) else 1)
     assert_same_rounds(setting, lanes=3, count=2, tolerance=1e-8)
 
 
 @pytest.mark.parametrize("asked", ASKED, ids=lambda asked: asked.__name__)
 def test_sweep_equals_sequential_with_adamw_and_a_proximal_term(asked: Callable[[Allocation], Assignment]) -> None:
     setting = make_setting("bert", replace(ADAMW, proximal_mu=0.5))
-    setting = replace(setting, assignment=asked, exits=len(EXITS) if asked is early_exits else 1)
+    setting = replace(setting, assignment=asked, exits=len(EXITS) if asked in (early_exits, shared_end) else 1)
     assert_same_rounds(setting, lanes=4, count=2, tolerance=1e-8)
 
 
@@ -99,6 +106,15 @@ def test_a_participant_has_the_exits_whose_blocks_it_holds() -> None:
     assert classifiers(trained.updates[0]) == {"exits.0", "exits.1", "head"}
     assert classifiers(trained.updates[2]) == {"exits.0", "exits.1"}
     assert classifiers(trained.updates[1]) == {"exits.0"}
+
+
+def test_a_shared_classifier_follows_the_last_block_whatever_the_depth() -> None:
+    held = np.array([[1, 1, 1, 1], [1, 1, 1, 0], [1, 0, 0, 0], [0, 1, 1, 0], [1, 0, 1, 0], [0, 0, 0, 1]], dtype=bool)
+    setting = replace(make_setting("vit", SGD), assignment=lambda _: shared_end(held), exits=len(EXITS))
+    (trained,) = setting.rounds(6)
+    before_the_end = [{"exits.0", "exits.1"}, {"exits.0"}, set(), set(), {"exits.0"}, set()]
+    for client, early in enumerate(before_the_end):
+        assert classifiers(trained.updates[client]) == early | {"head"}
 
 
 def classifiers(tensors: Tensors) -> set[str]:

@@ -59,6 +59,17 @@ def test_early_exits(fuse_blocks: bool) -> None:
     assert_same_rounds(setting, lanes=4, count=2, tolerance=1e-8)
 
 
+@pytest.mark.parametrize("fuse_blocks", [False, True])
+def test_a_classifier_that_all_share_at_the_end(fuse_blocks: bool) -> None:
+    def shared(allocation: Allocation) -> Assignment:
+        return replace(gaps_before_exits(allocation), exits=EXITS[:-1], shared_end=True)
+
+    setting = replace(replaced("vit", fuse_blocks=fuse_blocks), assignment=shared, exits=len(EXITS))
+    _, assignment = setting.work(0, np.arange(len(SAMPLE_COUNTS)))
+    assert np.array_equal(assignment.replaced_blocks, ~assignment.held)
+    assert_same_rounds(setting, lanes=4, count=2, tolerance=1e-8)
+
+
 def test_blocks_after_the_last_exit_are_not_replaced() -> None:
     assignment = gaps_before_exits(np.empty(0)).with_stand_ins(np.arange(DEPTH))
     assert assignment.replaced_blocks.tolist() == [

@@ -6,9 +6,11 @@ from hypothesis import strategies as st
 
 from fedra_engine.federation.allocation import (
     ReferenceAllocation,
+    measure_coverage,
     prefix_allocation,
     repair_coverage,
     uniform_allocation,
+    weighted_allocation,
 )
 
 DEPTH = 12
@@ -53,6 +55,32 @@ def test_uniform_allocation_draws_every_pair_of_blocks_equally_often() -> None:
     assert len(counts) == 6
     # Six cells of 10,000 expected: a χ² beyond 20.5 has a chance of 0.001.
     assert ((counts - 10_000) ** 2 / 10_000).sum() < 20.5
+
+
+def test_blocks_are_drawn_in_proportion_to_their_chances() -> None:
+    p = np.array([0.1, 0.2, 0.3, 0.4])
+    first = weighted_allocation(np.ones(40_000, dtype=np.int64), p, np.random.default_rng(0)).mean(axis=0)
+    np.testing.assert_allclose(first, p, atol=0.01)
+    # Two draws without replacement: p_i + Σ_j p_j p_i / (1 − p_j).
+    both = weighted_allocation(np.full(40_000, 2), p, np.random.default_rng(1)).mean(axis=0)
+    expected = [p[i] + sum(p[j] * p[i] / (1 - p[j]) for j in range(4) if j != i) for i in range(4)]
+    np.testing.assert_allclose(both, expected, atol=0.01)
+
+
+@given(capacities, seeds)
+def test_blocks_that_are_always_held_come_first_in_their_order(capacities: np.ndarray, seed: int) -> None:
+    allocation = uniform_allocation(capacities, DEPTH, np.random.default_rng(seed), always=(7, 2))
+    np.testing.assert_array_equal(allocation.sum(axis=1), capacities)
+    assert allocation[:, 7].all()
+    np.testing.assert_array_equal(allocation[:, 2], capacities > 1)
+
+
+def test_coverage_counts_holders_and_the_longest_time_without() -> None:
+    # Block 2 has no holder in rounds 1 and 2, and none in round 4; block 0 none in round 3.
+    rounds = [["111", "100"], ["110", "110"], ["110", "010"], ["011", "001"], ["110", "100"]]
+    found = measure_coverage(np.array([[held == "1" for held in row] for row in rows]) for rows in rounds)
+    assert (found.rounds, found.complete, found.longest_gap) == (5, 1 / 5, 2)
+    np.testing.assert_allclose(found.holders, [7 / 5, 7 / 5, 3 / 5])
 
 
 @given(capacities, seeds)

@@ -37,6 +37,13 @@ def test_participants_train_the_exits_that_they_reach() -> None:
     assert (assignment.exits_of(0).tolist(), assignment.exits_of(1).tolist()) == ([0, 1], [0])
 
 
+def test_with_a_shared_end_only_exits_before_the_last_block_count() -> None:
+    assignment = Assignment(HELD, exits=(0, 1), shared_end=True)
+    assert assignment.has_exit.tolist() == [[True, False, True], [True, False, True]]
+    assert assignment.select(np.array([1])).has_exit.tolist() == [[True, False, True]]
+    assert Assignment(HELD[:, :1] | True, shared_end=True).has_exit.tolist() == [[True], [True]]
+
+
 def test_blocks_without_an_exit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"none of \(2,\)"):
         Assignment(HELD, exits=(2,))

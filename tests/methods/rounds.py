@@ -18,6 +18,7 @@ from fedra_engine.models.adapters import AdapterLayout, Target
 from fedra_engine.models.state import GlobalState
 
 DEPTH = 6
+ROUNDS = 10
 RANK = 3
 SCALE = 2.0
 LAYOUT = AdapterLayout((Target("fc1", 5, 4), Target("fc2", 4, 5), Target("out", 5, 4)), RANK)
@@ -32,7 +33,11 @@ def federation(
 ) -> Federation:
     clients = Clients([np.arange(count) for count in SAMPLES], np.arange(6) // 2, capacities, ranks)
     return Federation(
-        MethodConfig(**config), clients, DEPTH, LAYOUT, SCALE, seed=0, fisher=fisher_scores, capacities_drawn=drawn
+        *(MethodConfig(**config), clients, DEPTH, LAYOUT, SCALE),
+        seed=0,
+        fisher=fisher_scores,
+        capacities_drawn=drawn,
+        rounds=ROUNDS,
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fedra_engine.methods.allocators import ALLOCATORS
 from fedra_engine.methods.registry import METHODS
 from tests.running import run_experiment
 
@@ -25,3 +26,8 @@ def test_the_example_method_trains(tmp_path: Path) -> None:
 
 def test_the_page_names_every_method() -> None:
     assert set(re.findall(r"^\| `(\w+)` \|", PAGE, flags=re.MULTILINE)) == set(METHODS)
+
+
+def test_the_page_names_every_allocation() -> None:
+    section = PAGE.split("## Who holds what: allocations")[1].split("\n## ")[0]
+    assert re.findall(r"^\| (?!allocation)(\w+) ", section, flags=re.MULTILINE) == [*ALLOCATORS]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedra_engine.config import FedHelloConfig
-from fedra_engine.methods.fedhello import chances, pattern, weighted_allocation
+from fedra_engine.methods.fedhello import chances, pattern
 from fedra_engine.methods.registry import make_method
 from fedra_engine.runtime.errors import InputError
 from tests.methods.expected import mean_adapters
@@ -41,16 +41,6 @@ def test_each_pattern_chooses_its_blocks() -> None:
 @pytest.mark.parametrize("name", ["first", "last", "bottleneck", "spread"])
 def test_patterns_have_as_many_blocks_as_asked(name: str, depth: int) -> None:
     assert [pattern(name, count, depth).sum() for count in range(1, depth + 1)] == list(range(1, depth + 1))
-
-
-def test_blocks_are_drawn_in_proportion_to_their_chances() -> None:
-    p = np.array([0.1, 0.2, 0.3, 0.4])
-    first = weighted_allocation(np.ones(40_000, dtype=np.int64), p, np.random.default_rng(0)).mean(axis=0)
-    np.testing.assert_allclose(first, p, atol=0.01)
-    # Two draws without replacement: p_i + Σ_j p_j p_i / (1 − p_j).
-    both = weighted_allocation(np.full(40_000, 2), p, np.random.default_rng(1)).mean(axis=0)
-    expected = [p[i] + sum(p[j] * p[i] / (1 - p[j]) for j in range(4) if j != i) for i in range(4)]
-    np.testing.assert_allclose(both, expected, atol=0.01)
 
 
 def test_chances_follow_the_scores_in_three_steps() -> None:

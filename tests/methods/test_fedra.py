@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fedra_engine.methods.allocators import ALLOCATORS
 from fedra_engine.runtime.errors import InputError
 from tests.methods.rounds import CAPACITIES, DEPTH, EVERYBODY, method
 
@@ -12,7 +13,7 @@ RANDOM = ["fedra", "fedit", "ffalora", "fedsalora", "flora", "flexlora", "fedexl
 
 
 @pytest.mark.parametrize("name", RANDOM)
-@pytest.mark.parametrize("allocation", [None, "uniform", "reference", "covered"])
+@pytest.mark.parametrize("allocation", [None, "uniform", "reference", "covered", "first", "ends", "rotated"])
 def test_random_allocation_gives_each_client_its_capacity_anew_every_round(name: str, allocation: str | None) -> None:
     made = method(name, allocation=allocation)
     first, second = (made.assign(EVERYBODY, round).held for round in range(2))
@@ -21,7 +22,7 @@ def test_random_allocation_gives_each_client_its_capacity_anew_every_round(name:
     assert (first != second).any()
 
 
-@pytest.mark.parametrize("allocation", ["uniform", "reference", "prefix", "full"])
+@pytest.mark.parametrize("allocation", sorted(ALLOCATORS.keys() - {"covered"}))
 def test_a_clients_row_does_not_depend_on_who_else_takes_part(allocation: str) -> None:
     fedra = method("fedra", allocation=allocation)
     participants = np.array([1, 4])

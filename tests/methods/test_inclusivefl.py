@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedra_engine.config import InclusiveFLConfig
-from tests.methods.expected import weighted_mean
+from tests.methods.expected import mean_adapters, weighted_mean
 from tests.methods.rounds import CAPACITIES, DEPTH, EVERYBODY, initial_state, method, random_updates, run_round
 
 
@@ -53,6 +53,18 @@ def test_inclusivefl_goes_on_after_a_restart() -> None:
         return run_round(made, state, random_updates(made, 1), 1).adapters
 
     assert torch.equal(after_two(False), after_two(True))
+
+
+def test_without_momentum_every_block_is_the_plain_mean_over_its_holders() -> None:
+    made = method("inclusivefl", inclusivefl=InclusiveFLConfig(momentum=0))
+    state = initial_state(made)
+    for round in range(2):
+        updates = random_updates(made, round)
+        expected = mean_adapters(state, updates, "uniform")
+        heads = np.mean([update.heads[0].numpy() for update in updates], axis=0)
+        state = run_round(made, state, updates, round)
+        np.testing.assert_allclose(state.adapters, expected, atol=1e-12)
+        np.testing.assert_allclose(state.heads[0], heads, atol=1e-12)
 
 
 def test_inclusivefl_holds_prefixes() -> None:

@@ -11,8 +11,8 @@ import pytest
 from fedra_engine.config.options import option, whole
 from fedra_engine.federation.allocation import prefix_allocation
 from fedra_engine.federation.assignment import Assignment
+from fedra_engine.methods.allocators import ALLOCATORS, register_allocator
 from fedra_engine.methods.base import METHODS, Method, register_method
-from fedra_engine.methods.fedra import ALLOCATORS, register_allocator
 from fedra_engine.runtime.errors import InputError
 from tests.methods.rounds import CAPACITIES, DEPTH, EVERYBODY, method
 from tests.running import run_experiment

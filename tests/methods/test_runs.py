@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 
 from fedra_engine.callbacks.checkpoint import load_newest_intact
 from fedra_engine.callbacks.run_folder import RunFolder
-from fedra_engine.config import FedHelloConfig, HetLoraConfig
+from fedra_engine.config import DepthFLConfig, FedHelloConfig, HetLoraConfig
 from fedra_engine.execution.evaluation import FisherInformation, accuracies
 from fedra_engine.experiment import build_experiment
 from fedra_engine.methods.registry import METHODS
@@ -98,6 +99,29 @@ def test_an_interrupted_run_ends_as_a_whole_one(name: str, tmp_path: Path) -> No
     changes = small_run(name) | {"method": {"name": name, **EVENTFUL.get(name, {})}}
     resumed, whole = interrupted_and_whole(tmp_path, **changes)
     assert name not in KEPT or any(key.startswith(KEPT[name]) for key in whole)
+    assert_bitwise_equal(resumed, whole)
+
+
+def test_depthfl_as_fedra_ran_it_is_the_same_by_both_executors_and_exported_whole(tmp_path: Path) -> None:
+    method = {"name": "depthfl", "depthfl": DepthFLConfig(variant="fedra_paper")}
+    changes = small_run("depthfl") | {"method": method}
+    sweep = run_experiment(tmp_path / "sweep", **changes)
+    sequential = run_experiment(tmp_path / "sequential", **changes, execution={"executor": "sequential"})
+    for key, tensor in final_tensors(sequential).items():
+        torch.testing.assert_close(final_tensors(sweep)[key], tensor, rtol=1e-8, atol=1e-10)
+    summary = json.loads((sweep / "summary.json").read_text())
+    assert summary["evaluated_blocks"] == list(range(12))
+    assert (summary["tuned_is"], summary["exported_accuracy"]) == (None, summary["tuned"])
+    early = load_file(sweep / "adapters" / "exits.safetensors")
+    assert {name.rpartition(".")[0] for name in early} == {"exits.0", "exits.1", "exits.2"}
+
+
+@pytest.mark.parametrize("name", ["fedra", "hetlora"])
+def test_how_adapters_move_survives_an_interruption(name: str, tmp_path: Path) -> None:
+    resumed, whole = interrupted_and_whole(
+        tmp_path, **small_run(name) | {"method": {"name": name, "allocation": "importance"}}
+    )
+    assert (whole["method.movement"] > 0).any()
     assert_bitwise_equal(resumed, whole)
 
 
