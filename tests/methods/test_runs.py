@@ -105,7 +105,7 @@ def test_an_interrupted_run_ends_as_a_whole_one(name: str, tmp_path: Path) -> No
 def test_depthfl_as_fedra_ran_it_is_the_same_by_both_executors_and_exported_whole(tmp_path: Path) -> None:
     method = {"name": "depthfl", "depthfl": DepthFLConfig(variant="fedra_paper")}
     changes = small_run("depthfl") | {"method": method}
-    sweep = run_experiment(tmp_path / "sweep", **changes)
+    sweep = run_experiment(tmp_path / "sweep", **changes, trace=True)
     sequential = run_experiment(tmp_path / "sequential", **changes, execution={"executor": "sequential"})
     for key, tensor in final_tensors(sequential).items():
         torch.testing.assert_close(final_tensors(sweep)[key], tensor, rtol=1e-8, atol=1e-10)
@@ -114,6 +114,13 @@ def test_depthfl_as_fedra_ran_it_is_the_same_by_both_executors_and_exported_whol
     assert (summary["tuned_is"], summary["exported_accuracy"]) == (None, summary["tuned"])
     early = load_file(sweep / "adapters" / "exits.safetensors")
     assert {name.rpartition(".")[0] for name in early} == {"exits.0", "exits.1", "exits.2"}
+    # One client for each domain, of 12, 6 and 3 blocks.
+    updates = [load_file(file).keys() for file in sorted((sweep / "trace" / "round_0000").glob("client_*"))]
+    assert [sorted(name for name in update if name.endswith("weight")) for update in updates] == [
+        ["exits.0.weight", "exits.1.weight", "exits.2.weight", "head.weight"],
+        ["exits.0.weight", "head.weight"],
+        ["head.weight"],
+    ]
 
 
 @pytest.mark.parametrize("name", ["fedra", "hetlora"])
