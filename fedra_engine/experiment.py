@@ -181,17 +181,13 @@ def build_experiment(
     Raises:
         InputError: something in the configuration cannot be used.
     """
-    # Before data and model are loaded, which may take long.
-    validate(config)
-    if sharding is not None:
-        sharding.check(config)
     processes, inputs = processes or Processes.alone(), inputs or Inputs()
     data, foundation = _load(config, device, processes, sharding, inputs)
     # A check alone, before images are decoded, which may take long: without `costs`, capacities by memory are unknown.
     partition = inputs.divide(config, data.train)
     make_clients(config, partition, foundation.depth, processes=processes.count)
     prepared = _prepare(config, data, foundation, processes, sharding, inputs)
-    train, server = prepared.train, _server_samples(config, data, foundation, processes, inputs)
+    train = prepared.train
     partition = partition if prepared.data is data else inputs.divide(config, prepared.data.train)
     costs = CostModel(foundation, train, config.lora, config.training) if config.clients.devices else None
     clients = make_clients(config, partition, foundation.depth, processes=processes.count, costs=costs)
@@ -199,10 +195,8 @@ def build_experiment(
     with processes.raise_on_all():
         sweep_model = make_sweep_model(config.execution, foundation, train, sharding)
         method = _make_method(config, foundation, sweep_model, train, clients, processes)
-        state = _initial_state(config, foundation, sweep_model, train, method)
-        fit = _stand_in_fit(config, prepared, server, foundation, sweep_model, processes)
-        if fit is not None:
-            state = replace(state, stand_ins=fit(state, round=0))
+        fit = _stand_in_fit(config, prepared, foundation, sweep_model, processes, inputs)
+        state = _initial_state(config, foundation, sweep_model, train, method, fit)
     # Equal draws give equal states, to the last bit only on equal hardware.
     processes.broadcast_(list(state.tensors().values()))
     most, sharded_over = most_participants(config.clients, clients), processes if sharding else None
@@ -233,6 +227,10 @@ def _load(
     config: ExperimentConfig, device: torch.device, processes: Processes, sharding: Sharding | None, inputs: Inputs
 ) -> tuple[DomainData, Foundation]:
     """Load the data and a model for their task, and find its parts."""
+    # Before anything is loaded, which may take long.
+    validate(config)
+    if sharding is not None:
+        sharding.check(config)
     # Bad input that one process finds in its files must reach the others before they make passes together.
     with processes.raise_on_all(), Stage("reading the data"):
         data = inputs.load_data(config)
@@ -270,20 +268,6 @@ def _prepare(
         return prepare(data, config.data, path, settings, inputs.processor, preprocessing, cut_texts=cut)
 
 
-def _server_samples(
-    config: ExperimentConfig, data: DomainData, foundation: Foundation, processes: Processes, inputs: Inputs
-) -> Samples | None:
-    """The samples of `method.stand_in_data`; None if it names a domain of `data`, or nothing."""
-    wanted = config.method.stand_in_data
-    if wanted is None or wanted in data.domains:
-        return None
-    with processes.raise_on_all(), Stage("reading the server's samples"):
-        unlabelled = load_unlabelled(Path(wanted), data.domains, data.task, config.data)
-        settings = replace(config.data, augmentation="none", unreadable="error")
-        prepared = prepare(unlabelled, settings, inputs.model_path(config), foundation.model.config, inputs.processor)
-    return prepared.train
-
-
 def _make_method(
     config: ExperimentConfig,
     foundation: Foundation,
@@ -313,28 +297,41 @@ def _make_method(
 def _stand_in_fit(
     config: ExperimentConfig,
     prepared: PreparedData,
-    server: Samples | None,
     foundation: Foundation,
     model: SweepModel,
     processes: Processes,
+    inputs: Inputs,
 ) -> StandInFit | None:
-    """How stand-ins are fitted: to samples of the `server` or, if it has none, of the clients."""
-    method = config.method
+    """How stand-ins are fitted, to samples of the server or of clients; None if there are no stand-ins."""
+    method, data, samples = config.method, prepared.data, prepared.train
     if method.stand_in == "none":
         return None
-    samples, rows = server or prepared.train, np.arange(len((server or prepared.train).domains))
-    if server is None and method.stand_in_data is not None:
-        rows = np.flatnonzero(samples.domains.numpy() == prepared.data.domains.index(method.stand_in_data))
+    rows, wanted = np.arange(len(samples.domains)), method.stand_in_data
+    if wanted in data.domains:
+        rows = np.flatnonzero(samples.domains.numpy() == data.domains.index(wanted))
+    elif wanted is not None:
+        # Before some processes wait for the others in the fit.
+        with processes.raise_on_all(), Stage("reading the server's samples"):
+            own = load_unlabelled(Path(wanted), data.domains, data.task, config.data)
+            plain = replace(config.data, augmentation="none", unreadable="error")
+            samples = prepare(own, plain, inputs.model_path(config), foundation.model.config, inputs.processor).train
+        rows = np.arange(len(own))
     return StandInFit(foundation, model, samples, rows, method, config.lora.scale, config.seed, processes)
 
 
 def _initial_state(
-    config: ExperimentConfig, foundation: Foundation, model: SweepModel, train: Samples, method: Method
+    config: ExperimentConfig,
+    foundation: Foundation,
+    model: SweepModel,
+    train: Samples,
+    method: Method,
+    fit: StandInFit | None,
 ) -> GlobalState:
     layout, seed = foundation.adapter_layout, config.seed
     adapters = initial_adapters(layout, foundation.depth, seed=seed, dtype=foundation.adapter_dtype)
     heads = initial_heads(config.model, foundation, model, train, seed=seed)
-    return method.initial_state(GlobalState(adapters.to(foundation.device), heads), foundation.base)
+    state = method.initial_state(GlobalState(adapters.to(foundation.device), heads), foundation.base)
+    return state if fit is None else replace(state, stand_ins=fit(state, round=0))
 
 
 def make_clients(
