@@ -10,6 +10,7 @@ import torch
 from fedra_engine.config import (
     ClientsConfig,
     DataConfig,
+    DepthFLConfig,
     ExecutionConfig,
     ExperimentConfig,
     InclusiveFLConfig,
@@ -20,6 +21,17 @@ from fedra_engine.config import (
 )
 from fedra_engine.config.validation import validate
 
+METHODS = {
+    "fedra": MethodConfig("fedra"),
+    "fedra_stand_ins": MethodConfig("fedra", stand_in="linear"),
+    # Both as in FedRA's published comparison.
+    "inclusivefl": MethodConfig("inclusivefl", inclusivefl=InclusiveFLConfig(momentum=0.0)),
+    "depthfl": MethodConfig("depthfl", depthfl=DepthFLConfig(variant="fedra_paper")),
+    "allsmall": MethodConfig("allsmall"),
+    "alllarge": MethodConfig("alllarge"),
+}
+"""What a study can train, by name."""
+
 
 @dataclass(frozen=True)
 class StudySetting:
@@ -29,7 +41,7 @@ class StudySetting:
 
     Attributes:
         capacities: blocks that a client can hold, by domain in the order of their names.
-        methods: names, in the order in which they take turns.
+        methods: names in `METHODS`, in the order in which they take turns.
         rounds: of each method; when all have them, the next seed begins.
         slice: rounds that a method trains before it is the next one's turn, and after which it is evaluated; at the
             end all are.
@@ -43,7 +55,7 @@ class StudySetting:
     """
 
     capacities: tuple[int, ...] = (12, 8, 6, 4)
-    methods: tuple[str, ...] = ("fedra", "inclusivefl", "depthfl", "allsmall", "alllarge")
+    methods: tuple[str, ...] = ("fedra", "fedra_stand_ins", "inclusivefl", "depthfl", "allsmall", "alllarge")
     rounds: int = 100
     slice: int = 10
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -60,7 +72,7 @@ class StudySetting:
             images: folder of the images.
             model: folder of the model.
             device: that trains; a GPU holds the frozen model in bf16, a CPU in fp32. Adapters are fp32 on both.
-            method: its name.
+            method: its name in `METHODS`.
             seed: of all draws.
         """
         config = ExperimentConfig(
@@ -70,7 +82,7 @@ class StudySetting:
             data=DataConfig("image_folder", images, image_size=self.image_size, partition="domain", min_samples=1),
             model=ModelConfig(model, dtype=precision(device)),
             lora=LoraConfig(self.rank, float(self.rank), target_modules=self.targets),
-            method=self._method(method),
+            method=METHODS[method],
             clients=ClientsConfig(list(self.capacities)),
             training=self._training(),
             # All clients together; a number that depended on free memory could change how sums are rounded.
@@ -86,17 +98,13 @@ class StudySetting:
             del values[name]
         groups: dict[str, Any] = {
             "training": self._training(),
-            "inclusivefl": self._method("inclusivefl").inclusivefl,
-            "depthfl": self._method("depthfl").depthfl,
+            "inclusivefl": METHODS["inclusivefl"].inclusivefl,
+            "depthfl": METHODS["depthfl"].depthfl,
         }
         values |= {f"{name}.{field}": value for name, group in groups.items() for field, value in asdict(group).items()}
+        stand_ins = asdict(METHODS["fedra_stand_ins"])
+        values |= {name: value for name, value in stand_ins.items() if name.startswith("stand_in")}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-
-    def _method(self, name: str) -> MethodConfig:
-        if name == "inclusivefl":
-            # Without momentum distillation, as in FedRA's published comparison.
-            return MethodConfig(name, inclusivefl=InclusiveFLConfig(momentum=0.0))
-        return MethodConfig(name)
 
     def _training(self) -> TrainingConfig:
         return TrainingConfig(

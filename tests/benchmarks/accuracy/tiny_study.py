@@ -39,7 +39,7 @@ def make_model(folder: Path) -> Path:
     """In half precision, as such checkpoints are published."""
     torch.manual_seed(0)
     config = Dinov2Config(
-        hidden_size=16, num_hidden_layers=6, num_attention_heads=2, mlp_ratio=2, image_size=12, patch_size=4
+        hidden_size=32, num_hidden_layers=6, num_attention_heads=2, mlp_ratio=2, image_size=12, patch_size=4
     )
     Dinov2Model(config).half().save_pretrained(folder)
     return folder
