@@ -227,7 +227,8 @@ def import_modules(*names: str) -> None:
 def split_positional(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split arguments into those that belong to no option and the others."""
     given = list(_options(arguments))
-    return [option.typed for option in given if not option.name], [a for o in given if o.name for a in o.arguments]
+    free, named = ([o for o in given if bool(o.name) == has_name] for has_name in (False, True))
+    return [o.arguments[0] for o in free], [argument for o in named for argument in o.arguments]
 
 
 def given_options(arguments: Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ from fedra_engine.commands.simulate import RunRequest, parse_request
 from fedra_engine.config import DeviceConfig, ExperimentConfig, LoraConfig
 from fedra_engine.config.fields import ALIASES, field_names
 from fedra_engine.config.options import whole
-from fedra_engine.config.parsing import Parser, parse_option
+from fedra_engine.config.parsing import Parser, parse_option, split_positional
 from fedra_engine.runtime.errors import InputError, first_few
 
 DEVICES = [DeviceConfig(compute=1.0), DeviceConfig(upload=3.0)]
@@ -333,3 +333,8 @@ def test_help_explains_every_field_without_waiting_for_torch() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     for text in ("--training.max_local_steps", "upper limit of a client's local steps", "--resume FOLDER"):
         assert text in done.stdout
+
+
+def test_a_folder_may_have_an_equals_sign() -> None:
+    folders = split_positional(["runs/fedra-training.lr=0.01-seed0", "--data.root", "there"])
+    assert folders == (["runs/fedra-training.lr=0.01-seed0"], ["--data.root", "there"])
