@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from itertools import product
@@ -67,6 +67,11 @@ _VALIDATION_FRACTION = 0.2
 _LONGEST_FOLDER = 200
 """Bytes; file systems allow 255, including a seed and a lock's suffix."""
 
+Read = Callable[[Mapping[str, str]], ExperimentConfig]
+"""Gives the experiment of the command's other options with the values of these fields."""
+Point = Mapping[str, str]
+"""Values of some fields of the grid."""
+
 
 class Variant(NamedTuple):
     """An entry of `--methods`: a method and its own values of some fields."""
@@ -74,7 +79,7 @@ class Variant(NamedTuple):
     method: str
     overrides: Mapping[str, str]
 
-    def at(self, point: Mapping[str, str]) -> Variant:
+    def at(self, point: Point) -> Variant:
         """With the values of a `point` of the grid, too."""
         variant = Variant(self.method, {**self.overrides, **point})
         if len(variant.folder.encode()) > _LONGEST_FOLDER:
@@ -85,10 +90,14 @@ class Variant(NamedTuple):
         return variant
 
     @property
+    def fields(self) -> dict[str, str]:
+        """Its method and overrides, by field."""
+        return {"method.name": self.method, **self.overrides}
+
+    @property
     def label(self) -> str:
         """Name in tables: `fedra allocation=covered`."""
-        fields = (f"{field.removeprefix('method.')}={value}" for field, value in self.overrides.items())
-        return " ".join([self.method, *fields])
+        return f"{self.method} {_shown(self.overrides)}".rstrip()
 
     @property
     def folder(self) -> str:
@@ -116,19 +125,23 @@ def parse_comparison(arguments: Sequence[str]) -> Comparison:
     options, others = split_options(arguments, _OPTIONS)
     check_not_given(others, _PLANNED)
     parser = Parser(ExperimentConfig, DESCRIPTION, _OPTIONS, {"output_dir": "runs/compare"})
+
+    def read(fields: Mapping[str, str]) -> ExperimentConfig:
+        return parser.parse([*others, *(f"--{field}={value}" for field, value in fields.items())])
+
     # Answers --help and --print_config, too.
-    base = parser.parse(others)
+    base = read({})
     if options.methods is None:
         raise InputError("methods: found none, expected methods separated by commas (--methods fedra,alllarge)")
     variants = [_parse_variant(entry) for entry in _split(options.methods, ",")]
-    grid = {} if options.grid is None else _parse_grid(options.grid, parser, others)
+    grid = {} if options.grid is None else _parse_grid(options.grid, read)
     if options.control == "true" and all(variant.method != "alllarge" for variant in variants):
         variants.append(_control(base, grid))
     seeds = [parse_option("seeds", seed, int, NATURAL) for seed in options.seeds.split(",")]
     check_different("methods", [variant.folder for variant in variants])
     check_different("seeds", seeds)
     jobs = parse_option("jobs", options.jobs, int, COUNT)
-    entries = _candidates(variants, grid, seeds, parser, others)
+    entries = _candidates(variants, grid, seeds, read)
     return Comparison(entries, Path(base.output_dir), jobs, options.oversubscribe == "true")
 
 
@@ -143,60 +156,43 @@ def _control(base: ExperimentConfig, grid: Collection[str]) -> Variant:
 
 
 def _candidates(
-    variants: Sequence[Variant],
-    grid: Mapping[str, Sequence[str]],
-    seeds: Sequence[int],
-    parser: Parser[ExperimentConfig],
-    others: Sequence[str],
+    variants: Sequence[Variant], grid: Mapping[str, Sequence[str]], seeds: Sequence[int], read: Read
 ) -> tuple[tuple[Candidate, ...], ...]:
     """Each entry's points of the grid, without those that would train the same as an earlier one."""
-    variants_of, points, configs = list[Variant](), list[Mapping[str, str]](), list[ExperimentConfig]()
+    points, configs = list[tuple[Variant, Point]](), list[ExperimentConfig]()
     for variant in variants:
-        own = _points(variant, grid, parser, others)
-        at_points = [_config(variant.at(point), parser, others) for point in own]
+        own = _points(variant, grid, read)
+        at_points = [read(variant.at(point).fields) for point in own]
         idle = [without_effect(config) for config in at_points]
         for field in variant.overrides:
             if all(field in messages for messages in idle):
                 raise InputError(f"methods: {idle[0][field]}")
-        variants_of += [variant] * len(own)
-        points += own
+        points += [(variant, point) for point in own]
         configs += at_points
     for field in grid:
         if all(field in variant.overrides for variant in variants):
             raise InputError(f"grid: found {field}, which all entries of --methods have, expected another field")
-        if not any(field in point for point in points):
+        if not any(field in point for _, point in points):
             raise InputError(f"grid: found {field}, which does nothing with any entry of --methods, expected another")
     # An option that is given for all may be one of a single method.
-    configs = validate_together(configs)
-    entries: dict[str, list[tuple[Mapping[str, str], ExperimentConfig]]] = {}
-    for variant, point, config in zip(variants_of, points, configs, strict=True):
-        same = entries.setdefault(variant.folder, [])
-        if all(config != other for _, other in same):
-            same.append((point, config))
+    entries: dict[str, list[tuple[Variant, Point, ExperimentConfig]]] = {}
+    for (variant, point), config in zip(points, validate_together(configs), strict=True):
+        entry = entries.setdefault(variant.folder, [])
+        if all(config != other for *_, other in entry):
+            entry.append((variant, point, config))
     return tuple(
-        tuple(
-            _candidate(variant, point, config, grid, seeds, alone=len(entries[variant.folder]) == 1)
-            for point, config in entries[variant.folder]
-        )
-        for variant in variants
+        tuple(_candidate(*each, grid, seeds, alone=len(entry) == 1) for each in entry) for entry in entries.values()
     )
 
 
-def _config(variant: Variant, parser: Parser[ExperimentConfig], others: Sequence[str]) -> ExperimentConfig:
-    fields = {"method.name": variant.method, **variant.overrides}
-    return parser.parse([*others, *(f"--{field}={value}" for field, value in fields.items())])
-
-
-def _points(
-    variant: Variant, grid: Mapping[str, Sequence[str]], parser: Parser[ExperimentConfig], others: Sequence[str]
-) -> list[Mapping[str, str]]:
+def _points(variant: Variant, grid: Mapping[str, Sequence[str]], read: Read) -> list[Point]:
     """All combinations of the values of fields that `variant` does not have itself and that do something with it."""
     own = {field: values for field, values in grid.items() if field not in variant.overrides}
-    points = list[Mapping[str, str]]()
+    points = list[Point]()
     for values in product(*own.values()):
         point = dict(zip(own, values, strict=True))
         # Without one field, another may have no effect either.
-        while idle := point.keys() & without_effect(_config(variant.at(point), parser, others)):
+        while idle := point.keys() & without_effect(read(variant.at(point).fields)):
             point = {field: value for field, value in point.items() if field not in idle}
         if point not in points:
             points.append(point)
@@ -205,7 +201,7 @@ def _points(
 
 def _candidate(
     variant: Variant,
-    point: Mapping[str, str],
+    point: Point,
     config: ExperimentConfig,
     grid: Mapping[str, Sequence[str]],
     seeds: Sequence[int],
@@ -228,8 +224,12 @@ def _candidate(
     for run in runs:
         validate_setting(run.config)
     edges = tuple(field for field, value in point.items() if _is_extreme(value, grid[field]))
-    shown = " ".join(f"{field.removeprefix('method.')}={value}" for field, value in point.items())
-    return Candidate(shown, edges, trial, runs)
+    return Candidate(_shown(point), edges, trial, runs)
+
+
+def _shown(fields: Mapping[str, str]) -> str:
+    """For tables: `allocation=covered training.lr=0.01`."""
+    return " ".join(f"{field.removeprefix('method.')}={value}" for field, value in fields.items())
 
 
 def _is_extreme(value: str, values: Sequence[str]) -> bool:
@@ -241,7 +241,7 @@ def _is_extreme(value: str, values: Sequence[str]) -> bool:
     return float(value) in (min(numbers), max(numbers))
 
 
-def _parse_grid(text: str, parser: Parser[ExperimentConfig], others: Sequence[str]) -> dict[str, list[str]]:
+def _parse_grid(text: str, read: Read) -> dict[str, list[str]]:
     """Parse `training.lr=0.01,0.1:training.lr_schedule=constant,cosine`: values by field."""
     grid = dict[str, list[str]]()
     for assignment in _split(text, ":"):
@@ -249,8 +249,8 @@ def _parse_grid(text: str, parser: Parser[ExperimentConfig], others: Sequence[st
         values = _split(values_text, ",")
         if len(values) < 2:
             raise InputError(f"grid: found one value of {field}, expected several (--{field} {values_text} sets it)")
-        parsed = [parser.parse([*others, f"--{field}={value}"]) for value in values]
-        check_different("grid", [f"{field}={reduce(getattr, field.split('.'), config)}" for config in parsed])
+        parsed = [reduce(getattr, field.split("."), read({field: value})) for value in values]
+        check_different("grid", [f"{field}={value}" for value in parsed])
         grid[field] = values
     return grid
 

@@ -161,9 +161,7 @@ class Submodel:
         stages = self.model.get_submodule(foundation.block_path)
         assert isinstance(stages, nn.ModuleList | nn.Sequential)
         self.stages = stages
-        self.held = nn.ModuleList(
-            [stages[position] for position in np.flatnonzero(np.isin(self._places, blocks)).tolist()]
-        )
+        self.held = nn.ModuleList(stages[position] for position in np.searchsorted(self._places, blocks).tolist())
         if assignment.replaced_blocks[row].any():
             self._put_stand_ins(state, arguments)
         rank = lora.rank if assignment.ranks is None else int(assignment.ranks[row])

@@ -96,13 +96,11 @@ class Coverage:
     """How the allocations of successive rounds cover the blocks.
 
     Attributes:
-        rounds: number of rounds.
         complete: share of the rounds in which every block had a holder.
         holders: float64 [blocks], mean number of holders of each block in a round.
         longest_gap: most rounds in succession in which the same block had no holder.
     """
 
-    rounds: int
     complete: float
     holders: NDArray[np.float64]
     longest_gap: int
@@ -116,4 +114,4 @@ def measure_coverage(allocations: Iterable[Allocation]) -> Coverage:
         gaps = np.where(of_round > 0, 0, gaps + 1)
         longest = np.maximum(longest, gaps)
     complete = float((holders > 0).all(axis=1).mean())
-    return Coverage(len(holders), complete, holders.mean(axis=0), int(longest.max()))
+    return Coverage(complete, holders.mean(axis=0), int(longest.max()))

@@ -26,7 +26,8 @@ from fedra_engine.methods.base import Federation
 from fedra_engine.runtime.randomness import generator
 
 Integers = NDArray[np.int64]
-Allocator = Callable[[int, Integers, Integers, int, np.random.Generator, Federation], Allocation]
+Rng = np.random.Generator
+Allocator = Callable[[int, Integers, Integers, int, Rng, Federation], Allocation]
 """`allocator(round, capacities, participants, depth, rng, federation)` gives bool [participants, blocks].
 
 `capacities` [clients] are those of all clients, `participants` ascending client indices, `depth` is the number of
@@ -62,9 +63,7 @@ def register_allocator(name: str, *, uses: Collection[Used] = ()) -> Callable[[A
 
 
 @register_allocator("uniform")
-def _uniform(
-    round: int, capacities: Integers, participants: Integers, depth: int, rng: np.random.Generator, known: Federation
-) -> Allocation:
+def _uniform(round: int, capacities: Integers, participants: Integers, depth: int, rng: Rng, *_: object) -> Allocation:
     """FedRA (arXiv 2311.11227): each client draws a uniform set of blocks."""
     return uniform_allocation(capacities, depth, rng)[participants]
 
@@ -74,7 +73,7 @@ _reference = lru_cache(maxsize=4)(ReferenceAllocation)
 
 @register_allocator("reference")
 def _as_published(
-    round: int, capacities: Integers, participants: Integers, depth: int, rng: np.random.Generator, known: Federation
+    round: int, capacities: Integers, participants: Integers, depth: int, rng: Rng, known: Federation
 ) -> Allocation:
     """FedRA's published code: the same distribution from one legacy stream over all rounds."""
     return _reference(tuple(capacities.tolist()), depth, known.seed)(round)[participants]
@@ -82,7 +81,7 @@ def _as_published(
 
 @register_allocator("covered")
 def _covered(
-    round: int, capacities: Integers, participants: Integers, depth: int, rng: np.random.Generator, known: Federation
+    round: int, capacities: Integers, participants: Integers, depth: int, rng: Rng, known: Federation
 ) -> Allocation:
     """Ours: `uniform`, repaired so that the participants hold every block if their capacities allow it."""
     drawn = uniform_allocation(capacities, depth, rng)[participants]
@@ -90,41 +89,31 @@ def _covered(
 
 
 @register_allocator("prefix")
-def _prefix(
-    round: int, capacities: Integers, participants: Integers, depth: int, rng: np.random.Generator, known: Federation
-) -> Allocation:
+def _prefix(round: int, capacities: Integers, participants: Integers, depth: int, *_: object) -> Allocation:
     """InclusiveFL (KDD 2022) and DepthFL (ICLR 2023): the first blocks."""
     return prefix_allocation(capacities[participants], depth)
 
 
 @register_allocator("full")
-def _full(
-    round: int, capacities: Integers, participants: Integers, depth: int, rng: np.random.Generator, known: Federation
-) -> Allocation:
+def _full(round: int, capacities: Integers, participants: Integers, depth: int, *_: object) -> Allocation:
     """All blocks, whatever the capacities: FedAvg's, as the methods that combine factors define it."""
     return np.ones((len(participants), depth), dtype=np.bool_)
 
 
 @register_allocator("first")
-def _first(
-    round: int, capacities: Integers, participants: Integers, depth: int, rng: np.random.Generator, known: Federation
-) -> Allocation:
+def _first(round: int, capacities: Integers, participants: Integers, depth: int, rng: Rng, *_: object) -> Allocation:
     """Ours: the first block always, the others uniform."""
     return uniform_allocation(capacities, depth, rng, always=(0,))[participants]
 
 
 @register_allocator("ends")
-def _ends(
-    round: int, capacities: Integers, participants: Integers, depth: int, rng: np.random.Generator, known: Federation
-) -> Allocation:
+def _ends(round: int, capacities: Integers, participants: Integers, depth: int, rng: Rng, *_: object) -> Allocation:
     """Ours: the first and the last block always (of capacity 1, the first), the others uniform."""
     return uniform_allocation(capacities, depth, rng, always=(0, depth - 1))[participants]
 
 
 @register_allocator("rotated")
-def _rotated(
-    round: int, capacities: Integers, participants: Integers, depth: int, rng: np.random.Generator, known: Federation
-) -> Allocation:
+def _rotated(round: int, capacities: Integers, participants: Integers, depth: int, *_: object) -> Allocation:
     """FedRolex (Alam et al., NeurIPS 2022; arXiv 2212.01548), over blocks instead of channels.
 
     All clients' windows of successive blocks begin at block r mod L in round r, and go on at the first after the last.
@@ -134,7 +123,7 @@ def _rotated(
 
 @register_allocator("growing", uses=["rounds"])
 def _growing(
-    round: int, capacities: Integers, participants: Integers, depth: int, rng: np.random.Generator, known: Federation
+    round: int, capacities: Integers, participants: Integers, depth: int, rng: Rng, known: Federation
 ) -> Allocation:
     """Ours, after the stages of DevFT: `uniform`, of 1 block in the first round and c = capacity from half the run on.
 
@@ -146,7 +135,7 @@ def _growing(
 
 @register_allocator("importance", uses=["movement"])
 def _importance(
-    round: int, capacities: Integers, participants: Integers, depth: int, rng: np.random.Generator, known: Federation
+    round: int, capacities: Integers, participants: Integers, depth: int, rng: Rng, known: Federation
 ) -> Allocation:
     """Ours: blocks drawn without replacement, with chances that rise with `Federation.movement`.
 

@@ -176,14 +176,10 @@ def _references(comparison: Comparison, seeds: Collection[int]) -> list[Measured
         for run in comparison.entries[0][0].runs
         if run.config.seed in seeds
     ]
-    found = dict[int, Measured]()
-
-    def keep(measured: Measured) -> None:
-        found[measured.plan.config.seed] = measured
-
+    measured = list[Measured]()
     with _resumable():
-        work_off(plans, comparison.jobs, measure, keep)
-    return [found[plan.config.seed] for plan in plans]
+        work_off(plans, comparison.jobs, measure, measured.append)
+    return sorted(measured, key=lambda each: plans.index(each.plan))
 
 
 def _tried_points(comparison: Comparison, chosen: Sequence[Candidate], done: Collection[Path]) -> list[TriedPoint]:

@@ -281,29 +281,23 @@ def latex_table(rows: Cells) -> str:
 
 def _csv(findings: Findings) -> str:
     """One line for each run, or reference of a seed, and domain; accuracies from 0 to 1."""
-    lines = []
+    lines, tests = list[dict[str, object]](), {each.seed: each.tests for each in findings.references}
     for run in findings.results:
-        rest = {"rounds": run.rounds, "seconds": run.seconds} | asdict(run.costs)
-        lines += _csv_lines(run.label, run.seed, run.accuracy, run.outcomes.tests, run.frozen, rest)
-    tests = {each.seed: each.tests for each in findings.references}
+        costs = {"rounds": run.rounds, "seconds": run.seconds} | asdict(run.costs)
+        for line in _csv_lines(run.label, run.seed, run.accuracy, run.outcomes.tests):
+            lines.append(line | {"frozen_accuracy": run.frozen[str(line["domain"])]} | costs)
     for name, by_seed in _by_seed(findings.references).items():
         for seed, accuracy in by_seed.items():
-            lines += _csv_lines(name, seed, accuracy, tests[seed], {}, dict.fromkeys(rest))
+            lines += _csv_lines(name, seed, accuracy, tests[seed])
     return csv_text(lines)
 
 
 def _csv_lines(
-    method: str,
-    seed: int,
-    accuracy: Mapping[str, float],
-    tests: Mapping[str, int] | None,
-    frozen: Mapping[str, float],
-    rest: Mapping[str, object],
+    method: str, seed: int, accuracy: Mapping[str, float], tests: Mapping[str, int] | None
 ) -> list[dict[str, object]]:
     return [
         {"method": method, "seed": seed, "domain": domain, "accuracy": value}
         | {"standard_error": None if tests is None else standard_error({domain: value}, tests)}
-        | {"frozen_accuracy": frozen.get(domain), **rest}
         for domain, value in accuracy.items()
     ]
 

@@ -49,15 +49,16 @@ class SampleOutcomes:
         return cls(digest, tests, {name: "".join(map(str, each)) for name, each in zip(tests, of_domain, strict=True)})
 
     @classmethod
-    def read(cls, folder: Path) -> SampleOutcomes:
-        """Read what `write` wrote; InputError if it is missing or damaged."""
+    def read(cls, folder: Path, domains: list[str]) -> SampleOutcomes:
+        """Read what `write` wrote; InputError if it is missing, damaged or of other `domains`."""
         file = folder / OUTCOMES
         with reading(file, "the file of a finished run as it was"):
             found = cls(**json.loads(file.read_text()))
             tests, correct = found.tests or {}, found.correct or {}
+            domains_fit = found.tests is None or list(tests) == domains
             counts_fit = all(type(count) is int and count > 0 for count in tests.values())
             fits = correct.keys() <= tests.keys() and all(len(correct[name]) == tests[name] for name in correct)
-            if not counts_fit or not fits or set("".join(correct.values())) - {"0", "1"}:
+            if not (domains_fit and counts_fit and fits) or set("".join(correct.values())) - {"0", "1"}:
                 raise ValueError
         return found
 

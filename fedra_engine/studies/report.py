@@ -57,7 +57,7 @@ def grouped(items: Iterable[Item], attribute: str) -> dict[Any, list[Item]]:
 
 
 def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
-    """CSV of rows that have the same keys."""
+    """CSV of rows with the keys of the first; those that another one lacks are empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()

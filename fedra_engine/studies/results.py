@@ -9,7 +9,7 @@ from statistics import mean
 
 from fedra_engine.callbacks.run_folder import RunFolder, reading
 from fedra_engine.runtime.errors import InputError
-from fedra_engine.studies.outcomes import OUTCOMES, SampleOutcomes
+from fedra_engine.studies.outcomes import SampleOutcomes
 from fedra_engine.studies.plan import PlannedRun
 
 COSTS = "costs.json"
@@ -26,7 +26,7 @@ class RunCosts:
     training_flops: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class TrialResult:
     """The results of a finished run; accuracies are from 0 to 1.
 
@@ -46,7 +46,7 @@ class TrialResult:
     accuracy: dict[str, float]
     frozen: dict[str, float]
     curve: dict[int, float]
-    caution: str | None = None
+    caution: str | None
 
     @property
     def average(self) -> float:
@@ -54,7 +54,7 @@ class TrialResult:
         return mean(self.accuracy.values())
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class RunResult(TrialResult):
     """The results of a run that is reported, with its costs and what it predicts."""
 
@@ -64,13 +64,10 @@ class RunResult(TrialResult):
 
 def read_result(run: PlannedRun) -> RunResult:
     """Read the results of a finished run from its folder; InputError if a file is missing or damaged."""
-    trained, costs_file, outcomes = read_trial(run), run.path / COSTS, SampleOutcomes.read(run.path)
+    trained, costs_file = read_trial(run), run.path / COSTS
     with reading(costs_file, _WANTED):
         costs = RunCosts(**{name: _amount(value) for name, value in json.loads(costs_file.read_text()).items()})
-    with reading(run.path / OUTCOMES, _WANTED):
-        if outcomes.tests is not None and list(outcomes.tests) != list(trained.accuracy):
-            raise ValueError
-    return RunResult(**vars(trained), costs=costs, outcomes=outcomes)
+    return RunResult(**vars(trained), costs=costs, outcomes=SampleOutcomes.read(run.path, list(trained.accuracy)))
 
 
 def read_trial(run: PlannedRun) -> TrialResult:
@@ -99,16 +96,7 @@ def read_trial(run: PlannedRun) -> TrialResult:
         if _accuracy(records[-1]["accuracy"]) != accuracy or not math.isclose(frozen_average, mean(frozen.values())):
             raise ValueError
     curve = {0: frozen_average, **evaluated}
-    return TrialResult(
-        label=run.label,
-        seed=run.config.seed,
-        rounds=rounds,
-        seconds=seconds,
-        accuracy=accuracy,
-        frozen=frozen,
-        curve=curve,
-        caution=caution,
-    )
+    return TrialResult(run.label, run.config.seed, rounds, seconds, accuracy, frozen, curve, caution)
 
 
 def _accuracy(values: dict[str, float]) -> dict[str, float]:

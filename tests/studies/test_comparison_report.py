@@ -37,6 +37,7 @@ def result(label: str, seed: int, sun: float, rain: float, seconds: float = 2.0)
         accuracy=accuracy,
         frozen={"sun": 0.5, "rain": 0.25},
         curve={0: 0.375, 10 + seed: 0.4, 20: (sun + rain) / 2},
+        caution=None,
         costs=RunCosts(trainable_parameters=1234.5, uploaded_bytes=98765.0, training_flops=3.456e12),
         outcomes=SampleOutcomes(f"samples of seed {seed}", tests, correct),
     )
