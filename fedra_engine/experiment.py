@@ -25,7 +25,7 @@ from fedra_engine.data.server_data import load_unlabelled
 from fedra_engine.execution.evaluation import Evaluator, FisherInformation
 from fedra_engine.execution.executor import Executor, make_executor, make_sweep_model
 from fedra_engine.execution.head_init import SAMPLES_PER_CLASS, initial_heads
-from fedra_engine.execution.memory import tokens_in_blocks
+from fedra_engine.execution.memory import hidden_shape
 from fedra_engine.execution.scheduling import WorkDivision
 from fedra_engine.execution.stand_ins import StandInFit
 from fedra_engine.execution.sweep_model import SweepModel
@@ -147,7 +147,7 @@ class Experiment:
             return state
         stand_ins = self.stand_in_fit(state, round)
         # Equal sums give equal maps, to the last bit only on equal hardware.
-        self.processes.broadcast_(list(stand_ins.tensors().values()))
+        self.processes.broadcast_(list(stand_ins))
         return replace(state, stand_ins=stand_ins)
 
     def assigned_work(self, round: int) -> tuple[LocalWork, Assignment]:
@@ -375,7 +375,7 @@ def _check_image_size(
         # One pass alone may be slow for other reasons.
         for _ in range(2):
             started = time.perf_counter()
-            tokens = tokens_in_blocks(foundation, {"pixel_values": black[None]})
+            tokens = hidden_shape(foundation, {"pixel_values": black[None]})[1]
             seconds = min(seconds, time.perf_counter() - started)
         samples = int(data.is_test.sum())
         if config.model.head_init == "class_means":

@@ -70,7 +70,7 @@ class Trace(Callback):
             _save(tensors, folder / f"{name}.safetensors")
         if round.before.stand_ins is not None:
             np.save(folder / "replaced.npy", round.assignment.replaced_blocks)
-            _save(round.before.stand_ins.tensors(), folder / "stand_ins.safetensors")
+            _save(round.before.stand_ins._asdict(), folder / "stand_ins.safetensors")
 
     def _write_inputs(self, samples: Samples, foundation: Foundation) -> None:
         """Write `inputs.safetensors`: the preprocessed training samples and `labels`, first dimension [samples].

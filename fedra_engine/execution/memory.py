@@ -68,7 +68,7 @@ def measure_lane(
         parameters=size * per_parameter,
         # The difference leaves out what does not grow with the batch, which all lanes share.
         activations=(two - one) * training.batch_size,
-        tokens=tokens_in_blocks(foundation, inputs) * training.batch_size,
+        tokens=hidden_shape(foundation, inputs)[1] * training.batch_size,
     )
 
 
@@ -109,11 +109,6 @@ def device_memory(device: torch.device) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def tokens_in_blocks(foundation: Foundation, inputs: Mapping[str, Tensor]) -> int:
-    """Number of tokens of a sample in the first block."""
-    return hidden_shape(foundation, inputs)[1]
-
-
 def hidden_shape(foundation: Foundation, inputs: Mapping[str, Tensor]) -> torch.Size:
     """Shape of the hidden states in the first block, (samples, tokens, features)."""
     blocks = foundation.model.get_submodule(foundation.block_path)

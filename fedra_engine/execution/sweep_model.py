@@ -152,7 +152,7 @@ class SweepModel:
         hooks = [block.register_forward_pre_hook(before, with_kwargs=True) for block in blocks.children()]
         hooks += [block.register_forward_hook(after, with_kwargs=True) for block in blocks.children()]
         try:
-            self.features_of(inputs, adapters, np.arange(len(hooks) // 2)[None], scale=scale)
+            self.features_of(inputs, adapters, np.arange(self._foundation.depth)[None], scale=scale)
         finally:
             for hook in hooks:
                 hook.remove()

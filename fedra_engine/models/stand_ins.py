@@ -10,8 +10,6 @@ maps can replace blocks of a trained transformer is known (TOAST, TMLR 2026; Fed
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import torch
@@ -20,8 +18,7 @@ from torch import Tensor, nn
 from fedra_engine.models.batch_arguments import BatchArguments
 
 
-@dataclass(frozen=True)
-class StandIns:
+class StandIns(NamedTuple):
     """A map for every block.
 
     Attributes:
@@ -36,18 +33,10 @@ class StandIns:
     up: Tensor
     bias: Tensor
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    def restored(self, tensors: Mapping[str, Tensor]) -> StandIns:
-        """The maps that `tensors()` returned, with the dtype and device of these."""
-        return StandIns(**{name: tensors[name].to(of) for name, of in self.tensors().items()})
-
     def maps(self, dtype: torch.dtype) -> list[LowRankMap]:
         """The map of each block, to compute with in `dtype`."""
         maps = []
-        for mean, down, up, bias in zip(self.mean, self.down, self.up, self.bias, strict=True):
+        for mean, down, up, bias in zip(*self, strict=True):
             rounded_down, rounded_up = down.to(dtype), up.to(dtype)
             exact = -(mean.double() @ rounded_down.double())
             shift = exact.to(dtype)

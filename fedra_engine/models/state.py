@@ -34,15 +34,16 @@ class GlobalState:
     def tensors(self) -> dict[str, Tensor]:
         """Tensors by name, for a checkpoint."""
         named = {"adapters": self.adapters, "heads": self.heads}
-        maps = {} if self.stand_ins is None else self.stand_ins.tensors()
+        maps = {} if self.stand_ins is None else self.stand_ins._asdict()
         named |= {f"base.{target}": weights for target, weights in enumerate(self.base)}
         return named | {f"stand_ins.{name}": tensor for name, tensor in maps.items()}
 
     def restored(self, tensors: Mapping[str, Tensor]) -> GlobalState:
         """The state that `tensors()` returned, with the dtypes and devices of this one."""
         base = tuple(tensors[f"base.{target}"].to(weights) for target, weights in enumerate(self.base))
-        maps = {name.removeprefix("stand_ins."): tensor for name, tensor in tensors.items()}
-        stand_ins = None if self.stand_ins is None else self.stand_ins.restored(maps)
+        stand_ins = self.stand_ins
+        if stand_ins is not None:
+            stand_ins = StandIns(*(tensors[f"stand_ins.{name}"].to(of) for name, of in stand_ins._asdict().items()))
         return GlobalState(tensors["adapters"].to(self.adapters), tensors["heads"].to(self.heads), base, stand_ins)
 
 
