@@ -43,8 +43,8 @@ class DepthFLConfig:
     """Options of `depthfl`.
 
     Args:
-        variant: where clients end and who shares which classifier: as in DepthFL's own `paper`, or as FedRA's published
-            comparison ran it (`fedra_paper`; both in docs/methods.md).
+        variant: which blocks clients hold and which classifiers they share: as DepthFL's own `paper` says, or as in
+            FedRA's published comparison (`fedra_paper`); docs/methods.md has both.
         exit_every: blocks between exits.
         ramp_up_rounds: rounds over which the weight of the mutual distillation rises to 1.
         predict: by the mean of all exits' logits (`ensemble`), or by the `last` exit.
@@ -113,7 +113,8 @@ class MethodConfig:
             (repaired so that every block has a holder if the capacities allow it), `prefix` (the first blocks), `full`
             (all blocks), `first` or `ends` (always the first block, or the first and the last, and drawn others),
             `rotated` (a window that moves on by one block every round), `growing` (drawn; from one block to the
-            capacity over the first half of the rounds) or `importance` (drawn, rather blocks whose adapters move most).
+            capacity over the first half of the rounds) or `importance` (drawn; blocks whose adapters move more have a
+            better chance).
         ignore_capacities: allow full-depth methods even if no client can hold all blocks.
         weighting: weight of a client in the averages: `uniform`, or its number of `samples`.
         stand_in: what a client has in place of a block that it does not hold: nothing (`none`), or a frozen map of low
@@ -123,8 +124,8 @@ class MethodConfig:
         stand_in_samples: samples that the maps are fitted to, or all if there are fewer; no labels are used.
         stand_in_data: where these samples come from: a domain of the training data, or a folder or file of the
             server's own; all clients' training samples when null, which only a simulation can have.
-        stand_in_refit: rounds between fits to the global model with its adapters; only the frozen model is fitted, and
-            only once, when null.
+        stand_in_refit: rounds between fits to the global model with its adapters; when null, the maps stay those of the
+            frozen model.
     """
 
     name: str = option("fedra", METHOD_NAMES)

@@ -81,7 +81,7 @@ class Comparison(NamedTuple):
 
 
 def seed_by_seed(candidates: Sequence[Candidate]) -> list[PlannedRun]:
-    """The runs of the first seed of all `candidates` first."""
+    """The runs of all `candidates` with the first seed, then those with the second, and so on."""
     return [run for of_seed in zip(*(each.runs for each in candidates), strict=True) for run in of_seed]
 
 

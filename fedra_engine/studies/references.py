@@ -42,7 +42,7 @@ class References:
 
     @classmethod
     def of(cls, experiment: Experiment) -> References:
-        """Measure them."""
+        """Evaluate the frozen model, and fit and evaluate the probe."""
         everything, tests = EvaluatedModel(np.arange(experiment.foundation.depth)), test_counts(experiment)
         frozen = accuracies(experiment.evaluator.scores(experiment.initial_state, everything))
         probe = None if tests is None else ridge_probe(experiment).accuracy
@@ -76,7 +76,7 @@ class Measured(NamedTuple):
 
 
 def measure(plan: PlannedReferences) -> Measured:
-    """Measure references, unless their file has them."""
+    """Read references from their file, or else measure them and write it; bad input gives a note in their place."""
     try:
         if not plan.file.is_file():
             wanted = plan.config

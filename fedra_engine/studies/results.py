@@ -71,7 +71,7 @@ def read_result(run: PlannedRun) -> RunResult:
 
 
 def read_trial(run: PlannedRun) -> TrialResult:
-    """The same without what only reports show."""
+    """Read the results of a finished run that its summary and metrics have; InputError if these are damaged."""
     folder = RunFolder.open(run.path)
     with reading(folder.summary_file, _WANTED):
         summary = json.loads(folder.summary_file.read_text())

@@ -30,7 +30,7 @@ class PairedDifference(NamedTuple):
 
 
 def standard_error(accuracy: Mapping[str, float], tests: Mapping[str, int]) -> float:
-    """Of the average over domains, from the number of `tests` samples of each: each domain's is binomial."""
+    """Standard error of the average over domains, each of whose accuracies is binomial on its number of `tests`."""
     variances = [value * (1 - value) / tests[domain] for domain, value in accuracy.items()]
     return sqrt(sum(variances)) / len(variances)
 
@@ -46,7 +46,7 @@ def mcnemar(first: str, second: str) -> McNemar:
 
 
 def paired_difference(values: Sequence[float], others: Sequence[float]) -> PairedDifference | None:
-    """Of `values` minus `others`; None if fewer than two pairs, or equal differences, leave their spread unknown."""
+    """The difference of `values` and `others`; None with fewer than two pairs, or if all differ by the same."""
     from scipy.stats import ttest_rel
 
     differences = [value - other for value, other in zip(values, others, strict=True)]
@@ -57,9 +57,9 @@ def paired_difference(values: Sequence[float], others: Sequence[float]) -> Paire
 
 
 def is_rising(curve: Mapping[int, float], error: float) -> bool | None:
-    """Whether the last value of a `curve`, by rounds, is more than `error` above that at three quarters of the rounds.
+    """Whether a `curve`, values by number of rounds, rises by more than `error` over the last quarter of its rounds.
 
-    That is the last value up to there, of at least one round; None if there is none.
+    Its last value is compared with the last one within the first three quarters; None if there is none after round 0.
     """
     last = max(curve)
     before = max((rounds for rounds in curve if 0 < rounds <= 0.75 * last), default=None)
