@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import linear
 
 from benchmarks.settings import CPU, Setting
-from fedra_engine.execution.memory import tokens_in_blocks
+from fedra_engine.execution.memory import hidden_shape
 
 
 def rows_per_pass(setting: Setting) -> list[list[int]]:
@@ -30,7 +30,7 @@ def rows_per_pass(setting: Setting) -> list[list[int]]:
 def frozen_products_seconds(setting: Setting) -> float:
     """CPU-seconds of every block Linear's X·Wᵀ and dY·W for the round's rows; attention and norms not counted."""
     inputs = setting.samples.inputs(torch.zeros(1, dtype=torch.int64), CPU, setting.foundation.dtype)
-    tokens = tokens_in_blocks(setting.foundation, inputs)
+    tokens = hidden_shape(setting.foundation, inputs)[1]
     passes = rows_per_pass(setting)
     blocks = [
         [module for module in block.modules() if isinstance(module, nn.Linear)] for block in setting.foundation.blocks

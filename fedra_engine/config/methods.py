@@ -19,11 +19,11 @@ METHOD_NAMES = Choice(
     *("fedra", "alllarge", "allsmall", "exclusivefl", "inclusivefl", "depthfl", "fedhello", "fedit", "ffalora"),
     *("fedsalora", "rolora", "hetlora", "flora", "flexlora", "fedexlora", "lorafair"),
 )
-_STAND_INS = {"stand_in": ("linear",)}
 ALLOCATION_NAMES = Choice(
     "method.allocation",
     *("uniform", "reference", "covered", "prefix", "full", "first", "ends", "rotated", "growing", "importance"),
 )
+_STAND_INS = {"stand_in": ("linear",)}
 
 
 @dataclass

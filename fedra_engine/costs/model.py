@@ -113,8 +113,11 @@ def processed_samples(samples: NDArray[np.int64], training: TrainingConfig) -> N
     return epochs * samples + np.minimum(rest * training.batch_size, samples)
 
 
-def sample_flops(assignment: Assignment, flops: BlockFlops, rank: int, stand_in_rank: int = 0) -> Counts:
-    """Training FLOPs of one sample of each participant, float64 [participants]; `rank` is that of `flops`."""
+def sample_flops(assignment: Assignment, flops: BlockFlops, rank: int, stand_in_rank: int) -> Counts:
+    """Training FLOPs of one sample of each participant, float64 [participants].
+
+    `rank` is that of the adapters in `flops`, `stand_in_rank` that of stand-ins, which only some assignments have.
+    """
     held, trained, reached = assignment.held, assignment.trained_blocks, assignment.reached
     replaced = assignment.replaced_blocks
     maps = replaced.sum(axis=1) + (replaced & (trained.cumsum(axis=1) > 0)).sum(axis=1)
