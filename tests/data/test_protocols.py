@@ -172,7 +172,7 @@ def test_a_mixer_of_timm_itself_runs(tmp_path: Path) -> None:
     assert list(summary["tuned"]) == DOMAINNET
 
 
-@pytest.mark.parametrize(("name", "clients"), [("pacs_vit_s14", 24), ("pacs_vit", 4)])
+@pytest.mark.parametrize(("name", "clients"), [("pacs_vit_s14", 24), ("pacs_study", 4)])
 def test_pacs_runs_on_a_bare_dinov2(tmp_path: Path, name: str, clients: int) -> None:
     sizes = {name: size for name, size in SIZES.items() if name != "intermediate_size"}
     Dinov2Model(Dinov2Config(**sizes, mlp_ratio=2, image_size=42, patch_size=14)).save_pretrained(tmp_path / "dinov2")
