@@ -18,9 +18,11 @@ from .dispatch import in_place, launch, register, untraced, use_triton
 SCHEMA = "low_rank_add_(Tensor(a!) stream, Tensor index, Tensor down, Tensor up, Tensor? shift, Tensor? bias) -> ()"
 
 SHORTEST_RUN = 32
-"""Consecutive rows, on average, from which a CPU multiplies in place instead of gathering rows. Forward and backward of 544
-of 1,088 rows of 384 features at rank 32 took 6.1 ms in place and 4.1 ms gathered in runs of 17 rows, 4.0 and 4.6 ms in
-runs of 34, and 3.7 and 4.7 ms in runs of 136 (one thread of a Xeon at 2.5 GHz)."""
+"""Consecutive rows, on average, from which a CPU multiplies in place instead of gathering rows.
+
+Forward and backward of 544 of 1,088 rows of 384 features at rank 32 took 6.1 ms in place and 4.1 ms gathered in runs of
+17 rows, 4.0 and 4.6 ms in runs of 34, and 3.7 and 4.7 ms in runs of 136 (one thread of a Xeon at 2.5 GHz).
+"""
 # Rows, features; one block holds the whole rank.
 CONFIGS: ConfigTable = {
     "sm_80": {"narrow": Tile(128, 64, 1, 8, 3), "wide": Tile(64, 64, 1, 8, 2), "float": Tile(32, 32, 1, 8, 2)},
