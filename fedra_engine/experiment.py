@@ -52,6 +52,7 @@ from fedra_engine.models.sharding import Sharding, is_sharded
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import InputError, first_few
 from fedra_engine.runtime.processes import Processes
+from fedra_engine.runtime.randomness import generator
 from fedra_engine.runtime.stages import Stage
 
 _MOST_NAMED = 10
@@ -141,11 +142,15 @@ class Experiment:
         blocks = ", ".join(str(exit + 1) for exit in exits)
         return f"the mean of the logits after blocks {blocks} (exits.safetensors)" if len(exits) > 1 else None
 
-    def with_fresh_stand_ins(self, state: GlobalState, round: int) -> GlobalState:
-        """The `state` before `round`, with stand-ins that are fitted to it if they are due; all processes call this."""
-        if self.stand_in_fit is None or not self.stand_in_fit.is_due(round):
+    def with_fresh_stand_ins(self, state: GlobalState, round: int, assignment: Assignment) -> GlobalState:
+        """The `state` before `round`, with stand-ins that are fitted to it if the `assignment` needs new ones.
+
+        All processes call this together.
+        """
+        fit = self.stand_in_fit
+        if fit is None or not assignment.replaced_blocks.any() or not (state.stand_ins is None or fit.is_due(round)):
             return state
-        stand_ins = self.stand_in_fit(state, round)
+        stand_ins = fit(state, round)
         # Equal sums give equal maps, to the last bit only on equal hardware.
         self.processes.broadcast_(list(stand_ins))
         return replace(state, stand_ins=stand_ins)
@@ -195,8 +200,8 @@ def build_experiment(
     with processes.raise_on_all():
         sweep_model = make_sweep_model(config.execution, foundation, train, sharding)
         method = _make_method(config, foundation, sweep_model, train, clients, processes)
+        state = _initial_state(config, foundation, sweep_model, train, method)
         fit = _stand_in_fit(config, prepared, foundation, sweep_model, processes, inputs)
-        state = _initial_state(config, foundation, sweep_model, train, method, fit)
     # Equal draws give equal states, to the last bit only on equal hardware.
     processes.broadcast_(list(state.tensors().values()))
     most, sharded_over = most_participants(config.clients, clients), processes if sharding else None
@@ -310,28 +315,24 @@ def _stand_in_fit(
     if wanted in data.domains:
         rows = np.flatnonzero(samples.domains.numpy() == data.domains.index(wanted))
     elif wanted is not None:
-        # Before some processes wait for the others in the fit.
-        with processes.raise_on_all(), Stage("reading the server's samples"):
+        with Stage("reading the server's samples"):
             own = load_unlabelled(Path(wanted), data.domains, data.task, config.data)
-            plain = replace(config.data, augmentation="none", unreadable="error")
+            # The others need not be decoded.
+            chosen = generator(config.seed, purpose="samples of the server").permutation(len(own))
+            own = own.select(np.sort(chosen[: method.stand_in_samples]))
+            plain = replace(config.data, augmentation="none")
             samples = prepare(own, plain, inputs.model_path(config), foundation.model.config, inputs.processor).train
-        rows = np.arange(len(own))
+        rows = np.arange(len(samples.domains))
     return StandInFit(foundation, model, samples, rows, method, config.lora.scale, config.seed, processes)
 
 
 def _initial_state(
-    config: ExperimentConfig,
-    foundation: Foundation,
-    model: SweepModel,
-    train: Samples,
-    method: Method,
-    fit: StandInFit | None,
+    config: ExperimentConfig, foundation: Foundation, model: SweepModel, train: Samples, method: Method
 ) -> GlobalState:
     layout, seed = foundation.adapter_layout, config.seed
     adapters = initial_adapters(layout, foundation.depth, seed=seed, dtype=foundation.adapter_dtype)
     heads = initial_heads(config.model, foundation, model, train, seed=seed)
-    state = method.initial_state(GlobalState(adapters.to(foundation.device), heads), foundation.base)
-    return state if fit is None else replace(state, stand_ins=fit(state, round=0))
+    return method.initial_state(GlobalState(adapters.to(foundation.device), heads), foundation.base)
 
 
 def make_clients(

@@ -57,15 +57,16 @@ class Inputs:
 
     def load_data(self, config: ExperimentConfig) -> DomainData:
         """The data passed from Python, or else those of `config.data`; with a validation set if it asks for one."""
+        seed = config.seed if config.data.split_seed is None else config.data.split_seed
         if self.data is not None:
             data = self.data
         elif self.dataset is not None:
-            data = dataset_source(self.dataset, config.data, config.seed)
+            data = dataset_source(self.dataset, config.data, seed)
         elif config.data.root == IN_MEMORY:
             raise InputError("data.root: found a run on a data set in memory, expected it to be handed over again")
         else:
-            data = load_source(config.data, config.seed)
-        return with_validation(data, config.data, config.seed)
+            data = load_source(config.data, seed)
+        return with_validation(data, config.data, seed)
 
     def load_model(
         self, config: ExperimentConfig, classes: int | None, device: torch.device, sharding: Sharding | None

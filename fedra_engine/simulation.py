@@ -87,8 +87,8 @@ def train_round(
     """
     method, started = experiment.method, time.perf_counter()
     listeners = Callbacks(experiment) if callbacks is None else callbacks
-    state = experiment.with_fresh_stand_ins(state, round)
     work, assignment, devices = experiment.round_work(round)
+    state = experiment.with_fresh_stand_ins(state, round, assignment)
     aggregator, tally = method.aggregator(state, round), Tally()
     with experiment.division.share(work, assignment) as share:
         for updates in experiment.executor.train(*share, state):

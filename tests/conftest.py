@@ -35,7 +35,9 @@ def _seeded() -> None:
 
 @pytest.fixture
 def own_names() -> Iterator[None]:
-    """For tests that register things: the names that a configuration may have are afterwards those from before."""
+    """For tests that register things: names and options that a configuration may have are afterwards as before."""
+    from fedra_engine.config import MethodConfig
+    from fedra_engine.config.fields import TYPES
     from fedra_engine.config.options import CHOICES
     from fedra_engine.data.partition import PARTITIONERS
     from fedra_engine.data.sources import SOURCES
@@ -44,12 +46,22 @@ def own_names() -> Iterator[None]:
 
     kept = [(table, dict(table)) for table in (METHODS, ALLOCATORS, USES, SOURCES, PARTITIONERS)]
     names = [(choice, [*choice.names], [*choice.registered]) for choice in CHOICES.values()]
+    attributes, annotations = dict(vars(MethodConfig)), dict(MethodConfig.__annotations__)
     yield
     for table, before in kept:
         table.clear()
         table.update(before)
     for choice, all_names, registered in names:
         choice.names, choice.registered = all_names, registered
+    if MethodConfig.__annotations__ != annotations:
+        # A field that is left over would be in the configurations of other tests, and of the processes they start.
+        for name in vars(MethodConfig).keys() - attributes.keys():
+            delattr(MethodConfig, name)
+        for name in attributes.keys() - {"__dict__", "__weakref__", "__annotations__"}:
+            setattr(MethodConfig, name, attributes[name])
+        MethodConfig.__annotations__.clear()
+        MethodConfig.__annotations__.update(annotations)
+        del TYPES[MethodConfig]
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from fedra_engine.callbacks.checkpoint import load_newest_intact
+from fedra_engine.callbacks.fingerprint import Fingerprint, check_fingerprint, fingerprint
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.experiment import Experiment, build_experiment
 from fedra_engine.runtime.errors import InputError
@@ -74,11 +75,42 @@ def test_an_interrupted_run_goes_on_to_the_bit(tmp_path: Path, refit: int | None
 
 def test_maps_follow_the_global_model_when_they_are_fitted_again(tmp_path: Path) -> None:
     experiment = built(tmp_path, method={**LINEAR, "stand_in_refit": 3})
-    state = experiment.initial_state
-    assert experiment.with_fresh_stand_ins(state, 2) is state
+    _, assignment = experiment.assigned_work(0)
+    assert experiment.initial_state.stand_ins is None
+    state = experiment.with_fresh_stand_ins(experiment.initial_state, 0, assignment)
+    assert experiment.with_fresh_stand_ins(state, 2, assignment) is state
     state.adapters.normal_(std=0.1)
-    fresh = experiment.with_fresh_stand_ins(state, 3)
+    fresh = experiment.with_fresh_stand_ins(state, 3, assignment)
     assert fresh.stand_ins is not None
     assert state.stand_ins is not None
     change = fresh.stand_ins.down @ fresh.stand_ins.up - state.stand_ins.down @ state.stand_ins.up
     assert change.abs().max() > 0.01
+
+
+def test_nothing_is_fitted_where_nothing_is_replaced(tmp_path: Path) -> None:
+    experiment = built(tmp_path, method={**LINEAR, "name": "alllarge"})
+    _, assignment = experiment.assigned_work(0)
+    assert experiment.with_fresh_stand_ins(experiment.initial_state, 0, assignment).stand_ins is None
+
+
+def test_a_run_does_not_go_on_with_other_samples_of_the_server(tmp_path: Path) -> None:
+    def fingerprint_with(level: int, folder: str) -> Fingerprint:
+        (tmp_path / folder).mkdir()
+        Image.fromarray(np.full((8, 8), level, dtype=np.uint8)).save(tmp_path / folder / "image.png")
+        return fingerprint(built(tmp_path, method={**LINEAR, "stand_in_data": str(tmp_path / folder)}))
+
+    begun = fingerprint_with(10, "here")
+    # Equal samples may be elsewhere.
+    check_fingerprint(fingerprint_with(10, "there"), begun, "the run")
+    with pytest.raises(InputError, match=r"method.stand_in_data: found other samples for stand-ins than the run began"):
+        check_fingerprint(fingerprint_with(11, "others"), begun, "the run")
+
+
+def test_only_samples_that_may_be_drawn_are_decoded(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for number in range(9):
+        Image.fromarray(np.full((8, 8), number, dtype=np.uint8)).save(tmp_path / "images" / f"{number}.png")
+    method = {**LINEAR, "stand_in_data": str(tmp_path / "images"), "stand_in_samples": 4}
+    fit = built(tmp_path, method=method).stand_in_fit
+    assert fit is not None
+    assert len(fit.samples.domains) == 4

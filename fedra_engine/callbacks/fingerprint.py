@@ -42,6 +42,7 @@ _PARTS = {
     "test": ("data", "test samples", "the same, prepared in the same way"),
     "model": ("model.path", "weights or settings of the model", "the same"),
     "clients": ("clients", "clients", "the same samples, capacities, ranks and devices of each"),
+    "server": ("method.stand_in_data", "samples for stand-ins", "the same, prepared in the same way"),
 }
 """Field, name and expectation of every part, for messages; in the order in which parts are compared."""
 
@@ -52,7 +53,7 @@ def fingerprint(experiment: Experiment) -> Fingerprint:
     The initial state follows from it. All processes of a job that shards its model must call this together. A gigabyte
     of weights takes about a second.
     """
-    data = experiment.train_data
+    data, fit = experiment.train_data, experiment.stand_in_fit
     return {
         "setting": setting_digest(experiment.config),
         "names": _digest([json.dumps([experiment.domains, data.classes])]),
@@ -60,6 +61,7 @@ def fingerprint(experiment: Experiment) -> Fingerprint:
         "test": _digest(_of_samples(experiment.test_samples, data)),
         "model": _digest(_of_model(experiment.foundation.model)),
         "clients": _digest(_of_clients(experiment.clients)),
+        "server": _digest([] if fit is None else [fit.samples.digest(), fit.rows.tobytes()]),
     }
 
 
@@ -73,7 +75,7 @@ def setting_digest(config: ExperimentConfig) -> str:
     if config.training.lr_schedule == "constant" and "rounds" not in USES.get(allocation, ()):
         del values["rounds"]
     # What is found there has digests of its own in `fingerprint`.
-    del values["data"]["root"], values["model"]["path"]
+    del values["data"]["root"], values["model"]["path"], values["method"]["stand_in_data"]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

@@ -37,7 +37,8 @@ interrupted goes on. The tables, in <output_dir> too, are those of the latest co
 
 --grid training.lr=0.003,0.01:training.lr_schedule=constant,cosine tries all combinations of these values with the first
 seed, for each entry that does not have the field itself, in <output_dir>/grid. They are measured on validation samples
-(data.validation_fraction, or 0.2); the best of each entry is then run with every seed and measured on the test samples.
+(data.validation_fraction, or 0.2); the best of each entry is then run with every seed and measured on the test samples,
+which are the same for all seeds (data.split_seed, or the first seed).
 """
 _OPTIONS = (
     CommandOption("methods", "ENTRY,…", "Methods or variants of them"),
@@ -142,6 +143,7 @@ def parse_comparison(arguments: Sequence[str]) -> Comparison:
     check_different("seeds", seeds)
     jobs = parse_option("jobs", options.jobs, int, COUNT)
     entries = _candidates(variants, grid, seeds, read)
+    check_different("grid", [str(one.runs[0].path) for candidates in entries for one in candidates])
     return Comparison(entries, Path(base.output_dir), jobs, options.oversubscribe == "true")
 
 
@@ -212,12 +214,14 @@ def _candidate(
     at, fraction = variant.at(point), config.data.validation_fraction
     runs_config, trial = config, None
     if grid:
-        data = replace(config.data, validation_fraction=fraction or _VALIDATION_FRACTION)
+        # With another split, test samples of other seeds would be among those that choose.
+        split = seeds[0] if config.data.split_seed is None else config.data.split_seed
+        data = replace(config.data, split_seed=split, validation_fraction=fraction or _VALIDATION_FRACTION)
         folder, name = str(Path(config.output_dir) / "grid"), f"{at.folder}-seed{seeds[0]}"
         tried = replace(config, seed=seeds[0], name=name, output_dir=folder, data=data)
         validate_setting(tried)
         trial = None if alone else PlannedRun(tried, at.label, is_trial=True)
-        runs_config = replace(config, data=replace(config.data, validation_fraction=0.0))
+        runs_config = replace(config, data=replace(data, validation_fraction=0.0))
     runs = tuple(
         PlannedRun(replace(runs_config, seed=seed, name=f"{at.folder}-seed{seed}"), variant.label) for seed in seeds
     )

@@ -73,6 +73,7 @@ class DataConfig:
             with probability 1/2), or `crop_flip` (also a crop of random place, area and shape, resized back).
         crop_scale: smallest fraction of an image's area that `crop_flip` keeps.
         test_fraction: fraction of each domain's and class's samples held out if the source has no test set.
+        split_seed: seed of the draws of test and validation samples; the experiment's when null.
         validation_fraction: fraction of each domain's and class's training samples that is taken out of training and
             evaluated in the place of the test set, which is then not used; 0 for none.
         partition: `domain` (each domain is one client), `iid`, `dirichlet` (label skew), `shards` (few classes per
@@ -103,6 +104,7 @@ class DataConfig:
     augmentation: Literal["none", "flip", "crop_flip"] = option("none", needs=[{"source": _IMAGES}])
     crop_scale: float = option(0.08, allowed.SHARE, needs=[{"augmentation": ("crop_flip",)}])
     test_fraction: float = option(0.2, allowed.FRACTION, needs=[{"source": _DRAWN_TEST}])
+    split_seed: int | None = option(None, allowed.NATURAL)
     validation_fraction: float = option(0.0, allowed.DECAY)
     partition: str = option("dirichlet", PARTITION_NAMES)
     clients_per_domain: int = option(5, allowed.CLIENTS, needs=[{"partition": _DIVIDED}, {"clients": (None,)}])

@@ -195,11 +195,11 @@ def prepare_source(data: DomainData, config: DataConfig, seed: int, *, split: bo
     return data
 
 
-def check_domains(data: DomainData) -> None:
-    """Raise InputError unless every domain has training and test samples."""
+def check_domains(data: DomainData, *, with_test: bool = True) -> None:
+    """Raise InputError unless every domain has training and, `with_test`, test samples."""
     for index, name in enumerate(data.domains):
         is_test = data.is_test[data.domain_of == index]
-        for kind, present in (("training", not is_test.all()), ("test", is_test.any())):
+        for kind, present in (("training", not is_test.all()), ("test", is_test.any() or not with_test)):
             if not present:
                 raise InputError(
                     f"{data.given_as}: found no {kind} samples of domain {name!r}, expected some in every domain"

@@ -153,11 +153,12 @@ def prepare(
             return ImageSamples(pixels, of_class, domain_of[rows], preprocessing, rows, augmentation)
         return TokenSamples(tokens, rows, counts[rows], prompts[rows], domain_of[rows], of_class, cut=cut_texts)
 
+    has_test = bool(data.is_test.any())
     readable = np.delete(np.arange(len(data)), list(made.skipped))
     train, test = (torch.from_numpy(readable[data.is_test[readable] == held_out]) for held_out in (False, True))
     if made.skipped:
         data = replace(data.select(readable), notes=[*data.notes, *made.skipped.values()])
-        check_domains(data)
+        check_domains(data, with_test=has_test)
     return PreparedData(data, samples(train, make_augmentation(config)), samples(test, None), made.newly_cached)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,10 +48,9 @@ def load_unlabelled(path: Path, domains: list[str], task: DataTask, config: Data
 
 def _images(folder: Path, domains: list[str]) -> Dataset:
     paths = [
-        os.path.join(directory, name)
-        for directory, _, names in os.walk(folder)
-        for name in names
-        if not name.startswith(".") and Path(name).suffix.lower() in image_suffixes()
+        str(path)
+        for path in folder.rglob("*")
+        if path.suffix.lower() in image_suffixes() and "/." not in f"/{path.relative_to(folder)}"
     ]
     if not paths:
         raise InputError(f"{_OPTION}: found no images below {str(folder)!r}, expected {_expected(domains, 'folder')}")
@@ -63,9 +62,12 @@ def _texts(file: Path, task: DataTask, domains: list[str], config: DataConfig) -
 
     if not file.is_file():
         raise InputError(f"{_OPTION}: found no file {str(file)!r}, expected {_expected(domains, 'file')}")
-    column = config.columns.input or "text"
+    # A txt file has this column alone.
+    column = "text" if file.suffix.lower() == ".txt" else config.columns.input or "text"
     try:
         values = [row.get(column) for _, row in read_table(file, config.encoding)]
+    except InputError as error:
+        raise InputError(re.sub(r"^data\.root", _OPTION, str(error))) from error
     except UnicodeError as error:
         raise InputError(
             f"{_OPTION}: found no {config.encoding} text in {file}, expected it as data.encoding"

@@ -21,8 +21,13 @@ from fedra_engine.runtime.processes import Processes
 from fedra_engine.runtime.randomness import generator
 from fedra_engine.runtime.stages import Stage
 
-_BATCH = 64
-"""Samples of a pass; bounds memory, as the hidden states of a block are converted to float64."""
+_BATCH, _TOKENS = 64, 16_384
+"""Samples and tokens of a pass; bound the memory of hidden states, which are converted to float64 block by block.
+
+The sums of all blocks take 16 bytes × blocks × features² besides.
+"""
+_ROUNDING = 1e-12
+"""Variance, relative to the largest second moment, that float64 cannot tell from none."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +64,15 @@ class StandInFit:
         wanted = min(config.stand_in_samples, len(self.rows))
         chosen = torch.from_numpy(rng.choice(self.rows, wanted, replace=False))
         moments: dict[int, _Moments] = {}
-        with Stage("fitting stand-ins", len(chosen)) as stage:
-            for portion in portions(chosen, _BATCH, self.processes):
+        lengths = self.samples.lengths
+        longest = 1 if lengths is None else int(lengths[chosen].max())
+        size = max(1, min(_BATCH, _TOKENS // longest))
+        with self.processes.raise_on_all(), Stage("fitting stand-ins", len(chosen)) as stage:
+            for portion in portions(chosen, size, self.processes):
                 self._add_moments(moments, state, portion)
                 stage.advance(len(portion.rows) * self.processes.count)
-            self.processes.all_reduce_([tensor for block in sorted(moments) for tensor in moments[block].tensors()])
-            maps = [moments[block].fit(config.stand_in_rank, config.stand_in_ridge) for block in sorted(moments)]
+        self.processes.all_reduce_([tensor for block in sorted(moments) for tensor in moments[block].tensors()])
+        maps = [moments[block].fit(config.stand_in_rank, config.stand_in_ridge) for block in sorted(moments)]
         return StandIns(*(torch.stack(parts).to(state.adapters) for parts in zip(*maps, strict=True)))
 
     def _add_moments(self, moments: dict[int, _Moments], state: GlobalState, portion: Portion) -> None:
@@ -128,7 +136,11 @@ class _Moments:
         mean_x, mean_y = self.x / self.count, self.y / self.count
         xx = self.xx - self.count * mean_x[:, None] * mean_x
         xy = self.xy - self.count * mean_x[:, None] * mean_y
-        penalty = ridge * xx.diagonal().mean().clamp(min=torch.finfo(xx.dtype).tiny)
+        # Where all tokens are alike, what is left of their variance is rounding.
+        rounding = _ROUNDING * self.xx.diagonal().max() + torch.finfo(torch.float32).tiny
+        penalty = (ridge * xx.diagonal().mean()).clamp(min=rounding)
         matrix = torch.linalg.solve(xx + penalty * torch.eye(features).to(xx), xy)
         directions = torch.linalg.eigh(matrix.T @ xx @ matrix).eigenvectors[:, -rank:]
+        # A sign of their own would differ from machine to machine.
+        directions *= directions.gather(0, directions.abs().argmax(0, keepdim=True)).sign()
         return mean_x, matrix @ directions, directions.T, mean_y

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from fedra_engine.federation.allocation import (
     weighted_allocation,
 )
 from fedra_engine.methods.base import Federation
+from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.randomness import generator
 
 Integers = NDArray[np.int64]
@@ -55,8 +56,10 @@ def register_allocator(name: str, *, uses: Collection[Used] = ()) -> Callable[[A
             `rounds`, whose number a resumed run then cannot change.
 
     Raises:
-        InputError: there is an allocator of that name.
+        InputError: there is an allocator of that name, or `uses` has an unknown entry.
     """
+    if unknown := set(uses) - set(get_args(Used)):
+        raise InputError(f"uses: found {min(unknown)!r}, expected some of {', '.join(get_args(Used))}")
     put = registering(ALLOCATORS, "method.allocation", name)
     USES[name] = frozenset(uses)
     return put

@@ -23,7 +23,8 @@ class GlobalState:
         heads: classifiers [exits, head size]; one, unless a method has early exits. The last is the model's own.
         base: weights of the adapter targets, per target [blocks, out, in], for a method that changes the frozen model;
             empty if they are as loaded.
-        stand_ins: what clients have in place of blocks that they do not hold; None for nothing.
+        stand_ins: what clients have in place of blocks that they do not hold; None before they are fitted, and if
+            there are none.
     """
 
     adapters: Tensor
@@ -41,9 +42,9 @@ class GlobalState:
     def restored(self, tensors: Mapping[str, Tensor]) -> GlobalState:
         """The state that `tensors()` returned, with the dtypes and devices of this one."""
         base = tuple(tensors[f"base.{target}"].to(weights) for target, weights in enumerate(self.base))
-        stand_ins = self.stand_ins
-        if stand_ins is not None:
-            stand_ins = StandIns(*(tensors[f"stand_ins.{name}"].to(of) for name, of in stand_ins._asdict().items()))
+        stand_ins = None
+        if "stand_ins.mean" in tensors:
+            stand_ins = StandIns(*(tensors[f"stand_ins.{name}"].to(self.adapters) for name in StandIns._fields))
         return GlobalState(tensors["adapters"].to(self.adapters), tensors["heads"].to(self.heads), base, stand_ins)
 
 

@@ -141,7 +141,7 @@ def _conclude(
     if results:
         missing = {outcome.run.title: outcome.note for outcome in (*outcomes, *tried) if outcome.state != "done"}
         references = []
-        for measured in _references(comparison, {result.seed for result in results}):
+        for measured in _references(comparison, chosen[0], {result.seed for result in results}):
             if measured.found is None:
                 missing[measured.plan.title] = measured.note
             else:
@@ -169,11 +169,11 @@ def _conclude(
         )
 
 
-def _references(comparison: Comparison, seeds: Collection[int]) -> list[Measured]:
-    """The frozen model and the ridge probe of every seed, with the data and the model of the first entry."""
+def _references(comparison: Comparison, first: Candidate, seeds: Collection[int]) -> list[Measured]:
+    """The frozen model and the ridge probe of every seed, with the data and the model of the `first` entry's runs."""
     plans = [
         PlannedReferences(run.config, comparison.output_dir / "references")
-        for run in comparison.entries[0][0].runs
+        for run in first.runs
         if run.config.seed in seeds
     ]
     measured = list[Measured]()

@@ -188,3 +188,17 @@ def test_help_shows_how_to_write_a_variant(capsys: pytest.CaptureFixture[str]) -
     shown = " ".join(capsys.readouterr().out.split())
     assert "fedra:method.allocation=covered" in shown
     assert "--seeds SEED" in shown
+
+
+def test_with_a_grid_all_seeds_have_the_test_samples_that_its_runs_do_not_see() -> None:
+    comparison = parse_comparison(["--methods=fedra", "--seeds=3,1", GRID, "--control=false"])
+    assert {run.config.data.split_seed for run in (*comparison.trials, *comparison.runs)} == {3}
+    own = parse_comparison(["--methods=fedra", "--seeds=3,1", GRID, "--control=false", "--data.split_seed=8"])
+    assert {run.config.data.split_seed for run in (*own.trials, *own.runs)} == {8}
+    plain = parse_comparison(["--methods=fedra", "--seeds=3,1", "--control=false"])
+    assert {run.config.data.split_seed for run in plain.runs} == {None}
+
+
+def test_points_whose_runs_would_share_a_folder_are_refused() -> None:
+    with pytest.raises(InputError, match=r"grid: found .*fedra-data\.root=a-b-seed0 more than once"):
+        parse_comparison(["--methods=fedra", "--data.source=image_folder", "--grid=data.root=a/b,a-b"])

@@ -77,6 +77,9 @@ def cases(model: Path) -> dict[str, dict[str, Any]]:
             execution={"deterministic": True},
             server={"optimizer": "fedadam", "lr": 0.5},
         ),
+        "stand_ins": changes(
+            {"name": "fedra", "stand_in": "linear", "stand_in_samples": 30, "stand_in_refit": 1}, model
+        ),
         "importance": changes({"name": "fedra", "allocation": "importance"}, model),
         "fedra_paper": changes(
             {"name": "depthfl", "depthfl": DepthFLConfig(variant="fedra_paper", exit_every=1)}, model
@@ -84,7 +87,7 @@ def cases(model: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-CASES = [*METHODS, "options", "importance", "fedra_paper"]
+CASES = [*METHODS, "options", "stand_ins", "importance", "fedra_paper"]
 
 
 @pytest.fixture(scope="module")

@@ -141,7 +141,7 @@ def drawn(fit: StandInFit) -> Tensor:
     """The samples that `fit` draws before the first round, seen as it sees them."""
     seen: list[Tensor] = []
     original = fit.samples.inputs
-    spy = SimpleNamespace(inputs=lambda rows, *others: [seen.append(rows), original(rows, *others)][1])
+    spy = SimpleNamespace(lengths=None, inputs=lambda rows, *others: [seen.append(rows), original(rows, *others)][1])
     replace(fit, samples=spy)(GlobalState(*nothing(fit)), round=0)
     return torch.cat(seen)
 
@@ -225,6 +225,15 @@ def test_hidden_states_that_are_not_finite_are_refused() -> None:
     state.adapters[1] = torch.inf
     with pytest.raises(InputError, match=r"method.stand_in: found hidden states that are not finite"):
         fit(state, round=0)
+
+
+def test_tokens_that_are_all_alike_give_a_map_that_does_nothing() -> None:
+    moments = _Moments.zeros(4, torch.device("cpu"))
+    moments.add(torch.full((10, 4), 1000 / 3).double(), torch.ones(10, 4).double())
+    for ridge in (0.01, 1e-300):
+        _, down, up, bias = moments.fit(rank=2, ridge=ridge)
+        assert (down @ up).abs().max() < 1e-3
+        assert bias.tolist() == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize(("every", "due"), [(None, []), (1, [1, 2, 3, 4, 5]), (2, [2, 4])])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fedra_engine.config import MethodConfig
+from fedra_engine.config.fields import field_types
 from fedra_engine.config.options import option, whole
 from fedra_engine.federation.allocation import prefix_allocation
 from fedra_engine.federation.assignment import Assignment
@@ -87,3 +89,14 @@ def test_names_of_allocators_that_are_taken_are_refused() -> None:
 def test_an_unknown_allocator_is_refused_with_those_there_are() -> None:
     with pytest.raises(InputError, match=r"^method\.allocation: found 'best', expected one of uniform, reference, "):
         method("fedra", allocation="best")
+
+
+def test_what_tests_register_is_gone_after_them() -> None:
+    assert "shallow" not in METHODS
+    assert "shallow" not in field_types(MethodConfig)
+    assert repr(MethodConfig()).count("Config(") == 1 + sum(map(is_dataclass, vars(MethodConfig()).values()))
+
+
+def test_an_allocator_cannot_use_what_there_is_not() -> None:
+    with pytest.raises(InputError, match=r"uses: found 'movment', expected some of movement, rounds"):
+        register_allocator("mistaken", uses=["movment"])  # type: ignore[list-item]
