@@ -123,7 +123,7 @@ class MethodConfig:
         stand_in_ridge: penalty of the fit, relative to the mean variance of a feature.
         stand_in_samples: samples that the maps are fitted to, or all if there are fewer; no labels are used.
         stand_in_data: where these samples come from: a domain of the training data, or a folder or file of the
-            server's own; all clients' training samples when null, which only a simulation can have.
+            server's own; all training samples when null, which only a simulation can have.
         stand_in_refit: rounds between fits to the global model with its adapters; when null, the maps stay those of the
             frozen model.
     """
