@@ -124,7 +124,11 @@ def job(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def state_after(run: Path, round: int) -> dict[str, Tensor]:
-    return load_file(run / "checkpoints" / f"round_{round:04d}" / "state.safetensors")
+    tensors = load_file(run / "checkpoints" / f"round_{round:04d}" / "state.safetensors")
+    if "state.stand_ins.up" in tensors:
+        # Directions along which nothing varies are a matter of rounding.
+        tensors["maps"] = tensors.pop("state.stand_ins.down") @ tensors.pop("state.stand_ins.up")
+    return tensors
 
 
 def assert_same_changes(found: dict[str, Tensor], expected: dict[str, Tensor], before: dict[str, Tensor]) -> None:
