@@ -249,7 +249,7 @@ def _grid(tried: Sequence[TriedPoint]) -> Section:
     rows = [["method", "point", "validation", "chosen"]]
     for each in tried:
         edge = f", at the edge of {' and '.join(each.at_edge)}" if each.at_edge else ""
-        accuracy = "failed" if each.accuracy is None else f"{100 * each.accuracy:.1f}"
+        accuracy = _NONE if each.accuracy is None else f"{100 * each.accuracy:.1f}"
         rows.append([each.label, each.point, accuracy, f"yes{edge}" if each.chosen else ""])
     return Section("Grid", _GRID, rows)
 

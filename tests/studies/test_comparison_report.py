@@ -143,7 +143,7 @@ def test_the_grid_shows_all_points_the_chosen_one_and_what_failed() -> None:
     ]
     assert table("Grid", tried=tried)[1:] == [
         ["fedra", "training.lr=0.01", "50.0", "yes, at the edge of training.lr"],
-        ["fedra", "training.lr=1", "failed", ""],
+        ["fedra", "training.lr=1", "–", ""],
         ["flora", "training.lr=0.1", "25.0", "yes"],
     ]
 
