@@ -237,12 +237,12 @@ def _shown(fields: Mapping[str, str]) -> str:
 
 
 def _is_extreme(value: str, values: Sequence[str]) -> bool:
-    """Whether `value` is the smallest or largest of the `values` of a field, if these are numbers."""
+    """Whether `value` is the smallest or largest of several `values` of a field, if these are numbers."""
     try:
         numbers = [float(each) for each in values]
     except ValueError:
         return False
-    return float(value) in (min(numbers), max(numbers))
+    return len(numbers) > 1 and float(value) in (min(numbers), max(numbers))
 
 
 def _parse_grid(text: str, read: Read) -> dict[str, list[str]]:
@@ -251,11 +251,11 @@ def _parse_grid(text: str, read: Read) -> dict[str, list[str]]:
     for assignment in _split(text, ":"):
         field, values_text = _parse_field("grid", assignment, text, grid)
         values = _split(values_text, ",")
-        if len(values) < 2:
-            raise InputError(f"grid: found one value of {field}, expected several (--{field} {values_text} sets it)")
         parsed = [reduce(getattr, field.split("."), read({field: value})) for value in values]
         check_different("grid", [f"{field}={value}" for value in parsed])
         grid[field] = values
+    if grid and all(len(values) == 1 for values in grid.values()):
+        raise InputError(f"grid: found one point {text!r}, expected several (a field has its own option)")
     return grid
 
 
