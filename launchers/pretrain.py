@@ -2,16 +2,14 @@
 
 python launchers/pretrain.py --output_dir FOLDER
 
-The result is a plain Hugging Face ViT. It is trained with stochastic depth (Huang et al., ECCV 2016; one draw
-per batch, as in LayerDrop, Fan et al., ICLR 2020) so that sub-models of a few of its blocks still classify.
+The result is a plain Hugging Face ViT. Every batch passes all of its blocks, as is usual: trained with stochastic
+depth, a few blocks alone would classify, and methods that train sub-models would find no difficulty in missing blocks.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,7 +49,7 @@ class Options:
 
     Args:
         output_dir: new or empty folder that becomes the model directory.
-        seed: seed of the initial weights, the batches, the augmentation and the dropped blocks.
+        seed: seed of the initial weights, the batches and the augmentation.
         blocks: transformer blocks.
         hidden_size: features of a token.
         mlp_size: hidden features of a block's MLP.
@@ -61,7 +59,6 @@ class Options:
         batch_size: images in a step.
         lr: learning rate after warm-up, decayed to 0 along a cosine.
         weight_decay: AdamW's decoupled decay.
-        min_blocks: fewest blocks a batch passes; their number is uniform from here to all.
         rotation: largest random rotation, in degrees.
         zoom: largest random change of size, as a fraction.
         shift: largest random shift, in pixels.
@@ -79,7 +76,6 @@ class Options:
     batch_size: int = option(32, whole(1, 100_000))
     lr: float = option(2e-3, number(0, 100, above=True))
     weight_decay: float = option(0.05, number(0, 1000))
-    min_blocks: int = option(3, whole(1, 1000))
     rotation: float = option(15.0, number(0, 180))
     zoom: float = option(0.15, number(0, 0.9))
     shift: float = option(0.8, number(0, SIDE))
@@ -92,8 +88,6 @@ def check_options(options: Options) -> None:
     for name, size, of in (("heads", options.hidden_size, "hidden_size"), ("patch_size", SIDE, "the images' side")):
         if size % (value := getattr(options, name)):
             raise InputError(f"{name}: found {value}, expected a divisor of {of}, {size}")
-    if options.min_blocks > options.blocks:
-        raise InputError(f"min_blocks: found {options.min_blocks}, expected at most the {options.blocks} blocks")
 
 
 def build_model(options: Options) -> ViTForImageClassification:
@@ -113,17 +107,6 @@ def build_model(options: Options) -> ViTForImageClassification:
         label2id={name: index for index, name in enumerate(names)},
     )
     return ViTForImageClassification(config)
-
-
-@contextmanager
-def only_blocks(model: ViTForImageClassification, kept: list[int]) -> Iterator[None]:
-    """Lets the model consist of the blocks `kept` for a while; the skipped ones cost nothing."""
-    everything = model.vit.layers
-    model.vit.layers = nn.ModuleList([everything[index] for index in kept])
-    try:
-        yield
-    finally:
-        model.vit.layers = everything
 
 
 def augment(images: Tensor, options: Options, rng: torch.Generator) -> Tensor:
@@ -164,7 +147,7 @@ def learning_rate(step: int, steps: int, options: Options) -> float:
 
 
 def train(model: ViTForImageClassification, images: Tensor, labels: Tensor, options: Options) -> None:
-    """Trains on every image once an epoch, each batch through a random ordered subset of the blocks."""
+    """Trains on every image once an epoch."""
     rng = torch.Generator().manual_seed(options.seed)
     steps = options.epochs * math.ceil(len(images) / options.batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
@@ -175,10 +158,7 @@ def train(model: ViTForImageClassification, images: Tensor, labels: Tensor, opti
         for rows in torch.randperm(len(images), generator=rng).split(options.batch_size):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, steps, options)
-            count = int(torch.randint(options.min_blocks, options.blocks + 1, (), generator=rng))
-            kept = torch.randperm(options.blocks, generator=rng)[:count].sort().values.tolist()
-            with only_blocks(model, kept):
-                logits = model(pixel_values=normalise(augment(images[rows], options, rng))).logits
+            logits = model(pixel_values=normalise(augment(images[rows], options, rng))).logits
             loss = F.cross_entropy(logits, labels[rows])
             optimizer.zero_grad()
             loss.backward()
@@ -202,7 +182,7 @@ def model_card(options: Options, command: str, training_images: int, held_out_im
     return f"""---
 library_name: transformers
 pipeline_tag: image-classification
-tags: [vit, digits, stochastic-depth]
+tags: [vit, digits]
 ---
 
 # digits_vit
@@ -217,8 +197,7 @@ MLP of {options.mlp_size}; patches of {options.patch_size} × {options.patch_siz
 | training images | {training_images} clean digits, none of which the federation trains or is tested on |
 | input | grey levels in [0, 1], minus {PIXEL_MEAN}, divided by {PIXEL_STD} |
 
-Each training batch passed {options.min_blocks} to {options.blocks} blocks, drawn at random and kept in order
-(stochastic depth), so the model keeps working, less well, when blocks are missing.
+Every training batch passed all blocks, as is usual: nothing prepared the model for missing blocks.
 
 The model was made by
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForImageClassification
 def test_a_model_directory_is_made_once(
     launch: Callable[..., object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--epochs=1", "--blocks=2", "--min_blocks=1", "--batch_size=477", f"--output_dir={tmp_path}/model"]
+    options = ["--epochs=1", "--blocks=2", "--batch_size=477", f"--output_dir={tmp_path}/model"]
     assert launch("pretrain", *options) == 0
     assert AutoModelForImageClassification.from_pretrained(tmp_path / "model").config.num_hidden_layers == 2
     card = tmp_path / "model" / "README.md"
@@ -29,7 +29,7 @@ def test_a_full_disk_is_one_line_and_leaves_room_for_another_try(
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("transformers.modeling_utils.safe_save_file", fill)
-    options = ["--epochs=1", "--blocks=2", "--min_blocks=1", "--batch_size=477", f"--output_dir={tmp_path}/model"]
+    options = ["--epochs=1", "--blocks=2", "--batch_size=477", f"--output_dir={tmp_path}/model"]
     assert launch("pretrain", *options) == 1
     assert f"error: {tmp_path}/model: found no space left on device" in capsys.readouterr().err.splitlines()[-1]
     assert not list((tmp_path / "model").iterdir())
