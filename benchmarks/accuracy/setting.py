@@ -23,7 +23,7 @@ from fedra_engine.config.validation import validate
 
 METHODS = {
     "fedra": MethodConfig("fedra"),
-    "fedra_stand_ins": MethodConfig("fedra", stand_in="linear"),
+    "fedstandin": MethodConfig("fedstandin"),
     # Both as in FedRA's published comparison.
     "inclusivefl": MethodConfig("inclusivefl", inclusivefl=InclusiveFLConfig(momentum=0.0)),
     "depthfl": MethodConfig("depthfl", depthfl=DepthFLConfig(variant="fedra_paper")),
@@ -55,7 +55,7 @@ class StudySetting:
     """
 
     capacities: tuple[int, ...] = (12, 8, 6, 4)
-    methods: tuple[str, ...] = ("fedra", "fedra_stand_ins", "inclusivefl", "depthfl", "allsmall", "alllarge")
+    methods: tuple[str, ...] = ("fedra", "fedstandin", "inclusivefl", "depthfl", "allsmall", "alllarge")
     rounds: int = 100
     slice: int = 10
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -102,7 +102,7 @@ class StudySetting:
             "depthfl": METHODS["depthfl"].depthfl,
         }
         values |= {f"{name}.{field}": value for name, group in groups.items() for field, value in asdict(group).items()}
-        stand_ins = asdict(METHODS["fedra_stand_ins"])
+        stand_ins = asdict(METHODS["fedstandin"])
         values |= {name: value for name, value in stand_ins.items() if name.startswith("stand_in")}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 

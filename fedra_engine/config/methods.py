@@ -16,14 +16,14 @@ from fedra_engine.runtime.errors import InputError
 
 METHOD_NAMES = Choice(
     "method.name",
-    *("fedra", "alllarge", "allsmall", "exclusivefl", "inclusivefl", "depthfl", "fedhello", "fedit", "ffalora"),
-    *("fedsalora", "rolora", "hetlora", "flora", "flexlora", "fedexlora", "lorafair"),
+    *("fedra", "fedstandin", "alllarge", "allsmall", "exclusivefl", "inclusivefl", "depthfl", "fedhello", "fedit"),
+    *("ffalora", "fedsalora", "rolora", "hetlora", "flora", "flexlora", "fedexlora", "lorafair"),
 )
 ALLOCATION_NAMES = Choice(
     "method.allocation",
     *("uniform", "reference", "covered", "prefix", "full", "first", "ends", "rotated", "growing", "importance"),
 )
-_STAND_INS = {"stand_in": ("linear",)}
+_STAND_INS = {"stand_in": ("linear",), "name": ("fedstandin",)}
 
 
 @dataclass
@@ -118,7 +118,8 @@ class MethodConfig:
         ignore_capacities: allow full-depth methods even if no client can hold all blocks.
         weighting: weight of a client in the averages: `uniform`, or its number of `samples`.
         stand_in: what a client has in place of a block that it does not hold: nothing (`none`), or a frozen map of low
-            rank (`linear`) that is fitted to the block before the first round (docs/methods.md).
+            rank that is fitted to the block (`linear`; docs/methods.md). When null, it is `linear` for `fedstandin` and
+            `none` for the other methods.
         stand_in_rank: rank of the maps.
         stand_in_ridge: penalty of the fit, relative to the mean variance of a feature.
         stand_in_samples: samples that the maps are fitted to, or all if there are fewer; no labels are used.
@@ -132,7 +133,7 @@ class MethodConfig:
     allocation: str | None = option(None, ALLOCATION_NAMES)
     ignore_capacities: bool = option(False, needs=[{"name": ("alllarge",), "allocation": ("full",)}])
     weighting: Literal["uniform", "samples"] = "uniform"
-    stand_in: Literal["none", "linear"] = "none"
+    stand_in: Literal["none", "linear"] | None = None
     stand_in_rank: int = option(32, allowed.RANK, needs=[_STAND_INS])
     stand_in_ridge: float = option(0.01, allowed.POSITIVE, needs=[_STAND_INS])
     stand_in_samples: int = option(1000, allowed.SAMPLES, needs=[_STAND_INS])

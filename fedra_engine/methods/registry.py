@@ -9,6 +9,7 @@ from fedra_engine.methods import (  # noqa: F401 (each registers its methods)
     fedhello,
     fedra,
     fedsalora,
+    fedstandin,
     hetlora,
     inclusivefl,
     lorafair,
