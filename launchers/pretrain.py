@@ -2,8 +2,8 @@
 
 python launchers/pretrain.py --output_dir FOLDER
 
-The result is a plain Hugging Face ViT. Every batch passes all of its blocks, as is usual: trained with stochastic
-depth, a few blocks alone would classify, and methods that train sub-models would find no difficulty in missing blocks.
+The result is a plain Hugging Face ViT, trained at full depth. With stochastic depth, sub-models of a few blocks would
+already classify well, and missing blocks would cost federated methods little.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """FedStandIn (ours): FedRA in which a linear map stands in for every block that a client lacks.
 
-Allocation and aggregation are FedRA's. What changes is the sub-model: where FedRA's client skips a block l that it does
-not hold, here h ← h + (h − μ_l) D_l U_l + b_l. The server fits these maps of low rank to the frozen blocks by ridge
-regression, in closed form, from unlabelled samples; nobody trains or uploads them. docs/methods.md describes the
-method, docs/results/evidence.md what it was compared with.
+Allocation and aggregation are FedRA's. A client that lacks block l applies h ← h + (h − μ_l) D_l U_l + b_l in its
+place. The server fits these low-rank maps to the frozen blocks by ridge regression, in closed form, on unlabelled
+samples; they are never trained or uploaded. docs/methods.md defines μ, D, U and b; docs/results/evidence.md has
+results.
 """
 
 from __future__ import annotations

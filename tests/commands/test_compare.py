@@ -1,5 +1,7 @@
 """The command line of `compare`: which runs it asks for, and one clear line for what it cannot mean."""
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,18 @@ def test_a_variant_changes_its_own_run_only_and_is_named_after_what_it_changes()
     assert variant.config.clients.capacities == [4, 3, 2, 2, 2, 2]
     assert variant.title == "fedra allocation=covered clients.capacities=[4,3,2,2,2,2] training.lr=0.01 seed 0"
     assert variant.path.name == "fedra-allocation=covered-clients.capacities=4-3-2-2-2-2-training.lr=0.01-seed0"
+
+
+def test_the_command_in_the_study_of_pacs_is_one(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "configs" / "experiments" / "pacs_study.yaml").read_text()
+    (found,) = re.findall(r"^#   (fedra compare .*?)\n#\n", text, flags=re.DOTALL | re.MULTILINE)
+    # A shell joins lines at a backslash.
+    command = re.sub("<.*?>", str(tmp_path), found.replace("\\\n#   ", ""))
+    name, compare, *arguments = shlex.split(command)
+    assert (name, compare) == ("fedra", "compare")
+    comparison = parse_comparison(arguments)
+    assert len(comparison.entries) == 10
+    assert [len(entry) for entry in points(comparison)] == [3] * 10
 
 
 def points(comparison: Comparison) -> list[list[str]]:
