@@ -143,14 +143,14 @@ class Experiment:
         return f"the mean of the logits after blocks {blocks} (exits.safetensors)" if len(exits) > 1 else None
 
     def with_fresh_stand_ins(self, state: GlobalState, round: int, assignment: Assignment) -> GlobalState:
-        """The `state` before `round`, with stand-ins that are fitted to it if the `assignment` needs new ones.
+        """The `state` before `round`, with stand-ins if the `assignment` needs any, and new ones if they are due.
 
-        All processes call this together.
+        The first are fitted to the frozen model, later ones to `state`. All processes call this together.
         """
         fit = self.stand_in_fit
         if fit is None or not assignment.replaced_blocks.any() or not (state.stand_ins is None or fit.is_due(round)):
             return state
-        stand_ins = fit(state, round)
+        stand_ins = fit(self.initial_state if state.stand_ins is None else state, round)
         # Equal sums give equal maps, to the last bit only on equal hardware.
         self.processes.broadcast_(list(stand_ins))
         return replace(state, stand_ins=stand_ins)
@@ -201,7 +201,7 @@ def build_experiment(
         sweep_model = make_sweep_model(config.execution, foundation, train, sharding)
         method = _make_method(config, foundation, sweep_model, train, clients, processes)
         state = _initial_state(config, foundation, sweep_model, train, method)
-        fit = _stand_in_fit(config, method, prepared, foundation, sweep_model, processes, inputs)
+        fit = _stand_in_fit(config, prepared, foundation, sweep_model, processes, inputs)
     # Equal draws give equal states, to the last bit only on equal hardware.
     processes.broadcast_(list(state.tensors().values()))
     most, sharded_over = most_participants(config.clients, clients), processes if sharding else None
@@ -301,7 +301,6 @@ def _make_method(
 
 def _stand_in_fit(
     config: ExperimentConfig,
-    method: Method,
     prepared: PreparedData,
     foundation: Foundation,
     model: SweepModel,
@@ -309,10 +308,10 @@ def _stand_in_fit(
     inputs: Inputs,
 ) -> StandInFit | None:
     """How stand-ins are fitted, to samples of the server or of clients; None if there are no stand-ins."""
-    options, data, samples = config.method, prepared.data, prepared.train
-    if (options.stand_in or method.stand_in) == "none":
+    method, data, samples = config.method, prepared.data, prepared.train
+    if not method.has_stand_ins:
         return None
-    rows, wanted = np.arange(len(samples.domains)), options.stand_in_data
+    rows, wanted = np.arange(len(samples.domains)), method.stand_in_data
     if wanted in data.domains:
         rows = np.flatnonzero(samples.domains.numpy() == data.domains.index(wanted))
     elif wanted is not None:
@@ -320,11 +319,11 @@ def _stand_in_fit(
             own = load_unlabelled(Path(wanted), data.domains, data.task, config.data)
             # The others need not be decoded.
             chosen = generator(config.seed, purpose="samples of the server").permutation(len(own))
-            own = own.select(np.sort(chosen[: options.stand_in_samples]))
+            own = own.select(np.sort(chosen[: method.stand_in_samples]))
             plain = replace(config.data, augmentation="none")
             samples = prepare(own, plain, inputs.model_path(config), foundation.model.config, inputs.processor).train
         rows = np.arange(len(samples.domains))
-    return StandInFit(foundation, model, samples, rows, options, config.lora.scale, config.seed, processes)
+    return StandInFit(foundation, model, samples, rows, method, config.lora.scale, config.seed, processes)
 
 
 def _initial_state(

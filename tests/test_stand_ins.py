@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,19 @@ def test_maps_follow_the_global_model_when_they_are_fitted_again(tmp_path: Path)
     assert state.stand_ins is not None
     change = fresh.stand_ins.down @ fresh.stand_ins.up - state.stand_ins.down @ state.stand_ins.up
     assert change.abs().max() > 0.01
+
+
+def test_the_first_maps_are_those_of_the_frozen_model_whenever_they_are_needed(tmp_path: Path) -> None:
+    experiment = built(tmp_path, method=LINEAR)
+    _, assignment = experiment.assigned_work(0)
+    frozen = experiment.initial_state
+    trained = replace(frozen, adapters=frozen.adapters + 0.1)
+    expected, found = (experiment.with_fresh_stand_ins(state, 2, assignment) for state in (frozen, trained))
+    assert found.adapters is trained.adapters
+    assert expected.stand_ins is not None
+    assert found.stand_ins is not None
+    for one, other in zip(expected.stand_ins, found.stand_ins, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 def test_nothing_is_fitted_where_nothing_is_replaced(tmp_path: Path) -> None:

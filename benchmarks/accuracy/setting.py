@@ -103,7 +103,7 @@ class StudySetting:
         }
         values |= {f"{name}.{field}": value for name, group in groups.items() for field, value in asdict(group).items()}
         stand_ins = asdict(METHODS["fedstandin"])
-        values |= {name: value for name, value in stand_ins.items() if name.startswith("stand_in")}
+        values |= {name: value for name, value in stand_ins.items() if name.startswith("stand_in_")}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def _training(self) -> TrainingConfig:

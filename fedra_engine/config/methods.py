@@ -118,8 +118,7 @@ class MethodConfig:
         ignore_capacities: allow full-depth methods even if no client can hold all blocks.
         weighting: weight of a client in the averages: `uniform`, or its number of `samples`.
         stand_in: what a client has in place of a block that it does not hold: nothing (`none`), or a frozen map of low
-            rank that is fitted to the block (`linear`; docs/methods.md). When null, it is `linear` for `fedstandin` and
-            `none` for the other methods.
+            rank that is fitted to the block (`linear`; docs/methods.md), as it always has with `fedstandin`.
         stand_in_rank: rank of the maps.
         stand_in_ridge: penalty of the fit, relative to the mean variance of a feature.
         stand_in_samples: samples that the maps are fitted to, or all if there are fewer; no labels are used.
@@ -133,7 +132,7 @@ class MethodConfig:
     allocation: str | None = option(None, ALLOCATION_NAMES)
     ignore_capacities: bool = option(False, needs=[{"name": ("alllarge",), "allocation": ("full",)}])
     weighting: Literal["uniform", "samples"] = "uniform"
-    stand_in: Literal["none", "linear"] | None = None
+    stand_in: Literal["none", "linear"] = "none"
     stand_in_rank: int = option(32, allowed.RANK, needs=[_STAND_INS])
     stand_in_ridge: float = option(0.01, allowed.POSITIVE, needs=[_STAND_INS])
     stand_in_samples: int = option(1000, allowed.SAMPLES, needs=[_STAND_INS])
@@ -144,6 +143,11 @@ class MethodConfig:
     fedhello: FedHelloConfig = group(FedHelloConfig, needs=[{"name": ("fedhello",)}])
     hetlora: HetLoraConfig = group(HetLoraConfig, needs=[{"name": ("hetlora",)}])
     lorafair: LoraFairConfig = group(LoraFairConfig, needs=[{"name": ("lorafair",)}])
+
+    @property
+    def has_stand_ins(self) -> bool:
+        """Whether clients have stand-ins for the blocks that they lack."""
+        return self.stand_in == "linear" or self.name == "fedstandin"
 
     def __getattr__(self, name: str) -> Any:
         """Add the default options of a method that was registered after this object was made."""

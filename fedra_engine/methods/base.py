@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,8 +72,6 @@ class Method(ABC):
     """Class of the aggregator."""
     ranks: NDArray[np.int64] | None = None
     """int64 [clients], LoRA rank of every client, if each rank is averaged over the clients that have it; else None."""
-    stand_in: Literal["none", "linear"] = "none"
-    """What clients have in place of the blocks that they lack, if `method.stand_in` is not given."""
     writes_base = False
     """Whether the method changes the frozen weights, which participants must then download."""
     caution: str | None = None

@@ -14,6 +14,4 @@ from fedra_engine.methods.fedra import FedRA
 
 @register_method("fedstandin")
 class FedStandIn(FedRA):
-    """FedRA with `method.stand_in linear`."""
-
-    stand_in = "linear"
+    """FedRA with `method.stand_in linear`, which `MethodConfig.has_stand_ins` says of this name."""
