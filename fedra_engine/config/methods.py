@@ -24,6 +24,7 @@ ALLOCATION_NAMES = Choice(
     *("uniform", "reference", "covered", "prefix", "full", "first", "ends", "rotated", "growing", "importance"),
 )
 _STAND_INS = {"stand_in": ("linear",), "name": ("fedstandin",)}
+"""Clients have stand-ins if one of these fields has one of these values."""
 
 
 @dataclass
@@ -118,7 +119,7 @@ class MethodConfig:
         ignore_capacities: allow full-depth methods even if no client can hold all blocks.
         weighting: weight of a client in the averages: `uniform`, or its number of `samples`.
         stand_in: what a client has in place of a block that it does not hold: nothing (`none`), or a frozen map of low
-            rank that is fitted to the block (`linear`; docs/methods.md), as it always has with `fedstandin`.
+            rank that is fitted to the block (`linear`; docs/methods.md). `fedstandin` has these maps in any case.
         stand_in_rank: rank of the maps.
         stand_in_ridge: penalty of the fit, relative to the mean variance of a feature.
         stand_in_samples: samples that the maps are fitted to, or all if there are fewer; no labels are used.
@@ -147,7 +148,7 @@ class MethodConfig:
     @property
     def has_stand_ins(self) -> bool:
         """Whether clients have stand-ins for the blocks that they lack."""
-        return self.stand_in == "linear" or self.name == "fedstandin"
+        return any(getattr(self, field) in values for field, values in _STAND_INS.items())
 
     def __getattr__(self, name: str) -> Any:
         """Add the default options of a method that was registered after this object was made."""

@@ -14,4 +14,4 @@ from fedra_engine.methods.fedra import FedRA
 
 @register_method("fedstandin")
 class FedStandIn(FedRA):
-    """FedRA with `method.stand_in linear`, which `MethodConfig.has_stand_ins` says of this name."""
+    """FedRA with stand-ins: for this name `MethodConfig.has_stand_ins` is true."""
