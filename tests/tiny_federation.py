@@ -70,6 +70,7 @@ class Setting:
     exits: int = 1
     stand_ins: bool = False
     """Whether random maps replace the blocks that clients do not hold."""
+    stand_in_rank: int = 3
     assignment: Callable[[Allocation], Assignment] = Assignment
     """Makes the assignment of all clients from FedRA's allocation."""
 
@@ -99,7 +100,7 @@ class Setting:
         noise = torch.from_numpy(np.random.default_rng(2).normal(scale=0.1, size=tuple(adapters.shape)))
         heads = foundation.initial_heads().repeat(self.exits, 1)
         heads += torch.arange(self.exits)[:, None] * 0.01 * heads.flip(1)
-        stand_ins = random_stand_ins(adapters.dtype) if self.stand_ins else None
+        stand_ins = random_stand_ins(adapters.dtype, self.stand_in_rank) if self.stand_ins else None
         return GlobalState(adapters + noise.to(adapters.dtype), heads, stand_ins=stand_ins)
 
     def work(self, index: int, participants: NDArray[np.int64]) -> tuple[LocalWork, Assignment]:

@@ -120,7 +120,7 @@ class MethodConfig:
         weighting: weight of a client in the averages: `uniform`, or its number of `samples`.
         stand_in: what a client has in place of a block that it does not hold: nothing (`none`), or a frozen map of low
             rank that is fitted to the block (`linear`; docs/methods.md). `fedstandin` has these maps in any case.
-        stand_in_rank: rank of the maps.
+        stand_in_rank: rank of the maps; with 0 a map is a constant, what the block adds on average.
         stand_in_ridge: penalty of the fit, relative to the mean variance of a feature.
         stand_in_samples: samples that the maps are fitted to, or all if there are fewer; no labels are used.
         stand_in_data: where these samples come from: a domain of the training data, or a folder or file of the
@@ -134,7 +134,7 @@ class MethodConfig:
     ignore_capacities: bool = option(False, needs=[{"name": ("alllarge",), "allocation": ("full",)}])
     weighting: Literal["uniform", "samples"] = "uniform"
     stand_in: Literal["none", "linear"] = "none"
-    stand_in_rank: int = option(32, allowed.RANK, needs=[_STAND_INS])
+    stand_in_rank: int = option(32, allowed.MAP_RANK, needs=[_STAND_INS])
     stand_in_ridge: float = option(0.01, allowed.POSITIVE, needs=[_STAND_INS])
     stand_in_samples: int = option(1000, allowed.SAMPLES, needs=[_STAND_INS])
     stand_in_data: str | None = option(None, allowed.PATH, needs=[_STAND_INS])

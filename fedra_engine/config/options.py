@@ -147,6 +147,7 @@ STEPS = whole(1, 10**5)
 PIXELS = whole(1, 4096)
 RANK = whole(1, 128)
 """The kernels keep no larger one on chip."""
+MAP_RANK = whole(0, 128)
 POSITIVE = number(0, 1e12, above=True)
 NON_NEGATIVE = number(0, 1e6)
 RATE = number(0, 1e4, above=True)

@@ -140,7 +140,7 @@ class _Moments:
         rounding = _ROUNDING * self.xx.diagonal().max() + torch.finfo(torch.float32).tiny
         penalty = (ridge * xx.diagonal().mean()).clamp(min=rounding)
         matrix = torch.linalg.solve(xx + penalty * torch.eye(features).to(xx), xy)
-        directions = torch.linalg.eigh(matrix.T @ xx @ matrix).eigenvectors[:, -rank:]
+        directions = torch.linalg.eigh(matrix.T @ xx @ matrix).eigenvectors[:, features - rank :]
         # A sign of their own would differ from machine to machine.
         directions *= directions.gather(0, directions.abs().argmax(0, keepdim=True)).sign()
         return mean_x, matrix @ directions, directions.T, mean_y

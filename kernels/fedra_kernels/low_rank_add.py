@@ -48,7 +48,7 @@ def low_rank_add(stream: Tensor, index: Tensor, down: Tensor, up: Tensor, shift:
         index: int64 [rows], unique rows of the stream. On a GPU its values are not checked: a row outside
             the stream is left out.
         down: [features, rank]. up: [rank, features]. shift: [rank]. bias: [features]. They get no gradient;
-            the rank is at most 128.
+            the rank is at most 128; with rank 0 the bias is all that is added.
 
     Raises:
         ValueError: a shape, dtype, device or row number does not fit.
@@ -58,8 +58,8 @@ def low_rank_add(stream: Tensor, index: Tensor, down: Tensor, up: Tensor, shift:
     features = stream.shape[-1]
     check_shape("up", up, (None, features))
     rank = up.shape[0]
-    if not 1 <= rank <= MAX_RANK:
-        raise ValueError(f"up: found rank {rank}, expected 1 to {MAX_RANK}")
+    if rank > MAX_RANK:
+        raise ValueError(f"up: found rank {rank}, expected at most {MAX_RANK}")
     frozen = (("up", up, (rank, features)), ("down", down, (features, rank)), ("shift", shift, (rank,)))
     for name, tensor, shape in (*frozen, ("bias", bias, (features,))):
         check_shape(name, tensor, shape)

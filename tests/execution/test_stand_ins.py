@@ -193,6 +193,23 @@ def test_a_map_of_full_rank_replaces_a_linear_block_exactly() -> None:
     torch.testing.assert_close((x @ down + shift) @ up + bias, x @ matrix + 1)
 
 
+def test_a_map_of_rank_0_adds_what_the_block_does_on_average() -> None:
+    setting = make_setting("vit", SGD)
+    fit, state = fitting(setting, replace(FIT, stand_in_rank=0)), setting.state()
+    constants, maps = fit(state, round=0), fitting(setting)(state, round=0)
+    assert constants.down.shape == (DEPTH, 16, 0)
+    assert constants.up.shape == (DEPTH, 0, 16)
+    torch.testing.assert_close(constants.bias, maps.bias)
+    assert constants.bias.abs().max() > 0.01
+
+
+@pytest.mark.parametrize("fuse_blocks", [False, True])
+def test_sweep_equals_sequential_with_constants(fuse_blocks: bool) -> None:
+    assert_same_rounds(
+        replace(replaced("vit", fuse_blocks=fuse_blocks), stand_in_rank=0), lanes=3, count=2, tolerance=1e-8
+    )
+
+
 def test_rounding_of_the_shift_is_made_good_by_the_bias() -> None:
     rng = torch.Generator().manual_seed(0)
     mean, down, up, bias = (torch.randn(2, *shape, generator=rng) for shape in ((64,), (64, 4), (4, 64), (64,)))

@@ -17,7 +17,7 @@ def _factors(rank, dtype=torch.float64):
     return [randn(*shape, seed=seed, dtype=dtype) for seed, shape in enumerate(shapes)]
 
 
-@pytest.mark.parametrize("rank", [1, 3, 128])
+@pytest.mark.parametrize("rank", [0, 1, 3, 128])
 @pytest.mark.parametrize("shape", [(ROWS, WIDTH), (2, 3, WIDTH)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_values_and_gradient_equal_the_references(rank, shape, dtype, tolerance):
@@ -75,7 +75,6 @@ def test_a_gradient_that_is_not_contiguous_is_taken():
     torch.testing.assert_close(stream.grad, expected)
 
 
-@pytest.mark.parametrize("rank", [0, 129])
-def test_ranks_out_of_range_are_named(rank):
-    with pytest.raises(ValueError, match=rf"^up: found rank {rank}, expected 1 to 128"):
-        low_rank_add(randn(ROWS, WIDTH, seed=7), INDEX, *_factors(rank))
+def test_a_rank_out_of_range_is_named():
+    with pytest.raises(ValueError, match=r"^up: found rank 129, expected at most 128"):
+        low_rank_add(randn(ROWS, WIDTH, seed=7), INDEX, *_factors(129))

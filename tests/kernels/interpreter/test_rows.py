@@ -76,12 +76,12 @@ def test_scatter_add_equals_its_reference(dtype, scaled, features):
 
 
 @DTYPES
-@pytest.mark.parametrize(("rank", "features"), [(1, 40), (20, 100), (32, 64), (100, 33)])
+@pytest.mark.parametrize(("rank", "features"), [(0, 40), (1, 40), (20, 100), (32, 64), (100, 33)])
 @pytest.mark.parametrize("rows", [0, 1, 18])
 def test_low_rank_add_equals_its_reference(dtype, rank, features, rows):
     stream, index, upstream = _matrix(25, features, 1, dtype), _index(25, rows), _matrix(25, features, 2, dtype)
     down = _matrix(features, rank, 3, dtype, scale=features**-0.5)
-    up = _matrix(rank, features, 4, dtype, scale=rank**-0.5)
+    up = _matrix(rank, features, 4, dtype, scale=max(rank, 1) ** -0.5)
     shift, bias = _matrix(1, rank, 5, dtype)[0], _matrix(1, features, 6, dtype)[0]
     leaf, wide = _leaf(stream), stream.double().requires_grad_()
     found = low_rank_add(leaf * 1.0, index, down, up, shift, bias)
