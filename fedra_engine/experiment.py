@@ -22,6 +22,7 @@ from fedra_engine.data.partition import Partition
 from fedra_engine.data.preprocessing import Preprocessing, preprocessing_for
 from fedra_engine.data.samples import PreparedData, Samples, prepare
 from fedra_engine.data.server_data import load_unlabelled
+from fedra_engine.data.tokenization import Tokenization
 from fedra_engine.execution.evaluation import Evaluator, FisherInformation
 from fedra_engine.execution.executor import Executor, make_executor, make_sweep_model
 from fedra_engine.execution.head_init import SAMPLES_PER_CLASS, initial_heads
@@ -76,7 +77,7 @@ class Experiment:
         division: divides the participants among the processes.
         training: `config.training` with `even_steps` turned into a limit of steps.
         stand_in_fit: fits the stand-ins for blocks that clients do not hold; None if they have none.
-        newly_cached: see `PreparedData`.
+        newly_cached, processing: see `PreparedData`.
     """
 
     config: ExperimentConfig
@@ -97,6 +98,7 @@ class Experiment:
     training: TrainingConfig
     stand_in_fit: StandInFit | None
     newly_cached: int | None
+    processing: Preprocessing | Tokenization
 
     @cached_property
     def cost_model(self) -> CostModel:
@@ -225,6 +227,7 @@ def build_experiment(
         training=with_step_limit(config.training, clients),
         stand_in_fit=fit,
         newly_cached=prepared.newly_cached,
+        processing=prepared.processing,
     )
 
 

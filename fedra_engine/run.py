@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedra_engine.callback import Callback, Outcome
-from fedra_engine.callbacks.adapter_files import export
 from fedra_engine.callbacks.checkpoint import RunWriter, find_checkpoint, find_start, restore_newest
 from fedra_engine.callbacks.console import Console
 from fedra_engine.callbacks.fingerprint import check_fingerprint, fingerprint, setting_digest
@@ -25,6 +24,8 @@ from fedra_engine.config.parsing import read_config
 from fedra_engine.config.validation import validate
 from fedra_engine.config.values import plain_copy
 from fedra_engine.experiment import Experiment, build_experiment
+from fedra_engine.exports.adapter_files import export
+from fedra_engine.exports.merged_model import export_merged
 from fedra_engine.inputs import Inputs
 from fedra_engine.models.sharding import Sharding
 from fedra_engine.models.state import GlobalState
@@ -171,6 +172,19 @@ class Result:
     def save_adapter(self, folder: str | Path) -> None:
         """Write the tuned adapter, in PEFT's format, into `folder`; the run's own is in its `adapters/`."""
         export(Path(folder), *self._restored)
+
+    def save_model(self, folder: str | Path, *, client: int | None = None) -> None:
+        """Write the tuned model, its adapters merged, as a model of transformers into a new `folder`.
+
+        Args:
+            folder: for the model, its image processor or tokenizer, and a card.
+            client: the number of a client, from 0, to write the sub-model that it held in the last round in which it
+                took part, with the weights after the last round.
+
+        Raises:
+            InputError: `folder` exists, the run is not finished, or transformers cannot describe the model.
+        """
+        export_merged(Path(folder), *self._restored, client=client)
 
     @cached_property
     def _restored(self) -> tuple[Experiment, GlobalState, Outcome]:

@@ -24,6 +24,7 @@ ORDER = (
     ("experiment",),
     ("callback",),
     ("simulation",),
+    ("exports",),
     ("callbacks",),
     ("run",),
     ("studies",),

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from fedra_engine.callback import Callback, Outcome, Round
-from fedra_engine.callbacks.adapter_files import export
 from fedra_engine.callbacks.fingerprint import Fingerprint, check_fingerprint, fingerprint
 from fedra_engine.callbacks.run_folder import RunFolder, reading
 from fedra_engine.experiment import Experiment
+from fedra_engine.exports.adapter_files import export
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.files import content_hash, make_folders, remove_unfinished, whole_folder

@@ -1,17 +1,17 @@
-"""`evaluate`: accuracy and loss of an earlier run's newest state, on its own or other test samples."""
+"""`evaluate`: accuracy and loss of an earlier run's newest state or exported model, on its own or other samples."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedra_engine.callbacks.run_folder import RunFolder
-from fedra_engine.config import DataConfig, ExecutionConfig, ExperimentConfig
+from fedra_engine.config import ClientsConfig, DataConfig, ExecutionConfig, ExperimentConfig
 from fedra_engine.config.fields import type_of_field
 from fedra_engine.config.options import group
 from fedra_engine.config.parsing import (
@@ -27,17 +27,24 @@ from fedra_engine.config.validation import validate
 from fedra_engine.runtime.errors import InputError, count_of
 
 if TYPE_CHECKING:
+    from fedra_engine.execution.evaluation import Score
     from fedra_engine.experiment import Experiment
+    from fedra_engine.models.state import GlobalState
 
 DESCRIPTION = """Accuracy and loss of an earlier run by domain, and the perplexity of a causal language model.
 
   fedra evaluate runs/NAME
   fedra evaluate runs/NAME --data.root OTHER --data.domains photo,sketch
+  fedra evaluate runs/NAME --model FOLDER
 
 The run's newest state is evaluated as the run itself does it. With options of data, these are the test samples of other
-data, of the same classes; the run's own must still be there, as the method's clients are made of them.
+data, of the same classes; the run's own must still be there, as the method's clients are made of them. With --model, a
+model that fedra export has written is evaluated as it is.
 """
-_OPTIONS = (CommandOption("json", "[true|false]", "Print JSON, in full precision", "false", ("true", "false")),)
+_OPTIONS = (
+    CommandOption("json", "[true|false]", "Print JSON, in full precision", "false", ("true", "false")),
+    CommandOption("model", "FOLDER", "An exported model to evaluate in place of the run's state"),
+)
 
 
 @dataclass
@@ -68,38 +75,80 @@ def main(arguments: Sequence[str]) -> None:
     for each in (config, own):
         validate(each)
     quiet_libraries()
-    from fedra_engine.callbacks.checkpoint import restore_newest
-    from fedra_engine.run import build
-    from fedra_engine.runtime.tables import PlainConsole, rich_table, table_text
     from fedra_engine.simulation import score
 
-    experiment = build(replace(config, data=own.data))
-    start = restore_newest(experiment, folder)
+    if options.model is None:
+        experiment, state, rounds = _of_run(folder, replace(config, data=own.data))
+        what: dict[str, object] = {"rounds": rounds}
+        title = f"after {count_of(rounds, 'round')}"
+    else:
+        experiment = _of_model(replace(config, data=own.data), os.path.expanduser(options.model))
+        state, what, title = experiment.initial_state, {"model": options.model}, f"model: {options.model}"
     if config.data != own.data:
-        experiment = on_other_data(experiment, config)
-    scores = score(experiment, start.state)
+        experiment = on_other_data(experiment, replace(experiment.config, data=config.data))
+    scores = score(experiment, state)
     if not experiment.processes.is_main:
         return
+    _print(scores, what, title, as_json=options.json == "true", is_lm=not experiment.foundation.task.trains_head)
+
+
+def _of_run(folder: RunFolder, config: ExperimentConfig) -> tuple[Experiment, GlobalState, int]:
+    """The run's experiment, its newest state, and the number of its rounds."""
+    from fedra_engine.callbacks.checkpoint import restore_newest
+    from fedra_engine.run import build
+
+    experiment = build(config)
+    start = restore_newest(experiment, folder)
+    return experiment, start.state, start.round
+
+
+def _of_model(config: ExperimentConfig, folder: str) -> Experiment:
+    """An experiment on the run's data whose initial state is the model in `folder`; InputError for other classes."""
+    from fedra_engine.data.domain_data import listed
+    from fedra_engine.run import build
+
+    model = replace(config.model, path=folder, pooling="auto", head_init="loaded")
+    experiment = build(
+        ExperimentConfig(
+            seed=config.seed,
+            data=config.data,
+            model=model,
+            lora=config.lora,
+            clients=ClientsConfig(capacities=[1]),
+            execution=config.execution,
+        )
+    )
+    settings: Any = experiment.foundation.model.config
+    found, expected = list((settings.id2label or {}).values()), experiment.train_data.classes
+    if experiment.foundation.task.trains_head and found != expected:
+        raise InputError(f"model: found the classes {listed(found)}, expected those of the run: {listed(expected)}")
+    return experiment
+
+
+def _print(scores: Mapping[str, Score], what: dict[str, object], title: str, *, as_json: bool, is_lm: bool) -> None:
+    """Print the scores by domain, as JSON after the fields of `what`, or as a table under the `title`."""
+    from fedra_engine.runtime.tables import PlainConsole, rich_table, table_text
+
     measures = {
         "accuracy": {domain: score.accuracy for domain, score in scores.items()},
         "loss": {domain: score.loss for domain, score in scores.items()},
     }
-    if not experiment.foundation.task.trains_head:
+    if is_lm:
         measures["perplexity"] = {domain: _perplexity(loss) for domain, loss in measures["loss"].items()}
-    if options.json == "true":
+    if as_json:
         # JSON has neither infinity nor NaN.
         finite = {
             name: {domain: value if math.isfinite(value) else None for domain, value in values.items()}
             for name, values in measures.items()
         }
-        print(json.dumps({"rounds": start.round, **finite}, indent=2, allow_nan=False))
+        print(json.dumps({**what, **finite}, indent=2, allow_nan=False))
         return
     rows = [["", *scores, "average"]]
     for measure, values in measures.items():
         name, scale, digits = ("accuracy (%)", 100, 1) if measure == "accuracy" else (measure, 1, 4)
         rows.append([name, *(f"{scale * value:.{digits}f}" for value in (*values.values(), mean(values.values())))])
     table = table_text(rich_table(rows))
-    PlainConsole().print(f"after {count_of(start.round, 'round')}", table, sep="\n\n", soft_wrap=True)
+    PlainConsole().print(title, table, sep="\n\n", soft_wrap=True)
 
 
 def on_other_data(experiment: Experiment, config: ExperimentConfig) -> Experiment:

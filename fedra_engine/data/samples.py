@@ -17,7 +17,7 @@ from fedra_engine.data.cache import Part, as_tensor, copy_async, row_checksums
 from fedra_engine.data.domain_data import DomainData, check_domains
 from fedra_engine.data.images import image_rows
 from fedra_engine.data.preprocessing import Augmentation, Preprocessing, make_augmentation, preprocessing_for
-from fedra_engine.data.tokenization import token_rows, tokenization_for
+from fedra_engine.data.tokenization import Tokenization, token_rows, tokenization_for
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.files import content_hash
 from fedra_engine.runtime.randomness import SampleDraws
@@ -93,12 +93,14 @@ class PreparedData:
     Attributes:
         data: their source, without unreadable samples.
         newly_cached: number of samples that were not in the cache yet; None if they cannot be cached.
+        processing: how images or texts become the model's inputs.
     """
 
     data: DomainData
     train: Samples
     test: Samples
     newly_cached: int | None
+    processing: Preprocessing | Tokenization
 
 
 def prepare(
@@ -135,10 +137,11 @@ def prepare(
     if is_images:
         if preprocessing is None:
             preprocessing = preprocessing_for(model_path, model_config, config.image_size, processor)
+        processing: Preprocessing | Tokenization = preprocessing
         made = image_rows(data, preprocessing, skip=skip)
         pixels = StoredRows.of_parts(made.parts, "pixels")
     else:
-        tokenization = tokenization_for(model_path, model_config, config.max_length, processor)
+        processing = tokenization = tokenization_for(model_path, model_config, config.max_length, processor)
         made = token_rows(data, tokenization, skip=skip)
         tokens = StoredRows.of_parts(made.parts, "ids")
         counts, prompts = made.numbers("length"), made.numbers("prompt")
@@ -159,7 +162,8 @@ def prepare(
     if made.skipped:
         data = replace(data.select(readable), notes=[*data.notes, *made.skipped.values()])
         check_domains(data, with_test=has_test)
-    return PreparedData(data, samples(train, make_augmentation(config)), samples(test, None), made.newly_cached)
+    augmented, plain = samples(train, make_augmentation(config)), samples(test, None)
+    return PreparedData(data, augmented, plain, made.newly_cached, processing)
 
 
 class StoredRows:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedra_engine.config import LoraConfig
 from fedra_engine.models.adapters import AdapterLayout
-from fedra_engine.models.loading import own_path
+from fedra_engine.models.loading import PooledClassifier, own_path
 from fedra_engine.models.sharding import gathered, is_sharded
 from fedra_engine.models.structure import (
     find_block_path,
@@ -25,6 +25,9 @@ from fedra_engine.models.structure import (
 from fedra_engine.models.task import CausalLM, Classification, HeadLayout, Task
 from fedra_engine.runtime.errors import InputError
 
+_SAVED_IN_TEXT_CLASSIFIERS = ("classifier", "score")
+"""Endings of modules that PEFT saves with every adapter of a text classifier (task type SEQ_CLS)."""
+
 
 @dataclass(frozen=True)
 class Foundation:
@@ -36,7 +39,8 @@ class Foundation:
         head_path: dotted path of the Linear that makes its logits: the classifier, or a language model's output layer.
         adapter_layout: layout of a block's adapters.
         task: loss and scores, with the head.
-        namesakes: state dict of other modules whose paths end like `head_path`; see `save_adapter`.
+        saved_path: dotted path of the module that PEFT saves with the adapters: the head, or a module that contains it.
+        saved_beside: tensors, by their names in `model`, that PEFT saves with the head's own.
     """
 
     model: nn.Module
@@ -44,7 +48,8 @@ class Foundation:
     head_path: str
     adapter_layout: AdapterLayout
     task: Task
-    namesakes: Mapping[str, Tensor]
+    saved_path: str
+    saved_beside: Mapping[str, Tensor]
 
     @property
     def blocks(self) -> nn.ModuleList | nn.Sequential:
@@ -130,20 +135,34 @@ def make_foundation(
     adapters = AdapterLayout(find_targets(blocks, lora.target_modules), lora.rank)
     layout = HeadLayout(classes or 0, head.in_features, has_bias=head.bias is not None)
     task = CausalLM(head, layout) if classes is None else Classification(head, layout)
-    return Foundation(model, path, head_path, adapters, task, {} if classes is None else _namesakes(model, head_path))
+    saved = (head_path, {}) if classes is None else _saved_with_head(model, head_path)
+    return Foundation(model, path, head_path, adapters, task, *saved)
 
 
-def _namesakes(model: nn.Module, head_path: str) -> dict[str, Tensor]:
-    """See `Foundation.namesakes`; tensors of sharded modules are copied."""
+def _saved_with_head(model: nn.Module, head_path: str) -> tuple[str, dict[str, Tensor]]:
+    """`Foundation.saved_path` and `saved_beside` of a classifier; tensors of sharded modules are copied.
+
+    PEFT finds the modules to save by the end of their paths, and needs all tensors of each that it finds: of DistilBERT
+    `pre_classifier` beside `classifier`, of RoBERTa, whose head is `classifier.out_proj`, all of `classifier`.
+    """
+    endings = (own_path(model, head_path), *(_SAVED_IN_TEXT_CLASSIFIERS if classifies_text(model) else ()))
+    found = [path for path, _ in model.named_modules() if path and own_path(model, path).endswith(endings)]
+    outermost = [path for path in found if not any(path.startswith(f"{other}.") for other in found)]
     tensors: dict[str, Tensor] = {}
-    ending = own_path(model, head_path)
-    for path, module in model.named_modules():
-        if path.endswith(ending) and path != head_path:
-            sharded = is_sharded(module)
-            with gathered(module, recurse=True):
-                for name, tensor in module.state_dict().items():
-                    tensors[f"{path}.{name}"] = tensor.clone() if sharded else tensor
-    return tensors
+    for path in outermost:
+        module = model.get_submodule(path)
+        sharded = is_sharded(module)
+        with gathered(module, recurse=True):
+            for name, tensor in module.state_dict(prefix=f"{path}.").items():
+                if not name.startswith(f"{head_path}."):
+                    tensors[name] = tensor.clone() if sharded else tensor
+    (saved_path,) = (path for path in outermost if f"{head_path}.".startswith(f"{path}."))
+    return saved_path, tensors
+
+
+def classifies_text(model: nn.Module) -> bool:
+    """Whether a classifier is one of transformers' for texts, with a head of its own."""
+    return not isinstance(model, PooledClassifier) and model.main_input_name != "pixel_values"
 
 
 def _configs(model: nn.Module) -> list[Any]:

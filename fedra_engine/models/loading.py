@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 from transformers import PretrainedConfig, PreTrainedModel
@@ -27,6 +28,8 @@ Pooling = Literal["pooler", "first", "mean", "last"]
 _Load = Callable[..., tuple[PreTrainedModel, list[str]]]
 """`_load` from its argument `auto_class` on."""
 
+HEAD_FILE = "head.safetensors"
+"""Weight and bias of an exported `PooledClassifier`'s Linear, with its pooling as metadata."""
 _SEED = 0
 """Of new layers, which are the same in every experiment."""
 
@@ -46,7 +49,7 @@ def load_pretrained(
         config: path, precision, pooling and block path.
         classes: of an image or text classifier; None for a causal language model. The last layer of a classifier is
             new if the pretrained one has another size. A model without classification layers, or without weights for
-            those before the last, becomes a `PooledClassifier`.
+            those before the last, becomes a `PooledClassifier`, and one that was exported as such stays one.
         sharding: if given, each process keeps only its shard of the weights.
     """
     path = resolve_model_path(config.path)
@@ -129,6 +132,9 @@ def _load_causal_lm(config: ModelConfig, settings: Any, load: _Load) -> PreTrain
 def _load_classifier(
     config: ModelConfig, settings: Any, classes: int, load: _Load
 ) -> PreTrainedModel | PooledClassifier:
+    exported = Path(resolve_model_path(config.path)) / HEAD_FILE
+    if config.pooling == "auto" and exported.is_file():
+        return _load_exported(exported, classes, load)
     if config.pooling == "auto" and (own_class := _own_class(settings)) is not None:
         arguments: dict[str, Any] = {"num_labels": classes}
         # timm has the number of classes a second time, which would take precedence.
@@ -152,6 +158,19 @@ def _load_classifier(
     backbone, unfit = load(AutoModel)
     _refuse_unfit(unfit, config)
     return PooledClassifier(backbone, classes, _pooling(config, backbone, unfit))
+
+
+def _load_exported(file: Path, classes: int, load: _Load) -> PooledClassifier:
+    """A `PooledClassifier` that was exported, with the head in `file` if that is for as many classes."""
+    from transformers import AutoModel
+
+    with safe_open(file, "pt") as opened:
+        head, pooling = {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata()["pooling"]  # noqa: SIM118
+    backbone, _ = load(AutoModel)
+    model = PooledClassifier(backbone, classes, pooling)
+    if len(head["bias"]) == classes:
+        model.classifier.load_state_dict(head)
+    return model
 
 
 def _pooling(config: ModelConfig, backbone: PreTrainedModel, unfit: list[str]) -> Pooling:

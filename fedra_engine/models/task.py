@@ -111,9 +111,11 @@ class Task(ABC):
         head: the Linear that makes the logits, as loaded.
         layout: of a client's trained head; of `size` 0 if the head is frozen.
         auto_class: transformers' auto class for text models is `AutoModelFor<auto_class>`.
+        peft_type: PEFT's task type for text models.
     """
 
     auto_class: str
+    peft_type: str
 
     def __init__(self, head: nn.Linear, layout: HeadLayout) -> None:
         self.head = head
@@ -166,6 +168,7 @@ class Classification(Task):
     """Classification of images or texts, by a head that each client trains."""
 
     auto_class = "SequenceClassification"
+    peft_type = "SEQ_CLS"
 
     def losses(self, features: Tensor, batch: Batch, heads: PassHeads) -> Tensor:
         layout, features = self.layout, features.to(heads.parameters.dtype)
@@ -207,6 +210,7 @@ class CausalLM(Task):
     """Prediction of the next token, by a frozen output layer."""
 
     auto_class = "CausalLM"
+    peft_type = "CAUSAL_LM"
 
     def losses(self, features: Tensor, batch: Batch, heads: PassHeads) -> Tensor:
         sizes = heads.groups.sizes

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 OPTIONS = Path(__file__).parent / "options"
-OF_EXPERIMENTS = ("simulate", "compare", "scale", "evaluate")
+OF_EXPERIMENTS = ("simulate", "compare", "scale", "evaluate", "export")
 """Commands whose options are those of an experiment, and some of their own."""
 BENCHMARKS = ("executors", "methods", "lanes", "batches", "kernels", "resources")
 PROGRAM = """

@@ -164,7 +164,7 @@ class Job:
                 self._foundation, self._model, self._samples, scale=2.0, seed=0, processes=self._processes
             )
             measured["fisher"] = fisher(state, 19, 0)
-        measured |= self._foundation.namesakes
+        measured |= self._foundation.saved_beside
         return {name: torch.as_tensor(value, dtype=torch.float64) for name, value in measured.items()}
 
     def _initial_state(self) -> GlobalState:

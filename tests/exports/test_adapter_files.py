@@ -1,4 +1,4 @@
-"""What is saved is what PEFT loads onto the pretrained model."""
+"""What is saved is what PEFT loads onto the pretrained model, whatever that is and however many classes it has."""
 
 from __future__ import annotations
 
@@ -9,24 +9,28 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import linear
 
-from fedra_engine.callbacks.adapter_files import loading_lines, save_adapter
 from fedra_engine.config import ExperimentConfig, LoraConfig, ModelConfig
 from fedra_engine.execution.plan import plan_groups
 from fedra_engine.execution.sweep_block import BankFactors
 from fedra_engine.execution.sweep_model import SweepModel
+from fedra_engine.exports.adapter_files import save_adapter
+from fedra_engine.exports.loading_lines import has_own_head, loading_lines, peft_class
 from fedra_engine.models.foundation import Foundation, make_foundation
 from fedra_engine.models.loading import PooledClassifier, Pooling, load_pretrained
 from fedra_engine.models.state import GlobalState
 from tests.tiny import CLASSES, DEPTH, FAMILIES, TARGETS, make_model, make_samples
 
 CPU = torch.device("cpu")
-
+NAMES = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]
+"""Two more than the classes of the tiny models."""
 
 LORA = {family: LoraConfig(rank=3, alpha=6, target_modules=targets) for family, targets in TARGETS.items()}
 
@@ -77,7 +81,7 @@ def reloaded(folder: Path, lines: str, inputs: dict[str, Tensor], monkeypatch: p
 def assert_comes_back(folder: Path, family: str, monkeypatch: pytest.MonkeyPatch, depth: int, **model: Any) -> None:
     config, foundation, state = trained(folder / "model", family, **model)
     expected, inputs = logits(foundation, state, family, depth)
-    save_adapter(folder, foundation, config, state, depth=depth)
+    save_adapter(folder, foundation, config, state, depth=depth, classes=NAMES[: foundation.head_layout.classes])
     found = reloaded(folder, loading_lines(foundation, config, depth), inputs, monkeypatch)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
@@ -116,8 +120,54 @@ def test_the_last_of_many_tokens_is_found_in_any_precision(tmp_path: Path, token
     assert names["logits"](**inputs).tolist() == [[1.0, 1.0]]
 
 
-def test_the_model_has_another_number_of_classes_than_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert_comes_back(tmp_path, "vit", monkeypatch, DEPTH, classes=CLASSES + 2)
+# With RoBERTa and DistilBERT, PEFT saves more than the last Linear.
+@pytest.mark.parametrize("family", ["vit", "dinov2", "bert", "roberta", "distilbert", "llama"])
+def test_the_model_has_another_number_of_classes_than_the_data(
+    tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert_comes_back(tmp_path, family, monkeypatch, DEPTH, classes=CLASSES + 2)
+
+
+@pytest.mark.parametrize(
+    "family", ["vit", "dinov2", "dinov3", "clip", "bert", "roberta", "distilbert", "llama", "gpt2_lm"]
+)
+@pytest.mark.parametrize("more", [0, 2])
+@torch.no_grad()
+def test_the_auto_classes_of_peft_load_it(tmp_path: Path, family: str, more: int) -> None:
+    """Without arguments, where the model has as many classes as the data."""
+    config, foundation, state = trained(tmp_path / "model", family, classes=CLASSES + more)
+    expected, inputs = logits(foundation, state, family, DEPTH)
+    save_adapter(tmp_path, foundation, config, state, depth=DEPTH, classes=NAMES[: CLASSES + more])
+    labels: dict[str, Any] = {}
+    if more and has_own_head(foundation):
+        labels = {"id2label": dict(enumerate(NAMES)), "ignore_mismatched_sizes": True}
+    model = getattr(peft, peft_class(foundation)).from_pretrained(str(tmp_path), **labels)
+    output = model.eval()(**inputs)
+    if has_own_head(foundation) or family == "gpt2_lm":
+        found = output.logits
+    else:
+        head = load_file(tmp_path / "head.safetensors")
+        found = linear(output.pooler_output, head["weight"], head["bias"])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_texts_in_mean_pooling_are_features_to_peft(tmp_path: Path) -> None:
+    config, foundation, state = trained(tmp_path / "model", "bert", pooling="mean")
+    save_adapter(tmp_path, foundation, config, state, depth=DEPTH, classes=NAMES[:CLASSES])
+    assert peft_class(foundation) == "AutoPeftModelForFeatureExtraction"
+    model = peft.AutoPeftModelForFeatureExtraction.from_pretrained(str(tmp_path))
+    assert type(model.get_base_model()).__name__ == "BertModel"
+
+
+@pytest.mark.parametrize("family", ["vit", "bert"])
+def test_the_loaded_model_names_its_classes(tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, foundation, state = trained(tmp_path / "model", family, classes=CLASSES + 2)
+    save_adapter(tmp_path, foundation, config, state, depth=DEPTH, classes=NAMES)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(loading_lines(foundation, config, DEPTH), names)
+    assert names["model"].config.id2label == dict(enumerate(NAMES))
+    assert names["model"].config.label2id["gnu"] == 6
 
 
 def test_a_decoder_without_a_padding_token_gets_the_one_it_was_tuned_with(
@@ -162,7 +212,8 @@ def test_a_change_of_the_frozen_weights_is_part_of_the_adapter(
     state = replace(state, base=changed)
     foundation.use_base(changed)
     expected, inputs = logits(foundation, state, family, DEPTH)
-    save_adapter(tmp_path, foundation, config, state, depth=DEPTH, loaded_base=loaded)
+    names = NAMES[:CLASSES]
+    save_adapter(tmp_path, foundation, config, state, depth=DEPTH, classes=names, loaded_base=loaded)
     found = reloaded(tmp_path, loading_lines(foundation, config, DEPTH), inputs, monkeypatch)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["r"] == config.lora.rank + 2

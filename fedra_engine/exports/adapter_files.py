@@ -1,0 +1,139 @@
+"""Save the tuned adapter in PEFT's format, with all that is needed to load and use it without this package."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fedra_engine.callback import Outcome
+from fedra_engine.config import ExperimentConfig
+from fedra_engine.experiment import Experiment
+from fedra_engine.exports.loading_lines import base_model, has_own_head, pooling_of
+from fedra_engine.exports.model_card import adapter_card
+from fedra_engine.exports.processor_files import save_processor
+from fedra_engine.methods.products import decompose, factor_products
+from fedra_engine.models.adapters import AdapterLayout
+from fedra_engine.models.foundation import Foundation
+from fedra_engine.models.loading import HEAD_FILE, PooledClassifier, own_path
+from fedra_engine.models.state import GlobalState, head_tensors
+from fedra_engine.runtime.files import whole_files, write_whole
+
+_PREFIX = "base_model.model"
+
+
+def export(folder: Path, experiment: Experiment, state: GlobalState, outcome: Outcome) -> None:
+    """Write the adapter, its card, the image processor or tokenizer, and private factors, if clients have any.
+
+    Each file appears whole or not at all.
+    """
+    method, foundation, config = experiment.method, experiment.foundation, experiment.config
+    depth, classes = len(method.evaluated_model().blocks), experiment.train_data.classes
+    with whole_files(folder) as made:
+        loaded = experiment.initial_state.base
+        save_adapter(made, foundation, config, state, depth=depth, classes=classes, loaded_base=loaded)
+        save_processor(made, experiment.processing)
+        if method.personal_states(state) is not None:
+            private = {name: tensor.contiguous().cpu() for name, tensor in method.tensors().items()}
+            save_file(private, made / "private.safetensors")
+        write_whole(made / "README.md", adapter_card(experiment, outcome))
+
+
+def save_adapter(
+    folder: Path,
+    foundation: Foundation,
+    config: ExperimentConfig,
+    state: GlobalState,
+    *,
+    depth: int,
+    classes: Sequence[str] = (),
+    loaded_base: tuple[Tensor, ...] = (),
+) -> None:
+    """Write the adapters of the first `depth` blocks and the trained head in PEFT's format.
+
+    Where the method has changed frozen weights, the adapters include their change since `loaded_base`. The names of the
+    `classes` go into `labels.json`. Classifiers for which the pretrained model has no module get files of their own:
+    the head of a `PooledClassifier` (`head.safetensors`) and those of early exits (`exits.safetensors`).
+    """
+    layout, adapters, alpha = foundation.adapter_layout, state.adapters, config.lora.alpha
+    if state.base:
+        layout, adapters = _with_change_of_base(layout, state, loaded_base, config.lora.scale)
+        alpha = layout.rank
+    block_path = own_path(foundation.model, foundation.block_path)
+    tensors = {
+        f"{_PREFIX}.{block_path}.{block}.{name}.weight": factor.contiguous().cpu()
+        for block, slot in enumerate(adapters[:depth])
+        for name, factor in layout.named_factors(slot)
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    if foundation.task.trains_head:
+        (folder / "labels.json").write_text(json.dumps(list(classes), indent=2) + "\n")
+        tensors |= _save_heads(folder, foundation, state.heads)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    settings = PeftLoraConfig(
+        base_model_name_or_path=base_model(config),
+        **_task(foundation, config),
+        r=layout.rank,
+        lora_alpha=alpha,
+        lora_dropout=config.lora.dropout,
+        fan_in_fan_out=foundation.stores_input_first,
+        modules_to_save=[own_path(foundation.model, foundation.saved_path)] if has_own_head(foundation) else None,
+        inference_mode=True,
+    )
+    # The constructor would make them a set, whose order differs from process to process.
+    settings.target_modules = [f"{block_path}.{b}.{target.path}" for b in range(depth) for target in layout.targets]
+    settings.save_pretrained(str(folder))
+
+
+def _save_heads(folder: Path, foundation: Foundation, heads: Tensor) -> dict[str, Tensor]:
+    """Write the `heads` that have files of their own. Returns what PEFT saves of the model's own, by PEFT's names."""
+    layout, exits, pooling = foundation.head_layout, len(heads), pooling_of(foundation)
+    if exits > 1:
+        early = head_tensors(range(exits - 1), heads[:-1], layout, exits=exits)
+        save_file({name: tensor.cpu() for name, tensor in early.items()}, folder / "exits.safetensors")
+    last = head_tensors([0], heads[-1:], layout, exits=1)
+    head = {name.removeprefix("head."): tensor.cpu() for name, tensor in last.items()}
+    if pooling is not None:
+        save_file(head, folder / HEAD_FILE, metadata={"pooling": pooling})
+        return {}
+    saved = dict(foundation.saved_beside) | {f"{foundation.head_path}.{name}": tensor for name, tensor in head.items()}
+    return {
+        f"{_PREFIX}.{own_path(foundation.model, name)}": tensor.contiguous().cpu() for name, tensor in saved.items()
+    }
+
+
+def _task(foundation: Foundation, config: ExperimentConfig) -> dict[str, Any]:
+    """The settings by which PEFT's auto classes find the class of the base model; PEFT has no task type for images."""
+    model: Any = foundation.model.backbone if isinstance(foundation.model, PooledClassifier) else foundation.model
+    if model.main_input_name != "pixel_values":
+        kind = "FEATURE_EXTRACTION" if pooling_of(foundation) else foundation.task.peft_type
+        return {"task_type": kind}
+    if base_model(config) is None:
+        return {}
+    return {"auto_mapping": {"base_model_class": type(model).__name__, "parent_library": type(model).__module__}}
+
+
+def _with_change_of_base(
+    layout: AdapterLayout, state: GlobalState, loaded: tuple[Tensor, ...], scale: float
+) -> tuple[AdapterLayout, Tensor]:
+    """Adapters of scale 1, and their layout, that equal the state's adapters plus the change of its frozen weights.
+
+    The change is that from the `loaded` weights. The rank is the least whose error is below their rounding.
+    """
+    changes = [
+        after.double() - before.double() + scale * product
+        for after, before, product in zip(state.base, loaded, factor_products(state.adapters, layout), strict=True)
+    ]
+    rounding = [torch.finfo(weights.dtype).eps * weights.double().norm(dim=(1, 2)) for weights in state.base]
+    rank = max(
+        int((torch.linalg.svdvals(change) > least[:, None]).sum(1).max())
+        for change, least in zip(changes, rounding, strict=True)
+    )
+    merged = AdapterLayout(layout.targets, max(rank, 1))
+    return merged, decompose(changes, merged).to(state.adapters)

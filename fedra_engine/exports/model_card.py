@@ -1,0 +1,198 @@
+"""Model cards of what a run exports, as the Hugging Face hub reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+
+from fedra_engine.callback import Outcome
+from fedra_engine.config.values import dump_yaml
+from fedra_engine.data.preprocessing import Preprocessing
+from fedra_engine.experiment import Experiment
+from fedra_engine.exports.loading_lines import (
+    base_model,
+    has_own_head,
+    loading_lines,
+    merged_loading_lines,
+    peft_class,
+)
+from fedra_engine.inputs import IN_MEMORY
+from fedra_engine.models.loading import HEAD_FILE
+from fedra_engine.runtime.errors import count_of, first_few, printable
+
+_PIPELINES = {
+    "image_classification": "image-classification",
+    "text_classification": "text-classification",
+    "causal_lm": "text-generation",
+}
+"""The hub's names of the tasks."""
+_NAMES = 20
+"""Most domains and layers that are named."""
+
+
+def adapter_card(experiment: Experiment, outcome: Outcome) -> str:
+    """The `README.md` of an adapter: what it is, Python that loads and merges it, and the accuracy to expect."""
+    config, foundation = experiment.config, experiment.foundation
+    depth = len(experiment.method.evaluated_model().blocks)
+    load_it = "load it" if base_model(config) else "put it on the model that the run was given, here `my_model`"
+    parts = [
+        f"A LoRA adapter, tuned by fedra-engine in {count_of(outcome.rounds, 'round')} of `{config.method.name}`. "
+        f"These lines {load_it}:",
+        _code(loading_lines(foundation, config, depth)),
+        _expected(experiment, outcome),
+    ]
+    if depth < foundation.depth:
+        parts.append(f"The tuned model is only the first {depth} of the pretrained model's {foundation.depth} blocks.")
+    parts += [
+        *_precision(experiment),
+        *_auto_class(experiment, depth),
+        "`model.merge_and_unload()` adds the adapter to the weights. `fedra export <run>` saves such a model with the "
+        "names of its classes and all that belongs to it.",
+        *_pipeline(experiment, "model.merge_and_unload()"),
+        _facts(experiment, outcome),
+        _figures(experiment, outcome),
+    ]
+    return _front_matter(experiment, "peft") + "\n\n".join(parts) + "\n"
+
+
+def merged_card(experiment: Experiment, outcome: Outcome, blocks: Sequence[int], client: int | None) -> str:
+    """The `README.md` of a merged model of `blocks`: the run's, or the sub-model of a `client`."""
+    foundation, rounds = experiment.foundation, count_of(outcome.rounds, "round")
+    what = "The model" if client is None else f"The sub-model of client {client}"
+    parts = [
+        f"{what} that fedra-engine tuned in {rounds} of `{experiment.config.method.name}`, with its adapters merged "
+        "into the weights. These lines load it:",
+        _code(merged_loading_lines(foundation)),
+    ]
+    if len(blocks) < foundation.depth:
+        numbers = first_few([str(block + 1) for block in blocks], foundation.depth)
+        parts.append(f"Of the pretrained model's {foundation.depth} blocks it has these, counted from 1: {numbers}.")
+    if client is None:
+        parts.append(_expected(experiment, outcome))
+    else:
+        parts.append(
+            "Its blocks are those of the client's last round, its weights those after the run's last round. Its "
+            "accuracy was not measured: `fedra evaluate <run> --model <this folder>` does so."
+        )
+    parts += [*_precision(experiment), *_pipeline(experiment, "folder"), _facts(experiment, outcome)]
+    if client is None:
+        parts.append(_figures(experiment, outcome))
+    return _front_matter(experiment, "transformers") + "\n\n".join(parts) + "\n"
+
+
+def _front_matter(experiment: Experiment, library: str) -> str:
+    config, base = experiment.config, base_model(experiment.config)
+    facts: dict[str, object] = {"library_name": library, "pipeline_tag": _PIPELINES[experiment.train_data.task]}
+    # The hub takes names of its own models and data sets only.
+    if base is not None and not Path(base).is_dir():
+        facts["base_model"] = base
+    root = config.data.root
+    if root is not None and root != IN_MEMORY and not Path(root).exists():
+        facts["datasets"] = [root]
+    facts["tags"] = ["lora", "federated-learning", "fedra-engine", config.method.name]
+    return f"---\n{dump_yaml(facts)}---\n\n"
+
+
+def _expected(experiment: Experiment, outcome: Outcome) -> str:
+    """The accuracy that the lines give."""
+    inputs, average = experiment.foundation.model.main_input_name, _percent(mean(outcome.exported.values()))
+    text = (
+        f"With the run's `{inputs}`, as the settings in `config.yaml` make them, `logits` has the `exported_accuracy` "
+        f"of `summary.json`: {average} % on average over the domains."
+    )
+    if outcome.tuned_is is not None:
+        text += f" It cannot reproduce `tuned` in `summary.json`, which is the accuracy of {outcome.tuned_is}."
+    return text
+
+
+def _precision(experiment: Experiment) -> list[str]:
+    dtype = experiment.config.model.dtype
+    if dtype not in ("bfloat16", "float16"):
+        return []
+    return [
+        f"The run kept adapters and classifier in float32 beside {dtype} weights. PEFT and transformers round in other "
+        "places, so a few predictions may differ."
+    ]
+
+
+def _auto_class(experiment: Experiment, depth: int) -> list[str]:
+    """How PEFT's auto class loads the adapter, or why it cannot."""
+    foundation = experiment.foundation
+    if base_model(experiment.config) is None:
+        return []
+    name = peft_class(foundation)
+    if depth < foundation.depth:
+        return [f"PEFT's `{name}` cannot load it, as it leaves no block of the pretrained model out."]
+    if has_own_head(foundation):
+        return [f"PEFT's `{name}.from_pretrained(folder, …)` with the arguments that follow `base` loads it, too."]
+    loads = f"PEFT's `{name}.from_pretrained(folder)` loads it, too"
+    return [f"{loads}, but for the classifier in `{HEAD_FILE}`." if foundation.task.trains_head else f"{loads}."]
+
+
+def _pipeline(experiment: Experiment, model: str) -> list[str]:
+    """Python that makes a pipeline of transformers, where there is one for this model."""
+    foundation, processing = experiment.foundation, experiment.processing
+    is_image = isinstance(processing, Preprocessing)
+    if base_model(experiment.config) is None or (foundation.task.trains_head and not has_own_head(foundation)):
+        return []
+    if isinstance(processing, Preprocessing) and processing.channels != 3:
+        # Pipelines turn every image into one of three channels.
+        return []
+    part = "image_processor" if is_image else "tokenizer"
+    task = _PIPELINES[experiment.train_data.task]
+    return [_code(f'from transformers import pipeline\n\npredict = pipeline("{task}", model={model}, {part}=folder)\n')]
+
+
+def _facts(experiment: Experiment, outcome: Outcome) -> str:
+    """A table of data, method and training."""
+    config, data = experiment.config, experiment.train_data
+    lora, training, root = config.lora, config.training, config.data.root
+    source = f"`{config.data.source}`" + ("" if root is None or root == IN_MEMORY else f", `{_name(root)}`")
+    classes = f"{len(data.classes):,} classes, " if data.classes else ""
+    layers = [target.path for target in experiment.foundation.adapter_layout.targets]
+    rows = {
+        "base model": f"`{base_model(config) or type(experiment.foundation.model).__name__}`",
+        "data": f"{source}: {classes}{count_of(len(data), 'training sample')}",
+        "domains": first_few([_cell(domain) for domain in experiment.domains], _NAMES),
+        "clients": f"{len(experiment.clients):,}, which hold {_span(experiment.clients.capacities.tolist())}",
+        "method": f"`{config.method.name}`, {count_of(outcome.rounds, 'round')}",
+        "adapters": f"LoRA of rank {lora.rank}, alpha {lora.alpha:g}, on {first_few(layers, _NAMES)} of every block",
+        "local training": f"{training.optimizer}, learning rate {training.lr:g}, batches of {training.batch_size}",
+    }
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {fact} |" for name, fact in rows.items())])
+
+
+def _figures(experiment: Experiment, outcome: Outcome) -> str:
+    """A table of accuracies, as `summary.json` has them, in percent."""
+    held_out = "validation" if experiment.config.data.validation_fraction else "test"
+    right = "correctly predicted samples" if experiment.foundation.task.trains_head else "correctly predicted tokens"
+    columns: dict[str, Mapping[str, float]] = {"before tuning": outcome.frozen, "after": outcome.exported}
+    names = [*map(_cell, outcome.exported), "average"]
+    lines = [f"| accuracy (%) | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for name, accuracy in columns.items():
+        values = [*accuracy.values(), mean(accuracy.values())]
+        lines.append(f"| {name} | {' | '.join(map(_percent, values))} |")
+    return f"Share of {right} in the {held_out} set of each domain:\n\n" + "\n".join(lines)
+
+
+def _span(capacities: Sequence[int]) -> str:
+    least, most = int(min(capacities)), int(max(capacities))
+    return count_of(most, "block") if least == most else f"{least} to {count_of(most, 'block')}"
+
+
+def _name(root: str) -> str:
+    """The last part of a folder's path, whose other parts are nobody's business; a hub name as it is."""
+    return _cell(Path(root).name if Path(root).exists() else root)
+
+
+def _cell(text: str) -> str:
+    return printable(text).replace("|", "\\|")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _code(lines: str) -> str:
+    return f"```python\n{lines}```"
