@@ -15,6 +15,7 @@ from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from fedra_engine.callback import Outcome
+from fedra_engine.config import ExperimentConfig
 from fedra_engine.experiment import Experiment
 from fedra_engine.exports.loading_lines import pooling_of
 from fedra_engine.exports.model_card import merged_card
@@ -76,8 +77,11 @@ def export_merged(
         part = part_of_client(experiment, state, outcome.rounds, client)
     foundation.use_base(state.base)
     make_folders(folder.parent)
-    with whole_folder(folder) as made, torch.no_grad():
-        _save(made, experiment, part)
+    samples = experiment.test_samples
+    inputs = samples.inputs(torch.arange(min(_SAMPLES, len(samples.domains))), foundation.device, foundation.dtype)
+    with whole_folder(folder) as made:
+        classes = experiment.train_data.classes
+        save_merged(made, foundation, experiment.config, part, classes=classes, inputs=inputs)
         save_processor(made, experiment.processing)
         (made / "README.md").write_text(merged_card(experiment, outcome, part.blocks.tolist(), client))
 
@@ -123,18 +127,29 @@ def part_of_client(experiment: Experiment, state: GlobalState, rounds: int, clie
     return Part(held, slots, state.heads[exit])
 
 
-def _save(folder: Path, experiment: Experiment, part: Part) -> None:
-    """Write weights and configuration, and check that transformers makes the same model of them."""
-    foundation, config = experiment.foundation, experiment.config
+@torch.no_grad()
+def save_merged(
+    folder: Path,
+    foundation: Foundation,
+    config: ExperimentConfig,
+    part: Part,
+    *,
+    classes: Sequence[str],
+    inputs: dict[str, Tensor],
+) -> None:
+    """Write weights and configuration of `part`, and check on `inputs` that transformers makes the same model of them.
+
+    The head of a `PooledClassifier` gets a file of its own.
+
+    Raises:
+        InputError: no configuration describes the model.
+    """
     cut: Any = cut_to_blocks(foundation, part.blocks.tolist())
     tensors = merged_tensors(foundation, cut, part, config.lora.scale)
-    rows = torch.arange(min(_SAMPLES, len(experiment.test_samples.domains)))
-    inputs = experiment.test_samples.inputs(rows, foundation.device, foundation.dtype)
-    expected = functional_call(cut, tensors, (), inputs).logits
-    pooling = pooling_of(foundation)
+    expected = functional_call(cut, tensors, (), inputs, tie_weights=False).logits
+    pooling, head = pooling_of(foundation), dict[str, Tensor]()
     own = cut if pooling is None else cut.backbone
-    _describe(own, foundation, experiment.train_data.classes, len(part.blocks))
-    head = {}
+    _describe(own, foundation, classes, len(part.blocks))
     if pooling is not None:
         head = {name: tensors.pop(f"{foundation.head_path}.{name}").contiguous().cpu() for name in ("weight", "bias")}
         save_file(head, folder / HEAD_FILE, metadata={"pooling": pooling})
@@ -145,7 +160,9 @@ def _save(folder: Path, experiment: Experiment, part: Part) -> None:
         found.classifier.load_state_dict(head)
     logits = found.to(foundation.device).eval()(**inputs).logits
     tolerance = torch.finfo(foundation.dtype).eps ** 0.5
-    if not torch.allclose(logits, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max())):
+    if not torch.allclose(
+        logits, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()), equal_nan=True
+    ):
         raise InputError(
             f"export: found other logits in a saved {type(own).__name__} of {len(part.blocks)} of {foundation.depth} "
             "blocks, expected a model whose configuration can describe that (its adapter can be saved)"
@@ -190,5 +207,9 @@ def _describe(model: PreTrainedModel, foundation: Foundation, classes: Sequence[
     for each in (settings, *(getattr(settings, name) for name in settings.sub_configs)):
         if type(each) is type(of_blocks):
             each.num_hidden_layers = depth
+            if (stages := getattr(each, "stage_names", None)) is not None:
+                # Backbones of other models name the outputs of their blocks.
+                each.stage_names = stages[: depth + 1]
+                each.out_features = each.stage_names[-1:]
             if getattr(of_blocks, "layer_types", None) is not None:
                 each.layer_types = of_blocks.layer_types

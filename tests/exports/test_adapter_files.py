@@ -8,7 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import peft
 import pytest
 import torch
@@ -17,56 +16,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import linear
 
-from fedra_engine.config import ExperimentConfig, LoraConfig, ModelConfig
-from fedra_engine.execution.plan import plan_groups
-from fedra_engine.execution.sweep_block import BankFactors
-from fedra_engine.execution.sweep_model import SweepModel
+from fedra_engine.config import ExperimentConfig, ModelConfig
 from fedra_engine.exports.adapter_files import save_adapter
 from fedra_engine.exports.loading_lines import has_own_head, loading_lines, peft_class
-from fedra_engine.models.foundation import Foundation, make_foundation
-from fedra_engine.models.loading import PooledClassifier, Pooling, load_pretrained
-from fedra_engine.models.state import GlobalState
-from tests.tiny import CLASSES, DEPTH, FAMILIES, TARGETS, make_model, make_samples
-
-CPU = torch.device("cpu")
-NAMES = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]
-"""Two more than the classes of the tiny models."""
-
-LORA = {family: LoraConfig(rank=3, alpha=6, target_modules=targets) for family, targets in TARGETS.items()}
-
-
-def trained(
-    folder: Path, family: str, *, classes: int = CLASSES, **settings: Any
-) -> tuple[ExperimentConfig, Foundation, GlobalState]:
-    """A model directory at `folder`, made if missing, and a state of it for `classes` that has come a long way."""
-    if not folder.exists():
-        model = make_model(family)
-        (model.backbone if isinstance(model, PooledClassifier) else model).save_pretrained(folder)
-    config = ExperimentConfig(model=ModelConfig(path=str(folder), **settings), lora=LORA[family])
-    task_classes = None if FAMILIES[family].causal_lm else classes
-    pretrained = load_pretrained(config.model, classes=task_classes)
-    foundation = make_foundation(pretrained, config.lora, classes=task_classes)
-    torch.manual_seed(1)
-    adapters = 0.3 * torch.randn(DEPTH, foundation.adapter_layout.size)
-    heads = torch.randn(1, foundation.head_layout.size)
-    heads[:, foundation.head_layout.trained_size :] = 0
-    return config, foundation, GlobalState(adapters, heads)
-
-
-@torch.no_grad()
-def logits(foundation: Foundation, state: GlobalState, family: str, depth: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Those of the sweep over the first `depth` blocks, and the inputs it got."""
-    inputs = make_samples(family, 4).inputs(torch.arange(4), CPU, torch.float32)
-    model = SweepModel(foundation, lambda n: {name: tensor[:n] for name, tensor in inputs.items()})
-    slots = np.where(np.arange(DEPTH) < depth, np.arange(DEPTH), -1)
-    plan = plan_groups(foundation, [4], slots[None], scale=2.0)
-    found, layout = (
-        model.features(inputs, plan, BankFactors(foundation.adapter_layout, state.adapters)),
-        foundation.head_layout,
-    )
-    if layout.size == 0:
-        return foundation.head(found), inputs
-    return linear(found, layout.weight(state.heads[0]), layout.bias(state.heads[0])), inputs
+from fedra_engine.models.loading import Pooling
+from tests.exports.trained import LORA, NAMES, logits, trained
+from tests.tiny import CLASSES, DEPTH, FAMILIES, make_model
 
 
 @torch.no_grad()
@@ -80,7 +35,7 @@ def reloaded(folder: Path, lines: str, inputs: dict[str, Tensor], monkeypatch: p
 
 def assert_comes_back(folder: Path, family: str, monkeypatch: pytest.MonkeyPatch, depth: int, **model: Any) -> None:
     config, foundation, state = trained(folder / "model", family, **model)
-    expected, inputs = logits(foundation, state, family, depth)
+    expected, inputs = logits(foundation, state, family, range(depth))
     save_adapter(folder, foundation, config, state, depth=depth, classes=NAMES[: foundation.head_layout.classes])
     found = reloaded(folder, loading_lines(foundation, config, depth), inputs, monkeypatch)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -136,7 +91,7 @@ def test_the_model_has_another_number_of_classes_than_the_data(
 def test_the_auto_classes_of_peft_load_it(tmp_path: Path, family: str, more: int) -> None:
     """Without arguments, where the model has as many classes as the data."""
     config, foundation, state = trained(tmp_path / "model", family, classes=CLASSES + more)
-    expected, inputs = logits(foundation, state, family, DEPTH)
+    expected, inputs = logits(foundation, state, family, range(DEPTH))
     save_adapter(tmp_path, foundation, config, state, depth=DEPTH, classes=NAMES[: CLASSES + more])
     labels: dict[str, Any] = {}
     if more and has_own_head(foundation):
@@ -211,7 +166,7 @@ def test_a_change_of_the_frozen_weights_is_part_of_the_adapter(
     )
     state = replace(state, base=changed)
     foundation.use_base(changed)
-    expected, inputs = logits(foundation, state, family, DEPTH)
+    expected, inputs = logits(foundation, state, family, range(DEPTH))
     names = NAMES[:CLASSES]
     save_adapter(tmp_path, foundation, config, state, depth=DEPTH, classes=names, loaded_base=loaded)
     found = reloaded(tmp_path, loading_lines(foundation, config, DEPTH), inputs, monkeypatch)

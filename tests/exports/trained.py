@@ -1,0 +1,62 @@
+"""Tiny models with adapters and heads that have come a long way, and what they predict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from fedra_engine.config import ExperimentConfig, LoraConfig, ModelConfig
+from fedra_engine.execution.plan import plan_groups
+from fedra_engine.execution.sweep_block import BankFactors
+from fedra_engine.execution.sweep_model import SweepModel
+from fedra_engine.models.foundation import Foundation, make_foundation
+from fedra_engine.models.loading import PooledClassifier, load_pretrained
+from fedra_engine.models.state import GlobalState
+from tests.tiny import CLASSES, DEPTH, FAMILIES, TARGETS, make_model, make_samples
+
+CPU = torch.device("cpu")
+NAMES = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]
+"""Two more than the classes of the tiny models."""
+LORA = {family: LoraConfig(rank=3, alpha=6, target_modules=targets) for family, targets in TARGETS.items()}
+
+
+def trained(
+    folder: Path, family: str, *, classes: int = CLASSES, **settings: Any
+) -> tuple[ExperimentConfig, Foundation, GlobalState]:
+    """A model directory at `folder`, made if missing, and a state of it for `classes` that has come a long way."""
+    if not folder.exists():
+        model = make_model(family)
+        (model.backbone if isinstance(model, PooledClassifier) else model).save_pretrained(folder)
+    config = ExperimentConfig(model=ModelConfig(path=str(folder), **settings), lora=LORA[family])
+    task_classes = None if FAMILIES[family].causal_lm else classes
+    pretrained = load_pretrained(config.model, classes=task_classes)
+    foundation = make_foundation(pretrained, config.lora, classes=task_classes)
+    torch.manual_seed(1)
+    adapters = 0.3 * torch.randn(DEPTH, foundation.adapter_layout.size)
+    heads = torch.randn(1, foundation.head_layout.size)
+    heads[:, foundation.head_layout.trained_size :] = 0
+    return config, foundation, GlobalState(adapters, heads)
+
+
+@torch.no_grad()
+def logits(
+    foundation: Foundation, state: GlobalState, family: str, blocks: Iterable[int]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Those of the sweep over `blocks`, and the inputs it got."""
+    inputs = make_samples(family, 4).inputs(torch.arange(4), CPU, torch.float32)
+    model = SweepModel(foundation, lambda n: {name: tensor[:n] for name, tensor in inputs.items()})
+    slots = np.where(np.isin(np.arange(DEPTH), list(blocks)), np.arange(DEPTH), -1)
+    plan = plan_groups(foundation, [4], slots[None], scale=2.0)
+    found, layout = (
+        model.features(inputs, plan, BankFactors(foundation.adapter_layout, state.adapters)),
+        foundation.head_layout,
+    )
+    if layout.size == 0:
+        return foundation.head(found), inputs
+    return linear(found, layout.weight(state.heads[0]), layout.bias(state.heads[0])), inputs
