@@ -130,6 +130,7 @@ def test_the_lines_beside_the_adapter_give_what_the_summary_says_of_it(
         assert summary["tuned_is"] in card
         assert summary["exported_accuracy"] != summary["tuned"]
     monkeypatch.chdir(run / "adapters")
+    # One channel, so there are no lines for a pipeline.
     (lines,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
     assert method != "fedra" or lines in README.read_text()
     names: dict[str, Any] = {}
