@@ -79,6 +79,8 @@ class Output:
 class TimmModel(nn.Module):
     """Images of 8 × 8 pixels as 4 patches, `blocks`, a mean over patches and a classifier."""
 
+    main_input_name = "pixel_values"
+
     def __init__(self, blocks: list[nn.Module], classes: int, channels: int = 1) -> None:
         super().__init__()
         self.patches = nn.Linear(16 * channels, WIDTH)

@@ -128,6 +128,7 @@ def prepare(
         InputError: the model does not describe its inputs, a sample cannot be read, or a domain has no samples left.
     """
     skip, is_images = config.unreadable == "skip", data.task == "image_classification"
+    processing: Preprocessing | Tokenization
     for name in ("max_length",) if is_images else ("image_size", "augmentation"):
         if (value := getattr(config, name)) != (usual := getattr(DataConfig, name)):
             kind = "images" if is_images else "texts"
@@ -137,12 +138,11 @@ def prepare(
     if is_images:
         if preprocessing is None:
             preprocessing = preprocessing_for(model_path, model_config, config.image_size, processor)
-        processing: Preprocessing | Tokenization = preprocessing
-        made = image_rows(data, preprocessing, skip=skip)
+        made, processing = image_rows(data, preprocessing, skip=skip), preprocessing
         pixels = StoredRows.of_parts(made.parts, "pixels")
     else:
-        processing = tokenization = tokenization_for(model_path, model_config, config.max_length, processor)
-        made = token_rows(data, tokenization, skip=skip)
+        tokenization = tokenization_for(model_path, model_config, config.max_length, processor)
+        made, processing = token_rows(data, tokenization, skip=skip), tokenization
         tokens = StoredRows.of_parts(made.parts, "ids")
         counts, prompts = made.numbers("length"), made.numbers("prompt")
         # Models that classify a text by its last token find it by the padding that follows.
@@ -150,10 +150,9 @@ def prepare(
 
     def samples(rows: Tensor, augmentation: Augmentation | None) -> Samples:
         of_class = None if labels is None else labels[rows]
-        if is_images:
-            assert preprocessing is not None
+        if isinstance(processing, Preprocessing):
             assert of_class is not None
-            return ImageSamples(pixels, of_class, domain_of[rows], preprocessing, rows, augmentation)
+            return ImageSamples(pixels, of_class, domain_of[rows], processing, rows, augmentation)
         return TokenSamples(tokens, rows, counts[rows], prompts[rows], domain_of[rows], of_class, cut=cut_texts)
 
     has_test = bool(data.is_test.any())
@@ -162,8 +161,8 @@ def prepare(
     if made.skipped:
         data = replace(data.select(readable), notes=[*data.notes, *made.skipped.values()])
         check_domains(data, with_test=has_test)
-    augmented, plain = samples(train, make_augmentation(config)), samples(test, None)
-    return PreparedData(data, augmented, plain, made.newly_cached, processing)
+    prepared = samples(train, make_augmentation(config)), samples(test, None)
+    return PreparedData(data, *prepared, made.newly_cached, processing)
 
 
 class StoredRows:

@@ -133,8 +133,9 @@ def peft_class(foundation: Foundation) -> str:
     """The name of PEFT's auto class for the model and its adapter; PEFT has no task type for images."""
     if foundation.model.main_input_name == "pixel_values":
         return "AutoPeftModel"
-    kind = "FeatureExtraction" if pooling_of(foundation) else foundation.task.auto_class
-    return f"AutoPeftModelFor{kind}"
+    if pooling_of(foundation):
+        return "AutoPeftModelForFeatureExtraction"
+    return "AutoPeftModelForSequenceClassification" if foundation.task.trains_head else "AutoPeftModelForCausalLM"
 
 
 def loading_arguments(foundation: Foundation) -> list[str]:
