@@ -25,6 +25,7 @@ ORDER = (
     ("callback",),
     ("simulation",),
     ("callbacks",),
+    ("report",),
     ("run",),
     ("studies",),
     ("commands", "__main__"),

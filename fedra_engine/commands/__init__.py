@@ -19,6 +19,7 @@ COMMANDS = {
     "compare": "run methods with several seeds, and put their accuracies and costs side by side",
     "scale": "measure rounds of more and more clients, on one or several processes",
     "evaluate": "measure the accuracy of an earlier run",
+    "report": "make a page of what came of one or several runs",
     "bench": "measure executors, methods and kernels (in a clone of the repository)",
 }
 
