@@ -14,6 +14,8 @@ from fedra_engine.report.marks import (
     heat_map,
     line_chart,
     runs_text,
+    short,
+    some_of,
     thinned,
     tip,
 )
@@ -22,8 +24,10 @@ from fedra_engine.runtime.errors import first_few
 AVERAGE = "average"
 _MOST_DOMAINS = 8
 """Lines that can be told apart, beside that of the average."""
-_MOST_NAMED = 12
-"""Clients that a cell names."""
+_MOST_EVALUATIONS = 200
+"""Points of the line of a domain."""
+_MOST_NAMED = 10
+"""Clients that a cell names, and groups of neighbouring blocks."""
 _PERCENT = ".1f"
 
 
@@ -44,7 +48,7 @@ def accuracy_by_round(run: RunFacts) -> Chart | None:
     if len(domains) < len(last):
         note += f" Of {len(last)} domains, the {len(domains)} of the lowest accuracy are shown."
     rows: Rows = []
-    for number, accuracy in run.curve.items():
+    for number, accuracy in some_of(run.curve, _MOST_EVALUATIONS).items():
         shown = {AVERAGE: average(accuracy), **{name: accuracy[name] for name in domains}}
         rows += [{"round": number, "series": name, "value": 100 * value} for name, value in shown.items()]
     spec = line_chart(rows, "accuracy (%)", _PERCENT, [AVERAGE, *domains], strong=AVERAGE, points=True)
@@ -114,20 +118,20 @@ def simulated_seconds(run: RunFacts) -> Chart | None:
     return Chart("simulated_seconds", "Simulated time of a round", note, spec) if rows else None
 
 
-def allocation(run: RunFacts) -> Chart | None:
-    """Heat map of the share of participants that held each block in each round."""
+def allocation(run: RunFacts, cells: int = MOST_CELLS) -> Chart | None:
+    """Heat map, of at most so many cells, of the share of participants that held each block in each round."""
     if not any(each.holders for each in run.rounds):
         return None
     depth, rows = block_count(run), list[dict[str, object]]()
     shares = [0.0]
-    for name, group in binned(run.rounds, MOST_CELLS // depth):
+    for name, group in binned(run.rounds, cells // depth):
         people = sum(each.participants for each in group)
         for block in range(depth):
             held = sum(each.holders[block] for each in group if block < len(each.holders))
-            shares.append(held / max(people, 1))
-            names = _holders(group, block, run.start)
-            rows.append({"x": name, "y": block + 1, "v": shares[-1], "n": f"{held:,} of {people:,}", "c": names})
-    tips = [tip("x", "round"), tip("y", "block"), tip("n", "participants with it"), tip("c", "held by")]
+            shares.append(round(held / max(people, 1), 4))
+            clients = _holders(group, block)
+            rows.append({"x": name, "y": block + 1, "v": shares[-1], "n": f"{held:,} of {people:,}", "c": clients})
+    tips = [tip("x", "round"), tip("y", "block"), tip("n", "participants with it"), tip("c", "clients")]
     color = {"title": "share of the participants", "legend": {"format": ".0%"}, "scale": {"domain": [0, max(shares)]}}
     y = {"title": "block", "sort": "descending"}
     spec = heat_map(rows, {"title": "round"}, y, color, tips, height=320, lines=depth)
@@ -146,10 +150,10 @@ def participation(run: RunFacts) -> Chart | None:
     clients = _by_domain({client for _, client in held}, start)
     for each, client in held:
         blocks = (each.held or {})[client]
-        text = runs_text([block + 1 for block in blocks])
-        rows.append({"x": each.number, "y": start.client_name(client), "v": len(blocks), "t": text})
+        text = first_few(runs_text([block + 1 for block in blocks]).split(", "), _MOST_NAMED)
+        rows.append({"x": each.number, "y": _client_name(client, start), "v": len(blocks), "t": text})
     tips = [tip("x", "round"), tip("y", "client"), tip("v", "number of blocks"), tip("t", "blocks held")]
-    y = {"title": None, "sort": [start.client_name(client) for client in clients]}
+    y = {"title": None, "sort": [_client_name(client, start) for client in clients]}
     color = {"title": "blocks held", "scale": {"domain": [0, start.blocks]}, "legend": {"tickMinStep": 1}}
     x = {"title": "round", "sort": "ascending"}
     spec = heat_map(rows, x, y, color, tips, height=560, lines=len(clients))
@@ -179,21 +183,23 @@ def label_matrix(run: RunFacts) -> Chart | None:
     if start is None or not start.classes:
         return None
     clients = _by_domain(range(len(start.client_domains)), start)
-    groups = {start.client_name(client): [client] for client in clients}
+    groups = {_client_name(client, start): [client] for client in clients}
     if len(groups) * len(start.classes) > MOST_CELLS:
         groups = {name: [c for c in clients if start.client_domains[c] == name] for name in start.client_domains}
     if len(groups) * len(start.classes) > MOST_CELLS:
         return None
+    classes = [short(label) for label in start.classes]
+    classes = classes if len(set(classes)) == len(classes) else start.classes
     cells = (
         (label, name, sum(counts[client] for client in members))
-        for label, counts in zip(start.classes, start.label_counts, strict=True)
+        for label, counts in zip(classes, start.label_counts, strict=True)
         for name, members in groups.items()
     )
     rows = [{"x": name, "y": label, "v": samples} for label, name, samples in cells if samples]
     tips = [tip("x", "of"), tip("y", "class"), tip("v", "samples")]
     x = {"title": None, "sort": list(groups), "axis": {"labelAngle": -60, "labelOverlap": True, "labelLimit": 90}}
     color = {"title": "training samples", "scale": {"type": "sqrt", "domainMin": 0}}
-    y = {"title": "class", "sort": start.classes}
+    y = {"title": "class", "sort": classes}
     spec = heat_map(rows, x, y, color, tips, height=420, lines=len(start.classes))
     return Chart("labels", "Labels of the clients", "Training samples. Empty cells: none.", spec, wide=True)
 
@@ -214,12 +220,17 @@ def block_count(run: RunFacts) -> int:
     return max([len(each.holders) for each in run.rounds] + [len(run.block_changes or [])], default=0)
 
 
-def _holders(group: Sequence[RoundFacts], block: int, start: StartFacts | None) -> str:
-    """Names of the clients that hold a block, in a single round whose holders are known; else a dash."""
-    if len(group) > 1 or group[0].held is None or start is None:
+def _holders(group: Sequence[RoundFacts], block: int) -> str:
+    """The clients that hold a block, in a single round whose holders are known; else a dash."""
+    if len(group) > 1 or group[0].held is None:
         return "–"
-    names = [start.client_name(client) for client, blocks in group[0].held.items() if block in blocks]
-    return first_few(names, _MOST_NAMED) if names else "nobody"
+    clients = [str(client) for client, blocks in group[0].held.items() if block in blocks]
+    return first_few(clients, _MOST_NAMED) or "none"
+
+
+def _client_name(client: int, start: StartFacts) -> str:
+    """`client 3 (sketch)`."""
+    return f"client {client} ({short(start.client_domains[client])})"
 
 
 def _by_domain(clients: Collection[int], start: StartFacts) -> list[int]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from fedra_engine.report.charts import allocation, training_counts
 from fedra_engine.report.facts import RunFacts, average
-from fedra_engine.report.marks import Chart, Rows, line_chart, thinned, tip
+from fedra_engine.report.marks import MOST_CELLS, MOST_POINTS, Chart, Rows, line_chart, some_of, thinned, tip
 from fedra_engine.report.vega import Spec
 
 _MOST_MAPS = 6
@@ -26,7 +26,7 @@ def _accuracy(runs: Runs) -> Chart | None:
     rows = [
         {"round": number, "series": name, "value": 100 * average(accuracy)}
         for name, run in runs.items()
-        for number, accuracy in run.curve.items()
+        for number, accuracy in some_of(run.curve, _points(runs)).items()
     ]
     spec = line_chart(rows, "accuracy (%)", ".1f", list(runs), points=True)
     note = "Average over the domains. Round 0 is the frozen model."
@@ -64,7 +64,7 @@ def _loss(runs: Runs) -> Chart | None:
     rows = [
         {"round": number, "series": name, "value": value}
         for name, run in runs.items()
-        for number, value in thinned(run.rounds, lambda each: each.loss)
+        for number, value in thinned(run.rounds, lambda each: each.loss, _points(runs))
     ]
     spec = line_chart(rows, "loss", ".4f", list(runs))
     return Chart("loss", "Training loss", "Mean over the samples of a round.", spec) if rows else None
@@ -88,8 +88,13 @@ def _trainings(runs: Runs) -> Chart | None:
 
 
 def _allocations(runs: Runs) -> list[Chart | None]:
-    charts = list[Chart | None]()
-    for number, (name, run) in enumerate(list(runs.items())[:_MOST_MAPS], 1):
-        if (chart := allocation(run)) is not None:
+    charts, shown = list[Chart | None](), list(runs.items())[:_MOST_MAPS]
+    for number, (name, run) in enumerate(shown, 1):
+        if (chart := allocation(run, 2 * MOST_CELLS // len(shown))) is not None:
             charts.append(replace(chart, name=f"allocation_{number}", title=f"{chart.title}: {name}"))
     return charts
+
+
+def _points(runs: Runs) -> int:
+    """Points of each line, of which there are as many as runs."""
+    return max(20, 4 * MOST_POINTS // len(runs))

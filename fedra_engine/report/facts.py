@@ -94,11 +94,6 @@ class StartFacts:
             values = json.loads(file.read_text(encoding="utf-8"))
             return cls(**{**values, "kinds": [ClientKind(**kind) for kind in values["kinds"]]})
 
-    def client_name(self, client: int) -> str:
-        """`client 3 (sketch)`."""
-        known = client < len(self.client_domains)
-        return f"client {client} ({self.client_domains[client]})" if known else f"client {client}"
-
 
 @dataclass(frozen=True)
 class RoundFacts:

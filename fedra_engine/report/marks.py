@@ -6,17 +6,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import mean
-from typing import Any
+from typing import Any, TypeVar
 
 from fedra_engine.report.facts import RoundFacts
 from fedra_engine.report.vega import Spec
 
+Item = TypeVar("Item")
 Rows = list[dict[str, Any]]
 """Data of a chart. Names of fields are short, as each cell of a heat map repeats them."""
-MOST_CELLS = 6000
-"""Of a heat map with a text for each cell: about half a megabyte of a page."""
+MOST_CELLS = 2500
+"""Of a heat map with texts for each cell: at most 400 kB of a page."""
 MOST_POINTS = 600
 """Of a line over the rounds."""
+_LONGEST = 30
+"""Characters of a name that is in many cells."""
 _MOST_ON_SVG = 1500
 """Marks of a chart that a browser shows as SVG without delay; more are painted."""
 
@@ -127,9 +130,11 @@ def heat_map(rows: Rows, x: Spec, y: Spec, color: Spec, tips: Sequence[Spec], *,
     }
 
 
-def thinned(rounds: Sequence[RoundFacts], value: Callable[[RoundFacts], float | None]) -> Iterator[tuple[float, float]]:
-    """Round and value, for a line; of many rounds, the means over neighbours."""
-    for _, group in binned(rounds, MOST_POINTS):
+def thinned(
+    rounds: Sequence[RoundFacts], value: Callable[[RoundFacts], float | None], most: int = MOST_POINTS
+) -> Iterator[tuple[float, float]]:
+    """Round and value, for a line of at most so many points; of more rounds, the means over neighbours."""
+    for _, group in binned(rounds, most):
         known = [(each.number, found) for each in group if (found := value(each)) is not None]
         if known:
             yield mean(number for number, _ in known), mean(found for _, found in known)
@@ -141,6 +146,20 @@ def binned(rounds: Sequence[RoundFacts], most: int) -> Iterator[tuple[str, Seque
     for first in range(0, len(rounds), size):
         group = rounds[first : first + size]
         yield runs_text([each.number for each in group]), group
+
+
+def some_of(values: Mapping[int, Item], most: int) -> dict[int, Item]:
+    """At most so many of the values, by round, at even distances; the first and the last are among them."""
+    rounds = list(values)
+    if len(rounds) <= most:
+        return dict(values)
+    step = (len(rounds) - 1) / (most - 1)
+    return {rounds[round(place * step)]: values[rounds[round(place * step)]] for place in range(most)}
+
+
+def short(name: str) -> str:
+    """The name without its end, if it is long."""
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
 
 
 def runs_text(numbers: Sequence[int]) -> str:
