@@ -197,7 +197,7 @@ def label_matrix(run: RunFacts) -> Chart | None:
     )
     rows = [{"x": name, "y": label, "v": samples} for label, name, samples in cells if samples]
     tips = [tip("x", "of"), tip("y", "class"), tip("v", "samples")]
-    x = {"title": None, "sort": list(groups), "axis": {"labelAngle": -60, "labelOverlap": True, "labelLimit": 90}}
+    x = {"title": None, "sort": list(groups), "axis": {"labelAngle": -60, "labelOverlap": True, "labelLimit": 120}}
     color = {"title": "training samples", "scale": {"type": "sqrt", "domainMin": 0}}
     y = {"title": "class", "sort": classes}
     spec = heat_map(rows, x, y, color, tips, height=420, lines=len(start.classes))

@@ -9,6 +9,7 @@ import copy
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,12 +82,12 @@ def javascript() -> str:
 
     Bundling takes seconds, so it is kept in the user's cache.
     """
-    import vl_convert
-
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fedra_engine"
-    file = folder / f"vega-{vl_convert.__version__}.js"
+    file = folder / f"vega-{metadata.version('vl-convert-python')}.js"
     with suppress(OSError):
         return file.read_text(encoding="utf-8")
+    import vl_convert
+
     script: str = vl_convert.javascript_bundle()
     # A cache that cannot be written costs these seconds again, and nothing else.
     with suppress(OSError):

@@ -25,13 +25,14 @@ from fedra_engine.models.state import GlobalState
 from fedra_engine.report.facts import ClientKind, StartFacts
 from fedra_engine.report.page import write_report
 from fedra_engine.runtime.errors import one_line
+from fedra_engine.runtime.stages import Stage
 
 _LOG = logging.getLogger(__name__)
 _LIBRARIES = ("fedra-engine", "torch", "transformers", "peft", "numpy")
 
 
 class ReportWriter(Callback):
-    """Writes `facts.json` before a run and `report.html` after it. If that fails, it says so, and the run goes on."""
+    """Writes `facts.json` before a run and `report.html` after it. If that fails, it says so, and the run does without."""
 
     def __init__(self, folder: Path) -> None:
         """Write into the run's `folder`."""
@@ -48,7 +49,7 @@ class ReportWriter(Callback):
             write()
         # Whatever it is, what has been trained is worth more.
         except Exception as error:
-            _LOG.warning("report: %s; the run goes on without it", one_line(error))
+            _LOG.warning("report: %s; the run does without it", one_line(error))
 
 
 def start_facts(experiment: Experiment) -> StartFacts:
@@ -71,10 +72,13 @@ def start_facts(experiment: Experiment) -> StartFacts:
             # The passes that measure a block would need all processes.
             notes.append("Costs were not counted, as the model is sharded.")
         else:
-            kinds = client_kinds(experiment)
-    # A pass that keeps all activations may need more memory than training does.
-    except RuntimeError as error:
+            with Stage("counting the clients' costs"):
+                kinds = client_kinds(experiment)
+    # The passes may need more memory than training, and a model of the user's may refuse them.
+    except Exception as error:
         notes.append(f"Costs were not counted: {one_line(error)}")
+    # The number of lanes was chosen for the memory that was free before.
+    torch.cuda.empty_cache()
     return StartFacts(
         blocks=experiment.foundation.depth,
         described=described,

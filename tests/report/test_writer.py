@@ -57,7 +57,7 @@ def test_a_report_that_cannot_be_made_is_a_line_and_the_run_is_whole(
     monkeypatch.setattr(writer, "write_report", refuse)
     monkeypatch.setattr(StartFacts, "write", refuse)
     run = run_experiment(tmp_path, **FEW)
-    line = "report: no room for a report; the run goes on without it"
+    line = "report: no room for a report; the run does without it"
     assert [text for text in caplog.messages if text.startswith("report")] == [line, line]
     assert json.loads((run / "summary.json").read_text())["rounds"] == 2
     assert line in (run / "run.log").read_text()
