@@ -82,7 +82,7 @@ class StartFacts:
 
     def write(self, folder: Path) -> None:
         """Write the facts into a run's folder."""
-        write_whole(folder / STARTED, json.dumps(asdict(self), indent=1, allow_nan=False) + "\n")
+        write_whole(folder / STARTED, json.dumps(asdict(self), allow_nan=False) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> StartFacts | None:

@@ -45,7 +45,7 @@ def test_a_run_that_has_not_ended_says_how_far_it_is(tmp_path: Path, no_script: 
     (folder / "summary.json").unlink()
     found = read_page([folder])
     assert found.verdict == "This run has not ended: 2 of 6 rounds are trained."
-    assert found.verdict in found.html()
+    assert f">{found.verdict}<" in found.html()
 
 
 def test_what_spoils_the_numbers_is_said(tmp_path: Path) -> None:
