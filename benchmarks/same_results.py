@@ -45,7 +45,7 @@ RUNS = {
     "--execution.checkpoint_blocks true",
 }
 RESUMED = "devices"
-ONLY_NAMED = ("run.log", "partition.png", "costs.json")
+ONLY_NAMED = ("run.log", "partition.png", "costs.json", "report.html")
 """Files of which only the names are compared: they have times or pixels in them."""
 LEFT_OUT = ("seconds", "metrics", "tensors", "setting", "digest")
 """Values of JSON files that are not compared: times, and digests of what is compared itself or has times in it."""

@@ -29,8 +29,11 @@ from fedra_engine.exports.merged_model import export_merged
 from fedra_engine.inputs import Inputs
 from fedra_engine.models.sharding import Sharding
 from fedra_engine.models.state import GlobalState
+from fedra_engine.report.page import read_page
+from fedra_engine.report.writer import ReportWriter
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.exit_codes import unwound_by_signals
+from fedra_engine.runtime.files import write_whole
 from fedra_engine.runtime.processes import Processes, join_job
 from fedra_engine.runtime.tables import PlainConsole
 from fedra_engine.simulation import train
@@ -81,7 +84,8 @@ def run(
         shown.message(f"run folder: {folder.path}")
         start = find_start(experiment, folder, begun)
         traces = [Trace(folder.path)] if config.trace else []
-        watching = [*traces, RunWriter(folder, begun), shown, PartitionReport(folder.path), *callbacks]
+        kept = [RunWriter(folder, begun), shown, PartitionReport(folder.path), ReportWriter(folder.path)]
+        watching = [*traces, *kept, *callbacks]
         state, outcome = train(experiment, start.state, start.round, watching, start.accuracy)
     return Result(folder.path, config, (experiment, state, outcome))
 
@@ -149,11 +153,18 @@ class Result:
 
     @cached_property
     def history(self) -> DataFrame:
-        """One row for every round, with the columns of `metrics.jsonl`; accuracies are `accuracy.<domain>`."""
+        """One row for every round, with the columns of `metrics.jsonl`; accuracies are `accuracy.<domain>`.
+
+        `allocation` and `trained` hold a dict in each row: blocks by client.
+        """
         import pandas
 
         records = RunFolder(self.folder).read_metrics()
-        return pandas.json_normalize(records).set_index("round") if records else pandas.DataFrame()
+        whole = {name: [each.pop(name, None) for each in records] for name in ("allocation", "trained")}
+        if not records:
+            return pandas.DataFrame()
+        frame = pandas.json_normalize(records).assign(**{name: of for name, of in whole.items() if any(of)})
+        return frame.set_index("round")
 
     def to_dataframe(self) -> DataFrame:
         """A copy of `history`."""
@@ -185,6 +196,10 @@ class Result:
             InputError: `folder` exists, the run is not finished, or transformers cannot describe the model.
         """
         export_merged(Path(folder), *self._restored, client=client)
+
+    def report(self, file: str | Path) -> None:
+        """Write the run's page (docs/design.md) to `file`; the run's own is its `report.html`."""
+        write_whole(Path(file), read_page([self.folder]).html())
 
     @cached_property
     def _restored(self) -> tuple[Experiment, GlobalState, Outcome]:

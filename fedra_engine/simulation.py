@@ -110,15 +110,17 @@ def train_round(
     experiment.processes.broadcast_(list(after.tensors().values()))
     check_finite(work, *after.tensors().values())
     method.after_round(after, round)
+    used = ~np.isin(work.participants, bad)
     metrics = RoundMetrics(
         round=round,
         participants=int(returned.good.sum()),
         samples=returned.samples,
         loss=loss,
         lr=work.lr,
-        blocks_held=int(assignment.held[~np.isin(work.participants, bad)].any(axis=0).sum()),
+        blocks_held=int(assignment.held[used].any(axis=0).sum()),
         seconds=time.perf_counter() - started,
     )
+    metrics.set_allocation(work.participants[used], assignment.held[used], assignment.trained_blocks[used])
     if devices is not None:
         metrics.simulated_seconds, metrics.late, metrics.dropped = devices.seconds, devices.late, devices.dropped
     if len(bad):

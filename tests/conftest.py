@@ -66,9 +66,10 @@ def own_names() -> Iterator[None]:
 
 @pytest.fixture
 def quick_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests of many short runs: no plot of the partition, and the same data are read once."""
+    """For tests of many short runs: no plot of the partition, no script in the report, the same data are read once."""
     from fedra_engine import inputs
     from fedra_engine.callbacks import partition_report
+    from fedra_engine.report import page
     from fedra_engine.runtime.files import write_whole
 
     read = inputs.load_source
@@ -80,6 +81,7 @@ def quick_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         return _SOURCES[key]
 
     monkeypatch.setattr(inputs, "load_source", load_source)
+    monkeypatch.setattr(page, "javascript", lambda: "")
     monkeypatch.setattr(partition_report, "plot_partition", lambda counts, file: write_whole(file, b"plot"))
 
 

@@ -26,6 +26,7 @@ ORDER = (
     ("simulation",),
     ("exports",),
     ("callbacks",),
+    ("report",),
     ("run",),
     ("studies",),
     ("commands", "__main__"),

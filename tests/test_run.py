@@ -166,6 +166,10 @@ def test_a_run_has_accuracies_a_history_a_state_and_an_adapter(tmp_path: Path) -
     assert result.accuracy == json.loads((result.folder / "summary.json").read_text())["tuned"]
     assert result.history.loc[1, "accuracy.clean"] == result.accuracy["clean"]
     assert result.to_dataframe().equals(result.history)
+    held = result.history.loc[1, "allocation"]
+    assert {client: len(blocks) for client, blocks in held.items()} == {"0": 12, "1": 3}
+    result.report(tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text() == (result.folder / "report.html").read_text()
     assert result.state.adapters.shape[0] == 12
     result.save_adapter(tmp_path / "adapter")
     found, expected = (

@@ -212,5 +212,5 @@ def test_another_process_leaves_the_same_bytes(tmp_path: Path, monkeypatch: pyte
     different = {name for name in files if (here / name).read_bytes() != (there / name).read_bytes()}
     # The records have seconds; a checkpoint has a digest of them.
     records = {"metrics.jsonl", "checkpoints/metrics.jsonl", "checkpoints/round_0000/state.json"}
-    assert different <= records | {"config.yaml", "run.log"}
+    assert different <= records | {"config.yaml", "run.log", "report.html"}
     assert without_times(metrics(here)) == without_times(metrics(there))

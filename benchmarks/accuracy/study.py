@@ -228,10 +228,13 @@ class _Study:
 
     def _found(self, work: Path, known: dict[str, Any], stopped: dict[str, str]) -> dict[str, Any]:
         """The results of one seed: the frozen model's, and the records of every method."""
-        methods = {
-            method: {"records": RunFolder(work / method).read_metrics(), "stopped": stopped.get(method, "")}
-            for method in self._setting.methods
-        }
+        methods = {}
+        for method in self._setting.methods:
+            records = RunFolder(work / method).read_metrics()
+            for record in records:
+                # Who held what stays in the archive of the runs.
+                record.pop("allocation", None)
+            methods[method] = {"records": records, "stopped": stopped.get(method, "")}
         return {name: value for name, value in known.items() if name != "identity"} | {"methods": methods}
 
     def _write(self) -> None:

@@ -20,7 +20,7 @@ from fedra_engine.callbacks.fingerprint import Fingerprint, check_fingerprint, f
 from fedra_engine.callbacks.run_folder import RunFolder, reading
 from fedra_engine.experiment import Experiment
 from fedra_engine.exports.adapter_files import export
-from fedra_engine.models.state import GlobalState
+from fedra_engine.models.state import GlobalState, block_changes
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.files import content_hash, make_folders, remove_unfinished, whole_folder
 
@@ -86,10 +86,19 @@ class RunWriter(Callback):
                 "tuned_is": outcome.tuned_is,
                 "measured_on": "validation samples" if experiment.config.data.validation_fraction else "test samples",
                 "evaluated_blocks": experiment.method.evaluated_model().blocks.tolist(),
+                "block_changes": _changes(experiment, state),
                 "caution": experiment.method.caution,
                 **({} if outcome.stopped is None else {"stopped": outcome.stopped}),
             }
         )
+
+
+def _changes(experiment: Experiment, state: GlobalState) -> list[float] | None:
+    """`block_changes` of a run; None if clients keep some of what they learn to themselves."""
+    if experiment.method.personal_states(state) is not None:
+        return None
+    layout, scale = experiment.foundation.adapter_layout, experiment.config.lora.scale
+    return block_changes(state, experiment.initial_state, layout, scale).tolist()
 
 
 class Start(NamedTuple):

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import asdict
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from statistics import mean
@@ -171,7 +171,9 @@ class Console(Callback):
         line = f"round {self._meter.round_text()}  {self._meter.status_text()}{left_out}"
         if self._live is None:
             self._print(line)
-        self._write_log(f"{line}  {asdict(metrics)}")
+        # Who held what is in the records, and would fill the log.
+        numbers = replace(metrics, allocation=None, trained=None, holders=None)
+        self._write_log(f"{line}  {numbers.record()}")
 
     def _stop_showing(self) -> None:
         if self._live is not None:

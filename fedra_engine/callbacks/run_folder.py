@@ -23,10 +23,10 @@ from fedra_engine.config.values import dump_yaml
 from fedra_engine.runtime.errors import InputError, one_line
 from fedra_engine.runtime.files import content_hash, make_folders, whole_folder, write_whole, writing
 
-RESULTS = ("summary.json", "costs.json", "outcomes.json")
+RESULTS = ("summary.json", "costs.json", "outcomes.json", "report.html")
 """Files that hold only as long as no further round is trained."""
 _FILES = (
-    *("config.yaml", "run.log", "metrics.jsonl", *RESULTS, "partition.png", ".lock"),
+    *("config.yaml", "run.log", "metrics.jsonl", *RESULTS, "partition.png", "facts.json", ".lock"),
     *("checkpoints/metrics.jsonl", "adapters/[!.]*", "trace/*.safetensors"),
 )
 _FOLDERS = ("checkpoints", "adapters", "trace", "checkpoints/round_*[0-9]", "trace/round_*[0-9]")

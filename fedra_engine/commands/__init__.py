@@ -20,6 +20,7 @@ COMMANDS = {
     "scale": "measure rounds of more and more clients, on one or several processes",
     "evaluate": "measure the accuracy of an earlier run",
     "export": "write the model of an earlier run, its adapters merged",
+    "report": "make a page of what came of one or several runs",
     "bench": "measure executors, methods and kernels (in a clone of the repository)",
 }
 

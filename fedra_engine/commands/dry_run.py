@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 
@@ -17,7 +15,7 @@ from fedra_engine.methods.allocators import USES
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.sharding import parameter_count
 from fedra_engine.runtime.errors import count_of
-from fedra_engine.runtime.tables import PlainConsole, rich_table, table_text
+from fedra_engine.runtime.tables import PlainConsole, bytes_text, duration_text, flops_text, rich_table, table_text
 from fedra_engine.studies.measure import time_step
 
 _MOST_ALLOCATED = 2_000_000
@@ -43,8 +41,8 @@ def print_probe(config: ExperimentConfig, device: torch.device, console: PlainCo
     step = time_step(experiment)
     console.print(
         f"one step of {step.clients} clients with {step.samples} samples took {step.seconds:.3g} s: about "
-        f"{_duration(step.round_seconds)} a round, {_duration(config.rounds * step.round_seconds)} for {config.rounds} "
-        "rounds, without evaluation",
+        f"{duration_text(step.round_seconds)} a round, {duration_text(config.rounds * step.round_seconds)} for "
+        f"{config.rounds} rounds, without evaluation",
         soft_wrap=True,
     )
 
@@ -99,8 +97,7 @@ def _costs_table(experiment: Experiment) -> str:
     memory = [cost.memory, cost.frozen_memory, cost.trained_memory, cost.activation_memory]
     sizes = [cost.uploaded, cost.downloaded, *memory]
     for row, (capacity, rank) in enumerate(kinds.T.tolist()):
-        bytes_texts = [_scaled(size[row], 1024, (" B", " KiB", " MiB", " GiB", " TiB")) for size in sizes]
-        flops = _scaled(cost.sample_flops[row], 1000, ("", " k", " M", " G", " T", " P"))
+        bytes_texts, flops = [bytes_text(size[row]) for size in sizes], flops_text(cost.sample_flops[row])
         rows.append(
             [str(capacity), str(rank), str(int(cost.blocks[row])), f"{cost.trained[row]:,.0f}", *bytes_texts, flops]
         )
@@ -133,17 +130,3 @@ def _coverage_text(experiment: Experiment) -> str:
         f"time that one goes without is {count_of(found.longest_gap, 'round')}"
         f"{' (before anything is learnt of the blocks)' if learns else ''}"
     )
-
-
-def _scaled(value: float, base: int, units: Sequence[str]) -> str:
-    """`value` in the largest unit in which it is at least 1; each unit is `base` times the one before."""
-    power = 0
-    while value >= base and power + 1 < len(units):
-        value, power = value / base, power + 1
-    return f"{value:.3g}{units[power]}" if value < 1000 else f"{value:.0f}{units[power]}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.2g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -37,7 +37,8 @@ def print_help(parser: Parser[Any], *, everything: bool) -> None:
     width = min(120, shutil.get_terminal_size().columns)
     print(parser.description.strip())
     for title, part in (("Options:", own_rows(parser)), ("Fields of the configuration, and their defaults:", listed)):
-        print(f"\n{title}")
+        if part:
+            print(f"\n{title}")
         for row in part:
             print(f"  --{row.name} {row.value}".rstrip())
             text = f"{row.meaning} ({row.takes})" if row.takes else row.meaning

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedra_engine.federation.allocation import Allocation
 from fedra_engine.federation.updates import ClientUpdates
 from fedra_engine.federation.work import LocalWork
 from fedra_engine.runtime.errors import InputError
@@ -19,6 +20,8 @@ from fedra_engine.runtime.errors import InputError
 _LOG = logging.getLogger(__name__)
 MOST_RECORDED = 100
 """Most clients with bad updates that `metrics.jsonl` names in a round."""
+MOST_ALLOCATED = 1000
+"""Most participants of a round whose blocks `metrics.jsonl` lists one by one."""
 _SUSPICIOUS = 10.0
 """An update whose norm is more than this many times the round's median is suspicious."""
 _ENOUGH_TO_COMPARE = 4
@@ -163,6 +166,10 @@ class RoundMetrics:
         simulated_seconds, late, dropped: see `DeviceRound`; where clients have devices.
         bad_updates: clients that were left out because their update is not finite, where there are any.
         bad_clients: the first `MOST_RECORDED` of them.
+        allocation: the blocks that each participant held, by client (as text, as in JSON); of those whose update was
+            used, and where they are at most `MOST_ALLOCATED`.
+        trained: the blocks that each of them trained, where a method has participants train only some of theirs.
+        holders: number of participants that held each block, [blocks], where they are more than `MOST_ALLOCATED`.
     """
 
     round: int
@@ -178,8 +185,24 @@ class RoundMetrics:
     dropped: int | None = None
     bad_updates: int | None = None
     bad_clients: list[int] | None = None
+    allocation: dict[str, list[int]] | None = None
+    trained: dict[str, list[int]] | None = None
+    holders: list[int] | None = None
+
+    def set_allocation(self, participants: NDArray[np.int64], held: Allocation, trained: Allocation) -> None:
+        """Record who held and who trained which blocks, bool [participants, blocks] each."""
+        if len(participants) > MOST_ALLOCATED:
+            self.holders = held.sum(axis=0).tolist()
+            return
+        self.allocation = _by_client(participants, held)
+        if not np.array_equal(held, trained):
+            self.trained = _by_client(participants, trained)
 
     def record(self) -> dict[str, Any]:
         """The values by name, without optional ones that are None."""
         optional = {each.name for each in fields(self) if each.default is None}
         return {name: value for name, value in asdict(self).items() if name not in optional or value is not None}
+
+
+def _by_client(participants: NDArray[np.int64], blocks: Allocation) -> dict[str, list[int]]:
+    return {str(client): np.flatnonzero(row).tolist() for client, row in zip(participants, blocks, strict=True)}

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -60,6 +61,25 @@ class EvaluatedModel:
 
     blocks: NDArray[np.int64]
     exits: tuple[int, ...] = ()
+
+
+def block_changes(state: GlobalState, initial: GlobalState, layout: AdapterLayout, scale: float) -> Tensor:
+    """How far tuning has moved the weights of each block, float64 [blocks].
+
+    It is the Frobenius norm, over all adapter targets of a block, of scale · B·A plus what the method has added to the
+    frozen weights since the `initial` state.
+    """
+    squares = state.adapters.new_zeros(len(state.adapters), dtype=torch.float64)
+    for target in range(len(layout.targets)):
+        a, b = (factor(state.adapters, target).double() for factor in (layout.lora_a, layout.lora_b))
+        if not state.base:
+            # ‖B·A‖² is the inner product of BᵀB and A·Aᵀ, which are small.
+            squares += scale**2 * ((b.mT @ b) * (a @ a.mT)).sum((1, 2))
+            continue
+        for block, weights in enumerate(state.base[target]):
+            change = weights.double() - initial.base[target][block].double() + scale * (b[block] @ a[block])
+            squares[block] += change.square().sum()
+    return squares.clamp(min=0).sqrt()
 
 
 def named_tensors(state: GlobalState, adapters: AdapterLayout, head: HeadLayout) -> dict[str, Tensor]:

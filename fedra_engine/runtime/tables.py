@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from rich.console import Console  # noqa: TID251 - the one that all others are made of
@@ -35,6 +35,23 @@ class PlainConsole(Console):
 def number_text(value: float) -> str:
     """`value` with three significant digits, and all digits before the decimal point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def bytes_text(value: float) -> str:
+    """A number of bytes, as in `1.5 MiB`."""
+    return _scaled(value, 1024, (" B", " KiB", " MiB", " GiB", " TiB"))
+
+
+def flops_text(value: float) -> str:
+    """A number of FLOPs, as in `1.5 G`."""
+    return _scaled(value, 1000, ("", " k", " M", " G", " T", " P"))
+
+
+def duration_text(seconds: float) -> str:
+    """A duration with two digits, in seconds, minutes or hours."""
+    if seconds < 120:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def rich_table(rows: Cells, left: Collection[int] = (0,)) -> Table:
@@ -70,3 +87,11 @@ def markdown_table(rows: Cells) -> str:
     rule = ["---", *["---:"] * (len(rows[0]) - 1)]
     header, *body = ([markdown_text(cell) for cell in row] for row in rows)
     return "".join(f"| {' | '.join(row)} |\n" for row in (header, rule, *body))
+
+
+def _scaled(value: float, base: int, units: Sequence[str]) -> str:
+    """`value` in the largest unit in which it is at least 1; each unit is `base` times the one before."""
+    power = 0
+    while value >= base and power + 1 < len(units):
+        value, power = value / base, power + 1
+    return f"{value:.3g}{units[power]}" if value < 1000 else f"{value:.0f}{units[power]}"

@@ -164,10 +164,12 @@ def test_rewinding_drops_the_results_and_the_traces_of_later_rounds(tmp_path: Pa
     for name in ("round_0001", "round_0002", "round_10000", "round_notes"):
         (folder.path / "trace" / name).mkdir(parents=True)
     (folder.path / "trace" / "inputs.safetensors").touch()
-    for name in ("costs.json", "outcomes.json"):
+    for name in ("costs.json", "outcomes.json", "report.html"):
         (folder.path / name).touch()
     folder.rewind(1, b"")
-    assert not {"summary.json", "costs.json", "outcomes.json"} & {path.name for path in folder.path.iterdir()}
+    assert not {"summary.json", "costs.json", "outcomes.json", "report.html"} & {
+        path.name for path in folder.path.iterdir()
+    }
     kept = sorted(path.name for path in (folder.path / "trace").iterdir())
     assert kept == ["inputs.safetensors", "round_0001", "round_notes"]
 

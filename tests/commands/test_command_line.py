@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 OPTIONS = Path(__file__).parent / "options"
-OF_EXPERIMENTS = ("simulate", "compare", "scale", "evaluate", "export")
-"""Commands whose options are those of an experiment, and some of their own."""
+PARSED = ("simulate", "compare", "scale", "evaluate", "export", "report")
+"""Commands whose options the engine's parser reads."""
 BENCHMARKS = ("executors", "methods", "lanes", "batches", "kernels", "resources")
 PROGRAM = """
 import sys
@@ -49,7 +49,7 @@ def options_of(command: str) -> str:
     )
 
 
-@pytest.mark.parametrize("command", [*OF_EXPERIMENTS, "bench"])
+@pytest.mark.parametrize("command", [*PARSED, "bench"])
 def test_the_options_of_a_command_are_those_on_record(command: str) -> None:
     assert options_of(command).splitlines() == (OPTIONS / f"{command}.txt").read_text().splitlines()
 
@@ -57,7 +57,7 @@ def test_the_options_of_a_command_are_those_on_record(command: str) -> None:
 def test_the_commands_are_listed_and_the_version_is_told() -> None:
     shown = fedra("--help")
     assert shown.returncode == 0
-    for command in (*OF_EXPERIMENTS, "bench"):
+    for command in (*PARSED, "bench"):
         assert f"\n  {command} " in shown.stdout
     assert fedra().stdout == shown.stdout
     assert fedra("--version").stdout.startswith("fedra-engine ")
@@ -122,5 +122,5 @@ def test_what_an_imported_module_registers_are_options_like_any_others(tmp_path:
 
 
 if __name__ == "__main__":
-    for name in (*OF_EXPERIMENTS, "bench"):
+    for name in (*PARSED, "bench"):
         (OPTIONS / f"{name}.txt").write_text(options_of(name))

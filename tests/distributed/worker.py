@@ -25,6 +25,7 @@ from fedra_engine.data.samples import ImageSamples
 from fedra_engine.execution.scheduling import Pace
 from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.federation.work import LocalWork
+from fedra_engine.report import writer
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.exit_codes import end, exit_code
 from fedra_engine.runtime.processes import Processes, join_job
@@ -67,10 +68,14 @@ def run_case(folder: Path, config: ExperimentConfig, accelerator: Accelerator) -
 
 
 def leave_out_what_takes_long(replace: Callable[[object, str, object], None]) -> None:
-    """No plots of the partition, and the same images decoded once for all runs; by `replace`, which is `setattr`."""
+    """No plots of the partition and no reports, and the same images decoded once for all runs.
+
+    By `replace`, which is `setattr`.
+    """
     replace(inputs, "load_source", _once(inputs.load_source))
     replace(experiment, "prepare", _once(experiment.prepare))
     replace(partition_report, "report_partition", lambda *_: None)
+    replace(writer, "write_report", lambda *_: None)
 
 
 def _once(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,7 +10,14 @@ import torch
 
 from fedra_engine.config import TrainingConfig
 from fedra_engine.federation.clients import Clients
-from fedra_engine.federation.records import ReturnedUpdates, RoundMetrics, Tally, check_finite, check_updates
+from fedra_engine.federation.records import (
+    MOST_ALLOCATED,
+    ReturnedUpdates,
+    RoundMetrics,
+    Tally,
+    check_finite,
+    check_updates,
+)
 from fedra_engine.federation.work import LocalWork
 from fedra_engine.runtime.errors import InputError
 from tests.federation.updates import make_updates
@@ -103,3 +110,27 @@ def test_a_record_leaves_out_what_was_not_measured() -> None:
         "seconds": 1.0,
         "late": 0,
     }
+
+
+def allocated(clients: int, depth: int, *, trained: bool) -> RoundMetrics:
+    metrics = RoundMetrics(0, participants=clients, samples=9, loss=1.0, lr=0.1, blocks_held=2, seconds=1.0)
+    held = np.arange(clients * depth).reshape(clients, depth) % 3 > 0
+    metrics.set_allocation(np.arange(5, 5 + clients), held, held & (np.arange(depth) > 1) if trained else held)
+    return metrics
+
+
+def test_a_record_says_who_held_which_block() -> None:
+    record = allocated(2, 4, trained=False).record()
+    assert record["allocation"] == {"5": [1, 2], "6": [0, 1, 3]}
+    assert not {"trained", "holders"} & record.keys()
+
+
+def test_a_record_says_who_trained_what_where_that_is_not_all_that_is_held() -> None:
+    record = allocated(2, 4, trained=True).record()
+    assert record["trained"] == {"5": [2], "6": [3]}
+
+
+def test_of_very_many_participants_a_record_counts_the_holders_of_each_block() -> None:
+    record = allocated(MOST_ALLOCATED + 2, 3, trained=False).record()
+    assert record["holders"] == [0, MOST_ALLOCATED + 2, MOST_ALLOCATED + 2]
+    assert "allocation" not in record

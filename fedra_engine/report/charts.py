@@ -1,0 +1,239 @@
+"""The charts of a run. Blocks and rounds are counted from 1 here, as wherever people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from fedra_engine.report.facts import RoundFacts, RunFacts, StartFacts, average
+from fedra_engine.report.marks import (
+    MOST_CELLS,
+    Chart,
+    Rows,
+    binned,
+    block_bars,
+    heat_map,
+    line_chart,
+    runs_text,
+    short,
+    some_of,
+    thinned,
+    tip,
+)
+from fedra_engine.runtime.errors import first_few
+
+AVERAGE = "average"
+_MOST_DOMAINS = 8
+"""Lines that can be told apart, beside that of the average."""
+_MOST_EVALUATIONS = 200
+"""Points of the line of a domain."""
+_MOST_NAMED = 10
+"""Clients that a cell names, and groups of neighbouring blocks."""
+_PERCENT = ".1f"
+
+
+def run_charts(run: RunFacts) -> list[Chart]:
+    """All charts for which the run has what they show."""
+    made = [accuracy_by_round(run), gains(run), loss(run), allocation(run), participation(run), trainings(run)]
+    made += [block_changes(run), label_matrix(run), seconds(run), simulated_seconds(run)]
+    return [chart for chart in made if chart is not None]
+
+
+def accuracy_by_round(run: RunFacts) -> Chart | None:
+    """The accuracy of each domain and on average, wherever it was measured."""
+    if not run.curve:
+        return None
+    last = list(run.curve.values())[-1]
+    domains = sorted(last, key=last.__getitem__)[:_MOST_DOMAINS] if len(last) > _MOST_DOMAINS else list(last)
+    note = "The thick line is the average over the domains. Round 0 is the frozen model."
+    if len(domains) < len(last):
+        note += f" Of {len(last)} domains, the {len(domains)} of the lowest accuracy are shown."
+    rows: Rows = []
+    for number, accuracy in some_of(run.curve, _MOST_EVALUATIONS).items():
+        shown = {AVERAGE: average(accuracy), **{name: accuracy[name] for name in domains}}
+        rows += [{"round": number, "series": name, "value": 100 * value} for name, value in shown.items()]
+    spec = line_chart(rows, "accuracy (%)", _PERCENT, [AVERAGE, *domains], strong=AVERAGE, points=True)
+    return Chart("accuracy", "Accuracy by round", note, spec, wide=True)
+
+
+def gains(run: RunFacts) -> Chart | None:
+    """Frozen and tuned accuracy, a row for each domain."""
+    if not run.has_ended:
+        return None
+    pairs = {AVERAGE: (average(run.frozen), average(run.tuned))}
+    pairs |= {name: (run.frozen[name], tuned) for name, tuned in run.tuned.items()}
+    rows = [
+        {"domain": name, "frozen": 100 * frozen, "tuned": 100 * tuned, "gain": 100 * (tuned - frozen)}
+        for name, (frozen, tuned) in pairs.items()
+    ]
+    tips = [tip("domain"), *(tip(name, format=_PERCENT) for name in ("frozen", "tuned")), tip("gain", format="+.1f")]
+    x = {"type": "quantitative", "title": "accuracy (%)", "scale": {"zero": False, "nice": False, "padding": 14}}
+    model = {"field": "model", "type": "nominal", "title": None}
+    spec = {
+        "data": {"values": rows},
+        "width": "container",
+        "height": 26 * len(pairs),
+        "encoding": {
+            "y": {"field": "domain", "type": "nominal", "sort": list(pairs), "title": None},
+            "tooltip": tips,
+        },
+        "layer": [
+            {
+                "mark": {"type": "rule", "strokeWidth": 3},
+                "encoding": {"x": {"field": "frozen", **x}, "x2": {"field": "tuned"}},
+            },
+            {
+                "transform": [{"fold": ["frozen", "tuned"], "as": ["model", "value"]}],
+                "mark": {"type": "point", "filled": True, "size": 90, "opacity": 1},
+                "encoding": {
+                    "x": {"field": "value", **x},
+                    "color": {**model, "scale": {"domain": ["frozen", "tuned"]}},
+                    "shape": {**model, "scale": {"domain": ["frozen", "tuned"], "range": ["diamond", "circle"]}},
+                },
+            },
+        ],
+    }
+    return Chart("gains", "What tuning changed", "From the frozen model to the tuned one, domain by domain.", spec)
+
+
+def loss(run: RunFacts) -> Chart | None:
+    """The training loss of every round."""
+    rows = [{"round": number, "value": value} for number, value in thinned(run.rounds, lambda each: each.loss)]
+    spec = line_chart(rows, "loss", ".4f")
+    return Chart("loss", "Training loss", "Mean over the samples of a round.", spec) if rows else None
+
+
+def seconds(run: RunFacts) -> Chart | None:
+    """The wall-clock time of every round."""
+    rows = [{"round": number, "value": value} for number, value in thinned(run.rounds, lambda each: each.seconds)]
+    spec = line_chart(rows, "seconds", ".3g", zero=True)
+    return Chart("seconds", "Time of a round", "Wall-clock time, without evaluation.", spec) if rows else None
+
+
+def simulated_seconds(run: RunFacts) -> Chart | None:
+    """The time of every round on the clients' devices, where these are simulated."""
+    found = thinned(run.rounds, lambda each: each.simulated_seconds)
+    rows = [{"round": number, "value": value} for number, value in found]
+    spec = line_chart(rows, "simulated seconds", ".3g", zero=True)
+    note = "What the round takes on the clients' simulated devices."
+    return Chart("simulated_seconds", "Simulated time of a round", note, spec) if rows else None
+
+
+def allocation(run: RunFacts, cells: int = MOST_CELLS) -> Chart | None:
+    """Heat map, of at most so many cells, of the share of participants that held each block in each round."""
+    if not any(each.holders for each in run.rounds):
+        return None
+    depth, rows = block_count(run), list[dict[str, object]]()
+    shares = [0.0]
+    for name, group in binned(run.rounds, cells // depth):
+        people = sum(each.participants for each in group)
+        for block in range(depth):
+            held = sum(each.holders[block] for each in group if block < len(each.holders))
+            shares.append(round(held / max(people, 1), 4))
+            clients = _holders(group, block)
+            rows.append({"x": name, "y": block + 1, "v": shares[-1], "n": f"{held:,} of {people:,}", "c": clients})
+    tips = [tip("x", "round"), tip("y", "block"), tip("n", "participants with it"), tip("c", "clients")]
+    color = {"title": "share of the participants", "legend": {"format": ".0%"}, "scale": {"domain": [0, max(shares)]}}
+    y = {"title": "block", "sort": "descending"}
+    spec = heat_map(rows, {"title": "round"}, y, color, tips, height=320, lines=depth)
+    note = "Block 1 is next to the input. Cells in the colour of 0 %: nobody held the block."
+    return Chart("allocation", "Who holds which block", note, spec, wide=True)
+
+
+def participation(run: RunFacts) -> Chart | None:
+    """Heat map of how many blocks each client held in each round."""
+    start, rows = run.start, list[dict[str, object]]()
+    if start is None:
+        return None
+    held = [(each, client) for each in run.rounds for client in each.held or {}]
+    if not 0 < len(held) <= MOST_CELLS:
+        return None
+    clients = _by_domain({client for _, client in held}, start)
+    for each, client in held:
+        blocks = (each.held or {})[client]
+        text = first_few(runs_text([block + 1 for block in blocks]).split(", "), _MOST_NAMED)
+        rows.append({"x": each.number, "y": _client_name(client, start), "v": len(blocks), "t": text})
+    tips = [tip("x", "round"), tip("y", "client"), tip("v", "number of blocks"), tip("t", "blocks held")]
+    y = {"title": None, "sort": [_client_name(client, start) for client in clients]}
+    color = {"title": "blocks held", "scale": {"domain": [0, start.blocks]}, "legend": {"tickMinStep": 1}}
+    x = {"title": "round", "sort": "ascending"}
+    spec = heat_map(rows, x, y, color, tips, height=560, lines=len(clients))
+    note = "Empty cells: the client did not take part, or its update did not count."
+    return Chart("participation", "Who takes part", note, spec, wide=True)
+
+
+def trainings(run: RunFacts) -> Chart | None:
+    """How many updates trained each block."""
+    if not any(each.trainers for each in run.rounds):
+        return None
+    note = "How many updates of clients have trained the block, over all rounds."
+    return Chart("trainings", "Trainings of each block", note, block_bars(training_counts(run), "updates", ",d"))
+
+
+def block_changes(run: RunFacts) -> Chart | None:
+    """How far tuning has moved the weights of each block."""
+    if run.block_changes is None:
+        return None
+    note = "Frobenius norm of what tuning adds to the weights of the block."
+    return Chart("block_changes", "Change of each block", note, block_bars(run.block_changes, "norm", ".3g"))
+
+
+def label_matrix(run: RunFacts) -> Chart | None:
+    """Heat map of the training samples of each class, by client or, for many clients, by domain."""
+    start = run.start
+    if start is None or not start.classes:
+        return None
+    clients = _by_domain(range(len(start.client_domains)), start)
+    groups = {_client_name(client, start): [client] for client in clients}
+    if len(groups) * len(start.classes) > MOST_CELLS:
+        groups = {name: [c for c in clients if start.client_domains[c] == name] for name in start.client_domains}
+    if len(groups) * len(start.classes) > MOST_CELLS:
+        return None
+    classes = [short(label) for label in start.classes]
+    classes = classes if len(set(classes)) == len(classes) else start.classes
+    cells = (
+        (label, name, sum(counts[client] for client in members))
+        for label, counts in zip(classes, start.label_counts, strict=True)
+        for name, members in groups.items()
+    )
+    rows = [{"x": name, "y": label, "v": samples} for label, name, samples in cells if samples]
+    tips = [tip("x", "of"), tip("y", "class"), tip("v", "samples")]
+    x = {"title": None, "sort": list(groups), "axis": {"labelAngle": -60, "labelOverlap": True, "labelLimit": 120}}
+    color = {"title": "training samples", "scale": {"type": "sqrt", "domainMin": 0}}
+    y = {"title": "class", "sort": classes}
+    spec = heat_map(rows, x, y, color, tips, height=420, lines=len(start.classes))
+    return Chart("labels", "Labels of the clients", "Training samples. Empty cells: none.", spec, wide=True)
+
+
+def training_counts(run: RunFacts) -> list[int]:
+    """How many updates trained each block, [blocks]."""
+    counts = [0] * block_count(run)
+    for each in run.rounds:
+        for block, trainers in enumerate(each.trainers):
+            counts[block] += trainers
+    return counts
+
+
+def block_count(run: RunFacts) -> int:
+    """Number of the model's blocks; of those that were ever held, where that is all that is known."""
+    if run.start is not None:
+        return run.start.blocks
+    return max([len(each.holders) for each in run.rounds] + [len(run.block_changes or [])], default=0)
+
+
+def _holders(group: Sequence[RoundFacts], block: int) -> str:
+    """The clients that hold a block, in a single round whose holders are known; else a dash."""
+    if len(group) > 1 or group[0].held is None:
+        return "–"
+    clients = [str(client) for client, blocks in group[0].held.items() if block in blocks]
+    return first_few(clients, _MOST_NAMED) or "none"
+
+
+def _client_name(client: int, start: StartFacts) -> str:
+    """`client 3 (sketch)`."""
+    return f"client {client} ({short(start.client_domains[client])})"
+
+
+def _by_domain(clients: Collection[int], start: StartFacts) -> list[int]:
+    """The clients ordered by domain, as the domains first appear, then by number."""
+    place = {domain: index for index, domain in enumerate(dict.fromkeys(start.client_domains))}
+    return sorted(clients, key=lambda client: (place[start.client_domains[client]], client))

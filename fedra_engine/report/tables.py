@@ -1,0 +1,105 @@
+"""The tables of a report: results of several runs, costs, configurations, environment."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fedra_engine.report.facts import RunFacts, StartFacts, average, worst
+from fedra_engine.report.words import percent, rounds_text
+from fedra_engine.runtime.tables import Cells, bytes_text, duration_text, flops_text
+
+_NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a page.
+
+    Attributes:
+        title: what it shows, in a few words.
+        note: what else one must know to read it.
+        rows: the header first.
+        texts: whether its cells are words, and not numbers.
+        folded: whether a click opens it.
+    """
+
+    title: str
+    note: str
+    rows: Cells
+    texts: bool = False
+    folded: bool = False
+
+
+def costs_table(start: StartFacts) -> Table:
+    """What a round costs each kind of client."""
+    names = ["blocks held", "trained", "rank", "clients", "FLOPs", "uploaded", "downloaded", "memory"]
+    rows = [[*names, "of it frozen", "trained", "activations"]]
+    for kind in start.kinds:
+        parts = (kind.memory, kind.frozen_memory, kind.trained_memory, kind.activation_memory)
+        sizes = [bytes_text(size) for size in (kind.uploaded, kind.downloaded, *parts)]
+        counts = [f"{count:,}" for count in (kind.held, kind.trained, kind.rank, kind.clients)]
+        rows.append([*counts, flops_text(kind.flops), *sizes])
+    note = (
+        "What a round costs a client, as counted for the first: FLOPs of training in the blocks, bytes sent and "
+        "received, and memory, without that of single operations. The run's costs are these for every update."
+    )
+    return Table("Costs of a client", note, rows)
+
+
+def changed_settings(run: RunFacts) -> Table:
+    """The settings that differ from the embedded experiment."""
+    rows = [["setting", "value", "default"]]
+    rows += [[name, value_text(value), value_text(usual)] for name, (value, usual) in run.changed.items()]
+    note = "Settings that differ from the defaults." if run.changed else "All settings have their defaults."
+    return Table("Configuration", note, rows if run.changed else [], texts=True)
+
+
+def all_settings(run: RunFacts) -> Table:
+    """Every setting."""
+    rows = [["setting", "value"], *([name, value_text(value)] for name, value in run.settings.items())]
+    return Table("All settings", "", rows, texts=True, folded=True)
+
+
+def environment(start: StartFacts) -> Table:
+    """The model and the machine, in words."""
+    rows = [["", ""], *([name, text] for name, text in {**start.described, **start.environment}.items())]
+    return Table(
+        "Environment", "Of the process that began the run, or went on with it last.", rows, texts=True, folded=True
+    )
+
+
+def results(runs: Mapping[str, RunFacts]) -> Table:
+    """What came of each run, and what it cost."""
+    names = ["run", "method", "rounds", "frozen", "tuned", "worst domain", "time", "FLOPs", "uploaded", "downloaded"]
+    rows = [names]
+    for name, run in runs.items():
+        scores = [_NOTHING] * 3
+        if run.has_ended:
+            low = worst(run.tuned)
+            scores = [percent(average(run.frozen)), percent(average(run.tuned)), f"{percent(run.tuned[low])} ({low})"]
+        totals, costs = run.totals, [_NOTHING] * 3
+        if totals is not None:
+            costs = [flops_text(totals.flops), bytes_text(totals.uploaded), bytes_text(totals.downloaded)]
+        rows.append([name, run.method, rounds_text(run), *scores, duration_text(run.seconds), *costs])
+    note = "Accuracies are averages over the domains. Costs are counted, of all clients and rounds."
+    return Table("Results", note, rows)
+
+
+def differences(runs: Mapping[str, RunFacts]) -> Table:
+    """The settings that are not the same in all runs."""
+    every = dict.fromkeys(name for run in runs.values() for name in run.settings)
+    rows = [["setting", *runs]]
+    for name in every:
+        values = [value_text(run.settings[name]) if name in run.settings else _NOTHING for run in runs.values()]
+        if len(set(values)) > 1 and name not in ("name", "output_dir"):
+            rows.append([name, *values])
+    note = "Settings that are not the same in all runs." if len(rows) > 1 else "All runs have the same settings."
+    return Table("Configuration", note, rows if len(rows) > 1 else [], texts=True)
+
+
+def value_text(value: Any) -> str:
+    """A setting's value as YAML has it in a line."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

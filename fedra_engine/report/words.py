@@ -1,0 +1,104 @@
+"""What came of a run, in sentences and in the numbers to see first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from statistics import mean
+
+from fedra_engine.report.charts import training_counts
+from fedra_engine.report.facts import RunFacts, average, worst
+from fedra_engine.report.marks import runs_text
+from fedra_engine.runtime.errors import count_of, first_few
+from fedra_engine.runtime.tables import bytes_text, duration_text, flops_text
+
+_MOST_NAMED = 12
+"""Names in a sentence."""
+
+
+def verdict(run: RunFacts) -> str:
+    """What tuning was worth: on average, on the worst domain, and where it did harm."""
+    if not run.has_ended:
+        return f"This run has not ended: {rounds_text(run)} are trained."
+    before, after, low = average(run.frozen), average(run.tuned), worst(run.tuned)
+    change, size = 100 * (after - before), f"{100 * abs(after - before):.1f} points"
+    did = "left the average accuracy as it was" if not change else f"{'raised' if change > 0 else 'lowered'} the "
+    did += f"average accuracy by {size}" if change else ""
+    parts = [f"Tuning {did}, from {percent(before)} for the frozen model to {percent(after)}."]
+    if len(run.tuned) > 1:
+        parts.append(f"The worst domain, {low}, is at {percent(run.tuned[low])} (frozen: {percent(run.frozen[low])}).")
+        lost = {name: 100 * (run.frozen[name] - tuned) for name, tuned in run.tuned.items() if tuned < run.frozen[name]}
+        named = [f"{name} ({points:.1f})" for name, points in sorted(lost.items(), key=lambda each: -each[1])]
+        if lost:
+            parts.append(f"{count_of(len(lost), 'domain')} lost points: {first_few(named, _MOST_NAMED)}.")
+    return " ".join(parts)
+
+
+def cards(run: RunFacts) -> dict[str, str]:
+    """Numbers to see first, by title."""
+    found = dict[str, str]()
+    if run.has_ended:
+        low = worst(run.tuned)
+        found["average accuracy"] = f"{100 * average(run.frozen):.1f} → {percent(average(run.tuned))}"
+        found[f"worst domain, {low}"] = f"{100 * run.frozen[low]:.1f} → {percent(run.tuned[low])}"
+    found["rounds"] = " ".join(rounds_text(run).split()[:-1])
+    if run.rounds:
+        found["updates a round"] = f"{mean(each.participants for each in run.rounds):.3g}"
+        found["time of all rounds"] = duration_text(run.seconds)
+    if run.totals is not None:
+        found["training FLOPs"] = flops_text(run.totals.flops)
+        found["uploaded"], found["downloaded"] = bytes_text(run.totals.uploaded), bytes_text(run.totals.downloaded)
+    if run.start is not None and run.start.kinds:
+        found["memory of a client, at most"] = bytes_text(max(kind.memory for kind in run.start.kinds))
+    return found
+
+
+def warnings(run: RunFacts) -> list[str]:
+    """What one must know before trusting the numbers, a sentence each."""
+    return [*_of_summary(run), *_of_rounds(run), *(run.start.notes if run.start is not None else [])]
+
+
+def rounds_text(run: RunFacts) -> str:
+    """`12 of 80 rounds`."""
+    done, planned = len(run.rounds), run.settings.get("rounds", len(run.rounds))
+    return count_of(done, "round") if done == planned else f"{done:,} of {count_of(planned, 'round')}"
+
+
+def percent(share: float) -> str:
+    """`39.7 %`."""
+    return f"{100 * share:.1f} %"
+
+
+def _of_summary(run: RunFacts) -> Iterator[str]:
+    summary = run.summary
+    if summary.get("caution"):
+        yield _sentence(str(summary["caution"]))
+    if summary.get("measured_on") == "validation samples":
+        yield "Accuracies are measured on validation samples, not on the test samples."
+    if summary.get("tuned_is"):
+        exported = percent(summary["average_exported"])
+        yield f"The tuned accuracy is that of {summary['tuned_is']}. The adapter alone has {exported} on average."
+    if "stopped" in summary:
+        yield _sentence(f"Stopped early: {summary['stopped'] or 'no reason was given'}")
+
+
+def _of_rounds(run: RunFacts) -> Iterator[str]:
+    bad, late, dropped = (sum(getattr(each, name) for each in run.rounds) for name in ("bad", "late", "dropped"))
+    if bad:
+        where, were = _named([each.number for each in run.rounds if each.bad]), "was" if bad == 1 else "were"
+        yield f"{count_of(bad, 'update')} {were} left out for values that are not finite, in round {where}."
+    if late or dropped:
+        yield f"{count_of(late, 'update')} arrived too late, and {count_of(dropped, 'participant')} dropped out."
+    idle = [each.number for each in run.rounds if each.loss is None]
+    if idle:
+        yield f"Nobody trained in {count_of(len(idle), 'round')}: {_named(idle)}."
+    never = [block for block, count in enumerate(training_counts(run), 1) if not count]
+    if never and any(each.trainers for each in run.rounds):
+        yield f"Never trained: block {_named(never)}."
+
+
+def _named(numbers: Sequence[int]) -> str:
+    return first_few(runs_text(numbers).split(", "), _MOST_NAMED)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
