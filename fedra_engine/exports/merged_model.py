@@ -83,7 +83,11 @@ def export_merged(
         classes = experiment.train_data.classes
         save_merged(made, foundation, experiment.config, part, classes=classes, inputs=inputs)
         save_processor(made, experiment.processing)
-        (made / "README.md").write_text(merged_card(experiment, outcome, part.blocks.tolist(), client))
+        card = made / "README.md"
+        card.write_text(merged_card(experiment, outcome, part.blocks.tolist(), client), encoding="utf-8")
+        for file in made.iterdir():
+            # Libraries may make files that only their owner can read.
+            file.chmod(card.stat().st_mode)
 
 
 def whole_part(experiment: Experiment, state: GlobalState) -> Part:

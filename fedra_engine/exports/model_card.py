@@ -141,7 +141,8 @@ def _pipeline(experiment: Experiment, model: str) -> list[str]:
         return []
     part = "image_processor" if is_image else "tokenizer"
     task = _PIPELINES[experiment.train_data.task]
-    return [_code(f'from transformers import pipeline\n\npredict = pipeline("{task}", model={model}, {part}=folder)\n')]
+    made = f'pipeline("{task}", model={model}, {part}=folder)'
+    return ["In a pipeline of transformers:", _code(f"from transformers import pipeline\n\npredict = {made}\n")]
 
 
 def _facts(experiment: Experiment, outcome: Outcome) -> str:

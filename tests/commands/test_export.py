@@ -167,6 +167,8 @@ def test_a_pipeline_of_texts_takes_the_model(
     export.main([str(run)])
     found = evaluated(capsys, str(run), "--model", str(run / "model"))
     assert found["accuracy"] == pytest.approx(summary_of(run)["exported_accuracy"], abs=1e-6)
+    assert found["loss"] == pytest.approx(evaluated(capsys, str(run))["loss"], rel=1e-5)
+    assert len({file.stat().st_mode for file in (run / "model").iterdir()}) == 1
     merged = pipeline("text-classification", model=str(run / "model"))("a b c")
     assert merged[0]["label"] in ("no", "yes", "so")
     assert pipelines_of(run / "adapters", monkeypatch)("a b c")[0] == pytest.approx(merged[0], abs=1e-5)

@@ -11,6 +11,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -18,7 +19,7 @@ from torch.nn.functional import linear
 
 from fedra_engine.config import ExperimentConfig, ModelConfig
 from fedra_engine.exports.adapter_files import save_adapter
-from fedra_engine.exports.loading_lines import has_own_head, loading_lines, peft_class
+from fedra_engine.exports.loading_lines import has_own_head, loading_lines, model_class, peft_class
 from fedra_engine.models.loading import Pooling
 from tests.exports.trained import LORA, NAMES, logits, trained
 from tests.tiny import CLASSES, DEPTH, FAMILIES, make_model
@@ -89,7 +90,7 @@ def test_the_model_has_another_number_of_classes_than_the_data(
 @pytest.mark.parametrize("more", [0, 2])
 @torch.no_grad()
 def test_the_auto_classes_of_peft_load_it(tmp_path: Path, family: str, more: int) -> None:
-    """Without arguments, where the model has as many classes as the data."""
+    """So do those of transformers; without arguments, where the model has as many classes as the data."""
     config, foundation, state = trained(tmp_path / "model", family, classes=CLASSES + more)
     expected, inputs = logits(foundation, state, family, range(DEPTH))
     save_adapter(tmp_path, foundation, config, state, depth=DEPTH, classes=NAMES[: CLASSES + more])
@@ -104,6 +105,9 @@ def test_the_auto_classes_of_peft_load_it(tmp_path: Path, family: str, more: int
         head = load_file(tmp_path / "head.safetensors")
         found = linear(output.pooler_output, head["weight"], head["bias"])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    if has_own_head(foundation) or family == "gpt2_lm":
+        own = getattr(transformers, model_class(foundation)).from_pretrained(str(tmp_path), **labels)
+        torch.testing.assert_close(own.eval()(**inputs).logits, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_texts_in_mean_pooling_are_features_to_peft(tmp_path: Path) -> None:
