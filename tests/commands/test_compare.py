@@ -55,7 +55,7 @@ def test_the_command_in_the_study_of_pacs_is_one(tmp_path: Path) -> None:
     assert (name, compare) == ("fedra", "compare")
     comparison = parse_comparison(arguments)
     assert len(comparison.entries) == 10
-    assert [len(entry) for entry in points(comparison)] == [3] * 10
+    assert [len(entry) for entry in points(comparison)] == [4] * 10
 
 
 def points(comparison: Comparison) -> list[list[str]]:

@@ -147,7 +147,7 @@ def assert_same_run(found: Path, expected: Path) -> None:
     before: dict[str, Tensor] = {}
     for round in range(2):
         assert_same_changes(state_after(found, round), state_after(expected, round), before)
-        # Stand-ins are fitted once, to sums that two processes add in another order, and then stay as they are.
+        # Two processes add the sums that stand-ins are fitted to in another order, so even fixed ones differ a little.
         state = state_after(expected, round).items()
         before = {name: tensor for name, tensor in state if name != "maps" and ".stand_ins." not in name}
     assert_same_metrics(found, expected)
