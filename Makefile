@@ -1,4 +1,4 @@
-# `make simulate` and `make test` are all the set-up a fresh machine needs.
+# `make simulate` and `make test` are all the set-up a fresh machine needs; `make docs` adds what builds the site.
 
 PYTHON ?= python3
 ARGS ?=
@@ -10,6 +10,7 @@ BIN := $(VENV)/bin
 # Python compiles what it imports; pip would compile thousands of modules that are never imported.
 PIP_INSTALL := $(BIN)/python -m pip install --no-compile --constraint constraints.txt
 INSTALLED := $(VENV)/.installed
+DOCUMENTING := $(VENV)/.documenting
 
 # The embedded model's products are too small to be split; a large one (ARGS) is faster with the cores there are.
 OMP_NUM_THREADS ?= 1
@@ -18,7 +19,7 @@ export OMP_NUM_THREADS
 OMP_WAIT_POLICY ?= PASSIVE
 export OMP_WAIT_POLICY
 
-.PHONY: simulate lint test check-slow check setup
+.PHONY: simulate lint test check-slow check docs setup
 
 simulate: $(INSTALLED)
 	@$(BIN)/python launchers/simulate.py $(ARGS)
@@ -52,10 +53,18 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site, in build/site; `mkdocs.yml` makes every warning an error. The variable silences a notice of the theme.
+docs: $(DOCUMENTING)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 setup: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) torch
 	$(PIP_INSTALL) --editable '.[dev]'
+	touch $@
+
+$(DOCUMENTING): $(INSTALLED)
+	$(PIP_INSTALL) --editable '.[docs]'
 	touch $@

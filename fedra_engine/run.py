@@ -198,7 +198,7 @@ class Result:
         export_merged(Path(folder), *self._restored, client=client)
 
     def report(self, file: str | Path) -> None:
-        """Write the run's page (docs/design.md) to `file`; the run's own is its `report.html`."""
+        """Write the run's page (docs/howto/report.md) to `file`; the run's own is its `report.html`."""
         write_whole(Path(file), read_page([self.folder]).html())
 
     @cached_property
@@ -262,7 +262,10 @@ def build(
 
     Args:
         config: the experiment; the embedded one if not given.
-        dataset, model, processor, partitioner: as in `simulate`.
+        dataset: as in `simulate`.
+        model: likewise.
+        processor: likewise.
+        partitioner: likewise.
 
     Raises:
         InputError: something cannot be used; says what was found and what was expected.
@@ -277,7 +280,10 @@ def load_run(
 
     Args:
         folder: of the run.
-        dataset, model, processor, partitioner: what was passed to `simulate`; needed to build the experiment again.
+        dataset: what was passed to `simulate`; needed to build the experiment again.
+        model: likewise.
+        processor: likewise.
+        partitioner: likewise.
 
     Raises:
         InputError: there is no run, or its configuration cannot be read.

@@ -1,18 +1,44 @@
-"""What the documentation, configurations, docstrings and comments name is there: files, modules, classes, options."""
+"""What the documentation, configurations, docstrings and comments name is there: files, modules, classes, options.
+
+Also, what no test runs of the documentation's code is read and checked; `test_documented_code.py` runs the rest.
+"""
 
 from __future__ import annotations
 
 import ast
 import io
+import os
 import re
+import runpy
+import sys
 import tokenize
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-CODE = ("fedra_engine", "kernels", "benchmarks", "launchers", "tests", "examples")
+from benchmarks import microbench
+from fedra_engine.commands.compare import parse_comparison
+from fedra_engine.commands.scale import parse_scaling
+from fedra_engine.commands.simulate import parse_request
+from fedra_engine.config import ExperimentConfig
+from fedra_engine.config.parsing import Parser
+from fedra_engine.runtime.errors import InputError
+from tests.documented import (
+    BLOCKS,
+    LANGUAGES,
+    NOT_RUN,
+    ROOT,
+    RUN_ELSEWHERE,
+    Started,
+    engine_command,
+    reason_not_to_run,
+    started,
+)
+
+PICTURES: dict[str, Callable[[], str]] = runpy.run_path(str(ROOT / "docs" / "pictures" / "draw.py"))["PICTURES"]
+CODE = ("fedra_engine", "kernels", "benchmarks", "launchers", "tests", "examples", "docs")
 PACKAGES = {"fedra_engine": ROOT, "benchmarks": ROOT, "fedra_kernels": ROOT / "kernels"}
 FOLDERS = ("", "fedra_engine", "kernels", "kernels/fedra_kernels", "docs", "configs", "configs/experiments")
 """Where a path may start, beside the folder of the file that names it."""
@@ -47,7 +73,7 @@ def place(file: Path, line: int) -> str:
 
 def written() -> Iterator[Text]:
     """Lines of pages and configurations; docstrings and comments of the code."""
-    for file in [*MARKDOWN, *sorted((ROOT / "configs").rglob("*.yaml")), *sorted((ROOT / "examples").rglob("*.ipynb"))]:
+    for file in [*MARKDOWN, *sorted((ROOT / "configs").rglob("*.yaml")), *sorted((ROOT / "docs").rglob("*.ipynb"))]:
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
             yield place(file, number), line
     for file, tree in TREES.items():
@@ -208,3 +234,87 @@ def test_what_is_missing_is_found(
     monkeypatch.setitem(globals(), "WRITTEN", [("docs/page.md:1", text)])
     monkeypatch.setitem(globals(), "QUOTED", quoted_in([("docs/page.md:1", text)]))
     assert len(list(missing())) == 1
+
+
+PARSERS: dict[str, Callable[[list[str]], object]] = {
+    "simulate": lambda rest: parse_request(rest, ""),
+    "compare": parse_comparison,
+    "scale": parse_scaling,
+    "bench": microbench._parse,
+}
+"""What reads the arguments of a command; those of the others need a finished run."""
+SHELL = [block for block in BLOCKS if block.language in ("sh", "bash")]
+
+
+@pytest.fixture
+def page_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory: what the shell of a page looks for, and folders with the names of the reader's."""
+    for name in (".venv/bin", "wheels", "examples", "PACK", "PACS", "VIT", "EARLIER"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in (".venv/bin/activate", "wheels/some.whl"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    # Launchers set both for the processes that they start.
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    return tmp_path
+
+
+def test_every_block_of_code_says_its_language() -> None:
+    assert [str(block) for block in BLOCKS if block.language not in LANGUAGES] == []
+
+
+def test_what_is_not_run_is_read_and_checked(page_folder: Path) -> None:
+    """Every entry of `NOT_RUN` stands on a page, and so does every one of `RUN_ELSEWHERE`."""
+    reasons = set()
+    for block in SHELL:
+        for command in started(block.code, page_folder):
+            if (reason := reason_not_to_run(command)) is not None:
+                reasons.add(reason)
+                check(command)
+    for block in BLOCKS:
+        if block.language == "yaml":
+            reasons |= set(map(reason_not_to_run, block.code.split("\n"))) - {None}
+            (page_folder / "block.yaml").write_text(block.code)
+            Parser(ExperimentConfig).parse(["--config", "block.yaml"])
+    assert reasons == set(NOT_RUN.values())
+    for begin, test in RUN_ELSEWHERE.items():
+        assert any(block.code.startswith(begin) for block in BLOCKS), begin
+        assert (ROOT / test).is_file()
+
+
+def test_whole_commands_in_the_text_are_checked_too(page_folder: Path) -> None:
+    whole = [text.split() for where, text in QUOTED if ".md:" in where and not set("<…") & set(text)]
+    commands = [words for words in whole if len(words) > 1 and not words[-1].startswith("-")]
+    checked = [each for each in commands if each[0] == "make" or engine_command(each)]
+    for each in checked:
+        check(Started(each, page_folder))
+    assert len(checked) > 10
+
+
+def check(command: Started) -> None:
+    """Read the options of a command as the program itself does; SystemExit or InputError if one cannot be used."""
+    program, *arguments = command.command
+    if program == "make":
+        assert re.search(rf"^{arguments[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
+    for name, value in pairwise(arguments):
+        assert name != "--config_file" or (ROOT / value).is_file(), command
+    if (found := engine_command(command.command)) is not None:
+        name, rest = found
+        if name in PARSERS and rest:
+            PARSERS[name](rest)
+    elif program == "python" and arguments[0].startswith("launchers/"):
+        runpy.run_path(str(ROOT / arguments[0]))["_parse"](arguments[1:])
+
+
+@pytest.mark.parametrize(
+    "wrong", ["make no-such-target", "fedra bench no-such-benchmark", "srun launchers/simulate.py --rounds none"]
+)
+def test_what_cannot_be_used_is_found(wrong: str, tmp_path: Path) -> None:
+    with pytest.raises((AssertionError, InputError, SystemExit)):
+        check(Started(wrong.split(), tmp_path))
+
+
+@pytest.mark.parametrize("file", PICTURES)
+def test_a_picture_is_as_its_script_draws_it(file: str) -> None:
+    assert (ROOT / "docs" / "pictures" / file).read_text(encoding="utf-8") == PICTURES[file]()

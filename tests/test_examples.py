@@ -13,13 +13,14 @@ import pytest
 import torch
 
 from fedra_engine import ExperimentConfig, Result, simulate
+from tests.documented import BLOCKS
 from tests.running import small_config
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-SHOWN = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), flags=re.DOTALL)
+SHOWN = [block.code for block in BLOCKS if block.code.startswith("# examples/")]
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +44,6 @@ def test_an_example_is_short_and_shown(file: Path) -> None:
 def test_the_documentation_shows_the_examples_as_they_are() -> None:
     for code in SHOWN:
         first, part = code.split("\n", maxsplit=1)
-        assert first.startswith("# examples/")
         assert part.strip("\n") in (ROOT / first.removeprefix("# ")).read_text()
 
 
@@ -86,6 +86,13 @@ def test_own_data(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(result.accuracy) == ["dark", "bright"]
     assert result.experiment.clients.capacities.tolist() == [12] * 3 + [6] * 3
     assert result.accuracy["dark"] > 0.9
+
+
+def test_own_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run("own_source", monkeypatch)["result"]
+    assert result.config.data.source == "npz"
+    assert list(result.accuracy) == ["first", "second"]
+    assert len(result.experiment.test_samples.domains) == 120
 
 
 def test_own_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,7 +39,7 @@ FEW: dict[str, Any] = {
 }
 """Two clients, for tests that run much."""
 CPU = torch.device("cpu")
-README = Path(__file__).parents[1] / "README.md"
+MODELS_PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 
 
 def final_state(run: Path) -> dict[str, torch.Tensor]:
@@ -132,7 +132,7 @@ def test_the_lines_beside_the_adapter_give_what_the_summary_says_of_it(
     monkeypatch.chdir(run / "adapters")
     # One channel, so there are no lines for a pipeline.
     (lines,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
-    assert method != "fedra" or lines in README.read_text()
+    assert method != "fedra" or lines in MODELS_PAGE.read_text()
     names: dict[str, Any] = {}
     exec(lines, names)
     with torch.no_grad():

@@ -119,7 +119,7 @@ class MethodConfig:
         ignore_capacities: allow full-depth methods even if no client can hold all blocks.
         weighting: weight of a client in the averages: `uniform`, or its number of `samples`.
         stand_in: what a client has in place of a block that it does not hold: nothing (`none`), or a frozen map of low
-            rank that is fitted to the block (`linear`; docs/methods.md). `fedstandin` has these maps in any case.
+            rank that is fitted to the block (`linear`; docs/stand_ins.md). `fedstandin` has these maps in any case.
         stand_in_rank: rank of the maps; with 0 a map is a constant, what the block adds on average.
         stand_in_ridge: penalty of the fit, relative to the mean variance of a feature.
         stand_in_samples: samples that the maps are fitted to, or all if there are fewer; no labels are used.

@@ -2,7 +2,7 @@
 
 Allocation and aggregation are FedRA's. A client that lacks block l applies h ← h + (h − μ_l) D_l U_l + b_l in its
 place. The server fits these low-rank maps to the frozen blocks by ridge regression, in closed form, on unlabelled
-samples; they are never trained or uploaded. docs/methods.md defines μ, D, U and b; docs/results/evidence.md has
+samples; they are never trained or uploaded. docs/stand_ins.md defines μ, D, U and b; docs/results/evidence.md has
 results.
 """
 

@@ -1,4 +1,4 @@
-"""The example of docs/methods.md works as it stands."""
+"""The example of docs/howto/own_method.md works as it stands, and docs/methods.md names all that there is."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ import pytest
 
 from fedra_engine.methods.allocators import ALLOCATORS
 from fedra_engine.methods.registry import METHODS
+from tests.documented import BLOCKS
 from tests.running import run_experiment
 
 pytestmark = pytest.mark.slow
 
-PAGE = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "methods.md").read_text()
 
 
 @pytest.mark.usefixtures("own_names")
 def test_the_example_method_trains(tmp_path: Path) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
-    exec(compile(code, "docs/methods.md", "exec"), {"__name__": "example"})
+    page = DOCS / "howto" / "own_method.md"
+    code = next(block.code for block in BLOCKS if block.page.endswith(page.name) and "randomprefix" in block.code)
+    exec(compile(code, str(page), "exec"), {"__name__": "example"})
     run = run_experiment(tmp_path, method={"name": "randomprefix"})
     assert (run / "summary.json").is_file()
 
