@@ -22,6 +22,8 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 OPTIONS = "<!-- options -->"
 """Where a page gets what the engine knows of them."""
+LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#:]+)(#[^)\s]*)?\)")
+"""A link or a picture: its mark, text, path and heading. Addresses elsewhere have a colon."""
 UNPARSED = "bench"
 """The command whose options the benchmarks read."""
 
@@ -39,9 +41,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     elif page.file.src_uri == "commands.md":
         markdown = markdown.replace(OPTIONS, "\n".join(commands()))
     beside = ROOT if page.file.src_uri == "index.md" else (DOCS / page.file.src_uri).parent
-    return re.sub(
-        r"(!?)\[([^\]]*)\]\(([^)\s#:]+)(#[^)\s]*)?\)", lambda link: _link(link, beside, page, config), markdown
-    )
+    parts = re.split(r"(^ *```.*?^ *```$)", markdown, flags=re.DOTALL | re.MULTILINE)
+    # The others are code.
+    parts[::2] = [LINK.sub(lambda link: _link(link, beside, page, config), part) for part in parts[::2]]
+    return "".join(parts)
 
 
 def _link(link: re.Match[str], beside: Path, page: Page, config: MkDocsConfig) -> str:
@@ -51,8 +54,10 @@ def _link(link: re.Match[str], beside: Path, page: Page, config: MkDocsConfig) -
     if target == ROOT / "README.md":
         target = DOCS / "index.md"
     if target.is_relative_to(DOCS) and target.suffix and target.suffix != ".py":
-        here = Path(page.file.src_uri).parent
-        return f"{mark}[{text}]({os.path.relpath(target, DOCS / here)}{anchor})"
+        if text.endswith(".md") and target.is_file():
+            # The name of a file says enough in the repository, its title here.
+            text = target.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+        return f"{mark}[{text}]({os.path.relpath(target, (DOCS / page.file.src_uri).parent)}{anchor})"
     inside = target.relative_to(ROOT)
     return f"[{text}]({config.repo_url.rstrip('/')}/blob/main/{inside}{anchor})" if config.repo_url else text
 
@@ -114,7 +119,7 @@ def _description(text: str) -> Iterator[str]:
 
 def _option(row: Row) -> Iterator[str]:
     yield f"\n### `{row.name}` {{#{row.name}}}\n"
-    yield f"{_prose(row.meaning)}.\n" if row.meaning else ""
+    yield f"{_prose(row.meaning[:1].upper() + row.meaning[1:])}.\n"
     yield f"Default: `{row.value}` · {_prose(row.takes)}"
 
 
@@ -130,4 +135,4 @@ def _prose(text: str, *, in_table: bool = False) -> str:
 
 
 def _cell(value: str) -> str:
-    return f"`{value}`".replace("|", r"\|") if value else ""
+    return f"`{value}`" if value else ""
