@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from fedra_engine import ClientsConfig, DataConfig, ExperimentConfig, TrainingConfig, simulate
+from fedra_engine.commands.compare import parse_comparison
 from tests.data.tokenizers import BYTES, WORDS, save_byte_tokenizer, save_encoder_tokenizer
 from tests.data.trees import make_pacs, save_image
 from tests.distributed.jobs import finish, start
@@ -48,8 +49,8 @@ NEEDED = {
 """What the configurations of a page need beside what it shows."""
 SHORT = {
     "simulate": ["--rounds=1", "--training.max_local_steps=1"],
-    "compare": ["--rounds=1", "--training.max_local_steps=1", "--seeds=0", "--jobs=1"],
-    "scale": ["--clients=4", "--processes=1", "--seconds=0.01"],
+    "compare": ["--rounds=1", "--training.max_local_steps=1", "--seeds=0", "--jobs=1", "--control=false"],
+    "scale": ["--clients=6", "--processes=1", "--seconds=0.01"],
     "bench": ["--clients.participants=8", "--execution.lanes=8", "--data.image_size=28"],
 }
 """Options that cut a command short; what comes later wins."""
@@ -155,9 +156,9 @@ def run_command(command: Started, folder: Path) -> None:
     if "--resume" in arguments:
         arguments = re.sub(r"--rounds \d+", "--rounds 2", " ".join(arguments)).split()
     elif "--help" not in arguments:
+        if name == "compare":
+            arguments = first_methods(arguments)
         arguments = [*arguments, *SHORT.get(name, [])]
-        if name == "compare" and "--grid" in arguments:
-            arguments.append("--grid=training.lr=0.01,0.02")
     if command.command[0] != "torchrun":
         call(name, arguments)
         return
@@ -166,6 +167,16 @@ def run_command(command: Started, folder: Path) -> None:
     code, output, error = finish(start([*launch, *arguments, "--output_dir", str(folder / "job")]))
     assert code == 0, error
     assert "tuned  " in output
+
+
+def first_methods(arguments: list[str]) -> list[str]:
+    """Of a comparison that can be read as it stands, the first methods; `tests/methods/test_runs.py` runs every one."""
+    comparison = parse_comparison(arguments)
+    asked = arguments[arguments.index("--methods") + 1]
+    entries = re.split(r",(?![^\[]*\])", asked)
+    assert len(comparison.entries) in (len(entries), len(entries) + 1)
+    grid = ["--grid=training.lr=0.01,0.02"] if "--grid" in arguments else []
+    return [*arguments, f"--methods={','.join(entries[: 1 if grid else 2])}", *grid]
 
 
 def call(name: str, arguments: list[str]) -> None:
