@@ -26,7 +26,7 @@ def execute(file: Path, folder: Path) -> nbformat.NotebookNode:
 def outputs(notebook: nbformat.NotebookNode) -> list[list[str]]:
     """The kinds of what each cell shows."""
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    return [[kind for output in cell.outputs for kind in output.get("data", {"text": ""})] for cell in code]
+    return [sorted(kind for output in cell.outputs for kind in output.get("data", {"text": ""})) for cell in code]
 
 
 if __name__ == "__main__":
