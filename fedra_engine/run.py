@@ -20,6 +20,7 @@ from fedra_engine.callbacks.fingerprint import check_fingerprint, fingerprint, s
 from fedra_engine.callbacks.partition_report import PartitionReport
 from fedra_engine.callbacks.run_folder import RunFolder, reading
 from fedra_engine.callbacks.trace import Trace
+from fedra_engine.callbacks.trackers import Trackers
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.parsing import read_config
 from fedra_engine.config.validation import validate
@@ -70,6 +71,7 @@ def run(
     with (
         open_folder(config, earlier, processes) as folder,
         Console(folder.log_file, console) if processes.is_main else Console.silent() as shown,
+        Trackers(folder, config.report_to) as trackers,
     ):
         with processes.raise_on_all():
             experiment = build_experiment(config, accelerator.device, processes, sharding, inputs)
@@ -80,7 +82,7 @@ def run(
         shown.message(f"run folder: {folder.path}")
         start = find_start(experiment, folder, begun)
         traces = [Trace(folder.path)] if config.trace else []
-        watching = [*traces, RunWriter(folder, begun), shown, PartitionReport(folder.path), *callbacks]
+        watching = [*traces, RunWriter(folder, begun), shown, PartitionReport(folder.path), trackers, *callbacks]
         state, outcome = train(experiment, start.state, start.round, watching, start.accuracy)
     return Result(folder.path, config, (experiment, state, outcome))
 
