@@ -71,9 +71,9 @@ def run(
     with (
         open_folder(config, earlier, processes) as folder,
         Console(folder.log_file, console) if processes.is_main else Console.silent() as shown,
-        Trackers(folder, config.report_to) as trackers,
     ):
         with processes.raise_on_all():
+            trackers = Trackers(folder, config.report_to if processes.is_main else [])
             experiment = build_experiment(config, accelerator.device, processes, sharding, inputs)
         begun = fingerprint(experiment)
         of_main = processes.broadcast_object(begun)
@@ -83,7 +83,8 @@ def run(
         start = find_start(experiment, folder, begun)
         traces = [Trace(folder.path)] if config.trace else []
         watching = [*traces, RunWriter(folder, begun), shown, PartitionReport(folder.path), trackers, *callbacks]
-        state, outcome = train(experiment, start.state, start.round, watching, start.accuracy)
+        with trackers:
+            state, outcome = train(experiment, start.state, start.round, watching, start.accuracy)
     return Result(folder.path, config, (experiment, state, outcome))
 
 

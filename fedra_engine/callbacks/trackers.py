@@ -14,7 +14,7 @@ from statistics import mean
 from types import TracebackType
 from typing import Any, Self
 
-from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, TrackioTracker, WandBTracker
+from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, WandBTracker
 
 from fedra_engine.callback import Callback, Evaluation, Round
 from fedra_engine.callbacks.run_folder import RunFolder
@@ -66,7 +66,7 @@ class Trackers(Callback):
         self._first_round = first_round
         values = plain_settings(experiment.config)
         for name in self._names:
-            tracker = _tracker(name, self._run.path)
+            tracker = make_tracker(name, self._run.path)
             try:
                 tracker.start()
                 tracker.store_init_configuration(values)
@@ -100,7 +100,7 @@ class Trackers(Callback):
             _LOG.warning("report_to: %s failed and gets nothing more of this run: %s", name, one_line(error))
 
 
-def _tracker(name: str, folder: Path) -> GeneralTracker:
+def make_tracker(name: str, folder: Path) -> GeneralTracker:
     """The tracker with this name, which is also its package's, for the run in `folder`."""
     match name:
         case "tensorboard":
@@ -109,15 +109,14 @@ def _tracker(name: str, folder: Path) -> GeneralTracker:
             # A project that is given would be preferred to the variable.
             project = os.environ.get("WANDB_PROJECT", _PROJECT)
             return WandBTracker(project, name=folder.name, dir=str(folder))
-        case "mlflow":
-            return MLflowTracker(_PROJECT, run_name=folder.name)
         case _:
-            return TrackioTracker(_PROJECT, name=folder.name)
+            return MLflowTracker(_PROJECT, run_name=folder.name)
 
 
 def plain_settings(config: ExperimentConfig) -> dict[str, bool | int | float | str]:
     """The configuration by dotted names; values that trackers cannot take as they are become JSON."""
-    values = {setting.name: setting.value for setting in settings(config)}
+    # Lists hold their entries; MLflow refuses the brackets in their names.
+    values = {setting.name: setting.value for setting in settings(config) if "[" not in setting.name}
     return {
         name: value if isinstance(value, bool | int | float | str) else json.dumps(value, default=asdict)
         for name, value in values.items()
