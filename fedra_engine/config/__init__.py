@@ -281,6 +281,7 @@ class ExperimentConfig:
         evaluate_every: rounds between evaluations; the last round is always evaluated.
         name: name of the run folder; made from the method, model and time when null.
         output_dir: folder that receives run folders.
+        report_to: experiment trackers that also get the metrics of every round, if they are installed.
         trace: also write everything needed to recompute each round with other code (needs lora.dropout 0).
     """
 
@@ -289,6 +290,7 @@ class ExperimentConfig:
     evaluate_every: int = option(20, allowed.COUNT)
     name: str | None = option(None, allowed.FOLDER_NAME)
     output_dir: str = option("runs", allowed.PATH)
+    report_to: list[str] = option([], allowed.TRACKER)
     trace: bool = False
     data: DataConfig = group(DataConfig)
     model: ModelConfig = group(ModelConfig)
