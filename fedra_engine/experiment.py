@@ -220,7 +220,7 @@ def build_experiment(
         method=method,
         server=ServerOptimizer(config.server, state),
         executor=make_executor(config, foundation, sweep_model, train, most, len(state.heads), sharded_over),
-        evaluator=Evaluator(foundation, sweep_model, prepared.test, config.lora, data.domains, processes),
+        evaluator=Evaluator(foundation, sweep_model, prepared.test, data.domains, processes),
         initial_state=state,
         processes=processes,
         division=WorkDivision(processes, train.lengths, by_cost_alone=by_cost_alone),
@@ -284,15 +284,14 @@ def _make_method(
     clients: Clients,
     processes: Processes,
 ) -> Method:
-    scale, seed = config.lora.scale, config.seed
+    seed = config.seed
     federation = Federation(
         config=config.method,
         clients=clients,
         depth=foundation.depth,
         layout=foundation.adapter_layout,
-        scale=scale,
         seed=seed,
-        fisher=FisherInformation(foundation, model, train, scale=scale, seed=seed, processes=processes),
+        fisher=FisherInformation(foundation, model, train, seed=seed, processes=processes),
         deterministic=config.execution.deterministic,
         trains_classifier=foundation.task.trains_head,
         capacities_drawn=config.clients.capacity_schedule == "drawn",
@@ -326,7 +325,7 @@ def _stand_in_fit(
             plain = replace(config.data, augmentation="none")
             samples = prepare(own, plain, inputs.model_path(config), foundation.model.config, inputs.processor).train
         rows = np.arange(len(samples.domains))
-    return StandInFit(foundation, model, samples, rows, method, config.lora.scale, config.seed, processes)
+    return StandInFit(foundation, model, samples, rows, method, config.seed, processes)
 
 
 def _initial_state(
@@ -360,7 +359,8 @@ def make_clients(
     elif costs is None or devices is None:
         blocks = np.ones(count, dtype=np.int64)
     else:
-        blocks = capacities_by_memory(devices, costs, np.full(count, config.lora.rank) if ranks is None else ranks)
+        of_clients = np.full(count, config.lora.largest_rank) if ranks is None else ranks
+        blocks = capacities_by_memory(devices, costs, of_clients)
     clients = Clients(partition.samples, partition.domains, blocks, ranks, devices, partition.sizes)
     check_sampling(wanted, clients, processes=processes)
     return clients

@@ -107,7 +107,7 @@ class SweepExecutor:
                 self.model.dummy_pass(self.samples.inputs(first, foundation.device, foundation.dtype))
                 continue
             if tables is None or not tables.fits(lanes):
-                tables = StepTables(lanes, foundation, assignment, self.lora.scale, self._requested)
+                tables = StepTables(lanes, foundation, assignment, self._requested)
             self._requested.clear()
             self._step(pool, tables, factors, stand_ins)
             if updates := pool.take_finished():

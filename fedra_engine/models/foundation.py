@@ -132,7 +132,7 @@ def make_foundation(
     head_path = find_output_path(model) if classes is None else find_head_path(model, path, classes)
     blocks: Any = model.get_submodule(path)
     head: Any = model.get_submodule(head_path)
-    adapters = AdapterLayout(find_targets(blocks, lora.target_modules), lora.rank)
+    adapters = AdapterLayout(find_targets(blocks, lora))
     layout = HeadLayout(classes or 0, head.in_features, has_bias=head.bias is not None)
     task = CausalLM(head, layout) if classes is None else Classification(head, layout)
     saved = (head_path, {}) if classes is None else _saved_with_head(model, head_path)

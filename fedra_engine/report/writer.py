@@ -124,7 +124,7 @@ def environment() -> dict[str, str]:
 
 def _ranks(experiment: Experiment, clients: NDArray[np.int64]) -> NDArray[np.int64]:
     ranks = experiment.clients.ranks
-    return np.full(len(clients), experiment.config.lora.rank) if ranks is None else ranks[clients]
+    return np.full(len(clients), experiment.foundation.adapter_layout.rank) if ranks is None else ranks[clients]
 
 
 def _by_kind(assignment: Assignment, ranks: NDArray[np.int64], costs: ClientCosts) -> list[ClientKind]:

@@ -52,7 +52,7 @@ def logits(
     inputs = make_samples(family, 4).inputs(torch.arange(4), CPU, torch.float32)
     model = SweepModel(foundation, lambda n: {name: tensor[:n] for name, tensor in inputs.items()})
     slots = np.where(np.isin(np.arange(DEPTH), list(blocks)), np.arange(DEPTH), -1)
-    plan = plan_groups(foundation, [4], slots[None], scale=2.0)
+    plan = plan_groups(foundation, [4], slots[None])
     found, layout = (
         model.features(inputs, plan, BankFactors(foundation.adapter_layout, state.adapters)),
         foundation.head_layout,

@@ -44,7 +44,7 @@ def test_with_zero_b_and_all_blocks_held_logits_are_those_of_the_untouched_model
         untouched = model(**inputs).logits
     sweep = SweepModel(foundation, lambda n: samples.inputs(torch.arange(n), CPU, foundation.dtype))
     adapters = initial_adapters(foundation.adapter_layout, DEPTH, seed=0, dtype=torch.float64)
-    plan = plan_groups(foundation, [6], np.arange(DEPTH)[None], scale=2.0)
+    plan = plan_groups(foundation, [6], np.arange(DEPTH)[None])
     with torch.no_grad():
         logits = foundation.head(sweep.features(inputs, plan, BankFactors(foundation.adapter_layout, adapters)))
         again = foundation.model(**inputs).logits
@@ -63,7 +63,7 @@ def test_accuracy_is_counted_per_domain() -> None:
     state = GlobalState(
         initial_adapters(foundation.adapter_layout, DEPTH, seed=0, dtype=torch.float64), foundation.initial_heads()
     )
-    evaluator = Evaluator(foundation, sweep, samples, lora("vit"), ["photo", "sketch"])
+    evaluator = Evaluator(foundation, sweep, samples, ["photo", "sketch"])
     accuracy = accuracies(evaluator.scores(state, EvaluatedModel(np.arange(DEPTH))))
     assert accuracy == pytest.approx({"photo": float(right[:15].mean()), "sketch": float(right[15:].mean())})
 
@@ -81,7 +81,7 @@ def test_predictions_that_are_not_finite_count_as_wrong_and_are_reported(
     heads = foundation.initial_heads()
     foundation.head_layout.bias(heads)[:, 0] = 100
     state = GlobalState(initial_adapters(foundation.adapter_layout, DEPTH, seed=0, dtype=torch.float64), heads)
-    evaluator = Evaluator(foundation, sweep, samples, lora("vit"), ["photo", "sketch"])
+    evaluator = Evaluator(foundation, sweep, samples, ["photo", "sketch"])
     everything = EvaluatedModel(np.arange(DEPTH))
     wanted = {"photo": 1.0, "sketch": pytest.approx(1 / 3)}
     assert accuracies(evaluator.scores(state, everything)) == wanted
@@ -136,7 +136,7 @@ def test_a_given_block_path_is_taken() -> None:
 
 
 def test_adapter_views_do_not_overlap_and_cover_the_slot() -> None:
-    layout = AdapterLayout((Target("q", 3, 4), Target("fc", 5, 2)), rank=2)
+    layout = AdapterLayout((Target("q", 3, 4, 2, 1.0), Target("fc", 5, 2, 2, 1.0)))
     bank = torch.zeros(3, layout.size)
     for index in range(2):
         layout.lora_a(bank, index).add_(1)
