@@ -92,7 +92,7 @@ def measure_block_flops(foundation: Foundation, samples: Samples) -> BlockFlops:
         linears = [f"{name}.{path}" for path, module in block.named_modules() if is_linear(module)]
         activations[index] = flops(name, batched_only=True) - sum(flops(path, batched_only=True) for path in linears)
         frozen[index] = flops(name) - activations[index]
-        for target in layout.targets:
+        for target in layout.targets if foundation.adapted[index] else ():
             # The frozen product takes 2·n·in·out, that of A 2·n·in·r.
             a[index] += flops(f"{name}.{target.path}") * (target.rank / target.out_features)
             b[index] += flops(f"{name}.{target.path}") * (target.rank / target.in_features)
@@ -104,7 +104,8 @@ def parameters_of(blocks: Allocation, assignment: Assignment, factor: Factor, fo
     layout = foundation.adapter_layout
     columns = layout.columns(factor)
     slot = (columns.stop - columns.start) * _rank_shares(assignment, layout.rank)
-    return blocks.sum(axis=1) * slot + assignment.has_exit.sum(axis=1) * foundation.head_layout.trained_size
+    heads = assignment.has_exit.sum(axis=1) * foundation.head_layout.trained_size
+    return (blocks & foundation.adapted).sum(axis=1) * slot + heads
 
 
 def processed_samples(samples: NDArray[np.int64], training: TrainingConfig) -> NDArray[np.int64]:

@@ -192,21 +192,21 @@ class Submodel:
     def _inject(self, lora: LoraConfig, rank: int, slots: Tensor) -> list[list[LoraLayer]]:
         """Replace the targets by PEFT's layers, with the factors of `slots` [held, slot size] up to `rank`."""
         layout, own = self._foundation.adapter_layout, self._foundation.adapter_layout.of_rank(rank)
-        names = [f"{position}.{target.path}" for position in range(len(slots)) for target in layout.targets]
-        inject_adapter_in_model(
-            PeftLoraConfig(
-                rank_pattern={_pattern(target): target.rank for target in own.targets},
-                alpha_pattern={_pattern(target): target.scale * target.rank for target in own.targets},
-                lora_dropout=lora.dropout,
-                target_modules=names,
-                fan_in_fan_out=self._foundation.stores_input_first,
-            ),
-            self.held,
+        adapted = self._foundation.adapted[self.blocks]
+        names = [f"{position}.{target.path}" for position in np.flatnonzero(adapted) for target in own.targets]
+        settings = PeftLoraConfig(
+            rank_pattern={_pattern(target): target.rank for target in own.targets},
+            alpha_pattern={_pattern(target): target.scale * target.rank for target in own.targets},
+            lora_dropout=lora.dropout,
+            target_modules=names,
+            fan_in_fan_out=self._foundation.stores_input_first,
         )
+        if names:
+            inject_adapter_in_model(settings, self.held)
         layers: list[list[LoraLayer]] = []
         for position, block in enumerate(self.blocks.tolist()):
             layers.append([])
-            for index, target in enumerate(own.targets):
+            for index, target in enumerate(own.targets if adapted[position] else ()):
                 layer = self.held[position].get_submodule(target.path)
                 assert isinstance(layer, LoraLayer)
                 a, b = _factors(layer)

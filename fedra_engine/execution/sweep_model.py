@@ -67,7 +67,7 @@ class SweepModel:
         replace_module(self._model, foundation.head_path, nn.Identity())
         plain = [SweepBlock(block, self._context, i, self.arguments[i]) for i, block in enumerate(blocks)]
         for position, block in enumerate(blocks):
-            for index, target in enumerate(foundation.adapter_layout.targets):
+            for index, target in enumerate(foundation.adapter_layout.targets if foundation.adapted[position] else ()):
                 linear, place = block.get_submodule(target.path), (position, index)
                 replace_module(block, target.path, GroupedLoraLinear(linear, self._context, *place, target.scale))
             blocks[position] = plain[position]

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from safetensors.torch import save_file
@@ -68,10 +69,11 @@ def save_adapter(
     if state.base:
         layout, adapters = _with_change_of_base(layout, state, loaded_base)
     block_path = own_path(foundation.model, foundation.block_path)
+    adapted = np.flatnonzero(foundation.adapted[:depth]).tolist()
     tensors = {
         f"{_PREFIX}.{block_path}.{block}.{name}.weight": factor.contiguous().cpu()
-        for block, slot in enumerate(adapters[:depth])
-        for name, factor in layout.named_factors(slot)
+        for block in adapted
+        for name, factor in layout.named_factors(adapters[block])
     }
     folder.mkdir(parents=True, exist_ok=True)
     if foundation.task.trains_head:
@@ -88,7 +90,7 @@ def save_adapter(
         inference_mode=True,
     )
     # The constructor would make them a set, whose order differs from process to process.
-    settings.target_modules = [f"{block_path}.{b}.{target.path}" for b in range(depth) for target in layout.targets]
+    settings.target_modules = [f"{block_path}.{b}.{target.path}" for b in adapted for target in layout.targets]
     settings.save_pretrained(str(folder))
 
 

@@ -101,9 +101,7 @@ def client_kinds(experiment: Experiment) -> list[ClientKind]:
     """
     count = len(experiment.clients)
     chosen = np.unique(np.linspace(0, count - 1, min(count, MOST_ALLOCATED)).astype(np.int64))
-    assignment = experiment.method.assign(chosen, 0)
-    if experiment.stand_in_fit is not None:
-        assignment = assignment.with_stand_ins(experiment.method.evaluated_model().blocks)
+    assignment = experiment.assign(chosen, 0)
     holding = np.flatnonzero(assignment.held.any(axis=1))
     chosen, assignment = chosen[holding], assignment.select(holding)
     costs = experiment.cost_model.count(experiment.clients, chosen, assignment, experiment.method)

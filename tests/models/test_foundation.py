@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import inject_adapter_in_model
 from torch import nn
 
 from fedra_engine.config import LoraConfig
@@ -115,6 +119,29 @@ def test_all_linear_layers_of_a_block_can_be_targets(family: str) -> None:
 def test_unfit_target_modules_are_refused(targets: list[str], message: str) -> None:
     with pytest.raises(InputError, match=rf"lora\.target_modules: .*{message}"):
         make_tiny("vit", LoraConfig(target_modules=targets))
+
+
+RULES = [
+    {"rank_pattern": {"q_proj": 2, "fc1": 5}},
+    {"alpha_pattern": {r".*fc\d": 7.0}, "use_rslora": True},
+    {"rank_pattern": {"attention.k_proj": 1, "k_proj": 6}, "alpha_pattern": {"k_proj": 0.5}},
+]
+
+
+@pytest.mark.parametrize("rules", RULES)
+def test_ranks_and_scales_follow_peft_rules(rules: dict[str, Any]) -> None:
+    settings = {"target_modules": ["q_proj", "k_proj", "fc1"], **rules}
+    foundation = make_tiny("vit", LoraConfig(rank=4, alpha=6, **settings))
+    model: Any = inject_adapter_in_model(PeftLoraConfig(r=4, lora_alpha=6, **settings), make_model("vit"))
+    for target in foundation.adapter_layout.targets:
+        layer = model.get_submodule(f"{foundation.block_path}.1.{target.path}")
+        assert (target.rank, target.scale) == (layer.r["default"], pytest.approx(layer.scaling["default"]))
+
+
+@pytest.mark.parametrize("name", ["rank_pattern", "alpha_pattern"])
+def test_a_pattern_that_matches_nothing_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=rf"^lora\.{name}: found 'value', which matches no adapter target, expected"):
+        make_tiny("vit", LoraConfig(target_modules=["q_proj", "k_proj"], **{name: {"q_proj": 2, "value": 2}}))
 
 
 def test_a_model_without_blocks_is_refused() -> None:
