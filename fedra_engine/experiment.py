@@ -165,11 +165,12 @@ class Experiment:
         return assignment.with_stand_ins(self.method.evaluated_model().blocks)
 
     def assigned_work(self, round: int) -> tuple[LocalWork, Assignment]:
-        """What a round's participants are asked to train, without those that hold no block."""
+        """What a round's participants are asked to train, without those that hold no block, or have nothing to train."""
         config = self.config
         participants = sample_participants(config.clients, self.clients, seed=config.seed, round=round)
         assignment = self.assign(participants, round)
-        holders = np.flatnonzero(assignment.held.any(axis=1))
+        training = assignment.held if self.foundation.task.trains_head else assignment.trained_blocks
+        holders = np.flatnonzero(training.any(axis=1))
         lr = learning_rate(config.training, round, config.rounds)
         work = LocalWork(self.clients, participants[holders], self.training, config.seed, round, lr)
         return work, assignment.select(holders)
