@@ -165,7 +165,7 @@ class Experiment:
         return assignment.with_stand_ins(self.method.evaluated_model().blocks)
 
     def assigned_work(self, round: int) -> tuple[LocalWork, Assignment]:
-        """What a round's participants are asked to train, without those that hold no block, or have nothing to train."""
+        """What a round's participants are asked to train, without those that hold or train nothing."""
         config = self.config
         participants = sample_participants(config.clients, self.clients, seed=config.seed, round=round)
         assignment = self.assign(participants, round)
