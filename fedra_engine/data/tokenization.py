@@ -254,8 +254,8 @@ class _TokenMaker(RowMaker):
             whole: str = tokenizer.apply_chat_template([*before, answer], tokenize=False)
         except Exception as error:  # Whatever a template can raise.
             raise InputError(
-                f"model.path: the tokenizer's chat template refuses ({one_line(error)}) {shown(messages)}, expected one "
-                "for data.columns.messages"
+                f"model.path: the tokenizer's chat template refuses ({one_line(error)}) {shown(messages)}, expected "
+                "one for data.columns.messages"
             ) from error
         if not whole.startswith(prompt):
             raise InputError(

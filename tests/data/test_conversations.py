@@ -76,7 +76,7 @@ def test_what_is_no_conversation_is_named(tmp_path: Path, messages: object, mess
     ("template", "message"),
     [
         (None, "found a tokenizer without a chat template with data.columns.messages"),
-        ("{{ raise_exception('roles must alternate') }}", r"chat template refuses a conversation \(roles must altern"),
+        ("{{ raise_exception('roles must alternate') }}", r"chat template refuses \(roles must altern"),
         (TEMPLATE.replace("r {% endif %}", "x {% endif %}"), "a chat template that writes an answer otherwise"),
     ],
 )
