@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from transformers import (
+    AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
     Dinov2Config,
@@ -36,17 +37,18 @@ from tests.documented import BLOCKS, ROOT, RUN_ELSEWHERE, Block, Started, engine
 
 pytestmark = pytest.mark.slow
 
-MODELS = {
-    "docs/data.md": "TEXT_MODEL",
-    "docs/quickstart/texts.md": "TEXT_MODEL",
-    "docs/quickstart/language_model.md": "LANGUAGE_MODEL",
-}
+MODELS = {"docs/quickstart/texts.md": "TEXT_MODEL", "docs/quickstart/language_model.md": "LANGUAGE_MODEL"}
 """What `MODEL` is on a page; a vision transformer on the others."""
 NEEDED = {
-    "docs/data.md": ["--model.path=MODEL", "--lora.target_modules=query,value", "--clients.capacities=6,3"],
-    "docs/devices.md": list[str](),
+    "source: text_classification": [
+        *("--model.path=TEXT_MODEL", "--lora.target_modules=query,value", "--clients.capacities=6,3"),
+    ],
+    "source: causal_lm": [
+        *("--model.path=LANGUAGE_MODEL", "--lora.target_modules=q_proj", "--clients.capacities=24"),
+        *("--data.partition=iid", "--data.clients_per_domain=2"),
+    ],
 }
-"""What the configurations of a page need beside what it shows."""
+"""What a configuration without a name needs beside what the page shows, by one of its lines."""
 SHORT = {
     "simulate": ["--rounds=1", "--training.max_local_steps=1"],
     "compare": ["--rounds=1", "--training.max_local_steps=1", "--seeds=0", "--jobs=1", "--control=false"],
@@ -69,7 +71,10 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_encoder_tokenizer(folder / "TEXT_MODEL", max_length=128)
     qwen = Qwen2Config(**sizes, num_hidden_layers=24, num_key_value_heads=1, vocab_size=BYTES)
     Qwen2ForCausalLM(qwen).save_pretrained(folder / "LANGUAGE_MODEL")
-    save_byte_tokenizer(folder / "LANGUAGE_MODEL")
+    tokenizer = AutoTokenizer.from_pretrained(save_byte_tokenizer(folder / "LANGUAGE_MODEL"))
+    tokenizer.chat_template = "{% for each in messages %}{{ each.role }}: {{ each.content }}\n{% endfor %}"
+    tokenizer.chat_template += "{% if add_generation_prompt %}assistant: {% endif %}"
+    tokenizer.save_pretrained(folder / "LANGUAGE_MODEL")
     make_pacs(folder / "PACS")
     rng = np.random.default_rng(0)
     for name in (f"{domain}/{kind}/{n}.png" for domain in ("photo", "sketch") for kind in "ab" for n in range(60)):
@@ -80,6 +85,8 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.writerows([" ".join("abcdefgh"[: 1 + n % 8]), n // 2 % 2, "one" if n % 2 else "two"] for n in range(200))
     notes = [{"question": f"What follows {n}?", "answer": str(n + 1)} for n in range(200)]
     (folder / "notes.jsonl").write_text("".join(json.dumps(note) + "\n" for note in notes))
+    turns = [[{"role": "user", "content": n["question"]}, {"role": "assistant", "content": n["answer"]}] for n in notes]
+    (folder / "conversations.jsonl").write_text("".join(json.dumps({"messages": each}) + "\n" for each in turns))
     images = rng.integers(256, size=(400, 8, 8), dtype=np.uint8)
     domains = np.repeat(["first", "second"], 200)
     np.savez(folder / "ARRAYS.npz", images=images, labels=np.arange(400) % 10, domains=domains)
@@ -145,7 +152,8 @@ def run_block(block: Block, folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
             (folder / first.removeprefix("# ")).write_text(block.code)
         else:
             (folder / "block.yaml").write_text(block.code)
-            call("simulate", ["--config", "block.yaml", *NEEDED[block.page], *SHORT["simulate"]])
+            needed = [option for line, options in NEEDED.items() if line in block.code for option in options]
+            call("simulate", ["--config", "block.yaml", *needed, *SHORT["simulate"]])
 
 
 def run_command(command: Started, folder: Path) -> None:
