@@ -44,7 +44,7 @@ NEEDED = {
         *("--model.path=TEXT_MODEL", "--lora.target_modules=query,value", "--clients.capacities=6,3"),
     ],
     "source: causal_lm": [
-        *("--model.path=LANGUAGE_MODEL", "--lora.target_modules=q_proj", "--clients.capacities=24"),
+        *("--model.path=LANGUAGE_MODEL", "--lora.target_modules=q_proj,v_proj", "--clients.capacities=24"),
         *("--data.partition=iid", "--data.clients_per_domain=2"),
     ],
 }
