@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 import shutil
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,7 @@ from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.exit_codes import unwound_by_signals
 from fedra_engine.runtime.files import write_whole
 from fedra_engine.runtime.processes import Processes, join_job
+from fedra_engine.runtime.stages import Stage
 from fedra_engine.runtime.tables import PlainConsole
 from fedra_engine.simulation import train
 
@@ -51,6 +53,8 @@ def run(
     callbacks: Sequence[Callback] = (),
     accelerator: Accelerator | None = None,
     console: PlainConsole | None = None,
+    quiet: bool = False,
+    log_level: int = logging.INFO,
 ) -> Result:
     """Train the rounds of `config` that the run's folder lacks; all processes of a job call this together.
 
@@ -61,6 +65,8 @@ def run(
         callbacks: beside those that show the run and keep its folder.
         accelerator: of the job; made here if not given.
         console: where the run is shown; stdout if not given.
+        quiet: show the final table alone.
+        log_level: the least severe messages, of Python's logging, that are shown and logged.
 
     Raises:
         InputError: something cannot be used, training diverged, or `earlier` had other settings or inputs, or is
@@ -73,20 +79,26 @@ def run(
     processes, sharding = Processes.of(accelerator), Sharding.of(accelerator)
     with (
         open_folder(config, earlier, processes) as folder,
-        Console(folder.log_file, console) if processes.is_main else Console.silent() as shown,
+        Console(folder.log_file, console, config=config, level=log_level, results_only=quiet)
+        if processes.is_main
+        else Console.silent() as shown,
     ):
         with processes.raise_on_all():
             experiment = build_experiment(config, accelerator.device, processes, sharding, inputs)
-        begun = fingerprint(experiment)
+        with Stage("taking the fingerprint of data and model"):
+            begun = fingerprint(experiment)
         of_main = processes.broadcast_object(begun)
         with processes.raise_on_all():
             check_fingerprint(begun, of_main, "the main process")
-        shown.message(f"run folder: {folder.path}")
+        shown.detail(f"run folder: {folder.path}")
         start = find_start(experiment, folder, begun)
+        if start.round > 0:
+            shown.remember(folder.read_metrics())
         traces = [Trace(folder.path)] if config.trace else []
-        kept = [RunWriter(folder, begun), shown, PartitionReport(folder.path), ReportWriter(folder.path)]
+        kept = [RunWriter(folder, begun), shown, PartitionReport(folder.path, shown.detail), ReportWriter(folder.path)]
         watching = [*traces, *kept, *callbacks]
         state, outcome = train(experiment, start.state, start.round, watching, start.accuracy)
+        shown.finish(folder.written())
     return Result(folder.path, config, (experiment, state, outcome))
 
 
@@ -245,8 +257,9 @@ def simulate(
     if method is not None:
         config = replace(config, method=replace(config.method, name=method))
     validate(config)
-    console = PlainConsole(quiet=True, force_terminal=False) if quiet else None
-    with _without_advice(bars=not quiet):
+    console = PlainConsole(quiet=True, force_terminal=False) if quiet else PlainConsole()
+    # Bars would be drawn across the live display.
+    with _without_advice(bars=not quiet and not console.can_redraw):
         return run(config, inputs=inputs, callbacks=callbacks, console=console)
 
 
@@ -305,16 +318,21 @@ def _described(config: ExperimentConfig | None, inputs: Inputs) -> ExperimentCon
 
 @contextmanager
 def _without_advice(*, bars: bool = True) -> Iterator[None]:
-    """Silence transformers' warnings about the models it loads and, without `bars`, its progress bars."""
+    """Silence transformers' warnings about the models it loads and, without `bars`, all bars of these libraries."""
+    import datasets
     from transformers.utils import logging
 
-    level, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    level = logging.get_verbosity()
+    had_bars, data_had_bars = logging.is_progress_bar_enabled(), not datasets.are_progress_bars_disabled()
     logging.set_verbosity_error()
     if not bars:
         logging.disable_progress_bar()
+        datasets.disable_progress_bars()
     try:
         yield
     finally:
         logging.set_verbosity(level)
         if had_bars:
             logging.enable_progress_bar()
+        if data_had_bars:
+            datasets.enable_progress_bars()

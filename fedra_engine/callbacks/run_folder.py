@@ -101,6 +101,18 @@ class RunFolder:
                 f"resume: found another process at work on {self.path}, expected a run that has ended or broken off"
             ) from error
 
+    def written(self) -> dict[str, Path]:
+        """The paths that a person may look for, by title, as far as they are there."""
+        paths = {
+            "run folder": self.path,
+            "report": self.path / "report.html",
+            "adapters": self.path / "adapters",
+            "metrics": self.metrics_file,
+            "trace": self.path / "trace",
+            "log": self.log_file,
+        }
+        return {title: path for title, path in paths.items() if path.exists()}
+
     def write_config(self, config: ExperimentConfig) -> None:
         """Write the resolved configuration, without the name, which is the folder's."""
         values = dataclasses.asdict(dataclasses.replace(config, name=None))

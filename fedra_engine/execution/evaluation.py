@@ -72,7 +72,6 @@ class Evaluator:
     def sample_scores(self, state: GlobalState, model: EvaluatedModel) -> Tensor:
         """`Task.scores` of every sample, float64 [samples, 4] on the CPU; every process computes a share."""
         found = torch.zeros(len(self.test.domains), 4, dtype=torch.float64)
-        _LOG.info("evaluating on %s held-out samples …", f"{len(found):,}")
         score = self._scores_by(state, model)
         with Stage("evaluating held-out samples", len(found)) as stage:
             for portion in portions(torch.arange(len(found)), _BATCH, self.processes):
@@ -99,14 +98,15 @@ class Evaluator:
             newcomer: the model for domains without clients.
         """
         of_domain = {names[index]: mine for index, mine in states.items() if index < len(names)}
-        _LOG.info("evaluating on %s held-out samples …", f"{len(self.test.domains):,}")
         found = {}
-        for index, name in enumerate(self.domains):
-            rows = torch.nonzero(self.test.domains == index)[:, 0]
-            sums = self._sums_by_client(iter(of_domain.get(name, [newcomer])), rows, model)
-            accuracies, losses = zip(*map(_score, sums), strict=True)
-            found[name] = Score(mean(accuracies), mean(losses))
-            self._checked_score(name, torch.stack(sums).sum(0))
+        with Stage("evaluating the clients' own models, by domain", len(self.domains)) as stage:
+            for index, name in enumerate(self.domains):
+                rows = torch.nonzero(self.test.domains == index)[:, 0]
+                sums = self._sums_by_client(iter(of_domain.get(name, [newcomer])), rows, model)
+                accuracies, losses = zip(*map(_score, sums), strict=True)
+                found[name] = Score(mean(accuracies), mean(losses))
+                self._checked_score(name, torch.stack(sums).sum(0))
+                stage.advance(1)
         return found
 
     def _sums_by_client(self, states: Iterator[GlobalState], rows: Tensor, model: EvaluatedModel) -> list[Tensor]:

@@ -26,6 +26,12 @@ class PlainConsole(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
+        self._is_forced = bool(options.get("force_terminal"))
+
+    @property
+    def can_redraw(self) -> bool:
+        """Whether lines can be replaced after they were printed: in a terminal, not in a file with FORCE_COLOR."""
+        return not self.quiet and self.is_interactive and (self._is_forced or self.file.isatty())
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Render a string, also one in a table, with control characters escaped."""

@@ -69,7 +69,7 @@ def compare(comparison: Comparison) -> None:
     check_runs([*trials, *comparison.runs])
     REPORT.check(folder)
     make_folder(folder)
-    console = PlainConsole()
+    console = PlainConsole(quiet=comparison.quiet)
     tried = {outcome.run.path: outcome for outcome in _execute_shown(trials, jobs, console)} if trials else {}
     chosen, undecided = list[Candidate](), list[Outcome]()
     for candidates in comparison.entries:
@@ -81,7 +81,7 @@ def compare(comparison: Comparison) -> None:
         else:
             undecided += [best._replace(run=run) for run in candidates[0].runs]
     outcomes = _execute_shown(seed_by_seed(chosen), jobs, console) if chosen else []
-    _conclude(comparison, chosen, [*outcomes, *undecided], list(tried.values()), console)
+    _conclude(comparison, chosen, [*outcomes, *undecided], list(tried.values()), PlainConsole())
 
 
 def choose(candidates: Sequence[Candidate], tried: Mapping[Path, Outcome]) -> Candidate | Outcome:
@@ -122,7 +122,9 @@ def _execute_shown(runs: Sequence[PlannedRun], jobs: int, console: PlainConsole)
             reported += 1
             del running[outcome.run.title]
         counter = f"{reported:>{len(str(len(runs)))}}/{len(runs)}"
-        console.print(f"{counter}  {outcome.run.title}: {outcome.note}", soft_wrap=True)
+        # The error at the end counts on the reasons.
+        shown = PlainConsole() if console.quiet and outcome.state == "failed" else console
+        shown.print(f"{counter}  {outcome.run.title}: {outcome.note}", soft_wrap=True)
 
     with shown_progress(console, running):
         return execute_all(runs, jobs, report)
@@ -310,7 +312,7 @@ def shown_progress(console: PlainConsole, runs: Mapping[str, PlannedRun]) -> Ite
                 console.print(line, soft_wrap=True)
                 said[title] = line.removeprefix(f"{title}: ")
 
-    if console.is_interactive:
+    if console.can_redraw:
         with Live(
             console=console, get_renderable=lambda: "\n".join(news().values()), refresh_per_second=1, transient=True
         ):
