@@ -7,7 +7,7 @@ import logging
 import shlex
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -319,20 +319,29 @@ def _described(config: ExperimentConfig | None, inputs: Inputs) -> ExperimentCon
 @contextmanager
 def _without_advice(*, bars: bool = True) -> Iterator[None]:
     """Silence transformers' warnings about the models it loads and, without `bars`, all bars of these libraries."""
-    import datasets
     from transformers.utils import logging
 
     level = logging.get_verbosity()
-    had_bars, data_had_bars = logging.is_progress_bar_enabled(), not datasets.are_progress_bars_disabled()
     logging.set_verbosity_error()
-    if not bars:
-        logging.disable_progress_bar()
-        datasets.disable_progress_bars()
+    try:
+        with nullcontext() if bars else _without_bars():
+            yield
+    finally:
+        logging.set_verbosity(level)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    import datasets
+    from transformers.utils import logging
+
+    of_models, of_data = logging.is_progress_bar_enabled(), not datasets.are_progress_bars_disabled()
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
     try:
         yield
     finally:
-        logging.set_verbosity(level)
-        if had_bars:
+        if of_models:
             logging.enable_progress_bar()
-        if data_had_bars:
+        if of_data:
             datasets.enable_progress_bars()

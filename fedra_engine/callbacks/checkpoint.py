@@ -236,7 +236,9 @@ def _load(round: int, path: Path) -> Checkpoint:
     if not intact:
         raise InputError(f"{state_file}: found other content than was written, expected {_INTACT}")
     if header["round"] != round:
-        raise InputError(f"{state_file}: found round {header['round']}, expected {_INTACT} of {round}")
+        raise InputError(
+            f"{state_file}: found the state of round_{header['round']:04d}, expected {_INTACT} of {path.name}"
+        )
     with reading(tensors_file, _INTACT):
         content = tensors_file.read_bytes()
     if content_hash(content).hexdigest() != header["tensors"]:

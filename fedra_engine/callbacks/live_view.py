@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from statistics import mean
+from typing import TypeVar
 
 import psutil
 import torch
@@ -27,6 +28,7 @@ _LONGEST_HISTORY = 24
 _NUMBERS = 27
 """Columns of the three numbers in a row of accuracies, and of the space around them."""
 _LEVELS = "▁▂▃▄▅▆▇█"
+Value = TypeVar("Value")
 
 
 class LiveView:
@@ -102,8 +104,8 @@ class LiveView:
 
     def _numbers(self, width: int) -> list[Text]:
         meter, history = self._meter, min(_LONGEST_HISTORY, width - _LABELS - 10)
-        losses = [loss for loss in meter.losses if math.isfinite(loss)]
-        line = sparkline(losses, min(losses, default=0.0), max(losses, default=0.0), history)
+        losses = [loss for loss in thinned(meter.losses, history) if math.isfinite(loss)]
+        line = sparkline(losses, min(losses, default=0.0), max(losses, default=0.0))
         return [
             _row("loss", Text(f"{meter.loss_text()}  ").append(line, "cyan")),
             _row("speed", Text(meter.speed_text())),
@@ -120,44 +122,47 @@ def accuracy_rows(meter: Meter, width: int, height: int) -> list[Text]:
     """A table of at most `height` lines, a domain each: accuracy before, now, their difference, and the way there.
 
     Of more domains than fit, the first ones are listed; the average is always the last line. All histories have the
-    same scale, from the lowest to the highest accuracy of any domain.
+    same scale, from the lowest to the highest accuracy of any domain in them.
     """
     if not meter.frozen or height < 2:
         return []
-    states = [meter.frozen, *meter.evaluations]
     names = list(meter.frozen)
     room = height - 2
     listed = names if len(names) <= room else names[: max(room - 1, 0)]
     longest = max((cell_len(printable(name)) for name in listed), default=0)
     column = max(min(longest, width - _NUMBERS - 8), len("accuracy (%)"))
-    columns = (column, min(_LONGEST_HISTORY, width - column - _NUMBERS))
-    every = [value for state in states for value in state.values()]
+    # Of the frozen model there is always the first.
+    shown = [meter.frozen, *thinned(meter.evaluations, min(_LONGEST_HISTORY, width - column - _NUMBERS) - 1)]
+    every = [value for state in shown for value in state.values()]
     scale = (min(every), max(every))
     rows = [Text(f"{'accuracy (%)':<{column}}  {'frozen':>6}  {'now':>6}  {'change':>7}", "dim")]
-    rows += [_accuracy_row(name, [state[name] for state in states], columns, scale) for name in listed]
+    rows += [_accuracy_row(name, [state[name] for state in shown], column, scale) for name in listed]
     if len(listed) < len(names) and room > 0:
         rows.append(Text(f"… and {len(names) - len(listed):,} more", "dim"))
-    return [*rows, _accuracy_row("average", [mean(state.values()) for state in states], columns, scale)]
+    return [*rows, _accuracy_row("average", [mean(state.values()) for state in shown], column, scale)]
 
 
-def _accuracy_row(name: str, values: Sequence[float], columns: tuple[int, int], scale: tuple[float, float]) -> Text:
-    """A line of the table; `columns` are those of the name and of the history."""
+def _accuracy_row(name: str, values: Sequence[float], column: int, scale: tuple[float, float]) -> Text:
+    """A line of the table; the name has `column` columns."""
     first, last = 100 * values[0], 100 * values[-1]
-    row = Text(f"{set_cell_size(printable(name), columns[0])}  {first:6.1f}  ")
+    row = Text(f"{set_cell_size(printable(name), column)}  {first:6.1f}  ")
     if len(values) == 1:
         return row.append(f"{'–':>6}")
     change = round(last - first, 1)
     row.append(f"{last:6.1f}  ").append(f"{change:+7.1f}", "green" if change > 0 else "red" if change < 0 else "")
-    return row.append("  ").append(sparkline(values, *scale, columns[1]), "cyan")
+    return row.append("  ").append(sparkline(values, *scale), "cyan")
 
 
-def sparkline(values: Sequence[float], low: float, high: float, most: int) -> str:
-    """At most so many characters as high as the `values` between `low` and `high`; of more values, some are left out.
+def thinned(values: Sequence[Value], most: int) -> Sequence[Value]:
+    """At most so many of the `values`, but one at least, evenly spread; the last one is always there."""
+    most = max(most, 1)
+    if len(values) <= most:
+        return values
+    return [values[(place + 1) * len(values) // most - 1] for place in range(most)]
 
-    The last value is always there.
-    """
-    if len(values) > most:
-        values = [values[(place + 1) * len(values) // most - 1] for place in range(max(most, 0))]
+
+def sparkline(values: Sequence[float], low: float, high: float) -> str:
+    """A character for each of the `values`, as high as it lies between `low` and `high`."""
     steps = (len(_LEVELS) - 1) / (high - low) if high > low else 0.0
     return "".join(_LEVELS[round((value - low) * steps)] for value in values)
 

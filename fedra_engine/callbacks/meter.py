@@ -49,6 +49,7 @@ class Meter:
     def remember(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Take over the losses and accuracies of earlier rounds from their lines in `metrics.jsonl`."""
         self.losses = [record["loss"] for record in records if record["loss"] is not None]
+        self.loss = self.losses[-1] if self.losses else None
         self.evaluations = [record["accuracy"] for record in records if "accuracy" in record]
 
     def round_started(self, round: int, rounds: int) -> None:

@@ -73,7 +73,7 @@ def rich_table(rows: Cells, left: Collection[int] = (0,)) -> Table:
 def table_text(table: Table, width: int = _WIDEST) -> str:
     """The table as lines of up to `width` columns, whatever the width of the terminal."""
     text = io.StringIO()
-    PlainConsole(file=text, width=width).print(table)
+    PlainConsole(file=text, width=width, force_terminal=False).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 

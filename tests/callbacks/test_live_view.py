@@ -8,7 +8,7 @@ import torch
 from rich.cells import cell_len
 
 from fedra_engine.callbacks import live_view
-from fedra_engine.callbacks.live_view import LiveView, memory_text, sparkline
+from fedra_engine.callbacks.live_view import LiveView, memory_text, sparkline, thinned
 from fedra_engine.callbacks.meter import Meter
 from fedra_engine.federation.records import RoundMetrics
 from fedra_engine.runtime.stages import LOCAL_STEPS, Stage
@@ -135,24 +135,26 @@ def test_names_are_neither_markup_nor_control_characters() -> None:
     assert any(line.startswith("b\\x1b[2J ") for line in lines)
 
 
-@pytest.mark.parametrize(
-    ("values", "most", "line"),
-    [
-        ([], 8, ""),
-        ([0.5], 8, "▅"),
-        ([0.0, 0.5, 1.0], 8, "▁▅█"),
-        ([0.0, 0.0, 0.0, 1.0], 2, "▁█"),
-        ([number / 99 for number in range(100)], 8, "▂▃▄▄▅▆▇█"),
-        ([0.0, 1.0], 0, ""),
-        ([0.0, 1.0], -3, ""),
-    ],
-)
-def test_a_sparkline_has_room_and_ends_with_the_last_value(values: list[float], most: int, line: str) -> None:
-    assert sparkline(values, 0.0, 1.0, most) == line
+def test_a_sparkline_is_as_high_as_its_values_and_flat_if_they_are_equal() -> None:
+    assert sparkline([number / 7 for number in range(8)], 0.0, 1.0) == "▁▂▃▄▅▆▇█"
+    assert sparkline([0.3, 0.3], 0.3, 0.3) == "▁▁"
+    assert sparkline([], 0.0, 0.0) == ""
 
 
-def test_without_a_spread_a_sparkline_is_flat() -> None:
-    assert sparkline([0.3, 0.3], 0.3, 0.3, 8) == "▁▁"
+@pytest.mark.parametrize(("count", "most"), [(0, 3), (3, 3), (100, 8), (5, 4), (9, 1), (9, -2)])
+def test_what_has_no_room_is_left_out_but_never_the_last(count: int, most: int) -> None:
+    kept = thinned(range(count), most)
+    assert len(kept) == min(count, max(most, 1))
+    assert list(kept) == sorted(set(kept))
+    assert [*kept][-1:] == [*range(count)][-1:]
+
+
+def test_a_long_history_has_a_short_line() -> None:
+    meter = trained(33)
+    meter.evaluations *= 100
+    meter.losses *= 100
+    lines = drawn(LiveView(meter, HEADER), 80, 24)
+    assert all(len(line.split()[-1]) == 24 for line in lines if line.startswith(("loss", "clean", "average")))
 
 
 def test_memory_is_that_of_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
