@@ -66,7 +66,9 @@ class Meter:
         now = self._clock()
         if now - self._loss_read >= _SECONDS_BETWEEN_LOSSES:
             self.loss, self._loss_read = loss(), now
-        self._set_speed(samples, now - self._round_began)
+        if self.rounds_done == self._first_round:
+            # A part of a round looks slow, as clients that are still being trained do not count.
+            self._set_speed(samples, now - self._round_began)
 
     def round_finished(self, metrics: RoundMetrics) -> None:
         """Set the counts to those of all processes."""
@@ -88,7 +90,7 @@ class Meter:
         return "–" if self.loss is None or math.isnan(self.loss) else f"{self.loss:.4f}"
 
     def speed_text(self) -> str:
-        """Samples per second, of the present round or, before its first clients have finished, the last one."""
+        """Samples per second of the last round, or of the part of the first one that is done."""
         return f"{self._speed:,.0f} samples/s"
 
     def part_of_round(self, stage: Stage | None) -> float:

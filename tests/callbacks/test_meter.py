@@ -56,7 +56,7 @@ def test_the_loss_is_read_once_a_second_and_at_the_end_of_the_round() -> None:
     assert "loss 1.5000" in meter.status_text()
 
 
-def test_until_clients_have_finished_the_last_rounds_speed_and_the_expected_number_stand() -> None:
+def test_within_a_round_the_speed_of_the_last_one_and_at_first_the_expected_number_stand() -> None:
     now = 0.0
     meter = Meter(clock=lambda: now)
     meter.expected = 6
@@ -64,6 +64,9 @@ def test_until_clients_have_finished_the_last_rounds_speed_and_the_expected_numb
     meter.round_finished(metrics(0))
     meter.round_started(1, rounds=2)
     assert (meter.speed_text(), meter.participants, meter.clients) == ("1,500 samples/s", 6, 0)
+    now = 2.0
+    meter.trained(1, samples=10, loss=lambda: None)
+    assert (meter.speed_text(), meter.clients) == ("1,500 samples/s", 1)
 
 
 def test_what_earlier_processes_measured_is_remembered() -> None:
