@@ -20,6 +20,7 @@ from fedra_engine.callbacks.fingerprint import check_fingerprint, fingerprint, s
 from fedra_engine.callbacks.partition_report import PartitionReport
 from fedra_engine.callbacks.run_folder import RunFolder, reading
 from fedra_engine.callbacks.trace import Trace
+from fedra_engine.callbacks.trackers import Trackers
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.parsing import read_config
 from fedra_engine.config.validation import validate
@@ -84,6 +85,7 @@ def run(
         else Console.silent() as shown,
     ):
         with processes.raise_on_all():
+            trackers = Trackers(folder, config.report_to if processes.is_main else [])
             experiment = build_experiment(config, accelerator.device, processes, sharding, inputs)
         with Stage("taking the fingerprint of data and model"):
             begun = fingerprint(experiment)
@@ -96,8 +98,9 @@ def run(
             shown.remember(folder.read_metrics())
         traces = [Trace(folder.path)] if config.trace else []
         kept = [RunWriter(folder, begun), shown, PartitionReport(folder.path, shown.detail), ReportWriter(folder.path)]
-        watching = [*traces, *kept, *callbacks]
-        state, outcome = train(experiment, start.state, start.round, watching, start.accuracy)
+        with trackers:
+            watching = [*traces, *kept, trackers, *callbacks]
+            state, outcome = train(experiment, start.state, start.round, watching, start.accuracy)
         shown.finish(folder.written())
     return Result(folder.path, config, (experiment, state, outcome))
 

@@ -29,7 +29,15 @@ _FILES = (
     *("config.yaml", "run.log", "metrics.jsonl", *RESULTS, "partition.png", "facts.json", ".lock"),
     *("checkpoints/metrics.jsonl", "adapters/[!.]*", "trace/*.safetensors"),
 )
-_FOLDERS = ("checkpoints", "adapters", "trace", "checkpoints/round_*[0-9]", "trace/round_*[0-9]")
+_FOLDERS = (
+    "checkpoints",
+    "tensorboard",
+    "wandb",
+    "adapters",
+    "trace",
+    "checkpoints/round_*[0-9]",
+    "trace/round_*[0-9]",
+)
 """Patterns of all that a run writes."""
 
 
@@ -109,6 +117,7 @@ class RunFolder:
             "adapters": self.path / "adapters",
             "metrics": self.metrics_file,
             "trace": self.path / "trace",
+            "tensorboard": self.path / "tensorboard",
             "log": self.log_file,
         }
         return {title: path for title, path in paths.items() if path.exists()}

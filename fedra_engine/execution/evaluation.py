@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedra_engine.config import LoraConfig
 from fedra_engine.data.samples import Samples
 from fedra_engine.execution.plan import ExitCopy
 from fedra_engine.execution.sweep_model import SweepModel
@@ -58,7 +57,6 @@ class Evaluator:
     foundation: Foundation
     model: SweepModel
     test: Samples
-    lora: LoraConfig
     domains: Sequence[str]
     processes: Processes = field(default_factory=Processes.alone)
 
@@ -144,7 +142,7 @@ class Evaluator:
 
         def score(rows: Tensor) -> Tensor:
             batch = self.test.batch(rows.repeat(count), foundation.device, foundation.dtype)
-            features = self.model.features_of(batch.inputs, adapters, slots, scale=self.lora.scale, copies=copies)
+            features = self.model.features_of(batch.inputs, adapters, slots, copies=copies)
             return foundation.task.scores(features, batch, heads).cpu()
 
         return score
@@ -163,7 +161,6 @@ class FisherInformation:
     foundation: Foundation
     model: SweepModel
     samples: Samples
-    scale: float
     seed: int
     processes: Processes = field(default_factory=Processes.alone)
 
@@ -199,7 +196,7 @@ class FisherInformation:
         foundation.use_base(state.base)
         slots = np.arange(count * depth).reshape(count, depth)
         batch = self.samples.batch(rows, foundation.device, foundation.dtype)
-        features = self.model.features_of(batch.inputs, adapters, slots, gradients, scale=self.scale)
+        features = self.model.features_of(batch.inputs, adapters, slots, gradients)
         layout, labels = foundation.head_layout, batch.labels
         weight, bias = layout.weight(state.heads[-1])[labels], layout.bias(state.heads[-1])[labels]
         self.model.backward(((features.to(weight.dtype) * weight).sum(1) + bias).sum())
