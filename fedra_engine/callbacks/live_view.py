@@ -10,13 +10,13 @@ from typing import TypeVar
 import psutil
 import torch
 from rich.cells import cell_len, set_cell_size
-from rich.console import ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, RenderResult  # noqa: TID251 - none is made of it
 from rich.text import Text
 
 from fedra_engine.callbacks.meter import Meter
 from fedra_engine.runtime.errors import count_of, printable
 from fedra_engine.runtime.stages import LOCAL_STEPS, Stage, running_stage
-from fedra_engine.runtime.tables import PlainConsole, bytes_text
+from fedra_engine.runtime.tables import bytes_text
 
 _LABELS = 10
 """Columns of the titles of rows."""
@@ -47,7 +47,7 @@ class LiveView:
         self.lanes = self.processes = 1
         self.device: torch.device | None = None
 
-    def __rich_console__(self, console: PlainConsole, options: ConsoleOptions) -> RenderResult:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         # Where the last line is used, too, the first one is out of reach when the display is cleared.
         yield from self.rows(options.max_width, options.size.height - 1)
 
