@@ -27,6 +27,7 @@ _LONGEST_HISTORY = 24
 """Characters of a sparkline."""
 _NUMBERS = 27
 """Columns of the three numbers in a row of accuracies, and of the space around them."""
+_ENOUGH_DOMAINS = 6
 _LEVELS = "▁▂▃▄▅▆▇█"
 Value = TypeVar("Value")
 
@@ -56,8 +57,8 @@ class LiveView:
         stage = running_stage()
         above = [header_rows(self.header), self._progress(stage, width), self._numbers(width)]
         used = sum(map(len, above))
-        # The average and its title, at least.
-        spaced = height >= used + len(above) + 2
+        # Blank lines are worth less than domains; two lines are those of the title and the average.
+        spaced = height >= used + len(above) + min(len(self._meter.frozen), _ENOUGH_DOMAINS) + 2
         accuracies = accuracy_rows(self._meter, width, height - used - len(above) * spaced)
         rows = list[Text]()
         for part in above:
@@ -108,7 +109,7 @@ class LiveView:
         line = sparkline(losses, min(losses, default=0.0), max(losses, default=0.0))
         return [
             _row("loss", Text(f"{meter.loss_text()}  ").append(line, "cyan")),
-            _row("speed", Text(meter.speed_text())),
+            _row("speed", Text(meter.speed_text() if meter.speed else "–")),
             _row("memory", Text(memory_text(self.device))),
         ]
 

@@ -25,6 +25,7 @@ class Meter:
         participants: clients that train in the round; until the first have finished, `expected`.
         clients: those that have finished it.
         loss: the latest mean training loss, which may be of a part of a round.
+        speed: samples per second of the last round, or of the part of the first one that is done; 0 if nobody trained.
         losses: mean training loss of every round in which anybody trained.
         frozen: accuracy by domain before the first round; empty until it is known.
         evaluations: the same after rounds, oldest first.
@@ -39,8 +40,8 @@ class Meter:
         self.losses = list[float]()
         self.frozen: Mapping[str, float] = {}
         self.evaluations = list[Mapping[str, float]]()
+        self.speed = 0.0
         self._loss_read = -math.inf
-        self._speed = 0.0
         self._first_round = 0
         self._part = 0.0
         self._began: float | None = None
@@ -79,7 +80,7 @@ class Meter:
         self.rounds_done += 1
 
     def _set_speed(self, samples: int, seconds: float) -> None:
-        self._speed = samples / seconds if seconds else 0.0
+        self.speed = samples / seconds if seconds else 0.0
 
     def round_text(self) -> str:
         """Rounds done, as in `3/60`."""
@@ -90,8 +91,8 @@ class Meter:
         return "–" if self.loss is None or math.isnan(self.loss) else f"{self.loss:.4f}"
 
     def speed_text(self) -> str:
-        """Samples per second of the last round, or of the part of the first one that is done."""
-        return f"{self._speed:,.0f} samples/s"
+        """The `speed` with its unit."""
+        return f"{self.speed:,.0f} samples/s"
 
     def part_of_round(self, stage: Stage | None) -> float:
         """The share of the present round's local steps that is done (0 to 1), as far as a running `stage` tells."""

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> None:
     request = parse_request(arguments, DESCRIPTION)
     # Bars would be drawn across the live display.
     quiet_libraries(bars=not request.quiet and not (sys.stdout is not None and sys.stdout.isatty()))
-    if os.environ.get("RANK", "0") == "0" and not request.quiet:
+    if os.environ.get("RANK", "0") == "0" and not request.quiet and request.log_level <= logging.INFO:
         print("loading torch and transformers …", flush=True)
     from fedra_engine.commands.dry_run import print_probe
     from fedra_engine.models.sharding import refuse_sharding

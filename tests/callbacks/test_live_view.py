@@ -106,6 +106,13 @@ def test_of_more_domains_than_lines_some_are_counted_and_the_average_is_there() 
     assert lines[-1].startswith("average ")
 
 
+def test_where_lines_are_few_they_are_for_domains() -> None:
+    lines = drawn(LiveView(trained(10), HEADER), 60, 18)
+    assert len(lines) == 17
+    assert "" not in lines
+    assert [line.split()[0] for line in lines[-7:]] == ["accuracy", *DOMAINS[:4], "…", "average"]
+
+
 def test_before_the_first_round_it_shows_what_is_being_done() -> None:
     meter = Meter()
     meter.rounds = 80
@@ -118,6 +125,7 @@ def test_before_the_first_round_it_shows_what_is_being_done() -> None:
     ]
     with Stage("loading the model"):
         assert "now       loading the model, 0 s" in drawn(LiveView(meter, HEADER), 80, 24)
+    assert "speed     –" in lines
     assert not any("accuracy" in line for line in lines)
 
 
