@@ -155,13 +155,18 @@ class Experiment:
         self.processes.broadcast_(list(stand_ins))
         return replace(state, stand_ins=stand_ins)
 
+    def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:
+        """What the method asks of `participants` in `round`, with stand-ins for missing blocks, if there are any."""
+        assignment = self.method.assign(participants, round)
+        if self.stand_in_fit is None:
+            return assignment
+        return assignment.with_stand_ins(self.method.evaluated_model().blocks)
+
     def assigned_work(self, round: int) -> tuple[LocalWork, Assignment]:
         """What a round's participants are asked to train, without those that hold no block."""
         config = self.config
         participants = sample_participants(config.clients, self.clients, seed=config.seed, round=round)
-        assignment = self.method.assign(participants, round)
-        if self.stand_in_fit is not None:
-            assignment = assignment.with_stand_ins(self.method.evaluated_model().blocks)
+        assignment = self.assign(participants, round)
         holders = np.flatnonzero(assignment.held.any(axis=1))
         lr = learning_rate(config.training, round, config.rounds)
         work = LocalWork(self.clients, participants[holders], self.training, config.seed, round, lr)

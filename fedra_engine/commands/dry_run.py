@@ -92,7 +92,7 @@ def _costs_table(experiment: Experiment) -> str:
     rows = [[*names, "frozen", "trained", "activations", "FLOPs per sample"]]
     # Of the first round; in other rounds, methods may assign other numbers of blocks.
     order = np.argsort(examples)
-    assignment = experiment.method.assign(examples[order], 0)
+    assignment = experiment.assign(examples[order], 0)
     cost = experiment.cost_model.count(clients, examples[order], assignment, experiment.method).select(
         np.argsort(order)
     )
