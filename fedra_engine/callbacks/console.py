@@ -23,7 +23,7 @@ from rich.text import Text
 
 from fedra_engine.callback import Callback, Evaluation, Outcome, Round, Update
 from fedra_engine.experiment import Experiment
-from fedra_engine.federation.records import RoundMetrics
+from fedra_engine.federation.records import RoundMetrics, average
 from fedra_engine.models.sharding import is_sharded, parameter_count
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import PrintableFormatter, count_of, printable
@@ -120,6 +120,8 @@ class Console(Callback):
         if evaluation.metrics is not None:
             self._finish(evaluation.metrics)
             self.message(f"accuracy after round {evaluation.metrics.round + 1}: {_accuracy_text(evaluation.accuracy)}")
+            if others := {name: average(of) for name, of in evaluation.measures.items() if name != "accuracy"}:
+                self.message("on average: " + ", ".join(f"{name} {value:.4g}" for name, value in others.items()))
         elif self._next < self._rounds:
             self.begin_round(self._next, self._rounds)
 
@@ -141,6 +143,13 @@ class Console(Callback):
         self._print("\n" + table_text(rich_table([["accuracy (%)", *outcome.tuned, "average"], *body])))
         for name, accuracy in rows.items():
             self._write_log(f"{name}: {_accuracy_text(accuracy)}")
+        changes = [
+            f"{name} {average(of_domain):.4g} → {average(outcome.tuned_measures[name]):.4g}"
+            for name, of_domain in outcome.frozen_measures.items()
+            if name != "accuracy"
+        ]
+        if changes:
+            self.message(f"on average: {', '.join(changes)}")
         if outcome.tuned_is is not None:
             exported = 100 * mean(outcome.exported.values())
             self.message(
@@ -171,8 +180,8 @@ class Console(Callback):
         line = f"round {self._meter.round_text()}  {self._meter.status_text()}{left_out}"
         if self._live is None:
             self._print(line)
-        # Who held what is in the records, and would fill the log.
-        numbers = replace(metrics, allocation=None, trained=None, holders=None)
+        # Who held what is in the records, and would fill the log; so would measures by domain.
+        numbers = replace(metrics, measures=None, allocation=None, trained=None, holders=None)
         self._write_log(f"{line}  {numbers.record()}")
 
     def _stop_showing(self) -> None:

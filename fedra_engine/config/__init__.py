@@ -21,8 +21,10 @@ from fedra_engine.config.methods import (
     MethodConfig,
     register_method_options,
 )
-from fedra_engine.config.options import SOMETHING, group, option, register_choice
+from fedra_engine.config.options import SOMETHING, Choice, group, option, register_choice
 from fedra_engine.runtime.errors import InputError
+
+MEASURE_NAMES = Choice("early_stopping.measure", "accuracy", "test_loss", "macro_f1", "calibration_error", "perplexity")
 
 _AS_IT_IS = {
     "flora": "the method writes the rest of each mean into the model",
@@ -243,6 +245,22 @@ class TrainingConfig:
 
 
 @dataclass
+class EarlyStoppingConfig:
+    """When a run ends before its last round; decided on validation samples (`data.validation_fraction`).
+
+    Args:
+        patience: evaluations in a row without an improvement after which the run ends; none when null.
+        measure: what is to improve, on average over the domains: `perplexity` is for causal language models only,
+            `macro_f1` and `calibration_error` are for classifiers only (docs/design.md).
+        min_improvement: how much better than the best one before an evaluation must be, to count as an improvement.
+    """
+
+    patience: int | None = option(None, allowed.COUNT)
+    measure: str = option("accuracy", MEASURE_NAMES, needs=[{"patience": (SOMETHING,)}])
+    min_improvement: float = option(0.0, allowed.NON_NEGATIVE, needs=[{"patience": (SOMETHING,)}])
+
+
+@dataclass
 class ExecutionConfig:
     """How participants are trained; none of these changes the results.
 
@@ -279,6 +297,8 @@ class ExperimentConfig:
         rounds: federated rounds.
         seed: the seed from which every random draw is derived.
         evaluate_every: rounds between evaluations; the last round is always evaluated.
+        keep_best: also keep, in `best/` of the run folder, the state and the adapter of the evaluated round in which this
+            measure is best, as in `early_stopping.measure`; of validation samples (`data.validation_fraction`).
         name: name of the run folder; made from the method, model and time when null.
         output_dir: folder that receives run folders.
         trace: also write everything needed to recompute each round with other code (needs lora.dropout 0).
@@ -287,6 +307,7 @@ class ExperimentConfig:
     rounds: int = option(80, allowed.COUNT)
     seed: int = option(0, allowed.NATURAL)
     evaluate_every: int = option(20, allowed.COUNT)
+    keep_best: str | None = option(None, MEASURE_NAMES)
     name: str | None = option(None, allowed.FOLDER_NAME)
     output_dir: str = option("runs", allowed.PATH)
     trace: bool = False
@@ -297,10 +318,19 @@ class ExperimentConfig:
     server: ServerConfig = group(ServerConfig)
     clients: ClientsConfig = group(ClientsConfig)
     training: TrainingConfig = group(TrainingConfig)
+    early_stopping: EarlyStoppingConfig = group(EarlyStoppingConfig)
     execution: ExecutionConfig = group(ExecutionConfig)
 
     def check(self) -> None:
-        """Raise InputError if a trace cannot record a random draw, or the seed is too large for `reference`."""
+        """Raise InputError if options contradict each other.
+
+        A trace cannot record some random draws, a seed may be too large for `reference`, and rounds are not chosen on
+        test samples.
+        """
+        chosen = {"early_stopping.patience": self.early_stopping.patience, "keep_best": self.keep_best}
+        for name, value in chosen.items():
+            if value is not None:
+                refuse_test_samples(name, value, self.data)
         if self.method.allocation == "reference" and self.seed >= 2**32:
             raise InputError(
                 f"seed: found {self.seed} with method.allocation reference, whose legacy NumPy stream takes 32 bits, "
@@ -319,3 +349,12 @@ class ExperimentConfig:
                 f"server: found optimizer {server.optimizer} with lr {server.rate:g} and method.name {name}, "
                 f"expected fedavg with lr 1 ({_AS_IT_IS[name]})"
             )
+
+
+def refuse_test_samples(name: str, value: object, data: DataConfig) -> None:
+    """Raise InputError if option `name` chooses a round by what is measured on test samples."""
+    if data.validation_fraction == 0:
+        raise InputError(
+            f"{name}: found {value} with data.validation_fraction 0, expected a fraction above 0 (figures on test samples "
+            "that have chosen the round would be too good)"
+        )
