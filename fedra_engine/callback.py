@@ -97,7 +97,7 @@ class Outcome:
         exported: accuracy of the exported adapter: the global model's last exit.
         tuned_is: describes the model that has the accuracy `tuned`, if that is more than the exported adapter.
         stopped: the reason for which a callback ended the run early; None if none did.
-        frozen_measures, tuned_measures: all that was measured then, as in `Evaluation`; empty for a run that was loaded.
+        frozen_measures, tuned_measures: all that was measured then, as in `Evaluation`; empty where a run was loaded.
     """
 
     rounds: int

@@ -26,9 +26,9 @@ _KEPT = 2
 class KeepBest(Callback):
     """Keeps the evaluated round in which a measure, averaged over the domains, is best on validation samples.
 
-    `<folder>/round_0012` gets the adapter in PEFT's format and what a checkpoint has. It appears whole, when the round
-    is better than those before; of several, the last is the best. The folder is for this alone: what it has of rounds
-    that a run has not trained yet is removed. Without `data.validation_fraction` a run is refused before its first round.
+    `<folder>/round_0012` gets the adapter in PEFT's format and what a checkpoint has. It appears whole, after a round
+    that is better than those before; of several, the last is the best. What the folder has of rounds that a run has not
+    trained yet is removed. Without `data.validation_fraction` a run is refused before its first round.
     """
 
     def __init__(self, folder: Path | str, measure: str = "accuracy", fingerprint: Fingerprint | None = None) -> None:

@@ -38,9 +38,9 @@ DESCRIPTION = """Accuracy, loss and the other measures of an earlier run by doma
   fedra evaluate runs/NAME --model FOLDER
 
 The run's newest state is evaluated as the run itself does it; with --best, that of the round which keep_best has kept.
-A data.validation_fraction of 0 evaluates on the test samples, where the run had validation samples. With options of data, these are the test samples of other
-data, of the same classes; the run's own must still be there, as the method's clients are made of them. With --model, a
-model that fedra export has written is evaluated as it is.
+With options of data, these are the test samples of other data, of the same classes; the run's own must still be there,
+as the method's clients are made of them. --data.validation_fraction 0 gives the test samples of the run's own data,
+where it was measured on validation samples. With --model, a model that fedra export has written is evaluated as it is.
 """
 _OPTIONS = (
     CommandOption("json", "[true|false]", "Print JSON, in full precision", "false", ("true", "false")),
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _of_run(folder: RunFolder, config: ExperimentConfig, *, best: bool) -> tuple[Experiment, GlobalState, int]:
-    """The run's experiment, its newest state or that of the `best` round, and how many rounds that is from the start."""
+    """The run's experiment, its newest state or that of the `best` round, and how many rounds were trained by then."""
     from fedra_engine.callbacks.checkpoint import restore_best, restore_newest
     from fedra_engine.run import build
 

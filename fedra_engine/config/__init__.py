@@ -246,7 +246,7 @@ class TrainingConfig:
 
 @dataclass
 class EarlyStoppingConfig:
-    """When a run ends before its last round; decided on validation samples (`data.validation_fraction`).
+    """When a run ends before its last round; decided on validation samples, so needs `data.validation_fraction`.
 
     Args:
         patience: evaluations in a row without an improvement after which the run ends; none when null.
@@ -297,8 +297,8 @@ class ExperimentConfig:
         rounds: federated rounds.
         seed: the seed from which every random draw is derived.
         evaluate_every: rounds between evaluations; the last round is always evaluated.
-        keep_best: also keep, in `best/` of the run folder, the state and the adapter of the evaluated round in which this
-            measure is best, as in `early_stopping.measure`; of validation samples (`data.validation_fraction`).
+        keep_best: the measure (see `early_stopping.measure`) by which the best evaluated round is chosen, whose state
+            and adapter are kept in `best/` of the run folder; needs `data.validation_fraction`. None is kept when null.
         name: name of the run folder; made from the method, model and time when null.
         output_dir: folder that receives run folders.
         trace: also write everything needed to recompute each round with other code (needs lora.dropout 0).
@@ -355,6 +355,6 @@ def refuse_test_samples(name: str, value: object, data: DataConfig) -> None:
     """Raise InputError if option `name` chooses a round by what is measured on test samples."""
     if data.validation_fraction == 0:
         raise InputError(
-            f"{name}: found {value} with data.validation_fraction 0, expected a fraction above 0 (figures on test samples "
-            "that have chosen the round would be too good)"
+            f"{name}: found {value} with data.validation_fraction 0, expected a fraction above 0 (on test samples that "
+            "have chosen it, a round looks better than it is)"
         )

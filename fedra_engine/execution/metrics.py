@@ -28,7 +28,7 @@ _Entry = TypeVar("_Entry", bound=Any)
 BINS = 15
 """Bins of the calibration error, as in the paper's experiments."""
 _GRID = 2.0**30
-"""Confidences are rounded to multiples of 1 / `_GRID`: float64 adds 8 million of them without an error, in any order."""
+"""Confidences are rounded to multiples of 1 / `_GRID`, so that float64 sums of 8 million are exact, in any order."""
 
 
 @dataclass(frozen=True)

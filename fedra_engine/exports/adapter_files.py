@@ -33,7 +33,8 @@ def export(
 ) -> None:
     """Write the adapter, its card, the image processor or tokenizer, and private factors, if clients have any.
 
-    Each file appears whole or not at all. The card says so if the `state` is that of the best round `best_by` a measure.
+    Each file appears whole or not at all. The card says so if the `state` is that of the best round by a measure,
+    `best_by`.
     """
     method, foundation, config = experiment.method, experiment.foundation, experiment.config
     depth, classes = len(method.evaluated_model().blocks), experiment.train_data.classes

@@ -21,7 +21,7 @@ from fedra_engine.data.samples import LearntTokens
 from fedra_kernels import to_device
 
 Watch = Callable[[Tensor, Tensor, Tensor], None]
-"""Gets the logits [predictions, classes] and labels [predictions] of predictions, and the sample of each in its batch."""
+"""Gets logits [predictions, classes] and labels [predictions] of predictions, and the sample of each in its batch."""
 
 CHUNK_LOGITS = 2**26
 """Maximum number of logits in a chunk."""

@@ -80,6 +80,18 @@ def test_a_terminal_gets_bars_instead_of_lines(tmp_path: Path) -> None:
     assert "37.5" in text
 
 
+def test_other_measures_are_averages_over_the_domains(tmp_path: Path) -> None:
+    before, after = ({"accuracy": {"a": 0.5}, "test_loss": {"a": loss, "b": 1.0}} for loss in (3.0, 2.0))
+    output, nothing = io.StringIO(), dict[str, float]()
+    state: Any = None
+    with Console(tmp_path / "run.log", PlainConsole(file=output)) as console:
+        console.on_evaluate(EXPERIMENT, state, Evaluation({"a": 0.5}, metrics(0), after))
+        console.on_end(EXPERIMENT, state, Outcome(1, nothing, nothing, nothing, None, None, before, after))
+    for text in (output.getvalue(), (tmp_path / "run.log").read_text()):
+        assert "on average: test_loss 1.5\n" in text
+        assert "on average: test_loss 2 → 1.5\n" in text
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_everything_is_in_the_log(tmp_path: Path, terminal: bool) -> None:
     run_two_rounds(tmp_path / "run.log", terminal)
