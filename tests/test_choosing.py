@@ -20,7 +20,7 @@ from fedra_engine.models.loading import resolve_model_path
 from fedra_engine.run import run
 from tests.running import small_config
 
-ROUNDS = 6
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 
 def config(folder: Path, **changes: Any) -> ExperimentConfig:
@@ -31,7 +31,7 @@ def config(folder: Path, **changes: Any) -> ExperimentConfig:
             "data": {"domains": ["clean", "inverted"], "clients_per_domain": 1, "validation_fraction": 0.2},
             "clients": {"capacities": [12, 3]},
             "training": {"max_local_steps": 1},
-            "rounds": 2 * ROUNDS,
+            "rounds": 12,
             "evaluate_every": 2,
             "early_stopping": EarlyStoppingConfig(patience=2, measure="test_loss", min_improvement=100.0),
             "keep_best": "test_loss",
@@ -93,7 +93,7 @@ def test_the_best_adapter_loads_as_any_other(whole: Path) -> None:
     assert sum(tensor.numel() for name, tensor in tuned.items() if "lora_" in name) == state.numel()
 
 
-@pytest.mark.parametrize("rounds", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("rounds", [1, 4, 6])
 def test_an_interrupted_run_ends_as_if_it_had_not_been(whole: Path, tmp_path: Path, rounds: int) -> None:
     """Also after it had decided to end, but before it had."""
     with pytest.raises(KeyboardInterrupt):
@@ -104,10 +104,8 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(whole: Path, tmp_path: Pa
 
 def test_a_run_that_ended_may_go_on_with_more_patience(whole: Path, tmp_path: Path) -> None:
     first = simulate(config(tmp_path), quiet=True)
-    patient = config(
-        tmp_path, early_stopping=EarlyStoppingConfig(patience=3, measure="test_loss", min_improvement=100.0)
-    )
-    result = run(patient, RunFolder(first.folder))
+    patient = replace(first.config.early_stopping, patience=3)
+    result = run(replace(first.config, early_stopping=patient), RunFolder(first.folder))
     assert result.summary["rounds"] == len(result.history) == 8
     assert left_behind(first.folder)["records"][:6] == left_behind(whole)["records"]
 
