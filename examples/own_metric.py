@@ -1,4 +1,4 @@
-"""Metrics of one's own, which every evaluation measures by domain: a mean over the predictions, and one that is none."""
+"""Metrics of one's own, measured in every evaluation: a mean over the predictions, and one that is no mean."""
 
 import sys
 

@@ -172,7 +172,7 @@ class Result:
 
         None where a value is not defined.
         """
-        return {name: found["tuned"] for name, found in self.summary["measures"].items()}
+        return {name: found["tuned"] for name, found in self.summary.get("measures", {}).items()}
 
     @cached_property
     def history(self) -> DataFrame:
