@@ -82,11 +82,11 @@ def test_a_terminal_gets_bars_instead_of_lines(tmp_path: Path) -> None:
 
 def test_other_measures_are_averages_over_the_domains(tmp_path: Path) -> None:
     before, after = ({"accuracy": {"a": 0.5}, "test_loss": {"a": loss, "b": 1.0}} for loss in (3.0, 2.0))
-    output, nothing = io.StringIO(), dict[str, float]()
+    output, share = io.StringIO(), {"a": 0.5}
     state: Any = None
     with Console(tmp_path / "run.log", PlainConsole(file=output)) as console:
         console.on_evaluate(EXPERIMENT, state, Evaluation({"a": 0.5}, metrics(0), after))
-        console.on_end(EXPERIMENT, state, Outcome(1, nothing, nothing, nothing, None, None, before, after))
+        console.on_end(EXPERIMENT, state, Outcome(1, share, share, share, None, None, before, after))
     for text in (output.getvalue(), (tmp_path / "run.log").read_text()):
         assert "on average: test_loss 1.5\n" in text
         assert "on average: test_loss 2 → 1.5\n" in text
