@@ -33,6 +33,8 @@ KEPT = 2
 VERSION = 2
 """Format of the checkpoints; those of version 1 had no number and no fingerprint."""
 _INTACT = "an intact checkpoint"
+_OF_BEST = ("measure", "value", "accuracy")
+"""What the summary has of the best round's state."""
 
 
 class Checkpoint(NamedTuple):
@@ -89,7 +91,11 @@ class RunWriter(Callback):
                 "block_changes": _changes(experiment, state),
                 "caution": experiment.method.caution,
                 "measures": _measures(outcome),
-                **({} if best is None else {"best": {"round": best.round, **best.state["best"]}}),
+                **(
+                    {}
+                    if best is None
+                    else {"best": {"round": best.round, **{name: best.state[name] for name in _OF_BEST}}}
+                ),
                 **({} if outcome.stopped is None else {"stopped": outcome.stopped}),
             }
         )

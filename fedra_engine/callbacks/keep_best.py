@@ -73,10 +73,7 @@ class KeepBest(Callback):
             self._folder,
             round.metrics.round,
             tensors_of(experiment, state),
-            {
-                "best": {"measure": self._measure, "value": value, "accuracy": accuracy},
-                "fingerprint": self._fingerprint,
-            },
+            {"measure": self._measure, "value": value, "accuracy": accuracy, "fingerprint": self._fingerprint},
             kept=_KEPT,
             write_more=lambda made: export(made, experiment, state, outcome, best_by=self._measure),
         )
@@ -88,7 +85,7 @@ class KeepBest(Callback):
     def _value(self, round: int, path: Path) -> float | None:
         """The measure of what is kept in `path`; None if that is damaged, or was chosen by another measure."""
         try:
-            best = load_round(round, path).state["best"]
+            kept = load_round(round, path).state
         except InputError:
             return None
-        return float(best["value"]) if best["measure"] == self._measure else None
+        return float(kept["value"]) if kept["measure"] == self._measure else None

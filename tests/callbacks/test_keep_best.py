@@ -64,10 +64,11 @@ def test_the_best_evaluated_round_is_kept(tmp_path: Path, measure: str, values: 
     assert float(found.tensors["state.adapters"][0, 0]) == best
     value = values[best]
     assert value is not None
-    assert found.state["best"] == {
+    assert found.state == {
         "measure": measure,
         "value": -value if measure == "test_loss" else value,
         "accuracy": {"a": value - 0.125, "b": value + 0.125},
+        "fingerprint": {},
     }
     told = (tmp_path / "best" / f"round_{best:04d}" / "adapter.txt").read_text()
     assert told == repr((float(best), best + 1, 1.0, measure))
