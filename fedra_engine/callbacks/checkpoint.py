@@ -33,8 +33,6 @@ KEPT = 2
 VERSION = 2
 """Format of the checkpoints; those of version 1 had no number and no fingerprint."""
 _INTACT = "an intact checkpoint"
-_OF_BEST = ("measure", "value", "accuracy")
-"""What the summary has of the best round's state."""
 
 
 class Checkpoint(NamedTuple):
@@ -75,7 +73,6 @@ class RunWriter(Callback):
 
     def on_end(self, experiment: Experiment, state: GlobalState, outcome: Outcome) -> None:
         export(self._folder.path / "adapters", experiment, state, outcome)
-        best = newest_intact(self._folder.best_folder) if experiment.config.keep_best else None
         self._folder.write_summary(
             {
                 "rounds": outcome.rounds,
@@ -91,11 +88,7 @@ class RunWriter(Callback):
                 "block_changes": _changes(experiment, state),
                 "caution": experiment.method.caution,
                 "measures": _measures(outcome),
-                **(
-                    {}
-                    if best is None
-                    else {"best": {"round": best.round, **{name: best.state[name] for name in _OF_BEST}}}
-                ),
+                **(_best(self._folder) if experiment.config.keep_best else {}),
                 **({} if outcome.stopped is None else {"stopped": outcome.stopped}),
             }
         )
@@ -105,6 +98,14 @@ def tensors_of(experiment: Experiment, state: GlobalState) -> dict[str, Tensor]:
     """All tensors of a run after a round whose result is `state`, by name, for a checkpoint."""
     parts = {"state": state.tensors(), "method": experiment.method.tensors(), "server": experiment.server.tensors()}
     return {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
+
+
+def _best(folder: RunFolder) -> dict[str, Any]:
+    """What the summary has of the best round; nothing if no round was evaluated."""
+    found = newest_intact(folder.best_folder)
+    if found is None:
+        return {}
+    return {"best": {"round": found.round, **{name: found.state[name] for name in ("measure", "value", "accuracy")}}}
 
 
 def _measures(outcome: Outcome) -> dict[str, dict[str, Any]]:
