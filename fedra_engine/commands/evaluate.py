@@ -10,7 +10,7 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from fedra_engine.callbacks.run_folder import RunFolder
-from fedra_engine.config import ClientsConfig, DataConfig, ExecutionConfig, ExperimentConfig
+from fedra_engine.config import ClientsConfig, DataConfig, EarlyStoppingConfig, ExecutionConfig, ExperimentConfig
 from fedra_engine.config.fields import type_of_field
 from fedra_engine.config.options import group
 from fedra_engine.config.parsing import (
@@ -79,6 +79,8 @@ def main(arguments: Sequence[str]) -> None:
         raise InputError(f"best: found true with --model {options.model}, expected one of the two")
     folder = RunFolder.open(os.path.expanduser(folders[0]))
     config, own = read_config(folder.config_file, *others), read_config(folder.config_file)
+    # Nothing is chosen here, so test samples may be evaluated.
+    config = replace(config, early_stopping=EarlyStoppingConfig(), keep_best=None)
     for each in (config, own):
         validate(each)
     quiet_libraries()
