@@ -165,7 +165,8 @@ def assert_same_metrics(found: Path, expected: Path) -> None:
         assert record == other
     summaries = [json.loads((path / "summary.json").read_text()) for path in (found, expected)]
     changes = [summary.pop("block_changes") for summary in summaries]
-    assert changes[0] == pytest.approx(changes[1], rel=1e-7)
+    # Not known where clients keep factors to themselves.
+    assert changes[0] == (changes[1] and pytest.approx(changes[1], rel=1e-7))
     one, other = (summary.pop("measures") for summary in summaries)
     assert one.keys() == other.keys() == {*MEASURES}
     for name, of in one.items():
