@@ -53,7 +53,7 @@ def measure_executors(setting: Setting, repeats: int) -> ExecutorTimes:
         "sequential": SequentialExecutor(setting.foundation, setting.samples, setting.lora),
         "sweep": setting.sweep(),
     }
-    handwritten = HandwrittenExecutor(setting.foundation, setting.samples, setting.lora)
+    handwritten = HandwrittenExecutor(setting.foundation, setting.samples)
     timed: dict[str, Callable[[], float]] = {
         name: partial(_round_seconds, executor, setting)
         for name, executor in (executors | {"handwritten": handwritten}).items()

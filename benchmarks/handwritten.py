@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from fedra_engine.config import LoraConfig
 from fedra_engine.data.samples import Samples
 from fedra_engine.execution.sequential import train_client
 from fedra_engine.federation.assignment import Assignment
@@ -26,14 +25,14 @@ from fedra_engine.models.state import GlobalState
 class HandwrittenExecutor:
     """Trains one client after another; LoRA without dropout."""
 
-    def __init__(self, foundation: Foundation, samples: Samples, lora: LoraConfig) -> None:
+    def __init__(self, foundation: Foundation, samples: Samples) -> None:
         self._foundation = foundation
         self._samples = samples
         self._model = share_parameters(foundation.model)
         blocks = self._model.get_submodule(foundation.block_path)
         assert isinstance(blocks, nn.ModuleList)
         self._blocks = blocks
-        self._adapters = [self._wrap(block, lora.scale) for block in blocks]
+        self._adapters = [self._wrap(block) for block in blocks]
         self._head = nn.Linear(foundation.head_layout.features, foundation.head_layout.classes)
         replace_module(self._model, foundation.head_path, self._head)
         self.lanes = 1
@@ -70,12 +69,12 @@ class HandwrittenExecutor:
             updates = ClientUpdates.of_one(client, update, work, *loss)
             yield updates.checked(state.adapters[torch.from_numpy(held)], state.heads)
 
-    def _wrap(self, block: nn.Module, scale: float) -> list[_LoraLinear]:
+    def _wrap(self, block: nn.Module) -> list[_LoraLinear]:
         layers = []
         for target in self._foundation.adapter_layout.targets:
             linear = block.get_submodule(target.path)
             assert isinstance(linear, nn.Linear)
-            layers.append(_LoraLinear(linear, self._foundation.adapter_layout.rank, scale))
+            layers.append(_LoraLinear(linear, target.rank, target.scale))
             replace_module(block, target.path, layers[-1])
         return layers
 

@@ -19,7 +19,6 @@ def measure_lanes(setting: Setting, repeats: int) -> list[dict[str, Any]]:
         setting.foundation,
         setting.sweep_model,
         setting.samples,
-        setting.lora,
         setting.work.training,
         len(setting.state.heads),
     )

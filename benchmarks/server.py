@@ -25,11 +25,8 @@ def server_milliseconds_per_client(setting: Setting, *, clients: int = 2000, sam
     capacities = np.resize(CAPACITIES, clients)
     federation = Clients([np.arange(samples)] * clients, np.arange(clients) % 6, capacities)
     foundation = setting.foundation
-    scale = setting.lora.scale
-    fisher = FisherInformation(foundation, setting.sweep_model, setting.samples, scale=scale, seed=0)
-    method = make_method(
-        Federation(MethodConfig(), federation, foundation.depth, foundation.adapter_layout, scale, 0, fisher)
-    )
+    fisher = FisherInformation(foundation, setting.sweep_model, setting.samples, seed=0)
+    method = make_method(Federation(MethodConfig(), federation, foundation.depth, foundation.adapter_layout, 0, fisher))
     training = TrainingConfig()
     started = time.process_time()
     participants = sample_participants(ClientsConfig(sampling="uniform"), federation, seed=0, round=0)

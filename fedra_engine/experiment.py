@@ -157,14 +157,20 @@ class Experiment:
         self.processes.broadcast_(list(stand_ins))
         return replace(state, stand_ins=stand_ins)
 
+    def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:
+        """What the method asks of `participants` in `round`, with stand-ins for missing blocks, if there are any."""
+        assignment = self.method.assign(participants, round).training_only(self.foundation.adapted)
+        if self.stand_in_fit is None:
+            return assignment
+        return assignment.with_stand_ins(self.method.evaluated_model().blocks)
+
     def assigned_work(self, round: int) -> tuple[LocalWork, Assignment]:
-        """What a round's participants are asked to train, without those that hold no block."""
+        """What a round's participants are asked to train, without those that hold or train nothing."""
         config = self.config
         participants = sample_participants(config.clients, self.clients, seed=config.seed, round=round)
-        assignment = self.method.assign(participants, round)
-        if self.stand_in_fit is not None:
-            assignment = assignment.with_stand_ins(self.method.evaluated_model().blocks)
-        holders = np.flatnonzero(assignment.held.any(axis=1))
+        assignment = self.assign(participants, round)
+        training = assignment.held if self.foundation.task.trains_head else assignment.trained_blocks
+        holders = np.flatnonzero(training.any(axis=1))
         lr = learning_rate(config.training, round, config.rounds)
         work = LocalWork(self.clients, participants[holders], self.training, config.seed, round, lr)
         return work, assignment.select(holders)
@@ -220,7 +226,7 @@ def build_experiment(
         method=method,
         server=ServerOptimizer(config.server, state),
         executor=make_executor(config, foundation, sweep_model, train, most, len(state.heads), sharded_over),
-        evaluator=Evaluator(foundation, sweep_model, prepared.test, config.lora, data.domains, processes),
+        evaluator=Evaluator(foundation, sweep_model, prepared.test, data.domains, processes),
         initial_state=state,
         processes=processes,
         division=WorkDivision(processes, train.lengths, by_cost_alone=by_cost_alone),
@@ -284,15 +290,14 @@ def _make_method(
     clients: Clients,
     processes: Processes,
 ) -> Method:
-    scale, seed = config.lora.scale, config.seed
+    seed = config.seed
     federation = Federation(
         config=config.method,
         clients=clients,
         depth=foundation.depth,
         layout=foundation.adapter_layout,
-        scale=scale,
         seed=seed,
-        fisher=FisherInformation(foundation, model, train, scale=scale, seed=seed, processes=processes),
+        fisher=FisherInformation(foundation, model, train, seed=seed, processes=processes),
         deterministic=config.execution.deterministic,
         trains_classifier=foundation.task.trains_head,
         capacities_drawn=config.clients.capacity_schedule == "drawn",
@@ -326,7 +331,7 @@ def _stand_in_fit(
             plain = replace(config.data, augmentation="none")
             samples = prepare(own, plain, inputs.model_path(config), foundation.model.config, inputs.processor).train
         rows = np.arange(len(samples.domains))
-    return StandInFit(foundation, model, samples, rows, method, config.lora.scale, config.seed, processes)
+    return StandInFit(foundation, model, samples, rows, method, config.seed, processes)
 
 
 def _initial_state(
@@ -360,7 +365,8 @@ def make_clients(
     elif costs is None or devices is None:
         blocks = np.ones(count, dtype=np.int64)
     else:
-        blocks = capacities_by_memory(devices, costs, np.full(count, config.lora.rank) if ranks is None else ranks)
+        of_clients = np.full(count, config.lora.largest_rank) if ranks is None else ranks
+        blocks = capacities_by_memory(devices, costs, of_clients)
     clients = Clients(partition.samples, partition.domains, blocks, ranks, devices, partition.sizes)
     check_sampling(wanted, clients, processes=processes)
     return clients

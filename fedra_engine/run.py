@@ -21,6 +21,7 @@ from fedra_engine.callbacks.keep_best import KeepBest
 from fedra_engine.callbacks.partition_report import PartitionReport
 from fedra_engine.callbacks.run_folder import RunFolder, reading
 from fedra_engine.callbacks.trace import Trace
+from fedra_engine.callbacks.trackers import Trackers
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.parsing import read_config
 from fedra_engine.config.validation import validate
@@ -78,6 +79,7 @@ def run(
         Console(folder.log_file, console) if processes.is_main else Console.silent() as shown,
     ):
         with processes.raise_on_all():
+            trackers = Trackers(folder, config.report_to if processes.is_main else [])
             experiment = build_experiment(config, accelerator.device, processes, sharding, inputs)
         begun = fingerprint(experiment)
         of_main = processes.broadcast_object(begun)
@@ -86,9 +88,10 @@ def run(
         shown.message(f"run folder: {folder.path}")
         start = find_start(experiment, folder, begun)
         traces = [Trace(folder.path)] if config.trace else []
-        kept = [RunWriter(folder, begun), shown, PartitionReport(folder.path), ReportWriter(folder.path)]
+        kept = [RunWriter(folder, begun), shown, PartitionReport(folder.path), ReportWriter(folder.path), trackers]
         watching = [*traces, *_choosing(config, folder, begun), *kept, *callbacks]
-        state, outcome = train(experiment, start.state, start.round, watching, start.accuracy)
+        with trackers:
+            state, outcome = train(experiment, start.state, start.round, watching, start.accuracy)
     return Result(folder.path, config, (experiment, state, outcome))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,7 +108,7 @@ class Setting:
         """The local work of a round and who holds what in it."""
         work = LocalWork(self.clients, participants, self.training, seed=3, round=index, lr=self.training.lr)
         allocation = uniform_allocation(self.clients.capacities, DEPTH, np.random.default_rng(index))
-        assignment = self.assignment(allocation).select(participants)
+        assignment = self.assignment(allocation).select(participants).training_only(self.foundation.adapted)
         return work, assignment.with_stand_ins(np.arange(DEPTH)) if self.stand_ins else assignment
 
     def rounds(self, lanes: int | None, count: int = 1) -> list[Round]:
@@ -152,8 +153,9 @@ def make_setting(
     dropout: float = 0.0,
     dtype: torch.dtype = torch.float64,
     fuse_blocks: bool = False,
+    **lora_rules: Any,
 ) -> Setting:
-    lora = LoraConfig(rank=3, alpha=6, dropout=dropout, target_modules=TARGETS[family])
+    lora = LoraConfig(rank=3, alpha=6, dropout=dropout, target_modules=TARGETS[family], **lora_rules)
     bounds = np.cumsum([0, *SAMPLE_COUNTS])
     samples = [np.arange(start, end) for start, end in pairwise(bounds)]
     clients = Clients(samples, np.zeros(len(samples), dtype=np.int64), np.array(CAPACITIES))

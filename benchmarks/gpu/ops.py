@@ -63,8 +63,7 @@ class Cohort:
         self.widths = widths
         own = [sizes[client] for client in clients]
         self.slots = torch.tensor(list(clients), device=device)
-        scales = torch.tensor([0.5 + 0.1 * client for client in clients])
-        self.groups = RowGroups(own, torch.tensor(list(clients)), scales, device)
+        self.groups = RowGroups(own, torch.tensor(list(clients)), device)
         keys = torch.tensor([dropout_key(client) for client in clients])
         self.dropout = None if dropout is None else Dropout(dropout, keys.to(device))
 
@@ -113,7 +112,7 @@ def _lora(cohort: Cohort, *, train_a: bool = True, train_b: bool = True) -> Resu
     sinks |= {"grad_b": cohort.sink(lora_b)} if train_b else {}
     weight, bias = cohort.frozen(3, w.outputs, w.inputs), cohort.frozen(4, w.outputs)
     y = lora_linear(
-        x, weight, bias, lora_a, lora_b, cohort.groups, sinks.get("grad_a"), sinks.get("grad_b"), cohort.dropout
+        x, weight, bias, lora_a, lora_b, cohort.groups, 0.5, sinks.get("grad_a"), sinks.get("grad_b"), cohort.dropout
     )
     (grad_x,) = torch.autograd.grad(y, x, cohort.rows(5, w.outputs))
     return {"y": y.detach(), "grad_x": grad_x, **cohort.of_clients(**sinks)}

@@ -50,11 +50,11 @@ def op_errors(sizes: ReportSizes, device: torch.device) -> dict[str, float]:
         if exact:
             a.requires_grad_()
             b.requires_grad_()
-            y = lora_linear_reference(x, weight, bias, a, b, cohort.groups)
+            y = lora_linear_reference(x, weight, bias, a, b, cohort.groups, 0.5)
             results.append([y.detach(), *torch.autograd.grad(y, (x, a, b), upstream)])
         else:
             sinks = cohort.sink(a), cohort.sink(b)
-            y = lora_linear(x, weight, bias, a, b, cohort.groups, *sinks)
+            y = lora_linear(x, weight, bias, a, b, cohort.groups, 0.5, *sinks)
             (grad,) = torch.autograd.grad(y, x, upstream)
             results.append([y.detach(), grad, *sinks])
     return {name: _error(*pair) for name, *pair in zip(("y", "dX", "dA", "dB"), *results, strict=True)}

@@ -50,7 +50,7 @@ class Shapes:
 
     def groups(self) -> RowGroups:
         """The row groups, each with the slot of its number."""
-        return RowGroups(self.sizes, torch.arange(len(self.sizes)), torch.ones(len(self.sizes)))
+        return RowGroups(self.sizes, torch.arange(len(self.sizes)))
 
     def bank(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Zeros of every slot."""
@@ -120,7 +120,7 @@ def _lora_linear(shapes: Shapes, dtype: torch.dtype, rank: int, drop: bool, froz
     weight, bias = torch.zeros(shapes.outputs, shapes.width, dtype=dtype), torch.zeros(shapes.outputs, dtype=dtype)
     sink_a = None if frozen == "A" else torch.zeros_like(a, dtype=torch.float32)
     sink_b = None if frozen == "B" else torch.zeros_like(b, dtype=torch.float32)
-    y = lora_linear(x, weight, bias, a, b, shapes.groups(), sink_a, sink_b, shapes.dropout() if drop else None)
+    y = lora_linear(x, weight, bias, a, b, shapes.groups(), 0.5, sink_a, sink_b, shapes.dropout() if drop else None)
     y.backward(torch.zeros_like(y))
 
 

@@ -71,7 +71,7 @@ class Sizes:
     def groups(self, rows: int | None = None) -> RowGroups:
         """`rows` for every client (by default its tokens); client k's slot is k and its scale 1."""
         sizes = [self.samples * self.tokens if rows is None else rows] * self.clients
-        return RowGroups(sizes, torch.arange(self.clients), torch.ones(self.clients), self.device)
+        return RowGroups(sizes, torch.arange(self.clients), self.device)
 
 
 def vit_base(device: torch.device) -> Sizes:

@@ -101,7 +101,7 @@ def _engine_backward(i: LoraInputs) -> Call:
 
 def _lora_linear(i: LoraInputs, x: Tensor, shrunk: Tensor | None) -> Callable[[], Tensor]:
     grad_a, grad_b = (torch.zeros(bank.shape, device=bank.device) for bank in (i.lora_a, i.lora_b))
-    return lambda: lora_linear(x, i.weight, i.bias, i.lora_a, i.lora_b, i.groups, grad_a, grad_b, shrunk=shrunk)
+    return lambda: lora_linear(x, i.weight, i.bias, i.lora_a, i.lora_b, i.groups, 1.0, grad_a, grad_b, shrunk=shrunk)
 
 
 def _frozen(i: LoraInputs) -> Call:

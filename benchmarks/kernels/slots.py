@@ -148,9 +148,7 @@ def _heads(sizes: Sizes, generator: torch.Generator) -> HeadInputs:
         weight=random(generator, sizes.clients, sizes.classes, sizes.width, dtype=torch.float32, scale=0.02),
         bias=random(generator, sizes.clients, sizes.classes, dtype=torch.float32),
         labels=torch.randint(0, sizes.classes, (samples,), generator=generator, device=device),
-        groups=RowGroups(
-            [sizes.samples] * sizes.clients, torch.arange(sizes.clients), torch.ones(sizes.clients), device
-        ),
+        groups=RowGroups([sizes.samples] * sizes.clients, torch.arange(sizes.clients), device),
     )
 
 

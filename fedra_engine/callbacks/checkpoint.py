@@ -123,8 +123,7 @@ def _changes(experiment: Experiment, state: GlobalState) -> list[float] | None:
     """`block_changes` of a run; None if clients keep some of what they learn to themselves."""
     if experiment.method.personal_states(state) is not None:
         return None
-    layout, scale = experiment.foundation.adapter_layout, experiment.config.lora.scale
-    return block_changes(state, experiment.initial_state, layout, scale).tolist()
+    return block_changes(state, experiment.initial_state, experiment.foundation.adapter_layout).tolist()
 
 
 class Start(NamedTuple):

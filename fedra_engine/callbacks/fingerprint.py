@@ -27,7 +27,7 @@ from fedra_engine.runtime.files import content_hash
 Fingerprint = Mapping[str, str]
 """Hex digests by part of an experiment."""
 
-RESULT_NEUTRAL = frozenset({"name", "output_dir", "evaluate_every", "execution"})
+RESULT_NEUTRAL = frozenset({"name", "output_dir", "evaluate_every", "report_to", "execution"})
 """Fields of an experiment that do not change what its rounds compute, except for rounding."""
 
 _CHOOSING = ("early_stopping", "keep_best")

@@ -30,7 +30,7 @@ _FILES = (
     *("checkpoints/metrics.jsonl", "adapters/[!.]*", "trace/*.safetensors"),
 )
 _FOLDERS = (
-    *("checkpoints", "adapters", "trace", "best"),
+    *("checkpoints", "tensorboard", "wandb", "adapters", "trace", "best"),
     *("checkpoints/round_*[0-9]", "trace/round_*[0-9]", "best/round_*[0-9]"),
 )
 """Patterns of all that a run writes."""

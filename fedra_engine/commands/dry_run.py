@@ -59,7 +59,7 @@ def _parts_table(experiment: Experiment) -> str:
         ["model", f"{config.model.path}: {type(foundation.model).__name__}, {config.model.dtype}"],
         *(["stem", f"{name} ({count:,} parameters)"] for name, count in _outside_blocks(foundation)),
         ["blocks", f"{foundation.block_path}: {len(blocks)} × {kind} ({size:,} parameters each)"],
-        *(["adapter", f"{t.path}: {t.in_features} → {t.out_features}, rank {layout.rank}"] for t in layout.targets),
+        *(["adapter", f"{t.path}: {t.in_features} → {t.out_features}, rank {t.rank}"] for t in layout.targets),
         ["head", f"{foundation.head_path}: {head.in_features} → {head.out_features}{bias}{shared}"],
         ["trainable", f"{layout.size:,} parameters per block and {trained:,} of the head: {total:,}"],
     ]
@@ -83,14 +83,14 @@ def _outside_blocks(foundation: Foundation) -> list[tuple[str, int]]:
 
 def _costs_table(experiment: Experiment) -> str:
     """One row for each capacity and rank among the clients; memory is the sum of the three columns after it."""
-    config, clients = experiment.config, experiment.clients
-    ranks = np.full(len(clients), config.lora.rank) if clients.ranks is None else clients.ranks
+    clients = experiment.clients
+    ranks = np.full(len(clients), experiment.foundation.adapter_layout.rank) if clients.ranks is None else clients.ranks
     kinds, examples = np.unique(np.stack([clients.capacities, ranks]), axis=1, return_index=True)
     names = ["capacity", "rank", "blocks", "trainable", "uploaded", "downloaded", "memory"]
     rows = [[*names, "frozen", "trained", "activations", "FLOPs per sample"]]
     # Of the first round; in other rounds, methods may assign other numbers of blocks.
     order = np.argsort(examples)
-    assignment = experiment.method.assign(examples[order], 0)
+    assignment = experiment.assign(examples[order], 0)
     cost = experiment.cost_model.count(clients, examples[order], assignment, experiment.method).select(
         np.argsort(order)
     )

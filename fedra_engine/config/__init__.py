@@ -59,6 +59,9 @@ class ModelConfig:
     head_init: Literal["loaded", "zeros", "class_means"] = "loaded"
 
 
+_ALPHA = allowed.number(0, 1e6, above=True)
+
+
 @dataclass
 class LoraConfig:
     """The adapters.
@@ -66,35 +69,51 @@ class LoraConfig:
     Args:
         rank: inner dimension r of A [r, in] and B [out, r].
         alpha: the adapter's product is scaled by alpha / rank.
+        use_rslora: scale by alpha / √rank instead (arXiv 2312.03732).
         dropout: probability of zeroing an input feature of the adapter path during training.
         target_modules: Linear layers inside a block that get an adapter, by PEFT's rules: a list of name
             endings, or one string that is a regular expression for the whole path inside the block, or all-linear.
+        rank_pattern: ranks of single targets, by endings of their paths inside the block, or regular expressions
+            for these, as in {q_proj: 16}.
+        alpha_pattern: the same for alpha.
+        layers_to_transform: the blocks that have adapters, counted from 0; all when empty. A client may hold others,
+            too, which stay as they were loaded.
     """
 
     rank: int = option(8, allowed.RANK)
-    alpha: float = option(16.0, allowed.number(0, 1e6, above=True))
+    alpha: float = option(16.0, _ALPHA)
+    use_rslora: bool = False
     dropout: float = option(0.0, allowed.DECAY)
     target_modules: list[str] | str = option(["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"], allowed.TEXT)
+    rank_pattern: dict[str, int] = option({}, allowed.RANK)
+    alpha_pattern: dict[str, float] = option({}, _ALPHA)
+    layers_to_transform: list[int] = option([], allowed.NATURAL)
 
     @property
-    def scale(self) -> float:
-        """Factor of the adapter's product."""
-        return self.alpha / self.rank
+    def largest_rank(self) -> int:
+        """The largest rank that a target may have."""
+        return max([self.rank, *self.rank_pattern.values()])
 
     def check(self) -> None:
-        """Raise InputError unless `target_modules` names something, or is a regular expression."""
+        """Raise InputError unless `target_modules` names something, and regular expressions are such."""
         if not self.target_modules:
             raise InputError("lora.target_modules: found nothing, expected name endings or a regular expression")
         if isinstance(self.target_modules, str):
-            try:
-                with warnings.catch_warnings():
-                    # Python warns of syntax whose meaning will change.
-                    warnings.simplefilter("error")
-                    re.compile(self.target_modules)
-            except (re.error, Warning, RecursionError, OverflowError) as error:
-                raise InputError(
-                    f"lora.target_modules: found {self.target_modules!r} ({error}), expected a regular expression"
-                ) from error
+            _check_expression("lora.target_modules", self.target_modules)
+        for name in ("rank_pattern", "alpha_pattern"):
+            for pattern in getattr(self, name):
+                _check_expression(f"lora.{name}", pattern)
+
+
+def _check_expression(name: str, text: str) -> None:
+    """Raise InputError unless the `text` in field `name` is a regular expression."""
+    try:
+        with warnings.catch_warnings():
+            # Python warns of syntax whose meaning will change.
+            warnings.simplefilter("error")
+            re.compile(text)
+    except (re.error, Warning, RecursionError, OverflowError) as error:
+        raise InputError(f"{name}: found {text!r} ({error}), expected a regular expression") from error
 
 
 @dataclass
@@ -301,6 +320,7 @@ class ExperimentConfig:
             and adapter are kept in `best/` of the run folder; needs `data.validation_fraction`. None is kept when null.
         name: name of the run folder; made from the method, model and time when null.
         output_dir: folder that receives run folders.
+        report_to: experiment trackers that also get the metrics of every round, if they are installed.
         trace: also write everything needed to recompute each round with other code (needs lora.dropout 0).
     """
 
@@ -310,6 +330,7 @@ class ExperimentConfig:
     keep_best: str | None = option(None, MEASURE_NAMES)
     name: str | None = option(None, allowed.FOLDER_NAME)
     output_dir: str = option("runs", allowed.PATH)
+    report_to: list[str] = option([], allowed.TRACKER)
     trace: bool = False
     data: DataConfig = group(DataConfig)
     model: ModelConfig = group(ModelConfig)
@@ -322,15 +343,16 @@ class ExperimentConfig:
     execution: ExecutionConfig = group(ExecutionConfig)
 
     def check(self) -> None:
-        """Raise InputError if options contradict each other.
-
-        A trace cannot record some random draws, a seed may be too large for `reference`, and rounds are not chosen on
-        test samples.
-        """
+        """Raise InputError if fields of different groups do not fit together."""
         chosen = {"early_stopping.patience": self.early_stopping.patience, "keep_best": self.keep_best}
         for name, value in chosen.items():
             if value is not None:
                 refuse_test_samples(name, value, self.data)
+        if self.lora.rank_pattern and (self.clients.ranks or self.method.name == "hetlora"):
+            other = "method.name hetlora" if self.method.name == "hetlora" else f"clients.ranks {self.clients.ranks}"
+            raise InputError(
+                f"lora.rank_pattern: found {self.lora.rank_pattern} with {other}, expected one rank for all targets"
+            )
         if self.method.allocation == "reference" and self.seed >= 2**32:
             raise InputError(
                 f"seed: found {self.seed} with method.allocation reference, whose legacy NumPy stream takes 32 bits, "

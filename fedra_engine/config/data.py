@@ -29,6 +29,8 @@ class ColumnsConfig:
     Args:
         input: the image or text of a sample; `image` or `text` when null.
         response: the text that a causal language model learns to write after `data.prompt`; `response` when null.
+        messages: conversations, whose last answer a causal language model learns to write; lists of mappings with
+            `role` and `content`, which the tokenizer's chat template turns into text. None when null.
         label: the class; `label` when null, if there is such a column.
         domain: the domain; `domain` when null, if there is such a column.
         client: who owns a sample under the `natural` partition; `client` when null, if there is such a column.
@@ -40,11 +42,13 @@ class ColumnsConfig:
         needs=[
             {"data.source": _TABLES},
             {"data.source": ("hf_dataset", "text_classification"), "data.prompt": (None,)},
+            {"messages": (None,)},
         ],
     )
     response: str | None = option(
         None, allowed.TEXT, needs=[{"data.source": ("causal_lm",)}, {"data.prompt": (SOMETHING,)}]
     )
+    messages: str | None = option(None, allowed.TEXT, needs=[{"data.source": ("causal_lm",)}, {"data.prompt": (None,)}])
     label: str | None = option(None, allowed.TEXT, needs=[{"data.source": _TABLES}])
     domain: str | None = option(None, allowed.TEXT, needs=[{"data.source": _TABLES}])
     client: str | None = option(None, allowed.TEXT, needs=[{"data.source": _TABLES}, {"data.partition": ("natural",)}])

@@ -45,6 +45,8 @@ def describe_type(kind: Any, allowed: Allowed | Choice | None = None) -> str:
     if origin in (list, tuple):
         length = f" of {len(inner)}" if origin is tuple else ""
         return f"a list{length} ({describe_type(inner[0], allowed)} each)"
+    if origin is dict:
+        return f"a mapping of texts ({describe_type(inner[1], allowed)} each)"
     if is_dataclass(kind):
         return f"fields {', '.join(field_types(kind))}"
     return allowed.description if allowed and kind in (int, float, str) else _NAMES[kind]
@@ -57,7 +59,7 @@ class Setting:
     Attributes:
         name: dotted, from the root of the configuration.
         value: in this configuration.
-        allowed: the values that the field, or each entry of a list, may have; None where the type says it.
+        allowed: the values that the field, or each entry of a list or mapping, may have; None where the type says it.
         needs: those of the field and of its groups, with names from the root.
         owner: the group that the field belongs to.
         field: name of the field in the group.

@@ -23,7 +23,7 @@ SOMETHING = object()
 
 @dataclass(frozen=True)
 class Allowed:
-    """Values that a field, or each entry of a list, may have, with a description for help and messages."""
+    """Values that a field, or each entry of a list or mapping, may have, with a description for help and messages."""
 
     description: str
     contains: Callable[[Any], bool]
@@ -74,12 +74,12 @@ def option(default: Any, allowed: Allowed | Choice | None = None, *, needs: Sequ
     """A dataclass field.
 
     Args:
-        default: the value if none is given; a list is copied.
+        default: the value if none is given; a list or mapping is copied.
         allowed: the values it may have, beside null where the field's type has None.
         needs: unless all are met, the field does nothing, and only its default is accepted.
     """
     metadata = {"allowed": allowed, "needs": tuple(needs)}
-    if isinstance(default, list):
+    if isinstance(default, list | dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
 
@@ -148,6 +148,8 @@ PIXELS = whole(1, 4096)
 RANK = whole(1, 128)
 """The kernels keep no larger one on chip."""
 MAP_RANK = whole(0, 128)
+_TRACKERS = ("tensorboard", "wandb", "mlflow")
+TRACKER = Allowed(f"one of {', '.join(_TRACKERS)}", _TRACKERS.__contains__)
 POSITIVE = number(0, 1e12, above=True)
 NON_NEGATIVE = number(0, 1e6)
 RATE = number(0, 1e4, above=True)

@@ -328,9 +328,9 @@ def _merge(values: dict[str, Any], more: Mapping[str, Any]) -> None:
 
 
 def _others(values: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
-    """The `values` that differ from the `usual` ones, group by group."""
+    """The `values` that differ from the `usual` ones, group by group; mappings, which are usually empty, as a whole."""
     return {
-        name: _others(value, usual[name]) if isinstance(value, dict) else value
+        name: _others(value, usual[name]) if isinstance(value, dict) and usual[name] else value
         for name, value in values.items()
         if value != usual[name]
     }

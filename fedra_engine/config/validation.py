@@ -87,6 +87,8 @@ def check_values(config: Any) -> None:
         for member in members if isinstance(value, list) else ():
             if get_origin(member) is list or (get_origin(member) is tuple and len(get_args(member)) == len(value)):
                 entries, kind = value, get_args(member)[0]
+        if isinstance(value, dict) and get_origin(kind) is dict:
+            entries, kind = list(value.values()), get_args(kind)[1]
         if len(entries) > LONGEST_LIST:
             raise InputError(f"{setting.name}: found a list of {len(entries):,}, expected at most {LONGEST_LIST:,}")
         types = set(union_members(kind))

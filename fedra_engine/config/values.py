@@ -191,6 +191,8 @@ def fitted(name: str, kind: Any, value: Any) -> Any:
                 return float(value)
         if member is bool and isinstance(value, str):
             return _WORDS.get(value.lower(), value)
+        if origin is dict and isinstance(value, dict):
+            return {key: fitted(name, get_args(member)[1], entry) for key, entry in value.items()}
         if is_dataclass(member) and isinstance(value, dict):
             return _made(name, member, value)
     return value

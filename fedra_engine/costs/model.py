@@ -59,7 +59,7 @@ class BlockFlops:
     Attributes:
         frozen: products with frozen weights.
         activations: products of activations.
-        a: products with all adapters' A, at the layout's full rank.
+        a: products with all adapters' A, at their full ranks.
         b: the same for B.
         hidden: tokens of a sample, and features of a token.
     """
@@ -92,10 +92,10 @@ def measure_block_flops(foundation: Foundation, samples: Samples) -> BlockFlops:
         linears = [f"{name}.{path}" for path, module in block.named_modules() if is_linear(module)]
         activations[index] = flops(name, batched_only=True) - sum(flops(path, batched_only=True) for path in linears)
         frozen[index] = flops(name) - activations[index]
-        for target in layout.targets:
+        for target in layout.targets if foundation.adapted[index] else ():
             # The frozen product takes 2·n·in·out, that of A 2·n·in·r.
-            a[index] += flops(f"{name}.{target.path}") * (layout.rank / target.out_features)
-            b[index] += flops(f"{name}.{target.path}") * (layout.rank / target.in_features)
+            a[index] += flops(f"{name}.{target.path}") * (target.rank / target.out_features)
+            b[index] += flops(f"{name}.{target.path}") * (target.rank / target.in_features)
     return BlockFlops(frozen, activations, a, b, (tokens, features))
 
 
@@ -104,7 +104,8 @@ def parameters_of(blocks: Allocation, assignment: Assignment, factor: Factor, fo
     layout = foundation.adapter_layout
     columns = layout.columns(factor)
     slot = (columns.stop - columns.start) * _rank_shares(assignment, layout.rank)
-    return blocks.sum(axis=1) * slot + assignment.has_exit.sum(axis=1) * foundation.head_layout.trained_size
+    heads = assignment.has_exit.sum(axis=1) * foundation.head_layout.trained_size
+    return (blocks & foundation.adapted).sum(axis=1) * slot + heads
 
 
 def processed_samples(samples: NDArray[np.int64], training: TrainingConfig) -> NDArray[np.int64]:
@@ -226,7 +227,7 @@ class CostModel:
         """Bytes to train both factors of any 1, 2, … blocks on full batches, [blocks]."""
         foundation, layout = self._foundation, self._foundation.adapter_layout
         kept = self._training.batch_size * self._kept(rank, "both")
-        slot = layout.size * rank / layout.rank * self._bytes_per_parameter
+        slot = layout.of_rank(rank).size * self._bytes_per_parameter
         block = self._block_bytes + slot + kept[:-1]
         head = foundation.head_layout.trained_size * self._bytes_per_parameter
         total: Counts = self._other_bytes + head + kept[-1] + np.cumsum(np.sort(block)[::-1])
@@ -238,9 +239,9 @@ class CostModel:
         The change is sent as the stacked factors of all participants, or as matrices if these are smaller.
         """
         layout = self._foundation.adapter_layout
-        stacked = (_rank_shares(assignment, layout.rank) * layout.rank) @ assignment.trained_blocks
-        shapes = [(target.in_features, target.out_features) for target in layout.targets]
-        total: Counts = np.sum([np.minimum(stacked * (i + o), i * o) for i, o in shapes], axis=0)
+        participants = _rank_shares(assignment, layout.rank) @ assignment.trained_blocks
+        sizes = [(t.rank * (t.in_features + t.out_features), t.in_features * t.out_features) for t in layout.targets]
+        total: Counts = np.sum([np.minimum(participants * factors, matrix) for factors, matrix in sizes], axis=0)
         return total
 
     def _activation_bytes(self, assignment: Assignment) -> Counts:

@@ -49,8 +49,8 @@ class DomainData:
     Attributes:
         task: determines the columns of `content`.
         content: a `Dataset` with `image` for image_classification, `text` for text_classification, `prompt` and
-            `response` for causal_lm (the prompt may be empty); or decoded images, uint8 [samples, channels, height,
-            width].
+            `response` for causal_lm (the prompt may be empty), or `messages` (JSON) and `response`; or decoded images,
+            uint8 [samples, channels, height, width].
         domain_of: int64 [samples], index into `domains`.
         domains: names; client capacities follow this order.
         labels: int64 [samples], index into `classes`; None for samples without labels.

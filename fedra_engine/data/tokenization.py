@@ -14,7 +14,7 @@ import numpy as np
 
 from fedra_engine.data.cache import MadeRows, Part, RowMaker, make_rows
 from fedra_engine.data.domain_data import DomainData
-from fedra_engine.runtime.errors import InputError, one_line
+from fedra_engine.runtime.errors import InputError, one_line, shown
 from fedra_engine.runtime.files import content_hash
 
 if TYPE_CHECKING:
@@ -107,8 +107,8 @@ def token_rows(data: DomainData, tokenization: Tokenization, *, skip: bool) -> M
     """Tokenize every text of `data`, or read its tokens from the cache.
 
     Long texts to classify are truncated on the right, but keep the special tokens. For causal language models a row is
-    the prompt, the response and the end token. If they are too long, the prompt loses its beginning down to half of
-    `max_length`, then the response its end.
+    the prompt, the response and the end token, or a conversation in the tokenizer's chat template. If they are too
+    long, the prompt loses its beginning down to half of `max_length`, then the response its end.
 
     With `skip`, texts without tokens are left empty and noted in `skipped`.
 
@@ -117,8 +117,9 @@ def token_rows(data: DomainData, tokenization: Tokenization, *, skip: bool) -> M
         padding; and `prompt`, the number of tokens of the prompt.
 
     Raises:
-        InputError: `max_length` has no room for a word, a text has a token outside the model's vocabulary, or, without
-            `skip`, a text has no tokens.
+        InputError: `max_length` has no room for a word, a text has a token outside the model's vocabulary, the
+            tokenizer has no chat template for conversations or one that cannot be used, or, without `skip`, a text has
+            no tokens.
     """
     # A causal language model does not predict the first token.
     special = 1 if data.task == "causal_lm" else tokenization.tokenizer.num_special_tokens_to_add()
@@ -126,6 +127,10 @@ def token_rows(data: DomainData, tokenization: Tokenization, *, skip: bool) -> M
         raise InputError(
             f"data.max_length: found {tokenization.max_length}, expected at least {special + 1} for a "
             f"{data.task.replace('_', ' ')} sample of this tokenizer"
+        )
+    if _is_chat(data) and not getattr(tokenization.tokenizer, "chat_template", None):
+        raise InputError(
+            "model.path: found a tokenizer without a chat template with data.columns.messages, expected one with it"
         )
     rows = make_rows(data, _TokenMaker(data, tokenization), skip=skip)
     known, start = tokenization.vocabulary, 0
@@ -190,6 +195,7 @@ class _TokenMaker(RowMaker):
             (transformers.__version__, tokenizers.__version__, kind.__module__, kind.__qualname__),
             (backend.to_str(), tokenizer.special_tokens_map, tokenizer.truncation_side),
             sorted((name, repr(value)) for name, value in settings.items()),
+            getattr(tokenizer, "chat_template", None) if _is_chat(self._data) else None,
         )
         return _digest(_FORMAT, self._data.task, tokenization.max_length, tokenization.padding, state)
 
@@ -221,26 +227,56 @@ class _TokenMaker(RowMaker):
         """Tokens, and number of prompt tokens, of each sample."""
         tokenizer = self._tokenization.tokenizer
         if self._data.task == "causal_lm":
-            prompts, responses = (
-                tokenizer(texts[name], add_special_tokens=False)["input_ids"] for name in ("prompt", "response")
-            )
-            return list(map(self._with_response, prompts, responses))
+            if is_chat := _is_chat(self._data):
+                pairs = [self._in_template(*pair) for pair in zip(texts["messages"], texts["response"], strict=True)]
+                parts = [list(part) for part in zip(*pairs, strict=True)]
+            else:
+                parts = [texts["prompt"], texts["response"]]
+            prompts, responses = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts)
+            # A template has its own tokens at both ends.
+            tokens = (None, None) if is_chat else (tokenizer.bos_token_id, tokenizer.eos_token_id)
+            start, end = ([] if token is None else [token] for token in tokens)
+            return [
+                self._with_response(start + one, other + end, len(start))
+                for one, other in zip(prompts, responses, strict=True)
+            ]
         words = [text or "" for text in texts["text"]]
         encoded = tokenizer(words, truncation=True, max_length=self._tokenization.max_length)["input_ids"]
         # Special tokens alone are no text.
         return [(ids if text.strip() else [], 0) for ids, text in zip(encoded, words, strict=True)]
 
-    def _with_response(self, prompt: list[int], response: list[int]) -> tuple[list[int], int]:
-        """Prompt and response as one truncated row, and the number of prompt tokens."""
-        tokenizer, longest = self._tokenization.tokenizer, self._tokenization.max_length
-        start, end = ([] if token is None else [token] for token in (tokenizer.bos_token_id, tokenizer.eos_token_id))
-        response = response + end
-        room = max(longest - len(response), longest // 2) - len(start)
-        prompt = start + prompt[max(len(prompt) - room, 0) :]
+    def _in_template(self, messages: str, response: str) -> tuple[str, str]:
+        """A conversation before and after the beginning of its last answer, as the chat template writes it."""
+        tokenizer, before = self._tokenization.tokenizer, json.loads(messages)
+        answer = {"role": "assistant", "content": response}
+        try:
+            prompt: str = tokenizer.apply_chat_template(before, tokenize=False, add_generation_prompt=True)
+            whole: str = tokenizer.apply_chat_template([*before, answer], tokenize=False)
+        except Exception as error:  # Whatever a template can raise.
+            raise InputError(
+                f"model.path: the tokenizer's chat template refuses ({one_line(error)}) {shown(messages)}, expected "
+                "one for data.columns.messages"
+            ) from error
+        if not whole.startswith(prompt):
+            raise InputError(
+                "model.path: found a chat template that writes an answer otherwise than it begins one, expected one "
+                "whose generation prompt begins every answer"
+            )
+        return prompt, whole[len(prompt) :]
+
+    def _with_response(self, prompt: list[int], response: list[int], kept: int) -> tuple[list[int], int]:
+        """Prompt and response as one truncated row, and the number of prompt tokens, of which the first are `kept`."""
+        longest = self._tokenization.max_length
+        room = max(longest - len(response), longest // 2) - kept
+        prompt = prompt[:kept] + prompt[max(len(prompt) - room, kept) :]
         return (prompt + response)[:longest], len(prompt)
 
     def describe(self, row: int) -> str:
         return self._data.describe(row, "text")
+
+
+def _is_chat(data: DomainData) -> bool:
+    return data.task == "causal_lm" and "messages" in cast("Dataset", data.content).column_names
 
 
 def _digest(*values: object) -> str:

@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedra_engine.config import LoraConfig
 from fedra_engine.data.samples import Samples
 from fedra_engine.execution.metrics import Metric, MetricSums, metrics_of
 from fedra_engine.execution.plan import ExitCopy
@@ -71,7 +70,6 @@ class Evaluator:
     foundation: Foundation
     model: SweepModel
     test: Samples
-    lora: LoraConfig
     domains: Sequence[str]
     processes: Processes = field(default_factory=Processes.alone)
 
@@ -192,7 +190,7 @@ class Evaluator:
 
         def score(rows: Tensor, metrics: MetricSums | None) -> Tensor:
             batch = self.test.batch(rows.repeat(count), foundation.device, foundation.dtype)
-            features = self.model.features_of(batch.inputs, adapters, slots, scale=self.lora.scale, copies=copies)
+            features = self.model.features_of(batch.inputs, adapters, slots, copies=copies)
             if metrics is None or not metrics.metrics:
                 return foundation.task.scores(features, batch, heads).cpu()
             domains = self.test.domains[rows].to(foundation.device)
@@ -225,7 +223,6 @@ class FisherInformation:
     foundation: Foundation
     model: SweepModel
     samples: Samples
-    scale: float
     seed: int
     processes: Processes = field(default_factory=Processes.alone)
 
@@ -261,7 +258,7 @@ class FisherInformation:
         foundation.use_base(state.base)
         slots = np.arange(count * depth).reshape(count, depth)
         batch = self.samples.batch(rows, foundation.device, foundation.dtype)
-        features = self.model.features_of(batch.inputs, adapters, slots, gradients, scale=self.scale)
+        features = self.model.features_of(batch.inputs, adapters, slots, gradients)
         layout, labels = foundation.head_layout, batch.labels
         weight, bias = layout.weight(state.heads[-1])[labels], layout.bias(state.heads[-1])[labels]
         self.model.backward(((features.to(weight.dtype) * weight).sum(1) + bias).sum())

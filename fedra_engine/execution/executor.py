@@ -85,7 +85,7 @@ def make_executor(
         InputError: there is too little memory for the lanes.
     """
     with Stage("measuring the memory of a client"):
-        memory = measure_lane(foundation, model, train, config.lora, config.training, heads)
+        memory = measure_lane(foundation, model, train, config.training, heads)
     executor: Executor
     if config.execution.executor == "sequential":
         executor = SequentialExecutor(foundation, train, config.lora, model.arguments)

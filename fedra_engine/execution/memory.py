@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from fedra_engine.config import LoraConfig, TrainingConfig
+from fedra_engine.config import TrainingConfig
 from fedra_engine.data.samples import Samples
 from fedra_engine.execution.banks import bytes_per_parameter
 from fedra_engine.execution.sweep_model import SweepModel
@@ -56,11 +56,11 @@ class LaneMemory:
 
 
 def measure_lane(
-    foundation: Foundation, model: SweepModel, samples: Samples, lora: LoraConfig, training: TrainingConfig, heads: int
+    foundation: Foundation, model: SweepModel, samples: Samples, training: TrainingConfig, heads: int
 ) -> LaneMemory:
     """Measure the memory of a client with all blocks, `heads` classifiers, and a full batch of the longest sample."""
     longest = 0 if samples.lengths is None else int(samples.lengths.argmax())
-    one, two = (_kept_bytes(foundation, model, samples, lora, longest, count) for count in (1, 2))
+    one, two = (_kept_bytes(foundation, model, samples, longest, count) for count in (1, 2))
     inputs = samples.inputs(torch.tensor([longest]), foundation.device, foundation.dtype)
     per_parameter = bytes_per_parameter(training, foundation.adapter_dtype, foundation.dtype)
     size = foundation.depth * foundation.adapter_layout.size + heads * foundation.head_layout.size
@@ -123,16 +123,14 @@ def hidden_shape(foundation: Foundation, inputs: Mapping[str, Tensor]) -> torch.
     return hidden[0].shape
 
 
-def _kept_bytes(
-    foundation: Foundation, model: SweepModel, samples: Samples, lora: LoraConfig, row: int, count: int
-) -> int:
+def _kept_bytes(foundation: Foundation, model: SweepModel, samples: Samples, row: int, count: int) -> int:
     """Bytes that a pass saves for backward, of one client with all blocks and `count` times the sample `row`."""
     device, dtype, slots = foundation.device, foundation.dtype, np.arange(foundation.depth)[None]
     bank = torch.zeros(foundation.depth, foundation.adapter_layout.size, dtype=dtype, device=device)
     gradients = torch.zeros_like(bank)
     inputs = samples.inputs(torch.full((count,), row), device, dtype)
     weights = [*foundation.model.parameters(), *foundation.model.buffers(), bank, gradients]
-    return saved_bytes(lambda: model.features_of(inputs, bank, slots, gradients, scale=lora.scale), weights)
+    return saved_bytes(lambda: model.features_of(inputs, bank, slots, gradients), weights)
 
 
 def saved_bytes(run: Callable[[], object], excluded: Iterable[Tensor]) -> int:

@@ -110,11 +110,10 @@ def plan_groups(
     sizes: Sequence[int],
     slots: NDArray[np.int64],
     *,
-    scale: float = 1.0,
     copies: Sequence[ExitCopy] = (),
 ) -> SweepPlan:
     """`make_plan` where group i has row i of the head bank."""
-    return make_plan(foundation, sizes, slots, np.arange(len(sizes)), scale=scale, copies=copies)[0]
+    return make_plan(foundation, sizes, slots, np.arange(len(sizes)), copies=copies)[0]
 
 
 def make_plan(
@@ -123,7 +122,6 @@ def make_plan(
     slots: NDArray[np.int64],
     heads: NDArray[np.int64],
     *,
-    scale: float,
     copies: Sequence[ExitCopy] = (),
     replaced: NDArray[np.bool_] | None = None,
     requested: RequestedTables | None = None,
@@ -137,7 +135,6 @@ def make_plan(
         sizes: number of samples of each group, in the order of the batch.
         slots: int64 [groups, blocks], the adapter bank's rows; -1 where a group skips the block.
         heads: int64 [groups], the head bank's rows.
-        scale: LoRA's alpha / rank.
         copies: which groups are copies of others at early exits.
         replaced: bool [groups, blocks], where a group passes through the block's stand-in; nowhere when None.
         requested: what kernels requested of the plan before; collects what they request of this one.
@@ -149,8 +146,7 @@ def make_plan(
     owner = np.repeat(np.arange(len(counts)), counts)
 
     def groups(members: NDArray[np.int64], rows: NDArray[np.int64], kind: set[TableKey]) -> RowGroups:
-        scales = torch.full((len(rows),), scale, dtype=foundation.adapter_dtype)
-        return RowGroups(counts[members].tolist(), torch.from_numpy(rows), scales, foundation.device, kind)
+        return RowGroups(counts[members].tolist(), torch.from_numpy(rows), foundation.device, kind)
 
     of_batch = groups(np.arange(len(counts)), heads, requested.heads)
     tables = of_batch.host_tables(of_heads)
@@ -210,7 +206,6 @@ class StepTables:
         lanes: Sequence[Lane],
         foundation: Foundation,
         assignment: Assignment,
-        scale: float,
         requested: RequestedTables,
     ) -> None:
         """Make the tables for the next step of `lanes`; see `make_plan`."""
@@ -242,7 +237,6 @@ class StepTables:
             [self._sizes[owner] for owner in owners],
             slots,
             np.array(heads, dtype=np.int64),
-            scale=scale,
             copies=[
                 ExitCopy(assignment.exits[lanes[source].exits[exit]], len(lanes) + copy, source)
                 for copy, (exit, source) in enumerate(copies)

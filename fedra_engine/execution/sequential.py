@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -20,6 +21,7 @@ from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.local_terms import ClientAlone, LocalTerm, training_terms
 from fedra_engine.federation.updates import ClientUpdate, ClientUpdates
 from fedra_engine.federation.work import LocalWork
+from fedra_engine.models.adapters import Target
 from fedra_engine.models.batch_arguments import BatchArguments
 from fedra_engine.models.foundation import Foundation, cut_to_blocks, replace_module
 from fedra_engine.models.stand_ins import StandInBlock
@@ -164,7 +166,7 @@ class Submodel:
         self.held = nn.ModuleList(stages[position] for position in np.searchsorted(self._places, blocks).tolist())
         if assignment.replaced_blocks[row].any():
             self._put_stand_ins(state, arguments)
-        rank = lora.rank if assignment.ranks is None else int(assignment.ranks[row])
+        rank = foundation.adapter_layout.rank if assignment.ranks is None else int(assignment.ranks[row])
         slots = state.adapters[torch.from_numpy(blocks).to(foundation.device)]
         assignment.make_own(row, client, blocks, slots, foundation.adapter_layout)
         self._dropouts: list[CounterDropout] = []
@@ -189,27 +191,27 @@ class Submodel:
 
     def _inject(self, lora: LoraConfig, rank: int, slots: Tensor) -> list[list[LoraLayer]]:
         """Replace the targets by PEFT's layers, with the factors of `slots` [held, slot size] up to `rank`."""
-        layout = self._foundation.adapter_layout
-        names = [f"{position}.{target.path}" for position in range(len(slots)) for target in layout.targets]
-        inject_adapter_in_model(
-            PeftLoraConfig(
-                r=rank,
-                lora_alpha=lora.scale * rank,
-                lora_dropout=lora.dropout,
-                target_modules=names,
-                fan_in_fan_out=self._foundation.stores_input_first,
-            ),
-            self.held,
+        layout, own = self._foundation.adapter_layout, self._foundation.adapter_layout.of_rank(rank)
+        adapted = self._foundation.adapted[self.blocks]
+        names = [f"{position}.{target.path}" for position in np.flatnonzero(adapted) for target in own.targets]
+        settings = PeftLoraConfig(
+            rank_pattern={_pattern(target): target.rank for target in own.targets},
+            alpha_pattern={_pattern(target): target.scale * target.rank for target in own.targets},
+            lora_dropout=lora.dropout,
+            target_modules=names,
+            fan_in_fan_out=self._foundation.stores_input_first,
         )
+        if names:
+            inject_adapter_in_model(settings, self.held)
         layers: list[list[LoraLayer]] = []
         for position, block in enumerate(self.blocks.tolist()):
             layers.append([])
-            for index, target in enumerate(layout.targets):
+            for index, target in enumerate(own.targets if adapted[position] else ()):
                 layer = self.held[position].get_submodule(target.path)
                 assert isinstance(layer, LoraLayer)
                 a, b = _factors(layer)
-                a.data = layout.lora_a(slots[position], index)[:rank].clone()
-                b.data = layout.lora_b(slots[position], index)[:, :rank].clone()
+                a.data = layout.lora_a(slots[position], index)[: target.rank].clone()
+                b.data = layout.lora_b(slots[position], index)[:, : target.rank].clone()
                 if lora.dropout > 0:
                     self._dropouts.append(CounterDropout(block, index))
                     layer.lora_dropout[_ADAPTER] = self._dropouts[-1]
@@ -248,6 +250,11 @@ class Submodel:
                 layout.lora_a(slot, target)[: len(a)] = a.detach()
                 layout.lora_b(slot, target)[:, : b.shape[1]] = b.detach()
         return ClientUpdate(self.blocks[trained], slots, self._exits, torch.stack(heads))
+
+
+def _pattern(target: Target) -> str:
+    """The regular expression by which PEFT finds a target in any block."""
+    return rf"\d+\.{re.escape(target.path)}"
 
 
 def _factors(layer: LoraLayer) -> tuple[nn.Parameter, nn.Parameter]:

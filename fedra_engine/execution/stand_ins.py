@@ -44,7 +44,6 @@ class StandInFit:
     samples: Samples
     rows: NDArray[np.int64]
     config: MethodConfig
-    scale: float
     seed: int
     processes: Processes
 
@@ -89,7 +88,7 @@ class StandInFit:
             if not portion.is_padding:
                 of_block.add(x.flatten(0, -2), (y - x).flatten(0, -2))
 
-        self.model.watch_blocks(inputs, state.adapters, see, scale=self.scale)
+        self.model.watch_blocks(inputs, state.adapters, see)
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ class SweepExecutor:
                 self.model.dummy_pass(self.samples.inputs(first, foundation.device, foundation.dtype))
                 continue
             if tables is None or not tables.fits(lanes):
-                tables = StepTables(lanes, foundation, assignment, self.lora.scale, self._requested)
+                tables = StepTables(lanes, foundation, assignment, self._requested)
             self._requested.clear()
             self._step(pool, tables, factors, stand_ins)
             if updates := pool.take_finished():
@@ -126,6 +126,9 @@ class SweepExecutor:
             dropout = DropoutKeys(self.lora.dropout, work.seed, work.round, clients[first], steps[first])
         batch = self.samples.batch(rows, foundation.device, foundation.dtype, draws)
         features = self.model.features(batch.inputs, tables.plan, factors, dropout, stand_ins)
+        if not features.requires_grad:
+            # Nobody here has adapters to train; the gradients of the heads need a backward pass all the same.
+            features.requires_grad_()
         heads = PassHeads(pool.heads.parameters, pool.heads.gradients, tables.plan.heads, tables.exits)
         losses = foundation.task.losses(features, batch, heads)
         scale = loss_scale(foundation.dtype)

@@ -84,7 +84,7 @@ class SweepContext:
 class GroupedLoraLinear(nn.Module):
     """A frozen Linear plus, for each client's rows, that client's adapter."""
 
-    def __init__(self, linear: nn.Module, context: SweepContext, block: int, target: int) -> None:
+    def __init__(self, linear: nn.Module, context: SweepContext, block: int, target: int, scale: float) -> None:
         super().__init__()
         weight, bias = linear.weight, linear.bias
         assert isinstance(weight, nn.Parameter)
@@ -93,6 +93,7 @@ class GroupedLoraLinear(nn.Module):
         self.bias = bias
         self.in_features, self.out_features = linear_shape(linear)
         self.target = target
+        self._scale = scale
         self._context = context
         self._block = block
         self._input_first = stores_input_first(linear)
@@ -109,6 +110,7 @@ class GroupedLoraLinear(nn.Module):
             current.adapters.lora_a[target],
             current.adapters.lora_b[target],
             current.groups(block, x.numel() // self.in_features),
+            self._scale,
             current.adapters.grad_a[target],
             current.adapters.grad_b[target],
             dropout=current.dropout.get((block, target)),

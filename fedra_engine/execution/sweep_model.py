@@ -67,9 +67,9 @@ class SweepModel:
         replace_module(self._model, foundation.head_path, nn.Identity())
         plain = [SweepBlock(block, self._context, i, self.arguments[i]) for i, block in enumerate(blocks)]
         for position, block in enumerate(blocks):
-            for index, target in enumerate(foundation.adapter_layout.targets):
-                linear = block.get_submodule(target.path)
-                replace_module(block, target.path, GroupedLoraLinear(linear, self._context, position, index))
+            for index, target in enumerate(foundation.adapter_layout.targets if foundation.adapted[position] else ()):
+                linear, place = block.get_submodule(target.path), (position, index)
+                replace_module(block, target.path, GroupedLoraLinear(linear, self._context, *place, target.scale))
             blocks[position] = plain[position]
         if sharding is not None:
             sharding.attach(self._model)
@@ -109,7 +109,6 @@ class SweepModel:
         slots: NDArray[np.int64],
         gradients: Tensor | None = None,
         *,
-        scale: float = 1.0,
         copies: Sequence[ExitCopy] = (),
     ) -> Tensor:
         """As `features`, outside of a round, for `inputs` that are divided evenly among groups.
@@ -119,25 +118,21 @@ class SweepModel:
             adapters: [bank rows, slot size].
             slots: int64 [groups, blocks], bank rows; -1 where a group skips the block.
             gradients: [bank rows, slot size], which `backward` adds to; None for no gradients.
-            scale: LoRA's alpha / rank.
             copies: the groups that are copies of others at early exits.
         """
         foundation = self._foundation
         sizes = [len(next(iter(inputs.values()))) // len(slots)] * len(slots)
-        plan = plan_groups(foundation, sizes, slots, scale=scale, copies=copies)
+        plan = plan_groups(foundation, sizes, slots, copies=copies)
         bank = adapters.to(foundation.device, foundation.dtype)
         return self.features(inputs, plan, BankFactors(foundation.adapter_layout, bank, gradients))
 
-    def watch_blocks(
-        self, inputs: ModelInputs, adapters: Tensor, see: Callable[[int, Tensor, Tensor], None], *, scale: float
-    ) -> None:
+    def watch_blocks(self, inputs: ModelInputs, adapters: Tensor, see: Callable[[int, Tensor, Tensor], None]) -> None:
         """Pass through the whole model, and `see` each block's number and hidden states before and after it.
 
         Args:
             inputs: the inputs of one group.
             adapters: those of the blocks, [blocks, slot size].
             see: gets hidden states [samples, ..., features].
-            scale: LoRA's alpha / rank.
         """
         given: list[Tensor] = []
 
@@ -152,7 +147,7 @@ class SweepModel:
         hooks = [block.register_forward_pre_hook(before, with_kwargs=True) for block in blocks.children()]
         hooks += [block.register_forward_hook(after, with_kwargs=True) for block in blocks.children()]
         try:
-            self.features_of(inputs, adapters, np.arange(self._foundation.depth)[None], scale=scale)
+            self.features_of(inputs, adapters, np.arange(self._foundation.depth)[None])
         finally:
             for hook in hooks:
                 hook.remove()

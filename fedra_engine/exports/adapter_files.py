@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from safetensors.torch import save_file
 from torch import Tensor
 
 from fedra_engine.callback import Outcome
-from fedra_engine.config import ExperimentConfig
+from fedra_engine.config import ExperimentConfig, LoraConfig
 from fedra_engine.experiment import Experiment
 from fedra_engine.exports.loading_lines import base_model, has_own_head, pooling_of
 from fedra_engine.exports.model_card import adapter_card
@@ -64,15 +68,15 @@ def save_adapter(
     `classes` go into `labels.json`. Classifiers for which the pretrained model has no module get files of their own:
     the head of a `PooledClassifier` (`head.safetensors`) and those of early exits (`exits.safetensors`).
     """
-    layout, adapters, alpha = foundation.adapter_layout, state.adapters, config.lora.alpha
+    layout, adapters = foundation.adapter_layout, state.adapters
     if state.base:
-        layout, adapters = _with_change_of_base(layout, state, loaded_base, config.lora.scale)
-        alpha = layout.rank
+        layout, adapters = _with_change_of_base(layout, state, loaded_base)
     block_path = own_path(foundation.model, foundation.block_path)
+    adapted = np.flatnonzero(foundation.adapted[:depth]).tolist()
     tensors = {
         f"{_PREFIX}.{block_path}.{block}.{name}.weight": factor.contiguous().cpu()
-        for block, slot in enumerate(adapters[:depth])
-        for name, factor in layout.named_factors(slot)
+        for block in adapted
+        for name, factor in layout.named_factors(adapters[block])
     }
     folder.mkdir(parents=True, exist_ok=True)
     if foundation.task.trains_head:
@@ -82,16 +86,28 @@ def save_adapter(
     settings = PeftLoraConfig(
         base_model_name_or_path=base_model(config),
         **_task(foundation, config),
-        r=layout.rank,
-        lora_alpha=alpha,
+        **_ranks_and_scales(layout, config.lora, block_path),
         lora_dropout=config.lora.dropout,
         fan_in_fan_out=foundation.stores_input_first,
         modules_to_save=[own_path(foundation.model, foundation.saved_path)] if has_own_head(foundation) else None,
         inference_mode=True,
     )
     # The constructor would make them a set, whose order differs from process to process.
-    settings.target_modules = [f"{block_path}.{b}.{target.path}" for b in range(depth) for target in layout.targets]
+    settings.target_modules = [f"{block_path}.{b}.{target.path}" for b in adapted for target in layout.targets]
     settings.save_pretrained(str(folder))
+
+
+def _ranks_and_scales(layout: AdapterLayout, lora: LoraConfig, block_path: str) -> dict[str, Any]:
+    """The settings by which PEFT gives each target its rank and scale; patterns only where targets differ."""
+    # Of 16 digits, the last is that of rounding.
+    alphas = [float(f"{t.scale * (math.sqrt(t.rank) if lora.use_rslora else t.rank):.15g}") for t in layout.targets]
+    settings: dict[str, Any] = {"r": layout.rank, "lora_alpha": alphas[0], "use_rslora": lora.use_rslora}
+    paths = [rf"{re.escape(block_path)}\.\d+\.{re.escape(t.path)}" for t in layout.targets]
+    ranks = {path: t.rank for path, t in zip(paths, layout.targets, strict=True) if t.rank != layout.rank}
+    return settings | {
+        "rank_pattern": ranks,
+        "alpha_pattern": {path: alpha for path, alpha in zip(paths, alphas, strict=True) if alpha != alphas[0]},
+    }
 
 
 def _save_heads(folder: Path, foundation: Foundation, heads: Tensor) -> dict[str, Tensor]:
@@ -123,20 +139,22 @@ def _task(foundation: Foundation, config: ExperimentConfig) -> dict[str, Any]:
 
 
 def _with_change_of_base(
-    layout: AdapterLayout, state: GlobalState, loaded: tuple[Tensor, ...], scale: float
+    layout: AdapterLayout, state: GlobalState, loaded: tuple[Tensor, ...]
 ) -> tuple[AdapterLayout, Tensor]:
     """Adapters of scale 1, and their layout, that equal the state's adapters plus the change of its frozen weights.
 
     The change is that from the `loaded` weights. The rank is the least whose error is below their rounding.
     """
     changes = [
-        after.double() - before.double() + scale * product
-        for after, before, product in zip(state.base, loaded, factor_products(state.adapters, layout), strict=True)
+        after.double() - before.double() + target.scale * product
+        for target, after, before, product in zip(
+            layout.targets, state.base, loaded, factor_products(state.adapters, layout), strict=True
+        )
     ]
     rounding = [torch.finfo(weights.dtype).eps * weights.double().norm(dim=(1, 2)) for weights in state.base]
     rank = max(
         int((torch.linalg.svdvals(change) > least[:, None]).sum(1).max())
         for change, least in zip(changes, rounding, strict=True)
     )
-    merged = AdapterLayout(layout.targets, max(rank, 1))
+    merged = AdapterLayout(tuple(replace(target, rank=max(rank, 1), scale=1.0) for target in layout.targets))
     return merged, decompose(changes, merged).to(state.adapters)

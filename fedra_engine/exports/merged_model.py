@@ -149,7 +149,7 @@ def save_merged(
         InputError: no configuration describes the model.
     """
     cut: Any = cut_to_blocks(foundation, part.blocks.tolist())
-    tensors = merged_tensors(foundation, cut, part, config.lora.scale)
+    tensors = merged_tensors(foundation, cut, part)
     expected = functional_call(cut, tensors, (), inputs, tie_weights=False).logits
     pooling, head = pooling_of(foundation), dict[str, Tensor]()
     own = cut if pooling is None else cut.backbone
@@ -173,7 +173,7 @@ def save_merged(
         )
 
 
-def merged_tensors(foundation: Foundation, cut: nn.Module, part: Part, scale: float) -> dict[str, Tensor]:
+def merged_tensors(foundation: Foundation, cut: nn.Module, part: Part) -> dict[str, Tensor]:
     """The state dict of `cut`, which has the blocks of `part`, with its adapters merged, and its head.
 
     Sums are rounded to the precision of the model once.
@@ -183,7 +183,7 @@ def merged_tensors(foundation: Foundation, cut: nn.Module, part: Part, scale: fl
     for position, slot in enumerate(part.slots):
         for index, target in enumerate(layout.targets):
             path = f"{foundation.block_path}.{position}.{target.path}"
-            product = scale * (layout.lora_b(slot, index) @ layout.lora_a(slot, index))
+            product = target.scale * (layout.lora_b(slot, index) @ layout.lora_a(slot, index))
             weight = tensors[f"{path}.weight"]
             change = product.T if stores_input_first(cut.get_submodule(path)) else product
             tensors[f"{path}.weight"] = (weight + change.to(weight.device)).to(weight.dtype)

@@ -90,6 +90,10 @@ class Assignment:
             replaced &= np.arange(self.held.shape[1]) <= last[:, None]
         return replace(self, replaced=replaced)
 
+    def training_only(self, blocks: NDArray[np.bool_]) -> Assignment:
+        """The same, but nobody trains adapters of other than these `blocks`, bool [blocks]."""
+        return self if blocks.all() else replace(self, trained=self.trained_blocks & blocks)
+
     def exits_of(self, row: int) -> NDArray[np.int64]:
         """Indices of the classifiers that the participant in `row` trains, ascending int64 [exits]."""
         return np.flatnonzero(self.has_exit[row])

@@ -32,7 +32,6 @@ class Federation:
         config: `method` of the configuration.
         depth: number of blocks of the foundation model.
         layout: where the factors lie in a slot.
-        scale: factor of the adapter's product, alpha / rank.
         fisher: function of a state, a number of training samples and a round, which draws the samples; gives the
             Fisher information of each block, float64 [blocks].
         deterministic: aggregate so that not even the last bit depends on the order of updates.
@@ -47,7 +46,6 @@ class Federation:
     clients: Clients
     depth: int
     layout: AdapterLayout
-    scale: float
     seed: int
     fisher: Callable[[GlobalState, int, int], NDArray[np.float64]]
     deterministic: bool = False

@@ -99,10 +99,10 @@ class BaseWritingMethod(ProductMethod):
 
     def add_to_base(self, aggregator: Aggregator, residuals: list[Tensor]) -> tuple[Tensor, ...]:
         """The frozen weights, plus scale · `residuals` in trained blocks; [blocks, out, in] for each target."""
-        held, scale = aggregator.held_blocks(), self.federation.scale
+        held, targets = aggregator.held_blocks(), self.federation.layout.targets
         return tuple(
-            torch.where(held[:, None, None], (weights + scale * residual).to(weights), weights)
-            for weights, residual in zip(aggregator.previous.base, residuals, strict=True)
+            torch.where(held[:, None, None], (weights + target.scale * residual).to(weights), weights)
+            for target, weights, residual in zip(targets, aggregator.previous.base, residuals, strict=True)
         )
 
 
@@ -137,7 +137,7 @@ def factor_products(adapters: Tensor, layout: AdapterLayout) -> list[Tensor]:
 
 
 def decompose(products: list[Tensor], layout: AdapterLayout) -> Tensor:
-    """Decompose the `products`, [blocks, out, in] for each target, into their best factors of the adapters' rank.
+    """Decompose the `products`, [blocks, out, in] for each target, into their best factors of the adapters' ranks.
 
     Returns slots [blocks, slot size].
     """
@@ -149,7 +149,7 @@ def decompose(products: list[Tensor], layout: AdapterLayout) -> Tensor:
         # One batched call for all weights of equal shape.
         u, s, vt = torch.linalg.svd(torch.stack([products[target] for target in targets]), full_matrices=False)
         for target, left, values, right in zip(targets, u, s, vt, strict=True):
-            rank = min(layout.rank, values.shape[-1])
+            rank = min(layout.targets[target].rank, values.shape[-1])
             layout.lora_b(slots, target)[..., :rank] = left[..., :rank] * values[..., None, :rank]
             layout.lora_a(slots, target)[..., :rank, :] = right[..., :rank, :]
     return slots

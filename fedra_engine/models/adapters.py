@@ -8,7 +8,7 @@ B, so that a method which trains or shares only one factor works on one range of
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Literal
@@ -25,11 +25,18 @@ Factor = Literal["both", "A", "B"]
 
 @dataclass(frozen=True)
 class Target:
-    """A Linear inside a block that carries an adapter: its path inside the block and its shape."""
+    """A Linear inside a block that carries an adapter: its path inside the block, its shape, and its adapter's.
+
+    Attributes:
+        rank: inner dimension of A [rank, in] and B [out, rank].
+        scale: factor of the adapter's product.
+    """
 
     path: str
     in_features: int
     out_features: int
+    rank: int
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -37,12 +44,20 @@ class AdapterLayout:
     """Positions of each target's A [rank, in] and B [out, rank] in a slot of `size` parameters."""
 
     targets: tuple[Target, ...]
-    rank: int
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of a target."""
+        return max(target.rank for target in self.targets)
 
     @cached_property
     def _offsets(self) -> tuple[int, ...]:
-        widths = [*(t.in_features for t in self.targets), *(t.out_features for t in self.targets)]
-        return tuple(accumulate((self.rank * width for width in widths), initial=0))
+        sizes = [*(t.rank * t.in_features for t in self.targets), *(t.rank * t.out_features for t in self.targets)]
+        return tuple(accumulate(sizes, initial=0))
+
+    def of_rank(self, rank: int) -> AdapterLayout:
+        """The layout of the same targets whose ranks are at most `rank`."""
+        return AdapterLayout(tuple(replace(target, rank=min(target.rank, rank)) for target in self.targets))
 
     @property
     def size(self) -> int:
@@ -57,12 +72,12 @@ class AdapterLayout:
     def lora_a(self, bank: Tensor, target: int) -> Tensor:
         """View […, rank, in] of slots […, size]."""
         start, end = self._offsets[target : target + 2]
-        return bank[..., start:end].unflatten(-1, (self.rank, -1))
+        return bank[..., start:end].unflatten(-1, (self.targets[target].rank, -1))
 
     def lora_b(self, bank: Tensor, target: int) -> Tensor:
         """View […, out, rank] of slots […, size]."""
         start, end = self._offsets[len(self.targets) + target : len(self.targets) + target + 2]
-        return bank[..., start:end].unflatten(-1, (-1, self.rank))
+        return bank[..., start:end].unflatten(-1, (-1, self.targets[target].rank))
 
     def truncate(self, slots: Tensor, rank: int) -> None:
         """Zero the rows of A and columns of B beyond `rank` in `slots` […, size], in place."""
@@ -73,9 +88,9 @@ class AdapterLayout:
     def per_rank(self, values: Tensor) -> Tensor:
         """Expand `values` […, rank], one for each row of A and column of B, to slots […, size]."""
         spread = values.new_empty(*values.shape[:-1], self.size)
-        for target in range(len(self.targets)):
-            self.lora_a(spread, target).copy_(values[..., :, None])
-            self.lora_b(spread, target).copy_(values[..., None, :])
+        for index, target in enumerate(self.targets):
+            self.lora_a(spread, index).copy_(values[..., : target.rank, None])
+            self.lora_b(spread, index).copy_(values[..., None, : target.rank])
         return spread
 
     def per_target(self, values: Tensor) -> Tensor:
@@ -100,6 +115,6 @@ def initial_adapters(layout: AdapterLayout, depth: int, *, seed: int, dtype: tor
     for index, target in enumerate(layout.targets):
         # Kaiming-uniform with a = √5 is uniform in ±1/√fan_in.
         bound = 1 / np.sqrt(target.in_features)
-        factors = rng.uniform(-bound, bound, size=(depth, layout.rank, target.in_features))
+        factors = rng.uniform(-bound, bound, size=(depth, target.rank, target.in_features))
         layout.lora_a(bank, index).copy_(torch.from_numpy(factors))
     return bank

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedra_engine.config import LoraConfig
@@ -38,6 +40,7 @@ class Foundation:
         block_path: dotted path of its block list.
         head_path: dotted path of the Linear that makes its logits: the classifier, or a language model's output layer.
         adapter_layout: layout of a block's adapters.
+        adapted: bool [blocks], the blocks that have adapters.
         task: loss and scores, with the head.
         saved_path: dotted path of the module that PEFT saves with the adapters: the head, or a module that contains it.
         saved_beside: tensors, by their names in `model`, that PEFT saves with the head's own.
@@ -47,6 +50,7 @@ class Foundation:
     block_path: str
     head_path: str
     adapter_layout: AdapterLayout
+    adapted: NDArray[np.bool_]
     task: Task
     saved_path: str
     saved_beside: Mapping[str, Tensor]
@@ -132,11 +136,21 @@ def make_foundation(
     head_path = find_output_path(model) if classes is None else find_head_path(model, path, classes)
     blocks: Any = model.get_submodule(path)
     head: Any = model.get_submodule(head_path)
-    adapters = AdapterLayout(find_targets(blocks, lora.target_modules), lora.rank)
+    adapters = AdapterLayout(find_targets(blocks, lora))
     layout = HeadLayout(classes or 0, head.in_features, has_bias=head.bias is not None)
     task = CausalLM(head, layout) if classes is None else Classification(head, layout)
     saved = (head_path, {}) if classes is None else _saved_with_head(model, head_path)
-    return Foundation(model, path, head_path, adapters, task, *saved)
+    return Foundation(model, path, head_path, adapters, _adapted(len(blocks), lora), task, *saved)
+
+
+def _adapted(depth: int, lora: LoraConfig) -> NDArray[np.bool_]:
+    """The blocks that `lora.layers_to_transform` names, bool [depth]; all if it names none."""
+    named = lora.layers_to_transform
+    if named and max(named) >= depth:
+        raise InputError(
+            f"lora.layers_to_transform: found {max(named)} with a model of {depth} blocks, expected 0 to {depth - 1}"
+        )
+    return np.isin(np.arange(depth), named or np.arange(depth))
 
 
 def _saved_with_head(model: nn.Module, head_path: str) -> tuple[str, dict[str, Tensor]]:

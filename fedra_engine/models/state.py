@@ -63,14 +63,14 @@ class EvaluatedModel:
     exits: tuple[int, ...] = ()
 
 
-def block_changes(state: GlobalState, initial: GlobalState, layout: AdapterLayout, scale: float) -> Tensor:
+def block_changes(state: GlobalState, initial: GlobalState, layout: AdapterLayout) -> Tensor:
     """How far tuning has moved the weights of each block, float64 [blocks].
 
     It is the Frobenius norm, over all adapter targets of a block, of scale · B·A plus what the method has added to the
     frozen weights since the `initial` state.
     """
     squares = state.adapters.new_zeros(len(state.adapters), dtype=torch.float64)
-    for target in range(len(layout.targets)):
+    for target, scale in enumerate(each.scale for each in layout.targets):
         a, b = (factor(state.adapters, target).double() for factor in (layout.lora_a, layout.lora_b))
         if not state.base:
             # ‖B·A‖² is the inner product of BᵀB and A·Aᵀ, which are small.

@@ -7,9 +7,11 @@ from typing import Any
 from peft import LoraConfig as PeftLoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
+from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from fedra_engine.config import LoraConfig
 from fedra_engine.models.adapters import Target
 from fedra_engine.models.sharding import parameter_count, parameter_shape
 from fedra_engine.runtime.errors import InputError
@@ -55,9 +57,13 @@ def find_output_path(model: nn.Module) -> str:
     return next(name for name, module in model.named_modules() if module is output)
 
 
-def find_targets(blocks: nn.ModuleList | nn.Sequential, target_modules: list[str] | str) -> tuple[Target, ...]:
-    """The Linears that `target_modules` matches by PEFT's rules; InputError unless they are the same in every block."""
-    linears = [name for name, module in blocks[0].named_modules() if is_linear(module)]
+def find_targets(blocks: nn.ModuleList | nn.Sequential, lora: LoraConfig) -> tuple[Target, ...]:
+    """The Linears that `lora.target_modules` matches by PEFT's rules, with their ranks and scales.
+
+    Raises:
+        InputError: they are not the same in every block, or a pattern matches none of them.
+    """
+    target_modules, linears = lora.target_modules, [name for name, part in blocks[0].named_modules() if is_linear(part)]
     if target_modules == INCLUDE_LINEAR_LAYERS_SHORTHAND:
         target_modules = linears
     for entry in [target_modules] if isinstance(target_modules, str) else target_modules:
@@ -72,17 +78,35 @@ def find_targets(blocks: nn.ModuleList | nn.Sequential, target_modules: list[str
             f"lora.target_modules: found {target_modules!r}, which matches different layers or shapes in different "
             "blocks, expected equal adapters in every block"
         )
-    return per_block[0]
+    paths = [path for path, *_ in per_block[0]]
+    for name in ("rank_pattern", "alpha_pattern"):
+        for pattern in getattr(lora, name):
+            if not any(get_pattern_key([pattern], path) == pattern for path in paths):
+                raise InputError(
+                    f"lora.{name}: found {pattern!r}, which matches no adapter target, expected endings of "
+                    f"{', '.join(paths)}"
+                )
+    return tuple(Target(path, *shape, *_rank_and_scale(path, lora)) for path, *shape in per_block[0])
 
 
-def _targets_of(block: nn.Module, target_modules: list[str] | str) -> tuple[Target, ...]:
-    rule, targets = PeftLoraConfig(target_modules=target_modules), []
+def _rank_and_scale(path: str, lora: LoraConfig) -> tuple[int, float]:
+    """The rank and the scale of a target's adapter, by PEFT's rules."""
+    rank, alpha = (
+        patterns.get(get_pattern_key(list(patterns), path), usual)
+        for patterns, usual in ((lora.rank_pattern, lora.rank), (lora.alpha_pattern, lora.alpha))
+    )
+    return int(rank), alpha / (rank**0.5 if lora.use_rslora else rank)
+
+
+def _targets_of(block: nn.Module, target_modules: list[str] | str) -> list[tuple[str, int, int]]:
+    """Path inside the block, input and output features of each target."""
+    rule, targets = PeftLoraConfig(target_modules=target_modules), list[tuple[str, int, int]]()
     for name, module in block.named_modules():
         if name and check_target_module_exists(rule, name):
             if not is_linear(module):
                 raise InputError(f"lora.target_modules: {name!r} is a {type(module).__name__}, expected Linear layers")
-            targets.append(Target(name, *linear_shape(module)))
-    return tuple(targets)
+            targets.append((name, *linear_shape(module)))
+    return targets
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -101,9 +101,7 @@ def client_kinds(experiment: Experiment) -> list[ClientKind]:
     """
     count = len(experiment.clients)
     chosen = np.unique(np.linspace(0, count - 1, min(count, MOST_ALLOCATED)).astype(np.int64))
-    assignment = experiment.method.assign(chosen, 0)
-    if experiment.stand_in_fit is not None:
-        assignment = assignment.with_stand_ins(experiment.method.evaluated_model().blocks)
+    assignment = experiment.assign(chosen, 0)
     holding = np.flatnonzero(assignment.held.any(axis=1))
     chosen, assignment = chosen[holding], assignment.select(holding)
     costs = experiment.cost_model.count(experiment.clients, chosen, assignment, experiment.method)
@@ -124,7 +122,7 @@ def environment() -> dict[str, str]:
 
 def _ranks(experiment: Experiment, clients: NDArray[np.int64]) -> NDArray[np.int64]:
     ranks = experiment.clients.ranks
-    return np.full(len(clients), experiment.config.lora.rank) if ranks is None else ranks[clients]
+    return np.full(len(clients), experiment.foundation.adapter_layout.rank) if ranks is None else ranks[clients]
 
 
 def _by_kind(assignment: Assignment, ranks: NDArray[np.int64], costs: ClientCosts) -> list[ClientKind]:

@@ -30,8 +30,6 @@ class Run:
     count: int
     size: int
     slots: SlotIndex
-    scale: float | Tensor
-    """One number where the groups share it, else a tensor [count, 1, 1]."""
 
 
 TableKey = tuple[int, str, int]
@@ -50,7 +48,6 @@ class RowGroups:
     Args:
         sizes: rows of each group; may hold zeros. The sum, at most MAX_ROWS, is the number of rows.
         slots: int64 [groups], the bank row of each group; distinct.
-        scales: [groups], LoRA alpha / rank of each group; fp32, or fp64 for fp64 banks.
         device: where the ops run; default: the device of `slots`. Give host tensors and a device: a `slots` tensor
             that is already on a GPU is read back once.
         requested: the set to which the keys of requested tables are added; several groups may share one.
@@ -64,27 +61,22 @@ class RowGroups:
         self,
         sizes: Sequence[int],
         slots: Tensor,
-        scales: Tensor,
         device: torch.device | str | None = None,
         requested: set[TableKey] | None = None,
     ) -> None:
         self.sizes = tuple(int(size) for size in sizes)
         if min(self.sizes, default=0) < 0:
             raise ValueError(f"sizes: found {min(self.sizes)}, expected sizes of at least 0")
-        for name, table in (("slots", slots), ("scales", scales)):
-            if table.shape != (len(self.sizes),):
-                raise ValueError(f"{name}: found shape {list(table.shape)}, expected [{len(self.sizes)}] as sizes has")
+        if slots.shape != (len(self.sizes),):
+            raise ValueError(f"slots: found shape {list(slots.shape)}, expected [{len(self.sizes)}] as sizes has")
         if slots.dtype != torch.int64:
             raise ValueError(f"slots: found dtype {slots.dtype}, expected torch.int64")
-        if scales.dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"scales: found dtype {scales.dtype}, expected torch.float32 or torch.float64")
         self.device = _with_index(slots.device if device is None else torch.device(device))
         self.host_slots: tuple[int, ...] = tuple(slots.tolist())
         if min(self.host_slots, default=0) < 0:
             raise ValueError(f"slots: found {min(self.host_slots)}, expected slots of at least 0")
         if len(set(self.host_slots)) != len(self.host_slots):
             raise ValueError(f"slots: found a slot twice in {list(self.host_slots)}, expected distinct slots")
-        self._host_scales = scales.numpy(force=True)
         self._samples, self._tokens = self, 1
         self._per_token: dict[int, RowGroups] = {}
         self._tables: dict[TableKey, list[Tensor]] = {}
@@ -125,11 +117,6 @@ class RowGroups:
         return self._per_token[tokens]
 
     @property
-    def scales(self) -> Tensor:
-        """[groups], on the device."""
-        return self._samples._table("scales")[0]
-
-    @property
     def filled(self) -> Tensor:
         """int32 [filled groups, 4] of (first row, end row, slot, group) of each group that has rows."""
         return self._table("filled")[0]
@@ -167,8 +154,6 @@ class RowGroups:
         return owner._tables[key]
 
     def _host_table(self, name: str, length: int) -> Sequence[NDArray[Any]]:
-        if name == "scales":
-            return (self._host_scales,)
         if name == "inverse_sizes":
             return (1.0 / np.maximum(np.array(self.sizes, dtype=np.float64), 1.0),)
         if name == "filled":
@@ -185,18 +170,12 @@ class RowGroups:
     def runs(self) -> tuple[Run, ...]:
         """Runs of adjacent non-empty groups of equal size, for the batched products of the torch path."""
         filled = [group for group, size in enumerate(self.sizes) if size]
-        scales: list[float] = self._samples._host_scales.tolist()
         runs, start = [], 0
         for size, members in groupby(filled, key=self.sizes.__getitem__):
             groups = list(members)
             stop = start + size * len(groups)
             slots = slot_index([self.host_slots[group] for group in groups], self.device)
-            run_scales = [scales[group] for group in groups]
-            scale: float | Tensor = run_scales[0]
-            if any(value != run_scales[0] for value in run_scales):
-                of_groups = self._samples._host_scales[groups][:, None, None]
-                scale = torch.from_numpy(of_groups).to(self.device)
-            runs.append(Run(slice(start, stop), len(groups), size, slots, scale))
+            runs.append(Run(slice(start, stop), len(groups), size, slots))
             start = stop
         return tuple(runs)
 

@@ -32,7 +32,7 @@ def head_cross_entropy(
         weight: [slots, classes, in], a view into a bank; bias: [slots, classes].
         labels: int64 [samples]. On a GPU their values are not checked: a label out of range makes its
             group's loss NaN.
-        groups: the samples of each slot; its scales are not used.
+        groups: the samples of each slot.
         grad_weight, grad_bias: gradient sinks shaped as weight and bias; backward adds into the rows of the
             touched slots, each times the gradient of its group's loss.
 

@@ -25,7 +25,7 @@ def head_logits(
     Args:
         features: [samples, in], grouped by `groups`.
         weight: [slots, classes, in], a view into a bank; bias: [slots, classes].
-        groups: the samples of each slot; its scales are not used.
+        groups: the samples of each slot.
         grad_weight, grad_bias: gradient sinks shaped as weight and bias; backward adds into the rows of the
             touched slots. Where features need no gradient, `weight.requires_grad` makes backward run for the sinks.
 

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ._kernels import lora_torch
-from ._kernels.checks import check_bank, check_device, check_dtype, check_float, check_like, check_shape, check_sink
+from ._kernels.checks import check_bank, check_device, check_float, check_like, check_shape, check_sink
 from ._kernels.configs import MAX_RANK, NARROW_RANK
 from ._kernels.lora_gemm import gemm_tile, lora_gemm
 from ._kernels.lora_grad import lora_grad_outer, lora_grad_output, lora_grad_reduce, outer_chunk, output_chunk
@@ -32,6 +32,7 @@ def lora_linear(
     lora_a: Tensor,
     lora_b: Tensor,
     groups: RowGroups,
+    scale: float,
     grad_a: Tensor | None,
     grad_b: Tensor | None,
     dropout: Dropout | None = None,
@@ -39,7 +40,7 @@ def lora_linear(
     shrunk: Tensor | None = None,
     input_first: bool = False,
 ) -> Tensor:
-    """y = x W^T + b + scale_k (drop(x) A_k^T) B_k^T for the rows of group k.
+    """y = x W^T + b + scale (drop(x) A_k^T) B_k^T for the rows of group k.
 
     Args:
         x: [rows, in] or [samples, ..., in]; the leading dimensions, flattened, are the rows of `groups`.
@@ -49,7 +50,8 @@ def lora_linear(
         lora_a: [slots, rank, in], a view into the adapter bank; any stride between slots. Smaller ranks are
             padded with zeros, and the padding then has an exactly zero gradient.
         lora_b: [slots, out, rank].
-        groups: the rows of each slot and its scale, alpha / rank.
+        groups: the rows of each slot.
+        scale: of the low-rank product, alpha / rank.
         grad_a: gradient sink shaped as lora_a: backward adds each touched slot's dA into it. Its dtype may
             be wider than the bank's. None where A is frozen: dA is not computed.
         grad_b: gradient sink shaped as lora_b, or None where B is frozen.
@@ -72,7 +74,7 @@ def lora_linear(
         check_like("shrunk", shrunk, "x", x)
     rows = x.reshape(-1, x.shape[-1])
     y: Tensor = _LoraLinear.apply(
-        rows, weight, bias, lora_a, lora_b, groups, grad_a, grad_b, dropout, shrunk, input_first
+        rows, weight, bias, lora_a, lora_b, groups, scale, grad_a, grad_b, dropout, shrunk, input_first
     )
     return y.view(*x.shape[:-1], oriented.shape[0])
 
@@ -84,6 +86,7 @@ def lora_linear_reference(
     lora_a: Tensor,
     lora_b: Tensor,
     groups: RowGroups,
+    scale: float,
     dropout: Dropout | None = None,
 ) -> Tensor:
     """The op group by group in plain torch, differentiable in every tensor."""
@@ -98,7 +101,7 @@ def lora_linear_reference(
                 key, part.shape[0], part.shape[1], dropout.p, dtype=part.dtype, device=part.device
             )
         low_rank = dropped @ lora_a[slot].T @ lora_b[slot].T
-        outputs.append(F.linear(part, weight, bias) + groups.scales[group].to(part.dtype) * low_rank)
+        outputs.append(F.linear(part, weight, bias) + scale * low_rank)
     y = torch.cat(outputs) if outputs else F.linear(rows, weight, bias)
     return y.view(*x.shape[:-1], weight.shape[0])
 
@@ -107,7 +110,7 @@ def shrink(x: Tensor, lora_a: Tensor, groups: RowGroups, dropout: Dropout | None
     """drop(x) A_k^T for x [rows, in], as `lora_linear` takes it: [rows, rank], without the factor 1 / (1 - p)."""
     if use_triton(x):
         chunks = groups.chunks(shrink_tile(x, lora_a.shape[1]).rows).rows
-        return lora_shrink(x, lora_a, chunks, None, 1.0, *dropout_arguments(dropout), False)
+        return lora_shrink(x, lora_a, chunks, 1.0, *dropout_arguments(dropout), False)
     return lora_torch.shrink(x, lora_a, groups, _keep(dropout, groups, x))
 
 
@@ -126,6 +129,7 @@ class _LoraLinear(torch.autograd.Function):
         lora_a: Tensor,
         lora_b: Tensor,
         groups: RowGroups,
+        scale: float,
         grad_a: Tensor | None,
         grad_b: Tensor | None,
         dropout: Dropout | None,
@@ -133,16 +137,18 @@ class _LoraLinear(torch.autograd.Function):
         input_first: bool,
     ) -> Tensor:
         ctx.groups, ctx.grad_a, ctx.grad_b, ctx.dropout = groups, grad_a, grad_b, dropout
-        ctx.input_first = input_first
+        # What kept entries are multiplied by is folded into the scale.
+        scale = scale if dropout is None else scale / (1.0 - dropout.p)
+        ctx.input_first, ctx.scale = input_first, scale
         stored, weight, keep = weight, _oriented(weight, input_first), None
         if use_triton(x):
             x = x.contiguous()
-            y, shrunk = _triton_forward(x, weight, bias, lora_a, lora_b, groups, dropout, shrunk)
+            y, shrunk = _triton_forward(x, weight, bias, lora_a, lora_b, groups, scale, dropout, shrunk)
         else:
             keep = _keep(dropout, groups, x)
             if shrunk is None:
                 shrunk = lora_torch.shrink(x, lora_a, groups, keep)
-            y = lora_torch.forward(x, weight, bias, shrunk, lora_b, groups, _gain(dropout))
+            y = lora_torch.forward(x, weight, bias, shrunk, lora_b, groups, scale)
         # A frozen factor frees what only its gradient reads.
         kept_x, kept_shrunk = (None if grad_a is None else x), (None if grad_b is None else shrunk)
         ctx.save_for_backward(kept_x, stored, lora_a, lora_b, kept_shrunk, keep)
@@ -158,14 +164,14 @@ class _LoraLinear(torch.autograd.Function):
         if use_triton(grad_y):
             grad_x = _triton_backward(
                 grad_y, x, weight, lora_a, lora_b, shrunk,
-                ctx.groups, ctx.dropout, ctx.grad_a, ctx.grad_b, needs_grad_x,
+                ctx.groups, ctx.scale, ctx.dropout, ctx.grad_a, ctx.grad_b, needs_grad_x,
             )  # fmt: skip
         else:
             grad_x = lora_torch.backward(
                 grad_y, x, weight, lora_a, lora_b, shrunk, keep,
-                ctx.groups, _gain(ctx.dropout), ctx.grad_a, ctx.grad_b, needs_grad_x,
+                ctx.groups, ctx.scale, ctx.grad_a, ctx.grad_b, needs_grad_x,
             )  # fmt: skip
-        return grad_x, *([None] * 10)
+        return grad_x, *([None] * 11)
 
 
 def _oriented(weight: Tensor, input_first: bool) -> Tensor:
@@ -180,17 +186,18 @@ def _triton_forward(
     lora_a: Tensor,
     lora_b: Tensor,
     groups: RowGroups,
+    scale: float,
     dropout: Dropout | None,
     shrunk: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    rank, scales = lora_a.shape[1], groups.scales
+    rank = lora_a.shape[1]
     if shrunk is None:
         if dropout is None and rank <= NARROW_RANK and weight.shape[0] <= SINGLE_PASS_OUTPUTS:
             spans = groups.spans(single_pass_tile(x, rank).rows)
-            return lora_single_pass(x, weight, bias, lora_a, lora_b, spans, groups.filled, scales)
+            return lora_single_pass(x, weight, bias, lora_a, lora_b, spans, groups.filled, scale)
         shrunk = shrink(x, lora_a, groups, dropout)
     spans = groups.spans(gemm_tile(x, rank).rows)
-    y = lora_gemm(x, weight, bias, shrunk, lora_b, spans, groups.filled, scales, _gain(dropout), None, 0, False)
+    y = lora_gemm(x, weight, bias, shrunk, lora_b, spans, groups.filled, scale, None, 0, False)
     return y, shrunk
 
 
@@ -202,40 +209,34 @@ def _triton_backward(
     lora_b: Tensor,
     shrunk: Tensor | None,
     groups: RowGroups,
+    scale: float,
     dropout: Dropout | None,
     grad_a: Tensor | None,
     grad_b: Tensor | None,
     needs_grad_x: bool,
 ) -> Tensor | None:
-    rank, scales, gain = lora_a.shape[1], groups.scales, _gain(dropout)
+    rank = lora_a.shape[1]
     partial_a = partial_b = groups_a = groups_b = grad_shrunk = grad_x = None
     if shrunk is not None and grad_b is not None:
         if rank <= NARROW_RANK and (grad_a is not None or needs_grad_x):
             chunks = groups.chunks(output_chunk(grad_y, rank))
-            grad_shrunk, partial_b = lora_grad_output(grad_y, lora_b, shrunk, chunks.rows, scales, gain)
+            grad_shrunk, partial_b = lora_grad_output(grad_y, lora_b, shrunk, chunks.rows, scale)
         else:
             chunks = groups.chunks(outer_chunk(grad_y, rank))
             partial_b = lora_grad_outer(grad_y, shrunk, chunks.rows, None, 0, False)
         groups_b = chunks.groups
     if grad_shrunk is None and (grad_a is not None or needs_grad_x):
         pieces = groups.chunks(shrink_tile(grad_y, rank).rows).rows
-        grad_shrunk = lora_shrink(grad_y, lora_b, pieces, scales, gain, None, 0, True)
+        grad_shrunk = lora_shrink(grad_y, lora_b, pieces, scale, None, 0, True)
     keys, threshold = dropout_arguments(dropout)
     if grad_shrunk is not None and x is not None and grad_a is not None:
         chunks = groups.chunks(outer_chunk(x, rank))
         partial_a, groups_a = lora_grad_outer(x, grad_shrunk, chunks.rows, keys, threshold, True), chunks.groups
-    lora_grad_reduce(partial_a, groups_a, grad_a, partial_b, groups_b, grad_b, scales, gain)
+    lora_grad_reduce(partial_a, groups_a, grad_a, partial_b, groups_b, grad_b, scale)
     if grad_shrunk is not None and needs_grad_x:
         spans = groups.spans(gemm_tile(grad_y, rank, keys is not None).rows)
-        grad_x = lora_gemm(
-            grad_y, weight, None, grad_shrunk, lora_a, spans, groups.filled, None, 1.0, keys, threshold, True
-        )
+        grad_x = lora_gemm(grad_y, weight, None, grad_shrunk, lora_a, spans, groups.filled, 1.0, keys, threshold, True)
     return grad_x
-
-
-def _gain(dropout: Dropout | None) -> float:
-    """What kept entries are multiplied by; folded into the scale of the low-rank product."""
-    return 1.0 if dropout is None else 1.0 / (1.0 - dropout.p)
 
 
 def _keep(dropout: Dropout | None, groups: RowGroups, x: Tensor) -> Tensor | None:
@@ -255,8 +256,6 @@ def check_adapter_input(rows: int, lora_a: Tensor, groups: RowGroups, dropout: D
     if groups.smallest_bank > slots:
         raise ValueError(f"groups: found slot {groups.smallest_bank - 1}, expected slots below {slots}")
     check_device("groups", groups, "x", x)
-    if use_triton(x):
-        check_dtype("groups.scales", groups.scales, (torch.float32,))
     if dropout is not None:
         check_shape("dropout.keys", dropout.keys, (len(groups),))
         check_device("dropout.keys", dropout.keys, "x", x)

@@ -65,6 +65,8 @@ def test_options_reach_their_fields_and_come_after_the_file(tmp_path: Path) -> N
         (["--clients.ranks+=3", "--clients.ranks+", "[2, 1]"], "clients.ranks", [3, 2, 1]),
         (["--clients.devices=[{compute: 1}]", "--clients.devices+={upload: 3}"], "clients.devices", DEVICES),
         (["--lora", "{rank: 4, alpha: 2}", "--lora.rank", "5"], "lora", LoraConfig(rank=5, alpha=2.0)),
+        (["--lora.rank_pattern", "{q_proj: 16, 'fc.*': 4}"], "lora.rank_pattern", {"q_proj": 16, "fc.*": 4}),
+        (["--lora.alpha_pattern={fc1: 2}"], "lora.alpha_pattern", {"fc1": 2.0}),
         (["--rounds", "5", "--rounds", "6"], "rounds", 6),
         (["--training.clip_norm", "null"], "training.clip_norm", None),
         (["--training.lr", "3"], "training.lr", 3.0),
@@ -184,6 +186,20 @@ def test_shipped_configurations_are_valid(path: Path) -> None:
         (
             ["--training.betas", "[1]"],
             "training.betas: found [1.0], expected a list of 2 (a number from ",
+        ),
+        (
+            ["--lora.rank_pattern", "16"],
+            "lora.rank_pattern: found 16, expected a mapping of texts (a whole number from",
+        ),
+        (["--lora.rank_pattern={q: x}"], "lora.rank_pattern: found 'x', expected a whole number from 1 to 128"),
+        (["--lora.rank_pattern={'q(': 1}"], "lora.rank_pattern: found 'q(' (.*), expected a regular expression"),
+        (
+            ["--lora.rank_pattern={q: 1}", "--clients.ranks", "4"],
+            "lora.rank_pattern: found {'q': 1} with clients.ranks [4], expected one rank for all targets",
+        ),
+        (
+            ["--lora.rank_pattern={q: 1}", "--method.name", "hetlora"],
+            "lora.rank_pattern: found {'q': 1} with method.name hetlora, expected one rank for all targets",
         ),
         (["--data.source", "x"], "data.source: found 'x', expected one of digits, image_folder"),
         (["--trace", "maybe"], "trace: found 'maybe', expected true or false"),

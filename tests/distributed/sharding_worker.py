@@ -154,15 +154,13 @@ class Job:
         return results
 
     def _measure(self, state: GlobalState) -> dict[str, Tensor]:
-        evaluator = Evaluator(self._foundation, self._model, self._samples, self._lora, ["only"], self._processes)
+        evaluator = Evaluator(self._foundation, self._model, self._samples, ["only"], self._processes)
         measured = {
             f"accuracy of {blocks}": evaluator.scores(state, EvaluatedModel(np.array(blocks)))["only"].accuracy
             for blocks in ([0, 1, 2, 3], [0, 2])
         }
         if self._foundation.task.trains_head:
-            fisher = FisherInformation(
-                self._foundation, self._model, self._samples, scale=2.0, seed=0, processes=self._processes
-            )
+            fisher = FisherInformation(self._foundation, self._model, self._samples, seed=0, processes=self._processes)
             measured["fisher"] = fisher(state, 19, 0)
         measured |= self._foundation.saved_beside
         return {name: torch.as_tensor(value, dtype=torch.float64) for name, value in measured.items()}

@@ -33,7 +33,7 @@ def test_scores_equal_those_of_one_sample_after_another() -> None:
     foundation, lora, state = setting.foundation, setting.lora, setting.state()
     samples = make_samples("vit", 50)
     model = SweepModel(foundation, lambda n: samples.inputs(torch.arange(n), torch.device("cpu"), torch.float64))
-    found = FisherInformation(foundation, model, samples, scale=lora.scale, seed=1)(state, COUNT, 4)
+    found = FisherInformation(foundation, model, samples, seed=1)(state, COUNT, 4)
 
     whole = Assignment(np.ones((1, DEPTH), dtype=np.bool_))
     submodel = Submodel(foundation, lora, whole, 0, 0, state)
@@ -58,7 +58,7 @@ def test_samples_without_a_finite_gradient_do_not_count() -> None:
         some = TensorSamples(
             {k: t[rows] for k, t in samples.tensors.items()}, samples.labels[rows], samples.domains[rows]
         )
-        return FisherInformation(foundation, model, some, scale=setting.lora.scale, seed=1)(state, COUNT, 0)
+        return FisherInformation(foundation, model, some, seed=1)(state, COUNT, 0)
 
     expected = scores(slice(10))
     samples.tensors["pixel_values"][10, 0, 0, 0] = torch.nan
@@ -71,7 +71,7 @@ def test_accuracy_and_loss_of_a_domain_are_those_of_its_samples_alone() -> None:
     foundation, lora, state = setting.foundation, setting.lora, setting.state()
     samples, blocks = replace(make_samples("vit", 24), domains=torch.arange(24) % 3), np.arange(1, DEPTH)
     model = SweepModel(foundation, lambda n: samples.inputs(torch.arange(n), torch.device("cpu"), torch.float64))
-    evaluator = Evaluator(foundation, model, samples, lora, ["first", "second", "third"])
+    evaluator = Evaluator(foundation, model, samples, ["first", "second", "third"])
     found = evaluator.scores(state, EvaluatedModel(blocks))
 
     held = np.isin(np.arange(DEPTH), blocks)[None]
@@ -141,7 +141,7 @@ def test_a_prediction_without_finite_logits_is_wrong_and_has_no_loss(caplog: pyt
     model = SweepModel(
         setting.foundation, lambda n: samples.inputs(torch.arange(n), torch.device("cpu"), torch.float64)
     )
-    evaluator = Evaluator(setting.foundation, model, samples, setting.lora, ["all"])
+    evaluator = Evaluator(setting.foundation, model, samples, ["all"])
     state, whole = setting.state(), EvaluatedModel(np.arange(DEPTH))
     before = evaluator.scores(state, whole)["all"]
     samples.tensors["pixel_values"][:, 0, 0, 0] = torch.nan
@@ -173,7 +173,7 @@ def test_two_processes_score_the_clients_of_a_domain_as_one_does(clients: int) -
     samples = make_samples("vit", 12)
     samples = TensorSamples(samples.tensors, samples.labels, torch.zeros(12, dtype=torch.int64))
     model = SweepModel(foundation, lambda n: samples.inputs(torch.arange(n), torch.device("cpu"), torch.float64))
-    alone = Evaluator(foundation, model, samples, setting.lora, ["all"])
+    alone = Evaluator(foundation, model, samples, ["all"])
     states = {0: [replace(state, heads=state.heads * scale) for scale in (1.0, 2.0, 3.0)[:clients]]}
 
     def scores(processes: Processes) -> Any:

@@ -36,6 +36,24 @@ def test_sweep_equals_sequential_in_float64(family: str, training: TrainingConfi
     assert_same_rounds(make_setting(family, training, dropout=dropout), lanes=3, count=3, tolerance=1e-8)
 
 
+@pytest.mark.parametrize("fuse_blocks", [False, True])
+def test_so_it_does_where_targets_differ_in_rank_and_scale(fuse_blocks: bool) -> None:
+    rules = {"use_rslora": True, "rank_pattern": {"o_proj": 1, "fc.": 5}, "alpha_pattern": {"fc2": 2.0}}
+    setting = make_setting("vit", ADAMW, dropout=0.3, fuse_blocks=fuse_blocks, **rules)
+    assert_same_rounds(setting, lanes=3, count=2, tolerance=1e-8)
+
+
+@pytest.mark.parametrize("fuse_blocks", [False, True])
+@pytest.mark.parametrize("layers", [[1, 2], [0]])
+def test_blocks_without_adapters_stay_as_they_are(layers: list[int], fuse_blocks: bool) -> None:
+    """Also of clients that hold no other blocks, who train their classifiers alone."""
+    setting = make_setting("vit", SGD, dropout=0.3, fuse_blocks=fuse_blocks, layers_to_transform=layers)
+    assert_same_rounds(setting, lanes=3, count=2, tolerance=1e-8)
+    (found,) = setting.rounds(3)
+    changed = {name.split(".")[1] for name in found.after if not torch.equal(found.after[name], found.before[name])}
+    assert changed - {"weight", "bias"} == {str(layer) for layer in layers}
+
+
 @pytest.mark.parametrize("lanes", [1, 2, 4, 6, 50])
 def test_lane_count_does_not_change_updates(lanes: int) -> None:
     assert_same_rounds(make_setting("vit", SGD, dropout=0.3), lanes=lanes, count=1, tolerance=1e-8)

@@ -43,7 +43,7 @@ def run(
     adapters = BankFactors(foundation.adapter_layout, bank, gradients)
     keys = DropoutKeys(dropout, seed=0, round=0, clients=[5, 6, 7], steps=[0, 1, 2]) if dropout else None
     slots = np.where(HELD, np.arange(HELD.size).reshape(HELD.shape), -1)
-    plan = plan_groups(foundation, SIZES, slots, scale=2.0)
+    plan = plan_groups(foundation, SIZES, slots)
     features = model.features(inputs, plan, adapters, keys)
     features.square().sum().backward()
     return model.fused, features.detach(), gradients

@@ -88,9 +88,7 @@ def test_of_the_lanes_asked_for_those_count_that_a_round_has_participants_for(
     """Of thirty clients six take part."""
     asked = {"lanes": 30}
     one = build_experiment(small_config(tmp_path), CPU)
-    of_one = measure_lane(
-        one.foundation, one.sweep_model, one.train_samples, LoraConfig(), small_config(tmp_path).training, 1
-    )
+    of_one = measure_lane(one.foundation, one.sweep_model, one.train_samples, small_config(tmp_path).training, 1)
     monkeypatch.setattr(memory, "device_memory", lambda device: (0, 6 * of_one.total))
     assert build_experiment(small_config(tmp_path, execution=asked), CPU).executor.lanes == 6
     uniform = small_config(tmp_path, execution=asked, clients={"sampling": "uniform"})
@@ -120,7 +118,7 @@ def test_a_lane_takes_as_much_as_measured() -> None:
     setting = make_setting("vit", ADAMW)
     executor, foundation = setting.executor(2), setting.foundation
     assert isinstance(executor, SweepExecutor)
-    found = measure_lane(foundation, executor.model, executor.samples, setting.lora, ADAMW, heads=1)
+    found = measure_lane(foundation, executor.model, executor.samples, ADAMW, heads=1)
     size = foundation.depth * foundation.adapter_layout.size + foundation.head_layout.size
     # Parameters, gradients and two moments in float64.
     assert found.parameters == size * 4 * 8
@@ -129,7 +127,7 @@ def test_a_lane_takes_as_much_as_measured() -> None:
     least = ADAMW.batch_size * (found.tokens // ADAMW.batch_size) * hidden * 8 * foundation.depth * 6
     assert least < found.activations < 6 * least
     larger = replace(ADAMW, batch_size=2 * ADAMW.batch_size)
-    twice = measure_lane(foundation, executor.model, executor.samples, setting.lora, larger, heads=1)
+    twice = measure_lane(foundation, executor.model, executor.samples, larger, heads=1)
     assert (twice.activations, twice.tokens) == (2 * found.activations, 2 * found.tokens)
 
 

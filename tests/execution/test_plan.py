@@ -28,7 +28,7 @@ def foundation() -> Foundation:
 
 
 def planned(foundation: Foundation, requested: RequestedTables | None = None) -> SweepPlan:
-    return make_plan(foundation, [2, 3], SLOTS, np.arange(2), scale=1.0, requested=requested)[0]
+    return make_plan(foundation, [2, 3], SLOTS, np.arange(2), requested=requested)[0]
 
 
 def step(plan: SweepPlan, tokens: int, requested: RequestedTables | None = None) -> list[torch.Tensor]:
@@ -39,7 +39,7 @@ def step(plan: SweepPlan, tokens: int, requested: RequestedTables | None = None)
     for rows in plan.blocks:
         if rows is not None:
             groups = rows.groups.per_token(tokens)
-            asked += [groups.scales, groups.spans(4), groups.chunks(3).rows, groups.chunks(3).groups]
+            asked += [groups.filled, groups.spans(4), groups.chunks(3).rows, groups.chunks(3).groups]
     return asked
 
 
@@ -58,7 +58,7 @@ def test_the_samples_of_the_holders_go_through_a_block(foundation: Foundation) -
 
 def test_heads_and_other_arrays_keep_their_order(foundation: Foundation) -> None:
     others = [np.array([7, 8]), np.array([0.5])]
-    plan, moved = make_plan(foundation, [2, 3], SLOTS, np.array([4, 1]), scale=1.0, others=others)
+    plan, moved = make_plan(foundation, [2, 3], SLOTS, np.array([4, 1]), others=others)
     assert plan.heads.host_slots == (4, 1)
     assert [tensor.tolist() for tensor in moved] == [[7, 8], [0.5]]
 

@@ -133,8 +133,7 @@ def fitting(setting: Setting, config: MethodConfig = FIT) -> StandInFit:
     executor: Executor = setting.executor(3)
     assert isinstance(executor, SweepExecutor)
     rows = np.arange(sum(SAMPLE_COUNTS))
-    scale = setting.lora.scale
-    return StandInFit(setting.foundation, executor.model, executor.samples, rows, config, scale, 0, Processes.alone())
+    return StandInFit(setting.foundation, executor.model, executor.samples, rows, config, 0, Processes.alone())
 
 
 def drawn(fit: StandInFit) -> Tensor:

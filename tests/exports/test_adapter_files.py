@@ -34,8 +34,8 @@ def reloaded(folder: Path, lines: str, inputs: dict[str, Tensor], monkeypatch: p
     return names["logits"](**inputs)
 
 
-def assert_comes_back(folder: Path, family: str, monkeypatch: pytest.MonkeyPatch, depth: int, **model: Any) -> None:
-    config, foundation, state = trained(folder / "model", family, **model)
+def assert_comes_back(folder: Path, family: str, monkeypatch: pytest.MonkeyPatch, depth: int, **made: Any) -> None:
+    config, foundation, state = trained(folder / "model", family, **made)
     expected, inputs = logits(foundation, state, family, range(depth))
     save_adapter(folder, foundation, config, state, depth=depth, classes=NAMES[: foundation.head_layout.classes])
     found = reloaded(folder, loading_lines(foundation, config, depth), inputs, monkeypatch)
@@ -49,6 +49,20 @@ def test_the_documented_lines_load_what_was_evaluated(
 ) -> None:
     """Also where that is a model of only the first blocks."""
     assert_comes_back(tmp_path, family, monkeypatch, DEPTH - 1)
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"use_rslora": True},
+        {"alpha_pattern": {"fc2": 1.5}},
+        {"use_rslora": True, "rank_pattern": {"o_proj": 1, "fc.": 5}},
+    ],
+)
+def test_ranks_and_scales_of_single_targets_come_back(
+    tmp_path: Path, rules: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert_comes_back(tmp_path, "vit", monkeypatch, DEPTH, lora=replace(LORA["vit"], **rules))
 
 
 @pytest.mark.parametrize("family", ["bert", "vit"])

@@ -27,13 +27,13 @@ LORA = {family: LoraConfig(rank=3, alpha=6, target_modules=targets) for family, 
 
 
 def trained(
-    folder: Path, family: str, *, classes: int = CLASSES, **settings: Any
+    folder: Path, family: str, *, classes: int = CLASSES, lora: LoraConfig | None = None, **settings: Any
 ) -> tuple[ExperimentConfig, Foundation, GlobalState]:
     """A model directory at `folder`, made if missing, and a state of it for `classes` that has come a long way."""
     if not folder.exists():
         model = make_model(family)
         (model.backbone if isinstance(model, PooledClassifier) else model).save_pretrained(folder)
-    config = ExperimentConfig(model=ModelConfig(path=str(folder), **settings), lora=LORA[family])
+    config = ExperimentConfig(model=ModelConfig(path=str(folder), **settings), lora=lora or LORA[family])
     task_classes = None if FAMILIES[family].causal_lm else classes
     pretrained = load_pretrained(config.model, classes=task_classes)
     foundation = make_foundation(pretrained, config.lora, classes=task_classes)
@@ -52,7 +52,7 @@ def logits(
     inputs = make_samples(family, 4).inputs(torch.arange(4), CPU, torch.float32)
     model = SweepModel(foundation, lambda n: {name: tensor[:n] for name, tensor in inputs.items()})
     slots = np.where(np.isin(np.arange(DEPTH), list(blocks)), np.arange(DEPTH), -1)
-    plan = plan_groups(foundation, [4], slots[None], scale=2.0)
+    plan = plan_groups(foundation, [4], slots[None])
     found, layout = (
         model.features(inputs, plan, BankFactors(foundation.adapter_layout, state.adapters)),
         foundation.head_layout,

@@ -117,7 +117,7 @@ def test_memory_does_not_grow_with_clients(deterministic: bool) -> None:
 
 
 def test_a_rank_that_no_holder_has_is_not_trained_and_keeps_its_value() -> None:
-    layout, ranks = AdapterLayout((Target("fc", 2, 1),), rank=2), np.array([1, 1, 2, 1, 1])
+    layout, ranks = AdapterLayout((Target("fc", 2, 1, 2, 1.0),)), np.array([1, 1, 2, 1, 1])
     previous, updates = make_round(0, ALLOCATION)
     aggregator = Aggregator(previous, Averaging(layout=layout, ranks=ranks))
     for update in updates:

@@ -59,7 +59,7 @@ def test_selected_participants_keep_what_is_theirs() -> None:
 
 
 def test_what_a_client_starts_with_is_handed_out_then_cut_to_its_rank() -> None:
-    layout = AdapterLayout((Target("query", 1, 1),), rank=3)
+    layout = AdapterLayout((Target("query", 1, 1, 3, 1.0),))
     given = list[tuple[int, list[int]]]()
 
     def hand_out(client: int, blocks: np.ndarray, slots: torch.Tensor) -> None:
@@ -84,7 +84,7 @@ def test_the_proximal_gradient_is_that_of_its_loss() -> None:
     banks = [
         BankRows(parameters.detach(), torch.ones(3, 4, dtype=torch.float64), starts, torch.arange(3)) for _ in range(2)
     ]
-    layout = AdapterLayout((Target("query", 1, 1),), rank=2)
+    layout = AdapterLayout((Target("query", 1, 1, 2, 1.0),))
     term.add_gradients(ClientsInTraining(*banks, ranks=torch.full((3,), 2), layout=layout))
     for bank in banks:
         torch.testing.assert_close(bank.gradients, 1 + expected)

@@ -56,11 +56,11 @@ def calls(device: str) -> dict[str, Call]:
     def numbers(count: int) -> Tensor:
         return torch.arange(count, device=device)
 
-    groups = RowGroups([3, 0, 2], torch.tensor([2, 1, 0]), torch.ones(3), device)
+    groups = RowGroups([3, 0, 2], torch.tensor([2, 1, 0]), device)
     adapter = {"lora_a": some(SLOTS, RANK, INPUTS), "groups": groups, "dropout": Dropout(0.1, numbers(3))}
     linear = {
         "x": some(ROWS, INPUTS), "weight": some(OUTPUTS, INPUTS), "bias": some(OUTPUTS), **adapter,
-        "lora_b": some(SLOTS, OUTPUTS, RANK), "grad_a": some(SLOTS, RANK, INPUTS),
+        "scale": 0.5, "lora_b": some(SLOTS, OUTPUTS, RANK), "grad_a": some(SLOTS, RANK, INPUTS),
         "grad_b": some(SLOTS, OUTPUTS, RANK), "shrunk": some(ROWS, RANK),
     }  # fmt: skip
     norm = {

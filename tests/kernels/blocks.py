@@ -18,7 +18,7 @@ from fedra_kernels import (
 )
 
 from .cases import LoraCase, lora_case
-from .helpers import randn
+from .helpers import SCALE, randn
 
 
 @dataclass
@@ -78,13 +78,13 @@ class Branch:
     @staticmethod
     def _linear(case: LoraCase, x: Tensor, sinks: list[Tensor], shrunk: Tensor | None) -> Tensor:
         return lora_linear(
-            x, case.weight, case.bias, case.lora_a, case.lora_b, case.groups, *sinks, case.dropout, shrunk=shrunk
+            x, case.weight, case.bias, case.lora_a, case.lora_b, case.groups, SCALE, *sinks, case.dropout, shrunk=shrunk
         )
 
     @staticmethod
     def _reference(case: LoraCase, x: Tensor, banks: list[Tensor]) -> Tensor:
         weight, bias = case.weight.to(x), case.bias.to(x)
-        return lora_linear_reference(x, weight, bias, *banks, case.groups, case.dropout)
+        return lora_linear_reference(x, weight, bias, *banks, case.groups, SCALE, case.dropout)
 
 
 def mlp_branch(dtype: torch.dtype, dropout: float | None, ranks: tuple[int, ...] = (8, 3)) -> Branch:

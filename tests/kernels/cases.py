@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedra_kernels import Dropout, RowGroups, dropout_key, lora_linear, lora_linear_reference
 
-from .helpers import relative_error
+from .helpers import SCALE, relative_error
 
 MARGIN = 8
 """NaN rows before and after every matrix."""
@@ -49,8 +49,8 @@ class LoraCase:
         sinks = {name: self._sink(bank) for name, bank in (("grad_a", self.lora_a), ("grad_b", self.lora_b))}
         given = {name: sink for name, sink in sinks.items() if name not in frozen}
         y = lora_linear(
-            x, self.weight, self.bias, self.lora_a, lora_b, self.groups, given.get("grad_a"), given.get("grad_b"),
-            self.dropout, shrunk=shrunk,
+            x, self.weight, self.bias, self.lora_a, lora_b, self.groups, SCALE,
+            given.get("grad_a"), given.get("grad_b"), self.dropout, shrunk=shrunk,
         )  # fmt: skip
         y.backward(self.grad_y)
         used = list(self.groups.host_slots)
@@ -64,7 +64,7 @@ class LoraCase:
         """The reference's results in float64, from the same rounded inputs."""
         x, a, b = (t.detach().double().requires_grad_() for t in (self.x, self.lora_a, self.lora_b))
         bias = None if self.bias is None else self.bias.double()
-        y = lora_linear_reference(x, self.weight.double(), bias, a, b, self.groups, self.dropout)
+        y = lora_linear_reference(x, self.weight.double(), bias, a, b, self.groups, SCALE, self.dropout)
         grads = torch.autograd.grad(y, (x, a, b), self.grad_y.double(), materialize_grads=True)
         used = list(self.groups.host_slots)
         return {"y": y.detach(), "grad_x": grads[0], "grad_a": grads[1][used], "grad_b": grads[2][used]}
@@ -80,7 +80,7 @@ class LoraCase:
             *(None if t is None else t.to(device) for t in (self.x, self.weight, self.bias)),
             self.lora_a.to(device),
             self.lora_b.to(device),
-            RowGroups(groups.sizes, torch.tensor(groups.host_slots), groups.scales, device),
+            RowGroups(groups.sizes, torch.tensor(groups.host_slots), device),
             self.grad_y.to(device),
             None if dropout is None else Dropout(dropout.p, dropout.keys.to(device)),
             self.ranks,
@@ -99,7 +99,7 @@ def lora_case(
     seed: int = 0,
     slots: Sequence[int] | None = None,
 ) -> LoraCase:
-    """Group g has rank ranks[g % len(ranks)], zero-padded to the largest, and a scale of its own.
+    """Group g has rank ranks[g % len(ranks)], zero-padded to the largest.
 
     Every client's numbers depend on its slot alone, never on the clients beside it.
     """
@@ -111,7 +111,7 @@ def lora_case(
     nan = torch.full((bank_size, rank * (inputs + outputs) + 5), float("nan"), dtype=dtype)
     lora_a = nan[:, : rank * inputs].view(bank_size, rank, inputs)
     lora_b = nan[:, rank * inputs : rank * (inputs + outputs)].view(bank_size, outputs, rank)
-    parts, upstream, scales = [], [], []
+    parts, upstream = [], []
     for size, slot, own_rank in zip(sizes, slots, used, strict=True):
         generator = torch.Generator().manual_seed(seed + 1000 * slot)
 
@@ -121,13 +121,12 @@ def lora_case(
         lora_a[slot], lora_b[slot] = 0.0, 0.0
         lora_a[slot, :own_rank] = (draw(own_rank, inputs) / inputs**0.5).to(dtype)
         lora_b[slot, :, :own_rank] = draw(outputs, own_rank).to(dtype)
-        scales.append(0.5 + float(torch.rand(1, generator=generator)))
         parts.append(draw(size, inputs))
         upstream.append(draw(size, outputs))
     generator = torch.Generator().manual_seed(seed)
     weight = surrounded((torch.randn(outputs, inputs, generator=generator) / inputs**0.5).to(dtype))
     bias_values = torch.randn(outputs, generator=generator).to(dtype)
-    groups = RowGroups(sizes, torch.tensor(slots, dtype=torch.int64), torch.tensor(scales))
+    groups = RowGroups(sizes, torch.tensor(slots, dtype=torch.int64))
     keys = torch.tensor([dropout_key(seed, slot) for slot in slots], dtype=torch.int64)
     return LoraCase(
         x=surrounded(torch.cat([torch.empty(0, inputs), *parts]).to(dtype)),

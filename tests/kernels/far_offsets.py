@@ -66,7 +66,7 @@ class Far:
     def groups(self, alone: bool) -> RowGroups:
         """The third slot has the last rows, the first those before."""
         sizes, slots = ([LAST], [2]) if alone else ([BEFORE, LAST], [0, 2])
-        return RowGroups(sizes, torch.tensor(slots), torch.full((len(sizes),), 0.5), self.device)
+        return RowGroups(sizes, torch.tensor(slots), self.device)
 
 
 def _lora_linear(far: Far, outputs: int, rank: int, dropout: float | None) -> tuple[Results, Results]:
@@ -80,9 +80,9 @@ def _lora_linear(far: Far, outputs: int, rank: int, dropout: float | None) -> tu
         sink_a, sink_b = far.sinks(lora_a, lora_b, alone=alone)
         x = x.detach().requires_grad_()
         # The last program of a launch that adds both gradients adds one of B.
-        y = lora_linear(x, weight, None, lora_a, lora_b, groups, sink_a, None, drop)
+        y = lora_linear(x, weight, None, lora_a, lora_b, groups, 0.5, sink_a, None, drop)
         torch.autograd.grad(y, x, grad_y)
-        y = lora_linear(x, weight, None, lora_a, lora_b, groups, None, sink_b, drop)
+        y = lora_linear(x, weight, None, lora_a, lora_b, groups, 0.5, None, sink_b, drop)
         (grad_x,) = torch.autograd.grad(y, x, grad_y)
         return [y[-LAST:, -32:].detach(), grad_x[-LAST:, -32:], sink_a[2, -1, -32:], sink_b[2, -16:]]
 
@@ -155,7 +155,7 @@ def _samples(far: Far) -> tuple[Results, Results]:
 
 def _classes(far: Far) -> tuple[Results, Results]:
     """A classifier of many classes."""
-    groups = RowGroups([LAST], torch.tensor([0]), torch.ones(1), far.device)
+    groups = RowGroups([LAST], torch.tensor([0]), far.device)
     features, part, grad = far.draw(LAST, WIDTH, seed=1), far.draw(LAST, WIDTH, seed=2), far.draw(LAST, LAST, seed=3)
     chunks = groups.chunks(product_tile(features).rows).rows
 

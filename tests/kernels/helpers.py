@@ -25,13 +25,12 @@ def kernel_names() -> set[str]:
     return {name for module in kernel_modules() for name in vars(module) if name.endswith("_kernel")}
 
 
-def make_groups(sizes: Sequence[int], slots: Sequence[int], *, seed: int = 0, shared_scale: bool = False) -> RowGroups:
-    """Groups with fp64 scales, each its own unless shared."""
-    generator = torch.Generator().manual_seed(seed)
-    scales = torch.rand(len(sizes), generator=generator, dtype=torch.float64) + 0.5
-    if shared_scale:
-        scales = scales[:1].expand(len(sizes)).clone()
-    return RowGroups(sizes, torch.tensor(slots, dtype=torch.int64), scales)
+SCALE = 0.7
+"""Of low-rank products."""
+
+
+def make_groups(sizes: Sequence[int], slots: Sequence[int]) -> RowGroups:
+    return RowGroups(sizes, torch.tensor(slots, dtype=torch.int64))
 
 
 def randn(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:

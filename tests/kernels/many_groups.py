@@ -17,15 +17,14 @@ from fedra_kernels import (
 )
 
 from .cases import TOLERANCE, assert_close
-from .helpers import randn
+from .helpers import SCALE, randn
 
 WIDTH, RANK, CLASSES, BLOCKS = 64, 8, 10, 12
 
 
 def check_one_row_groups(count: int, device: str, dtype: torch.dtype) -> None:
     """Client k, the owner of slot count - 1 - k, has the row k."""
-    slots, scales = torch.arange(count).flip(0), torch.linspace(0.5, 1.5, count)
-    groups = RowGroups([1] * count, slots, scales, device)
+    groups = RowGroups([1] * count, torch.arange(count).flip(0), device)
 
     def draw(*shape: int, seed: int) -> Tensor:
         return (randn(*shape, seed=seed, dtype=torch.float32) / shape[-1] ** 0.5).to(device, dtype)
@@ -36,7 +35,7 @@ def check_one_row_groups(count: int, device: str, dtype: torch.dtype) -> None:
 
 
 def _check_lora_linear(groups: RowGroups, draw, dtype: torch.dtype) -> None:
-    count, scales = len(groups), groups.scales.double()[:, None]
+    count = len(groups)
     x, grad_y = draw(count, WIDTH, seed=1).requires_grad_(), draw(count, WIDTH, seed=2)
     weight, lora_a, lora_b = (
         draw(WIDTH, WIDTH, seed=3),
@@ -44,7 +43,7 @@ def _check_lora_linear(groups: RowGroups, draw, dtype: torch.dtype) -> None:
         draw(count, WIDTH, RANK, seed=5),
     )
     sinks = [torch.zeros(bank.shape, device=bank.device) for bank in (lora_a, lora_b)]
-    y = lora_linear(x, weight, None, lora_a, lora_b, groups, *sinks)
+    y = lora_linear(x, weight, None, lora_a, lora_b, groups, SCALE, *sinks)
     (grad_x,) = torch.autograd.grad(y, x, grad_y)
     _, activated = gelu(x.detach(), lora_a=lora_a, groups=groups)
 
@@ -52,12 +51,12 @@ def _check_lora_linear(groups: RowGroups, draw, dtype: torch.dtype) -> None:
     slots = list(groups.host_slots)
     a, b = (bank[slots].double() for bank in (lora_a, lora_b))
     shrunk = torch.einsum("ki,kri->kr", rows, a)
-    grad_shrunk = scales * torch.einsum("ko,kor->kr", upstream, b)
+    grad_shrunk = SCALE * torch.einsum("ko,kor->kr", upstream, b)
     expected = {
-        "y": rows @ frozen.T + scales * torch.einsum("kr,kor->ko", shrunk, b),
+        "y": rows @ frozen.T + SCALE * torch.einsum("kr,kor->ko", shrunk, b),
         "grad_x": upstream @ frozen + torch.einsum("kr,kri->ki", grad_shrunk, a),
         "grad_a": grad_shrunk[:, :, None] * rows[:, None],
-        "grad_b": scales[:, :, None] * upstream[:, :, None] * shrunk[:, None],
+        "grad_b": SCALE * upstream[:, :, None] * shrunk[:, None],
         "activated": torch.einsum("ki,kri->kr", F.gelu(rows), a),
     }
     found = {"y": y, "grad_x": grad_x, "activated": activated}

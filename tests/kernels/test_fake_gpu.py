@@ -27,8 +27,7 @@ def moved(argument: Any) -> Any:
     if isinstance(argument, Dropout):
         return Dropout(argument.p, there(argument.keys))
     if isinstance(argument, RowGroups):
-        scales = torch.ones(len(argument))
-        return RowGroups(argument.sizes, torch.tensor(argument.host_slots), scales, "cuda")
+        return RowGroups(argument.sizes, torch.tensor(argument.host_slots), "cuda")
     return there(argument) if isinstance(argument, Tensor) else argument
 
 

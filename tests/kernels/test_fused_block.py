@@ -8,7 +8,7 @@ from fedra_kernels.activation import activation_reference
 
 from .blocks import mlp_branch
 from .cases import assert_close, lora_case
-from .helpers import randn
+from .helpers import SCALE, randn
 
 INDEX = torch.tensor([4, 0, 3])
 
@@ -47,7 +47,7 @@ def test_the_given_shrink_is_the_ops_own(dropout):
     case = lora_case([20, 0, 33], dropout=dropout)
     y, shrunk = gelu(case.x, lora_a=case.lora_a, groups=case.groups, dropout=case.dropout)
     sinks = torch.zeros(case.lora_a.shape), torch.zeros(case.lora_b.shape)
-    arguments = (y, case.weight, case.bias, case.lora_a, case.lora_b, case.groups, *sinks, case.dropout)
+    arguments = (y, case.weight, case.bias, case.lora_a, case.lora_b, case.groups, SCALE, *sinks, case.dropout)
     torch.testing.assert_close(lora_linear(*arguments, shrunk=shrunk), lora_linear(*arguments))
 
 

@@ -10,7 +10,7 @@ from .helpers import make_groups
 
 
 def test_runs_join_adjacent_groups_of_equal_size_over_empty_ones():
-    runs = make_groups([2, 0, 2, 3, 3, 2], [4, 0, 5, 7, 6, 1], shared_scale=True).runs
+    runs = make_groups([2, 0, 2, 3, 3, 2], [4, 0, 5, 7, 6, 1]).runs
     assert [(run.rows, run.count, run.size) for run in runs] == [
         (slice(0, 4), 2, 2),
         (slice(4, 10), 2, 3),
@@ -30,28 +30,26 @@ def test_per_token_multiplies_the_sizes_and_is_cached():
 
 
 @pytest.mark.parametrize(
-    ("sizes", "slots", "scales", "message"),
+    ("sizes", "slots", "message"),
     [
-        ([1, -1], torch.tensor([0, 1]), torch.ones(2), "sizes: found -1"),
-        ([1, 1], torch.tensor([0]), torch.ones(2), r"slots: found shape \[1\]"),
-        ([1, 1], torch.tensor([0, 1]), torch.ones(3), r"scales: found shape \[3\]"),
-        ([1, 1], torch.tensor([0, 0]), torch.ones(2), "slots: found a slot twice"),
-        ([1, 1], torch.tensor([0, -2]), torch.ones(2), "slots: found -2"),
-        ([1, 1], torch.tensor([0, 1]).int(), torch.ones(2), "slots: found dtype"),
-        ([1, 1], torch.tensor([0, 1]), torch.ones(2).bfloat16(), "scales: found dtype"),
+        ([1, -1], torch.tensor([0, 1]), "sizes: found -1"),
+        ([1, 1], torch.tensor([0]), r"slots: found shape \[1\]"),
+        ([1, 1], torch.tensor([0, 0]), "slots: found a slot twice"),
+        ([1, 1], torch.tensor([0, -2]), "slots: found -2"),
+        ([1, 1], torch.tensor([0, 1]).int(), "slots: found dtype"),
     ],
 )
-def test_bad_tables_are_named(sizes, slots, scales, message):
+def test_bad_tables_are_named(sizes, slots, message):
     with pytest.raises(ValueError, match=f"^{message}.*expected"):
-        RowGroups(sizes, slots, scales)
+        RowGroups(sizes, slots)
 
 
 def test_more_rows_than_the_kernels_count_are_named():
     with pytest.raises(ValueError, match=rf"^sizes: found {MAX_ROWS + 1} rows together, expected at most {MAX_ROWS}"):
-        RowGroups([MAX_ROWS, 1], torch.tensor([0, 1]), torch.ones(2))
+        RowGroups([MAX_ROWS, 1], torch.tensor([0, 1]))
 
 
 def test_the_device_of_a_gpu_has_an_index_as_that_of_its_tensors(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     for given, expected in (("cuda", "cuda:3"), ("cuda:1", "cuda:1"), ("cpu", "cpu")):
-        assert RowGroups([1], torch.tensor([0]), torch.ones(1), given).device == torch.device(expected)
+        assert RowGroups([1], torch.tensor([0]), given).device == torch.device(expected)

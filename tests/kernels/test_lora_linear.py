@@ -6,7 +6,7 @@ import torch
 from fedra_kernels import Dropout, dropout_key, lora_linear, lora_linear_reference
 
 from .cases import lora_case
-from .helpers import make_groups, randn, relative_error
+from .helpers import SCALE, make_groups, randn, relative_error
 
 SLOTS, RANK, INPUTS, OUTPUTS = 7, 4, 12, 10
 GROUPS = {
@@ -32,9 +32,8 @@ def _dropout(groups):
 
 @pytest.mark.parametrize("shape", GROUPS)
 @pytest.mark.parametrize("with_dropout", [False, True])
-@pytest.mark.parametrize("shared_scale", [False, True])
-def test_values_and_gradients_equal_autograd(shape, with_dropout, shared_scale):
-    groups = make_groups(*GROUPS[shape], shared_scale=shared_scale)
+def test_values_and_gradients_equal_autograd(shape, with_dropout):
+    groups = make_groups(*GROUPS[shape])
     x = randn(groups.rows, INPUTS, seed=1).requires_grad_()
     weight, bias = randn(OUTPUTS, INPUTS, seed=2), randn(OUTPUTS, seed=3)
     _, a, b = _bank(4)
@@ -42,11 +41,11 @@ def test_values_and_gradients_equal_autograd(shape, with_dropout, shared_scale):
     before_a, before_b = grad_a.clone(), grad_b.clone()
     dropout = _dropout(groups) if with_dropout else None
     upstream = randn(groups.rows, OUTPUTS, seed=6)
-    y = lora_linear(x, weight, bias, a, b, groups, grad_a, grad_b, dropout)
+    y = lora_linear(x, weight, bias, a, b, groups, SCALE, grad_a, grad_b, dropout)
     y.backward(upstream)
 
     leaves = [x.detach().clone().requires_grad_(), a.clone().requires_grad_(), b.clone().requires_grad_()]
-    expected = lora_linear_reference(leaves[0], weight, bias, leaves[1], leaves[2], groups, dropout)
+    expected = lora_linear_reference(leaves[0], weight, bias, leaves[1], leaves[2], groups, SCALE, dropout)
     assert relative_error(y, expected) < 1e-12
     if groups.rows:
         expected.backward(upstream)
@@ -66,7 +65,7 @@ def test_memory_of_a_weight_is_free_between_forward_and_backward(input_first):
     _, a, b = _bank(4)
     upstream = randn(groups.rows, OUTPUTS, seed=6)
 
-    y = lora_linear(x, weight, None, a.requires_grad_(), b, groups, None, None, input_first=input_first)
+    y = lora_linear(x, weight, None, a.requires_grad_(), b, groups, SCALE, None, None, input_first=input_first)
     values, address = weight.data.clone(), weight.data_ptr()
     weight.data = values.new_empty(0)
     ((op, _),) = y.grad_fn.next_functions  # The result is a view of what the op returned.
@@ -74,7 +73,7 @@ def test_memory_of_a_weight_is_free_between_forward_and_backward(input_first):
     weight.data = values
     y.backward(upstream)
 
-    expected = lora_linear_reference(again, whole, None, a, b, groups)
+    expected = lora_linear_reference(again, whole, None, a, b, groups, SCALE)
     expected.backward(upstream)
     assert relative_error(y, expected) < 1e-12
     assert relative_error(x.grad, again.grad) < 1e-12
@@ -94,7 +93,7 @@ def test_a_frozen_factor_keeps_nothing_for_its_gradient():
     """x is by far the largest tensor of an adapter; frozen A (FFA-LoRA) does without it until backward."""
     case = lora_case([5, 3])
     x, sink = case.x.clone().requires_grad_(), torch.zeros(case.lora_b.shape)
-    y = lora_linear(x, case.weight, None, case.lora_a, case.lora_b, case.groups, None, sink)
+    y = lora_linear(x, case.weight, None, case.lora_a, case.lora_b, case.groups, SCALE, None, sink)
     assert x.data_ptr() not in {t.data_ptr() for t in y._base.grad_fn.saved_tensors if t is not None}
 
 
@@ -103,7 +102,7 @@ def test_untouched_slots_keep_their_sink():
     x = randn(5, INPUTS, seed=1).requires_grad_()
     _, a, b = _bank(4)
     grad_a, grad_b = torch.full_like(a, 7.0), torch.full_like(b, 7.0)
-    lora_linear(x, randn(OUTPUTS, INPUTS, seed=2), None, a, b, groups, grad_a, grad_b).sum().backward()
+    lora_linear(x, randn(OUTPUTS, INPUTS, seed=2), None, a, b, groups, SCALE, grad_a, grad_b).sum().backward()
     untouched = [0, 2, 3, 5, 6]
     assert (grad_a[untouched] == 7.0).all()
     assert (grad_b[untouched] == 7.0).all()
@@ -115,7 +114,7 @@ def test_sinks_are_filled_when_the_input_needs_no_gradient():
     grad_a, grad_b = torch.zeros_like(a), torch.zeros_like(b)
     a.requires_grad_()
     x = randn(5, INPUTS, seed=1)
-    lora_linear(x, randn(OUTPUTS, INPUTS, seed=2), None, a, b, groups, grad_a, grad_b).sum().backward()
+    lora_linear(x, randn(OUTPUTS, INPUTS, seed=2), None, a, b, groups, SCALE, grad_a, grad_b).sum().backward()
     assert grad_a[1].abs().sum() > 0
     assert a.grad is None
 
@@ -126,7 +125,7 @@ def test_padded_rank_has_no_gradient():
     a[4, 2:], b[4, :, 2:] = 0.0, 0.0
     grad_a, grad_b = torch.zeros_like(a), torch.zeros_like(b)
     x = randn(5, INPUTS, seed=1).requires_grad_()
-    lora_linear(x, randn(OUTPUTS, INPUTS, seed=2), None, a, b, groups, grad_a, grad_b).sum().backward()
+    lora_linear(x, randn(OUTPUTS, INPUTS, seed=2), None, a, b, groups, SCALE, grad_a, grad_b).sum().backward()
     assert (grad_a[4, 2:] == 0).all()
     assert (grad_b[4, :, 2:] == 0).all()
     assert (grad_a[1] != 0).all()
@@ -137,8 +136,8 @@ def test_leading_dimensions_are_flattened():
     _, a, b = _bank(4)
     x, weight = randn(3, 5, INPUTS, seed=1), randn(OUTPUTS, INPUTS, seed=2)
     tokens = groups.per_token(5)
-    y = lora_linear(x, weight, None, a, b, tokens, torch.zeros_like(a), torch.zeros_like(b))
-    flat = lora_linear_reference(x.view(15, INPUTS), weight, None, a, b, tokens)
+    y = lora_linear(x, weight, None, a, b, tokens, SCALE, torch.zeros_like(a), torch.zeros_like(b))
+    flat = lora_linear_reference(x.view(15, INPUTS), weight, None, a, b, tokens, SCALE)
     assert y.shape == (3, 5, OUTPUTS)
     assert relative_error(y.view(15, OUTPUTS), flat) < 1e-12
 
@@ -150,9 +149,9 @@ def test_fp32_sinks_of_a_bf16_bank(slots):
     grad_a, grad_b = torch.zeros(a.shape), torch.zeros(b.shape)
     x = randn(5, INPUTS, seed=1, dtype=torch.bfloat16).requires_grad_()
     weight = randn(OUTPUTS, INPUTS, seed=2, dtype=torch.bfloat16)
-    lora_linear(x, weight, None, a, b, groups, grad_a, grad_b).sum().backward()
+    lora_linear(x, weight, None, a, b, groups, SCALE, grad_a, grad_b).sum().backward()
     leaves = [t.detach().double().requires_grad_() for t in (x, a, b)]
-    lora_linear_reference(leaves[0], weight.double(), None, leaves[1], leaves[2], groups).sum().backward()
+    lora_linear_reference(leaves[0], weight.double(), None, leaves[1], leaves[2], groups, SCALE).sum().backward()
     assert relative_error(grad_a, leaves[1].grad) < 2e-2
     assert relative_error(grad_b, leaves[2].grad) < 2e-2
 
@@ -180,6 +179,7 @@ def test_bad_arguments_are_named(name, change):
         "lora_a": a,
         "lora_b": b,
         "groups": make_groups([2, 3], [1, 4]),
+        "scale": SCALE,
         "grad_a": torch.zeros_like(a),
         "grad_b": torch.zeros_like(b),
     }

@@ -20,6 +20,8 @@ from fedra_kernels import (
     swiglu,
 )
 
+from .helpers import SCALE
+
 ROWS, WIDTH, OUTPUTS, RANK, SLOTS = 100_000, 768, 3072, 16, 64
 
 
@@ -28,7 +30,7 @@ def _meta(*shape, dtype=torch.bfloat16, grad=False):
 
 
 def _groups(rows=ROWS):
-    return RowGroups([rows - 1, 0, 1], torch.tensor([3, 5, 9]), torch.ones(3), device="meta")
+    return RowGroups([rows - 1, 0, 1], torch.tensor([3, 5, 9]), device="meta")
 
 
 def test_a_transformer_block_runs_forward_and_backward():
@@ -45,9 +47,9 @@ def test_a_transformer_block_runs_forward_and_backward():
     )
     sinks = [_meta(*part.shape, dtype=torch.float32) for part in bank]
     up = _meta(OUTPUTS, WIDTH)
-    y = lora_linear(x, up, _meta(OUTPUTS), *bank[:2], groups, *sinks[:2], dropout, shrunk=shrunk)
+    y = lora_linear(x, up, _meta(OUTPUTS), *bank[:2], groups, SCALE, *sinks[:2], dropout, shrunk=shrunk)
     z, produced = gelu(y, lora_a=bank[2], groups=groups)
-    out = lora_linear(z, up.T.contiguous(), None, *bank[2:], groups, *sinks[2:], shrunk=produced)
+    out = lora_linear(z, up.T.contiguous(), None, *bank[2:], groups, SCALE, *sinks[2:], shrunk=produced)
     total = scatter_add(hidden * 1.0, out, index, weight)
     total = low_rank_add(total, index, _meta(WIDTH, 32), _meta(32, WIDTH), _meta(32), weight)
     total.backward(torch.empty_like(total))
@@ -60,7 +62,7 @@ def test_a_transformer_block_runs_forward_and_backward():
 def test_a_frozen_factor_still_gives_the_gradient_of_the_input(frozen, rank):
     x, bank = _meta(ROWS, WIDTH, grad=True), (_meta(SLOTS, rank, WIDTH), _meta(SLOTS, OUTPUTS, rank))
     sinks = [None if number == frozen else _meta(*part.shape, dtype=torch.float32) for number, part in enumerate(bank)]
-    y = lora_linear(x, _meta(OUTPUTS, WIDTH), None, *bank, _groups(), *sinks)
+    y = lora_linear(x, _meta(OUTPUTS, WIDTH), None, *bank, _groups(), SCALE, *sinks)
     y.backward(torch.empty_like(y))
     assert x.grad.shape == x.shape
 

@@ -19,7 +19,7 @@ from fedra_kernels import (
     squared_norms_reference,
 )
 
-from .helpers import make_groups, randn
+from .helpers import SCALE, make_groups, randn
 
 INDEX = torch.tensor([2, 0])
 
@@ -33,7 +33,7 @@ def test_lora_linear_reference_passes_gradcheck(p):
     groups = make_groups([2, 0, 1], [3, 1, 0])
     dropout = None if p is None else Dropout(p, torch.arange(3))
     assert gradcheck(
-        lambda x, w, bias, a, b: lora_linear_reference(x, w, bias, a, b, groups, dropout),
+        lambda x, w, bias, a, b: lora_linear_reference(x, w, bias, a, b, groups, SCALE, dropout),
         _leaves((3, 4), (3, 4), (3,), (4, 2, 4), (4, 3, 2)),
     )
 

@@ -21,7 +21,9 @@ DEPTH = 6
 ROUNDS = 10
 RANK = 3
 SCALE = 2.0
-LAYOUT = AdapterLayout((Target("fc1", 5, 4), Target("fc2", 4, 5), Target("out", 5, 4)), RANK)
+LAYOUT = AdapterLayout(
+    tuple(Target(name, *shape, RANK, SCALE) for name, *shape in (("fc1", 5, 4), ("fc2", 4, 5), ("out", 5, 4)))
+)
 HEAD = 7
 CAPACITIES = np.array([6, 5, 4, 3, 2, 2])
 SAMPLES = [4, 9, 2, 7, 5, 3]
@@ -33,7 +35,7 @@ def federation(
 ) -> Federation:
     clients = Clients([np.arange(count) for count in SAMPLES], np.arange(6) // 2, capacities, ranks)
     return Federation(
-        *(MethodConfig(**config), clients, DEPTH, LAYOUT, SCALE),
+        *(MethodConfig(**config), clients, DEPTH, LAYOUT),
         seed=0,
         fisher=fisher_scores,
         capacities_drawn=drawn,

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import inject_adapter_in_model
 from torch import nn
 
 from fedra_engine.config import LoraConfig
@@ -44,7 +48,7 @@ def test_with_zero_b_and_all_blocks_held_logits_are_those_of_the_untouched_model
         untouched = model(**inputs).logits
     sweep = SweepModel(foundation, lambda n: samples.inputs(torch.arange(n), CPU, foundation.dtype))
     adapters = initial_adapters(foundation.adapter_layout, DEPTH, seed=0, dtype=torch.float64)
-    plan = plan_groups(foundation, [6], np.arange(DEPTH)[None], scale=2.0)
+    plan = plan_groups(foundation, [6], np.arange(DEPTH)[None])
     with torch.no_grad():
         logits = foundation.head(sweep.features(inputs, plan, BankFactors(foundation.adapter_layout, adapters)))
         again = foundation.model(**inputs).logits
@@ -63,7 +67,7 @@ def test_accuracy_is_counted_per_domain() -> None:
     state = GlobalState(
         initial_adapters(foundation.adapter_layout, DEPTH, seed=0, dtype=torch.float64), foundation.initial_heads()
     )
-    evaluator = Evaluator(foundation, sweep, samples, lora("vit"), ["photo", "sketch"])
+    evaluator = Evaluator(foundation, sweep, samples, ["photo", "sketch"])
     accuracy = accuracies(evaluator.scores(state, EvaluatedModel(np.arange(DEPTH))))
     assert accuracy == pytest.approx({"photo": float(right[:15].mean()), "sketch": float(right[15:].mean())})
 
@@ -81,7 +85,7 @@ def test_predictions_that_are_not_finite_count_as_wrong_and_are_reported(
     heads = foundation.initial_heads()
     foundation.head_layout.bias(heads)[:, 0] = 100
     state = GlobalState(initial_adapters(foundation.adapter_layout, DEPTH, seed=0, dtype=torch.float64), heads)
-    evaluator = Evaluator(foundation, sweep, samples, lora("vit"), ["photo", "sketch"])
+    evaluator = Evaluator(foundation, sweep, samples, ["photo", "sketch"])
     everything = EvaluatedModel(np.arange(DEPTH))
     wanted = {"photo": 1.0, "sketch": pytest.approx(1 / 3)}
     assert accuracies(evaluator.scores(state, everything)) == wanted
@@ -117,6 +121,29 @@ def test_unfit_target_modules_are_refused(targets: list[str], message: str) -> N
         make_tiny("vit", LoraConfig(target_modules=targets))
 
 
+RULES = [
+    {"rank_pattern": {"q_proj": 2, "fc1": 5}},
+    {"alpha_pattern": {r".*fc\d": 7.0}, "use_rslora": True},
+    {"rank_pattern": {"attention.k_proj": 1, "k_proj": 6}, "alpha_pattern": {"k_proj": 0.5}},
+]
+
+
+@pytest.mark.parametrize("rules", RULES)
+def test_ranks_and_scales_follow_peft_rules(rules: dict[str, Any]) -> None:
+    settings = {"target_modules": ["q_proj", "k_proj", "fc1"], **rules}
+    foundation = make_tiny("vit", LoraConfig(rank=4, alpha=6, **settings))
+    model: Any = inject_adapter_in_model(PeftLoraConfig(r=4, lora_alpha=6, **settings), make_model("vit"))
+    for target in foundation.adapter_layout.targets:
+        layer = model.get_submodule(f"{foundation.block_path}.1.{target.path}")
+        assert (target.rank, target.scale) == (layer.r["default"], pytest.approx(layer.scaling["default"]))
+
+
+@pytest.mark.parametrize("name", ["rank_pattern", "alpha_pattern"])
+def test_a_pattern_that_matches_nothing_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=rf"^lora\.{name}: found 'value', which matches no adapter target, expected"):
+        make_tiny("vit", LoraConfig(target_modules=["q_proj", "k_proj"], **{name: {"q_proj": 2, "value": 2}}))
+
+
 def test_a_model_without_blocks_is_refused() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, CLASSES))
     with pytest.raises(InputError, match=r"no list of blocks"):
@@ -136,7 +163,7 @@ def test_a_given_block_path_is_taken() -> None:
 
 
 def test_adapter_views_do_not_overlap_and_cover_the_slot() -> None:
-    layout = AdapterLayout((Target("q", 3, 4), Target("fc", 5, 2)), rank=2)
+    layout = AdapterLayout((Target("q", 3, 4, 2, 1.0), Target("fc", 5, 2, 2, 1.0)))
     bank = torch.zeros(3, layout.size)
     for index in range(2):
         layout.lora_a(bank, index).add_(1)

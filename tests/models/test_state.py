@@ -7,8 +7,8 @@ import torch
 from fedra_engine.models.adapters import AdapterLayout, Target, initial_adapters
 from fedra_engine.models.state import GlobalState, block_changes
 
-LAYOUT = AdapterLayout((Target("q", 5, 4), Target("fc", 3, 7)), rank=2)
 SCALE = 2.0
+LAYOUT = AdapterLayout((Target("q", 5, 4, 2, SCALE), Target("fc", 3, 7, 1, SCALE)))
 
 
 def start(base: tuple[torch.Tensor, ...] = ()) -> GlobalState:
@@ -30,7 +30,7 @@ def test_it_is_the_norm_of_the_products_of_all_targets() -> None:
     initial = start()
     state = tuned(initial)
     expected = torch.cat([products(state, target).flatten(1) for target in range(2)], dim=1).norm(dim=1)
-    found = block_changes(state, initial, LAYOUT, SCALE)
+    found = block_changes(state, initial, LAYOUT)
     torch.testing.assert_close(found, expected)
     assert found[0] == 0 < found[1]
 
@@ -40,4 +40,4 @@ def test_what_a_method_has_written_into_the_frozen_weights_counts() -> None:
     initial = start(tuple(torch.randn(shape, dtype=torch.float64) for shape in shapes))
     state = tuned(initial, tuple(weights + 0.5 for weights in initial.base))
     expected = torch.cat([(products(state, target) + 0.5).flatten(1) for target in range(2)], dim=1).norm(dim=1)
-    torch.testing.assert_close(block_changes(state, initial, LAYOUT, SCALE), expected)
+    torch.testing.assert_close(block_changes(state, initial, LAYOUT), expected)

@@ -26,7 +26,7 @@ def language_model(vocabulary: int = 7) -> CausalLM:
 
 
 def groups(sizes: list[int], slots: list[int]) -> RowGroups:
-    return RowGroups(sizes, torch.tensor(slots), torch.ones(len(sizes), dtype=torch.float64))
+    return RowGroups(sizes, torch.tensor(slots))
 
 
 def test_a_layout_packs_what_it_loads() -> None:

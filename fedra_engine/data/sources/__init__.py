@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from fedra_engine.config import DataConfig
 from fedra_engine.config.options import registering
 from fedra_engine.data.domain_data import DomainData
+from fedra_engine.data.sources.data_sets import splits_of
 from fedra_engine.data.sources.digits import load_digits_source
 from fedra_engine.data.sources.image_files import load_image_folder, load_split_lists
-from fedra_engine.data.sources.tables import dataset_samples, load_tables, splits_of
+from fedra_engine.data.sources.tables import dataset_samples, load_tables
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict

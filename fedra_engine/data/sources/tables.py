@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Formatter
@@ -27,13 +26,13 @@ from fedra_engine.data.domain_data import (
     prepare_source,
     sample_sources,
 )
-from fedra_engine.runtime.errors import InputError, one_line
+from fedra_engine.data.sources.conversations import conversation
+from fedra_engine.data.sources.data_sets import dataset_state, dataset_table, is_saved, joined, open_dataset
+from fedra_engine.runtime.errors import InputError
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset
 
-_AT_ONCE = 32
-"""Rows of a data set in memory."""
 _ROLES = ("label", "domain", "client")
 
 _Template = list[tuple[str, str | None]]
@@ -49,8 +48,8 @@ def load_tables(config: DataConfig, seed: int) -> DomainData:
         InputError: a file, column or line cannot be used (the message has file and line).
     """
     root = Path(str(config.root))
-    if config.source == "hf_dataset" or not (root.is_file() or (root.is_dir() and not _is_saved(root))):
-        data = dataset_samples(_open_dataset(config), config, seed)
+    if config.source == "hf_dataset" or not (root.is_file() or (root.is_dir() and not is_saved(root))):
+        data = dataset_samples(open_dataset(config), config, seed)
         if config.source == "text_classification" and data.task != config.source:
             raise InputError("data.columns.input: found images with data.source text_classification, expected texts")
         return data
@@ -91,7 +90,7 @@ def dataset_samples(
         templates = _templates(config)
         used = [column for template in templates.values() for _, column in template if column is not None]
         used += [getattr(config.columns, role) or role for role in _ROLES]
-        tables = {name: [_dataset_table(name, data, used)] for name, data in splits.items()}
+        tables = {name: [dataset_table(name, data, used)] for name, data in splits.items()}
         return _Reader(config, "causal_lm", templates, given_as).read(tables, seed)
     train = splits[files.TRAIN]
     content = config.columns.input or next((name for name in ("image", "text") if name in train.column_names), "image")
@@ -107,13 +106,13 @@ def dataset_samples(
     reader.named = {role: names for role, names in known.items() if names is not None}
     used = [name for name in columns.values() if name is not None]
     # The training split decides which columns have roles.
-    tables = {name: [_dataset_table(name, data, used)._replace(columns=used)] for name, data in splits.items()}
+    tables = {name: [dataset_table(name, data, used)._replace(columns=used)] for name, data in splits.items()}
     tables, reader.notes = _labelled_splits(tables, str(columns["label"]), numbered="label" in reader.named)
     test = next((splits[name] for name in tables if name != files.TRAIN), None)
     # One column may have several roles.
-    data = _joined(train, test, list(dict.fromkeys([content, *used])), given_as).select_columns(content)
+    data = joined(train, test, list(dict.fromkeys([content, *used])), given_as).select_columns(content)
     # Not that of `data`, which depends on the other columns in use.
-    fingerprint = repr((content, _state(train), None if test is None else _state(test)))
+    fingerprint = repr((content, dataset_state(train), None if test is None else dataset_state(test)))
     return reader.read(tables, seed, data.rename_columns({content: "text" if is_text else "image"}), fingerprint)
 
 
@@ -121,6 +120,8 @@ def _templates(config: DataConfig) -> _Templates:
     plain: _Template = [("", config.columns.input or "text")]
     if config.source != "causal_lm":
         return {"text": plain}
+    if config.columns.messages is not None:
+        return {"messages": [("", config.columns.messages)], "response": []}
     if config.prompt is None:
         return {"prompt": [], "response": plain}
     try:
@@ -217,7 +218,7 @@ class _Reader:
                         f"data.columns.domain: {source}: found {found} domain, other than in the lines before; "
                         "expected one in every line or in none"
                     )
-            texts = [self._fill(name, row, source) for name in self.templates]
+            texts = self._texts_of(row, source)
             if texts and is_missing(texts[-1]):
                 if self.config.unreadable == "error":
                     column = list(self.templates.values())[-1][-1][1]
@@ -262,6 +263,13 @@ class _Reader:
             )
         return known[value]
 
+    def _texts_of(self, row: Mapping[str, Any], source: SampleSource) -> list[str]:
+        """The texts of a row, one for each template."""
+        if "messages" in self.templates:
+            column = str(self.config.columns.messages)
+            return conversation(row[column], column, source, self.given_as)
+        return [self._fill(name, row, source) for name in self.templates]
+
     def _fill(self, name: str, row: Mapping[str, Any], source: SampleSource) -> str:
         pieces = []
         for literal, column in self.templates[name]:
@@ -305,95 +313,3 @@ def _labelled_splits(splits: files.Splits, label: str, *, numbered: bool = False
 def _require_column(option: str, name: str, present: list[str], place: str = "") -> None:
     if name not in present:
         raise InputError(f"{option}: {place}found no column {name!r}, expected one of {listed(present)}")
-
-
-def _dataset_table(name: str, data: Dataset, used: Collection[str]) -> files.Table:
-    """A split of a data set; its rows have those of the columns `used` that are present."""
-    present = [column for column in data.column_names if column in used]
-
-    def rows() -> Iterator[files.Row]:
-        batches = data.select_columns(present).with_format("arrow").iter(_AT_ONCE)
-        found = (row for batch in batches for row in batch.to_pylist())
-        place = f"{name}, row"
-        return ((SampleSource(place, number), row) for number, row in enumerate(found))
-
-    return files.Table(name, rows, columns=data.column_names)
-
-
-def _is_saved(folder: Path) -> bool:
-    """Whether `folder` was made by `save_to_disk`."""
-    return any((folder / name).is_file() for name in ("dataset_dict.json", "dataset_info.json"))
-
-
-def _open_dataset(config: DataConfig) -> dict[str, Dataset]:
-    """The splits of the data set that `config.root` names."""
-    from datasets import load_dataset, load_from_disk
-
-    assert config.root is not None
-    files.check_encoding(config.encoding)
-    folder = Path(config.root)
-    # A data set on the hub is called <owner>/<name> or <name>.
-    is_path = config.root.startswith(("/", ".", "~")) or folder.suffix in files.SUFFIXES
-    if is_path and not folder.exists():
-        kinds = "" if config.source == "hf_dataset" else "a csv, tsv, jsonl, parquet or txt file, "
-        raise InputError(
-            f"data.root: found no {config.root}, expected {kinds}a folder that save_to_disk made, or the name of a "
-            "data set on the hub"
-        )
-    is_saved = folder.is_dir() and _is_saved(folder)
-    if is_saved and config.subset is not None:
-        raise InputError(f"data.subset: found {config.subset!r} with the saved data set {config.root!r}, expected null")
-    try:
-        found = load_from_disk(str(folder)) if is_saved else load_dataset(config.root, config.subset)
-    except Exception as error:  # Whatever a file can make the library raise.
-        raise InputError(
-            f"data.root: cannot load {config.root!r}: {one_line(error)}; expected a folder that save_to_disk made, or "
-            "the name of a data set on the hub"
-        ) from error
-    return splits_of(found, "data.root", f" in {config.root!r}")
-
-
-def splits_of(found: Dataset | DatasetDict, given_as: str, place: str = "") -> dict[str, Dataset]:
-    """The training split of a data set, then those of `HELD_OUT` that have samples.
-
-    Raises:
-        InputError: `found` is not a data set, or has several splits but no `train`.
-    """
-    from datasets import Dataset, DatasetDict
-
-    if isinstance(found, Dataset):
-        return {files.TRAIN: found}
-    if not isinstance(found, DatasetDict):
-        kind = type(found).__name__
-        raise InputError(f"{given_as}: found a {kind}, expected a Dataset or DatasetDict of the datasets library")
-    if len(found) == 1:
-        return {files.TRAIN: next(iter(found.values()))}
-    if files.TRAIN not in found:
-        raise InputError(f"{given_as}: found the splits {listed(found)}{place}, expected one named train")
-    held_out = [name for name in files.HELD_OUT if name in found and len(found[name])]
-    return {name: found[name] for name in (files.TRAIN, *held_out)}
-
-
-def _joined(train: Dataset, test: Dataset | None, columns: list[str], given_as: str) -> Dataset:
-    """The training samples, then the test samples, if any; InputError if the test set lacks one of `columns`."""
-    from datasets import concatenate_datasets
-
-    if test is None:
-        return train.select_columns(columns)
-    for name in columns:
-        if name not in test.column_names or test.features[name] != train.features[name]:
-            found = test.features[name] if name in test.column_names else "no such column"
-            raise InputError(
-                f"{given_as}: column {name!r} of the test split: found {found}, expected {train.features[name]} as in "
-                "the training split"
-            )
-    return concatenate_datasets([train.select_columns(columns), test.select_columns(columns)])
-
-
-def _state(data: Dataset) -> tuple[str, list[tuple[int, int]]]:
-    """The library's fingerprint of a data set, and the size and modification time of each of its files.
-
-    The fingerprint alone does not change when a file is replaced, or a generator reads other files.
-    """
-    states = map(os.stat, sorted(file["filename"] for file in data.cache_files))
-    return data._fingerprint, [(state.st_size, state.st_mtime_ns) for state in states]

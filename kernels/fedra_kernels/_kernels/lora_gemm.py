@@ -1,4 +1,4 @@
-"""Frozen product with the grouped low-rank expand in the same kernel: y = x W^T + b + scale_k S B_k^T.
+"""Frozen product with the grouped low-rank expand in the same kernel: y = x W^T + b + scale S B_k^T.
 
 The rows are tiled densely, whatever group they belong to, so that small clients pay for no padding; a table
 says which groups touch a tile, usually one or two. The input gradient dX = dY W + dS A_k is the same kernel
@@ -19,7 +19,7 @@ from .tile_loads import product_operands, row_block, weight_block
 
 SCHEMA = (
     "lora_gemm(Tensor x, Tensor weight, Tensor? bias, Tensor shrunk, Tensor expand, Tensor spans, "
-    "Tensor filled, Tensor? scales, float gain, Tensor? keys, int threshold, bool transposed) -> Tensor"
+    "Tensor filled, float scale, Tensor? keys, int threshold, bool transposed) -> Tensor"
 )
 
 CONFIGS: ConfigTable = {
@@ -74,7 +74,7 @@ def expand_operands(shrunk, own, ptr, columns, ranks, stride_n, stride_r, N: tl.
     return shrunk.to(factor.dtype), tl.where(finite, wide, 0.0).to(factor.dtype)
 
 
-@triton.jit(do_not_specialize=["spans_ptr", "filled_ptr", "scales_ptr", "keys_ptr", "rows", "row_tiles"])
+@triton.jit(do_not_specialize=["spans_ptr", "filled_ptr", "keys_ptr", "rows", "row_tiles"])
 def lora_gemm_kernel(
     x,
     weight,
@@ -84,14 +84,13 @@ def lora_gemm_kernel(
     y_ptr,
     spans_ptr,
     filled_ptr,
-    scales_ptr,
     keys_ptr,
     rows,
     row_tiles,
     stride_slot,
     stride_expand_n,
     stride_expand_r,
-    gain,
+    scale,
     threshold,
     N: tl.constexpr,
     K: tl.constexpr,
@@ -103,7 +102,6 @@ def lora_gemm_kernel(
     BLOCK_K: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
-    SCALED: tl.constexpr,
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
@@ -118,7 +116,6 @@ def lora_gemm_kernel(
 
     # The low-rank product comes first: scale and dropout act on it while it is alone in the accumulator.
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    row_scale = tl.zeros((BLOCK_M,), tl.float32)
     seeds = tl.zeros((BLOCK_M,), tl.uint32)
     first, end = load_span(spans_ptr, tile_m)
     for index in range(first, end):
@@ -136,12 +133,9 @@ def lora_gemm_kernel(
                 shrunk, own, factor_ptr, column, rank, stride_expand_n, stride_expand_r, N, RANK
             )
             total = tl.dot(shrunk, factor, total, input_precision=PRECISION)
-        if SCALED:
-            row_scale = tl.where(own, tl.load(scales_ptr + group) * gain, row_scale)
         if DROPOUT:
             seeds = tl.where(own, row_seeds(keys_ptr, group, row - group_start), seeds)
-    if SCALED:
-        total *= row_scale[:, None]
+    total *= scale
     if DROPOUT:
         total = tl.where(keep_entries(seeds, column, threshold), total, 0.0)
 
@@ -169,18 +163,17 @@ def lora_gemm(
     expand: Tensor,
     spans: Tensor,
     filled: Tensor,
-    scales: Tensor | None,
-    gain: float,
+    scale: float,
     keys: Tensor | None,
     threshold: int,
     transposed: bool,
 ) -> Tensor:
-    """x W^T + bias + gain * scale_k S E_k^T for the rows of group k; `transposed`: x W + ... instead.
+    """x W^T + bias + scale S E_k^T for the rows of group k; `transposed`: x W + ... instead.
 
     x [rows, K], weight [N, K] (transposed: [K, N]), bias [N] or None, shrunk [rows, rank];
     expand: lora_b [slots, N, rank] (transposed: lora_a [slots, rank, N]);
     spans, filled: `RowGroups.spans(gemm_tile(x, rank).rows)` and `RowGroups.filled`;
-    scales fp32 [groups], or None where shrunk holds them; keys, threshold: dropout of the low-rank product.
+    scale: 1 where shrunk holds it; keys, threshold: dropout of the low-rank product.
     """
     rank = shrunk.shape[1]
     tile = gemm_tile(x, rank, keys is not None)
@@ -198,20 +191,18 @@ def lora_gemm(
         y,
         spans,
         filled,
-        scales,
         keys,
         x.shape[0],
         spans.shape[0],
         slot_stride,
         *(reversed(expand_strides) if transposed else expand_strides),
-        gain,
+        scale,
         threshold,
         N=y.shape[1],
         K=x.shape[1],
         RANK_STEP=rank_step(x.dtype, rank),
         TRANSPOSED=flipped,
         HAS_BIAS=bias is not None,
-        SCALED=scales is not None,
         DROPOUT=keys is not None,
         DESCRIPTORS=descriptors,
         **low_rank_options(x, rank),

@@ -1,7 +1,7 @@
 """Gradients of the adapters of `lora_linear`, in two halves.
 
 First every chunk of rows, counted from its group's start, has one writer for its fp32 partial sums: `lora_grad_output`
-makes dS = scale_k dY B_k and the partials of dB_k = dY^T S from one read of dY, `lora_grad_outer` those of one factor
+makes dS = scale dY B_k and the partials of dB_k = dY^T S from one read of dY, `lora_grad_outer` those of one factor
 alone, such as dA_k = dS^T drop(x). Then `lora_grad_reduce` adds a group's partials into the gradient sinks, in order:
 no atomics, and a client's gradient depends on its own rows alone. Both factors share its launch.
 """
@@ -21,15 +21,14 @@ from .counter_hash import keep_entries, row_seeds
 from .row_tables import load_chunk, load_chunk_group
 
 OUTPUT_SCHEMA = (
-    "lora_grad_output(Tensor grad_y, Tensor lora_b, Tensor shrunk, Tensor chunks, Tensor scales, float gain) "
-    "-> (Tensor, Tensor)"
+    "lora_grad_output(Tensor grad_y, Tensor lora_b, Tensor shrunk, Tensor chunks, float scale) -> (Tensor, Tensor)"
 )
 OUTER_SCHEMA = (
     "lora_grad_outer(Tensor wide, Tensor narrow, Tensor chunks, Tensor? keys, int threshold, bool transposed) -> Tensor"
 )
 REDUCE_SCHEMA = (
     "lora_grad_reduce(Tensor? partial_a, Tensor? groups_a, Tensor(a!)? grad_a, Tensor? partial_b, "
-    "Tensor? groups_b, Tensor(b!)? grad_b, Tensor scales, float gain) -> ()"
+    "Tensor? groups_b, Tensor(b!)? grad_b, float scale) -> ()"
 )
 REDUCE_BLOCK = 1024
 
@@ -65,7 +64,7 @@ def outer_chunk(wide: Tensor, rank: int) -> int:
     return choose(OUTER_CONFIGS, wide, rank).rows * CHUNK_BLOCKS
 
 
-@triton.jit(do_not_specialize=["chunks_ptr", "scales_ptr"])
+@triton.jit(do_not_specialize=["chunks_ptr"])
 def lora_grad_output_kernel(
     grad_y_ptr,
     lora_b_ptr,
@@ -73,9 +72,8 @@ def lora_grad_output_kernel(
     grad_shrunk_ptr,
     partial_ptr,
     chunks_ptr,
-    scales_ptr,
     stride_slot,
-    gain,
+    scale,
     N: tl.constexpr,
     RANK: tl.constexpr,
     RANK_BLOCK: tl.constexpr,
@@ -83,10 +81,9 @@ def lora_grad_output_kernel(
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """dS = gain * scale_k dY B_k, and this chunk's dY^T S."""
+    """dS = scale dY B_k, and this chunk's dY^T S."""
     program = tl.program_id(0)
-    first, end, slot, group, _ = load_chunk(chunks_ptr, program)
-    scale = tl.load(scales_ptr + group) * gain
+    first, end, slot, _, _ = load_chunk(chunks_ptr, program)
     row = first + tl.arange(0, BLOCK_M)
     column = tl.arange(0, BLOCK_N)
     rank = tl.arange(0, RANK_BLOCK)
@@ -122,7 +119,7 @@ def _output_gradients(grad_y: Tensor, lora_b: Tensor, shrunk: Tensor, chunks: Te
 
 @register(OUTPUT_SCHEMA, _output_gradients)
 def lora_grad_output(
-    grad_y: Tensor, lora_b: Tensor, shrunk: Tensor, chunks: Tensor, scales: Tensor, gain: float
+    grad_y: Tensor, lora_b: Tensor, shrunk: Tensor, chunks: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
     """dS [rows, rank] of grad_y [rows, out], and the chunks' partial sums of dY^T S, fp32 [chunks, out * rank].
 
@@ -140,9 +137,8 @@ def lora_grad_output(
         grad_shrunk,
         partial,
         chunks,
-        scales,
         lora_b.stride(0),
-        gain,
+        scale,
         N=outputs,
         BLOCK_M=tile.rows,
         BLOCK_N=tile.columns,
@@ -233,12 +229,12 @@ def lora_grad_outer(
 
 @triton.jit
 def _add_piece(
-    grad_ptr, partial_ptr, groups_ptr, scales_ptr, stride_slot, number, piece, entries, gain,
-    BLOCK: tl.constexpr, TRAINED: tl.constexpr, SCALED: tl.constexpr,
+    grad_ptr, partial_ptr, groups_ptr, stride_slot, number, piece, entries, scale,
+    BLOCK: tl.constexpr, TRAINED: tl.constexpr,
 ):  # fmt: skip
-    """grad[slot] += the sum of a group's partials, in the order of its chunks, for one piece of a trained factor."""
+    """grad[slot] += scale times a group's partials, summed in their order, for one piece of a trained factor."""
     if TRAINED:
-        slot, group, first, end = load_chunk_group(groups_ptr, number)
+        slot, _, first, end = load_chunk_group(groups_ptr, number)
         # In 32 bits, which hold the entries of any factor: sm_100 would spill.
         offset = piece * BLOCK + tl.arange(0, BLOCK)
         mask = offset < entries
@@ -247,14 +243,13 @@ def _add_piece(
         for _ in range(first, end):
             total += tl.load(partial_ptrs, mask=mask, other=0.0)
             partial_ptrs += entries
-        if SCALED:
-            total *= tl.load(scales_ptr + group) * gain
+        total *= scale
         grad_ptrs = grad_ptr + slot * stride_slot + offset
         previous = tl.load(grad_ptrs, mask=mask, other=0.0).to(tl.float32)
         tl.store(grad_ptrs, (previous + total).to(grad_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["groups_a_ptr", "groups_b_ptr", "scales_ptr"])
+@triton.jit(do_not_specialize=["groups_a_ptr", "groups_b_ptr"])
 def lora_grad_reduce_kernel(
     partial_a_ptr,
     groups_a_ptr,
@@ -262,10 +257,9 @@ def lora_grad_reduce_kernel(
     partial_b_ptr,
     groups_b_ptr,
     grad_b_ptr,
-    scales_ptr,
     stride_a,
     stride_b,
-    gain,
+    scale,
     entries_a,
     entries_b,
     BLOCK: tl.constexpr,
@@ -279,14 +273,12 @@ def lora_grad_reduce_kernel(
     piece = tl.program_id(0) % pieces
     if piece < pieces_a:
         _add_piece(
-            grad_a_ptr, partial_a_ptr, groups_a_ptr, scales_ptr, stride_a, number, piece, entries_a, gain,
-            BLOCK, HAS_A, False,
+            grad_a_ptr, partial_a_ptr, groups_a_ptr, stride_a, number, piece, entries_a, 1.0, BLOCK, HAS_A,
         )  # fmt: skip
     else:
         # dA has been made of scaled rows, dB has not.
         _add_piece(
-            grad_b_ptr, partial_b_ptr, groups_b_ptr, scales_ptr, stride_b, number, piece - pieces_a, entries_b, gain,
-            BLOCK, HAS_B, True,
+            grad_b_ptr, partial_b_ptr, groups_b_ptr, stride_b, number, piece - pieces_a, entries_b, scale, BLOCK, HAS_B,
         )  # fmt: skip
 
 
@@ -298,10 +290,9 @@ def lora_grad_reduce(
     partial_b: Tensor | None,
     groups_b: Tensor | None,
     grad_b: Tensor | None,
-    scales: Tensor,
-    gain: float,
+    scale: float,
 ) -> None:
-    """grad_a[slot] += a group's partials of dA; grad_b[slot] += gain * scale_k times its partials of dB.
+    """grad_a[slot] += a group's partials of dA; grad_b[slot] += scale times its partials of dB.
 
     partial_a fp32 [chunks, rank * in], groups_a: `Chunks.groups` of these, grad_a [slots, rank, in]; likewise for B.
     Each factor's three are None where it is frozen.
@@ -319,9 +310,8 @@ def lora_grad_reduce(
         partial_b,
         groups_b,
         grad_b,
-        scales,
         *(0 if sink is None else sink.stride(0) for sink in (grad_a, grad_b)),
-        gain,
+        scale,
         *entries,
         BLOCK=REDUCE_BLOCK,
         HAS_A=partial_a is not None,

@@ -12,7 +12,7 @@ from .counter_hash import keep_entries, row_seeds
 from .row_tables import load_chunk
 
 SCHEMA = (
-    "lora_shrink(Tensor x, Tensor factor, Tensor chunks, Tensor? scales, float gain, "
+    "lora_shrink(Tensor x, Tensor factor, Tensor chunks, float scale, "
     "Tensor? keys, int threshold, bool transposed) -> Tensor"
 )
 
@@ -31,25 +31,23 @@ def shrink_tile(x: Tensor, rank: int) -> Tile:
     return choose(CONFIGS, x, rank)
 
 
-@triton.jit(do_not_specialize=["chunks_ptr", "scales_ptr", "keys_ptr"])
+@triton.jit(do_not_specialize=["chunks_ptr", "keys_ptr"])
 def lora_shrink_kernel(
     x_ptr,
     factor_ptr,
     shrunk_ptr,
     chunks_ptr,
-    scales_ptr,
     keys_ptr,
     stride_slot,
     stride_rank,
     stride_depth,
-    gain,
+    scale,
     threshold,
     K: tl.constexpr,
     RANK: tl.constexpr,
     RANK_BLOCK: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    SCALED: tl.constexpr,
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -79,8 +77,7 @@ def lora_shrink_kernel(
         total = tl.dot(x, factor, total, input_precision=PRECISION)
         x_ptrs += BLOCK_K
         factor_ptrs += BLOCK_K * stride_depth
-    if SCALED:
-        total *= tl.load(scales_ptr + group) * gain
+    total *= scale
     shrunk_ptrs = shrunk_ptr + row.to(tl.int64)[:, None] * RANK + rank[None, :]
     tl.store(shrunk_ptrs, total.to(shrunk_ptr.dtype.element_ty), mask=row_mask & rank_mask)
 
@@ -94,16 +91,15 @@ def lora_shrink(
     x: Tensor,
     factor: Tensor,
     chunks: Tensor,
-    scales: Tensor | None,
-    gain: float,
+    scale: float,
     keys: Tensor | None,
     threshold: int,
     transposed: bool,
 ) -> Tensor:
-    """[rows, rank]: drop(x) A_k^T, times gain * scale_k where scales are given.
+    """[rows, rank]: scale drop(x) A_k^T.
 
     x [rows, K]; factor: lora_a [slots, rank, K] (transposed: lora_b [slots, K, rank]);
-    chunks: `RowGroups.chunks(shrink_tile(x, rank).rows).rows`; scales fp32 [groups] or None.
+    chunks: `RowGroups.chunks(shrink_tile(x, rank).rows).rows`.
     """
     rank_dim, depth_dim = (2, 1) if transposed else (1, 2)
     rank = factor.shape[rank_dim]
@@ -116,17 +112,15 @@ def lora_shrink(
         factor,
         shrunk,
         chunks,
-        scales,
         keys,
         factor.stride(0),
         factor.stride(rank_dim),
         factor.stride(depth_dim),
-        gain,
+        scale,
         threshold,
         K=x.shape[1],
         BLOCK_M=tile.rows,
         BLOCK_K=tile.depth,
-        SCALED=scales is not None,
         DROPOUT=keys is not None,
         **low_rank_options(x, rank),
         **tile.options,

@@ -18,7 +18,7 @@ from .tile_loads import product_operands, row_block, weight_block
 
 SCHEMA = (
     "lora_single_pass(Tensor x, Tensor weight, Tensor? bias, Tensor lora_a, Tensor lora_b, Tensor spans, "
-    "Tensor filled, Tensor scales) -> (Tensor, Tensor)"
+    "Tensor filled, float scale) -> (Tensor, Tensor)"
 )
 
 CONFIGS: ConfigTable = {
@@ -44,7 +44,7 @@ def shrink_block(lora_a_ptr, k, K: tl.constexpr, RANK: tl.constexpr, RANK_BLOCK:
     return tl.load(lora_a_ptr + rank * K + depth, mask=(rank < RANK) & (depth < K), other=0.0)
 
 
-@triton.jit(do_not_specialize=["spans_ptr", "filled_ptr", "scales_ptr", "rows", "row_tiles"])
+@triton.jit(do_not_specialize=["spans_ptr", "filled_ptr", "rows", "row_tiles"])
 def lora_single_pass_kernel(
     x,
     weight,
@@ -55,11 +55,11 @@ def lora_single_pass_kernel(
     shrunk_ptr,
     spans_ptr,
     filled_ptr,
-    scales_ptr,
     rows,
     row_tiles,
     stride_slot_a,
     stride_slot_b,
+    scale,
     N: tl.constexpr,
     K: tl.constexpr,
     RANK: tl.constexpr,
@@ -94,8 +94,7 @@ def lora_single_pass_kernel(
         shrunk = tl.dot(left, factor, shrunk, input_precision=PRECISION)
 
     for index in range(first, end):
-        group_start, group_end, slot, group = load_filled(filled_ptr, index)
-        scale = tl.load(scales_ptr + group)
+        group_start, group_end, slot, _ = load_filled(filled_ptr, index)
         if index > first:
             shrunk = tl.zeros((BLOCK_M, RANK_BLOCK), tl.float32)
             factor_ptr = lora_a_ptr + slot * stride_slot_a
@@ -133,12 +132,12 @@ def lora_single_pass(
     lora_b: Tensor,
     spans: Tensor,
     filled: Tensor,
-    scales: Tensor,
+    scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """(x W^T + bias + scale_k (x A_k^T) B_k^T, x A_k^T) for the rows of group k; ranks up to NARROW_RANK.
+    """(x W^T + bias + scale (x A_k^T) B_k^T, x A_k^T) for the rows of group k; ranks up to NARROW_RANK.
 
     x [rows, K], weight [N, K], lora_a [slots, rank, K], lora_b [slots, N, rank];
-    spans, filled: `RowGroups.spans(single_pass_tile(x, rank).rows)` and `RowGroups.filled`; scales fp32 [groups].
+    spans, filled: `RowGroups.spans(single_pass_tile(x, rank).rows)` and `RowGroups.filled`.
     """
     rank = lora_a.shape[1]
     tile = single_pass_tile(x, rank)
@@ -156,11 +155,11 @@ def lora_single_pass(
         shrunk,
         spans,
         filled,
-        scales,
         x.shape[0],
         spans.shape[0],
         lora_a.stride(0),
         lora_b.stride(0),
+        scale,
         N=y.shape[1],
         K=x.shape[1],
         TRANSPOSED=flipped,

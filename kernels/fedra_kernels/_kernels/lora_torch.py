@@ -30,17 +30,14 @@ def forward(
     shrunk: Tensor,
     lora_b: Tensor,
     groups: RowGroups,
-    gain: float,
+    scale: float,
 ) -> Tensor:
-    """x W^T + bias + gain * scale_k S B_k^T for the rows of group k."""
+    """x W^T + bias + scale S B_k^T for the rows of group k."""
     y = F.linear(x, weight, bias)
     for run in groups.runs:
         left = _rank_major(shrunk, run).transpose(1, 2)
         right = bank_rows(lora_b, run.slots).transpose(1, 2)
-        if isinstance(run.scale, float):
-            grouped(y, run).baddbmm_(left, right, alpha=run.scale * gain)
-        else:
-            grouped(y, run).baddbmm_((left * (run.scale * gain)).to(left.dtype), right)
+        grouped(y, run).baddbmm_(left, right, alpha=scale)
     return y
 
 
@@ -53,7 +50,7 @@ def backward(
     shrunk: Tensor | None,
     keep: Tensor | None,
     groups: RowGroups,
-    gain: float,
+    scale: float,
     grad_a: Tensor | None,
     grad_b: Tensor | None,
     needs_grad_x: bool,
@@ -62,10 +59,9 @@ def backward(
     grad_x = grad_y @ weight if needs_grad_x else None
     dropped = x if x is None or keep is None else x * keep
     for run in groups.runs:
-        scale = run.scale * gain
         run_grad_y = grouped(grad_y, run)
         if grad_b is not None and shrunk is not None:
-            scaled_shrunk = (_rank_major(shrunk, run) * scale).to(shrunk.dtype)
+            scaled_shrunk = _rank_major(shrunk, run) * scale
             add_to_bank(grad_b, run.slots, torch.bmm(scaled_shrunk, run_grad_y).transpose(1, 2))
         if grad_a is None and grad_x is None:
             continue

@@ -54,7 +54,7 @@ def _rows():
 
 
 def _head():
-    groups = RowGroups([20, 0, 33], torch.tensor([2, 1, 0]), torch.ones(3))
+    groups = RowGroups([20, 0, 33], torch.tensor([2, 1, 0]))
     features, weight, bias = _randn(53, 40, seed=1).requires_grad_(), _randn(3, 20, 40, seed=2), _randn(3, 20, seed=3)
     sinks = torch.zeros_like(weight), torch.zeros_like(bias)
     losses, correct = head_cross_entropy(features, weight, bias, torch.arange(53) % 20, groups, *sinks)

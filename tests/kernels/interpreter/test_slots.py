@@ -160,7 +160,7 @@ def _head(sizes, classes, dtype, slots=None):
         bias[slot] = randn(classes, seed=100 + slot, dtype=torch.float32).to(dtype)
         features.append(randn(count, 24, seed=200 + slot, dtype=torch.float32))
         labels.append(torch.randint(classes, (count,), generator=torch.Generator().manual_seed(slot)))
-    groups = RowGroups(sizes, torch.tensor(slots, dtype=torch.int64), torch.ones(len(sizes)))
+    groups = RowGroups(sizes, torch.tensor(slots, dtype=torch.int64))
     return surrounded(torch.cat(features).to(dtype)), weight, bias, surrounded(torch.cat(labels)), groups
 
 
@@ -235,7 +235,7 @@ def test_heads_of_drawn_groups_equal_their_references(check, sizes, classes):
 
 
 def test_the_first_of_equal_logits_is_the_answer():
-    groups = RowGroups([4], torch.tensor([0]), torch.ones(1))
+    groups = RowGroups([4], torch.tensor([0]))
     zeros = torch.zeros(1, 3, 8), torch.zeros(1, 3)
     labels = torch.tensor([0, 1, 2, 0])
     _, correct = head_cross_entropy(torch.ones(4, 8), *zeros, labels, groups, *(z.clone() for z in zeros))

@@ -42,6 +42,7 @@ from fedra_kernels.sgd import sgd_rows
 from fedra_kernels.squared_norms import squared_norms_rows
 
 from ..cases import assert_close, lora_case
+from ..helpers import SCALE
 
 ROWS, WIDTH, OUTPUTS, RANK = 20, 16, 24, 4
 
@@ -52,10 +53,10 @@ def _guarded_outputs():
 
 
 def _op_calls():
-    groups = RowGroups([12, 0, 8], torch.tensor([2, 1, 0]), torch.ones(3))
+    groups = RowGroups([12, 0, 8], torch.tensor([2, 1, 0]))
     x, y, rank = torch.randn(ROWS, WIDTH), torch.randn(ROWS, OUTPUTS), torch.randn(ROWS, RANK)
     a, b, weight = torch.randn(3, RANK, WIDTH), torch.randn(3, OUTPUTS, RANK), torch.randn(OUTPUTS, WIDTH)
-    scales, filled, keys = groups.scales, groups.filled, torch.arange(3)
+    filled, keys = groups.filled, torch.arange(3)
     index, ones = torch.arange(ROWS), torch.ones(WIDTH)
     labels, slots, table = torch.zeros(ROWS, dtype=torch.int64), torch.arange(3), torch.ones(3)
     head, head_bias, logits = torch.randn(3, 5, WIDTH), torch.randn(3, 5), torch.randn(ROWS, 5)
@@ -70,14 +71,14 @@ def _op_calls():
     partial_a, partial_b = (torch.randn(len(pieces.rows), RANK * features) for features in (WIDTH, OUTPUTS))
     rows, norm_chunks, spans = chunks(product_tile(x).rows), chunks(norm_tile(x, [a]).rows), groups.spans
     return [
-        (lora_shrink, (x, a, chunks(shrink_tile(x, RANK).rows), scales, 2.0, keys, 5, False)),
-        (lora_gemm, (x, weight, None, rank, b, spans(gemm_tile(x, RANK).rows), filled, scales, 1.0, None, 0, False)),
-        (lora_single_pass, (x, weight, None, a, b, spans(single_pass_tile(x, RANK).rows), filled, scales)),
-        (lora_grad_output, (y, b, rank, chunks(output_chunk(y, RANK)), scales, 1.0)),
+        (lora_shrink, (x, a, chunks(shrink_tile(x, RANK).rows), 2.0, keys, 5, False)),
+        (lora_gemm, (x, weight, None, rank, b, spans(gemm_tile(x, RANK).rows), filled, SCALE, None, 0, False)),
+        (lora_single_pass, (x, weight, None, a, b, spans(single_pass_tile(x, RANK).rows), filled, SCALE)),
+        (lora_grad_output, (y, b, rank, chunks(output_chunk(y, RANK)), SCALE)),
         (lora_grad_outer, (x, rank, pieces.rows, keys, 5, True)),
         (
             lora_grad_reduce,
-            (partial_a, pieces.groups, torch.zeros_like(a), partial_b, pieces.groups, torch.zeros_like(b), scales, 1.0),
+            (partial_a, pieces.groups, torch.zeros_like(a), partial_b, pieces.groups, torch.zeros_like(b), SCALE),
         ),
         (gather_norm_forward, (x, index, ones, ones, 1e-5, False, True, [a, a], norm_chunks, [], 0)),
         (gather_norm_backward, (x, index, ones, x, torch.zeros(ROWS), torch.ones(ROWS), False, torch.zeros_like(x))),
@@ -117,7 +118,7 @@ def test_a_compiled_step_equals_an_eager_one(dropout, frozen):
     def step(x, grad_a, grad_b, param):
         drop = None if dropout is None else Dropout(dropout, keys)
         sinks = (None if "grad_a" in frozen else grad_a), (None if "grad_b" in frozen else grad_b)
-        y = lora_linear(x, case.weight, case.bias, case.lora_a, case.lora_b, groups, *sinks, drop)
+        y = lora_linear(x, case.weight, case.bias, case.lora_a, case.lora_b, groups, SCALE, *sinks, drop)
         z, _ = gelu(y)
         normed, _ = gather_norm(z, torch.arange(53), case.bias, case.bias, kind="layer", eps=1e-5)
         steps = torch.ones(3, dtype=torch.int64)
@@ -137,7 +138,7 @@ def test_a_compiled_step_equals_an_eager_one(dropout, frozen):
 
 
 def test_the_ops_around_the_layers_compile_too():
-    groups = RowGroups([12, 0, 8], torch.tensor([2, 1, 0]), torch.ones(3))
+    groups = RowGroups([12, 0, 8], torch.tensor([2, 1, 0]))
     weight, bias, labels = torch.randn(3, 5, WIDTH), torch.randn(3, 5), torch.arange(ROWS) % 5
     slots, rates, index = torch.arange(3), torch.ones(3), torch.arange(ROWS).flip(0)
     inputs = torch.randn(ROWS, WIDTH)

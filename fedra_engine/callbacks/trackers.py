@@ -1,0 +1,135 @@
+"""Send the metrics of a run to experiment trackers, through the classes that Accelerate has for them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import mean
+from types import TracebackType
+from typing import Any, Self
+
+from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, WandBTracker
+
+from fedra_engine.callback import Callback, Evaluation, Round
+from fedra_engine.callbacks.run_folder import RunFolder
+from fedra_engine.config import ExperimentConfig
+from fedra_engine.config.fields import settings
+from fedra_engine.experiment import Experiment
+from fedra_engine.models.state import GlobalState
+from fedra_engine.runtime.errors import InputError, one_line
+
+_LOG = logging.getLogger(__name__)
+_PROJECT = "fedra-engine"
+_NOT_IN_NAMES = re.compile(r"[^\w.: -]")
+"""What MLflow refuses, and the slash, which groups names."""
+
+
+class Trackers(Callback):
+    """Reports a run to the trackers that `report_to` names; a context manager, at whose end they are finished.
+
+    Steps are rounds, from 1; step 0 is the frozen model. A run that goes on begins a new run of the tracker, which gets
+    the earlier rounds from `metrics.jsonl`. A tracker that fails after its start is dropped with a warning, so that no
+    run is lost to a server that is not there.
+    """
+
+    def __init__(self, run: RunFolder, names: Sequence[str]) -> None:
+        """Report to the trackers with these `names`.
+
+        Raises:
+            InputError: a tracker is not installed.
+        """
+        self._run = run
+        self._open: dict[str, GeneralTracker] = {}
+        self._first_round = 0
+        self._names = list(dict.fromkeys(names))
+        for name in self._names:
+            if find_spec(name) is None:
+                raise InputError(f"report_to: found {name}, which is not installed, expected it (pip install {name})")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for name in [*self._open]:
+            self._call(name, "finish")
+
+    def on_start(self, experiment: Experiment, state: GlobalState, first_round: int) -> None:
+        """Raises InputError if a tracker cannot start."""
+        self._first_round = first_round
+        values = plain_settings(experiment.config)
+        for name in self._names:
+            tracker = make_tracker(name, self._run.path)
+            try:
+                tracker.start()
+                tracker.store_init_configuration(values)
+            except Exception as error:
+                raise InputError(
+                    f"report_to: found {name}, which does not start ({one_line(error)}), expected a tracker that does"
+                ) from error
+            self._open[name] = tracker
+
+    def on_evaluate(self, experiment: Experiment, state: GlobalState, evaluation: Evaluation) -> None:
+        if evaluation.metrics is None:
+            self._log(metrics_of({"accuracy": evaluation.accuracy}), step=0)
+            # Trackers expect rising steps.
+            for record in self._run.read_metrics() if self._open else []:
+                if record["round"] < self._first_round:
+                    self._log(metrics_of(record), step=record["round"] + 1)
+
+    def on_round(self, experiment: Experiment, state: GlobalState, round: Round) -> None:
+        self._log(metrics_of(asdict(round.metrics)), step=round.metrics.round + 1)
+
+    def _log(self, values: Mapping[str, float], step: int) -> None:
+        for name in [*self._open]:
+            self._call(name, "log", dict(values), step=step)
+
+    def _call(self, name: str, what: str, *args: Any, **kwargs: Any) -> None:
+        """Call a method of a tracker, and drop the tracker if it fails."""
+        try:
+            getattr(self._open[name], what)(*args, **kwargs)
+        except Exception as error:
+            del self._open[name]
+            _LOG.warning("report_to: %s failed and gets nothing more of this run: %s", name, one_line(error))
+
+
+def make_tracker(name: str, folder: Path) -> GeneralTracker:
+    """The tracker with this name, which is also its package's, for the run in `folder`."""
+    match name:
+        case "tensorboard":
+            return TensorBoardTracker("tensorboard", folder)
+        case "wandb":
+            # A project that is given would be preferred to the variable.
+            project = os.environ.get("WANDB_PROJECT", _PROJECT)
+            return WandBTracker(project, name=folder.name, dir=str(folder))
+        case _:
+            return MLflowTracker(_PROJECT, run_name=folder.name)
+
+
+def plain_settings(config: ExperimentConfig) -> dict[str, bool | int | float | str]:
+    """The configuration by dotted names; values that trackers cannot take as they are become JSON."""
+    # Lists hold their entries; MLflow refuses the brackets in their names.
+    values = {setting.name: setting.value for setting in settings(config) if "[" not in setting.name}
+    return {
+        name: value if isinstance(value, bool | int | float | str) else json.dumps(value, default=asdict)
+        for name, value in values.items()
+    }
+
+
+def metrics_of(record: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers in a round's record; accuracies are `accuracy/<domain>`, their mean is
+    `average_accuracy`."""
+    record = {name: value for name, value in record.items() if name != "round"}
+    accuracy = record.pop("accuracy", None) or {}
+    numbers = {name: value for name, value in record.items() if isinstance(value, int | float)}
+    if accuracy:
+        numbers["average_accuracy"] = mean(accuracy.values())
+        numbers |= {f"accuracy/{_NOT_IN_NAMES.sub('_', domain)}": share for domain, share in accuracy.items()}
+    return numbers

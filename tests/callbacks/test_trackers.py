@@ -1,0 +1,126 @@
+"""Runs that report to the real trackers, none of which needs a server, and to one that fails."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import pytest
+from accelerate.tracking import GeneralTracker
+
+from fedra_engine.callbacks import trackers
+from fedra_engine.callbacks.run_folder import RunFolder
+from fedra_engine.callbacks.trackers import Trackers, metrics_of, plain_settings
+from fedra_engine.config import DeviceConfig, ExperimentConfig
+from fedra_engine.runtime.errors import InputError
+from tests.running import continue_run, run_experiment, small_config
+
+
+def points_of(folder: Path, name: str) -> list[list[tuple[int, float]]]:
+    """Steps and values of a metric in every event file below `folder`, oldest first."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    read = []
+    for file in sorted(folder.glob("events.*"), key=lambda file: file.stat().st_mtime_ns):
+        events = EventAccumulator(str(file))
+        events.Reload()
+        read.append([(event.step, event.value) for event in events.Scalars(name)])
+    return read
+
+
+@pytest.mark.slow
+def test_every_tracker_gets_the_settings_and_the_metrics_of_every_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlflow").as_uri())
+    # Without a database, which mlflow-skinny lacks.
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    run = run_experiment(tmp_path, evaluate_every=1, report_to=["tensorboard", "wandb", "mlflow"])
+
+    first, second = RunFolder(run).read_metrics()
+    losses = [(1, first["loss"]), (2, second["loss"])]
+    (points,) = points_of(run / "tensorboard", "loss")
+    assert dict(points) == pytest.approx(dict(losses))
+    frozen = json.loads((run / "summary.json").read_text())["frozen"]
+    accuracies = [mean(values.values()) for values in (frozen, first["accuracy"], second["accuracy"])]
+    assert dict(points_of(run / "tensorboard", "average_accuracy")[0]) == pytest.approx(dict(enumerate(accuracies)))
+
+    (metrics,) = (tmp_path / "mlflow").glob("*/*/metrics")
+    lines = [line.split() for line in (metrics / "loss").read_text().splitlines()]
+    assert [(int(step), float(value)) for _, value, step in lines] == losses
+    assert (metrics.parent / "params" / "method.name").read_text() == "fedra"
+
+    (record,) = (run / "wandb").glob("offline-run-*/*.wandb")
+    for word in ("average_accuracy", str(second["loss"]), "max_local_steps"):
+        assert word.encode() in record.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_reports_its_earlier_rounds_again(tmp_path: Path) -> None:
+    run = run_experiment(tmp_path, rounds=1, report_to=["tensorboard"], training={"lr_schedule": "constant"})
+    longer = small_config(tmp_path, rounds=2, report_to=["tensorboard"], training={"lr_schedule": "constant"})
+    continue_run(longer, RunFolder(run))
+    begun, whole = points_of(run / "tensorboard", "loss")
+    assert [step for step, _ in begun] == [1]
+    assert [step for step, _ in whole] == [1, 2]
+    assert whole[0] == begun[0]
+
+
+class Broken(GeneralTracker):
+    name, requires_logging_directory = "broken", False
+    tracker = None
+
+    def start(self) -> None:
+        pass
+
+    def store_init_configuration(self, values: Mapping[str, Any]) -> None:
+        pass
+
+    def log(self, values: Mapping[str, Any], step: int | None = None, **kwargs: Any) -> None:
+        if step == 1:
+            raise ConnectionError("no route to host")
+
+
+def test_a_tracker_that_fails_is_dropped_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(trackers, "make_tracker", lambda name, folder: Broken())
+    with caplog.at_level(logging.WARNING, "fedra_engine"):
+        run = run_experiment(tmp_path, report_to=["tensorboard"])
+    assert (run / "summary.json").is_file()
+    assert [record.getMessage() for record in caplog.records if "report_to" in record.getMessage()] == [
+        "report_to: tensorboard failed and gets nothing more of this run: no route to host"
+    ]
+
+
+def test_a_tracker_that_does_not_start_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(tracker: Broken) -> None:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(trackers, "make_tracker", lambda name, folder: Broken())
+    monkeypatch.setattr(Broken, "start", start)
+    with pytest.raises(InputError, match=r"^report_to: found wandb, which does not start \(no route to host\)"):
+        run_experiment(tmp_path, report_to=["wandb"])
+
+
+def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"report_to: found nowhere, which is not installed, expected it \("
+    ):
+        Trackers(RunFolder(tmp_path), ["nowhere"])
+
+
+def test_names_of_metrics_and_settings_are_those_that_all_trackers_take() -> None:
+    record = {"round": 3, "loss": None, "lr": 0.5, "bad_clients": [1], "accuracy": {"a/b": 0.5, "c d": 1.0}}
+    assert metrics_of(record) == {"lr": 0.5, "average_accuracy": 0.75, "accuracy/a_b": 0.5, "accuracy/c d": 1.0}
+    config = ExperimentConfig()
+    config.clients.devices = [DeviceConfig(compute=2.0)]
+    values = plain_settings(config)
+    assert values["method.name"] == "fedra"
+    assert json.loads(str(values["clients.devices"]))[0]["compute"] == 2.0
+    assert not any("[" in name for name in values)

@@ -1,0 +1,92 @@
+"""Conversations: the chat template makes a text of them, and the last answer is learnt."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from fedra_engine.config import ColumnsConfig, DataConfig
+from fedra_engine.data.domain_data import DomainData
+from fedra_engine.data.samples import prepare
+from fedra_engine.runtime.errors import InputError
+from tests.data.test_tokenization import MODEL, tokens
+from tests.data.text_files import load
+from tests.data.tokenizers import save_decoder_tokenizer
+
+TEMPLATE = (
+    "{% for m in messages %}{{ 'q ' if m.role == 'user' else 'r ' }}{{ m.content }} </s> {% endfor %}"
+    "{% if add_generation_prompt %}r {% endif %}"
+)
+QUESTION, ANSWER = {"role": "user", "content": "a b"}, {"role": "assistant", "content": "c d"}
+LONGER = [QUESTION, ANSWER, {"role": "user", "content": "e"}, {"role": "assistant", "content": "f", "name": "x"}]
+
+
+def conversations(folder: Path, messages: object) -> DomainData:
+    rows = [{"turns": messages}, *({"turns": [QUESTION, ANSWER]} for _ in range(5))]
+    file = folder / "a.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return load(file, "causal_lm", columns=ColumnsConfig(messages="turns"))
+
+
+def model(folder: Path, template: str | None = TEMPLATE) -> str:
+    tokenizer = AutoTokenizer.from_pretrained(save_decoder_tokenizer(folder))
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("max_length", "expected", "learnt"),
+    [(16, "q a b </s> r c d </s> q e </s> r f </s>", "f </s>"), (6, "q e </s> r f </s>", "f </s>")],
+)
+def test_only_the_last_answer_is_learnt(tmp_path: Path, max_length: int, expected: str, learnt: str) -> None:
+    """A long conversation loses its beginning."""
+    data = conversations(tmp_path, LONGER)
+    found = prepare(data, DataConfig(max_length=max_length), model(tmp_path / "model"), MODEL)
+    texts = {}
+    for samples in (found.train, found.test):
+        inputs, labels, _ = samples.batch(torch.arange(len(samples.domains)), torch.device("cpu"), torch.float32)
+        for ids, mask, own in zip(inputs["input_ids"], inputs["attention_mask"], labels, strict=True):
+            texts[tuple(ids[mask.bool()].tolist())] = own[own != -100].tolist()
+    assert texts[tuple(tokens(expected))] == tokens(learnt)
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ("hello", "found 'hello' in column 'turns', expected a list of messages"),
+        ([], r"found \[\] in column 'turns', expected a list of messages"),
+        ([QUESTION], "at the end of column 'turns', expected an answer of the assistant"),
+        ([QUESTION, ANSWER | {"content": " "}], "at the end of column 'turns', expected an answer"),
+        ([{"role": "user"}, ANSWER], "expected a message with the texts role and content"),
+        ([QUESTION, "c d"], "expected a message with the texts role and content"),
+    ],
+)
+def test_what_is_no_conversation_is_named(tmp_path: Path, messages: object, message: str) -> None:
+    with pytest.raises(InputError, match=rf"^data\.root: .*a\.jsonl, line 1: .*{message}"):
+        conversations(tmp_path, messages)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (None, "found a tokenizer without a chat template with data.columns.messages"),
+        ("{{ raise_exception('roles must alternate') }}", r"chat template refuses \(roles must altern"),
+        (TEMPLATE.replace("r {% endif %}", "x {% endif %}"), "a chat template that writes an answer otherwise"),
+    ],
+)
+def test_a_template_that_cannot_be_used_is_reported(tmp_path: Path, template: str | None, message: str) -> None:
+    data = conversations(tmp_path, [QUESTION, ANSWER])
+    with pytest.raises(InputError, match=message):
+        prepare(data, DataConfig(), model(tmp_path / "model", template), MODEL)
+
+
+def test_the_messages_are_kept_as_they_are(tmp_path: Path) -> None:
+    content: Any = conversations(tmp_path, LONGER).content
+    assert json.loads(content["messages"][0]) == LONGER[:3]
+    assert content["response"][0] == "f"
