@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 from fedra_engine.callback import Callback, Outcome
 from fedra_engine.callbacks.checkpoint import RunWriter, find_checkpoint, find_start, restore_newest
 from fedra_engine.callbacks.console import Console
-from fedra_engine.callbacks.fingerprint import check_fingerprint, fingerprint, setting_digest
+from fedra_engine.callbacks.early_stopping import EarlyStopping
+from fedra_engine.callbacks.fingerprint import Fingerprint, check_fingerprint, fingerprint, setting_digest
+from fedra_engine.callbacks.keep_best import KeepBest
 from fedra_engine.callbacks.partition_report import PartitionReport
 from fedra_engine.callbacks.run_folder import RunFolder, reading
 from fedra_engine.callbacks.trace import Trace
@@ -98,11 +100,24 @@ def run(
             shown.remember(folder.read_metrics())
         traces = [Trace(folder.path)] if config.trace else []
         kept = [RunWriter(folder, begun), shown, PartitionReport(folder.path, shown.detail), ReportWriter(folder.path)]
+        watching = [*traces, *_choosing(config, folder, begun), *kept, trackers, *callbacks]
         with trackers:
-            watching = [*traces, *kept, trackers, *callbacks]
             state, outcome = train(experiment, start.state, start.round, watching, start.accuracy)
         shown.finish(folder.written())
     return Result(folder.path, config, (experiment, state, outcome))
+
+
+def _choosing(config: ExperimentConfig, folder: RunFolder, begun: Fingerprint) -> Iterator[Callback]:
+    """The callbacks that choose the best round and the last one.
+
+    What they choose is on the disk before the checkpoint of the same round is.
+    """
+    if config.keep_best is not None:
+        yield KeepBest(folder.best_folder, config.keep_best, begun)
+    stopping = config.early_stopping
+    if stopping.patience is not None:
+        earlier = folder.read_metrics()
+        yield EarlyStopping(stopping.patience, stopping.measure, stopping.min_improvement, earlier)
 
 
 @contextmanager
@@ -166,9 +181,17 @@ class Result:
         accuracy: dict[str, float] = self.summary["tuned"]
         return accuracy
 
+    @property
+    def measures(self) -> dict[str, dict[str, float | None]]:
+        """What was measured beside the accuracy after the last round (docs/design.md), by name and domain.
+
+        None where a value is not defined.
+        """
+        return {name: found["tuned"] for name, found in self.summary.get("measures", {}).items()}
+
     @cached_property
     def history(self) -> DataFrame:
-        """One row for every round, with the columns of `metrics.jsonl`; accuracies are `accuracy.<domain>`.
+        """One row for every round, with the columns of `metrics.jsonl`; measures are `accuracy.<domain>` and so on.
 
         `allocation` and `trained` hold a dict in each row: blocks by client.
         """

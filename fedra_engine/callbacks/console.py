@@ -20,7 +20,7 @@ from fedra_engine.callbacks.meter import Meter
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.experiment import Experiment
 from fedra_engine.federation.clients import most_participants
-from fedra_engine.federation.records import RoundMetrics
+from fedra_engine.federation.records import RoundMetrics, average
 from fedra_engine.models.sharding import is_sharded, parameter_count
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import PrintableFormatter, count_of, printable
@@ -170,6 +170,8 @@ class Console(Callback):
             self._finish_round(evaluation.metrics)
             self._meter.evaluations.append(evaluation.accuracy)
             self.detail(f"accuracy after round {evaluation.metrics.round + 1}: {_accuracy_text(evaluation.accuracy)}")
+            if others := {name: average(of) for name, of in evaluation.measures.items() if name != "accuracy"}:
+                self.detail("on average: " + ", ".join(f"{name} {value:.4g}" for name, value in others.items()))
             return
         self._meter.frozen = evaluation.accuracy
         if self._next < self._meter.rounds:
@@ -187,6 +189,8 @@ class Console(Callback):
             self.message(f"stopped after round {outcome.rounds}{': ' if outcome.stopped else ''}{outcome.stopped}")
         for name, accuracy in (("frozen", outcome.frozen), ("tuned", outcome.tuned)):
             self._write_log(f"{name}: {_accuracy_text(accuracy)}")
+        if changes := _changes_text(outcome):
+            self._write_log(changes)
 
     def remember(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Show what earlier processes have measured, too; `records` are lines of `metrics.jsonl`."""
@@ -275,16 +279,28 @@ def planned(config: ExperimentConfig, log_file: Path | None) -> dict[str, str]:
 
 
 def results_text(outcome: Outcome) -> str:
-    """The accuracies before and after a run as a table, and what the latter are those of if that is not obvious."""
+    """The accuracies before and after a run as a table, other measures, and what is tuned if that is not obvious."""
     rows = [["accuracy (%)", *outcome.tuned, "average"]]
     for name, accuracy in (("frozen", outcome.frozen), ("tuned", outcome.tuned)):
         values = (*(accuracy[domain] for domain in outcome.tuned), mean(accuracy.values()))
         rows.append([name, *map(_percent, values)])
-    table = table_text(rich_table(rows))
-    if outcome.tuned_is is None:
-        return table
-    exported = _percent(mean(outcome.exported.values()))
-    return f"{table}\nnote: tuned is the accuracy of {outcome.tuned_is}; the adapter alone has {exported} % on average"
+    text = table_text(rich_table(rows))
+    if changes := _changes_text(outcome):
+        text += f"\n{changes}"
+    if outcome.tuned_is is not None:
+        exported = _percent(mean(outcome.exported.values()))
+        text += f"\nnote: tuned is the accuracy of {outcome.tuned_is}; the adapter alone has {exported} % on average"
+    return text
+
+
+def _changes_text(outcome: Outcome) -> str:
+    """The averages of all measures but accuracy before and after the run; empty if there are none."""
+    changes = [
+        f"{name} {average(of_domain):.4g} → {average(outcome.tuned_measures[name]):.4g}"
+        for name, of_domain in outcome.frozen_measures.items()
+        if name != "accuracy"
+    ]
+    return f"on average: {', '.join(changes)}" if changes else ""
 
 
 def describe(experiment: Experiment) -> dict[str, str]:

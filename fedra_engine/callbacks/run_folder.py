@@ -30,13 +30,8 @@ _FILES = (
     *("checkpoints/metrics.jsonl", "adapters/[!.]*", "trace/*.safetensors"),
 )
 _FOLDERS = (
-    "checkpoints",
-    "tensorboard",
-    "wandb",
-    "adapters",
-    "trace",
-    "checkpoints/round_*[0-9]",
-    "trace/round_*[0-9]",
+    *("checkpoints", "tensorboard", "wandb", "adapters", "trace", "best"),
+    *("checkpoints/round_*[0-9]", "trace/round_*[0-9]", "best/round_*[0-9]"),
 )
 """Patterns of all that a run writes."""
 
@@ -61,6 +56,7 @@ class RunFolder:
         metrics_file: the records of the rounds, one JSON object per line.
         kept_metrics_file: the copy of the records.
         summary_file: the results, written at the end.
+        best_folder: the best round (`keep_best`): checkpoints, and at the end the adapter.
     """
 
     def __init__(self, path: Path) -> None:
@@ -70,6 +66,7 @@ class RunFolder:
         self.metrics_file = path / "metrics.jsonl"
         self.kept_metrics_file = path / "checkpoints" / "metrics.jsonl"
         self.summary_file = path / "summary.json"
+        self.best_folder = path / "best"
         self._kept = content_hash()
         self._kept_bytes = 0
 

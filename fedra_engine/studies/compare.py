@@ -285,7 +285,8 @@ def _finish(run: PlannedRun) -> str:
         result = train_run(run.config, earlier, accelerator=Accelerator(), console=console)
     if not run.is_trial:
         if not (run.path / COSTS).is_file():
-            write_whole(run.path / COSTS, json.dumps(asdict(count_costs(run.config)), indent=2) + "\n")
+            costs = count_costs(run.config, read_trial(run).rounds)
+            write_whole(run.path / COSTS, json.dumps(asdict(costs), indent=2) + "\n")
         if not (run.path / OUTCOMES).is_file():
             # Of a run that is loaded, the experiment is only built here.
             SampleOutcomes.of(result.experiment, result.state).write(run.path)
@@ -340,19 +341,19 @@ def _progress_text(run: PlannedRun) -> str:
     return ", ".join([f"round {done} of {run.config.rounds}", *loss, *accuracy])
 
 
-def count_costs(config: ExperimentConfig) -> RunCosts:
-    """Count the costs of a whole run by the formulas of `costs/model.py`, without training.
+def count_costs(config: ExperimentConfig, rounds: int | None = None) -> RunCosts:
+    """Count the costs of a run, by the formulas of `costs/model.py`, without training.
 
-    The participants, assignments and devices of all rounds are drawn again from the seed. Participants whose updates
-    do not arrive are not counted. Methods whose assignment depends on earlier rounds are counted as if every round
-    began with the initial state.
+    The participants, assignments and devices of its first `rounds` (all, if not given: a run may end early) are drawn
+    again from the seed. Participants whose updates do not arrive are not counted. Methods whose assignment depends on
+    earlier rounds are counted as if every round began with the initial state.
 
     Raises:
         InputError: something in the configuration cannot be used.
     """
     experiment = build_experiment(config, torch.device("cpu"))
     trainable, uploaded, participations, flops = 0.0, 0.0, 0, 0.0
-    for round in range(config.rounds):
+    for round in range(config.rounds if rounds is None else rounds):
         work, assignment, _ = experiment.round_work(round)
         costs = experiment.costs_of(work, assignment)
         participations += len(work.participants)

@@ -103,6 +103,18 @@ def test_a_terminal_has_a_display_and_at_the_end_header_table_and_paths(tmp_path
         assert line in left
 
 
+def test_other_measures_are_averages_over_the_domains(tmp_path: Path) -> None:
+    before, after = ({"accuracy": {"a": 0.5}, "test_loss": {"a": loss, "b": 1.0}} for loss in (3.0, 2.0))
+    output, share = io.StringIO(), {"a": 0.5}
+    state: Any = None
+    with Console(tmp_path / "run.log", PlainConsole(file=output)) as console:
+        console.on_evaluate(EXPERIMENT, state, Evaluation({"a": 0.5}, metrics(0), after))
+        console.on_end(EXPERIMENT, state, Outcome(1, share, share, share, None, None, before, after))
+    for text in (output.getvalue(), (tmp_path / "run.log").read_text()):
+        assert "on average: test_loss 1.5\n" in text
+        assert "on average: test_loss 2 → 1.5\n" in text
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_everything_is_in_the_log(tmp_path: Path, terminal: bool) -> None:
     run_two_rounds(tmp_path / "run.log", terminal)
