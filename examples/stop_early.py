@@ -24,6 +24,7 @@ class StopEarly(Callback):
 
 config = ExperimentConfig(rounds=40, evaluate_every=1, output_dir=sys.argv[1] if len(sys.argv) > 1 else "runs")
 config.data.domains = ["clean", "inverted"]
+config.data.validation_fraction = 0.25  # test samples that decide when to stop would be no test any more
 config.clients.capacities = [12, 6]
 result = simulate(config, callbacks=[StopEarly()])
 print(f"{len(result.history)} of {config.rounds} rounds were enough")

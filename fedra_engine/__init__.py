@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedra_engine.callback import Callback, Evaluation, Outcome, Round, Stop, Update
+    from fedra_engine.callbacks.early_stopping import EarlyStopping
+    from fedra_engine.callbacks.keep_best import KeepBest
     from fedra_engine.config import (
         ClientsConfig,
         ColumnsConfig,
         DataConfig,
         DeviceConfig,
+        EarlyStoppingConfig,
         ExecutionConfig,
         ExperimentConfig,
         LoraConfig,
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from fedra_engine.config.options import option
     from fedra_engine.data.partition import register_partitioner
     from fedra_engine.data.sources import register_source
+    from fedra_engine.execution.metrics import Metric, Predictions, register_metric
     from fedra_engine.experiment import Experiment
     from fedra_engine.federation.assignment import Assignment
     from fedra_engine.federation.local_terms import LocalTerm
@@ -48,6 +52,7 @@ __all__ = [  # noqa: RUF022 (what one looks for first comes first)
     "ColumnsConfig",
     "DataConfig",
     "DeviceConfig",
+    "EarlyStoppingConfig",
     "ExecutionConfig",
     "LoraConfig",
     "MethodConfig",
@@ -62,23 +67,31 @@ __all__ = [  # noqa: RUF022 (what one looks for first comes first)
     "Evaluation",
     "Outcome",
     "Stop",
+    "EarlyStopping",
+    "KeepBest",
     "Method",
     "Assignment",
     "LocalTerm",
+    "Metric",
+    "Predictions",
     "option",
     "register_method",
     "register_source",
     "register_partitioner",
     "register_allocator",
+    "register_metric",
     "InputError",
 ]
 
 _PLACES = {
     "callback": ("Callback", "Evaluation", "Outcome", "Round", "Stop", "Update"),
+    "callbacks.early_stopping": ("EarlyStopping",),
+    "callbacks.keep_best": ("KeepBest",),
     "config": tuple(name for name in __all__ if name.endswith("Config")),
     "config.options": ("option",),
     "data.partition": ("register_partitioner",),
     "data.sources": ("register_source",),
+    "execution.metrics": ("Metric", "Predictions", "register_metric"),
     "experiment": ("Experiment",),
     "federation.assignment": ("Assignment",),
     "federation.local_terms": ("LocalTerm",),

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from fedra_engine.models.state import GlobalState
 
 
+Measures = Mapping[str, Mapping[str, float]]
+"""Values by name of the measure and domain."""
+
+
 @dataclass(frozen=True)
 class Stop:
     """Returned by `Callback.on_round` or `on_evaluate` to end the run; the `reason` is shown."""
@@ -73,10 +77,13 @@ class Evaluation:
     Attributes:
         accuracy: share of correct predictions (0 to 1) by domain.
         metrics: of the round that produced the state; None for the initial state.
+        measures: all that was measured, `accuracy` among it, by name and domain (docs/design.md, Measures); NaN where
+            something is not defined.
     """
 
     accuracy: Mapping[str, float]
     metrics: RoundMetrics | None = None
+    measures: Measures = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,7 @@ class Outcome:
         exported: accuracy of the exported adapter: the global model's last exit.
         tuned_is: describes the model that has the accuracy `tuned`, if that is more than the exported adapter.
         stopped: the reason for which a callback ended the run early; None if none did.
+        frozen_measures, tuned_measures: all that was measured then, as in `Evaluation`; empty where a run was loaded.
     """
 
     rounds: int
@@ -98,6 +106,8 @@ class Outcome:
     exported: Mapping[str, float]
     tuned_is: str | None = None
     stopped: str | None = None
+    frozen_measures: Measures = field(default_factory=dict)
+    tuned_measures: Measures = field(default_factory=dict)
 
 
 class Callback:

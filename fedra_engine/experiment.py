@@ -158,7 +158,7 @@ class Experiment:
         return replace(state, stand_ins=stand_ins)
 
     def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:
-        """What each of the `participants` is asked to hold and train in `round`."""
+        """What the method asks of `participants` in `round`, with stand-ins for missing blocks, if there are any."""
         assignment = self.method.assign(participants, round).training_only(self.foundation.adapted)
         if self.stand_in_fit is None:
             return assignment

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 from fedra_engine.callback import Callback, Outcome
 from fedra_engine.callbacks.checkpoint import RunWriter, find_checkpoint, find_start, restore_newest
 from fedra_engine.callbacks.console import Console
-from fedra_engine.callbacks.fingerprint import check_fingerprint, fingerprint, setting_digest
+from fedra_engine.callbacks.early_stopping import EarlyStopping
+from fedra_engine.callbacks.fingerprint import Fingerprint, check_fingerprint, fingerprint, setting_digest
+from fedra_engine.callbacks.keep_best import KeepBest
 from fedra_engine.callbacks.partition_report import PartitionReport
 from fedra_engine.callbacks.run_folder import RunFolder, reading
 from fedra_engine.callbacks.trace import Trace
@@ -36,6 +39,7 @@ from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.exit_codes import unwound_by_signals
 from fedra_engine.runtime.files import write_whole
 from fedra_engine.runtime.processes import Processes, join_job
+from fedra_engine.runtime.stages import Stage
 from fedra_engine.runtime.tables import PlainConsole
 from fedra_engine.simulation import train
 
@@ -52,6 +56,8 @@ def run(
     callbacks: Sequence[Callback] = (),
     accelerator: Accelerator | None = None,
     console: PlainConsole | None = None,
+    quiet: bool = False,
+    log_level: int = logging.INFO,
 ) -> Result:
     """Train the rounds of `config` that the run's folder lacks; all processes of a job call this together.
 
@@ -62,6 +68,8 @@ def run(
         callbacks: beside those that show the run and keep its folder.
         accelerator: of the job; made here if not given.
         console: where the run is shown; stdout if not given.
+        quiet: show the final table alone.
+        log_level: the least severe messages, of Python's logging, that are shown and logged.
 
     Raises:
         InputError: something cannot be used, training diverged, or `earlier` had other settings or inputs, or is
@@ -74,23 +82,42 @@ def run(
     processes, sharding = Processes.of(accelerator), Sharding.of(accelerator)
     with (
         open_folder(config, earlier, processes) as folder,
-        Console(folder.log_file, console) if processes.is_main else Console.silent() as shown,
+        Console(folder.log_file, console, config=config, level=log_level, results_only=quiet)
+        if processes.is_main
+        else Console.silent() as shown,
     ):
         with processes.raise_on_all():
             trackers = Trackers(folder, config.report_to if processes.is_main else [])
             experiment = build_experiment(config, accelerator.device, processes, sharding, inputs)
-        begun = fingerprint(experiment)
+        with Stage("taking the fingerprint of data and model"):
+            begun = fingerprint(experiment)
         of_main = processes.broadcast_object(begun)
         with processes.raise_on_all():
             check_fingerprint(begun, of_main, "the main process")
-        shown.message(f"run folder: {folder.path}")
+        shown.detail(f"run folder: {folder.path}")
         start = find_start(experiment, folder, begun)
+        if start.round > 0:
+            shown.remember(folder.read_metrics())
         traces = [Trace(folder.path)] if config.trace else []
-        kept = [RunWriter(folder, begun), shown, PartitionReport(folder.path), ReportWriter(folder.path), trackers]
-        watching = [*traces, *kept, *callbacks]
+        kept = [RunWriter(folder, begun), shown, PartitionReport(folder.path, shown.detail), ReportWriter(folder.path)]
+        watching = [*traces, *_choosing(config, folder, begun), *kept, trackers, *callbacks]
         with trackers:
             state, outcome = train(experiment, start.state, start.round, watching, start.accuracy)
+        shown.finish(folder.written())
     return Result(folder.path, config, (experiment, state, outcome))
+
+
+def _choosing(config: ExperimentConfig, folder: RunFolder, begun: Fingerprint) -> Iterator[Callback]:
+    """The callbacks that choose the best round and the last one.
+
+    What they choose is on the disk before the checkpoint of the same round is.
+    """
+    if config.keep_best is not None:
+        yield KeepBest(folder.best_folder, config.keep_best, begun)
+    stopping = config.early_stopping
+    if stopping.patience is not None:
+        earlier = folder.read_metrics()
+        yield EarlyStopping(stopping.patience, stopping.measure, stopping.min_improvement, earlier)
 
 
 @contextmanager
@@ -154,9 +181,17 @@ class Result:
         accuracy: dict[str, float] = self.summary["tuned"]
         return accuracy
 
+    @property
+    def measures(self) -> dict[str, dict[str, float | None]]:
+        """What was measured beside the accuracy after the last round (docs/design.md), by name and domain.
+
+        None where a value is not defined.
+        """
+        return {name: found["tuned"] for name, found in self.summary.get("measures", {}).items()}
+
     @cached_property
     def history(self) -> DataFrame:
-        """One row for every round, with the columns of `metrics.jsonl`; accuracies are `accuracy.<domain>`.
+        """One row for every round, with the columns of `metrics.jsonl`; measures are `accuracy.<domain>` and so on.
 
         `allocation` and `trained` hold a dict in each row: blocks by client.
         """
@@ -248,8 +283,9 @@ def simulate(
     if method is not None:
         config = replace(config, method=replace(config.method, name=method))
     validate(config)
-    console = PlainConsole(quiet=True, force_terminal=False) if quiet else None
-    with _without_advice(bars=not quiet):
+    console = PlainConsole(quiet=True, force_terminal=False) if quiet else PlainConsole()
+    # Bars would be drawn across the live display.
+    with _without_advice(bars=not quiet and not console.can_redraw):
         return run(config, inputs=inputs, callbacks=callbacks, console=console)
 
 
@@ -314,16 +350,30 @@ def _described(config: ExperimentConfig | None, inputs: Inputs) -> ExperimentCon
 
 @contextmanager
 def _without_advice(*, bars: bool = True) -> Iterator[None]:
-    """Silence transformers' warnings about the models it loads and, without `bars`, its progress bars."""
+    """Silence transformers' warnings about the models it loads and, without `bars`, all bars of these libraries."""
     from transformers.utils import logging
 
-    level, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    level = logging.get_verbosity()
     logging.set_verbosity_error()
-    if not bars:
-        logging.disable_progress_bar()
+    try:
+        with nullcontext() if bars else _without_bars():
+            yield
+    finally:
+        logging.set_verbosity(level)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    import datasets
+    from transformers.utils import logging
+
+    of_models, of_data = logging.is_progress_bar_enabled(), not datasets.are_progress_bars_disabled()
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
     try:
         yield
     finally:
-        logging.set_verbosity(level)
-        if had_bars:
+        if of_models:
             logging.enable_progress_bar()
+        if of_data:
+            datasets.enable_progress_bars()

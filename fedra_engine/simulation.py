@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from fedra_engine.callback import Callback, Callbacks, Evaluation, Outcome, Round, Update
-from fedra_engine.execution.evaluation import Score, accuracies
+from fedra_engine.execution.evaluation import Score, accuracies, measures
 from fedra_engine.experiment import Experiment
 from fedra_engine.federation.aggregation import Aggregator
 from fedra_engine.federation.records import (
@@ -49,8 +49,8 @@ def train(
     latest, evaluated, done = dict(accuracy or {}), False, first_round
     listeners.call("on_start", state, first_round)
     # Clients have no models of their own yet.
-    frozen = accuracies(experiment.evaluator.scores(experiment.initial_state, experiment.method.evaluated_model()))
-    stop = listeners.call("on_evaluate", experiment.initial_state, Evaluation(frozen))
+    frozen = measures(experiment.evaluator.scores(experiment.initial_state, experiment.method.evaluated_model()))
+    stop = listeners.call("on_evaluate", experiment.initial_state, Evaluation(frozen["accuracy"], None, frozen))
     for round in range(first_round, config.rounds):
         if stop is not None:
             break
@@ -58,18 +58,21 @@ def train(
         done = round + 1
         evaluated = done % config.evaluate_every == 0 or done == config.rounds
         if evaluated:
-            latest = finished.metrics.accuracy = evaluate(experiment, state)
-            stop = listeners.call("on_evaluate", state, Evaluation(latest, finished.metrics))
+            tuned = measures(score(experiment, state))
+            latest = tuned["accuracy"]
+            finished.metrics.set_measures(tuned)
+            stop = listeners.call("on_evaluate", state, Evaluation(latest, finished.metrics, tuned))
         stop = listeners.call("on_round", state, replace(finished, accuracy=latest)) or stop
     if not evaluated:
         # A callback stopped the run between evaluations, or no round was left to train.
-        latest = evaluate(experiment, state)
+        tuned = measures(score(experiment, state))
         if done > first_round:
-            listeners.call("on_evaluate", state, Evaluation(latest, finished.metrics))
+            listeners.call("on_evaluate", state, Evaluation(tuned["accuracy"], finished.metrics, tuned))
     more = experiment.more_than_exported(state)
     last_exit_alone = EvaluatedModel(experiment.method.evaluated_model().blocks)
-    exported = latest if more is None else accuracies(experiment.evaluator.scores(state, last_exit_alone))
-    outcome = Outcome(done, frozen, latest, exported, more, None if stop is None else stop.reason)
+    exported = tuned["accuracy"] if more is None else accuracies(experiment.evaluator.scores(state, last_exit_alone))
+    reason = None if stop is None else stop.reason
+    outcome = Outcome(done, frozen["accuracy"], tuned["accuracy"], exported, more, reason, frozen, tuned)
     listeners.call("on_end", state, outcome)
     return state, outcome
 

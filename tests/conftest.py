@@ -41,10 +41,11 @@ def own_names() -> Iterator[None]:
     from fedra_engine.config.options import CHOICES
     from fedra_engine.data.partition import PARTITIONERS
     from fedra_engine.data.sources import SOURCES
+    from fedra_engine.execution.metrics import METRICS
     from fedra_engine.methods.allocators import ALLOCATORS, USES
     from fedra_engine.methods.registry import METHODS
 
-    kept = [(table, dict(table)) for table in (METHODS, ALLOCATORS, USES, SOURCES, PARTITIONERS)]
+    kept = [(table, dict(table)) for table in (METHODS, ALLOCATORS, USES, SOURCES, PARTITIONERS, METRICS)]
     names = [(choice, [*choice.names], [*choice.registered]) for choice in CHOICES.values()]
     attributes, annotations = dict(vars(MethodConfig)), dict(MethodConfig.__annotations__)
     yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 from dataclasses import replace
@@ -111,6 +112,16 @@ def test_stop_early(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
     shown = capsys.readouterr().out
     assert f"stopped after round {rounds}: " in shown
     assert f"{rounds} of 40 rounds were enough" in shown
+
+
+def test_own_metric(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    result = run("own_metric", monkeypatch)["result"]
+    for domain, accuracy in result.accuracy.items():
+        assert result.measures["worst_class"][domain] <= accuracy <= result.measures["top_2"][domain]
+    assert max(result.measures["top_2"].values()) > max(result.accuracy.values())
+    (record,) = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()][3:]
+    assert record["top_2"] == result.measures["top_2"]
+    assert f"top 2:       {record['top_2']}" in capsys.readouterr().out
 
 
 def test_own_allocator(monkeypatch: pytest.MonkeyPatch) -> None:

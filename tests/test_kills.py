@@ -67,8 +67,10 @@ def config(tmp_path: Path) -> ExperimentConfig:
     return small_config(
         Path(),
         evaluate_every=1,
+        keep_best="test_loss",
+        early_stopping={"patience": 1},
         model={"path": str(model)},
-        data={"domains": ["clean"], "clients_per_domain": 2},
+        data={"domains": ["clean"], "clients_per_domain": 2, "validation_fraction": 0.2},
         clients={"capacities": [2]},
         server={"optimizer": "fedadam"},
     )
@@ -200,6 +202,7 @@ class Runs:
             "tensors": {name: tensor.numpy().tobytes() for name, tensor in checkpoint.tensors.items()},
             "files": sorted(str(path.relative_to(self.run)) for path in self.run.rglob("*")),
             "adapters": {path.name: path.read_bytes() for path in (self.run / "adapters").iterdir()},
+            "best": {path.name: path.read_bytes() for path in self.run.glob("best/*/*") if path.name != "state.json"},
         }
 
     def _execute(self, prepare: Callable[[], object]) -> None:

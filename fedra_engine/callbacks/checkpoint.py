@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from fedra_engine.callbacks.fingerprint import Fingerprint, check_fingerprint, f
 from fedra_engine.callbacks.run_folder import RunFolder, reading
 from fedra_engine.experiment import Experiment
 from fedra_engine.exports.adapter_files import export
+from fedra_engine.federation.records import average, finite, finite_values
 from fedra_engine.models.state import GlobalState, block_changes
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.files import content_hash, make_folders, remove_unfinished, whole_folder
@@ -61,15 +62,13 @@ class RunWriter(Callback):
     def save(self, experiment: Experiment, state: GlobalState, rounds: Sequence[Round]) -> None:
         """Save the `state` after the last of `rounds`, and the records of all of them."""
         last, records = rounds[-1], [each.metrics.record() for each in rounds]
-        parts = {"state": state.tensors(), "method": experiment.method.tensors(), "server": experiment.server.tensors()}
-        tensors = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
         remembered = {
             "accuracy": dict(last.accuracy),
             "fingerprint": self._begun,
             "lanes": list(last.lanes),
             "metrics": self._folder.keep_metrics(*records),
         }
-        save_checkpoint(self._folder.path, last.metrics.round, tensors, remembered)
+        save_checkpoint(self._folder.path, last.metrics.round, tensors_of(experiment, state), remembered)
         self._folder.append_metrics(*records)
 
     def on_end(self, experiment: Experiment, state: GlobalState, outcome: Outcome) -> None:
@@ -88,9 +87,36 @@ class RunWriter(Callback):
                 "evaluated_blocks": experiment.method.evaluated_model().blocks.tolist(),
                 "block_changes": _changes(experiment, state),
                 "caution": experiment.method.caution,
+                "measures": _measures(outcome),
+                **(_best(self._folder) if experiment.config.keep_best else {}),
                 **({} if outcome.stopped is None else {"stopped": outcome.stopped}),
             }
         )
+
+
+def tensors_of(experiment: Experiment, state: GlobalState) -> dict[str, Tensor]:
+    """All tensors of a run after a round whose result is `state`, by name, for a checkpoint."""
+    parts = {"state": state.tensors(), "method": experiment.method.tensors(), "server": experiment.server.tensors()}
+    return {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
+
+
+def _best(folder: RunFolder) -> dict[str, Any]:
+    """What the summary has of the best round; nothing if no round was evaluated."""
+    found = newest_intact(folder.best_folder)
+    if found is None:
+        return {}
+    return {"best": {"round": found.round, **{name: found.state[name] for name in ("measure", "value", "accuracy")}}}
+
+
+def _measures(outcome: Outcome) -> dict[str, dict[str, Any]]:
+    """The measures beside the accuracy, as the summary has them: by name, and then as the accuracies are there."""
+    found = dict[str, dict[str, Any]]()
+    for when, measures in (("frozen", outcome.frozen_measures), ("tuned", outcome.tuned_measures)):
+        for name, of_domain in measures.items():
+            values = {when: finite_values(of_domain), f"average_{when}": finite(average(of_domain))}
+            found.setdefault(name, {}).update(values)
+    found.pop("accuracy", None)
+    return found
 
 
 def _changes(experiment: Experiment, state: GlobalState) -> list[float] | None:
@@ -164,6 +190,15 @@ def restore_newest(experiment: Experiment, folder: RunFolder) -> Start:
     return _restore(experiment, found)
 
 
+def restore_best(experiment: Experiment, folder: RunFolder) -> Start:
+    """The same from the round that `keep_best` has kept."""
+    found = newest_intact(folder.best_folder)
+    if found is None:
+        raise InputError(f"{folder.best_folder}: found no round, expected one of a run that had keep_best")
+    check_fingerprint(fingerprint(experiment), found.state["fingerprint"], folder.path)
+    return _restore(experiment, found)
+
+
 def _restore(experiment: Experiment, found: Checkpoint) -> Start:
     parts: dict[str, dict[str, Tensor]] = {"method": {}, "server": {}}
     for key, tensor in found.tensors.items():
@@ -175,21 +210,35 @@ def _restore(experiment: Experiment, found: Checkpoint) -> Start:
 
 
 def save_checkpoint(folder: Path, round: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
-    """Save `<folder>/checkpoints/round_0000`, which appears whole or not at all, and remove the oldest checkpoints.
+    """`save_round` in `checkpoints` of a run's `folder`, where the newest `KEPT` stay."""
+    return save_round(folder / "checkpoints", round, tensors, state, kept=KEPT)
+
+
+def save_round(
+    parent: Path,
+    round: int,
+    tensors: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    *,
+    kept: int,
+    write_more: Callable[[Path], object] | None = None,
+) -> Path:
+    """Save `<parent>/round_0000`, which appears whole or not at all, and remove the oldest of those in `parent`.
 
     Args:
-        folder: of the run.
-        round: the finished round; checkpoints of this round or later ones are removed.
+        parent: a folder.
+        round: the finished round; folders of this round or later ones are removed.
         tensors: on any device.
         state: anything JSON can hold.
+        kept: how many stay, of the newest.
+        write_more: writes other files into the new folder.
 
     Returns:
-        The checkpoint's folder.
+        The round's folder.
 
     Raises:
-        OSError: it cannot be written; earlier checkpoints are kept.
+        OSError: it cannot be written; earlier ones are kept.
     """
-    parent = folder / "checkpoints"
     final = parent / f"round_{round:04d}"
     make_folders(parent)
     remove_unfinished(parent)
@@ -198,23 +247,30 @@ def save_checkpoint(folder: Path, round: int, tensors: Mapping[str, Tensor], sta
     content = safetensors.torch.save(own)
     header = {"version": VERSION, "round": round, "tensors": content_hash(content).hexdigest(), "state": dict(state)}
     with whole_folder(final) as temporary:
+        if write_more is not None:
+            write_more(temporary)
         (temporary / TENSORS_FILE).write_bytes(content)
         (temporary / STATE_FILE).write_text(json.dumps({**header, "digest": _digest_of_header(header)}))
         # After falling back to an older checkpoint, a run meets the damaged ones again.
-        for saved, damaged in _checkpoints(folder):
+        for saved, damaged in saved_rounds(parent):
             if saved >= round:
                 shutil.rmtree(damaged)
-    for _, outdated in _checkpoints(folder)[:-KEPT]:
+    for _, outdated in saved_rounds(parent)[:-kept]:
         shutil.rmtree(outdated)
     return final
 
 
 def load_newest_intact(folder: Path) -> Checkpoint | None:
-    """Load the newest intact checkpoint, tensors on the CPU; None if there are none, InputError if all are damaged."""
+    """`newest_intact` in `checkpoints` of a run's `folder`."""
+    return newest_intact(folder / "checkpoints")
+
+
+def newest_intact(parent: Path) -> Checkpoint | None:
+    """Load the newest intact round in `parent`, tensors on the CPU; None without any, InputError if all are damaged."""
     damage: InputError | None = None
-    for round, path in reversed(_checkpoints(folder)):
+    for round, path in reversed(saved_rounds(parent)):
         try:
-            return _load(round, path)._replace(passed_over=str(damage or ""))
+            return load_round(round, path)._replace(passed_over=str(damage or ""))
         except InputError as error:
             damage = damage or error
     if damage is not None:
@@ -222,7 +278,8 @@ def load_newest_intact(folder: Path) -> Checkpoint | None:
     return None
 
 
-def _load(round: int, path: Path) -> Checkpoint:
+def load_round(round: int, path: Path) -> Checkpoint:
+    """Load what `save_round` has saved; InputError if it is damaged, or not of this `round`."""
     state_file, tensors_file = path / STATE_FILE, path / TENSORS_FILE
     with reading(state_file, _INTACT):
         header = dict(json.loads(state_file.read_bytes()))
@@ -235,7 +292,9 @@ def _load(round: int, path: Path) -> Checkpoint:
     if not intact:
         raise InputError(f"{state_file}: found other content than was written, expected {_INTACT}")
     if header["round"] != round:
-        raise InputError(f"{state_file}: found round {header['round']}, expected {_INTACT} of {round}")
+        raise InputError(
+            f"{state_file}: found the state of round_{header['round']:04d}, expected {_INTACT} of {path.name}"
+        )
     with reading(tensors_file, _INTACT):
         content = tensors_file.read_bytes()
     if content_hash(content).hexdigest() != header["tensors"]:
@@ -243,9 +302,9 @@ def _load(round: int, path: Path) -> Checkpoint:
     return Checkpoint(round, safetensors.torch.load(content), header["state"])
 
 
-def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """Round and folder of every checkpoint, oldest first, without unfinished ones, whose names start with a dot."""
-    paths = (path for path in (folder / "checkpoints").glob("round_*") if path.is_dir())
+def saved_rounds(parent: Path) -> list[tuple[int, Path]]:
+    """Number and folder of the rounds saved in `parent`, oldest first, without unfinished ones (a dot in front)."""
+    paths = (path for path in parent.glob("round_*") if path.is_dir())
     names = ((re.fullmatch(r"round_(\d+)", path.name), path) for path in paths)
     return sorted((int(name[1]), path) for name, path in names if name)
 

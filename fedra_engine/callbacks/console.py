@@ -1,41 +1,36 @@
-"""What a run prints: progress bars in a terminal, plain lines elsewhere, and the same in a log file."""
+"""What a run shows: a live display in a terminal, plain lines elsewhere, and the same lines in a log file."""
 
 from __future__ import annotations
 
 import logging
-import math
-import time
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from statistics import mean
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
-from rich.console import Group, RenderableType
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
 
 from fedra_engine.callback import Callback, Evaluation, Outcome, Round, Update
+from fedra_engine.callbacks.live_view import LiveView, header_rows
+from fedra_engine.callbacks.meter import Meter
+from fedra_engine.config import ExperimentConfig
 from fedra_engine.experiment import Experiment
-from fedra_engine.federation.records import RoundMetrics
+from fedra_engine.federation.clients import most_participants
+from fedra_engine.federation.records import RoundMetrics, average
 from fedra_engine.models.sharding import is_sharded, parameter_count
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import PrintableFormatter, count_of, printable
 from fedra_engine.runtime.files import writing
-from fedra_engine.runtime.stages import Stage
+from fedra_engine.runtime.stages import LOCAL_STEPS, SlowStages, Stage
 from fedra_engine.runtime.tables import PlainConsole, rich_table, table_text
 
 _ENGINE_LOG = logging.getLogger("fedra_engine")
-_REFRESHES_PER_SECOND = 2
-"""Each takes milliseconds of the CPU that trains."""
-_SECONDS_BETWEEN_LOSSES = 1.0
-"""Reading a loss waits for the GPU, which is then idle."""
+_SECONDS_BETWEEN_REFRESHES = 0.5
+"""Each takes about two milliseconds of the CPU that trains."""
 
 
 class _LogFile(logging.FileHandler):
@@ -47,22 +42,62 @@ class _LogFile(logging.FileHandler):
             raise
 
 
-class Console(Callback):
-    """Shows a run's progress; a context manager that owns the live display and the log file.
+class _Shown(logging.Handler):
+    """Passes on what is less than a warning, as warnings have another handler."""
 
-    While entered, it also logs the engine's warnings, and shows and logs its messages on slow steps.
+    def __init__(self, show: Callable[[logging.LogRecord], None]) -> None:
+        super().__init__()
+        self._show = show
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno < logging.WARNING:
+            self._show(record)
+
+
+class Console(Callback):
+    """Shows a run and keeps its log; a context manager that owns the display, the log file and what the engine logs.
+
+    In a terminal there is a live display, above which notes and warnings are printed; elsewhere there are lines. Both
+    end with a table of accuracies and the files that were written.
+
+    Attributes:
+        view: what the display draws.
     """
 
-    def __init__(self, log_file: Path | None, console: PlainConsole | None = None) -> None:
-        """Append to `log_file`, if any; write to `console`, which is stdout if not given."""
+    def __init__(
+        self,
+        log_file: Path | None,
+        console: PlainConsole | None = None,
+        *,
+        config: ExperimentConfig | None = None,
+        level: int = logging.INFO,
+        results_only: bool = False,
+    ) -> None:
+        """Append to `log_file`, if any, and write to `console`.
+
+        Args:
+            log_file: in the run's folder.
+            console: stdout if not given.
+            config: of the run, for the display while its experiment is still being built.
+            level: the least severe messages, of Python's logging, that are shown and logged.
+            results_only: show the final table alone; the log has everything.
+        """
         self._console = PlainConsole() if console is None else console
         self._log = logging.NullHandler() if log_file is None else _LogFile(log_file, encoding="utf-8")
         self._log.setFormatter(PrintableFormatter("%(asctime)s  %(message)s"))
-        self._handlers: list[logging.Handler] = [] if log_file is None else [self._log]
-        self._meter = Meter()
-        self._live = live_progress(self._console, self._meter) if self._console.is_terminal else None
-        self._round = Stage("")
-        self._next = self._rounds = 0
+        self._has_log = log_file is not None
+        self._level, self._results_only = level, results_only
+        self._handlers = list[logging.Handler]()
+        self._engine_level = logging.NOTSET
+        self._meter, self._slow, self._over = Meter(), SlowStages(), threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self.view = LiveView(self._meter, {} if config is None else planned(config, log_file))
+        self._live: Live | None = None
+        if self._console.can_redraw and not results_only:
+            self._live = Live(self.view, console=self._console, auto_refresh=False, transient=True)
+        self._next = 0
+        self._meter.rounds = 0 if config is None else config.rounds
+        self._outcome: Outcome | None = None
 
     @classmethod
     def silent(cls) -> Console:
@@ -70,15 +105,22 @@ class Console(Callback):
         return cls(None, PlainConsole(quiet=True, force_terminal=False))
 
     def __enter__(self) -> Self:
-        if self._handlers and logging.lastResort and not _ENGINE_LOG.hasHandlers():
-            # A logger with a handler of its own no longer sends warnings to stderr.
-            self._handlers.append(logging.lastResort)
-        self._level = _ENGINE_LOG.level
-        if self._level == logging.NOTSET and (self._handlers or not self._console.quiet):
-            self._handlers.append(_Shown(self._print))
-            _ENGINE_LOG.setLevel(logging.INFO)
+        listens = self._has_log or not self._console.quiet
+        if listens:
+            self._handlers.append(self._log)
+            if logging.lastResort and not self._results_only and not _ENGINE_LOG.hasHandlers():
+                # A logger with a handler of its own no longer sends warnings to stderr.
+                self._handlers.append(logging.lastResort)
+        self._engine_level = _ENGINE_LOG.level
+        if self._engine_level == logging.NOTSET and listens:
+            self._handlers.append(_Shown(self._show_record))
+            _ENGINE_LOG.setLevel(self._level)
         for handler in self._handlers:
             _ENGINE_LOG.addHandler(handler)
+        if self._live is not None:
+            self._live.start(refresh=True)
+        if listens:
+            self._thread.start()
         return self
 
     def __exit__(
@@ -87,7 +129,7 @@ class Console(Callback):
         self._stop_showing()
         for handler in self._handlers:
             _ENGINE_LOG.removeHandler(handler)
-        _ENGINE_LOG.setLevel(self._level)
+        _ENGINE_LOG.setLevel(self._engine_level)
         # A full disk may be what stopped the run.
         with suppress(OSError) if error is not None else nullcontext():
             if error is not None:
@@ -95,108 +137,170 @@ class Console(Callback):
             self._log.close()
 
     def on_start(self, experiment: Experiment, state: GlobalState, first_round: int) -> None:
-        config, method = experiment.config, experiment.method
-        facts = {"method": f"{config.method.name}, {count_of(config.rounds, 'round')}, seed {config.seed}"}
-        facts |= describe(experiment)
+        config = experiment.config
+        facts = {"method": _method_text(config), **describe(experiment)}
         width = max(map(len, facts))
-        lines = [*(f"{name:<{width}}  {value}" for name, value in facts.items()), *experiment.train_data.notes]
-        if method.caution is not None:
-            lines.append(f"note: {method.caution}")
+        for name, value in facts.items():
+            self.detail(f"{name:<{width}}  {value}")
+        notes = [*experiment.train_data.notes]
+        if experiment.method.caution is not None:
+            notes.append(f"note: {experiment.method.caution}")
         if first_round > 0:
             begun = first_round < config.rounds
             going = f"going on after round {first_round} of" if begun else "finished before, with all of"
-            lines.append(f"{going} {config.rounds} rounds")
-        for line in lines:
-            self.message(line)
-        self._next, self._rounds = first_round, config.rounds
+            notes.append(f"{going} {config.rounds} rounds")
+        for note in notes:
+            self.message(note)
+        self.view.header = {name: facts.get(name, text) for name, text in self.view.header.items()}
+        self.view.lanes, self.view.processes = experiment.executor.lanes, experiment.processes.count
+        self.view.device = experiment.initial_state.heads.device
+        self._meter.expected = most_participants(config.clients, experiment.clients)
+        self._next = self._meter.rounds_done = first_round
+        self._meter.rounds = config.rounds
 
     def on_update(self, experiment: Experiment, update: Update) -> None:
         trained = update.trained
-        self._meter.participants = self._round.total = update.participants
-        self._round.advance(trained.clients - self._meter.clients)
+        self._meter.participants = update.participants
+        # Memory may have run out with more.
+        self.view.lanes = experiment.executor.lanes
         self._meter.trained(trained.clients, trained.samples, trained.mean_loss)
 
     def on_evaluate(self, experiment: Experiment, state: GlobalState, evaluation: Evaluation) -> None:
         if evaluation.metrics is not None:
-            self._finish(evaluation.metrics)
-            self.message(f"accuracy after round {evaluation.metrics.round + 1}: {_accuracy_text(evaluation.accuracy)}")
-        elif self._next < self._rounds:
-            self.begin_round(self._next, self._rounds)
+            self._finish_round(evaluation.metrics)
+            self._meter.evaluations.append(evaluation.accuracy)
+            self.detail(f"accuracy after round {evaluation.metrics.round + 1}: {_accuracy_text(evaluation.accuracy)}")
+            if others := {name: average(of) for name, of in evaluation.measures.items() if name != "accuracy"}:
+                self.detail("on average: " + ", ".join(f"{name} {value:.4g}" for name, value in others.items()))
+            return
+        self._meter.frozen = evaluation.accuracy
+        if self._next < self._meter.rounds:
+            self.begin_round(self._next, self._meter.rounds)
 
     def on_round(self, experiment: Experiment, state: GlobalState, round: Round) -> None:
-        self._finish(round.metrics)
-        if round.metrics.round + 1 < self._rounds:
-            self.begin_round(round.metrics.round + 1, self._rounds)
+        self._finish_round(round.metrics)
+        if round.metrics.round + 1 < self._meter.rounds:
+            self.begin_round(round.metrics.round + 1, self._meter.rounds)
 
     def on_end(self, experiment: Experiment, state: GlobalState, outcome: Outcome) -> None:
         # A round that was begun may have been stopped before it was trained.
-        self._stop_showing()
+        self._meter.in_round, self._outcome = False, outcome
         if outcome.stopped is not None:
             self.message(f"stopped after round {outcome.rounds}{': ' if outcome.stopped else ''}{outcome.stopped}")
-        rows = {"frozen": outcome.frozen, "tuned": outcome.tuned}
-        body = [
-            [name, *(_percent(accuracy[domain]) for domain in outcome.tuned), _percent(mean(accuracy.values()))]
-            for name, accuracy in rows.items()
-        ]
-        self._print("\n" + table_text(rich_table([["accuracy (%)", *outcome.tuned, "average"], *body])))
-        for name, accuracy in rows.items():
+        for name, accuracy in (("frozen", outcome.frozen), ("tuned", outcome.tuned)):
             self._write_log(f"{name}: {_accuracy_text(accuracy)}")
-        if outcome.tuned_is is not None:
-            exported = 100 * mean(outcome.exported.values())
-            self.message(
-                f"note: tuned is the accuracy of {outcome.tuned_is}; the adapter alone has {exported:.1f} % on average"
-            )
+        if changes := _changes_text(outcome):
+            self._write_log(changes)
 
-    def message(self, text: str) -> None:
-        """Print and log a text."""
-        self._print(text)
-        self._write_log(text)
+    def remember(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Show what earlier processes have measured, too; `records` are lines of `metrics.jsonl`."""
+        self._meter.remember(records)
 
     def begin_round(self, round: int, rounds: int) -> None:
         """Show that round `round` (from 0) of `rounds` has begun."""
-        self._next, self._rounds = round, rounds
+        self._next = round
         self._meter.round_started(round, rounds)
-        if self._live is not None:
-            self._live.start()
-        else:
-            self._round = Stage(f"training clients of round {round + 1} of {rounds}").__enter__()
 
-    def _finish(self, metrics: RoundMetrics) -> None:
-        """Print a round's line and log its record, unless that has been done."""
+    def message(self, text: str) -> None:
+        """Print and log a text, in a terminal above the display."""
+        if self._level <= logging.INFO:
+            if not self._results_only:
+                self._print(text)
+            self._write_log(text)
+
+    def detail(self, text: str) -> None:
+        """Log a text, and print it where there is no live display, which shows the same or has no room for it."""
+        if self._level <= logging.INFO:
+            if self._live is None and not self._results_only:
+                self._print(text)
+            self._write_log(text)
+
+    def finish(self, written: Mapping[str, Path]) -> None:
+        """End the display, and print the results of the run and the paths that were `written`, by title."""
+        self._stop_showing()
+        if self._live is not None:
+            self._console.print(*header_rows(self.view.header), sep="\n", soft_wrap=True)
+        if self._outcome is not None:
+            self._print("\n" + results_text(self._outcome))
+        if not self._results_only and written:
+            width = max(map(len, written))
+            self._print("\n" + "\n".join(f"{title:<{width}}  {path}" for title, path in written.items()))
+
+    def _finish_round(self, metrics: RoundMetrics) -> None:
+        """Print and log a round's line, unless that has been done."""
         if self._meter.rounds_done > metrics.round:
             return
-        self._round.__exit__(None, None, None)
         self._meter.round_finished(metrics)
         left_out = f"  {metrics.bad_updates} left out" if metrics.bad_updates else ""
-        line = f"round {self._meter.round_text()}  {self._meter.status_text()}{left_out}"
-        if self._live is None:
-            self._print(line)
-        # Who held what is in the records, and would fill the log.
-        numbers = replace(metrics, allocation=None, trained=None, holders=None)
-        self._write_log(f"{line}  {numbers.record()}")
+        self.detail(f"round {self._meter.round_text()}  {self._meter.status_text()}{left_out}")
+
+    def _watch(self) -> None:
+        """Refresh the display and mention what is slow, until the run is over."""
+        # What cannot be written here cannot be written by the main thread either, which then says so.
+        with suppress(OSError):
+            while not self._over.wait(_SECONDS_BETWEEN_REFRESHES):
+                if (stage := self._slow.due()) is not None:
+                    self.detail(self._slow_text(stage))
+                if self._live is not None:
+                    self._live.refresh()
+
+    def _slow_text(self, stage: Stage) -> str:
+        """The line of a stage that takes long."""
+        meter = self._meter
+        if stage.what != LOCAL_STEPS:
+            return str(stage)
+        steps = f"{stage.done:,} of {stage.total:,} {stage.what}"
+        clients = f"{meter.clients:,} of {meter.participants or '?'} clients"
+        return f"round {meter.rounds_done + 1}/{meter.rounds} … {steps}, {clients}"
 
     def _stop_showing(self) -> None:
+        self._over.set()
+        if self._thread.is_alive():
+            self._thread.join()
         if self._live is not None:
             self._live.stop()
-        self._round.__exit__(None, None, None)
+
+    def _show_record(self, record: logging.LogRecord) -> None:
+        """Print what the engine logs; details would push what is above a live display out of sight."""
+        if not self._results_only and (self._live is None or record.levelno >= logging.INFO):
+            self._print(record.getMessage())
 
     def _print(self, text: str) -> None:
         self._console.print(text, soft_wrap=True)
 
     def _write_log(self, text: str) -> None:
-        self._log.emit(logging.makeLogRecord({"msg": text}))
+        self._log.handle(logging.makeLogRecord({"msg": text}))
 
 
-class _Shown(logging.Handler):
-    """Shows INFO messages only, as warnings have another handler."""
+def planned(config: ExperimentConfig, log_file: Path | None) -> dict[str, str]:
+    """What is known of a run before its experiment is built, by the titles of the display's header."""
+    header = {"method": _method_text(config), "model": config.model.path, "clients": "…"}
+    return header if log_file is None else header | {"folder": str(log_file.parent)}
 
-    def __init__(self, show: Callable[[str], None]) -> None:
-        super().__init__(logging.INFO)
-        self._show = show
 
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno == logging.INFO:
-            self._show(record.getMessage())
+def results_text(outcome: Outcome) -> str:
+    """The accuracies before and after a run as a table, other measures, and what is tuned if that is not obvious."""
+    rows = [["accuracy (%)", *outcome.tuned, "average"]]
+    for name, accuracy in (("frozen", outcome.frozen), ("tuned", outcome.tuned)):
+        values = (*(accuracy[domain] for domain in outcome.tuned), mean(accuracy.values()))
+        rows.append([name, *map(_percent, values)])
+    text = table_text(rich_table(rows))
+    if changes := _changes_text(outcome):
+        text += f"\n{changes}"
+    if outcome.tuned_is is not None:
+        exported = _percent(mean(outcome.exported.values()))
+        text += f"\nnote: tuned is the accuracy of {outcome.tuned_is}; the adapter alone has {exported} % on average"
+    return text
+
+
+def _changes_text(outcome: Outcome) -> str:
+    """The averages of all measures but accuracy before and after the run; empty if there are none."""
+    changes = [
+        f"{name} {average(of_domain):.4g} → {average(outcome.tuned_measures[name]):.4g}"
+        for name, of_domain in outcome.frozen_measures.items()
+        if name != "accuracy"
+    ]
+    return f"on average: {', '.join(changes)}" if changes else ""
 
 
 def describe(experiment: Experiment) -> dict[str, str]:
@@ -223,6 +327,10 @@ def describe(experiment: Experiment) -> dict[str, str]:
     return facts
 
 
+def _method_text(config: ExperimentConfig) -> str:
+    return f"{config.method.name}, {count_of(config.rounds, 'round')}, seed {config.seed}"
+
+
 def _accuracy_text(accuracy: Mapping[str, float]) -> str:
     by_domain = "  ".join(f"{printable(domain)} {_percent(value)}" for domain, value in accuracy.items())
     return f"{_percent(mean(accuracy.values()))}  ({by_domain})"
@@ -230,67 +338,3 @@ def _accuracy_text(accuracy: Mapping[str, float]) -> str:
 
 def _percent(accuracy: float) -> str:
     return f"{100 * accuracy:.1f}"
-
-
-class Meter:
-    """Counts rounds, clients and samples, and times them; `clock` returns seconds."""
-
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock = clock
-        self.rounds = self.rounds_done = self.participants = self.clients = 0
-        self._loss: float | None = None
-        self._loss_read = -math.inf
-        self._samples = self._first_round = 0
-        self._began: float | None = None
-        self._round_began = self._round_seconds = 0.0
-
-    def round_started(self, round: int, rounds: int) -> None:
-        """Start the counts of a round; the number of its participants is set later."""
-        self._round_began = self._clock()
-        if self._began is None:
-            self._began, self._first_round = self._round_began, round
-        self.rounds, self.rounds_done = rounds, round
-        self.participants = self.clients = self._samples = 0
-
-    def trained(self, clients: int, samples: int, loss: Callable[[], float | None]) -> None:
-        """Set how many clients of the round have trained, on how many samples; `loss` reads their mean loss."""
-        self.clients, self._samples = clients, samples
-        now = self._clock()
-        if now - self._loss_read >= _SECONDS_BETWEEN_LOSSES:
-            self._loss, self._loss_read = loss(), now
-        self._round_seconds = now - self._round_began
-
-    def round_finished(self, metrics: RoundMetrics) -> None:
-        """Set the counts to those of all processes."""
-        self._loss, self._round_seconds = metrics.loss, metrics.seconds
-        self.clients, self._samples = metrics.participants, metrics.samples
-        self.rounds_done += 1
-
-    def round_text(self) -> str:
-        """Rounds done, as in `3/60`."""
-        return f"{self.rounds_done:>{len(str(self.rounds))}}/{self.rounds}"
-
-    def status_text(self) -> str:
-        """Loss, speed, and the time left at the pace so far."""
-        speed = self._samples / self._round_seconds if self._round_seconds else 0.0
-        loss = "–" if self._loss is None or math.isnan(self._loss) else f"{self._loss:.4f}"
-        left, done = "-:--:--", self.rounds_done - self._first_round
-        if self._began is not None and done:
-            seconds = (self._clock() - self._began) / done * (self.rounds - self.rounds_done)
-            left = str(timedelta(seconds=round(seconds)))
-        return f"loss {loss}  {self.clients} clients  {speed:,.0f} samples/s  ETA {left}"
-
-
-def live_progress(console: PlainConsole, meter: Meter) -> Live:
-    """A terminal's live display of `meter`: bars of the rounds and of the round's clients, and its text."""
-
-    def draw() -> RenderableType:
-        bars = Table.grid(padding=(0, 1))
-        for name, done, total in (
-            ("rounds", meter.rounds_done, meter.rounds),
-            ("clients", meter.clients, meter.participants),
-        ):
-            bars.add_row(name, ProgressBar(total=total or 1, completed=done, width=32), f"{done}/{total or '?'}")
-        return Group(bars, Text(meter.status_text()))
-
-    return Live(console=console, get_renderable=draw, refresh_per_second=_REFRESHES_PER_SECOND, transient=True)

@@ -30,12 +30,15 @@ Fingerprint = Mapping[str, str]
 RESULT_NEUTRAL = frozenset({"name", "output_dir", "evaluate_every", "report_to", "execution"})
 """Fields of an experiment that do not change what its rounds compute, except for rounding."""
 
+_CHOOSING = ("early_stopping", "keep_best")
+"""Fields that choose after which round a run ends, or what is kept, and do not change what a round computes."""
+
 _PARTS = {
     "setting": (
         "config.yaml",
         "settings",
-        "the same but for evaluate_every, execution, paths and, unless training.lr_schedule or method.allocation "
-        "depends on their number, rounds",
+        "the same but for evaluate_every, early_stopping, keep_best, execution, paths and, unless "
+        "training.lr_schedule or method.allocation depends on their number, rounds",
     ),
     "names": ("data", "domains or classes", "the same names in the same order"),
     "training": ("data", "training samples", "the same, prepared in the same way"),
@@ -68,7 +71,7 @@ def fingerprint(experiment: Experiment) -> Fingerprint:
 def setting_digest(config: ExperimentConfig) -> str:
     """Digest of the options that decide what a round computes."""
     values = asdict(config)
-    for name in RESULT_NEUTRAL:
+    for name in (*RESULT_NEUTRAL, *_CHOOSING):
         del values[name]
     # More rounds may follow, unless something in the earlier ones depends on their number.
     allocation = config.method.allocation or "uniform"

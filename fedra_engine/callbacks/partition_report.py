@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,12 +15,12 @@ from fedra_engine.federation.clients import Clients
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import printable
 from fedra_engine.runtime.files import whole_file
+from fedra_engine.runtime.stages import Stage
 from fedra_engine.runtime.tables import rich_table, table_text
 
 if TYPE_CHECKING:
     from fedra_engine.data.domain_data import DomainData
 
-_LOG = logging.getLogger(__name__)
 MOST_PLOTTED = 1000
 """Most clients of a plot."""
 MOST_PRINTED = 36
@@ -36,11 +35,13 @@ Counts = Mapping[str, tuple[NDArray[np.int64], Sequence[str]]]
 class PartitionReport(Callback):
     """Prints and plots the partition before a run begins."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, message: Callable[[str], None]) -> None:
+        """Plot into the run's `folder`, and give a table to `message`, if it is small."""
+        self._folder, self._message = folder, message
 
     def on_start(self, experiment: Experiment, state: GlobalState, first_round: int) -> None:
-        report_partition(experiment.train_data, experiment.clients, self._folder, _LOG.info)
+        with Stage("plotting the partition"):
+            report_partition(experiment.train_data, experiment.clients, self._folder, self._message)
 
 
 def report_partition(train: DomainData, clients: Clients, folder: Path, message: Callable[[str], None]) -> None:

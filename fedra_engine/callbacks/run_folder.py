@@ -30,13 +30,8 @@ _FILES = (
     *("checkpoints/metrics.jsonl", "adapters/[!.]*", "trace/*.safetensors"),
 )
 _FOLDERS = (
-    "checkpoints",
-    "tensorboard",
-    "wandb",
-    "adapters",
-    "trace",
-    "checkpoints/round_*[0-9]",
-    "trace/round_*[0-9]",
+    *("checkpoints", "tensorboard", "wandb", "adapters", "trace", "best"),
+    *("checkpoints/round_*[0-9]", "trace/round_*[0-9]", "best/round_*[0-9]"),
 )
 """Patterns of all that a run writes."""
 
@@ -61,6 +56,7 @@ class RunFolder:
         metrics_file: the records of the rounds, one JSON object per line.
         kept_metrics_file: the copy of the records.
         summary_file: the results, written at the end.
+        best_folder: the best round (`keep_best`): checkpoints, and at the end the adapter.
     """
 
     def __init__(self, path: Path) -> None:
@@ -70,6 +66,7 @@ class RunFolder:
         self.metrics_file = path / "metrics.jsonl"
         self.kept_metrics_file = path / "checkpoints" / "metrics.jsonl"
         self.summary_file = path / "summary.json"
+        self.best_folder = path / "best"
         self._kept = content_hash()
         self._kept_bytes = 0
 
@@ -108,6 +105,19 @@ class RunFolder:
             raise InputError(
                 f"resume: found another process at work on {self.path}, expected a run that has ended or broken off"
             ) from error
+
+    def written(self) -> dict[str, Path]:
+        """The paths that a person may look for, by title, as far as they are there."""
+        paths = {
+            "run folder": self.path,
+            "report": self.path / "report.html",
+            "adapters": self.path / "adapters",
+            "metrics": self.metrics_file,
+            "trace": self.path / "trace",
+            "tensorboard": self.path / "tensorboard",
+            "log": self.log_file,
+        }
+        return {title: path for title, path in paths.items() if path.exists()}
 
     def write_config(self, config: ExperimentConfig) -> None:
         """Write the resolved configuration, without the name, which is the folder's."""

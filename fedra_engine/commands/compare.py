@@ -16,6 +16,7 @@ from fedra_engine.config.fields import field_names, known_name
 from fedra_engine.config.options import COUNT, NATURAL
 from fedra_engine.config.parsing import (
     OVERSUBSCRIBE,
+    QUIET,
     CommandOption,
     Parser,
     check_different,
@@ -55,11 +56,12 @@ _OPTIONS = (
     ),
     CommandOption("jobs", "N", "Runs at a time, one thread each; a single one has what it needs", default="1"),
     OVERSUBSCRIBE,
+    QUIET,
 )
 _PLANNED = {"seed": "--seeds", "name": "--methods", "method.name": "--methods"}
 """Fields that differ from run to run, and the option that sets them."""
 _OF_ALL = (
-    *("output_dir", "methods", "seeds", "grid", "control", "jobs", "oversubscribe", "print_config"),
+    *("output_dir", "methods", "seeds", "grid", "control", "jobs", "oversubscribe", "quiet", "print_config"),
     "data.validation_fraction",
 )
 """Options of the whole comparison."""
@@ -144,7 +146,7 @@ def parse_comparison(arguments: Sequence[str]) -> Comparison:
     jobs = parse_option("jobs", options.jobs, int, COUNT)
     entries = _candidates(variants, grid, seeds, read)
     check_different("grid", [str(one.runs[0].path) for candidates in entries for one in candidates])
-    return Comparison(entries, Path(base.output_dir), jobs, options.oversubscribe == "true")
+    return Comparison(entries, Path(base.output_dir), jobs, options.oversubscribe == "true", options.quiet == "true")
 
 
 def _control(base: ExperimentConfig, grid: Collection[str]) -> Variant:

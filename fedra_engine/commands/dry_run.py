@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import torch
 
@@ -22,10 +24,20 @@ _MOST_ALLOCATED = 2_000_000
 """Clients, over all rounds, whose blocks are drawn for the coverage: some seconds."""
 
 
-def print_probe(config: ExperimentConfig, device: torch.device, console: PlainConsole | None = None) -> None:
-    """Print the model's parts, the costs by capacity, the clients, and the time of a round."""
+def print_probe(
+    config: ExperimentConfig,
+    device: torch.device,
+    console: PlainConsole | None = None,
+    *,
+    quiet: bool = False,
+    log_level: int = logging.INFO,
+) -> None:
+    """Print the model's parts, the costs by capacity, the clients, and the time of a round.
+
+    While the experiment is built, messages as severe as `log_level` are printed unless it is to be `quiet`.
+    """
     console = PlainConsole() if console is None else console
-    with Console(None, console):
+    with Console(None, console, config=config, level=log_level, results_only=quiet):
         experiment = build_experiment(config, device)
     parts = [_parts_table(experiment), _costs_table(experiment), _clients_table(experiment)]
     if len(experiment.clients) <= MOST_PRINTED and len(experiment.train_data.classes) <= MOST_COLUMNS:

@@ -1,9 +1,8 @@
-"""`evaluate`: accuracy and loss of an earlier run's newest state or exported model, on its own or other samples."""
+"""`evaluate`: all measures of an earlier run's newest or best state or exported model, on its own or other samples."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from fedra_engine.callbacks.run_folder import RunFolder
-from fedra_engine.config import ClientsConfig, DataConfig, ExecutionConfig, ExperimentConfig
+from fedra_engine.config import ClientsConfig, DataConfig, EarlyStoppingConfig, ExecutionConfig, ExperimentConfig
 from fedra_engine.config.fields import type_of_field
 from fedra_engine.config.options import group
 from fedra_engine.config.parsing import (
@@ -31,18 +30,23 @@ if TYPE_CHECKING:
     from fedra_engine.experiment import Experiment
     from fedra_engine.models.state import GlobalState
 
-DESCRIPTION = """Accuracy and loss of an earlier run by domain, and the perplexity of a causal language model.
+DESCRIPTION = """Accuracy, loss and the other measures of an earlier run by domain (docs/design.md).
 
   fedra evaluate runs/NAME
   fedra evaluate runs/NAME --data.root OTHER --data.domains photo,sketch
+  fedra evaluate runs/NAME --best --data.validation_fraction 0
   fedra evaluate runs/NAME --model FOLDER
 
-The run's newest state is evaluated as the run itself does it. With options of data, these are the test samples of other
-data, of the same classes; the run's own must still be there, as the method's clients are made of them. With --model, a
-model that fedra export has written is evaluated as it is.
+The run's newest state is evaluated as the run itself does it; with --best, that of the round which keep_best has kept.
+With options of data, these are the test samples of other data, of the same classes; the run's own must still be there,
+as the method's clients are made of them. --data.validation_fraction 0 gives the test samples of the run's own data,
+where it was measured on validation samples. With --model, a model that fedra export has written is evaluated as it is.
 """
 _OPTIONS = (
     CommandOption("json", "[true|false]", "Print JSON, in full precision", "false", ("true", "false")),
+    CommandOption(
+        "best", "[true|false]", "Evaluate the best round, where keep_best kept it", "false", ("true", "false")
+    ),
     CommandOption("model", "FOLDER", "An exported model to evaluate in place of the run's state"),
 )
 
@@ -70,15 +74,20 @@ def main(arguments: Sequence[str]) -> None:
     if len(folders) != 1:
         found = ", ".join(folders) or "no run"
         raise InputError(f"evaluate: found {found}, expected the folder of one run: fedra evaluate <folder>")
+    best = options.best == "true"
+    if best and options.model is not None:
+        raise InputError(f"best: found true with --model {options.model}, expected one of the two")
     folder = RunFolder.open(os.path.expanduser(folders[0]))
     config, own = read_config(folder.config_file, *others), read_config(folder.config_file)
+    # Nothing is chosen here, so test samples may be evaluated.
+    config = replace(config, early_stopping=EarlyStoppingConfig(), keep_best=None)
     for each in (config, own):
         validate(each)
     quiet_libraries()
     from fedra_engine.simulation import score
 
     if options.model is None:
-        experiment, state, rounds = _of_run(folder, replace(config, data=own.data))
+        experiment, state, rounds = _of_run(folder, replace(config, data=own.data), best=best)
         what: dict[str, object] = {"rounds": rounds}
         title = f"after {count_of(rounds, 'round')}"
     else:
@@ -89,16 +98,16 @@ def main(arguments: Sequence[str]) -> None:
     scores = score(experiment, state)
     if not experiment.processes.is_main:
         return
-    _print(scores, what, title, as_json=options.json == "true", is_lm=not experiment.foundation.task.trains_head)
+    _print(scores, what, title, as_json=options.json == "true")
 
 
-def _of_run(folder: RunFolder, config: ExperimentConfig) -> tuple[Experiment, GlobalState, int]:
-    """The run's experiment, its newest state, and the number of its rounds."""
-    from fedra_engine.callbacks.checkpoint import restore_newest
+def _of_run(folder: RunFolder, config: ExperimentConfig, *, best: bool) -> tuple[Experiment, GlobalState, int]:
+    """The run's experiment, its newest state or that of the `best` round, and how many rounds were trained by then."""
+    from fedra_engine.callbacks.checkpoint import restore_best, restore_newest
     from fedra_engine.run import build
 
     experiment = build(config)
-    start = restore_newest(experiment, folder)
+    start = restore_best(experiment, folder) if best else restore_newest(experiment, folder)
     return experiment, start.state, start.round
 
 
@@ -125,26 +134,19 @@ def _of_model(config: ExperimentConfig, folder: str) -> Experiment:
     return experiment
 
 
-def _print(scores: Mapping[str, Score], what: dict[str, object], title: str, *, as_json: bool, is_lm: bool) -> None:
+def _print(scores: Mapping[str, Score], what: dict[str, object], title: str, *, as_json: bool) -> None:
     """Print the scores by domain, as JSON after the fields of `what`, or as a table under the `title`."""
+    from fedra_engine.execution.evaluation import measures
+    from fedra_engine.federation.records import finite_values
     from fedra_engine.runtime.tables import PlainConsole, rich_table, table_text
 
-    measures = {
-        "accuracy": {domain: score.accuracy for domain, score in scores.items()},
-        "loss": {domain: score.loss for domain, score in scores.items()},
-    }
-    if is_lm:
-        measures["perplexity"] = {domain: _perplexity(loss) for domain, loss in measures["loss"].items()}
+    found = measures(scores)
     if as_json:
-        # JSON has neither infinity nor NaN.
-        finite = {
-            name: {domain: value if math.isfinite(value) else None for domain, value in values.items()}
-            for name, values in measures.items()
-        }
+        finite = {name: finite_values(values) for name, values in found.items()}
         print(json.dumps({**what, **finite}, indent=2, allow_nan=False))
         return
     rows = [["", *scores, "average"]]
-    for measure, values in measures.items():
+    for measure, values in found.items():
         name, scale, digits = ("accuracy (%)", 100, 1) if measure == "accuracy" else (measure, 1, 4)
         rows.append([name, *(f"{scale * value:.{digits}f}" for value in (*values.values(), mean(values.values())))])
     table = table_text(rich_table(rows))
@@ -171,10 +173,3 @@ def on_other_data(experiment: Experiment, config: ExperimentConfig) -> Experimen
         test = prepare(data, config.data, path, settings, cut_texts=config.lora.dropout == 0 and not config.trace).test
     evaluator = replace(experiment.evaluator, test=test, domains=data.domains)
     return replace(experiment, evaluator=evaluator, test_samples=test)
-
-
-def _perplexity(loss: float) -> float:
-    try:
-        return math.exp(loss)
-    except OverflowError:
-        return math.inf

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.config import ExperimentConfig
-from fedra_engine.config.parsing import CommandOption, Parser, quiet_libraries, read_config, split_options
+from fedra_engine.config.parsing import (
+    LOG_LEVEL,
+    QUIET,
+    CommandOption,
+    Parser,
+    quiet_libraries,
+    read_config,
+    split_options,
+)
 from fedra_engine.config.validation import validate
 from fedra_engine.runtime.errors import InputError
 
@@ -22,8 +32,8 @@ _OPTIONS = (
     CommandOption(
         "resume",
         "FOLDER",
-        "Go on with the run in FOLDER, its own config.yaml and the data and model that it began with; only a larger "
-        "--rounds may be given too, where training.lr_schedule is constant",
+        "Go on with the run in FOLDER, its own config.yaml and the data and model that it began with; of the fields, "
+        "only a larger --rounds may be given too, where training.lr_schedule is constant",
     ),
     CommandOption(
         "dry_run",
@@ -31,14 +41,17 @@ _OPTIONS = (
         "Show what would be trained, by whom, and what it would cost; train nothing",
         choices=("true", "false"),
     ),
+    QUIET,
+    LOG_LEVEL,
 )
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run the experiment that `arguments` describe, resume one, or show what would be trained."""
     request = parse_request(arguments, DESCRIPTION)
-    quiet_libraries()
-    if os.environ.get("RANK", "0") == "0":
+    # Bars would be drawn across the live display.
+    quiet_libraries(bars=not request.quiet and not (sys.stdout is not None and sys.stdout.isatty()))
+    if os.environ.get("RANK", "0") == "0" and not request.quiet and request.log_level <= logging.INFO:
         print("loading torch and transformers …", flush=True)
     from fedra_engine.commands.dry_run import print_probe
     from fedra_engine.models.sharding import refuse_sharding
@@ -49,30 +62,49 @@ def main(arguments: Sequence[str]) -> None:
     if request.dry_run:
         refuse_sharding(accelerator)
         if Processes.of(accelerator).is_main:
-            print_probe(request.config, accelerator.device)
+            print_probe(request.config, accelerator.device, quiet=request.quiet, log_level=request.log_level)
         return
-    run(request.config, request.resumed, accelerator=accelerator)
+    run(
+        request.config,
+        request.resumed,
+        accelerator=accelerator,
+        quiet=request.quiet,
+        log_level=request.log_level,
+    )
 
 
 class RunRequest(NamedTuple):
-    """An experiment, the earlier run to resume, if any, and whether only to show what would be trained."""
+    """What `simulate` is asked for.
+
+    Attributes:
+        config: the experiment.
+        resumed: the earlier run to go on with, if any.
+        dry_run: whether only to show what would be trained.
+        quiet: whether to print the final table alone.
+        log_level: the least severe messages, of Python's logging, to print and keep.
+    """
 
     config: ExperimentConfig
     resumed: RunFolder | None
     dry_run: bool = False
+    quiet: bool = False
+    log_level: int = logging.INFO
 
 
 def parse_request(arguments: Sequence[str], description: str) -> RunRequest:
     """Read the options of `simulate`."""
     options, others = split_options(arguments, _OPTIONS)
+    quiet, log_level = options.quiet == "true", logging.getLevelNamesMapping()[options.log_level.upper()]
     if options.resume is None or {"-h", "--help", "--help-all", "--help_all"} & set(others):
         config = Parser(ExperimentConfig, description, _OPTIONS).parse(others)
         validate(config)
-        return RunRequest(config, None, dry_run=options.dry_run == "true")
+        return RunRequest(config, None, options.dry_run == "true", quiet, log_level)
     more, others = split_options(others, [CommandOption("rounds")])
     if others or options.dry_run is not None:
         other = others[0] if others else "--dry_run"
-        raise InputError(f"resume: found {other} beside it, expected no other option than --rounds")
+        raise InputError(
+            f"resume: found {other} beside it, expected no other option than --rounds, --quiet and --log_level"
+        )
     if not options.resume:
         raise InputError("resume: found '', expected the folder of an earlier run")
     folder = RunFolder.open(os.path.expanduser(options.resume))
@@ -86,4 +118,4 @@ def parse_request(arguments: Sequence[str], description: str) -> RunRequest:
             f"{config.training.lr_schedule} learning rate schedule depends on it (only a run that began with "
             "training.lr_schedule constant can get other rounds)"
         )
-    return RunRequest(config, folder)
+    return RunRequest(config, folder, quiet=quiet, log_level=log_level)

@@ -21,8 +21,10 @@ from fedra_engine.config.methods import (
     MethodConfig,
     register_method_options,
 )
-from fedra_engine.config.options import SOMETHING, group, option, register_choice
+from fedra_engine.config.options import SOMETHING, Choice, group, option, register_choice
 from fedra_engine.runtime.errors import InputError
+
+MEASURE_NAMES = Choice("early_stopping.measure", "accuracy", "test_loss", "macro_f1", "calibration_error", "perplexity")
 
 _AS_IT_IS = {
     "flora": "the method writes the rest of each mean into the model",
@@ -262,6 +264,22 @@ class TrainingConfig:
 
 
 @dataclass
+class EarlyStoppingConfig:
+    """When a run ends before its last round; decided on validation samples, so needs `data.validation_fraction`.
+
+    Args:
+        patience: evaluations in a row without an improvement after which the run ends; none when null.
+        measure: what is to improve, on average over the domains: `perplexity` is for causal language models only,
+            `macro_f1` and `calibration_error` are for classifiers only (docs/design.md).
+        min_improvement: how much better than the best one before an evaluation must be, to count as an improvement.
+    """
+
+    patience: int | None = option(None, allowed.COUNT)
+    measure: str = option("accuracy", MEASURE_NAMES, needs=[{"patience": (SOMETHING,)}])
+    min_improvement: float = option(0.0, allowed.NON_NEGATIVE, needs=[{"patience": (SOMETHING,)}])
+
+
+@dataclass
 class ExecutionConfig:
     """How participants are trained; none of these changes the results.
 
@@ -298,6 +316,8 @@ class ExperimentConfig:
         rounds: federated rounds.
         seed: the seed from which every random draw is derived.
         evaluate_every: rounds between evaluations; the last round is always evaluated.
+        keep_best: the measure (see `early_stopping.measure`) by which the best evaluated round is chosen, whose state
+            and adapter are kept in `best/` of the run folder; needs `data.validation_fraction`. None is kept when null.
         name: name of the run folder; made from the method, model and time when null.
         output_dir: folder that receives run folders.
         report_to: experiment trackers that also get the metrics of every round, if they are installed.
@@ -307,6 +327,7 @@ class ExperimentConfig:
     rounds: int = option(80, allowed.COUNT)
     seed: int = option(0, allowed.NATURAL)
     evaluate_every: int = option(20, allowed.COUNT)
+    keep_best: str | None = option(None, MEASURE_NAMES)
     name: str | None = option(None, allowed.FOLDER_NAME)
     output_dir: str = option("runs", allowed.PATH)
     report_to: list[str] = option([], allowed.TRACKER)
@@ -318,10 +339,15 @@ class ExperimentConfig:
     server: ServerConfig = group(ServerConfig)
     clients: ClientsConfig = group(ClientsConfig)
     training: TrainingConfig = group(TrainingConfig)
+    early_stopping: EarlyStoppingConfig = group(EarlyStoppingConfig)
     execution: ExecutionConfig = group(ExecutionConfig)
 
     def check(self) -> None:
         """Raise InputError if fields of different groups do not fit together."""
+        chosen = {"early_stopping.patience": self.early_stopping.patience, "keep_best": self.keep_best}
+        for name, value in chosen.items():
+            if value is not None:
+                refuse_test_samples(name, value, self.data)
         if self.lora.rank_pattern and (self.clients.ranks or self.method.name == "hetlora"):
             other = "method.name hetlora" if self.method.name == "hetlora" else f"clients.ranks {self.clients.ranks}"
             raise InputError(
@@ -345,3 +371,12 @@ class ExperimentConfig:
                 f"server: found optimizer {server.optimizer} with lr {server.rate:g} and method.name {name}, "
                 f"expected fedavg with lr 1 ({_AS_IT_IS[name]})"
             )
+
+
+def refuse_test_samples(name: str, value: object, data: DataConfig) -> None:
+    """Raise InputError if option `name` chooses a round by what is measured on test samples."""
+    if data.validation_fraction == 0:
+        raise InputError(
+            f"{name}: found {value} with data.validation_fraction 0, expected a fraction above 0 (on test samples that "
+            "have chosen it, a round looks better than it is)"
+        )

@@ -51,7 +51,7 @@ class Choice:
 
 
 def register_choice(field: str, name: str) -> None:
-    """Let a field (`data.source`, `data.partition`, `method.name` or `method.allocation`) also be `name`."""
+    """Let a field (one of `CHOICES`) also be `name`; with `early_stopping.measure` also `keep_best`."""
     if name not in CHOICES[field].names:
         CHOICES[field].names.append(name)
         CHOICES[field].registered.append(name)

@@ -65,6 +65,17 @@ class CommandOption:
 OVERSUBSCRIBE = CommandOption(
     "oversubscribe", "[true|false]", "Whether processes may share cores", "false", ("true", "false")
 )
+QUIET = CommandOption(
+    "quiet", "[true|false]", "Print nothing but the final table and, on stderr, errors", "false", ("true", "false")
+)
+LOG_LEVEL = CommandOption(
+    "log_level",
+    "LEVEL",
+    "The least severe messages that are printed and kept in run.log: debug (how long everything takes), info (rounds, "
+    "accuracies), warning or error",
+    "info",
+    ("debug", "info", "warning", "error"),
+)
 IMPORT = CommandOption(
     "import", "MODULE", "A module of yours that registers methods, sources and so on; may be given several times"
 )
@@ -262,10 +273,10 @@ def check_different(option: str, entries: Sequence[str | int]) -> None:
         raise InputError(f"{option}: found {entry} more than once, expected every one once")
 
 
-def quiet_libraries() -> None:
-    """Silence Hugging Face libraries, imported later, but for errors and the main process's bars in a terminal."""
+def quiet_libraries(*, bars: bool = True) -> None:
+    """Silence Hugging Face libraries, imported later, but for errors and, with `bars`, progress in a terminal."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
+    if not bars or not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 

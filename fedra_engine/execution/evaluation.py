@@ -1,4 +1,4 @@
-"""Evaluation of a state: accuracy and loss on test sets, and the Fisher information of its blocks."""
+"""Evaluation of a state: accuracy, loss and other measures on test sets, and the Fisher information of its blocks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain, islice
 from statistics import mean
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedra_engine.data.samples import Samples
+from fedra_engine.execution.metrics import Metric, MetricSums, metrics_of
 from fedra_engine.execution.plan import ExitCopy
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.foundation import Foundation
@@ -31,15 +33,18 @@ _FISHER_SAMPLES = 32
 
 
 class Score(NamedTuple):
-    """Accuracy and loss on a domain.
+    """The measures of a domain.
 
     Attributes:
         accuracy: share of correct predictions, 0 to 1, of samples or of a causal language model's learnt tokens.
         loss: mean cross entropy of the samples or tokens with finite logits.
+        others: the other measures, by name: the registered metrics and, of a causal language model, the perplexity, e
+            to the power of the loss. NaN where one is not defined.
     """
 
     accuracy: float
     loss: float
+    others: Mapping[str, float]
 
 
 def accuracies(scores: Mapping[str, Score]) -> dict[str, float]:
@@ -47,11 +52,19 @@ def accuracies(scores: Mapping[str, Score]) -> dict[str, float]:
     return {domain: score.accuracy for domain, score in scores.items()}
 
 
+def measures(scores: Mapping[str, Score]) -> dict[str, dict[str, float]]:
+    """All measures by name, `accuracy` and `test_loss` first, and then by domain."""
+    named = {domain: {"accuracy": of.accuracy, "test_loss": of.loss, **of.others} for domain, of in scores.items()}
+    names = dict.fromkeys(name for of_domain in named.values() for name in of_domain)
+    return {name: {domain: of_domain[name] for domain, of_domain in named.items()} for name in names}
+
+
 @dataclass(frozen=True)
 class Evaluator:
     """Evaluates models on the `test` samples, each as the only client of a sweep.
 
-    The `processes` share the work and make equally many passes, as a sharded model requires.
+    The `processes` share the work and make equally many passes, as a sharded model requires. All registered metrics
+    of the task are measured in the same passes as accuracy and loss.
     """
 
     foundation: Foundation
@@ -60,21 +73,41 @@ class Evaluator:
     domains: Sequence[str]
     processes: Processes = field(default_factory=Processes.alone)
 
+    @cached_property
+    def metrics(self) -> dict[str, Metric]:
+        """The registered metrics by name."""
+        return metrics_of(language_model=not self.foundation.task.trains_head)
+
+    @property
+    def measures(self) -> list[str]:
+        """The names of all measures."""
+        perplexity = [] if self.foundation.task.trains_head else ["perplexity"]
+        return ["accuracy", "test_loss", *perplexity, *self.metrics]
+
     def scores(self, state: GlobalState, model: EvaluatedModel) -> dict[str, Score]:
         """Score the `model` part of `state` by domain; every process takes a share of the samples."""
+        metrics = MetricSums(self.metrics, len(self.domains))
+        of_samples = self.sample_scores(state, model, metrics)
         sums = torch.zeros(len(self.domains), 4, dtype=torch.float64)
-        sums.index_add_(0, self.test.domains, self.sample_scores(state, model))
-        return {name: self._checked_score(name, of_domain) for name, of_domain in zip(self.domains, sums, strict=True)}
+        sums.index_add_(0, self.test.domains, of_samples)
+        metrics = metrics.merged(self.processes)
+        found = {}
+        for index, (name, of_domain) in enumerate(zip(self.domains, sums, strict=True)):
+            self._warn_of_undefined(name, of_domain)
+            found[name] = self._score(*_accuracy_and_loss(of_domain), metrics.values(index))
+        return found
 
     @torch.no_grad()
-    def sample_scores(self, state: GlobalState, model: EvaluatedModel) -> Tensor:
-        """`Task.scores` of every sample, float64 [samples, 4] on the CPU; every process computes a share."""
+    def sample_scores(self, state: GlobalState, model: EvaluatedModel, metrics: MetricSums | None = None) -> Tensor:
+        """`Task.scores` of every sample, float64 [samples, 4] on the CPU; every process computes a share.
+
+        A process adds its own predictions to `metrics`.
+        """
         found = torch.zeros(len(self.test.domains), 4, dtype=torch.float64)
-        _LOG.info("evaluating on %s held-out samples …", f"{len(found):,}")
         score = self._scores_by(state, model)
         with Stage("evaluating held-out samples", len(found)) as stage:
             for portion in portions(torch.arange(len(found)), _BATCH, self.processes):
-                scores = score(portion.rows)
+                scores = score(portion.rows, None if portion.is_padding else metrics)
                 if not portion.is_padding:
                     found[portion.rows] = scores
                 stage.advance(len(portion.rows) * self.processes.count)
@@ -97,38 +130,54 @@ class Evaluator:
             newcomer: the model for domains without clients.
         """
         of_domain = {names[index]: mine for index, mine in states.items() if index < len(names)}
-        _LOG.info("evaluating on %s held-out samples …", f"{len(self.test.domains):,}")
         found = {}
-        for index, name in enumerate(self.domains):
-            rows = torch.nonzero(self.test.domains == index)[:, 0]
-            sums = self._sums_by_client(iter(of_domain.get(name, [newcomer])), rows, model)
-            accuracies, losses = zip(*map(_score, sums), strict=True)
-            found[name] = Score(mean(accuracies), mean(losses))
-            self._checked_score(name, torch.stack(sums).sum(0))
+        with Stage("evaluating the clients' own models, by domain", len(self.domains)) as stage:
+            for index, name in enumerate(self.domains):
+                rows = torch.nonzero(self.test.domains == index)[:, 0]
+                by_client = self._sums_by_client(iter(of_domain.get(name, [newcomer])), rows, model)
+                sums, metrics = zip(*by_client, strict=True)
+                accuracies, losses = zip(*map(_accuracy_and_loss, sums), strict=True)
+                values = [each.values(index) for each in metrics]
+                averages = {metric: mean(of_client[metric] for of_client in values) for metric in self.metrics}
+                found[name] = self._score(mean(accuracies), mean(losses), averages)
+                self._warn_of_undefined(name, torch.stack(sums).sum(0))
+                stage.advance(1)
         return found
 
-    def _sums_by_client(self, states: Iterator[GlobalState], rows: Tensor, model: EvaluatedModel) -> list[Tensor]:
-        """`Task.scores` summed over the samples `rows`, float64 [4] for each of `states`."""
+    def _sums_by_client(
+        self, states: Iterator[GlobalState], rows: Tensor, model: EvaluatedModel
+    ) -> list[tuple[Tensor, MetricSums]]:
+        """`Task.scores` summed over the samples `rows`, float64 [4], and their metrics, for each of `states`."""
         processes = self.processes
         own, total = [], 0
         while turn := list(islice(states, processes.count)):
             total += len(turn)
             # In the last turn, processes without a client repeat one.
             score = self._scores_by(turn[min(processes.index, len(turn) - 1)], model)
-            own.append(torch.cat([score(batch) for batch in rows.split(_BATCH)]).sum(0))
-        return list(chain.from_iterable(zip(*processes.all_gather_object(own), strict=True)))[:total]
+            metrics = MetricSums(self.metrics, len(self.domains))
+            sums = torch.cat([score(batch, metrics) for batch in rows.split(_BATCH)]).sum(0)
+            # Users' metrics may be of a kind that cannot be sent.
+            own.append((sums, metrics.on_cpu()))
+        found = list(chain.from_iterable(zip(*processes.all_gather_object(own), strict=True)))[:total]
+        return [(sums, MetricSums(self.metrics, len(self.domains), of_metrics)) for sums, of_metrics in found]
 
-    def _checked_score(self, domain: str, sums: Tensor) -> Score:
-        """The score of a domain's `sums`; warns of predictions without finite logits."""
+    def _score(self, accuracy: float, loss: float, metrics: Mapping[str, float]) -> Score:
+        perplexity = {} if self.foundation.task.trains_head else {"perplexity": _perplexity(loss)}
+        return Score(accuracy, loss, {**perplexity, **metrics})
+
+    def _warn_of_undefined(self, domain: str, sums: Tensor) -> None:
+        """Warn of predictions of a domain without finite logits."""
         _, total, undefined, _ = sums.tolist()
         if undefined and self.processes.is_main:
             _LOG.warning(
                 "%s: %.0f of %.0f predictions count as wrong, as logits are not finite", domain, undefined, total
             )
-        return _score(sums)
 
-    def _scores_by(self, state: GlobalState, model: EvaluatedModel) -> Callable[[Tensor], Tensor]:
-        """A function from rows of the test set, int64 [samples], to their `Task.scores` on the CPU."""
+    def _scores_by(self, state: GlobalState, model: EvaluatedModel) -> Callable[[Tensor, MetricSums | None], Tensor]:
+        """A function from rows of the test set, int64 [samples], to their `Task.scores` on the CPU.
+
+        It adds the predictions to the `MetricSums`.
+        """
         foundation = self.foundation
         foundation.use_base(state.base)
         # The global adapters are the bank: a block's slot is its index.
@@ -140,18 +189,32 @@ class Evaluator:
         slots[0, model.blocks] = model.blocks
         copies = [ExitCopy(block, 1 + exit, 0) for exit, block in enumerate(model.exits[:-1])]
 
-        def score(rows: Tensor) -> Tensor:
+        def score(rows: Tensor, metrics: MetricSums | None) -> Tensor:
             batch = self.test.batch(rows.repeat(count), foundation.device, foundation.dtype)
             features = self.model.features_of(batch.inputs, adapters, slots, copies=copies)
-            return foundation.task.scores(features, batch, heads).cpu()
+            if metrics is None or not metrics.metrics:
+                return foundation.task.scores(features, batch, heads).cpu()
+            domains = self.test.domains[rows].to(foundation.device)
+
+            def watch(logits: Tensor, labels: Tensor, samples: Tensor) -> None:
+                metrics.add(logits, labels, domains[samples])
+
+            return foundation.task.scores(features, batch, heads, watch).cpu()
 
         return score
 
 
-def _score(sums: Tensor) -> Score:
+def _accuracy_and_loss(sums: Tensor) -> tuple[float, float]:
     """`sums` are float64 [4], `Task.scores` summed over samples."""
     correct, total, undefined, losses = sums.tolist()
-    return Score(correct / max(total, 1), losses / (total - undefined) if total > undefined else math.nan)
+    return correct / max(total, 1), losses / (total - undefined) if total > undefined else math.nan
+
+
+def _perplexity(loss: float) -> float:
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from fedra_engine.models.foundation import Foundation, cut_to_blocks, replace_mo
 from fedra_engine.models.stand_ins import StandInBlock
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.randomness import SampleDraws
+from fedra_engine.runtime.stages import LOCAL_STEPS, Stage
 
 _ADAPTER = "default"
 
@@ -45,29 +46,32 @@ class SequentialExecutor:
     def train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
         """Train the participants in the order of `work`; yields the updates of one client at a time."""
         self.foundation.use_base(state.base)
-        for row, client in enumerate(work.participants.tolist()):
-            submodel = Submodel(self.foundation, self.lora, assignment, row, client, state, self.arguments)
-            start = submodel.update()
+        steps = work.steps()
+        with Stage(LOCAL_STEPS, int(steps.sum())) as stage:
+            for row, client in enumerate(work.participants.tolist()):
+                submodel = Submodel(self.foundation, self.lora, assignment, row, client, state, self.arguments)
+                start = submodel.update()
 
-            def logits(
-                inputs: Mapping[str, Tensor], step: int, client: int = client, submodel: Submodel = submodel
-            ) -> list[Tensor]:
-                keys = DropoutKeys(self.lora.dropout, work.seed, work.round, [client], [step])
-                return submodel.logits(inputs, keys)
+                def logits(
+                    inputs: Mapping[str, Tensor], step: int, client: int = client, submodel: Submodel = submodel
+                ) -> list[Tensor]:
+                    keys = DropoutKeys(self.lora.dropout, work.seed, work.round, [client], [step])
+                    return submodel.logits(inputs, keys)
 
-            loss = train_client(
-                logits,
-                submodel.parameters(),
-                self.samples,
-                work,
-                client,
-                self.foundation,
-                distillation=assignment.distillation,
-                factors=submodel.factors(),
-                terms=assignment.terms,
-            )
-            updates = ClientUpdates.of_one(client, submodel.update(), work, *loss)
-            yield updates.checked(start.adapters, start.heads)
+                loss = train_client(
+                    logits,
+                    submodel.parameters(),
+                    self.samples,
+                    work,
+                    client,
+                    self.foundation,
+                    distillation=assignment.distillation,
+                    factors=submodel.factors(),
+                    terms=assignment.terms,
+                )
+                updates = ClientUpdates.of_one(client, submodel.update(), work, *loss)
+                stage.advance(int(steps[row]))
+                yield updates.checked(start.adapters, start.heads)
 
 
 def train_client(

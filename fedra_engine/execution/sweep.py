@@ -28,6 +28,7 @@ from fedra_engine.models.task import PassHeads
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.processes import Processes
 from fedra_engine.runtime.randomness import SampleDraws
+from fedra_engine.runtime.stages import LOCAL_STEPS, Stage
 
 _LOG = logging.getLogger(__name__)
 
@@ -96,22 +97,24 @@ class SweepExecutor:
         factors = BankFactors(foundation.adapter_layout, bank.compute_copy, bank.gradients, assignment.factors)
         stand_ins = [] if state.stand_ins is None else state.stand_ins.maps(foundation.dtype)
         tables: StepTables | None = None
-        while True:
-            pool.refill()
-            lanes = pool.in_training()
-            if not (bool(lanes) if self.sharded_over is None else self.sharded_over.any(bool(lanes))):
-                return
-            if not lanes:
-                # Other processes still train, and a sharded model needs this process in every pass.
-                first = torch.zeros(1, dtype=torch.int64)
-                self.model.dummy_pass(self.samples.inputs(first, foundation.device, foundation.dtype))
-                continue
-            if tables is None or not tables.fits(lanes):
-                tables = StepTables(lanes, foundation, assignment, self._requested)
-            self._requested.clear()
-            self._step(pool, tables, factors, stand_ins)
-            if updates := pool.take_finished():
-                yield updates
+        with Stage(LOCAL_STEPS, int(work.steps().sum())) as stage:
+            while True:
+                pool.refill()
+                lanes = pool.in_training()
+                if not (bool(lanes) if self.sharded_over is None else self.sharded_over.any(bool(lanes))):
+                    return
+                if not lanes:
+                    # Other processes still train, and a sharded model needs this process in every pass.
+                    first = torch.zeros(1, dtype=torch.int64)
+                    self.model.dummy_pass(self.samples.inputs(first, foundation.device, foundation.dtype))
+                    continue
+                if tables is None or not tables.fits(lanes):
+                    tables = StepTables(lanes, foundation, assignment, self._requested)
+                self._requested.clear()
+                self._step(pool, tables, factors, stand_ins)
+                stage.advance(len(lanes))
+                if updates := pool.take_finished():
+                    yield updates
 
     def _step(self, pool: LanePool, tables: StepTables, factors: BankFactors, stand_ins: Sequence[LowRankMap]) -> None:
         """Take one local step of every client in training."""

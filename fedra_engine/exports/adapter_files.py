@@ -32,10 +32,13 @@ from fedra_engine.runtime.files import whole_files, write_whole
 _PREFIX = "base_model.model"
 
 
-def export(folder: Path, experiment: Experiment, state: GlobalState, outcome: Outcome) -> None:
+def export(
+    folder: Path, experiment: Experiment, state: GlobalState, outcome: Outcome, *, best_by: str | None = None
+) -> None:
     """Write the adapter, its card, the image processor or tokenizer, and private factors, if clients have any.
 
-    Each file appears whole or not at all.
+    Each file appears whole or not at all. The card says so if the `state` is that of the best round by a measure,
+    `best_by`.
     """
     method, foundation, config = experiment.method, experiment.foundation, experiment.config
     depth, classes = len(method.evaluated_model().blocks), experiment.train_data.classes
@@ -46,7 +49,7 @@ def export(folder: Path, experiment: Experiment, state: GlobalState, outcome: Ou
         if method.personal_states(state) is not None:
             private = {name: tensor.contiguous().cpu() for name, tensor in method.tensors().items()}
             save_file(private, made / "private.safetensors")
-        write_whole(made / "README.md", adapter_card(experiment, outcome))
+        write_whole(made / "README.md", adapter_card(experiment, outcome, best_by))
 
 
 def save_adapter(

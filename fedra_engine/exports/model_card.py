@@ -31,8 +31,11 @@ _NAMES = 20
 """Most domains and layers that are named."""
 
 
-def adapter_card(experiment: Experiment, outcome: Outcome) -> str:
-    """The `README.md` of an adapter: what it is, Python that loads and merges it, and the accuracy to expect."""
+def adapter_card(experiment: Experiment, outcome: Outcome, best_by: str | None = None) -> str:
+    """The `README.md` of an adapter: what it is, Python that loads and merges it, and the accuracy to expect.
+
+    With `best_by`, it is the adapter of the best round by this measure, and `outcome` is that after this round.
+    """
     config, foundation = experiment.config, experiment.foundation
     depth = len(experiment.method.evaluated_model().blocks)
     load_it = "load it" if base_model(config) else "put it on the model that the run was given, here `my_model`"
@@ -40,7 +43,7 @@ def adapter_card(experiment: Experiment, outcome: Outcome) -> str:
         f"A LoRA adapter, tuned by fedra-engine in {count_of(outcome.rounds, 'round')} of `{config.method.name}`. "
         f"These lines {load_it}:",
         _code(loading_lines(foundation, config, depth)),
-        _expected(experiment, outcome),
+        _expected(experiment, outcome) if best_by is None else _expected_of_best(experiment, outcome, best_by),
     ]
     if depth < foundation.depth:
         parts.append(f"The tuned model is only the first {depth} of the pretrained model's {foundation.depth} blocks.")
@@ -51,7 +54,7 @@ def adapter_card(experiment: Experiment, outcome: Outcome) -> str:
         "names of its classes and all that belongs to it.",
         *_pipeline(experiment, "model.merge_and_unload()"),
         _facts(experiment, outcome),
-        _figures(experiment, outcome),
+        *([_figures(experiment, outcome)] if outcome.exported else []),
     ]
     return _front_matter(experiment, "peft") + "\n\n".join(parts) + "\n"
 
@@ -104,6 +107,18 @@ def _expected(experiment: Experiment, outcome: Outcome) -> str:
     if outcome.tuned_is is not None:
         text += f" It cannot reproduce `tuned` in `summary.json`, which is the accuracy of {outcome.tuned_is}."
     return text
+
+
+def _expected_of_best(experiment: Experiment, outcome: Outcome, measure: str) -> str:
+    """The same for the adapter of the best round, which is exported while the run goes on."""
+    text = f"Of the rounds that the run evaluated until then, this one, {outcome.rounds}, was the best by `{measure}`."
+    if not outcome.exported:
+        return f"{text} The accuracy of the adapter alone was not measured, but that of {outcome.tuned_is}."
+    inputs, average = experiment.foundation.model.main_input_name, _percent(mean(outcome.exported.values()))
+    return (
+        f"{text} With the run's `{inputs}`, as the settings in `config.yaml` make them, `logits` has an accuracy of "
+        f"{average} % on average over the domains."
+    )
 
 
 def _precision(experiment: Experiment) -> list[str]:

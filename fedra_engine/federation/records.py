@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from statistics import mean
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -163,6 +165,7 @@ class RoundMetrics:
         blocks_held: number of blocks with a holder.
         seconds: wall-clock time.
         accuracy: per domain, where the state after the round was evaluated.
+        measures: the other measures of that evaluation, by name and domain (`set_measures`).
         simulated_seconds, late, dropped: see `DeviceRound`; where clients have devices.
         bad_updates: clients that were left out because their update is not finite, where there are any.
         bad_clients: the first `MOST_RECORDED` of them.
@@ -180,6 +183,7 @@ class RoundMetrics:
     blocks_held: int
     seconds: float
     accuracy: dict[str, float] | None = None
+    measures: dict[str, dict[str, float]] | None = None
     simulated_seconds: float | None = None
     late: int | None = None
     dropped: int | None = None
@@ -198,10 +202,45 @@ class RoundMetrics:
         if not np.array_equal(held, trained):
             self.trained = _by_client(participants, trained)
 
+    def set_measures(self, measures: Mapping[str, Mapping[str, float]]) -> None:
+        """Record the result of an evaluation, `Evaluator.measures`: by name, `accuracy` among them, and domain."""
+        named = {name: dict(of_domain) for name, of_domain in measures.items()}
+        self.accuracy, self.measures = named.pop("accuracy"), named
+
     def record(self) -> dict[str, Any]:
-        """The values by name, without optional ones that are None."""
+        """The values by name, without optional ones that are None; measures beside the accuracy."""
         optional = {each.name for each in fields(self) if each.default is None}
-        return {name: value for name, value in asdict(self).items() if name not in optional or value is not None}
+        values = {name: value for name, value in asdict(self).items() if name not in optional or value is not None}
+        measures = values.pop("measures", {})
+        return values | {name: finite_values(of_domain) for name, of_domain in measures.items()}
+
+
+RECORDED = frozenset({each.name for each in fields(RoundMetrics)} | {"test_loss", "perplexity"})
+"""Names in a record that no other measure may have."""
+
+
+def finite(value: float) -> float | None:
+    """None in the place of infinity and NaN, which JSON does not have."""
+    return value if math.isfinite(value) else None
+
+
+def finite_values(of_domain: Mapping[str, float]) -> dict[str, float | None]:
+    """`finite` values by domain."""
+    return {domain: finite(value) for domain, value in of_domain.items()}
+
+
+def average_measure(record: Mapping[str, Any], measure: str) -> float | None:
+    """The mean of a measure over the domains in a `record` of `metrics.jsonl`.
+
+    NaN if it is not defined for all of them; None if the round was not evaluated, or the measure is not in the record.
+    """
+    of_domain = record.get(measure)
+    return None if of_domain is None else average(of_domain)
+
+
+def average(of_domain: Mapping[str, float | None]) -> float:
+    """Mean over the domains; NaN if a value is None."""
+    return mean(math.nan if value is None else value for value in of_domain.values())
 
 
 def _by_client(participants: NDArray[np.int64], blocks: Allocation) -> dict[str, list[int]]:

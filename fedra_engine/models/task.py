@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy, kl_div, linear, log_softmax
 
 from fedra_engine.data.samples import NOT_LEARNT, Batch
 from fedra_engine.models.sharding import gathered
-from fedra_engine.models.token_loss import prediction_scores, token_cross_entropy, token_scores
+from fedra_engine.models.token_loss import Watch, prediction_scores, token_cross_entropy, token_scores
 from fedra_kernels import RowGroups, head_cross_entropy, head_logits
 
 _TRIAL_TOKENS = 8
@@ -138,7 +138,7 @@ class Task(ABC):
         """The loss of one client, from its logits [samples, …] at each exit, by torch's functions alone."""
 
     @abstractmethod
-    def scores(self, features: Tensor, batch: Batch, heads: Sequence[Tensor]) -> Tensor:
+    def scores(self, features: Tensor, batch: Batch, heads: Sequence[Tensor], watch: Watch | None = None) -> Tensor:
         """Scores of each sample, float64 [samples, 4].
 
         The columns are the number of correct predictions, the number of predictions (1 for a classifier, else the
@@ -149,6 +149,7 @@ class Task(ABC):
             features: inputs of each head, one head after the other, for all samples of the `batch`.
             batch: the samples.
             heads: classifiers [head size], whose logits are averaged.
+            watch: sees the predictions, also those without finite logits; those of many tokens in several calls.
         """
 
     @abstractmethod
@@ -190,11 +191,14 @@ class Classification(Task):
                     loss = loss + distillation / (len(at_exits) - 1) * divergence
         return loss
 
-    def scores(self, features: Tensor, batch: Batch, heads: Sequence[Tensor]) -> Tensor:
+    def scores(self, features: Tensor, batch: Batch, heads: Sequence[Tensor], watch: Watch | None = None) -> Tensor:
         parts, layout = features.to(heads[0].dtype).chunk(len(heads)), self.layout
         pairs = zip(parts, heads, strict=True)
         logits = torch.stack([linear(part, layout.weight(head), layout.bias(head)) for part, head in pairs])
-        scores = prediction_scores(logits.mean(0), batch.labels[: len(parts[0])])
+        mean, labels = logits.mean(0), batch.labels[: len(parts[0])]
+        if watch is not None:
+            watch(mean, labels, torch.arange(len(labels), device=labels.device))
+        scores = prediction_scores(mean, labels)
         return torch.stack([scores[0], torch.ones_like(scores[0]), *scores[1:]], dim=1)
 
     def make_head(self, values: Tensor) -> nn.Linear:
@@ -227,10 +231,11 @@ class CausalLM(Task):
         learnt = (targets != NOT_LEARNT).sum().clamp(min=1)
         return cross_entropy(wide, targets, ignore_index=NOT_LEARNT, reduction="sum") / learnt
 
-    def scores(self, features: Tensor, batch: Batch, heads: Sequence[Tensor]) -> Tensor:
+    def scores(self, features: Tensor, batch: Batch, heads: Sequence[Tensor], watch: Watch | None = None) -> Tensor:
         assert batch.learnt is not None
         with self.whole_head():
-            return token_scores(features, batch.labels, batch.learnt, self.head.weight, self.head.bias)
+            output = self.head.weight, self.head.bias
+            return token_scores(features, batch.labels, batch.learnt, *output, watch)
 
     def make_head(self, values: Tensor) -> nn.Linear:
         return self.head

@@ -7,6 +7,7 @@ linear cross entropy, arXiv 2410.10989).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,9 @@ from torch.nn import functional as F
 
 from fedra_engine.data.samples import LearntTokens
 from fedra_kernels import to_device
+
+Watch = Callable[[Tensor, Tensor, Tensor], None]
+"""Gets logits [predictions, classes] and labels [predictions] of predictions, and the sample of each in its batch."""
 
 CHUNK_LOGITS = 2**26
 """Maximum number of logits in a chunk."""
@@ -53,14 +57,24 @@ def token_cross_entropy(
 
 
 @torch.no_grad()
-def token_scores(features: Tensor, labels: Tensor, learnt: LearntTokens, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`Task.scores` of the learnt tokens, float64 [samples, 4]; arguments as in `token_cross_entropy`."""
+def token_scores(
+    features: Tensor,
+    labels: Tensor,
+    learnt: LearntTokens,
+    weight: Tensor,
+    bias: Tensor | None,
+    watch: Watch | None = None,
+) -> Tensor:
+    """`Task.scores` of the learnt tokens, float64 [samples, 4]; other arguments as in `token_cross_entropy`."""
     rows, samples = to_device([_rows(features, learnt), learnt.samples], features.device)
     before, targets = _learnt(features, labels, rows)
     scores = torch.zeros(4, len(features), dtype=torch.float64, device=features.device)
     correct, tokens, undefined, losses = scores
     for chunk in _chunks(len(rows), weight):
-        found = prediction_scores(_logits(before[chunk], weight, bias), targets[chunk])
+        logits = _logits(before[chunk], weight, bias)
+        if watch is not None:
+            watch(logits, targets[chunk], samples[chunk])
+        found = prediction_scores(logits, targets[chunk])
         for total, of_row in zip((correct, undefined, losses), found, strict=True):
             total.index_add_(0, samples[chunk], of_row)
     tokens.index_add_(0, samples, torch.ones(len(samples), dtype=torch.float64, device=features.device))
@@ -72,10 +86,15 @@ def prediction_scores(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, 
 
     A prediction is undefined, and its cross entropy 0, if the largest logit is NaN or infinite.
     """
-    predicted = logits.argmax(1)
-    defined = logits.gather(1, predicted[:, None])[:, 0].isfinite()
+    predicted, defined = predicted_classes(logits)
     losses = F.cross_entropy(logits, targets, reduction="none").where(defined, 0)
     return ((predicted == targets) & defined).double(), (~defined).double(), losses.double()
+
+
+def predicted_classes(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The class of the largest logit, int64 [rows], and whether that logit is finite, bool [rows]."""
+    predicted = logits.argmax(1)
+    return predicted, logits.gather(1, predicted[:, None])[:, 0].isfinite()
 
 
 class _TokenCrossEntropy(torch.autograd.Function):

@@ -93,9 +93,10 @@ def run_page(run: RunFacts) -> Page:
     start = run.start
     described = {} if start is None else start.described
     parts = [run.method, *(f"{name} {described[name]}" for name in ("model", "clients") if name in described)]
-    below = [tables.changed_settings(run), tables.all_settings(run)]
+    costs = [tables.costs_table(start)] if start is not None and start.kinds else []
+    below = [*tables.measures(run), *costs, tables.changed_settings(run), tables.all_settings(run)]
     if start is not None:
-        below = [*([tables.costs_table(start)] if start.kinds else []), *below, tables.environment(start)]
+        below.append(tables.environment(start))
     return Page(
         title=run.name,
         subtitle=" · ".join(parts),

@@ -49,6 +49,26 @@ def costs_table(start: StartFacts) -> Table:
     return Table("Costs of a client", note, rows)
 
 
+def measures(run: RunFacts) -> list[Table]:
+    """Every measure by domain, before and after; no table for a run that has not ended, or measured accuracy alone."""
+    found = run.summary.get("measures")
+    if not found:
+        return []
+    accuracy: dict[str, Any] = {"frozen": run.frozen, "tuned": run.tuned}
+    accuracy |= {f"average_{when}": average(of_domain) for when, of_domain in accuracy.items()}
+    rows = [["", *run.tuned, "average"]]
+    for name, of in {"accuracy": accuracy, **found}.items():
+        before, after = ([*of[when].values(), of[f"average_{when}"]] for when in ("frozen", "tuned"))
+        cells = (f"{_measure_text(one)} → {_measure_text(other)}" for one, other in zip(before, after, strict=True))
+        rows.append([name, *cells])
+    note = "Before and after tuning. Accuracy, macro_f1 and calibration_error are shares, from 0 to 1."
+    return [Table("Measures by domain", note, rows)]
+
+
+def _measure_text(value: float | None) -> str:
+    return _NOTHING if value is None else f"{value:.4g}"
+
+
 def changed_settings(run: RunFacts) -> Table:
     """The settings that differ from the embedded experiment."""
     rows = [["setting", "value", "default"]]

@@ -40,6 +40,8 @@ def cards(run: RunFacts) -> dict[str, str]:
         low = worst(run.tuned)
         found["average accuracy"] = f"{100 * average(run.frozen):.1f} → {percent(average(run.tuned))}"
         found[f"worst domain, {low}"] = f"{100 * run.frozen[low]:.1f} → {percent(run.tuned[low])}"
+    if best := run.summary.get("best"):
+        found[f"best round by {best['measure']}"] = f"{best['round'] + 1:,}"
     found["rounds"] = " ".join(rounds_text(run).split()[:-1])
     if run.rounds:
         found["updates a round"] = f"{mean(each.participants for each in run.rounds):.3g}"

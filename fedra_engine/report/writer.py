@@ -42,7 +42,8 @@ class ReportWriter(Callback):
         self._try(lambda: start_facts(experiment).write(self._folder))
 
     def on_end(self, experiment: Experiment, state: GlobalState, outcome: Outcome) -> None:
-        self._try(lambda: write_report(self._folder))
+        with Stage("writing the report"):
+            self._try(lambda: write_report(self._folder))
 
     def _try(self, write: Callable[[], None]) -> None:
         try:

@@ -1,42 +1,92 @@
-"""Progress lines of long operations, in the engine's log, which `Console` shows and keeps in run.log."""
+"""Operations that take long: what is running and how far it is, and when it is slow enough to be mentioned."""
 
 from __future__ import annotations
 
 import logging
-import threading
+from time import monotonic
 from typing import Self
 
-_FIRST = 1.0
-"""Seconds before the first line."""
-_LONGEST = 60.0
-"""Maximum seconds between two lines; until then each pause is twice as long as the last."""
+LOCAL_STEPS = "local steps"
+"""Name of the stage in which a process trains its share of a round."""
+_FIRST = 2.0
+"""Seconds before a stage is mentioned for the first time."""
+_LONGEST = 300.0
+"""Maximum seconds between two mentions."""
 _LOG = logging.getLogger(__name__)
+_RUNNING: list[Stage] = []
+"""Those that are entered, the innermost last; only the main thread changes it."""
 
 
 class Stage:
-    """A context manager that logs from time to time that an operation is still running, even without progress."""
+    """A context manager around an operation that may take long. It only counts; others show it (`running_stage`).
+
+    Attributes:
+        what: the operation.
+        total: the number of its steps; None if that is not known.
+        done: how many of them are done.
+    """
 
     def __init__(self, what: str, total: int | None = None) -> None:
-        """`what` is the operation, `total` the number of its steps, if known."""
-        self._what = what
+        self.what = what
         self.total = total
-        self._done = 0
-        self._over = threading.Event()
+        self.done = 0
+        self._began = monotonic()
 
     def __enter__(self) -> Self:
-        if _LOG.isEnabledFor(logging.INFO):
-            threading.Thread(target=self._talk, daemon=True).start()
+        self._began = monotonic()
+        _RUNNING.append(self)
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._over.set()
+        _RUNNING.remove(self)
+        _LOG.debug("%s took %.2f s", self.what, self.seconds)
+
+    @property
+    def seconds(self) -> float:
+        """Since it was entered."""
+        return monotonic() - self._began
 
     def advance(self, count: int) -> None:
         """Count `count` more steps as done."""
-        self._done += count
+        self.done += count
 
-    def _talk(self) -> None:
-        seconds = _FIRST
-        while not self._over.wait(seconds):
-            _LOG.info("%s …%s", self._what, "" if self.total is None else f" {self._done:,} of {self.total:,}")
-            seconds = min(2 * seconds, _LONGEST)
+    def __str__(self) -> str:
+        return f"{self.what} …" if self.total is None else f"{self.what} … {self.done:,} of {self.total:,}"
+
+
+def running_stage() -> Stage | None:
+    """The innermost stage that is entered; for any thread."""
+    # The list may become empty between two operations on it.
+    last = _RUNNING[-1:]
+    return last[0] if last else None
+
+
+class SlowStages:
+    """Decides when the running stage has taken so long that a line should say so.
+
+    That is after `_FIRST` seconds or, if a stage of this name has run before, after twice the longest time that one has
+    taken: rounds and evaluations come again and again, and are worth a line when they are slower than usual. Each pause
+    until the next line is twice as long as the last, and none is longer than `_LONGEST`.
+    """
+
+    def __init__(self) -> None:
+        self._longest = dict[str, float]()
+        self._stage: Stage | None = None
+        self._pause = self._due = 0.0
+
+    def due(self) -> Stage | None:
+        """The running stage if it should be mentioned now; to be asked every now and then."""
+        stage = running_stage()
+        if stage is None:
+            self._stage = None
+            return None
+        seconds, before = stage.seconds, self._longest.get(stage.what, 0.0)
+        if stage is not self._stage:
+            self._stage, self._pause = stage, min(max(_FIRST, 2 * before), _LONGEST)
+            self._due = self._pause
+        self._longest[stage.what] = max(before, seconds)
+        if seconds < self._due:
+            return None
+        self._pause = min(2 * self._pause, _LONGEST)
+        self._due = seconds + self._pause
+        return stage

@@ -26,6 +26,12 @@ class PlainConsole(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
+        self._is_forced = bool(options.get("force_terminal"))
+
+    @property
+    def can_redraw(self) -> bool:
+        """Whether lines can be replaced after they were printed: in a terminal, not in a file with FORCE_COLOR."""
+        return not self.quiet and self.is_interactive and (self._is_forced or self.file.isatty())
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Render a string, also one in a table, with control characters escaped."""
@@ -67,7 +73,7 @@ def rich_table(rows: Cells, left: Collection[int] = (0,)) -> Table:
 def table_text(table: Table, width: int = _WIDEST) -> str:
     """The table as lines of up to `width` columns, whatever the width of the terminal."""
     text = io.StringIO()
-    PlainConsole(file=text, width=width).print(table)
+    PlainConsole(file=text, width=width, force_terminal=False).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 

@@ -69,7 +69,7 @@ def compare(comparison: Comparison) -> None:
     check_runs([*trials, *comparison.runs])
     REPORT.check(folder)
     make_folder(folder)
-    console = PlainConsole()
+    console = PlainConsole(quiet=comparison.quiet)
     tried = {outcome.run.path: outcome for outcome in _execute_shown(trials, jobs, console)} if trials else {}
     chosen, undecided = list[Candidate](), list[Outcome]()
     for candidates in comparison.entries:
@@ -81,7 +81,7 @@ def compare(comparison: Comparison) -> None:
         else:
             undecided += [best._replace(run=run) for run in candidates[0].runs]
     outcomes = _execute_shown(seed_by_seed(chosen), jobs, console) if chosen else []
-    _conclude(comparison, chosen, [*outcomes, *undecided], list(tried.values()), console)
+    _conclude(comparison, chosen, [*outcomes, *undecided], list(tried.values()), PlainConsole())
 
 
 def choose(candidates: Sequence[Candidate], tried: Mapping[Path, Outcome]) -> Candidate | Outcome:
@@ -122,7 +122,9 @@ def _execute_shown(runs: Sequence[PlannedRun], jobs: int, console: PlainConsole)
             reported += 1
             del running[outcome.run.title]
         counter = f"{reported:>{len(str(len(runs)))}}/{len(runs)}"
-        console.print(f"{counter}  {outcome.run.title}: {outcome.note}", soft_wrap=True)
+        # The error at the end counts on the reasons.
+        shown = PlainConsole() if console.quiet and outcome.state == "failed" else console
+        shown.print(f"{counter}  {outcome.run.title}: {outcome.note}", soft_wrap=True)
 
     with shown_progress(console, running):
         return execute_all(runs, jobs, report)
@@ -283,7 +285,8 @@ def _finish(run: PlannedRun) -> str:
         result = train_run(run.config, earlier, accelerator=Accelerator(), console=console)
     if not run.is_trial:
         if not (run.path / COSTS).is_file():
-            write_whole(run.path / COSTS, json.dumps(asdict(count_costs(run.config)), indent=2) + "\n")
+            costs = count_costs(run.config, read_trial(run).rounds)
+            write_whole(run.path / COSTS, json.dumps(asdict(costs), indent=2) + "\n")
         if not (run.path / OUTCOMES).is_file():
             # Of a run that is loaded, the experiment is only built here.
             SampleOutcomes.of(result.experiment, result.state).write(run.path)
@@ -310,7 +313,7 @@ def shown_progress(console: PlainConsole, runs: Mapping[str, PlannedRun]) -> Ite
                 console.print(line, soft_wrap=True)
                 said[title] = line.removeprefix(f"{title}: ")
 
-    if console.is_interactive:
+    if console.can_redraw:
         with Live(
             console=console, get_renderable=lambda: "\n".join(news().values()), refresh_per_second=1, transient=True
         ):
@@ -338,19 +341,19 @@ def _progress_text(run: PlannedRun) -> str:
     return ", ".join([f"round {done} of {run.config.rounds}", *loss, *accuracy])
 
 
-def count_costs(config: ExperimentConfig) -> RunCosts:
-    """Count the costs of a whole run by the formulas of `costs/model.py`, without training.
+def count_costs(config: ExperimentConfig, rounds: int | None = None) -> RunCosts:
+    """Count the costs of a run, by the formulas of `costs/model.py`, without training.
 
-    The participants, assignments and devices of all rounds are drawn again from the seed. Participants whose updates
-    do not arrive are not counted. Methods whose assignment depends on earlier rounds are counted as if every round
-    began with the initial state.
+    The participants, assignments and devices of its first `rounds` (all, if not given: a run may end early) are drawn
+    again from the seed. Participants whose updates do not arrive are not counted. Methods whose assignment depends on
+    earlier rounds are counted as if every round began with the initial state.
 
     Raises:
         InputError: something in the configuration cannot be used.
     """
     experiment = build_experiment(config, torch.device("cpu"))
     trainable, uploaded, participations, flops = 0.0, 0.0, 0, 0.0
-    for round in range(config.rounds):
+    for round in range(config.rounds if rounds is None else rounds):
         work, assignment, _ = experiment.round_work(round)
         costs = experiment.costs_of(work, assignment)
         participations += len(work.participants)

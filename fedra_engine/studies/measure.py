@@ -132,6 +132,7 @@ def time_step(experiment: Experiment) -> TimedStep:
     """
     # Participants whose updates would not arrive included, as there may be no others.
     whole, assignment = experiment.assigned_work(0)
+    state = experiment.with_fresh_stand_ins(experiment.initial_state, 0, assignment)
     participants, training = whole.participants, whole.training
     first = np.sort(longest_first(assignment.held, whole.steps())[: experiment.executor.lanes])
     one_step = replace(training, max_local_steps=1)
@@ -139,7 +140,7 @@ def time_step(experiment: Experiment) -> TimedStep:
         work = replace(whole, participants=participants[timed], training=one_step)
         _wait(experiment)
         started = time.perf_counter()
-        for _ in experiment.executor.train(work, assignment.select(timed), experiment.initial_state):
+        for _ in experiment.executor.train(work, assignment.select(timed), state):
             pass
         _wait(experiment)
         seconds = time.perf_counter() - started

@@ -61,13 +61,14 @@ class Candidate(NamedTuple):
 class Comparison(NamedTuple):
     """Candidates for each entry, whose runs are executed `jobs` at a time.
 
-    With `oversubscribe` these may be more than there are cores.
+    With `oversubscribe` these may be more than there are cores. If it is `quiet`, progress is not printed.
     """
 
     entries: tuple[tuple[Candidate, ...], ...]
     output_dir: Path
     jobs: int
     oversubscribe: bool
+    quiet: bool = False
 
     @property
     def trials(self) -> list[PlannedRun]:

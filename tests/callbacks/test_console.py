@@ -2,26 +2,37 @@
 
 import io
 import logging
+import re
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from fedra_engine.callback import Evaluation, Outcome, Round, Update
-from fedra_engine.callbacks.console import Console, Meter
+from fedra_engine.callbacks import console as console_module
+from fedra_engine.callbacks.console import Console
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.federation.records import RoundMetrics, Tally
+from fedra_engine.runtime import stages
+from fedra_engine.runtime.stages import LOCAL_STEPS, Stage
 from fedra_engine.runtime.tables import PlainConsole
 
 EXPERIMENT: Any = SimpleNamespace(
     config=ExperimentConfig(rounds=2),
     method=SimpleNamespace(caution=None),
     train_data=SimpleNamespace(notes=["a [small] model"]),
+    executor=SimpleNamespace(lanes=4),
+    processes=SimpleNamespace(count=1),
+    initial_state=SimpleNamespace(heads=torch.zeros(1)),
+    clients=SimpleNamespace(domains=np.arange(3)),
 )
+WRITTEN = {"run folder": Path("runs/a"), "log": Path("runs/a/run.log")}
 
 
 def metrics(round: int, loss: float = 1.75) -> RoundMetrics:
@@ -34,11 +45,11 @@ def update(round: int, clients: int, samples: int, participants: int = 3) -> Upd
     return Update(round, participants, tally, nothing, nothing, nothing)
 
 
-def show_rounds(console: Console, rounds: int, accuracy: dict[str, float]) -> None:
-    """As a run of `rounds` rounds tells it, which is evaluated at the end."""
+def show_rounds(console: Console, rounds: int, accuracy: dict[str, float], first: int = 0) -> None:
+    """As a run tells it that goes on after `first` rounds and ends after `rounds`, when it is evaluated."""
     state: Any = None
     console.on_evaluate(EXPERIMENT, state, Evaluation(accuracy))
-    for round in range(rounds):
+    for round in range(first, rounds):
         console.on_update(EXPERIMENT, update(round, 2, 20))
         console.on_update(EXPERIMENT, update(round, 3, 30))
         if round + 1 == rounds:
@@ -46,18 +57,21 @@ def show_rounds(console: Console, rounds: int, accuracy: dict[str, float]) -> No
         console.on_round(EXPERIMENT, state, Round(metrics(round), state, state, state))
     frozen = dict.fromkeys(accuracy, 0.25)
     console.on_end(EXPERIMENT, state, Outcome(rounds, frozen, accuracy, accuracy))
+    console.finish(WRITTEN)
 
 
-def run_two_rounds(log: Path, terminal: bool) -> str:
+def run_two_rounds(log: Path, terminal: bool, first: int = 0, **options: Any) -> str:
+    """What is on the screen when the second round is over; of a run that goes on after the `first`."""
     output = io.StringIO()
     state: Any = None
+    screen = PlainConsole(file=output, force_terminal=terminal, width=100, height=30)
     with (
         pytest.MonkeyPatch.context() as patch,
-        Console(log, PlainConsole(file=output, force_terminal=terminal, width=100)) as console,
+        Console(log, screen, config=EXPERIMENT.config, **options) as console,
     ):
-        patch.setattr("fedra_engine.callbacks.console.describe", lambda _: {"model": "a model"})
-        console.on_start(EXPERIMENT, state, 0)
-        show_rounds(console, 2, {"clean": 0.5, "noisy": 0.25})
+        patch.setattr("fedra_engine.callbacks.console.describe", lambda _: {"model": "a model", "lanes": "4"})
+        console.on_start(EXPERIMENT, state, first)
+        show_rounds(console, 2, {"clean": 0.5, "noisy": 0.25}, first)
     return output.getvalue()
 
 
@@ -69,15 +83,36 @@ def test_plain_output_has_a_line_a_round_and_no_control_characters(tmp_path: Pat
     assert [line.split()[1] for line in rounds] == ["1/2", "2/2"]
     assert all("loss 1.7500  3 clients" in line for line in rounds)
     assert "accuracy after round 2: 37.5  (clean 50.0  noisy 25.0)" in text
-    assert "".join(text.splitlines()[-1].split()) == "tuned50.025.037.5"
+    *_, tuned, _, folder, log = text.splitlines()
+    assert "".join(tuned.split()) == "tuned50.025.037.5"
+    assert (folder, log) == ("run folder  runs/a", "log         runs/a/run.log")
 
 
-def test_a_terminal_gets_bars_instead_of_lines(tmp_path: Path) -> None:
+def test_a_terminal_has_a_display_and_at_the_end_header_table_and_paths(tmp_path: Path) -> None:
     text = run_two_rounds(tmp_path / "run.log", terminal=True)
-    assert "\x1b[" in text
-    assert "━" in text
-    assert not any(line.startswith("round ") for line in text.splitlines())
-    assert "37.5" in text
+    shown, _, left = text.rpartition("\x1b[?25h")
+    assert "rounds" in shown
+    assert "a [small] model" in shown
+    assert not any(line in text for line in ("round 1/2", "accuracy after", "lanes "))
+    for line in (
+        "fedra, 2 rounds, seed 0",
+        "a model",
+        "tuned          50.0   25.0     37.5",
+        "log         runs/a/run.log",
+    ):
+        assert line in left
+
+
+def test_other_measures_are_averages_over_the_domains(tmp_path: Path) -> None:
+    before, after = ({"accuracy": {"a": 0.5}, "test_loss": {"a": loss, "b": 1.0}} for loss in (3.0, 2.0))
+    output, share = io.StringIO(), {"a": 0.5}
+    state: Any = None
+    with Console(tmp_path / "run.log", PlainConsole(file=output)) as console:
+        console.on_evaluate(EXPERIMENT, state, Evaluation({"a": 0.5}, metrics(0), after))
+        console.on_end(EXPERIMENT, state, Outcome(1, share, share, share, None, None, before, after))
+    for text in (output.getvalue(), (tmp_path / "run.log").read_text()):
+        assert "on average: test_loss 1.5\n" in text
+        assert "on average: test_loss 2 → 1.5\n" in text
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -87,6 +122,142 @@ def test_everything_is_in_the_log(tmp_path: Path, terminal: bool) -> None:
     assert "\x1b" not in log
     for text in ("a [small] model", "round 1/2", "round 2/2", "after round 2", "frozen: 25.0", "tuned: 37.5"):
         assert text in log
+    # Rounds are counted from 1 here, as on the screen.
+    assert "'round': 0" not in log
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_who_wants_quiet_gets_the_table_alone_and_all_of_the_log(
+    tmp_path: Path, terminal: bool, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    engine = logging.getLogger("fedra_engine.execution.sweep")
+    with Console(None, PlainConsole(file=io.StringIO()), results_only=True):
+        engine.warning("out of memory")
+    text = run_two_rounds(tmp_path / "run.log", terminal, results_only=True)
+    assert [line.split()[0] for line in text.split("\n") if line] == ["accuracy", "frozen", "tuned"]
+    assert capsys.readouterr() == ("", "")
+    log = (tmp_path / "run.log").read_text()
+    assert all(line in log for line in ("a [small] model", "round 1/2", "tuned: 37.5"))
+
+
+@pytest.mark.parametrize(
+    ("level", "kept"),
+    [
+        (logging.DEBUG, {"debug", "info", "warning", "round"}),
+        (logging.INFO, {"info", "warning", "round"}),
+        (logging.WARNING, {"warning"}),
+        (logging.ERROR, set()),
+    ],
+)
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_is_less_severe_than_the_level_is_neither_shown_nor_logged(
+    tmp_path: Path,
+    terminal: bool,
+    level: int,
+    kept: set[str],
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    engine, output, log = logging.getLogger("fedra_engine.data"), io.StringIO(), tmp_path / "run.log"
+    screen = PlainConsole(file=output, force_terminal=terminal, width=100, height=30)
+    with Console(log, screen, config=ExperimentConfig(rounds=1), level=level) as console:
+        for name in ("debug", "info", "warning"):
+            getattr(engine, name)(f"engine's {name}")
+        show_rounds(console, 1, {"clean": 0.5})
+    for name in ("debug", "info", "warning"):
+        assert (f"engine's {name}" in log.read_text()) == (name in kept)
+    assert ("round 1/1" in log.read_text()) == ("round" in kept)
+    assert "tuned: 50.0" in log.read_text()
+    said = output.getvalue() + capsys.readouterr().err
+    # In a terminal, details would push away what is above the display.
+    shown = kept - {"debug", "round"} if terminal else kept
+    assert {name for name in ("debug", "info", "warning") if f"engine's {name}" in said} == shown - {"round"}
+    assert ("round 1/1" in said) == ("round" in shown)
+    assert "tuned" in said
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_resumed_run_counts_on(tmp_path: Path, terminal: bool) -> None:
+    text = run_two_rounds(tmp_path / "run.log", terminal, first=1)
+    assert "going on after round 1 of 2 rounds" in text
+    log = (tmp_path / "run.log").read_text()
+    assert re.findall(r"  round (\d+/\d+) ", log) == ["2/2"]
+    assert "accuracy after round 2: " in log
+    if not terminal:
+        assert [line.split()[1] for line in text.splitlines() if line.startswith("round ")] == ["2/2"]
+
+
+def test_a_resumed_run_shows_where_it_was_and_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    state: Any = None
+    monkeypatch.setattr("fedra_engine.callbacks.console.describe", lambda _: {"model": "a model"})
+    screen = PlainConsole(file=io.StringIO(), force_terminal=True, width=80, height=24)
+    experiment = SimpleNamespace(**{**vars(EXPERIMENT), "config": ExperimentConfig(rounds=9)})
+    with Console(None, screen, config=experiment.config) as console:
+        records = [{"round": round, "loss": 2.0 - round} for round in range(2)]
+        console.remember([*records, {"round": 2, "loss": 0.5, "accuracy": {"clean": 0.75}}])
+        console.on_start(experiment, state, 3)
+        console.on_evaluate(experiment, state, Evaluation({"clean": 0.25}))
+        rows = [row.plain for row in console.view.rows(80, 24)]
+    assert any("3 of 9" in row for row in rows if row.startswith("rounds "))
+    assert any("0 of 3 clients" in row for row in rows if row.startswith("round 4 "))
+    assert any(row.split() == ["clean", "25.0", "75.0", "+50.0", "▁█"] for row in rows)
+    assert any(row.endswith("0.5000  █▃▁") for row in rows if row.startswith("loss "))
+
+
+def test_the_display_is_there_at_once_and_says_what_is_slow_in_the_log_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "_FIRST", 0.0)
+    monkeypatch.setattr(console_module, "_SECONDS_BETWEEN_REFRESHES", 0.01)
+    output, log = io.StringIO(), tmp_path / "run.log"
+    screen = PlainConsole(file=output, force_terminal=True, width=80, height=24)
+    with Console(log, screen, config=EXPERIMENT.config):
+        assert "fedra, 2 rounds, seed 0" in output.getvalue()
+        with Stage("decoding images", 2_780):
+            wait_for(lambda: "decoding images, 0 of 2,780" in output.getvalue())
+            wait_for(lambda: "decoding images … 0 of 2,780\n" in log.read_text())
+    assert "images …" not in output.getvalue()
+
+
+def test_a_slow_round_says_how_far_it_is_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "_FIRST", 0.0)
+    monkeypatch.setattr(console_module, "_SECONDS_BETWEEN_REFRESHES", 0.01)
+    output = io.StringIO()
+    with Console(None, PlainConsole(file=output)) as console:
+        console.begin_round(8, 9)
+        with Stage(LOCAL_STEPS, 40):
+            wait_for(lambda: "round 9/9 … 0 of 40 local steps, 0 of ? clients\n" in output.getvalue())
+        console.on_update(EXPERIMENT, update(8, 2, 20))
+        with Stage(LOCAL_STEPS, 40) as stage:
+            stage.advance(25)
+            wait_for(lambda: "round 9/9 … 25 of 40 local steps, 2 of 3 clients\n" in output.getvalue())
+    before = output.getvalue()
+    with Stage(LOCAL_STEPS, 1):
+        time.sleep(0.05)
+    assert output.getvalue() == before
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def test_quick_rounds_have_no_line_but_their_own(tmp_path: Path) -> None:
+    text = run_two_rounds(tmp_path / "run.log", terminal=False)
+    assert "…" not in text + (tmp_path / "run.log").read_text()
+
+
+def test_a_coloured_pipe_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    output = io.StringIO()
+    with Console(None, PlainConsole(file=output), config=ExperimentConfig(rounds=1)) as console:
+        show_rounds(console, 1, {"clean": 0.5})
+    assert "x1b" not in repr(output.getvalue())
+    assert "\nround 1/1  " in f"\n{output.getvalue()}"
 
 
 @pytest.mark.parametrize("domain", ["[/red]", ":smile:", "[bold]x[/bold]"])
@@ -113,7 +284,7 @@ def test_a_table_wider_than_the_output_is_not_cut(tmp_path: Path) -> None:
     accuracy = {f"domain {number}": 0.5 for number in range(20)}
     with Console(None, PlainConsole(file=output, width=40)) as console:
         show_rounds(console, 1, accuracy)
-    assert output.getvalue().splitlines()[-1].split() == ["tuned", *["50.0"] * 21]
+    assert ["tuned", *["50.0"] * 21] in [line.split() for line in output.getvalue().splitlines()]
 
 
 def test_a_resumed_run_goes_on_in_the_same_log(tmp_path: Path) -> None:
@@ -145,37 +316,6 @@ def test_warnings_are_in_the_log_and_once_on_stderr(
     engine.warning("after the run")
     log = (tmp_path / "run.log").read_text()
     assert log.endswith("  out of memory with 4 lanes\n")
-
-
-def test_speed_and_remaining_time_are_those_of_this_process() -> None:
-    now = 0.0
-    meter = Meter(clock=lambda: now)
-    meter.round_started(10, rounds=13)
-    assert "ETA -:--:--" in meter.status_text()
-    now = 2.0
-    meter.trained(4, samples=3000, loss=lambda: 0.75)
-    meter.round_finished(RoundMetrics(10, 4, 3000, 0.5, lr=0.1, blocks_held=2, seconds=2.0))
-    assert meter.round_text() == "11/13"
-    assert meter.status_text() == "loss 0.5000  4 clients  1,500 samples/s  ETA 0:00:04"
-
-
-def test_the_loss_is_read_once_a_second_and_at_the_end_of_the_round() -> None:
-    now, reads = 0.0, 0
-
-    def loss() -> float:
-        nonlocal reads
-        reads += 1
-        return 4.0 - now
-
-    meter = Meter(clock=lambda: now)
-    meter.round_started(0, rounds=1)
-    for tenth in range(21):
-        now = tenth / 10
-        meter.trained(tenth, samples=tenth, loss=loss)
-    assert reads == 3
-    assert "loss 2.0000" in meter.status_text()
-    meter.round_finished(metrics(0, loss=1.5))
-    assert "loss 1.5000" in meter.status_text()
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -15,6 +15,7 @@ from fedra_engine.callbacks import run_folder
 from fedra_engine.callbacks.fingerprint import setting_digest
 from fedra_engine.callbacks.run_folder import MetricsMark, RunFolder
 from fedra_engine.config import (
+    EarlyStoppingConfig,
     ExecutionConfig,
     ExperimentConfig,
     LoraConfig,
@@ -190,6 +191,8 @@ def test_the_setting_is_all_but_what_may_change_when_a_run_goes_on(tmp_path: Pat
         "name": "x",
         "output_dir": "y",
         "evaluate_every": 7,
+        "early_stopping": EarlyStoppingConfig(patience=3),
+        "keep_best": "accuracy",
         "execution": ExecutionConfig(lanes=2),
         "model": replace(here.model, path="elsewhere"),
         "data": replace(here.data, root="elsewhere"),

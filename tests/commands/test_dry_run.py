@@ -55,6 +55,17 @@ def test_the_probe_shows_the_parts_the_costs_the_clients_and_the_time(tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
+def test_the_probe_counts_the_stand_ins_of_missing_blocks(tmp_path: Path) -> None:
+    flops = {}
+    for name in ("fedra", "fedstandin"):
+        console = PlainConsole(file=io.StringIO(), width=40)
+        print_probe(small_config(tmp_path, clients={"capacities": [4]}, method={"name": name}), CPU, console)
+        assert isinstance(console.file, io.StringIO)
+        (row,) = (line.split() for line in console.file.getvalue().splitlines() if line.startswith("       4     8"))
+        flops[name] = float(row[-2])
+    assert flops["fedstandin"] > 1.02 * flops["fedra"]
+
+
 def test_the_probe_shows_what_devices_make_of_the_first_round(tmp_path: Path) -> None:
     clients = {"devices": [DeviceConfig(compute=0.1)], "deadline": 1e-3}
     console = PlainConsole(file=io.StringIO())

@@ -41,8 +41,13 @@ def test_it_gives_the_figures_of_the_summary(digits: Path, capsys: pytest.Captur
     found = evaluated(capsys, str(digits))
     assert found["rounds"] == 1
     assert found["accuracy"] == json.loads((digits / "summary.json").read_text())["tuned"]
-    assert list(found["loss"]) == ["clean", "inverted"]
-    assert set(found) == {"rounds", "accuracy", "loss"}
+    measures = json.loads((digits / "summary.json").read_text())["measures"]
+    assert set(measures) == {"test_loss", "macro_f1", "calibration_error"}
+    assert found == {
+        "rounds": 1,
+        "accuracy": found["accuracy"],
+        **{name: of["tuned"] for name, of in measures.items()},
+    }
     assert {file: file.stat().st_mtime_ns for file in digits.rglob("*")} == before
 
 
@@ -60,6 +65,7 @@ def test_a_table_is_for_people(digits: Path, capsys: pytest.CaptureFixture[str])
     assert lines[0] == "after 1 round"
     (row,) = (line.split() for line in lines if line.startswith("accuracy (%)"))
     assert row[2:4] == [f"{100 * share:.1f}" for share in tuned.values()]
+    assert [line.split()[0] for line in lines[-4:]] == ["accuracy", "test_loss", "macro_f1", "calibration_error"]
 
 
 def test_other_data_of_as_many_classes_are_evaluated(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,7 +88,8 @@ def test_clients_models_meet_the_domain_of_their_name(tmp_path: Path, capsys: py
     run = run_experiment(tmp_path, **FEW, method={"name": "fedsalora"})
     own, other = (evaluated(capsys, str(run), *more) for more in ((), ("--data.domains=noisy,inverted",)))
     assert other["accuracy"]["inverted"] == own["accuracy"]["inverted"]
-    assert other["loss"]["inverted"] == pytest.approx(own["loss"]["inverted"], rel=1e-5)
+    for measure in ("test_loss", "macro_f1", "calibration_error"):
+        assert other[measure]["inverted"] == pytest.approx(own[measure]["inverted"], rel=1e-5)
 
 
 def test_the_other_executor_measures_the_same(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,6 +112,8 @@ def test_the_other_executor_measures_the_same(digits: Path, capsys: pytest.Captu
             ["RUN", "--data.classes", "5"],
             r"^data: found the classes .* for image_classification, expected those of the run",
         ),
+        (["RUN", "--best"], r"^.*/run/best: found no round, expected one of a run that had keep_best$"),
+        (["RUN", "--best", "--model", "x"], r"^best: found true with --model x, expected one of the two$"),
         (["RUN/none"], r"none"),
     ],
 )
@@ -153,7 +162,7 @@ def test_a_language_model_has_a_perplexity(
     )
     found = evaluated(capsys, str(run))
     assert found["accuracy"] == json.loads((run / "summary.json").read_text())["tuned"]
-    assert found["perplexity"] == {domain: math.exp(loss) for domain, loss in found["loss"].items()}
+    assert found["perplexity"] == {domain: math.exp(loss) for domain, loss in found["test_loss"].items()}
     assert 1 < found["perplexity"]["x"] < 2 * len(WORDS)
     others = evaluated(capsys, str(run), "--data.root", str(files[1]))
     assert list(others["perplexity"]) == ["x", "y"]

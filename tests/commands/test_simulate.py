@@ -1,5 +1,6 @@
 """Run requests: new runs, resumed ones, and which are refused."""
 
+import logging
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -151,3 +152,14 @@ def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
     message = f"--resume '{tmp_path}/my run' goes on"
     with pytest.raises(KeyboardInterrupt, match=message), opened_folder(request):
         raise KeyboardInterrupt
+
+
+def test_what_is_shown_is_asked_for_beside_the_fields_also_when_a_run_goes_on(tmp_path: Path) -> None:
+    assert (parse().quiet, parse().log_level) == (False, logging.INFO)
+    folder = make_run(tmp_path, done=3)
+    for begin in ([], ["--resume", str(folder.path)]):
+        request = parse(*begin, "--quiet", "--log-level", "debug")
+        assert (request.quiet, request.log_level) == (True, logging.DEBUG)
+    assert request.resumed is not None
+    with pytest.raises(InputError, match=r"^log_level: found 'loud', expected debug or info or warning or error$"):
+        parse("--log_level=loud")

@@ -191,11 +191,38 @@ def test_variants_may_have_an_option_of_one_of_them_and_the_others_get_its_defau
         ("name", "..", r"name: found '\.\.', expected the name of one folder"),
         ("output_dir", "", r"output_dir: found '', expected a path"),
         ("model.path", "", r"model\.path: found '', expected a path"),
+        ("keep_best", "acuracy", r"keep_best: found 'acuracy', expected one of .*did you mean accuracy"),
+        (
+            "keep_best",
+            "accuracy",
+            r"keep_best: found accuracy with data\.validation_fraction 0, expected",
+        ),
+        (
+            "early_stopping.patience",
+            3,
+            r"early_stopping\.patience: found 3 with data\.validation_fraction 0, exp",
+        ),
+        ("early_stopping.patience", 0, r"early_stopping\.patience: found 0, expected a whole number from 1 to "),
+        (
+            "early_stopping.measure",
+            "test_loss",
+            r"early_stopping\.measure: found 'test_loss' with early_stopping\.patience null, where it does nothing",
+        ),
+        (
+            "early_stopping.min_improvement",
+            0.1,
+            r"early_stopping\.min_improvement: found 0\.1 with early_stopping\.p",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_reported(field: str, value: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         validate(changed(field, value))
+
+
+def test_rounds_are_chosen_on_validation_samples() -> None:
+    chosen = {"early_stopping.patience": 3, "early_stopping.measure": "test_loss", "keep_best": "macro_f1"}
+    validate(changed("data.validation_fraction", 0.1, **chosen))
 
 
 def test_only_the_reference_draws_bound_the_seed() -> None:

@@ -146,6 +146,9 @@ def test_an_experiment_launched_with_the_shipped_configuration_is_the_one_of_one
     summaries = [json.loads((run / "summary.json").read_text()) for run in (together, alone)]
     changes = [summary.pop("block_changes") for summary in summaries]
     assert changes[0] == pytest.approx(changes[1], rel=1e-7)
+    measures = [summary.pop("measures") for summary in summaries]
+    for name in ("test_loss", "macro_f1", "calibration_error"):
+        assert measures[0][name]["tuned"] == pytest.approx(measures[1][name]["tuned"], rel=1e-7)
     assert summaries[0] == summaries[1]
     fingerprints = [found.state["fingerprint"] for run in (together, alone) if (found := load_newest_intact(run))]
     assert fingerprints[0] == fingerprints[1]

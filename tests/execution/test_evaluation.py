@@ -8,15 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import f1_score
+from torch import Tensor
 
-from fedra_engine.execution.evaluation import Evaluator, FisherInformation
+from fedra_engine.data.samples import NOT_LEARNT
+from fedra_engine.execution import evaluation
+from fedra_engine.execution.evaluation import Evaluator, FisherInformation, measures
+from fedra_engine.execution.metrics import Metric, Predictions, register_metric
 from fedra_engine.execution.sequential import Submodel
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.federation.assignment import Assignment
+from fedra_engine.models import token_loss
 from fedra_engine.models.state import EvaluatedModel
 from fedra_engine.runtime.processes import Processes
 from fedra_engine.runtime.randomness import generator
-from tests.tiny import DEPTH, TensorSamples, make_samples
+from tests.tiny import DEPTH, VOCABULARY, TensorSamples, make_samples
 from tests.tiny_federation import SGD, make_setting
 
 COUNT = 40
@@ -76,6 +82,57 @@ def test_accuracy_and_loss_of_a_domain_are_those_of_its_samples_alone() -> None:
         mine = samples.domains == index
         assert score.accuracy == pytest.approx(float((logits.argmax(1) == samples.labels)[mine].double().mean()))
         assert score.loss == pytest.approx(float(losses[mine].mean()), rel=1e-10)
+        expected = f1_score(samples.labels[mine], logits[mine].argmax(1), average="macro")
+        assert score.others["macro_f1"] == pytest.approx(expected)
+        assert 0 < score.others["calibration_error"] < 1
+    assert list(measures(found)) == evaluator.measures == ["accuracy", "test_loss", "macro_f1", "calibration_error"]
+    assert measures(found)["test_loss"] == {name: score.loss for name, score in found.items()}
+
+
+def right(logits: Tensor, labels: Tensor) -> Tensor:
+    return logits.argmax(1) == labels
+
+
+class Count(Metric):
+    """The number of predictions."""
+
+    def sums(self, predictions: Predictions) -> Tensor:
+        return predictions.sum_by_domain(torch.ones_like(predictions.labels))
+
+    def value(self, sums: Tensor) -> float:
+        return float(sums)
+
+
+@pytest.mark.parametrize("family", ["vit", "llama_lm"])
+def test_a_metric_of_ones_own_sees_every_prediction_once(
+    family: str, own_names: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of samples, also with several exits and models of clients, or of tokens in chunks."""
+    register_metric("right")(right)
+    register_metric("count")(Count)
+    monkeypatch.setattr(token_loss, "CHUNK_LOGITS", 7 * VOCABULARY)
+    monkeypatch.setattr(evaluation, "_BATCH", 5)
+    setting = replace(make_setting(family, SGD), exits=3 if family == "vit" else 1)
+    state, samples = setting.state(), replace(make_samples(family, 12), domains=torch.arange(12) % 2)
+    model = SweepModel(
+        setting.foundation, lambda n: samples.inputs(torch.arange(n), torch.device("cpu"), torch.float64)
+    )
+    evaluator = Evaluator(setting.foundation, model, samples, setting.lora, ["first", "second"])
+    exits = (1, 2, 3) if family == "vit" else ()
+    whole = EvaluatedModel(np.arange(DEPTH), exits)
+    other = replace(state, adapters=-state.adapters)
+    of_clients = evaluator.personal_scores({0: [state, other], 1: [other]}, ["first", "second"], state, whole)
+    predictions = torch.ones(12) if family == "vit" else (samples.labels[:, 1:] != NOT_LEARNT).sum(1)
+    for scores in (evaluator.scores(state, whole), of_clients):
+        for domain, score in enumerate(scores.values()):
+            assert score.others["right"] == pytest.approx(score.accuracy)
+            assert score.others["count"] == predictions[domain::2].sum()
+        if family == "llama_lm":
+            names = ["accuracy", "test_loss", "perplexity", "right", "count"]
+            assert list(measures(scores)) == evaluator.measures == names
+            assert scores["first"].others["perplexity"] == pytest.approx(np.exp(scores["first"].loss))
+        else:
+            assert 0 < scores["first"].accuracy < 1
 
 
 def test_a_prediction_without_finite_logits_is_wrong_and_has_no_loss(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from fedra_engine.federation.records import (
     ReturnedUpdates,
     RoundMetrics,
     Tally,
+    average_measure,
     check_finite,
     check_updates,
 )
@@ -110,6 +114,28 @@ def test_a_record_leaves_out_what_was_not_measured() -> None:
         "seconds": 1.0,
         "late": 0,
     }
+
+
+def evaluated(**measures: dict[str, float]) -> dict[str, Any]:
+    metrics = RoundMetrics(2, participants=1, samples=9, loss=1.0, lr=0.1, blocks_held=2, seconds=1.0)
+    metrics.set_measures({"accuracy": {"a": 0.5, "b": 0.25}, **measures})
+    return metrics.record()
+
+
+def test_measures_stand_beside_the_accuracy_and_what_json_has_no_number_for_is_null() -> None:
+    record = evaluated(test_loss={"a": 0.5, "b": math.nan}, perplexity={"a": math.inf, "b": 2.0})
+    assert record["accuracy"] == {"a": 0.5, "b": 0.25}
+    assert record["test_loss"] == {"a": 0.5, "b": None}
+    assert record["perplexity"] == {"a": None, "b": 2.0}
+    assert "measures" not in record
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+
+
+def test_the_average_of_a_measure_is_that_of_its_domains() -> None:
+    record = evaluated(test_loss={"a": 0.5, "b": math.nan})
+    assert average_measure(record, "accuracy") == 0.375
+    assert math.isnan(average_measure(record, "test_loss") or 0.0)
+    assert average_measure(record, "macro_f1") is None
 
 
 def allocated(clients: int, depth: int, *, trained: bool) -> RoundMetrics:

@@ -127,3 +127,23 @@ def test_a_dry_run_asked_for_wrongly_is_refused(
 ) -> None:
     assert simulate(*arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_quiet_prints_the_table_alone_and_keeps_the_log(simulate, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    options = [*SMALL, "--output_dir", str(tmp_path), "--rounds=1", "--name=run", "--quiet", "--log_level=debug"]
+    assert simulate(*options) == 0
+    out, error = capfd.readouterr()
+    assert [line.split()[0] for line in out.splitlines() if line] == ["accuracy", "frozen", "tuned"]
+    assert error == ""
+    said = (tmp_path / "run" / "run.log").read_text()
+    assert "  round 1/1  " in said
+    assert "  local steps took " in said
+
+
+def test_what_was_written_is_listed_at_the_end(simulate, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    assert simulate(*SMALL, "--output_dir", str(tmp_path), "--rounds=1", "--name=run") == 0
+    listed = capfd.readouterr().out.rpartition("\n\n")[2].splitlines()
+    paths = [Path(line.split(maxsplit=1)[1].removeprefix("folder  ")) for line in listed]
+    names = ["run", "report.html", "adapters", "metrics.jsonl", "run.log"]
+    assert [path.name for path in paths] == names
+    assert all(path.exists() for path in paths)

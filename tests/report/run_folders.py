@@ -88,6 +88,10 @@ def summary(rounds: int, **changes: Any) -> dict[str, Any]:
         "tuned_is": None,
         "measured_on": "test samples",
         "caution": None,
+        "measures": {
+            "test_loss": {"frozen": dict.fromkeys(DOMAINS, 2.5), "average_frozen": 2.5}
+            | {"tuned": {"clean": 0.5, "noisy": 1.25, "edges": None}, "average_tuned": None}
+        },
         "block_changes": [0.5, 1.0, 1.5, 2.0],
         **changes,
     }

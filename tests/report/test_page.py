@@ -84,6 +84,22 @@ def test_the_numbers_to_see_first(tmp_path: Path) -> None:
     assert found["memory of a client, at most"] == "176 KiB"
 
 
+def test_measures_are_a_table_by_domain(tmp_path: Path, no_script: None) -> None:
+    table = read_page([write_run(tmp_path)]).tables[0]
+    assert table.rows == [
+        ["", "clean", "noisy", "edges", "average"],
+        ["accuracy", "0.9 → 0.85", "0.4 → 0.7", "0.2 → 0.5", "0.5 → 0.6833"],
+        ["test_loss", "2.5 → 0.5", "2.5 → 1.25", "2.5 → –", "2.5 → –"],
+    ]
+    older = read_page([write_run(tmp_path, "older", of_summary={"measures": {}})])
+    assert "Measures by domain" not in [table.title for table in older.tables]
+
+
+def test_the_best_round_is_among_the_numbers_to_see_first(tmp_path: Path) -> None:
+    best = {"best": {"round": 3, "measure": "macro_f1", "value": 0.5, "accuracy": {}}}
+    assert words.cards(read_run(write_run(tmp_path, of_summary=best)))["best round by macro_f1"] == "4"
+
+
 def test_names_are_never_taken_for_markup(tmp_path: Path, no_script: None) -> None:
     evil = "</script><img src=x onerror=alert(1)>"
     accuracy = {evil: 0.5, "b": 0.25}

@@ -1,88 +1,96 @@
-"""What takes long says so, on the console and in the log."""
+"""Stages say what is running and how far it is, and are mentioned when they are slow."""
 
-import io
 import logging
 import threading
-import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from fedra_engine import experiment
-from fedra_engine.callback import Round, Update
-from fedra_engine.callbacks.console import Console
 from fedra_engine.config import DataConfig, ExperimentConfig
 from fedra_engine.experiment import build_experiment
-from fedra_engine.federation.records import RoundMetrics, Tally
 from fedra_engine.runtime import stages
-from fedra_engine.runtime.stages import Stage
-from fedra_engine.runtime.tables import PlainConsole
-
-ENGINE_LOG = logging.getLogger("fedra_engine")
+from fedra_engine.runtime.stages import SlowStages, Stage, running_stage
 
 
-def wait_for(what: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.001)
+class Clock:
+    """Time that passes when a test says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr(stages, "monotonic", lambda: self.now)
+
+    def mentions(self, slow: SlowStages, seconds: int) -> list[float]:
+        """When `slow` is due in the next seconds, counted from the first."""
+        began, found = self.now, []
+        for half in range(2 * seconds + 1):
+            self.now = began + half / 2
+            if slow.due() is not None:
+                found.append(half / 2)
+        return found
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "_FIRST", 0.01)
-    monkeypatch.setattr(stages, "_LONGEST", 0.01)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
 
 
-def test_it_says_at_once_what_is_done_and_then_how_far_it_is(tmp_path: Path, impatient: None) -> None:
-    output, log = io.StringIO(), tmp_path / "run.log"
-    with Console(log, PlainConsole(file=output)):
-        with Stage("decoding images", 2_780) as stage:
-            wait_for(lambda: "decoding images … 0 of 2,780\n" in output.getvalue())
-            stage.advance(1_000)
-            stage.advance(16)
-            wait_for(lambda: "decoding images … 1,016 of 2,780\n" in output.getvalue())
-        with Stage("loading the model"):
-            wait_for(lambda: "loading the model …\n" in output.getvalue())
-    assert "decoding images … 1,016 of 2,780\n" in log.read_text()
+def test_the_innermost_stage_is_the_running_one() -> None:
+    assert running_stage() is None
+    with Stage("decoding images", 2_780) as outer:
+        outer.advance(1_000)
+        outer.advance(16)
+        assert str(running_stage()) == "decoding images … 1,016 of 2,780"
+        with Stage("loading the model") as inner:
+            assert running_stage() is inner
+            assert str(inner) == "loading the model …"
+        assert running_stage() is outer
+    assert running_stage() is None
 
 
-def test_it_is_silent_where_nothing_takes_long_or_nobody_listens(impatient: None, capfd: pytest.CaptureFixture) -> None:
+def test_a_stage_starts_no_thread_and_is_over_when_it_fails() -> None:
     before = threading.active_count()
-    with Stage("without a run"), Console.silent(), Stage("of another process"):
-        assert threading.active_count() == before
-    assert capfd.readouterr() == ("", "")
+
+    def fail() -> None:
+        with Stage("failing"):
+            assert threading.active_count() == before
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert running_stage() is None
 
 
-def test_a_short_stage_says_nothing() -> None:
-    output = io.StringIO()
-    with Console(None, PlainConsole(file=output)), Stage("short"):
-        pass
-    assert output.getvalue() == ""
-    assert ENGINE_LOG.level == logging.NOTSET
-    assert ENGINE_LOG.handlers == []
+def test_a_stage_that_is_over_tells_its_time_to_who_debugs(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "fedra_engine"), Stage("loading the model"):
+        clock.now += 1.5
+    assert caplog.messages == ["loading the model took 1.50 s"]
 
 
-def test_a_round_says_how_many_clients_have_trained(impatient: None) -> None:
-    output = io.StringIO()
-    nothing: Any = None
-    with Console(None, PlainConsole(file=output, force_terminal=False)) as console:
-        console.begin_round(8, 9)
-        wait_for(lambda: "training clients of round 9 of 9 …\n" in output.getvalue())
-        for clients in (1, 3):
-            tally = Tally(clients, samples=8, loss=torch.tensor(8.0))
-            console.on_update(nothing, Update(8, 4, tally, nothing, nothing, nothing))
-        wait_for(lambda: "training clients of round 9 of 9 … 3 of 4\n" in output.getvalue())
-        metrics = RoundMetrics(8, participants=3, samples=8, loss=1.0, lr=0.1, blocks_held=2, seconds=1.0)
-        console.on_round(nothing, nothing, Round(metrics, nothing, nothing, nothing))
-        # A line that is being written may still come.
-        time.sleep(0.05)
-        said = output.getvalue()
-        time.sleep(0.05)
-        assert output.getvalue() == said
+def test_a_long_stage_is_mentioned_after_pauses_that_double_up_to_five_minutes(clock: Clock) -> None:
+    with Stage("decoding images"):
+        assert clock.mentions(SlowStages(), 1400) == [2, 6, 14, 30, 62, 126, 254, 510, 810, 1110]
+
+
+def test_what_comes_again_is_mentioned_when_it_takes_twice_as_long_as_ever_before(clock: Clock) -> None:
+    slow, mentioned = SlowStages(), []
+    for seconds in (10, 10, 4, 19, 30, 59):
+        with Stage("local steps"):
+            mentioned.append(clock.mentions(slow, seconds))
+        slow.due()
+    assert mentioned == [[2, 6], [], [], [], [], []]
+    with Stage("local steps"):
+        assert clock.mentions(slow, 130) == [118]
+    with Stage("evaluating"):
+        assert clock.mentions(slow, 3) == [2]
+
+
+def test_a_round_of_hours_is_mentioned_every_five_minutes(clock: Clock) -> None:
+    slow = SlowStages()
+    with Stage("local steps"):
+        clock.mentions(slow, 4000)
+    with Stage("local steps"):
+        assert clock.mentions(slow, 1000) == [300, 600, 900]
 
 
 @pytest.mark.parametrize("size", [None, 8])

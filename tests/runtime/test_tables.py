@@ -43,3 +43,11 @@ def test_markdown_shows_names_as_they_are() -> None:
     assert markdown_text("_a_ *b* `c` <d> [e](f) $g$ h|i\nj") == (r"\_a\_ \*b\* \`c\` \<d\> [e\](f) \$g\$ h\|i\\nj")
     assert len(markdown_table([["a\n|", "b"], ["|\n| c", "d"]]).splitlines()) == 3
     assert markdown_code("a ``` b\n````") == "`````\na ``` b\n````\n`````"
+
+
+def test_a_table_has_no_colours_whatever_the_environment_forces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert table_text(rich_table([["a"], ["b"]])) == "a\nb"
+    assert not PlainConsole(file=io.StringIO()).can_redraw
+    assert PlainConsole(file=io.StringIO(), force_terminal=True).can_redraw
+    assert not PlainConsole(file=io.StringIO(), force_terminal=True, quiet=True).can_redraw

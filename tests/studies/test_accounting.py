@@ -118,6 +118,8 @@ def test_a_run_is_counted_over_its_participants_and_rounds(tmp_path: Path) -> No
     linear, attention = 2 * 5 * (4 * 64 * 64 + 2 * 64 * 128), 2 * 2 * 5 * 5 * 64
     of_block = 2 * linear + 3 * attention + 3 * 2 * 5 * slot
     assert costs.training_flops == 2 * (2 * 6) * (4 + 2) * of_block
+    # One that was stopped after the first.
+    assert count_costs(planned_run(tmp_path, "fedra").config, 1).training_flops == costs.training_flops / 2
 
 
 def test_stand_ins_are_downloaded_and_take_memory(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from filelock import FileLock
 
 from fedra_engine.callbacks import checkpoint
 from fedra_engine.callbacks.run_folder import RunFolder
+from fedra_engine.commands.compare import parse_comparison
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.tables import PlainConsole
-from fedra_engine.studies.compare import Outcome, check_runs, choose, execute, execute_all, shown_progress
+from fedra_engine.studies.compare import Outcome, check_runs, choose, compare, execute, execute_all, shown_progress
 from fedra_engine.studies.plan import Candidate, PlannedRun
 from fedra_engine.studies.results import read_result
 from tests.studies.planned import planned_run
@@ -380,3 +382,28 @@ def test_a_method_that_there_is_not_is_known_before_the_first_run(tmp_path: Path
     with pytest.raises(InputError, match=r"^method\.name: found 'fedti', expected one of fedra, "):
         check_runs([planned_run(tmp_path, "fedit"), planned_run(tmp_path, "fedti")])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_quiet_leaves_out_progress_but_not_why_runs_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, quiet: bool
+) -> None:
+    def execute_none(runs: Sequence[PlannedRun], jobs: int, report: Callable[[Outcome], None]) -> list[Outcome]:
+        outcomes = [Outcome(runs[0], "failed", "training diverged"), Outcome(runs[1], "busy", "is being executed")]
+        for outcome in outcomes:
+            report(outcome)
+        return outcomes
+
+    monkeypatch.setattr("fedra_engine.studies.compare.execute_all", execute_none)
+    options = [
+        "--methods=fedra",
+        "--seeds=0,1",
+        "--control=false",
+        f"--output_dir={tmp_path}",
+        f"--quiet={str(quiet).lower()}",
+    ]
+    with pytest.raises(InputError, match=r"found 1 of 2 runs that failed .*the reasons are above"):
+        compare(parse_comparison(options))
+    said = capsys.readouterr().out
+    assert "1/2  fedra seed 0: training diverged" in said
+    assert [text in said for text in ("2 runs in ", "is being executed")] == [not quiet] * 2

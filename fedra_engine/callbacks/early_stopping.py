@@ -1,0 +1,87 @@
+"""The callback that ends a run which no longer improves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedra_engine.callback import Callback, Evaluation, Round, Stop
+from fedra_engine.config import EarlyStoppingConfig, refuse_test_samples
+from fedra_engine.config.validation import check_values
+from fedra_engine.execution.metrics import is_better
+from fedra_engine.experiment import Experiment
+from fedra_engine.federation.records import average_measure
+from fedra_engine.models.state import GlobalState
+from fedra_engine.runtime.errors import InputError, count_of
+
+
+class EarlyStopping(Callback):
+    """Ends a run after `patience` evaluations in a row without an improvement.
+
+    What is to improve is the average of a measure over the domains, on validation samples: without
+    `data.validation_fraction` a run is refused before its first round. The first evaluation after a round is what the
+    others are compared with; that of the frozen model does not count, and a value that is not defined never improves.
+    """
+
+    def __init__(
+        self,
+        patience: int,
+        measure: str = "accuracy",
+        min_improvement: float = 0.0,
+        earlier: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """Make it from the options of `early_stopping`, checked as these are.
+
+        Args:
+            patience: evaluations without an improvement.
+            measure: a name in `metrics.jsonl`.
+            min_improvement: how much better than the best one before a value must be.
+            earlier: of a run that goes on, the records in `metrics.jsonl`, from which the decision is derived.
+        """
+        check_values(EarlyStoppingConfig(patience, measure, min_improvement))
+        self._patience = patience
+        self._measure = measure
+        self._min_improvement = min_improvement
+        self._earlier = list(earlier)
+        self._best: float | None = None
+        self._best_round = self._waited = 0
+
+    def on_start(self, experiment: Experiment, state: GlobalState, first_round: int) -> None:
+        refuse_test_samples("early_stopping.patience", self._patience, experiment.config.data)
+        check_measured("early_stopping.measure", self._measure, experiment)
+        self._best, self._best_round, self._waited = None, 0, 0
+        for record in self._earlier:
+            if record["round"] < first_round:
+                self._see(record)
+
+    def on_evaluate(self, experiment: Experiment, state: GlobalState, evaluation: Evaluation) -> Stop | None:
+        # Before the first round, since a run that had ended may be resumed.
+        return self._decision() if evaluation.metrics is None else None
+
+    def on_round(self, experiment: Experiment, state: GlobalState, round: Round) -> Stop | None:
+        # As a resumed run will: from the record, which lacks what is measured when another callback ends the run.
+        self._see(round.metrics.record())
+        return self._decision()
+
+    def _see(self, record: Mapping[str, Any]) -> None:
+        value = average_measure(record, self._measure)
+        if value is None:
+            return
+        if is_better(self._measure, value, self._best, by=self._min_improvement):
+            self._best, self._best_round, self._waited = value, record["round"], 0
+        else:
+            self._waited += 1
+
+    def _decision(self) -> Stop | None:
+        if self._waited < self._patience:
+            return None
+        best = "" if self._best is None else f"; the best is {self._best:.4g}, after round {self._best_round + 1}"
+        return Stop(f"{self._measure} has not improved in {count_of(self._patience, 'evaluation')}{best}")
+
+
+def check_measured(option: str, measure: str, experiment: Experiment) -> None:
+    """Raise InputError if the experiment's evaluations do not have the `measure` that an option names."""
+    measures = experiment.evaluator.measures
+    if measure not in measures:
+        task = experiment.train_data.task
+        raise InputError(f"{option}: found {measure} with a task of {task}, expected one of {', '.join(measures)}")

@@ -1,0 +1,91 @@
+"""The callback that keeps the best round's state and adapter."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from fedra_engine.callback import Callback, Evaluation, Outcome, Round
+from fedra_engine.callbacks.checkpoint import load_round, save_round, saved_rounds, tensors_of
+from fedra_engine.callbacks.early_stopping import check_measured
+from fedra_engine.callbacks.fingerprint import Fingerprint
+from fedra_engine.config import EarlyStoppingConfig, refuse_test_samples
+from fedra_engine.config.validation import check_values
+from fedra_engine.execution.metrics import is_better
+from fedra_engine.experiment import Experiment
+from fedra_engine.exports.adapter_files import export
+from fedra_engine.federation.records import average_measure
+from fedra_engine.models.state import GlobalState
+from fedra_engine.runtime.errors import InputError
+
+_KEPT = 2
+"""While a run goes on, the second best stays, in case the newest checkpoint is damaged and its round is repeated."""
+
+
+class KeepBest(Callback):
+    """Keeps the evaluated round in which a measure, averaged over the domains, is best on validation samples.
+
+    `<folder>/round_0012` gets the adapter in PEFT's format and what a checkpoint has. It appears whole, after a round
+    that is better than those before; of several, the last is the best. What the folder has of rounds that a run has not
+    trained yet is removed. Without `data.validation_fraction` a run is refused before its first round.
+    """
+
+    def __init__(self, folder: Path | str, measure: str = "accuracy", fingerprint: Fingerprint | None = None) -> None:
+        """Keep rounds in `folder`, which need not exist.
+
+        Args:
+            folder: for these alone.
+            measure: a name in `metrics.jsonl`.
+            fingerprint: of the experiment; `fedra evaluate --best` needs it.
+        """
+        check_values(EarlyStoppingConfig(measure=measure))
+        self._folder = Path(folder)
+        self._measure = measure
+        self._fingerprint = dict(fingerprint or {})
+        self._frozen: Mapping[str, float] = {}
+        self._best: float | None = None
+
+    def on_start(self, experiment: Experiment, state: GlobalState, first_round: int) -> None:
+        refuse_test_samples("keep_best", self._measure, experiment.config.data)
+        check_measured("keep_best", self._measure, experiment)
+        self._best = None
+        for round, path in saved_rounds(self._folder):
+            value = self._value(round, path) if round < first_round else None
+            if value is None:
+                shutil.rmtree(path)
+            else:
+                self._best = value
+
+    def on_evaluate(self, experiment: Experiment, state: GlobalState, evaluation: Evaluation) -> None:
+        if evaluation.metrics is None:
+            self._frozen = evaluation.accuracy
+
+    def on_round(self, experiment: Experiment, state: GlobalState, round: Round) -> None:
+        value, accuracy = average_measure(round.metrics.record(), self._measure), round.metrics.accuracy
+        if value is None or accuracy is None or not is_better(self._measure, value, self._best):
+            return
+        self._best = value
+        more = experiment.more_than_exported(state)
+        exported = accuracy if more is None else {}
+        outcome = Outcome(round.metrics.round + 1, self._frozen, accuracy, exported, more)
+        save_round(
+            self._folder,
+            round.metrics.round,
+            tensors_of(experiment, state),
+            {"measure": self._measure, "value": value, "accuracy": accuracy, "fingerprint": self._fingerprint},
+            kept=_KEPT,
+            write_more=lambda made: export(made, experiment, state, outcome, best_by=self._measure),
+        )
+
+    def on_end(self, experiment: Experiment, state: GlobalState, outcome: Outcome) -> None:
+        for _, path in saved_rounds(self._folder)[:-1]:
+            shutil.rmtree(path)
+
+    def _value(self, round: int, path: Path) -> float | None:
+        """The measure of what is kept in `path`; None if that is damaged, or was chosen by another measure."""
+        try:
+            kept = load_round(round, path).state
+        except InputError:
+            return None
+        return float(kept["value"]) if kept["measure"] == self._measure else None
