@@ -1,4 +1,4 @@
-# `make simulate` and `make test` are all the set-up a fresh machine needs; `make docs` adds what builds the site.
+# `make simulate` sets up what running needs, `make test` adds what testing needs, `make docs` what builds the site.
 
 PYTHON ?= python3
 ARGS ?=
@@ -10,6 +10,7 @@ BIN := $(VENV)/bin
 # Python compiles what it imports; pip would compile thousands of modules that are never imported.
 PIP_INSTALL := $(BIN)/python -m pip install --no-compile --constraint constraints.txt
 INSTALLED := $(VENV)/.installed
+DEVELOPING := $(VENV)/.developing
 DOCUMENTING := $(VENV)/.documenting
 
 # The embedded model's products are too small to be split; a large one (ARGS) is faster with the cores there are.
@@ -39,7 +40,7 @@ test: lint
 	$(WITHOUT_INTERPRETER) -m "not slow" $(ARGS)
 
 # The others.
-check-slow: $(INSTALLED)
+check-slow: $(DEVELOPING)
 	$(WITHOUT_INTERPRETER) -m slow $(ARGS)
 	$(INTERPRETER) $(ARGS)
 
@@ -48,7 +49,7 @@ check: lint
 	$(WITHOUT_INTERPRETER) $(ARGS)
 	$(INTERPRETER) $(ARGS)
 
-lint: $(INSTALLED)
+lint: $(DEVELOPING)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -57,14 +58,18 @@ lint: $(INSTALLED)
 docs: $(DOCUMENTING)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-setup: $(INSTALLED)
+setup: $(DEVELOPING)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) torch
+	$(PIP_INSTALL) --editable .
+	touch $@
+
+$(DEVELOPING): $(INSTALLED)
 	$(PIP_INSTALL) --editable '.[dev]'
 	touch $@
 
-$(DOCUMENTING): $(INSTALLED)
+$(DOCUMENTING): $(DEVELOPING)
 	$(PIP_INSTALL) --editable '.[docs]'
 	touch $@

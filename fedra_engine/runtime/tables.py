@@ -22,10 +22,13 @@ _MARKDOWN = re.compile(r"[\\`*<>|~&$]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])")
 
 
 class PlainConsole(Console):
-    """A console of rich without markup, emoji and highlighting, which escapes control characters."""
+    """A console of rich without markup, emoji and highlighting, which escapes control characters.
+
+    It prints text in a notebook, too, where rich would show HTML whatever `file` and `quiet` are.
+    """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(markup=False, emoji=False, highlight=False, **options)
+        super().__init__(markup=False, emoji=False, highlight=False, force_jupyter=False, **options)
         self._is_forced = bool(options.get("force_terminal"))
 
     @property

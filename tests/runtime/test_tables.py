@@ -51,3 +51,11 @@ def test_a_table_has_no_colours_whatever_the_environment_forces(monkeypatch: pyt
     assert not PlainConsole(file=io.StringIO()).can_redraw
     assert PlainConsole(file=io.StringIO(), force_terminal=True).can_redraw
     assert not PlainConsole(file=io.StringIO(), force_terminal=True, quiet=True).can_redraw
+
+
+def test_text_is_text_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert table_text(rich_table([["a"], ["b"]])) == "a\nb"
+    output = io.StringIO()
+    PlainConsole(file=output).print("text")
+    assert output.getvalue() == "text\n"
