@@ -62,8 +62,8 @@ SHORT = {
 def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with all that stands for something of the reader's, by its name on the pages."""
     folder = tmp_path_factory.mktemp("things")
-    # Stand-ins have a rank of 32.
-    shape = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 12, "mlp_ratio": 2}
+    # Stand-ins have a rank of up to 128.
+    shape = {"hidden_size": 128, "num_attention_heads": 2, "num_hidden_layers": 12, "mlp_ratio": 1}
     Dinov2Model(Dinov2Config(**shape, image_size=28, patch_size=14)).save_pretrained(folder / "VIT")
     sizes: dict[str, Any] = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
     bert = BertConfig(**sizes, num_hidden_layers=6, vocab_size=len(WORDS), max_position_embeddings=128)
