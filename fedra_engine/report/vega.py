@@ -88,7 +88,7 @@ def javascript() -> str:
         return file.read_text(encoding="utf-8")
     import vl_convert
 
-    script: str = vl_convert.javascript_bundle()
+    script = vl_convert.javascript_bundle("Object.assign(window, {vegaEmbed});")
     # A cache that cannot be written costs these seconds again, and nothing else.
     with suppress(OSError):
         make_folders(folder)
