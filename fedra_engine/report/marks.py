@@ -88,6 +88,16 @@ def line_chart(
     return {**spec, "width": "container", "height": 260, "encoding": encoding}
 
 
+def with_line_at(spec: Spec, round: int, text: str) -> Spec:
+    """A `line_chart` with a vertical line at a round, which the `text` explains under the pointer."""
+    outside = {name: value for name, value in spec.items() if name not in ("mark", "params", "encoding")}
+    mark = {"type": "rule", "strokeDash": [5, 4], "strokeWidth": 2, "tooltip": {"content": "data"}}
+    line = {"data": {"values": [{"round": round, "about": text}]}, "mark": mark}
+    x = {"x": {"field": "round", "type": "quantitative"}, "tooltip": [tip("round"), tip("about", " ")]}
+    inside = {name: value for name, value in spec.items() if name not in outside}
+    return {**outside, "layer": [{**line, "encoding": x}, inside]}
+
+
 def block_bars(values: Sequence[float], title: str, digits: str) -> Spec:
     """A bar for each block; `values` are [blocks]."""
     rows = [{"b": block, "v": value} for block, value in enumerate(values, 1)]

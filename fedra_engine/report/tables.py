@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedra_engine.report.facts import RunFacts, StartFacts, average, worst
-from fedra_engine.report.words import percent, rounds_text
+from fedra_engine.report.facts import RunFacts, StartFacts, average, measure_name, worst
+from fedra_engine.report.words import change_text, percent, rounds_text
 from fedra_engine.runtime.tables import Cells, bytes_text, duration_text, flops_text
 
 _NOTHING = "–"
+_WHEN = ("frozen", "tuned")
 
 
 @dataclass(frozen=True)
@@ -56,17 +57,14 @@ def measures(run: RunFacts) -> list[Table]:
         return []
     accuracy: dict[str, Any] = {"frozen": run.frozen, "tuned": run.tuned}
     accuracy |= {f"average_{when}": average(of_domain) for when, of_domain in accuracy.items()}
-    rows = [["", *run.tuned, "average"]]
-    for name, of in {"accuracy": accuracy, **found}.items():
-        before, after = ([*of[when].values(), of[f"average_{when}"]] for when in ("frozen", "tuned"))
-        cells = (f"{_measure_text(one)} → {_measure_text(other)}" for one, other in zip(before, after, strict=True))
-        rows.append([name, *cells])
-    note = "Before and after tuning. Accuracy, macro_f1 and calibration_error are shares, from 0 to 1."
-    return [Table("Measures by domain", note, rows)]
-
-
-def _measure_text(value: float | None) -> str:
-    return _NOTHING if value is None else f"{value:.4g}"
+    every = {"accuracy": accuracy, **found}
+    rows = [["domain", *map(measure_name, every)]]
+    for domain in run.tuned:
+        rows.append([domain, *(change_text(name, *(of[when][domain] for when in _WHEN)) for name, of in every.items())])
+    rows.append(
+        ["average", *(change_text(name, *(of[f"average_{when}"] for when in _WHEN)) for name, of in every.items())]
+    )
+    return [Table("Measures by domain", "Of the frozen model, and after tuning.", rows)]
 
 
 def changed_settings(run: RunFacts) -> Table:

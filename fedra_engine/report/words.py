@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from statistics import mean
 
 from fedra_engine.report.charts import training_counts
-from fedra_engine.report.facts import RunFacts, average, worst
+from fedra_engine.report.facts import NAMES, SHARES, RunFacts, average, measure_name, worst
 from fedra_engine.report.marks import runs_text
 from fedra_engine.runtime.errors import count_of, first_few
 from fedra_engine.runtime.tables import bytes_text, duration_text, flops_text
@@ -38,13 +38,17 @@ def cards(run: RunFacts) -> dict[str, str]:
     found = dict[str, str]()
     if run.has_ended:
         low = worst(run.tuned)
-        found["average accuracy"] = f"{100 * average(run.frozen):.1f} → {percent(average(run.tuned))}"
-        found[f"worst domain, {low}"] = f"{100 * run.frozen[low]:.1f} → {percent(run.tuned[low])}"
+        found["average accuracy"] = change_text("accuracy", average(run.frozen), average(run.tuned))
+        found[f"worst domain, {low}"] = change_text("accuracy", run.frozen[low], run.tuned[low])
     if best := run.summary.get("best"):
-        found[f"best round by {best['measure']}"] = f"{best['round'] + 1:,}"
+        found[f"best round by {measure_name(best['measure'])}"] = f"{best['round'] + 1:,}"
+    for name, of in run.summary.get("measures", {}).items():
+        if name in NAMES:
+            found[f"average {measure_name(name)}"] = change_text(name, of["average_frozen"], of["average_tuned"])
     found["rounds"] = " ".join(rounds_text(run).split()[:-1])
     if run.rounds:
-        found["updates a round"] = f"{mean(each.participants for each in run.rounds):.3g}"
+        updates = mean(each.participants for each in run.rounds)
+        found["updates a round"] = f"{updates:.1f}".removesuffix(".0") if updates < 100 else f"{updates:,.0f}"
         found["time of all rounds"] = duration_text(run.seconds)
     if run.totals is not None:
         found["training FLOPs"] = flops_text(run.totals.flops)
@@ -68,6 +72,16 @@ def rounds_text(run: RunFacts) -> str:
 def percent(share: float) -> str:
     """`39.7 %`."""
     return f"{100 * share:.1f} %"
+
+
+def change_text(name: str, before: float | None, after: float | None) -> str:
+    """A measure's values before and after, as in `39.7 → 60.8 %`; a dash where one is not defined."""
+    share = name == "accuracy" or name in SHARES
+
+    def text(value: float | None) -> str:
+        return "–" if value is None else f"{100 * value:.1f}" if share else f"{value:.4g}"
+
+    return f"{text(before)} → {text(after)}{' %' if share else ''}"
 
 
 def _of_summary(run: RunFacts) -> Iterator[str]:
