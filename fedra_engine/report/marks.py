@@ -91,7 +91,7 @@ def line_chart(
 def with_line_at(spec: Spec, round: int, text: str) -> Spec:
     """A `line_chart` with a vertical line at a round, which the `text` explains under the pointer."""
     outside = {name: value for name, value in spec.items() if name not in ("mark", "params", "encoding")}
-    mark = {"type": "rule", "strokeDash": [5, 4], "strokeWidth": 2, "tooltip": {"content": "data"}}
+    mark = {"type": "rule", "style": "moment"}
     line = {"data": {"values": [{"round": round, "about": text}]}, "mark": mark}
     x = {"x": {"field": "round", "type": "quantitative"}, "tooltip": [tip("round"), tip("about", " ")]}
     inside = {name: value for name, value in spec.items() if name not in outside}

@@ -106,6 +106,20 @@ def results(runs: Mapping[str, RunFacts]) -> Table:
     return Table("Results", note, rows)
 
 
+def measures_of_runs(runs: Mapping[str, RunFacts]) -> list[Table]:
+    """The measures beside the accuracy of each run, on average over the domains; no table if no run has any."""
+    found = {name: run.summary.get("measures", {}) for name, run in runs.items()}
+    every = list(dict.fromkeys(measure for of_run in found.values() for measure in of_run))
+    rows = [["run", *map(measure_name, every), "best round"]]
+    for name, of_run in found.items():
+        values = [[of_run.get(measure, {}).get(f"average_{when}") for when in _WHEN] for measure in every]
+        best = runs[name].summary.get("best")
+        where = _NOTHING if best is None else f"{best['round'] + 1:,} (by {measure_name(best['measure'])})"
+        rows.append([name, *(change_text(measure, *pair) for measure, pair in zip(every, values, strict=True)), where])
+    note = "Averages over the domains, of the frozen model and after tuning."
+    return [Table("Measures", note, rows)] if every else []
+
+
 def differences(runs: Mapping[str, RunFacts]) -> Table:
     """The settings that are not the same in all runs."""
     every = dict.fromkeys(name for run in runs.values() for name in run.settings)

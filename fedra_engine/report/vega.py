@@ -72,7 +72,10 @@ def theme(colours: Colours) -> Spec:
         "mark": {"color": colours.categories[1]},
         "rule": {"color": colours.faint},
         "line": {"strokeJoin": "round", "strokeCap": "round"},
-        "style": {"cells": {"fill": colours.empty}},
+        "style": {
+            "cells": {"fill": colours.empty},
+            "moment": {"stroke": colours.text, "strokeDash": [5, 4], "strokeWidth": 1.5},
+        },
         "scale": {"rectBandPaddingInner": 0.05},
     }
 

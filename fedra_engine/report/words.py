@@ -18,7 +18,7 @@ _MOST_NAMED = 12
 def verdict(run: RunFacts) -> str:
     """What tuning was worth: on average, on the worst domain, and where it did harm."""
     if not run.has_ended:
-        return f"This run has not ended: {rounds_text(run)} are trained."
+        return f"This run has not ended: {rounds_text(run)} rounds are trained."
     before, after, low = average(run.frozen), average(run.tuned), worst(run.tuned)
     change, size = 100 * (after - before), f"{100 * abs(after - before):.1f} points"
     did = "left the average accuracy as it was" if not change else f"{'raised' if change > 0 else 'lowered'} the "
@@ -45,7 +45,7 @@ def cards(run: RunFacts) -> dict[str, str]:
     for name, of in run.summary.get("measures", {}).items():
         if name in NAMES:
             found[f"average {measure_name(name)}"] = change_text(name, of["average_frozen"], of["average_tuned"])
-    found["rounds"] = " ".join(rounds_text(run).split()[:-1])
+    found["rounds"] = rounds_text(run)
     if run.rounds:
         updates = mean(each.participants for each in run.rounds)
         found["updates a round"] = f"{updates:.1f}".removesuffix(".0") if updates < 100 else f"{updates:,.0f}"
@@ -64,9 +64,9 @@ def warnings(run: RunFacts) -> list[str]:
 
 
 def rounds_text(run: RunFacts) -> str:
-    """`12 of 80 rounds`."""
+    """`12 of 80`."""
     done, planned = len(run.rounds), run.settings.get("rounds", len(run.rounds))
-    return count_of(done, "round") if done == planned else f"{done:,} of {count_of(planned, 'round')}"
+    return f"{done:,}" if done == planned else f"{done:,} of {planned:,}"
 
 
 def percent(share: float) -> str:

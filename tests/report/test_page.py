@@ -148,14 +148,20 @@ def test_the_page_of_a_long_run_is_small_too(tmp_path: Path) -> None:
 
 
 def test_several_runs_are_compared(tmp_path: Path, no_script: None) -> None:
-    low = {"tuned": {"clean": 0.5, "noisy": 0.5, "edges": 0.5}}
+    best = {"round": 3, "measure": "macro_f1", "value": 0.5, "accuracy": {}}
+    low = {"tuned": {"clean": 0.5, "noisy": 0.5, "edges": 0.5}, "best": best}
     folders = [write_run(tmp_path / "a", "run"), write_run(tmp_path / "b", "run", of_summary=low, changes={"seed": 3})]
     found = read_page(folders)
     assert found.verdict == (f"{folders[0]} has the highest average accuracy, 68.3 %; {folders[1]} the lowest, 50.0 %.")
     assert found.tables[0].rows == [["setting", *map(str, folders)], ["seed", "0", "3"]]
     assert [row[:6] for row in found.results[0].rows[1:]] == [
-        [str(folders[0]), "fedra", "6 rounds", "50.0 %", "68.3 %", "50.0 % (edges)"],
-        [str(folders[1]), "fedra", "6 rounds", "50.0 %", "50.0 %", "50.0 % (clean)"],
+        [str(folders[0]), "fedra", "6", "50.0 %", "68.3 %", "50.0 % (edges)"],
+        [str(folders[1]), "fedra", "6", "50.0 %", "50.0 %", "50.0 % (clean)"],
+    ]
+    assert found.results[1].rows == [
+        ["run", "test loss", "macro-F1", "best round"],
+        [str(folders[0]), "2.5 → –", "12.5 → 25.0 %", "–"],
+        [str(folders[1]), "2.5 → –", "12.5 → 25.0 %", "4 (by macro-F1)"],
     ]
     assert "2 runs side by side" in found.html()
 
