@@ -171,7 +171,7 @@ def test_the_script_is_bundled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     bundled = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(vl_convert, "javascript_bundle", lambda script: bundled.append(1) or "the script")
+    monkeypatch.setattr(vl_convert, "javascript_bundle", lambda snippet: bundled.append(1) or "the script")
     assert [vega.javascript(), vega.javascript()] == ["the script", "the script"]
     assert len(bundled) == 1
 
@@ -181,7 +181,7 @@ def test_a_cache_that_cannot_be_written_only_costs_time(tmp_path: Path, monkeypa
 
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    monkeypatch.setattr(vl_convert, "javascript_bundle", lambda script: "the script")
+    monkeypatch.setattr(vl_convert, "javascript_bundle", lambda snippet: "the script")
     assert vega.javascript() == "the script"
 
 
