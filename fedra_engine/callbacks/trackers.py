@@ -131,9 +131,9 @@ def metrics_of(record: Mapping[str, Any]) -> dict[str, float]:
     """
     numbers = {name: value for name, value in record.items() if _is_number(value) and name != "round"}
     for measure, found in record.items():
-        values = (
-            {name: value for name, value in found.items() if _is_number(value)} if isinstance(found, Mapping) else {}
-        )
+        if not isinstance(found, Mapping):
+            continue
+        values = {domain: value for domain, value in found.items() if _is_number(value)}
         if values and len(values) == len(found):
             numbers[f"average_{measure}"] = mean(values.values())
         numbers |= {f"{measure}/{_NOT_IN_NAMES.sub('_', domain)}": value for domain, value in values.items()}

@@ -251,11 +251,9 @@ def label_matrix(run: RunFacts) -> Chart | None:
     )
     rows = [{"x": name, "y": label, "v": samples} for label, name, samples in cells if samples]
     tips = [tip("x", "of"), tip("y", "class"), tip("v", "samples")]
-    x = {
-        "title": None,
-        "sort": list(groups),
-        "axis": {"labelAngle": -90 if len(groups) > _MOST_SLANTED else -30, "labelOverlap": True, "labelLimit": 120},
-    }
+    many = len(groups) > _MOST_SLANTED
+    axis = {"labelAngle": -90 if many else -45, "labelOverlap": many, "labelLimit": 120}
+    x = {"title": None, "sort": list(groups), "axis": axis}
     color = {"title": "training samples", "scale": {"type": "sqrt", "domainMin": 0}}
     y = {"title": "class", "sort": classes}
     spec = heat_map(rows, x, y, color, tips, height=420, lines=len(start.classes))

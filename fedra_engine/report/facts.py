@@ -20,7 +20,7 @@ STARTED = "facts.json"
 _WANTED = "the file of a run as it was written"
 SHARES = {"macro_f1": "macro-F1", "calibration_error": "calibration error"}
 """Measures beside the accuracy that are shares, from 0 to 1, by name, in words."""
-NAMES = {**SHARES, "test_loss": "test loss"}
+_NAMES = {**SHARES, "test_loss": "test loss"}
 """Those whose names are not their words."""
 _SAYS_NOTHING = ("name", "output_dir")
 """Settings that are never of interest beside the run's folder."""
@@ -263,7 +263,7 @@ def read_run(path: Path) -> RunFacts:
 
 def measure_name(name: str) -> str:
     """A measure's name in words; those that users register have none but their own."""
-    return NAMES.get(name, name)
+    return _NAMES.get(name, name)
 
 
 def _round(record: Mapping[str, Any]) -> RoundFacts:

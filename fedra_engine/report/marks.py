@@ -90,12 +90,13 @@ def line_chart(
 
 def with_line_at(spec: Spec, round: int, text: str) -> Spec:
     """A `line_chart` with a vertical line at a round, which the `text` explains under the pointer."""
-    outside = {name: value for name, value in spec.items() if name not in ("mark", "params", "encoding")}
-    mark = {"type": "rule", "style": "moment"}
-    line = {"data": {"values": [{"round": round, "about": text}]}, "mark": mark}
-    x = {"x": {"field": "round", "type": "quantitative"}, "tooltip": [tip("round"), tip("about", " ")]}
-    inside = {name: value for name, value in spec.items() if name not in outside}
-    return {**outside, "layer": [{**line, "encoding": x}, inside]}
+    inside = {name: value for name, value in spec.items() if name in ("mark", "params", "encoding")}
+    line: Spec = {
+        **_data([{"round": round, "about": text}]),
+        "mark": {"type": "rule", "style": "moment"},
+        "encoding": {"x": {"field": "round", "type": "quantitative"}, "tooltip": [tip("round"), tip("about", " ")]},
+    }
+    return {**{name: value for name, value in spec.items() if name not in inside}, "layer": [line, inside]}
 
 
 def block_bars(values: Sequence[float], title: str, digits: str) -> Spec:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from statistics import mean
 
 from fedra_engine.report.charts import training_counts
-from fedra_engine.report.facts import NAMES, SHARES, RunFacts, average, measure_name, worst
+from fedra_engine.report.facts import SHARES, RunFacts, average, measure_name, worst
 from fedra_engine.report.marks import runs_text
 from fedra_engine.runtime.errors import count_of, first_few
 from fedra_engine.runtime.tables import bytes_text, duration_text, flops_text
@@ -43,8 +43,7 @@ def cards(run: RunFacts) -> dict[str, str]:
     if best := run.summary.get("best"):
         found[f"best round by {measure_name(best['measure'])}"] = f"{best['round'] + 1:,}"
     for name, of in run.summary.get("measures", {}).items():
-        if name in NAMES:
-            found[f"average {measure_name(name)}"] = change_text(name, of["average_frozen"], of["average_tuned"])
+        found[f"average {measure_name(name)}"] = change_text(name, of["average_frozen"], of["average_tuned"])
     found["rounds"] = rounds_text(run)
     if run.rounds:
         updates = mean(each.participants for each in run.rounds)
@@ -79,7 +78,9 @@ def change_text(name: str, before: float | None, after: float | None) -> str:
     share = name == "accuracy" or name in SHARES
 
     def text(value: float | None) -> str:
-        return "–" if value is None else f"{100 * value:.1f}" if share else f"{value:.4g}"
+        if value is None:
+            return "–"
+        return f"{100 * value:.1f}" if share else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}"
 
     return f"{text(before)} → {text(after)}{' %' if share else ''}"
 

@@ -81,7 +81,7 @@ def test_the_numbers_to_see_first(tmp_path: Path) -> None:
     assert found["average accuracy"] == "50.0 → 68.3 %"
     assert found["worst domain, edges"] == "20.0 → 50.0 %"
     assert (found["rounds"], found["updates a round"], found["training FLOPs"]) == ("10", "3", "70 M")
-    assert (found["average test loss"], found["average macro-F1"]) == ("2.5 → –", "12.5 → 25.0 %")
+    assert (found["average test loss"], found["average macro-F1"]) == ("2.500 → –", "12.5 → 25.0 %")
     assert found["memory of a client, at most"] == "176 KiB"
 
 
@@ -89,10 +89,10 @@ def test_measures_are_a_table_by_domain(tmp_path: Path, no_script: None) -> None
     table = read_page([write_run(tmp_path)]).tables[0]
     assert table.rows == [
         ["domain", "accuracy", "test loss", "macro-F1"],
-        ["clean", "90.0 → 85.0 %", "2.5 → 0.5", "12.5 → 25.0 %"],
-        ["noisy", "40.0 → 70.0 %", "2.5 → 1.25", "12.5 → 25.0 %"],
-        ["edges", "20.0 → 50.0 %", "2.5 → –", "12.5 → 25.0 %"],
-        ["average", "50.0 → 68.3 %", "2.5 → –", "12.5 → 25.0 %"],
+        ["clean", "90.0 → 85.0 %", "2.500 → 0.5000", "12.5 → 25.0 %"],
+        ["noisy", "40.0 → 70.0 %", "2.500 → 1.250", "12.5 → 25.0 %"],
+        ["edges", "20.0 → 50.0 %", "2.500 → –", "12.5 → 25.0 %"],
+        ["average", "50.0 → 68.3 %", "2.500 → –", "12.5 → 25.0 %"],
     ]
     older = read_page([write_run(tmp_path, "older", of_summary={"measures": {}})])
     assert "Measures by domain" not in [table.title for table in older.tables]
@@ -101,6 +101,19 @@ def test_measures_are_a_table_by_domain(tmp_path: Path, no_script: None) -> None
 def test_the_best_round_is_among_the_numbers_to_see_first(tmp_path: Path) -> None:
     best = {"best": {"round": 3, "measure": "macro_f1", "value": 0.5, "accuracy": {}}}
     assert words.cards(read_run(write_run(tmp_path, of_summary=best)))["best round by macro-F1"] == "4"
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "text"),
+    [
+        ("calibration_error", 0.125, 0.0625, "12.5 → 6.2 %"),
+        ("test_loss", 2.0, 0.12345, "2.000 → 0.1235"),
+        ("perplexity", 12345.6, 31.4159, "12,346 → 31.42"),
+        ("accuracy", None, 0.5, "– → 50.0 %"),
+    ],
+)
+def test_measures_have_few_digits(name: str, before: float | None, after: float, text: str) -> None:
+    assert words.change_text(name, before, after) == text
 
 
 def test_names_are_never_taken_for_markup(tmp_path: Path, no_script: None) -> None:
@@ -160,8 +173,8 @@ def test_several_runs_are_compared(tmp_path: Path, no_script: None) -> None:
     ]
     assert found.results[1].rows == [
         ["run", "test loss", "macro-F1", "best round"],
-        [str(folders[0]), "2.5 → –", "12.5 → 25.0 %", "–"],
-        [str(folders[1]), "2.5 → –", "12.5 → 25.0 %", "4 (by macro-F1)"],
+        [str(folders[0]), "2.500 → –", "12.5 → 25.0 %", "–"],
+        [str(folders[1]), "2.500 → –", "12.5 → 25.0 %", "4 (by macro-F1)"],
     ]
     assert "2 runs side by side" in found.html()
 
