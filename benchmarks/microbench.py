@@ -1,4 +1,4 @@
-"""Measures executors, methods, lanes, batches and kernels: `fedra bench executors`, and so on.
+"""Measures executors, methods, lanes, batches, watching and kernels: `fedra bench executors`, and so on.
 
 Prints CPU-seconds, which a busy machine disturbs less than wall-clock time, and ratios from the same run. On a
 machine with a GPU, `kernels` prints the GPU's seconds.
@@ -11,7 +11,10 @@ import csv
 import io
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedra_engine.config import ExperimentConfig
 
 _MARK = ".microbench"
 """Shows that the results beside it may be replaced."""
@@ -55,10 +58,15 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     lanes.set_defaults(run=_run_lanes)
     batches = commands.add_parser("batches", help="what batches cost of the steps of an experiment, on one CPU thread")
     batches.add_argument("--steps", type=repeats, default=3, help="counted steps (default 3)")
-    batches.add_argument(
-        "experiment", nargs=argparse.REMAINDER, help="options of simulate.py, such as --config FILE, after --"
-    )
     batches.set_defaults(run=_run_batches)
+    watching = commands.add_parser(
+        "watching", help="what measures, trackers and report cost of a run, on one CPU thread"
+    )
+    watching.set_defaults(run=_run_watching)
+    for command in (batches, watching):
+        command.add_argument(
+            "experiment", nargs=argparse.REMAINDER, help="options of fedra simulate, such as --config FILE, after --"
+        )
     kernels = commands.add_parser("kernels", help="every op against its baselines and its counted work")
     kernels.add_argument(
         "--seconds",
@@ -139,13 +147,27 @@ def _run_batches(options: argparse.Namespace) -> None:
     import torch
 
     from benchmarks.batches import measure_batches
-    from fedra_engine.commands.simulate import parse_request
 
     torch.set_num_threads(1)
-    arguments = [argument for argument in options.experiment if argument != "--"]
-    request = parse_request(arguments, description="The experiment whose steps are measured.")
-    row = measure_batches(request.config, options.steps).row()
+    row = measure_batches(_experiment(options), options.steps).row()
     _print_table("CPU-seconds of a local step of all lanes, one thread", [row])
+
+
+def _run_watching(options: argparse.Namespace) -> None:
+    import torch
+
+    from benchmarks.watching import measure_watching
+
+    torch.set_num_threads(1)
+    rows = [times.row() for times in measure_watching(_experiment(options))]
+    _print_table("CPU-seconds of a run, one thread", rows)
+
+
+def _experiment(options: argparse.Namespace) -> ExperimentConfig:
+    from fedra_engine.commands.simulate import parse_request
+
+    arguments = [argument for argument in options.experiment if argument != "--"]
+    return parse_request(arguments, description="The experiment that is measured.").config
 
 
 def _run_kernels(options: argparse.Namespace) -> None:

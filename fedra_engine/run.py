@@ -68,7 +68,7 @@ def run(
         callbacks: beside those that show the run and keep its folder.
         accelerator: of the job; made here if not given.
         console: where the run is shown; stdout if not given.
-        quiet: show the final table alone.
+        quiet: show the results alone.
         log_level: the least severe messages, of Python's logging, that are shown and logged.
 
     Raises:

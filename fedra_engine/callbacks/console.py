@@ -80,7 +80,7 @@ class Console(Callback):
             console: stdout if not given.
             config: of the run, for the display while its experiment is still being built.
             level: the least severe messages, of Python's logging, that are shown and logged.
-            results_only: show the final table alone; the log has everything.
+            results_only: show the results alone; the log has everything.
         """
         self._console = PlainConsole() if console is None else console
         self._log = logging.NullHandler() if log_file is None else _LogFile(log_file, encoding="utf-8")

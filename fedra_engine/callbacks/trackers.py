@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -78,14 +79,14 @@ class Trackers(Callback):
 
     def on_evaluate(self, experiment: Experiment, state: GlobalState, evaluation: Evaluation) -> None:
         if evaluation.metrics is None:
-            self._log(metrics_of({"accuracy": evaluation.accuracy}), step=0)
+            self._log(metrics_of(evaluation.measures), step=0)
             # Trackers expect rising steps.
             for record in self._run.read_metrics() if self._open else []:
                 if record["round"] < self._first_round:
                     self._log(metrics_of(record), step=record["round"] + 1)
 
     def on_round(self, experiment: Experiment, state: GlobalState, round: Round) -> None:
-        self._log(metrics_of(asdict(round.metrics)), step=round.metrics.round + 1)
+        self._log(metrics_of(round.metrics.record()), step=round.metrics.round + 1)
 
     def _log(self, values: Mapping[str, float], step: int) -> None:
         for name in [*self._open]:
@@ -124,12 +125,20 @@ def plain_settings(config: ExperimentConfig) -> dict[str, bool | int | float | s
 
 
 def metrics_of(record: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers in a round's record; accuracies are `accuracy/<domain>`, their mean is
-    `average_accuracy`."""
-    record = {name: value for name, value in record.items() if name != "round"}
-    accuracy = record.pop("accuracy", None) or {}
-    numbers = {name: value for name, value in record.items() if isinstance(value, int | float)}
-    if accuracy:
-        numbers["average_accuracy"] = mean(accuracy.values())
-        numbers |= {f"accuracy/{_NOT_IN_NAMES.sub('_', domain)}": share for domain, share in accuracy.items()}
+    """The finite numbers in a round's record.
+
+    Those of a measure, such as the accuracy, are `accuracy/<domain>`, and their mean is `average_accuracy`.
+    """
+    numbers = {name: value for name, value in record.items() if _is_number(value) and name != "round"}
+    for measure, found in record.items():
+        if not isinstance(found, Mapping):
+            continue
+        values = {domain: value for domain, value in found.items() if _is_number(value)}
+        if values and len(values) == len(found):
+            numbers[f"average_{measure}"] = mean(values.values())
+        numbers |= {f"{measure}/{_NOT_IN_NAMES.sub('_', domain)}": value for domain, value in values.items()}
     return numbers
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

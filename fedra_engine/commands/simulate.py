@@ -80,7 +80,7 @@ class RunRequest(NamedTuple):
         config: the experiment.
         resumed: the earlier run to go on with, if any.
         dry_run: whether only to show what would be trained.
-        quiet: whether to print the final table alone.
+        quiet: whether to print the results alone.
         log_level: the least severe messages, of Python's logging, to print and keep.
     """
 

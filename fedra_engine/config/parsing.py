@@ -66,7 +66,7 @@ OVERSUBSCRIBE = CommandOption(
     "oversubscribe", "[true|false]", "Whether processes may share cores", "false", ("true", "false")
 )
 QUIET = CommandOption(
-    "quiet", "[true|false]", "Print nothing but the final table and, on stderr, errors", "false", ("true", "false")
+    "quiet", "[true|false]", "Print nothing but the results and, on stderr, errors", "false", ("true", "false")
 )
 LOG_LEVEL = CommandOption(
     "log_level",

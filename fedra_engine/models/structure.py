@@ -86,7 +86,7 @@ def find_targets(blocks: nn.ModuleList | nn.Sequential, lora: LoraConfig) -> tup
                     f"lora.{name}: found {pattern!r}, which matches no adapter target, expected endings of "
                     f"{', '.join(paths)}"
                 )
-    return tuple(Target(path, *shape, *_rank_and_scale(path, lora)) for path, *shape in per_block[0])
+    return tuple(Target(path, inputs, outputs, *_rank_and_scale(path, lora)) for path, inputs, outputs in per_block[0])
 
 
 def _rank_and_scale(path: str, lora: LoraConfig) -> tuple[int, float]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from statistics import mean
 
-from fedra_engine.report.facts import RoundFacts, RunFacts, StartFacts, average
+from fedra_engine.report.facts import SHARES, RoundFacts, RunFacts, StartFacts, average, measure_name
 from fedra_engine.report.marks import (
     MOST_CELLS,
     Chart,
@@ -18,6 +19,7 @@ from fedra_engine.report.marks import (
     some_of,
     thinned,
     tip,
+    with_line_at,
 )
 from fedra_engine.runtime.errors import first_few
 
@@ -26,15 +28,20 @@ _MOST_DOMAINS = 8
 """Lines that can be told apart, beside that of the average."""
 _MOST_EVALUATIONS = 200
 """Points of the line of a domain."""
+_MOST_MARKED = 50
+"""Points of a line that are marked."""
+_MOST_SLANTED = 12
+"""Names below a chart that are not upright."""
 _MOST_NAMED = 10
 """Clients that a cell names, and groups of neighbouring blocks."""
 _PERCENT = ".1f"
+_PERCENT_LABEL = "round(100 * datum.value) + ' %'"
 
 
 def run_charts(run: RunFacts) -> list[Chart]:
     """All charts for which the run has what they show."""
-    made = [accuracy_by_round(run), gains(run), loss(run), allocation(run), participation(run), trainings(run)]
-    made += [block_changes(run), label_matrix(run), seconds(run), simulated_seconds(run)]
+    made = [accuracy_by_round(run), gains(run), loss(run), shares(run), seconds(run), simulated_seconds(run)]
+    made += [allocation(run), participation(run), trainings(run), block_changes(run), label_matrix(run)]
     return [chart for chart in made if chart is not None]
 
 
@@ -51,7 +58,11 @@ def accuracy_by_round(run: RunFacts) -> Chart | None:
     for number, accuracy in some_of(run.curve, _MOST_EVALUATIONS).items():
         shown = {AVERAGE: average(accuracy), **{name: accuracy[name] for name in domains}}
         rows += [{"round": number, "series": name, "value": 100 * value} for name, value in shown.items()]
-    spec = line_chart(rows, "accuracy (%)", _PERCENT, [AVERAGE, *domains], strong=AVERAGE, points=True)
+    points = len(run.curve) <= _MOST_MARKED
+    spec = line_chart(rows, "accuracy (%)", _PERCENT, [AVERAGE, *domains], strong=AVERAGE, points=points)
+    if best := run.summary.get("best"):
+        note += " The dashed line is at the best round."
+        spec = with_line_at(spec, best["round"] + 1, f"best round by {measure_name(best['measure'])}")
     return Chart("accuracy", "Accuracy by round", note, spec, wide=True)
 
 
@@ -96,10 +107,20 @@ def gains(run: RunFacts) -> Chart | None:
 
 
 def loss(run: RunFacts) -> Chart | None:
-    """The training loss of every round."""
-    rows = [{"round": number, "value": value} for number, value in thinned(run.rounds, lambda each: each.loss)]
-    spec = line_chart(rows, "loss", ".4f")
-    return Chart("loss", "Training loss", "Mean over the samples of a round.", spec) if rows else None
+    """The training loss of every round, and the loss on held-out samples wherever it was measured."""
+    held_out = str(run.summary.get("measured_on", "test samples"))
+    measured = some_of(run.measured("test_loss"), _MOST_EVALUATIONS)
+    points = {held_out: measured.items(), "training": thinned(run.rounds, lambda each: each.loss)}
+    note = f"In training, mean over the samples of a round; on {held_out}, average over the domains."
+    return _lines("loss", "Loss by round", note, points, "loss", ".4f")
+
+
+def shares(run: RunFacts) -> Chart | None:
+    """The measures that are shares beside the accuracy, on average over the domains."""
+    measured = {name: some_of(run.measured(name), _MOST_EVALUATIONS) for name in SHARES}
+    points = {measure_name(name): [(at, 100 * value) for at, value in of.items()] for name, of in measured.items()}
+    note = "Average over the domains. The calibration error is how far confidence and accuracy are apart: low is good."
+    return _lines("measures", "Macro-F1 and calibration error", note, points, "%", _PERCENT)
 
 
 def seconds(run: RunFacts) -> Chart | None:
@@ -132,21 +153,27 @@ def allocation(run: RunFacts, cells: int = MOST_CELLS) -> Chart | None:
             clients = _holders(group, block)
             rows.append({"x": name, "y": block + 1, "v": shares[-1], "n": f"{held:,} of {people:,}", "c": clients})
     tips = [tip("x", "round"), tip("y", "block"), tip("n", "participants with it"), tip("c", "clients")]
-    color = {"title": "share of the participants", "legend": {"format": ".0%"}, "scale": {"domain": [0, max(shares)]}}
+    color = {
+        "title": "share of the participants",
+        "legend": {"labelExpr": _PERCENT_LABEL},
+        "scale": {"domain": [0, max(shares)]},
+    }
     y = {"title": "block", "sort": "descending"}
     spec = heat_map(rows, {"title": "round"}, y, color, tips, height=320, lines=depth)
     note = "Block 1 is next to the input. Cells in the colour of 0 %: nobody held the block."
+    if len(rows) < depth * len(run.rounds):
+        note += " Of so many rounds, a column is the mean over neighbours."
     return Chart("allocation", "Who holds which block", note, spec, wide=True)
 
 
 def participation(run: RunFacts) -> Chart | None:
-    """Heat map of how many blocks each client held in each round."""
+    """Heat map of how many blocks each client held in each round; of many, how many of a domain took part."""
     start, rows = run.start, list[dict[str, object]]()
-    if start is None:
-        return None
     held = [(each, client) for each in run.rounds for client in each.held or {}]
-    if not 0 < len(held) <= MOST_CELLS:
+    if start is None or not held or not start.client_domains:
         return None
+    if len(held) > MOST_CELLS:
+        return _participation_by_domain(run, start)
     clients = _by_domain({client for _, client in held}, start)
     for each, client in held:
         blocks = (each.held or {})[client]
@@ -158,6 +185,33 @@ def participation(run: RunFacts) -> Chart | None:
     x = {"title": "round", "sort": "ascending"}
     spec = heat_map(rows, x, y, color, tips, height=560, lines=len(clients))
     note = "Empty cells: the client did not take part, or its update did not count."
+    return Chart("participation", "Who takes part", note, spec, wide=True)
+
+
+def _participation_by_domain(run: RunFacts, start: StartFacts) -> Chart | None:
+    """Heat map of how many clients of each domain took part in a round."""
+    domains, rows = list(dict.fromkeys(start.client_domains)), list[dict[str, object]]()
+    if len(domains) > MOST_CELLS:
+        return None
+    for name, group in binned(run.rounds, MOST_CELLS // len(domains)):
+        held = {domain: list[int]() for domain in domains}
+        for each in group:
+            for client, blocks in (each.held or {}).items():
+                held[start.client_domains[client]].append(len(blocks))
+        for domain, counts in held.items():
+            if counts:
+                clients, usual = round(len(counts) / len(group), 2), round(mean(counts), 2)
+                rows.append({"x": name, "y": short(domain), "v": clients, "t": usual})
+    tips = [
+        tip("x", "round"),
+        tip("y", "domain"),
+        tip("v", "clients in a round"),
+        tip("t", "blocks held by one, on average"),
+    ]
+    color = {"title": "clients", "scale": {"domainMin": 0}}
+    y = {"title": None, "sort": [short(domain) for domain in domains]}
+    spec = heat_map(rows, {"title": "round"}, y, color, tips, height=320, lines=len(domains))
+    note = "How many clients of each domain trained in a round; there are too many to show them one by one."
     return Chart("participation", "Who takes part", note, spec, wide=True)
 
 
@@ -197,11 +251,22 @@ def label_matrix(run: RunFacts) -> Chart | None:
     )
     rows = [{"x": name, "y": label, "v": samples} for label, name, samples in cells if samples]
     tips = [tip("x", "of"), tip("y", "class"), tip("v", "samples")]
-    x = {"title": None, "sort": list(groups), "axis": {"labelAngle": -60, "labelOverlap": True, "labelLimit": 120}}
+    many = len(groups) > _MOST_SLANTED
+    axis = {"labelAngle": -90 if many else -45, "labelOverlap": many, "labelLimit": 120}
+    x = {"title": None, "sort": list(groups), "axis": axis}
     color = {"title": "training samples", "scale": {"type": "sqrt", "domainMin": 0}}
     y = {"title": "class", "sort": classes}
     spec = heat_map(rows, x, y, color, tips, height=420, lines=len(start.classes))
     return Chart("labels", "Labels of the clients", "Training samples. Empty cells: none.", spec, wide=True)
+
+
+def _lines(
+    name: str, title: str, note: str, points: Mapping[str, Iterable[tuple[float, float]]], unit: str, digits: str
+) -> Chart | None:
+    """A chart of a line for each of the `points`, round and value, that has any."""
+    rows = [{"round": at, "series": line, "value": value} for line, of in points.items() for at, value in of]
+    names = list(dict.fromkeys(str(row["series"]) for row in rows))
+    return Chart(name, title, note, line_chart(rows, unit, digits, names)) if rows else None
 
 
 def training_counts(run: RunFacts) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,8 +18,14 @@ from fedra_engine.runtime.files import write_whole
 STARTED = "facts.json"
 """File of `StartFacts` in a run's folder."""
 _WANTED = "the file of a run as it was written"
+SHARES = {"macro_f1": "macro-F1", "calibration_error": "calibration error"}
+"""Measures beside the accuracy that are shares, from 0 to 1, by name, in words."""
+_NAMES = {**SHARES, "test_loss": "test loss"}
+"""Those whose names are not their words."""
 _SAYS_NOTHING = ("name", "output_dir")
 """Settings that are never of interest beside the run's folder."""
+_OTHER_MAPPINGS = ("accuracy", "allocation", "trained")
+"""What is a mapping in a record and is no measure beside the accuracy."""
 Blocks = Mapping[int, Sequence[int]]
 """Blocks by client; all are counted from 0."""
 
@@ -105,6 +112,7 @@ class RoundFacts:
         samples: that they trained on, over all local steps.
         loss: mean training loss of a sample; None when nobody trained.
         accuracy: share of correct predictions by domain; empty where the round was not evaluated.
+        measures: the other measures of that evaluation, by name and domain; None where one is not defined.
         held, trained: blocks by participant; None where they are not recorded.
         holders, trainers: number of participants that held, or trained, each block; empty where they are not recorded.
         bad, late, dropped: participants whose update was not finite, arrived too late, or never.
@@ -118,6 +126,7 @@ class RoundFacts:
     lr: float
     seconds: float
     accuracy: Mapping[str, float]
+    measures: Mapping[str, Mapping[str, float | None]]
     held: Blocks | None
     trained: Blocks | None
     holders: Sequence[int]
@@ -183,6 +192,13 @@ class RunFacts:
         before = {0: self.frozen} if self.frozen else {}
         return before | {each.number: each.accuracy for each in self.rounds if each.accuracy}
 
+    def measured(self, name: str) -> dict[int, float]:
+        """A measure beside the accuracy, on average over the domains, by number of rounds trained; where defined."""
+        frozen = self.summary.get("measures", {}).get(name, {}).get("frozen")
+        known = {0: frozen} | {each.number: each.measures.get(name) for each in self.rounds}
+        found = {number: average(of_domain) for number, of_domain in known.items() if of_domain}
+        return {number: value for number, value in found.items() if math.isfinite(value)}
+
     @property
     def seconds(self) -> float:
         """Wall-clock time of the rounds, without evaluations."""
@@ -214,9 +230,9 @@ class RunFacts:
         return Totals(*total)
 
 
-def average(accuracy: Mapping[str, float]) -> float:
-    """Mean over the domains."""
-    return mean(accuracy.values())
+def average(of_domain: Mapping[str, float | None]) -> float:
+    """Mean over the domains; NaN if a value is None."""
+    return mean(math.nan if value is None else value for value in of_domain.values())
 
 
 def worst(accuracy: Mapping[str, float]) -> str:
@@ -245,6 +261,11 @@ def read_run(path: Path) -> RunFacts:
     return RunFacts(path.resolve().name, path, settings, defaults, known, frozen, tuned, summary, start)
 
 
+def measure_name(name: str) -> str:
+    """A measure's name in words; those that users register have none but their own."""
+    return _NAMES.get(name, name)
+
+
 def _round(record: Mapping[str, Any]) -> RoundFacts:
     """The facts in a line of metrics.jsonl; LookupError, TypeError or ValueError if they are not there."""
     held, trained = (_by_client(record.get(name)) for name in ("allocation", "trained"))
@@ -257,6 +278,11 @@ def _round(record: Mapping[str, Any]) -> RoundFacts:
         lr=float(record["lr"]),
         seconds=float(record["seconds"]),
         accuracy={str(domain): float(value) for domain, value in record.get("accuracy", {}).items()},
+        measures={
+            str(name): {str(domain): None if value is None else float(value) for domain, value in found.items()}
+            for name, found in record.items()
+            if isinstance(found, Mapping) and name not in _OTHER_MAPPINGS
+        },
         held=held,
         trained=held if trained is None else trained,
         holders=holders,

@@ -88,6 +88,17 @@ def line_chart(
     return {**spec, "width": "container", "height": 260, "encoding": encoding}
 
 
+def with_line_at(spec: Spec, round: int, text: str) -> Spec:
+    """A `line_chart` with a vertical line at a round, which the `text` explains under the pointer."""
+    inside = {name: value for name, value in spec.items() if name in ("mark", "params", "encoding")}
+    line: Spec = {
+        **_data([{"round": round, "about": text}]),
+        "mark": {"type": "rule", "style": "moment"},
+        "encoding": {"x": {"field": "round", "type": "quantitative"}, "tooltip": [tip("round"), tip("about", " ")]},
+    }
+    return {**{name: value for name, value in spec.items() if name not in inside}, "layer": [line, inside]}
+
+
 def block_bars(values: Sequence[float], title: str, digits: str) -> Spec:
     """A bar for each block; `values` are [blocks]."""
     rows = [{"b": block, "v": value} for block, value in enumerate(values, 1)]

@@ -123,7 +123,7 @@ def comparison_page(runs: Runs) -> Page:
         verdict=verdict,
         cards={},
         warnings=[f"{name}: {text}" for name, run in runs.items() for text in words.warnings(run)],
-        results=[tables.results(runs)],
+        results=[tables.results(runs), *tables.measures_of_runs(runs)],
         charts=comparison_charts(runs),
         tables=[tables.differences(runs)],
     )

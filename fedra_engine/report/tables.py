@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedra_engine.report.facts import RunFacts, StartFacts, average, worst
-from fedra_engine.report.words import percent, rounds_text
+from fedra_engine.report.facts import RunFacts, StartFacts, average, measure_name, worst
+from fedra_engine.report.words import change_text, percent, rounds_text
 from fedra_engine.runtime.tables import Cells, bytes_text, duration_text, flops_text
 
 _NOTHING = "–"
+_WHEN = ("frozen", "tuned")
 
 
 @dataclass(frozen=True)
@@ -56,17 +57,14 @@ def measures(run: RunFacts) -> list[Table]:
         return []
     accuracy: dict[str, Any] = {"frozen": run.frozen, "tuned": run.tuned}
     accuracy |= {f"average_{when}": average(of_domain) for when, of_domain in accuracy.items()}
-    rows = [["", *run.tuned, "average"]]
-    for name, of in {"accuracy": accuracy, **found}.items():
-        before, after = ([*of[when].values(), of[f"average_{when}"]] for when in ("frozen", "tuned"))
-        cells = (f"{_measure_text(one)} → {_measure_text(other)}" for one, other in zip(before, after, strict=True))
-        rows.append([name, *cells])
-    note = "Before and after tuning. Accuracy, macro_f1 and calibration_error are shares, from 0 to 1."
-    return [Table("Measures by domain", note, rows)]
-
-
-def _measure_text(value: float | None) -> str:
-    return _NOTHING if value is None else f"{value:.4g}"
+    every = {"accuracy": accuracy, **found}
+    rows = [["domain", *map(measure_name, every)]]
+    for domain in run.tuned:
+        rows.append([domain, *(change_text(name, *(of[when][domain] for when in _WHEN)) for name, of in every.items())])
+    rows.append(
+        ["average", *(change_text(name, *(of[f"average_{when}"] for when in _WHEN)) for name, of in every.items())]
+    )
+    return [Table("Measures by domain", "Of the frozen model, and after tuning.", rows)]
 
 
 def changed_settings(run: RunFacts) -> Table:
@@ -106,6 +104,20 @@ def results(runs: Mapping[str, RunFacts]) -> Table:
         rows.append([name, run.method, rounds_text(run), *scores, duration_text(run.seconds), *costs])
     note = "Accuracies are averages over the domains. Costs are counted, of all clients and rounds."
     return Table("Results", note, rows)
+
+
+def measures_of_runs(runs: Mapping[str, RunFacts]) -> list[Table]:
+    """The measures beside the accuracy of each run, on average over the domains; no table if no run has any."""
+    found = {name: run.summary.get("measures", {}) for name, run in runs.items()}
+    every = list(dict.fromkeys(measure for of_run in found.values() for measure in of_run))
+    rows = [["run", *map(measure_name, every), "best round"]]
+    for name, of_run in found.items():
+        values = [[of_run.get(measure, {}).get(f"average_{when}") for when in _WHEN] for measure in every]
+        best = runs[name].summary.get("best")
+        where = _NOTHING if best is None else f"{best['round'] + 1:,} (by {measure_name(best['measure'])})"
+        rows.append([name, *(change_text(measure, *pair) for measure, pair in zip(every, values, strict=True)), where])
+    note = "Averages over the domains, of the frozen model and after tuning."
+    return [Table("Measures", note, rows)] if every else []
 
 
 def differences(runs: Mapping[str, RunFacts]) -> Table:

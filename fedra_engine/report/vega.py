@@ -72,7 +72,10 @@ def theme(colours: Colours) -> Spec:
         "mark": {"color": colours.categories[1]},
         "rule": {"color": colours.faint},
         "line": {"strokeJoin": "round", "strokeCap": "round"},
-        "style": {"cells": {"fill": colours.empty}},
+        "style": {
+            "cells": {"fill": colours.empty},
+            "moment": {"stroke": colours.text, "strokeDash": [5, 4], "strokeWidth": 1.5},
+        },
         "scale": {"rectBandPaddingInner": 0.05},
     }
 
@@ -88,7 +91,7 @@ def javascript() -> str:
         return file.read_text(encoding="utf-8")
     import vl_convert
 
-    script: str = vl_convert.javascript_bundle()
+    script = vl_convert.javascript_bundle("Object.assign(window, {vegaEmbed});")
     # A cache that cannot be written costs these seconds again, and nothing else.
     with suppress(OSError):
         make_folders(folder)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from statistics import mean
 
 from fedra_engine.report.charts import training_counts
-from fedra_engine.report.facts import RunFacts, average, worst
+from fedra_engine.report.facts import SHARES, RunFacts, average, measure_name, worst
 from fedra_engine.report.marks import runs_text
 from fedra_engine.runtime.errors import count_of, first_few
 from fedra_engine.runtime.tables import bytes_text, duration_text, flops_text
@@ -18,7 +18,7 @@ _MOST_NAMED = 12
 def verdict(run: RunFacts) -> str:
     """What tuning was worth: on average, on the worst domain, and where it did harm."""
     if not run.has_ended:
-        return f"This run has not ended: {rounds_text(run)} are trained."
+        return f"This run has not ended: {rounds_text(run)} rounds are trained."
     before, after, low = average(run.frozen), average(run.tuned), worst(run.tuned)
     change, size = 100 * (after - before), f"{100 * abs(after - before):.1f} points"
     did = "left the average accuracy as it was" if not change else f"{'raised' if change > 0 else 'lowered'} the "
@@ -38,13 +38,16 @@ def cards(run: RunFacts) -> dict[str, str]:
     found = dict[str, str]()
     if run.has_ended:
         low = worst(run.tuned)
-        found["average accuracy"] = f"{100 * average(run.frozen):.1f} → {percent(average(run.tuned))}"
-        found[f"worst domain, {low}"] = f"{100 * run.frozen[low]:.1f} → {percent(run.tuned[low])}"
+        found["average accuracy"] = change_text("accuracy", average(run.frozen), average(run.tuned))
+        found[f"worst domain, {low}"] = change_text("accuracy", run.frozen[low], run.tuned[low])
     if best := run.summary.get("best"):
-        found[f"best round by {best['measure']}"] = f"{best['round'] + 1:,}"
-    found["rounds"] = " ".join(rounds_text(run).split()[:-1])
+        found[f"best round by {measure_name(best['measure'])}"] = f"{best['round'] + 1:,}"
+    for name, of in run.summary.get("measures", {}).items():
+        found[f"average {measure_name(name)}"] = change_text(name, of["average_frozen"], of["average_tuned"])
+    found["rounds"] = rounds_text(run)
     if run.rounds:
-        found["updates a round"] = f"{mean(each.participants for each in run.rounds):.3g}"
+        updates = mean(each.participants for each in run.rounds)
+        found["updates a round"] = f"{updates:.1f}".removesuffix(".0") if updates < 100 else f"{updates:,.0f}"
         found["time of all rounds"] = duration_text(run.seconds)
     if run.totals is not None:
         found["training FLOPs"] = flops_text(run.totals.flops)
@@ -60,14 +63,26 @@ def warnings(run: RunFacts) -> list[str]:
 
 
 def rounds_text(run: RunFacts) -> str:
-    """`12 of 80 rounds`."""
+    """`12 of 80`."""
     done, planned = len(run.rounds), run.settings.get("rounds", len(run.rounds))
-    return count_of(done, "round") if done == planned else f"{done:,} of {count_of(planned, 'round')}"
+    return f"{done:,}" if done == planned else f"{done:,} of {planned:,}"
 
 
 def percent(share: float) -> str:
     """`39.7 %`."""
     return f"{100 * share:.1f} %"
+
+
+def change_text(name: str, before: float | None, after: float | None) -> str:
+    """A measure's values before and after, as in `39.7 → 60.8 %`; a dash where one is not defined."""
+    share = name == "accuracy" or name in SHARES
+
+    def text(value: float | None) -> str:
+        if value is None:
+            return "–"
+        return f"{100 * value:.1f}" if share else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}"
+
+    return f"{text(before)} → {text(after)}{' %' if share else ''}"
 
 
 def _of_summary(run: RunFacts) -> Iterator[str]:

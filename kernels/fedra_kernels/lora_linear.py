@@ -235,7 +235,7 @@ def _triton_backward(
     lora_grad_reduce(partial_a, groups_a, grad_a, partial_b, groups_b, grad_b, scale)
     if grad_shrunk is not None and needs_grad_x:
         spans = groups.spans(gemm_tile(grad_y, rank, keys is not None).rows)
-        grad_x = lora_gemm(grad_y, weight, None, grad_shrunk, lora_a, spans, groups.filled, 1.0, keys, threshold, True)
+        grad_x = lora_gemm(grad_y, weight, None, grad_shrunk, lora_a, spans, groups.filled, None, keys, threshold, True)
     return grad_x
 
 

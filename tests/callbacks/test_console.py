@@ -110,6 +110,7 @@ def test_other_measures_are_averages_over_the_domains(tmp_path: Path) -> None:
     with Console(tmp_path / "run.log", PlainConsole(file=output)) as console:
         console.on_evaluate(EXPERIMENT, state, Evaluation({"a": 0.5}, metrics(0), after))
         console.on_end(EXPERIMENT, state, Outcome(1, share, share, share, None, None, before, after))
+        console.finish(WRITTEN)
     for text in (output.getvalue(), (tmp_path / "run.log").read_text()):
         assert "on average: test_loss 1.5\n" in text
         assert "on average: test_loss 2 → 1.5\n" in text

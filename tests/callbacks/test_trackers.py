@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
@@ -49,6 +50,8 @@ def test_every_tracker_gets_the_settings_and_the_metrics_of_every_round(
     frozen = json.loads((run / "summary.json").read_text())["frozen"]
     accuracies = [mean(values.values()) for values in (frozen, first["accuracy"], second["accuracy"])]
     assert dict(points_of(run / "tensorboard", "average_accuracy")[0]) == pytest.approx(dict(enumerate(accuracies)))
+    for step, value in points_of(run / "tensorboard", "macro_f1/clean")[0][1:]:
+        assert value == pytest.approx((first, second)[step - 1]["macro_f1"]["clean"])
 
     (metrics,) = (tmp_path / "mlflow").glob("*/*/metrics")
     lines = [line.split() for line in (metrics / "loss").read_text().splitlines()]
@@ -115,7 +118,10 @@ def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path) -> None:
 
 def test_names_of_metrics_and_settings_are_those_that_all_trackers_take() -> None:
     record = {"round": 3, "loss": None, "lr": 0.5, "bad_clients": [1], "accuracy": {"a/b": 0.5, "c d": 1.0}}
-    assert metrics_of(record) == {"lr": 0.5, "average_accuracy": 0.75, "accuracy/a_b": 0.5, "accuracy/c d": 1.0}
+    of_record = {"lr": 0.5, "average_accuracy": 0.75, "accuracy/a_b": 0.5, "accuracy/c d": 1.0}
+    assert metrics_of(record) == of_record
+    more = {"allocation": {"3": [0, 1]}, "test_loss": {"a/b": 2.0, "c d": None}, "own": {"a/b": math.nan}}
+    assert metrics_of(record | more) == of_record | {"test_loss/a_b": 2.0}
     config = ExperimentConfig()
     config.clients.devices = [DeviceConfig(compute=2.0)]
     values = plain_settings(config)

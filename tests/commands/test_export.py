@@ -60,7 +60,7 @@ def test_the_model_has_the_exported_accuracy(digits: Path, tmp_path: Path, capsy
     assert capsys.readouterr().out.splitlines()[-1] == f"model: {tmp_path / 'model'}"
     found, run = (evaluated(capsys, str(digits), *more) for more in (["--model", str(tmp_path / "model")], []))
     assert found["accuracy"] == pytest.approx(summary_of(digits)["exported_accuracy"], abs=1e-6)
-    assert found["loss"] == pytest.approx(run["loss"], rel=1e-4)
+    assert found["test_loss"] == pytest.approx(run["test_loss"], rel=1e-4)
     assert found["model"] == str(tmp_path / "model")
 
 
@@ -167,7 +167,7 @@ def test_a_pipeline_of_texts_takes_the_model(
     export.main([str(run)])
     found = evaluated(capsys, str(run), "--model", str(run / "model"))
     assert found["accuracy"] == pytest.approx(summary_of(run)["exported_accuracy"], abs=1e-6)
-    assert found["loss"] == pytest.approx(evaluated(capsys, str(run))["loss"], rel=1e-5)
+    assert found["test_loss"] == pytest.approx(evaluated(capsys, str(run))["test_loss"], rel=1e-5)
     assert len({file.stat().st_mode for file in (run / "model").iterdir()}) == 1
     merged = pipeline("text-classification", model=str(run / "model"))("a b c")
     assert merged[0]["label"] in ("no", "yes", "so")

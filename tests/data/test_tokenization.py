@@ -1,7 +1,7 @@
 """Texts become the model's tokens, once; only responses are to be learnt."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +24,13 @@ from tests.data.tokenizers import WORDS, save_byte_tokenizer, save_decoder_token
 
 CPU = torch.device("cpu")
 MODEL = SimpleNamespace(model_type="bert", max_position_embeddings=32)
+
+
+@pytest.fixture(autouse=True)
+def _own_padding() -> Iterator[None]:
+    """The padding token that `prepare` gives the model is not to stay."""
+    yield
+    vars(MODEL).pop("pad_token_id", None)
 
 
 def tokens(text: str) -> list[int]:

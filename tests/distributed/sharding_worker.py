@@ -134,7 +134,7 @@ class Job:
         if self._case.stand_ins:
             config = MethodConfig(stand_in="linear", stand_in_rank=4, stand_in_samples=19)
             rows = np.arange(len(self._samples.domains))
-            fit = StandInFit(foundation, self._model, self._samples, rows, config, 2.0, 0, processes)
+            fit = StandInFit(foundation, self._model, self._samples, rows, config, 0, processes)
             state = replace(state, stand_ins=fit(state, round=0))
         results = named(0, state)
         if state.stand_ins is not None:

@@ -117,7 +117,7 @@ def test_a_metric_of_ones_own_sees_every_prediction_once(
     model = SweepModel(
         setting.foundation, lambda n: samples.inputs(torch.arange(n), torch.device("cpu"), torch.float64)
     )
-    evaluator = Evaluator(setting.foundation, model, samples, setting.lora, ["first", "second"])
+    evaluator = Evaluator(setting.foundation, model, samples, ["first", "second"])
     exits = (1, 2, 3) if family == "vit" else ()
     whole = EvaluatedModel(np.arange(DEPTH), exits)
     other = replace(state, adapters=-state.adapters)

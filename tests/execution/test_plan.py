@@ -82,7 +82,7 @@ def test_a_step_lists_each_clients_slots_and_heads() -> None:
     pool.refill()
     lanes = pool.in_training()
     lanes[0].step = 1
-    tables = StepTables(lanes, setting.foundation, assignment, 2.0, RequestedTables())
+    tables = StepTables(lanes, setting.foundation, assignment, RequestedTables())
     assert tables.steps.tolist() == [1, 0, 0]
     assert tables.fits(lanes)
     assert tables.exits is None
@@ -103,7 +103,7 @@ def test_exits_of_a_client_are_rows_of_the_same_sample() -> None:
     pool = LanePool(work, assignment, setting.state(), setting.foundation, lanes=6)
     pool.refill()
     lanes = pool.in_training()
-    tables = StepTables(lanes, setting.foundation, assignment, 2.0, RequestedTables())
+    tables = StepTables(lanes, setting.foundation, assignment, RequestedTables())
     assert tables.exits is not None
     samples = np.concatenate([lane.batch for lane in tables.groups])
     own = np.concatenate([lane.batch for lane in lanes])

@@ -135,10 +135,10 @@ def test_as_fedra_ran_it_a_client_minimises_cross_entropies_and_the_distillation
 
 
 def test_as_fedra_ran_it_costs_count_every_classifier_of_a_client() -> None:
-    setting = make_setting("vit", SGD)
+    foundation = replace(make_setting("vit", SGD).foundation, adapted=np.ones(DEPTH, dtype=np.bool_))
     assignment = method("depthfl", depthfl=as_fedra_ran_it(exit_every=2)).assign(EVERYBODY, 0)
-    blocks, heads = setting.foundation.adapter_layout.size, setting.foundation.head_layout.trained_size
-    found = parameters_of(assignment.held, assignment, "both", setting.foundation)
+    blocks, heads = foundation.adapter_layout.size, foundation.head_layout.trained_size
+    found = parameters_of(assignment.held, assignment, "both", foundation)
     assert found.tolist() == [c * blocks + h * heads for c, h in zip(CAPACITIES, [3, 2, 2, 1, 1, 1], strict=True)]
 
 

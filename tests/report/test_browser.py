@@ -12,7 +12,7 @@ from tests.report.browser import CHROMIUM, Browser, browser
 from tests.report.run_folders import records, write_run
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-CHARTS = 9
+CHARTS = 10
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fedra_engine.report.charts import allocation, label_matrix, participation, run_charts, trainings
+from fedra_engine.report.charts import allocation, label_matrix, loss, participation, run_charts, shares, trainings
 from fedra_engine.report.comparison import comparison_charts
 from fedra_engine.report.facts import RunFacts, read_run
 from fedra_engine.report.marks import MOST_CELLS, Chart, binned, runs_text, some_of, thinned
@@ -31,8 +31,30 @@ def run(tmp_path: Path) -> RunFacts:
 
 
 def test_a_run_has_all_charts_but_those_of_devices(run: RunFacts) -> None:
-    results, blocks = ["accuracy", "gains", "loss"], ["allocation", "participation", "trainings", "block_changes"]
-    assert names(run_charts(run)) == [*results, *blocks, "labels", "seconds"]
+    results, blocks = ["accuracy", "gains", "loss", "measures"], ["allocation", "participation", "trainings"]
+    assert names(run_charts(run)) == [*results, "seconds", *blocks, "block_changes", "labels"]
+
+
+def test_losses_of_training_and_of_evaluations_are_in_one_chart(run: RunFacts) -> None:
+    """The last one is not defined for all domains."""
+    lines: dict[str, list[tuple[float, float]]] = {"test samples": [], "training": []}
+    for row in rows(loss(run)):
+        lines[row["series"]].append((row["round"], row["value"]))
+    assert lines["test samples"] == [(0, 2.5), (2, pytest.approx(5 / 3)), (4, pytest.approx(4 / 3))]
+    assert lines["training"] == [(number, pytest.approx(2.5 / number)) for number in range(1, 7)]
+
+
+def test_measures_beside_the_accuracy_are_shown_in_percent(run: RunFacts) -> None:
+    found = [(row["series"], row["round"], row["value"]) for row in rows(shares(run))]
+    points = zip((0, 2, 4, 6), (12.5, 25 / 3, 50 / 3, 25), strict=True)
+    assert found == [("macro-F1", number, pytest.approx(value)) for number, value in points]
+
+
+def test_the_best_round_is_marked(tmp_path: Path, run: RunFacts) -> None:
+    assert "layer" not in run_charts(run)[0].spec
+    best = {"best": {"round": 3, "measure": "macro_f1", "value": 0.5, "accuracy": {}}}
+    mark = run_charts(read_run(write_run(tmp_path, "best", of_summary=best)))[0].spec["layer"][0]
+    assert mark["data"]["values"] == [{"round": 4, "about": "best round by macro-F1"}]
 
 
 def test_a_cell_of_the_allocation_says_who_held_the_block(run: RunFacts) -> None:
@@ -65,7 +87,22 @@ def test_long_runs_are_shown_in_groups_of_rounds(tmp_path: Path) -> None:
     # Each client of a round holds as many blocks as it can.
     assert sum(cell["v"] for cell in cells) == pytest.approx(len(cells) / DEPTH * 7 / 3, rel=0.01)
     assert cells[0]["x"] == "1–8"
-    assert participation(run) is None
+
+
+def test_participants_of_a_long_run_are_counted_by_domain(tmp_path: Path) -> None:
+    """One client of each of three domains takes part in each round, and holds 4, 2 or 1 blocks."""
+    chart = participation(read_run(write_run(tmp_path, rounds=5000)))
+    cells = rows(chart)
+    assert MOST_CELLS / 2 < len(cells) <= MOST_CELLS
+    assert {(cell["y"], cell["v"], cell["t"]) for cell in cells} == {("clean", 1, 4), ("noisy", 1, 2), ("edges", 1, 1)}
+    assert chart is not None
+    assert "too many to show them one by one" in chart.note
+
+
+def test_clients_whose_domains_are_not_known_are_not_shown(tmp_path: Path) -> None:
+    """Of very many clients, few take part in a round."""
+    facts = start_facts(client_domains=[], client_ranks=[], client_samples=[], client_capacities=[], classes=[])
+    assert participation(read_run(write_run(tmp_path, facts=facts))) is None
 
 
 def test_groups_are_of_neighbours_and_keep_the_mean(run: RunFacts) -> None:
@@ -96,7 +133,7 @@ def test_what_is_not_known_has_no_chart(tmp_path: Path) -> None:
     lines = [{name: value for name, value in line.items() if name != "allocation"} for line in records(2)]
     folder = write_run(tmp_path, rounds=2, lines=lines, of_summary={"block_changes": None})
     (folder / "facts.json").unlink()
-    assert names(run_charts(read_run(folder))) == ["accuracy", "gains", "loss", "seconds"]
+    assert names(run_charts(read_run(folder))) == ["accuracy", "gains", "loss", "measures", "seconds"]
 
 
 def test_devices_have_their_time(tmp_path: Path) -> None:

@@ -81,15 +81,18 @@ def test_the_numbers_to_see_first(tmp_path: Path) -> None:
     assert found["average accuracy"] == "50.0 → 68.3 %"
     assert found["worst domain, edges"] == "20.0 → 50.0 %"
     assert (found["rounds"], found["updates a round"], found["training FLOPs"]) == ("10", "3", "70 M")
+    assert (found["average test loss"], found["average macro-F1"]) == ("2.500 → –", "12.5 → 25.0 %")
     assert found["memory of a client, at most"] == "176 KiB"
 
 
 def test_measures_are_a_table_by_domain(tmp_path: Path, no_script: None) -> None:
     table = read_page([write_run(tmp_path)]).tables[0]
     assert table.rows == [
-        ["", "clean", "noisy", "edges", "average"],
-        ["accuracy", "0.9 → 0.85", "0.4 → 0.7", "0.2 → 0.5", "0.5 → 0.6833"],
-        ["test_loss", "2.5 → 0.5", "2.5 → 1.25", "2.5 → –", "2.5 → –"],
+        ["domain", "accuracy", "test loss", "macro-F1"],
+        ["clean", "90.0 → 85.0 %", "2.500 → 0.5000", "12.5 → 25.0 %"],
+        ["noisy", "40.0 → 70.0 %", "2.500 → 1.250", "12.5 → 25.0 %"],
+        ["edges", "20.0 → 50.0 %", "2.500 → –", "12.5 → 25.0 %"],
+        ["average", "50.0 → 68.3 %", "2.500 → –", "12.5 → 25.0 %"],
     ]
     older = read_page([write_run(tmp_path, "older", of_summary={"measures": {}})])
     assert "Measures by domain" not in [table.title for table in older.tables]
@@ -97,7 +100,20 @@ def test_measures_are_a_table_by_domain(tmp_path: Path, no_script: None) -> None
 
 def test_the_best_round_is_among_the_numbers_to_see_first(tmp_path: Path) -> None:
     best = {"best": {"round": 3, "measure": "macro_f1", "value": 0.5, "accuracy": {}}}
-    assert words.cards(read_run(write_run(tmp_path, of_summary=best)))["best round by macro_f1"] == "4"
+    assert words.cards(read_run(write_run(tmp_path, of_summary=best)))["best round by macro-F1"] == "4"
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "text"),
+    [
+        ("calibration_error", 0.125, 0.0625, "12.5 → 6.2 %"),
+        ("test_loss", 2.0, 0.12345, "2.000 → 0.1235"),
+        ("perplexity", 12345.6, 31.4159, "12,346 → 31.42"),
+        ("accuracy", None, 0.5, "– → 50.0 %"),
+    ],
+)
+def test_measures_have_few_digits(name: str, before: float | None, after: float, text: str) -> None:
+    assert words.change_text(name, before, after) == text
 
 
 def test_names_are_never_taken_for_markup(tmp_path: Path, no_script: None) -> None:
@@ -105,7 +121,7 @@ def test_names_are_never_taken_for_markup(tmp_path: Path, no_script: None) -> No
     accuracy = {evil: 0.5, "b": 0.25}
     lines = [{**line, "accuracy": accuracy} for line in records(2)]
     facts = start_facts(client_domains=[evil] * 6, classes=[evil, "1"])
-    told = {"frozen": accuracy, "tuned": accuracy, "caution": evil}
+    told = {"frozen": accuracy, "tuned": accuracy, "caution": evil, "measures": {}}
     html = read_page([write_run(tmp_path, rounds=2, lines=lines, facts=facts, of_summary=told)]).html()
     assert "<img" not in html
     assert html.count("</script>") == 2
@@ -128,7 +144,7 @@ def test_the_page_stands_alone_and_is_small_however_much_there_was(tmp_path: Pat
         classes=[f"class {label:<30}" for label in range(classes)],
         label_counts=[[123456] * clients] * classes,
     )
-    told = {"frozen": accuracy, "tuned": accuracy}
+    told = {"frozen": accuracy, "tuned": accuracy, "measures": {}}
     lines = [{**line, "round": round} for round in range(rounds)]
     folder = write_run(tmp_path, rounds=rounds, lines=lines, facts=facts, of_summary=told)
     write_report(folder)
@@ -145,14 +161,20 @@ def test_the_page_of_a_long_run_is_small_too(tmp_path: Path) -> None:
 
 
 def test_several_runs_are_compared(tmp_path: Path, no_script: None) -> None:
-    low = {"tuned": {"clean": 0.5, "noisy": 0.5, "edges": 0.5}}
+    best = {"round": 3, "measure": "macro_f1", "value": 0.5, "accuracy": {}}
+    low = {"tuned": {"clean": 0.5, "noisy": 0.5, "edges": 0.5}, "best": best}
     folders = [write_run(tmp_path / "a", "run"), write_run(tmp_path / "b", "run", of_summary=low, changes={"seed": 3})]
     found = read_page(folders)
     assert found.verdict == (f"{folders[0]} has the highest average accuracy, 68.3 %; {folders[1]} the lowest, 50.0 %.")
     assert found.tables[0].rows == [["setting", *map(str, folders)], ["seed", "0", "3"]]
     assert [row[:6] for row in found.results[0].rows[1:]] == [
-        [str(folders[0]), "fedra", "6 rounds", "50.0 %", "68.3 %", "50.0 % (edges)"],
-        [str(folders[1]), "fedra", "6 rounds", "50.0 %", "50.0 %", "50.0 % (clean)"],
+        [str(folders[0]), "fedra", "6", "50.0 %", "68.3 %", "50.0 % (edges)"],
+        [str(folders[1]), "fedra", "6", "50.0 %", "50.0 %", "50.0 % (clean)"],
+    ]
+    assert found.results[1].rows == [
+        ["run", "test loss", "macro-F1", "best round"],
+        [str(folders[0]), "2.500 → –", "12.5 → 25.0 %", "–"],
+        [str(folders[1]), "2.500 → –", "12.5 → 25.0 %", "4 (by macro-F1)"],
     ]
     assert "2 runs side by side" in found.html()
 
@@ -162,7 +184,7 @@ def test_the_script_is_bundled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     bundled = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(vl_convert, "javascript_bundle", lambda: bundled.append(1) or "the script")
+    monkeypatch.setattr(vl_convert, "javascript_bundle", lambda snippet: bundled.append(1) or "the script")
     assert [vega.javascript(), vega.javascript()] == ["the script", "the script"]
     assert len(bundled) == 1
 
@@ -172,7 +194,7 @@ def test_a_cache_that_cannot_be_written_only_costs_time(tmp_path: Path, monkeypa
 
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    monkeypatch.setattr(vl_convert, "javascript_bundle", lambda: "the script")
+    monkeypatch.setattr(vl_convert, "javascript_bundle", lambda snippet: "the script")
     assert vega.javascript() == "the script"
 
 

@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_a_report_with_its_facts(folder: Path) -> None:
     run, experiment = read_run(folder), load_run(folder).experiment
-    assert (folder / "report.html").read_text().count("data-chart=") == 9
+    assert (folder / "report.html").read_text().count("data-chart=") == 10
     assert run.start is not None
     assert run.start.client_domains == ["clean", "clean", "inverted", "inverted"]
     assert run.start.blocks == len(run.summary["block_changes"]) == 12

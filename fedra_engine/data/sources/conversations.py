@@ -24,15 +24,15 @@ def conversation(messages: Any, column: str, source: SampleSource, given_as: str
     place = f"{given_as}: {source}"
     if not isinstance(messages, list) or not messages:
         raise InputError(f"{place}: found {shown(messages)} in column {column!r}, expected a list of messages")
-    plain = []
+    plain = list[dict[str, str]]()
     for message in messages:
-        texts = [message.get(name) for name in ("role", "content")] if isinstance(message, dict) else [None]
-        if not all(isinstance(text, str) for text in texts):
+        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
+        if not isinstance(role, str) or not isinstance(content, str):
             raise InputError(
                 f"{place}: found {shown(message)} in column {column!r}, expected a message with the texts role and "
                 "content"
             )
-        plain.append(dict(zip(("role", "content"), texts, strict=True)))
+        plain.append({"role": role, "content": content})
     *before, answer = plain
     if answer["role"] != "assistant" or is_missing(answer["content"]):
         raise InputError(

@@ -19,7 +19,7 @@ from .tile_loads import product_operands, row_block, weight_block
 
 SCHEMA = (
     "lora_gemm(Tensor x, Tensor weight, Tensor? bias, Tensor shrunk, Tensor expand, Tensor spans, "
-    "Tensor filled, float scale, Tensor? keys, int threshold, bool transposed) -> Tensor"
+    "Tensor filled, float? scale, Tensor? keys, int threshold, bool transposed) -> Tensor"
 )
 
 CONFIGS: ConfigTable = {
@@ -102,6 +102,7 @@ def lora_gemm_kernel(
     BLOCK_K: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    SCALED: tl.constexpr,
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
@@ -135,7 +136,8 @@ def lora_gemm_kernel(
             total = tl.dot(shrunk, factor, total, input_precision=PRECISION)
         if DROPOUT:
             seeds = tl.where(own, row_seeds(keys_ptr, group, row - group_start), seeds)
-    total *= scale
+    if SCALED:
+        total *= scale
     if DROPOUT:
         total = tl.where(keep_entries(seeds, column, threshold), total, 0.0)
 
@@ -163,7 +165,7 @@ def lora_gemm(
     expand: Tensor,
     spans: Tensor,
     filled: Tensor,
-    scale: float,
+    scale: float | None,
     keys: Tensor | None,
     threshold: int,
     transposed: bool,
@@ -173,7 +175,7 @@ def lora_gemm(
     x [rows, K], weight [N, K] (transposed: [K, N]), bias [N] or None, shrunk [rows, rank];
     expand: lora_b [slots, N, rank] (transposed: lora_a [slots, rank, N]);
     spans, filled: `RowGroups.spans(gemm_tile(x, rank).rows)` and `RowGroups.filled`;
-    scale: 1 where shrunk holds it; keys, threshold: dropout of the low-rank product.
+    scale: None where shrunk holds it; keys, threshold: dropout of the low-rank product.
     """
     rank = shrunk.shape[1]
     tile = gemm_tile(x, rank, keys is not None)
@@ -203,6 +205,7 @@ def lora_gemm(
         RANK_STEP=rank_step(x.dtype, rank),
         TRANSPOSED=flipped,
         HAS_BIAS=bias is not None,
+        SCALED=scale is not None,
         DROPOUT=keys is not None,
         DESCRIPTORS=descriptors,
         **low_rank_options(x, rank),
