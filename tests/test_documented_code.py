@@ -53,7 +53,8 @@ SHORT = {
     "simulate": ["--rounds=1", "--training.max_local_steps=1"],
     "compare": ["--rounds=1", "--training.max_local_steps=1", "--seeds=0", "--jobs=1", "--control=false"],
     "scale": ["--clients=6", "--processes=1", "--seconds=0.01"],
-    "bench": ["--clients.participants=8", "--execution.lanes=8", "--data.image_size=28"],
+    "bench methods": ["--clients.participants=8", "--execution.lanes=8", "--data.image_size=28"],
+    "bench watching": ["--rounds=1", "--training.max_local_steps=1"],
 }
 """Options that cut a command short; what comes later wins."""
 
@@ -166,7 +167,7 @@ def run_command(command: Started, folder: Path) -> None:
     elif "--help" not in arguments:
         if name == "compare":
             arguments = first_methods(arguments)
-        arguments = [*arguments, *SHORT.get(name, [])]
+        arguments = [*arguments, *SHORT.get(f"bench {arguments[0]}" if name == "bench" else name, [])]
     if command.command[0] != "torchrun":
         call(name, arguments)
         return
