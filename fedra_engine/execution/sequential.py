@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from fedra_engine.federation.work import LocalWork
 from fedra_engine.models.adapters import Target
 from fedra_engine.models.batch_arguments import BatchArguments
 from fedra_engine.models.foundation import Foundation, cut_to_blocks, replace_module
+from fedra_engine.models.quantization import is_quantized
 from fedra_engine.models.stand_ins import StandInBlock
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.randomness import SampleDraws
@@ -206,7 +208,10 @@ class Submodel:
             fan_in_fan_out=self._foundation.stores_input_first,
         )
         if names:
-            inject_adapter_in_model(settings, self.held)
+            held: Any = self.held
+            # By these PEFT knows where to look for layers of bitsandbytes.
+            held.is_loaded_in_8bit = held.is_loaded_in_4bit = is_quantized(held)
+            inject_adapter_in_model(settings, held)
         layers: list[list[LoraLayer]] = []
         for position, block in enumerate(self.blocks.tolist()):
             layers.append([])

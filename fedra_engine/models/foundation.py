@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fedra_engine.config import LoraConfig
 from fedra_engine.models.adapters import AdapterLayout
 from fedra_engine.models.loading import PooledClassifier, own_path
+from fedra_engine.models.quantization import has_quantized_weight, is_quantized, use_training_products
 from fedra_engine.models.sharding import gathered, is_sharded
 from fedra_engine.models.structure import (
     find_block_path,
@@ -88,8 +89,8 @@ class Foundation:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision of the frozen weights."""
-        return next(self.model.parameters()).dtype
+        """Precision of the frozen weights, but for those that are quantized."""
+        return next(parameter.dtype for parameter in self.model.parameters() if parameter.is_floating_point())
 
     @property
     def adapter_dtype(self) -> torch.dtype:
@@ -107,6 +108,11 @@ class Foundation:
             raise InputError(
                 "method.name: found one that rewrites the weights of the model, which are sharded, expected another, "
                 "or a job without DeepSpeed"
+            )
+        if is_quantized(self.model):
+            raise InputError(
+                "method.name: found one that rewrites the weights of the model, which are quantized, expected another, "
+                "or model.load_in null"
             )
         return tuple(
             torch.stack([self._weight(block, target.path) for block in range(self.depth)]).to(self.adapter_dtype)
@@ -127,7 +133,7 @@ def make_foundation(
     model: nn.Module, lora: LoraConfig, *, classes: int | None, block_path: str | None = None
 ) -> Foundation:
     """Freeze `model`, a classifier of `classes` or (None) a causal language model, and find its parts."""
-    model.eval().requires_grad_(False)
+    use_training_products(model.eval().requires_grad_(False))
     # Key-value caches are for generation; in a training pass, samples of many clients would write into one.
     for settings in _configs(model):
         if getattr(settings, "use_cache", False):
@@ -187,6 +193,8 @@ def _configs(model: nn.Module) -> list[Any]:
 def share_parameters(model: nn.Module) -> nn.Module:
     """A copy of the module tree that shares its parameters and buffers with `model`."""
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    # Outside of its parameters, such a layer keeps its scales, and may keep its weight once more.
+    shared |= {id(module): module for module in model.modules() if has_quantized_weight(module)}
     return copy.deepcopy(model, memo=shared)
 
 
