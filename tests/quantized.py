@@ -12,7 +12,9 @@ from fedra_engine.models.loading import PooledClassifier, load_pretrained
 from tests.tiny import CLASSES, FAMILIES, TARGETS, make_model
 
 
-def quantized_foundation(family: str, load_in: Any, dtype: Any = "float32", lora: LoraConfig | None = None) -> Foundation:
+def quantized_foundation(
+    family: str, load_in: Any, dtype: Any = "float32", lora: LoraConfig | None = None
+) -> Foundation:
     """A tiny model with random weights, loaded as `model.load_in` asks."""
     model, classes = make_model(family), None if FAMILIES[family].causal_lm else CLASSES
     with tempfile.TemporaryDirectory() as folder:

@@ -18,7 +18,7 @@ gradient of the first trained block's input is counted, although it is not neede
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 
 import numpy as np
@@ -40,10 +40,11 @@ from fedra_engine.federation.clients import Clients
 from fedra_engine.federation.work import local_step_counts, with_step_limit
 from fedra_engine.methods.base import Method
 from fedra_engine.models.adapters import Factor
-from fedra_engine.models.foundation import Foundation
+from fedra_engine.models.foundation import Foundation, replace_module, share_parameters
+from fedra_engine.models.quantization import has_quantized_weight, scales_of
 from fedra_engine.models.stand_ins import map_parameters
 from fedra_engine.models.state import GlobalState
-from fedra_engine.models.structure import is_linear
+from fedra_engine.models.structure import is_linear, linear_shape
 
 Counts = NDArray[np.float64]
 _PROBED = 16
@@ -78,7 +79,8 @@ def measure_block_flops(foundation: Foundation, samples: Samples) -> BlockFlops:
     rows = torch.linspace(0, count - 1, min(_PROBED, count)).round().long()
     # The counter does not know every kernel of fused attention.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        _, tokens, features = hidden_shape(foundation, samples.inputs(rows, foundation.device, foundation.dtype))
+        inputs = samples.inputs(rows, foundation.device, foundation.dtype)
+        _, tokens, features = hidden_shape(_with_plain_products(foundation), inputs)
     by_module, layout = counter.get_flop_counts(), foundation.adapter_layout
 
     def flops(module: str, *, batched_only: bool = False) -> float:
@@ -97,6 +99,26 @@ def measure_block_flops(foundation: Foundation, samples: Samples) -> BlockFlops:
             a[index] += flops(f"{name}.{target.path}") * (target.rank / target.out_features)
             b[index] += flops(f"{name}.{target.path}") * (target.rank / target.in_features)
     return BlockFlops(frozen, activations, a, b, (tokens, features))
+
+
+def _with_plain_products(foundation: Foundation) -> Foundation:
+    """A foundation whose quantized layers, whose products have no counted names, are plain ones of the same shape."""
+    model = share_parameters(foundation.model)
+    for path, module in foundation.model.named_modules():
+        if has_quantized_weight(module):
+            replace_module(model, path, _ZeroLinear(*linear_shape(module)))
+    return replace(foundation, model=model)
+
+
+class _ZeroLinear(nn.Module):
+    """A Linear whose weights are one zero."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self._shape = outputs, inputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, x.new_zeros(()).expand(self._shape))
 
 
 def parameters_of(blocks: Allocation, assignment: Assignment, factor: Factor, foundation: Foundation) -> Counts:
@@ -304,6 +326,8 @@ def _kept_bytes(submodel: Submodel, inputs: dict[str, Tensor], keys: DropoutKeys
 
 
 def _bytes(module: nn.Module, without: nn.Module | None = None) -> int:
-    """Bytes of a module's parameters; shared ones count once."""
+    """Bytes of a module's parameters, and of the scales of quantized ones; shared ones count once."""
     left_out = {id(parameter) for parameter in without.parameters()} if without is not None else set()
-    return sum(p.numel() * p.element_size() for p in module.parameters() if id(p) not in left_out)
+    tensors: list[Tensor] = [parameter for parameter in module.parameters() if id(parameter) not in left_out]
+    tensors += [scale for part in module.modules() if has_quantized_weight(part) for scale in scales_of(part).values()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -31,6 +31,7 @@ _Load = Callable[..., tuple[PreTrainedModel, list[str]]]
 
 HEAD_FILE = "head.safetensors"
 """Weight and bias of an exported `PooledClassifier`'s Linear, with its pooling as metadata."""
+_CPU = torch.device("cpu")
 _SEED = 0
 """Of new layers, which are the same in every experiment."""
 
@@ -46,7 +47,7 @@ def load_pretrained(
     *,
     classes: int | None,
     sharding: Sharding | None = None,
-    device: torch.device = torch.device("cpu"),
+    device: torch.device = _CPU,
 ) -> PreTrainedModel | PooledClassifier:
     """Load a model from a Hugging Face or timm directory or hub name; InputError if it cannot be used.
 

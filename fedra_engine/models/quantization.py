@@ -30,14 +30,14 @@ def is_quantized(model: nn.Module) -> bool:
 
 def require_bitsandbytes(config: ModelConfig, device: torch.device) -> None:
     """Raise InputError unless bitsandbytes can be imported and computes on `device`."""
-    # It warns at every product with other inputs than float16, and of optional kernels when it is imported.
+    # It warns at every product of 8 bits with other inputs than float16.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         import bitsandbytes
     except Exception as error:  # Also what a library that does not fit the machine raises.
         raise InputError(
-            f"model.load_in: found {config.load_in}, but cannot import bitsandbytes ({one_line(error)}), expected it to "
-            "be installed (pip install 'fedra-engine[bitsandbytes]')"
+            f"model.load_in: found {config.load_in}, but cannot import bitsandbytes ({one_line(error)}), expected it "
+            "to be installed (pip install 'fedra-engine[bitsandbytes]')"
         ) from error
     if device.type not in bitsandbytes.supported_torch_devices:
         raise InputError(

@@ -67,7 +67,8 @@ def lora_linear(
     Raises:
         ValueError: a shape, dtype, device or group table does not fit.
     """
-    _check(x, weight if weight is None else _oriented(weight, input_first), bias, lora_a, lora_b, groups, grad_a, grad_b)
+    oriented = None if weight is None else _oriented(weight, input_first)
+    _check(x, oriented, bias, lora_a, lora_b, groups, grad_a, grad_b)
     check_adapter_input(x.numel() // x.shape[-1], lora_a, groups, dropout, x)
     if shrunk is not None:
         check_shape("shrunk", shrunk, (groups.rows, lora_a.shape[1]))
