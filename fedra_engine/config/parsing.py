@@ -7,6 +7,7 @@ Every field of a configuration is an option, with dots between levels: `--traini
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import re
 import sys
