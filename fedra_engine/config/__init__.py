@@ -79,6 +79,7 @@ class LoraConfig:
         rank_pattern: ranks of single targets, by endings of their paths inside the block, or regular expressions
             for these, as in {q_proj: 16}.
         alpha_pattern: the same for alpha.
+        modules_to_save: the final norm, by the end of its path: clients train it, too, each exit its own.
         layers_to_transform: the blocks that have adapters, counted from 0; all when empty. A client may hold others,
             too, which stay as they were loaded.
     """
@@ -90,6 +91,7 @@ class LoraConfig:
     target_modules: list[str] | str = option(["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"], allowed.TEXT)
     rank_pattern: dict[str, int] = option({}, allowed.RANK)
     alpha_pattern: dict[str, float] = option({}, _ALPHA)
+    modules_to_save: list[str] = option([], allowed.TEXT)
     layers_to_transform: list[int] = option([], allowed.NATURAL)
 
     @property

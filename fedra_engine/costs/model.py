@@ -18,6 +18,7 @@ gradient of the first trained block's input is counted, although it is not neede
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 
@@ -211,8 +212,9 @@ class CostModel:
         self._training = training
         self._flops = measure_block_flops(foundation, samples)
         self._block_bytes = np.array([_bytes(block) for block in foundation.blocks], dtype=np.float64)
-        shared = foundation.head if foundation.task.trains_head else None
-        self._other_bytes = _bytes(foundation.model, shared) - self._block_bytes.sum()
+        heads = [foundation.head] if foundation.task.trains_head else []
+        own = [*heads, *([] if foundation.norm is None else [foundation.norm])]
+        self._other_bytes = _bytes(foundation.model, without=own) - self._block_bytes.sum()
         # A sub-model by itself has no second copy of its adapters in the precision of the computation.
         self._bytes_per_parameter = bytes_per_parameter(training, foundation.adapter_dtype, foundation.adapter_dtype)
         self._kept = cache(partial(_kept_of_a_sample, foundation, samples, lora))
@@ -325,9 +327,9 @@ def _kept_bytes(submodel: Submodel, inputs: dict[str, Tensor], keys: DropoutKeys
     return kept
 
 
-def _bytes(module: nn.Module, without: nn.Module | None = None) -> int:
+def _bytes(module: nn.Module, without: Sequence[nn.Module] = ()) -> int:
     """Bytes of a module's parameters, and of the scales of quantized ones; shared ones count once."""
-    left_out = {id(parameter) for parameter in without.parameters()} if without is not None else set()
+    left_out = {id(parameter) for other in without for parameter in other.parameters()}
     tensors: list[Tensor] = [parameter for parameter in module.parameters() if id(parameter) not in left_out]
     tensors += [scale for part in module.modules() if has_quantized_weight(part) for scale in scales_of(part).values()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -51,6 +51,7 @@ def check_sweep(foundation: Foundation, trial: TrialPass, inputs: ModelInputs, *
             from the sweep, or an adapter acts on another client's sample.
     """
     inputs = foundation.task.shortened(inputs)
+    layout, norms = foundation.head_layout, foundation.head_layout.norm_parameters(foundation.initial_heads()[0])
     equal = partial(nearly_equal, quantized=is_quantized(foundation.model))
     depth, kind = foundation.depth, type(foundation.model).__name__
     slots = np.arange(2 * depth).reshape(2, depth)
@@ -62,7 +63,8 @@ def check_sweep(foundation: Foundation, trial: TrialPass, inputs: ModelInputs, *
             f"model.path: found a {kind} that gives values which are not finite, expected whole weights, or another "
             "model.dtype"
         )
-    if not equal(foundation.head(features[:1]), foundation.model(**inputs).logits[:1]):
+    scaled = layout.scaled(features, norms).to(features.dtype)
+    if not equal(foundation.head(scaled[:1]), foundation.model(**inputs).logits[:1]):
         raise InputError(
             f"model.path: found a {kind} that does not return what its {foundation.head_path} gives as logits, "
             "expected a Linear to make them"
@@ -71,7 +73,7 @@ def check_sweep(foundation: Foundation, trial: TrialPass, inputs: ModelInputs, *
         cut = cut_to_blocks(foundation, range(1, depth))
         replace_module(cut, foundation.head_path, nn.Identity())
         expected = _attempt(foundation, "do without its first block", lambda: cut(**inputs).logits)
-        if not equal(features[1:], expected[1:]):
+        if not equal(scaled[1:], expected[1:]):
             raise InputError(
                 f"model.path: found a {kind} that computes something else when its first block is cut off than when a "
                 "sample skips it, expected one block's output to be the next one's input"
@@ -85,6 +87,34 @@ def check_sweep(foundation: Foundation, trial: TrialPass, inputs: ModelInputs, *
                 "expected targets that are given one sample after another"
             )
         of_other.zero_()
+
+
+@torch.no_grad()
+def check_norm(foundation: Foundation, norm: nn.Module, trial: TrialPass, inputs: ModelInputs) -> None:
+    """Check that the head's inputs are what `norm`, that of the `trial`, gives, or several such vectors or their means.
+
+    Its scale and shift must be ones and zeros.
+
+    Raises:
+        InputError: scaling and shifting the head's inputs would be something else.
+    """
+    inputs, layout = foundation.task.shortened(inputs), foundation.head_layout
+    adapters, slots = torch.zeros(foundation.depth, foundation.adapter_layout.size), np.arange(foundation.depth)[None]
+    plain = _attempt(foundation, "be swept", lambda: trial(inputs, adapters, slots))
+    kept = {name: parameter.data for name, parameter in norm.named_parameters()}
+    drawn = torch.Generator().manual_seed(0)
+    for parameter in norm.parameters():
+        parameter.data = torch.rand(len(parameter), generator=drawn).add_(0.5).to(parameter)
+    moved = trial(inputs, adapters, slots)
+    norms = dict(norm.named_parameters())
+    fits = layout.features % layout.norm == 0 and nearly_equal(layout.scaled(plain, norms), moved)
+    for name, values in kept.items():
+        norm.get_parameter(name).data = values
+    if not fits:
+        raise InputError(
+            f"lora.modules_to_save: found {foundation.norm_path}, whose output is not what the head reads, expected "
+            "the norm after the last block, or none"
+        )
 
 
 def _attempt(foundation: Foundation, what: str, compute: Callable[[], Tensor]) -> Tensor:

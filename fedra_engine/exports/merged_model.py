@@ -201,7 +201,9 @@ def merged_tensors(foundation: Foundation, cut: nn.Module, part: Part) -> dict[s
             change = product.T if stores_input_first(cut.get_submodule(path)) else product
             tensors[f"{path}.weight"] = (weight + change.to(weight.device)).to(weight.dtype)
     for name, tensor in head_tensors([0], part.head[None], head, exits=1).items():
-        tensors[f"{foundation.head_path}.{name.removeprefix('head.')}"] = tensor.to(foundation.dtype)
+        owner, _, parameter = name.rpartition(".")
+        place = foundation.head_path if owner == "head" else foundation.norm_path
+        tensors[f"{place}.{parameter}"] = tensor.to(foundation.dtype)
     return tensors
 
 

@@ -20,6 +20,7 @@ from fedra_engine.models.sharding import gathered, is_sharded
 from fedra_engine.models.structure import (
     find_block_path,
     find_head_path,
+    find_norm_path,
     find_output_path,
     find_targets,
     linear_weight,
@@ -43,6 +44,7 @@ class Foundation:
         adapter_layout: layout of a block's adapters.
         adapted: bool [blocks], the blocks that have adapters.
         task: loss and scores, with the head.
+        norm_path: dotted path of the norm that clients train with their heads; None if they train none.
         saved_path: dotted path of the module that PEFT saves with the adapters: the head, or a module that contains it.
         saved_beside: tensors, by their names in `model`, that PEFT saves with the head's own.
     """
@@ -53,6 +55,7 @@ class Foundation:
     adapter_layout: AdapterLayout
     adapted: NDArray[np.bool_]
     task: Task
+    norm_path: str | None
     saved_path: str
     saved_beside: Mapping[str, Tensor]
 
@@ -71,6 +74,11 @@ class Foundation:
     def head(self) -> nn.Linear:
         """The Linear that makes the logits of `model`, as loaded."""
         return self.task.head
+
+    @property
+    def norm(self) -> nn.Module | None:
+        """The norm at `norm_path`, as loaded."""
+        return None if self.norm_path is None else self.model.get_submodule(self.norm_path)
 
     @property
     def head_layout(self) -> HeadLayout:
@@ -100,7 +108,18 @@ class Foundation:
     def initial_heads(self) -> Tensor:
         """The head as loaded, [1, head size], in `adapter_dtype`."""
         with gathered(self.head):
-            return self.head_layout.pack(self.head).to(self.adapter_dtype)[None]
+            return self.head_layout.pack(self.head, self.norm).to(self.adapter_dtype)[None]
+
+    def make_norm(self, head: Tensor) -> nn.Module | None:
+        """A client's own norm, with the parameters in `head` [head size]; None if norms are not trained."""
+        if self.norm is None:
+            return None
+        norm = copy.deepcopy(self.norm).to(head.dtype).requires_grad_()
+        for name, values in self.head_layout.norm_parameters(head).items():
+            norm.get_parameter(name).data.copy_(values)
+        # As the head, it has full precision even if the model does not.
+        norm.register_forward_pre_hook(lambda module, args: (args[0].to(head.dtype),))
+        return norm
 
     def base(self) -> tuple[Tensor, ...]:
         """A copy of the frozen weights of the adapter targets, per target [blocks, out, in], in `adapter_dtype`."""
@@ -143,10 +162,13 @@ def make_foundation(
     blocks: Any = model.get_submodule(path)
     head: Any = model.get_submodule(head_path)
     adapters = AdapterLayout(find_targets(blocks, lora))
-    layout = HeadLayout(classes or 0, head.in_features, has_bias=head.bias is not None)
+    norm_path = find_norm_path(model, path, lora.modules_to_save)
+    shapes = {} if norm_path is None else {n: len(p) for n, p in model.get_submodule(norm_path).named_parameters()}
+    norms = (shapes.get("weight", 0), "bias" in shapes)
+    layout = HeadLayout(classes or 0, head.in_features, head.bias is not None, *norms)
     task = CausalLM(head, layout) if classes is None else Classification(head, layout)
     saved = (head_path, {}) if classes is None else _saved_with_head(model, head_path)
-    return Foundation(model, path, head_path, adapters, _adapted(len(blocks), lora), task, *saved)
+    return Foundation(model, path, head_path, adapters, _adapted(len(blocks), lora), task, norm_path, *saved)
 
 
 def _adapted(depth: int, lora: LoraConfig) -> NDArray[np.bool_]:

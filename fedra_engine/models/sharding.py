@@ -103,6 +103,10 @@ class Sharding:
                     f"deepspeed.{section}.enabled: found {enabled} with model.dtype {config.model.dtype}, expected "
                     f"{not enabled} or no section {section}"
                 )
+        if config.lora.modules_to_save:
+            raise InputError(
+                f"lora.modules_to_save: found {config.lora.modules_to_save} with a sharded model, expected none"
+            )
         if config.model.load_in is not None:
             raise InputError(f"model.load_in: found {config.model.load_in} with a sharded model, expected null")
         if config.execution.executor != "sweep":

@@ -135,6 +135,16 @@ def test_a_merged_model_of_quantized_blocks_is_not_quantized_again(
         assert merged["test_loss"][domain] == pytest.approx(loss, rel=1e-4)
 
 
+def test_a_merged_model_has_the_norm_that_was_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lora, model = {"modules_to_save": ["layernorm"]}, {"head_init": "class_means"}
+    run = run_experiment(tmp_path, **FEW, lora=lora, model=model)
+    export([str(run)])
+    found, merged = evaluated(capsys, str(run)), evaluated(capsys, str(run), "--model", str(run / "model"))
+    assert found["accuracy"] == merged["accuracy"] == json.loads((run / "summary.json").read_text())["tuned"]
+    for domain, loss in found["test_loss"].items():
+        assert merged["test_loss"][domain] == pytest.approx(loss, rel=1e-4)
+
+
 def test_a_run_that_trained_no_round_is_refused(tmp_path: Path, digits: Path) -> None:
     config = (digits / "config.yaml").read_text()
     (tmp_path / "run").mkdir()
