@@ -78,9 +78,11 @@ class HeadLayout:
         # A sample's features may be several vectors of the norm, such as a class token and a mean.
         count = features.shape[-1] // self.norm
         for name, values in norms.items():
-            rows = values.repeat(*[1] * (values.dim() - 1), count)
-            rows = rows.view(*rows.shape[:-1], *[1] * (features.dim() - rows.dim()), -1) if rows.dim() > 1 else rows
-            features = features * rows if name == "weight" else features + rows
+            tiled = torch.cat([values] * count, dim=-1)
+            if 1 < tiled.dim() < features.dim():
+                # One for all tokens of a row.
+                tiled = tiled[:, None]
+            features = features * tiled if name == "weight" else features + tiled
         return features
 
     def load(self, head: Tensor, linear: nn.Linear) -> None:
@@ -130,9 +132,9 @@ class PassHeads:
         """`HeadLayout.scaled` of all samples of the pass, each by the norm of its head; backward fills `gradients`."""
         if layout.norm == 0:
             return features
-        slots, sizes = torch.tensor(self.groups.host_slots), torch.tensor(self.groups.sizes)
         used, rows = to_device(
-            [slots.numpy(), torch.arange(len(slots)).repeat_interleave(sizes).numpy()], features.device
+            [np.array(self.groups.host_slots), np.repeat(np.arange(len(self.groups)), self.groups.sizes)],
+            features.device,
         )
         sinks, norms = layout.norm_parameters(self.gradients), dict[str, Tensor]()
         for name, values in layout.norm_parameters(self.parameters).items():

@@ -200,7 +200,7 @@ def _triton_forward(
             return lora_single_pass(x, weight, bias, lora_a, lora_b, spans, groups.filled, scale)
         shrunk = shrink(x, lora_a, groups, dropout)
     spans = groups.spans(gemm_tile(x, rank).rows)
-    inputs = x[:, : weight.shape[1]]
+    inputs = x if weight.shape[1] > 0 else x[:, :0]
     y = lora_gemm(inputs, weight, bias, shrunk, lora_b, spans, groups.filled, scale, None, 0, False)
     return y, shrunk
 
@@ -239,7 +239,7 @@ def _triton_backward(
     lora_grad_reduce(partial_a, groups_a, grad_a, partial_b, groups_b, grad_b, scale)
     if grad_shrunk is not None and needs_grad_x:
         spans = groups.spans(gemm_tile(grad_y, rank, keys is not None).rows)
-        outputs = grad_y[:, : weight.shape[0]]
+        outputs = grad_y if weight.shape[0] > 0 else grad_y[:, :0]
         grad_x = lora_gemm(outputs, weight, None, grad_shrunk, lora_a, spans, groups.filled, 1.0, keys, threshold, True)
     return grad_x
 
