@@ -169,7 +169,7 @@ class Experiment:
         config = self.config
         participants = sample_participants(config.clients, self.clients, seed=config.seed, round=round)
         assignment = self.assign(participants, round)
-        training = assignment.held if self.foundation.task.trains_head else assignment.trained_blocks
+        training = assignment.held if self.foundation.head_layout.size else assignment.trained_blocks
         holders = np.flatnonzero(training.any(axis=1))
         lr = learning_rate(config.training, round, config.rounds)
         work = LocalWork(self.clients, participants[holders], self.training, config.seed, round, lr)

@@ -78,7 +78,7 @@ class Inputs:
             return adopt_model(self.model, config.model).to(device)
         if config.model.path == IN_MEMORY:
             raise InputError("model.path: found a run of a model in memory, expected it to be handed over again")
-        return load_pretrained(config.model, classes=classes, sharding=sharding).to(device)
+        return load_pretrained(config.model, classes=classes, sharding=sharding, device=device)
 
     def model_path(self, config: ExperimentConfig) -> str | None:
         """Path or hub name of the model, for its processor; None if it was passed from Python."""

@@ -80,6 +80,7 @@ def cases(shapes: Shapes = Shapes()) -> Iterator[Case]:
         yield Case(f"lora_linear {name}", partial(_lora_linear, shapes, dtype, rank, drop))
     for frozen in ("A", "B"):
         yield Case(f"lora_linear bf16 r16 frozen {frozen}", partial(_lora_linear, shapes, half, 16, False, frozen))
+    yield Case("lora_linear bf16 r16 without weight", partial(_lora_linear, shapes, half, 16, False, weighted=False))
     for dtype, rank in ((half, 16), (half, 128), (single, 128)):
         name = f"{_short(dtype)} r{rank} dropout"
         yield Case(f"gather_norm {name}", partial(_gather_norm, shapes, dtype, rank))
@@ -114,10 +115,13 @@ def _short(dtype: torch.dtype) -> str:
     return {torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}[dtype]
 
 
-def _lora_linear(shapes: Shapes, dtype: torch.dtype, rank: int, drop: bool, frozen: str = "") -> None:
+def _lora_linear(
+    shapes: Shapes, dtype: torch.dtype, rank: int, drop: bool, frozen: str = "", *, weighted: bool = True
+) -> None:
     x = torch.zeros(shapes.rows, shapes.width, dtype=dtype, requires_grad=True)
     a, b = shapes.bank(rank, shapes.width, dtype=dtype), shapes.bank(shapes.outputs, rank, dtype=dtype)
-    weight, bias = torch.zeros(shapes.outputs, shapes.width, dtype=dtype), torch.zeros(shapes.outputs, dtype=dtype)
+    weight = torch.zeros(shapes.outputs, shapes.width, dtype=dtype) if weighted else None
+    bias = torch.zeros(shapes.outputs, dtype=dtype) if weighted else None
     sink_a = None if frozen == "A" else torch.zeros_like(a, dtype=torch.float32)
     sink_b = None if frozen == "B" else torch.zeros_like(b, dtype=torch.float32)
     y = lora_linear(x, weight, bias, a, b, shapes.groups(), 0.5, sink_a, sink_b, shapes.dropout() if drop else None)

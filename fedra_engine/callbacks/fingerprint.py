@@ -20,6 +20,7 @@ from fedra_engine.data.samples import Samples
 from fedra_engine.experiment import Experiment
 from fedra_engine.federation.clients import Clients
 from fedra_engine.methods.allocators import USES
+from fedra_engine.models.quantization import has_quantized_weight, scales_of
 from fedra_engine.models.sharding import gathered
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.files import content_hash
@@ -103,8 +104,10 @@ def _of_model(model: Any) -> Iterable[str]:
     yield json.dumps([type(model).__name__, settings], sort_keys=True, default=str)
     stored = set(model.state_dict())
     for path, module in model.named_modules():
+        scales = scales_of(module, f"{path}.") if has_quantized_weight(module) else {}
         with gathered(module):
-            for name, tensor in (*module.named_parameters(path, recurse=False), *module.named_buffers(path, False)):
+            own = *module.named_parameters(path, recurse=False), *module.named_buffers(path, False)
+            for name, tensor in (*own, *scales.items()):
                 if name in stored:
                     content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
                     yield f"{name} {tensor.dtype} {tuple(tensor.shape)} {zlib.crc32(content)}"

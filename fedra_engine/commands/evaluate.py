@@ -116,7 +116,7 @@ def _of_model(config: ExperimentConfig, folder: str) -> Experiment:
     from fedra_engine.data.domain_data import listed
     from fedra_engine.run import build
 
-    model = replace(config.model, path=folder, pooling="auto", head_init="loaded")
+    model = replace(config.model, path=folder, pooling="auto", head_init="loaded", load_in=None)
     experiment = build(
         ExperimentConfig(
             seed=config.seed,

@@ -41,6 +41,8 @@ class ModelConfig:
     Args:
         path: `digits_vit` (ships with the package), a Hugging Face model directory, or a hub name.
         dtype: precision of the frozen weights and of the computation.
+        load_in: quantize the Linear layers of the blocks by bitsandbytes: `8bit` (LLM.int8 without outliers) or `4bit`
+            (NF4, as in QLoRA); not quantized when null.
         attention: which attention implementation of transformers to use.
         block_path: dotted path of the block list inside the model; found by structure when null.
         pooling: which output the classifier reads: whatever the model's own classification layers read (`auto`; see
@@ -53,6 +55,7 @@ class ModelConfig:
 
     path: str = option("digits_vit", allowed.PATH)
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+    load_in: Literal["8bit", "4bit"] | None = None
     attention: Literal["sdpa", "eager"] = "sdpa"
     block_path: str | None = option(None, allowed.TEXT)
     pooling: Literal["auto", "pooler", "first", "mean", "last"] = "auto"
@@ -76,6 +79,7 @@ class LoraConfig:
         rank_pattern: ranks of single targets, by endings of their paths inside the block, or regular expressions
             for these, as in {q_proj: 16}.
         alpha_pattern: the same for alpha.
+        modules_to_save: the final norm, by the end of its path: clients train it, too, each exit its own.
         layers_to_transform: the blocks that have adapters, counted from 0; all when empty. A client may hold others,
             too, which stay as they were loaded.
     """
@@ -87,6 +91,7 @@ class LoraConfig:
     target_modules: list[str] | str = option(["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"], allowed.TEXT)
     rank_pattern: dict[str, int] = option({}, allowed.RANK)
     alpha_pattern: dict[str, float] = option({}, _ALPHA)
+    modules_to_save: list[str] = option([], allowed.TEXT)
     layers_to_transform: list[int] = option([], allowed.NATURAL)
 
     @property
@@ -352,6 +357,12 @@ class ExperimentConfig:
             other = "method.name hetlora" if self.method.name == "hetlora" else f"clients.ranks {self.clients.ranks}"
             raise InputError(
                 f"lora.rank_pattern: found {self.lora.rank_pattern} with {other}, expected one rank for all targets"
+            )
+        if self.model.load_in == "4bit" and self.model.dtype == "float64":
+            raise InputError("model.load_in: found 4bit with model.dtype float64, expected another of the two")
+        if self.model.load_in and self.execution.fused_blocks == "on":
+            raise InputError(
+                f"execution.fused_blocks: found on with model.load_in {self.model.load_in}, expected auto or off"
             )
         if self.method.allocation == "reference" and self.seed >= 2**32:
             raise InputError(

@@ -18,7 +18,8 @@ gradient of the first trained block's input is counted, although it is not neede
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 
 import numpy as np
@@ -40,10 +41,11 @@ from fedra_engine.federation.clients import Clients
 from fedra_engine.federation.work import local_step_counts, with_step_limit
 from fedra_engine.methods.base import Method
 from fedra_engine.models.adapters import Factor
-from fedra_engine.models.foundation import Foundation
+from fedra_engine.models.foundation import Foundation, replace_module, share_parameters
+from fedra_engine.models.quantization import has_quantized_weight, scales_of
 from fedra_engine.models.stand_ins import map_parameters
 from fedra_engine.models.state import GlobalState
-from fedra_engine.models.structure import is_linear
+from fedra_engine.models.structure import is_linear, linear_shape
 
 Counts = NDArray[np.float64]
 _PROBED = 16
@@ -78,7 +80,8 @@ def measure_block_flops(foundation: Foundation, samples: Samples) -> BlockFlops:
     rows = torch.linspace(0, count - 1, min(_PROBED, count)).round().long()
     # The counter does not know every kernel of fused attention.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        _, tokens, features = hidden_shape(foundation, samples.inputs(rows, foundation.device, foundation.dtype))
+        inputs = samples.inputs(rows, foundation.device, foundation.dtype)
+        _, tokens, features = hidden_shape(_with_plain_products(foundation), inputs)
     by_module, layout = counter.get_flop_counts(), foundation.adapter_layout
 
     def flops(module: str, *, batched_only: bool = False) -> float:
@@ -97,6 +100,26 @@ def measure_block_flops(foundation: Foundation, samples: Samples) -> BlockFlops:
             a[index] += flops(f"{name}.{target.path}") * (target.rank / target.out_features)
             b[index] += flops(f"{name}.{target.path}") * (target.rank / target.in_features)
     return BlockFlops(frozen, activations, a, b, (tokens, features))
+
+
+def _with_plain_products(foundation: Foundation) -> Foundation:
+    """A foundation whose quantized layers, whose products have no counted names, are plain ones of the same shape."""
+    model = share_parameters(foundation.model)
+    for path, module in foundation.model.named_modules():
+        if has_quantized_weight(module):
+            replace_module(model, path, _ZeroLinear(*linear_shape(module)))
+    return replace(foundation, model=model)
+
+
+class _ZeroLinear(nn.Module):
+    """A Linear whose weights are one zero."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self._shape = outputs, inputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, x.new_zeros(()).expand(self._shape))
 
 
 def parameters_of(blocks: Allocation, assignment: Assignment, factor: Factor, foundation: Foundation) -> Counts:
@@ -189,8 +212,9 @@ class CostModel:
         self._training = training
         self._flops = measure_block_flops(foundation, samples)
         self._block_bytes = np.array([_bytes(block) for block in foundation.blocks], dtype=np.float64)
-        shared = foundation.head if foundation.task.trains_head else None
-        self._other_bytes = _bytes(foundation.model, shared) - self._block_bytes.sum()
+        heads = [foundation.head] if foundation.task.trains_head else []
+        own = [*heads, *([] if foundation.norm is None else [foundation.norm])]
+        self._other_bytes = _bytes(foundation.model, without=own) - self._block_bytes.sum()
         # A sub-model by itself has no second copy of its adapters in the precision of the computation.
         self._bytes_per_parameter = bytes_per_parameter(training, foundation.adapter_dtype, foundation.adapter_dtype)
         self._kept = cache(partial(_kept_of_a_sample, foundation, samples, lora))
@@ -303,7 +327,9 @@ def _kept_bytes(submodel: Submodel, inputs: dict[str, Tensor], keys: DropoutKeys
     return kept
 
 
-def _bytes(module: nn.Module, without: nn.Module | None = None) -> int:
-    """Bytes of a module's parameters; shared ones count once."""
-    left_out = {id(parameter) for parameter in without.parameters()} if without is not None else set()
-    return sum(p.numel() * p.element_size() for p in module.parameters() if id(p) not in left_out)
+def _bytes(module: nn.Module, without: Sequence[nn.Module] = ()) -> int:
+    """Bytes of a module's parameters, and of the scales of quantized ones; shared ones count once."""
+    left_out = {id(parameter) for other in without for parameter in other.parameters()}
+    tensors: list[Tensor] = [parameter for parameter in module.parameters() if id(parameter) not in left_out]
+    tensors += [scale for part in module.modules() if has_quantized_weight(part) for scale in scales_of(part).values()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

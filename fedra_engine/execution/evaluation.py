@@ -262,7 +262,8 @@ class FisherInformation:
         features = self.model.features_of(batch.inputs, adapters, slots, gradients)
         layout, labels = foundation.head_layout, batch.labels
         weight, bias = layout.weight(state.heads[-1])[labels], layout.bias(state.heads[-1])[labels]
-        self.model.backward(((features.to(weight.dtype) * weight).sum(1) + bias).sum())
+        scaled = layout.scaled(features.to(weight.dtype), layout.norm_parameters(state.heads[-1]))
+        self.model.backward(((scaled * weight).sum(1) + bias).sum())
         return gradients.view(count, depth, -1).square_()
 
 

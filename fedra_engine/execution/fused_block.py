@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fedra_engine.execution.sweep_block import GroupedLoraLinear, SweepBlock, SweepContext
 from fedra_engine.models.batch_arguments import BatchArguments
+from fedra_engine.models.quantization import is_quantized
 from fedra_kernels import gather_norm, gelu, scatter_add, swiglu
 
 
@@ -225,10 +226,13 @@ _FAMILIES = (
 
 
 def match_parts(block: nn.Module) -> PreNormParts | None:
-    """The parts of `block`, or None if it is of no known family.
+    """The parts of `block`, or None if it is of no known family, or has quantized weights.
 
     Only names and types are compared: the outputs of the fused block must be checked against the block's.
     """
+    # A layer that rounds its inputs would turn the least difference of them into a large one.
+    if is_quantized(block):
+        return None
     return next((parts for family in _FAMILIES if (parts := _match(block, family)) is not None), None)
 
 

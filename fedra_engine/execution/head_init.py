@@ -42,7 +42,7 @@ def initial_heads(
             "is, expected loaded"
         )
     if config.head_init == "zeros":
-        return torch.zeros_like(loaded)
+        return _with_norm(torch.zeros_like(loaded), loaded, foundation.head_layout)
     rows = _balanced_rows(train.labels.numpy(), foundation.head_layout.classes, seed)
     features, labels = frozen_features(foundation, model, train, rows)
     finite = features.isfinite().all(dim=1)
@@ -53,7 +53,15 @@ def initial_heads(
     if not finite.all():
         # One of them would make all logits NaN.
         _LOG.warning("model.head_init leaves out %d samples whose features are not finite", int((~finite).sum()))
-    return class_mean_head(foundation.head_layout, features[finite], labels[finite]).to(loaded)[None]
+    head = class_mean_head(foundation.head_layout, features[finite], labels[finite]).to(loaded)[None]
+    return _with_norm(head, loaded, foundation.head_layout)
+
+
+def _with_norm(head: Tensor, loaded: Tensor, layout: HeadLayout) -> Tensor:
+    """Copy the norm of a `loaded` head into `head`."""
+    for name, values in layout.norm_parameters(loaded).items():
+        layout.norm_parameters(head)[name].copy_(values)
+    return head
 
 
 def class_mean_head(layout: HeadLayout, features: Tensor, labels: Tensor) -> Tensor:
@@ -96,12 +104,14 @@ def frozen_features(
 ) -> tuple[Tensor, Tensor]:
     """The classifier's inputs in the frozen model, float64 [rows, features], and the labels [rows]."""
     device, dtype, depth = foundation.device, foundation.dtype, foundation.depth
+    layout, norms = foundation.head_layout, foundation.head_layout.norm_parameters(foundation.initial_heads()[0])
     # With B = 0 the adapters do nothing.
     adapters = torch.zeros(depth, foundation.adapter_layout.size, dtype=dtype, device=device)
     features, chosen = [], torch.from_numpy(rows)
     with Stage("features of training samples", len(rows)) as stage:
         for batch in chosen.split(_BATCH):
             inputs = train.inputs(batch, device, dtype)
-            features.append(model.features_of(inputs, adapters, np.arange(depth)[None]).double())
+            found = model.features_of(inputs, adapters, np.arange(depth)[None]).double()
+            features.append(layout.scaled(found, norms))
             stage.advance(len(batch))
     return torch.cat(features), train.labels[chosen].to(device)

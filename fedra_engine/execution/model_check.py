@@ -7,6 +7,7 @@ with unusual blocks would be trained wrongly without notice.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedra_engine.models.foundation import Foundation, cut_to_blocks, replace_module
+from fedra_engine.models.quantization import is_quantized
 from fedra_engine.runtime.errors import InputError, one_line
 
 ModelInputs = Mapping[str, Tensor]
@@ -24,11 +26,14 @@ _OF_MODELS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeErr
 """What a model raises that cannot be swept. Others, as of a kernel that does not compile, are not the model's fault."""
 
 
-def nearly_equal(found: Tensor, expected: Tensor) -> bool:
-    """Whether two results are the same but for rounding, which a wrong one is far from."""
+def nearly_equal(found: Tensor, expected: Tensor, *, quantized: bool = False) -> bool:
+    """Whether two results are the same but for rounding, which a wrong one is far from.
+
+    They may be farther apart if they come from `quantized` layers, some of which round their inputs.
+    """
     if found.shape != expected.shape:
         return False
-    tolerance = 3e-2 if expected.dtype in (torch.bfloat16, torch.float16) else 1e-4
+    tolerance = 3e-2 if quantized or expected.dtype in (torch.bfloat16, torch.float16) else 1e-4
     return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
 
 
@@ -46,6 +51,8 @@ def check_sweep(foundation: Foundation, trial: TrialPass, inputs: ModelInputs, *
             from the sweep, or an adapter acts on another client's sample.
     """
     inputs = foundation.task.shortened(inputs)
+    layout, norms = foundation.head_layout, foundation.head_layout.norm_parameters(foundation.initial_heads()[0])
+    equal = partial(nearly_equal, quantized=is_quantized(foundation.model))
     depth, kind = foundation.depth, type(foundation.model).__name__
     slots = np.arange(2 * depth).reshape(2, depth)
     slots[1, 0] = -1
@@ -56,7 +63,8 @@ def check_sweep(foundation: Foundation, trial: TrialPass, inputs: ModelInputs, *
             f"model.path: found a {kind} that gives values which are not finite, expected whole weights, or another "
             "model.dtype"
         )
-    if not nearly_equal(foundation.head(features[:1]), foundation.model(**inputs).logits[:1]):
+    scaled = layout.scaled(features, norms).to(features.dtype)
+    if not equal(foundation.head(scaled[:1]), foundation.model(**inputs).logits[:1]):
         raise InputError(
             f"model.path: found a {kind} that does not return what its {foundation.head_path} gives as logits, "
             "expected a Linear to make them"
@@ -65,7 +73,7 @@ def check_sweep(foundation: Foundation, trial: TrialPass, inputs: ModelInputs, *
         cut = cut_to_blocks(foundation, range(1, depth))
         replace_module(cut, foundation.head_path, nn.Identity())
         expected = _attempt(foundation, "do without its first block", lambda: cut(**inputs).logits)
-        if not nearly_equal(features[1:], expected[1:]):
+        if not equal(scaled[1:], expected[1:]):
             raise InputError(
                 f"model.path: found a {kind} that computes something else when its first block is cut off than when a "
                 "sample skips it, expected one block's output to be the next one's input"
@@ -73,12 +81,40 @@ def check_sweep(foundation: Foundation, trial: TrialPass, inputs: ModelInputs, *
     for client, of_other in enumerate(adapters.split(depth)[::-1]):
         # NaN stays NaN whatever it is added to or multiplied by, even zero.
         of_other.fill_(torch.nan)
-        if not nearly_equal(trial(inputs, adapters, slots)[client], features[client]):
+        if not equal(trial(inputs, adapters, slots)[client], features[client]):
             raise InputError(
                 f"lora.target_modules: found a target that is given samples of all clients at once by a {kind}, "
                 "expected targets that are given one sample after another"
             )
         of_other.zero_()
+
+
+@torch.no_grad()
+def check_norm(foundation: Foundation, norm: nn.Module, trial: TrialPass, inputs: ModelInputs) -> None:
+    """Check that the head's inputs are what `norm`, that of the `trial`, gives, or several such vectors or their means.
+
+    Its scale and shift must be ones and zeros.
+
+    Raises:
+        InputError: scaling and shifting the head's inputs would be something else.
+    """
+    inputs, layout = foundation.task.shortened(inputs), foundation.head_layout
+    adapters, slots = torch.zeros(foundation.depth, foundation.adapter_layout.size), np.arange(foundation.depth)[None]
+    plain = _attempt(foundation, "be swept", lambda: trial(inputs, adapters, slots))
+    kept = {name: parameter.data for name, parameter in norm.named_parameters()}
+    drawn = torch.Generator().manual_seed(0)
+    for parameter in norm.parameters():
+        parameter.data = torch.rand(len(parameter), generator=drawn).add_(0.5).to(parameter)
+    moved = trial(inputs, adapters, slots)
+    norms = dict(norm.named_parameters())
+    fits = layout.features % layout.norm == 0 and nearly_equal(layout.scaled(plain, norms), moved)
+    for name, values in kept.items():
+        norm.get_parameter(name).data = values
+    if not fits:
+        raise InputError(
+            f"lora.modules_to_save: found {foundation.norm_path}, whose output is not what the head reads, expected "
+            "the norm after the last block, or none"
+        )
 
 
 def _attempt(foundation: Foundation, what: str, compute: Callable[[], Tensor]) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from fedra_engine.federation.work import LocalWork
 from fedra_engine.models.adapters import Target
 from fedra_engine.models.batch_arguments import BatchArguments
 from fedra_engine.models.foundation import Foundation, cut_to_blocks, replace_module
+from fedra_engine.models.quantization import is_quantized
 from fedra_engine.models.stand_ins import StandInBlock
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.randomness import SampleDraws
@@ -143,6 +145,7 @@ class Submodel:
         blocks: int64 [held], their indices in the foundation.
         layers: PEFT's LoRA layers, by block and target.
         heads: its classifiers, by exit.
+        norms: its final norms, by exit; None where they are not trained.
     """
 
     def __init__(
@@ -184,6 +187,7 @@ class Submodel:
         ends = [*assignment.exits, self._places[-1]]
         self._depths = [int((self._places <= ends[exit]).sum()) for exit in self._exits]
         self.heads = [foundation.task.make_head(state.heads[exit]) for exit in self._exits.tolist()]
+        self.norms = [foundation.make_norm(state.heads[exit]) for exit in self._exits.tolist()]
 
     def _put_stand_ins(self, state: GlobalState, arguments: Sequence[BatchArguments]) -> None:
         """Replace the blocks that the client does not hold by stand-ins."""
@@ -206,7 +210,10 @@ class Submodel:
             fan_in_fan_out=self._foundation.stores_input_first,
         )
         if names:
-            inject_adapter_in_model(settings, self.held)
+            held: Any = self.held
+            # By these PEFT knows where to look for layers of bitsandbytes.
+            held.is_loaded_in_8bit = held.is_loaded_in_4bit = is_quantized(held)
+            inject_adapter_in_model(settings, held)
         layers: list[list[LoraLayer]] = []
         for position, block in enumerate(self.blocks.tolist()):
             layers.append([])
@@ -228,7 +235,9 @@ class Submodel:
             assert dropout is not None
             module.keys = dropout
         at_exits = []
-        for depth, head in zip(self._depths, self.heads, strict=True):
+        for depth, head, norm in zip(self._depths, self.heads, self.norms, strict=True):
+            if norm is not None and self._foundation.norm_path is not None:
+                replace_module(self.model, self._foundation.norm_path, norm)
             replace_module(self.model, self._foundation.block_path, self.stages[:depth])
             replace_module(self.model, self._foundation.head_path, head)
             at_exits.append(self.model(**inputs).logits)
@@ -237,7 +246,8 @@ class Submodel:
     def parameters(self) -> list[nn.Parameter]:
         """The trainable parameters."""
         factors = [factor for pair in self.factors() for factor in pair]
-        return [p for p in (*factors, *(p for head in self.heads for p in head.parameters())) if p.requires_grad]
+        modules = [*self.heads, *(norm for norm in self.norms if norm is not None)]
+        return [p for p in (*factors, *(p for module in modules for p in module.parameters())) if p.requires_grad]
 
     def factors(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
         """A [rank, in] and B [out, rank] of each adapter, trained or not."""
@@ -246,7 +256,8 @@ class Submodel:
     def update(self) -> ClientUpdate:
         """The trained adapters and heads in the layout of the global state, ranks padded with zeros."""
         layout, trained = self._foundation.adapter_layout, self._trained
-        heads = [self._foundation.head_layout.pack(head) for head in self.heads]
+        pairs = zip(self.heads, self.norms, strict=True)
+        heads = [self._foundation.head_layout.pack(head, norm) for head, norm in pairs]
         slots = heads[0].new_zeros(len(trained), layout.size, dtype=self._foundation.adapter_dtype)
         for slot, position in zip(slots, trained.tolist(), strict=True):
             for target, layer in enumerate(self.layers[position]):

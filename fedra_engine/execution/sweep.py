@@ -147,7 +147,7 @@ class SweepExecutor:
     def _optimize(self, pool: LanePool, tables: StepTables) -> None:
         tables.steps.add_(1)
         banks = [(pool.adapters, tables.slots, tables.slot_owners)]
-        if self.foundation.task.trains_head:
+        if self.foundation.head_layout.size:
             banks.append((pool.heads, tables.heads, tables.head_owners))
         pool.add_local_terms(tables.slots, tables.heads, tables.ranks)
         squares = torch.zeros(len(tables.lanes), dtype=torch.float64, device=pool.losses.device)

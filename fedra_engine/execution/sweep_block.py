@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from fedra_engine.execution.plan import SweepPlan
 from fedra_engine.models.adapters import AdapterLayout, Factor
 from fedra_engine.models.batch_arguments import BatchArguments
+from fedra_engine.models.quantization import has_quantized_weight
 from fedra_engine.models.stand_ins import LowRankMap
 from fedra_engine.models.structure import linear_shape, stores_input_first
 from fedra_kernels import Dropout, RowGroups, lora_linear, low_rank_add
@@ -82,12 +83,16 @@ class SweepContext:
 
 
 class GroupedLoraLinear(nn.Module):
-    """A frozen Linear plus, for each client's rows, that client's adapter."""
+    """A frozen Linear plus, for each client's rows, that client's adapter.
+
+    Where the weight is no plain parameter, the Linear computes its product by itself.
+    """
 
     def __init__(self, linear: nn.Module, context: SweepContext, block: int, target: int, scale: float) -> None:
         super().__init__()
-        weight, bias = linear.weight, linear.bias
-        assert isinstance(weight, nn.Parameter)
+        self._linear = linear if has_quantized_weight(linear) else None
+        weight, bias = (linear.weight, linear.bias) if self._linear is None else (None, None)
+        assert weight is None or isinstance(weight, nn.Parameter)
         assert bias is None or isinstance(bias, nn.Parameter)
         self.weight = weight
         self.bias = bias
@@ -102,8 +107,9 @@ class GroupedLoraLinear(nn.Module):
         current, block, target = self._context.current, self._block, self.target
         if current.plan.blocks[block] is None:
             # A dummy run, whose output is not used; see `SweepBlock`.
+            assert self.weight is not None
             return nn.functional.linear(x, self.weight.T if self._input_first else self.weight, self.bias)
-        return lora_linear(
+        y = lora_linear(
             x,
             self.weight,
             self.bias,
@@ -117,6 +123,7 @@ class GroupedLoraLinear(nn.Module):
             shrunk=current.shrunk.pop((block, target), None),
             input_first=self._input_first,
         )
+        return y if self._linear is None else self._linear(x) + y
 
 
 class SweepBlock(nn.Module):

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 from fedra_engine.execution.dropout import DropoutKeys, pass_dropout
 from fedra_engine.execution.fused_block import FusedBlock, match_parts
-from fedra_engine.execution.model_check import ModelInputs, check_sweep, nearly_equal
+from fedra_engine.execution.model_check import ModelInputs, check_norm, check_sweep, nearly_equal
 from fedra_engine.execution.plan import ExitCopy, SweepPlan, plan_groups
 from fedra_engine.execution.sweep_block import BankFactors, GroupedLoraLinear, Pass, SweepBlock, SweepContext
 from fedra_engine.models.batch_arguments import probe_batch_arguments
@@ -65,6 +65,8 @@ class SweepModel:
         self.arguments = probe_batch_arguments(foundation.model, foundation.blocks, example_inputs)
         # The model then returns the head's inputs as logits; heads are per client.
         replace_module(self._model, foundation.head_path, nn.Identity())
+        # The features then lack the norm's scale and shift, which are per client, too: `HeadLayout.scaled`.
+        norm = None if foundation.norm_path is None else _without_scale(self._model.get_submodule(foundation.norm_path))
         plain = [SweepBlock(block, self._context, i, self.arguments[i]) for i, block in enumerate(blocks)]
         for position, block in enumerate(blocks):
             for index, target in enumerate(foundation.adapter_layout.targets if foundation.adapted[position] else ()):
@@ -73,6 +75,8 @@ class SweepModel:
             blocks[position] = plain[position]
         if sharding is not None:
             sharding.attach(self._model)
+        if norm is not None:
+            check_norm(foundation, norm, self.features_of, example_inputs(2))
         # A sharded model cannot be cut without attaching the cut one to its shards.
         check_sweep(foundation, self.features_of, example_inputs(2), cuts=sharding is None)
         self.fused = self._fuse(blocks, plain, example_inputs(2)) if fuse_blocks else 0
@@ -200,6 +204,14 @@ class SweepModel:
             if agrees[position]:
                 blocks[position] = fused
         return sum(agrees.values())
+
+
+def _without_scale(norm: nn.Module) -> nn.Module:
+    """Give `norm` a scale of ones and, if it has a shift, zeros, of its own."""
+    for name, parameter in norm.named_parameters():
+        values = torch.ones_like(parameter) if name == "weight" else torch.zeros_like(parameter)
+        setattr(norm, name, nn.Parameter(values, requires_grad=False))
+    return norm
 
 
 def _compare(fused: FusedBlock, agrees: dict[int, bool], position: int) -> Callable[..., None]:

@@ -79,9 +79,9 @@ def save_adapter(
         for name, factor in layout.named_factors(adapters[block])
     }
     folder.mkdir(parents=True, exist_ok=True)
+    tensors |= _save_heads(folder, foundation, state.heads)
     if foundation.task.trains_head:
         (folder / "labels.json").write_text(json.dumps(list(classes), indent=2) + "\n")
-        tensors |= _save_heads(folder, foundation, state.heads)
     save_file(tensors, folder / "adapter_model.safetensors")
     settings = PeftLoraConfig(
         base_model_name_or_path=base_model(config),
@@ -89,7 +89,7 @@ def save_adapter(
         **_ranks_and_scales(layout, config.lora, block_path),
         lora_dropout=config.lora.dropout,
         fan_in_fan_out=foundation.stores_input_first,
-        modules_to_save=[own_path(foundation.model, foundation.saved_path)] if has_own_head(foundation) else None,
+        modules_to_save=_modules_to_save(foundation),
         inference_mode=True,
     )
     # The constructor would make them a set, whose order differs from process to process.
@@ -110,18 +110,29 @@ def _ranks_and_scales(layout: AdapterLayout, lora: LoraConfig, block_path: str) 
     }
 
 
+def _modules_to_save(foundation: Foundation) -> list[str] | None:
+    """The paths of the modules that PEFT saves beside adapters: the head, and the norm if that is trained."""
+    paths = [foundation.saved_path] if has_own_head(foundation) else []
+    paths += [] if foundation.norm_path is None else [foundation.norm_path]
+    return [own_path(foundation.model, path) for path in paths] or None
+
+
 def _save_heads(folder: Path, foundation: Foundation, heads: Tensor) -> dict[str, Tensor]:
-    """Write the `heads` that have files of their own. Returns what PEFT saves of the model's own, by PEFT's names."""
+    """Write the `heads` that have files of their own. Returns what PEFT saves of the model's own, by PEFT's names.
+
+    Norms are among these.
+    """
     layout, exits, pooling = foundation.head_layout, len(heads), pooling_of(foundation)
     if exits > 1:
         early = head_tensors(range(exits - 1), heads[:-1], layout, exits=exits)
         save_file({name: tensor.cpu() for name, tensor in early.items()}, folder / "exits.safetensors")
     last = head_tensors([0], heads[-1:], layout, exits=1)
-    head = {name.removeprefix("head."): tensor.cpu() for name, tensor in last.items()}
+    places = {"head": foundation.head_path, "norm": foundation.norm_path}
+    parts = {kind: {n.rpartition(".")[2]: t.cpu() for n, t in last.items() if n.startswith(kind)} for kind in places}
     if pooling is not None:
-        save_file(head, folder / HEAD_FILE, metadata={"pooling": pooling})
-        return {}
-    saved = dict(foundation.saved_beside) | {f"{foundation.head_path}.{name}": tensor for name, tensor in head.items()}
+        save_file(parts.pop("head"), folder / HEAD_FILE, metadata={"pooling": pooling})
+    own = {f"{places[kind]}.{name}": tensor for kind, part in parts.items() for name, tensor in part.items()}
+    saved = (dict(foundation.saved_beside) if has_own_head(foundation) else {}) | own
     return {
         f"{_PREFIX}.{own_path(foundation.model, name)}": tensor.contiguous().cpu() for name, tensor in saved.items()
     }

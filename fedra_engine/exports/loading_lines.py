@@ -17,6 +17,7 @@ from fedra_engine.models.loading import (
     own_path,
     resolve_model_path,
 )
+from fedra_engine.models.quantization import quantization_settings
 
 _FOLDER = 'folder = "."  # where this file is'
 _LABELS = ['with open(f"{folder}/labels.json") as file:', "    labels = json.load(file)"]
@@ -32,16 +33,20 @@ def loading_lines(foundation: Foundation, config: ExperimentConfig, depth: int) 
     """
     auto_class = model_class(foundation)
     settings: Any = foundation.model.config
-    load = [_FOLDER]
+    load = [_FOLDER, *_quantization(foundation, config)]
     if base_model(config) is None:
         imports = ["import torch", "from peft import PeftModel"]
         load.append(f"model = my_model.to(torch.{config.model.dtype})  # the model that the run was given")
         if auto_class.endswith("SequenceClassification"):
             load.append(f"model.config.pad_token_id = {settings.pad_token_id}")
     else:
-        imports = ["from peft import PeftConfig, PeftModel", f"from transformers import {auto_class}"]
+        quantizes = config.model.load_in is not None
+        names = f"{auto_class}, BitsAndBytesConfig" if quantizes else auto_class
+        imports = ["from peft import PeftConfig, PeftModel", f"from transformers import {names}"]
         load.append("base = PeftConfig.from_pretrained(folder).base_model_name_or_path")
         arguments = [f'dtype="{config.model.dtype}"', *loading_arguments(foundation)]
+        if quantizes:
+            arguments.append("quantization_config=quantization")
         if has_own_head(foundation):
             imports.insert(0, "import json")
             given = ["base", *_NAMED, *arguments]
@@ -52,6 +57,15 @@ def loading_lines(foundation: Foundation, config: ExperimentConfig, depth: int) 
         load.append(f'del model.get_submodule("{own_path(foundation.model, foundation.block_path)}")[{depth}:]')
     load.append("model = PeftModel.from_pretrained(model, folder).eval()")
     return _with_logits(foundation, imports, load)
+
+
+def _quantization(foundation: Foundation, config: ExperimentConfig) -> list[str]:
+    """Python that defines `quantization`, if weights are quantized."""
+    if config.model.load_in is None:
+        return []
+    settings = quantization_settings(config.model, own_path(foundation.model, foundation.block_path))
+    arguments = [f"    {name}={value!r},".replace("'", '"') for name, value in settings.items()]
+    return ["quantization = BitsAndBytesConfig(", *arguments, ")"]
 
 
 def merged_loading_lines(foundation: Foundation) -> str:

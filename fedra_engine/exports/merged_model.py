@@ -21,8 +21,9 @@ from fedra_engine.exports.loading_lines import pooling_of
 from fedra_engine.exports.model_card import merged_card
 from fedra_engine.exports.processor_files import save_processor
 from fedra_engine.methods.allocators import USES
-from fedra_engine.models.foundation import Foundation, cut_to_blocks
+from fedra_engine.models.foundation import Foundation, cut_to_blocks, replace_module
 from fedra_engine.models.loading import HEAD_FILE, PooledClassifier, own_path
+from fedra_engine.models.quantization import dequantized, has_quantized_weight
 from fedra_engine.models.sharding import is_sharded
 from fedra_engine.models.state import GlobalState, head_tensors
 from fedra_engine.models.structure import stores_input_first
@@ -143,12 +144,15 @@ def save_merged(
 ) -> None:
     """Write weights and configuration of `part`, and check on `inputs` that transformers makes the same model of them.
 
-    The head of a `PooledClassifier` gets a file of its own.
+    Quantized weights are turned back, before the adapters are merged. The head of a `PooledClassifier` gets a file of
+    its own.
 
     Raises:
         InputError: no configuration describes the model.
     """
     cut: Any = cut_to_blocks(foundation, part.blocks.tolist())
+    if config.model.load_in is not None:
+        _dequantize(cut, foundation.dtype)
     tensors = merged_tensors(foundation, cut, part)
     expected = functional_call(cut, tensors, (), inputs, tie_weights=False).logits
     pooling, head = pooling_of(foundation), dict[str, Tensor]()
@@ -173,6 +177,15 @@ def save_merged(
         )
 
 
+def _dequantize(cut: Any, dtype: torch.dtype) -> None:
+    """Replace the quantized layers of `cut`, and what transformers remembers of them."""
+    for path, module in list(cut.named_modules()):
+        if has_quantized_weight(module):
+            replace_module(cut, path, dequantized(module, dtype))
+    own = cut.backbone if isinstance(cut, PooledClassifier) else cut
+    own.hf_quantizer.remove_quantization_config(own)
+
+
 def merged_tensors(foundation: Foundation, cut: nn.Module, part: Part) -> dict[str, Tensor]:
     """The state dict of `cut`, which has the blocks of `part`, with its adapters merged, and its head.
 
@@ -188,7 +201,9 @@ def merged_tensors(foundation: Foundation, cut: nn.Module, part: Part) -> dict[s
             change = product.T if stores_input_first(cut.get_submodule(path)) else product
             tensors[f"{path}.weight"] = (weight + change.to(weight.device)).to(weight.dtype)
     for name, tensor in head_tensors([0], part.head[None], head, exits=1).items():
-        tensors[f"{foundation.head_path}.{name.removeprefix('head.')}"] = tensor.to(foundation.dtype)
+        owner, _, parameter = name.rpartition(".")
+        place = foundation.head_path if owner == "head" else foundation.norm_path
+        tensors[f"{place}.{parameter}"] = tensor.to(foundation.dtype)
     return tensors
 
 

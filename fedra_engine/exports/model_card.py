@@ -49,6 +49,7 @@ def adapter_card(experiment: Experiment, outcome: Outcome, best_by: str | None =
         parts.append(f"The tuned model is only the first {depth} of the pretrained model's {foundation.depth} blocks.")
     parts += [
         *_precision(experiment),
+        *_quantization(experiment),
         *_auto_class(experiment, depth),
         "`model.merge_and_unload()` adds the adapter to the weights. `fedra export <run>` saves such a model with the "
         "names of its classes and all that belongs to it.",
@@ -78,7 +79,8 @@ def merged_card(experiment: Experiment, outcome: Outcome, blocks: Sequence[int],
             "Its blocks are those of the client's last round, its weights those after the run's last round. Its "
             "accuracy was not measured: `fedra evaluate <run> --model <this folder>` does so."
         )
-    parts += [*_precision(experiment), *_pipeline(experiment, "folder"), _facts(experiment, outcome)]
+    parts += [*_precision(experiment), *_quantization(experiment)]
+    parts += [*_pipeline(experiment, "folder"), _facts(experiment, outcome)]
     if client is None:
         parts.append(_figures(experiment, outcome))
     return _front_matter(experiment, "transformers") + "\n\n".join(parts) + "\n"
@@ -121,6 +123,16 @@ def _expected_of_best(experiment: Experiment, outcome: Outcome, measure: str) ->
     )
 
 
+def _quantization(experiment: Experiment) -> list[str]:
+    load_in = experiment.config.model.load_in
+    if load_in is None:
+        return []
+    return [
+        f"In the run, bitsandbytes held the weights of the blocks' Linear layers in {load_in}. In inference mode it "
+        "rounds otherwise on a CPU, and a merged model has no such layers, so a few predictions may differ."
+    ]
+
+
 def _precision(experiment: Experiment) -> list[str]:
     dtype = experiment.config.model.dtype
     if dtype not in ("bfloat16", "float16"):
@@ -141,7 +153,8 @@ def _auto_class(experiment: Experiment, depth: int) -> list[str]:
         return [f"PEFT's `{name}` cannot load it, as it leaves no block of the pretrained model out."]
     if has_own_head(foundation):
         return [f"PEFT's `{name}.from_pretrained(folder, …)` with the arguments that follow `base` loads it, too."]
-    loads = f"PEFT's `{name}.from_pretrained(folder)` loads it, too"
+    argument = "" if experiment.config.model.load_in is None else ", quantization_config=quantization"
+    loads = f"PEFT's `{name}.from_pretrained(folder{argument})` loads it, too"
     return [f"{loads}, but for the classifier in `{HEAD_FILE}`." if foundation.task.trains_head else f"{loads}."]
 
 

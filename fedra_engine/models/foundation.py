@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from fedra_engine.config import LoraConfig
 from fedra_engine.models.adapters import AdapterLayout
 from fedra_engine.models.loading import PooledClassifier, own_path
+from fedra_engine.models.quantization import has_quantized_weight, is_quantized, use_training_products
 from fedra_engine.models.sharding import gathered, is_sharded
 from fedra_engine.models.structure import (
     find_block_path,
     find_head_path,
+    find_norm_path,
     find_output_path,
     find_targets,
     linear_weight,
@@ -42,6 +44,7 @@ class Foundation:
         adapter_layout: layout of a block's adapters.
         adapted: bool [blocks], the blocks that have adapters.
         task: loss and scores, with the head.
+        norm_path: dotted path of the norm that clients train with their heads; None if they train none.
         saved_path: dotted path of the module that PEFT saves with the adapters: the head, or a module that contains it.
         saved_beside: tensors, by their names in `model`, that PEFT saves with the head's own.
     """
@@ -52,6 +55,7 @@ class Foundation:
     adapter_layout: AdapterLayout
     adapted: NDArray[np.bool_]
     task: Task
+    norm_path: str | None
     saved_path: str
     saved_beside: Mapping[str, Tensor]
 
@@ -72,6 +76,11 @@ class Foundation:
         return self.task.head
 
     @property
+    def norm(self) -> nn.Module | None:
+        """The norm at `norm_path`, as loaded."""
+        return None if self.norm_path is None else self.model.get_submodule(self.norm_path)
+
+    @property
     def head_layout(self) -> HeadLayout:
         """Layout of the trained head."""
         return self.task.layout
@@ -88,8 +97,8 @@ class Foundation:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision of the frozen weights."""
-        return next(self.model.parameters()).dtype
+        """Precision of the frozen weights, but for those that are quantized."""
+        return next(parameter.dtype for parameter in self.model.parameters() if parameter.is_floating_point())
 
     @property
     def adapter_dtype(self) -> torch.dtype:
@@ -99,7 +108,18 @@ class Foundation:
     def initial_heads(self) -> Tensor:
         """The head as loaded, [1, head size], in `adapter_dtype`."""
         with gathered(self.head):
-            return self.head_layout.pack(self.head).to(self.adapter_dtype)[None]
+            return self.head_layout.pack(self.head, self.norm).to(self.adapter_dtype)[None]
+
+    def make_norm(self, head: Tensor) -> nn.Module | None:
+        """A client's own norm, with the parameters in `head` [head size]; None if norms are not trained."""
+        if self.norm is None:
+            return None
+        norm = copy.deepcopy(self.norm).to(head.dtype).requires_grad_()
+        for name, values in self.head_layout.norm_parameters(head).items():
+            norm.get_parameter(name).data.copy_(values)
+        # As the head, it has full precision even if the model does not.
+        norm.register_forward_pre_hook(lambda module, args: (args[0].to(head.dtype),))
+        return norm
 
     def base(self) -> tuple[Tensor, ...]:
         """A copy of the frozen weights of the adapter targets, per target [blocks, out, in], in `adapter_dtype`."""
@@ -107,6 +127,11 @@ class Foundation:
             raise InputError(
                 "method.name: found one that rewrites the weights of the model, which are sharded, expected another, "
                 "or a job without DeepSpeed"
+            )
+        if is_quantized(self.model):
+            raise InputError(
+                "method.name: found one that rewrites the weights of the model, which are quantized, expected another, "
+                "or model.load_in null"
             )
         return tuple(
             torch.stack([self._weight(block, target.path) for block in range(self.depth)]).to(self.adapter_dtype)
@@ -127,7 +152,7 @@ def make_foundation(
     model: nn.Module, lora: LoraConfig, *, classes: int | None, block_path: str | None = None
 ) -> Foundation:
     """Freeze `model`, a classifier of `classes` or (None) a causal language model, and find its parts."""
-    model.eval().requires_grad_(False)
+    use_training_products(model.eval().requires_grad_(False))
     # Key-value caches are for generation; in a training pass, samples of many clients would write into one.
     for settings in _configs(model):
         if getattr(settings, "use_cache", False):
@@ -137,10 +162,13 @@ def make_foundation(
     blocks: Any = model.get_submodule(path)
     head: Any = model.get_submodule(head_path)
     adapters = AdapterLayout(find_targets(blocks, lora))
-    layout = HeadLayout(classes or 0, head.in_features, has_bias=head.bias is not None)
+    norm_path = find_norm_path(model, path, lora.modules_to_save)
+    shapes = {} if norm_path is None else {n: len(p) for n, p in model.get_submodule(norm_path).named_parameters()}
+    norms = (shapes.get("weight", 0), "bias" in shapes)
+    layout = HeadLayout(classes or 0, head.in_features, head.bias is not None, *norms)
     task = CausalLM(head, layout) if classes is None else Classification(head, layout)
     saved = (head_path, {}) if classes is None else _saved_with_head(model, head_path)
-    return Foundation(model, path, head_path, adapters, _adapted(len(blocks), lora), task, *saved)
+    return Foundation(model, path, head_path, adapters, _adapted(len(blocks), lora), task, norm_path, *saved)
 
 
 def _adapted(depth: int, lora: LoraConfig) -> NDArray[np.bool_]:
@@ -187,6 +215,8 @@ def _configs(model: nn.Module) -> list[Any]:
 def share_parameters(model: nn.Module) -> nn.Module:
     """A copy of the module tree that shares its parameters and buffers with `model`."""
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    # Outside of its parameters, such a layer keeps its scales, and may keep its weight once more.
+    shared |= {id(module): module for module in model.modules() if has_quantized_weight(module)}
     return copy.deepcopy(model, memo=shared)
 
 

@@ -20,6 +20,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput, SequenceClassifierOutput
 
 from fedra_engine.config import ModelConfig
+from fedra_engine.models.quantization import is_quantized, quantization_settings, require_bitsandbytes
 from fedra_engine.models.sharding import Sharding, gathered
 from fedra_engine.models.structure import find_block_path, find_head_path
 from fedra_engine.runtime.errors import InputError, one_line
@@ -30,6 +31,7 @@ _Load = Callable[..., tuple[PreTrainedModel, list[str]]]
 
 HEAD_FILE = "head.safetensors"
 """Weight and bias of an exported `PooledClassifier`'s Linear, with its pooling as metadata."""
+_CPU = torch.device("cpu")
 _SEED = 0
 """Of new layers, which are the same in every experiment."""
 
@@ -41,23 +43,31 @@ def resolve_model_path(path: str) -> str:
 
 
 def load_pretrained(
-    config: ModelConfig, *, classes: int | None, sharding: Sharding | None = None
+    config: ModelConfig,
+    *,
+    classes: int | None,
+    sharding: Sharding | None = None,
+    device: torch.device = _CPU,
 ) -> PreTrainedModel | PooledClassifier:
     """Load a model from a Hugging Face or timm directory or hub name; InputError if it cannot be used.
 
     Args:
-        config: path, precision, pooling and block path.
+        config: path, precision, quantization, pooling and block path.
         classes: of an image or text classifier; None for a causal language model. The last layer of a classifier is
             new if the pretrained one has another size. A model without classification layers, or without weights for
             those before the last, becomes a `PooledClassifier`, and one that was exported as such stays one.
         sharding: if given, each process keeps only its shard of the weights.
+        device: where it is to be; a quantized model cannot be moved later.
     """
+    if config.load_in is not None:
+        require_bitsandbytes(config, device)
     path = resolve_model_path(config.path)
     _check_directory(path)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_SEED)
-            settings, load = _settings(path), partial(_load, config, path, sharding)
+            settings, load = _settings(path), partial(_load, config, path, sharding, device)
+            _refuse_quantized_weights(settings, config)
             if classes is None:
                 model = _load_causal_lm(config, settings, load)
             else:
@@ -68,6 +78,10 @@ def load_pretrained(
         hint = "; expected one that can, or model.attention eager" if "attn_implementation" in str(error) else ""
         raise InputError(f"model.path: cannot load {config.path!r}: {one_line(error)}{hint}") from error
     _settle_padding(model.config.get_text_config())
+    if config.load_in is None:
+        return model.to(device)
+    if isinstance(model, PooledClassifier):
+        model.classifier.to(device)
     return model
 
 
@@ -78,6 +92,10 @@ def adopt_model(model: nn.Module, config: ModelConfig) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model: found {model!r}, expected a torch module (model.path takes names and folders)")
+    if config.load_in is not None:
+        raise InputError(f"model.load_in: found {config.load_in} with a model in memory, expected null")
+    if is_quantized(model):
+        raise InputError("model: found quantized weights in memory, expected a model.path and model.load_in")
     adopted: Any = copy.deepcopy(model).to(getattr(torch, config.dtype))
     if not hasattr(adopted, "main_input_name") or not hasattr(adopted, "config"):
         return ImageClassifier(adopted)
@@ -213,7 +231,12 @@ def _own_class(settings: Any) -> Any | None:
 
 
 def _load(
-    config: ModelConfig, path: str, sharding: Sharding | None, auto_class: Any, **arguments: Any
+    config: ModelConfig,
+    path: str,
+    sharding: Sharding | None,
+    device: torch.device,
+    auto_class: Any,
+    **arguments: Any,
 ) -> tuple[PreTrainedModel, list[str]]:
     """The model, and the names of its tensors that are missing in the weights or have another shape there."""
     arguments |= {
@@ -222,6 +245,14 @@ def _load(
         "ignore_mismatched_sizes": True,
         "output_loading_info": True,
     }
+    if config.load_in is not None:
+        from transformers import BitsAndBytesConfig
+
+        outline, _ = auto_class.from_pretrained(path, device_map="meta", **arguments)
+        # Given for the `PooledClassifier` that will be around it.
+        given = None if config.block_path is None else config.block_path.removeprefix("backbone.")
+        settings = quantization_settings(config, find_block_path(outline, given))
+        arguments |= {"quantization_config": BitsAndBytesConfig(**settings), "device_map": {"": device}}
     if sharding is None:
         model, report = auto_class.from_pretrained(path, **arguments)
         return model, _unfit(report)
@@ -260,6 +291,15 @@ def _refuse_unfit(names: Iterable[str], config: ModelConfig) -> None:
         raise InputError(
             f"model.path: found no fitting weights in {config.path!r} for {len(inside)} tensors of the model, such as "
             f"{inside[0]}, expected all but those of the classifier"
+        )
+
+
+def _refuse_quantized_weights(settings: Any, config: ModelConfig) -> None:
+    """Raise InputError if the weights in the files are quantized."""
+    if getattr(settings, "quantization_config", None) is not None:
+        raise InputError(
+            f"model.path: found quantized weights in {config.path!r}, expected those that they were made of "
+            "(model.load_in quantizes them)"
         )
 
 

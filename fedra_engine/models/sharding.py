@@ -103,6 +103,12 @@ class Sharding:
                     f"deepspeed.{section}.enabled: found {enabled} with model.dtype {config.model.dtype}, expected "
                     f"{not enabled} or no section {section}"
                 )
+        if config.lora.modules_to_save:
+            raise InputError(
+                f"lora.modules_to_save: found {config.lora.modules_to_save} with a sharded model, expected none"
+            )
+        if config.model.load_in is not None:
+            raise InputError(f"model.load_in: found {config.model.load_in} with a sharded model, expected null")
         if config.execution.executor != "sweep":
             raise InputError(
                 f"execution.executor: found {config.execution.executor} with a sharded model, expected sweep (only "
@@ -163,8 +169,9 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 def parameter_shape(parameter: Tensor) -> torch.Size:
-    """Shape of a parameter, of all shards together."""
-    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    """Shape of a parameter, of all shards together, and of a weight of 4 bits, which is stored in another shape."""
+    unpacked = getattr(parameter, "quant_state", None)
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape) if unpacked is None else unpacked.shape
     return shape
 
 

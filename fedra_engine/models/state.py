@@ -101,10 +101,15 @@ def head_tensors(indices: Iterable[int], heads: Tensor, layout: HeadLayout, *, e
     """`<name>.weight` [classes, features] and `<name>.bias` [classes] of `heads` [n, head size], at exits `indices`.
 
     The last of all `exits` is named `head`, an earlier one `exits.<index>`. Heads that are not trained are left out.
+    Trained norms are `norm.weight` and `norm.bias`, and `exits.<index>.norm.…`.
     """
     named = dict[str, Tensor]()
     for index, head in zip(indices, heads, strict=True) if layout.size else ():
-        name = "head" if index == exits - 1 else f"exits.{index}"
+        name, norm = ("head", "norm") if index == exits - 1 else (f"exits.{index}", f"exits.{index}.norm")
+        for part, values in layout.norm_parameters(head).items():
+            named[f"{norm}.{part}"] = values.contiguous()
+        if layout.classes == 0:
+            continue
         named[f"{name}.weight"] = layout.weight(head).contiguous()
         if layout.has_bias:
             named[f"{name}.bias"] = layout.bias(head).contiguous()

@@ -57,6 +57,23 @@ def find_output_path(model: nn.Module) -> str:
     return next(name for name, module in model.named_modules() if module is output)
 
 
+def find_norm_path(model: nn.Module, block_path: str, names: list[str]) -> str | None:
+    """Dotted path of the norm outside the blocks that `lora.modules_to_save` names; None if it names nothing."""
+    norms = [
+        path
+        for path, module in model.named_modules()
+        if not path.startswith(f"{block_path}.") and _is_norm(dict(module.named_parameters()))
+    ]
+    found = [path for path in norms if any(f".{path}".endswith(f".{name}") for name in names)]
+    if names and (len(found) != 1 or len(names) != 1):
+        raise InputError(f"lora.modules_to_save: found {', '.join(names)}, expected one of {', '.join(norms)}")
+    return found[0] if found else None
+
+
+def _is_norm(parameters: dict[str, Tensor]) -> bool:
+    return "weight" in parameters and parameters.keys() <= {"weight", "bias"} and parameters["weight"].dim() == 1
+
+
 def find_targets(blocks: nn.ModuleList | nn.Sequential, lora: LoraConfig) -> tuple[Target, ...]:
     """The Linears that `lora.target_modules` matches by PEFT's rules, with their ranks and scales.
 

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from torch.nn.functional import cross_entropy, kl_div, linear, log_softmax
 from fedra_engine.data.samples import NOT_LEARNT, Batch
 from fedra_engine.models.sharding import gathered
 from fedra_engine.models.token_loss import Watch, prediction_scores, token_cross_entropy, token_scores
-from fedra_kernels import RowGroups, head_cross_entropy, head_logits
+from fedra_kernels import RowGroups, head_cross_entropy, head_logits, to_device
 
 _TRIAL_TOKENS = 8
 """Tokens of a text in a trial pass of a language model, whose logits are large."""
@@ -29,22 +30,25 @@ _TRIAL_TOKENS = 8
 class HeadLayout:
     """Positions of the weight [classes, features] and bias [classes] of a classifier in a vector of `size`.
 
-    Without `has_bias` the bias is zero and not trained, but has its place, since the ops expect one.
+    Between them are the weight and bias [norm] of the final norm, if it is trained: `norm` is 0 if not. Without
+    `has_bias` the bias is zero and not trained, but has its place, since the ops expect one.
     """
 
     classes: int
     features: int
     has_bias: bool = True
+    norm: int = 0
+    norm_has_bias: bool = False
 
     @property
     def size(self) -> int:
         """Parameters of one head."""
-        return self.classes * (self.features + 1)
+        return self.classes * (self.features + 1) + self.norm * (1 + self.norm_has_bias)
 
     @property
     def trained_size(self) -> int:
         """Trained parameters of one head, which come first."""
-        return self.size if self.has_bias else self.classes * self.features
+        return self.size if self.has_bias else self.size - self.classes
 
     def weight(self, heads: Tensor) -> Tensor:
         """View […, classes, features] of heads […, size]."""
@@ -52,13 +56,34 @@ class HeadLayout:
 
     def bias(self, heads: Tensor) -> Tensor:
         """View […, classes] of heads […, size]."""
-        return heads[..., self.classes * self.features :]
+        return heads[..., self.size - self.classes :]
 
-    def pack(self, linear: nn.Linear) -> Tensor:
-        """The first `classes` outputs of `linear` as a new vector [size]; a missing bias is zero."""
+    def norm_parameters(self, heads: Tensor) -> dict[str, Tensor]:
+        """Views […, norm] of the norm's `weight` and, if it has one, `bias` in heads […, size]; empty without one."""
+        start = self.classes * self.features
+        names = ("weight", "bias")[: (self.norm > 0) * (1 + self.norm_has_bias)]
+        return {name: heads[..., start + i * self.norm : start + (i + 1) * self.norm] for i, name in enumerate(names)}
+
+    def pack(self, linear: nn.Linear, norm: nn.Module | None = None) -> Tensor:
+        """The first `classes` outputs of `linear`, and `norm`, as a new vector [size]; a missing bias is zero."""
         weight = linear.weight.detach()[: self.classes]
         bias = weight.new_zeros(self.classes) if linear.bias is None else linear.bias.detach()[: self.classes]
-        return torch.cat([weight.flatten(), bias])
+        scales = [] if norm is None else [parameter.detach().to(weight) for parameter in norm.parameters()]
+        return torch.cat([weight.flatten(), *scales, bias])
+
+    def scaled(self, features: Tensor, norms: Mapping[str, Tensor]) -> Tensor:
+        """The head's inputs, of `features` whose norm has no scale and shift: those in `norms`, [norm] or one a row."""
+        if not norms:
+            return features
+        # A sample's features may be several vectors of the norm, such as a class token and a mean.
+        count = features.shape[-1] // self.norm
+        for name, values in norms.items():
+            tiled = torch.cat([values] * count, dim=-1)
+            if 1 < tiled.dim() < features.dim():
+                # One for all tokens of a row.
+                tiled = tiled[:, None]
+            features = features * tiled if name == "weight" else features + tiled
+        return features
 
     def load(self, head: Tensor, linear: nn.Linear) -> None:
         """Copy `head` [size] into the parameters of `linear`."""
@@ -103,13 +128,32 @@ class PassHeads:
     groups: RowGroups
     exits: ExitTable | None
 
+    def scaled(self, features: Tensor, layout: HeadLayout) -> Tensor:
+        """`HeadLayout.scaled` of all samples of the pass, each by the norm of its head; backward fills `gradients`."""
+        if layout.norm == 0:
+            return features
+        used, rows = to_device(
+            [np.array(self.groups.host_slots), np.repeat(np.arange(len(self.groups)), self.groups.sizes)],
+            features.device,
+        )
+        sinks, norms = layout.norm_parameters(self.gradients), dict[str, Tensor]()
+        for name, values in layout.norm_parameters(self.parameters).items():
+            own = values.index_select(0, used).requires_grad_()
+            own.register_hook(partial(_add_rows, sinks[name], used))
+            norms[name] = own.index_select(0, rows)
+        return layout.scaled(features.to(self.parameters.dtype), norms)
+
+
+def _add_rows(sink: Tensor, rows: Tensor, gradient: Tensor) -> None:
+    sink.index_add_(0, rows, gradient)
+
 
 class Task(ABC):
     """The differences between a classifier and a causal language model.
 
     Attributes:
         head: the Linear that makes the logits, as loaded.
-        layout: of a client's trained head; of `size` 0 if the head is frozen.
+        layout: of a client's trained head, and final norm; of `size` 0 if both are frozen.
         auto_class: transformers' auto class for text models is `AutoModelFor<auto_class>`.
         peft_type: PEFT's task type for text models.
     """
@@ -123,8 +167,8 @@ class Task(ABC):
 
     @property
     def trains_head(self) -> bool:
-        """Whether each client trains a head of its own."""
-        return self.layout.size > 0
+        """Whether each client trains a head of its own, and not only a norm."""
+        return self.layout.classes > 0
 
     @abstractmethod
     def losses(self, features: Tensor, batch: Batch, heads: PassHeads) -> Tensor:
@@ -172,7 +216,7 @@ class Classification(Task):
     peft_type = "SEQ_CLS"
 
     def losses(self, features: Tensor, batch: Batch, heads: PassHeads) -> Tensor:
-        layout, features = self.layout, features.to(heads.parameters.dtype)
+        layout, features = self.layout, heads.scaled(features, self.layout).to(heads.parameters.dtype)
         weight, bias = layout.weight(heads.parameters), layout.bias(heads.parameters)
         sinks = layout.weight(heads.gradients), layout.bias(heads.gradients)
         if heads.exits is None:
@@ -194,7 +238,12 @@ class Classification(Task):
     def scores(self, features: Tensor, batch: Batch, heads: Sequence[Tensor], watch: Watch | None = None) -> Tensor:
         parts, layout = features.to(heads[0].dtype).chunk(len(heads)), self.layout
         pairs = zip(parts, heads, strict=True)
-        logits = torch.stack([linear(part, layout.weight(head), layout.bias(head)) for part, head in pairs])
+        logits = torch.stack(
+            [
+                linear(layout.scaled(part, layout.norm_parameters(head)), layout.weight(head), layout.bias(head))
+                for part, head in pairs
+            ]
+        )
         mean, labels = logits.mean(0), batch.labels[: len(parts[0])]
         if watch is not None:
             watch(mean, labels, torch.arange(len(labels), device=labels.device))
@@ -222,7 +271,8 @@ class CausalLM(Task):
         assert batch.learnt is not None
         with self.whole_head():
             output = self.head.weight, self.head.bias
-            return token_cross_entropy(features, batch.labels, batch.learnt, *output, owners, len(sizes))
+            scaled = heads.scaled(features, self.layout).to(features.dtype)
+            return token_cross_entropy(scaled, batch.labels, batch.learnt, *output, owners, len(sizes))
 
     def loss_alone(self, at_exits: Sequence[Tensor], labels: Tensor, distillation: float) -> Tensor:
         (logits,) = at_exits
@@ -235,7 +285,8 @@ class CausalLM(Task):
         assert batch.learnt is not None
         with self.whole_head():
             output = self.head.weight, self.head.bias
-            return token_scores(features, batch.labels, batch.learnt, *output, watch)
+            scaled = self.layout.scaled(features, self.layout.norm_parameters(heads[0])).to(features.dtype)
+            return token_scores(scaled, batch.labels, batch.learnt, *output, watch)
 
     def make_head(self, values: Tensor) -> nn.Linear:
         return self.head

@@ -27,7 +27,7 @@ SINGLE_PASS_OUTPUTS = 4096
 
 def lora_linear(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     bias: Tensor | None,
     lora_a: Tensor,
     lora_b: Tensor,
@@ -45,7 +45,8 @@ def lora_linear(
     Args:
         x: [rows, in] or [samples, ..., in]; the leading dimensions, flattened, are the rows of `groups`.
         weight: [out, in], frozen. Kept for backward itself, not a view of it: who empties and refills a parameter
-            through `.data` in between (as ZeRO-3 does) frees its memory.
+            through `.data` in between (as ZeRO-3 does) frees its memory. None leaves the frozen product out, for layers
+            that multiply by themselves; then there is no bias, and y is the low-rank product alone.
         bias: [out] or None, frozen.
         lora_a: [slots, rank, in], a view into the adapter bank; any stride between slots. Smaller ranks are
             padded with zeros, and the padding then has an exactly zero gradient.
@@ -66,7 +67,7 @@ def lora_linear(
     Raises:
         ValueError: a shape, dtype, device or group table does not fit.
     """
-    oriented = _oriented(weight, input_first)
+    oriented = None if weight is None else _oriented(weight, input_first)
     _check(x, oriented, bias, lora_a, lora_b, groups, grad_a, grad_b)
     check_adapter_input(x.numel() // x.shape[-1], lora_a, groups, dropout, x)
     if shrunk is not None:
@@ -76,7 +77,7 @@ def lora_linear(
     y: Tensor = _LoraLinear.apply(
         rows, weight, bias, lora_a, lora_b, groups, scale, grad_a, grad_b, dropout, shrunk, input_first
     )
-    return y.view(*x.shape[:-1], oriented.shape[0])
+    return y.view(*x.shape[:-1], lora_b.shape[1])
 
 
 def lora_linear_reference(
@@ -124,7 +125,7 @@ class _LoraLinear(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        weight: Tensor,
+        weight: Tensor | None,
         bias: Tensor | None,
         lora_a: Tensor,
         lora_b: Tensor,
@@ -140,7 +141,8 @@ class _LoraLinear(torch.autograd.Function):
         # What kept entries are multiplied by is folded into the scale.
         scale = scale if dropout is None else scale / (1.0 - dropout.p)
         ctx.input_first, ctx.scale = input_first, scale
-        stored, weight, keep = weight, _oriented(weight, input_first), None
+        stored, keep = weight, None
+        weight = x.new_empty(lora_b.shape[1], 0) if stored is None else _oriented(stored, input_first)
         if use_triton(x):
             x = x.contiguous()
             y, shrunk = _triton_forward(x, weight, bias, lora_a, lora_b, groups, scale, dropout, shrunk)
@@ -148,7 +150,7 @@ class _LoraLinear(torch.autograd.Function):
             keep = _keep(dropout, groups, x)
             if shrunk is None:
                 shrunk = lora_torch.shrink(x, lora_a, groups, keep)
-            y = lora_torch.forward(x, weight, bias, shrunk, lora_b, groups, scale)
+            y = lora_torch.forward(x[:, : weight.shape[1]], weight, bias, shrunk, lora_b, groups, scale)
         # A frozen factor frees what only its gradient reads.
         kept_x, kept_shrunk = (None if grad_a is None else x), (None if grad_b is None else shrunk)
         ctx.save_for_backward(kept_x, stored, lora_a, lora_b, kept_shrunk, keep)
@@ -158,8 +160,8 @@ class _LoraLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, stored, lora_a, lora_b, shrunk, keep = ctx.saved_tensors
-        weight = _oriented(stored, ctx.input_first)
         grad_y = grad_y.contiguous()
+        weight = grad_y.new_empty(0, lora_a.shape[2]) if stored is None else _oriented(stored, ctx.input_first)
         needs_grad_x = ctx.needs_input_grad[0]
         if use_triton(grad_y):
             grad_x = _triton_backward(
@@ -192,12 +194,14 @@ def _triton_forward(
 ) -> tuple[Tensor, Tensor]:
     rank = lora_a.shape[1]
     if shrunk is None:
-        if dropout is None and rank <= NARROW_RANK and weight.shape[0] <= SINGLE_PASS_OUTPUTS:
+        narrow = rank <= NARROW_RANK and weight.shape[0] <= SINGLE_PASS_OUTPUTS
+        if dropout is None and narrow and weight.shape[1] > 0:
             spans = groups.spans(single_pass_tile(x, rank).rows)
             return lora_single_pass(x, weight, bias, lora_a, lora_b, spans, groups.filled, scale)
         shrunk = shrink(x, lora_a, groups, dropout)
     spans = groups.spans(gemm_tile(x, rank).rows)
-    y = lora_gemm(x, weight, bias, shrunk, lora_b, spans, groups.filled, scale, None, 0, False)
+    inputs = x if weight.shape[1] > 0 else x[:, :0]
+    y = lora_gemm(inputs, weight, bias, shrunk, lora_b, spans, groups.filled, scale, None, 0, False)
     return y, shrunk
 
 
@@ -235,7 +239,8 @@ def _triton_backward(
     lora_grad_reduce(partial_a, groups_a, grad_a, partial_b, groups_b, grad_b, scale)
     if grad_shrunk is not None and needs_grad_x:
         spans = groups.spans(gemm_tile(grad_y, rank, keys is not None).rows)
-        grad_x = lora_gemm(grad_y, weight, None, grad_shrunk, lora_a, spans, groups.filled, None, keys, threshold, True)
+        outputs = grad_y if weight.shape[0] > 0 else grad_y[:, :0]
+        grad_x = lora_gemm(outputs, weight, None, grad_shrunk, lora_a, spans, groups.filled, None, keys, threshold, True)
     return grad_x
 
 
@@ -263,7 +268,7 @@ def check_adapter_input(rows: int, lora_a: Tensor, groups: RowGroups, dropout: D
 
 def _check(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     bias: Tensor | None,
     lora_a: Tensor,
     lora_b: Tensor,
@@ -272,19 +277,23 @@ def _check(
     grad_b: Tensor | None,
 ) -> None:
     check_float("x", x)
-    check_shape("weight", weight, (None, None))
-    outputs, inputs = weight.shape
-    if x.dim() < 2 or x.shape[-1] != inputs:
-        raise ValueError(f"x: found shape {list(x.shape)}, expected [rows, {inputs}] as weight has")
-    check_shape("lora_a", lora_a, (None, None, inputs))
+    outputs = None
+    if weight is not None:
+        check_shape("weight", weight, (None, None))
+        outputs, inputs = weight.shape
+        if x.dim() < 2 or x.shape[-1] != inputs:
+            raise ValueError(f"x: found shape {list(x.shape)}, expected [rows, {inputs}] as weight has")
+        check_like("weight", weight, "x", x)
+        if use_triton(x):
+            is_column_major(weight)  # Raises where the kernels could not read it.
+    elif bias is not None:
+        raise ValueError("bias: found one without a weight, expected None")
+    check_shape("lora_a", lora_a, (None, None, x.shape[-1]))
     check_shape("lora_b", lora_b, (lora_a.shape[0], outputs, lora_a.shape[1]))
     if bias is not None:
         check_shape("bias", bias, (outputs,))
         check_like("bias", bias, "x", x)
-    for name, tensor in (("weight", weight), ("lora_b", lora_b)):
-        check_like(name, tensor, "x", x)
-    if use_triton(x):
-        is_column_major(weight)  # Raises where the kernels could not read it.
+    check_like("lora_b", lora_b, "x", x)
     check_bank("lora_b", lora_b)
     for name, sink, bank in (("grad_a", grad_a, lora_a), ("grad_b", grad_b, lora_b)):
         if sink is not None:

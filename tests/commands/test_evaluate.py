@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.commands.evaluate import main
+from fedra_engine.commands.export import main as export
 from fedra_engine.runtime.errors import InputError
 from tests.data.tokenizers import WORDS, save_decoder_tokenizer
 from tests.running import run_experiment
@@ -121,6 +122,27 @@ def test_what_it_cannot_do_is_refused_in_one_line(digits: Path, arguments: list[
     with pytest.raises(InputError, match=message) as refused:
         main([argument.replace("RUN", str(digits)) for argument in arguments])
     assert "\n" not in str(refused.value)
+
+
+def test_a_merged_model_of_quantized_blocks_is_not_quantized_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_experiment(tmp_path, **FEW, model={"load_in": "4bit"})
+    export([str(run)])
+    found, merged = evaluated(capsys, str(run)), evaluated(capsys, str(run), "--model", str(run / "model"))
+    assert found["accuracy"] == merged["accuracy"] == json.loads((run / "summary.json").read_text())["tuned"]
+    for domain, loss in found["test_loss"].items():
+        assert merged["test_loss"][domain] == pytest.approx(loss, rel=1e-4)
+
+
+def test_a_merged_model_has_the_norm_that_was_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lora, model = {"modules_to_save": ["layernorm"]}, {"head_init": "class_means"}
+    run = run_experiment(tmp_path, **FEW, lora=lora, model=model)
+    export([str(run)])
+    found, merged = evaluated(capsys, str(run)), evaluated(capsys, str(run), "--model", str(run / "model"))
+    assert found["accuracy"] == merged["accuracy"] == json.loads((run / "summary.json").read_text())["tuned"]
+    for domain, loss in found["test_loss"].items():
+        assert merged["test_loss"][domain] == pytest.approx(loss, rel=1e-4)
 
 
 def test_a_run_that_trained_no_round_is_refused(tmp_path: Path, digits: Path) -> None:

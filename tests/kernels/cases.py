@@ -32,7 +32,7 @@ class LoraCase:
     """Inputs of one `lora_linear` call and the upstream gradient."""
 
     x: Tensor
-    weight: Tensor
+    weight: Tensor | None
     bias: Tensor | None
     lora_a: Tensor
     lora_b: Tensor
@@ -64,7 +64,8 @@ class LoraCase:
         """The reference's results in float64, from the same rounded inputs."""
         x, a, b = (t.detach().double().requires_grad_() for t in (self.x, self.lora_a, self.lora_b))
         bias = None if self.bias is None else self.bias.double()
-        y = lora_linear_reference(x, self.weight.double(), bias, a, b, self.groups, SCALE, self.dropout)
+        weight = x.new_zeros(b.shape[1], x.shape[1]) if self.weight is None else self.weight.double()
+        y = lora_linear_reference(x, weight, bias, a, b, self.groups, SCALE, self.dropout)
         grads = torch.autograd.grad(y, (x, a, b), self.grad_y.double(), materialize_grads=True)
         used = list(self.groups.host_slots)
         return {"y": y.detach(), "grad_x": grads[0], "grad_a": grads[1][used], "grad_b": grads[2][used]}
@@ -94,12 +95,13 @@ def lora_case(
     outputs: int = 40,
     ranks: Sequence[int] = (8,),
     dtype: torch.dtype = torch.float32,
+    weight: bool = True,
     bias: bool = True,
     dropout: float | None = None,
     seed: int = 0,
     slots: Sequence[int] | None = None,
 ) -> LoraCase:
-    """Group g has rank ranks[g % len(ranks)], zero-padded to the largest.
+    """Group g has rank ranks[g % len(ranks)], zero-padded to the largest. Without `weight` there is no bias.
 
     Every client's numbers depend on its slot alone, never on the clients beside it.
     """
@@ -124,14 +126,14 @@ def lora_case(
         parts.append(draw(size, inputs))
         upstream.append(draw(size, outputs))
     generator = torch.Generator().manual_seed(seed)
-    weight = surrounded((torch.randn(outputs, inputs, generator=generator) / inputs**0.5).to(dtype))
+    frozen = surrounded((torch.randn(outputs, inputs, generator=generator) / inputs**0.5).to(dtype))
     bias_values = torch.randn(outputs, generator=generator).to(dtype)
     groups = RowGroups(sizes, torch.tensor(slots, dtype=torch.int64))
     keys = torch.tensor([dropout_key(seed, slot) for slot in slots], dtype=torch.int64)
     return LoraCase(
         x=surrounded(torch.cat([torch.empty(0, inputs), *parts]).to(dtype)),
-        weight=weight,
-        bias=surrounded(bias_values) if bias else None,
+        weight=frozen if weight else None,
+        bias=surrounded(bias_values) if weight and bias else None,
         lora_a=lora_a,
         lora_b=lora_b,
         groups=groups,

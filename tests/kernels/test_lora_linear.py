@@ -5,7 +5,7 @@ import torch
 
 from fedra_kernels import Dropout, dropout_key, lora_linear, lora_linear_reference
 
-from .cases import lora_case
+from .cases import assert_close, lora_case
 from .helpers import SCALE, make_groups, randn, relative_error
 
 SLOTS, RANK, INPUTS, OUTPUTS = 7, 4, 12, 10
@@ -97,6 +97,14 @@ def test_a_frozen_factor_keeps_nothing_for_its_gradient():
     assert x.data_ptr() not in {t.data_ptr() for t in y._base.grad_fn.saved_tensors if t is not None}
 
 
+@pytest.mark.parametrize("with_dropout", [False, True])
+@pytest.mark.parametrize("frozen", [(), ("grad_a",), ("grad_b",)])
+def test_without_a_weight_the_low_rank_product_is_all(frozen, with_dropout):
+    case = lora_case([5, 0, 1, 3], dropout=0.4 if with_dropout else None, weight=False)
+    found = case.run(frozen=frozen)
+    assert_close(found, {name: case.expected()[name] for name in found}, 1e-5)
+
+
 def test_untouched_slots_keep_their_sink():
     groups = make_groups([2, 3], [1, 4])
     x = randn(5, INPUTS, seed=1).requires_grad_()
@@ -166,6 +174,7 @@ def test_fp32_sinks_of_a_bf16_bank(slots):
         ("grad_a", lambda args: args | {"grad_a": args["grad_a"][1:]}),
         ("grad_b", lambda args: args | {"grad_a": None, "grad_b": args["grad_a"]}),
         ("bias", lambda args: args | {"bias": torch.zeros(3, dtype=torch.float64)}),
+        ("bias", lambda args: args | {"weight": None, "bias": torch.zeros(OUTPUTS, dtype=torch.float64)}),
         ("groups", lambda args: args | {"groups": make_groups([2, 3], [1, SLOTS])}),
         ("lora_a", lambda args: args | {"lora_a": randn(SLOTS, INPUTS, RANK, seed=1).transpose(1, 2)}),
     ],

@@ -32,7 +32,7 @@ def forward(
     groups: RowGroups,
     scale: float,
 ) -> Tensor:
-    """x W^T + bias + scale S B_k^T for the rows of group k."""
+    """x W^T + bias + scale S B_k^T for the rows of group k; x and W may have no columns."""
     y = F.linear(x, weight, bias)
     for run in groups.runs:
         left = _rank_major(shrunk, run).transpose(1, 2)
@@ -55,8 +55,11 @@ def backward(
     grad_b: Tensor | None,
     needs_grad_x: bool,
 ) -> Tensor | None:
-    """Add dA and dB into the sinks that are given, from x and shrunk, and return dX, or None where not needed."""
-    grad_x = grad_y @ weight if needs_grad_x else None
+    """Add dA and dB into the sinks that are given, from x and shrunk, and return dX, or None where not needed.
+
+    weight is [out, in], or [0, in] without a frozen product.
+    """
+    grad_x = grad_y[:, : len(weight)] @ weight if needs_grad_x else None
     dropped = x if x is None or keep is None else x * keep
     for run in groups.runs:
         run_grad_y = grouped(grad_y, run)

@@ -49,6 +49,14 @@ def test_dropout_equals_the_reference(dtype, ranks):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("ranks", [(8,), (40,)], ids=str)
+@pytest.mark.parametrize("dropout", [None, 0.3])
+def test_without_a_weight_the_low_rank_product_is_all(dropout, ranks, dtype):
+    case = lora_case([20, 0, 33], ranks=ranks, dtype=dtype, dropout=dropout, weight=False)
+    assert_close(case.run(), case.expected(), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("ranks", [(8,), (40,)], ids=str)
 @pytest.mark.parametrize("grad_x", [False, True])
 @pytest.mark.parametrize("frozen", [("grad_a",), ("grad_b",), ("grad_a", "grad_b")])
 def test_a_frozen_factor_has_no_gradient(frozen, grad_x, ranks, dtype):
