@@ -240,7 +240,9 @@ def _triton_backward(
     if grad_shrunk is not None and needs_grad_x:
         spans = groups.spans(gemm_tile(grad_y, rank, keys is not None).rows)
         outputs = grad_y if weight.shape[0] > 0 else grad_y[:, :0]
-        grad_x = lora_gemm(outputs, weight, None, grad_shrunk, lora_a, spans, groups.filled, None, keys, threshold, True)
+        grad_x = lora_gemm(
+            outputs, weight, None, grad_shrunk, lora_a, spans, groups.filled, None, keys, threshold, True
+        )
     return grad_x
 
 
