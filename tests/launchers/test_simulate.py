@@ -129,7 +129,7 @@ def test_a_dry_run_asked_for_wrongly_is_refused(
     assert message in capsys.readouterr().err
 
 
-def test_quiet_prints_the_results_alone_and_keeps_the_log(simulate, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+def test_quiet_prints_the_results_and_keeps_the_log(simulate, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     options = [*SMALL, "--output_dir", str(tmp_path), "--rounds=1", "--name=run", "--quiet", "--log_level=debug"]
     assert simulate(*options) == 0
     out, error = capfd.readouterr()
