@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import mean
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,6 +21,7 @@ from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.fields import settings
 from fedra_engine.experiment import Experiment
+from fedra_engine.federation.records import average
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import InputError, one_line
 
@@ -77,15 +78,19 @@ class Trackers(Callback):
             self._open[name] = tracker
 
     def on_evaluate(self, experiment: Experiment, state: GlobalState, evaluation: Evaluation) -> None:
-        if evaluation.metrics is None:
-            self._log(metrics_of({"accuracy": evaluation.accuracy}), step=0)
-            # Trackers expect rising steps.
-            for record in self._run.read_metrics() if self._open else []:
-                if record["round"] < self._first_round:
-                    self._log(metrics_of(record), step=record["round"] + 1)
+        measured = values_of(evaluation.measures)
+        if evaluation.metrics is not None:
+            self._log(measured, step=evaluation.metrics.round + 1)
+            return
+        self._log(measured, step=0)
+        # Trackers expect rising steps.
+        for record in self._run.read_metrics() if self._open else []:
+            if record["round"] < self._first_round:
+                found = {name: record[name] for name in experiment.evaluator.measures if name in record}
+                self._log(numbers_of(record) | values_of(found), step=record["round"] + 1)
 
     def on_round(self, experiment: Experiment, state: GlobalState, round: Round) -> None:
-        self._log(metrics_of(asdict(round.metrics)), step=round.metrics.round + 1)
+        self._log(numbers_of(round.metrics.record()), step=round.metrics.round + 1)
 
     def _log(self, values: Mapping[str, float], step: int) -> None:
         for name in [*self._open]:
@@ -123,13 +128,19 @@ def plain_settings(config: ExperimentConfig) -> dict[str, bool | int | float | s
     }
 
 
-def metrics_of(record: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers in a round's record; accuracies are `accuracy/<domain>`, their mean is
-    `average_accuracy`."""
-    record = {name: value for name, value in record.items() if name != "round"}
-    accuracy = record.pop("accuracy", None) or {}
-    numbers = {name: value for name, value in record.items() if isinstance(value, int | float)}
-    if accuracy:
-        numbers["average_accuracy"] = mean(accuracy.values())
-        numbers |= {f"accuracy/{_NOT_IN_NAMES.sub('_', domain)}": share for domain, share in accuracy.items()}
-    return numbers
+def numbers_of(record: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers in a round's record, which do not include its measures and the number of the round."""
+    return {name: value for name, value in record.items() if isinstance(value, int | float) and name != "round"}
+
+
+def values_of(measures: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
+    """Measures as `<measure>/<domain>`, and their means over the domains as `average_<measure>`, where defined.
+
+    Args:
+        measures: values by name of the measure and domain; NaN, infinite or None where not defined.
+    """
+    found = dict[str, float | None]()
+    for name, of_domain in measures.items():
+        found[f"average_{name}"] = average(of_domain)
+        found |= {f"{name}/{_NOT_IN_NAMES.sub('_', domain)}": value for domain, value in of_domain.items()}
+    return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}

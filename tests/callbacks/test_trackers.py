@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
@@ -14,7 +15,7 @@ from accelerate.tracking import GeneralTracker
 
 from fedra_engine.callbacks import trackers
 from fedra_engine.callbacks.run_folder import RunFolder
-from fedra_engine.callbacks.trackers import Trackers, metrics_of, plain_settings
+from fedra_engine.callbacks.trackers import Trackers, numbers_of, plain_settings, values_of
 from fedra_engine.config import DeviceConfig, ExperimentConfig
 from fedra_engine.runtime.errors import InputError
 from tests.running import continue_run, run_experiment, small_config
@@ -46,9 +47,12 @@ def test_every_tracker_gets_the_settings_and_the_metrics_of_every_round(
     losses = [(1, first["loss"]), (2, second["loss"])]
     (points,) = points_of(run / "tensorboard", "loss")
     assert dict(points) == pytest.approx(dict(losses))
-    frozen = json.loads((run / "summary.json").read_text())["frozen"]
-    accuracies = [mean(values.values()) for values in (frozen, first["accuracy"], second["accuracy"])]
-    assert dict(points_of(run / "tensorboard", "average_accuracy")[0]) == pytest.approx(dict(enumerate(accuracies)))
+    summary = json.loads((run / "summary.json").read_text())
+    frozen = {"accuracy": summary["frozen"], "macro_f1": summary["measures"]["macro_f1"]["frozen"]}
+    for measure in ("accuracy", "macro_f1"):
+        averages = [mean(of[measure].values()) for of in (frozen, first, second)]
+        (points,) = points_of(run / "tensorboard", f"average_{measure}")
+        assert dict(points) == pytest.approx(dict(enumerate(averages)))
 
     (metrics,) = (tmp_path / "mlflow").glob("*/*/metrics")
     lines = [line.split() for line in (metrics / "loss").read_text().splitlines()]
@@ -56,7 +60,7 @@ def test_every_tracker_gets_the_settings_and_the_metrics_of_every_round(
     assert (metrics.parent / "params" / "method.name").read_text() == "fedra"
 
     (record,) = (run / "wandb").glob("offline-run-*/*.wandb")
-    for word in ("average_accuracy", str(second["loss"]), "max_local_steps"):
+    for word in ("average_accuracy", "test_loss/", str(second["loss"]), "max_local_steps"):
         assert word.encode() in record.read_bytes()
 
 
@@ -65,10 +69,11 @@ def test_a_run_that_goes_on_reports_its_earlier_rounds_again(tmp_path: Path) -> 
     run = run_experiment(tmp_path, rounds=1, report_to=["tensorboard"], training={"lr_schedule": "constant"})
     longer = small_config(tmp_path, rounds=2, report_to=["tensorboard"], training={"lr_schedule": "constant"})
     continue_run(longer, RunFolder(run))
-    begun, whole = points_of(run / "tensorboard", "loss")
-    assert [step for step, _ in begun] == [1]
-    assert [step for step, _ in whole] == [1, 2]
-    assert whole[0] == begun[0]
+    for metric, first in (("loss", 1), ("average_test_loss", 0)):
+        begun, whole = points_of(run / "tensorboard", metric)
+        assert [step for step, _ in begun] == [*range(first, 2)]
+        assert [step for step, _ in whole] == [*range(first, 3)]
+        assert whole[: len(begun)] == begun
 
 
 class Broken(GeneralTracker):
@@ -114,8 +119,14 @@ def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path) -> None:
 
 
 def test_names_of_metrics_and_settings_are_those_that_all_trackers_take() -> None:
-    record = {"round": 3, "loss": None, "lr": 0.5, "bad_clients": [1], "accuracy": {"a/b": 0.5, "c d": 1.0}}
-    assert metrics_of(record) == {"lr": 0.5, "average_accuracy": 0.75, "accuracy/a_b": 0.5, "accuracy/c d": 1.0}
+    assert numbers_of({"round": 3, "loss": None, "lr": 0.5, "bad_clients": [1], "accuracy": {"a": 0.5}}) == {"lr": 0.5}
+    assert values_of({"accuracy": {"a/b": 0.5, "c d": 1.0}}) == {
+        "average_accuracy": 0.75,
+        "accuracy/a_b": 0.5,
+        "accuracy/c d": 1.0,
+    }
+    for undefined in (None, math.nan, math.inf):
+        assert values_of({"perplexity": {"a": 2.0, "b": undefined}}) == {"perplexity/a": 2.0}
     config = ExperimentConfig()
     config.clients.devices = [DeviceConfig(compute=2.0)]
     values = plain_settings(config)
