@@ -109,7 +109,8 @@ def make_tracker(name: str, folder: Path) -> GeneralTracker:
     """The tracker with this name, which is also its package's, for the run in `folder`."""
     match name:
         case "tensorboard":
-            return TensorBoardTracker("tensorboard", folder)
+            # What an earlier run has written of these rounds would be drawn as well.
+            return TensorBoardTracker("tensorboard", folder, purge_step=0)
         case "wandb":
             # A project that is given would be preferred to the variable.
             project = os.environ.get("WANDB_PROJECT", _PROJECT)
