@@ -70,12 +70,13 @@ class Trackers(Callback):
             tracker = make_tracker(name, self._run.path)
             try:
                 tracker.start()
+                # From here on it has to be finished, even if it takes no settings.
+                self._open[name] = tracker
                 tracker.store_init_configuration(values)
             except Exception as error:
                 raise InputError(
                     f"report_to: found {name}, which does not start ({one_line(error)}), expected a tracker that does"
                 ) from error
-            self._open[name] = tracker
 
     def on_evaluate(self, experiment: Experiment, state: GlobalState, evaluation: Evaluation) -> None:
         measured = values_of(evaluation.measures)

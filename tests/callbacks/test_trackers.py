@@ -75,6 +75,7 @@ def test_a_run_that_goes_on_has_every_round_once(tmp_path: Path) -> None:
 class Broken(GeneralTracker):
     name, requires_logging_directory = "broken", False
     tracker = None
+    finished = 0
 
     def start(self) -> None:
         pass
@@ -85,6 +86,9 @@ class Broken(GeneralTracker):
     def log(self, values: Mapping[str, Any], step: int | None = None, **kwargs: Any) -> None:
         if step == 1:
             raise ConnectionError("no route to host")
+
+    def finish(self) -> None:
+        self.finished += 1
 
 
 def test_a_tracker_that_fails_is_dropped_and_the_run_goes_on(
@@ -99,14 +103,21 @@ def test_a_tracker_that_fails_is_dropped_and_the_run_goes_on(
     ]
 
 
-def test_a_tracker_that_does_not_start_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def start(tracker: Broken) -> None:
+@pytest.mark.parametrize(("step", "finished"), [("start", 0), ("store_init_configuration", 1)])
+def test_a_tracker_that_does_not_start_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, finished: int
+) -> None:
+    """And is finished if it has begun, or a later run of this process would find it active."""
+
+    def fail(tracker: Broken, *args: Any) -> None:
         raise ConnectionError("no route to host")
 
-    monkeypatch.setattr(trackers, "make_tracker", lambda name, folder: Broken())
-    monkeypatch.setattr(Broken, "start", start)
-    with pytest.raises(InputError, match=r"^report_to: found wandb, which does not start \(no route to host\)"):
-        run_experiment(tmp_path, report_to=["wandb"])
+    tracker = Broken()
+    monkeypatch.setattr(trackers, "make_tracker", lambda name, folder: tracker)
+    monkeypatch.setattr(Broken, step, fail)
+    with pytest.raises(InputError, match=r"^report_to: found mlflow, which does not start \(no route to host\)"):
+        run_experiment(tmp_path, report_to=["mlflow"])
+    assert tracker.finished == finished
 
 
 def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path) -> None:
