@@ -7,7 +7,8 @@ import logging
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,6 +34,8 @@ _NOT_IN_NAMES = re.compile(r"[^\w.: -]")
 
 class Trackers(Callback):
     """Reports a run to the trackers that `report_to` names; a context manager, at whose end they are finished.
+
+    If an error is what ends it, the trackers' run is a failed one.
 
     Steps are rounds, from 1; step 0 is the frozen model. A run that goes on begins a new run of the tracker, which gets
     the earlier rounds from `metrics.jsonl`. A tracker that fails after its start is dropped with a warning, so that no
@@ -60,7 +63,8 @@ class Trackers(Callback):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for name in [*self._open]:
-            self._call(name, "finish")
+            with self._dropped_if_failing(name) as tracker:
+                finish(tracker, failed=error is not None)
 
     def on_start(self, experiment: Experiment, state: GlobalState, first_round: int) -> None:
         """Raises InputError if a tracker cannot start."""
@@ -95,12 +99,13 @@ class Trackers(Callback):
 
     def _log(self, values: Mapping[str, float], step: int) -> None:
         for name in [*self._open]:
-            self._call(name, "log", dict(values), step=step)
+            with self._dropped_if_failing(name) as tracker:
+                tracker.log(dict(values), step=step)
 
-    def _call(self, name: str, what: str, *args: Any, **kwargs: Any) -> None:
-        """Call a method of a tracker, and drop the tracker if it fails."""
+    @contextmanager
+    def _dropped_if_failing(self, name: str) -> Iterator[GeneralTracker]:
         try:
-            getattr(self._open[name], what)(*args, **kwargs)
+            yield self._open[name]
         except Exception as error:
             del self._open[name]
             _LOG.warning("report_to: %s failed and gets nothing more of this run: %s", name, one_line(error))
@@ -118,6 +123,18 @@ def make_tracker(name: str, folder: Path) -> GeneralTracker:
             return WandBTracker(project, name=folder.name, dir=str(folder))
         case _:
             return MLflowTracker(_PROJECT, run_name=folder.name)
+
+
+def finish(tracker: GeneralTracker, *, failed: bool) -> None:
+    """Finish a tracker, as failed or not; TensorBoard makes no difference."""
+    if failed and isinstance(tracker, MLflowTracker):
+        import mlflow
+
+        mlflow.end_run("FAILED")
+    elif failed and isinstance(tracker, WandBTracker):
+        tracker.tracker.finish(exit_code=1)
+    else:
+        tracker.finish()
 
 
 def plain_settings(config: ExperimentConfig) -> dict[str, bool | int | float | str]:

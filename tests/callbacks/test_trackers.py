@@ -8,9 +8,11 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from accelerate import PartialState
 from accelerate.tracking import GeneralTracker
 
 from fedra_engine.callbacks import trackers
@@ -58,6 +60,35 @@ def test_every_tracker_gets_the_settings_and_the_metrics_of_every_round(
     (record,) = (run / "wandb").glob("offline-run-*/*.wandb")
     for word in ("average_accuracy", "test_loss/", str(second["loss"]), "max_local_steps"):
         assert word.encode() in record.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_run_that_breaks_off_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+    import wandb
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlflow").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    exit_codes, finish_run = list[int | None](), wandb.Run.finish
+
+    def finish(run: wandb.Run, exit_code: int | None = None) -> None:
+        exit_codes.append(exit_code)
+        finish_run(run, exit_code)
+
+    def break_off() -> None:
+        PartialState(cpu=True)
+        experiment: Any = SimpleNamespace(config=ExperimentConfig())
+        state: Any = None
+        with Trackers(RunFolder(tmp_path), ["wandb", "mlflow"]) as begun:
+            begun.on_start(experiment, state, 0)
+            raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(wandb.Run, "finish", finish)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        break_off()
+    (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert (run.info.status, exit_codes) == ("FAILED", [1])
 
 
 @pytest.mark.slow
