@@ -28,6 +28,7 @@ from fedra_engine.runtime.errors import InputError, one_line
 
 _LOG = logging.getLogger(__name__)
 _PROJECT = "fedra-engine"
+_MODES_WITHOUT_LOGIN = ("offline", "dryrun", "disabled")
 _NOT_IN_NAMES = re.compile(r"[^\w.: -]")
 """What MLflow refuses, and the slash, which groups names."""
 
@@ -46,7 +47,7 @@ class Trackers(Callback):
         """Report to the trackers with these `names`.
 
         Raises:
-            InputError: a tracker is not installed.
+            InputError: a tracker is not installed, or wandb has no login.
         """
         self._run = run
         self._open: dict[str, GeneralTracker] = {}
@@ -55,6 +56,8 @@ class Trackers(Callback):
         for name in self._names:
             if find_spec(name) is None:
                 raise InputError(f"report_to: found {name}, which is not installed, expected it (pip install {name})")
+        if "wandb" in self._names:
+            check_wandb_login()
 
     def __enter__(self) -> Self:
         return self
@@ -78,9 +81,7 @@ class Trackers(Callback):
                 self._open[name] = tracker
                 tracker.store_init_configuration(values)
             except Exception as error:
-                raise InputError(
-                    f"report_to: found {name}, which does not start ({one_line(error)}), expected a tracker that does"
-                ) from error
+                raise _not_starting(name, error) from error
 
     def on_evaluate(self, experiment: Experiment, state: GlobalState, evaluation: Evaluation) -> None:
         measured = values_of(evaluation.measures)
@@ -118,11 +119,29 @@ def make_tracker(name: str, folder: Path) -> GeneralTracker:
             # What an earlier run has written of these rounds would be drawn as well.
             return TensorBoardTracker("tensorboard", folder, purge_step=0)
         case "wandb":
-            # A project that is given would be preferred to the variable.
-            project = os.environ.get("WANDB_PROJECT", _PROJECT)
-            return WandBTracker(project, name=folder.name, dir=str(folder))
+            # A project that is given is preferred to the variable, and a variable that changes is not read again.
+            project, mode = os.environ.get("WANDB_PROJECT", _PROJECT), os.environ.get("WANDB_MODE")
+            return WandBTracker(project, name=folder.name, dir=str(folder), mode=mode)
         case _:
             return MLflowTracker(_PROJECT, run_name=folder.name)
+
+
+def check_wandb_login() -> None:
+    """Check that wandb, where it needs a login, has one: it would ask for it, and the live display hides the question.
+
+    Raises:
+        InputError: it has none, or one that it cannot use.
+    """
+    import wandb
+
+    try:
+        mode = os.environ.get("WANDB_MODE") or wandb.setup().settings.mode
+        # A run that is active already has answered the question.
+        if mode in _MODES_WITHOUT_LOGIN or wandb.run is not None or wandb.login(prompt=False, verify=False):
+            return
+    except Exception as error:
+        raise _not_starting("wandb", error) from error
+    raise InputError("report_to: found no login for wandb, expected one (wandb login), or WANDB_MODE=offline")
 
 
 def finish(tracker: GeneralTracker, *, failed: bool) -> None:
@@ -145,6 +164,12 @@ def plain_settings(config: ExperimentConfig) -> dict[str, bool | int | float | s
         name: value if isinstance(value, bool | int | float | str) else json.dumps(value, default=asdict)
         for name, value in values.items()
     }
+
+
+def _not_starting(name: str, error: Exception) -> InputError:
+    return InputError(
+        f"report_to: found {name}, which does not start ({one_line(error)}), expected a tracker that does"
+    )
 
 
 def numbers_of(record: Mapping[str, Any]) -> dict[str, float]:

@@ -17,7 +17,7 @@ from accelerate.tracking import GeneralTracker
 
 from fedra_engine.callbacks import trackers
 from fedra_engine.callbacks.run_folder import RunFolder
-from fedra_engine.callbacks.trackers import Trackers, numbers_of, plain_settings, values_of
+from fedra_engine.callbacks.trackers import Trackers, make_tracker, numbers_of, plain_settings, values_of
 from fedra_engine.config import DeviceConfig, ExperimentConfig
 from fedra_engine.runtime.errors import InputError
 from tests.running import continue_run, run_experiment, small_config
@@ -154,6 +154,35 @@ def test_a_tracker_that_does_not_start_ends_the_run(
 def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"report_to: found nowhere, which is not installed, expected it \("):
         Trackers(RunFolder(tmp_path), ["nowhere"])
+
+
+@pytest.mark.slow
+def test_wandb_never_asks_for_a_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose question the live display would hide."""
+    import wandb
+
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    wandb.teardown()
+    try:
+        with pytest.raises(InputError, match=r"^report_to: found no login for wandb, expected one \(wandb login\), or"):
+            Trackers(RunFolder(tmp_path), ["wandb"])
+        monkeypatch.setenv("WANDB_API_KEY", "too short")
+        with pytest.raises(InputError, match=r"^report_to: found wandb, which does not start \(WANDB_API_KEY invalid"):
+            Trackers(RunFolder(tmp_path), ["wandb"])
+        monkeypatch.delenv("WANDB_API_KEY")
+        # As the message says, in the same process.
+        monkeypatch.setenv("WANDB_MODE", "offline")
+        Trackers(RunFolder(tmp_path), ["wandb"])
+        PartialState(cpu=True)
+        tracker = make_tracker("wandb", tmp_path)
+        tracker.start()
+        tracker.finish()
+        assert [*tmp_path.glob("wandb/offline-run-*/*.wandb")]
+    finally:
+        wandb.teardown()
 
 
 def test_names_of_metrics_and_settings_are_those_that_all_trackers_take() -> None:
