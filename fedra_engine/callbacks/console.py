@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
@@ -93,7 +94,11 @@ class Console(Callback):
         self.view = LiveView(self._meter, {} if config is None else planned(config, log_file))
         self._live: Live | None = None
         if self._console.can_redraw and not results_only:
-            self._live = Live(self.view, console=self._console, auto_refresh=False, transient=True)
+            # Warnings stay in the file to which stderr may go.
+            over = sys.stderr.isatty()
+            self._live = Live(
+                self.view, console=self._console, auto_refresh=False, transient=True, redirect_stderr=over
+            )
         self._next = 0
         self._meter.rounds = 0 if config is None else config.rounds
         self._outcome: Outcome | None = None

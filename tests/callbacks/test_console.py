@@ -357,6 +357,17 @@ def test_warnings_are_in_the_log_and_once_on_stderr(
     assert log.endswith("  out of memory with 4 lanes\n")
 
 
+@pytest.mark.parametrize("same", [False, True])
+def test_in_a_terminal_warnings_go_where_stderr_goes(monkeypatch: pytest.MonkeyPatch, same: bool) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    terminal, errors = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(errors, "isatty", lambda: same)
+    monkeypatch.setattr(sys, "stderr", errors)
+    with Console(None, PlainConsole(file=terminal, force_terminal=True, width=80, height=24)):
+        logging.getLogger("fedra_engine.data").warning("a small model")
+    assert ("a small model" in terminal.getvalue(), "a small model" in errors.getvalue()) == (same, not same)
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_reporting_a_batch_of_clients_takes_microseconds(tmp_path: Path, terminal: bool) -> None:
     state: Any = None
