@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from statistics import mean
 from types import TracebackType
@@ -87,14 +88,17 @@ class Console(Callback):
         self._log.setFormatter(PrintableFormatter("%(asctime)s  %(message)s"))
         self._has_log = log_file is not None
         self._level, self._results_only = level, results_only
-        self._handlers = list[logging.Handler]()
-        self._engine_level = logging.NOTSET
+        self._undo = ExitStack()
         self._meter, self._slow, self._over = Meter(), SlowStages(), threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self.view = LiveView(self._meter, {} if config is None else planned(config, log_file))
         self._live: Live | None = None
         if self._console.can_redraw and not results_only:
-            self._live = Live(self.view, console=self._console, auto_refresh=False, transient=True)
+            # Warnings stay in the file to which stderr may go.
+            over = sys.stderr.isatty()
+            self._live = Live(
+                self.view, console=self._console, auto_refresh=False, transient=True, redirect_stderr=over
+            )
         self._next = 0
         self._meter.rounds = 0 if config is None else config.rounds
         self._outcome: Outcome | None = None
@@ -105,36 +109,28 @@ class Console(Callback):
         return cls(None, PlainConsole(quiet=True, force_terminal=False))
 
     def __enter__(self) -> Self:
-        listens = self._has_log or not self._console.quiet
-        if listens:
-            self._handlers.append(self._log)
-            if logging.lastResort and not self._results_only and not _ENGINE_LOG.hasHandlers():
-                # A logger with a handler of its own no longer sends warnings to stderr.
-                self._handlers.append(logging.lastResort)
-        self._engine_level = _ENGINE_LOG.level
-        if self._engine_level == logging.NOTSET and listens:
-            self._handlers.append(_Shown(self._show_record))
-            _ENGINE_LOG.setLevel(self._level)
-        for handler in self._handlers:
-            _ENGINE_LOG.addHandler(handler)
-        if self._live is not None:
-            self._live.start(refresh=True)
-        if listens:
-            self._thread.start()
+        # Also if the terminal goes away meanwhile, or the user does not wait for the end.
+        with ExitStack() as undo:
+            undo.callback(self._log.close)
+            listens = self._has_log or not self._console.quiet
+            if listens:
+                self._listen(undo)
+            if self._live is not None:
+                self._live.start(refresh=True)
+                undo.callback(self._live.stop)
+            if listens:
+                self._thread.start()
+                undo.callback(self._stop_watching)
+            self._undo = undo.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop_showing()
-        for handler in self._handlers:
-            _ENGINE_LOG.removeHandler(handler)
-        _ENGINE_LOG.setLevel(self._engine_level)
-        # A full disk may be what stopped the run.
-        with suppress(OSError) if error is not None else nullcontext():
+        # A full disk or a lost terminal may be what stopped the run.
+        with suppress(OSError) if error is not None else nullcontext(), self._undo:
             if error is not None:
                 self._write_log(f"stopped: {type(error).__name__}: {error}".removesuffix(": "))
-            self._log.close()
 
     def on_start(self, experiment: Experiment, state: GlobalState, first_round: int) -> None:
         config = experiment.config
@@ -217,8 +213,9 @@ class Console(Callback):
 
     def finish(self, written: Mapping[str, Path]) -> None:
         """End the display, and print the results of the run and the paths that were `written`, by title."""
-        self._stop_showing()
+        self._stop_watching()
         if self._live is not None:
+            self._live.stop()
             self._console.print(*header_rows(self.view.header), sep="\n", soft_wrap=True)
         if self._outcome is not None:
             self._print("\n" + results_text(self._outcome))
@@ -253,12 +250,24 @@ class Console(Callback):
         clients = f"{meter.clients:,} of {meter.participants or '?'} clients"
         return f"round {meter.rounds_done + 1}/{meter.rounds} … {steps}, {clients}"
 
-    def _stop_showing(self) -> None:
+    def _listen(self, undo: ExitStack) -> None:
+        """Keep and show what the engine logs, until `undo`."""
+        handlers: list[logging.Handler] = [self._log]
+        if logging.lastResort and not self._results_only and not _ENGINE_LOG.hasHandlers():
+            # A logger with a handler of its own no longer sends warnings to stderr.
+            handlers.append(logging.lastResort)
+        if _ENGINE_LOG.level == logging.NOTSET:
+            handlers.append(_Shown(self._show_record))
+            undo.callback(_ENGINE_LOG.setLevel, logging.NOTSET)
+            _ENGINE_LOG.setLevel(self._level)
+        for handler in handlers:
+            undo.callback(_ENGINE_LOG.removeHandler, handler)
+            _ENGINE_LOG.addHandler(handler)
+
+    def _stop_watching(self) -> None:
         self._over.set()
         if self._thread.is_alive():
             self._thread.join()
-        if self._live is not None:
-            self._live.stop()
 
     def _show_record(self, record: logging.LogRecord) -> None:
         """Print what the engine logs; details would push what is above a live display out of sight."""

@@ -1,4 +1,4 @@
-"""The display of a run in a terminal: it never has more lines than the terminal, so its header stays in sight."""
+"""The display of a run in a terminal: it never has more lines than the terminal, whose top stays in sight."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ class LiveView:
     def rows(self, width: int, height: int) -> list[Text]:
         """At most `height` lines of at most `width` columns."""
         stage = running_stage()
-        above = [header_rows(self.header), self._progress(stage, width), self._numbers(width)]
+        changing = [self._progress(stage, width), self._numbers(width)]
+        # The header stays as it is: where lines are few, it is what a user can do without.
+        above = [header_rows(self.header)[: max(height - sum(map(len, changing)), 0)], *changing]
         used = sum(map(len, above))
         # Blank lines are worth less than domains; two lines are those of the title and the average.
         spaced = height >= used + len(above) + min(len(self._meter.frozen), _ENOUGH_DOMAINS) + 2

@@ -7,11 +7,11 @@ import logging
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import mean
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,17 +22,21 @@ from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.fields import settings
 from fedra_engine.experiment import Experiment
+from fedra_engine.federation.records import average
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import InputError, one_line
 
 _LOG = logging.getLogger(__name__)
 _PROJECT = "fedra-engine"
+_MODES_WITHOUT_LOGIN = ("offline", "dryrun", "disabled")
 _NOT_IN_NAMES = re.compile(r"[^\w.: -]")
 """What MLflow refuses, and the slash, which groups names."""
 
 
 class Trackers(Callback):
     """Reports a run to the trackers that `report_to` names; a context manager, at whose end they are finished.
+
+    If an error is what ends it, the trackers' run is a failed one.
 
     Steps are rounds, from 1; step 0 is the frozen model. A run that goes on begins a new run of the tracker, which gets
     the earlier rounds from `metrics.jsonl`. A tracker that fails after its start is dropped with a warning, so that no
@@ -43,7 +47,7 @@ class Trackers(Callback):
         """Report to the trackers with these `names`.
 
         Raises:
-            InputError: a tracker is not installed.
+            InputError: a tracker is not installed, or wandb has no login.
         """
         self._run = run
         self._open: dict[str, GeneralTracker] = {}
@@ -52,6 +56,8 @@ class Trackers(Callback):
         for name in self._names:
             if find_spec(name) is None:
                 raise InputError(f"report_to: found {name}, which is not installed, expected it (pip install {name})")
+        if "wandb" in self._names:
+            check_wandb_login()
 
     def __enter__(self) -> Self:
         return self
@@ -60,7 +66,8 @@ class Trackers(Callback):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for name in [*self._open]:
-            self._call(name, "finish")
+            with self._dropped_if_failing(name) as tracker:
+                finish(tracker, failed=error is not None)
 
     def on_start(self, experiment: Experiment, state: GlobalState, first_round: int) -> None:
         """Raises InputError if a tracker cannot start."""
@@ -70,32 +77,36 @@ class Trackers(Callback):
             tracker = make_tracker(name, self._run.path)
             try:
                 tracker.start()
+                # From here on it has to be finished, even if it takes no settings.
+                self._open[name] = tracker
                 tracker.store_init_configuration(values)
             except Exception as error:
-                raise InputError(
-                    f"report_to: found {name}, which does not start ({one_line(error)}), expected a tracker that does"
-                ) from error
-            self._open[name] = tracker
+                raise _not_starting(name, error) from error
 
     def on_evaluate(self, experiment: Experiment, state: GlobalState, evaluation: Evaluation) -> None:
-        if evaluation.metrics is None:
-            self._log(metrics_of(evaluation.measures), step=0)
-            # Trackers expect rising steps.
-            for record in self._run.read_metrics() if self._open else []:
-                if record["round"] < self._first_round:
-                    self._log(metrics_of(record), step=record["round"] + 1)
+        measured = values_of(evaluation.measures)
+        if evaluation.metrics is not None:
+            self._log(measured, step=evaluation.metrics.round + 1)
+            return
+        self._log(measured, step=0)
+        # Trackers expect rising steps.
+        for record in self._run.read_metrics() if self._open else []:
+            if record["round"] < self._first_round:
+                found = {name: record[name] for name in experiment.evaluator.measures if name in record}
+                self._log(numbers_of(record) | values_of(found), step=record["round"] + 1)
 
     def on_round(self, experiment: Experiment, state: GlobalState, round: Round) -> None:
-        self._log(metrics_of(round.metrics.record()), step=round.metrics.round + 1)
+        self._log(numbers_of(round.metrics.record()), step=round.metrics.round + 1)
 
     def _log(self, values: Mapping[str, float], step: int) -> None:
         for name in [*self._open]:
-            self._call(name, "log", dict(values), step=step)
+            with self._dropped_if_failing(name) as tracker:
+                tracker.log(dict(values), step=step)
 
-    def _call(self, name: str, what: str, *args: Any, **kwargs: Any) -> None:
-        """Call a method of a tracker, and drop the tracker if it fails."""
+    @contextmanager
+    def _dropped_if_failing(self, name: str) -> Iterator[GeneralTracker]:
         try:
-            getattr(self._open[name], what)(*args, **kwargs)
+            yield self._open[name]
         except Exception as error:
             del self._open[name]
             _LOG.warning("report_to: %s failed and gets nothing more of this run: %s", name, one_line(error))
@@ -105,13 +116,44 @@ def make_tracker(name: str, folder: Path) -> GeneralTracker:
     """The tracker with this name, which is also its package's, for the run in `folder`."""
     match name:
         case "tensorboard":
-            return TensorBoardTracker("tensorboard", folder)
+            # What an earlier run has written of these rounds would be drawn as well.
+            return TensorBoardTracker("tensorboard", folder, purge_step=0)
         case "wandb":
-            # A project that is given would be preferred to the variable.
-            project = os.environ.get("WANDB_PROJECT", _PROJECT)
-            return WandBTracker(project, name=folder.name, dir=str(folder))
+            # A project that is given is preferred to the variable, and a variable that changes is not read again.
+            project, mode = os.environ.get("WANDB_PROJECT", _PROJECT), os.environ.get("WANDB_MODE")
+            return WandBTracker(project, name=folder.name, dir=str(folder), mode=mode)
         case _:
             return MLflowTracker(_PROJECT, run_name=folder.name)
+
+
+def check_wandb_login() -> None:
+    """Check that wandb, where it needs a login, has one: it would ask for it, and the live display hides the question.
+
+    Raises:
+        InputError: it has none, or one that it cannot use.
+    """
+    import wandb
+
+    try:
+        mode = os.environ.get("WANDB_MODE") or wandb.setup().settings.mode
+        # A run that is active already has answered the question.
+        if mode in _MODES_WITHOUT_LOGIN or wandb.run is not None or wandb.login(prompt=False, verify=False):
+            return
+    except Exception as error:
+        raise _not_starting("wandb", error) from error
+    raise InputError("report_to: found no login for wandb, expected one (wandb login), or WANDB_MODE=offline")
+
+
+def finish(tracker: GeneralTracker, *, failed: bool) -> None:
+    """Finish a tracker, as failed or not; TensorBoard makes no difference."""
+    if failed and isinstance(tracker, MLflowTracker):
+        import mlflow
+
+        mlflow.end_run("FAILED")
+    elif failed and isinstance(tracker, WandBTracker):
+        tracker.tracker.finish(exit_code=1)
+    else:
+        tracker.finish()
 
 
 def plain_settings(config: ExperimentConfig) -> dict[str, bool | int | float | str]:
@@ -124,21 +166,25 @@ def plain_settings(config: ExperimentConfig) -> dict[str, bool | int | float | s
     }
 
 
-def metrics_of(record: Mapping[str, Any]) -> dict[str, float]:
-    """The finite numbers in a round's record.
+def _not_starting(name: str, error: Exception) -> InputError:
+    return InputError(
+        f"report_to: found {name}, which does not start ({one_line(error)}), expected a tracker that does"
+    )
 
-    Those of a measure, such as the accuracy, are `accuracy/<domain>`, and their mean is `average_accuracy`.
+
+def numbers_of(record: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers in a round's record, which do not include its measures and the number of the round."""
+    return {name: value for name, value in record.items() if isinstance(value, int | float) and name != "round"}
+
+
+def values_of(measures: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
+    """Measures as `<measure>/<domain>`, and their means over the domains as `average_<measure>`, where defined.
+
+    Args:
+        measures: values by name of the measure and domain; NaN, infinite or None where not defined.
     """
-    numbers = {name: value for name, value in record.items() if _is_number(value) and name != "round"}
-    for measure, found in record.items():
-        if not isinstance(found, Mapping):
-            continue
-        values = {domain: value for domain, value in found.items() if _is_number(value)}
-        if values and len(values) == len(found):
-            numbers[f"average_{measure}"] = mean(values.values())
-        numbers |= {f"{measure}/{_NOT_IN_NAMES.sub('_', domain)}": value for domain, value in values.items()}
-    return numbers
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    found = dict[str, float | None]()
+    for name, of_domain in measures.items():
+        found[f"average_{name}"] = average(of_domain)
+        found |= {f"{name}/{_NOT_IN_NAMES.sub('_', domain)}": value for domain, value in of_domain.items()}
+    return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}

@@ -110,7 +110,8 @@ class Evaluator:
                 scores = score(portion.rows, None if portion.is_padding else metrics)
                 if not portion.is_padding:
                     found[portion.rows] = scores
-                stage.advance(len(portion.rows) * self.processes.count)
+                # The last portions of other processes may be smaller, or only make up the number of passes.
+                stage.advance(min(len(portion.rows) * self.processes.count, len(found) - stage.done))
         self.processes.all_reduce_([found])
         return found
 

@@ -1,5 +1,6 @@
 """A run says what it does: in lines, in a live display or only in the log."""
 
+import errno
 import io
 import logging
 import re
@@ -304,6 +305,43 @@ def test_the_log_tells_what_stopped_a_run(tmp_path: Path) -> None:
     assert "stopped: RuntimeError: out of memory" in (tmp_path / "run.log").read_text()
 
 
+class Terminal(io.StringIO):
+    """Can go away, as one does whose window is closed."""
+
+    is_gone = False
+
+    def write(self, text: str) -> int:
+        if self.is_gone:
+            raise OSError(errno.EIO, "Input/output error")
+        return super().write(text)
+
+
+@pytest.mark.parametrize("when", ["at the start", "in the run", "interrupted at the end"])
+def test_whatever_ends_a_run_and_its_display_the_error_is_logged_and_nothing_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    def run() -> None:
+        with console:
+            terminal.is_gone = when == "in the run"
+            raise RuntimeError("out of memory")
+
+    engine, terminal = logging.getLogger("fedra_engine"), Terminal()
+    before = ([*engine.handlers], engine.level, sys.stdout, sys.stderr)
+    console = Console(tmp_path / "run.log", PlainConsole(file=terminal, force_terminal=True, width=80, height=24))
+    if when == "interrupted at the end":
+        monkeypatch.setattr(console._thread, "join", interrupt)
+    terminal.is_gone = when == "at the start"
+    expected = {"at the start": OSError, "in the run": RuntimeError, "interrupted at the end": KeyboardInterrupt}
+    with pytest.raises(expected[when]):
+        run()
+    assert ([*engine.handlers], engine.level, sys.stdout, sys.stderr) == before
+    if when != "at the start":
+        assert "stopped: RuntimeError: out of memory" in (tmp_path / "run.log").read_text()
+
+
 @pytest.mark.parametrize("configured", [False, True])
 def test_warnings_are_in_the_log_and_once_on_stderr(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, configured: bool
@@ -317,6 +355,17 @@ def test_warnings_are_in_the_log_and_once_on_stderr(
     engine.warning("after the run")
     log = (tmp_path / "run.log").read_text()
     assert log.endswith("  out of memory with 4 lanes\n")
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_in_a_terminal_warnings_go_where_stderr_goes(monkeypatch: pytest.MonkeyPatch, same: bool) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    terminal, errors = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(errors, "isatty", lambda: same)
+    monkeypatch.setattr(sys, "stderr", errors)
+    with Console(None, PlainConsole(file=terminal, force_terminal=True, width=80, height=24)):
+        logging.getLogger("fedra_engine.data").warning("a small model")
+    assert ("a small model" in terminal.getvalue(), "a small model" in errors.getvalue()) == (same, not same)
 
 
 @pytest.mark.parametrize("terminal", [False, True])

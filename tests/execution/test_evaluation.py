@@ -22,6 +22,7 @@ from fedra_engine.models import token_loss
 from fedra_engine.models.state import EvaluatedModel
 from fedra_engine.runtime.processes import Processes
 from fedra_engine.runtime.randomness import generator
+from fedra_engine.runtime.stages import Stage
 from tests.tiny import DEPTH, VOCABULARY, TensorSamples, make_samples
 from tests.tiny_federation import SGD, make_setting
 
@@ -150,6 +151,25 @@ def test_a_prediction_without_finite_logits_is_wrong_and_has_no_loss(caplog: pyt
     assert 0 < after.loss < 10 * before.loss
     assert after.accuracy <= 9 / 12
     assert "all: 3 of 12 predictions count as wrong" in caplog.text
+
+
+@pytest.mark.parametrize("index", [0, 2])
+def test_with_several_processes_progress_ends_at_the_total(monkeypatch: pytest.MonkeyPatch, index: int) -> None:
+    stages = list[Stage]()
+
+    def stage(what: str, total: int) -> Stage:
+        stages.append(Stage(what, total))
+        return stages[-1]
+
+    monkeypatch.setattr(evaluation, "_BATCH", 3)
+    monkeypatch.setattr(evaluation, "Stage", stage)
+    monkeypatch.setattr(Processes, "all_reduce_", lambda processes, tensors: None)
+    setting, samples = make_setting("vit", SGD), make_samples("vit", 10)
+    cpu = torch.device("cpu")
+    model = SweepModel(setting.foundation, lambda n: samples.inputs(torch.arange(n), cpu, torch.float64))
+    evaluator = Evaluator(setting.foundation, model, samples, ["all"], Processes(index, 3, cpu))
+    evaluator.sample_scores(setting.state(), EvaluatedModel(np.arange(DEPTH)))
+    assert [(each.done, each.total) for each in stages] == [(10, 10)]
 
 
 class OneOfTwo(Processes):
