@@ -39,11 +39,12 @@ def _image_processor(preprocessing: Preprocessing) -> Any:
 
 
 def _tokenizer(tokenization: Tokenization, task: DataTask) -> Any:
-    """A copy of the run's tokenizer, with a padding token and, of texts to classify, the run's length."""
-    tokenizer = copy.deepcopy(tokenization.tokenizer)
-    if task == "text_classification":
+    """A copy of the run's tokenizer, with a padding token and, of texts to classify, the run's own and its length."""
+    tokenizer, classifies = copy.deepcopy(tokenization.tokenizer), task == "text_classification"
+    if classifies:
         tokenizer.model_max_length = tokenization.max_length
-    if tokenizer.pad_token is None:
+    # Classifiers may find a text's last token by the run's padding token; to a language model any will do.
+    if classifies or tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(tokenization.padding)
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
         # What the last call set would be saved.

@@ -13,7 +13,7 @@ from fedra_engine.data.images import decode_image
 from fedra_engine.data.preprocessing import Preprocessing, preprocessing_for
 from fedra_engine.data.tokenization import tokenization_for
 from fedra_engine.exports.processor_files import save_processor
-from tests.data.tokenizers import save_decoder_tokenizer, save_encoder_tokenizer
+from tests.data.tokenizers import WORDS, save_decoder_tokenizer, save_encoder_tokenizer
 from tests.tiny import make_model
 
 
@@ -43,6 +43,17 @@ def test_a_tokenizer_has_the_runs_length_and_is_not_changed_itself(tmp_path: Pat
     found, text = AutoTokenizer.from_pretrained(tmp_path), " ".join("abcdefghijkl")
     assert found(text, truncation=True)["input_ids"] == tokenizer(text, truncation=True, max_length=8)["input_ids"]
     assert tokenizer.model_max_length == 64
+
+
+def test_a_classifiers_tokenizer_pads_with_what_the_run_padded_with(tmp_path: Path) -> None:
+    """Some models classify by the last token that is not the padding token of their configuration."""
+    config = make_model("llama").config
+    config.pad_token_id = WORDS.index("</s>")
+    tokenizer = AutoTokenizer.from_pretrained(save_encoder_tokenizer(tmp_path / "own"))
+    save_processor(tmp_path, tokenization_for(None, config, 8, tokenizer), "text_classification")
+    found = AutoTokenizer.from_pretrained(tmp_path)(["a b", "c"], padding=True)["input_ids"]
+    assert found[1] == [WORDS.index(word) for word in ("[CLS]", "c", "[SEP]", "</s>")]
+    assert tokenizer.pad_token == "[PAD]"
 
 
 def test_a_language_models_tokenizer_without_padding_gets_the_runs_and_keeps_its_length(tmp_path: Path) -> None:
