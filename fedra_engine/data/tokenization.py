@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +26,7 @@ LONGEST = 512
 _AT_ONCE = 1000
 _BYTES_AT_ONCE = 2**21
 """A chunk to tokenize ends after this many texts or bytes; a token takes 100 bytes meanwhile."""
-_FORMAT = 2
+_FORMAT = 3
 """Version of the tokenization, part of every cache key; to be raised when the same texts give other rows."""
 _WHERE_FROM = ("name_or_path", "is_local", "local_files_only", "vocab_file", "tokenizer_file")
 """Settings of a tokenizer that say where it was loaded from."""
@@ -226,15 +227,12 @@ class _TokenMaker(RowMaker):
     def _tokenize(self, texts: dict[str, list[str]]) -> list[tuple[list[int], int]]:
         """Tokens, and number of prompt tokens, of each sample."""
         tokenizer = self._tokenization.tokenizer
+        if _is_chat(self._data):
+            return self._conversations(texts)
         if self._data.task == "causal_lm":
-            if is_chat := _is_chat(self._data):
-                pairs = [self._in_template(*pair) for pair in zip(texts["messages"], texts["response"], strict=True)]
-                parts = [list(part) for part in zip(*pairs, strict=True)]
-            else:
-                parts = [texts["prompt"], texts["response"]]
+            parts = (texts["prompt"], texts["response"])
             prompts, responses = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts)
-            # A template has its own tokens at both ends.
-            tokens = (None, None) if is_chat else (tokenizer.bos_token_id, tokenizer.eos_token_id)
+            tokens = (tokenizer.bos_token_id, tokenizer.eos_token_id)
             start, end = ([] if token is None else [token] for token in tokens)
             return [
                 self._with_response(start + one, other + end, len(start))
@@ -245,8 +243,22 @@ class _TokenMaker(RowMaker):
         # Special tokens alone are no text.
         return [(ids if text.strip() else [], 0) for ids, text in zip(encoded, words, strict=True)]
 
+    def _conversations(self, texts: dict[str, list[str]]) -> list[tuple[list[int], int]]:
+        """Tokens of each conversation, and number of those before its last answer."""
+        pairs = [self._in_template(*pair) for pair in zip(texts["messages"], texts["response"], strict=True)]
+        prompts, wholes = (
+            self._tokenization.tokenizer(list(part), add_special_tokens=False)["input_ids"]
+            for part in zip(*pairs, strict=True)
+        )
+        rows = []
+        for prompt, ids in zip(prompts, wholes, strict=True):
+            # An answer's first token depends on what is before it, and may even begin there: then all of it is learnt.
+            begin = len(os.path.commonprefix([prompt, ids]))
+            rows.append(self._with_response(ids[:begin], ids[begin:], 0))
+        return rows
+
     def _in_template(self, messages: str, response: str) -> tuple[str, str]:
-        """A conversation before and after the beginning of its last answer, as the chat template writes it."""
+        """The beginning of a conversation, up to its last answer, and all of it, as the chat template writes them."""
         tokenizer, before = self._tokenization.tokenizer, json.loads(messages)
         answer = {"role": "assistant", "content": response}
         try:
@@ -262,7 +274,7 @@ class _TokenMaker(RowMaker):
                 "model.path: found a chat template that writes an answer otherwise than it begins one, expected one "
                 "whose generation prompt begins every answer"
             )
-        return prompt, whole[len(prompt) :]
+        return prompt, whole
 
     def _with_response(self, prompt: list[int], response: list[int], kept: int) -> tuple[list[int], int]:
         """Prompt and response as one truncated row, and the number of prompt tokens, of which the first are `kept`."""

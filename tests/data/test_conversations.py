@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from transformers import AutoTokenizer
 from fedra_engine.config import ColumnsConfig, DataConfig
 from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.samples import prepare
+from fedra_engine.data.tokenization import token_rows, tokenization_for
 from fedra_engine.runtime.errors import InputError
 from tests.data.test_tokenization import MODEL, tokens
 from tests.data.text_files import load
-from tests.data.tokenizers import save_decoder_tokenizer
+from tests.data.tokenizers import save_decoder_tokenizer, save_metaspace_tokenizer
 
 TEMPLATE = (
     "{% for m in messages %}{{ 'q ' if m.role == 'user' else 'r ' }}{{ m.content }} </s> {% endfor %}"
@@ -33,8 +35,10 @@ def conversations(folder: Path, messages: object) -> DomainData:
     return load(file, "causal_lm", columns=ColumnsConfig(messages="turns"))
 
 
-def model(folder: Path, template: str | None = TEMPLATE) -> str:
-    tokenizer = AutoTokenizer.from_pretrained(save_decoder_tokenizer(folder))
+def model(
+    folder: Path, template: str | None = TEMPLATE, save: Callable[[Path], str] = save_decoder_tokenizer
+) -> str:
+    tokenizer = AutoTokenizer.from_pretrained(save(folder))
     tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
     return str(folder)
@@ -54,6 +58,21 @@ def test_only_the_last_answer_is_learnt(tmp_path: Path, max_length: int, expecte
         for ids, mask, own in zip(inputs["input_ids"], inputs["attention_mask"], labels, strict=True):
             texts[tuple(ids[mask.bool()].tolist())] = own[own != -100].tolist()
     assert texts[tuple(tokens(expected))] == tokens(learnt)
+
+
+@pytest.mark.parametrize(
+    ("end", "expected", "before"),
+    [("\n", ["▁a", "\n", "b", "\n"], 2), (" ", ["▁a", "▁b", "▁"], 1)],
+    ids=["tokens end with the prompt", "one goes on"],
+)
+def test_the_template_is_tokenized_as_a_whole(tmp_path: Path, end: str, expected: list[str], before: int) -> None:
+    template = "{% for m in messages %}{{ m.content ~ '" + end.replace("\n", "\\n") + "' }}{% endfor %}"
+    data = conversations(tmp_path, [QUESTION | {"content": "a"}, ANSWER | {"content": "b"}])
+    tokenization = tokenization_for(model(tmp_path / "model", template, save_metaspace_tokenizer), MODEL, 8)
+    rows = token_rows(data, tokenization, skip=False)
+    length, prompt = (rows.parts[0].columns[name][0] for name in ("length", "prompt"))
+    ids = rows.parts[0].columns["ids"][0, :length]
+    assert (tokenization.tokenizer.convert_ids_to_tokens(ids), prompt) == (expected, before)
 
 
 @pytest.mark.parametrize(
