@@ -109,7 +109,8 @@ def token_rows(data: DomainData, tokenization: Tokenization, *, skip: bool) -> M
 
     Long texts to classify are truncated on the right, but keep the special tokens. For causal language models a row is
     the prompt, the response and the end token, or a conversation in the tokenizer's chat template. If they are too
-    long, the prompt loses its beginning down to half of `max_length`, then the response its end.
+    long, the prompt loses its beginning (but not a start token) down to half of `max_length`, then the response its
+    end.
 
     With `skip`, texts without tokens are left empty and noted in `skipped`.
 
@@ -245,16 +246,15 @@ class _TokenMaker(RowMaker):
 
     def _conversations(self, texts: dict[str, list[str]]) -> list[tuple[list[int], int]]:
         """Tokens of each conversation, and number of those before its last answer."""
+        tokenizer = self._tokenization.tokenizer
         pairs = [self._in_template(*pair) for pair in zip(texts["messages"], texts["response"], strict=True)]
-        prompts, wholes = (
-            self._tokenization.tokenizer(list(part), add_special_tokens=False)["input_ids"]
-            for part in zip(*pairs, strict=True)
-        )
-        rows = []
+        parts = (list(part) for part in zip(*pairs, strict=True))
+        prompts, wholes = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts)
+        start, rows = [tokenizer.bos_token_id], []
         for prompt, ids in zip(prompts, wholes, strict=True):
             # An answer's first token depends on what is before it, and may even begin there: then all of it is learnt.
             begin = len(os.path.commonprefix([prompt, ids]))
-            rows.append(self._with_response(ids[:begin], ids[begin:], 0))
+            rows.append(self._with_response(ids[:begin], ids[begin:], kept=int(ids[:1] == start)))
         return rows
 
     def _in_template(self, messages: str, response: str) -> tuple[str, str]:

@@ -45,13 +45,19 @@ def model(
 
 
 @pytest.mark.parametrize(
-    ("max_length", "expected", "learnt"),
-    [(16, "q a b </s> r c d </s> q e </s> r f </s>", "f </s>"), (6, "q e </s> r f </s>", "f </s>")],
+    ("start", "max_length", "expected", "learnt"),
+    [
+        ("", 16, "q a b </s> r c d </s> q e </s> r f </s>", "f </s>"),
+        ("", 6, "q e </s> r f </s>", "f </s>"),
+        ("{{ bos_token }} ", 7, "<s> q e </s> r f </s>", "f </s>"),
+    ],
 )
-def test_only_the_last_answer_is_learnt(tmp_path: Path, max_length: int, expected: str, learnt: str) -> None:
-    """A long conversation loses its beginning."""
+def test_only_the_last_answer_is_learnt(
+    tmp_path: Path, start: str, max_length: int, expected: str, learnt: str
+) -> None:
+    """A long conversation loses its beginning, but keeps its start token."""
     data = conversations(tmp_path, LONGER)
-    found = prepare(data, DataConfig(max_length=max_length), model(tmp_path / "model"), MODEL)
+    found = prepare(data, DataConfig(max_length=max_length), model(tmp_path / "model", start + TEMPLATE), MODEL)
     texts = {}
     for samples in (found.train, found.test):
         inputs, labels, _ = samples.batch(torch.arange(len(samples.domains)), torch.device("cpu"), torch.float32)
