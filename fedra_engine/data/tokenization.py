@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from datetime import date
+from functools import cached_property, partial
 from itertools import pairwise
+from operator import eq
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -30,6 +32,9 @@ _FORMAT = 3
 """Version of the tokenization, part of every cache key; to be raised when the same texts give other rows."""
 _WHERE_FROM = ("name_or_path", "is_local", "local_files_only", "vocab_file", "tokenizer_file")
 """Settings of a tokenizer that say where it was loaded from."""
+_TODAY = date(2024, 7, 26)
+"""The date for chat templates that write today's; Llama's templates write this one where there is no clock."""
+_WRITES_TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 _POSITIONS_BEHIND_PADDING = (
     "camembert",
     "data2vec-text",
@@ -158,6 +163,28 @@ def _longest(tokenizer: Any, settings: Any) -> int:
     return int(min(limit for limit in limits if limit is not None and limit > 0))
 
 
+def _dated_template(tokenizer: Any) -> str:
+    """The tokenizer's chat template with a fixed date in place of today's, so that it writes the same every day.
+
+    Raises:
+        InputError: it has several templates and no default, or one that asks for the time in a way not known here.
+    """
+    try:
+        template: str = tokenizer.get_chat_template()
+    except ValueError as error:
+        raise InputError(
+            f"model.path: found several chat templates and no default ({one_line(error)}), expected a default"
+        ) from error
+    # transformers has no option for the time that a template is told.
+    dated = _WRITES_TODAY.sub(lambda call: call[1] + _TODAY.strftime(call[2]) + call[1], template)
+    if asks := re.search(r"strftime_now\s*\([^)]{,40}\)?", dated):
+        raise InputError(
+            f"model.path: found {shown(asks[0])} in the tokenizer's chat template, which would write other texts "
+            "tomorrow; expected a format in quotes there"
+        )
+    return dated
+
+
 class _TokenMaker(RowMaker):
     what = "tokenizing texts"
     readable = "a text with words"
@@ -166,6 +193,7 @@ class _TokenMaker(RowMaker):
         self._content = cast("Dataset", data.content)
         self._data = data
         self._tokenization = tokenization
+        self._template = _dated_template(tokenization.tokenizer) if _is_chat(data) else None
         self.shapes: dict[str, tuple[int, ...]] = {"ids": (tokenization.max_length,), "length": (), "prompt": ()}
         self.row_bytes = 4 * (tokenization.max_length + 2)
 
@@ -197,7 +225,7 @@ class _TokenMaker(RowMaker):
             (transformers.__version__, tokenizers.__version__, kind.__module__, kind.__qualname__),
             (backend.to_str(), tokenizer.special_tokens_map, tokenizer.truncation_side),
             sorted((name, repr(value)) for name, value in settings.items()),
-            getattr(tokenizer, "chat_template", None) if _is_chat(self._data) else None,
+            self._template,
         )
         return _digest(_FORMAT, self._data.task, tokenization.max_length, tokenization.padding, state)
 
@@ -253,17 +281,17 @@ class _TokenMaker(RowMaker):
         start, rows = [tokenizer.bos_token_id], []
         for prompt, ids in zip(prompts, wholes, strict=True):
             # An answer's first token depends on what is before it, and may even begin there: then all of it is learnt.
-            begin = len(os.path.commonprefix([prompt, ids]))
+            begin = [*map(eq, prompt, ids), False].index(False)
             rows.append(self._with_response(ids[:begin], ids[begin:], kept=int(ids[:1] == start)))
         return rows
 
     def _in_template(self, messages: str, response: str) -> tuple[str, str]:
         """The beginning of a conversation, up to its last answer, and all of it, as the chat template writes them."""
-        tokenizer, before = self._tokenization.tokenizer, json.loads(messages)
-        answer = {"role": "assistant", "content": response}
+        before, answer = json.loads(messages), {"role": "assistant", "content": response}
+        write = partial(self._tokenization.tokenizer.apply_chat_template, chat_template=self._template, tokenize=False)
         try:
-            prompt: str = tokenizer.apply_chat_template(before, tokenize=False, add_generation_prompt=True)
-            whole: str = tokenizer.apply_chat_template([*before, answer], tokenize=False)
+            prompt: str = write(before, add_generation_prompt=True)
+            whole: str = write([*before, answer])
         except Exception as error:  # Whatever a template can raise.
             raise InputError(
                 f"model.path: the tokenizer's chat template refuses ({one_line(error)}) {shown(messages)}, expected "

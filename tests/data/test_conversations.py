@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.samples import prepare
 from fedra_engine.data.tokenization import token_rows, tokenization_for
 from fedra_engine.runtime.errors import InputError
-from tests.data.test_tokenization import MODEL, tokens
+from tests.data.test_tokenization import tokens
 from tests.data.text_files import load
 from tests.data.tokenizers import save_decoder_tokenizer, save_metaspace_tokenizer
 
@@ -28,6 +29,11 @@ QUESTION, ANSWER = {"role": "user", "content": "a b"}, {"role": "assistant", "co
 LONGER = [QUESTION, ANSWER, {"role": "user", "content": "e"}, {"role": "assistant", "content": "f", "name": "x"}]
 
 
+def settings() -> SimpleNamespace:
+    """Of a model; `prepare` adds the padding token."""
+    return SimpleNamespace(model_type="bert", max_position_embeddings=32)
+
+
 def conversations(folder: Path, messages: object) -> DomainData:
     rows = [{"turns": messages}, *({"turns": [QUESTION, ANSWER]} for _ in range(5))]
     file = folder / "a.jsonl"
@@ -35,9 +41,7 @@ def conversations(folder: Path, messages: object) -> DomainData:
     return load(file, "causal_lm", columns=ColumnsConfig(messages="turns"))
 
 
-def model(
-    folder: Path, template: str | None = TEMPLATE, save: Callable[[Path], str] = save_decoder_tokenizer
-) -> str:
+def model(folder: Path, template: str | None = TEMPLATE, save: Callable[[Path], str] = save_decoder_tokenizer) -> str:
     tokenizer = AutoTokenizer.from_pretrained(save(folder))
     tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
@@ -57,7 +61,7 @@ def test_only_the_last_answer_is_learnt(
 ) -> None:
     """A long conversation loses its beginning, but keeps its start token."""
     data = conversations(tmp_path, LONGER)
-    found = prepare(data, DataConfig(max_length=max_length), model(tmp_path / "model", start + TEMPLATE), MODEL)
+    found = prepare(data, DataConfig(max_length=max_length), model(tmp_path / "model", start + TEMPLATE), settings())
     texts = {}
     for samples in (found.train, found.test):
         inputs, labels, _ = samples.batch(torch.arange(len(samples.domains)), torch.device("cpu"), torch.float32)
@@ -74,11 +78,23 @@ def test_only_the_last_answer_is_learnt(
 def test_the_template_is_tokenized_as_a_whole(tmp_path: Path, end: str, expected: list[str], before: int) -> None:
     template = "{% for m in messages %}{{ m.content ~ '" + end.replace("\n", "\\n") + "' }}{% endfor %}"
     data = conversations(tmp_path, [QUESTION | {"content": "a"}, ANSWER | {"content": "b"}])
-    tokenization = tokenization_for(model(tmp_path / "model", template, save_metaspace_tokenizer), MODEL, 8)
+    tokenization = tokenization_for(model(tmp_path / "model", template, save_metaspace_tokenizer), settings(), 8)
     rows = token_rows(data, tokenization, skip=False)
     length, prompt = (rows.parts[0].columns[name][0] for name in ("length", "prompt"))
     ids = rows.parts[0].columns["ids"][0, :length]
     assert (tokenization.tokenizer.convert_ids_to_tokens(ids), prompt) == (expected, before)
+
+
+def test_a_template_that_writes_todays_date_makes_the_same_tokens_every_day(tmp_path: Path) -> None:
+    """Llama 3.2 and other chat models have one; a run could not be resumed on another day."""
+    template = "{% if strftime_now is defined %}{{ strftime_now('%a %b') | lower }} {% endif %}" + TEMPLATE
+    tokenizer = AutoTokenizer.from_pretrained(model(tmp_path / "model", template))
+    tokenizer.add_tokens(["fri", "jul"])
+    rows = token_rows(
+        conversations(tmp_path, [QUESTION, ANSWER]), tokenization_for(None, settings(), 12, tokenizer), skip=False
+    )
+    assert tokenizer.decode(rows.parts[0].columns["ids"][0]).startswith("fri jul q a b")
+    assert tokenizer.chat_template == template
 
 
 @pytest.mark.parametrize(
@@ -102,13 +118,17 @@ def test_what_is_no_conversation_is_named(tmp_path: Path, messages: object, mess
     [
         (None, "found a tokenizer without a chat template with data.columns.messages"),
         ("{{ raise_exception('roles must alternate') }}", r"chat template refuses \(roles must altern"),
+        (
+            "{{ strftime_now(format) }}" + TEMPLATE,
+            r"found 'strftime_now\(format\)' in the tokenizer's chat template, .* a format in quotes",
+        ),
         (TEMPLATE.replace("r {% endif %}", "x {% endif %}"), "a chat template that writes an answer otherwise"),
     ],
 )
 def test_a_template_that_cannot_be_used_is_reported(tmp_path: Path, template: str | None, message: str) -> None:
     data = conversations(tmp_path, [QUESTION, ANSWER])
     with pytest.raises(InputError, match=message):
-        prepare(data, DataConfig(), model(tmp_path / "model", template), MODEL)
+        prepare(data, DataConfig(), model(tmp_path / "model", template), settings())
 
 
 def test_the_messages_are_kept_as_they_are(tmp_path: Path) -> None:
