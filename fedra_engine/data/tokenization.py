@@ -11,7 +11,7 @@ from datetime import date
 from functools import cached_property, partial
 from itertools import pairwise
 from operator import eq
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
@@ -117,7 +117,8 @@ def token_rows(data: DomainData, tokenization: Tokenization, *, skip: bool) -> M
     long, the prompt loses its beginning (but not a start token) down to half of `max_length`, then the response its
     end.
 
-    With `skip`, texts without tokens are left empty and noted in `skipped`.
+    With `skip`, texts without tokens, and conversations that the template refuses, are left empty and noted in
+    `skipped`.
 
     Returns:
         The columns `ids`, int32 [samples, max_length], padded on the right; `length`, the number of tokens without
@@ -126,7 +127,7 @@ def token_rows(data: DomainData, tokenization: Tokenization, *, skip: bool) -> M
     Raises:
         InputError: `max_length` has no room for a word, a text has a token outside the model's vocabulary, the
             tokenizer has no chat template for conversations or one that cannot be used, or, without `skip`, a text has
-            no tokens.
+            no tokens or a conversation is refused.
     """
     # A causal language model does not predict the first token.
     special = 1 if data.task == "causal_lm" else tokenization.tokenizer.num_special_tokens_to_add()
@@ -185,15 +186,25 @@ def _dated_template(tokenizer: Any) -> str:
     return dated
 
 
+class _Row(NamedTuple):
+    """Tokens of a sample, number of those of its prompt, and why there are none, where that is known."""
+
+    ids: list[int]
+    prompt: int = 0
+    error: str = ""
+
+
 class _TokenMaker(RowMaker):
     what = "tokenizing texts"
-    readable = "a text with words"
 
     def __init__(self, data: DomainData, tokenization: Tokenization) -> None:
         self._content = cast("Dataset", data.content)
         self._data = data
         self._tokenization = tokenization
         self._template = _dated_template(tokenization.tokenizer) if _is_chat(data) else None
+        self.readable = (
+            "a text with words" if self._template is None else "a conversation that the chat template can write"
+        )
         self.shapes: dict[str, tuple[int, ...]] = {"ids": (tokenization.max_length,), "length": (), "prompt": ()}
         self.row_bytes = 4 * (tokenization.max_length + 2)
 
@@ -231,15 +242,16 @@ class _TokenMaker(RowMaker):
 
     def make(self, start: int, stop: int, done: Callable[[int], object]) -> Part:
         matrix = np.full((stop - start, self._tokenization.max_length), self._tokenization.padding, dtype=np.int32)
-        lengths, prompts = list[int](), list[int]()
+        lengths, prompts, errors = list[int](), list[int](), list[str]()
         for chunk in self._chunks(start, stop):
-            for ids, prompt in self._tokenize(self._content[chunk]):
-                matrix[len(lengths), : len(ids)] = ids
-                lengths.append(len(ids))
-                prompts.append(prompt)
+            for row in self._tokenize(self._content[chunk]):
+                matrix[len(lengths), : len(row.ids)] = row.ids
+                lengths.append(len(row.ids))
+                prompts.append(row.prompt)
+                errors.append(row.error or ("" if row.ids else "found no text"))
             done(chunk.stop - chunk.start)
         columns = {"ids": matrix, "length": np.array(lengths, np.int32), "prompt": np.array(prompts, np.int32)}
-        return Part(columns, ["" if length else "found no text" for length in lengths])
+        return Part(columns, errors)
 
     def _chunks(self, start: int, stop: int) -> Iterator[slice]:
         """The rows start…stop-1 in chunks of bounded size."""
@@ -253,8 +265,7 @@ class _TokenMaker(RowMaker):
             cuts = first + 1 + np.flatnonzero(np.diff(before // _BYTES_AT_ONCE))
             yield from (slice(*bounds) for bounds in pairwise([first, *cuts.tolist(), last]))
 
-    def _tokenize(self, texts: dict[str, list[str]]) -> list[tuple[list[int], int]]:
-        """Tokens, and number of prompt tokens, of each sample."""
+    def _tokenize(self, texts: dict[str, list[str]]) -> list[_Row]:
         tokenizer = self._tokenization.tokenizer
         if _is_chat(self._data):
             return self._conversations(texts)
@@ -270,46 +281,47 @@ class _TokenMaker(RowMaker):
         words = [text or "" for text in texts["text"]]
         encoded = tokenizer(words, truncation=True, max_length=self._tokenization.max_length)["input_ids"]
         # Special tokens alone are no text.
-        return [(ids if text.strip() else [], 0) for ids, text in zip(encoded, words, strict=True)]
+        return [_Row(ids if text.strip() else []) for ids, text in zip(encoded, words, strict=True)]
 
-    def _conversations(self, texts: dict[str, list[str]]) -> list[tuple[list[int], int]]:
-        """Tokens of each conversation, and number of those before its last answer."""
+    def _conversations(self, texts: dict[str, list[str]]) -> list[_Row]:
+        """Of each conversation; what is before its last answer is the prompt."""
         tokenizer = self._tokenization.tokenizer
-        pairs = [self._in_template(*pair) for pair in zip(texts["messages"], texts["response"], strict=True)]
-        parts = (list(part) for part in zip(*pairs, strict=True))
+        written = [self._in_template(*pair) for pair in zip(texts["messages"], texts["response"], strict=True)]
+        *parts, errors = (list(part) for part in zip(*written, strict=True))
         prompts, wholes = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts)
         start, rows = [tokenizer.bos_token_id], []
-        for prompt, ids in zip(prompts, wholes, strict=True):
+        for prompt, ids, error in zip(prompts, wholes, errors, strict=True):
             # An answer's first token depends on what is before it, and may even begin there: then all of it is learnt.
             begin = [*map(eq, prompt, ids), False].index(False)
-            rows.append(self._with_response(ids[:begin], ids[begin:], kept=int(ids[:1] == start)))
+            row = self._with_response(ids[:begin], ids[begin:], kept=int(ids[:1] == start))
+            rows.append(row._replace(error=error))
         return rows
 
-    def _in_template(self, messages: str, response: str) -> tuple[str, str]:
-        """The beginning of a conversation, up to its last answer, and all of it, as the chat template writes them."""
+    def _in_template(self, messages: str, response: str) -> tuple[str, str, str]:
+        """A conversation up to its last answer, and all of it, as the chat template writes them; or why it does not."""
+        from jinja2 import TemplateSyntaxError
+
         before, answer = json.loads(messages), {"role": "assistant", "content": response}
         write = partial(self._tokenization.tokenizer.apply_chat_template, chat_template=self._template, tokenize=False)
         try:
             prompt: str = write(before, add_generation_prompt=True)
             whole: str = write([*before, answer])
-        except Exception as error:  # Whatever a template can raise.
+        except (ImportError, TemplateSyntaxError) as error:
             raise InputError(
-                f"model.path: the tokenizer's chat template refuses ({one_line(error)}) {shown(messages)}, expected "
-                "one for data.columns.messages"
+                f"model.path: cannot use the tokenizer's chat template: {one_line(error)}; expected one that works"
             ) from error
+        except Exception as error:  # Whatever a template can raise.
+            return "", "", f"the tokenizer's chat template refuses it ({one_line(error)})"
         if not whole.startswith(prompt):
-            raise InputError(
-                "model.path: found a chat template that writes an answer otherwise than it begins one, expected one "
-                "whose generation prompt begins every answer"
-            )
-        return prompt, whole
+            return "", "", "the tokenizer's chat template writes its answer otherwise than it begins one"
+        return prompt, whole, ""
 
-    def _with_response(self, prompt: list[int], response: list[int], kept: int) -> tuple[list[int], int]:
-        """Prompt and response as one truncated row, and the number of prompt tokens, of which the first are `kept`."""
+    def _with_response(self, prompt: list[int], response: list[int], kept: int) -> _Row:
+        """Prompt and response as one truncated row; the first tokens of the prompt are `kept`."""
         longest = self._tokenization.max_length
         room = max(longest - len(response), longest // 2) - kept
         prompt = prompt[:kept] + prompt[max(len(prompt) - room, kept) :]
-        return (prompt + response)[:longest], len(prompt)
+        return _Row((prompt + response)[:longest], len(prompt))
 
     def describe(self, row: int) -> str:
         return self._data.describe(row, "text")

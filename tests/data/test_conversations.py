@@ -34,11 +34,11 @@ def settings() -> SimpleNamespace:
     return SimpleNamespace(model_type="bert", max_position_embeddings=32)
 
 
-def conversations(folder: Path, messages: object) -> DomainData:
+def conversations(folder: Path, messages: object, **config: Any) -> DomainData:
     rows = [{"turns": messages}, *({"turns": [QUESTION, ANSWER]} for _ in range(5))]
     file = folder / "a.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return load(file, "causal_lm", columns=ColumnsConfig(messages="turns"))
+    return load(file, "causal_lm", columns=ColumnsConfig(messages="turns"), **config)
 
 
 def model(folder: Path, template: str | None = TEMPLATE, save: Callable[[Path], str] = save_decoder_tokenizer) -> str:
@@ -101,9 +101,6 @@ def test_a_template_that_writes_todays_date_makes_the_same_tokens_every_day(tmp_
     ("messages", "message"),
     [
         ("hello", "found 'hello' in column 'turns', expected a list of messages"),
-        ([], r"found \[\] in column 'turns', expected a list of messages"),
-        ([QUESTION], "at the end of column 'turns', expected an answer of the assistant"),
-        ([QUESTION, ANSWER | {"content": " "}], "at the end of column 'turns', expected an answer"),
         ([{"role": "user"}, ANSWER], "expected a message with the texts role and content"),
         ([QUESTION, "c d"], "expected a message with the texts role and content"),
     ],
@@ -114,15 +111,48 @@ def test_what_is_no_conversation_is_named(tmp_path: Path, messages: object, mess
 
 
 @pytest.mark.parametrize(
+    "messages",
+    [None, [], [QUESTION], [ANSWER], [QUESTION, ANSWER, QUESTION], [QUESTION, ANSWER | {"content": " "}]],
+)
+def test_a_conversation_without_question_and_answer_is_named_or_skipped(tmp_path: Path, messages: object) -> None:
+    lacking = "no question with an answer at the end"
+    with pytest.raises(InputError, match=rf"a\.jsonl, line 1: found {lacking} in column 'turns', .*unreadable skip$"):
+        conversations(tmp_path, messages)
+    data = conversations(tmp_path, messages, unreadable="skip")
+    assert data.notes[0].endswith(f"a.jsonl, line 1: skipped, it has {lacking}")
+    assert len(data) == 5
+
+
+@pytest.mark.parametrize(
+    ("refusal", "message"),
+    [
+        ("{{ raise_exception('no e') }}", r"the tokenizer's chat template refuses it \(no e\)"),
+        (
+            "{% if not add_generation_prompt %}x {% endif %}",
+            "the tokenizer's chat template writes its answer otherwise",
+        ),
+    ],
+)
+def test_a_conversation_that_the_template_refuses_is_named_or_skipped(
+    tmp_path: Path, refusal: str, message: str
+) -> None:
+    data = conversations(tmp_path, [QUESTION | {"content": "e"}, ANSWER])
+    path = model(tmp_path / "model", "{% if messages[0].content == 'e' %}" + refusal + "{% endif %}" + TEMPLATE)
+    with pytest.raises(InputError, match=rf"^data\.root: cannot read .*a\.jsonl, line 1: {message}.*, or data\.unread"):
+        prepare(data, DataConfig(), path, settings())
+    found = prepare(data, DataConfig(unreadable="skip"), path, settings())
+    assert len(found.data) == 5
+
+
+@pytest.mark.parametrize(
     ("template", "message"),
     [
         (None, "found a tokenizer without a chat template with data.columns.messages"),
-        ("{{ raise_exception('roles must alternate') }}", r"chat template refuses \(roles must altern"),
+        ("{% if %}", "cannot use the tokenizer's chat template: Expected an expression"),
         (
             "{{ strftime_now(format) }}" + TEMPLATE,
             r"found 'strftime_now\(format\)' in the tokenizer's chat template, .* a format in quotes",
         ),
-        (TEMPLATE.replace("r {% endif %}", "x {% endif %}"), "a chat template that writes an answer otherwise"),
     ],
 )
 def test_a_template_that_cannot_be_used_is_reported(tmp_path: Path, template: str | None, message: str) -> None:
