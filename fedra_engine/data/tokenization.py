@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from datetime import date
+from functools import cached_property, partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, cast
+from operator import eq
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
@@ -25,10 +28,13 @@ LONGEST = 512
 _AT_ONCE = 1000
 _BYTES_AT_ONCE = 2**21
 """A chunk to tokenize ends after this many texts or bytes; a token takes 100 bytes meanwhile."""
-_FORMAT = 2
+_FORMAT = 3
 """Version of the tokenization, part of every cache key; to be raised when the same texts give other rows."""
 _WHERE_FROM = ("name_or_path", "is_local", "local_files_only", "vocab_file", "tokenizer_file")
 """Settings of a tokenizer that say where it was loaded from."""
+_TODAY = date(2024, 7, 26)
+"""The date for chat templates that write today's; Llama's templates write this one where there is no clock."""
+_WRITES_TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 _POSITIONS_BEHIND_PADDING = (
     "camembert",
     "data2vec-text",
@@ -108,9 +114,11 @@ def token_rows(data: DomainData, tokenization: Tokenization, *, skip: bool) -> M
 
     Long texts to classify are truncated on the right, but keep the special tokens. For causal language models a row is
     the prompt, the response and the end token, or a conversation in the tokenizer's chat template. If they are too
-    long, the prompt loses its beginning down to half of `max_length`, then the response its end.
+    long, the prompt loses its beginning (but not a start token) down to half of `max_length`, then the response its
+    end.
 
-    With `skip`, texts without tokens are left empty and noted in `skipped`.
+    With `skip`, texts without tokens, and conversations that the template refuses, are left empty and noted in
+    `skipped`.
 
     Returns:
         The columns `ids`, int32 [samples, max_length], padded on the right; `length`, the number of tokens without
@@ -119,7 +127,7 @@ def token_rows(data: DomainData, tokenization: Tokenization, *, skip: bool) -> M
     Raises:
         InputError: `max_length` has no room for a word, a text has a token outside the model's vocabulary, the
             tokenizer has no chat template for conversations or one that cannot be used, or, without `skip`, a text has
-            no tokens.
+            no tokens or a conversation is refused.
     """
     # A causal language model does not predict the first token.
     special = 1 if data.task == "causal_lm" else tokenization.tokenizer.num_special_tokens_to_add()
@@ -156,14 +164,47 @@ def _longest(tokenizer: Any, settings: Any) -> int:
     return int(min(limit for limit in limits if limit is not None and limit > 0))
 
 
+def _dated_template(tokenizer: Any) -> str:
+    """The tokenizer's chat template with a fixed date in place of today's, so that it writes the same every day.
+
+    Raises:
+        InputError: it has several templates and no default, or one that asks for the time in a way not known here.
+    """
+    try:
+        template: str = tokenizer.get_chat_template()
+    except ValueError as error:
+        raise InputError(
+            f"model.path: found several chat templates and no default ({one_line(error)}), expected a default"
+        ) from error
+    # transformers has no option for the time that a template is told.
+    dated = _WRITES_TODAY.sub(lambda call: call[1] + _TODAY.strftime(call[2]) + call[1], template)
+    if asks := re.search(r"strftime_now\s*\([^)]{,40}\)?", dated):
+        raise InputError(
+            f"model.path: found {shown(asks[0])} in the tokenizer's chat template, which would write other texts "
+            "tomorrow; expected a format in quotes there"
+        )
+    return dated
+
+
+class _Row(NamedTuple):
+    """Tokens of a sample, number of those of its prompt, and why there are none, where that is known."""
+
+    ids: list[int]
+    prompt: int = 0
+    error: str = ""
+
+
 class _TokenMaker(RowMaker):
     what = "tokenizing texts"
-    readable = "a text with words"
 
     def __init__(self, data: DomainData, tokenization: Tokenization) -> None:
         self._content = cast("Dataset", data.content)
         self._data = data
         self._tokenization = tokenization
+        self._template = _dated_template(tokenization.tokenizer) if _is_chat(data) else None
+        self.readable = (
+            "a text with words" if self._template is None else "a conversation that the chat template can write"
+        )
         self.shapes: dict[str, tuple[int, ...]] = {"ids": (tokenization.max_length,), "length": (), "prompt": ()}
         self.row_bytes = 4 * (tokenization.max_length + 2)
 
@@ -195,21 +236,22 @@ class _TokenMaker(RowMaker):
             (transformers.__version__, tokenizers.__version__, kind.__module__, kind.__qualname__),
             (backend.to_str(), tokenizer.special_tokens_map, tokenizer.truncation_side),
             sorted((name, repr(value)) for name, value in settings.items()),
-            getattr(tokenizer, "chat_template", None) if _is_chat(self._data) else None,
+            self._template,
         )
         return _digest(_FORMAT, self._data.task, tokenization.max_length, tokenization.padding, state)
 
     def make(self, start: int, stop: int, done: Callable[[int], object]) -> Part:
         matrix = np.full((stop - start, self._tokenization.max_length), self._tokenization.padding, dtype=np.int32)
-        lengths, prompts = list[int](), list[int]()
+        lengths, prompts, errors = list[int](), list[int](), list[str]()
         for chunk in self._chunks(start, stop):
-            for ids, prompt in self._tokenize(self._content[chunk]):
-                matrix[len(lengths), : len(ids)] = ids
-                lengths.append(len(ids))
-                prompts.append(prompt)
+            for row in self._tokenize(self._content[chunk]):
+                matrix[len(lengths), : len(row.ids)] = row.ids
+                lengths.append(len(row.ids))
+                prompts.append(row.prompt)
+                errors.append(row.error or ("" if row.ids else "found no text"))
             done(chunk.stop - chunk.start)
         columns = {"ids": matrix, "length": np.array(lengths, np.int32), "prompt": np.array(prompts, np.int32)}
-        return Part(columns, ["" if length else "found no text" for length in lengths])
+        return Part(columns, errors)
 
     def _chunks(self, start: int, stop: int) -> Iterator[slice]:
         """The rows start…stop-1 in chunks of bounded size."""
@@ -223,18 +265,14 @@ class _TokenMaker(RowMaker):
             cuts = first + 1 + np.flatnonzero(np.diff(before // _BYTES_AT_ONCE))
             yield from (slice(*bounds) for bounds in pairwise([first, *cuts.tolist(), last]))
 
-    def _tokenize(self, texts: dict[str, list[str]]) -> list[tuple[list[int], int]]:
-        """Tokens, and number of prompt tokens, of each sample."""
+    def _tokenize(self, texts: dict[str, list[str]]) -> list[_Row]:
         tokenizer = self._tokenization.tokenizer
+        if _is_chat(self._data):
+            return self._conversations(texts)
         if self._data.task == "causal_lm":
-            if is_chat := _is_chat(self._data):
-                pairs = [self._in_template(*pair) for pair in zip(texts["messages"], texts["response"], strict=True)]
-                parts = [list(part) for part in zip(*pairs, strict=True)]
-            else:
-                parts = [texts["prompt"], texts["response"]]
+            parts = (texts["prompt"], texts["response"])
             prompts, responses = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts)
-            # A template has its own tokens at both ends.
-            tokens = (None, None) if is_chat else (tokenizer.bos_token_id, tokenizer.eos_token_id)
+            tokens = (tokenizer.bos_token_id, tokenizer.eos_token_id)
             start, end = ([] if token is None else [token] for token in tokens)
             return [
                 self._with_response(start + one, other + end, len(start))
@@ -243,33 +281,47 @@ class _TokenMaker(RowMaker):
         words = [text or "" for text in texts["text"]]
         encoded = tokenizer(words, truncation=True, max_length=self._tokenization.max_length)["input_ids"]
         # Special tokens alone are no text.
-        return [(ids if text.strip() else [], 0) for ids, text in zip(encoded, words, strict=True)]
+        return [_Row(ids if text.strip() else []) for ids, text in zip(encoded, words, strict=True)]
 
-    def _in_template(self, messages: str, response: str) -> tuple[str, str]:
-        """A conversation before and after the beginning of its last answer, as the chat template writes it."""
-        tokenizer, before = self._tokenization.tokenizer, json.loads(messages)
-        answer = {"role": "assistant", "content": response}
+    def _conversations(self, texts: dict[str, list[str]]) -> list[_Row]:
+        """Of each conversation; what is before its last answer is the prompt."""
+        tokenizer = self._tokenization.tokenizer
+        written = [self._in_template(*pair) for pair in zip(texts["messages"], texts["response"], strict=True)]
+        *parts, errors = (list(part) for part in zip(*written, strict=True))
+        prompts, wholes = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts)
+        start, rows = [tokenizer.bos_token_id], []
+        for prompt, ids, error in zip(prompts, wholes, errors, strict=True):
+            # An answer's first token depends on what is before it, and may even begin there: then all of it is learnt.
+            begin = [*map(eq, prompt, ids), False].index(False)
+            row = self._with_response(ids[:begin], ids[begin:], kept=int(ids[:1] == start))
+            rows.append(row._replace(error=error))
+        return rows
+
+    def _in_template(self, messages: str, response: str) -> tuple[str, str, str]:
+        """A conversation up to its last answer, and all of it, as the chat template writes them; or why it does not."""
+        from jinja2 import TemplateSyntaxError
+
+        before, answer = json.loads(messages), {"role": "assistant", "content": response}
+        write = partial(self._tokenization.tokenizer.apply_chat_template, chat_template=self._template, tokenize=False)
         try:
-            prompt: str = tokenizer.apply_chat_template(before, tokenize=False, add_generation_prompt=True)
-            whole: str = tokenizer.apply_chat_template([*before, answer], tokenize=False)
-        except Exception as error:  # Whatever a template can raise.
+            prompt: str = write(before, add_generation_prompt=True)
+            whole: str = write([*before, answer])
+        except (ImportError, TemplateSyntaxError) as error:
             raise InputError(
-                f"model.path: the tokenizer's chat template refuses ({one_line(error)}) {shown(messages)}, expected "
-                "one for data.columns.messages"
+                f"model.path: cannot use the tokenizer's chat template: {one_line(error)}; expected one that works"
             ) from error
+        except Exception as error:  # Whatever a template can raise.
+            return "", "", f"the tokenizer's chat template refuses it ({one_line(error)})"
         if not whole.startswith(prompt):
-            raise InputError(
-                "model.path: found a chat template that writes an answer otherwise than it begins one, expected one "
-                "whose generation prompt begins every answer"
-            )
-        return prompt, whole[len(prompt) :]
+            return "", "", "the tokenizer's chat template writes its answer otherwise than it begins one"
+        return prompt, whole, ""
 
-    def _with_response(self, prompt: list[int], response: list[int], kept: int) -> tuple[list[int], int]:
-        """Prompt and response as one truncated row, and the number of prompt tokens, of which the first are `kept`."""
+    def _with_response(self, prompt: list[int], response: list[int], kept: int) -> _Row:
+        """Prompt and response as one truncated row; the first tokens of the prompt are `kept`."""
         longest = self._tokenization.max_length
         room = max(longest - len(response), longest // 2) - kept
         prompt = prompt[:kept] + prompt[max(len(prompt) - room, kept) :]
-        return (prompt + response)[:longest], len(prompt)
+        return _Row((prompt + response)[:longest], len(prompt))
 
     def describe(self, row: int) -> str:
         return self._data.describe(row, "text")

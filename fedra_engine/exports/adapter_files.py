@@ -45,7 +45,7 @@ def export(
     with whole_files(folder) as made:
         loaded = experiment.initial_state.base
         save_adapter(made, foundation, config, state, depth=depth, classes=classes, loaded_base=loaded)
-        save_processor(made, experiment.processing)
+        save_processor(made, experiment.processing, experiment.train_data.task)
         if method.personal_states(state) is not None:
             private = {name: tensor.contiguous().cpu() for name, tensor in method.tensors().items()}
             save_file(private, made / "private.safetensors")

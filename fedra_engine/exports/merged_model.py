@@ -83,7 +83,7 @@ def export_merged(
     with whole_folder(folder) as made:
         classes = experiment.train_data.classes
         save_merged(made, foundation, experiment.config, part, classes=classes, inputs=inputs)
-        save_processor(made, experiment.processing)
+        save_processor(made, experiment.processing, experiment.train_data.task)
         card = made / "README.md"
         card.write_text(merged_card(experiment, outcome, part.blocks.tolist(), client), encoding="utf-8")
         for file in made.iterdir():

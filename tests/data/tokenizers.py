@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from string import ascii_lowercase
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -10,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 BYTES_END = "<|endoftext|>"
 BYTES = 257
 """Tokens of `save_byte_tokenizer`."""
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<s>", "</s>", *"abcdefghijklmnopqrstuvwxyz"]
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<s>", "</s>", *ascii_lowercase]
 
 
 def save_encoder_tokenizer(folder: Path, max_length: int = 64) -> str:
@@ -36,6 +37,16 @@ def save_byte_tokenizer(folder: Path) -> str:
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=BYTES_END, pad_token=BYTES_END)
     fast.save_pretrained(folder)
+    return str(folder)
+
+
+def save_metaspace_tokenizer(folder: Path) -> str:
+    """Letters, alone or with the blank before them, and every text begins with one, as with SentencePiece."""
+    words = [f"▁{letter}" for letter in ascii_lowercase]
+    vocabulary = {token: index for index, token in enumerate(["[PAD]", "\n", "▁", *ascii_lowercase, *words])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [("▁", letter) for letter in ascii_lowercase]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]").save_pretrained(folder)
     return str(folder)
 
 

@@ -12,17 +12,21 @@ from fedra_engine.runtime.errors import InputError, shown
 def conversation(messages: Any, column: str, source: SampleSource, given_as: str) -> list[str]:
     """The messages before the last, as JSON, and the last one, an answer of the assistant.
 
+    Both are empty if there is no such answer or nothing before it.
+
     Args:
-        messages: of a row: a list of mappings with the texts `role` and `content`.
+        messages: of a row: a list of mappings with the texts `role` and `content`, or a missing value.
         column: where they stand.
         source: the row.
         given_as: the option or argument that named the samples, for messages.
 
     Raises:
-        InputError: they are no conversation that ends with an answer.
+        InputError: it is no list of such mappings.
     """
     place = f"{given_as}: {source}"
-    if not isinstance(messages, list) or not messages:
+    if is_missing(messages):
+        return ["", ""]
+    if not isinstance(messages, list):
         raise InputError(f"{place}: found {shown(messages)} in column {column!r}, expected a list of messages")
     plain = list[dict[str, str]]()
     for message in messages:
@@ -33,9 +37,6 @@ def conversation(messages: Any, column: str, source: SampleSource, given_as: str
                 "content"
             )
         plain.append({"role": role, "content": content})
-    *before, answer = plain
-    if answer["role"] != "assistant" or is_missing(answer["content"]):
-        raise InputError(
-            f"{place}: found {shown(answer)} at the end of column {column!r}, expected an answer of the assistant"
-        )
-    return [json.dumps(before, ensure_ascii=False), answer["content"]]
+    if len(plain) < 2 or plain[-1]["role"] != "assistant":
+        return ["", ""]
+    return [json.dumps(plain[:-1], ensure_ascii=False), plain[-1]["content"]]

@@ -220,13 +220,14 @@ class _Reader:
                     )
             texts = self._texts_of(row, source)
             if texts and is_missing(texts[-1]):
+                what = "question with an answer at the end" if "messages" in self.templates else "text"
                 if self.config.unreadable == "error":
-                    column = list(self.templates.values())[-1][-1][1]
+                    column = self.config.columns.messages or list(self.templates.values())[-1][-1][1]
                     raise InputError(
-                        f"{self.given_as}: {source}: found no text in column {column!r}, expected some, or "
+                        f"{self.given_as}: {source}: found no {what} in column {column!r}, expected some, or "
                         "data.unreadable skip"
                     )
-                self.notes.append(f"{source}: skipped, it has no text")
+                self.notes.append(f"{source}: skipped, it has no {what}")
                 continue
             label, domain, client = (self._name(role, columns[role], row, source) for role in _ROLES)
             self.samples.append((hash(tuple(texts)), label, domain or table.domain, client or "", source, is_test))
