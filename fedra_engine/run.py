@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedra_engine.callback import Callback, Outcome
-from fedra_engine.callbacks.checkpoint import RunWriter, find_checkpoint, find_start, restore_newest
+from fedra_engine.callbacks.checkpoint import RunWriter, Start, find_checkpoint, find_start, restore_newest
 from fedra_engine.callbacks.console import Console
 from fedra_engine.callbacks.early_stopping import EarlyStopping
 from fedra_engine.callbacks.fingerprint import Fingerprint, check_fingerprint, fingerprint, setting_digest
@@ -97,17 +97,18 @@ def run(
         shown.detail(f"run folder: {folder.path}")
         start = find_start(experiment, folder, begun)
         if start.round > 0:
-            shown.remember(folder.read_metrics())
+            shown.remember(start.records)
         traces = [Trace(folder.path)] if config.trace else []
-        kept = [RunWriter(folder, begun), shown, PartitionReport(folder.path, shown.detail), ReportWriter(folder.path)]
-        watching = [*traces, *_choosing(config, folder, begun), *kept, trackers, *callbacks]
+        writer, plots = RunWriter(folder, begun, start), PartitionReport(folder.path, shown.detail)
+        kept = [writer, shown, plots, ReportWriter(folder.path)]
+        watching = [*traces, *_choosing(config, folder, begun, start), *kept, trackers, *callbacks]
         with trackers:
             state, outcome = train(experiment, start.state, start.round, watching, start.accuracy)
         shown.finish(folder.written())
     return Result(folder.path, config, (experiment, state, outcome))
 
 
-def _choosing(config: ExperimentConfig, folder: RunFolder, begun: Fingerprint) -> Iterator[Callback]:
+def _choosing(config: ExperimentConfig, folder: RunFolder, begun: Fingerprint, start: Start) -> Iterator[Callback]:
     """The callbacks that choose the best round and the last one.
 
     What they choose is on the disk before the checkpoint of the same round is.
@@ -116,8 +117,7 @@ def _choosing(config: ExperimentConfig, folder: RunFolder, begun: Fingerprint) -
         yield KeepBest(folder.best_folder, config.keep_best, begun)
     stopping = config.early_stopping
     if stopping.patience is not None:
-        earlier = folder.read_metrics()
-        yield EarlyStopping(stopping.patience, stopping.measure, stopping.min_improvement, earlier)
+        yield EarlyStopping(stopping.patience, stopping.measure, stopping.min_improvement, start.records)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from fedra_engine.callback import Callback, Outcome, Round
+from fedra_engine.callback import Callback, Evaluation, Outcome, Round
 from fedra_engine.callbacks.fingerprint import Fingerprint, check_fingerprint, fingerprint
 from fedra_engine.callbacks.run_folder import RunFolder, reading
 from fedra_engine.experiment import Experiment
@@ -47,14 +47,23 @@ class Checkpoint(NamedTuple):
 class RunWriter(Callback):
     """Writes every round's checkpoint, then its record, and at the end the adapter, then the summary."""
 
-    def __init__(self, folder: RunFolder, begun: Fingerprint) -> None:
-        """Write into `folder`; every checkpoint holds `begun`, the experiment's fingerprint."""
+    def __init__(self, folder: RunFolder, begun: Fingerprint, start: Start) -> None:
+        """Write into `folder` what follows on `start`; every checkpoint holds `begun`, the experiment's fingerprint."""
         self._folder = folder
         self._begun = begun
+        self._start = start
 
-    def on_start(self, experiment: Experiment, state: GlobalState, first_round: int) -> None:
-        # A run may go on with more rounds.
-        self._folder.write_config(experiment.config)
+    def on_evaluate(self, experiment: Experiment, state: GlobalState, evaluation: Evaluation) -> None:
+        if evaluation.metrics is None:
+            # Not in `on_start`, in which another callback may refuse to go on.
+            self.rewind()
+            # A run may go on with more rounds.
+            self._folder.write_config(experiment.config)
+
+    def rewind(self) -> None:
+        """Remove what `folder` has of the rounds that follow, and restore damaged records; before `save`."""
+        if self._folder.rewind(self._start.round - 1, self._start.metrics):
+            _LOG.info("restored %s from %s", self._folder.metrics_file, self._folder.kept_metrics_file)
 
     def on_round(self, experiment: Experiment, state: GlobalState, round: Round) -> None:
         self.save(experiment, state, [round])
@@ -127,17 +136,30 @@ def _changes(experiment: Experiment, state: GlobalState) -> list[float] | None:
 
 
 class Start(NamedTuple):
-    """Where a run begins or goes on: the next round, the state before it, and the latest accuracies by domain."""
+    """Where a run begins or goes on.
+
+    Attributes:
+        round: the next one, from 0.
+        state: before that round.
+        accuracy: by domain, at the latest evaluation of a trained state; empty before the first.
+        metrics: on the main process of a run that trains, the lines of the earlier rounds in `metrics.jsonl`.
+    """
 
     round: int
     state: GlobalState
     accuracy: dict[str, float]
+    metrics: bytes = b""
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The records in `metrics`, oldest first."""
+        return [json.loads(line) for line in self.metrics.splitlines()]
 
 
 def find_start(experiment: Experiment, folder: RunFolder, begun: Fingerprint) -> Start:
     """Restore the run in `folder` from its newest intact checkpoint, if it has one; all processes call this together.
 
-    The folder is changed only if everything needed to go on is there.
+    The folder is not changed (`RunWriter.rewind` does so).
 
     Args:
         experiment: newly built; its method, server and lanes are restored.
@@ -147,14 +169,12 @@ def find_start(experiment: Experiment, folder: RunFolder, begun: Fingerprint) ->
     Raises:
         InputError: the run began with another fingerprint, or is damaged.
     """
-    processes, found = experiment.processes, None
+    processes, found, metrics = experiment.processes, None, b""
     with processes.raise_on_all():
         if processes.is_main:
-            found, records = find_checkpoint(folder, begun, experiment.config.rounds)
+            found, metrics = find_checkpoint(folder, begun, experiment.config.rounds)
             if found is not None and found.passed_over:
                 _LOG.info("passed over a damaged checkpoint: %s", found.passed_over)
-            if folder.rewind(-1 if found is None else found.round, records):
-                _LOG.info("restored %s from %s", folder.metrics_file, folder.kept_metrics_file)
     found = processes.broadcast_object(found)
     if found is None:
         return Start(0, experiment.initial_state, {})
@@ -164,7 +184,7 @@ def find_start(experiment: Experiment, folder: RunFolder, begun: Fingerprint) ->
         experiment.executor.lanes = lanes[processes.index]
         if processes.is_main:
             _LOG.info("lanes: %s, as before (execution.deterministic)", ", ".join(map(str, lanes)))
-    return _restore(experiment, found)
+    return _restore(experiment, found)._replace(metrics=metrics)
 
 
 def find_checkpoint(folder: RunFolder, begun: Fingerprint, rounds: int) -> tuple[Checkpoint | None, bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from fedra_engine.federation.records import average_measure
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import InputError
 
+_LOG = logging.getLogger(__name__)
 _KEPT = 2
 """While a run goes on, the second best stays, in case the newest checkpoint is damaged and its round is repeated."""
 
@@ -45,21 +47,26 @@ class KeepBest(Callback):
         self._fingerprint = dict(fingerprint or {})
         self._frozen: Mapping[str, float] = {}
         self._best: float | None = None
+        self._outdated: list[Path] = []
 
     def on_start(self, experiment: Experiment, state: GlobalState, first_round: int) -> None:
         refuse_test_samples("keep_best", self._measure, experiment.config.data)
         check_measured("keep_best", self._measure, experiment)
-        self._best = None
+        self._best, self._outdated = None, []
         for round, path in saved_rounds(self._folder):
             value = self._value(round, path) if round < first_round else None
             if value is None:
-                shutil.rmtree(path)
+                self._outdated.append(path)
             else:
                 self._best = value
 
     def on_evaluate(self, experiment: Experiment, state: GlobalState, evaluation: Evaluation) -> None:
         if evaluation.metrics is None:
             self._frozen = evaluation.accuracy
+            # Not in `on_start`, in which another callback may refuse to go on.
+            for path in self._outdated:
+                _LOG.info("removed %s, which is to be trained again", path)
+                shutil.rmtree(path)
 
     def on_round(self, experiment: Experiment, state: GlobalState, round: Round) -> None:
         value, accuracy = average_measure(round.metrics.record(), self._measure), round.metrics.accuracy
