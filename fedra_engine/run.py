@@ -17,7 +17,7 @@ from fedra_engine.callback import Callback, Outcome
 from fedra_engine.callbacks.checkpoint import RunWriter, Start, find_checkpoint, find_start, restore_newest
 from fedra_engine.callbacks.console import Console
 from fedra_engine.callbacks.early_stopping import EarlyStopping
-from fedra_engine.callbacks.fingerprint import Fingerprint, check_fingerprint, fingerprint, setting_digest
+from fedra_engine.callbacks.fingerprint import Fingerprint, check_fingerprint, early_fingerprint, fingerprint
 from fedra_engine.callbacks.keep_best import KeepBest
 from fedra_engine.callbacks.partition_report import PartitionReport
 from fedra_engine.callbacks.run_folder import RunFolder, reading
@@ -114,7 +114,7 @@ def _choosing(config: ExperimentConfig, folder: RunFolder, begun: Fingerprint, s
     What they choose is on the disk before the checkpoint of the same round is.
     """
     if config.keep_best is not None:
-        yield KeepBest(folder.best_folder, config.keep_best, begun)
+        yield KeepBest(folder.best_folder, config.keep_best, begun, start.records)
     stopping = config.early_stopping
     if stopping.patience is not None:
         yield EarlyStopping(stopping.patience, stopping.measure, stopping.min_improvement, start.records)
@@ -155,7 +155,7 @@ def open_folder(config: ExperimentConfig, earlier: RunFolder | None, processes: 
 def _check_early(config: ExperimentConfig, folder: RunFolder) -> None:
     """Check before the experiment is built, which may take long: the folder, the settings, and that rounds are left."""
     folder.check_kinds()
-    find_checkpoint(folder, {"setting": setting_digest(config)}, config.rounds)
+    find_checkpoint(folder, early_fingerprint(config), config.rounds)
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,31 @@ def test_a_run_that_may_not_go_on_stays_as_it_is(whole: Path, tmp_path: Path, ca
     assert contents(folder) == before
 
 
+@pytest.mark.parametrize("before", ["accuracy", None])
+def test_a_run_does_not_go_on_with_another_measure_of_the_best_round(
+    whole: Path, tmp_path: Path, before: str | None
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        simulate(config(tmp_path, keep_best=before), callbacks=[Interrupt(2)], quiet=True)
+    with pytest.raises(InputError, match=r"^keep_best: found other rules .*, expected the same measure, or null to"):
+        run(config(tmp_path), RunFolder(tmp_path / "run"))
+    # Nothing more is kept, but what was stays.
+    summary = run(config(tmp_path, keep_best=None), RunFolder(tmp_path / "run")).summary
+    assert "best" not in summary
+    assert (tmp_path / "run" / "best" / "round_0001").is_dir() is (before is not None)
+
+
+def test_a_lost_best_round_is_named_and_no_other_called_the_best(whole: Path, tmp_path: Path) -> None:
+    folder = RunFolder(Path(shutil.copytree(whole, tmp_path / "run")))
+    (best,) = folder.best_folder.iterdir()
+    (best / "state.safetensors").write_bytes(b"")
+    summary = run(config(tmp_path), folder).summary
+    assert "best" not in summary
+    assert f"keep_best: round {int(best.name[-4:]) + 1}, the best so far with test_loss" in folder.log_file.read_text()
+    with pytest.raises(InputError, match=r"state\.safetensors: found other bytes than were written"):
+        evaluate([str(folder.path), "--best"])
+
+
 def test_callbacks_from_python_choose_as_the_options_do(whole: Path, tmp_path: Path) -> None:
     plain = replace(config(tmp_path), early_stopping=EarlyStoppingConfig(), keep_best=None)
     choosing = [KeepBest(tmp_path / "kept", "test_loss"), EarlyStopping(2, "test_loss", 100.0)]

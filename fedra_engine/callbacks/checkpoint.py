@@ -110,8 +110,12 @@ def tensors_of(experiment: Experiment, state: GlobalState) -> dict[str, Tensor]:
 
 
 def _best(folder: RunFolder) -> dict[str, Any]:
-    """What the summary has of the best round; nothing if no round was evaluated."""
-    found = newest_intact(folder.best_folder)
+    """What the summary has of the best round; nothing if no round was evaluated, or the best one is damaged."""
+    try:
+        found = load_best(folder)
+    except InputError as error:
+        _LOG.warning("keep_best: the summary does without the best round: %s", error)
+        return {}
     if found is None:
         return {}
     return {"best": {"round": found.round, **{name: found.state[name] for name in ("measure", "value", "accuracy")}}}
@@ -212,7 +216,7 @@ def restore_newest(experiment: Experiment, folder: RunFolder) -> Start:
 
 def restore_best(experiment: Experiment, folder: RunFolder) -> Start:
     """The same from the round that `keep_best` has kept."""
-    found = newest_intact(folder.best_folder)
+    found = load_best(folder)
     if found is None:
         raise InputError(f"{folder.best_folder}: found no round, expected one of a run that had keep_best")
     check_fingerprint(fingerprint(experiment), found.state["fingerprint"], folder.path)
@@ -259,7 +263,7 @@ def save_round(
     Raises:
         OSError: it cannot be written; earlier ones are kept.
     """
-    final = parent / f"round_{round:04d}"
+    final = round_folder(parent, round)
     make_folders(parent)
     remove_unfinished(parent)
     # safetensors refuses tensors that share memory.
@@ -281,14 +285,9 @@ def save_round(
 
 
 def load_newest_intact(folder: Path) -> Checkpoint | None:
-    """`newest_intact` in `checkpoints` of a run's `folder`."""
-    return newest_intact(folder / "checkpoints")
-
-
-def newest_intact(parent: Path) -> Checkpoint | None:
-    """Load the newest intact round in `parent`, tensors on the CPU; None without any, InputError if all are damaged."""
+    """Load a run's newest intact checkpoint, tensors on the CPU; None without any, InputError if all are damaged."""
     damage: InputError | None = None
-    for round, path in reversed(saved_rounds(parent)):
+    for round, path in reversed(saved_rounds(folder / "checkpoints")):
         try:
             return load_round(round, path)._replace(passed_over=str(damage or ""))
         except InputError as error:
@@ -296,6 +295,12 @@ def newest_intact(parent: Path) -> Checkpoint | None:
     if damage is not None:
         raise damage
     return None
+
+
+def load_best(folder: RunFolder) -> Checkpoint | None:
+    """Load the best round of a run, the newest that `keep_best` has kept; None without any, InputError if damaged."""
+    kept = saved_rounds(folder.best_folder)
+    return load_round(*kept[-1]) if kept else None
 
 
 def load_round(round: int, path: Path) -> Checkpoint:
@@ -320,6 +325,11 @@ def load_round(round: int, path: Path) -> Checkpoint:
     if content_hash(content).hexdigest() != header["tensors"]:
         raise InputError(f"{tensors_file}: found other bytes than were written, expected {_INTACT}")
     return Checkpoint(round, safetensors.torch.load(content), header["state"])
+
+
+def round_folder(parent: Path, round: int) -> Path:
+    """Where `save_round` saves."""
+    return parent / f"round_{round:04d}"
 
 
 def saved_rounds(parent: Path) -> list[tuple[int, Path]]:
