@@ -342,12 +342,15 @@ class ExperimentConfig:
     early_stopping: EarlyStoppingConfig = group(EarlyStoppingConfig)
     execution: ExecutionConfig = group(ExecutionConfig)
 
+    def chosen_rounds(self) -> dict[str, object]:
+        """The options that choose a round by what is measured on it, as far as they are given, by name."""
+        options = {"early_stopping.patience": self.early_stopping.patience, "keep_best": self.keep_best}
+        return {name: value for name, value in options.items() if value is not None}
+
     def check(self) -> None:
         """Raise InputError if fields of different groups do not fit together."""
-        chosen = {"early_stopping.patience": self.early_stopping.patience, "keep_best": self.keep_best}
-        for name, value in chosen.items():
-            if value is not None:
-                refuse_test_samples(name, value, self.data)
+        for name, value in self.chosen_rounds().items():
+            refuse_test_samples(name, value, self.data)
         if self.lora.rank_pattern and (self.clients.ranks or self.method.name == "hetlora"):
             other = "method.name hetlora" if self.method.name == "hetlora" else f"clients.ranks {self.clients.ranks}"
             raise InputError(
