@@ -190,8 +190,7 @@ def _mark(seeds: Sequence[RunResult], references: Sequence[References]) -> str:
     if not pairs or mean(average for average, _ in pairs) >= mean(probe for _, probe in pairs):
         return ""
     error = _mean_error([run.accuracy for run in seeds], [run.outcomes.tests for run in seeds])
-    comparable = error is not None and len(_ends(seeds)) == 1
-    rising = is_rising(_mean_curve(seeds), error) if comparable else None
+    rising = None if error is None or len(_ends(seeds)) > 1 else is_rising(_mean_curve(seeds), error)
     return BELOW + {None: "", True: " rising", False: " flat"}[rising]
 
 
