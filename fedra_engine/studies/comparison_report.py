@@ -268,7 +268,8 @@ def _markdown(findings: Findings, sections: Sequence[Section]) -> str:
     # The same for every seed of a method.
     cautions = dict.fromkeys(f"{result.label}: {result.caution}" for result in findings.results if result.caution)
     uneven = [
-        f"{label}: seeds ended after {', '.join(map(str, ends))} rounds; tables have each at its own end, the curve stops at the first"
+        f"{label}: seeds ended after {', '.join(map(str, ends))} rounds; tables have each at its own end, the curve "
+        "stops at the first"
         for label, seeds in grouped(findings.results, "label").items()
         if len(ends := _ends(seeds)) > 1
     ]
