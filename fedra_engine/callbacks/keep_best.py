@@ -62,7 +62,7 @@ class KeepBest(Callback):
     def on_start(self, experiment: Experiment, state: GlobalState, first_round: int) -> None:
         refuse_test_samples("keep_best", self._measure, experiment.config.data)
         check_measured("keep_best", self._measure, experiment)
-        best_round, self._best = -1, None
+        best_round, self._best, self._outdated = -1, None, []
         for record in self._earlier:
             value = average_measure(record, self._measure)
             if record["round"] < first_round and value is not None and is_better(self._measure, value, self._best):
@@ -84,7 +84,6 @@ class KeepBest(Callback):
             for path, why in self._outdated:
                 _LOG.info("removed %s, which is %s", path, why)
                 shutil.rmtree(path)
-            self._outdated.clear()
 
     def on_round(self, experiment: Experiment, state: GlobalState, round: Round) -> None:
         value, accuracy = average_measure(round.metrics.record(), self._measure), round.metrics.accuracy
