@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedra_engine.callback import Callback, Outcome
-from fedra_engine.callbacks.checkpoint import RunWriter, find_checkpoint, find_start, restore_newest
+from fedra_engine.callbacks.checkpoint import RunWriter, Start, find_checkpoint, find_start, restore_newest
 from fedra_engine.callbacks.console import Console
 from fedra_engine.callbacks.early_stopping import EarlyStopping
-from fedra_engine.callbacks.fingerprint import Fingerprint, check_fingerprint, fingerprint, setting_digest
+from fedra_engine.callbacks.fingerprint import Fingerprint, check_fingerprint, early_fingerprint, fingerprint
 from fedra_engine.callbacks.keep_best import KeepBest
 from fedra_engine.callbacks.partition_report import PartitionReport
 from fedra_engine.callbacks.run_folder import RunFolder, reading
@@ -97,27 +97,27 @@ def run(
         shown.detail(f"run folder: {folder.path}")
         start = find_start(experiment, folder, begun)
         if start.round > 0:
-            shown.remember(folder.read_metrics())
+            shown.remember(start.records)
         traces = [Trace(folder.path)] if config.trace else []
-        kept = [RunWriter(folder, begun), shown, PartitionReport(folder.path, shown.detail), ReportWriter(folder.path)]
-        watching = [*traces, *_choosing(config, folder, begun), *kept, trackers, *callbacks]
+        writer, plots = RunWriter(folder, begun, start), PartitionReport(folder.path, shown.detail)
+        kept = [writer, shown, plots, ReportWriter(folder.path)]
+        watching = [*traces, *_choosing(config, folder, begun, start), *kept, trackers, *callbacks]
         with trackers:
             state, outcome = train(experiment, start.state, start.round, watching, start.accuracy)
         shown.finish(folder.written())
     return Result(folder.path, config, (experiment, state, outcome))
 
 
-def _choosing(config: ExperimentConfig, folder: RunFolder, begun: Fingerprint) -> Iterator[Callback]:
+def _choosing(config: ExperimentConfig, folder: RunFolder, begun: Fingerprint, start: Start) -> Iterator[Callback]:
     """The callbacks that choose the best round and the last one.
 
     What they choose is on the disk before the checkpoint of the same round is.
     """
     if config.keep_best is not None:
-        yield KeepBest(folder.best_folder, config.keep_best, begun)
+        yield KeepBest(folder.best_folder, config.keep_best, begun, start.records)
     stopping = config.early_stopping
     if stopping.patience is not None:
-        earlier = folder.read_metrics()
-        yield EarlyStopping(stopping.patience, stopping.measure, stopping.min_improvement, earlier)
+        yield EarlyStopping(stopping.patience, stopping.measure, stopping.min_improvement, start.records)
 
 
 @contextmanager
@@ -155,7 +155,7 @@ def open_folder(config: ExperimentConfig, earlier: RunFolder | None, processes: 
 def _check_early(config: ExperimentConfig, folder: RunFolder) -> None:
     """Check before the experiment is built, which may take long: the folder, the settings, and that rounds are left."""
     folder.check_kinds()
-    find_checkpoint(folder, {"setting": setting_digest(config)}, config.rounds)
+    find_checkpoint(folder, early_fingerprint(config), config.rounds)
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,8 @@ def train(
     more = experiment.more_than_exported(state)
     last_exit_alone = EvaluatedModel(experiment.method.evaluated_model().blocks)
     exported = tuned["accuracy"] if more is None else accuracies(experiment.evaluator.scores(state, last_exit_alone))
-    reason = None if stop is None else stop.reason
+    # What is asked for after the last round comes too late to end anything early.
+    reason = None if stop is None or done == config.rounds else stop.reason
     outcome = Outcome(done, frozen["accuracy"], tuned["accuracy"], exported, more, reason, frozen, tuned)
     listeners.call("on_end", state, outcome)
     return state, outcome

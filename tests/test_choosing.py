@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.commands.evaluate import main as evaluate
 from fedra_engine.models.loading import resolve_model_path
 from fedra_engine.run import run
+from fedra_engine.runtime.errors import InputError
 from tests.running import small_config
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
@@ -55,6 +57,12 @@ def left_behind(folder: Path) -> dict[str, Any]:
     records = [dict(record, seconds=None) for record in RunFolder(folder).read_metrics()]
     adapters = {str(path.relative_to(folder)): path.read_bytes() for path in folder.glob("best/*/*.safetensors")}
     return {"summary": json.loads((folder / "summary.json").read_text()), "records": records, "best": adapters}
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Of all files but the log and the plot, for which the tests have another one."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in ("run.log", "partition.png"))
+    return {path: path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +116,49 @@ def test_a_run_that_ended_may_go_on_with_more_patience(whole: Path, tmp_path: Pa
     result = run(replace(first.config, early_stopping=patient), RunFolder(first.folder))
     assert result.summary["rounds"] == len(result.history) == 8
     assert left_behind(first.folder)["records"][:6] == left_behind(whole)["records"]
+
+
+class Refuse(Callback):
+    def on_start(self, experiment: Any, state: Any, first_round: int) -> None:
+        raise InputError("callbacks: found no server, expected one")
+
+
+@pytest.mark.parametrize("callbacks", [[], [Refuse()]], ids=["a measure", "a callback"])
+def test_a_run_that_may_not_go_on_stays_as_it_is(whole: Path, tmp_path: Path, callbacks: list[Callback]) -> None:
+    """With the best round after the newest checkpoint, as after a kill."""
+    folder = Path(shutil.copytree(whole, tmp_path / "run"))
+    shutil.rmtree(folder / "checkpoints" / "round_0005")
+    shutil.copytree(next(whole.glob("best/*")), folder / "best" / "round_0005", dirs_exist_ok=True)
+    before = contents(folder)
+    stopping = EarlyStoppingConfig(patience=2, measure="test_loss" if callbacks else "perplexity")
+    with pytest.raises(InputError, match=r"^(early_stopping\.measure: found perplexity|callbacks: found no server)"):
+        run(config(tmp_path, early_stopping=stopping), RunFolder(folder), callbacks=callbacks)
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("before", ["accuracy", None])
+def test_a_run_does_not_go_on_with_another_measure_of_the_best_round(
+    whole: Path, tmp_path: Path, before: str | None
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        simulate(config(tmp_path, keep_best=before), callbacks=[Interrupt(2)], quiet=True)
+    with pytest.raises(InputError, match=r"^keep_best: found other rules .*, expected the same measure, or null to"):
+        run(config(tmp_path), RunFolder(tmp_path / "run"))
+    # Nothing more is kept, but what was stays.
+    summary = run(config(tmp_path, keep_best=None), RunFolder(tmp_path / "run")).summary
+    assert "best" not in summary
+    assert (tmp_path / "run" / "best" / "round_0001").is_dir() is (before is not None)
+
+
+def test_a_lost_best_round_is_named_and_no_other_called_the_best(whole: Path, tmp_path: Path) -> None:
+    folder = RunFolder(Path(shutil.copytree(whole, tmp_path / "run")))
+    (best,) = folder.best_folder.iterdir()
+    (best / "state.safetensors").write_bytes(b"")
+    summary = run(config(tmp_path), folder).summary
+    assert "best" not in summary
+    assert f"keep_best: round {int(best.name[-4:]) + 1}, the best so far with test_loss" in folder.log_file.read_text()
+    with pytest.raises(InputError, match=r"state\.safetensors: found other bytes than were written"):
+        evaluate([str(folder.path), "--best"])
 
 
 def test_callbacks_from_python_choose_as_the_options_do(whole: Path, tmp_path: Path) -> None:

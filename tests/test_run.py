@@ -92,8 +92,12 @@ def test_a_stopped_run_may_end_where_it_is_and_is_then_evaluated_there(tmp_path:
     config = small_config(tmp_path, **FEW, **constant, rounds=5, evaluate_every=5)
     stopped = simulate(config, callbacks=[Recorder("round", at=1)], quiet=True)
     assert "in 2 rounds of" in (stopped.folder / "adapters" / "README.md").read_text()
-    ended = run(replace(config, rounds=2), RunFolder(stopped.folder))
+    seen = Recorder("evaluate", at=None)
+    ended = run(replace(config, rounds=2), RunFolder(stopped.folder), callbacks=[seen])
     assert ended.accuracy == stopped.accuracy
+    # Nothing was left to be stopped.
+    assert seen.calls[-1] == ("end", 2, None)
+    assert "stopped" not in ended.summary
 
 
 def test_fewer_rounds_than_were_trained_are_refused_whatever_depends_on_them(tmp_path: Path) -> None:

@@ -48,8 +48,10 @@ class StudyRun:
         )
         """What is trained."""
         begun = fingerprint(self.experiment)
-        self._keeper = RunWriter(self._folder, begun)
-        self.rounds, self._state, _ = find_start(self.experiment, self._folder, begun)
+        start = find_start(self.experiment, self._folder, begun)
+        self._keeper = RunWriter(self._folder, begun, start)
+        self._keeper.rewind()
+        self.rounds, self._state = start.round, start.state
         self._unsaved: list[Round] = []
         self._seconds: list[float] = []
         self.pause_seconds = 0.0

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from fedra_engine.callback import Callback, Outcome, Round
+from fedra_engine.callback import Callback, Evaluation, Outcome, Round
 from fedra_engine.callbacks.fingerprint import Fingerprint, check_fingerprint, fingerprint
 from fedra_engine.callbacks.run_folder import RunFolder, reading
 from fedra_engine.experiment import Experiment
@@ -47,14 +47,23 @@ class Checkpoint(NamedTuple):
 class RunWriter(Callback):
     """Writes every round's checkpoint, then its record, and at the end the adapter, then the summary."""
 
-    def __init__(self, folder: RunFolder, begun: Fingerprint) -> None:
-        """Write into `folder`; every checkpoint holds `begun`, the experiment's fingerprint."""
+    def __init__(self, folder: RunFolder, begun: Fingerprint, start: Start) -> None:
+        """Write into `folder` what follows on `start`; every checkpoint holds `begun`, the experiment's fingerprint."""
         self._folder = folder
         self._begun = begun
+        self._start = start
 
-    def on_start(self, experiment: Experiment, state: GlobalState, first_round: int) -> None:
-        # A run may go on with more rounds.
-        self._folder.write_config(experiment.config)
+    def on_evaluate(self, experiment: Experiment, state: GlobalState, evaluation: Evaluation) -> None:
+        if evaluation.metrics is None:
+            # Not in `on_start`, in which another callback may refuse to go on.
+            self.rewind()
+            # A run may go on with more rounds.
+            self._folder.write_config(experiment.config)
+
+    def rewind(self) -> None:
+        """Remove what `folder` has of the rounds that follow, and restore damaged records; before `save`."""
+        if self._folder.rewind(self._start.round - 1, self._start.metrics):
+            _LOG.info("restored %s from %s", self._folder.metrics_file, self._folder.kept_metrics_file)
 
     def on_round(self, experiment: Experiment, state: GlobalState, round: Round) -> None:
         self.save(experiment, state, [round])
@@ -101,8 +110,12 @@ def tensors_of(experiment: Experiment, state: GlobalState) -> dict[str, Tensor]:
 
 
 def _best(folder: RunFolder) -> dict[str, Any]:
-    """What the summary has of the best round; nothing if no round was evaluated."""
-    found = newest_intact(folder.best_folder)
+    """What the summary has of the best round; nothing if no round was evaluated, or the best one is damaged."""
+    try:
+        found = load_best(folder)
+    except InputError as error:
+        _LOG.warning("keep_best: the summary does without the best round: %s", error)
+        return {}
     if found is None:
         return {}
     return {"best": {"round": found.round, **{name: found.state[name] for name in ("measure", "value", "accuracy")}}}
@@ -127,17 +140,30 @@ def _changes(experiment: Experiment, state: GlobalState) -> list[float] | None:
 
 
 class Start(NamedTuple):
-    """Where a run begins or goes on: the next round, the state before it, and the latest accuracies by domain."""
+    """Where a run begins or goes on.
+
+    Attributes:
+        round: the next one, from 0.
+        state: before that round.
+        accuracy: by domain, at the latest evaluation of a trained state; empty before the first.
+        metrics: on the main process of a run that trains, the lines of the earlier rounds in `metrics.jsonl`.
+    """
 
     round: int
     state: GlobalState
     accuracy: dict[str, float]
+    metrics: bytes = b""
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The records in `metrics`, oldest first."""
+        return [json.loads(line) for line in self.metrics.splitlines()]
 
 
 def find_start(experiment: Experiment, folder: RunFolder, begun: Fingerprint) -> Start:
     """Restore the run in `folder` from its newest intact checkpoint, if it has one; all processes call this together.
 
-    The folder is changed only if everything needed to go on is there.
+    The folder is not changed (`RunWriter.rewind` does so).
 
     Args:
         experiment: newly built; its method, server and lanes are restored.
@@ -147,14 +173,12 @@ def find_start(experiment: Experiment, folder: RunFolder, begun: Fingerprint) ->
     Raises:
         InputError: the run began with another fingerprint, or is damaged.
     """
-    processes, found = experiment.processes, None
+    processes, found, metrics = experiment.processes, None, b""
     with processes.raise_on_all():
         if processes.is_main:
-            found, records = find_checkpoint(folder, begun, experiment.config.rounds)
+            found, metrics = find_checkpoint(folder, begun, experiment.config.rounds)
             if found is not None and found.passed_over:
                 _LOG.info("passed over a damaged checkpoint: %s", found.passed_over)
-            if folder.rewind(-1 if found is None else found.round, records):
-                _LOG.info("restored %s from %s", folder.metrics_file, folder.kept_metrics_file)
     found = processes.broadcast_object(found)
     if found is None:
         return Start(0, experiment.initial_state, {})
@@ -164,7 +188,7 @@ def find_start(experiment: Experiment, folder: RunFolder, begun: Fingerprint) ->
         experiment.executor.lanes = lanes[processes.index]
         if processes.is_main:
             _LOG.info("lanes: %s, as before (execution.deterministic)", ", ".join(map(str, lanes)))
-    return _restore(experiment, found)
+    return _restore(experiment, found)._replace(metrics=metrics)
 
 
 def find_checkpoint(folder: RunFolder, begun: Fingerprint, rounds: int) -> tuple[Checkpoint | None, bytes]:
@@ -192,7 +216,7 @@ def restore_newest(experiment: Experiment, folder: RunFolder) -> Start:
 
 def restore_best(experiment: Experiment, folder: RunFolder) -> Start:
     """The same from the round that `keep_best` has kept."""
-    found = newest_intact(folder.best_folder)
+    found = load_best(folder)
     if found is None:
         raise InputError(f"{folder.best_folder}: found no round, expected one of a run that had keep_best")
     check_fingerprint(fingerprint(experiment), found.state["fingerprint"], folder.path)
@@ -239,7 +263,7 @@ def save_round(
     Raises:
         OSError: it cannot be written; earlier ones are kept.
     """
-    final = parent / f"round_{round:04d}"
+    final = round_folder(parent, round)
     make_folders(parent)
     remove_unfinished(parent)
     # safetensors refuses tensors that share memory.
@@ -261,14 +285,9 @@ def save_round(
 
 
 def load_newest_intact(folder: Path) -> Checkpoint | None:
-    """`newest_intact` in `checkpoints` of a run's `folder`."""
-    return newest_intact(folder / "checkpoints")
-
-
-def newest_intact(parent: Path) -> Checkpoint | None:
-    """Load the newest intact round in `parent`, tensors on the CPU; None without any, InputError if all are damaged."""
+    """Load a run's newest intact checkpoint, tensors on the CPU; None without any, InputError if all are damaged."""
     damage: InputError | None = None
-    for round, path in reversed(saved_rounds(parent)):
+    for round, path in reversed(saved_rounds(folder / "checkpoints")):
         try:
             return load_round(round, path)._replace(passed_over=str(damage or ""))
         except InputError as error:
@@ -276,6 +295,12 @@ def newest_intact(parent: Path) -> Checkpoint | None:
     if damage is not None:
         raise damage
     return None
+
+
+def load_best(folder: RunFolder) -> Checkpoint | None:
+    """Load the best round of a run, the newest that `keep_best` has kept; None without any, InputError if damaged."""
+    kept = saved_rounds(folder.best_folder)
+    return load_round(*kept[-1]) if kept else None
 
 
 def load_round(round: int, path: Path) -> Checkpoint:
@@ -300,6 +325,11 @@ def load_round(round: int, path: Path) -> Checkpoint:
     if content_hash(content).hexdigest() != header["tensors"]:
         raise InputError(f"{tensors_file}: found other bytes than were written, expected {_INTACT}")
     return Checkpoint(round, safetensors.torch.load(content), header["state"])
+
+
+def round_folder(parent: Path, round: int) -> Path:
+    """Where `save_round` saves."""
+    return parent / f"round_{round:04d}"
 
 
 def saved_rounds(parent: Path) -> list[tuple[int, Path]]:

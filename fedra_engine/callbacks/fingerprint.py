@@ -26,7 +26,7 @@ from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.files import content_hash
 
 Fingerprint = Mapping[str, str]
-"""Hex digests by part of an experiment."""
+"""By part of an experiment: hex digests, or a short option itself."""
 
 RESULT_NEUTRAL = frozenset({"name", "output_dir", "evaluate_every", "report_to", "execution"})
 """Fields of an experiment that do not change what its rounds compute, except for rounding."""
@@ -38,9 +38,10 @@ _PARTS = {
     "setting": (
         "config.yaml",
         "settings",
-        "the same but for evaluate_every, early_stopping, keep_best, execution, paths and, unless "
+        "the same but for evaluate_every, early_stopping, execution, paths and, unless "
         "training.lr_schedule or method.allocation depends on their number, rounds",
     ),
+    "keep_best": ("keep_best", "rules for the best round", "the same measure, or null to keep none"),
     "names": ("data", "domains or classes", "the same names in the same order"),
     "training": ("data", "training samples", "the same, prepared in the same way"),
     "test": ("data", "test samples", "the same, prepared in the same way"),
@@ -59,7 +60,7 @@ def fingerprint(experiment: Experiment) -> Fingerprint:
     """
     data, fit = experiment.train_data, experiment.stand_in_fit
     return {
-        "setting": setting_digest(experiment.config),
+        **early_fingerprint(experiment.config),
         "names": _digest([json.dumps([experiment.domains, data.classes])]),
         "training": _digest(_of_samples(experiment.train_samples, data)),
         "test": _digest(_of_samples(experiment.test_samples, data)),
@@ -67,6 +68,13 @@ def fingerprint(experiment: Experiment) -> Fingerprint:
         "clients": _digest(_of_clients(experiment.clients)),
         "server": _digest([] if fit is None else [fit.samples.digest(), fit.rows.tobytes()]),
     }
+
+
+def early_fingerprint(config: ExperimentConfig) -> Fingerprint:
+    """The parts that are known before the experiment is built."""
+    # Earlier rounds have not been compared by another measure; without one nothing is compared.
+    best = {} if config.keep_best is None else {"keep_best": config.keep_best}
+    return {"setting": setting_digest(config), **best}
 
 
 def setting_digest(config: ExperimentConfig) -> str:

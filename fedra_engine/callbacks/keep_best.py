@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fedra_engine.callback import Callback, Evaluation, Outcome, Round
-from fedra_engine.callbacks.checkpoint import load_round, save_round, saved_rounds, tensors_of
+from fedra_engine.callbacks.checkpoint import load_round, round_folder, save_round, saved_rounds, tensors_of
 from fedra_engine.callbacks.early_stopping import check_measured
 from fedra_engine.callbacks.fingerprint import Fingerprint
 from fedra_engine.config import EarlyStoppingConfig, refuse_test_samples
@@ -19,6 +21,7 @@ from fedra_engine.federation.records import average_measure
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import InputError
 
+_LOG = logging.getLogger(__name__)
 _KEPT = 2
 """While a run goes on, the second best stays, in case the newest checkpoint is damaged and its round is repeated."""
 
@@ -28,38 +31,59 @@ class KeepBest(Callback):
 
     `<folder>/round_0012` gets the adapter in PEFT's format and what a checkpoint has. It appears whole, after a round
     that is better than those before; of several, the last is the best. What the folder has of rounds that a run has not
-    trained yet is removed. Without `data.validation_fraction` a run is refused before its first round.
+    trained yet is removed. If the best round so far is lost, a warning says so, and only a better one is kept. Without
+    `data.validation_fraction` a run is refused before its first round.
     """
 
-    def __init__(self, folder: Path | str, measure: str = "accuracy", fingerprint: Fingerprint | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path | str,
+        measure: str = "accuracy",
+        fingerprint: Fingerprint | None = None,
+        earlier: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
         """Keep rounds in `folder`, which need not exist.
 
         Args:
             folder: for these alone.
             measure: a name in `metrics.jsonl`.
             fingerprint: of the experiment; `fedra evaluate --best` needs it.
+            earlier: of a run that goes on, the records in `metrics.jsonl`, which say what the best round so far is.
         """
         check_values(EarlyStoppingConfig(measure=measure))
         self._folder = Path(folder)
         self._measure = measure
         self._fingerprint = dict(fingerprint or {})
+        self._earlier = list(earlier)
         self._frozen: Mapping[str, float] = {}
         self._best: float | None = None
+        self._outdated: list[tuple[Path, str]] = []
 
     def on_start(self, experiment: Experiment, state: GlobalState, first_round: int) -> None:
         refuse_test_samples("keep_best", self._measure, experiment.config.data)
         check_measured("keep_best", self._measure, experiment)
-        self._best = None
-        for round, path in saved_rounds(self._folder):
-            value = self._value(round, path) if round < first_round else None
-            if value is None:
-                shutil.rmtree(path)
-            else:
-                self._best = value
+        best_round, self._best, self._outdated = -1, None, []
+        for record in self._earlier:
+            value = average_measure(record, self._measure)
+            if record["round"] < first_round and value is not None and is_better(self._measure, value, self._best):
+                best_round, self._best = record["round"], value
+        found = dict(saved_rounds(self._folder))
+        for round, path in found.items():
+            if round >= first_round:
+                self._outdated.append((path, "to be trained again"))
+            elif round > best_round or best_round not in found:
+                # The newest would pass for the best.
+                self._outdated.append((path, "not the best"))
+        if self._best is not None:
+            self._warn_if_lost(best_round)
 
     def on_evaluate(self, experiment: Experiment, state: GlobalState, evaluation: Evaluation) -> None:
         if evaluation.metrics is None:
             self._frozen = evaluation.accuracy
+            # Not in `on_start`, in which another callback may refuse to go on.
+            for path, why in self._outdated:
+                _LOG.info("removed %s, which is %s", path, why)
+                shutil.rmtree(path)
 
     def on_round(self, experiment: Experiment, state: GlobalState, round: Round) -> None:
         value, accuracy = average_measure(round.metrics.record(), self._measure), round.metrics.accuracy
@@ -82,10 +106,12 @@ class KeepBest(Callback):
         for _, path in saved_rounds(self._folder)[:-1]:
             shutil.rmtree(path)
 
-    def _value(self, round: int, path: Path) -> float | None:
-        """The measure of what is kept in `path`; None if that is damaged, or was chosen by another measure."""
+    def _warn_if_lost(self, round: int) -> None:
+        """Warn if what was kept of the best `round` so far cannot be read."""
         try:
-            kept = load_round(round, path).state
-        except InputError:
-            return None
-        return float(kept["value"]) if kept["measure"] == self._measure else None
+            load_round(round, round_folder(self._folder, round))
+        except InputError as error:
+            _LOG.warning(
+                "keep_best: round %d, the best so far with %s %.4g, is lost, and only a better one will be kept: %s",
+                *(round + 1, self._measure, self._best, error),
+            )

@@ -167,6 +167,8 @@ def _candidates(
     for variant in variants:
         own = _points(variant, grid, read)
         at_points = [read(variant.at(point).fields) for point in own]
+        if grid:
+            _refuse_chosen_rounds(at_points)
         idle = [without_effect(config) for config in at_points]
         for field in variant.overrides:
             if all(field in messages for messages in idle):
@@ -187,6 +189,15 @@ def _candidates(
     return tuple(
         tuple(_candidate(*each, grid, seeds, alone=len(entry) == 1) for each in entry) for entry in entries.values()
     )
+
+
+def _refuse_chosen_rounds(configs: Sequence[ExperimentConfig]) -> None:
+    """Raise InputError if a round would be chosen on the test samples, which the runs after a grid are measured on."""
+    for config in configs:
+        for name, value in config.chosen_rounds().items():
+            raise InputError(
+                f"{name}: found {value} with --grid, whose final runs are measured on test samples, expected none"
+            )
 
 
 def _points(variant: Variant, grid: Mapping[str, Sequence[str]], read: Read) -> list[Point]:

@@ -14,6 +14,7 @@ from fedra_engine.config.parsing import (
     Parser,
     check_different,
     check_not_given,
+    given_options,
     parse_option,
     split_options,
 )
@@ -49,6 +50,8 @@ _PLANNED = (
     "name",
 )
 """Fields that the study sets itself."""
+_IDLE = ("report_to", "evaluate_every", "trace", "keep_best", "early_stopping")
+"""Fields and groups that do nothing here: rounds are timed, but none is evaluated or kept."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -63,6 +66,9 @@ def parse_scaling(arguments: Sequence[str]) -> Scaling:
     """Read the options of `scale`."""
     options, others = split_options(arguments, _OPTIONS)
     check_not_given(others, dict.fromkeys(_PLANNED, "--clients"))
+    for name in given_options(others):
+        if name.split(".")[0] in _IDLE:
+            raise InputError(f"{name}: found it with scale, where it does nothing, expected none")
     # Answers --help and --print_config, too.
     config = Parser(ExperimentConfig, DESCRIPTION, _OPTIONS, {"output_dir": "runs/scaling"}).parse(others)
     if options.clients is None:

@@ -273,7 +273,8 @@ class EarlyStoppingConfig:
     """When a run ends before its last round; decided on validation samples, so needs `data.validation_fraction`.
 
     Args:
-        patience: evaluations in a row without an improvement after which the run ends; none when null.
+        patience: evaluations in a row without an improvement after which the run ends; none when null. The first
+            evaluation, with which they are compared, does not count, and they must fit in before the last round.
         measure: what is to improve, on average over the domains: `perplexity` is for causal language models only,
             `macro_f1` and `calibration_error` are for classifiers only (docs/design.md).
         min_improvement: how much better than the best one before an evaluation must be, to count as an improvement.
@@ -347,12 +348,16 @@ class ExperimentConfig:
     early_stopping: EarlyStoppingConfig = group(EarlyStoppingConfig)
     execution: ExecutionConfig = group(ExecutionConfig)
 
+    def chosen_rounds(self) -> dict[str, object]:
+        """The options that choose a round by what is measured on it, as far as they are given, by name."""
+        options = {"early_stopping.patience": self.early_stopping.patience, "keep_best": self.keep_best}
+        return {name: value for name, value in options.items() if value is not None}
+
     def check(self) -> None:
         """Raise InputError if fields of different groups do not fit together."""
-        chosen = {"early_stopping.patience": self.early_stopping.patience, "keep_best": self.keep_best}
-        for name, value in chosen.items():
-            if value is not None:
-                refuse_test_samples(name, value, self.data)
+        for name, value in self.chosen_rounds().items():
+            refuse_test_samples(name, value, self.data)
+        self._check_patience()
         if self.lora.rank_pattern and (self.clients.ranks or self.method.name == "hetlora"):
             other = "method.name hetlora" if self.method.name == "hetlora" else f"clients.ranks {self.clients.ranks}"
             raise InputError(
@@ -373,6 +378,19 @@ class ExperimentConfig:
             raise InputError(f"trace: found true with lora.dropout {self.lora.dropout}, expected lora.dropout 0")
         if self.trace and self.data.augmentation != "none":
             raise InputError(f"trace: found true with data.augmentation {self.data.augmentation}, expected none")
+
+    def _check_patience(self) -> None:
+        """Raise InputError if the run cannot end before its last round, however its evaluations turn out."""
+        patience = self.early_stopping.patience
+        # The first evaluation is what the others are compared with, and after the last round nothing is left to save.
+        most = (self.rounds - 1) // self.evaluate_every - 1
+        if patience is not None and patience > most:
+            at_most = f"at most {most}, " if most > 0 else ""
+            raise InputError(
+                f"early_stopping.patience: found {patience} with rounds {self.rounds} and evaluate_every "
+                f"{self.evaluate_every}, where it saves no round; expected {at_most}a smaller evaluate_every or more "
+                "rounds"
+            )
 
     def check_method(self) -> None:
         """Raise InputError if the server's optimizer changes a mean that the method needs unchanged."""

@@ -135,10 +135,10 @@ class Evaluator:
         with Stage("evaluating the clients' own models, by domain", len(self.domains)) as stage:
             for index, name in enumerate(self.domains):
                 rows = torch.nonzero(self.test.domains == index)[:, 0]
-                by_client = self._sums_by_client(iter(of_domain.get(name, [newcomer])), rows, model)
+                by_client = self._sums_by_client(iter(of_domain.get(name, [newcomer])), index, rows, model)
                 sums, metrics = zip(*by_client, strict=True)
                 accuracies, losses = zip(*map(_accuracy_and_loss, sums), strict=True)
-                values = [each.values(index) for each in metrics]
+                values = [each.values(0) for each in metrics]
                 averages = {metric: mean(of_client[metric] for of_client in values) for metric in self.metrics}
                 found[name] = self._score(mean(accuracies), mean(losses), averages)
                 self._warn_of_undefined(name, torch.stack(sums).sum(0))
@@ -146,9 +146,9 @@ class Evaluator:
         return found
 
     def _sums_by_client(
-        self, states: Iterator[GlobalState], rows: Tensor, model: EvaluatedModel
+        self, states: Iterator[GlobalState], domain: int, rows: Tensor, model: EvaluatedModel
     ) -> list[tuple[Tensor, MetricSums]]:
-        """`Task.scores` summed over the samples `rows`, float64 [4], and their metrics, for each of `states`."""
+        """`Task.scores` summed over the samples `rows` of a domain, float64 [4], and their metrics, for each state."""
         processes = self.processes
         own, total = [], 0
         while turn := list(islice(states, processes.count)):
@@ -158,9 +158,9 @@ class Evaluator:
             metrics = MetricSums(self.metrics, len(self.domains))
             sums = torch.cat([score(batch, metrics) for batch in rows.split(_BATCH)]).sum(0)
             # Users' metrics may be of a kind that cannot be sent.
-            own.append((sums, metrics.on_cpu()))
+            own.append((sums, metrics.of_domain(domain).sums))
         found = list(chain.from_iterable(zip(*processes.all_gather_object(own), strict=True)))[:total]
-        return [(sums, MetricSums(self.metrics, len(self.domains), of_metrics)) for sums, of_metrics in found]
+        return [(sums, MetricSums(self.metrics, 1, of_metrics)) for sums, of_metrics in found]
 
     def _score(self, accuracy: float, loss: float, metrics: Mapping[str, float]) -> Score:
         perplexity = {} if self.foundation.task.trains_head else {"perplexity": _perplexity(loss)}

@@ -247,6 +247,12 @@ class MetricSums:
         """`sums`, on the CPU."""
         return {name: sums.cpu() for name, sums in self.sums.items()}
 
+    def of_domain(self, domain: int) -> MetricSums:
+        """The sums of the domain of an index alone, on the CPU."""
+        # A view would keep all of them, and be sent with them.
+        rows = {name: sums[domain : domain + 1].clone().cpu() for name, sums in self.sums.items()}
+        return MetricSums(self.metrics, 1, rows)
+
     def values(self, domain: int) -> dict[str, float]:
         """The metrics of the domain of an index, from sums on the CPU; NaN without any predictions."""
         return {

@@ -28,7 +28,8 @@ The row `{FROZEN}` is the whole model before any training, the column the part o
 _BELOW = f"""\
 The `{PROBE}` is a linear classifier on the frozen model's features, fitted to the training samples of all clients;
 {BELOW} marks averages below it. Their curve is `rising` if the average (the mean over the seeds) at the last evaluation
-is more than one s.e. above that at the last evaluation within the first three quarters of the rounds, else `flat`."""
+is more than one s.e. above that at the last evaluation within the first three quarters of the rounds, else `flat`; it
+is not called either where seeds ended after different numbers of rounds."""
 _SEEDS = """\
 Average accuracy minus that of {baseline} with the same seed, in percentage points: mean, standard error, and
 two-sided p-value of a paired t-test over the seeds. The seeds share the pretrained model and the source's samples, so
@@ -189,8 +190,13 @@ def _mark(seeds: Sequence[RunResult], references: Sequence[References]) -> str:
     if not pairs or mean(average for average, _ in pairs) >= mean(probe for _, probe in pairs):
         return ""
     error = _mean_error([run.accuracy for run in seeds], [run.outcomes.tests for run in seeds])
-    rising = None if error is None else is_rising(_mean_curve(seeds), error)
+    rising = None if error is None or len(_ends(seeds)) > 1 else is_rising(_mean_curve(seeds), error)
     return BELOW + {None: "", True: " rising", False: " flat"}[rising]
+
+
+def _ends(seeds: Sequence[RunResult]) -> list[int]:
+    """After how many rounds the runs ended; several if a callback ended some early."""
+    return sorted({run.rounds for run in seeds})
 
 
 def _mean_curve(seeds: Sequence[RunResult]) -> dict[int, float]:
@@ -261,8 +267,14 @@ def _markdown(findings: Findings, sections: Sequence[Section]) -> str:
         parts += [section.after] if section.after else []
     # The same for every seed of a method.
     cautions = dict.fromkeys(f"{result.label}: {result.caution}" for result in findings.results if result.caution)
+    uneven = [
+        f"{label}: seeds ended after {', '.join(map(str, ends))} rounds; tables have each at its own end, the curve "
+        "stops at the first"
+        for label, seeds in grouped(findings.results, "label").items()
+        if len(ends := _ends(seeds)) > 1
+    ]
     unfinished = [f"{title}: {note}" for title, note in findings.missing.items()]
-    for title, lines in (("Notes:\n", cautions), ("Not in the tables:\n", unfinished)):
+    for title, lines in (("Notes:\n", [*cautions, *uneven]), ("Not in the tables:\n", unfinished)):
         if lines:
             parts.append("\n".join([title, *(f"- {markdown_text(line)}" for line in lines)]))
     parts.append("![average accuracy by round](accuracy_by_round.png)")

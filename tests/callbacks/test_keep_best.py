@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from math import nan
@@ -12,11 +15,11 @@ import pytest
 
 from fedra_engine.callback import Outcome
 from fedra_engine.callbacks import keep_best
-from fedra_engine.callbacks.checkpoint import newest_intact, saved_rounds
+from fedra_engine.callbacks.checkpoint import load_round, saved_rounds
 from fedra_engine.callbacks.keep_best import KeepBest
 from fedra_engine.config import DataConfig
 from fedra_engine.runtime.errors import InputError
-from tests.callbacks.choosing import HELD_OUT, experiment, state_after, train
+from tests.callbacks.choosing import HELD_OUT, experiment, metrics, state_after, train
 
 Values = Sequence[float | None]
 HISTORIES: dict[str, tuple[str, Values, int | None]] = {
@@ -46,6 +49,12 @@ def end(callback: KeepBest) -> None:
     callback.on_end(experiment(), state_after(9), nothing)
 
 
+def records(values: Values) -> list[dict[str, Any]]:
+    """As a run reads them from `metrics.jsonl`."""
+    found: list[dict[str, Any]] = json.loads(json.dumps([metrics(*pair).record() for pair in enumerate(values)]))
+    return found
+
+
 def kept(folder: Path) -> list[int]:
     return [round for round, _ in saved_rounds(folder)]
 
@@ -55,12 +64,10 @@ def test_the_best_evaluated_round_is_kept(tmp_path: Path, measure: str, values: 
     callback = KeepBest(tmp_path / "best", measure)
     train(callback, values)
     end(callback)
-    found = newest_intact(tmp_path / "best")
+    assert kept(tmp_path / "best") == ([] if best is None else [best])
     if best is None:
-        assert found is None
         return
-    assert found is not None
-    assert kept(tmp_path / "best") == [found.round] == [best]
+    found = load_round(best, tmp_path / "best" / f"round_{best:04d}")
     assert float(found.tensors["state.adapters"][0, 0]) == best
     value = values[best]
     assert value is not None
@@ -86,7 +93,7 @@ def test_a_resumed_run_keeps_what_one_that_was_not_interrupted_does(
     for first in range(max(seen - 2, 0), seen + 1):
         folder = tmp_path / f"from_{first}"
         train(KeepBest(folder), values, until=seen)
-        resumed = KeepBest(folder)
+        resumed = KeepBest(folder, earlier=records(values[:seen]))
         train(resumed, values, first)
         end(resumed)
         (found,), (expected,) = (
@@ -96,13 +103,38 @@ def test_a_resumed_run_keeps_what_one_that_was_not_interrupted_does(
         assert found == expected
 
 
-def test_a_damaged_round_or_one_by_another_measure_is_not_the_best_so_far(tmp_path: Path) -> None:
-    train(KeepBest(tmp_path), [0.25, 0.75], until=2)
-    (tmp_path / "round_0001" / "state.safetensors").write_bytes(b"")
-    train(KeepBest(tmp_path), [0.25, 0.75, 0.5], first=2)
-    assert kept(tmp_path) == [0, 2]
-    train(KeepBest(tmp_path, "test_loss"), [0.25, 0.75, 0.5, 1.0], first=3)
+@pytest.mark.parametrize("gone", [False, True], ids=["damaged", "gone"])
+def test_no_worse_round_takes_the_place_of_a_best_one_that_is_lost(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, gone: bool
+) -> None:
+    values = [0.25, 0.75, 0.5, 0.875]
+    train(KeepBest(tmp_path), values, until=2)
+    if gone:
+        shutil.rmtree(tmp_path / "round_0001")
+    else:
+        (tmp_path / "round_0001" / "state.safetensors").write_bytes(b"")
+    resumed = KeepBest(tmp_path, earlier=records(values[:2]))
+    with caplog.at_level(logging.INFO):
+        train(resumed, values, first=2, until=3)
+    assert f"round 2, the best so far with accuracy {0.75}, is lost, and only a better one will be kept" in caplog.text
+    assert (f"removed {tmp_path / 'round_0000'}, which is not the best" in caplog.text) is gone
+    assert kept(tmp_path) == ([] if gone else [0, 1])
+    train(resumed, values, first=3)
+    end(resumed)
     assert kept(tmp_path) == [3]
+
+
+def test_what_is_removed_is_logged_once_nothing_has_refused_to_go_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(KeepBest(tmp_path), [0.25, 0.75])
+    resumed = KeepBest(tmp_path, earlier=records([0.25]))
+    resumed.on_start(experiment(), state_after(0), 1)
+    assert kept(tmp_path) == [0, 1]
+    with caplog.at_level(logging.INFO):
+        train(resumed, [], first=1)
+    assert kept(tmp_path) == [0]
+    assert f"removed {tmp_path / 'round_0001'}, which is to be trained again" in caplog.text
 
 
 def test_an_interrupted_save_leaves_the_best_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +146,7 @@ def test_an_interrupted_save_leaves_the_best_before(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(keep_best, "export", fail)
     with pytest.raises(KeyboardInterrupt):
-        train(callback, [0.25, 0.5], first=1)
+        train(KeepBest(tmp_path, earlier=records([0.25])), [0.25, 0.5], first=1)
     assert kept(tmp_path) == [0]
     assert len(list(tmp_path.iterdir())) == 1
 

@@ -156,6 +156,17 @@ def test_a_grid_that_cannot_be_tried_is_refused(grid: str, message: str) -> None
         parse_comparison(["--methods=fedra:rounds=2", "--control=false", f"--grid={grid}"])
 
 
+@pytest.mark.parametrize("choice", ["early_stopping.patience=1", "keep_best=accuracy"])
+def test_after_a_grid_no_round_is_chosen_on_test_samples(choice: str) -> None:
+    """Whether the option is for all runs or of one entry, and though the grid's own runs have validation samples."""
+    others = ["--control=false", "--data.validation_fraction=0.2", GRID]
+    name, _, value = choice.partition("=")
+    for given in (["--methods=fedra", f"--{choice}"], [f"--methods=fedra:{choice}"]):
+        with pytest.raises(InputError, match=rf"^{re.escape(name)}: found {value} with --grid, whose final runs are"):
+            parse_comparison([*given, *others])
+        parse_comparison([*given, *others[:2]])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

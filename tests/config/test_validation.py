@@ -221,8 +221,24 @@ def test_what_cannot_be_used_is_reported(field: str, value: object, message: str
 
 
 def test_rounds_are_chosen_on_validation_samples() -> None:
-    chosen = {"early_stopping.patience": 3, "early_stopping.measure": "test_loss", "keep_best": "macro_f1"}
+    chosen = {"early_stopping.patience": 2, "early_stopping.measure": "test_loss", "keep_best": "macro_f1"}
     validate(changed("data.validation_fraction", 0.1, **chosen))
+
+
+@pytest.mark.parametrize(
+    ("rounds", "evaluate_every", "most"), [(80, 20, 2), (81, 20, 3), (3, 1, 1), (2, 1, 0), (20, 20, 0), (5, 20, 0)]
+)
+def test_patience_that_can_save_no_round_is_refused(rounds: int, evaluate_every: int, most: int) -> None:
+    def patient(patience: int) -> ExperimentConfig:
+        others = {"rounds": rounds, "evaluate_every": evaluate_every, "data.validation_fraction": 0.1}
+        return changed("early_stopping.patience", patience, **others)
+
+    if most:
+        validate(patient(most))
+    expected = rf"expected {f'at most {most}, ' if most else ''}a smaller evaluate_every or more rounds$"
+    found = rf"^early_stopping\.patience: found {most + 1} with rounds {rounds} and evaluate_every {evaluate_every}, "
+    with pytest.raises(InputError, match=found + r"where it saves no round; " + expected):
+        validate(patient(most + 1))
 
 
 def test_only_the_reference_draws_bound_the_seed() -> None:

@@ -188,18 +188,22 @@ class OneOfTwo(Processes):
 
 @pytest.mark.parametrize("clients", [1, 2, 3])
 def test_two_processes_score_the_clients_of_a_domain_as_one_does(clients: int) -> None:
-    setting = make_setting("vit", SGD)
+    setting, names = make_setting("vit", SGD), ["without clients", "with clients"]
     foundation, state = setting.foundation, setting.state()
     samples = make_samples("vit", 12)
-    samples = TensorSamples(samples.tensors, samples.labels, torch.zeros(12, dtype=torch.int64))
+    samples = TensorSamples(samples.tensors, samples.labels, torch.arange(12) % 2)
     model = SweepModel(foundation, lambda n: samples.inputs(torch.arange(n), torch.device("cpu"), torch.float64))
-    alone = Evaluator(foundation, model, samples, ["all"])
-    states = {0: [replace(state, heads=state.heads * scale) for scale in (1.0, 2.0, 3.0)[:clients]]}
+    alone = Evaluator(foundation, model, samples, names)
+    states = {1: [replace(state, heads=state.heads * scale) for scale in (1.0, 2.0, 3.0)[:clients]]}
 
     def scores(processes: Processes) -> Any:
         evaluator = replace(alone, processes=processes)
-        return evaluator.personal_scores(states, ["all"], state, EvaluatedModel(np.arange(DEPTH)))
+        return evaluator.personal_scores(states, names, state, EvaluatedModel(np.arange(DEPTH)))
 
     second = OneOfTwo(1)
     scores(second)
     assert scores(OneOfTwo(0, second.own)) == scores(Processes.alone())
+    # Of a client's own domain alone.
+    sent = [sums for gathered in second.own for _, metrics in gathered for sums in metrics.values()]
+    assert {len(sums) for sums in sent} == {1}
+    assert all(sums.untyped_storage().nbytes() == sums.nbytes for sums in sent)

@@ -103,6 +103,18 @@ def test_a_run_with_no_earlier_evaluation_is_neither_rising_nor_flat() -> None:
     assert table("Accuracy", one, references=[reference(0, 0.9)])[-1][-1] == "▼"
 
 
+def test_where_seeds_end_after_different_rounds_no_mean_is_called_rising(tmp_path: Path) -> None:
+    """The mean curve ends at round 20, before the second run has its accuracy."""
+    one = replace(RESULTS[0], curve={0: 0.0, 15: 0.2, 20: 0.45})
+    two = replace(RESULTS[2], rounds=40, curve={0: 0.0, 15: 0.2, 20: 0.4, 40: 0.45})
+    references = [reference(0, 0.9), reference(1, 0.9)]
+    assert table("Accuracy", one, replace(two, rounds=20), references=references)[-1][-1] == "▼ rising"
+    assert table("Accuracy", one, two, references=references)[-1][-1] == "▼"
+    write_report(tmp_path, findings(one, two))
+    note = "- fedra: seeds ended after 20, 40 rounds; tables have each at its own end, the curve stops at the first\n"
+    assert note in (tmp_path / "comparison.md").read_text()
+
+
 def test_texts_of_many_predictions_have_no_standard_error_and_no_test() -> None:
     texts = [replace(each, outcomes=SampleOutcomes("", None, None)) for each in RESULTS]
     assert table("Accuracy", *texts)[1][5] == "–"
