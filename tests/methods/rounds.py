@@ -38,6 +38,7 @@ def federation(
         *(MethodConfig(**config), clients, DEPTH, LAYOUT),
         seed=0,
         fisher=fisher_scores,
+        adapted=np.ones(DEPTH, dtype=np.bool_),
         capacities_drawn=drawn,
         rounds=ROUNDS,
     )
