@@ -26,7 +26,8 @@ def server_milliseconds_per_client(setting: Setting, *, clients: int = 2000, sam
     federation = Clients([np.arange(samples)] * clients, np.arange(clients) % 6, capacities)
     foundation = setting.foundation
     fisher = FisherInformation(foundation, setting.sweep_model, setting.samples, seed=0)
-    method = make_method(Federation(MethodConfig(), federation, foundation.depth, foundation.adapter_layout, 0, fisher))
+    layout, adapted = foundation.adapter_layout, foundation.adapted
+    method = make_method(Federation(MethodConfig(), federation, foundation.depth, layout, 0, fisher, adapted))
     training = TrainingConfig()
     started = time.process_time()
     participants = sample_participants(ClientsConfig(sampling="uniform"), federation, seed=0, round=0)

@@ -298,6 +298,7 @@ def _make_method(
         layout=foundation.adapter_layout,
         seed=seed,
         fisher=FisherInformation(foundation, model, train, seed=seed, processes=processes),
+        adapted=foundation.adapted,
         deterministic=config.execution.deterministic,
         trains_classifier=foundation.task.trains_head,
         capacities_drawn=config.clients.capacity_schedule == "drawn",

@@ -37,7 +37,7 @@ from fedra_engine.report.page import read_page
 from fedra_engine.report.writer import ReportWriter
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.exit_codes import unwound_by_signals
-from fedra_engine.runtime.files import write_whole
+from fedra_engine.runtime.files import check_unused, write_whole
 from fedra_engine.runtime.processes import Processes, join_job
 from fedra_engine.runtime.stages import Stage
 from fedra_engine.runtime.tables import PlainConsole
@@ -219,7 +219,12 @@ class Result:
         return self._restored[1]
 
     def save_adapter(self, folder: str | Path) -> None:
-        """Write the tuned adapter, in PEFT's format, into `folder`; the run's own is in its `adapters/`."""
+        """Write the tuned adapter, in PEFT's format, into a new or empty `folder`; the run's own is in its `adapters/`.
+
+        Raises:
+            InputError: there is something in `folder`.
+        """
+        check_unused("folder", Path(folder))
         export(Path(folder), *self._restored)
 
     def save_model(self, folder: str | Path, *, client: int | None = None) -> None:

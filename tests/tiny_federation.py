@@ -155,7 +155,8 @@ def make_setting(
     fuse_blocks: bool = False,
     **lora_rules: Any,
 ) -> Setting:
-    lora = LoraConfig(rank=3, alpha=6, dropout=dropout, target_modules=TARGETS[family], **lora_rules)
+    rules = {"target_modules": TARGETS[family]} | lora_rules
+    lora = LoraConfig(rank=3, alpha=6, dropout=dropout, **rules)
     bounds = np.cumsum([0, *SAMPLE_COUNTS])
     samples = [np.arange(start, end) for start, end in pairwise(bounds)]
     clients = Clients(samples, np.zeros(len(samples), dtype=np.int64), np.array(CAPACITIES))

@@ -315,15 +315,16 @@ def _changes_text(outcome: Outcome) -> str:
 def describe(experiment: Experiment) -> dict[str, str]:
     """Facts to show before the first round, by title."""
     foundation, device = experiment.foundation, experiment.initial_state.heads.device
-    size = parameter_count(foundation.model)
+    size, adapted = parameter_count(foundation.model), int(foundation.adapted.sum())
     kept = " in shards" if is_sharded(foundation.model) else ""
     targets = ", ".join(target.path for target in foundation.adapter_layout.targets)
+    where = "per block" if adapted == foundation.depth else f"in each of {count_of(adapted, 'block')},"
     count, made = experiment.newly_cached, ""
     if count is not None:
         made = f"; {count:,} preprocessed now" if count else "; all were in the cache"
     facts = {
         "model": f"{type(foundation.model).__name__}, {foundation.depth} blocks, {size:,} frozen parameters{kept}",
-        "adapters": f"{foundation.adapter_layout.size:,} LoRA parameters per block on {targets}",
+        "adapters": f"{foundation.adapter_layout.size:,} LoRA parameters {where} on {targets}",
         "head": f"{foundation.head_layout.trained_size:,} parameters",
         "clients": f"{len(experiment.clients)} in {len(experiment.domains)} domains",
         "samples": f"{len(experiment.train_data):,} for training{made}",

@@ -66,7 +66,9 @@ def _parts_table(experiment: Experiment) -> str:
     shared = "" if foundation.task.trains_head else ", frozen and shared"
     precision = config.model.dtype + ("" if config.model.load_in is None else f", blocks in {config.model.load_in}")
     kind, size, trained = type(blocks[0]).__name__, parameter_count(blocks[0]), foundation.head_layout.trained_size
-    total = foundation.depth * layout.size + trained
+    adapted = int(foundation.adapted.sum())
+    total = adapted * layout.size + trained
+    where = "per block" if adapted == foundation.depth else f"in each of {count_of(adapted, 'block')}"
     rows = [
         ["part", "found"],
         ["model", f"{config.model.path}: {type(foundation.model).__name__}, {precision}"],
@@ -74,7 +76,7 @@ def _parts_table(experiment: Experiment) -> str:
         ["blocks", f"{foundation.block_path}: {len(blocks)} × {kind} ({size:,} parameters each)"],
         *(["adapter", f"{t.path}: {t.in_features} → {t.out_features}, rank {t.rank}"] for t in layout.targets),
         ["head", f"{foundation.head_path}: {head.in_features} → {head.out_features}{bias}{shared}"],
-        ["trainable", f"{layout.size:,} parameters per block and {trained:,} of the head: {total:,}"],
+        ["trainable", f"{layout.size:,} parameters {where} and {trained:,} of the head: {total:,}"],
     ]
     return table_text(rich_table(rows, left=(0, 1)))
 
@@ -132,13 +134,15 @@ def _clients_table(experiment: Experiment) -> str:
 
 
 def _coverage_text(experiment: Experiment) -> str:
-    """How the participants whose updates arrive cover the blocks of the global model over the rounds."""
+    """How the participants whose updates arrive cover the adapted blocks of the global model over the rounds."""
     rounds = min(experiment.config.rounds, max(1, _MOST_ALLOCATED // len(experiment.clients)))
-    blocks = experiment.method.evaluated_model().blocks
+    of_model, adapted = experiment.method.evaluated_model().blocks, experiment.foundation.adapted
+    blocks = of_model[adapted[of_model]]
+    counted = "all blocks" if len(blocks) == len(of_model) else f"all {len(blocks)} blocks with adapters"
     found = measure_coverage(experiment.round_work(round)[1].trained_blocks[:, blocks] for round in range(rounds))
     learns = "movement" in USES.get(experiment.config.method.allocation or "", ())
     return (
-        f"coverage over {count_of(rounds, 'round')}: all blocks have a holder in {100 * found.complete:.1f} % of them; "
+        f"coverage over {count_of(rounds, 'round')}: {counted} have a holder in {100 * found.complete:.1f} % of them; "
         f"a block has {found.holders.mean():.2f} holders on average, the rarest {found.holders.min():.2f}; the longest "
         f"time that one goes without is {count_of(found.longest_gap, 'round')}"
         f"{' (before anything is learnt of the blocks)' if learns else ''}"

@@ -117,12 +117,14 @@ def _of_model(config: ExperimentConfig, folder: str) -> Experiment:
     from fedra_engine.run import build
 
     model = replace(config.model, path=folder, pooling="auto", head_init="loaded", load_in=None)
+    # The adapters are merged. What is added are new ones, whose B is zero, and an export may have fewer blocks.
+    lora = replace(config.lora, layers_to_transform=[])
     experiment = build(
         ExperimentConfig(
             seed=config.seed,
             data=config.data,
             model=model,
-            lora=config.lora,
+            lora=lora,
             clients=ClientsConfig(capacities=[1]),
             execution=config.execution,
         )

@@ -111,9 +111,15 @@ class FusedBlock(SweepBlock):
         return scatter_add(stream, self._mlp(x).reshape(-1, features), index, parts.scale2)
 
     def _normalize(self, stream: Tensor, index: Tensor, norm: Norm, readers: Sequence[nn.Module]) -> Tensor:
-        """Norm of the rows `index`, [rows, features]; fills `Pass.shrunk` for the adapted Linears of `readers`."""
+        """Norm of the rows `index`, [rows, features]; fills `Pass.shrunk` for adapted Linears of `readers`.
+
+        The kernel takes adapters of one rank, the commonest; a Linear of another rank multiplies by its A itself.
+        """
         current, block = self._context.current, self.position
-        targets = [reader.target for reader in readers if isinstance(reader, GroupedLoraLinear)]
+        adapted = [reader.target for reader in readers if isinstance(reader, GroupedLoraLinear)]
+        ranks = [current.adapters.lora_a[target].shape[1] for target in adapted]
+        commonest = max(ranks, key=ranks.count, default=0)
+        targets = [target for target, rank in zip(adapted, ranks, strict=True) if rank == commonest]
         drops = [current.dropout[block, target] for target in targets if current.dropout]
         x, shrunk = gather_norm(
             stream,

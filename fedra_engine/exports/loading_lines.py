@@ -158,6 +158,8 @@ def loading_arguments(foundation: Foundation) -> list[str]:
     if not has_own_head(foundation):
         return []
     arguments: dict[str, object] = {"ignore_mismatched_sizes": True}
+    if getattr(settings, "problem_type", None) not in (None, "single_label_classification"):
+        arguments["problem_type"] = "single_label_classification"
     if getattr(settings, "model_args", None):
         arguments["model_args"] = settings.model_args
     if classifies_text(foundation.model):

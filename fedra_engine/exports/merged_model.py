@@ -213,6 +213,8 @@ def _describe(model: PreTrainedModel, foundation: Foundation, classes: Sequence[
     if foundation.task.trains_head:
         settings.id2label = dict(enumerate(classes))
         settings.label2id = {name: index for index, name in enumerate(classes)}
+        # The base may have been for several labels at once, of which transformers' pipelines make other scores.
+        settings.problem_type = "single_label_classification"
     else:
         # Only a training pass must not use the cache.
         settings.get_text_config().use_cache = True

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
+import numpy as np
+
 from fedra_engine.callback import Outcome
 from fedra_engine.config.values import dump_yaml
 from fedra_engine.data.preprocessing import Preprocessing
@@ -18,6 +20,7 @@ from fedra_engine.exports.loading_lines import (
     peft_class,
 )
 from fedra_engine.inputs import IN_MEMORY
+from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.loading import HEAD_FILE
 from fedra_engine.runtime.errors import count_of, first_few, printable
 
@@ -176,20 +179,32 @@ def _pipeline(experiment: Experiment, model: str) -> list[str]:
 def _facts(experiment: Experiment, outcome: Outcome) -> str:
     """A table of data, method and training."""
     config, data = experiment.config, experiment.train_data
-    lora, training, root = config.lora, config.training, config.data.root
+    base, training, root = base_model(config), config.training, config.data.root
     source = f"`{config.data.source}`" + ("" if root is None or root == IN_MEMORY else f", `{_name(root)}`")
     classes = f"{len(data.classes):,} classes, " if data.classes else ""
-    layers = [target.path for target in experiment.foundation.adapter_layout.targets]
     rows = {
-        "base model": f"`{base_model(config) or type(experiment.foundation.model).__name__}`",
+        "base model": f"`{_name(base) if base else type(experiment.foundation.model).__name__}`",
         "data": f"{source}: {classes}{count_of(len(data), 'training sample')}",
         "domains": first_few([_cell(domain) for domain in experiment.domains], _NAMES),
         "clients": f"{len(experiment.clients):,}, which hold {_span(experiment.clients.capacities.tolist())}",
         "method": f"`{config.method.name}`, {count_of(outcome.rounds, 'round')}",
-        "adapters": f"LoRA of rank {lora.rank}, alpha {lora.alpha:g}, on {first_few(layers, _NAMES)} of every block",
+        "adapters": _adapters(experiment.foundation),
         "local training": f"{training.optimizer}, learning rate {training.lr:g}, batches of {training.batch_size}",
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {fact} |" for name, fact in rows.items())])
+
+
+def _adapters(foundation: Foundation) -> str:
+    """Ranks, scales and places of the adapters that clients train."""
+    targets, adapted = foundation.adapter_layout.targets, np.flatnonzero(foundation.adapted)
+    kinds = {f"rank {target.rank}, scaled by {target.scale:.4g}": None for target in targets}
+    where = "every block"
+    if len(adapted) < foundation.depth:
+        where = f"these blocks, counted from 1: {first_few([str(block + 1) for block in adapted], foundation.depth)}"
+    if len(kinds) == 1:
+        return f"LoRA of {next(iter(kinds))}, on {first_few([target.path for target in targets], _NAMES)} of {where}"
+    each = [f"{target.path} (rank {target.rank}, scaled by {target.scale:.4g})" for target in targets]
+    return f"LoRA on {first_few(each, _NAMES)} of {where}"
 
 
 def _figures(experiment: Experiment, outcome: Outcome) -> str:

@@ -34,6 +34,7 @@ class Federation:
         layout: where the factors lie in a slot.
         fisher: function of a state, a number of training samples and a round, which draws the samples; gives the
             Fisher information of each block, float64 [blocks].
+        adapted: bool [blocks], the blocks that have adapters.
         deterministic: aggregate so that not even the last bit depends on the order of updates.
         capacities_drawn: whether clients draw a capacity every round instead of keeping their own.
         trains_classifier: whether the model is a classifier, and not a causal language model.
@@ -48,6 +49,7 @@ class Federation:
     layout: AdapterLayout
     seed: int
     fisher: Callable[[GlobalState, int, int], NDArray[np.float64]]
+    adapted: NDArray[np.bool_]
     deterministic: bool = False
     capacities_drawn: bool = False
     trains_classifier: bool = True

@@ -1,6 +1,7 @@
 """Fed-HeLLo (Zhang et al., 2025; arXiv 2506.12213): every client runs the whole model and trains some of its blocks.
 
-A client trains the adapters of `capacity` blocks, chosen by `method.fedhello.selection`:
+A client trains the adapters of `capacity` blocks (at most all that have adapters), chosen by
+`method.fedhello.selection`:
 - `first`, `last`, `bottleneck`, `spread`: a fixed pattern (geometrically defined allocation);
 - `random`: drawn every round with equal chances;
 - `fisher` (FIM-HLA): drawn every round with chances in the ratio 1 : 2 : 3 for blocks of low, middle and high Fisher
@@ -38,18 +39,22 @@ class FedHello(OwnAllocation):
         self._options: FedHelloConfig = self.options
         if self._options.selection == "fisher":
             check_classifier(federation, "fedhello (selection fisher)")
-        self._chances = np.full(federation.depth, 1 / federation.depth)
+        count = int(federation.adapted.sum())
+        self._chances = np.full(count, 1 / count)
+        """float64 [adapted blocks]."""
 
     def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:
-        capacities = self.federation.capacities(round)
+        adapted, capacities = self.federation.adapted, self.federation.capacities(round)
         if self._options.selection in ("random", "fisher"):
             # Drawn for all clients, so that a client's blocks do not depend on the other participants.
             rng = generator(self.federation.seed, round=round, purpose="allocation")
-            trained = weighted_allocation(capacities, self._chances, rng)[participants]
+            chosen = weighted_allocation(capacities, self._chances, rng)[participants]
         else:
-            depth = self.federation.depth
-            patterns = np.stack([pattern(self._options.selection, count, depth) for count in range(depth + 1)])
-            trained = patterns[capacities[participants]]
+            most = len(self._chances)
+            patterns = np.stack([pattern(self._options.selection, count, most) for count in range(most + 1)])
+            chosen = patterns[np.minimum(capacities[participants], most)]
+        trained = np.zeros((len(participants), len(adapted)), dtype=np.bool_)
+        trained[:, adapted] = chosen
         return Assignment(held=np.ones_like(trained), trained=trained)
 
     def after_round(self, state: GlobalState, round: int) -> None:
@@ -62,7 +67,7 @@ class FedHello(OwnAllocation):
                 f"method.fedhello.selection: found no sample with a finite gradient to take Fisher information from in "
                 f"round {round + 1}, expected training to stay finite (lower training.lr, or model.dtype float32)"
             )
-        self._chances = chances(scores)
+        self._chances = chances(scores[self.federation.adapted])
 
     def tensors(self) -> dict[str, Tensor]:
         return {"chances": torch.from_numpy(self._chances)}

@@ -45,6 +45,9 @@ class FedSALora(FedRA):
 
     def receive(self, updates: ClientUpdates) -> None:
         for _, client, update in updates.of_good_clients():
+            # Those that hold only blocks without adapters train their classifiers alone.
+            if len(update.blocks) == 0:
+                continue
             self._new[client] = _rows(update.blocks, update.adapters[:, self._columns].cpu())
             self._kept[client] |= self._new[client]
 

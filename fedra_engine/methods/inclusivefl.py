@@ -7,9 +7,9 @@ clients, is added to the block (heterogeneous aggregation).
 Momentum distillation passes what a group learnt in its further blocks to the last block of the next shallower group:
     m_i = mean of Δ_{i+1,l} of the round before over l = G_i … G_{i+1} (counted from 1),
     Δ_i,G_i ← β m_i + (1 − β) Δ_i,G_i,
-once the deeper group has taken part. β = 0.2 and the range of l are those of the authors' code,
-github.com/Rachelxuan11/InclusiveFL, which however takes the last of these blocks instead of their mean. FedRA's
-published comparison ran InclusiveFL without this step: `method.inclusivefl.momentum 0`.
+once the deeper group has taken part; blocks without adapters do not count. β = 0.2 and the range of l are those of the
+authors' code, github.com/Rachelxuan11/InclusiveFL, which however takes the last of these blocks instead of their mean.
+FedRA's published comparison ran InclusiveFL without this step: `method.inclusivefl.momentum 0`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class InclusiveFL(OwnAllocation):
         super().__init__(federation)
         self._depths = np.unique(federation.clients.capacities)
         self._momentum: Tensor | None = None
-        """[groups, slot size], m_i; NaN until group i + 1 has taken part."""
+        """[groups, slot size], m_i; NaN until group i + 1 has trained a block that counts."""
 
     def assign(self, participants: NDArray[np.int64], round: int) -> Assignment:
         return Assignment(prefix_allocation(self.federation.capacities(round)[participants], self.federation.depth))
@@ -73,11 +73,14 @@ class InclusiveFL(OwnAllocation):
         return distilled
 
     def _remember(self, changes: Tensor, weights: Tensor) -> None:
-        """Set each group's momentum for the next round, unless the next deeper group did not take part."""
+        """Set each group's momentum for the next round, unless the next deeper group trained none of its blocks."""
         momentum = torch.full_like(changes[:, 0], torch.nan) if self._momentum is None else self._momentum.to(changes)
         for group, (depth, deeper) in enumerate(zip(self._depths[:-1], self._depths[1:], strict=True)):
-            if weights[group + 1, 0] > 0:
-                momentum[group] = changes[group + 1, depth - 1 : deeper].mean(0)
+            further = slice(depth - 1, deeper)
+            # Blocks without adapters are trained by nobody.
+            learnt = changes[group + 1, further][weights[group + 1, further] > 0]
+            if len(learnt):
+                momentum[group] = learnt.mean(0)
         self._momentum = momentum
 
 

@@ -10,6 +10,8 @@ the default rate and number of steps the objective converges.
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import torch
 from torch import Tensor
 
@@ -30,15 +32,19 @@ class LoRAFair(ProductMethod):
         # Ranks that nobody trained keep their values; they are no part of what the others are corrected towards.
         trained = aggregator.trained()[held]
         slots = mean.adapters[held].to(products[0]) * trained
-        problems = [
-            coordinates(product, layout.lora_b(slots, target), layout.lora_a(slots, target))
-            for target, product in enumerate(products)
-        ]
-        bases, *parts = zip(*problems, strict=True)
-        # The reduced problems of all targets have one shape.
-        solved = descend(*map(torch.stack, parts), weight=options.weight, steps=options.steps, lr=options.lr)
-        for target, (basis, z) in enumerate(zip(bases, solved, strict=True)):
-            layout.lora_b(slots, target).copy_(basis @ z)
+        by_rank: defaultdict[int, list[int]] = defaultdict(list)
+        for target, of_layout in enumerate(layout.targets):
+            by_rank[of_layout.rank].append(target)
+        for targets in by_rank.values():
+            # The reduced problems of targets of one rank have one shape, so one descent solves them all.
+            problems = [
+                coordinates(products[target], layout.lora_b(slots, target), layout.lora_a(slots, target))
+                for target in targets
+            ]
+            bases, *parts = zip(*problems, strict=True)
+            solved = descend(*map(torch.stack, parts), weight=options.weight, steps=options.steps, lr=options.lr)
+            for target, basis, z in zip(targets, bases, solved, strict=True):
+                layout.lora_b(slots, target).copy_(basis @ z)
         mean.adapters[held] = torch.where(trained, slots.to(mean.adapters), mean.adapters[held])
         return mean
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from fedra_engine.methods import (  # noqa: F401 (each registers its methods)
     controls,
     depthfl,
@@ -16,7 +18,10 @@ from fedra_engine.methods import (  # noqa: F401 (each registers its methods)
     products,
 )
 from fedra_engine.methods.base import METHODS, Federation, Method
-from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.errors import InputError, first_few
+
+_NAMED = 5
+"""Most blocks that an error names."""
 
 
 def method_named(name: str) -> type[Method]:
@@ -34,6 +39,15 @@ def make_method(federation: Federation) -> Method:
     """Make the method that `federation.config` names.
 
     Raises:
-        InputError: no method has that name, or it cannot work with this federation.
+        InputError: no method has that name, it cannot work with this federation, or no block of the model that it
+            tunes has adapters.
     """
-    return method_named(federation.config.name)(federation)
+    method = method_named(federation.config.name)(federation)
+    blocks = method.evaluated_model().blocks
+    if not federation.adapted[blocks].any():
+        adapted = first_few([str(block) for block in np.flatnonzero(federation.adapted)], _NAMED)
+        raise InputError(
+            f"lora.layers_to_transform: found {adapted} with method.name {federation.config.name}, whose model has the "
+            f"blocks 0 to {blocks.max()} alone, expected some of these"
+        )
+    return method

@@ -15,14 +15,16 @@ import numpy as np
 import pytest
 import torch
 
+from fedra_engine import build
 from fedra_engine.callback import Evaluation, Outcome, Round, Update
 from fedra_engine.callbacks import console as console_module
-from fedra_engine.callbacks.console import Console
+from fedra_engine.callbacks.console import Console, describe
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.federation.records import RoundMetrics, Tally
 from fedra_engine.runtime import stages
 from fedra_engine.runtime.stages import LOCAL_STEPS, Stage
 from fedra_engine.runtime.tables import PlainConsole
+from tests.running import small_config
 
 EXPERIMENT: Any = SimpleNamespace(
     config=ExperimentConfig(rounds=2),
@@ -74,6 +76,13 @@ def run_two_rounds(log: Path, terminal: bool, first: int = 0, **options: Any) ->
         console.on_start(EXPERIMENT, state, first)
         show_rounds(console, 2, {"clean": 0.5, "noisy": 0.25}, first)
     return output.getvalue()
+
+
+def test_blocks_without_adapters_are_not_counted(tmp_path: Path) -> None:
+    few: dict[str, Any] = {"domains": ["clean"], "clients_per_domain": 1}
+    clients = {"capacities": [12]}
+    experiment = build(small_config(tmp_path, data=few, clients=clients, lora={"layers_to_transform": [2, 5]}))
+    assert describe(experiment)["adapters"].startswith("7,168 LoRA parameters in each of 2 blocks, on ")
 
 
 def test_plain_output_has_a_line_a_round_and_no_control_characters(tmp_path: Path) -> None:

@@ -55,6 +55,16 @@ def test_the_probe_shows_the_parts_the_costs_the_clients_and_the_time(tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
+def test_the_probe_counts_blocks_with_adapters_alone(tmp_path: Path) -> None:
+    console = PlainConsole(file=io.StringIO(), width=40)
+    clients = {"capacities": [12]}
+    print_probe(small_config(tmp_path, clients=clients, lora={"layers_to_transform": [2, 5]}), CPU, console)
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert "trainable  7,168 parameters in each of 2 blocks and 650 of the head: 14,986\n" in shown
+    assert "all 2 blocks with adapters have a holder in 100.0 % of them; a block has 6.00 holders on average" in shown
+
+
 def test_the_probe_counts_the_stand_ins_of_missing_blocks(tmp_path: Path) -> None:
     flops = {}
     for name in ("fedra", "fedstandin"):

@@ -68,7 +68,8 @@ def test_the_model_has_the_exported_accuracy(digits: Path, tmp_path: Path, capsy
 def test_so_it_has_where_the_run_predicts_by_more_or_by_fewer_blocks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str
 ) -> None:
-    run = run_experiment(tmp_path, **FEW, method={"name": method})
+    """Also where blocks that the model lacks would have adapters."""
+    run = run_experiment(tmp_path, **FEW, method={"name": method}, lora={"layers_to_transform": [1, 10]})
     export.main([str(run)])
     found = evaluated(capsys, str(run), "--model", str(run / "model"))
     assert found["accuracy"] == pytest.approx(summary_of(run)["exported_accuracy"], abs=1e-6)
@@ -150,9 +151,10 @@ def test_a_model_of_other_classes_is_not_evaluated(digits: Path, tmp_path: Path)
 def test_a_pipeline_of_texts_takes_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Which was pretrained for another number of classes."""
+    """Which was pretrained for another number of classes, of which a text could have several."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    BertForSequenceClassification(BertConfig(**SIZES, vocab_size=len(WORDS))).save_pretrained(tmp_path / "bert")
+    shape = BertConfig(**SIZES, vocab_size=len(WORDS), problem_type="multi_label_classification")
+    BertForSequenceClassification(shape).save_pretrained(tmp_path / "bert")
     save_encoder_tokenizer(tmp_path / "bert")
     rows = [{"text": " ".join("abcdefgh"[row % 5 :]), "label": ["no", "yes", "so"][row % 3]} for row in range(60)]
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -169,9 +171,11 @@ def test_a_pipeline_of_texts_takes_the_model(
     assert found["accuracy"] == pytest.approx(summary_of(run)["exported_accuracy"], abs=1e-6)
     assert found["test_loss"] == pytest.approx(evaluated(capsys, str(run))["test_loss"], rel=1e-5)
     assert len({file.stat().st_mode for file in (run / "model").iterdir()}) == 1
-    merged = pipeline("text-classification", model=str(run / "model"))("a b c")
-    assert merged[0]["label"] in ("no", "yes", "so")
-    assert pipelines_of(run / "adapters", monkeypatch)("a b c")[0] == pytest.approx(merged[0], abs=1e-5)
+    merged = pipeline("text-classification", model=str(run / "model"))("a b c", top_k=None)
+    assert {each["label"] for each in merged} == {"no", "yes", "so"}
+    assert sum(each["score"] for each in merged) == pytest.approx(1)
+    for mine, other in zip(pipelines_of(run / "adapters", monkeypatch)("a b c", top_k=None), merged, strict=True):
+        assert mine == pytest.approx(other, abs=1e-5)
     assert front_matter(run / "adapters")["pipeline_tag"] == "text-classification"
 
 

@@ -38,7 +38,13 @@ def test_sweep_equals_sequential_in_float64(family: str, training: TrainingConfi
 
 @pytest.mark.parametrize("fuse_blocks", [False, True])
 def test_so_it_does_where_targets_differ_in_rank_and_scale(fuse_blocks: bool) -> None:
-    rules = {"use_rslora": True, "rank_pattern": {"o_proj": 1, "fc.": 5}, "alpha_pattern": {"fc2": 2.0}}
+    """Also those that read the same input, of which some have one rank and one has another."""
+    rules = {
+        "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "fc2"],
+        "use_rslora": True,
+        "rank_pattern": {"q_proj": 2, "o_proj": 1, "fc.": 5},
+        "alpha_pattern": {"fc2": 2.0},
+    }
     setting = make_setting("vit", ADAMW, dropout=0.3, fuse_blocks=fuse_blocks, **rules)
     assert_same_rounds(setting, lanes=3, count=2, tolerance=1e-8)
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
@@ -13,6 +14,7 @@ from fedra_engine import build
 from fedra_engine.callback import Outcome
 from fedra_engine.experiment import Experiment
 from fedra_engine.exports.model_card import adapter_card, merged_card
+from fedra_engine.models.adapters import AdapterLayout, Target
 from tests.running import small_config
 
 OUTCOME = Outcome(
@@ -43,10 +45,10 @@ def test_the_front_matter_names_what_the_hub_asks_for(experiment: Experiment) ->
 
 
 def test_a_folder_is_no_model_of_the_hub(experiment: Experiment) -> None:
-    """Which would refuse the card."""
+    """Which would refuse the card; and where it lies is nobody's business."""
     card = adapter_card(experiment, OUTCOME)
     assert ModelCard(card).data.base_model is None
-    assert "digits_vit` |" in card
+    assert "| base model | `digits_vit` |" in card
 
 
 def test_the_figures_are_those_of_what_is_exported(experiment: Experiment) -> None:
@@ -70,7 +72,17 @@ def test_the_facts_are_those_of_the_run(experiment: Experiment) -> None:
     assert f"| data | `digits`: 10 classes, {samples:,} training samples |" in card
     assert "| clients | 4, which hold 3 to 12 blocks |" in card
     assert "| method | `fedra`, 2 rounds |" in card
-    assert "| adapters | LoRA of rank 8, alpha 16, on " in card
+    assert "| adapters | LoRA of rank 8, scaled by 2, on " in card
+    assert " of every block |" in card
+
+
+def test_adapters_are_described_as_they_are(experiment: Experiment) -> None:
+    targets = (Target("q_proj", 64, 64, rank=16, scale=4.0), Target("fc1", 64, 128, rank=4, scale=8.0))
+    adapted = np.isin(np.arange(12), [0, 11])
+    foundation = replace(experiment.foundation, adapter_layout=AdapterLayout(targets), adapted=adapted)
+    card = adapter_card(replace(experiment, foundation=foundation), OUTCOME)
+    each = "q_proj (rank 16, scaled by 4), fc1 (rank 4, scaled by 8)"
+    assert f"| adapters | LoRA on {each} of these blocks, counted from 1: 1, 12 |" in card
 
 
 def test_names_stay_in_their_cells(experiment: Experiment) -> None:

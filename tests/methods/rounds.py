@@ -38,6 +38,7 @@ def federation(
         *(MethodConfig(**config), clients, DEPTH, LAYOUT),
         seed=0,
         fisher=fisher_scores,
+        adapted=np.ones(DEPTH, dtype=np.bool_),
         capacities_drawn=drawn,
         rounds=ROUNDS,
     )
@@ -63,23 +64,23 @@ class Update:
 
 
 def initial_state(made: Method, seed: int = 0) -> GlobalState:
-    rng = np.random.default_rng(seed)
-    adapters = torch.from_numpy(rng.normal(size=(DEPTH, LAYOUT.size)))
-    base = tuple(torch.from_numpy(rng.normal(size=(DEPTH, t.out_features, t.in_features))) for t in LAYOUT.targets)
+    rng, layout = np.random.default_rng(seed), made.federation.layout
+    adapters = torch.from_numpy(rng.normal(size=(DEPTH, layout.size)))
+    base = tuple(torch.from_numpy(rng.normal(size=(DEPTH, t.out_features, t.in_features))) for t in layout.targets)
     return made.initial_state(GlobalState(adapters, torch.from_numpy(rng.normal(size=(1, HEAD)))), lambda: base)
 
 
 def random_updates(made: Method, round: int = 0, participants: NDArray[np.int64] = EVERYBODY) -> list[Update]:
     """Random values for all that the participants train; what lies beyond a client's rank is zero."""
-    assignment = made.assign(participants, round)
+    assignment, layout = made.assign(participants, round), made.federation.layout
     updates = []
     for row, client in enumerate(participants.tolist()):
         rng = np.random.default_rng([round, client])
         adapters = {}
         for block in np.flatnonzero(assignment.trained_blocks[row]).tolist():
-            adapters[block] = torch.from_numpy(rng.normal(size=LAYOUT.size))
+            adapters[block] = torch.from_numpy(rng.normal(size=layout.size))
             if assignment.ranks is not None:
-                LAYOUT.truncate(adapters[block], int(assignment.ranks[row]))
+                layout.truncate(adapters[block], int(assignment.ranks[row]))
         heads = {int(exit): torch.from_numpy(rng.normal(size=HEAD)) for exit in assignment.exits_of(row)}
         if adapters:
             updates.append(Update(client, SAMPLES[client], adapters, heads))

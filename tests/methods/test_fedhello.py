@@ -25,11 +25,18 @@ from tests.methods.rounds import (
 )
 
 
+@pytest.mark.parametrize("adapted", [[0, 1, 2, 3, 4, 5], [1, 3, 4]])
 @pytest.mark.parametrize("selection", ["random", "first", "last", "bottleneck", "spread", "fisher"])
-def test_everybody_runs_all_blocks_and_trains_as_many_as_its_capacity(selection: str) -> None:
-    assignment = method("fedhello", fedhello=FedHelloConfig(selection=selection)).assign(EVERYBODY, 0)
-    assert assignment.held.all()
-    np.testing.assert_array_equal(assignment.trained.sum(axis=1), CAPACITIES)
+def test_everybody_runs_all_blocks_and_trains_as_many_as_its_capacity(selection: str, adapted: list[int]) -> None:
+    """Or all that have adapters, if those are fewer."""
+    known = federation(name="fedhello", fedhello=FedHelloConfig(selection=selection, fisher_every=1))
+    made = make_method(replace(known, adapted=np.isin(np.arange(DEPTH), adapted)))
+    for round in range(2):
+        assignment = made.assign(EVERYBODY, round)
+        assert assignment.held.all()
+        assert not np.delete(assignment.trained_blocks, adapted, axis=1).any()
+        np.testing.assert_array_equal(assignment.trained_blocks.sum(axis=1), np.minimum(CAPACITIES, len(adapted)))
+        made.after_round(initial_state(made), round)
 
 
 def test_each_pattern_chooses_its_blocks() -> None:

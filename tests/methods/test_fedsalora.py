@@ -51,6 +51,13 @@ def test_fedsalora_evaluates_the_clients_of_each_domain() -> None:
         assert torch.equal(own[block, columns("B")], adapters[columns("B")])
 
 
+def test_a_client_that_trained_no_adapters_keeps_nothing() -> None:
+    made = method("fedsalora")
+    slots = {2: torch.ones(LAYOUT.size, dtype=torch.float64)}
+    made.receive(packed([Update(0, 1, slots, {0: torch.zeros(1)}), Update(1, 1, {}, {0: torch.zeros(1)})]))
+    assert set(made.tensors()) == {"blocks.0", "factors.0"}
+
+
 def test_replaced_factors_take_no_memory() -> None:
     made = method("fedsalora")
     for blocks in ((0, 1, 2, 3), (1, 2, 3, 4), (0, 2, 4, 5)):

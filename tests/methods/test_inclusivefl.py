@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -13,19 +15,21 @@ from tests.methods.expected import mean_adapters, weighted_mean
 from tests.methods.rounds import CAPACITIES, DEPTH, EVERYBODY, initial_state, method, random_updates, run_round
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.2])
-def test_inclusivefl_passes_what_deeper_groups_learnt_to_shallower_ones(beta: float) -> None:
+@pytest.mark.parametrize(("beta", "adapted"), [(0.0, range(DEPTH)), (0.2, range(DEPTH)), (0.2, [2, 4, 5])])
+def test_inclusivefl_passes_what_deeper_groups_learnt_to_shallower_ones(beta: float, adapted: Collection[int]) -> None:
+    """Also where only some blocks have adapters."""
     made = method("inclusivefl", weighting="samples", inclusivefl=InclusiveFLConfig(momentum=beta))
     state = initial_state(made)
     momentum: dict[int, np.ndarray] = {}
     for round in range(3):
         updates = random_updates(made, round, EVERYBODY if round != 1 else np.array([1, 2, 4]))
+        updates = [replace(u, adapters={b: slot for b, slot in u.adapters.items() if b in adapted}) for u in updates]
         before = state.adapters.numpy()
         state = run_round(made, state, updates, round)
         change, mass = {}, {}
         for depth in sorted(set(CAPACITIES)):
             group = [u for u in updates if CAPACITIES[u.client] == depth]
-            for block in range(depth if group else 0):
+            for block in (block for block in adapted if group and block < depth):
                 change[depth, block] = weighted_mean([(u.samples, u.adapters[block].numpy()) for u in group])
                 change[depth, block] = change[depth, block] - before[block]
                 mass[depth, block] = sum(u.samples for u in group)
@@ -35,8 +39,9 @@ def test_inclusivefl_passes_what_deeper_groups_learnt_to_shallower_ones(beta: fl
                 distilled[depth, depth - 1] = beta * kept + (1 - beta) * change[depth, depth - 1]
         depths = sorted(set(CAPACITIES))
         for depth, deeper in pairwise(depths):
-            if (deeper, 0) in change:
-                momentum[depth] = np.mean([change[deeper, block] for block in range(depth - 1, deeper)], axis=0)
+            learnt = [change[deeper, block] for block in range(depth - 1, deeper) if (deeper, block) in change]
+            if learnt:
+                momentum[depth] = np.mean(learnt, axis=0)
         for block in range(DEPTH):
             holders = [(mass[key], distilled[key]) for key in distilled if key[1] == block]
             expected = before[block] + (weighted_mean(holders) if holders else 0)

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from fedra_engine.config import LoraFairConfig
 from fedra_engine.methods.lorafair import coordinates, descend
+from fedra_engine.methods.registry import make_method
+from fedra_engine.models.adapters import AdapterLayout
 from tests.methods.expected import FULL_RANKS, LATE_RANKS, RANKS, columns, mean_adapters, mean_products, rank_means
-from tests.methods.rounds import DEPTH, factors, initial_state, method, random_updates, run_round
+from tests.methods.rounds import (
+    DEPTH,
+    LAYOUT,
+    factors,
+    federation,
+    initial_state,
+    method,
+    random_updates,
+    run_round,
+)
 
 
 def fair_objective(b: np.ndarray, mean_b: np.ndarray, a: np.ndarray, product: np.ndarray, weight: float) -> float:
@@ -55,6 +68,22 @@ def test_lorafair_comes_nearer_to_the_mean_product() -> None:
             a, mean_b = factors(torch.from_numpy(mean)[block])[target]
             b = factors(after.adapters[block])[target][1]
             assert fair_objective(b, mean_b, a, product, 0.01) < fair_objective(mean_b, mean_b, a, product, 0.01)
+
+
+def test_lorafair_corrects_targets_of_several_ranks_as_each_alone() -> None:
+    layout = AdapterLayout(tuple(replace(t, rank=rank) for t, rank in zip(LAYOUT.targets, (3, 1, 3), strict=True)))
+    together = make_method(replace(federation(name="lorafair"), layout=layout))
+    state, updates = initial_state(together), random_updates(together)
+    after = run_round(together, state, updates)
+    for index, target in enumerate(layout.targets):
+        alone = make_method(replace(federation(name="lorafair"), layout=AdapterLayout((target,))))
+
+        def own(slots: Tensor, index: int = index) -> Tensor:
+            return torch.cat([layout.lora_a(slots, index).flatten(-2), layout.lora_b(slots, index).flatten(-2)], -1)
+
+        own_updates = [replace(u, adapters={block: own(slot) for block, slot in u.adapters.items()}) for u in updates]
+        expected = run_round(alone, replace(state, adapters=own(state.adapters)), own_updates)
+        torch.testing.assert_close(own(after.adapters), expected.adapters)
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.1, 0.01])

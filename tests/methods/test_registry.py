@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fedra_engine.methods.registry import METHODS
+from fedra_engine.methods.registry import METHODS, make_method
 from fedra_engine.runtime.errors import InputError
-from tests.methods.rounds import DEPTH, method
+from tests.methods.rounds import DEPTH, federation, method
 
 
 def test_an_unknown_method_is_refused_with_those_there_are() -> None:
     with pytest.raises(InputError, match=r"method\.name: found 'fedfoo', expected one of alllarge, allsmall, depthfl"):
         method("fedfoo")
+
+
+def test_a_model_without_adapters_is_refused() -> None:
+    """Such as one of the first blocks, of which none has adapters."""
+    known = replace(federation(name="allsmall"), adapted=np.arange(DEPTH) > 3)
+    message = (
+        r"^lora\.layers_to_transform: found 4, 5 with method\.name allsmall, whose model has the blocks 0 to 1 alone"
+    )
+    with pytest.raises(InputError, match=message):
+        make_method(known)
 
 
 def documented_sources() -> dict[str, str]:
