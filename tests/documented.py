@@ -16,6 +16,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NOT_RUN = {
     "make ": "sets up an environment, or runs these tests",
     "python -m pip ": "asks a package registry",
+    "python3 -m webbrowser ": "opens a browser",
     "python launchers/offline_wheels.py ": "downloads from a package registry",
     "python launchers/gpu_report.py ": "needs a GPU; its rehearsal is run in tests/benchmarks/gpu",
     "fedra bench executors": "takes minutes; tests/benchmarks/test_rounds.py runs its parts",
@@ -40,7 +41,7 @@ IN_BRACKETS = {"<PACS>": "PACS", "<ViT-S/14>": "VIT"}
 """How pages of results name what other pages name in capitals: something of the reader's."""
 
 LANGUAGES = ("sh", "bash", "python", "yaml", "text")
-_STARTED = ("fedra", "python", "make", "torchrun", "accelerate", "srun", "scontrol")
+_STARTED = ("fedra", "python", "python3", "make", "torchrun", "accelerate", "srun", "scontrol")
 """Programs that blocks start; anything else must be the shell's own."""
 _STUB = """#!/bin/sh
 { printf '%s\\0' "${0##*/}" "$PWD" "$@"; printf '\\n\\0'; } >> "$STARTED"
