@@ -49,7 +49,7 @@ SECONDS = 60
 
 @pytest.fixture
 def config(tmp_path: Path) -> ExperimentConfig:
-    """Two rounds of a tiny model whose server optimizer has a memory; the run is `run` in the working directory."""
+    """Up to 3 rounds of a tiny model whose server optimizer has a memory; its `run` is in the working directory."""
     shape = ViTConfig(
         hidden_size=16,
         intermediate_size=32,
@@ -66,6 +66,7 @@ def config(tmp_path: Path) -> ExperimentConfig:
     shutil.copy(Path(resolve_model_path("digits_vit"), "preprocessor_config.json"), model)
     return small_config(
         Path(),
+        rounds=3,
         evaluate_every=1,
         keep_best="test_loss",
         early_stopping={"patience": 1},
