@@ -77,8 +77,8 @@ class Evaluation:
     Attributes:
         accuracy: share of correct predictions (0 to 1) by domain.
         metrics: of the round that produced the state; None for the initial state.
-        measures: all that was measured, `accuracy` among it, by name and domain (docs/design.md, Measures); NaN where
-            something is not defined.
+        measures: all that was measured, `accuracy` among it, by name and domain (docs/measures.md); NaN where something
+            is not defined.
     """
 
     accuracy: Mapping[str, float]

@@ -183,7 +183,7 @@ class Result:
 
     @property
     def measures(self) -> dict[str, dict[str, float | None]]:
-        """What was measured beside the accuracy after the last round (docs/design.md), by name and domain.
+        """What was measured beside the accuracy after the last round (docs/measures.md), by name and domain.
 
         None where a value is not defined.
         """

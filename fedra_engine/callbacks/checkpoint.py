@@ -215,7 +215,7 @@ def restore_newest(experiment: Experiment, folder: RunFolder) -> Start:
 
 
 def restore_best(experiment: Experiment, folder: RunFolder) -> Start:
-    """The same from the round that `keep_best` has kept."""
+    """Restore a newly built `experiment` from the round that `keep_best` kept; InputError if none fits."""
     found = load_best(folder)
     if found is None:
         raise InputError(f"{folder.best_folder}: found no round, expected one of a run that had keep_best")

@@ -38,7 +38,7 @@ _PARTS = {
     "setting": (
         "config.yaml",
         "settings",
-        "the same but for evaluate_every, early_stopping, execution, paths and, unless "
+        "the same but for evaluate_every, report_to, early_stopping, execution, paths and, unless "
         "training.lr_schedule or method.allocation depends on their number, rounds",
     ),
     "keep_best": ("keep_best", "rules for the best round", "the same measure, or null to keep none"),

@@ -157,7 +157,7 @@ def _accuracy_row(name: str, values: Sequence[float], column: int, scale: tuple[
 
 
 def thinned(values: Sequence[Value], most: int) -> Sequence[Value]:
-    """At most so many of the `values`, but one at least, evenly spread; the last one is always there."""
+    """At most `most` of the `values`, but one at least, evenly spread; the last one is always there."""
     most = max(most, 1)
     if len(values) <= most:
         return values

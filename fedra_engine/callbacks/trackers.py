@@ -36,7 +36,7 @@ _NOT_IN_NAMES = re.compile(r"[^\w.: -]")
 class Trackers(Callback):
     """Reports a run to the trackers that `report_to` names; a context manager, at whose end they are finished.
 
-    If an error is what ends it, the trackers' run is a failed one.
+    After an error, the trackers' runs are marked as failed.
 
     Steps are rounds, from 1; step 0 is the frozen model. A run that goes on begins a new run of the tracker, which gets
     the earlier rounds from `metrics.jsonl`. A tracker that fails after its start is dropped with a warning, so that no

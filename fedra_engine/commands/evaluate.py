@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fedra_engine.experiment import Experiment
     from fedra_engine.models.state import GlobalState
 
-DESCRIPTION = """Accuracy, loss and the other measures of an earlier run by domain (docs/design.md).
+DESCRIPTION = """Accuracy, loss and the other measures of an earlier run by domain (docs/measures.md).
 
   fedra evaluate runs/NAME
   fedra evaluate runs/NAME --data.root OTHER --data.domains photo,sketch

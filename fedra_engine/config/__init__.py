@@ -190,7 +190,7 @@ class EarlyStoppingConfig:
         patience: evaluations in a row without an improvement after which the run ends; none when null. The first
             evaluation, with which they are compared, does not count, and they must fit in before the last round.
         measure: what is to improve, on average over the domains: `perplexity` is for causal language models only,
-            `macro_f1` and `calibration_error` are for classifiers only (docs/design.md).
+            `macro_f1` and `calibration_error` are for classifiers only (docs/measures.md).
         min_improvement: how much better than the best one before an evaluation must be, to count as an improvement.
     """
 

@@ -59,7 +59,7 @@ def own_rows(parser: Parser[Any]) -> list[Row]:
         Row(
             "print_config",
             "",
-            "Print the configuration that all arguments give (=skip_default: what is not usual), and exit",
+            "Print the configuration that all arguments give (=skip_default: what differs from the defaults), and exit",
         ),
     ]
     return [

@@ -119,7 +119,7 @@ _LOWER_IS_BETTER = ("test_loss", "perplexity")
 def register_metric(
     name: str, *, lower_is_better: bool = False, language_models: bool = True
 ) -> Callable[[_Entry], _Entry]:
-    """Decorate a function or a subclass of `Metric`, to have it measured in every evaluation of this process.
+    """Decorate a function or a subclass of `Metric`, to have it measured in every evaluation of later runs.
 
     A function `(logits [predictions, classes], labels [predictions])` gives a value of each prediction, [predictions];
     the metric is their mean. The class is made without arguments.
@@ -248,13 +248,13 @@ class MetricSums:
         return {name: sums.cpu() for name, sums in self.sums.items()}
 
     def of_domain(self, domain: int) -> MetricSums:
-        """The sums of the domain of an index alone, on the CPU."""
+        """The sums of only the domain with this index, on the CPU."""
         # A view would keep all of them, and be sent with them.
         rows = {name: sums[domain : domain + 1].clone().cpu() for name, sums in self.sums.items()}
         return MetricSums(self.metrics, 1, rows)
 
     def values(self, domain: int) -> dict[str, float]:
-        """The metrics of the domain of an index, from sums on the CPU; NaN without any predictions."""
+        """The metrics of the domain with this index, from sums on the CPU; NaN without any predictions."""
         return {
             name: float(metric.value(self.sums[name][domain])) if name in self.sums else math.nan
             for name, metric in self.metrics.items()

@@ -91,12 +91,12 @@ def check_sweep(foundation: Foundation, trial: TrialPass, inputs: ModelInputs, *
 
 @torch.no_grad()
 def check_norm(foundation: Foundation, norm: nn.Module, trial: TrialPass, inputs: ModelInputs) -> None:
-    """Check that the head's inputs are what `norm`, that of the `trial`, gives, or several such vectors or their means.
+    """Check that scaling and shifting the head's inputs equals doing so in `norm`, whose scale is 1 and shift 0.
 
-    Its scale and shift must be ones and zeros.
+    `norm` is that of the model that `trial` runs.
 
     Raises:
-        InputError: scaling and shifting the head's inputs would be something else.
+        InputError: the two differ.
     """
     inputs, layout = foundation.task.shortened(inputs), foundation.head_layout
     adapters, slots = torch.zeros(foundation.depth, foundation.adapter_layout.size), np.arange(foundation.depth)[None]

@@ -1,7 +1,7 @@
 """Frozen weights of 8 or 4 bits, by bitsandbytes: how they are asked for, recognised and turned back.
 
-Only the Linears of the blocks are quantized. Such a layer multiplies by itself, and what its weight looks like is its
-own business; the adapter's product is added to its output.
+Only the Linears of the blocks are quantized. Such a layer computes its own product, from weights in bitsandbytes'
+format; the adapter's product is added to its output.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def use_training_products(model: nn.Module) -> None:
 
 
 def scales_of(layer: nn.Module, prefix: str = "") -> dict[str, Tensor]:
-    """What a layer with a quantized weight has beside its parameters, by the names of its state dict."""
+    """The tensors of a quantized layer's state dict that are no parameters (scales, tables), by `prefix` and name."""
     own = {f"{prefix}{name}" for name, _ in layer.named_parameters(recurse=False)}
     return {name: tensor for name, tensor in layer.state_dict(prefix=prefix).items() if name not in own}
 

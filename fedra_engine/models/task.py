@@ -72,7 +72,11 @@ class HeadLayout:
         return torch.cat([weight.flatten(), *scales, bias])
 
     def scaled(self, features: Tensor, norms: Mapping[str, Tensor]) -> Tensor:
-        """The head's inputs, of `features` whose norm has no scale and shift: those in `norms`, [norm] or one a row."""
+        """Apply a trained final norm: multiply `features` by `weight` and add `bias` of `norms`; without them, neither.
+
+        `features` is the output of the norm without scale and shift; each of `norms` is [norm], or [rows, norm] with
+        one for each row.
+        """
         if not norms:
             return features
         # A sample's features may be several vectors of the norm, such as a class token and a mean.

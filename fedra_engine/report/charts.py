@@ -31,7 +31,7 @@ _MOST_EVALUATIONS = 200
 _MOST_MARKED = 50
 """Points of a line that are marked."""
 _MOST_SLANTED = 12
-"""Names below a chart that are not upright."""
+"""Most names below a chart that are slanted; more are vertical."""
 _MOST_NAMED = 10
 """Clients that a cell names, and groups of neighbouring blocks."""
 _PERCENT = ".1f"
@@ -140,7 +140,7 @@ def simulated_seconds(run: RunFacts) -> Chart | None:
 
 
 def allocation(run: RunFacts, cells: int = MOST_CELLS) -> Chart | None:
-    """Heat map, of at most so many cells, of the share of participants that held each block in each round."""
+    """Heat map, of at most `cells` cells, of the share of participants that held each block in each round."""
     if not any(each.holders for each in run.rounds):
         return None
     depth, rows = block_count(run), list[dict[str, object]]()

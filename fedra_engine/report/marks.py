@@ -122,7 +122,7 @@ def heat_map(rows: Rows, x: Spec, y: Spec, color: Spec, tips: Sequence[Spec], *,
         rows: the data.
         x, y, color: what Vega-Lite is told of them beside their fields.
         tips: what is shown under the pointer.
-        height: pixels that the `lines` of cells have at most; few are lower.
+        height: most pixels of all `lines` together; few lines need less.
         lines: number of different `y`.
     """
     step = max(2, min(22, height // max(lines, 1)))
@@ -144,7 +144,7 @@ def heat_map(rows: Rows, x: Spec, y: Spec, color: Spec, tips: Sequence[Spec], *,
 def thinned(
     rounds: Sequence[RoundFacts], value: Callable[[RoundFacts], float | None], most: int = MOST_POINTS
 ) -> Iterator[tuple[float, float]]:
-    """Round and value, for a line of at most so many points; of more rounds, the means over neighbours."""
+    """Round and value, for a line of at most `most` points; of more rounds, the means over neighbours."""
     for _, group in binned(rounds, most):
         known = [(each.number, found) for each in group if (found := value(each)) is not None]
         if known:
@@ -152,7 +152,7 @@ def thinned(
 
 
 def binned(rounds: Sequence[RoundFacts], most: int) -> Iterator[tuple[str, Sequence[RoundFacts]]]:
-    """At most so many groups of neighbouring rounds, and their names, as in `5` or `5–8`."""
+    """At most `most` groups of neighbouring rounds, and their names, as in `5` or `5–8`."""
     size = -(-len(rounds) // max(most, 1)) or 1
     for first in range(0, len(rounds), size):
         group = rounds[first : first + size]
@@ -160,7 +160,7 @@ def binned(rounds: Sequence[RoundFacts], most: int) -> Iterator[tuple[str, Seque
 
 
 def some_of(values: Mapping[int, Item], most: int) -> dict[int, Item]:
-    """At most so many of the values, by round, at even distances; the first and the last are among them."""
+    """At most `most` of the values, by round, at even distances; the first and the last are among them."""
     rounds = list(values)
     if len(rounds) <= most:
         return dict(values)

@@ -32,7 +32,7 @@ _LIBRARIES = ("fedra-engine", "torch", "transformers", "peft", "numpy")
 
 
 class ReportWriter(Callback):
-    """Writes `facts.json` before a run and `report.html` after it. If that fails, it says so, no more."""
+    """Writes `facts.json` before a run and `report.html` after it. If that fails, it logs a warning."""
 
     def __init__(self, folder: Path) -> None:
         """Write into the run's `folder`."""
