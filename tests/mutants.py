@@ -27,7 +27,7 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("methods", "federation", "execution")
+PACKAGES = ("methods", "federation", "execution")
 EXACTNESS = tuple(f"tests/execution/test_{name}.py" for name in ("exactness", "assignments", "local_terms"))
 """A sweep equals sub-models trained alone, whatever is assigned to clients, and with any local loss."""
 LIBRARIES = ("datasets", "hypothesis", "peft", "sklearn.cluster", "transformers.modeling_utils", "triton")
@@ -102,16 +102,17 @@ def mutants(module: Path) -> list[Mutant]:
 
 
 def tests_of(module: Path) -> tuple[str, ...]:
-    """The test files of the module's name, those of its room that import it (if none, all of its room), and exactness.
+    """The test files of the module's name, those of its package that import it, and those of exactness.
 
-    A test file may stand in another room: local terms belong to the federation, and are tested in the executors.
+    Where there are none of the first two, all of its package. A test file may be in another package: local terms belong
+    to the federation, and are tested in the executors.
     """
-    of_room, dotted = ROOT / "tests" / module.parent.name, ".".join(module.relative_to(ROOT).with_suffix("").parts)
-    named = [of_room / f"test_{module.stem}.py"]
+    of_package, dotted = ROOT / "tests" / module.parent.name, ".".join(module.relative_to(ROOT).with_suffix("").parts)
+    named = [of_package / f"test_{module.stem}.py"]
     if not named[0].exists():
         named = sorted((ROOT / "tests").rglob(named[0].name))
-    importing = [file for file in sorted(of_room.glob("test_*.py")) if re.search(rf"\b{dotted}\b", file.read_text())]
-    found = [file.relative_to(ROOT).as_posix() for file in [*named, *importing] or [of_room]]
+    importing = [file for file in sorted(of_package.glob("test_*.py")) if re.search(rf"\b{dotted}\b", file.read_text())]
+    found = [file.relative_to(ROOT).as_posix() for file in [*named, *importing] or [of_package]]
     return tuple(dict.fromkeys([*found, *EXACTNESS]))
 
 
@@ -162,7 +163,7 @@ def main() -> None:
         import_module(name)
     # A file that is changed twice in a second must be read again.
     sys.dont_write_bytecode = True
-    modules = [file for room in ROOMS for file in sorted((ROOT / "fedra_engine" / room).glob("*.py"))]
+    modules = [file for package in PACKAGES for file in sorted((ROOT / "fedra_engine" / package).glob("*.py"))]
     every = [mutant for module in modules for mutant in mutants(module)]
     counts: dict[str, int] = {}
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:

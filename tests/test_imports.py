@@ -1,4 +1,4 @@
-"""Rooms stand on one another: each imports only what stands below it."""
+"""The packages of the engine are layers: each imports only those below it."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ ORDER = (
     ("studies",),
     ("commands", "__main__"),
 )
-"""Rooms of fedra_engine from the ground up."""
-FLOOR_OF = {room: floor for floor, rooms in enumerate(ORDER) for room in rooms}
+"""Packages and modules of fedra_engine, from the bottom up."""
+LAYER_OF = {name: layer for layer, names in enumerate(ORDER) for name in names}
 OUTSIDE = {"benchmarks", "launchers", "tests", "examples"}
 
 
@@ -49,22 +49,22 @@ def imported(file: Path) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, alias.name) for alias in node.names)
 
 
-def test_rooms_import_only_what_stands_below_them() -> None:
+def test_packages_import_only_those_below_them() -> None:
     wrong = []
     for file in sources("fedra_engine"):
-        room = file.relative_to(ROOT / "fedra_engine").parts[0].removesuffix(".py")
-        if room == "__init__":
+        package = file.relative_to(ROOT / "fedra_engine").parts[0].removesuffix(".py")
+        if package == "__init__":
             continue
         for line, name in imported(file):
             parts = name.split(".")
-            if parts[0] == "fedra_engine" and len(parts) > 1 and FLOOR_OF.get(parts[1], -1) > FLOOR_OF[room]:
+            if parts[0] == "fedra_engine" and len(parts) > 1 and LAYER_OF.get(parts[1], -1) > LAYER_OF[package]:
                 wrong.append(f"{file.relative_to(ROOT)}:{line} imports {name}")
     assert not wrong
 
 
-def test_every_room_has_its_place_in_the_order() -> None:
+def test_every_package_has_its_place_in_the_order() -> None:
     there = {path.stem for path in (ROOT / "fedra_engine").iterdir() if path.suffix == ".py" or any(path.glob("*.py"))}
-    assert there - {"__init__"} == set(FLOOR_OF)
+    assert there - {"__init__"} == set(LAYER_OF)
 
 
 @pytest.mark.parametrize(("folder", "others"), [("kernels", OUTSIDE | {"fedra_engine"}), ("fedra_engine", OUTSIDE)])

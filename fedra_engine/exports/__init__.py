@@ -1,4 +1,4 @@
 """What a run gives to others: the adapter in PEFT's format, and a merged model, each with a card.
 
-May import the rooms up to the round loop; the callbacks and the commands call it.
+May import the packages up to the round loop; the callbacks and the commands call it.
 """

@@ -1,4 +1,4 @@
 """Foundations: processes of a job, random draws, errors, exit codes, files and tables.
 
-Imports no other room, and no torch outside `processes`.
+Imports no other package of the engine, and no torch outside `processes`.
 """
