@@ -1,4 +1,8 @@
-"""The notebooks of the documentation run to their end, and show what they are kept with."""
+"""The notebooks of the documentation run to their end, with outputs of the kinds that they are kept with.
+
+The kinds (text, table, picture) of each cell's outputs are compared, not their content: figures and times differ from
+one machine to another.
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from fedra_engine.report.page import write_report
 from tests.report.browser import CHROMIUM, browser
 from tests.report.run_folders import large_run
 
-MOST_BYTES = 5_000_000
+MOST_BYTES = 1_500_000
 MOST_SECONDS = 2.0
 """Until all charts are drawn."""
 
