@@ -109,7 +109,6 @@ class RoundFacts:
     Attributes:
         number: of the round, from 1.
         participants: clients whose update was used.
-        samples: that they trained on, over all local steps.
         loss: mean training loss of a sample; None when nobody trained.
         accuracy: share of correct predictions by domain; empty where the round was not evaluated.
         measures: the other measures of that evaluation, by name and domain; None where one is not defined.
@@ -121,9 +120,7 @@ class RoundFacts:
 
     number: int
     participants: int
-    samples: int
     loss: float | None
-    lr: float
     seconds: float
     accuracy: Mapping[str, float]
     measures: Mapping[str, Mapping[str, float | None]]
@@ -273,9 +270,7 @@ def _round(record: Mapping[str, Any]) -> RoundFacts:
     return RoundFacts(
         number=int(record["round"]) + 1,
         participants=int(record["participants"]),
-        samples=int(record["samples"]),
         loss=None if record["loss"] is None else float(record["loss"]),
-        lr=float(record["lr"]),
         seconds=float(record["seconds"]),
         accuracy={str(domain): float(value) for domain, value in record.get("accuracy", {}).items()},
         measures={
