@@ -20,7 +20,7 @@ from fedra_engine.callbacks.fingerprint import Fingerprint, check_fingerprint, f
 from fedra_engine.callbacks.run_folder import RunFolder, reading
 from fedra_engine.experiment import Experiment
 from fedra_engine.exports.adapter_files import export
-from fedra_engine.federation.records import average, finite, finite_values
+from fedra_engine.federation.averages import average, finite, finite_values
 from fedra_engine.models.state import GlobalState, block_changes
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.files import content_hash, make_folders, remove_unfinished, whole_folder

@@ -20,8 +20,9 @@ from fedra_engine.callbacks.live_view import LiveView, header_rows
 from fedra_engine.callbacks.meter import Meter
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.experiment import Experiment
+from fedra_engine.federation.averages import average
 from fedra_engine.federation.clients import most_participants
-from fedra_engine.federation.records import RoundMetrics, average
+from fedra_engine.federation.records import RoundMetrics
 from fedra_engine.models.sharding import is_sharded, parameter_count
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import PrintableFormatter, count_of, printable

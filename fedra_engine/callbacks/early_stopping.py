@@ -10,7 +10,7 @@ from fedra_engine.config import EarlyStoppingConfig, refuse_test_samples
 from fedra_engine.config.validation import check_values
 from fedra_engine.execution.metrics import is_better
 from fedra_engine.experiment import Experiment
-from fedra_engine.federation.records import average_measure
+from fedra_engine.federation.averages import average_measure
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import InputError, count_of
 

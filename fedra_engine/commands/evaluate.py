@@ -138,7 +138,7 @@ def _of_model(config: ExperimentConfig, folder: str) -> Experiment:
 def _print(scores: Mapping[str, Score], what: dict[str, object], title: str, *, as_json: bool) -> None:
     """Print the scores by domain, as JSON after the fields of `what`, or as a table under the `title`."""
     from fedra_engine.execution.evaluation import measures
-    from fedra_engine.federation.records import finite_values
+    from fedra_engine.federation.averages import finite_values
     from fedra_engine.runtime.tables import PlainConsole, rich_table, table_text
 
     found = measures(scores)

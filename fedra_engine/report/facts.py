@@ -7,12 +7,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import mean
 from typing import Any, NamedTuple
 
 from fedra_engine.callbacks.run_folder import RunFolder, reading
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.values import load_yaml_file
+from fedra_engine.federation.averages import average
 from fedra_engine.runtime.files import write_whole
 
 STARTED = "facts.json"
@@ -225,11 +225,6 @@ class RunFacts:
             costs = costs or [usual] * each.participants
             total = [so_far + sum(cost[part] for cost in costs) for part, so_far in enumerate(total)]
         return Totals(*total)
-
-
-def average(of_domain: Mapping[str, float | None]) -> float:
-    """Mean over the domains; NaN if a value is None."""
-    return mean(math.nan if value is None else value for value in of_domain.values())
 
 
 def worst(accuracy: Mapping[str, float]) -> str:

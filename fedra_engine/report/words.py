@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from statistics import mean
 
+from fedra_engine.federation.averages import average
 from fedra_engine.report.charts import training_counts
-from fedra_engine.report.facts import SHARES, RunFacts, average, measure_name, worst
+from fedra_engine.report.facts import SHARES, RunFacts, measure_name, worst
 from fedra_engine.report.marks import runs_text
 from fedra_engine.runtime.errors import count_of, first_few
 from fedra_engine.runtime.tables import bytes_text, duration_text, flops_text
