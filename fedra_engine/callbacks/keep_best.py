@@ -10,8 +10,9 @@ from typing import Any
 
 from fedra_engine.callback import Callback, Evaluation, Outcome, Round
 from fedra_engine.callbacks.best_round import BestRound, check_measured
-from fedra_engine.callbacks.checkpoint import load_round, round_folder, save_round, saved_rounds, tensors_of
+from fedra_engine.callbacks.checkpoint import tensors_of
 from fedra_engine.callbacks.fingerprint import Fingerprint
+from fedra_engine.callbacks.saved_rounds import load_round, round_folder, save_round, saved_rounds
 from fedra_engine.config import EarlyStoppingConfig, refuse_test_samples
 from fedra_engine.config.validation import check_values
 from fedra_engine.experiment import Experiment
