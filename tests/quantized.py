@@ -8,7 +8,7 @@ from typing import Any
 
 from fedra_engine.config import LoraConfig, ModelConfig
 from fedra_engine.models.foundation import Foundation, make_foundation
-from fedra_engine.models.loading import PooledClassifier, load_pretrained
+from fedra_engine.models.loading import load_pretrained, without_pooling
 from tests.tiny import CLASSES, FAMILIES, TARGETS, make_model
 
 
@@ -18,6 +18,6 @@ def quantized_foundation(
     """A tiny model with random weights, loaded as `model.load_in` asks."""
     model, classes = make_model(family), None if FAMILIES[family].causal_lm else CLASSES
     with tempfile.TemporaryDirectory() as folder:
-        (model.backbone if isinstance(model, PooledClassifier) else model).save_pretrained(Path(folder))
+        without_pooling(model).save_pretrained(Path(folder))
         loaded = load_pretrained(ModelConfig(path=folder, dtype=dtype, load_in=load_in), classes=classes)
     return make_foundation(loaded, lora or LoraConfig(target_modules=TARGETS[family]), classes=classes)

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedra_engine.callbacks.checkpoint import load_newest_intact
 from fedra_engine.callbacks.run_folder import RunFolder
+from fedra_engine.callbacks.saved_rounds import load_newest_intact
 from fedra_engine.config import DepthFLConfig, FedHelloConfig, HetLoraConfig
 from fedra_engine.experiment import Experiment
 from fedra_engine.federation.records import ReturnedUpdates

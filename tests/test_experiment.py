@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedra_engine.callbacks.console import describe
+from fedra_engine.callbacks.description import describe
 from fedra_engine.config import DeviceConfig
 from fedra_engine.experiment import build_experiment
 from tests.running import small_config

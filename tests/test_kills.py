@@ -23,8 +23,8 @@ from accelerate import Accelerator
 from transformers import ViTConfig, ViTForImageClassification
 
 from fedra_engine import run as run_module
-from fedra_engine.callbacks.checkpoint import load_newest_intact
 from fedra_engine.callbacks.run_folder import RunFolder
+from fedra_engine.callbacks.saved_rounds import load_newest_intact
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.experiment import build_experiment
 from fedra_engine.models.loading import resolve_model_path

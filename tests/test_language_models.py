@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from fedra_engine.callbacks.checkpoint import load_newest_intact
+from fedra_engine.callbacks.saved_rounds import load_newest_intact
 from fedra_engine.runtime.errors import InputError
 from tests.data.tokenizers import WORDS, save_decoder_tokenizer
 from tests.running import run_experiment

@@ -12,8 +12,8 @@ import yaml
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
-from fedra_engine.callbacks.checkpoint import load_newest_intact
 from fedra_engine.callbacks.run_folder import RunFolder
+from fedra_engine.callbacks.saved_rounds import load_newest_intact
 from fedra_engine.commands.simulate import parse_request
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.data.domain_data import DomainData

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from fedra_engine.callbacks.checkpoint import load_newest_intact
 from fedra_engine.callbacks.fingerprint import Fingerprint, check_fingerprint, fingerprint
 from fedra_engine.callbacks.run_folder import RunFolder
+from fedra_engine.callbacks.saved_rounds import load_newest_intact
 from fedra_engine.experiment import Experiment, build_experiment
 from fedra_engine.runtime.errors import InputError
 from tests.running import continue_run, run_experiment, small_config

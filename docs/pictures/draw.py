@@ -10,7 +10,7 @@ import numpy as np
 HERE = Path(__file__).parent
 BLOCKS = 12
 CAPACITIES = (12, 10, 8, 6, 4, 3)
-CLIENTS = ("#3b6fd4", "#d9822b", "#2f9e73", "#b0509a", "#8a6fd1", "#c2483d")
+COLOURS = ("#3b6fd4", "#d9822b", "#2f9e73", "#b0509a", "#8a6fd1", "#c2483d")
 """A colour for each client; all can be told from both backgrounds."""
 HELD = {"A": (0, 1, 2, 3, 4, 5), "B": (0, 2, 3, 5), "C": (1, 3, 4), "D": (2, 5)}
 """The blocks of each client in the picture of the sweep."""
@@ -19,14 +19,12 @@ STYLE = """
   .ink { fill: #24292f }
   .faint { fill: #59636e }
   .empty { fill: #eff2f5 }
-  .line { stroke: #818b98 }
   text { font: 14px system-ui, sans-serif }
   @media (prefers-color-scheme: dark) {
     .paper { fill: #15181e; stroke: #3d444d }
     .ink { fill: #e6e9ee }
     .faint { fill: #9aa4b1 }
     .empty { fill: #262c35 }
-    .line { stroke: #7d8794 }
   }
 """
 
@@ -68,7 +66,7 @@ def allocation() -> Iterator[str]:
             y = top + 14 + 28 * client
             yield text(24, y + 17, f"client {client + 1} holds {capacity}", kind="faint")
             for block in range(BLOCKS):
-                yield box(195 + 38 * block, y, 32, 22, CLIENTS[client] if block in blocks else None)
+                yield box(195 + 38 * block, y, 32, 22, COLOURS[client] if block in blocks else None)
         y = top + 14 + 28 * len(CAPACITIES)
         yield text(24, y + 17, "the mean is over")
         for block in range(BLOCKS):
@@ -95,7 +93,7 @@ def sweep() -> Iterator[str]:
 
 def _way(number: int, name: str, held: Sequence[int], left: int, step: int, y: int) -> Iterator[str]:
     """The line of a client's samples at height y."""
-    colour, path = CLIENTS[number], f"M 122 {y}"
+    colour, path = COLOURS[number], f"M 122 {y}"
     for block in range(6):
         x = left + step * block
         path += f" H {x}"

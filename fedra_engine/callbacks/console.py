@@ -12,17 +12,17 @@ from statistics import mean
 from types import TracebackType
 from typing import Any, Self
 
-import torch
 from rich.live import Live
 
 from fedra_engine.callback import Callback, Evaluation, Outcome, Round, Update
+from fedra_engine.callbacks.description import describe
 from fedra_engine.callbacks.live_view import LiveView, header_rows
 from fedra_engine.callbacks.meter import Meter
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.experiment import Experiment
+from fedra_engine.federation.averages import average
 from fedra_engine.federation.clients import most_participants
-from fedra_engine.federation.records import RoundMetrics, average
-from fedra_engine.models.sharding import is_sharded, parameter_count
+from fedra_engine.federation.records import RoundMetrics
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import PrintableFormatter, count_of, printable
 from fedra_engine.runtime.files import writing
@@ -135,6 +135,8 @@ class Console(Callback):
     def on_start(self, experiment: Experiment, state: GlobalState, first_round: int) -> None:
         config = experiment.config
         facts = {"method": _method_text(config), **describe(experiment)}
+        if (count := experiment.newly_cached) is not None:
+            facts["samples"] += f"; {count:,} preprocessed now" if count else "; all were in the cache"
         width = max(map(len, facts))
         for name, value in facts.items():
             self.detail(f"{name:<{width}}  {value}")
@@ -310,31 +312,6 @@ def _changes_text(outcome: Outcome) -> str:
         if name != "accuracy"
     ]
     return f"on average: {', '.join(changes)}" if changes else ""
-
-
-def describe(experiment: Experiment) -> dict[str, str]:
-    """Facts to show before the first round, by title."""
-    foundation, device = experiment.foundation, experiment.initial_state.heads.device
-    size, adapted = parameter_count(foundation.model), int(foundation.adapted.sum())
-    kept = " in shards" if is_sharded(foundation.model) else ""
-    targets = ", ".join(target.path for target in foundation.adapter_layout.targets)
-    where = "per block" if adapted == foundation.depth else f"in each of {count_of(adapted, 'block')},"
-    count, made = experiment.newly_cached, ""
-    if count is not None:
-        made = f"; {count:,} preprocessed now" if count else "; all were in the cache"
-    facts = {
-        "model": f"{type(foundation.model).__name__}, {foundation.depth} blocks, {size:,} frozen parameters{kept}",
-        "adapters": f"{foundation.adapter_layout.size:,} LoRA parameters {where} on {targets}",
-        "head": f"{foundation.head_layout.trained_size:,} parameters",
-        "clients": f"{len(experiment.clients)} in {len(experiment.domains)} domains",
-        "samples": f"{len(experiment.train_data):,} for training{made}",
-        "lanes": str(experiment.executor.lanes),
-        "blocks": f"{experiment.sweep_model.fused} of {foundation.depth} fused",
-        "device": f"cpu, {count_of(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else str(device),
-    }
-    if experiment.processes.count > 1:
-        facts["processes"] = str(experiment.processes.count)
-    return facts
 
 
 def _method_text(config: ExperimentConfig) -> str:

@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedra_engine.callback import Callback, Evaluation, Round, Stop
+from fedra_engine.callbacks.best_round import BestRound, check_measured
 from fedra_engine.config import EarlyStoppingConfig, refuse_test_samples
 from fedra_engine.config.validation import check_values
-from fedra_engine.execution.metrics import is_better
 from fedra_engine.experiment import Experiment
-from fedra_engine.federation.records import average_measure
 from fedra_engine.models.state import GlobalState
-from fedra_engine.runtime.errors import InputError, count_of
+from fedra_engine.runtime.errors import count_of
 
 
 class EarlyStopping(Callback):
@@ -43,13 +42,12 @@ class EarlyStopping(Callback):
         self._measure = measure
         self._min_improvement = min_improvement
         self._earlier = list(earlier)
-        self._best: float | None = None
-        self._best_round = self._waited = 0
+        self._best, self._waited = BestRound(measure, min_improvement), 0
 
     def on_start(self, experiment: Experiment, state: GlobalState, first_round: int) -> None:
         refuse_test_samples("early_stopping.patience", self._patience, experiment.config.data)
         check_measured("early_stopping.measure", self._measure, experiment)
-        self._best, self._best_round, self._waited = None, 0, 0
+        self._best, self._waited = BestRound(self._measure, self._min_improvement), 0
         for record in self._earlier:
             if record["round"] < first_round:
                 self._see(record)
@@ -64,24 +62,13 @@ class EarlyStopping(Callback):
         return self._decision()
 
     def _see(self, record: Mapping[str, Any]) -> None:
-        value = average_measure(record, self._measure)
-        if value is None:
-            return
-        if is_better(self._measure, value, self._best, by=self._min_improvement):
-            self._best, self._best_round, self._waited = value, record["round"], 0
-        else:
-            self._waited += 1
+        better = self._best.see(record)
+        if better is not None:
+            self._waited = 0 if better else self._waited + 1
 
     def _decision(self) -> Stop | None:
         if self._waited < self._patience:
             return None
-        best = "" if self._best is None else f"; the best is {self._best:.4g}, after round {self._best_round + 1}"
-        return Stop(f"{self._measure} has not improved in {count_of(self._patience, 'evaluation')}{best}")
-
-
-def check_measured(option: str, measure: str, experiment: Experiment) -> None:
-    """Raise InputError if the experiment's evaluations do not have the `measure` that an option names."""
-    measures = experiment.evaluator.measures
-    if measure not in measures:
-        task = experiment.train_data.task
-        raise InputError(f"{option}: found {measure} with a task of {task}, expected one of {', '.join(measures)}")
+        best = self._best
+        found = "" if best.value is None else f"; the best is {best.value:.4g}, after round {best.round + 1}"
+        return Stop(f"{self._measure} has not improved in {count_of(self._patience, 'evaluation')}{found}")

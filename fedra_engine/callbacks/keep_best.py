@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from fedra_engine.callback import Callback, Evaluation, Outcome, Round
-from fedra_engine.callbacks.checkpoint import load_round, round_folder, save_round, saved_rounds, tensors_of
-from fedra_engine.callbacks.early_stopping import check_measured
+from fedra_engine.callbacks.best_round import BestRound, check_measured
+from fedra_engine.callbacks.checkpoint import tensors_of
 from fedra_engine.callbacks.fingerprint import Fingerprint
+from fedra_engine.callbacks.saved_rounds import load_round, round_folder, save_round, saved_rounds
 from fedra_engine.config import EarlyStoppingConfig, refuse_test_samples
 from fedra_engine.config.validation import check_values
-from fedra_engine.execution.metrics import is_better
 from fedra_engine.experiment import Experiment
 from fedra_engine.exports.adapter_files import export
-from fedra_engine.federation.records import average_measure
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import InputError
 
@@ -53,29 +52,28 @@ class KeepBest(Callback):
         check_values(EarlyStoppingConfig(measure=measure))
         self._folder = Path(folder)
         self._measure = measure
-        self._fingerprint = dict(fingerprint or {})
+        self._begun = dict(fingerprint or {})
         self._earlier = list(earlier)
         self._frozen: Mapping[str, float] = {}
-        self._best: float | None = None
+        self._best = BestRound(measure)
         self._outdated: list[tuple[Path, str]] = []
 
     def on_start(self, experiment: Experiment, state: GlobalState, first_round: int) -> None:
         refuse_test_samples("keep_best", self._measure, experiment.config.data)
         check_measured("keep_best", self._measure, experiment)
-        best_round, self._best, self._outdated = -1, None, []
+        self._best, self._outdated = BestRound(self._measure), []
         for record in self._earlier:
-            value = average_measure(record, self._measure)
-            if record["round"] < first_round and value is not None and is_better(self._measure, value, self._best):
-                best_round, self._best = record["round"], value
+            if record["round"] < first_round:
+                self._best.see(record)
         found = dict(saved_rounds(self._folder))
         for round, path in found.items():
             if round >= first_round:
                 self._outdated.append((path, "to be trained again"))
-            elif round > best_round or best_round not in found:
+            elif round > self._best.round or self._best.round not in found:
                 # The newest would pass for the best.
                 self._outdated.append((path, "not the best"))
-        if self._best is not None:
-            self._warn_if_lost(best_round)
+        if self._best.value is not None:
+            self._warn_if_lost(self._best.round)
 
     def on_evaluate(self, experiment: Experiment, state: GlobalState, evaluation: Evaluation) -> None:
         if evaluation.metrics is None:
@@ -86,10 +84,9 @@ class KeepBest(Callback):
                 shutil.rmtree(path)
 
     def on_round(self, experiment: Experiment, state: GlobalState, round: Round) -> None:
-        value, accuracy = average_measure(round.metrics.record(), self._measure), round.metrics.accuracy
-        if value is None or accuracy is None or not is_better(self._measure, value, self._best):
+        accuracy = round.metrics.accuracy
+        if accuracy is None or not self._best.see(round.metrics.record()):
             return
-        self._best = value
         more = experiment.more_than_exported(state)
         exported = accuracy if more is None else {}
         outcome = Outcome(round.metrics.round + 1, self._frozen, accuracy, exported, more)
@@ -97,7 +94,7 @@ class KeepBest(Callback):
             self._folder,
             round.metrics.round,
             tensors_of(experiment, state),
-            {"measure": self._measure, "value": value, "accuracy": accuracy, "fingerprint": self._fingerprint},
+            {"measure": self._measure, "value": self._best.value, "accuracy": accuracy, "fingerprint": self._begun},
             kept=_KEPT,
             write_more=lambda made: export(made, experiment, state, outcome, best_by=self._measure),
         )
@@ -113,5 +110,5 @@ class KeepBest(Callback):
         except InputError as error:
             _LOG.warning(
                 "keep_best: round %d, the best so far with %s %.4g, is lost, and only a better one will be kept: %s",
-                *(round + 1, self._measure, self._best, error),
+                *(round + 1, self._measure, self._best.value, error),
             )

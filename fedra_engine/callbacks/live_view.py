@@ -107,7 +107,7 @@ class LiveView:
 
     def _numbers(self, width: int) -> list[Text]:
         meter, history = self._meter, min(_LONGEST_HISTORY, width - _LABELS - 10)
-        losses = [loss for loss in thinned(meter.losses, history) if math.isfinite(loss)]
+        losses = [loss for loss in some_of(meter.losses, history) if math.isfinite(loss)]
         line = sparkline(losses, min(losses, default=0.0), max(losses, default=0.0))
         return [
             _row("loss", Text(f"{meter.loss_text()}  ").append(line, "cyan")),
@@ -135,7 +135,7 @@ def accuracy_rows(meter: Meter, width: int, height: int) -> list[Text]:
     longest = max((cell_len(printable(name)) for name in listed), default=0)
     column = max(min(longest, width - _NUMBERS - 8), len("accuracy (%)"))
     # Of the frozen model there is always the first.
-    shown = [meter.frozen, *thinned(meter.evaluations, min(_LONGEST_HISTORY, width - column - _NUMBERS) - 1)]
+    shown = [meter.frozen, *some_of(meter.evaluations, min(_LONGEST_HISTORY, width - column - _NUMBERS) - 1)]
     every = [value for state in shown for value in state.values()]
     scale = (min(every), max(every))
     rows = [Text(f"{'accuracy (%)':<{column}}  {'frozen':>6}  {'now':>6}  {'change':>7}", "dim")]
@@ -156,7 +156,7 @@ def _accuracy_row(name: str, values: Sequence[float], column: int, scale: tuple[
     return row.append("  ").append(sparkline(values, *scale), "cyan")
 
 
-def thinned(values: Sequence[Value], most: int) -> Sequence[Value]:
+def some_of(values: Sequence[Value], most: int) -> Sequence[Value]:
     """At most `most` of the `values`, but one at least, evenly spread; the last one is always there."""
     most = max(most, 1)
     if len(values) <= most:

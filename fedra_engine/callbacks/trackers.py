@@ -22,7 +22,7 @@ from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.fields import settings
 from fedra_engine.experiment import Experiment
-from fedra_engine.federation.records import average
+from fedra_engine.federation.averages import average
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import InputError, one_line
 

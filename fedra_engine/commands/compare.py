@@ -24,6 +24,7 @@ from fedra_engine.config.parsing import (
     parse_option,
     quiet_libraries,
     split_options,
+    switch,
 )
 from fedra_engine.config.validation import validate_setting, validate_together, without_effect
 from fedra_engine.runtime.errors import InputError
@@ -47,12 +48,10 @@ _OPTIONS = (
     CommandOption(
         "grid", "FIELD=VALUE,…", "Values to choose from on validation samples; several fields have : between"
     ),
-    CommandOption(
+    switch(
         "control",
-        "[true|false]",
         "Whether to add the full-depth control, alllarge with method.ignore_capacities, where there is no alllarge",
-        "true",
-        ("true", "false"),
+        default="true",
     ),
     CommandOption("jobs", "N", "Runs at a time, one thread each; a single one has what it needs", default="1"),
     OVERSUBSCRIBE,

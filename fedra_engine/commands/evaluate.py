@@ -21,6 +21,7 @@ from fedra_engine.config.parsing import (
     read_config,
     split_options,
     split_positional,
+    switch,
 )
 from fedra_engine.config.validation import validate
 from fedra_engine.runtime.errors import InputError, count_of
@@ -43,10 +44,8 @@ as the method's clients are made of them. --data.validation_fraction 0 gives the
 where it was measured on validation samples. With --model, a model that fedra export has written is evaluated as it is.
 """
 _OPTIONS = (
-    CommandOption("json", "[true|false]", "Print JSON, in full precision", "false", ("true", "false")),
-    CommandOption(
-        "best", "[true|false]", "Evaluate the best round, where keep_best kept it", "false", ("true", "false")
-    ),
+    switch("json", "Print JSON, in full precision"),
+    switch("best", "Evaluate the best round, where keep_best kept it"),
     CommandOption("model", "FOLDER", "An exported model to evaluate in place of the run's state"),
 )
 
@@ -139,7 +138,7 @@ def _of_model(config: ExperimentConfig, folder: str) -> Experiment:
 def _print(scores: Mapping[str, Score], what: dict[str, object], title: str, *, as_json: bool) -> None:
     """Print the scores by domain, as JSON after the fields of `what`, or as a table under the `title`."""
     from fedra_engine.execution.evaluation import measures
-    from fedra_engine.federation.records import finite_values
+    from fedra_engine.federation.averages import finite_values
     from fedra_engine.runtime.tables import PlainConsole, rich_table, table_text
 
     found = measures(scores)

@@ -18,6 +18,7 @@ from fedra_engine.config.parsing import (
     quiet_libraries,
     read_config,
     split_options,
+    switch,
 )
 from fedra_engine.config.validation import validate
 from fedra_engine.runtime.errors import InputError
@@ -35,12 +36,7 @@ _OPTIONS = (
         "Go on with the run in FOLDER, its own config.yaml and the data and model that it began with; of the fields, "
         "only a larger --rounds may be given too, where training.lr_schedule is constant",
     ),
-    CommandOption(
-        "dry_run",
-        "[true|false]",
-        "Show what would be trained, by whom, and what it would cost; train nothing",
-        choices=("true", "false"),
-    ),
+    switch("dry_run", "Show what would be trained, by whom, and what it would cost; train nothing"),
     QUIET,
     LOG_LEVEL,
 )
@@ -94,13 +90,14 @@ class RunRequest(NamedTuple):
 def parse_request(arguments: Sequence[str], description: str) -> RunRequest:
     """Read the options of `simulate`."""
     options, others = split_options(arguments, _OPTIONS)
-    quiet, log_level = options.quiet == "true", logging.getLevelNamesMapping()[options.log_level.upper()]
+    dry_run, quiet = options.dry_run == "true", options.quiet == "true"
+    log_level = logging.getLevelNamesMapping()[options.log_level.upper()]
     if options.resume is None or {"-h", "--help", "--help-all", "--help_all"} & set(others):
         config = Parser(ExperimentConfig, description, _OPTIONS).parse(others)
         validate(config)
-        return RunRequest(config, None, options.dry_run == "true", quiet, log_level)
+        return RunRequest(config, None, dry_run, quiet, log_level)
     more, others = split_options(others, [CommandOption("rounds")])
-    if others or options.dry_run is not None:
+    if others or dry_run:
         other = others[0] if others else "--dry_run"
         raise InputError(
             f"resume: found {other} beside it, expected no other option than --rounds, --quiet and --log_level"

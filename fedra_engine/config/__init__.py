@@ -5,8 +5,6 @@ Imports nothing of the package but `runtime`.
 
 from __future__ import annotations
 
-import re
-import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +22,29 @@ from fedra_engine.config.methods import (
 from fedra_engine.config.model import LoraConfig, ModelConfig
 from fedra_engine.config.options import SOMETHING, Choice, group, option, register_choice
 from fedra_engine.runtime.errors import InputError
+
+__all__ = [
+    "ClientsConfig",
+    "ColumnsConfig",
+    "DataConfig",
+    "DepthFLConfig",
+    "DeviceConfig",
+    "EarlyStoppingConfig",
+    "ExecutionConfig",
+    "ExperimentConfig",
+    "FedHelloConfig",
+    "HetLoraConfig",
+    "InclusiveFLConfig",
+    "LoraConfig",
+    "LoraFairConfig",
+    "MethodConfig",
+    "ModelConfig",
+    "ServerConfig",
+    "TrainingConfig",
+    "refuse_test_samples",
+    "register_choice",
+    "register_method_options",
+]
 
 MEASURE_NAMES = Choice("early_stopping.measure", "accuracy", "test_loss", "macro_f1", "calibration_error", "perplexity")
 
@@ -50,7 +71,7 @@ class ServerConfig:
     optimizer: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = "fedavg"
     lr: float | None = option(None, allowed.RATE)
     betas: tuple[float, float] = option(
-        (0.9, 0.99), allowed.DECAY, needs=[{"optimizer": ("fedavgm", "fedadam", "fedyogi")}]
+        (0.9, 0.99), allowed.BELOW_ONE, needs=[{"optimizer": ("fedavgm", "fedadam", "fedyogi")}]
     )
     tau: float = option(1e-3, allowed.RATE, needs=[{"optimizer": ("fedadam", "fedyogi")}])
 
@@ -80,7 +101,7 @@ class DeviceConfig:
     upload: float | None = option(None, allowed.number(1e-6, 1e12))
     download: float | None = option(None, allowed.number(1e-6, 1e12))
     memory: float | None = option(None, allowed.number(0, 1e6, above=True), needs=[{"clients.capacities": ("memory",)}])
-    availability: float = option(1.0, allowed.SHARE)
+    availability: float = option(1.0, allowed.ABOVE_ZERO_TO_ONE)
     dropout: float = option(0.0, allowed.PROBABILITY)
     variation: float = option(0.0, allowed.SPREAD)
 
@@ -169,9 +190,9 @@ class TrainingConfig:
     optimizer: Literal["sgd", "adamw"] = "adamw"
     lr: float = option(0.005, allowed.number(0, 1e30, above=True))
     lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    momentum: float = option(0.9, allowed.DECAY, needs=[{"optimizer": ("sgd",)}])
-    betas: tuple[float, float] = option((0.9, 0.999), allowed.DECAY, needs=[{"optimizer": ("adamw",)}])
-    eps: float = option(1e-8, allowed.SHARE, needs=[{"optimizer": ("adamw",)}])
+    momentum: float = option(0.9, allowed.BELOW_ONE, needs=[{"optimizer": ("sgd",)}])
+    betas: tuple[float, float] = option((0.9, 0.999), allowed.BELOW_ONE, needs=[{"optimizer": ("adamw",)}])
+    eps: float = option(1e-8, allowed.ABOVE_ZERO_TO_ONE, needs=[{"optimizer": ("adamw",)}])
     weight_decay: float = option(1e-5, allowed.number(0, 1e4))
     proximal_mu: float = option(0.0, allowed.NON_NEGATIVE)
     clip_norm: float | None = option(10.0, allowed.number(1e-6, 1e12))

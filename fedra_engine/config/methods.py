@@ -36,7 +36,7 @@ class InclusiveFLConfig:
             block is the plain mean over its holders, as in FedRA's published comparison.
     """
 
-    momentum: float = option(0.2, allowed.DECAY)
+    momentum: float = option(0.2, allowed.BELOW_ONE)
 
 
 @dataclass
@@ -66,7 +66,7 @@ class HetLoraConfig:
         penalty: weight λ of the term that pulls the other ranks towards zero.
     """
 
-    keep_ratio: float = option(0.99, allowed.SHARE)
+    keep_ratio: float = option(0.99, allowed.ABOVE_ZERO_TO_ONE)
     penalty: float = option(0.01, allowed.NON_NEGATIVE)
 
 

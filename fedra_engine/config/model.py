@@ -65,7 +65,7 @@ class LoraConfig:
     rank: int = option(8, allowed.RANK)
     alpha: float = option(16.0, _ALPHA)
     use_rslora: bool = False
-    dropout: float = option(0.0, allowed.DECAY)
+    dropout: float = option(0.0, allowed.BELOW_ONE)
     target_modules: list[str] | str = option(["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"], allowed.TEXT)
     rank_pattern: dict[str, int] = option({}, allowed.RANK)
     alpha_pattern: dict[str, float] = option({}, _ALPHA)

@@ -157,8 +157,8 @@ RATE = number(0, 1e4, above=True)
 SPREAD = number(0, 10)
 """Standard deviations of logarithms: beyond, exp overflows."""
 FRACTION = number(0, 1, above=True, below=True)
-SHARE = number(0, 1, above=True)
+ABOVE_ZERO_TO_ONE = number(0, 1, above=True)
 PROBABILITY = number(0, 1)
-DECAY = number(0, 1, below=True)
+BELOW_ONE = number(0, 1, below=True)
 LONGEST_LIST = 10_000
 """Entries of any list."""

@@ -63,12 +63,13 @@ class CommandOption:
     choices: tuple[str, ...] = ()
 
 
-OVERSUBSCRIBE = CommandOption(
-    "oversubscribe", "[true|false]", "Whether processes may share cores", "false", ("true", "false")
-)
-QUIET = CommandOption(
-    "quiet", "[true|false]", "Print nothing but the results and, on stderr, errors", "false", ("true", "false")
-)
+def switch(name: str, help: str, default: str = "false") -> CommandOption:
+    """An option that is true or false; the arguments are attributes of `CommandOption`."""
+    return CommandOption(name, "[true|false]", help, default, ("true", "false"))
+
+
+OVERSUBSCRIBE = switch("oversubscribe", "Whether processes may share cores")
+QUIET = switch("quiet", "Print nothing but the results and, on stderr, errors")
 LOG_LEVEL = CommandOption(
     "log_level",
     "LEVEL",

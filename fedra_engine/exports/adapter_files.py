@@ -25,7 +25,7 @@ from fedra_engine.exports.processor_files import save_processor
 from fedra_engine.methods.products import decompose, factor_products
 from fedra_engine.models.adapters import AdapterLayout
 from fedra_engine.models.foundation import Foundation
-from fedra_engine.models.loading import HEAD_FILE, PooledClassifier, own_path
+from fedra_engine.models.loading import HEAD_FILE, own_path, without_pooling
 from fedra_engine.models.state import GlobalState, head_tensors
 from fedra_engine.runtime.files import whole_files, write_whole
 
@@ -140,7 +140,7 @@ def _save_heads(folder: Path, foundation: Foundation, heads: Tensor) -> dict[str
 
 def _task(foundation: Foundation, config: ExperimentConfig) -> dict[str, Any]:
     """The settings by which PEFT's auto classes find the class of the base model; PEFT has no task type for images."""
-    model: Any = foundation.model.backbone if isinstance(foundation.model, PooledClassifier) else foundation.model
+    model = without_pooling(foundation.model)
     if model.main_input_name != "pixel_values":
         kind = "FEATURE_EXTRACTION" if pooling_of(foundation) else foundation.task.peft_type
         return {"task_type": kind}

@@ -22,7 +22,7 @@ from fedra_engine.exports.model_card import merged_card
 from fedra_engine.exports.processor_files import save_processor
 from fedra_engine.methods.allocators import USES
 from fedra_engine.models.foundation import Foundation, cut_to_blocks, replace_module
-from fedra_engine.models.loading import HEAD_FILE, PooledClassifier, own_path
+from fedra_engine.models.loading import HEAD_FILE, PooledClassifier, own_path, without_pooling
 from fedra_engine.models.quantization import dequantized, has_quantized_weight
 from fedra_engine.models.sharding import is_sharded
 from fedra_engine.models.state import GlobalState, head_tensors
@@ -65,7 +65,7 @@ def export_merged(
     if folder.exists():
         raise InputError(f"output: found {folder}, expected a new folder")
     foundation = experiment.foundation
-    own = foundation.model.backbone if isinstance(foundation.model, PooledClassifier) else foundation.model
+    own = without_pooling(foundation.model)
     if not isinstance(own, PreTrainedModel):
         raise InputError(
             f"export: found a {type(own).__name__} that was passed from Python, expected a model of transformers (only "
@@ -156,7 +156,7 @@ def save_merged(
     tensors = merged_tensors(foundation, cut, part)
     expected = functional_call(cut, tensors, (), inputs, tie_weights=False).logits
     pooling, head = pooling_of(foundation), dict[str, Tensor]()
-    own = cut if pooling is None else cut.backbone
+    own = without_pooling(cut)
     _describe(own, foundation, classes, len(part.blocks))
     if pooling is not None:
         head = {name: tensors.pop(f"{foundation.head_path}.{name}").contiguous().cpu() for name in ("weight", "bias")}
@@ -182,7 +182,7 @@ def _dequantize(cut: Any, dtype: torch.dtype) -> None:
     for path, module in list(cut.named_modules()):
         if has_quantized_weight(module):
             replace_module(cut, path, dequantized(module, dtype))
-    own = cut.backbone if isinstance(cut, PooledClassifier) else cut
+    own = without_pooling(cut)
     own.hf_quantizer.remove_quantization_config(own)
 
 

@@ -130,9 +130,11 @@ def _quantization(experiment: Experiment) -> list[str]:
     load_in = experiment.config.model.load_in
     if load_in is None:
         return []
+    bits = load_in.removesuffix("bit")
     return [
-        f"In the run, bitsandbytes held the weights of the blocks' Linear layers in {load_in}. In inference mode it "
-        "rounds otherwise on a CPU, and a merged model has no such layers, so a few predictions may differ."
+        f"In the run, bitsandbytes held the weights of the blocks' Linear layers in {bits} bits. On a CPU, "
+        "bitsandbytes rounds inputs in inference mode alone, and a merged model has no such layers, so a few "
+        "predictions may differ."
     ]
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from statistics import mean
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedra_engine.federation.allocation import Allocation
+from fedra_engine.federation.averages import finite_values
 from fedra_engine.federation.updates import ClientUpdates
 from fedra_engine.federation.work import LocalWork
 from fedra_engine.runtime.errors import InputError
@@ -217,30 +216,6 @@ class RoundMetrics:
 
 RECORDED = frozenset({each.name for each in fields(RoundMetrics)} | {"test_loss", "perplexity"})
 """Names in a record that no other measure may have."""
-
-
-def finite(value: float) -> float | None:
-    """None in the place of infinity and NaN, which JSON does not have."""
-    return value if math.isfinite(value) else None
-
-
-def finite_values(of_domain: Mapping[str, float]) -> dict[str, float | None]:
-    """`finite` values by domain."""
-    return {domain: finite(value) for domain, value in of_domain.items()}
-
-
-def average_measure(record: Mapping[str, Any], measure: str) -> float | None:
-    """The mean of a measure over the domains in a `record` of `metrics.jsonl`.
-
-    NaN if it is not defined for all of them; None if the round was not evaluated, or the measure is not in the record.
-    """
-    of_domain = record.get(measure)
-    return None if of_domain is None else average(of_domain)
-
-
-def average(of_domain: Mapping[str, float | None]) -> float:
-    """Mean over the domains; NaN if a value is None."""
-    return mean(math.nan if value is None else value for value in of_domain.values())
 
 
 def _by_client(participants: NDArray[np.int64], blocks: Allocation) -> dict[str, list[int]]:

@@ -123,6 +123,11 @@ def own_path(model: nn.Module, path: str) -> str:
     return path.removeprefix({ImageClassifier: "module.", PooledClassifier: "backbone."}.get(type(model), ""))
 
 
+def without_pooling(model: nn.Module) -> Any:
+    """What a `PooledClassifier` pools, a model of transformers; any other `model` itself."""
+    return model.backbone if isinstance(model, PooledClassifier) else model
+
+
 def _settle_padding(settings: Any) -> None:
     """Set a padding token if there is none: models that classify a text by its last token find it by the padding."""
     padding, vocabulary = getattr(settings, "pad_token_id", None), getattr(settings, "vocab_size", None)

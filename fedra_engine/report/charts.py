@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import mean
 
-from fedra_engine.report.facts import SHARES, RoundFacts, RunFacts, StartFacts, average, measure_name
+from fedra_engine.federation.averages import average
+from fedra_engine.report.facts import SHARES, RoundFacts, RunFacts, StartFacts, measure_name
 from fedra_engine.report.marks import (
     MOST_CELLS,
     Chart,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from fedra_engine.federation.averages import average
 from fedra_engine.report.charts import allocation, training_counts
-from fedra_engine.report.facts import RunFacts, average
+from fedra_engine.report.facts import RunFacts
 from fedra_engine.report.marks import MOST_CELLS, MOST_POINTS, Chart, Rows, line_chart, some_of, thinned, tip
 from fedra_engine.report.vega import Spec
 

@@ -7,12 +7,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import mean
 from typing import Any, NamedTuple
 
 from fedra_engine.callbacks.run_folder import RunFolder, reading
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.values import load_yaml_file
+from fedra_engine.federation.averages import average
 from fedra_engine.runtime.files import write_whole
 
 STARTED = "facts.json"
@@ -109,7 +109,6 @@ class RoundFacts:
     Attributes:
         number: of the round, from 1.
         participants: clients whose update was used.
-        samples: that they trained on, over all local steps.
         loss: mean training loss of a sample; None when nobody trained.
         accuracy: share of correct predictions by domain; empty where the round was not evaluated.
         measures: the other measures of that evaluation, by name and domain; None where one is not defined.
@@ -121,9 +120,7 @@ class RoundFacts:
 
     number: int
     participants: int
-    samples: int
     loss: float | None
-    lr: float
     seconds: float
     accuracy: Mapping[str, float]
     measures: Mapping[str, Mapping[str, float | None]]
@@ -230,11 +227,6 @@ class RunFacts:
         return Totals(*total)
 
 
-def average(of_domain: Mapping[str, float | None]) -> float:
-    """Mean over the domains; NaN if a value is None."""
-    return mean(math.nan if value is None else value for value in of_domain.values())
-
-
 def worst(accuracy: Mapping[str, float]) -> str:
     """The domain of the lowest accuracy."""
     return min(accuracy, key=accuracy.__getitem__)
@@ -273,9 +265,7 @@ def _round(record: Mapping[str, Any]) -> RoundFacts:
     return RoundFacts(
         number=int(record["round"]) + 1,
         participants=int(record["participants"]),
-        samples=int(record["samples"]),
         loss=None if record["loss"] is None else float(record["loss"]),
-        lr=float(record["lr"]),
         seconds=float(record["seconds"]),
         accuracy={str(domain): float(value) for domain, value in record.get("accuracy", {}).items()},
         measures={

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from fedra_engine.federation.averages import average
 from fedra_engine.report import tables, words
 from fedra_engine.report.charts import run_charts
 from fedra_engine.report.comparison import Runs, comparison_charts
-from fedra_engine.report.facts import RunFacts, average, read_run
+from fedra_engine.report.facts import RunFacts, read_run
 from fedra_engine.report.marks import Chart
 from fedra_engine.report.tables import Table
 from fedra_engine.report.vega import DARK, LIGHT, javascript, png, svg, theme

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedra_engine.report.facts import RunFacts, StartFacts, average, measure_name, worst
+from fedra_engine.federation.averages import average
+from fedra_engine.report.facts import RunFacts, StartFacts, measure_name, worst
 from fedra_engine.report.words import change_text, percent, rounds_text
 from fedra_engine.runtime.tables import Cells, bytes_text, duration_text, flops_text
 

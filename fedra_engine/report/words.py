@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from statistics import mean
 
+from fedra_engine.federation.averages import average
 from fedra_engine.report.charts import training_counts
-from fedra_engine.report.facts import SHARES, RunFacts, average, measure_name, worst
+from fedra_engine.report.facts import SHARES, RunFacts, measure_name, worst
 from fedra_engine.report.marks import runs_text
 from fedra_engine.runtime.errors import count_of, first_few
 from fedra_engine.runtime.tables import bytes_text, duration_text, flops_text
@@ -20,16 +21,17 @@ def verdict(run: RunFacts) -> str:
     if not run.has_ended:
         return f"This run has not ended: {rounds_text(run)} rounds are trained."
     before, after, low = average(run.frozen), average(run.tuned), worst(run.tuned)
-    change, size = 100 * (after - before), f"{100 * abs(after - before):.1f} points"
-    did = "left the average accuracy as it was" if not change else f"{'raised' if change > 0 else 'lowered'} the "
-    did += f"average accuracy by {size}" if change else ""
-    parts = [f"Tuning {did}, from {percent(before)} for the frozen model to {percent(after)}."]
+    points = round(100 * (after - before), 1)
+    parts = [f"Tuning left the average accuracy at {percent(after)}."]
+    if points:
+        did = f"{'raised' if points > 0 else 'lowered'} the average accuracy by {abs(points):.1f} points"
+        parts = [f"Tuning {did}, from {percent(before)} for the frozen model to {percent(after)}."]
     if len(run.tuned) > 1:
         parts.append(f"The worst domain, {low}, is at {percent(run.tuned[low])} (frozen: {percent(run.frozen[low])}).")
-        lost = {name: 100 * (run.frozen[name] - tuned) for name, tuned in run.tuned.items() if tuned < run.frozen[name]}
-        named = [f"{name} ({points:.1f})" for name, points in sorted(lost.items(), key=lambda each: -each[1])]
-        if lost:
-            parts.append(f"{count_of(len(lost), 'domain')} lost points: {first_few(named, _MOST_NAMED)}.")
+        lost = {name: round(100 * (run.frozen[name] - tuned), 1) for name, tuned in run.tuned.items()}
+        named = [f"{name} ({of:.1f})" for name, of in sorted(lost.items(), key=lambda each: -each[1]) if of > 0]
+        if named:
+            parts.append(f"{count_of(len(named), 'domain')} lost points: {first_few(named, _MOST_NAMED)}.")
     return " ".join(parts)
 
 
@@ -101,19 +103,24 @@ def _of_summary(run: RunFacts) -> Iterator[str]:
 def _of_rounds(run: RunFacts) -> Iterator[str]:
     bad, late, dropped = (sum(getattr(each, name) for each in run.rounds) for name in ("bad", "late", "dropped"))
     if bad:
-        where, were = _named([each.number for each in run.rounds if each.bad]), "was" if bad == 1 else "were"
-        yield f"{count_of(bad, 'update')} {were} left out for values that are not finite, in round {where}."
+        where, were = [each.number for each in run.rounds if each.bad], "was" if bad == 1 else "were"
+        yield f"{count_of(bad, 'update')} {were} left out for values that are not finite, in {_named('round', where)}."
     if late or dropped:
         yield f"{count_of(late, 'update')} arrived too late, and {count_of(dropped, 'participant')} dropped out."
     idle = [each.number for each in run.rounds if each.loss is None]
     if idle:
-        yield f"Nobody trained in {count_of(len(idle), 'round')}: {_named(idle)}."
+        yield f"Nobody trained in {count_of(len(idle), 'round')}: {_runs(idle)}."
     never = [block for block, count in enumerate(training_counts(run), 1) if not count]
     if never and any(each.trainers for each in run.rounds):
-        yield f"Never trained: block {_named(never)}."
+        yield f"Never trained: {_named('block', never)}."
 
 
-def _named(numbers: Sequence[int]) -> str:
+def _named(thing: str, numbers: Sequence[int]) -> str:
+    """`round 4`, `blocks 2–4, 7`."""
+    return f"{thing}{'' if len(numbers) == 1 else 's'} {_runs(numbers)}"
+
+
+def _runs(numbers: Sequence[int]) -> str:
     return first_few(runs_text(numbers).split(", "), _MOST_NAMED)
 
 

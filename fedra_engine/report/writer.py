@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedra_engine.callback import Callback, Outcome
-from fedra_engine.callbacks.console import describe
+from fedra_engine.callbacks.description import describe
 from fedra_engine.callbacks.partition_report import count_partition
 from fedra_engine.costs.model import ClientCosts
 from fedra_engine.experiment import Experiment
@@ -56,10 +56,7 @@ class ReportWriter(Callback):
 def start_facts(experiment: Experiment) -> StartFacts:
     """What the report of a run needs and only its experiment knows."""
     clients, described, notes = experiment.clients, describe(experiment), list[str]()
-    # How many of them were in the cache differs from run to run.
-    described["samples"] = (
-        f"{len(experiment.train_data):,} for training, {len(experiment.test_samples.domains):,} for tests"
-    )
+    described["samples"] += f", {len(experiment.test_samples.domains):,} for tests"
     everyone, classes, counts = np.arange(len(clients)), list[str](), np.zeros((0, 0), dtype=np.int64)
     if len(everyone) > MOST_ALLOCATED:
         notes.append(f"Of more than {MOST_ALLOCATED:,} clients, neither labels nor participation are shown.")

@@ -18,7 +18,8 @@ import torch
 from fedra_engine import build
 from fedra_engine.callback import Evaluation, Outcome, Round, Update
 from fedra_engine.callbacks import console as console_module
-from fedra_engine.callbacks.console import Console, describe
+from fedra_engine.callbacks.console import Console
+from fedra_engine.callbacks.description import describe
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.federation.records import RoundMetrics, Tally
 from fedra_engine.runtime import stages
@@ -29,6 +30,7 @@ from tests.running import small_config
 EXPERIMENT: Any = SimpleNamespace(
     config=ExperimentConfig(rounds=2),
     method=SimpleNamespace(caution=None),
+    newly_cached=None,
     train_data=SimpleNamespace(notes=["a [small] model"]),
     executor=SimpleNamespace(lanes=4),
     processes=SimpleNamespace(count=1),

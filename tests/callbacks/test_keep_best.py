@@ -15,8 +15,8 @@ import pytest
 
 from fedra_engine.callback import Outcome
 from fedra_engine.callbacks import keep_best
-from fedra_engine.callbacks.checkpoint import load_round, saved_rounds
 from fedra_engine.callbacks.keep_best import KeepBest
+from fedra_engine.callbacks.saved_rounds import load_round, saved_rounds
 from fedra_engine.config import DataConfig
 from fedra_engine.runtime.errors import InputError
 from tests.callbacks.choosing import HELD_OUT, experiment, metrics, state_after, train

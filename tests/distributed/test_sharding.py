@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fedra_engine.callbacks.checkpoint import load_newest_intact
 from fedra_engine.callbacks.run_folder import RunFolder
+from fedra_engine.callbacks.saved_rounds import load_newest_intact
 from fedra_engine.runtime.processes import Processes
 from tests.distributed.jobs import LAUNCHER, ROOT, engine_errors, finish, start
 from tests.distributed.sharding_worker import CASES, OWNERS, Job

@@ -10,9 +10,10 @@ import torch
 
 from fedra_engine.config import TrainingConfig
 from fedra_engine.execution.sweep_model import SweepModel
+from fedra_engine.models.quantization import has_quantized_weight
 from tests.execution.test_exactness import assert_same_change, assert_same_rounds
 from tests.quantized import quantized_foundation
-from tests.tiny import make_samples
+from tests.tiny import DEPTH, make_samples
 from tests.tiny_federation import ADAMW, SGD, Setting, make_setting
 
 ONE_STEP = replace(SGD, lr=1e10, momentum=0.0, weight_decay=0.0, clip_norm=None, max_local_steps=1)
@@ -45,11 +46,13 @@ def test_gradients_of_the_first_step_agree_in_four_bits(family: str) -> None:
 
 
 @pytest.mark.parametrize("load_in", ["8bit", "4bit"])
-def test_copies_of_a_model_share_its_quantized_weights(load_in: str) -> None:
-    """Also what the layers keep outside of their parameters, before and after their first product."""
+def test_a_sweep_shares_the_quantized_layers_and_fuses_no_block_of_them(load_in: str) -> None:
+    """With all that they keep outside of their parameters."""
     foundation, samples = quantized_foundation("vit", load_in), make_samples("vit", 3)
     inputs = samples.inputs(torch.arange(3), torch.device("cpu"), torch.float32)
     model = SweepModel(foundation, lambda n: {name: tensor[:n] for name, tensor in inputs.items()}, fuse_blocks=True)
     assert model.fused == 0
-    layer = foundation.blocks[0].get_submodule("mlp.fc2")
-    assert any(module is layer for module in model._model.modules())
+    layers = [part for part in foundation.model.modules() if has_quantized_weight(part)]
+    assert len(layers) == DEPTH * 6
+    inside = list(model._model.modules())
+    assert all(any(part is layer for part in inside) for layer in layers)

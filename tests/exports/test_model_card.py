@@ -103,6 +103,6 @@ def test_half_precision_is_said_to_round_elsewhere(experiment: Experiment) -> No
 def test_quantized_weights_are_said_to_round_elsewhere(experiment: Experiment) -> None:
     quantized = with_model(experiment, "owner/model", load_in="4bit")
     for card in (adapter_card(quantized, OUTCOME), merged_card(quantized, OUTCOME, range(12), None)):
-        assert "weights of the blocks' Linear layers in 4bit" in card
+        assert "weights of the blocks' Linear layers in 4 bits." in card
     assert 'bnb_4bit_quant_type="nf4",' in adapter_card(quantized, OUTCOME)
     assert "bitsandbytes" not in adapter_card(experiment, OUTCOME)

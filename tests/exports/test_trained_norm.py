@@ -11,32 +11,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.nn.functional import linear
 
-from fedra_engine.execution.plan import plan_groups
-from fedra_engine.execution.sweep_block import BankFactors
-from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.exports.adapter_files import save_adapter
 from fedra_engine.exports.loading_lines import loading_lines, merged_loading_lines
 from fedra_engine.exports.merged_model import Part, save_merged
-from fedra_engine.models.foundation import Foundation
-from fedra_engine.models.state import GlobalState
-from tests.exports.trained import CPU, LORA, NAMES, trained
-from tests.tiny import DEPTH, make_samples
+from tests.exports.trained import LORA, NAMES, logits, trained
+from tests.tiny import DEPTH
 
 NORMS = {"vit": "layernorm", "llama": "norm", "dinov3": "norm", "gpt2_lm": "ln_f"}
-
-
-def logits(foundation: Foundation, state: GlobalState, family: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Those of the sweep over all blocks, and the inputs it got."""
-    inputs = make_samples(family, 4).inputs(torch.arange(4), CPU, torch.float32)
-    model = SweepModel(foundation, lambda n: {name: tensor[:n] for name, tensor in inputs.items()})
-    plan, layout = plan_groups(foundation, [4], np.arange(DEPTH)[None]), foundation.head_layout
-    features = model.features(inputs, plan, BankFactors(foundation.adapter_layout, state.adapters))
-    scaled = layout.scaled(features, layout.norm_parameters(state.heads[0]))
-    if layout.classes == 0:
-        return foundation.head(scaled), inputs
-    return linear(scaled, layout.weight(state.heads[0]), layout.bias(state.heads[0])), inputs
 
 
 @pytest.mark.parametrize("family", NORMS)
@@ -44,7 +26,7 @@ def logits(foundation: Foundation, state: GlobalState, family: str) -> tuple[tor
 def test_peft_and_a_merged_model_give_the_logits(tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lora = replace(LORA[family], modules_to_save=[NORMS[family]])
     config, foundation, state = trained(tmp_path / "model", family, lora=lora)
-    expected, inputs = logits(foundation, state, family)
+    expected, inputs = logits(foundation, state, family, range(DEPTH))
     adapter, merged = tmp_path / "adapter", tmp_path / "merged"
     save_adapter(adapter, foundation, config, state, depth=DEPTH, classes=NAMES[:5])
     merged.mkdir()

@@ -16,7 +16,7 @@ from fedra_engine.execution.plan import plan_groups
 from fedra_engine.execution.sweep_block import BankFactors
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.foundation import Foundation, make_foundation
-from fedra_engine.models.loading import PooledClassifier, load_pretrained
+from fedra_engine.models.loading import load_pretrained, without_pooling
 from fedra_engine.models.state import GlobalState
 from tests.tiny import CLASSES, DEPTH, FAMILIES, TARGETS, make_model, make_samples
 
@@ -31,8 +31,7 @@ def trained(
 ) -> tuple[ExperimentConfig, Foundation, GlobalState]:
     """A model directory at `folder`, made if missing, and a state of it for `classes` that has come a long way."""
     if not folder.exists():
-        model = make_model(family)
-        (model.backbone if isinstance(model, PooledClassifier) else model).save_pretrained(folder)
+        without_pooling(make_model(family)).save_pretrained(folder)
     config = ExperimentConfig(model=ModelConfig(path=str(folder), **settings), lora=lora or LORA[family])
     task_classes = None if FAMILIES[family].causal_lm else classes
     pretrained = load_pretrained(config.model, classes=task_classes)
@@ -53,10 +52,9 @@ def logits(
     model = SweepModel(foundation, lambda n: {name: tensor[:n] for name, tensor in inputs.items()})
     slots = np.where(np.isin(np.arange(DEPTH), list(blocks)), np.arange(DEPTH), -1)
     plan = plan_groups(foundation, [4], slots[None])
-    found, layout = (
-        model.features(inputs, plan, BankFactors(foundation.adapter_layout, state.adapters)),
-        foundation.head_layout,
-    )
-    if layout.size == 0:
+    layout = foundation.head_layout
+    features = model.features(inputs, plan, BankFactors(foundation.adapter_layout, state.adapters))
+    found = layout.scaled(features, layout.norm_parameters(state.heads[0]))
+    if layout.classes == 0:
         return foundation.head(found), inputs
     return linear(found, layout.weight(state.heads[0]), layout.bias(state.heads[0])), inputs

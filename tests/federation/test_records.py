@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from fedra_engine.config import TrainingConfig
+from fedra_engine.federation.averages import average_measure
 from fedra_engine.federation.clients import Clients
 from fedra_engine.federation.records import (
     MOST_ALLOCATED,
     ReturnedUpdates,
     RoundMetrics,
     Tally,
-    average_measure,
     check_finite,
     check_updates,
 )

@@ -20,7 +20,7 @@ import fedra_engine.commands.dry_run
 # What forks of this process need not import.
 import fedra_engine.studies.compare
 import fedra_engine.studies.scale  # noqa: F401
-from fedra_engine.callbacks.checkpoint import load_newest_intact
+from fedra_engine.callbacks.saved_rounds import load_newest_intact
 from tests.launchers.conftest import LAUNCHERS
 
 pytestmark = pytest.mark.slow

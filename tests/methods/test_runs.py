@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedra_engine.callbacks.checkpoint import load_newest_intact
 from fedra_engine.callbacks.run_folder import RunFolder
+from fedra_engine.callbacks.saved_rounds import load_newest_intact
 from fedra_engine.config import DepthFLConfig, FedHelloConfig, HetLoraConfig
 from fedra_engine.execution.evaluation import FisherInformation, accuracies
 from fedra_engine.experiment import build_experiment

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from fedra_engine.config import LoraConfig, ModelConfig
 from fedra_engine.models import loading
 from fedra_engine.models.foundation import make_foundation
-from fedra_engine.models.loading import PooledClassifier, Pooling, load_pretrained
+from fedra_engine.models.loading import PooledClassifier, Pooling, load_pretrained, without_pooling
 from fedra_engine.runtime.errors import InputError
 from tests.tiny import CLASSES, CLASSIFIERS, TARGETS, make_model, make_samples
 
@@ -23,8 +23,7 @@ OWN_CLASSIFIER = [family for family in CLASSIFIERS if family not in (*POOLED, "t
 
 def saved(folder: Path, family: str) -> ModelConfig:
     """The family's model, or what a pooled one pools, as a directory."""
-    model = make_model(family)
-    (model.backbone if isinstance(model, PooledClassifier) else model).save_pretrained(folder)
+    without_pooling(make_model(family)).save_pretrained(folder)
     return ModelConfig(path=str(folder))
 
 

@@ -34,9 +34,10 @@ def test_the_verdict_of_one_domain_is_a_sentence(tmp_path: Path) -> None:
     assert words.verdict(read_run(write_run(tmp_path, "a", of_summary=worse))) == (
         "Tuning lowered the average accuracy by 25.0 points, from 50.0 % for the frozen model to 25.0 %."
     )
-    same = {"frozen": {"only": 0.5}, "tuned": {"only": 0.5}}
-    assert "left the average accuracy as it was, from 50.0 %" in words.verdict(
-        read_run(write_run(tmp_path, "b", of_summary=same))
+    # As a mean in another order may differ.
+    same = {"frozen": {"only": 0.5}, "tuned": {"only": 0.5 - 1e-15}}
+    assert words.verdict(read_run(write_run(tmp_path, "b", of_summary=same))) == (
+        "Tuning left the average accuracy at 50.0 %."
     )
 
 
@@ -67,10 +68,10 @@ def test_what_spoils_the_numbers_is_said(tmp_path: Path) -> None:
         "Accuracies are measured on validation samples, not on the test samples.",
         "The tuned accuracy is that of the clients' own models. The adapter alone has 68.3 % on average.",
         "Stopped early: enough.",
-        "3 updates were left out for values that are not finite, in round 2–3, 5.",
+        "3 updates were left out for values that are not finite, in rounds 2–3, 5.",
         "2 updates arrived too late, and 1 participant dropped out.",
         "Nobody trained in 1 round: 4.",
-        "Never trained: block 2–4.",
+        "Never trained: blocks 2–4.",
         "Costs were not counted, as the model is sharded.",
     ]
     assert words.warnings(read_run(write_run(tmp_path, "plain"))) == []

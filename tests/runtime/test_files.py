@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fedra_engine.callbacks.checkpoint import save_checkpoint
+from fedra_engine.callbacks.saved_rounds import save_checkpoint
 from fedra_engine.runtime.files import (
     make_folders,
     remove_unfinished,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedra_engine.callbacks.checkpoint import load_newest_intact, save_checkpoint
+from fedra_engine.callbacks.saved_rounds import load_newest_intact, save_checkpoint
 from fedra_engine.runtime.errors import InputError
 
 TENSORS = {"adapters": torch.arange(6.0).reshape(2, 3), "head": torch.tensor([1, 2], dtype=torch.int64)}
