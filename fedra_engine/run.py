@@ -148,7 +148,7 @@ def open_folder(config: ExperimentConfig, earlier: RunFolder | None, processes: 
                 shutil.rmtree(folder.path)
             raise
         except BaseException as error:
-            error.add_note(f"--resume {shlex.quote(str(folder.path))} goes on")
+            error.add_note(f"fedra simulate --resume {shlex.quote(str(folder.path))} goes on")
             raise
 
 
@@ -240,9 +240,10 @@ class Result:
         """
         export_merged(Path(folder), *self._restored, client=client)
 
-    def report(self, file: str | Path) -> None:
-        """Write the run's page (docs/howto/report.md) to `file`; the run's own is its `report.html`."""
+    def report(self, file: str | Path) -> Path:
+        """Write the run's page (docs/howto/report.md) to `file`, and return its path; the run has a `report.html`."""
         write_whole(Path(file), read_page([self.folder]).html())
+        return Path(file)
 
     @cached_property
     def _restored(self) -> tuple[Experiment, GlobalState, Outcome]:

@@ -192,3 +192,11 @@ def test_a_method_that_predicts_by_more_than_the_adapter_keeps_its_best_round(tm
     kept, last = (load_file(at / "private.safetensors") for at in (folder, result.folder / "adapters"))
     assert kept.keys() == last.keys()
     assert all(torch.equal(kept[name], last[name]) for name in kept)
+
+
+def test_the_end_names_the_samples_and_the_best_round(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = run(config(tmp_path, rounds=2, evaluate_every=1, early_stopping=EarlyStoppingConfig()))
+    (best,) = (result.folder / "best").iterdir()
+    said = capsys.readouterr().out
+    assert "\nvalidation accuracy (%)  " in said
+    assert f"\nbest round  {best}\n" in said

@@ -102,6 +102,7 @@ class Console(Callback):
         self._next = 0
         self._meter.rounds = 0 if config is None else config.rounds
         self._outcome: Outcome | None = None
+        self._validated = False
 
     @classmethod
     def silent(cls) -> Console:
@@ -183,6 +184,7 @@ class Console(Callback):
     def on_end(self, experiment: Experiment, state: GlobalState, outcome: Outcome) -> None:
         # A round that was begun may have been stopped before it was trained.
         self._meter.in_round, self._outcome = False, outcome
+        self._validated = experiment.config.data.validation_fraction > 0
         if outcome.stopped is not None:
             self.message(f"stopped after round {outcome.rounds}{': ' if outcome.stopped else ''}{outcome.stopped}")
         for name, accuracy in (("frozen", outcome.frozen), ("tuned", outcome.tuned)):
@@ -220,7 +222,7 @@ class Console(Callback):
             self._live.stop()
             self._console.print(*header_rows(self.view.header), sep="\n", soft_wrap=True)
         if self._outcome is not None:
-            self._print("\n" + results_text(self._outcome))
+            self._print("\n" + results_text(self._outcome, validated=self._validated))
         if not self._results_only and written:
             width = max(map(len, written))
             self._print("\n" + "\n".join(f"{title:<{width}}  {path}" for title, path in written.items()))
@@ -289,9 +291,12 @@ def planned(config: ExperimentConfig, log_file: Path | None) -> dict[str, str]:
     return header if log_file is None else header | {"folder": str(log_file.parent)}
 
 
-def results_text(outcome: Outcome) -> str:
-    """The accuracies before and after a run as a table, other measures, and what is tuned if that is not obvious."""
-    rows = [["accuracy (%)", *outcome.tuned, "average"]]
+def results_text(outcome: Outcome, *, validated: bool = False) -> str:
+    """The accuracies before and after a run as a table, other measures, and what is tuned if that is not obvious.
+
+    Those of validation samples (`validated`) are called so.
+    """
+    rows = [[f"{'validation ' * validated}accuracy (%)", *outcome.tuned, "average"]]
     for name, accuracy in (("frozen", outcome.frozen), ("tuned", outcome.tuned)):
         values = (*(accuracy[domain] for domain in outcome.tuned), mean(accuracy.values()))
         rows.append([name, *map(_percent, values)])

@@ -112,6 +112,7 @@ class RunFolder:
             "run folder": self.path,
             "report": self.path / "report.html",
             "adapters": self.path / "adapters",
+            "best round": max(self.best_folder.glob("round_*[0-9]"), default=self.best_folder),
             "metrics": self.metrics_file,
             "trace": self.path / "trace",
             "tensorboard": self.path / "tensorboard",

@@ -55,7 +55,10 @@ class Trackers(Callback):
         self._names = list(dict.fromkeys(names))
         for name in self._names:
             if find_spec(name) is None:
-                raise InputError(f"report_to: found {name}, which is not installed, expected it (pip install {name})")
+                raise InputError(
+                    f"report_to: found {name}, which is not installed, expected one that is "
+                    f"(pip install {name}, or 'fedra-engine[trackers]' for all)"
+                )
         if "wandb" in self._names:
             check_wandb_login()
 

@@ -95,7 +95,9 @@ def check_values(config: Any) -> None:
         for entry in entries:
             fits = type(entry) in types if allowed is None else types & {int, float, str} and allowed.contains(entry)
             if not fits:
-                near = did_you_mean(str(entry), allowed.names) if isinstance(allowed, Choice) else ""
+                near = ""
+                if isinstance(allowed, Choice):
+                    near = did_you_mean(str(entry), allowed.names) or " (--import MODULE adds names of your own)"
                 expected = describe_type(kind, allowed) + near
                 raise InputError(f"{setting.name}: found {shown(entry)}, expected {expected}")
 

@@ -161,7 +161,7 @@ def allocation(run: RunFacts, cells: int = MOST_CELLS) -> Chart | None:
     }
     y = {"title": "block", "sort": "descending"}
     spec = heat_map(rows, {"title": "round"}, y, color, tips, height=320, lines=depth)
-    note = "Block 1 is next to the input. Cells in the colour of 0 %: nobody held the block."
+    note = "Block 1 is next to the input. A cell in the colour of 0 %: no participant held the block."
     if len(rows) < depth * len(run.rounds):
         note += " Of so many rounds, a column is the mean over neighbours."
     return Chart("allocation", "Who holds which block", note, spec, wide=True)

@@ -152,7 +152,7 @@ def test_a_tracker_that_does_not_start_ends_the_run(
 
 
 def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"report_to: found nowhere, which is not installed, expected it \("):
+    with pytest.raises(InputError, match=r"report_to: found nowhere, which is not installed, expected one that is \("):
         Trackers(RunFolder(tmp_path), ["nowhere"])
 
 

@@ -225,6 +225,10 @@ def test_shipped_configurations_are_valid(path: Path) -> None:
         (["seed=3"], "seed: found an argument without an option, expected .* (did you mean --seed?)"),
         (["config=pacs_vit_s14"], "config: found an argument without an option"),
         (["--method.name", "fedar"], "method.name: found 'fedar', expected one of fedra, .* (did you mean fedra?)"),
+        (
+            ["--method.name", "randomprefix"],
+            "method.name: found 'randomprefix', .* (--import MODULE adds names of your own)",
+        ),
         (["resume=none"], "resume: found an argument without an option"),
         (["--import="], "import: found '' (Empty module name), expected a module of yours"),
         (["--resume"], "resume: found no value, expected one"),

@@ -273,7 +273,9 @@ def test_a_process_that_dies_ends_all_and_the_rounds_before_are_kept(job: Path) 
     lines = engine_errors((job / "error").read_text())
     assert len(lines) == 1
     assert lines[0].startswith("error: ")
-    assert lines[0].endswith(f"the rounds in checkpoints/ are kept; --resume {job / 'killed' / 'run'} goes on")
+    assert lines[0].endswith(
+        f"the rounds in checkpoints/ are kept; fedra simulate --resume {job / 'killed' / 'run'} goes on"
+    )
     found = load_newest_intact(job / "killed" / "run")
     assert found is not None
     assert found.round == 0

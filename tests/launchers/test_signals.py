@@ -172,7 +172,7 @@ def test_a_run_ends_soon_and_says_how_to_go_on(
     wait_until(trained)
     os.kill(process.pid, number)
     assert process.wait(SOON) == 128 + number
-    assert process.errors() == f"{WORDS[number]}; --resume 'the run' goes on\n"
+    assert process.errors() == f"{WORDS[number]}; fedra simulate --resume 'the run' goes on\n"
     with suppress(OSError):
         while part := os.read(ours, 2**16):
             shown += part
