@@ -30,9 +30,11 @@ os.environ |= {"OMP_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
 def main() -> None:
     """Run what was asked for; exit with 1 where something went wrong on the way."""
+    from fedra_engine.config.parsing import quiet_libraries
     from fedra_engine.runtime.exit_codes import unwound_by_signals
 
     options = _parse(sys.argv[1:])
+    quiet_libraries(bars=False)
     with unwound_by_signals():
         if options.pack:
             from benchmarks.accuracy.pack import LIMIT_MIB, pack

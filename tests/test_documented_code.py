@@ -52,6 +52,7 @@ NEEDED = {
 SHORT = {
     "simulate": ["--rounds=1", "--training.max_local_steps=1"],
     "compare": ["--rounds=1", "--training.max_local_steps=1", "--seeds=0", "--jobs=1", "--control=false"],
+    "stopping": ["--rounds=3", "--evaluate_every=1", "--early_stopping.patience=1", "--training.max_local_steps=1"],
     "scale": ["--clients=6", "--processes=1", "--seconds=0.01"],
     "bench methods": ["--clients.participants=8", "--execution.lanes=8", "--data.image_size=28"],
     "bench watching": ["--rounds=1", "--training.max_local_steps=1"],
@@ -167,7 +168,7 @@ def run_command(command: Started, folder: Path) -> None:
     elif "--help" not in arguments:
         if name == "compare":
             arguments = first_methods(arguments)
-        arguments = [*arguments, *SHORT.get(f"bench {arguments[0]}" if name == "bench" else name, [])]
+        arguments = [*arguments, *SHORT.get(kind_of(name, arguments), [])]
     if command.command[0] != "torchrun":
         call(name, arguments)
         return
@@ -176,6 +177,14 @@ def run_command(command: Started, folder: Path) -> None:
     code, output, error = finish(start([*launch, *arguments, "--output_dir", str(folder / "job")]))
     assert code == 0, error
     assert "tuned  " in output
+
+
+def kind_of(name: str, arguments: list[str]) -> str:
+    """The key in `SHORT` of a command."""
+    if name == "bench":
+        return f"bench {arguments[0]}"
+    # One round would leave nothing to save.
+    return "stopping" if "--early_stopping.patience" in arguments else name
 
 
 def first_methods(arguments: list[str]) -> list[str]:

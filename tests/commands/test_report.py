@@ -39,7 +39,7 @@ def test_figures_are_the_charts_of_the_page(tmp_path: Path, monkeypatch: pytest.
     main([str(write_run(tmp_path)), "--figures", str(tmp_path / "a" / "figures")])
     names = {file.name for file in (tmp_path / "a" / "figures").iterdir()}
     assert {"accuracy.svg", "accuracy.png", "allocation.svg", "allocation.png"} <= names
-    assert len(names) == 18
+    assert len(names) == 20
 
 
 @pytest.mark.parametrize(

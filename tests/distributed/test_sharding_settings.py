@@ -77,7 +77,7 @@ def test_a_configuration_that_contradicts_the_experiment_is_refused(settings: di
     [
         ({"execution": ExecutionConfig(executor="sequential")}, "execution.executor: found sequential with a sharded"),
         ({"model": ModelConfig(load_in="8bit")}, "model.load_in: found 8bit with a sharded model, expected null"),
-        ({"lora": LoraConfig(modules_to_save=["norm"])}, "lora.modules_to_save: found ['norm'] with a sharded model"),
+        ({"lora": LoraConfig(modules_to_save=["norm"])}, r"lora\.modules_to_save: found \['norm'\] with a shard"),
         ({"execution": ExecutionConfig(fused_blocks="on")}, "execution.fused_blocks: found on with a sharded model"),
         (
             {"model": ModelConfig(dtype="bfloat16"), "settings": {"bf16": {"enabled": False}}},

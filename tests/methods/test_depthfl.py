@@ -76,7 +76,8 @@ def as_fedra_ran_it(**options: int) -> DepthFLConfig:
 
 def test_as_fedra_ran_it_exits_follow_the_blocks_4_7_10_that_lie_before_a_clients_end() -> None:
     capacities = np.array([12, 10, 8, 7, 4, 3])
-    made = make_method(replace(federation(capacities, name="depthfl", depthfl=as_fedra_ran_it()), depth=12))
+    known = federation(capacities, name="depthfl", depthfl=as_fedra_ran_it())
+    made = make_method(replace(known, depth=12, adapted=np.ones(12, dtype=np.bool_)))
     assignment = made.assign(EVERYBODY, 0)
     np.testing.assert_array_equal(assignment.held, np.arange(12) < capacities[:, None])
     assert [block + 1 for block in assignment.exits] == [4, 7, 10]
