@@ -8,14 +8,15 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, WandBTracker
+from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 
 from fedra_engine.callback import Callback, Evaluation, Round
 from fedra_engine.callbacks.run_folder import RunFolder
@@ -79,7 +80,8 @@ class Trackers(Callback):
         for name in self._names:
             tracker = make_tracker(name, self._run.path)
             try:
-                tracker.start()
+                with _quiet():
+                    tracker.start()
                 # From here on it has to be finished, even if it takes no settings.
                 self._open[name] = tracker
                 tracker.store_init_configuration(values)
@@ -115,6 +117,11 @@ class Trackers(Callback):
             _LOG.warning("report_to: %s failed and gets nothing more of this run: %s", name, one_line(error))
 
 
+def _quiet() -> redirect_stdout[StringIO]:
+    """While trackio starts and ends, it prints lines, which would break into the live display."""
+    return redirect_stdout(StringIO())
+
+
 def make_tracker(name: str, folder: Path) -> GeneralTracker:
     """The tracker with this name, which is also its package's, for the run in `folder`."""
     match name:
@@ -125,6 +132,9 @@ def make_tracker(name: str, folder: Path) -> GeneralTracker:
             # A project that is given is preferred to the variable, and a variable that changes is not read again.
             project, mode = os.environ.get("WANDB_PROJECT", _PROJECT), os.environ.get("WANDB_MODE")
             return WandBTracker(project, name=folder.name, dir=str(folder), mode=mode)
+        case "trackio":
+            # In a notebook it would put its dashboard under the cell.
+            return TrackioTracker(_PROJECT, name=folder.name, embed=False)
         case _:
             return MLflowTracker(_PROJECT, run_name=folder.name)
 
@@ -148,13 +158,19 @@ def check_wandb_login() -> None:
 
 
 def finish(tracker: GeneralTracker, *, failed: bool) -> None:
-    """Finish a tracker, as failed or not; TensorBoard makes no difference."""
+    """Finish a tracker, as failed or not; TensorBoard and trackio make no difference."""
     if failed and isinstance(tracker, MLflowTracker):
         import mlflow
 
         mlflow.end_run("FAILED")
     elif failed and isinstance(tracker, WandBTracker):
         tracker.tracker.finish(exit_code=1)
+    elif isinstance(tracker, TrackioTracker):
+        import trackio
+
+        # The tracker's own method leaves the run active, and it would be finished again when Python ends.
+        with _quiet():
+            trackio.finish()
     else:
         tracker.finish()
 

@@ -148,7 +148,7 @@ PIXELS = whole(1, 4096)
 RANK = whole(1, 128)
 """The kernels keep no larger one on chip."""
 MAP_RANK = whole(0, 128)
-_TRACKERS = ("tensorboard", "wandb", "mlflow")
+_TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 TRACKER = Allowed(f"one of {', '.join(_TRACKERS)}", _TRACKERS.__contains__)
 POSITIVE = number(0, 1e12, above=True)
 NON_NEGATIVE = number(0, 1e6)

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
+import sqlite3
+import sys
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from statistics import mean
 from types import SimpleNamespace
@@ -32,15 +36,23 @@ def points_of(folder: Path, name: str) -> list[tuple[int, float]]:
     return [(event.step, event.value) for event in events.Scalars(name)]
 
 
+@pytest.fixture(scope="session")
+def trackio_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where trackio has its database, which it reads once, when it is imported."""
+    assert "trackio" not in sys.modules
+    os.environ["TRACKIO_DIR"] = str(tmp_path_factory.mktemp("trackio"))
+    return Path(os.environ["TRACKIO_DIR"])
+
+
 @pytest.mark.slow
 def test_every_tracker_gets_the_settings_and_the_metrics_of_every_round(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trackio_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlflow").as_uri())
     # Without a database, which mlflow-skinny lacks.
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    run = run_experiment(tmp_path, evaluate_every=1, report_to=["tensorboard", "wandb", "mlflow"])
+    run = run_experiment(tmp_path, evaluate_every=1, report_to=["tensorboard", "wandb", "mlflow", "trackio"])
 
     first, second = RunFolder(run).read_metrics()
     losses = [(1, first["loss"]), (2, second["loss"])]
@@ -60,6 +72,14 @@ def test_every_tracker_gets_the_settings_and_the_metrics_of_every_round(
     (record,) = (run / "wandb").glob("offline-run-*/*.wandb")
     for word in ("average_accuracy", "test_loss/", str(second["loss"]), "max_local_steps"):
         assert word.encode() in record.read_bytes()
+
+    (database,) = trackio_folder.glob("fedra-engine.db")
+    with closing(sqlite3.connect(database)) as tables:
+        logged = [(step, json.loads(line)) for step, line in tables.execute("select step, metrics from metrics")]
+        ((settings,),) = tables.execute("select config from configs")
+    assert [(step, values["loss"]) for step, values in logged if "loss" in values] == losses
+    assert json.loads(settings)["method.name"] == "fedra"
+    assert "rackio" not in capsys.readouterr().out
 
 
 @pytest.mark.slow
