@@ -26,7 +26,7 @@ from fedra_engine.config.parsing import (
     split_options,
     switch,
 )
-from fedra_engine.config.validation import validate_setting, validate_together, without_effect
+from fedra_engine.config.validation import check_trackers, validate_setting, validate_together, without_effect
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.studies.plan import Candidate, Comparison, PlannedRun
 
@@ -114,6 +114,8 @@ def main(arguments: Sequence[str]) -> None:
         raise InputError(
             "processes: found several started by a launcher, expected one (--jobs runs several experiments at a time)"
         )
+    for run in comparison.runs:
+        check_trackers(run.config.report_to)
     # The bars of many models would come between the lines of a terminal.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     quiet_libraries()

@@ -121,6 +121,29 @@ def test_what_an_imported_module_registers_are_options_like_any_others(tmp_path:
     assert "found an unknown field" in fedra("simulate", "--config=c.yaml", folder=tmp_path).stderr
 
 
+WITHOUT_TRACKERS = """
+import sys
+from importlib import import_module
+
+from fedra_engine.config import validation
+
+validation.find_spec = lambda name: None
+try:
+    import_module(f"fedra_engine.commands.{sys.argv[1]}").main(["--report_to", "wandb", *sys.argv[2:]])
+except ValueError as error:
+    print(error, "torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("command", [["simulate"], ["compare", "--methods", "fedra"]])
+def test_a_missing_tracker_is_refused_before_torch_is_imported(command: list[str], tmp_path: Path) -> None:
+    done = run("-c", WITHOUT_TRACKERS, *command, folder=tmp_path)
+    assert done.stdout == (
+        "report_to: found wandb, which is not installed, expected one that is (pip install wandb, or "
+        "'fedra-engine[trackers]' for all) False\n"
+    )
+
+
 if __name__ == "__main__":
     for name in (*PARSED, "bench"):
         (OPTIONS / f"{name}.txt").write_text(options_of(name))
