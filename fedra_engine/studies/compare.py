@@ -25,6 +25,7 @@ from fedra_engine.callbacks.run_folder import RunFolder, make_folder
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.parsing import read_config
 from fedra_engine.experiment import build_experiment
+from fedra_engine.federation.measure_text import measure_text, percent
 from fedra_engine.methods.registry import method_named
 from fedra_engine.run import load_run
 from fedra_engine.run import run as train_run
@@ -268,7 +269,7 @@ def execute(run: PlannedRun) -> Outcome:
         return Outcome(run, "busy", "another process is executing it")
     except InputError as error:
         return Outcome(run, "failed", str(error))
-    accuracy = f"{100 * result.average:.1f} % after {result.rounds} rounds, {result.seconds:.0f} s"
+    accuracy = f"{percent(result.average)} after {result.rounds} rounds, {result.seconds:.0f} s"
     caution = f"; note: {result.caution}" if result.caution else ""
     return Outcome(run, "done", f"{accuracy}{before}{caution}")
 
@@ -333,11 +334,11 @@ def _progress_text(run: PlannedRun) -> str:
     try:
         records = RunFolder(run.path).read_metrics()
         done, losses = records[-1]["round"] + 1, [record["loss"] for record in records if record["loss"] is not None]
-        accuracies = [100 * mean(record["accuracy"].values()) for record in records if "accuracy" in record]
+        accuracies = [mean(record["accuracy"].values()) for record in records if "accuracy" in record]
     except (ValueError, LookupError, TypeError, AttributeError):
         return ""
-    loss = [f"loss {loss:.4f}" for loss in losses[-1:]]
-    accuracy = [f"accuracy {accuracy:.1f} %" for accuracy in accuracies[-1:]]
+    loss = [f"loss {measure_text('loss', loss)}" for loss in losses[-1:]]
+    accuracy = [f"accuracy {percent(accuracy)}" for accuracy in accuracies[-1:]]
     return ", ".join([f"round {done} of {run.config.rounds}", *loss, *accuracy])
 
 

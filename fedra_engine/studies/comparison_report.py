@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
+from fedra_engine.federation.measure_text import measure_number
 from fedra_engine.runtime.errors import printable
 from fedra_engine.runtime.tables import Cells, markdown_code, markdown_table, markdown_text, number_text
 from fedra_engine.studies.outcomes import SampleOutcomes
@@ -141,7 +142,7 @@ def _accuracy(findings: Findings) -> Section:
     for label, seeds in grouped(findings.results, "label").items():
         tests = [run.outcomes.tests for run in seeds]
         accuracies = _spreads([run.accuracy for run in seeds], tests, domains)
-        frozen = f"{100 * mean(mean(run.frozen.values()) for run in seeds):.1f}"
+        frozen = measure_number("accuracy", mean(mean(run.frozen.values()) for run in seeds))
         rows.append([label, str(len(seeds)), *accuracies, frozen, _mark(seeds, findings.references)])
     after = [text for name, text in ((FROZEN, _FROZEN), (PROBE, _BELOW)) if name in _by_seed(findings.references)]
     return Section("Accuracy", _ACCURACY.format(samples=findings.samples), rows, "\n".join(after))
@@ -161,14 +162,15 @@ def _spreads(
     cells = [_spread([found[domain] for found in accuracies if domain in found]) for domain in domains]
     error = _mean_error(accuracies, tests)
     average = _spread([mean(found.values()) for found in accuracies])
-    return [*cells, average, _NONE if error is None else f"{100 * error:.1f}"]
+    return [*cells, average, measure_number("accuracy", error)]
 
 
 def _spread(values: Sequence[float]) -> str:
     """Mean ± sample standard deviation in percent; the mean alone of one value, and a dash for none."""
     if not values:
         return _NONE
-    return f"{100 * mean(values):.1f}" + (f" ± {100 * stdev(values):.1f}" if len(values) > 1 else "")
+    spread = f" ± {measure_number('accuracy', stdev(values))}" if len(values) > 1 else ""
+    return measure_number("accuracy", mean(values)) + spread
 
 
 def _mean_error(accuracies: Sequence[Mapping[str, float]], tests: Sequence[Mapping[str, int] | None]) -> float | None:
@@ -255,7 +257,7 @@ def _grid(tried: Sequence[TriedPoint]) -> Section:
     rows = [["method", "point", "validation", "chosen"]]
     for each in tried:
         edge = f", at the edge of {' and '.join(each.at_edge)}" if each.at_edge else ""
-        accuracy = _NONE if each.accuracy is None else f"{100 * each.accuracy:.1f}"
+        accuracy = measure_number("accuracy", each.accuracy)
         rows.append([each.label, each.point, accuracy, f"yes{edge}" if each.chosen else ""])
     return Section("Grid", _GRID, rows)
 

@@ -93,8 +93,8 @@ def test_plain_output_has_a_line_a_round_and_no_control_characters(tmp_path: Pat
     assert "a [small] model" in text
     rounds = [line for line in text.splitlines() if line.startswith("round ")]
     assert [line.split()[1] for line in rounds] == ["1/2", "2/2"]
-    assert all("loss 1.7500  3 clients" in line for line in rounds)
-    assert "accuracy after round 2: 37.5  (clean 50.0  noisy 25.0)" in text
+    assert all("loss 1.750  3 clients" in line for line in rounds)
+    assert "accuracy after round 2: 37.5 % (clean 50.0 %, noisy 25.0 %)" in text
     *_, tuned, _, folder, log = text.splitlines()
     assert "".join(tuned.split()) == "tuned50.025.037.5"
     assert (folder, log) == ("run folder  runs/a", "log         runs/a/run.log")
@@ -116,7 +116,10 @@ def test_a_terminal_has_a_display_and_at_the_end_header_table_and_paths(tmp_path
 
 
 def test_other_measures_are_averages_over_the_domains(tmp_path: Path) -> None:
-    before, after = ({"accuracy": {"a": 0.5}, "test_loss": {"a": loss, "b": 1.0}} for loss in (3.0, 2.0))
+    before, after = (
+        {"accuracy": {"a": 0.5}, "test_loss": {"a": loss, "b": 1.0}, "macro_f1": {"a": 1 / loss, "b": 0.25}}
+        for loss in (3.0, 2.0)
+    )
     output, share = io.StringIO(), {"a": 0.5}
     state: Any = None
     with Console(tmp_path / "run.log", PlainConsole(file=output)) as console:
@@ -124,8 +127,8 @@ def test_other_measures_are_averages_over_the_domains(tmp_path: Path) -> None:
         console.on_end(EXPERIMENT, state, Outcome(1, share, share, share, None, None, before, after))
         console.finish(WRITTEN)
     for text in (output.getvalue(), (tmp_path / "run.log").read_text()):
-        assert "on average: test_loss 1.5\n" in text
-        assert "on average: test_loss 2 → 1.5\n" in text
+        assert "on average: test loss 1.500, macro-F1 37.5 %\n" in text
+        assert "on average: test loss 2.000 → 1.500, macro-F1 29.2 → 37.5 %\n" in text
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -278,9 +281,9 @@ def test_domains_are_no_markup(tmp_path: Path, domain: str) -> None:
     output = io.StringIO()
     with Console(tmp_path / "run.log", PlainConsole(file=output)) as console:
         show_rounds(console, 1, {domain: 0.5})
-    assert f"({domain} 50.0)" in output.getvalue()
+    assert f"({domain} 50.0 %)" in output.getvalue()
     assert f"accuracy (%)  {domain}  average" in output.getvalue()
-    assert f"tuned: 50.0  ({domain} 50.0)" in (tmp_path / "run.log").read_text()
+    assert f"tuned: 50.0 % ({domain} 50.0 %)" in (tmp_path / "run.log").read_text()
 
 
 def test_no_name_puts_control_characters_into_the_log(tmp_path: Path) -> None:
@@ -288,7 +291,7 @@ def test_no_name_puts_control_characters_into_the_log(tmp_path: Path) -> None:
         show_rounds(console, 1, {"a\x1b[2J\udcff\nb": 0.5})
         logging.getLogger("fedra_engine.data").warning("in %s", "c\x1b[2J")
     log = (tmp_path / "run.log").read_text()
-    assert "(a\\x1b[2J\\udcff\\nb 50.0)" in log
+    assert "(a\\x1b[2J\\udcff\\nb 50.0 %)" in log
     assert "in c\\x1b[2J\n" in log
 
 

@@ -69,7 +69,7 @@ def test_eighty_columns_and_24_lines_hold_everything() -> None:
         "round 11  ━━━━━━━━━━━━━━━━━━━━──────────  4 of 6 clients",
         "now       wave 2 of 2, 4 lanes, 15 of 30 local steps",
         "",
-        "loss      1.5000  █▇▆▆▅▄▃▃▂▁",
+        "loss      1.500  █▇▆▆▅▄▃▃▂▁",
         "speed     450 samples/s",
         "memory    812 MiB in this process",
         "",
