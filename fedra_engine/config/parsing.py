@@ -7,7 +7,6 @@ Every field of a configuration is an option, with dots between levels: `--traini
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import re
 import sys
@@ -278,8 +277,6 @@ def check_different(option: str, entries: Sequence[str | int]) -> None:
 def quiet_libraries(*, bars: bool = True) -> None:
     """Silence Hugging Face libraries, imported later, but for errors and, with `bars`, progress in a terminal."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # PEFT imports it wherever it is installed, and it warns of optional kernels.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if not bars or not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
