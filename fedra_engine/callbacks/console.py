@@ -296,7 +296,7 @@ class Console(Callback):
 
 def planned(config: ExperimentConfig, log_file: Path | None) -> dict[str, str]:
     """What is known of a run before its experiment is built, by the titles of the display's header."""
-    header = {"method": _method_text(config), "model": config.model.path, "clients": "…"}
+    header = {"method": _method_text(config), "model": config.model.path, "clients": "…", "samples": "…"}
     return header if log_file is None else header | {"folder": str(log_file.parent)}
 
 
