@@ -128,7 +128,7 @@ def parse_comparison(arguments: Sequence[str]) -> Comparison:
     """Read the options of `compare`."""
     options, others = split_options(arguments, _OPTIONS)
     check_not_given(others, _PLANNED)
-    parser = Parser(ExperimentConfig, DESCRIPTION, _OPTIONS, {"output_dir": "runs/compare"})
+    parser = Parser(ExperimentConfig, DESCRIPTION, _OPTIONS, {"output_dir": "runs/compare"}, without=_PLANNED)
 
     def read(fields: Mapping[str, str]) -> ExperimentConfig:
         return parser.parse([*others, *(f"--{field}={value}" for field, value in fields.items())])

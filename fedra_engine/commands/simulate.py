@@ -26,7 +26,7 @@ from fedra_engine.runtime.errors import InputError
 DESCRIPTION = """Federated LoRA tuning of a transformer foundation model by many heterogeneous clients.
 
   fedra simulate --rounds 20 --method.allocation covered --clients.capacities 12,10,8,6,4,3
-  fedra simulate --config pacs_vit_s14 --data.root PACS --model.path VIT --dry-run
+  fedra simulate --config pacs_vit_s14 --data.root PACS --model.path VIT --dry_run
   fedra simulate --resume runs/NAME
 """
 _OPTIONS = (
