@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from types import TracebackType
@@ -32,7 +33,8 @@ from fedra_engine.federation.measure_text import (
 )
 from fedra_engine.federation.records import RoundMetrics
 from fedra_engine.models.state import GlobalState
-from fedra_engine.runtime.errors import PrintableFormatter, count_of, printable
+from fedra_engine.runtime.errors import InputError, PrintableFormatter, ProcessLostError, count_of, printable
+from fedra_engine.runtime.exit_codes import interrupts_shown_by
 from fedra_engine.runtime.files import writing
 from fedra_engine.runtime.stages import LOCAL_STEPS, SlowStages, Stage
 from fedra_engine.runtime.tables import PlainConsole, rich_table, table_text
@@ -125,6 +127,7 @@ class Console(Callback):
             if listens:
                 self._listen(undo)
             if self._live is not None:
+                undo.enter_context(interrupts_shown_by(partial(setattr, self.view, "notice")))
                 self._live.start(refresh=True)
                 undo.callback(self._live.stop)
             if listens:
@@ -139,7 +142,7 @@ class Console(Callback):
         # A full disk or a lost terminal may be what stopped the run.
         with suppress(OSError) if error is not None else nullcontext(), self._undo:
             if error is not None:
-                self._write_log(f"stopped: {type(error).__name__}: {error}".removesuffix(": "))
+                self._write_log(f"stopped: {_reason(error)}")
 
     def on_start(self, experiment: Experiment, state: GlobalState, first_round: int) -> None:
         config = experiment.config
@@ -292,6 +295,15 @@ class Console(Callback):
 
     def _write_log(self, text: str) -> None:
         self._log.handle(logging.makeLogRecord({"msg": text}))
+
+
+def _reason(error: BaseException) -> str:
+    """What ended a run, in words where there are some."""
+    if isinstance(error, KeyboardInterrupt):
+        return str(error) or "interrupted"
+    if isinstance(error, InputError | ProcessLostError):
+        return str(error)
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 def planned(config: ExperimentConfig, log_file: Path | None) -> dict[str, str]:

@@ -4,6 +4,7 @@ import errno
 import io
 import logging
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -22,7 +23,9 @@ from fedra_engine.callbacks.console import Console
 from fedra_engine.callbacks.description import describe
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.federation.records import RoundMetrics, Tally
-from fedra_engine.runtime import stages
+from fedra_engine.runtime import exit_codes, stages
+from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.exit_codes import Interrupted
 from fedra_engine.runtime.stages import LOCAL_STEPS, Stage
 from fedra_engine.runtime.tables import PlainConsole
 from tests.running import small_config
@@ -330,14 +333,33 @@ def test_a_resumed_run_goes_on_in_the_same_log(tmp_path: Path) -> None:
     assert (tmp_path / "run.log").read_text().count("tuned: 37.5") == 2
 
 
-def test_the_log_tells_what_stopped_a_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (RuntimeError("out of memory"), "RuntimeError: out of memory"),
+        (RuntimeError(), "RuntimeError"),
+        (Interrupted(signal.SIGTERM), "terminated"),
+        (KeyboardInterrupt(), "interrupted"),
+        (InputError("rounds: found nothing"), "rounds: found nothing"),
+    ],
+)
+def test_the_log_tells_what_stopped_a_run(tmp_path: Path, error: BaseException, text: str) -> None:
     def fail() -> None:
         with Console(tmp_path / "run.log", PlainConsole(file=io.StringIO())):
-            raise RuntimeError("out of memory")
+            raise error
 
-    with pytest.raises(RuntimeError):
+    with pytest.raises(type(error)):
         fail()
-    assert "stopped: RuntimeError: out of memory" in (tmp_path / "run.log").read_text()
+    assert (tmp_path / "run.log").read_text().endswith(f"  stopped: {text}\n")
+
+
+def test_a_display_shows_an_interrupt_itself() -> None:
+    screen = PlainConsole(file=io.StringIO(), force_terminal=True, width=80, height=24)
+    with Console(None, screen, config=EXPERIMENT.config) as console:
+        assert exit_codes._Watch.show is not None
+        exit_codes._Watch.show("interrupted")
+        assert console.view.notice == "interrupted"
+    assert exit_codes._Watch.show is None
 
 
 class Terminal(io.StringIO):
