@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -199,6 +200,12 @@ class Console(Callback):
         self._validated = experiment.config.data.validation_fraction > 0
         if outcome.stopped is not None:
             self.message(f"stopped after round {outcome.rounds}{': ' if outcome.stopped else ''}{outcome.stopped}")
+            stopping = experiment.config.early_stopping
+            if stopping.patience is not None and experiment.config.keep_best is None:
+                self.message(
+                    "the state of the best round is not kept: with "
+                    f"--keep_best {stopping.measure}, fedra evaluate <run> --best can measure it"
+                )
         for name, accuracy in (("frozen", outcome.frozen), ("tuned", outcome.tuned)):
             self._write_log(f"{name}: {_accuracy_text(accuracy)}")
         if changes := _changes_text(outcome):
@@ -238,6 +245,8 @@ class Console(Callback):
         if not self._results_only and written:
             width = max(map(len, written))
             self._print("\n" + "\n".join(f"{title:<{width}}  {path}" for title, path in written.items()))
+            if "best round" in written:
+                self._print(f"\n{_best_round_text(written['run folder'])}")
 
     def _finish_round(self, metrics: RoundMetrics) -> None:
         """Print and log a round's line, unless that has been done."""
@@ -295,6 +304,13 @@ class Console(Callback):
 
     def _write_log(self, text: str) -> None:
         self._log.handle(logging.makeLogRecord({"msg": text}))
+
+
+def _best_round_text(run: Path) -> str:
+    return (
+        f"fedra evaluate {shlex.quote(str(run))} --best measures the best round; with --data.validation_fraction 0, on "
+        "the test samples"
+    )
 
 
 def _reason(error: BaseException) -> str:

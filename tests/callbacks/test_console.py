@@ -21,7 +21,7 @@ from fedra_engine.callback import Evaluation, Outcome, Round, Update
 from fedra_engine.callbacks import console as console_module
 from fedra_engine.callbacks.console import Console
 from fedra_engine.callbacks.description import describe
-from fedra_engine.config import ExperimentConfig
+from fedra_engine.config import EarlyStoppingConfig, ExperimentConfig
 from fedra_engine.federation.records import RoundMetrics, Tally
 from fedra_engine.runtime import exit_codes, stages
 from fedra_engine.runtime.errors import InputError
@@ -153,6 +153,18 @@ def test_other_measures_are_averages_over_the_domains(tmp_path: Path) -> None:
     for text in (output.getvalue(), (tmp_path / "run.log").read_text()):
         assert "on average: test loss 1.500, macro-F1 37.5 %\n" in text
         assert "on average: test loss 2.000 → 1.500, macro-F1 29.2 → 37.5 %\n" in text
+
+
+@pytest.mark.parametrize(("keep_best", "said"), [(None, True), ("test_loss", False)])
+def test_who_stops_early_without_the_best_round_is_told_how_to_keep_it(keep_best: str | None, said: bool) -> None:
+    state: Any = None
+    output, share = io.StringIO(), {"a": 0.5}
+    config = ExperimentConfig(early_stopping=EarlyStoppingConfig(2, "test_loss"), keep_best=keep_best)
+    experiment = SimpleNamespace(**{**vars(EXPERIMENT), "config": config})
+    with Console(None, PlainConsole(file=output)) as console:
+        console.on_end(experiment, state, Outcome(1, share, share, share, None, "it has not improved"))
+    told = "is not kept: with --keep_best test_loss, fedra evaluate <run> --best can measure it\n"
+    assert (told in output.getvalue()) is said
 
 
 @pytest.mark.parametrize("terminal", [False, True])
