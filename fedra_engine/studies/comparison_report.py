@@ -51,17 +51,16 @@ the earlier of equals, has trained on all training samples for the tables above.
 better values may lie beyond."""
 _ERROR_SHORT = "s.e. is the standard error that the number of {samples} gives the average."
 _SPREAD_SHORT = "± is the standard deviation over the seeds."
-_BELOW_SHORT = f"""\
-{BELOW} marks averages below the {PROBE}, a linear classifier on the frozen model's features; rising and flat say if
-the average was still rising at the end."""
+_BELOW_SHORT = f"{BELOW} marks averages below the {PROBE}, a linear classifier on the frozen model's features."
+_RISING_SHORT = "rising and flat say if the average was still rising at the end."
 _COSTS_SHORT = """\
 A participant trains so many parameters and uploads so much in a round; TFLOP and seconds are of a whole run."""
 _SEEDS_SHORT = """\
 The difference is that from {baseline} with the same seed, in points of the average; s.e. is its standard error, and p
 the probability that chance alone gives one as large (paired t-test)."""
 _SAMPLES_SHORT = """\
-8 : 5 are 8 samples that only {baseline} predicts correctly, and 5 that only the method does; p is the probability that
-chance alone divides them as unevenly (McNemar's test)."""
+For example, 8 : 5 means 8 samples that only {baseline} predicts correctly, and 5 that only the method does; p is the
+probability that chance alone divides them as unevenly (McNemar's test)."""
 _TEX_WORDS = {"\\": "backslash", "^": "asciicircum", "~": "asciitilde", "<": "less", ">": "greater", "|": "bar"}
 _TEX = (
     {"±": r"$\pm$", "–": "--", BELOW: r"$\blacktriangledown$"}
@@ -159,9 +158,10 @@ def _accuracy(findings: Findings) -> Section:
         frozen = measure_number("accuracy", mean(mean(run.frozen.values()) for run in seeds))
         rows.append([label, str(len(seeds)), *accuracies, frozen, _mark(seeds, findings.references)])
     after = [text for name, text in ((FROZEN, _FROZEN), (PROBE, _BELOW)) if name in _by_seed(findings.references)]
-    cells = {character for row in rows for cell in row for character in cell}
+    words = {word for row in rows[1:] for cell in row for word in cell.split()}
+    signs = {"±": _SPREAD_SHORT, BELOW: _BELOW_SHORT, "rising": _RISING_SHORT, "flat": _RISING_SHORT}
     legend = [_ERROR_SHORT.format(samples=findings.samples)]
-    legend += [text for sign, text in (("±", _SPREAD_SHORT), (BELOW, _BELOW_SHORT)) if sign in cells]
+    legend += dict.fromkeys(text for sign, text in signs.items() if sign in words)
     return Section("Accuracy", _ACCURACY.format(samples=findings.samples), rows, "\n".join(after), legend)
 
 
