@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from types import TracebackType
@@ -22,9 +24,18 @@ from fedra_engine.config import ExperimentConfig
 from fedra_engine.experiment import Experiment
 from fedra_engine.federation.averages import average
 from fedra_engine.federation.clients import most_participants
+from fedra_engine.federation.measure_text import (
+    change_text,
+    measure_name,
+    measure_number,
+    measure_text,
+    measure_title,
+    percent,
+)
 from fedra_engine.federation.records import RoundMetrics
 from fedra_engine.models.state import GlobalState
-from fedra_engine.runtime.errors import PrintableFormatter, count_of, printable
+from fedra_engine.runtime.errors import InputError, PrintableFormatter, ProcessLostError, count_of, printable
+from fedra_engine.runtime.exit_codes import interrupts_shown_by
 from fedra_engine.runtime.files import writing
 from fedra_engine.runtime.stages import LOCAL_STEPS, SlowStages, Stage
 from fedra_engine.runtime.tables import PlainConsole, rich_table, table_text
@@ -117,6 +128,7 @@ class Console(Callback):
             if listens:
                 self._listen(undo)
             if self._live is not None:
+                undo.enter_context(interrupts_shown_by(partial(setattr, self.view, "notice")))
                 self._live.start(refresh=True)
                 undo.callback(self._live.stop)
             if listens:
@@ -131,7 +143,7 @@ class Console(Callback):
         # A full disk or a lost terminal may be what stopped the run.
         with suppress(OSError) if error is not None else nullcontext(), self._undo:
             if error is not None:
-                self._write_log(f"stopped: {type(error).__name__}: {error}".removesuffix(": "))
+                self._write_log(f"stopped: {_reason(error)}")
 
     def on_start(self, experiment: Experiment, state: GlobalState, first_round: int) -> None:
         config = experiment.config
@@ -170,7 +182,8 @@ class Console(Callback):
             self._meter.evaluations.append(evaluation.accuracy)
             self.detail(f"accuracy after round {evaluation.metrics.round + 1}: {_accuracy_text(evaluation.accuracy)}")
             if others := {name: average(of) for name, of in evaluation.measures.items() if name != "accuracy"}:
-                self.detail("on average: " + ", ".join(f"{name} {value:.4g}" for name, value in others.items()))
+                texts = [f"{measure_name(name)} {measure_text(name, value)}" for name, value in others.items()]
+                self.detail(f"on average: {', '.join(texts)}")
             return
         self._meter.frozen = evaluation.accuracy
         if self._next < self._meter.rounds:
@@ -187,6 +200,12 @@ class Console(Callback):
         self._validated = experiment.config.data.validation_fraction > 0
         if outcome.stopped is not None:
             self.message(f"stopped after round {outcome.rounds}{': ' if outcome.stopped else ''}{outcome.stopped}")
+            stopping = experiment.config.early_stopping
+            if stopping.patience is not None and experiment.config.keep_best is None:
+                self.message(
+                    "the state of the best round is not kept: with "
+                    f"--keep_best {stopping.measure}, fedra evaluate <run> --best can measure it"
+                )
         for name, accuracy in (("frozen", outcome.frozen), ("tuned", outcome.tuned)):
             self._write_log(f"{name}: {_accuracy_text(accuracy)}")
         if changes := _changes_text(outcome):
@@ -226,6 +245,8 @@ class Console(Callback):
         if not self._results_only and written:
             width = max(map(len, written))
             self._print("\n" + "\n".join(f"{title:<{width}}  {path}" for title, path in written.items()))
+            if "best round" in written:
+                self._print(f"\n{_best_round_text(written['run folder'])}")
 
     def _finish_round(self, metrics: RoundMetrics) -> None:
         """Print and log a round's line, unless that has been done."""
@@ -285,9 +306,25 @@ class Console(Callback):
         self._log.handle(logging.makeLogRecord({"msg": text}))
 
 
+def _best_round_text(run: Path) -> str:
+    return (
+        f"fedra evaluate {shlex.quote(str(run))} --best measures the best round; with --data.validation_fraction 0, on "
+        "the test samples"
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """What ended a run, in words where there are some."""
+    if isinstance(error, KeyboardInterrupt):
+        return str(error) or "interrupted"
+    if isinstance(error, InputError | ProcessLostError):
+        return str(error)
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
+
+
 def planned(config: ExperimentConfig, log_file: Path | None) -> dict[str, str]:
     """What is known of a run before its experiment is built, by the titles of the display's header."""
-    header = {"method": _method_text(config), "model": config.model.path, "clients": "…"}
+    header = {"method": _method_text(config), "model": config.model.path, "clients": "…", "samples": "…"}
     return header if log_file is None else header | {"folder": str(log_file.parent)}
 
 
@@ -296,23 +333,23 @@ def results_text(outcome: Outcome, *, validated: bool = False) -> str:
 
     Those of validation samples (`validated`) are called so.
     """
-    rows = [[f"{'validation ' * validated}accuracy (%)", *outcome.tuned, "average"]]
+    rows = [[f"{'validation ' * validated}{measure_title('accuracy')}", *outcome.tuned, "average"]]
     for name, accuracy in (("frozen", outcome.frozen), ("tuned", outcome.tuned)):
         values = (*(accuracy[domain] for domain in outcome.tuned), mean(accuracy.values()))
-        rows.append([name, *map(_percent, values)])
+        rows.append([name, *(measure_number("accuracy", value) for value in values)])
     text = table_text(rich_table(rows))
     if changes := _changes_text(outcome):
         text += f"\n{changes}"
     if outcome.tuned_is is not None:
-        exported = _percent(mean(outcome.exported.values()))
-        text += f"\nnote: tuned is the accuracy of {outcome.tuned_is}; the adapter alone has {exported} % on average"
+        exported = percent(mean(outcome.exported.values()))
+        text += f"\nnote: tuned is the accuracy of {outcome.tuned_is}; the adapter alone has {exported} on average"
     return text
 
 
 def _changes_text(outcome: Outcome) -> str:
     """The averages of all measures but accuracy before and after the run; empty if there are none."""
     changes = [
-        f"{name} {average(of_domain):.4g} → {average(outcome.tuned_measures[name]):.4g}"
+        f"{measure_name(name)} {change_text(name, average(of_domain), average(outcome.tuned_measures[name]))}"
         for name, of_domain in outcome.frozen_measures.items()
         if name != "accuracy"
     ]
@@ -324,9 +361,5 @@ def _method_text(config: ExperimentConfig) -> str:
 
 
 def _accuracy_text(accuracy: Mapping[str, float]) -> str:
-    by_domain = "  ".join(f"{printable(domain)} {_percent(value)}" for domain, value in accuracy.items())
-    return f"{_percent(mean(accuracy.values()))}  ({by_domain})"
-
-
-def _percent(accuracy: float) -> str:
-    return f"{100 * accuracy:.1f}"
+    by_domain = ", ".join(f"{printable(domain)} {percent(value)}" for domain, value in accuracy.items())
+    return f"{percent(mean(accuracy.values()))} ({by_domain})"

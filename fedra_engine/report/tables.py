@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedra_engine.federation.averages import average
-from fedra_engine.report.facts import RunFacts, StartFacts, measure_name, worst
-from fedra_engine.report.words import change_text, percent, rounds_text
+from fedra_engine.federation.measure_text import change_text, measure_name, percent
+from fedra_engine.report.facts import RunFacts, StartFacts, worst
+from fedra_engine.report.words import rounds_text
 from fedra_engine.runtime.tables import Cells, bytes_text, duration_text, flops_text
 
 _NOTHING = "–"

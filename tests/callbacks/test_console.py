@@ -4,6 +4,7 @@ import errno
 import io
 import logging
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -20,9 +21,11 @@ from fedra_engine.callback import Evaluation, Outcome, Round, Update
 from fedra_engine.callbacks import console as console_module
 from fedra_engine.callbacks.console import Console
 from fedra_engine.callbacks.description import describe
-from fedra_engine.config import ExperimentConfig
+from fedra_engine.config import EarlyStoppingConfig, ExperimentConfig
 from fedra_engine.federation.records import RoundMetrics, Tally
-from fedra_engine.runtime import stages
+from fedra_engine.runtime import exit_codes, stages
+from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.exit_codes import Interrupted
 from fedra_engine.runtime.stages import LOCAL_STEPS, Stage
 from fedra_engine.runtime.tables import PlainConsole
 from tests.running import small_config
@@ -87,14 +90,35 @@ def test_blocks_without_adapters_are_not_counted(tmp_path: Path) -> None:
     assert describe(experiment)["adapters"].startswith("7,168 LoRA parameters in each of 2 blocks, on ")
 
 
+@pytest.mark.parametrize(
+    ("fraction", "text"), [(0.0, "280 for training, 120 for testing"), (0.25, "201 for training, 79 for validation")]
+)
+def test_the_samples_that_are_evaluated_are_counted(tmp_path: Path, fraction: float, text: str) -> None:
+    data: dict[str, Any] = {"domains": ["clean", "noisy"], "validation_fraction": fraction}
+    told = describe(build(small_config(tmp_path, data=data, clients={"capacities": [4]})))["samples"]
+    assert told == text
+
+
+def test_the_header_has_the_samples_as_soon_as_they_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    state: Any = None
+    monkeypatch.setattr(
+        "fedra_engine.callbacks.console.describe", lambda _: {"samples": "9 for training, 3 for testing"}
+    )
+    screen = PlainConsole(file=io.StringIO(), force_terminal=True, width=80, height=24)
+    with Console(None, screen, config=EXPERIMENT.config) as console:
+        assert "samples   …" in [row.plain for row in console.view.rows(80, 24)]
+        console.on_start(EXPERIMENT, state, 0)
+        assert "samples   9 for training, 3 for testing" in [row.plain for row in console.view.rows(80, 24)]
+
+
 def test_plain_output_has_a_line_a_round_and_no_control_characters(tmp_path: Path) -> None:
     text = run_two_rounds(tmp_path / "run.log", terminal=False)
     assert not {"\x1b", "\r"} & set(text)
     assert "a [small] model" in text
     rounds = [line for line in text.splitlines() if line.startswith("round ")]
     assert [line.split()[1] for line in rounds] == ["1/2", "2/2"]
-    assert all("loss 1.7500  3 clients" in line for line in rounds)
-    assert "accuracy after round 2: 37.5  (clean 50.0  noisy 25.0)" in text
+    assert all("loss 1.750  3 clients" in line for line in rounds)
+    assert "accuracy after round 2: 37.5 % (clean 50.0 %, noisy 25.0 %)" in text
     *_, tuned, _, folder, log = text.splitlines()
     assert "".join(tuned.split()) == "tuned50.025.037.5"
     assert (folder, log) == ("run folder  runs/a", "log         runs/a/run.log")
@@ -116,7 +140,10 @@ def test_a_terminal_has_a_display_and_at_the_end_header_table_and_paths(tmp_path
 
 
 def test_other_measures_are_averages_over_the_domains(tmp_path: Path) -> None:
-    before, after = ({"accuracy": {"a": 0.5}, "test_loss": {"a": loss, "b": 1.0}} for loss in (3.0, 2.0))
+    before, after = (
+        {"accuracy": {"a": 0.5}, "test_loss": {"a": loss, "b": 1.0}, "macro_f1": {"a": 1 / loss, "b": 0.25}}
+        for loss in (3.0, 2.0)
+    )
     output, share = io.StringIO(), {"a": 0.5}
     state: Any = None
     with Console(tmp_path / "run.log", PlainConsole(file=output)) as console:
@@ -124,8 +151,20 @@ def test_other_measures_are_averages_over_the_domains(tmp_path: Path) -> None:
         console.on_end(EXPERIMENT, state, Outcome(1, share, share, share, None, None, before, after))
         console.finish(WRITTEN)
     for text in (output.getvalue(), (tmp_path / "run.log").read_text()):
-        assert "on average: test_loss 1.5\n" in text
-        assert "on average: test_loss 2 → 1.5\n" in text
+        assert "on average: test loss 1.500, macro-F1 37.5 %\n" in text
+        assert "on average: test loss 2.000 → 1.500, macro-F1 29.2 → 37.5 %\n" in text
+
+
+@pytest.mark.parametrize(("keep_best", "said"), [(None, True), ("test_loss", False)])
+def test_who_stops_early_without_the_best_round_is_told_how_to_keep_it(keep_best: str | None, said: bool) -> None:
+    state: Any = None
+    output, share = io.StringIO(), {"a": 0.5}
+    config = ExperimentConfig(early_stopping=EarlyStoppingConfig(2, "test_loss"), keep_best=keep_best)
+    experiment = SimpleNamespace(**{**vars(EXPERIMENT), "config": config})
+    with Console(None, PlainConsole(file=output)) as console:
+        console.on_end(experiment, state, Outcome(1, share, share, share, None, "it has not improved"))
+    told = "is not kept: with --keep_best test_loss, fedra evaluate <run> --best can measure it\n"
+    assert (told in output.getvalue()) is said
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -278,9 +317,9 @@ def test_domains_are_no_markup(tmp_path: Path, domain: str) -> None:
     output = io.StringIO()
     with Console(tmp_path / "run.log", PlainConsole(file=output)) as console:
         show_rounds(console, 1, {domain: 0.5})
-    assert f"({domain} 50.0)" in output.getvalue()
+    assert f"({domain} 50.0 %)" in output.getvalue()
     assert f"accuracy (%)  {domain}  average" in output.getvalue()
-    assert f"tuned: 50.0  ({domain} 50.0)" in (tmp_path / "run.log").read_text()
+    assert f"tuned: 50.0 % ({domain} 50.0 %)" in (tmp_path / "run.log").read_text()
 
 
 def test_no_name_puts_control_characters_into_the_log(tmp_path: Path) -> None:
@@ -288,7 +327,7 @@ def test_no_name_puts_control_characters_into_the_log(tmp_path: Path) -> None:
         show_rounds(console, 1, {"a\x1b[2J\udcff\nb": 0.5})
         logging.getLogger("fedra_engine.data").warning("in %s", "c\x1b[2J")
     log = (tmp_path / "run.log").read_text()
-    assert "(a\\x1b[2J\\udcff\\nb 50.0)" in log
+    assert "(a\\x1b[2J\\udcff\\nb 50.0 %)" in log
     assert "in c\\x1b[2J\n" in log
 
 
@@ -306,14 +345,33 @@ def test_a_resumed_run_goes_on_in_the_same_log(tmp_path: Path) -> None:
     assert (tmp_path / "run.log").read_text().count("tuned: 37.5") == 2
 
 
-def test_the_log_tells_what_stopped_a_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (RuntimeError("out of memory"), "RuntimeError: out of memory"),
+        (RuntimeError(), "RuntimeError"),
+        (Interrupted(signal.SIGTERM), "terminated"),
+        (KeyboardInterrupt(), "interrupted"),
+        (InputError("rounds: found nothing"), "rounds: found nothing"),
+    ],
+)
+def test_the_log_tells_what_stopped_a_run(tmp_path: Path, error: BaseException, text: str) -> None:
     def fail() -> None:
         with Console(tmp_path / "run.log", PlainConsole(file=io.StringIO())):
-            raise RuntimeError("out of memory")
+            raise error
 
-    with pytest.raises(RuntimeError):
+    with pytest.raises(type(error)):
         fail()
-    assert "stopped: RuntimeError: out of memory" in (tmp_path / "run.log").read_text()
+    assert (tmp_path / "run.log").read_text().endswith(f"  stopped: {text}\n")
+
+
+def test_a_display_shows_an_interrupt_itself() -> None:
+    screen = PlainConsole(file=io.StringIO(), force_terminal=True, width=80, height=24)
+    with Console(None, screen, config=EXPERIMENT.config) as console:
+        assert exit_codes._Watch.show is not None
+        exit_codes._Watch.show("interrupted")
+        assert console.view.notice == "interrupted"
+    assert exit_codes._Watch.show is None
 
 
 class Terminal(io.StringIO):

@@ -18,6 +18,7 @@ HEADER = {
     "method": "fedra, 80 rounds, seed 0",
     "model": "ViTForImageClassification, 12 blocks, 403,914 frozen parameters",
     "clients": "30 in 6 domains",
+    "samples": "840 for training, 360 for testing",
     "folder": "runs/fedra-digits_vit-20261129-101500",
 }
 DOMAINS = ("clean", "inverted", "rotated", "noisy", "edges", "textured")
@@ -63,13 +64,14 @@ def test_eighty_columns_and_24_lines_hold_everything() -> None:
         "method    fedra, 80 rounds, seed 0",
         "model     ViTForImageClassification, 12 blocks, 403,914 frozen parameters",
         "clients   30 in 6 domains",
+        "samples   840 for training, 360 for testing",
         "folder    runs/fedra-digits_vit-20261129-101500",
         "",
         "rounds    ━━━━──────────────────────────  10 of 80, ETA 0:02:12",
         "round 11  ━━━━━━━━━━━━━━━━━━━━──────────  4 of 6 clients",
         "now       wave 2 of 2, 4 lanes, 15 of 30 local steps",
         "",
-        "loss      1.5000  █▇▆▆▅▄▃▃▂▁",
+        "loss      1.500  █▇▆▆▅▄▃▃▂▁",
         "speed     450 samples/s",
         "memory    812 MiB in this process",
         "",
@@ -104,14 +106,14 @@ def test_the_progress_is_there_below_the_header_and_nothing_leaves_the_terminal(
 def test_of_more_domains_than_lines_some_are_counted_and_the_average_is_there() -> None:
     lines = drawn(LiveView(trained(10, tuple(f"d{number}" for number in range(40))), HEADER), 80, 24)
     assert len(lines) == 23
-    assert lines[-3].startswith("d6 ")
-    assert lines[-2] == "… and 33 more"
+    assert lines[-3].startswith("d5 ")
+    assert lines[-2] == "… and 34 more"
     assert lines[-1].startswith("average ")
 
 
 def test_where_lines_are_few_they_are_for_domains() -> None:
-    lines = drawn(LiveView(trained(10), HEADER), 60, 18)
-    assert len(lines) == 17
+    lines = drawn(LiveView(trained(10), HEADER), 60, 19)
+    assert len(lines) == 18
     assert "" not in lines
     assert [line.split()[0] for line in lines[-7:]] == ["accuracy", *DOMAINS[:4], "…", "average"]
 
@@ -130,6 +132,13 @@ def test_before_the_first_round_it_shows_what_is_being_done() -> None:
         assert "now       loading the model, 0 s" in drawn(LiveView(meter, HEADER), 80, 24)
     assert "speed     –" in lines
     assert not any("accuracy" in line for line in lines)
+
+
+def test_a_notice_is_shown_in_place_of_what_is_being_done() -> None:
+    view = LiveView(trained(1), HEADER)
+    view.notice = "interrupted, closing files …"
+    with Stage(LOCAL_STEPS, 30):
+        assert "now       interrupted, closing files …" in drawn(view, 80, 24)
 
 
 def test_with_several_processes_it_counts_no_waves() -> None:

@@ -4,11 +4,7 @@ import logging
 import threading
 
 import pytest
-import torch
 
-from fedra_engine import experiment
-from fedra_engine.config import DataConfig, ExperimentConfig
-from fedra_engine.experiment import build_experiment
 from fedra_engine.runtime import stages
 from fedra_engine.runtime.stages import SlowStages, Stage, running_stage
 
@@ -43,9 +39,19 @@ def test_the_innermost_stage_is_the_running_one() -> None:
         assert str(running_stage()) == "decoding images … 1,016 of 2,780"
         with Stage("loading the model") as inner:
             assert running_stage() is inner
-            assert str(inner) == "loading the model …"
+            assert str(inner) == "loading the model … 0 s"
         assert running_stage() is outer
     assert running_stage() is None
+
+
+def test_no_two_mentions_of_a_stage_without_steps_are_the_same(clock: Clock) -> None:
+    slow, lines = SlowStages(), list[str]()
+    with Stage("reading the data"):
+        for _ in range(20):
+            clock.now += 0.5
+            if (stage := slow.due()) is not None:
+                lines.append(str(stage))
+    assert lines == ["reading the data … 2 s", "reading the data … 6 s"]
 
 
 def test_a_stage_starts_no_thread_and_is_over_when_it_fails() -> None:
@@ -91,14 +97,3 @@ def test_a_round_of_hours_is_mentioned_every_five_minutes(clock: Clock) -> None:
         clock.mentions(slow, 4000)
     with Stage("local steps"):
         assert clock.mentions(slow, 1000) == [300, 600, 900]
-
-
-@pytest.mark.parametrize("size", [None, 8])
-def test_the_models_own_size_is_warned_of_where_it_takes_long(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, size: int | None
-) -> None:
-    monkeypatch.setattr(experiment, "_LONG", 0.0)
-    build_experiment(ExperimentConfig(data=DataConfig(image_size=size)), torch.device("cpu"))
-    found = [record.getMessage() for record in caplog.records if "data.image_size" in record.getMessage()]
-    assert len(found) == (size is None)
-    assert all("the model's own 8 pixels are" in text and "a smaller data.image_size" in text for text in found)
