@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import math
-import time
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,14 +17,13 @@ from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.partition import Partition
 from fedra_engine.data.preprocessing import Preprocessing, preprocessing_for
 from fedra_engine.data.samples import PreparedData, Samples, prepare
-from fedra_engine.data.server_data import load_unlabelled
 from fedra_engine.data.tokenization import Tokenization
 from fedra_engine.execution.evaluation import Evaluator, FisherInformation
 from fedra_engine.execution.executor import Executor, make_executor, make_sweep_model
-from fedra_engine.execution.head_init import SAMPLES_PER_CLASS, initial_heads
-from fedra_engine.execution.memory import hidden_shape
+from fedra_engine.execution.head_init import initial_heads
+from fedra_engine.execution.image_size import check_image_size
 from fedra_engine.execution.scheduling import WorkDivision
-from fedra_engine.execution.stand_ins import StandInFit
+from fedra_engine.execution.stand_ins import StandInFit, stand_in_fit
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import (
@@ -47,20 +42,15 @@ from fedra_engine.inputs import Inputs
 from fedra_engine.methods.base import Federation, Method
 from fedra_engine.methods.registry import make_method
 from fedra_engine.models.adapters import initial_adapters
-from fedra_engine.models.batch_arguments import probe_batch_arguments
 from fedra_engine.models.foundation import Foundation, make_foundation
 from fedra_engine.models.sharding import Sharding, is_sharded
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import InputError, first_few
 from fedra_engine.runtime.processes import Processes
-from fedra_engine.runtime.randomness import generator
 from fedra_engine.runtime.stages import Stage
 
 _MOST_NAMED = 10
 """Most clients that a message names."""
-_LONG = 60.0
-"""A warning is given if the passes before the first round take more seconds than this."""
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -209,7 +199,8 @@ def build_experiment(
         sweep_model = make_sweep_model(config.execution, foundation, train, sharding)
         method = _make_method(config, foundation, sweep_model, train, clients, processes)
         state = _initial_state(config, foundation, sweep_model, train, method)
-        fit = _stand_in_fit(config, prepared, foundation, sweep_model, processes, inputs)
+        own = inputs.model_path(config), inputs.processor
+        fit = stand_in_fit(config, prepared, foundation, sweep_model, processes, *own)
     # Equal draws give equal states, to the last bit only on equal hardware.
     processes.broadcast_(list(state.tensors().values()))
     most, sharded_over = most_participants(config.clients, clients), processes if sharding else None
@@ -276,7 +267,7 @@ def _prepare(
             preprocessing = preprocessing_for(path, settings, config.data.image_size, inputs.processor)
         if sharding is None:
             with Stage("trying the model on an image"):
-                _check_image_size(config, foundation, preprocessing, data)
+                check_image_size(config, foundation, preprocessing, data)
     with processes.raise_on_all():
         cut = config.lora.dropout == 0 and not config.trace
         return prepare(data, config.data, path, settings, inputs.processor, preprocessing, cut_texts=cut)
@@ -306,33 +297,6 @@ def _make_method(
     )
     with Stage("preparing the method"):
         return make_method(federation)
-
-
-def _stand_in_fit(
-    config: ExperimentConfig,
-    prepared: PreparedData,
-    foundation: Foundation,
-    model: SweepModel,
-    processes: Processes,
-    inputs: Inputs,
-) -> StandInFit | None:
-    """How stand-ins are fitted, to samples of the server or of clients; None if there are no stand-ins."""
-    method, data, samples = config.method, prepared.data, prepared.train
-    if not method.has_stand_ins:
-        return None
-    rows, wanted = np.arange(len(samples.domains)), method.stand_in_data
-    if wanted in data.domains:
-        rows = np.flatnonzero(samples.domains.numpy() == data.domains.index(wanted))
-    elif wanted is not None:
-        with Stage("reading the server's samples"):
-            own = load_unlabelled(Path(wanted), data.domains, data.task, config.data)
-            # The others need not be decoded.
-            chosen = generator(config.seed, purpose="samples of the server").permutation(len(own))
-            own = own.select(np.sort(chosen[: method.stand_in_samples]))
-            plain = replace(config.data, augmentation="none")
-            samples = prepare(own, plain, inputs.model_path(config), foundation.model.config, inputs.processor).train
-        rows = np.arange(len(samples.domains))
-    return StandInFit(foundation, model, samples, rows, method, config.seed, processes)
 
 
 def _initial_state(
@@ -371,30 +335,3 @@ def make_clients(
     clients = Clients(partition.samples, partition.domains, blocks, ranks, devices, partition.sizes)
     check_sampling(wanted, clients, processes=processes)
     return clients
-
-
-def _check_image_size(
-    config: ExperimentConfig, foundation: Foundation, preprocessing: Preprocessing, data: DomainData
-) -> None:
-    """Raise InputError unless the model takes images of the size they are resized to; warn if it makes passes slow."""
-    size = preprocessing.shape
-    black = torch.zeros(size, device=foundation.device, dtype=foundation.dtype)
-    probe_batch_arguments(foundation.model, foundation.blocks, lambda n: {"pixel_values": black.expand(n, *size)})
-    # On a GPU, one image says little about many.
-    if config.data.image_size is None and foundation.device.type == "cpu":
-        seconds = math.inf
-        # One pass alone may be slow for other reasons.
-        for _ in range(2):
-            started = time.perf_counter()
-            tokens = hidden_shape(foundation, {"pixel_values": black[None]})[1]
-            seconds = min(seconds, time.perf_counter() - started)
-        samples = int(data.is_test.sum())
-        if config.model.head_init == "class_means":
-            assert data.labels is not None
-            samples += sum(min(count, SAMPLES_PER_CLASS) for count in np.bincount(data.labels[~data.is_test]))
-        if samples * seconds > _LONG:
-            _LOG.warning(
-                "data.image_size: the model's own %d pixels are %s tokens an image and about %.2g s a pass here, so "
-                "about %.2g minutes for %s samples before the first round; a smaller data.image_size is faster",
-                *(preprocessing.image_size, f"{tokens:,}", seconds, samples * seconds / 60, f"{samples:,}"),
-            )

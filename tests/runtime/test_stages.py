@@ -4,11 +4,7 @@ import logging
 import threading
 
 import pytest
-import torch
 
-from fedra_engine import experiment
-from fedra_engine.config import DataConfig, ExperimentConfig
-from fedra_engine.experiment import build_experiment
 from fedra_engine.runtime import stages
 from fedra_engine.runtime.stages import SlowStages, Stage, running_stage
 
@@ -91,14 +87,3 @@ def test_a_round_of_hours_is_mentioned_every_five_minutes(clock: Clock) -> None:
         clock.mentions(slow, 4000)
     with Stage("local steps"):
         assert clock.mentions(slow, 1000) == [300, 600, 900]
-
-
-@pytest.mark.parametrize("size", [None, 8])
-def test_the_models_own_size_is_warned_of_where_it_takes_long(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, size: int | None
-) -> None:
-    monkeypatch.setattr(experiment, "_LONG", 0.0)
-    build_experiment(ExperimentConfig(data=DataConfig(image_size=size)), torch.device("cpu"))
-    found = [record.getMessage() for record in caplog.records if "data.image_size" in record.getMessage()]
-    assert len(found) == (size is None)
-    assert all("the model's own 8 pixels are" in text and "a smaller data.image_size" in text for text in found)

@@ -1,0 +1,21 @@
+"""The size of images is tried before any is decoded."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fedra_engine.config import DataConfig, ExperimentConfig
+from fedra_engine.execution import image_size
+from fedra_engine.experiment import build_experiment
+
+
+@pytest.mark.parametrize("size", [None, 8])
+def test_the_models_own_size_is_warned_of_where_it_takes_long(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, size: int | None
+) -> None:
+    monkeypatch.setattr(image_size, "_LONG", 0.0)
+    build_experiment(ExperimentConfig(data=DataConfig(image_size=size)), torch.device("cpu"))
+    found = [record.getMessage() for record in caplog.records if "data.image_size" in record.getMessage()]
+    assert len(found) == (size is None)
+    assert all("the model's own 8 pixels are" in text and "a smaller data.image_size" in text for text in found)
