@@ -45,7 +45,7 @@ from fedra_engine.models.adapters import initial_adapters
 from fedra_engine.models.foundation import Foundation, make_foundation
 from fedra_engine.models.sharding import Sharding, is_sharded
 from fedra_engine.models.state import GlobalState
-from fedra_engine.runtime.errors import InputError, first_few
+from fedra_engine.runtime.errors import InputError, count_of, first_few
 from fedra_engine.runtime.processes import Processes
 from fedra_engine.runtime.stages import Stage
 
@@ -89,6 +89,11 @@ class Experiment:
     stand_in_fit: StandInFit | None
     newly_cached: int | None
     processing: Preprocessing | Tokenization
+
+    def __repr__(self) -> str:
+        plan = f"{self.config.method.name}, {count_of(self.config.rounds, 'round')}"
+        people = f"{count_of(len(self.clients), 'client')} in {count_of(len(self.domains), 'domain')}"
+        return f"Experiment({plan}, {people}, {type(self.foundation.model).__name__})"
 
     @cached_property
     def cost_model(self) -> CostModel:

@@ -30,12 +30,13 @@ from fedra_engine.config.values import plain_copy
 from fedra_engine.experiment import Experiment, build_experiment
 from fedra_engine.exports.adapter_files import export
 from fedra_engine.exports.merged_model import export_merged
+from fedra_engine.federation.averages import average
 from fedra_engine.inputs import Inputs
 from fedra_engine.models.sharding import Sharding
 from fedra_engine.models.state import GlobalState
 from fedra_engine.report.page import read_page
 from fedra_engine.report.writer import ReportWriter
-from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.errors import InputError, count_of
 from fedra_engine.runtime.exit_codes import unwound_by_signals
 from fedra_engine.runtime.files import check_unused, write_whole
 from fedra_engine.runtime.processes import Processes, join_job
@@ -166,6 +167,13 @@ class Result:
     config: ExperimentConfig = field(repr=False)
     _trained: tuple[Experiment, GlobalState, Outcome] | None = field(default=None, repr=False)
     _inputs: Inputs = field(default_factory=Inputs, repr=False)
+
+    def __repr__(self) -> str:
+        if not RunFolder(self.folder).summary_file.exists():
+            return f"Result({self.folder}, not finished)"
+        before, after = (f"{100 * average(self.summary[when]):.1f}" for when in ("frozen", "tuned"))
+        rounds = count_of(self.summary["rounds"], "round")
+        return f"Result({self.folder}, {rounds}: average accuracy {before} → {after} %)"
 
     @cached_property
     def summary(self) -> dict[str, Any]:

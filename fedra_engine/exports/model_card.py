@@ -22,7 +22,7 @@ from fedra_engine.exports.loading_lines import (
 from fedra_engine.inputs import IN_MEMORY
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.loading import HEAD_FILE
-from fedra_engine.runtime.errors import count_of, first_few, printable
+from fedra_engine.runtime.errors import count_of, first_few, printable, span_of
 
 _PIPELINES = {
     "image_classification": "image-classification",
@@ -184,11 +184,12 @@ def _facts(experiment: Experiment, outcome: Outcome) -> str:
     base, training, root = base_model(config), config.training, config.data.root
     source = f"`{config.data.source}`" + ("" if root is None or root == IN_MEMORY else f", `{_name(root)}`")
     classes = f"{len(data.classes):,} classes, " if data.classes else ""
+    blocks = span_of(experiment.clients.capacities.tolist(), "block")
     rows = {
         "base model": f"`{_name(base) if base else type(experiment.foundation.model).__name__}`",
         "data": f"{source}: {classes}{count_of(len(data), 'training sample')}",
         "domains": first_few([_cell(domain) for domain in experiment.domains], _NAMES),
-        "clients": f"{len(experiment.clients):,}, which hold {_span(experiment.clients.capacities.tolist())}",
+        "clients": f"{len(experiment.clients):,}, which hold {blocks}",
         "method": f"`{config.method.name}`, {count_of(outcome.rounds, 'round')}",
         "adapters": _adapters(experiment.foundation),
         "local training": f"{training.optimizer}, learning rate {training.lr:g}, batches of {training.batch_size}",
@@ -220,11 +221,6 @@ def _figures(experiment: Experiment, outcome: Outcome) -> str:
         values = [*accuracy.values(), mean(accuracy.values())]
         lines.append(f"| {name} | {' | '.join(map(_percent, values))} |")
     return f"Share of {right} in the {held_out} set of each domain:\n\n" + "\n".join(lines)
-
-
-def _span(capacities: Sequence[int]) -> str:
-    least, most = int(min(capacities)), int(max(capacities))
-    return count_of(most, "block") if least == most else f"{least} to {count_of(most, 'block')}"
 
 
 def _name(root: str) -> str:

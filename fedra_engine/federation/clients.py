@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedra_engine.config import ClientsConfig, DeviceConfig
-from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.errors import InputError, count_of, span_of
 from fedra_engine.runtime.randomness import generator
 
 
@@ -32,6 +32,9 @@ class Devices:
     profiles: Sequence[DeviceConfig]
     of_client: NDArray[np.int64]
     seed: int
+
+    def __repr__(self) -> str:
+        return f"Devices({count_of(len(self.of_client), 'client')} with {count_of(len(self.profiles), 'kind')} of them)"
 
     def available(self, round: int) -> NDArray[np.bool_]:
         """Draw whether each client is available in `round`, bool [clients]."""
@@ -69,6 +72,10 @@ class Clients:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def __repr__(self) -> str:
+        samples, blocks = count_of(int(self._sizes.sum()), "training sample"), self.capacities.tolist()
+        return f"Clients({len(self):,} with {samples}, which hold {span_of(blocks, 'block')})"
 
     @cached_property
     def _sizes(self) -> NDArray[np.int64]:
