@@ -44,8 +44,9 @@ def adapter_card(experiment: Experiment, outcome: Outcome, best_by: str | None =
     load_it = "load it" if base_model(config) else "put it on the model that the run was given, here `my_model`"
     parts = [
         f"A LoRA adapter, tuned by fedra-engine in {count_of(outcome.rounds, 'round')} of `{config.method.name}`. "
-        f"These lines {load_it}:",
-        _code(loading_lines(foundation, config, depth)),
+        f"These lines {load_it}, and ask it about {_thing(experiment)}:",
+        _code(loading_lines(foundation, config, depth, experiment.processing)),
+        *_base(experiment),
         _expected(experiment, outcome) if best_by is None else _expected_of_best(experiment, outcome, best_by),
     ]
     if depth < foundation.depth:
@@ -69,8 +70,8 @@ def merged_card(experiment: Experiment, outcome: Outcome, blocks: Sequence[int],
     what = "The model" if client is None else f"The sub-model of client {client}"
     parts = [
         f"{what} that fedra-engine tuned in {rounds} of `{experiment.config.method.name}`, with its adapters merged "
-        "into the weights. These lines load it:",
-        _code(merged_loading_lines(foundation)),
+        f"into the weights. These lines load it, and ask it about {_thing(experiment)}:",
+        _code(merged_loading_lines(foundation, experiment.processing)),
     ]
     if len(blocks) < foundation.depth:
         numbers = first_few([str(block + 1) for block in blocks], foundation.depth)
@@ -124,6 +125,24 @@ def _expected_of_best(experiment: Experiment, outcome: Outcome, measure: str) ->
         f"{text} With the run's `{inputs}`, as the settings in `config.yaml` make them, `logits` has an accuracy of "
         f"{average} % on average over the domains."
     )
+
+
+def _thing(experiment: Experiment) -> str:
+    return "an image" if isinstance(experiment.processing, Preprocessing) else "a text"
+
+
+def _base(experiment: Experiment) -> list[str]:
+    """What one must know of the base model that the lines load."""
+    if base_model(experiment.config) is None:
+        return []
+    parts = ["`base` is where the base model was in the run: if it has moved, set `base` to where it is now."]
+    if has_own_head(experiment.foundation):
+        parts.append(
+            "transformers may report weights of the classifier as MISSING or MISMATCH. That is expected where the base "
+            "model has no classifier, or one for other classes: it begins with random weights, in whose place the "
+            "adapter then puts the tuned ones."
+        )
+    return [" ".join(parts)]
 
 
 def _quantization(experiment: Experiment) -> list[str]:
