@@ -19,6 +19,7 @@ from fedra_engine.callbacks.console import Console
 from fedra_engine.callbacks.early_stopping import EarlyStopping
 from fedra_engine.callbacks.fingerprint import Fingerprint, check_fingerprint, early_fingerprint, fingerprint
 from fedra_engine.callbacks.keep_best import KeepBest
+from fedra_engine.callbacks.loss_watch import LossWatch
 from fedra_engine.callbacks.partition_report import PartitionReport
 from fedra_engine.callbacks.run_folder import RunFolder, reading
 from fedra_engine.callbacks.trace import Trace
@@ -101,7 +102,7 @@ def run(
             shown.remember(start.records)
         traces = [Trace(folder.path)] if config.trace else []
         writer, plots = RunWriter(folder, begun, start), PartitionReport(folder.path, shown.detail)
-        kept = [writer, shown, plots, ReportWriter(folder.path)]
+        kept = [writer, shown, plots, ReportWriter(folder.path), LossWatch(start.records)]
         watching = [*traces, *_choosing(config, folder, begun, start), *kept, trackers, *callbacks]
         with trackers:
             state, outcome = train(experiment, start.state, start.round, watching, start.accuracy)

@@ -71,7 +71,7 @@ class RunWriter(Callback):
                 "exported_accuracy": outcome.exported,
                 "average_exported": mean(outcome.exported.values()),
                 "tuned_is": outcome.tuned_is,
-                "measured_on": "validation samples" if experiment.config.data.validation_fraction else "test samples",
+                "measured_on": experiment.config.data.held_out,
                 "evaluated_blocks": experiment.method.evaluated_model().blocks.tolist(),
                 "block_changes": _changes(experiment, state),
                 "caution": experiment.method.caution,

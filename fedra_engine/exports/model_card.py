@@ -231,7 +231,7 @@ def _adapters(foundation: Foundation) -> str:
 
 def _figures(experiment: Experiment, outcome: Outcome) -> str:
     """A table of accuracies, as `summary.json` has them, in percent."""
-    held_out = "validation" if experiment.config.data.validation_fraction else "test"
+    held_out = experiment.config.data.held_out.removesuffix(" samples")
     right = "correctly predicted samples" if experiment.foundation.task.trains_head else "correctly predicted tokens"
     columns: dict[str, Mapping[str, float]] = {"before tuning": outcome.frozen, "after": outcome.exported}
     names = [*map(_cell, outcome.exported), "average"]

@@ -179,6 +179,11 @@ class RunFacts:
         return str(self.settings.get("method.name", ""))
 
     @property
+    def measured_on(self) -> str:
+        """What was evaluated, such as `test samples`."""
+        return str(self.summary.get("measured_on", "test samples"))
+
+    @property
     def has_ended(self) -> bool:
         """Whether it has results."""
         return bool(self.tuned)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from statistics import mean
 
 from fedra_engine.federation.averages import average
+from fedra_engine.federation.rising_loss import BeforeAndAfter, loss_warnings
 from fedra_engine.report.charts import training_counts
 from fedra_engine.report.facts import SHARES, RunFacts, measure_name, worst
 from fedra_engine.report.marks import runs_text
@@ -91,13 +93,23 @@ def _of_summary(run: RunFacts) -> Iterator[str]:
     summary = run.summary
     if summary.get("caution"):
         yield _sentence(str(summary["caution"]))
-    if summary.get("measured_on") == "validation samples":
+    if run.measured_on == "validation samples":
         yield "Accuracies are measured on validation samples, not on the test samples."
+    if run.has_ended:
+        accuracy = BeforeAndAfter(average(run.frozen), average(run.tuned))
+        by_round = {number: loss for number, loss in run.measured("test_loss").items() if number > 0}
+        yield from loss_warnings(accuracy, _ends(run, "test_loss"), by_round, run.measured_on)
     if summary.get("tuned_is"):
         exported = percent(summary["average_exported"])
         yield f"The tuned accuracy is that of {summary['tuned_is']}. The adapter alone has {exported} on average."
     if "stopped" in summary:
         yield _sentence(f"Stopped early: {summary['stopped'] or 'no reason was given'}")
+
+
+def _ends(run: RunFacts, measure: str) -> BeforeAndAfter:
+    """The averages of a measure before and after; NaN where it is not defined."""
+    values = (run.summary.get("measures", {}).get(measure, {}).get(f"average_{when}") for when in ("frozen", "tuned"))
+    return BeforeAndAfter(*(math.nan if value is None else value for value in values))
 
 
 def _of_rounds(run: RunFacts) -> Iterator[str]:

@@ -149,7 +149,7 @@ def _conclude(
             else:
                 references.append(measured.found)
         first = comparison.runs[0]
-        samples = "validation samples" if first.config.data.validation_fraction else "test samples"
+        samples = first.config.data.held_out
         points = _tried_points(comparison, chosen, {outcome.run.path for outcome in tried if outcome.state == "done"})
         findings = Findings(command_text(), samples, first.label, results, references, points, missing)
         for section in write_report(folder, findings):
