@@ -134,6 +134,19 @@ class RoundFacts:
     simulated_seconds: float | None
 
 
+class BestRound(NamedTuple):
+    """The evaluated round that was kept as the best one: its number, from 1, by which measure, and its accuracies."""
+
+    number: int
+    measure: str
+    accuracy: Mapping[str, float]
+
+    @property
+    def title(self) -> str:
+        """As in `best round by macro-F1, 40`."""
+        return f"best round by {measure_name(self.measure)}, {self.number:,}"
+
+
 class Totals(NamedTuple):
     """Counted costs of all clients over all rounds: FLOPs, and bytes sent to and by the server."""
 
@@ -177,6 +190,12 @@ class RunFacts:
     def method(self) -> str:
         """`method.name`."""
         return str(self.settings.get("method.name", ""))
+
+    @property
+    def best(self) -> BestRound | None:
+        """The best round; None if none was kept."""
+        found = self.summary.get("best")
+        return None if not found else BestRound(found["round"] + 1, found["measure"], found["accuracy"])
 
     @property
     def measured_on(self) -> str:

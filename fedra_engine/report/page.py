@@ -104,7 +104,7 @@ def run_page(run: RunFacts) -> Page:
         verdict=words.verdict(run),
         cards=words.cards(run),
         warnings=words.warnings(run),
-        results=[],
+        results=tables.best_round(run),
         charts=run_charts(run),
         tables=below,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -68,6 +69,22 @@ def measures(run: RunFacts) -> list[Table]:
     return [Table("Measures by domain", "Of the frozen model, and after tuning.", rows)]
 
 
+def best_round(run: RunFacts) -> list[Table]:
+    """The accuracies of the last round and of the best one, and how to measure that; no table if none was kept."""
+    if run.best is None or not run.has_ended:
+        return []
+    rows = [["accuracy (%)", "frozen", f"round {len(run.rounds):,}, the last", f"round {run.best.number:,}, the best"]]
+    states = (run.frozen, run.tuned, run.best.accuracy)
+    rows += [[domain, *(f"{100 * of[domain]:.1f}" for of in states)] for domain in run.tuned]
+    rows.append(["average", *(f"{100 * average(of):.1f}" for of in states)])
+    command = f"fedra evaluate {shlex.quote(str(run.path))} --best --data.validation_fraction 0"
+    note = (
+        f"On {run.measured_on}. The best round by {measure_name(run.best.measure)} is kept in best/ beside this page; "
+        f"this measures it on the test samples: {command}"
+    )
+    return [Table("Results", note, rows)]
+
+
 def changed_settings(run: RunFacts) -> Table:
     """The settings that differ from the embedded experiment."""
     rows = [["setting", "value", "default"]]
@@ -114,8 +131,8 @@ def measures_of_runs(runs: Mapping[str, RunFacts]) -> list[Table]:
     rows = [["run", *map(measure_name, every), "best round"]]
     for name, of_run in found.items():
         values = [[of_run.get(measure, {}).get(f"average_{when}") for when in _WHEN] for measure in every]
-        best = runs[name].summary.get("best")
-        where = _NOTHING if best is None else f"{best['round'] + 1:,} (by {measure_name(best['measure'])})"
+        best = runs[name].best
+        where = _NOTHING if best is None else f"{best.number:,} (by {measure_name(best.measure)})"
         rows.append([name, *(change_text(measure, *pair) for measure, pair in zip(every, values, strict=True)), where])
     note = "Averages over the domains, of the frozen model and after tuning."
     return [Table("Measures", note, rows)] if every else []

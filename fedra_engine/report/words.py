@@ -14,6 +14,8 @@ from fedra_engine.report.marks import runs_text
 from fedra_engine.runtime.errors import count_of, first_few
 from fedra_engine.runtime.tables import bytes_text, duration_text, flops_text
 
+_USUAL_SAMPLES = "test samples"
+"""What is evaluated unless a sentence says something else."""
 _MOST_NAMED = 12
 """Names in a sentence."""
 
@@ -24,9 +26,10 @@ def verdict(run: RunFacts) -> str:
         return f"This run has not ended: {rounds_text(run)} rounds are trained."
     before, after, low = average(run.frozen), average(run.tuned), worst(run.tuned)
     points = round(100 * (after - before), 1)
-    parts = [f"Tuning left the average accuracy at {percent(after)}."]
+    figure = f"the average accuracy{'' if run.measured_on == _USUAL_SAMPLES else f' on {run.measured_on}'}"
+    parts = [f"Tuning left {figure} at {percent(after)}."]
     if points:
-        did = f"{'raised' if points > 0 else 'lowered'} the average accuracy by {abs(points):.1f} points"
+        did = f"{'raised' if points > 0 else 'lowered'} {figure} by {abs(points):.1f} points"
         parts = [f"Tuning {did}, from {percent(before)} for the frozen model to {percent(after)}."]
     if len(run.tuned) > 1:
         parts.append(f"The worst domain, {low}, is at {percent(run.tuned[low])} (frozen: {percent(run.frozen[low])}).")
@@ -43,9 +46,9 @@ def cards(run: RunFacts) -> dict[str, str]:
     if run.has_ended:
         low = worst(run.tuned)
         found["average accuracy"] = change_text("accuracy", average(run.frozen), average(run.tuned))
+        if (best := run.best) is not None:
+            found[f"average accuracy after the {best.title}"] = percent(average(best.accuracy))
         found[f"worst domain, {low}"] = change_text("accuracy", run.frozen[low], run.tuned[low])
-    if best := run.summary.get("best"):
-        found[f"best round by {measure_name(best['measure'])}"] = f"{best['round'] + 1:,}"
     for name, of in run.summary.get("measures", {}).items():
         found[f"average {measure_name(name)}"] = change_text(name, of["average_frozen"], of["average_tuned"])
     found["rounds"] = rounds_text(run)
@@ -93,8 +96,8 @@ def _of_summary(run: RunFacts) -> Iterator[str]:
     summary = run.summary
     if summary.get("caution"):
         yield _sentence(str(summary["caution"]))
-    if run.measured_on == "validation samples":
-        yield "Accuracies are measured on validation samples, not on the test samples."
+    if run.measured_on != _USUAL_SAMPLES:
+        yield f"Accuracies are measured on {run.measured_on}, not on the test samples."
     if run.has_ended:
         accuracy = BeforeAndAfter(average(run.frozen), average(run.tuned))
         by_round = {number: loss for number, loss in run.measured("test_loss").items() if number > 0}
