@@ -141,11 +141,6 @@ class BestRound(NamedTuple):
     measure: str
     accuracy: Mapping[str, float]
 
-    @property
-    def title(self) -> str:
-        """As in `best round by macro-F1, 40`."""
-        return f"best round by {measure_name(self.measure)}, {self.number:,}"
-
 
 class Totals(NamedTuple):
     """Counted costs of all clients over all rounds: FLOPs, and bytes sent to and by the server."""

@@ -27,6 +27,7 @@ class Table:
         rows: the header first.
         texts: whether its cells are words, and not numbers.
         folded: whether a click opens it.
+        command: what to type for more; the note leads to it.
     """
 
     title: str
@@ -34,6 +35,7 @@ class Table:
     rows: Cells
     texts: bool = False
     folded: bool = False
+    command: str = ""
 
 
 def costs_table(start: StartFacts) -> Table:
@@ -79,10 +81,10 @@ def best_round(run: RunFacts) -> list[Table]:
     rows.append(["average", *(f"{100 * average(of):.1f}" for of in states)])
     command = f"fedra evaluate {shlex.quote(str(run.path))} --best --data.validation_fraction 0"
     note = (
-        f"On {run.measured_on}. The best round by {measure_name(run.best.measure)} is kept in best/ beside this page; "
-        f"this measures it on the test samples: {command}"
+        f"On {run.measured_on}. The best round by {measure_name(run.best.measure)} is kept in best/ beside this page. "
+        "This measures it on the test samples:"
     )
-    return [Table("Results", note, rows)]
+    return [Table("Results", note, rows, command=command)]
 
 
 def changed_settings(run: RunFacts) -> Table:

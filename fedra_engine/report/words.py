@@ -47,7 +47,8 @@ def cards(run: RunFacts) -> dict[str, str]:
         low = worst(run.tuned)
         found["average accuracy"] = change_text("accuracy", average(run.frozen), average(run.tuned))
         if (best := run.best) is not None:
-            found[f"average accuracy after the {best.title}"] = percent(average(best.accuracy))
+            after_best = f"average accuracy after round {best.number:,}, the best by {measure_name(best.measure)}"
+            found[after_best] = percent(average(best.accuracy))
         found[f"worst domain, {low}"] = change_text("accuracy", run.frozen[low], run.tuned[low])
     for name, of in run.summary.get("measures", {}).items():
         found[f"average {measure_name(name)}"] = change_text(name, of["average_frozen"], of["average_tuned"])
