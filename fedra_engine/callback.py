@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fedra_engine.federation.averages import average
+from fedra_engine.federation.measure_text import change_text, percent
 from fedra_engine.federation.records import RoundMetrics, Tally
 from fedra_engine.runtime.errors import InputError, count_of
 
@@ -95,7 +96,7 @@ class Evaluation:
 
     def __repr__(self) -> str:
         when = "frozen model" if self.metrics is None else f"after round {self.metrics.round + 1}"
-        return f"Evaluation({when}: average accuracy {100 * average(self.accuracy):.1f} %)"
+        return f"Evaluation({when}: average accuracy {percent(average(self.accuracy))})"
 
 
 @dataclass(frozen=True)
@@ -122,9 +123,9 @@ class Outcome:
     tuned_measures: Measures = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        before, after = (f"{100 * average(accuracy):.1f}" for accuracy in (self.frozen, self.tuned))
+        change = change_text("accuracy", average(self.frozen), average(self.tuned))
         ended = "" if self.stopped is None else ", stopped early"
-        return f"Outcome({count_of(self.rounds, 'round')}: average accuracy {before} → {after} %{ended})"
+        return f"Outcome({count_of(self.rounds, 'round')}: average accuracy {change}{ended})"
 
 
 class Callback:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -193,12 +194,12 @@ def build_experiment(
     data, foundation = _load(config, device, processes, sharding, inputs)
     # A check alone, before images are decoded, which may take long: without `costs`, capacities by memory are unknown.
     partition = inputs.divide(config, data.train)
-    make_clients(config, partition, foundation.depth, processes=processes.count)
+    make_clients(config, partition, data.domains, foundation.depth, processes=processes.count)
     prepared = _prepare(config, data, foundation, processes, sharding, inputs)
     train = prepared.train
     partition = partition if prepared.data is data else inputs.divide(config, prepared.data.train)
     costs = CostModel(foundation, train, config.lora, config.training) if config.clients.devices else None
-    clients = make_clients(config, partition, foundation.depth, processes=processes.count, costs=costs)
+    clients = make_clients(config, partition, data.domains, foundation.depth, processes=processes.count, costs=costs)
     # A process that found bad input would not be there when the others exchange the state.
     with processes.raise_on_all():
         sweep_model = make_sweep_model(config.execution, foundation, train, sharding)
@@ -314,9 +315,15 @@ def _initial_state(
 
 
 def make_clients(
-    config: ExperimentConfig, partition: Partition, depth: int, *, processes: int, costs: CostModel | None = None
+    config: ExperimentConfig,
+    partition: Partition,
+    domains: Sequence[str],
+    depth: int,
+    *,
+    processes: int,
+    costs: CostModel | None = None,
 ) -> Clients:
-    """Make the clients of a `partition`, with capacities of at most `depth` blocks, ranks and devices.
+    """Make the clients of a `partition` of these `domains`, with at most `depth` blocks, with ranks and devices.
 
     Where memory decides the capacities, every capacity is 1 until the `costs` are known.
 
@@ -328,10 +335,10 @@ def make_clients(
     if wanted.devices and wanted.device_schedule == "drawn":
         devices = draw_devices(wanted.devices, count, config.seed)
     elif wanted.devices:
-        devices = devices_by_domain(wanted.devices, partition.groups(len(wanted.devices)), config.seed)
-    ranks = ranks_by_domain(wanted.ranks, partition.groups(len(wanted.ranks)), config.lora.rank)
+        devices = devices_by_domain(wanted.devices, partition.groups(len(wanted.devices)), domains, config.seed)
+    ranks = ranks_by_domain(wanted.ranks, partition.groups(len(wanted.ranks)), domains, config.lora.rank)
     if wanted.capacities != "memory":
-        blocks = capacities_by_domain(wanted.capacities, partition.groups(len(wanted.capacities)), depth)
+        blocks = capacities_by_domain(wanted.capacities, partition.groups(len(wanted.capacities)), domains, depth)
     elif costs is None or devices is None:
         blocks = np.ones(count, dtype=np.int64)
     else:

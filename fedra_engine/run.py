@@ -31,7 +31,7 @@ from fedra_engine.config.values import plain_copy
 from fedra_engine.experiment import Experiment, build_experiment
 from fedra_engine.exports.adapter_files import export
 from fedra_engine.exports.merged_model import export_merged
-from fedra_engine.federation.averages import average
+from fedra_engine.federation.measure_text import change_text
 from fedra_engine.inputs import Inputs
 from fedra_engine.models.sharding import Sharding
 from fedra_engine.models.state import GlobalState
@@ -172,9 +172,8 @@ class Result:
     def __repr__(self) -> str:
         if not RunFolder(self.folder).summary_file.exists():
             return f"Result({self.folder}, not finished)"
-        before, after = (f"{100 * average(self.summary[when]):.1f}" for when in ("frozen", "tuned"))
-        rounds = count_of(self.summary["rounds"], "round")
-        return f"Result({self.folder}, {rounds}: average accuracy {before} → {after} %)"
+        change = change_text("accuracy", *(self.summary[f"average_{when}"] for when in ("frozen", "tuned")))
+        return f"Result({self.folder}, {count_of(self.summary['rounds'], 'round')}: average accuracy {change})"
 
     @cached_property
     def summary(self) -> dict[str, Any]:

@@ -22,6 +22,14 @@ from fedra_engine.config import ExperimentConfig
 from fedra_engine.experiment import Experiment
 from fedra_engine.federation.averages import average
 from fedra_engine.federation.clients import most_participants
+from fedra_engine.federation.measure_text import (
+    change_text,
+    measure_name,
+    measure_number,
+    measure_text,
+    measure_title,
+    percent,
+)
 from fedra_engine.federation.records import RoundMetrics
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import PrintableFormatter, count_of, printable
@@ -170,7 +178,8 @@ class Console(Callback):
             self._meter.evaluations.append(evaluation.accuracy)
             self.detail(f"accuracy after round {evaluation.metrics.round + 1}: {_accuracy_text(evaluation.accuracy)}")
             if others := {name: average(of) for name, of in evaluation.measures.items() if name != "accuracy"}:
-                self.detail("on average: " + ", ".join(f"{name} {value:.4g}" for name, value in others.items()))
+                texts = [f"{measure_name(name)} {measure_text(name, value)}" for name, value in others.items()]
+                self.detail(f"on average: {', '.join(texts)}")
             return
         self._meter.frozen = evaluation.accuracy
         if self._next < self._meter.rounds:
@@ -287,7 +296,7 @@ class Console(Callback):
 
 def planned(config: ExperimentConfig, log_file: Path | None) -> dict[str, str]:
     """What is known of a run before its experiment is built, by the titles of the display's header."""
-    header = {"method": _method_text(config), "model": config.model.path, "clients": "…"}
+    header = {"method": _method_text(config), "model": config.model.path, "clients": "…", "samples": "…"}
     return header if log_file is None else header | {"folder": str(log_file.parent)}
 
 
@@ -296,23 +305,23 @@ def results_text(outcome: Outcome, *, validated: bool = False) -> str:
 
     Those of validation samples (`validated`) are called so.
     """
-    rows = [[f"{'validation ' * validated}accuracy (%)", *outcome.tuned, "average"]]
+    rows = [[f"{'validation ' * validated}{measure_title('accuracy')}", *outcome.tuned, "average"]]
     for name, accuracy in (("frozen", outcome.frozen), ("tuned", outcome.tuned)):
         values = (*(accuracy[domain] for domain in outcome.tuned), mean(accuracy.values()))
-        rows.append([name, *map(_percent, values)])
+        rows.append([name, *(measure_number("accuracy", value) for value in values)])
     text = table_text(rich_table(rows))
     if changes := _changes_text(outcome):
         text += f"\n{changes}"
     if outcome.tuned_is is not None:
-        exported = _percent(mean(outcome.exported.values()))
-        text += f"\nnote: tuned is the accuracy of {outcome.tuned_is}; the adapter alone has {exported} % on average"
+        exported = percent(mean(outcome.exported.values()))
+        text += f"\nnote: tuned is the accuracy of {outcome.tuned_is}; the adapter alone has {exported} on average"
     return text
 
 
 def _changes_text(outcome: Outcome) -> str:
     """The averages of all measures but accuracy before and after the run; empty if there are none."""
     changes = [
-        f"{name} {average(of_domain):.4g} → {average(outcome.tuned_measures[name]):.4g}"
+        f"{measure_name(name)} {change_text(name, average(of_domain), average(outcome.tuned_measures[name]))}"
         for name, of_domain in outcome.frozen_measures.items()
         if name != "accuracy"
     ]
@@ -324,9 +333,5 @@ def _method_text(config: ExperimentConfig) -> str:
 
 
 def _accuracy_text(accuracy: Mapping[str, float]) -> str:
-    by_domain = "  ".join(f"{printable(domain)} {_percent(value)}" for domain, value in accuracy.items())
-    return f"{_percent(mean(accuracy.values()))}  ({by_domain})"
-
-
-def _percent(accuracy: float) -> str:
-    return f"{100 * accuracy:.1f}"
+    by_domain = ", ".join(f"{printable(domain)} {percent(value)}" for domain, value in accuracy.items())
+    return f"{percent(mean(accuracy.values()))} ({by_domain})"

@@ -21,7 +21,7 @@ def describe(experiment: Experiment) -> dict[str, str]:
         "adapters": f"{foundation.adapter_layout.size:,} LoRA parameters {where} on {targets}",
         "head": f"{foundation.head_layout.trained_size:,} parameters",
         "clients": f"{len(experiment.clients)} in {len(experiment.domains)} domains",
-        "samples": f"{len(experiment.train_data):,} for training",
+        "samples": samples_text(experiment),
         "lanes": str(experiment.executor.lanes),
         "blocks": f"{experiment.sweep_model.fused} of {foundation.depth} fused",
         "device": f"cpu, {count_of(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else str(device),
@@ -29,3 +29,9 @@ def describe(experiment: Experiment) -> dict[str, str]:
     if experiment.processes.count > 1:
         facts["processes"] = str(experiment.processes.count)
     return facts
+
+
+def samples_text(experiment: Experiment) -> str:
+    """How many samples train, and how many are evaluated: `840 for training, 360 for testing`."""
+    use = "validation" if experiment.config.data.validation_fraction else "testing"
+    return f"{len(experiment.train_data):,} for training, {len(experiment.test_samples.domains):,} for {use}"

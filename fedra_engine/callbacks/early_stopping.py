@@ -10,6 +10,7 @@ from fedra_engine.callbacks.best_round import BestRound, check_measured
 from fedra_engine.config import EarlyStoppingConfig, refuse_test_samples
 from fedra_engine.config.validation import check_values
 from fedra_engine.experiment import Experiment
+from fedra_engine.federation.measure_text import measure_name, measure_text
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import count_of
 
@@ -70,5 +71,8 @@ class EarlyStopping(Callback):
         if self._waited < self._patience:
             return None
         best = self._best
-        found = "" if best.value is None else f"; the best is {best.value:.4g}, after round {best.round + 1}"
-        return Stop(f"{self._measure} has not improved in {count_of(self._patience, 'evaluation')}{found}")
+        value = measure_text(self._measure, best.value)
+        found = "" if best.value is None else f"; the best is {value}, after round {best.round + 1}"
+        return Stop(
+            f"{measure_name(self._measure)} has not improved in {count_of(self._patience, 'evaluation')}{found}"
+        )

@@ -17,6 +17,7 @@ from fedra_engine.config import EarlyStoppingConfig, refuse_test_samples
 from fedra_engine.config.validation import check_values
 from fedra_engine.experiment import Experiment
 from fedra_engine.exports.adapter_files import export
+from fedra_engine.federation.measure_text import measure_name, measure_text
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import InputError
 
@@ -109,6 +110,6 @@ class KeepBest(Callback):
             load_round(round, round_folder(self._folder, round))
         except InputError as error:
             _LOG.warning(
-                "keep_best: round %d, the best so far with %s %.4g, is lost, and only a better one will be kept: %s",
-                *(round + 1, self._measure, self._best.value, error),
+                "keep_best: round %d, the best so far with %s %s, is lost, and only a better one will be kept: %s",
+                *(round + 1, measure_name(self._measure), measure_text(self._measure, self._best.value), error),
             )

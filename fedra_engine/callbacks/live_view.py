@@ -14,6 +14,7 @@ from rich.console import Console, ConsoleOptions, RenderResult  # noqa: TID251 -
 from rich.text import Text
 
 from fedra_engine.callbacks.meter import Meter
+from fedra_engine.federation.measure_text import measure_number, measure_title
 from fedra_engine.runtime.errors import count_of, printable
 from fedra_engine.runtime.stages import LOCAL_STEPS, Stage, running_stage
 from fedra_engine.runtime.tables import bytes_text
@@ -133,12 +134,13 @@ def accuracy_rows(meter: Meter, width: int, height: int) -> list[Text]:
     room = height - 2
     listed = names if len(names) <= room else names[: max(room - 1, 0)]
     longest = max((cell_len(printable(name)) for name in listed), default=0)
-    column = max(min(longest, width - _NUMBERS - 8), len("accuracy (%)"))
+    title = measure_title("accuracy")
+    column = max(min(longest, width - _NUMBERS - 8), len(title))
     # Of the frozen model there is always the first.
     shown = [meter.frozen, *some_of(meter.evaluations, min(_LONGEST_HISTORY, width - column - _NUMBERS) - 1)]
     every = [value for state in shown for value in state.values()]
     scale = (min(every), max(every))
-    rows = [Text(f"{'accuracy (%)':<{column}}  {'frozen':>6}  {'now':>6}  {'change':>7}", "dim")]
+    rows = [Text(f"{title:<{column}}  {'frozen':>6}  {'now':>6}  {'change':>7}", "dim")]
     rows += [_accuracy_row(name, [state[name] for state in shown], column, scale) for name in listed]
     if len(listed) < len(names) and room > 0:
         rows.append(Text(f"… and {len(names) - len(listed):,} more", "dim"))
@@ -147,12 +149,12 @@ def accuracy_rows(meter: Meter, width: int, height: int) -> list[Text]:
 
 def _accuracy_row(name: str, values: Sequence[float], column: int, scale: tuple[float, float]) -> Text:
     """A line of the table; the name has `column` columns."""
-    first, last = 100 * values[0], 100 * values[-1]
-    row = Text(f"{set_cell_size(printable(name), column)}  {first:6.1f}  ")
+    first, last = (measure_number("accuracy", values[place]) for place in (0, -1))
+    row = Text(f"{set_cell_size(printable(name), column)}  {first:>6}  ")
     if len(values) == 1:
         return row.append(f"{'–':>6}")
-    change = round(last - first, 1)
-    row.append(f"{last:6.1f}  ").append(f"{change:+7.1f}", "green" if change > 0 else "red" if change < 0 else "")
+    change = round(100 * (values[-1] - values[0]), 1)
+    row.append(f"{last:>6}  ").append(f"{change:+7.1f}", "green" if change > 0 else "red" if change < 0 else "")
     return row.append("  ").append(sparkline(values, *scale), "cyan")
 
 

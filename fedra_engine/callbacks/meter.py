@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
+from fedra_engine.federation.measure_text import measure_text
 from fedra_engine.federation.records import RoundMetrics
 from fedra_engine.runtime.stages import LOCAL_STEPS, Stage
 
@@ -88,7 +89,7 @@ class Meter:
 
     def loss_text(self) -> str:
         """The latest loss."""
-        return "–" if self.loss is None or math.isnan(self.loss) else f"{self.loss:.4f}"
+        return measure_text("loss", self.loss)
 
     def speed_text(self) -> str:
         """The `speed` with its unit."""

@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,6 +20,7 @@ from fedra_engine.callback import Callback, Evaluation, Round
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.fields import settings
+from fedra_engine.config.validation import check_trackers
 from fedra_engine.experiment import Experiment
 from fedra_engine.federation.averages import average
 from fedra_engine.models.state import GlobalState
@@ -53,12 +53,7 @@ class Trackers(Callback):
         self._open: dict[str, GeneralTracker] = {}
         self._first_round = 0
         self._names = list(dict.fromkeys(names))
-        for name in self._names:
-            if find_spec(name) is None:
-                raise InputError(
-                    f"report_to: found {name}, which is not installed, expected one that is "
-                    f"(pip install {name}, or 'fedra-engine[trackers]' for all)"
-                )
+        check_trackers(self._names)
         if "wandb" in self._names:
             check_wandb_login()
 

@@ -26,7 +26,7 @@ from fedra_engine.config.parsing import (
     split_options,
     switch,
 )
-from fedra_engine.config.validation import validate_setting, validate_together, without_effect
+from fedra_engine.config.validation import check_trackers, validate_setting, validate_together, without_effect
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.studies.plan import Candidate, Comparison, PlannedRun
 
@@ -114,6 +114,8 @@ def main(arguments: Sequence[str]) -> None:
         raise InputError(
             "processes: found several started by a launcher, expected one (--jobs runs several experiments at a time)"
         )
+    for run in comparison.runs:
+        check_trackers(run.config.report_to)
     # The bars of many models would come between the lines of a terminal.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     quiet_libraries()
@@ -126,7 +128,7 @@ def parse_comparison(arguments: Sequence[str]) -> Comparison:
     """Read the options of `compare`."""
     options, others = split_options(arguments, _OPTIONS)
     check_not_given(others, _PLANNED)
-    parser = Parser(ExperimentConfig, DESCRIPTION, _OPTIONS, {"output_dir": "runs/compare"})
+    parser = Parser(ExperimentConfig, DESCRIPTION, _OPTIONS, {"output_dir": "runs/compare"}, without=_PLANNED)
 
     def read(fields: Mapping[str, str]) -> ExperimentConfig:
         return parser.parse([*others, *(f"--{field}={value}" for field, value in fields.items())])

@@ -6,8 +6,10 @@ import logging
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fedra_engine.callbacks.console import Console
+from fedra_engine.callbacks.description import samples_text
 from fedra_engine.callbacks.partition_report import MOST_COLUMNS, MOST_PRINTED, count_partition, partition_text
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.experiment import Experiment, build_experiment
@@ -39,7 +41,8 @@ def print_probe(
     console = PlainConsole() if console is None else console
     with Console(None, console, config=config, level=log_level, results_only=quiet):
         experiment = build_experiment(config, device)
-    parts = [_parts_table(experiment), _costs_table(experiment), _clients_table(experiment)]
+    samples = f"samples: {samples_text(experiment)}"
+    parts = [_parts_table(experiment), _costs_table(experiment), f"{_clients_table(experiment)}\n{samples}"]
     if len(experiment.clients) <= MOST_PRINTED and len(experiment.train_data.classes) <= MOST_COLUMNS:
         counts = count_partition(experiment.train_data, experiment.clients)
         parts.append(partition_text(counts, experiment.clients.capacities))
@@ -127,10 +130,16 @@ def _clients_table(experiment: Experiment) -> str:
     rows = [["domain", "capacity", "clients", "samples", "samples per client", "steps per round"]]
     for index, capacity in np.unique(np.stack([clients.domains, clients.capacities]), axis=1).T.tolist():
         members = (clients.domains == index) & (clients.capacities == capacity)
-        ranges = [f"{values[members].min():,}–{values[members].max():,}" for values in (counts, steps)]
+        ranges = [_range(values[members]) for values in (counts, steps)]
         totals = [f"{members.sum():,}", f"{counts[members].sum():,}"]
         rows.append([experiment.group_name(index), str(capacity), *totals, *ranges])
     return table_text(rich_table(rows))
+
+
+def _range(values: NDArray[np.int64]) -> str:
+    """`5–7`, or `5` if all are equal."""
+    least, most = values.min(), values.max()
+    return f"{least:,}" if least == most else f"{least:,}–{most:,}"
 
 
 def _coverage_text(experiment: Experiment) -> str:

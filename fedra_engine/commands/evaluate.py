@@ -141,6 +141,7 @@ def _print(scores: Mapping[str, Score], what: dict[str, object], title: str, *, 
     """Print the scores by domain, as JSON after the fields of `what`, or as a table under the `title`."""
     from fedra_engine.execution.evaluation import measures
     from fedra_engine.federation.averages import finite_values
+    from fedra_engine.federation.measure_text import measure_number, measure_title
     from fedra_engine.runtime.tables import PlainConsole, rich_table, table_text
 
     found = measures(scores)
@@ -150,8 +151,8 @@ def _print(scores: Mapping[str, Score], what: dict[str, object], title: str, *, 
         return
     rows = [["", *scores, "average"]]
     for measure, values in found.items():
-        name, scale, digits = ("accuracy (%)", 100, 1) if measure == "accuracy" else (measure, 1, 4)
-        rows.append([name, *(f"{scale * value:.{digits}f}" for value in (*values.values(), mean(values.values())))])
+        each = (*values.values(), mean(values.values()))
+        rows.append([measure_title(measure), *(measure_number(measure, value) for value in each)])
     table = table_text(rich_table(rows))
     PlainConsole().print(title, table, sep="\n\n", soft_wrap=True)
 

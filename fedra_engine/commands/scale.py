@@ -70,7 +70,8 @@ def parse_scaling(arguments: Sequence[str]) -> Scaling:
         if name.split(".")[0] in _IDLE:
             raise InputError(f"{name}: found it with scale, where it does nothing, expected none")
     # Answers --help and --print_config, too.
-    config = Parser(ExperimentConfig, DESCRIPTION, _OPTIONS, {"output_dir": "runs/scaling"}).parse(others)
+    defaults, without = {"output_dir": "runs/scaling"}, (*_PLANNED, *_IDLE)
+    config = Parser(ExperimentConfig, DESCRIPTION, _OPTIONS, defaults, without=without).parse(others)
     if options.clients is None:
         raise InputError("clients: found none, expected numbers of clients (--clients 10,100,1000)")
     clients, processes, projected = (

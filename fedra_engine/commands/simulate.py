@@ -20,13 +20,13 @@ from fedra_engine.config.parsing import (
     split_options,
     switch,
 )
-from fedra_engine.config.validation import validate
+from fedra_engine.config.validation import check_trackers, validate
 from fedra_engine.runtime.errors import InputError
 
 DESCRIPTION = """Federated LoRA tuning of a transformer foundation model by many heterogeneous clients.
 
   fedra simulate --rounds 20 --method.allocation covered --clients.capacities 12,10,8,6,4,3
-  fedra simulate --config pacs_vit_s14 --data.root PACS --model.path VIT --dry-run
+  fedra simulate --config pacs_vit_s14 --data.root PACS --model.path VIT --dry_run
   fedra simulate --resume runs/NAME
 """
 _OPTIONS = (
@@ -45,6 +45,9 @@ _OPTIONS = (
 def main(arguments: Sequence[str]) -> None:
     """Run the experiment that `arguments` describe, resume one, or show what would be trained."""
     request = parse_request(arguments, DESCRIPTION)
+    if os.environ.get("RANK", "0") == "0":
+        # The only process that reports. Here, as importing torch may take long.
+        check_trackers(request.config.report_to)
     # Bars would be drawn across the live display.
     quiet_libraries(bars=not request.quiet and not (sys.stdout is not None and sys.stdout.isatty()))
     if os.environ.get("RANK", "0") == "0" and not request.quiet and request.log_level <= logging.INFO:

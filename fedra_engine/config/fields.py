@@ -143,7 +143,7 @@ def known_name(found: str, names: Sequence[str]) -> str:
     """What a message expects in place of an unknown name, which may begin with dashes; with the nearest name."""
     name = _nearest(found.lstrip("-").replace("-", "_"), names)
     dashes = "--" if found.startswith("--") else ""
-    return "one that --help-all lists" + (f" (did you mean {dashes}{name}?)" if name else "")
+    return "one that --help_all lists" + (f" (did you mean {dashes}{name}?)" if name else "")
 
 
 def _nearest(found: str, names: Sequence[str]) -> str | None:

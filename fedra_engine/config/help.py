@@ -1,4 +1,4 @@
-"""Print `--help` and `--help-all`: a command's options with their values and defaults."""
+"""Print `--help` and `--help_all`: a command's options with their values and defaults."""
 
 from __future__ import annotations
 
@@ -6,18 +6,23 @@ import inspect
 import shutil
 import textwrap
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from fedra_engine.config.fields import describe_type, settings
+from fedra_engine.config.options import FOLDER_NAME, LINES, PATH, TEXT, Allowed
 from fedra_engine.config.parsing import IMPORT, Parser
 from fedra_engine.config.validation import wanted
 from fedra_engine.runtime.errors import shown
 
 FIRST = (
-    *("data.source", "data.root", "data.partition", "model.path", "method.name", "clients.capacities"),
-    *("rounds", "training.lr", "training.batch_size", "lora.rank"),
+    *("rounds", "seed", "evaluate_every", "name", "output_dir", "report_to"),
+    *("data.source", "data.root", "data.image_size", "data.partition", "model.path", "model.head_init"),
+    *("lora.rank", "lora.target_modules", "method.name", "clients.capacities", "training.lr", "training.batch_size"),
 )
 """The fields of an experiment that `--help` lists."""
+_BRIEFLY = {PATH: "a path", FOLDER_NAME: "the name of a folder", TEXT: "a text", LINES: "a text"}
+"""Texts without the limits that nobody meets by accident."""
 
 
 class Row(NamedTuple):
@@ -44,7 +49,7 @@ def print_help(parser: Parser[Any], *, everything: bool) -> None:
             text = f"{row.meaning} ({row.takes})" if row.takes else row.meaning
             print(textwrap.fill(text.strip(), width, initial_indent=" " * 8, subsequent_indent=" " * 8))
     if listed is not rows:
-        print(f"\nThese are the fields that are set first; --help-all lists all {len(rows)}.")
+        print(f"\nThese are the fields that are set first; --help_all lists all {len(rows)}.")
 
 
 def own_rows(parser: Parser[Any]) -> list[Row]:
@@ -66,15 +71,20 @@ def own_rows(parser: Parser[Any]) -> list[Row]:
         *(Row(of.name, of.metavar, of.help, f"default: {of.default}" if of.default else "") for of in own),
         *(of_files if parser.reads_files else []),
         Row("help", "", "Print this, and exit"),
-        Row("help-all", "", "The same with all fields"),
+        Row("help_all", "", "The same with all fields"),
     ]
 
 
 def field_rows(parser: Parser[Any]) -> Iterator[Row]:
-    """The fields of the configuration, in their order, with the command's own defaults."""
+    """The fields of the configuration that the command takes, in their order, with the command's own defaults."""
     for setting in settings(parser.config_class(**parser.defaults)):
+        if any(f"{setting.name}.".startswith(f"{name}.") for name in parser.without):
+            continue
         needs = (f"only with {wanted(need)}" for need in setting.needs)
-        takes = "; ".join([describe_type(setting.kind, setting.allowed), *needs])
+        allowed = setting.allowed
+        if isinstance(allowed, Allowed):
+            allowed = replace(allowed, description=_BRIEFLY.get(allowed, allowed.description))
+        takes = "; ".join([describe_type(setting.kind, allowed), *needs])
         meaning = _meanings(type(setting.owner)).get(setting.field, "")
         yield Row(setting.name, _as_typed(setting.value), meaning.removesuffix("."), takes)
 

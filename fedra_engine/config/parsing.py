@@ -7,13 +7,12 @@ Every field of a configuration is an option, with dots between levels: `--traini
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import re
 import sys
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import reduce
@@ -92,6 +91,7 @@ class Parser(Generic[Config]):
         options: the command's other options, which it takes from the arguments with `split_options`.
         defaults: of fields, where the command's differ from those of `config_class`.
         reads_files: whether the help lists --config and --print_config.
+        without: fields and groups that the command refuses, which its help leaves out.
     """
 
     config_class: type[Config]
@@ -99,6 +99,7 @@ class Parser(Generic[Config]):
     options: Sequence[CommandOption] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     reads_files: bool = True
+    without: Collection[str] = ()
 
     def parse(self, arguments: Sequence[str]) -> Config:
         """The configuration that `arguments` describe; prints and exits on `--help` and `--print_config`."""
@@ -147,7 +148,7 @@ class Parser(Generic[Config]):
             own, typed = [f"--{option.name}" for option in self.options], f"--{option.typed.lstrip('-')}"
             known = known_name(typed, [*field_names(self.config_class), "config", *_WITHOUT_VALUE])
             if near := did_you_mean(typed, own, cutoff=0.8):
-                known = f"one that --help-all lists{near}"
+                known = f"one that --help_all lists{near}"
             what = "an unknown option" if option.typed.startswith("-") else "an argument without an option"
             raise InputError(f"{option.typed}: found {what}, expected {known}")
         if is_dataclass(kind):
@@ -278,8 +279,6 @@ def check_different(option: str, entries: Sequence[str | int]) -> None:
 def quiet_libraries(*, bars: bool = True) -> None:
     """Silence Hugging Face libraries, imported later, but for errors and, with `bars`, progress in a terminal."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # PEFT imports it wherever it is installed, and it warns of optional kernels.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if not bars or not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from functools import reduce
+from importlib.util import find_spec
 from types import NoneType
 from typing import Any, get_args, get_origin
 
@@ -27,6 +28,16 @@ def validate_setting(config: ExperimentConfig) -> None:
         raise InputError(message)
     for part in (config, config.data, config.lora, config.clients):
         part.check()
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise InputError unless the trackers that `report_to` names are installed; imports none of them."""
+    for name in names:
+        if find_spec(name) is None:
+            raise InputError(
+                f"report_to: found {name}, which is not installed, expected one that is "
+                f"(pip install {name}, or 'fedra-engine[trackers]' for all)"
+            )
 
 
 def validate_together(configs: Sequence[ExperimentConfig]) -> list[ExperimentConfig]:

@@ -19,6 +19,7 @@ from fedra_engine.exports.loading_lines import (
     merged_loading_lines,
     peft_class,
 )
+from fedra_engine.federation.measure_text import measure_number, percent
 from fedra_engine.inputs import IN_MEMORY
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.loading import HEAD_FILE
@@ -105,10 +106,10 @@ def _front_matter(experiment: Experiment, library: str) -> str:
 
 def _expected(experiment: Experiment, outcome: Outcome) -> str:
     """The accuracy that the lines give."""
-    inputs, average = experiment.foundation.model.main_input_name, _percent(mean(outcome.exported.values()))
+    inputs, average = experiment.foundation.model.main_input_name, percent(mean(outcome.exported.values()))
     text = (
         f"With the run's `{inputs}`, as the settings in `config.yaml` make them, `logits` has the `exported_accuracy` "
-        f"of `summary.json`: {average} % on average over the domains."
+        f"of `summary.json`: {average} on average over the domains."
     )
     if outcome.tuned_is is not None:
         text += f" It cannot reproduce `tuned` in `summary.json`, which is the accuracy of {outcome.tuned_is}."
@@ -120,10 +121,10 @@ def _expected_of_best(experiment: Experiment, outcome: Outcome, measure: str) ->
     text = f"Of the rounds that the run evaluated until then, this one, {outcome.rounds}, was the best by `{measure}`."
     if not outcome.exported:
         return f"{text} The accuracy of the adapter alone was not measured, but that of {outcome.tuned_is}."
-    inputs, average = experiment.foundation.model.main_input_name, _percent(mean(outcome.exported.values()))
+    inputs, average = experiment.foundation.model.main_input_name, percent(mean(outcome.exported.values()))
     return (
         f"{text} With the run's `{inputs}`, as the settings in `config.yaml` make them, `logits` has an accuracy of "
-        f"{average} % on average over the domains."
+        f"{average} on average over the domains."
     )
 
 
@@ -237,8 +238,8 @@ def _figures(experiment: Experiment, outcome: Outcome) -> str:
     names = [*map(_cell, outcome.exported), "average"]
     lines = [f"| accuracy (%) | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for name, accuracy in columns.items():
-        values = [*accuracy.values(), mean(accuracy.values())]
-        lines.append(f"| {name} | {' | '.join(map(_percent, values))} |")
+        values = [measure_number("accuracy", of) for of in (*accuracy.values(), mean(accuracy.values()))]
+        lines.append(f"| {name} | {' | '.join(values)} |")
     return f"Share of {right} in the {held_out} set of each domain:\n\n" + "\n".join(lines)
 
 
@@ -249,10 +250,6 @@ def _name(root: str) -> str:
 
 def _cell(text: str) -> str:
     return printable(text).replace("|", "\\|")
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
 
 
 def _code(lines: str) -> str:

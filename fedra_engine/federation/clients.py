@@ -14,8 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedra_engine.config import ClientsConfig, DeviceConfig
-from fedra_engine.runtime.errors import InputError, count_of, span_of
+from fedra_engine.runtime.errors import InputError, count_of, first_few, span_of
 from fedra_engine.runtime.randomness import generator
+
+_MOST_NAMED = 12
+"""Domains that a message names."""
 
 
 @dataclass(frozen=True)
@@ -86,29 +89,41 @@ class Clients:
         return self._sizes[clients]
 
 
-def capacities_by_domain(capacities: Sequence[int], domains: NDArray[np.int64], depth: int) -> NDArray[np.int64]:
+def capacities_by_domain(
+    capacities: Sequence[int], domains: NDArray[np.int64], names: Sequence[str], depth: int
+) -> NDArray[np.int64]:
     """Give every client its domain's capacity; a single entry is for all domains. Returns int64 [clients].
+
+    Args:
+        capacities: numbers of blocks.
+        domains: int64 [clients], the index of each client's domain.
+        names: of the domains, for messages.
+        depth: of the model.
 
     Raises:
         InputError: a capacity outside 1…depth, or neither one entry nor one per domain.
     """
     _check_range("clients.capacities", capacities, depth, f"the model's depth of {depth} blocks")
-    return _by_domain("clients.capacities", capacities, domains)
+    return _by_domain("clients.capacities", capacities, domains, names)
 
 
-def ranks_by_domain(ranks: Sequence[int], domains: NDArray[np.int64], full: int) -> NDArray[np.int64] | None:
+def ranks_by_domain(
+    ranks: Sequence[int], domains: NDArray[np.int64], names: Sequence[str], full: int
+) -> NDArray[np.int64] | None:
     """As `capacities_by_domain`, for ranks in 1…full; None where all clients have the `full` rank."""
     _check_range("clients.ranks", ranks, full, f"lora.rank, {full}")
-    return None if all(rank == full for rank in ranks) else _by_domain("clients.ranks", ranks, domains)
+    return None if all(rank == full for rank in ranks) else _by_domain("clients.ranks", ranks, domains, names)
 
 
-def devices_by_domain(profiles: Sequence[DeviceConfig], domains: NDArray[np.int64], seed: int) -> Devices:
-    """Give every client its domain's device; a single entry is for all domains.
+def devices_by_domain(
+    profiles: Sequence[DeviceConfig], domains: NDArray[np.int64], names: Sequence[str], seed: int
+) -> Devices:
+    """As `capacities_by_domain`, for devices.
 
     Raises:
         InputError: neither one entry nor one per domain.
     """
-    return Devices(profiles, _by_domain("clients.devices", range(len(profiles)), domains), seed)
+    return Devices(profiles, _by_domain("clients.devices", range(len(profiles)), domains, names), seed)
 
 
 def draw_devices(profiles: Sequence[DeviceConfig], clients: int, seed: int) -> Devices:
@@ -122,10 +137,15 @@ def _check_range(field: str, values: Sequence[int], most: int, limit: str) -> No
             raise InputError(f"{field}: found {value}, expected values from 1 to {limit}")
 
 
-def _by_domain(field: str, values: Sequence[int], domains: NDArray[np.int64]) -> NDArray[np.int64]:
+def _by_domain(
+    field: str, values: Sequence[int], domains: NDArray[np.int64], names: Sequence[str]
+) -> NDArray[np.int64]:
     count = int(domains.max()) + 1
     if len(values) not in (1, count):
-        raise InputError(f"{field}: found {len(values)} entries, expected 1 or one for each of {count} domains")
+        raise InputError(
+            f"{field}: found {len(values)} entries, expected 1, or one for each of the {count} domains in this order: "
+            f"{first_few(names[:count], _MOST_NAMED)}"
+        )
     return np.broadcast_to(np.array(values, dtype=np.int64), (count,))[domains]
 
 

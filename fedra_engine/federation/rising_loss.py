@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from fedra_engine.federation.measure_text import measure_text
+
 _ABOVE_FROZEN, _ABOVE_BEST = 1.01, 1.1
 """How many times the loss of the frozen model, and that after the best round, a loss must be to be mentioned."""
 
@@ -32,13 +34,17 @@ def loss_warnings(
     earlier = {number: value for number, value in by_round.items() if math.isfinite(value)}
     if loss.tuned > _ABOVE_FROZEN * loss.frozen and accuracy.tuned > accuracy.frozen:
         found.append(
-            f"The loss on {samples} rose from {loss.frozen:#.3g} to {loss.tuned:#.3g} although the accuracy rose: "
+            f"The loss on {samples} rose from {_text(loss.frozen)} to {_text(loss.tuned)} although the accuracy rose: "
             "the tuned model is over-confident where it is wrong."
         )
     best = min(earlier, key=earlier.__getitem__, default=None)
     if best is not None and loss.tuned > _ABOVE_BEST * earlier[best]:
         found.append(
-            f"The loss on {samples} was lowest after round {best:,}, {earlier[best]:#.3g}, and is {loss.tuned:#.3g} "
-            "after the last: fewer rounds, or a lower training.lr, would give probabilities that fit better."
+            f"The loss on {samples} was lowest after round {best:,}, {_text(earlier[best])}, and is "
+            f"{_text(loss.tuned)} after the last: fewer rounds, or a lower training.lr, would give probabilities that fit better."
         )
     return found
+
+
+def _text(loss: float) -> str:
+    return measure_text("test_loss", loss)

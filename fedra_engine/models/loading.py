@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib.resources import files
 from importlib.util import find_spec
@@ -42,6 +43,27 @@ def resolve_model_path(path: str) -> str:
     return str(shipped) if path.isidentifier() and not Path(path).is_dir() and shipped.is_dir() else path
 
 
+@contextmanager
+def silent_loading() -> Iterator[None]:
+    """Show no bar while transformers loads weights from the disk; those of downloads, and afterwards all, as before."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from transformers.utils import logging
+
+    of_loading, of_downloads = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    # transformers switches the hub's bars, too.
+    logging.disable_progress_bar()
+    if of_downloads:
+        enable_progress_bars()
+    try:
+        yield
+    finally:
+        if of_loading:
+            logging.enable_progress_bar()
+        if not of_downloads:
+            disable_progress_bars()
+
+
+@silent_loading()
 def load_pretrained(
     config: ModelConfig,
     *,

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from peft import LoraConfig as PeftLoraConfig
-from peft.tuners.tuners_utils import check_target_module_exists
-from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
-from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from fedra_engine.config import LoraConfig
 from fedra_engine.models.adapters import Target
+from fedra_engine.models.peft_library import (
+    INCLUDE_LINEAR_LAYERS_SHORTHAND,
+    check_target_module_exists,
+    get_pattern_key,
+)
+from fedra_engine.models.peft_library import LoraConfig as PeftLoraConfig
 from fedra_engine.models.sharding import parameter_count, parameter_shape
 from fedra_engine.runtime.errors import InputError
 

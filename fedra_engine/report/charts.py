@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import mean
 
 from fedra_engine.federation.averages import average
-from fedra_engine.report.facts import SHARES, RoundFacts, RunFacts, StartFacts, measure_name
+from fedra_engine.federation.measure_text import SHARES, measure_name
+from fedra_engine.report.facts import RoundFacts, RunFacts, StartFacts
 from fedra_engine.report.marks import (
     MOST_CELLS,
     Chart,

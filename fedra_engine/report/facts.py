@@ -18,10 +18,6 @@ from fedra_engine.runtime.files import write_whole
 STARTED = "facts.json"
 """File of `StartFacts` in a run's folder."""
 _WANTED = "the file of a run as it was written"
-SHARES = {"macro_f1": "macro-F1", "calibration_error": "calibration error"}
-"""Measures beside the accuracy that are shares, from 0 to 1, by name, in words."""
-_NAMES = {**SHARES, "test_loss": "test loss"}
-"""Those whose names are not their words."""
 _SAYS_NOTHING = ("name", "output_dir")
 """Settings that are never of interest beside the run's folder."""
 _OTHER_MAPPINGS = ("accuracy", "allocation", "trained")
@@ -270,11 +266,6 @@ def read_run(path: Path) -> RunFacts:
         frozen, tuned = {}, {}
     defaults = dict(_flat(asdict(ExperimentConfig())))
     return RunFacts(path.resolve().name, path, settings, defaults, known, frozen, tuned, summary, start)
-
-
-def measure_name(name: str) -> str:
-    """A measure's name in words; those that users register have none but their own."""
-    return _NAMES.get(name, name)
 
 
 def _round(record: Mapping[str, Any]) -> RoundFacts:

@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from fedra_engine.federation.averages import average
+from fedra_engine.federation.measure_text import percent
 from fedra_engine.report import tables, words
 from fedra_engine.report.charts import run_charts
 from fedra_engine.report.comparison import Runs, comparison_charts
@@ -116,8 +117,8 @@ def comparison_page(runs: Runs) -> Page:
     verdict = "None of the runs has ended."
     if ended:
         best, lowest = max(ended, key=ended.__getitem__), min(ended, key=ended.__getitem__)
-        verdict = f"{best} has the highest average accuracy, {words.percent(ended[best])}"
-        verdict += "." if best == lowest else f"; {lowest} the lowest, {words.percent(ended[lowest])}."
+        verdict = f"{best} has the highest average accuracy, {percent(ended[best])}"
+        verdict += "." if best == lowest else f"; {lowest} the lowest, {percent(ended[lowest])}."
     return Page(
         title=f"{len(runs)} runs side by side",
         subtitle=", ".join(runs),

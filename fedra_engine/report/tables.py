@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedra_engine.federation.averages import average
-from fedra_engine.report.facts import RunFacts, StartFacts, measure_name, worst
-from fedra_engine.report.words import change_text, percent, rounds_text
+from fedra_engine.federation.measure_text import change_text, measure_name, measure_number, percent
+from fedra_engine.report.facts import RunFacts, StartFacts, worst
+from fedra_engine.report.words import rounds_text
 from fedra_engine.runtime.tables import Cells, bytes_text, duration_text, flops_text
 
 _NOTHING = "–"
@@ -77,8 +78,8 @@ def best_round(run: RunFacts) -> list[Table]:
         return []
     rows = [["accuracy (%)", "frozen", f"round {len(run.rounds):,}, the last", f"round {run.best.number:,}, the best"]]
     states = (run.frozen, run.tuned, run.best.accuracy)
-    rows += [[domain, *(f"{100 * of[domain]:.1f}" for of in states)] for domain in run.tuned]
-    rows.append(["average", *(f"{100 * average(of):.1f}" for of in states)])
+    rows += [[domain, *(measure_number("accuracy", of[domain]) for of in states)] for domain in run.tuned]
+    rows.append(["average", *(measure_number("accuracy", average(of)) for of in states)])
     command = f"fedra evaluate {shlex.quote(str(run.path))} --best --data.validation_fraction 0"
     note = (
         f"On {run.measured_on}. The best round by {measure_name(run.best.measure)} is kept in best/ beside this page. "

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from statistics import mean
 
 from fedra_engine.federation.averages import average
+from fedra_engine.federation.measure_text import change_text, measure_name, percent
 from fedra_engine.federation.rising_loss import BeforeAndAfter, loss_warnings
 from fedra_engine.report.charts import training_counts
-from fedra_engine.report.facts import SHARES, RunFacts, measure_name, worst
+from fedra_engine.report.facts import RunFacts, worst
 from fedra_engine.report.marks import runs_text
 from fedra_engine.runtime.errors import count_of, first_few
 from fedra_engine.runtime.tables import bytes_text, duration_text, flops_text
@@ -74,23 +75,6 @@ def rounds_text(run: RunFacts) -> str:
     """`12 of 80`."""
     done, planned = len(run.rounds), run.settings.get("rounds", len(run.rounds))
     return f"{done:,}" if done == planned else f"{done:,} of {planned:,}"
-
-
-def percent(share: float) -> str:
-    """`39.7 %`."""
-    return f"{100 * share:.1f} %"
-
-
-def change_text(name: str, before: float | None, after: float | None) -> str:
-    """A measure's values before and after, as in `39.7 → 60.8 %`; a dash where one is not defined."""
-    share = name == "accuracy" or name in SHARES
-
-    def text(value: float | None) -> str:
-        if value is None:
-            return "–"
-        return f"{100 * value:.1f}" if share else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}"
-
-    return f"{text(before)} → {text(after)}{' %' if share else ''}"
 
 
 def _of_summary(run: RunFacts) -> Iterator[str]:

@@ -51,7 +51,11 @@ class Stage:
         self.done += count
 
     def __str__(self) -> str:
-        return f"{self.what} …" if self.total is None else f"{self.what} … {self.done:,} of {self.total:,}"
+        return (
+            f"{self.what} … {self.seconds:.0f} s"
+            if self.total is None
+            else f"{self.what} … {self.done:,} of {self.total:,}"
+        )
 
 
 def running_stage() -> Stage | None:

@@ -25,10 +25,11 @@ from fedra_engine.callbacks.run_folder import RunFolder, make_folder
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.parsing import read_config
 from fedra_engine.experiment import build_experiment
+from fedra_engine.federation.measure_text import measure_text, percent
 from fedra_engine.methods.registry import method_named
 from fedra_engine.run import load_run
 from fedra_engine.run import run as train_run
-from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.errors import InputError, count_of
 from fedra_engine.runtime.exit_codes import unwound_by_signals
 from fedra_engine.runtime.files import write_whole
 from fedra_engine.runtime.processes import check_cores
@@ -110,9 +111,10 @@ def _accuracy_of_trial(candidate: Candidate) -> float | None:
 
 def _execute_shown(runs: Sequence[PlannedRun], jobs: int, console: PlainConsole) -> list[Outcome]:
     """`execute_all`, with progress and outcomes on `console`."""
-    what = "runs on validation samples" if runs[0].is_trial else "runs"
+    what = " on validation samples" if runs[0].is_trial else ""
     console.print(
-        f"{len(runs)} {what} in {runs[0].path.parent}; each writes its progress to its run.log", soft_wrap=True
+        f"{count_of(len(runs), 'run')}{what} in {runs[0].path.parent}; each writes its progress to its run.log",
+        soft_wrap=True,
     )
     running, reported = {run.title: run for run in runs}, 0
 
@@ -153,7 +155,8 @@ def _conclude(
         points = _tried_points(comparison, chosen, {outcome.run.path for outcome in tried if outcome.state == "done"})
         findings = Findings(command_text(), samples, first.label, results, references, points, missing)
         for section in write_report(folder, findings):
-            console.print("", section.title, "", table_text(rich_table(section.rows)), sep="\n", soft_wrap=True)
+            table, legend = table_text(rich_table(section.rows)), [" ".join(text.split()) for text in section.legend]
+            console.print("", section.title, "", table, *legend, sep="\n", soft_wrap=True)
         where = f"comparison.md, .csv and .tex and accuracy_by_round.png are in {folder}"
         console.print("", where, sep="\n", soft_wrap=True)
     else:
@@ -268,7 +271,7 @@ def execute(run: PlannedRun) -> Outcome:
         return Outcome(run, "busy", "another process is executing it")
     except InputError as error:
         return Outcome(run, "failed", str(error))
-    accuracy = f"{100 * result.average:.1f} % after {result.rounds} rounds, {result.seconds:.0f} s"
+    accuracy = f"{percent(result.average)} after {count_of(result.rounds, 'round')}, {result.seconds:.0f} s"
     caution = f"; note: {result.caution}" if result.caution else ""
     return Outcome(run, "done", f"{accuracy}{before}{caution}")
 
@@ -333,11 +336,11 @@ def _progress_text(run: PlannedRun) -> str:
     try:
         records = RunFolder(run.path).read_metrics()
         done, losses = records[-1]["round"] + 1, [record["loss"] for record in records if record["loss"] is not None]
-        accuracies = [100 * mean(record["accuracy"].values()) for record in records if "accuracy" in record]
+        accuracies = [mean(record["accuracy"].values()) for record in records if "accuracy" in record]
     except (ValueError, LookupError, TypeError, AttributeError):
         return ""
-    loss = [f"loss {loss:.4f}" for loss in losses[-1:]]
-    accuracy = [f"accuracy {accuracy:.1f} %" for accuracy in accuracies[-1:]]
+    loss = [f"loss {measure_text('loss', loss)}" for loss in losses[-1:]]
+    accuracy = [f"accuracy {percent(accuracy)}" for accuracy in accuracies[-1:]]
     return ", ".join([f"round {done} of {run.config.rounds}", *loss, *accuracy])
 
 

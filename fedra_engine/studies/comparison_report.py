@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
+from fedra_engine.federation.measure_text import measure_number
 from fedra_engine.runtime.errors import printable
 from fedra_engine.runtime.tables import Cells, markdown_code, markdown_table, markdown_text, number_text
 from fedra_engine.studies.outcomes import SampleOutcomes
@@ -48,6 +49,19 @@ _GRID = """\
 Average accuracy (%) of one seed on validation samples, which were taken out of training. The best point of a method,
 the earlier of equals, has trained on all training samples for the tables above. Where it is at the edge of the grid,
 better values may lie beyond."""
+_ERROR_SHORT = "s.e. is the standard error that the number of {samples} gives the average."
+_SPREAD_SHORT = "± is the standard deviation over the seeds."
+_BELOW_SHORT = f"""\
+{BELOW} marks averages below the {PROBE}, a linear classifier on the frozen model's features; rising and flat say if
+the average was still rising at the end."""
+_COSTS_SHORT = """\
+A participant trains so many parameters and uploads so much in a round; TFLOP and seconds are of a whole run."""
+_SEEDS_SHORT = """\
+The difference is that from {baseline} with the same seed, in points of the average; s.e. is its standard error, and p
+the probability that chance alone gives one as large (paired t-test)."""
+_SAMPLES_SHORT = """\
+8 : 5 are 8 samples that only {baseline} predicts correctly, and 5 that only the method does; p is the probability that
+chance alone divides them as unevenly (McNemar's test)."""
 _TEX_WORDS = {"\\": "backslash", "^": "asciicircum", "~": "asciitilde", "<": "less", ">": "greater", "|": "bar"}
 _TEX = (
     {"±": r"$\pm$", "–": "--", BELOW: r"$\blacktriangledown$"}
@@ -96,12 +110,13 @@ class Findings:
 
 
 class Section(NamedTuple):
-    """A table, and what is said before and after it."""
+    """A table, what a page says before and after it, and what a terminal says after it of its signs."""
 
     title: str
     text: str
     rows: Cells
     after: str = ""
+    legend: Sequence[str] = ()
 
 
 def write_report(folder: Path, findings: Findings) -> list[Section]:
@@ -141,10 +156,13 @@ def _accuracy(findings: Findings) -> Section:
     for label, seeds in grouped(findings.results, "label").items():
         tests = [run.outcomes.tests for run in seeds]
         accuracies = _spreads([run.accuracy for run in seeds], tests, domains)
-        frozen = f"{100 * mean(mean(run.frozen.values()) for run in seeds):.1f}"
+        frozen = measure_number("accuracy", mean(mean(run.frozen.values()) for run in seeds))
         rows.append([label, str(len(seeds)), *accuracies, frozen, _mark(seeds, findings.references)])
     after = [text for name, text in ((FROZEN, _FROZEN), (PROBE, _BELOW)) if name in _by_seed(findings.references)]
-    return Section("Accuracy", _ACCURACY.format(samples=findings.samples), rows, "\n".join(after))
+    cells = {character for row in rows for cell in row for character in cell}
+    legend = [_ERROR_SHORT.format(samples=findings.samples)]
+    legend += [text for sign, text in (("±", _SPREAD_SHORT), (BELOW, _BELOW_SHORT)) if sign in cells]
+    return Section("Accuracy", _ACCURACY.format(samples=findings.samples), rows, "\n".join(after), legend)
 
 
 def _by_seed(references: Sequence[References]) -> dict[str, dict[int, dict[str, float]]]:
@@ -161,14 +179,15 @@ def _spreads(
     cells = [_spread([found[domain] for found in accuracies if domain in found]) for domain in domains]
     error = _mean_error(accuracies, tests)
     average = _spread([mean(found.values()) for found in accuracies])
-    return [*cells, average, _NONE if error is None else f"{100 * error:.1f}"]
+    return [*cells, average, measure_number("accuracy", error)]
 
 
 def _spread(values: Sequence[float]) -> str:
     """Mean ± sample standard deviation in percent; the mean alone of one value, and a dash for none."""
     if not values:
         return _NONE
-    return f"{100 * mean(values):.1f}" + (f" ± {100 * stdev(values):.1f}" if len(values) > 1 else "")
+    spread = f" ± {measure_number('accuracy', stdev(values))}" if len(values) > 1 else ""
+    return measure_number("accuracy", mean(values)) + spread
 
 
 def _mean_error(accuracies: Sequence[Mapping[str, float]], tests: Sequence[Mapping[str, int] | None]) -> float | None:
@@ -216,7 +235,7 @@ def _costs(results: Sequence[RunResult]) -> Section:
         rows.append(
             [label, f"{mean(run.costs.trainable_parameters for run in seeds):,.0f}", *map(number_text, amounts)]
         )
-    return Section("Costs", _COSTS, rows)
+    return Section("Costs", _COSTS, rows, legend=[_COSTS_SHORT])
 
 
 def _over_seeds(baseline: str, by_label: Mapping[str, Sequence[RunResult]], others: Sequence[str]) -> Section:
@@ -227,7 +246,8 @@ def _over_seeds(baseline: str, by_label: Mapping[str, Sequence[RunResult]], othe
         found = paired_difference([one for one, _ in pairs], [first for _, first in pairs])
         cells = [_NONE] * 3 if found is None else [f"{100 * found.mean:+z.1f}", f"{100 * found.error:.1f}", _p(found.p)]
         rows.append([label, str(len(pairs)), *cells])
-    return Section("Differences over seeds", _SEEDS.format(baseline=f"`{markdown_text(baseline)}`"), rows)
+    text = _SEEDS.format(baseline=f"`{markdown_text(baseline)}`")
+    return Section("Differences over seeds", text, rows, legend=[_SEEDS_SHORT.format(baseline=baseline)])
 
 
 def _over_samples(findings: Findings, by_label: Mapping[str, Sequence[RunResult]], others: Sequence[str]) -> Section:
@@ -237,7 +257,8 @@ def _over_samples(findings: Findings, by_label: Mapping[str, Sequence[RunResult]
         pairs = [(outcomes.get((findings.baseline, seed)), outcomes.get((label, seed))) for seed in findings.seeds]
         rows.append([label, *(_discordant(first, other) for first, other in pairs)])
     text = _SAMPLES.format(baseline=f"`{markdown_text(findings.baseline)}`", none=_NONE)
-    return Section("Differences on the samples of a seed", text, rows)
+    legend = [_SAMPLES_SHORT.format(baseline=findings.baseline)]
+    return Section("Differences on the samples of a seed", text, rows, legend=legend)
 
 
 def _discordant(first: SampleOutcomes | None, other: SampleOutcomes | None) -> str:
@@ -255,7 +276,7 @@ def _grid(tried: Sequence[TriedPoint]) -> Section:
     rows = [["method", "point", "validation", "chosen"]]
     for each in tried:
         edge = f", at the edge of {' and '.join(each.at_edge)}" if each.at_edge else ""
-        accuracy = _NONE if each.accuracy is None else f"{100 * each.accuracy:.1f}"
+        accuracy = measure_number("accuracy", each.accuracy)
         rows.append([each.label, each.point, accuracy, f"yes{edge}" if each.chosen else ""])
     return Section("Grid", _GRID, rows)
 

@@ -87,14 +87,35 @@ def test_blocks_without_adapters_are_not_counted(tmp_path: Path) -> None:
     assert describe(experiment)["adapters"].startswith("7,168 LoRA parameters in each of 2 blocks, on ")
 
 
+@pytest.mark.parametrize(
+    ("fraction", "text"), [(0.0, "280 for training, 120 for testing"), (0.25, "201 for training, 79 for validation")]
+)
+def test_the_samples_that_are_evaluated_are_counted(tmp_path: Path, fraction: float, text: str) -> None:
+    data: dict[str, Any] = {"domains": ["clean", "noisy"], "validation_fraction": fraction}
+    told = describe(build(small_config(tmp_path, data=data, clients={"capacities": [4]})))["samples"]
+    assert told == text
+
+
+def test_the_header_has_the_samples_as_soon_as_they_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    state: Any = None
+    monkeypatch.setattr(
+        "fedra_engine.callbacks.console.describe", lambda _: {"samples": "9 for training, 3 for testing"}
+    )
+    screen = PlainConsole(file=io.StringIO(), force_terminal=True, width=80, height=24)
+    with Console(None, screen, config=EXPERIMENT.config) as console:
+        assert "samples   …" in [row.plain for row in console.view.rows(80, 24)]
+        console.on_start(EXPERIMENT, state, 0)
+        assert "samples   9 for training, 3 for testing" in [row.plain for row in console.view.rows(80, 24)]
+
+
 def test_plain_output_has_a_line_a_round_and_no_control_characters(tmp_path: Path) -> None:
     text = run_two_rounds(tmp_path / "run.log", terminal=False)
     assert not {"\x1b", "\r"} & set(text)
     assert "a [small] model" in text
     rounds = [line for line in text.splitlines() if line.startswith("round ")]
     assert [line.split()[1] for line in rounds] == ["1/2", "2/2"]
-    assert all("loss 1.7500  3 clients" in line for line in rounds)
-    assert "accuracy after round 2: 37.5  (clean 50.0  noisy 25.0)" in text
+    assert all("loss 1.750  3 clients" in line for line in rounds)
+    assert "accuracy after round 2: 37.5 % (clean 50.0 %, noisy 25.0 %)" in text
     *_, tuned, _, folder, log = text.splitlines()
     assert "".join(tuned.split()) == "tuned50.025.037.5"
     assert (folder, log) == ("run folder  runs/a", "log         runs/a/run.log")
@@ -116,7 +137,10 @@ def test_a_terminal_has_a_display_and_at_the_end_header_table_and_paths(tmp_path
 
 
 def test_other_measures_are_averages_over_the_domains(tmp_path: Path) -> None:
-    before, after = ({"accuracy": {"a": 0.5}, "test_loss": {"a": loss, "b": 1.0}} for loss in (3.0, 2.0))
+    before, after = (
+        {"accuracy": {"a": 0.5}, "test_loss": {"a": loss, "b": 1.0}, "macro_f1": {"a": 1 / loss, "b": 0.25}}
+        for loss in (3.0, 2.0)
+    )
     output, share = io.StringIO(), {"a": 0.5}
     state: Any = None
     with Console(tmp_path / "run.log", PlainConsole(file=output)) as console:
@@ -124,8 +148,8 @@ def test_other_measures_are_averages_over_the_domains(tmp_path: Path) -> None:
         console.on_end(EXPERIMENT, state, Outcome(1, share, share, share, None, None, before, after))
         console.finish(WRITTEN)
     for text in (output.getvalue(), (tmp_path / "run.log").read_text()):
-        assert "on average: test_loss 1.5\n" in text
-        assert "on average: test_loss 2 → 1.5\n" in text
+        assert "on average: test loss 1.500, macro-F1 37.5 %\n" in text
+        assert "on average: test loss 2.000 → 1.500, macro-F1 29.2 → 37.5 %\n" in text
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -278,9 +302,9 @@ def test_domains_are_no_markup(tmp_path: Path, domain: str) -> None:
     output = io.StringIO()
     with Console(tmp_path / "run.log", PlainConsole(file=output)) as console:
         show_rounds(console, 1, {domain: 0.5})
-    assert f"({domain} 50.0)" in output.getvalue()
+    assert f"({domain} 50.0 %)" in output.getvalue()
     assert f"accuracy (%)  {domain}  average" in output.getvalue()
-    assert f"tuned: 50.0  ({domain} 50.0)" in (tmp_path / "run.log").read_text()
+    assert f"tuned: 50.0 % ({domain} 50.0 %)" in (tmp_path / "run.log").read_text()
 
 
 def test_no_name_puts_control_characters_into_the_log(tmp_path: Path) -> None:
@@ -288,7 +312,7 @@ def test_no_name_puts_control_characters_into_the_log(tmp_path: Path) -> None:
         show_rounds(console, 1, {"a\x1b[2J\udcff\nb": 0.5})
         logging.getLogger("fedra_engine.data").warning("in %s", "c\x1b[2J")
     log = (tmp_path / "run.log").read_text()
-    assert "(a\\x1b[2J\\udcff\\nb 50.0)" in log
+    assert "(a\\x1b[2J\\udcff\\nb 50.0 %)" in log
     assert "in c\\x1b[2J\n" in log
 
 

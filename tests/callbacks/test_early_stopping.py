@@ -41,11 +41,12 @@ def test_a_run_ends_after_the_round(options: dict[str, Any], values: Values, las
     assert [stop is not None for stop in stops] == expected
     if isinstance(stop := stops[-1], Stop):
         measure, count = options.get("measure", "accuracy"), options["patience"]
-        start = f"{measure} has not improved in {count} evaluation{'s' if count > 1 else ''}"
+        words = {"accuracy": "accuracy", "test_loss": "test loss"}[measure]
+        start = f"{words} has not improved in {count} evaluation{'s' if count > 1 else ''}"
         known = values[best]
         assert known is not None
-        value = -known if measure == "test_loss" else known
-        assert stop.reason == (start if known != known else f"{start}; the best is {value:.4g}, after round {best + 1}")
+        value = f"{-known:#.4g}" if measure == "test_loss" else f"{100 * known:.1f} %"
+        assert stop.reason == (start if known != known else f"{start}; the best is {value}, after round {best + 1}")
 
 
 @pytest.mark.parametrize(("options", "values", "last", "best"), HISTORIES.values(), ids=HISTORIES)

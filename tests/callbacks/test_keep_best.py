@@ -116,7 +116,7 @@ def test_no_worse_round_takes_the_place_of_a_best_one_that_is_lost(
     resumed = KeepBest(tmp_path, earlier=records(values[:2]))
     with caplog.at_level(logging.INFO):
         train(resumed, values, first=2, until=3)
-    assert f"round 2, the best so far with accuracy {0.75}, is lost, and only a better one will be kept" in caplog.text
+    assert "round 2, the best so far with accuracy 75.0 %, is lost, and only a better one will be kept" in caplog.text
     assert (f"removed {tmp_path / 'round_0000'}, which is not the best" in caplog.text) is gone
     assert kept(tmp_path) == ([] if gone else [0, 1])
     train(resumed, values, first=3)

@@ -18,6 +18,7 @@ HEADER = {
     "method": "fedra, 80 rounds, seed 0",
     "model": "ViTForImageClassification, 12 blocks, 403,914 frozen parameters",
     "clients": "30 in 6 domains",
+    "samples": "840 for training, 360 for testing",
     "folder": "runs/fedra-digits_vit-20261129-101500",
 }
 DOMAINS = ("clean", "inverted", "rotated", "noisy", "edges", "textured")
@@ -63,13 +64,14 @@ def test_eighty_columns_and_24_lines_hold_everything() -> None:
         "method    fedra, 80 rounds, seed 0",
         "model     ViTForImageClassification, 12 blocks, 403,914 frozen parameters",
         "clients   30 in 6 domains",
+        "samples   840 for training, 360 for testing",
         "folder    runs/fedra-digits_vit-20261129-101500",
         "",
         "rounds    ━━━━──────────────────────────  10 of 80, ETA 0:02:12",
         "round 11  ━━━━━━━━━━━━━━━━━━━━──────────  4 of 6 clients",
         "now       wave 2 of 2, 4 lanes, 15 of 30 local steps",
         "",
-        "loss      1.5000  █▇▆▆▅▄▃▃▂▁",
+        "loss      1.500  █▇▆▆▅▄▃▃▂▁",
         "speed     450 samples/s",
         "memory    812 MiB in this process",
         "",
@@ -104,14 +106,14 @@ def test_the_progress_is_there_below_the_header_and_nothing_leaves_the_terminal(
 def test_of_more_domains_than_lines_some_are_counted_and_the_average_is_there() -> None:
     lines = drawn(LiveView(trained(10, tuple(f"d{number}" for number in range(40))), HEADER), 80, 24)
     assert len(lines) == 23
-    assert lines[-3].startswith("d6 ")
-    assert lines[-2] == "… and 33 more"
+    assert lines[-3].startswith("d5 ")
+    assert lines[-2] == "… and 34 more"
     assert lines[-1].startswith("average ")
 
 
 def test_where_lines_are_few_they_are_for_domains() -> None:
-    lines = drawn(LiveView(trained(10), HEADER), 60, 18)
-    assert len(lines) == 17
+    lines = drawn(LiveView(trained(10), HEADER), 60, 19)
+    assert len(lines) == 18
     assert "" not in lines
     assert [line.split()[0] for line in lines[-7:]] == ["accuracy", *DOMAINS[:4], "…", "average"]
 

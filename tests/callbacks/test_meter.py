@@ -51,9 +51,9 @@ def test_the_loss_is_read_once_a_second_and_at_the_end_of_the_round() -> None:
         now = tenth / 10
         meter.trained(tenth, samples=tenth, loss=loss)
     assert reads == 3
-    assert "loss 2.0000" in meter.status_text()
+    assert "loss 2.000" in meter.status_text()
     meter.round_finished(metrics(0, loss=1.5))
-    assert "loss 1.5000" in meter.status_text()
+    assert "loss 1.500" in meter.status_text()
 
 
 def test_within_a_round_the_speed_of_the_last_one_and_at_first_the_expected_number_stand() -> None:

@@ -71,12 +71,28 @@ def test_an_unknown_command_is_one_line_with_the_nearest() -> None:
 
 
 def test_the_short_help_has_what_is_set_first_and_says_where_the_rest_is() -> None:
-    short, whole = fedra("simulate", "--help").stdout, fedra("simulate", "--help-all").stdout
+    short, whole = fedra("simulate", "--help").stdout, fedra("simulate", "--help_all").stdout
     assert "fedra simulate --config pacs_vit_s14" in short
     assert "--method.name fedra" in short
     assert "--method.hetlora.penalty" not in short
-    assert "--help-all lists all" in short
+    assert "--help_all lists all" in short
+    for name in ("data.image_size", "lora.target_modules", "model.head_init", "name", "evaluate_every", "report_to"):
+        assert f"\n  --{name} " in short
+    # A path is a path, whatever its limits are.
+    assert "--output_dir runs\n        folder that receives run folders (a path)\n" in short
+    assert "255 bytes" not in whole
+    assert "--dry-run" not in whole
     assert "--method.hetlora.penalty 0.01" in whole
+
+
+@pytest.mark.parametrize(
+    ("command", "refused"),
+    [("compare", ["seed", "name", "method.name"]), ("scale", ["data.clients", "early_stopping.patience"])],
+)
+def test_the_help_lists_no_field_that_the_command_refuses(command: str, refused: list[str]) -> None:
+    shown = fedra(command, "--help_all").stdout
+    assert "\n  --rounds " in shown
+    assert not [name for name in refused if f"\n  --{name} " in shown]
 
 
 MODULE = """
@@ -105,7 +121,7 @@ register_choice("data.source", "shelf")
 def test_what_an_imported_module_registers_are_options_like_any_others(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(MODULE)
     begin = ["simulate", "--import", "mine"]
-    shown = fedra(*begin, "--help-all", folder=tmp_path).stdout
+    shown = fedra(*begin, "--help_all", folder=tmp_path).stdout
     assert (
         "--method.mine.weight 0.5\n        how much of it (a number from 0 to 1; only with method.name mine)" in shown
     )
@@ -119,6 +135,29 @@ def test_what_an_imported_module_registers_are_options_like_any_others(tmp_path:
     refused = fedra(*begin, "--method.mine.weight=0.25", folder=tmp_path)
     assert "with method.name fedra, where it does nothing" in refused.stderr
     assert "found an unknown field" in fedra("simulate", "--config=c.yaml", folder=tmp_path).stderr
+
+
+WITHOUT_TRACKERS = """
+import sys
+from importlib import import_module
+
+from fedra_engine.config import validation
+
+validation.find_spec = lambda name: None
+try:
+    import_module(f"fedra_engine.commands.{sys.argv[1]}").main(["--report_to", "wandb", *sys.argv[2:]])
+except ValueError as error:
+    print(error, "torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("command", [["simulate"], ["compare", "--methods", "fedra"]])
+def test_a_missing_tracker_is_refused_before_torch_is_imported(command: list[str], tmp_path: Path) -> None:
+    done = run("-c", WITHOUT_TRACKERS, *command, folder=tmp_path)
+    assert done.stdout == (
+        "report_to: found wandb, which is not installed, expected one that is (pip install wandb, or "
+        "'fedra-engine[trackers]' for all) False\n"
+    )
 
 
 if __name__ == "__main__":

@@ -60,14 +60,16 @@ def test_it_predicts_as_the_method_does(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_a_table_is_for_people(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tuned = json.loads((digits / "summary.json").read_text())["tuned"]
+    summary = json.loads((digits / "summary.json").read_text())
     capsys.readouterr()
     main([str(digits)])
     lines = capsys.readouterr().out.splitlines()
     assert re.fullmatch("after 1 round, on [0-9,]+ test samples", lines[0])
-    (row,) = (line.split() for line in lines if line.startswith("accuracy (%)"))
-    assert row[2:4] == [f"{100 * share:.1f}" for share in tuned.values()]
-    assert [line.split()[0] for line in lines[-4:]] == ["accuracy", "test_loss", "macro_f1", "calibration_error"]
+    rows = [line.split() for line in lines[-4:]]
+    assert [row[0] for row in rows] == ["accuracy", "test", "macro-F1", "calibration"]
+    assert rows[0][:4] == ["accuracy", "(%)", *(f"{100 * share:.1f}" for share in summary["tuned"].values())]
+    macro_f1 = summary["measures"]["macro_f1"]["tuned"]
+    assert rows[2][:4] == ["macro-F1", "(%)", *(f"{100 * share:.1f}" for share in macro_f1.values())]
 
 
 def test_other_data_of_as_many_classes_are_evaluated(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -102,7 +102,7 @@ def test_values_are_typed_in_the_ways_people_type_them(arguments: list[str], fie
     ],
 )
 def test_an_unknown_option_comes_with_the_one_that_was_meant(typed: str, meant: str) -> None:
-    expected = "expected one that --help-all lists"
+    expected = "expected one that --help_all lists"
     check_error([typed, "3"], f"{typed}: found an unknown option, {expected} (did you mean --{meant}?)")
 
 
@@ -157,7 +157,7 @@ def test_shipped_configurations_are_valid(path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--foo", "3"], "--foo: found an unknown option, expected one that --help-all lists"),
+        (["--foo", "3"], "--foo: found an unknown option, expected one that --help_all lists"),
         (["--round", "3"], "--round: found an unknown option, expected .* (did you mean --rounds?)"),
         (["--data.rot=x"], "--data.rot: found an unknown option, expected .* (did you mean --data.root?)"),
         (["--rounds", "x"], "rounds: found 'x', expected a whole number"),
@@ -221,7 +221,7 @@ def test_shipped_configurations_are_valid(path: Path) -> None:
             "config: found no file 'pacs_vit_s', expected one, or one of .*label_skew.* (did you mean pacs_vit_s14?)",
         ),
         (["---seed", "3"], "---seed: found an unknown option, expected .* (did you mean --seed?)"),
-        (["foo"], "foo: found an argument without an option, expected one that --help-all lists"),
+        (["foo"], "foo: found an argument without an option, expected one that --help_all lists"),
         (["seed=3"], "seed: found an argument without an option, expected .* (did you mean --seed?)"),
         (["config=pacs_vit_s14"], "config: found an argument without an option"),
         (["--method.name", "fedar"], "method.name: found 'fedar', expected one of fedra, .* (did you mean fedra?)"),
@@ -305,7 +305,7 @@ def test_homes_are_found_wherever_a_path_is_read(tmp_path: Path, monkeypatch: py
 
 def test_the_help_says_what_a_field_takes_and_needs(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parse("--help-all")
+        parse("--help_all")
     shown = " ".join(capsys.readouterr().out.split())
     assert "local_epochs" in shown
     assert "passes over a client's samples in a round (a whole number from 1 to 100,000)" in shown
@@ -347,7 +347,7 @@ def test_help_explains_every_field_without_waiting_for_torch() -> None:
     program = (
         "import sys\n"
         "from fedra_engine.commands.simulate import parse_request\n"
-        "try:\n    parse_request(['--help-all'], '')\n"
+        "try:\n    parse_request(['--help_all'], '')\n"
         "finally:\n    assert not {'torch', 'datasets', 'transformers'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

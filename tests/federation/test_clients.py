@@ -19,6 +19,7 @@ from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.randomness import generator
 
 DOMAINS = np.repeat(np.arange(3), 4)
+NAMES = ["photo", "sketch", "cartoon"]
 CLIENTS = Clients([np.arange(5)] * 12, DOMAINS, np.full(12, 2))
 GOLDEN_DRAW = [76, 420, 801, 38]
 
@@ -93,29 +94,29 @@ def test_generators_are_the_same_on_every_platform() -> None:
 
 
 def test_capacities_follow_the_domain() -> None:
-    assert capacities_by_domain([5, 2, 1], DOMAINS, depth=6).tolist() == [5] * 4 + [2] * 4 + [1] * 4
-    assert capacities_by_domain([3], DOMAINS, depth=6).tolist() == [3] * 12
+    assert capacities_by_domain([5, 2, 1], DOMAINS, NAMES, depth=6).tolist() == [5] * 4 + [2] * 4 + [1] * 4
+    assert capacities_by_domain([3], DOMAINS, NAMES, depth=6).tolist() == [3] * 12
 
 
 @pytest.mark.parametrize("capacities", [[7, 2, 1], [0, 2, 1], [1, 2]])
 def test_impossible_capacities_are_refused(capacities: list[int]) -> None:
     with pytest.raises(InputError, match=r"clients\.capacities: found"):
-        capacities_by_domain(capacities, DOMAINS, depth=6)
+        capacities_by_domain(capacities, DOMAINS, NAMES, depth=6)
 
 
 def test_ranks_follow_the_domain() -> None:
-    ranks = ranks_by_domain([8, 2, 1], DOMAINS, full=8)
+    ranks = ranks_by_domain([8, 2, 1], DOMAINS, NAMES, full=8)
     assert ranks is not None
     assert ranks.tolist() == [8] * 4 + [2] * 4 + [1] * 4
-    assert ranks_by_domain([8, 8, 8], DOMAINS, full=8) is None
-    assert ranks_by_domain([], DOMAINS, full=8) is None
+    assert ranks_by_domain([8, 8, 8], DOMAINS, NAMES, full=8) is None
+    assert ranks_by_domain([], DOMAINS, NAMES, full=8) is None
     with pytest.raises(InputError, match=r"clients\.ranks: found 9, expected values from 1 to lora\.rank, 8"):
-        ranks_by_domain([9], DOMAINS, full=8)
+        ranks_by_domain([9], DOMAINS, NAMES, full=8)
 
 
 def test_a_device_is_available_with_its_probability() -> None:
     profiles = [DeviceConfig(availability=share) for share in (0.0, 0.25, 1.0)]
-    devices = devices_by_domain(profiles, DOMAINS, seed=0)
+    devices = devices_by_domain(profiles, DOMAINS, NAMES, seed=0)
     assert devices.of_client.tolist() == DOMAINS.tolist()
     drawn = np.array([devices.available(round) for round in range(300)])
     np.testing.assert_allclose(drawn.mean(axis=0), np.repeat([0.0, 0.25, 1.0], 4), atol=0.1)

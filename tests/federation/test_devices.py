@@ -58,7 +58,7 @@ def test_variation_is_log_normal_and_new_in_every_round() -> None:
 def test_late_and_broken_off_participants_do_not_arrive() -> None:
     # Domains of three clients: fast, slow, and one that always drops out.
     profiles = [DeviceConfig(compute=4), DeviceConfig(compute=1), DeviceConfig(compute=4, dropout=1.0)]
-    devices = devices_by_domain(profiles, np.repeat([0, 1, 2], 3), seed=0)
+    devices = devices_by_domain(profiles, np.repeat([0, 1, 2], 3), ["a", "b", "c"], seed=0)
     participants = np.array([0, 2, 3, 7])
     costs = costs_of(4, sample_flops=8e9)
     patient = simulate_round(devices, participants, costs, 0, None)
@@ -171,7 +171,9 @@ def test_what_contradicts_itself_is_reported(changes: dict, message: str) -> Non
 
 def test_devices_for_another_number_of_domains_are_reported() -> None:
     config = small_config(Path(), clients={"devices": [DeviceConfig()] * 2})
-    with pytest.raises(InputError, match=r"clients\.devices: found 2 entries, expected 1 or one for each of 6 domains"):
+    domains = "6 domains in this order: clean, inverted, rotated, noisy, edges, textured$"
+    expected = rf"^clients\.devices: found 2 entries, expected 1, or one for each of the {domains}"
+    with pytest.raises(InputError, match=expected):
         build_experiment(config, torch.device("cpu"))
 
 

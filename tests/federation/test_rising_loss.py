@@ -19,11 +19,11 @@ from tests.running import small_config
 
 BETTER, WORSE = BeforeAndAfter(0.4, 0.6), BeforeAndAfter(0.6, 0.4)
 CONFIDENT = (
-    "The loss on test samples rose from 1.00 to 1.50 although the accuracy rose: the tuned model is over-confident "
+    "The loss on test samples rose from 1.000 to 1.500 although the accuracy rose: the tuned model is over-confident "
     "where it is wrong."
 )
 LATER = (
-    "The loss on test samples was lowest after round 2, 0.500, and is 1.50 after the last: fewer rounds, or a lower "
+    "The loss on test samples was lowest after round 2, 0.5000, and is 1.500 after the last: fewer rounds, or a lower "
     "training.lr, would give probabilities that fit better."
 )
 

@@ -95,6 +95,7 @@ def test_a_table_of_long_labels_is_not_cut(compare, tmp_path: Path, capsys: pyte
     assert compare(*SMALL, "--rounds=1", f"--output_dir={tmp_path}", f"--methods={entry}") == 0
     told = capsys.readouterr().out
     assert "…" not in told
+    assert "\ns.e. is the standard error that the number of test samples gives the average.\n" in told
     assert len(next(line for line in told.splitlines() if line.startswith("method")).rstrip()) > 200
 
 

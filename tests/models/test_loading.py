@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import logging
 
 from fedra_engine.config import LoraConfig, ModelConfig
 from fedra_engine.models import loading
@@ -194,6 +197,43 @@ def test_a_pooling_is_refused_where_nothing_is_classified(tmp_path: Path) -> Non
     config = replace(saved(tmp_path, "gpt2"), pooling="mean")
     with pytest.raises(InputError, match=r"model\.pooling: found mean with a causal language model, .* expected auto"):
         load_pretrained(config, classes=None)
+
+
+def test_loading_draws_no_bar_and_leaves_those_of_the_libraries_as_they_were(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = saved(tmp_path, "vit")
+    capfd.readouterr()
+    for shown in (True, False):
+        monkeypatch.setattr(logging, "_tqdm_active", shown)
+        load_pretrained(config, classes=CLASSES)
+        assert logging.is_progress_bar_enabled() is shown
+        assert capfd.readouterr() == ("", "")
+
+
+PEFT_SPEAKS = """
+import logging
+import sys
+
+
+class Speaker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "peft":
+            logging.getLogger("bitsandbytes.backends").warning("no kernels, imported with %s", name)
+
+
+sys.meta_path.insert(0, Speaker())
+import fedra_engine.exports.merged_model
+import fedra_engine
+
+fedra_engine.simulate
+assert "peft" in sys.modules and not logging.getLogger("bitsandbytes").level
+"""
+
+
+def test_nothing_is_heard_of_bitsandbytes_when_peft_is_imported() -> None:
+    done = subprocess.run([sys.executable, "-c", PEFT_SPEAKS], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_a_timm_model_without_timm_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

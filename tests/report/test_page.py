@@ -138,19 +138,6 @@ def test_a_run_with_a_best_round_says_how_to_measure_it(tmp_path: Path, no_scrip
     assert read_page([write_run(tmp_path, "plain")]).results == []
 
 
-@pytest.mark.parametrize(
-    ("name", "before", "after", "text"),
-    [
-        ("calibration_error", 0.125, 0.0625, "12.5 → 6.2 %"),
-        ("test_loss", 2.0, 0.12345, "2.000 → 0.1235"),
-        ("perplexity", 12345.6, 31.4159, "12,346 → 31.42"),
-        ("accuracy", None, 0.5, "– → 50.0 %"),
-    ],
-)
-def test_measures_have_few_digits(name: str, before: float | None, after: float, text: str) -> None:
-    assert words.change_text(name, before, after) == text
-
-
 def test_names_are_never_taken_for_markup(tmp_path: Path, no_script: None) -> None:
     evil = "</script><img src=x onerror=alert(1)>"
     accuracy = {evil: 0.5, "b": 0.25}

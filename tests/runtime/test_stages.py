@@ -39,9 +39,19 @@ def test_the_innermost_stage_is_the_running_one() -> None:
         assert str(running_stage()) == "decoding images … 1,016 of 2,780"
         with Stage("loading the model") as inner:
             assert running_stage() is inner
-            assert str(inner) == "loading the model …"
+            assert str(inner) == "loading the model … 0 s"
         assert running_stage() is outer
     assert running_stage() is None
+
+
+def test_no_two_mentions_of_a_stage_without_steps_are_the_same(clock: Clock) -> None:
+    slow, lines = SlowStages(), list[str]()
+    with Stage("reading the data"):
+        for _ in range(20):
+            clock.now += 0.5
+            if (stage := slow.due()) is not None:
+                lines.append(str(stage))
+    assert lines == ["reading the data … 2 s", "reading the data … 6 s"]
 
 
 def test_a_stage_starts_no_thread_and_is_over_when_it_fails() -> None:

@@ -98,6 +98,21 @@ def test_what_is_below_the_probe_is_marked_and_whether_it_was_rising(at_fifteen:
     assert table("Accuracy", other, references=[reference(0, 0.46)])[-1][-1] == ""
 
 
+def legends(*results: RunResult, **others: object) -> dict[str, str]:
+    return {section.title: "\n".join(section.legend) for section in tables(findings(*results, **others))}
+
+
+def test_a_legend_explains_the_signs_that_are_in_its_table_and_no_others() -> None:
+    one = legends(RESULTS[0], references=[reference(0, 0.44)])["Accuracy"]
+    assert one == "s.e. is the standard error that the number of test samples gives the average."
+    assert "▼ marks averages below the ridge probe" in legends(RESULTS[0], references=[reference(0, 0.9)])["Accuracy"]
+    whole = legends(*RESULTS, result("flora a_b=1", 1, 0.8, 0.6))
+    assert "± is the standard deviation over the seeds" in whole["Accuracy"]
+    assert whole["Differences over seeds"].startswith("The difference is that from fedra with the same seed")
+    for_samples = "8 : 5 are 8 samples that only fedra predicts correctly, and 5 that only the method does; p is"
+    assert whole["Differences on the samples of a seed"].startswith(for_samples)
+
+
 def test_a_run_with_no_earlier_evaluation_is_neither_rising_nor_flat() -> None:
     one = replace(RESULTS[0], curve={0: 0.1, 20: 0.45})
     assert table("Accuracy", one, references=[reference(0, 0.9)])[-1][-1] == "▼"

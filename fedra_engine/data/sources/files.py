@@ -9,6 +9,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -38,6 +39,8 @@ _MARKS = {
 """Encodings by byte order mark; a mark comes before any prefix of it."""
 _SHOWN = 3
 """Maximum number of files that a message names."""
+_TRIED = 20
+"""Maximum number of folders that are tried for a message."""
 _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
 """Files that Windows leaves in folders."""
 
@@ -85,6 +88,22 @@ def visible_entries(folder: Path) -> list[Path]:
         except UnicodeEncodeError as error:
             raise InputError(f"data.root: found {str(entry)!r}, expected a name that is UTF-8 text") from error
     return entries
+
+
+def fitting_neighbour(root: Path, fits: Callable[[Path], bool]) -> str:
+    """The end of a message about a `root` that may be a level too deep or not deep enough: the folder that `fits`.
+
+    That is the first of those in `root`, its parent and the parent's; empty if none fits.
+    """
+    root = root.absolute()
+    inside = []
+    with suppress(InputError):
+        inside = [entry for entry in visible_entries(root) if os.path.isdir(entry)] if os.path.isdir(root) else []
+    for folder in (*inside[:_TRIED], root.parent, root.parent.parent):
+        with suppress(InputError):
+            if fits(folder):
+                return f"; {str(folder)!r} fits"
+    return ""
 
 
 def chosen_domains(config: DataConfig, present: Sequence[str], folder: Path) -> Sequence[str]:
@@ -174,7 +193,10 @@ def _table_files(folder: Path) -> dict[str, Path]:
     """The tables in `folder`, by file name without suffix."""
     files = list(filter(_is_table, visible_entries(folder)))
     if not files:
-        raise InputError(f"data.root: found no {' '.join(SUFFIXES)} files in {str(folder)!r}, expected one per domain")
+        near = fitting_neighbour(folder, lambda other: any(map(_is_table, visible_entries(other))))
+        raise InputError(
+            f"data.root: found no {' '.join(SUFFIXES)} files in {str(folder)!r}, expected one per domain{near}"
+        )
     by_stem = {file.stem: file for file in files}
     for file in files:
         if by_stem[file.stem] is not file:

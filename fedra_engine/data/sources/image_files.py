@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,7 +21,14 @@ from numpy.typing import NDArray
 from fedra_engine.config import DataConfig
 from fedra_engine.data.domain_data import DomainData, SampleSource, encode_names, prepare_source, sample_sources
 from fedra_engine.data.images import image_column, image_suffixes
-from fedra_engine.data.sources.files import chosen_domains, left_out_notes, text_lines, undecodable, visible_entries
+from fedra_engine.data.sources.files import (
+    chosen_domains,
+    fitting_neighbour,
+    left_out_notes,
+    text_lines,
+    undecodable,
+    visible_entries,
+)
 from fedra_engine.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,7 +52,10 @@ def load_image_folder(config: DataConfig, seed: int) -> DomainData:
         InputError: a folder is missing, cannot be listed or has no images, or a domain has too few images for a test
             set.
     """
-    data, is_split = read_image_folder(config, image_column)
+    try:
+        data, is_split = read_image_folder(config, image_column)
+    except _WrongLevelError as error:
+        raise InputError(f"{error}{_level_of(error.folder, config)}") from error
     return prepare_source(data, config, seed, split=not is_split)
 
 
@@ -65,7 +76,8 @@ def read_image_folder(
         for image in images
     ]
     if not samples:
-        raise InputError(f"data.root: found no images below {config.root!r}, expected some in every domain")
+        message = f"data.root: found no images below {config.root!r}, expected some in every domain"
+        raise _WrongLevelError(message, Path(str(config.root)))
     paths, names, domain_names, is_test = zip(*samples, strict=True)
     labels, classes = encode_names(names)
     domains = list(dict.fromkeys(domain for _, domain, _ in folders))
@@ -91,7 +103,8 @@ def _domain_folders(config: DataConfig, left_out: list[Path]) -> list[tuple[int,
     outer = [root / split for split in SPLITS] if _is_split(root, left_out) else [root]
     present = _subfolders(outer[0], left_out)
     if not present:
-        raise InputError(f"data.root: found no folders in {str(outer[0])!r}, expected one for each domain")
+        message = f"data.root: found no folders in {str(outer[0])!r}, expected one for each domain"
+        raise _WrongLevelError(message, outer[0])
     chosen = chosen_domains(config, present, outer[0])
     # Not a generator in `any`: `_is_split` adds to `left_out`.
     are_split = [len(outer) == 1 and _is_split(root / domain, left_out) for domain in chosen]
@@ -116,22 +129,53 @@ def _images_by_class(
     """The images of a domain; a class without images adds a note to `skipped`, or is an InputError."""
     names = _subfolders(folder, left_out)
     if not names:
-        raise InputError(f"data.root: found no folders in {str(folder)!r}, expected one for each class")
+        message = f"data.root: found no folders in {str(folder)!r}, expected one for each class"
+        raise _WrongLevelError(message, folder)
     classes = {}
     for name in names:
         entries = visible_entries(folder / name)
-        images = [entry for entry in entries if entry.suffix.lower() in image_suffixes()]
+        images = _images(entries)
         left_out += {*entries} - {*images}
         if images:
             classes[name] = images
         elif config.unreadable == "skip":
             skipped.append(f"{folder / name}: skipped, it has no images")
         else:
-            raise InputError(
+            raise _WrongLevelError(
                 f"data.root: found no images directly in {str(folder / name)!r}, expected files of {_KINDS}, or "
-                "data.unreadable skip"
+                "data.unreadable skip",
+                folder / name,
             )
     return classes
+
+
+def _images(entries: Sequence[Path]) -> list[Path]:
+    return [entry for entry in entries if entry.suffix.lower() in image_suffixes()]
+
+
+class _WrongLevelError(InputError):
+    """A `folder` has not what is expected at its level below the root; perhaps the root is not where it should be."""
+
+    def __init__(self, message: str, folder: Path) -> None:
+        super().__init__(message)
+        self.folder = folder
+
+
+def _level_of(folder: Path, config: DataConfig) -> str:
+    """The end of a message: what a folder seems to be that is not what it should be, and which root would fit."""
+
+    def fits(root: Path) -> bool:
+        domains = [domain for *_, domain in _domain_folders(replace(config, root=str(root), domains=[]), [])]
+        classes = [domain / name for domain in domains for name in _subfolders(domain, [])[:1]]
+        return len(classes) == len(domains) and all(_images(visible_entries(each)) for each in classes)
+
+    root, entries = Path(str(config.root)), visible_entries(folder)
+    what = ""
+    if _images(entries):
+        what = " (it has images, as a class has)"
+    elif folder != root and any(map(os.path.isdir, entries)):
+        what = " (it has folders, as a domain has)"
+    return what + fitting_neighbour(root, fits)
 
 
 def _subfolders(folder: Path, left_out: list[Path]) -> list[str]:
@@ -202,7 +246,11 @@ def _listed_domains(folder: Path) -> tuple[list[str], list[str]]:
     entries = visible_entries(folder) if folder.is_dir() else []
     names = [entry.name.removesuffix("_train.txt") for entry in entries if entry.name.endswith("_train.txt")]
     if not names:
-        raise InputError(f"data.root: found no lists in {str(folder)!r}, expected <domain>_train.txt and _test.txt")
+        below = folder.name
+        near = fitting_neighbour(folder.parent, lambda root: any((root / below).glob("*_train.txt")))
+        raise InputError(
+            f"data.root: found no lists in {str(folder)!r}, expected <domain>_train.txt and _test.txt{near}"
+        )
     lists = {f"{name}_{split}.txt" for name in names for split in SPLITS}
     others = [entry for entry in entries if entry.name not in lists]
     return names, left_out_notes(folder, others, "<domain>_train.txt and <domain>_test.txt")

@@ -24,6 +24,9 @@ PACS = os.environ.get("FEDRA_PACS")
 """Folder of the real data set, if there is one."""
 
 
+DOMAINS = {"a": ["x", "y"], "b": ["x"]}
+
+
 def load(root: Path, seed: int = 0, domains: list[str] | None = None, test_fraction: float = 0.2) -> DomainData:
     config = DataConfig("image_folder", str(root), domains=domains or [], test_fraction=test_fraction)
     return load_source(config, seed)
@@ -184,6 +187,23 @@ def test_missing_and_empty_folders_are_named(make_tree, tmp_path: Path) -> None:
         load(root)
     with pytest.raises(InputError, match=r"data\.domains: found 'z', expected some of .*'a', 'b'"):
         load(root, domains=["z"])
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_a_root_at_the_wrong_level_is_told_which_folder_fits(make_tree, tmp_path: Path, split: bool) -> None:
+    root = make_tree({"a/train": ["x"], "b/train": ["x"], "a/test": ["x"], "b/test": ["x"]} if split else DOMAINS)
+    domain = root / "a" / "train" if split else root / "a"
+    too_deep = {domain: "found no folders in '.*x', expected one for each class", domain / "x": "found no folders in"}
+    for folder, found in too_deep.items():
+        # Folders of splits are two levels below that of the domains.
+        near = "" if split and folder != domain else f"; '{root}' fits"
+        with pytest.raises(InputError, match=rf"{found}.* \(it has images, as a class has\){near}$"):
+            load(folder)
+    expected = rf"directly in '.*', expected .* skip \(it has folders, as a domain has\); '{root}' fits$"
+    with pytest.raises(InputError, match=expected):
+        load(tmp_path)
+    with pytest.raises(InputError, match=rf"no images below '.*', expected some in every domain; '{root}' fits$"):
+        load_source(DataConfig("image_folder", str(tmp_path), unreadable="skip"), 0)
 
 
 @pytest.mark.parametrize("name", ["..", "../images/a", "a/", "./a", "", "."])

@@ -193,6 +193,9 @@ def test_missing_lists_and_empty_domains_are_named(domainnet: Path, tmp_path: Pa
         load(domainnet, domains=["comic"])
     with pytest.raises(InputError, match=r"data\.root: found no lists in '.*nowhere/splits', expected <domain>_train"):
         load(tmp_path / "nowhere")
+    for wrong in (domainnet / "splits", domainnet.parent):
+        with pytest.raises(InputError, match=rf"found no lists in .* and _test\.txt; '{domainnet}' fits$"):
+            load(wrong)
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:300])])

@@ -67,6 +67,9 @@ def test_folders_that_cannot_be_used_are_reported(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"data\.root: found no \.csv .* files in '.*empty', expected one per domain"):
         load(tmp_path / "empty")
+    write(tmp_path / "above" / "corpus" / "a.csv")
+    with pytest.raises(InputError, match=r"in '.*above', expected one per domain; '.*above/corpus' fits$"):
+        load(tmp_path / "above")
     write(tmp_path / "two" / "a.csv")
     write(tmp_path / "two" / "a.jsonl")
     with pytest.raises(InputError, match=r"data\.root: found several files .*a\.\*, expected one per domain"):

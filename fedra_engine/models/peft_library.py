@@ -1,0 +1,37 @@
+"""What the engine uses of PEFT. It is imported here alone, without what bitsandbytes then says of optional kernels."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def _silent(name: str) -> Iterator[None]:
+    """Silence warnings of the library `name`."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+# PEFT imports bitsandbytes wherever it is installed.
+with _silent("bitsandbytes"):
+    from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.tuners_utils import check_target_module_exists
+    from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
+    from peft.utils.other import get_pattern_key
+
+__all__ = [
+    "INCLUDE_LINEAR_LAYERS_SHORTHAND",
+    "LoraConfig",
+    "LoraLayer",
+    "check_target_module_exists",
+    "get_pattern_key",
+    "inject_adapter_in_model",
+]
