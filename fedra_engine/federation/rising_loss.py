@@ -41,7 +41,8 @@ def loss_warnings(
     if best is not None and loss.tuned > _ABOVE_BEST * earlier[best]:
         found.append(
             f"The loss on {samples} was lowest after round {best:,}, {_text(earlier[best])}, and is "
-            f"{_text(loss.tuned)} after the last: fewer rounds, or a lower training.lr, would give probabilities that fit better."
+            f"{_text(loss.tuned)} after the last: fewer rounds, or a lower training.lr, would give probabilities that "
+            "fit better."
         )
     return found
 
