@@ -337,13 +337,12 @@ def make_clients(
     elif wanted.devices:
         devices = devices_by_domain(wanted.devices, partition.groups(len(wanted.devices)), domains, config.seed)
     ranks = ranks_by_domain(wanted.ranks, partition.groups(len(wanted.ranks)), domains, config.lora.rank)
+    blocks = np.ones(count, dtype=np.int64)
     if wanted.capacities != "memory":
         blocks = capacities_by_domain(wanted.capacities, partition.groups(len(wanted.capacities)), domains, depth)
-    elif costs is None or devices is None:
-        blocks = np.ones(count, dtype=np.int64)
-    else:
-        of_clients = np.full(count, config.lora.largest_rank) if ranks is None else ranks
-        blocks = capacities_by_memory(devices, costs, of_clients)
     clients = Clients(partition.samples, partition.domains, blocks, ranks, devices, partition.sizes)
+    if wanted.capacities == "memory" and costs is not None and devices is not None:
+        blocks = capacities_by_memory(devices, costs, clients.ranks_or(config.lora.largest_rank))
+        clients = replace(clients, capacities=blocks)
     check_sampling(wanted, clients, processes=processes)
     return clients

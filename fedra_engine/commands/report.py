@@ -35,7 +35,8 @@ def main(arguments: Sequence[str]) -> None:
         raise InputError("report: found no run, expected the folder of one: fedra report <folder>")
     if len(names) > 1 and options.output is None:
         raise InputError(f"output: found none with {count_of(len(names), 'run')}, expected a file for their page")
-    from fedra_engine.report.page import REPORT, read_page
+    from fedra_engine.callbacks.run_folder import REPORT
+    from fedra_engine.report.page import read_page
     from fedra_engine.runtime.files import write_whole
 
     folders = [Path(name).expanduser() for name in names]

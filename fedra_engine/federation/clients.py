@@ -84,6 +84,10 @@ class Clients:
     def _sizes(self) -> NDArray[np.int64]:
         return np.array([len(rows) for rows in self.samples], dtype=np.int64) if self.sizes is None else self.sizes
 
+    def ranks_or(self, full: int) -> NDArray[np.int64]:
+        """The rank of each client, int64 [clients]; `full` is that of all where `ranks` is None."""
+        return np.full(len(self), full, dtype=np.int64) if self.ranks is None else self.ranks
+
     def sample_counts(self, clients: NDArray[np.int64]) -> NDArray[np.int64]:
         """Number of training samples of each of `clients`, int64 [clients]."""
         return self._sizes[clients]

@@ -18,12 +18,12 @@ from fedra_engine.report.marks import (
     line_chart,
     runs_text,
     short,
-    some_of,
     thinned,
     tip,
     with_line_at,
 )
 from fedra_engine.runtime.errors import first_few
+from fedra_engine.runtime.selection import some_of
 
 AVERAGE = "average"
 _MOST_DOMAINS = 8
@@ -57,7 +57,7 @@ def accuracy_by_round(run: RunFacts) -> Chart | None:
     if len(domains) < len(last):
         note += f" Of {len(last)} domains, the {len(domains)} of the lowest accuracy are shown."
     rows: Rows = []
-    for number, accuracy in some_of(run.curve, _MOST_EVALUATIONS).items():
+    for number, accuracy in some_of([*run.curve.items()], _MOST_EVALUATIONS):
         shown = {AVERAGE: average(accuracy), **{name: accuracy[name] for name in domains}}
         rows += [{"round": number, "series": name, "value": 100 * value} for name, value in shown.items()]
     spec = line_chart(rows, "accuracy (%)", _PERCENT, [AVERAGE, *domains], strong=AVERAGE)
@@ -110,16 +110,16 @@ def gains(run: RunFacts) -> Chart | None:
 def loss(run: RunFacts) -> Chart | None:
     """The training loss of every round, and the loss on held-out samples wherever it was measured."""
     held_out = run.measured_on
-    measured = some_of(run.measured("test_loss"), _MOST_EVALUATIONS)
-    points = {held_out: measured.items(), "training": thinned(run.rounds, lambda each: each.loss)}
+    measured = some_of([*run.measured("test_loss").items()], _MOST_EVALUATIONS)
+    points = {held_out: measured, "training": thinned(run.rounds, lambda each: each.loss)}
     note = f"In training, mean over the samples of a round; on {held_out}, average over the domains."
     return _lines("loss", "Loss by round", note, points, "loss", ".4f")
 
 
 def shares(run: RunFacts) -> Chart | None:
     """The measures that are shares beside the accuracy, on average over the domains."""
-    measured = {name: some_of(run.measured(name), _MOST_EVALUATIONS) for name in SHARES}
-    points = {measure_name(name): [(at, 100 * value) for at, value in of.items()] for name, of in measured.items()}
+    measured = {name: some_of([*run.measured(name).items()], _MOST_EVALUATIONS) for name in SHARES}
+    points = {measure_name(name): [(at, 100 * value) for at, value in of] for name, of in measured.items()}
     note = "Average over the domains. The calibration error is how far confidence and accuracy are apart: low is good."
     return _lines("measures", "Macro-F1 and calibration error", note, points, "%", _PERCENT)
 

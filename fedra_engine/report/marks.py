@@ -7,12 +7,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import mean
-from typing import Any, TypeVar
+from typing import Any
 
 from fedra_engine.report.facts import RoundFacts
 from fedra_engine.report.vega import Spec
 
-Item = TypeVar("Item")
 Rows = list[dict[str, Any]]
 """Data of a chart. Names of fields are short, as each cell of a heat map repeats them."""
 MOST_CELLS = 2500
@@ -172,15 +171,6 @@ def binned(rounds: Sequence[RoundFacts], most: int) -> Iterator[tuple[str, Seque
     for first in range(0, len(rounds), size):
         group = rounds[first : first + size]
         yield runs_text([each.number for each in group]), group
-
-
-def some_of(values: Mapping[int, Item], most: int) -> dict[int, Item]:
-    """At most `most` of the values, by round, at even distances; the first and the last are among them."""
-    rounds = list(values)
-    if len(rounds) <= most:
-        return dict(values)
-    step = (len(rounds) - 1) / (most - 1)
-    return {rounds[round(place * step)]: values[rounds[round(place * step)]] for place in range(most)}
 
 
 def short(name: str) -> str:

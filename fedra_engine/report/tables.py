@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fedra_engine.callbacks.run_folder import BEST
 from fedra_engine.federation.averages import average
 from fedra_engine.federation.measure_text import change_text, measure_name, measure_number, percent
-from fedra_engine.report.facts import RunFacts, StartFacts, worst
+from fedra_engine.report.facts import OF_FOLDER, RunFacts, StartFacts, worst
 from fedra_engine.report.words import rounds_text
 from fedra_engine.runtime.tables import Cells, bytes_text, duration_text, flops_text
 
@@ -82,8 +83,8 @@ def best_round(run: RunFacts) -> list[Table]:
     rows.append(["average", *(measure_number("accuracy", average(of)) for of in states)])
     command = f"fedra evaluate {shlex.quote(str(run.path))} --best --data.validation_fraction 0"
     note = (
-        f"On {run.measured_on}. The best round by {measure_name(run.best.measure)} is kept in best/ beside this page. "
-        "This measures it on the test samples:"
+        f"On {run.measured_on}. The best round by {measure_name(run.best.measure)} is kept in {BEST}/ beside this "
+        "page. This measures it on the test samples:"
     )
     return [Table("Results", note, rows, command=command)]
 
@@ -147,7 +148,7 @@ def differences(runs: Mapping[str, RunFacts]) -> Table:
     rows = [["setting", *runs]]
     for name in every:
         values = [value_text(run.settings[name]) if name in run.settings else _NOTHING for run in runs.values()]
-        if len(set(values)) > 1 and name not in ("name", "output_dir"):
+        if len(set(values)) > 1 and name not in OF_FOLDER:
             rows.append([name, *values])
     note = "Settings that are not the same in all runs." if len(rows) > 1 else "All runs have the same settings."
     return Table("Configuration", note, rows if len(rows) > 1 else [], texts=True)

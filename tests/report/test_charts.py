@@ -13,7 +13,7 @@ from fedra_engine.report import charts
 from fedra_engine.report.charts import allocation, label_matrix, loss, participation, run_charts, shares, trainings
 from fedra_engine.report.comparison import comparison_charts
 from fedra_engine.report.facts import RunFacts, read_run
-from fedra_engine.report.marks import MOST_CELLS, Chart, binned, runs_text, some_of, thinned
+from fedra_engine.report.marks import MOST_CELLS, Chart, binned, runs_text, thinned
 from fedra_engine.report.vega import svg
 from tests.report.run_folders import CLIENTS, DEPTH, DOMAINS, records, start_facts, write_run
 
@@ -144,12 +144,6 @@ def test_groups_are_of_neighbours_and_keep_the_mean(run: RunFacts) -> None:
     points = list(thinned(many, lambda each: float(each.number)))
     assert len(points) == 600
     assert points[0] == (1.5, 1.5)
-
-
-def test_of_many_evaluations_some_are_shown_the_last_among_them() -> None:
-    found = some_of({number: number for number in range(1001)}, 5)
-    assert found == {0: 0, 250: 250, 500: 500, 750: 750, 1000: 1000}
-    assert some_of({3: "a", 4: "b"}, 5) == {3: "a", 4: "b"}
 
 
 def test_classes_of_many_clients_are_counted_by_domain(tmp_path: Path) -> None:
