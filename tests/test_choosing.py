@@ -200,3 +200,4 @@ def test_the_end_names_the_samples_and_the_best_round(tmp_path: Path, capsys: py
     said = capsys.readouterr().out
     assert "\nvalidation accuracy (%)  " in said
     assert f"\nbest round  {best}\n" in said
+    assert f"\nfedra evaluate {result.folder} --best measures the best round; with --data.valid" in said

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from types import TracebackType
@@ -32,7 +34,8 @@ from fedra_engine.federation.measure_text import (
 )
 from fedra_engine.federation.records import RoundMetrics
 from fedra_engine.models.state import GlobalState
-from fedra_engine.runtime.errors import PrintableFormatter, count_of, printable
+from fedra_engine.runtime.errors import InputError, PrintableFormatter, ProcessLostError, count_of, printable
+from fedra_engine.runtime.exit_codes import interrupts_shown_by
 from fedra_engine.runtime.files import writing
 from fedra_engine.runtime.stages import LOCAL_STEPS, SlowStages, Stage
 from fedra_engine.runtime.tables import PlainConsole, rich_table, table_text
@@ -125,6 +128,7 @@ class Console(Callback):
             if listens:
                 self._listen(undo)
             if self._live is not None:
+                undo.enter_context(interrupts_shown_by(partial(setattr, self.view, "notice")))
                 self._live.start(refresh=True)
                 undo.callback(self._live.stop)
             if listens:
@@ -139,7 +143,7 @@ class Console(Callback):
         # A full disk or a lost terminal may be what stopped the run.
         with suppress(OSError) if error is not None else nullcontext(), self._undo:
             if error is not None:
-                self._write_log(f"stopped: {type(error).__name__}: {error}".removesuffix(": "))
+                self._write_log(f"stopped: {_reason(error)}")
 
     def on_start(self, experiment: Experiment, state: GlobalState, first_round: int) -> None:
         config = experiment.config
@@ -196,6 +200,12 @@ class Console(Callback):
         self._validated = experiment.config.data.validation_fraction > 0
         if outcome.stopped is not None:
             self.message(f"stopped after round {outcome.rounds}{': ' if outcome.stopped else ''}{outcome.stopped}")
+            stopping = experiment.config.early_stopping
+            if stopping.patience is not None and experiment.config.keep_best is None:
+                self.message(
+                    "the state of the best round is not kept: with "
+                    f"--keep_best {stopping.measure}, fedra evaluate <run> --best can measure it"
+                )
         for name, accuracy in (("frozen", outcome.frozen), ("tuned", outcome.tuned)):
             self._write_log(f"{name}: {_accuracy_text(accuracy)}")
         if changes := _changes_text(outcome):
@@ -235,6 +245,8 @@ class Console(Callback):
         if not self._results_only and written:
             width = max(map(len, written))
             self._print("\n" + "\n".join(f"{title:<{width}}  {path}" for title, path in written.items()))
+            if "best round" in written:
+                self._print(f"\n{_best_round_text(written['run folder'])}")
 
     def _finish_round(self, metrics: RoundMetrics) -> None:
         """Print and log a round's line, unless that has been done."""
@@ -292,6 +304,22 @@ class Console(Callback):
 
     def _write_log(self, text: str) -> None:
         self._log.handle(logging.makeLogRecord({"msg": text}))
+
+
+def _best_round_text(run: Path) -> str:
+    return (
+        f"fedra evaluate {shlex.quote(str(run))} --best measures the best round; with --data.validation_fraction 0, on "
+        "the test samples"
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """What ended a run, in words where there are some."""
+    if isinstance(error, KeyboardInterrupt):
+        return str(error) or "interrupted"
+    if isinstance(error, InputError | ProcessLostError):
+        return str(error)
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 def planned(config: ExperimentConfig, log_file: Path | None) -> dict[str, str]:

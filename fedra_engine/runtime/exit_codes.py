@@ -27,6 +27,8 @@ MAIN_SPEAKS_FIRST = 5.0
 """Seconds that other processes wait before they print. Once the main process has ended, `torchrun` ends them."""
 _SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 """Messages by signal; the exit code is 128 plus the signal's number."""
+_CLOSING = "interrupted, closing files … (Ctrl-C again ends at once)"
+"""What is said at the first Ctrl-C, as closing may take a while."""
 _TELL_PARENT_DIED = 1
 """Linux's PR_SET_PDEATHSIG."""
 _SHOW_CURSOR = b"\x1b[?25h"
@@ -47,11 +49,15 @@ class Interrupted(KeyboardInterrupt):
 
 
 class _Watch:
-    """State of the signal handler: its process, open `unwound_by_signals` blocks, and whether they are being left."""
+    """State of the signal handler: its process, open `unwound_by_signals` blocks, and whether they are being left.
+
+    `show` takes what is said at the first Ctrl-C, where there is a live display.
+    """
 
     process: int | None = None
     open = 0
     unwinding = False
+    show: Callable[[str], None] | None = None
 
 
 def watch_signals() -> None:
@@ -73,11 +79,23 @@ def unwound_by_signals() -> Iterator[None]:
         _Watch.open -= 1
 
 
+@contextmanager
+def interrupts_shown_by(show: Callable[[str], None]) -> Iterator[None]:
+    """Give what is said at the first Ctrl-C to `show`, as a line on stderr would break a live display."""
+    before, _Watch.show = _Watch.show, show
+    try:
+        yield
+    finally:
+        _Watch.show = before
+
+
 def _receive(number: int, frame: object) -> None:
     # Forked processes end silently.
     if os.getpid() == _Watch.process:
         if _Watch.open and not _Watch.unwinding:
             _Watch.unwinding = True
+            if number == signal.SIGINT:
+                _say_closing()
             raise Interrupted(number)
         with suppress(OSError):
             if sys.stdout is not None and sys.stdout.isatty():
@@ -86,6 +104,15 @@ def _receive(number: int, frame: object) -> None:
             if line := _interrupt_line(Interrupted(number)):
                 os.write(2, f"{line}\n".encode())
     os._exit(128 + number)
+
+
+def _say_closing() -> None:
+    if _Watch.show is not None:
+        _Watch.show(_CLOSING)
+    elif os.environ.get("RANK", "0") == "0":
+        with suppress(OSError):
+            # Not through sys.stderr, which may be in the middle of a write.
+            os.write(2, f"{_CLOSING}\n".encode())
 
 
 def exit_code(main: Callable[[], None]) -> int:

@@ -30,7 +30,7 @@ from fedra_engine.methods.registry import method_named
 from fedra_engine.run import load_run
 from fedra_engine.run import run as train_run
 from fedra_engine.runtime.errors import InputError, count_of
-from fedra_engine.runtime.exit_codes import unwound_by_signals
+from fedra_engine.runtime.exit_codes import interrupts_shown_by, unwound_by_signals
 from fedra_engine.runtime.files import write_whole
 from fedra_engine.runtime.processes import check_cores
 from fedra_engine.runtime.tables import PlainConsole, rich_table, table_text
@@ -317,8 +317,14 @@ def shown_progress(console: PlainConsole, runs: Mapping[str, PlannedRun]) -> Ite
                 said[title] = line.removeprefix(f"{title}: ")
 
     if console.can_redraw:
-        with Live(
-            console=console, get_renderable=lambda: "\n".join(news().values()), refresh_per_second=1, transient=True
+        notices = list[str]()
+
+        def lines() -> str:
+            return "\n".join([*news().values(), *notices])
+
+        with (
+            interrupts_shown_by(notices.append),
+            Live(console=console, get_renderable=lines, refresh_per_second=1, transient=True),
         ):
             yield
         return

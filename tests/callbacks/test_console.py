@@ -4,6 +4,7 @@ import errno
 import io
 import logging
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -20,9 +21,11 @@ from fedra_engine.callback import Evaluation, Outcome, Round, Update
 from fedra_engine.callbacks import console as console_module
 from fedra_engine.callbacks.console import Console
 from fedra_engine.callbacks.description import describe
-from fedra_engine.config import ExperimentConfig
+from fedra_engine.config import EarlyStoppingConfig, ExperimentConfig
 from fedra_engine.federation.records import RoundMetrics, Tally
-from fedra_engine.runtime import stages
+from fedra_engine.runtime import exit_codes, stages
+from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.exit_codes import Interrupted
 from fedra_engine.runtime.stages import LOCAL_STEPS, Stage
 from fedra_engine.runtime.tables import PlainConsole
 from tests.running import small_config
@@ -150,6 +153,18 @@ def test_other_measures_are_averages_over_the_domains(tmp_path: Path) -> None:
     for text in (output.getvalue(), (tmp_path / "run.log").read_text()):
         assert "on average: test loss 1.500, macro-F1 37.5 %\n" in text
         assert "on average: test loss 2.000 → 1.500, macro-F1 29.2 → 37.5 %\n" in text
+
+
+@pytest.mark.parametrize(("keep_best", "said"), [(None, True), ("test_loss", False)])
+def test_who_stops_early_without_the_best_round_is_told_how_to_keep_it(keep_best: str | None, said: bool) -> None:
+    state: Any = None
+    output, share = io.StringIO(), {"a": 0.5}
+    config = ExperimentConfig(early_stopping=EarlyStoppingConfig(2, "test_loss"), keep_best=keep_best)
+    experiment = SimpleNamespace(**{**vars(EXPERIMENT), "config": config})
+    with Console(None, PlainConsole(file=output)) as console:
+        console.on_end(experiment, state, Outcome(1, share, share, share, None, "it has not improved"))
+    told = "is not kept: with --keep_best test_loss, fedra evaluate <run> --best can measure it\n"
+    assert (told in output.getvalue()) is said
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -330,14 +345,33 @@ def test_a_resumed_run_goes_on_in_the_same_log(tmp_path: Path) -> None:
     assert (tmp_path / "run.log").read_text().count("tuned: 37.5") == 2
 
 
-def test_the_log_tells_what_stopped_a_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (RuntimeError("out of memory"), "RuntimeError: out of memory"),
+        (RuntimeError(), "RuntimeError"),
+        (Interrupted(signal.SIGTERM), "terminated"),
+        (KeyboardInterrupt(), "interrupted"),
+        (InputError("rounds: found nothing"), "rounds: found nothing"),
+    ],
+)
+def test_the_log_tells_what_stopped_a_run(tmp_path: Path, error: BaseException, text: str) -> None:
     def fail() -> None:
         with Console(tmp_path / "run.log", PlainConsole(file=io.StringIO())):
-            raise RuntimeError("out of memory")
+            raise error
 
-    with pytest.raises(RuntimeError):
+    with pytest.raises(type(error)):
         fail()
-    assert "stopped: RuntimeError: out of memory" in (tmp_path / "run.log").read_text()
+    assert (tmp_path / "run.log").read_text().endswith(f"  stopped: {text}\n")
+
+
+def test_a_display_shows_an_interrupt_itself() -> None:
+    screen = PlainConsole(file=io.StringIO(), force_terminal=True, width=80, height=24)
+    with Console(None, screen, config=EXPERIMENT.config) as console:
+        assert exit_codes._Watch.show is not None
+        exit_codes._Watch.show("interrupted")
+        assert console.view.notice == "interrupted"
+    assert exit_codes._Watch.show is None
 
 
 class Terminal(io.StringIO):

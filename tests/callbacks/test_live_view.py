@@ -134,6 +134,13 @@ def test_before_the_first_round_it_shows_what_is_being_done() -> None:
     assert not any("accuracy" in line for line in lines)
 
 
+def test_a_notice_is_shown_in_place_of_what_is_being_done() -> None:
+    view = LiveView(trained(1), HEADER)
+    view.notice = "interrupted, closing files …"
+    with Stage(LOCAL_STEPS, 30):
+        assert "now       interrupted, closing files …" in drawn(view, 80, 24)
+
+
 def test_with_several_processes_it_counts_no_waves() -> None:
     view = LiveView(trained(1), HEADER)
     view.lanes, view.processes = 4, 2

@@ -12,7 +12,14 @@ from pathlib import Path
 import pytest
 
 from fedra_engine.runtime.errors import InputError
-from fedra_engine.runtime.exit_codes import BAD_INPUT, BROKEN_OFF, end, exit_code, unwound_by_signals
+from fedra_engine.runtime.exit_codes import (
+    BAD_INPUT,
+    BROKEN_OFF,
+    end,
+    exit_code,
+    interrupts_shown_by,
+    unwound_by_signals,
+)
 
 
 def test_bad_input_is_one_line_on_stderr_and_code_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,7 +69,20 @@ def test_a_signal_closes_what_is_open_and_a_second_one_does_not_wait(
                     print("waited", flush=True)
 
     assert in_fork(main) == 128 + number
-    assert capfd.readouterr() == ("closed\n", f"{word}\n")
+    at_once = "interrupted, closing files … (Ctrl-C again ends at once)\n" if word == "interrupted" else ""
+    assert capfd.readouterr() == ("closed\n", f"{at_once}{word}\n")
+
+
+def test_a_live_display_shows_itself_that_files_are_being_closed(capfd: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        with unwound_by_signals(), interrupts_shown_by(lambda text: print(f"[{text[:11]}]", flush=True)):
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            finally:
+                print("closed", flush=True)
+
+    assert in_fork(main) == 130
+    assert capfd.readouterr() == ("[interrupted]\nclosed\n", "interrupted\n")
 
 
 def test_a_signal_ends_at_once_where_nothing_is_open(capfd: pytest.CaptureFixture[str]) -> None:

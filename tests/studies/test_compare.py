@@ -14,6 +14,7 @@ from filelock import FileLock
 from fedra_engine.callbacks import checkpoint
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.commands.compare import parse_comparison
+from fedra_engine.runtime import exit_codes
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.tables import PlainConsole
 from fedra_engine.studies.compare import Outcome, check_runs, choose, compare, execute, execute_all, shown_progress
@@ -364,6 +365,9 @@ def test_a_terminal_shows_what_runs_have_done_while_they_go_on(tmp_path: Path) -
     with shown_progress(console, {run.title: run}):
         RunFolder(run.path).append_metrics(RECORDS[1])
         wait_for(console, "fedra seed 0: round 2 of 4, loss 0.5000, accuracy 50.0 %")
+        assert exit_codes._Watch.show is not None
+        exit_codes._Watch.show("interrupted, closing files")
+        wait_for(console, "interrupted, closing files")
     assert "round 1 of 4" not in console.file.getvalue()
 
 
