@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -84,27 +83,12 @@ def commands() -> Iterator[str]:
         if name == UNPARSED:
             yield f"To {purpose}: `fedra {name} --help` lists them."
             continue
-        parser = _parser(name)
+        parser = import_module(f"fedra_engine.commands.{name}").PARSER
         yield from _description(parser.description)
         yield "\n| option | value | what it does |\n|---|---|---|"
         for row in own_rows(parser):
             takes = f" ({row.takes})" if row.takes else ""
             yield f"| `--{row.name}` | {_cell(row.value)} | {_prose(row.meaning + takes, in_table=True)} |"
-
-
-def _parser(name: str) -> Parser[Any]:
-    """The parser of a command, as its help would use it."""
-    from fedra_engine.config import help as help_module
-
-    found: list[Parser[Any]] = []
-    shown, help_module.print_help = help_module.print_help, lambda parser, **how: found.append(parser)
-    try:
-        import_module(f"fedra_engine.commands.{name}").main(["--help"])
-    except SystemExit:
-        pass
-    finally:
-        help_module.print_help = shown
-    return found[0]
 
 
 def _description(text: str) -> Iterator[str]:

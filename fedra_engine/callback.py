@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from fedra_engine.federation.averages import average
+from fedra_engine.federation.measure_text import change_text, percent
 from fedra_engine.federation.records import RoundMetrics, Tally
-from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.errors import InputError, count_of
 
 if TYPE_CHECKING:
     from fedra_engine.experiment import Experiment
@@ -48,6 +50,10 @@ class Update:
     work: LocalWork
     assignment: Assignment
 
+    def __repr__(self) -> str:
+        done = f"{self.trained.clients:,} of {count_of(self.participants, 'participant')} trained"
+        return f"Update(round {self.round + 1}: {done}, {self.updates})"
+
 
 @dataclass(frozen=True)
 class Round:
@@ -69,6 +75,9 @@ class Round:
     accuracy: Mapping[str, float] = field(default_factory=dict)
     lanes: Sequence[int] = ()
 
+    def __repr__(self) -> str:
+        return f"Round({self.metrics.in_short()})"
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -84,6 +93,10 @@ class Evaluation:
     accuracy: Mapping[str, float]
     metrics: RoundMetrics | None = None
     measures: Measures = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        when = "frozen model" if self.metrics is None else f"after round {self.metrics.round + 1}"
+        return f"Evaluation({when}: average accuracy {percent(average(self.accuracy))})"
 
 
 @dataclass(frozen=True)
@@ -108,6 +121,11 @@ class Outcome:
     stopped: str | None = None
     frozen_measures: Measures = field(default_factory=dict)
     tuned_measures: Measures = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        change = change_text("accuracy", average(self.frozen), average(self.tuned))
+        ended = "" if self.stopped is None else ", stopped early"
+        return f"Outcome({count_of(self.rounds, 'round')}: average accuracy {change}{ended})"
 
 
 class Callback:

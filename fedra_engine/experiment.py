@@ -46,7 +46,7 @@ from fedra_engine.models.adapters import initial_adapters
 from fedra_engine.models.foundation import Foundation, make_foundation
 from fedra_engine.models.sharding import Sharding, is_sharded
 from fedra_engine.models.state import GlobalState
-from fedra_engine.runtime.errors import InputError, first_few
+from fedra_engine.runtime.errors import InputError, count_of, first_few
 from fedra_engine.runtime.processes import Processes
 from fedra_engine.runtime.stages import Stage
 
@@ -90,6 +90,11 @@ class Experiment:
     stand_in_fit: StandInFit | None
     newly_cached: int | None
     processing: Preprocessing | Tokenization
+
+    def __repr__(self) -> str:
+        plan = f"{self.config.method.name}, {count_of(self.config.rounds, 'round')}"
+        people = f"{count_of(len(self.clients), 'client')} in {count_of(len(self.domains), 'domain')}"
+        return f"Experiment({plan}, {people}, {type(self.foundation.model).__name__})"
 
     @cached_property
     def cost_model(self) -> CostModel:
@@ -332,13 +337,12 @@ def make_clients(
     elif wanted.devices:
         devices = devices_by_domain(wanted.devices, partition.groups(len(wanted.devices)), domains, config.seed)
     ranks = ranks_by_domain(wanted.ranks, partition.groups(len(wanted.ranks)), domains, config.lora.rank)
+    blocks = np.ones(count, dtype=np.int64)
     if wanted.capacities != "memory":
         blocks = capacities_by_domain(wanted.capacities, partition.groups(len(wanted.capacities)), domains, depth)
-    elif costs is None or devices is None:
-        blocks = np.ones(count, dtype=np.int64)
-    else:
-        of_clients = np.full(count, config.lora.largest_rank) if ranks is None else ranks
-        blocks = capacities_by_memory(devices, costs, of_clients)
     clients = Clients(partition.samples, partition.domains, blocks, ranks, devices, partition.sizes)
+    if wanted.capacities == "memory" and costs is not None and devices is not None:
+        blocks = capacities_by_memory(devices, costs, clients.ranks_or(config.lora.largest_rank))
+        clients = replace(clients, capacities=blocks)
     check_sampling(wanted, clients, processes=processes)
     return clients

@@ -19,6 +19,7 @@ from fedra_engine.callbacks.console import Console
 from fedra_engine.callbacks.early_stopping import EarlyStopping
 from fedra_engine.callbacks.fingerprint import Fingerprint, check_fingerprint, early_fingerprint, fingerprint
 from fedra_engine.callbacks.keep_best import KeepBest
+from fedra_engine.callbacks.loss_watch import LossWatch
 from fedra_engine.callbacks.partition_report import PartitionReport
 from fedra_engine.callbacks.run_folder import RunFolder, reading
 from fedra_engine.callbacks.trace import Trace
@@ -30,12 +31,13 @@ from fedra_engine.config.values import plain_copy
 from fedra_engine.experiment import Experiment, build_experiment
 from fedra_engine.exports.adapter_files import export
 from fedra_engine.exports.merged_model import export_merged
+from fedra_engine.federation.measure_text import change_text
 from fedra_engine.inputs import Inputs
 from fedra_engine.models.sharding import Sharding
 from fedra_engine.models.state import GlobalState
 from fedra_engine.report.page import read_page
 from fedra_engine.report.writer import ReportWriter
-from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.errors import InputError, count_of
 from fedra_engine.runtime.exit_codes import unwound_by_signals
 from fedra_engine.runtime.files import check_unused, write_whole
 from fedra_engine.runtime.processes import Processes, join_job
@@ -100,7 +102,7 @@ def run(
             shown.remember(start.records)
         traces = [Trace(folder.path)] if config.trace else []
         writer, plots = RunWriter(folder, begun, start), PartitionReport(folder.path, shown.detail)
-        kept = [writer, shown, plots, ReportWriter(folder.path)]
+        kept = [writer, shown, plots, ReportWriter(folder.path), LossWatch(start.records)]
         watching = [*traces, *_choosing(config, folder, begun, start), *kept, trackers, *callbacks]
         with trackers:
             state, outcome = train(experiment, start.state, start.round, watching, start.accuracy)
@@ -166,6 +168,12 @@ class Result:
     config: ExperimentConfig = field(repr=False)
     _trained: tuple[Experiment, GlobalState, Outcome] | None = field(default=None, repr=False)
     _inputs: Inputs = field(default_factory=Inputs, repr=False)
+
+    def __repr__(self) -> str:
+        if not RunFolder(self.folder).summary_file.exists():
+            return f"Result({self.folder}, not finished)"
+        change = change_text("accuracy", *(self.summary[f"average_{when}"] for when in ("frozen", "tuned")))
+        return f"Result({self.folder}, {count_of(self.summary['rounds'], 'round')}: average accuracy {change})"
 
     @cached_property
     def summary(self) -> dict[str, Any]:

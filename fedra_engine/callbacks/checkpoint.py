@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedra_engine.callback import Callback, Evaluation, Outcome, Round
 from fedra_engine.callbacks.fingerprint import Fingerprint, check_fingerprint, fingerprint
-from fedra_engine.callbacks.run_folder import RunFolder
+from fedra_engine.callbacks.run_folder import ADAPTERS, RunFolder
 from fedra_engine.callbacks.saved_rounds import Checkpoint, load_best, load_newest_intact, save_checkpoint
 from fedra_engine.experiment import Experiment
 from fedra_engine.exports.adapter_files import export
@@ -60,7 +60,7 @@ class RunWriter(Callback):
         self._folder.append_metrics(*records)
 
     def on_end(self, experiment: Experiment, state: GlobalState, outcome: Outcome) -> None:
-        export(self._folder.path / "adapters", experiment, state, outcome)
+        export(self._folder.path / ADAPTERS, experiment, state, outcome)
         self._folder.write_summary(
             {
                 "rounds": outcome.rounds,
@@ -71,7 +71,7 @@ class RunWriter(Callback):
                 "exported_accuracy": outcome.exported,
                 "average_exported": mean(outcome.exported.values()),
                 "tuned_is": outcome.tuned_is,
-                "measured_on": "validation samples" if experiment.config.data.validation_fraction else "test samples",
+                "measured_on": experiment.config.data.held_out,
                 "evaluated_blocks": experiment.method.evaluated_model().blocks.tolist(),
                 "block_changes": _changes(experiment, state),
                 "caution": experiment.method.caution,

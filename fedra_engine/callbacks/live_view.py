@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from statistics import mean
-from typing import TypeVar
 
 import psutil
 import torch
@@ -16,6 +15,7 @@ from rich.text import Text
 from fedra_engine.callbacks.meter import Meter
 from fedra_engine.federation.measure_text import measure_number, measure_title
 from fedra_engine.runtime.errors import count_of, printable
+from fedra_engine.runtime.selection import some_of
 from fedra_engine.runtime.stages import LOCAL_STEPS, Stage, running_stage
 from fedra_engine.runtime.tables import bytes_text
 
@@ -30,7 +30,6 @@ _NUMBERS = 27
 """Columns of the three numbers in a row of accuracies, and of the space around them."""
 _ENOUGH_DOMAINS = 6
 _LEVELS = "▁▂▃▄▅▆▇█"
-Value = TypeVar("Value")
 
 
 class LiveView:
@@ -158,14 +157,6 @@ def _accuracy_row(name: str, values: Sequence[float], column: int, scale: tuple[
     change = round(100 * (values[-1] - values[0]), 1)
     row.append(f"{last:>6}  ").append(f"{change:+7.1f}", "green" if change > 0 else "red" if change < 0 else "")
     return row.append("  ").append(sparkline(values, *scale), "cyan")
-
-
-def some_of(values: Sequence[Value], most: int) -> Sequence[Value]:
-    """At most `most` of the `values`, but one at least, evenly spread; the last one is always there."""
-    most = max(most, 1)
-    if len(values) <= most:
-        return values
-    return [values[(place + 1) * len(values) // most - 1] for place in range(most)]
 
 
 def sparkline(values: Sequence[float], low: float, high: float) -> str:

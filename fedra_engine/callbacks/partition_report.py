@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedra_engine.callback import Callback
+from fedra_engine.callbacks.run_folder import PARTITION
 from fedra_engine.experiment import Experiment
 from fedra_engine.federation.clients import Clients
 from fedra_engine.models.state import GlobalState
@@ -52,7 +53,7 @@ def report_partition(train: DomainData, clients: Clients, folder: Path, message:
     if len(clients) > MOST_PLOTTED:
         return
     counts = count_partition(train, clients)
-    plot_partition(counts, folder / "partition.png")
+    plot_partition(counts, folder / PARTITION)
     if len(clients) <= MOST_PRINTED and max(len(names) for _, names in counts.values()) <= MOST_COLUMNS:
         message(partition_text(counts, clients.capacities))
 

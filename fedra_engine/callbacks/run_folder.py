@@ -23,15 +23,19 @@ from fedra_engine.config.values import dump_yaml
 from fedra_engine.runtime.errors import InputError, one_line
 from fedra_engine.runtime.files import content_hash, make_folders, whole_folder, write_whole, writing
 
-RESULTS = ("summary.json", "costs.json", "outcomes.json", "report.html")
+SUMMARY, COSTS, OUTCOMES, REPORT = "summary.json", "costs.json", "outcomes.json", "report.html"
+FACTS, PARTITION = "facts.json", "partition.png"
+ADAPTERS, BEST, CHECKPOINTS, TRACE = "adapters", "best", "checkpoints", "trace"
+"""Names of files, and of folders, that a run writes into its own, each by a module of its own."""
+RESULTS = (SUMMARY, COSTS, OUTCOMES, REPORT)
 """Files that hold only as long as no further round is trained."""
 _FILES = (
-    *("config.yaml", "run.log", "metrics.jsonl", *RESULTS, "partition.png", "facts.json", ".lock"),
-    *("checkpoints/metrics.jsonl", "adapters/[!.]*", "trace/*.safetensors"),
+    *("config.yaml", "run.log", "metrics.jsonl", *RESULTS, PARTITION, FACTS, ".lock"),
+    *(f"{CHECKPOINTS}/metrics.jsonl", f"{ADAPTERS}/[!.]*", f"{TRACE}/*.safetensors"),
 )
 _FOLDERS = (
-    *("checkpoints", "tensorboard", "wandb", "adapters", "trace", "best"),
-    *("checkpoints/round_*[0-9]", "trace/round_*[0-9]", "best/round_*[0-9]"),
+    *(CHECKPOINTS, "tensorboard", "wandb", ADAPTERS, TRACE, BEST),
+    *(f"{folder}/round_*[0-9]" for folder in (CHECKPOINTS, TRACE, BEST)),
 )
 """Patterns of all that a run writes."""
 
@@ -64,9 +68,9 @@ class RunFolder:
         self.config_file = path / "config.yaml"
         self.log_file = path / "run.log"
         self.metrics_file = path / "metrics.jsonl"
-        self.kept_metrics_file = path / "checkpoints" / "metrics.jsonl"
-        self.summary_file = path / "summary.json"
-        self.best_folder = path / "best"
+        self.kept_metrics_file = path / CHECKPOINTS / "metrics.jsonl"
+        self.summary_file = path / SUMMARY
+        self.best_folder = path / BEST
         self._kept = content_hash()
         self._kept_bytes = 0
 
@@ -110,11 +114,11 @@ class RunFolder:
         """The paths that a person may look for, by title, as far as they are there."""
         paths = {
             "run folder": self.path,
-            "report": self.path / "report.html",
-            "adapters": self.path / "adapters",
+            "report": self.path / REPORT,
+            "adapters": self.path / ADAPTERS,
             "best round": max(self.best_folder.glob("round_*[0-9]"), default=self.best_folder),
             "metrics": self.metrics_file,
-            "trace": self.path / "trace",
+            "trace": self.path / TRACE,
             "tensorboard": self.path / "tensorboard",
             "log": self.log_file,
         }
@@ -177,7 +181,7 @@ class RunFolder:
         if mark is None:
             if self.summary_file.exists() or _read(self.metrics_file):
                 raise InputError(
-                    f"{self.path / 'checkpoints'}: found no checkpoint of a run that has trained, expected the newest "
+                    f"{self.path / CHECKPOINTS}: found no checkpoint of a run that has trained, expected the newest "
                     f"(nothing of the run is replaced; --config {shlex.quote(str(self.config_file))} repeats it in "
                     "another folder)"
                 )
@@ -201,7 +205,7 @@ class RunFolder:
         """
         for name in RESULTS:
             (self.path / name).unlink(missing_ok=True)
-        for trace in self.path.glob("trace/round_*"):
+        for trace in self.path.glob(f"{TRACE}/round_*"):
             number = re.fullmatch(r"round_(\d+)", trace.name)
             if number and int(number[1]) > last_round:
                 shutil.rmtree(trace)

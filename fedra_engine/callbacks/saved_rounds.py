@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from fedra_engine.callbacks.run_folder import RunFolder, reading
+from fedra_engine.callbacks.run_folder import CHECKPOINTS, RunFolder, reading
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.files import content_hash, make_folders, remove_unfinished, whole_folder
 
@@ -37,7 +37,7 @@ class Checkpoint(NamedTuple):
 
 def save_checkpoint(folder: Path, round: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
     """`save_round` in `checkpoints` of a run's `folder`, where the newest `_KEPT` stay."""
-    return save_round(folder / "checkpoints", round, tensors, state, kept=_KEPT)
+    return save_round(folder / CHECKPOINTS, round, tensors, state, kept=_KEPT)
 
 
 def save_round(
@@ -89,7 +89,7 @@ def save_round(
 def load_newest_intact(folder: Path) -> Checkpoint | None:
     """Load a run's newest intact checkpoint, tensors on the CPU; None without any, InputError if all are damaged."""
     damage: InputError | None = None
-    for round, path in reversed(saved_rounds(folder / "checkpoints")):
+    for round, path in reversed(saved_rounds(folder / CHECKPOINTS)):
         try:
             return load_round(round, path)._replace(passed_over=str(damage or ""))
         except InputError as error:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save, save_file
 
 from fedra_engine.callback import Callback, Round, Update
+from fedra_engine.callbacks.run_folder import TRACE
 from fedra_engine.data.samples import Samples
 from fedra_engine.experiment import Experiment
 from fedra_engine.models.foundation import Foundation
@@ -29,7 +30,7 @@ class Trace(Callback):
     every_process = True
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder / "trace"
+        self._folder = folder / TRACE
 
     def on_start(self, experiment: Experiment, state: GlobalState, first_round: int) -> None:
         if not self._folder.parent.is_dir():

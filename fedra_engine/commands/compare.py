@@ -64,6 +64,7 @@ _OF_ALL = (
     "data.validation_fraction",
 )
 """Options of the whole comparison."""
+PARSER = Parser(ExperimentConfig, DESCRIPTION, _OPTIONS, {"output_dir": "runs/compare"}, without=_PLANNED)
 _VALIDATION_FRACTION = 0.2
 """Of a grid's runs, if the configuration has none."""
 _LONGEST_FOLDER = 200
@@ -128,10 +129,9 @@ def parse_comparison(arguments: Sequence[str]) -> Comparison:
     """Read the options of `compare`."""
     options, others = split_options(arguments, _OPTIONS)
     check_not_given(others, _PLANNED)
-    parser = Parser(ExperimentConfig, DESCRIPTION, _OPTIONS, {"output_dir": "runs/compare"}, without=_PLANNED)
 
     def read(fields: Mapping[str, str]) -> ExperimentConfig:
-        return parser.parse([*others, *(f"--{field}={value}" for field, value in fields.items())])
+        return PARSER.parse([*others, *(f"--{field}={value}" for field, value in fields.items())])
 
     # Answers --help and --print_config, too.
     base = read({})

@@ -102,7 +102,7 @@ def _outside_blocks(foundation: Foundation) -> list[tuple[str, int]]:
 def _costs_table(experiment: Experiment) -> str:
     """One row for each capacity and rank among the clients; memory is the sum of the three columns after it."""
     clients = experiment.clients
-    ranks = np.full(len(clients), experiment.foundation.adapter_layout.rank) if clients.ranks is None else clients.ranks
+    ranks = clients.ranks_or(experiment.foundation.adapter_layout.rank)
     kinds, examples = np.unique(np.stack([clients.capacities, ranks]), axis=1, return_index=True)
     names = ["capacity", "rank", "blocks", "trainable", "uploaded", "downloaded", "memory"]
     rows = [[*names, "frozen", "trained", "activations", "FLOPs per sample"]]

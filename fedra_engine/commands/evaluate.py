@@ -58,18 +58,21 @@ class _Changeable:
     execution: ExecutionConfig = group(ExecutionConfig)
 
 
+PARSER = Parser(_Changeable, DESCRIPTION, _OPTIONS, reads_files=False)
+
+
 def main(arguments: Sequence[str]) -> None:
     """Evaluate the run named by `arguments`, and print its accuracy and loss."""
     options, rest = split_options(arguments, _OPTIONS)
     folders, others = split_positional(rest)
     asked = [option for option in given_options(others) if option.split(".")[0] not in ("data", "execution")]
     if {"help", "help_all"} & set(asked):
-        Parser(_Changeable, DESCRIPTION, _OPTIONS, reads_files=False).parse(others)
+        PARSER.parse(others)
     for name in asked:
         if name in ("config", "print_config") or type_of_field(name, ExperimentConfig) is not None:
             raise InputError(f"evaluate: found --{name}, expected options of data and execution alone")
     # Also refuses options that there are not.
-    Parser(_Changeable).parse(others)
+    PARSER.parse(others)
     if len(folders) != 1:
         found = ", ".join(folders) or "no run"
         raise InputError(f"evaluate: found {found}, expected the folder of one run: fedra evaluate <folder>")

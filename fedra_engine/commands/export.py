@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from fedra_engine.config.options import NATURAL
 from fedra_engine.config.parsing import (
     CommandOption,
+    NoFields,
     Parser,
     parse_option,
     quiet_libraries,
@@ -32,11 +32,7 @@ _OPTIONS = (
     CommandOption("output", "FOLDER", "A new folder; by default model, or model_client_N, in that of the run"),
     CommandOption("client", "N", "The number of a client, from 0, whose sub-model is written"),
 )
-
-
-@dataclass
-class _NoFields:
-    """The experiment is that of the run."""
+PARSER = Parser(NoFields, DESCRIPTION, _OPTIONS, reads_files=False)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -44,7 +40,7 @@ def main(arguments: Sequence[str]) -> None:
     options, rest = split_options(arguments, _OPTIONS)
     folders, others = split_positional(rest)
     # Answers --help, too.
-    Parser(_NoFields, DESCRIPTION, _OPTIONS, reads_files=False).parse(others)
+    PARSER.parse(others)
     if len(folders) != 1:
         found = ", ".join(folders) or "no run"
         raise InputError(f"export: found {found}, expected the folder of one run: fedra export <folder>")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from fedra_engine.config.parsing import CommandOption, Parser, split_options, split_positional
+from fedra_engine.config.parsing import CommandOption, NoFields, Parser, split_options, split_positional
 from fedra_engine.runtime.errors import InputError, count_of
 
 DESCRIPTION = """A report of a run as one HTML page: accuracies, who trained what, and at what cost.
@@ -21,11 +20,7 @@ _OPTIONS = (
     CommandOption("output", "FILE", "Where the page goes; the run's own report.html if there is one run"),
     CommandOption("figures", "FOLDER", "Where the page's charts go, too, as SVG and PNG"),
 )
-
-
-@dataclass
-class _NoFields:
-    """No option of an experiment is one of this command."""
+PARSER = Parser(NoFields, DESCRIPTION, _OPTIONS, reads_files=False)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -33,14 +28,15 @@ def main(arguments: Sequence[str]) -> None:
     options, rest = split_options(arguments, _OPTIONS)
     names, others = split_positional(rest)
     if {"-h", "--help", "--help-all", "--help_all"} & set(others):
-        Parser(_NoFields, DESCRIPTION, _OPTIONS, reads_files=False).parse(others)
+        PARSER.parse(others)
     if others:
         raise InputError(f"report: found {others[0]}, expected folders of runs, --output and --figures alone")
     if not names:
         raise InputError("report: found no run, expected the folder of one: fedra report <folder>")
     if len(names) > 1 and options.output is None:
         raise InputError(f"output: found none with {count_of(len(names), 'run')}, expected a file for their page")
-    from fedra_engine.report.page import REPORT, read_page
+    from fedra_engine.callbacks.run_folder import REPORT
+    from fedra_engine.report.page import read_page
     from fedra_engine.runtime.files import write_whole
 
     folders = [Path(name).expanduser() for name in names]

@@ -52,6 +52,7 @@ _PLANNED = (
 """Fields that the study sets itself."""
 _IDLE = ("report_to", "evaluate_every", "trace", "keep_best", "early_stopping")
 """Fields and groups that do nothing here: rounds are timed, but none is evaluated or kept."""
+PARSER = Parser(ExperimentConfig, DESCRIPTION, _OPTIONS, {"output_dir": "runs/scaling"}, without=(*_PLANNED, *_IDLE))
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -70,8 +71,7 @@ def parse_scaling(arguments: Sequence[str]) -> Scaling:
         if name.split(".")[0] in _IDLE:
             raise InputError(f"{name}: found it with scale, where it does nothing, expected none")
     # Answers --help and --print_config, too.
-    defaults, without = {"output_dir": "runs/scaling"}, (*_PLANNED, *_IDLE)
-    config = Parser(ExperimentConfig, DESCRIPTION, _OPTIONS, defaults, without=without).parse(others)
+    config = PARSER.parse(others)
     if options.clients is None:
         raise InputError("clients: found none, expected numbers of clients (--clients 10,100,1000)")
     clients, processes, projected = (

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from fedra_engine.callbacks.run_folder import RunFolder
@@ -40,6 +41,7 @@ _OPTIONS = (
     QUIET,
     LOG_LEVEL,
 )
+PARSER = Parser(ExperimentConfig, DESCRIPTION, _OPTIONS)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -96,7 +98,7 @@ def parse_request(arguments: Sequence[str], description: str) -> RunRequest:
     dry_run, quiet = options.dry_run == "true", options.quiet == "true"
     log_level = logging.getLevelNamesMapping()[options.log_level.upper()]
     if options.resume is None or {"-h", "--help", "--help-all", "--help_all"} & set(others):
-        config = Parser(ExperimentConfig, description, _OPTIONS).parse(others)
+        config = replace(PARSER, description=description).parse(others)
         validate(config)
         return RunRequest(config, None, dry_run, quiet, log_level)
     more, others = split_options(others, [CommandOption("rounds")])

@@ -122,6 +122,11 @@ class DataConfig:
         10, allowed.SAMPLES, needs=[{"partition": ("domain", "iid", "dirichlet", "shards", "quantity", "natural")}]
     )
 
+    @property
+    def held_out(self) -> str:
+        """What evaluations are on: `test samples`, or the `validation samples` that take their place."""
+        return "validation samples" if self.validation_fraction else "test samples"
+
     def check(self) -> None:
         """Raise InputError if a source of files has no `root`, or a domain is named twice."""
         if self.source in _FILES and self.root is None:

@@ -83,6 +83,11 @@ IMPORT = CommandOption(
 
 
 @dataclass
+class NoFields:
+    """The fields of a command that takes none of an experiment."""
+
+
+@dataclass
 class Parser(Generic[Config]):
     """Reads the fields of a dataclass from arguments.
 

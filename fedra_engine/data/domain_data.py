@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedra_engine.config import DataConfig
-from fedra_engine.runtime.errors import InputError, first_few
+from fedra_engine.runtime.errors import InputError, count_of, first_few
 from fedra_engine.runtime.randomness import generator
 
 if TYPE_CHECKING:
@@ -77,6 +77,10 @@ class DomainData:
     fingerprint: str | None = None
     notes: list[str] = field(default_factory=list)
     given_as: str = "data.root"
+
+    def __repr__(self) -> str:
+        parts = f"{count_of(len(self.domain_of), 'sample')} in {count_of(len(self.domains), 'domain')}"
+        return f"DomainData({self.task}: {parts})"
 
     def __len__(self) -> int:
         return len(self.domain_of)

@@ -287,6 +287,9 @@ class ImageSamples:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        return f"ImageSamples({len(self):,})"
+
     def digest(self) -> str:
         """Hex digest of pixels and preprocessing."""
         content = f"{self.preprocessing} {self.pixels.digest(self.stored)}"
@@ -345,6 +348,9 @@ class TokenSamples:
 
     def __len__(self) -> int:
         return len(self.domains)
+
+    def __repr__(self) -> str:
+        return f"TokenSamples({len(self):,})"
 
     @property
     def labels(self) -> Tensor:

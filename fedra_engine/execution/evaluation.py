@@ -22,6 +22,7 @@ from fedra_engine.execution.plan import ExitCopy
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.state import EvaluatedModel, GlobalState
+from fedra_engine.runtime.errors import count_of
 from fedra_engine.runtime.processes import Processes
 from fedra_engine.runtime.randomness import generator
 from fedra_engine.runtime.stages import Stage
@@ -72,6 +73,9 @@ class Evaluator:
     test: Samples
     domains: Sequence[str]
     processes: Processes = field(default_factory=Processes.alone)
+
+    def __repr__(self) -> str:
+        return f"Evaluator({self.test} of {count_of(len(self.domains), 'domain')})"
 
     @cached_property
     def metrics(self) -> dict[str, Metric]:
@@ -227,6 +231,9 @@ class FisherInformation:
     samples: Samples
     seed: int
     processes: Processes = field(default_factory=Processes.alone)
+
+    def __repr__(self) -> str:
+        return f"FisherInformation({self.samples})"
 
     def __call__(self, state: GlobalState, count: int, round: int) -> NDArray[np.float64]:
         """Score the blocks of `state`, float64 [blocks], by Σ over a block's factors of ‖mean over samples of g²‖_F.

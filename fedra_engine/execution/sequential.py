@@ -44,6 +44,9 @@ class SequentialExecutor:
     """Those of the blocks, for stand-ins."""
     lanes: int = field(default=1, init=False)
 
+    def __repr__(self) -> str:
+        return "SequentialExecutor()"
+
     def train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
         """Train the participants in the order of `work`; yields the updates of one client at a time."""
         self.foundation.use_base(state.base)

@@ -19,7 +19,7 @@ from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.stand_ins import StandIns
 from fedra_engine.models.state import GlobalState
-from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.errors import InputError, count_of
 from fedra_engine.runtime.processes import Processes
 from fedra_engine.runtime.randomness import generator
 from fedra_engine.runtime.stages import Stage
@@ -49,6 +49,9 @@ class StandInFit:
     config: MethodConfig
     seed: int
     processes: Processes
+
+    def __repr__(self) -> str:
+        return f"StandInFit(rank {self.config.stand_in_rank}, {count_of(len(self.rows), 'sample')})"
 
     def is_due(self, round: int) -> bool:
         """Whether the maps are fitted again before `round`."""

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 from fedra_engine.config import ExperimentConfig
+from fedra_engine.data.preprocessing import Preprocessing
+from fedra_engine.data.tokenization import Tokenization
 from fedra_engine.inputs import IN_MEMORY
 from fedra_engine.models.foundation import Foundation, classifies_text
 from fedra_engine.models.loading import (
@@ -19,6 +24,8 @@ from fedra_engine.models.loading import (
 )
 from fedra_engine.models.quantization import quantization_settings
 
+Processing = Preprocessing | Tokenization
+"""How images or texts become a model's inputs."""
 _FOLDER = 'folder = "."  # where this file is'
 _LABELS = ['with open(f"{folder}/labels.json") as file:', "    labels = json.load(file)"]
 _NAMED = ["id2label=dict(enumerate(labels))", "label2id={label: i for i, label in enumerate(labels)}"]
@@ -26,10 +33,13 @@ _HEAD = f'head = load_file(f"{{folder}}/{HEAD_FILE}")'
 _LOGITS_OF_FEATURES = 'return features.to(head["weight"].dtype) @ head["weight"].T + head["bias"]'
 
 
-def loading_lines(foundation: Foundation, config: ExperimentConfig, depth: int) -> str:
+def loading_lines(
+    foundation: Foundation, config: ExperimentConfig, depth: int, processing: Processing | None = None
+) -> str:
     """Python that loads the saved adapter with transformers and PEFT alone, and defines `logits(**inputs)`.
 
-    A model that was passed from Python is called `my_model`.
+    A model that was passed from Python is called `my_model`. With the run's `processing`, the lines also make the
+    inputs of an image or a text, with what is saved beside the adapter, and print what the model makes of them.
     """
     auto_class = model_class(foundation)
     settings: Any = foundation.model.config
@@ -56,7 +66,8 @@ def loading_lines(foundation: Foundation, config: ExperimentConfig, depth: int) 
     if depth < foundation.depth:
         load.append(f'del model.get_submodule("{own_path(foundation.model, foundation.block_path)}")[{depth}:]')
     load.append("model = PeftModel.from_pretrained(model, folder).eval()")
-    return _with_logits(foundation, imports, load)
+    by_name, quantized = base_model(config) is not None, config.model.load_in is not None
+    return _complete(foundation, imports, load, _use(foundation, processing, by_name=by_name, quantized=quantized))
 
 
 def _quantization(foundation: Foundation, config: ExperimentConfig) -> list[str]:
@@ -68,15 +79,55 @@ def _quantization(foundation: Foundation, config: ExperimentConfig) -> list[str]
     return ["quantization = BitsAndBytesConfig(", *arguments, ")"]
 
 
-def merged_loading_lines(foundation: Foundation) -> str:
-    """Python that loads a merged model with transformers alone, and defines `logits(**inputs)`."""
+def merged_loading_lines(foundation: Foundation, processing: Processing | None = None) -> str:
+    """Python that loads a merged model with transformers alone; the rest as in `loading_lines`."""
     auto_class = model_class(foundation)
     load = [_FOLDER, f"model = {auto_class}.from_pretrained(folder).eval()"]
-    return _with_logits(foundation, [f"from transformers import {auto_class}"], load)
+    use = _use(foundation, processing, by_name=True)
+    return _complete(foundation, [f"from transformers import {auto_class}"], load, use)
 
 
-def _with_logits(foundation: Foundation, imports: list[str], load: list[str]) -> str:
-    """Complete lines that import and lines that load `model` by the definition of `logits`."""
+class _Use(NamedTuple):
+    """Lines that import what the use of a model needs, and those that use it."""
+
+    imports: list[str]
+    lines: list[str]
+
+
+def _use(foundation: Foundation, processing: Processing | None, *, by_name: bool, quantized: bool = False) -> _Use:
+    """How the model is asked for an image or a text; nothing without `processing`.
+
+    Args:
+        foundation: the model.
+        processing: how images or texts become its inputs.
+        by_name: whether the lines load it from a folder or by its name, and not from Python.
+        quantized: whether its weights are quantized, and may lie on a GPU.
+    """
+    if processing is None:
+        return _Use([], [])
+    moved = ".to(model.device)" if quantized else ""
+    if isinstance(processing, Preprocessing):
+        side, mode = processing.image_size, "RGB" if processing.channels == 3 else "L"
+        thing, maker, kind = "image", "processor", "AutoImageProcessor"
+        one = f'Image.new("{mode}", ({side}, {side}))  # put one of yours here'
+        imports, arguments = ["from PIL import Image", f"from transformers import {kind}"], 'return_tensors="pt"'
+        if foundation.dtype != torch.float32:
+            moved += ".to(model.dtype)" if by_name else f".to({foundation.dtype})"
+    else:
+        thing, maker, kind, one = "text", "tokenizer", "AutoTokenizer", '"a text of yours"'
+        # Not every model takes the types that some tokenizers make, and the run's had none.
+        imports, arguments = [f"from transformers import {kind}"], 'return_token_type_ids=False, return_tensors="pt"'
+        if foundation.task.trains_head:
+            arguments = f"truncation=True, {arguments}"
+    answer = "logits(**inputs)"
+    if by_name and has_own_head(foundation):
+        answer = f"model.config.id2label[{answer}.argmax().item()]"
+    loaded, made = f"{kind}.from_pretrained(folder)", f"{maker}({thing}, {arguments}){moved}"
+    return _Use(imports, [f"{maker} = {loaded}", f"{thing} = {one}", f"inputs = {made}", f"print({answer})"])
+
+
+def _complete(foundation: Foundation, imports: list[str], load: list[str], use: _Use) -> str:
+    """Complete lines that import and lines that load `model` by the definition of `logits`, and by its `use`."""
     pooling = pooling_of(foundation)
     define = ["def logits(**inputs):"]
     if isinstance(foundation.model, ImageClassifier):
@@ -89,10 +140,20 @@ def _with_logits(foundation: Foundation, imports: list[str], load: list[str]) ->
             imports.append("import torch")
         load = [*load, _HEAD]
         define += [f"    {line}" for line in [*_FEATURES[pooling], _LOGITS_OF_FEATURES]]
-    modules, names = (sorted(line for line in imports if line.startswith(word)) for word in ("import", "from"))
-    # As formatters have it: the standard library, then others.
+    after = ["", "", *use.lines] if use.lines else []
+    return "\n".join([*_sorted([*imports, *use.imports]), "", *load, "", "", *define, *after, ""])
+
+
+def _sorted(imports: Sequence[str]) -> list[str]:
+    """Lines of imports as formatters have them: modules, then names from modules, a line for each module."""
+    modules, names = {line for line in imports if line.startswith("import")}, dict[str, set[str]]()
+    for line in set(imports) - modules:
+        module, _, found = line.removeprefix("from ").partition(" import ")
+        names.setdefault(module, set()).update(found.split(", "))
+    # The standard library is apart.
     gap = [""] if "import json" in modules else []
-    return "\n".join([*modules, *gap, *names, "", *load, "", "", *define, ""])
+    by_name = sorted(names, key=str.lower)
+    return [*sorted(modules), *gap, *(f"from {module} import {', '.join(sorted(names[module]))}" for module in by_name)]
 
 
 _MASK = [

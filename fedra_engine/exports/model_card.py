@@ -23,7 +23,7 @@ from fedra_engine.federation.measure_text import measure_number, percent
 from fedra_engine.inputs import IN_MEMORY
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.loading import HEAD_FILE
-from fedra_engine.runtime.errors import count_of, first_few, printable
+from fedra_engine.runtime.errors import count_of, first_few, printable, span_of
 
 _PIPELINES = {
     "image_classification": "image-classification",
@@ -45,8 +45,9 @@ def adapter_card(experiment: Experiment, outcome: Outcome, best_by: str | None =
     load_it = "load it" if base_model(config) else "put it on the model that the run was given, here `my_model`"
     parts = [
         f"A LoRA adapter, tuned by fedra-engine in {count_of(outcome.rounds, 'round')} of `{config.method.name}`. "
-        f"These lines {load_it}:",
-        _code(loading_lines(foundation, config, depth)),
+        f"These lines {load_it}, and ask it about {_thing(experiment)}:",
+        _code(loading_lines(foundation, config, depth, experiment.processing)),
+        *_base(experiment),
         _expected(experiment, outcome) if best_by is None else _expected_of_best(experiment, outcome, best_by),
     ]
     if depth < foundation.depth:
@@ -70,8 +71,8 @@ def merged_card(experiment: Experiment, outcome: Outcome, blocks: Sequence[int],
     what = "The model" if client is None else f"The sub-model of client {client}"
     parts = [
         f"{what} that fedra-engine tuned in {rounds} of `{experiment.config.method.name}`, with its adapters merged "
-        "into the weights. These lines load it:",
-        _code(merged_loading_lines(foundation)),
+        f"into the weights. These lines load it, and ask it about {_thing(experiment)}:",
+        _code(merged_loading_lines(foundation, experiment.processing)),
     ]
     if len(blocks) < foundation.depth:
         numbers = first_few([str(block + 1) for block in blocks], foundation.depth)
@@ -125,6 +126,24 @@ def _expected_of_best(experiment: Experiment, outcome: Outcome, measure: str) ->
         f"{text} With the run's `{inputs}`, as the settings in `config.yaml` make them, `logits` has an accuracy of "
         f"{average} on average over the domains."
     )
+
+
+def _thing(experiment: Experiment) -> str:
+    return "an image" if isinstance(experiment.processing, Preprocessing) else "a text"
+
+
+def _base(experiment: Experiment) -> list[str]:
+    """What one must know of the base model that the lines load."""
+    if base_model(experiment.config) is None:
+        return []
+    parts = ["`base` is where the base model was in the run: if it has moved, set `base` to where it is now."]
+    if has_own_head(experiment.foundation):
+        parts.append(
+            "transformers may report weights of the classifier as MISSING or MISMATCH. That is expected where the base "
+            "model has no classifier, or one for other classes: it begins with random weights, in whose place the "
+            "adapter then puts the tuned ones."
+        )
+    return [" ".join(parts)]
 
 
 def _quantization(experiment: Experiment) -> list[str]:
@@ -185,11 +204,12 @@ def _facts(experiment: Experiment, outcome: Outcome) -> str:
     base, training, root = base_model(config), config.training, config.data.root
     source = f"`{config.data.source}`" + ("" if root is None or root == IN_MEMORY else f", `{_name(root)}`")
     classes = f"{len(data.classes):,} classes, " if data.classes else ""
+    blocks = span_of(experiment.clients.capacities.tolist(), "block")
     rows = {
         "base model": f"`{_name(base) if base else type(experiment.foundation.model).__name__}`",
         "data": f"{source}: {classes}{count_of(len(data), 'training sample')}",
         "domains": first_few([_cell(domain) for domain in experiment.domains], _NAMES),
-        "clients": f"{len(experiment.clients):,}, which hold {_span(experiment.clients.capacities.tolist())}",
+        "clients": f"{len(experiment.clients):,}, which hold {blocks}",
         "method": f"`{config.method.name}`, {count_of(outcome.rounds, 'round')}",
         "adapters": _adapters(experiment.foundation),
         "local training": f"{training.optimizer}, learning rate {training.lr:g}, batches of {training.batch_size}",
@@ -212,7 +232,7 @@ def _adapters(foundation: Foundation) -> str:
 
 def _figures(experiment: Experiment, outcome: Outcome) -> str:
     """A table of accuracies, as `summary.json` has them, in percent."""
-    held_out = "validation" if experiment.config.data.validation_fraction else "test"
+    held_out = experiment.config.data.held_out.removesuffix(" samples")
     right = "correctly predicted samples" if experiment.foundation.task.trains_head else "correctly predicted tokens"
     columns: dict[str, Mapping[str, float]] = {"before tuning": outcome.frozen, "after": outcome.exported}
     names = [*map(_cell, outcome.exported), "average"]
@@ -221,11 +241,6 @@ def _figures(experiment: Experiment, outcome: Outcome) -> str:
         values = [measure_number("accuracy", of) for of in (*accuracy.values(), mean(accuracy.values()))]
         lines.append(f"| {name} | {' | '.join(values)} |")
     return f"Share of {right} in the {held_out} set of each domain:\n\n" + "\n".join(lines)
-
-
-def _span(capacities: Sequence[int]) -> str:
-    least, most = int(min(capacities)), int(max(capacities))
-    return count_of(most, "block") if least == most else f"{least} to {count_of(most, 'block')}"
 
 
 def _name(root: str) -> str:

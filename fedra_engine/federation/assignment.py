@@ -13,6 +13,7 @@ from torch import Tensor
 from fedra_engine.federation.allocation import Allocation
 from fedra_engine.federation.local_terms import LocalTerm
 from fedra_engine.models.adapters import AdapterLayout, Factor
+from fedra_engine.runtime.errors import count_of, span_of
 
 HandOut = Callable[[int, NDArray[np.int64], Tensor], None]
 """Called with a client, its blocks and their slots [blocks, slot size], filled from the global adapters; overwrites
@@ -55,6 +56,14 @@ class Assignment:
         """Raise ValueError when a participant holds blocks but reaches no exit."""
         if self.exits and not (self.has_exit.any(axis=1) | ~self.held.any(axis=1)).all():
             raise ValueError(f"exits: found a participant that holds blocks but none of {self.exits}, expected one")
+
+    def __repr__(self) -> str:
+        people, depth = self.held.shape
+        if not people:
+            return "Assignment(nobody)"
+        held = span_of(self.held.sum(axis=1).tolist(), "block")
+        trained = "" if self.trained is None else f", train {span_of(self.trained.sum(axis=1).tolist(), 'block')}"
+        return f"Assignment({count_of(people, 'participant')} of {depth} blocks hold {held}{trained})"
 
     @property
     def trained_blocks(self) -> Allocation:

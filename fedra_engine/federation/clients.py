@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedra_engine.config import ClientsConfig, DeviceConfig
-from fedra_engine.runtime.errors import InputError, first_few
+from fedra_engine.runtime.errors import InputError, count_of, first_few, span_of
 from fedra_engine.runtime.randomness import generator
 
 _MOST_NAMED = 12
@@ -35,6 +35,9 @@ class Devices:
     profiles: Sequence[DeviceConfig]
     of_client: NDArray[np.int64]
     seed: int
+
+    def __repr__(self) -> str:
+        return f"Devices({count_of(len(self.of_client), 'client')} with {count_of(len(self.profiles), 'kind')} of them)"
 
     def available(self, round: int) -> NDArray[np.bool_]:
         """Draw whether each client is available in `round`, bool [clients]."""
@@ -73,9 +76,17 @@ class Clients:
     def __len__(self) -> int:
         return len(self.samples)
 
+    def __repr__(self) -> str:
+        samples, blocks = count_of(int(self._sizes.sum()), "training sample"), self.capacities.tolist()
+        return f"Clients({len(self):,} with {samples}, which hold {span_of(blocks, 'block')})"
+
     @cached_property
     def _sizes(self) -> NDArray[np.int64]:
         return np.array([len(rows) for rows in self.samples], dtype=np.int64) if self.sizes is None else self.sizes
+
+    def ranks_or(self, full: int) -> NDArray[np.int64]:
+        """The rank of each client, int64 [clients]; `full` is that of all where `ranks` is None."""
+        return np.full(len(self), full, dtype=np.int64) if self.ranks is None else self.ranks
 
     def sample_counts(self, clients: NDArray[np.int64]) -> NDArray[np.int64]:
         """Number of training samples of each of `clients`, int64 [clients]."""

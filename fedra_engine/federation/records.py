@@ -16,7 +16,7 @@ from fedra_engine.federation.allocation import Allocation
 from fedra_engine.federation.averages import finite_values
 from fedra_engine.federation.updates import ClientUpdates
 from fedra_engine.federation.work import LocalWork
-from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.errors import InputError, count_of
 
 _LOG = logging.getLogger(__name__)
 MOST_RECORDED = 100
@@ -81,6 +81,9 @@ class Tally:
     samples: int = 0
     loss: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     _returned: list[tuple[NDArray[np.int64], NDArray[np.int64], Tensor]] = field(default_factory=list, repr=False)
+
+    def __repr__(self) -> str:
+        return f"Tally({count_of(self.clients, 'client')}, {count_of(self.samples, 'sample')})"
 
     def mean_loss(self) -> float | None:
         """Mean loss of a sample, None when nobody trained; waits for the executor's device."""
@@ -191,6 +194,14 @@ class RoundMetrics:
     allocation: dict[str, list[int]] | None = None
     trained: dict[str, list[int]] | None = None
     holders: list[int] | None = None
+
+    def __repr__(self) -> str:
+        return f"RoundMetrics({self.in_short()})"
+
+    def in_short(self) -> str:
+        """The round, from 1, how many took part, and their loss, as in `round 3: 10 participants, loss 1.234`."""
+        loss = "nobody trained" if self.loss is None else f"loss {self.loss:.4g}"
+        return f"round {self.round + 1}: {count_of(self.participants, 'participant')}, {loss}"
 
     def set_allocation(self, participants: NDArray[np.int64], held: Allocation, trained: Allocation) -> None:
         """Record who held and who trained which blocks, bool [participants, blocks] each."""

@@ -12,7 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedra_engine.federation.work import LocalWork
+from fedra_engine.runtime.errors import count_of, first_few
 from fedra_kernels import squared_norms, to_device
+
+_MOST_NAMED = 10
+"""Clients that the representation of updates names."""
 
 
 class ClientUpdate(NamedTuple):
@@ -22,6 +26,9 @@ class ClientUpdate(NamedTuple):
     adapters: Tensor
     exits: NDArray[np.int64]
     heads: Tensor
+
+    def __repr__(self) -> str:
+        return f"ClientUpdate({count_of(len(self.blocks), 'block')}, {count_of(len(self.exits), 'classifier')})"
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,12 @@ class ClientUpdates:
     head_owners: NDArray[np.int64]
     head_exits: NDArray[np.int64]
     norms: Tensor | None = None
+
+    def __repr__(self) -> str:
+        return f"ClientUpdates(of {'client' if len(self.clients) == 1 else 'clients'} {self._names()})"
+
+    def _names(self) -> str:
+        return first_few([str(client) for client in self.clients], _MOST_NAMED)
 
     @classmethod
     def of_one(cls, client: int, update: ClientUpdate, work: LocalWork, loss: float, processed: int) -> ClientUpdates:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fedra_engine.config import TrainingConfig
 from fedra_engine.federation.clients import Clients
+from fedra_engine.runtime.errors import count_of
 from fedra_engine.runtime.randomness import generator
 
 
@@ -32,6 +33,10 @@ class LocalWork:
 
     def __post_init__(self) -> None:
         assert not self.training.even_steps, "with_step_limit makes it a limit of steps"
+
+    def __repr__(self) -> str:
+        trained = count_of(len(self.participants), "participant")
+        return f"LocalWork(round {self.round + 1}: {trained}, learning rate {self.lr:.4g})"
 
     def steps(self) -> NDArray[np.int64]:
         """Number of local steps of each participant, int64 [participants]."""

@@ -19,7 +19,7 @@ from fedra_engine.federation.clients import Clients
 from fedra_engine.federation.updates import ClientUpdates
 from fedra_engine.models.adapters import AdapterLayout, Factor
 from fedra_engine.models.state import EvaluatedModel, GlobalState
-from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.errors import InputError, count_of
 from fedra_engine.runtime.processes import Processes
 from fedra_engine.runtime.randomness import generator
 
@@ -55,6 +55,9 @@ class Federation:
     trains_classifier: bool = True
     rounds: int = 1
     movement: NDArray[np.float64] | None = None
+
+    def __repr__(self) -> str:
+        return f"Federation({self.clients}, {count_of(self.depth, 'block')})"
 
     def capacities(self, round: int) -> NDArray[np.int64]:
         """Number of blocks each client can hold in `round`, int64 [clients]."""

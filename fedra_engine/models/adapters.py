@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedra_engine.runtime.errors import count_of
 from fedra_engine.runtime.randomness import generator
 
 Factor = Literal["both", "A", "B"]
@@ -44,6 +45,9 @@ class AdapterLayout:
     """Positions of each target's A [rank, in] and B [out, rank] in a slot of `size` parameters."""
 
     targets: tuple[Target, ...]
+
+    def __repr__(self) -> str:
+        return f"AdapterLayout({count_of(len(self.targets), 'target')}, {self.size:,} parameters of a block)"
 
     @property
     def rank(self) -> int:

@@ -27,7 +27,7 @@ from fedra_engine.models.structure import (
     stores_input_first,
 )
 from fedra_engine.models.task import CausalLM, Classification, HeadLayout, Task
-from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.errors import InputError, count_of
 
 _SAVED_IN_TEXT_CLASSIFIERS = ("classifier", "score")
 """Endings of modules that PEFT saves with every adapter of a text classifier (task type SEQ_CLS)."""
@@ -58,6 +58,9 @@ class Foundation:
     norm_path: str | None
     saved_path: str
     saved_beside: Mapping[str, Tensor]
+
+    def __repr__(self) -> str:
+        return f"Foundation({type(self.model).__name__}, {count_of(self.depth, 'block')})"
 
     @property
     def blocks(self) -> nn.ModuleList | nn.Sequential:

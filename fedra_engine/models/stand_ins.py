@@ -33,6 +33,9 @@ class StandIns(NamedTuple):
     up: Tensor
     bias: Tensor
 
+    def __repr__(self) -> str:
+        return f"StandIns({len(self.mean)} blocks, rank {self.down.shape[-1]})"
+
     def maps(self, dtype: torch.dtype) -> list[LowRankMap]:
         """The map of each block, to compute with in `dtype`."""
         maps = []

@@ -33,6 +33,10 @@ class GlobalState:
     base: tuple[Tensor, ...] = ()
     stand_ins: StandIns | None = None
 
+    def __repr__(self) -> str:
+        more = "".join([", base weights" if self.base else "", "" if self.stand_ins is None else ", stand-ins"])
+        return f"GlobalState(adapters {[*self.adapters.shape]}, heads {[*self.heads.shape]}{more})"
+
     def tensors(self) -> dict[str, Tensor]:
         """Tensors by name, for a checkpoint."""
         named = {"adapters": self.adapters, "heads": self.heads}

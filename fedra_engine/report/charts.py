@@ -18,24 +18,24 @@ from fedra_engine.report.marks import (
     line_chart,
     runs_text,
     short,
-    some_of,
     thinned,
     tip,
     with_line_at,
 )
 from fedra_engine.runtime.errors import first_few
+from fedra_engine.runtime.selection import some_of
 
 AVERAGE = "average"
 _MOST_DOMAINS = 8
 """Lines that can be told apart, beside that of the average."""
 _MOST_EVALUATIONS = 200
 """Points of the line of a domain."""
-_MOST_MARKED = 50
-"""Points of a line that are marked."""
 _MOST_SLANTED = 12
 """Most names below a chart that are slanted; more are vertical."""
 _MOST_NAMED = 10
 """Clients that a cell names, and groups of neighbouring blocks."""
+_MOST_EMPTY = 100
+"""Clients of which those that never took part have an empty line, too; of more, a sentence names them."""
 _PERCENT = ".1f"
 _PERCENT_LABEL = "round(100 * datum.value) + ' %'"
 
@@ -57,14 +57,13 @@ def accuracy_by_round(run: RunFacts) -> Chart | None:
     if len(domains) < len(last):
         note += f" Of {len(last)} domains, the {len(domains)} of the lowest accuracy are shown."
     rows: Rows = []
-    for number, accuracy in some_of(run.curve, _MOST_EVALUATIONS).items():
+    for number, accuracy in some_of([*run.curve.items()], _MOST_EVALUATIONS):
         shown = {AVERAGE: average(accuracy), **{name: accuracy[name] for name in domains}}
         rows += [{"round": number, "series": name, "value": 100 * value} for name, value in shown.items()]
-    points = len(run.curve) <= _MOST_MARKED
-    spec = line_chart(rows, "accuracy (%)", _PERCENT, [AVERAGE, *domains], strong=AVERAGE, points=points)
-    if best := run.summary.get("best"):
+    spec = line_chart(rows, "accuracy (%)", _PERCENT, [AVERAGE, *domains], strong=AVERAGE)
+    if run.best is not None:
         note += " The dashed line is at the best round."
-        spec = with_line_at(spec, best["round"] + 1, f"best round by {measure_name(best['measure'])}")
+        spec = with_line_at(spec, run.best.number, f"best round by {measure_name(run.best.measure)}")
     return Chart("accuracy", "Accuracy by round", note, spec, wide=True)
 
 
@@ -110,17 +109,17 @@ def gains(run: RunFacts) -> Chart | None:
 
 def loss(run: RunFacts) -> Chart | None:
     """The training loss of every round, and the loss on held-out samples wherever it was measured."""
-    held_out = str(run.summary.get("measured_on", "test samples"))
-    measured = some_of(run.measured("test_loss"), _MOST_EVALUATIONS)
-    points = {held_out: measured.items(), "training": thinned(run.rounds, lambda each: each.loss)}
+    held_out = run.measured_on
+    measured = some_of([*run.measured("test_loss").items()], _MOST_EVALUATIONS)
+    points = {held_out: measured, "training": thinned(run.rounds, lambda each: each.loss)}
     note = f"In training, mean over the samples of a round; on {held_out}, average over the domains."
     return _lines("loss", "Loss by round", note, points, "loss", ".4f")
 
 
 def shares(run: RunFacts) -> Chart | None:
     """The measures that are shares beside the accuracy, on average over the domains."""
-    measured = {name: some_of(run.measured(name), _MOST_EVALUATIONS) for name in SHARES}
-    points = {measure_name(name): [(at, 100 * value) for at, value in of.items()] for name, of in measured.items()}
+    measured = {name: some_of([*run.measured(name).items()], _MOST_EVALUATIONS) for name in SHARES}
+    points = {measure_name(name): [(at, 100 * value) for at, value in of] for name, of in measured.items()}
     note = "Average over the domains. The calibration error is how far confidence and accuracy are apart: low is good."
     return _lines("measures", "Macro-F1 and calibration error", note, points, "%", _PERCENT)
 
@@ -176,17 +175,19 @@ def participation(run: RunFacts) -> Chart | None:
         return None
     if len(held) > MOST_CELLS:
         return _participation_by_domain(run, start)
-    clients = _by_domain({client for _, client in held}, start)
+    everyone, seen = range(len(start.client_domains)), {client for _, client in held}
+    clients = _by_domain(everyone if len(everyone) <= _MOST_EMPTY else seen, start)
     for each, client in held:
         blocks = (each.held or {})[client]
         text = first_few(runs_text([block + 1 for block in blocks]).split(", "), _MOST_NAMED)
         rows.append({"x": each.number, "y": _client_name(client, start), "v": len(blocks), "t": text})
     tips = [tip("x", "round"), tip("y", "client"), tip("v", "number of blocks"), tip("t", "blocks held")]
-    y = {"title": None, "sort": [_client_name(client, start) for client in clients]}
+    names = [_client_name(client, start) for client in clients]
+    y = {"title": None, "sort": names, "scale": {"domain": names}}
     color = {"title": "blocks held", "scale": {"domain": [0, start.blocks]}, "legend": {"tickMinStep": 1}}
     x = {"title": "round", "sort": "ascending"}
     spec = heat_map(rows, x, y, color, tips, height=560, lines=len(clients))
-    note = "Empty cells: the client did not take part, or its update did not count."
+    note = f"Empty cells: the client did not take part, or its update did not count.{_never(run, start)}"
     return Chart("participation", "Who takes part", note, spec, wide=True)
 
 
@@ -214,6 +215,7 @@ def _participation_by_domain(run: RunFacts, start: StartFacts) -> Chart | None:
     y = {"title": None, "sort": [short(domain) for domain in domains]}
     spec = heat_map(rows, {"title": "round"}, y, color, tips, height=320, lines=len(domains))
     note = "How many clients of each domain trained in a round; there are too many to show them one by one."
+    note += _never(run, start)
     return Chart("participation", "Who takes part", note, spec, wide=True)
 
 
@@ -293,6 +295,18 @@ def _holders(group: Sequence[RoundFacts], block: int) -> str:
         return "–"
     clients = [str(client) for client, blocks in group[0].held.items() if block in blocks]
     return first_few(clients, _MOST_NAMED) or "none"
+
+
+def _never(run: RunFacts, start: StartFacts) -> str:
+    """A sentence, after a space, about the clients that took part in no round; empty if all did, or it is not known."""
+    if any(each.held is None for each in run.rounds):
+        return ""
+    seen = {client for each in run.rounds for client in each.held or {}}
+    never = [client for client in range(len(start.client_domains)) if client not in seen]
+    if not never:
+        return ""
+    named = first_few([_client_name(client, start) for client in never], _MOST_NAMED)
+    return f" Of {len(start.client_domains):,} clients, {len(never):,} took part in no round: {named}."
 
 
 def _client_name(client: int, start: StartFacts) -> str:

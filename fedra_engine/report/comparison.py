@@ -8,8 +8,9 @@ from dataclasses import replace
 from fedra_engine.federation.averages import average
 from fedra_engine.report.charts import allocation, training_counts
 from fedra_engine.report.facts import RunFacts
-from fedra_engine.report.marks import MOST_CELLS, MOST_POINTS, Chart, Rows, line_chart, some_of, thinned, tip
+from fedra_engine.report.marks import MOST_CELLS, MOST_POINTS, Chart, Rows, line_chart, thinned, tip
 from fedra_engine.report.vega import Spec
+from fedra_engine.runtime.selection import some_of
 
 _MOST_MAPS = 6
 """Runs whose allocations are shown."""
@@ -27,9 +28,9 @@ def _accuracy(runs: Runs) -> Chart | None:
     rows = [
         {"round": number, "series": name, "value": 100 * average(accuracy)}
         for name, run in runs.items()
-        for number, accuracy in some_of(run.curve, _points(runs)).items()
+        for number, accuracy in some_of([*run.curve.items()], _points(runs))
     ]
-    spec = line_chart(rows, "accuracy (%)", ".1f", list(runs), points=True)
+    spec = line_chart(rows, "accuracy (%)", ".1f", list(runs))
     note = "Average over the domains. Round 0 is the frozen model."
     return Chart("accuracy", "Accuracy by round", note, spec, wide=True) if rows else None
 
@@ -78,12 +79,10 @@ def _trainings(runs: Runs) -> Chart | None:
         if any(each.trainers for each in run.rounds):
             counts = training_counts(run)
             rows += [
-                {"round": block, "series": name, "value": count / len(run.rounds)}
+                {"block": block, "series": name, "value": count / len(run.rounds)}
                 for block, count in enumerate(counts, 1)
             ]
-    spec = line_chart(rows, "updates per round", ".2f", list(runs), points=True, zero=True)
-    spec["encoding"]["x"]["title"] = "block"
-    spec["encoding"]["tooltip"][0]["title"] = "block"
+    spec = line_chart(rows, "updates per round", ".2f", list(runs), zero=True, x="block")
     note = "How many updates of clients have trained a block, on average over the rounds."
     return Chart("trainings", "Trainings of each block", note, spec) if rows else None
 

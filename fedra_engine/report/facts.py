@@ -9,17 +9,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedra_engine.callbacks.run_folder import RunFolder, reading
+from fedra_engine.callbacks.run_folder import FACTS, RunFolder, reading
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.values import load_yaml_file
 from fedra_engine.federation.averages import average
 from fedra_engine.runtime.files import write_whole
 
-STARTED = "facts.json"
-"""File of `StartFacts` in a run's folder."""
 _WANTED = "the file of a run as it was written"
-_SAYS_NOTHING = ("name", "output_dir")
-"""Settings that are never of interest beside the run's folder."""
+OF_FOLDER = ("name", "output_dir")
+"""Settings that say where a run's folder is, and nothing about what was run."""
 _OTHER_MAPPINGS = ("accuracy", "allocation", "trained")
 """What is a mapping in a record and is no measure beside the accuracy."""
 Blocks = Mapping[int, Sequence[int]]
@@ -85,12 +83,12 @@ class StartFacts:
 
     def write(self, folder: Path) -> None:
         """Write the facts into a run's folder."""
-        write_whole(folder / STARTED, json.dumps(asdict(self), allow_nan=False) + "\n")
+        write_whole(folder / FACTS, json.dumps(asdict(self), allow_nan=False) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> StartFacts | None:
         """The facts in a run's folder; None for a run of a version that wrote none."""
-        file = folder / STARTED
+        file = folder / FACTS
         if not file.exists():
             return None
         with reading(file, _WANTED):
@@ -130,6 +128,14 @@ class RoundFacts:
     simulated_seconds: float | None
 
 
+class BestRound(NamedTuple):
+    """The evaluated round that was kept as the best one: its number, from 1, by which measure, and its accuracies."""
+
+    number: int
+    measure: str
+    accuracy: Mapping[str, float]
+
+
 class Totals(NamedTuple):
     """Counted costs of all clients over all rounds: FLOPs, and bytes sent to and by the server."""
 
@@ -167,12 +173,23 @@ class RunFacts:
     def changed(self) -> dict[str, tuple[Any, Any]]:
         """Value and default of the settings that differ from the embedded experiment."""
         both = ((name, value, self.defaults.get(name)) for name, value in self.settings.items())
-        return {name: (value, usual) for name, value, usual in both if value != usual and name not in _SAYS_NOTHING}
+        return {name: (value, usual) for name, value, usual in both if value != usual and name not in OF_FOLDER}
 
     @property
     def method(self) -> str:
         """`method.name`."""
         return str(self.settings.get("method.name", ""))
+
+    @property
+    def best(self) -> BestRound | None:
+        """The best round; None if none was kept."""
+        found = self.summary.get("best")
+        return None if not found else BestRound(found["round"] + 1, found["measure"], found["accuracy"])
+
+    @property
+    def measured_on(self) -> str:
+        """What was evaluated, such as `test samples`."""
+        return str(self.summary.get("measured_on", "test samples"))
 
     @property
     def has_ended(self) -> bool:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import mean
-from typing import Any, TypeVar
+from typing import Any
 
 from fedra_engine.report.facts import RoundFacts
 from fedra_engine.report.vega import Spec
 
-Item = TypeVar("Item")
 Rows = list[dict[str, Any]]
 """Data of a chart. Names of fields are short, as each cell of a heat map repeats them."""
 MOST_CELLS = 2500
 """Of a heat map with texts for each cell: at most 400 kB of a page."""
 MOST_POINTS = 600
 """Of a line over the rounds."""
+_MOST_MARKED = 50
+"""Places of a line that are marked."""
+_MOST_TICKS = 20
+"""Ticks that are all drawn; from there on, those that Vega chooses are at whole numbers."""
 _LONGEST = 30
 """Characters of a name that is in many cells."""
 _MOST_ON_SVG = 1500
@@ -55,10 +59,12 @@ def line_chart(
     digits: str,
     names: Sequence[str] = (),
     strong: str | None = None,
-    points: bool = False,
     zero: bool = False,
+    x: str = "round",
 ) -> Spec:
-    """Lines of `value` over `round`, one for each of the `names` in `series`; a single one without names.
+    """Lines of `value` over the whole numbers `x`, one for each of the `names` in `series`; a single one without names.
+
+    Few points are marked, as one alone would be no line.
 
     Args:
         rows: the points.
@@ -66,16 +72,17 @@ def line_chart(
         digits: how the tooltip writes a value, in D3's notation.
         names: of the lines, in the order of the legend, where a click shows one alone.
         strong: the line that is thicker than the others.
-        points: whether points are marked.
-        zero: whether the axis begins at zero.
+        zero: whether the axis of the values begins at zero; so it does where all are the same.
+        x: the field of the other axis, and its title.
     """
+    places, zero = {row[x] for row in rows}, zero or len({row["value"] for row in rows}) == 1
     encoding: Spec = {
-        "x": {"field": "round", "type": "quantitative", "title": "round", "axis": {"tickMinStep": 1, "grid": False}},
+        "x": {"field": x, "type": "quantitative", "title": x, "axis": _whole_axis(places), "scale": {"nice": False}},
         "y": {"field": "value", "type": "quantitative", "title": title, "scale": {"zero": zero}},
-        "tooltip": [tip("round"), *([tip("series", " ")] if names else []), tip("value", title, format=digits)],
+        "tooltip": [tip(x), *([tip("series", " ")] if names else []), tip("value", title, format=digits)],
     }
-    encoding["x"]["scale"] = {"nice": False}
-    spec: Spec = {**_data(rows), "mark": {"type": "line", "point": {"size": 28} if points else False, "tooltip": True}}
+    point = {"size": 28} if len(places) <= _MOST_MARKED else False
+    spec: Spec = {**_data(rows), "mark": {"type": "line", "point": point, "tooltip": True}}
     if names:
         spec["params"] = [{"name": "picked", "select": {"type": "point", "fields": ["series"]}, "bind": "legend"}]
         encoding["color"] = {"field": "series", "type": "nominal", "title": None, "scale": {"domain": list(names)}}
@@ -86,6 +93,13 @@ def line_chart(
             "value": 1.6,
         }
     return {**spec, "width": "container", "height": 260, "encoding": encoding}
+
+
+def _whole_axis(places: Collection[float]) -> Spec:
+    """An axis with ticks at whole numbers alone; Vega's own ticks for a few rounds lie between them, too."""
+    axis: Spec = {"tickMinStep": 1, "format": "d", "grid": False}
+    first, last = math.floor(min(places, default=0)), math.ceil(max(places, default=0))
+    return axis | ({"values": list(range(first, last + 1))} if last - first <= _MOST_TICKS else {})
 
 
 def with_line_at(spec: Spec, round: int, text: str) -> Spec:
@@ -157,15 +171,6 @@ def binned(rounds: Sequence[RoundFacts], most: int) -> Iterator[tuple[str, Seque
     for first in range(0, len(rounds), size):
         group = rounds[first : first + size]
         yield runs_text([each.number for each in group]), group
-
-
-def some_of(values: Mapping[int, Item], most: int) -> dict[int, Item]:
-    """At most `most` of the values, by round, at even distances; the first and the last are among them."""
-    rounds = list(values)
-    if len(rounds) <= most:
-        return dict(values)
-    step = (len(rounds) - 1) / (most - 1)
-    return {rounds[round(place * step)]: values[rounds[round(place * step)]] for place in range(most)}
 
 
 def short(name: str) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from fedra_engine.callbacks.run_folder import REPORT
 from fedra_engine.federation.averages import average
 from fedra_engine.federation.measure_text import percent
 from fedra_engine.report import tables, words
@@ -20,8 +21,6 @@ from fedra_engine.report.tables import Table
 from fedra_engine.report.vega import DARK, LIGHT, javascript, png, svg, theme
 from fedra_engine.runtime.files import make_folders, write_whole
 
-REPORT = "report.html"
-"""File of the report in a run's folder."""
 _TEMPLATE = Path(__file__).parent / "page.html"
 
 
@@ -105,7 +104,7 @@ def run_page(run: RunFacts) -> Page:
         verdict=words.verdict(run),
         cards=words.cards(run),
         warnings=words.warnings(run),
-        results=[],
+        results=tables.best_round(run),
         charts=run_charts(run),
         tables=below,
     )

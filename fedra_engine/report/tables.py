@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fedra_engine.callbacks.run_folder import BEST
 from fedra_engine.federation.averages import average
-from fedra_engine.federation.measure_text import change_text, measure_name, percent
-from fedra_engine.report.facts import RunFacts, StartFacts, worst
+from fedra_engine.federation.measure_text import change_text, measure_name, measure_number, percent
+from fedra_engine.report.facts import OF_FOLDER, RunFacts, StartFacts, worst
 from fedra_engine.report.words import rounds_text
 from fedra_engine.runtime.tables import Cells, bytes_text, duration_text, flops_text
 
@@ -27,6 +29,7 @@ class Table:
         rows: the header first.
         texts: whether its cells are words, and not numbers.
         folded: whether a click opens it.
+        command: what to type for more; the note leads to it.
     """
 
     title: str
@@ -34,6 +37,7 @@ class Table:
     rows: Cells
     texts: bool = False
     folded: bool = False
+    command: str = ""
 
 
 def costs_table(start: StartFacts) -> Table:
@@ -67,6 +71,22 @@ def measures(run: RunFacts) -> list[Table]:
         ["average", *(change_text(name, *(of[f"average_{when}"] for when in _WHEN)) for name, of in every.items())]
     )
     return [Table("Measures by domain", "Of the frozen model, and after tuning.", rows)]
+
+
+def best_round(run: RunFacts) -> list[Table]:
+    """The accuracies of the last round and of the best one, and how to measure that; no table if none was kept."""
+    if run.best is None or not run.has_ended:
+        return []
+    rows = [["accuracy (%)", "frozen", f"round {len(run.rounds):,}, the last", f"round {run.best.number:,}, the best"]]
+    states = (run.frozen, run.tuned, run.best.accuracy)
+    rows += [[domain, *(measure_number("accuracy", of[domain]) for of in states)] for domain in run.tuned]
+    rows.append(["average", *(measure_number("accuracy", average(of)) for of in states)])
+    command = f"fedra evaluate {shlex.quote(str(run.path))} --best --data.validation_fraction 0"
+    note = (
+        f"On {run.measured_on}. The best round by {measure_name(run.best.measure)} is kept in {BEST}/ beside this "
+        "page. This measures it on the test samples:"
+    )
+    return [Table("Results", note, rows, command=command)]
 
 
 def changed_settings(run: RunFacts) -> Table:
@@ -115,8 +135,8 @@ def measures_of_runs(runs: Mapping[str, RunFacts]) -> list[Table]:
     rows = [["run", *map(measure_name, every), "best round"]]
     for name, of_run in found.items():
         values = [[of_run.get(measure, {}).get(f"average_{when}") for when in _WHEN] for measure in every]
-        best = runs[name].summary.get("best")
-        where = _NOTHING if best is None else f"{best['round'] + 1:,} (by {measure_name(best['measure'])})"
+        best = runs[name].best
+        where = _NOTHING if best is None else f"{best.number:,} (by {measure_name(best.measure)})"
         rows.append([name, *(change_text(measure, *pair) for measure, pair in zip(every, values, strict=True)), where])
     note = "Averages over the domains, of the frozen model and after tuning."
     return [Table("Measures", note, rows)] if every else []
@@ -128,7 +148,7 @@ def differences(runs: Mapping[str, RunFacts]) -> Table:
     rows = [["setting", *runs]]
     for name in every:
         values = [value_text(run.settings[name]) if name in run.settings else _NOTHING for run in runs.values()]
-        if len(set(values)) > 1 and name not in ("name", "output_dir"):
+        if len(set(values)) > 1 and name not in OF_FOLDER:
             rows.append([name, *values])
     note = "Settings that are not the same in all runs." if len(rows) > 1 else "All runs have the same settings."
     return Table("Configuration", note, rows if len(rows) > 1 else [], texts=True)

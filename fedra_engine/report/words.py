@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from statistics import mean
 
 from fedra_engine.federation.averages import average
 from fedra_engine.federation.measure_text import change_text, measure_name, percent
+from fedra_engine.federation.rising_loss import BeforeAndAfter, loss_warnings
 from fedra_engine.report.charts import training_counts
 from fedra_engine.report.facts import RunFacts, worst
 from fedra_engine.report.marks import runs_text
 from fedra_engine.runtime.errors import count_of, first_few
 from fedra_engine.runtime.tables import bytes_text, duration_text, flops_text
 
+_USUAL_SAMPLES = "test samples"
+"""What is evaluated unless a sentence says something else."""
 _MOST_NAMED = 12
 """Names in a sentence."""
 
@@ -23,9 +27,10 @@ def verdict(run: RunFacts) -> str:
         return f"This run has not ended: {rounds_text(run)} rounds are trained."
     before, after, low = average(run.frozen), average(run.tuned), worst(run.tuned)
     points = round(100 * (after - before), 1)
-    parts = [f"Tuning left the average accuracy at {percent(after)}."]
+    figure = f"the average accuracy{'' if run.measured_on == _USUAL_SAMPLES else f' on {run.measured_on}'}"
+    parts = [f"Tuning left {figure} at {percent(after)}."]
     if points:
-        did = f"{'raised' if points > 0 else 'lowered'} the average accuracy by {abs(points):.1f} points"
+        did = f"{'raised' if points > 0 else 'lowered'} {figure} by {abs(points):.1f} points"
         parts = [f"Tuning {did}, from {percent(before)} for the frozen model to {percent(after)}."]
     if len(run.tuned) > 1:
         parts.append(f"The worst domain, {low}, is at {percent(run.tuned[low])} (frozen: {percent(run.frozen[low])}).")
@@ -42,9 +47,10 @@ def cards(run: RunFacts) -> dict[str, str]:
     if run.has_ended:
         low = worst(run.tuned)
         found["average accuracy"] = change_text("accuracy", average(run.frozen), average(run.tuned))
+        if (best := run.best) is not None:
+            after_best = f"average accuracy after round {best.number:,}, the best by {measure_name(best.measure)}"
+            found[after_best] = percent(average(best.accuracy))
         found[f"worst domain, {low}"] = change_text("accuracy", run.frozen[low], run.tuned[low])
-    if best := run.summary.get("best"):
-        found[f"best round by {measure_name(best['measure'])}"] = f"{best['round'] + 1:,}"
     for name, of in run.summary.get("measures", {}).items():
         found[f"average {measure_name(name)}"] = change_text(name, of["average_frozen"], of["average_tuned"])
     found["rounds"] = rounds_text(run)
@@ -75,13 +81,23 @@ def _of_summary(run: RunFacts) -> Iterator[str]:
     summary = run.summary
     if summary.get("caution"):
         yield _sentence(str(summary["caution"]))
-    if summary.get("measured_on") == "validation samples":
-        yield "Accuracies are measured on validation samples, not on the test samples."
+    if run.measured_on != _USUAL_SAMPLES:
+        yield f"Accuracies are measured on {run.measured_on}, not on the test samples."
+    if run.has_ended:
+        accuracy = BeforeAndAfter(average(run.frozen), average(run.tuned))
+        by_round = {number: loss for number, loss in run.measured("test_loss").items() if number > 0}
+        yield from loss_warnings(accuracy, _ends(run, "test_loss"), by_round, run.measured_on)
     if summary.get("tuned_is"):
         exported = percent(summary["average_exported"])
         yield f"The tuned accuracy is that of {summary['tuned_is']}. The adapter alone has {exported} on average."
     if "stopped" in summary:
         yield _sentence(f"Stopped early: {summary['stopped'] or 'no reason was given'}")
+
+
+def _ends(run: RunFacts, measure: str) -> BeforeAndAfter:
+    """The averages of a measure before and after; NaN where it is not defined."""
+    values = (run.summary.get("measures", {}).get(measure, {}).get(f"average_{when}") for when in ("frozen", "tuned"))
+    return BeforeAndAfter(*(math.nan if value is None else value for value in values))
 
 
 def _of_rounds(run: RunFacts) -> Iterator[str]:

@@ -56,6 +56,7 @@ class ReportWriter(Callback):
 def start_facts(experiment: Experiment) -> StartFacts:
     """What the report of a run needs and only its experiment knows."""
     clients, described, notes = experiment.clients, describe(experiment), list[str]()
+    ranks = clients.ranks_or(experiment.foundation.adapter_layout.rank)
     described["samples"] += f", {len(experiment.test_samples.domains):,} for tests"
     everyone, classes, counts = np.arange(len(clients)), list[str](), np.zeros((0, 0), dtype=np.int64)
     if len(everyone) > MOST_ALLOCATED:
@@ -82,7 +83,7 @@ def start_facts(experiment: Experiment) -> StartFacts:
         described=described,
         client_domains=[experiment.group_name(int(clients.domains[client])) for client in everyone],
         client_capacities=clients.capacities[everyone].tolist(),
-        client_ranks=_ranks(experiment, everyone).tolist(),
+        client_ranks=ranks[everyone].tolist(),
         client_samples=clients.sample_counts(everyone).tolist(),
         classes=classes,
         label_counts=counts.tolist(),
@@ -103,7 +104,8 @@ def client_kinds(experiment: Experiment) -> list[ClientKind]:
     holding = np.flatnonzero(assignment.held.any(axis=1))
     chosen, assignment = chosen[holding], assignment.select(holding)
     costs = experiment.cost_model.count(experiment.clients, chosen, assignment, experiment.method)
-    return _by_kind(assignment, _ranks(experiment, chosen), costs)
+    ranks = experiment.clients.ranks_or(experiment.foundation.adapter_layout.rank)
+    return _by_kind(assignment, ranks[chosen], costs)
 
 
 def environment() -> dict[str, str]:
@@ -116,11 +118,6 @@ def environment() -> dict[str, str]:
     if torch.cuda.is_available():
         found["GPU"] = torch.cuda.get_device_name()
     return found
-
-
-def _ranks(experiment: Experiment, clients: NDArray[np.int64]) -> NDArray[np.int64]:
-    ranks = experiment.clients.ranks
-    return np.full(len(clients), experiment.foundation.adapter_layout.rank) if ranks is None else ranks[clients]
 
 
 def _by_kind(assignment: Assignment, ranks: NDArray[np.int64], costs: ClientCosts) -> list[ClientKind]:

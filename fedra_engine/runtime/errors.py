@@ -81,6 +81,12 @@ def count_of(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
+def span_of(numbers: Sequence[int], thing: str) -> str:
+    """The least and the greatest of `numbers`, as in `1 block`, `3 to 12 blocks`."""
+    least, most = min(numbers), max(numbers)
+    return count_of(most, thing) if least == most else f"{least:,} to {count_of(most, thing)}"
+
+
 def shown(value: Any) -> str:
     """A value for a message: as in YAML, with texts in quotes, and shortened."""
     if value is None or isinstance(value, bool):

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from rich.live import Live
 
 from fedra_engine.callbacks.fingerprint import RESULT_NEUTRAL
-from fedra_engine.callbacks.run_folder import RunFolder, make_folder
+from fedra_engine.callbacks.run_folder import COSTS, OUTCOMES, RunFolder, make_folder
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.parsing import read_config
 from fedra_engine.experiment import build_experiment
@@ -35,11 +35,11 @@ from fedra_engine.runtime.files import write_whole
 from fedra_engine.runtime.processes import check_cores
 from fedra_engine.runtime.tables import PlainConsole, rich_table, table_text
 from fedra_engine.studies.comparison_report import REPORT, Findings, TriedPoint, write_report
-from fedra_engine.studies.outcomes import OUTCOMES, SampleOutcomes
+from fedra_engine.studies.outcomes import SampleOutcomes
 from fedra_engine.studies.plan import Candidate, Comparison, PlannedRun, differences, refuse_changes, seed_by_seed
 from fedra_engine.studies.references import Measured, PlannedReferences, measure
 from fedra_engine.studies.report import command_text
-from fedra_engine.studies.results import COSTS, RunCosts, read_result, read_trial
+from fedra_engine.studies.results import RunCosts, read_result, read_trial
 from fedra_engine.studies.workers import work_off
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -151,7 +151,7 @@ def _conclude(
             else:
                 references.append(measured.found)
         first = comparison.runs[0]
-        samples = "validation samples" if first.config.data.validation_fraction else "test samples"
+        samples = first.config.data.held_out
         points = _tried_points(comparison, chosen, {outcome.run.path for outcome in tried if outcome.state == "done"})
         findings = Findings(command_text(), samples, first.label, results, references, points, missing)
         for section in write_report(folder, findings):

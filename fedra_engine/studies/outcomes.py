@@ -8,13 +8,10 @@ from pathlib import Path
 
 import torch
 
-from fedra_engine.callbacks.run_folder import reading
+from fedra_engine.callbacks.run_folder import OUTCOMES, reading
 from fedra_engine.experiment import Experiment
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.files import content_hash, write_whole
-
-OUTCOMES = "outcomes.json"
-"""File of `SampleOutcomes` in a run's folder."""
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,11 @@ import math
 from dataclasses import dataclass
 from statistics import mean
 
-from fedra_engine.callbacks.run_folder import RunFolder, reading
+from fedra_engine.callbacks.run_folder import COSTS, RunFolder, reading
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.studies.outcomes import SampleOutcomes
 from fedra_engine.studies.plan import PlannedRun
 
-COSTS = "costs.json"
-"""File of `RunCosts` in a run's folder."""
 _WANTED = "the file of a finished run as it was"
 
 

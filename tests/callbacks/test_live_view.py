@@ -8,7 +8,7 @@ import torch
 from rich.cells import cell_len
 
 from fedra_engine.callbacks import live_view
-from fedra_engine.callbacks.live_view import LiveView, memory_text, some_of, sparkline
+from fedra_engine.callbacks.live_view import LiveView, memory_text, sparkline
 from fedra_engine.callbacks.meter import Meter
 from fedra_engine.federation.records import RoundMetrics
 from fedra_engine.runtime.stages import LOCAL_STEPS, Stage
@@ -159,14 +159,6 @@ def test_a_sparkline_is_as_high_as_its_values_and_flat_if_they_are_equal() -> No
     assert sparkline([number / 7 for number in range(8)], 0.0, 1.0) == "▁▂▃▄▅▆▇█"
     assert sparkline([0.3, 0.3], 0.3, 0.3) == "▁▁"
     assert sparkline([], 0.0, 0.0) == ""
-
-
-@pytest.mark.parametrize(("count", "most"), [(0, 3), (3, 3), (100, 8), (5, 4), (9, 1), (9, -2)])
-def test_what_has_no_room_is_left_out_but_never_the_last(count: int, most: int) -> None:
-    kept = some_of(range(count), most)
-    assert len(kept) == min(count, max(most, 1))
-    assert list(kept) == sorted(set(kept))
-    assert [*kept][-1:] == [*range(count)][-1:]
 
 
 def test_a_long_history_has_a_short_line() -> None:

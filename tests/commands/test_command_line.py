@@ -20,12 +20,9 @@ from importlib import import_module
 
 from fedra_engine.config import help
 
-def show(parser, everything):
-    for row in (*help.own_rows(parser), *help.field_rows(parser)):
-        print(" ".join(f"--{row.name} {row.value}: {row.takes}".split()).rstrip(" :"))
-
-help.print_help = show
-import_module(f"fedra_engine.commands.{sys.argv[1]}").main(["--help"])
+parser = import_module(f"fedra_engine.commands.{sys.argv[1]}").PARSER
+for row in (*help.own_rows(parser), *help.field_rows(parser)):
+    print(" ".join(f"--{row.name} {row.value}: {row.takes}".split()).rstrip(" :"))
 """
 
 

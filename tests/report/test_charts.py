@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fedra_engine.report import charts
 from fedra_engine.report.charts import allocation, label_matrix, loss, participation, run_charts, shares, trainings
 from fedra_engine.report.comparison import comparison_charts
 from fedra_engine.report.facts import RunFacts, read_run
-from fedra_engine.report.marks import MOST_CELLS, Chart, binned, runs_text, some_of, thinned
-from tests.report.run_folders import CLIENTS, DEPTH, records, start_facts, write_run
+from fedra_engine.report.marks import MOST_CELLS, Chart, binned, runs_text, thinned
+from fedra_engine.report.vega import svg
+from tests.report.run_folders import CLIENTS, DEPTH, DOMAINS, records, start_facts, write_run
 
 
 def rows(chart: Chart | None) -> list[dict[str, Any]]:
@@ -75,6 +78,35 @@ def test_a_cell_of_the_participation_has_round_client_and_blocks(run: RunFacts) 
     assert cells[1, f"client {clients[0]} (clean)"] == (4, "1–4")
 
 
+@pytest.mark.parametrize("clients", [CLIENTS, 101])
+def test_clients_that_never_took_part_are_named_and_of_a_few_shown(tmp_path: Path, clients: int) -> None:
+    lines = records(2)
+    for line in lines:
+        line["allocation"] = {"0": [0], "3": [1], "4": [2]}
+    domains = [DOMAINS[client * 3 // clients] for client in range(clients)]
+    run = read_run(write_run(tmp_path, rounds=2, lines=lines, facts=start_facts(client_domains=domains)))
+    chart = charts.participation(run)
+    assert chart is not None
+    shown = chart.spec["encoding"]["y"]["scale"]["domain"]
+    if clients == CLIENTS:
+        assert shown == [f"client {client} ({domain})" for client, domain in enumerate(domains)]
+        named = "client 1 (clean), client 2 (noisy), client 5 (edges)"
+        assert chart.note.endswith(f" Of 6 clients, 3 took part in no round: {named}.")
+    else:
+        assert shown == ["client 0 (clean)", "client 3 (clean)", "client 4 (clean)"]
+        assert " Of 101 clients, 98 took part in no round: client 1 (clean), " in chart.note
+        assert chart.note.endswith("client 12 (clean) and 88 others.")
+
+
+def test_a_run_in_which_everybody_took_part_names_nobody(run: RunFacts, tmp_path: Path) -> None:
+    lines = records(2)
+    for line in lines:
+        line["allocation"] = {str(client): [0] for client in range(CLIENTS)}
+    chart = charts.participation(read_run(write_run(tmp_path, "all", rounds=2, lines=lines)))
+    assert chart is not None
+    assert chart.note.endswith("its update did not count.")
+
+
 def test_trainings_are_counted_over_all_rounds(run: RunFacts) -> None:
     blocks = [block for record in records(6) for held in record["allocation"].values() for block in held]
     assert rows(trainings(run)) == [{"b": block + 1, "v": blocks.count(block)} for block in range(DEPTH)]
@@ -112,12 +144,6 @@ def test_groups_are_of_neighbours_and_keep_the_mean(run: RunFacts) -> None:
     points = list(thinned(many, lambda each: float(each.number)))
     assert len(points) == 600
     assert points[0] == (1.5, 1.5)
-
-
-def test_of_many_evaluations_some_are_shown_the_last_among_them() -> None:
-    found = some_of({number: number for number in range(1001)}, 5)
-    assert found == {0: 0, 250: 250, 500: 500, 750: 750, 1000: 1000}
-    assert some_of({3: "a", 4: "b"}, 5) == {3: "a", 4: "b"}
 
 
 def test_classes_of_many_clients_are_counted_by_domain(tmp_path: Path) -> None:
@@ -165,6 +191,37 @@ def test_runs_side_by_side_have_the_same_names_in_all_charts(tmp_path: Path) -> 
 )
 def test_numbers_in_few_characters(numbers: list[int], text: str) -> None:
     assert runs_text(numbers) == text
+
+
+def labels(chart: Chart, axis: str) -> list[str]:
+    """What the `axis` of a chart says beside its ticks, as it is drawn."""
+    drawn = svg(chart.spec)
+    (part,) = re.findall(rf'aria-label="{axis}-axis.*?role-axis-label(.*?)role-axis', drawn, flags=re.DOTALL)
+    return re.findall(r">([^<>]+)</text>", part)
+
+
+@pytest.mark.parametrize(("rounds", "ticks"), [(1, ["0", "1"]), (2, ["0", "1", "2"])])
+def test_ticks_are_at_whole_rounds(tmp_path: Path, rounds: int, ticks: list[str]) -> None:
+    run = read_run(write_run(tmp_path, rounds=rounds, lines=records(rounds, 1)))
+    for found in (run_charts(run)[0], comparison_charts({"a": run, "b": run})[0]):
+        assert found.name == "accuracy"
+        assert labels(found, "X") == ticks
+    long = read_run(write_run(tmp_path, "long", rounds=50, lines=records(50)))
+    assert all(label.isdigit() for label in labels(run_charts(long)[0], "X"))
+
+
+def test_a_line_of_one_round_is_a_point_beside_the_number_that_it_shows(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path, rounds=1, lines=records(1, 9)))
+    (found,) = (chart for chart in comparison_charts({"a": run}) if chart.name == "loss")
+    assert [row["value"] for row in rows(found)] == [2.5]
+    assert svg(found.spec).count('aria-roledescription="point"') == 1
+    assert labels(found, "Y")[-1] == "2.5"
+
+
+def test_the_points_of_long_lines_are_not_marked(tmp_path: Path) -> None:
+    found = loss(read_run(write_run(tmp_path, rounds=60, lines=records(60))))
+    assert found is not None
+    assert 'aria-roledescription="point"' not in svg(found.spec)
 
 
 def test_specifications_are_json(run: RunFacts) -> None:

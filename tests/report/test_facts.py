@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from fedra_engine.callbacks.run_folder import FACTS
 from fedra_engine.config import LoraConfig, MethodConfig
-from fedra_engine.report.facts import STARTED, Totals, read_run
+from fedra_engine.report.facts import Totals, read_run
 from fedra_engine.runtime.errors import InputError
 from tests.report.run_folders import FROZEN, TUNED, records, start_facts, write_run
 
@@ -62,7 +63,7 @@ def test_blocks_that_are_held_but_not_trained_are_told_apart(tmp_path: Path) -> 
 def test_a_run_of_an_older_version_lacks_some_facts(tmp_path: Path) -> None:
     lines = [{name: value for name, value in line.items() if name != "allocation"} for line in records(2)]
     folder = write_run(tmp_path, rounds=2, lines=lines)
-    (folder / STARTED).unlink()
+    (folder / FACTS).unlink()
     run = read_run(folder)
     assert run.start is None
     assert run.totals is None

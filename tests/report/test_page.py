@@ -11,7 +11,7 @@ import pytest
 from fedra_engine.report import page, vega, words
 from fedra_engine.report.facts import read_run
 from fedra_engine.report.page import read_page, write_report
-from tests.report.run_folders import records, start_facts, write_run
+from tests.report.run_folders import TUNED, records, start_facts, write_run
 
 MOST_BYTES = 2_000_000
 
@@ -99,9 +99,43 @@ def test_measures_are_a_table_by_domain(tmp_path: Path, no_script: None) -> None
     assert "Measures by domain" not in [table.title for table in older.tables]
 
 
-def test_the_best_round_is_among_the_numbers_to_see_first(tmp_path: Path) -> None:
-    best = {"best": {"round": 3, "measure": "macro_f1", "value": 0.5, "accuracy": {}}}
-    assert words.cards(read_run(write_run(tmp_path, of_summary=best)))["best round by macro-F1"] == "4"
+BEST = {
+    "best": {"round": 3, "measure": "macro_f1", "value": 0.5, "accuracy": {"clean": 0.9, "noisy": 0.8, "edges": 0.4}},
+    "measured_on": "validation samples",
+}
+
+
+def test_the_best_round_stands_beside_the_last_one(tmp_path: Path) -> None:
+    first, second, *_ = words.cards(read_run(write_run(tmp_path, of_summary=BEST))).items()
+    assert first == ("average accuracy", "50.0 → 68.3 %")
+    assert second == ("average accuracy after round 4, the best by macro-F1", "70.0 %")
+
+
+def test_the_verdict_says_that_samples_are_those_of_validation(tmp_path: Path) -> None:
+    told = "Tuning raised the average accuracy on validation samples by 18.3 points, from 50.0 % for the frozen model"
+    assert words.verdict(read_run(write_run(tmp_path, of_summary=BEST))).startswith(told)
+    same = BEST | {"frozen": TUNED}
+    assert words.verdict(read_run(write_run(tmp_path, "same", of_summary=same))).startswith(
+        "Tuning left the average accuracy on validation samples at 68.3 %."
+    )
+
+
+def test_a_run_with_a_best_round_says_how_to_measure_it(tmp_path: Path, no_script: None) -> None:
+    folder = write_run(tmp_path, "my run", of_summary=BEST)
+    made = read_page([folder])
+    (table,) = made.results
+    assert table.title == "Results"
+    command = f"fedra evaluate '{folder}' --best --data.validation_fraction 0"
+    assert table.note.startswith("On validation samples. The best round by macro-F1 is kept in best/")
+    assert f"<code>{command}</code>".replace("'", "&#39;") in made.html()
+    assert table.rows == [
+        ["accuracy (%)", "frozen", "round 6, the last", "round 4, the best"],
+        ["clean", "90.0", "85.0", "90.0"],
+        ["noisy", "40.0", "70.0", "80.0"],
+        ["edges", "20.0", "50.0", "40.0"],
+        ["average", "50.0", "68.3", "70.0"],
+    ]
+    assert read_page([write_run(tmp_path, "plain")]).results == []
 
 
 def test_names_are_never_taken_for_markup(tmp_path: Path, no_script: None) -> None:
