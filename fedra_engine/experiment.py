@@ -332,14 +332,16 @@ def make_clients(
     """
     count, wanted = len(partition.samples), config.clients
     devices = None
+    # Clients that mix domains get the entries in turn.
+    names = domains if partition.by_domain else None
     if wanted.devices and wanted.device_schedule == "drawn":
         devices = draw_devices(wanted.devices, count, config.seed)
     elif wanted.devices:
-        devices = devices_by_domain(wanted.devices, partition.groups(len(wanted.devices)), domains, config.seed)
-    ranks = ranks_by_domain(wanted.ranks, partition.groups(len(wanted.ranks)), domains, config.lora.rank)
+        devices = devices_by_domain(wanted.devices, partition.groups(len(wanted.devices)), names, config.seed)
+    ranks = ranks_by_domain(wanted.ranks, partition.groups(len(wanted.ranks)), names, config.lora.rank)
     blocks = np.ones(count, dtype=np.int64)
     if wanted.capacities != "memory":
-        blocks = capacities_by_domain(wanted.capacities, partition.groups(len(wanted.capacities)), domains, depth)
+        blocks = capacities_by_domain(wanted.capacities, partition.groups(len(wanted.capacities)), names, depth)
     clients = Clients(partition.samples, partition.domains, blocks, ranks, devices, partition.sizes)
     if wanted.capacities == "memory" and costs is not None and devices is not None:
         blocks = capacities_by_memory(devices, costs, clients.ranks_or(config.lora.largest_rank))

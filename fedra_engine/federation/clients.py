@@ -94,14 +94,14 @@ class Clients:
 
 
 def capacities_by_domain(
-    capacities: Sequence[int], domains: NDArray[np.int64], names: Sequence[str], depth: int
+    capacities: Sequence[int], domains: NDArray[np.int64], names: Sequence[str] | None, depth: int
 ) -> NDArray[np.int64]:
     """Give every client its domain's capacity; a single entry is for all domains. Returns int64 [clients].
 
     Args:
         capacities: numbers of blocks.
         domains: int64 [clients], the index of each client's domain.
-        names: of the domains, for messages.
+        names: of the domains, for messages; None where clients mix domains and get the entries in turn.
         depth: of the model.
 
     Raises:
@@ -112,7 +112,7 @@ def capacities_by_domain(
 
 
 def ranks_by_domain(
-    ranks: Sequence[int], domains: NDArray[np.int64], names: Sequence[str], full: int
+    ranks: Sequence[int], domains: NDArray[np.int64], names: Sequence[str] | None, full: int
 ) -> NDArray[np.int64] | None:
     """As `capacities_by_domain`, for ranks in 1…full; None where all clients have the `full` rank."""
     _check_range("clients.ranks", ranks, full, f"lora.rank, {full}")
@@ -120,7 +120,7 @@ def ranks_by_domain(
 
 
 def devices_by_domain(
-    profiles: Sequence[DeviceConfig], domains: NDArray[np.int64], names: Sequence[str], seed: int
+    profiles: Sequence[DeviceConfig], domains: NDArray[np.int64], names: Sequence[str] | None, seed: int
 ) -> Devices:
     """As `capacities_by_domain`, for devices.
 
@@ -142,14 +142,16 @@ def _check_range(field: str, values: Sequence[int], most: int, limit: str) -> No
 
 
 def _by_domain(
-    field: str, values: Sequence[int], domains: NDArray[np.int64], names: Sequence[str]
+    field: str, values: Sequence[int], domains: NDArray[np.int64], names: Sequence[str] | None
 ) -> NDArray[np.int64]:
     count = int(domains.max()) + 1
     if len(values) not in (1, count):
-        raise InputError(
-            f"{field}: found {len(values)} entries, expected 1, or one for each of the {count} domains in this order: "
-            f"{first_few(names[:count], _MOST_NAMED)}"
-        )
+        if names is None:
+            expected = f"at most one for each of the {count} clients, which get them in turn"
+        else:
+            named = first_few(names[:count], _MOST_NAMED)
+            expected = f"1, or one for each of the {count} domains in this order: {named}"
+        raise InputError(f"{field}: found {len(values)} entries, expected {expected}")
     return np.broadcast_to(np.array(values, dtype=np.int64), (count,))[domains]
 
 

@@ -298,7 +298,7 @@ def _holders(group: Sequence[RoundFacts], block: int) -> str:
 
 
 def _never(run: RunFacts, start: StartFacts) -> str:
-    """A sentence, after a space, about the clients that took part in no round; empty if all did, or it is not known."""
+    """A sentence, after a space, about the clients with no update that counted; empty if all have one, or not known."""
     if any(each.held is None for each in run.rounds):
         return ""
     seen = {client for each in run.rounds for client in each.held or {}}
@@ -306,7 +306,10 @@ def _never(run: RunFacts, start: StartFacts) -> str:
     if not never:
         return ""
     named = first_few([_client_name(client, start) for client in never], _MOST_NAMED)
-    return f" Of {len(start.client_domains):,} clients, {len(never):,} took part in no round: {named}."
+    # Whose update did not count, or did not arrive, is not recorded by client.
+    lost = any(each.bad or each.late or each.dropped for each in run.rounds)
+    what = "had no update that counted" if lost else "took part in no round"
+    return f" Of {len(start.client_domains):,} clients, {len(never):,} {what}: {named}."
 
 
 def _client_name(client: int, start: StartFacts) -> str:

@@ -98,6 +98,17 @@ def test_clients_that_never_took_part_are_named_and_of_a_few_shown(tmp_path: Pat
         assert chart.note.endswith("client 12 (clean) and 88 others.")
 
 
+@pytest.mark.parametrize("lost", [{"bad_updates": 1}, {"late": 1, "dropped": 0}, {"late": 0, "dropped": 1}])
+def test_clients_may_have_taken_part_where_updates_were_lost(tmp_path: Path, lost: dict[str, int]) -> None:
+    lines = records(2)
+    for line in lines:
+        line["allocation"] = {str(client): [0] for client in range(CLIENTS - 1)}
+    lines[1] |= lost
+    chart = charts.participation(read_run(write_run(tmp_path, rounds=2, lines=lines)))
+    assert chart is not None
+    assert chart.note.endswith(" Of 6 clients, 1 had no update that counted: client 5 (edges).")
+
+
 def test_a_run_in_which_everybody_took_part_names_nobody(run: RunFacts, tmp_path: Path) -> None:
     lines = records(2)
     for line in lines:
