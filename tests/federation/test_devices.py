@@ -180,7 +180,9 @@ def test_devices_for_another_number_of_domains_are_reported() -> None:
 def test_more_devices_than_clients_that_mix_domains_are_reported() -> None:
     mixed = {"partition": "iid", "clients": 4}
     config = small_config(Path(), data=mixed, clients={"devices": [DeviceConfig()] * 6})
-    expected = r"^clients\.devices: found 6 entries, expected at most one for each of the 4 clients, which get them in turn$"
+    expected = (
+        r"^clients\.devices: found 6 entries, expected at most one for each of the 4 clients, which get them in turn$"
+    )
     with pytest.raises(InputError, match=expected):
         build_experiment(config, torch.device("cpu"))
 
