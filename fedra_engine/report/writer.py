@@ -57,7 +57,6 @@ def start_facts(experiment: Experiment) -> StartFacts:
     """What the report of a run needs and only its experiment knows."""
     clients, described, notes = experiment.clients, describe(experiment), list[str]()
     ranks = clients.ranks_or(experiment.foundation.adapter_layout.rank)
-    described["samples"] += f", {len(experiment.test_samples.domains):,} for tests"
     everyone, classes, counts = np.arange(len(clients)), list[str](), np.zeros((0, 0), dtype=np.int64)
     if len(everyone) > MOST_ALLOCATED:
         notes.append(f"Of more than {MOST_ALLOCATED:,} clients, neither labels nor participation are shown.")
