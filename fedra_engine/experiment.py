@@ -22,7 +22,7 @@ from fedra_engine.data.tokenization import Tokenization
 from fedra_engine.execution.evaluation import Evaluator, FisherInformation
 from fedra_engine.execution.executor import Executor, make_executor, make_sweep_model
 from fedra_engine.execution.head_init import initial_heads
-from fedra_engine.execution.image_size import check_image_size
+from fedra_engine.execution.image_size import check_image_size, warn_of_slow_images
 from fedra_engine.execution.scheduling import WorkDivision
 from fedra_engine.execution.stand_ins import StandInFit, stand_in_fit
 from fedra_engine.execution.sweep_model import SweepModel
@@ -273,7 +273,8 @@ def _prepare(
             preprocessing = preprocessing_for(path, settings, config.data.image_size, inputs.processor)
         if sharding is None:
             with Stage("trying the model on an image"):
-                check_image_size(config, foundation, preprocessing, data)
+                check_image_size(foundation, preprocessing)
+                warn_of_slow_images(config, foundation, preprocessing, data)
     with processes.raise_on_all():
         cut = config.lora.dropout == 0 and not config.trace
         return prepare(data, config.data, path, settings, inputs.processor, preprocessing, cut_texts=cut)
