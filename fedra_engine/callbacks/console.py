@@ -21,6 +21,7 @@ from fedra_engine.callbacks.description import describe
 from fedra_engine.callbacks.live_view import LiveView, header_rows
 from fedra_engine.callbacks.meter import Meter
 from fedra_engine.config import ExperimentConfig
+from fedra_engine.config.data import HeldOut
 from fedra_engine.experiment import Experiment
 from fedra_engine.federation.averages import average
 from fedra_engine.federation.clients import most_participants
@@ -113,7 +114,7 @@ class Console(Callback):
         self._next = 0
         self._meter.rounds = 0 if config is None else config.rounds
         self._outcome: Outcome | None = None
-        self._validated = False
+        self._held_out: HeldOut = "test"
 
     @classmethod
     def silent(cls) -> Console:
@@ -197,7 +198,7 @@ class Console(Callback):
     def on_end(self, experiment: Experiment, state: GlobalState, outcome: Outcome) -> None:
         # A round that was begun may have been stopped before it was trained.
         self._meter.in_round, self._outcome = False, outcome
-        self._validated = experiment.config.data.validation_fraction > 0
+        self._held_out = experiment.config.data.held_out
         if outcome.stopped is not None:
             self.message(f"stopped after round {outcome.rounds}{': ' if outcome.stopped else ''}{outcome.stopped}")
             stopping = experiment.config.early_stopping
@@ -241,7 +242,7 @@ class Console(Callback):
             self._live.stop()
             self._console.print(*header_rows(self.view.header), sep="\n", soft_wrap=True)
         if self._outcome is not None:
-            self._print("\n" + results_text(self._outcome, validated=self._validated))
+            self._print("\n" + results_text(self._outcome, self._held_out))
         if not self._results_only and written:
             width = max(map(len, written))
             self._print("\n" + "\n".join(f"{title:<{width}}  {path}" for title, path in written.items()))
@@ -328,12 +329,13 @@ def planned(config: ExperimentConfig, log_file: Path | None) -> dict[str, str]:
     return header if log_file is None else header | {"folder": str(log_file.parent)}
 
 
-def results_text(outcome: Outcome, *, validated: bool = False) -> str:
+def results_text(outcome: Outcome, held_out: HeldOut) -> str:
     """The accuracies before and after a run as a table, other measures, and what is tuned if that is not obvious.
 
-    Those of validation samples (`validated`) are called so.
+    Those of validation samples are called so; `held_out` says which were evaluated.
     """
-    rows = [[f"{'validation ' * validated}{measure_title('accuracy')}", *outcome.tuned, "average"]]
+    title = measure_title("accuracy") if held_out == "test" else f"{held_out} {measure_title('accuracy')}"
+    rows = [[title, *outcome.tuned, "average"]]
     for name, accuracy in (("frozen", outcome.frozen), ("tuned", outcome.tuned)):
         values = (*(accuracy[domain] for domain in outcome.tuned), mean(accuracy.values()))
         rows.append([name, *(measure_number("accuracy", value) for value in values)])

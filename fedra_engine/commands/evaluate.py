@@ -97,8 +97,7 @@ def main(arguments: Sequence[str]) -> None:
         state, what, title = experiment.initial_state, {"model": options.model}, f"model: {options.model}"
     if config.data != own.data:
         experiment = on_other_data(experiment, replace(experiment.config, data=config.data))
-    kind = "validation" if config.data.validation_fraction else "test"
-    title += f", on {len(experiment.evaluator.test.domains):,} {kind} samples"
+    title += f", on {len(experiment.evaluator.test.domains):,} {config.data.held_out} samples"
     scores = score(experiment, state)
     if not experiment.processes.is_main:
         return

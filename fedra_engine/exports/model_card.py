@@ -232,7 +232,7 @@ def _adapters(foundation: Foundation) -> str:
 
 def _figures(experiment: Experiment, outcome: Outcome) -> str:
     """A table of accuracies, as `summary.json` has them, in percent."""
-    held_out = experiment.config.data.held_out.removesuffix(" samples")
+    held_out = experiment.config.data.held_out
     right = "correctly predicted samples" if experiment.foundation.task.trains_head else "correctly predicted tokens"
     columns: dict[str, Mapping[str, float]] = {"before tuning": outcome.frozen, "after": outcome.exported}
     names = [*map(_cell, outcome.exported), "average"]

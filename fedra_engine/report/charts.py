@@ -109,7 +109,7 @@ def gains(run: RunFacts) -> Chart | None:
 
 def loss(run: RunFacts) -> Chart | None:
     """The training loss of every round, and the loss on held-out samples wherever it was measured."""
-    held_out = run.measured_on
+    held_out = f"{run.held_out} samples"
     measured = some_of([*run.measured("test_loss").items()], _MOST_EVALUATIONS)
     points = {held_out: measured, "training": thinned(run.rounds, lambda each: each.loss)}
     note = f"In training, mean over the samples of a round; on {held_out}, average over the domains."

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedra_engine.callbacks.run_folder import FACTS, RunFolder, reading
-from fedra_engine.config import ExperimentConfig
+from fedra_engine.config import DataConfig, ExperimentConfig
+from fedra_engine.config.data import HeldOut
 from fedra_engine.config.values import load_yaml_file
 from fedra_engine.federation.averages import average
 from fedra_engine.runtime.files import write_whole
@@ -187,9 +188,9 @@ class RunFacts:
         return None if not found else BestRound(found["round"] + 1, found["measure"], found["accuracy"])
 
     @property
-    def measured_on(self) -> str:
-        """What was evaluated, such as `test samples`."""
-        return str(self.summary.get("measured_on", "test samples"))
+    def held_out(self) -> HeldOut:
+        """Which samples were evaluated."""
+        return DataConfig(validation_fraction=self.settings.get("data.validation_fraction", 0.0)).held_out
 
     @property
     def has_ended(self) -> bool:

@@ -83,7 +83,7 @@ def best_round(run: RunFacts) -> list[Table]:
     rows.append(["average", *(measure_number("accuracy", average(of)) for of in states)])
     command = f"fedra evaluate {shlex.quote(str(run.path))} --best --data.validation_fraction 0"
     note = (
-        f"On {run.measured_on}. The best round by {measure_name(run.best.measure)} is kept in {BEST}/ beside this "
+        f"On {run.held_out} samples. The best round by {measure_name(run.best.measure)} is kept in {BEST}/ beside this "
         "page. This measures it on the test samples:"
     )
     return [Table("Results", note, rows, command=command)]

@@ -151,7 +151,7 @@ def _conclude(
             else:
                 references.append(measured.found)
         first = comparison.runs[0]
-        samples = first.config.data.held_out
+        samples = f"{first.config.data.held_out} samples"
         points = _tried_points(comparison, chosen, {outcome.run.path for outcome in tried if outcome.state == "done"})
         findings = Findings(command_text(), samples, first.label, results, references, points, missing)
         for section in write_report(folder, findings):

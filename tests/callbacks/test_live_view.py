@@ -18,7 +18,7 @@ HEADER = {
     "method": "fedra, 80 rounds, seed 0",
     "model": "ViTForImageClassification, 12 blocks, 403,914 frozen parameters",
     "clients": "30 in 6 domains",
-    "samples": "840 for training, 360 for testing",
+    "samples": "840 training, 360 test",
     "folder": "runs/fedra-digits_vit-20261129-101500",
 }
 DOMAINS = ("clean", "inverted", "rotated", "noisy", "edges", "textured")
@@ -64,7 +64,7 @@ def test_eighty_columns_and_24_lines_hold_everything() -> None:
         "method    fedra, 80 rounds, seed 0",
         "model     ViTForImageClassification, 12 blocks, 403,914 frozen parameters",
         "clients   30 in 6 domains",
-        "samples   840 for training, 360 for testing",
+        "samples   840 training, 360 test",
         "folder    runs/fedra-digits_vit-20261129-101500",
         "",
         "rounds    ━━━━──────────────────────────  10 of 80, ETA 0:02:12",
