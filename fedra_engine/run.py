@@ -31,7 +31,7 @@ from fedra_engine.config.values import plain_copy
 from fedra_engine.experiment import Experiment, build_experiment
 from fedra_engine.exports.adapter_files import export
 from fedra_engine.exports.merged_model import export_merged
-from fedra_engine.federation.measure_text import change_text
+from fedra_engine.runtime.measure_text import change_text
 from fedra_engine.inputs import Inputs
 from fedra_engine.models.sharding import Sharding
 from fedra_engine.models.state import GlobalState

@@ -25,7 +25,7 @@ from fedra_engine.config.data import HeldOut
 from fedra_engine.experiment import Experiment
 from fedra_engine.federation.averages import average
 from fedra_engine.federation.clients import most_participants
-from fedra_engine.federation.measure_text import (
+from fedra_engine.runtime.measure_text import (
     change_text,
     measure_name,
     measure_number,

@@ -143,7 +143,7 @@ def _print(scores: Mapping[str, Score], what: dict[str, object], title: str, *, 
     """Print the scores by domain, as JSON after the fields of `what`, or as a table under the `title`."""
     from fedra_engine.execution.evaluation import measures
     from fedra_engine.federation.averages import finite_values
-    from fedra_engine.federation.measure_text import measure_number, measure_title
+    from fedra_engine.runtime.measure_text import measure_number, measure_title
     from fedra_engine.runtime.tables import PlainConsole, rich_table, table_text
 
     found = measures(scores)

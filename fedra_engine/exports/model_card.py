@@ -19,7 +19,7 @@ from fedra_engine.exports.loading_lines import (
     merged_loading_lines,
     peft_class,
 )
-from fedra_engine.federation.measure_text import measure_number, percent
+from fedra_engine.runtime.measure_text import measure_number, percent
 from fedra_engine.inputs import IN_MEMORY
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.loading import HEAD_FILE

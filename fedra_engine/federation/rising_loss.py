@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from fedra_engine.config.data import HeldOut
-from fedra_engine.federation.measure_text import measure_text
+from fedra_engine.runtime.measure_text import measure_text
 
 _ABOVE_FROZEN = 1.01
 """How many times the frozen model's loss a loss must be to be mentioned; a smaller rise changes no decision."""

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import mean
 
 from fedra_engine.federation.averages import average
-from fedra_engine.federation.measure_text import SHARES, measure_name
+from fedra_engine.runtime.measure_text import SHARES, measure_name
 from fedra_engine.report.facts import RoundFacts, RunFacts, StartFacts
 from fedra_engine.report.marks import (
     MOST_CELLS,
@@ -23,7 +23,7 @@ from fedra_engine.report.marks import (
     with_line_at,
 )
 from fedra_engine.runtime.errors import first_few
-from fedra_engine.runtime.selection import some_of
+from fedra_engine.runtime.spacing import evenly_spaced
 
 AVERAGE = "average"
 _MOST_DOMAINS = 8
@@ -57,7 +57,7 @@ def accuracy_by_round(run: RunFacts) -> Chart | None:
     if len(domains) < len(last):
         note += f" Of {len(last)} domains, the {len(domains)} of the lowest accuracy are shown."
     rows: Rows = []
-    for number, accuracy in some_of([*run.curve.items()], _MOST_EVALUATIONS):
+    for number, accuracy in evenly_spaced([*run.curve.items()], _MOST_EVALUATIONS):
         shown = {AVERAGE: average(accuracy), **{name: accuracy[name] for name in domains}}
         rows += [{"round": number, "series": name, "value": 100 * value} for name, value in shown.items()]
     spec = line_chart(rows, "accuracy (%)", _PERCENT, [AVERAGE, *domains], strong=AVERAGE)
@@ -110,7 +110,7 @@ def gains(run: RunFacts) -> Chart | None:
 def loss(run: RunFacts) -> Chart | None:
     """The training loss of every round, and the loss on held-out samples wherever it was measured."""
     held_out = f"{run.held_out} samples"
-    measured = some_of([*run.measured("test_loss").items()], _MOST_EVALUATIONS)
+    measured = evenly_spaced([*run.measured("test_loss").items()], _MOST_EVALUATIONS)
     points = {held_out: measured, "training": thinned(run.rounds, lambda each: each.loss)}
     note = f"In training, mean over the samples of a round; on {held_out}, average over the domains."
     return _lines("loss", "Loss by round", note, points, "loss", ".4f")
@@ -118,7 +118,7 @@ def loss(run: RunFacts) -> Chart | None:
 
 def shares(run: RunFacts) -> Chart | None:
     """The measures that are shares beside the accuracy, on average over the domains."""
-    measured = {name: some_of([*run.measured(name).items()], _MOST_EVALUATIONS) for name in SHARES}
+    measured = {name: evenly_spaced([*run.measured(name).items()], _MOST_EVALUATIONS) for name in SHARES}
     points = {measure_name(name): [(at, 100 * value) for at, value in of] for name, of in measured.items()}
     note = "Average over the domains. The calibration error is how far confidence and accuracy are apart: low is good."
     return _lines("measures", "Macro-F1 and calibration error", note, points, "%", _PERCENT)

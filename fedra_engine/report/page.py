@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fedra_engine.callbacks.run_folder import REPORT
 from fedra_engine.federation.averages import average
-from fedra_engine.federation.measure_text import percent
+from fedra_engine.runtime.measure_text import percent
 from fedra_engine.report import tables, words
 from fedra_engine.report.charts import run_charts
 from fedra_engine.report.comparison import Runs, comparison_charts

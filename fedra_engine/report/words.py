@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from statistics import mean
 
 from fedra_engine.federation.averages import average
-from fedra_engine.federation.measure_text import change_text, measure_name, percent
+from fedra_engine.runtime.measure_text import change_text, measure_name, percent
 from fedra_engine.federation.rising_loss import BeforeAndAfter, loss_warnings
 from fedra_engine.report.charts import training_counts
 from fedra_engine.report.facts import RunFacts, worst

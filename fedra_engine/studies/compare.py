@@ -25,7 +25,7 @@ from fedra_engine.callbacks.run_folder import COSTS, OUTCOMES, RunFolder, make_f
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.parsing import read_config
 from fedra_engine.experiment import build_experiment
-from fedra_engine.federation.measure_text import measure_text, percent
+from fedra_engine.runtime.measure_text import measure_text, percent
 from fedra_engine.methods.registry import method_named
 from fedra_engine.run import load_run
 from fedra_engine.run import run as train_run

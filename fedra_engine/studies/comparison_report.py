@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from fedra_engine.federation.measure_text import measure_number
+from fedra_engine.runtime.measure_text import measure_number
 from fedra_engine.runtime.errors import printable
 from fedra_engine.runtime.tables import Cells, markdown_code, markdown_table, markdown_text, number_text
 from fedra_engine.studies.outcomes import SampleOutcomes

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from fedra_engine.federation.measure_text import change_text, measure_text, measure_title
+from fedra_engine.runtime.measure_text import change_text, measure_text, measure_title
 
 
 @pytest.mark.parametrize(
