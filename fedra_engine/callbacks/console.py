@@ -25,6 +25,11 @@ from fedra_engine.config.data import HeldOut
 from fedra_engine.experiment import Experiment
 from fedra_engine.federation.averages import average
 from fedra_engine.federation.clients import most_participants
+from fedra_engine.federation.records import RoundMetrics
+from fedra_engine.models.state import GlobalState
+from fedra_engine.runtime.errors import InputError, PrintableFormatter, ProcessLostError, count_of, printable
+from fedra_engine.runtime.exit_codes import interrupts_shown_by
+from fedra_engine.runtime.files import writing
 from fedra_engine.runtime.measure_text import (
     change_text,
     measure_name,
@@ -33,11 +38,6 @@ from fedra_engine.runtime.measure_text import (
     measure_title,
     percent,
 )
-from fedra_engine.federation.records import RoundMetrics
-from fedra_engine.models.state import GlobalState
-from fedra_engine.runtime.errors import InputError, PrintableFormatter, ProcessLostError, count_of, printable
-from fedra_engine.runtime.exit_codes import interrupts_shown_by
-from fedra_engine.runtime.files import writing
 from fedra_engine.runtime.stages import LOCAL_STEPS, SlowStages, Stage
 from fedra_engine.runtime.tables import PlainConsole, rich_table, table_text
 

@@ -13,8 +13,8 @@ from rich.console import Console, ConsoleOptions, RenderResult  # noqa: TID251 -
 from rich.text import Text
 
 from fedra_engine.callbacks.meter import Meter
-from fedra_engine.runtime.measure_text import measure_number, measure_title
 from fedra_engine.runtime.errors import count_of, printable
+from fedra_engine.runtime.measure_text import measure_number, measure_title
 from fedra_engine.runtime.spacing import evenly_spaced
 from fedra_engine.runtime.stages import LOCAL_STEPS, Stage, running_stage
 from fedra_engine.runtime.tables import bytes_text

@@ -19,11 +19,11 @@ from fedra_engine.exports.loading_lines import (
     merged_loading_lines,
     peft_class,
 )
-from fedra_engine.runtime.measure_text import measure_number, percent
 from fedra_engine.inputs import IN_MEMORY
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.loading import HEAD_FILE
 from fedra_engine.runtime.errors import count_of, first_few, printable, span_of
+from fedra_engine.runtime.measure_text import measure_number, percent
 
 _PIPELINES = {
     "image_classification": "image-classification",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from fedra_engine.config.data import HeldOut
 from fedra_engine.config.values import load_yaml_file
 from fedra_engine.federation.averages import average
 from fedra_engine.runtime.files import write_whole
+from fedra_engine.runtime.measure_text import register_share
 
 _WANTED = "the file of a run as it was written"
 OF_FOLDER = ("name", "output_dir")
@@ -68,6 +69,7 @@ class StartFacts:
         kinds: the costs of a round by kind of client; empty if they were not counted.
         notes: what is missing here, and why.
         environment: versions and hardware, by name.
+        shares: the measures that are read in percent; a run of an older version names none.
     """
 
     blocks: int
@@ -81,6 +83,7 @@ class StartFacts:
     kinds: list[ClientKind]
     notes: list[str]
     environment: dict[str, str]
+    shares: list[str] = field(default_factory=list)
 
     def write(self, folder: Path) -> None:
         """Write the facts into a run's folder."""
@@ -254,6 +257,9 @@ def read_run(path: Path) -> RunFacts:
     """
     folder = RunFolder.open(path)
     start, summary, known = StartFacts.read(path), dict[str, Any](), list[RoundFacts]()
+    # Where the code of a metric does not run, nothing else says that it is a share.
+    for name in start.shares if start is not None else []:
+        register_share(name)
     settings = dict(_flat(load_yaml_file("config", str(folder.config_file))))
     with reading(folder.metrics_file, _WANTED):
         known = [_round(record) for record in folder.read_metrics()]

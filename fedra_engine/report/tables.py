@@ -10,9 +10,9 @@ from typing import Any
 
 from fedra_engine.callbacks.run_folder import BEST
 from fedra_engine.federation.averages import average
-from fedra_engine.runtime.measure_text import change_text, measure_name, measure_number, percent
 from fedra_engine.report.facts import OF_FOLDER, RunFacts, StartFacts, worst
 from fedra_engine.report.words import rounds_text
+from fedra_engine.runtime.measure_text import change_text, measure_name, measure_number, percent
 from fedra_engine.runtime.tables import Cells, bytes_text, duration_text, flops_text
 
 _NOTHING = "–"

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from statistics import mean
 
 from fedra_engine.federation.averages import average
-from fedra_engine.runtime.measure_text import change_text, measure_name, percent
 from fedra_engine.federation.rising_loss import BeforeAndAfter, loss_warnings
 from fedra_engine.report.charts import training_counts
 from fedra_engine.report.facts import RunFacts, worst
 from fedra_engine.report.marks import runs_text
 from fedra_engine.runtime.errors import count_of, first_few
+from fedra_engine.runtime.measure_text import change_text, measure_name, percent
 from fedra_engine.runtime.tables import bytes_text, duration_text, flops_text
 
 _MOST_NAMED = 12

@@ -25,6 +25,7 @@ from fedra_engine.models.state import GlobalState
 from fedra_engine.report.facts import ClientKind, StartFacts
 from fedra_engine.report.page import write_report
 from fedra_engine.runtime.errors import one_line
+from fedra_engine.runtime.measure_text import is_share
 from fedra_engine.runtime.stages import Stage
 
 _LOG = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ def start_facts(experiment: Experiment) -> StartFacts:
         kinds=kinds,
         notes=notes,
         environment=environment(),
+        shares=[name for name in experiment.evaluator.measures if is_share(name)],
     )
 
 

@@ -9,7 +9,7 @@ Value = TypeVar("Value")
 
 
 def evenly_spaced(values: Sequence[Value], most: int) -> Sequence[Value]:
-    """At most `most` of the `values`, evenly spaced, with the first and the last (the last alone if `most` is 1 or less)."""
+    """At most `most` of `values`, evenly spaced, with the first and the last (the last alone if `most` is below 2)."""
     if len(values) <= max(most, 1):
         return values
     if most <= 1:

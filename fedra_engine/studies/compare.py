@@ -25,13 +25,13 @@ from fedra_engine.callbacks.run_folder import COSTS, OUTCOMES, RunFolder, make_f
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.parsing import read_config
 from fedra_engine.experiment import build_experiment
-from fedra_engine.runtime.measure_text import measure_text, percent
 from fedra_engine.methods.registry import method_named
 from fedra_engine.run import load_run
 from fedra_engine.run import run as train_run
 from fedra_engine.runtime.errors import InputError, count_of
 from fedra_engine.runtime.exit_codes import interrupts_shown_by, unwound_by_signals
 from fedra_engine.runtime.files import write_whole
+from fedra_engine.runtime.measure_text import measure_text, percent
 from fedra_engine.runtime.processes import check_cores
 from fedra_engine.runtime.tables import PlainConsole, rich_table, table_text
 from fedra_engine.studies.comparison_report import REPORT, Findings, TriedPoint, write_report

@@ -23,8 +23,8 @@ CONFIDENT = (
     "where it is wrong."
 )
 LATER = (
-    "The loss on test samples was lowest after round 2 (0.5000) and is 1.500 after the last round: fewer rounds or a lower "
-    "training.lr may give better-calibrated probabilities; choose them with data.validation_fraction."
+    "The loss on test samples was lowest after round 2 (0.5000) and is 1.500 after the last round: fewer rounds or a "
+    "lower training.lr may give better-calibrated probabilities; choose them with data.validation_fraction."
 )
 
 
