@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
-from functools import partial
 from pathlib import Path
 from statistics import mean
 from types import TracebackType
@@ -28,7 +27,7 @@ from fedra_engine.federation.clients import most_participants
 from fedra_engine.federation.records import RoundMetrics
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import InputError, PrintableFormatter, ProcessLostError, count_of, printable
-from fedra_engine.runtime.exit_codes import interrupts_shown_by
+from fedra_engine.runtime.exit_codes import closing_notice_to
 from fedra_engine.runtime.files import writing
 from fedra_engine.runtime.measure_text import (
     change_text,
@@ -129,7 +128,7 @@ class Console(Callback):
             if listens:
                 self._listen(undo)
             if self._live is not None:
-                undo.enter_context(interrupts_shown_by(partial(setattr, self.view, "notice")))
+                undo.enter_context(closing_notice_to(self.view.show_notice))
                 self._live.start(refresh=True)
                 undo.callback(self._live.stop)
             if listens:

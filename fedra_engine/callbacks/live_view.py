@@ -40,7 +40,6 @@ class LiveView:
         lanes: clients that a process trains at a time.
         processes: of the job.
         device: of the model; None before it is loaded.
-        notice: what to show in place of the running stage, if anything.
     """
 
     def __init__(self, meter: Meter, header: Mapping[str, str]) -> None:
@@ -48,7 +47,11 @@ class LiveView:
         self.header = header
         self.lanes = self.processes = 1
         self.device: torch.device | None = None
-        self.notice = ""
+        self._notice = ""
+
+    def show_notice(self, text: str) -> None:
+        """Show `text` in place of the running stage from now on."""
+        self._notice = text
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         # Where the last line is used, too, the first one is out of reach when the display is cleared.
@@ -89,8 +92,8 @@ class LiveView:
 
     def _now(self, stage: Stage | None) -> str:
         """What is being done."""
-        if self.notice or stage is None:
-            return self.notice
+        if self._notice or stage is None:
+            return self._notice
         if stage.what == LOCAL_STEPS:
             return f"{self._wave()}, {stage.done:,} of {stage.total:,} local steps"
         if stage.total is None:

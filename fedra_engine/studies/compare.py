@@ -29,7 +29,7 @@ from fedra_engine.methods.registry import method_named
 from fedra_engine.run import load_run
 from fedra_engine.run import run as train_run
 from fedra_engine.runtime.errors import InputError, count_of
-from fedra_engine.runtime.exit_codes import interrupts_shown_by, unwound_by_signals
+from fedra_engine.runtime.exit_codes import closing_notice_to, unwound_by_signals
 from fedra_engine.runtime.files import write_whole
 from fedra_engine.runtime.measure_text import measure_text, percent
 from fedra_engine.runtime.processes import check_cores
@@ -323,7 +323,7 @@ def shown_progress(console: PlainConsole, runs: Mapping[str, PlannedRun]) -> Ite
             return "\n".join([*news().values(), *notices])
 
         with (
-            interrupts_shown_by(notices.append),
+            closing_notice_to(notices.append),
             Live(console=console, get_renderable=lines, refresh_per_second=1, transient=True),
         ):
             yield

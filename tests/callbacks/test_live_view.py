@@ -136,7 +136,7 @@ def test_before_the_first_round_it_shows_what_is_being_done() -> None:
 
 def test_a_notice_is_shown_in_place_of_what_is_being_done() -> None:
     view = LiveView(trained(1), HEADER)
-    view.notice = "interrupted, closing files …"
+    view.show_notice("interrupted, closing files …")
     with Stage(LOCAL_STEPS, 30):
         assert "now       interrupted, closing files …" in drawn(view, 80, 24)
 
