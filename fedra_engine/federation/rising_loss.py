@@ -37,8 +37,8 @@ def loss_warnings(
     earlier = {number: value for number, value in by_round.items() if math.isfinite(value)}
     if loss.tuned > _ABOVE_FROZEN * loss.frozen and accuracy.tuned > accuracy.frozen:
         found.append(
-            f"The loss on {held_out} samples rose from {_text(loss.frozen)} to {_text(loss.tuned)} while the accuracy rose, too: "
-            "the tuned model is overconfident where it is wrong."
+            f"The loss on {held_out} samples rose from {_text(loss.frozen)} to {_text(loss.tuned)} while the accuracy "
+            "rose, too: the tuned model is overconfident where it is wrong."
         )
     lowest = min(earlier, key=earlier.__getitem__, default=None)
     if lowest is not None and loss.tuned > _ABOVE_LOWEST * earlier[lowest]:

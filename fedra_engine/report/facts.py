@@ -18,7 +18,7 @@ from fedra_engine.runtime.files import write_whole
 from fedra_engine.runtime.measure_text import register_share
 
 _WANTED = "the file of a run as it was written"
-OF_FOLDER = ("name", "output_dir")
+LOCATION_SETTINGS = ("name", "output_dir")
 """Settings that say where a run's folder is, and nothing about what was run."""
 _OTHER_MAPPINGS = ("accuracy", "allocation", "trained")
 """What is a mapping in a record and is no measure beside the accuracy."""
@@ -177,7 +177,7 @@ class RunFacts:
     def changed(self) -> dict[str, tuple[Any, Any]]:
         """Value and default of the settings that differ from the embedded experiment."""
         both = ((name, value, self.defaults.get(name)) for name, value in self.settings.items())
-        return {name: (value, usual) for name, value, usual in both if value != usual and name not in OF_FOLDER}
+        return {name: (value, usual) for name, value, usual in both if value != usual and name not in LOCATION_SETTINGS}
 
     @property
     def method(self) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from fedra_engine.callbacks.run_folder import BEST
 from fedra_engine.federation.averages import average
-from fedra_engine.report.facts import OF_FOLDER, RunFacts, StartFacts, worst
+from fedra_engine.report.facts import LOCATION_SETTINGS, RunFacts, StartFacts, worst
 from fedra_engine.report.words import rounds_text
 from fedra_engine.runtime.measure_text import change_text, measure_name, measure_number, percent
 from fedra_engine.runtime.tables import Cells, bytes_text, duration_text, flops_text
@@ -148,7 +148,7 @@ def differences(runs: Mapping[str, RunFacts]) -> Table:
     rows = [["setting", *runs]]
     for name in every:
         values = [value_text(run.settings[name]) if name in run.settings else _NOTHING for run in runs.values()]
-        if len(set(values)) > 1 and name not in OF_FOLDER:
+        if len(set(values)) > 1 and name not in LOCATION_SETTINGS:
             rows.append([name, *values])
     note = "Settings that are not the same in all runs." if len(rows) > 1 else "All runs have the same settings."
     return Table("Configuration", note, rows if len(rows) > 1 else [], texts=True)
