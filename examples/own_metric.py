@@ -8,13 +8,13 @@ from torch.nn.functional import one_hot
 from fedra_engine import ExperimentConfig, Metric, register_metric, simulate
 
 
-@register_metric("top_2")
+@register_metric("top_2", share=True)
 def top_2(logits, labels):
     """A value of each prediction, [predictions]; the metric is their mean."""
     return (logits.topk(2).indices == labels[:, None]).any(1)
 
 
-@register_metric("worst_class", language_models=False)
+@register_metric("worst_class", language_models=False, share=True)
 class WorstClass(Metric):
     """The share of correct predictions of the class that is recognised worst."""
 

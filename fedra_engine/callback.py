@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fedra_engine.federation.averages import average
-from fedra_engine.federation.measure_text import change_text, percent
 from fedra_engine.federation.records import RoundMetrics, Tally
 from fedra_engine.runtime.errors import InputError, count_of
+from fedra_engine.runtime.measure_text import change_text, percent
 
 if TYPE_CHECKING:
     from fedra_engine.experiment import Experiment

@@ -18,13 +18,14 @@ from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.partition import Partition
 from fedra_engine.data.preprocessing import Preprocessing, preprocessing_for
 from fedra_engine.data.samples import PreparedData, Samples, prepare
+from fedra_engine.data.server_data import server_samples
 from fedra_engine.data.tokenization import Tokenization
 from fedra_engine.execution.evaluation import Evaluator, FisherInformation
 from fedra_engine.execution.executor import Executor, make_executor, make_sweep_model
 from fedra_engine.execution.head_init import initial_heads
-from fedra_engine.execution.image_size import check_image_size
+from fedra_engine.execution.image_size import check_image_size, warn_of_slow_images
 from fedra_engine.execution.scheduling import WorkDivision
-from fedra_engine.execution.stand_ins import StandInFit, stand_in_fit
+from fedra_engine.execution.stand_ins import StandInFit
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import (
@@ -205,8 +206,7 @@ def build_experiment(
         sweep_model = make_sweep_model(config.execution, foundation, train, sharding)
         method = _make_method(config, foundation, sweep_model, train, clients, processes)
         state = _initial_state(config, foundation, sweep_model, train, method)
-        own = inputs.model_path(config), inputs.processor
-        fit = stand_in_fit(config, prepared, foundation, sweep_model, processes, *own)
+        fit = _stand_in_fit(config, prepared, foundation, sweep_model, processes, inputs)
     # Equal draws give equal states, to the last bit only on equal hardware.
     processes.broadcast_(list(state.tensors().values()))
     most, sharded_over = most_participants(config.clients, clients), processes if sharding else None
@@ -273,7 +273,8 @@ def _prepare(
             preprocessing = preprocessing_for(path, settings, config.data.image_size, inputs.processor)
         if sharding is None:
             with Stage("trying the model on an image"):
-                check_image_size(config, foundation, preprocessing, data)
+                check_image_size(foundation, preprocessing)
+                warn_of_slow_images(config, foundation, preprocessing, data)
     with processes.raise_on_all():
         cut = config.lora.dropout == 0 and not config.trace
         return prepare(data, config.data, path, settings, inputs.processor, preprocessing, cut_texts=cut)
@@ -303,6 +304,21 @@ def _make_method(
     )
     with Stage("preparing the method"):
         return make_method(federation)
+
+
+def _stand_in_fit(
+    config: ExperimentConfig,
+    prepared: PreparedData,
+    foundation: Foundation,
+    model: SweepModel,
+    processes: Processes,
+    inputs: Inputs,
+) -> StandInFit | None:
+    if not config.method.has_stand_ins:
+        return None
+    settings = foundation.model.config
+    samples, rows = server_samples(config, prepared, inputs.model_path(config), settings, inputs.processor)
+    return StandInFit(foundation, model, samples, rows, config.method, config.seed, processes)
 
 
 def _initial_state(

@@ -31,7 +31,6 @@ from fedra_engine.config.values import plain_copy
 from fedra_engine.experiment import Experiment, build_experiment
 from fedra_engine.exports.adapter_files import export
 from fedra_engine.exports.merged_model import export_merged
-from fedra_engine.federation.measure_text import change_text
 from fedra_engine.inputs import Inputs
 from fedra_engine.models.sharding import Sharding
 from fedra_engine.models.state import GlobalState
@@ -40,6 +39,7 @@ from fedra_engine.report.writer import ReportWriter
 from fedra_engine.runtime.errors import InputError, count_of
 from fedra_engine.runtime.exit_codes import unwound_by_signals
 from fedra_engine.runtime.files import check_unused, write_whole
+from fedra_engine.runtime.measure_text import change_text
 from fedra_engine.runtime.processes import Processes, join_job
 from fedra_engine.runtime.stages import Stage
 from fedra_engine.runtime.tables import PlainConsole

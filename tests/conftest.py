@@ -44,8 +44,10 @@ def own_names() -> Iterator[None]:
     from fedra_engine.execution.metrics import METRICS
     from fedra_engine.methods.allocators import ALLOCATORS, USES
     from fedra_engine.methods.registry import METHODS
+    from fedra_engine.runtime.measure_text import SHARES
 
-    kept = [(table, dict(table)) for table in (METHODS, ALLOCATORS, USES, SOURCES, PARTITIONERS, METRICS)]
+    tables: tuple[Any, ...] = (METHODS, ALLOCATORS, USES, SOURCES, PARTITIONERS, METRICS, SHARES)
+    kept = [(table, table.copy()) for table in tables]
     names = [(choice, [*choice.names], [*choice.registered]) for choice in CHOICES.values()]
     attributes, annotations = dict(vars(MethodConfig)), dict(MethodConfig.__annotations__)
     yield

@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from peft import LoraConfig as PeftLoraConfig
-from peft import inject_adapter_in_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.kernels.cases import COMPILED, ENGINE, Case, Sizes, compiled, random
 from benchmarks.kernels.timing import Call
 from benchmarks.kernels.work import lora_backward, lora_forward
+from fedra_engine.models.peft_library import PeftLoraConfig, inject_adapter_in_model
 from fedra_kernels import RowGroups, lora_linear
 
 KERNEL = "lora_linear"

@@ -71,7 +71,7 @@ class RunWriter(Callback):
                 "exported_accuracy": outcome.exported,
                 "average_exported": mean(outcome.exported.values()),
                 "tuned_is": outcome.tuned_is,
-                "measured_on": experiment.config.data.held_out,
+                "measured_on": f"{experiment.config.data.held_out} samples",
                 "evaluated_blocks": experiment.method.evaluated_model().blocks.tolist(),
                 "block_changes": _changes(experiment, state),
                 "caution": experiment.method.caution,

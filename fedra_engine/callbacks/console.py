@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
-from functools import partial
 from pathlib import Path
 from statistics import mean
 from types import TracebackType
@@ -21,10 +20,16 @@ from fedra_engine.callbacks.description import describe
 from fedra_engine.callbacks.live_view import LiveView, header_rows
 from fedra_engine.callbacks.meter import Meter
 from fedra_engine.config import ExperimentConfig
+from fedra_engine.config.data import HeldOut
 from fedra_engine.experiment import Experiment
 from fedra_engine.federation.averages import average
 from fedra_engine.federation.clients import most_participants
-from fedra_engine.federation.measure_text import (
+from fedra_engine.federation.records import RoundMetrics
+from fedra_engine.models.state import GlobalState
+from fedra_engine.runtime.errors import InputError, PrintableFormatter, ProcessLostError, count_of, printable
+from fedra_engine.runtime.exit_codes import closing_notice_to
+from fedra_engine.runtime.files import writing
+from fedra_engine.runtime.measure_text import (
     change_text,
     measure_name,
     measure_number,
@@ -32,11 +37,6 @@ from fedra_engine.federation.measure_text import (
     measure_title,
     percent,
 )
-from fedra_engine.federation.records import RoundMetrics
-from fedra_engine.models.state import GlobalState
-from fedra_engine.runtime.errors import InputError, PrintableFormatter, ProcessLostError, count_of, printable
-from fedra_engine.runtime.exit_codes import interrupts_shown_by
-from fedra_engine.runtime.files import writing
 from fedra_engine.runtime.stages import LOCAL_STEPS, SlowStages, Stage
 from fedra_engine.runtime.tables import PlainConsole, rich_table, table_text
 
@@ -113,7 +113,7 @@ class Console(Callback):
         self._next = 0
         self._meter.rounds = 0 if config is None else config.rounds
         self._outcome: Outcome | None = None
-        self._validated = False
+        self._held_out: HeldOut = "test"
 
     @classmethod
     def silent(cls) -> Console:
@@ -128,7 +128,7 @@ class Console(Callback):
             if listens:
                 self._listen(undo)
             if self._live is not None:
-                undo.enter_context(interrupts_shown_by(partial(setattr, self.view, "notice")))
+                undo.enter_context(closing_notice_to(self.view.show_notice))
                 self._live.start(refresh=True)
                 undo.callback(self._live.stop)
             if listens:
@@ -197,7 +197,7 @@ class Console(Callback):
     def on_end(self, experiment: Experiment, state: GlobalState, outcome: Outcome) -> None:
         # A round that was begun may have been stopped before it was trained.
         self._meter.in_round, self._outcome = False, outcome
-        self._validated = experiment.config.data.validation_fraction > 0
+        self._held_out = experiment.config.data.held_out
         if outcome.stopped is not None:
             self.message(f"stopped after round {outcome.rounds}{': ' if outcome.stopped else ''}{outcome.stopped}")
             stopping = experiment.config.early_stopping
@@ -241,7 +241,7 @@ class Console(Callback):
             self._live.stop()
             self._console.print(*header_rows(self.view.header), sep="\n", soft_wrap=True)
         if self._outcome is not None:
-            self._print("\n" + results_text(self._outcome, validated=self._validated))
+            self._print("\n" + results_text(self._outcome, self._held_out))
         if not self._results_only and written:
             width = max(map(len, written))
             self._print("\n" + "\n".join(f"{title:<{width}}  {path}" for title, path in written.items()))
@@ -328,12 +328,13 @@ def planned(config: ExperimentConfig, log_file: Path | None) -> dict[str, str]:
     return header if log_file is None else header | {"folder": str(log_file.parent)}
 
 
-def results_text(outcome: Outcome, *, validated: bool = False) -> str:
+def results_text(outcome: Outcome, held_out: HeldOut) -> str:
     """The accuracies before and after a run as a table, other measures, and what is tuned if that is not obvious.
 
-    Those of validation samples (`validated`) are called so.
+    Those of validation samples are called so; `held_out` says which were evaluated.
     """
-    rows = [[f"{'validation ' * validated}{measure_title('accuracy')}", *outcome.tuned, "average"]]
+    title = measure_title("accuracy") if held_out == "test" else f"{held_out} {measure_title('accuracy')}"
+    rows = [[title, *outcome.tuned, "average"]]
     for name, accuracy in (("frozen", outcome.frozen), ("tuned", outcome.tuned)):
         values = (*(accuracy[domain] for domain in outcome.tuned), mean(accuracy.values()))
         rows.append([name, *(measure_number("accuracy", value) for value in values)])

@@ -32,6 +32,6 @@ def describe(experiment: Experiment) -> dict[str, str]:
 
 
 def samples_text(experiment: Experiment) -> str:
-    """How many samples train, and how many are evaluated: `840 for training, 360 for testing`."""
-    use = "validation" if experiment.config.data.validation_fraction else "testing"
-    return f"{len(experiment.train_data):,} for training, {len(experiment.test_samples.domains):,} for {use}"
+    """How many samples train, and how many are evaluated: `840 training, 360 test`."""
+    held_out = experiment.config.data.held_out
+    return f"{len(experiment.train_data):,} training, {len(experiment.test_samples.domains):,} {held_out}"

@@ -10,9 +10,9 @@ from fedra_engine.callbacks.best_round import BestRound, check_measured
 from fedra_engine.config import EarlyStoppingConfig, refuse_test_samples
 from fedra_engine.config.validation import check_values
 from fedra_engine.experiment import Experiment
-from fedra_engine.federation.measure_text import measure_name, measure_text
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import count_of
+from fedra_engine.runtime.measure_text import measure_name, measure_text
 
 
 class EarlyStopping(Callback):

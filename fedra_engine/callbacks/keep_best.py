@@ -17,9 +17,9 @@ from fedra_engine.config import EarlyStoppingConfig, refuse_test_samples
 from fedra_engine.config.validation import check_values
 from fedra_engine.experiment import Experiment
 from fedra_engine.exports.adapter_files import export
-from fedra_engine.federation.measure_text import measure_name, measure_text
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.measure_text import measure_name, measure_text
 
 _LOG = logging.getLogger(__name__)
 _KEPT = 2

@@ -13,9 +13,9 @@ from rich.console import Console, ConsoleOptions, RenderResult  # noqa: TID251 -
 from rich.text import Text
 
 from fedra_engine.callbacks.meter import Meter
-from fedra_engine.federation.measure_text import measure_number, measure_title
 from fedra_engine.runtime.errors import count_of, printable
-from fedra_engine.runtime.selection import some_of
+from fedra_engine.runtime.measure_text import measure_number, measure_title
+from fedra_engine.runtime.spacing import evenly_spaced
 from fedra_engine.runtime.stages import LOCAL_STEPS, Stage, running_stage
 from fedra_engine.runtime.tables import bytes_text
 
@@ -40,7 +40,6 @@ class LiveView:
         lanes: clients that a process trains at a time.
         processes: of the job.
         device: of the model; None before it is loaded.
-        notice: what to show in place of the running stage, if anything.
     """
 
     def __init__(self, meter: Meter, header: Mapping[str, str]) -> None:
@@ -48,7 +47,11 @@ class LiveView:
         self.header = header
         self.lanes = self.processes = 1
         self.device: torch.device | None = None
-        self.notice = ""
+        self._notice = ""
+
+    def show_notice(self, text: str) -> None:
+        """Show `text` in place of the running stage from now on."""
+        self._notice = text
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         # Where the last line is used, too, the first one is out of reach when the display is cleared.
@@ -89,8 +92,8 @@ class LiveView:
 
     def _now(self, stage: Stage | None) -> str:
         """What is being done."""
-        if self.notice or stage is None:
-            return self.notice
+        if self._notice or stage is None:
+            return self._notice
         if stage.what == LOCAL_STEPS:
             return f"{self._wave()}, {stage.done:,} of {stage.total:,} local steps"
         if stage.total is None:
@@ -109,7 +112,7 @@ class LiveView:
 
     def _numbers(self, width: int) -> list[Text]:
         meter, history = self._meter, min(_LONGEST_HISTORY, width - _LABELS - 10)
-        losses = [loss for loss in some_of(meter.losses, history) if math.isfinite(loss)]
+        losses = [loss for loss in evenly_spaced(meter.losses, history) if math.isfinite(loss)]
         line = sparkline(losses, min(losses, default=0.0), max(losses, default=0.0))
         return [
             _row("loss", Text(f"{meter.loss_text()}  ").append(line, "cyan")),
@@ -138,7 +141,7 @@ def accuracy_rows(meter: Meter, width: int, height: int) -> list[Text]:
     title = measure_title("accuracy")
     column = max(min(longest, width - _NUMBERS - 8), len(title))
     # Of the frozen model there is always the first.
-    shown = [meter.frozen, *some_of(meter.evaluations, min(_LONGEST_HISTORY, width - column - _NUMBERS) - 1)]
+    shown = [meter.frozen, *evenly_spaced(meter.evaluations, min(_LONGEST_HISTORY, width - column - _NUMBERS) - 1)]
     every = [value for state in shown for value in state.values()]
     scale = (min(every), max(every))
     rows = [Text(f"{title:<{column}}  {'frozen':>6}  {'now':>6}  {'change':>7}", "dim")]

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from fedra_engine.federation.measure_text import measure_text
 from fedra_engine.federation.records import RoundMetrics
+from fedra_engine.runtime.measure_text import measure_text
 from fedra_engine.runtime.stages import LOCAL_STEPS, Stage
 
 _SECONDS_BETWEEN_LOSSES = 1.0

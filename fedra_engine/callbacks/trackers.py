@@ -8,7 +8,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
@@ -75,8 +75,7 @@ class Trackers(Callback):
         for name in self._names:
             tracker = make_tracker(name, self._run.path)
             try:
-                with _quiet():
-                    tracker.start()
+                start(tracker)
                 # From here on it has to be finished, even if it takes no settings.
                 self._open[name] = tracker
                 tracker.store_init_configuration(values)
@@ -110,11 +109,6 @@ class Trackers(Callback):
         except Exception as error:
             del self._open[name]
             _LOG.warning("report_to: %s failed and gets nothing more of this run: %s", name, one_line(error))
-
-
-def _quiet() -> redirect_stdout[StringIO]:
-    """While trackio starts and ends, it prints lines, which would break into the live display."""
-    return redirect_stdout(StringIO())
 
 
 def make_tracker(name: str, folder: Path) -> GeneralTracker:
@@ -152,6 +146,12 @@ def check_wandb_login() -> None:
     raise InputError("report_to: found no login for wandb, expected one (wandb login), or WANDB_MODE=offline")
 
 
+def start(tracker: GeneralTracker) -> None:
+    """Start a tracker."""
+    with _without_output() if isinstance(tracker, TrackioTracker) else nullcontext():
+        tracker.start()
+
+
 def finish(tracker: GeneralTracker, *, failed: bool) -> None:
     """Finish a tracker, as failed or not; TensorBoard and trackio make no difference."""
     if failed and isinstance(tracker, MLflowTracker):
@@ -164,10 +164,15 @@ def finish(tracker: GeneralTracker, *, failed: bool) -> None:
         import trackio
 
         # The tracker's own method leaves the run active, and it would be finished again when Python ends.
-        with _quiet():
+        with _without_output():
             trackio.finish()
     else:
         tracker.finish()
+
+
+def _without_output() -> redirect_stdout[StringIO]:
+    """What trackio prints while it starts and ends would break into the live display."""
+    return redirect_stdout(StringIO())
 
 
 def plain_settings(config: ExperimentConfig) -> dict[str, bool | int | float | str]:

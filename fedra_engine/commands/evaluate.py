@@ -97,8 +97,7 @@ def main(arguments: Sequence[str]) -> None:
         state, what, title = experiment.initial_state, {"model": options.model}, f"model: {options.model}"
     if config.data != own.data:
         experiment = on_other_data(experiment, replace(experiment.config, data=config.data))
-    kind = "validation" if config.data.validation_fraction else "test"
-    title += f", on {len(experiment.evaluator.test.domains):,} {kind} samples"
+    title += f", on {len(experiment.evaluator.test.domains):,} {config.data.held_out} samples"
     scores = score(experiment, state)
     if not experiment.processes.is_main:
         return
@@ -144,7 +143,7 @@ def _print(scores: Mapping[str, Score], what: dict[str, object], title: str, *, 
     """Print the scores by domain, as JSON after the fields of `what`, or as a table under the `title`."""
     from fedra_engine.execution.evaluation import measures
     from fedra_engine.federation.averages import finite_values
-    from fedra_engine.federation.measure_text import measure_number, measure_title
+    from fedra_engine.runtime.measure_text import measure_number, measure_title
     from fedra_engine.runtime.tables import PlainConsole, rich_table, table_text
 
     found = measures(scores)

@@ -14,6 +14,9 @@ SOURCE_NAMES = Choice(
 )
 PARTITION_NAMES = Choice("data.partition", "domain", "iid", "dirichlet", "shards", "quantity", "natural", "bootstrap")
 
+HeldOut = Literal["test", "validation"]
+"""The sets of samples that evaluations can be on."""
+
 _TABLES = ("hf_dataset", "text_classification", "causal_lm")
 _FILES = ("image_folder", "domainnet", "nicopp", *_TABLES)
 _IMAGES = ("digits", "image_folder", "domainnet", "nicopp", "hf_dataset")
@@ -123,9 +126,9 @@ class DataConfig:
     )
 
     @property
-    def held_out(self) -> str:
-        """What evaluations are on: `test samples`, or the `validation samples` that take their place."""
-        return "validation samples" if self.validation_fraction else "test samples"
+    def held_out(self) -> HeldOut:
+        """Which samples are evaluated: those of the `test` set, or of the `validation` set that takes its place."""
+        return "validation" if self.validation_fraction else "test"
 
     def check(self) -> None:
         """Raise InputError if a source of files has no `root`, or a domain is named twice."""

@@ -1,23 +1,58 @@
-"""Unlabelled samples of the server's own: any images in a folder, or the texts in a file."""
+"""The samples that the server may use: some of the clients', or any images in a folder, or the texts in a file."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fedra_engine.config import DataConfig
+from fedra_engine.config import DataConfig, ExperimentConfig
 from fedra_engine.data.domain_data import DataTask, DomainData, is_missing
 from fedra_engine.data.images import image_column, image_suffixes
+from fedra_engine.data.samples import PreparedData, Samples, prepare
 from fedra_engine.data.sources.files import read_table
 from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.randomness import generator
+from fedra_engine.runtime.stages import Stage
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 _OPTION = "method.stand_in_data"
+
+
+def server_samples(
+    config: ExperimentConfig, prepared: PreparedData, model_path: str | None, model_config: Any, processor: Any
+) -> tuple[Samples, NDArray[np.int64]]:
+    """The samples that stand-ins are fitted to, and the rows of those that may be drawn, int64 [rows].
+
+    Args:
+        config: whose `method.stand_in_data` names a domain of the clients, or a folder or file of the server's own;
+            without it, the samples of all clients may be drawn.
+        prepared: the clients' data.
+        model_path: of the model, as in `prepare`.
+        model_config: the model's transformers configuration.
+        processor: the model's image processor or tokenizer; default: the one at `model_path`.
+
+    Raises:
+        InputError: the server's samples cannot be used.
+    """
+    data, samples, wanted = prepared.data, prepared.train, config.method.stand_in_data
+    if wanted in data.domains:
+        return samples, np.flatnonzero(samples.domains.numpy() == data.domains.index(wanted))
+    if wanted is not None:
+        with Stage("reading the server's samples"):
+            own = load_unlabelled(Path(wanted), data.domains, data.task, config.data)
+            # The others need not be decoded.
+            chosen = generator(config.seed, purpose="samples of the server").permutation(len(own))
+            own = own.select(np.sort(chosen[: config.method.stand_in_samples]))
+            plain = replace(config.data, augmentation="none")
+            samples = prepare(own, plain, model_path, model_config, processor).train
+    return samples, np.arange(len(samples.domains))
 
 
 def load_unlabelled(path: Path, domains: list[str], task: DataTask, config: DataConfig) -> DomainData:

@@ -19,6 +19,7 @@ from fedra_engine.config.options import registering
 from fedra_engine.federation.records import RECORDED
 from fedra_engine.models.token_loss import predicted_classes
 from fedra_engine.runtime.errors import InputError, shown
+from fedra_engine.runtime.measure_text import register_share
 from fedra_engine.runtime.processes import Processes
 
 Function = Callable[[Tensor, Tensor], Tensor]
@@ -117,7 +118,7 @@ _LOWER_IS_BETTER = ("test_loss", "perplexity")
 
 
 def register_metric(
-    name: str, *, lower_is_better: bool = False, language_models: bool = True
+    name: str, *, lower_is_better: bool = False, language_models: bool = True, share: bool = False
 ) -> Callable[[_Entry], _Entry]:
     """Decorate a function or a subclass of `Metric`, to have it measured in every evaluation of later runs.
 
@@ -128,6 +129,7 @@ def register_metric(
         name: of the metric in `metrics.jsonl` and `summary.json`, in `early_stopping.measure` and in `keep_best`.
         lower_is_better: whether low values are good ones.
         language_models: whether it is measured on the tokens of causal language models, too.
+        share: whether it is a share from 0 to 1, which is shown in percent.
 
     Raises:
         InputError: the name is taken, or no name as Python has them.
@@ -139,6 +141,8 @@ def register_metric(
     def register(entry: _Entry) -> _Entry:
         is_class = isinstance(entry, type) and issubclass(entry, Metric)
         put(Registered(entry() if is_class else MeanMetric(name, entry), lower_is_better, language_models))
+        if share:
+            register_share(name)
         return entry
 
     return register

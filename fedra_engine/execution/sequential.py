@@ -22,8 +22,7 @@ from fedra_engine.federation.work import LocalWork
 from fedra_engine.models.adapters import Target
 from fedra_engine.models.batch_arguments import BatchArguments
 from fedra_engine.models.foundation import Foundation, cut_to_blocks, replace_module
-from fedra_engine.models.peft_library import LoraConfig as PeftLoraConfig
-from fedra_engine.models.peft_library import LoraLayer, inject_adapter_in_model
+from fedra_engine.models.peft_library import LoraLayer, PeftLoraConfig, inject_adapter_in_model
 from fedra_engine.models.quantization import is_quantized
 from fedra_engine.models.stand_ins import StandInBlock
 from fedra_engine.models.state import GlobalState

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedra_engine.config import ExperimentConfig, MethodConfig
-from fedra_engine.data.samples import PreparedData, Samples, prepare
-from fedra_engine.data.server_data import load_unlabelled
+from fedra_engine.config import MethodConfig
+from fedra_engine.data.samples import Samples
 from fedra_engine.execution.evaluation import Portion, portions
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.stand_ins import StandIns
 from fedra_engine.models.state import GlobalState
-from fedra_engine.runtime.errors import InputError, count_of
+from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.processes import Processes
 from fedra_engine.runtime.randomness import generator
 from fedra_engine.runtime.stages import Stage
@@ -38,20 +35,17 @@ class StandInFit:
     """Fits stand-ins to the global model; all processes call it together and each sees a share of the samples.
 
     Attributes:
-        samples: those of the server, whose labels are not used.
+        samples: of the clients or of the server; their labels are not used.
         rows: int64 [rows], the samples that may be drawn.
     """
 
     foundation: Foundation
-    model: SweepModel
+    model: SweepModel = field(repr=False)
     samples: Samples
-    rows: NDArray[np.int64]
-    config: MethodConfig
+    rows: NDArray[np.int64] = field(repr=False)
+    config: MethodConfig = field(repr=False)
     seed: int
-    processes: Processes
-
-    def __repr__(self) -> str:
-        return f"StandInFit(rank {self.config.stand_in_rank}, {count_of(len(self.rows), 'sample')})"
+    processes: Processes = field(repr=False)
 
     def is_due(self, round: int) -> bool:
         """Whether the maps are fitted again before `round`."""
@@ -95,47 +89,6 @@ class StandInFit:
                 of_block.add(x.flatten(0, -2), (y - x).flatten(0, -2))
 
         self.model.watch_blocks(inputs, state.adapters, see)
-
-
-def stand_in_fit(
-    config: ExperimentConfig,
-    prepared: PreparedData,
-    foundation: Foundation,
-    model: SweepModel,
-    processes: Processes,
-    model_path: str | None,
-    processor: Any,
-) -> StandInFit | None:
-    """How stand-ins are fitted, to samples of the server or of clients; None if there are no stand-ins.
-
-    Args:
-        config: of the experiment.
-        prepared: its data.
-        foundation: the frozen model.
-        model: the same model, ready for many clients at once.
-        processes: of the job.
-        model_path: as in `prepare`, for samples of the server.
-        processor: likewise.
-
-    Raises:
-        InputError: the server's samples cannot be used.
-    """
-    method, data, samples = config.method, prepared.data, prepared.train
-    if not method.has_stand_ins:
-        return None
-    rows, wanted = np.arange(len(samples.domains)), method.stand_in_data
-    if wanted in data.domains:
-        rows = np.flatnonzero(samples.domains.numpy() == data.domains.index(wanted))
-    elif wanted is not None:
-        with Stage("reading the server's samples"):
-            own = load_unlabelled(Path(wanted), data.domains, data.task, config.data)
-            # The others need not be decoded.
-            chosen = generator(config.seed, purpose="samples of the server").permutation(len(own))
-            own = own.select(np.sort(chosen[: method.stand_in_samples]))
-            plain = replace(config.data, augmentation="none")
-            samples = prepare(own, plain, model_path, foundation.model.config, processor).train
-        rows = np.arange(len(samples.domains))
-    return StandInFit(foundation, model, samples, rows, method, config.seed, processes)
 
 
 @dataclass(frozen=True)

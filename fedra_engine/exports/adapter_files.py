@@ -25,7 +25,7 @@ from fedra_engine.methods.products import decompose, factor_products
 from fedra_engine.models.adapters import AdapterLayout
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.loading import HEAD_FILE, own_path, without_pooling
-from fedra_engine.models.peft_library import LoraConfig as PeftLoraConfig
+from fedra_engine.models.peft_library import PeftLoraConfig
 from fedra_engine.models.state import GlobalState, head_tensors
 from fedra_engine.runtime.files import whole_files, write_whole
 

@@ -19,11 +19,11 @@ from fedra_engine.exports.loading_lines import (
     merged_loading_lines,
     peft_class,
 )
-from fedra_engine.federation.measure_text import measure_number, percent
 from fedra_engine.inputs import IN_MEMORY
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.loading import HEAD_FILE
 from fedra_engine.runtime.errors import count_of, first_few, printable, span_of
+from fedra_engine.runtime.measure_text import measure_number, percent
 
 _PIPELINES = {
     "image_classification": "image-classification",
@@ -232,7 +232,7 @@ def _adapters(foundation: Foundation) -> str:
 
 def _figures(experiment: Experiment, outcome: Outcome) -> str:
     """A table of accuracies, as `summary.json` has them, in percent."""
-    held_out = experiment.config.data.held_out.removesuffix(" samples")
+    held_out = experiment.config.data.held_out
     right = "correctly predicted samples" if experiment.foundation.task.trains_head else "correctly predicted tokens"
     columns: dict[str, Mapping[str, float]] = {"before tuning": outcome.frozen, "after": outcome.exported}
     names = [*map(_cell, outcome.exported), "average"]

@@ -1,4 +1,5 @@
 """The federation: clients and their sampling, allocation, assignment, updates and aggregation.
 
-It may import runtime, config, data and models; methods and executors are built on it.
+Also records of rounds, averages over domains, and what a rising loss means. It may import runtime, config, data and
+models; methods and executors are built on it.
 """

@@ -44,26 +44,26 @@ def resolve_model_path(path: str) -> str:
 
 
 @contextmanager
-def silent_loading() -> Iterator[None]:
+def hidden_loading_bars() -> Iterator[None]:
     """Show no bar while transformers loads weights from the disk; those of downloads, and afterwards all, as before."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging
 
-    of_loading, of_downloads = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    loading_bar_shown, download_bars_shown = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
     # transformers switches the hub's bars, too.
     logging.disable_progress_bar()
-    if of_downloads:
+    if download_bars_shown:
         enable_progress_bars()
     try:
         yield
     finally:
-        if of_loading:
+        if loading_bar_shown:
             logging.enable_progress_bar()
-        if not of_downloads:
+        if not download_bars_shown:
             disable_progress_bars()
 
 
-@silent_loading()
+@hidden_loading_bars()
 def load_pretrained(
     config: ModelConfig,
     *,

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def _silent(name: str) -> Iterator[None]:
-    """Silence warnings of the library `name`."""
-    logger = logging.getLogger(name)
+def _silent_bitsandbytes() -> Iterator[None]:
+    """Silence the warnings of bitsandbytes."""
+    logger = logging.getLogger("bitsandbytes")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
@@ -20,17 +20,18 @@ def _silent(name: str) -> Iterator[None]:
 
 
 # PEFT imports bitsandbytes wherever it is installed.
-with _silent("bitsandbytes"):
-    from peft import LoraConfig, inject_adapter_in_model
-    from peft.tuners.lora import LoraLayer
-    from peft.tuners.tuners_utils import check_target_module_exists
-    from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
-    from peft.utils.other import get_pattern_key
+with _silent_bitsandbytes():
+    from peft import LoraConfig as PeftLoraConfig  # noqa: TID251 - the module that all others import it from
+    from peft import inject_adapter_in_model  # noqa: TID251
+    from peft.tuners.lora import LoraLayer  # noqa: TID251
+    from peft.tuners.tuners_utils import check_target_module_exists  # noqa: TID251
+    from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND  # noqa: TID251
+    from peft.utils.other import get_pattern_key  # noqa: TID251
 
 __all__ = [
     "INCLUDE_LINEAR_LAYERS_SHORTHAND",
-    "LoraConfig",
     "LoraLayer",
+    "PeftLoraConfig",
     "check_target_module_exists",
     "get_pattern_key",
     "inject_adapter_in_model",

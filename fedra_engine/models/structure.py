@@ -11,10 +11,10 @@ from fedra_engine.config import LoraConfig
 from fedra_engine.models.adapters import Target
 from fedra_engine.models.peft_library import (
     INCLUDE_LINEAR_LAYERS_SHORTHAND,
+    PeftLoraConfig,
     check_target_module_exists,
     get_pattern_key,
 )
-from fedra_engine.models.peft_library import LoraConfig as PeftLoraConfig
 from fedra_engine.models.sharding import parameter_count, parameter_shape
 from fedra_engine.runtime.errors import InputError
 

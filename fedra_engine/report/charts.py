@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import mean
 
 from fedra_engine.federation.averages import average
-from fedra_engine.federation.measure_text import SHARES, measure_name
 from fedra_engine.report.facts import RoundFacts, RunFacts, StartFacts
 from fedra_engine.report.marks import (
+    FOUR_DIGITS,
     MOST_CELLS,
     Chart,
     Rows,
@@ -23,7 +23,8 @@ from fedra_engine.report.marks import (
     with_line_at,
 )
 from fedra_engine.runtime.errors import first_few
-from fedra_engine.runtime.selection import some_of
+from fedra_engine.runtime.measure_text import measure_name
+from fedra_engine.runtime.spacing import evenly_spaced
 
 AVERAGE = "average"
 _MOST_DOMAINS = 8
@@ -35,7 +36,8 @@ _MOST_SLANTED = 12
 _MOST_NAMED = 10
 """Clients that a cell names, and groups of neighbouring blocks."""
 _MOST_EMPTY = 100
-"""Clients of which those that never took part have an empty line, too; of more, a sentence names them."""
+"""Up to so many clients, each has a row; of more, only those that took part."""
+_SHARES = ("macro_f1", "calibration_error")
 _PERCENT = ".1f"
 _PERCENT_LABEL = "round(100 * datum.value) + ' %'"
 
@@ -57,7 +59,7 @@ def accuracy_by_round(run: RunFacts) -> Chart | None:
     if len(domains) < len(last):
         note += f" Of {len(last)} domains, the {len(domains)} of the lowest accuracy are shown."
     rows: Rows = []
-    for number, accuracy in some_of([*run.curve.items()], _MOST_EVALUATIONS):
+    for number, accuracy in evenly_spaced([*run.curve.items()], _MOST_EVALUATIONS):
         shown = {AVERAGE: average(accuracy), **{name: accuracy[name] for name in domains}}
         rows += [{"round": number, "series": name, "value": 100 * value} for name, value in shown.items()]
     spec = line_chart(rows, "accuracy (%)", _PERCENT, [AVERAGE, *domains], strong=AVERAGE)
@@ -109,16 +111,16 @@ def gains(run: RunFacts) -> Chart | None:
 
 def loss(run: RunFacts) -> Chart | None:
     """The training loss of every round, and the loss on held-out samples wherever it was measured."""
-    held_out = run.measured_on
-    measured = some_of([*run.measured("test_loss").items()], _MOST_EVALUATIONS)
+    held_out = f"{run.held_out} samples"
+    measured = evenly_spaced([*run.measured("test_loss").items()], _MOST_EVALUATIONS)
     points = {held_out: measured, "training": thinned(run.rounds, lambda each: each.loss)}
     note = f"In training, mean over the samples of a round; on {held_out}, average over the domains."
-    return _lines("loss", "Loss by round", note, points, "loss", ".4f")
+    return _lines("loss", "Loss by round", note, points, "loss", FOUR_DIGITS)
 
 
 def shares(run: RunFacts) -> Chart | None:
-    """The measures that are shares beside the accuracy, on average over the domains."""
-    measured = {name: some_of([*run.measured(name).items()], _MOST_EVALUATIONS) for name in SHARES}
+    """Macro-F1 and the calibration error, on average over the domains."""
+    measured = {name: evenly_spaced([*run.measured(name).items()], _MOST_EVALUATIONS) for name in _SHARES}
     points = {measure_name(name): [(at, 100 * value) for at, value in of] for name, of in measured.items()}
     note = "Average over the domains. The calibration error is how far confidence and accuracy are apart: low is good."
     return _lines("measures", "Macro-F1 and calibration error", note, points, "%", _PERCENT)

@@ -8,9 +8,9 @@ from dataclasses import replace
 from fedra_engine.federation.averages import average
 from fedra_engine.report.charts import allocation, training_counts
 from fedra_engine.report.facts import RunFacts
-from fedra_engine.report.marks import MOST_CELLS, MOST_POINTS, Chart, Rows, line_chart, thinned, tip
+from fedra_engine.report.marks import FOUR_DIGITS, MOST_CELLS, MOST_POINTS, Chart, Rows, line_chart, thinned, tip
 from fedra_engine.report.vega import Spec
-from fedra_engine.runtime.selection import some_of
+from fedra_engine.runtime.spacing import evenly_spaced
 
 _MOST_MAPS = 6
 """Runs whose allocations are shown."""
@@ -28,7 +28,7 @@ def _accuracy(runs: Runs) -> Chart | None:
     rows = [
         {"round": number, "series": name, "value": 100 * average(accuracy)}
         for name, run in runs.items()
-        for number, accuracy in some_of([*run.curve.items()], _points(runs))
+        for number, accuracy in evenly_spaced([*run.curve.items()], _points(runs))
     ]
     spec = line_chart(rows, "accuracy (%)", ".1f", list(runs))
     note = "Average over the domains. Round 0 is the frozen model."
@@ -68,7 +68,7 @@ def _loss(runs: Runs) -> Chart | None:
         for name, run in runs.items()
         for number, value in thinned(run.rounds, lambda each: each.loss, _points(runs))
     ]
-    spec = line_chart(rows, "loss", ".4f", list(runs))
+    spec = line_chart(rows, "loss", FOUR_DIGITS, list(runs))
     return Chart("loss", "Training loss", "Mean over the samples of a round.", spec) if rows else None
 
 

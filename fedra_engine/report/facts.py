@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedra_engine.callbacks.run_folder import FACTS, RunFolder, reading
-from fedra_engine.config import ExperimentConfig
+from fedra_engine.config import DataConfig, ExperimentConfig
+from fedra_engine.config.data import HeldOut
 from fedra_engine.config.values import load_yaml_file
 from fedra_engine.federation.averages import average
 from fedra_engine.runtime.files import write_whole
+from fedra_engine.runtime.measure_text import register_share
 
 _WANTED = "the file of a run as it was written"
-OF_FOLDER = ("name", "output_dir")
+LOCATION_SETTINGS = ("name", "output_dir")
 """Settings that say where a run's folder is, and nothing about what was run."""
 _OTHER_MAPPINGS = ("accuracy", "allocation", "trained")
 """What is a mapping in a record and is no measure beside the accuracy."""
@@ -67,6 +69,7 @@ class StartFacts:
         kinds: the costs of a round by kind of client; empty if they were not counted.
         notes: what is missing here, and why.
         environment: versions and hardware, by name.
+        shares: the measures that are read in percent; a run of an older version names none.
     """
 
     blocks: int
@@ -80,6 +83,7 @@ class StartFacts:
     kinds: list[ClientKind]
     notes: list[str]
     environment: dict[str, str]
+    shares: list[str] = field(default_factory=list)
 
     def write(self, folder: Path) -> None:
         """Write the facts into a run's folder."""
@@ -173,7 +177,7 @@ class RunFacts:
     def changed(self) -> dict[str, tuple[Any, Any]]:
         """Value and default of the settings that differ from the embedded experiment."""
         both = ((name, value, self.defaults.get(name)) for name, value in self.settings.items())
-        return {name: (value, usual) for name, value, usual in both if value != usual and name not in OF_FOLDER}
+        return {name: (value, usual) for name, value, usual in both if value != usual and name not in LOCATION_SETTINGS}
 
     @property
     def method(self) -> str:
@@ -187,9 +191,9 @@ class RunFacts:
         return None if not found else BestRound(found["round"] + 1, found["measure"], found["accuracy"])
 
     @property
-    def measured_on(self) -> str:
-        """What was evaluated, such as `test samples`."""
-        return str(self.summary.get("measured_on", "test samples"))
+    def held_out(self) -> HeldOut:
+        """Which samples were evaluated."""
+        return DataConfig(validation_fraction=self.settings.get("data.validation_fraction", 0.0)).held_out
 
     @property
     def has_ended(self) -> bool:
@@ -253,6 +257,9 @@ def read_run(path: Path) -> RunFacts:
     """
     folder = RunFolder.open(path)
     start, summary, known = StartFacts.read(path), dict[str, Any](), list[RoundFacts]()
+    # Where the code of a metric does not run, nothing else says that it is a share.
+    for name in start.shares if start is not None else []:
+        register_share(name)
     settings = dict(_flat(load_yaml_file("config", str(folder.config_file))))
     with reading(folder.metrics_file, _WANTED):
         known = [_round(record) for record in folder.read_metrics()]

@@ -18,6 +18,8 @@ MOST_CELLS = 2500
 """Of a heat map with texts for each cell: at most 400 kB of a page."""
 MOST_POINTS = 600
 """Of a line over the rounds."""
+FOUR_DIGITS = ",.4r"
+"""How D3 writes a number with four significant digits, as `measure_text` does."""
 _MOST_MARKED = 50
 """Places of a line that are marked."""
 _MOST_TICKS = 20

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from fedra_engine.callbacks.run_folder import REPORT
 from fedra_engine.federation.averages import average
-from fedra_engine.federation.measure_text import percent
 from fedra_engine.report import tables, words
 from fedra_engine.report.charts import run_charts
 from fedra_engine.report.comparison import Runs, comparison_charts
@@ -20,6 +19,7 @@ from fedra_engine.report.marks import Chart
 from fedra_engine.report.tables import Table
 from fedra_engine.report.vega import DARK, LIGHT, javascript, png, svg, theme
 from fedra_engine.runtime.files import make_folders, write_whole
+from fedra_engine.runtime.measure_text import percent
 
 _TEMPLATE = Path(__file__).parent / "page.html"
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from fedra_engine.callbacks.run_folder import BEST
 from fedra_engine.federation.averages import average
-from fedra_engine.federation.measure_text import change_text, measure_name, measure_number, percent
-from fedra_engine.report.facts import OF_FOLDER, RunFacts, StartFacts, worst
+from fedra_engine.report.facts import LOCATION_SETTINGS, RunFacts, StartFacts, worst
 from fedra_engine.report.words import rounds_text
+from fedra_engine.runtime.measure_text import change_text, measure_name, measure_number, percent
 from fedra_engine.runtime.tables import Cells, bytes_text, duration_text, flops_text
 
 _NOTHING = "–"
@@ -83,7 +83,7 @@ def best_round(run: RunFacts) -> list[Table]:
     rows.append(["average", *(measure_number("accuracy", average(of)) for of in states)])
     command = f"fedra evaluate {shlex.quote(str(run.path))} --best --data.validation_fraction 0"
     note = (
-        f"On {run.measured_on}. The best round by {measure_name(run.best.measure)} is kept in {BEST}/ beside this "
+        f"On {run.held_out} samples. The best round by {measure_name(run.best.measure)} is kept in {BEST}/ beside this "
         "page. This measures it on the test samples:"
     )
     return [Table("Results", note, rows, command=command)]
@@ -148,7 +148,7 @@ def differences(runs: Mapping[str, RunFacts]) -> Table:
     rows = [["setting", *runs]]
     for name in every:
         values = [value_text(run.settings[name]) if name in run.settings else _NOTHING for run in runs.values()]
-        if len(set(values)) > 1 and name not in OF_FOLDER:
+        if len(set(values)) > 1 and name not in LOCATION_SETTINGS:
             rows.append([name, *values])
     note = "Settings that are not the same in all runs." if len(rows) > 1 else "All runs have the same settings."
     return Table("Configuration", note, rows if len(rows) > 1 else [], texts=True)

@@ -7,16 +7,14 @@ from collections.abc import Iterator, Sequence
 from statistics import mean
 
 from fedra_engine.federation.averages import average
-from fedra_engine.federation.measure_text import change_text, measure_name, percent
 from fedra_engine.federation.rising_loss import BeforeAndAfter, loss_warnings
 from fedra_engine.report.charts import training_counts
 from fedra_engine.report.facts import RunFacts, worst
 from fedra_engine.report.marks import runs_text
 from fedra_engine.runtime.errors import count_of, first_few
+from fedra_engine.runtime.measure_text import change_text, measure_name, percent
 from fedra_engine.runtime.tables import bytes_text, duration_text, flops_text
 
-_USUAL_SAMPLES = "test samples"
-"""What is evaluated unless a sentence says something else."""
 _MOST_NAMED = 12
 """Names in a sentence."""
 
@@ -27,7 +25,7 @@ def verdict(run: RunFacts) -> str:
         return f"This run has not ended: {rounds_text(run)} rounds are trained."
     before, after, low = average(run.frozen), average(run.tuned), worst(run.tuned)
     points = round(100 * (after - before), 1)
-    figure = f"the average accuracy{'' if run.measured_on == _USUAL_SAMPLES else f' on {run.measured_on}'}"
+    figure = f"the average accuracy{'' if run.held_out == 'test' else f' on {run.held_out} samples'}"
     parts = [f"Tuning left {figure} at {percent(after)}."]
     if points:
         did = f"{'raised' if points > 0 else 'lowered'} {figure} by {abs(points):.1f} points"
@@ -81,12 +79,12 @@ def _of_summary(run: RunFacts) -> Iterator[str]:
     summary = run.summary
     if summary.get("caution"):
         yield _sentence(str(summary["caution"]))
-    if run.measured_on != _USUAL_SAMPLES:
-        yield f"Accuracies are measured on {run.measured_on}, not on the test samples."
+    if run.held_out != "test":
+        yield f"Accuracies are measured on {run.held_out} samples, not on the test samples."
     if run.has_ended:
         accuracy = BeforeAndAfter(average(run.frozen), average(run.tuned))
         by_round = {number: loss for number, loss in run.measured("test_loss").items() if number > 0}
-        yield from loss_warnings(accuracy, _ends(run, "test_loss"), by_round, run.measured_on)
+        yield from loss_warnings(accuracy, _ends(run, "test_loss"), by_round, run.held_out)
     if summary.get("tuned_is"):
         exported = percent(summary["average_exported"])
         yield f"The tuned accuracy is that of {summary['tuned_is']}. The adapter alone has {exported} on average."

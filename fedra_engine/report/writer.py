@@ -25,6 +25,7 @@ from fedra_engine.models.state import GlobalState
 from fedra_engine.report.facts import ClientKind, StartFacts
 from fedra_engine.report.page import write_report
 from fedra_engine.runtime.errors import one_line
+from fedra_engine.runtime.measure_text import is_share
 from fedra_engine.runtime.stages import Stage
 
 _LOG = logging.getLogger(__name__)
@@ -57,7 +58,6 @@ def start_facts(experiment: Experiment) -> StartFacts:
     """What the report of a run needs and only its experiment knows."""
     clients, described, notes = experiment.clients, describe(experiment), list[str]()
     ranks = clients.ranks_or(experiment.foundation.adapter_layout.rank)
-    described["samples"] += f", {len(experiment.test_samples.domains):,} for tests"
     everyone, classes, counts = np.arange(len(clients)), list[str](), np.zeros((0, 0), dtype=np.int64)
     if len(everyone) > MOST_ALLOCATED:
         notes.append(f"Of more than {MOST_ALLOCATED:,} clients, neither labels nor participation are shown.")
@@ -90,6 +90,7 @@ def start_facts(experiment: Experiment) -> StartFacts:
         kinds=kinds,
         notes=notes,
         environment=environment(),
+        shares=[name for name in experiment.evaluator.measures if is_share(name)],
     )
 
 

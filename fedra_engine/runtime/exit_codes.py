@@ -80,7 +80,7 @@ def unwound_by_signals() -> Iterator[None]:
 
 
 @contextmanager
-def interrupts_shown_by(show: Callable[[str], None]) -> Iterator[None]:
+def closing_notice_to(show: Callable[[str], None]) -> Iterator[None]:
     """Give what is said at the first Ctrl-C to `show`, as a line on stderr would break a live display."""
     before, _Watch.show = _Watch.show, show
     try:

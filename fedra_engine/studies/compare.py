@@ -25,13 +25,13 @@ from fedra_engine.callbacks.run_folder import COSTS, OUTCOMES, RunFolder, make_f
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.parsing import read_config
 from fedra_engine.experiment import build_experiment
-from fedra_engine.federation.measure_text import measure_text, percent
 from fedra_engine.methods.registry import method_named
 from fedra_engine.run import load_run
 from fedra_engine.run import run as train_run
 from fedra_engine.runtime.errors import InputError, count_of
-from fedra_engine.runtime.exit_codes import interrupts_shown_by, unwound_by_signals
+from fedra_engine.runtime.exit_codes import closing_notice_to, unwound_by_signals
 from fedra_engine.runtime.files import write_whole
+from fedra_engine.runtime.measure_text import measure_text, percent
 from fedra_engine.runtime.processes import check_cores
 from fedra_engine.runtime.tables import PlainConsole, rich_table, table_text
 from fedra_engine.studies.comparison_report import REPORT, Findings, TriedPoint, write_report
@@ -151,7 +151,7 @@ def _conclude(
             else:
                 references.append(measured.found)
         first = comparison.runs[0]
-        samples = first.config.data.held_out
+        samples = f"{first.config.data.held_out} samples"
         points = _tried_points(comparison, chosen, {outcome.run.path for outcome in tried if outcome.state == "done"})
         findings = Findings(command_text(), samples, first.label, results, references, points, missing)
         for section in write_report(folder, findings):
@@ -323,7 +323,7 @@ def shown_progress(console: PlainConsole, runs: Mapping[str, PlannedRun]) -> Ite
             return "\n".join([*news().values(), *notices])
 
         with (
-            interrupts_shown_by(notices.append),
+            closing_notice_to(notices.append),
             Live(console=console, get_renderable=lines, refresh_per_second=1, transient=True),
         ):
             yield

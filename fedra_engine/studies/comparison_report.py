@@ -8,8 +8,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from fedra_engine.federation.measure_text import measure_number
 from fedra_engine.runtime.errors import printable
+from fedra_engine.runtime.measure_text import percent_number
 from fedra_engine.runtime.tables import Cells, markdown_code, markdown_table, markdown_text, number_text
 from fedra_engine.studies.outcomes import SampleOutcomes
 from fedra_engine.studies.references import FROZEN, PROBE, References
@@ -155,7 +155,7 @@ def _accuracy(findings: Findings) -> Section:
     for label, seeds in grouped(findings.results, "label").items():
         tests = [run.outcomes.tests for run in seeds]
         accuracies = _spreads([run.accuracy for run in seeds], tests, domains)
-        frozen = measure_number("accuracy", mean(mean(run.frozen.values()) for run in seeds))
+        frozen = percent_number(mean(mean(run.frozen.values()) for run in seeds))
         rows.append([label, str(len(seeds)), *accuracies, frozen, _mark(seeds, findings.references)])
     after = [text for name, text in ((FROZEN, _FROZEN), (PROBE, _BELOW)) if name in _by_seed(findings.references)]
     words = {word for row in rows[1:] for cell in row for word in cell.split()}
@@ -179,15 +179,15 @@ def _spreads(
     cells = [_spread([found[domain] for found in accuracies if domain in found]) for domain in domains]
     error = _mean_error(accuracies, tests)
     average = _spread([mean(found.values()) for found in accuracies])
-    return [*cells, average, measure_number("accuracy", error)]
+    return [*cells, average, percent_number(error)]
 
 
 def _spread(values: Sequence[float]) -> str:
     """Mean ± sample standard deviation in percent; the mean alone of one value, and a dash for none."""
     if not values:
         return _NONE
-    spread = f" ± {measure_number('accuracy', stdev(values))}" if len(values) > 1 else ""
-    return measure_number("accuracy", mean(values)) + spread
+    spread = f" ± {percent_number(stdev(values))}" if len(values) > 1 else ""
+    return percent_number(mean(values)) + spread
 
 
 def _mean_error(accuracies: Sequence[Mapping[str, float]], tests: Sequence[Mapping[str, int] | None]) -> float | None:
@@ -244,7 +244,9 @@ def _over_seeds(baseline: str, by_label: Mapping[str, Sequence[RunResult]], othe
     for label in others:
         pairs = [(run.average, firsts[run.seed]) for run in by_label[label] if run.seed in firsts]
         found = paired_difference([one for one, _ in pairs], [first for _, first in pairs])
-        cells = [_NONE] * 3 if found is None else [f"{100 * found.mean:+z.1f}", f"{100 * found.error:.1f}", _p(found.p)]
+        cells = (
+            [_NONE] * 3 if found is None else [f"{100 * found.mean:+z.1f}", percent_number(found.error), _p(found.p)]
+        )
         rows.append([label, str(len(pairs)), *cells])
     text = _SEEDS.format(baseline=f"`{markdown_text(baseline)}`")
     return Section("Differences over seeds", text, rows, legend=[_SEEDS_SHORT.format(baseline=baseline)])
@@ -276,7 +278,7 @@ def _grid(tried: Sequence[TriedPoint]) -> Section:
     rows = [["method", "point", "validation", "chosen"]]
     for each in tried:
         edge = f", at the edge of {' and '.join(each.at_edge)}" if each.at_edge else ""
-        accuracy = measure_number("accuracy", each.accuracy)
+        accuracy = percent_number(each.accuracy)
         rows.append([each.label, each.point, accuracy, f"yes{edge}" if each.chosen else ""])
     return Section("Grid", _GRID, rows)
 

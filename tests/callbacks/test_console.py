@@ -90,9 +90,7 @@ def test_blocks_without_adapters_are_not_counted(tmp_path: Path) -> None:
     assert describe(experiment)["adapters"].startswith("7,168 LoRA parameters in each of 2 blocks, on ")
 
 
-@pytest.mark.parametrize(
-    ("fraction", "text"), [(0.0, "280 for training, 120 for testing"), (0.25, "201 for training, 79 for validation")]
-)
+@pytest.mark.parametrize(("fraction", "text"), [(0.0, "280 training, 120 test"), (0.25, "201 training, 79 validation")])
 def test_the_samples_that_are_evaluated_are_counted(tmp_path: Path, fraction: float, text: str) -> None:
     data: dict[str, Any] = {"domains": ["clean", "noisy"], "validation_fraction": fraction}
     told = describe(build(small_config(tmp_path, data=data, clients={"capacities": [4]})))["samples"]
@@ -101,14 +99,12 @@ def test_the_samples_that_are_evaluated_are_counted(tmp_path: Path, fraction: fl
 
 def test_the_header_has_the_samples_as_soon_as_they_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
     state: Any = None
-    monkeypatch.setattr(
-        "fedra_engine.callbacks.console.describe", lambda _: {"samples": "9 for training, 3 for testing"}
-    )
+    monkeypatch.setattr("fedra_engine.callbacks.console.describe", lambda _: {"samples": "9 training, 3 test"})
     screen = PlainConsole(file=io.StringIO(), force_terminal=True, width=80, height=24)
     with Console(None, screen, config=EXPERIMENT.config) as console:
         assert "samples   …" in [row.plain for row in console.view.rows(80, 24)]
         console.on_start(EXPERIMENT, state, 0)
-        assert "samples   9 for training, 3 for testing" in [row.plain for row in console.view.rows(80, 24)]
+        assert "samples   9 training, 3 test" in [row.plain for row in console.view.rows(80, 24)]
 
 
 def test_plain_output_has_a_line_a_round_and_no_control_characters(tmp_path: Path) -> None:
@@ -370,7 +366,7 @@ def test_a_display_shows_an_interrupt_itself() -> None:
     with Console(None, screen, config=EXPERIMENT.config) as console:
         assert exit_codes._Watch.show is not None
         exit_codes._Watch.show("interrupted")
-        assert console.view.notice == "interrupted"
+        assert "now       interrupted" in [row.plain for row in console.view.rows(80, 24)]
     assert exit_codes._Watch.show is None
 
 

@@ -18,7 +18,7 @@ HEADER = {
     "method": "fedra, 80 rounds, seed 0",
     "model": "ViTForImageClassification, 12 blocks, 403,914 frozen parameters",
     "clients": "30 in 6 domains",
-    "samples": "840 for training, 360 for testing",
+    "samples": "840 training, 360 test",
     "folder": "runs/fedra-digits_vit-20261129-101500",
 }
 DOMAINS = ("clean", "inverted", "rotated", "noisy", "edges", "textured")
@@ -64,7 +64,7 @@ def test_eighty_columns_and_24_lines_hold_everything() -> None:
         "method    fedra, 80 rounds, seed 0",
         "model     ViTForImageClassification, 12 blocks, 403,914 frozen parameters",
         "clients   30 in 6 domains",
-        "samples   840 for training, 360 for testing",
+        "samples   840 training, 360 test",
         "folder    runs/fedra-digits_vit-20261129-101500",
         "",
         "rounds    ━━━━──────────────────────────  10 of 80, ETA 0:02:12",
@@ -136,7 +136,7 @@ def test_before_the_first_round_it_shows_what_is_being_done() -> None:
 
 def test_a_notice_is_shown_in_place_of_what_is_being_done() -> None:
     view = LiveView(trained(1), HEADER)
-    view.notice = "interrupted, closing files …"
+    view.show_notice("interrupted, closing files …")
     with Stage(LOCAL_STEPS, 30):
         assert "now       interrupted, closing files …" in drawn(view, 80, 24)
 

@@ -154,6 +154,14 @@ def test_a_tracker_that_fails_is_dropped_and_the_run_goes_on(
     ]
 
 
+def test_what_another_tracker_than_trackio_prints_at_its_start_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Broken, "start", lambda _: print("see it on the server"))
+    trackers.start(Broken())
+    assert capsys.readouterr().out == "see it on the server\n"
+
+
 @pytest.mark.parametrize(("step", "finished"), [("start", 0), ("store_init_configuration", 1)])
 def test_a_tracker_that_does_not_start_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, finished: int

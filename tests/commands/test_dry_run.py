@@ -47,7 +47,7 @@ def test_the_probe_shows_the_parts_the_costs_the_clients_and_the_time(tmp_path: 
     assert ["noisy", "2", "5", "140"] in [line[:4] for line in words]
     # Then the range of samples, and the same number of steps for all.
     assert [line[5] for line in words if line[:2] == ["clean", "4"]] == ["2"]
-    assert "samples: 280 for training, 120 for testing" in lines
+    assert "samples: 280 training, 120 test" in lines
     # One client of capacity 4 and one of 2 of 12 blocks in each of two rounds.
     (coverage,) = [line for line in lines if line.startswith("coverage over 2 rounds: ")]
     assert "all blocks have a holder in 0.0 % of them; a block has 0.50 holders on average" in coverage

@@ -19,12 +19,12 @@ from tests.running import small_config
 
 BETTER, WORSE = BeforeAndAfter(0.4, 0.6), BeforeAndAfter(0.6, 0.4)
 CONFIDENT = (
-    "The loss on test samples rose from 1.000 to 1.500 although the accuracy rose: the tuned model is over-confident "
+    "The loss on test samples rose from 1.000 to 1.500 while the accuracy rose, too: the tuned model is overconfident "
     "where it is wrong."
 )
 LATER = (
-    "The loss on test samples was lowest after round 2, 0.5000, and is 1.500 after the last: fewer rounds, or a lower "
-    "training.lr, would give probabilities that fit better."
+    "The loss on test samples was lowest after round 2 (0.5000) and is 1.500 after the last round: fewer rounds or a "
+    "lower training.lr may give better-calibrated probabilities; choose them with data.validation_fraction."
 )
 
 
@@ -43,7 +43,13 @@ LATER = (
 def test_what_is_said(
     accuracy: BeforeAndAfter, loss: tuple[float, float], by_round: dict[int, float], expected: list[str]
 ) -> None:
-    assert loss_warnings(accuracy, BeforeAndAfter(*loss), by_round, "test samples") == expected
+    assert loss_warnings(accuracy, BeforeAndAfter(*loss), by_round, "test") == expected
+
+
+def test_who_chooses_on_validation_samples_is_not_told_to() -> None:
+    (said,) = loss_warnings(BETTER, BeforeAndAfter(2.0, 1.5), {2: 0.5}, "validation")
+    assert said.startswith("The loss on validation samples was lowest after round 2 ")
+    assert said.endswith("may give better-calibrated probabilities.")
 
 
 def test_the_report_says_it(tmp_path: Path) -> None:
@@ -64,7 +70,7 @@ def test_a_run_and_its_report_say_the_same(tmp_path: Path, caplog: pytest.LogCap
     )
     folder = simulate(config, quiet=True).folder
     (said,) = words.warnings(read_run(folder))
-    assert said.startswith("The loss on test samples was lowest after round 1, ")
+    assert said.startswith("The loss on test samples was lowest after round 1 (")
     assert said in caplog.messages
     assert said in (folder / "run.log").read_text()
 

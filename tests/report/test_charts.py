@@ -40,8 +40,11 @@ def test_a_run_has_all_charts_but_those_of_devices(run: RunFacts) -> None:
 
 def test_losses_of_training_and_of_evaluations_are_in_one_chart(run: RunFacts) -> None:
     """The last one is not defined for all domains."""
+    chart = loss(run)
+    assert chart is not None
+    assert chart.spec["encoding"]["tooltip"][-1]["format"] == ",.4r", "four significant digits"
     lines: dict[str, list[tuple[float, float]]] = {"test samples": [], "training": []}
-    for row in rows(loss(run)):
+    for row in rows(chart):
         lines[row["series"]].append((row["round"], row["value"]))
     assert lines["test samples"] == [(0, 2.5), (2, pytest.approx(5 / 3)), (4, pytest.approx(4 / 3))]
     assert lines["training"] == [(number, pytest.approx(2.5 / number)) for number in range(1, 7)]

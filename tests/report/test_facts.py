@@ -12,6 +12,7 @@ from fedra_engine.callbacks.run_folder import FACTS
 from fedra_engine.config import LoraConfig, MethodConfig
 from fedra_engine.report.facts import Totals, read_run
 from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.measure_text import measure_text
 from tests.report.run_folders import FROZEN, TUNED, records, start_facts, write_run
 
 
@@ -26,6 +27,12 @@ def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
     first = records(6)[0]["allocation"]
     assert run.rounds[0].held == {int(client): blocks for client, blocks in first.items()}
     assert sum(run.rounds[0].holders) == 4 + 2 + 1
+
+
+def test_shares_are_known_where_the_code_of_a_metric_does_not_run(tmp_path: Path, own_names: None) -> None:
+    assert measure_text("mine", 0.5) == "0.5000"
+    read_run(write_run(tmp_path, facts=start_facts(shares=["accuracy", "mine"])))
+    assert measure_text("mine", 0.5) == "50.0 %"
 
 
 def test_settings_that_differ_from_the_defaults_are_told_with_these(tmp_path: Path) -> None:

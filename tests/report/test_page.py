@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from fedra_engine.config import DataConfig
 from fedra_engine.report import page, vega, words
 from fedra_engine.report.facts import read_run
 from fedra_engine.report.page import read_page, write_report
 from tests.report.run_folders import TUNED, records, start_facts, write_run
 
 MOST_BYTES = 2_000_000
+VALIDATED = {"data": DataConfig(validation_fraction=0.25)}
 
 
 @pytest.fixture
@@ -58,12 +60,12 @@ def test_what_spoils_the_numbers_is_said(tmp_path: Path) -> None:
         line["allocation"] = {client: [0] for client in line["allocation"]}
     told = {
         "caution": "some clients are small",
-        "measured_on": "validation samples",
         "tuned_is": "the clients' own models",
         "stopped": "enough",
     }
     facts = start_facts(notes=["Costs were not counted, as the model is sharded."])
-    assert words.warnings(read_run(write_run(tmp_path, lines=lines, of_summary=told, facts=facts))) == [
+    run = write_run(tmp_path, lines=lines, of_summary=told, facts=facts, changes=VALIDATED)
+    assert words.warnings(read_run(run)) == [
         "Some clients are small.",
         "Accuracies are measured on validation samples, not on the test samples.",
         "The tuned accuracy is that of the clients' own models. The adapter alone has 68.3 % on average.",
@@ -101,7 +103,6 @@ def test_measures_are_a_table_by_domain(tmp_path: Path, no_script: None) -> None
 
 BEST = {
     "best": {"round": 3, "measure": "macro_f1", "value": 0.5, "accuracy": {"clean": 0.9, "noisy": 0.8, "edges": 0.4}},
-    "measured_on": "validation samples",
 }
 
 
@@ -113,15 +114,15 @@ def test_the_best_round_stands_beside_the_last_one(tmp_path: Path) -> None:
 
 def test_the_verdict_says_that_samples_are_those_of_validation(tmp_path: Path) -> None:
     told = "Tuning raised the average accuracy on validation samples by 18.3 points, from 50.0 % for the frozen model"
-    assert words.verdict(read_run(write_run(tmp_path, of_summary=BEST))).startswith(told)
+    assert words.verdict(read_run(write_run(tmp_path, of_summary=BEST, changes=VALIDATED))).startswith(told)
     same = BEST | {"frozen": TUNED}
-    assert words.verdict(read_run(write_run(tmp_path, "same", of_summary=same))).startswith(
+    assert words.verdict(read_run(write_run(tmp_path, "same", of_summary=same, changes=VALIDATED))).startswith(
         "Tuning left the average accuracy on validation samples at 68.3 %."
     )
 
 
 def test_a_run_with_a_best_round_says_how_to_measure_it(tmp_path: Path, no_script: None) -> None:
-    folder = write_run(tmp_path, "my run", of_summary=BEST)
+    folder = write_run(tmp_path, "my run", of_summary=BEST, changes=VALIDATED)
     made = read_page([folder])
     (table,) = made.results
     assert table.title == "Results"

@@ -33,8 +33,10 @@ def test_a_run_leaves_a_report_with_its_facts(folder: Path) -> None:
     assert run.start.client_domains == ["clean", "clean", "inverted", "inverted"]
     assert run.start.blocks == len(run.summary["block_changes"]) == 12
     assert np.sum(run.start.label_counts) == sum(run.start.client_samples) == len(experiment.train_data)
+    assert run.start.described["samples"] == "280 training, 120 test"
     assert "torch" in run.start.environment
     assert run.start.notes == []
+    assert run.start.shares == ["accuracy", "macro_f1", "calibration_error"]
 
 
 def test_costs_are_those_of_the_experiment(folder: Path) -> None:

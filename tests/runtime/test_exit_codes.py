@@ -15,9 +15,9 @@ from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.exit_codes import (
     BAD_INPUT,
     BROKEN_OFF,
+    closing_notice_to,
     end,
     exit_code,
-    interrupts_shown_by,
     unwound_by_signals,
 )
 
@@ -75,7 +75,7 @@ def test_a_signal_closes_what_is_open_and_a_second_one_does_not_wait(
 
 def test_a_live_display_shows_itself_that_files_are_being_closed(capfd: pytest.CaptureFixture[str]) -> None:
     def main() -> None:
-        with unwound_by_signals(), interrupts_shown_by(lambda text: print(f"[{text[:11]}]", flush=True)):
+        with unwound_by_signals(), closing_notice_to(lambda text: print(f"[{text[:11]}]", flush=True)):
             try:
                 os.kill(os.getpid(), signal.SIGINT)
             finally:

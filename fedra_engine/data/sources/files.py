@@ -90,7 +90,7 @@ def visible_entries(folder: Path) -> list[Path]:
     return entries
 
 
-def fitting_neighbour(root: Path, fits: Callable[[Path], bool]) -> str:
+def nearby_root_hint(root: Path, fits: Callable[[Path], bool]) -> str:
     """The end of a message about a `root` that may be a level too deep or not deep enough: the folder that `fits`.
 
     That is the first of those in `root`, its parent and the parent's; empty if none fits.
@@ -102,7 +102,7 @@ def fitting_neighbour(root: Path, fits: Callable[[Path], bool]) -> str:
     for folder in (*inside[:_TRIED], root.parent, root.parent.parent):
         with suppress(InputError):
             if fits(folder):
-                return f"; {str(folder)!r} fits"
+                return f" (did you mean {str(folder)!r}?)"
     return ""
 
 
@@ -193,7 +193,7 @@ def _table_files(folder: Path) -> dict[str, Path]:
     """The tables in `folder`, by file name without suffix."""
     files = list(filter(_is_table, visible_entries(folder)))
     if not files:
-        near = fitting_neighbour(folder, lambda other: any(map(_is_table, visible_entries(other))))
+        near = nearby_root_hint(folder, lambda other: any(map(_is_table, visible_entries(other))))
         raise InputError(
             f"data.root: found no {' '.join(SUFFIXES)} files in {str(folder)!r}, expected one per domain{near}"
         )

@@ -23,8 +23,8 @@ from fedra_engine.data.domain_data import DomainData, SampleSource, encode_names
 from fedra_engine.data.images import image_column, image_suffixes
 from fedra_engine.data.sources.files import (
     chosen_domains,
-    fitting_neighbour,
     left_out_notes,
+    nearby_root_hint,
     text_lines,
     undecodable,
     visible_entries,
@@ -55,7 +55,7 @@ def load_image_folder(config: DataConfig, seed: int) -> DomainData:
     try:
         data, is_split = read_image_folder(config, image_column)
     except _WrongLevelError as error:
-        raise InputError(f"{error}{_level_of(error.folder, config)}") from error
+        raise InputError(f"{error}{_level_hint(error.folder, config)}") from error
     return prepare_source(data, config, seed, split=not is_split)
 
 
@@ -161,7 +161,7 @@ class _WrongLevelError(InputError):
         self.folder = folder
 
 
-def _level_of(folder: Path, config: DataConfig) -> str:
+def _level_hint(folder: Path, config: DataConfig) -> str:
     """The end of a message: what a folder seems to be that is not what it should be, and which root would fit."""
 
     def fits(root: Path) -> bool:
@@ -175,7 +175,7 @@ def _level_of(folder: Path, config: DataConfig) -> str:
         what = " (it has images, as a class has)"
     elif folder != root and any(map(os.path.isdir, entries)):
         what = " (it has folders, as a domain has)"
-    return what + fitting_neighbour(root, fits)
+    return what + nearby_root_hint(root, fits)
 
 
 def _subfolders(folder: Path, left_out: list[Path]) -> list[str]:
@@ -247,7 +247,7 @@ def _listed_domains(folder: Path) -> tuple[list[str], list[str]]:
     names = [entry.name.removesuffix("_train.txt") for entry in entries if entry.name.endswith("_train.txt")]
     if not names:
         below = folder.name
-        near = fitting_neighbour(folder.parent, lambda root: any((root / below).glob("*_train.txt")))
+        near = nearby_root_hint(folder.parent, lambda root: any((root / below).glob("*_train.txt")))
         raise InputError(
             f"data.root: found no lists in {str(folder)!r}, expected <domain>_train.txt and _test.txt{near}"
         )

@@ -196,13 +196,13 @@ def test_a_root_at_the_wrong_level_is_told_which_folder_fits(make_tree, tmp_path
     too_deep = {domain: "found no folders in '.*x', expected one for each class", domain / "x": "found no folders in"}
     for folder, found in too_deep.items():
         # Folders of splits are two levels below that of the domains.
-        near = "" if split and folder != domain else f"; '{root}' fits"
+        near = "" if split and folder != domain else rf" \(did you mean '{root}'\?\)"
         with pytest.raises(InputError, match=rf"{found}.* \(it has images, as a class has\){near}$"):
             load(folder)
-    expected = rf"directly in '.*', expected .* skip \(it has folders, as a domain has\); '{root}' fits$"
+    expected = rf"directly in '.*', expected .* skip \(it has folders, as a domain has\) \(did you mean '{root}'\?\)$"
     with pytest.raises(InputError, match=expected):
         load(tmp_path)
-    with pytest.raises(InputError, match=rf"no images below '.*', expected some in every domain; '{root}' fits$"):
+    with pytest.raises(InputError, match=rf"expected some in every domain \(did you mean '{root}'\?\)$"):
         load_source(DataConfig("image_folder", str(tmp_path), unreadable="skip"), 0)
 
 

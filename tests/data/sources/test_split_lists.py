@@ -194,7 +194,7 @@ def test_missing_lists_and_empty_domains_are_named(domainnet: Path, tmp_path: Pa
     with pytest.raises(InputError, match=r"data\.root: found no lists in '.*nowhere/splits', expected <domain>_train"):
         load(tmp_path / "nowhere")
     for wrong in (domainnet / "splits", domainnet.parent):
-        with pytest.raises(InputError, match=rf"found no lists in .* and _test\.txt; '{domainnet}' fits$"):
+        with pytest.raises(InputError, match=rf"found no lists in .* and _test\.txt \(did you mean '{domainnet}'\?\)$"):
             load(wrong)
 
 

@@ -68,7 +68,7 @@ def test_folders_that_cannot_be_used_are_reported(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"data\.root: found no \.csv .* files in '.*empty', expected one per domain"):
         load(tmp_path / "empty")
     write(tmp_path / "above" / "corpus" / "a.csv")
-    with pytest.raises(InputError, match=r"in '.*above', expected one per domain; '.*above/corpus' fits$"):
+    with pytest.raises(InputError, match=r"in '.*above', expected one per domain \(did you mean '.*above/corpus'\?\)$"):
         load(tmp_path / "above")
     write(tmp_path / "two" / "a.csv")
     write(tmp_path / "two" / "a.jsonl")

@@ -1,4 +1,4 @@
-"""A few of many values, for a line of a chart or of a terminal."""
+"""A few of many values, evenly spaced, for a line of a chart or of a terminal."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TypeVar
 Value = TypeVar("Value")
 
 
-def some_of(values: Sequence[Value], most: int) -> Sequence[Value]:
-    """At most `most` of the `values`, but one at least, evenly spread; the last one always, with two the first, too."""
+def evenly_spaced(values: Sequence[Value], most: int) -> Sequence[Value]:
+    """At most `most` of `values`, evenly spaced, with the first and the last (the last alone if `most` is below 2)."""
     if len(values) <= max(most, 1):
         return values
     if most <= 1:
