@@ -16,6 +16,7 @@ from fedra_engine.config.parsing import (
     QUIET,
     CommandOption,
     Parser,
+    asks_for_help,
     quiet_libraries,
     read_config,
     split_options,
@@ -97,7 +98,7 @@ def parse_request(arguments: Sequence[str], description: str) -> RunRequest:
     options, others = split_options(arguments, _OPTIONS)
     dry_run, quiet = options.dry_run == "true", options.quiet == "true"
     log_level = logging.getLevelNamesMapping()[options.log_level.upper()]
-    if options.resume is None or {"-h", "--help", "--help-all", "--help_all"} & set(others):
+    if options.resume is None or asks_for_help(others):
         config = replace(PARSER, description=description).parse(others)
         validate(config)
         return RunRequest(config, None, dry_run, quiet, log_level)

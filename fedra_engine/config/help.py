@@ -78,7 +78,7 @@ def own_rows(parser: Parser[Any]) -> list[Row]:
 def field_rows(parser: Parser[Any]) -> Iterator[Row]:
     """The fields of the configuration that the command takes, in their order, with the command's own defaults."""
     for setting in settings(parser.config_class(**parser.defaults)):
-        if any(f"{setting.name}.".startswith(f"{name}.") for name in parser.without):
+        if parser.refusal(setting.name) is not None:
             continue
         needs = (f"only with {wanted(need)}" for need in setting.needs)
         allowed = setting.allowed
