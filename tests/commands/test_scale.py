@@ -37,7 +37,10 @@ def test_points_are_all_pairs_and_all_clients_take_part() -> None:
         (["--clients=10", "--bandwidth=inf"], r"bandwidth: found 'inf', expected a number above 0 and at most"),
         (["--clients=10", "--data.clients=5"], r"data\.clients: found it as an option, expected --clients to set it$"),
         (["--clients=10", "--report-to=mlflow"], r"report_to: found it as an option, expected none: rounds are"),
-        (["--clients=10", "--early_stopping.patience=1"], r"early_stopping\.patience: found it as an option, expected no"),
+        (
+            ["--clients=10", "--early_stopping.patience=1"],
+            r"early_stopping\.patience: found it as an option, expected no",
+        ),
         (["--clients=10", "--client=5"], r"--client: found an unknown option, .*did you mean --clients\?"),
         (["--clients=10", "--rounds=0"], r"rounds: found 0, expected"),
     ],
