@@ -40,9 +40,10 @@ DESCRIPTION = """Accuracy, loss and the other measures of an earlier run by doma
   fedra evaluate runs/NAME --model FOLDER
 
 The run's newest state is evaluated as the run itself does it; with --best, that of the round which keep_best has kept.
-With options of data, these are the test samples of other data, of the same classes, at the run's image size; its own
-data must still be there, as the method's clients are made of them. --data.validation_fraction 0 gives the test samples of the run's own data,
-where it was measured on validation samples. With --model, a model that fedra export has written is evaluated as it is.
+With options of data, these are the test samples of other data, of the same classes, at the run's image size; the run's
+own must still be there, as the method's clients are made of them. --data.validation_fraction 0 gives the test samples
+of the run's own data, where it was measured on validation samples. With --model, a model that fedra export has written
+is evaluated as it is.
 """
 _OPTIONS = (
     switch("json", "Print JSON, in full precision"),
