@@ -24,8 +24,9 @@ DESCRIPTION = """Measure rounds of more and more clients, all of which take part
 
 --clients takes the numbers of clients, as in --clients 10,100,1000. Each point is measured in processes of its own,
 which start with fresh memory. Clients draw their samples with replacement when they are trained (data.partition
-bootstrap), so nothing is stored of them. All other options are those of simulate. What is measured is not measured
-again; the tables and the plot, in <output_dir>, are those of the latest command.
+bootstrap), so nothing is stored of them. Beside the options below, it takes the fields of the configuration, except
+those it sets itself (--help_all lists what is taken). What is measured is not measured again; the tables and the plot,
+in <output_dir>, are those of the latest command.
 """
 _OPTIONS = (
     CommandOption("clients", "N,…", "Numbers of clients"),
