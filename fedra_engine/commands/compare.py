@@ -34,7 +34,7 @@ DESCRIPTION = """Run every method with every seed, and compare them.
 An entry of --methods is a method, or a variant of it with fields of its own:
 <method>:<field>=<value>:<field>=<value>, as in fedra,fedra:method.allocation=covered:training.lr=0.01.
 Each run is an ordinary run folder <output_dir>/<method>-seed<seed>. What is finished is not run again, what was
-interrupted goes on. The tables, in <output_dir> too, are those of the latest command.
+interrupted is resumed. The tables, in <output_dir> too, are those of the latest command.
 
 --grid training.lr=0.003,0.01:training.lr_schedule=constant,cosine tries all combinations of these values with the first
 seed, for each entry that does not have the field itself, in <output_dir>/grid. They are measured on validation samples

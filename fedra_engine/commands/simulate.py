@@ -35,7 +35,7 @@ _OPTIONS = (
     CommandOption(
         "resume",
         "FOLDER",
-        "Go on with the run in FOLDER, its own config.yaml and the data and model that it began with; of the fields, "
+        "Resume the run in FOLDER, with its own config.yaml and the data and model that it began with; of the fields, "
         "only a larger --rounds may be given too, where training.lr_schedule is constant",
     ),
     switch("dry_run", "Show what would be trained, by whom, and what it would cost; train nothing"),
@@ -80,7 +80,7 @@ class RunRequest(NamedTuple):
 
     Attributes:
         config: the experiment.
-        resumed: the earlier run to go on with, if any.
+        resumed: the earlier run to resume, if any.
         dry_run: whether only to show what would be trained.
         quiet: whether to print the results alone.
         log_level: the least severe messages, of Python's logging, to print and keep.
