@@ -65,7 +65,7 @@ def run(
 
     Args:
         config: of the experiment; validated.
-        earlier: the run to go on with; None for a new one.
+        earlier: the run to resume; None for a new one.
         inputs: data and model in place of those that `config` names.
         callbacks: beside those that show the run and keep its folder.
         accelerator: of the job; made here if not given.
@@ -75,8 +75,8 @@ def run(
 
     Raises:
         InputError: something cannot be used, training diverged, or `earlier` had other settings or inputs, or is
-            damaged, finished or still going on.
-        BaseException: any other interruption; a note says how to go on.
+            damaged, finished or still running.
+        BaseException: any other interruption; a note says how to resume.
     """
     if not isinstance(callbacks, Sequence) or not all(isinstance(each, Callback) for each in callbacks):
         raise InputError(f"callbacks: found {callbacks!r}, expected a list of instances of Callback")
@@ -129,9 +129,9 @@ def open_folder(config: ExperimentConfig, earlier: RunFolder | None, processes: 
     A new folder is removed if bad input ends the run before its first round.
 
     Raises:
-        InputError: the folder's name is taken; or the earlier run is still going on, has already trained more than
+        InputError: the folder's name is taken; or the earlier run is still running, has already trained more than
             `config.rounds`, had other settings, or has no intact checkpoint left.
-        BaseException: any other interruption within; a note says how to go on.
+        BaseException: any other interruption within; a note says how to resume.
     """
     with unwound_by_signals(), ExitStack() as lock:
         made = ""
@@ -150,7 +150,7 @@ def open_folder(config: ExperimentConfig, earlier: RunFolder | None, processes: 
                 shutil.rmtree(folder.path)
             raise
         except BaseException as error:
-            error.add_note(f"fedra simulate --resume {shlex.quote(str(folder.path))} goes on")
+            error.add_note(f"fedra simulate --resume {shlex.quote(str(folder.path))} resumes it")
             raise
 
 
@@ -179,7 +179,7 @@ class Result:
     def summary(self) -> dict[str, Any]:
         """The content of `summary.json`; InputError if the run is not finished."""
         file = RunFolder(self.folder).summary_file
-        with reading(file, "that of a finished run (--resume goes on)"):
+        with reading(file, "that of a finished run (--resume resumes it)"):
             summary: dict[str, Any] = json.loads(file.read_text())
         return summary
 

@@ -90,7 +90,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         dest="earlier",
         type=existing_folder,
         metavar="FOLDER",
-        help="a study's output to go on from",
+        help="a study's output to resume",
     )
     study.add_argument("--limit", type=positive, metavar="MIB", help="most MiB of a pack (default: 50)")
     options = parser.parse_args(arguments)

@@ -8,7 +8,7 @@ from fedra_engine.runtime.exit_codes import end, exit_code
 
 
 def main() -> None:
-    """Run the experiment that the command line describes, or go on with one, or show what would be trained."""
+    """Run the experiment that the command line describes, or resume one, or show what would be trained."""
     from fedra_engine.commands import simulate
 
     simulate.main(sys.argv[1:])

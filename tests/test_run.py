@@ -144,7 +144,7 @@ class Failing(Callback):
 def test_a_fault_of_a_callback_comes_through_and_says_how_to_go_on(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError) as raised:
         simulate(small_config(tmp_path, **FEW), callbacks=[Failing()], quiet=True)
-    assert raised.value.__notes__ == [f"fedra simulate --resume {tmp_path / 'run'} goes on"]
+    assert raised.value.__notes__ == [f"fedra simulate --resume {tmp_path / 'run'} resumes it"]
 
 
 def test_a_quiet_run_shows_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

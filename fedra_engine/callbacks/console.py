@@ -158,7 +158,7 @@ class Console(Callback):
             notes.append(f"note: {experiment.method.caution}")
         if first_round > 0:
             begun = first_round < config.rounds
-            going = f"going on after round {first_round} of" if begun else "finished before, with all of"
+            going = f"resumed after round {first_round} of" if begun else "finished before, with all of"
             notes.append(f"{going} {config.rounds} rounds")
         for note in notes:
             self.message(note)

@@ -114,7 +114,7 @@ def load_round(round: int, path: Path) -> Checkpoint:
     if header.get("version") != _VERSION:
         raise InputError(
             f"{state_file}: found version {header.get('version')!r}, expected version {_VERSION} (only the "
-            "fedra-engine that began a run can go on with it)"
+            "fedra-engine that began a run can resume it)"
         )
     if not intact:
         raise InputError(f"{state_file}: found other content than was written, expected {_INTACT}")

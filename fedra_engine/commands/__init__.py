@@ -16,7 +16,7 @@ from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.exit_codes import end, exit_code
 
 COMMANDS = {
-    "simulate": "train a foundation model with many clients, or go on with an earlier run",
+    "simulate": "train a foundation model with many clients, or resume an earlier run",
     "compare": "run methods with several seeds, and put their accuracies and costs side by side",
     "scale": "measure rounds of more and more clients, on one or several processes",
     "evaluate": "measure the accuracy of an earlier run",

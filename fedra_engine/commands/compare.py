@@ -20,7 +20,6 @@ from fedra_engine.config.parsing import (
     CommandOption,
     Parser,
     check_different,
-    check_not_given,
     parse_option,
     quiet_libraries,
     split_options,
@@ -35,7 +34,7 @@ DESCRIPTION = """Run every method with every seed, and compare them.
 An entry of --methods is a method, or a variant of it with fields of its own:
 <method>:<field>=<value>:<field>=<value>, as in fedra,fedra:method.allocation=covered:training.lr=0.01.
 Each run is an ordinary run folder <output_dir>/<method>-seed<seed>. What is finished is not run again, what was
-interrupted goes on. The tables, in <output_dir> too, are those of the latest command.
+interrupted is resumed. The tables, in <output_dir> too, are those of the latest command.
 
 --grid training.lr=0.003,0.01:training.lr_schedule=constant,cosine tries all combinations of these values with the first
 seed, for each entry that does not have the field itself, in <output_dir>/grid. They are measured on validation samples
@@ -57,14 +56,14 @@ _OPTIONS = (
     OVERSUBSCRIBE,
     QUIET,
 )
-_PLANNED = {"seed": "--seeds", "name": "--methods", "method.name": "--methods"}
-"""Fields that differ from run to run, and the option that sets them."""
+_PLANNED = {"seed": "--seeds to set it", "name": "--methods to set it", "method.name": "--methods to set it"}
+"""Fields that differ from run to run, and what is expected in their place."""
 _OF_ALL = (
     *("output_dir", "methods", "seeds", "grid", "control", "jobs", "oversubscribe", "quiet", "print_config"),
     "data.validation_fraction",
 )
 """Options of the whole comparison."""
-PARSER = Parser(ExperimentConfig, DESCRIPTION, _OPTIONS, {"output_dir": "runs/compare"}, without=_PLANNED)
+PARSER = Parser(ExperimentConfig, DESCRIPTION, _OPTIONS, {"output_dir": "runs/compare"}, refused=_PLANNED)
 _VALIDATION_FRACTION = 0.2
 """Of a grid's runs, if the configuration has none."""
 _LONGEST_FOLDER = 200
@@ -128,13 +127,13 @@ def main(arguments: Sequence[str]) -> None:
 def parse_comparison(arguments: Sequence[str]) -> Comparison:
     """Read the options of `compare`."""
     options, others = split_options(arguments, _OPTIONS)
-    check_not_given(others, _PLANNED)
 
     def read(fields: Mapping[str, str]) -> ExperimentConfig:
-        return PARSER.parse([*others, *(f"--{field}={value}" for field, value in fields.items())])
+        options = (f"--{field}={value}" for field, value in fields.items())
+        return replace(PARSER, refused={}).parse([*others, *options])
 
-    # Answers --help and --print_config, too.
-    base = read({})
+    # Answers --help and --print_config, too, and refuses what differs from run to run.
+    base = PARSER.parse(others)
     if options.methods is None:
         raise InputError("methods: found none, expected methods separated by commas (--methods fedra,alllarge)")
     variants = [_parse_variant(entry) for entry in _split(options.methods, ",")]

@@ -16,6 +16,7 @@ from fedra_engine.config.options import group
 from fedra_engine.config.parsing import (
     CommandOption,
     Parser,
+    asks_for_help,
     given_options,
     quiet_libraries,
     read_config,
@@ -39,9 +40,10 @@ DESCRIPTION = """Accuracy, loss and the other measures of an earlier run by doma
   fedra evaluate runs/NAME --model FOLDER
 
 The run's newest state is evaluated as the run itself does it; with --best, that of the round which keep_best has kept.
-With options of data, these are the test samples of other data, of the same classes; the run's own must still be there,
-as the method's clients are made of them. --data.validation_fraction 0 gives the test samples of the run's own data,
-where it was measured on validation samples. With --model, a model that fedra export has written is evaluated as it is.
+With options of data, these are the test samples of other data, of the same classes, at the run's image size; the run's
+own must still be there, as the method's clients are made of them. --data.validation_fraction 0 gives the test samples
+of the run's own data, where it was measured on validation samples. With --model, a model that fedra export has written
+is evaluated as it is.
 """
 _OPTIONS = (
     switch("json", "Print JSON, in full precision"),
@@ -58,17 +60,22 @@ class _Changeable:
     execution: ExecutionConfig = group(ExecutionConfig)
 
 
-PARSER = Parser(_Changeable, DESCRIPTION, _OPTIONS, reads_files=False)
+_OF_TRAINING = (
+    *("augmentation", "crop_scale", "partition", "clients_per_domain", "clients", "dirichlet_alpha", "balanced"),
+    *("shards_per_client", "quantity_sigma", "samples_per_client", "min_samples"),
+)
+_REFUSED = {f"data.{name}": "none: it changes training samples alone" for name in _OF_TRAINING}
+_REFUSED["data.image_size"] = "none: it is the run's"
+PARSER = Parser(_Changeable, DESCRIPTION, _OPTIONS, reads_files=False, refused=_REFUSED, replaces_run=True)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Evaluate the run named by `arguments`, and print its accuracy and loss."""
     options, rest = split_options(arguments, _OPTIONS)
     folders, others = split_positional(rest)
-    asked = [option for option in given_options(others) if option.split(".")[0] not in ("data", "execution")]
-    if {"help", "help_all"} & set(asked):
+    if asks_for_help(others):
         PARSER.parse(others)
-    for name in asked:
+    for name in (option for option in given_options(others) if option.split(".")[0] not in ("data", "execution")):
         if name in ("config", "print_config") or type_of_field(name, ExperimentConfig) is not None:
             raise InputError(f"evaluate: found --{name}, expected options of data and execution alone")
     # Also refuses options that there are not.

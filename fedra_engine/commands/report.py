@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedra_engine.config.parsing import CommandOption, NoFields, Parser, split_options, split_positional
+from fedra_engine.config.parsing import CommandOption, NoFields, Parser, asks_for_help, split_options, split_positional
 from fedra_engine.runtime.errors import InputError, count_of
 
 DESCRIPTION = """A report of a run as one HTML page: accuracies, who trained what, and at what cost.
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> None:
     """Write the report of the runs named by `arguments`."""
     options, rest = split_options(arguments, _OPTIONS)
     names, others = split_positional(rest)
-    if {"-h", "--help", "--help-all", "--help_all"} & set(others):
+    if asks_for_help(others):
         PARSER.parse(others)
     if others:
         raise InputError(f"report: found {others[0]}, expected folders of runs, --output and --figures alone")

@@ -13,8 +13,6 @@ from fedra_engine.config.parsing import (
     CommandOption,
     Parser,
     check_different,
-    check_not_given,
-    given_options,
     parse_option,
     split_options,
 )
@@ -26,8 +24,9 @@ DESCRIPTION = """Measure rounds of more and more clients, all of which take part
 
 --clients takes the numbers of clients, as in --clients 10,100,1000. Each point is measured in processes of its own,
 which start with fresh memory. Clients draw their samples with replacement when they are trained (data.partition
-bootstrap), so nothing is stored of them. All other options are those of simulate. What is measured is not measured
-again; the tables and the plot, in <output_dir>, are those of the latest command.
+bootstrap), so nothing is stored of them. Beside the options below, it takes the fields of the configuration, except
+those it sets itself (--help_all lists what is taken). What is measured is not measured again; the tables and the plot,
+in <output_dir>, are those of the latest command.
 """
 _OPTIONS = (
     CommandOption("clients", "N,…", "Numbers of clients"),
@@ -41,18 +40,16 @@ _OPTIONS = (
 )
 _POSITIVE = number(0, 1e6, above=True)
 """Seconds or GB/s."""
-_PLANNED = (
-    "data.partition",
-    "data.clients",
-    "data.clients_per_domain",
-    "clients.sampling",
-    "clients.participants",
-    "name",
+_REFUSED = dict.fromkeys(("data.clients", "data.clients_per_domain"), "--clients to set it")
+_REFUSED |= dict.fromkeys(
+    ("data.partition", "clients.sampling", "clients.participants", "name"), "none: the study sets it itself"
 )
-"""Fields that the study sets itself."""
-_IDLE = ("report_to", "evaluate_every", "trace", "keep_best", "early_stopping")
-"""Fields and groups that do nothing here: rounds are timed, but none is evaluated or kept."""
-PARSER = Parser(ExperimentConfig, DESCRIPTION, _OPTIONS, {"output_dir": "runs/scaling"}, without=(*_PLANNED, *_IDLE))
+_REFUSED |= dict.fromkeys(
+    ("report_to", "evaluate_every", "trace", "keep_best", "early_stopping"),
+    "none: rounds are timed, but none is evaluated or kept",
+)
+"""Fields and groups, and what is expected in their place."""
+PARSER = Parser(ExperimentConfig, DESCRIPTION, _OPTIONS, {"output_dir": "runs/scaling"}, refused=_REFUSED)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -66,10 +63,6 @@ def main(arguments: Sequence[str]) -> None:
 def parse_scaling(arguments: Sequence[str]) -> Scaling:
     """Read the options of `scale`."""
     options, others = split_options(arguments, _OPTIONS)
-    check_not_given(others, dict.fromkeys(_PLANNED, "--clients"))
-    for name in given_options(others):
-        if name.split(".")[0] in _IDLE:
-            raise InputError(f"{name}: found it with scale, where it does nothing, expected none")
     # Answers --help and --print_config, too.
     config = PARSER.parse(others)
     if options.clients is None:

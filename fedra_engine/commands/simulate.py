@@ -16,6 +16,7 @@ from fedra_engine.config.parsing import (
     QUIET,
     CommandOption,
     Parser,
+    asks_for_help,
     quiet_libraries,
     read_config,
     split_options,
@@ -34,7 +35,7 @@ _OPTIONS = (
     CommandOption(
         "resume",
         "FOLDER",
-        "Go on with the run in FOLDER, its own config.yaml and the data and model that it began with; of the fields, "
+        "Resume the run in FOLDER, with its own config.yaml and the data and model that it began with; of the fields, "
         "only a larger --rounds may be given too, where training.lr_schedule is constant",
     ),
     switch("dry_run", "Show what would be trained, by whom, and what it would cost; train nothing"),
@@ -79,7 +80,7 @@ class RunRequest(NamedTuple):
 
     Attributes:
         config: the experiment.
-        resumed: the earlier run to go on with, if any.
+        resumed: the earlier run to resume, if any.
         dry_run: whether only to show what would be trained.
         quiet: whether to print the results alone.
         log_level: the least severe messages, of Python's logging, to print and keep.
@@ -97,7 +98,7 @@ def parse_request(arguments: Sequence[str], description: str) -> RunRequest:
     options, others = split_options(arguments, _OPTIONS)
     dry_run, quiet = options.dry_run == "true", options.quiet == "true"
     log_level = logging.getLevelNamesMapping()[options.log_level.upper()]
-    if options.resume is None or {"-h", "--help", "--help-all", "--help_all"} & set(others):
+    if options.resume is None or asks_for_help(others):
         config = replace(PARSER, description=description).parse(others)
         validate(config)
         return RunRequest(config, None, dry_run, quiet, log_level)

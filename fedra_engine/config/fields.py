@@ -11,8 +11,15 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from fedra_engine.config.options import Allowed, Choice, Need
 from fedra_engine.runtime.errors import InputError
 
-_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
-
+_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
+_PLURALS = {
+    "a whole number": "whole numbers",
+    "a number": "numbers",
+    "text": "texts",
+    "one of ": "",
+    "fields": "mappings with",
+}
+"""How descriptions of the entries of a list begin, by how those of one value do."""
 
 TYPES: dict[type[Any], dict[str, Any]] = {}
 """Cache of `field_types`, which would take most of the time of checking a configuration."""
@@ -43,13 +50,21 @@ def describe_type(kind: Any, allowed: Allowed | Choice | None = None) -> str:
     if origin in (Union, UnionType):
         return " or ".join(describe_type(member, allowed) for member in inner)
     if origin in (list, tuple):
-        length = f" of {len(inner)}" if origin is tuple else ""
-        return f"a list{length} ({describe_type(inner[0], allowed)} each)"
+        length = f"{len(inner)} " if origin is tuple else ""
+        return f"a list of {length}{_plural(describe_type(inner[0], allowed))}"
     if origin is dict:
-        return f"a mapping of texts ({describe_type(inner[1], allowed)} each)"
+        return f"a mapping from texts to {_plural(describe_type(inner[1], allowed))}"
     if is_dataclass(kind):
         return f"fields {', '.join(field_types(kind))}"
     return allowed.description if allowed and kind in (int, float, str) else _NAMES[kind]
+
+
+def _plural(description: str) -> str:
+    """The description of several values, as in `whole numbers from 1 to 128`."""
+    for one, several in _PLURALS.items():
+        if description.startswith(one):
+            return several + description.removeprefix(one)
+    return f"entries ({description} each)"
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from fedra_engine.config.fields import describe_type, settings
-from fedra_engine.config.options import FOLDER_NAME, LINES, PATH, TEXT, Allowed
+from fedra_engine.config.fields import describe_type, field_types, settings
+from fedra_engine.config.options import FOLDER_NAME, LINES, NATURAL, PATH, TEXT, Allowed
 from fedra_engine.config.parsing import IMPORT, Parser
 from fedra_engine.config.validation import wanted
 from fedra_engine.runtime.errors import shown
@@ -21,8 +21,14 @@ FIRST = (
     *("lora.rank", "lora.target_modules", "method.name", "clients.capacities", "training.lr", "training.batch_size"),
 )
 """The fields of an experiment that `--help` lists."""
-_BRIEFLY = {PATH: "a path", FOLDER_NAME: "the name of a folder", TEXT: "a text", LINES: "a text"}
-"""Texts without the limits that nobody meets by accident."""
+_BRIEFLY = {
+    PATH: "a path",
+    FOLDER_NAME: "the name of a folder",
+    TEXT: "text",
+    LINES: "text",
+    NATURAL: "a whole number from 0",
+}
+"""Values without the limits that nobody meets by accident."""
 
 
 class Row(NamedTuple):
@@ -41,7 +47,10 @@ def print_help(parser: Parser[Any], *, everything: bool) -> None:
     listed = rows if everything or not first else first
     width = min(120, shutil.get_terminal_size().columns)
     print(parser.description.strip())
-    for title, part in (("Options:", own_rows(parser)), ("Fields of the configuration, and their defaults:", listed)):
+    heading = (
+        "Fields that replace the run's:" if parser.replaces_run else "Fields of the configuration, and their defaults:"
+    )
+    for title, part in (("Options:", own_rows(parser)), (heading, listed)):
         if part:
             print(f"\n{title}")
         for row in part:
@@ -49,7 +58,7 @@ def print_help(parser: Parser[Any], *, everything: bool) -> None:
             text = f"{row.meaning} ({row.takes})" if row.takes else row.meaning
             print(textwrap.fill(text.strip(), width, initial_indent=" " * 8, subsequent_indent=" " * 8))
     if listed is not rows:
-        print(f"\nThese are the fields that are set first; --help_all lists all {len(rows)}.")
+        print(f"\nThese are the most common fields; --help_all lists all {len(rows)}.")
 
 
 def own_rows(parser: Parser[Any]) -> list[Row]:
@@ -71,14 +80,14 @@ def own_rows(parser: Parser[Any]) -> list[Row]:
         *(Row(of.name, of.metavar, of.help, f"default: {of.default}" if of.default else "") for of in own),
         *(of_files if parser.reads_files else []),
         Row("help", "", "Print this, and exit"),
-        Row("help_all", "", "The same with all fields"),
+        *([Row("help_all", "", "The same with all fields")] if field_types(parser.config_class) else []),
     ]
 
 
 def field_rows(parser: Parser[Any]) -> Iterator[Row]:
-    """The fields of the configuration that the command takes, in their order, with the command's own defaults."""
+    """The fields of the configuration that the command takes, in their order, with the defaults they have there."""
     for setting in settings(parser.config_class(**parser.defaults)):
-        if any(f"{setting.name}.".startswith(f"{name}.") for name in parser.without):
+        if parser.refusal(setting.name) is not None:
             continue
         needs = (f"only with {wanted(need)}" for need in setting.needs)
         allowed = setting.allowed
@@ -86,7 +95,8 @@ def field_rows(parser: Parser[Any]) -> Iterator[Row]:
             allowed = replace(allowed, description=_BRIEFLY.get(allowed, allowed.description))
         takes = "; ".join([describe_type(setting.kind, allowed), *needs])
         meaning = _meanings(type(setting.owner)).get(setting.field, "")
-        yield Row(setting.name, _as_typed(setting.value), meaning.removesuffix("."), takes)
+        value = "VALUE" if parser.replaces_run else _as_typed(setting.value)
+        yield Row(setting.name, value, meaning.removesuffix("."), takes)
 
 
 def _as_typed(value: Any) -> str:

@@ -126,8 +126,8 @@ def _bytes(text: str) -> int:
     return len(text.encode(errors="replace"))
 
 
-TEXT = _text("a text of 1 to 1,000 characters", lambda value: 0 < len(value) <= 1000)
-LINES = _text("a text of at most 100,000 characters", lambda value: len(value) <= 100_000, lines=True)
+TEXT = _text("text of 1 to 1,000 characters", lambda value: 0 < len(value) <= 1000)
+LINES = _text("text of at most 100,000 characters", lambda value: len(value) <= 100_000, lines=True)
 PATH = _text(
     "a path (names of at most 255 bytes, 1,000 in all; ~ in front only for the home of a user that there is)",
     lambda value: 0 < _bytes(value) <= 1000 and max(map(_bytes, value.split("/"))) <= 255 and not value.startswith("~"),

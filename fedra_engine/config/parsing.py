@@ -12,7 +12,7 @@ import re
 import sys
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import reduce
@@ -96,7 +96,9 @@ class Parser(Generic[Config]):
         options: the command's other options, which it takes from the arguments with `split_options`.
         defaults: of fields, where the command's differ from those of `config_class`.
         reads_files: whether the help lists --config and --print_config.
-        without: fields and groups that the command refuses, which its help leaves out.
+        refused: fields and groups that the command refuses as options and leaves out of its help, and what a message
+            says is expected in place of each.
+        replaces_run: whether the fields replace those of a run, so that the defaults of `config_class` do not hold.
     """
 
     config_class: type[Config]
@@ -104,7 +106,8 @@ class Parser(Generic[Config]):
     options: Sequence[CommandOption] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     reads_files: bool = True
-    without: Collection[str] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
+    replaces_run: bool = False
 
     def parse(self, arguments: Sequence[str]) -> Config:
         """The configuration that `arguments` describe; prints and exits on `--help` and `--print_config`."""
@@ -116,6 +119,9 @@ class Parser(Generic[Config]):
             sys.exit(0)
         values = dict(self.defaults)
         for option in given:
+            name = option.name.removesuffix("+")
+            if (expected := self.refusal(name)) is not None:
+                raise InputError(f"{name}: found it as an option, expected {expected}")
             if option.name == "config":
                 _merge(values, self._read_file(option.needed))
             elif option.name != "print_config":
@@ -127,6 +133,10 @@ class Parser(Generic[Config]):
                 self._print(config, option.value)
                 sys.exit(0)
         return config
+
+    def refusal(self, name: str) -> str | None:
+        """What a message says is expected in place of the field `name`; None if the command takes the field."""
+        return next((text for of, text in self.refused.items() if f"{name}.".startswith(f"{of}.")), None)
 
     def _print(self, config: Any, what: str | None) -> None:
         """Print a configuration as YAML; if `what` is `skip_default`, only what differs from the defaults."""
@@ -255,12 +265,9 @@ def given_options(arguments: Sequence[str]) -> list[str]:
     return [option.name.removesuffix("+") for option in _options(arguments)]
 
 
-def check_not_given(arguments: Sequence[str], fields: Mapping[str, str]) -> None:
-    """Raise InputError if the arguments give a field that the command sets itself, by the option in `fields`."""
-    given = given_options(arguments)
-    for name, option in fields.items():
-        if name in given:
-            raise InputError(f"{name}: found it as an option of its own, expected {option} to set it")
+def asks_for_help(arguments: Sequence[str]) -> bool:
+    """Whether `--help`, `-h` or `--help_all` is among the arguments."""
+    return not {"help", "help_all"}.isdisjoint(given_options(arguments))
 
 
 def parse_option(option: str, text: str, kind: type[int] | type[float], allowed: Allowed) -> Any:

@@ -73,7 +73,7 @@ class _Loader(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for position, key in enumerate(keys):
             if not isinstance(key, str):
-                raise yaml.YAMLError(f"found {key!r} as the name of a field, expected a text")
+                raise yaml.YAMLError(f"found {key!r} as the name of a field, expected text")
             if key in keys[:position]:
                 raise yaml.YAMLError(f"found {key!r} more than once, expected every field once")
         return super().construct_mapping(node, deep=deep)

@@ -107,7 +107,7 @@ def environment(start: StartFacts) -> Table:
     """The model and the machine, in words."""
     rows = [["", ""], *([name, text] for name, text in {**start.described, **start.environment}.items())]
     return Table(
-        "Environment", "Of the process that began the run, or went on with it last.", rows, texts=True, folded=True
+        "Environment", "Of the process that began the run, or resumed it last.", rows, texts=True, folded=True
     )
 
 

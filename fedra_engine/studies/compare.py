@@ -257,7 +257,7 @@ def _resumable() -> Iterator[None]:
         try:
             yield
         except (KeyboardInterrupt, OSError) as error:
-            error.add_note("the same command goes on")
+            error.add_note("the same command resumes it")
             raise
 
 
@@ -295,7 +295,7 @@ def _finish(run: PlannedRun) -> str:
             SampleOutcomes.of(result.experiment, result.state).write(run.path)
     if finished:
         return " (finished before)"
-    return "" if earlier is None else " (interrupted before, went on)"
+    return "" if earlier is None else " (interrupted before, resumed)"
 
 
 @contextmanager

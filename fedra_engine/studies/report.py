@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock
 
+from fedra_engine.callbacks.run_folder import RunFolder
+from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.files import check_own, write_whole
 
 if TYPE_CHECKING:
@@ -29,7 +31,10 @@ class ReportFiles:
     names: tuple[str, ...]
 
     def check(self, folder: Path) -> None:
-        """Raise InputError if a report would replace files that no such study wrote."""
+        """Raise InputError if the folder is that of a run, or a report would replace files that no such study wrote."""
+        run = RunFolder(folder)
+        if run.config_file.is_file() and run.log_file.is_file():
+            raise InputError(f"output_dir: found a run in {folder}, expected another folder")
         check_own(self._in(folder), folder / self.lock)
 
     def write(self, folder: Path, *contents: str | bytes) -> None:

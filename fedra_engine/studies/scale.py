@@ -115,7 +115,7 @@ def _measure_in_processes(point: Point) -> None:
             with suppress(subprocess.TimeoutExpired):
                 worker.wait(_SECONDS_TO_END)
             worker.kill()
-            interrupt.add_note("the same command goes on")
+            interrupt.add_note("the same command resumes it")
             raise
     if code == 0 and (point.path / MEASUREMENT).is_file():
         return

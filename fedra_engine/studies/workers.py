@@ -52,7 +52,7 @@ def work_off(
                 except (EOFError, OSError) as error:
                     raise ProcessLostError(
                         "jobs: a process that executed runs was killed, perhaps for want of memory; all rounds are "
-                        "kept, and the same command goes on"
+                        "kept, and the same command resumes the runs"
                     ) from error
                 if isinstance(result, Exception):
                     raise result

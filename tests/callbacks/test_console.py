@@ -229,7 +229,7 @@ def test_what_is_less_severe_than_the_level_is_neither_shown_nor_logged(
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_resumed_run_counts_on(tmp_path: Path, terminal: bool) -> None:
     text = run_two_rounds(tmp_path / "run.log", terminal, first=1)
-    assert "going on after round 1 of 2 rounds" in text
+    assert "resumed after round 1 of 2 rounds" in text
     log = (tmp_path / "run.log").read_text()
     assert re.findall(r"  round (\d+/\d+) ", log) == ["2/2"]
     assert "accuracy after round 2: " in log

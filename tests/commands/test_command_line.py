@@ -84,12 +84,29 @@ def test_the_short_help_has_what_is_set_first_and_says_where_the_rest_is() -> No
 
 @pytest.mark.parametrize(
     ("command", "refused"),
-    [("compare", ["seed", "name", "method.name"]), ("scale", ["data.clients", "early_stopping.patience"])],
+    [
+        ("compare", ["seed", "name", "method.name"]),
+        ("scale", ["data.clients", "early_stopping.patience"]),
+        ("evaluate", ["data.image_size", "data.partition", "data.min_samples", "data.augmentation"]),
+    ],
 )
 def test_the_help_lists_no_field_that_the_command_refuses(command: str, refused: list[str]) -> None:
     shown = fedra(command, "--help_all").stdout
-    assert "\n  --rounds " in shown
+    assert "\n  --data.source " in shown
     assert not [name for name in refused if f"\n  --{name} " in shown]
+
+
+def test_fields_that_replace_those_of_a_run_have_no_default_of_their_own() -> None:
+    shown = fedra("evaluate", "--help").stdout
+    assert "\nFields that replace the run's:\n  --data.source VALUE\n" in shown
+    assert "digits\n" not in shown
+
+
+@pytest.mark.parametrize("command", ["report", "export"])
+def test_a_command_without_fields_has_one_help(command: str) -> None:
+    shown = fedra(command, "--help").stdout
+    assert "--help_all" not in shown
+    assert fedra(command, "--help_all").stdout == shown
 
 
 MODULE = """

@@ -106,6 +106,14 @@ def test_the_other_executor_measures_the_same(digits: Path, capsys: pytest.Captu
     [
         ([], r"^evaluate: found no run, expected the folder of one run: fedra evaluate <folder>$"),
         (["--data.domains", "clean"], r"^evaluate: found no run, expected the folder of one run"),
+        (
+            ["RUN", "--data.image_size", "14"],
+            r"^data\.image_size: found it as an option, expected none: it is the run's$",
+        ),
+        (
+            ["RUN", "--data.partition=iid"],
+            r"^data\.partition: found it as an option, expected none: it changes training",
+        ),
         (["--run", "RUN"], r"^--run: found an unknown option"),
         (["RUN", "--execution.lane", "3"], r"^--execution\.lane: .*did you mean --execution\.lanes\?"),
         (["RUN", "other"], r"^evaluate: found .*, other, expected the folder of one run"),

@@ -149,7 +149,7 @@ def test_bad_input_found_after_a_round_keeps_the_folder(tmp_path: Path) -> None:
 
 def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
     request = parse("--output_dir", str(tmp_path), "--name", "my run")
-    message = f"--resume '{tmp_path}/my run' goes on"
+    message = f"--resume '{tmp_path}/my run' resumes it"
     with pytest.raises(KeyboardInterrupt, match=message), opened_folder(request):
         raise KeyboardInterrupt
 

@@ -6,13 +6,14 @@ import sys
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.commands.simulate import RunRequest, parse_request
 from fedra_engine.config import DeviceConfig, ExperimentConfig, LoraConfig
-from fedra_engine.config.fields import ALIASES, field_names
+from fedra_engine.config.fields import ALIASES, describe_type, field_names
 from fedra_engine.config.options import whole
 from fedra_engine.config.parsing import Parser, parse_option, split_positional
 from fedra_engine.runtime.errors import InputError, first_few
@@ -28,6 +29,20 @@ def parse(*arguments: str) -> RunRequest:
 def write(path: Path, text: str) -> str:
     path.write_text(text)
     return str(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (list[int], "a list of whole numbers"),
+        (dict[str, float], "a mapping from texts to numbers"),
+        (tuple[float, float], "a list of 2 numbers"),
+        (list[Literal["a", "b"]], "a list of a, b"),
+        (list[bool], "a list of entries (true or false each)"),
+    ],
+)
+def test_types_are_told_in_words(kind: Any, words: str) -> None:
+    assert describe_type(kind) == words
 
 
 def test_no_options_are_the_defaults() -> None:
@@ -171,9 +186,9 @@ def test_shipped_configurations_are_valid(path: Path) -> None:
         ),
         (
             ["--clients.capacities=x"],
-            "clients.capacities: found 'x', expected a list (a whole number from .* each) or memory",
+            "clients.capacities: found 'x', expected a list of whole numbers from 1 to .* or memory",
         ),
-        (["--clients.devices=5"], "clients.devices: found 5, expected a list (fields compute, upload, "),
+        (["--clients.devices=5"], "clients.devices: found 5, expected a list of mappings with compute, upload, "),
         (["--clients.devices=[null]"], "clients.devices: found null, expected fields compute, upload, "),
         (
             ["--clients.devices=[{speed: 1}]"],
@@ -185,11 +200,11 @@ def test_shipped_configurations_are_valid(path: Path) -> None:
         ),
         (
             ["--training.betas", "[1]"],
-            "training.betas: found [1.0], expected a list of 2 (a number from ",
+            "training.betas: found [1.0], expected a list of 2 numbers from ",
         ),
         (
             ["--lora.rank_pattern", "16"],
-            "lora.rank_pattern: found 16, expected a mapping of texts (a whole number from",
+            "lora.rank_pattern: found 16, expected a mapping from texts to whole numbers from",
         ),
         (["--lora.rank_pattern={q: x}"], "lora.rank_pattern: found 'x', expected a whole number from 1 to 128"),
         (["--lora.rank_pattern={'q(': 1}"], "lora.rank_pattern: found 'q(' (.*), expected a regular expression"),
@@ -255,7 +270,7 @@ def test_unusable_options_are_reported(arguments: list[str], message: str) -> No
         ("rounds: 3\ndata:\n", "data: found null, expected fields of it: source, root"),
         ("rounds: null\n", "rounds: found null, expected a whole number"),
         ("training:\n  lr: fast\n", "training.lr: found 'fast', expected a number"),
-        ("lora:\n  target_modules: [a, 3]\n", "lora.target_modules: found 3, expected a text"),
+        ("lora:\n  target_modules: [a, 3]\n", "lora.target_modules: found 3, expected text"),
         ("", "config: found nothing in .*bad.yaml', expected a YAML file of fields and values"),
         ("- a\n", "config: found no fields in .*bad.yaml', expected a YAML file of fields and values"),
         ("a: b: c\n", "config: .*bad.yaml: mapping values are not allowed here (line 1); expected a YAML file"),

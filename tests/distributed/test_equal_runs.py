@@ -274,7 +274,7 @@ def test_a_process_that_dies_ends_all_and_the_rounds_before_are_kept(job: Path) 
     assert len(lines) == 1
     assert lines[0].startswith("error: ")
     assert lines[0].endswith(
-        f"the rounds in checkpoints/ are kept; fedra simulate --resume {job / 'killed' / 'run'} goes on"
+        f"the rounds in checkpoints/ are kept; fedra simulate --resume {job / 'killed' / 'run'} resumes it"
     )
     found = load_newest_intact(job / "killed" / "run")
     assert found is not None

@@ -77,7 +77,7 @@ def test_a_grid_chooses_before_the_test_set_is_seen_and_goes_on_after_an_interru
     with monkeypatch.context() as patch:
         patch.setattr("fedra_engine.studies.compare.read_trial", interrupt)
         assert compare(*options, str(parts)) == 130
-        assert "the same command goes on" in capsys.readouterr().err
+        assert "the same command resumes it" in capsys.readouterr().err
     assert compare(*options, str(parts)) == 0
     again = capsys.readouterr().out
     assert again.count("(finished before)") == 1

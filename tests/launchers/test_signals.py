@@ -172,7 +172,7 @@ def test_a_run_ends_soon_and_says_how_to_go_on(
     wait_until(trained)
     os.kill(process.pid, number)
     assert process.wait(SOON) == 128 + number
-    assert process.errors() == f"{WORDS[number]}; fedra simulate --resume 'the run' goes on\n"
+    assert process.errors() == f"{WORDS[number]}; fedra simulate --resume 'the run' resumes it\n"
     assert f"  stopped: {WORDS[number]}\n" in (tmp_path / "the run" / "run.log").read_text()
     with suppress(OSError):
         while part := os.read(ours, 2**16):
@@ -207,7 +207,7 @@ def test_no_process_is_left(launcher: str, by_terminal: bool, options: list[str]
     assert process.wait(2 * SOON) == (130 if by_terminal else 143)
     said = "interrupted" if by_terminal else "terminated"
     at_once = "interrupted, closing files … (Ctrl-C again ends at once)\n" if by_terminal else ""
-    assert process.errors() == f"{at_once}{said}; the same command goes on\n"
+    assert process.errors() == f"{at_once}{said}; the same command resumes it\n"
     wait_until(lambda: not any(map(running, children)), SOON)
 
 

@@ -57,7 +57,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(simulate, tmp_path: Path) ->
     assert summaries[0] == summaries[1]
     assert simulate("--resume", str(tmp_path / "parts")) == 0
     said = (tmp_path / "parts" / "run.log").read_text()
-    assert said.index("going on after round 1 of 3 rounds") < said.index("finished before, with all of 3 rounds")
+    assert said.index("resumed after round 1 of 3 rounds") < said.index("finished before, with all of 3 rounds")
 
 
 def test_config_yaml_repeats_the_run_in_a_new_folder(simulate, tmp_path: Path) -> None:

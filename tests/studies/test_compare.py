@@ -217,7 +217,7 @@ def test_an_interrupted_run_goes_on_from_its_last_round(tmp_path: Path, monkeypa
     assert (run.path / "checkpoints" / "round_0000").is_dir()
     monkeypatch.setattr(checkpoint, "save_checkpoint", save)
     outcome = execute(run)
-    assert outcome.note.endswith("(interrupted before, went on)")
+    assert outcome.note.endswith("(interrupted before, resumed)")
     assert losses(run) == losses(whole)
     assert read_result(run).accuracy == read_result(whole).accuracy
 
