@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedra_engine.callback import Callback, Outcome
-from fedra_engine.callbacks.checkpoint import RunWriter, Start, find_checkpoint, find_start, restore_newest
+from fedra_engine.callbacks.checkpoint import (
+    RunWriter,
+    Start,
+    find_checkpoint,
+    find_start,
+    kept_best,
+    restore_best,
+    restore_newest,
+)
 from fedra_engine.callbacks.console import Console
 from fedra_engine.callbacks.early_stopping import EarlyStopping
 from fedra_engine.callbacks.fingerprint import Fingerprint, check_fingerprint, early_fingerprint, fingerprint
@@ -235,18 +243,30 @@ class Result:
         check_unused("folder", Path(folder))
         export(Path(folder), *self._restored)
 
-    def save_model(self, folder: str | Path, *, client: int | None = None) -> None:
+    def save_model(self, folder: str | Path, *, client: int | None = None, best: bool = False) -> None:
         """Write the tuned model, its adapters merged, as a model of transformers into a new `folder`.
 
         Args:
             folder: for the model, its image processor or tokenizer, and a card.
             client: the number of a client, from 0, to write the sub-model that it held in the last round in which it
                 took part, with the weights after the last round.
+            best: write the model after the round that `keep_best` has kept, not after the last one.
 
         Raises:
-            InputError: `folder` exists, the run is not finished, or transformers cannot describe the model.
+            InputError: `folder` exists, the run is not finished or has kept no round, or transformers cannot describe
+                the model.
         """
-        export_merged(Path(folder), *self._restored, client=client)
+        if not best:
+            export_merged(Path(folder), *self._restored, client=client)
+            return
+        kept, frozen = kept_best(RunFolder(self.folder)).state, self.summary["frozen"]
+        # Restoring changes an experiment: that of the last round stays as it is.
+        experiment = _build(self.config, self._inputs)
+        start = restore_best(experiment, RunFolder(self.folder))
+        more = experiment.more_than_exported(start.state)
+        exported = kept["accuracy"] if more is None else {}
+        outcome = Outcome(start.round, frozen, kept["accuracy"], exported, more)
+        export_merged(Path(folder), experiment, start.state, outcome, client=client, best_by=kept["measure"])
 
     def report(self, file: str | Path) -> Path:
         """Write the run's page (docs/howto/report.md) to `file`, and return its path; the run has a `report.html`."""

@@ -17,8 +17,9 @@ from transformers import AutoModelForImageClassification
 from fedra_engine import Callback, EarlyStopping, EarlyStoppingConfig, ExperimentConfig, KeepBest, Round, simulate
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.commands.evaluate import main as evaluate
+from fedra_engine.commands.export import main as export
 from fedra_engine.models.loading import resolve_model_path
-from fedra_engine.run import run
+from fedra_engine.run import load_run, run
 from fedra_engine.runtime.errors import InputError
 from tests.running import small_config
 
@@ -182,6 +183,31 @@ def test_the_best_round_is_evaluated_again(whole: Path, capsys: pytest.CaptureFi
     on_tests = json.loads(capsys.readouterr().out)
     assert on_tests["rounds"] == best["round"] + 1
     assert on_tests["test_loss"] != found["test_loss"]
+
+
+def test_the_best_round_is_exported(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "run"))
+    best = json.loads((whole / "summary.json").read_text())["best"]
+    export([str(folder), "--best"])
+    capsys.readouterr()
+    evaluate([str(folder), "--model", str(folder / "best_model"), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["accuracy"] == pytest.approx(best["accuracy"], abs=1e-6)
+    assert sum(found["test_loss"].values()) / 2 == pytest.approx(best["value"], rel=1e-4)
+    assert (
+        f"this one, {best['round'] + 1}, was the best by `test_loss`" in (folder / "best_model/README.md").read_text()
+    )
+    result = load_run(folder)
+    last = result.state
+    result.save_model(tmp_path / "of_client", client=1, best=True)
+    card = (tmp_path / "of_client" / "README.md").read_text()
+    rounds = best["round"] + 1
+    assert f"in {rounds} rounds" in card
+    assert f"weights those after round {rounds}, the best by `test_loss`" in card
+    assert result.state is last
+    shutil.rmtree(folder / "best")
+    with pytest.raises(InputError, match=r"best: found no round, expected one of a run that had keep_best"):
+        load_run(folder).save_model(tmp_path / "never", best=True)
 
 
 def test_a_method_that_predicts_by_more_than_the_adapter_keeps_its_best_round(tmp_path: Path) -> None:

@@ -193,11 +193,17 @@ def restore_newest(experiment: Experiment, folder: RunFolder) -> Start:
     return _restore(experiment, found)
 
 
-def restore_best(experiment: Experiment, folder: RunFolder) -> Start:
-    """Restore a newly built `experiment` from the round that `keep_best` kept; InputError if none fits."""
+def kept_best(folder: RunFolder) -> Checkpoint:
+    """The best round of a run as `keep_best` has kept it; InputError if it has not, or it is damaged."""
     found = load_best(folder)
     if found is None:
         raise InputError(f"{folder.best_folder}: found no round, expected one of a run that had keep_best")
+    return found
+
+
+def restore_best(experiment: Experiment, folder: RunFolder) -> Start:
+    """Restore a newly built `experiment` from the round that `keep_best` kept; InputError if none fits."""
+    found = kept_best(folder)
     check_fingerprint(fingerprint(experiment), found.state["fingerprint"], folder.path)
     return _restore(experiment, found)
 

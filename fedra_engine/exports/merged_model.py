@@ -49,15 +49,22 @@ class Part(NamedTuple):
 
 
 def export_merged(
-    folder: Path, experiment: Experiment, state: GlobalState, outcome: Outcome, client: int | None = None
+    folder: Path,
+    experiment: Experiment,
+    state: GlobalState,
+    outcome: Outcome,
+    *,
+    client: int | None = None,
+    best_by: str | None = None,
 ) -> None:
     """Write a model of transformers into a new `folder`, with names of classes, processor and card.
 
     Args:
         folder: appears whole or not at all.
-        state: after the last round.
-        outcome: of the run.
+        state: after the last round, or the best one.
+        outcome: of the run until that round.
         client: whose sub-model is written, in place of the whole model; see `part_of_client`.
+        best_by: the measure by which the round was the best; None for the last one.
 
     Raises:
         InputError: `folder` exists, the model cannot be saved, or the client has no sub-model of blocks alone.
@@ -85,7 +92,7 @@ def export_merged(
         save_merged(made, foundation, experiment.config, part, classes=classes, inputs=inputs)
         save_processor(made, experiment.processing, experiment.train_data.task)
         card = made / "README.md"
-        card.write_text(merged_card(experiment, outcome, part.blocks.tolist(), client), encoding="utf-8")
+        card.write_text(merged_card(experiment, outcome, part.blocks.tolist(), client, best_by), encoding="utf-8")
         for file in made.iterdir():
             # Libraries may make files that only their owner can read.
             file.chmod(card.stat().st_mode)

@@ -48,7 +48,7 @@ def adapter_card(experiment: Experiment, outcome: Outcome, best_by: str | None =
         f"These lines {load_it}, and ask it about {_thing(experiment)}:",
         _code(loading_lines(foundation, config, depth, experiment.processing)),
         *_base(experiment),
-        _expected(experiment, outcome) if best_by is None else _expected_of_best(experiment, outcome, best_by),
+        _expected_after(experiment, outcome, best_by),
     ]
     if depth < foundation.depth:
         parts.append(f"The tuned model is only the first {depth} of the pretrained model's {foundation.depth} blocks.")
@@ -65,8 +65,13 @@ def adapter_card(experiment: Experiment, outcome: Outcome, best_by: str | None =
     return _front_matter(experiment, "peft") + "\n\n".join(parts) + "\n"
 
 
-def merged_card(experiment: Experiment, outcome: Outcome, blocks: Sequence[int], client: int | None) -> str:
-    """The `README.md` of a merged model of `blocks`: the run's, or the sub-model of a `client`."""
+def merged_card(
+    experiment: Experiment, outcome: Outcome, blocks: Sequence[int], client: int | None, best_by: str | None = None
+) -> str:
+    """The `README.md` of a merged model of `blocks`: the run's, or the sub-model of a `client`.
+
+    With `best_by`, it is the model after the best round by this measure, and `outcome` is that after this round.
+    """
     foundation, rounds = experiment.foundation, count_of(outcome.rounds, "round")
     what = "The model" if client is None else f"The sub-model of client {client}"
     parts = [
@@ -78,15 +83,16 @@ def merged_card(experiment: Experiment, outcome: Outcome, blocks: Sequence[int],
         numbers = first_few([str(block + 1) for block in blocks], foundation.depth)
         parts.append(f"Of the pretrained model's {foundation.depth} blocks it has these, counted from 1: {numbers}.")
     if client is None:
-        parts.append(_expected(experiment, outcome))
+        parts.append(_expected_after(experiment, outcome, best_by))
     else:
+        after = "the run's last round" if best_by is None else f"round {outcome.rounds}, the best by `{best_by}`"
         parts.append(
-            "Its blocks are those of the client's last round, its weights those after the run's last round. Its "
+            f"Its blocks are those of the client's last round by then, its weights those after {after}. Its "
             "accuracy was not measured: `fedra evaluate <run> --model <this folder>` does so."
         )
     parts += [*_precision(experiment), *_quantization(experiment)]
     parts += [*_pipeline(experiment, "folder"), _facts(experiment, outcome)]
-    if client is None:
+    if client is None and outcome.exported:
         parts.append(_figures(experiment, outcome))
     return _front_matter(experiment, "transformers") + "\n\n".join(parts) + "\n"
 
@@ -104,6 +110,12 @@ def _front_matter(experiment: Experiment, library: str) -> str:
     return f"---\n{dump_yaml(facts)}---\n\n"
 
 
+def _expected_after(experiment: Experiment, outcome: Outcome, best_by: str | None) -> str:
+    if best_by is None:
+        return _expected(experiment, outcome)
+    return _expected_of_best(experiment, outcome, best_by)
+
+
 def _expected(experiment: Experiment, outcome: Outcome) -> str:
     """The accuracy that the lines give."""
     inputs, average = experiment.foundation.model.main_input_name, percent(mean(outcome.exported.values()))
@@ -117,7 +129,7 @@ def _expected(experiment: Experiment, outcome: Outcome) -> str:
 
 
 def _expected_of_best(experiment: Experiment, outcome: Outcome, measure: str) -> str:
-    """The same for the adapter of the best round, which is exported while the run goes on."""
+    """The same for the best round, whose adapter is exported while the run goes on."""
     text = f"Of the rounds that the run evaluated until then, this one, {outcome.rounds}, was the best by `{measure}`."
     if not outcome.exported:
         return f"{text} The accuracy of the adapter alone was not measured, but that of {outcome.tuned_is}."
