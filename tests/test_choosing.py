@@ -79,7 +79,7 @@ def test_a_run_ends_early_and_keeps_its_best_round(whole: Path) -> None:
     evaluated = {record["round"]: sum(record["test_loss"].values()) / 2 for record in records if "test_loss" in record}
     assert list(evaluated) == [1, 3, 5]
     assert summary["stopped"] == (
-        f"test loss has not improved in 2 evaluations; the best is {evaluated[1]:#.4g}, after round 2"
+        f"validation loss has not improved in 2 evaluations; the best is {evaluated[1]:#.4g}, after round 2"
     )
     best = min(evaluated, key=evaluated.__getitem__)
     assert summary["best"] == {
@@ -157,7 +157,10 @@ def test_a_lost_best_round_is_named_and_no_other_called_the_best(whole: Path, tm
     (best / "state.safetensors").write_bytes(b"")
     summary = run(config(tmp_path), folder).summary
     assert "best" not in summary
-    assert f"keep_best: round {int(best.name[-4:]) + 1}, the best so far with test loss" in folder.log_file.read_text()
+    assert (
+        f"keep_best: round {int(best.name[-4:]) + 1}, the best so far with validation loss"
+        in folder.log_file.read_text()
+    )
     with pytest.raises(InputError, match=r"state\.safetensors: found other bytes than were written"):
         evaluate([str(folder.path), "--best"])
 

@@ -182,7 +182,10 @@ class Console(Callback):
             self._meter.evaluations.append(evaluation.accuracy)
             self.detail(f"accuracy after round {evaluation.metrics.round + 1}: {_accuracy_text(evaluation.accuracy)}")
             if others := {name: average(of) for name, of in evaluation.measures.items() if name != "accuracy"}:
-                texts = [f"{measure_name(name)} {measure_text(name, value)}" for name, value in others.items()]
+                held_out = experiment.config.data.held_out
+                texts = [
+                    f"{measure_name(name, held_out)} {measure_text(name, value)}" for name, value in others.items()
+                ]
                 self.detail(f"on average: {', '.join(texts)}")
             return
         self._meter.frozen = evaluation.accuracy
@@ -199,7 +202,7 @@ class Console(Callback):
         self._meter.in_round, self._outcome = False, outcome
         self._held_out = experiment.config.data.held_out
         if outcome.stopped is not None:
-            self.message(f"stopped after round {outcome.rounds}{': ' if outcome.stopped else ''}{outcome.stopped}")
+            self.message(_stopped_text(outcome))
             stopping = experiment.config.early_stopping
             if stopping.patience is not None and experiment.config.keep_best is None:
                 self.message(
@@ -208,7 +211,7 @@ class Console(Callback):
                 )
         for name, accuracy in (("frozen", outcome.frozen), ("tuned", outcome.tuned)):
             self._write_log(f"{name}: {_accuracy_text(accuracy)}")
-        if changes := _changes_text(outcome):
+        if changes := _changes_text(outcome, self._held_out):
             self._write_log(changes)
 
     def remember(self, records: Sequence[Mapping[str, Any]]) -> None:
@@ -241,6 +244,8 @@ class Console(Callback):
             self._live.stop()
             self._console.print(*header_rows(self.view.header), sep="\n", soft_wrap=True)
         if self._outcome is not None:
+            if self._results_only and self._outcome.stopped is not None:
+                self._print(_stopped_text(self._outcome))
             self._print("\n" + results_text(self._outcome, self._held_out))
         if not self._results_only and written:
             width = max(map(len, written))
@@ -322,6 +327,11 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
+def _stopped_text(outcome: Outcome) -> str:
+    """That a run was stopped early, and why if that is known."""
+    return f"stopped after round {outcome.rounds}{': ' if outcome.stopped else ''}{outcome.stopped}"
+
+
 def planned(config: ExperimentConfig, log_file: Path | None) -> dict[str, str]:
     """What is known of a run before its experiment is built, by the titles of the display's header."""
     header = {"method": _method_text(config), "model": config.model.path, "clients": "…", "samples": "…"}
@@ -339,7 +349,7 @@ def results_text(outcome: Outcome, held_out: HeldOut) -> str:
         values = (*(accuracy[domain] for domain in outcome.tuned), mean(accuracy.values()))
         rows.append([name, *(measure_number("accuracy", value) for value in values)])
     text = table_text(rich_table(rows))
-    if changes := _changes_text(outcome):
+    if changes := _changes_text(outcome, held_out):
         text += f"\n{changes}"
     if outcome.tuned_is is not None:
         exported = percent(mean(outcome.exported.values()))
@@ -347,10 +357,10 @@ def results_text(outcome: Outcome, held_out: HeldOut) -> str:
     return text
 
 
-def _changes_text(outcome: Outcome) -> str:
+def _changes_text(outcome: Outcome, held_out: HeldOut) -> str:
     """The averages of all measures but accuracy before and after the run; empty if there are none."""
     changes = [
-        f"{measure_name(name)} {change_text(name, average(of_domain), average(outcome.tuned_measures[name]))}"
+        f"{measure_name(name, held_out)} {change_text(name, average(of_domain), average(outcome.tuned_measures[name]))}"
         for name, of_domain in outcome.frozen_measures.items()
         if name != "accuracy"
     ]

@@ -111,5 +111,10 @@ class KeepBest(Callback):
         except InputError as error:
             _LOG.warning(
                 "keep_best: round %d, the best so far with %s %s, is lost, and only a better one will be kept: %s",
-                *(round + 1, measure_name(self._measure), measure_text(self._measure, self._best.value), error),
+                *(
+                    round + 1,
+                    measure_name(self._measure, "validation"),
+                    measure_text(self._measure, self._best.value),
+                    error,
+                ),
             )

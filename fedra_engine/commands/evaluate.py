@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.config import ClientsConfig, DataConfig, EarlyStoppingConfig, ExecutionConfig, ExperimentConfig
+from fedra_engine.config.data import HeldOut
 from fedra_engine.config.fields import type_of_field
 from fedra_engine.config.options import group
 from fedra_engine.config.parsing import (
@@ -104,11 +105,12 @@ def main(arguments: Sequence[str]) -> None:
         state, what, title = experiment.initial_state, {"model": options.model}, f"model: {options.model}"
     if config.data != own.data:
         experiment = on_other_data(experiment, replace(experiment.config, data=config.data))
-    title += f", on {len(experiment.evaluator.test.domains):,} {config.data.held_out} samples"
+    held_out = config.data.held_out
+    title += f", on {len(experiment.evaluator.test.domains):,} {held_out} samples"
     scores = score(experiment, state)
     if not experiment.processes.is_main:
         return
-    _print(scores, what, title, as_json=options.json == "true")
+    _print(scores, what, title, held_out, as_json=options.json == "true")
 
 
 def _of_run(folder: RunFolder, config: ExperimentConfig, *, best: bool) -> tuple[Experiment, GlobalState, int]:
@@ -146,7 +148,9 @@ def _of_model(config: ExperimentConfig, folder: str) -> Experiment:
     return experiment
 
 
-def _print(scores: Mapping[str, Score], what: dict[str, object], title: str, *, as_json: bool) -> None:
+def _print(
+    scores: Mapping[str, Score], what: dict[str, object], title: str, held_out: HeldOut, *, as_json: bool
+) -> None:
     """Print the scores by domain, as JSON after the fields of `what`, or as a table under the `title`."""
     from fedra_engine.execution.evaluation import measures
     from fedra_engine.federation.averages import finite_values
@@ -161,7 +165,7 @@ def _print(scores: Mapping[str, Score], what: dict[str, object], title: str, *, 
     rows = [["", *scores, "average"]]
     for measure, values in found.items():
         each = (*values.values(), mean(values.values()))
-        rows.append([measure_title(measure), *(measure_number(measure, value) for value in each)])
+        rows.append([measure_title(measure, held_out), *(measure_number(measure, value) for value in each)])
     table = table_text(rich_table(rows))
     PlainConsole().print(title, table, sep="\n\n", soft_wrap=True)
 

@@ -65,7 +65,7 @@ def accuracy_by_round(run: RunFacts) -> Chart | None:
     spec = line_chart(rows, "accuracy (%)", _PERCENT, [AVERAGE, *domains], strong=AVERAGE)
     if run.best is not None:
         note += " The dashed line is at the best round."
-        spec = with_line_at(spec, run.best.number, f"best round by {measure_name(run.best.measure)}")
+        spec = with_line_at(spec, run.best.number, f"best round by {measure_name(run.best.measure, run.held_out)}")
     return Chart("accuracy", "Accuracy by round", note, spec, wide=True)
 
 

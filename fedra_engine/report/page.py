@@ -114,7 +114,12 @@ def comparison_page(runs: Runs) -> Page:
     """The page of several runs side by side."""
     ended = {name: average(run.tuned) for name, run in runs.items() if run.has_ended}
     verdict = "None of the runs has ended."
-    if ended:
+    if len({runs[name].held_out for name in ended}) > 1:
+        verdict = "Accuracies on validation samples cannot be compared with those on test samples: " + "; ".join(
+            f"{name} has {percent(accuracy)} on {runs[name].held_out} samples" for name, accuracy in ended.items()
+        )
+        verdict += "."
+    elif ended:
         best, lowest = max(ended, key=ended.__getitem__), min(ended, key=ended.__getitem__)
         verdict = f"{best} has the highest average accuracy, {percent(ended[best])}"
         verdict += "." if best == lowest else f"; {lowest} the lowest, {percent(ended[lowest])}."

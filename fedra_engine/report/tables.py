@@ -64,7 +64,7 @@ def measures(run: RunFacts) -> list[Table]:
     accuracy: dict[str, Any] = {"frozen": run.frozen, "tuned": run.tuned}
     accuracy |= {f"average_{when}": average(of_domain) for when, of_domain in accuracy.items()}
     every = {"accuracy": accuracy, **found}
-    rows = [["domain", *map(measure_name, every)]]
+    rows = [["domain", *(measure_name(name, run.held_out) for name in every)]]
     for domain in run.tuned:
         rows.append([domain, *(change_text(name, *(of[when][domain] for when in _WHEN)) for name, of in every.items())])
     rows.append(
@@ -82,9 +82,10 @@ def best_round(run: RunFacts) -> list[Table]:
     rows += [[domain, *(measure_number("accuracy", of[domain]) for of in states)] for domain in run.tuned]
     rows.append(["average", *(measure_number("accuracy", average(of)) for of in states)])
     command = f"fedra evaluate {shlex.quote(str(run.path))} --best --data.validation_fraction 0"
+    measure = measure_name(run.best.measure, run.held_out)
     note = (
-        f"On {run.held_out} samples. The best round by {measure_name(run.best.measure)} is kept in {BEST}/ beside this "
-        "page. This measures it on the test samples:"
+        f"On {run.held_out} samples. The best round by {measure} is kept in {BEST}/ of the run's folder. This measures "
+        "it on the test samples:"
     )
     return [Table("Results", note, rows, command=command)]
 
@@ -122,6 +123,9 @@ def results(runs: Mapping[str, RunFacts]) -> Table:
         if totals is not None:
             costs = [flops_text(totals.flops), bytes_text(totals.uploaded), bytes_text(totals.downloaded)]
         rows.append([name, run.method, rounds_text(run), *scores, duration_text(run.seconds), *costs])
+    if len({run.held_out for run in runs.values()}) > 1:
+        for row, kind in zip(rows, ["samples", *(run.held_out for run in runs.values())], strict=True):
+            row.insert(3, kind)
     note = "Accuracies are averages over the domains. Costs are counted, of all clients and rounds."
     return Table("Results", note, rows)
 
@@ -130,11 +134,13 @@ def measures_of_runs(runs: Mapping[str, RunFacts]) -> list[Table]:
     """The measures beside the accuracy of each run, on average over the domains; no table if no run has any."""
     found = {name: run.summary.get("measures", {}) for name, run in runs.items()}
     every = list(dict.fromkeys(measure for of_run in found.values() for measure in of_run))
-    rows = [["run", *map(measure_name, every), "best round"]]
+    kinds = {run.held_out for run in runs.values()}
+    held_out = kinds.pop() if len(kinds) == 1 else "held-out"
+    rows = [["run", *(measure_name(measure, held_out) for measure in every), "best round"]]
     for name, of_run in found.items():
         values = [[of_run.get(measure, {}).get(f"average_{when}") for when in _WHEN] for measure in every]
         best = runs[name].best
-        where = _NOTHING if best is None else f"{best.number:,} (by {measure_name(best.measure)})"
+        where = _NOTHING if best is None else f"{best.number:,} (by {measure_name(best.measure, runs[name].held_out)})"
         rows.append([name, *(change_text(measure, *pair) for measure, pair in zip(every, values, strict=True)), where])
     note = "Averages over the domains, of the frozen model and after tuning."
     return [Table("Measures", note, rows)] if every else []

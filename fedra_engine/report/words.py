@@ -46,11 +46,15 @@ def cards(run: RunFacts) -> dict[str, str]:
         low = worst(run.tuned)
         found["average accuracy"] = change_text("accuracy", average(run.frozen), average(run.tuned))
         if (best := run.best) is not None:
-            after_best = f"average accuracy after round {best.number:,}, the best by {measure_name(best.measure)}"
+            after_best = (
+                f"average accuracy after round {best.number:,}, the best by {measure_name(best.measure, run.held_out)}"
+            )
             found[after_best] = percent(average(best.accuracy))
         found[f"worst domain, {low}"] = change_text("accuracy", run.frozen[low], run.tuned[low])
     for name, of in run.summary.get("measures", {}).items():
-        found[f"average {measure_name(name)}"] = change_text(name, of["average_frozen"], of["average_tuned"])
+        found[f"average {measure_name(name, run.held_out)}"] = change_text(
+            name, of["average_frozen"], of["average_tuned"]
+        )
     found["rounds"] = rounds_text(run)
     if run.rounds:
         updates = mean(each.participants for each in run.rounds)

@@ -9,7 +9,7 @@ import math
 
 SHARES = {"accuracy", "macro_f1", "calibration_error"}
 """Measures from 0 to 1 that are read in percent."""
-_WORDS = {"macro_f1": "macro-F1", "calibration_error": "calibration error", "test_loss": "test loss"}
+_WORDS = {"macro_f1": "macro-F1", "calibration_error": "calibration error"}
 """Measures whose names are not their words."""
 _NOT_DEFINED = "–"
 
@@ -24,14 +24,17 @@ def is_share(name: str) -> bool:
     return name in SHARES
 
 
-def measure_name(name: str) -> str:
-    """A measure's name in words; those that users register have none but their own."""
-    return _WORDS.get(name, name)
+def measure_name(name: str, held_out: str = "test") -> str:
+    """A measure's name in words; those that users register have none but their own.
+
+    The loss is named after the samples it is of, `held_out`: `test loss`, `validation loss`.
+    """
+    return f"{held_out} loss" if name == "test_loss" else _WORDS.get(name, name)
 
 
-def measure_title(name: str) -> str:
+def measure_title(name: str, held_out: str = "test") -> str:
     """The title of a row of `measure_number`s: `macro-F1 (%)`, `test loss`."""
-    return f"{measure_name(name)} (%)" if is_share(name) else measure_name(name)
+    return f"{measure_name(name, held_out)} (%)" if is_share(name) else measure_name(name, held_out)
 
 
 def measure_number(name: str, value: float | None) -> str:

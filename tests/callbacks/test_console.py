@@ -189,6 +189,15 @@ def test_who_wants_quiet_gets_the_table_alone_and_all_of_the_log(
     assert all(line in log for line in ("a [small] model", "round 1/2", "tuned: 37.5"))
 
 
+def test_who_wants_quiet_is_told_that_a_run_was_stopped_early() -> None:
+    state: Any = None
+    output, share = io.StringIO(), {"a": 0.5}
+    with Console(None, PlainConsole(file=output), results_only=True) as console:
+        console.on_end(EXPERIMENT, state, Outcome(2, share, share, share, None, "it has not improved"))
+        console.finish(WRITTEN)
+    assert output.getvalue().startswith("stopped after round 2: it has not improved\n\naccuracy (%)")
+
+
 @pytest.mark.parametrize(
     ("level", "kept"),
     [

@@ -41,7 +41,7 @@ def test_a_run_ends_after_the_round(options: dict[str, Any], values: Values, las
     assert [stop is not None for stop in stops] == expected
     if isinstance(stop := stops[-1], Stop):
         measure, count = options.get("measure", "accuracy"), options["patience"]
-        words = {"accuracy": "accuracy", "test_loss": "test loss"}[measure]
+        words = {"accuracy": "accuracy", "test_loss": "validation loss"}[measure]
         start = f"{words} has not improved in {count} evaluation{'s' if count > 1 else ''}"
         known = values[best]
         assert known is not None

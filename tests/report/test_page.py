@@ -202,6 +202,20 @@ def test_several_runs_are_compared(tmp_path: Path, no_script: None) -> None:
     assert "2 runs side by side" in found.html()
 
 
+def test_runs_on_different_samples_are_not_ranked(tmp_path: Path, no_script: None) -> None:
+    folders = [write_run(tmp_path / "a", "run"), write_run(tmp_path / "b", "run", changes=VALIDATED)]
+    found = read_page(folders)
+    assert found.verdict == (
+        "Accuracies on validation samples cannot be compared with those on test samples: "
+        f"{folders[0]} has 68.3 % on test samples; {folders[1]} has 68.3 % on validation samples."
+    )
+    assert [row[3] for row in found.results[0].rows] == ["samples", "test", "validation"]
+    assert found.results[1].rows[0][1] == "held-out loss"
+    alone = read_page(folders[1:])
+    assert alone.tables[0].rows[0][2] == "validation loss"
+    assert "average validation loss" in alone.cards
+
+
 def test_the_script_is_bundled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import vl_convert
 

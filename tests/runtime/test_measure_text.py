@@ -34,6 +34,11 @@ def test_only_a_share_has_its_unit_in_the_title() -> None:
     assert titles == ["macro-F1 (%)", "test loss", "one_of_mine"]
 
 
+def test_a_loss_is_named_after_its_samples() -> None:
+    assert measure_title("test_loss", "validation") == "validation loss"
+    assert measure_title("macro_f1", "validation") == "macro-F1 (%)"
+
+
 def test_a_metric_of_the_users_may_be_a_share(own_names: None) -> None:
     register_metric("mine", share=True)(lambda logits, labels: labels)
     register_metric("other")(lambda logits, labels: labels)
