@@ -35,7 +35,7 @@ _MOST_SLANTED = 12
 _MOST_NAMED = 10
 """Clients that a cell names, and groups of neighbouring blocks."""
 _MOST_EMPTY = 100
-"""Clients of which those that never took part have an empty line, too; of more, a sentence names them."""
+"""Up to so many clients, each has a row; of more, only those that took part."""
 _PERCENT = ".1f"
 _PERCENT_LABEL = "round(100 * datum.value) + ' %'"
 

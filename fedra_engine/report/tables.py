@@ -106,9 +106,7 @@ def all_settings(run: RunFacts) -> Table:
 def environment(start: StartFacts) -> Table:
     """The model and the machine, in words."""
     rows = [["", ""], *([name, text] for name, text in {**start.described, **start.environment}.items())]
-    return Table(
-        "Environment", "Of the process that began the run, or resumed it last.", rows, texts=True, folded=True
-    )
+    return Table("Environment", "Of the process that began the run, or resumed it last.", rows, texts=True, folded=True)
 
 
 def results(runs: Mapping[str, RunFacts]) -> Table:
