@@ -203,8 +203,7 @@ class Console(Callback):
             stopping = experiment.config.early_stopping
             if stopping.patience is not None and experiment.config.keep_best is None:
                 self.message(
-                    "the state of the best round is not kept: with "
-                    f"--keep_best {stopping.measure}, fedra evaluate <run> --best can measure it"
+                    f"the best round was not kept; --keep_best {stopping.measure} keeps it for fedra evaluate --best"
                 )
         for name, accuracy in (("frozen", outcome.frozen), ("tuned", outcome.tuned)):
             self._write_log(f"{name}: {_accuracy_text(accuracy)}")

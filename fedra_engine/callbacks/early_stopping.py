@@ -44,19 +44,11 @@ class EarlyStopping(Callback):
         self._min_improvement = min_improvement
         self._earlier = list(earlier)
         self._best, self._waited = BestRound(measure, min_improvement), 0
-        self._advice = ""
 
     def on_start(self, experiment: Experiment, state: GlobalState, first_round: int) -> None:
         refuse_test_samples("early_stopping.patience", self._patience, experiment.config.data)
         check_measured("early_stopping.measure", self._measure, experiment)
         self._best, self._waited = BestRound(self._measure, self._min_improvement), 0
-        # As a callback, it may stand beside one that keeps the round.
-        is_option = experiment.config.early_stopping.patience is not None
-        if is_option and experiment.config.keep_best is None:
-            keeping = f"--keep_best {self._measure} keeps it for fedra evaluate --best"
-            self._advice = f"; the best round was not kept; {keeping}"
-        else:
-            self._advice = ""
         for record in self._earlier:
             if record["round"] < first_round:
                 self._see(record)
@@ -80,7 +72,7 @@ class EarlyStopping(Callback):
             return None
         best = self._best
         value = measure_text(self._measure, best.value)
-        found = "" if best.value is None else f"; the best is {value}, after round {best.round + 1}{self._advice}"
+        found = "" if best.value is None else f"; the best is {value}, after round {best.round + 1}"
         return Stop(
             f"{measure_name(self._measure)} has not improved in {count_of(self._patience, 'evaluation')}{found}"
         )

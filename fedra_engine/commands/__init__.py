@@ -1,8 +1,8 @@
 """The command line: `fedra <command>`, each command in the module of its name.
 
-`main` runs a command; `PARSER` has its description and options. `bench` has none: its benchmarks parse their own
-options. What cannot be used is an InputError. Commands may import everything else of the package, but torch only after the
-arguments have been read, so that `--help` and a mistyped option answer at once.
+`main` runs a command; `PARSER` has its description and options (`bench` has none: its benchmarks parse their own
+options). What cannot be used is an InputError. Commands may import everything else of the package, but torch only
+after the arguments have been read, so that `--help` and a mistyped option answer at once.
 """
 
 from __future__ import annotations

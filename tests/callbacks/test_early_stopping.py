@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from fedra_engine.callback import Evaluation, Stop
+from fedra_engine.callback import Stop
 from fedra_engine.callbacks.early_stopping import EarlyStopping
-from fedra_engine.config import DataConfig, EarlyStoppingConfig
+from fedra_engine.config import DataConfig
 from fedra_engine.runtime.errors import InputError
 from tests.callbacks.choosing import HELD_OUT, experiment, metrics, state_after, train
 
@@ -74,21 +74,6 @@ def test_a_resumed_run_ends_like_one_that_was_not(
 def test_options_are_checked(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         EarlyStopping(**options)
-
-
-def test_a_run_that_does_not_keep_its_best_round_says_how_to() -> None:
-    """Where the option has ended it: a callback may stand beside one that keeps the round."""
-    by_option = replace(HELD_OUT, early_stopping=EarlyStoppingConfig(patience=1))
-    reasons = []
-    for config in (by_option, replace(by_option, keep_best="accuracy"), HELD_OUT):
-        stopping = EarlyStopping(1, earlier=[metrics(round, 0.5).record() for round in range(2)])
-        stopping.on_start(experiment(config), state_after(1), 2)
-        stop = stopping.on_evaluate(experiment(config), state_after(1), Evaluation({}))
-        assert isinstance(stop, Stop)
-        reasons.append(stop.reason)
-    advice = "; the best round was not kept; --keep_best accuracy keeps it for fedra evaluate --best"
-    assert [reason.endswith(advice) for reason in reasons] == [True, False, False]
-    assert reasons[0] == reasons[1] + advice
 
 
 def test_test_samples_do_not_end_a_run() -> None:
