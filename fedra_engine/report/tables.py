@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedra_engine.callbacks.run_folder import BEST
+from fedra_engine.callbacks.run_folder import BEST, measuring_command
 from fedra_engine.federation.averages import average
 from fedra_engine.federation.measure_text import change_text, measure_name, measure_number, percent
 from fedra_engine.report.facts import OF_FOLDER, RunFacts, StartFacts, worst
@@ -81,12 +80,13 @@ def best_round(run: RunFacts) -> list[Table]:
     states = (run.frozen, run.tuned, run.best.accuracy)
     rows += [[domain, *(measure_number("accuracy", of[domain]) for of in states)] for domain in run.tuned]
     rows.append(["average", *(measure_number("accuracy", average(of)) for of in states)])
-    command = f"fedra evaluate {shlex.quote(str(run.path))} --best --data.validation_fraction 0"
+    command = measuring_command(run.path, run.settings)
     note = (
-        f"On {run.measured_on}. The best round by {measure_name(run.best.measure)} is kept in {BEST}/ beside this "
-        "page. This measures it on the test samples:"
+        f"On {run.measured_on}. The best round by {measure_name(run.best.measure)} is kept in {BEST}/ beside this page."
     )
-    return [Table("Results", note, rows, command=command)]
+    if command is not None:
+        note += " Best round on the test samples:"
+    return [Table("Results", note, rows, command=command or "")]
 
 
 def changed_settings(run: RunFacts) -> Table:
