@@ -8,15 +8,13 @@ from typing import Any
 import torch
 
 from fedra_engine.config import ExperimentConfig, register_choice
+from fedra_engine.config.options import IN_MEMORY
 from fedra_engine.data.domain_data import DomainData, with_validation
 from fedra_engine.data.partition import Partition, partition_by, partition_samples
 from fedra_engine.data.sources import dataset_source, load_source
 from fedra_engine.models.loading import adopt_model, load_pretrained, resolve_model_path
 from fedra_engine.models.sharding import Sharding
 from fedra_engine.runtime.errors import InputError
-
-IN_MEMORY = "in-memory"
-"""Stands in a configuration for a path or partition that was passed from Python."""
 
 
 @dataclass(frozen=True)

@@ -229,4 +229,5 @@ def test_the_end_names_the_samples_and_the_best_round(tmp_path: Path, capsys: py
     said = capsys.readouterr().out
     assert "\nvalidation accuracy (%)  " in said
     assert f"\nbest round  {best}\n" in said
-    assert f"\nfedra evaluate {result.folder} --best measures the best round; with --data.valid" in said
+    command = f"fedra evaluate {result.folder} --best --data.validation_fraction 0"
+    assert f"\nbest round on the test samples:  {command}\n" in said

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +18,10 @@ from fedra_engine.callback import Callback, Evaluation, Outcome, Round, Update
 from fedra_engine.callbacks.description import describe
 from fedra_engine.callbacks.live_view import LiveView, header_rows
 from fedra_engine.callbacks.meter import Meter
+from fedra_engine.callbacks.run_folder import measuring_command
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.data import HeldOut
+from fedra_engine.config.fields import settings
 from fedra_engine.experiment import Experiment
 from fedra_engine.federation.averages import average
 from fedra_engine.federation.clients import most_participants
@@ -114,6 +115,7 @@ class Console(Callback):
         self._meter.rounds = 0 if config is None else config.rounds
         self._outcome: Outcome | None = None
         self._held_out: HeldOut = "test"
+        self._settings = dict[str, Any]()
 
     @classmethod
     def silent(cls) -> Console:
@@ -201,13 +203,13 @@ class Console(Callback):
         # A round that was begun may have been stopped before it was trained.
         self._meter.in_round, self._outcome = False, outcome
         self._held_out = experiment.config.data.held_out
+        self._settings = {setting.name: setting.value for setting in settings(experiment.config)}
         if outcome.stopped is not None:
             self.message(_stopped_text(outcome))
             stopping = experiment.config.early_stopping
             if stopping.patience is not None and experiment.config.keep_best is None:
                 self.message(
-                    "the state of the best round is not kept: with "
-                    f"--keep_best {stopping.measure}, fedra evaluate <run> --best can measure it"
+                    f"the best round was not kept; --keep_best {stopping.measure} keeps it for fedra evaluate --best"
                 )
         for name, accuracy in (("frozen", outcome.frozen), ("tuned", outcome.tuned)):
             self._write_log(f"{name}: {_accuracy_text(accuracy)}")
@@ -250,8 +252,8 @@ class Console(Callback):
         if not self._results_only and written:
             width = max(map(len, written))
             self._print("\n" + "\n".join(f"{title:<{width}}  {path}" for title, path in written.items()))
-            if "best round" in written:
-                self._print(f"\n{_best_round_text(written['run folder'])}")
+            if "best round" in written and (command := measuring_command(written["run folder"], self._settings)):
+                self._print(f"\nbest round on the test samples:  {command}")
 
     def _finish_round(self, metrics: RoundMetrics) -> None:
         """Print and log a round's line, unless that has been done."""
@@ -309,13 +311,6 @@ class Console(Callback):
 
     def _write_log(self, text: str) -> None:
         self._log.handle(logging.makeLogRecord({"msg": text}))
-
-
-def _best_round_text(run: Path) -> str:
-    return (
-        f"fedra evaluate {shlex.quote(str(run))} --best measures the best round; with --data.validation_fraction 0, on "
-        "the test samples"
-    )
 
 
 def _reason(error: BaseException) -> str:

@@ -19,6 +19,8 @@ from typing import Any, TypedDict
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from fedra_engine.config import ExperimentConfig
+from fedra_engine.config.options import CHOICES, IN_MEMORY
+from fedra_engine.config.parsing import imported_modules
 from fedra_engine.config.values import dump_yaml
 from fedra_engine.runtime.errors import InputError, one_line
 from fedra_engine.runtime.files import content_hash, make_folders, whole_folder, write_whole, writing
@@ -215,6 +217,27 @@ class RunFolder:
                 write_whole(file, metrics)
         self._kept, self._kept_bytes = content_hash(metrics), len(metrics)
         return not before.startswith(metrics)
+
+
+def measuring_command(run: Path, settings: Mapping[str, Any]) -> str | None:
+    """The command that measures a run's best round on the test samples; None if no command can.
+
+    None can if data or model were passed from Python, or a name of the configuration is registered by a program that
+    `--import` has not imported here.
+
+    Args:
+        run: its folder.
+        settings: the fields of its configuration, by dotted name.
+    """
+    modules = imported_modules()
+    choices = {**CHOICES, "keep_best": CHOICES["early_stopping.measure"]}
+    names = {name: choice.names if modules else choice.shipped for name, choice in choices.items()}
+    unknown = any(settings.get(name) not in (None, *known) for name, known in names.items())
+    if unknown or IN_MEMORY in settings.values():
+        return None
+    imports = [f"--import={module}" for module in modules]
+    options = ["--best", "--data.validation_fraction", "0"]
+    return shlex.join(["fedra", "evaluate", *imports, str(run), *options])
 
 
 def make_folder(path: Path) -> None:

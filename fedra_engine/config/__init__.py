@@ -233,7 +233,7 @@ class ExecutionConfig:
             GPU, where memory traffic matters most, unless the model is sharded.
         checkpoint_blocks: keep only the inputs of blocks for the backward pass, which then runs each block again: less
             memory, but about half as much computation again.
-        deterministic: repeat a run, or resume it, to the last bit (docs/scale.md): sums do not depend on the order
+        deterministic: repeat a run, or resume it, to the last bit (docs/processes.md): sums do not depend on the order
             in which clients finish, clients are divided among processes by counted cost rather than measured speed, and
             a resumed run keeps its lanes.
     """

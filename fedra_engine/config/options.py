@@ -17,6 +17,9 @@ Need = Mapping[str, Sequence[Any]]
 A name without a dot is a field of the same group; the others are names from the root.
 """
 
+IN_MEMORY = "in-memory"
+"""Stands in a configuration for a path or partition that was passed from Python."""
+
 SOMETHING = object()
 """In a `Need`: any value but null and an empty list."""
 
@@ -39,6 +42,11 @@ class Choice:
     def __init__(self, field: str, *names: str) -> None:
         self.names, self.registered = [*names], list[str]()
         CHOICES[field] = self
+
+    @property
+    def shipped(self) -> list[str]:
+        """The names that nobody had to register."""
+        return [name for name in self.names if name not in self.registered]
 
     @property
     def description(self) -> str:

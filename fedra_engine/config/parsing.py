@@ -241,7 +241,7 @@ def split_options(arguments: Sequence[str], options: Sequence[CommandOption]) ->
 
 def import_modules(*names: str) -> None:
     """Import modules by name, and those imported by the command that started this process."""
-    wanted = dict.fromkeys([*os.environ.get(_IMPORTED, "").split(), *names])
+    wanted = dict.fromkeys([*imported_modules(), *names])
     if wanted and os.getcwd() not in sys.path:
         # The path of an installed command lacks the working directory.
         sys.path.insert(0, os.getcwd())
@@ -251,6 +251,11 @@ def import_modules(*names: str) -> None:
         except (ImportError, SyntaxError, TypeError, ValueError) as error:
             raise InputError(f"import: found {name!r} ({one_line(error)}), expected a module of yours") from error
     os.environ[_IMPORTED] = " ".join(wanted)
+
+
+def imported_modules() -> list[str]:
+    """Names of the modules that `--import` has imported, here or in the process that started this one."""
+    return os.environ.get(_IMPORTED, "").split()
 
 
 def split_positional(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

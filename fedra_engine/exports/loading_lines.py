@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 
 from fedra_engine.config import ExperimentConfig
+from fedra_engine.config.options import IN_MEMORY
 from fedra_engine.data.preprocessing import Preprocessing
 from fedra_engine.data.tokenization import Tokenization
-from fedra_engine.inputs import IN_MEMORY
 from fedra_engine.models.foundation import Foundation, classifies_text
 from fedra_engine.models.loading import (
     HEAD_FILE,

@@ -9,6 +9,7 @@ from statistics import mean
 import numpy as np
 
 from fedra_engine.callback import Outcome
+from fedra_engine.config.options import IN_MEMORY
 from fedra_engine.config.values import dump_yaml
 from fedra_engine.data.preprocessing import Preprocessing
 from fedra_engine.experiment import Experiment
@@ -19,7 +20,6 @@ from fedra_engine.exports.loading_lines import (
     merged_loading_lines,
     peft_class,
 )
-from fedra_engine.inputs import IN_MEMORY
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.loading import HEAD_FILE
 from fedra_engine.runtime.errors import count_of, first_few, printable, span_of

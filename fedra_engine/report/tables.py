@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedra_engine.callbacks.run_folder import BEST
+from fedra_engine.callbacks.run_folder import BEST, measuring_command
 from fedra_engine.federation.averages import average
 from fedra_engine.report.facts import LOCATION_SETTINGS, RunFacts, StartFacts, worst
 from fedra_engine.report.words import rounds_text
@@ -81,13 +80,11 @@ def best_round(run: RunFacts) -> list[Table]:
     states = (run.frozen, run.tuned, run.best.accuracy)
     rows += [[domain, *(measure_number("accuracy", of[domain]) for of in states)] for domain in run.tuned]
     rows.append(["average", *(measure_number("accuracy", average(of)) for of in states)])
-    command = f"fedra evaluate {shlex.quote(str(run.path))} --best --data.validation_fraction 0"
-    measure = measure_name(run.best.measure, run.held_out)
-    note = (
-        f"On {run.held_out} samples. The best round by {measure} is kept in {BEST}/ of the run's folder. This measures "
-        "it on the test samples:"
-    )
-    return [Table("Results", note, rows, command=command)]
+    command, measure = measuring_command(run.path, run.settings), measure_name(run.best.measure, run.held_out)
+    note = f"On {run.held_out} samples. The best round by {measure} is kept in {BEST}/ of the run's folder."
+    if command is not None:
+        note += " Best round on the test samples:"
+    return [Table("Results", note, rows, command=command or "")]
 
 
 def changed_settings(run: RunFacts) -> Table:

@@ -52,15 +52,21 @@ better values may lie beyond."""
 _ERROR_SHORT = "s.e. is the standard error that the number of {samples} gives the average."
 _SPREAD_SHORT = "± is the standard deviation over the seeds."
 _BELOW_SHORT = f"{BELOW} marks averages below the {PROBE}, a linear classifier on the frozen model's features."
-_RISING_SHORT = "rising and flat say if the average was still rising at the end."
+_RISING_SHORT = "rising or flat: whether the average was still rising at the end."
 _COSTS_SHORT = """\
-A participant trains so many parameters and uploads so much in a round; TFLOP and seconds are of a whole run."""
+trainable and upload: of one participant in one round; TFLOP and seconds: of a whole run."""
 _SEEDS_SHORT = """\
 The difference is that from {baseline} with the same seed, in points of the average; s.e. is its standard error, and p
 the probability that chance alone gives one as large (paired t-test)."""
 _SAMPLES_SHORT = """\
 For example, 8 : 5 means 8 samples that only {baseline} predicts correctly, and 5 that only the method does; p is the
 probability that chance alone divides them as unevenly (McNemar's test)."""
+_NONE_SHORT = {
+    "accuracy": f"{_NONE}: not measured, or not defined where a sample has many predictions.",
+    "seeds": f"{_NONE}: fewer than two seeds of both methods, or the same difference in all.",
+    "samples": f"{_NONE}: a run or its predictions are missing, or its samples are others.",
+    "grid": f"{_NONE}: the run has failed.",
+}
 _TEX_WORDS = {"\\": "backslash", "^": "asciicircum", "~": "asciitilde", "<": "less", ">": "greater", "|": "bar"}
 _TEX = (
     {"±": r"$\pm$", "–": "--", BELOW: r"$\blacktriangledown$"}
@@ -160,6 +166,7 @@ def _accuracy(findings: Findings) -> Section:
     after = [text for name, text in ((FROZEN, _FROZEN), (PROBE, _BELOW)) if name in _by_seed(findings.references)]
     words = {word for row in rows[1:] for cell in row for word in cell.split()}
     signs = {"±": _SPREAD_SHORT, BELOW: _BELOW_SHORT, "rising": _RISING_SHORT, "flat": _RISING_SHORT}
+    signs[_NONE] = _NONE_SHORT["accuracy"]
     legend = [_ERROR_SHORT.format(samples=findings.samples)]
     legend += dict.fromkeys(text for sign, text in signs.items() if sign in words)
     return Section("Accuracy", _ACCURACY.format(samples=findings.samples), rows, "\n".join(after), legend)
@@ -249,7 +256,8 @@ def _over_seeds(baseline: str, by_label: Mapping[str, Sequence[RunResult]], othe
         )
         rows.append([label, str(len(pairs)), *cells])
     text = _SEEDS.format(baseline=f"`{markdown_text(baseline)}`")
-    return Section("Differences over seeds", text, rows, legend=[_SEEDS_SHORT.format(baseline=baseline)])
+    legend = [_SEEDS_SHORT.format(baseline=baseline), *_dashes(rows, "seeds")]
+    return Section("Differences over seeds", text, rows, legend=legend)
 
 
 def _over_samples(findings: Findings, by_label: Mapping[str, Sequence[RunResult]], others: Sequence[str]) -> Section:
@@ -259,7 +267,7 @@ def _over_samples(findings: Findings, by_label: Mapping[str, Sequence[RunResult]
         pairs = [(outcomes.get((findings.baseline, seed)), outcomes.get((label, seed))) for seed in findings.seeds]
         rows.append([label, *(_discordant(first, other) for first, other in pairs)])
     text = _SAMPLES.format(baseline=f"`{markdown_text(findings.baseline)}`", none=_NONE)
-    legend = [_SAMPLES_SHORT.format(baseline=findings.baseline)]
+    legend = [_SAMPLES_SHORT.format(baseline=findings.baseline), *_dashes(rows, "samples")]
     return Section("Differences on the samples of a seed", text, rows, legend=legend)
 
 
@@ -280,7 +288,12 @@ def _grid(tried: Sequence[TriedPoint]) -> Section:
         edge = f", at the edge of {' and '.join(each.at_edge)}" if each.at_edge else ""
         accuracy = percent_number(each.accuracy)
         rows.append([each.label, each.point, accuracy, f"yes{edge}" if each.chosen else ""])
-    return Section("Grid", _GRID, rows)
+    return Section("Grid", _GRID, rows, legend=_dashes(rows, "grid"))
+
+
+def _dashes(rows: Cells, table: str) -> list[str]:
+    """What a dash means in this table, if there is one."""
+    return [_NONE_SHORT[table]] if any(_NONE in row for row in rows) else []
 
 
 def _markdown(findings: Findings, sections: Sequence[Section]) -> str:

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fedra_engine.callbacks import run_folder
 from fedra_engine.callbacks.fingerprint import setting_digest
-from fedra_engine.callbacks.run_folder import MetricsMark, RunFolder
+from fedra_engine.callbacks.run_folder import MetricsMark, RunFolder, measuring_command
 from fedra_engine.config import (
     EarlyStoppingConfig,
     ExecutionConfig,
@@ -21,6 +22,7 @@ from fedra_engine.config import (
     LoraConfig,
     MethodConfig,
     TrainingConfig,
+    register_choice,
 )
 from fedra_engine.config.parsing import read_config
 from fedra_engine.runtime.errors import InputError
@@ -228,3 +230,33 @@ def test_the_summary_replaces_the_one_before(tmp_path: Path) -> None:
     folder.write_summary({"rounds": 2})
     assert json.loads(folder.summary_file.read_text()) == {"rounds": 2}
     assert sorted(path.name for path in folder.path.iterdir()) == ["config.yaml", "summary.json"]
+
+
+SETTINGS = {"method.name": "fedra", "method.allocation": None, "data.root": "PACS", "keep_best": "accuracy"}
+
+
+def test_the_command_for_the_best_round_can_be_typed_as_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FEDRA_IMPORT", raising=False)
+    expected = "fedra evaluate 'my runs/a' --best --data.validation_fraction 0"
+    assert measuring_command(Path("my runs/a"), SETTINGS) == expected
+
+
+@pytest.mark.parametrize("name", ["data.root", "model.path", "data.partition"])
+def test_no_command_has_what_was_passed_from_python(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDRA_IMPORT", "")
+    assert measuring_command(Path("a"), {**SETTINGS, name: "in-memory"}) is None
+
+
+@pytest.mark.parametrize(("field", "choice"), [("method.name", "method.name"), ("keep_best", "early_stopping.measure")])
+def test_names_of_ones_own_are_imported_or_unknown(
+    field: str, choice: str, own_names: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {**SETTINGS, field: "mine"}
+    monkeypatch.setenv("FEDRA_IMPORT", "")
+    assert measuring_command(Path("a"), settings) is None
+    # By a program that no command imports.
+    register_choice(choice, "mine")
+    assert measuring_command(Path("a"), settings) is None
+    monkeypatch.setenv("FEDRA_IMPORT", "own_method own_metric")
+    expected = "fedra evaluate --import=own_method --import=own_metric a --best --data.validation_fraction 0"
+    assert measuring_command(Path("a"), settings) == expected

@@ -1,4 +1,4 @@
-"""`launchers/simulate.py` in two processes, started as docs/scale.md says."""
+"""`launchers/simulate.py` in two processes, started as docs/processes.md says."""
 
 from __future__ import annotations
 

@@ -109,12 +109,23 @@ def test_a_legend_explains_the_signs_that_are_in_its_table_and_no_others() -> No
     assert "▼ marks averages below the ridge probe" in below
     assert "rising" not in below
     rising = replace(RESULTS[0], curve={0: 0.0, 15: 0.2, 20: 0.45})
-    assert "rising and flat say" in legends(rising, references=[reference(0, 0.9)])["Accuracy"]
+    assert "rising or flat: whether" in legends(rising, references=[reference(0, 0.9)])["Accuracy"]
     whole = legends(*RESULTS, result("flora a_b=1", 1, 0.8, 0.6))
     assert "± is the standard deviation over the seeds" in whole["Accuracy"]
     assert whole["Differences over seeds"].startswith("The difference is that from fedra with the same seed")
     for_samples = "For example, 8 : 5 means 8 samples that only fedra predicts correctly, and 5 that only the method"
     assert whole["Differences on the samples of a seed"].startswith(for_samples)
+    assert not [title for title, legend in whole.items() if "–" in legend]
+
+
+def test_a_legend_says_what_a_dash_in_its_table_means() -> None:
+    texts = [replace(each, outcomes=SampleOutcomes("", None, None)) for each in RESULTS]
+    assert "–: not measured, or not defined" in legends(*texts)["Accuracy"]
+    failed = [TriedPoint("fedra", "training.lr=9", None, False, ())]
+    some = legends(*RESULTS, tried=failed)
+    assert "–: fewer than two seeds of both methods" in some["Differences over seeds"]
+    assert "–: a run or its predictions are missing" in some["Differences on the samples of a seed"]
+    assert some["Grid"] == "–: the run has failed."
 
 
 def test_a_run_with_no_earlier_evaluation_is_neither_rising_nor_flat() -> None:
