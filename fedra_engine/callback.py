@@ -76,7 +76,7 @@ class Round:
     lanes: Sequence[int] = ()
 
     def __repr__(self) -> str:
-        return f"Round({self.metrics.in_short()})"
+        return f"Round({self.metrics.summary_line()})"
 
 
 @dataclass(frozen=True)

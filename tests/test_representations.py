@@ -73,10 +73,10 @@ def test_a_line_says_what_a_reader_wants(shown: tuple[dict[str, str], Result]) -
     assert texts["Experiment"] == f"Experiment(fedra, 2 rounds, 4 clients in 2 domains, {model})"
     assert texts["Foundation"] == f"Foundation({model}, 12 blocks)"
     assert texts["DomainData"] == "DomainData(image_classification: 280 samples in 2 domains)"
-    assert texts["Clients"] == "Clients(4 with 280 training samples, which hold 3 to 12 blocks)"
+    assert texts["Clients"] == "Clients(4, 280 training samples, 3 to 12 blocks)"
     assert texts["GlobalState"] == "GlobalState(adapters [12, 7168], heads [1, 650], stand-ins)"
     assert texts["LocalWork"] == "LocalWork(round 2: 2 participants, learning rate 0.0025)"
-    assert texts["Assignment"] == "Assignment(2 participants of 12 blocks hold 3 to 12 blocks)"
+    assert texts["Assignment"] == "Assignment(2 participants hold 3 to 12 of 12 blocks)"
     assert texts["Update"] == "Update(round 2: 2 of 2 participants trained, ClientUpdates(of clients 1, 2))"
     assert re.fullmatch(r"Round\(round 2: 2 participants, loss [1-9]\.[0-9]{1,3}\)", texts["Round"])
     assert re.fullmatch(r"Evaluation\(after round 2: average accuracy [0-9]{2}\.[0-9] %\)", texts["Evaluation"])
@@ -91,5 +91,5 @@ def test_a_result_says_where_it_is_and_what_came_of_it(shown: tuple[dict[str, st
 
 def test_all_clients_may_hold_the_same() -> None:
     clients = Clients([np.arange(3)], np.zeros(1, dtype=np.int64), np.array([4]))
-    assert repr(clients) == "Clients(1 with 3 training samples, which hold 4 blocks)"
+    assert repr(clients) == "Clients(1, 3 training samples, 4 blocks)"
     assert "10 samples" not in repr(replace(clients, sizes=np.array([1])))

@@ -22,7 +22,6 @@ from fedra_engine.execution.plan import ExitCopy
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.state import EvaluatedModel, GlobalState
-from fedra_engine.runtime.errors import count_of
 from fedra_engine.runtime.processes import Processes
 from fedra_engine.runtime.randomness import generator
 from fedra_engine.runtime.stages import Stage
@@ -69,13 +68,10 @@ class Evaluator:
     """
 
     foundation: Foundation
-    model: SweepModel
+    model: SweepModel = field(repr=False)
     test: Samples
-    domains: Sequence[str]
-    processes: Processes = field(default_factory=Processes.alone)
-
-    def __repr__(self) -> str:
-        return f"Evaluator({self.test} of {count_of(len(self.domains), 'domain')})"
+    domains: Sequence[str] = field(repr=False)
+    processes: Processes = field(default_factory=Processes.alone, repr=False)
 
     @cached_property
     def metrics(self) -> dict[str, Metric]:
@@ -227,13 +223,10 @@ class FisherInformation:
     """Scores blocks by the gradients of training samples, each sample being a client of a sweep."""
 
     foundation: Foundation
-    model: SweepModel
+    model: SweepModel = field(repr=False)
     samples: Samples
     seed: int
-    processes: Processes = field(default_factory=Processes.alone)
-
-    def __repr__(self) -> str:
-        return f"FisherInformation({self.samples})"
+    processes: Processes = field(default_factory=Processes.alone, repr=False)
 
     def __call__(self, state: GlobalState, count: int, round: int) -> NDArray[np.float64]:
         """Score the blocks of `state`, float64 [blocks], by Σ over a block's factors of ‖mean over samples of g²‖_F.

@@ -38,13 +38,10 @@ class SequentialExecutor:
 
     foundation: Foundation
     samples: Samples
-    lora: LoraConfig
-    arguments: Sequence[BatchArguments] = ()
+    lora: LoraConfig = field(repr=False)
+    arguments: Sequence[BatchArguments] = field(default=(), repr=False)
     """Those of the blocks, for stand-ins."""
     lanes: int = field(default=1, init=False)
-
-    def __repr__(self) -> str:
-        return "SequentialExecutor()"
 
     def train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
         """Train the participants in the order of `work`; yields the updates of one client at a time."""

@@ -25,7 +25,7 @@ from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.stand_ins import LowRankMap
 from fedra_engine.models.state import GlobalState
 from fedra_engine.models.task import PassHeads
-from fedra_engine.runtime.errors import InputError, count_of
+from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.processes import Processes
 from fedra_engine.runtime.randomness import SampleDraws
 from fedra_engine.runtime.stages import LOCAL_STEPS, Stage
@@ -41,16 +41,13 @@ class SweepExecutor:
     """
 
     foundation: Foundation
-    model: SweepModel
+    model: SweepModel = field(repr=False)
     samples: Samples
-    lora: LoraConfig
+    lora: LoraConfig = field(repr=False)
     lanes: int
-    sharded_over: Processes | None = None
-    _requested: RequestedTables = field(default_factory=RequestedTables, init=False)
+    sharded_over: Processes | None = field(default=None, repr=False)
+    _requested: RequestedTables = field(default_factory=RequestedTables, init=False, repr=False)
     """Tables that kernels used in the last step; the next plan makes them at once, as they will be needed again."""
-
-    def __repr__(self) -> str:
-        return f"SweepExecutor({count_of(self.lanes, 'lane')})"
 
     def train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
         """Train the participants in lanes; when memory runs out, go on with half as many.

@@ -33,13 +33,11 @@ _HEAD = f'head = load_file(f"{{folder}}/{HEAD_FILE}")'
 _LOGITS_OF_FEATURES = 'return features.to(head["weight"].dtype) @ head["weight"].T + head["bias"]'
 
 
-def loading_lines(
-    foundation: Foundation, config: ExperimentConfig, depth: int, processing: Processing | None = None
-) -> str:
+def loading_lines(foundation: Foundation, config: ExperimentConfig, depth: int, processing: Processing) -> str:
     """Python that loads the saved adapter with transformers and PEFT alone, and defines `logits(**inputs)`.
 
-    A model that was passed from Python is called `my_model`. With the run's `processing`, the lines also make the
-    inputs of an image or a text, with what is saved beside the adapter, and print what the model makes of them.
+    A model that was passed from Python is called `my_model`. As an example, the last lines make the inputs of an image
+    or a text as the run's `processing` does, with what is saved beside the adapter, and print the model's answer.
     """
     auto_class = model_class(foundation)
     settings: Any = foundation.model.config
@@ -67,7 +65,8 @@ def loading_lines(
         load.append(f'del model.get_submodule("{own_path(foundation.model, foundation.block_path)}")[{depth}:]')
     load.append("model = PeftModel.from_pretrained(model, folder).eval()")
     by_name, quantized = base_model(config) is not None, config.model.load_in is not None
-    return _complete(foundation, imports, load, _use(foundation, processing, by_name=by_name, quantized=quantized))
+    example = _example(foundation, processing, by_name=by_name, quantized=quantized)
+    return _complete(foundation, imports, load, example)
 
 
 def _quantization(foundation: Foundation, config: ExperimentConfig) -> list[str]:
@@ -79,23 +78,23 @@ def _quantization(foundation: Foundation, config: ExperimentConfig) -> list[str]
     return ["quantization = BitsAndBytesConfig(", *arguments, ")"]
 
 
-def merged_loading_lines(foundation: Foundation, processing: Processing | None = None) -> str:
+def merged_loading_lines(foundation: Foundation, processing: Processing) -> str:
     """Python that loads a merged model with transformers alone; the rest as in `loading_lines`."""
     auto_class = model_class(foundation)
     load = [_FOLDER, f"model = {auto_class}.from_pretrained(folder).eval()"]
-    use = _use(foundation, processing, by_name=True)
-    return _complete(foundation, [f"from transformers import {auto_class}"], load, use)
+    example = _example(foundation, processing, by_name=True)
+    return _complete(foundation, [f"from transformers import {auto_class}"], load, example)
 
 
-class _Use(NamedTuple):
-    """Lines that import what the use of a model needs, and those that use it."""
+class _Example(NamedTuple):
+    """Lines that run a model on a sample, and those that import what they need."""
 
     imports: list[str]
     lines: list[str]
 
 
-def _use(foundation: Foundation, processing: Processing | None, *, by_name: bool, quantized: bool = False) -> _Use:
-    """How the model is asked for an image or a text; nothing without `processing`.
+def _example(foundation: Foundation, processing: Processing, *, by_name: bool, quantized: bool = False) -> _Example:
+    """How the model is run on an image or a text.
 
     Args:
         foundation: the model.
@@ -103,31 +102,37 @@ def _use(foundation: Foundation, processing: Processing | None, *, by_name: bool
         by_name: whether the lines load it from a folder or by its name, and not from Python.
         quantized: whether its weights are quantized, and may lie on a GPU.
     """
-    if processing is None:
-        return _Use([], [])
     moved = ".to(model.device)" if quantized else ""
     if isinstance(processing, Preprocessing):
         side, mode = processing.image_size, "RGB" if processing.channels == 3 else "L"
-        thing, maker, kind = "image", "processor", "AutoImageProcessor"
-        one = f'Image.new("{mode}", ({side}, {side}))  # put one of yours here'
-        imports, arguments = ["from PIL import Image", f"from transformers import {kind}"], 'return_tensors="pt"'
+        name, maker, loader = "image", "processor", "AutoImageProcessor"
+        sample = f'Image.new("{mode}", ({side}, {side}))  # replace by your image'
+        imports, arguments = ["from PIL import Image", f"from transformers import {loader}"], 'return_tensors="pt"'
         if foundation.dtype != torch.float32:
             moved += ".to(model.dtype)" if by_name else f".to({foundation.dtype})"
     else:
-        thing, maker, kind, one = "text", "tokenizer", "AutoTokenizer", '"a text of yours"'
+        name, maker, loader, sample = "text", "tokenizer", "AutoTokenizer", '"a text of yours"'
         # Not every model takes the types that some tokenizers make, and the run's had none.
-        imports, arguments = [f"from transformers import {kind}"], 'return_token_type_ids=False, return_tensors="pt"'
+        imports, arguments = (
+            [f"from transformers import {loader}"],
+            'return_token_type_ids=False, return_tensors="pt"',
+        )
         if foundation.task.trains_head:
             arguments = f"truncation=True, {arguments}"
     answer = "logits(**inputs)"
     if by_name and has_own_head(foundation):
         answer = f"model.config.id2label[{answer}.argmax().item()]"
-    loaded, made = f"{kind}.from_pretrained(folder)", f"{maker}({thing}, {arguments}){moved}"
-    return _Use(imports, [f"{maker} = {loaded}", f"{thing} = {one}", f"inputs = {made}", f"print({answer})"])
+    lines = [
+        f"{maker} = {loader}.from_pretrained(folder)",
+        f"{name} = {sample}",
+        f"inputs = {maker}({name}, {arguments}){moved}",
+        f"print({answer})",
+    ]
+    return _Example(imports, lines)
 
 
-def _complete(foundation: Foundation, imports: list[str], load: list[str], use: _Use) -> str:
-    """Complete lines that import and lines that load `model` by the definition of `logits`, and by its `use`."""
+def _complete(foundation: Foundation, imports: list[str], load: list[str], example: _Example) -> str:
+    """Complete lines that import and lines that load `model` by the definition of `logits`, and by an `example`."""
     pooling = pooling_of(foundation)
     define = ["def logits(**inputs):"]
     if isinstance(foundation.model, ImageClassifier):
@@ -140,8 +145,8 @@ def _complete(foundation: Foundation, imports: list[str], load: list[str], use: 
             imports.append("import torch")
         load = [*load, _HEAD]
         define += [f"    {line}" for line in [*_FEATURES[pooling], _LOGITS_OF_FEATURES]]
-    after = ["", "", *use.lines] if use.lines else []
-    return "\n".join([*_sorted([*imports, *use.imports]), "", *load, "", "", *define, *after, ""])
+    imports = _sorted([*imports, *example.imports])
+    return "\n".join([*imports, "", *load, "", "", *define, "", "", *example.lines, ""])
 
 
 def _sorted(imports: Sequence[str]) -> list[str]:

@@ -42,12 +42,12 @@ def adapter_card(experiment: Experiment, outcome: Outcome, best_by: str | None =
     """
     config, foundation = experiment.config, experiment.foundation
     depth = len(experiment.method.evaluated_model().blocks)
-    load_it = "load it" if base_model(config) else "put it on the model that the run was given, here `my_model`"
+    load_it = "load it" if base_model(config) else "put it on the model that the run was given, here `my_model`,"
     parts = [
         f"A LoRA adapter, tuned by fedra-engine in {count_of(outcome.rounds, 'round')} of `{config.method.name}`. "
-        f"These lines {load_it}, and ask it about {_thing(experiment)}:",
+        f"These lines {load_it} and {_example_use(experiment)}:",
         _code(loading_lines(foundation, config, depth, experiment.processing)),
-        *_base(experiment),
+        *_base_model_note(experiment),
         _expected_after(experiment, outcome, best_by),
     ]
     if depth < foundation.depth:
@@ -76,7 +76,7 @@ def merged_card(
     what = "The model" if client is None else f"The sub-model of client {client}"
     parts = [
         f"{what} that fedra-engine tuned in {rounds} of `{experiment.config.method.name}`, with its adapters merged "
-        f"into the weights. These lines load it, and ask it about {_thing(experiment)}:",
+        f"into the weights. These lines load it and {_example_use(experiment)}:",
         _code(merged_loading_lines(foundation, experiment.processing)),
     ]
     if len(blocks) < foundation.depth:
@@ -140,11 +140,11 @@ def _expected_of_best(experiment: Experiment, outcome: Outcome, measure: str) ->
     )
 
 
-def _thing(experiment: Experiment) -> str:
-    return "an image" if isinstance(experiment.processing, Preprocessing) else "a text"
+def _example_use(experiment: Experiment) -> str:
+    return "classify an image" if isinstance(experiment.processing, Preprocessing) else "run it on a text"
 
 
-def _base(experiment: Experiment) -> list[str]:
+def _base_model_note(experiment: Experiment) -> list[str]:
     """What one must know of the base model that the lines load."""
     if base_model(experiment.config) is None:
         return []
@@ -206,8 +206,8 @@ def _pipeline(experiment: Experiment, model: str) -> list[str]:
         return []
     part = "image_processor" if is_image else "tokenizer"
     task = _PIPELINES[experiment.train_data.task]
-    made = f'pipeline("{task}", model={model}, {part}=folder)'
-    return ["In a pipeline of transformers:", _code(f"from transformers import pipeline\n\npredict = {made}\n")]
+    call = f'pipeline("{task}", model={model}, {part}=folder)'
+    return ["In a pipeline of transformers:", _code(f"from transformers import pipeline\n\npredict = {call}\n")]
 
 
 def _facts(experiment: Experiment, outcome: Outcome) -> str:

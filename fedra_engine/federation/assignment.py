@@ -13,7 +13,7 @@ from torch import Tensor
 from fedra_engine.federation.allocation import Allocation
 from fedra_engine.federation.local_terms import LocalTerm
 from fedra_engine.models.adapters import AdapterLayout, Factor
-from fedra_engine.runtime.errors import count_of, span_of
+from fedra_engine.runtime.errors import count_of, span
 
 HandOut = Callable[[int, NDArray[np.int64], Tensor], None]
 """Called with a client, its blocks and their slots [blocks, slot size], filled from the global adapters; overwrites
@@ -61,9 +61,9 @@ class Assignment:
         people, depth = self.held.shape
         if not people:
             return "Assignment(nobody)"
-        held = span_of(self.held.sum(axis=1).tolist(), "block")
-        trained = "" if self.trained is None else f", train {span_of(self.trained.sum(axis=1).tolist(), 'block')}"
-        return f"Assignment({count_of(people, 'participant')} of {depth} blocks hold {held}{trained})"
+        held = f"{span(self.held.sum(axis=1).tolist())} of {count_of(depth, 'block')}"
+        trained = "" if self.trained is None else f", train {span(self.trained.sum(axis=1).tolist())}"
+        return f"Assignment({count_of(people, 'participant')} hold {held}{trained})"
 
     @property
     def trained_blocks(self) -> Allocation:

@@ -37,7 +37,7 @@ class Devices:
     seed: int
 
     def __repr__(self) -> str:
-        return f"Devices({count_of(len(self.of_client), 'client')} with {count_of(len(self.profiles), 'kind')} of them)"
+        return f"Devices({count_of(len(self.of_client), 'client')}, {count_of(len(self.profiles), 'profile')})"
 
     def available(self, round: int) -> NDArray[np.bool_]:
         """Draw whether each client is available in `round`, bool [clients]."""
@@ -78,7 +78,7 @@ class Clients:
 
     def __repr__(self) -> str:
         samples, blocks = count_of(int(self._sizes.sum()), "training sample"), self.capacities.tolist()
-        return f"Clients({len(self):,} with {samples}, which hold {span_of(blocks, 'block')})"
+        return f"Clients({len(self):,}, {samples}, {span_of(blocks, 'block')})"
 
     @cached_property
     def _sizes(self) -> NDArray[np.int64]:

@@ -79,11 +79,8 @@ class Tally:
 
     clients: int = 0
     samples: int = 0
-    loss: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    loss: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64), repr=False)
     _returned: list[tuple[NDArray[np.int64], NDArray[np.int64], Tensor]] = field(default_factory=list, repr=False)
-
-    def __repr__(self) -> str:
-        return f"Tally({count_of(self.clients, 'client')}, {count_of(self.samples, 'sample')})"
 
     def mean_loss(self) -> float | None:
         """Mean loss of a sample, None when nobody trained; waits for the executor's device."""
@@ -196,9 +193,9 @@ class RoundMetrics:
     holders: list[int] | None = None
 
     def __repr__(self) -> str:
-        return f"RoundMetrics({self.in_short()})"
+        return f"RoundMetrics({self.summary_line()})"
 
-    def in_short(self) -> str:
+    def summary_line(self) -> str:
         """The round, from 1, how many took part, and their loss, as in `round 3: 10 participants, loss 1.234`."""
         loss = "nobody trained" if self.loss is None else f"loss {self.loss:.4g}"
         return f"round {self.round + 1}: {count_of(self.participants, 'participant')}, {loss}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,7 +19,7 @@ from fedra_engine.federation.clients import Clients
 from fedra_engine.federation.updates import ClientUpdates
 from fedra_engine.models.adapters import AdapterLayout, Factor
 from fedra_engine.models.state import EvaluatedModel, GlobalState
-from fedra_engine.runtime.errors import InputError, count_of
+from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.processes import Processes
 from fedra_engine.runtime.randomness import generator
 
@@ -43,21 +43,18 @@ class Federation:
             the rounds; NaN for blocks that nobody has trained yet. Allocators that use it get it from their method.
     """
 
-    config: MethodConfig
+    config: MethodConfig = field(repr=False)
     clients: Clients
     depth: int
-    layout: AdapterLayout
+    layout: AdapterLayout = field(repr=False)
     seed: int
-    fisher: Callable[[GlobalState, int, int], NDArray[np.float64]]
-    adapted: NDArray[np.bool_]
-    deterministic: bool = False
+    fisher: Callable[[GlobalState, int, int], NDArray[np.float64]] = field(repr=False)
+    adapted: NDArray[np.bool_] = field(repr=False)
+    deterministic: bool = field(default=False, repr=False)
     capacities_drawn: bool = False
     trains_classifier: bool = True
     rounds: int = 1
-    movement: NDArray[np.float64] | None = None
-
-    def __repr__(self) -> str:
-        return f"Federation({self.clients}, {count_of(self.depth, 'block')})"
+    movement: NDArray[np.float64] | None = field(default=None, repr=False)
 
     def capacities(self, round: int) -> NDArray[np.int64]:
         """Number of blocks each client can hold in `round`, int64 [clients]."""

@@ -47,7 +47,7 @@ class AdapterLayout:
     targets: tuple[Target, ...]
 
     def __repr__(self) -> str:
-        return f"AdapterLayout({count_of(len(self.targets), 'target')}, {self.size:,} parameters of a block)"
+        return f"AdapterLayout({count_of(len(self.targets), 'target')}, {self.size:,} parameters per block)"
 
     @property
     def rank(self) -> int:

@@ -81,10 +81,15 @@ def count_of(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
-def span_of(numbers: Sequence[int], thing: str) -> str:
-    """The least and the greatest of `numbers`, as in `1 block`, `3 to 12 blocks`."""
+def span(numbers: Sequence[int]) -> str:
+    """The least and the greatest of `numbers`, as in `3 to 12`; one number if they are the same."""
     least, most = min(numbers), max(numbers)
-    return count_of(most, thing) if least == most else f"{least:,} to {count_of(most, thing)}"
+    return f"{most:,}" if least == most else f"{least:,} to {most:,}"
+
+
+def span_of(numbers: Sequence[int], thing: str) -> str:
+    """The `span` with what is counted, as in `1 block`, `3 to 12 blocks`."""
+    return f"{span(numbers)} {thing}{'' if max(numbers) == 1 else 's'}"
 
 
 def shown(value: Any) -> str:

@@ -21,7 +21,7 @@ from fedra_engine.config import ExperimentConfig, ModelConfig
 from fedra_engine.exports.adapter_files import save_adapter
 from fedra_engine.exports.loading_lines import has_own_head, loading_lines, model_class, peft_class
 from fedra_engine.models.loading import Pooling
-from tests.exports.trained import LORA, NAMES, logits, trained
+from tests.exports.trained import IMAGES, LORA, NAMES, loading_only, logits, trained
 from tests.tiny import CLASSES, DEPTH, FAMILIES, make_model
 
 
@@ -38,7 +38,7 @@ def assert_comes_back(folder: Path, family: str, monkeypatch: pytest.MonkeyPatch
     config, foundation, state = trained(folder / "model", family, **made)
     expected, inputs = logits(foundation, state, family, range(depth))
     save_adapter(folder, foundation, config, state, depth=depth, classes=NAMES[: foundation.head_layout.classes])
-    found = reloaded(folder, loading_lines(foundation, config, depth), inputs, monkeypatch)
+    found = reloaded(folder, loading_only(loading_lines(foundation, config, depth, IMAGES)), inputs, monkeypatch)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -77,7 +77,7 @@ def test_they_pool_as_the_run_did(
 def test_the_last_of_many_tokens_is_found_in_any_precision(tmp_path: Path, tokens: int, is_padded: bool) -> None:
     """bfloat16 has no whole numbers between 298 and 300."""
     config, foundation, _ = trained(tmp_path / "model", "bert", pooling="last")
-    lines = loading_lines(foundation, config, DEPTH)
+    lines = loading_only(loading_lines(foundation, config, DEPTH, IMAGES))
     states = torch.zeros(1, 300, 2, dtype=torch.bfloat16)
     states[0, tokens - 1] = 1
     names: dict[str, Any] = {
@@ -138,7 +138,7 @@ def test_the_loaded_model_names_its_classes(tmp_path: Path, family: str, monkeyp
     save_adapter(tmp_path, foundation, config, state, depth=DEPTH, classes=NAMES)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    exec(loading_lines(foundation, config, DEPTH), names)
+    exec(loading_only(loading_lines(foundation, config, DEPTH, IMAGES)), names)
     assert names["model"].config.id2label == dict(enumerate(NAMES))
     assert names["model"].config.label2id["gnu"] == 6
 
@@ -187,6 +187,6 @@ def test_a_change_of_the_frozen_weights_is_part_of_the_adapter(
     expected, inputs = logits(foundation, state, family, range(DEPTH))
     names = NAMES[:CLASSES]
     save_adapter(tmp_path, foundation, config, state, depth=DEPTH, classes=names, loaded_base=loaded)
-    found = reloaded(tmp_path, loading_lines(foundation, config, DEPTH), inputs, monkeypatch)
+    found = reloaded(tmp_path, loading_only(loading_lines(foundation, config, DEPTH, IMAGES)), inputs, monkeypatch)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["r"] == config.lora.rank + 2

@@ -116,6 +116,8 @@ def test_a_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_card_says_what_may_be_reported_and_where_the_base_is(tmp_path: Path) -> None:
     adapter, merged = (card.read_text() for card in cards(images(tmp_path, "float32")))
+    assert "These lines load it and classify an image:\n" in adapter
+    assert "These lines load it and classify an image:\n" in merged
     assert "if it has moved, set `base` to where it is now" in adapter
     assert "weights of the classifier as MISSING or MISMATCH. That is expected where the base" in adapter
     assert "MISSING" not in merged

@@ -18,7 +18,7 @@ from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.loading import PooledClassifier, load_pretrained
 from fedra_engine.models.state import GlobalState
 from fedra_engine.runtime.errors import InputError
-from tests.exports.trained import NAMES, logits, trained
+from tests.exports.trained import IMAGES, NAMES, loading_only, logits, trained
 from tests.tiny import CLASSES, DEPTH, FAMILIES
 
 # Neither the stand-ins for timm's models nor DeBERTa's relatives.
@@ -47,7 +47,7 @@ def test_the_documented_lines_load_what_was_tuned(
     foundation, expected, inputs = saved(tmp_path, family, blocks)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    exec(merged_loading_lines(foundation), names)
+    exec(loading_only(merged_loading_lines(foundation, IMAGES)), names)
     with torch.no_grad():
         torch.testing.assert_close(names["logits"](**inputs), expected, rtol=1e-4, atol=1e-5)
 

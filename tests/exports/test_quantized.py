@@ -13,7 +13,7 @@ from fedra_engine.exports.adapter_files import save_adapter
 from fedra_engine.exports.loading_lines import loading_lines, merged_loading_lines
 from fedra_engine.exports.merged_model import Part, save_merged
 from fedra_engine.models.quantization import is_quantized, use_training_products
-from tests.exports.trained import NAMES, logits, trained
+from tests.exports.trained import IMAGES, NAMES, loading_only, logits, trained
 from tests.tiny import DEPTH
 
 FAMILIES = ["vit", "gpt2", "distilbert", "dinov3", "llama_lm"]
@@ -31,7 +31,7 @@ def test_the_documented_lines_load_what_was_evaluated(
     save_adapter(tmp_path, foundation, config, state, depth=DEPTH, classes=NAMES[:5])
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    exec(loading_lines(foundation, config, DEPTH), names)
+    exec(loading_only(loading_lines(foundation, config, DEPTH, IMAGES)), names)
     assert is_quantized(names["model"])
     # Else bitsandbytes would round more than in the run.
     use_training_products(names["model"])
@@ -50,7 +50,7 @@ def test_a_merged_model_is_what_was_tuned(
     save_merged(tmp_path, foundation, config, part, classes=NAMES[:5], inputs=inputs)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    exec(merged_loading_lines(foundation), names)
+    exec(loading_only(merged_loading_lines(foundation, IMAGES)), names)
     assert not is_quantized(names["model"])
     torch.testing.assert_close(names["logits"](**inputs), expected, rtol=1e-4, atol=1e-5)
     # The run's own model is as it was.

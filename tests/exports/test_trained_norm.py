@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from fedra_engine.exports.adapter_files import save_adapter
 from fedra_engine.exports.loading_lines import loading_lines, merged_loading_lines
 from fedra_engine.exports.merged_model import Part, save_merged
-from tests.exports.trained import LORA, NAMES, logits, trained
+from tests.exports.trained import IMAGES, LORA, NAMES, loading_only, logits, trained
 from tests.tiny import DEPTH
 
 NORMS = {"vit": "layernorm", "llama": "norm", "dinov3": "norm", "gpt2_lm": "ln_f"}
@@ -32,7 +32,8 @@ def test_peft_and_a_merged_model_give_the_logits(tmp_path: Path, family: str, mo
     merged.mkdir()
     part = Part(np.arange(DEPTH), state.adapters, state.heads[0])
     save_merged(merged, foundation, config, part, classes=NAMES[:5], inputs=inputs)
-    made = {adapter: loading_lines(foundation, config, DEPTH), merged: merged_loading_lines(foundation)}
+    of_adapter, of_merged = loading_lines(foundation, config, DEPTH, IMAGES), merged_loading_lines(foundation, IMAGES)
+    made = {adapter: loading_only(of_adapter), merged: loading_only(of_merged)}
     for folder, lines in made.items():
         monkeypatch.chdir(folder)
         names: dict[str, Any] = {}

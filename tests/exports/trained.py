@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from fedra_engine.config import ExperimentConfig, LoraConfig, ModelConfig
+from fedra_engine.data.preprocessing import Preprocessing
 from fedra_engine.execution.plan import plan_groups
 from fedra_engine.execution.sweep_block import BankFactors
 from fedra_engine.execution.sweep_model import SweepModel
@@ -21,6 +22,7 @@ from fedra_engine.models.state import GlobalState
 from tests.tiny import CLASSES, DEPTH, FAMILIES, TARGETS, make_model, make_samples
 
 CPU = torch.device("cpu")
+IMAGES = Preprocessing(image_size=8, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
 NAMES = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]
 """Two more than the classes of the tiny models."""
 LORA = {family: LoraConfig(rank=3, alpha=6, target_modules=targets) for family, targets in TARGETS.items()}
@@ -41,6 +43,11 @@ def trained(
     heads = torch.randn(1, foundation.head_layout.size)
     heads[:, foundation.head_layout.trained_size :] = 0
     return config, foundation, GlobalState(adapters, heads)
+
+
+def loading_only(lines: str) -> str:
+    """The Python of `loading_lines` without its example, which needs a processor in the folder."""
+    return lines.rpartition("\n\n\n")[0]
 
 
 @torch.no_grad()
