@@ -114,7 +114,7 @@ def run(
         watching = [*traces, *_choosing(config, folder, begun, start), *kept, trackers, *callbacks]
         with trackers:
             state, outcome = train(experiment, start.state, start.round, watching, start.accuracy)
-        shown.finish(folder.written())
+        shown.finish(folder.written(), trackers.shown_by())
     return Result(folder.path, config, (experiment, state, outcome))
 
 
@@ -180,8 +180,11 @@ class Result:
     def __repr__(self) -> str:
         if not RunFolder(self.folder).summary_file.exists():
             return f"Result({self.folder}, not finished)"
-        change = change_text("accuracy", *(self.summary[f"average_{when}"] for when in ("frozen", "tuned")))
-        return f"Result({self.folder}, {count_of(self.summary['rounds'], 'round')}: average accuracy {change})"
+        try:
+            change = change_text("accuracy", *(self.summary[f"average_{when}"] for when in ("frozen", "tuned")))
+            return f"Result({self.folder}, {count_of(self.summary['rounds'], 'round')}: average accuracy {change})"
+        except (InputError, LookupError):
+            return f"Result({self.folder}, with a damaged summary)"
 
     @cached_property
     def summary(self) -> dict[str, Any]:

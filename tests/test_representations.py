@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from fedra_engine import Callback, Experiment, Result, load_run, simulate
+from fedra_engine import (
+    Callback,
+    ClientsConfig,
+    DataConfig,
+    DeviceConfig,
+    Evaluation,
+    Experiment,
+    ExperimentConfig,
+    Outcome,
+    Result,
+    load_run,
+    simulate,
+)
 from fedra_engine.federation.clients import Clients
 from fedra_engine.federation.updates import ClientUpdate
 from tests.running import small_config
@@ -30,7 +44,7 @@ class Shown(Callback):
         self.texts: dict[str, str] = {}
 
     def on_start(self, experiment: Experiment, *others: Any) -> None:
-        self._keep(experiment, experiment.method.federation, *others)
+        self._keep(experiment, experiment.method.federation, experiment.costs(), *others)
 
     def on_update(self, experiment: Experiment, *others: Any) -> None:
         self._keep(*others, others[0].updates.of_client(0))
@@ -67,6 +81,24 @@ def test_everything_is_a_line(shown: tuple[dict[str, str], Result]) -> None:
     } == {}
 
 
+def test_a_configuration_is_what_differs_from_the_defaults() -> None:
+    devices = [DeviceConfig(memory=2.0)]
+    config = ExperimentConfig(rounds=20, data=DataConfig(domains=["a"]), clients=ClientsConfig(devices=devices))
+    assert repr(ExperimentConfig()) == "ExperimentConfig()"
+    assert repr(config).startswith("ExperimentConfig(rounds=20, data.domains=['a'], clients.devices=[DeviceConfig(")
+    config.data.domain = "a"  # type: ignore[attr-defined]
+    assert repr(config).startswith("ExperimentConfig(data.domain: found no field of that name, ")
+
+
+def test_what_is_empty_or_damaged_is_shown_too(shown: tuple[dict[str, str], Result], tmp_path: Path) -> None:
+    assert repr(Evaluation({})) == "Evaluation(frozen model: average accuracy –)"
+    assert repr(Outcome(1, {}, {}, {})) == "Outcome(1 round: average accuracy – → –)"
+    folder = Path(shutil.copytree(shown[1].folder, tmp_path / "run"))
+    for damaged in ("{}", "{"):
+        (folder / "summary.json").write_text(damaged)
+        assert repr(load_run(folder)) == f"Result({folder}, with a damaged summary)"
+
+
 def test_a_line_says_what_a_reader_wants(shown: tuple[dict[str, str], Result]) -> None:
     texts, _ = shown
     model = "ViTForImageClassification"
@@ -76,6 +108,7 @@ def test_a_line_says_what_a_reader_wants(shown: tuple[dict[str, str], Result]) -
     assert texts["Clients"] == "Clients(4, 280 training samples, 3 to 12 blocks)"
     assert texts["GlobalState"] == "GlobalState(adapters [12, 7168], heads [1, 650], stand-ins)"
     assert texts["LocalWork"] == "LocalWork(round 2: 2 participants, learning rate 0.0025)"
+    assert texts["ClientCosts"].startswith("ClientCosts(2 participants with 3 to 12 blocks: at most ")
     assert texts["Assignment"] == "Assignment(2 participants hold 3 to 12 of 12 blocks)"
     assert texts["Update"] == "Update(round 2: 2 of 2 participants trained, ClientUpdates(of clients 1, 2))"
     assert re.fullmatch(r"Round\(round 2: 2 participants, loss [1-9]\.[0-9]{1,3}\)", texts["Round"])
@@ -92,4 +125,4 @@ def test_a_result_says_where_it_is_and_what_came_of_it(shown: tuple[dict[str, st
 def test_all_clients_may_hold_the_same() -> None:
     clients = Clients([np.arange(3)], np.zeros(1, dtype=np.int64), np.array([4]))
     assert repr(clients) == "Clients(1, 3 training samples, 4 blocks)"
-    assert "10 samples" not in repr(replace(clients, sizes=np.array([1])))
+    assert repr(replace(clients, sizes=np.array([1]))) == "Clients(1, 1 training sample, 4 blocks)"

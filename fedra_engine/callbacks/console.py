@@ -239,8 +239,13 @@ class Console(Callback):
                 self._print(text)
             self._write_log(text)
 
-    def finish(self, written: Mapping[str, Path]) -> None:
-        """End the display, and print the results of the run and the paths that were `written`, by title."""
+    def finish(self, written: Mapping[str, Path], commands: Mapping[str, str] | None = None) -> None:
+        """End the display, and print the results of the run.
+
+        Args:
+            written: the paths that were written, by title.
+            commands: those that show more of the run, by title.
+        """
         self._stop_watching()
         if self._live is not None:
             self._live.stop()
@@ -250,8 +255,9 @@ class Console(Callback):
                 self._print(_stopped_text(self._outcome))
             self._print("\n" + results_text(self._outcome, self._held_out))
         if not self._results_only and written:
-            width = max(map(len, written))
-            self._print("\n" + "\n".join(f"{title:<{width}}  {path}" for title, path in written.items()))
+            lines = {**{title: str(path) for title, path in written.items()}, **(commands or {})}
+            width = max(map(len, lines))
+            self._print("\n" + "\n".join(f"{title:<{width}}  {text}" for title, text in lines.items()))
             if "best round" in written and (command := measuring_command(written["run folder"], self._settings)):
                 self._print(f"\nbest round on the test samples:  {command}")
 

@@ -82,6 +82,10 @@ class Trackers(Callback):
             except Exception as error:
                 raise _not_starting(name, error) from error
 
+    def shown_by(self) -> dict[str, str]:
+        """The commands that show what trackers have of the run outside of its folder, by title."""
+        return {"trackio": f"trackio show --project {_PROJECT}"} if "trackio" in self._open else {}
+
     def on_evaluate(self, experiment: Experiment, state: GlobalState, evaluation: Evaluation) -> None:
         measured = values_of(evaluation.measures)
         if evaluation.metrics is not None:

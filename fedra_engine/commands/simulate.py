@@ -48,7 +48,7 @@ PARSER = Parser(ExperimentConfig, DESCRIPTION, _OPTIONS)
 def main(arguments: Sequence[str]) -> None:
     """Run the experiment that `arguments` describe, resume one, or show what would be trained."""
     request = parse_request(arguments, DESCRIPTION)
-    if os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", "0") == "0" and not request.dry_run:
         # The only process that reports. Here, as importing torch may take long.
         check_trackers(request.config.report_to)
     # Bars would be drawn across the live display.

@@ -10,6 +10,7 @@ from typing import Literal
 
 from fedra_engine.config import options as allowed
 from fedra_engine.config.data import ColumnsConfig, DataConfig
+from fedra_engine.config.fields import settings
 from fedra_engine.config.methods import (
     DepthFLConfig,
     FedHelloConfig,
@@ -282,6 +283,14 @@ class ExperimentConfig:
     training: TrainingConfig = group(TrainingConfig)
     early_stopping: EarlyStoppingConfig = group(EarlyStoppingConfig)
     execution: ExecutionConfig = group(ExecutionConfig)
+
+    def __repr__(self) -> str:
+        """The fields that differ from their defaults, by dotted names, as on the command line."""
+        try:
+            changed = [each for each in settings(self) if each.value != each.default and "[" not in each.name]
+        except InputError as error:
+            return f"ExperimentConfig({error})"
+        return f"ExperimentConfig({', '.join(f'{each.name}={each.value!r}' for each in changed)})"
 
     def chosen_rounds(self) -> dict[str, object]:
         """The options that choose a round by what is measured on it, as far as they are given, by name."""

@@ -46,6 +46,8 @@ from fedra_engine.models.quantization import has_quantized_weight, scales_of
 from fedra_engine.models.stand_ins import map_parameters
 from fedra_engine.models.state import GlobalState
 from fedra_engine.models.structure import is_linear, linear_shape
+from fedra_engine.runtime.errors import count_of, span_of
+from fedra_engine.runtime.tables import bytes_text, flops_text
 
 Counts = NDArray[np.float64]
 _PROBED = 16
@@ -187,6 +189,13 @@ class ClientCosts:
     activation_memory: Counts
     samples: Counts
     sample_flops: Counts
+
+    def __repr__(self) -> str:
+        if not len(self.blocks):
+            return "ClientCosts(no participants)"
+        people, blocks = count_of(len(self.blocks), "participant"), span_of(self.blocks.astype(int).tolist(), "block")
+        most, flops = bytes_text(self.memory.max()), flops_text(self.flops.sum())
+        return f"ClientCosts({people} with {blocks}: at most {most}, {flops} FLOPs)"
 
     @property
     def memory(self) -> Counts:

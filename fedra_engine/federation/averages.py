@@ -9,7 +9,9 @@ from typing import Any
 
 
 def average(of_domain: Mapping[str, float | None]) -> float:
-    """Mean over the domains; NaN if a value is None."""
+    """Mean over the domains; NaN if a value is None, or there are no values."""
+    if not of_domain:
+        return math.nan
     return mean(math.nan if value is None else value for value in of_domain.values())
 
 

@@ -34,6 +34,9 @@ def loss_warnings(
         held_out: which samples were evaluated.
     """
     found = list[str]()
+    if not math.isfinite(loss.tuned):
+        # Probabilities of zero for the right class, or no loss at all, say nothing of a trend.
+        return found
     earlier = {number: value for number, value in by_round.items() if math.isfinite(value)}
     if loss.tuned > _ABOVE_FROZEN * loss.frozen and accuracy.tuned > accuracy.frozen:
         found.append(

@@ -57,9 +57,9 @@ def flops_text(value: float) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """A duration with two digits, in seconds, minutes or hours."""
+    """A duration with two digits or three, in seconds, minutes or hours."""
     if seconds < 120:
-        return f"{seconds:.2g} s"
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 

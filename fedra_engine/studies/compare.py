@@ -6,6 +6,7 @@ Several processes may share an output folder.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ from fedra_engine.experiment import build_experiment
 from fedra_engine.methods.registry import method_named
 from fedra_engine.run import load_run
 from fedra_engine.run import run as train_run
-from fedra_engine.runtime.errors import InputError, count_of
+from fedra_engine.runtime.errors import InputError, PrintableFormatter, count_of
 from fedra_engine.runtime.exit_codes import closing_notice_to, unwound_by_signals
 from fedra_engine.runtime.files import write_whole
 from fedra_engine.runtime.measure_text import measure_text, percent
@@ -42,6 +43,7 @@ from fedra_engine.studies.report import command_text
 from fedra_engine.studies.results import RunCosts, read_result, read_trial
 from fedra_engine.studies.workers import work_off
 
+_ENGINE_LOG = logging.getLogger("fedra_engine")
 SECONDS_BETWEEN_LINES = 10.0
 """Per run, if the output is not a terminal."""
 
@@ -276,6 +278,19 @@ def execute(run: PlannedRun) -> Outcome:
     return Outcome(run, "done", f"{accuracy}{before}{caution}")
 
 
+@contextmanager
+def warnings_named(title: str) -> Iterator[None]:
+    """Put a run's `title` before the warnings that the engine writes to stderr, where those of all runs are."""
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(PrintableFormatter(f"{title.replace('%', '%%')}: %(message)s"))
+    _ENGINE_LOG.addHandler(handler)
+    try:
+        yield
+    finally:
+        _ENGINE_LOG.removeHandler(handler)
+
+
 def _finish(run: PlannedRun) -> str:
     """Train the missing rounds and write what the report needs. Returns a note on what was there before."""
     earlier = earlier_run(run)
@@ -285,7 +300,8 @@ def _finish(run: PlannedRun) -> str:
     else:
         # The output of many runs would mix, so each goes to its log only.
         console = PlainConsole(quiet=True, force_terminal=False)
-        result = train_run(run.config, earlier, accelerator=Accelerator(), console=console)
+        with warnings_named(run.title):
+            result = train_run(run.config, earlier, accelerator=Accelerator(), console=console)
     if not run.is_trial:
         if not (run.path / COSTS).is_file():
             costs = count_costs(run.config, read_trial(run).rounds)

@@ -79,7 +79,8 @@ def test_every_tracker_gets_the_settings_and_the_metrics_of_every_round(
         ((settings,),) = tables.execute("select config from configs")
     assert [(step, values["loss"]) for step, values in logged if "loss" in values] == losses
     assert json.loads(settings)["method.name"] == "fedra"
-    assert "rackio" not in capsys.readouterr().out
+    said = [line for line in capsys.readouterr().out.splitlines() if "rackio" in line]
+    assert said == ["trackio      trackio show --project fedra-engine"]
 
 
 @pytest.mark.slow

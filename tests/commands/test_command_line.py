@@ -174,6 +174,12 @@ def test_a_missing_tracker_is_refused_before_torch_is_imported(command: list[str
     )
 
 
+def test_a_dry_run_reports_to_no_tracker(tmp_path: Path) -> None:
+    done = run("-c", WITHOUT_TRACKERS, "simulate", "--dry_run", "--log_level", "warning", folder=tmp_path)
+    assert (done.stdout.count("report_to"), done.returncode) == (0, 0)
+    assert "capacity" in done.stdout
+
+
 if __name__ == "__main__":
     for name in (*PARSED, "bench"):
         (OPTIONS / f"{name}.txt").write_text(options_of(name))

@@ -10,14 +10,16 @@ from fedra_engine.execution import image_size
 from fedra_engine.experiment import build_experiment
 
 
-@pytest.mark.parametrize("size", [None, 8])
+@pytest.mark.parametrize(("size", "few"), [(None, 4), (8, 4), (None, 5)])
 def test_the_models_own_size_is_warned_of_where_it_takes_long(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, size: int | None
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, size: int | None, few: int
 ) -> None:
+    """But for models whose images have few tokens anyway."""
     monkeypatch.setattr(image_size, "_LONG", 0.0)
+    monkeypatch.setattr(image_size, "_FEW_TOKENS", few)
     build_experiment(ExperimentConfig(data=DataConfig(image_size=size)), torch.device("cpu"))
     found = [record.getMessage() for record in caplog.records if "data.image_size" in record.getMessage()]
-    assert len(found) == (size is None)
+    assert len(found) == (size is None and few == 4)
     assert all(text.startswith("data.image_size: at the model's own 8 pixels an image has 5 tokens") for text in found)
 
 

@@ -38,6 +38,7 @@ LATER = (
         (BETTER, (1.0, 1.005), {}, []),
         (BETTER, (1.0, math.nan), {2: 0.5}, []),
         (BETTER, (math.nan, 1.5), {}, []),
+        (BETTER, (1.0, math.inf), {2: 0.5}, []),
     ],
 )
 def test_what_is_said(

@@ -8,6 +8,7 @@ from rich.table import Table
 from fedra_engine.runtime.errors import printable
 from fedra_engine.runtime.tables import (
     PlainConsole,
+    duration_text,
     markdown_code,
     markdown_table,
     markdown_text,
@@ -51,6 +52,14 @@ def test_a_table_has_no_colours_whatever_the_environment_forces(monkeypatch: pyt
     assert not PlainConsole(file=io.StringIO()).can_redraw
     assert PlainConsole(file=io.StringIO(), force_terminal=True).can_redraw
     assert not PlainConsole(file=io.StringIO(), force_terminal=True, quiet=True).can_redraw
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.123, "0.12 s"), (9.96, "10 s"), (99.6, "100 s"), (119, "119 s"), (7100, "118 min"), (9000, "2.5 h")],
+)
+def test_a_duration_has_no_exponent(seconds: float, text: str) -> None:
+    assert duration_text(seconds) == text
 
 
 def test_text_is_text_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:

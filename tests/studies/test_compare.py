@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +18,16 @@ from fedra_engine.commands.compare import parse_comparison
 from fedra_engine.runtime import exit_codes
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.tables import PlainConsole
-from fedra_engine.studies.compare import Outcome, check_runs, choose, compare, execute, execute_all, shown_progress
+from fedra_engine.studies.compare import (
+    Outcome,
+    check_runs,
+    choose,
+    compare,
+    execute,
+    execute_all,
+    shown_progress,
+    warnings_named,
+)
 from fedra_engine.studies.plan import Candidate, PlannedRun
 from fedra_engine.studies.results import read_result
 from tests.studies.planned import planned_run
@@ -125,6 +135,14 @@ def test_what_a_finished_run_lacks_is_made_up_for(finished: PlannedRun, tmp_path
         (run.path / name).unlink()
     assert execute(run).note.endswith("(finished before)")
     assert [(run.path / name).read_text() for name in files] == before
+
+
+def test_a_warning_says_of_which_run_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    log = logging.getLogger("fedra_engine.callbacks.loss_watch")
+    with warnings_named("fedra lr=10% seed 1"):
+        log.warning("the loss is %d %%", 3)
+        log.info("nothing to see")
+    assert capsys.readouterr().err == "fedra lr=10% seed 1: the loss is 3 %\n"
 
 
 def test_a_trial_is_not_counted(tmp_path: Path) -> None:
