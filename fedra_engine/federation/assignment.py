@@ -63,7 +63,7 @@ class Assignment:
             return "Assignment(nobody)"
         held = f"{span(self.held.sum(axis=1).tolist())} of {count_of(depth, 'block')}"
         trained = "" if self.trained is None else f", train {span(self.trained.sum(axis=1).tolist())}"
-        return f"Assignment({count_of(people, 'participant')} hold {held}{trained})"
+        return f"Assignment({count_of(people, 'participant')} hold{'s' if people == 1 else ''} {held}{trained})"
 
     @property
     def trained_blocks(self) -> Allocation:

@@ -113,7 +113,7 @@ def test_experiments_run_on_the_published_layout(
     summary, said = run(tmp_path, [f"{data}_{model}_b16", *skew], options)
     assert list(summary["tuned"]) == {"domainnet": DOMAINNET, "nicopp": NICOPP}[data]
     assert f"{'30' if skew else '6'} in 6 domains" in said
-    assert "180 for training" in said
+    assert "180 training, " in said
     assert (tmp_path / "runs" / "run" / "partition.png").is_file()
 
 
@@ -198,7 +198,7 @@ def test_ag_news_runs_on_a_bare_bert(tmp_path: Path) -> None:
     options = [f"--data.root={tmp_path / 'ag_news'}", f"--model.path={tmp_path / 'm'}", "--rounds=1"]
     summary, said = run(tmp_path, ["agnews_minilm"], [*options, "--clients.capacities=[4,3,2,1]", "--data.clients=20"])
     assert list(summary["tuned"]) == ["all"]
-    assert "400 for training" in said
+    assert "400 training, " in said
 
 
 def test_dolly_tunes_a_qwen_to_an_adapter_that_peft_loads(tmp_path: Path) -> None:
