@@ -45,22 +45,15 @@ def resolve_model_path(path: str) -> str:
 
 @contextmanager
 def hidden_loading_bars() -> Iterator[None]:
-    """Show no bar while transformers loads weights from the disk; those of downloads, and afterwards all, as before."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    """Show no bar while transformers loads weights from the disk; those of downloads stay."""
     from transformers.utils import logging
 
-    loading_bar_shown, download_bars_shown = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
-    # transformers switches the hub's bars, too.
-    logging.disable_progress_bar()
-    if download_bars_shown:
-        enable_progress_bars()
+    # transformers' switch for its bars would switch those of the hub, too.
+    before = logging.set_tqdm_hook(lambda bar, args, options: bar(*args, **{**options, "disable": True}))
     try:
         yield
     finally:
-        if loading_bar_shown:
-            logging.enable_progress_bar()
-        if not download_bars_shown:
-            disable_progress_bars()
+        logging.set_tqdm_hook(before)
 
 
 @hidden_loading_bars()

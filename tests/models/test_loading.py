@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -199,16 +200,22 @@ def test_a_pooling_is_refused_where_nothing_is_classified(tmp_path: Path) -> Non
         load_pretrained(config, classes=None)
 
 
-def test_loading_draws_no_bar_and_leaves_those_of_the_libraries_as_they_were(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+HUB_BARS = import_module("huggingface_hub.utils.tqdm")
+
+
+@pytest.mark.parametrize("active", [True, False])
+def test_loading_draws_no_bar_and_leaves_the_libraries_as_they_were(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, active: bool
 ) -> None:
     config = saved(tmp_path, "vit")
     capfd.readouterr()
-    for shown in (True, False):
-        monkeypatch.setattr(logging, "_tqdm_active", shown)
-        load_pretrained(config, classes=CLASSES)
-        assert logging.is_progress_bar_enabled() is shown
-        assert capfd.readouterr() == ("", "")
+    monkeypatch.setattr(logging, "_tqdm_active", active)
+    monkeypatch.setattr(HUB_BARS, "progress_bar_states", {"_global": True, "mine.download": False})
+    load_pretrained(config, classes=CLASSES)
+    assert capfd.readouterr() == ("", "")
+    assert logging.is_progress_bar_enabled() is active
+    assert HUB_BARS.progress_bar_states == {"_global": True, "mine.download": False}
+    assert logging.set_tqdm_hook(None) is None
 
 
 PEFT_SPEAKS = """

@@ -95,7 +95,7 @@ def nearby_root_hint(root: Path, fits: Callable[[Path], bool]) -> str:
 
     That is the first of those in `root`, its parent and the parent's; empty if none fits.
     """
-    root = root.absolute()
+    root = Path(os.path.abspath(root))
     inside = []
     with suppress(InputError):
         inside = [entry for entry in visible_entries(root) if os.path.isdir(entry)] if os.path.isdir(root) else []
