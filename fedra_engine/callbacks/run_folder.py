@@ -93,7 +93,13 @@ class RunFolder:
                 continue
             except OSError as error:
                 raise _not_makable(free, error) from error
-        raise InputError(f"name: found a run in {path}, expected a new name (or --resume {shlex.quote(str(path))})")
+        raise _taken(path)
+
+    @classmethod
+    def check_name(cls, config: ExperimentConfig) -> None:
+        """Raise InputError if the name of a new run is taken, before the run takes time."""
+        if config.name is not None and (path := Path(config.output_dir) / config.name).exists():
+            raise _taken(path)
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
@@ -238,6 +244,10 @@ def measuring_command(run: Path, settings: Mapping[str, Any]) -> str | None:
     imports = [f"--import={module}" for module in modules]
     options = ["--best", "--data.validation_fraction", "0"]
     return shlex.join(["fedra", "evaluate", *imports, str(run), *options])
+
+
+def _taken(path: Path) -> InputError:
+    return InputError(f"name: found a run in {path}, expected a new name (or --resume {shlex.quote(str(path))})")
 
 
 def make_folder(path: Path) -> None:

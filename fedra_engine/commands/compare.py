@@ -25,7 +25,13 @@ from fedra_engine.config.parsing import (
     split_options,
     switch,
 )
-from fedra_engine.config.validation import check_trackers, validate_setting, validate_together, without_effect
+from fedra_engine.config.validation import (
+    check_paths,
+    check_trackers,
+    validate_setting,
+    validate_together,
+    without_effect,
+)
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.studies.plan import Candidate, Comparison, PlannedRun
 
@@ -115,6 +121,7 @@ def main(arguments: Sequence[str]) -> None:
             "processes: found several started by a launcher, expected one (--jobs runs several experiments at a time)"
         )
     for run in comparison.runs:
+        check_paths(run.config)
         check_trackers(run.config.report_to)
     # The bars of many models would come between the lines of a terminal.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -22,7 +22,7 @@ from fedra_engine.config.parsing import (
     split_options,
     switch,
 )
-from fedra_engine.config.validation import check_trackers, validate
+from fedra_engine.config.validation import check_paths, check_trackers, validate
 from fedra_engine.runtime.errors import InputError
 
 DESCRIPTION = """Federated LoRA tuning of a transformer foundation model by many heterogeneous clients.
@@ -48,9 +48,13 @@ PARSER = Parser(ExperimentConfig, DESCRIPTION, _OPTIONS)
 def main(arguments: Sequence[str]) -> None:
     """Run the experiment that `arguments` describe, resume one, or show what would be trained."""
     request = parse_request(arguments, DESCRIPTION)
-    if os.environ.get("RANK", "0") == "0" and not request.dry_run:
-        # The only process that reports. Here, as importing torch may take long.
-        check_trackers(request.config.report_to)
+    if os.environ.get("RANK", "0") == "0":
+        # Here, as importing torch may take long; and in the only process that has a folder and reports.
+        check_paths(request.config)
+        if not request.dry_run:
+            check_trackers(request.config.report_to)
+            if request.resumed is None:
+                RunFolder.check_name(request.config)
     # Bars would be drawn across the live display.
     quiet_libraries(bars=not request.quiet and not (sys.stdout is not None and sys.stdout.isatty()))
     if os.environ.get("RANK", "0") == "0" and not request.quiet and request.log_level <= logging.INFO:

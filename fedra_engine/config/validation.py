@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from functools import reduce
 from importlib.util import find_spec
 from types import NoneType
@@ -38,6 +40,20 @@ def check_trackers(names: Sequence[str]) -> None:
                 f"report_to: found {name}, which is not installed, expected one that is "
                 f"(pip install {name}, or 'fedra-engine[trackers]' for all)"
             )
+
+
+def check_paths(config: ExperimentConfig) -> None:
+    """Raise InputError for data or a model that are given as a path at which there is nothing.
+
+    What is not plainly a path may be a name on the hub.
+    """
+    for field, path in (("data.root", config.data.root), ("model.path", config.model.path)):
+        if path is None or not path.startswith(("/", "./", "../")) or os.path.exists(path):
+            continue
+        parent, name = os.path.split(os.path.abspath(path))
+        near = get_close_matches(name, os.listdir(parent), n=1) if os.access(parent, os.R_OK | os.X_OK) else []
+        meant = f" (did you mean {os.path.join(parent, near[0])!r}?)" if near else ""
+        raise InputError(f"{field}: found nothing at {path!r}, expected a folder or file{meant}")
 
 
 def validate_together(configs: Sequence[ExperimentConfig]) -> list[ExperimentConfig]:

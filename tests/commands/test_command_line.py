@@ -174,6 +174,43 @@ def test_a_missing_tracker_is_refused_before_torch_is_imported(command: list[str
     )
 
 
+REFUSED = """
+import sys
+from importlib import import_module
+
+try:
+    import_module(f"fedra_engine.commands.{sys.argv[1]}").main(sys.argv[2:])
+except ValueError as error:
+    print(error, "torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (
+            ["simulate", "--name", "taken"],
+            "name: found a run in runs/taken, expected a new name (or --resume runs/taken)",
+        ),
+        (
+            ["simulate", "--data.source", "image_folder", "--data.root", "{here}/potos"],
+            "data.root: found nothing at '{here}/potos', expected a folder or file (did you mean '{here}/photos'?)",
+        ),
+        (
+            ["compare", "--methods", "fedra", "--model.path", "./nowhere"],
+            "model.path: found nothing at './nowhere', expected a folder or file",
+        ),
+    ],
+)
+def test_what_a_look_at_the_disk_shows_is_refused_before_torch_is_imported(
+    command: list[str], message: str, tmp_path: Path
+) -> None:
+    for folder in ("runs/taken", "photos"):
+        (tmp_path / folder).mkdir(parents=True)
+    done = run("-c", REFUSED, *(each.format(here=tmp_path) for each in command), folder=tmp_path)
+    assert done.stdout == f"{message.format(here=tmp_path)} False\n"
+
+
 def test_a_dry_run_reports_to_no_tracker(tmp_path: Path) -> None:
     done = run("-c", WITHOUT_TRACKERS, "simulate", "--dry_run", "--log_level", "warning", folder=tmp_path)
     assert (done.stdout.count("report_to"), done.returncode) == (0, 0)
