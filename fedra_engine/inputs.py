@@ -9,6 +9,7 @@ import torch
 
 from fedra_engine.config import ExperimentConfig, register_choice
 from fedra_engine.config.options import IN_MEMORY
+from fedra_engine.config.values import plain_copy
 from fedra_engine.data.domain_data import DomainData, with_validation
 from fedra_engine.data.partition import Partition, partition_by, partition_samples
 from fedra_engine.data.sources import dataset_source, load_source
@@ -39,8 +40,15 @@ class Inputs:
         if self.partitioner is not None:
             register_choice("data.partition", IN_MEMORY)
 
-    def described_in(self, config: ExperimentConfig) -> ExperimentConfig:
-        """Put `IN_MEMORY` into the fields of these inputs; InputError if a partitioner in memory is missing."""
+    def described(self, config: ExperimentConfig | None) -> ExperimentConfig:
+        """A copy of `config` (the embedded experiment if not given) with `IN_MEMORY` in the fields of these inputs.
+
+        Raises:
+            InputError: `config` is something else, or lacks its partitioner in memory.
+        """
+        if config is not None and not isinstance(config, ExperimentConfig):
+            raise InputError(f"config: found {config!r}, expected an ExperimentConfig")
+        config = plain_copy(config or ExperimentConfig())
         if self.dataset is not None:
             known = config.data.source in ("text_classification", "causal_lm")
             source = config.data.source if known else "hf_dataset"
