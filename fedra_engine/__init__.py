@@ -40,8 +40,7 @@ if TYPE_CHECKING:
     from fedra_engine.federation.local_terms import LocalTerm
     from fedra_engine.methods.allocators import register_allocator
     from fedra_engine.methods.base import Method, register_method
-    from fedra_engine.result import Result, build, load_run
-    from fedra_engine.run import simulate
+    from fedra_engine.run import Result, build, load_run, simulate
     from fedra_engine.runtime.errors import InputError
 
 __all__ = [  # noqa: RUF022 (what one looks for first comes first)
@@ -98,8 +97,7 @@ _PLACES = {
     "federation.local_terms": ("LocalTerm",),
     "methods.allocators": ("register_allocator",),
     "methods.base": ("Method", "register_method"),
-    "result": ("Result", "build", "load_run"),
-    "run": ("simulate",),
+    "run": ("Result", "build", "load_run", "simulate"),
     "runtime.errors": ("InputError",),
 }
 _PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}

@@ -19,8 +19,7 @@ from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.commands.evaluate import main as evaluate
 from fedra_engine.commands.export import main as export
 from fedra_engine.models.loading import resolve_model_path
-from fedra_engine.result import load_run
-from fedra_engine.run import run
+from fedra_engine.run import load_run, run
 from fedra_engine.runtime.errors import InputError
 from tests.running import small_config
 

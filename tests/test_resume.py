@@ -12,6 +12,7 @@ import yaml
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
+from fedra_engine.callbacks.open_run import open_folder
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.callbacks.saved_rounds import load_newest_intact
 from fedra_engine.commands.simulate import parse_request
@@ -20,7 +21,6 @@ from fedra_engine.data.domain_data import DomainData
 from fedra_engine.data.sources import load_source
 from fedra_engine.inputs import Inputs
 from fedra_engine.models.loading import resolve_model_path
-from fedra_engine.run import open_folder
 from fedra_engine.run import run as train_run
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.processes import Processes

@@ -176,7 +176,7 @@ def test_a_run_has_accuracies_a_history_a_state_and_an_adapter(tmp_path: Path) -
     assert (tmp_path / "page.html").read_text() == (result.folder / "report.html").read_text()
     assert result.state.adapters.shape[0] == 12
     result.save_adapter(tmp_path / "adapter")
-    with pytest.raises(InputError, match=r"^folder: found .*adapter in use, expected a new or empty folder$"):
+    with pytest.raises(InputError, match=r"^folder: found files in .*adapter, expected a new or empty folder$"):
         result.save_adapter(tmp_path / "adapter")
     found, expected = (
         load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "adapter", result.folder / "adapters")

@@ -55,7 +55,7 @@ def print_probe(
     console.print("\n\n".join(parts), "\ntiming a local step …\n", sep="\n", soft_wrap=True)
     step = time_step(experiment)
     console.print(
-        f"one step of {step.clients} clients with {step.samples} samples took {step.seconds:.3g} s: about "
+        f"one step of {count_of(step.clients, 'client')} with {step.samples} samples took {step.seconds:.3g} s: about "
         f"{duration_text(step.round_seconds)} a round, {duration_text(config.rounds * step.round_seconds)} for "
         f"{config.rounds} rounds, without evaluation",
         soft_wrap=True,

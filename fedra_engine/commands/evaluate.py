@@ -116,7 +116,7 @@ def main(arguments: Sequence[str]) -> None:
 def _of_run(folder: RunFolder, config: ExperimentConfig, *, best: bool) -> tuple[Experiment, GlobalState, int]:
     """The run's experiment, its newest state or that of the `best` round, and how many rounds were trained by then."""
     from fedra_engine.callbacks.checkpoint import restore_best, restore_newest
-    from fedra_engine.result import build
+    from fedra_engine.run import build
 
     experiment = build(config)
     start = restore_best(experiment, folder) if best else restore_newest(experiment, folder)
@@ -126,7 +126,7 @@ def _of_run(folder: RunFolder, config: ExperimentConfig, *, best: bool) -> tuple
 def _of_model(config: ExperimentConfig, folder: str) -> Experiment:
     """An experiment on the run's data whose initial state is the model in `folder`; InputError for other classes."""
     from fedra_engine.data.domain_data import listed
-    from fedra_engine.result import build
+    from fedra_engine.run import build
 
     model = replace(config.model, path=folder, pooling="auto", head_init="loaded", load_in=None)
     # The adapters are merged. What is added are new ones, whose B is zero, and an export may have fewer blocks.

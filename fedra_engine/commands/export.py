@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> None:
     if output.exists():
         raise InputError(f"output: found {output}, expected a new folder")
     quiet_libraries()
-    from fedra_engine.result import load_run
+    from fedra_engine.run import load_run
     from fedra_engine.runtime.tables import PlainConsole
 
     load_run(run).save_model(output, client=client, best=best)

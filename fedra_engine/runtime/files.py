@@ -158,7 +158,7 @@ def check_unused(option: str, folder: Path) -> None:
     except OSError as error:
         raise InputError(f"{option}: found {folder} ({error.strerror}), expected a new or empty folder") from error
     if used:
-        raise InputError(f"{option}: found {folder} in use, expected a new or empty folder")
+        raise InputError(f"{option}: found files in {folder}, expected a new or empty folder")
 
 
 def _sync(path: Path) -> None:

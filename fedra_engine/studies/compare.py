@@ -27,7 +27,7 @@ from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.parsing import read_config
 from fedra_engine.experiment import build_experiment
 from fedra_engine.methods.registry import method_named
-from fedra_engine.result import load_run
+from fedra_engine.run import load_run
 from fedra_engine.run import run as train_run
 from fedra_engine.runtime.errors import InputError, PrintableFormatter, count_of
 from fedra_engine.runtime.exit_codes import closing_notice_to, unwound_by_signals

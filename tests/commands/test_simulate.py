@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from fedra_engine.callbacks.fingerprint import setting_digest
+from fedra_engine.callbacks.open_run import open_folder
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.callbacks.saved_rounds import save_checkpoint
 from fedra_engine.commands.simulate import RunRequest, parse_request
 from fedra_engine.config import ExperimentConfig
-from fedra_engine.run import open_folder
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.processes import Processes
 

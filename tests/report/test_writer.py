@@ -11,7 +11,7 @@ import pytest
 
 from fedra_engine.report import writer
 from fedra_engine.report.facts import StartFacts, read_run
-from fedra_engine.result import build, load_run
+from fedra_engine.run import build, load_run
 from tests.running import run_experiment, small_config
 
 FEW: dict[str, Any] = {

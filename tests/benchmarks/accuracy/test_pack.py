@@ -115,7 +115,7 @@ def test_the_size_of_every_file_is_printed(
 
 def test_a_folder_in_use_is_left_alone(images: Path, model: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
-    with pytest.raises(InputError, match=r"pack: found .* in use, expected a new or empty folder"):
+    with pytest.raises(InputError, match=r"pack: found files in .*, expected a new or empty folder"):
         pack(images, model, tmp_path, image_size=SIZE)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
