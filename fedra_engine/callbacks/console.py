@@ -209,7 +209,7 @@ class Console(Callback):
             stopping = experiment.config.early_stopping
             if stopping.patience is not None and experiment.config.keep_best is None:
                 self.message(
-                    f"the best round was not kept; --keep_best {stopping.measure} keeps it for fedra evaluate --best"
+                    f"this run had no --keep_best {stopping.measure}, which keeps the best round for fedra evaluate --best"
                 )
         for name, accuracy in (("frozen", outcome.frozen), ("tuned", outcome.tuned)):
             self._write_log(f"{name}: {_accuracy_text(accuracy)}")

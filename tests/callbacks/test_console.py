@@ -159,7 +159,7 @@ def test_who_stops_early_without_the_best_round_is_told_how_to_keep_it(keep_best
     experiment = SimpleNamespace(**{**vars(EXPERIMENT), "config": config})
     with Console(None, PlainConsole(file=output)) as console:
         console.on_end(experiment, state, Outcome(1, share, share, share, None, "it has not improved"))
-    told = "the best round was not kept; --keep_best test_loss keeps it for fedra evaluate --best\n"
+    told = "this run had no --keep_best test_loss, which keeps the best round for fedra evaluate --best\n"
     assert (told in output.getvalue()) is said
 
 
