@@ -209,7 +209,8 @@ class Console(Callback):
             stopping = experiment.config.early_stopping
             if stopping.patience is not None and experiment.config.keep_best is None:
                 self.message(
-                    f"this run had no --keep_best {stopping.measure}, which keeps the best round for fedra evaluate --best"
+                    f"this run had no --keep_best {stopping.measure}, which keeps the best round for fedra evaluate "
+                    "--best"
                 )
         for name, accuracy in (("frozen", outcome.frozen), ("tuned", outcome.tuned)):
             self._write_log(f"{name}: {_accuracy_text(accuracy)}")
