@@ -289,7 +289,7 @@ def test_a_registered_partition_is_used_by_its_name() -> None:
 
 @pytest.mark.usefixtures("own_names")
 def test_a_configuration_says_that_its_partitioner_was_handed_over() -> None:
-    validate(Inputs(partitioner=object()).described_in(ExperimentConfig()))
+    validate(Inputs(partitioner=object()).described(ExperimentConfig()))
 
 
 class ByColumn:

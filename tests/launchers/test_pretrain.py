@@ -18,7 +18,7 @@ def test_a_model_directory_is_made_once(
     assert "--batch_size 477" in card.read_text()
     card.write_text("mine")
     assert launch("pretrain", *options) == 2
-    assert capsys.readouterr().err.startswith(f"error: output_dir: found {tmp_path}/model in use")
+    assert capsys.readouterr().err.startswith(f"error: output_dir: found files in {tmp_path}/model, expected")
     assert card.read_text() == "mine"
 
 
