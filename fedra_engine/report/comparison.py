@@ -44,7 +44,7 @@ def _domains(runs: Runs) -> Chart | None:
     ]
     if not rows:
         return None
-    scale = {"zero": False, "nice": False, "padding": 14}
+    scale = {"zero": False, "nice": False, "padding": 24}
     spec: Spec = {
         "data": {"values": rows},
         "width": "container",
