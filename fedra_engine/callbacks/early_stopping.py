@@ -73,6 +73,6 @@ class EarlyStopping(Callback):
         best = self._best
         value = measure_text(self._measure, best.value)
         found = "" if best.value is None else f"; the best is {value}, after round {best.round + 1}"
-        # Which are the only samples that may decide.
+        # Only validation samples may decide.
         measure = measure_name(self._measure, "validation")
         return Stop(f"{measure} has not improved in {count_of(self._patience, 'evaluation')}{found}")

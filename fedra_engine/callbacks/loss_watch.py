@@ -19,7 +19,7 @@ class LossWatch(Callback):
     """Logs `loss_warnings` after a run."""
 
     def __init__(self, earlier: Sequence[Mapping[str, Any]] = ()) -> None:
-        """Watch a run; `earlier` are the records in `metrics.jsonl` of one that goes on."""
+        """Watch a run; `earlier` are the records in `metrics.jsonl` of a resumed one."""
         known = {record["round"] + 1: average_measure(record, "test_loss") for record in earlier}
         self._losses = {number: value for number, value in known.items() if value is not None}
 

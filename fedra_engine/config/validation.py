@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from functools import reduce
 from importlib.util import find_spec
@@ -51,7 +52,11 @@ def check_paths(config: ExperimentConfig) -> None:
         if path is None or not path.startswith(("/", "./", "../")) or os.path.exists(path):
             continue
         parent, name = os.path.split(os.path.abspath(path))
-        near = get_close_matches(name, os.listdir(parent), n=1) if os.access(parent, os.R_OK | os.X_OK) else []
+        beside = list[str]()
+        # The parent may be a file, or nobody's to read.
+        with suppress(OSError):
+            beside = os.listdir(parent)
+        near = get_close_matches(name, beside, n=1)
         meant = f" (did you mean {os.path.join(parent, near[0])!r}?)" if near else ""
         raise InputError(f"{field}: found nothing at {path!r}, expected a folder or file{meant}")
 

@@ -21,12 +21,12 @@ def _silent_bitsandbytes() -> Iterator[None]:
 
 # PEFT imports bitsandbytes wherever it is installed.
 with _silent_bitsandbytes():
-    from peft import LoraConfig as PeftLoraConfig  # noqa: TID251 - the module that all others import it from
-    from peft import inject_adapter_in_model  # noqa: TID251
-    from peft.tuners.lora import LoraLayer  # noqa: TID251
-    from peft.tuners.tuners_utils import check_target_module_exists  # noqa: TID251
-    from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND  # noqa: TID251
-    from peft.utils.other import get_pattern_key  # noqa: TID251
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import inject_adapter_in_model
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.tuners_utils import check_target_module_exists
+    from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
+    from peft.utils.other import get_pattern_key
 
 __all__ = [
     "INCLUDE_LINEAR_LAYERS_SHORTHAND",

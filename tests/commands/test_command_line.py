@@ -197,6 +197,10 @@ except ValueError as error:
             "data.root: found nothing at '{here}/potos', expected a folder or file (did you mean '{here}/photos'?)",
         ),
         (
+            ["simulate", "--data.source", "image_folder", "--data.root", "./tool/photos"],
+            "data.root: found nothing at './tool/photos', expected a folder or file",
+        ),
+        (
             ["compare", "--methods", "fedra", "--model.path", "./nowhere"],
             "model.path: found nothing at './nowhere', expected a folder or file",
         ),
@@ -207,6 +211,7 @@ def test_what_a_look_at_the_disk_shows_is_refused_before_torch_is_imported(
 ) -> None:
     for folder in ("runs/taken", "photos"):
         (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "tool").touch(mode=0o755)
     done = run("-c", REFUSED, *(each.format(here=tmp_path) for each in command), folder=tmp_path)
     assert done.stdout == f"{message.format(here=tmp_path)} False\n"
 
