@@ -39,6 +39,7 @@ class PreNormParts:
         attention: takes norm1's output and the block's other arguments.
         scale1, scale2: LayerScale [features], or None.
         attention_inputs: the attention's Linears that read norm1's output.
+        attention_output: the attention's last Linear; None if none is found.
         mlp_inputs: the MLP's Linears that read norm2's output: (fc1), or (gate, up) if it is gated.
         mlp_output: the Linear that reads the activation's output.
         activation: `swiglu` if the MLP is gated.
@@ -50,6 +51,7 @@ class PreNormParts:
     norm2: Norm
     scale2: Tensor | None
     attention_inputs: tuple[nn.Module, ...]
+    attention_output: nn.Module | None
     mlp_inputs: tuple[nn.Module, ...]
     mlp_output: nn.Module
     activation: Literal["gelu", "gelu_tanh", "swiglu"]
@@ -175,6 +177,7 @@ class _Family:
     """Parts that must be an nn.Identity in blocks of this family."""
 
 
+_ATTENTION_OUTPUTS = ("o_proj", "out_proj", "c_proj", "proj")
 _DINO = _Family(
     norm1="norm1",
     attention="attention",
@@ -273,6 +276,7 @@ def _match(block: nn.Module, family: _Family) -> PreNormParts | None:
         norm2=norm2,
         scale2=scale2,
         attention_inputs=attention_inputs,
+        attention_output=next((m for n in _ATTENTION_OUTPUTS if (m := getattr(attention, n, None)) is not None), None),
         mlp_inputs=mlp_inputs,
         mlp_output=mlp_output,
         activation=activation,

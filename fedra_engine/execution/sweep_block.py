@@ -21,12 +21,15 @@ from fedra_kernels import Dropout, RowGroups, lora_linear, low_rank_add
 
 
 class BankFactors:
-    """Views of each target's factors in an adapter bank, and of the gradients that backward adds to."""
+    """An adapter bank, views of each target's factors in it, and of the gradients that backward adds to."""
 
     def __init__(
         self, layout: AdapterLayout, adapters: Tensor, gradients: Tensor | None = None, factors: Factor = "both"
     ) -> None:
         """`adapters` and `gradients` are [bank rows, slot size]; only `factors` get gradients."""
+        self.layout, self.gradients, self.factors = layout, gradients, factors
+        # As A below.
+        self.bank = adapters.detach().requires_grad_()
         targets = range(len(layout.targets))
         sinks = {factor: gradients if factors in ("both", factor) else None for factor in ("A", "B")}
         # A requires gradients only so that autograd calls the op's backward, which itself adds to the sinks.
@@ -101,14 +104,14 @@ class GroupedLoraLinear(nn.Module):
         self._scale = scale
         self._context = context
         self._block = block
-        self._input_first = stores_input_first(linear)
+        self.input_first = stores_input_first(linear)
 
     def forward(self, x: Tensor) -> Tensor:
         current, block, target = self._context.current, self._block, self.target
         if current.plan.blocks[block] is None:
             # A dummy run, whose output is not used; see `SweepBlock`.
             assert self.weight is not None
-            return nn.functional.linear(x, self.weight.T if self._input_first else self.weight, self.bias)
+            return nn.functional.linear(x, self.weight.T if self.input_first else self.weight, self.bias)
         y = lora_linear(
             x,
             self.weight,
@@ -121,7 +124,7 @@ class GroupedLoraLinear(nn.Module):
             current.adapters.grad_b[target],
             dropout=current.dropout.get((block, target)),
             shrunk=current.shrunk.pop((block, target), None),
-            input_first=self._input_first,
+            input_first=self.input_first,
         )
         return y if self._linear is None else self._linear(x) + y
 

@@ -20,6 +20,7 @@ from fedra_engine.execution.fused_block import FusedBlock, match_parts
 from fedra_engine.execution.model_check import ModelInputs, check_norm, check_sweep, nearly_equal
 from fedra_engine.execution.plan import ExitCopy, SweepPlan, plan_groups
 from fedra_engine.execution.sweep_block import BankFactors, GroupedLoraLinear, Pass, SweepBlock, SweepContext
+from fedra_engine.execution.whole_block import match_whole_block
 from fedra_engine.models.batch_arguments import probe_batch_arguments
 from fedra_engine.models.foundation import Foundation, replace_module, share_parameters
 from fedra_engine.models.sharding import Sharding
@@ -185,9 +186,9 @@ class SweepModel:
     def _fuse(self, blocks: nn.ModuleList | nn.Sequential, plain: list[SweepBlock], inputs: ModelInputs) -> int:
         """Put a fused block wherever it gives the output of the plain one; returns how many it put."""
         candidates = {
-            position: FusedBlock(block.block, parts, self._context, position, block.arguments)
+            position: candidate
             for position, block in enumerate(plain)
-            if (parts := match_parts(block.block)) is not None
+            if (candidate := self._candidate(block)) is not None
         }
         agrees: dict[int, bool] = {}
         hooks = [
@@ -205,6 +206,19 @@ class SweepModel:
                 blocks[position] = fused
         return sum(agrees.values())
 
+    def _candidate(self, plain: SweepBlock) -> SweepBlock | None:
+        """A fused block in place of a plain one, whose output is yet to be compared; None if the block is unknown."""
+        parts = match_parts(plain.block)
+        if parts is None:
+            return None
+        place = (self._context, plain.position, plain.arguments)
+        if self._foundation.device.type == "cpu":
+            settings: Any = self._foundation.model.config
+            fused_attention = settings._attn_implementation == "sdpa"
+            if whole := match_whole_block(plain.block, parts, *place, fused_attention=fused_attention):
+                return whole
+        return FusedBlock(plain.block, parts, *place)
+
 
 def _without_scale(norm: nn.Module) -> nn.Module:
     """Give `norm` a scale of ones and, if it has a shift, zeros, of its own."""
@@ -214,7 +228,7 @@ def _without_scale(norm: nn.Module) -> nn.Module:
     return norm
 
 
-def _compare(fused: FusedBlock, agrees: dict[int, bool], position: int) -> Callable[..., None]:
+def _compare(fused: SweepBlock, agrees: dict[int, bool], position: int) -> Callable[..., None]:
     def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         # The fused block overwrites its input.
         args, kwargs = tree_map_only(Tensor, torch.clone, (args, kwargs))

@@ -68,6 +68,10 @@ class AdapterLayout:
         """LoRA parameters of one block."""
         return self._offsets[-1]
 
+    def first_columns(self, target: int) -> tuple[int, int]:
+        """The columns at which A and B of a target begin."""
+        return self._offsets[target], self._offsets[len(self.targets) + target]
+
     def columns(self, factor: Factor) -> slice:
         """The columns of a slot that hold A, B or both."""
         middle = self._offsets[len(self.targets)]

@@ -4,18 +4,32 @@ from .activation import activation_reference, gelu, swiglu
 from .adamw import adamw, adamw_reference
 from .aggregate import aggregate, aggregate_reference, finish_aggregate
 from .dropout import Dropout, dropout_key, dropout_keys, dropout_mask
+from .frozen_linear import FrozenLinear
 from .gather_norm import gather_norm, gather_norm_reference
 from .groups import RowGroups, to_device
 from .head import head_cross_entropy, head_cross_entropy_reference
 from .head_logits import head_logits, head_logits_reference
 from .lora_linear import lora_linear, lora_linear_reference
 from .low_rank_add import low_rank_add, low_rank_add_reference
+from .pre_norm_block import (
+    AdapterColumns,
+    BlockAdapters,
+    LayerNorm,
+    PreNormBlock,
+    pre_norm_block,
+    pre_norm_block_reference,
+)
 from .scatter_add import scatter_add, scatter_add_reference
 from .sgd import sgd, sgd_reference
 from .squared_norms import squared_norms, squared_norms_reference
 
 __all__ = [
+    "AdapterColumns",
+    "BlockAdapters",
     "Dropout",
+    "FrozenLinear",
+    "LayerNorm",
+    "PreNormBlock",
     "RowGroups",
     "activation_reference",
     "adamw",
@@ -37,6 +51,8 @@ __all__ = [
     "lora_linear_reference",
     "low_rank_add",
     "low_rank_add_reference",
+    "pre_norm_block",
+    "pre_norm_block_reference",
     "scatter_add",
     "scatter_add_reference",
     "sgd",

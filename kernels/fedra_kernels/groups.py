@@ -116,6 +116,16 @@ class RowGroups:
             self._per_token[tokens] = expanded
         return self._per_token[tokens]
 
+    @cached_property
+    def slots(self) -> SlotIndex:
+        """The bank row of each group."""
+        return slot_index(self.host_slots, self.device)
+
+    @cached_property
+    def compact(self) -> RowGroups:
+        """The same groups, of a bank that has their slots alone, in their order."""
+        return RowGroups(self.sizes, torch.arange(len(self)), self.device)
+
     @property
     def filled(self) -> Tensor:
         """int32 [filled groups, 4] of (first row, end row, slot, group) of each group that has rows."""

@@ -150,7 +150,8 @@ class _LoraLinear(torch.autograd.Function):
             keep = _keep(dropout, groups, x)
             if shrunk is None:
                 shrunk = lora_torch.shrink(x, lora_a, groups, keep)
-            y = lora_torch.forward(x[:, : weight.shape[1]], weight, bias, shrunk, lora_b, groups, scale)
+            y = F.linear(x[:, : weight.shape[1]], weight, bias)
+            lora_torch.expand(y, shrunk, lora_b, groups, scale)
         # A frozen factor frees what only its gradient reads.
         kept_x, kept_shrunk = (None if grad_a is None else x), (None if grad_b is None else shrunk)
         ctx.save_for_backward(kept_x, stored, lora_a, lora_b, kept_shrunk, keep)
@@ -169,10 +170,10 @@ class _LoraLinear(torch.autograd.Function):
                 ctx.groups, ctx.scale, ctx.dropout, ctx.grad_a, ctx.grad_b, needs_grad_x,
             )  # fmt: skip
         else:
-            grad_x = lora_torch.backward(
-                grad_y, x, weight, lora_a, lora_b, shrunk, keep,
-                ctx.groups, ctx.scale, ctx.grad_a, ctx.grad_b, needs_grad_x,
-            )  # fmt: skip
+            grad_x = grad_y[:, : len(weight)] @ weight if needs_grad_x else None
+            lora_torch.backward(
+                grad_y, grad_x, x, lora_a, lora_b, shrunk, keep, ctx.groups, ctx.scale, ctx.grad_a, ctx.grad_b
+            )
         return grad_x, *([None] * 11)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..groups import RowGroups, Run, add_to_bank, bank_rows, grouped
 
@@ -23,28 +22,18 @@ def shrink(x: Tensor, lora_a: Tensor, groups: RowGroups, keep: Tensor | None) ->
     return shrunk
 
 
-def forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    shrunk: Tensor,
-    lora_b: Tensor,
-    groups: RowGroups,
-    scale: float,
-) -> Tensor:
-    """x W^T + bias + scale S B_k^T for the rows of group k; x and W may have no columns."""
-    y = F.linear(x, weight, bias)
+def expand(y: Tensor, shrunk: Tensor, lora_b: Tensor, groups: RowGroups, scale: float) -> None:
+    """Add scale S B_k^T to the rows of group k of y [rows, out], in place."""
     for run in groups.runs:
         left = _rank_major(shrunk, run).transpose(1, 2)
         right = bank_rows(lora_b, run.slots).transpose(1, 2)
         grouped(y, run).baddbmm_(left, right, alpha=scale)
-    return y
 
 
 def backward(
     grad_y: Tensor,
+    grad_x: Tensor | None,
     x: Tensor | None,
-    weight: Tensor,
     lora_a: Tensor,
     lora_b: Tensor,
     shrunk: Tensor | None,
@@ -53,13 +42,8 @@ def backward(
     scale: float,
     grad_a: Tensor | None,
     grad_b: Tensor | None,
-    needs_grad_x: bool,
-) -> Tensor | None:
-    """Add dA and dB into the sinks that are given, from x and shrunk, and return dX, or None where not needed.
-
-    weight is [out, in], or [0, in] without a frozen product.
-    """
-    grad_x = grad_y[:, : len(weight)] @ weight if needs_grad_x else None
+) -> None:
+    """Add dA and dB, from x and shrunk, into the sinks that are given, and what x gets through A to grad_x, if given."""
     dropped = x if x is None or keep is None else x * keep
     for run in groups.runs:
         run_grad_y = grouped(grad_y, run)
@@ -80,7 +64,6 @@ def backward(
             grouped(grad_x, run).baddbmm_(left, factor_a)
         else:
             grouped(grad_x, run).addcmul_(torch.bmm(left, factor_a), grouped(keep, run))
-    return grad_x
 
 
 def _rank_major(shrunk: Tensor, run: Run) -> Tensor:
