@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -24,6 +24,7 @@ from fedra_engine.execution.evaluation import Evaluator, FisherInformation
 from fedra_engine.execution.executor import Executor, make_executor, make_sweep_model
 from fedra_engine.execution.head_init import initial_heads
 from fedra_engine.execution.image_size import check_image_size, warn_of_slow_images
+from fedra_engine.execution.measured_choices import choose_attention, choose_dtype
 from fedra_engine.execution.scheduling import WorkDivision
 from fedra_engine.execution.stand_ins import StandInFit
 from fedra_engine.execution.sweep_model import SweepModel
@@ -70,6 +71,8 @@ class Experiment:
         training: `config.training` with `even_steps` turned into a limit of steps.
         stand_in_fit: fits the stand-ins for blocks that clients do not hold; None if they have none.
         newly_cached, processing: see `PreparedData`.
+        choices: the precision and the attention, in words, each with the reason if it was `auto`; `config` has what was
+            chosen.
     """
 
     config: ExperimentConfig
@@ -91,6 +94,7 @@ class Experiment:
     stand_in_fit: StandInFit | None
     newly_cached: int | None
     processing: Preprocessing | Tokenization
+    choices: Mapping[str, str]
 
     def __repr__(self) -> str:
         plan = f"{self.config.method.name}, {count_of(self.config.rounds, 'round')}"
@@ -192,12 +196,15 @@ def build_experiment(
         InputError: something in the configuration cannot be used.
     """
     processes, inputs = processes or Processes.alone(), inputs or Inputs()
+    config, precision = choose_dtype(config, device, processes)
     data, foundation = _load(config, device, processes, sharding, inputs)
     # A check alone, before images are decoded, which may take long: without `costs`, capacities by memory are unknown.
     partition = inputs.divide(config, data.train)
     make_clients(config, partition, data.domains, foundation.depth, processes=processes.count)
     prepared = _prepare(config, data, foundation, processes, sharding, inputs)
     train = prepared.train
+    with Stage("choosing the attention"):
+        config, attention = choose_attention(config, foundation, train, processes)
     partition = partition if prepared.data is data else inputs.divide(config, prepared.data.train)
     costs = CostModel(foundation, train, config.lora, config.training) if config.clients.devices else None
     clients = make_clients(config, partition, data.domains, foundation.depth, processes=processes.count, costs=costs)
@@ -231,6 +238,7 @@ def build_experiment(
         stand_in_fit=fit,
         newly_cached=prepared.newly_cached,
         processing=prepared.processing,
+        choices={"precision": precision, "attention": attention},
     )
 
 

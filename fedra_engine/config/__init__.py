@@ -230,8 +230,8 @@ class ExecutionConfig:
             per client, one after another; slow, the oracle of the tests).
         lanes: clients that `sweep` trains at the same time; bounds memory, whatever the number of clients. `auto`
             uses as many as help and fit into free memory, and halves them if memory still runs out.
-        fused_blocks: fuse norms, gathers, scatters and activations in blocks of known families; `auto` fuses on a
-            GPU, where memory traffic matters most, unless the model is sharded.
+        fused_blocks: compute blocks of known families by fewer operations; `auto` does so unless the model is sharded,
+            on a CPU for those with plain attention (docs/design.md).
         checkpoint_blocks: keep only the inputs of blocks for the backward pass, which then runs each block again: less
             memory, but about half as much computation again.
         deterministic: repeat a run, or resume it, to the last bit (docs/processes.md): sums do not depend on the order

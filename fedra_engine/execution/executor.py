@@ -49,12 +49,13 @@ def make_sweep_model(
     Raises:
         InputError: `execution.fused_blocks` is on, and no block can be fused.
     """
-    by_default = foundation.device.type != "cpu" and sharding is None
     model = SweepModel(
         foundation,
         # The first sample, repeated: only shapes matter.
         lambda count: train.inputs(torch.zeros(count, dtype=torch.int64), foundation.device, foundation.dtype),
-        fuse_blocks=config.fused_blocks == "on" or (config.fused_blocks == "auto" and by_default),
+        fuse_blocks=config.fused_blocks == "on" or (config.fused_blocks == "auto" and sharding is None),
+        # The kernels of the other fused blocks save a GPU passes over its memory; on a CPU torch does what they do.
+        whole_only=config.fused_blocks == "auto" and foundation.device.type == "cpu",
         checkpoint_blocks=config.checkpoint_blocks,
         sharding=sharding,
     )

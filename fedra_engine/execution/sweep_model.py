@@ -25,6 +25,7 @@ from fedra_engine.models.batch_arguments import probe_batch_arguments
 from fedra_engine.models.foundation import Foundation, replace_module, share_parameters
 from fedra_engine.models.sharding import Sharding
 from fedra_engine.models.stand_ins import LowRankMap
+from fedra_kernels.dispatch import use_triton
 
 
 class SweepModel:
@@ -41,6 +42,7 @@ class SweepModel:
         example_inputs: Callable[[int], ModelInputs],
         *,
         fuse_blocks: bool = True,
+        whole_only: bool = False,
         checkpoint_blocks: bool = False,
         sharding: Sharding | None = None,
     ) -> None:
@@ -49,6 +51,7 @@ class SweepModel:
         Args:
             example_inputs: gives the model's inputs for a number of samples, to probe the blocks.
             fuse_blocks: fuse the blocks of known families.
+            whole_only: only those that one op computes.
             checkpoint_blocks: save only the blocks' inputs for backward, which runs the blocks again.
             sharding: how the weights are sharded, if they are; then blocks cannot be fused, and all processes must
                 build the model together and make equally many passes.
@@ -80,7 +83,7 @@ class SweepModel:
             check_norm(foundation, norm, self.features_of, example_inputs(2))
         # A sharded model cannot be cut without attaching the cut one to its shards.
         check_sweep(foundation, self.features_of, example_inputs(2), cuts=sharding is None)
-        self.fused = self._fuse(blocks, plain, example_inputs(2)) if fuse_blocks else 0
+        self.fused = self._fuse(blocks, plain, example_inputs(2), whole_only=whole_only) if fuse_blocks else 0
 
     def features(
         self,
@@ -183,12 +186,14 @@ class SweepModel:
             pass
         self.backward(features.sum() * 0)
 
-    def _fuse(self, blocks: nn.ModuleList | nn.Sequential, plain: list[SweepBlock], inputs: ModelInputs) -> int:
+    def _fuse(
+        self, blocks: nn.ModuleList | nn.Sequential, plain: list[SweepBlock], inputs: ModelInputs, *, whole_only: bool
+    ) -> int:
         """Put a fused block wherever it gives the output of the plain one; returns how many it put."""
         candidates = {
             position: candidate
             for position, block in enumerate(plain)
-            if (candidate := self._candidate(block)) is not None
+            if (candidate := self._candidate(block, whole_only)) is not None
         }
         agrees: dict[int, bool] = {}
         hooks = [
@@ -206,18 +211,18 @@ class SweepModel:
                 blocks[position] = fused
         return sum(agrees.values())
 
-    def _candidate(self, plain: SweepBlock) -> SweepBlock | None:
+    def _candidate(self, plain: SweepBlock, whole_only: bool) -> SweepBlock | None:
         """A fused block in place of a plain one, whose output is yet to be compared; None if the block is unknown."""
         parts = match_parts(plain.block)
         if parts is None:
             return None
         place = (self._context, plain.position, plain.arguments)
-        if self._foundation.device.type == "cpu":
+        if not use_triton(self._foundation.head.weight):
             settings: Any = self._foundation.model.config
             fused_attention = settings._attn_implementation == "sdpa"
             if whole := match_whole_block(plain.block, parts, *place, fused_attention=fused_attention):
                 return whole
-        return FusedBlock(plain.block, parts, *place)
+        return None if whole_only else FusedBlock(plain.block, parts, *place)
 
 
 def _without_scale(norm: nn.Module) -> nn.Module:

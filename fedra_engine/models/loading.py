@@ -261,7 +261,8 @@ def _load(
     """The model, and the names of its tensors that are missing in the weights or have another shape there."""
     arguments |= {
         "dtype": getattr(torch, config.dtype),
-        "attn_implementation": config.attention,
+        # Without a name transformers takes sdpa where the model has it; `choose_attention` may change it.
+        "attn_implementation": None if config.attention == "auto" else config.attention,
         "ignore_mismatched_sizes": True,
         "output_loading_info": True,
     }

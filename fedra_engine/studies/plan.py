@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedra_engine.config import ExperimentConfig
+from fedra_engine.config.model import MEASURED
 from fedra_engine.runtime.errors import InputError
 
 
@@ -126,14 +127,17 @@ def processes_text(number: int) -> str:
 def differences(
     found: Any, expected: Any, irrelevant: Collection[str], prefix: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Dotted names and both values of the fields in which two configurations differ, except `irrelevant` ones."""
+    """Dotted names and both values of the fields in which two configurations differ, except `irrelevant` ones.
+
+    Where `expected` leaves a choice to a measurement, `found`, of a run, may have any.
+    """
     for field in fields(found):
         name, one, other = f"{prefix}{field.name}", getattr(found, field.name), getattr(expected, field.name)
         if name in irrelevant:
             continue
         if is_dataclass(one):
             yield from differences(one, other, irrelevant, f"{name}.")
-        elif one != other:
+        elif one != other and not (name in MEASURED and other == "auto"):
             yield name, one, other
 
 

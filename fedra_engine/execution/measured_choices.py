@@ -1,0 +1,145 @@
+"""Choices that depend on the processor, and are measured once: the precision and the attention of `auto`.
+
+The main process measures, all processes take its choice, and it is written into the run's config.yaml, so that a
+resumed run measures nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from fedra_engine.config import ExperimentConfig
+from fedra_engine.data.samples import Samples
+from fedra_engine.models.foundation import Foundation
+from fedra_engine.models.sharding import is_sharded
+from fedra_engine.runtime.processes import Processes
+
+Attention = Literal["sdpa", "eager"]
+
+_REPEATS = 5
+_PRODUCT = (1024, 768, 768)
+"""Rows, inputs and outputs of the product that decides the precision: a Linear of a ViT-B for five images."""
+_FASTER = 1.5
+"""How many times as fast bfloat16 must be: norms, softmax and what is summed up gain less from it than products."""
+_TOKENS = 1024
+"""About as many go through the block that decides the attention, in at most `_SAMPLES` samples."""
+_SAMPLES = 64
+_CLEARLY_FASTER = 1.1
+"""How many times as fast another attention than sdpa must be, so that noise does not decide."""
+
+
+def choose_dtype(config: ExperimentConfig, device: torch.device, processes: Processes) -> tuple[ExperimentConfig, str]:
+    """`config` with a precision in place of `auto`, and the precision with the reason for it, in words."""
+    if config.model.dtype != "auto":
+        return config, config.model.dtype
+    # Only the main process's choice is taken.
+    dtype, reason = processes.broadcast_object(_measured_dtype(device) if processes.is_main else ("float32", ""))
+    return replace(config, model=replace(config.model, dtype=dtype)), f"{dtype} ({reason})"
+
+
+def _measured_dtype(device: torch.device) -> tuple[Literal["float32", "bfloat16"], str]:
+    if device.type != "cpu":
+        able = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return ("bfloat16", "auto, a GPU that has it") if able else ("float32", "auto, a GPU without bfloat16")
+    rows, inputs, outputs = _PRODUCT
+    x, weight = torch.randn(rows, inputs), torch.randn(outputs, inputs)
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        seconds[dtype] = _shortest(partial(torch.nn.functional.linear, x.to(dtype), weight.to(dtype)))
+    faster = seconds[torch.float32] / seconds[torch.bfloat16]
+    return (
+        "bfloat16" if faster >= _FASTER else "float32",
+        f"auto, a product of bfloat16 is {faster:.1f} times as fast as one of float32",
+    )
+
+
+def choose_attention(
+    config: ExperimentConfig, foundation: Foundation, samples: Samples, processes: Processes
+) -> tuple[ExperimentConfig, str]:
+    """`config` with an attention in place of `auto`, and the attention with the reason for it, in words.
+
+    The model is given that attention. Models that have only one keep it.
+    """
+    if config.model.attention != "auto":
+        return config, config.model.attention
+    attention, reason = _only_attention(foundation, repeatable=config.execution.deterministic) or (
+        # Only the main process's choice is taken.
+        processes.broadcast_object(_measured_attention(foundation, samples) if processes.is_main else ("sdpa", ""))
+    )
+    if (model := _of_transformers(foundation)) is not None:
+        model.set_attn_implementation(attention)
+    return replace(config, model=replace(config.model, attention=attention)), f"{attention} ({reason})"
+
+
+def _of_transformers(foundation: Foundation) -> Any | None:
+    """The model, if its attention can be set."""
+    return foundation.model if hasattr(foundation.model, "set_attn_implementation") else None
+
+
+def _only_attention(foundation: Foundation, *, repeatable: bool) -> tuple[Attention, str] | None:
+    """The attention where nothing is to be measured, with the reason."""
+    loaded = getattr(foundation.model.config, "_attn_implementation", None)
+    if loaded != "sdpa" or _of_transformers(foundation) is None:
+        return "eager", "auto, that of the model"
+    if foundation.device.type != "cpu":
+        return "sdpa", "auto, on a GPU"
+    if is_sharded(foundation.model):
+        return "sdpa", "auto, with a sharded model"
+    return ("sdpa", "auto, without measuring, as execution.deterministic asks") if repeatable else None
+
+
+def _measured_attention(foundation: Foundation, samples: Samples) -> tuple[Attention, str]:
+    """The faster of two for a block of the model, forward and backward."""
+    model: Any = foundation.model
+    tokens = _block_call(foundation, samples, 1)[0].shape[1]
+    hidden, run = _block_call(foundation, samples, max(min(_TOKENS // tokens, _SAMPLES), 2))
+    hidden.requires_grad_()
+    seconds = {}
+    for attention in get_args(Attention):
+        model.set_attn_implementation(attention)
+        seconds[attention] = _shortest(lambda: run(hidden).sum().backward())
+    faster = seconds["sdpa"] / seconds["eager"]
+    return (
+        "eager" if faster >= _CLEARLY_FASTER else "sdpa",
+        f"auto, a block with eager is {faster:.1f} times as fast as with sdpa",
+    )
+
+
+def _block_call(foundation: Foundation, samples: Samples, count: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The first block's hidden states for `count` times a sample, and a function that runs the block on them."""
+    block: Any = next(iter(foundation.blocks.children()))
+    calls: list[tuple[Any, Any]] = []
+    hook = block.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
+    try:
+        with torch.no_grad():
+            foundation.model(
+                **samples.inputs(torch.zeros(count, dtype=torch.int64), foundation.device, foundation.dtype)
+            )
+    finally:
+        hook.remove()
+    args, kwargs = calls[0]
+
+    def run(hidden: Tensor) -> Tensor:
+        output = block(hidden, *args[1:], **kwargs) if args else block(**{**kwargs, "hidden_states": hidden})
+        states: Tensor = output[0] if isinstance(output, tuple) else output
+        return states
+
+    return (args[0] if args else kwargs["hidden_states"]).detach(), run
+
+
+def _shortest(run: Callable[[], object]) -> float:
+    """Seconds of the fastest of some runs, after one that is not counted."""
+    run()
+    seconds = []
+    for _ in range(_REPEATS):
+        started = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
