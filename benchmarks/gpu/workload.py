@@ -74,6 +74,8 @@ class Workload:
             self.foundation,
             lambda count: self.samples.inputs(torch.zeros(count, dtype=torch.int64), device, self.foundation.dtype),
             fuse_blocks=device.type != "cpu" if fuse_blocks is None else fuse_blocks,
+            # On a CPU something stands in for the GPU, whose kernels are to be measured or compiled.
+            whole_blocks=False,
         )
 
     @classmethod

@@ -55,7 +55,7 @@ def make_sweep_model(
         lambda count: train.inputs(torch.zeros(count, dtype=torch.int64), foundation.device, foundation.dtype),
         fuse_blocks=config.fused_blocks == "on" or (config.fused_blocks == "auto" and sharding is None),
         # The kernels of the other fused blocks save a GPU passes over its memory; on a CPU torch does what they do.
-        whole_only=config.fused_blocks == "auto" and foundation.device.type == "cpu",
+        kernel_blocks=config.fused_blocks == "on" or foundation.device.type != "cpu",
         checkpoint_blocks=config.checkpoint_blocks,
         sharding=sharding,
     )

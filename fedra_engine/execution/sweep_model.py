@@ -6,7 +6,7 @@ adapter target applies the factors of each sample's client.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,8 @@ class SweepModel:
         example_inputs: Callable[[int], ModelInputs],
         *,
         fuse_blocks: bool = True,
-        whole_only: bool = False,
+        whole_blocks: bool = True,
+        kernel_blocks: bool = True,
         checkpoint_blocks: bool = False,
         sharding: Sharding | None = None,
     ) -> None:
@@ -51,7 +52,8 @@ class SweepModel:
         Args:
             example_inputs: gives the model's inputs for a number of samples, to probe the blocks.
             fuse_blocks: fuse the blocks of known families.
-            whole_only: only those that one op computes.
+            whole_blocks: of these, let one op compute those that it can on a CPU.
+            kernel_blocks: of these, let the kernels for a GPU compute the others.
             checkpoint_blocks: save only the blocks' inputs for backward, which runs the blocks again.
             sharding: how the weights are sharded, if they are; then blocks cannot be fused, and all processes must
                 build the model together and make equally many passes.
@@ -83,7 +85,12 @@ class SweepModel:
             check_norm(foundation, norm, self.features_of, example_inputs(2))
         # A sharded model cannot be cut without attaching the cut one to its shards.
         check_sweep(foundation, self.features_of, example_inputs(2), cuts=sharding is None)
-        self.fused = self._fuse(blocks, plain, example_inputs(2), whole_only=whole_only) if fuse_blocks else 0
+        self.fused = 0
+        if fuse_blocks and whole_blocks and not use_triton(foundation.head.weight):
+            self.fused += self._fuse(blocks, plain, self._whole(plain), example_inputs(2))
+        if fuse_blocks and kernel_blocks:
+            left = [block for block in plain if blocks[block.position] is block]
+            self.fused += self._fuse(blocks, plain, self._of_kernels(left), example_inputs(2))
 
     def features(
         self,
@@ -187,14 +194,15 @@ class SweepModel:
         self.backward(features.sum() * 0)
 
     def _fuse(
-        self, blocks: nn.ModuleList | nn.Sequential, plain: list[SweepBlock], inputs: ModelInputs, *, whole_only: bool
+        self,
+        blocks: nn.ModuleList | nn.Sequential,
+        plain: list[SweepBlock],
+        candidates: Mapping[int, SweepBlock],
+        inputs: ModelInputs,
     ) -> int:
-        """Put a fused block wherever it gives the output of the plain one; returns how many it put."""
-        candidates = {
-            position: candidate
-            for position, block in enumerate(plain)
-            if (candidate := self._candidate(block, whole_only)) is not None
-        }
+        """Put a candidate wherever it gives the output of the plain block; returns how many it put."""
+        if not candidates:
+            return 0
         agrees: dict[int, bool] = {}
         hooks = [
             plain[position].register_forward_hook(_compare(fused, agrees, position), with_kwargs=True)
@@ -211,18 +219,24 @@ class SweepModel:
                 blocks[position] = fused
         return sum(agrees.values())
 
-    def _candidate(self, plain: SweepBlock, whole_only: bool) -> SweepBlock | None:
-        """A fused block in place of a plain one, whose output is yet to be compared; None if the block is unknown."""
-        parts = match_parts(plain.block)
-        if parts is None:
-            return None
-        place = (self._context, plain.position, plain.arguments)
-        if not use_triton(self._foundation.head.weight):
-            settings: Any = self._foundation.model.config
-            fused_attention = settings._attn_implementation == "sdpa"
-            if whole := match_whole_block(plain.block, parts, *place, fused_attention=fused_attention):
-                return whole
-        return None if whole_only else FusedBlock(plain.block, parts, *place)
+    def _whole(self, plain: Sequence[SweepBlock]) -> dict[int, SweepBlock]:
+        """Candidates in place of `plain` blocks that one op may compute, by position."""
+        settings: Any = getattr(self._foundation.model, "config", None)
+        fused_attention = getattr(settings, "_attn_implementation", "sdpa") == "sdpa"
+        return {
+            block.position: whole
+            for block in plain
+            if (parts := match_parts(block.block)) is not None
+            and (whole := match_whole_block(block, parts, self._context, fused_attention=fused_attention)) is not None
+        }
+
+    def _of_kernels(self, plain: Sequence[SweepBlock]) -> dict[int, SweepBlock]:
+        """Candidates in place of `plain` blocks of known families, by position."""
+        return {
+            block.position: FusedBlock(block.block, parts, self._context, block.position, block.arguments)
+            for block in plain
+            if (parts := match_parts(block.block)) is not None
+        }
 
 
 def _without_scale(norm: nn.Module) -> nn.Module:
@@ -235,6 +249,9 @@ def _without_scale(norm: nn.Module) -> nn.Module:
 
 def _compare(fused: SweepBlock, agrees: dict[int, bool], position: int) -> Callable[..., None]:
     def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if not fused.takes(args, kwargs):
+            agrees[position] = False
+            return
         # The fused block overwrites its input.
         args, kwargs = tree_map_only(Tensor, torch.clone, (args, kwargs))
         try:

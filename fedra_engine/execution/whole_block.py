@@ -44,6 +44,10 @@ class WholeBlock(SweepBlock):
         self._targets = [linear.target if isinstance(linear, GroupedLoraLinear) else None for linear in linears]
         self._latest: tuple[tuple[AdapterLayout, Factor, bool], BlockAdapters] | None = None
 
+    def takes(self, args: Any, kwargs: Any) -> bool:
+        """Whether the arguments hold no tensors beside the hidden states."""
+        return _hidden_alone(args, kwargs) is not None
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         current = self._context.current
         rows = current.plan.blocks[self.position]
@@ -84,15 +88,9 @@ def _columns(layout: AdapterLayout, target: int, factors: Factor) -> AdapterColu
 
 
 def match_whole_block(
-    block: nn.Module,
-    parts: PreNormParts,
-    context: SweepContext,
-    position: int,
-    arguments: BatchArguments,
-    *,
-    fused_attention: bool,
+    plain: SweepBlock, parts: PreNormParts, context: SweepContext, *, fused_attention: bool
 ) -> WholeBlock | None:
-    """The whole block, or None where `parts` are not those of an op. Its outputs must be checked against the block's.
+    """A candidate in place of a `plain` block, or None where its `parts` are not those of the op.
 
     Args:
         fused_attention: see `fedra_kernels.PreNormBlock`.
@@ -121,7 +119,7 @@ def match_whole_block(
         approximate="none" if parts.activation == "gelu" else "tanh",
         fused_attention=fused_attention,
     )
-    return WholeBlock(block, of_op, linears, context, position, arguments)
+    return WholeBlock(plain.block, of_op, linears, context, plain.position, plain.arguments)
 
 
 def _frozen(linear: Any) -> FrozenLinear:

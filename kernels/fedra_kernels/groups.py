@@ -117,14 +117,16 @@ class RowGroups:
         return self._per_token[tokens]
 
     @cached_property
-    def slots(self) -> SlotIndex:
-        """The bank row of each group."""
-        return slot_index(self.host_slots, self.device)
+    def filled_slots(self) -> SlotIndex:
+        """The bank row of each group that has rows."""
+        filled = [slot for slot, size in zip(self.host_slots, self.sizes, strict=True) if size]
+        return slot_index(filled, self.device)
 
     @cached_property
     def compact(self) -> RowGroups:
-        """The same groups, of a bank that has their slots alone, in their order."""
-        return RowGroups(self.sizes, torch.arange(len(self)), self.device)
+        """The groups that have rows, of a bank that holds `filled_slots` alone, in their order."""
+        sizes = [size for size in self.sizes if size]
+        return RowGroups(sizes, torch.arange(len(sizes)), self.device)
 
     @property
     def filled(self) -> Tensor:

@@ -124,7 +124,7 @@ def pre_norm_block(
         gradients: shaped as `bank`, of its dtype or a wider one; backward adds to it. None for no gradients.
         adapters: where the block's adapters lie in a slot.
         groups: the slot of each of the rows (tokens) that go through the block.
-        dropout: LoRA dropout, one for each of `block.linears`; empty for none. With it, `adapters` must not be together.
+        dropout: LoRA dropout, one for each of `block.linears`; empty for none. With it, no `adapters` are together.
 
     Returns:
         [samples, tokens, features]. autograd differentiates with respect to `hidden` alone; where that needs no
@@ -207,7 +207,7 @@ class _PreNormBlock(torch.autograd.Function):
         held = hidden if samples is None else hidden.index_select(0, samples)
         shape = held.shape
         rows = held.reshape(-1, shape[2])
-        low_rank = _LowRank(adapters, groups, bank_rows(bank, groups.slots), dropout)
+        low_rank = _LowRank(adapters, groups, bank_rows(bank, groups.filled_slots), dropout)
 
         x1, mean1, inverse1 = _normalize(rows, block.norm1)
         projected = [linear.forward(x1) for linear in block.inputs]
@@ -274,7 +274,7 @@ class _LowRank:
     """The low-rank products of a block in a pass.
 
     Attributes:
-        slots: [groups, slot size], the adapters of each group, one after another, so that the small products of all
+        slots: [groups, slot size], the adapters of each group that has rows, one after another, so that the small products of all
             groups need no copies of their factors.
         saved: what backward needs: of each of `BlockAdapters.shared` the input, what dropout keeps, and A x^T by run.
     """
@@ -327,7 +327,7 @@ class _LowRank:
     def deposit(self) -> None:
         """Add the gradients to those of the bank."""
         if self._gradients is not None and self._sink is not None:
-            add_to_bank(self._gradients, self._groups.slots, self._sink)
+            add_to_bank(self._gradients, self._groups.filled_slots, self._sink)
 
 
 def _normalize(rows: Tensor, norm: LayerNorm) -> tuple[Tensor, Tensor, Tensor]:

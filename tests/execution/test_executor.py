@@ -12,10 +12,21 @@ from fedra_engine.runtime.errors import InputError
 from tests.tiny import DEPTH, TARGETS, make_samples, make_tiny
 
 
-@pytest.mark.parametrize(("asked", "fused"), [("on", DEPTH), ("off", 0), ("auto", 0)])
-def test_blocks_are_fused_where_asked_and_by_default_on_gpus_alone(asked: str, fused: int) -> None:
-    foundation = make_tiny("vit", LoraConfig(rank=3, target_modules=TARGETS["vit"]))
-    model = make_sweep_model(ExecutionConfig(fused_blocks=asked), foundation, make_samples("vit", 4), None)
+@pytest.mark.parametrize(
+    ("family", "asked", "fused"),
+    [
+        ("vit", "on", DEPTH),
+        ("vit", "off", 0),
+        ("vit", "auto", DEPTH),
+        ("llama", "on", DEPTH),
+        ("llama", "auto", 0),
+    ],
+)
+def test_blocks_are_fused_where_asked_and_by_default_on_a_cpu_those_with_plain_attention(
+    family: str, asked: str, fused: int
+) -> None:
+    foundation = make_tiny(family, LoraConfig(rank=3, target_modules=TARGETS[family]))
+    model = make_sweep_model(ExecutionConfig(fused_blocks=asked), foundation, make_samples(family, 4), None)
     assert model.fused == fused
 
 

@@ -73,7 +73,12 @@ def train(
     work = LocalWork(Clients(rows, np.zeros(clients, np.int64), capacities), np.arange(clients), training, 0, 0, 0.1)
     assignment = asked(uniform_allocation(capacities, foundation.depth, np.random.default_rng(0)))
     lora = LoraConfig(rank=3, dropout=dropout, target_modules=[t.path for t in foundation.adapter_layout.targets])
-    model = SweepModel(foundation, lambda n: samples.inputs(torch.arange(n), device, dtype), fuse_blocks=fuse_blocks)
+    model = SweepModel(
+        foundation,
+        lambda n: samples.inputs(torch.arange(n), device, dtype),
+        fuse_blocks=fuse_blocks,
+        whole_blocks=False,
+    )
     assert (model.fused > 0) == fuse_blocks
     adapters = initial_adapters(foundation.adapter_layout, foundation.depth, seed=0, dtype=foundation.adapter_dtype)
     state = GlobalState(adapters.to(device), foundation.initial_heads().repeat(exits, 1))
@@ -208,7 +213,7 @@ class _Allocations(TorchDispatchMode):
 def test_the_gradient_of_the_residual_stream_is_not_copied() -> None:
     foundation, samples = vit(16), make_samples("vit", 12)
     model = SweepModel(
-        foundation, lambda n: samples.inputs(torch.arange(n), torch.device("cpu"), torch.bfloat16), fuse_blocks=True
+        foundation, lambda n: samples.inputs(torch.arange(n), torch.device("cpu"), torch.bfloat16), whole_blocks=False
     )
     adapters = initial_adapters(foundation.adapter_layout, 3 * DEPTH, seed=0, dtype=torch.bfloat16)
     factors = BankFactors(foundation.adapter_layout, adapters, torch.zeros_like(adapters))

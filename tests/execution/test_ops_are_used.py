@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fedra_engine.execution import banks, fused_block, sweep_block
+from fedra_engine.execution import banks, fused_block, sweep_block, whole_block
 from fedra_engine.federation import aggregation
 from fedra_engine.models import task
 from tests.tiny_federation import ADAMW, SGD, make_setting
@@ -20,7 +20,7 @@ PLAIN = [
     (aggregation, "aggregate"),
     (aggregation, "finish_aggregate"),
 ]
-FUSED = [(fused_block, "gather_norm"), (fused_block, "gelu"), (fused_block, "scatter_add")]
+FUSED = [(fused_block, "gather_norm"), (fused_block, "swiglu"), (fused_block, "scatter_add")]
 
 
 class Reached(Exception):
@@ -47,5 +47,11 @@ def test_a_round_with_adamw_needs_the_op(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(("module", "op"), FUSED, ids=[op for _, op in FUSED])
 def test_a_round_with_fused_blocks_needs_the_op(monkeypatch: pytest.MonkeyPatch, module: ModuleType, op: str) -> None:
     monkeypatch.setattr(module, op, fail)
+    with pytest.raises(Reached):
+        make_setting("llama", SGD, fuse_blocks=True).rounds(3, 1)
+
+
+def test_a_round_with_whole_blocks_needs_the_op(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whole_block, "pre_norm_block", fail)
     with pytest.raises(Reached):
         make_setting("vit", SGD, fuse_blocks=True).rounds(3, 1)

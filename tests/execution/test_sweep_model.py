@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from fedra_engine.config import LoraConfig
 from fedra_engine.execution import sweep_model
-from fedra_engine.execution.fused_block import FusedBlock
 from fedra_engine.execution.plan import ExitCopy
 from fedra_engine.execution.sweep_model import SweepModel
+from fedra_engine.execution.whole_block import WholeBlock
 from fedra_engine.models.foundation import Foundation, cut_to_blocks, replace_module
 from tests.tiny import DEPTH, TARGETS, make_samples, make_tiny
 
@@ -128,7 +128,7 @@ def test_blocks_are_fused_where_they_give_the_same(
     fused = SweepModel(foundation, inputs)
     assert fused.fused == (DEPTH if agrees else 0)
     blocks = fused._model.get_submodule(foundation.block_path)
-    assert all(isinstance(block, FusedBlock) == agrees for block in blocks)
+    assert all(isinstance(block, WholeBlock) == agrees for block in blocks)
     assert not any(block._forward_hooks for block in blocks)
     torch.testing.assert_close(fused.features_of(inputs(4), adapters, ALL), model.features_of(inputs(4), adapters, ALL))
 
@@ -138,11 +138,15 @@ def test_nothing_is_fused_unasked(model: SweepModel) -> None:
 
 
 def test_a_fused_block_that_takes_no_such_arguments_does_not_agree(foundation: Foundation) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise TypeError
+    class Refusing:
+        def takes(self, args: Any, kwargs: Any) -> bool:
+            return True
+
+        def __call__(self, *_: Any, **__: Any) -> None:
+            raise TypeError
 
     agrees: dict[int, bool] = {}
-    sweep_model._compare(refuse, agrees, 2)(None, (), {}, torch.zeros(1))  # type: ignore[arg-type]
+    sweep_model._compare(Refusing(), agrees, 2)(None, (), {}, torch.zeros(1))  # type: ignore[arg-type]
     assert agrees == {2: False}
     sweep_model._compare(lambda x: (x + 0.5,), agrees, 1)(None, (torch.ones(2),), {}, torch.ones(2))  # type: ignore[arg-type]
     sweep_model._compare(lambda x: (x,), agrees, 3)(None, (torch.ones(2),), {}, (torch.ones(2), None))  # type: ignore[arg-type]

@@ -43,7 +43,7 @@ def backward(
     grad_a: Tensor | None,
     grad_b: Tensor | None,
 ) -> None:
-    """Add dA and dB, from x and shrunk, into the sinks that are given, and what x gets through A to grad_x, if given."""
+    """Add dA and dB, from x and shrunk, into the given sinks, and to grad_x, if given, what x gets through A."""
     dropped = x if x is None or keep is None else x * keep
     for run in groups.runs:
         run_grad_y = grouped(grad_y, run)

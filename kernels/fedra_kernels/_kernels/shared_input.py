@@ -167,7 +167,8 @@ def add_low_rank(
     """Add scale (drop(x) A_k^T) B_k^T to the rows of group k of each of `outputs` [rows, out], in place.
 
     Args:
-        factors: of the groups' slots, in the order of the groups.
+        factors: of the groups' slots, in their order.
+        groups: as `RowGroups.compact` makes them.
         x: [rows, in].
         keep: [rows, in], what x is multiplied by; None for ones.
 
@@ -242,7 +243,7 @@ def _grouped(rows: Tensor, run: Run, groups: RowGroups) -> Tensor:
 
 def _slots(factor: Tensor, run: Run, groups: RowGroups) -> Tensor:
     """The run's slots of a factor; most steps have one run, and every slice costs as much as a small product."""
-    return factor if len(groups.runs) == 1 and run.count == factor.shape[0] else factor[run.slots]
+    return factor if len(groups.runs) == 1 else factor[run.slots]
 
 
 def _by_adapter(shared: SharedInput, shrunk: Tensor) -> Sequence[Tensor]:
