@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache, partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -34,7 +35,6 @@ from fedra_engine.data.samples import Samples
 from fedra_engine.execution.banks import bytes_per_parameter
 from fedra_engine.execution.dropout import DropoutKeys
 from fedra_engine.execution.memory import hidden_shape, record_saved
-from fedra_engine.execution.sequential import Submodel
 from fedra_engine.federation.allocation import Allocation
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import Clients
@@ -48,6 +48,9 @@ from fedra_engine.models.state import GlobalState
 from fedra_engine.models.structure import is_linear, linear_shape
 from fedra_engine.runtime.errors import count_of, span_of
 from fedra_engine.runtime.tables import bytes_text, flops_text
+
+if TYPE_CHECKING:
+    from fedra_engine.execution.sequential import Submodel
 
 Counts = NDArray[np.float64]
 _PROBED = 16
@@ -296,6 +299,9 @@ def _kept_of_a_sample(foundation: Foundation, samples: Samples, lora: LoraConfig
 
     It is the difference between a pass of two samples and a pass of one.
     """
+    # Imports PEFT, which takes longer than importing torch.
+    from fedra_engine.execution.sequential import Submodel
+
     held = np.ones((1, foundation.depth), dtype=np.bool_)
     assignment = Assignment(held, factors=factors, ranks=np.array([rank]))
     adapters = torch.zeros(foundation.depth, foundation.adapter_layout.size, dtype=foundation.adapter_dtype)
