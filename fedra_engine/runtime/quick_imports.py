@@ -12,13 +12,12 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial, wraps
 from importlib.util import find_spec, module_from_spec
 from inspect import isfunction
 from threading import RLock
 from types import ModuleType
 from typing import Any
-
-_COMPILER = "torch._dynamo"
 
 
 @contextmanager
@@ -40,21 +39,26 @@ def quick_imports() -> Iterator[None]:
 
 
 def import_compiler_late() -> None:
-    """Let `torch._dynamo`, unless it is imported already, be a module that is loaded when it is first used.
+    """Let torch's compiler and its symbolic shapes, unless imported already, be modules that load when they are used.
 
-    Its three decorators for functions that are not to be compiled, or not as others are, work without loading it, and
-    mean the same once it is loaded. Importing transformers' models needs no more.
+    A few of their functions work without, and mean the same once all is loaded. Importing transformers' models and
+    training them needs no others.
     """
-    if _COMPILER in sys.modules:
-        return
-    import torch
+    import torch.fx.experimental
 
-    spec = find_spec(_COMPILER)
-    assert spec is not None
-    module = module_from_spec(spec)
-    module.__class__ = _LateCompiler
-    sys.modules[_COMPILER] = module
-    vars(torch)["_dynamo"] = module
+    for package, name, stand_ins in (
+        (torch, "_dynamo", _COMPILER),
+        (torch.fx.experimental, "symbolic_shapes", _SHAPES),
+    ):
+        full = f"{package.__name__}.{name}"
+        if full in sys.modules:
+            continue
+        spec = find_spec(full)
+        assert spec is not None
+        module: Any = module_from_spec(spec)
+        module.__class__ = _LateModule
+        vars(module)["stand_ins_"] = stand_ins
+        sys.modules[full] = vars(package)[name] = module
 
 
 def _leave_out_of_transformers() -> None:
@@ -82,39 +86,40 @@ def _leave_out_of_transformers() -> None:
             sys.modules["scipy"] = scipy
 
 
-class _LateCompiler(ModuleType):
-    """`torch._dynamo` before it is loaded: a package whose modules can be imported, and three decorators."""
+class _LateModule(ModuleType):
+    """A module before it is loaded, whose own modules can be imported; `stand_ins_` are functions that need no more."""
+
+    stand_ins_: dict[str, Callable[..., Any]]
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        if (decorator := _DECORATORS.get(name)) is not None and not _Loading.begun:
-            return decorator
-        _load(self)
-        return getattr(self, name)
+        if name in self.stand_ins_:
+            return self.stand_ins_[name]
+        return getattr(_loaded(self), name)
 
 
-class _Loading:
-    """The functions to tell the compiler of when it is loaded."""
-
-    lock = RLock()
-    begun = False
-    allowed = list[Callable[..., Any]]()
+_LOCK = RLock()
+_ALLOWED = list[Callable[..., Any]]()
+"""What has been given to `allow_in_graph` before the compiler is loaded."""
 
 
-def _load(module: ModuleType) -> None:
-    # Another thread waits until all is loaded.
-    with _Loading.lock:
-        if _Loading.begun:
-            return
-        _Loading.begun = True
-        spec = module.__spec__
-        assert spec is not None and spec.loader is not None
-        # From here on, what a module that is imported meanwhile misses is an error, as in any circular import.
-        module.__class__ = ModuleType
-        spec.loader.exec_module(module)
-        for function in _Loading.allowed:
-            module.allow_in_graph(function)
+def _loaded(module: ModuleType) -> ModuleType:
+    """The module after it has been loaded, if it was not. Another thread waits until all is loaded."""
+    with _LOCK:
+        if type(module) is _LateModule:
+            # From here on, what a module that is imported meanwhile misses is an error, as in any circular import.
+            module.__class__ = ModuleType
+            assert module.__spec__ is not None and module.__spec__.loader is not None
+            module.__spec__.loader.exec_module(module)
+            if vars(module).pop("stand_ins_") is _COMPILER:
+                for function in _ALLOWED:
+                    module.allow_in_graph(function)
+    return module
+
+
+def _is_loaded(module: ModuleType) -> bool:
+    return "stand_ins_" not in vars(module)
 
 
 def _assume_constant_result(function: Any) -> Any:
@@ -124,23 +129,45 @@ def _assume_constant_result(function: Any) -> Any:
 
 
 def _allow_in_graph(function: Any) -> Any:
-    _Loading.allowed.append(function)
+    _ALLOWED.append(function)
     return function
 
 
 def _disable(function: Any = None, recursive: bool = True, **options: Any) -> Any:
-    from torch._compile import _disable_dynamo
+    compiler = sys.modules["torch._dynamo"]
+    if function is None:
+        return partial(_disable, recursive=recursive, **options)
+    if not isfunction(function):
+        return _loaded(compiler).disable(function, recursive, **options)
+    disabled: list[Callable[..., Any]] = []
 
-    if (function is None or isfunction(function)) and "wrapping" not in options:
-        # The same, but torch uses this one in its own modules, as it loads the compiler at the first call.
-        return _disable_dynamo(function, recursive)
-    module = sys.modules[_COMPILER]
-    _load(module)
-    return module.disable(function, recursive, **options)
+    @wraps(function)
+    def call(*arguments: Any, **named: Any) -> Any:
+        # Nothing is compiled before the compiler is loaded.
+        if not _is_loaded(compiler):
+            return function(*arguments, **named)
+        if not disabled:
+            disabled.append(compiler.disable(function, recursive, **options))
+        return disabled[0](*arguments, **named)
+
+    return call
 
 
-_DECORATORS = {
+def _expect_true(condition: Any) -> Any:
+    return condition if type(condition) is bool else _loaded(_shapes()).expect_true(condition)
+
+
+def _is_nested_int(size: Any) -> Any:
+    return False if type(size) is int else _loaded(_shapes()).is_nested_int(size)
+
+
+def _shapes() -> ModuleType:
+    return sys.modules["torch.fx.experimental.symbolic_shapes"]
+
+
+_COMPILER: dict[str, Callable[..., Any]] = {
     "assume_constant_result": _assume_constant_result,
     "allow_in_graph": _allow_in_graph,
     "disable": _disable,
 }
+_SHAPES: dict[str, Callable[..., Any]] = {"expect_true": _expect_true, "is_nested_int": _is_nested_int}
