@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial, wraps
+from importlib import import_module
 from importlib.util import find_spec, module_from_spec
 from inspect import isfunction
 from threading import RLock
@@ -28,7 +29,7 @@ def quick_imports() -> Iterator[None]:
     """
     gc.disable()
     try:
-        if os.environ.get("WORLD_SIZE", "1") == "1" and "ACCELERATE_USE_DEEPSPEED" not in os.environ:
+        if os.environ.get("WORLD_SIZE", "1") == "1" and os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
             import_compiler_late()
             _leave_out_of_transformers()
         yield
@@ -59,6 +60,10 @@ def import_compiler_late() -> None:
         module.__class__ = _LateModule
         vars(module)["stand_ins_"] = stand_ins
         sys.modules[full] = vars(package)[name] = module
+        if name == "_dynamo":
+            # The only one of its modules that transformers needs, and one that needs none of the others.
+            import_module("torch._dynamo._trace_wrapped_higher_order_op")
+            del module.__path__
 
 
 def _leave_out_of_transformers() -> None:
@@ -87,12 +92,13 @@ def _leave_out_of_transformers() -> None:
 
 
 class _LateModule(ModuleType):
-    """A module before it is loaded, whose own modules can be imported; `stand_ins_` are functions that need no more."""
+    """A module before it is loaded, of which only `stand_ins_`, functions, can be used without loading it."""
 
     stand_ins_: dict[str, Callable[..., Any]]
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        # What looks at all modules, such as `inspect`, asks for these. A module inside needs `__path__`.
+        if name.startswith("__") and (name != "__path__" or _search_path(self) is None):
             raise AttributeError(name)
         if name in self.stand_ins_:
             return self.stand_ins_[name]
@@ -110,12 +116,19 @@ def _loaded(module: ModuleType) -> ModuleType:
         if type(module) is _LateModule:
             # From here on, what a module that is imported meanwhile misses is an error, as in any circular import.
             module.__class__ = ModuleType
+            if (path := _search_path(module)) is not None:
+                module.__path__ = path
             assert module.__spec__ is not None and module.__spec__.loader is not None
             module.__spec__.loader.exec_module(module)
             if vars(module).pop("stand_ins_") is _COMPILER:
                 for function in _ALLOWED:
                     module.allow_in_graph(function)
     return module
+
+
+def _search_path(module: ModuleType) -> list[str] | None:
+    """Where the modules inside `module` are; None if it is no package."""
+    return None if module.__spec__ is None else module.__spec__.submodule_search_locations
 
 
 def _is_loaded(module: ModuleType) -> bool:
