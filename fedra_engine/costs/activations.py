@@ -31,7 +31,9 @@ def kept_of_a_sample(
     model = _adapted_model(foundation, rank, factors, keys)
     longest = 0 if samples.lengths is None else int(samples.lengths.argmax())
     one, two = (
-        _kept_bytes(foundation, model, samples.inputs(torch.full((count,), longest), foundation.device, foundation.dtype))
+        _kept_bytes(
+            foundation, model, samples.inputs(torch.full((count,), longest), foundation.device, foundation.dtype)
+        )
         for count in (1, 2)
     )
     return two - one

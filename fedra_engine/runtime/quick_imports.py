@@ -29,7 +29,10 @@ def quick_imports() -> Iterator[None]:
     """
     gc.disable()
     try:
-        if os.environ.get("WORLD_SIZE", "1") == "1" and os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
+        if (
+            os.environ.get("WORLD_SIZE", "1") == "1"
+            and os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true"
+        ):
             import_compiler_late()
             _leave_out_of_transformers()
         yield
@@ -115,10 +118,11 @@ def _loaded(module: ModuleType) -> ModuleType:
     with _LOCK:
         if type(module) is _LateModule:
             # From here on, what a module that is imported meanwhile misses is an error, as in any circular import.
-            module.__class__ = ModuleType
+            module.__class__ = ModuleType  # type: ignore[assignment]
             if (path := _search_path(module)) is not None:
                 module.__path__ = path
-            assert module.__spec__ is not None and module.__spec__.loader is not None
+            assert module.__spec__ is not None
+            assert module.__spec__.loader is not None
             module.__spec__.loader.exec_module(module)
             if vars(module).pop("stand_ins_") is _COMPILER:
                 for function in _ALLOWED:
