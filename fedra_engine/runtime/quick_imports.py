@@ -66,13 +66,14 @@ def import_compiler_late() -> None:
         if name == "_dynamo":
             # The only one of its modules that transformers needs, and one that needs none of the others.
             import_module("torch._dynamo._trace_wrapped_higher_order_op")
-            del module.__path__
+            if not _is_loaded(module):
+                del module.__path__
 
 
 def _leave_out_of_transformers() -> None:
     """Let transformers' availability checks say, from now on, that torch.distributed and scipy are not there.
 
-    It keeps the first answer of a check. Its sharding would import torch.distributed.tensor and so sympy.
+    It remembers the first answer of a check. Its sharding would import torch.distributed.tensor, and this sympy.
     """
     if "transformers.modeling_utils" in sys.modules:
         return
