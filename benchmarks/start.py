@@ -16,6 +16,7 @@ from fedra_engine.runtime.errors import InputError
 _RUN = """
 import json, logging, pathlib, sys, time
 from fedra_engine.commands.simulate import main
+from fedra_engine.runtime.exit_codes import exit_code
 from fedra_engine.runtime.stages import LOCAL_STEPS
 
 class FirstSteps(logging.Handler):
@@ -29,8 +30,9 @@ logger = logging.getLogger("fedra_engine.runtime.stages")
 logger.setLevel(logging.DEBUG)
 logger.addHandler(FirstSteps())
 file, *arguments = sys.argv[1:]
-main(arguments)
+code = exit_code(lambda: main(arguments))
 pathlib.Path(file).write_text(json.dumps([FirstSteps.cpu, time.process_time(), len(sys.modules)]))
+sys.exit(code)
 """
 
 

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_the_start_is_a_part_of_the_run() -> None:
-    times = measure_start(["--clients.participants", "1"], repeats=1)
+    times = measure_start(["--clients.sampling", "uniform", "--clients.participants", "1"], repeats=1)
     assert 0 < times.first_step < times.whole
     assert times.modules > 100
 
