@@ -1,4 +1,4 @@
-"""Measures executors, methods, lanes, batches, watching and kernels: `fedra bench executors`, and so on.
+"""Measures executors, methods, lanes, batches, watching, start and kernels: `fedra bench executors`, and so on.
 
 Prints CPU-seconds, which a busy machine disturbs less than wall-clock time, and ratios from the same run. On a
 machine with a GPU, `kernels` prints the GPU's seconds.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -63,7 +64,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "watching", help="what measures, trackers and report cost of a run, on one CPU thread"
     )
     watching.set_defaults(run=_run_watching)
-    for command in (batches, watching):
+    start = commands.add_parser("start", help="a process from its beginning to its first local step, on one CPU thread")
+    start.add_argument("--repeats", type=repeats, default=3, help="counted runs (default 3)")
+    start.set_defaults(run=_run_start)
+    for command in (batches, watching, start):
         command.add_argument(
             "experiment", nargs=argparse.REMAINDER, help="options of fedra simulate, such as --config FILE, after --"
         )
@@ -161,6 +165,14 @@ def _run_watching(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     rows = [times.row() for times in measure_watching(_experiment(options))]
     _print_table("CPU-seconds of a run, one thread", rows)
+
+
+def _run_start(options: argparse.Namespace) -> None:
+    from benchmarks.start import measure_start
+
+    os.environ["OMP_NUM_THREADS"] = "1"
+    arguments = [argument for argument in options.experiment if argument != "--"]
+    _print_table("CPU-seconds of a run of one round", [measure_start(arguments, options.repeats).row()])
 
 
 def _experiment(options: argparse.Namespace) -> ExperimentConfig:

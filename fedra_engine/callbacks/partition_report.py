@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fedra_engine.callback import Callback
+from fedra_engine.callback import Callback, Round
 from fedra_engine.callbacks.run_folder import PARTITION
 from fedra_engine.experiment import Experiment
 from fedra_engine.federation.clients import Clients
@@ -34,28 +34,35 @@ Counts = Mapping[str, tuple[NDArray[np.int64], Sequence[str]]]
 
 
 class PartitionReport(Callback):
-    """Prints and plots the partition before a run begins."""
+    """Prints the partition before a run begins, and plots it after the run's first round."""
 
     def __init__(self, folder: Path, message: Callable[[str], None]) -> None:
         """Plot into the run's `folder`, and give a table to `message`, if it is small."""
         self._folder, self._message = folder, message
+        self._to_plot: Counts | None = None
 
     def on_start(self, experiment: Experiment, state: GlobalState, first_round: int) -> None:
-        with Stage("plotting the partition"):
-            report_partition(experiment.train_data, experiment.clients, self._folder, self._message)
+        self._to_plot = count_and_print(experiment.train_data, experiment.clients, self._message)
+
+    def on_round(self, experiment: Experiment, state: GlobalState, round: Round) -> None:
+        # Not before the first round, as importing matplotlib takes a second.
+        if self._to_plot is not None:
+            with Stage("plotting the partition"):
+                plot_partition(self._to_plot, self._folder / PARTITION)
+            self._to_plot = None
 
 
-def report_partition(train: DomainData, clients: Clients, folder: Path, message: Callable[[str], None]) -> None:
-    """Plot the matrices into `folder`, and give the table, if it is small, to `message`.
+def count_and_print(train: DomainData, clients: Clients, message: Callable[[str], None]) -> Counts | None:
+    """Count the samples, and give the table, if it is small, to `message`.
 
     Nothing is done for more clients than `MOST_PLOTTED`.
     """
     if len(clients) > MOST_PLOTTED:
-        return
+        return None
     counts = count_partition(train, clients)
-    plot_partition(counts, folder / PARTITION)
     if len(clients) <= MOST_PRINTED and max(len(names) for _, names in counts.values()) <= MOST_COLUMNS:
         message(partition_text(counts, clients.capacities))
+    return counts
 
 
 def count_partition(train: DomainData, clients: Clients) -> Counts:

@@ -33,6 +33,7 @@ from fedra_engine.config.validation import (
     without_effect,
 )
 from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.quick_imports import quick_imports
 from fedra_engine.studies.plan import Candidate, Comparison, PlannedRun
 
 DESCRIPTION = """Run every method with every seed, and compare them.
@@ -126,7 +127,8 @@ def main(arguments: Sequence[str]) -> None:
     # The bars of many models would come between the lines of a terminal.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     quiet_libraries()
-    from fedra_engine.studies.compare import compare
+    with quick_imports():
+        from fedra_engine.studies.compare import compare
 
     compare(comparison)
 

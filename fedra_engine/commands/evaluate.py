@@ -27,6 +27,7 @@ from fedra_engine.config.parsing import (
 )
 from fedra_engine.config.validation import validate
 from fedra_engine.runtime.errors import InputError, count_of
+from fedra_engine.runtime.quick_imports import quick_imports
 
 if TYPE_CHECKING:
     from fedra_engine.execution.evaluation import Score
@@ -94,7 +95,8 @@ def main(arguments: Sequence[str]) -> None:
     for each in (config, own):
         validate(each)
     quiet_libraries()
-    from fedra_engine.simulation import score
+    with quick_imports():
+        from fedra_engine.simulation import score
 
     if options.model is None:
         experiment, state, rounds = _of_run(folder, replace(config, data=own.data), best=best)

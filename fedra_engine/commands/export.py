@@ -18,6 +18,7 @@ from fedra_engine.config.parsing import (
     switch,
 )
 from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.quick_imports import quick_imports
 
 DESCRIPTION = """Write the tuned model of a finished run, its adapters merged, as a model of transformers.
 
@@ -57,8 +58,9 @@ def main(arguments: Sequence[str]) -> None:
     if output.exists():
         raise InputError(f"output: found {output}, expected a new folder")
     quiet_libraries()
-    from fedra_engine.run import load_run
-    from fedra_engine.runtime.tables import PlainConsole
+    with quick_imports():
+        from fedra_engine.run import load_run
+        from fedra_engine.runtime.tables import PlainConsole
 
     load_run(run).save_model(output, client=client, best=best)
     PlainConsole().print(f"model: {output}", soft_wrap=True)

@@ -18,6 +18,7 @@ from fedra_engine.config.parsing import (
 )
 from fedra_engine.config.validation import validate, validate_together
 from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.quick_imports import quick_imports
 from fedra_engine.studies.plan import Network, Point, Scaling
 
 DESCRIPTION = """Measure rounds of more and more clients, all of which take part, on one or several processes.
@@ -55,7 +56,8 @@ PARSER = Parser(ExperimentConfig, DESCRIPTION, _OPTIONS, {"output_dir": "runs/sc
 def main(arguments: Sequence[str]) -> None:
     """Measure the points that `arguments` ask for and that have not been measured, and report on all of them."""
     scaling = parse_scaling(arguments)
-    from fedra_engine.studies.scale import scale
+    with quick_imports():
+        from fedra_engine.studies.scale import scale
 
     scale(scaling)
 

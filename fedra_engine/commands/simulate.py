@@ -24,6 +24,7 @@ from fedra_engine.config.parsing import (
 )
 from fedra_engine.config.validation import check_paths, check_trackers, validate
 from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.quick_imports import quick_imports
 
 DESCRIPTION = """Federated LoRA tuning of a transformer foundation model by many heterogeneous clients.
 
@@ -59,10 +60,11 @@ def main(arguments: Sequence[str]) -> None:
     quiet_libraries(bars=not request.quiet and not (sys.stdout is not None and sys.stdout.isatty()))
     if os.environ.get("RANK", "0") == "0" and not request.quiet and request.log_level <= logging.INFO:
         print("loading torch and transformers …", flush=True)
-    from fedra_engine.commands.dry_run import print_probe
-    from fedra_engine.models.sharding import refuse_sharding
-    from fedra_engine.run import run
-    from fedra_engine.runtime.processes import Processes, join_job
+    with quick_imports():
+        from fedra_engine.commands.dry_run import print_probe
+        from fedra_engine.models.sharding import refuse_sharding
+        from fedra_engine.run import run
+        from fedra_engine.runtime.processes import Processes, join_job
 
     accelerator = join_job()
     if request.dry_run:

@@ -30,11 +30,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedra_engine.config import LoraConfig, TrainingConfig
+from fedra_engine.costs.activations import kept_of_a_sample
 from fedra_engine.data.samples import Samples
 from fedra_engine.execution.banks import bytes_per_parameter
-from fedra_engine.execution.dropout import DropoutKeys
-from fedra_engine.execution.memory import hidden_shape, record_saved
-from fedra_engine.execution.sequential import Submodel
+from fedra_engine.execution.memory import hidden_shape
 from fedra_engine.federation.allocation import Allocation
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.clients import Clients
@@ -44,7 +43,6 @@ from fedra_engine.models.adapters import Factor
 from fedra_engine.models.foundation import Foundation, replace_module, share_parameters
 from fedra_engine.models.quantization import has_quantized_weight, scales_of
 from fedra_engine.models.stand_ins import map_parameters
-from fedra_engine.models.state import GlobalState
 from fedra_engine.models.structure import is_linear, linear_shape
 from fedra_engine.runtime.errors import count_of, span_of
 from fedra_engine.runtime.tables import bytes_text, flops_text
@@ -226,7 +224,7 @@ class CostModel:
         self._other_bytes = _bytes(foundation.model, without=own) - self._block_bytes.sum()
         # A sub-model by itself has no second copy of its adapters in the precision of the computation.
         self._bytes_per_parameter = bytes_per_parameter(training, foundation.adapter_dtype, foundation.adapter_dtype)
-        self._kept = cache(partial(_kept_of_a_sample, foundation, samples, lora))
+        self._kept = cache(partial(kept_of_a_sample, foundation, samples, lora))
 
     def count(
         self, clients: Clients, participants: NDArray[np.int64], assignment: Assignment, method: Method
@@ -289,51 +287,6 @@ class CostModel:
         share = (assignment.ranks - 1) / max(full - 1, 1)
         extra: Counts = share * (reached @ (most - least)[:-1])
         return least[-1] + reached @ least[:-1] + extra
-
-
-def _kept_of_a_sample(foundation: Foundation, samples: Samples, lora: LoraConfig, rank: int, factors: Factor) -> Counts:
-    """Bytes that autograd keeps of one sample in each block and, last, outside the blocks, [blocks + 1].
-
-    It is the difference between a pass of two samples and a pass of one.
-    """
-    held = np.ones((1, foundation.depth), dtype=np.bool_)
-    assignment = Assignment(held, factors=factors, ranks=np.array([rank]))
-    adapters = torch.zeros(foundation.depth, foundation.adapter_layout.size, dtype=foundation.adapter_dtype)
-    state = GlobalState(adapters.to(foundation.device), foundation.initial_heads())
-    submodel = Submodel(foundation, lora, assignment, 0, 0, state)
-    keys = DropoutKeys(lora.dropout, seed=0, round=0, clients=[0], steps=[0])
-    longest = 0 if samples.lengths is None else int(samples.lengths.argmax())
-    one, two = (
-        _kept_bytes(submodel, samples.inputs(torch.full((count,), longest), foundation.device, foundation.dtype), keys)
-        for count in (1, 2)
-    )
-    return two - one
-
-
-def _kept_bytes(submodel: Submodel, inputs: dict[str, Tensor], keys: DropoutKeys) -> Counts:
-    """Bytes that autograd keeps of a pass in each block and, last, elsewhere, without weights."""
-    # The client's heads are put into the model only when it runs.
-    fixed = (*submodel.model.parameters(), *submodel.model.buffers(), *submodel.parameters())
-    kept, place = np.zeros(len(submodel.held) + 1), -1
-
-    def losses() -> list[Tensor]:
-        return [nn.functional.log_softmax(logits, dim=-1).sum() for logits in submodel.logits(inputs, keys)]
-
-    def enter(index: int) -> None:
-        nonlocal place
-        place = index
-
-    def record(size: int) -> None:
-        kept[place] += size
-
-    hooks = []
-    for index, block in enumerate(submodel.held):
-        hooks.append(block.register_forward_pre_hook(lambda *_, index=index: enter(index)))
-        hooks.append(block.register_forward_hook(lambda *_: enter(-1)))
-    record_saved(losses, fixed, record)
-    for hook in hooks:
-        hook.remove()
-    return kept
 
 
 def _bytes(module: nn.Module, without: Sequence[nn.Module] = ()) -> int:

@@ -49,8 +49,9 @@ class DomainData:
     Attributes:
         task: determines the columns of `content`.
         content: a `Dataset` with `image` for image_classification, `text` for text_classification, `prompt` and
-            `response` for causal_lm (the prompt may be empty), or `messages` (JSON) and `response`; or decoded images,
-            uint8 [samples, channels, height, width].
+            `response` for causal_lm (the prompt may be empty), or `messages` (JSON) and `response`; or grey images of
+            any size, uint8 [samples, height, width]; or images in the model's size and channels, uint8
+            [samples, channels, height, width].
         domain_of: int64 [samples], index into `domains`.
         domains: names; client capacities follow this order.
         labels: int64 [samples], index into `classes`; None for samples without labels.

@@ -78,7 +78,7 @@ def decoding_threads() -> Iterator[ThreadPoolExecutor]:
 
 
 def image_rows(data: DomainData, preprocessing: Preprocessing, *, skip: bool) -> MadeRows:
-    """Decode and resize every image of `data`, or read it from the cache; decoded content is taken as it is.
+    """Decode and resize every image of `data`, or read it from the cache; resize grey images; take decoded ones as is.
 
     With `skip`, images that cannot be decoded are left black and noted in `skipped`.
 
@@ -90,6 +90,9 @@ def image_rows(data: DomainData, preprocessing: Preprocessing, *, skip: bool) ->
     """
     if not isinstance(data.content, np.ndarray):
         return make_rows(data, _ImageMaker(data, preprocessing), skip=skip)
+    if data.content.ndim == 3:
+        fitted = [_fit(PillowImage.fromarray(image), preprocessing) for image in data.content]
+        return MadeRows([Part({"pixels": np.stack(fitted)}, [])])
     found, expected = data.content.shape[1:], preprocessing.shape
     if found != expected:
         raise InputError(f"data.image_size: found decoded images of {found}, expected {expected}")
@@ -114,11 +117,16 @@ def decode_image(image: Mapping[str, Any], preprocessing: Preprocessing) -> NDAr
         if not isinstance(source, io.BytesIO):
             check_regular(source)
         with PillowImage.open(source, formats=image_formats()) as opened:
-            picture = _eight_bits(_upright(opened)).convert("L" if preprocessing.channels == 1 else "RGB")
+            return _fit(_eight_bits(_upright(opened)), preprocessing)
     except UNREADABLE as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise UnreadableImageError(str(error) or type(error).__name__) from error
+
+
+def _fit(picture: PillowImage.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """The pixels of a picture of 8 bits, in the size and with the channels that the model takes."""
+    picture = picture.convert("L" if preprocessing.channels == 1 else "RGB")
     size = (preprocessing.image_size, preprocessing.image_size)
     if picture.size != size:
         picture = picture.resize(size, PillowImage.Resampling.BICUBIC)

@@ -10,7 +10,6 @@ import torch
 from fedra_engine.config import ExecutionConfig, ExperimentConfig
 from fedra_engine.data.samples import Samples
 from fedra_engine.execution.memory import choose_lanes, limit_threads, measure_lane
-from fedra_engine.execution.sequential import SequentialExecutor
 from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.federation.assignment import Assignment
@@ -89,6 +88,9 @@ def make_executor(
         memory = measure_lane(foundation, model, train, config.training, heads)
     executor: Executor
     if config.execution.executor == "sequential":
+        # Imports PEFT, which takes longer than importing torch.
+        from fedra_engine.execution.sequential import SequentialExecutor
+
         executor = SequentialExecutor(foundation, train, config.lora, model.arguments)
     else:
         lanes = choose_lanes(config.execution.lanes, memory, foundation.device, participants)

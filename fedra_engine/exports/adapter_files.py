@@ -25,7 +25,6 @@ from fedra_engine.methods.products import decompose, factor_products
 from fedra_engine.models.adapters import AdapterLayout
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.loading import HEAD_FILE, own_path, without_pooling
-from fedra_engine.models.peft_library import PeftLoraConfig
 from fedra_engine.models.state import GlobalState, head_tensors
 from fedra_engine.runtime.files import whole_files, write_whole
 
@@ -83,18 +82,22 @@ def save_adapter(
     if foundation.task.trains_head:
         (folder / "labels.json").write_text(json.dumps(list(classes), indent=2) + "\n")
     save_file(tensors, folder / "adapter_model.safetensors")
-    settings = PeftLoraConfig(
-        base_model_name_or_path=base_model(config),
+    settings = {
+        # What PEFT takes for a setting that is missing may change; those that decide what the adapter does are written.
+        "peft_type": "LORA",
+        "base_model_name_or_path": base_model(config),
         **_task(foundation, config),
         **_ranks_and_scales(layout, config.lora, block_path),
-        lora_dropout=config.lora.dropout,
-        fan_in_fan_out=foundation.stores_input_first,
-        modules_to_save=_modules_to_save(foundation),
-        inference_mode=True,
-    )
-    # The constructor would make them a set, whose order differs from process to process.
-    settings.target_modules = [f"{block_path}.{b}.{target.path}" for b in adapted for target in layout.targets]
-    settings.save_pretrained(str(folder))
+        "target_modules": [f"{block_path}.{b}.{target.path}" for b in adapted for target in layout.targets],
+        "modules_to_save": _modules_to_save(foundation),
+        "lora_dropout": config.lora.dropout,
+        "fan_in_fan_out": foundation.stores_input_first,
+        "bias": "none",
+        "use_dora": False,
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def _ranks_and_scales(layout: AdapterLayout, lora: LoraConfig, block_path: str) -> dict[str, Any]:

@@ -24,15 +24,5 @@ with _silent_bitsandbytes():
     from peft import LoraConfig as PeftLoraConfig
     from peft import inject_adapter_in_model
     from peft.tuners.lora import LoraLayer
-    from peft.tuners.tuners_utils import check_target_module_exists
-    from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
-    from peft.utils.other import get_pattern_key
 
-__all__ = [
-    "INCLUDE_LINEAR_LAYERS_SHORTHAND",
-    "LoraLayer",
-    "PeftLoraConfig",
-    "check_target_module_exists",
-    "get_pattern_key",
-    "inject_adapter_in_model",
-]
+__all__ = ["LoraLayer", "PeftLoraConfig", "inject_adapter_in_model"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,14 +11,11 @@ from transformers.pytorch_utils import Conv1D
 
 from fedra_engine.config import LoraConfig
 from fedra_engine.models.adapters import Target
-from fedra_engine.models.peft_library import (
-    INCLUDE_LINEAR_LAYERS_SHORTHAND,
-    PeftLoraConfig,
-    check_target_module_exists,
-    get_pattern_key,
-)
 from fedra_engine.models.sharding import parameter_count, parameter_shape
 from fedra_engine.runtime.errors import InputError
+
+ALL_LINEAR = "all-linear"
+"""PEFT's name for all Linears, as `lora.target_modules`."""
 
 
 def find_block_path(model: nn.Module, given: str | None) -> str:
@@ -83,13 +82,13 @@ def find_targets(blocks: nn.ModuleList | nn.Sequential, lora: LoraConfig) -> tup
         InputError: they are not the same in every block, or a pattern matches none of them.
     """
     target_modules, linears = lora.target_modules, [name for name, part in blocks[0].named_modules() if is_linear(part)]
-    if target_modules == INCLUDE_LINEAR_LAYERS_SHORTHAND:
+    if target_modules == ALL_LINEAR:
         target_modules = linears
     for entry in [target_modules] if isinstance(target_modules, str) else target_modules:
         if not _targets_of(blocks[0], target_modules if isinstance(target_modules, str) else [entry]):
             raise InputError(
                 f"lora.target_modules: found {entry!r}, which matches nothing in a block; "
-                f"expected (endings of) {', '.join(linears)}, or {INCLUDE_LINEAR_LAYERS_SHORTHAND}"
+                f"expected (endings of) {', '.join(linears)}, or {ALL_LINEAR}"
             )
     per_block = [_targets_of(block, target_modules) for block in blocks]
     if not per_block[0] or any(targets != per_block[0] for targets in per_block):
@@ -100,7 +99,7 @@ def find_targets(blocks: nn.ModuleList | nn.Sequential, lora: LoraConfig) -> tup
     paths = [path for path, *_ in per_block[0]]
     for name in ("rank_pattern", "alpha_pattern"):
         for pattern in getattr(lora, name):
-            if not any(get_pattern_key([pattern], path) == pattern for path in paths):
+            if not any(matching_pattern([pattern], path) for path in paths):
                 raise InputError(
                     f"lora.{name}: found {pattern!r}, which matches no adapter target, expected endings of "
                     f"{', '.join(paths)}"
@@ -111,7 +110,7 @@ def find_targets(blocks: nn.ModuleList | nn.Sequential, lora: LoraConfig) -> tup
 def _rank_and_scale(path: str, lora: LoraConfig) -> tuple[int, float]:
     """The rank and the scale of a target's adapter, by PEFT's rules."""
     rank, alpha = (
-        patterns.get(get_pattern_key(list(patterns), path), usual)
+        usual if (pattern := matching_pattern(patterns, path)) is None else patterns[pattern]
         for patterns, usual in ((lora.rank_pattern, lora.rank), (lora.alpha_pattern, lora.alpha))
     )
     return int(rank), alpha / (rank**0.5 if lora.use_rslora else rank)
@@ -119,13 +118,28 @@ def _rank_and_scale(path: str, lora: LoraConfig) -> tuple[int, float]:
 
 def _targets_of(block: nn.Module, target_modules: list[str] | str) -> list[tuple[str, int, int]]:
     """Path inside the block, input and output features of each target."""
-    rule, targets = PeftLoraConfig(target_modules=target_modules), list[tuple[str, int, int]]()
+    targets = list[tuple[str, int, int]]()
     for name, module in block.named_modules():
-        if name and check_target_module_exists(rule, name):
+        if name and is_target(name, target_modules):
             if not is_linear(module):
                 raise InputError(f"lora.target_modules: {name!r} is a {type(module).__name__}, expected Linear layers")
             targets.append((name, *linear_shape(module)))
     return targets
+
+
+def is_target(path: str, target_modules: list[str] | str) -> bool:
+    """Whether `target_modules`, endings of paths or a regular expression for a whole one, match a module's `path`.
+
+    These are PEFT's rules, and those of `matching_pattern` too: importing PEFT takes longer than importing torch.
+    """
+    if isinstance(target_modules, str):
+        return re.fullmatch(target_modules, path) is not None
+    return any(f".{path}".endswith(f".{ending}") for ending in target_modules)
+
+
+def matching_pattern(patterns: Iterable[str], path: str) -> str | None:
+    """The first of `patterns`, regular expressions for the ending of a path, that matches a module's `path`."""
+    return next((pattern for pattern in patterns if re.match(rf"(.*\.)?({pattern})$", path)), None)
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -171,6 +171,20 @@ def test_the_base_model_is_found_from_any_folder(tmp_path: Path, monkeypatch: py
         assert settings["base_model_name_or_path"] == expected
 
 
+def test_peft_reads_every_setting_that_is_written(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    config, foundation, state = trained(tmp_path / "model", "vit")
+    save_adapter(tmp_path, foundation, config, state, depth=DEPTH)
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    read = peft.LoraConfig.from_pretrained(str(tmp_path)).to_dict()
+    assert {name: read[name] for name in written if name != "target_modules"} | {
+        "target_modules": sorted(read["target_modules"])
+    } == written | {"target_modules": sorted(written["target_modules"])}
+    # One who builds the adapter anew, by PEFT's defaults, has the same settings.
+    usual = peft.LoraConfig(peft_type="LORA", **{name: written[name] for name in ("r", "lora_alpha")}).to_dict()
+    assert all(read[name] == value for name, value in usual.items() if name not in written)
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize("family", ["vit", "gpt2"])
 def test_a_change_of_the_frozen_weights_is_part_of_the_adapter(
     tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch

@@ -7,6 +7,8 @@ import pytest
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import inject_adapter_in_model
+from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.other import get_pattern_key
 from torch import nn
 
 from fedra_engine.config import LoraConfig
@@ -17,7 +19,7 @@ from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.adapters import AdapterLayout, Target, initial_adapters
 from fedra_engine.models.foundation import make_foundation
 from fedra_engine.models.state import EvaluatedModel, GlobalState
-from fedra_engine.models.structure import find_block_path, is_linear
+from fedra_engine.models.structure import find_block_path, is_linear, is_target, matching_pattern
 from fedra_engine.runtime.errors import InputError
 from tests.tiny import CLASSES, CLASSIFIERS, DEPTH, TARGETS, make_model, make_samples, make_tiny
 
@@ -102,6 +104,15 @@ def test_target_modules_follow_peft_rules() -> None:
     ]
     by_pattern = make_tiny("vit", LoraConfig(target_modules=r".*\.fc[12]"))
     assert [target.path for target in by_pattern.adapter_layout.targets] == ["mlp.fc1", "mlp.fc2"]
+
+
+@pytest.mark.parametrize("path", ["fc1", "mlp.fc1", "attention.q_proj", "mlp.xfc1", "a.mlp.fc1.b"])
+def test_paths_are_matched_as_peft_matches_them(path: str) -> None:
+    for targets in (["fc1"], ["mlp.fc1"], ["q_proj", "mlp"], "fc1", r".*\.fc[12]", r"mlp\.fc1", "q_proj|fc1"):
+        settings = PeftLoraConfig(target_modules=targets)
+        assert is_target(path, targets) == bool(check_target_module_exists(settings, path)), targets
+    for patterns in (["fc1"], ["q_proj", "fc1"], [r"mlp\.fc\d", "fc1"], ["fc"], ["^fc1"], ["x?fc1|b"]):
+        assert (matching_pattern(patterns, path) or path) == get_pattern_key(patterns, path), patterns
 
 
 @pytest.mark.parametrize("family", ["vit", "gpt2"])

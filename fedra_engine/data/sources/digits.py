@@ -8,15 +8,16 @@ pretraining. All draws have a seed of their own: the images are the same in ever
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedra_engine.config import DataConfig
-from fedra_engine.data.domain_data import DomainData
-from fedra_engine.data.sources.tables import dataset_samples
+from fedra_engine.data.domain_data import DomainData, prepare_source
+from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.randomness import generator
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ PRETRAINING_IMAGES = 477
 HELD_OUT_IMAGES = 120
 TRAIN_IMAGES, TEST_IMAGES = 140, 60
 """Images of each domain."""
+CLASSES = tuple(str(digit) for digit in range(10))
+"""Names of the classes."""
 
 
 def edges(images: Images, rng: np.random.Generator) -> Images:
@@ -74,9 +77,17 @@ def split_digits(labels: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
 
 def load_digits_source(config: DataConfig, seed: int) -> DomainData:
     """The samples of all domains; they have a test set, so `seed` draws nothing."""
-    splits = {split: digits_dataset([f"{split} {domain}" for domain in DOMAINS]) for split in ("train", "test")}
-    # Generated images are not cached.
-    return replace(dataset_samples(splits, config, seed), sample_sources=None, fingerprint=None)
+    train, test = (_draw([f"{split} {domain}" for domain in DOMAINS]) for split in ("train", "test"))
+    data = DomainData(
+        task="image_classification",
+        content=np.concatenate([train.images, test.images]),
+        domain_of=np.concatenate([train.domains, test.domains]),
+        domains=list(DOMAINS),
+        labels=np.concatenate([train.labels, test.labels]),
+        classes=list(CLASSES),
+        is_test=np.arange(len(train.labels) + len(test.labels)) >= len(train.labels),
+    )
+    return prepare_source(data, config, seed, split=False)
 
 
 def digits_dataset(parts: Sequence[str]) -> Dataset:
@@ -85,24 +96,57 @@ def digits_dataset(parts: Sequence[str]) -> Dataset:
     Images are transformed by their domain; those for the foundation model are `clean`.
     """
     from datasets import ClassLabel, Dataset, Features, Image
-    from sklearn.datasets import load_digits
 
-    digits = load_digits()
-    labels = digits.target.astype(np.int64)
-    split = split_digits(labels)
-    columns: dict[str, list[object]] = {"image": [], "label": [], "domain": []}
-    for part in parts:
-        rows, domain = split[part], part.partition(" ")[2] or "clean"
-        images = DOMAINS[domain](digits.images[rows] / 16.0, generator(DIGITS_SEED, purpose=f"digits {part}"))
-        columns["image"] += list(np.rint(255 * images).astype(np.uint8))
-        columns["label"] += labels[rows].tolist()
-        columns["domain"] += [domain] * len(rows)
+    digits = _draw(parts)
+    columns = {"image": list(digits.images), "label": digits.labels.tolist(), "domain": digits.domains.tolist()}
     features = Features(
-        image=Image(mode="L"),
-        label=ClassLabel(names=[str(digit) for digit in range(10)]),
-        domain=ClassLabel(names=list(DOMAINS)),
+        image=Image(mode="L"), label=ClassLabel(names=list(CLASSES)), domain=ClassLabel(names=list(DOMAINS))
     )
     return Dataset.from_dict(columns, features=features)
+
+
+class _Digits(NamedTuple):
+    """Samples of one or several parts.
+
+    Attributes:
+        images: uint8 [images, height, width].
+        labels: int64 [images], index into `CLASSES`.
+        domains: int64 [images], index into `DOMAINS`.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    domains: NDArray[np.int64]
+
+
+def _draw(parts: Sequence[str]) -> _Digits:
+    scans, labels = read_digits()
+    split, names = split_digits(labels), list(DOMAINS)
+    rows = np.concatenate([split[part] for part in parts])
+    images, domains = list[NDArray[np.uint8]](), list[int]()
+    for part in parts:
+        domain = part.partition(" ")[2] or "clean"
+        grey = DOMAINS[domain](scans[split[part]] / 16.0, generator(DIGITS_SEED, purpose=f"digits {part}"))
+        images.append(np.rint(255 * grey).astype(np.uint8))
+        domains += [names.index(domain)] * len(grey)
+    return _Digits(np.concatenate(images), labels[rows], np.array(domains, dtype=np.int64))
+
+
+def read_digits() -> tuple[Images, NDArray[np.int64]]:
+    """What scikit-learn's `load_digits` returns: scans [images, 8, 8] with levels from 0 to 16, and labels [images].
+
+    The file is read without importing scikit-learn, which takes as long as half of torch.
+
+    Raises:
+        InputError: scikit-learn is not installed, or lacks the file.
+    """
+    spec = find_spec("sklearn")
+    places = [] if spec is None else spec.submodule_search_locations or []
+    files = [file for place in places if (file := Path(place, "datasets", "data", "digits.csv.gz")).is_file()]
+    if not files:
+        raise InputError("data.source: found no digits in scikit-learn, expected it to be installed with its data")
+    table = np.loadtxt(files[0], delimiter=",")
+    return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.int64)
 
 
 def _interleave_classes(labels: NDArray[np.int64]) -> NDArray[np.int64]:
