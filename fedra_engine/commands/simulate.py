@@ -59,6 +59,8 @@ def main(arguments: Sequence[str]) -> None:
             check_trackers(request.config.report_to)
             if request.resumed is None:
                 RunFolder.check_name(request.config)
+    # Bars would be drawn across the live display.
+    quiet_libraries(bars=not request.quiet and not (sys.stdout is not None and sys.stdout.isatty()))
     shows_info = not request.quiet and request.log_level <= logging.INFO
     if request.processes != 1:
         chosen = choose_processes(request.processes, request.config)
@@ -67,8 +69,6 @@ def main(arguments: Sequence[str]) -> None:
         if chosen.processes > 1:
             _, others = split_options(arguments, [PROCESSES])
             run_in_processes(chosen, ["simulate", *others])
-    # Bars would be drawn across the live display.
-    quiet_libraries(bars=not request.quiet and not (sys.stdout is not None and sys.stdout.isatty()))
     if os.environ.get("RANK", "0") == "0" and shows_info:
         print("loading torch and transformers …", flush=True)
     from fedra_engine.commands.dry_run import print_probe

@@ -1,7 +1,8 @@
 """The processes of a job and their collective operations.
 
-Launchers (`torchrun`, `accelerate launch`, `runtime.launch`) start the processes, accelerate finds them, and torch.distributed connects
-them, by gloo between CPUs and nccl between GPUs. All processes must make the same calls in the same order.
+The module `launch` or a launcher (`torchrun`, `accelerate launch`) starts the processes, accelerate finds them, and
+torch.distributed connects them, by gloo between CPUs and nccl between GPUs. All processes must make the same calls in
+the same order.
 """
 
 from __future__ import annotations

@@ -53,8 +53,9 @@ def test_a_failure_of_the_main_process_ends_the_job() -> None:
 
 
 def test_after_another_one_has_died_the_main_process_has_time_to_say_so(tmp_path: Path) -> None:
-    program = f"import time; rank == '1' and os.kill(os.getpid(), 9); time.sleep(1); open({str(tmp_path / 'said')!r}, 'w')"
-    assert job(f"{program}; os._exit(1)") == JobEnd(0, 1, True)
+    dies = "import time; rank == '1' and os.kill(os.getpid(), 9)"
+    says = f"time.sleep(1); open({str(tmp_path / 'said')!r}, 'w'); os._exit(1)"
+    assert job(f"{dies}; {says}") == JobEnd(0, 1, True)
     assert (tmp_path / "said").exists()
 
 
