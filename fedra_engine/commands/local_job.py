@@ -98,8 +98,10 @@ def run_in_processes(chosen: Chosen, arguments: Sequence[str]) -> NoReturn:
     # The main process says that it closes its files.
     with closing_notice_to(lambda notice: None):
         end = run_job([sys.executable, "-m", "fedra_engine", *arguments], chosen.processes)
+    if end.interrupt is not None and not end.reported:
+        raise end.interrupt
     if end.code and not end.reported:
-        raise end.interrupt or ProcessLostError(f"{end.reason}; the rounds in checkpoints/ are kept")
+        raise ProcessLostError(f"{end.reason}; the rounds in checkpoints/ are kept")
     sys.exit(end.exit_code)
 
 

@@ -114,6 +114,7 @@ def test_a_job_of_a_launcher_needs_no_such_option(monkeypatch: pytest.MonkeyPatc
         (JobEnd(0, -9, False), ProcessLostError),
         (JobEnd(1, -9, False), ProcessLostError),
         (JobEnd(0, -9, False, Interrupted(2)), Interrupted),
+        (JobEnd(0, 0, False, Interrupted(2)), Interrupted),
     ],
 )
 def test_what_the_main_process_has_said_is_not_said_again(
