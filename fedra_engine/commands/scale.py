@@ -31,7 +31,7 @@ in <output_dir>, are those of the latest command.
 """
 _OPTIONS = (
     CommandOption("clients", "N,…", "Numbers of clients"),
-    CommandOption("processes", "N,…", "Numbers of processes; several are started by torchrun", default="1"),
+    CommandOption("processes", "N,…", "Numbers of processes of this machine", default="1"),
     CommandOption("threads", "N", "Threads of each process, on a CPU", default="1"),
     OVERSUBSCRIBE,
     CommandOption("seconds", "S", "How long rounds are measured; at least one is", default="10"),

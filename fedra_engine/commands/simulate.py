@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from fedra_engine.callbacks.run_folder import RunFolder
+from fedra_engine.commands.local_job import PROCESSES, choose_processes, parse_processes, run_in_processes
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.parsing import (
     LOG_LEVEL,
@@ -17,6 +18,7 @@ from fedra_engine.config.parsing import (
     CommandOption,
     Parser,
     asks_for_help,
+    given_options,
     quiet_libraries,
     read_config,
     split_options,
@@ -30,6 +32,7 @@ DESCRIPTION = """Federated LoRA tuning of a transformer foundation model by many
 
   fedra simulate --rounds 20 --method.allocation covered --clients.capacities 12,10,8,6,4,3
   fedra simulate --config pacs_vit_s14 --data.root PACS --model.path VIT --dry_run
+  fedra simulate --processes auto
   fedra simulate --resume runs/NAME
 """
 _OPTIONS = (
@@ -39,6 +42,7 @@ _OPTIONS = (
         "Resume the run in FOLDER, with its own config.yaml and the data and model that it began with; of the fields, "
         "only a larger --rounds may be given too, where training.lr_schedule is constant",
     ),
+    PROCESSES,
     switch("dry_run", "Show what would be trained, by whom, and what it would cost; train nothing"),
     QUIET,
     LOG_LEVEL,
@@ -58,7 +62,15 @@ def main(arguments: Sequence[str]) -> None:
                 RunFolder.check_name(request.config)
     # Bars would be drawn across the live display.
     quiet_libraries(bars=not request.quiet and not (sys.stdout is not None and sys.stdout.isatty()))
-    if os.environ.get("RANK", "0") == "0" and not request.quiet and request.log_level <= logging.INFO:
+    shows_info = not request.quiet and request.log_level <= logging.INFO
+    if request.processes != 1:
+        chosen = choose_processes(request.processes, request.config)
+        if shows_info:
+            print(chosen, flush=True)
+        if chosen.processes > 1:
+            _, others = split_options(arguments, [PROCESSES])
+            run_in_processes(chosen, ["simulate", *others])
+    if os.environ.get("RANK", "0") == "0" and shows_info:
         print("loading torch and transformers …", flush=True)
     with quick_imports():
         from fedra_engine.commands.dry_run import print_probe
@@ -90,6 +102,7 @@ class RunRequest(NamedTuple):
         dry_run: whether only to show what would be trained.
         quiet: whether to print the results alone.
         log_level: the least severe messages, of Python's logging, to print and keep.
+        processes: how many of this machine; None for as many as help.
     """
 
     config: ExperimentConfig
@@ -97,6 +110,7 @@ class RunRequest(NamedTuple):
     dry_run: bool = False
     quiet: bool = False
     log_level: int = logging.INFO
+    processes: int | None = 1
 
 
 def parse_request(arguments: Sequence[str], description: str) -> RunRequest:
@@ -104,15 +118,18 @@ def parse_request(arguments: Sequence[str], description: str) -> RunRequest:
     options, others = split_options(arguments, _OPTIONS)
     dry_run, quiet = options.dry_run == "true", options.quiet == "true"
     log_level = logging.getLevelNamesMapping()[options.log_level.upper()]
+    given = "processes" in given_options(arguments)
+    processes = parse_processes(options.processes if given else None, dry_run=dry_run)
     if options.resume is None or asks_for_help(others):
         config = replace(PARSER, description=description).parse(others)
         validate(config)
-        return RunRequest(config, None, dry_run, quiet, log_level)
+        return RunRequest(config, None, dry_run, quiet, log_level, processes)
     more, others = split_options(others, [CommandOption("rounds")])
     if others or dry_run:
         other = others[0] if others else "--dry_run"
         raise InputError(
-            f"resume: found {other} beside it, expected no other option than --rounds, --quiet and --log_level"
+            f"resume: found {other} beside it, expected no other option than --rounds, --processes, --quiet and "
+            "--log_level"
         )
     if not options.resume:
         raise InputError("resume: found '', expected the folder of an earlier run")
@@ -127,4 +144,4 @@ def parse_request(arguments: Sequence[str], description: str) -> RunRequest:
             f"{config.training.lr_schedule} learning rate schedule depends on it (only a run that began with "
             "training.lr_schedule constant can get other rounds)"
         )
-    return RunRequest(config, folder, quiet=quiet, log_level=log_level)
+    return RunRequest(config, folder, quiet=quiet, log_level=log_level, processes=processes)

@@ -23,6 +23,8 @@ _IMAGES = ("digits", "image_folder", "domainnet", "nicopp", "hf_dataset")
 _DRAWN_TEST = ("image_folder", *_TABLES)
 _DIVIDED = ("iid", "dirichlet", "shards", "quantity", "bootstrap")
 """Sources and partitions that share options."""
+DIGITS_DOMAINS = 6
+"""Domains of the embedded digits."""
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, islice
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedra_engine.data.samples import Samples
+from fedra_engine.execution.memory import threads_for
 from fedra_engine.execution.metrics import Metric, MetricSums, metrics_of
 from fedra_engine.execution.plan import ExitCopy
 from fedra_engine.execution.sweep_model import SweepModel
@@ -105,7 +107,7 @@ class Evaluator:
         """
         found = torch.zeros(len(self.test.domains), 4, dtype=torch.float64)
         score = self._scores_by(state, model)
-        with Stage("evaluating held-out samples", len(found)) as stage:
+        with self._threads(), Stage("evaluating held-out samples", len(found)) as stage:
             for portion in portions(torch.arange(len(found)), _BATCH, self.processes):
                 scores = score(portion.rows, None if portion.is_padding else metrics)
                 if not portion.is_padding:
@@ -132,7 +134,7 @@ class Evaluator:
         """
         of_domain = {names[index]: mine for index, mine in states.items() if index < len(names)}
         found = {}
-        with Stage("evaluating the clients' own models, by domain", len(self.domains)) as stage:
+        with self._threads(), Stage("evaluating the clients' own models, by domain", len(self.domains)) as stage:
             for index, name in enumerate(self.domains):
                 rows = torch.nonzero(self.test.domains == index)[:, 0]
                 by_client = self._sums_by_client(iter(of_domain.get(name, [newcomer])), index, rows, model)
@@ -144,6 +146,10 @@ class Evaluator:
                 self._warn_of_undefined(name, torch.stack(sums).sum(0))
                 stage.advance(1)
         return found
+
+    def _threads(self) -> AbstractContextManager[None]:
+        """Inside, passes have the threads that they keep busy."""
+        return threads_for(self.foundation, self.test, _BATCH)
 
     def _sums_by_client(
         self, states: Iterator[GlobalState], domain: int, rows: Tensor, model: EvaluatedModel

@@ -6,7 +6,8 @@ The memory of a lane is measured on a pass of one and one of two samples.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -59,16 +60,15 @@ def measure_lane(
     foundation: Foundation, model: SweepModel, samples: Samples, training: TrainingConfig, heads: int
 ) -> LaneMemory:
     """Measure the memory of a client with all blocks, `heads` classifiers, and a full batch of the longest sample."""
-    longest = 0 if samples.lengths is None else int(samples.lengths.argmax())
+    longest = _longest(samples)
     one, two = (_kept_bytes(foundation, model, samples, longest, count) for count in (1, 2))
-    inputs = samples.inputs(torch.tensor([longest]), foundation.device, foundation.dtype)
     per_parameter = bytes_per_parameter(training, foundation.adapter_dtype, foundation.dtype)
     size = foundation.depth * foundation.adapter_layout.size + heads * foundation.head_layout.size
     return LaneMemory(
         parameters=size * per_parameter,
         # The difference leaves out what does not grow with the batch, which all lanes share.
         activations=(two - one) * training.batch_size,
-        tokens=hidden_shape(foundation, inputs)[1] * training.batch_size,
+        tokens=_tokens(foundation, samples) * training.batch_size,
     )
 
 
@@ -173,12 +173,44 @@ def limit_threads(foundation: Foundation, tokens: int) -> None:
 
     Does nothing where OMP_NUM_THREADS is set. A limit for an earlier experiment of the process no longer counts.
     """
-    if foundation.device.type != "cpu" or "OMP_NUM_THREADS" in os.environ:
+    if not _may_limit(foundation):
         return
     if (threads := torch.get_num_threads()) != _Threads.limit:
         _Threads.available = threads
     _Threads.limit = min(_Threads.available, worthwhile_threads(foundation.blocks[0], tokens))
     torch.set_num_threads(_Threads.limit)
+
+
+@contextmanager
+def threads_for(foundation: Foundation, samples: Samples, batch: int) -> Iterator[None]:
+    """Inside, use the CPU threads that a pass of `batch` samples keeps busy, which may be more than those of a step.
+
+    All processes that share a sharded model must enter it together.
+    """
+    if not _may_limit(foundation):
+        yield
+        return
+    before = torch.get_num_threads()
+    limit_threads(foundation, min(batch, len(samples.domains)) * _tokens(foundation, samples))
+    try:
+        yield
+    finally:
+        _Threads.limit = before
+        torch.set_num_threads(before)
+
+
+def _may_limit(foundation: Foundation) -> bool:
+    return foundation.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ
+
+
+def _tokens(foundation: Foundation, samples: Samples) -> int:
+    """Tokens of the longest of the `samples`."""
+    inputs = samples.inputs(torch.tensor([_longest(samples)]), foundation.device, foundation.dtype)
+    return hidden_shape(foundation, inputs)[1]
+
+
+def _longest(samples: Samples) -> int:
+    return 0 if samples.lengths is None else int(samples.lengths.argmax())
 
 
 def worthwhile_threads(block: nn.Module, tokens: int) -> int:

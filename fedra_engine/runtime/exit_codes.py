@@ -179,10 +179,10 @@ def end(code: int) -> NoReturn:
     os._exit(code)
 
 
-def die_with_parent(number: int = signal.SIGKILL) -> None:
-    """Let the kernel send this process a signal when its parent ends for any reason; Linux only."""
+def die_with_parent() -> None:
+    """Let the kernel kill this process when its parent ends for any reason; Linux only."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_TELL_PARENT_DIED, number)
+        ctypes.CDLL(None).prctl(_TELL_PARENT_DIED, signal.SIGKILL)
 
 
 def _interrupt_line(interrupt: KeyboardInterrupt) -> str:

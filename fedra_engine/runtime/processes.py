@@ -1,13 +1,15 @@
 """The processes of a job and their collective operations.
 
-Launchers (`torchrun`, `accelerate launch`) start the processes, accelerate finds them, and torch.distributed connects
-them, by gloo between CPUs and nccl between GPUs. All processes must make the same calls in the same order.
+The module `launch` or a launcher (`torchrun`, `accelerate launch`) starts the processes, accelerate finds them, and
+torch.distributed connects them, by gloo between CPUs and nccl between GPUs. All processes must make the same calls in
+the same order.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -42,14 +44,14 @@ def join_job() -> Accelerator:
         return Accelerator()
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     # Without a GPU, accelerate does not connect the processes unless it is told to use the CPU.
-    cpu = _use_cpu()
-    if cpu:
-        torch.set_num_threads(max(1, min(torch.get_num_threads(), _cores() // local)))
-    else:
+    cpu, threads = _use_cpu(), max(1, min(torch.get_num_threads(), _cores() // local))
+    if not cpu:
         check_places(local, oversubscribe=True)
     try:
-        with _raising_process_lost():
-            return Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)])
+        with _raising_process_lost(), warnings.catch_warnings():
+            # Without OMP_NUM_THREADS, accelerate takes this machine's cores for those that this process may use.
+            warnings.filterwarnings("ignore", message="OMP_NUM_THREADS")
+            accelerator = Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)])
     except AttributeError as error:
         # Set by accelerate's launcher; accelerate does not check the file's structure.
         file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
@@ -63,6 +65,9 @@ def join_job() -> Accelerator:
         raise InputError(
             f"accelerate: found a job that it cannot set up ({one_line(error)}); check the launcher's settings"
         ) from error
+    if cpu:
+        torch.set_num_threads(threads)
+    return accelerator
 
 
 def check_places(processes: int, threads: int = 1, *, oversubscribe: bool = False) -> None:

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-import subprocess
 import sys
-from contextlib import suppress
-from functools import partial
 
 from filelock import FileLock, Timeout
 
@@ -16,8 +11,9 @@ from fedra_engine.callbacks.fingerprint import RESULT_NEUTRAL
 from fedra_engine.callbacks.run_folder import RunFolder, make_folder
 from fedra_engine.config.parsing import read_config
 from fedra_engine.runtime.errors import InputError, ProcessLostError
-from fedra_engine.runtime.exit_codes import BAD_INPUT, die_with_parent, unwound_by_signals
+from fedra_engine.runtime.exit_codes import BAD_INPUT
 from fedra_engine.runtime.files import check_own
+from fedra_engine.runtime.launch import run_job
 from fedra_engine.runtime.processes import check_cores, check_places
 from fedra_engine.runtime.tables import PlainConsole, rich_table, table_text
 from fedra_engine.studies.measurements import MEASUREMENT, REPORT, Measurement, fit_texts, projection_text, write_report
@@ -26,8 +22,6 @@ from fedra_engine.studies.report import command_text
 
 _IRRELEVANT = RESULT_NEUTRAL - {"execution"}
 """Fields that do not change a measurement."""
-_SECONDS_TO_END = 10
-"""Before a process that was told to end is killed."""
 
 
 def scale(scaling: Scaling) -> None:
@@ -90,37 +84,21 @@ def measure(point: Point) -> Measurement:
 
 def _measure_in_processes(point: Point) -> None:
     """Measure `point` in fresh processes, whose output goes to its `worker.log`."""
-    log, launch = point.path / "worker.log", [sys.executable]
-    if point.processes > 1:
-        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={point.processes}"]
-    # In a session of its own, the worker does not get the terminal's interrupts; this process ends it.
-    with (
-        log.open("w") as output,
-        unwound_by_signals(),
-        subprocess.Popen(
-            [*launch, "-m", "fedra_engine.studies.measure", str(point.path), str(point.threads), str(point.seconds)],
-            env={**os.environ, "OMP_NUM_THREADS": str(point.threads)},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            # If this process is killed, the worker must not slow down the next measurement.
-            preexec_fn=partial(die_with_parent, signal.SIGTERM),
-        ) as worker,
-    ):
-        try:
-            code = worker.wait()
-        except KeyboardInterrupt as interrupt:
-            # torchrun ends its processes on SIGTERM, but not when it is killed.
-            worker.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                worker.wait(_SECONDS_TO_END)
-            worker.kill()
-            interrupt.add_note("the same command resumes it")
-            raise
-    if code == 0 and (point.path / MEASUREMENT).is_file():
+    log = point.path / "worker.log"
+    measured = [str(point.path), str(point.threads), str(point.seconds)]
+    with log.open("w") as output:
+        end = run_job(
+            [sys.executable, "-m", "fedra_engine.studies.measure", *measured],
+            point.processes,
+            environment={"OMP_NUM_THREADS": str(point.threads)},
+            output=output,
+        )
+    if end.interrupt is not None:
+        end.interrupt.add_note("the same command resumes it")
+        raise end.interrupt
+    if end.code == 0 and (point.path / MEASUREMENT).is_file():
         return
     reported = re.search(r"^(?:process \d+: )?error: (.*)$", log.read_text(), re.MULTILINE)
-    # torchrun does not pass on the exit codes of its processes.
-    if reported and (code == BAD_INPUT or point.processes > 1):
+    if reported and end.code == BAD_INPUT:
         raise InputError(reported[1])
-    raise ProcessLostError(f"a process that measured {point.title} ended with exit code {code}; its output is in {log}")
+    raise ProcessLostError(f"{point.title}: {end.reason}, expected a measurement; its output is in {log}")

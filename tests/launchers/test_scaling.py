@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import IO, Self
+from typing import IO
 
 import pytest
 from filelock import FileLock
+
+from fedra_engine.runtime.launch import JobEnd
 
 pytestmark = pytest.mark.slow
 
@@ -83,7 +84,7 @@ def test_nothing_starts_where_there_are_too_few_cores(
     scaling, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fedra_engine.runtime.processes._cores", lambda: 2)
-    monkeypatch.setattr(subprocess, "run", None)
+    monkeypatch.setattr("fedra_engine.studies.scale.run_job", None)
     options = [*SMALL, f"--output_dir={tmp_path}/out", "--clients=9", "--processes=1,3"]
     assert scaling(*options, "--oversubscribe=false") == 2
     assert capsys.readouterr().err.startswith("error: processes: found 3, expected no more than this machine's 2 cores")
@@ -91,12 +92,12 @@ def test_nothing_starts_where_there_are_too_few_cores(
 
 
 @pytest.mark.parametrize(
-    ("processes", "said", "ended", "code", "told"),
+    ("said", "end", "code", "told"),
     [
-        (1, "error: lora.rank: found x\n", 2, 2, "error: lora.rank: found x"),
-        # torchrun ends with 1 whatever its processes ended with.
-        (2, "noise\nprocess 1: error: lora.rank: found x\nmore\n", 1, 2, "error: lora.rank: found x"),
-        (1, "Killed\n", -9, 1, "error: a process that measured 4 clients, 1 process ended with exit code -9"),
+        ("error: lora.rank: found x\n", JobEnd(0, 2, True), 2, "error: lora.rank: found x"),
+        ("noise\nprocess 1: error: lora.rank: found x\n", JobEnd(1, 2, True), 2, "error: lora.rank: found x"),
+        ("error: lost\n", JobEnd(0, 1, True), 1, "error: 4 clients, 2 processes: process 0 ended with exit code 1,"),
+        ("Killed\n", JobEnd(0, -9, False), 1, "error: 4 clients, 2 processes: process 0 was killed by SIGKILL,"),
     ],
 )
 def test_how_a_worker_ends_is_reported(
@@ -104,25 +105,15 @@ def test_how_a_worker_ends_is_reported(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-    processes: int,
     said: str,
-    ended: int,
+    end: JobEnd,
     code: int,
     told: str,
 ) -> None:
-    class Ended:
-        def __init__(self, command: list[str], stdout: IO[str], **_: object) -> None:
-            stdout.write(said)
+    def run_job(command: list[str], processes: int, *, output: IO[str], **_: object) -> JobEnd:
+        output.write(said)
+        return end
 
-        def __enter__(self) -> Self:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def wait(self) -> int:
-            return ended
-
-    monkeypatch.setattr(subprocess, "Popen", Ended)
-    assert scaling(*SMALL, f"--output_dir={tmp_path}", "--clients=4", f"--processes={processes}") == code
+    monkeypatch.setattr("fedra_engine.studies.scale.run_job", run_job)
+    assert scaling(*SMALL, f"--output_dir={tmp_path}", "--clients=4", "--processes=2") == code
     assert capsys.readouterr().err.startswith(told)

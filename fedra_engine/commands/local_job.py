@@ -1,0 +1,145 @@
+"""`--processes`: run a command in several processes of this machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+import psutil
+
+from fedra_engine.config import ExperimentConfig
+from fedra_engine.config.data import DIGITS_DOMAINS
+from fedra_engine.config.options import COUNT, Allowed
+from fedra_engine.config.parsing import CommandOption, parse_option
+from fedra_engine.runtime.errors import InputError, ProcessLostError, count_of
+from fedra_engine.runtime.exit_codes import closing_notice_to
+from fedra_engine.runtime.launch import run_job
+
+PROCESSES = CommandOption(
+    "processes",
+    "N|auto",
+    "Processes of this machine that share the work of a round; auto is one for each GPU or, without any, for each "
+    "core, but no more than a round has participants",
+    "1",
+)
+_COUNT_OR_AUTO = Allowed(f"auto or {COUNT.description}", COUNT.contains)
+_KEEPS_DOMAINS = ("domain", "iid", "dirichlet", "shards", "quantity", "bootstrap")
+"""Partitions that give every domain clients, unless `data.clients` share all of them."""
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+"""Without any of them there is no GPU, and torch, whose import takes seconds, need not be asked."""
+
+
+class Chosen(NamedTuple):
+    """How many processes to start, and on what.
+
+    Attributes:
+        gpus: of this machine; 0 if the processes run on its CPU.
+        cores: that this process may use.
+        reason: what made it so many.
+    """
+
+    processes: int
+    gpus: int
+    cores: int
+    reason: str
+
+    def __str__(self) -> str:
+        processes = "1 process" if self.processes == 1 else f"{self.processes} processes"
+        if self.gpus:
+            return f"{processes}: {self.reason}"
+        # A process uses fewer where its products keep fewer busy.
+        threads = max(self.cores // self.processes, 1)
+        return f"{processes} of {'up to ' if threads > 1 else ''}{count_of(threads, 'thread')}: {self.reason}"
+
+
+def parse_processes(text: str | None, *, dry_run: bool) -> int | None:
+    """The number in the option's `text`; None for `auto`, and 1 if it is not given.
+
+    Raises:
+        InputError: it is neither; or a launcher has started this process, or nothing is to be trained.
+    """
+    if text is None:
+        return 1
+    if "RANK" in os.environ:
+        raise InputError(f"processes: found {text} in a job that a launcher has started, expected no such option")
+    number = None if text == "auto" else int(parse_option("processes", text, int, _COUNT_OR_AUTO))
+    if dry_run and number != 1:
+        raise InputError(f"processes: found {text} beside --dry_run, which trains nothing, expected 1")
+    return number
+
+
+def choose_processes(asked: int | None, config: ExperimentConfig) -> Chosen:
+    """Choose the processes for an experiment: as many as `asked` for, or those of `auto` if that is None.
+
+    Raises:
+        InputError: the data, which may have to be read to know a round's participants, cannot be used.
+    """
+    gpus, cores = _gpus(), _cores()
+    place = count_of(gpus, "GPU") if gpus else count_of(cores, "core")
+    if asked is not None:
+        return Chosen(asked, gpus, cores, f"--processes {asked}, {place}")
+    room = gpus or cores
+    participants = room if room == 1 else _participants(config)
+    if participants < room:
+        place = f"{place}, but {count_of(participants, 'participant')} in a round"
+    return Chosen(min(room, participants), gpus, cores, f"auto, {place}")
+
+
+def run_in_processes(chosen: Chosen, arguments: Sequence[str]) -> NoReturn:
+    """Run `fedra` with `arguments` in the `chosen` processes, and exit with their code.
+
+    Raises:
+        ProcessLostError: one was killed, and the main one could not say so.
+        KeyboardInterrupt: this process was interrupted before the main one could say so.
+    """
+    # The main process says that it closes its files.
+    with closing_notice_to(lambda notice: None):
+        end = run_job([sys.executable, "-m", "fedra_engine", *arguments], chosen.processes)
+    if end.interrupt is not None and not end.reported:
+        raise end.interrupt
+    if end.code and not end.reported:
+        raise ProcessLostError(f"{end.reason}; the rounds in checkpoints/ are kept")
+    sys.exit(end.exit_code)
+
+
+def _gpus() -> int:
+    if os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true" or not any(
+        Path(device).exists() for device in _GPU_DEVICES
+    ):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _cores() -> int:
+    """Physical cores that this process may use; a container's limit on the time of its CPUs counts, too."""
+    from joblib import cpu_count
+
+    return min(cpu_count(), psutil.cpu_count(logical=False) or cpu_count())
+
+
+def _participants(config: ExperimentConfig) -> int:
+    """The most participants of a round, from the configuration alone if it tells."""
+    data, clients = config.data, config.clients
+    known = clients.participants or data.clients
+    if clients.sampling == "one_per_domain":
+        named = len(data.domains) or (DIGITS_DOMAINS if data.source == "digits" else 0)
+        known = named if data.clients is None and data.partition in _KEEPS_DOMAINS else 0
+    return known or _counted_participants(config)
+
+
+def _counted_participants(config: ExperimentConfig) -> int:
+    """The most participants of a round, of the data divided among clients."""
+    import numpy as np
+
+    from fedra_engine.federation.clients import Clients, most_participants
+    from fedra_engine.inputs import Inputs
+
+    data = Inputs().load_data(config)
+    partition = Inputs().divide(config, data.train)
+    unknown = np.ones(len(partition.samples), dtype=np.int64)
+    return most_participants(config.clients, Clients(partition.samples, partition.domains, unknown))
