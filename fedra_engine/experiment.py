@@ -203,11 +203,9 @@ def build_experiment(
     make_clients(config, partition, data.domains, foundation.depth, processes=processes.count)
     prepared = _prepare(config, data, foundation, processes, sharding, inputs)
     train = prepared.train
-    with Stage("choosing the attention"):
-        config, attention = choose_attention(config, foundation, train, processes)
+    config, attention = choose_attention(config, foundation, train, processes)
     partition = partition if prepared.data is data else inputs.divide(config, prepared.data.train)
-    costs = CostModel(foundation, train, config.lora, config.training) if config.clients.devices else None
-    clients = make_clients(config, partition, data.domains, foundation.depth, processes=processes.count, costs=costs)
+    clients = _clients(config, partition, prepared, foundation, processes)
     # A process that found bad input would not be there when the others exchange the state.
     with processes.raise_on_all():
         sweep_model = make_sweep_model(config.execution, foundation, train, sharding)
@@ -240,6 +238,14 @@ def build_experiment(
         processing=prepared.processing,
         choices={"precision": precision, "attention": attention},
     )
+
+
+def _clients(
+    config: ExperimentConfig, partition: Partition, prepared: PreparedData, foundation: Foundation, processes: Processes
+) -> Clients:
+    costs = CostModel(foundation, prepared.train, config.lora, config.training) if config.clients.devices else None
+    domains, depth = prepared.data.domains, foundation.depth
+    return make_clients(config, partition, domains, depth, processes=processes.count, costs=costs)
 
 
 def _load(

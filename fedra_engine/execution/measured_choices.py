@@ -20,6 +20,7 @@ from fedra_engine.data.samples import Samples
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.sharding import is_sharded
 from fedra_engine.runtime.processes import Processes
+from fedra_engine.runtime.stages import Stage
 
 Attention = Literal["sdpa", "eager"]
 
@@ -98,13 +99,14 @@ def _only_attention(foundation: Foundation, *, repeatable: bool) -> tuple[Attent
 def _measured_attention(foundation: Foundation, samples: Samples) -> tuple[Attention, str]:
     """The faster of two for a block of the model, forward and backward."""
     model: Any = foundation.model
-    tokens = _block_call(foundation, samples, 1)[0].shape[1]
-    hidden, run = _block_call(foundation, samples, max(min(_TOKENS // tokens, _SAMPLES), 2))
-    hidden.requires_grad_()
-    seconds = {}
-    for attention in get_args(Attention):
-        model.set_attn_implementation(attention)
-        seconds[attention] = _shortest(lambda: run(hidden).sum().backward())
+    with Stage("choosing the attention"):
+        tokens = _block_call(foundation, samples, 1)[0].shape[1]
+        hidden, run = _block_call(foundation, samples, max(min(_TOKENS // tokens, _SAMPLES), 2))
+        hidden.requires_grad_()
+        seconds = {}
+        for attention in get_args(Attention):
+            model.set_attn_implementation(attention)
+            seconds[attention] = _shortest(lambda: run(hidden).sum().backward())
     faster = seconds["sdpa"] / seconds["eager"]
     return (
         "eager" if faster >= _CLEARLY_FASTER else "sdpa",

@@ -20,19 +20,20 @@ from threading import RLock
 from types import ModuleType
 from typing import Any
 
+_TORCH = "2.13."
+"""What is left out depends on what torch imports of itself."""
+
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
     """Import torch, transformers and what is built on them inside; no more than once, in the process of a command.
 
-    A process of a job of several, or of DeepSpeed's, imports everything.
+    A process of a job of several, or of DeepSpeed's, imports everything; so does one with another torch than this has
+    been tried with, or with one that is built for GPUs.
     """
     gc.disable()
     try:
-        if (
-            os.environ.get("WORLD_SIZE", "1") == "1"
-            and os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true"
-        ):
+        if _is_alone() and _knows_torch():
             import_compiler_late()
             _leave_out_of_transformers()
         yield
@@ -40,6 +41,18 @@ def quick_imports() -> Iterator[None]:
         # Modules stay, so the garbage collector need not look through them again and again.
         gc.freeze()
         gc.enable()
+
+
+def _is_alone() -> bool:
+    sharded = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    return os.environ.get("WORLD_SIZE", "1") == "1" and not sharded
+
+
+def _knows_torch() -> bool:
+    import torch
+
+    built_for_gpus = torch.version.cuda is not None or torch.version.hip is not None
+    return torch.__version__.startswith(_TORCH) and not built_for_gpus
 
 
 def import_compiler_late() -> None:

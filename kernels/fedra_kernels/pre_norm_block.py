@@ -274,8 +274,8 @@ class _LowRank:
     """The low-rank products of a block in a pass.
 
     Attributes:
-        slots: [groups, slot size], the adapters of each group that has rows, one after another, so that the small products of all
-            groups need no copies of their factors.
+        slots: [groups, slot size], the adapters of each group that has rows, one after another, so that the small
+            products of all groups need no copies of their factors.
         saved: what backward needs: of each of `BlockAdapters.shared` the input, what dropout keeps, and A x^T by run.
     """
 

@@ -230,10 +230,8 @@ class Speaker:
 
 
 sys.meta_path.insert(0, Speaker())
-import fedra_engine.exports.merged_model
-import fedra_engine
+import fedra_engine.models.peft_library
 
-fedra_engine.simulate
 assert "peft" in sys.modules and not logging.getLogger("bitsandbytes").level
 """
 
