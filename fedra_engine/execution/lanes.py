@@ -74,6 +74,8 @@ class LanePool:
         self.assignment = assignment
         self._state = state
         self._layout = foundation.adapter_layout
+        # Whether clients start from more than a copy of the global adapters.
+        self._own_starts = assignment.ranks is not None or assignment.hand_out is not None
         self._queue = deque(longest_first(assignment.held, work.steps()).tolist())
         count = min(lanes, len(self._queue))
         self._lanes: list[Lane | None] = [None] * count
@@ -150,9 +152,12 @@ class LanePool:
             ],
             self.losses.device,
         )
-        starts = self._state.adapters.index_select(0, global_blocks)
-        for lane, own in zip(done, starts.split([len(lane.trained_slots) for lane in done]), strict=True):
-            self.assignment.make_own(lane.row, lane.client, np.flatnonzero(lane.trained >= 0), own, self._layout)
+        starts: Tensor = self._state.adapters
+        rows: Tensor | None = global_blocks
+        if self._own_starts:
+            starts, rows = starts.index_select(0, global_blocks), None
+            for lane, own in zip(done, starts.split([len(lane.trained_slots) for lane in done]), strict=True):
+                self.assignment.make_own(lane.row, lane.client, np.flatnonzero(lane.trained >= 0), own, self._layout)
         updates = ClientUpdates(
             clients=clients,
             samples=self.work.clients.sample_counts(clients),
@@ -167,7 +172,7 @@ class LanePool:
             head_owners=np.repeat(np.arange(len(done)), [len(lane.heads) for lane in done]),
             head_exits=exits,
         )
-        return updates.checked(starts, self._state.heads.index_select(0, global_heads))
+        return updates.checked(starts, self._state.heads, rows=rows, head_rows=global_heads)
 
     def _start(self, index: int, row: int) -> Lane:
         client, exits = int(self.work.participants[row]), self.assignment.exits_of(row)
@@ -192,7 +197,6 @@ class LanePool:
                 own = self.adapters.parameters[lane.index * self._slots_per_lane : lane.slots.max() + 1]
                 self.assignment.make_own(lane.row, lane.client, np.flatnonzero(lane.slots >= 0), own, self._layout)
 
-        is_adjusted = self.assignment.ranks is not None or self.assignment.hand_out is not None
-        self.adapters.load(slots, self._state.adapters, blocks, adjust if is_adjusted else None)
+        self.adapters.load(slots, self._state.adapters, blocks, adjust if self._own_starts else None)
         self.heads.load(heads, self._state.heads, exits)
         self.losses.index_fill_(0, indices, 0)

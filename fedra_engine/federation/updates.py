@@ -15,6 +15,8 @@ from fedra_engine.federation.work import LocalWork
 from fedra_engine.runtime.errors import count_of, first_few
 from fedra_kernels import squared_norms, to_device
 
+_CACHED = 1 << 17
+"""Entries of a bank that a CPU's cache holds twice: half a megabyte in float32."""
 _MOST_NAMED = 10
 """Clients that the representation of updates names."""
 
@@ -91,35 +93,40 @@ class ClientUpdates:
             head_exits=exits,
         )
 
-    def checked(self, starts: Tensor, head_starts: Tensor) -> ClientUpdates:
+    def checked(
+        self, starts: Tensor, head_starts: Tensor, *, rows: Tensor | None = None, head_rows: Tensor | None = None
+    ) -> ClientUpdates:
         """Add `norms`, and set bad updates to zero in place, without waiting for the device.
 
         A weight of zero would not be enough to leave them out: NaN × 0 is NaN.
 
         Args:
-            starts: [slots, slot size], the slots before local training.
-            head_starts: [heads, head size], the heads before local training.
+            starts, rows: [slots, slot size], the slots before local training; or the rows of `starts`, int64 [slots].
+            head_starts, head_rows: the same for the heads, [heads, head size].
         """
         device = self.adapters.device
         owners, head_owners = to_device([self.slot_owners, self.head_owners], device)
         losses = self.losses.to(device)
         squares = torch.zeros_like(losses)
         trained = (
-            (self.adapters, self.slots, owners, starts),
-            (self.heads, self.head_rows, head_owners, head_starts),
+            (self.adapters, self.slots, owners, starts, rows),
+            (self.heads, self.head_rows, head_owners, head_starts, head_rows),
         )
-        for bank, rows, of_bank, before in trained:
-            change = bank.index_select(0, rows).sub_(before)
-            squares.index_add_(0, of_bank, squared_norms(change, torch.arange(len(rows), device=device)))
+        for bank, after, of_bank, before, before_rows in trained:
+            for piece in _pieces(bank, len(after)):
+                change = bank.index_select(0, after[piece])
+                change -= before[piece] if before_rows is None else before.index_select(0, before_rows[piece])
+                every = torch.arange(len(change), device=device)
+                squares.index_add_(0, of_bank[piece], squared_norms(change, every))
         norms = squares.sqrt().where(losses.isfinite(), torch.nan)
         good = norms.isfinite()
-        for bank, rows, of_bank, _ in trained:
+        for bank, after, of_bank, *_ in trained:
             kept = good.index_select(0, of_bank)
             if device.type == "cpu":
-                bank[rows[~kept]] = 0
+                bank[after[~kept]] = 0
             else:
                 # Indexing by a mask would wait for the device.
-                bank.index_copy_(0, rows, bank.index_select(0, rows).where(kept[:, None], 0))
+                bank.index_copy_(0, after, bank.index_select(0, after).where(kept[:, None], 0))
         return replace(self, losses=losses.where(good, 0), norms=norms)
 
     @property
@@ -139,3 +146,10 @@ class ClientUpdates:
         slots = self.slots[torch.from_numpy(mine).to(self.slots.device)]
         rows = self.head_rows[torch.from_numpy(my_heads).to(self.head_rows.device)]
         return ClientUpdate(self.slot_blocks[mine], self.adapters[slots], self.head_exits[my_heads], self.heads[rows])
+
+
+def _pieces(bank: Tensor, rows: int) -> Iterator[slice]:
+    """Cuts of so many rows of a bank; on a CPU of as many as its cache holds, as copies of all would take longest."""
+    step = max(_CACHED // max(bank.shape[1], 1), 1) if bank.device.type == "cpu" else max(rows, 1)
+    for start in range(0, rows, step):
+        yield slice(start, start + step)
