@@ -1,4 +1,4 @@
-"""Measures executors, methods, lanes, batches, watching, start and kernels: `fedra bench executors`, and so on.
+"""Measures executors, methods, lanes, batches, watching, steps, start and kernels: `fedra bench executors`, and so on.
 
 Prints CPU-seconds, which a busy machine disturbs less than wall-clock time, and ratios from the same run. On a
 machine with a GPU, `kernels` prints the GPU's seconds.
@@ -64,6 +64,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "watching", help="what measures, trackers and report cost of a run, on one CPU thread"
     )
     watching.set_defaults(run=_run_watching)
+    profile = commands.add_parser("profile", help="where the time of a sweep goes, on one CPU thread")
+    profile.add_argument("--repeats", type=repeats, default=3, help="counted rounds (default 3)")
+    profile.set_defaults(run=_run_profile)
     start = commands.add_parser("start", help="a process from its beginning to its first local step, on one CPU thread")
     start.add_argument("--repeats", type=repeats, default=3, help="counted runs (default 3)")
     start.set_defaults(run=_run_start)
@@ -165,6 +168,19 @@ def _run_watching(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     rows = [times.row() for times in measure_watching(_experiment(options))]
     _print_table("CPU-seconds of a run, one thread", rows)
+
+
+def _run_profile(options: argparse.Namespace) -> None:
+    import torch
+
+    from benchmarks.settings import embedded_default, tiny_vit
+    from benchmarks.step_profile import measure_profile
+    from fedra_engine.config import ExperimentConfig
+
+    torch.set_num_threads(1)
+    settings = (tiny_vit(), tiny_vit(torch.bfloat16), embedded_default(ExperimentConfig()))
+    rows = [row for setting in settings for row in measure_profile(setting, options.repeats)]
+    _print_table("CPU-seconds of one round, one thread", rows)
 
 
 def _run_start(options: argparse.Namespace) -> None:

@@ -53,8 +53,11 @@ class Setting:
         return LanePool(self.work, self.assignment, self.state, self.foundation, lanes=self.lanes)
 
 
-def tiny_vit() -> Setting:
-    """32 clients × 4 batches × 8 samples on a ViT of 12 blocks, width 192, 17 tokens, random weights."""
+def tiny_vit(dtype: torch.dtype = torch.float32) -> Setting:
+    """32 clients × 4 batches × 8 samples on a ViT of 12 blocks, width 192, 17 tokens, random weights.
+
+    In bfloat16 with `eager` attention, as torch's fused kernel is slow in it on a CPU.
+    """
     torch.manual_seed(0)
     shape = ViTConfig(
         hidden_size=192,
@@ -65,10 +68,12 @@ def tiny_vit() -> Setting:
         patch_size=2,
         num_channels=3,
         num_labels=_CLASSES,
+        attn_implementation="sdpa" if dtype == torch.float32 else "eager",
     )
     lora = LoraConfig()
-    foundation = make_foundation(ViTForImageClassification(shape), lora, classes=_CLASSES)
-    return _synthetic("tiny ViT, 32 clients × 4 × 8", foundation, lora, _pixels(shape, 32 * 8 * 4), 32, 8, lanes=16)
+    foundation = make_foundation(ViTForImageClassification(shape).to(dtype), lora, classes=_CLASSES)
+    name = "tiny ViT, 32 clients × 4 × 8" + ("" if dtype == torch.float32 else ", bfloat16")
+    return _synthetic(name, foundation, lora, _pixels(shape, 32 * 8 * 4), 32, 8, lanes=16)
 
 
 def single_samples(config: ExperimentConfig) -> Setting:

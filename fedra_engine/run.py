@@ -106,7 +106,7 @@ def run(
         with trackers:
             state, outcome = train(experiment, start.state, start.round, watching, start.accuracy)
         shown.finish(folder.written(), trackers.shown_by())
-    return Result(folder.path, config, (experiment, state, outcome))
+    return Result(folder.path, experiment.config, (experiment, state, outcome))
 
 
 def _choosing(config: ExperimentConfig, folder: RunFolder, begun: Fingerprint, start: Start) -> Iterator[Callback]:

@@ -9,7 +9,7 @@ import torch
 
 from fedra_engine.config import ExecutionConfig, ExperimentConfig
 from fedra_engine.data.samples import Samples
-from fedra_engine.execution.memory import choose_lanes, limit_threads, measure_lane
+from fedra_engine.execution.memory import choose_lanes, keep_freed_memory, limit_threads, measure_lane
 from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.federation.assignment import Assignment
@@ -86,6 +86,8 @@ def make_executor(
     """
     with Stage("measuring the memory of a client"):
         memory = measure_lane(foundation, model, train, config.training, heads)
+    if foundation.device.type == "cpu":
+        keep_freed_memory()
     executor: Executor
     if config.execution.executor == "sequential":
         # Imports PEFT, which takes longer than importing torch.

@@ -64,8 +64,7 @@ class SweepModel:
         self._sharding = sharding
         self._model = share_parameters(foundation.model)
         self._context = SweepContext(sharded=sharding is not None, checkpoint_blocks=checkpoint_blocks)
-        blocks = self._model.get_submodule(foundation.block_path)
-        assert isinstance(blocks, nn.ModuleList | nn.Sequential)
+        blocks = self.blocks
         if sharding is not None:
             sharding.attach(foundation.model)
         self.arguments = probe_batch_arguments(foundation.model, foundation.blocks, example_inputs)
@@ -91,6 +90,12 @@ class SweepModel:
         if fuse_blocks and kernel_blocks:
             left = [block for block in plain if blocks[block.position] is block]
             self.fused += self._fuse(blocks, plain, self._of_kernels(left), example_inputs(2))
+
+    @property
+    def blocks(self) -> nn.ModuleList | nn.Sequential:
+        """The wrapped blocks."""
+        blocks: Any = self._model.get_submodule(self._foundation.block_path)
+        return blocks
 
     def features(
         self,
@@ -158,9 +163,8 @@ class SweepModel:
         def after(block: SweepBlock, args: Any, kwargs: Any, output: Any) -> None:
             see(block.position, given.pop(), block.arguments.returned_states(output))
 
-        blocks = self._model.get_submodule(self._foundation.block_path)
-        hooks = [block.register_forward_pre_hook(before, with_kwargs=True) for block in blocks.children()]
-        hooks += [block.register_forward_hook(after, with_kwargs=True) for block in blocks.children()]
+        hooks = [block.register_forward_pre_hook(before, with_kwargs=True) for block in self.blocks.children()]
+        hooks += [block.register_forward_hook(after, with_kwargs=True) for block in self.blocks.children()]
         try:
             self.features_of(inputs, adapters, np.arange(self._foundation.depth)[None])
         finally:

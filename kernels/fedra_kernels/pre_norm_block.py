@@ -219,7 +219,7 @@ class _PreNormBlock(torch.autograd.Function):
         x2, mean2, inverse2 = _normalize(middle, block.norm2)
         wide = block.fc1.forward(x2)
         low_rank.add(2, x2, [wide])
-        y = F.gelu(wide, approximate=block.approximate)
+        y = _activate(wide, block)
         result = low_rank.add_to(middle, 3, y, block.fc2, block.scale2).view(shape)
 
         needs_hidden = ctx.needs_input_grad[0]
@@ -245,7 +245,7 @@ class _PreNormBlock(torch.autograd.Function):
         grad_out = _scaled(grad_rows, block.scale2)
         grad_y = block.fc2.backward(grad_out)
         low_rank.backward(3, [grad_out], grad_y)
-        grad_wide = torch.ops.aten.gelu_backward(grad_y, wide, approximate=block.approximate)
+        grad_wide = _activate_backward(grad_y, wide, block)
         grad_x = block.fc1.backward(grad_wide)
         low_rank.backward(2, [grad_wide], grad_x)
         grad_rows = _normalize_backward(grad_x, middle, mean2, inverse2, block.norm2).add_(grad_rows)
@@ -339,6 +339,15 @@ def _normalize_backward(grad: Tensor, rows: Tensor, mean: Tensor, inverse: Tenso
     found: Tensor = torch.ops.aten.native_layer_norm_backward(
         grad, rows, rows.shape[1:], mean, inverse, norm.weight, norm.bias, [True, False, False]
     )[0]
+    return found
+
+
+def _activate(wide: Tensor, block: PreNormBlock) -> Tensor:
+    return F.gelu(wide, approximate=block.approximate)
+
+
+def _activate_backward(grad: Tensor, wide: Tensor, block: PreNormBlock) -> Tensor:
+    found: Tensor = torch.ops.aten.gelu_backward(grad, wide, approximate=block.approximate)
     return found
 
 

@@ -1,0 +1,83 @@
+"""What `auto` stands for: measured once by the main process, and written where a resumed run finds it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedra_engine import ExperimentConfig, build, simulate
+from fedra_engine.config import LoraConfig
+from fedra_engine.config.parsing import read_config
+from fedra_engine.execution import measured_choices
+from fedra_engine.execution.measured_choices import choose_attention, choose_dtype
+from fedra_engine.runtime.processes import Processes
+from tests.tiny import TARGETS, make_samples, make_tiny
+
+CPU = torch.device("cpu")
+ALONE = Processes.alone()
+
+
+def config(**model: Any) -> ExperimentConfig:
+    default = ExperimentConfig(rounds=1)
+    return replace(default, model=replace(default.model, **model))
+
+
+def durations(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> None:
+    """Let the measurements take these seconds, in turn."""
+    left = iter(seconds)
+    monkeypatch.setattr(measured_choices, "_shortest", lambda run: (run(), next(left))[1])
+
+
+@pytest.mark.parametrize(("of_float32", "chosen"), [(1.6, "bfloat16"), (1.4, "float32"), (0.2, "float32")])
+def test_bfloat16_must_be_clearly_faster(of_float32: float, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    durations(monkeypatch, of_float32, 1.0)
+    found, reason = choose_dtype(config(dtype="auto"), CPU, ALONE)
+    assert found.model.dtype == chosen
+    assert reason == f"{chosen} (auto, a product of bfloat16 is {of_float32} times as fast as one of float32)"
+
+
+@pytest.mark.parametrize(
+    ("of_sdpa", "chosen", "reason"),
+    [(1.2, "eager", "1.2 times as fast as sdpa"), (1.0, "sdpa", "1.0 times as fast as eager")],
+)
+@pytest.mark.parametrize("family", ["vit", "bert", "llama"])
+def test_the_faster_attention_is_used(
+    family: str, of_sdpa: float, chosen: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foundation = make_tiny(family, LoraConfig(rank=3, target_modules=TARGETS[family]))
+    durations(monkeypatch, of_sdpa, 1.0)
+    found, text = choose_attention(config(), foundation, make_samples(family, 4), ALONE)
+    assert found.model.attention == chosen == foundation.model.config._attn_implementation  # type: ignore[union-attr]
+    assert text == f"{chosen} (auto, {reason} for a block of the model)"
+
+
+def test_what_is_asked_for_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    durations(monkeypatch)
+    foundation = make_tiny("vit", LoraConfig(rank=3, target_modules=TARGETS["vit"]))
+    asked = config(dtype="bfloat16", attention="sdpa")
+    assert choose_dtype(asked, CPU, ALONE) == (asked, "bfloat16")
+    assert choose_attention(asked, foundation, make_samples("vit", 4), ALONE) == (asked, "sdpa")
+
+
+def test_a_run_that_must_be_repeatable_measures_no_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    durations(monkeypatch)
+    default = config()
+    repeatable = replace(default, execution=replace(default.execution, deterministic=True))
+    assert build(repeatable).config.model.attention == "sdpa"
+
+
+def test_a_run_writes_what_was_chosen_and_uses_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    durations(monkeypatch, 2.0, 1.0, 3.0, 1.0)
+    result = simulate(replace(config(dtype="auto"), output_dir=str(tmp_path), name="run"))
+    written = read_config(tmp_path / "run" / "config.yaml")
+    assert (written.model.dtype, written.model.attention) == ("bfloat16", "eager")
+    assert result.config.model == written.model
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert "bfloat16 (auto, a product of bfloat16 is 2.0 times as fast as one of float32)" in log
+    assert "eager (auto, 3.0 times as fast as sdpa for a block of the model)" in log
+    # Nothing is left to be measured.
+    assert build(written).config.model == written.model
