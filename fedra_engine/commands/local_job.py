@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -92,9 +93,11 @@ def run_in_processes(chosen: Chosen, arguments: Sequence[str]) -> NoReturn:
     """Run `fedra` with `arguments` in the `chosen` processes, and exit with their code.
 
     Raises:
+        InputError: a configuration comes through a pipe, which one process alone can read.
         ProcessLostError: one was killed, and the main one could not say so.
         KeyboardInterrupt: this process was interrupted before the main one could say so.
     """
+    _check_files(arguments)
     # The main process says that it closes its files.
     with closing_notice_to(lambda notice: None):
         end = run_job([sys.executable, "-m", "fedra_engine", *arguments], chosen.processes)
@@ -103,6 +106,14 @@ def run_in_processes(chosen: Chosen, arguments: Sequence[str]) -> NoReturn:
     if end.code and not end.reported:
         raise ProcessLostError(f"{end.reason}; the rounds in checkpoints/ are kept")
     sys.exit(end.exit_code)
+
+
+def _check_files(arguments: Sequence[str]) -> None:
+    given = [(name, value) for name, value in pairwise(arguments) if name == "--config"]
+    given += [(name, value) for name, _, value in (argument.partition("=") for argument in arguments) if value]
+    for name, value in given:
+        if name == "--config" and Path(value).exists() and not Path(value).is_file():
+            raise InputError(f"config: found {value}, which several processes cannot read, expected a file")
 
 
 def _gpus() -> int:

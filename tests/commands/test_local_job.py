@@ -127,3 +127,9 @@ def test_what_the_main_process_has_said_is_not_said_again(
         run_in_processes(chosen, ["simulate"])
     if isinstance(raised.value, SystemExit):
         assert raised.value.code == code
+
+
+@pytest.mark.parametrize("arguments", [["--config", "/dev/null"], ["--rounds", "2", "--config=/dev/null"]])
+def test_a_configuration_that_only_one_process_could_read_is_refused(arguments: list[str]) -> None:
+    with pytest.raises(InputError, match=r"^config: found /dev/null, which several processes cannot read, expected a"):
+        run_in_processes(local_job.Chosen(2, 0, 2, ""), ["simulate", *arguments])
