@@ -25,6 +25,7 @@ from fedra_engine.callbacks.trackers import Trackers
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.parsing import read_config
 from fedra_engine.config.validation import validate
+from fedra_engine.execution.measured_choices import with_earlier_choices
 from fedra_engine.experiment import Experiment, build_experiment
 from fedra_engine.exports.adapter_files import export
 from fedra_engine.exports.merged_model import export_merged
@@ -77,6 +78,8 @@ def run(
     """
     if not isinstance(callbacks, Sequence) or not all(isinstance(each, Callback) for each in callbacks):
         raise InputError(f"callbacks: found {callbacks!r}, expected a list of instances of Callback")
+    if earlier is not None:
+        config = with_earlier_choices(config, read_config(earlier.config_file))
     accelerator = join_job() if accelerator is None else accelerator
     processes, sharding = Processes.of(accelerator), Sharding.of(accelerator)
     with (
