@@ -63,6 +63,11 @@ class Scene:
     threads: int = 1
 
     @property
+    def idle(self) -> bool:
+        """Whether clients take no steps."""
+        return self.name.startswith("overhead-")
+
+    @property
     def own_model(self) -> bool:
         """Whether the model is made for the scene."""
         return self.task in ("image", "text")
@@ -133,21 +138,56 @@ def _samples(scene: Scene) -> DatasetDict:
     return DatasetDict(train=split(scene.clients * scene.steps * scene.batch), test=split(CLASSES))
 
 
-def _vit(
-    name: str, width: int, tokens: int, capacities: tuple[int, ...], clients: int, steps: int, batch: int, threads: int = 1
-) -> Scene:
-    blocks = "full depth" if capacities == FULL_DEPTH else "FedRA's capacities"
-    title = f"ViT, width {width}, {tokens} tokens, {blocks}, {clients} clients × {steps} × {batch}"
-    title += f", {threads} threads" if threads > 1 else ""
-    heads = width // 64
-    return Scene(name, title, "image", capacities, clients, steps, batch, width, heads, tokens, threads=threads)
+def _vit(name: str, width: int, tokens: int, capacities: tuple[int, ...], work: tuple[int, int, int]) -> Scene:
+    title = f"ViT of width {width}, {tokens} tokens, {_text_of(capacities, work)}"
+    return Scene(name, title, "image", capacities, *work, width=width, heads=width // 64, tokens=tokens)
 
 
-def _two_threads(scene: Scene) -> Scene:
-    return replace(scene, name=f"{scene.name}-2threads", title=f"{scene.title}, 2 threads", threads=2)
+def _bert(name: str, capacities: tuple[int, ...], work: tuple[int, int, int]) -> Scene:
+    title = f"BERT of width 384, 64 tokens, {_text_of(capacities, work)}"
+    return Scene(name, title, "text", capacities, *work, width=384, heads=12, tokens=64)
 
 
-def _text(name: str, capacities: tuple[int, ...], clients: int, steps: int, batch: int) -> Scene:
-    blocks = "full depth" if capacities == FULL_DEPTH else "FedRA's capacities"
-    title = f"BERT, width 384, 64 tokens, {blocks}, {clients} clients × {steps} × {batch}"
-    return Scene(name, title, "text", capacities, clients, steps, batch, 384, 12, 64)
+def _text_of(capacities: tuple[int, ...], work: tuple[int, int, int]) -> str:
+    clients, steps, batch = work
+    return f"{'full depth' if capacities == FULL_DEPTH else 'FedRA'}, {clients} clients × {steps} × {batch}"
+
+
+def _idle(clients: int) -> Scene:
+    return Scene(f"overhead-{clients}", f"{clients:,} clients without work", "embedded_clients", clients=clients)
+
+
+_NARROW_FEDRA = _vit("vit192-fedra", 192, 17, FEDRA, (32, 1, 8))
+OVERHEAD = [_idle(clients) for clients in (32, 256, 1000, 10_000)]
+"""Their clients take no steps."""
+TRAINING = [
+    _vit("vit192", 192, 17, FULL_DEPTH, (32, 4, 8)),
+    _NARROW_FEDRA,
+    replace(
+        _NARROW_FEDRA, name="vit192-fedra-2threads", title=f"{_NARROW_FEDRA.title}, 2 threads", threads=2
+    ),
+    _vit("vit384", 384, 65, FULL_DEPTH, (6, 1, 4)),
+    _vit("vit384-fedra", 384, 65, FEDRA, (12, 1, 4)),
+    _vit("vit768", 768, 197, FULL_DEPTH, (4, 1, 1)),
+    _vit("vit768-fedra", 768, 197, FEDRA, (6, 1, 1)),
+    _bert("bert384", FULL_DEPTH, (6, 1, 4)),
+    _bert("bert384-fedra", FEDRA, (12, 1, 4)),
+    Scene("embedded-default", "embedded default, one round", "embedded_default"),
+    Scene("embedded-256", "embedded model, 256 clients × 1 × 1", "embedded_clients", clients=256),
+]
+_QUICK = Scene(
+    "quick",
+    "small ViT, 4 clients × 2 × 2",
+    "image",
+    capacities=(2, 1),
+    clients=4,
+    steps=2,
+    batch=2,
+    width=64,
+    heads=2,
+    tokens=17,
+    depth=2,
+)
+QUICK = [_QUICK, _idle(8)]
+"""What shows in seconds that the race works."""
+SCENES = {scene.name: scene for scene in (*TRAINING, *OVERHEAD, *QUICK)}
