@@ -68,7 +68,11 @@ def entries(scene: Scene) -> list[Entry]:
         ours = [entry for entry in (*_LOOPS, *_OTHERS, *_ENGINE) if entry.environment == OURS]
         return [*ours, _HANDWRITTEN, *_PRODUCTS]
     if scene.idle:
-        loops = [Entry(PEFT, "peft_loop", attention="sdpa"), *_OTHERS, Entry(SWEEP, "engine", "float32", "sdpa", "sweep")]
+        loops = [
+            Entry(PEFT, "peft_loop", attention="sdpa"),
+            *_OTHERS,
+            Entry(SWEEP, "engine", "float32", "sdpa", "sweep"),
+        ]
         return [entry for entry in loops if scene.clients > 8 or entry.environment == OURS]
     if not scene.own_model:
         sequential = _ENGINE[:1] if scene.task == "embedded_default" else []

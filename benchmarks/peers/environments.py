@@ -52,7 +52,9 @@ def _install(python: Path, packages: Path) -> None:
     )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise InputError(f"peers: found packages of {packages.name} that pip cannot install: {one_line(Exception(last))}")
+        raise InputError(
+            f"peers: found packages of {packages.name} that pip cannot install: {one_line(Exception(last))}"
+        )
 
 
 def version_of(name: str, package: str) -> str:

@@ -21,7 +21,6 @@ class Job:
     """One contestant in one scene.
 
     Attributes:
-        contestant: name of its module in `benchmarks/peers/contestants`.
         scene: of `SCENES`.
         folder: has the scene's model and its work.
         dtype, attention, executor: of the engine's options; the executor, or `HANDWRITTEN`, is for the engine alone.
@@ -29,7 +28,6 @@ class Job:
         idle: whether clients take no steps, so that what is left is the framework's own work.
     """
 
-    contestant: str
     scene: str
     folder: str
     dtype: str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -20,8 +19,7 @@ _ADAPTER = "default"
 class CachedModel(nn.Module):
     """The frozen model with PEFT's adapters in all blocks, of which those of one client are in use at a time.
 
-    In bfloat16 the frozen weights have this precision and products are taken in it, by autocast; adapters, classifier
-    and loss keep float32.
+    In bfloat16, adapters and classifier keep float32, as PEFT does of itself.
 
     Attributes:
         trained: the trainable parameters by their names in `Work.state`.
@@ -40,12 +38,14 @@ class CachedModel(nn.Module):
         blocks = self.model.get_submodule(work.block_path)
         assert isinstance(blocks, nn.ModuleList)
         self.blocks = blocks
-        self.trained = self._adapt(work)
-        head = nn.Linear(*reversed(work.state["head.weight"].shape))
+        self.trained: dict[str, nn.Parameter] = self._adapt(work)
+        classes, features = work.state["head.weight"].shape
+        head = nn.Linear(features, classes)
+        # It has full precision even if the model has not.
+        head.register_forward_pre_hook(lambda module, args: (args[0].float(),))
         path, _, name = work.head_path.rpartition(".")
         setattr(self.model.get_submodule(path), name, head)
-        self.trained |= {"head.weight": head.weight, "head.bias": head.bias}
-        self._dtype = dtype
+        self.trained["head.weight"], self.trained["head.bias"] = head.parameters()
 
     def _adapt(self, work: Work) -> dict[str, nn.Parameter]:
         """Put adapters around the targets of all blocks; returns their factors by name."""
@@ -74,12 +74,7 @@ class CachedModel(nn.Module):
     def loss(self, rows: Tensor, labels: Tensor) -> Tensor:
         """Mean cross entropy of the samples `rows` [n] with `labels` [n]."""
         inputs = {name: values[rows] for name, values in self.inputs.items()}
-        with self._precision():
-            logits = self.model(**inputs).logits
-        return cross_entropy(logits.float(), labels)
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self._dtype == torch.float32 else torch.autocast("cpu", self._dtype)
+        return cross_entropy(self.model(**inputs).logits, labels)
 
 
 def _cast(values: Tensor, dtype: torch.dtype) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,10 @@ class Times:
 class Contestant:
     """A process that runs one job after another."""
 
-    def __init__(self, name: str, environment: str, folder: Path) -> None:
-        """Start it in an environment of `python_of`; what it prints goes to a file in `folder`."""
+    def __init__(self, name: str, module: str, environment: str, folder: Path) -> None:
+        """Start a `module` of contestants in an environment of `python_of`; what it prints goes to a file in `folder`."""
         self.name = name
+        self._started = False
         self._log = folder / f"{name}.log"
         variables = os.environ | _QUIET
         # Of whatever the process starts; its own threads are those of its job.
@@ -51,7 +53,7 @@ class Contestant:
         variables["FLWR_HOME"] = str(folder / "flwr")
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
-                [str(python_of(environment)), "-m", "benchmarks.peers.worker"],
+                [str(python_of(environment)), "-m", "benchmarks.peers.worker", module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -59,6 +61,11 @@ class Contestant:
                 env=variables,
                 cwd=folder,
             )
+
+    def wait_until_started(self) -> None:
+        """Return once it has imported its libraries."""
+        if not self._started:
+            self._started = bool(self._answer())
 
     def begin(self, job: Job) -> None:
         """Load what a job needs."""
@@ -84,15 +91,19 @@ class Contestant:
 
     def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
+        # A process that has ended does not answer, which says more.
+        with suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
-            answer = self._process.stdout.readline()
-        except BrokenPipeError:
-            answer = ""
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        answer = self._process.stdout.readline()
         if not answer:
-            lines = self._log.read_text(errors="replace").strip().splitlines() or ["nothing"]
-            raise ContestantError(f"{self.name}: found its process ended, expected an answer; it last printed: {lines[-1]}")
+            lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["nothing"]
+            raise ContestantError(
+                f"{self.name}: found its process ended, expected an answer; it last printed: {lines[-1]}"
+            )
         found: dict[str, Any] = json.loads(answer)
         return found

@@ -20,7 +20,7 @@ from benchmarks.peers.processes import Contestant, Times
 from benchmarks.peers.scenes import Scene, build_scene, make_model
 from benchmarks.peers.work import State, Work
 
-LONGEST_ROUND = 45.0
+LONGEST_ROUND = 20.0
 """Seconds of a round without work from which on a contestant is left out."""
 MOST_COPIES = 1000
 """Most clients that have whole models of their own: 10,000 of the embedded model would take 16 GB."""
@@ -32,6 +32,7 @@ class Standing:
 
     Attributes:
         entry: the variant in which it raced.
+        attention: its implementation of attention.
         times: of its counted rounds.
         variants: CPU-seconds of one round of each of its variants, by attention, from which this one was chosen; empty
             if there is only one.
@@ -40,6 +41,7 @@ class Standing:
     """
 
     entry: Entry
+    attention: str = ""
     times: list[Times] = field(default_factory=list)
     variants: dict[str, float] = field(default_factory=dict)
     agreement: Agreement | None = None
@@ -78,11 +80,16 @@ class Race:
             ContestantError: a contestant's process has ended.
         """
         print(f"racing: {scene.title} …", file=sys.stderr, flush=True)
-        skipped = [Standing(entry, skipped=reason) for entry in entries(scene) if (reason := self._reason(scene, entry))]
+        skipped = [
+            Standing(entry, skipped=reason) for entry in entries(scene) if (reason := self._reason(scene, entry))
+        ]
         left_out = {standing.entry for standing in skipped}
         with TemporaryDirectory(dir=self._folder) as folder:
             heats = _Heats(scene, Path(folder))
             racing = [entry for entry in entries(scene) if entry not in left_out]
+            # They import their libraries at the same time, and nothing is measured before all have done so.
+            for contestant in [self._process(entry) for entry in racing]:
+                contestant.wait_until_started()
             standings = [
                 heats.choose([(entry, self._process(entry)) for entry in variants])
                 for _, variants in groupby(racing, key=lambda entry: entry.contestant)
@@ -105,7 +112,7 @@ class Race:
     def _process(self, entry: Entry) -> Contestant:
         if entry not in self._processes:
             name = " ".join(["peers", entry.label, entry.dtype, entry.attention or ""]).strip()
-            self._processes[entry] = Contestant(name, entry.environment, self._folder)
+            self._processes[entry] = Contestant(name, entry.module, entry.environment, self._folder)
         return self._processes[entry]
 
     def _reason(self, scene: Scene, entry: Entry) -> str:
@@ -154,7 +161,8 @@ class _Heats:
         if fastest.label == PEFT:
             self._attention[fastest.dtype] = str(fastest.attention)
         tried = {str(entry.attention): took for entry, took in seconds.items()} if several else {}
-        return Standing(fastest, [], tried, min(checks, key=lambda check: check is None or check.holds))
+        worst = min(checks, key=lambda check: check is None or check.holds)
+        return Standing(fastest, self._attention_of(fastest), [], tried, worst)
 
     def _check(self, entry: Entry, result: Path) -> Agreement:
         state: State = torch.load(result, weights_only=True)
@@ -164,13 +172,15 @@ class _Heats:
             self._reference = state
         return compare(self._initial, self._reference, state, entry.dtype)
 
+    def _attention_of(self, entry: Entry) -> str:
+        return entry.attention or self._attention.get(entry.dtype, "sdpa")
+
     def _job(self, entry: Entry) -> Job:
         return Job(
-            contestant=entry.module,
             scene=self._scene.name,
             folder=str(self._folder),
             dtype=entry.dtype,
-            attention=entry.attention or self._attention.get(entry.dtype, "sdpa"),
+            attention=self._attention_of(entry),
             executor=entry.executor,
             threads=self._scene.threads,
             idle=self._scene.idle,

@@ -163,9 +163,7 @@ OVERHEAD = [_idle(clients) for clients in (32, 256, 1000, 10_000)]
 TRAINING = [
     _vit("vit192", 192, 17, FULL_DEPTH, (32, 4, 8)),
     _NARROW_FEDRA,
-    replace(
-        _NARROW_FEDRA, name="vit192-fedra-2threads", title=f"{_NARROW_FEDRA.title}, 2 threads", threads=2
-    ),
+    replace(_NARROW_FEDRA, name="vit192-fedra-2threads", title=f"{_NARROW_FEDRA.title}, 2 threads", threads=2),
     _vit("vit384", 384, 65, FULL_DEPTH, (6, 1, 4)),
     _vit("vit384-fedra", 384, 65, FEDRA, (12, 1, 4)),
     _vit("vit768", 768, 197, FULL_DEPTH, (4, 1, 1)),

@@ -1,4 +1,7 @@
-"""The process of a contestant: reads jobs and commands from stdin, a line of JSON each, and answers on stdout."""
+"""The process of a contestant: reads jobs and commands from stdin, a line of JSON each, and answers on stdout.
+
+python -m benchmarks.peers.worker <module in benchmarks/peers/contestants>
+"""
 
 from __future__ import annotations
 
@@ -42,10 +45,11 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     # What libraries print is no answer.
     os.dup2(2, 1)
+    module = import_module(f"benchmarks.peers.contestants.{sys.argv[1]}")
+    _answer(answers, {"started": True})
     for line in iter(sys.stdin.readline, ""):
         job = Job(**json.loads(line)["job"])
         torch.set_num_threads(job.threads)
-        module = import_module(f"benchmarks.peers.contestants.{job.contestant}")
         module.serve(job, _loop(answers))
         gc.collect()
         _answer(answers, {"ended": True})

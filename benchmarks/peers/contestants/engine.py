@@ -19,9 +19,7 @@ def serve(job: Job, loop: Loop) -> None:
     executor = "sequential" if job.executor == HANDWRITTEN else job.executor
     experiment = build_scene(SCENES[job.scene], Path(job.folder), job.dtype, job.attention, executor)
     if job.executor == HANDWRITTEN:
-        experiment = replace(
-            experiment, executor=HandwrittenExecutor(experiment.foundation, experiment.train_samples)
-        )
+        experiment = replace(experiment, executor=HandwrittenExecutor(experiment.foundation, experiment.train_samples))
     if job.idle:
         experiment = replace(experiment, executor=IdleExecutor(experiment.foundation, experiment.executor.lanes))
 
