@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from benchmarks.peers.environments import OURS
 from benchmarks.peers.job import HANDWRITTEN
-from benchmarks.peers.scenes import Scene
+from benchmarks.peers.scenes import QUICK, Scene
 
 PEFT, FEDRA_LOOP, PFL, FLOWER = "PEFT loop", "FedRA's structure", "pfl-research", "Flower"
 SWEEP, SEQUENTIAL, BY_HAND = "this engine, sweep", "this engine, sequential", "hand-written loop"
@@ -64,20 +64,16 @@ _PRODUCTS = [Entry(PRODUCTS, "products", dtype, "sdpa") for dtype in PRECISIONS]
 
 def entries(scene: Scene) -> list[Entry]:
     """The contestants of a scene, with all their variants."""
+    first_sweeps = list({entry.contestant: entry for entry in reversed(_SWEEPS)}.values())
     if scene.name == "quick":
-        ours = [entry for entry in (*_LOOPS, *_OTHERS, *_ENGINE) if entry.environment == OURS]
-        return [*ours, _HANDWRITTEN, *_PRODUCTS]
+        return [*_LOOPS[:2], _OTHERS[-1], *first_sweeps, _HANDWRITTEN, *_PRODUCTS]
     if scene.idle:
-        loops = [
-            Entry(PEFT, "peft_loop", attention="sdpa"),
-            *_OTHERS,
-            Entry(SWEEP, "engine", "float32", "sdpa", "sweep"),
-        ]
-        return [entry for entry in loops if scene.clients > 8 or entry.environment == OURS]
+        sweeps = [entry for entry in first_sweeps if entry.dtype == "float32"]
+        return [_LOOPS[0], *(_OTHERS if scene not in QUICK else _OTHERS[-1:]), *sweeps]
     if not scene.own_model:
         sequential = _ENGINE[:1] if scene.task == "embedded_default" else []
         return [_HANDWRITTEN, *sequential, *_SWEEPS]
-    if scene.name == "vit192-fedra-2threads":
+    if scene.threads > 1:
         return [*_LOOPS, *_OTHERS[:2], *_SWEEPS]
     engine = _ENGINE if scene.width == 192 else _SWEEPS
     return [*_LOOPS, *_OTHERS, *engine, *_PRODUCTS]

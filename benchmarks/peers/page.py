@@ -163,8 +163,8 @@ def _rates(results: Results) -> list[str]:
     if len(rows) == 1:
         return []
     text = (
-        "The frozen products of a round, forward and backward, counted (two operations for each multiplication), by the "
-        "sweep's CPU-seconds, which also hold attention, norms, adapters, optimizer and aggregation; and the rate at "
+        "The frozen products of a round, forward and backward, counted (two operations for each multiplication), by "
+        "the sweep's CPU-seconds, which also hold attention, norms, adapters, optimizer and aggregation; and the rate at "
         "which the same products run alone on the samples of all clients."
     )
     return ["## Share of the processor's rate", text, markdown_table(rows)]

@@ -40,7 +40,7 @@ class Contestant:
     """A process that runs one job after another."""
 
     def __init__(self, name: str, module: str, environment: str, folder: Path) -> None:
-        """Start a `module` of contestants in an environment of `python_of`; what it prints goes to a file in `folder`."""
+        """Start a `module` of contestants in an `environment`; what it prints goes to a file in `folder`."""
         self.name = name
         self._started = False
         self._log = folder / f"{name}.log"

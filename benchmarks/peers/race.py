@@ -18,7 +18,7 @@ from benchmarks.peers.export import export_work
 from benchmarks.peers.job import Job, work_file
 from benchmarks.peers.processes import Contestant, Times
 from benchmarks.peers.scenes import Scene, build_scene, make_model
-from benchmarks.peers.work import State, Work
+from benchmarks.peers.work import State
 
 LONGEST_ROUND = 20.0
 """Seconds of a round without work from which on a contestant is left out."""
