@@ -66,7 +66,7 @@ def entries(scene: Scene) -> list[Entry]:
     """The contestants of a scene, with all their variants."""
     first_sweeps = list({entry.contestant: entry for entry in reversed(_SWEEPS)}.values())
     if scene.name == "quick":
-        return [*_LOOPS[:2], _OTHERS[-1], *first_sweeps, _HANDWRITTEN, *_PRODUCTS]
+        return [*_LOOPS[:2], _OTHERS[-1], *first_sweeps]
     if scene.idle:
         sweeps = [entry for entry in first_sweeps if entry.dtype == "float32"]
         return [_LOOPS[0], *(_OTHERS if scene not in QUICK else _OTHERS[-1:]), *sweeps]

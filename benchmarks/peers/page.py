@@ -82,7 +82,7 @@ def _machine(repeats: int) -> str:
 def _targets_table(aims: Sequence[Target]) -> str:
     rows = [["setting", "precision", "target", "reached", "met"]]
     for aim in aims:
-        met = "yes" if aim.met else "**no**"
+        met = "yes" if aim.met else "no"
         title, precision = SCENES[aim.scene].title, _NAMES[aim.dtype]
         rows.append([title, precision, aim.wanted, aim.reached or "not measured", met])
     return markdown_table(rows)
@@ -99,16 +99,15 @@ def _scene_table(scene: str, standings: Sequence[Standing], aims: Sequence[Targe
             continue
         least, most = standing.spread
         wanted = [aim for aim in aims if (aim.scene, aim.dtype) == (scene, entry.dtype) and entry.label == SWEEP]
-        name = f"**{entry.label}**" if entry.label == SWEEP else entry.label
         rows.append(
             [
-                name,
+                entry.label,
                 _NAMES[entry.dtype],
                 _attention(standing),
                 f"{standing.cpu:.3g} ({least:.3g}–{most:.3g})",
                 f"{standing.wall:.3g}",
                 "" if baseline is None else f"{baseline.cpu / standing.cpu:.2f}",
-                "; ".join(f"{aim.wanted}: {'met' if aim.met else '**missed**'}" for aim in wanted),
+                "; ".join(f"{aim.wanted}: {'met' if aim.met else 'missed'}" for aim in wanted),
                 _agreement(standing),
             ]
         )
@@ -127,7 +126,7 @@ def _agreement(standing: Standing) -> str:
     if check is None:
         return ""
     figure = f"cosine {check.cosine:.4f}" if standing.entry.dtype == "bfloat16" else f"{check.difference:.1e} apart"
-    return figure if check.holds else f"**failed**: {figure}"
+    return figure if check.holds else f"failed: {figure}"
 
 
 def _overhead(results: Results) -> list[str]:
@@ -148,7 +147,7 @@ def _overhead(results: Results) -> list[str]:
                 if standing.times
                 else standing.skipped
             )
-        rows.append([f"**{label}**" if label == SWEEP else label, *cells])
+        rows.append([label, *cells])
     return ["## Clients without work", markdown_table(rows)]
 
 
@@ -164,7 +163,7 @@ def _rates(results: Results) -> list[str]:
         return []
     text = (
         "The frozen products of a round, forward and backward, counted (two operations for each multiplication), by "
-        "the sweep's CPU-seconds, which also hold attention, norms, adapters, optimizer and aggregation; and the rate at "
-        "which the same products run alone on the samples of all clients."
+        "the sweep's CPU-seconds, which also hold attention, norms, adapters, optimizer and aggregation; and the rate "
+        "at which the same products run alone on the samples of all clients."
     )
     return ["## Share of the processor's rate", text, markdown_table(rows)]
