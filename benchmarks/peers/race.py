@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from statistics import median
@@ -133,8 +133,6 @@ class _Heats:
         if scene.own_model:
             make_model(scene, folder)
         work = export_work(build_scene(scene, folder))
-        if scene.idle:
-            work = replace(work, batches=[[] for _ in work.batches])
         work.save(work_file(folder))
         self._initial = work.state
         self._reference: State | None = None
