@@ -18,8 +18,8 @@ from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.files import write_whole
 
 PAGE = ROOT / "docs" / "results" / "peers.md"
-FEWEST_REPEATS = 5
-"""For a page of the documentation."""
+USUAL_REPEATS = 5
+"""Fewest for the page of the documentation."""
 
 
 def run_peers(*, quick: bool, only: Sequence[str], repeats: int, out: Path | None) -> None:
@@ -42,9 +42,11 @@ def run_peers(*, quick: bool, only: Sequence[str], repeats: int, out: Path | Non
         raise InputError(f"only: found {unknown[0]!r}, expected some of {names}")
     if quick:
         repeats = 1
-    whole = not quick and not only and repeats >= FEWEST_REPEATS
+    whole = not quick and not only and repeats >= USUAL_REPEATS
     results = race([scene.name for scene in scenes if not only or scene.name in only], repeats)
-    text = page(results, repeats, "fedra bench peers")
+    options = ["--quick"] * quick + ([f"--only {','.join(only)}"] if only else [])
+    options += [f"--repeats {repeats}"] if not quick and repeats != USUAL_REPEATS else []
+    text = page(results, repeats, " ".join(["fedra bench peers", *options]))
     if out is None and not whole:
         print(text)
     else:

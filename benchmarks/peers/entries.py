@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from benchmarks.peers.environments import OURS
 from benchmarks.peers.job import HANDWRITTEN
-from benchmarks.peers.scenes import QUICK, Scene
+from benchmarks.peers.scenes import FULL_DEPTH, QUICK, Scene
 
 PEFT, FEDRA_LOOP, PFL, FLOWER = "PEFT loop", "FedRA's structure", "pfl-research", "Flower"
 SWEEP, SEQUENTIAL, BY_HAND = "this engine, sweep", "this engine, sequential", "hand-written loop"
@@ -75,5 +75,7 @@ def entries(scene: Scene) -> list[Entry]:
         return [_HANDWRITTEN, *sequential, *_SWEEPS]
     if scene.threads > 1:
         return [*_LOOPS, *_OTHERS[:2], *_SWEEPS]
-    engine = _ENGINE if scene.width == 192 else _SWEEPS
-    return [*_LOOPS, *_OTHERS, *engine, *_PRODUCTS]
+    if scene.capacities == FULL_DEPTH:
+        # The structure of FedRA's code, and sub-models built for every client, are for clients that lack blocks.
+        return [*_LOOPS, *_OTHERS[:2], *_SWEEPS, *_PRODUCTS]
+    return [*_LOOPS, *_OTHERS, *(_ENGINE if scene.width == 192 else _SWEEPS), *_PRODUCTS]
