@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from benchmarks.peers.environments import OURS
@@ -79,3 +80,11 @@ def entries(scene: Scene) -> list[Entry]:
         # The structure of FedRA's code, and sub-models built for every client, are for clients that lack blocks.
         return [*_LOOPS, *_OTHERS[:2], *_SWEEPS, *_PRODUCTS]
     return [*_LOOPS, *_OTHERS, *(_ENGINE if scene.width == 192 else _SWEEPS), *_PRODUCTS]
+
+
+def by_contestant(racing: Iterable[Entry]) -> list[list[Entry]]:
+    """The variants of each contestant, in the order in which contestants first appear."""
+    variants: dict[tuple[str, str], list[Entry]] = {}
+    for entry in racing:
+        variants.setdefault(entry.contestant, []).append(entry)
+    return list(variants.values())

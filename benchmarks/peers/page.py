@@ -35,7 +35,8 @@ _METHOD = f"""## How it is measured
   settings a subclass averages each block over its holders.
 - **Threads.** Torch has as many as the setting says; Flower has an actor of one thread for each.
 - **FedRA's structure** is a loop that does as the published code: each client keeps a whole model, and all weights are
-  copied to every client in every round. It is written anew, with the optimizer of the others.
+  copied to every client in every round. It is written anew, with the optimizer of the others, and races where clients
+  lack blocks. This engine's sequential executor, which builds each client's sub-model anew, races in some settings.
 - **Without work** clients take no steps, on the embedded model. What is left is sampling, handing out and collecting
   states, and aggregation; for this engine also drawing blocks and batches."""
 
@@ -83,7 +84,7 @@ def _targets_table(aims: Sequence[Target]) -> str:
     rows = [["setting", "precision", "target", "reached", "met"]]
     for aim in aims:
         met = "yes" if aim.met else "no"
-        title, precision = SCENES[aim.scene].title, _NAMES[aim.dtype]
+        title, precision = SCENES[aim.scene].title, _NAMES.get(aim.dtype, aim.dtype)
         rows.append([title, precision, aim.wanted, aim.reached or "not measured", met])
     return markdown_table(rows)
 
@@ -102,7 +103,7 @@ def _scene_table(scene: str, standings: Sequence[Standing], aims: Sequence[Targe
         rows.append(
             [
                 entry.label,
-                _NAMES[entry.dtype],
+                _NAMES.get(entry.dtype, entry.dtype),
                 _attention(standing),
                 f"{standing.cpu:.3g} ({least:.3g}–{most:.3g})",
                 f"{standing.wall:.3g}",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -13,7 +12,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from benchmarks.peers.agreement import Agreement, compare, unchanged
-from benchmarks.peers.entries import FEDRA_LOOP, PEFT, PRODUCTS, Entry, entries
+from benchmarks.peers.entries import FEDRA_LOOP, PEFT, PRODUCTS, Entry, by_contestant, entries
 from benchmarks.peers.export import export_work
 from benchmarks.peers.job import Job, work_file
 from benchmarks.peers.processes import Contestant, Times
@@ -92,7 +91,7 @@ class Race:
                 contestant.wait_until_started()
             standings = [
                 heats.choose([(entry, self._process(entry)) for entry in variants])
-                for _, variants in groupby(racing, key=lambda entry: entry.contestant)
+                for variants in by_contestant(racing)
             ]
             for _ in range(self._repeats):
                 for standing in standings:
