@@ -15,6 +15,7 @@ from benchmarks.peers.race import Race
 from benchmarks.peers.scenes import OVERHEAD, QUICK, SCENES, TRAINING
 from benchmarks.peers.targets import Results
 from fedra_engine.runtime.errors import InputError
+from fedra_engine.runtime.exit_codes import unwound_by_signals
 from fedra_engine.runtime.files import write_whole
 
 PAGE = ROOT / "docs" / "results" / "peers.md"
@@ -59,7 +60,7 @@ def run_peers(*, quick: bool, only: Sequence[str], repeats: int, out: Path | Non
 
 def race(names: Sequence[str], repeats: int) -> Results:
     """Race in the scenes of these names."""
-    with TemporaryDirectory(prefix="peers-") as folder:
+    with unwound_by_signals(), TemporaryDirectory(prefix="peers-") as folder:
         contest = Race(Path(folder), repeats)
         try:
             return {name: contest.run(SCENES[name]) for name in names}
