@@ -22,7 +22,8 @@ from fedra_engine import ExperimentConfig, build
 from fedra_engine.config import ClientsConfig, DataConfig, ExecutionConfig, LoraConfig, ModelConfig, TrainingConfig
 from fedra_engine.experiment import Experiment
 
-CLASSES = 10
+CLASSES = 2
+"""Few, so that the fewest samples have all of them."""
 FULL_DEPTH = (12,)
 FEDRA = (12, 10, 8, 6, 4, 3)
 """FedRA's capacities, of which clients get one after another."""
