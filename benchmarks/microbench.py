@@ -1,4 +1,4 @@
-"""Measures executors, methods, lanes, batches, watching, steps, start and kernels: `fedra bench executors`, and so on.
+"""Measures executors, peers, methods, lanes, batches, steps, start and kernels: `fedra bench executors`, and so on.
 
 Prints CPU-seconds, which a busy machine disturbs less than wall-clock time, and ratios from the same run. On a
 machine with a GPU, `kernels` prints the GPU's seconds.
@@ -51,6 +51,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     executors.add_argument("--repeats", type=repeats, default=3, help="counted rounds of each executor (default 3)")
     executors.add_argument("--output_dir", type=path, help="folder for executors.csv; none is written if not given")
     executors.set_defaults(run=_run_executors, files=["executors.csv"])
+    _add_peers(commands)
     methods = commands.add_parser("methods", help="a round of every method against FedRA's, on one CPU thread")
     methods.add_argument("--repeats", type=repeats, default=5, help="counted rounds of each method (default 5)")
     methods.set_defaults(run=_run_methods)
@@ -93,6 +94,26 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     resources.add_argument("file", type=path, help="Markdown page to write")
     resources.set_defaults(run=_run_resources)
     return parser.parse_args(arguments)
+
+
+def _add_peers(commands: Any) -> None:
+    from benchmarks.line_parser import path, typed
+    from fedra_engine.config.options import whole
+
+    peers = commands.add_parser("peers", help="this engine against PEFT, pfl-research, Flower and FedRA's structure")
+    peers.add_argument("--quick", action="store_true", help="once, in small settings, without pfl-research and Flower")
+    peers.add_argument(
+        "--only", type=lambda text: text.split(","), default=[], help="settings, with commas; all if none"
+    )
+    peers.add_argument("--repeats", type=typed(int, whole(1, 1000)), default=5, help="counted rounds (default 5)")
+    peers.add_argument("--out", type=path, help="page to write, with a .json beside it (default: that of the docs)")
+    peers.set_defaults(run=_run_peers)
+
+
+def _run_peers(options: argparse.Namespace) -> None:
+    from benchmarks.peers.command import run_peers
+
+    run_peers(quick=options.quick, only=options.only, repeats=options.repeats, out=options.out)
 
 
 def _run_executors(options: argparse.Namespace) -> None:

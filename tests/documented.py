@@ -19,6 +19,7 @@ NOT_RUN = {
     "python3 -m webbrowser ": "opens a browser",
     "python launchers/offline_wheels.py ": "downloads from a package registry",
     "python launchers/gpu_report.py ": "needs a GPU; its rehearsal is run in tests/benchmarks/gpu",
+    "fedra bench peers": "takes half an hour; tests/benchmarks/peers runs small settings",
     "fedra bench executors": "takes minutes; tests/benchmarks/test_rounds.py runs its parts",
     "fedra simulate --config domainnet_vit_b16 ": "has its model from the hub; tests/data/test_protocols.py runs it on "
     "small data",

@@ -1,0 +1,1 @@
+"""A race of this engine against what people use today: `fedra bench peers`."""

@@ -1,0 +1,1 @@
+"""The contestants, a module each, with a function `serve` that takes a job and a loop of rounds."""
