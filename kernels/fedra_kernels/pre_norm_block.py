@@ -240,7 +240,8 @@ class _PreNormBlock(torch.autograd.Function):
         of_attention, of_adapters = others[: ctx.attention], others[ctx.attention :]
         low_rank = _LowRank(ctx.adapters, ctx.groups, slots, ctx.dropout, of_adapters, ctx.gradients)
         held = grad if samples is None else grad.index_select(0, samples)
-        grad_rows = held.reshape(-1, ctx.shape[2])
+        # Autograd may give one number in place of many.
+        grad_rows = held.reshape(-1, ctx.shape[2]).contiguous()
 
         grad_out = _scaled(grad_rows, block.scale2)
         grad_y = block.fc2.backward(grad_out)
@@ -303,10 +304,9 @@ class _LowRank:
         """Add to `outputs`, of the Linears that read input number `read`, which is x. In the order of the inputs."""
         for shared, factors in self._factors[read]:
             drop = self._dropout[shared.position] if self._dropout else None
-            keep = None
-            if drop is not None:
-                keep = keep_mask(drop, self._groups.sizes, x.shape[1]).to(x.dtype).div_(1.0 - drop.p)
-            shrunk = add_low_rank(shared, factors, self._compact, x, outputs[shared.members], keep)
+            keep = None if drop is None else keep_mask(drop, self._groups.sizes, x.shape[1])
+            scale = self._scale(shared)
+            shrunk = add_low_rank(shared, factors, scale, self._compact, x, outputs[shared.members], keep)
             self.saved += [x if shared.trains_a else None, keep, *shrunk]
 
     def add_to(self, rows: Tensor, read: int, x: Tensor, linear: FrozenLinear, scale: Tensor | None) -> Tensor:
@@ -322,7 +322,15 @@ class _LowRank:
             x, keep, *shrunk = self.saved[-length:]
             del self.saved[-length:]
             sinks = None if self._sinks is None else self._sinks[read][number][1]
-            low_rank_backward(shared, factors, sinks, self._compact, x, shrunk, grads[shared.members], grad_x, keep)
+            low_rank_backward(
+                shared, factors, self._scale(shared), sinks, self._compact,
+                x, shrunk, grads[shared.members], grad_x, keep,
+            )  # fmt: skip
+
+    def _scale(self, shared: SharedInput) -> float:
+        """With what dropout multiplies kept entries by: exactly, which a mask in 16 bits would not be."""
+        drop = self._dropout[shared.position] if self._dropout else None
+        return shared.scale if drop is None else shared.scale / (1.0 - drop.p)
 
     def deposit(self) -> None:
         """Add the gradients to those of the bank."""

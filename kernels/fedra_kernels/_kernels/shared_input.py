@@ -162,18 +162,25 @@ class FactorViews:
 
 
 def add_low_rank(
-    shared: SharedInput, factors: Factors, groups: RowGroups, x: Tensor, outputs: Sequence[Tensor], keep: Tensor | None
+    shared: SharedInput,
+    factors: Factors,
+    scale: float,
+    groups: RowGroups,
+    x: Tensor,
+    outputs: Sequence[Tensor],
+    keep: Tensor | None,
 ) -> list[Tensor]:
-    """Add scale (drop(x) A_k^T) B_k^T to the rows of group k of each of `outputs` [rows, out], in place.
+    """Add scale (x A_k^T) B_k^T, of what is kept of x, to the rows of group k of each of `outputs` [rows, out], in place.
 
     Args:
         factors: of the groups' slots, in their order.
         groups: as `RowGroups.compact` makes them.
         x: [rows, in].
-        keep: [rows, in], what x is multiplied by; None for ones.
+        scale: of the products; with dropout, also what kept entries are multiplied by.
+        keep: bool [rows, in], where dropout keeps x; None for everywhere.
 
     Returns:
-        For each run of `groups`, A_k drop(x)^T [groups, ranks, rows of a group], which `low_rank_backward` needs.
+        For each run of `groups`, A_k x^T [groups, ranks, rows of a group], which `low_rank_backward` needs.
     """
     x = x if keep is None else x * keep
     saved = []
@@ -182,13 +189,14 @@ def add_low_rank(
         shrunk = torch.bmm(lora_a, rows.transpose(1, 2))
         saved.append(shrunk)
         for part, factor, y in zip(_by_adapter(shared, shrunk), lora_b, outputs, strict=True):
-            _grouped(y, run, groups).baddbmm_(part.transpose(1, 2), factor.transpose(1, 2), alpha=shared.scale)
+            _grouped(y, run, groups).baddbmm_(part.transpose(1, 2), factor.transpose(1, 2), alpha=scale)
     return saved
 
 
 def low_rank_backward(
     shared: SharedInput,
     factors: Factors,
+    scale: float,
     sinks: Factors | None,
     groups: RowGroups,
     x: Tensor | None,
@@ -205,7 +213,7 @@ def low_rank_backward(
         saved: what `add_low_rank` returned.
         grad_x: [rows, in]; None if it is not needed.
     """
-    x, scale = (x if x is None or keep is None else x * keep), shared.scale
+    x = x if x is None or keep is None else x * keep
     for run, shrunk in zip(groups.runs, saved, strict=True):
         of_run = [_grouped(grad, run, groups) for grad in grads]
         _, lora_a, lora_b = _part(run, groups, None, factors)
