@@ -170,7 +170,7 @@ def add_low_rank(
     outputs: Sequence[Tensor],
     keep: Tensor | None,
 ) -> list[Tensor]:
-    """Add scale (x A_k^T) B_k^T, of what is kept of x, to the rows of group k of each of `outputs` [rows, out], in place.
+    """Add scale (x A_k^T) B_k^T, of what is kept of x, in place to group k's rows of each of `outputs` [rows, out].
 
     Args:
         factors: of the groups' slots, in their order.
