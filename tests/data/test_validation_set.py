@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from numpy.typing import NDArray
 
 from fedra_engine.callbacks.fingerprint import setting_digest
 from fedra_engine.config import DataConfig, ExperimentConfig
@@ -103,8 +104,10 @@ SOURCES = {
 }
 
 
-def plain(sample: dict[str, object]) -> list[object]:
-    """The sample without images, which differ even where their pixels are the same."""
+def plain(sample: dict[str, object] | NDArray[np.uint8]) -> list[object]:
+    """The sample with pixels in place of images, which differ even where their pixels are the same."""
+    if isinstance(sample, np.ndarray):
+        return list(sample.tolist())
     return [np.asarray(value).tolist() if key == "image" else value for key, value in sample.items()]
 
 
