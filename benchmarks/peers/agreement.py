@@ -9,11 +9,10 @@ from torch import Tensor
 
 from benchmarks.peers.work import State
 
-LARGEST_DIFFERENCE = 0.01
-"""Of changes in float32: norm of the difference by norm of the reference. AdamW divides each gradient by its own size,
-so that the sign of a rounding error can decide the step of a parameter whose gradient is almost zero."""
-SMALLEST_COSINE = 0.99
-"""Of a change in bfloat16 and the reference in float32. Two loops with PEFT have as much between these precisions."""
+LARGEST_DIFFERENCE = 0.001
+"""Of changes in float32: norm of the difference by norm of the reference."""
+SMALLEST_COSINE = 0.995
+"""Of a change in bfloat16 and the reference in float32. Of a loop with PEFT it was 0.998 where this was chosen."""
 _ROUNDING = 1e-5
 
 
