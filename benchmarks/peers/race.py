@@ -11,7 +11,13 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from benchmarks.peers.agreement import Agreement, compare, unchanged
+from benchmarks.peers.agreement import (
+    SMALLEST_COSINE,
+    SMALLEST_COSINE_OF_PEFT,
+    Agreement,
+    compare,
+    unchanged,
+)
 from benchmarks.peers.entries import FEDRA_LOOP, PEFT, PRODUCTS, Entry, by_contestant, entries
 from benchmarks.peers.export import export_work
 from benchmarks.peers.job import Job, work_file
@@ -167,7 +173,8 @@ class _Heats:
             return unchanged(self._initial, state)
         if self._reference is None:
             self._reference = state
-        return compare(self._initial, self._reference, state, entry.dtype)
+        smallest_cosine = SMALLEST_COSINE_OF_PEFT if entry.label == PEFT else SMALLEST_COSINE
+        return compare(self._initial, self._reference, state, entry.dtype, smallest_cosine)
 
     def _attention_of(self, entry: Entry) -> str:
         return entry.attention or self._attention.get(entry.dtype, "sdpa")
