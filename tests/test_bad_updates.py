@@ -188,10 +188,10 @@ def test_updates_far_larger_than_the_others_are_pointed_out_and_taken(
 ) -> None:
     checked = ClientUpdates.checked
 
-    def enlarged(self: ClientUpdates, starts: Tensor, head_starts: Tensor) -> ClientUpdates:
+    def enlarged(self: ClientUpdates, starts: Tensor, head_starts: Tensor, **rows: Tensor | None) -> ClientUpdates:
         mine = torch.from_numpy(self.clients[self.slot_owners] == 2)
         self.adapters[self.slots[mine]] += 100
-        return checked(self, starts, head_starts)
+        return checked(self, starts, head_starts, **rows)
 
     monkeypatch.setattr(ClientUpdates, "checked", enlarged)
     run = run_experiment(tmp_path, rounds=1, **plain(model))

@@ -149,7 +149,7 @@ class Console(Callback):
 
     def on_start(self, experiment: Experiment, state: GlobalState, first_round: int) -> None:
         config = experiment.config
-        facts = {"method": _method_text(config), **describe(experiment)}
+        facts = {"method": _method_text(config), **describe(experiment), **experiment.choices}
         if (count := experiment.newly_cached) is not None:
             facts["samples"] += f"; {count:,} preprocessed now" if count else "; all were in the cache"
         width = max(map(len, facts))

@@ -23,7 +23,8 @@ def describe(experiment: Experiment) -> dict[str, str]:
         "clients": f"{len(experiment.clients)} in {len(experiment.domains)} domains",
         "samples": samples_text(experiment),
         "lanes": str(experiment.executor.lanes),
-        **experiment.choices,
+        "precision": experiment.config.model.dtype,
+        "attention": experiment.config.model.attention,
         "blocks": f"{experiment.sweep_model.fused} of {foundation.depth} fused",
         "device": f"cpu, {count_of(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else str(device),
     }
