@@ -202,9 +202,11 @@ def build_experiment(
     partition = inputs.divide(config, data.train)
     make_clients(config, partition, data.domains, foundation.depth, processes=processes.count)
     prepared = _prepare(config, data, foundation, processes, sharding, inputs)
-    train = prepared.train
+    partition, train = (
+        partition if prepared.data is data else inputs.divide(config, prepared.data.train),
+        prepared.train,
+    )
     config, attention = choose_attention(config, foundation, train, processes)
-    partition = partition if prepared.data is data else inputs.divide(config, prepared.data.train)
     clients = _clients(config, partition, prepared, foundation, processes)
     # A process that found bad input would not be there when the others exchange the state.
     with processes.raise_on_all():

@@ -91,8 +91,6 @@ def run(
         with processes.raise_on_all():
             trackers = Trackers(folder, config.report_to if processes.is_main else [])
             experiment = build_experiment(config, accelerator.device, processes, sharding, inputs)
-        if processes.is_main and experiment.config != config:
-            folder.write_config(experiment.config)
         with Stage("taking the fingerprint of data and model"):
             begun = fingerprint(experiment)
         of_main = processes.broadcast_object(begun)

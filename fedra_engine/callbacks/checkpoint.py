@@ -36,7 +36,7 @@ class RunWriter(Callback):
         if evaluation.metrics is None:
             # Not in `on_start`, in which another callback may refuse to go on.
             self.rewind()
-            # A run may go on with more rounds.
+            # A run may go on with more rounds, and has measured what `auto` stands for.
             self._folder.write_config(experiment.config)
 
     def rewind(self) -> None:

@@ -171,10 +171,6 @@ class SweepBlock(nn.Module):
         combined = hidden.index_put((rows.index,), trained)
         return arguments.output(self._copy_exit_states(self._stand_in(combined) if self._is_replaced else combined))
 
-    def takes(self, args: Any, kwargs: Any) -> bool:
-        """Whether these arguments of the block are of a kind that this one is for."""
-        return True
-
     def _run_on_dummy(self, hidden: Tensor, args: Any, kwargs: Any) -> Tensor:
         """Run the block on the first sample, forward and backward, and ignore the result; returns `hidden`."""
         first = torch.zeros(1, dtype=torch.int64, device=hidden.device)

@@ -20,7 +20,7 @@ from fedra_engine.execution.fused_block import FusedBlock, match_parts
 from fedra_engine.execution.model_check import ModelInputs, check_norm, check_sweep, nearly_equal
 from fedra_engine.execution.plan import ExitCopy, SweepPlan, plan_groups
 from fedra_engine.execution.sweep_block import BankFactors, GroupedLoraLinear, Pass, SweepBlock, SweepContext
-from fedra_engine.execution.whole_block import match_whole_block
+from fedra_engine.execution.whole_block import WholeBlock, match_whole_block
 from fedra_engine.models.batch_arguments import probe_batch_arguments
 from fedra_engine.models.foundation import Foundation, replace_module, share_parameters
 from fedra_engine.models.sharding import Sharding
@@ -253,7 +253,7 @@ def _without_scale(norm: nn.Module) -> nn.Module:
 
 def _compare(fused: SweepBlock, agrees: dict[int, bool], position: int) -> Callable[..., None]:
     def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if not fused.takes(args, kwargs):
+        if isinstance(fused, WholeBlock) and not fused.takes(args, kwargs):
             agrees[position] = False
             return
         # The fused block overwrites its input.

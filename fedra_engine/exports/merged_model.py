@@ -22,7 +22,14 @@ from fedra_engine.exports.model_card import merged_card
 from fedra_engine.exports.processor_files import save_processor
 from fedra_engine.methods.allocators import USES
 from fedra_engine.models.foundation import Foundation, cut_to_blocks, replace_module
-from fedra_engine.models.loading import HEAD_FILE, PooledClassifier, hidden_loading_bars, own_path, without_pooling
+from fedra_engine.models.loading import (
+    HEAD_FILE,
+    PooledClassifier,
+    attention_argument,
+    hidden_loading_bars,
+    own_path,
+    without_pooling,
+)
 from fedra_engine.models.quantization import dequantized, has_quantized_weight
 from fedra_engine.models.sharding import is_sharded
 from fedra_engine.models.state import GlobalState, head_tensors
@@ -169,7 +176,7 @@ def save_merged(
         head = {name: tensors.pop(f"{foundation.head_path}.{name}").contiguous().cpu() for name in ("weight", "bias")}
         save_file(head, folder / HEAD_FILE, metadata={"pooling": pooling})
     own.save_pretrained(folder, state_dict={own_path(cut, name): tensor for name, tensor in tensors.items()})
-    given = {"dtype": foundation.dtype, "attn_implementation": config.model.attention}
+    given = {"dtype": foundation.dtype, "attn_implementation": attention_argument(config.model)}
     with hidden_loading_bars():
         found: Any = type(own).from_pretrained(folder, **given)
     if pooling is not None:

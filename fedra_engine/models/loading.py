@@ -239,6 +239,11 @@ def _settings(path: str) -> Any:
         raise
 
 
+def attention_argument(config: ModelConfig) -> str | None:
+    """The name for transformers; without one it takes sdpa if the model has it, which `choose_attention` may change."""
+    return None if config.attention == "auto" else config.attention
+
+
 def _own_class(settings: Any) -> Any | None:
     """The auto class for a classifier of this model type, if there is one."""
     from transformers.models.auto import modeling_auto
@@ -261,8 +266,7 @@ def _load(
     """The model, and the names of its tensors that are missing in the weights or have another shape there."""
     arguments |= {
         "dtype": getattr(torch, config.dtype),
-        # Without a name transformers takes sdpa where the model has it; `choose_attention` may change it.
-        "attn_implementation": None if config.attention == "auto" else config.attention,
+        "attn_implementation": attention_argument(config),
         "ignore_mismatched_sizes": True,
         "output_loading_info": True,
     }

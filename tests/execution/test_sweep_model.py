@@ -138,15 +138,11 @@ def test_nothing_is_fused_unasked(model: SweepModel) -> None:
 
 
 def test_a_fused_block_that_takes_no_such_arguments_does_not_agree(foundation: Foundation) -> None:
-    class Refusing:
-        def takes(self, args: Any, kwargs: Any) -> bool:
-            return True
-
-        def __call__(self, *_: Any, **__: Any) -> None:
-            raise TypeError
+    def refuse(*_: Any, **__: Any) -> None:
+        raise TypeError
 
     agrees: dict[int, bool] = {}
-    sweep_model._compare(Refusing(), agrees, 2)(None, (), {}, torch.zeros(1))  # type: ignore[arg-type]
+    sweep_model._compare(refuse, agrees, 2)(None, (), {}, torch.zeros(1))  # type: ignore[arg-type]
     assert agrees == {2: False}
     sweep_model._compare(lambda x: (x + 0.5,), agrees, 1)(None, (torch.ones(2),), {}, torch.ones(2))  # type: ignore[arg-type]
     sweep_model._compare(lambda x: (x,), agrees, 3)(None, (torch.ones(2),), {}, (torch.ones(2), None))  # type: ignore[arg-type]
