@@ -202,11 +202,9 @@ def build_experiment(
     partition = inputs.divide(config, data.train)
     make_clients(config, partition, data.domains, foundation.depth, processes=processes.count)
     prepared = _prepare(config, data, foundation, processes, sharding, inputs)
-    partition, train = (
-        partition if prepared.data is data else inputs.divide(config, prepared.data.train),
-        prepared.train,
-    )
+    train = prepared.train
     config, attention = choose_attention(config, foundation, train, processes)
+    partition = partition if prepared.data is data else inputs.divide(config, prepared.data.train)
     clients = _clients(config, partition, prepared, foundation, processes)
     # A process that found bad input would not be there when the others exchange the state.
     with processes.raise_on_all():
@@ -217,7 +215,6 @@ def build_experiment(
     # Equal draws give equal states, to the last bit only on equal hardware.
     processes.broadcast_(list(state.tensors().values()))
     most, sharded_over = most_participants(config.clients, clients), processes if sharding else None
-    by_cost_alone = config.execution.deterministic or is_sharded(foundation.model)
     return Experiment(
         config=config,
         domains=data.domains,
@@ -233,13 +230,18 @@ def build_experiment(
         evaluator=Evaluator(foundation, sweep_model, prepared.test, data.domains, processes),
         initial_state=state,
         processes=processes,
-        division=WorkDivision(processes, train.lengths, by_cost_alone=by_cost_alone),
+        division=_division(config, foundation, train, processes),
         training=with_step_limit(config.training, clients),
         stand_in_fit=fit,
         newly_cached=prepared.newly_cached,
         processing=prepared.processing,
         choices={"precision": precision, "attention": attention},
     )
+
+
+def _division(config: ExperimentConfig, foundation: Foundation, train: Samples, processes: Processes) -> WorkDivision:
+    by_cost_alone = config.execution.deterministic or is_sharded(foundation.model)
+    return WorkDivision(processes, train.lengths, by_cost_alone=by_cost_alone)
 
 
 def _clients(
