@@ -15,8 +15,8 @@ from fedra_engine.federation.work import LocalWork
 from fedra_engine.runtime.errors import count_of, first_few
 from fedra_kernels import squared_norms, to_device
 
-_CACHED = 1 << 17
-"""Entries of a bank that a CPU's cache holds twice: half a megabyte in float32."""
+_CACHED = 1 << 18
+"""Entries of a bank that a CPU's cache holds: a megabyte in float32."""
 _MOST_NAMED = 10
 """Clients that the representation of updates names."""
 
