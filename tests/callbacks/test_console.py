@@ -34,6 +34,7 @@ EXPERIMENT: Any = SimpleNamespace(
     config=ExperimentConfig(rounds=2),
     method=SimpleNamespace(caution=None),
     newly_cached=None,
+    choices={},
     train_data=SimpleNamespace(notes=["a [small] model"]),
     executor=SimpleNamespace(lanes=4),
     processes=SimpleNamespace(count=1),
