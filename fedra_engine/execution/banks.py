@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -51,50 +52,50 @@ def clip_factors(squares: Tensor, training: TrainingConfig, dtype: torch.dtype) 
     return factors.where(squares < most, torch.nan).to(dtype)
 
 
+@dataclass(frozen=True)
+class BankOptions:
+    """What a bank is for.
+
+    Attributes:
+        size, dtype, device: of a row of the parameters.
+        training: the optimizer's hyperparameters.
+        columns: the trained columns.
+        compute_dtype: precision of `compute_copy`; `dtype` when None.
+        keeps_starts: keep the parameters before local training, for local terms.
+        all_stepped: every row that gets gradients also takes steps.
+    """
+
+    size: int
+    training: TrainingConfig
+    dtype: torch.dtype
+    device: torch.device
+    columns: slice = field(default_factory=lambda: slice(None))
+    compute_dtype: torch.dtype | None = None
+    keeps_starts: bool = False
+    all_stepped: bool = True
+
+
 class Bank:
     """Parameters [rows, size] with gradients and optimizer state; a row belongs to one client.
 
     The optimizer is torch.optim.SGD (no dampening, no Nesterov) or torch.optim.AdamW, row by row.
 
     Attributes:
+        options: what it is for.
         parameters, gradients: [rows, size].
         compute_copy: the parameters in the compute precision; the same tensor if that is their own precision.
     """
 
-    def __init__(
-        self,
-        rows: int,
-        size: int,
-        training: TrainingConfig,
-        *,
-        dtype: torch.dtype,
-        device: torch.device,
-        columns: slice = slice(None),
-        compute_dtype: torch.dtype | None = None,
-        keeps_starts: bool = False,
-        all_stepped: bool = True,
-    ) -> None:
-        """Allocate the bank.
-
-        Args:
-            rows, size, dtype, device: of the parameters.
-            training: the optimizer's hyperparameters.
-            columns: the trained columns.
-            compute_dtype: precision of `compute_copy`; `dtype` when None.
-            keeps_starts: keep the parameters before local training, for local terms.
-            all_stepped: every row that gets gradients also takes steps.
-        """
-        self._training = training
-        # A step resets its rows' gradients; other rows may still have theirs when the next client takes them.
-        self._stale_gradients = not all_stepped
+    def __init__(self, rows: int, options: BankOptions) -> None:
+        self.options = options
+        size, dtype, device = options.size, options.dtype, options.device
         self.parameters = torch.zeros(rows, size, dtype=dtype, device=device)
         self.gradients = torch.zeros_like(self.parameters)
-        self._columns = columns
-        trained = self.parameters[:, columns]
-        self._moments = [torch.zeros(trained.shape, dtype=dtype, device=device) for _ in range(_moments(training))]
-        self._starts = torch.zeros_like(self.parameters) if keeps_starts else None
-        lower = compute_dtype is not None and compute_dtype != dtype
-        self._shadow = torch.zeros_like(self.parameters, dtype=compute_dtype) if lower else None
+        shape = self.parameters[:, options.columns].shape
+        self._moments = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(_moments(options.training))]
+        self._starts = torch.zeros_like(self.parameters) if options.keeps_starts else None
+        lower = options.compute_dtype is not None and options.compute_dtype != dtype
+        self._shadow = torch.zeros_like(self.parameters, dtype=options.compute_dtype) if lower else None
         self.compute_copy = self.parameters if self._shadow is None else self._shadow
 
     def load(self, own: Tensor, source: Tensor, rows: Tensor, adjust: Callable[[], None] | None = None) -> None:
@@ -113,7 +114,8 @@ class Bank:
         for copy in (self._starts, self._shadow):
             if copy is not None:
                 copy.index_copy_(0, own, self.parameters.index_select(0, own).to(copy.dtype))
-        if self._stale_gradients:
+        if not self.options.all_stepped:
+            # A step resets its rows' gradients; others may still have those of the client before.
             self.gradients.index_fill_(0, own, 0)
 
     def in_training(self, rows: Tensor) -> BankRows:
@@ -122,18 +124,18 @@ class Bank:
 
     def squared_gradient_norms(self, rows: Tensor) -> Tensor:
         """Squared gradient norm of each of `rows` over the trained columns, float64 [rows]."""
-        return squared_norms(self.gradients[:, self._columns], rows)
+        return squared_norms(self.gradients[:, self.options.columns], rows)
 
     def step(self, rows: Tensor, *, lr: float, clip: Tensor, steps: Tensor) -> None:
         """Take one optimizer step of `rows` with gradients times `clip` [rows], and reset these gradients.
 
         `steps` int64 [rows] are the clients' local steps, counted from 1.
         """
-        columns = self._columns
+        config, columns = self.options.training, self.options.columns
         parameters, gradients = self.parameters[:, columns], self.gradients[:, columns]
         shadow = None if self._shadow is None else self._shadow[:, columns]
         rates = torch.full_like(clip, lr)
-        config, moments = self._training, self._moments
+        moments = self._moments
         options: dict[str, Any] = {"weight_decay": config.weight_decay, "shadow": shadow, "zero_grad": True}
         if config.optimizer == "sgd":
             momentum = moments[0] if moments else None
@@ -141,3 +143,24 @@ class Bank:
         else:
             options |= {"betas": config.betas, "eps": config.eps}
             adamw(parameters, gradients, moments[0], moments[1], rows, rates, clip, steps, **options)
+
+
+class SpareBanks:
+    """Banks that rounds leave to the rounds after them.
+
+    The pages of new ones take a CPU longer than everything else that a client costs beside its training.
+    """
+
+    def __init__(self) -> None:
+        self._banks: list[Bank] = []
+
+    def take(self, rows: int, options: BankOptions) -> Bank:
+        """A bank with at least so many rows, none of which is in use."""
+        for position, bank in enumerate(self._banks):
+            if bank.options == options and len(bank.parameters) >= rows:
+                return self._banks.pop(position)
+        return Bank(rows, options)
+
+    def keep(self, *banks: Bank) -> None:
+        """Keep the `banks` of a round that has ended as it should; earlier ones of which are left are freed."""
+        self._banks = [bank for bank in banks if bank.parameters.device.type == "cpu"]

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedra_engine.execution.banks import Bank
+from fedra_engine.execution.banks import BankOptions, SpareBanks
 from fedra_engine.execution.scheduling import longest_first
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.local_terms import ClientsInTraining, training_terms
@@ -68,8 +67,16 @@ class LanePool:
     """
 
     def __init__(
-        self, work: LocalWork, assignment: Assignment, state: GlobalState, foundation: Foundation, *, lanes: int
+        self,
+        work: LocalWork,
+        assignment: Assignment,
+        state: GlobalState,
+        foundation: Foundation,
+        *,
+        lanes: int,
+        spare: SpareBanks | None = None,
     ) -> None:
+        """Without `spare` banks, new ones are made."""
         self.work = work
         self.assignment = assignment
         self._state = state
@@ -80,30 +87,30 @@ class LanePool:
         count = min(lanes, len(self._queue))
         self._lanes: list[Lane | None] = [None] * count
         # Every lane has as many adapter slots as the deepest client needs, so that any client fits any lane.
+        self._places = np.where(assignment.held, assignment.held.cumsum(axis=1) - 1, -1)
         self._slots_per_lane = int(assignment.held.sum(axis=1).max(initial=0))
         self._heads_per_lane = len(state.heads)
         self._terms = (*assignment.terms, *training_terms(work.training))
-        bank = partial(
-            Bank,
-            training=work.training,
-            dtype=state.adapters.dtype,
-            device=foundation.device,
-            keeps_starts=any(term.needs_starts for term in self._terms),
-        )
-        self.adapters = bank(
-            count * self._slots_per_lane,
+        self._spare = SpareBanks() if spare is None else spare
+        adapters = BankOptions(
             self._layout.size,
+            work.training,
+            state.adapters.dtype,
+            foundation.device,
             columns=self._layout.columns(assignment.factors),
             compute_dtype=foundation.dtype,
+            keeps_starts=any(term.needs_starts for term in self._terms),
             all_stepped=assignment.trained is None and not self._terms,
         )
-        heads = foundation.head_layout
-        self.heads = bank(
-            count * self._heads_per_lane,
-            heads.size,
-            columns=slice(0, heads.trained_size),
+        heads = replace(
+            adapters,
+            size=foundation.head_layout.size,
+            columns=slice(0, foundation.head_layout.trained_size),
+            compute_dtype=None,
             all_stepped=not self._terms,
         )
+        self.adapters = self._spare.take(count * self._slots_per_lane, adapters)
+        self.heads = self._spare.take(count * self._heads_per_lane, heads)
         self.losses = torch.zeros(count, dtype=torch.float64, device=foundation.device)
 
     def refill(self) -> bool:
@@ -174,11 +181,14 @@ class LanePool:
         )
         return updates.checked(starts, self._state.heads, rows=rows, head_rows=global_heads)
 
+    def end(self) -> None:
+        """Leave the banks to the next round; there must be no clients left."""
+        self._spare.keep(self.adapters, self.heads)
+
     def _start(self, index: int, row: int) -> Lane:
         client, exits = int(self.work.participants[row]), self.assignment.exits_of(row)
-        held = self.assignment.held[row]
-        slots = np.where(held, index * self._slots_per_lane + held.cumsum() - 1, -1)
-        trained = np.where(self.assignment.trained_blocks[row], slots, -1)
+        slots = np.where(self._places[row] < 0, -1, index * self._slots_per_lane + self._places[row])
+        trained = slots if self.assignment.trained is None else np.where(self.assignment.trained[row], slots, -1)
         heads = index * self._heads_per_lane + np.arange(len(exits))
         return Lane(index, row, client, slots, trained, exits, heads, self.work.batches(client))
 

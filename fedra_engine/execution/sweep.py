@@ -12,7 +12,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from fedra_engine.config import LoraConfig
 from fedra_engine.data.samples import Samples
-from fedra_engine.execution.banks import clip_factors, loss_scale
+from fedra_engine.execution.banks import SpareBanks, clip_factors, loss_scale
 from fedra_engine.execution.dropout import DropoutKeys
 from fedra_engine.execution.lanes import LanePool
 from fedra_engine.execution.plan import RequestedTables, StepTables
@@ -46,6 +46,7 @@ class SweepExecutor:
     lora: LoraConfig = field(repr=False)
     lanes: int
     sharded_over: Processes | None = field(default=None, repr=False)
+    _spare: SpareBanks = field(default_factory=SpareBanks, init=False, repr=False)
     _requested: RequestedTables = field(default_factory=RequestedTables, init=False, repr=False)
     """Tables that kernels used in the last step; the next plan makes them at once, as they will be needed again."""
 
@@ -92,7 +93,7 @@ class SweepExecutor:
     def _train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
         foundation = self.foundation
         foundation.use_base(state.base)
-        pool = LanePool(work, assignment, state, foundation, lanes=self.lanes)
+        pool = LanePool(work, assignment, state, foundation, lanes=self.lanes, spare=self._spare)
         bank = pool.adapters
         factors = BankFactors(foundation.adapter_layout, bank.compute_copy, bank.gradients, assignment.factors)
         stand_ins = [] if state.stand_ins is None else state.stand_ins.maps(foundation.dtype)
@@ -102,6 +103,7 @@ class SweepExecutor:
                 pool.refill()
                 lanes = pool.in_training()
                 if not (bool(lanes) if self.sharded_over is None else self.sharded_over.any(bool(lanes))):
+                    pool.end()
                     return
                 if not lanes:
                     # Other processes still train, and a sharded model needs this process in every pass.

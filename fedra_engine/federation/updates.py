@@ -13,10 +13,8 @@ from torch import Tensor
 
 from fedra_engine.federation.work import LocalWork
 from fedra_engine.runtime.errors import count_of, first_few
-from fedra_kernels import squared_norms, to_device
+from fedra_kernels import squared_changes, to_device
 
-_CACHED = 1 << 18
-"""Entries of a bank that a CPU's cache holds: a megabyte in float32."""
 _MOST_NAMED = 10
 """Clients that the representation of updates names."""
 
@@ -113,11 +111,7 @@ class ClientUpdates:
             (self.heads, self.head_rows, head_owners, head_starts, head_rows),
         )
         for bank, after, of_bank, before, before_rows in trained:
-            for piece in _pieces(bank, len(after)):
-                change = bank.index_select(0, after[piece])
-                change -= before[piece] if before_rows is None else before.index_select(0, before_rows[piece])
-                every = torch.arange(len(change), device=device)
-                squares.index_add_(0, of_bank[piece], squared_norms(change, every))
+            squares.index_add_(0, of_bank, squared_changes(bank, after, before, before_rows))
         norms = squares.sqrt().where(losses.isfinite(), torch.nan)
         good = norms.isfinite()
         for bank, after, of_bank, *_ in trained:
@@ -146,10 +140,3 @@ class ClientUpdates:
         slots = self.slots[torch.from_numpy(mine).to(self.slots.device)]
         rows = self.head_rows[torch.from_numpy(my_heads).to(self.head_rows.device)]
         return ClientUpdate(self.slot_blocks[mine], self.adapters[slots], self.head_exits[my_heads], self.heads[rows])
-
-
-def _pieces(bank: Tensor, rows: int) -> Iterator[slice]:
-    """Cuts of so many rows of a bank; on a CPU of as many as its cache holds, as copies of all would take longest."""
-    step = max(_CACHED // max(bank.shape[1], 1), 1) if bank.device.type == "cpu" else max(rows, 1)
-    for start in range(0, rows, step):
-        yield slice(start, start + step)

@@ -21,6 +21,7 @@ import torch
 from fedra_engine.callbacks.run_folder import RunFolder
 from fedra_engine.config.parsing import quiet_libraries, read_config
 from fedra_engine.costs.model import processed_samples
+from fedra_engine.execution.banks import SpareBanks
 from fedra_engine.execution.lanes import LanePool
 from fedra_engine.execution.scheduling import balance, longest_first, predicted_costs
 from fedra_engine.experiment import Experiment, build_experiment
@@ -166,15 +167,17 @@ class IdleExecutor:
     def __init__(self, foundation: Foundation, lanes: int) -> None:
         self._foundation = foundation
         self.lanes = lanes
+        self._spare = SpareBanks()
 
     def train(self, work: LocalWork, assignment: Assignment, state: GlobalState) -> Iterator[ClientUpdates]:
         """Yield every participant's initial adapters as its update."""
-        pool = LanePool(work, assignment, state, self._foundation, lanes=self.lanes)
+        pool = LanePool(work, assignment, state, self._foundation, lanes=self.lanes, spare=self._spare)
         while pool.refill():
             for lane in pool.in_training():
                 lane.step = len(lane.batches)
             if updates := pool.take_finished():
                 yield updates
+        pool.end()
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from .pre_norm_block import (
 )
 from .scatter_add import scatter_add, scatter_add_reference
 from .sgd import sgd, sgd_reference
-from .squared_norms import squared_norms, squared_norms_reference
+from .squared_norms import squared_changes, squared_norms, squared_norms_reference
 
 __all__ = [
     "AdapterColumns",
@@ -57,6 +57,7 @@ __all__ = [
     "scatter_add_reference",
     "sgd",
     "sgd_reference",
+    "squared_changes",
     "squared_norms",
     "squared_norms_reference",
     "swiglu",

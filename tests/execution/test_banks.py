@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedra_engine.config import TrainingConfig
-from fedra_engine.execution.banks import Bank, bytes_per_parameter, clip_factors, loss_scale
+from fedra_engine.execution.banks import Bank, BankOptions, bytes_per_parameter, clip_factors, loss_scale
 from tests.tiny_federation import ADAMW, SGD
 
 CPU = torch.device("cpu")
@@ -21,7 +21,7 @@ def filled(training: TrainingConfig, dtype: torch.dtype = torch.float64, **optio
     """A bank whose rows hold the last rows of a source, in another order, and these."""
     torch.manual_seed(0)
     source = torch.randn(ROWS + 2, SIZE, dtype=dtype)
-    bank = Bank(ROWS, SIZE, training, dtype=dtype, device=CPU, **options)  # type: ignore[arg-type]
+    bank = Bank(ROWS, BankOptions(SIZE, training, dtype, CPU, **options))  # type: ignore[arg-type]
     chosen = torch.tensor([5, 2, 4, 3])
     bank.load(torch.tensor([1, 0, 3, 2]), source, chosen)
     return bank, source[torch.tensor([2, 5, 3, 4])]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedra_engine.execution.banks import SpareBanks
 from fedra_engine.execution.lanes import LanePool
 from fedra_engine.execution.scheduling import longest_first
 from fedra_engine.federation.assignment import Assignment
@@ -29,6 +30,12 @@ def pool_of(setting: Setting, lanes: int) -> tuple[LanePool, Assignment, GlobalS
     work, assignment = setting.work(0, CLIENTS)
     state = setting.state()
     return LanePool(work, assignment, state, setting.foundation, lanes=lanes), assignment, state
+
+
+def next_pool(setting: Setting, lanes: int, spare: SpareBanks, **changes: object) -> LanePool:
+    work, assignment = setting.work(0, CLIENTS)
+    work = replace(work, training=replace(work.training, **changes))  # type: ignore[arg-type]
+    return LanePool(work, assignment, setting.state(), setting.foundation, lanes=lanes, spare=spare)
 
 
 def finish(pool: LanePool, client: int) -> None:
@@ -58,6 +65,22 @@ def test_lanes_are_given_to_the_longest_clients_first(setting: Setting) -> None:
     assert pool.take_finished() is not None
     assert not pool.refill()
     assert pool.in_training() == []
+
+
+def test_banks_of_a_round_that_has_ended_serve_the_next(setting: Setting) -> None:
+    spare = SpareBanks()
+    first = next_pool(setting, 4, spare)
+    # It has not ended.
+    second = next_pool(setting, 4, spare)
+    assert second.adapters is not first.adapters
+    second.end()
+    fewer = next_pool(setting, 3, spare)
+    assert (fewer.adapters, fewer.heads) == (second.adapters, second.heads)
+    fewer.end()
+    more = next_pool(setting, 5, spare)
+    assert more.adapters is not second.adapters
+    more.end()
+    assert next_pool(setting, 5, spare, momentum=0.5).adapters is not more.adapters
 
 
 def test_there_are_no_more_lanes_than_clients(setting: Setting) -> None:

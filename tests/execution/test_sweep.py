@@ -65,6 +65,24 @@ def test_every_client_gets_its_update_once(
     assert_same(setting, updates(setting, executor), expected)
 
 
+def test_a_round_after_another_or_after_half_of_one_gives_the_same_updates(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh, executor = updates(setting, setting.executor(3)), setting.executor(3)
+
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        # As by Ctrl-C in a notebook: there are gradients of which no step was taken.
+        patch.setattr(SweepExecutor, "_optimize", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            updates(setting, executor)
+    for _ in range(2):
+        for client, tensors in updates(setting, executor).items():
+            assert all(torch.equal(tensors[name], value) for name, value in fresh[client].items())
+
+
 def test_moments_are_corrected_by_the_steps_of_each_client() -> None:
     assert_same_rounds(make_setting("vit", ADAMW), lanes=2, count=1, tolerance=1e-8)
 

@@ -23,6 +23,7 @@ from fedra_kernels import (
     low_rank_add,
     scatter_add,
     sgd,
+    squared_changes,
     squared_norms,
     swiglu,
 )
@@ -105,6 +106,12 @@ def calls(device: str) -> dict[str, Call]:
         "sgd": Call(sgd, {**step, "momentum_buffer": some(4, SIZE), "momentum": 0.9}, "param"),
         "adamw": Call(adamw, {**step, **adam}, "param"),
         "squared_norms": Call(squared_norms, {"grad": some(4, SIZE), "slots": numbers(3)}, "grad", ("slots extent",)),
+        "squared_changes": Call(
+            squared_changes,
+            {"after": some(4, SIZE), "slots": numbers(3), "before": some(3, SIZE), "rows": numbers(3)},
+            "after",
+            ("slots extent",),
+        ),
         "aggregate": Call(
             aggregate,
             {**sums, "values": some(4, SIZE), "slots": numbers(2), "blocks": numbers(2), "weights": some(2)},

@@ -78,6 +78,7 @@ def test_a_slot_given_twice_is_named(op):
         ("gather_norm", "index", 8), ("scatter_add", "index", 8), ("low_rank_add", "index", 8),
         ("head_cross_entropy", "labels", 6),
         ("sgd", "slots", 4), ("adamw", "slots", 4), ("squared_norms", "slots", 4),
+        ("squared_changes", "slots", 4), ("squared_changes", "rows", 3),
         ("aggregate", "slots", 4), ("aggregate", "blocks", 2),
     ],
 )  # fmt: skip

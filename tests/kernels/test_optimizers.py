@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fedra_kernels import adamw, adamw_reference, sgd, sgd_reference, squared_norms
+from fedra_kernels import adamw, adamw_reference, sgd, sgd_reference, squared_changes, squared_norms
 from fedra_kernels._kernels import optimizers
 from fedra_kernels._kernels.checks import FLOAT_DTYPES
 
@@ -199,6 +199,26 @@ def test_squares_that_overflow_have_a_finite_sum():
     for slots in (torch.arange(4), torch.tensor([3, 0])):
         expected = grad[slots].double().square().sum(1)
         torch.testing.assert_close(squared_norms(grad, slots), expected, equal_nan=True, **FP32_NORMS)
+
+
+@pytest.mark.parametrize("width", [40, 50_000])
+@pytest.mark.parametrize("slots", [[1, 2, 3], [4, 0, 3], [29, 0], []], ids=str)
+def test_squared_changes_equal_the_sum_of_squared_differences(slots, width):
+    after, before, slots = randn(30, width, seed=1), randn(5, width, seed=2), torch.tensor(slots, dtype=torch.int64)
+    rows = slots % 5
+    expected = (after[slots].double() - before[rows].double()).square().sum(1)
+    found = [squared_changes(after, slots, before, rows), squared_changes(after, slots, before[rows])]
+    for each in found:
+        torch.testing.assert_close(each, expected, **FP32_NORMS)
+
+
+def test_changes_whose_squares_overflow_have_a_finite_sum():
+    after, before = torch.randn(4, 3000) * 1e30, torch.randn(2, 3000)
+    after[1, 5], after[2, 7], after[3] = torch.nan, torch.inf, torch.randn(3000)
+    slots, rows = torch.tensor([3, 0, 1, 2]), torch.tensor([1, 0, 1, 0])
+    expected = (after[slots] - before[rows]).double().square().sum(1)
+    for each in (squared_changes(after, slots, before, rows), squared_changes(after, slots, before[rows])):
+        torch.testing.assert_close(each, expected, equal_nan=True, **FP32_NORMS)
 
 
 def test_bad_arguments_are_named():
