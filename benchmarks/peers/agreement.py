@@ -13,8 +13,9 @@ LARGEST_DIFFERENCE = 0.001
 """Of changes in float32: norm of the difference by norm of the reference."""
 SMALLEST_COSINE = 0.995
 """Of a change of this engine in bfloat16 and the reference in float32."""
-SMALLEST_COSINE_OF_PEFT = 0.95
-"""The same of a loop with PEFT, which rounds more: 0.998 with a BERT of width 384, less with smaller models."""
+SMALLEST_COSINE_OF_PEFT = 0.9
+"""The same of a loop with PEFT, which rounds more: 0.9995 with a ViT of width 768, 0.92 with one of width 192 whose
+clients take one step."""
 _ROUNDING = 1e-5
 
 

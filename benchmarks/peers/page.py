@@ -166,6 +166,8 @@ def _rates(results: Results) -> list[str]:
     text = (
         "The frozen products of a round, forward and backward, counted (two operations for each multiplication), by "
         "the sweep's CPU-seconds, which also hold attention, norms, adapters, optimizer and aggregation; and the rate "
-        "at which the same products run alone on the samples of all clients."
+        "at which the same products run alone on the samples of all clients. All tokens are counted in all blocks, "
+        "though the engine computes only the class token after the attention of a client's last block. What takes the "
+        "rest of the time is in [kernels](../kernels.md#on-a-cpu)."
     )
     return ["## Share of the processor's rate", text, markdown_table(rows)]

@@ -85,6 +85,9 @@ def _times_faster(
     sweep, baseline = find(results[scene], SWEEP, dtype), find(results[scene], label, other)
     times = None if sweep is None or baseline is None else baseline.cpu / sweep.cpu
     reached = None if times is None else f"{times:.2f}×"
+    rate = product_rate(results[scene], scene, dtype)
+    if reached is not None and baseline is not None and rate is not None:
+        reached += f" (frozen products alone: {baseline.cpu * rate / round_flops(SCENES[scene]):.2f}×)"
     return Target(scene, dtype, f"≥ {factor:g}× as fast as {name}", reached, times is not None and times >= factor)
 
 

@@ -52,10 +52,12 @@ class BlockRows(SampleRows):
     Attributes:
         groups: the samples by group, with each group's row of the adapter bank.
         clients: int64 [groups] on the host, the position of each group among all groups of the batch.
+        ending: for how many of the last groups the block is the last one, and only their first token is read after it.
     """
 
     groups: RowGroups
     clients: NDArray[np.int64]
+    ending: int = 0
 
 
 @lru_cache(maxsize=64)
@@ -111,9 +113,11 @@ def plan_groups(
     slots: NDArray[np.int64],
     *,
     copies: Sequence[ExitCopy] = (),
+    fewest_ending: int | None = None,
 ) -> SweepPlan:
     """`make_plan` where group i has row i of the head bank."""
-    return make_plan(foundation, sizes, slots, np.arange(len(sizes)), copies=copies)[0]
+    heads = np.arange(len(sizes))
+    return make_plan(foundation, sizes, slots, heads, copies=copies, fewest_ending=fewest_ending)[0]
 
 
 def make_plan(
@@ -126,6 +130,7 @@ def make_plan(
     replaced: NDArray[np.bool_] | None = None,
     requested: RequestedTables | None = None,
     others: Sequence[NDArray[Any]] = (),
+    fewest_ending: int | None = None,
 ) -> tuple[SweepPlan, list[Tensor]]:
     """Plan a batch of `sizes[i]` samples for group i. Returns the plan, and `others` on the device.
 
@@ -139,21 +144,27 @@ def make_plan(
         replaced: bool [groups, blocks], where a group passes through the block's stand-in; nowhere when None.
         requested: what kernels requested of the plan before; collects what they request of this one.
         others: further arrays to copy to the device.
+        fewest_ending: samples for which a block must be the last one to make use of it, see `BlockRows.ending`; None if
+            other tokens are read after the last block, too.
     """
     requested = RequestedTables() if requested is None else requested
     of_blocks, of_heads = sorted(requested.blocks), sorted(requested.heads)
     counts = np.asarray(sizes, dtype=np.int64)
     owner = np.repeat(np.arange(len(counts)), counts)
+    every, starts = np.arange(len(counts)), counts.cumsum() - counts
 
     def groups(members: NDArray[np.int64], rows: NDArray[np.int64], kind: set[TableKey]) -> RowGroups:
         return RowGroups(counts[members].tolist(), torch.from_numpy(rows), foundation.device, kind)
 
-    of_batch = groups(np.arange(len(counts)), heads, requested.heads)
+    of_batch = groups(every, heads, requested.heads)
     tables = of_batch.host_tables(of_heads)
-    clients = {block: np.flatnonzero(row >= 0) for block, row in enumerate(slots.T) if (row >= 0).any()}
-    held = {block: groups(here, slots[here, block], requested.blocks) for block, here in clients.items()}
+    holders = _holders(slots, counts, fewest_ending)
+    held = {block: groups(here, slots[here, block], requested.blocks) for block, (here, _) in holders.items()}
+    indexed = {block for block, (here, _) in holders.items() if not np.array_equal(here, every)}
     for block, of_block in held.items():
-        tables += [] if len(of_block) == len(counts) else [np.flatnonzero(slots[owner, block] >= 0)]
+        if block in indexed:
+            here, _ = holders[block]
+            tables.append(np.concatenate([np.arange(starts[group], starts[group] + counts[group]) for group in here]))
         tables += of_block.host_tables(of_blocks)
     exits = _exit_rows(owner, copies)
     tables += [rows for pair in exits.values() for rows in pair]
@@ -163,12 +174,31 @@ def make_plan(
     of_batch.adopt_tables(of_heads, moved)
     blocks: list[BlockRows | None] = [None] * slots.shape[1]
     for block, of_block in held.items():
-        index = None if len(of_block) == len(counts) else next(moved)
+        index = next(moved) if block in indexed else None
         of_block.adopt_tables(of_blocks, moved)
-        blocks[block] = BlockRows(index, foundation.device, of_block, clients[block])
+        blocks[block] = BlockRows(index, foundation.device, of_block, *holders[block])
     exit_rows = {block: (next(moved), next(moved)) for block in exits}
     replaced_rows = {block: SampleRows(next(moved), foundation.device) for block in through_maps}
     return SweepPlan(tuple(blocks), of_batch, exit_rows, replaced_rows), list(moved)
+
+
+def _holders(
+    slots: NDArray[np.int64], counts: NDArray[np.int64], fewest_ending: int | None
+) -> dict[int, tuple[NDArray[np.int64], int]]:
+    """By block that somebody holds, `BlockRows.clients` and `BlockRows.ending`, for groups of `counts` samples."""
+    last = np.where(slots >= 0, np.arange(slots.shape[1]), -1).max(axis=1, initial=-1)
+    found = {}
+    for block, row in enumerate(slots.T):
+        here = np.flatnonzero(row >= 0)
+        ends = last[here] == block
+        if len(here) == 0:
+            continue
+        if fewest_ending is not None and (ends.all() or counts[here[ends]].sum() >= fewest_ending):
+            # Those that end stand last.
+            found[block] = here[np.argsort(ends, kind="stable")], int(ends.sum())
+        else:
+            found[block] = here, 0
+    return found
 
 
 def _exit_rows(
@@ -207,6 +237,8 @@ class StepTables:
         foundation: Foundation,
         assignment: Assignment,
         requested: RequestedTables,
+        *,
+        fewest_ending: int | None = None,
     ) -> None:
         """Make the tables for the next step of `lanes`; see `make_plan`."""
         self.lanes = lanes
@@ -244,6 +276,7 @@ class StepTables:
             replaced=replaced,
             requested=requested,
             others=[*own, *exits],
+            fewest_ending=fewest_ending,
         )
         self.indices, self.samples, self.steps, self.heads, self.head_owners, *others = moved
         self.slots, self.slot_owners, self.ranks, *of_exits = others

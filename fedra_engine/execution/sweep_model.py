@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from fedra_engine.execution.dropout import DropoutKeys, pass_dropout
+from fedra_engine.execution.first_token import find_fewest_ending
 from fedra_engine.execution.fused_block import FusedBlock, match_parts
 from fedra_engine.execution.model_check import ModelInputs, check_norm, check_sweep, nearly_equal
 from fedra_engine.execution.plan import ExitCopy, SweepPlan, plan_groups
@@ -34,6 +35,8 @@ class SweepModel:
     Attributes:
         arguments: the batch arguments of each block.
         fused: number of fused blocks; each has been checked to give the original block's output.
+        fewest_ending: passes compute only the first token of samples in their last block, if they are so many; None if
+            something reads the others.
     """
 
     def __init__(
@@ -60,6 +63,8 @@ class SweepModel:
         """
         # cuDNN's attention builds a plan for every batch size, and every block has its own.
         torch.backends.cuda.enable_cudnn_sdp(False)
+        self.fused = 0
+        self.fewest_ending: int | None = None
         self._foundation = foundation
         self._sharding = sharding
         self._model = share_parameters(foundation.model)
@@ -84,9 +89,9 @@ class SweepModel:
             check_norm(foundation, norm, self.features_of, example_inputs(2))
         # A sharded model cannot be cut without attaching the cut one to its shards.
         check_sweep(foundation, self.features_of, example_inputs(2), cuts=sharding is None)
-        self.fused = 0
         if fuse_blocks and whole_blocks and not use_triton(foundation.head.weight):
             self.fused += self._fuse(blocks, plain, self._whole(plain), example_inputs(2))
+            self.fewest_ending = find_fewest_ending(foundation, self, example_inputs(2)) if self.fused else None
         if fuse_blocks and kernel_blocks:
             left = [block for block in plain if blocks[block.position] is block]
             self.fused += self._fuse(blocks, plain, self._of_kernels(left), example_inputs(2))
@@ -130,6 +135,7 @@ class SweepModel:
         gradients: Tensor | None = None,
         *,
         copies: Sequence[ExitCopy] = (),
+        all_tokens: bool = False,
     ) -> Tensor:
         """As `features`, outside of a round, for `inputs` that are divided evenly among groups.
 
@@ -139,10 +145,11 @@ class SweepModel:
             slots: int64 [groups, blocks], bank rows; -1 where a group skips the block.
             gradients: [bank rows, slot size], which `backward` adds to; None for no gradients.
             copies: the groups that are copies of others at early exits.
+            all_tokens: compute tokens that nothing reads, too.
         """
-        foundation = self._foundation
+        foundation, fewest = self._foundation, None if all_tokens else self.fewest_ending
         sizes = [len(next(iter(inputs.values()))) // len(slots)] * len(slots)
-        plan = plan_groups(foundation, sizes, slots, copies=copies)
+        plan = plan_groups(foundation, sizes, slots, copies=copies, fewest_ending=fewest)
         bank = adapters.to(foundation.device, foundation.dtype)
         return self.features(inputs, plan, BankFactors(foundation.adapter_layout, bank, gradients))
 
@@ -166,7 +173,7 @@ class SweepModel:
         hooks = [block.register_forward_pre_hook(before, with_kwargs=True) for block in self.blocks.children()]
         hooks += [block.register_forward_hook(after, with_kwargs=True) for block in self.blocks.children()]
         try:
-            self.features_of(inputs, adapters, np.arange(self._foundation.depth)[None])
+            self.features_of(inputs, adapters, np.arange(self._foundation.depth)[None], all_tokens=True)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -54,7 +54,7 @@ class WholeBlock(SweepBlock):
         hidden = _hidden_alone(args, kwargs)
         if rows is None or hidden is None or self._checkpoints():
             return super().forward(*args, **kwargs)
-        stream = self._run_op(current, hidden, rows.index, rows.groups.per_token(hidden.shape[1]))
+        stream = self._run_op(current, hidden, rows.index, rows.groups.per_token(hidden.shape[1]), rows.ending)
         return self.arguments.output(self._copy_exit_states(self._stand_in(stream) if self._is_replaced else stream))
 
     def _compute(self, *args: Any, **kwargs: Any) -> Any:
@@ -65,13 +65,17 @@ class WholeBlock(SweepBlock):
         groups = current.groups(self.position, hidden.shape[0] * hidden.shape[1])
         return self.arguments.output(self._run_op(current, hidden, None, groups))
 
-    def _run_op(self, current: Pass, hidden: Tensor, samples: Tensor | None, groups: RowGroups) -> Tensor:
+    def _run_op(
+        self, current: Pass, hidden: Tensor, samples: Tensor | None, groups: RowGroups, ending: int = 0
+    ) -> Tensor:
         factors = current.adapters
         adapters = self._adapters(factors.layout, factors.factors, bool(current.dropout))
         dropout: list[Dropout | None] = []
         if current.dropout:
             dropout = [None if target is None else current.dropout[self.position, target] for target in self._targets]
-        return pre_norm_block(hidden, samples, self._parts, factors.bank, factors.gradients, adapters, groups, dropout)
+        return pre_norm_block(
+            hidden, samples, self._parts, factors.bank, factors.gradients, adapters, groups, dropout, ending=ending
+        )
 
     def _adapters(self, layout: AdapterLayout, factors: Factor, dropped: bool) -> BlockAdapters:
         key = (layout, factors, dropped)

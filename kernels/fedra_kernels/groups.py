@@ -128,6 +128,17 @@ class RowGroups:
         sizes = [size for size in self.sizes if size]
         return RowGroups(sizes, torch.arange(len(sizes)), self.device)
 
+    def with_ending(self, ending: int, tokens: int) -> RowGroups:
+        """`compact`, where each `tokens` rows of the last `ending` groups have become one."""
+        if not ending:
+            return self.compact
+        known: dict[tuple[int, int], RowGroups] = self.__dict__.setdefault("_with_ending", {})
+        if (ending, tokens) not in known:
+            first = len(self) - ending
+            sizes = [size if group < first else size // tokens for group, size in enumerate(self.sizes) if size]
+            known[ending, tokens] = RowGroups(sizes, torch.arange(len(sizes)), self.device)
+        return known[ending, tokens]
+
     @property
     def filled(self) -> Tensor:
         """int32 [filled groups, 4] of (first row, end row, slot, group) of each group that has rows."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any, Literal
 
 import torch
@@ -17,18 +18,12 @@ from torch.nn import functional as F
 
 from ._kernels.attention import attend, attend_backward
 from ._kernels.checks import check_float, check_like, check_shape, check_sink
-from ._kernels.shared_input import (
-    AdapterColumns,
-    Factors,
-    FactorViews,
-    SharedInput,
-    add_low_rank,
-    low_rank_backward,
-    share_input,
-)
-from .dropout import Dropout, keep_mask
+from ._kernels.ending_rows import EndingRows
+from ._kernels.low_rank_pass import LowRankPass
+from ._kernels.shared_input import AdapterColumns, Factors, FactorViews, SharedInput, share_input
+from .dropout import Dropout
 from .frozen_linear import FrozenLinear
-from .groups import RowGroups, add_to_bank, bank_rows
+from .groups import RowGroups, bank_rows
 
 
 @dataclass(frozen=True)
@@ -113,6 +108,8 @@ def pre_norm_block(
     adapters: BlockAdapters,
     groups: RowGroups,
     dropout: Sequence[Dropout | None] = (),
+    *,
+    ending: int = 0,
 ) -> Tensor:
     """The hidden states after the block, in which samples that do not go through it are as they were.
 
@@ -125,6 +122,8 @@ def pre_norm_block(
         adapters: where the block's adapters lie in a slot.
         groups: the slot of each of the rows (tokens) that go through the block.
         dropout: LoRA dropout, one for each of `block.linears`; empty for none. With it, no `adapters` are together.
+        ending: how many of the last groups end here: only the first token of their samples is read afterwards, so
+            their other tokens stay as they were.
 
     Returns:
         [samples, tokens, features]. autograd differentiates with respect to `hidden` alone; where that needs no
@@ -144,9 +143,13 @@ def pre_norm_block(
         raise ValueError(f"groups: found {groups.rows} rows in sizes, expected {count * hidden.shape[1]}")
     if groups.smallest_bank > bank.shape[0]:
         raise ValueError(f"groups: found slot {groups.smallest_bank - 1}, expected slots below {bank.shape[0]}")
+    if not 0 <= ending <= len(groups):
+        raise ValueError(f"ending: found {ending}, expected 0 to {len(groups)} as there are groups")
     if dropout and len(dropout) != len(block.linears):
         raise ValueError(f"dropout: found {len(dropout)}, expected {len(block.linears)} as the block has Linears")
-    result: Tensor = _PreNormBlock.apply(hidden, samples, block, bank, gradients, adapters, groups, tuple(dropout))
+    result: Tensor = _PreNormBlock.apply(
+        hidden, samples, block, bank, gradients, adapters, groups, tuple(dropout), ending
+    )
     return result
 
 
@@ -157,6 +160,7 @@ def pre_norm_block_reference(
     bank: Tensor,
     adapters: BlockAdapters,
     groups: RowGroups,
+    ending: int = 0,
 ) -> Tensor:
     """The op in plain torch without dropout, differentiable in hidden and in bank."""
     held = hidden if samples is None else hidden[samples]
@@ -187,8 +191,10 @@ def pre_norm_block_reference(
     rows = rows + (attended if block.scale1 is None else attended * block.scale1)
     wide = F.gelu(adapted(fc1, norm(rows, block.norm2)), approximate=block.approximate)
     out = adapted(fc2, wide)
-    rows = rows + (out if block.scale2 is None else out * block.scale2)
-    return rows.view(hidden.shape) if samples is None else hidden.index_put((samples,), rows.view(held.shape))
+    result = (rows + (out if block.scale2 is None else out * block.scale2)).view(held.shape)
+    on = EndingRows.of(groups.sizes, tokens, ending).going_on
+    result = torch.cat([result[:on], torch.cat([result[on:, :1], held[on:, 1:]], dim=1)])
+    return result if samples is None else hidden.index_put((samples,), result)
 
 
 class _PreNormBlock(torch.autograd.Function):
@@ -203,45 +209,47 @@ class _PreNormBlock(torch.autograd.Function):
         adapters: BlockAdapters,
         groups: RowGroups,
         dropout: tuple[Dropout | None, ...],
+        ending: int,
     ) -> Tensor:
         held = hidden if samples is None else hidden.index_select(0, samples)
         shape = held.shape
-        rows = held.reshape(-1, shape[2])
-        low_rank = _LowRank(adapters, groups, bank_rows(bank, groups.filled_slots), dropout)
+        rows, which = held.reshape(-1, shape[2]), EndingRows.of(groups.sizes, shape[1], ending)
+        low_rank = LowRankPass(adapters, groups, which, bank_rows(bank, groups.filled_slots), dropout)
 
         x1, mean1, inverse1 = _normalize(rows, block.norm1)
         projected = [linear.forward(x1) for linear in block.inputs]
         low_rank.add(0, x1, projected)
-        attended, of_attention = attend(
-            *_heads(projected, shape, block.heads), block.attention_scale, fused=block.fused_attention
-        )
-        middle = low_rank.add_to(rows, 1, attended, block.output, block.scale1)
+        q, k, v = _heads(projected, shape, block.heads)
+        attended, of_attention = attend(q, k, v, block.attention_scale, which, fused=block.fused_attention)
+        middle = low_rank.add_to(which.computed(rows), 1, attended, block.output, block.scale1)
         x2, mean2, inverse2 = _normalize(middle, block.norm2)
         wide = block.fc1.forward(x2)
         low_rank.add(2, x2, [wide])
         y = _activate(wide, block)
-        result = low_rank.add_to(middle, 3, y, block.fc2, block.scale2).view(shape)
+        result = low_rank.add_to(middle, 3, y, block.fc2, block.scale2)
 
         needs_hidden = ctx.needs_input_grad[0]
         # Below the first block that has adapters nothing is differentiated.
         of_norm1 = (rows, mean1, inverse1) if needs_hidden else (None, None, None)
         ctx.block, ctx.gradients, ctx.adapters, ctx.groups, ctx.shape = block, gradients, adapters, groups, shape
-        ctx.dropout, ctx.attention = dropout, len(of_attention)
+        ctx.dropout, ctx.attention, ctx.rows = dropout, [len(part) for part in of_attention], which
         ctx.save_for_backward(
-            samples, low_rank.slots, *of_norm1, middle, mean2, inverse2, wide, *of_attention, *low_rank.saved
+            samples, low_rank.slots, *of_norm1, middle, mean2, inverse2, wide, *chain(*of_attention), *low_rank.saved
         )
-        return result if samples is None else hidden.index_copy(0, samples, result)
+        return _with_result(hidden, samples, which, result)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         block: PreNormBlock = ctx.block
+        which: EndingRows = ctx.rows
         samples, slots, rows, mean1, inverse1, middle, mean2, inverse2, wide, *others = ctx.saved_tensors
-        of_attention, of_adapters = others[: ctx.attention], others[ctx.attention :]
-        low_rank = _LowRank(ctx.adapters, ctx.groups, slots, ctx.dropout, of_adapters, ctx.gradients)
+        saved = iter(others)
+        of_attention = [list(islice(saved, length)) for length in ctx.attention]
+        low_rank = LowRankPass(ctx.adapters, ctx.groups, which, slots, ctx.dropout, list(saved), ctx.gradients)
         held = grad if samples is None else grad.index_select(0, samples)
         # Autograd may give one number in place of many.
-        grad_rows = held.reshape(-1, ctx.shape[2]).contiguous()
+        grad_rows = which.computed(held.reshape(-1, ctx.shape[2]).contiguous())
 
         grad_out = _scaled(grad_rows, block.scale2)
         grad_y = block.fc2.backward(grad_out)
@@ -254,88 +262,45 @@ class _PreNormBlock(torch.autograd.Function):
         grad_out = _scaled(grad_rows, block.scale1)
         grad_attended = block.output.backward(grad_out)
         low_rank.backward(1, [grad_out], grad_attended)
-        of_projected = [grad_rows.new_empty(grad_rows.shape[0], linear.weight.shape[0]) for linear in block.inputs]
+        count = which.samples * which.tokens
+        of_projected = [grad_rows.new_empty(count, linear.weight.shape[0]) for linear in block.inputs]
         grads = _heads(of_projected, ctx.shape, block.heads)
-        attend_backward(grad_attended, of_attention, block.attention_scale, grads)
-        needs_hidden = ctx.needs_input_grad[0]
+        attend_backward(grad_attended, of_attention, block.attention_scale, which, grads)
         of_x: Tensor | None = None
-        if needs_hidden:
+        if ctx.needs_input_grad[0]:
             for linear, part in zip(block.inputs, of_projected, strict=True):
                 of_x = linear.backward(part, of_x)
         low_rank.backward(0, of_projected, of_x)
         low_rank.deposit()
         if of_x is None:
-            return (None,) * 8
-        grad_rows = _normalize_backward(of_x, rows, mean1, inverse1, block.norm1).add_(grad_rows)
-        result = grad_rows.view(ctx.shape)
-        return (result if samples is None else grad.index_copy(0, samples, result)), *[None] * 7
+            return (None,) * 9
+        result = _normalize_backward(of_x, rows, mean1, inverse1, block.norm1).view(ctx.shape)
+        _add_residual(result, held, which, grad_rows)
+        return (result if samples is None else grad.index_copy(0, samples, result)), *[None] * 8
 
 
-class _LowRank:
-    """The low-rank products of a block in a pass.
+def _with_result(hidden: Tensor, samples: Tensor | None, rows: EndingRows, result: Tensor) -> Tensor:
+    """`hidden` with the computed rows of `samples`."""
+    on, first = rows.parts(result)
+    if not rows.ending:
+        return on if samples is None else hidden.index_copy(0, samples, on)
+    if samples is None:
+        out = hidden.clone()
+        out[: rows.going_on] = on
+        out[rows.going_on :, 0] = first
+        return out
+    out = hidden.index_copy(0, samples[: rows.going_on], on)
+    out[:, 0].index_copy_(0, samples[rows.going_on :], first)
+    return out
 
-    Attributes:
-        slots: [groups, slot size], the adapters of each group that has rows, one after another, so that the small
-            products of all groups need no copies of their factors.
-        saved: what backward needs: of each of `BlockAdapters.shared` the input, what dropout keeps, and A x^T by run.
-    """
 
-    def __init__(
-        self,
-        adapters: BlockAdapters,
-        groups: RowGroups,
-        slots: Tensor,
-        dropout: Sequence[Dropout | None],
-        saved: Sequence[Tensor | None] = (),
-        gradients: Tensor | None = None,
-    ) -> None:
-        """For backward, with what was `saved` in forward, and the bank's `gradients` if there are any."""
-        self.slots = slots
-        self.saved: list[Any] = list(saved)
-        self._groups, self._compact, self._dropout = groups, groups.compact, dropout
-        self._factors, self._sinks = adapters.factors(slots), None
-        self._gradients, self._sink = gradients, None
-        if gradients is not None:
-            make = torch.empty_like if adapters.complete else torch.zeros_like
-            self._sink = make(slots, dtype=gradients.dtype)
-            self._sinks = adapters.factors(self._sink)
-
-    def add(self, read: int, x: Tensor, outputs: Sequence[Tensor]) -> None:
-        """Add to `outputs`, of the Linears that read input number `read`, which is x. In the order of the inputs."""
-        for shared, factors in self._factors[read]:
-            drop = self._dropout[shared.position] if self._dropout else None
-            keep = None if drop is None else keep_mask(drop, self._groups.sizes, x.shape[1])
-            scale = self._scale(shared)
-            shrunk = add_low_rank(shared, factors, scale, self._compact, x, outputs[shared.members], keep)
-            self.saved += [x if shared.trains_a else None, keep, *shrunk]
-
-    def add_to(self, rows: Tensor, read: int, x: Tensor, linear: FrozenLinear, scale: Tensor | None) -> Tensor:
-        """A new tensor: rows + scale · the output of the Linear, with its adapters, for x."""
-        y = linear.forward(x, rows if scale is None else None)
-        self.add(read, x, [y])
-        return y if scale is None else y.mul_(scale).add_(rows)
-
-    def backward(self, read: int, grads: Sequence[Tensor], grad_x: Tensor | None) -> None:
-        """Take the gradients of what `add` added to, and add to x's. In the reverse order of the inputs."""
-        length = 2 + len(self._compact.runs)
-        for number, (shared, factors) in reversed(list(enumerate(self._factors[read]))):
-            x, keep, *shrunk = self.saved[-length:]
-            del self.saved[-length:]
-            sinks = None if self._sinks is None else self._sinks[read][number][1]
-            low_rank_backward(
-                shared, factors, self._scale(shared), sinks, self._compact,
-                x, shrunk, grads[shared.members], grad_x, keep,
-            )  # fmt: skip
-
-    def _scale(self, shared: SharedInput) -> float:
-        """With what dropout multiplies kept entries by: exactly, which a mask in 16 bits would not be."""
-        drop = self._dropout[shared.position] if self._dropout else None
-        return shared.scale if drop is None else shared.scale / (1.0 - drop.p)
-
-    def deposit(self) -> None:
-        """Add the gradients to those of the bank."""
-        if self._gradients is not None and self._sink is not None:
-            add_to_bank(self._gradients, self._groups.filled_slots, self._sink)
+def _add_residual(grad: Tensor, held: Tensor, rows: EndingRows, computed: Tensor) -> None:
+    """Add to `grad` [samples, tokens, features] that of computed rows, and of `held` where nothing was computed."""
+    on, first = rows.parts(computed)
+    grad[: rows.going_on] += on
+    if rows.ending:
+        grad[rows.going_on :, 0] += first
+        grad[rows.going_on :, 1:] += held[rows.going_on :, 1:]
 
 
 def _normalize(rows: Tensor, norm: LayerNorm) -> tuple[Tensor, Tensor, Tensor]:

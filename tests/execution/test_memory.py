@@ -54,7 +54,7 @@ def lane(gib: float, tokens: int = 1) -> LaneMemory:
         (lane(1.0), 4),  # 5.6 GiB may be planned with
         (lane(1.5), 2),
         (lane(7.0), 1),  # More than may be planned with, but it is there.
-        (lane(1e-6, tokens=100), 32),  # 40 would be enough for a CPU.
+        (lane(1e-6, tokens=100), 64),  # 81 would be enough for a CPU.
         (lane(1e-6, tokens=100_000), 1),
     ],
 )

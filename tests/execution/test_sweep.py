@@ -124,7 +124,7 @@ def test_tables_serve_until_lanes_or_batches_change(
 ) -> None:
     made, steps = [], []
     tables, step = sweep.StepTables, SweepExecutor._step
-    monkeypatch.setattr(sweep, "StepTables", lambda *args: (made.append(1), tables(*args))[1])
+    monkeypatch.setattr(sweep, "StepTables", lambda *args, **options: (made.append(1), tables(*args, **options))[1])
     monkeypatch.setattr(SweepExecutor, "_step", lambda self, *args: (steps.append(1), step(self, *args))[1])
     # Twelve samples in batches of four, and seven: the last batch is ragged.
     updates(setting, executor, np.array([2]))

@@ -11,9 +11,55 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .ending_rows import EndingRows
 
-def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, *, fused: bool) -> tuple[Tensor, list[Tensor]]:
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, rows: EndingRows, *, fused: bool
+) -> tuple[Tensor, list[list[Tensor]]]:
     """Softmax(scale Q K^T) V for q, k and v [samples, tokens, heads, head size].
+
+    Returns the rows that are computed, [rows, heads × head size], and what backward needs.
+    """
+    if not rows.ending:
+        out, saved = _attend(q, k, v, scale, fused=fused)
+        return out, [saved]
+    outs, parts = [], []
+    for samples, queries in _parts(rows):
+        out, saved = _attend(q[samples, queries], k[samples], v[samples], scale, fused=fused)
+        outs.append(out)
+        parts.append(saved)
+    return outs[0] if len(outs) == 1 else torch.cat(outs), parts
+
+
+def attend_backward(
+    grad: Tensor,
+    saved: Sequence[Sequence[Tensor]],
+    scale: float,
+    rows: EndingRows,
+    grads: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    """Write the gradients of q, k and v, shaped as these, from `grad` of the output and from what `attend` saved."""
+    if not rows.ending:
+        _attend_backward(grad, saved[0], scale, grads)
+        return
+    grads[0][rows.going_on :, 1:].zero_()
+    first = 0
+    for of_part, (samples, queries) in zip(saved, _parts(rows), strict=True):
+        targets = (grads[0][samples, queries], grads[1][samples], grads[2][samples])
+        count = targets[0].shape[0] * targets[0].shape[1]
+        _attend_backward(grad[first : first + count], of_part, scale, targets)
+        first += count
+
+
+def _parts(rows: EndingRows) -> list[tuple[slice, slice]]:
+    """Samples, and their tokens that are computed: of those that go on, if there are any, and of those that end."""
+    on, every = slice(rows.going_on), slice(None)
+    return [*([(on, every)] if rows.going_on else []), (slice(rows.going_on, None), slice(1))]
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, *, fused: bool) -> tuple[Tensor, list[Tensor]]:
+    """Softmax(scale Q K^T) V for q, k and v [samples, tokens, heads, head size]; q may have fewer tokens.
 
     Returns the output [samples × tokens, heads × head size], and what backward needs.
     """
@@ -30,24 +76,24 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, *, fused: bool) -> tup
     return out.reshape(samples * tokens, heads * size), [q, k, v, weights]
 
 
-def attend_backward(grad: Tensor, saved: Sequence[Tensor], scale: float, grads: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Write the gradients of q, k and v, shaped as these, from `grad` of the output and from what `attend` saved."""
+def _attend_backward(grad: Tensor, saved: Sequence[Tensor], scale: float, grads: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Write the gradients of q, k and v, shaped as these, from `grad` of the output and from what `_attend` saved."""
     q, k, v, *others = saved
-    shape = grads[0].shape
     if len(others) == 2:
         backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        found = backward(grad.view(shape).transpose(1, 2), q, k, v, *others, 0.0, False, scale=scale)
+        found = backward(grad.view(grads[0].shape).transpose(1, 2), q, k, v, *others, 0.0, False, scale=scale)
         for target, values in zip(grads, found, strict=True):
             target.copy_(values.transpose(1, 2))
         return
     (weights,) = others
-    grad = _by_head(grad.view(shape))
+    grad = _by_head(grad.view(grads[0].shape))
     of_weights = torch.bmm(grad, v.transpose(1, 2))
     wide = _wide(q)
     of_scores = torch._softmax_backward_data(of_weights.to(wide), weights.to(wide), -1, wide).mul_(scale).to(q.dtype)
     pairs = ((of_scores, k), (of_scores.transpose(1, 2), q), (weights.transpose(1, 2), grad))
     for target, (left, right) in zip(grads, pairs, strict=True):
-        target.copy_(torch.bmm(left, right).view(shape[0], shape[2], shape[1], shape[3]).transpose(1, 2))
+        samples, tokens, heads, size = target.shape
+        target.copy_(torch.bmm(left, right).view(samples, heads, tokens, size).transpose(1, 2))
 
 
 def _wide(x: Tensor) -> torch.dtype:
