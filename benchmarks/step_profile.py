@@ -19,22 +19,23 @@ from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.runtime.errors import InputError
 from fedra_kernels import FrozenLinear
 
-op: Any = import_module("fedra_kernels.pre_norm_block")
+_OP: Any = import_module("fedra_kernels.pre_norm_block")
 """The module, whose name the package gives to the function."""
+_LOW_RANK: Any = import_module("fedra_kernels._kernels.low_rank_pass")
 _REST = "the rest: stem, head, hand-out, aggregation, autograd"
 _PARTS: list[tuple[Any, str, str]] = [
     (FrozenLinear, "forward", "frozen products"),
     (FrozenLinear, "backward", "frozen products"),
-    (op, "add_low_rank", "low-rank products"),
-    (op, "low_rank_backward", "low-rank products"),
-    (op, "attend", "attention"),
-    (op, "attend_backward", "attention"),
-    (op, "_normalize", "norms"),
-    (op, "_normalize_backward", "norms"),
-    (op, "_activate", "GELU"),
-    (op, "_activate_backward", "GELU"),
-    (op._PreNormBlock, "forward", "gathers, copies and sums in blocks"),
-    (op._PreNormBlock, "backward", "gathers, copies and sums in blocks"),
+    (_LOW_RANK, "add_low_rank", "low-rank products"),
+    (_LOW_RANK, "low_rank_backward", "low-rank products"),
+    (_OP, "attend", "attention"),
+    (_OP, "attend_backward", "attention"),
+    (_OP, "_normalize", "norms"),
+    (_OP, "_normalize_backward", "norms"),
+    (_OP, "_activate", "GELU"),
+    (_OP, "_activate_backward", "GELU"),
+    (_OP._PreNormBlock, "forward", "gathers, copies and sums in blocks"),
+    (_OP._PreNormBlock, "backward", "gathers, copies and sums in blocks"),
     (SweepExecutor, "_optimize", "optimizer and clipping"),
     (ImageSamples, "batch", "batches"),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +33,11 @@ class Agreement:
     difference: float
     cosine: float
     holds: bool
+
+
+def worst_of(checks: Sequence[Agreement]) -> Agreement | None:
+    """The one that does not hold, or is farthest from the reference; None of none."""
+    return max(checks, key=lambda check: (not check.holds, check.difference), default=None)
 
 
 def compare(

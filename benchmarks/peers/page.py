@@ -10,7 +10,7 @@ from benchmarks.peers.agreement import LARGEST_DIFFERENCE, SMALLEST_COSINE, SMAL
 from benchmarks.peers.entries import BY_HAND, PEFT, PRODUCTS, SWEEP
 from benchmarks.peers.machine import has_amx, instructions, processor, versions
 from benchmarks.peers.race import Standing
-from benchmarks.peers.scenes import SCENES
+from benchmarks.peers.scenes import EPS, FEDRA, SCENES
 from benchmarks.peers.targets import Results, Target, find, product_rate, product_share, targets
 from fedra_engine.runtime.tables import markdown_table
 
@@ -24,14 +24,14 @@ _METHOD = f"""## How it is measured
 - **Equal results.** After its first round the change of every contestant's global adapters and classifier is compared
   with that of the first contestant: in fp32 the norm of the difference may be {LARGEST_DIFFERENCE:g} of the change's;
   in bf16 the cosine with the change in fp32 must be {SMALLEST_COSINE:g} ({SMALLEST_COSINE_OF_PEFT:g} of the PEFT loop,
-  which rounds more). AdamW's eps is 1e-3 (in the embedded default 1e-8), which costs the same but keeps rounding from
+  which rounds more). AdamW's eps is {EPS:g} (in the embedded default 1e-8), which costs the same but keeps rounding from
   deciding the sign of steps. If a check fails, the command fails.
 - **Paired.** Every contestant has a process of its own. They run a round in turn, again and again, so that what slows
   the machine meets all of them. The first round of each is not counted. CPU-seconds are those of a process and of all
   that it started: medians, and the least and the most.
 - **Variants.** A contestant with several implementations of attention first runs a round with each, and races with the
   fastest. pfl-research, Flower and FedRA's structure have that of the fastest PEFT loop.
-- **Full depth or FedRA.** Clients hold all 12 blocks, or 12, 10, 8, 6, 4, 3 in turn, drawn by the engine. At full depth
+- **Full depth or FedRA.** Clients hold all 12 blocks, or {', '.join(map(str, FEDRA))} in turn, drawn by the engine. At full depth
   pfl-research and Flower run their own federated averaging. Neither knows clients that lack blocks, so in FedRA's
   settings a subclass averages each block over its holders.
 - **Threads.** Torch has as many as the setting says; Flower has an actor of one thread for each.

@@ -17,6 +17,7 @@ from benchmarks.peers.agreement import (
     Agreement,
     compare,
     unchanged,
+    worst_of,
 )
 from benchmarks.peers.entries import FEDRA_LOOP, PEFT, PRODUCTS, Entry, by_contestant, entries
 from benchmarks.peers.export import export_work
@@ -148,12 +149,13 @@ class _Heats:
         """Run a round of each of a contestant's variants, and another if there are several; the fastest stays ready."""
         several = len(variants) > 1
         seconds: dict[Entry, float] = {}
-        checks: list[Agreement | None] = []
+        checks: list[Agreement] = []
         for entry, process in variants:
             process.begin(self._job(entry))
             result = self._folder / "state.pt"
             seconds[entry] = process.round(result).cpu
-            checks.append(None if entry.label == PRODUCTS else self._check(entry, result))
+            if entry.label != PRODUCTS:
+                checks.append(self._check(entry, result))
             if several:
                 # The first round warms up.
                 seconds[entry] = process.round().cpu
@@ -164,8 +166,7 @@ class _Heats:
         if fastest.label == PEFT:
             self._attention[fastest.dtype] = str(fastest.attention)
         tried = {str(entry.attention): took for entry, took in seconds.items()} if several else {}
-        worst = min(checks, key=lambda check: check is None or check.holds)
-        return Standing(fastest, self._attention_of(fastest), [], tried, worst)
+        return Standing(fastest, self._attention_of(fastest), variants=tried, agreement=worst_of(checks))
 
     def _check(self, entry: Entry, result: Path) -> Agreement:
         state: State = torch.load(result, weights_only=True)

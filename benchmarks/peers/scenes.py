@@ -31,7 +31,7 @@ FEDRA = (12, 10, 8, 6, 4, 3)
 _SIZES = {5: (8, 4), 17: (8, 2), 65: (32, 4), 197: (224, 16)}
 """Sides of an image and of a patch, by the number of tokens."""
 _WORDS = 1000
-_EPS = 1e-3
+EPS = 1e-3
 """Of AdamW, so that steps are nearly proportional to gradients. With 1e-8 the first step has their signs alone, which
 in bfloat16 are often those of rounding errors (a cosine of 0.99 with float32, instead of 0.999)."""
 _TEXT_TARGETS = ["query", "key", "value", "intermediate.dense", "output.dense"]
@@ -111,7 +111,7 @@ def build_scene(
     if scene.task == "embedded_default":
         return build(config)
     config.clients = ClientsConfig(capacities=list(scene.capacities), sampling="uniform")
-    config.training = TrainingConfig(batch_size=scene.batch, local_epochs=1, max_local_steps=scene.steps, eps=_EPS)
+    config.training = TrainingConfig(batch_size=scene.batch, local_epochs=1, max_local_steps=scene.steps, eps=EPS)
     per_client = scene.steps * scene.batch
     if not scene.own_model:
         config.data = DataConfig(partition="bootstrap", clients=scene.clients, samples_per_client=per_client)

@@ -1,6 +1,6 @@
 """What every contestant is given: a round's clients, batches, blocks, initial state and hyperparameters.
 
-It lies in a file that torch alone can read, so that the other contestants need nothing of the engine.
+It is a file of plain tensors, so that no other contestant runs the engine's data or model code.
 """
 
 from __future__ import annotations
