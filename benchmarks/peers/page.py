@@ -31,7 +31,7 @@ _METHOD = f"""## How it is measured
   that it started: medians, and the least and the most.
 - **Variants.** A contestant with several implementations of attention first runs a round with each, and races with the
   fastest. pfl-research, Flower and FedRA's structure have that of the fastest PEFT loop.
-- **Full depth or FedRA.** Clients hold all 12 blocks, or {', '.join(map(str, FEDRA))} in turn, drawn by the engine. At full depth
+- **Full depth or FedRA.** Clients hold all 12 blocks, or {", ".join(map(str, FEDRA))} in turn, drawn by the engine. At full depth
   pfl-research and Flower run their own federated averaging. Neither knows clients that lack blocks, so in FedRA's
   settings a subclass averages each block over its holders.
 - **Threads.** Torch has as many as the setting says; Flower has an actor of one thread for each.
