@@ -1,4 +1,4 @@
-"""Measures executors, peers, methods, lanes, batches, steps, start and kernels: `fedra bench executors`, and so on.
+"""The benchmarks of a clone, by the names that `fedra bench --help` lists.
 
 Prints CPU-seconds, which a busy machine disturbs less than wall-clock time, and ratios from the same run. On a
 machine with a GPU, `kernels` prints the GPU's seconds.

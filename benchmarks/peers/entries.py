@@ -49,11 +49,8 @@ class Entry:
 
 
 _LOOPS = [Entry(PEFT, "peft_loop", dtype, attention) for dtype in PRECISIONS for attention in ATTENTIONS]
-_OTHERS = [
-    Entry(PFL, "pfl_research", environment="pfl"),
-    Entry(FLOWER, "flower", environment="flower"),
-    Entry(FEDRA_LOOP, "fedra_loop"),
-]
+_FRAMEWORKS = [Entry(PFL, "pfl_research", environment="pfl"), Entry(FLOWER, "flower", environment="flower")]
+_FEDRA_LOOP = Entry(FEDRA_LOOP, "fedra_loop")
 _ENGINE = [
     Entry(SWEEP if executor == "sweep" else SEQUENTIAL, "engine", dtype, attention, executor)
     for executor, dtype, attention in ENGINE
@@ -67,19 +64,19 @@ def entries(scene: Scene) -> list[Entry]:
     """The contestants of a scene, with all their variants."""
     first_sweeps = list({entry.contestant: entry for entry in reversed(_SWEEPS)}.values())
     if scene.name == "quick":
-        return [*_LOOPS[:2], _OTHERS[-1], *first_sweeps]
+        return [*(loop for loop in _LOOPS if loop.dtype == "float32"), _FEDRA_LOOP, *first_sweeps]
     if scene.idle:
         sweeps = [entry for entry in first_sweeps if entry.dtype == "float32"]
-        return [_LOOPS[0], *(_OTHERS if scene not in QUICK else _OTHERS[-1:]), *sweeps]
+        return [_LOOPS[0], *(_FRAMEWORKS if scene not in QUICK else []), _FEDRA_LOOP, *sweeps]
     if not scene.own_model:
         sequential = _ENGINE[:1] if scene.task == "embedded_default" else []
         return [_HANDWRITTEN, *sequential, *_SWEEPS]
     if scene.threads > 1:
-        return [*_LOOPS, *_OTHERS[:2], *_SWEEPS]
+        return [*_LOOPS, *_FRAMEWORKS, *_SWEEPS]
     if scene.capacities == FULL_DEPTH:
         # The structure of FedRA's code, and sub-models built for every client, are for clients that lack blocks.
-        return [*_LOOPS, *_OTHERS[:2], *_SWEEPS, *_PRODUCTS]
-    return [*_LOOPS, *_OTHERS, *(_ENGINE if scene.width == 192 else _SWEEPS), *_PRODUCTS]
+        return [*_LOOPS, *_FRAMEWORKS, *_SWEEPS, *_PRODUCTS]
+    return [*_LOOPS, *_FRAMEWORKS, _FEDRA_LOOP, *(_ENGINE if scene.width == 192 else _SWEEPS), *_PRODUCTS]
 
 
 def by_contestant(racing: Iterable[Entry]) -> list[list[Entry]]:

@@ -15,6 +15,7 @@ from benchmarks.peers.targets import Results, Target, find, product_rate, produc
 from fedra_engine.runtime.tables import markdown_table
 
 _NAMES = {"float32": "fp32", "bfloat16": "bf16"}
+_CAPACITIES = ", ".join(map(str, FEDRA))
 _METHOD = f"""## How it is measured
 
 - **Equal work.** The engine draws clients, blocks, batches and the initial state of its own round; all contestants get
@@ -23,17 +24,17 @@ _METHOD = f"""## How it is measured
   around a model that is loaded and wrapped once. So they differ in what the frameworks do around it.
 - **Equal results.** After its first round the change of every contestant's global adapters and classifier is compared
   with that of the first contestant: in fp32 the norm of the difference may be {LARGEST_DIFFERENCE:g} of the change's;
-  in bf16 the cosine with the change in fp32 must be {SMALLEST_COSINE:g} ({SMALLEST_COSINE_OF_PEFT:g} of the PEFT loop,
-  which rounds more). AdamW's eps is {EPS:g} (in the embedded default 1e-8), which costs the same but keeps rounding from
-  deciding the sign of steps. If a check fails, the command fails.
+  in bf16 the cosine with the change in fp32 must be {SMALLEST_COSINE:g}, of the PEFT loop, which rounds more,
+  {SMALLEST_COSINE_OF_PEFT:g}. AdamW's eps is {EPS:g} (in the embedded default 1e-8), which costs the same but keeps
+  rounding from deciding the sign of steps. If a check fails, the command fails.
 - **Paired.** Every contestant has a process of its own. They run a round in turn, again and again, so that what slows
   the machine meets all of them. The first round of each is not counted. CPU-seconds are those of a process and of all
   that it started: medians, and the least and the most.
 - **Variants.** A contestant with several implementations of attention first runs a round with each, and races with the
   fastest. pfl-research, Flower and FedRA's structure have that of the fastest PEFT loop.
-- **Full depth or FedRA.** Clients hold all 12 blocks, or {", ".join(map(str, FEDRA))} in turn, drawn by the engine. At full depth
-  pfl-research and Flower run their own federated averaging. Neither knows clients that lack blocks, so in FedRA's
-  settings a subclass averages each block over its holders.
+- **Full depth or FedRA.** Clients hold all 12 blocks, or {_CAPACITIES} in turn, drawn by the engine.
+  At full depth pfl-research and Flower run their own federated averaging. Neither knows clients that lack blocks, so
+  in FedRA's settings a subclass averages each block over its holders.
 - **Threads.** Torch has as many as the setting says; Flower has an actor of one thread for each.
 - **FedRA's structure** is a loop that does as the published code: each client keeps a whole model, and all weights are
   copied to every client in every round. It is written anew, with the optimizer of the others, and races where clients

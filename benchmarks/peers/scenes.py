@@ -51,6 +51,7 @@ class Scene:
         clients, steps, batch: the round's work; not of `embedded_default`, which has its own.
         width, heads, tokens, depth: of the model; not of the embedded one.
         threads: of each contestant.
+        idle: whether clients take no steps.
     """
 
     name: str
@@ -65,11 +66,7 @@ class Scene:
     tokens: int = 0
     depth: int = 12
     threads: int = 1
-
-    @property
-    def idle(self) -> bool:
-        """Whether clients take no steps."""
-        return self.name.startswith("overhead-")
+    idle: bool = False
 
     @property
     def own_model(self) -> bool:
@@ -158,7 +155,9 @@ def _text_of(capacities: tuple[int, ...], work: tuple[int, int, int]) -> str:
 
 
 def _idle(clients: int) -> Scene:
-    return Scene(f"overhead-{clients}", f"{clients:,} clients without work", "embedded_clients", clients=clients)
+    return Scene(
+        f"overhead-{clients}", f"{clients:,} clients without work", "embedded_clients", clients=clients, idle=True
+    )
 
 
 _NARROW_FEDRA = _vit("vit192-fedra", 192, 17, FEDRA, (32, 1, 8))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.peers.contestants.products import pass_flops, round_flops
 from benchmarks.peers.entries import BY_HAND, PEFT, PRODUCTS, SWEEP
+from benchmarks.peers.flops import pass_flops, round_flops
 from benchmarks.peers.race import Standing
 from benchmarks.peers.scenes import SCENES
 
@@ -74,7 +74,7 @@ def product_rate(standings: Sequence[Standing], scene: str, dtype: str) -> float
 
 
 def product_share(standings: Sequence[Standing], scene: str, dtype: str) -> float | None:
-    """The sweep's frozen products in a CPU-second by those that are possible; None if not measured."""
+    """The sweep's rate of frozen products, divided by the rate of the products alone; None if not measured."""
     sweep, rate = find(standings, SWEEP, dtype), product_rate(standings, scene, dtype)
     return None if sweep is None or rate is None else round_flops(SCENES[scene]) / sweep.cpu / rate
 

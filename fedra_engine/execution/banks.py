@@ -162,5 +162,5 @@ class SpareBanks:
         return Bank(rows, options)
 
     def keep(self, *banks: Bank) -> None:
-        """Keep the `banks` of a round that has ended as it should; earlier ones of which are left are freed."""
+        """Keep the `banks` of a round that ended normally, and free those kept before that it did not take."""
         self._banks = [bank for bank in banks if bank.parameters.device.type == "cpu"]

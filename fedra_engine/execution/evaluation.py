@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedra_engine.data.samples import Samples
-from fedra_engine.execution.memory import threads_for
 from fedra_engine.execution.metrics import Metric, MetricSums, metrics_of
 from fedra_engine.execution.plan import ExitCopy
 from fedra_engine.execution.sweep_model import SweepModel
+from fedra_engine.execution.threads import threads_for
 from fedra_engine.models.foundation import Foundation
 from fedra_engine.models.state import EvaluatedModel, GlobalState
 from fedra_engine.runtime.processes import Processes

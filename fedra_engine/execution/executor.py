@@ -9,9 +9,10 @@ import torch
 
 from fedra_engine.config import ExecutionConfig, ExperimentConfig
 from fedra_engine.data.samples import Samples
-from fedra_engine.execution.memory import choose_lanes, keep_freed_memory, limit_threads, measure_lane
+from fedra_engine.execution.memory import choose_lanes, keep_freed_memory, measure_lane
 from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.execution.sweep_model import SweepModel
+from fedra_engine.execution.threads import limit_threads
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.updates import ClientUpdates
 from fedra_engine.federation.work import LocalWork

@@ -28,12 +28,12 @@ Attention = Literal["sdpa", "eager"]
 _REPEATS = 5
 _PRODUCT = (1024, 768, 768)
 """Rows, inputs and outputs of the product that decides the precision: a Linear of a ViT-B for five images."""
-_FASTER = 1.5
+_DTYPE_SPEEDUP = 1.5
 """How many times as fast bfloat16 must be: norms, softmax and what is summed up gain less from it than products."""
 _TOKENS = 1024
 """About as many go through the block that decides the attention, in at most `_SAMPLES` samples."""
 _SAMPLES = 64
-_CLEARLY_FASTER = 1.25
+_ATTENTION_SPEEDUP = 1.25
 """How many times as fast another attention than sdpa must be, so that noise does not decide. For 17 to 197
 tokens, attention by eager took 0.9 to 1.4 times as long as by sdpa in float32, and a seventh to a half in bfloat16."""
 
@@ -65,7 +65,7 @@ def _measured_dtype(device: torch.device) -> tuple[Literal["float32", "bfloat16"
         seconds[dtype] = _shortest(partial(torch.nn.functional.linear, x.to(dtype), weight.to(dtype)))
     faster = seconds[torch.float32] / seconds[torch.bfloat16]
     return (
-        "bfloat16" if faster >= _FASTER else "float32",
+        "bfloat16" if faster >= _DTYPE_SPEEDUP else "float32",
         f"auto, a product of bfloat16 is {faster:.1f} times as fast as one of float32",
     )
 
@@ -79,24 +79,24 @@ def choose_attention(
     """
     if config.model.attention != "auto":
         return config, config.model.attention
-    attention, reason = _only_attention(foundation, repeatable=config.execution.deterministic) or (
+    attention, reason = _attention_without_measuring(foundation, repeatable=config.execution.deterministic) or (
         # Only the main process's choice is taken.
         processes.broadcast_object(_measured_attention(foundation, samples) if processes.is_main else ("sdpa", ""))
     )
-    if (model := _of_transformers(foundation)) is not None:
+    if (model := _model_with_choice(foundation)) is not None:
         model.set_attn_implementation(attention)
     return replace(config, model=replace(config.model, attention=attention)), f"{attention} ({reason})"
 
 
-def _of_transformers(foundation: Foundation) -> Any | None:
+def _model_with_choice(foundation: Foundation) -> Any | None:
     """The model, if its attention can be set."""
     return foundation.model if hasattr(foundation.model, "set_attn_implementation") else None
 
 
-def _only_attention(foundation: Foundation, *, repeatable: bool) -> tuple[Attention, str] | None:
+def _attention_without_measuring(foundation: Foundation, *, repeatable: bool) -> tuple[Attention, str] | None:
     """The attention where nothing is to be measured, with the reason."""
     loaded = getattr(foundation.model.config, "_attn_implementation", None)
-    if loaded != "sdpa" or _of_transformers(foundation) is None:
+    if loaded != "sdpa" or _model_with_choice(foundation) is None:
         return "eager", "auto, that of the model"
     if foundation.device.type != "cpu":
         return "sdpa", "auto, on a GPU"
@@ -119,7 +119,7 @@ def _measured_attention(foundation: Foundation, samples: Samples) -> tuple[Atten
             model.set_attn_implementation(attention)
             seconds[attention] = _shortest(lambda: run(hidden).sum().backward())
     faster = seconds["sdpa"] / seconds["eager"]
-    if faster >= _CLEARLY_FASTER:
+    if faster >= _ATTENTION_SPEEDUP:
         return "eager", f"auto, {faster:.1f} times as fast as sdpa for a block of the model"
     return "sdpa", f"auto, {1 / faster:.1f} times as fast as eager for a block of the model"
 

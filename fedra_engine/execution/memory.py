@@ -1,4 +1,4 @@
-"""How many lanes and threads a machine has room for.
+"""How many lanes a machine has room for.
 
 The memory of a lane is measured on a pass of one and one of two samples.
 """
@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,13 +22,10 @@ from fedra_engine.data.samples import Samples
 from fedra_engine.execution.banks import bytes_per_parameter
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.models.foundation import Foundation
-from fedra_engine.models.structure import is_linear, linear_shape
 from fedra_engine.runtime.errors import InputError
 
 _SHARE = 0.7
 """Share of the free memory for lanes; the rest is for temporary tensors and errors of the estimate."""
-_FLOPS_PER_THREAD = 1e8
-"""One or two milliseconds of a CPU core; on a machine with other work, waking a thread can take as long."""
 _ENOUGH_TOKENS = {"cpu": 8192}
 """Tokens in a step beyond which a CPU is not faster (`launchers/microbench.py lanes`). One thread of an EPYC trained a
 ViT-Ti 2 % faster with 4,352 tokens than with 2,176, in bfloat16 5 %."""
@@ -40,8 +36,8 @@ for as long as its host launches kernels at about a third of this."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Numbers of options in glibc's malloc.h."""
-_ONE_ARENA, _KEPT = 32 << 20, 2**31 - 1
-"""Bytes: the most that glibc lets its heap serve in one piece, and how much freed memory it then keeps."""
+_LARGEST_FROM_HEAP, _KEPT = 32 << 20, 2**31 - 1
+"""Bytes: smaller requests are served from the heap, at most what glibc allows; so much of its freed memory is kept."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,7 @@ def measure_lane(
         parameters=size * per_parameter,
         # The difference leaves out what does not grow with the batch, which all lanes share.
         activations=(two - one) * training.batch_size,
-        tokens=_tokens(foundation, samples) * training.batch_size,
+        tokens=tokens_of_a_sample(foundation, samples) * training.batch_size,
     )
 
 
@@ -179,53 +175,11 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return
-    mallopt(_M_MMAP_THRESHOLD, _ONE_ARENA)
+    mallopt(_M_MMAP_THRESHOLD, _LARGEST_FROM_HEAP)
     mallopt(_M_TRIM_THRESHOLD, _KEPT)
 
 
-class _Threads:
-    """This process's threads before any limit, and the last limit."""
-
-    available = 0
-    limit = 0
-
-
-def limit_threads(foundation: Foundation, tokens: int) -> None:
-    """Limit this process's CPU threads to what a step of `tokens` tokens keeps busy.
-
-    Does nothing where OMP_NUM_THREADS is set. A limit for an earlier experiment of the process no longer counts.
-    """
-    if not _may_limit(foundation):
-        return
-    if (threads := torch.get_num_threads()) != _Threads.limit:
-        _Threads.available = threads
-    _Threads.limit = min(_Threads.available, worthwhile_threads(foundation.blocks[0], tokens))
-    torch.set_num_threads(_Threads.limit)
-
-
-@contextmanager
-def threads_for(foundation: Foundation, samples: Samples, batch: int) -> Iterator[None]:
-    """Inside, use the CPU threads that a pass of `batch` samples keeps busy, which may be more than those of a step.
-
-    All processes that share a sharded model must enter it together.
-    """
-    if not _may_limit(foundation):
-        yield
-        return
-    before = torch.get_num_threads()
-    limit_threads(foundation, min(batch, len(samples.domains)) * _tokens(foundation, samples))
-    try:
-        yield
-    finally:
-        _Threads.limit = before
-        torch.set_num_threads(before)
-
-
-def _may_limit(foundation: Foundation) -> bool:
-    return foundation.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ
-
-
-def _tokens(foundation: Foundation, samples: Samples) -> int:
+def tokens_of_a_sample(foundation: Foundation, samples: Samples) -> int:
     """Tokens of the longest of the `samples`."""
     inputs = samples.inputs(torch.tensor([_longest(samples)]), foundation.device, foundation.dtype)
     return hidden_shape(foundation, inputs)[1]
@@ -233,10 +187,3 @@ def _tokens(foundation: Foundation, samples: Samples) -> int:
 
 def _longest(samples: Samples) -> int:
     return 0 if samples.lengths is None else int(samples.lengths.argmax())
-
-
-def worthwhile_threads(block: nn.Module, tokens: int) -> int:
-    """Number of threads that the largest product of `block` with `tokens` tokens keeps busy; at least 1."""
-    shapes = [linear_shape(module) for module in block.modules() if is_linear(module)]
-    largest = max((inputs * outputs for inputs, outputs in shapes), default=0)
-    return max(1, int(2 * tokens * largest / _FLOPS_PER_THREAD))

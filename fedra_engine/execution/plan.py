@@ -52,12 +52,13 @@ class BlockRows(SampleRows):
     Attributes:
         groups: the samples by group, with each group's row of the adapter bank.
         clients: int64 [groups] on the host, the position of each group among all groups of the batch.
-        ending: for how many of the last groups the block is the last one, and only their first token is read after it.
+        first_token_groups: for so many of the last groups the block is the last one, and only the first token of their
+            samples is computed; 0 if all tokens are.
     """
 
     groups: RowGroups
     clients: NDArray[np.int64]
-    ending: int = 0
+    first_token_groups: int = 0
 
 
 @lru_cache(maxsize=64)
@@ -113,11 +114,13 @@ def plan_groups(
     slots: NDArray[np.int64],
     *,
     copies: Sequence[ExitCopy] = (),
-    fewest_ending: int | None = None,
+    fewest_first_token_samples: int | None = None,
 ) -> SweepPlan:
     """`make_plan` where group i has row i of the head bank."""
     heads = np.arange(len(sizes))
-    return make_plan(foundation, sizes, slots, heads, copies=copies, fewest_ending=fewest_ending)[0]
+    return make_plan(
+        foundation, sizes, slots, heads, copies=copies, fewest_first_token_samples=fewest_first_token_samples
+    )[0]
 
 
 def make_plan(
@@ -130,7 +133,7 @@ def make_plan(
     replaced: NDArray[np.bool_] | None = None,
     requested: RequestedTables | None = None,
     others: Sequence[NDArray[Any]] = (),
-    fewest_ending: int | None = None,
+    fewest_first_token_samples: int | None = None,
 ) -> tuple[SweepPlan, list[Tensor]]:
     """Plan a batch of `sizes[i]` samples for group i. Returns the plan, and `others` on the device.
 
@@ -144,8 +147,7 @@ def make_plan(
         replaced: bool [groups, blocks], where a group passes through the block's stand-in; nowhere when None.
         requested: what kernels requested of the plan before; collects what they request of this one.
         others: further arrays to copy to the device.
-        fewest_ending: samples for which a block must be the last one to make use of it, see `BlockRows.ending`; None if
-            other tokens are read after the last block, too.
+        fewest_first_token_samples: as of `SweepModel`.
     """
     requested = RequestedTables() if requested is None else requested
     of_blocks, of_heads = sorted(requested.blocks), sorted(requested.heads)
@@ -158,7 +160,7 @@ def make_plan(
 
     of_batch = groups(every, heads, requested.heads)
     tables = of_batch.host_tables(of_heads)
-    holders = _holders(slots, counts, fewest_ending)
+    holders = _holders(slots, counts, fewest_first_token_samples)
     held = {block: groups(here, slots[here, block], requested.blocks) for block, (here, _) in holders.items()}
     indexed = {block for block, (here, _) in holders.items() if not np.array_equal(here, every)}
     for block, of_block in held.items():
@@ -183,9 +185,12 @@ def make_plan(
 
 
 def _holders(
-    slots: NDArray[np.int64], counts: NDArray[np.int64], fewest_ending: int | None
+    slots: NDArray[np.int64], counts: NDArray[np.int64], fewest_first_token_samples: int | None
 ) -> dict[int, tuple[NDArray[np.int64], int]]:
-    """By block that somebody holds, `BlockRows.clients` and `BlockRows.ending`, for groups of `counts` samples."""
+    """`BlockRows.clients` and `BlockRows.first_token_groups` of each block that somebody holds.
+
+    `counts` are the samples of each group.
+    """
     last = np.where(slots >= 0, np.arange(slots.shape[1]), -1).max(axis=1, initial=-1)
     found = {}
     for block, row in enumerate(slots.T):
@@ -193,8 +198,10 @@ def _holders(
         ends = last[here] == block
         if len(here) == 0:
             continue
-        if fewest_ending is not None and (ends.all() or counts[here[ends]].sum() >= fewest_ending):
-            # Those that end stand last.
+        if fewest_first_token_samples is not None and (
+            ends.all() or counts[here[ends]].sum() >= fewest_first_token_samples
+        ):
+            # They stand last.
             found[block] = here[np.argsort(ends, kind="stable")], int(ends.sum())
         else:
             found[block] = here, 0
@@ -238,7 +245,7 @@ class StepTables:
         assignment: Assignment,
         requested: RequestedTables,
         *,
-        fewest_ending: int | None = None,
+        fewest_first_token_samples: int | None = None,
     ) -> None:
         """Make the tables for the next step of `lanes`; see `make_plan`."""
         self.lanes = lanes
@@ -276,7 +283,7 @@ class StepTables:
             replaced=replaced,
             requested=requested,
             others=[*own, *exits],
-            fewest_ending=fewest_ending,
+            fewest_first_token_samples=fewest_first_token_samples,
         )
         self.indices, self.samples, self.steps, self.heads, self.head_owners, *others = moved
         self.slots, self.slot_owners, self.ranks, *of_exits = others

@@ -111,8 +111,10 @@ class SweepExecutor:
                     self.model.dummy_pass(self.samples.inputs(first, foundation.device, foundation.dtype))
                     continue
                 if tables is None or not tables.fits(lanes):
-                    fewest = self.model.fewest_ending
-                    tables = StepTables(lanes, foundation, assignment, self._requested, fewest_ending=fewest)
+                    fewest = self.model.fewest_first_token_samples
+                    tables = StepTables(
+                        lanes, foundation, assignment, self._requested, fewest_first_token_samples=fewest
+                    )
                 self._requested.clear()
                 self._step(pool, tables, factors, stand_ins)
                 stage.advance(len(lanes))

@@ -152,6 +152,10 @@ class SweepBlock(nn.Module):
         except AttributeError:
             return getattr(super().__getattr__("block"), name)
 
+    def takes(self, args: Any, kwargs: Any) -> bool:
+        """Whether it computes the block itself for these arguments."""
+        return True
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         arguments = self.arguments
         rows = self._context.current.plan.blocks[self.position]

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from fedra_engine.execution.dropout import DropoutKeys, pass_dropout
-from fedra_engine.execution.first_token import find_fewest_ending
+from fedra_engine.execution.first_token import find_fewest_first_token_samples
 from fedra_engine.execution.fused_block import FusedBlock, match_parts
 from fedra_engine.execution.model_check import ModelInputs, check_norm, check_sweep, nearly_equal
 from fedra_engine.execution.plan import ExitCopy, SweepPlan, plan_groups
 from fedra_engine.execution.sweep_block import BankFactors, GroupedLoraLinear, Pass, SweepBlock, SweepContext
-from fedra_engine.execution.whole_block import WholeBlock, match_whole_block
+from fedra_engine.execution.whole_block import match_whole_block
 from fedra_engine.models.batch_arguments import probe_batch_arguments
 from fedra_engine.models.foundation import Foundation, replace_module, share_parameters
 from fedra_engine.models.sharding import Sharding
@@ -35,8 +35,8 @@ class SweepModel:
     Attributes:
         arguments: the batch arguments of each block.
         fused: number of fused blocks; each has been checked to give the original block's output.
-        fewest_ending: passes compute only the first token of samples in their last block, if they are so many; None if
-            something reads the others.
+        fewest_first_token_samples: fewest samples ending in a block for which only their first token is computed there;
+            None if other tokens are read after the blocks.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class SweepModel:
         # cuDNN's attention builds a plan for every batch size, and every block has its own.
         torch.backends.cuda.enable_cudnn_sdp(False)
         self.fused = 0
-        self.fewest_ending: int | None = None
+        self.fewest_first_token_samples: int | None = None
         self._foundation = foundation
         self._sharding = sharding
         self._model = share_parameters(foundation.model)
@@ -91,7 +91,9 @@ class SweepModel:
         check_sweep(foundation, self.features_of, example_inputs(2), cuts=sharding is None)
         if fuse_blocks and whole_blocks and not use_triton(foundation.head.weight):
             self.fused += self._fuse(blocks, plain, self._whole(plain), example_inputs(2))
-            self.fewest_ending = find_fewest_ending(foundation, self, example_inputs(2)) if self.fused else None
+            self.fewest_first_token_samples = (
+                find_fewest_first_token_samples(foundation, self, example_inputs(2)) if self.fused else None
+            )
         if fuse_blocks and kernel_blocks:
             left = [block for block in plain if blocks[block.position] is block]
             self.fused += self._fuse(blocks, plain, self._of_kernels(left), example_inputs(2))
@@ -147,9 +149,9 @@ class SweepModel:
             copies: the groups that are copies of others at early exits.
             all_tokens: compute tokens that nothing reads, too.
         """
-        foundation, fewest = self._foundation, None if all_tokens else self.fewest_ending
+        foundation, fewest = self._foundation, None if all_tokens else self.fewest_first_token_samples
         sizes = [len(next(iter(inputs.values()))) // len(slots)] * len(slots)
-        plan = plan_groups(foundation, sizes, slots, copies=copies, fewest_ending=fewest)
+        plan = plan_groups(foundation, sizes, slots, copies=copies, fewest_first_token_samples=fewest)
         bank = adapters.to(foundation.device, foundation.dtype)
         return self.features(inputs, plan, BankFactors(foundation.adapter_layout, bank, gradients))
 
@@ -260,7 +262,7 @@ def _without_scale(norm: nn.Module) -> nn.Module:
 
 def _compare(fused: SweepBlock, agrees: dict[int, bool], position: int) -> Callable[..., None]:
     def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if isinstance(fused, WholeBlock) and not fused.takes(args, kwargs):
+        if not fused.takes(args, kwargs):
             agrees[position] = False
             return
         # The fused block overwrites its input.

@@ -54,7 +54,9 @@ class WholeBlock(SweepBlock):
         hidden = _hidden_alone(args, kwargs)
         if rows is None or hidden is None or self._checkpoints():
             return super().forward(*args, **kwargs)
-        stream = self._run_op(current, hidden, rows.index, rows.groups.per_token(hidden.shape[1]), rows.ending)
+        stream = self._run_op(
+            current, hidden, rows.index, rows.groups.per_token(hidden.shape[1]), rows.first_token_groups
+        )
         return self.arguments.output(self._copy_exit_states(self._stand_in(stream) if self._is_replaced else stream))
 
     def _compute(self, *args: Any, **kwargs: Any) -> Any:
@@ -66,7 +68,7 @@ class WholeBlock(SweepBlock):
         return self.arguments.output(self._run_op(current, hidden, None, groups))
 
     def _run_op(
-        self, current: Pass, hidden: Tensor, samples: Tensor | None, groups: RowGroups, ending: int = 0
+        self, current: Pass, hidden: Tensor, samples: Tensor | None, groups: RowGroups, first_token_groups: int = 0
     ) -> Tensor:
         factors = current.adapters
         adapters = self._adapters(factors.layout, factors.factors, bool(current.dropout))
@@ -74,7 +76,15 @@ class WholeBlock(SweepBlock):
         if current.dropout:
             dropout = [None if target is None else current.dropout[self.position, target] for target in self._targets]
         return pre_norm_block(
-            hidden, samples, self._parts, factors.bank, factors.gradients, adapters, groups, dropout, ending=ending
+            hidden,
+            samples,
+            self._parts,
+            factors.bank,
+            factors.gradients,
+            adapters,
+            groups,
+            dropout,
+            first_token_groups=first_token_groups,
         )
 
     def _adapters(self, layout: AdapterLayout, factors: Factor, dropped: bool) -> BlockAdapters:

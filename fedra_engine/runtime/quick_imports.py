@@ -1,4 +1,4 @@
-"""Keeps what is never used out of a process that imports torch and transformers: half of what a run's start takes.
+"""Keeps modules that no run uses out of a command's process: half of what its start takes (`fedra bench start`).
 
 Only for the processes of this package's commands: what a program of the user's imports is not changed. What is left out
 can still be used, in every way but one: transformers' own sharding and losses of object detection, which the engine
@@ -56,14 +56,14 @@ def _knows_torch() -> bool:
 
 
 def import_compiler_late() -> None:
-    """Let torch's compiler and its symbolic shapes, unless imported already, be modules that load when they are used.
+    """Replace torch's compiler and symbolic shapes, unless they are imported, by modules that load when they are used.
 
-    A few of their functions work without, and mean the same once all is loaded. Importing transformers' models and
-    training them needs no others.
+    A few of their functions are answered without loading, and mean the same once all is loaded. Importing
+    transformers' models and training them needs no others.
     """
     import torch.fx.experimental
 
-    for package, name, stand_ins in (
+    for package, name, substitutes in (
         (torch, "_dynamo", _COMPILER),
         (torch.fx.experimental, "symbolic_shapes", _SHAPES),
     ):
@@ -74,7 +74,7 @@ def import_compiler_late() -> None:
         assert spec is not None
         module: Any = module_from_spec(spec)
         module.__class__ = _LateModule
-        vars(module)["stand_ins_"] = stand_ins
+        vars(module)["substitutes_"] = substitutes
         sys.modules[full] = vars(package)[name] = module
         if name == "_dynamo":
             # The only one of its modules that transformers needs, and one that needs none of the others.
@@ -109,16 +109,16 @@ def _leave_out_of_transformers() -> None:
 
 
 class _LateModule(ModuleType):
-    """A module before it is loaded, of which only `stand_ins_`, functions, can be used without loading it."""
+    """A module before it is loaded, of which only `substitutes_`, functions, can be used without loading it."""
 
-    stand_ins_: dict[str, Callable[..., Any]]
+    substitutes_: dict[str, Callable[..., Any]]
 
     def __getattr__(self, name: str) -> Any:
         # What looks at all modules, such as `inspect`, asks for these. A module inside needs `__path__`.
         if name.startswith("__") and (name != "__path__" or _search_path(self) is None):
             raise AttributeError(name)
-        if name in self.stand_ins_:
-            return self.stand_ins_[name]
+        if name in self.substitutes_:
+            return self.substitutes_[name]
         return getattr(_loaded(self), name)
 
 
@@ -138,7 +138,7 @@ def _loaded(module: ModuleType) -> ModuleType:
             assert module.__spec__ is not None
             assert module.__spec__.loader is not None
             module.__spec__.loader.exec_module(module)
-            if vars(module).pop("stand_ins_") is _COMPILER:
+            if vars(module).pop("substitutes_") is _COMPILER:
                 for function in _ALLOWED:
                     module.allow_in_graph(function)
     return module
@@ -150,7 +150,7 @@ def _search_path(module: ModuleType) -> list[str] | None:
 
 
 def _is_loaded(module: ModuleType) -> bool:
-    return "stand_ins_" not in vars(module)
+    return "substitutes_" not in vars(module)
 
 
 def _assume_constant_result(function: Any) -> Any:

@@ -21,7 +21,7 @@ from .pre_norm_block import (
 )
 from .scatter_add import scatter_add, scatter_add_reference
 from .sgd import sgd, sgd_reference
-from .squared_norms import squared_changes, squared_norms, squared_norms_reference
+from .squared_norms import squared_changes, squared_changes_reference, squared_norms, squared_norms_reference
 
 __all__ = [
     "AdapterColumns",
@@ -58,6 +58,7 @@ __all__ = [
     "sgd",
     "sgd_reference",
     "squared_changes",
+    "squared_changes_reference",
     "squared_norms",
     "squared_norms_reference",
     "swiglu",

@@ -79,6 +79,7 @@ class RowGroups:
             raise ValueError(f"slots: found a slot twice in {list(self.host_slots)}, expected distinct slots")
         self._samples, self._tokens = self, 1
         self._per_token: dict[int, RowGroups] = {}
+        self._with_first_tokens: dict[tuple[int, int], RowGroups] = {}
         self._tables: dict[TableKey, list[Tensor]] = {}
         self._requested = set() if requested is None else requested
         self._check_rows()
@@ -111,7 +112,7 @@ class RowGroups:
             expanded.sizes = tuple(size * tokens for size in self.sizes)
             expanded.device, expanded.host_slots = self.device, self.host_slots
             expanded._samples, expanded._tokens = self._samples, self._tokens * tokens
-            expanded._per_token = {}
+            expanded._per_token, expanded._with_first_tokens = {}, {}
             expanded._check_rows()
             self._per_token[tokens] = expanded
         return self._per_token[tokens]
@@ -128,16 +129,16 @@ class RowGroups:
         sizes = [size for size in self.sizes if size]
         return RowGroups(sizes, torch.arange(len(sizes)), self.device)
 
-    def with_ending(self, ending: int, tokens: int) -> RowGroups:
-        """`compact`, where each `tokens` rows of the last `ending` groups have become one."""
-        if not ending:
+    def with_first_tokens(self, groups: int, tokens: int) -> RowGroups:
+        """`compact`, where each `tokens` rows of the last `groups` groups have become one; cached."""
+        if not groups:
             return self.compact
-        known: dict[tuple[int, int], RowGroups] = self.__dict__.setdefault("_with_ending", {})
-        if (ending, tokens) not in known:
-            first = len(self) - ending
+        key = (groups, tokens)
+        if key not in self._with_first_tokens:
+            first = len(self) - groups
             sizes = [size if group < first else size // tokens for group, size in enumerate(self.sizes) if size]
-            known[ending, tokens] = RowGroups(sizes, torch.arange(len(sizes)), self.device)
-        return known[ending, tokens]
+            self._with_first_tokens[key] = RowGroups(sizes, torch.arange(len(sizes)), self.device)
+        return self._with_first_tokens[key]
 
     @property
     def filled(self) -> Tensor:

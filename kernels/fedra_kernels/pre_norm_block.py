@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ._kernels.attention import attend, attend_backward
 from ._kernels.checks import check_float, check_like, check_shape, check_sink
-from ._kernels.ending_rows import EndingRows
+from ._kernels.computed_rows import ComputedRows
 from ._kernels.low_rank_pass import LowRankPass
 from ._kernels.shared_input import AdapterColumns, Factors, FactorViews, SharedInput, share_input
 from .dropout import Dropout
@@ -40,11 +40,13 @@ class PreNormBlock:
     """The frozen parts of a block: x += scale1 · attention(norm1(x)); x += scale2 · fc2(GELU(fc1(norm2(x)))).
 
     Attributes:
+        norm1, norm2, fc1, fc2: as in this formula.
         inputs: the Linears of query, key and value; or one for all three, whose outputs lie one after another.
         output: the attention's last Linear.
         scale1, scale2: LayerScale [features], or None for 1.
         heads: number of attention heads.
         attention_scale: what the products of queries and keys are multiplied by.
+        approximate: of GELU, as in torch.
         fused_attention: use torch's fused kernel instead of batched products; the results differ by rounding.
     """
 
@@ -109,7 +111,7 @@ def pre_norm_block(
     groups: RowGroups,
     dropout: Sequence[Dropout | None] = (),
     *,
-    ending: int = 0,
+    first_token_groups: int = 0,
 ) -> Tensor:
     """The hidden states after the block, in which samples that do not go through it are as they were.
 
@@ -122,8 +124,8 @@ def pre_norm_block(
         adapters: where the block's adapters lie in a slot.
         groups: the slot of each of the rows (tokens) that go through the block.
         dropout: LoRA dropout, one for each of `block.linears`; empty for none. With it, no `adapters` are together.
-        ending: how many of the last groups end here: only the first token of their samples is read afterwards, so
-            their other tokens stay as they were.
+        first_token_groups: for so many of the last groups, only the first token of a sample is read afterwards; the
+            others stay as they were.
 
     Returns:
         [samples, tokens, features]. autograd differentiates with respect to `hidden` alone; where that needs no
@@ -143,12 +145,16 @@ def pre_norm_block(
         raise ValueError(f"groups: found {groups.rows} rows in sizes, expected {count * hidden.shape[1]}")
     if groups.smallest_bank > bank.shape[0]:
         raise ValueError(f"groups: found slot {groups.smallest_bank - 1}, expected slots below {bank.shape[0]}")
-    if not 0 <= ending <= len(groups):
-        raise ValueError(f"ending: found {ending}, expected 0 to {len(groups)} as there are groups")
+    if not 0 <= first_token_groups <= len(groups):
+        raise ValueError(
+            f"first_token_groups: found {first_token_groups}, expected 0 to {len(groups)} as there are groups"
+        )
     if dropout and len(dropout) != len(block.linears):
         raise ValueError(f"dropout: found {len(dropout)}, expected {len(block.linears)} as the block has Linears")
+    if any(dropout) and any(len(shared.adapters) > 1 for of_input in adapters.shared for shared in of_input):
+        raise ValueError("dropout: found adapters that are computed together, expected BlockAdapters(together=False)")
     result: Tensor = _PreNormBlock.apply(
-        hidden, samples, block, bank, gradients, adapters, groups, tuple(dropout), ending
+        hidden, samples, block, bank, gradients, adapters, groups, tuple(dropout), first_token_groups
     )
     return result
 
@@ -160,7 +166,7 @@ def pre_norm_block_reference(
     bank: Tensor,
     adapters: BlockAdapters,
     groups: RowGroups,
-    ending: int = 0,
+    first_token_groups: int = 0,
 ) -> Tensor:
     """The op in plain torch without dropout, differentiable in hidden and in bank."""
     held = hidden if samples is None else hidden[samples]
@@ -192,7 +198,7 @@ def pre_norm_block_reference(
     wide = F.gelu(adapted(fc1, norm(rows, block.norm2)), approximate=block.approximate)
     out = adapted(fc2, wide)
     result = (rows + (out if block.scale2 is None else out * block.scale2)).view(held.shape)
-    on = EndingRows.of(groups.sizes, tokens, ending).going_on
+    on = ComputedRows.of(groups.sizes, tokens, first_token_groups).full_samples
     result = torch.cat([result[:on], torch.cat([result[on:, :1], held[on:, 1:]], dim=1)])
     return result if samples is None else hidden.index_put((samples,), result)
 
@@ -209,19 +215,19 @@ class _PreNormBlock(torch.autograd.Function):
         adapters: BlockAdapters,
         groups: RowGroups,
         dropout: tuple[Dropout | None, ...],
-        ending: int,
+        first_token_groups: int,
     ) -> Tensor:
         held = hidden if samples is None else hidden.index_select(0, samples)
         shape = held.shape
-        rows, which = held.reshape(-1, shape[2]), EndingRows.of(groups.sizes, shape[1], ending)
-        low_rank = LowRankPass(adapters, groups, which, bank_rows(bank, groups.filled_slots), dropout)
+        rows, computed = held.reshape(-1, shape[2]), ComputedRows.of(groups.sizes, shape[1], first_token_groups)
+        low_rank = LowRankPass(adapters, groups, computed, bank_rows(bank, groups.filled_slots), dropout)
 
         x1, mean1, inverse1 = _normalize(rows, block.norm1)
         projected = [linear.forward(x1) for linear in block.inputs]
         low_rank.add(0, x1, projected)
         q, k, v = _heads(projected, shape, block.heads)
-        attended, of_attention = attend(q, k, v, block.attention_scale, which, fused=block.fused_attention)
-        middle = low_rank.add_to(which.computed(rows), 1, attended, block.output, block.scale1)
+        attended, of_attention = attend(q, k, v, block.attention_scale, computed, fused=block.fused_attention)
+        middle = low_rank.add_to(computed.select(rows), 1, attended, block.output, block.scale1)
         x2, mean2, inverse2 = _normalize(middle, block.norm2)
         wide = block.fc1.forward(x2)
         low_rank.add(2, x2, [wide])
@@ -232,24 +238,24 @@ class _PreNormBlock(torch.autograd.Function):
         # Below the first block that has adapters nothing is differentiated.
         of_norm1 = (rows, mean1, inverse1) if needs_hidden else (None, None, None)
         ctx.block, ctx.gradients, ctx.adapters, ctx.groups, ctx.shape = block, gradients, adapters, groups, shape
-        ctx.dropout, ctx.attention, ctx.rows = dropout, [len(part) for part in of_attention], which
+        ctx.dropout, ctx.attention, ctx.computed = dropout, [len(part) for part in of_attention], computed
         ctx.save_for_backward(
             samples, low_rank.slots, *of_norm1, middle, mean2, inverse2, wide, *chain(*of_attention), *low_rank.saved
         )
-        return _with_result(hidden, samples, which, result)
+        return computed.put(hidden, samples, result)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         block: PreNormBlock = ctx.block
-        which: EndingRows = ctx.rows
+        computed: ComputedRows = ctx.computed
         samples, slots, rows, mean1, inverse1, middle, mean2, inverse2, wide, *others = ctx.saved_tensors
         saved = iter(others)
         of_attention = [list(islice(saved, length)) for length in ctx.attention]
-        low_rank = LowRankPass(ctx.adapters, ctx.groups, which, slots, ctx.dropout, list(saved), ctx.gradients)
+        low_rank = LowRankPass(ctx.adapters, ctx.groups, computed, slots, ctx.dropout, list(saved), ctx.gradients)
         held = grad if samples is None else grad.index_select(0, samples)
         # Autograd may give one number in place of many.
-        grad_rows = which.computed(held.reshape(-1, ctx.shape[2]).contiguous())
+        grad_rows = computed.select(held.reshape(-1, ctx.shape[2]).contiguous())
 
         grad_out = _scaled(grad_rows, block.scale2)
         grad_y = block.fc2.backward(grad_out)
@@ -262,10 +268,10 @@ class _PreNormBlock(torch.autograd.Function):
         grad_out = _scaled(grad_rows, block.scale1)
         grad_attended = block.output.backward(grad_out)
         low_rank.backward(1, [grad_out], grad_attended)
-        count = which.samples * which.tokens
+        count = computed.samples * computed.tokens
         of_projected = [grad_rows.new_empty(count, linear.weight.shape[0]) for linear in block.inputs]
         grads = _heads(of_projected, ctx.shape, block.heads)
-        attend_backward(grad_attended, of_attention, block.attention_scale, which, grads)
+        attend_backward(grad_attended, of_attention, block.attention_scale, computed, grads)
         of_x: Tensor | None = None
         if ctx.needs_input_grad[0]:
             for linear, part in zip(block.inputs, of_projected, strict=True):
@@ -275,32 +281,8 @@ class _PreNormBlock(torch.autograd.Function):
         if of_x is None:
             return (None,) * 9
         result = _normalize_backward(of_x, rows, mean1, inverse1, block.norm1).view(ctx.shape)
-        _add_residual(result, held, which, grad_rows)
+        computed.add_residual(result, held, grad_rows)
         return (result if samples is None else grad.index_copy(0, samples, result)), *[None] * 8
-
-
-def _with_result(hidden: Tensor, samples: Tensor | None, rows: EndingRows, result: Tensor) -> Tensor:
-    """`hidden` with the computed rows of `samples`."""
-    on, first = rows.parts(result)
-    if not rows.ending:
-        return on if samples is None else hidden.index_copy(0, samples, on)
-    if samples is None:
-        out = hidden.clone()
-        out[: rows.going_on] = on
-        out[rows.going_on :, 0] = first
-        return out
-    out = hidden.index_copy(0, samples[: rows.going_on], on)
-    out[:, 0].index_copy_(0, samples[rows.going_on :], first)
-    return out
-
-
-def _add_residual(grad: Tensor, held: Tensor, rows: EndingRows, computed: Tensor) -> None:
-    """Add to `grad` [samples, tokens, features] that of computed rows, and of `held` where nothing was computed."""
-    on, first = rows.parts(computed)
-    grad[: rows.going_on] += on
-    if rows.ending:
-        grad[rows.going_on :, 0] += first
-        grad[rows.going_on :, 1:] += held[rows.going_on :, 1:]
 
 
 def _normalize(rows: Tensor, norm: LayerNorm) -> tuple[Tensor, Tensor, Tensor]:

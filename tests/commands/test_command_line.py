@@ -13,7 +13,18 @@ import pytest
 OPTIONS = Path(__file__).parent / "options"
 PARSED = ("simulate", "compare", "scale", "evaluate", "export", "report")
 """Commands whose options the engine's parser reads."""
-BENCHMARKS = ("executors", "peers", "methods", "lanes", "batches", "watching", "kernels", "resources")
+BENCHMARKS = (
+    "executors",
+    "peers",
+    "methods",
+    "lanes",
+    "batches",
+    "watching",
+    "profile",
+    "start",
+    "kernels",
+    "resources",
+)
 PROGRAM = """
 import sys
 from importlib import import_module

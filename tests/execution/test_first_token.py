@@ -34,10 +34,10 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     found: list[tuple[int, int]] = []
     op = whole_block.pre_norm_block
 
-    def record(*arguments: Any, ending: int) -> Tensor:
-        if ending:
-            found.append((ending, len(arguments[6])))
-        return op(*arguments, ending=ending)
+    def record(*arguments: Any, first_token_groups: int) -> Tensor:
+        if first_token_groups:
+            found.append((first_token_groups, len(arguments[6])))
+        return op(*arguments, first_token_groups=first_token_groups)
 
     monkeypatch.setattr(whole_block, "pre_norm_block", record)
     return found
@@ -54,11 +54,11 @@ def model_of(setting: Setting) -> SweepModel:
     [("vit", True), ("deit", True), ("timm_vit", False), ("dinov2", False), ("siglip", False), ("gpt2", False)],
 )
 def test_it_is_found_where_nothing_reads_other_tokens(family: str, found: bool) -> None:
-    assert (model_of(make_setting(family, SGD, fuse_blocks=True)).fewest_ending == 1) == found
+    assert (model_of(make_setting(family, SGD, fuse_blocks=True)).fewest_first_token_samples == 1) == found
 
 
 def test_it_takes_blocks_that_one_op_computes() -> None:
-    assert model_of(make_setting("vit", SGD)).fewest_ending is None
+    assert model_of(make_setting("vit", SGD)).fewest_first_token_samples is None
 
 
 @pytest.mark.parametrize("family", ["vit", "deit"])
@@ -66,7 +66,7 @@ def test_it_takes_blocks_that_one_op_computes() -> None:
 def test_sweep_equals_sequential(family: str, dropout: float, ended: list[tuple[int, int]]) -> None:
     setting = make_setting(family, ADAMW, dropout=dropout, fuse_blocks=True)
     assert_same_rounds(setting, lanes=4, count=2, tolerance=1e-8)
-    assert {ending == all_of_them for ending, all_of_them in ended} == {False, True}
+    assert {first_token_groups == all_of_them for first_token_groups, all_of_them in ended} == {False, True}
 
 
 @pytest.mark.parametrize("asked", ASKED, ids=lambda asked: asked.__name__)
@@ -93,7 +93,7 @@ def test_a_block_in_which_too_few_end_is_computed_at_once(
     monkeypatch.setattr(first_token, "_WORTHWHILE", 1e12)
     assert_same_rounds(make_setting("vit", SGD, fuse_blocks=True), lanes=4, count=1, tolerance=1e-8)
     assert ended
-    assert all(ending == all_of_them for ending, all_of_them in ended)
+    assert all(first_token_groups == all_of_them for first_token_groups, all_of_them in ended)
 
 
 def test_who_watches_the_blocks_sees_all_tokens() -> None:

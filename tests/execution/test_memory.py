@@ -6,7 +6,7 @@ import logging
 import subprocess
 import sys
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,23 +15,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedra_engine.config import LoraConfig
 from fedra_engine.execution import fused_block, memory, sweep, sweep_block
-from fedra_engine.execution.evaluation import Evaluator
 from fedra_engine.execution.lanes import LanePool
-from fedra_engine.execution.memory import LaneMemory, choose_lanes, limit_threads, measure_lane, worthwhile_threads
+from fedra_engine.execution.memory import LaneMemory, choose_lanes, measure_lane
 from fedra_engine.execution.model_check import ModelInputs
 from fedra_engine.execution.plan import SweepPlan
 from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.experiment import build_experiment
-from fedra_engine.models.state import EvaluatedModel
 from fedra_engine.runtime.errors import InputError
 from tests.execution.test_exactness import assert_same_change
 from tests.running import small_config
-from tests.tiny import DEPTH, make_samples, make_tiny
 from tests.tiny_federation import ADAMW, Setting, make_setting
 
 CPU = torch.device("cpu")
@@ -266,72 +262,6 @@ def test_other_errors_are_not_taken_for_full_memory(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(SweepModel, "backward", fail)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         make_setting("vit", ADAMW).rounds(2)
-
-
-@pytest.fixture
-def kept_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-def test_the_largest_product_decides() -> None:
-    block = nn.Sequential(nn.Linear(100, 100), nn.Linear(100, 500), nn.Linear(500, 100))
-    assert worthwhile_threads(block, tokens=10) == 1
-    # 2 · 4,000 · 100 · 500 = 4e8 floating-point operations.
-    assert worthwhile_threads(block, tokens=4000) == 4
-
-
-@pytest.mark.usefixtures("kept_threads")
-def test_small_steps_use_one_thread_and_large_ones_those_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    foundation = make_tiny("vit", LoraConfig(target_modules=["fc1"]))
-    torch.set_num_threads(2)
-    limit_threads(foundation, tokens=10**9)
-    assert torch.get_num_threads() == 2
-    limit_threads(foundation, tokens=10)
-    assert torch.get_num_threads() == 1
-
-
-@pytest.mark.usefixtures("kept_threads")
-def test_a_given_number_of_threads_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    torch.set_num_threads(2)
-    limit_threads(make_tiny("vit", LoraConfig(target_modules=["fc1"])), tokens=10)
-    assert torch.get_num_threads() == 2
-
-
-@pytest.mark.usefixtures("kept_threads")
-def test_a_small_experiment_leaves_the_next_one_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    foundation = make_tiny("vit", LoraConfig(target_modules=["fc1"]))
-    torch.set_num_threads(2)
-    limit_threads(foundation, tokens=10)
-    limit_threads(foundation, tokens=10**9)
-    assert torch.get_num_threads() == 2
-
-
-@pytest.mark.usefixtures("kept_threads")
-def test_evaluation_has_the_threads_that_its_own_batches_keep_busy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    # The tiny model's products would keep one thread busy.
-    monkeypatch.setattr("fedra_engine.execution.memory._FLOPS_PER_THREAD", 1000)
-    setting, samples, used = make_setting("vit", ADAMW), make_samples("vit", 5), list[int]()
-    model = SweepModel(setting.foundation, lambda count: samples.inputs(torch.arange(count), CPU, torch.float64))
-    features_of = model.features_of
-
-    def observed(*args: Any, **kwargs: Any) -> Tensor:
-        used.append(torch.get_num_threads())
-        return features_of(*args, **kwargs)
-
-    monkeypatch.setattr(model, "features_of", observed)
-    torch.set_num_threads(3)
-    limit_threads(setting.foundation, tokens=0)
-    evaluator = Evaluator(setting.foundation, model, samples, ["only"])
-    evaluator.scores(setting.state(), EvaluatedModel(np.arange(DEPTH)))
-    assert (used, torch.get_num_threads()) == ([3], 1)
-    limit_threads(setting.foundation, tokens=10**9)
-    assert torch.get_num_threads() == 3
 
 
 FREED = """

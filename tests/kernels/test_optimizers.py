@@ -5,7 +5,15 @@ import math
 import pytest
 import torch
 
-from fedra_kernels import adamw, adamw_reference, sgd, sgd_reference, squared_changes, squared_norms
+from fedra_kernels import (
+    adamw,
+    adamw_reference,
+    sgd,
+    sgd_reference,
+    squared_changes,
+    squared_changes_reference,
+    squared_norms,
+)
 from fedra_kernels._kernels import optimizers
 from fedra_kernels._kernels.checks import FLOAT_DTYPES
 
@@ -206,7 +214,7 @@ def test_squares_that_overflow_have_a_finite_sum():
 def test_squared_changes_equal_the_sum_of_squared_differences(slots, width):
     after, before, slots = randn(30, width, seed=1), randn(5, width, seed=2), torch.tensor(slots, dtype=torch.int64)
     rows = slots % 5
-    expected = (after[slots].double() - before[rows].double()).square().sum(1)
+    expected = squared_changes_reference(after, slots, before, rows)
     found = [squared_changes(after, slots, before, rows), squared_changes(after, slots, before[rows])]
     for each in found:
         torch.testing.assert_close(each, expected, **FP32_NORMS)
@@ -216,7 +224,7 @@ def test_changes_whose_squares_overflow_have_a_finite_sum():
     after, before = torch.randn(4, 3000) * 1e30, torch.randn(2, 3000)
     after[1, 5], after[2, 7], after[3] = torch.nan, torch.inf, torch.randn(3000)
     slots, rows = torch.tensor([3, 0, 1, 2]), torch.tensor([1, 0, 1, 0])
-    expected = (after[slots] - before[rows]).double().square().sum(1)
+    expected = squared_changes_reference(after, slots, before, rows)
     for each in (squared_changes(after, slots, before, rows), squared_changes(after, slots, before[rows])):
         torch.testing.assert_close(each, expected, equal_nan=True, **FP32_NORMS)
 

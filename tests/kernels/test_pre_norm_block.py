@@ -76,7 +76,7 @@ def results(
     *,
     reference: bool,
     needs_hidden: bool = True,
-    ending: int = 0,
+    first_token_groups: int = 0,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Output, gradient of the stream, gradients of the bank."""
     rng = torch.Generator().manual_seed(1)
@@ -87,9 +87,11 @@ def results(
     hidden.requires_grad_(needs_hidden)
     gradients = torch.zeros_like(bank)
     if reference:
-        out = pre_norm_block_reference(hidden, samples, block, bank, adapters, groups, ending)
+        out = pre_norm_block_reference(hidden, samples, block, bank, adapters, groups, first_token_groups)
     else:
-        out = pre_norm_block(hidden, samples, block, bank, gradients, adapters, groups, ending=ending)
+        out = pre_norm_block(
+            hidden, samples, block, bank, gradients, adapters, groups, first_token_groups=first_token_groups
+        )
     (out * weights).sum().backward()
     if reference:
         assert bank.grad is not None
@@ -122,14 +124,14 @@ def test_it_gives_what_the_reference_gives(
 @pytest.mark.parametrize("samples", [None, SAMPLES], ids=["all", "some"])
 @pytest.mark.parametrize("fused", [False, True], ids=["products", "fused_attention"])
 @pytest.mark.parametrize("merged", [False, True])
-@pytest.mark.parametrize("ending", [1, 2, 3, len(SIZES)])
+@pytest.mark.parametrize("first_token_groups", [1, 2, 3, len(SIZES)])
 def test_of_samples_that_end_the_first_token_is_computed(
-    ending: int, merged: bool, fused: bool, samples: Tensor | None
+    first_token_groups: int, merged: bool, fused: bool, samples: Tensor | None
 ) -> None:
     block = make_block(merged=merged, scaled=merged, fused=fused)
     adapters = BlockAdapters(block, *columns_of(block, a_first=True))
     for needs_hidden in (True, False):
-        options = {"ending": ending, "needs_hidden": needs_hidden}
+        options = {"first_token_groups": first_token_groups, "needs_hidden": needs_hidden}
         expected = results(block, adapters, samples, reference=True, **options)
         for found, wanted in zip(results(block, adapters, samples, reference=False, **options), expected, strict=True):
             assert (found is None) == (wanted is None)
@@ -203,7 +205,7 @@ def test_what_does_not_fit_is_refused() -> None:
         pre_norm_block(hidden, torch.tensor([1]), block, bank, None, adapters, groups)
     with pytest.raises(ValueError, match=r"groups: found slot 2, expected slots below 2"):
         pre_norm_block(hidden, None, block, bank[:2], None, adapters, groups)
-    with pytest.raises(ValueError, match=r"ending: found 2, expected 0 to 1 as there are groups"):
-        pre_norm_block(hidden, None, block, bank, None, adapters, groups, ending=2)
+    with pytest.raises(ValueError, match=r"first_token_groups: found 2, expected 0 to 1 as there are groups"):
+        pre_norm_block(hidden, None, block, bank, None, adapters, groups, first_token_groups=2)
     with pytest.raises(ValueError, match=r"dropout: found 1, expected 6"):
         pre_norm_block(hidden, None, block, bank, None, adapters, groups, [None])

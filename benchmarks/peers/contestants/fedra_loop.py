@@ -1,4 +1,4 @@
-"""A loop of the structure of FedRA's published code: every client has a whole model of its own, for ever.
+"""A loop of the structure of FedRA's published code: every client has a whole model of its own, from round to round.
 
 In each round all weights, also the frozen ones, are copied to every client, which then makes a sub-model of them. The
 optimizer is that of the other contestants; the published code has SGD.

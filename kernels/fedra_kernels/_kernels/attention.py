@@ -11,21 +11,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .ending_rows import EndingRows
+from .computed_rows import ComputedRows
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, rows: EndingRows, *, fused: bool
+    q: Tensor, k: Tensor, v: Tensor, scale: float, computed: ComputedRows, *, fused: bool
 ) -> tuple[Tensor, list[list[Tensor]]]:
     """Softmax(scale Q K^T) V for q, k and v [samples, tokens, heads, head size].
 
     Returns the rows that are computed, [rows, heads × head size], and what backward needs.
     """
-    if not rows.ending:
+    if not computed.first_token_samples:
         out, saved = _attend(q, k, v, scale, fused=fused)
         return out, [saved]
     outs, parts = [], []
-    for samples, queries in _parts(rows):
+    for samples, queries in _parts(computed):
         out, saved = _attend(q[samples, queries], k[samples], v[samples], scale, fused=fused)
         outs.append(out)
         parts.append(saved)
@@ -36,26 +36,26 @@ def attend_backward(
     grad: Tensor,
     saved: Sequence[Sequence[Tensor]],
     scale: float,
-    rows: EndingRows,
+    computed: ComputedRows,
     grads: tuple[Tensor, Tensor, Tensor],
 ) -> None:
     """Write the gradients of q, k and v, shaped as these, from `grad` of the output and from what `attend` saved."""
-    if not rows.ending:
+    if not computed.first_token_samples:
         _attend_backward(grad, saved[0], scale, grads)
         return
-    grads[0][rows.going_on :, 1:].zero_()
+    grads[0][computed.full_samples :, 1:].zero_()
     first = 0
-    for of_part, (samples, queries) in zip(saved, _parts(rows), strict=True):
+    for of_part, (samples, queries) in zip(saved, _parts(computed), strict=True):
         targets = (grads[0][samples, queries], grads[1][samples], grads[2][samples])
         count = targets[0].shape[0] * targets[0].shape[1]
         _attend_backward(grad[first : first + count], of_part, scale, targets)
         first += count
 
 
-def _parts(rows: EndingRows) -> list[tuple[slice, slice]]:
-    """Samples, and their tokens that are computed: of those that go on, if there are any, and of those that end."""
-    on, every = slice(rows.going_on), slice(None)
-    return [*([(on, every)] if rows.going_on else []), (slice(rows.going_on, None), slice(1))]
+def _parts(computed: ComputedRows) -> list[tuple[slice, slice]]:
+    """Samples, and their tokens that are computed: of full samples, if there are any, and of the others."""
+    full, every = slice(computed.full_samples), slice(None)
+    return [*([(full, every)] if computed.full_samples else []), (slice(computed.full_samples, None), slice(1))]
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, *, fused: bool) -> tuple[Tensor, list[Tensor]]:

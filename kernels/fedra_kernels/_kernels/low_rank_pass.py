@@ -11,7 +11,7 @@ from torch import Tensor
 from ..dropout import Dropout, keep_mask
 from ..frozen_linear import FrozenLinear
 from ..groups import RowGroups, add_to_bank
-from .ending_rows import EndingRows
+from .computed_rows import ComputedRows
 from .shared_input import SharedInput, add_low_rank, low_rank_backward
 
 if TYPE_CHECKING:
@@ -31,17 +31,20 @@ class LowRankPass:
         self,
         adapters: BlockAdapters,
         groups: RowGroups,
-        rows: EndingRows,
+        computed: ComputedRows,
         slots: Tensor,
         dropout: Sequence[Dropout | None],
         saved: Sequence[Tensor | None] = (),
         gradients: Tensor | None = None,
     ) -> None:
-        """For backward, with what was `saved` in forward, and the bank's `gradients` if there are any."""
+        """In forward `saved` and `gradients` are left out; in backward they are what forward saved, and the bank's."""
         self.slots = slots
         self.saved: list[Any] = list(saved)
-        self._groups, self._rows, self._dropout = groups, rows, dropout
-        self._of_inputs = (groups.compact, *[groups.with_ending(rows.ending_groups, rows.tokens)] * 3)
+        self._groups, self._computed, self._dropout = groups, computed, dropout
+        self._of_inputs = (
+            groups.compact,
+            *[groups.with_first_tokens(computed.first_token_groups, computed.tokens)] * 3,
+        )
         """The groups of what the Linears read, as in `BlockAdapters.shared`."""
         self._factors, self._sinks = adapters.factors(slots), None
         self._gradients, self._sink = gradients, None
@@ -51,12 +54,15 @@ class LowRankPass:
             self._sinks = adapters.factors(self._sink)
 
     def add(self, read: int, x: Tensor, outputs: Sequence[Tensor]) -> None:
-        """Add to `outputs`, of the Linears that read input number `read`, which is x. In the order of the inputs."""
+        """Add the low-rank products of x, which is input number `read`, to the `outputs` of the Linears that read it.
+
+        Call it in the order of the inputs.
+        """
         for shared, factors in self._factors[read]:
             drop = self._dropout[shared.position] if self._dropout else None
             keep = None if drop is None else keep_mask(drop, self._groups.sizes, x.shape[1])
             if keep is not None and read > 0:
-                keep = self._rows.computed(keep)
+                keep = self._computed.select(keep)
             groups = self._of_inputs[read]
             shrunk = add_low_rank(shared, factors, self._scale(shared), groups, x, outputs[shared.members], keep)
             self.saved += [x if shared.trains_a else None, keep, *shrunk]

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from benchmarks.peers import page as pages
-from benchmarks.peers.contestants.products import pass_flops, round_flops
 from benchmarks.peers.entries import BY_HAND, FLOWER, PEFT, PRODUCTS, SWEEP, Entry
+from benchmarks.peers.flops import pass_flops, round_flops
 from benchmarks.peers.page import page, records
 from benchmarks.peers.race import Standing
 from benchmarks.peers.scenes import SCENES
