@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from fedra_engine.execution.block_parts import match_parts
 from fedra_engine.execution.dropout import DropoutKeys, pass_dropout
 from fedra_engine.execution.first_token import find_fewest_first_token_samples
-from fedra_engine.execution.fused_block import FusedBlock, match_parts
+from fedra_engine.execution.fused_block import FusedBlock
 from fedra_engine.execution.model_check import ModelInputs, check_norm, check_sweep, nearly_equal
 from fedra_engine.execution.plan import ExitCopy, SweepPlan, plan_groups
 from fedra_engine.execution.sweep_block import BankFactors, GroupedLoraLinear, Pass, SweepBlock, SweepContext

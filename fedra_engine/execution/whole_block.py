@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fedra_engine.execution.fused_block import PreNormParts
+from fedra_engine.execution.block_parts import PreNormParts
 from fedra_engine.execution.sweep_block import GroupedLoraLinear, Pass, SweepBlock, SweepContext
 from fedra_engine.models.adapters import AdapterLayout, Factor
 from fedra_engine.models.batch_arguments import BatchArguments
@@ -16,7 +16,6 @@ from fedra_kernels import (
     BlockAdapters,
     Dropout,
     FrozenLinear,
-    LayerNorm,
     PreNormBlock,
     RowGroups,
     pre_norm_block,
@@ -112,19 +111,19 @@ def match_whole_block(
     attention, output = parts.attention, parts.attention_output
     heads = getattr(attention, "num_attention_heads", getattr(attention, "num_heads", None))
     scale = getattr(attention, "scaling", getattr(attention, "scale", None))
-    norms = [LayerNorm(norm.weight, norm.bias, norm.eps) for norm in (parts.norm1, parts.norm2) if norm.kind == "layer"]
-    if output is None or not isinstance(heads, int) or not isinstance(scale, float) or len(norms) < 2:
+    layer_norms = parts.norm1.kind == parts.norm2.kind == "layer"
+    if output is None or not isinstance(heads, int) or not isinstance(scale, float) or not layer_norms:
         return None
     if parts.activation == "swiglu" or len(parts.attention_inputs) not in (1, 3):
         return None
     linears = (*parts.attention_inputs, output, *parts.mlp_inputs, parts.mlp_output)
     frozen = [_frozen(linear) for linear in linears]
     of_op = PreNormBlock(
-        norm1=norms[0],
+        norm1=parts.norm1,
         inputs=tuple(frozen[:-3]),
         output=frozen[-3],
         scale1=parts.scale1,
-        norm2=norms[1],
+        norm2=parts.norm2,
         fc1=frozen[-2],
         fc2=frozen[-1],
         scale2=parts.scale2,

@@ -17,7 +17,7 @@ SCHEMA = "squared_norms(Tensor grad, Tensor slots) -> Tensor"
 BLOCK = 2048
 _CACHED = 1 << 18
 """Entries of a bank in a piece: a megabyte in float32, which a CPU's second cache holds. Half as much took a tenth
-longer on an EPYC, as each piece is a few calls; twice as much was as fast (by hand, with the embedded model's slots)."""
+longer on an EPYC, as each piece is a few calls; twice as much was as fast (by hand, the embedded model's slots)."""
 
 
 def squared_norms(grad: Tensor, slots: Tensor) -> Tensor:

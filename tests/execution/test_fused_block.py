@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fedra_engine.config import LoraConfig
+from fedra_engine.execution.block_parts import match_parts
 from fedra_engine.execution.dropout import DropoutKeys
-from fedra_engine.execution.fused_block import match_parts
 from fedra_engine.execution.plan import plan_groups
 from fedra_engine.execution.sweep_block import BankFactors
 from fedra_engine.execution.sweep_model import SweepModel
