@@ -11,10 +11,9 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import cross_entropy, linear
 
 from fedra_engine.data.samples import Samples
-from fedra_engine.execution.sequential import train_client
 from fedra_engine.federation.assignment import Assignment
 from fedra_engine.federation.updates import ClientUpdate, ClientUpdates
 from fedra_engine.federation.work import LocalWork
@@ -23,7 +22,7 @@ from fedra_engine.models.state import GlobalState
 
 
 class HandwrittenExecutor:
-    """Trains one client after another; LoRA without dropout."""
+    """Trains one client after another by AdamW; LoRA without dropout, samples without augmentation."""
 
     def __init__(self, foundation: Foundation, samples: Samples) -> None:
         self._foundation = foundation
@@ -52,14 +51,7 @@ class HandwrittenExecutor:
             for parameter, value in zip(factors, initial, strict=True):
                 parameter.data.copy_(value)
             head_layout.load(state.heads[0], self._head)
-            loss = train_client(
-                lambda inputs, step: [self._model(**inputs).logits],
-                [*factors, *self._head.parameters()],
-                self._samples,
-                work,
-                client,
-                self._foundation,
-            )
+            loss = self._take_steps([*factors, *self._head.parameters()], work, client)
             adapters = state.adapters.new_empty(len(held), layout.size)
             trained = (f for slot in adapters for _, f in layout.named_factors(slot))
             for value, parameter in zip(trained, factors, strict=True):
@@ -68,6 +60,25 @@ class HandwrittenExecutor:
             update = ClientUpdate(held, adapters, exits, head_layout.pack(self._head)[None])
             updates = ClientUpdates.of_one(client, update, work, *loss)
             yield updates.checked(state.adapters[torch.from_numpy(held)], state.heads)
+
+    def _take_steps(self, parameters: list[nn.Parameter], work: LocalWork, client: int) -> tuple[float, int]:
+        """The local steps of a client; returns the loss, summed over their samples, and how many these are."""
+        training, foundation = work.training, self._foundation
+        optimizer = torch.optim.AdamW(
+            parameters, work.lr, betas=training.betas, eps=training.eps, weight_decay=training.weight_decay, fused=True
+        )
+        total, processed = 0.0, 0
+        for drawn in work.batches(client):
+            batch = self._samples.batch(torch.from_numpy(drawn), foundation.device, foundation.dtype)
+            loss = cross_entropy(self._model(**batch.inputs).logits, batch.labels)
+            optimizer.zero_grad()
+            loss.backward()
+            if training.clip_norm is not None:
+                nn.utils.clip_grad_norm_(parameters, training.clip_norm)
+            optimizer.step()
+            total += float(loss.detach()) * len(drawn)
+            processed += len(drawn)
+        return total, processed
 
     def _wrap(self, block: nn.Module) -> list[_LoraLinear]:
         layers = []

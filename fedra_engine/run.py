@@ -90,6 +90,7 @@ def run(
     ):
         with processes.raise_on_all():
             trackers = Trackers(folder, config.report_to if processes.is_main else [])
+        with processes.raise_on_all():
             experiment = build_experiment(config, accelerator.device, processes, sharding, inputs)
         with Stage("taking the fingerprint of data and model"):
             begun = fingerprint(experiment)

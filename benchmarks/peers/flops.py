@@ -17,7 +17,15 @@ def pass_flops(scene: Scene) -> float:
 
 
 def round_flops(scene: Scene) -> float:
-    """The same for a round of the scene, in which each sample goes through its client's blocks alone."""
-    capacities = [scene.capacities[client % len(scene.capacities)] for client in range(scene.clients)]
-    per_client = 4.0 * scene.steps * scene.batch * scene.tokens * sum(out * size for out, size in shapes(scene))
-    return per_client * sum(capacities) / scene.depth
+    """Those that this engine computes in a round of the scene.
+
+    Each sample goes through its client's blocks alone. In the last one of an image model, only the class token goes
+    through the Linears after the attention; the first one's input needs no gradient, through query, key and value.
+    """
+    square, tokens = scene.width**2, scene.tokens
+    of_sample = 0.0
+    for client in range(scene.clients):
+        depth = scene.capacities[client % len(scene.capacities)]
+        left_out = 9 * 2 * square * (tokens - 1) if scene.task == "image" else 0
+        of_sample += 4.0 * 12 * square * tokens * depth - 2 * left_out - 2 * 3 * square * tokens
+    return of_sample * scene.steps * scene.batch

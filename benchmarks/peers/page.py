@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks.peers.agreement import LARGEST_DIFFERENCE, SMALLEST_COSINE, SMALLEST_COSINE_OF_PEFT
+from benchmarks.peers.agreement import LARGEST_DIFFERENCE, LARGEST_DIFFERENCE_IN_BFLOAT16, SMALLEST_COSINE
 from benchmarks.peers.entries import BY_HAND, PEFT, PRODUCTS, SWEEP
 from benchmarks.peers.machine import has_amx, instructions, processor, versions
 from benchmarks.peers.race import Standing
@@ -24,9 +24,9 @@ _METHOD = f"""## How it is measured
   around a model that is loaded and wrapped once. So they differ in what the frameworks do around it.
 - **Equal results.** After its first round the change of every contestant's global adapters and classifier is compared
   with that of the first contestant: in fp32 the norm of the difference may be {LARGEST_DIFFERENCE:g} of the change's;
-  in bf16 the cosine with the change in fp32 must be {SMALLEST_COSINE:g}, of the PEFT loop, which rounds more,
-  {SMALLEST_COSINE_OF_PEFT:g}. AdamW's eps is {EPS:g} (in the embedded default 1e-8), which costs the same but keeps
-  rounding from deciding the sign of steps. If a check fails, the command fails.
+  in bf16 {LARGEST_DIFFERENCE_IN_BFLOAT16:g}, and the cosine with the change in fp32 must be {SMALLEST_COSINE:g}.
+  AdamW's eps is {EPS:g} (in the embedded default 1e-8), which costs the same but keeps rounding from deciding the sign
+  of steps. If a check fails, the command fails.
 - **Paired.** Every contestant has a process of its own. They run a round in turn, again and again, so that what slows
   the machine meets all of them. The first round of each is not counted. CPU-seconds are those of a process and of all
   that it started: medians, and the least and the most.
@@ -39,6 +39,7 @@ _METHOD = f"""## How it is measured
 - **FedRA's structure** is a loop that does as the published code: each client keeps a whole model, and all weights are
   copied to every client in every round. It is written anew, with the optimizer of the others, and races where clients
   lack blocks. This engine's sequential executor, which builds each client's sub-model anew, races in some settings.
+- **Hand-written** is a loop over cached sub-models with LoRA layers of its own, torch's fused AdamW and clipping.
 - **Without work** clients take no steps, on the embedded model. What is left is sampling, handing out and collecting
   states, and aggregation; for this engine also drawing blocks and batches."""
 
@@ -167,8 +168,9 @@ def _rates(results: Results) -> list[str]:
     text = (
         "The frozen products of a round, forward and backward, counted (two operations for each multiplication), by "
         "the sweep's CPU-seconds, which also hold attention, norms, adapters, optimizer and aggregation; and the rate "
-        "at which the same products run alone on the samples of all clients. All tokens are counted in all blocks, "
-        "though the engine computes only the class token after the attention of a client's last block. What takes the "
-        "rest of the time is in [kernels](../kernels.md#on-a-cpu)."
+        "at which the same products run alone on the samples of all clients. Counted is what the sweep computes: "
+        "tokens other than the class token do not go through the last products of a client's last block, and its "
+        "first block needs no gradient of its input. "
+        "[Kernels](../kernels.md#on-a-cpu) says what takes the rest of the time."
     )
     return ["## Share of the processor's rate", text, markdown_table(rows)]

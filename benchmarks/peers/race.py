@@ -11,14 +11,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from benchmarks.peers.agreement import (
-    SMALLEST_COSINE,
-    SMALLEST_COSINE_OF_PEFT,
-    Agreement,
-    compare,
-    unchanged,
-    worst_of,
-)
+from benchmarks.peers.agreement import Agreement, compare, unchanged, worst_of
 from benchmarks.peers.entries import FEDRA_LOOP, PEFT, PRODUCTS, Entry, by_contestant, entries
 from benchmarks.peers.export import export_work
 from benchmarks.peers.job import Job, work_file
@@ -26,7 +19,7 @@ from benchmarks.peers.processes import Contestant, Times
 from benchmarks.peers.scenes import Scene, build_scene, make_model
 from benchmarks.peers.work import State
 
-LONGEST_ROUND = 20.0
+LONGEST_ROUND = 10.0
 """Seconds of a round without work from which on a contestant is left out."""
 MOST_COPIES = 1000
 """Most clients that have whole models of their own: 10,000 of the embedded model would take 16 GB."""
@@ -174,8 +167,7 @@ class _Heats:
             return unchanged(self._initial, state)
         if self._reference is None:
             self._reference = state
-        smallest_cosine = SMALLEST_COSINE_OF_PEFT if entry.label == PEFT else SMALLEST_COSINE
-        return compare(self._initial, self._reference, state, entry.dtype, smallest_cosine)
+        return compare(self._initial, self._reference, state, entry.dtype)
 
     def _attention_of(self, entry: Entry) -> str:
         return entry.attention or self._attention.get(entry.dtype, "sdpa")

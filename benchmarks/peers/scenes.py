@@ -164,7 +164,7 @@ _NARROW_FEDRA = _vit("vit192-fedra", 192, 17, FEDRA, (32, 1, 8))
 OVERHEAD = [_idle(clients) for clients in (32, 256, 1000, 10_000)]
 """Their clients take no steps."""
 TRAINING = [
-    _vit("vit192", 192, 17, FULL_DEPTH, (32, 4, 8)),
+    _vit("vit192", 192, 17, FULL_DEPTH, (32, 1, 8)),
     _NARROW_FEDRA,
     replace(_NARROW_FEDRA, name="vit192-fedra-2threads", title=f"{_NARROW_FEDRA.title}, 2 threads", threads=2),
     _vit("vit384", 384, 65, FULL_DEPTH, (4, 1, 4)),

@@ -9,8 +9,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-import psutil
-
 from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.data import DIGITS_DOMAINS
 from fedra_engine.config.options import COUNT, Allowed
@@ -130,7 +128,7 @@ def _cores() -> int:
     """Physical cores that this process may use; a container's limit on the time of its CPUs counts, too."""
     from joblib import cpu_count
 
-    return min(cpu_count(), psutil.cpu_count(logical=False) or cpu_count())
+    return int(cpu_count(only_physical_cores=True))
 
 
 def _participants(config: ExperimentConfig) -> int:

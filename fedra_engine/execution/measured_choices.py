@@ -19,6 +19,7 @@ from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.model import MEASURED
 from fedra_engine.data.samples import Samples
 from fedra_engine.models.foundation import Foundation
+from fedra_engine.models.loading import without_pooling
 from fedra_engine.models.sharding import is_sharded
 from fedra_engine.runtime.processes import Processes
 from fedra_engine.runtime.stages import Stage
@@ -49,8 +50,14 @@ def choose_dtype(config: ExperimentConfig, device: torch.device, processes: Proc
     """`config` with a precision in place of `auto`, and the precision with the reason for it, in words."""
     if config.model.dtype != "auto":
         return config, config.model.dtype
-    # Only the main process's choice is taken.
-    dtype, reason = processes.broadcast_object(_measured_dtype(device) if processes.is_main else ("float32", ""))
+    measured: tuple[Literal["float32", "bfloat16"], str] = "float32", ""
+    # A process that has found bad input would not be there when the others wait for the choice.
+    with processes.raise_on_all():
+        if config.execution.deterministic:
+            measured = "float32", "auto, without measuring, as execution.deterministic asks"
+        elif processes.is_main:
+            measured = _measured_dtype(device)
+    dtype, reason = processes.broadcast_object(measured)
     return replace(config, model=replace(config.model, dtype=dtype)), f"{dtype} ({reason})"
 
 
@@ -77,27 +84,34 @@ def choose_attention(
 
     The model is given that attention. Models that have only one keep it.
     """
+    model = _model_with_choice(foundation)
     if config.model.attention != "auto":
+        if model is not None and model.config._attn_implementation != config.model.attention:
+            # The caller has made it with another one.
+            model.set_attn_implementation(config.model.attention)
         return config, config.model.attention
-    attention, reason = _attention_without_measuring(foundation, repeatable=config.execution.deterministic) or (
-        # Only the main process's choice is taken.
-        processes.broadcast_object(_measured_attention(foundation, samples) if processes.is_main else ("sdpa", ""))
-    )
-    if (model := _model_with_choice(foundation)) is not None:
+    chosen: tuple[Attention, str] | None
+    with processes.raise_on_all():
+        chosen = _attention_without_measuring(foundation, repeatable=config.execution.deterministic)
+        if chosen is None and processes.is_main:
+            chosen = _measured_attention(foundation, samples)
+    attention, reason = processes.broadcast_object(chosen or ("sdpa", ""))
+    if model is not None:
         model.set_attn_implementation(attention)
     return replace(config, model=replace(config.model, attention=attention)), f"{attention} ({reason})"
 
 
 def _model_with_choice(foundation: Foundation) -> Any | None:
-    """The model, if its attention can be set."""
-    return foundation.model if hasattr(foundation.model, "set_attn_implementation") else None
+    """The model of transformers, if its attention can be set."""
+    model = without_pooling(foundation.model)
+    return model if hasattr(model, "set_attn_implementation") else None
 
 
 def _attention_without_measuring(foundation: Foundation, *, repeatable: bool) -> tuple[Attention, str] | None:
     """The attention where nothing is to be measured, with the reason."""
     loaded = getattr(foundation.model.config, "_attn_implementation", None)
     if loaded != "sdpa" or _model_with_choice(foundation) is None:
-        return "eager", "auto, that of the model"
+        return "sdpa" if loaded == "sdpa" else "eager", "auto, that of the model"
     if foundation.device.type != "cpu":
         return "sdpa", "auto, on a GPU"
     if is_sharded(foundation.model):
@@ -109,7 +123,7 @@ def _attention_without_measuring(foundation: Foundation, *, repeatable: bool) ->
 
 def _measured_attention(foundation: Foundation, samples: Samples) -> tuple[Attention, str]:
     """The faster of two for a block of the model, forward and backward."""
-    model: Any = foundation.model
+    model: Any = _model_with_choice(foundation)
     with Stage("choosing the attention"):
         tokens = _block_call(foundation, samples, 1)[0].shape[1]
         hidden, run = _block_call(foundation, samples, max(min(_TOKENS // tokens, _SAMPLES), 2))

@@ -19,7 +19,7 @@ from fedra_engine.execution.block_parts import match_parts
 from fedra_engine.execution.dropout import DropoutKeys, pass_dropout
 from fedra_engine.execution.first_token import find_fewest_first_token_samples
 from fedra_engine.execution.fused_block import FusedBlock
-from fedra_engine.execution.model_check import ModelInputs, check_norm, check_sweep, nearly_equal
+from fedra_engine.execution.model_check import ModelInputs, check_norm, check_sweep, nearly_same_change
 from fedra_engine.execution.plan import ExitCopy, SweepPlan, plan_groups
 from fedra_engine.execution.sweep_block import BankFactors, GroupedLoraLinear, Pass, SweepBlock, SweepContext
 from fedra_engine.execution.whole_block import match_whole_block
@@ -268,12 +268,13 @@ def _compare(fused: SweepBlock, agrees: dict[int, bool], position: int) -> Calla
             return
         # The fused block overwrites its input.
         args, kwargs = tree_map_only(Tensor, torch.clone, (args, kwargs))
+        before = fused.arguments.hidden_states(args, kwargs).clone()
         try:
             found = fused(*args, **kwargs)
         except TypeError:  # Another library's block of these names takes its arguments in another order.
             agrees[position] = False
             return
         expected, found = (result[0] if isinstance(result, tuple) else result for result in (output, found))
-        agrees[position] = nearly_equal(found, expected)
+        agrees[position] = nearly_same_change(found, expected, before)
 
     return hook

@@ -70,6 +70,10 @@ class WholeBlock(SweepBlock):
         self, current: Pass, hidden: Tensor, samples: Tensor | None, groups: RowGroups, first_token_groups: int = 0
     ) -> Tensor:
         factors = current.adapters
+        bank, gradients = factors.bank, factors.gradients
+        if all(target is None for target in self._targets):
+            # Below the first block with adapters nothing is differentiated.
+            bank, gradients = bank.detach(), None
         adapters = self._adapters(factors.layout, factors.factors, bool(current.dropout))
         dropout: list[Dropout | None] = []
         if current.dropout:
@@ -78,8 +82,8 @@ class WholeBlock(SweepBlock):
             hidden,
             samples,
             self._parts,
-            factors.bank,
-            factors.gradients,
+            bank,
+            gradients,
             adapters,
             groups,
             dropout,
@@ -111,8 +115,14 @@ def match_whole_block(
     attention, output = parts.attention, parts.attention_output
     heads = getattr(attention, "num_attention_heads", getattr(attention, "num_heads", None))
     scale = getattr(attention, "scaling", getattr(attention, "scale", None))
-    layer_norms = parts.norm1.kind == parts.norm2.kind == "layer"
-    if output is None or not isinstance(heads, int) or not isinstance(scale, float) or not layer_norms:
+    attention_linears = (*parts.attention_inputs, *([] if output is None else [output]))
+    known = {id(parameter) for linear in attention_linears for parameter in linear.parameters()}
+    if any(id(parameter) not in known for parameter in attention.parameters()):
+        # Norms of queries and keys, or a bias by position.
+        return None
+    if output is None or not isinstance(heads, int) or not isinstance(scale, float):
+        return None
+    if not (parts.norm1.kind == parts.norm2.kind == "layer") or getattr(attention, "is_causal", False):
         return None
     if parts.activation == "swiglu" or len(parts.attention_inputs) not in (1, 3):
         return None
@@ -141,7 +151,9 @@ def _frozen(linear: Any) -> FrozenLinear:
 
 
 def _hidden_alone(args: Any, kwargs: Any) -> Tensor | None:
-    """The hidden states, if a block's arguments hold no other tensors."""
+    """The hidden states, if a block's arguments hold no other tensors, and do not ask for a causal mask."""
+    if kwargs.get("is_causal"):
+        return None
     values = (*args, *kwargs.values())
     tensors = [value for value in values if isinstance(value, Tensor)]
     nested = any(isinstance(value, list | tuple | dict) for value in values)

@@ -57,7 +57,7 @@ class FrozenLinear:
         if x.dtype == torch.float32:
             if 2 * x.shape[0] * weight.shape[0] * weight.shape[1] < _SMALL:
                 return None
-        elif x.dtype != torch.bfloat16:
+        elif x.dtype != torch.bfloat16 or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
             return None
         if x.device.type != "cpu" or not _HAS_ONEDNN:
             return None

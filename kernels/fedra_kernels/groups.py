@@ -219,6 +219,8 @@ def _with_index(device: torch.device) -> torch.device:
 
 def slot_index(slots: Sequence[int], device: torch.device) -> SlotIndex:
     """A slice where the slots are consecutive and ascending, else an index tensor."""
+    if not slots:
+        return slice(0, 0)
     if all(slot == slots[0] + offset for offset, slot in enumerate(slots)):
         return slice(slots[0], slots[0] + len(slots))
     return torch.tensor(slots, dtype=torch.int64, device=device)

@@ -235,7 +235,7 @@ class _PreNormBlock(torch.autograd.Function):
         result = low_rank.add_to(middle, 3, y, block.fc2, block.scale2)
 
         needs_hidden = ctx.needs_input_grad[0]
-        # Below the first block that has adapters nothing is differentiated.
+        # The stream below the first block that has adapters needs no gradient.
         of_norm1 = (rows, mean1, inverse1) if needs_hidden else (None, None, None)
         ctx.block, ctx.gradients, ctx.adapters, ctx.groups, ctx.shape = block, gradients, adapters, groups, shape
         ctx.dropout, ctx.attention, ctx.computed = dropout, [len(part) for part in of_attention], computed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from fedra_engine.execution import sweep_model
 from fedra_engine.execution.plan import ExitCopy
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.execution.whole_block import WholeBlock
+from fedra_engine.models.batch_arguments import BatchArguments
 from fedra_engine.models.foundation import Foundation, cut_to_blocks, replace_module
 from tests.tiny import DEPTH, TARGETS, make_samples, make_tiny
 
@@ -123,8 +125,8 @@ def test_a_pass_is_over_when_nothing_can_follow(
 def test_blocks_are_fused_where_they_give_the_same(
     agrees: bool, foundation: Foundation, model: SweepModel, adapters: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compare = sweep_model.nearly_equal
-    monkeypatch.setattr(sweep_model, "nearly_equal", lambda found, expected: agrees and compare(found, expected))
+    compare = sweep_model.nearly_same_change
+    monkeypatch.setattr(sweep_model, "nearly_same_change", lambda *states: agrees and compare(*states))
     fused = SweepModel(foundation, inputs)
     assert fused.fused == (DEPTH if agrees else 0)
     blocks = fused._model.get_submodule(foundation.block_path)
@@ -138,15 +140,31 @@ def test_nothing_is_fused_unasked(model: SweepModel) -> None:
 
 
 def test_a_fused_block_that_takes_no_such_arguments_does_not_agree(foundation: Foundation) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
+    class Candidate:
+        arguments = BatchArguments((0,), hidden=0, returned=0)
+
+        def __init__(self, compute: Callable[[Tensor], Any], *, takes: bool = True) -> None:
+            self.compute, self.takes = compute, lambda args, kwargs: takes
+
+        def __call__(self, x: Tensor) -> Any:
+            return self.compute(x)
+
+    def refuse(x: Tensor) -> None:
         raise TypeError
 
+    large, change = torch.full((2,), 1e3, dtype=torch.float64), torch.tensor([1e-3, 0.0], dtype=torch.float64)
+    candidates = [
+        Candidate(refuse),
+        Candidate(lambda x: (x + change,), takes=False),
+        Candidate(lambda x: (x + change,)),
+        # Beside large hidden states, a change that is missing would be a small difference.
+        Candidate(lambda x: (x,)),
+    ]
     agrees: dict[int, bool] = {}
-    sweep_model._compare(refuse, agrees, 2)(None, (), {}, torch.zeros(1))  # type: ignore[arg-type]
-    assert agrees == {2: False}
-    sweep_model._compare(lambda x: (x + 0.5,), agrees, 1)(None, (torch.ones(2),), {}, torch.ones(2))  # type: ignore[arg-type]
-    sweep_model._compare(lambda x: (x,), agrees, 3)(None, (torch.ones(2),), {}, (torch.ones(2), None))  # type: ignore[arg-type]
-    assert agrees == {2: False, 1: False, 3: True}
+    for position, candidate in enumerate(candidates):
+        hook = sweep_model._compare(candidate, agrees, position)  # type: ignore[arg-type]
+        hook(None, (large,), {}, (large + change, None))
+    assert agrees == {0: False, 1: False, 2: True, 3: False}
 
 
 class Shards:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.peers.agreement import SMALLEST_COSINE, SMALLEST_COSINE_OF_PEFT, compare, unchanged
+from benchmarks.peers.agreement import compare, unchanged
 from benchmarks.peers.export import export_work
 from benchmarks.peers.job import HANDWRITTEN, Job, work_file
 from benchmarks.peers.scenes import SCENES, Scene, build_scene, make_model
@@ -51,10 +51,10 @@ def test_all_do_the_same_round_from_the_same_state(
     for module, variant in variants:
         found = [compare(work.state, reference, state, "float32") for state in run_rounds(module, variant, count=2)]
         assert [each.holds for each in found] == [True, True], (module, variant, found)
-    for module, smallest_cosine in (("peft_loop", SMALLEST_COSINE_OF_PEFT), ("engine", SMALLEST_COSINE)):
+    for module in ("peft_loop", "engine"):
         half = replace(job, dtype="bfloat16", attention="eager")
         (state,) = run_rounds(module, half)
-        found_half = compare(work.state, reference, state, "bfloat16", smallest_cosine)
+        found_half = compare(work.state, reference, state, "bfloat16")
         assert found_half.holds, (module, found_half)
 
 

@@ -62,9 +62,16 @@ def test_missed_targets_failed_checks_and_who_was_left_out_stand_on_the_page(mon
 
 
 def test_the_sweeps_share_of_the_products_rate() -> None:
-    """With a step each and full depth, a round has as many products as a pass; FedRA's clients hold 43 of 72 blocks."""
-    assert round_flops(SCENES["vit768"]) == pass_flops(SCENES["vit768"])
-    assert round_flops(SCENES["vit768-fedra"]) == pytest.approx(pass_flops(SCENES["vit768-fedra"]) * 43 / 72)
+    """A round has a pass's products, less those that are not made in the first and the last block of a client."""
+    of_block = pass_flops(SCENES["vit768"]) / 12
+    # Forward and backward of nine twelfths of a block's products, for all tokens but one; backward of three.
+    left_out = of_block * (9 / 12 * 196 / 197 + 3 / 12 / 2)
+    assert round_flops(SCENES["vit768"]) == pytest.approx(12 * of_block - left_out)
+    # FedRA's clients hold 43 of 72 blocks; there are six instead of four.
+    assert round_flops(SCENES["vit768-fedra"]) == pytest.approx(6 / 4 * (43 / 6 * of_block - left_out))
+    bert = 12 - 3 / 12 / 2
+    assert round_flops(SCENES["bert384"]) == pytest.approx(pass_flops(SCENES["bert384"]) / 12 * bert)
     standings = [standing(PRODUCTS, 1.0, dtype="bfloat16"), standing(SWEEP, 4.0, dtype="bfloat16")]
-    assert product_share(standings, "vit768", "bfloat16") == pytest.approx(0.25)
+    share = (12 - 9 / 12 * 196 / 197 - 3 / 12 / 2) / 12 / 4
+    assert product_share(standings, "vit768", "bfloat16") == pytest.approx(share)
     assert product_share(standings, "vit768", "float32") is None
