@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()
+_HAS_BFLOAT16 = _HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+"""Whether oneDNN multiplies bfloat16 on this processor; it refuses to without AVX-512."""
 _SMALL = 10e6
 """Float32 products of fewer FLOP are left to torch: oneDNN takes about 15 µs to find its code, more than it saves."""
 
@@ -57,7 +59,7 @@ class FrozenLinear:
         if x.dtype == torch.float32:
             if 2 * x.shape[0] * weight.shape[0] * weight.shape[1] < _SMALL:
                 return None
-        elif x.dtype != torch.bfloat16 or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        elif x.dtype != torch.bfloat16 or not _HAS_BFLOAT16:
             return None
         if x.device.type != "cpu" or not _HAS_ONEDNN:
             return None

@@ -44,7 +44,7 @@ def test_bfloat16_must_be_clearly_faster(of_float32: float, chosen: str, monkeyp
     ("of_sdpa", "chosen", "reason"),
     [(1.3, "eager", "1.3 times as fast as sdpa"), (1.0, "sdpa", "1.0 times as fast as eager")],
 )
-@pytest.mark.parametrize("family", ["vit", "bert", "llama"])
+@pytest.mark.parametrize("family", ["vit", "bert", "llama", "clip_vision"])
 def test_the_faster_attention_is_used(
     family: str, of_sdpa: float, chosen: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -63,11 +63,21 @@ def test_what_is_asked_for_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> N
     assert choose_attention(asked, foundation, make_samples("vit", 4), ALONE) == (asked, "sdpa")
 
 
-def test_a_run_that_must_be_repeatable_measures_no_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("family", ["vit", "clip_vision"])
+def test_a_model_that_the_caller_has_made_gets_the_attention_that_is_asked_for(family: str) -> None:
+    foundation = make_tiny(family, LoraConfig(rank=3, target_modules=TARGETS[family]))
+    settings: Any = foundation.model.config
+    for attention in ("eager", "sdpa"):
+        choose_attention(config(attention=attention), foundation, make_samples(family, 4), ALONE)
+        assert settings._attn_implementation == attention
+
+
+def test_a_run_that_must_be_repeatable_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     durations(monkeypatch)
-    default = config()
+    default = config(dtype="auto")
     repeatable = replace(default, execution=replace(default.execution, deterministic=True))
-    assert build(repeatable).config.model.attention == "sdpa"
+    chosen = build(repeatable).config.model
+    assert (chosen.dtype, chosen.attention) == ("float32", "sdpa")
 
 
 def test_a_run_writes_what_was_chosen_and_uses_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

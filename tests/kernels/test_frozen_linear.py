@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from fedra_kernels import FrozenLinear
+from fedra_kernels import FrozenLinear, frozen_linear
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 ROWS = [7, 700]
@@ -33,6 +35,14 @@ def test_both_products(dtype: torch.dtype, has_bias: bool, input_first: bool, ro
     grad_x = grad.double() @ weight.double()
     assert close(linear.backward(grad), grad_x)
     assert close(linear.backward(grad, other.clone()), grad_x + other.double())
+
+
+def test_where_onednn_refuses_bfloat16_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor without AVX-512."""
+    monkeypatch.setattr(frozen_linear, "_HAS_BFLOAT16", False)
+    monkeypatch.setattr(frozen_linear, "F", SimpleNamespace(linear=lambda x, weight, bias: x @ weight.T + 1))
+    weight = torch.eye(4, dtype=torch.bfloat16)
+    assert FrozenLinear(weight, None).forward(weight).tolist() == (weight + 1).tolist()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

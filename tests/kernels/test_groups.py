@@ -20,6 +20,20 @@ def test_runs_join_adjacent_groups_of_equal_size_over_empty_ones():
     assert torch.equal(runs[1].slots, torch.tensor([7, 6]))
 
 
+def test_groups_without_rows_fill_no_slots():
+    groups = RowGroups([0, 0], torch.tensor([3, 1]))
+    assert groups.filled_slots == slice(0, 0)
+    assert len(groups.compact) == 0
+
+
+def test_rows_of_the_last_groups_become_first_tokens():
+    groups = RowGroups([2, 0, 1, 3], torch.arange(4)).per_token(5)
+    assert groups.with_first_tokens(0, 5) is groups.compact
+    few = groups.with_first_tokens(2, 5)
+    assert few.sizes == (10, 1, 3)
+    assert groups.with_first_tokens(2, 5) is few
+
+
 def test_per_token_multiplies_the_sizes_and_is_cached():
     groups = make_groups([2, 0, 3], [1, 2, 3])
     tokens = groups.per_token(17)

@@ -11,6 +11,7 @@ from torch import Tensor
 from fedra_kernels import (
     AdapterColumns,
     BlockAdapters,
+    Dropout,
     FrozenLinear,
     LayerNorm,
     PreNormBlock,
@@ -207,5 +208,9 @@ def test_what_does_not_fit_is_refused() -> None:
         pre_norm_block(hidden, None, block, bank[:2], None, adapters, groups)
     with pytest.raises(ValueError, match=r"first_token_groups: found 2, expected 0 to 1 as there are groups"):
         pre_norm_block(hidden, None, block, bank, None, adapters, groups, first_token_groups=2)
+    with pytest.raises(ValueError, match=r"dropout: found adapters that are computed together, expected BlockAdapters"):
+        pre_norm_block(
+            hidden, None, block, bank, None, adapters, groups, [Dropout(0.5, torch.zeros(1, dtype=torch.int64))] * 6
+        )
     with pytest.raises(ValueError, match=r"dropout: found 1, expected 6"):
         pre_norm_block(hidden, None, block, bank, None, adapters, groups, [None])
