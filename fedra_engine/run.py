@@ -88,8 +88,7 @@ def run(
         if processes.is_main
         else Console.silent() as shown,
     ):
-        with processes.raise_on_all():
-            trackers = Trackers(folder, config.report_to if processes.is_main else [])
+        trackers = _open_trackers(folder, config, processes)
         with processes.raise_on_all():
             experiment = build_experiment(config, accelerator.device, processes, sharding, inputs)
         with Stage("taking the fingerprint of data and model"):
@@ -109,6 +108,12 @@ def run(
             state, outcome = train(experiment, start.state, start.round, watching, start.accuracy)
         shown.finish(folder.written(), trackers.shown_by())
     return Result(folder.path, experiment.config, (experiment, state, outcome))
+
+
+def _open_trackers(folder: RunFolder, config: ExperimentConfig, processes: Processes) -> Trackers:
+    """The trackers of the main process, once all processes know that they could be opened."""
+    with processes.raise_on_all():
+        return Trackers(folder, config.report_to if processes.is_main else [])
 
 
 def _choosing(config: ExperimentConfig, folder: RunFolder, begun: Fingerprint, start: Start) -> Iterator[Callback]:

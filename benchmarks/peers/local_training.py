@@ -19,7 +19,7 @@ _ADAPTER = "default"
 class CachedModel(nn.Module):
     """The frozen model with PEFT's adapters in all blocks, of which those of one client are in use at a time.
 
-    In bfloat16, adapters and classifier keep float32, as `peft.get_peft_model` has it.
+    In bfloat16, adapters and classifier keep float32, as PEFT has it around whole models.
 
     Attributes:
         trained: the trainable parameters by their names in `Work.state`.
@@ -56,7 +56,7 @@ class CachedModel(nn.Module):
         for name in names:
             layer = self.blocks.get_submodule(name)
             assert isinstance(layer, LoraLayer)
-            # What `get_peft_model` does, and injecting alone does not.
+            # What PEFT does around whole models, and injecting alone does not.
             layer.lora_A.float(), layer.lora_B.float()
             factors[f"blocks.{name}.lora_A"] = layer.lora_A[_ADAPTER].weight
             factors[f"blocks.{name}.lora_B"] = layer.lora_B[_ADAPTER].weight

@@ -131,7 +131,7 @@ def test_launches_of_a_step_of_a_fused_vit_stay_few(
 def on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models without values can be swept: what they compute cannot be checked, nor the fused blocks compared."""
     monkeypatch.setattr(sweep_model, "check_sweep", lambda *_, **__: None)
-    monkeypatch.setattr(sweep_model, "nearly_equal", lambda *_: True)
+    monkeypatch.setattr(sweep_model, "nearly_same_change", lambda *_: True)
     # transformers' own decoders wait twice: to see whether texts are padded, and whether several are packed into one.
     monkeypatch.setattr(batch_arguments, "_with_padding", lambda inputs: inputs)
     monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda *_: None)
