@@ -22,7 +22,7 @@ _METHOD = f"""## How it is measured
   these, the same frozen weights, LoRA of rank 8 on all six Linears of a block, AdamW with clipped gradients, and a
   classifier that is trained, too. Contestants other than the engine's rows share one local training: PEFT's layers
   around a model that is loaded and wrapped once. So they differ in what the frameworks do around it.
-- **Equal results.** After its first round the change of every contestant's global adapters and classifier is compared
+- **Equal results.** After each round the change of every contestant's global adapters and classifier is compared
   with that of the first contestant: in fp32 the norm of the difference may be {LARGEST_DIFFERENCE:g} of the change's;
   in bf16 {LARGEST_DIFFERENCE_IN_BFLOAT16:g}, and the cosine with the change in fp32 must be {SMALLEST_COSINE:g}.
   AdamW's eps is {EPS:g} (in the embedded default 1e-8), which costs the same but keeps rounding from deciding the sign

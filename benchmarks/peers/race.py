@@ -25,7 +25,7 @@ MOST_COPIES = 1000
 """Most clients that have whole models of their own: 10,000 of the embedded model would take 16 GB."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Standing:
     """What a contestant needed in a scene.
 
@@ -35,7 +35,7 @@ class Standing:
         times: of its counted rounds.
         variants: CPU-seconds of one round of each of its variants, by attention, from which this one was chosen; empty
             if there is only one.
-        agreement: of its work with the reference's, the worst of its variants; None if it trains nothing.
+        agreement: of its work with the reference's, the worst of its variants and rounds; None if it trains nothing.
         skipped: why it did not race.
     """
 
@@ -95,7 +95,7 @@ class Race:
             ]
             for _ in range(self._repeats):
                 for standing in standings:
-                    standing.times.append(self._process(standing.entry).round())
+                    heats.count_round(standing, self._process(standing.entry))
             for standing in standings:
                 self._process(standing.entry).end()
                 if scene.idle:
@@ -125,7 +125,7 @@ class Race:
 
 
 class _Heats:
-    """What comes before the race in a scene: all variants do a round that is checked, and the fastest are chosen."""
+    """The rounds of a scene, all of which are checked: first one of each variant, of which the fastest are chosen."""
 
     def __init__(self, scene: Scene, folder: Path) -> None:
         self._scene, self._folder = scene, folder
@@ -160,6 +160,13 @@ class _Heats:
             self._attention[fastest.dtype] = str(fastest.attention)
         tried = {str(entry.attention): took for entry, took in seconds.items()} if several else {}
         return Standing(fastest, self._attention_of(fastest), variants=tried, agreement=worst_of(checks))
+
+    def count_round(self, standing: Standing, process: Contestant) -> None:
+        """Run a round of a chosen contestant, which counts, and check it."""
+        result = self._folder / "state.pt"
+        standing.times.append(process.round(result))
+        if standing.agreement is not None:
+            standing.agreement = worst_of([standing.agreement, self._check(standing.entry, result)])
 
     def _check(self, entry: Entry, result: Path) -> Agreement:
         state: State = torch.load(result, weights_only=True)
