@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -17,11 +18,11 @@ ROWS, SIZE, STEPS = 4, 6, 5
 PLAIN = replace(SGD, momentum=0.0, weight_decay=0.0)
 
 
-def filled(training: TrainingConfig, dtype: torch.dtype = torch.float64, **options: object) -> tuple[Bank, Tensor]:
+def filled(training: TrainingConfig, dtype: torch.dtype = torch.float64, **options: Any) -> tuple[Bank, Tensor]:
     """A bank whose rows hold the last rows of a source, in another order, and these."""
     torch.manual_seed(0)
     source = torch.randn(ROWS + 2, SIZE, dtype=dtype)
-    bank = Bank(ROWS, BankOptions(SIZE, training, dtype, CPU, **options))  # type: ignore[arg-type]
+    bank = Bank(ROWS, BankOptions(SIZE, training, dtype, CPU, **options))
     chosen = torch.tensor([5, 2, 4, 3])
     bank.load(torch.tensor([1, 0, 3, 2]), source, chosen)
     return bank, source[torch.tensor([2, 5, 3, 4])]

@@ -100,12 +100,11 @@ def test_who_watches_the_blocks_sees_all_tokens() -> None:
     setting = make_setting("vit", SGD, fuse_blocks=True)
     inputs = make_samples("vit", 2).inputs(torch.arange(2), torch.device("cpu"), setting.foundation.dtype)
     adapters = setting.state().adapters
-    seen: list[list[Tensor]] = []
+    seen: list[Tensor] = []
     for model in (model_of(setting), model_of(replace(setting, fuse_blocks=False))):
-        of_model: list[Tensor] = []
-        model.watch_blocks(inputs, adapters, lambda block, before, after, into=of_model: into.append(after))  # type: ignore[misc]
-        seen.append(of_model)
-    for found, expected in zip(*seen, strict=True):
+        model.watch_blocks(inputs, adapters, lambda block, before, after: seen.append(after))
+    assert len(seen) == 2 * DEPTH
+    for found, expected in zip(seen[:DEPTH], seen[DEPTH:], strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 

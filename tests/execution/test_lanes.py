@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,9 +33,9 @@ def pool_of(setting: Setting, lanes: int) -> tuple[LanePool, Assignment, GlobalS
     return LanePool(work, assignment, state, setting.foundation, lanes=lanes), assignment, state
 
 
-def next_pool(setting: Setting, lanes: int, spare: SpareBanks, **changes: object) -> LanePool:
+def next_pool(setting: Setting, lanes: int, spare: SpareBanks, **changes: Any) -> LanePool:
     work, assignment = setting.work(0, CLIENTS)
-    work = replace(work, training=replace(work.training, **changes))  # type: ignore[arg-type]
+    work = replace(work, training=replace(work.training, **changes))
     return LanePool(work, assignment, setting.state(), setting.foundation, lanes=lanes, spare=spare)
 
 
