@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.peers.agreement import LARGEST_DIFFERENCE, LARGEST_DIFFERENCE_IN_BFLOAT16, SMALLEST_COSINE
 from benchmarks.peers.entries import BY_HAND, PEFT, PRODUCTS, SWEEP
 from benchmarks.peers.machine import has_amx, instructions, processor, versions
-from benchmarks.peers.race import Standing
+from benchmarks.peers.race import TRIALS, Standing
 from benchmarks.peers.scenes import EPS, FEDRA, SCENES
 from benchmarks.peers.targets import Results, Target, find, product_rate, product_share, targets
 from fedra_engine.runtime.tables import markdown_table
@@ -30,8 +30,8 @@ _METHOD = f"""## How it is measured
 - **Paired.** Every contestant has a process of its own. They run a round in turn, again and again, so that what slows
   the machine meets all of them. The first round of each is not counted. CPU-seconds are those of a process and of all
   that it started: medians, and the least and the most.
-- **Variants.** A contestant with several implementations of attention first runs a round with each, and races with the
-  fastest. pfl-research, Flower and FedRA's structure have that of the fastest PEFT loop.
+- **Variants.** A contestant with several implementations of attention first runs {TRIALS} rounds with each, in turn,
+  and races with that of the fastest. pfl-research, Flower and FedRA's structure have that of the fastest PEFT loop.
 - **Full depth or FedRA.** Clients hold all 12 blocks, or {_CAPACITIES} in turn, drawn by the engine.
   At full depth pfl-research and Flower run their own federated averaging. Neither knows clients that lack blocks, so
   in FedRA's settings a subclass averages each block over its holders.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from benchmarks.peers.work import State
 
 LONGEST_ROUND = 10.0
 """Seconds of a round without work from which on a contestant is left out."""
+TRIALS = 3
+"""Rounds of a variant before the fastest is chosen: by a single round, noise chose one that took 1.4 times as long."""
 MOST_COPIES = 1000
 """Most clients that have whole models of their own: 10,000 of the embedded model would take 16 GB."""
 
@@ -33,7 +36,7 @@ class Standing:
         entry: the variant in which it raced.
         attention: its implementation of attention.
         times: of its counted rounds.
-        variants: CPU-seconds of one round of each of its variants, by attention, from which this one was chosen; empty
+        variants: CPU-seconds of the fastest first round of each of its variants, by attention, from which this one was chosen; empty
             if there is only one.
         agreement: of its work with the reference's, the worst of its variants and rounds; None if it trains nothing.
         skipped: why it did not race.
@@ -139,19 +142,19 @@ class _Heats:
         """Of the fastest PEFT loop of each dtype."""
 
     def choose(self, variants: Sequence[tuple[Entry, Contestant]]) -> Standing:
-        """Run a round of each of a contestant's variants, and another if there are several; the fastest stays ready."""
+        """Run a round of each of a contestant's variants; of several, the fastest of some more rounds stays ready."""
         several = len(variants) > 1
-        seconds: dict[Entry, float] = {}
         checks: list[Agreement] = []
         for entry, process in variants:
             process.begin(self._job(entry))
             result = self._folder / "state.pt"
-            seconds[entry] = process.round(result).cpu
+            process.round(result)
             if entry.label != PRODUCTS:
                 checks.append(self._check(entry, result))
-            if several:
-                # The first round warms up.
-                seconds[entry] = process.round().cpu
+        seconds = {entry: math.inf for entry, _ in variants}
+        for _ in range(TRIALS if several else 0):
+            for entry, process in variants:
+                seconds[entry] = min(seconds[entry], process.round().cpu)
         fastest = min(seconds, key=lambda entry: seconds[entry])
         for entry, process in variants:
             if entry != fastest:

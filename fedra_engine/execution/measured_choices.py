@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -67,10 +67,10 @@ def _measured_dtype(device: torch.device) -> tuple[Literal["float32", "bfloat16"
         return ("bfloat16", "auto, a GPU that has it") if able else ("float32", "auto, a GPU without bfloat16")
     rows, inputs, outputs = _PRODUCT
     x, weight = torch.randn(rows, inputs), torch.randn(outputs, inputs)
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        seconds[dtype] = _shortest(partial(torch.nn.functional.linear, x.to(dtype), weight.to(dtype)))
-    faster = seconds[torch.float32] / seconds[torch.bfloat16]
+    of_float32, of_bfloat16 = _shortest(
+        *(partial(torch.nn.functional.linear, x.to(dtype), weight.to(dtype)) for dtype in (torch.float32, torch.bfloat16))
+    )
+    faster = of_float32 / of_bfloat16
     return (
         "bfloat16" if faster >= _DTYPE_SPEEDUP else "float32",
         f"auto, a product of bfloat16 is {faster:.1f} times as fast as one of float32",
@@ -128,11 +128,13 @@ def _measured_attention(foundation: Foundation, samples: Samples) -> tuple[Atten
         tokens = _block_call(foundation, samples, 1)[0].shape[1]
         hidden, run = _block_call(foundation, samples, max(min(_TOKENS // tokens, _SAMPLES), 2))
         hidden.requires_grad_()
-        seconds = {}
-        for attention in get_args(Attention):
+
+        def run_with(attention: Attention) -> None:
             model.set_attn_implementation(attention)
-            seconds[attention] = _shortest(lambda: run(hidden).sum().backward())
-    faster = seconds["sdpa"] / seconds["eager"]
+            run(hidden).sum().backward()
+
+        of_sdpa, of_eager = _shortest(partial(run_with, "sdpa"), partial(run_with, "eager"))
+    faster = of_sdpa / of_eager
     if faster >= _ATTENTION_SPEEDUP:
         return "eager", f"auto, {faster:.1f} times as fast as sdpa for a block of the model"
     return "sdpa", f"auto, {1 / faster:.1f} times as fast as eager for a block of the model"
@@ -160,12 +162,16 @@ def _block_call(foundation: Foundation, samples: Samples, count: int) -> tuple[T
     return (args[0] if args else kwargs["hidden_states"]).detach(), run
 
 
-def _shortest(run: Callable[[], object]) -> float:
-    """CPU-seconds of the fastest of some runs, after one that is not counted; a busy machine changes them least."""
-    run()
-    seconds = []
-    for _ in range(_REPEATS):
-        started = time.process_time()
-        run()
-        seconds.append(time.process_time() - started)
-    return min(seconds)
+def _shortest(*runs: Callable[[], object]) -> list[float]:
+    """CPU-seconds of the fastest call of each of `runs`, after one that is not counted.
+
+    Other work on the machine lengthens the fastest call least; the calls take turns, so that it lengthens all of them.
+    """
+    seconds: list[list[float]] = []
+    for _ in range(1 + _REPEATS):
+        seconds.append([])
+        for run in runs:
+            started = time.process_time()
+            run()
+            seconds[-1].append(time.process_time() - started)
+    return [min(of_one) for of_one in zip(*seconds[1:], strict=True)]

@@ -139,7 +139,8 @@ def factor_products(adapters: Tensor, layout: AdapterLayout) -> list[Tensor]:
 def decompose(products: list[Tensor], layout: AdapterLayout) -> Tensor:
     """Decompose the `products`, [blocks, out, in] for each target, into their best factors of the adapters' ranks.
 
-    Returns slots [blocks, slot size].
+    Returns slots [blocks, slot size]. The largest entry of each row of A is positive: the product leaves the sign open,
+    and without a rule the rounding of the product would set it.
     """
     slots = products[0].new_zeros(len(products[0]), layout.size)
     by_shape: defaultdict[torch.Size, list[int]] = defaultdict(list)
@@ -150,6 +151,8 @@ def decompose(products: list[Tensor], layout: AdapterLayout) -> Tensor:
         u, s, vt = torch.linalg.svd(torch.stack([products[target] for target in targets]), full_matrices=False)
         for target, left, values, right in zip(targets, u, s, vt, strict=True):
             rank = min(layout.targets[target].rank, values.shape[-1])
-            layout.lora_b(slots, target)[..., :rank] = left[..., :rank] * values[..., None, :rank]
-            layout.lora_a(slots, target)[..., :rank, :] = right[..., :rank, :]
+            rows = right[..., :rank, :]
+            signs = torch.where(rows.gather(-1, rows.abs().argmax(dim=-1, keepdim=True)) < 0, -1.0, 1.0)
+            layout.lora_b(slots, target)[..., :rank] = left[..., :rank] * (values[..., :rank] * signs[..., 0])[..., None, :]
+            layout.lora_a(slots, target)[..., :rank, :] = rows * signs
     return slots

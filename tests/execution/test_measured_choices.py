@@ -29,7 +29,15 @@ def config(**model: Any) -> ExperimentConfig:
 def durations(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> None:
     """Let the measurements take these seconds, in turn."""
     left = iter(seconds)
-    monkeypatch.setattr(measured_choices, "_shortest", lambda run: (run(), next(left))[1])
+    monkeypatch.setattr(measured_choices, "_shortest", lambda *runs: [(run(), next(left))[1] for run in runs])
+
+
+def test_calls_that_are_compared_take_turns() -> None:
+    called = []
+    seconds = measured_choices._shortest(lambda: called.append("a"), lambda: called.append("b"))
+    assert called[:4] == ["a", "b"] * 2
+    assert len(called) == 2 * (1 + measured_choices._REPEATS)
+    assert len(seconds) == 2
 
 
 @pytest.mark.parametrize(("of_float32", "chosen"), [(1.6, "bfloat16"), (1.4, "float32"), (0.2, "float32")])

@@ -62,6 +62,14 @@ def test_flexlora_is_the_best_approximation_of_the_mean_product(ranks: np.ndarra
                 np.testing.assert_allclose(b[:, :rank] @ a[:rank], best, atol=1e-10)
 
 
+def test_the_largest_entry_of_flexloras_rows_of_a_is_positive() -> None:
+    made = method("flexlora")
+    after = run_round(made, initial_state(made), random_updates(made))
+    for block in range(DEPTH):
+        for a, _ in factors(after.adapters[block]):
+            assert (a.max(axis=1) == np.abs(a).max(axis=1)).all()
+
+
 @pytest.mark.parametrize("name", ["flora", "flexlora", "fedexlora"])
 def test_products_of_a_block_nobody_trained_change_nothing(name: str) -> None:
     made = method(name)
