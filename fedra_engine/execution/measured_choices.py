@@ -68,7 +68,10 @@ def _measured_dtype(device: torch.device) -> tuple[Literal["float32", "bfloat16"
     rows, inputs, outputs = _PRODUCT
     x, weight = torch.randn(rows, inputs), torch.randn(outputs, inputs)
     of_float32, of_bfloat16 = _shortest(
-        *(partial(torch.nn.functional.linear, x.to(dtype), weight.to(dtype)) for dtype in (torch.float32, torch.bfloat16))
+        *(
+            partial(torch.nn.functional.linear, x.to(dtype), weight.to(dtype))
+            for dtype in (torch.float32, torch.bfloat16)
+        )
     )
     faster = of_float32 / of_bfloat16
     return (

@@ -153,6 +153,8 @@ def decompose(products: list[Tensor], layout: AdapterLayout) -> Tensor:
             rank = min(layout.targets[target].rank, values.shape[-1])
             rows = right[..., :rank, :]
             signs = torch.where(rows.gather(-1, rows.abs().argmax(dim=-1, keepdim=True)) < 0, -1.0, 1.0)
-            layout.lora_b(slots, target)[..., :rank] = left[..., :rank] * (values[..., :rank] * signs[..., 0])[..., None, :]
+            layout.lora_b(slots, target)[..., :rank] = (
+                left[..., :rank] * (values[..., :rank] * signs[..., 0])[..., None, :]
+            )
             layout.lora_a(slots, target)[..., :rank, :] = rows * signs
     return slots
