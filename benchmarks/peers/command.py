@@ -12,7 +12,7 @@ from benchmarks.peers.environments import ROOT
 from benchmarks.peers.page import page, records
 from benchmarks.peers.processes import ContestantError
 from benchmarks.peers.race import Race
-from benchmarks.peers.scenes import OVERHEAD, QUICK, SCENES, TRAINING
+from benchmarks.peers.scenes import OVERHEAD, QUICK, SCENES, TRAINING, Scene
 from benchmarks.peers.targets import Results
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.exit_codes import unwound_by_signals
@@ -30,7 +30,7 @@ def run_peers(*, quick: bool, only: Sequence[str], repeats: int, out: Path | Non
 
     Args:
         quick: race once in small settings, with contestants that need no environment of their own.
-        only: names of scenes; all if there are none.
+        only: names of scenes; all if there are none. One without work also runs those with fewer clients.
         repeats: counted rounds.
 
     Raises:
@@ -44,7 +44,7 @@ def run_peers(*, quick: bool, only: Sequence[str], repeats: int, out: Path | Non
     if quick:
         repeats = 1
     whole = not quick and not only and repeats >= USUAL_REPEATS
-    results = race([scene.name for scene in scenes if not only or scene.name in only], repeats)
+    results = race([scene.name for scene in chosen(scenes, only)], repeats)
     options = ["--quick"] * quick + ([f"--only {','.join(only)}"] if only else [])
     options += [f"--repeats {repeats}"] if not quick and repeats != USUAL_REPEATS else []
     text = page(results, repeats, " ".join(["fedra bench peers", *options]))
@@ -56,6 +56,15 @@ def run_peers(*, quick: bool, only: Sequence[str], repeats: int, out: Path | Non
         write_whole(file.with_suffix(".json"), json.dumps(records(results, repeats), indent=1) + "\n")
         print(f"written: {file}", file=sys.stderr)
     check(results)
+
+
+def chosen(scenes: Sequence[Scene], only: Sequence[str]) -> list[Scene]:
+    """Those named in `only`, or all if it is empty, and what they need.
+
+    Whether a contestant would take too long in a scene without work is told by its time for fewer clients.
+    """
+    most = max((scene.clients for scene in scenes if scene.name in only and scene.idle), default=0)
+    return [scene for scene in scenes if not only or scene.name in only or (scene.idle and scene.clients < most)]
 
 
 def race(names: Sequence[str], repeats: int) -> Results:

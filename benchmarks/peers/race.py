@@ -36,7 +36,7 @@ class Standing:
         entry: the variant in which it raced.
         attention: its implementation of attention.
         times: of its counted rounds.
-        variants: CPU-seconds of the fastest first round of each of its variants, by attention, from which this one was chosen; empty
+        variants: CPU-seconds of the fastest of the rounds by which each of its variants was tried, by attention; empty
             if there is only one.
         agreement: of its work with the reference's, the worst of its variants and rounds; None if it trains nothing.
         skipped: why it did not race.

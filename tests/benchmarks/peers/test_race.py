@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.peers.command import run_peers
+from benchmarks.peers.command import chosen, run_peers
 from benchmarks.peers.entries import FEDRA_LOOP, FLOWER, PFL, Entry, entries
 from benchmarks.peers.environments import version_of
 from benchmarks.peers.processes import Contestant, ContestantError
 from benchmarks.peers.race import Race
-from benchmarks.peers.scenes import SCENES, Scene
+from benchmarks.peers.scenes import OVERHEAD, SCENES, TRAINING, Scene
 from fedra_engine.runtime.errors import InputError
 from tests.documented import ROOT
 
@@ -48,6 +48,15 @@ def test_contestants_that_would_take_minutes_without_work_are_left_out(tmp_path:
     assert reason(FLOWER, many) == "left out: about 300 s a round"
     assert "memory" in reason(FEDRA_LOOP, many)
     assert {reason(FLOWER, few), reason(FEDRA_LOOP, few), reason(PFL, many)} == {""}
+
+
+def test_scenes_without_work_need_those_with_fewer_clients() -> None:
+    def names(*only: str) -> list[str]:
+        return [scene.name for scene in chosen([*TRAINING, *OVERHEAD], only)]
+
+    assert names("overhead-1000", "vit192") == ["vit192", "overhead-32", "overhead-256", "overhead-1000"]
+    assert names("vit192") == ["vit192"]
+    assert names() == [scene.name for scene in [*TRAINING, *OVERHEAD]]
 
 
 def test_an_unknown_setting_is_one_line() -> None:
