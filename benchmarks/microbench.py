@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> None:
     """Run the benchmark that the `arguments` of the command name.
 
     Raises:
-        InputError: they name none, or something else in them cannot be used.
+        InputError: something in them cannot be used.
     """
     from fedra_engine.callbacks.run_folder import make_folder
     from fedra_engine.config.parsing import quiet_libraries
@@ -93,7 +93,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     resources = commands.add_parser("resources", help="what every kernel needs on every architecture, without a GPU")
     resources.add_argument("file", type=path, help="Markdown page to write")
     resources.set_defaults(run=_run_resources)
-    return parser.parse_args(arguments)
+    return parser.parse_args(arguments or ["--help"])
 
 
 def _add_peers(commands: Any) -> None:

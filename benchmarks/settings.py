@@ -73,11 +73,11 @@ def tiny_vit(dtype: torch.dtype = torch.float32) -> Setting:
     lora = LoraConfig()
     foundation = make_foundation(ViTForImageClassification(shape).to(dtype), lora, classes=_CLASSES)
     name = "tiny ViT, 32 clients × 4 × 8" + ("" if dtype == torch.float32 else ", bfloat16")
-    return _synthetic(name, foundation, lora, _pixels(shape, 32 * 8 * 4), 32, 8, lanes=16)
+    return _synthetic(name, foundation, lora, _pixels(shape, 32 * 8 * 4), 32, 8, lanes=32)
 
 
 def single_samples(config: ExperimentConfig) -> Setting:
-    """256 clients with one step of one sample each, on the embedded model."""
+    """256 clients × 1 batch × 1 sample, on the embedded model."""
     experiment = build_experiment(config, CPU)
     lora = replace(config.lora, dropout=0.0)
     pixels = _pixels(experiment.foundation.model.config, 256)
@@ -112,7 +112,7 @@ def _synthetic(
     *,
     lanes: int,
 ) -> Setting:
-    """`clients` with equal shares of `pixels` [samples, channels, size, size] and random labels."""
+    """`clients` with equal shares of `pixels` [samples, channels, size, size], each used once, and random labels."""
     rng = np.random.default_rng(0)
     count, channels, size = len(pixels), pixels.shape[1], pixels.shape[2]
     samples = ImageSamples(
@@ -123,7 +123,7 @@ def _synthetic(
     )
     capacities = np.resize(CAPACITIES, clients)
     federation = Clients(np.split(np.arange(count), clients), np.zeros(clients, dtype=np.int64), capacities)
-    training = TrainingConfig(batch_size=batch)
+    training = TrainingConfig(batch_size=batch, local_epochs=1, max_local_steps=None)
     return Setting(
         name=name,
         foundation=foundation,

@@ -67,14 +67,15 @@ def _parts_table(experiment: Experiment) -> str:
     blocks, layout, head = foundation.blocks, foundation.adapter_layout, foundation.head
     bias = "" if head.bias is None else ", with bias"
     shared = "" if foundation.task.trains_head else ", frozen and shared"
-    precision = config.model.dtype + ("" if config.model.load_in is None else f", blocks in {config.model.load_in}")
+    quantized = "" if config.model.load_in is None else f", blocks in {config.model.load_in}"
     kind, size, trained = type(blocks[0]).__name__, parameter_count(blocks[0]), foundation.head_layout.trained_size
     adapted = int(foundation.adapted.sum())
     total = adapted * layout.size + trained
     where = "per block" if adapted == foundation.depth else f"in each of {count_of(adapted, 'block')}"
     rows = [
         ["part", "found"],
-        ["model", f"{config.model.path}: {type(foundation.model).__name__}, {precision}"],
+        ["model", f"{config.model.path}: {type(foundation.model).__name__}, {experiment.choices['precision']}{quantized}"],
+        ["attention", experiment.choices["attention"]],
         *(["stem", f"{name} ({count:,} parameters)"] for name, count in _outside_blocks(foundation)),
         ["blocks", f"{foundation.block_path}: {len(blocks)} × {kind} ({size:,} parameters each)"],
         *(["adapter", f"{t.path}: {t.in_features} → {t.out_features}, rank {t.rank}"] for t in layout.targets),

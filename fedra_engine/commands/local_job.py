@@ -15,7 +15,7 @@ from fedra_engine.config.options import COUNT, Allowed
 from fedra_engine.config.parsing import CommandOption, parse_option
 from fedra_engine.runtime.errors import InputError, ProcessLostError, count_of
 from fedra_engine.runtime.exit_codes import closing_notice_to
-from fedra_engine.runtime.launch import run_job
+from fedra_engine.runtime.launch import check_busy, run_job
 
 PROCESSES = CommandOption(
     "processes",
@@ -74,14 +74,18 @@ def choose_processes(asked: int | None, config: ExperimentConfig) -> Chosen:
     """Choose the processes for an experiment: as many as `asked` for, or those of `auto` if that is None.
 
     Raises:
-        InputError: the data, which may have to be read to know a round's participants, cannot be used.
+        InputError: more are asked for than a round has participants; or the data, which `auto` may have to read to know
+            them, cannot be used.
     """
     gpus, cores = _gpus(), _cores()
     place = count_of(gpus, "GPU") if gpus else count_of(cores, "core")
     if asked is not None:
+        # Where it takes the data to know, the processes themselves find out.
+        if (most := _configured_participants(config)) is not None:
+            check_busy(asked, most)
         return Chosen(asked, gpus, cores, f"--processes {asked}, {place}")
     room = gpus or cores
-    participants = room if room == 1 else _participants(config)
+    participants = room if room == 1 else _configured_participants(config) or _counted_participants(config)
     if participants < room:
         place = f"{place}, but {count_of(participants, 'participant')} in a round"
     return Chosen(min(room, participants), gpus, cores, f"auto, {place}")
@@ -131,14 +135,14 @@ def _cores() -> int:
     return int(cpu_count(only_physical_cores=True))
 
 
-def _participants(config: ExperimentConfig) -> int:
-    """The most participants of a round, from the configuration alone if it tells."""
+def _configured_participants(config: ExperimentConfig) -> int | None:
+    """The most participants of a round, from the configuration alone; None if it does not tell."""
     data, clients = config.data, config.clients
     known = clients.participants or data.clients
     if clients.sampling == "one_per_domain":
         named = len(data.domains) or (DIGITS_DOMAINS if data.source == "digits" else 0)
         known = named if data.clients is None and data.partition in _KEEPS_DOMAINS else 0
-    return known or _counted_participants(config)
+    return known or None
 
 
 def _counted_participants(config: ExperimentConfig) -> int:

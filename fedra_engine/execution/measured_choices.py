@@ -140,6 +140,8 @@ def _measured_attention(foundation: Foundation, samples: Samples) -> tuple[Atten
     faster = of_sdpa / of_eager
     if faster >= _ATTENTION_SPEEDUP:
         return "eager", f"auto, {faster:.1f} times as fast as sdpa for a block of the model"
+    if faster > 1:
+        return "sdpa", f"auto, eager is not {_ATTENTION_SPEEDUP} times as fast for a block of the model"
     return "sdpa", f"auto, {1 / faster:.1f} times as fast as eager for a block of the model"
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fedra_engine.config import ClientsConfig, DeviceConfig
 from fedra_engine.runtime.errors import InputError, count_of, first_few, span_of
+from fedra_engine.runtime.launch import check_busy
 from fedra_engine.runtime.randomness import generator
 
 _MOST_NAMED = 12
@@ -162,11 +163,7 @@ def check_sampling(config: ClientsConfig, clients: Clients, *, processes: int = 
         raise InputError(
             f"clients.participants: found {sampled}, expected at most the {len(clients)} clients there are"
         )
-    if processes > sampled:
-        raise InputError(
-            f"processes: found {processes}, expected at most the {sampled} participants of a round, which the "
-            "processes divide among themselves"
-        )
+    check_busy(processes, sampled)
 
 
 def most_participants(config: ClientsConfig, clients: Clients) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import IO, NamedTuple
 
+from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.exit_codes import (
     BROKEN_OFF,
     MAIN_SPEAKS_FIRST,
@@ -56,6 +57,15 @@ class JobEnd(NamedTuple):
         if self.code >= 0:
             return f"process {self.process} ended with exit code {self.code}"
         return f"process {self.process} was killed by {signal.Signals(-self.code).name}"
+
+
+def check_busy(processes: int, participants: int) -> None:
+    """Raise InputError if a round has too few participants for every process to train one."""
+    if processes > participants:
+        raise InputError(
+            f"processes: found {processes}, expected at most the {participants} participants of a round, which the "
+            "processes divide among themselves"
+        )
 
 
 def run_job(

@@ -26,6 +26,7 @@ def test_the_probe_shows_the_parts_the_costs_the_clients_and_the_time(tmp_path: 
     assert isinstance(console.file, io.StringIO)
     lines = console.file.getvalue().splitlines()
     words = [line.split() for line in lines]
+    assert "attention  sdpa" in lines
     assert "stem       vit.embeddings (1,472 parameters)" in lines
     assert "blocks     vit.layers: 12 × ViTLayer (33,472 parameters each)" in lines
     assert "adapter    mlp.fc2: 128 → 64, rank 8" in lines

@@ -52,6 +52,14 @@ def test_auto_takes_every_gpu_or_core_that_a_round_keeps_busy(
     assert (chosen.processes, str(chosen)) == (processes, text)
 
 
+def test_more_processes_than_participants_are_refused_before_any_starts(machine) -> None:
+    machine(0, 100)
+    with pytest.raises(InputError, match=r"^processes: found 99, expected at most the 6 participants of a round"):
+        choose_processes(99, ExperimentConfig())
+    # Without reading the data nobody knows.
+    assert choose_processes(99, ExperimentConfig(clients=ClientsConfig(sampling="uniform"))).processes == 99
+
+
 @pytest.mark.parametrize(
     ("data", "clients", "participants"),
     [
