@@ -72,7 +72,7 @@ def tiny_vit(dtype: torch.dtype = torch.float32) -> Setting:
     )
     lora = LoraConfig()
     foundation = make_foundation(ViTForImageClassification(shape).to(dtype), lora, classes=_CLASSES)
-    name = "tiny ViT, 32 clients × 4 × 8" + ("" if dtype == torch.float32 else ", bfloat16")
+    name = "tiny ViT, FedRA, 32 clients × 4 × 8" + ("" if dtype == torch.float32 else ", bfloat16")
     return _synthetic(name, foundation, lora, _pixels(shape, 32 * 8 * 4), 32, 8, lanes=32)
 
 
@@ -81,7 +81,8 @@ def single_samples(config: ExperimentConfig) -> Setting:
     experiment = build_experiment(config, CPU)
     lora = replace(config.lora, dropout=0.0)
     pixels = _pixels(experiment.foundation.model.config, 256)
-    return _synthetic("embedded model, 256 clients × 1 × 1", experiment.foundation, lora, pixels, 256, 1, lanes=128)
+    name = "embedded model, FedRA, 256 clients × 1 × 1"
+    return _synthetic(name, experiment.foundation, lora, pixels, 256, 1, lanes=128)
 
 
 def embedded_default(config: ExperimentConfig) -> Setting:

@@ -174,7 +174,7 @@ TRAINING = [
     _bert("bert384", FULL_DEPTH, (4, 1, 4)),
     _bert("bert384-fedra", FEDRA, (6, 1, 4)),
     Scene("embedded-default", "embedded default, one round", "embedded_default"),
-    Scene("embedded-256", "embedded model, 256 clients × 1 × 1", "embedded_clients", clients=256),
+    Scene("embedded-256", "embedded model, full depth, 256 clients × 1 × 1", "embedded_clients", clients=256),
 ]
 _QUICK = Scene(
     "quick",

@@ -74,7 +74,10 @@ def _parts_table(experiment: Experiment) -> str:
     where = "per block" if adapted == foundation.depth else f"in each of {count_of(adapted, 'block')}"
     rows = [
         ["part", "found"],
-        ["model", f"{config.model.path}: {type(foundation.model).__name__}, {experiment.choices['precision']}{quantized}"],
+        [
+            "model",
+            f"{config.model.path}: {type(foundation.model).__name__}, {experiment.choices['precision']}{quantized}",
+        ],
         ["attention", experiment.choices["attention"]],
         *(["stem", f"{name} ({count:,} parameters)"] for name, count in _outside_blocks(foundation)),
         ["blocks", f"{foundation.block_path}: {len(blocks)} × {kind} ({size:,} parameters each)"],

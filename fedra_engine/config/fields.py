@@ -54,8 +54,8 @@ def describe_type(kind: Any, allowed: Allowed | Choice | None = None) -> str:
         return f"a list of {length}{_plural(describe_type(inner[0], allowed))}"
     if origin is dict:
         return f"a mapping from texts to {_plural(describe_type(inner[1], allowed))}"
-    if isinstance(kind, type) and is_dataclass(kind):
-        return f"fields {', '.join(field_types(kind))} (in Python a {kind.__name__})"
+    if is_dataclass(kind):
+        return f"fields {', '.join(field_types(kind))}"
     return allowed.description if allowed and kind in (int, float, str) else _NAMES[kind]
 
 

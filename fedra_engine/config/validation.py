@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import is_dataclass
 from difflib import get_close_matches
 from functools import reduce
 from importlib.util import find_spec
@@ -130,6 +131,9 @@ def check_values(config: Any) -> None:
                 near = ""
                 if isinstance(allowed, Choice):
                     near = did_you_mean(str(entry), allowed.names) or " (--import MODULE adds names of your own)"
+                if isinstance(entry, dict) and isinstance(kind, type) and is_dataclass(kind):
+                    # Those of files have become objects before.
+                    near = f" in a {kind.__name__}"
                 expected = describe_type(kind, allowed) + near
                 raise InputError(f"{setting.name}: found {shown(entry)}, expected {expected}")
 

@@ -125,6 +125,11 @@ def test_an_experiment_made_in_python_is_checked_before_anything_is_loaded() -> 
         build_experiment(changed("training.momentum", 0.5), torch.device("cpu"))
 
 
+def test_a_dict_for_a_group_is_refused_with_the_class_that_is_wanted() -> None:
+    with pytest.raises(InputError, match=r"^model: found .*, expected fields path, dtype, .* in a ModelConfig$"):
+        validate(changed("model", {"dtype": "bfloat16"}))
+
+
 def test_entries_of_a_tuple_are_checked_like_those_of_a_list() -> None:
     for devices in ([DeviceConfig(availability=7.0)], (DeviceConfig(availability=7.0),)):
         with pytest.raises(InputError, match=r"clients\.devices\[0\]\.availability: found 7"):
