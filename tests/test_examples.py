@@ -48,12 +48,12 @@ def test_the_documentation_shows_the_examples_as_they_are() -> None:
         assert part.strip("\n") in (ROOT / first.removeprefix("# ")).read_text()
 
 
-def test_the_readme_has_a_run_from_python(tmp_path: Path) -> None:
+def test_the_readme_has_a_run_from_python() -> None:
     code = next(code for code in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL))
     names: dict[str, Any] = {}
     exec(code.replace("rounds=20", "rounds=1"), names)
     assert isinstance(names["result"], Result)
-    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+    assert (names["result"].folder / "my_adapter" / "adapter_model.safetensors").is_file()
 
 
 def test_first_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
