@@ -104,9 +104,10 @@ class _GatherNorm(torch.autograd.Function):
         keys = [drop.keys for drop in dropout]
         threshold = dropout[0].threshold if dropout else 0
         saves = ctx.needs_input_grad[0]
-        x, rows, mean, inverse, *shrunk = gather_norm_forward(
+        x, rows, mean, inverse, together = gather_norm_forward(
             stream_rows(hidden), index, weight, bias, eps, kind == "rms", saves, list(lora_a), chunks, keys, threshold
         )
+        shrunk = [part.contiguous() for part in together.chunk(len(lora_a), dim=1)] if lora_a else []
         ctx.save_for_backward(index, weight, rows, mean, inverse)
         ctx.shape, ctx.kind = hidden.shape, kind
         ctx.mark_non_differentiable(*shrunk)
@@ -122,7 +123,8 @@ class _GatherNorm(torch.autograd.Function):
         index, weight, rows, mean, inverse = ctx.saved_tensors
         grad_hidden = grad_x.new_zeros(ctx.shape)
         gather_norm_backward(
-            grad_x.contiguous(), index, weight, rows, mean, inverse, ctx.kind == "rms", stream_rows(grad_hidden)
+            grad_x.contiguous(), weight, rows, mean, inverse, ctx.kind == "rms", None, None, stream_rows(grad_hidden),
+            index,
         )
         return grad_hidden, *([None] * 8)
 

@@ -11,9 +11,11 @@ from torch.nn import functional as F
 
 from ._kernels import lora_torch
 from ._kernels.checks import check_bank, check_device, check_float, check_like, check_shape, check_sink
-from ._kernels.configs import MAX_RANK, NARROW_RANK
+from ._kernels.configs import MAX_RANK, NARROW_RANK, gradient_chunk
 from ._kernels.lora_gemm import gemm_tile, lora_gemm
-from ._kernels.lora_grad import lora_grad_outer, lora_grad_output, lora_grad_reduce, outer_chunk, output_chunk
+from ._kernels.lora_grad_outer import lora_grad_outer
+from ._kernels.lora_grad_output import lora_grad_output
+from ._kernels.lora_grad_reduce import lora_grad_reduce
 from ._kernels.lora_shrink import lora_shrink, shrink_tile
 from ._kernels.lora_single_pass import lora_single_pass, single_pass_tile
 from ._kernels.tile_loads import is_column_major
@@ -221,23 +223,29 @@ def _triton_backward(
     needs_grad_x: bool,
 ) -> Tensor | None:
     rank = lora_a.shape[1]
-    partial_a = partial_b = groups_a = groups_b = grad_shrunk = grad_x = None
+    grad_shrunk = grad_x = None
+    keys, threshold = dropout_arguments(dropout)
+    chunks = groups.chunks(gradient_chunk(grad_y))
+    entries_a, entries_b = (0 if sink is None else sink[0].numel() for sink in (grad_a, grad_b))
+    partials = grad_y.new_empty(chunks.rows.shape[0], entries_a + entries_b, dtype=torch.float32)
     if shrunk is not None and grad_b is not None:
         if rank <= NARROW_RANK and (grad_a is not None or needs_grad_x):
-            chunks = groups.chunks(output_chunk(grad_y, rank))
-            grad_shrunk, partial_b = lora_grad_output(grad_y, lora_b, shrunk, chunks.rows, scale)
+            grad_shrunk, _ = lora_grad_output(
+                [grad_y], [lora_b], shrunk, chunks.rows, partials, [entries_a], scale, None, None
+            )
         else:
-            chunks = groups.chunks(outer_chunk(grad_y, rank))
-            partial_b = lora_grad_outer(grad_y, shrunk, chunks.rows, None, 0, False)
-        groups_b = chunks.groups
+            lora_grad_outer(
+                grad_y, shrunk, chunks.rows, partials, entries_a, 0, rank, False, scale, None, 0, *[None] * 4
+            )
     if grad_shrunk is None and (grad_a is not None or needs_grad_x):
         pieces = groups.chunks(shrink_tile(grad_y, rank).rows).rows
         grad_shrunk = lora_shrink(grad_y, lora_b, pieces, scale, None, 0, True)
-    keys, threshold = dropout_arguments(dropout)
     if grad_shrunk is not None and x is not None and grad_a is not None:
-        chunks = groups.chunks(outer_chunk(x, rank))
-        partial_a, groups_a = lora_grad_outer(x, grad_shrunk, chunks.rows, keys, threshold, True), chunks.groups
-    lora_grad_reduce(partial_a, groups_a, grad_a, partial_b, groups_b, grad_b, scale)
+        lora_grad_outer(
+            x, grad_shrunk, chunks.rows, partials, 0, 0, rank, True, 1.0, keys, threshold, *[None] * 4
+        )
+    if entries_a + entries_b:
+        lora_grad_reduce(partials, chunks.groups, grad_a, grad_b)
     if grad_shrunk is not None and needs_grad_x:
         spans = groups.spans(gemm_tile(grad_y, rank, keys is not None).rows)
         outputs = grad_y if weight.shape[0] > 0 else grad_y[:, :0]

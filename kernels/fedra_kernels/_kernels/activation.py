@@ -36,19 +36,19 @@ def activation_tile(x: Tensor, lora_a: Tensor | None) -> Tile:
 
 
 @triton.jit
-def _sigmoid(x):
+def sigmoid(x):
     return 1.0 / (1.0 + tl.exp(-x))
 
 
 @triton.jit
-def _activate(x, up, KIND: tl.constexpr):
+def activate(x, up, KIND: tl.constexpr):
     if KIND == "gelu":
         return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
     elif KIND == "gelu_tanh":
         # 1 + tanh(z) is 2 sigmoid(2 z), without the cancellation.
-        return x * _sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+        return x * sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
     else:
-        return x * _sigmoid(x) * up
+        return x * sigmoid(x) * up
 
 
 @triton.jit(do_not_specialize=["chunks_ptr", "keys_ptr", "rows"])
@@ -61,6 +61,7 @@ def activation_forward_kernel(
     chunks_ptr,
     keys_ptr,
     rows,
+    stride_row,
     stride_slot,
     threshold,
     D: tl.constexpr,
@@ -91,13 +92,13 @@ def activation_forward_kernel(
     for d in range(0, D, BLOCK_D):
         column = d + tl.arange(0, BLOCK_D)
         mask = row_mask & (column < D)[None, :]
-        offset = row.to(tl.int64)[:, None] * D + column[None, :]
-        x = tl.load(x_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+        source = row.to(tl.int64)[:, None] * stride_row + column[None, :]
+        x = tl.load(x_ptr + source, mask=mask, other=0.0).to(tl.float32)
         up = x
         if KIND == "swiglu":
-            up = tl.load(up_ptr + offset, mask=mask, other=0.0).to(tl.float32)
-        y = _activate(x, up, KIND).to(y_ptr.dtype.element_ty)
-        tl.store(y_ptr + offset, y, mask=mask)
+            up = tl.load(up_ptr + source, mask=mask, other=0.0).to(tl.float32)
+        y = activate(x, up, KIND).to(y_ptr.dtype.element_ty)
+        tl.store(y_ptr + row.to(tl.int64)[:, None] * D + column[None, :], y, mask=mask)
         if SHRINK:
             factor_mask = rank_mask & (column < D)[:, None]
             factor = tl.load(factor_ptr + rank[None, :] * D + column[:, None], mask=factor_mask, other=0.0)
@@ -131,10 +132,10 @@ def activation_backward_kernel(
         density = tl.exp(-0.5 * x * x) * 0.3989422804014327
         slope = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476)) + x * density
     elif KIND == "gelu_tanh":
-        share = _sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+        share = sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
         slope = share + x * share * (1.0 - share) * 1.5957691216057308 * (1.0 + 0.134145 * x * x)
     else:
-        share = _sigmoid(x)
+        share = sigmoid(x)
         up = tl.load(up_ptr + offset, mask=mask, other=0.0).to(tl.float32)
         tl.store(grad_up_ptr + offset, (grad * x * share).to(grad_up_ptr.dtype.element_ty), mask=mask)
         slope = up * share * (1.0 + x * (1.0 - share))
@@ -156,7 +157,7 @@ def activation_forward(
     keys: Tensor | None,
     threshold: int,
 ) -> list[Tensor]:
-    """[y], and the shrink [rows, rank] with lora_a [slots, rank, D]; x, up contiguous [rows, D].
+    """[y], and the shrink [rows, rank] with lora_a [slots, rank, D]; x, up [rows, D] of one row stride.
 
     chunks: `RowGroups.chunks(activation_tile(x, lora_a).rows).rows` with lora_a, else None.
     """
@@ -174,6 +175,7 @@ def activation_forward(
         chunks,
         keys,
         x.shape[0],
+        x.stride(0),
         0 if lora_a is None else lora_a.stride(0),
         threshold,
         D=x.shape[1],

@@ -17,12 +17,13 @@ from .row_tables import load_chunk
 MAX_SHRINKS = 3
 
 FORWARD_SCHEMA = (
-    "gather_norm_forward(Tensor hidden, Tensor index, Tensor weight, Tensor? bias, float eps, bool rms, "
-    "bool save, Tensor[] lora_a, Tensor? chunks, Tensor[] keys, int threshold) -> Tensor[]"
+    "gather_norm_forward(Tensor hidden, Tensor? index, Tensor weight, Tensor? bias, float eps, bool rms, "
+    "bool save_rows, Tensor[] lora_a, Tensor? chunks, Tensor[] keys, int threshold) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 BACKWARD_SCHEMA = (
-    "gather_norm_backward(Tensor grad_x, Tensor index, Tensor weight, Tensor rows, Tensor mean, "
-    "Tensor inverse, bool rms, Tensor(a!) grad_hidden) -> ()"
+    "gather_norm_backward(Tensor grad_x, Tensor weight, Tensor rows, Tensor mean, Tensor inverse, bool rms, "
+    "Tensor? residual, Tensor? residual_index, Tensor(a!) grad_hidden, Tensor? index) -> ()"
 )
 BACKWARD_ROWS = 16
 BACKWARD_COLUMNS = 128
@@ -69,9 +70,7 @@ def gather_norm_kernel(
     a0_ptr,
     a1_ptr,
     a2_ptr,
-    shrunk0_ptr,
-    shrunk1_ptr,
-    shrunk2_ptr,
+    shrunk_ptr,
     keys0_ptr,
     keys1_ptr,
     keys2_ptr,
@@ -89,6 +88,7 @@ def gather_norm_kernel(
     BLOCK_D: tl.constexpr,
     RMS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    INDEXED: tl.constexpr,
     SAVE: tl.constexpr,
     SHRINKS: tl.constexpr,
     DROPOUT: tl.constexpr,
@@ -104,9 +104,13 @@ def gather_norm_kernel(
     row = first + tl.arange(0, BLOCK_M)
     row_mask = row < end
     row_offset = row.to(tl.int64)[:, None] * D
-    source = tl.load(index_ptr + row, mask=row_mask, other=0)
-    known = (source >= 0) & (source < stream_rows)
-    source_ptrs = hidden_ptr + source[:, None] * D
+    if INDEXED:
+        source = tl.load(index_ptr + row, mask=row_mask, other=0)
+        known = (source >= 0) & (source < stream_rows)
+        source_ptrs = hidden_ptr + source[:, None] * D
+    else:
+        known = row_mask
+        source_ptrs = hidden_ptr + row_offset
     piece = tl.arange(0, BLOCK_D)
 
     # Mean and squared deviations of the pieces, combined as in Chan, Golub and LeVeque (1979).
@@ -131,9 +135,8 @@ def gather_norm_kernel(
             squares += tl.sum(centered * centered, axis=1) + delta * delta * (d * size / (d + size))
     inverse = 1.0 / tl.sqrt(squares / D + eps)
     inverse = tl.where(known, inverse, float("nan"))
-    if SAVE:
-        tl.store(mean_ptr + row, mean, mask=row_mask)
-        tl.store(inverse_ptr + row, inverse, mask=row_mask)
+    tl.store(mean_ptr + row, mean, mask=row_mask)
+    tl.store(inverse_ptr + row, inverse, mask=row_mask)
 
     rank = tl.arange(0, RANK_BLOCK)
     total0 = tl.zeros((BLOCK_M, RANK_BLOCK), tl.float32)
@@ -171,56 +174,58 @@ def gather_norm_kernel(
             total2 = _shrink_piece(
                 x, total2, a2_ptr + slot * stride_slot2, rank, column, seeds2, threshold, D, RANK, DROPOUT, PRECISION
             )
-    offset = row.to(tl.int64)[:, None] * RANK + rank[None, :]
+    shrunk_ptrs = shrunk_ptr + row.to(tl.int64)[:, None] * (SHRINKS * RANK) + rank[None, :]
     mask = row_mask[:, None] & (rank < RANK)[None, :]
     if SHRINKS > 0:
-        tl.store(shrunk0_ptr + offset, total0.to(shrunk0_ptr.dtype.element_ty), mask=mask)
+        tl.store(shrunk_ptrs, total0.to(shrunk_ptr.dtype.element_ty), mask=mask)
     if SHRINKS > 1:
-        tl.store(shrunk1_ptr + offset, total1.to(shrunk1_ptr.dtype.element_ty), mask=mask)
+        tl.store(shrunk_ptrs + RANK, total1.to(shrunk_ptr.dtype.element_ty), mask=mask)
     if SHRINKS > 2:
-        tl.store(shrunk2_ptr + offset, total2.to(shrunk2_ptr.dtype.element_ty), mask=mask)
+        tl.store(shrunk_ptrs + 2 * RANK, total2.to(shrunk_ptr.dtype.element_ty), mask=mask)
 
 
-def _outputs(hidden: Tensor, index: Tensor, save: bool, lora_a: list[Tensor]) -> list[Tensor]:
-    """x, the gathered rows, their means and inverse deviations (empty unless saved), and each shrink."""
-    rows, features = index.shape[0], hidden.shape[1]
-    saved = rows if save else 0
-    return [
+def _outputs(hidden: Tensor, index: Tensor | None, save_rows: bool, lora_a: list[Tensor]) -> tuple[Tensor, ...]:
+    rows, features = len(hidden if index is None else index), hidden.shape[1]
+    return (
         hidden.new_empty(rows, features),
-        hidden.new_empty(saved, features),
-        hidden.new_empty(saved, dtype=torch.float32),
-        hidden.new_empty(saved, dtype=torch.float32),
-        *(hidden.new_empty(rows, bank.shape[1]) for bank in lora_a),
-    ]
+        hidden.new_empty(rows if save_rows else 0, features),
+        hidden.new_empty(rows, dtype=torch.float32),
+        hidden.new_empty(rows, dtype=torch.float32),
+        hidden.new_empty(rows, sum(bank.shape[1] for bank in lora_a)),
+    )
 
 
 @register(
     FORWARD_SCHEMA,
-    lambda hidden, index, weight, bias, eps, rms, save, lora_a, *_: _outputs(hidden, index, save, lora_a),
+    lambda hidden, index, weight, bias, eps, rms, save_rows, lora_a, *_: _outputs(hidden, index, save_rows, lora_a),
 )
 def gather_norm_forward(
     hidden: Tensor,
-    index: Tensor,
+    index: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
     eps: float,
     rms: bool,
-    save: bool,
+    save_rows: bool,
     lora_a: list[Tensor],
     chunks: Tensor | None,
     keys: list[Tensor],
     threshold: int,
-) -> list[Tensor]:
-    """[x, rows, mean, inverse deviation, shrunk ...]; the middle three are empty unless `save`.
+) -> tuple[Tensor, ...]:
+    """x = norm(hidden[index]), the rows it has read, their means and inverse deviations, and S of each adapter.
 
-    chunks: `RowGroups.chunks(norm_tile(hidden, lora_a).rows).rows` with lora_a, else None;
-    keys: int64 [groups] for each of lora_a, or none at all.
+    Args:
+        index: int64 [rows]; None for all of hidden [rows, D] in their order.
+        save_rows: else the second result is empty.
+        lora_a: up to three A banks [slots, rank, D]; S is [rows, banks * rank], one beside the other.
+        chunks: `RowGroups.chunks(norm_tile(hidden, lora_a).rows).rows` with lora_a, else None.
+        keys: int64 [groups] for each of lora_a, or none at all.
     """
     tile = norm_tile(hidden, lora_a)
-    outputs = _outputs(hidden, index, save, lora_a)
-    x, rows, mean, inverse, *shrunk = outputs
+    outputs = _outputs(hidden, index, save_rows, lora_a)
+    x, rows, mean, inverse, shrunk = outputs
     absent = [None] * (MAX_SHRINKS - len(lora_a))
-    programs = triton.cdiv(index.shape[0], tile.rows) if chunks is None else chunks.shape[0]
+    programs = triton.cdiv(x.shape[0], tile.rows) if chunks is None else chunks.shape[0]
     launch(
         gather_norm_kernel,
         (programs,),
@@ -235,11 +240,10 @@ def gather_norm_forward(
         chunks,
         *lora_a,
         *absent,
-        *shrunk,
-        *absent,
+        shrunk,
         *keys,
         *([None] * (MAX_SHRINKS - len(keys))),
-        index.shape[0],
+        x.shape[0],
         hidden.shape[0],
         *(bank.stride(0) for bank in lora_a),
         *(0 for _ in absent),
@@ -250,7 +254,8 @@ def gather_norm_forward(
         BLOCK_D=tile.columns,
         RMS=rms,
         HAS_BIAS=bias is not None,
-        SAVE=save,
+        INDEXED=index is not None,
+        SAVE=save_rows,
         SHRINKS=len(lora_a),
         DROPOUT=bool(keys),
         **low_rank_options(hidden, lora_a[0].shape[1] if lora_a else 1),
@@ -259,21 +264,27 @@ def gather_norm_forward(
     return outputs
 
 
-@triton.jit(do_not_specialize=["index_ptr", "rows", "stream_rows"])
+@triton.jit(do_not_specialize=["residual_index_ptr", "index_ptr", "rows", "residual_rows", "stream_rows"])
 def gather_norm_backward_kernel(
     grad_x_ptr,
-    index_ptr,
     weight_ptr,
     rows_ptr,
     mean_ptr,
     inverse_ptr,
+    residual_ptr,
+    residual_index_ptr,
     grad_hidden_ptr,
+    index_ptr,
     rows,
+    residual_rows,
     stream_rows,
     D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
     RMS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    RESIDUAL_INDEXED: tl.constexpr,
+    INDEXED: tl.constexpr,
 ):
     """One program makes the gradient of one block of rows."""
     row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -293,8 +304,14 @@ def gather_norm_backward_kernel(
         hidden = tl.load(rows_ptr + offset, mask=mask, other=0.0).to(tl.float32)
         grad_dot += tl.sum(grad * (hidden - mean) * inverse, axis=1)
         grad_sum += tl.sum(grad, axis=1)
-    target = tl.load(index_ptr + row, mask=row_mask, other=-1)
-    inside_stream = (target >= 0) & (target < stream_rows)
+    written, target = row_mask, row
+    if INDEXED:
+        target = tl.load(index_ptr + row, mask=row_mask, other=-1)
+        written = (target >= 0) & (target < stream_rows)
+    known, source = row_mask, row
+    if RESIDUAL_INDEXED:
+        source = tl.load(residual_index_ptr + row, mask=row_mask, other=-1)
+        known = (source >= 0) & (source < residual_rows)
     mean_grad = (grad_sum / D)[:, None]
     mean_dot = (grad_dot / D)[:, None]
     for d in range(0, D, BLOCK_D):
@@ -308,37 +325,55 @@ def gather_norm_backward_kernel(
         if not RMS:
             grad -= mean_grad
         grad *= inverse
+        if HAS_RESIDUAL:
+            residual_ptrs = residual_ptr + source[:, None] * D + (d + piece)[None, :]
+            grad += tl.load(residual_ptrs, mask=known[:, None] & inside, other=0.0).to(tl.float32)
         target_ptrs = grad_hidden_ptr + target[:, None] * D + (d + piece)[None, :]
-        tl.store(target_ptrs, grad.to(grad_hidden_ptr.dtype.element_ty), mask=inside_stream[:, None] & inside)
+        tl.store(target_ptrs, grad.to(grad_hidden_ptr.dtype.element_ty), mask=written[:, None] & inside)
 
 
 @register(BACKWARD_SCHEMA, in_place)
 def gather_norm_backward(
     grad_x: Tensor,
-    index: Tensor,
     weight: Tensor,
     rows: Tensor,
     mean: Tensor,
     inverse: Tensor,
     rms: bool,
+    residual: Tensor | None,
+    residual_index: Tensor | None,
     grad_hidden: Tensor,
+    index: Tensor | None,
 ) -> None:
-    """Write the gradient of the gathered rows into the rows `index` of grad_hidden."""
+    """grad_hidden[index] = residual[residual_index] + the gradient of the rows that the norm has read.
+
+    Args:
+        grad_x, rows: [rows, D]; mean, inverse: fp32 [rows].
+        residual: [residual rows, D], what bypasses the norm; None for nothing.
+        grad_hidden: [stream rows, D]; other rows stay as they are.
+        index, residual_index: int64 [rows], unique; None for row i itself. Rows outside are left out.
+    """
     launch(
         gather_norm_backward_kernel,
         (triton.cdiv(rows.shape[0], BACKWARD_ROWS),),
         grad_x,
-        index,
         weight,
         rows,
         mean,
         inverse,
+        residual,
+        residual_index,
         grad_hidden,
+        index,
         rows.shape[0],
+        0 if residual is None else residual.shape[0],
         grad_hidden.shape[0],
         D=rows.shape[1],
         BLOCK_M=BACKWARD_ROWS,
         BLOCK_D=BACKWARD_COLUMNS,
         RMS=rms,
+        HAS_RESIDUAL=residual is not None,
+        RESIDUAL_INDEXED=residual_index is not None,
+        INDEXED=index is not None,
         num_warps=4,
     )

@@ -18,14 +18,14 @@ def shrink(x: Tensor, lora_a: Tensor, groups: RowGroups, keep: Tensor | None) ->
     dropped = x if keep is None else x * keep
     for run in groups.runs:
         factor = bank_rows(lora_a, run.slots)
-        torch.bmm(factor, grouped(dropped, run).transpose(1, 2), out=_rank_major(shrunk, run))
+        torch.bmm(factor, grouped(dropped, run).transpose(1, 2), out=rank_major(shrunk, run))
     return shrunk
 
 
 def expand(y: Tensor, shrunk: Tensor, lora_b: Tensor, groups: RowGroups, scale: float) -> None:
     """Add scale S B_k^T to the rows of group k of y [rows, out], in place."""
     for run in groups.runs:
-        left = _rank_major(shrunk, run).transpose(1, 2)
+        left = rank_major(shrunk, run).transpose(1, 2)
         right = bank_rows(lora_b, run.slots).transpose(1, 2)
         grouped(y, run).baddbmm_(left, right, alpha=scale)
 
@@ -48,7 +48,7 @@ def backward(
     for run in groups.runs:
         run_grad_y = grouped(grad_y, run)
         if grad_b is not None and shrunk is not None:
-            scaled_shrunk = _rank_major(shrunk, run) * scale
+            scaled_shrunk = rank_major(shrunk, run) * scale
             add_to_bank(grad_b, run.slots, torch.bmm(scaled_shrunk, run_grad_y).transpose(1, 2))
         if grad_a is None and grad_x is None:
             continue
@@ -66,5 +66,5 @@ def backward(
             grouped(grad_x, run).addcmul_(torch.bmm(left, factor_a), grouped(keep, run))
 
 
-def _rank_major(shrunk: Tensor, run: Run) -> Tensor:
+def rank_major(shrunk: Tensor, run: Run) -> Tensor:
     return shrunk[run.rows].view(run.count, shrunk.shape[1], run.size)

@@ -1,0 +1,156 @@
+"""The steps of a block on the residual stream, as both paths take them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from ..dropout import Dropout
+from ..groups import RowGroups
+from .adapted_layer import AdaptedLayer
+
+Activation = Literal["gelu", "gelu_tanh", "swiglu"]
+Shrunk = list[Tensor]
+"""S = drop(x) A_k^T of a layer's adapters, in the form of the path that made it; empty without adapters."""
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A frozen LayerNorm (`layer`) or RMSNorm (`rms`, without a bias): weight and bias [features]."""
+
+    weight: Tensor
+    bias: Tensor | None
+    eps: float
+    kind: Literal["layer", "rms"]
+
+
+@dataclass(frozen=True)
+class NormedRows:
+    """Rows that a norm has read, from which their norm can be computed again.
+
+    Attributes:
+        rows: [rows, features].
+        mean, inverse: [rows], means (0 for RMSNorm) and inverse deviations.
+    """
+
+    rows: Tensor
+    mean: Tensor
+    inverse: Tensor
+    norm: Norm
+
+
+@dataclass(frozen=True)
+class StreamSteps(ABC):
+    """A block's steps in one pass, forward and backward.
+
+    Rows are those of the clients that hold the block, one client after another.
+
+    Attributes:
+        bank: [slots, slot size], the adapters.
+        gradients: shaped as `bank`; `finish` has added to it. None for no gradients.
+        trains_a, trains_b: whether A and B get gradients.
+        groups: the slot of each row.
+        dropout: LoRA dropout of each Linear of the block, or empty.
+    """
+
+    bank: Tensor
+    gradients: Tensor | None
+    trains_a: bool
+    trains_b: bool
+    groups: RowGroups
+    dropout: Sequence[Dropout | None]
+
+    def dropouts(self, layer: AdaptedLayer) -> list[Dropout | None]:
+        """The dropout of each adapter of a layer."""
+        if not self.dropout:
+            return [None] * len(layer.present)
+        return [self.dropout[layer.first + member] for member in layer.members]
+
+    def scale(self, layer: AdaptedLayer) -> float:
+        """Of a layer's low-rank products, with what entries that dropout keeps are multiplied by."""
+        dropout = next(iter(self.dropouts(layer)), None)
+        return layer.scale if dropout is None else layer.scale / (1.0 - dropout.p)
+
+    @abstractmethod
+    def normalize(
+        self, source: Tensor, index: Tensor | None, norm: Norm, reader: AdaptedLayer
+    ) -> tuple[Tensor, NormedRows, Shrunk]:
+        """The norm of source[index] (None: of all rows), what backward needs, and the reader's S."""
+
+    @abstractmethod
+    def product(self, x: Tensor, layer: AdaptedLayer, shrunk: Shrunk) -> Tensor:
+        """The layer's outputs [rows, out] for x, with adapters."""
+
+    @abstractmethod
+    def add_product(
+        self,
+        x: Tensor,
+        layer: AdaptedLayer,
+        shrunk: Shrunk | None,
+        residual: Tensor,
+        residual_index: Tensor | None,
+        column_scale: Tensor | None,
+        out: Tensor | None,
+        out_index: Tensor | None,
+    ) -> tuple[Tensor, Shrunk]:
+        """residual[residual_index] + column_scale · (the layer's outputs), and S, which is made if it is None.
+
+        With `out`, the rows out[out_index] are overwritten, and it is returned; else the result is a new [rows, out].
+        """
+
+    @abstractmethod
+    def activate(self, wide: Tensor, kind: Activation, reader: AdaptedLayer) -> tuple[Tensor, Shrunk]:
+        """The activation of wide [rows, features, or gate and up side by side], and the reader's S."""
+
+    @abstractmethod
+    def output_gradient(
+        self,
+        grads: Sequence[Tensor],
+        layer: AdaptedLayer,
+        shrunk: Shrunk,
+        index: Tensor | None = None,
+        column_scale: Tensor | None = None,
+    ) -> tuple[Sequence[Tensor], Shrunk]:
+        """dS of a layer, from the gradients of its outputs, whose dB are summed up.
+
+        Args:
+            grads: one tensor for each Linear; with `index` or `column_scale`, one, whose rows `index` are the
+                gradients, times `column_scale`.
+
+        Returns:
+            the gradients of the outputs, and dS = scale · dY · B.
+        """
+
+    @abstractmethod
+    def input_gradient(self, grads: Sequence[Tensor], layer: AdaptedLayer, grad_shrunk: Shrunk) -> Tensor:
+        """dX [rows, in] from the gradients of a layer's outputs and dS."""
+
+    @abstractmethod
+    def factor_gradient(self, x: Tensor | NormedRows, layer: AdaptedLayer, grad_shrunk: Shrunk) -> None:
+        """Sum up dA of a layer that has read x, or the norm of rows."""
+
+    @abstractmethod
+    def activation_gradient(
+        self, grad_y: Tensor, wide: Tensor, kind: Activation, reader: AdaptedLayer, grad_shrunk: Shrunk
+    ) -> Tensor:
+        """The gradient of `wide`; dA of the reader, which has read the activation, is summed up."""
+
+    @abstractmethod
+    def norm_gradient(
+        self,
+        grad_x: Tensor,
+        normed: NormedRows,
+        residual: Tensor,
+        residual_index: Tensor | None,
+        out: Tensor | None,
+        out_index: Tensor | None,
+    ) -> Tensor:
+        """residual[residual_index] + the gradient of the rows that a norm has read; `out` as in `add_product`."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Add what was summed up to the gradients."""

@@ -1,0 +1,179 @@
+"""The steps of a block on the residual stream in torch, on a CPU: small products are batched over runs of clients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..dropout import keep_mask
+from ..groups import Run, add_to_bank, bank_rows, grouped
+from . import lora_torch
+from .adapted_layer import AdaptedLayer
+from .stream_steps import Activation, Norm, NormedRows, Shrunk, StreamSteps
+
+
+class TorchSteps(StreamSteps):
+    """On a CPU. `Shrunk` has S of each adapter, then, with dropout, what is kept of x, bool [rows, in], for each."""
+
+    def normalize(
+        self, source: Tensor, index: Tensor | None, norm: Norm, reader: AdaptedLayer
+    ) -> tuple[Tensor, NormedRows, Shrunk]:
+        rows = source if index is None else source.index_select(0, index)
+        wide = rows if rows.dtype == torch.float64 else rows.float()
+        if norm.kind == "layer":
+            x, mean, inverse = torch.native_layer_norm(rows, rows.shape[1:], norm.weight, norm.bias, norm.eps)
+            mean, inverse = mean[:, 0], inverse[:, 0]
+        else:
+            inverse = torch.rsqrt(wide.square().mean(1) + norm.eps)
+            mean, x = torch.zeros_like(inverse), F.rms_norm(rows, rows.shape[1:], norm.weight, norm.eps)
+        return x, NormedRows(rows, mean, inverse, norm), self._shrink(x, reader)
+
+    def product(self, x: Tensor, layer: AdaptedLayer, shrunk: Shrunk) -> Tensor:
+        y = F.linear(x, layer.oriented, layer.bias)
+        outputs = layer.by_member(y)
+        for member, s, lora_b in zip(layer.members, shrunk, layer.lora_b(self.bank), strict=False):
+            lora_torch.expand(outputs[member], s, lora_b, self.groups, self.scale(layer))
+        return y
+
+    def add_product(
+        self,
+        x: Tensor,
+        layer: AdaptedLayer,
+        shrunk: Shrunk | None,
+        residual: Tensor,
+        residual_index: Tensor | None,
+        column_scale: Tensor | None,
+        out: Tensor | None,
+        out_index: Tensor | None,
+    ) -> tuple[Tensor, Shrunk]:
+        shrunk = self._shrink(x, layer) if shrunk is None else shrunk
+        y = self.product(x, layer, shrunk)
+        if column_scale is not None:
+            y.mul_(column_scale)
+        y.add_(residual if residual_index is None else residual.index_select(0, residual_index))
+        if out is None or out_index is None:
+            return y, shrunk
+        return out.index_copy_(0, out_index, y), shrunk
+
+    def activate(self, wide: Tensor, kind: Activation, reader: AdaptedLayer) -> tuple[Tensor, Shrunk]:
+        y = _activation(wide, kind)
+        return y, self._shrink(y, reader)
+
+    def output_gradient(
+        self,
+        grads: Sequence[Tensor],
+        layer: AdaptedLayer,
+        shrunk: Shrunk,
+        index: Tensor | None = None,
+        column_scale: Tensor | None = None,
+    ) -> tuple[Sequence[Tensor], Shrunk]:
+        if index is not None:
+            grads = [grad.index_select(0, index) for grad in grads]
+        if column_scale is not None:
+            grads = [grad * column_scale for grad in grads]
+        grad_shrunk: Shrunk = []
+        sinks = None if self.gradients is None or not self.trains_b else layer.lora_b(self.gradients)
+        for number, (member, lora_b) in enumerate(zip(layer.members, layer.lora_b(self.bank), strict=True)):
+            grad = grads[member]
+            of_x = grad.new_empty(len(grad), layer.rank)
+            for run in self.groups.runs:
+                part = grouped(grad, run)
+                if sinks is not None:
+                    narrow = lora_torch.rank_major(shrunk[number], run) * self.scale(layer)
+                    add_to_bank(sinks[number], run.slots, torch.bmm(narrow, part).transpose(1, 2))
+                factor = bank_rows(lora_b, run.slots).transpose(1, 2)
+                target = lora_torch.rank_major(of_x, run)
+                torch.bmm(factor, part.transpose(1, 2), out=target).mul_(self.scale(layer))
+            grad_shrunk.append(of_x)
+        return grads, [*grad_shrunk, *shrunk[len(layer.members) :]]
+
+    def input_gradient(self, grads: Sequence[Tensor], layer: AdaptedLayer, grad_shrunk: Shrunk) -> Tensor:
+        total: Tensor | None = None
+        for grad, (weight, _) in zip(grads, layer.parts(), strict=True):
+            total = grad @ weight if total is None else total.addmm_(grad, weight)
+        assert total is not None
+        keeps = grad_shrunk[len(layer.members) :]
+        for number, lora_a in enumerate(layer.lora_a(self.bank)):
+            for run in self.groups.runs:
+                left, factor = _rows_first(grad_shrunk[number], run), bank_rows(lora_a, run.slots)
+                if keeps:
+                    grouped(total, run).addcmul_(torch.bmm(left, factor), grouped(keeps[number], run))
+                else:
+                    grouped(total, run).baddbmm_(left, factor)
+        return total
+
+    def factor_gradient(self, x: Tensor | NormedRows, layer: AdaptedLayer, grad_shrunk: Shrunk) -> None:
+        if self.gradients is None or not self.trains_a or not layer.present:
+            return
+        x = x if isinstance(x, Tensor) else _normed(x)
+        keeps = grad_shrunk[len(layer.members) :]
+        for number, sink in enumerate(layer.lora_a(self.gradients)):
+            dropped = x * keeps[number] if keeps else x
+            for run in self.groups.runs:
+                narrow = lora_torch.rank_major(grad_shrunk[number], run)
+                add_to_bank(sink, run.slots, torch.bmm(narrow, grouped(dropped, run)))
+
+    def activation_gradient(
+        self, grad_y: Tensor, wide: Tensor, kind: Activation, reader: AdaptedLayer, grad_shrunk: Shrunk
+    ) -> Tensor:
+        self.factor_gradient(_activation(wide, kind), reader, grad_shrunk)
+        if kind != "swiglu":
+            found: Tensor = torch.ops.aten.gelu_backward(
+                grad_y, wide, approximate="none" if kind == "gelu" else "tanh"
+            )
+            return found
+        gate, up = wide.chunk(2, dim=1)
+        of_gate = torch.ops.aten.silu_backward(grad_y * up, gate)
+        return torch.cat([of_gate, grad_y * F.silu(gate)], dim=1)
+
+    def norm_gradient(
+        self,
+        grad_x: Tensor,
+        normed: NormedRows,
+        residual: Tensor,
+        residual_index: Tensor | None,
+        out: Tensor | None,
+        out_index: Tensor | None,
+    ) -> Tensor:
+        norm, rows = normed.norm, normed.rows
+        if norm.kind == "layer":
+            grad: Tensor = torch.ops.aten.native_layer_norm_backward(
+                grad_x, rows, rows.shape[1:], normed.mean[:, None], normed.inverse[:, None], norm.weight, norm.bias,
+                [True, False, False],
+            )[0]  # fmt: skip
+        else:
+            wide, inverse = (grad_x * norm.weight).to(normed.inverse.dtype), normed.inverse[:, None]
+            scaled = rows * inverse
+            grad = ((wide - scaled * (wide * scaled).mean(1, keepdim=True)) * inverse).to(rows.dtype)
+        grad += residual if residual_index is None else residual.index_select(0, residual_index)
+        return grad if out is None or out_index is None else out.index_copy_(0, out_index, grad)
+
+    def finish(self) -> None:
+        """Gradients were added as they were found."""
+
+    def _shrink(self, x: Tensor, layer: AdaptedLayer) -> Shrunk:
+        keeps = [keep_mask(drop, self.groups.sizes, x.shape[1]) for drop in self.dropouts(layer) if drop is not None]
+        masks = keeps or [None] * len(layer.present)
+        factors = zip(layer.lora_a(self.bank), masks, strict=True)
+        return [*[lora_torch.shrink(x, lora_a, self.groups, keep) for lora_a, keep in factors], *keeps]
+
+
+def _activation(wide: Tensor, kind: Activation) -> Tensor:
+    if kind == "swiglu":
+        gate, up = wide.chunk(2, dim=1)
+        return F.silu(gate) * up
+    return F.gelu(wide, approximate="none" if kind == "gelu" else "tanh")
+
+
+def _normed(normed: NormedRows) -> Tensor:
+    norm, rows = normed.norm, normed.rows
+    if norm.kind == "layer":
+        return F.layer_norm(rows, rows.shape[1:], norm.weight, norm.bias, norm.eps)
+    return F.rms_norm(rows, rows.shape[1:], norm.weight, norm.eps)
+
+
+def _rows_first(shrunk: Tensor, run: Run) -> Tensor:
+    return lora_torch.rank_major(shrunk, run).transpose(1, 2)

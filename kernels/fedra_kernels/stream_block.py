@@ -1,0 +1,349 @@
+"""A pre-norm transformer block with LoRA for many clients, added in place to rows of the residual stream.
+
+One autograd function computes the whole block but for the core of its attention, what lies between the products for
+query, key and value and the attention's last product, which the caller provides. So backward can add in place to the
+gradient of the stream, and no tensor is kept that is computed anew from another for less than it costs to read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ._kernels.adapted_layer import AdaptedLayer
+from ._kernels.checks import check_device, check_index, check_like, check_shape, check_sink, check_stream, stream_rows
+from ._kernels.stream_steps import Activation, Norm, NormedRows, Shrunk, StreamSteps
+from ._kernels.stream_torch import TorchSteps
+from ._kernels.stream_triton import TritonSteps
+from .activation import activation_reference
+from .dispatch import use_triton
+from .dropout import Dropout
+from .gather_norm import gather_norm_reference
+from .groups import RowGroups
+from .lora_linear import lora_linear_reference
+
+Attend = Callable[[Sequence[Tensor]], Tensor]
+"""The core of an attention: from the outputs [rows, out] of the Linears that read the norm to the input [rows, in] of
+the last Linear; made of differentiable operations."""
+
+
+@dataclass(frozen=True)
+class StreamBlock:
+    """The frozen parts of a block: x += scale1 · attention(norm1(x)); x += scale2 · mlp(norm2(x)).
+
+    Attributes:
+        norm1, norm2: the norms before attention and MLP.
+        attention_inputs: the Linears that read the first norm, such as query, key and value.
+        attention_output: the attention's last Linear.
+        scale1, scale2: LayerScale [features], or None for 1.
+        mlp_inputs: the Linear that reads the second norm; with `swiglu` two, gate and up.
+        activation: between them and `mlp_output`.
+        mlp_output: the MLP's last Linear.
+    """
+
+    norm1: Norm
+    attention_inputs: AdaptedLayer
+    attention_output: AdaptedLayer
+    scale1: Tensor | None
+    norm2: Norm
+    mlp_inputs: AdaptedLayer
+    activation: Activation
+    mlp_output: AdaptedLayer
+    scale2: Tensor | None
+
+    @property
+    def layers(self) -> tuple[AdaptedLayer, ...]:
+        """All layers, in the order of the Linears whose dropout is given."""
+        return self.attention_inputs, self.attention_output, self.mlp_inputs, self.mlp_output
+
+
+class GradientHandOver:
+    """Lets a block write to the gradient that the block behind it has returned, instead of to a copy; one for a pass.
+
+    An autograd function must not write to the gradient it is given, as others may hold the same tensor. Nobody else
+    does if that gradient was made by the next block, and this block's output went straight into it.
+    """
+
+    def __init__(self) -> None:
+        self._output: ref[Tensor] | None = None
+        self._version = 0
+        self._address = 0
+
+    def leave(self, stream: Tensor) -> None:
+        """Remember the output of a block."""
+        self._output, self._version = ref(stream), stream._version
+
+    def follows(self, stream: Tensor) -> bool:
+        """Whether `stream` is the output of the block before, as that block has left it."""
+        return self._output is not None and self._output() is stream and stream._version == self._version
+
+    def give(self, grad: Tensor, *, follows: bool) -> None:
+        """Remember the gradient that a block returns; `follows`: of its input, which the block before has left."""
+        self._address = grad.data_ptr() if follows else 0
+
+    def take(self, grad: Tensor) -> Tensor:
+        """The gradient that a block is given, or a copy if others may hold it."""
+        given, self._address = self._address, 0
+        return grad if given and grad.data_ptr() == given else grad.clone()
+
+
+def stream_block(
+    stream: Tensor,
+    index: Tensor | None,
+    block: StreamBlock,
+    attend: Attend,
+    bank: Tensor,
+    gradients: Tensor | None,
+    groups: RowGroups,
+    dropout: Sequence[Dropout | None] = (),
+    *,
+    trains_a: bool = True,
+    trains_b: bool = True,
+    recompute: bool = False,
+    hand_over: GradientHandOver | None = None,
+) -> Tensor:
+    """The residual stream after the block; where `index` is given, it is `stream` itself, overwritten.
+
+    Args:
+        stream: [samples, ..., features], contiguous; its leading dimensions, flattened, are its rows.
+        index: int64 [rows], unique rows of the stream that go through the block, whole samples, one client after
+            another. None: all, in order. On a GPU its values are not checked: rows outside the stream are left out.
+        block: the frozen parts.
+        attend: the core of the attention, for these rows. Called again in backward with `recompute`.
+        bank: [slots, slot size], the adapters, in the precision of `stream`.
+        gradients: shaped as `bank`, of its dtype or a wider one; backward adds to it. None for no gradients.
+        groups: the slot of each of the rows.
+        dropout: LoRA dropout of each Linear of `block.layers`; empty for none.
+        trains_a, trains_b: whether A and B get gradients.
+        recompute: keep only the rows that went in, and compute the rest again in backward.
+        hand_over: shared by the blocks of a pass, so that they need no copies of the gradient of the stream.
+
+    Returns:
+        the stream. autograd differentiates with respect to `stream` alone; where that needs no gradient, a bank that
+        requires gradients makes backward run for the adapters.
+
+    Raises:
+        ValueError: a shape, dtype, device, group table or row number does not fit.
+    """
+    _check(stream, index, block, bank, gradients, groups, dropout)
+    kind = TritonSteps if use_triton(stream) else TorchSteps
+    steps = kind(bank, gradients, trains_a, trains_b, groups, tuple(dropout))
+    hand_over = hand_over or GradientHandOver()
+    follows = hand_over.follows(stream)
+    result: Tensor = _StreamBlock.apply(stream, index, block, attend, bank, steps, recompute, hand_over, follows)
+    hand_over.leave(result)
+    return result
+
+
+def stream_block_reference(
+    stream: Tensor,
+    index: Tensor | None,
+    block: StreamBlock,
+    attend: Attend,
+    bank: Tensor,
+    groups: RowGroups,
+    dropout: Sequence[Dropout | None] = (),
+) -> Tensor:
+    """The op in plain torch, in a new tensor, differentiable in stream and bank."""
+
+    def adapted(x: Tensor, layer: AdaptedLayer) -> list[Tensor]:
+        outputs = []
+        banks = dict(zip(layer.members, zip(layer.lora_a(bank), layer.lora_b(bank), strict=True), strict=True))
+        for member, (weight, bias) in enumerate(layer.parts()):
+            if member not in banks:
+                outputs.append(torch.nn.functional.linear(x, weight, bias))
+                continue
+            drop = dropout[layer.first + member] if dropout else None
+            outputs.append(lora_linear_reference(x, weight, bias, *banks[member], groups, layer.scale, drop))
+        return outputs
+
+    def add(rows: Tensor, y: Tensor, scale: Tensor | None) -> Tensor:
+        return rows + (y if scale is None else y * scale)
+
+    everything = torch.arange(groups.rows, device=stream.device)
+    rows = stream_rows(stream) if index is None else stream_rows(stream)[index]
+    norm1, norm2 = block.norm1, block.norm2
+    x = gather_norm_reference(rows, everything, norm1.weight, norm1.bias, kind=norm1.kind, eps=norm1.eps)
+    (attended,) = adapted(attend(adapted(x, block.attention_inputs)), block.attention_output)
+    rows = add(rows, attended, block.scale1)
+    x = gather_norm_reference(rows, everything, norm2.weight, norm2.bias, kind=norm2.kind, eps=norm2.eps)
+    wide = adapted(x, block.mlp_inputs)
+    y = activation_reference(block.activation, wide[0], wide[1] if len(wide) > 1 else None)
+    rows = add(rows, *adapted(y, block.mlp_output), block.scale2)
+    result = rows if index is None else stream_rows(stream).index_copy(0, index, rows)
+    return result.view(stream.shape)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What backward needs of a forward pass: the rows that the norms have read, outputs of layers, and S of each layer.
+
+    `leaves` and `attended` are the ends of the graph of the attention's core.
+    """
+
+    first: NormedRows
+    shrunk_inputs: Shrunk
+    leaves: list[Tensor]
+    attended: Tensor
+    shrunk_attended: Shrunk
+    second: NormedRows
+    shrunk_mlp: Shrunk
+    wide: Tensor
+    shrunk_output: Shrunk
+
+    def pack(self) -> tuple[list[Tensor], list[int]]:
+        """All tensors that are not part of the graph, and the lengths of the lists among them."""
+        lists = self.shrunk_inputs, self.shrunk_attended, self.shrunk_mlp, self.shrunk_output
+        normed = [part for rows in (self.first, self.second) for part in (rows.rows, rows.mean, rows.inverse)]
+        return [*normed, self.wide, *chain(*lists)], [len(shrunk) for shrunk in lists]
+
+    @classmethod
+    def unpack(
+        cls, tensors: Sequence[Tensor], lengths: Sequence[int], block: StreamBlock, core: tuple[list[Tensor], Tensor]
+    ) -> _Kept:
+        """The reverse of `pack`; `core` are the leaves and the result of the attention's core."""
+        rows1, mean1, inverse1, rows2, mean2, inverse2, wide, *rest = tensors
+        left = iter(rest)
+        lists = [list(islice(left, length)) for length in lengths]
+        first, second = (
+            NormedRows(rows1, mean1, inverse1, block.norm1),
+            NormedRows(rows2, mean2, inverse2, block.norm2),
+        )
+        return cls(first, lists[0], *core, lists[1], second, lists[2], wide, lists[3])
+
+
+def _forward(
+    steps: StreamSteps, source: Tensor, index: Tensor | None, block: StreamBlock, attend: Attend
+) -> tuple[_Kept, Tensor]:
+    """What is kept, and the activation; all but the MLP's last product."""
+    x, first, shrunk_inputs = steps.normalize(source, index, block.norm1, block.attention_inputs)
+    outputs = steps.product(x, block.attention_inputs, shrunk_inputs)
+    with torch.enable_grad():
+        leaves = [part.detach().requires_grad_() for part in block.attention_inputs.by_member(outputs)]
+        attended = attend(leaves)
+    middle, shrunk_attended = steps.add_product(
+        attended.detach(), block.attention_output, None, source, index, block.scale1, None, None
+    )
+    x, second, shrunk_mlp = steps.normalize(middle, None, block.norm2, block.mlp_inputs)
+    wide = steps.product(x, block.mlp_inputs, shrunk_mlp)
+    y, shrunk_output = steps.activate(wide, block.activation, block.mlp_output)
+    kept = _Kept(
+        first, shrunk_inputs, leaves, attended, shrunk_attended, second, shrunk_mlp, wide, shrunk_output
+    )
+    return kept, y
+
+
+class _StreamBlock(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        stream: Tensor,
+        index: Tensor | None,
+        block: StreamBlock,
+        attend: Attend,
+        bank: Tensor,
+        steps: StreamSteps,
+        recompute: bool,
+        hand_over: GradientHandOver,
+        follows: bool,
+    ) -> Tensor:
+        rows = stream_rows(stream)
+        kept, y = _forward(steps, rows, index, block, attend)
+        result, _ = steps.add_product(
+            y, block.mlp_output, kept.shrunk_output, kept.second.rows, None, block.scale2,
+            None if index is None else rows, index,
+        )  # fmt: skip
+        ctx.steps, ctx.block, ctx.hand_over, ctx.follows = steps, block, hand_over, follows
+        tensors, ctx.lengths = ([kept.first.rows], None) if recompute else kept.pack()
+        # A graph's own tensors are freed with it.
+        ctx.core = attend if recompute else (kept.leaves, kept.attended)
+        ctx.save_for_backward(index, *tensors)
+        if index is None:
+            return result.view(stream.shape)
+        ctx.mark_dirty(stream)
+        return stream
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        steps, block = ctx.steps, ctx.block
+        index, *tensors = ctx.saved_tensors
+        if ctx.lengths is None:
+            kept, _ = _forward(steps, tensors[0], None, block, ctx.core)
+        else:
+            kept = _Kept.unpack(tensors, ctx.lengths, block, ctx.core)
+        ctx.core = None
+        shape, needs_stream = grad.shape, ctx.needs_input_grad[0]
+        owned = ctx.hand_over.take(grad.contiguous()) if needs_stream and index is not None else grad.contiguous()
+        rows = stream_rows(owned)
+        result = _backward(steps, block, kept, rows, index, needs_stream=needs_stream)
+        if result is None:
+            return (None,) * 9
+        result = result.view(shape)
+        ctx.hand_over.give(result, follows=ctx.follows)
+        return result, *[None] * 8
+
+
+def _backward(
+    steps: StreamSteps, block: StreamBlock, kept: _Kept, grad: Tensor, index: Tensor | None, *, needs_stream: bool
+) -> Tensor | None:
+    """The gradient of the stream before the block, in place of that after it, `grad`, unless the block has all rows."""
+    output, mlp, last = block.mlp_output, block.mlp_inputs, block.attention_output
+    of_output, narrow = steps.output_gradient([grad], output, kept.shrunk_output, index, block.scale2)
+    of_y = steps.input_gradient(of_output, output, narrow)
+    of_wide = steps.activation_gradient(of_y, kept.wide, block.activation, output, narrow)
+    of_members, narrow = steps.output_gradient(mlp.by_member(of_wide), mlp, kept.shrunk_mlp)
+    of_x = steps.input_gradient(of_members if steps.splits(mlp) else [of_wide], mlp, narrow)
+    steps.factor_gradient(kept.second, mlp, narrow)
+    of_middle = steps.norm_gradient(of_x, kept.second, grad, index, None, None)
+
+    of_output, narrow = steps.output_gradient([of_middle], last, kept.shrunk_attended, None, block.scale1)
+    of_attended = steps.input_gradient(of_output, last, narrow)
+    steps.factor_gradient(kept.attended.detach(), last, narrow)
+    of_leaves = torch.autograd.grad(kept.attended, kept.leaves, of_attended)
+    of_members, narrow = steps.output_gradient(of_leaves, block.attention_inputs, kept.shrunk_inputs)
+    steps.factor_gradient(kept.first, block.attention_inputs, narrow)
+    result: Tensor | None = None
+    if needs_stream:
+        of_x = steps.input_gradient(of_members, block.attention_inputs, narrow)
+        result = steps.norm_gradient(
+            of_x, kept.first, of_middle, None, None if index is None else grad, index
+        )
+    steps.finish()
+    return result
+
+
+def _check(
+    stream: Tensor,
+    index: Tensor | None,
+    block: StreamBlock,
+    bank: Tensor,
+    gradients: Tensor | None,
+    groups: RowGroups,
+    dropout: Sequence[Dropout | None],
+) -> None:
+    check_stream("stream", stream)
+    check_shape("stream", stream, (*stream.shape[:-1], block.norm1.weight.shape[0]))
+    rows = stream_rows(stream.detach())
+    if index is not None:
+        check_index("index", index, "stream", rows)
+    count = rows.shape[0] if index is None else index.shape[0]
+    if groups.rows != count:
+        raise ValueError(f"groups: found {groups.rows} rows in sizes, expected {count}")
+    check_shape("bank", bank, (None, None))
+    check_like("bank", bank, "stream", stream)
+    if gradients is not None:
+        check_sink("gradients", gradients, bank, "stream", stream)
+    if groups.smallest_bank > bank.shape[0]:
+        raise ValueError(f"groups: found slot {groups.smallest_bank - 1}, expected slots below {bank.shape[0]}")
+    check_device("groups", groups, "stream", stream)
+    linears = sum(len(layer.widths) for layer in block.layers)
+    if dropout and len(dropout) != linears:
+        raise ValueError(f"dropout: found {len(dropout)}, expected {linears} as the block has Linears")
