@@ -204,7 +204,7 @@ def _triton_forward(
         shrunk = shrink(x, lora_a, groups, dropout)
     spans = groups.spans(gemm_tile(x, rank).rows)
     inputs = x if weight.shape[1] > 0 else x[:, :0]
-    y = lora_gemm(inputs, weight, bias, shrunk, lora_b, spans, groups.filled, scale, None, 0, False)
+    y = lora_gemm([inputs], weight, bias, shrunk, [lora_b], [len(weight)], spans, groups.filled, scale, None, 0, False)
     return y, shrunk
 
 
@@ -250,8 +250,9 @@ def _triton_backward(
         spans = groups.spans(gemm_tile(grad_y, rank, keys is not None).rows)
         outputs = grad_y if weight.shape[0] > 0 else grad_y[:, :0]
         grad_x = lora_gemm(
-            outputs, weight, None, grad_shrunk, lora_a, spans, groups.filled, None, keys, threshold, True
-        )
+            [outputs], weight, None, grad_shrunk, [lora_a], [lora_a.shape[2]],
+            spans, groups.filled, None, keys, threshold, True,
+        )  # fmt: skip
     return grad_x
 
 

@@ -6,6 +6,8 @@ column tile. A tile that several groups touch repeats the shrink alone for each 
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -15,11 +17,14 @@ from .configs import ConfigTable, Tile, choose, low_rank_options
 from .lora_gemm import expand_operands, swizzled_tile
 from .row_tables import load_filled, load_span
 from .tile_loads import product_operands, row_block, weight_block
+from .tile_stores import finish_tile
 
-SCHEMA = (
-    "lora_single_pass(Tensor x, Tensor weight, Tensor? bias, Tensor lora_a, Tensor lora_b, Tensor spans, "
-    "Tensor filled, float scale) -> (Tensor, Tensor)"
+_ARGUMENTS = (
+    "Tensor x, Tensor weight, Tensor? bias, Tensor lora_a, Tensor lora_b, Tensor spans, Tensor filled, float scale, "
+    "Tensor? residual=None, Tensor? residual_index=None, Tensor? column_scale=None"
 )
+SCHEMA = f"lora_single_pass({_ARGUMENTS}) -> (Tensor, Tensor)"
+ONTO_SCHEMA = f"lora_single_pass_onto(Tensor(a!) out, Tensor? out_index, {_ARGUMENTS}) -> Tensor"
 
 CONFIGS: ConfigTable = {
     "sm_80": {"narrow": Tile(128, 128, 64, 8, 4), "float": Tile(64, 32, 16, 4, 3)},
@@ -44,7 +49,12 @@ def shrink_block(lora_a_ptr, k, K: tl.constexpr, RANK: tl.constexpr, RANK_BLOCK:
     return tl.load(lora_a_ptr + rank * K + depth, mask=(rank < RANK) & (depth < K), other=0.0)
 
 
-@triton.jit(do_not_specialize=["spans_ptr", "filled_ptr", "rows", "row_tiles"])
+@triton.jit(
+    do_not_specialize=[
+        "spans_ptr", "filled_ptr", "out_index_ptr", "residual_index_ptr",
+        "rows", "row_tiles", "out_rows", "residual_rows",
+    ]
+)  # fmt: skip
 def lora_single_pass_kernel(
     x,
     weight,
@@ -55,8 +65,14 @@ def lora_single_pass_kernel(
     shrunk_ptr,
     spans_ptr,
     filled_ptr,
+    out_index_ptr,
+    residual_ptr,
+    residual_index_ptr,
+    column_scale_ptr,
     rows,
     row_tiles,
+    out_rows,
+    residual_rows,
     stride_slot_a,
     stride_slot_b,
     scale,
@@ -68,7 +84,6 @@ def lora_single_pass_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     TRANSPOSED: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
 ):
@@ -77,8 +92,6 @@ def lora_single_pass_kernel(
     row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     rank = tl.arange(0, RANK_BLOCK)
-    row_mask = row < rows
-    column_mask = column < N
     rank_mask = rank < RANK
 
     first, end = load_span(spans_ptr, tile_m)
@@ -88,7 +101,9 @@ def lora_single_pass_kernel(
     factor_ptr = lora_a_ptr + first_slot * stride_slot_a
     for k in range(0, K, BLOCK_K):
         left = row_block(x, tile_m * BLOCK_M, rows, k, K, BLOCK_M, BLOCK_K, DESCRIPTORS)
-        right = weight_block(weight, tile_n * BLOCK_N, k, N, K, TRANSPOSED, BLOCK_N, BLOCK_K, DESCRIPTORS)
+        right = weight_block(
+            weight, tile_n * BLOCK_N, k, K, N, K, K % BLOCK_K != 0, TRANSPOSED, BLOCK_N, BLOCK_K, DESCRIPTORS
+        )
         factor = shrink_block(factor_ptr, k, K, RANK, RANK_BLOCK, BLOCK_K)
         total = tl.dot(left, right, total, input_precision=PRECISION)
         shrunk = tl.dot(left, factor, shrunk, input_precision=PRECISION)
@@ -113,10 +128,10 @@ def lora_single_pass_kernel(
         )
         total = tl.dot(mine, factor, total, input_precision=PRECISION)
 
-    if HAS_BIAS:
-        total += tl.load(bias_ptr + column, mask=column_mask, other=0.0).to(tl.float32)[None, :]
-    y_ptrs = y_ptr + row.to(tl.int64)[:, None] * N + column[None, :]
-    tl.store(y_ptrs, total.to(y_ptr.dtype.element_ty), mask=row_mask[:, None] & column_mask[None, :])
+    finish_tile(
+        total, row, column, column < N, rows, y_ptr, out_index_ptr, out_rows,
+        bias_ptr, column_scale_ptr, residual_ptr, residual_index_ptr, residual_rows, N,
+    )  # fmt: skip
 
 
 def _outputs(x: Tensor, weight: Tensor, lora_a: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,6 +140,42 @@ def _outputs(x: Tensor, weight: Tensor, lora_a: Tensor) -> tuple[Tensor, Tensor]
 
 @register(SCHEMA, lambda x, weight, bias, lora_a, *_: _outputs(x, weight, lora_a))
 def lora_single_pass(
+    x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    """(x W^T + bias + scale (x A_k^T) B_k^T, x A_k^T) for the rows of group k; ranks up to NARROW_RANK.
+
+    Args:
+        x: [rows, K].
+        weight: [N, K], or the transpose of a contiguous matrix.
+        bias: [N] or None.
+        lora_a: [slots, rank, K].
+        lora_b: [slots, N, rank].
+        spans, filled: `RowGroups.spans(single_pass_tile(x, rank).rows)` and `RowGroups.filled`.
+        scale: of the low-rank product.
+        residual, residual_index, column_scale: as for `lora_gemm`.
+    """
+    y, shrunk = _outputs(x, weight, lora_a)
+    _launch(y, None, shrunk, x, weight, bias, lora_a, *rest)
+    return y, shrunk
+
+
+@register(ONTO_SCHEMA, lambda out, index, x, weight, bias, lora_a, *_: x.new_empty(x.shape[0], lora_a.shape[1]))
+def lora_single_pass_onto(
+    out: Tensor, out_index: Tensor | None, x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, *rest: Any
+) -> Tensor:
+    """x A_k^T; what else `lora_single_pass` makes of the further arguments goes to some rows of `out`.
+
+    out, out_index: as for `lora_gemm_onto`.
+    """
+    shrunk = x.new_empty(x.shape[0], lora_a.shape[1])
+    _launch(out, out_index, shrunk, x, weight, bias, lora_a, *rest)
+    return shrunk
+
+
+def _launch(
+    y: Tensor,
+    y_index: Tensor | None,
+    shrunk: Tensor,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -133,21 +184,18 @@ def lora_single_pass(
     spans: Tensor,
     filled: Tensor,
     scale: float,
-) -> tuple[Tensor, Tensor]:
-    """(x W^T + bias + scale (x A_k^T) B_k^T, x A_k^T) for the rows of group k; ranks up to NARROW_RANK.
-
-    x [rows, K], weight [N, K], lora_a [slots, rank, K], lora_b [slots, N, rank];
-    spans, filled: `RowGroups.spans(single_pass_tile(x, rank).rows)` and `RowGroups.filled`.
-    """
+    residual: Tensor | None = None,
+    residual_index: Tensor | None = None,
+    column_scale: Tensor | None = None,
+) -> None:
     rank = lora_a.shape[1]
     tile = single_pass_tile(x, rank)
-    y, shrunk = _outputs(x, weight, lora_a)
-    left, right, flipped, descriptors = product_operands(tile, x, weight, False)
+    operands = product_operands(tile, [x], weight, False)
     launch(
         lora_single_pass_kernel,
         (spans.shape[0] * triton.cdiv(y.shape[1], tile.columns),),
-        left,
-        right,
+        operands.inputs[0],
+        operands.weight,
         bias,
         lora_a,
         lora_b,
@@ -155,17 +203,21 @@ def lora_single_pass(
         shrunk,
         spans,
         filled,
+        y_index,
+        residual,
+        residual_index,
+        column_scale,
         x.shape[0],
         spans.shape[0],
+        y.shape[0],
+        0 if residual is None else residual.shape[0],
         lora_a.stride(0),
         lora_b.stride(0),
         scale,
         N=y.shape[1],
         K=x.shape[1],
-        TRANSPOSED=flipped,
-        HAS_BIAS=bias is not None,
-        DESCRIPTORS=descriptors,
+        TRANSPOSED=operands.transposed,
+        DESCRIPTORS=operands.descriptors,
         **low_rank_options(x, rank),
         **tile.product_options,
     )
-    return y, shrunk

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import triton
@@ -10,6 +12,9 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .configs import Tile
+
+MOST_PIECES = 3
+"""Of columns in which x may come."""
 
 
 def is_column_major(weight: Tensor) -> bool:
@@ -25,20 +30,39 @@ def is_column_major(weight: Tensor) -> bool:
     raise ValueError(f"weight: found strides {list(weight.stride())}, expected rows or columns without gaps")
 
 
-def product_operands(tile: Tile, x: Tensor, weight: Tensor, transposed: bool) -> tuple[Any, Any, bool, bool]:
-    """x [rows, K] and weight [N, K] (transposed: [K, N]) as `row_block` and `weight_block` read them.
+@dataclass(frozen=True)
+class Operands:
+    """x and weight of a product as `row_block` and `weight_block` read them.
 
-    Behind them come TRANSPOSED and DESCRIPTORS of these. There are descriptors where the tile asks for them and the
-    matrices have the 16-byte alignment they need.
+    inputs: x in one to three pieces of columns, then None. depths: the columns of each, then 0.
+    transposed, descriptors: TRANSPOSED and DESCRIPTORS of these functions.
+    """
+
+    inputs: Sequence[Any]
+    depths: Sequence[int]
+    weight: Any
+    transposed: bool
+    descriptors: bool
+
+
+def product_operands(tile: Tile, x: Sequence[Tensor], weight: Tensor, transposed: bool) -> Operands:
+    """The operands for x [rows, K] in pieces of columns, and weight [N, K] (transposed: [K, N]).
+
+    There are descriptors where the tile asks for them and all matrices have the 16-byte alignment they need.
     """
     column_major = is_column_major(weight)
     matrix = weight.T if column_major else weight
     flipped = transposed != column_major
-    if not tile.descriptors or not all(_is_aligned(operand) for operand in (x, matrix)):
-        return x, matrix, flipped, False
-    block = [tile.depth, tile.columns] if flipped else [tile.columns, tile.depth]
-    rows = TensorDescriptor.from_tensor(x, [tile.rows, tile.depth])
-    return rows, TensorDescriptor.from_tensor(matrix, block), flipped, True
+    descriptors = tile.descriptors and all(_is_aligned(operand) for operand in (*x, matrix))
+    pieces: list[Any] = list(x)
+    right: Any = matrix
+    if descriptors:
+        block = [tile.depth, tile.columns] if flipped else [tile.columns, tile.depth]
+        pieces = [TensorDescriptor.from_tensor(piece, [tile.rows, tile.depth]) for piece in x]
+        right = TensorDescriptor.from_tensor(matrix, block)
+    missing = MOST_PIECES - len(x)
+    depths = [piece.shape[1] for piece in x] + [0] * missing
+    return Operands([*pieces, *[None] * missing], depths, right, flipped, descriptors)
 
 
 def _is_aligned(matrix: Tensor) -> bool:
@@ -65,11 +89,14 @@ def row_block(
 
 @triton.jit
 def weight_block(
-    weight, first_column, k,
-    N: tl.constexpr, K: tl.constexpr, TRANSPOSED: tl.constexpr,
+    weight, first_column, k, end,
+    N: tl.constexpr, K: tl.constexpr, MASKED: tl.constexpr, TRANSPOSED: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
-    """[BLOCK_K, BLOCK_N] of W^T for a contiguous weight [N, K], or of a weight [K, N] where transposed."""
+    """[BLOCK_K, BLOCK_N] of W^T for a contiguous weight [N, K], or of a weight [K, N] where transposed.
+
+    Zeros outside, and from row `end` of W^T on where MASKED; descriptors read on there, finite entries of x's zeros.
+    """
     if DESCRIPTORS:
         if TRANSPOSED:
             return weight.load([k, first_column])
@@ -79,10 +106,28 @@ def weight_block(
         column = first_column + tl.arange(0, BLOCK_N)
         depth = k + tl.arange(0, BLOCK_K)
         mask = (column < N)[None, :]
-        if K % BLOCK_K != 0:
-            mask &= (depth < K)[:, None]
+        if MASKED:
+            mask &= (depth < end)[:, None]
         if TRANSPOSED:
             offset = depth.to(tl.int64)[:, None] * N + column[None, :]
         else:
             offset = column.to(tl.int64)[None, :] * K + depth[:, None]
         return tl.load(weight + offset, mask=mask, other=0.0)
+
+
+@triton.jit
+def add_product(
+    total, x, weight, first_row, first_column, rows,
+    START: tl.constexpr, DEPTH: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+    TRANSPOSED: tl.constexpr, DESCRIPTORS: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """total + x times the DEPTH rows of W^T from START on, which are x's columns."""
+    for k in range(0, DEPTH, BLOCK_K):
+        left = row_block(x, first_row, rows, k, DEPTH, BLOCK_M, BLOCK_K, DESCRIPTORS)
+        right = weight_block(
+            weight, first_column, START + k, START + DEPTH,
+            N, K, DEPTH % BLOCK_K != 0, TRANSPOSED, BLOCK_N, BLOCK_K, DESCRIPTORS,
+        )  # fmt: skip
+        total = tl.dot(left, right, total, input_precision=PRECISION)
+    return total

@@ -24,7 +24,7 @@ from fedra_kernels._kernels.activation import activation_backward, activation_fo
 from fedra_kernels._kernels.gather_norm import gather_norm_backward, gather_norm_forward, norm_tile
 from fedra_kernels._kernels.head_loss import head_loss, head_loss_backward
 from fedra_kernels._kernels.head_products import head_grads, head_product, product_tile
-from fedra_kernels._kernels.lora_gemm import gemm_tile, lora_gemm
+from fedra_kernels._kernels.lora_gemm import gemm_tile, lora_gemm, lora_gemm_onto
 from fedra_kernels._kernels.lora_grad import (
     lora_grad_outer,
     lora_grad_output,
@@ -33,7 +33,7 @@ from fedra_kernels._kernels.lora_grad import (
     output_chunk,
 )
 from fedra_kernels._kernels.lora_shrink import lora_shrink, shrink_tile
-from fedra_kernels._kernels.lora_single_pass import lora_single_pass, single_pass_tile
+from fedra_kernels._kernels.lora_single_pass import lora_single_pass, lora_single_pass_onto, single_pass_tile
 from fedra_kernels.adamw import adamw_rows
 from fedra_kernels.aggregate import aggregate_rows
 from fedra_kernels.low_rank_add import low_rank_add_rows
@@ -70,10 +70,16 @@ def _op_calls():
     pieces = groups.chunks(outer_chunk(x, RANK))
     partial_a, partial_b = (torch.randn(len(pieces.rows), RANK * features) for features in (WIDTH, OUTPUTS))
     rows, norm_chunks, spans = chunks(product_tile(x).rows), chunks(norm_tile(x, [a]).rows), groups.spans
+    ones_out, gemm_spans = torch.ones(OUTPUTS), spans(gemm_tile(x, RANK).rows)
+    segments = ([x, x], torch.cat([weight, weight], 1), None, rank, [b[:, :9], None], [9, OUTPUTS - 9])
+    gemm = (*segments, gemm_spans, filled, SCALE, None, 0, False)
+    single_pass = (x, weight, None, a, b, spans(single_pass_tile(x, RANK).rows), filled, SCALE)
     return [
         (lora_shrink, (x, a, chunks(shrink_tile(x, RANK).rows), 2.0, keys, 5, False)),
-        (lora_gemm, (x, weight, None, rank, b, spans(gemm_tile(x, RANK).rows), filled, SCALE, None, 0, False)),
-        (lora_single_pass, (x, weight, None, a, b, spans(single_pass_tile(x, RANK).rows), filled, SCALE)),
+        (lora_gemm, (*gemm, y, index, ones_out)),
+        (lora_gemm_onto, (torch.zeros(ROWS, OUTPUTS), index, *gemm, y, index, ones_out)),
+        (lora_single_pass, (*single_pass, y, index, ones_out)),
+        (lora_single_pass_onto, (torch.zeros(ROWS, OUTPUTS), index, *single_pass, y, index, ones_out)),
         (lora_grad_output, (y, b, rank, chunks(output_chunk(y, RANK)), SCALE)),
         (lora_grad_outer, (x, rank, pieces.rows, keys, 5, True)),
         (
