@@ -8,14 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from fedra_engine.models.quantization import is_quantized
-from fedra_kernels import LayerNorm
-
-
-@dataclass(frozen=True)
-class Norm(LayerNorm):
-    """A LayerNorm or, without a bias, an RMSNorm."""
-
-    kind: Literal["layer", "rms"]
+from fedra_kernels import Norm
 
 
 @dataclass(frozen=True)
@@ -64,7 +57,7 @@ class _Family:
     """Parts that must be an nn.Identity in blocks of this family."""
 
 
-_ATTENTION_OUTPUTS = ("o_proj", "out_proj", "c_proj", "proj")
+_ATTENTION_OUTPUTS = ("o_proj", "out_proj", "c_proj", "proj", "output.dense")
 _DINO = _Family(
     norm1="norm1",
     attention="attention",

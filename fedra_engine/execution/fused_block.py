@@ -1,22 +1,24 @@
-"""Fused pre-norm blocks, which need fewer passes over memory.
+"""Fused pre-norm blocks: one op adds attention and MLP in place to the rows of the residual stream that hold the block.
 
-Instead of gathering the holders' samples, running the block on the copy and scattering the result, the norms read the
-holders' rows from the residual stream, and attention and MLP add to these rows in place. The kernel that produces a
-Linear's input (norm or activation) also multiplies it by the adapters' A.
+What lies between the attention's first and last products (heads, rotary embeddings, masks) stays the model's own code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fedra_engine.execution.block_parts import Norm, PreNormParts
-from fedra_engine.execution.sweep_block import GroupedLoraLinear, SweepBlock, SweepContext
+from fedra_engine.execution.block_parts import PreNormParts
+from fedra_engine.execution.sweep_block import GroupedLoraLinear, Pass, SweepBlock, SweepContext
+from fedra_engine.models.adapters import AdapterLayout
 from fedra_engine.models.batch_arguments import BatchArguments
-from fedra_kernels import gather_norm, gelu, scatter_add, swiglu
+from fedra_engine.models.structure import stores_input_first
+from fedra_kernels import AdaptedLayer, AdapterColumns, RowGroups, StreamBlock, stream_block
 
 
 class FusedBlock(SweepBlock):
@@ -25,96 +27,196 @@ class FusedBlock(SweepBlock):
     def __init__(
         self,
         block: nn.Module,
-        parts: PreNormParts,
+        parts: StreamBlock,
+        linears: Sequence[nn.Module],
+        core: AttentionCore,
         context: SweepContext,
         position: int,
         arguments: BatchArguments,
     ) -> None:
+        """`linears` are the modules of the layers of `parts`, in their order."""
         super().__init__(block, context, position, arguments)
-        self._parts = parts
+        self._parts, self._core = parts, core
+        self._targets = [linear.target if isinstance(linear, GroupedLoraLinear) else None for linear in linears]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        rows = self._context.current.plan.blocks[self.position]
-        if rows is None or self._checkpoints():
+        current = self._context.current
+        rows = current.plan.blocks[self.position]
+        if rows is None:
             return super().forward(*args, **kwargs)
         hidden = self.arguments.hidden_states(args, kwargs)
-        index = rows.token_index(*hidden.shape[:2])
-        stream = self._add_to(hidden, index, rows.index, args, kwargs)
-        return self.arguments.output(self._copy_exit_states(self._stand_in(stream) if self._is_replaced else stream))
-
-    def _compute(self, *args: Any, **kwargs: Any) -> Any:
-        # Checkpointed blocks run again in backward, from the hidden states they were given.
-        hidden = self.arguments.hidden_states(args, kwargs).clone()
-        index = torch.arange(hidden.shape[0] * hidden.shape[1], device=hidden.device)
-        return self.arguments.output(self._add_to(hidden, index, None, args, kwargs))
-
-    def _add_to(self, hidden: Tensor, index: Tensor, samples: Tensor | None, args: Any, kwargs: Any) -> Tensor:
-        """Add attention and MLP to the rows of `hidden` in place, and return it.
-
-        Args:
-            hidden: [samples, tokens, features], the residual stream.
-            index: int64 [rows], its rows that go through the block.
-            samples: int64, the samples of these rows; None for all.
-            args, kwargs: the block's arguments.
-        """
-        parts = self._parts
         tokens, features = hidden.shape[1:]
-        held = (-1, tokens, features)
+        samples = hidden.shape[0] if rows.index is None else len(rows.index)
+        # The attention takes the block's arguments for its samples; it must not read the hidden states themselves.
+        unread = hidden.new_full((), torch.nan).expand(samples, tokens, features)
+        held = self.arguments.select(args, kwargs, rows.index, unread)
         # Writing to a view makes autograd copy the whole gradient. Only the first block may get a view.
         stream = hidden.clone() if hidden._is_view() else hidden.contiguous()
+        index = None if rows.index is None else rows.token_index(hidden.shape[0], tokens)
+        stream = self._run_op(current, stream, index, rows.groups.per_token(tokens), held)
+        return self.arguments.output(self._copy_exit_states(self._stand_in(stream) if self._is_replaced else stream))
 
-        x = self._normalize(stream, index, parts.norm1, parts.attention_inputs).view(held)
-        # The attention takes the block's arguments for these samples, with x in place of the hidden states.
-        held_args, held_kwargs = self.arguments.select(args, kwargs, samples, x)
-        attended = parts.attention(*held_args, **held_kwargs)
-        if isinstance(attended, tuple):
-            attended = attended[0]
-        stream = scatter_add(stream, attended.reshape(-1, features), index, parts.scale1)
-
-        x = self._normalize(stream, index, parts.norm2, parts.mlp_inputs).view(held)
-        return scatter_add(stream, self._mlp(x).reshape(-1, features), index, parts.scale2)
-
-    def _normalize(self, stream: Tensor, index: Tensor, norm: Norm, readers: Sequence[nn.Module]) -> Tensor:
-        """Norm of the rows `index`, [rows, features]; fills `Pass.shrunk` for adapted Linears of `readers`.
-
-        The kernel takes adapters of one rank, the commonest; a Linear of another rank multiplies by its A itself.
-        """
-        current, block = self._context.current, self.position
-        adapted = [reader.target for reader in readers if isinstance(reader, GroupedLoraLinear)]
-        ranks = [current.adapters.lora_a[target].shape[1] for target in adapted]
-        commonest = max(ranks, key=ranks.count, default=0)
-        targets = [target for target, rank in zip(adapted, ranks, strict=True) if rank == commonest]
-        drops = [current.dropout[block, target] for target in targets if current.dropout]
-        x, shrunk = gather_norm(
+    def _run_op(
+        self, current: Pass, stream: Tensor, index: Tensor | None, groups: RowGroups, held: tuple[Any, Any]
+    ) -> Tensor:
+        factors = current.adapters
+        bank, gradients = factors.bank, factors.gradients
+        if all(target is None for target in self._targets):
+            # Below the first block with adapters nothing is differentiated.
+            bank, gradients = bank.detach(), None
+        dropout = []
+        if current.dropout:
+            dropout = [None if target is None else current.dropout[self.position, target] for target in self._targets]
+        args, kwargs = held
+        return stream_block(
             stream,
             index,
-            norm.weight,
-            norm.bias,
-            kind=norm.kind,
-            eps=norm.eps,
-            lora_a=[current.adapters.lora_a[target] for target in targets],
-            groups=current.groups(block, len(index)) if targets else None,
-            dropout=drops,
+            self._parts,
+            partial(self._core, args=args, kwargs=kwargs),
+            bank,
+            gradients,
+            groups,
+            dropout,
+            trains_a=factors.factors != "B",
+            trains_b=factors.factors != "A",
+            recompute=self._checkpoints(),
+            hand_over=current.hand_over,
         )
-        current.shrunk.update({(block, target): s for target, s in zip(targets, shrunk, strict=True)})
-        return x
 
-    def _mlp(self, x: Tensor) -> Tensor:
-        current, block, parts = self._context.current, self.position, self._parts
-        wide = [layer(x) for layer in parts.mlp_inputs]
-        output = parts.mlp_output
-        adapter: dict[str, Any] = {}
-        if isinstance(output, GroupedLoraLinear):
-            adapter = {
-                "lora_a": current.adapters.lora_a[output.target],
-                "groups": current.groups(block, wide[0].numel() // wide[0].shape[-1]),
-                "dropout": current.dropout.get((block, output.target)),
-            }
-        if parts.activation == "swiglu":
-            y, shrunk = swiglu(wide[0], wide[1], **adapter)
+
+class AttentionCore:
+    """An attention without its Linears: from the outputs of its first ones to the input of its last one."""
+
+    def __init__(self, attention: nn.Module, inputs: Sequence[nn.Module], output: nn.Module) -> None:
+        """`inputs` and `output` are its first and its last Linears."""
+        self._given = [_Given() for _ in inputs]
+        paths = {id(module): path for path, module in attention.named_modules()}
+        places = {paths[id(module)]: given for module, given in zip(inputs, self._given, strict=True)}
+        self._attention = _with_modules(attention, {**places, paths[id(output)]: nn.Identity()})
+
+    def __call__(self, projected: Sequence[Tensor], args: Any, kwargs: Any) -> Tensor:
+        """The input [rows, in] of the last Linear, for `projected` [rows, out] of each of the first.
+
+        Args:
+            args, kwargs: what the attention takes, with hidden states of the right shape, which are not read.
+        """
+        hidden = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        for given, value in zip(self._given, projected, strict=True):
+            given.value = value.view(*hidden.shape[:-1], -1)
+        attended = self._attention(*args, **kwargs)
+        result: Tensor = attended[0] if isinstance(attended, tuple) else attended
+        return result.reshape(-1, result.shape[-1])
+
+
+class _Given(nn.Module):
+    """Returns a value that is given beforehand, once."""
+
+    value: Tensor | None = None
+
+    def forward(self, _: Tensor) -> Tensor:
+        value, self.value = self.value, None
+        assert value is not None
+        return value
+
+
+def match_fused_block(
+    plain: SweepBlock, parts: PreNormParts, context: SweepContext, layout: AdapterLayout
+) -> FusedBlock | None:
+    """A candidate in place of a `plain` block, or None where its `parts` are not those of the op."""
+    output = parts.attention_output
+    if output is None:
+        return None
+    read = (parts.attention_inputs, (output,), parts.mlp_inputs, (parts.mlp_output,))
+    linears = [linear for of_input in read for linear in of_input]
+    known = {id(linear) for linear in linears}
+    adapted = [module for module in plain.block.modules() if isinstance(module, GroupedLoraLinear)]
+    if any(id(module) not in known for module in adapted):
+        return None
+    layers, first = [], 0
+    for of_input in read:
+        layer = _layer(of_input, layout, first)
+        if layer is None:
+            return None
+        layers.append(layer)
+        first += len(of_input)
+    block = StreamBlock(
+        norm1=parts.norm1,
+        attention_inputs=layers[0],
+        attention_output=layers[1],
+        scale1=parts.scale1,
+        norm2=parts.norm2,
+        mlp_inputs=layers[2],
+        activation=parts.activation,
+        mlp_output=layers[3],
+        scale2=parts.scale2,
+    )
+    core = AttentionCore(parts.attention, parts.attention_inputs, output)
+    return FusedBlock(plain.block, block, linears, core, context, plain.position, plain.arguments)
+
+
+def _layer(linears: Sequence[Any], layout: AdapterLayout, first: int) -> AdaptedLayer | None:
+    """The Linears as one layer; None where their weights or their adapters cannot be put together."""
+    input_first = {_stores_input_first(linear) for linear in linears}
+    adapters = [_columns(linear, layout) for linear in linears]
+    if len(input_first) > 1 or (len(linears) > 1 and True in input_first):
+        return None
+    weight, biases = _joined([linear.weight for linear in linears]), [linear.bias for linear in linears]
+    bias = None
+    if any(part is not None for part in biases):
+        widths = [linear.weight.shape[0] for linear in linears]
+        zeros = (weight.new_zeros(width) for width in widths)
+        bias = torch.cat([zero if part is None else part.detach() for part, zero in zip(biases, zeros, strict=True)])
+    widths = tuple(linear.weight.shape[1 if input_first == {True} else 0] for linear in linears)
+    try:
+        return AdaptedLayer(weight, bias, widths, tuple(adapters), first, input_first == {True})
+    except ValueError:
+        return None
+
+
+def _stores_input_first(linear: Any) -> bool:
+    return linear.input_first if isinstance(linear, GroupedLoraLinear) else stores_input_first(linear)
+
+
+def _columns(linear: nn.Module, layout: AdapterLayout) -> AdapterColumns | None:
+    if not isinstance(linear, GroupedLoraLinear):
+        return None
+    target = layout.targets[linear.target]
+    return AdapterColumns(*layout.first_columns(linear.target), target.rank, target.scale)
+
+
+def _joined(weights: Sequence[nn.Parameter]) -> Tensor:
+    """The weights [out, in] one below the other, in one matrix, of which they become views: nothing is kept twice."""
+    first = weights[0].detach()
+    if len(weights) == 1:
+        return first
+    rows, end = sum(len(weight) for weight in weights), first.storage_offset()
+    storage = first.untyped_storage()
+    together = True
+    for weight in weights:
+        same = weight.untyped_storage()._cdata == storage._cdata and weight.storage_offset() == end
+        together &= same and weight.is_contiguous()
+        end += weight.numel()
+    if together:
+        return first.as_strided((rows, first.shape[1]), (first.shape[1], 1))
+    joined = torch.cat([weight.detach() for weight in weights])
+    for weight, part in zip(weights, joined.split([len(weight) for weight in weights]), strict=True):
+        weight.data = part
+    return joined
+
+
+def _with_modules(root: nn.Module, replaced: Mapping[str, nn.Module]) -> nn.Module:
+    """A copy of the modules on the way to those that are replaced; the others, and all parameters, are shared."""
+    result = copy.copy(root)
+    result._modules = dict(root._modules)
+    below: dict[str, dict[str, nn.Module]] = {}
+    for path, module in replaced.items():
+        name, _, rest = path.partition(".")
+        if rest:
+            below.setdefault(name, {})[rest] = module
         else:
-            y, shrunk = gelu(wide[0], approximate="none" if parts.activation == "gelu" else "tanh", **adapter)
-        if isinstance(output, GroupedLoraLinear) and shrunk is not None:
-            current.shrunk[block, output.target] = shrunk
-        result: Tensor = output(y)
-        return result
+            result._modules[name] = module
+    for name, of_child in below.items():
+        child = root._modules[name]
+        assert child is not None
+        result._modules[name] = _with_modules(child, of_child)
+    return result

@@ -17,7 +17,7 @@ from fedra_engine.models.batch_arguments import BatchArguments
 from fedra_engine.models.quantization import has_quantized_weight
 from fedra_engine.models.stand_ins import LowRankMap
 from fedra_engine.models.structure import linear_shape, stores_input_first
-from fedra_kernels import Dropout, RowGroups, lora_linear, low_rank_add
+from fedra_kernels import Dropout, GradientHandOver, RowGroups, lora_linear, low_rank_add
 
 
 class BankFactors:
@@ -48,14 +48,14 @@ class Pass:
         adapters: the bank's factors.
         dropout: LoRA dropout by (block, target); empty if nothing is dropped.
         stand_ins: the map of each block; empty if no block is replaced.
-        shrunk: drop(x) Aᵀ by (block, target), from the kernel that computed x; removed by the target's Linear.
+        hand_over: by which fused blocks pass on the gradient of the residual stream.
     """
 
     plan: SweepPlan
     adapters: BankFactors
     dropout: Mapping[tuple[int, int], Dropout] = field(default_factory=dict)
     stand_ins: Sequence[LowRankMap] = ()
-    shrunk: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    hand_over: GradientHandOver = field(default_factory=GradientHandOver)
 
     def groups(self, block: int, rows: int) -> RowGroups:
         """The samples in `block`, which must have a holder, by client; they are `rows` rows (tokens) together."""
@@ -123,7 +123,6 @@ class GroupedLoraLinear(nn.Module):
             current.adapters.grad_a[target],
             current.adapters.grad_b[target],
             dropout=current.dropout.get((block, target)),
-            shrunk=current.shrunk.pop((block, target), None),
             input_first=self.input_first,
         )
         return y if self._linear is None else self._linear(x) + y

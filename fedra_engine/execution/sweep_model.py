@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map_only
 from fedra_engine.execution.block_parts import match_parts
 from fedra_engine.execution.dropout import DropoutKeys, pass_dropout
 from fedra_engine.execution.first_token import find_fewest_first_token_samples
-from fedra_engine.execution.fused_block import FusedBlock
+from fedra_engine.execution.fused_block import match_fused_block
 from fedra_engine.execution.model_check import ModelInputs, check_norm, check_sweep, nearly_same_change
 from fedra_engine.execution.plan import ExitCopy, SweepPlan, plan_groups
 from fedra_engine.execution.sweep_block import BankFactors, GroupedLoraLinear, Pass, SweepBlock, SweepContext
@@ -247,9 +247,10 @@ class SweepModel:
     def _of_kernels(self, plain: Sequence[SweepBlock]) -> dict[int, SweepBlock]:
         """Candidates in place of `plain` blocks of known families, by position."""
         return {
-            block.position: FusedBlock(block.block, parts, self._context, block.position, block.arguments)
+            block.position: fused
             for block in plain
             if (parts := match_parts(block.block)) is not None
+            and (fused := match_fused_block(block, parts, self._context, self._foundation.adapter_layout)) is not None
         }
 
 

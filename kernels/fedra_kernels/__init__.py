@@ -14,7 +14,6 @@ from .low_rank_add import low_rank_add, low_rank_add_reference
 from .pre_norm_block import (
     AdapterColumns,
     BlockAdapters,
-    LayerNorm,
     PreNormBlock,
     pre_norm_block,
     pre_norm_block_reference,
@@ -22,15 +21,19 @@ from .pre_norm_block import (
 from .scatter_add import scatter_add, scatter_add_reference
 from .sgd import sgd, sgd_reference
 from .squared_norms import squared_changes, squared_changes_reference, squared_norms, squared_norms_reference
+from .stream_block import AdaptedLayer, GradientHandOver, Norm, StreamBlock, stream_block, stream_block_reference
 
 __all__ = [
+    "AdaptedLayer",
     "AdapterColumns",
     "BlockAdapters",
     "Dropout",
     "FrozenLinear",
-    "LayerNorm",
+    "GradientHandOver",
+    "Norm",
     "PreNormBlock",
     "RowGroups",
+    "StreamBlock",
     "activation_reference",
     "adamw",
     "adamw_reference",
@@ -61,6 +64,8 @@ __all__ = [
     "squared_changes_reference",
     "squared_norms",
     "squared_norms_reference",
+    "stream_block",
+    "stream_block_reference",
     "swiglu",
     "to_device",
 ]

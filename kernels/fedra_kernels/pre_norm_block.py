@@ -20,19 +20,11 @@ from ._kernels.attention import attend, attend_backward
 from ._kernels.checks import check_float, check_like, check_shape, check_sink
 from ._kernels.computed_rows import ComputedRows
 from ._kernels.low_rank_pass import LowRankPass
+from ._kernels.norm import Norm
 from ._kernels.shared_input import AdapterColumns, Factors, FactorViews, SharedInput, share_input
 from .dropout import Dropout
 from .frozen_linear import FrozenLinear
 from .groups import RowGroups, bank_rows
-
-
-@dataclass(frozen=True)
-class LayerNorm:
-    """A frozen LayerNorm: weight and bias [features]."""
-
-    weight: Tensor
-    bias: Tensor | None
-    eps: float
 
 
 @dataclass(frozen=True)
@@ -50,11 +42,11 @@ class PreNormBlock:
         fused_attention: use torch's fused kernel instead of batched products; the results differ by rounding.
     """
 
-    norm1: LayerNorm
+    norm1: Norm
     inputs: tuple[FrozenLinear, ...]
     output: FrozenLinear
     scale1: Tensor | None
-    norm2: LayerNorm
+    norm2: Norm
     fc1: FrozenLinear
     fc2: FrozenLinear
     scale2: Tensor | None
@@ -183,7 +175,7 @@ def pre_norm_block_reference(
         parts = zip(x.split(groups.sizes), groups.host_slots, strict=True)
         return y + torch.cat([adapter.scale * part @ lora_a[slot].T @ lora_b[slot].T for part, slot in parts])
 
-    def norm(x: Tensor, parts: LayerNorm) -> Tensor:
+    def norm(x: Tensor, parts: Norm) -> Tensor:
         return F.layer_norm(x, (features,), parts.weight, parts.bias, parts.eps)
 
     rows = held.reshape(-1, features)
@@ -285,12 +277,12 @@ class _PreNormBlock(torch.autograd.Function):
         return (result if samples is None else grad.index_copy(0, samples, result)), *[None] * 8
 
 
-def _normalize(rows: Tensor, norm: LayerNorm) -> tuple[Tensor, Tensor, Tensor]:
+def _normalize(rows: Tensor, norm: Norm) -> tuple[Tensor, Tensor, Tensor]:
     """The normalized rows, and what backward needs: means and inverse deviations."""
     return torch.native_layer_norm(rows, rows.shape[1:], norm.weight, norm.bias, norm.eps)
 
 
-def _normalize_backward(grad: Tensor, rows: Tensor, mean: Tensor, inverse: Tensor, norm: LayerNorm) -> Tensor:
+def _normalize_backward(grad: Tensor, rows: Tensor, mean: Tensor, inverse: Tensor, norm: Norm) -> Tensor:
     found: Tensor = torch.ops.aten.native_layer_norm_backward(
         grad, rows, rows.shape[1:], mean, inverse, norm.weight, norm.bias, [True, False, False]
     )[0]

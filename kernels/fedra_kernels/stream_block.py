@@ -19,7 +19,8 @@ from torch.autograd.function import once_differentiable
 
 from ._kernels.adapted_layer import AdaptedLayer
 from ._kernels.checks import check_device, check_index, check_like, check_shape, check_sink, check_stream, stream_rows
-from ._kernels.stream_steps import Activation, Norm, NormedRows, Shrunk, StreamSteps
+from ._kernels.norm import Norm
+from ._kernels.stream_steps import Activation, NormedRows, Shrunk, StreamSteps
 from ._kernels.stream_torch import TorchSteps
 from ._kernels.stream_triton import TritonSteps
 from .activation import activation_reference
@@ -134,7 +135,9 @@ def stream_block(
     """
     _check(stream, index, block, bank, gradients, groups, dropout)
     kind = TritonSteps if use_triton(stream) else TorchSteps
-    steps = kind(bank, gradients, trains_a, trains_b, groups, tuple(dropout))
+    present = [adapter for layer in block.layers for adapter in layer.present]
+    first_b = min((adapter.first_b for adapter in present), default=0)
+    steps = kind(bank, gradients, trains_a, trains_b, groups, tuple(dropout), first_b)
     hand_over = hand_over or GradientHandOver()
     follows = hand_over.follows(stream)
     result: Tensor = _StreamBlock.apply(stream, index, block, attend, bank, steps, recompute, hand_over, follows)
@@ -299,8 +302,8 @@ def _backward(
     of_output, narrow = steps.output_gradient([grad], output, kept.shrunk_output, index, block.scale2)
     of_y = steps.input_gradient(of_output, output, narrow)
     of_wide = steps.activation_gradient(of_y, kept.wide, block.activation, output, narrow)
-    of_members, narrow = steps.output_gradient(mlp.by_member(of_wide), mlp, kept.shrunk_mlp)
-    of_x = steps.input_gradient(of_members if steps.splits(mlp) else [of_wide], mlp, narrow)
+    _, narrow = steps.output_gradient([of_wide], mlp, kept.shrunk_mlp)
+    of_x = steps.input_gradient([of_wide], mlp, narrow)
     steps.factor_gradient(kept.second, mlp, narrow)
     of_middle = steps.norm_gradient(of_x, kept.second, grad, index, None, None)
 

@@ -13,7 +13,7 @@ from fedra_kernels import (
     BlockAdapters,
     Dropout,
     FrozenLinear,
-    LayerNorm,
+    Norm,
     PreNormBlock,
     RowGroups,
     pre_norm_block,
@@ -32,8 +32,8 @@ def draw(*shape: int) -> Tensor:
 
 
 def make_block(*, merged: bool, scaled: bool, approximate: str = "none", fused: bool = False) -> PreNormBlock:
-    def norm() -> LayerNorm:
-        return LayerNorm(1 + draw(FEATURES) / 4, draw(FEATURES) / 4, 1e-6)
+    def norm() -> Norm:
+        return Norm(1 + draw(FEATURES) / 4, draw(FEATURES) / 4, 1e-6, "layer")
 
     def linear(outputs: int, inputs: int) -> FrozenLinear:
         return FrozenLinear(draw(outputs, inputs) / inputs**0.5, draw(outputs))

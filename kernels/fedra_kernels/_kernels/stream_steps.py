@@ -12,20 +12,11 @@ from torch import Tensor
 from ..dropout import Dropout
 from ..groups import RowGroups
 from .adapted_layer import AdaptedLayer
+from .norm import Norm
 
 Activation = Literal["gelu", "gelu_tanh", "swiglu"]
 Shrunk = list[Tensor]
 """S = drop(x) A_k^T of a layer's adapters, in the form of the path that made it; empty without adapters."""
-
-
-@dataclass(frozen=True)
-class Norm:
-    """A frozen LayerNorm (`layer`) or RMSNorm (`rms`, without a bias): weight and bias [features]."""
-
-    weight: Tensor
-    bias: Tensor | None
-    eps: float
-    kind: Literal["layer", "rms"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +46,7 @@ class StreamSteps(ABC):
         trains_a, trains_b: whether A and B get gradients.
         groups: the slot of each row.
         dropout: LoRA dropout of each Linear of the block, or empty.
+        first_b: the column of a slot at which the first B begins; all A lie before it.
     """
 
     bank: Tensor
@@ -63,6 +55,7 @@ class StreamSteps(ABC):
     trains_b: bool
     groups: RowGroups
     dropout: Sequence[Dropout | None]
+    first_b: int
 
     def dropouts(self, layer: AdaptedLayer) -> list[Dropout | None]:
         """The dropout of each adapter of a layer."""
@@ -118,7 +111,7 @@ class StreamSteps(ABC):
         """dS of a layer, from the gradients of its outputs, whose dB are summed up.
 
         Args:
-            grads: one tensor for each Linear; with `index` or `column_scale`, one, whose rows `index` are the
+            grads: one tensor for each Linear, or one for all, side by side; with `index` or `column_scale`, one, whose rows `index` are the
                 gradients, times `column_scale`.
 
         Returns:
@@ -127,7 +120,7 @@ class StreamSteps(ABC):
 
     @abstractmethod
     def input_gradient(self, grads: Sequence[Tensor], layer: AdaptedLayer, grad_shrunk: Shrunk) -> Tensor:
-        """dX [rows, in] from the gradients of a layer's outputs and dS."""
+        """dX [rows, in] from the gradients of a layer's outputs, as `output_gradient` returned them, and dS."""
 
     @abstractmethod
     def factor_gradient(self, x: Tensor | NormedRows, layer: AdaptedLayer, grad_shrunk: Shrunk) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,9 +13,11 @@ from ..dropout import keep_mask
 from ..groups import Run, add_to_bank, bank_rows, grouped
 from . import lora_torch
 from .adapted_layer import AdaptedLayer
-from .stream_steps import Activation, Norm, NormedRows, Shrunk, StreamSteps
+from .norm import Norm
+from .stream_steps import Activation, NormedRows, Shrunk, StreamSteps
 
 
+@dataclass(frozen=True)
 class TorchSteps(StreamSteps):
     """On a CPU. `Shrunk` has S of each adapter, then, with dropout, what is kept of x, bool [rows, in], for each."""
 
@@ -74,10 +77,11 @@ class TorchSteps(StreamSteps):
             grads = [grad.index_select(0, index) for grad in grads]
         if column_scale is not None:
             grads = [grad * column_scale for grad in grads]
+        of_members = layer.by_member(grads[0]) if len(grads) < len(layer.widths) else grads
         grad_shrunk: Shrunk = []
         sinks = None if self.gradients is None or not self.trains_b else layer.lora_b(self.gradients)
         for number, (member, lora_b) in enumerate(zip(layer.members, layer.lora_b(self.bank), strict=True)):
-            grad = grads[member]
+            grad = of_members[member]
             of_x = grad.new_empty(len(grad), layer.rank)
             for run in self.groups.runs:
                 part = grouped(grad, run)
@@ -91,10 +95,14 @@ class TorchSteps(StreamSteps):
         return grads, [*grad_shrunk, *shrunk[len(layer.members) :]]
 
     def input_gradient(self, grads: Sequence[Tensor], layer: AdaptedLayer, grad_shrunk: Shrunk) -> Tensor:
-        total: Tensor | None = None
-        for grad, (weight, _) in zip(grads, layer.parts(), strict=True):
-            total = grad @ weight if total is None else total.addmm_(grad, weight)
-        assert total is not None
+        if len(grads) < len(layer.widths):
+            total = grads[0] @ layer.oriented
+        else:
+            parts = zip(grads, layer.parts(), strict=True)
+            grad, (weight, _) = next(parts)
+            total = grad @ weight
+            for grad, (weight, _) in parts:
+                total.addmm_(grad, weight)
         keeps = grad_shrunk[len(layer.members) :]
         for number, lora_a in enumerate(layer.lora_a(self.bank)):
             for run in self.groups.runs:

@@ -1,0 +1,294 @@
+"""The steps of a block on the residual stream by Triton kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..dropout import Dropout
+from .activation import activation_forward, activation_tile
+from .activation_gradient import activation_gradient
+from .adapted_layer import AdaptedLayer
+from .configs import NARROW_RANK, gradient_chunk
+from .gather_norm import MAX_SHRINKS, gather_norm_backward, gather_norm_forward, norm_tile
+from .lora_gemm import gemm_tile, lora_gemm, lora_gemm_onto
+from .lora_grad_outer import lora_grad_outer
+from .lora_grad_output import lora_grad_output
+from .lora_grad_reduce import lora_grad_reduce
+from .lora_shrink import lora_shrink, shrink_tile
+from .lora_single_pass import lora_single_pass, lora_single_pass_onto, single_pass_tile
+from .row_tables import Chunks
+from .norm import Norm
+from .stream_steps import Activation, NormedRows, Shrunk, StreamSteps
+
+_PLAIN = (None, None, None, None)
+"""In place of the moments, weight and bias of a norm, where x is given as it is."""
+
+
+@dataclass(frozen=True)
+class TritonSteps(StreamSteps):
+    """On a GPU. `Shrunk` is S [rows, adapters * rank] of a layer, in one tensor.
+
+    The sums for the gradients are those of each chunk of rows, fp32 [chunks, trained columns of a slot], laid out as
+    the slots are; one launch adds them all.
+    """
+
+    def normalize(
+        self, source: Tensor, index: Tensor | None, norm: Norm, reader: AdaptedLayer
+    ) -> tuple[Tensor, NormedRows, Shrunk]:
+        fused = reader.present and reader.rank <= NARROW_RANK and len(reader.present) <= MAX_SHRINKS
+        banks = reader.lora_a(self.bank) if fused else []
+        chunks = self.groups.chunks(norm_tile(source, banks).rows).rows if fused else None
+        keys, threshold = self._keys(reader) if fused else ([], 0)
+        x, rows, mean, inverse, shrunk = gather_norm_forward(
+            source, index, norm.weight, norm.bias, norm.eps, norm.kind == "rms", index is not None,
+            banks, chunks, keys, threshold,
+        )  # fmt: skip
+        normed = NormedRows(source if index is None else rows, mean, inverse, norm)
+        return x, normed, [shrunk] if fused else self._shrink(x, reader)
+
+    def product(self, x: Tensor, layer: AdaptedLayer, shrunk: Shrunk) -> Tensor:
+        if not shrunk:
+            return F.linear(x, layer.oriented, layer.bias)
+        return lora_gemm(*self._gemm_arguments(x, layer, shrunk[0]))
+
+    def add_product(
+        self,
+        x: Tensor,
+        layer: AdaptedLayer,
+        shrunk: Shrunk | None,
+        residual: Tensor,
+        residual_index: Tensor | None,
+        column_scale: Tensor | None,
+        out: Tensor | None,
+        out_index: Tensor | None,
+    ) -> tuple[Tensor, Shrunk]:
+        beside = residual, residual_index, column_scale
+        if not layer.present:
+            return _add_plain(self.product(x, layer, []), *beside, out, out_index), []
+        single = shrunk is None and layer.rank <= NARROW_RANK and not self.dropout and len(layer.widths) == 1
+        if single:
+            spans = self.groups.spans(single_pass_tile(x, layer.rank).rows)
+            (lora_a,), (lora_b,) = layer.lora_a(self.bank), layer.lora_b(self.bank)
+            weight, scale = layer.oriented, self.scale(layer)
+            arguments = x, weight, layer.bias, lora_a, lora_b, spans, self.groups.filled, scale, *beside
+            if out is None:
+                y, of_x = lora_single_pass(*arguments)
+                return y, [of_x]
+            return out, [lora_single_pass_onto(out, out_index, *arguments)]
+        shrunk = self._shrink(x, layer) if shrunk is None else shrunk
+        gemm = *self._gemm_arguments(x, layer, shrunk[0]), *beside
+        if out is None:
+            return lora_gemm(*gemm), shrunk
+        lora_gemm_onto(out, out_index, *gemm)
+        return out, shrunk
+
+    def activate(self, wide: Tensor, kind: Activation, reader: AdaptedLayer) -> tuple[Tensor, Shrunk]:
+        x, up = _halves(wide, kind)
+        fused = reader.present and reader.rank <= NARROW_RANK
+        lora_a = reader.lora_a(self.bank)[0] if fused else None
+        chunks = self.groups.chunks(activation_tile(x, lora_a).rows).rows if fused else None
+        keys, threshold = self._keys(reader) if fused else ([], 0)
+        y, *shrunk = activation_forward(kind, x, up, lora_a, chunks, keys[0] if keys else None, threshold)
+        return y, shrunk if fused else self._shrink(y, reader)
+
+    def output_gradient(
+        self,
+        grads: Sequence[Tensor],
+        layer: AdaptedLayer,
+        shrunk: Shrunk,
+        index: Tensor | None = None,
+        column_scale: Tensor | None = None,
+    ) -> tuple[Sequence[Tensor], Shrunk]:
+        gathers = index is not None or column_scale is not None
+        if not layer.present or layer.rank > NARROW_RANK:
+            if gathers:
+                grads = [_gather(grads[0], index, column_scale)]
+            return grads, self._wide_output_gradient(grads, layer, shrunk)
+        of_members = layer.by_member(grads[0]) if len(grads) < len(layer.widths) else grads
+        adapted = [of_members[member] for member in layer.members]
+        partials = self._partials if self._trains(layer.present[0].first_b) else None
+        columns = [self._column(adapter.first_b) for adapter in layer.present]
+        grad_shrunk, gathered = lora_grad_output(
+            adapted, layer.lora_b(self.bank), shrunk[0], self._chunks.rows, partials, columns, self.scale(layer),
+            index, column_scale,
+        )  # fmt: skip
+        return [gathered] if gathers else grads, [grad_shrunk]
+
+    def input_gradient(self, grads: Sequence[Tensor], layer: AdaptedLayer, grad_shrunk: Shrunk) -> Tensor:
+        ranks = layer.rank if self.dropout else layer.rank * len(layer.present)
+        spans = self.groups.spans(gemm_tile(grads[0], ranks, bool(self.dropout)).rows) if grad_shrunk else None
+        if spans is not None and not self.dropout:
+            return lora_gemm(
+                list(grads), layer.oriented, None, grad_shrunk[0], [layer.all_a(self.bank)], [layer.inputs], spans,
+                self.groups.filled, None, None, 0, True, None, None, None,
+            )  # fmt: skip
+        of_members = layer.by_member(grads[0]) if len(grads) < len(layer.widths) else grads
+        total: Tensor | None = None
+        places = {member: number for number, member in enumerate(layer.members)}
+        for member, (grad, (weight, _)) in enumerate(zip(of_members, layer.parts(), strict=True)):
+            if member not in places:
+                total = grad @ weight if total is None else total.addmm_(grad, weight)
+                continue
+            number = places[member]
+            keys, threshold = self._keys(layer)
+            narrow = grad_shrunk[0][:, number * layer.rank : (number + 1) * layer.rank].contiguous()
+            assert spans is not None
+            total = lora_gemm(
+                [grad.contiguous()], weight, None, narrow, [layer.lora_a(self.bank)[number]], [layer.inputs], spans,
+                self.groups.filled, None, keys[number], threshold, True, total, None, None,
+            )  # fmt: skip
+        assert total is not None
+        return total
+
+    def factor_gradient(self, x: Tensor | NormedRows, layer: AdaptedLayer, grad_shrunk: Shrunk) -> None:
+        if not layer.present or not self._trains(layer.present[0].first_a):
+            return
+        moments = _PLAIN if isinstance(x, Tensor) else (x.mean, x.inverse, x.norm.weight, x.norm.bias)
+        rows = x if isinstance(x, Tensor) else x.rows
+        together = not self.dropout and layer.rank <= NARROW_RANK
+        keys, threshold = self._keys(layer)
+        for number in range(1 if together else len(layer.present)):
+            ranks = layer.rank * len(layer.present) if together else layer.rank
+            lora_grad_outer(
+                rows, grad_shrunk[0], self._chunks.rows, self._partials, self._column(layer.present[number].first_a),
+                number * layer.rank, ranks, True, 1.0, keys[number] if keys else None, threshold, *moments,
+            )  # fmt: skip
+
+    def activation_gradient(
+        self, grad_y: Tensor, wide: Tensor, kind: Activation, reader: AdaptedLayer, grad_shrunk: Shrunk
+    ) -> Tensor:
+        grad_wide = wide.new_empty(wide.shape)
+        x, up = _halves(wide, kind)
+        grad_x, grad_up = _halves(grad_wide, kind)
+        trained = bool(reader.present) and self._trains(reader.present[0].first_a)
+        keys, threshold = self._keys(reader)
+        activation_gradient(
+            kind, grad_y, x, up, grad_x, grad_up, self._chunks.rows,
+            grad_shrunk[0] if trained else None, self._partials if trained else None,
+            self._column(reader.present[0].first_a) if trained else 0, keys[0] if keys and trained else None, threshold,
+        )  # fmt: skip
+        return grad_wide
+
+    def norm_gradient(
+        self,
+        grad_x: Tensor,
+        normed: NormedRows,
+        residual: Tensor,
+        residual_index: Tensor | None,
+        out: Tensor | None,
+        out_index: Tensor | None,
+    ) -> Tensor:
+        result = grad_x.new_empty(grad_x.shape) if out is None else out
+        norm = normed.norm
+        gather_norm_backward(
+            grad_x, norm.weight, normed.rows, normed.mean, normed.inverse, norm.kind == "rms", residual,
+            residual_index, result, out_index,
+        )  # fmt: skip
+        return result
+
+    def finish(self) -> None:
+        start, end = self._trained_columns
+        if self.gradients is not None and end > start:
+            lora_grad_reduce(self._partials, self._chunks.groups, self.gradients[:, start:end], None)
+
+    @cached_property
+    def _chunks(self) -> Chunks:
+        return self.groups.chunks(gradient_chunk(self.bank))
+
+    @cached_property
+    def _partials(self) -> Tensor:
+        start, end = self._trained_columns
+        return self.bank.new_empty(self._chunks.rows.shape[0], end - start, dtype=torch.float32)
+
+    @cached_property
+    def _trained_columns(self) -> tuple[int, int]:
+        """The columns of a slot that get gradients: all A lie before all B."""
+        if self.gradients is None:
+            return 0, 0
+        return 0 if self.trains_a else self.first_b, self.bank.shape[1] if self.trains_b else self.first_b
+
+    def _trains(self, column: int) -> bool:
+        """Whether the factor that begins at a slot's column gets gradients."""
+        start, end = self._trained_columns
+        return start <= column < end
+
+    def _column(self, column: int) -> int:
+        """A slot's column among those that get gradients."""
+        return column - self._trained_columns[0]
+
+    def _keys(self, layer: AdaptedLayer) -> tuple[list[Tensor], int]:
+        """The keys of each adapter's dropout, none without, and the threshold of all."""
+        dropouts: list[Dropout] = [drop for drop in self.dropouts(layer) if drop is not None]
+        return [drop.keys for drop in dropouts], dropouts[0].threshold if dropouts else 0
+
+    def _shrink(self, x: Tensor, layer: AdaptedLayer) -> Shrunk:
+        if not layer.present:
+            return []
+        pieces = self.groups.chunks(shrink_tile(x, layer.rank).rows).rows
+        keys, threshold = self._keys(layer)
+        parts = [
+            lora_shrink(x, lora_a, pieces, 1.0, keys[number] if keys else None, threshold, False)
+            for number, lora_a in enumerate(layer.lora_a(self.bank))
+        ]
+        return [parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)]
+
+    def _gemm_arguments(self, x: Tensor, layer: AdaptedLayer, shrunk: Tensor) -> tuple[object, ...]:
+        """The arguments of `lora_gemm` for a layer's outputs, but for what it may be added to."""
+        factors = iter(layer.lora_b(self.bank))
+        expand = [None if adapter is None else next(factors) for adapter in layer.adapters]
+        spans = self.groups.spans(gemm_tile(x, layer.rank).rows)
+        return (
+            [x], layer.oriented, layer.bias, shrunk, expand, list(layer.widths), spans, self.groups.filled,
+            self.scale(layer), None, 0, False,
+        )  # fmt: skip
+
+    def _wide_output_gradient(self, grads: Sequence[Tensor], layer: AdaptedLayer, shrunk: Shrunk) -> Shrunk:
+        """dS, and dB summed up, of a layer with adapters of a high rank."""
+        if not layer.present:
+            return []
+        of_members = layer.by_member(grads[0]) if len(grads) < len(layer.widths) else grads
+        pieces = self.groups.chunks(shrink_tile(grads[0], layer.rank).rows).rows
+        parts = []
+        factors = layer.lora_b(self.bank)
+        for number, (member, adapter) in enumerate(zip(layer.members, layer.present, strict=True)):
+            grad = of_members[member].contiguous()
+            parts.append(lora_shrink(grad, factors[number], pieces, self.scale(layer), None, 0, True))
+            if self._trains(adapter.first_b):
+                lora_grad_outer(
+                    grad, shrunk[0], self._chunks.rows, self._partials, self._column(adapter.first_b),
+                    number * layer.rank, layer.rank, False, self.scale(layer), None, 0, *_PLAIN,
+                )  # fmt: skip
+        return [parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)]
+
+
+def _halves(wide: Tensor, kind: Activation) -> tuple[Tensor, Tensor | None]:
+    """Gate and up, which lie side by side; without a gate, `wide` and None."""
+    if kind != "swiglu":
+        return wide, None
+    gate, up = wide.chunk(2, dim=1)
+    return gate, up
+
+
+def _gather(grad: Tensor, index: Tensor | None, column_scale: Tensor | None) -> Tensor:
+    rows = grad if index is None else grad.index_select(0, index)
+    return rows if column_scale is None else rows * column_scale
+
+
+def _add_plain(
+    y: Tensor,
+    residual: Tensor,
+    residual_index: Tensor | None,
+    column_scale: Tensor | None,
+    out: Tensor | None,
+    out_index: Tensor | None,
+) -> Tensor:
+    """residual[residual_index] + column_scale * y, for a layer without adapters."""
+    rows = residual if residual_index is None else residual.index_select(0, residual_index)
+    total = y.add_(rows) if column_scale is None else torch.addcmul(rows, y, column_scale)
+    return total if out is None or out_index is None else out.index_copy_(0, out_index, total)
