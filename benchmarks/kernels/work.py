@@ -16,6 +16,10 @@ class Peaks:
     flops: float
     bandwidth: float
 
+    def seconds(self, part: Pass) -> float:
+        """A pass takes as long as its products or its traffic, whichever is longer."""
+        return max(part.flops / self.flops, part.bytes / self.bandwidth)
+
 
 H100 = Peaks("H100, assumed", flops=800e12, bandwidth=3.0e12)
 """What large bf16 products and copies reach on an H100 SXM; for expectations on machines without a GPU."""
@@ -47,7 +51,7 @@ class Work:
 
     def seconds(self, peaks: Peaks) -> float:
         """The roofline: each pass takes as long as its products or its traffic, whichever is longer."""
-        return sum(max(part.flops / peaks.flops, part.bytes / peaks.bandwidth) for part in self.passes)
+        return sum(peaks.seconds(part) for part in self.passes)
 
 
 def traffic(count: float) -> Work:
