@@ -25,22 +25,19 @@ class Count:
 
     calls: Counter[OpCall] = field(default_factory=Counter)
 
-    def of(self, *, op: str | None = None, kind: Kind | None = None, ours: bool | None = None) -> Count:
-        """The calls of an op, of a kind, of this project's kernels or of others."""
-        return Count(
-            Counter(
-                {
-                    call: times
-                    for call, times in self.calls.items()
-                    if op in (None, call.op) and kind in (None, call.kind) and ours in (None, call.is_ours)
-                }
-            )
-        )
+    def of(self, *ops: str, kind: Kind | None = None, ours: bool | None = None) -> Count:
+        """The calls of these `ops` (none: all), of a `kind`, and of this project's kernels or of others."""
+        kept = {
+            call: times
+            for call, times in self.calls.items()
+            if (not ops or call.op in ops) and kind in (None, call.kind) and ours in (None, call.is_ours)
+        }
+        return Count(Counter(kept))
 
     @property
     def ops(self) -> list[str]:
         """The ops that were called, those that move most first."""
-        return sorted({call.op for call in self.calls}, key=lambda op: -self.of(op=op).bytes)
+        return sorted({call.op for call in self.calls}, key=lambda op: -self.of(op).bytes)
 
     @property
     def launches(self) -> int:
