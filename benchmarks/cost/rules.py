@@ -50,8 +50,10 @@ _OF_SOME_ROWS = ("index_select", "index_add_", "index_copy_", "index_fill_")
 _GROUP_TABLES = ("filled", "slots", "groups_a", "groups_b")
 """Tables with an entry for each client at work."""
 _WITHOUT_PRODUCTS = ("lora_grad_reduce",)
-_OF_EACH_ROW = {"low_rank_add_": ("down", "up")}
-"""Matrices besides `weight` that each row is multiplied by."""
+_OTHER_MATRICES = {"low_rank_add_": ("down", "up")}
+"""What each row is multiplied by besides `weight`."""
+_MATRICES = ("weight", "down", "up")
+"""Of these an index does not name rows."""
 
 
 class OpCall(NamedTuple):
@@ -156,7 +158,7 @@ class _Call:
                 limit, dimension = self._length("index"), self._values["dim"]
         elif tensor.dim() == 3:
             limit = self._clients
-        elif tensor.dim() == 2:
+        elif tensor.dim() == 2 and argument.name not in _MATRICES:
             lengths = (self._length(name) for name in (f"{argument.name}_index", "index", "slots"))
             limit = next((length for length in lengths if length is not None), None)
         return _footprint(tensor, limit, dimension)
@@ -186,7 +188,7 @@ class _Call:
     def _flops_of_ours(self) -> float:
         if self.name in _WITHOUT_PRODUCTS:
             return 0.0
-        others = _OF_EACH_ROW.get(self.name, ())
+        others = _OTHER_MATRICES.get(self.name, ())
         entries = sum(matrix.numel() for matrix in self._matrices())
         entries += sum(argument.tensor.numel() for argument in self._arguments if argument.name in others)
         entries += sum(math.prod(a.tensor.shape[1:]) for a in self._arguments if a.tensor.dim() == 3)

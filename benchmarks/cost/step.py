@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -13,12 +13,26 @@ from benchmarks.cost.counter import Count, counted_ops
 from benchmarks.cost.rules import META
 from benchmarks.gpu.shapes import CAPACITIES, VitShape
 from benchmarks.gpu.workload import Workload
+from benchmarks.kernels.work import Peaks
 from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.federation.assignment import Assignment
 from fedra_kernels.dispatch import StandIn, launches_taken_by
 
 _STEPS = 2
 """The last is counted; the first also makes the index tables."""
+
+
+@dataclass(frozen=True)
+class ExpectedStep:
+    """A counted step on a device with these peaks."""
+
+    count: Count
+    peaks: Peaks
+
+    @property
+    def seconds(self) -> float:
+        """What the GPU needs at least."""
+        return self.count.seconds(self.peaks)
 
 
 @cache

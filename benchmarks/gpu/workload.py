@@ -128,7 +128,7 @@ class Workload:
     def round(self, clients: int, *, images: int, steps: int, capacities: Sequence[int] = CAPACITIES) -> Round:
         """`clients` of these `capacities`, in turn, that take `steps` local steps of `images` images.
 
-        They hold what FedRA's allocation gives them.
+        They hold what FedRA's allocation gives them, which does not depend on images and steps.
         """
         rng = np.random.default_rng(1)
         count = images * steps
@@ -137,7 +137,7 @@ class Workload:
         federation = Clients(samples, np.zeros(clients, dtype=np.int64), depths)
         training = replace(self._training, batch_size=images, local_epochs=1, max_local_steps=None)
         work = LocalWork(federation, np.arange(clients), training, seed=0, round=0, lr=training.lr)
-        return Round(work, uniform_allocation(depths, self.shape.depth, rng), count)
+        return Round(work, uniform_allocation(depths, self.shape.depth, np.random.default_rng(1)), count)
 
     def sweep(self, lanes: int) -> SweepExecutor:
         """The engine."""

@@ -47,8 +47,8 @@ def _card(name: str, architecture: str, sheet: tuple[float, float], attained: tu
 
 
 CARDS = {
-    # NVIDIA's data sheets of H100 SXM5, H200 SXM and HGX B200, whose rates are with sparsity, twice these. 81 % and 90 %
-    # of the H100's are what users report of cuBLAS and of copies; the same shares are assumed of the other two.
+    # NVIDIA's data sheets of H100 SXM5, H200 SXM and HGX B200, whose rates are with sparsity: twice these. 81 % and
+    # 90 % of the H100's are what users report of cuBLAS and of copies; about the same is assumed of the other two.
     "H100": _card("H100", "sm_90", (989, 3.35), (800, 3.0)),
     "H200": _card("H200", "sm_90", (989, 4.8), (800, 4.3)),
     "B200": _card("B200", "sm_100", (2250, 8.0), (1800, 7.2)),
