@@ -4,7 +4,8 @@ Every tensor that is given is read once and every result written once; what the 
 written. Dimensions that are only expanded do not count. Some ops and arguments depart from that:
 
 - Some mutated arguments are only written, such as the gradient of `gather_norm_backward`, and some ops read nothing.
-- An op that is given `index` or `slots` touches at most so many rows of each matrix; `x_index` says so of `x` alone.
+- An op that is given `index` or `slots` touches at most so many rows of each matrix; an index with the name of one
+  argument before it says so of that one alone.
 - Arguments of three dimensions of this project's ops are banks [slots, …]: of these the rows of the clients at work
   count, once per launch, however often the programs of a kernel read them.
 - Attention is flash attention: q, k, v are read, output and log-sums written; backward reads these five and the

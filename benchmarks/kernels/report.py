@@ -151,7 +151,7 @@ def expected_table(cases: Sequence[Case], devices: Sequence[Peaks]) -> Table:
 
 
 def _peaks(peaks: Peaks) -> str:
-    return f"{peaks.flops / 1e12:.3g} TFLOP/s and {peaks.bandwidth / 1e12:.3g} TB/s"
+    return f"{peaks.flops / 1e12:.4g} TFLOP/s and {peaks.bandwidth / 1e12:.3g} TB/s"
 
 
 def block_ratios(measurements: Sequence[KernelMeasurement], kernel: str, mode: str) -> Mapping[str, float]:
