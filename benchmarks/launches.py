@@ -83,7 +83,7 @@ class _CountingMode(TorchDispatchMode):
                 blocking = f"blocking {name}"
         if blocking is not None:
             self._counts.blocking[blocking] += 1
-        if _computes(func, name, result):
+        if computes(func, name, result):
             self._counts.torch[name] += 1
 
 
@@ -96,7 +96,7 @@ def _crosses(args: Any, result: Any) -> bool:
     return len(devices) > 1
 
 
-def _computes(func: Any, name: str, result: Any) -> bool:
+def computes(func: Any, name: str, result: Any) -> bool:
     """Whether an op makes or changes values: not a view, an allocation or an empty tensor."""
     if name.startswith(("empty", "new_empty", "_reshape_alias", "_unsafe_view", "detach", "lift_fresh")):
         return False

@@ -90,6 +90,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="without a GPU: what to compile the kernels for, to list their needs (default sm_90)",
     )
     kernels.set_defaults(run=_run_kernels, files=["kernels.csv", "kernels.png"])
+    step = commands.add_parser("step", help="bytes, FLOPs and launches of a training step, and what GPUs should take")
+    step.add_argument("--lanes", type=typed(int, whole(1, 4096)), default=64, help="clients at a time (default 64)")
+    step.add_argument("--images", type=typed(int, whole(1, 4096)), default=16, help="images of a client (default 16)")
+    step.add_argument("--all_blocks", action="store_true", help="every client holds all blocks, not FedRA's share")
+    step.set_defaults(run=_run_step)
     resources = commands.add_parser("resources", help="what every kernel needs on every architecture, without a GPU")
     resources.add_argument("file", type=path, help="Markdown page to write")
     resources.set_defaults(run=_run_resources)
@@ -224,6 +229,12 @@ def _run_kernels(options: argparse.Namespace) -> None:
 
     architecture = None if options.architecture == "none" else options.architecture
     run_kernels(options.output_dir, seconds=options.seconds, architecture=architecture)
+
+
+def _run_step(options: argparse.Namespace) -> None:
+    from benchmarks.cost.command import run_step
+
+    run_step(lanes=options.lanes, images=options.images, all_blocks=options.all_blocks)
 
 
 def _run_resources(options: argparse.Namespace) -> None:

@@ -6,21 +6,24 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.findings import Figure, Findings, StageFailed, at_least, at_most
+from benchmarks.cost.step import ExpectedStep, count_step
+from benchmarks.gpu.findings import Figure, Findings, StageFailed, at_least, at_most, beside_expected
 from benchmarks.gpu.library import library_peaks, product_rate
-from benchmarks.gpu.shapes import expected_step_seconds
 from benchmarks.gpu.sizes import Point, ReportSizes
 from benchmarks.gpu.steps import StepCost, step_cost
 from benchmarks.gpu.workload import Round, RoundCost, Workload, round_cost
 from benchmarks.kernels.measure import name_and_message
 from benchmarks.kernels.work import Peaks
 from fedra_engine.execution.executor import Executor
+from fedra_kernels.dispatch import architecture
 
 TARGET_SHARE = 40.0
 MANY_CLIENTS, MANY_SECONDS, THEIR_IMAGES = 10_000, 25.0, 32
 """A round of so many clients with so many images should take no longer."""
 MOST_TRITON, MOST_OTHERS = 540, 200
 """Launches of a training step of twelve fused blocks."""
+_LEAST_SHARE = 0.01
+"""Of a step's expected time; ops that should take less are not compared one by one."""
 _SECONDS_FOR_POINT = 10.0
 """What a point takes on a GPU, the model included: a guess; nothing has been measured."""
 
@@ -58,14 +61,15 @@ def _measure_point(findings: Findings, sizes: ReportSizes, device: torch.device,
         "peak_gigabytes": cost.peak_gigabytes,
         "blocks_fused": workload.sweep_model.fused,
     }
+    expected = _expected_step(findings, sizes, device, point)
     step = step_cost(workload, lanes=point.lanes, images=point.images)
     row |= {"host_seconds_per_step": step.host, "gpu_seconds_per_step": step.gpu}
     findings.figure(_fused_figure(point, workload.sweep_model.fused))
-    for figure in _round_figures(findings, sizes, device, workload, point, round, cost, row):
+    for figure in _round_figures(workload.flops(round), sizes.points[0] == point, point, expected, cost, row):
         findings.figure(figure)
-    for figure in step_figures(point, step, device):
+    for figure in step_figures(point, step, expected, device):
         findings.figure(figure)
-    _step_rows(findings, point, step)
+    _step_rows(findings, point, step, expected)
     baseline = workload.round(point.sequential, images=point.images, steps=point.steps)
     row["peft_clients_per_second"] = point.sequential / _cost(workload, workload.sequential(), baseline, 1).seconds
     findings.row("rounds", row)
@@ -78,47 +82,44 @@ def _cost(workload: Workload, executor: Executor, round: Round, repeats: int = 3
     return round_cost(workload, executor, round, repeats=repeats)
 
 
+def _expected_step(findings: Findings, sizes: ReportSizes, device: torch.device, point: Point) -> ExpectedStep | None:
+    """The point's counted step at the rates that torch reaches at its shapes; None for the embedded model.
+
+    That one is bound by launches, of which bytes and FLOPs say nothing.
+    """
+    shape = point.shape
+    if shape is None:
+        return None
+    flops = product_rate(findings.folder, sizes, device, shape, point.lanes * point.images * shape.tokens)
+    peaks = Peaks("measured", flops, library_peaks(findings.folder, sizes, device).bandwidth)
+    count = count_step(
+        shape, lanes=point.lanes, images=point.images, dtype=sizes.dtype, architecture=architecture(device)
+    )
+    return ExpectedStep(count, peaks)
+
+
 def _round_figures(
-    findings: Findings,
-    sizes: ReportSizes,
-    device: torch.device,
-    workload: Workload,
-    point: Point,
-    round: Round,
-    cost: RoundCost,
-    row: dict[str, Any],
+    flops: float, fills: bool, point: Point, step: ExpectedStep | None, cost: RoundCost, row: dict[str, Any]
 ) -> list[Figure]:
-    shape, name = workload.shape, point.name
-    figures = []
-    rate = row["clients_per_second"]
-    if point.shape is None:
-        # Launch-bound: no share of a rate says anything.
-        figures.append(Figure(f"{name}: clients", rate, "1/s"))
+    """What is said of a round of so many `flops`; the targets are for a batch that `fills` the GPU."""
+    name, rate = point.name, row["clients_per_second"]
+    memory = Figure(f"{name}: peak memory", cost.peak_gigabytes, "GB")
+    if step is None:
+        return [Figure(f"{name}: clients", rate, "1/s"), memory]
+    peak, expected = step.peaks.flops, 2 * point.steps * step.seconds
+    row |= {"library_tflops": peak / 1e12, "expected_seconds": expected}
+    share, expected_share = 100 * row["tflops"] * 1e12 / peak, 100 * flops / expected / peak
+    figures = [Figure(f"{name}: clients", rate, "1/s", expected=2 * point.lanes / expected)]
+    title = f"{name}: share of torch's products' rate at these shapes"
+    if fills:
+        figures.append(at_least(title, share, TARGET_SHARE, "%", expected=expected_share))
     else:
-        peak = product_rate(findings.folder, sizes, device, shape, point.lanes * point.images * shape.tokens)
-        held = float(round.allocation.mean())
-        peaks = Peaks("measured", peak, library_peaks(findings.folder, sizes, device).bandwidth)
-        expected = (
-            2
-            * point.steps
-            * expected_step_seconds(shape, lanes=point.lanes, images=point.images, held=held, peaks=peaks)
-        )
-        row |= {"library_tflops": peak / 1e12, "expected_seconds": expected}
-        share = 100 * row["tflops"] * 1e12 / peak
-        expected_share = 100 * workload.flops(round) / expected / peak
-        figures.append(Figure(f"{name}: clients", rate, "1/s", expected=2 * point.lanes / expected))
-        title = f"{name}: share of torch's products' rate at these shapes"
-        # The target is for a batch that fills the GPU.
-        if point == sizes.points[0]:
-            figures.append(at_least(title, share, TARGET_SHARE, "%", expected=expected_share))
-        else:
-            figures.append(Figure(title, share, "%", expected=expected_share))
-        if point.images * point.steps == THEIR_IMAGES:
-            title = f"{MANY_CLIENTS:,} clients with {THEIR_IMAGES} images, extrapolated from {name}"
-            seconds, those = MANY_CLIENTS / rate, MANY_CLIENTS * expected / (2 * point.lanes)
-            figures.append(at_most(title, seconds, MANY_SECONDS, "s", expected=those))
-    figures.append(Figure(f"{name}: peak memory", cost.peak_gigabytes, "GB"))
-    return figures
+        figures.append(Figure(title, share, "%", expected=expected_share))
+    if point.images * point.steps == THEIR_IMAGES:
+        title = f"{MANY_CLIENTS:,} clients with {THEIR_IMAGES} images, extrapolated from {name}"
+        seconds, those = MANY_CLIENTS / rate, MANY_CLIENTS * expected / (2 * point.lanes)
+        figures.append(at_most(title, seconds, MANY_SECONDS, "s", expected=those))
+    return [*figures, memory]
 
 
 def _fused_figure(point: Point, fused: int) -> Figure:
@@ -128,23 +129,27 @@ def _fused_figure(point: Point, fused: int) -> Figure:
     return Figure(name, fused, "", str(point.shape.depth), fused == point.shape.depth)
 
 
-def step_figures(point: Point, step: StepCost, device: torch.device) -> list[Figure]:
+def step_figures(point: Point, step: StepCost, expected: ExpectedStep | None, device: torch.device) -> list[Figure]:
     """Times of a step, and on a GPU its launches and synchronizations beside their targets."""
     figures = [Figure(f"{point.name}: host time of a step", 1000 * step.host, "ms")]
     if device.type != "cuda":
         return figures
     waits = step.synchronizations.total()
+    milliseconds = None if expected is None else 1000 * expected.seconds
+    launches = None if expected is None else expected.count.of(ours=True).launches
     return [
         *figures,
-        Figure(f"{point.name}: GPU time of a step", 1000 * step.gpu, "ms"),
-        at_most(f"{point.name}: Triton launches of a step", step.triton.total(), MOST_TRITON),
+        Figure(f"{point.name}: GPU time of a step", 1000 * step.gpu, "ms", expected=milliseconds),
+        at_most(f"{point.name}: Triton launches of a step", step.triton.total(), MOST_TRITON, expected=launches),
         at_most(f"{point.name}: other kernels of a step", step.others.total(), MOST_OTHERS),
         Figure(f"{point.name}: copies and fills of a step", step.copies.total()),
         at_most(f"{point.name}: synchronizations of a step", waits, 0),
     ]
 
 
-def _step_rows(findings: Findings, point: Point, step: StepCost) -> None:
+def _step_rows(findings: Findings, point: Point, step: StepCost, expected: ExpectedStep | None) -> None:
+    for row in [] if expected is None else op_rows(point, step, expected):
+        findings.row("ops of a step", row)
     for name, launches, seconds in step.longest:
         row = {"point": point.name, "kernel": name[:100], "launches": launches, "milliseconds": 1000 * seconds}
         findings.row("longest kernels of a step", row)
@@ -155,3 +160,18 @@ def _step_rows(findings: Findings, point: Point, step: StepCost) -> None:
         findings.row("Triton launches of a step", {"point": point.name, "kernel": name, "count": count})
     for name, count in step.others.most_common(30):
         findings.row("other kernels of a step", {"point": point.name, "kernel": name[:100], "count": count})
+
+
+def op_rows(point: Point, step: StepCost, expected: ExpectedStep) -> list[dict[str, Any]]:
+    """The ops of a profiled step that should take the most time, measured beside expected."""
+    rows = []
+    for op in expected.count.ops:
+        count = expected.count.of(op)
+        # Autograd adds up gradients in place where nobody else holds them, but not while it is counted.
+        names = {op, f"{op.removesuffix('_')}_", op.removesuffix("_")} if op.startswith("aten::") else {op}
+        measured = sum(step.ops.get(name, 0.0) for name in names)
+        seconds = count.seconds(expected.peaks)
+        if measured and seconds >= _LEAST_SHARE * expected.seconds:
+            row = {"point": point.name, "op": op, "launches": count.launches, "seconds": measured}
+            rows.append(row | beside_expected(measured, seconds))
+    return rows

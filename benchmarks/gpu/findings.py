@@ -28,6 +28,23 @@ class Figure:
     expected: float | None = None
 
 
+FAR_OFF = 0.25
+"""The part of an expected figure by which a measured one may differ without being named."""
+
+
+def far_off(value: float, expected: float) -> str:
+    """How a figure is named that is far from the expected one, else empty."""
+    if abs(value - expected) <= FAR_OFF * expected:
+        return ""
+    return "more" if value > expected else "less"
+
+
+def beside_expected(seconds: float, expected: float, *, judged: bool = True) -> dict[str, object]:
+    """The columns of a table that compare measured with expected seconds; `far_off` only where they are `judged`."""
+    named = far_off(seconds, expected) if judged else ""
+    return {"expected": expected, "over_expected": seconds / expected, "far_off": named}
+
+
 class StageFailed(RuntimeError):
     """A stage ran to its end and found something wrong; the message is one line."""
 

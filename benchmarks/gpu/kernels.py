@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu.findings import Figure, Findings, StageFailed, at_least, at_most, read_stage
+from benchmarks.gpu.findings import Figure, Findings, StageFailed, at_least, at_most, beside_expected, read_stage
 from benchmarks.gpu.library import library_peaks
 from benchmarks.gpu.sizes import ReportSizes
 from benchmarks.gpu.tiles import measure_tiles
@@ -171,7 +171,8 @@ def _row(found: KernelMeasurement, peaks: Peaks) -> dict[str, object]:
     row: dict[str, object] = {"kernel": case.kernel, "mode": case.mode, "x": case.x, "provider": found.provider}
     if found.times is None:
         return row | {"error": found.error}
-    return row | asdict(found.times) | {"over_expected": found.times.p50 / case.work.seconds(peaks)}
+    beside = beside_expected(found.times.p50, case.work.seconds(peaks), judged=found.provider == ENGINE)
+    return row | asdict(found.times) | beside
 
 
 def _fail_for_the_engine(found: Sequence[KernelMeasurement]) -> None:

@@ -37,6 +37,7 @@ class StepCost:
         copies: copies and fills, by name.
         synchronizations: calls at which the host waited for the GPU, by the line that made them; none on a CPU.
         longest: kernels with the most time on the GPU: name, launches, seconds.
+        ops: seconds on the GPU of the kernels that each op launched; empty on a CPU.
     """
 
     host: float = 0.0
@@ -46,6 +47,7 @@ class StepCost:
     copies: Counter[str] = field(default_factory=Counter)
     synchronizations: Counter[str] = field(default_factory=Counter)
     longest: list[tuple[str, int, float]] = field(default_factory=list)
+    ops: dict[str, float] = field(default_factory=dict)
 
 
 def step_cost(workload: Workload, *, lanes: int, images: int) -> StepCost:
@@ -136,6 +138,7 @@ def _profile(step: Callable[[], None], cost: StepCost) -> None:
         seconds[event.name] += event.time_range.elapsed_us() / 1e6
     launches = cost.triton + cost.others + cost.copies
     cost.longest = [(name, launches[name], spent) for name, spent in seconds.most_common(LONGEST)]
+    cost.ops = {op.key: op.device_time_total / 1e6 for op in profiler.key_averages() if "::" in op.key}
 
 
 def kind_of(name: str, cost: StepCost, own: Set[str]) -> Counter[str]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from rich.table import Table
 
+from benchmarks.gpu.findings import FAR_OFF, far_off
 from benchmarks.gpu.machine import Machine
-from benchmarks.gpu.shapes import CAPACITIES, expected_clients_per_second
-from benchmarks.gpu.sizes import GPU, Point
-from benchmarks.kernels.work import H100
 from fedra_engine.runtime.tables import markdown_code, markdown_text, table_text
 
 _WIDTH = 150
@@ -101,8 +99,17 @@ def markdown(report: Report) -> str:
     targets = [(stage, figure["name"], *_cells(figure)) for stage, figure in figures if figure["target"]]
     if targets:
         lines += ["## Targets", "", *_rows(header, targets)]
+    if off := list(_far_off(report)):
+        lines += [f"## More than {100 * FAR_OFF:.0f} % from what was expected", ""]
+        lines += _rows(("stage", "what", "measured", "expected", "factor"), off)
     expected = [
-        (stage, figure["name"], *_cells(figure)[:2], _number(figure["value"] / figure["expected"]))
+        (
+            stage,
+            figure["name"],
+            *_cells(figure)[:2],
+            _number(figure["value"] / figure["expected"]),
+            far_off(figure["value"], figure["expected"]),
+        )
         for stage, figure in figures
         if figure["expected"]
     ]
@@ -113,36 +120,24 @@ def markdown(report: Report) -> str:
             "Expected: counted bytes and FLOPs at the peaks measured here.",
             "",
         ]
-        lines += _rows(("stage", "figure", "measured", "expected", "factor"), expected)
+        lines += _rows(("stage", "figure", "measured", "expected", "factor", "far off"), expected)
     for outcome in report.outcomes:
         lines += _stage(outcome.stage, report.found[outcome.stage])
-    return "\n".join([*lines, *_expected_of_an_h100()])
+    return "\n".join(lines)
 
 
-def _expected_of_an_h100() -> list[str]:
-    """Whole rounds as counted, for those who have measured nothing yet."""
-    rows = []
-    for point in GPU.points:
-        if (shape := point.shape) is not None:
-            clients = expected_clients_per_second(
-                shape, lanes=point.lanes, images=point.images, steps=point.steps, peaks=H100
-            )
-            step, share = point.lanes / (clients * point.steps), _flops(point) * clients / H100.flops
-            rows.append((point.name, f"{1000 * step:.0f}", f"{clients:.0f}", f"{100 * share:.0f}"))
-    return [
-        f"## Expected at {H100.flops / 1e12:.0f} TFLOP/s and {H100.bandwidth / 1e12:g} TB/s ({H100.name})",
-        "",
-        "By counted bytes and FLOPs; host time, launches and what kernels lose are not in it.",
-        "",
-        *_rows(("ViT-B, lanes × images", "step, ms", "clients/s", "share of the products' rate, %"), rows),
-    ]
-
-
-def _flops(point: Point) -> float:
-    """FLOPs of one client's local training, for a client of average capacity."""
-    assert point.shape is not None
-    held = sum(CAPACITIES) / len(CAPACITIES)
-    return held * point.images * point.steps * point.shape.block_flops()
+def _far_off(report: Report) -> Iterator[tuple[str, ...]]:
+    """Stage, name, measured, expected and factor of all that is far from what was expected."""
+    for outcome in report.outcomes:
+        found = report.found[outcome.stage]
+        for figure in found["figures"]:
+            if figure["expected"] and far_off(figure["value"], figure["expected"]):
+                factor = figure["value"] / figure["expected"]
+                yield outcome.stage, figure["name"], *_cells(figure)[:2], _number(factor)
+        for row in (row for rows in found["tables"].values() for row in rows if row.get("far_off")):
+            name = ", ".join(value for column, value in row.items() if isinstance(value, str) and column != "far_off")
+            expected, factor = row["expected"], row["over_expected"]
+            yield outcome.stage, name, f"{_number(factor * expected)} s", _number(expected), _number(factor)
 
 
 def _stage(name: str, found: Mapping[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -124,16 +125,19 @@ class Workload:
         )
         return cls(model, shape, config.lora, device, training=config.training, fuse_blocks=fuse_blocks)
 
-    def round(self, clients: int, *, images: int, steps: int) -> Round:
-        """`clients` that take `steps` local steps of `images` images, with FedRA's allocation."""
+    def round(self, clients: int, *, images: int, steps: int, capacities: Sequence[int] = CAPACITIES) -> Round:
+        """`clients` of these `capacities`, in turn, that take `steps` local steps of `images` images.
+
+        They hold what FedRA's allocation gives them, which does not depend on images and steps.
+        """
         rng = np.random.default_rng(1)
         count = images * steps
         samples = [rng.integers(0, self.shape.pool, count) for _ in range(clients)]
-        capacities = np.minimum(np.resize(np.array(CAPACITIES), clients), self.shape.depth)
-        federation = Clients(samples, np.zeros(clients, dtype=np.int64), capacities)
+        depths = np.minimum(np.resize(np.array(capacities), clients), self.shape.depth)
+        federation = Clients(samples, np.zeros(clients, dtype=np.int64), depths)
         training = replace(self._training, batch_size=images, local_epochs=1, max_local_steps=None)
         work = LocalWork(federation, np.arange(clients), training, seed=0, round=0, lr=training.lr)
-        return Round(work, uniform_allocation(capacities, self.shape.depth, rng), count)
+        return Round(work, uniform_allocation(depths, self.shape.depth, np.random.default_rng(1)), count)
 
     def sweep(self, lanes: int) -> SweepExecutor:
         """The engine."""

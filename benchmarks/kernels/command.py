@@ -17,7 +17,7 @@ from benchmarks.kernels.report import (
     write_csv,
 )
 from benchmarks.kernels.resources import resource_table
-from benchmarks.kernels.work import H100
+from benchmarks.kernels.work import CARDS
 from fedra_engine.runtime.tables import PlainConsole
 
 GEMM_SIZE = 8192
@@ -40,10 +40,14 @@ def run_kernels(output_dir: Path | None, *, seconds: float, architecture: str | 
         console.print(
             "No GPU: CPU-seconds of the torch paths at small sizes on one thread, and what to expect of a GPU."
         )
-    console.print(expected_table(full, H100))
+    assumed = [card.peaks for card in CARDS.values()]
+    console.print(expected_table(full, assumed))
     peaks = measured_peaks(device, sizes.dtype, size=GEMM_SIZE if gpu else _CPU_GEMM_SIZE)
-    records = [*expected_records(full, H100, versions()), *expected_records(cases, peaks, versions())]
-    console.print(expected_table(cases, peaks))
+    records = [
+        *(record for each in assumed for record in expected_records(full, each, versions())),
+        *expected_records(cases, peaks, versions()),
+    ]
+    console.print(expected_table(cases, [peaks]))
     measurements = list(measure_kernels(cases, device, seconds=seconds))
     console.print(kernel_table(measurements, peaks))
     if output_dir:

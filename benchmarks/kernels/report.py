@@ -135,23 +135,23 @@ def kernel_table(measurements: Sequence[KernelMeasurement], peaks: Peaks) -> Tab
     return table
 
 
-def expected_table(cases: Sequence[Case], peaks: Peaks) -> Table:
-    """What to expect at `peaks`, before anything is measured there."""
-    table = Table(title=f"Expected at {_peaks(peaks)} ({peaks.name})", title_justify="left")
+def expected_table(cases: Sequence[Case], devices: Sequence[Peaks]) -> Table:
+    """What to expect of devices, before anything is measured there."""
+    title = "\n".join(f"Expected at {_peaks(peaks)} ({peaks.name})" for peaks in devices)
+    table = Table(title=title, title_justify="left")
     for column in ("kernel", "mode", "x"):
         table.add_column(column)
-    for column in ("TFLOP", "GB", "ms"):
+    for column in ("TFLOP", "GB", *(f"ms, {peaks.name.partition(',')[0]}" for peaks in devices)):
         table.add_column(column, justify="right")
     for case in cases:
         work = case.work
-        table.add_row(
-            *key(case), f"{work.flops / 1e12:.3f}", f"{work.bytes / 1e9:.3f}", f"{1000 * work.seconds(peaks):.3f}"
-        )
+        milliseconds = [f"{1000 * work.seconds(peaks):.3f}" for peaks in devices]
+        table.add_row(*key(case), f"{work.flops / 1e12:.3f}", f"{work.bytes / 1e9:.3f}", *milliseconds)
     return table
 
 
 def _peaks(peaks: Peaks) -> str:
-    return f"{peaks.flops / 1e12:.3g} TFLOP/s and {peaks.bandwidth / 1e12:.3g} TB/s"
+    return f"{peaks.flops / 1e12:.4g} TFLOP/s and {peaks.bandwidth / 1e12:.3g} TB/s"
 
 
 def block_ratios(measurements: Sequence[KernelMeasurement], kernel: str, mode: str) -> Mapping[str, float]:

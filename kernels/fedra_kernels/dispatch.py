@@ -66,9 +66,10 @@ def use_triton(tensor: Tensor) -> bool:
     return tensor.device.type != "cpu" or INTERPRETED or _stand_in is not None
 
 
-def nothing_runs() -> bool:
-    """Whether something stands in for the GPU, so that values mean nothing."""
-    return _stand_in is not None
+def nothing_runs(device: torch.device) -> bool:
+    """Whether nothing is computed on a device, so that values mean nothing: a meta tensor has none, a stand-in's are
+    as they were allocated."""
+    return _stand_in is not None or device.type == "meta"
 
 
 def architecture(device: torch.device) -> str:

@@ -18,7 +18,6 @@ from transformers import ViTConfig, ViTForImageClassification, masking_utils
 
 from benchmarks.launches import LaunchCounts, counted_launches
 from fedra_engine.config import LoraConfig
-from fedra_engine.execution import sweep_model
 from fedra_engine.execution.plan import StepTables, plan_groups
 from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.execution.sweep_block import BankFactors
@@ -129,10 +128,7 @@ def test_launches_of_a_step_of_a_fused_vit_stay_few(
 
 @pytest.fixture
 def on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models without values can be swept: what they compute cannot be checked, nor the fused blocks compared."""
-    monkeypatch.setattr(sweep_model, "check_sweep", lambda *_, **__: None)
-    monkeypatch.setattr(sweep_model, "nearly_same_change", lambda *_: True)
-    # transformers' own decoders wait twice: to see whether texts are padded, and whether several are packed into one.
+    """transformers' own decoders wait twice: to see whether texts are padded, and whether several are one."""
     monkeypatch.setattr(batch_arguments, "_with_padding", lambda inputs: inputs)
     monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda *_: None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,9 @@ import torch
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 
+from benchmarks.cost.counter import Count
+from benchmarks.cost.rules import OpCall
+from benchmarks.cost.step import ExpectedStep
 from benchmarks.gpu import end_to_end, steps
 from benchmarks.gpu.ops import Widths, run_op
 from benchmarks.gpu.shapes import VitShape
@@ -18,6 +22,7 @@ from benchmarks.gpu.sizes import Point
 from benchmarks.gpu.steps import STEPS, StepCost, kind_of, step_cost
 from benchmarks.gpu.workload import Workload
 from benchmarks.kernels.aot import compile_only
+from benchmarks.kernels.work import Peaks
 from fedra_engine.execution.sweep import SweepExecutor
 from fedra_kernels.dispatch import StandIn, launches_taken_by
 
@@ -66,9 +71,27 @@ def test_launches_and_synchronizations_have_targets_on_a_gpu() -> None:
     point, cost = Point(TINY, 2, 1, 1, 1), StepCost()
     cost.triton["a_kernel"], cost.others["b"] = 541, 200
     cost.synchronizations["sweep.py:1"] = 1
-    figures = end_to_end.step_figures(point, cost, torch.device("cuda"))
+    figures = end_to_end.step_figures(point, cost, None, torch.device("cuda"))
     assert [figure.met for figure in figures if figure.target] == [False, True, False]
-    assert [figure.name for figure in end_to_end.step_figures(point, cost, CPU)] == ["ViT 2 × 1: host time of a step"]
+    found = end_to_end.step_figures(point, cost, None, CPU)
+    assert [figure.name for figure in found] == ["ViT 2 × 1: host time of a step"]
+
+
+def test_a_measured_step_stands_beside_the_counted_one_op_by_op() -> None:
+    point, count = Point(TINY, 2, 1, 1, 1), Count()
+    for op, flops, times in (("fedra_kernels::a", 10.0, 3), ("aten::b_", 20.0, 1), ("aten::c", 0.1, 1)):
+        count.calls[OpCall(op, "products", flops, 0, 0)] = times
+    expected = ExpectedStep(count, Peaks("test", 1e3, 1e3))
+    # Autograd adds in place where nobody counts.
+    cost = StepCost(gpu=0.1, ops={"fedra_kernels::a": 0.045, "aten::b": 0.01, "aten::b_": 0.008, "aten::c": 1.0})
+    cost.triton["a_kernel"] = 3
+    first, second = end_to_end.op_rows(point, cost, expected)
+    assert (first["op"], first["launches"], first["over_expected"]) == ("fedra_kernels::a", 3, pytest.approx(1.5))
+    assert (second["op"], second["over_expected"]) == ("aten::b_", pytest.approx(0.9))
+    assert (first["far_off"], second["far_off"]) == ("more", "")
+    figures = {figure.name: figure for figure in end_to_end.step_figures(point, cost, expected, torch.device("cuda"))}
+    assert figures["ViT 2 × 1: GPU time of a step"].expected == pytest.approx(50.1)
+    assert figures["ViT 2 × 1: Triton launches of a step"].expected == 3
 
 
 def test_kernels_of_a_profiled_step_are_counted_and_the_longest_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,6 +112,11 @@ def test_kernels_of_a_profiled_step_are_counted_and_the_longest_named(monkeypatc
                 event("Optimizer.step", 900.0, annotation=True),
             ]
 
+        def key_averages(self) -> list[SimpleNamespace]:
+            return [
+                SimpleNamespace(key=key, device_time_total=70.0) for key in ("fedra_kernels::scatter_add_", "nvjet")
+            ]
+
     monkeypatch.setattr(steps, "profile", lambda **_: Profile())
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     cost, ran = StepCost(), []
@@ -101,6 +129,7 @@ def test_kernels_of_a_profiled_step_are_counted_and_the_longest_named(monkeypatc
         steps._profile(step, cost)
     assert ran == [1]
     assert (cost.triton, cost.others, cost.copies) == ({"scatter_add_kernel": 2}, {"nvjet": 1}, {"Memset (Device)": 1})
+    assert cost.ops == {"fedra_kernels::scatter_add_": pytest.approx(70e-6)}
     assert cost.longest[:2] == [("scatter_add_kernel", 2, pytest.approx(70e-6)), ("nvjet", 1, pytest.approx(50e-6))]
 
 
