@@ -8,12 +8,13 @@ written. Dimensions that are only expanded do not count. Some ops and arguments 
   argument before it says so of that one alone.
 - Arguments of three dimensions of this project's ops are banks [slots, …]: of these the rows of the clients at work
   count, once per launch, however often the programs of a kernel read them.
+- Of `partials`, sums of gradients by chunk of rows, an op that changes them writes its own factors' columns.
 - Attention is flash attention: q, k, v are read, output and log-sums written; backward reads these five and the
   output's gradient and writes three gradients.
 
 FLOPs are those of products. torch counts its own, attention's backward with the scores that it computes again. In this
-project's ops each row is multiplied by each matrix `weight` and, in each bank, by its client's matrix; a float32
-result with a row for each of `chunks` holds partial sums of a gradient, which are a product, too.
+project's ops each row is multiplied by each matrix `weight` and, in each bank, by its client's matrix; sums of
+gradients are products, too.
 """
 
 from __future__ import annotations
@@ -43,12 +44,15 @@ _ONLY_WRITTEN = {
     ("index_fill_", "self"),
     ("index_copy_", "self"),
     ("gather_norm_backward", "grad_hidden"),
+    ("activation_gradient", "grad_x"),
+    ("activation_gradient", "grad_up"),
 }
-"""Mutated arguments that are not read, by op; arguments named `out` or `shadow` are not read by any op."""
+"""Mutated arguments that are not read, by op; arguments named `out`, `shadow` or `partials` are not read by any op
+that changes them."""
 _READ_NOTHING = ("zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "arange", "scalar_tensor")
 _OF_SOME_ROWS = ("index_select", "index_add_", "index_copy_", "index_fill_")
 """Ops of torch that touch only the entries `index` along `dim` of `self`."""
-_GROUP_TABLES = ("filled", "slots", "groups_a", "groups_b")
+_GROUP_TABLES = ("filled", "slots", "groups")
 """Tables with an entry for each client at work."""
 _WITHOUT_PRODUCTS = ("lora_grad_reduce",)
 _OTHER_MATRICES = {"low_rank_add_": ("down", "up")}
@@ -142,7 +146,7 @@ class _Call:
     def _is_read(self, argument: _Argument) -> bool:
         if self.name.removesuffix("_like") in _READ_NOTHING:
             return False
-        only_written = argument.name in ("out", "shadow") or (self.name, argument.name) in _ONLY_WRITTEN
+        only_written = argument.name in ("out", "shadow", "partials") or (self.name, argument.name) in _ONLY_WRITTEN
         return not (argument.is_written and only_written)
 
     def _kind(self, flops: float) -> Kind:
@@ -157,10 +161,13 @@ class _Call:
         if not self._is_ours:
             if self.name in _OF_SOME_ROWS and argument.name == "self":
                 limit, dimension = self._length("index"), self._values["dim"]
+        elif argument.name == "partials" and argument.is_written:
+            return len(tensor) * self._entries_of_partials() * tensor.itemsize
         elif tensor.dim() == 3:
             limit = self._clients
         elif tensor.dim() == 2 and argument.name not in _MATRICES:
-            lengths = (self._length(name) for name in (f"{argument.name}_index", "index", "slots"))
+            tables = (f"{argument.name}_index", "index", "slots", *(["groups"] if argument.is_written else []))
+            lengths = (self._length(name) for name in tables)
             limit = next((length for length in lengths if length is not None), None)
         return _footprint(tensor, limit, dimension)
 
@@ -193,10 +200,19 @@ class _Call:
         entries = sum(matrix.numel() for matrix in self._matrices())
         entries += sum(argument.tensor.numel() for argument in self._arguments if argument.name in others)
         entries += sum(math.prod(a.tensor.shape[1:]) for a in self._arguments if a.tensor.dim() == 3)
-        chunks = self._length("chunks")
-        partials = (leaf for leaf in self._results if leaf.dim() == 2 and leaf.dtype == torch.float32)
-        entries += sum(leaf.shape[1] for leaf in partials if len(leaf) == chunks)
+        if any(argument.name == "partials" and argument.is_written for argument in self._arguments):
+            entries += self._entries_of_partials()
         return 2.0 * self._rows * entries
+
+    def _entries_of_partials(self) -> int:
+        """Entries of the factors whose gradients an op sums up."""
+        values = self._values
+        if self.name == "lora_grad_output":
+            return sum(math.prod(factor.shape[1:]) for factor in values["lora_b"])
+        if self.name == "lora_grad_outer":
+            return int(values["wide"].shape[1] * values["rank"])
+        narrow = (values[name] for name in ("grad_shrunk", "shrunk"))
+        return sum(values["grad_y"].shape[1] * part.shape[1] for part in narrow if part is not None)
 
     def _flops_of_torch(self) -> float:
         counter = flop_registry.get(self.func.overloadpacket)

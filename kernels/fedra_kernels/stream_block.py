@@ -75,7 +75,7 @@ class GradientHandOver:
     def __init__(self) -> None:
         self._output: ref[Tensor] | None = None
         self._version = 0
-        self._address = 0
+        self._storage = 0
 
     def leave(self, stream: Tensor) -> None:
         """Remember the output of a block."""
@@ -87,12 +87,12 @@ class GradientHandOver:
 
     def give(self, grad: Tensor, *, follows: bool) -> None:
         """Remember the gradient that a block returns; `follows`: of its input, which the block before has left."""
-        self._address = grad.data_ptr() if follows else 0
+        self._storage = grad.untyped_storage()._cdata if follows else 0
 
     def take(self, grad: Tensor) -> Tensor:
         """The gradient that a block is given, or a copy if others may hold it."""
-        given, self._address = self._address, 0
-        return grad if given and grad.data_ptr() == given else grad.clone()
+        given, self._storage = self._storage, 0
+        return grad if given and grad.untyped_storage()._cdata == given else grad.clone()
 
 
 def stream_block(
@@ -259,19 +259,19 @@ class _StreamBlock(torch.autograd.Function):
     ) -> Tensor:
         rows = stream_rows(stream)
         kept, y = _forward(steps, rows, index, block, attend)
-        result, _ = steps.add_product(
-            y, block.mlp_output, kept.shrunk_output, kept.second.rows, None, block.scale2,
-            None if index is None else rows, index,
-        )  # fmt: skip
+        # A view would be copied by the next block, which writes to the stream.
+        result = stream.new_empty(stream.shape) if index is None else stream
+        steps.add_product(
+            y, block.mlp_output, kept.shrunk_output, kept.second.rows, None, block.scale2, stream_rows(result), index
+        )
         ctx.steps, ctx.block, ctx.hand_over, ctx.follows = steps, block, hand_over, follows
         tensors, ctx.lengths = ([kept.first.rows], None) if recompute else kept.pack()
         # A graph's own tensors are freed with it.
         ctx.core = attend if recompute else (kept.leaves, kept.attended)
         ctx.save_for_backward(index, *tensors)
-        if index is None:
-            return result.view(stream.shape)
-        ctx.mark_dirty(stream)
-        return stream
+        if index is not None:
+            ctx.mark_dirty(stream)
+        return result
 
     @staticmethod
     @once_differentiable
@@ -301,9 +301,7 @@ def _backward(
     output, mlp, last = block.mlp_output, block.mlp_inputs, block.attention_output
     of_output, narrow = steps.output_gradient([grad], output, kept.shrunk_output, index, block.scale2)
     of_y = steps.input_gradient(of_output, output, narrow)
-    of_wide = steps.activation_gradient(of_y, kept.wide, block.activation, output, narrow)
-    _, narrow = steps.output_gradient([of_wide], mlp, kept.shrunk_mlp)
-    of_x = steps.input_gradient([of_wide], mlp, narrow)
+    of_x, narrow = steps.mlp_gradient(of_y, kept.wide, block.activation, output, narrow, mlp, kept.shrunk_mlp)
     steps.factor_gradient(kept.second, mlp, narrow)
     of_middle = steps.norm_gradient(of_x, kept.second, grad, index, None, None)
 

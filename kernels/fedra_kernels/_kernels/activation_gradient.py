@@ -1,6 +1,7 @@
-"""Backward of an activation, which also sums up dA of the layer that has read the activation's output.
+"""Backward of an activation, which also sums up gradients of the layers around it.
 
-That output, y, is computed anew, so that it need not be kept.
+These are dA of the layer that has read the activation's output y, which is computed anew, so that it need not be kept,
+and dB of the layer that has made its input.
 """
 
 from __future__ import annotations
@@ -9,15 +10,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..dispatch import in_place, launch, register
+from ..dispatch import dot_precision, in_place, launch, register
 from .activation import sigmoid
-from .configs import ConfigTable, Tile, choose, low_rank_options
+from .configs import ConfigTable, Tile, choose, rank_block
 from .counter_hash import keep_entries, row_seeds
 from .row_tables import load_chunk
 
 SCHEMA = (
     "activation_gradient(str kind, Tensor grad_y, Tensor x, Tensor? up, Tensor(a!) grad_x, Tensor(b!)? grad_up, "
-    "Tensor chunks, Tensor? grad_shrunk, Tensor(c!)? partials, int column, Tensor? keys, int threshold) -> ()"
+    "Tensor chunks, Tensor(c!)? partials, Tensor? grad_shrunk, int column_a, Tensor? keys, int threshold, "
+    "Tensor? shrunk, int column_b, float scale) -> ()"
 )
 
 CONFIGS: ConfigTable = {
@@ -38,20 +40,26 @@ def activation_gradient_kernel(
     grad_x_ptr,
     grad_up_ptr,
     grad_shrunk_ptr,
+    shrunk_ptr,
     partials_ptr,
     chunks_ptr,
     keys_ptr,
     threshold,
-    column,
+    column_a,
+    column_b,
+    scale,
     stride_chunk,
     stride_row,
     D: tl.constexpr,
-    RANK: tl.constexpr,
-    RANK_BLOCK: tl.constexpr,
+    RANK_A: tl.constexpr,
+    RANK_B: tl.constexpr,
+    BLOCK_A: tl.constexpr,
+    BLOCK_B: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
     KIND: tl.constexpr,
-    TRAINED: tl.constexpr,
+    HAS_A: tl.constexpr,
+    HAS_B: tl.constexpr,
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -59,9 +67,11 @@ def activation_gradient_kernel(
     chunk = tl.program_id(0)
     start, end, _, group, group_start = load_chunk(chunks_ptr, chunk)
     feature = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    rank = tl.arange(0, RANK_BLOCK)
+    rank_a = tl.arange(0, BLOCK_A)
+    rank_b = tl.arange(0, BLOCK_B)
     inside = (feature < D)[None, :]
-    total = tl.zeros((BLOCK_D, RANK_BLOCK), tl.float32)
+    total_a = tl.zeros((BLOCK_D, BLOCK_A), tl.float32)
+    total_b = tl.zeros((BLOCK_D, BLOCK_B), tl.float32)
     for first in range(start, end, BLOCK_M):
         row = first + tl.arange(0, BLOCK_M)
         mask = (row < end)[:, None] & inside
@@ -83,19 +93,27 @@ def activation_gradient_kernel(
             tl.store(grad_up_ptr + wide, (grad * x * share).to(grad_up_ptr.dtype.element_ty), mask=mask)
             y = x * share * up
             slope = up * share * (1.0 + x * (1.0 - share))
-        tl.store(grad_x_ptr + wide, (grad * slope).to(grad_x_ptr.dtype.element_ty), mask=mask)
-        if TRAINED:
+        grad_x = (grad * slope).to(grad_x_ptr.dtype.element_ty)
+        tl.store(grad_x_ptr + wide, grad_x, mask=mask)
+        if HAS_A:
             y = y.to(x_ptr.dtype.element_ty)
             if DROPOUT:
                 seeds = row_seeds(keys_ptr, group, row - group_start)
                 y = tl.where(keep_entries(seeds, feature, threshold), y, 0.0)
-            narrow_mask = (row < end)[:, None] & (rank < RANK)[None, :]
-            narrow = tl.load(grad_shrunk_ptr + row_offset * RANK + rank[None, :], mask=narrow_mask, other=0.0)
-            total = tl.dot(tl.trans(y), narrow, total, input_precision=PRECISION)
-    if TRAINED:
-        partial_ptrs = partials_ptr + chunk.to(tl.int64) * stride_chunk + column
-        partial_ptrs += feature[:, None] + rank[None, :] * D
-        tl.store(partial_ptrs, total, mask=(feature < D)[:, None] & (rank < RANK)[None, :])
+            narrow_mask = (row < end)[:, None] & (rank_a < RANK_A)[None, :]
+            narrow = tl.load(grad_shrunk_ptr + row_offset * RANK_A + rank_a[None, :], mask=narrow_mask, other=0.0)
+            total_a = tl.dot(tl.trans(y), narrow, total_a, input_precision=PRECISION)
+        if HAS_B:
+            narrow_mask = (row < end)[:, None] & (rank_b < RANK_B)[None, :]
+            narrow = tl.load(shrunk_ptr + row_offset * RANK_B + rank_b[None, :], mask=narrow_mask, other=0.0)
+            total_b = tl.dot(tl.trans(grad_x), narrow, total_b, input_precision=PRECISION)
+    partials_ptr += chunk.to(tl.int64) * stride_chunk
+    if HAS_A:
+        partial_ptrs = partials_ptr + column_a + feature[:, None] + rank_a[None, :] * D
+        tl.store(partial_ptrs, total_a, mask=(feature < D)[:, None] & (rank_a < RANK_A)[None, :])
+    if HAS_B:
+        partial_ptrs = partials_ptr + column_b + feature[:, None] * RANK_B + rank_b[None, :]
+        tl.store(partial_ptrs, total_b * scale, mask=(feature < D)[:, None] & (rank_b < RANK_B)[None, :])
 
 
 @register(SCHEMA, in_place)
@@ -107,25 +125,30 @@ def activation_gradient(
     grad_x: Tensor,
     grad_up: Tensor | None,
     chunks: Tensor,
-    grad_shrunk: Tensor | None,
     partials: Tensor | None,
-    column: int,
+    grad_shrunk: Tensor | None,
+    column_a: int,
     keys: Tensor | None,
     threshold: int,
+    shrunk: Tensor | None,
+    column_b: int,
+    scale: float,
 ) -> None:
-    """Write the gradients of x and, for `swiglu`, of up; with `grad_shrunk` also dA of y's reader into `partials`.
+    """Write the gradients of x and, for `swiglu`, of up, and sums for dA and dB of the layers around into `partials`.
 
     Args:
         kind: `gelu`, `gelu_tanh` or `swiglu`.
         grad_y: [rows, D].
         x, up, grad_x, grad_up: [rows, D] of one row stride.
         chunks: `RowGroups.chunks(gradient_chunk(x)).rows`.
-        grad_shrunk: dS [rows, rank] of y's reader.
-        partials: fp32 [chunks, columns of a slot]; the chunk's dA [rank, D] goes to `column`.
+        partials: fp32 [chunks, columns of a slot].
+        grad_shrunk: dS [rows, rank] of y's reader; the chunk's dA [rank, D] goes to `column_a`. None for none.
         keys, threshold: of the reader's dropout.
+        shrunk: S [rows, rank] of the layer that made x; the chunk's dB [D, rank] goes to `column_b`. None for none.
+        scale: of that layer's low-rank product.
     """
-    rank = 1 if grad_shrunk is None else grad_shrunk.shape[1]
-    tile = choose(CONFIGS, x, rank)
+    ranks = [1 if narrow is None else narrow.shape[1] for narrow in (grad_shrunk, shrunk)]
+    tile = choose(CONFIGS, x, max(ranks))
     launch(
         activation_gradient_kernel,
         (chunks.shape[0], triton.cdiv(x.shape[1], tile.columns)),
@@ -135,19 +158,27 @@ def activation_gradient(
         grad_x,
         grad_up,
         grad_shrunk,
+        shrunk,
         partials,
         chunks,
         keys,
         threshold,
-        column,
+        column_a,
+        column_b,
+        scale,
         0 if partials is None else partials.stride(0),
         x.stride(0),
         D=x.shape[1],
+        RANK_A=ranks[0],
+        RANK_B=ranks[1],
+        BLOCK_A=rank_block(ranks[0]),
+        BLOCK_B=rank_block(ranks[1]),
         BLOCK_M=tile.rows,
         BLOCK_D=tile.columns,
         KIND=kind,
-        TRAINED=partials is not None,
+        HAS_A=grad_shrunk is not None,
+        HAS_B=shrunk is not None,
         DROPOUT=keys is not None,
-        **low_rank_options(x, rank),
+        PRECISION=dot_precision(x),
         **tile.options,
     )

@@ -92,7 +92,7 @@ class StreamSteps(ABC):
     ) -> tuple[Tensor, Shrunk]:
         """residual[residual_index] + column_scale · (the layer's outputs), and S, which is made if it is None.
 
-        With `out`, the rows out[out_index] are overwritten, and it is returned; else the result is a new [rows, out].
+        With `out`, its rows `out_index` (None: all) are overwritten, and it is returned; else the result is new.
         """
 
     @abstractmethod
@@ -131,6 +131,26 @@ class StreamSteps(ABC):
         self, grad_y: Tensor, wide: Tensor, kind: Activation, reader: AdaptedLayer, grad_shrunk: Shrunk
     ) -> Tensor:
         """The gradient of `wide`; dA of the reader, which has read the activation, is summed up."""
+
+    def mlp_gradient(
+        self,
+        grad_y: Tensor,
+        wide: Tensor,
+        kind: Activation,
+        reader: AdaptedLayer,
+        grad_shrunk: Shrunk,
+        layer: AdaptedLayer,
+        shrunk: Shrunk,
+    ) -> tuple[Tensor, Shrunk]:
+        """From the gradient of the activation y to that of the input of the `layer` that has made `wide`, and its dS.
+
+        Args:
+            reader, grad_shrunk: the layer that has read y, and its dS.
+            shrunk: S of `layer`.
+        """
+        of_wide = self.activation_gradient(grad_y, wide, kind, reader, grad_shrunk)
+        _, narrow = self.output_gradient([of_wide], layer, shrunk)
+        return self.input_gradient([of_wide], layer, narrow), narrow
 
     @abstractmethod
     def norm_gradient(

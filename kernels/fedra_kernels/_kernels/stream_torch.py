@@ -56,10 +56,11 @@ class TorchSteps(StreamSteps):
         y = self.product(x, layer, shrunk)
         if column_scale is not None:
             y.mul_(column_scale)
-        y.add_(residual if residual_index is None else residual.index_select(0, residual_index))
-        if out is None or out_index is None:
-            return y, shrunk
-        return out.index_copy_(0, out_index, y), shrunk
+        rows = residual if residual_index is None else residual.index_select(0, residual_index)
+        if out is not None and out_index is None:
+            return torch.add(y, rows, out=out), shrunk
+        y.add_(rows)
+        return (y if out is None or out_index is None else out.index_copy_(0, out_index, y)), shrunk
 
     def activate(self, wide: Tensor, kind: Activation, reader: AdaptedLayer) -> tuple[Tensor, Shrunk]:
         y = _activation(wide, kind)

@@ -163,15 +163,49 @@ class TritonSteps(StreamSteps):
     def activation_gradient(
         self, grad_y: Tensor, wide: Tensor, kind: Activation, reader: AdaptedLayer, grad_shrunk: Shrunk
     ) -> Tensor:
+        return self._activation_gradient(grad_y, wide, kind, reader, grad_shrunk, None, [])
+
+    def mlp_gradient(
+        self,
+        grad_y: Tensor,
+        wide: Tensor,
+        kind: Activation,
+        reader: AdaptedLayer,
+        grad_shrunk: Shrunk,
+        layer: AdaptedLayer,
+        shrunk: Shrunk,
+    ) -> tuple[Tensor, Shrunk]:
+        if kind == "swiglu" or not layer.present or layer.rank > NARROW_RANK or self.dropout:
+            return super().mlp_gradient(grad_y, wide, kind, reader, grad_shrunk, layer, shrunk)
+        # dB is summed up while the gradient of `wide` is at hand, and dS is found while it is read for dX.
+        of_wide = self._activation_gradient(grad_y, wide, kind, reader, grad_shrunk, layer, shrunk)
+        pieces = self.groups.chunks(shrink_tile(of_wide, layer.rank).rows).rows
+        narrow = [lora_shrink(of_wide, layer.lora_b(self.bank)[0], pieces, self.scale(layer), None, 0, True)]
+        return self.input_gradient([of_wide], layer, narrow), narrow
+
+    def _activation_gradient(
+        self,
+        grad_y: Tensor,
+        wide: Tensor,
+        kind: Activation,
+        reader: AdaptedLayer,
+        grad_shrunk: Shrunk,
+        layer: AdaptedLayer | None,
+        shrunk: Shrunk,
+    ) -> Tensor:
+        """The gradient of `wide`; sums up dA of the reader and, if it is given, dB of the layer that has made `wide`."""
         grad_wide = wide.new_empty(wide.shape)
-        x, up = _halves(wide, kind)
-        grad_x, grad_up = _halves(grad_wide, kind)
-        trained = bool(reader.present) and self._trains(reader.present[0].first_a)
+        (x, up), (grad_x, grad_up) = _halves(wide, kind), _halves(grad_wide, kind)
+        trains_a = bool(reader.present) and self._trains(reader.present[0].first_a)
+        trains_b = layer is not None and self._trains(layer.present[0].first_b)
         keys, threshold = self._keys(reader)
         activation_gradient(
-            kind, grad_y, x, up, grad_x, grad_up, self._chunks.rows,
-            grad_shrunk[0] if trained else None, self._partials if trained else None,
-            self._column(reader.present[0].first_a) if trained else 0, keys[0] if keys and trained else None, threshold,
+            kind, grad_y, x, up, grad_x, grad_up, self._chunks.rows, self._partials if trains_a or trains_b else None,
+            grad_shrunk[0] if trains_a else None, self._column(reader.present[0].first_a) if trains_a else 0,
+            keys[0] if keys and trains_a else None, threshold,
+            shrunk[0] if trains_b else None,
+            self._column(layer.present[0].first_b) if layer is not None and trains_b else 0,
+            1.0 if layer is None else self.scale(layer),
         )  # fmt: skip
         return grad_wide
 
@@ -291,4 +325,6 @@ def _add_plain(
     """residual[residual_index] + column_scale * y, for a layer without adapters."""
     rows = residual if residual_index is None else residual.index_select(0, residual_index)
     total = y.add_(rows) if column_scale is None else torch.addcmul(rows, y, column_scale)
-    return total if out is None or out_index is None else out.index_copy_(0, out_index, total)
+    if out is None:
+        return total
+    return out.copy_(total) if out_index is None else out.index_copy_(0, out_index, total)
