@@ -37,7 +37,7 @@ class Count:
     @property
     def ops(self) -> list[str]:
         """The ops that were called, those that move most first."""
-        return sorted({call.op for call in self.calls}, key=lambda op: -self.of(op).bytes)
+        return sorted({call.op for call in self.calls}, key=lambda op: (-self.of(op).bytes, op))
 
     @property
     def launches(self) -> int:

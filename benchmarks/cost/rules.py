@@ -178,10 +178,10 @@ class _Call:
 
     @property
     def _rows(self) -> int:
-        """Rows that are computed: those of the index, or of the first matrix."""
+        """Rows that are computed: as many as an index has, or the first matrix."""
+        indices = (len(argument.tensor) for argument in self._arguments if argument.name.endswith("index"))
         matrices = (len(argument.tensor) for argument in self._arguments if argument.tensor.dim() == 2)
-        index = self._length("index")
-        return next(matrices, 0) if index is None else index
+        return next(indices, next(matrices, 0))
 
     @property
     def _clients(self) -> int | None:

@@ -101,7 +101,8 @@ class Workload:
             patch_size=shape.patch,
             num_labels=shape.classes,
         )
-        model = ViTForImageClassification(config).to(device, dtype)
+        with device:
+            model = ViTForImageClassification(config).to(dtype)
         lora = LoraConfig(rank=shape.rank, alpha=float(shape.rank))
         return cls(
             model, shape, lora, device, training=training, fuse_blocks=fuse_blocks, pixels_on_device=pixels_on_device

@@ -86,9 +86,9 @@ def test_a_measured_step_stands_beside_the_counted_one_op_by_op() -> None:
     cost = StepCost(gpu=0.1, ops={"fedra_kernels::a": 0.045, "aten::b": 0.01, "aten::b_": 0.008, "aten::c": 1.0})
     cost.triton["a_kernel"] = 3
     first, second = end_to_end.op_rows(point, cost, expected)
-    assert (first["op"], first["launches"], first["over_expected"]) == ("fedra_kernels::a", 3, pytest.approx(1.5))
-    assert (second["op"], second["over_expected"]) == ("aten::b_", pytest.approx(0.9))
-    assert (first["far_off"], second["far_off"]) == ("more", "")
+    assert (second["op"], second["launches"], second["over_expected"]) == ("fedra_kernels::a", 3, pytest.approx(1.5))
+    assert (first["op"], first["over_expected"]) == ("aten::b_", pytest.approx(0.9))
+    assert (first["far_off"], second["far_off"]) == ("", "more")
     figures = {figure.name: figure for figure in end_to_end.step_figures(point, cost, expected, torch.device("cuda"))}
     assert figures["ViT 2 × 1: GPU time of a step"].expected == pytest.approx(50.1)
     assert figures["ViT 2 × 1: Triton launches of a step"].expected == 3
