@@ -107,7 +107,8 @@ def activation_gradient_kernel(
             narrow_mask = (row < end)[:, None] & (rank_b < RANK_B)[None, :]
             narrow = tl.load(shrunk_ptr + row_offset * RANK_B + rank_b[None, :], mask=narrow_mask, other=0.0)
             total_b = tl.dot(tl.trans(grad_x), narrow, total_b, input_precision=PRECISION)
-    partials_ptr += chunk.to(tl.int64) * stride_chunk
+    if HAS_A or HAS_B:
+        partials_ptr += chunk.to(tl.int64) * stride_chunk
     if HAS_A:
         partial_ptrs = partials_ptr + column_a + feature[:, None] + rank_a[None, :] * D
         tl.store(partial_ptrs, total_a, mask=(feature < D)[:, None] & (rank_a < RANK_A)[None, :])
