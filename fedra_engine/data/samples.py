@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -16,7 +15,14 @@ from fedra_engine.config import DataConfig
 from fedra_engine.data.cache import Part, as_tensor, copy_async, row_checksums
 from fedra_engine.data.domain_data import DomainData, check_domains
 from fedra_engine.data.images import image_rows
-from fedra_engine.data.preprocessing import Augmentation, Preprocessing, make_augmentation, preprocessing_for
+from fedra_engine.data.preprocessing import (
+    Augmentation,
+    Preprocessing,
+    make_augmentation,
+    precise_dtype,
+    preprocessing_for,
+    standardize,
+)
 from fedra_engine.data.tokenization import Tokenization, token_rows, tokenization_for
 from fedra_engine.runtime.errors import InputError
 from fedra_engine.runtime.files import content_hash
@@ -302,31 +308,10 @@ class ImageSamples:
     def batch(self, rows: Tensor, device: torch.device, dtype: torch.dtype, draws: SampleDraws | None = None) -> Batch:
         """Normalised `pixel_values`, augmented if there are `draws`, and classes."""
         pixels = self.pixels.gather(rows if self.stored is None else self.stored[rows], device)
-        # Half precision would round grey levels minus their mean.
-        precise = torch.float64 if dtype == torch.float64 else torch.float32
-        mean, std = _byte_statistics(self.preprocessing, device, precise)
         if draws is not None and self.augmentation is not None:
-            pixels = self.augmentation(pixels.to(precise), draws)
-        inputs = {"pixel_values": _standardized(pixels, mean, std, dtype)}
+            pixels = self.augmentation(pixels.to(precise_dtype(dtype)), draws)
+        inputs = {"pixel_values": standardize(pixels, self.preprocessing, dtype)}
         return Batch(inputs, self._classes.gather(rows, device))
-
-
-def _standardized(pixels: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
-    """(pixels - mean) / std in the precision of `mean`, rounded to `dtype`."""
-    if pixels.device.type == "cpu":
-        # In place: there, operations that also change the dtype take three times as long.
-        return pixels.to(mean.dtype).sub_(mean).div_(std).to(dtype)
-    # Two passes over memory instead of four.
-    centered = torch.sub(pixels, mean)
-    return torch.div(centered, std, out=centered.new_empty(centered.shape, dtype=dtype))
-
-
-@lru_cache
-def _byte_statistics(preprocessing: Preprocessing, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation in grey levels 0…255, [channels, 1, 1]."""
-    mean = torch.tensor(preprocessing.mean, dtype=dtype, device=device) * 255
-    std = torch.tensor(preprocessing.std, dtype=dtype, device=device) * 255
-    return mean[:, None, None], std[:, None, None]
 
 
 @dataclass(eq=False)

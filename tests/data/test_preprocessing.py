@@ -6,10 +6,11 @@ from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
+import torch
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from fedra_engine.data import preprocessing as module
-from fedra_engine.data.preprocessing import Preprocessing, preprocessing_for
+from fedra_engine.data.preprocessing import Preprocessing, preprocessing_for, standardize
 from fedra_engine.runtime.errors import InputError
 
 
@@ -132,3 +133,14 @@ def test_settings_that_are_no_object_are_reported(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text("[]")
     with pytest.raises(InputError, match=r"preprocessor_config\.json: found no JSON object"):
         preprocessing_for(str(tmp_path), model())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_images_are_standardized_in_float32_at_least(dtype: torch.dtype) -> None:
+    preprocessing = Preprocessing(4, 3, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
+    pixels = torch.arange(96, dtype=torch.uint8).view(2, 3, 4, 4)
+    mean, std = (torch.tensor(values).double()[:, None, None] for values in (preprocessing.mean, preprocessing.std))
+    expected = (pixels / 255 - mean) / std
+    torch.testing.assert_close(standardize(pixels, preprocessing, dtype), expected.to(dtype), check_dtype=True)
+    on_meta = standardize(pixels.to("meta"), preprocessing, dtype)
+    assert (on_meta.shape, on_meta.dtype) == (pixels.shape, dtype)
