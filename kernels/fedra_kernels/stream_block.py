@@ -16,6 +16,7 @@ from weakref import ref
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from ._kernels.adapted_layer import AdaptedLayer
 from ._kernels.checks import check_device, check_index, check_like, check_shape, check_sink, check_stream, stream_rows
@@ -23,10 +24,8 @@ from ._kernels.norm import Norm
 from ._kernels.stream_steps import Activation, NormedRows, Shrunk, StreamSteps
 from ._kernels.stream_torch import TorchSteps
 from ._kernels.stream_triton import TritonSteps
-from .activation import activation_reference
 from .dispatch import use_triton
 from .dropout import Dropout
-from .gather_norm import gather_norm_reference
 from .groups import RowGroups
 from .lora_linear import lora_linear_reference
 
@@ -161,7 +160,7 @@ def stream_block_reference(
         banks = dict(zip(layer.members, zip(layer.lora_a(bank), layer.lora_b(bank), strict=True), strict=True))
         for member, (weight, bias) in enumerate(layer.parts()):
             if member not in banks:
-                outputs.append(torch.nn.functional.linear(x, weight, bias))
+                outputs.append(F.linear(x, weight, bias))
                 continue
             drop = dropout[layer.first + member] if dropout else None
             outputs.append(lora_linear_reference(x, weight, bias, *banks[member], groups, layer.scale, drop))
@@ -170,18 +169,27 @@ def stream_block_reference(
     def add(rows: Tensor, y: Tensor, scale: Tensor | None) -> Tensor:
         return rows + (y if scale is None else y * scale)
 
-    everything = torch.arange(groups.rows, device=stream.device)
     rows = stream_rows(stream) if index is None else stream_rows(stream)[index]
-    norm1, norm2 = block.norm1, block.norm2
-    x = gather_norm_reference(rows, everything, norm1.weight, norm1.bias, kind=norm1.kind, eps=norm1.eps)
+    x = _norm(rows, block.norm1)
     (attended,) = adapted(attend(adapted(x, block.attention_inputs)), block.attention_output)
     rows = add(rows, attended, block.scale1)
-    x = gather_norm_reference(rows, everything, norm2.weight, norm2.bias, kind=norm2.kind, eps=norm2.eps)
-    wide = adapted(x, block.mlp_inputs)
-    y = activation_reference(block.activation, wide[0], wide[1] if len(wide) > 1 else None)
+    y = _activation(adapted(_norm(rows, block.norm2), block.mlp_inputs), block.activation)
     rows = add(rows, *adapted(y, block.mlp_output), block.scale2)
     result = rows if index is None else stream_rows(stream).index_copy(0, index, rows)
     return result.view(stream.shape)
+
+
+def _norm(rows: Tensor, norm: Norm) -> Tensor:
+    if norm.kind == "layer":
+        return F.layer_norm(rows, rows.shape[1:], norm.weight, norm.bias, norm.eps)
+    return F.rms_norm(rows, rows.shape[1:], norm.weight, norm.eps)
+
+
+def _activation(wide: Sequence[Tensor], kind: Activation) -> Tensor:
+    if kind == "swiglu":
+        gate, up = wide
+        return F.silu(gate) * up
+    return F.gelu(wide[0], approximate="none" if kind == "gelu" else "tanh")
 
 
 @dataclass(frozen=True)
@@ -308,7 +316,8 @@ def _backward(
     of_output, narrow = steps.output_gradient([of_middle], last, kept.shrunk_attended, None, block.scale1)
     of_attended = steps.input_gradient(of_output, last, narrow)
     steps.factor_gradient(kept.attended.detach(), last, narrow)
-    of_leaves = torch.autograd.grad(kept.attended, kept.leaves, of_attended)
+    # An attention may expand its gradients, or permute them; kernels read rows.
+    of_leaves = [part.contiguous() for part in torch.autograd.grad(kept.attended, kept.leaves, of_attended)]
     of_members, narrow = steps.output_gradient(of_leaves, block.attention_inputs, kept.shrunk_inputs)
     steps.factor_gradient(kept.first, block.attention_inputs, narrow)
     result: Tensor | None = None

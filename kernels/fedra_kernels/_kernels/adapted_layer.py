@@ -10,10 +10,13 @@ from torch import Tensor
 
 from .shared_input import AdapterColumns
 
+MOST_LINEARS = 3
+"""Of a layer: query, key and value."""
+
 
 @dataclass(frozen=True)
 class AdaptedLayer:
-    """Frozen Linears that read one input, with adapters of one rank and scale that are neighbours in their slot.
+    """Up to three frozen Linears that read one input, with adapters of one rank and scale that are neighbours in their slot.
 
     Attributes:
         weight: [out, in], the Linears' weights one below the other; with `input_first` [in, out], side by side.
@@ -31,6 +34,8 @@ class AdaptedLayer:
     input_first: bool = False
 
     def __post_init__(self) -> None:
+        if len(self.widths) > MOST_LINEARS:
+            raise ValueError(f"widths: found {len(self.widths)}, expected at most {MOST_LINEARS}")
         present = self.present
         for before, after in zip(present, present[1:], strict=False):
             if (after.rank, after.scale) != (before.rank, before.scale):
