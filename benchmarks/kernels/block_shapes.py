@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.kernels.cases import Sizes
 from fedra_kernels import AdaptedLayer, AdapterColumns, Norm, StreamBlock
 
 Draw = Callable[..., Tensor]
@@ -121,6 +122,18 @@ class BlockShape:
             number: AdapterColumns(first_a, first_b, self.rank, SCALE)
             for number, first_a, first_b in zip(self.adapted, *firsts, strict=False)
         }
+
+
+def vit_shape(sizes: Sizes) -> BlockShape:
+    """A ViT's block at these sizes, with heads of 64 features."""
+    heads = max(sizes.width // 64, 1)
+    return BlockShape(sizes.width, sizes.hidden, heads, heads, gated=False, rank=sizes.rank)
+
+
+def llama_shape(sizes: Sizes) -> BlockShape:
+    """A LLaMA's block at these sizes, with heads of 128 features, of which four queries share keys and values."""
+    heads = max(sizes.width // 128, 1)
+    return BlockShape(sizes.width, sizes.hidden, heads, max(heads // 4, 1), gated=True, rank=sizes.rank)
 
 
 def frozen_zeros(dtype: torch.dtype, device: torch.device) -> Draw:
