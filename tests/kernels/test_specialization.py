@@ -15,7 +15,7 @@ from benchmarks.kernels.aot_cases import Shapes, cases
 from .helpers import kernel_names
 from .launches import TABLES, Launch, record_launches
 
-COUNTS = {"rows", "row_tiles", "stream_rows", "slot_count"}
+COUNTS = {"rows", "row_tiles", "stream_rows", "out_rows", "residual_rows", "slot_count"}
 # Row counts of 1, 15, 16, 17, 4096, 4100 and 201,728 (64 clients with 16 images of 197 tokens).
 SIZES = [(1,), (7, 8), (1,) * 16, (16, 1), (256,) * 16, (4000, 99, 1), (16 * 197,) * 64]
 CASES = [case.name for case in cases()]

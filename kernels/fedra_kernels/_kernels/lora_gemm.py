@@ -206,14 +206,16 @@ def lora_gemm_kernel(
         total, x0, weight, first_row, start, rows,
         0, K0, N, K, TRANSPOSED, DESCRIPTORS, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
-    total = add_product(
-        total, x1, weight, first_row, start, rows,
-        K0, K1, N, K, TRANSPOSED, DESCRIPTORS, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
-    )  # fmt: skip
-    total = add_product(
-        total, x2, weight, first_row, start, rows,
-        K0 + K1, K2, N, K, TRANSPOSED, DESCRIPTORS, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
-    )  # fmt: skip
+    if K1 > 0:
+        total = add_product(
+            total, x1, weight, first_row, start, rows,
+            K0, K1, N, K, TRANSPOSED, DESCRIPTORS, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+    if K2 > 0:
+        total = add_product(
+            total, x2, weight, first_row, start, rows,
+            K0 + K1, K2, N, K, TRANSPOSED, DESCRIPTORS, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
     finish_tile(
         total, row, segment_start + column, column < width, rows, y_ptr, out_index_ptr, out_rows,
         bias_ptr, column_scale_ptr, residual_ptr, residual_index_ptr, residual_rows, N,
