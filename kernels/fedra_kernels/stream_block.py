@@ -308,7 +308,7 @@ def _backward(
     of_output, narrow = steps.output_gradient([of_middle], last, kept.shrunk_attended, None, block.scale1)
     of_attended = steps.input_gradient(of_output, last, narrow)
     steps.factor_gradient(kept.attended.detach(), last, narrow)
-    of_leaves = torch.autograd.grad(kept.attended, kept.leaves, of_attended)
+    of_leaves = [part.contiguous() for part in torch.autograd.grad(kept.attended, kept.leaves, of_attended)]
     of_members, narrow = steps.output_gradient(of_leaves, block.attention_inputs, kept.shrunk_inputs)
     steps.factor_gradient(kept.first, block.attention_inputs, narrow)
     result: Tensor | None = None
