@@ -38,6 +38,8 @@ class FusedBlock(SweepBlock):
         super().__init__(block, context, position, arguments)
         self._parts, self._core = parts, core
         self._targets = [linear.target if isinstance(linear, GroupedLoraLinear) else None for linear in linears]
+        self._unread: Tensor | None = None
+        """In place of the hidden states in the attention's arguments, of which it must read the shape alone."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         current = self._context.current
@@ -47,9 +49,9 @@ class FusedBlock(SweepBlock):
         hidden = self.arguments.hidden_states(args, kwargs)
         tokens, features = hidden.shape[1:]
         samples = hidden.shape[0] if rows.index is None else len(rows.index)
-        # The attention takes the block's arguments for its samples; it must not read the hidden states themselves.
-        unread = hidden.new_full((), torch.nan).expand(samples, tokens, features)
-        held = self.arguments.select(args, kwargs, rows.index, unread)
+        if self._unread is None or (self._unread.dtype, self._unread.device) != (hidden.dtype, hidden.device):
+            self._unread = hidden.new_full((), torch.nan)
+        held = self.arguments.select(args, kwargs, rows.index, self._unread.expand(samples, tokens, features))
         # Writing to a view makes autograd copy the whole gradient. Only the first block may get a view.
         stream = hidden.clone() if hidden._is_view() else hidden.contiguous()
         index = None if rows.index is None else rows.token_index(hidden.shape[0], tokens)
@@ -103,20 +105,24 @@ class AttentionCore:
         hidden = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
         for given, value in zip(self._given, projected, strict=True):
             given.value = value.view(*hidden.shape[:-1], -1)
-        attended = self._attention(*args, **kwargs)
+        try:
+            attended = self._attention(*args, **kwargs)
+        finally:
+            # An attention that fails must not keep them.
+            for given in self._given:
+                given.value = None
         result: Tensor = attended[0] if isinstance(attended, tuple) else attended
         return result.reshape(-1, result.shape[-1])
 
 
 class _Given(nn.Module):
-    """Returns a value that is given beforehand, once."""
+    """Returns a value that is given beforehand."""
 
     value: Tensor | None = None
 
     def forward(self, _: Tensor) -> Tensor:
-        value, self.value = self.value, None
-        assert value is not None
-        return value
+        assert self.value is not None
+        return self.value
 
 
 def match_fused_block(
@@ -139,17 +145,20 @@ def match_fused_block(
             return None
         layers.append(layer)
         first += len(of_input)
-    block = StreamBlock(
-        norm1=parts.norm1,
-        attention_inputs=layers[0],
-        attention_output=layers[1],
-        scale1=parts.scale1,
-        norm2=parts.norm2,
-        mlp_inputs=layers[2],
-        activation=parts.activation,
-        mlp_output=layers[3],
-        scale2=parts.scale2,
-    )
+    try:
+        block = StreamBlock(
+            norm1=parts.norm1,
+            attention_inputs=layers[0],
+            attention_output=layers[1],
+            scale1=parts.scale1,
+            norm2=parts.norm2,
+            mlp_inputs=layers[2],
+            activation=parts.activation,
+            mlp_output=layers[3],
+            scale2=parts.scale2,
+        )
+    except ValueError:
+        return None
     core = AttentionCore(parts.attention, parts.attention_inputs, output)
     return FusedBlock(plain.block, block, linears, core, context, plain.position, plain.arguments)
 

@@ -19,7 +19,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ._kernels.adapted_layer import AdaptedLayer
-from ._kernels.checks import check_device, check_index, check_like, check_shape, check_sink, check_stream, stream_rows
+from ._kernels.frozen_block import StreamBlock
+from ._kernels.checks import check_bank, check_device, check_index, check_like, check_shape, check_sink, check_stream, stream_rows
 from ._kernels.norm import Norm
 from ._kernels.stream_steps import Activation, NormedRows, Shrunk, StreamSteps
 from ._kernels.stream_torch import TorchSteps
@@ -32,36 +33,6 @@ from .lora_linear import lora_linear_reference
 Attend = Callable[[Sequence[Tensor]], Tensor]
 """The core of an attention: from the outputs [rows, out] of the Linears that read the norm to the input [rows, in] of
 the last Linear; made of differentiable operations."""
-
-
-@dataclass(frozen=True)
-class StreamBlock:
-    """The frozen parts of a block: x += scale1 · attention(norm1(x)); x += scale2 · mlp(norm2(x)).
-
-    Attributes:
-        norm1, norm2: the norms before attention and MLP.
-        attention_inputs: the Linears that read the first norm, such as query, key and value.
-        attention_output: the attention's last Linear.
-        scale1, scale2: LayerScale [features], or None for 1.
-        mlp_inputs: the Linear that reads the second norm; with `swiglu` two, gate and up.
-        activation: between them and `mlp_output`.
-        mlp_output: the MLP's last Linear.
-    """
-
-    norm1: Norm
-    attention_inputs: AdaptedLayer
-    attention_output: AdaptedLayer
-    scale1: Tensor | None
-    norm2: Norm
-    mlp_inputs: AdaptedLayer
-    activation: Activation
-    mlp_output: AdaptedLayer
-    scale2: Tensor | None
-
-    @property
-    def layers(self) -> tuple[AdaptedLayer, ...]:
-        """All layers, in the order of the Linears whose dropout is given."""
-        return self.attention_inputs, self.attention_output, self.mlp_inputs, self.mlp_output
 
 
 class GradientHandOver:
@@ -341,6 +312,7 @@ def _check(
 ) -> None:
     check_stream("stream", stream)
     check_shape("stream", stream, (*stream.shape[:-1], block.norm1.weight.shape[0]))
+    check_like("stream", stream, "block", block.norm1.weight)
     rows = stream_rows(stream.detach())
     if index is not None:
         check_index("index", index, "stream", rows)
@@ -349,11 +321,30 @@ def _check(
         raise ValueError(f"groups: found {groups.rows} rows in sizes, expected {count}")
     check_shape("bank", bank, (None, None))
     check_like("bank", bank, "stream", stream)
+    check_bank("bank", bank)
+    if bank.shape[1] < block.slot_size:
+        raise ValueError(f"bank: found {bank.shape[1]} entries of a slot, expected at least {block.slot_size}")
     if gradients is not None:
         check_sink("gradients", gradients, bank, "stream", stream)
     if groups.smallest_bank > bank.shape[0]:
         raise ValueError(f"groups: found slot {groups.smallest_bank - 1}, expected slots below {bank.shape[0]}")
     check_device("groups", groups, "stream", stream)
+    _check_dropout(block, groups, dropout, stream)
+
+
+def _check_dropout(
+    block: StreamBlock, groups: RowGroups, dropout: Sequence[Dropout | None], stream: Tensor
+) -> None:
+    if not dropout:
+        return
     linears = sum(len(layer.widths) for layer in block.layers)
-    if dropout and len(dropout) != linears:
+    if len(dropout) != linears:
         raise ValueError(f"dropout: found {len(dropout)}, expected {linears} as the block has Linears")
+    drops = [dropout[layer.first + member] for layer in block.layers for member in layer.members]
+    rates = [None if drop is None else drop.p for drop in drops]
+    if len(set(rates)) > 1 or None in rates:
+        raise ValueError(f"dropout: found p {rates}, expected one p for all adapters")
+    for drop in drops:
+        assert drop is not None
+        check_shape("dropout.keys", drop.keys, (len(groups),))
+        check_device("dropout.keys", drop.keys, "stream", stream)

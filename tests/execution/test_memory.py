@@ -17,7 +17,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedra_engine.execution import fused_block, memory, sweep, sweep_block
+from fedra_engine.execution import memory, sweep
+from fedra_engine.execution.fused_block import AttentionCore, _Given
 from fedra_engine.execution.lanes import LanePool
 from fedra_engine.execution.memory import LaneMemory, choose_lanes, measure_lane
 from fedra_engine.execution.model_check import ModelInputs
@@ -216,37 +217,36 @@ def test_a_pass_that_breaks_off_before_its_backward_leaves_no_bank_behind(monkey
 
 
 def test_a_fused_pass_that_breaks_off_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Of LLaMA two targets read the first norm, so that the pass breaks off at one and leaves what the other awaits.
+    # The attention takes the outputs of its first Linears one by one, and fails at the first of them.
     setting = make_setting("llama", ADAMW, fuse_blocks=True)
     (expected,) = setting.rounds(3)
     executor, state = setting.executor(6), setting.state()
-    norm, product, clear = fused_block.gather_norm, sweep_block.lora_linear, sweep.clear_device_cache
+    attend, take, clear = AttentionCore.__call__, _Given.forward, sweep.clear_device_cache
     awaited: list[weakref.ref[Tensor]] = []
     freed: list[bool] = []
 
-    def watched(*args: Any, **options: Any) -> tuple[Tensor, Sequence[Tensor]]:
-        x, shrunk = norm(*args, **options)
+    def watched(self: AttentionCore, projected: Sequence[Tensor], args: Any, kwargs: Any) -> Tensor:
         if not freed:
-            awaited.extend(weakref.ref(part) for part in shrunk)
-        return x, shrunk
+            awaited.extend(weakref.ref(part) for part in projected)
+        return attend(self, projected, args, kwargs)
 
-    def fail_in_the_first_pass(x: Tensor, *others: Any, **options: Any) -> Tensor:
+    def fail_in_the_first_pass(self: _Given, x: Tensor) -> Tensor:
         if not freed:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return product(x, *others, **options)
+        return take(self, x)
 
     def look(**options: Any) -> None:
         freed.extend(part() is None for part in awaited)
         clear(**options)
 
-    monkeypatch.setattr(fused_block, "gather_norm", watched)
-    monkeypatch.setattr(sweep_block, "lora_linear", fail_in_the_first_pass)
+    monkeypatch.setattr(AttentionCore, "__call__", watched)
+    monkeypatch.setattr(_Given, "forward", fail_in_the_first_pass)
     monkeypatch.setattr(sweep, "clear_device_cache", look)
     for updates in executor.train(*setting.work(0, np.arange(len(setting.clients))), state):
         for index, client in enumerate(updates.clients.tolist()):
             found = setting.named(updates.of_client(index), state)
             assert_same_change(found, expected.updates[client], expected.before, 1e-8)
-    assert freed == [True, True]
+    assert freed == [True, True, True]
 
 
 def test_a_single_lane_that_does_not_fit_is_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:

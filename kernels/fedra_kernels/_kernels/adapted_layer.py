@@ -8,6 +8,7 @@ from functools import cached_property
 
 from torch import Tensor
 
+from .configs import MAX_RANK
 from .shared_input import AdapterColumns
 
 MOST_LINEARS = 3
@@ -37,6 +38,9 @@ class AdaptedLayer:
         if len(self.widths) > MOST_LINEARS:
             raise ValueError(f"widths: found {len(self.widths)}, expected at most {MOST_LINEARS}")
         present = self.present
+        for adapter in present:
+            if not 1 <= adapter.rank <= MAX_RANK:
+                raise ValueError(f"adapters: found rank {adapter.rank}, expected 1 to {MAX_RANK}")
         for before, after in zip(present, present[1:], strict=False):
             if (after.rank, after.scale) != (before.rank, before.scale):
                 raise ValueError("adapters: found different ranks or scales, expected one of each in a layer")

@@ -128,15 +128,19 @@ class TorchSteps(StreamSteps):
     def activation_gradient(
         self, grad_y: Tensor, wide: Tensor, kind: Activation, reader: AdaptedLayer, grad_shrunk: Shrunk
     ) -> Tensor:
-        self.factor_gradient(_activation(wide, kind), reader, grad_shrunk)
         if kind != "swiglu":
+            self.factor_gradient(_activation(wide, kind), reader, grad_shrunk)
             found: Tensor = torch.ops.aten.gelu_backward(
                 grad_y, wide, approximate="none" if kind == "gelu" else "tanh"
             )
             return found
         gate, up = wide.chunk(2, dim=1)
-        of_gate = torch.ops.aten.silu_backward(grad_y * up, gate)
-        return torch.cat([of_gate, grad_y * F.silu(gate)], dim=1)
+        active, grad_wide = F.silu(gate), torch.empty_like(wide)
+        self.factor_gradient(active * up, reader, grad_shrunk)
+        of_gate, of_up = grad_wide.chunk(2, dim=1)
+        torch.mul(grad_y, active, out=of_up)
+        torch.ops.aten.silu_backward.grad_input(grad_y * up, gate, grad_input=of_gate)
+        return grad_wide
 
     def norm_gradient(
         self,
