@@ -108,7 +108,7 @@ def _blocks(shapes: Shapes) -> Iterator[Case]:
         (" frozen A", vit, half, {"frozen": "A"}),
         (" frozen B", vit, half, {"frozen": "B"}),
         (" some Linears", some, half, {}),
-        ("", replace(vit, rank=32), half, {}),
+        ("", replace(scaled, rank=32), half, {}),
         ("", replace(vit, rank=128), half, {}),
         (" dropout", replace(vit, rank=128), half, {"drop": True}),
         ("", vit, single, {}),
