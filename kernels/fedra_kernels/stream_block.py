@@ -223,13 +223,13 @@ class _Kept:
 
 
 def _forward(
-    steps: StreamSteps, source: Tensor, index: Tensor | None, block: StreamBlock, attend: Attend
+    steps: StreamSteps, source: Tensor, index: Tensor | None, block: StreamBlock, attend: Attend, *, kept: bool
 ) -> tuple[_Kept, Tensor]:
-    """What is kept, and the activation; all but the MLP's last product."""
+    """What backward needs, and the activation; all but the MLP's last product. `kept`: for a backward pass."""
     x, first, shrunk_inputs = steps.normalize(source, index, block.norm1, block.attention_inputs)
     outputs = steps.product(x, block.attention_inputs, shrunk_inputs)
-    with torch.enable_grad():
-        leaves = [part.detach().requires_grad_() for part in block.attention_inputs.by_member(outputs)]
+    with torch.set_grad_enabled(kept):
+        leaves = [part.detach().requires_grad_(kept) for part in block.attention_inputs.by_member(outputs)]
         attended = attend(leaves)
     middle, shrunk_attended = steps.add_product(
         attended.detach(), block.attention_output, None, source, index, block.scale1, None, None
@@ -237,10 +237,9 @@ def _forward(
     x, second, shrunk_mlp = steps.normalize(middle, None, block.norm2, block.mlp_inputs)
     wide = steps.product(x, block.mlp_inputs, shrunk_mlp)
     y, shrunk_output = steps.activate(wide, block.activation, block.mlp_output)
-    kept = _Kept(
+    return _Kept(
         first, shrunk_inputs, leaves, attended, shrunk_attended, second, shrunk_mlp, wide, shrunk_output
-    )
-    return kept, y
+    ), y  # fmt: skip
 
 
 class _StreamBlock(torch.autograd.Function):
@@ -258,7 +257,9 @@ class _StreamBlock(torch.autograd.Function):
         follows: bool,
     ) -> Tensor:
         rows = stream_rows(stream)
-        kept, y = _forward(steps, rows, index, block, attend)
+        # An evaluation has no backward pass.
+        recompute |= not any(ctx.needs_input_grad)
+        kept, y = _forward(steps, rows, index, block, attend, kept=not recompute)
         # A view would be copied by the next block, which writes to the stream.
         result = stream.new_empty(stream.shape) if index is None else stream
         steps.add_product(
@@ -279,7 +280,7 @@ class _StreamBlock(torch.autograd.Function):
         steps, block = ctx.steps, ctx.block
         index, *tensors = ctx.saved_tensors
         if ctx.lengths is None:
-            kept, _ = _forward(steps, tensors[0], None, block, ctx.core)
+            kept, _ = _forward(steps, tensors[0], None, block, ctx.core, kept=True)
         else:
             kept = _Kept.unpack(tensors, ctx.lengths, block, ctx.core)
         ctx.core = None

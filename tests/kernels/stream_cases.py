@@ -78,6 +78,13 @@ class StreamCase:
         weights = torch.softmax(q @ k.transpose(2, 3) * HEAD**-0.5, dim=-1)
         return (weights @ v).transpose(1, 2).reshape(rows, -1)
 
+    def flash_attend(self, projected: Sequence[Tensor]) -> Tensor:
+        """The same without norms of heads, by torch's op."""
+        rows = projected[0].shape[0]
+        q, k, v = (part.reshape(rows // TOKENS, TOKENS, -1, HEAD).transpose(1, 2) for part in projected)
+        attended = F.scaled_dot_product_attention(q, k, v, enable_gqa=q.shape[1] != k.shape[1])
+        return attended.transpose(1, 2).reshape(rows, -1)
+
     def run(
         self,
         *,
