@@ -138,6 +138,8 @@ def stream_block(
     present = [adapter for layer in block.layers for adapter in layer.present]
     first_b = min((adapter.first_b for adapter in present), default=0)
     steps = kind(bank, gradients, trains_a, trains_b, groups, tuple(dropout), first_b)
+    # An evaluation keeps nothing either.
+    recompute = recompute or not torch.is_grad_enabled()
     hand_over = hand_over or GradientHandOver()
     follows = hand_over.follows(stream)
     result: Tensor = _StreamBlock.apply(stream, index, block, attend, bank, steps, recompute, hand_over, follows)
@@ -257,8 +259,6 @@ class _StreamBlock(torch.autograd.Function):
         follows: bool,
     ) -> Tensor:
         rows = stream_rows(stream)
-        # An evaluation has no backward pass.
-        recompute |= not any(ctx.needs_input_grad)
         kept, y = _forward(steps, rows, index, block, attend, kept=not recompute)
         # A view would be copied by the next block, which writes to the stream.
         result = stream.new_empty(stream.shape) if index is None else stream
