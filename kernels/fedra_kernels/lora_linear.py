@@ -239,7 +239,7 @@ def _triton_backward(
         partial_a, groups_a = lora_grad_outer(x, grad_shrunk, chunks.rows, keys, threshold, True), chunks.groups
     lora_grad_reduce(partial_a, groups_a, grad_a, partial_b, groups_b, grad_b, scale)
     if grad_shrunk is not None and needs_grad_x:
-        spans = groups.spans(gemm_tile(grad_y, rank, keys is not None).rows)
+        spans = groups.spans(gemm_tile(grad_y, rank).rows)
         outputs = grad_y if weight.shape[0] > 0 else grad_y[:, :0]
         grad_x = lora_gemm(
             [outputs], weight, None, grad_shrunk, [lora_a], [lora_a.shape[2]],
