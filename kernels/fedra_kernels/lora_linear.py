@@ -247,7 +247,7 @@ def _triton_backward(
     if entries_a + entries_b:
         lora_grad_reduce(partials, chunks.groups, grad_a, grad_b)
     if grad_shrunk is not None and needs_grad_x:
-        spans = groups.spans(gemm_tile(grad_y, rank, keys is not None).rows)
+        spans = groups.spans(gemm_tile(grad_y, rank).rows)
         outputs = grad_y if weight.shape[0] > 0 else grad_y[:, :0]
         grad_x = lora_gemm(
             [outputs], weight, None, grad_shrunk, [lora_a], [lora_a.shape[2]],
