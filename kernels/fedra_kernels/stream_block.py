@@ -302,8 +302,7 @@ def _backward(
     output, mlp, last = block.mlp_output, block.mlp_inputs, block.attention_output
     of_output, narrow = steps.output_gradient([grad], output, kept.shrunk_output, index, block.scale2)
     of_y = steps.input_gradient(of_output, output, narrow)
-    of_x, narrow = steps.mlp_gradient(of_y, kept.wide, block.activation, output, narrow, mlp, kept.shrunk_mlp)
-    steps.factor_gradient(kept.second, mlp, narrow)
+    of_x = steps.mlp_gradient(of_y, kept.wide, block.activation, output, narrow, mlp, kept.shrunk_mlp, kept.second)
     of_middle = steps.norm_gradient(of_x, kept.second, grad, index, None, None)
 
     of_output, narrow = steps.output_gradient([of_middle], last, kept.shrunk_attended, None, block.scale1)

@@ -35,16 +35,19 @@ def single_pass_tile(x: Tensor, rank: int) -> Tile:
 
 
 @triton.jit
-def shrink_block(lora_a_ptr, k, K: tl.constexpr, RANK: tl.constexpr, RANK_BLOCK: tl.constexpr, BLOCK_K: tl.constexpr):
+def shrink_block(
+    lora_a_ptr, k, stride_rank, stride_depth,
+    K: tl.constexpr, RANK: tl.constexpr, RANK_BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
     """[BLOCK_K, RANK_BLOCK] of a slot's A^T; zeros outside."""
     depth = (k + tl.arange(0, BLOCK_K))[:, None]
     rank = tl.arange(0, RANK_BLOCK)[None, :]
-    return tl.load(lora_a_ptr + rank * K + depth, mask=(rank < RANK) & (depth < K), other=0.0)
+    return tl.load(lora_a_ptr + rank * stride_rank + depth * stride_depth, mask=(rank < RANK) & (depth < K), other=0.0)
 
 
 @triton.jit
 def expand_own(
-    total, shrunk, group_start, group_end, slot, first_row, first_column, shrunk_ptr, lora_b_ptr, stride_slot_b, scale,
+    total, shrunk, group_start, group_end, slot, first_row, first_column, shrunk_ptr, lora_b_ptr, strides_b, scale,
     N: tl.constexpr, RANK: tl.constexpr, RANK_BLOCK: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -56,7 +59,8 @@ def expand_own(
     if first_column == 0:
         shrunk_ptrs = shrunk_ptr + row.to(tl.int64)[:, None] * RANK + rank[None, :]
         tl.store(shrunk_ptrs, mine.to(shrunk_ptr.dtype.element_ty), mask=own[:, None] & (rank < RANK)[None, :])
-    factor = load_factor(lora_b_ptr + slot * stride_slot_b, column, rank, RANK, 1, N, RANK)
+    stride_slot, stride_n, stride_rank = strides_b
+    factor = load_factor(lora_b_ptr + slot * stride_slot, column, rank, stride_n, stride_rank, N, RANK)
     mine, factor = expand_operands(mine, own, factor, scale, True)
     return tl.dot(mine, factor, total, input_precision=PRECISION)
 
@@ -64,7 +68,7 @@ def expand_own(
 @triton.jit
 def single_pass_of_tile(
     tile, x, weight, lora_a_ptr, lora_b_ptr, shrunk_ptr, spans_ptr, filled_ptr, ending, row_tiles,
-    stride_slot_a, stride_slot_b, scale,
+    strides_a, strides_b, scale,
     N: tl.constexpr, K: tl.constexpr, RANK: tl.constexpr, RANK_BLOCK: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr,
     TRANSPOSED: tl.constexpr, PRECISION: tl.constexpr, DESCRIPTORS: tl.constexpr, OUT_DESCRIPTOR: tl.constexpr,
@@ -81,11 +85,11 @@ def single_pass_of_tile(
         right = weight_block(
             weight, first_column, k, K, N, K, K % BLOCK_K != 0, TRANSPOSED, BLOCK_N, BLOCK_K, DESCRIPTORS
         )
-        factor = shrink_block(lora_a_ptr + slot * stride_slot_a, k, K, RANK, RANK_BLOCK, BLOCK_K)
+        factor = shrink_block(lora_a_ptr + slot * strides_a[0], k, strides_a[1], strides_a[2], K, RANK, RANK_BLOCK, BLOCK_K)
         total = tl.dot(left, right, total, input_precision=PRECISION)
         shrunk = tl.dot(left, factor, shrunk, input_precision=PRECISION)
     total = expand_own(
-        total, shrunk, group_start, group_end, slot, first_row, first_column, shrunk_ptr, lora_b_ptr, stride_slot_b,
+        total, shrunk, group_start, group_end, slot, first_row, first_column, shrunk_ptr, lora_b_ptr, strides_b,
         scale, N, RANK, RANK_BLOCK, BLOCK_M, BLOCK_N, PRECISION,
     )  # fmt: skip
     # Without the condition, which is the loop's own, Triton does not fuse the loops over tiles and depth.
@@ -96,11 +100,11 @@ def single_pass_of_tile(
             # The stages of this loop lie in shared memory beside those of the first.
             for k in tl.range(0, K, BLOCK_K, num_stages=2):
                 left = row_block(x, first_row, rows, k, K, BLOCK_M, BLOCK_K, DESCRIPTORS)
-                factor = shrink_block(lora_a_ptr + slot * stride_slot_a, k, K, RANK, RANK_BLOCK, BLOCK_K)
+                factor = shrink_block(lora_a_ptr + slot * strides_a[0], k, strides_a[1], strides_a[2], K, RANK, RANK_BLOCK, BLOCK_K)
                 shrunk = tl.dot(left, factor, shrunk, input_precision=PRECISION)
             total = expand_own(
                 total, shrunk, group_start, group_end, slot, first_row, first_column, shrunk_ptr, lora_b_ptr,
-                stride_slot_b, scale, N, RANK, RANK_BLOCK, BLOCK_M, BLOCK_N, PRECISION,
+                strides_b, scale, N, RANK, RANK_BLOCK, BLOCK_M, BLOCK_N, PRECISION,
             )  # fmt: skip
     store_tile(total, first_row, first_column, N, ending, N, BLOCK_M, BLOCK_N, PARTS, OUT_DESCRIPTOR)
 
@@ -120,7 +124,8 @@ def single_pass_of_tile(
 def lora_single_pass_kernel(
     x, weight, bias_ptr, lora_a_ptr, lora_b_ptr, y, shrunk_ptr,
     spans_ptr, filled_ptr, out_index_ptr, residual_ptr, residual_index_ptr, column_scale_ptr,
-    rows, row_tiles, out_rows, residual_rows, stride_slot_a, stride_slot_b, scale,
+    rows, row_tiles, out_rows, residual_rows,
+    stride_slot_a, stride_rank_a, stride_depth_a, stride_slot_b, stride_n_b, stride_rank_b, scale,
     N: tl.constexpr, K: tl.constexpr, RANK: tl.constexpr, RANK_BLOCK: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr,
     TRANSPOSED: tl.constexpr, PRECISION: tl.constexpr, DESCRIPTORS: tl.constexpr, OUT_DESCRIPTOR: tl.constexpr,
@@ -128,6 +133,7 @@ def lora_single_pass_kernel(
 ):  # fmt: skip
     """A program makes one tile of y, or walks over tiles where PERSISTENT."""
     program = tl.program_id(0)
+    strides_a, strides_b = (stride_slot_a, stride_rank_a, stride_depth_a), (stride_slot_b, stride_n_b, stride_rank_b)
     ending = (
         rows, y, out_index_ptr, out_rows, bias_ptr, column_scale_ptr, residual_ptr, residual_index_ptr, residual_rows
     )  # fmt: skip
@@ -135,13 +141,13 @@ def lora_single_pass_kernel(
         for tile in tl.range(program, row_tiles * tl.cdiv(N, BLOCK_N), tl.num_programs(0), flatten=True):
             single_pass_of_tile(
                 tile, x, weight, lora_a_ptr, lora_b_ptr, shrunk_ptr, spans_ptr, filled_ptr, ending, row_tiles,
-                stride_slot_a, stride_slot_b, scale, N, K, RANK, RANK_BLOCK, BLOCK_M, BLOCK_N, BLOCK_K, PARTS,
+                strides_a, strides_b, scale, N, K, RANK, RANK_BLOCK, BLOCK_M, BLOCK_N, BLOCK_K, PARTS,
                 TRANSPOSED, PRECISION, DESCRIPTORS, OUT_DESCRIPTOR,
             )  # fmt: skip
     else:
         single_pass_of_tile(
             program, x, weight, lora_a_ptr, lora_b_ptr, shrunk_ptr, spans_ptr, filled_ptr, ending, row_tiles,
-            stride_slot_a, stride_slot_b, scale, N, K, RANK, RANK_BLOCK, BLOCK_M, BLOCK_N, BLOCK_K, PARTS,
+            strides_a, strides_b, scale, N, K, RANK, RANK_BLOCK, BLOCK_M, BLOCK_N, BLOCK_K, PARTS,
             TRANSPOSED, PRECISION, DESCRIPTORS, OUT_DESCRIPTOR,
         )  # fmt: skip
 
@@ -160,7 +166,7 @@ def lora_single_pass(
         x: [rows, K].
         weight: [N, K], or the transpose of a contiguous matrix.
         bias: [N] or None.
-        lora_a: [slots, rank, K].
+        lora_a: [slots, rank, K]; of any strides, as lora_b.
         lora_b: [slots, N, rank].
         spans, filled: `RowGroups.spans(single_pass_tile(x, rank).rows)` and `RowGroups.filled`.
         scale: of the low-rank product.
@@ -224,8 +230,8 @@ def _launch(
         spans.shape[0],
         y.shape[0],
         0 if residual is None else residual.shape[0],
-        lora_a.stride(0),
-        lora_b.stride(0),
+        *lora_a.stride(),
+        *lora_b.stride(),
         scale,
         N=y.shape[1],
         K=x.shape[1],

@@ -141,16 +141,20 @@ class StreamSteps(ABC):
         grad_shrunk: Shrunk,
         layer: AdaptedLayer,
         shrunk: Shrunk,
-    ) -> tuple[Tensor, Shrunk]:
-        """From the gradient of the activation y to that of the input of the `layer` that has made `wide`, and its dS.
+        normed: NormedRows,
+    ) -> Tensor:
+        """From the gradient of the activation y to that of the input of the `layer` that has made `wide`.
+
+        dA of both layers and dB of `layer` are summed up.
 
         Args:
             reader, grad_shrunk: the layer that has read y, and its dS.
-            shrunk: S of `layer`.
+            shrunk: S of `layer`, which has read the norm of the rows of `normed`.
         """
         of_wide = self.activation_gradient(grad_y, wide, kind, reader, grad_shrunk)
         _, narrow = self.output_gradient([of_wide], layer, shrunk)
-        return self.input_gradient([of_wide], layer, narrow), narrow
+        self.factor_gradient(normed, layer, narrow)
+        return self.input_gradient([of_wide], layer, narrow)
 
     @abstractmethod
     def norm_gradient(

@@ -122,7 +122,7 @@ class TritonSteps(StreamSteps):
 
     def input_gradient(self, grads: Sequence[Tensor], layer: AdaptedLayer, grad_shrunk: Shrunk) -> Tensor:
         ranks = layer.rank if self.dropout else layer.rank * len(layer.present)
-        spans = self.groups.spans(gemm_tile(grads[0], ranks, bool(self.dropout)).rows) if grad_shrunk else None
+        spans = self.groups.spans(gemm_tile(grads[0], ranks).rows) if grad_shrunk else None
         if spans is not None and not self.dropout:
             return lora_gemm(
                 list(grads), layer.oriented, None, grad_shrunk[0], [layer.all_a(self.bank)], [layer.inputs], spans,
@@ -147,7 +147,12 @@ class TritonSteps(StreamSteps):
         return total
 
     def factor_gradient(self, x: Tensor | NormedRows, layer: AdaptedLayer, grad_shrunk: Shrunk) -> None:
-        if not layer.present or not self._trains(layer.present[0].first_a):
+        if grad_shrunk:
+            self._factor_gradient(x, layer, grad_shrunk[0], 1.0)
+
+    def _factor_gradient(self, x: Tensor | NormedRows, layer: AdaptedLayer, grad_shrunk: Tensor, scale: float) -> None:
+        """`factor_gradient` from scale * `grad_shrunk`."""
+        if not self._trains(layer.present[0].first_a):
             return
         moments = _PLAIN if isinstance(x, Tensor) else (x.mean, x.inverse, x.norm.weight, x.norm.bias)
         rows = x if isinstance(x, Tensor) else x.rows
@@ -156,8 +161,8 @@ class TritonSteps(StreamSteps):
         for number in range(1 if together else len(layer.present)):
             ranks = layer.rank * len(layer.present) if together else layer.rank
             lora_grad_outer(
-                rows, grad_shrunk[0], self._chunks.rows, self._partials, self._column(layer.present[number].first_a),
-                number * layer.rank, ranks, True, 1.0, keys[number] if keys else None, threshold, *moments,
+                rows, grad_shrunk, self._chunks.rows, self._partials, self._column(layer.present[number].first_a),
+                number * layer.rank, ranks, True, scale, keys[number] if keys else None, threshold, *moments,
             )  # fmt: skip
 
     def activation_gradient(
@@ -174,14 +179,21 @@ class TritonSteps(StreamSteps):
         grad_shrunk: Shrunk,
         layer: AdaptedLayer,
         shrunk: Shrunk,
-    ) -> tuple[Tensor, Shrunk]:
+        normed: NormedRows,
+    ) -> Tensor:
+        arguments = grad_y, wide, kind, reader, grad_shrunk, layer, shrunk
         if kind == "swiglu" or not layer.present or layer.rank > NARROW_RANK or self.dropout:
-            return super().mlp_gradient(grad_y, wide, kind, reader, grad_shrunk, layer, shrunk)
-        # dB is summed up while the gradient of `wide` is at hand, and dS is found while it is read for dX.
-        of_wide = self._activation_gradient(grad_y, wide, kind, reader, grad_shrunk, layer, shrunk)
-        pieces = self.groups.chunks(shrink_tile(of_wide, layer.rank).rows).rows
-        narrow = [lora_shrink(of_wide, layer.lora_b(self.bank)[0], pieces, self.scale(layer), None, 0, True)]
-        return self.input_gradient([of_wide], layer, narrow), narrow
+            return super().mlp_gradient(*arguments, normed)
+        # dB is summed up while the gradient of `wide` is made, and dS while it is read for dX: it is not read for them.
+        of_wide = self._activation_gradient(*arguments)
+        spans = self.groups.spans(single_pass_tile(of_wide, layer.rank).rows)
+        (lora_a,), (lora_b,) = layer.lora_a(self.bank), layer.lora_b(self.bank)
+        of_x, narrow = lora_single_pass(
+            of_wide, layer.oriented.T, None, lora_b.transpose(1, 2), lora_a.transpose(1, 2), spans,
+            self.groups.filled, self.scale(layer), None, None, None,
+        )  # fmt: skip
+        self._factor_gradient(normed, layer, narrow, self.scale(layer))
+        return of_x
 
     def _activation_gradient(
         self,
