@@ -20,7 +20,7 @@ from fedra_kernels.dispatch import architecture
 TARGET_SHARE = 40.0
 MANY_CLIENTS, MANY_SECONDS, THEIR_IMAGES = 10_000, 25.0, 32
 """A round of so many clients with so many images should take no longer."""
-MOST_TRITON, MOST_OTHERS = 540, 200
+MOST_TRITON, MOST_OTHERS = 285, 120
 """Launches of a training step of twelve fused blocks."""
 _LEAST_SHARE = 0.01
 """Of a step's expected time; ops that should take less are not compared one by one."""
