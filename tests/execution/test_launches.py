@@ -33,6 +33,7 @@ from fedra_engine.models.foundation import Foundation, make_foundation
 from fedra_engine.models.state import GlobalState
 from fedra_kernels.dispatch import StandIn, launches_taken_by
 from tests.execution.test_assignments import early_exits, penalised_ranks
+from tests.kernels.launches import Launch, record_launches
 from tests.tiny import CLASSES, FAMILIES, TARGETS, TensorSamples, make_model, make_samples
 from tests.tiny_federation import SGD
 
@@ -63,8 +64,12 @@ def train(
     fuse_blocks: bool = True,
     asked: Callable[..., Assignment] = Assignment,
     exits: int = 1,
+    taken: bool = False,
 ) -> Steps:
-    """Train a round of clients that take four steps of two samples each, and aggregate it."""
+    """Train a round of clients that take four steps of two samples each, and aggregate it.
+
+    `taken`: the caller has something that takes the kernels' launches.
+    """
     dtype = foundation.dtype
     rows = np.array_split(np.arange(clients * 2 * STEPS) % len(samples.labels), clients)
     capacities = np.resize([4, 1, 3, 2, 2, 1] if foundation.depth == 4 else [12, 10, 8, 6, 4, 3], clients)
@@ -95,7 +100,8 @@ def train(
     monkeypatch.setattr(SweepExecutor, "_step", counting(seen.steps, SweepExecutor._step))
     monkeypatch.setattr(StepTables, "__init__", counting(seen.tables, StepTables.__init__))
     executor, aggregator = SweepExecutor(foundation, model, samples, lora, lanes=lanes), Aggregator(state)
-    with launches_taken_by(StandIn("sm_90")) if device.type == "cpu" else nullcontext(), counted_launches() as counts:
+    stand_in = launches_taken_by(StandIn("sm_90")) if device.type == "cpu" and not taken else nullcontext()
+    with stand_in, counted_launches() as counts:
         for updates in executor.train(work, assignment, state):
             aggregator.add(updates)
         aggregator.result()
@@ -124,6 +130,38 @@ def test_launches_of_a_step_of_a_fused_vit_stay_few(
     assert [step.triton.total() for step in seen.steps] == [329 if dropout else 259] * STEPS
     assert all(60 < step.torch.total() <= (110 if dropout else 70) for step in seen.steps[1:])
     assert seen.steps[0].torch.total() <= 130
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_every_kernel_of_a_round_is_compiled_in_its_first_step(monkeypatch: pytest.MonkeyPatch, dropout: float) -> None:
+    """Clients of other sizes and depths take the lanes of those that end, and nothing is compiled for them."""
+    steps: list[slice] = []
+    with record_launches() as launches:
+
+        def marked(*args: Any, **kwargs: Any) -> None:
+            start = len(launches)
+            step(*args, **kwargs)
+            steps.append(slice(start, len(launches)))
+
+        step = SweepExecutor._step
+        monkeypatch.setattr(SweepExecutor, "_step", marked)
+        train(
+            monkeypatch, vit(64), make_samples("vit", 24), device=torch.device("cpu"), dropout=dropout, lanes=3,
+            clients=7, taken=True,
+        )  # fmt: skip
+    assert len(steps) > STEPS
+    compiled = {_variant(launch) for launch in launches[steps[0]]}
+    for of_step in steps[1:]:
+        assert {_variant(launch) for launch in launches[of_step]} <= compiled
+    # Alignment and small numbers may distinguish what dtypes, features and shapes do not.
+    alike = Counter(shape for shape, _ in compiled)
+    assert max(alike.values()) <= 2
+
+
+def _variant(launch: Launch) -> tuple[tuple[Any, ...], str]:
+    """The kernel with its dtypes and constants, and all that Triton compiles it for."""
+    constants = [value if kind == "constexpr" else kind for kind, value in launch.specialized.values()]
+    return (launch.kernel.__name__, *constants), str(launch.specialized)
 
 
 @pytest.fixture
