@@ -97,7 +97,7 @@ def test_a_step_lists_each_clients_slots_and_heads() -> None:
 
 
 def test_tables_serve_the_steps_until_a_client_ends_or_a_batch_has_another_size() -> None:
-    setting = make_setting("vit", replace(SGD, local_epochs=2))
+    setting = make_setting("vit", replace(SGD, batch_size=2, local_epochs=2))
     work, assignment = setting.work(0, np.arange(6))
     pool = LanePool(work, assignment, setting.state(), setting.foundation, lanes=2)
     pool.refill()
