@@ -26,6 +26,7 @@ from fedra_engine.config import ExperimentConfig
 from fedra_engine.config.parsing import read_config
 from fedra_engine.config.validation import validate
 from fedra_engine.execution.measured_choices import with_earlier_choices
+from fedra_engine.execution.step_graph import require_graphs
 from fedra_engine.experiment import Experiment, build_experiment
 from fedra_engine.exports.adapter_files import export
 from fedra_engine.exports.merged_model import export_merged
@@ -81,6 +82,9 @@ def run(
     if earlier is not None:
         config = with_earlier_choices(config, read_config(earlier.config_file))
     accelerator = join_job() if accelerator is None else accelerator
+    if config.execution.cuda_graphs == "on":
+        # Not where experiments are only built, as to plan runs on another device.
+        require_graphs(accelerator.device)
     processes, sharding = Processes.of(accelerator), Sharding.of(accelerator)
     with (
         open_folder(config, earlier, processes) as folder,

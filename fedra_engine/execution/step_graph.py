@@ -38,10 +38,18 @@ class GraphCapture(Protocol):
         """
 
 
+def require_graphs(device: torch.device) -> None:
+    """Raise InputError unless steps on `device` can be captured."""
+    if device.type != "cuda":
+        raise InputError(f"execution.cuda_graphs: found on with the device {device}, expected off")
+
+
 class CudaGraphCapture:
     """Captures on a CUDA device. The graphs share the memory of their steps, as only the newest of them runs."""
 
     def __init__(self, device: torch.device) -> None:
+        """Raises InputError on another device."""
+        require_graphs(device)
         self._stream = torch.cuda.Stream(device)
         self._newest: torch.cuda.CUDAGraph | None = None
 
