@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from fedra_engine.data.samples import Batch
 from fedra_engine.execution import banks
-from fedra_engine.execution.step_graph import FEWEST_STEPS, RepeatedStep
+from fedra_engine.execution.step_graph import FEWEST_STEPS, CudaGraphCapture, RepeatedStep
 from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.runtime.errors import InputError
 from tests.execution.recorded_graph import RecordedCapture, as_one_op
@@ -136,3 +137,80 @@ def test_fewer_lanes_go_on_when_memory_runs_out_in_a_capture(monkeypatch: pytest
     assert sorted(clients) == [0, 1, 2, 3, 4, 5]
     assert executor.lanes == 1
     assert captures[1].replays
+
+
+class FakeCuda:
+    """What `CudaGraphCapture` asks of torch.cuda, in order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.events: list[str] = []
+        cuda, graphs = self, iter("ABC")
+        self.current = FakeStream(self, "outer")
+
+        class Graph:
+            def __init__(self) -> None:
+                self.name = next(graphs)
+
+            def pool(self) -> str:
+                return f"pool of {self.name}"
+
+            def capture_begin(self, pool: str | None) -> None:
+                cuda.events.append(f"begin {self.name} in {pool} on {cuda.current.name}")
+
+            def capture_end(self) -> None:
+                cuda.events.append(f"end {self.name}")
+                if cuda.events[-2] == "fails":
+                    raise RuntimeError("capture was invalidated")
+
+            def replay(self) -> None:
+                cuda.events.append(f"replay {self.name}")
+
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: FakeStream(self, "own"))
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self.current)
+        monkeypatch.setattr(torch.cuda, "stream", self.on)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device: self.events.append("synchronize"))
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: self.events.append("empty_cache"))
+
+    @contextmanager
+    def on(self, stream: FakeStream) -> Iterator[None]:
+        before, self.current = self.current, stream
+        yield
+        self.current = before
+
+
+@dataclass
+class FakeStream:
+    cuda: FakeCuda
+    name: str
+    device: str = "cuda"
+
+    def wait_stream(self, other: FakeStream) -> None:
+        self.cuda.events.append(f"{self.name} waits for {other.name}")
+
+
+def test_graphs_are_captured_on_one_stream_in_one_pool_and_a_failure_keeps_its_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda = FakeCuda(monkeypatch)
+    capture = CudaGraphCapture(torch.device("cuda"))
+
+    def fail() -> None:
+        cuda.events.append("fails")
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with capture.stream():
+        replay = capture.capture(lambda: cuda.events.append("step 1"))
+        replay()
+        replay()
+    first = ["own waits for outer", "synchronize", "empty_cache", "begin A in None on own", "step 1", "end A"]
+    assert cuda.events == [*first, "replay A", "replay A", "outer waits for own"]
+    cuda.events.clear()
+    with capture.stream():
+        capture.capture(lambda: cuda.events.append("step 2"))()
+    second = ["own waits for outer", "begin B in pool of A on own", "step 2", "end B", "replay B"]
+    assert cuda.events == [*second, "outer waits for own"]
+    cuda.events.clear()
+    with pytest.raises(torch.OutOfMemoryError), capture.stream():
+        capture.capture(fail)
+    assert cuda.events[1:] == ["begin C in pool of B on own", "fails", "end C", "outer waits for own"]
