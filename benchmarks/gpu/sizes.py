@@ -21,6 +21,7 @@ class Point:
         shape: the model; None for the embedded default's.
         steps: local steps of each client in a round.
         sequential: clients of the PEFT loop that is compared.
+        graph_steps: steps of a round that is compared with the same as CUDA graphs; 0 for none.
     """
 
     shape: VitShape | None
@@ -28,6 +29,7 @@ class Point:
     images: int
     steps: int
     sequential: int
+    graph_steps: int = 0
 
     @property
     def name(self) -> str:
@@ -161,8 +163,8 @@ GPU = ReportSizes(
     points=(
         Point(VIT_BASE, 64, 16, 2, 6),
         Point(VIT_BASE, 64, 4, 2, 6),
-        Point(VIT_BASE, 256, 1, 2, 6),
-        Point(None, 30, 16, 5, 6),
+        Point(VIT_BASE, 256, 1, 2, 6, graph_steps=6),
+        Point(None, 30, 16, 5, 6, graph_steps=12),
     ),
     scaling=(16, 64, 256, 1024),
     scaling_shape=VIT_BASE,
@@ -203,7 +205,7 @@ REHEARSAL = replace(
     second_block=_tiny_block,
     seconds=0.0005,
     tiles=GPU.tiles[:2],
-    points=(Point(_TINY_VIT, 2, 2, 2, 1), Point(None, 2, 1, 1, 1)),
+    points=(Point(_TINY_VIT, 2, 2, 2, 1, graph_steps=2), Point(None, 2, 1, 1, 1)),
     scaling=(2, 5),
     scaling_shape=_TINY_VIT,
     scaling_lanes=2,

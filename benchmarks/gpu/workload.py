@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from fedra_engine.data.preprocessing import Preprocessing
 from fedra_engine.data.samples import ImageSamples, StoredRows
 from fedra_engine.execution.executor import Executor
 from fedra_engine.execution.sequential import SequentialExecutor
+from fedra_engine.execution.step_graph import CudaGraphCapture
 from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.execution.sweep_model import SweepModel
 from fedra_engine.federation.aggregation import Aggregator
@@ -140,9 +142,11 @@ class Workload:
         work = LocalWork(federation, np.arange(clients), training, seed=0, round=0, lr=training.lr)
         return Round(work, uniform_allocation(depths, self.shape.depth, np.random.default_rng(1)), count)
 
-    def sweep(self, lanes: int) -> SweepExecutor:
-        """The engine."""
-        return self.sweep_by(SweepExecutor, lanes)
+    def sweep(self, lanes: int, *, graphs: bool = False) -> SweepExecutor:
+        """The engine, with `graphs` as CUDA graphs."""
+        executor = self.sweep_by(SweepExecutor, lanes)
+        executor.capture = partial(CudaGraphCapture, self.device) if graphs else None
+        return executor
 
     def sweep_by(self, executor: type[Sweep], lanes: int) -> Sweep:
         """The engine, as a class of its own."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from fedra_engine.execution.block_parts import match_parts
-from fedra_engine.execution.dropout import DropoutKeys, pass_dropout
+from fedra_engine.execution.dropout import PassDropout
 from fedra_engine.execution.first_token import find_fewest_first_token_samples
 from fedra_engine.execution.fused_block import match_fused_block
 from fedra_engine.execution.model_check import ModelInputs, check_norm, check_sweep, nearly_same_change
@@ -110,7 +110,7 @@ class SweepModel:
         inputs: ModelInputs,
         plan: SweepPlan,
         adapters: BankFactors,
-        dropout: DropoutKeys | None = None,
+        dropout: PassDropout | None = None,
         stand_ins: Sequence[LowRankMap] = (),
     ) -> Tensor:
         """Begin a pass, and return the head's inputs.
@@ -118,9 +118,7 @@ class SweepModel:
         They are [samples, features], for a language model [samples, tokens, features]. The pass ends with `backward` or
         `end_pass`; it ends here if it fails or no gradients are wanted.
         """
-        targets = len(self._foundation.adapter_layout.targets)
-        drops = {} if dropout is None else pass_dropout(dropout, plan, targets)
-        self._context.running = Pass(plan, adapters, drops, stand_ins)
+        self._context.running = Pass(plan, adapters, {} if dropout is None else dropout.of, stand_ins)
         features: Tensor | None = None
         try:
             features = self._model(**inputs).logits

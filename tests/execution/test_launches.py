@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers import ViTConfig, ViTForImageClassification, masking_utils
 from benchmarks.launches import LaunchCounts, counted_launches
 from fedra_engine.config import LoraConfig
 from fedra_engine.execution.plan import StepTables, plan_groups
+from fedra_engine.execution.step_graph import FEWEST_STEPS, GraphCapture
 from fedra_engine.execution.sweep import SweepExecutor
 from fedra_engine.execution.sweep_block import BankFactors
 from fedra_engine.execution.sweep_model import SweepModel
@@ -64,14 +65,16 @@ def train(
     fuse_blocks: bool = True,
     asked: Callable[..., Assignment] = Assignment,
     exits: int = 1,
+    steps: int = STEPS,
+    capture: Callable[[], GraphCapture] | None = None,
     taken: bool = False,
 ) -> Steps:
-    """Train a round of clients that take four steps of two samples each, and aggregate it.
+    """Train a round of clients that take steps of two samples each, and aggregate it.
 
     `taken`: the caller has something that takes the kernels' launches.
     """
     dtype = foundation.dtype
-    rows = np.array_split(np.arange(clients * 2 * STEPS) % len(samples.labels), clients)
+    rows = np.array_split(np.arange(clients * 2 * steps) % len(samples.labels), clients)
     capacities = np.resize([4, 1, 3, 2, 2, 1] if foundation.depth == 4 else [12, 10, 8, 6, 4, 3], clients)
     training = replace(SGD, batch_size=2)
     work = LocalWork(Clients(rows, np.zeros(clients, np.int64), capacities), np.arange(clients), training, 0, 0, 0.1)
@@ -99,7 +102,8 @@ def train(
 
     monkeypatch.setattr(SweepExecutor, "_step", counting(seen.steps, SweepExecutor._step))
     monkeypatch.setattr(StepTables, "__init__", counting(seen.tables, StepTables.__init__))
-    executor, aggregator = SweepExecutor(foundation, model, samples, lora, lanes=lanes), Aggregator(state)
+    executor = SweepExecutor(foundation, model, samples, lora, lanes=lanes, capture=capture)
+    aggregator = Aggregator(state)
     stand_in = launches_taken_by(StandIn("sm_90")) if device.type == "cpu" and not taken else nullcontext()
     with stand_in, counted_launches() as counts:
         for updates in executor.train(work, assignment, state):
@@ -212,6 +216,54 @@ def test_tables_reach_the_device_in_one_copy(monkeypatch: pytest.MonkeyPatch, na
     # What the first step had to ask for goes with the tables from then on.
     images, labels, keys = 1, 1, int("dropout" in name)
     assert all(step.copies.total() == images + labels + keys for step in seen.steps[1:])
+
+
+class Counted:
+    """Captures nothing, and notes what a capture would have held."""
+
+    def __init__(self) -> None:
+        self.captures: list[LaunchCounts] = []
+
+    def stream(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+        with counted_launches() as counts:
+            step()
+        self.captures.append(counts)
+        return lambda: None
+
+
+@pytest.mark.usefixtures("on_meta")
+@pytest.mark.parametrize(
+    ("name", "trained_norm"),
+    [*((name, False) for name in ROUNDS if name.startswith("vit")), ("vit", True), ("vit, early exits", True)],
+)
+def test_a_captured_step_copies_nothing_and_waits_for_nothing(
+    monkeypatch: pytest.MonkeyPatch, name: str, trained_norm: bool
+) -> None:
+    saved = ["layernorm"] if trained_norm else []
+    lora = LoraConfig(rank=3, target_modules=TARGETS["vit"], modules_to_save=saved)
+    foundation = make_foundation(make_model("vit").to(META), lora, classes=CLASSES)
+    counted = Counted()
+    steps = FEWEST_STEPS + 2
+    seen = train(
+        monkeypatch, foundation, make_samples("vit", 12), device=META, steps=steps, capture=lambda: counted,
+        lanes=3, **ROUNDS[name],
+    )  # fmt: skip
+    # Two sets of tables, of three clients each; replays are left out here.
+    assert len(counted.captures) == 2
+    for captured in counted.captures:
+        assert captured.copies == captured.blocking == Counter()
+        assert captured.triton.total() + captured.torch.total() > 100
+    copies = 3 if ROUNDS[name].get("dropout") else 2
+    for first in (0, steps):
+        for step in seen.steps[first + 2 : first + steps]:
+            # Inputs, labels and keys, and for each a copy to where the graph reads it; images are normalised.
+            assert (step.copies.total(), step.blocking.total(), step.triton.total()) == (copies, 0, 0)
+            assert step.torch.total() <= 2 * copies + 4
+    # What the captured steps had asked for went with the next tables.
+    assert seen.steps[steps].copies.total() == copies
 
 
 def test_what_would_block_is_noticed() -> None:
