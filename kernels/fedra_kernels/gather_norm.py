@@ -123,7 +123,15 @@ class _GatherNorm(torch.autograd.Function):
         index, weight, rows, mean, inverse = ctx.saved_tensors
         grad_hidden = grad_x.new_zeros(ctx.shape)
         gather_norm_backward(
-            grad_x.contiguous(), weight, rows, mean, inverse, ctx.kind == "rms", None, None, stream_rows(grad_hidden),
+            grad_x.contiguous(),
+            weight,
+            rows,
+            mean,
+            inverse,
+            ctx.kind == "rms",
+            None,
+            None,
+            stream_rows(grad_hidden),
             index,
         )
         return grad_hidden, *([None] * 8)

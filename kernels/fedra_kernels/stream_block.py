@@ -181,7 +181,8 @@ def stream_block_reference(
     x = gather_norm_reference(rows, everything, norm2.weight, norm2.bias, kind=norm2.kind, eps=norm2.eps)
     wide = adapted(x, block.mlp_inputs)
     y = activation_reference(block.activation, wide[0], wide[1] if len(wide) > 1 else None)
-    rows = add(rows, *adapted(y, block.mlp_output), block.scale2)
+    (found,) = adapted(y, block.mlp_output)
+    rows = add(rows, found, block.scale2)
     result = rows if index is None else stream_rows(stream).index_copy(0, index, rows)
     return result.view(stream.shape)
 
@@ -314,9 +315,7 @@ def _backward(
     result: Tensor | None = None
     if needs_stream:
         of_x = steps.input_gradient(of_members, block.attention_inputs, narrow)
-        result = steps.norm_gradient(
-            of_x, kept.first, of_middle, None, None if index is None else grad, index
-        )
+        result = steps.norm_gradient(of_x, kept.first, of_middle, None, None if index is None else grad, index)
     steps.finish()
     return result
 

@@ -116,9 +116,7 @@ class StreamCase:
         leaf, bank = wide.stream.requires_grad_(), wide.bank.requires_grad_()
         out = leaf
         for _ in range(times):
-            out = stream_block_reference(
-                out, wide.index, wide.block, wide.attend, bank, wide.groups, wide.dropout
-            )
+            out = stream_block_reference(out, wide.index, wide.block, wide.attend, bank, wide.groups, wide.dropout)
         (out * wide.upstream).sum().backward()
         assert leaf.grad is not None and bank.grad is not None
         first_b = min((a.first_b for layer in wide.block.layers for a in layer.present), default=0)

@@ -85,7 +85,9 @@ def single_pass_of_tile(
         right = weight_block(
             weight, first_column, k, K, N, K, K % BLOCK_K != 0, TRANSPOSED, BLOCK_N, BLOCK_K, DESCRIPTORS
         )
-        factor = shrink_block(lora_a_ptr + slot * strides_a[0], k, strides_a[1], strides_a[2], K, RANK, RANK_BLOCK, BLOCK_K)
+        factor = shrink_block(
+            lora_a_ptr + slot * strides_a[0], k, strides_a[1], strides_a[2], K, RANK, RANK_BLOCK, BLOCK_K
+        )
         total = tl.dot(left, right, total, input_precision=PRECISION)
         shrunk = tl.dot(left, factor, shrunk, input_precision=PRECISION)
     total = expand_own(
@@ -100,7 +102,9 @@ def single_pass_of_tile(
             # The stages of this loop lie in shared memory beside those of the first.
             for k in tl.range(0, K, BLOCK_K, num_stages=2):
                 left = row_block(x, first_row, rows, k, K, BLOCK_M, BLOCK_K, DESCRIPTORS)
-                factor = shrink_block(lora_a_ptr + slot * strides_a[0], k, strides_a[1], strides_a[2], K, RANK, RANK_BLOCK, BLOCK_K)
+                factor = shrink_block(
+                    lora_a_ptr + slot * strides_a[0], k, strides_a[1], strides_a[2], K, RANK, RANK_BLOCK, BLOCK_K
+                )
                 shrunk = tl.dot(left, factor, shrunk, input_precision=PRECISION)
             total = expand_own(
                 total, shrunk, group_start, group_end, slot, first_row, first_column, shrunk_ptr, lora_b_ptr,

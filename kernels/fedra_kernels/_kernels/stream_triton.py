@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,7 +83,7 @@ class TritonSteps(StreamSteps):
                 return y, [of_x]
             return out, [lora_single_pass_onto(out, out_index, *arguments)]
         shrunk = self._shrink(x, layer) if shrunk is None else shrunk
-        gemm = *self._gemm_arguments(x, layer, shrunk[0]), *beside
+        gemm: tuple[Any, ...] = *self._gemm_arguments(x, layer, shrunk[0]), *beside
         if out is None:
             return lora_gemm(*gemm), shrunk
         lora_gemm_onto(out, out_index, *gemm)
@@ -284,7 +285,7 @@ class TritonSteps(StreamSteps):
         ]
         return [parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)]
 
-    def _gemm_arguments(self, x: Tensor, layer: AdaptedLayer, shrunk: Tensor) -> tuple[object, ...]:
+    def _gemm_arguments(self, x: Tensor, layer: AdaptedLayer, shrunk: Tensor) -> tuple[Any, ...]:
         """The arguments of `lora_gemm` for a layer's outputs, but for what it may be added to."""
         factors = iter(layer.lora_b(self.bank))
         expand = [None if adapter is None else next(factors) for adapter in layer.adapters]
