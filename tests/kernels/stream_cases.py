@@ -118,7 +118,8 @@ class StreamCase:
         for _ in range(times):
             out = stream_block_reference(out, wide.index, wide.block, wide.attend, bank, wide.groups, wide.dropout)
         (out * wide.upstream).sum().backward()
-        assert leaf.grad is not None and bank.grad is not None
+        assert leaf.grad is not None
+        assert bank.grad is not None
         first_b = min((a.first_b for layer in wide.block.layers for a in layer.present), default=0)
         frozen = {"both": slice(0, 0), "A": slice(first_b, None), "B": slice(0, first_b)}[trains]
         bank.grad[:, frozen] = 0.0

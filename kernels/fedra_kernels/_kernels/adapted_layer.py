@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -32,7 +33,7 @@ class AdaptedLayer:
 
     def __post_init__(self) -> None:
         present = self.present
-        for before, after in zip(present, present[1:], strict=False):
+        for before, after in pairwise(present):
             if (after.rank, after.scale) != (before.rank, before.scale):
                 raise ValueError("adapters: found different ranks or scales, expected one of each in a layer")
             if after.first_a != before.first_a + before.rank * self.inputs:

@@ -110,9 +110,8 @@ class StreamSteps(ABC):
     ) -> tuple[Sequence[Tensor], Shrunk]:
         """dS of a layer, from the gradients of its outputs, whose dB are summed up.
 
-        Args:
-            grads: one tensor for each Linear, or one for all, side by side; with `index` or `column_scale`, one, whose rows `index` are the
-                gradients, times `column_scale`.
+        Args: grads: one tensor for each Linear, or one for all, side by side; with `index` or `column_scale`, one,
+        whose rows `index` are the gradients, times `column_scale`.
 
         Returns:
             the gradients of the outputs, and dS = scale · dY · B.
