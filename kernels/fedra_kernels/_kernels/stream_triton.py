@@ -196,16 +196,31 @@ class TritonSteps(StreamSteps):
         self._factor_gradient(normed, layer, narrow, self.scale(layer))
         return of_x
 
-    def _activation_gradient( self, grad_y: Tensor, wide: Tensor, kind: Activation, reader: AdaptedLayer, grad_shrunk:
-    Shrunk, layer: AdaptedLayer | None, shrunk: Shrunk, ) -> Tensor: """The gradient of `wide`; sums up dA of the reader
-    and, if it is given, dB of the layer that has made `wide`.""" grad_wide = wide.new_empty(wide.shape) (x, up),
-    (grad_x, grad_up) = _halves(wide, kind), _halves(grad_wide, kind) trains_a = bool(reader.present) and
-    self._trains(reader.present[0].first_a) trains_b = layer is not None and self._trains(layer.present[0].first_b)
-    keys, threshold = self._keys(reader) activation_gradient( kind, grad_y, x, up, grad_x, grad_up, self._chunks.rows,
-    self._partials if trains_a or trains_b else None, grad_shrunk[0] if trains_a else None,
-    self._column(reader.present[0].first_a) if trains_a else 0, keys[0] if keys and trains_a else None, threshold,
-    shrunk[0] if trains_b else None, self._column(layer.present[0].first_b) if layer is not None and trains_b else 0,
-    1.0 if layer is None else self.scale(layer), )  # fmt: skip return grad_wide
+    def _activation_gradient(
+        self,
+        grad_y: Tensor,
+        wide: Tensor,
+        kind: Activation,
+        reader: AdaptedLayer,
+        grad_shrunk: Shrunk,
+        layer: AdaptedLayer | None,
+        shrunk: Shrunk,
+    ) -> Tensor:
+        """The gradient of `wide`; sums up dA of the reader, and dB of the layer that has made `wide` if it is given."""
+        grad_wide = wide.new_empty(wide.shape)
+        (x, up), (grad_x, grad_up) = _halves(wide, kind), _halves(grad_wide, kind)
+        trains_a = bool(reader.present) and self._trains(reader.present[0].first_a)
+        trains_b = layer is not None and self._trains(layer.present[0].first_b)
+        keys, threshold = self._keys(reader)
+        activation_gradient(
+            kind, grad_y, x, up, grad_x, grad_up, self._chunks.rows, self._partials if trains_a or trains_b else None,
+            grad_shrunk[0] if trains_a else None, self._column(reader.present[0].first_a) if trains_a else 0,
+            keys[0] if keys and trains_a else None, threshold,
+            shrunk[0] if trains_b else None,
+            self._column(layer.present[0].first_b) if layer is not None and trains_b else 0,
+            1.0 if layer is None else self.scale(layer),
+        )  # fmt: skip
+        return grad_wide
 
     def norm_gradient(
         self,
