@@ -11,6 +11,7 @@ from benchmarks.gpu.ops import Widths
 from benchmarks.gpu.shapes import SMALL_VIT, VIT_BASE, VitShape
 from benchmarks.kernels.cases import Sizes, vit_base
 from fedra_kernels._kernels.configs import Tile
+from fedra_kernels._kernels.product_forms import Form
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,9 @@ class ReportSizes:
         products: (rows, inputs, outputs) of torch's matrix products that are measured.
         peak: size of the large product, and of the large copy.
         block: the batch of one block in the kernel benchmarks, on a device.
-        second_layers, second_block: (inputs, outputs) of layers in which tiles are tried as well, and their batch.
+        second_layers, second_block: (inputs, outputs) of layers in which forms are tried as well, and their batch.
         seconds: spent on each provider of a kernel benchmark.
-        tiles: of the product with the expand that are tried.
+        forms: of the product with the expand that are tried.
         points: of the whole rounds.
         scaling, scaling_shape, scaling_lanes, scaling_images: numbers of clients, their model, lanes and images.
         ops, round_shape, round_clients, round_steps: what is checked.
@@ -94,7 +95,7 @@ class ReportSizes:
     second_layers: tuple[tuple[int, int], ...]
     second_block: Callable[[torch.device], Sizes]
     seconds: float
-    tiles: tuple[Tile, ...]
+    forms: tuple[Form, ...]
     points: tuple[Point, ...]
     scaling: Sequence[int]
     scaling_shape: VitShape
@@ -126,6 +127,8 @@ def _tiny_block(device: torch.device) -> Sizes:
     return Sizes(2, 1, 5, 16, 32, 4, 4, 2, 10, torch.float32, device, torch.float64)
 
 
+_TRIED = "to be measured"
+
 GPU = ReportSizes(
     notice="",
     device="cuda",
@@ -152,13 +155,14 @@ GPU = ReportSizes(
     second_layers=((4096, 4096), (4096, 14_336)),
     second_block=llama_block,
     seconds=0.15,
-    tiles=(
-        Tile(128, 128, 64, 4, 3, True),
-        Tile(128, 128, 64, 8, 3, True),
-        Tile(128, 128, 64, 8, 4, True),
-        Tile(128, 256, 64, 8, 3, True),
-        Tile(128, 256, 64, 8, 4, True),
-        Tile(256, 128, 64, 8, 3, True),
+    forms=(
+        Form(Tile(128, 256, 64, 8, 3, True), _TRIED, persistent=True, parts=2),
+        Form(Tile(128, 256, 64, 8, 4, True), _TRIED, persistent=True, parts=4),
+        Form(Tile(128, 128, 64, 8, 4, True), _TRIED, persistent=True, parts=2),
+        Form(Tile(128, 128, 64, 4, 3, True), _TRIED, parts=2),
+        Form(Tile(128, 128, 64, 8, 3, True), _TRIED, parts=2),
+        Form(Tile(128, 256, 64, 8, 3, True), _TRIED, parts=2),
+        Form(Tile(256, 128, 64, 8, 3, True), _TRIED, parts=2),
     ),
     points=(
         Point(VIT_BASE, 64, 16, 2, 6),
@@ -204,7 +208,7 @@ REHEARSAL = replace(
     second_layers=((24, 24), (24, 40)),
     second_block=_tiny_block,
     seconds=0.0005,
-    tiles=GPU.tiles[:2],
+    forms=(GPU.forms[0], GPU.forms[3]),
     points=(Point(_TINY_VIT, 2, 2, 2, 1, graph_steps=2), Point(None, 2, 1, 1, 1)),
     scaling=(2, 5),
     scaling_shape=_TINY_VIT,

@@ -265,7 +265,8 @@ def _launch(
     operands = product_operands(form.tile, x, weight, transposed)
     straddling = padded_columns(form.tile, widths[:-1]) != sum(widths[:-1])
     output = None if straddling else output_descriptor(form, y, shrunk.shape[0], y_index)
-    slot_stride, *expand_strides = factors[0].stride()
+    strides = factors[0].stride()
+    missing = [None] * (MOST_SEGMENTS - len(widths))
     launch(
         lora_gemm_kernel,
         (programs(form, spans.shape[0], widths, shrunk.device),),
@@ -273,7 +274,7 @@ def _launch(
         operands.weight,
         bias,
         shrunk,
-        *_per_segment([factors[0] if factor is None else factor for factor in expand], factors[0]),
+        *(factors[0] if factor is None else factor for factor in (*expand, *missing)),
         y if output is None else output,
         spans,
         filled,
@@ -286,16 +287,10 @@ def _launch(
         spans.shape[0],
         y.shape[0],
         0 if residual is None else residual.shape[0],
-        slot_stride,
-        *(reversed(expand_strides) if transposed else expand_strides),
+        *(strides[0], strides[2], strides[1]) if transposed else strides,
         scale,
         threshold,
-        **_segment_options(expand, widths, rank),
-        **{f"K{number}": depth for number, depth in enumerate(operands.depths)},
-        SHRUNK=shrunk.shape[1],
-        RANK=rank,
-        RANK_STEP=rank_step(shrunk.dtype, rank),
-        PARTS=form.parts,
+        **_extents(operands.depths, expand, widths, shrunk, rank),
         TRANSPOSED=operands.transposed,
         SCALED=scale is not None,
         DROPOUT=keys is not None,
@@ -303,21 +298,20 @@ def _launch(
         DESCRIPTORS=operands.descriptors,
         OUT_DESCRIPTOR=output is not None,
         SEPARATE=form.separate,
-        PERSISTENT=form.persistent,
-        **form.tile.product_options,
+        **form.options,
     )
 
 
-def _segment_options(expand: Sequence[Tensor | None], widths: Sequence[int], rank: int) -> dict[str, int]:
-    """Of each segment its width and its first column of S."""
-    options, column = {}, 0
-    for number, (factor, width) in enumerate(zip(expand, widths, strict=True)):
-        options[f"N{number}"], options[f"SHRUNK{number}"] = width, -1 if factor is None else column
-        column += 0 if factor is None else rank
-    for number in range(len(widths), MOST_SEGMENTS):
-        options[f"N{number}"], options[f"SHRUNK{number}"] = 0, -1
+def _extents(
+    depths: Sequence[int], expand: Sequence[Tensor | None], widths: Sequence[int], shrunk: Tensor, rank: int
+) -> dict[str, int]:
+    """Columns of each piece of x; of each segment its columns, and its first column of S; what is said of the rank."""
+    options = {"SHRUNK": shrunk.shape[1], "RANK": rank, "RANK_STEP": rank_step(shrunk.dtype, rank)}
+    options |= {f"K{number}": depth for number, depth in enumerate(depths)}
+    column = 0
+    for number in range(MOST_SEGMENTS):
+        adapted = number < len(widths) and expand[number] is not None
+        options[f"N{number}"] = widths[number] if number < len(widths) else 0
+        options[f"SHRUNK{number}"] = column if adapted else -1
+        column += rank if adapted else 0
     return options
-
-
-def _per_segment(values: Sequence[Tensor], missing: Tensor) -> Sequence[Tensor]:
-    return [*values, *[missing] * (MOST_SEGMENTS - len(values))]

@@ -242,8 +242,6 @@ def _launch(
         TRANSPOSED=operands.transposed,
         DESCRIPTORS=operands.descriptors,
         OUT_DESCRIPTOR=output is not None,
-        PARTS=form.parts,
-        PERSISTENT=form.persistent,
         **low_rank_options(x, rank),
-        **form.tile.product_options,
+        **form.options,
     )

@@ -47,6 +47,11 @@ class Form:
     separate: bool = False
     most_rank: int = MAX_RANK
 
+    @property
+    def options(self) -> dict[str, int]:
+        """What the kernels of all products are told, and the launch options."""
+        return {"PARTS": self.parts, "PERSISTENT": self.persistent, **self.tile.product_options}
+
 
 Forms = Mapping[str, Mapping[str, Sequence[Form]]]
 """By architecture and shape class (see `configs.shape_class`). The first form that fits is taken; the last one always
