@@ -81,10 +81,7 @@ def run(
         raise InputError(f"callbacks: found {callbacks!r}, expected a list of instances of Callback")
     if earlier is not None:
         config = with_earlier_choices(config, read_config(earlier.config_file))
-    accelerator = join_job() if accelerator is None else accelerator
-    if config.execution.cuda_graphs == "on":
-        # Not where experiments are only built, as to plan runs on another device.
-        require_graphs(accelerator.device)
+    accelerator = _joined(config, accelerator)
     processes, sharding = Processes.of(accelerator), Sharding.of(accelerator)
     with (
         open_folder(config, earlier, processes) as folder,
@@ -112,6 +109,15 @@ def run(
             state, outcome = train(experiment, start.state, start.round, watching, start.accuracy)
         shown.finish(folder.written(), trackers.shown_by())
     return Result(folder.path, experiment.config, (experiment, state, outcome))
+
+
+def _joined(config: ExperimentConfig, accelerator: Accelerator | None) -> Accelerator:
+    """`accelerator`, or that of the job; InputError if it cannot train as `config` says."""
+    joined = join_job() if accelerator is None else accelerator
+    # Experiments may be built on any device, as to plan runs.
+    if config.execution.cuda_graphs == "on":
+        require_graphs(joined.device)
+    return joined
 
 
 def _open_trackers(folder: RunFolder, config: ExperimentConfig, processes: Processes) -> Trackers:

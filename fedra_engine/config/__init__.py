@@ -235,8 +235,8 @@ class ExecutionConfig:
         checkpoint_blocks: keep only the inputs of blocks for the backward pass, which then runs each block again: less
             memory, but about half as much computation again.
         cuda_graphs: launch the local steps of `sweep` as CUDA graphs, each captured once for all steps of the same
-            clients with batches of equal sizes; for images, and a whole model on each GPU. Saves the host's time where
-            steps are short, and takes the memory of a step again (docs/kernels.md). No GPU has run it yet.
+            clients with batches of the same sizes (docs/kernels.md). Only with images, and a whole model on each GPU;
+            no GPU has run it yet.
         deterministic: repeat a run, or resume it, to the last bit (docs/processes.md): sums do not depend on the order
             in which clients finish, clients are divided among processes by counted cost rather than measured speed, and
             a resumed run keeps its lanes.

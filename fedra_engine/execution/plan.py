@@ -165,10 +165,7 @@ def make_plan(
     indexed = {block for block, (here, _) in holders.items() if not np.array_equal(here, every)}
     for block, of_block in held.items():
         if block in indexed:
-            here, _ = holders[block]
-            of_each = counts[here]
-            # The samples of each group are neighbours in the batch, and in the block.
-            tables.append(np.arange(of_each.sum()) + np.repeat(starts[here] - (of_each.cumsum() - of_each), of_each))
+            tables.append(_sample_positions(starts, counts, holders[block][0]))
         tables += of_block.host_tables(of_blocks)
     exits = _exit_rows(owner, copies)
     tables += [rows for pair in exits.values() for rows in pair]
@@ -208,6 +205,14 @@ def _holders(
         else:
             found[block] = here, 0
     return found
+
+
+def _sample_positions(
+    starts: NDArray[np.int64], counts: NDArray[np.int64], here: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Positions in the batch of the samples of the groups `here`; group i has `counts[i]` from `starts[i]` on."""
+    of_each = counts[here]
+    return np.arange(of_each.sum()) + np.repeat(starts[here] - (of_each.cumsum() - of_each), of_each)
 
 
 def _exit_rows(

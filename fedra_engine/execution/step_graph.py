@@ -44,7 +44,7 @@ def require_graphs(device: torch.device) -> None:
         raise InputError(f"execution.cuda_graphs: found on with the device {device}, expected off")
 
 
-class CudaGraphCapture:
+class CudaGraphCapture(GraphCapture):
     """Captures on a CUDA device. The graphs share the memory of their steps, as only the newest of them runs."""
 
     def __init__(self, device: torch.device) -> None:
