@@ -12,8 +12,8 @@ written. Dimensions that are only expanded do not count. Some ops and arguments 
 - Attention is flash attention: q, k, v are read, output and log-sums written; backward reads these five and the
   output's gradient and writes three gradients.
 
-FLOPs are those of products. torch counts its own, attention's backward with the scores that it computes again. In this
-project's ops each row is multiplied by each matrix `weight` and, in each bank, by its client's matrix; sums of
+FLOPs are those of products. torch counts its own, attention's backward with the scores that it computes again; of
+causal attention half of them count. In this project's ops each row is multiplied by each matrix `weight` and, in each bank, by its client's matrix; sums of
 gradients are products, too.
 """
 
@@ -216,7 +216,8 @@ class _Call:
 
     def _flops_of_torch(self) -> float:
         counter = flop_registry.get(self.func.overloadpacket)
-        return 0.0 if counter is None else float(counter(*self.args, **self.kwargs, out_val=self.result))
+        flops = 0.0 if counter is None else float(counter(*self.args, **self.kwargs, out_val=self.result))
+        return flops / 2 if self._values.get("is_causal") else flops
 
 
 def _footprint(tensor: Tensor, limit: int | None = None, dimension: int = 0) -> int:
