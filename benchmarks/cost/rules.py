@@ -50,8 +50,8 @@ _ONLY_WRITTEN = {
 """Mutated arguments that are not read, by op; arguments named `out`, `shadow` or `partials` are not read by any op
 that changes them."""
 _READ_NOTHING = ("zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "arange", "scalar_tensor")
-_OF_SOME_ROWS = ("index_select", "index_add_", "index_copy_", "index_fill_")
-"""Ops of torch that touch only the entries `index` along `dim` of `self`."""
+_OF_SOME_ROWS = ("index_select", "index_add_", "index_copy_", "index_fill_", "gather", "scatter_", "scatter_add_")
+"""Ops of torch that touch only so many entries along `dim` of `self` as `index` has there."""
 _GROUP_TABLES = ("filled", "slots", "groups")
 """Tables with an entry for each client at work."""
 _WITHOUT_PRODUCTS = ("lora_grad_reduce",)
@@ -160,7 +160,10 @@ class _Call:
         tensor, limit, dimension = argument.tensor, None, 0
         if not self._is_ours:
             if self.name in _OF_SOME_ROWS and argument.name == "self":
-                limit, dimension = self._length("index"), self._values["dim"]
+                dimension = self._values["dim"]
+                limit = self._values["index"].shape[dimension if self._values["index"].dim() > 1 else 0]
+            elif self.name == "embedding" and argument.name == "weight":
+                limit = self._values["indices"].numel()
         elif argument.name == "partials" and argument.is_written:
             return len(tensor) * self._entries_of_partials() * tensor.itemsize
         elif tensor.dim() == 3:
