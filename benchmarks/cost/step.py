@@ -54,8 +54,9 @@ def count_step(
     configuration tables, on which the number of partial sums of gradients depends.
     """
     # Decoders look whether a text consists of several.
-    with launches_taken_by(StandIn(architecture)), patch.object(
-        masking_utils, "find_packed_sequence_indices", return_value=None
+    with (
+        launches_taken_by(StandIn(architecture)),
+        patch.object(masking_utils, "find_packed_sequence_indices", return_value=None),
     ):
         workload = Workload.random(replace(shape, pool=1), META, dtype)
         round = workload.round(lanes, images=images, steps=_STEPS, capacities=capacities)

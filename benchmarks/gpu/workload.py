@@ -194,9 +194,7 @@ def _samples(shape: ModelShape, model: PreTrainedModel, device: torch.device) ->
     generator = torch.Generator().manual_seed(0)
     domains = torch.zeros(shape.pool, dtype=torch.int64)
     if isinstance(shape, DecoderShape):
-        ids = torch.randint(
-            shape.vocabulary, (shape.pool, shape.length), generator=generator, dtype=torch.int32
-        )
+        ids = torch.randint(shape.vocabulary, (shape.pool, shape.length), generator=generator, dtype=torch.int32)
         every = torch.arange(shape.pool)
         return TokenSamples(
             StoredRows([ids]), every, torch.full_like(every, shape.length), torch.zeros_like(every), domains, None

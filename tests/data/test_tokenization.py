@@ -88,7 +88,9 @@ def test_only_the_response_is_learnt(tmp_path: Path, prompt: str, response: str,
     assert labels[0, labels[0] != -100].tolist() == inputs["input_ids"][0, labels[0] != -100].tolist()
     both = torch.tensor([0, 1])
     _, padded, learnt_tokens = found.train.batch(both, CPU, torch.float32)
-    assert found.train.inputs(both, CPU, torch.float32)["attention_mask"][1].tolist() == [1] * 4 + [0] * (padded.shape[1] - 4)
+    assert found.train.inputs(both, CPU, torch.float32)["attention_mask"][1].tolist() == [1] * 4 + [0] * (
+        padded.shape[1] - 4
+    )
     assert padded[1].tolist() == [-100, -100, *tokens("b </s>")] + [-100] * (padded.shape[1] - 4)
     assert torch.equal(found.train.labels[:, : padded.shape[1]], padded)
     assert (found.train.labels[:, padded.shape[1] :] == -100).all()

@@ -65,9 +65,7 @@ def test_a_step_has_the_flops_of_its_model(step: Count, shape: ModelShape) -> No
     assert shape.block_flops() * samples == pytest.approx(2 * frozen + 3 * attention + 3 * low_rank)
 
 
-def test_every_op_of_the_project_is_a_launch(
-    step: Count, shape: ModelShape, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_op_of_the_project_is_a_launch(step: Count, shape: ModelShape, monkeypatch: pytest.MonkeyPatch) -> None:
     launched: list[LaunchCounts] = []
     train = SweepExecutor._step
 

@@ -24,9 +24,7 @@ ONE_STEP = replace(SGD, max_local_steps=1)
 
 
 @pytest.mark.parametrize(("family", "dropout"), [("llama_lm", 0.0), ("qwen3_lm", 0.3)])
-def test_a_round_equals_plain_blocks_in_float64(
-    family: str, dropout: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_round_equals_plain_blocks_in_float64(family: str, dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
     gradients: list[Tensor] = []
     optimize = SweepExecutor._optimize
 
