@@ -13,8 +13,8 @@ written. Dimensions that are only expanded do not count. Some ops and arguments 
   output's gradient and writes three gradients.
 
 FLOPs are those of products. torch counts its own, attention's backward with the scores that it computes again; of
-causal attention half of them count. In this project's ops each row is multiplied by each matrix `weight` and, in each bank, by its client's matrix; sums of
-gradients are products, too.
+causal attention half of them count. In this project's ops each row is multiplied by each matrix `weight` and, in each
+bank, by its client's matrix; sums of gradients are products, too.
 """
 
 from __future__ import annotations

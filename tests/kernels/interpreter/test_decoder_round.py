@@ -11,13 +11,11 @@ from torch import Tensor
 from fedra_engine.execution.lanes import LanePool
 from fedra_engine.execution.plan import StepTables
 from fedra_engine.execution.sweep import SweepExecutor
-from fedra_engine.execution.sweep_block import BankFactors
 from fedra_engine.models.structure import ALL_LINEAR
 from fedra_kernels import dispatch
 from tests.tiny_federation import SGD, Round, make_setting
 
 from ..helpers import relative_error
-
 
 # A round in the interpreter takes many seconds.
 ONE_STEP = replace(SGD, max_local_steps=1)
